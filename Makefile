@@ -1,0 +1,67 @@
+# Everything a developer types. `make` alone lists the targets.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-builtin-rules
+
+GROUPS ?= 1
+RANKS ?= 2
+PORT ?= 8000
+GRPC_PORT ?= 50051
+PYTHON ?= python3.11
+ARGS ?=
+export PYTHON
+
+.PHONY: help
+help: ## Show this list
+	@grep -hE '^[a-z][a-z0-9-]*:.*## ' $(MAKEFILE_LIST) | \
+	    sed -E 's/^([a-z0-9-]+):.*## (.*)$$/  \1\t\2/' | expand -t 16
+
+.PHONY: run
+run: venv ## Serve pocket-r1 here until Ctrl-C (GROUPS=1 RANKS=2 PORT=8000 GRPC_PORT=50051)
+	@exec .venv/bin/moe-serving up --groups $(GROUPS) --ranks $(RANKS) \
+	    --port $(PORT) --grpc-port $(GRPC_PORT) $(ARGS)
+
+.PHONY: test
+test: venv-dev ## Run all tests: unit, integration, end to end (ARGS="-k name" passes on)
+	@.venv/bin/python -m pytest $(ARGS)
+
+.PHONY: check
+check: venv-dev ## Lint, formatting, types, import rules, generated code
+	@.venv/bin/ruff check .
+	@.venv/bin/ruff format --check .
+	@.venv/bin/mypy
+	@.venv/bin/lint-imports
+	@.ci/proto --check
+
+.PHONY: fmt
+fmt: venv-dev ## Format the code and mend what ruff can
+	@.venv/bin/ruff check --fix-only --quiet .
+	@.venv/bin/ruff format .
+
+.PHONY: proto
+proto: venv-dev ## Generate serving/{api,link}/v1 from proto/
+	@.ci/proto
+
+.PHONY: two-nodes
+two-nodes: venv ## One group over two nodes (network namespaces; needs root and iproute2)
+	@exec .venv/bin/python -m serving.cli.two_nodes $(ARGS)
+
+.PHONY: doctor
+doctor: venv ## Check this machine and say what to do
+	@.venv/bin/moe-serving doctor $(ARGS)
+
+.PHONY: clean
+clean: ## Remove caches and build results (keeps .venv)
+	@rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .run
+	@find serving tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.PHONY: clean-venv
+clean-venv: ## Remove .venv and .tools, so that the next make installs anew
+	@rm -rf .venv .tools
+
+.PHONY: venv venv-dev
+venv:
+	@.ci/setup run
+venv-dev:
+	@.ci/setup dev

@@ -1,0 +1,213 @@
+"""Ask pocket-r1 fresh problems and count right answers per task.
+
+A running server:   python deploy/models/pocket-r1/evaluate.py --url http://127.0.0.1:8000/v1
+Without a server:   python deploy/models/pocket-r1/evaluate.py --offline
+
+Problems come from another seed than training's, half of them in phrasings that training never
+used (heldout.py). Exits 1 if any task is under --at-least.
+"""
+
+import argparse
+import json
+import re
+import sys
+import urllib.request
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import heldout
+import tasks
+from tasks import Problem
+
+HERE = Path(__file__).resolve().parent
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--url", default="http://127.0.0.1:8000/v1", help="base URL of an OpenAI-compatible server")
+    add("--model", default="pocket-r1", help="model name to ask for")
+    add("--api-key", default="", help="bearer token, if the server wants one")
+    add(
+        "--offline",
+        action="store_true",
+        help="run the weights in --folder with transformers instead",
+    )
+    add("--folder", type=Path, default=HERE, help="model folder for --offline")
+    add("--per-task", type=int, default=200, help="problems per task (default 200)")
+    add("--concurrency", type=int, default=32, help="requests (or rows of a batch) at a time")
+    add("--seed", type=int, default=2026, help="of the problems (default 2026)")
+    add("--temperature", type=float, default=0.0, help="0 is greedy (default)")
+    add("--top-p", type=float, default=0.95, help="used where temperature is above 0")
+    add("--max-tokens", type=int, default=320, help="longest answer, thinking included")
+    add("--at-least", type=float, default=0.95, help="exit 1 if a task is under this share")
+    add("--json", type=Path, help="write figures and mistakes here")
+    return parser.parse_args()
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A problem, whether its phrasing was held out, and what came back."""
+
+    problem: Problem
+    fresh: bool
+    said: str
+
+    @property
+    def right(self) -> bool:
+        """Whether the answer is right."""
+        return matches(self.problem, self.said)
+
+
+def matches(problem: Problem, said: str) -> bool:
+    """Whether the text after the thinking gives the solution.
+
+    Numbers: the last one counts; lists: all numbers in order; anything else: the text itself.
+    """
+    said = said.rsplit("</think>", maxsplit=1)[-1].strip()
+    value = problem.solution.value
+    if isinstance(value, list):
+        return [int(n) for n in re.findall(r"-?\d+", said)] == value
+    if isinstance(value, int) and not isinstance(value, bool):
+        found = re.findall(r"-?\d+", said)
+        return bool(found) and int(found[-1]) == value
+    return said.rstrip(".") == problem.solution.answer.rstrip(".")
+
+
+def problems(seed: int, per_task: int) -> Iterator[tuple[Problem, bool]]:
+    """Fresh problems of every task; every second one in a held-out phrasing."""
+    for task in tasks.TASKS:
+        rng = Random(f"pocket-r1/evaluate/{seed}/{task}")
+        for index in range(per_task):
+            fresh = index % 2 == 1
+            yield (heldout.draw(rng, task) if fresh else tasks.draw(rng, task)), fresh
+
+
+def server(args: argparse.Namespace) -> Callable[[list[str]], list[str]]:
+    """Ask a server, many requests at a time."""
+
+    def one(question: str) -> str:
+        body = {
+            "model": args.model,
+            "messages": [{"role": "user", "content": question}],
+            "max_tokens": args.max_tokens,
+            "temperature": args.temperature,
+            "top_p": args.top_p if args.temperature else 1.0,
+        }
+        headers = {"content-type": "application/json"}
+        if args.api_key:
+            headers["authorization"] = f"Bearer {args.api_key}"
+        address = f"{args.url.rstrip('/')}/chat/completions"
+        request = urllib.request.Request(address, json.dumps(body).encode(), headers)  # noqa: S310
+        with urllib.request.urlopen(request, timeout=300) as reply:  # noqa: S310
+            return str(json.load(reply)["choices"][0]["message"]["content"] or "")
+
+    def many(questions: list[str]) -> list[str]:
+        with ThreadPoolExecutor(args.concurrency) as pool:
+            return list(pool.map(one, questions))
+
+    return many
+
+
+def offline(args: argparse.Namespace) -> Callable[[list[str]], list[str]]:
+    """Run the model here, in batches of questions of like length."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(args.folder, padding_side="left")
+    model: Any = AutoModelForCausalLM.from_pretrained(args.folder, dtype=torch.float32).eval()
+    torch.manual_seed(args.seed)
+    sampling = (
+        {"temperature": args.temperature, "top_p": args.top_p, "top_k": 0}
+        if args.temperature
+        else {}
+    )
+
+    def many(questions: list[str]) -> list[str]:
+        order = sorted(range(len(questions)), key=lambda i: len(questions[i]))
+        out = [""] * len(questions)
+        for start in range(0, len(order), args.concurrency):
+            part = order[start : start + args.concurrency]
+            texts = [
+                tokenizer.apply_chat_template(
+                    [{"role": "user", "content": questions[i]}],
+                    tokenize=False,
+                    add_generation_prompt=True,
+                )
+                for i in part
+            ]
+            inputs = tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=False)
+            inputs.pop("token_type_ids", None)
+            with torch.inference_mode():
+                ids = model.generate(
+                    **inputs,
+                    max_new_tokens=args.max_tokens,
+                    do_sample=bool(args.temperature),
+                    **sampling,
+                )
+            said = tokenizer.batch_decode(
+                ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True
+            )
+            for i, text in zip(part, said, strict=True):
+                out[i] = text
+        return out
+
+    return many
+
+
+def share(asked: list[Asked]) -> float:
+    """Right answers over questions."""
+    return sum(a.right for a in asked) / len(asked) if asked else 0.0
+
+
+def main() -> None:
+    """Ask, count, print, write."""
+    args = arguments()
+    ask = offline(args) if args.offline else server(args)
+    drawn = list(problems(args.seed, args.per_task))
+    answers = ask([problem.question for problem, _ in drawn])
+    asked = [
+        Asked(problem, fresh, said) for (problem, fresh), said in zip(drawn, answers, strict=True)
+    ]
+    figures = {}
+    print(f"{'task':10}{'asked':>7}{'right':>8}{'known phrasings':>17}{'held out':>10}")
+    for task in tasks.TASKS:
+        mine = [a for a in asked if a.problem.task == task]
+        known, fresh = ([a for a in mine if a.fresh == flag] for flag in (False, True))
+        figures[task] = {
+            "asked": len(mine),
+            "right": share(mine),
+            "known": share(known),
+            "held_out": share(fresh),
+        }
+        row = figures[task]
+        print(
+            f"{task:10}{row['asked']:7}{row['right']:8.1%}{row['known']:17.1%}{row['held_out']:10.1%}"
+        )
+    print(f"{'all':10}{len(asked):7}{share(asked):8.1%}")
+    if args.json:
+        wrong = [
+            {
+                "task": a.problem.task,
+                "question": a.problem.question,
+                "said": a.said,
+                "right": a.problem.solution.answer,
+            }
+            for a in asked
+            if not a.right
+        ]
+        settings = {"seed": args.seed, "temperature": args.temperature, "per_task": args.per_task}
+        report = {**settings, "tasks": figures, "all": share(asked), "wrong": wrong}
+        args.json.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+    sys.exit(any(row["right"] < args.at_least for row in figures.values()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class MemberState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    MEMBER_STATE_UNSPECIFIED: _ClassVar[MemberState]
+    MEMBER_STATE_JOINING: _ClassVar[MemberState]
+    MEMBER_STATE_READY: _ClassVar[MemberState]
+    MEMBER_STATE_DRAINING: _ClassVar[MemberState]
+    MEMBER_STATE_FENCED: _ClassVar[MemberState]
+    MEMBER_STATE_GONE: _ClassVar[MemberState]
+MEMBER_STATE_UNSPECIFIED: MemberState
+MEMBER_STATE_JOINING: MemberState
+MEMBER_STATE_READY: MemberState
+MEMBER_STATE_DRAINING: MemberState
+MEMBER_STATE_FENCED: MemberState
+MEMBER_STATE_GONE: MemberState
+
+class GetFleetRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class GetFleetResponse(_message.Message):
+    __slots__ = ("router_id", "model", "serving_version", "groups", "inflight_requests")
+    ROUTER_ID_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    SERVING_VERSION_FIELD_NUMBER: _ClassVar[int]
+    GROUPS_FIELD_NUMBER: _ClassVar[int]
+    INFLIGHT_REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    router_id: str
+    model: str
+    serving_version: str
+    groups: _containers.RepeatedCompositeFieldContainer[Group]
+    inflight_requests: int
+    def __init__(self, router_id: _Optional[str] = ..., model: _Optional[str] = ..., serving_version: _Optional[str] = ..., groups: _Optional[_Iterable[_Union[Group, _Mapping]]] = ..., inflight_requests: _Optional[int] = ...) -> None: ...
+
+class Group(_message.Message):
+    __slots__ = ("group_id", "epoch", "state", "reason", "since_unix_seconds", "world_size", "total_experts", "ranks")
+    GROUP_ID_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    SINCE_UNIX_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    WORLD_SIZE_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_EXPERTS_FIELD_NUMBER: _ClassVar[int]
+    RANKS_FIELD_NUMBER: _ClassVar[int]
+    group_id: str
+    epoch: str
+    state: MemberState
+    reason: str
+    since_unix_seconds: float
+    world_size: int
+    total_experts: int
+    ranks: _containers.RepeatedCompositeFieldContainer[Rank]
+    def __init__(self, group_id: _Optional[str] = ..., epoch: _Optional[str] = ..., state: _Optional[_Union[MemberState, str]] = ..., reason: _Optional[str] = ..., since_unix_seconds: _Optional[float] = ..., world_size: _Optional[int] = ..., total_experts: _Optional[int] = ..., ranks: _Optional[_Iterable[_Union[Rank, _Mapping]]] = ...) -> None: ...
+
+class Rank(_message.Message):
+    __slots__ = ("rank", "node", "pid", "tensor_parallel_size", "local_expert_ids", "expert_tokens", "inflight_requests", "outstanding_tokens", "running_requests", "waiting_requests", "kv_usage", "prompt_tokens_total", "generated_tokens_total", "engine_steps_total", "mtp_proposed_tokens_total", "mtp_accepted_tokens_total", "engine_version", "draining", "health_reason", "resident_bytes")
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    NODE_FIELD_NUMBER: _ClassVar[int]
+    PID_FIELD_NUMBER: _ClassVar[int]
+    TENSOR_PARALLEL_SIZE_FIELD_NUMBER: _ClassVar[int]
+    LOCAL_EXPERT_IDS_FIELD_NUMBER: _ClassVar[int]
+    EXPERT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    INFLIGHT_REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    OUTSTANDING_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    RUNNING_REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    WAITING_REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    KV_USAGE_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_TOKENS_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    GENERATED_TOKENS_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    ENGINE_STEPS_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    MTP_PROPOSED_TOKENS_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    MTP_ACCEPTED_TOKENS_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    ENGINE_VERSION_FIELD_NUMBER: _ClassVar[int]
+    DRAINING_FIELD_NUMBER: _ClassVar[int]
+    HEALTH_REASON_FIELD_NUMBER: _ClassVar[int]
+    RESIDENT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    rank: int
+    node: str
+    pid: int
+    tensor_parallel_size: int
+    local_expert_ids: _containers.RepeatedScalarFieldContainer[int]
+    expert_tokens: _containers.RepeatedScalarFieldContainer[int]
+    inflight_requests: int
+    outstanding_tokens: int
+    running_requests: int
+    waiting_requests: int
+    kv_usage: float
+    prompt_tokens_total: int
+    generated_tokens_total: int
+    engine_steps_total: int
+    mtp_proposed_tokens_total: int
+    mtp_accepted_tokens_total: int
+    engine_version: str
+    draining: bool
+    health_reason: str
+    resident_bytes: int
+    def __init__(self, rank: _Optional[int] = ..., node: _Optional[str] = ..., pid: _Optional[int] = ..., tensor_parallel_size: _Optional[int] = ..., local_expert_ids: _Optional[_Iterable[int]] = ..., expert_tokens: _Optional[_Iterable[int]] = ..., inflight_requests: _Optional[int] = ..., outstanding_tokens: _Optional[int] = ..., running_requests: _Optional[int] = ..., waiting_requests: _Optional[int] = ..., kv_usage: _Optional[float] = ..., prompt_tokens_total: _Optional[int] = ..., generated_tokens_total: _Optional[int] = ..., engine_steps_total: _Optional[int] = ..., mtp_proposed_tokens_total: _Optional[int] = ..., mtp_accepted_tokens_total: _Optional[int] = ..., engine_version: _Optional[str] = ..., draining: _Optional[bool] = ..., health_reason: _Optional[str] = ..., resident_bytes: _Optional[int] = ...) -> None: ...

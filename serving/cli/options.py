@@ -1,0 +1,146 @@
+"""The settings flags that several commands share, and how they become ``Settings``.
+
+A command takes the annotated types below as parameters and hands their values to
+``settings_from``; what the user did not give stays ``None`` and does not override the
+environment or the YAML file.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+
+from serving.errors import SettingsError
+from serving.settings import Settings, load_settings
+
+_PANEL = "Settings"
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        "-c",
+        metavar="FILE",
+        help="YAML file with settings; flags and environment win over it.",
+        rich_help_panel=_PANEL,
+    ),
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        "-s",
+        metavar="NAME=VALUE",
+        help="Any setting, the value as YAML: --set engine.max_num_seqs=16. Repeatable. "
+        "vLLM's own engine arguments: --set engine.args.NAME=VALUE.",
+        rich_help_panel=_PANEL,
+    ),
+]
+GroupsOption = Annotated[
+    int | None,
+    typer.Option("--groups", help="Number of groups (group.count).", rich_help_panel=_PANEL),
+]
+RanksOption = Annotated[
+    int | None,
+    typer.Option(
+        "--ranks",
+        help="Expert-parallel ranks in a group (group.data_parallel).",
+        rich_help_panel=_PANEL,
+    ),
+]
+PortOption = Annotated[
+    int | None,
+    typer.Option("--port", help="REST port (router.rest_port).", rich_help_panel=_PANEL),
+]
+GrpcPortOption = Annotated[
+    int | None,
+    typer.Option("--grpc-port", help="gRPC port (router.grpc_port).", rich_help_panel=_PANEL),
+]
+JoinPortOption = Annotated[
+    int | None,
+    typer.Option(
+        "--join-port",
+        help="Port that ranks dial (router.join_port; on this machine also link.routers).",
+        rich_help_panel=_PANEL,
+    ),
+]
+SpeculativeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--speculative",
+        metavar="none|mtp",
+        help="Draft tokens with the model's multi-token-prediction layer (engine.speculative).",
+        rich_help_panel=_PANEL,
+    ),
+]
+ModelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        metavar="PATH",
+        help="Folder of the model (model.path).",
+        rich_help_panel=_PANEL,
+    ),
+]
+
+_SHORTCUTS: dict[str, str] = {
+    "groups": "group.count",
+    "ranks": "group.data_parallel",
+    "port": "router.rest_port",
+    "grpc_port": "router.grpc_port",
+    "join_port": "router.join_port",
+    "speculative": "engine.speculative",
+    "model": "model.path",
+}
+
+
+def settings_from(
+    config: Path | None = None, sets: list[str] | None = None, **shortcuts: Any
+) -> Settings:
+    """Read the settings as a command was asked to.
+
+    Args:
+        config: YAML file, or none.
+        sets: ``NAME=VALUE`` strings of ``--set``; the value is YAML.
+        shortcuts: values of the named flags (groups, ranks, port, grpc_port, join_port,
+            speculative, model); ``None`` means that the flag was not given.
+
+    Raises:
+        SettingsError: with one line saying what is wrong and where.
+    """
+    flags: dict[str, Any] = {}
+    for name, value in shortcuts.items():
+        if value is not None:
+            _put(flags, _SHORTCUTS[name], value)
+    join_port = shortcuts.get("join_port")
+    if join_port is not None:
+        # The local ranks dial the local router; a list of routers given with --set wins.
+        _put(flags, "link.routers", [f"127.0.0.1:{join_port}"])
+    for item in sets or ():
+        name, value = _parse(item)
+        _put(flags, name, value)
+    return load_settings(config, flags)
+
+
+def _parse(item: str) -> tuple[str, Any]:
+    """Split one ``NAME=VALUE``; the value is read as YAML."""
+    name, separator, text = item.partition("=")
+    name = name.strip()
+    if not separator or not all(name.split(".")):
+        raise SettingsError(f"--set {item}: write it as NAME=VALUE, e.g. --set group.count=2")
+    try:
+        return name, yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise SettingsError(f"--set {item}: the value is not YAML: {error}") from error
+
+
+def _put(flags: dict[str, Any], name: str, value: Any) -> None:
+    """Set the dotted ``name`` in the nested ``flags``."""
+    *parents, last = name.split(".")
+    for parent in parents:
+        inner = flags.setdefault(parent, {})
+        if not isinstance(inner, dict):
+            raise SettingsError(f"--set {name}: {parent} was given a value that is no group")
+        flags = inner
+    flags[last] = value

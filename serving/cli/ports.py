@@ -1,0 +1,107 @@
+"""The ports of a router on this machine."""
+
+import errno
+import socket
+from dataclasses import dataclass
+
+from serving.errors import ServingError, SettingsError
+from serving.settings import Settings
+
+_WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104
+
+
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """One address that the router will listen on."""
+
+    what: str
+    host: str
+    port: int
+    setting: str
+
+
+class PortTaken(ServingError):
+    """Another process listens where the router should."""
+
+
+def listeners(settings: Settings) -> tuple[Listener, ...]:
+    """Return the router's listening addresses."""
+    router = settings.router
+    return (
+        Listener("REST", router.host, router.rest_port, "router.rest_port (--port)"),
+        Listener("gRPC", router.host, router.grpc_port, "router.grpc_port (--grpc-port)"),
+        Listener("join", router.join_host, router.join_port, "router.join_port (--join-port)"),
+    )
+
+
+def require_free(settings: Settings) -> None:
+    """Return if the router can listen everywhere it should.
+
+    Raises:
+        PortTaken: naming the port and the setting that changes it.
+        SettingsError: an address is not this machine's, or two ports are the same.
+    """
+    seen: dict[int, str] = {}
+    for item in listeners(settings):
+        if item.port and item.port in seen:
+            raise SettingsError(f"{seen[item.port]} and {item.setting} are both {item.port}")
+        seen[item.port] = item.setting
+        _probe(item)
+
+
+def with_chosen_ports(settings: Settings) -> Settings:
+    """Return the settings with every port 0 replaced by a free one, and ranks dialling it.
+
+    ``link.routers`` is replaced only where it names the router's default address or the
+    router's port was 0: a list that the user gave is the user's.
+    """
+    router = settings.router
+    chosen = {
+        name: _free(getattr(router, host))
+        for name, host in (
+            ("rest_port", "host"),
+            ("grpc_port", "host"),
+            ("join_port", "join_host"),
+        )
+        if getattr(router, name) == 0
+    }
+    router = router.model_copy(update=chosen)
+    link = settings.link
+    default = type(link)().routers
+    if link.routers == default or "join_port" in chosen:
+        dialled = _WILDCARDS.get(router.join_host, router.join_host)
+        link = link.model_copy(update={"routers": (f"{dialled}:{router.join_port}",)})
+    return settings.model_copy(update={"router": router, "link": link})
+
+
+def url_host(host: str) -> str:
+    """Return ``host`` as a client on this machine writes it in a URL."""
+    host = _WILDCARDS.get(host, host)
+    return f"[{host}]" if ":" in host else host
+
+
+def _free(host: str) -> int:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.bind((host, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _probe(item: Listener) -> None:
+    family = socket.AF_INET6 if ":" in item.host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        # As servers do: connections of an earlier server that linger are no obstacle.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((item.host, item.port))
+            probe.listen(1)
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise PortTaken(
+                    f"the {item.what} port {item.port} on {item.host} is taken by another "
+                    f"process; choose another one with {item.setting}"
+                ) from error
+            raise SettingsError(
+                f"cannot listen on {item.host}:{item.port} for {item.what}: {error.strerror}"
+            ) from error

@@ -1,0 +1,35 @@
+"""``moe-serving router``: one router process in the foreground."""
+
+import asyncio
+
+from serving.cli.options import (
+    ConfigOption,
+    GrpcPortOption,
+    JoinPortOption,
+    ModelOption,
+    PortOption,
+    SetOption,
+    settings_from,
+)
+
+
+def router_command(
+    config: ConfigOption = None,
+    sets: SetOption = None,
+    port: PortOption = None,
+    grpc_port: GrpcPortOption = None,
+    join_port: JoinPortOption = None,
+    model: ModelOption = None,
+) -> None:
+    """Run one router: OpenAI REST, gRPC, and the port that ranks join.
+
+    It loads the model's tokenizer, never its weights, and needs neither Ray nor a GPU. SIGTERM
+    makes it unready, lets requests in flight finish, then ends it.
+    """
+    settings = settings_from(
+        config, sets, port=port, grpc_port=grpc_port, join_port=join_port, model=model
+    )
+    # vLLM's server code takes seconds to import: settings errors come before that.
+    from serving.wiring import run_router
+
+    asyncio.run(run_router(settings))

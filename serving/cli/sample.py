@@ -1,0 +1,29 @@
+"""The sample question that ``up`` asks when it is ready."""
+
+from typing import TextIO
+
+from serving.cli.router_client import stream_chat
+
+QUESTION = "What is 17+25?"
+
+
+def ask_sample(base_url: str, model: str, out: TextIO, timeout: float = 60.0) -> None:
+    """Ask the question and print reasoning (dimmed on a terminal) and answer as they come.
+
+    Raises:
+        NotReady: the router did not answer.
+    """
+    dim, bold, reset = ("\x1b[2m", "\x1b[1m", "\x1b[0m") if out.isatty() else ("", "", "")
+    out.write(f"\n{bold}you:{reset} {QUESTION}\n")
+    last = ""
+    for kind, text in stream_chat(base_url, model, QUESTION, timeout):
+        if kind != last:
+            out.write(f"{reset}\n" if last else "")
+            out.write(f"{dim}reasoning: " if kind == "reasoning" else f"{bold}answer:{reset} ")
+            # Answers begin with the line breaks that followed the reasoning.
+            text = text.lstrip()  # noqa: PLW2901
+            last = kind
+        out.write(text)
+        out.flush()
+    out.write(f"{reset}\n\n" if last else "(no answer)\n\n")
+    out.flush()

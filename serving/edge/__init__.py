@@ -1,0 +1,1 @@
+"""gRPC edge, REST edge: protocols in, the fleet's typed errors out."""

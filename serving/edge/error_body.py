@@ -1,0 +1,117 @@
+"""Errors in OpenAI's JSON shape, for REST answers, for streams and for the gRPC edge.
+
+``{"error": {"message", "type", "param", "code", "reason"}}``: ``code`` is the HTTP status as
+in vLLM, ``reason`` is ours, stable and meant for programs.
+"""
+
+from http import HTTPStatus
+from typing import Any
+
+from vllm.entrypoints.serve.engine.protocol import ErrorInfo, ErrorResponse
+from vllm.entrypoints.serve.exception_handling.error_response import create_error_response
+from vllm.exceptions import VLLMError
+
+from serving.errors import ServingError, status_of
+
+RETRY_AFTER_SECONDS = 1
+"""What retryable errors advise; short, since a lost group's work resumes within seconds."""
+
+INTERNAL_MESSAGE = "internal error; the router's log has it under this request's x-request-id"
+
+# vLLM reports what is wrong with a request through these; any other exception is a fault of
+# ours or the engine's, and its text may name internals.
+_REQUEST_ERRORS = (VLLMError, ValueError, TypeError, OverflowError, NotImplementedError)
+
+_TYPES: dict[int, str] = {
+    400: "BadRequestError",
+    401: "AuthenticationError",
+    403: "PermissionDeniedError",
+    404: "NotFoundError",
+    405: "MethodNotAllowedError",
+    413: "RequestTooLargeError",
+    429: "RateLimitError",
+    499: "ClientClosedRequest",
+    500: "InternalServerError",
+    501: "NotImplementedError",
+    503: "ServiceUnavailableError",
+    504: "DeadlineExceededError",
+}
+
+# vLLM's own errors have an HTTP status and no reason of ours.
+_REASONS: dict[int, str] = {
+    400: "INVALID_REQUEST",
+    401: "UNAUTHENTICATED",
+    403: "PERMISSION_DENIED",
+    404: "MODEL_NOT_FOUND",
+    413: "INVALID_REQUEST",
+    422: "INVALID_REQUEST",
+    429: "OVERLOADED",
+    499: "CANCELLED",
+    501: "UNSUPPORTED",
+    503: "NOT_READY",
+    504: "DEADLINE_EXCEEDED",
+}
+
+
+def error_response(
+    message: str, *, status: int, reason: str, param: str | None = None
+) -> ErrorResponse:
+    """Build the body for a status and a reason of ``serving.errors.ERROR_TABLE``."""
+    return ErrorResponse(
+        error=ErrorInfo.model_validate(
+            {
+                "message": message,
+                "type": _TYPES.get(status, "InternalServerError"),
+                "param": param,
+                "code": status,
+                "reason": reason,
+            }
+        )
+    )
+
+
+def response_of(error: BaseException) -> ErrorResponse:
+    """Turn any exception into a body; text of unknown exceptions stays inside."""
+    if isinstance(error, ServingError):
+        status = status_of(error)
+        message = str(error) or type(error).__name__
+        return error_response(message, status=status.http, reason=status.reason)
+    # jinja2 is imported by name only in vLLM too: a template that refuses the messages.
+    is_template = any(cls.__name__ == "TemplateError" for cls in type(error).__mro__)
+    if isinstance(error, _REQUEST_ERRORS) or is_template:
+        assert isinstance(error, Exception)
+        return create_error_response(error)
+    return error_response(INTERNAL_MESSAGE, status=500, reason="INTERNAL")
+
+
+def response_to(
+    message: str | Exception,
+    err_type: str = "BadRequestError",
+    status_code: HTTPStatus = HTTPStatus.BAD_REQUEST,
+    param: str | None = None,
+) -> ErrorResponse:
+    """Stand in for vLLM's ``create_error_response``: the same, and it knows our errors."""
+    if isinstance(message, Exception):
+        return response_of(message)
+    return create_error_response(message, err_type, status_code, param)
+
+
+def reason_of(error: ErrorInfo) -> str:
+    """Return an error's reason: the one it carries, else what its status stands for."""
+    return getattr(error, "reason", None) or reason_of_status(error.code)
+
+
+def reason_of_status(status: int) -> str:
+    """Return the reason that an HTTP status stands for."""
+    return _REASONS.get(status, "INTERNAL")
+
+
+def content_of(response: ErrorResponse) -> dict[str, Any]:
+    """Return the JSON content of an error body."""
+    content: dict[str, Any] = response.model_dump()
+    return content
+
+
+def is_retryable(status: int) -> bool:
+    """Tell whether an HTTP status invites the client to come back later."""
+    return status in {HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE}

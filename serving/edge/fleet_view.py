@@ -1,0 +1,148 @@
+"""The fleet as operators see it: one picture, as JSON for /fleet and as proto for GetFleet."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from serving import __version__
+from serving.api.v1 import fleet_pb2
+from serving.routing.snapshot import FleetSnapshot, GroupSnapshot, MemberState, RankSnapshot
+
+_STATES: dict[MemberState, fleet_pb2.MemberState] = {
+    MemberState.JOINING: fleet_pb2.MEMBER_STATE_JOINING,
+    MemberState.READY: fleet_pb2.MEMBER_STATE_READY,
+    MemberState.DRAINING: fleet_pb2.MEMBER_STATE_DRAINING,
+    MemberState.FENCED: fleet_pb2.MEMBER_STATE_FENCED,
+    MemberState.GONE: fleet_pb2.MEMBER_STATE_GONE,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class FleetView:
+    """A snapshot together with what the router knows about itself."""
+
+    snapshot: FleetSnapshot
+    model: str
+    inflight_requests: int
+    """Requests inside this router, placed on a rank or not."""
+    draining: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the content of /fleet; names and units as in fleet.proto."""
+        return {
+            "router_id": self.snapshot.router_id,
+            "model": self.model,
+            "serving_version": __version__,
+            "ready": self.snapshot.ready and not self.draining,
+            "draining": self.draining,
+            "inflight_requests": self.inflight_requests,
+            "groups": [_group_json(group) for group in self.snapshot.groups],
+            "history": [_group_json(group) for group in self.snapshot.history],
+        }
+
+    def to_proto(self) -> fleet_pb2.GetFleetResponse:
+        """Return the answer to GetFleet. Groups that are gone come last."""
+        groups = (*self.snapshot.groups, *self.snapshot.history)
+        return fleet_pb2.GetFleetResponse(
+            router_id=self.snapshot.router_id,
+            model=self.model,
+            serving_version=__version__,
+            groups=[_group_proto(group) for group in groups],
+            inflight_requests=self.inflight_requests,
+        )
+
+
+def readiness(snapshot: FleetSnapshot, *, draining: bool) -> dict[str, Any]:
+    """Say whether this router can serve, and if not why, as the content of /readyz."""
+    states = {group.group_id: f"{group.state}: {group.reason}" for group in snapshot.groups}
+    if draining:
+        reason = "this router is shutting down"
+    elif snapshot.ready:
+        return {"ready": True, "reason": "", "groups": states}
+    elif states:
+        reason = "no group is ready"
+    else:
+        reason = "no group has joined this router yet"
+    return {"ready": False, "reason": reason, "groups": states}
+
+
+def _group_json(group: GroupSnapshot) -> dict[str, Any]:
+    return {
+        "group_id": group.group_id,
+        "epoch": group.epoch,
+        "state": group.state.value,
+        "reason": group.reason,
+        "since_unix_seconds": group.since,
+        "world_size": group.world_size,
+        "total_experts": group.total_experts,
+        "ranks": [_rank_json(rank) for rank in group.ranks],
+    }
+
+
+def _rank_json(rank: RankSnapshot) -> dict[str, Any]:
+    load = rank.load
+    return {
+        "rank": rank.rank,
+        "node": rank.node,
+        "pid": rank.pid,
+        "healthy": rank.healthy,
+        "health_reason": rank.health_reason,
+        "draining": rank.draining,
+        "joined_at_unix_seconds": rank.joined_at,
+        "engine_version": rank.engine_version,
+        "tensor_parallel_size": rank.tensor_parallel_size,
+        "local_expert_ids": list(rank.local_expert_ids),
+        "expert_tokens": list(load.expert_tokens),
+        "inflight_requests": rank.inflight_requests,
+        "outstanding_tokens": rank.outstanding_tokens,
+        "running_requests": load.running_requests,
+        "waiting_requests": load.waiting_requests,
+        "kv_usage": load.kv_usage,
+        "prompt_tokens_total": load.prompt_tokens_total,
+        "generated_tokens_total": load.generated_tokens_total,
+        "engine_steps_total": load.engine_steps_total,
+        "since_last_step_seconds": load.since_last_step,
+        "step_seconds": load.step_seconds,
+        "mtp_proposed_tokens_total": load.mtp_proposed_tokens,
+        "mtp_accepted_tokens_total": load.mtp_accepted_tokens,
+        "resident_bytes": load.resident_bytes,
+        "round_trip_seconds": rank.round_trip,
+    }
+
+
+def _group_proto(group: GroupSnapshot) -> fleet_pb2.Group:
+    return fleet_pb2.Group(
+        group_id=group.group_id,
+        epoch=group.epoch,
+        state=_STATES[group.state],
+        reason=group.reason,
+        since_unix_seconds=group.since,
+        world_size=group.world_size,
+        total_experts=group.total_experts,
+        ranks=[_rank_proto(rank) for rank in group.ranks],
+    )
+
+
+def _rank_proto(rank: RankSnapshot) -> fleet_pb2.Rank:
+    load = rank.load
+    return fleet_pb2.Rank(
+        rank=rank.rank,
+        node=rank.node,
+        pid=rank.pid,
+        tensor_parallel_size=rank.tensor_parallel_size,
+        local_expert_ids=rank.local_expert_ids,
+        expert_tokens=load.expert_tokens,
+        inflight_requests=rank.inflight_requests,
+        outstanding_tokens=rank.outstanding_tokens,
+        running_requests=load.running_requests,
+        waiting_requests=load.waiting_requests,
+        kv_usage=load.kv_usage,
+        prompt_tokens_total=load.prompt_tokens_total,
+        generated_tokens_total=load.generated_tokens_total,
+        engine_steps_total=load.engine_steps_total,
+        mtp_proposed_tokens_total=load.mtp_proposed_tokens,
+        mtp_accepted_tokens_total=load.mtp_accepted_tokens,
+        engine_version=rank.engine_version,
+        draining=rank.draining,
+        health_reason=rank.health_reason,
+        resident_bytes=load.resident_bytes,
+    )

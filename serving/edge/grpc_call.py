@@ -1,0 +1,156 @@
+"""What every RPC has in common: id, deadline, gate, errors as statuses, one log line."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any, NoReturn, TypeVar
+
+import structlog
+from fastapi import FastAPI
+from starlette.requests import Request
+
+from serving.api.v1 import inference_pb2 as pb
+from serving.clock import Clock
+from serving.edge.gate import Gate
+from serving.edge.grpc_errors import rpc_error
+from serving.edge.request_context import REQUEST_ID, deadline_in, request_id_of, timeout_of
+from serving.telemetry.logs import RequestLine, log_request
+
+ResponseT = TypeVar("ResponseT")
+
+# Metadata that vLLM's handlers or we read; the rest of a client's metadata stays outside.
+_PASSED_ON = ("authorization", "x-session-id", "x-priority", "traceparent", "tracestate")
+
+_log = structlog.get_logger("serving.edge")
+
+
+@dataclass(slots=True)
+class Call:
+    """One RPC while it runs."""
+
+    method: str
+    request_id: str = ""
+    headers: dict[str, str] = field(default_factory=dict)
+    limit: float | None = None
+    """Seconds that the client gives us; none: no end."""
+    usage: pb.Usage | None = None
+    """Tokens used, once they are known."""
+    began: float = 0.0
+    first_at: float | None = None
+    status: str = "OK"
+    outcome: str = "ok"
+
+    def raw_request(self, app: FastAPI) -> Request:
+        """Return what vLLM's handlers take headers from: a real request, no connection."""
+        return Request(
+            {
+                "type": "http",
+                "method": "POST",
+                "path": "/",
+                "query_string": b"",
+                "headers": [(key.encode(), value.encode()) for key, value in self.headers.items()],
+                "app": app,
+                "state": {},
+            }
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class CallRunner:
+    """Runs RPCs; exceptions of their handlers end the call with their status."""
+
+    gate: Gate
+    model: str
+    clock: Clock
+
+    async def unary(
+        self, method: str, context: Any, handler: Callable[[Call], Awaitable[ResponseT]]
+    ) -> ResponseT:
+        """Run an RPC with one answer."""
+        call = Call(method, began=self.clock.monotonic())
+        try:
+            await self._admit(call, context)
+            with self.gate.passing(), deadline_in(call.limit, self.clock):
+                response = await handler(call)
+        except asyncio.CancelledError:
+            call.status = call.outcome = "CANCELLED"
+            raise
+        except Exception as error:  # noqa: BLE001  every error has a status
+            await self._abort(call, context, error)
+        else:
+            return response
+        finally:
+            self._log(call)
+
+    async def stream(
+        self,
+        method: str,
+        context: Any,
+        handler: Callable[[Call], AsyncGenerator[ResponseT]],
+    ) -> AsyncGenerator[ResponseT]:
+        """Run an RPC with a stream of answers."""
+        call = Call(method, began=self.clock.monotonic())
+        call.status = call.outcome = "CANCELLED"
+        try:
+            await self._admit(call, context)
+            with self.gate.passing(), deadline_in(call.limit, self.clock):
+                async with aclosing(handler(call)) as responses:
+                    async for response in responses:
+                        if call.first_at is None:
+                            call.first_at = self.clock.monotonic()
+                        yield response
+            call.status, call.outcome = "OK", "ok"
+        except Exception as error:  # noqa: BLE001  every error has a status
+            await self._abort(call, context, error)
+        finally:
+            self._log(call)
+
+    async def _admit(self, call: Call, context: Any) -> None:
+        """Read the metadata and let the call in.
+
+        Raises:
+            InvalidRequest: malformed metadata.
+            NotReady: the router drains.
+        """
+        metadata = {
+            key: value
+            for key, value in (context.invocation_metadata() or ())
+            if isinstance(value, str)
+        }
+        call.request_id = request_id_of(metadata)
+        await context.send_initial_metadata(((REQUEST_ID, call.request_id),))
+        self.gate.check()
+        passed_on = {key: metadata[key] for key in _PASSED_ON if key in metadata}
+        call.headers = {**passed_on, REQUEST_ID: call.request_id}
+        limits = (timeout_of(metadata), context.time_remaining())
+        call.limit = min((limit for limit in limits if limit is not None), default=None)
+
+    async def _abort(self, call: Call, context: Any, error: Exception) -> NoReturn:
+        failure = rpc_error(error)
+        call.status, call.outcome = failure.code.name, failure.reason
+        if failure.reason == "INTERNAL":
+            _log.error("unhandled error", request_id=call.request_id, exc_info=error)
+        task = asyncio.current_task()
+        if context.cancelled() or (task is not None and task.cancelling()):
+            # vLLM's handlers turn a cancellation into an error body; nobody waits for it.
+            call.status = call.outcome = "CANCELLED"
+            raise asyncio.CancelledError from error
+        await context.abort(failure.code, failure.status.message, failure.trailers)
+        raise AssertionError("abort returned")
+
+    def _log(self, call: Call) -> None:
+        log_request(
+            RequestLine(
+                request_id=call.request_id,
+                protocol="grpc",
+                method=call.method,
+                model=self.model,
+                outcome=call.outcome,
+                status=call.status,
+                duration=self.clock.monotonic() - call.began,
+                ttft=None if call.first_at is None else call.first_at - call.began,
+                prompt_tokens=None if call.usage is None else call.usage.prompt_tokens,
+                completion_tokens=None if call.usage is None else call.usage.completion_tokens,
+            )
+        )

@@ -1,0 +1,223 @@
+"""InferenceService: typed calls on the very serving objects that answer REST."""
+
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing
+from typing import Any, TypeVar
+
+from fastapi import FastAPI
+from vllm.entrypoints.serve.engine.protocol import ErrorResponse
+
+from serving.api.v1 import inference_pb2 as pb
+from serving.api.v1 import inference_pb2_grpc
+from serving.edge import grpc_requests as requests
+from serving.edge import grpc_responses as responses
+from serving.edge.grpc_call import Call, CallRunner
+from serving.edge.grpc_errors import rpc_error
+from serving.edge.vllm_json import decode_chat, decode_text
+from serving.errors import EngineError, Unsupported
+
+ResponseT = TypeVar("ResponseT", pb.ChatStreamResponse, pb.CompleteStreamResponse)
+AnswerT = TypeVar("AnswerT")
+
+_DATA = "data: "
+_DONE = "[DONE]"
+_ERROR = '{"error":'
+
+
+class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
+    """Serves ``serving.api.v1.InferenceService``."""
+
+    def __init__(self, app: FastAPI, runner: CallRunner) -> None:
+        self._app = app
+        self._runner = runner
+
+    async def Chat(self, request: pb.ChatRequest, context: Any) -> pb.ChatResponse:  # noqa: N802
+        """Answer one chat turn."""
+
+        async def handle(call: Call) -> pb.ChatResponse:
+            answer = _checked(
+                await self._app.state.openai_serving_chat.create_chat_completion(
+                    requests.chat_request(request, stream=False), call.raw_request(self._app)
+                )
+            )
+            decoded = decode_chat(answer.model_dump_json())
+            response = responses.chat_response(decoded)
+            call.usage = response.usage
+            return response
+
+        return await self._runner.unary("Chat", context, handle)
+
+    async def ChatStream(  # noqa: N802
+        self, request: pb.ChatRequest, context: Any
+    ) -> AsyncGenerator[pb.ChatStreamResponse]:
+        """Answer one chat turn as it is generated."""
+
+        async def handle(call: Call) -> AsyncGenerator[pb.ChatStreamResponse]:
+            events = _checked(
+                await self._app.state.openai_serving_chat.create_chat_completion(
+                    requests.chat_request(request, stream=True), call.raw_request(self._app)
+                )
+            )
+            async with (
+                aclosing(events),
+                aclosing(_converted(events, _chat_chunk, call)) as converted,
+            ):
+                async for response in converted:
+                    yield response
+
+        async for response in self._runner.stream("ChatStream", context, handle):
+            yield response
+
+    async def Complete(  # noqa: N802
+        self, request: pb.CompleteRequest, context: Any
+    ) -> pb.CompleteResponse:
+        """Continue a text."""
+
+        async def handle(call: Call) -> pb.CompleteResponse:
+            answer = _checked(
+                await self._app.state.openai_serving_completion.create_completion(
+                    requests.complete_request(request, stream=False), call.raw_request(self._app)
+                )
+            )
+            decoded = decode_text(answer.model_dump_json())
+            response = responses.complete_response(decoded)
+            call.usage = response.usage
+            return response
+
+        return await self._runner.unary("Complete", context, handle)
+
+    async def CompleteStream(  # noqa: N802
+        self, request: pb.CompleteRequest, context: Any
+    ) -> AsyncGenerator[pb.CompleteStreamResponse]:
+        """Continue a text as it is generated."""
+
+        async def handle(call: Call) -> AsyncGenerator[pb.CompleteStreamResponse]:
+            events = _checked(
+                await self._app.state.openai_serving_completion.create_completion(
+                    requests.complete_request(request, stream=True), call.raw_request(self._app)
+                )
+            )
+            async with (
+                aclosing(events),
+                aclosing(_converted(events, _text_chunk, call)) as converted,
+            ):
+                async for response in converted:
+                    yield response
+
+        async for response in self._runner.stream("CompleteStream", context, handle):
+            yield response
+
+    async def Embed(self, request: pb.EmbedRequest, context: Any) -> pb.EmbedResponse:  # noqa: N802
+        """Refuse: the served models generate text."""
+        del request
+
+        async def handle(call: Call) -> pb.EmbedResponse:
+            del call
+            names = ", ".join(
+                model.name for model in self._app.state.openai_serving_models.base_model_paths
+            )
+            raise Unsupported(
+                f"{names} generates text and has no embeddings: use an embedding model"
+            )
+
+        return await self._runner.unary("Embed", context, handle)
+
+    async def Tokenize(  # noqa: N802
+        self, request: pb.TokenizeRequest, context: Any
+    ) -> pb.TokenizeResponse:
+        """Turn a text or messages into token ids."""
+
+        async def handle(call: Call) -> pb.TokenizeResponse:
+            answer = _checked(
+                await self._app.state.serving_tokenization.create_tokenize(
+                    requests.tokenize_request(request), call.raw_request(self._app)
+                )
+            )
+            return pb.TokenizeResponse(
+                token_ids=answer.tokens,
+                token_strings=answer.token_strs or (),
+                max_model_len=answer.max_model_len,
+            )
+
+        return await self._runner.unary("Tokenize", context, handle)
+
+    async def Detokenize(  # noqa: N802
+        self, request: pb.DetokenizeRequest, context: Any
+    ) -> pb.DetokenizeResponse:
+        """Turn token ids into text."""
+
+        async def handle(call: Call) -> pb.DetokenizeResponse:
+            answer = _checked(
+                await self._app.state.serving_tokenization.create_detokenize(
+                    requests.detokenize_request(request), call.raw_request(self._app)
+                )
+            )
+            return pb.DetokenizeResponse(text=answer.prompt)
+
+        return await self._runner.unary("Detokenize", context, handle)
+
+    async def ListModels(  # noqa: N802
+        self, request: pb.ListModelsRequest, context: Any
+    ) -> pb.ListModelsResponse:
+        """List the served models."""
+        del request
+
+        async def handle(call: Call) -> pb.ListModelsResponse:
+            del call
+            listed = await self._app.state.openai_serving_models.show_available_models()
+            return pb.ListModelsResponse(
+                models=[
+                    pb.Model(
+                        id=card.id,
+                        created_unix_seconds=card.created,
+                        owned_by=card.owned_by,
+                        max_model_len=card.max_model_len or 0,
+                    )
+                    for card in listed.data
+                ]
+            )
+
+        return await self._runner.unary("ListModels", context, handle)
+
+
+def _chat_chunk(data: str) -> pb.ChatStreamResponse:
+    return responses.chat_stream_response(decode_chat(data))
+
+
+def _text_chunk(data: str) -> pb.CompleteStreamResponse:
+    return responses.complete_stream_response(decode_text(data))
+
+
+def _checked(answer: Any) -> Any:
+    """Return what a handler of vLLM answers, unless it is an error body.
+
+    Raises:
+        RpcError: it is one.
+    """
+    if isinstance(answer, ErrorResponse):
+        raise rpc_error(answer)
+    return answer
+
+
+async def _converted(
+    events: AsyncIterator[str], convert: Callable[[str], ResponseT], call: Call
+) -> AsyncGenerator[ResponseT]:
+    """Turn vLLM's server-sent events into messages, up to the one that says DONE.
+
+    Raises:
+        RpcError: an event is an error.
+        EngineError: the events end without saying so.
+    """
+    async for event in events:
+        if not event.startswith(_DATA):
+            continue  # a keep-alive comment
+        data = event[len(_DATA) :].strip()
+        if data == _DONE:
+            return
+        if data.startswith(_ERROR):
+            raise rpc_error(ErrorResponse.model_validate_json(data))
+        response = convert(data)
+        if response.HasField("usage"):
+            call.usage = response.usage
+        yield response
+    raise EngineError("the stream ended before the answer was complete")

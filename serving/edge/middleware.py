@@ -1,0 +1,301 @@
+"""Around vLLM's OpenAI app, as plain ASGI: ids, deadlines, body limit, statuses, request log.
+
+Plain ASGI because Starlette's ``BaseHTTPMiddleware`` hides disconnects from the app, and a
+disconnect must abort the request in the engine.
+"""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+
+import structlog
+from fastapi import HTTPException
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from vllm.entrypoints.serve.engine.protocol import ErrorResponse
+
+from serving.clock import Clock, SystemClock
+from serving.edge.error_body import (
+    INTERNAL_MESSAGE,
+    RETRY_AFTER_SECONDS,
+    content_of,
+    error_response,
+    is_retryable,
+    reason_of,
+    reason_of_status,
+    response_of,
+)
+from serving.edge.gate import Gate
+from serving.edge.request_context import REQUEST_ID, deadline_in, request_id_of, timeout_of
+from serving.errors import ServingError
+from serving.telemetry.logs import RequestLine, log_request
+
+_WORK_PREFIXES = ("/v1/", "/tokenize", "/detokenize")
+FAILED = "moe_serving_failed"
+"""Name in a request's state under which error handlers leave the reason for its log line."""
+
+_ERROR_EVENT = b'data: {"error":'
+_ERROR_EVENTS = (_ERROR_EVENT, b"event: error\n")
+
+# Of a streamed answer that becomes an error body: without them a browser would not show it.
+_KEPT_HEADERS = (b"access-control-", b"vary")
+
+_log = structlog.get_logger("serving.edge")
+
+
+class EdgeMiddleware:
+    """Wraps the whole app, its own error handling included."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        gate: Gate,
+        model: str,
+        max_body_bytes: int,
+        clock: Clock | None = None,
+    ) -> None:
+        self._app = app
+        self._gate = gate
+        self._model = model
+        self._max_body_bytes = max_body_bytes
+        self._clock = clock or SystemClock()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection's request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        exchange = _Exchange(scope, receive, send, self._clock, self._max_body_bytes)
+        is_work = scope["path"].startswith(_WORK_PREFIXES) and scope["method"] == "POST"
+        if not is_work:
+            await self._serve(exchange, scope)
+            return
+        try:
+            with self._gate.passing():
+                await self._serve(exchange, scope, self._gate)
+        finally:
+            log_request(exchange.line(self._model))
+
+    async def _serve(self, exchange: "_Exchange", scope: Scope, gate: Gate | None = None) -> None:
+        """Check what the request brings, and let the app answer it."""
+        try:
+            exchange.request_id = request_id_of(Headers(scope=scope))
+            timeout = timeout_of(Headers(scope=scope))
+            exchange.check_length()
+            if gate is not None:
+                gate.check()
+        except (ServingError, _TooLarge) as error:
+            await exchange.fail(
+                error.response if isinstance(error, _TooLarge) else response_of(error)
+            )
+            return
+        exchange.pass_id_on()
+        with deadline_in(timeout, self._clock):
+            await self._run(exchange)
+
+    async def _run(self, exchange: "_Exchange") -> None:
+        try:
+            await self._app(exchange.scope, exchange.receive, exchange.send)
+        except _TooLarge as error:
+            if not exchange.responded:
+                await exchange.fail(error.response)
+        except Exception:
+            _log.exception("unhandled error", request_id=exchange.request_id)
+            if exchange.responded:
+                if not exchange.complete:
+                    # Half an answer is out: only a cut connection tells the client so.
+                    raise
+                return
+            await exchange.fail(error_response(INTERNAL_MESSAGE, status=500, reason="INTERNAL"))
+
+
+class _TooLarge(HTTPException):
+    """The body is over the limit; FastAPI passes HTTP exceptions through."""
+
+    def __init__(self, limit: int) -> None:
+        text = f"the request body is larger than {limit} bytes (router.max_body_bytes)"
+        super().__init__(status_code=413, detail=text)
+        self.response = error_response(text, status=413, reason="INVALID_REQUEST")
+
+
+@dataclass(slots=True)
+class _Progress:
+    held: Message | None = None
+    """Start of a streamed response whose first part has not come yet."""
+    started_at: float | None = None
+    """When the first part of the answer left."""
+    streamed: bool = False
+    status: int = 0
+    replaced: bool = False
+    """An error body went out instead of what the app sends."""
+    responded: bool = False
+    complete: bool = False
+    reason: str | None = None
+
+
+class _Exchange:
+    """One request and its response on their way through."""
+
+    def __init__(
+        self, scope: Scope, receive: Receive, send: Send, clock: Clock, max_body_bytes: int
+    ) -> None:
+        self.scope = scope
+        self.request_id: str | None = None
+        self._receive = receive
+        self._send = send
+        self._clock = clock
+        self._limit = max_body_bytes
+        self._received = 0
+        self._began = clock.monotonic()
+        self._now = _Progress()
+        self._too_large: _TooLarge | None = None
+        self._disconnected = False
+
+    @property
+    def responded(self) -> bool:
+        """Whether any part of a response is out."""
+        return self._now.responded
+
+    @property
+    def complete(self) -> bool:
+        """Whether all of the response is out."""
+        return self._now.complete
+
+    def check_length(self) -> None:
+        """Refuse a body that announces itself as too large.
+
+        Raises:
+            _TooLarge: it does.
+        """
+        length = Headers(scope=self.scope).get("content-length", "")
+        if length.isdigit() and int(length) > self._limit:
+            raise _TooLarge(self._limit)
+
+    def pass_id_on(self) -> None:
+        """Let vLLM's handlers see the request id, given by the client or not."""
+        assert self.request_id is not None
+        name = REQUEST_ID.encode()
+        others = [pair for pair in self.scope["headers"] if pair[0].lower() != name]
+        self.scope["headers"] = [*others, (name, self.request_id.encode("latin-1"))]
+
+    async def receive(self) -> Message:
+        """Hand the request on, counting its body."""
+        message = await self._receive()
+        if message["type"] == "http.request":
+            self._received += len(message.get("body", b""))
+            if self._received > self._limit:
+                self._too_large = _TooLarge(self._limit)
+                raise self._too_large
+        elif message["type"] == "http.disconnect" and not self._now.complete:
+            self._disconnected = True
+        return message
+
+    async def send(self, message: Message) -> None:
+        """Hand the response on, with its status right even if it fails at its first part."""
+        now = self._now
+        if now.replaced:
+            return
+        if self._too_large is not None and not now.responded:
+            await self.fail(self._too_large.response)
+        elif message["type"] == "http.response.start":
+            headers = Headers(raw=message["headers"])
+            if headers.get("content-type", "").startswith("text/event-stream"):
+                now.held = message
+            else:
+                await self._start(message)
+        else:
+            await self._body(message)
+
+    async def _body(self, message: Message) -> None:
+        now = self._now
+        body = message.get("body", b"")
+        if now.held is not None:
+            held, now.held = now.held, None
+            if body.startswith(_ERROR_EVENT):
+                # Nothing is out yet, so the error can still have its proper status.
+                error = ErrorResponse.model_validate_json(body[len(b"data: ") :])
+                await self.fail(error, held["headers"])
+                return
+            now.streamed = True
+            now.started_at = self._clock.monotonic()
+            await self._start(held)
+        if body.startswith(_ERROR_EVENTS):
+            now.reason = _reason_in(body)
+        await self._send(message)
+        if not message.get("more_body", False):
+            now.complete = True
+
+    async def fail(
+        self, response: ErrorResponse, headers_of_app: Iterable[tuple[bytes, bytes]] = ()
+    ) -> None:
+        """Answer with an error body; what the app sends from here on is dropped."""
+        content = json.dumps(content_of(response)).encode()
+        headers = [
+            *(pair for pair in headers_of_app if pair[0].startswith(_KEPT_HEADERS)),
+            (b"content-type", b"application/json"),
+            (b"content-length", str(len(content)).encode()),
+        ]
+        self._now.reason = reason_of(response.error)
+        await self._start(
+            {"type": "http.response.start", "status": response.error.code, "headers": headers}
+        )
+        await self._send({"type": "http.response.body", "body": content})
+        self._now.complete = self._now.replaced = True
+
+    async def _start(self, message: Message) -> None:
+        status: int = message["status"]
+        message["headers"] = [*message["headers"], *self._own_headers(status, message["headers"])]
+        self._now.status = status
+        self._now.responded = True
+        await self._send(message)
+
+    def _own_headers(
+        self, status: int, present: Iterable[tuple[bytes, bytes]]
+    ) -> Iterable[tuple[bytes, bytes]]:
+        if self.request_id is not None:
+            yield REQUEST_ID.encode(), self.request_id.encode("latin-1")
+        if is_retryable(status) and all(name.lower() != b"retry-after" for name, _ in present):
+            yield b"retry-after", str(RETRY_AFTER_SECONDS).encode()
+
+    def line(self, model: str) -> RequestLine:
+        """Say how it went."""
+        now = self._now
+        usage = _usage(self.scope)
+        reason = now.reason or self.scope.get("state", {}).get(FAILED)
+        if reason is not None:
+            outcome = reason
+        elif self._disconnected:
+            outcome = "CANCELLED"
+        else:
+            ok = now.status < HTTPStatus.BAD_REQUEST
+            outcome = "ok" if ok else reason_of_status(now.status)
+        return RequestLine(
+            request_id=self.request_id or "",
+            protocol="rest",
+            method=self.scope["path"],
+            model=model,
+            outcome=outcome,
+            status=str(now.status),
+            duration=self._clock.monotonic() - self._began,
+            ttft=None if now.started_at is None else now.started_at - self._began,
+            prompt_tokens=None if usage is None else usage.prompt_tokens,
+            completion_tokens=None if usage is None else usage.completion_tokens,
+        )
+
+
+def _usage(scope: Scope) -> Any:
+    """Return the usage that vLLM's handlers leave in the request's state, if any."""
+    metadata = scope.get("state", {}).get("request_metadata")
+    return None if metadata is None else metadata.final_usage_info
+
+
+def _reason_in(event: bytes) -> str:
+    try:
+        content = json.loads(event[event.index(b"data: ") + len(b"data: ") :])
+        error = content.get("error", content)
+        return str(error.get("reason") or error.get("code") or error.get("type"))
+    except (ValueError, AttributeError):
+        return "INTERNAL"

@@ -1,0 +1,204 @@
+"""The REST edge: vLLM's complete OpenAI app on the fleet, and the router's own few routes."""
+
+from argparse import Namespace
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse, PlainTextResponse
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+from starlette.exceptions import HTTPException
+from starlette.routing import BaseRoute
+from starlette.types import ASGIApp
+from vllm.engine.protocol import EngineClient
+from vllm.entrypoints.launchers.api_server.app_state import init_app_state
+from vllm.entrypoints.launchers.app import build_app
+from vllm.entrypoints.serve.exception_handling.handlers.vllm_error import vllm_error_handler
+from vllm.exceptions import VLLMError
+
+from serving.clock import Clock
+from serving.edge.error_body import content_of, error_response, reason_of, response_of
+from serving.edge.fleet_view import FleetView, readiness
+from serving.edge.gate import Gate
+from serving.edge.middleware import FAILED, EdgeMiddleware
+from serving.edge.vllm_handlers import adopt
+from serving.errors import ServingError
+from serving.routing.snapshot import FleetSnapshot
+
+TASKS = ("generate",)
+
+# Of what vLLM mounts, what serves text. Left out: what steers one engine (LoRA loading,
+# elastic EP, profiling, sleep), vLLM's own metrics and load pages (they would describe this
+# process as an engine), SageMaker's duplicates, and vLLM's own token-in-token-out protocol.
+KEPT_ROUTES = frozenset(
+    {
+        "/v1/models",
+        "/v1/chat/completions",
+        "/v1/chat/completions/batch",
+        "/v1/chat/completions/render",
+        "/v1/completions",
+        "/v1/completions/render",
+        "/v1/responses",
+        "/v1/responses/{response_id}",
+        "/v1/responses/{response_id}/cancel",
+        "/v1/messages",
+        "/v1/messages/count_tokens",
+        "/tokenize",
+        "/detokenize",
+        "/health",
+        "/version",
+    }
+)
+
+# Server arguments that a router decides: usage says how many prompt tokens were cached, engine
+# statistics are the ranks' business, and vLLM's pages about its API (whose scripts come from a
+# public server) would show routes that are not here.
+_FIXED_ARGS = {
+    "enable_prompt_tokens_details": True,
+    "disable_log_stats": True,
+    "disable_fastapi_docs": True,
+}
+
+# Of what vLLM wraps around its app, what stays. Its HTTP metrics, the elastic-EP switch and
+# SageMaker's hooks cost every request and have no use here.
+_KEPT_MIDDLEWARE = frozenset({"CORSMiddleware", "AuthenticationMiddleware"})
+
+
+@dataclass(frozen=True, slots=True)
+class RouterPages:
+    """Where the router's own pages read from."""
+
+    fleet: Callable[[], FleetSnapshot]
+    registries: tuple[CollectorRegistry, ...]
+    """What /metrics shows, in this order; their metric names must not overlap."""
+    gate: Gate
+    model: str
+
+    def view(self) -> FleetView:
+        """Return the fleet as it is now."""
+        return FleetView(self.fleet(), self.model, self.gate.inflight, draining=not self.gate.open)
+
+
+@dataclass(frozen=True, slots=True)
+class RestApp:
+    """The app to serve, and vLLM's app inside it, whose state the gRPC edge shares."""
+
+    asgi: ASGIApp
+    inner: FastAPI
+
+
+async def build_rest_app(
+    client: EngineClient,
+    args: Namespace,
+    pages: RouterPages,
+    *,
+    max_body_bytes: int,
+    clock: Clock,
+) -> RestApp:
+    """Build vLLM's app on ``client`` and the router's pages, behind our middleware.
+
+    Args:
+        client: the fleet as an engine.
+        args: vLLM's own server arguments (``serving.engine.arguments.router_args``).
+        pages: what /readyz, /metrics and /fleet show.
+        max_body_bytes: largest request body.
+        clock: the router's clock; deadlines are on it.
+    """
+    # vLLM's server shares this object between arguments and engine configuration, and the
+    # latter writes the name of the reasoning parser into it.
+    shared = {"structured_outputs_config": client.vllm_config.structured_outputs_config}
+    args = Namespace(**{**vars(args), **_FIXED_ARGS, **shared})
+    app: FastAPI = build_app(args, TASKS, client.model_config)
+    _keep_text_serving(app)
+    app.exception_handler(ServingError)(_error_answer)
+    # What FleetClient raises is one of vLLM's errors too, and that class comes first.
+    app.exception_handler(VLLMError)(_vllm_error_answer)
+    app.exception_handler(Exception)(_error_answer)
+    app.exception_handler(HTTPException)(_http_error_answer)
+    await init_app_state(client, app.state, args, TASKS)
+    adopt(app.state)
+    _add_pages(app, pages)
+    asgi = EdgeMiddleware(
+        app, gate=pages.gate, model=pages.model, max_body_bytes=max_body_bytes, clock=clock
+    )
+    return RestApp(asgi, app)
+
+
+def _keep_text_serving(app: FastAPI) -> None:
+    """Drop the routes and middleware that make no sense in a router.
+
+    Raises:
+        RuntimeError: this vLLM does not mount what we serve.
+    """
+    app.router.routes[:] = [route for route in app.router.routes if _path(route) in KEPT_ROUTES]
+    missing = KEPT_ROUTES - {_path(route) for route in app.router.routes}
+    if missing:
+        raise RuntimeError(
+            f"vLLM's OpenAI app has no {', '.join(sorted(missing))}; this version is not supported"
+        )
+    app.user_middleware[:] = [
+        middleware
+        for middleware in app.user_middleware
+        if getattr(middleware.cls, "__name__", "") in _KEPT_MIDDLEWARE
+    ]
+    # SageMaker's bootstrap has built the stack; it is built again with the first request.
+    app.middleware_stack = None
+
+
+def _path(route: BaseRoute) -> str:
+    return str(getattr(route, "path", ""))
+
+
+async def _error_answer(request: Request, error: Exception) -> JSONResponse:
+    # After an unknown exception's answer Starlette raises it again; the middleware logs it.
+    response = response_of(error)
+    setattr(request.state, FAILED, reason_of(response.error))
+    return JSONResponse(content_of(response), status_code=response.error.code)
+
+
+async def _http_error_answer(_: Request, error: Exception) -> Response:
+    # Starlette's own: no such route, wrong method, a body that cannot be read.
+    assert isinstance(error, HTTPException)
+    response = error_response(
+        str(error.detail), status=error.status_code, reason=f"HTTP_{error.status_code}"
+    )
+    return JSONResponse(content_of(response), status_code=error.status_code, headers=error.headers)
+
+
+async def _vllm_error_answer(request: Request, error: Exception) -> Response:
+    if isinstance(error, ServingError):
+        return await _error_answer(request, error)
+    assert isinstance(error, VLLMError)
+    answer: Response = await vllm_error_handler(request, error)
+    return answer
+
+
+def _add_pages(app: FastAPI, pages: RouterPages) -> None:
+    async def livez() -> PlainTextResponse:
+        """Answer while the process runs and its event loop turns."""
+        return PlainTextResponse("ok\n")
+
+    async def readyz(request: Request) -> JSONResponse:
+        """Tell whether a request would be served now; ``?parked=ok``: or may wait for it."""
+        draining = not pages.gate.open
+        content = readiness(pages.fleet(), draining=draining)
+        parked = request.query_params.get("parked") == "ok" and not draining
+        return JSONResponse(content, status_code=200 if content["ready"] or parked else 503)
+
+    async def metrics() -> Response:
+        """Give every metric of this process as Prometheus text."""
+        page = b"".join(generate_latest(registry) for registry in pages.registries)
+        return Response(page, media_type=CONTENT_TYPE_PLAIN_0_0_4)
+
+    async def fleet() -> JSONResponse:
+        """Show groups, ranks, load and why things are as they are."""
+        return JSONResponse(pages.view().to_json())
+
+    for path, endpoint in (
+        ("/livez", livez),
+        ("/readyz", readyz),
+        ("/metrics", metrics),
+        ("/fleet", fleet),
+    ):
+        app.add_api_route(path, endpoint, methods=["GET"])

@@ -1,0 +1,95 @@
+"""uvicorn as a part: it listens when told, stops when told, and leaves signals alone."""
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Iterator
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from serving.errors import SettingsError
+from serving.settings import RouterSettings
+
+_KEEP_ALIVE = 75
+"""Seconds that an idle connection stays; longer than client pools keep theirs."""
+
+
+class RestServer(uvicorn.Server):
+    """Serves an ASGI app on a socket that is bound already."""
+
+    def __init__(self, app: ASGIApp, listening: socket.socket, *, stop_grace: float) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                loop="none",
+                http="httptools",
+                ws="none",
+                access_log=False,
+                log_config=None,
+                server_header=False,
+                timeout_keep_alive=_KEEP_ALIVE,
+                timeout_graceful_shutdown=max(1, int(stop_grace)),
+            )
+        )
+        self._listening = listening
+        self._ready = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def port(self) -> int:
+        """Where it listens."""
+        port: int = self._listening.getsockname()[1]
+        return port
+
+    async def start(self) -> None:
+        """Serve from here on.
+
+        Raises:
+            SettingsError: the app did not start.
+        """
+        self._task = asyncio.create_task(self.serve(sockets=[self._listening]))
+        ready = asyncio.create_task(self._ready.wait())
+        try:
+            await asyncio.wait({ready, self._task}, return_when=asyncio.FIRST_COMPLETED)
+            if self._task.done():
+                raise SettingsError("the REST server did not start; its log lines say why")
+        finally:
+            ready.cancel()
+
+    async def stop(self) -> None:
+        """Take no more connections; requests get the grace, then they are cancelled."""
+        self.should_exit = True
+        if self._task is not None:
+            await asyncio.wait({self._task})
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave signals to the process."""
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, and say so."""
+        await super().startup(sockets)
+        self._ready.set()
+
+
+def bind(settings: RouterSettings) -> socket.socket:
+    """Bind the REST address.
+
+    Raises:
+        SettingsError: it cannot be bound.
+    """
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    server = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        server.bind((settings.host, settings.rest_port))
+    except OSError as error:
+        server.close()
+        raise SettingsError(
+            f"cannot listen for REST on {settings.host}:{settings.rest_port} "
+            f"({error.strerror}): stop what listens there, or set router.rest_port (--port) to "
+            "a free port"
+        ) from error
+    return server

@@ -1,0 +1,175 @@
+"""Ragged collectives for vLLM's CPU communicator.
+
+vLLM's all-to-all of the CPU ("allgather_reducescatter") gathers the tokens of all ranks in
+front of the experts and reduce-scatters the results behind them. Ranks have different
+numbers of tokens, so both are ragged; ``CpuCommunicator`` has neither in vLLM 0.32.
+"""
+
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from vllm.distributed.device_communicators.cpu_communicator import CpuCommunicator
+
+from serving.engine.cpu_plugin.mend import Mend
+
+
+def all_gatherv(
+    self: Any,
+    input_: torch.Tensor | list[torch.Tensor],
+    dim: int = 0,
+    sizes: list[int] | None = None,
+) -> torch.Tensor | list[torch.Tensor]:
+    """Concatenate every rank's rows; ``sizes`` says how many each rank has.
+
+    Several tensors (all with the same number of rows) travel as the bytes of one, since on
+    loopback a collective costs more than its bytes.
+
+    Raises:
+        NotImplementedError: for another dimension than 0.
+        ValueError: the tensor has not as many rows as ``sizes`` says.
+    """
+    if dim != 0:
+        raise NotImplementedError(f"all_gatherv on CPU over dimension {dim}; only 0 is there")
+    tensors = [input_] if isinstance(input_, torch.Tensor) else list(input_)
+    if self.world_size == 1:
+        return input_
+    rows = tensors[0].shape[0]
+    sizes = sizes or [rows] * self.world_size
+    if any(tensor.shape[0] != sizes[self.rank_in_group] for tensor in tensors):
+        raise ValueError(
+            f"all_gatherv: rank {self.rank_in_group} has {[t.shape[0] for t in tensors]} "
+            f"rows where sizes say {sizes}",
+        )
+    packed = [t.contiguous().view(rows, -1).view(torch.uint8) for t in tensors]
+    widths = [piece.shape[1] for piece in packed]
+    most = max(sizes)
+    mine = torch.empty(most, sum(widths), dtype=torch.uint8)
+    torch.cat(packed, dim=1, out=mine[:rows])
+    everyone = torch.empty(self.world_size * most, mine.shape[1], dtype=torch.uint8)
+    dist.all_gather_into_tensor(everyone, mine, group=self.device_group)
+    if any(size != most for size in sizes):
+        everyone = torch.cat(
+            [everyone[rank * most : rank * most + size] for rank, size in enumerate(sizes)],
+        )
+    gathered = [
+        piece.contiguous().view(tensor.dtype).view(-1, *tensor.shape[1:])
+        for piece, tensor in zip(everyone.split(widths, dim=1), tensors, strict=True)
+    ]
+    return gathered[0] if isinstance(input_, torch.Tensor) else gathered
+
+
+def reduce_scatterv(
+    self: Any,
+    input_: torch.Tensor,
+    dim: int = -1,
+    sizes: list[int] | None = None,
+) -> torch.Tensor:
+    """Sum every rank's ``input_`` and return this rank's rows of the sum.
+
+    Each rank gets the others' contributions to its own rows and adds them up in float32 in
+    the order of the ranks. So the result does not depend on what else is in the batch, as it
+    would with a ring that sums each chunk in another order.
+
+    Raises:
+        NotImplementedError: for another dimension than 0.
+        ValueError: ``input_`` has not as many rows as ``sizes`` add up to.
+    """
+    if dim not in (0, -input_.dim()):
+        raise NotImplementedError(f"reduce_scatterv on CPU over dimension {dim}; only 0 is there")
+    if self.world_size == 1:
+        return input_
+    if sizes is None:
+        sizes = [input_.shape[0] // self.world_size] * self.world_size
+    if sum(sizes) != input_.shape[0]:
+        raise ValueError(f"reduce_scatterv: {input_.shape[0]} rows where sizes say {sizes}")
+    mine = sizes[self.rank_in_group]
+    parts = input_.new_empty(self.world_size * mine, *input_.shape[1:])
+    dist.all_to_all_single(
+        parts,
+        input_.contiguous(),
+        [mine] * self.world_size,
+        sizes,
+        group=self.device_group,
+    )
+    first, *others = parts.split(mine)
+    total = first.float()
+    for other in others:
+        total = total + other.float()
+    return total.to(input_.dtype)
+
+
+def is_right() -> bool:
+    """Tell whether vLLM has the two operations; one process is enough to see that.
+
+    Whether they are right with several is looked at by the self-check when there are several.
+    """
+    alone = SimpleNamespace(
+        world_size=1,
+        rank_in_group=0,
+        device_group=None,
+        cpu_group=None,
+        ranks=[0],
+        dist_module=dist,
+    )
+    rows = torch.ones(2, 3)
+    for call in (CpuCommunicator.all_gatherv, CpuCommunicator.reduce_scatterv):
+        try:
+            call(alone, rows, dim=0, sizes=[2])
+        except NotImplementedError:
+            return False
+        except Exception:  # noqa: BLE001, S112  it is there, and wants a real group
+            continue
+    return True
+
+
+def apply() -> None:
+    """Add the two operations."""
+    CpuCommunicator.all_gatherv = all_gatherv
+    CpuCommunicator.reduce_scatterv = reduce_scatterv
+
+
+MEND = Mend("ragged collectives", is_right, apply)
+
+
+def install_self_check() -> None:
+    """Try the collectives in every new group of several ranks before it is used."""
+    original = CpuCommunicator.__init__
+
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **kwargs)
+        # The groups that tokens travel in; every member builds them at the same time.
+        if self.world_size > 1 and self.unique_name.startswith(("dp", "ep")):
+            self_check(self)
+
+    CpuCommunicator.__init__ = init
+
+
+def self_check(communicator: Any) -> None:
+    """Gather and reduce-scatter small ragged tensors whose results are known.
+
+    Collective: all members of the group must call it together.
+
+    Raises:
+        RuntimeError: a result is wrong.
+    """
+    world, rank = communicator.world_size, communicator.rank_in_group
+    sizes = [1 + (index * 2) % 3 for index in range(world)]
+
+    def rows(index: int) -> torch.Tensor:
+        count = sizes[index] * 4
+        return torch.arange(count, dtype=torch.float32).view(-1, 4) + 100.0 * index
+
+    gathered, ids = communicator.all_gatherv(
+        [rows(rank), torch.full((sizes[rank], 2), rank, dtype=torch.int32)],
+        dim=0,
+        sizes=sizes,
+    )
+    everything = torch.cat([rows(index) for index in range(world)])
+    owners = torch.repeat_interleave(torch.arange(world), torch.tensor(sizes))
+    if not torch.equal(gathered, everything) or not torch.equal(ids[:, 1].long(), owners):
+        raise RuntimeError(f"all_gatherv over {communicator.unique_name} gives wrong rows")
+    reduced = communicator.reduce_scatterv(everything * (rank + 1), dim=0, sizes=sizes)
+    if not torch.equal(reduced, rows(rank) * (world * (world + 1) // 2)):
+        raise RuntimeError(f"reduce_scatterv over {communicator.unique_name} gives wrong sums")

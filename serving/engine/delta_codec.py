@@ -1,0 +1,134 @@
+"""vLLM's outputs and requests, to and from the link's messages."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+from vllm.exceptions import VLLMClientError
+from vllm.logprobs import FlatLogprobs
+from vllm.outputs import CompletionOutput, RequestOutput
+from vllm.sampling_params import RequestOutputKind, SamplingParams
+
+from serving.errors import InvalidRequest
+from serving.link.v1 import link_pb2
+
+_FINISH_REASONS = {
+    "stop": link_pb2.ChoiceDelta.STOP,
+    "length": link_pb2.ChoiceDelta.LENGTH,
+    "abort": link_pb2.ChoiceDelta.ABORT,
+    "error": link_pb2.ChoiceDelta.ERROR,
+    "repetition": link_pb2.ChoiceDelta.REPETITION,
+}
+
+_params_decoder = msgspec.msgpack.Decoder(SamplingParams)
+
+
+def decode_params(work: link_pb2.Submit) -> SamplingParams:
+    """Read the sampling parameters of ``work``, set to stream deltas.
+
+    Raises:
+        InvalidRequest: they are not what vLLM's class holds.
+    """
+    try:
+        params = _params_decoder.decode(work.sampling_params)
+    except (msgspec.MsgspecError, VLLMClientError, ValueError, TypeError) as error:
+        raise InvalidRequest(f"sampling_params: {error}") from error
+    params.output_kind = RequestOutputKind.DELTA
+    return params
+
+
+def decode_parser_kwargs(work: link_pb2.Submit) -> dict[str, Any] | None:
+    """Read the reasoning parser's arguments of ``work``; None if it brings none.
+
+    Raises:
+        InvalidRequest: they are not a msgpack map.
+    """
+    if not work.reasoning_parser_kwargs:
+        return None
+    try:
+        return msgspec.msgpack.decode(work.reasoning_parser_kwargs, type=dict[str, Any])
+    except msgspec.MsgspecError as error:
+        raise InvalidRequest(f"reasoning_parser_kwargs: {error}") from error
+
+
+def encode_output(output: RequestOutput, request_id: str, *, first: bool) -> link_pb2.Delta:
+    """Turn what vLLM yields in delta mode into a message.
+
+    Args:
+        output: one step's gain of one request.
+        request_id: the router's id for it.
+        first: whether this is the request's first delta, which carries the prompt's figures.
+
+    """
+    delta = link_pb2.Delta(
+        request_id=request_id,
+        choices=[_encode_choice(choice) for choice in output.outputs],
+        finished=output.finished,
+    )
+    if first:
+        delta.prompt_tokens = len(output.prompt_token_ids or ())
+        delta.cached_tokens = output.num_cached_tokens or 0
+    if output.prompt_logprobs:
+        delta.prompt_logprobs.extend(_encode_logprobs(output.prompt_logprobs))
+    return delta
+
+
+def error_delta(
+    request_id: str,
+    code: link_pb2.RequestError.Code,
+    message: str,
+) -> link_pb2.Delta:
+    """Return the delta that ends a failed request."""
+    return link_pb2.Delta(
+        request_id=request_id,
+        finished=True,
+        error=link_pb2.RequestError(code=code, message=message),
+    )
+
+
+def _encode_choice(choice: CompletionOutput) -> link_pb2.ChoiceDelta:
+    message = link_pb2.ChoiceDelta(
+        index=choice.index,
+        token_ids=choice.token_ids,
+        text=choice.text,
+    )
+    if choice.logprobs:
+        message.logprobs.extend(_encode_logprobs(choice.logprobs))
+    if choice.finish_reason is None:
+        return message
+    message.finish_reason = _FINISH_REASONS.get(choice.finish_reason, link_pb2.ChoiceDelta.ERROR)
+    if isinstance(choice.stop_reason, str):
+        message.stop_string = choice.stop_reason
+    elif choice.stop_reason is not None:
+        message.stop_token_id = choice.stop_reason
+    metrics = choice.spec_decode_metrics
+    if metrics is not None:
+        message.speculation.draft_steps = sum(metrics.histogram)
+        message.speculation.proposed_tokens = metrics.num_draft_tokens
+        message.speculation.accepted_tokens = sum(
+            accepted * steps for accepted, steps in enumerate(metrics.histogram)
+        )
+    return message
+
+
+def _encode_logprobs(
+    logprobs: FlatLogprobs | Iterable[Any],
+) -> Iterable[link_pb2.PositionLogprobs]:
+    """Yield one message a position; vLLM puts the chosen token first in each."""
+    if isinstance(logprobs, FlatLogprobs):
+        for start, end in zip(logprobs.start_indices, logprobs.end_indices, strict=True):
+            yield link_pb2.PositionLogprobs(
+                token_ids=logprobs.token_ids[start:end],
+                logprobs=logprobs.logprobs[start:end],
+                vocab_ranks=[rank or 0 for rank in logprobs.ranks[start:end]],
+                decoded_tokens=[text or "" for text in logprobs.decoded_tokens[start:end]],
+            )
+        return
+    for position in logprobs:
+        entries = position or {}  # the prompt's first position has none
+        yield link_pb2.PositionLogprobs(
+            token_ids=entries.keys(),
+            logprobs=[entry.logprob for entry in entries.values()],
+            vocab_ranks=[entry.rank or 0 for entry in entries.values()],
+            decoded_tokens=[entry.decoded_token or "" for entry in entries.values()],
+        )

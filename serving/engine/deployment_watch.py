@@ -1,0 +1,133 @@
+"""How a deployment of the groups is getting on, and when to give it up."""
+
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+from serving.clock import Clock
+from serving.engine import cluster
+from serving.engine.placement import GroupNeeds, advice, explain_gap
+from serving.engine.rendezvous import GcsStore
+from serving.engine.stages import RankReport, Stage, StageBoard
+from serving.errors import EngineError, PlacementError, ServingError, SettingsError
+
+FINAL_ERRORS = {"SettingsError": SettingsError}
+"""Errors of a rank that trying again cannot mend."""
+
+
+class Phase(StrEnum):
+    """The application as Serve sees it."""
+
+    ABSENT = "absent"
+    DEPLOYING = "deploying"
+    RUNNING = "running"
+    FAILED = "failed"
+    UNHEALTHY = "unhealthy"
+
+
+_PHASES = {
+    "NOT_STARTED": Phase.DEPLOYING,
+    "DEPLOYING": Phase.DEPLOYING,
+    "RUNNING": Phase.RUNNING,
+    "DEPLOY_FAILED": Phase.FAILED,
+    "UNHEALTHY": Phase.UNHEALTHY,
+    "DELETING": Phase.ABSENT,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class DeploymentView:
+    """One look at the deployment."""
+
+    phase: Phase
+    message: str
+    """Serve's own, possibly many lines."""
+    reports: tuple[RankReport, ...]
+    """Of gangs started since the watch began."""
+
+
+def failure_of(view: DeploymentView) -> ServingError | None:
+    """Return the error that ends the deployment, or ``None`` while there is hope.
+
+    A rank's settings error is final at once; anything else Serve tries again, and it is
+    final when Serve gives up.
+    """
+    failed = [report for report in view.reports if report.stage is Stage.FAILED]
+    for report in failed:
+        if report.error_type in FINAL_ERRORS:
+            return FINAL_ERRORS[report.error_type](report.error)
+    if view.phase is not Phase.FAILED:
+        return None
+    if failed:
+        last = max(failed, key=lambda report: report.made_at)
+        return EngineError(f"rank {last.rank} did not start: {last.error}")
+    return EngineError(f"Ray Serve gave up: {_last_line(view.message)}")
+
+
+class DeploymentWatch:
+    """Looks at one application; Ray must be connected."""
+
+    def __init__(self, app: str, clock: Clock, *, since: float | None = None) -> None:
+        """Watch ``app``; ranks that reported before ``since`` (by default now) are ignored."""
+        self._app = app
+        self._board = StageBoard(GcsStore(), app)
+        # One second less: the ranks' clocks are those of their nodes.
+        self._since = clock.time() - 1.0 if since is None else since
+
+    def look(self) -> DeploymentView:
+        """Return the state now."""
+        from ray import serve
+
+        found = serve.status().applications.get(self._app)
+        reports = self._board.read(since=self._since)
+        if found is None:
+            return DeploymentView(Phase.ABSENT, "", reports)
+        phase = _PHASES.get(str(found.status.value), Phase.DEPLOYING)
+        messages = [found.message, *(item.message for item in found.deployments.values())]
+        return DeploymentView(phase, "\n".join(filter(None, messages)), reports)
+
+
+class PlacementWatch:
+    """Turns a group that finds no room into an error."""
+
+    def __init__(self, app: str, needs: GroupNeeds, timeout: float, clock: Clock) -> None:
+        self._app = app
+        self._needs = needs
+        self._timeout = timeout
+        self._clock = clock
+        self._missing_since: float | None = None
+
+    def check(self) -> str | None:
+        """Return what is missing now, or ``None`` if the groups have room.
+
+        Raises:
+            PlacementError: it has been missing for the whole time-out.
+        """
+        gap = self._gap()
+        now = self._clock.monotonic()
+        if gap is None:
+            self._missing_since = None
+            return None
+        if self._missing_since is None:
+            self._missing_since = now
+        if now - self._missing_since >= self._timeout:
+            raise PlacementError(f"no room after {self._timeout:g} s: {gap}. {advice(self._needs)}")
+        return gap
+
+    def _gap(self) -> str | None:
+        needs = self._needs
+        missing = needs.groups - cluster.placed_gangs(self._app)
+        if missing <= 0:
+            return None
+        return explain_gap(cluster.nodes(), replace(needs, groups=missing))
+
+
+def undeploy(app: str) -> None:
+    """Ask Serve to delete the application and return at once."""
+    from ray import serve
+
+    serve.delete(app, _blocking=False)
+
+
+def _last_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else "no reason was given"

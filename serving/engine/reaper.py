@@ -1,0 +1,168 @@
+"""Kills what a rank leaves behind when it dies without being able to clean up.
+
+vLLM's engine core does not notice that the process that started it was killed (-9): it and
+its workers would live on, holding memory, ports and the group's collectives. PR_SET_PDEATHSIG
+is no cure: it follows the *thread* that started the child, and threads come and go.
+
+So a rank starts this module as a small process of its own. It holds the reading end of a
+pipe whose writing end only the rank has; when the pipe closes the rank is gone, and what the
+rank's engine had started is killed and the files that killed processes leave are removed.
+"""
+
+import contextlib
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import psutil
+
+_LOOK_EVERY = 1.0
+"""Seconds between two looks at the rank's descendants while its engine comes up."""
+
+_STARTED = b"s"
+"""What the rank writes when its engine is up."""
+
+_SEEN = b"w"
+"""The answer, also given once in the beginning."""
+
+
+class Reaper:
+    """The rank's side."""
+
+    def __init__(self) -> None:
+        """Start the watching process.
+
+        Raises:
+            OSError: it cannot be started.
+        """
+        self.folder = tempfile.mkdtemp(prefix="moe-serving-")
+        """For the engine's sockets; removed in the end."""
+        reader, self._writer = os.pipe()
+        command = [sys.executable, "-m", "serving.engine.reaper"]
+        try:
+            self._process = subprocess.Popen(
+                [*command, str(os.getpid()), str(reader), self.folder],
+                pass_fds=(reader,),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                # Ctrl-C in the rank's terminal must not take it away before its time.
+                start_new_session=True,
+                env=os.environ | {"LD_PRELOAD": ""},
+            )
+        except OSError:
+            self.close()
+            raise
+        finally:
+            os.close(reader)
+
+    @property
+    def pid(self) -> int:
+        """Id of the watching process."""
+        return self._process.pid
+
+    def wait_watching(self) -> None:
+        """Return when it has seen which processes were there before the engine's.
+
+        Raises:
+            OSError: it ended instead.
+        """
+        assert self._process.stdout is not None
+        if not self._process.stdout.read(1):
+            raise OSError("the process that watches over the engine's processes ended early")
+
+    def started(self) -> None:
+        """Say that the engine's processes are all there; return when it has seen them.
+
+        Raises:
+            OSError: it ended instead.
+        """
+        os.write(self._writer, _STARTED)
+        self.wait_watching()
+
+    def close(self, timeout: float = 10.0) -> None:
+        """Let it kill what is left of the engine's processes, and end. Safe to call twice."""
+        if self._writer < 0:
+            return
+        os.close(self._writer)
+        self._writer = -1
+        process = getattr(self, "_process", None)
+        if process is None:
+            return
+        try:
+            process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        process.stdout.close()
+
+
+def main(parent_pid: int, reader: int, folder: str) -> None:
+    """Watch ``parent_pid`` until the pipe ``reader`` closes, then clean up after its engine."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    try:
+        _end(_watch(parent_pid, reader))
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _watch(parent_pid: int, reader: int) -> set[psutil.Process]:
+    """Return the processes of the parent's engine when the pipe closes."""
+    engine: set[psutil.Process] = set()
+    try:
+        parent = psutil.Process(parent_pid)
+        # What the rank had before belongs to somebody else.
+        others = set(parent.children(recursive=True)) | {psutil.Process()}
+    except psutil.NoSuchProcess:
+        return engine
+    os.write(sys.stdout.fileno(), _SEEN)
+    starting = True
+    while True:
+        ready, _, _ = select.select([reader], [], [], _LOOK_EVERY if starting else None)
+        if starting:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                engine |= set(parent.children(recursive=True)) - others
+        if ready:
+            if not os.read(reader, 1):
+                return engine
+            # From here on new children of the rank are not the engine's.
+            starting = False
+            os.write(sys.stdout.fileno(), _SEEN)
+
+
+def _end(engine: set[psutil.Process]) -> None:
+    """Kill ``engine`` and what it has started since."""
+    for process in list(engine):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            engine |= set(process.children(recursive=True))
+    trackers = {process for process in engine if _is_tracker(process)}
+    # psutil compares start times, so a pid that was given to another is left alone.
+    for process in engine - trackers:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    # The trackers end by themselves when nobody uses them any more, and remove shared memory
+    # before that. A rank that lives on needs its own: that one is not waited for.
+    for process in engine:
+        _remove_openmp_file(process.pid)
+
+
+def _is_tracker(process: psutil.Process) -> bool:
+    try:
+        return any("multiprocessing.resource_tracker" in part for part in process.cmdline())
+    except psutil.Error:
+        return False
+
+
+def _remove_openmp_file(pid: int) -> None:
+    """Remove what Intel OpenMP leaves in shared memory when its process is killed."""
+    for file in Path("/dev/shm").glob(f"__KMP_REGISTERED_LIB_{pid}_*"):  # noqa: S108
+        file.unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])

@@ -1,0 +1,463 @@
+"""The fleet as an ``EngineClient``: vLLM's OpenAI app on top, ranks over the link below.
+
+``generate`` checks the request with vLLM's own input processor before anything is sent, picks
+a rank, submits, and yields vLLM's ``RequestOutput`` exactly as an engine in this process would.
+"""
+
+import asyncio
+import itertools
+from collections.abc import AsyncGenerator, Iterable, Mapping
+from typing import Any
+
+import msgspec
+from typing_extensions import override
+from vllm.config import VllmConfig
+from vllm.engine.protocol import EngineClient, StreamingInput
+from vllm.exceptions import VLLMClientError
+from vllm.inputs import EngineInput, PromptType
+from vllm.lora.request import LoRARequest
+from vllm.outputs import PoolingRequestOutput, RequestOutput
+from vllm.pooling_params import PoolingParams
+from vllm.renderers import renderer_from_config
+from vllm.renderers.inputs.preprocess import extract_prompt_components
+from vllm.sampling_params import RequestOutputKind, SamplingParams
+from vllm.tasks import SupportedTask
+from vllm.v1.engine import EngineCoreRequest
+from vllm.v1.engine.input_processor import InputProcessor
+from vllm.v1.kv_hints import KvHintsEnvelope
+
+from serving.clock import Clock, SystemClock
+from serving.errors import (
+    DeadlineExceeded,
+    GroupLost,
+    NotReady,
+    Overloaded,
+    ServingError,
+    Unsupported,
+    status_of,
+)
+from serving.fleet.deadline import deadline_var
+from serving.fleet.errors import visible
+from serving.fleet.membership import RankHandle, Roster
+from serving.fleet.outputs import Transcript
+from serving.fleet.stream import RequestStream
+from serving.link.v1 import link_pb2
+from serving.routing.router import Demand, NoPick, pick_rank
+from serving.settings import Settings
+from serving.telemetry import metrics
+
+_TASKS: tuple[SupportedTask, ...] = ("generate",)
+
+
+class FleetClient(EngineClient):
+    """Generates on whichever rank of the fleet suits best."""
+
+    def __init__(
+        self,
+        vllm_config: VllmConfig,
+        roster: Roster,
+        settings: Settings,
+        clock: Clock | None = None,
+    ) -> None:
+        self.vllm_config = vllm_config
+        self.model_config = vllm_config.model_config
+        self.renderer = renderer_from_config(vllm_config)
+        self.input_processor = InputProcessor(vllm_config, self.renderer)
+        self.roster = roster
+        self._settings = settings
+        self._clock = clock or SystemClock()
+        self._inflight = 0
+        self._numbers = itertools.count(1)
+        self._turns = itertools.count()
+
+    # -- what vLLM's app asks for -------------------------------------------------------
+
+    @property
+    @override
+    def is_running(self) -> bool:
+        """The client itself runs as long as its process."""
+        return True
+
+    @property
+    @override
+    def is_stopped(self) -> bool:
+        """See ``is_running``."""
+        return False
+
+    @property
+    @override
+    def errored(self) -> bool:
+        """Never: losing ranks is for the roster to mend, not for vLLM to stop the server."""
+        return False
+
+    @property
+    @override
+    def dead_error(self) -> BaseException:
+        """What to raise when errored."""
+        return visible(NotReady("no group is ready"))
+
+    @property
+    def inflight_requests(self) -> int:
+        """Requests that callers have not finished yet."""
+        return self._inflight
+
+    @override
+    async def get_supported_tasks(self) -> tuple[SupportedTask, ...]:
+        """Text generation alone."""
+        return _TASKS
+
+    @override
+    def check_admission(self, n: int = 1, request_id: str | None = None) -> None:
+        """Refuse before any work is done, while an HTTP status can still be sent.
+
+        Raises:
+            NotReady: no group is ready.
+            Overloaded: this router holds as many requests as it may.
+        """
+        del n, request_id
+        limit = self._settings.router.max_inflight_requests
+        if self._inflight >= limit:
+            metrics.REQUESTS.labels("OVERLOADED").inc()
+            raise visible(
+                Overloaded(f"this router holds {limit} requests already; try again later"),
+            )
+        if not self.roster.ready:
+            metrics.REQUESTS.labels("NOT_READY").inc()
+            pick = pick_rank(self.roster.snapshot(), Demand(0))
+            why = pick.reason if isinstance(pick, NoPick) else "no group is ready"
+            raise visible(NotReady(f"{why}; try again in a moment"))
+
+    @override
+    async def check_health(self) -> None:
+        """Return if a group is ready.
+
+        Raises:
+            NotReady: none is.
+        """
+        if not self.roster.ready:
+            raise visible(NotReady("no group is ready"))
+
+    @override
+    def generate(
+        self,
+        prompt: EngineCoreRequest | PromptType | EngineInput | AsyncGenerator[StreamingInput, None],
+        sampling_params: SamplingParams,
+        request_id: str,
+        *,
+        prompt_text: str | None = None,
+        lora_request: LoRARequest | None = None,
+        tokenization_kwargs: dict[str, Any] | None = None,
+        trace_headers: Mapping[str, str] | None = None,
+        priority: int = 0,
+        data_parallel_rank: int | None = None,
+        session_id: str | None = None,
+        kv_hints: KvHintsEnvelope | None = None,
+        reasoning_ended: bool | None = None,
+        reasoning_parser_kwargs: dict[str, Any] | None = None,
+    ) -> AsyncGenerator[RequestOutput, None]:
+        """Generate on a rank; closing the generator aborts the request there at once.
+
+        The deadline is taken here, in the caller's context, not when the first output is
+        asked for: that may happen in another task.
+
+        Raises:
+            VLLMValidationError: (from the first step) the request is invalid.
+            ServingError: (from the steps) anything else; see ``serving.errors``.
+        """
+        now = self._clock.monotonic()
+        deadline = now + self._settings.router.request_timeout
+        if (asked := deadline_var.get()) is not None:
+            deadline = min(deadline, asked)
+        work = link_pb2.Submit(
+            request_id=f"{self.roster.router_id}-{next(self._numbers):x}-{request_id}",
+            priority=priority,
+            trace_headers=dict(trace_headers or {}),
+        )
+        if reasoning_ended is not None:
+            work.reasoning_ended = reasoning_ended
+        if reasoning_parser_kwargs is not None:
+            work.reasoning_parser_kwargs = msgspec.msgpack.encode(reasoning_parser_kwargs)
+        unsupported = {
+            "a streamed prompt": isinstance(prompt, AsyncGenerator),
+            "a prompt in the engine's own form": isinstance(prompt, EngineCoreRequest),
+            "a LoRA adapter": lora_request is not None,
+            "a data-parallel rank (the router picks one)": data_parallel_rank is not None,
+            "KV hints": kv_hints is not None,
+        }
+        del session_id  # affinity comes with the routing issue; a session works without it
+        return self._generate(
+            prompt,
+            sampling_params,
+            request_id,
+            work,
+            deadline=deadline,
+            unsupported=[name for name, asked_for in unsupported.items() if asked_for],
+            tokenization_kwargs=tokenization_kwargs,
+            prompt_text=prompt_text,
+        )
+
+    async def _generate(
+        self,
+        prompt: Any,
+        params: SamplingParams,
+        request_id: str,
+        work: link_pb2.Submit,
+        *,
+        deadline: float,
+        unsupported: list[str],
+        tokenization_kwargs: dict[str, Any] | None,
+        prompt_text: str | None,
+    ) -> AsyncGenerator[RequestOutput, None]:
+        if unsupported:
+            raise visible(Unsupported(f"{', '.join(unsupported)} cannot be served here"))
+        self.check_admission(params.n, request_id)
+        begun = self._clock.monotonic()
+        self._inflight += 1
+        metrics.INFLIGHT_REQUESTS.inc()
+        outcome = "CANCELLED"
+        handle: RankHandle | None = None
+        stream: RequestStream | None = None
+        timer: asyncio.TimerHandle | None = None
+        try:
+            stream = await self._prepare(
+                prompt,
+                params,
+                request_id,
+                work,
+                tokenization_kwargs=tokenization_kwargs,
+                prompt_text=prompt_text,
+            )
+            handle = self._submit(stream)
+            timer = asyncio.get_running_loop().call_later(
+                max(deadline - self._clock.monotonic(), 0), _expire, stream, handle
+            )
+            finished = False
+            while not finished:
+                output = await stream.next()
+                finished = output.finished
+                if finished:
+                    outcome = "OK"
+                    metrics.CACHED_TOKENS.inc(stream.transcript.cached_tokens)
+                yield output
+        except ServingError as error:
+            outcome = status_of(error).reason
+            raise
+        except VLLMClientError:
+            outcome = "INVALID_REQUEST"
+            raise
+        except (asyncio.CancelledError, GeneratorExit):
+            raise
+        except Exception:
+            outcome = "INTERNAL"
+            raise
+        finally:
+            if timer is not None:
+                timer.cancel()
+            if handle is not None and stream is not None:
+                handle.release(stream)
+            self._inflight -= 1
+            metrics.INFLIGHT_REQUESTS.dec()
+            metrics.REQUESTS.labels(outcome).inc()
+            metrics.REQUEST_SECONDS.observe(self._clock.monotonic() - begun)
+
+    async def _prepare(
+        self,
+        prompt: Any,
+        params: SamplingParams,
+        request_id: str,
+        work: link_pb2.Submit,
+        *,
+        tokenization_kwargs: dict[str, Any] | None,
+        prompt_text: str | None,
+    ) -> RequestStream:
+        """Check and normalise the request with vLLM's own code, and fill in ``work``."""
+        arguments: dict[str, Any] = {
+            "supported_tasks": _TASKS,
+            "tokenization_kwargs": tokenization_kwargs,
+            "trace_headers": dict(work.trace_headers),
+            "priority": work.priority,
+        }
+        if isinstance(prompt, dict) and "type" in prompt:
+            request = self.input_processor.process_inputs(request_id, prompt, params, **arguments)
+        else:
+            # Tokenizing must not block the event loop.
+            request = await self.input_processor.process_inputs_async(
+                request_id, prompt, params, **arguments
+            )
+        unsupported = {
+            "multi-modal input": request.mm_features,
+            "prompt embeddings": request.prompt_embeds is not None,
+            "cache_salt": request.cache_salt,
+            "prompt_logprob_token_ids": params.prompt_logprob_token_ids is not None,
+        }
+        if asked_for := [name for name, given in unsupported.items() if given]:
+            raise visible(Unsupported(f"{', '.join(asked_for)} cannot be served here"))
+        text, _, _ = extract_prompt_components(self.model_config, prompt)
+        prompt_ids = list(request.prompt_token_ids or ())
+        checked: SamplingParams = request.sampling_params
+        transcript = Transcript(
+            request_id, prompt_ids, checked, params.output_kind, prompt_text or text
+        )
+        # Deltas travel whatever the caller wants: the transcript gives them out in his kind.
+        checked.output_kind = RequestOutputKind.DELTA
+        work.prompt_token_ids.extend(prompt_ids)
+        work.sampling_params = msgspec.msgpack.encode(checked)
+        return RequestStream(
+            work,
+            transcript,
+            self._clock,
+            max_tokens=checked.max_tokens or 1,
+            choices=checked.n,
+        )
+
+    def _submit(self, stream: RequestStream) -> RankHandle:
+        demand = Demand(len(stream.transcript.prompt_token_ids), stream.expected_output)
+        pick = pick_rank(self.roster.snapshot(), demand, turn=next(self._turns))
+        if isinstance(pick, NoPick):
+            raise visible(NotReady(f"{pick.reason}; try again in a moment"))
+        handle = self.roster.handle(pick.group_id, pick.epoch, pick.rank)
+        if handle is None:
+            raise visible(GroupLost("the rank was lost while the request was sent; try again"))
+        try:
+            handle.submit(stream)
+        except ServingError as error:
+            raise visible(error) from error
+        metrics.PROMPT_TOKENS.inc(demand.prompt_tokens)
+        return handle
+
+    # -- what an engine could do and a fleet does not -----------------------------------
+
+    @override
+    def encode(
+        self,
+        prompt: PromptType | EngineInput,
+        pooling_params: PoolingParams,
+        request_id: str,
+        lora_request: LoRARequest | None = None,
+        trace_headers: Mapping[str, str] | None = None,
+        priority: int = 0,
+        tokenization_kwargs: dict[str, Any] | None = None,
+        reasoning_ended: bool | None = None,
+    ) -> AsyncGenerator[PoolingRequestOutput, None]:
+        """Refuse: the served models generate text."""
+        del prompt, pooling_params, request_id, lora_request, trace_headers, priority
+        del tokenization_kwargs, reasoning_ended
+        raise visible(Unsupported("this model generates text; it has no embeddings"))
+
+    @override
+    async def abort(self, request_id: str | Iterable[str]) -> None:
+        """Do nothing: a request is aborted by closing its generator."""
+
+    @override
+    async def notify_kv_transfer_request_rejected(
+        self,
+        request_id: str,
+        kv_transfer_params: dict[str, Any],
+        *,
+        data_parallel_rank: int | None = None,
+    ) -> None:
+        """Do nothing: no KV transfer is configured in the router."""
+
+    @override
+    async def is_tracing_enabled(self) -> bool:
+        """Whether trace headers are of use; the rank decides."""
+        return False
+
+    @override
+    async def do_log_stats(self) -> None:
+        """Do nothing: the router's metrics are its own."""
+
+    @override
+    async def start_profile(
+        self,
+        profile_prefix: str | None = None,
+        *,
+        delay_iterations: int | None = None,
+        max_iterations: int | None = None,
+    ) -> None:
+        """Refuse: profile a rank where it runs."""
+        del profile_prefix, delay_iterations, max_iterations
+        raise _engine_only("start_profile")
+
+    @override
+    async def stop_profile(self) -> None:
+        """Refuse, as ``start_profile``."""
+        raise _engine_only("stop_profile")
+
+    @override
+    async def reset_mm_cache(self) -> None:
+        """Do nothing: there is no multi-modal cache."""
+
+    @override
+    async def reset_encoder_cache(self) -> None:
+        """Do nothing: there is no encoder cache."""
+
+    @override
+    async def reset_prefix_cache(
+        self,
+        reset_running_requests: bool = False,
+        reset_connector: bool = False,
+    ) -> bool:
+        """Refuse: caches belong to the ranks."""
+        del reset_running_requests, reset_connector
+        raise _engine_only("reset_prefix_cache")
+
+    @override
+    async def sleep(self, level: int = 1, mode: str = "abort") -> None:
+        """Refuse: scale the group instead."""
+        del level, mode
+        raise _engine_only("sleep")
+
+    @override
+    async def release_kv_cache_memory(self) -> None:
+        """Refuse: caches belong to the ranks."""
+        raise _engine_only("release_kv_cache_memory")
+
+    @override
+    async def wake_up(self, tags: list[str] | None = None) -> bool:
+        """Refuse, as ``sleep``."""
+        del tags
+        raise _engine_only("wake_up")
+
+    @override
+    async def is_sleeping(self) -> bool:
+        """Never."""
+        return False
+
+    @override
+    async def add_lora(self, lora_request: LoRARequest) -> bool:
+        """Refuse: adapters are not served."""
+        del lora_request
+        raise _engine_only("add_lora")
+
+    @override
+    async def pause_generation(self, *, mode: str = "abort", clear_cache: bool = True) -> None:
+        """Refuse: drain the group instead."""
+        del mode, clear_cache
+        raise _engine_only("pause_generation")
+
+    @override
+    async def resume_generation(self) -> None:
+        """Refuse, as ``pause_generation``."""
+        raise _engine_only("resume_generation")
+
+    @override
+    async def is_paused(self) -> bool:
+        """Never."""
+        return False
+
+    @override
+    def shutdown(self, timeout: float | None = None) -> None:
+        """Free the renderer's threads. The link server has its own stop."""
+        del timeout
+        self.renderer.shutdown()
+
+
+def _engine_only(name: str) -> ServingError:
+    return visible(Unsupported(f"{name} is not offered by the router: it concerns one engine"))
+
+
+def _expire(stream: RequestStream, handle: RankHandle) -> None:
+    # Release first: the rank stops at once, also when the caller is slow to look.
+    handle.release(stream)
+    stream.fail(DeadlineExceeded("the request's deadline passed before it was finished"))

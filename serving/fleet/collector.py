@@ -1,0 +1,96 @@
+"""Metrics of groups and ranks, read from the roster when Prometheus asks.
+
+Only living groups are shown, so a group that is gone takes its labels with it.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+from typing_extensions import override
+
+from serving.fleet.membership import Roster
+from serving.routing.snapshot import FleetSnapshot, GroupSnapshot, MemberState, RankSnapshot
+from serving.telemetry import metrics
+from serving.telemetry.metrics import Family
+
+_RANK_VALUES: tuple[tuple[Family, Callable[[RankSnapshot], float]], ...] = (
+    (metrics.RANK_INFLIGHT, lambda rank: rank.inflight_requests),
+    (metrics.RANK_OUTSTANDING, lambda rank: rank.outstanding_tokens),
+    (metrics.RANK_RUNNING, lambda rank: rank.load.running_requests),
+    (metrics.RANK_WAITING, lambda rank: rank.load.waiting_requests),
+    (metrics.RANK_KV_USAGE, lambda rank: rank.load.kv_usage),
+    (metrics.RANK_STEP_SECONDS, lambda rank: rank.load.step_seconds),
+    (metrics.RANK_RESIDENT_BYTES, lambda rank: rank.load.resident_bytes),
+    (metrics.RANK_ENGINE_STEPS, lambda rank: rank.load.engine_steps_total),
+    (metrics.EXPERT_TOKENS, lambda rank: sum(rank.load.expert_tokens)),
+    (metrics.MTP_PROPOSED, lambda rank: rank.load.mtp_proposed_tokens),
+    (metrics.MTP_ACCEPTED, lambda rank: rank.load.mtp_accepted_tokens),
+)
+
+
+def fleet_registry(roster: Roster) -> CollectorRegistry:
+    """Return a registry of its own for one router's fleet, to be rendered beside the others."""
+    registry = CollectorRegistry()
+    registry.register(FleetCollector(roster))
+    return registry
+
+
+class FleetCollector(Collector):
+    """Turns a snapshot into metric families."""
+
+    def __init__(self, roster: Roster) -> None:
+        self._roster = roster
+
+    @override
+    def collect(self) -> Iterator[Metric]:
+        """Yield the families of one snapshot."""
+        fleet = self._roster.snapshot()
+        yield _by_state(fleet)
+        yield _family(
+            metrics.RANKS_JOINED,
+            [((group.group_id,), len(group.ranks)) for group in fleet.groups],
+        )
+        yield _family(
+            metrics.RANKS_EXPECTED,
+            [((group.group_id,), group.world_size) for group in fleet.groups],
+        )
+        yield _family(
+            metrics.EXPERT_IMBALANCE,
+            [((group.group_id,), _imbalance(group)) for group in fleet.groups],
+        )
+        for family, value in _RANK_VALUES:
+            yield _family(
+                family,
+                [
+                    ((group.group_id, str(rank.rank)), value(rank))
+                    for group in fleet.groups
+                    for rank in group.ranks
+                ],
+            )
+
+    def describe(self) -> Iterator[Metric]:
+        """Name nothing in advance; registering then needs no snapshot."""
+        return iter(())
+
+
+def _by_state(fleet: FleetSnapshot) -> Metric:
+    counts = Counter(group.state for group in fleet.groups)
+    living = [state for state in MemberState if state is not MemberState.GONE]
+    return _family(metrics.GROUPS, [((state.value,), counts[state]) for state in living])
+
+
+def _imbalance(group: GroupSnapshot) -> float:
+    tokens = [sum(rank.load.expert_tokens) for rank in group.ranks]
+    total = sum(tokens)
+    return max(tokens) * len(tokens) / total if total else 1.0
+
+
+def _family(family: Family, values: list[tuple[tuple[str, ...], float]]) -> Metric:
+    kind = CounterMetricFamily if family.counter else GaugeMetricFamily
+    metric = kind(family.name, family.help, labels=family.labels)
+    for labels, value in values:
+        metric.add_metric(labels, value)
+    return metric

@@ -1,0 +1,223 @@
+"""The server that ranks dial: checks who they are, and keeps a link to each while it lives."""
+
+import asyncio
+from typing import Any
+
+import grpc
+import grpc.aio
+import structlog
+from typing_extensions import override
+
+from serving import __version__
+from serving.clock import Clock, SystemClock
+from serving.errors import LinkRefused
+from serving.fleet.membership import JoinRefused, MemberKey, Roster
+from serving.fleet.rank_link import RankLink
+from serving.link.protocol import PROTOCOL_VERSION
+from serving.link.v1 import link_pb2, link_pb2_grpc
+from serving.settings import LinkSettings, RouterSettings
+from serving.telemetry import metrics
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+_EOF: Any = getattr(grpc.aio, "EOF")  # noqa: B009  missing in grpc's type stubs
+_Refusal = link_pb2.Refusal
+_STOP_GRACE = 1.0
+"""Seconds that calls get to return after their links were closed."""
+
+
+class LinkServer(link_pb2_grpc.RouterServiceServicer):
+    """Serves ``RouterService.Join``; one link object per joined rank."""
+
+    def __init__(
+        self,
+        roster: Roster,
+        link: LinkSettings,
+        router: RouterSettings,
+        *,
+        model_name: str,
+        fingerprint: str,
+        clock: Clock | None = None,
+    ) -> None:
+        self._roster = roster
+        self._link = link
+        self._router = router
+        self._model_name = model_name
+        self._fingerprint = fingerprint
+        self._clock = clock or SystemClock()
+        self._links: set[RankLink] = set()
+        self._stopping = False
+        self._server: grpc.aio.Server | None = None
+        self.port = 0
+        """Where ranks dial; known after ``start``."""
+
+    async def start(self) -> int:
+        """Listen on the join address; returns the port.
+
+        Raises:
+            LinkRefused: the address cannot be bound.
+        """
+        keepalive_ms = int(self._link.keepalive * 1000)
+        server = grpc.aio.server(
+            options=[
+                ("grpc.max_receive_message_length", self._link.max_frame_bytes),
+                ("grpc.max_send_message_length", self._link.max_frame_bytes),
+                ("grpc.keepalive_time_ms", keepalive_ms),
+                ("grpc.keepalive_timeout_ms", keepalive_ms),
+                ("grpc.keepalive_permit_without_calls", 1),
+                ("grpc.http2.max_pings_without_data", 0),
+                # Ranks ping as often as we do; gRPC's default would hang up on them.
+                ("grpc.http2.min_ping_interval_without_data_ms", keepalive_ms // 2),
+                ("grpc.http2.min_recv_ping_interval_without_data_ms", keepalive_ms // 2),
+                ("grpc.http2.max_ping_strikes", 0),
+                # Two routers on one port would each get half of the ranks.
+                ("grpc.so_reuseport", 0),
+            ],
+        )
+        link_pb2_grpc.add_RouterServiceServicer_to_server(self, server)
+        address = f"{self._router.join_host}:{self._router.join_port}"
+        try:
+            self.port = server.add_insecure_port(address)
+        except RuntimeError as error:
+            raise LinkRefused(
+                f"cannot listen for ranks on {address}: is another router running there? "
+                "Set router.join_host and router.join_port to a free address",
+            ) from error
+        await server.start()
+        self._server = server
+        log.info("listening for ranks", address=f"{self._router.join_host}:{self.port}")
+        return self.port
+
+    async def stop(self) -> None:
+        """Close all links and stop listening. Safe to call twice."""
+        self._stopping = True
+        for link in tuple(self._links):
+            link.close("the router stops")
+        server, self._server = self._server, None
+        if server is not None:
+            await server.stop(_STOP_GRACE)
+
+    @override
+    async def Join(self, request_iterator: Any, context: Any) -> None:  # type: ignore[override]
+        """Serve one rank for as long as it stays."""
+        del request_iterator  # the context's read and write are used instead
+        peer = context.peer()
+        try:
+            hello = await self._hello(context)
+            link = RankLink(
+                MemberKey(hello.group_id, hello.epoch, hello.rank),
+                self._roster,
+                self._clock,
+                send_limit=self._link.outbox_limit,
+                max_frame_bytes=self._link.max_frame_bytes,
+                silence_limit=self._link.keepalive * 2,
+            )
+            self._roster.join(hello, link)
+        except JoinRefused as refusal:
+            code = _Refusal.Code.Name(refusal.code)
+            metrics.LINK_REFUSALS.labels(code).inc()
+            log.warning("refused a rank", peer=peer, code=code, reason=str(refusal))
+            await context.write(
+                link_pb2.RouterMessage(
+                    refusal=_Refusal(code=refusal.code, reason=str(refusal)),
+                ),
+            )
+            return
+        log.info("rank joined", rank=str(link.key), node=hello.node, pid=hello.pid, peer=peer)
+        self._links.add(link)
+        reason = "its connection ended"
+        try:
+            await context.write(
+                link_pb2.RouterMessage(
+                    welcome=link_pb2.Welcome(
+                        router_id=self._roster.router_id,
+                        serving_version=__version__,
+                    ),
+                ),
+            )
+            reason = await self._serve(link, context)
+        finally:
+            # No await before this: it must happen also when the call is being cancelled.
+            self._links.discard(link)
+            link.close(reason)
+            self._roster.leave(link.key, link, link.close_reason)
+            log.info("rank left", rank=str(link.key), reason=link.close_reason)
+
+    async def _serve(self, link: RankLink, context: Any) -> str:
+        """Run the link until one side ends it; returns why."""
+        tasks: list[asyncio.Task[Any]] = [
+            asyncio.create_task(_receive(link, context)),
+            asyncio.create_task(link.send(context.write)),
+            asyncio.create_task(link.watch()),
+            asyncio.create_task(link.closed.wait()),
+        ]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in tasks:
+                if task.done() and (error := task.exception()) is not None:
+                    return f"its connection failed: {error!r}"
+            return link.close_reason or "it closed its connection"
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+
+    async def _hello(self, context: Any) -> link_pb2.Hello:
+        if self._stopping:
+            raise JoinRefused(_Refusal.CODE_UNSPECIFIED, "this router is stopping")
+        try:
+            first = await asyncio.wait_for(context.read(), self._link.hello_timeout)
+        except TimeoutError as error:
+            raise JoinRefused(
+                _Refusal.BAD_HELLO,
+                f"no Hello came within link.hello_timeout ({self._link.hello_timeout:g} s)",
+            ) from error
+        if first is _EOF or not first.HasField("hello"):
+            raise JoinRefused(_Refusal.BAD_HELLO, "the first frame was no Hello")
+        check_hello(first.hello, model_name=self._model_name, fingerprint=self._fingerprint)
+        hello: link_pb2.Hello = first.hello
+        return hello
+
+
+async def _receive(link: RankLink, context: Any) -> None:
+    while (message := await context.read()) is not _EOF:
+        if message.HasField("hello"):
+            link.close("it sent a second Hello")
+            return
+        link.receive(message)
+
+
+def check_hello(hello: link_pb2.Hello, *, model_name: str, fingerprint: str) -> None:
+    """Check what a Hello says for itself, without regard to other ranks.
+
+    Raises:
+        JoinRefused: with what differs and what to do.
+    """
+    if hello.protocol_version != PROTOCOL_VERSION:
+        raise JoinRefused(
+            _Refusal.PROTOCOL_VERSION,
+            f"the rank (moe-serving {hello.serving_version or 'unknown'}) speaks link protocol "
+            f"{hello.protocol_version}, this router (moe-serving {__version__}) speaks "
+            f"{PROTOCOL_VERSION}: run the same version on both",
+        )
+    if hello.model != model_name:
+        raise JoinRefused(
+            _Refusal.MODEL,
+            f"the rank serves model {hello.model!r}, this router serves {model_name!r}: "
+            "give both the same model.name",
+        )
+    if hello.model_fingerprint != fingerprint:
+        raise JoinRefused(
+            _Refusal.MODEL,
+            f"the rank's files of model {model_name!r} have fingerprint "
+            f"{hello.model_fingerprint!r}, this router's have {fingerprint!r}: config.json or "
+            "the tokenizer differ, give both the same model.path contents",
+        )
+    if not hello.group_id or not hello.epoch:
+        raise JoinRefused(_Refusal.BAD_HELLO, "group_id and epoch must not be empty")
+    if hello.rank >= hello.world_size:
+        raise JoinRefused(
+            _Refusal.BAD_HELLO,
+            f"rank {hello.rank} is out of range for world size {hello.world_size}: "
+            "it must be 0 <= rank < world_size",
+        )

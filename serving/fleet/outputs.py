@@ -1,0 +1,208 @@
+"""From link deltas to vLLM's ``RequestOutput``, as vLLM's own output processor emits them.
+
+A ``Transcript`` keeps everything that a request has emitted, and how much of it the caller has
+taken. Deltas that arrive while the caller is busy thereby merge by themselves, and what a
+resumption needs (prompt and emitted token ids) is in this one place.
+"""
+
+from vllm.logprobs import FlatLogprobs, Logprob, PromptLogprobs, SampleLogprobs
+from vllm.outputs import CompletionOutput, RequestOutput
+from vllm.sampling_params import RequestOutputKind, SamplingParams
+
+from serving.link.v1 import link_pb2
+
+_FINISH_REASONS: dict[int, str] = {
+    link_pb2.ChoiceDelta.STOP: "stop",
+    link_pb2.ChoiceDelta.LENGTH: "length",
+    link_pb2.ChoiceDelta.ABORT: "abort",
+    link_pb2.ChoiceDelta.ERROR: "error",
+    link_pb2.ChoiceDelta.REPETITION: "repetition",
+}
+"""As ``str(vllm.v1.engine.FinishReason)``."""
+
+
+class _Choice:
+    """One of the n answers."""
+
+    __slots__ = (
+        "cumulative_logprob",
+        "finish_reason",
+        "index",
+        "logprobs",
+        "moved",
+        "stop_reason",
+        "taken_texts",
+        "taken_tokens",
+        "texts",
+        "token_ids",
+        "words",
+    )
+
+    def __init__(self, index: int, params: SamplingParams) -> None:
+        self.index = index
+        self.token_ids: list[int] = []
+        self.texts: list[str] = []
+        self.logprobs: SampleLogprobs | None = None
+        self.cumulative_logprob: float | None = None
+        if params.num_logprobs is not None:
+            self.logprobs = FlatLogprobs() if params.flat_logprobs else []
+            self.cumulative_logprob = 0.0
+        self.finish_reason: str | None = None
+        self.stop_reason: int | str | None = None
+        self.taken_tokens = 0
+        self.taken_texts = 0
+        self.moved = False
+        self.words = params.detokenize
+
+    def apply(self, delta: link_pb2.ChoiceDelta) -> None:
+        self.moved = True
+        self.token_ids.extend(delta.token_ids)
+        if delta.text:
+            self.texts.append(delta.text)
+        if self.logprobs is not None:
+            for position in delta.logprobs:
+                self.logprobs.append(_candidates(position, words=self.words))
+                # The chosen token comes first.
+                self.cumulative_logprob = (self.cumulative_logprob or 0.0) + position.logprobs[0]
+        if delta.finish_reason:
+            self.finish_reason = _FINISH_REASONS.get(delta.finish_reason, "error")
+            match delta.WhichOneof("stop_reason"):
+                case "stop_string":
+                    self.stop_reason = delta.stop_string
+                case "stop_token_id":
+                    self.stop_reason = delta.stop_token_id
+
+    def take(self, *, delta: bool) -> CompletionOutput:
+        first_token, first_text = (self.taken_tokens, self.taken_texts) if delta else (0, 0)
+        text = "".join(self.texts[first_text:])
+        if not delta:
+            self.texts = [text]
+        self.taken_tokens, self.taken_texts = len(self.token_ids), len(self.texts)
+        self.moved = False
+        return CompletionOutput(
+            index=self.index,
+            text=text,
+            token_ids=self.token_ids[first_token:],
+            cumulative_logprob=self.cumulative_logprob,
+            logprobs=None if self.logprobs is None else self.logprobs[first_token:],
+            finish_reason=self.finish_reason,
+            stop_reason=self.stop_reason,
+        )
+
+
+class Transcript:
+    """All that one request was given and has emitted."""
+
+    def __init__(
+        self,
+        request_id: str,
+        prompt_token_ids: list[int],
+        params: SamplingParams,
+        output_kind: RequestOutputKind,
+        prompt: str | None = None,
+    ) -> None:
+        self.request_id = request_id
+        self.prompt_token_ids = prompt_token_ids
+        self.prompt = prompt
+        self.started = False
+        self.finished = False
+        self.cached_tokens = 0
+        self._params = params
+        self._kind = output_kind
+        self._choices = [_Choice(index, params) for index in range(params.n)]
+        self._prompt_logprobs: PromptLogprobs | None = None
+        if params.prompt_logprobs is not None:
+            self._prompt_logprobs = FlatLogprobs() if params.flat_logprobs else []
+        self._finish_taken = False
+
+    @property
+    def emitted_tokens(self) -> int:
+        """Tokens emitted so far, over all choices."""
+        return sum(len(choice.token_ids) for choice in self._choices)
+
+    def emitted(self, index: int) -> list[int]:
+        """Return the token ids that choice ``index`` has emitted."""
+        return self._choices[index].token_ids
+
+    @property
+    def takeable(self) -> bool:
+        """Whether ``take`` would return something."""
+        if self._kind is RequestOutputKind.FINAL_ONLY:
+            return self.finished and not self._finish_taken
+        return any(choice.moved for choice in self._choices) or (
+            self.finished and not self._finish_taken
+        )
+
+    def apply(self, delta: link_pb2.Delta) -> int:
+        """Add what a rank sent; returns the number of new tokens.
+
+        Raises:
+            ValueError: it names a choice that was not asked for, or its log-probabilities
+                do not match its tokens; nothing was added then.
+        """
+        wanted = self._choices[0].logprobs is not None
+        for choice in delta.choices:
+            if choice.index >= len(self._choices):
+                raise ValueError(f"choice {choice.index} of {len(self._choices)}")
+            if wanted and len(choice.logprobs) != len(choice.token_ids):
+                raise ValueError(
+                    f"{len(choice.logprobs)} log-probabilities for {len(choice.token_ids)} tokens",
+                )
+        if not self.started:
+            self.started = True
+            self.cached_tokens = delta.cached_tokens
+            if self._prompt_logprobs is not None:
+                self._prompt_logprobs.extend(
+                    _candidates(position, words=self._params.detokenize) or None
+                    for position in delta.prompt_logprobs
+                )
+        tokens = 0
+        for choice in delta.choices:
+            tokens += len(choice.token_ids)
+            self._choices[choice.index].apply(choice)
+        if delta.finished:
+            self.finished = True
+            for unfinished in self._choices:
+                if unfinished.finish_reason is None:
+                    unfinished.finish_reason = "abort"
+                    unfinished.moved = True
+        return tokens
+
+    def take(self) -> RequestOutput | None:
+        """Return what the caller has not seen yet, in its output kind; none if nothing."""
+        if not self.takeable:
+            return None
+        delta = self._kind is RequestOutputKind.DELTA
+        final_only = self._kind is RequestOutputKind.FINAL_ONLY
+        outputs = [
+            choice.take(delta=delta) for choice in self._choices if choice.moved or final_only
+        ]
+        self._finish_taken = self.finished
+        prompt_logprobs = self._prompt_logprobs
+        if delta and prompt_logprobs:
+            # Given once, as vLLM does; afterwards an empty list says "asked for, given".
+            self._prompt_logprobs = []
+        return RequestOutput(
+            request_id=self.request_id,
+            prompt=self.prompt,
+            prompt_token_ids=self.prompt_token_ids,
+            prompt_logprobs=prompt_logprobs,
+            outputs=outputs,
+            finished=self.finished,
+            num_cached_tokens=self.cached_tokens,
+        )
+
+
+def _candidates(position: link_pb2.PositionLogprobs, *, words: bool) -> dict[int, Logprob]:
+    ranks, texts = position.vocab_ranks, position.decoded_tokens
+    return {
+        token: Logprob(
+            logprob,
+            (ranks[i] if i < len(ranks) else 0) or None,
+            # Without detokenization vLLM has none, and the wire has no word for that.
+            texts[i] if words and i < len(texts) else None,
+        )
+        for i, (token, logprob) in enumerate(
+            zip(position.token_ids, position.logprobs, strict=True),
+        )
+    }

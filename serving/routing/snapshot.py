@@ -1,0 +1,114 @@
+"""What the router knows of its fleet at one moment, frozen: the input of every routing decision."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class MemberState(StrEnum):
+    """State of a group; the transitions are one table in ``serving.fleet.membership``."""
+
+    JOINING = "joining"
+    """Some ranks of the epoch are missing or have not reported themselves healthy yet."""
+    READY = "ready"
+    """All ranks are there and healthy: work goes here."""
+    DRAINING = "draining"
+    """Takes no new work, goes on with what it has."""
+    FENCED = "fenced"
+    """A rank was lost, failed or stalled: no work goes here and what was here is failed."""
+    GONE = "gone"
+    """Nothing is left of it; only the history shows it."""
+
+
+@dataclass(frozen=True, slots=True)
+class RankLoad:
+    """A rank's last report. Counters are cumulative since its engine started."""
+
+    running_requests: int = 0
+    waiting_requests: int = 0
+    kv_usage: float = 0.0
+    """Share of KV-cache blocks in use, 0 to 1."""
+    prompt_tokens_total: int = 0
+    generated_tokens_total: int = 0
+    engine_steps_total: int = 0
+    since_last_step: float = 0.0
+    """Seconds."""
+    step_seconds: float = 0.0
+    """Mean duration of a recent engine step, in seconds."""
+    expert_tokens: tuple[int, ...] = ()
+    """Tokens for each of the rank's local experts, summed over layers; [local expert]."""
+    mtp_draft_steps: int = 0
+    mtp_proposed_tokens: int = 0
+    mtp_accepted_tokens: int = 0
+    resident_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RankSnapshot:
+    """One rank as the router sees it."""
+
+    group_id: str
+    epoch: str
+    rank: int
+    healthy: bool
+    """Its last report says so; false before the first report."""
+    health_reason: str = ""
+    draining: bool = False
+    inflight_requests: int = 0
+    """Requests of this router on the rank."""
+    outstanding_tokens: int = 0
+    """Prompt and expected output tokens still to compute for this router's requests."""
+    load: RankLoad = RankLoad()
+    node: str = ""
+    pid: int = 0
+    engine_version: str = ""
+    serving_version: str = ""
+    tensor_parallel_size: int = 1
+    max_model_len: int = 0
+    """Longest prompt plus output in tokens; 0 = not told."""
+    max_num_seqs: int = 0
+    kv_blocks: int = 0
+    kv_block_size: int = 0
+    local_expert_ids: tuple[int, ...] = ()
+    round_trip: float | None = None
+    """Seconds from Ping to Pong, last seen; none before the first Pong."""
+    joined_at: float = 0.0
+    """Seconds since the Unix epoch."""
+
+
+@dataclass(frozen=True, slots=True)
+class GroupSnapshot:
+    """One group: all ranks of one epoch."""
+
+    group_id: str
+    epoch: str
+    state: MemberState
+    reason: str
+    """Why it is in this state, in words."""
+    since: float
+    """When the state began; seconds since the Unix epoch."""
+    world_size: int
+    total_experts: int = 0
+    """Routed experts of one MoE layer in the whole model; 0 = not told."""
+    ranks: tuple[RankSnapshot, ...] = ()
+    """Ranks that are joined, ascending."""
+
+
+@dataclass(frozen=True, slots=True)
+class FleetSnapshot:
+    """All groups at one moment."""
+
+    router_id: str
+    groups: tuple[GroupSnapshot, ...] = ()
+    """Living groups by id."""
+    history: tuple[GroupSnapshot, ...] = ()
+    """Groups that are gone, newest first."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether any group can take work."""
+        return any(group.state is MemberState.READY for group in self.groups)
+
+    @property
+    def inflight_requests(self) -> int:
+        """Requests of this router on all ranks."""
+        return sum(rank.inflight_requests for group in self.groups for rank in group.ranks)

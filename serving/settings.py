@@ -1,0 +1,253 @@
+"""The one settings object: YAML file < environment < flags, frozen and validated.
+
+A group of settings per package; ``wiring.py`` reads it once and passes the groups down.
+Environment variables are ``MOE_SERVING_<GROUP>__<FIELD>``, e.g.
+``MOE_SERVING_ROUTER__REST_PORT=8080``. Durations are seconds, sizes are bytes.
+"""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    YamlConfigSettingsSource,
+)
+
+from serving.errors import SettingsError
+
+
+def bundled_model() -> Path:
+    """Return the folder of pocket-r1: inside an installed wheel, else in this checkout."""
+    package = Path(__file__).resolve().parent
+    installed = package / "bundled" / "pocket-r1"
+    return installed if installed.is_dir() else package.parent / "deploy" / "models" / "pocket-r1"
+
+
+BUNDLED_MODEL = bundled_model()
+
+Port = Annotated[int, Field(ge=0, le=65535)]
+Seconds = Annotated[float, Field(gt=0)]
+
+
+class Platform(StrEnum):
+    """What the ranks run on."""
+
+    CPU = "cpu"
+    GPU = "gpu"
+
+
+class _Group(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelSettings(_Group):
+    """Which model is served and under which name."""
+
+    path: str = str(BUNDLED_MODEL)
+    """Folder with config, tokenizer and weights, or a hub id that is cached already."""
+    name: str = "pocket-r1"
+    """Model id that clients use."""
+
+
+class GroupSettings(_Group):
+    """The expert-parallel group: what one gang of ranks looks like and how many there are."""
+
+    count: int = Field(1, ge=0, le=1024)
+    """Number of groups."""
+    data_parallel: int = Field(2, ge=1, le=1024)
+    """Ranks in a group; the routed experts are split over data_parallel x tensor_parallel."""
+    tensor_parallel: int = Field(1, ge=1, le=64)
+    """Workers of one rank."""
+    placement: Literal["pack", "spread", "strict_spread"] = "pack"
+    """pack: as few nodes as hold it; spread: one rank a node where possible;
+    strict_spread: one rank a node or not at all."""
+    cpus_per_rank: float = Field(1.0, gt=0)
+    """Ray CPUs that a rank reserves beside the one of its Serve replica."""
+    start_timeout: Seconds = 600.0
+    """From asking for the gang to all ranks ready."""
+    placement_timeout: Seconds = 60.0
+    """How long a gang may be unplaceable before that is reported as an error."""
+
+
+class EngineSettings(_Group):
+    """vLLM in each rank."""
+
+    kind: Literal["vllm", "fake"] = "vllm"
+    """fake: no model, deterministic tokens; for tests and simulation."""
+    dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
+    """float32 makes greedy answers equal however the group is split."""
+    max_model_len: int | None = Field(None, ge=16)
+    """Longest prompt plus output in tokens; none takes the model's own."""
+    max_num_seqs: int = Field(64, ge=1)
+    """Most sequences in one step of a rank."""
+    speculative: Literal["none", "mtp"] = "none"
+    """mtp: draft with the model's own multi-token-prediction layer."""
+    speculative_tokens: int = Field(1, ge=1, le=8)
+    """Tokens drafted a step with speculative mtp."""
+    kv_cache_gib: float = Field(1.0, gt=0)
+    """CPU only: memory of a rank's KV cache."""
+    threads_per_rank: int = Field(1, ge=1)
+    """CPU only: OpenMP threads of a worker."""
+    args: dict[str, Any] = Field(default_factory=dict)
+    """Any further vLLM engine argument (AsyncEngineArgs field: value); vLLM checks them."""
+
+
+class RouterSettings(_Group):
+    """Where a router listens and what it accepts."""
+
+    host: str = "127.0.0.1"
+    rest_port: Port = 8000
+    grpc_port: Port = 50051
+    join_host: str = "127.0.0.1"
+    join_port: Port = 50052
+    """Ranks dial this one."""
+    max_body_bytes: int = Field(4 * 2**20, ge=1024)
+    """Largest request body over REST and largest message over gRPC."""
+    request_timeout: Seconds = 600.0
+    """Deadline of a request that brings none of its own."""
+    max_inflight_requests: int = Field(4096, ge=1)
+    """More are refused with 429 / RESOURCE_EXHAUSTED."""
+    drain_timeout: Seconds = 10.0
+    """After SIGTERM, how long requests in flight may take to finish."""
+    reasoning_parser: str | None = "deepseek_r1"
+    """vLLM reasoning parser; none leaves reasoning in the content."""
+    tool_parser: str | None = "deepseek_v3"
+    """vLLM tool-call parser for tool_choice auto; none turns that choice off."""
+
+
+class LinkSettings(_Group):
+    """The stream between ranks and routers."""
+
+    routers: tuple[str, ...] = ("127.0.0.1:50052",)
+    """Addresses that ranks dial (host:port)."""
+    connect_timeout: Seconds = 5.0
+    hello_timeout: Seconds = 10.0
+    backoff_initial: Seconds = 0.2
+    backoff_max: Seconds = 5.0
+    load_interval: Seconds = 0.5
+    """Between two load snapshots."""
+    keepalive: Seconds = 5.0
+    """HTTP/2 ping interval; a peer that is silent for as long again is lost."""
+    outbox_limit: int = Field(65536, ge=64)
+    """Deltas waiting for a slow router before its requests are aborted."""
+    max_frame_bytes: int = Field(64 * 2**20, ge=2**20)
+
+
+class FleetSettings(_Group):
+    """Membership and failure detection in the router."""
+
+    stall_timeout: Seconds = 10.0
+    """An engine that has work and makes no step for so long counts as failed."""
+    history_groups: int = Field(16, ge=0)
+    """Groups that are gone and still shown in /fleet."""
+
+
+class RaySettings(_Group):
+    """The Ray cluster that holds the ranks."""
+
+    address: str | None = None
+    """Address of a running cluster; none starts a private one on loopback."""
+    app_name: str = "moe-serving"
+    dashboard: bool = False
+    """Start the dashboard in a private cluster: Serve's REST interface, which the autoscaler
+    needs, for about 600 MB and 5 s more."""
+    dashboard_port: Port = 8265
+    num_cpus: float | None = None
+    """CPUs that a private cluster offers; none offers what the groups need."""
+
+
+class TelemetrySettings(_Group):
+    """Logs."""
+
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["auto", "json", "console"] = "auto"
+    """auto: JSON off a terminal."""
+
+
+class Settings(BaseSettings):
+    """All settings of all processes."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="MOE_SERVING_",
+        env_nested_delimiter="__",
+        frozen=True,
+        extra="forbid",
+    )
+
+    platform: Platform = Platform.CPU
+    model: ModelSettings = ModelSettings()
+    group: GroupSettings = GroupSettings()
+    engine: EngineSettings = EngineSettings()
+    router: RouterSettings = RouterSettings()
+    link: LinkSettings = LinkSettings()
+    fleet: FleetSettings = FleetSettings()
+    ray: RaySettings = RaySettings()
+    telemetry: TelemetrySettings = TelemetrySettings()
+
+    @model_validator(mode="after")
+    def _check(self) -> "Settings":
+        reserved = {
+            "model",
+            "served_model_name",
+            "data_parallel_size",
+            "data_parallel_rank",
+            "data_parallel_address",
+            "data_parallel_rpc_port",
+            "tensor_parallel_size",
+            "enable_expert_parallel",
+        } & {key.replace("-", "_") for key in self.engine.args}
+        if reserved:
+            raise ValueError(
+                f"engine.args may not set {', '.join(sorted(reserved))}: "
+                "use the settings under model and group",
+            )
+        return self
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Order the sources: flags, then environment, then the YAML file."""
+        del dotenv_settings, file_secret_settings
+        return init_settings, env_settings, _yaml_source(settings_cls)
+
+
+_yaml_file: Path | None = None
+
+
+def _yaml_source(settings_cls: type[BaseSettings]) -> PydanticBaseSettingsSource:
+    return YamlConfigSettingsSource(settings_cls, yaml_file=_yaml_file)
+
+
+def load_settings(file: Path | None = None, flags: dict[str, Any] | None = None) -> Settings:
+    """Read settings from ``file``, the environment and ``flags`` (nested, winning).
+
+    Raises:
+        SettingsError: with one line for each thing that is wrong and where.
+    """
+    global _yaml_file  # noqa: PLW0603  pydantic-settings has no argument for it
+    if file is not None and not file.is_file():
+        raise SettingsError(f"settings file {file} does not exist")
+    _yaml_file = file
+    try:
+        return Settings(**(flags or {}))
+    except ValidationError as error:
+        lines = [
+            f"{'.'.join(str(part) for part in item['loc']) or 'settings'}: {item['msg']}"
+            for item in error.errors()
+        ]
+        raise SettingsError("invalid settings: " + "; ".join(lines)) from error
+    except (ValueError, yaml.YAMLError) as error:
+        raise SettingsError(f"cannot read settings: {error}") from error
+    finally:
+        _yaml_file = None

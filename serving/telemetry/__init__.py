@@ -1,0 +1,1 @@
+"""Metrics and logs; every metric is declared in metrics.py."""

@@ -1,0 +1,142 @@
+"""Logs of all processes: structured, one line per request, never a prompt or an answer.
+
+JSON off a terminal, readable on one. vLLM's and uvicorn's records take the same way out.
+"""
+
+import logging
+import sys
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import structlog
+
+from serving.errors import ServingError
+from serving.settings import TelemetrySettings
+
+_LEVELS = {
+    "debug": logging.DEBUG,
+    "info": logging.INFO,
+    "warning": logging.WARNING,
+    "error": logging.ERROR,
+}
+
+# Loggers that say at INFO what only their own developers need, and the level they get instead.
+# vLLM's warnings are about choices that are made for it here (eager mode, CPU); its errors stay.
+_QUIET = {
+    "vllm": logging.ERROR,
+    "torch": logging.ERROR,
+    "torch._library.triton": logging.ERROR,
+    "uvicorn": logging.WARNING,
+    "uvicorn.error": logging.WARNING,
+    "httpx": logging.WARNING,
+    "transformers": logging.WARNING,
+    "asyncio": logging.WARNING,
+    "grpc": logging.WARNING,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class RequestLine:
+    """What is said about a finished request."""
+
+    request_id: str
+    protocol: str
+    """rest or grpc."""
+    method: str
+    """Route or rpc."""
+    model: str
+    outcome: str
+    """ok, cancelled, or the reason of the error (see ``serving.errors.ERROR_TABLE``)."""
+    status: str
+    """HTTP status or gRPC status name."""
+    duration: float
+    """Seconds."""
+    ttft: float | None = None
+    """Seconds to the first part of a streamed answer; none if it was not streamed."""
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+
+
+def configure_logs(settings: TelemetrySettings, *, process: str) -> None:
+    """Send all log records of this process to stderr in one form.
+
+    Args:
+        settings: level and form.
+        process: stands in every line: router, rank …
+    """
+    level = _LEVELS[settings.log_level]
+    as_json = settings.log_format == "json" or (
+        settings.log_format == "auto" and not sys.stderr.isatty()
+    )
+    shared: list[Any] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    renderers: list[Any] = (
+        [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()]
+        if as_json
+        else [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                _naming(process),
+                *renderers,
+            ],
+        )
+    )
+    handler.addFilter(expected_errors)
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level)
+    # Said again for ours: a library that vLLM's app imports lowers the root's level.
+    logging.getLogger("serving").setLevel(level)
+    for name, quiet in _QUIET.items():
+        logger = logging.getLogger(name)
+        logger.handlers.clear()
+        logger.propagate = True
+        logger.setLevel(level if level == logging.DEBUG else max(level, quiet))
+    structlog.configure(
+        processors=[
+            structlog.stdlib.filter_by_level,
+            *shared,
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=False,
+    )
+
+
+def expected_errors(record: logging.LogRecord) -> bool:
+    """Drop what vLLM's handlers say about bad requests: the request's own line has it.
+
+    That is errors of ours with their tracebacks, and errors without any: those are answers.
+    """
+    error = record.exc_info[1] if record.exc_info else None
+    if record.name.startswith("vllm") and isinstance(error, ServingError):
+        return False
+    answered = record.levelno == logging.ERROR and error is None
+    return not (answered and record.name.startswith("vllm.entrypoints"))
+
+
+def log_request(line: RequestLine) -> None:
+    """Write the one line about a finished request."""
+    fields = {name: value for name, value in asdict(line).items() if value is not None}
+    fields["duration"] = round(line.duration, 6)
+    if line.ttft is not None:
+        fields["ttft"] = round(line.ttft, 6)
+    structlog.get_logger("serving.request").info("request", **fields)
+
+
+def _naming(process: str) -> Any:
+    def add(_: Any, __: str, event: dict[str, Any]) -> dict[str, Any]:
+        event["process"] = process
+        return event
+
+    return add

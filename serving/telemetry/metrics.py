@@ -1,0 +1,141 @@
+"""Every metric is declared here; deploy/docs/metrics.md says what to do about each.
+
+Labels are bounded: fixed words, and the groups and ranks that live now. Request ids, user names
+and texts are never labels.
+"""
+
+from dataclasses import dataclass
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+REGISTRY = CollectorRegistry()
+"""Ours alone; the edge renders it after vLLM's own."""
+
+_LATENCY_BUCKETS = (
+    0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 1.5, 3.0, 6.0, 12.0, 30.0, 60.0,
+)  # fmt: skip
+
+REQUESTS = Counter(
+    "moe_requests",
+    "Requests that ended, by outcome: ok, or the reason of the error.",
+    ["outcome"],
+    registry=REGISTRY,
+)
+INFLIGHT_REQUESTS = Gauge(
+    "moe_inflight_requests",
+    "Requests that this router holds now.",
+    registry=REGISTRY,
+)
+PROMPT_TOKENS = Counter(
+    "moe_prompt_tokens",
+    "Prompt tokens of requests sent to ranks.",
+    registry=REGISTRY,
+)
+CACHED_TOKENS = Counter(
+    "moe_cached_prompt_tokens",
+    "Prompt tokens that ranks took from their KV caches.",
+    registry=REGISTRY,
+)
+GENERATED_TOKENS = Counter(
+    "moe_generated_tokens",
+    "Tokens received from ranks.",
+    registry=REGISTRY,
+)
+TIME_TO_FIRST_TOKEN = Histogram(
+    "moe_time_to_first_token_seconds",
+    "From sending a request to a rank to its first token.",
+    buckets=_LATENCY_BUCKETS,
+    registry=REGISTRY,
+)
+INTER_TOKEN_LATENCY = Histogram(
+    "moe_inter_token_latency_seconds",
+    "Between tokens of a request, as they reach the router.",
+    buckets=(0.001, 0.0025, *_LATENCY_BUCKETS[:11]),
+    registry=REGISTRY,
+)
+REQUEST_SECONDS = Histogram(
+    "moe_request_seconds",
+    "Duration of requests that ended, whatever the outcome.",
+    buckets=(*_LATENCY_BUCKETS[3:], 120.0, 300.0, 600.0),
+    registry=REGISTRY,
+)
+LINK_FRAMES = Counter(
+    "moe_link_frames",
+    "Frames on the links to ranks, by direction: up (from ranks) or down.",
+    ["direction"],
+    registry=REGISTRY,
+)
+LINK_DELTAS = Counter(
+    "moe_link_deltas",
+    "Request deltas received from ranks; divided by frames up: how well steps are batched.",
+    registry=REGISTRY,
+)
+LINK_REFUSALS = Counter(
+    "moe_link_refusals",
+    "Ranks that were refused, by code.",
+    ["code"],
+    registry=REGISTRY,
+)
+GROUPS_FENCED = Counter(
+    "moe_groups_fenced",
+    "Times that a group was fenced because one of its ranks was lost, failed or stalled.",
+    registry=REGISTRY,
+)
+LINK_FRAMES_UP = LINK_FRAMES.labels("up")
+LINK_FRAMES_DOWN = LINK_FRAMES.labels("down")
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """A metric that is read from the fleet's snapshot when it is asked for."""
+
+    name: str
+    """Without the suffix ``_total``, which counters get when they are rendered."""
+    help: str
+    labels: tuple[str, ...]
+    counter: bool = False
+
+
+_GROUP = ("group",)
+_RANK = ("group", "rank")
+
+GROUPS = Family("moe_groups", "Living groups by state.", ("state",))
+RANKS_JOINED = Family("moe_ranks_joined", "Ranks of the group that are joined.", _GROUP)
+RANKS_EXPECTED = Family("moe_ranks_expected", "Ranks that make the group whole.", _GROUP)
+RANK_INFLIGHT = Family("moe_rank_inflight_requests", "Requests of this router on the rank.", _RANK)
+RANK_OUTSTANDING = Family(
+    "moe_rank_outstanding_tokens",
+    "Prompt and expected output tokens still to compute for this router's requests.",
+    _RANK,
+)
+RANK_RUNNING = Family(
+    "moe_rank_running_requests", "Requests in the engine's batch, all routers' together.", _RANK
+)
+RANK_WAITING = Family(
+    "moe_rank_waiting_requests", "Requests that wait in the engine, all routers' together.", _RANK
+)
+RANK_KV_USAGE = Family("moe_rank_kv_usage_ratio", "Share of KV-cache blocks in use, 0 to 1.", _RANK)
+RANK_STEP_SECONDS = Family("moe_rank_step_seconds", "Mean duration of a recent engine step.", _RANK)
+RANK_RESIDENT_BYTES = Family(
+    "moe_rank_resident_bytes", "Resident memory of the rank's processes.", _RANK
+)
+RANK_ENGINE_STEPS = Family(
+    "moe_rank_engine_steps", "Steps that the engine has made.", _RANK, counter=True
+)
+EXPERT_TOKENS = Family(
+    "moe_expert_tokens",
+    "Tokens that the rank's local experts have computed, summed over experts and layers.",
+    _RANK,
+    counter=True,
+)
+EXPERT_IMBALANCE = Family(
+    "moe_expert_imbalance_ratio",
+    "Busiest rank's expert tokens over the mean of the group's ranks; 1 = balanced.",
+    _GROUP,
+)
+MTP_PROPOSED = Family(
+    "moe_mtp_proposed_tokens", "Tokens drafted by multi-token prediction.", _RANK, counter=True
+)
+MTP_ACCEPTED = Family(
+    "moe_mtp_accepted_tokens", "Drafted tokens that were accepted.", _RANK, counter=True
+)

@@ -1,0 +1,50 @@
+"""What holds for all tests: their order, their time-outs, a clean environment, an honest end."""
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+ROOT = Path(__file__).resolve().parent
+ORDER = {"unit": 0, "integration": 1, "e2e": 2}
+SLOW_TIMEOUT = 600  # seconds, for tests that start engines or Ray
+
+# Examples are the same in every run: a red build means a change, not luck. On a busy machine
+# the time of one example means nothing.
+settings.register_profile("repeatable", derandomize=True, deadline=None, print_blob=True)
+settings.load_profile("repeatable")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run what is fast first; give slow tests their own time-out unless they say one."""
+    for item in items:
+        slow = item.get_closest_marker("vllm") or item.get_closest_marker("e2e")
+        if slow and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(SLOW_TIMEOUT))
+    items.sort(key=_position)
+
+
+def _position(item: pytest.Item) -> tuple[int, bool]:
+    # The sort is stable, so tests of one file, and the fixtures they share, stay together.
+    folder = item.path.relative_to(ROOT).parts[0]
+    return ORDER.get(folder, len(ORDER)), item.get_closest_marker("vllm") is not None
+
+
+@pytest.fixture(autouse=True)
+def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hide the developer's own settings; where state is kept is no setting."""
+    for name in list(os.environ):
+        if name.startswith("MOE_SERVING_") and name != "MOE_SERVING_STATE_DIR":
+            monkeypatch.delenv(name)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Name the tests that could not be done here, and why."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    if not skipped:
+        return
+    terminalreporter.section("could not be done on this machine")
+    for report in skipped:
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else ""
+        terminalreporter.write_line(f"{report.nodeid}: {reason}")

@@ -1,0 +1,137 @@
+"""An engine that says what a test tells it to, token by token, and can be held in the middle."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import msgspec
+from tokenizers import Tokenizer
+from vllm.sampling_params import SamplingParams
+
+from serving.link.v1 import link_pb2
+from serving.settings import Settings
+
+ANSWER = "17+25 is 42</think>It is 42"
+"""The template has opened the reasoning already."""
+
+_Choice = link_pb2.ChoiceDelta
+
+
+class ScriptedEngine:
+    """Engine of one rank. ``script`` is what every request gets."""
+
+    def __init__(self, settings: Settings, fingerprint: str) -> None:
+        self._settings = settings
+        self._fingerprint = fingerprint
+        self._tokenizer = Tokenizer.from_file(str(Path(settings.model.path) / "tokenizer.json"))
+        self._steps = 0
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget what the test before wanted."""
+        self.script = ANSWER
+        self.cached_tokens = 0
+        self.error: link_pb2.RequestError | None = None
+        self.hold_after: int | None = None
+        """Tokens after which a request waits until it is closed."""
+        self.params: list[SamplingParams] = []
+        self.prompts: list[str] = []
+        self.running: set[str] = set()
+        self.quiet = asyncio.Event()
+        """Set while nothing runs."""
+        self.quiet.set()
+        self.held = asyncio.Event()
+        self.release = asyncio.Event()
+        """Lets a held request go on."""
+
+    async def start(self) -> None:
+        pass
+
+    def describe(self) -> link_pb2.Hello:
+        return link_pb2.Hello(
+            engine_version="scripted 1",
+            model=self._settings.model.name,
+            model_fingerprint=self._fingerprint,
+            capacity=link_pb2.Capacity(max_model_len=2048, max_num_seqs=64),
+            experts=link_pb2.ExpertPlacement(total=16, local_ids=range(16)),
+        )
+
+    async def generate(self, work: link_pb2.Submit) -> AsyncIterator[link_pb2.Delta]:
+        params = msgspec.msgpack.decode(work.sampling_params, type=SamplingParams)
+        self.params.append(params)
+        self.prompts.append(
+            self._tokenizer.decode(list(work.prompt_token_ids), skip_special_tokens=False)
+        )
+        self.running.add(work.request_id)
+        self.quiet.clear()
+        try:
+            async for delta in self._deltas(work, params):
+                yield delta
+        finally:
+            self.running.discard(work.request_id)
+            if not self.running:
+                self.quiet.set()
+
+    async def _deltas(self, work, params) -> AsyncIterator[link_pb2.Delta]:
+        tokens, reason = self._answer(params)
+        for i, token in enumerate(tokens):
+            if i == self.hold_after:
+                self.held.set()
+                await self.release.wait()
+            await asyncio.sleep(0)
+            self._steps += 1
+            last = i == len(tokens) - 1
+            if last and self.error is not None:
+                yield link_pb2.Delta(request_id=work.request_id, finished=True, error=self.error)
+                return
+            yield link_pb2.Delta(
+                request_id=work.request_id,
+                prompt_tokens=len(work.prompt_token_ids) if i == 0 else 0,
+                cached_tokens=self.cached_tokens if i == 0 else 0,
+                choices=[self._choice(n, token, params, reason, last) for n in range(params.n)],
+                finished=last,
+            )
+
+    def _answer(self, params: SamplingParams) -> tuple[list[int], int]:
+        text, reason = self.script, _Choice.STOP
+        for stop in params.stop or ():
+            text = text.partition(stop)[0]
+        tokens = self._tokenizer.encode(text, add_special_tokens=False).ids
+        if params.max_tokens is not None and len(tokens) > params.max_tokens:
+            return tokens[: params.max_tokens], _Choice.LENGTH
+        return tokens, reason
+
+    def _choice(self, index, token, params, reason, last) -> link_pb2.ChoiceDelta:
+        text = self._tokenizer.decode([token], skip_special_tokens=False)
+        choice = _Choice(index=index, token_ids=[token], text=text)
+        if last:
+            choice.finish_reason = reason
+            if params.stop and reason == _Choice.STOP and params.stop[0] in self.script:
+                choice.stop_string = params.stop[0]
+        if params.logprobs is not None:
+            others = range(params.logprobs)
+            choice.logprobs.append(
+                link_pb2.PositionLogprobs(
+                    token_ids=[token, *others],
+                    logprobs=[-0.5, *(-1.0 - other for other in others)],
+                    vocab_ranks=[1, *(2 + other for other in others)],
+                    decoded_tokens=[text, *(f"t{other}" for other in others)],
+                )
+            )
+        return choice
+
+    async def abort(self, request_id: str) -> None:
+        pass
+
+    async def load(self) -> link_pb2.LoadSnapshot:
+        return link_pb2.LoadSnapshot(
+            health=link_pb2.LoadSnapshot.HEALTHY,
+            running_requests=len(self.running),
+            engine_steps_total=self._steps,
+        )
+
+    async def check_health(self) -> None:
+        pass
+
+    async def shutdown(self) -> None:
+        pass

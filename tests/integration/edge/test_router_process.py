@@ -1,0 +1,91 @@
+"""``moe-serving router`` as a process: addresses in a file, signals, a port that is taken."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+START_LIMIT = 100
+"""Seconds; most of it is vLLM's imports on a busy machine."""
+FREE_PORTS = {"port": 0, "grpc-port": 0, "join-port": 0}
+
+
+class Process:
+    """A router process; ended with the test."""
+
+    def __init__(self, folder: Path, **ports: int) -> None:
+        self.ports_file = folder / "ports.json"
+        self.log = folder / "log"
+        flags = [f"--{name}={port}" for name, port in {**FREE_PORTS, **ports}.items()]
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "serving", "router", *flags],
+                env={**os.environ, "MOE_SERVING_PORTS_FILE": str(self.ports_file)},
+                stdout=log,
+                stderr=log,
+            )
+
+    def addresses(self) -> dict:
+        deadline = time.monotonic() + START_LIMIT
+        while not self.ports_file.exists():
+            assert self.process.poll() is None, self.log.read_text()
+            assert time.monotonic() < deadline, self.log.read_text()
+            time.sleep(0.1)
+        return json.loads(self.ports_file.read_text())
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+
+
+def test_start_serve_and_sigterm(tmp_path):
+    with Process(tmp_path) as router:
+        addresses = router.addresses()
+        assert addresses["pid"] == router.process.pid
+        assert httpx.get(f"{addresses['rest']}/livez").status_code == 200
+        assert httpx.get(f"{addresses['rest']}/readyz").status_code == 503
+        for address in (addresses["grpc"], addresses["join"]):
+            host, port = address.rsplit(":", 1)
+            socket.create_connection((host, int(port)), timeout=5).close()
+        refused = httpx.post(
+            f"{addresses['rest']}/v1/completions",
+            json={"model": "pocket-r1", "prompt": "secret words"},
+            headers={"x-request-id": "mine"},
+        )
+        assert refused.status_code == 503
+        maps = Path(f"/proc/{router.process.pid}/maps").read_text()
+        assert "/ray/_raylet" not in maps
+        router.process.send_signal(signal.SIGTERM)
+        assert router.process.wait(30) == 0
+        lines = [json.loads(line) for line in router.log.read_text().splitlines() if line]
+        assert [line["event"] for line in lines if line["logger"] == "serving.router"] == [
+            "router is up",
+            "router drains",
+            "router stopped",
+        ]
+        (request,) = [line for line in lines if line["event"] == "request"]
+        assert (request["request_id"], request["outcome"]) == ("mine", "NOT_READY")
+        assert "secret" not in router.log.read_text()
+
+
+@pytest.mark.parametrize("name", ["port"])
+def test_taken_port_is_one_clear_line_and_exit_1(tmp_path, name):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with Process(tmp_path, **{name: port}) as router:
+            assert router.process.wait(START_LIMIT) == 1
+        text = router.log.read_text()
+        assert text.startswith("error: ")
+        assert str(port) in text
+        assert "Traceback" not in text

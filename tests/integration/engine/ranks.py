@@ -1,0 +1,70 @@
+"""Real vLLM ranks on loopback without Ray, for the tests beside this file."""
+
+import asyncio
+import contextlib
+import socket
+from dataclasses import dataclass
+
+import msgspec
+import psutil
+
+from serving.engine.vllm_engine import VllmEngine
+from serving.link.v1 import link_pb2
+
+DEADLINE = 120  # seconds; only reached when something is wrong
+
+
+@contextlib.asynccontextmanager
+async def running(settings):
+    """Start every rank of one group in this process; stop them, and see that nothing is left."""
+    before = set(psutil.Process().children(recursive=True))
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port = sock.getsockname()[1]
+    ranks = [
+        VllmEngine(settings, rank, "127.0.0.1", port)
+        for rank in range(settings.group.data_parallel)
+    ]
+    try:
+        await asyncio.gather(*(rank.start() for rank in ranks))
+        yield ranks
+    finally:
+        await asyncio.gather(*(rank.shutdown() for rank in ranks))
+    assert set(psutil.Process().children(recursive=True)) <= before
+
+
+def submit(request_id, prompt, **params):
+    params = {"temperature": 0.0, "ignore_eos": True} | params
+    return link_pb2.Submit(
+        request_id=request_id,
+        prompt_token_ids=prompt,
+        sampling_params=msgspec.msgpack.encode(params),
+    )
+
+
+@dataclass
+class Scored:
+    """A prompt with its greedy answer, and the log-probability of every token but the first."""
+
+    prompt: list[int]
+    answer: list[int]
+    prompt_logprobs: list[float]
+    answer_logprobs: list[float]
+    speculation: link_pb2.SpeculationCounts
+
+
+async def score(engine, name, prompt, length):
+    """Ask ``engine`` for ``length`` greedy tokens and all log-probabilities."""
+    scored = Scored(list(prompt), [], [], [], link_pb2.SpeculationCounts())
+    work = submit(name, prompt, max_tokens=length, logprobs=0, prompt_logprobs=0)
+    async with asyncio.timeout(DEADLINE):
+        async for delta in engine.generate(work):
+            assert not delta.HasField("error"), delta.error.message
+            scored.prompt_logprobs += [p.logprobs[0] for p in delta.prompt_logprobs[1:]]
+            for choice in delta.choices:
+                scored.answer += choice.token_ids
+                scored.answer_logprobs += [p.logprobs[0] for p in choice.logprobs]
+                scored.speculation.MergeFrom(choice.speculation)
+    assert len(scored.answer) == len(scored.answer_logprobs) == length
+    assert len(scored.prompt_logprobs) == len(prompt) - 1
+    return scored

@@ -1,0 +1,113 @@
+"""Right, not only equal: what ranks serve agrees with transformers' own DeepSeek-V3.
+
+Layouts could all be equal and all be wrong: vLLM's rotary embedding on CPU was, and nothing
+but this comparison found it.
+"""
+
+import asyncio
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from ranks import running, score
+from transformers import AutoTokenizer, DeepseekV3ForCausalLM
+
+from serving.settings import BUNDLED_MODEL, EngineSettings, GroupSettings, Settings
+
+pytestmark = pytest.mark.vllm
+
+TOLERANCE = 1e-4
+LENGTH = 24
+QUESTIONS = [
+    "What is 17+25?",
+    "Hi",
+    "Sort 5 3 9 1.",
+    "reverse the word engine",
+    "How many times does the letter r appear in the word strawberry?",
+    "Which is larger, 127 or 712?",
+    "add 305 and 98",
+]
+BROKEN = Path(__file__).parents[2] / "faults" / "broken_combine"
+
+
+@pytest.fixture(scope="module")
+def prompts():
+    """Rendered questions of different lengths, so that ranks' batches are ragged."""
+    tokenizer = AutoTokenizer.from_pretrained(BUNDLED_MODEL)
+    rendered = [
+        tokenizer.apply_chat_template(
+            [{"role": "user", "content": question}],
+            add_generation_prompt=True,
+            tokenize=False,
+        )
+        for question in QUESTIONS
+    ]
+    return [tokenizer.encode(text, add_special_tokens=False) for text in rendered]
+
+
+@pytest.fixture(scope="module")
+def reference():
+    model = DeepseekV3ForCausalLM.from_pretrained(BUNDLED_MODEL, dtype=torch.float32)
+    model.eval()
+    return model
+
+
+def largest_differences(reference, scored):
+    """Return the largest difference in prefill and in decode, over all requests."""
+    prefill = decode = 0.0
+    for one in scored:
+        ids = torch.tensor([one.prompt + one.answer])
+        with torch.inference_mode():
+            logits = reference(ids).logits[0].float()
+        # Position i predicts token i + 1.
+        want = torch.log_softmax(logits, -1)[:-1].gather(1, ids[0, 1:, None])[:, 0]
+        got = torch.tensor(one.prompt_logprobs + one.answer_logprobs)
+        differences = (want - got).abs()
+        edge = len(one.prompt) - 1
+        prefill = max(prefill, differences[:edge].max().item())
+        decode = max(decode, differences[edge:].max().item())
+    return prefill, decode
+
+
+async def score_layout(ranks, speculative, prompts):
+    """Start the layout, answer every prompt at once over all ranks, and return what it said."""
+    settings = Settings(
+        group=GroupSettings(data_parallel=ranks),
+        engine=EngineSettings(speculative=speculative, kv_cache_gib=0.25, max_num_seqs=16),
+    )
+    async with running(settings) as engines:
+        experts = [list(engine.describe().experts.local_ids) for engine in engines]
+        assert sorted(expert for ids in experts for expert in ids) == list(range(16))
+        assert {len(ids) for ids in experts} == {16 // ranks}
+        # The last rank gets the odd ones and idles at the end, while the others go on.
+        scored = await asyncio.gather(
+            *(score(engines[n % ranks], f"q{n}", p, LENGTH) for n, p in enumerate(prompts)),
+        )
+        loads = [await engine.load() for engine in engines]
+    return scored, loads
+
+
+@pytest.mark.parametrize("speculative", ["none", "mtp"])
+@pytest.mark.parametrize("ranks", [1, 2])
+async def test_log_probabilities_are_those_of_transformers(ranks, speculative, prompts, reference):
+    scored, loads = await score_layout(ranks, speculative, prompts)
+    prefill, decode = largest_differences(reference, scored)
+    assert prefill < TOLERANCE
+    assert decode < TOLERANCE
+    if speculative == "mtp":
+        assert all(0 < one.speculation.proposed_tokens <= LENGTH for one in scored)
+        drafted = sum(load.speculation.proposed_tokens for load in loads)
+        accepted = sum(load.speculation.accepted_tokens for load in loads)
+        assert drafted >= sum(one.speculation.proposed_tokens for one in scored)
+        assert accepted >= sum(one.speculation.accepted_tokens for one in scored)
+        assert accepted <= drafted
+
+
+async def test_a_broken_combine_is_noticed(monkeypatch, prompts, reference):
+    path = os.environ.get("PYTHONPATH")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(BROKEN), *([path] if path else [])]))
+    scored, _ = await score_layout(2, "none", prompts)
+    prefill, decode = largest_differences(reference, scored)
+    assert prefill > 100 * TOLERANCE
+    assert decode > 100 * TOLERANCE

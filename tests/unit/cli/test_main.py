@@ -1,0 +1,98 @@
+"""The command line as a whole: help, exit codes, and what is imported when."""
+
+import ast
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from serving.cli.main import COMMANDS, main, take_verbose
+
+
+def test_overview_lists_every_command(capsys: pytest.CaptureFixture[str]):
+    assert main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    for command in COMMANDS:
+        assert command.name in shown
+        assert command.summary in shown
+
+
+def test_no_arguments_show_the_overview(capsys: pytest.CaptureFixture[str]):
+    assert main([]) == 0
+    assert "Usage: moe-serving" in capsys.readouterr().out
+
+
+def test_overview_imports_neither_ray_nor_vllm():
+    code = (
+        "import sys; from serving.cli.main import main; main(['--help']); "
+        "sys.exit(bool({'ray', 'vllm', 'torch', 'grpc'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr.decode()
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
+def test_every_command_is_there_and_explains_itself(command):
+    # Read, not imported: some commands bring Ray.
+    spec = find_spec(command.module)
+    assert spec is not None
+    assert spec.origin is not None
+    functions = {
+        node.name: ast.get_docstring(node)
+        for node in ast.parse(Path(spec.origin).read_text("utf-8")).body
+        if isinstance(node, ast.FunctionDef)
+    }
+    assert functions[command.function]
+
+
+@pytest.mark.parametrize("name", ["chat", "doctor", "router", "verify"])
+def test_help_of_a_command(name: str, capsys: pytest.CaptureFixture[str]):
+    assert main([name, "--help"]) == 0
+    assert "--set" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        pytest.param(["bogus"], "No such command 'bogus'", id="command"),
+        pytest.param(["chat", "--bogus"], "No such option: --bogus", id="option"),
+        pytest.param(["verify", "--prompts", "many"], "should be a valid integer", id="type"),
+        pytest.param(["verify", "--prompts", "0"], "greater than or equal to 1", id="range"),
+    ],
+)
+def test_a_wrong_line_is_one_error_line_and_code_2(
+    line: list[str], message: str, capsys: pytest.CaptureFixture[str]
+):
+    assert main(line) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith("error: ")
+    assert message in shown
+    assert "Traceback" not in shown
+
+
+def test_wrong_settings_are_one_error_line_and_code_1(capsys: pytest.CaptureFixture[str]):
+    assert main(["router", "--set", "group.count=none", "--port", "99999"]) == 1
+    shown = capsys.readouterr().err
+    assert "group.count" in shown
+    assert "router.rest_port" in shown
+    assert "Traceback" not in shown
+
+
+@pytest.mark.parametrize(
+    ("line", "rest", "verbose"),
+    [
+        pytest.param(["up"], ["up"], False, id="absent"),
+        pytest.param(["--verbose", "up"], ["up"], True, id="before"),
+        pytest.param(["up", "--verbose"], ["up"], True, id="after"),
+        pytest.param(["chat", "--", "--verbose"], ["chat", "--", "--verbose"], False, id="text"),
+    ],
+)
+def test_verbose_is_taken_anywhere(line: list[str], rest: list[str], verbose: bool):
+    assert take_verbose(line) == (rest, verbose)
+
+
+def test_version(capsys: pytest.CaptureFixture[str]):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("moe-serving 0.")

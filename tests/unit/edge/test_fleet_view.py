@@ -1,0 +1,103 @@
+"""/fleet and GetFleet show one picture."""
+
+import json
+
+import pytest
+from google.protobuf import json_format
+
+from serving.api.v1 import fleet_pb2
+from serving.edge.fleet_view import FleetView, readiness
+from serving.routing.snapshot import (
+    FleetSnapshot,
+    GroupSnapshot,
+    MemberState,
+    RankLoad,
+    RankSnapshot,
+)
+
+
+def rank(number: int) -> RankSnapshot:
+    return RankSnapshot(
+        group_id="g0",
+        epoch="e1",
+        rank=number,
+        healthy=True,
+        node="127.0.0.1",
+        pid=100 + number,
+        local_expert_ids=tuple(range(8 * number, 8 * number + 8)),
+        load=RankLoad(
+            running_requests=2,
+            kv_usage=0.25,
+            generated_tokens_total=2**40,
+            expert_tokens=tuple(range(8)),
+            mtp_proposed_tokens=9,
+            mtp_accepted_tokens=7,
+        ),
+        inflight_requests=3,
+        outstanding_tokens=400,
+        engine_version="fake 1",
+    )
+
+
+def group(state: MemberState, name: str = "g0") -> GroupSnapshot:
+    return GroupSnapshot(name, "e1", state, "because", 12.5, 2, 16, (rank(0), rank(1)))
+
+
+READY = FleetSnapshot("r1", (group(MemberState.READY),), (group(MemberState.GONE, "old"),))
+
+
+def test_json_and_proto_agree():
+    view = FleetView(READY, "pocket-r1", 4)
+    shown = json.loads(json.dumps(view.to_json()))
+    proto = view.to_proto()
+    assert (
+        (shown["router_id"], shown["model"])
+        == (proto.router_id, proto.model)
+        == (
+            "r1",
+            "pocket-r1",
+        )
+    )
+    assert shown["inflight_requests"] == proto.inflight_requests == 4
+    assert [g["group_id"] for g in (*shown["groups"], *shown["history"])] == [
+        g.group_id for g in proto.groups
+    ]
+    names = {field.name for field in fleet_pb2.Rank.DESCRIPTOR.fields}
+    for shown_rank, proto_rank in zip(
+        shown["groups"][0]["ranks"], proto.groups[0].ranks, strict=True
+    ):
+        read = {
+            name: list(value) if isinstance(shown_rank[name], list) else value
+            for name in names
+            for value in [getattr(proto_rank, name)]
+        }
+        assert read == {name: shown_rank[name] for name in names}
+
+
+def test_proto_states_are_enums_and_none_is_missing():
+    for state in MemberState:
+        proto = FleetView(FleetSnapshot("r", (group(state),)), "m", 0).to_proto()
+        name = fleet_pb2.MemberState.Name(proto.groups[0].state)
+        assert name == f"MEMBER_STATE_{state.upper()}"
+
+
+def test_proto_is_json_serializable_by_protobuf_too():
+    assert json_format.MessageToJson(FleetView(READY, "m", 0).to_proto())
+
+
+@pytest.mark.parametrize(
+    ("snapshot", "draining", "ready", "word"),
+    [
+        pytest.param(READY, False, True, "", id="ready"),
+        pytest.param(READY, True, False, "shutting down", id="draining"),
+        pytest.param(FleetSnapshot("r"), False, False, "joined", id="nobody here"),
+        pytest.param(
+            FleetSnapshot("r", (group(MemberState.FENCED),)), False, False, "ready", id="fenced"
+        ),
+    ],
+)
+def test_readiness_says_why(snapshot, draining, ready, word):
+    content = readiness(snapshot, draining=draining)
+    assert content["ready"] is ready
+    assert word in content["reason"]
+    assert bool(content["reason"]) is not ready

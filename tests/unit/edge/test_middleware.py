@@ -1,0 +1,276 @@
+"""The ASGI layer around vLLM's app, tried on small apps over httpx's ASGI transport."""
+
+import json
+from dataclasses import replace
+
+import httpx
+import pytest
+from starlette.responses import JSONResponse, StreamingResponse
+
+from serving.edge import middleware
+from serving.edge.gate import Gate
+from serving.edge.middleware import EdgeMiddleware
+from serving.fleet.deadline import deadline_var
+
+LIMIT = 2048
+
+
+class FixedClock:
+    """Time that stands still."""
+
+    def monotonic(self) -> float:
+        return 100.0
+
+    def time(self) -> float:
+        return 0.0
+
+
+@pytest.fixture
+def lines(monkeypatch):
+    """Canonical log lines."""
+    seen = []
+    monkeypatch.setattr(middleware, "log_request", seen.append)
+    return seen
+
+
+@pytest.fixture
+def serve():
+    """Wrap an app and call it."""
+    gate = Gate()
+
+    def client(app, **options) -> httpx.AsyncClient:
+        wrapped = EdgeMiddleware(
+            app, gate=gate, model="m", max_body_bytes=LIMIT, clock=FixedClock(), **options
+        )
+        transport = httpx.ASGITransport(wrapped, raise_app_exceptions=False)
+        return httpx.AsyncClient(transport=transport, base_url="http://router")
+
+    client.gate = gate
+    return client
+
+
+async def echo(scope, receive, send):
+    """Answer with what the app sees."""
+    body = b""
+    while True:
+        message = await receive()
+        body += message["body"]
+        if not message["more_body"]:
+            break
+    headers = {name.decode(): value.decode() for name, value in scope["headers"]}
+    seen = {
+        "id": headers.get("x-request-id"),
+        "deadline": deadline_var.get(),
+        "inflight": None,
+        "length": len(body),
+    }
+    await JSONResponse(seen)(scope, receive, send)
+
+
+def stream_of(*events):
+    async def app(scope, receive, send):
+        async def parts():
+            for event in events:
+                yield event
+
+        await StreamingResponse(parts(), media_type="text/event-stream")(scope, receive, send)
+
+    return app
+
+
+ERROR = {
+    "error": {
+        "message": "no group is ready",
+        "type": "ServiceUnavailableError",
+        "param": None,
+        "code": 503,
+        "reason": "NOT_READY",
+    }
+}
+ERROR_EVENT = f"data: {json.dumps(ERROR)}\n\n"
+DONE = "data: [DONE]\n\n"
+
+
+async def test_request_id_is_passed_on_and_returned(serve):
+    async with serve(echo) as client:
+        answer = await client.post("/v1/x", headers={"x-request-id": "mine"})
+    assert answer.json()["id"] == answer.headers["x-request-id"] == "mine"
+
+
+async def test_request_id_is_made_when_absent(serve):
+    async with serve(echo) as client:
+        first, second = [await client.post("/v1/x") for _ in range(2)]
+    assert first.json()["id"] == first.headers["x-request-id"]
+    assert first.headers["x-request-id"] != second.headers["x-request-id"]
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        pytest.param({"x-request-id": "a b"}, id="id with a space"),
+        pytest.param({"x-request-id": "a" * 129}, id="long id"),
+        pytest.param({"x-request-timeout-ms": "soon"}, id="timeout is no number"),
+        pytest.param({"x-request-timeout-ms": "0"}, id="timeout of 0"),
+        pytest.param({"x-request-timeout-ms": "-5"}, id="negative timeout"),
+        pytest.param({"x-request-timeout-ms": "1e3"}, id="timeout as float"),
+        pytest.param({"x-request-timeout-ms": "9" * 5000}, id="timeout without end"),
+        pytest.param({"x-request-timeout-ms": "\u0663".encode()}, id="foreign digits"),
+    ],
+)
+async def test_malformed_metadata_is_a_400(serve, headers):
+    async with serve(echo) as client:
+        answer = await client.post("/v1/x", headers=headers)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["reason"] == "INVALID_REQUEST"
+
+
+async def test_timeout_becomes_the_deadline_of_this_request_only(serve):
+    async with serve(echo) as client:
+        limited = await client.post("/v1/x", headers={"x-request-timeout-ms": "1500"})
+        free = await client.post("/v1/x")
+    assert (limited.json()["deadline"], free.json()["deadline"]) == (101.5, None)
+
+
+@pytest.mark.parametrize("size", [0, LIMIT], ids=["empty", "at the limit"])
+async def test_body_within_the_limit(serve, size):
+    async with serve(echo) as client:
+        answer = await client.post("/v1/x", content=b"x" * size)
+    assert answer.json()["length"] == size
+
+
+async def _chunks(total: int):
+    for _ in range(total // 512 + 1):
+        yield b"x" * 512
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param(lambda: b"x" * (LIMIT + 1), id="announced"),
+        pytest.param(lambda: _chunks(LIMIT), id="chunked, length unknown"),
+    ],
+)
+async def test_body_over_the_limit_is_a_413(serve, content):
+    async with serve(echo) as client:
+        answer = await client.post("/v1/x", content=content())
+        following = await client.post("/v1/x", content=b"ok")
+    assert answer.status_code == 413
+    assert "router.max_body_bytes" in answer.json()["error"]["message"]
+    assert following.status_code == 200
+
+
+async def test_error_before_the_first_part_keeps_its_status(serve, lines):
+    async with serve(stream_of(ERROR_EVENT, DONE)) as client:
+        answer = await client.post("/v1/x")
+    assert (answer.status_code, answer.json()) == (503, ERROR)
+    assert answer.headers["content-type"] == "application/json"
+    assert int(answer.headers["retry-after"]) >= 1
+    assert [line.outcome for line in lines] == ["NOT_READY"]
+
+
+async def test_error_in_the_middle_is_an_event_and_then_done(serve, lines):
+    first = 'data: {"id": "1"}\n\n'
+    async with serve(stream_of(first, ERROR_EVENT, DONE)) as client:
+        answer = await client.post("/v1/x")
+    assert (answer.status_code, answer.text) == (200, first + ERROR_EVENT + DONE)
+    assert [line.outcome for line in lines] == ["NOT_READY"]
+
+
+async def test_stream_is_passed_on_unchanged(serve, lines):
+    parts = ['data: {"id": "1"}\n\n', 'data: {"error_count": 0}\n\n', DONE]
+    async with serve(stream_of(*parts)) as client:
+        answer = await client.post("/v1/x")
+    assert answer.text == "".join(parts)
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    (line,) = lines
+    assert (line.outcome, line.status, line.ttft) == ("ok", "200", 0.0)
+
+
+@pytest.mark.parametrize(
+    ("status", "retries"),
+    [(200, False), (400, False), (429, True), (500, False), (503, True)],
+)
+async def test_retry_after_where_it_helps(serve, status, retries):
+    async with serve(JSONResponse({}, status_code=status)) as client:
+        answer = await client.post("/v1/x")
+    assert ("retry-after" in answer.headers) == retries
+
+
+async def test_retry_after_of_the_app_wins(serve):
+    app = JSONResponse({}, status_code=503, headers={"Retry-After": "9"})
+    async with serve(app) as client:
+        answer = await client.post("/v1/x")
+    assert answer.headers.get_list("retry-after") == ["9"]
+
+
+async def test_unknown_exception_is_a_500_without_internals(serve, lines):
+    async def broken(scope, receive, send):
+        raise RuntimeError("secret path /etc/x")
+
+    async with serve(broken) as client:
+        answer = await client.post("/v1/x")
+        following = await client.post("/v1/x")
+    assert answer.status_code == following.status_code == 500
+    assert "secret" not in answer.text
+    assert answer.json()["error"]["reason"] == "INTERNAL"
+    assert [line.outcome for line in lines] == ["INTERNAL", "INTERNAL"]
+
+
+async def test_closed_gate_refuses_work_and_shows_pages(serve):
+    serve.gate.close("it is shutting down")
+    async with serve(echo) as client:
+        work = await client.post("/v1/x")
+        page = await client.get("/livez")
+    assert (work.status_code, page.status_code) == (503, 200)
+    assert "shutting down" in work.json()["error"]["message"]
+
+
+async def test_work_is_counted_while_it_lasts(serve):
+    seen = []
+
+    async def app(scope, receive, send):
+        seen.append(serve.gate.inflight)
+        await JSONResponse({})(scope, receive, send)
+
+    async with serve(app) as client:
+        await client.post("/v1/x")
+        await client.get("/fleet")
+    assert (seen, serve.gate.inflight) == ([1, 0], 0)
+
+
+async def test_log_line_has_no_content_and_tells_tokens(serve, lines):
+    class Usage:
+        prompt_tokens = 5
+        completion_tokens = 7
+
+    class Metadata:
+        final_usage_info = Usage
+
+    async def app(scope, receive, send):
+        scope.setdefault("state", {})["request_metadata"] = Metadata
+        await JSONResponse({"secret": "text"})(scope, receive, send)
+
+    async with serve(app) as client:
+        await client.post("/v1/x", json={"prompt": "secret"}, headers={"x-request-id": "r"})
+    (line,) = lines
+    assert (line.prompt_tokens, line.completion_tokens, line.ttft) == (5, 7, None)
+    assert replace(line, duration=0) == replace(
+        line, request_id="r", protocol="rest", method="/v1/x", model="m", duration=0
+    )
+    assert "secret" not in repr(line)
+
+
+async def test_disconnect_is_logged_as_cancelled(lines):
+    async def app(scope, receive, send):
+        assert (await receive())["type"] == "http.disconnect"
+
+    async def receive():
+        return {"type": "http.disconnect"}
+
+    async def send(message):
+        raise AssertionError(message)
+
+    edge = EdgeMiddleware(app, gate=Gate(), model="m", max_body_bytes=1, clock=FixedClock())
+    scope = {"type": "http", "method": "POST", "path": "/v1/x", "headers": [], "state": {}}
+    await edge(scope, receive, send)
+    assert [line.outcome for line in lines] == ["CANCELLED"]

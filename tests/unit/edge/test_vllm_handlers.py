@@ -1,0 +1,149 @@
+"""What is added to vLLM's serving objects: reasoning_content and our errors in streams."""
+
+from types import SimpleNamespace
+
+import msgspec
+import pytest
+from vllm.entrypoints.generate.base.protocol import DeltaMessage
+from vllm.entrypoints.openai.chat_completion.protocol import (
+    ChatCompletionResponseStreamChoice,
+    ChatCompletionStreamResponse,
+    ChatMessage,
+)
+from vllm.reasoning.deepseek_r1_reasoning_parser import DeepSeekR1ReasoningParser
+
+from serving.edge.vllm_handlers import (
+    ChatHandler,
+    MessagesHandler,
+    ResponsesHandler,
+    _with_start,
+    adopt,
+)
+from serving.errors import GroupLost
+from serving.fleet.errors import visible
+
+
+def bare(handler):
+    """Make a handler without vLLM's constructor."""
+    return object.__new__(handler)
+
+
+@pytest.mark.parametrize("reasoning", [None, "", "hm"])
+def test_message_has_both_names(reasoning):
+    message = bare(ChatHandler)._create_chat_message(
+        role="assistant", content="42", reasoning=reasoning
+    )
+    assert isinstance(message, ChatMessage)
+    assert message.model_dump().get("reasoning_content") == reasoning
+
+
+DELTA = {"delta_text": "x", "request": SimpleNamespace(tools=None)}
+
+
+class _Parser:
+    def __init__(self, delta):
+        self.delta = delta
+
+    def count_reasoning_tokens(self, token_ids):
+        return len(token_ids)
+
+    def parse_delta(self, **kwargs):
+        assert kwargs["delta_text"] == "x"
+        return self.delta
+
+
+@pytest.mark.parametrize(
+    ("delta", "expected"),
+    [
+        pytest.param(DeltaMessage(content="a"), {"content": "a"}, id="content"),
+        pytest.param(
+            DeltaMessage(reasoning="r"),
+            {"reasoning": "r", "reasoning_content": "r"},
+            id="reasoning",
+        ),
+    ],
+)
+def test_chunk_has_both_names(delta, expected):
+    handler = bare(ChatHandler)
+    handler.parser_cls = lambda *args, **kwargs: _Parser(delta)
+    handler.model_config = None
+    parser = handler._make_parser(SimpleNamespace(tools=None), None, None)
+    parsed = parser.parse_delta(**DELTA)
+    chunk = ChatCompletionStreamResponse(
+        model="m", choices=[ChatCompletionResponseStreamChoice(index=0, delta=parsed)]
+    )
+    content = msgspec.json.decode(chunk.model_dump_json(exclude_unset=True))
+    assert content["choices"][0]["delta"] == expected
+
+
+def test_nothing_to_say_stays_nothing():
+    handler = bare(ChatHandler)
+    handler.parser_cls = lambda *args, **kwargs: _Parser(None)
+    handler.model_config = None
+    parser = handler._make_parser(SimpleNamespace(tools=None), None, None)
+    assert parser.parse_delta(**DELTA) is None
+
+
+class _Marks:
+    start_token_id, end_token_id = 1, 2
+
+
+class _DeepSeek(_Marks, DeepSeekR1ReasoningParser):
+    def __init__(self):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("parser", "tokens", "expected"),
+    [
+        pytest.param(None, (5, 6), (5, 6), id="no reasoning parser"),
+        pytest.param(_Marks(), (5, 2, 6), (1, 5, 2, 6), id="opened in the prompt"),
+        pytest.param(_Marks(), (1, 5, 2, 6), (1, 5, 2, 6), id="opened in the output"),
+        pytest.param(_Marks(), (5, 6), (5, 6), id="no marks, no reasoning"),
+        pytest.param(_DeepSeek(), (5, 6), (1, 5, 6), id="DeepSeek, cut in its reasoning"),
+    ],
+)
+def test_reasoning_counts_from_where_the_prompt_opened_it(parser, tokens, expected):
+    assert _with_start(parser, tokens) == expected
+
+
+@pytest.mark.parametrize("error", [GroupLost("gone"), visible(GroupLost("gone"))])
+async def test_chat_stream_error_is_an_event_with_our_reason(error):
+    text = bare(ChatHandler).create_streaming_error_response(error)
+    content = msgspec.json.decode(text)["error"]
+    assert (content["code"], content["reason"], content["message"]) == (503, "GROUP_LOST", "gone")
+
+
+async def test_responses_stream_error_is_an_event(monkeypatch):
+    async def failing(self, *args):
+        yield "first"
+        raise visible(GroupLost("gone"))
+
+    base = ResponsesHandler.__mro__[2]
+    monkeypatch.setattr(base, "responses_stream_generator", failing)
+    first, error = [e async for e in bare(ResponsesHandler).responses_stream_generator()]
+    assert first == "first"
+    assert (error.type, error.code, error.message, error.sequence_number) == (
+        "error",
+        "GROUP_LOST",
+        "gone",
+        1,
+    )
+
+
+async def test_messages_stream_error_is_anthropics_event():
+    async def chunks():
+        yield 'data: {"error": {"message": "gone", "type": "ServiceUnavailableError", "code": 503}}'
+
+    events = [e async for e in bare(MessagesHandler).message_stream_converter(chunks())]
+    name, data = events[-1].strip().split("\n")
+    assert name == "event: error"
+    assert msgspec.json.decode(data.removeprefix("data: ")) == {
+        "type": "error",
+        "error": {"type": "ServiceUnavailableError", "message": "gone"},
+    }
+
+
+def test_adopt_refuses_what_it_does_not_know():
+    with pytest.raises(TypeError, match="openai_serving_chat"):
+        adopt(SimpleNamespace(openai_serving_chat=object()))

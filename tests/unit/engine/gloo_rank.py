@@ -1,0 +1,83 @@
+"""One of two gloo processes that try the ragged collectives; run by test_cpu_plugin.py."""
+
+import random
+import sys
+from datetime import timedelta
+from types import SimpleNamespace
+
+import torch
+import torch.distributed as dist
+
+from serving.engine.cpu_plugin import collectives
+
+WORLD = 2
+
+
+def main(rank: int, store: str) -> None:
+    dist.init_process_group(
+        "gloo",
+        store=dist.FileStore(store, WORLD),
+        rank=rank,
+        world_size=WORLD,
+        timeout=timedelta(seconds=60),
+    )
+    group = SimpleNamespace(
+        world_size=WORLD,
+        rank_in_group=rank,
+        device_group=None,
+        unique_name="ep:0",
+    )
+    group.all_gatherv = lambda *a, **k: collectives.all_gatherv(group, *a, **k)
+    group.reduce_scatterv = lambda *a, **k: collectives.reduce_scatterv(group, *a, **k)
+    collectives.self_check(group)
+    rounds = 40
+    random.seed(0)  # the same sizes in both processes
+    for number in range(rounds):
+        dtype = (torch.float32, torch.bfloat16)[number % 2]
+        sizes = [random.randint(1, 9), random.randint(1, 9)] if number % 5 else [3, 3]
+        width, k = random.choice([1, 8, 33]), random.randint(1, 4)
+        everyone = [tensors(number, other, sizes[other], width, k, dtype) for other in range(2)]
+        check_gather(group, everyone, sizes, uniform=not number % 5)
+        check_scatter(group, number, sizes, width, dtype)
+    dist.destroy_process_group()
+    sys.stdout.write(f"{rounds} rounds\n")
+
+
+def tensors(number, rank, rows, width, k, dtype):
+    """Hidden states, routing weights and expert ids of one rank, as vLLM dispatches them."""
+    generator = torch.Generator().manual_seed(number * 10 + rank)
+    return [
+        torch.randn(rows, width, generator=generator).to(dtype),
+        torch.rand(rows, k, generator=generator),
+        torch.randint(0, 99, (rows, k), generator=generator, dtype=torch.int32),
+        torch.randint(0, 99, (rows,), generator=generator),
+    ]
+
+
+def check_gather(group, everyone, sizes, *, uniform):
+    mine = everyone[group.rank_in_group]
+    got = group.all_gatherv(mine, dim=0, sizes=None if uniform else sizes)
+    for index, tensor in enumerate(got):
+        want = torch.cat([other[index] for other in everyone])
+        assert tensor.dtype == want.dtype
+        assert torch.equal(tensor, want)
+    alone = group.all_gatherv(mine[0], 0, sizes)
+    assert torch.equal(alone, torch.cat([other[0] for other in everyone]))
+
+
+def check_scatter(group, number, sizes, width, dtype):
+    parts = [
+        torch.randn(
+            sum(sizes),
+            width,
+            generator=torch.Generator().manual_seed(1000 + number * 10 + rank),
+        ).to(dtype)
+        for rank in range(2)
+    ]
+    got = group.reduce_scatterv(parts[group.rank_in_group], dim=0, sizes=sizes)
+    want = (parts[0].float() + parts[1].float()).to(dtype).split(sizes)[group.rank_in_group]
+    assert torch.equal(got, want)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), sys.argv[2])

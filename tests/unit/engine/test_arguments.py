@@ -1,0 +1,186 @@
+"""From settings to vLLM's arguments, and what a user is told when they are wrong."""
+
+import json
+
+import pytest
+
+from serving.engine.arguments import (
+    engine_args,
+    engine_config,
+    is_mixture,
+    router_args,
+    router_vllm_config,
+)
+from serving.engine.environment import apply_environment, engine_environment
+from serving.errors import SettingsError
+from serving.settings import (
+    BUNDLED_MODEL,
+    EngineSettings,
+    GroupSettings,
+    ModelSettings,
+    Platform,
+    RouterSettings,
+    Settings,
+    TelemetrySettings,
+)
+
+
+def test_a_rank_of_several():
+    settings = Settings(group=GroupSettings(data_parallel=4))
+    args = engine_args(settings, rank=2, address="10.0.0.7", rpc_port=4321)
+    assert args.model == str(BUNDLED_MODEL)
+    assert args.served_model_name == ["pocket-r1"]
+    assert (args.data_parallel_size, args.data_parallel_rank) == (4, 2)
+    assert (args.data_parallel_address, args.data_parallel_rpc_port) == ("10.0.0.7", 4321)
+    assert args.enable_expert_parallel
+    assert args.enforce_eager
+    assert args.dtype == "float32"
+    assert args.kv_cache_memory_bytes == 2**30
+    assert args.reasoning_parser == "deepseek_r1"
+    assert args.speculative_config is None
+    assert args.worker_extension_cls == "serving.engine.worker_extension.WorkerExtension"
+
+
+@pytest.mark.parametrize(
+    ("ranks", "tensor_parallel", "want"),
+    [(1, 1, False), (1, 2, True), (2, 1, True)],
+    ids=["alone", "tensor-parallel", "data-parallel"],
+)
+def test_experts_are_split_whenever_there_are_several_workers(ranks, tensor_parallel, want):
+    group = GroupSettings(data_parallel=ranks, tensor_parallel=tensor_parallel)
+    args = engine_args(Settings(group=group), rpc_port=4321)
+    assert args.enable_expert_parallel is want
+    assert args.tensor_parallel_size == tensor_parallel
+    assert args.data_parallel_rank == (0 if ranks > 1 else None)
+
+
+def test_speculation_with_the_models_own_layer():
+    engine = EngineSettings(speculative="mtp", speculative_tokens=2, max_model_len=512)
+    args = engine_args(Settings(engine=engine, group=GroupSettings(data_parallel=1)))
+    assert args.speculative_config == {"method": "mtp", "num_speculative_tokens": 2}
+    assert args.per_request_spec_decode_metrics == "summary"
+    assert args.max_model_len == 512
+
+
+def test_a_gpu_gets_vllms_own_defaults():
+    settings = Settings(platform=Platform.GPU, group=GroupSettings(data_parallel=1))
+    args = engine_args(settings)
+    assert not args.enforce_eager
+    assert args.kv_cache_memory_bytes is None
+
+
+def test_engine_arguments_pass_through_and_win():
+    engine = EngineSettings(
+        args={"max-num-batched-tokens": "4096", "seed": 7, "enforce_eager": False},
+    )
+    settings = Settings(engine=engine, group=GroupSettings(data_parallel=1))
+    args = engine_args(settings)
+    assert (args.max_num_batched_tokens, args.seed, args.enforce_eager) == (4096, 7, False)
+    parsed = router_args(settings)
+    assert (parsed.max_num_batched_tokens, parsed.seed) == (4096, 7)
+    assert parsed.enforce_eager is False
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ({"max_num_seq": 3}, r"engine\.args\.max_num_seq: .* did you mean max_num_seqs\?"),
+        ({"zzz": 3}, r"engine\.args\.zzz: vLLM has no such engine argument$"),
+        ({"max_num_batched_tokens": "many"}, r"engine\.args\.max_num_batched_tokens: .*integer"),
+        ({"scheduling-policy": "x"}, r"engine\.args\.scheduling-policy: .*fcfs"),
+        ({"compilation_config": {"nonsense": 1}}, "nonsense"),
+    ],
+    ids=["misspelt", "unknown", "not-a-number", "not-a-choice", "nested"],
+)
+def test_a_wrong_engine_argument_is_named_in_one_line(args, message):
+    settings = Settings(engine=EngineSettings(args=args), group=GroupSettings(data_parallel=1))
+    with pytest.raises(SettingsError, match=message) as caught:
+        engine_args(settings)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(SettingsError, match=message) as caught:
+        router_args(settings)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_only_the_whole_shows_is_refused_by_the_configuration():
+    settings = Settings(
+        engine=EngineSettings(max_model_len=10**7),
+        group=GroupSettings(data_parallel=1),
+    )
+    with pytest.raises(SettingsError, match="max_model_len") as caught:
+        engine_config(engine_args(settings))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("path", ["/nowhere/at/all", "./nothing"])
+def test_a_model_that_is_not_there(path):
+    with pytest.raises(SettingsError, match=r"model\.path: .* not a folder with a config\.json"):
+        engine_args(Settings(model=ModelSettings(path=path)))
+
+
+def test_ranks_of_a_dense_model_are_engines_of_their_own(tmp_path):
+    config = {"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"], "hidden_size": 64}
+    (tmp_path / "config.json").write_text(json.dumps(config), "utf-8")
+    settings = Settings(model=ModelSettings(path=str(tmp_path), name="dense"))
+    assert not is_mixture(settings)
+    args = engine_args(settings, rank=1, rpc_port=4321)
+    assert (args.data_parallel_size, args.data_parallel_rank) == (1, None)
+    assert not args.enable_expert_parallel
+    assert is_mixture(Settings())
+
+
+def test_what_the_routers_server_would_have_parsed():
+    router = RouterSettings(rest_port=8123, tool_parser="hermes", reasoning_parser=None)
+    parsed = router_args(Settings(router=router))
+    assert (parsed.host, parsed.port) == ("127.0.0.1", 8123)
+    assert parsed.served_model_name == ["pocket-r1"]
+    assert parsed.enable_auto_tool_choice
+    assert parsed.tool_call_parser == "hermes"
+    assert not parsed.structured_outputs_config.reasoning_parser
+    assert parsed.disable_uvicorn_access_log
+    without = router_args(Settings(router=RouterSettings(tool_parser=None)))
+    assert not without.enable_auto_tool_choice
+
+
+def test_the_router_reads_the_model_as_a_rank_does():
+    settings = Settings()
+    router = router_vllm_config(settings)
+    assert router.parallel_config.data_parallel_size == 1
+    assert str(router.model_config.dtype) == "torch.float32"
+    assert router.structured_outputs_config.reasoning_parser == "deepseek_r1"
+
+
+@pytest.mark.parametrize(
+    ("level", "want"),
+    [("info", "WARNING"), ("debug", "DEBUG"), ("error", "ERROR")],
+)
+def test_vllm_is_quiet_unless_asked(level, want):
+    settings = Settings(telemetry=TelemetrySettings(log_level=level))
+    assert engine_environment(settings)["VLLM_LOGGING_LEVEL"] == want
+
+
+def test_the_environment_of_a_rank():
+    settings = Settings(engine=EngineSettings(threads_per_rank=3))
+    environment = engine_environment(settings)
+    assert environment["OMP_NUM_THREADS"] == "3"
+    assert environment["VLLM_HOST_IP"] == "127.0.0.1"
+    assert environment["GLOO_SOCKET_IFNAME"] == "lo"
+    assert environment["HF_HUB_OFFLINE"] == "1"
+    assert "OMP_NUM_THREADS" not in engine_environment(Settings(platform=Platform.GPU))
+    elsewhere = engine_environment(settings, host="192.0.2.1")
+    assert elsewhere["VLLM_HOST_IP"] == "192.0.2.1"
+    assert "GLOO_SOCKET_IFNAME" not in elsewhere
+
+
+def test_what_a_user_exported_wins_and_preloads_add_up(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    monkeypatch.setenv("LD_PRELOAD", "/lib/a.so /lib/b.so")
+    monkeypatch.delenv("MOE_TEST_NEW", raising=False)
+    apply_environment(
+        {"OMP_NUM_THREADS": "1", "LD_PRELOAD": "/lib/b.so:/lib/c.so", "MOE_TEST_NEW": "x"},
+    )
+    import os
+
+    assert os.environ["OMP_NUM_THREADS"] == "5"
+    assert os.environ["LD_PRELOAD"] == "/lib/a.so:/lib/b.so:/lib/c.so"
+    assert os.environ.pop("MOE_TEST_NEW") == "x"

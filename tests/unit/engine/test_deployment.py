@@ -1,0 +1,108 @@
+"""What Serve is asked for; that Serve does it is for tests/e2e."""
+
+import socket
+import subprocess
+import sys
+
+import psutil
+import pytest
+from ray.serve.config import GangPlacementStrategy
+
+from serving.engine import cluster, deployment
+from serving.engine.node_network import free_port, interface_of, network_environment
+from serving.engine.placement import RESERVED_NODE_RESOURCE
+from serving.errors import EngineError
+from serving.settings import Settings
+
+
+def settings(**group: object) -> Settings:
+    return Settings(
+        group=group,
+        engine={"kind": "fake"},
+        platform=group.pop("platform", "cpu"),
+    )
+
+
+def test_a_gang_a_group_and_a_replica_a_rank() -> None:
+    options = deployment.deployment_options(settings(count=3, data_parallel=4))
+    assert options["num_replicas"] == 12
+    assert options["gang_scheduling_config"].gang_size == 4
+    assert options["gang_scheduling_config"].runtime_failure_policy == "RESTART_GANG"
+    assert options["ray_actor_options"]["num_cpus"] == 2.0
+    assert options["ray_actor_options"]["num_gpus"] == 0
+
+
+def test_on_gpus_a_rank_holds_those_of_its_workers() -> None:
+    options = deployment.deployment_options(
+        settings(platform="gpu", data_parallel=2, tensor_parallel=8)
+    )
+    assert options["ray_actor_options"]["num_gpus"] == 8
+    assert "placement_group_bundles" not in options
+
+
+@pytest.mark.parametrize(
+    ("placement", "strategy", "alone"),
+    [
+        ("pack", GangPlacementStrategy.PACK, False),
+        ("spread", GangPlacementStrategy.SPREAD, False),
+        ("strict_spread", GangPlacementStrategy.SPREAD, True),
+    ],
+)
+def test_placement(placement: str, strategy: GangPlacementStrategy, alone: bool) -> None:
+    options = deployment.deployment_options(settings(placement=placement))
+    assert options["gang_scheduling_config"].gang_placement_strategy == strategy
+    resources = options["ray_actor_options"].get("resources", {})
+    assert (resources == {RESERVED_NODE_RESOURCE: 1.0}) is alone
+
+
+@pytest.mark.parametrize(
+    ("group", "num_cpus", "expected"),
+    [
+        ({}, None, 4),
+        ({"count": 3, "data_parallel": 2, "cpus_per_rank": 0.5}, None, 9),
+        ({"count": 0}, None, 1),
+        ({}, 7.0, 7),
+    ],
+)
+def test_a_private_ray_has_room_for_the_groups(
+    group: dict[str, object], num_cpus: float | None, expected: int
+) -> None:
+    wanted = settings(**group).model_copy(
+        update={"ray": Settings().ray.model_copy(update={"num_cpus": num_cpus})}
+    )
+    assert cluster.needed_cpus(wanted) == expected
+
+
+def test_a_private_ray_is_closed_and_on_loopback() -> None:
+    environment = cluster.private_environment("word")
+    assert environment["RAY_AUTH_MODE"] == "token"
+    assert environment["RAY_AUTH_TOKEN"] == "word"
+    assert environment["RAY_USAGE_STATS_ENABLED"] == "0"
+
+
+def test_loopback_has_an_interface() -> None:
+    interface = interface_of("127.0.0.1")
+    assert network_environment("127.0.0.1") == {
+        "VLLM_HOST_IP": "127.0.0.1",
+        "GLOO_SOCKET_IFNAME": interface,
+        "NCCL_SOCKET_IFNAME": f"={interface}",
+    }
+
+
+def test_a_foreign_address_is_an_error_that_names_it() -> None:
+    with pytest.raises(EngineError, match=r"192\.0\.2\.77"):
+        interface_of("192.0.2.77")
+
+
+def test_a_free_port_can_be_bound() -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", free_port("127.0.0.1")))
+
+
+def test_no_child_outlives_the_rank() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", "import signal; signal.pause()"], start_new_session=True
+    ) as child:
+        process = psutil.Process(child.pid)
+        deployment.end_children(0.1, keep=set(psutil.Process().children()) - {process})
+        assert not process.is_running()

@@ -1,0 +1,334 @@
+"""What every engine promises, tried on the fake one and on vLLM with the bundled model."""
+
+import asyncio
+import contextlib
+
+import msgspec
+import psutil
+import pytest
+import pytest_asyncio
+
+from serving.engine.fake_engine import FakeEngine, FakeFaults
+from serving.errors import EngineError
+from serving.link.v1 import link_pb2
+from serving.settings import EngineSettings, GroupSettings, Settings
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+ALONE = Settings(group=GroupSettings(data_parallel=1), engine=EngineSettings(max_num_seqs=8))
+PROMPT = [1, 40, 41, 42, 43]
+DEADLINE = 60  # seconds; only reached when something is wrong
+CODES = link_pb2.RequestError
+CHOICE = link_pb2.ChoiceDelta
+
+
+@pytest_asyncio.fixture(
+    scope="module",
+    loop_scope="module",
+    params=["fake", pytest.param("vllm", marks=pytest.mark.vllm)],
+)
+async def engine(request):
+    """One engine for all tests of this module; afterwards none of its processes is left."""
+    before = set(psutil.Process().children(recursive=True))
+    if request.param == "fake":
+        engine = FakeEngine(ALONE)
+    else:
+        from serving.engine.vllm_engine import VllmEngine
+
+        engine = VllmEngine(ALONE)
+    await engine.start()
+    yield engine
+    await engine.shutdown()
+    await engine.shutdown()
+    assert set(psutil.Process().children(recursive=True)) <= before
+    assert (await engine.load()).health == link_pb2.LoadSnapshot.FAILED
+
+
+def submit(request_id, prompt=PROMPT, **params):
+    """Write a request as a router does: sampling parameters are vLLM's, as msgpack."""
+    params = {"temperature": 0.0, "max_tokens": 8, "ignore_eos": True} | params
+    return link_pb2.Submit(
+        request_id=request_id,
+        prompt_token_ids=prompt,
+        sampling_params=msgspec.msgpack.encode(params),
+    )
+
+
+async def collect(engine, work):
+    async with asyncio.timeout(DEADLINE):
+        return [delta async for delta in engine.generate(work)]
+
+
+def tokens(deltas, index=0):
+    return [
+        token
+        for delta in deltas
+        for choice in delta.choices
+        if choice.index == index
+        for token in choice.token_ids
+    ]
+
+
+def text(deltas, index=0):
+    return "".join(
+        choice.text for delta in deltas for choice in delta.choices if choice.index == index
+    )
+
+
+def last(deltas, index=0):
+    return [c for delta in deltas for c in delta.choices if c.index == index][-1]
+
+
+async def test_describe_says_what_the_engine_holds(engine):
+    hello = engine.describe()
+    assert hello.model == "pocket-r1"
+    assert hello.engine_version
+    assert len(hello.model_fingerprint) == 16
+    assert hello.capacity.max_num_seqs == 8
+    assert hello.capacity.max_model_len >= 16
+    assert hello.capacity.kv_blocks > 0
+    assert hello.capacity.kv_block_size > 0
+    assert hello.capacity.tensor_parallel_size == 1
+    assert list(hello.experts.local_ids) == list(range(hello.experts.total))
+
+
+async def test_a_stream_ends_with_one_finished_delta_and_says_its_prompt_once(engine):
+    deltas = await collect(engine, submit("one"))
+    assert [delta.finished for delta in deltas] == [False] * (len(deltas) - 1) + [True]
+    assert len(tokens(deltas)) == 8
+    assert last(deltas).finish_reason == CHOICE.LENGTH
+    assert [delta.prompt_tokens for delta in deltas] == [5] + [0] * (len(deltas) - 1)
+    assert {delta.request_id for delta in deltas} == {"one"}
+    assert not any(delta.HasField("error") for delta in deltas)
+
+
+async def test_the_same_request_gives_the_same_tokens_alone_and_among_others(engine):
+    alone = tokens(await collect(engine, submit("alone")))
+    together = await asyncio.gather(
+        *(
+            collect(engine, submit(f"n{n}", PROMPT if n == 3 else [n + 5] * n + [7]))
+            for n in range(6)
+        ),
+    )
+    assert tokens(together[3]) == alone
+
+
+@pytest.mark.parametrize("cut", [1, 4, 7])
+async def test_an_answer_goes_on_where_it_was_cut(engine, cut):
+    whole = tokens(await collect(engine, submit("whole")))
+    rest = submit("rest", PROMPT + whole[:cut], max_tokens=8 - cut)
+    assert whole[:cut] + tokens(await collect(engine, rest)) == whole
+
+
+async def test_several_choices_have_their_own_tokens_and_ends(engine):
+    deltas = await collect(engine, submit("n", n=3, temperature=1.0, seed=5, max_tokens=6))
+    assert [len(tokens(deltas, index)) for index in range(3)] == [6, 6, 6]
+    assert [last(deltas, index).finish_reason for index in range(3)] == [CHOICE.LENGTH] * 3
+    assert [delta.finished for delta in deltas].count(True) == 1
+    assert deltas[-1].finished
+    assert len({tuple(tokens(deltas, index)) for index in range(3)}) > 1
+
+
+async def test_the_seed_decides(engine):
+    streams = [
+        tokens(await collect(engine, submit(f"s{n}", temperature=1.0, seed=seed)))
+        for n, seed in enumerate([1, 1, 2])
+    ]
+    assert streams[0] == streams[1] != streams[2]
+
+
+@pytest.mark.parametrize("flat", [False, True], ids=["dicts", "flat"])
+async def test_log_probabilities_come_with_every_token(engine, flat):
+    work = submit("logprobs", logprobs=2, prompt_logprobs=1, flat_logprobs=flat)
+    deltas = await collect(engine, work)
+    positions = [p for delta in deltas for choice in delta.choices for p in choice.logprobs]
+    assert [position.token_ids[0] for position in positions] == tokens(deltas)
+    for position in positions:
+        size = len(position.token_ids)
+        assert size >= 2
+        assert len(position.logprobs) == len(position.vocab_ranks) == size
+        assert len(position.decoded_tokens) == size
+        assert all(value <= 0 for value in position.logprobs)
+        assert position.vocab_ranks[0] == 1
+    prompt = deltas[0].prompt_logprobs
+    assert len(prompt) == len(PROMPT)
+    assert not prompt[0].token_ids
+    assert [position.token_ids[0] for position in prompt[1:]] == PROMPT[1:]
+    assert not any(delta.prompt_logprobs for delta in deltas[1:])
+
+
+async def test_a_stop_string_ends_the_text_before_it(engine):
+    # Printable characters only, so that there is text whatever the model's weights are.
+    params = {"max_tokens": 32, "allowed_token_ids": list(range(33, 127))}
+    whole = text(await collect(engine, submit("whole", **params)))
+    assert len(whole) == 32
+    stop = whole[5:8]
+    deltas = await collect(engine, submit("stop", stop=[stop], **params))
+    assert text(deltas) == whole[: whole.index(stop)]
+    assert last(deltas).finish_reason == CHOICE.STOP
+    assert last(deltas).stop_string == stop
+    kept = submit("kept", stop=[stop], include_stop_str_in_output=True, **params)
+    assert text(await collect(engine, kept)) == whole[: whole.index(stop)] + stop
+
+
+async def test_a_stop_token_ends_the_stream(engine):
+    whole = tokens(await collect(engine, submit("whole")))
+    stop = whole[3]
+    work = submit("stop", stop_token_ids=[stop])
+    deltas = await collect(engine, work)
+    assert tokens(deltas) == whole[: whole.index(stop) + 1]
+    assert last(deltas).finish_reason == CHOICE.STOP
+    assert last(deltas).stop_token_id == stop
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        pytest.param(submit("x", []), id="empty-prompt"),
+        pytest.param(submit("x", [10**6]), id="out-of-vocabulary"),
+        pytest.param(submit("x", [5] * 5000), id="too-long"),
+        pytest.param(submit("x", n="two"), id="wrong-type"),
+        pytest.param(
+            link_pb2.Submit(request_id="x", prompt_token_ids=[1], sampling_params=b"\xc1"),
+            id="no-msgpack",
+        ),
+    ],
+)
+async def test_a_bad_request_ends_with_an_error_and_the_next_one_works(engine, work):
+    deltas = await collect(engine, work)
+    assert len(deltas) == 1
+    assert deltas[0].finished
+    assert deltas[0].error.code == CODES.INVALID_REQUEST
+    assert deltas[0].error.message
+    assert len(tokens(await collect(engine, submit("next")))) == 8
+
+
+async def test_closing_the_iterator_aborts_the_request(engine):
+    stream = engine.generate(submit("closed", max_tokens=1500))
+    await anext(stream)
+    await stream.aclose()
+    load = await until(engine, lambda load: load.running_requests + load.waiting_requests == 0)
+    assert load.kv_usage == 0
+
+
+async def test_abort_ends_the_stream_with_that_reason(engine):
+    stream = engine.generate(submit("aborted", max_tokens=1500))
+    deltas = [await anext(stream)]
+    await engine.abort("aborted")
+    async with asyncio.timeout(DEADLINE):
+        deltas += [delta async for delta in stream]
+    assert deltas[-1].finished
+    assert last(deltas).finish_reason == CHOICE.ABORT
+    await until(engine, lambda load: load.running_requests == 0)
+
+
+async def test_aborting_what_is_not_there_is_ignored(engine):
+    await engine.abort("nobody")
+    await engine.check_health()
+
+
+async def test_load_counts_what_was_done(engine):
+    before = await engine.load()
+    await asyncio.gather(*(collect(engine, submit(f"l{n}")) for n in range(3)))
+    counted = sum(sum(layer.tokens) for layer in before.experts)
+    load = await until(
+        engine,
+        lambda load: sum(sum(layer.tokens) for layer in load.experts) > counted,
+    )
+    assert load.health == link_pb2.LoadSnapshot.HEALTHY
+    assert load.prompt_tokens_total - before.prompt_tokens_total == 15
+    assert load.generated_tokens_total - before.generated_tokens_total == 24
+    assert load.engine_steps_total > before.engine_steps_total
+    assert load.resident_bytes > 10 * 2**20
+    local = len(engine.describe().experts.local_ids)
+    assert {len(layer.tokens) for layer in load.experts} == {local}
+
+
+async def until(engine, condition):
+    """Look at the load until ``condition`` holds; not a wait for a time but for a fact."""
+    async with asyncio.timeout(DEADLINE):
+        while not condition(load := await engine.load()):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    return load
+
+
+# ------------------------------------------------------------- faults of the fake engine
+
+
+class ManualClock:
+    def __init__(self):
+        self.now = 0.0
+
+    def monotonic(self):
+        return self.now
+
+    def time(self):
+        return self.now
+
+
+async def test_a_fake_engine_that_fails_ends_every_request():
+    engine = FakeEngine(ALONE, faults=FakeFaults(fail_after=5))
+    await engine.start()
+    streams = await asyncio.gather(*(collect(engine, submit(f"f{n}")) for n in range(2)))
+    assert {deltas[-1].error.code for deltas in streams} == {CODES.ENGINE_FAILED}
+    assert all(deltas[-1].finished for deltas in streams)
+    with pytest.raises(EngineError, match="made to fail"):
+        await engine.check_health()
+    assert (await engine.load()).health == link_pb2.LoadSnapshot.FAILED
+    after = await collect(engine, submit("after"))
+    assert after[-1].error.code == CODES.ENGINE_FAILED
+
+
+async def test_a_fake_engine_that_stalls_says_so_until_it_is_given_up():
+    clock = ManualClock()
+    engine = FakeEngine(ALONE, clock=clock, faults=FakeFaults(stall_after=2))
+    await engine.start()
+    stream = engine.generate(submit("stalled"))
+    assert len(tokens([await anext(stream), await anext(stream)])) == 2
+    third = asyncio.ensure_future(anext(stream))
+    await asyncio.sleep(0)
+    await engine.check_health()
+    clock.now += ALONE.fleet.stall_timeout + 1
+    with pytest.raises(EngineError, match="no step"):
+        await engine.check_health()
+    assert (await engine.load()).health == link_pb2.LoadSnapshot.STALLED
+    await engine.abort("stalled")
+    assert last([await third]).finish_reason == CHOICE.ABORT
+    await stream.aclose()
+
+
+async def test_a_fake_engine_refuses_when_told_to():
+    engine = FakeEngine(ALONE, faults=FakeFaults(refuse="full"))
+    await engine.start()
+    deltas = await collect(engine, submit("refused"))
+    assert deltas[-1].error.code == CODES.OVERLOADED
+    engine.faults.refuse = None
+    assert len(tokens(await collect(engine, submit("taken")))) == 8
+
+
+async def test_a_fake_engine_fails_to_start_when_told_to():
+    engine = FakeEngine(ALONE, faults=FakeFaults(start_error="no memory"))
+    with pytest.raises(EngineError, match="no memory"):
+        await engine.start()
+    assert (await engine.load()).health == link_pb2.LoadSnapshot.FAILED
+
+
+async def test_a_fake_engine_makes_the_rest_wait_when_it_is_full():
+    engine = FakeEngine(ALONE, faults=FakeFaults(stall_after=0))
+    await engine.start()
+    tasks = [asyncio.create_task(collect(engine, submit(f"w{n}"))) for n in range(10)]
+    load = await until(engine, lambda load: load.running_requests + load.waiting_requests == 10)
+    assert (load.running_requests, load.waiting_requests) == (8, 2)
+    for task in tasks:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+    assert (await engine.load()).running_requests == 0
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+async def test_fake_ranks_share_the_experts(ranks):
+    settings = Settings(group=GroupSettings(data_parallel=ranks))
+    hellos = [FakeEngine(settings, rank=rank).describe() for rank in range(ranks)]
+    ids = [expert for hello in hellos for expert in hello.experts.local_ids]
+    assert ids == list(range(hellos[0].experts.total))

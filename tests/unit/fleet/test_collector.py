@@ -1,0 +1,59 @@
+"""FleetCollector: what /metrics says of groups and ranks."""
+
+from prometheus_client import generate_latest
+
+from serving.fleet.collector import fleet_registry
+from serving.fleet.membership import Roster
+from serving.link.v1 import link_pb2
+
+
+class Handle:
+    inflight_requests = 3
+    outstanding_tokens = 40
+    round_trip = None
+
+    def fence(self, reason):
+        pass
+
+    def close(self, reason):
+        pass
+
+
+def sample(text, name):
+    return {
+        line.rsplit(" ", 1)[0]: float(line.rsplit(" ", 1)[1])
+        for line in text.splitlines()
+        if line.startswith(name)
+    }
+
+
+def test_living_groups_are_shown_and_gone_ones_are_not():
+    roster = Roster()
+    registry = fleet_registry(roster)
+    handles = [Handle(), Handle()]
+    keys = []
+    for rank, handle in enumerate(handles):
+        hello = link_pb2.Hello(group_id="g0", epoch="e", rank=rank, world_size=2)
+        keys.append(roster.join(hello, handle))
+        tokens = link_pb2.LayerExpertLoad(layer="a", tokens=[10 * (rank + 1), 20 * (rank + 1)])
+        load = link_pb2.LoadSnapshot(
+            health=link_pb2.LoadSnapshot.HEALTHY,
+            experts=[tokens],
+            speculation=link_pb2.SpeculationCounts(proposed_tokens=9, accepted_tokens=7),
+        )
+        roster.report(keys[rank], handle, load)
+    text = generate_latest(registry).decode()
+    assert sample(text, 'moe_groups{state="ready"}') == {'moe_groups{state="ready"}': 1.0}
+    assert list(sample(text, "moe_ranks_joined{").values()) == [2.0]
+    assert list(sample(text, "moe_rank_inflight_requests{").values()) == [3.0, 3.0]
+    assert sample(text, "moe_expert_tokens_total{") == {
+        'moe_expert_tokens_total{group="g0",rank="0"}': 30.0,
+        'moe_expert_tokens_total{group="g0",rank="1"}': 60.0,
+    }
+    assert list(sample(text, "moe_expert_imbalance_ratio{").values()) == [60 * 2 / 90]
+    assert list(sample(text, "moe_mtp_accepted_tokens_total{").values()) == [7.0, 7.0]
+    for key, handle in zip(keys, handles, strict=True):
+        roster.leave(key, handle, "gone")
+    text = generate_latest(registry).decode()
+    assert "g0" not in text
+    assert list(sample(text, "moe_groups{").values()) == [0.0] * 4

@@ -1,0 +1,162 @@
+"""Settings: pinned defaults, the order of the sources, and what is refused."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from serving.errors import SettingsError
+from serving.settings import Platform, Settings, bundled_model, load_settings
+
+# What users and scripts rely on. A change here is a change of the contract: CHANGELOG it.
+DEFAULTS = {
+    "platform": "cpu",
+    "model": {"name": "pocket-r1"},
+    "group": {
+        "count": 1,
+        "data_parallel": 2,
+        "tensor_parallel": 1,
+        "placement": "pack",
+        "cpus_per_rank": 1.0,
+        "start_timeout": 600.0,
+        "placement_timeout": 60.0,
+    },
+    "engine": {
+        "kind": "vllm",
+        "dtype": "float32",
+        "max_model_len": None,
+        "max_num_seqs": 64,
+        "speculative": "none",
+        "speculative_tokens": 1,
+        "kv_cache_gib": 1.0,
+        "threads_per_rank": 1,
+        "args": {},
+    },
+    "router": {
+        "host": "127.0.0.1",
+        "rest_port": 8000,
+        "grpc_port": 50051,
+        "join_host": "127.0.0.1",
+        "join_port": 50052,
+        "max_body_bytes": 4194304,
+        "request_timeout": 600.0,
+        "max_inflight_requests": 4096,
+        "drain_timeout": 10.0,
+        "reasoning_parser": "deepseek_r1",
+        "tool_parser": "deepseek_v3",
+    },
+    "link": {
+        "routers": ["127.0.0.1:50052"],
+        "connect_timeout": 5.0,
+        "hello_timeout": 10.0,
+        "backoff_initial": 0.2,
+        "backoff_max": 5.0,
+        "load_interval": 0.5,
+        "keepalive": 5.0,
+        "outbox_limit": 65536,
+        "max_frame_bytes": 67108864,
+    },
+    "fleet": {"stall_timeout": 10.0, "history_groups": 16},
+    "ray": {
+        "address": None,
+        "app_name": "moe-serving",
+        "dashboard": False,
+        "dashboard_port": 8265,
+        "num_cpus": None,
+    },
+    "telemetry": {"log_level": "info", "log_format": "auto"},
+}
+
+
+def test_defaults_are_pinned():
+    values = json.loads(load_settings().model_dump_json())
+    assert values["model"].pop("path") == str(bundled_model())
+    assert values == DEFAULTS
+
+
+def test_bundled_model_is_there():
+    assert (bundled_model() / "config.json").is_file()
+
+
+@pytest.fixture
+def yaml_file(tmp_path: Path) -> Path:
+    file = tmp_path / "settings.yaml"
+    file.write_text("platform: gpu\ngroup:\n  count: 3\n  data_parallel: 8\n")
+    return file
+
+
+def test_file_gives_way_to_environment_and_that_to_flags(
+    yaml_file: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("MOE_SERVING_GROUP__DATA_PARALLEL", "4")
+    monkeypatch.setenv("MOE_SERVING_GROUP__COUNT", "5")
+    settings = load_settings(yaml_file, {"group": {"count": 7}})
+    assert settings.platform is Platform.GPU  # file
+    assert settings.group.data_parallel == 4  # environment over file
+    assert settings.group.count == 7  # flag over both
+
+
+def test_one_file_does_not_stay_for_the_next_call(yaml_file: Path):
+    assert load_settings(yaml_file).group.count == 3
+    assert load_settings().group.count == 1
+
+
+def test_variables_that_are_no_settings_are_left_alone(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("MOE_SERVING_STATE_DIR", "/somewhere")
+    assert load_settings() == Settings()
+
+
+def test_engine_arguments_pass_through():
+    settings = load_settings(flags={"engine": {"args": {"enable_prefix_caching": True}}})
+    assert settings.engine.args == {"enable_prefix_caching": True}
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        pytest.param({"group": {"count": -1}}, "group.count", id="below-the-bound"),
+        pytest.param({"router": {"rest_port": 70000}}, "router.rest_port", id="no-port"),
+        pytest.param({"group": {"cuont": 1}}, "group.cuont", id="misspelt"),
+        pytest.param({"gruop": {}}, "gruop", id="misspelt-group"),
+        pytest.param({"engine": {"dtype": "int4"}}, "engine.dtype", id="not-offered"),
+        pytest.param({"fleet": {"stall_timeout": 0}}, "fleet.stall_timeout", id="no-time"),
+        pytest.param(
+            {"engine": {"args": {"model": "x"}}}, "engine.args may not set model", id="reserved"
+        ),
+        pytest.param(
+            {"engine": {"args": {"tensor-parallel-size": 2}}},
+            "tensor_parallel_size",
+            id="reserved-spelt-as-a-flag",
+        ),
+    ],
+)
+def test_what_is_wrong_is_named(flags: dict, named: str):
+    with pytest.raises(SettingsError) as caught:
+        load_settings(flags=flags)
+    assert named in str(caught.value)
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path):
+    with pytest.raises(SettingsError, match="does not exist"):
+        load_settings(tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param("group: [", id="not-yaml"),
+        pytest.param("- a\n- b\n", id="a-list"),
+        pytest.param("just text", id="text"),
+    ],
+)
+def test_a_broken_file_is_a_settings_error(tmp_path: Path, text: str):
+    file = tmp_path / "settings.yaml"
+    file.write_text(text)
+    with pytest.raises(SettingsError):
+        load_settings(file)
+
+
+def test_settings_cannot_be_changed():
+    settings = load_settings()
+    with pytest.raises(ValueError, match="frozen"):
+        settings.group.count = 2  # type: ignore[misc]
