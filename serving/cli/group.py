@@ -85,6 +85,10 @@ def deploy_groups(settings: Settings, *, wait: bool) -> None:
     app = settings.ray.app_name
     watch = deployment_watch.DeploymentWatch(app, SystemClock())
     new = watch.look().phase is deployment_watch.Phase.ABSENT
+    if new and settings.group.placement == "strict_spread":
+        # Ray would put the ranks together where it cannot spread them: better to say so.
+        with make_progress() as progress:
+            _wait_room(settings, progress)
     deployment.deploy(settings)
     if not wait:
         return
@@ -128,6 +132,24 @@ def show_groups(settings: Settings) -> None:
         )
 
 
+def _wait_room(settings: Settings, progress: Progress) -> None:
+    """Return when the cluster has room for all groups.
+
+    Raises:
+        PlacementError: it has none after group.placement_timeout.
+    """
+    from serving.engine import cluster
+    from serving.engine.placement import explain_gap, group_needs, require_room
+
+    needs = group_needs(settings.group, settings.platform)
+    deadline = time.monotonic() + settings.group.placement_timeout
+    while (gap := explain_gap(cluster.nodes(), needs)) is not None:
+        progress.set("groups", f"waiting for room: {gap}")
+        if time.monotonic() >= deadline:
+            require_room(cluster.nodes(), needs)
+        time.sleep(POLL_SECONDS)
+
+
 def _wait_running(settings: Settings, watch: "DeploymentWatch", progress: Progress) -> None:
     from serving.engine import deployment_watch
     from serving.engine.placement import group_needs
@@ -158,7 +180,9 @@ def _wait_running(settings: Settings, watch: "DeploymentWatch", progress: Progre
             progress.set("groups", f"{group.count} running", done=True)
             return
         gap = placement.check()
-        if gap is not None:
+        if gap is None:
+            progress.drop("groups")
+        else:
             progress.set("groups", f"waiting for room: {gap}")
         if clock.monotonic() >= deadline:
             raise EngineError(f"not running after group.start_timeout ({group.start_timeout:g} s)")

@@ -79,7 +79,9 @@ class Readiness:
             if failure is not None:
                 raise failure
             gap = self._placement.check()
-            if gap is not None:
+            if gap is None:
+                self._progress.drop("groups")
+            else:
                 self._progress.set("groups", f"waiting for room: {gap}")
             if fleet is not None and ready_groups(fleet) >= group.count:
                 self._progress.set("groups", f"{group.count} ready", done=True)

@@ -27,6 +27,7 @@ from serving.cli.state import ProcessRecord, RunState, StateFile, with_processes
 from serving.clock import Clock
 from serving.engine import cluster, deployment
 from serving.engine.deployment_watch import undeploy
+from serving.engine.placement import group_needs, require_room
 from serving.errors import EngineError
 from serving.settings import Settings
 
@@ -97,6 +98,8 @@ class Stack:
         self._require_alive()
         progress.set("ray", "deploying the groups")
         readiness = Readiness(self.settings, self.urls.rest, progress, self._clock)
+        # No node will join a private Ray, so there is nothing to wait for.
+        require_room(cluster.nodes(), group_needs(self.settings.group, self.settings.platform))
         if self.settings.group.count:
             deployment.deploy(self.settings)
         progress.set("ray", f"running at {self._ray.address}", done=True)

@@ -10,6 +10,7 @@ go to a single process, and every token is compared.
 """
 
 import os
+import re
 import secrets
 import shutil
 import subprocess
@@ -44,6 +45,8 @@ RAY_START_TIMEOUT = 90.0
 OBJECT_STORE_BYTES = 80 * 2**20
 _HTTP_OK = 200
 _POLL_SECONDS = 0.5
+_PROGRESS_LINE = re.compile(r"\[ *\d+\.\ds\] (?P<part>group[^:]*): (?P<text>.*)")
+"""As ``progress.LineProgress`` writes them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,15 +220,14 @@ def _deploy(
         code = process.poll()
         lines = log.read_text("utf-8", "replace").splitlines()
         for line in lines[shown:]:
-            _, bracket, text = line.partition("] ")
-            name, colon, said = text.partition(": ")
-            if bracket and colon:
-                progress.set(name, said)
+            said = _PROGRESS_LINE.match(line)
+            if said is not None:
+                progress.set(said["part"], said["text"])
         shown = len(lines)
         if code == 0:
             return
         if code is not None:
-            raise EngineError(last_error(log))
+            raise ServingError(last_error(log))
         time.sleep(_POLL_SECONDS)
 
 

@@ -168,7 +168,8 @@ def nodes() -> tuple[NodeRoom, ...]:
         NodeRoom(
             address=str(node["NodeManagerAddress"]),
             total=dict(node["Resources"]),
-            free=dict(free.get(node["NodeID"], {})),
+            # A node that has just joined has not reported yet: nothing runs there.
+            free=dict(free.get(node["NodeID"], node["Resources"])),
         )
         for node in ray.nodes()
         if node["Alive"]

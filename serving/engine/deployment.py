@@ -139,6 +139,8 @@ class Rank:
         if self._member.rank == 0:
             self._board.sweep(self._clock.time())
         os.environ.update(network_environment(self._address))
+        if self._settings.group.placement == "strict_spread":
+            self._rendezvous.claim_node(self._address)
         self._stages.enter(Stage.MEETING)
         meeting = await self._rendezvous.meet(
             self._address, free_port, self._settings.group.start_timeout
@@ -254,8 +256,6 @@ def deployment_options(settings: Settings) -> dict[str, Any]:
         "num_gpus": resources.pop("GPU", 0),
         "runtime_env": {"env_vars": replica_environment(settings)},
     }
-    if resources:
-        actor["resources"] = resources
     pack = group.placement == "pack"
     return {
         "name": DEPLOYMENT,

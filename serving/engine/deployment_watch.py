@@ -10,8 +10,17 @@ from serving.engine.rendezvous import GcsStore
 from serving.engine.stages import RankReport, Stage, StageBoard
 from serving.errors import EngineError, PlacementError, ServingError, SettingsError
 
-FINAL_ERRORS = {"SettingsError": SettingsError}
-"""Errors of a rank that trying again cannot mend."""
+_ERRORS: dict[str, type[ServingError]] = {
+    "SettingsError": SettingsError,
+    "PlacementError": PlacementError,
+}
+"""Errors of a rank that keep their type on the way here; all others are engine errors."""
+
+_FINAL = {"SettingsError"}
+"""Those that trying again cannot mend."""
+
+SETTLE_SECONDS = 1.0
+"""Resources are taken a moment before the group shows as placed: not worth a word."""
 
 
 class Phase(StrEnum):
@@ -53,12 +62,14 @@ def failure_of(view: DeploymentView) -> ServingError | None:
     """
     failed = [report for report in view.reports if report.stage is Stage.FAILED]
     for report in failed:
-        if report.error_type in FINAL_ERRORS:
-            return FINAL_ERRORS[report.error_type](report.error)
+        if report.error_type in _FINAL:
+            return _ERRORS[report.error_type](report.error)
     if view.phase is not Phase.FAILED:
         return None
     if failed:
         last = max(failed, key=lambda report: report.made_at)
+        if last.error_type in _ERRORS:
+            return _ERRORS[last.error_type](last.error)
         return EngineError(f"rank {last.rank} did not start: {last.error}")
     return EngineError(f"Ray Serve gave up: {_last_line(view.message)}")
 
@@ -97,7 +108,7 @@ class PlacementWatch:
         self._missing_since: float | None = None
 
     def check(self) -> str | None:
-        """Return what is missing now, or ``None`` if the groups have room.
+        """Return what is missing, or ``None`` if the groups have room or just got it.
 
         Raises:
             PlacementError: it has been missing for the whole time-out.
@@ -109,16 +120,19 @@ class PlacementWatch:
             return None
         if self._missing_since is None:
             self._missing_since = now
-        if now - self._missing_since >= self._timeout:
+        missing_for = now - self._missing_since
+        if missing_for >= self._timeout:
             raise PlacementError(f"no room after {self._timeout:g} s: {gap}. {advice(self._needs)}")
-        return gap
+        return gap if missing_for >= SETTLE_SECONDS else None
 
     def _gap(self) -> str | None:
         needs = self._needs
+        # Nodes first: a group that is placed in between counts as placed, not as missing.
+        nodes = cluster.nodes()
         missing = needs.groups - cluster.placed_gangs(self._app)
         if missing <= 0:
             return None
-        return explain_gap(cluster.nodes(), replace(needs, groups=missing))
+        return explain_gap(nodes, replace(needs, groups=missing))
 
 
 def undeploy(app: str) -> None:

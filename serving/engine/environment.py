@@ -48,6 +48,9 @@ def engine_environment(settings: Settings, *, host: str = "127.0.0.1") -> dict[s
             # Binding to cores is for whole machines; ranks here share cores.
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
             "OMP_NUM_THREADS": str(settings.engine.threads_per_rank),
+            # torch's and vLLM's notes to each other's developers, from every process.
+            "TORCH_CPP_LOG_LEVEL": "ERROR",
+            "PYTHONWARNINGS": "ignore::FutureWarning",
         }
         preload = _preload()
         if preload:

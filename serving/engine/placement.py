@@ -14,11 +14,6 @@ from serving.settings import GroupSettings, Platform
 _EPSILON = 1e-6
 """Ray keeps resources in steps of 1e-4; differences below this are rounding."""
 
-RESERVED_NODE_RESOURCE = "node:__internal_implicit_resource_moe-serving-rank"
-"""Ray gives every node one of each resource with this prefix, without being told. A rank
-that asks for a whole one therefore shares its node with no other rank: this is how
-strict_spread is enforced, because Serve's gangs know only PACK and SPREAD."""
-
 REPLICA_CPUS = 1.0
 """Ray CPUs of a rank's own Serve replica, beside ``group.cpus_per_rank``."""
 
@@ -54,8 +49,6 @@ def rank_resources(group: GroupSettings, platform: Platform) -> dict[str, float]
     resources = {"CPU": REPLICA_CPUS + group.cpus_per_rank}
     if platform is Platform.GPU:
         resources["GPU"] = float(group.tensor_parallel)
-    if group.placement == "strict_spread":
-        resources[RESERVED_NODE_RESOURCE] = 1.0
     return resources
 
 
@@ -75,36 +68,38 @@ def rank_slots(node: NodeRoom, rank: Mapping[str, float]) -> int:
     for name, amount in rank.items():
         if amount <= 0:
             continue
-        implicit = 1.0 if name == RESERVED_NODE_RESOURCE else 0.0
-        slots = min(slots, (node.free.get(name, implicit) + _EPSILON) // amount)
+        slots = min(slots, (node.free.get(name, 0.0) + _EPSILON) // amount)
     return 0 if math.isinf(slots) else int(slots)
 
 
 def explain_gap(nodes: Sequence[NodeRoom], needs: GroupNeeds) -> str | None:
     """Return what is missing to place all groups, in one sentence, or ``None`` if all fit.
 
-    A group is placed whole or not at all; ranks of different groups may share a node,
-    except with strict_spread.
+    A group is placed whole or not at all. Ranks of different groups may share a node; with
+    strict_spread, ranks of one group may not. Then a node takes at most one rank of each
+    group, and filling node after node, group by group in turn, shows that this is enough.
     """
     wanted = needs.groups * needs.ranks
     strict = needs.strategy == "strict_spread"
-    slots = [min(rank_slots(node, needs.rank), 1 if strict else wanted) for node in nodes]
-    if sum(slots) >= wanted:
+    most = needs.groups if strict else wanted
+    room = sum(min(rank_slots(node, needs.rank), most) for node in nodes)
+    if room >= wanted:
         return None
     each = _resources_text(needs.rank)
     what = f"{_plural(needs.groups, 'group')} of {_plural(needs.ranks, 'rank')}"
     if strict:
-        need = f"{what}, one rank a node, needs {_plural(wanted, 'node')} with {each} free each"
-    elif wanted == 1:
+        what += ", one rank a node," if needs.groups == 1 else ", each with one rank a node,"
+    if wanted == 1:
         need = f"{what} needs {each} free on one node"
+    elif strict and needs.groups == 1:
+        need = f"{what} needs {_plural(wanted, 'node')} with {each} free each"
     else:
         need = f"{what} needs room for {_plural(wanted, 'rank')} of {each} each"
     have = ", ".join(
         f"{node.address} ({_free_text(node, needs.rank)})"
         for node in sorted(nodes, key=lambda node: node.address)
     )
-    fits = f"room for {sum(slots)} of {wanted}"
-    return f"{need}; the cluster has {fits}: {have or 'no live node'}"
+    return f"{need}; the cluster has room for {room} of {wanted}: {have or 'no live node'}"
 
 
 def require_room(nodes: Sequence[NodeRoom], needs: GroupNeeds) -> None:
@@ -130,22 +125,14 @@ def _plural(count: int, noun: str) -> str:
 
 
 def _resources_text(resources: Mapping[str, float]) -> str:
-    return " and ".join(
-        f"{amount:g} {_unit(name, amount)}"
-        for name, amount in resources.items()
-        if name != RESERVED_NODE_RESOURCE
-    )
+    return " and ".join(f"{amount:g} {_unit(name, amount)}" for name, amount in resources.items())
 
 
 def _free_text(node: NodeRoom, rank: Mapping[str, float]) -> str:
-    parts = [
+    return ", ".join(
         f"{node.free.get(name, 0.0):g} of {node.total.get(name, 0.0):g} {_unit(name, 2)} free"
         for name in rank
-        if name != RESERVED_NODE_RESOURCE
-    ]
-    if node.free.get(RESERVED_NODE_RESOURCE, 1.0) < 1.0 - _EPSILON:
-        parts.append("holds a rank already")
-    return ", ".join(parts)
+    )
 
 
 def _unit(name: str, amount: float) -> str:

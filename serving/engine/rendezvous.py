@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from typing import Protocol
 
 from serving.clock import Clock
-from serving.errors import EngineError
+from serving.errors import EngineError, PlacementError
 
 NAMESPACE = "moe-serving"
 KEEP_SECONDS = 24 * 3600.0
@@ -129,6 +129,8 @@ class Rendezvous:
         self._clock = clock
         self._prefix = f"meeting/{member.app}/"
         self._key = self._prefix + member.incarnation
+        self._all_claims = f"claim/{member.app}/"
+        self._claims = f"{self._all_claims}{member.incarnation}/"
 
     async def meet(
         self, address: str, choose_port: Callable[[str], int], timeout: float
@@ -157,14 +159,37 @@ class Rendezvous:
                 )
             await asyncio.sleep(_POLL_SECONDS)
 
+    def claim_node(self, node: str) -> None:
+        """Hold ``node`` for this rank alone among the ranks of its gang (strict_spread).
+
+        Ray Serve's gangs can be spread only as far as there is room; Ray's own ways to
+        forbid a second rank on a node are closed to them (a node's implicit resources in a
+        placement group crash the raylet of Ray 2.60). So a rank refuses to share.
+
+        Raises:
+            PlacementError: another rank of the gang is there.
+        """
+        key = f"{self._claims}{node}"
+        content = json.dumps({"rank": self._member.rank, "made_at": self._clock.time()})
+        if self._store.put_new(key, content.encode()):
+            return
+        holder = json.loads(self._store.get(key) or b"{}").get("rank", "another")
+        raise PlacementError(
+            f"group.placement strict_spread: ranks {holder} and {self._member.rank} were both "
+            f"placed on node {node}, no other node has room; add nodes, or set "
+            "group.placement to spread or pack"
+        )
+
     def leave(self) -> None:
-        """Remove the entry; only rank 0's call does anything."""
+        """Remove the gang's entries; only rank 0's call does anything."""
         if self._member.rank == 0:
+            for key in self._store.keys(self._claims):
+                self._store.delete(key)
             self._store.delete(self._key)
 
     def _publish(self, address: str, choose_port: Callable[[str], int]) -> Meeting:
         now = self._clock.time()
-        sweep(self._store, (self._prefix,), now)
+        sweep(self._store, (self._prefix, self._all_claims), now)
         meeting = Meeting(address, choose_port(address), secrets.token_hex(6), now)
         if not self._store.put_new(self._key, json.dumps(asdict(meeting)).encode()):
             raise EngineError(

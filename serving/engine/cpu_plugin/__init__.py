@@ -12,12 +12,14 @@ module          mends
 collectives     ``CpuCommunicator`` has no ragged gather and reduce-scatter
 experts         CPU experts ignore the expert map; also counts tokens per expert
 rotary          the CPU rotary embedding garbles 3-D and strided inputs
+quiet           warnings that nobody can act on
 quick_exit      processes take seconds to end
 ==============  =================================================================
 """
 
 import logging
 
+from serving.engine.cpu_plugin import quiet
 from serving.engine.cpu_plugin.mend import Mend, settle
 
 _log = logging.getLogger("vllm.moe_serving.cpu_plugin")
@@ -36,6 +38,7 @@ def register() -> None:
 
     if _done or not current_platform.is_cpu():
         return
+    quiet.install()
     # Imported late: these pull in vLLM's layers, which other platforms do not need.
     from serving.engine.cpu_plugin import collectives, experts, quick_exit, rotary
 

@@ -39,7 +39,7 @@ class Shown(LineProgress):
         self.parts[part] = (text, done)
 
     def drop(self, part: str) -> None:
-        self.parts.pop(part)
+        self.parts.pop(part, None)
 
 
 LOADING = report(0, Stage.LOADING)

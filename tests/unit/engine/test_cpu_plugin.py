@@ -18,7 +18,7 @@ from vllm.model_executor.layers.fused_moe.experts import cpu_moe
 from vllm.model_executor.layers.rotary_embedding.base import RotaryEmbedding
 
 from serving.engine import cpu_plugin
-from serving.engine.cpu_plugin import collectives, expert_load, experts, rotary
+from serving.engine.cpu_plugin import collectives, expert_load, experts, quiet, rotary
 from serving.engine.cpu_plugin.mend import Mend, settle
 
 SIZE, INNER = 32, 64
@@ -415,3 +415,28 @@ def test_the_self_check_notices_wrong_sums():
     good.all_gatherv = lambda tensors, **_: [tensors[0] + 1, tensors[1]]
     with pytest.raises(RuntimeError, match="wrong rows"):
         collectives.self_check(good)
+
+
+# ------------------------------------------------------------------------------- quiet
+
+
+@pytest.mark.parametrize(
+    ("message", "arguments", "shown"),
+    [
+        ("Triton is not installed. triton-cpu is expected on x86 CPUs.", (), False),
+        ("%s is not found in LD_PRELOAD. For best", ("libtcmalloc",), False),
+        ("Something new", (), True),
+    ],
+    ids=["expected", "with-arguments", "news"],
+)
+@pytest.mark.parametrize("level", [logging.WARNING, logging.INFO], ids=["warning", "info"])
+def test_only_expected_warnings_are_hidden_unless_vllm_is_asked_for_more(
+    message, arguments, shown, level, monkeypatch
+):
+    logger, messages = logging.getLogger("vllm"), Messages()
+    monkeypatch.setattr(logger, "handlers", [messages])
+    monkeypatch.setattr(logger, "level", level)
+    quiet.install()
+    quiet.install()
+    logging.getLogger("vllm.somewhere").warning(message, *arguments)
+    assert bool(messages.said) is (shown or level == logging.INFO)

@@ -3,7 +3,13 @@
 import pytest
 
 from serving.engine import cluster
-from serving.engine.deployment_watch import DeploymentView, Phase, PlacementWatch, failure_of
+from serving.engine.deployment_watch import (
+    SETTLE_SECONDS,
+    DeploymentView,
+    Phase,
+    PlacementWatch,
+    failure_of,
+)
 from serving.engine.placement import GroupNeeds, NodeRoom
 from serving.engine.stages import RankReport, Stage
 from serving.errors import EngineError, PlacementError, SettingsError
@@ -18,6 +24,7 @@ def report(
 LOADING = report(0, Stage.LOADING)
 BAD_ARGS = report(1, Stage.FAILED, "SettingsError", "engine.args.x: unknown")
 CRASH = report(0, Stage.FAILED, "EngineError", "out of memory", at=1.0)
+SHARED = report(1, Stage.FAILED, "PlacementError", "both on node a")
 LATER_CRASH = report(1, Stage.FAILED, "EngineError", "port taken", at=2.0)
 
 
@@ -42,6 +49,13 @@ LATER_CRASH = report(1, Stage.FAILED, "EngineError", "port taken", at=2.0)
             EngineError,
             "rank 1 did not start: port taken",
             id="the last failure when Serve gives up",
+        ),
+        pytest.param(DeploymentView(Phase.DEPLOYING, "", (SHARED,)), None, "", id="room may come"),
+        pytest.param(
+            DeploymentView(Phase.FAILED, "", (SHARED,)),
+            PlacementError,
+            "both on node a",
+            id="no room for strict_spread",
         ),
         pytest.param(
             DeploymentView(Phase.FAILED, "Traceback\n  File\nValueError: no such class\n\n", ()),
@@ -91,13 +105,15 @@ class Cluster:
         )
 
 
-def test_missing_room_is_told_at_once_and_an_error_after_the_time_out(
+def test_missing_room_is_told_and_an_error_after_the_time_out(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     seen, clock = Cluster(monkeypatch), HandClock()
     watch = PlacementWatch("app", GroupNeeds(1, 2, "pack", {"CPU": 2.0}), 10.0, clock)
+    assert watch.check() is None
+    clock.now = SETTLE_SECONDS
     assert "room for 0 of 2" in (watch.check() or "")
-    clock.now = 9.0
+    clock.now = 9.9
     assert watch.check() is not None
     clock.now = 10.0
     with pytest.raises(PlacementError, match=r"no room after 10 s: .* room for 0 of 2"):
@@ -109,7 +125,13 @@ def test_missing_room_is_told_at_once_and_an_error_after_the_time_out(
 def test_room_that_comes_and_goes_starts_the_time_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     seen, clock = Cluster(monkeypatch), HandClock()
     watch = PlacementWatch("app", GroupNeeds(1, 2, "pack", {"CPU": 2.0}), 10.0, clock)
-    for now, free, missing in ((0, 0.0, True), (8, 4.0, False), (9, 0.0, True), (18, 0.0, True)):
+    for now, free, missing in (
+        (0, 0.0, False),
+        (1, 0.0, True),
+        (8, 4.0, False),
+        (9, 0.0, False),
+        (18, 0.0, True),
+    ):
         clock.now, seen.free = float(now), free
         assert (watch.check() is not None) is missing
 
@@ -118,6 +140,8 @@ def test_placed_groups_need_no_more_room(monkeypatch: pytest.MonkeyPatch) -> Non
     seen, clock = Cluster(monkeypatch), HandClock()
     seen.placed = 2
     watch = PlacementWatch("app", GroupNeeds(3, 2, "pack", {"CPU": 2.0}), 10.0, clock)
+    watch.check()
+    clock.now = SETTLE_SECONDS
     assert "1 group of 2 ranks" in (watch.check() or "")
     seen.placed = 3
     assert watch.check() is None

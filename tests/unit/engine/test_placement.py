@@ -7,7 +7,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serving.engine.placement import (
-    RESERVED_NODE_RESOURCE,
     GroupNeeds,
     NodeRoom,
     explain_gap,
@@ -26,10 +25,7 @@ def node(address: str, cpus: float, free: float | None = None, **other: float) -
 
 
 def needs(groups: int, ranks: int, strategy: str, **rank: float) -> GroupNeeds:
-    resources = rank or {"CPU": 2.0}
-    if strategy == "strict_spread":
-        resources = {**resources, RESERVED_NODE_RESOURCE: 1.0}
-    return GroupNeeds(groups, ranks, strategy, resources)
+    return GroupNeeds(groups, ranks, strategy, rank or {"CPU": 2.0})
 
 
 @pytest.mark.parametrize(
@@ -76,17 +72,23 @@ def needs(groups: int, ranks: int, strategy: str, **rank: float) -> GroupNeeds:
             id="a single rank",
         ),
         pytest.param([], needs(0, 2, "pack"), None, id="no groups need nothing"),
+        pytest.param(
+            [node("a", 4), node("b", 4)],
+            needs(2, 2, "strict_spread"),
+            None,
+            id="groups may share nodes, ranks of one group may not",
+        ),
+        pytest.param(
+            [node("a", 8), node("b", 2)],
+            needs(2, 2, "strict_spread"),
+            "2 groups of 2 ranks, each with one rank a node, needs room for 4 ranks of 2 CPUs "
+            "each; the cluster has room for 3 of 4: a (8 of 8 CPUs free), b (2 of 2 CPUs free)",
+            id="room on one node does not help the second rank",
+        ),
     ],
 )
 def test_gap(nodes: list[NodeRoom], wanted: GroupNeeds, gap: str | None) -> None:
     assert explain_gap(nodes, wanted) == gap
-
-
-def test_a_node_that_holds_a_rank_is_no_room_for_strict_spread() -> None:
-    taken = NodeRoom("a", {"CPU": 8.0}, {"CPU": 6.0, RESERVED_NODE_RESOURCE: 0.0})
-    gap = explain_gap([taken], needs(1, 1, "strict_spread"))
-    assert gap is not None
-    assert "holds a rank already" in gap
 
 
 def test_error_says_what_to_do() -> None:
@@ -104,12 +106,6 @@ def test_error_says_what_to_do() -> None:
             Platform.GPU,
             {"CPU": 4.0, "GPU": 4.0},
             id="gpu: the workers of a rank share its bundle",
-        ),
-        pytest.param(
-            GroupSettings(placement="strict_spread"),
-            Platform.CPU,
-            {"CPU": 2.0, RESERVED_NODE_RESOURCE: 1.0},
-            id="strict spread takes the node's one slot",
         ),
     ],
 )
@@ -135,12 +131,14 @@ def test_agrees_with_trying_every_placement(
 ) -> None:
     nodes = [node(f"n{index}", amount) for index, amount in enumerate(free)]
     wanted = needs(groups, ranks, strategy, CPU=float(rank_cpus))
-    most = 1 if strategy == "strict_spread" else groups * ranks
 
     def fits(places: tuple[int, ...]) -> bool:
-        return all(
-            places.count(index) <= most and places.count(index) * rank_cpus <= amount
-            for index, amount in enumerate(free)
+        apart = strategy != "strict_spread" or all(
+            len(set(places[first : first + ranks])) == ranks
+            for first in range(0, len(places), ranks)
+        )
+        return apart and all(
+            places.count(index) * rank_cpus <= amount for index, amount in enumerate(free)
         )
 
     possible = any(

@@ -7,7 +7,7 @@ import pytest
 
 from serving.engine.rendezvous import KEEP_SECONDS, GangMember, Meeting, Rendezvous, sweep
 from serving.engine.stages import Stage, StageBoard, StageWriter
-from serving.errors import EngineError, SettingsError
+from serving.errors import EngineError, PlacementError, SettingsError
 
 
 class DictStore:
@@ -108,6 +108,18 @@ async def test_leaving_removes_the_entry_and_only_rank_0_leaves() -> None:
     assert len(store.content) == 1
     first.leave()
     assert not store.content
+
+
+def test_a_node_belongs_to_one_rank_of_a_gang() -> None:
+    store, clock = DictStore(), StepClock()
+    first, second = (Rendezvous(store, member(rank), clock) for rank in (0, 1))
+    first.claim_node("10.0.0.1")
+    with pytest.raises(PlacementError, match=r"ranks 0 and 1 were both placed on node 10\.0\.0\.1"):
+        second.claim_node("10.0.0.1")
+    second.claim_node("10.0.0.2")
+    Rendezvous(store, member(0, "other"), clock).claim_node("10.0.0.1")
+    first.leave()
+    assert list(store.content) == [key for key in store.content if "other" in key]
 
 
 def test_sweep_removes_old_entries_only() -> None:
