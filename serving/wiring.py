@@ -155,6 +155,7 @@ class Router:
         from serving.edge.rest import RouterPages, build_rest_app
         from serving.engine.arguments import router_args, router_vllm_config
         from serving.fleet.client import FleetClient
+        from serving.fleet.collector import fleet_registry
         from serving.fleet.link import LinkServer
         from serving.fleet.membership import Roster
         from serving.link.protocol import model_fingerprint
@@ -175,7 +176,7 @@ class Router:
         pages = RouterPages(
             fleet=roster.snapshot,
             # Python's and vLLM's own, then ours.
-            registries=(prometheus_client.REGISTRY, metrics.REGISTRY),
+            registries=(prometheus_client.REGISTRY, metrics.REGISTRY, fleet_registry(roster)),
             gate=gate,
             model=settings.model.name,
         )

@@ -134,17 +134,17 @@ class GroupNews:
     """Tells what has changed in the groups since the last look."""
 
     def __init__(self) -> None:
-        self._states: dict[str, str] = {}
+        self._states: dict[str, str] | None = None
 
     def look(self, fleet: Fleet) -> list[str]:
         """Return one line for each group that changed; the first look tells nothing."""
         states = {str(group["group_id"]): str(group["state"]) for group in fleet["groups"]}
         reasons = {str(group["group_id"]): str(group["reason"]) for group in fleet["groups"]}
         news = []
-        if self._states:
-            for name in sorted(states.keys() | self._states.keys()):
+        before, self._states = self._states, states
+        if before is not None:
+            for name in sorted(states.keys() | before.keys()):
                 state, reason = states.get(name, "gone"), reasons.get(name, "")
-                if state != self._states.get(name):
+                if state != before.get(name):
                     news.append(f"group {name}: {state}" + (f" ({reason})" if reason else ""))
-        self._states = states
         return news

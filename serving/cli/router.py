@@ -1,6 +1,9 @@
 """``moe-serving router``: one router process in the foreground."""
 
-import asyncio
+from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from serving.cli.options import (
     ConfigOption,
@@ -20,6 +23,10 @@ def router_command(
     grpc_port: GrpcPortOption = None,
     join_port: JoinPortOption = None,
     model: ModelOption = None,
+    ports_file: Annotated[
+        Path | None,
+        typer.Option("--ports-file", metavar="FILE", help="Write the bound addresses here (JSON)."),
+    ] = None,
 ) -> None:
     """Run one router: OpenAI REST, gRPC, and the port that ranks join.
 
@@ -30,6 +37,6 @@ def router_command(
         config, sets, port=port, grpc_port=grpc_port, join_port=join_port, model=model
     )
     # vLLM's server code takes seconds to import: settings errors come before that.
-    from serving.wiring import run_router
+    from serving.wiring import serve_router
 
-    asyncio.run(run_router(settings))
+    serve_router(settings, ports_file)

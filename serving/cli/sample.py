@@ -18,10 +18,12 @@ def ask_sample(base_url: str, model: str, out: TextIO, timeout: float = 60.0) ->
     last = ""
     for kind, text in stream_chat(base_url, model, QUESTION, timeout):
         if kind != last:
-            out.write(f"{reset}\n" if last else "")
-            out.write(f"{dim}reasoning: " if kind == "reasoning" else f"{bold}answer:{reset} ")
             # Answers begin with the line breaks that followed the reasoning.
             text = text.lstrip()  # noqa: PLW2901
+            if not text:
+                continue
+            out.write(f"{reset}\n" if last else "")
+            out.write(f"{dim}reasoning: " if kind == "reasoning" else f"{bold}answer:{reset} ")
             last = kind
         out.write(text)
         out.flush()

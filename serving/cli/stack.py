@@ -10,6 +10,7 @@ thread that starts them.
 
 import contextlib
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -64,6 +65,7 @@ class Stack:
         self._clock = clock
         self._router: subprocess.Popen[bytes] | None = None
         self._router_log = state.log_folder / "router.log"
+        self._ray_logs = state.log_folder / "ray"
         self._ray: cluster.PrivateRay | None = None
         self._ray_processes: tuple[ProcessRecord, ...] = ()
         self._state: RunState | None = None
@@ -147,17 +149,21 @@ class Stack:
             self._state_file.remove()
         return leftover
 
-    def remove_ray_files(self) -> None:
-        """Delete Ray's session folder; kept after a failure, for its logs."""
-        if self._ray is not None:
-            cluster.remove_files(self._ray)
+    def clear_ray_files(self, *, keep_logs: bool) -> None:
+        """Delete the session folder of the Ray that has stopped; its logs move to ours."""
+        if self._ray is None:
+            return
+        if keep_logs:
+            shutil.rmtree(self._ray_logs, ignore_errors=True)
+            # Half of the logs is better than an error about logs.
+            with contextlib.suppress(OSError, shutil.Error):
+                shutil.copytree(self._ray.log_folder, self._ray_logs)
+        cluster.forget(self._ray.folder)
 
     def logs_hint(self) -> str:
         """Return where to look after a failure."""
-        places = [str(self._router_log)]
-        if self._ray is not None:
-            places.append(str(self._ray.log_folder))
-        return "logs: " + " and ".join(places)
+        ranks = "" if self._ray is None else f" and {self._ray_logs}"
+        return f"logs: {self._router_log}{ranks}"
 
     # -- start ---------------------------------------------------------------------------
 
@@ -181,6 +187,7 @@ class Stack:
             router = None if self._router is None else self._router.pid
             mine = supervisor.descendants(os.getpid())
             supervisor.end((item for item in mine if item.pid != router), grace=0.0)
+            cluster.disconnect()
             cluster.forget(error.folder)
         return cluster.start_private(self.settings)
 

@@ -105,10 +105,11 @@ class Foreground:
             self._stack.watch(lambda text: self._say(f"{time.strftime('%H:%M:%S')} {text}"))
         except (StopAsked, KeyboardInterrupt, SystemExit):
             self._end()
-            self._stack.remove_ray_files()
+            self._stack.clear_ray_files(keep_logs=False)
             return code
         except BaseException as error:
             self._end()
+            self._stack.clear_ray_files(keep_logs=True)
             if isinstance(error, ServingError):
                 error.args = (f"{error}; {self._stack.logs_hint()}",)
             raise

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 from vllm.config import VllmConfig
+from vllm.config.structured_outputs import StructuredOutputsConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.entrypoints.launchers.cli_args import make_arg_parser
 from vllm.exceptions import VLLMError
@@ -35,6 +36,11 @@ _WORKER_EXTENSION = "serving.engine.worker_extension.WorkerExtension"
 
 _EXPERT_COUNTS = ("n_routed_experts", "num_experts", "num_local_experts", "moe_num_experts")
 """What models call their number of routed experts in config.json."""
+
+_COMPACT_JSON = {"backend": "xgrammar", "disable_any_whitespace": True}
+"""JSON allows white space without end between its parts, and small models take that road: an
+answer held to a schema would run to max_tokens and not be JSON. Only with a named backend can
+vLLM forbid it; ``engine.args.structured_outputs_config`` overrides both."""
 
 _REFUSALS = (VLLMError, ValueError, TypeError, NotImplementedError, AssertionError, OSError)
 """What vLLM raises when it does not like its arguments."""
@@ -170,6 +176,7 @@ def _common(settings: Settings) -> dict[str, Any]:
         "served_model_name": [settings.model.name],
         "dtype": engine.dtype,
         "max_num_seqs": engine.max_num_seqs,
+        "structured_outputs_config": _COMPACT_JSON,
     }
     if engine.max_model_len is not None:
         args["max_model_len"] = engine.max_model_len
@@ -216,6 +223,10 @@ def _checked(given: str, value: Any, hint: Any) -> Any:
 
 def _build(args: dict[str, Any]) -> AsyncEngineArgs:
     try:
+        # vLLM builds its other groups from a mapping by itself.
+        if isinstance(args.get("structured_outputs_config"), dict):
+            group = StructuredOutputsConfig(**args["structured_outputs_config"])
+            args = args | {"structured_outputs_config": group}
         return AsyncEngineArgs(**args)
     except ValidationError as error:
         raise SettingsError(_explain(error)) from error

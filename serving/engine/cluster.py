@@ -146,14 +146,8 @@ def disconnect() -> None:
 
 
 def forget(folder: Path) -> None:
-    """Clear away a start that failed; its processes have been ended by the caller."""
-    disconnect()
+    """Delete the session files of a private Ray whose processes have been ended."""
     shutil.rmtree(folder, ignore_errors=True)
-
-
-def remove_files(private: PrivateRay) -> None:
-    """Delete the session files of a private Ray that has stopped."""
-    shutil.rmtree(private.folder, ignore_errors=True)
 
 
 def nodes() -> tuple[NodeRoom, ...]:

@@ -23,6 +23,7 @@ WEATHER = {
     "function": {
         "name": "weather",
         "description": "Weather of a city",
+        "strict": True,
         "parameters": {
             "type": "object",
             "properties": {"city": {"type": "string", "enum": ["Bern", "Rome"]}},
@@ -106,8 +107,9 @@ def test_json_schema_is_held(ask):
     ],
 )
 def test_tool_call_round_trip(ask, choice):
+    question = [{"role": "user", "content": "What is the weather in Bern?"}]
     options = {"tools": [WEATHER], "max_tokens": 512}
-    first = ask(**options, tool_choice=choice)
+    first = ask(**options, messages=question, tool_choice=choice)
     message = first.choices[0].message
     (call, *_) = message.tool_calls
     assert call.function.name == "weather"
@@ -115,7 +117,7 @@ def test_tool_call_round_trip(ask, choice):
     following = ask(
         **options,
         messages=[
-            *QUESTION,
+            *question,
             {"role": "assistant", "content": "", "tool_calls": [call.model_dump()]},
             {"role": "tool", "tool_call_id": call.id, "content": "sunny"},
         ],

@@ -276,6 +276,7 @@ def test_a_part_that_dies_ends_up_with_an_error(tmp_path: Path, victim: str) -> 
     with started(tmp_path, *FAKE, "--no-sample") as up:
         up.wait_line("^READY ")
         processes = up.all_processes()
+        folder = Path(up.state().ray_folder)
         name = "serving router" if victim == "router" else "raylet/raylet"
         (process,) = (item for item in processes if name in " ".join(item.cmdline())[:300])
         process.kill()
@@ -284,7 +285,9 @@ def test_a_part_that_dies_ends_up_with_an_error(tmp_path: Path, victim: str) -> 
         (line,) = up.error_lines()
         said = {"router": "the router ended (exit status -9)", "raylet": "Ray ended by itself"}
         assert said[victim] in line
-        assert "logs: " in line
+        assert f"logs: {tmp_path}/logs/router.log and {tmp_path}/logs/ray" in line
+        assert (tmp_path / "logs" / "ray" / "gcs_server.out").exists()
+        assert not folder.exists()
 
 
 def test_a_taken_port_is_refused_before_anything_starts(tmp_path: Path) -> None:

@@ -119,7 +119,7 @@ def load(folder: Path = HERE) -> PocketR1:
 def write(
     model: PocketR1,
     folder: Path,
-    temperature: float = 0.6,
+    temperature: float = 0.2,
     top_p: float = 0.95,
     dtype: torch.dtype = torch.bfloat16,
 ) -> None:

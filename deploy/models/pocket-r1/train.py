@@ -2,8 +2,8 @@
 
     python deploy/models/pocket-r1/train.py --out /tmp/pocket
 
-With its defaults this makes the weights in this folder (about 90 minutes on two cores with
-AVX512-BF16). Every step's problems are drawn from (seed, step), so a run can be stopped at
+With its defaults this trains 3,500 steps (about 90 minutes on two free cores with AVX512-BF16).
+The README says how the committed weights were made. Every step's problems are drawn from (seed, step), so a run can be stopped at
 any time and continued with --resume. The learning rate warms up, stays constant, and falls
 linearly from step --decay-at on for --decay-steps steps; then the weights are written.
 """
@@ -43,14 +43,14 @@ def arguments() -> argparse.Namespace:
     add("--seed", type=int, default=7, help="of weights and problems (default 7)")
     add("--batch", type=int, default=48, help="samples a step (default 48)")
     add("--lr", type=float, default=2e-3, help="peak learning rate (default 2e-3)")
-    add("--warmup", type=int, default=200, help="steps of warm-up (default 200)")
+    add("--warmup", type=int, default=100, help="steps of warm-up (default 100)")
     add(
         "--decay-at",
         type=int,
-        default=4000,
-        help="step at which the decay begins; a file DECAY in --out begins it at once",
+        default=1000,
+        help="step at which the decay begins (default 1000); a file DECAY in --out begins it at once",
     )
-    add("--decay-steps", type=int, default=800, help="length of the decay (default 800)")
+    add("--decay-steps", type=int, default=2500, help="length of the decay (default 2500)")
     add("--mtp-weight", type=float, default=0.3, help="weight of the MTP loss (default 0.3)")
     add("--balance", type=float, default=1e-3, help="step of the router bias (default 1e-3)")
     add("--eval-every", type=int, default=200, help="steps between evaluations (default 200)")
@@ -147,8 +147,9 @@ class Trainer:
         for optimizer, kept in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(kept)
         self.done, self.tokens = state["done"], state["tokens"]
-        # an earlier decay that had begun goes on; else the command line decides
-        if state["decay_at"] <= self.done:
+        # a decay that had begun goes on, unless the command line puts it later than here:
+        # then the constant rate comes back, for a further round of training
+        if state["decay_at"] <= self.done and self.decay_at <= self.done:
             self.decay_at = state["decay_at"]
 
     def evaluate(self, size: int = 256) -> tuple[dict[str, float], float]:

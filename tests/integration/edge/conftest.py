@@ -119,4 +119,5 @@ async def edge(shared_edge) -> AsyncIterator[Edge]:
     # A request that outlives its test would be a leak.
     async with asyncio.timeout(5):
         await shared_edge.engine.quiet.wait()
-    assert shared_edge.router.gate.inflight == 0
+    # A client may have its answer (an expired deadline) before the server has cleaned up.
+    assert await shared_edge.router.gate.idle(5)

@@ -6,6 +6,7 @@ import openai
 import pytest
 
 from serving.link.v1 import link_pb2
+from serving.settings import BUNDLED_MODEL
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -87,11 +88,13 @@ async def test_stop_string_and_length(edge):
 
 
 async def test_sampling_defaults_are_the_models(edge):
+    own = json.loads((BUNDLED_MODEL / "generation_config.json").read_text())
     await chat(edge)
     await chat(edge, temperature=0.25)
     default, asked = edge.engine.params
-    assert (default.temperature, default.top_p) == (0.6, 0.95)  # generation_config.json
-    assert (asked.temperature, asked.top_p) == (0.25, 0.95)
+    expected = (own.get("temperature", 1.0), own.get("top_p", 1.0))
+    assert (default.temperature, default.top_p) == expected
+    assert (asked.temperature, asked.top_p) == (0.25, expected[1])
 
 
 SCHEMA = {"type": "object", "properties": {"z": {"type": "integer"}, "a": {"type": "string"}}}
@@ -381,3 +384,26 @@ async def test_pages(edge):
     names = [line.split()[2] for line in metrics.text.splitlines() if line.startswith("# TYPE")]
     assert len(names) == len(set(names))
     assert {"moe_requests_total", "process_resident_memory_bytes"} <= set(names)
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@pytest.mark.parametrize(
+    "choice",
+    [
+        pytest.param({"type": "function", "function": {"name": "weather"}}, id="named"),
+        pytest.param("required", id="required"),
+    ],
+)
+async def test_forced_tool_call_is_constrained_and_parsed(edge, choice, stream):
+    edge.engine.script = CALL
+    answer = await chat(edge, tools=[TOOL], tool_choice=choice, stream=stream)
+    if stream:
+        deltas = [event["choices"][0]["delta"] for event in events_of(answer.text)]
+        calls = [call for delta in deltas for call in delta.get("tool_calls") or ()]
+    else:
+        calls = answer.json()["choices"][0]["message"]["tool_calls"]
+    assert "".join(call["function"].get("name") or "" for call in calls) == "weather"
+    arguments = "".join(call["function"].get("arguments") or "" for call in calls)
+    assert json.loads(arguments) == {"city": "Bern"}
+    # The engine is held to the model's own form of a call.
+    assert "weather" in edge.engine.params[0].structured_outputs.structural_tag

@@ -69,10 +69,10 @@ def largest_differences(reference, scored):
     return prefill, decode
 
 
-async def score_layout(ranks, speculative, prompts):
+async def score_layout(ranks, workers, speculative, prompts):
     """Start the layout, answer every prompt at once over all ranks, and return what it said."""
     settings = Settings(
-        group=GroupSettings(data_parallel=ranks),
+        group=GroupSettings(data_parallel=ranks, tensor_parallel=workers),
         engine=EngineSettings(speculative=speculative, kv_cache_gib=0.25, max_num_seqs=16),
     )
     async with running(settings) as engines:
@@ -84,13 +84,24 @@ async def score_layout(ranks, speculative, prompts):
             *(score(engines[n % ranks], f"q{n}", p, LENGTH) for n, p in enumerate(prompts)),
         )
         loads = [await engine.load() for engine in engines]
+        assert {len(layer.tokens) for load in loads for layer in load.experts} == {16 // ranks}
     return scored, loads
 
 
-@pytest.mark.parametrize("speculative", ["none", "mtp"])
-@pytest.mark.parametrize("ranks", [1, 2])
-async def test_log_probabilities_are_those_of_transformers(ranks, speculative, prompts, reference):
-    scored, loads = await score_layout(ranks, speculative, prompts)
+@pytest.mark.parametrize(
+    ("ranks", "workers", "speculative"),
+    [
+        pytest.param(1, 1, "none", id="1-rank"),
+        pytest.param(1, 1, "mtp", id="1-rank-mtp"),
+        pytest.param(2, 1, "none", id="2-ranks"),
+        pytest.param(2, 1, "mtp", id="2-ranks-mtp"),
+        pytest.param(1, 2, "none", id="2-workers"),
+    ],
+)
+async def test_log_probabilities_are_those_of_transformers(
+    ranks, workers, speculative, prompts, reference
+):
+    scored, loads = await score_layout(ranks, workers, speculative, prompts)
     prefill, decode = largest_differences(reference, scored)
     assert prefill < TOLERANCE
     assert decode < TOLERANCE
@@ -106,7 +117,7 @@ async def test_log_probabilities_are_those_of_transformers(ranks, speculative, p
 async def test_a_broken_combine_is_noticed(monkeypatch, prompts, reference):
     # vLLM's processes take over this one's search path, and find the plugin there.
     monkeypatch.syspath_prepend(BROKEN)
-    scored, _ = await score_layout(2, "none", prompts)
+    scored, _ = await score_layout(2, 1, "none", prompts)
     prefill, decode = largest_differences(reference, scored)
     assert prefill > 100 * TOLERANCE
     assert decode > 100 * TOLERANCE

@@ -98,6 +98,8 @@ def test_news_are_changes() -> None:
         "group g: fenced (rank 1 was lost)"
     ]
     assert news.look(fleet(None)) == ["group g: gone"]
+    assert news.look(fleet(None)) == []
+    assert news.look(fleet("ready")) == ["group g: ready"]
 
 
 class StepClock:

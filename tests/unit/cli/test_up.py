@@ -47,8 +47,8 @@ class StandIn:
         self.log.append(f"stopped, hurry {hurry()}")
         return list(self.left)
 
-    def remove_ray_files(self) -> None:
-        self.log.append("files removed")
+    def clear_ray_files(self, *, keep_logs: bool) -> None:
+        self.log.append("logs kept" if keep_logs else "files removed")
 
     def logs_hint(self) -> str:
         return "logs: /l"
@@ -122,8 +122,7 @@ def test_a_failure_stops_all_and_names_the_logs(tmp_path: Path, when: str) -> No
     run, _ = foreground(tmp_path)
     with pytest.raises(SettingsError, match=r"^engine\.args\.x: unknown; logs: /l$"):
         run.run(sample=False)
-    # The files stay: the logs are among them.
-    assert StandIn.log[-1] == "stopped, hurry False"
+    assert StandIn.log[-2:] == ["stopped, hurry False", "logs kept"]
 
 
 def test_processes_that_cannot_be_ended_are_named(tmp_path: Path) -> None:

@@ -1,0 +1,29 @@
+"""The bundled model, asked through the running server, is right about what it knows."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.e2e
+
+EVALUATE = Path(__file__).resolve().parents[2] / "deploy" / "models" / "pocket-r1" / "evaluate.py"
+# The full measurement asks 200 a task (the model card has it). Answers are greedy in float32,
+# so that this smaller one gives the same share in every run.
+PROBLEMS_PER_TASK = 30
+AT_LEAST = 0.9
+
+
+def test_every_task_is_answered_right(stack) -> None:
+    done = subprocess.run(
+        [
+            sys.executable, str(EVALUATE), "--url", f"{stack.rest}/v1", "--model", stack.model,
+            "--per-task", str(PROBLEMS_PER_TASK), "--at-least", str(AT_LEAST),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=500,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
