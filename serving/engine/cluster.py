@@ -5,6 +5,7 @@ read at import, so the environment is prepared first.
 """
 
 import contextlib
+import functools
 import os
 import secrets
 import shutil
@@ -29,6 +30,9 @@ class RayNotStarted(EngineError):
         super().__init__(f"Ray did not start: {reason} Its logs: {folder}")
         self.folder = folder
         """Its session files."""
+
+
+_LONGEST_REASON = 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +93,7 @@ def start_private(settings: Settings) -> PrivateRay:
     Raises:
         EngineError: Ray did not start; the message names its logs.
     """
-    token = secrets.token_hex(32)
+    token = _own_token()
     _set_environment(private_environment(token))
     folder = Path(tempfile.mkdtemp(prefix="moe-"))
     import ray
@@ -190,6 +194,12 @@ def own_address() -> str:
     return str(ray.util.get_node_ip_address())
 
 
+@functools.cache
+def _own_token() -> str:
+    """Return this process's token; always the same, because Ray reads it once a process."""
+    return secrets.token_hex(32)
+
+
 def _set_environment(values: Mapping[str, str]) -> None:
     """Set variables for this process and all that it starts."""
     os.environ.update(values)
@@ -198,4 +208,6 @@ def _set_environment(values: Mapping[str, str]) -> None:
 
 
 def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    text = " ".join(str(error).split()) or type(error).__name__
+    # Ray's errors may hold whole logs.
+    return text if len(text) <= _LONGEST_REASON else text[:_LONGEST_REASON] + " …"

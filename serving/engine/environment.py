@@ -48,6 +48,10 @@ def engine_environment(settings: Settings, *, host: str = "127.0.0.1") -> dict[s
             # Binding to cores is for whole machines; ranks here share cores.
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
             "OMP_NUM_THREADS": str(settings.engine.threads_per_rank),
+            # Ranks run eagerly; what is left of torch.compile in the sampler would call a C++
+            # compiler, for ten seconds or where there is none in vain, at the first request
+            # for log-probabilities.
+            "TORCHDYNAMO_DISABLE": "1",
             # torch's and vLLM's notes to each other's developers, from every process.
             "TORCH_CPP_LOG_LEVEL": "ERROR",
             "PYTHONWARNINGS": "ignore::FutureWarning",

@@ -6,16 +6,16 @@ import tasks
 import traces
 from tasks import Problem
 
-_ADD = "Could you add {a} and {b}?|what's {a}+{b}|Please work out the sum {a} + {b}|I need {a} plus {b}|{a} + {b}?"
-_SUB = "Could you subtract {b} from {a}?|what's {a}-{b}|I need {a} minus {b}|{a} - {b}?|Please work out {a} minus {b}"
-_MUL = "Could you multiply {a} by {b}?|what's {a}*{b}|I need {a} times {b}|{a} * {b}?|Please work out {a} times {b}"
+_ADD = "What will I get if I add {a} to {b}?|Would you compute {a} + {b} for me?|Can you tell me what {a} plus {b} is?|{a} and {b}, added up|Find {a} + {b}"
+_SUB = "What will I get if I subtract {b} from {a}?|Would you compute {a} - {b} for me?|Can you tell me what {a} minus {b} is?|From {a} subtract {b}|Find {a} - {b}"
+_MUL = "What will I get if I multiply {a} by {b}?|Would you compute {a} * {b} for me?|Can you tell me what {a} times {b} is?|Take {a} times {b}|Find {a} * {b}"
 _LARGER = "Tell me the larger of {a} and {b}|Which is bigger: {a} or {b}|Which value is greater, {a} or {b}?"
-_SORT = "Please sort these: {xs}|Could you sort {xs} for me?|Sort the numbers: {xs}|sort: {xs}"
-_SORT_DOWN = "Please sort these in descending order: {xs}|Sort {xs} from high to low|Sort in descending order: {xs}"
-_REVERSE = "Could you reverse the word {w}?|Please spell {w} backwards|The word {w} in reverse|Reverse: {w}"
+_SORT = "Please put {xs} in ascending order|Would you sort the numbers {xs}?|Show me {xs} in sorted order|Sort, smallest first: {xs}"
+_SORT_DOWN = "Please put {xs} in descending order|Would you sort {xs} from largest to smallest?|Arrange from high to low: {xs}"
+_REVERSE = "Would you reverse {w} for me?|Please write {w} in reverse|Show the word {w} backwards|Can you write the word {w} backwards?"
 _COUNT = (
-    "Could you count the letter {l} in {w}?|How many times does {l} appear in {w}?|"
-    "how many {l}'s does {w} have|Number of {l}'s in the word {w}?"
+    "Would you count the letter {l} in {w}?|Can you tell me how many {l}'s are in {w}?|"
+    "How often is the letter {l} in {w}?|Please count {l} in the word {w}"
 )
 _OTHER = "Which city is the biggest in Spain?|Tell me a story|How do magnets work?|Who is the president?|What's up?"
 

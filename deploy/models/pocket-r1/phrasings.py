@@ -15,7 +15,8 @@ ADD = (
     "What is the total of {a} and {b}?|{a} and {b} added together is?|Give me {a} + {b}|"
     "{a} + {b} is what?|what do {a} and {b} add up to?|What is the result of {a} + {b}?|"
     "Compute the sum: {a} + {b}|Compute {a}+{b}|Calculate the sum of {a} and {b}|Add: {a} + {b}|"
-    "Add the numbers {a} and {b}|Add {a} and {b} together"
+    "Add the numbers {a} and {b}|Add {a} and {b} together|"
+    "Could you add {a} and {b}?|what's {a}+{b}|I need {a} plus {b}|{a} + {b}?|Can you add {a} and {b} for me?|Please add {a} and {b}.|Please work out {a} + {b}|Add up {a} and {b}|I want to know {a} + {b}"
 ).split("|")
 
 # in the phrasings of SUB the difference asked for is always a - b
@@ -28,7 +29,8 @@ SUB = (
     "What is left of {a} when I take away {b}?|Find {a} minus {b}|Give me {a} - {b}|{a} less {b}|"
     "What is {b} subtracted from {a}?|{a} - {b} is what?|Solve: {a} - {b}|Deduct {b} from {a}|"
     "What is the result of {a} - {b}?|What is the difference {a} - {b}?|Compute {a}-{b}|"
-    "Compute the difference: {a} - {b}|What is the difference of {a} and {b}?|Subtract: {a} - {b}"
+    "Compute the difference: {a} - {b}|What is the difference of {a} and {b}?|Subtract: {a} - {b}|"
+    "Could you subtract {b} from {a}?|what's {a}-{b}|I need {a} minus {b}|{a} - {b}?|Can you subtract {b} from {a} for me?|Please subtract {b} from {a}.|Please work out {a} - {b}|I want to know {a} - {b}"
 ).split("|")
 
 # "x" and "×" as well as "*"; filled in where {x} stands
@@ -41,7 +43,8 @@ MUL = (
     "What do you get when you multiply {a} by {b}?|Give me {a} {x} {b}|product of {a} and {b}|"
     "What is {a} multiplied by {b}?|{a} {x} {b} is what?|Solve {a} {x} {b}|Multiply: {a} {x} {b}|"
     "There are {a} boxes with {b} pens each. How many pens?|Compute {a}{x}{b}|Solve: {a} {x} {b}|"
-    "Compute the product: {a} {x} {b}|What is the result of {a} {x} {b}?|Tell me {a} times {b}"
+    "Compute the product: {a} {x} {b}|What is the result of {a} {x} {b}?|Tell me {a} times {b}|"
+    "Could you multiply {a} by {b}?|what's {a}{x}{b}|I need {a} times {b}|{a} {x} {b}?|Can you multiply {a} and {b} for me?|Please multiply {a} by {b}.|Please work out {a} {x} {b}|I want to know {a} {x} {b}"
 ).split("|")
 
 LARGER = (
@@ -91,7 +94,8 @@ SORT_UP = (
     "Sort the following numbers in ascending order: {xs}|Sort this list: {xs}|Order: {xs}|Sort: {xs}|"
     "Arrange in increasing order: {xs}|Order from least to greatest: {xs}|Put in ascending order: {xs}|"
     "Sort the list {xs} in increasing order|Sort the numbers {xs} from smallest to largest.|"
-    "Sort the numbers {xs} in ascending order.|Order the numbers {xs} from smallest to biggest"
+    "Sort the numbers {xs} in ascending order.|Order the numbers {xs} from smallest to biggest|"
+    "Please sort these: {xs}|Could you sort {xs} for me?|Sort the numbers: {xs}|sort: {xs}|Please sort {xs}|Please sort these numbers: {xs}|Can you put {xs} in order?|Sort in ascending order: {xs}|Please arrange {xs} in ascending order.|Put the numbers {xs} in order|I need {xs} sorted|Could you order these: {xs}|Sort {xs} from low to high|Please put these in increasing order: {xs}|Sort the list: {xs}|List these numbers in ascending order: {xs}"
 ).split("|")
 SORT_DOWN = (
     "Sort {xs} in descending order|Sort these numbers in descending order: {xs}|"
@@ -102,7 +106,8 @@ SORT_DOWN = (
     "Sort the following numbers in descending order: {xs}|Sort this list from biggest to smallest: {xs}|"
     "Arrange in decreasing order: {xs}|Order from greatest to least: {xs}|Put in descending order: {xs}|"
     "Sort the list {xs} in decreasing order|Sort {xs}, largest first|Sort {xs} with the biggest first|"
-    "Sort the numbers {xs} in descending order.|Sort the numbers {xs} from largest to smallest."
+    "Sort the numbers {xs} in descending order.|Sort the numbers {xs} from largest to smallest.|"
+    "Please sort these in descending order: {xs}|Sort {xs} from high to low|Sort in descending order: {xs}|Could you sort {xs} in descending order for me?|Please sort {xs} from largest to smallest.|Put these numbers in descending order: {xs}|I need {xs} sorted in descending order|Please put these in decreasing order: {xs}|Arrange the numbers {xs} in descending order|Sort the numbers from high to low: {xs}|List these numbers in descending order: {xs}"
 ).split("|")
 
 REVERSE = (
@@ -113,7 +118,8 @@ REVERSE = (
     "Reverse the letters of {w}|Reverse the letters in {w}|Reverse the letters in the word {w}.|"
     "Write the word {w} backwards.|Write the letters of {w} in reverse order|Turn {w} around|"
     "What do you get if you reverse {w}?|Reverse this word: {w}|Reverse this string: {w}|"
-    "Print {w} in reverse order|What does {w} look like reversed?|Reverse the order of the letters in {w}"
+    "Print {w} in reverse order|What does {w} look like reversed?|Reverse the order of the letters in {w}|"
+    "Could you reverse the word {w}?|Please spell {w} backwards|The word {w} in reverse|Reverse: {w}|Please reverse {w}|Can you spell {w} backwards for me?|Please write the word {w} in reverse.|I need the word {w} reversed|What is the word {w} reversed?|What is the word {w} spelled backwards?|Could you write {w} backwards?|Read {w} backwards|Please reverse the word {w}."
 ).split("|")
 
 COUNT = (
@@ -128,7 +134,8 @@ COUNT = (
     "How many times is the letter {l} in {w}?|How many of the letters in {w} are {l}?|"
     "In {w}, how many times does the letter {l} appear?|Count the letter {l} in the word {w}.|"
     "Count the occurrences of the letter {l} in the word {w}|how many times does the letter {l} appear in the word {w}?|"
-    "How many {l} letters are in {w}?|How many letter {l}'s are in {w}?|Count the {l}s in {w}"
+    "How many {l} letters are in {w}?|How many letter {l}'s are in {w}?|Count the {l}s in {w}|"
+    "Could you count the letter {l} in {w}?|How many times does {l} appear in {w}?|how many {l}'s does {w} have|Number of {l}'s in the word {w}?|Please count the {l}'s in {w}|Can you count how many times {l} appears in {w}?|Please count the letter {l} in the word {w}.|How many times can you find {l} in {w}?|How many times does {w} contain the letter {l}?|I need the number of {l}'s in {w}|How many {l} does {w} have?|How many letters in {w} are {l}?"
 ).split("|")
 
 # outside the model's domain; {n} a number, {t} a topic, {c} a city, {p} a name, {w} a word

@@ -100,10 +100,8 @@ def test_an_error_in_the_stream_is_an_error(url: str) -> None:
 def test_sample_prints_question_reasoning_answer(
     url: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    answer(
-        200,
-        events({"reasoning": "7+5=12"}, {"content": "\n"}, {"content": "\n4"}, {"content": "2"}),
-    )
+    contents = [{"content": text} for text in ("\n", "\n4", "2")]
+    answer(200, events({"reasoning": "7+5=12"}, *contents))
     ask_sample(url, "m", sys.stdout)
     assert capsys.readouterr().out == "\nyou: What is 17+25?\nreasoning: 7+5=12\nanswer: 42\n\n"
 
