@@ -8,7 +8,7 @@ import pytest
 
 pytestmark = pytest.mark.e2e
 
-EVALUATE = Path(__file__).resolve().parents[2] / "deploy" / "models" / "pocket-r1" / "evaluate.py"
+EVALUATE = Path(__file__).resolve().parents[3] / "deploy" / "models" / "pocket-r1" / "evaluate.py"
 # The full measurement asks 200 a task (the model card has it). Answers are greedy in float32,
 # so that this smaller one gives the same share in every run.
 PROBLEMS_PER_TASK = 30

@@ -41,7 +41,7 @@ def _run(*arguments: str, environment: dict[str, str], timeout: float) -> None:
     assert done.returncode == 0, f"moe-serving {' '.join(arguments)}:\n{done.stdout}"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """One group of two ranks of the bundled model, on free ports."""
     folder: Path = tmp_path_factory.mktemp("state")
