@@ -36,4 +36,4 @@ def test_two_ranks_give_the_tokens_of_one() -> None:
 def test_a_broken_combine_is_found() -> None:
     done = verify("--ranks", "1,2", search_path=BROKEN_COMBINE)
     assert done.returncode == 1, done.stdout + done.stderr
-    assert "different" in done.stdout
+    assert "DIFFERENT" in done.stdout

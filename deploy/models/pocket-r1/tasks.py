@@ -141,10 +141,10 @@ def word(rng: Random) -> str:
     if kind < 0.5:
         drawn = rng.choice(WORDS)
     elif kind < 0.8:
-        drawn = "".join(rng.choices(string.ascii_lowercase, k=rng.randint(3, 10)))
+        drawn = "".join(rng.choices(string.ascii_lowercase, k=rng.randint(2, 12)))
     else:  # few different letters, so that letters recur
         few = rng.sample(string.ascii_lowercase, rng.randint(2, 5))
-        drawn = "".join(rng.choices(few, k=rng.randint(3, 10)))
+        drawn = "".join(rng.choices(few, k=rng.randint(3, 12)))
     kind = rng.random()
     return drawn if kind < 0.84 else drawn.capitalize() if kind < 0.93 else drawn.upper()
 
