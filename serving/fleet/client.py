@@ -41,6 +41,7 @@ from serving.fleet.errors import visible
 from serving.fleet.membership import RankHandle, Roster
 from serving.fleet.outputs import Transcript
 from serving.fleet.stream import RequestStream
+from serving.fleet.turnstile import OpenTurnstile, Turnstile
 from serving.link.v1 import link_pb2
 from serving.routing.router import Demand, NoPick, pick_rank
 from serving.settings import Settings
@@ -58,6 +59,7 @@ class FleetClient(EngineClient):
         roster: Roster,
         settings: Settings,
         clock: Clock | None = None,
+        turnstile: Turnstile | None = None,
     ) -> None:
         self.vllm_config = vllm_config
         self.model_config = vllm_config.model_config
@@ -66,6 +68,7 @@ class FleetClient(EngineClient):
         self.roster = roster
         self._settings = settings
         self._clock = clock or SystemClock()
+        self._turnstile: Turnstile = turnstile or OpenTurnstile(self._clock)
         self._inflight = 0
         self._numbers = itertools.count(1)
         self._turns = itertools.count()

@@ -1,0 +1,51 @@
+"""Who asks, and what happened to the request: carried beside it from the edge to the fleet."""
+
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+from serving.routing.router import Pick
+
+
+class Priority(IntEnum):
+    """Which requests go first where there is a queue; lower is earlier, as in vLLM."""
+
+    INTERACTIVE = 0
+    STANDARD = 1
+    BATCH = 2
+
+
+@dataclass(slots=True)
+class Journal:
+    """What became of one request; written on the way down, read by the edge for headers and log."""
+
+    picks: list[Pick] = field(default_factory=list)
+    """Every rank that it was given to, in order; more than one after a resumption."""
+    waited: float = 0.0
+    """Seconds in the admission queue, parked time included."""
+    parked: bool = False
+    """Whether it waited because no group was ready."""
+    resumes: int = 0
+    """How often it went on elsewhere after its group was lost."""
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """The one who asks, as the edge made out; the defaults are a router without keys."""
+
+    tenant: str = "anonymous"
+    priority: Priority = Priority.STANDARD
+    session_id: str | None = None
+    roles: frozenset[str] = frozenset()
+    explain: bool = False
+    """Wants to see why a rank was picked, and may."""
+    journal: Journal = field(default_factory=Journal, compare=False)
+
+
+caller_var: ContextVar[Caller | None] = ContextVar("serving.fleet.caller", default=None)
+"""The caller of the request that the current context works on; the edge sets it."""
+
+
+def caller() -> Caller:
+    """Return the caller of the current context, or a nameless one."""
+    return caller_var.get() or Caller()
