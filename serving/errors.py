@@ -9,6 +9,7 @@
     ├── Overloaded              too much work; come back later
     ├── NotReady                no group can take the request now
     ├── GroupLost               the group died under the request
+    ├── PoisonRequest           groups die of the request
     ├── DeadlineExceeded        the request's deadline passed
     ├── Cancelled               the client went away
     ├── Unsupported             the model or this build cannot do it
@@ -55,7 +56,23 @@ class NotReady(ServingError):
 
 
 class GroupLost(ServingError):
-    """The group of ranks that ran the request was lost and it could not go on elsewhere."""
+    """The group of ranks that ran the request was lost and it could not go on elsewhere.
+
+    Args:
+        message: what happened.
+        planned: the group was taken away on purpose (drain, hand-over), so nothing speaks
+            against the request.
+        final: it must not be tried on a further group.
+    """
+
+    def __init__(self, message: str = "", *, planned: bool = False, final: bool = False) -> None:
+        super().__init__(message)
+        self.planned = planned
+        self.final = final
+
+
+class PoisonRequest(ServingError):
+    """Groups died as soon as they ran this request; it is not tried on any more of them."""
 
 
 class DeadlineExceeded(ServingError):
@@ -102,6 +119,7 @@ ERROR_TABLE: dict[type[ServingError], ErrorStatus] = {
     Overloaded: ErrorStatus("RESOURCE_EXHAUSTED", 429, "OVERLOADED", retryable=True),
     NotReady: ErrorStatus("UNAVAILABLE", 503, "NOT_READY", retryable=True),
     GroupLost: ErrorStatus("UNAVAILABLE", 503, "GROUP_LOST", retryable=True),
+    PoisonRequest: ErrorStatus("ABORTED", 500, "POISON_REQUEST", retryable=False),
     DeadlineExceeded: ErrorStatus("DEADLINE_EXCEEDED", 504, "DEADLINE_EXCEEDED", retryable=False),
     Cancelled: ErrorStatus("CANCELLED", 499, "CANCELLED", retryable=False),
     Unsupported: ErrorStatus("UNIMPLEMENTED", 501, "UNSUPPORTED", retryable=False),

@@ -13,7 +13,6 @@ from serving.errors import (
     EngineError,
     GroupLost,
     InvalidRequest,
-    NotReady,
     Overloaded,
     ServingError,
     status_of,
@@ -30,13 +29,14 @@ def visible(error: ServingError) -> ServingError:
     ours = type(error)
     if ours in _TWINS.values():
         return error
-    invalid = isinstance(error, InvalidRequest)
+    foreign = VLLMValidationError if isinstance(error, InvalidRequest) else GracefulHTTPError
     if ours not in _TWINS:
         # Ours first: handlers for ServingError win over those for vLLM's errors.
-        bases = (ours, VLLMValidationError if invalid else GracefulHTTPError)
-        _TWINS[ours] = type(ours.__name__, bases, {"__doc__": ours.__doc__})
-    status = () if invalid else (HTTPStatus(status_of(error).http),)
-    made = _TWINS[ours](str(error), *status)
+        _TWINS[ours] = type(ours.__name__, (ours, foreign), {"__doc__": ours.__doc__})
+    status = () if foreign is VLLMValidationError else (HTTPStatus(status_of(error).http),)
+    made = _TWINS[ours].__new__(_TWINS[ours], str(error))
+    foreign.__init__(made, str(error), *status)  # type: ignore[arg-type]
+    vars(made).update(vars(error))
     made.__cause__ = error.__cause__
     return made
 
@@ -47,7 +47,7 @@ def error_of(error: link_pb2.RequestError) -> ServingError:
         case _Code.INVALID_REQUEST:
             return InvalidRequest(error.message)
         case _Code.DRAINING:
-            return NotReady(error.message or "the rank is going away; try again")
+            return GroupLost(error.message or "the rank is going away; try again", planned=True)
         case _Code.OVERLOADED:
             return Overloaded(error.message or "the rank is full; try again later")
         case _Code.ABORTED:

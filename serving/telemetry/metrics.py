@@ -59,6 +59,18 @@ REQUEST_SECONDS = Histogram(
     buckets=(*_LATENCY_BUCKETS[3:], 120.0, 300.0, 600.0),
     registry=REGISTRY,
 )
+RESUMES = Counter(
+    "moe_resumes",
+    "Requests that went on after their group was lost, by way: continue, replay.",
+    ["way"],
+    registry=REGISTRY,
+)
+RESUME_SECONDS = Histogram(
+    "moe_resume_seconds",
+    "From the loss of a request's group to its next new token.",
+    buckets=_LATENCY_BUCKETS,
+    registry=REGISTRY,
+)
 LINK_FRAMES = Counter(
     "moe_link_frames",
     "Frames on the links to ranks, by direction: up (from ranks) or down.",
