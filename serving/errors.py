@@ -4,6 +4,7 @@
     ├── InvalidRequest          the request itself is wrong
     │   └── SettingsError       so are the settings, at start-up
     ├── ModelNotFound           no such model is served here
+    ├── GroupNotFound           no group of that name is here
     ├── Unauthenticated         no valid key
     ├── PermissionDenied        the key may not do this
     ├── Overloaded              too much work; come back later
@@ -37,6 +38,10 @@ class SettingsError(InvalidRequest):
 
 class ModelNotFound(ServingError):
     """The requested model is not served here."""
+
+
+class GroupNotFound(ServingError):
+    """No group of that name is known to this router."""
 
 
 class Unauthenticated(ServingError):
@@ -114,6 +119,7 @@ ERROR_TABLE: dict[type[ServingError], ErrorStatus] = {
     InvalidRequest: ErrorStatus("INVALID_ARGUMENT", 400, "INVALID_REQUEST", retryable=False),
     SettingsError: ErrorStatus("FAILED_PRECONDITION", 500, "SETTINGS", retryable=False),
     ModelNotFound: ErrorStatus("NOT_FOUND", 404, "MODEL_NOT_FOUND", retryable=False),
+    GroupNotFound: ErrorStatus("NOT_FOUND", 404, "GROUP_NOT_FOUND", retryable=False),
     Unauthenticated: ErrorStatus("UNAUTHENTICATED", 401, "UNAUTHENTICATED", retryable=False),
     PermissionDenied: ErrorStatus("PERMISSION_DENIED", 403, "PERMISSION_DENIED", retryable=False),
     Overloaded: ErrorStatus("RESOURCE_EXHAUSTED", 429, "OVERLOADED", retryable=True),

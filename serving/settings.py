@@ -112,6 +112,9 @@ class RouterSettings(_Group):
     """Deadline of a request that brings none of its own."""
     max_inflight_requests: int = Field(4096, ge=1)
     """More are refused with 429 / RESOURCE_EXHAUSTED."""
+    keepalive_interval: Seconds = 10.0
+    """After so long without output a streamed REST answer gets a comment, so that proxies keep
+    the connection."""
     drain_timeout: Seconds = 10.0
     """After SIGTERM, how long requests in flight may take to finish."""
     reasoning_parser: str | None = "deepseek_r1"
@@ -136,6 +139,25 @@ class LinkSettings(_Group):
     outbox_limit: int = Field(65536, ge=64)
     """Deltas waiting for a slow router before its requests are aborted."""
     max_frame_bytes: int = Field(64 * 2**20, ge=2**20)
+    token_file: str | None = None
+    """File on the rank's machine with the secret that lets it join; its first line is sent."""
+    tls_ca_file: str | None = None
+    """PEM file with the authorities that routers' certificates must come from; without it a
+    rank dials in plain text."""
+    tls_cert_file: str | None = None
+    """PEM file with the rank's own certificate, where routers ask for one."""
+    tls_key_file: str | None = None
+    tls_server_name: str | None = None
+    """Name that a router's certificate must hold; none: the host that is dialled, for
+    dns:/// addresses the name that is resolved."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "LinkSettings":
+        if (self.tls_cert_file is None) != (self.tls_key_file is None):
+            raise ValueError("tls_cert_file and tls_key_file belong together: set both")
+        if self.tls_cert_file is not None and self.tls_ca_file is None:
+            raise ValueError("tls_cert_file needs tls_ca_file")
+        return self
 
 
 class FleetSettings(_Group):
@@ -145,6 +167,16 @@ class FleetSettings(_Group):
     """An engine that has work and makes no step for so long counts as failed."""
     history_groups: int = Field(16, ge=0)
     """Groups that are gone and still shown in /fleet."""
+    canary_timeout: Seconds = 30.0
+    """How long each rank of a complete group may take for one token before it gets work."""
+    max_resumes: int = Field(3, ge=0)
+    """How often a request goes on after a group was lost under it; planned moves (drains) do not
+    count."""
+    suspect_tokens: int = Field(32, ge=0)
+    """A group that is lost before it has generated so many tokens of a request may have died of
+    it. 0 suspects no request."""
+    suspect_losses: int = Field(2, ge=1)
+    """So many such losses, and the request is refused instead of tried on a further group."""
 
 
 class RaySettings(_Group):
@@ -159,6 +191,65 @@ class RaySettings(_Group):
     dashboard_port: Port = 8265
     num_cpus: float | None = None
     """CPUs that a private cluster offers; none offers what the groups need."""
+
+
+class SecuritySettings(_Group):
+    """Who may use a router, and how its ports are protected. Files are read again when they
+    change; a file that cannot be used leaves what was read before in force.
+    """
+
+    insecure: bool = False
+    """Listen beyond this machine without keys, join credentials or TLS. For closed test
+    networks only."""
+    tls_elsewhere: bool = False
+    """TLS ends in front of this process (ingress, service mesh): plain text beyond this
+    machine is intended. Keys and join credentials are asked for all the same."""
+    keys_file: str | None = None
+    """YAML file with hashed API keys (moe-serving keys new makes them); none: no keys are asked
+    for and everybody may do everything."""
+    operator_key_file: str | None = None
+    """File with one more key, in plain text and with role admin, that moe-serving up makes for
+    its own look at the router; means nothing without keys_file."""
+    open_metrics: bool = False
+    """Whether /metrics is shown without a key; else it takes role metrics or admin."""
+    tls_cert_file: str | None = None
+    """PEM file with the certificate chain of REST and gRPC; none: plain text."""
+    tls_key_file: str | None = None
+    """PEM file with its private key, without a password."""
+    tls_client_ca_file: str | None = None
+    """PEM file with authorities: REST and gRPC clients must show a certificate of theirs."""
+    join_token_file: str | None = None
+    """File with the secrets that let ranks join, one a line: two while one replaces another."""
+    join_tls_cert_file: str | None = None
+    """As tls_cert_file, for the port that ranks join."""
+    join_tls_key_file: str | None = None
+    join_tls_client_ca_file: str | None = None
+    """PEM file with authorities: ranks must show a certificate of theirs."""
+    reload_interval: Seconds = 5.0
+    """Between two looks at whether one of these files has changed."""
+    max_header_bytes: int = Field(32 * 2**10, ge=2**10)
+    """Request line and headers over REST, metadata over gRPC."""
+    max_headers: int = Field(100, ge=8)
+    """Headers of a request over REST."""
+    header_timeout: Seconds = 20.0
+    """How long a REST client may take to send the headers of a request."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "SecuritySettings":
+        for prefix in ("", "join_"):
+            cert, key, ca = (
+                getattr(self, f"{prefix}tls_{name}_file") for name in ("cert", "key", "client_ca")
+            )
+            if (cert is None) != (key is None):
+                raise ValueError(
+                    f"{prefix}tls_cert_file and {prefix}tls_key_file belong together: set both"
+                )
+            if ca is not None and cert is None:
+                raise ValueError(
+                    f"{prefix}tls_client_ca_file needs {prefix}tls_cert_file and "
+                    f"{prefix}tls_key_file"
+                )
+        return self
 
 
 class TelemetrySettings(_Group):
@@ -188,6 +279,7 @@ class Settings(BaseSettings):
     fleet: FleetSettings = FleetSettings()
     ray: RaySettings = RaySettings()
     telemetry: TelemetrySettings = TelemetrySettings()
+    security: SecuritySettings = SecuritySettings()
 
     @model_validator(mode="after")
     def _check(self) -> "Settings":

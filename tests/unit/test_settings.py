@@ -41,6 +41,7 @@ DEFAULTS = {
         "max_body_bytes": 4194304,
         "request_timeout": 600.0,
         "max_inflight_requests": 4096,
+        "keepalive_interval": 10.0,
         "drain_timeout": 10.0,
         "reasoning_parser": "deepseek_r1",
         "tool_parser": "deepseek_v3",
@@ -55,6 +56,11 @@ DEFAULTS = {
         "keepalive": 5.0,
         "outbox_limit": 65536,
         "max_frame_bytes": 67108864,
+        "token_file": None,
+        "tls_ca_file": None,
+        "tls_cert_file": None,
+        "tls_key_file": None,
+        "tls_server_name": None,
     },
     "fleet": {"stall_timeout": 10.0, "history_groups": 16},
     "ray": {
@@ -65,6 +71,24 @@ DEFAULTS = {
         "num_cpus": None,
     },
     "telemetry": {"log_level": "info", "log_format": "auto"},
+    "security": {
+        "insecure": False,
+        "tls_elsewhere": False,
+        "keys_file": None,
+        "operator_key_file": None,
+        "open_metrics": False,
+        "tls_cert_file": None,
+        "tls_key_file": None,
+        "tls_client_ca_file": None,
+        "join_token_file": None,
+        "join_tls_cert_file": None,
+        "join_tls_key_file": None,
+        "join_tls_client_ca_file": None,
+        "reload_interval": 5.0,
+        "max_header_bytes": 32768,
+        "max_headers": 100,
+        "header_timeout": 20.0,
+    },
 }
 
 
@@ -127,6 +151,20 @@ def test_engine_arguments_pass_through():
             {"engine": {"args": {"tensor-parallel-size": 2}}},
             "tensor_parallel_size",
             id="reserved-spelt-as-a-flag",
+        ),
+        pytest.param(
+            {"security": {"tls_cert_file": "c"}}, "tls_key_file", id="certificate-without-key"
+        ),
+        pytest.param(
+            {"security": {"join_tls_client_ca_file": "c"}},
+            "join_tls_cert_file",
+            id="client-authority-without-tls",
+        ),
+        pytest.param({"link": {"tls_key_file": "c"}}, "tls_cert_file", id="key-without-cert"),
+        pytest.param(
+            {"link": {"tls_key_file": "k", "tls_cert_file": "c"}},
+            "tls_ca_file",
+            id="client-certificate-in-plain-text",
         ),
     ],
 )
