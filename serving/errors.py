@@ -53,7 +53,16 @@ class PermissionDenied(ServingError):
 
 
 class Overloaded(ServingError):
-    """The system refuses work that it could not finish in time."""
+    """The system refuses work that it could not finish in time.
+
+    Args:
+        message: what there is too much of.
+        retry_after: seconds after which it is worth another try, if that is known.
+    """
+
+    def __init__(self, message: str = "", retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 class NotReady(ServingError):

@@ -179,6 +179,39 @@ class FleetSettings(_Group):
     """So many such losses, and the request is refused instead of tried on a further group."""
 
 
+class AdmissionSettings(_Group):
+    """Who is let in, in which order, and how long a request may wait (deploy/docs/admission.md)."""
+
+    queue_requests: int = Field(1024, ge=1)
+    """Most requests that wait for their turn; more are refused."""
+    queue_tokens: int = Field(2_000_000, ge=1)
+    """Most tokens, prompt and expected output, of all that wait."""
+    ageing: Seconds = 15.0
+    """A waiting request rises one priority class for every so many seconds."""
+    max_wait: Seconds | None = 60.0
+    """Interactive and standard requests that would wait longer are refused at once; none: only
+    if they would wait past their deadline."""
+    rate_window: Seconds = 30.0
+    """Over how long the fleet's rate, from which waits are predicted, is averaged."""
+    recheck_interval: Seconds = 0.1
+    """How often the first request in the queue is tried when nothing else gives cause to."""
+    requests_per_minute: int | None = Field(None, ge=1)
+    """Of a tenant for which the key file says nothing; none: no limit."""
+    tokens_per_minute: int | None = Field(None, ge=1)
+    """The same; prompt and generated tokens."""
+    concurrent_streams: int | None = Field(None, ge=1)
+    """The same; requests in flight or waiting."""
+    redis_url: str | None = Field(None, pattern=r"^(rediss?|unix)://")
+    """Where several routers count quotas together (redis://host:6379/0); none: each for itself."""
+    redis_password_file: str | None = None
+    """File with the password for it; keep passwords out of the URL."""
+    redis_timeout: Seconds = 0.25
+    """How long Redis may take for an answer."""
+    redis_down: Literal["open", "closed"] = "open"
+    """When Redis does not answer: open lets each router count for itself meanwhile, closed
+    refuses requests of limited tenants."""
+
+
 class RaySettings(_Group):
     """The Ray cluster that holds the ranks."""
 
@@ -277,6 +310,7 @@ class Settings(BaseSettings):
     router: RouterSettings = RouterSettings()
     link: LinkSettings = LinkSettings()
     fleet: FleetSettings = FleetSettings()
+    admission: AdmissionSettings = AdmissionSettings()
     ray: RaySettings = RaySettings()
     telemetry: TelemetrySettings = TelemetrySettings()
     security: SecuritySettings = SecuritySettings()
