@@ -71,6 +71,47 @@ RESUME_SECONDS = Histogram(
     buckets=_LATENCY_BUCKETS,
     registry=REGISTRY,
 )
+ADMISSION_QUEUE = Gauge(
+    "moe_admission_queue_requests",
+    "Requests that wait for their turn, by the priority that they asked for.",
+    ["priority"],
+    registry=REGISTRY,
+)
+ADMISSION_QUEUE_TOKENS = Gauge(
+    "moe_admission_queue_tokens",
+    "Tokens, prompt and expected output, of the requests that wait for their turn.",
+    registry=REGISTRY,
+)
+ADMISSION_REFUSALS = Counter(
+    "moe_admission_refusals",
+    "Requests that were refused before any work, by reason.",
+    ["reason"],
+    registry=REGISTRY,
+)
+ADMISSION_WAIT = Histogram(
+    "moe_admission_wait_seconds",
+    "From asking for a turn to being placed on a rank, by priority; 0 for most.",
+    ["priority"],
+    buckets=(0.001, *_LATENCY_BUCKETS, 120.0, 300.0, 600.0),
+    registry=REGISTRY,
+)
+ADMISSION_PREDICTED_WAIT = Histogram(
+    "moe_admission_predicted_wait_seconds",
+    "What was predicted for requests that had to wait and were placed.",
+    buckets=(0.001, *_LATENCY_BUCKETS, 120.0, 300.0, 600.0),
+    registry=REGISTRY,
+)
+ADMISSION_WAIT_ERROR = Histogram(
+    "moe_admission_wait_error_seconds",
+    "Wait that was seen less the one that was predicted, of the same requests.",
+    buckets=(-60.0, -30.0, -10.0, -3.0, -1.0, -0.3, -0.1, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 60.0),
+    registry=REGISTRY,
+)
+QUOTA_STORE_FAILURES = Counter(
+    "moe_quota_store_failures",
+    "Times that Redis did not answer a question about quotas in time.",
+    registry=REGISTRY,
+)
 LINK_FRAMES = Counter(
     "moe_link_frames",
     "Frames on the links to ranks, by direction: up (from ranks) or down.",
