@@ -285,6 +285,50 @@ class SecuritySettings(_Group):
         return self
 
 
+class RoutingWeights(_Group):
+    """What counts how much when a rank is chosen: each scorer gives 0 to 1; weight 0 is off."""
+
+    load: float = Field(1.0, ge=0)
+    """Few outstanding tokens of this router."""
+    kv_room: float = Field(0.25, ge=0)
+    """Free KV cache, as ranks report it, all routers' requests counted."""
+    prefix: float = Field(2.0, ge=0)
+    """The beginning of the prompt is in the rank's cache."""
+    session: float = Field(4.0, ge=0)
+    """The session was there last. More than the others together: sticky up to the load bound."""
+    balance: float = Field(0.25, ge=0)
+    """Not making the busiest rank of a group busier."""
+
+
+class RoutingSettings(_Group):
+    """How the rank for a request is chosen (deploy/docs/routing.md)."""
+
+    weights: RoutingWeights = RoutingWeights()
+    kv_headroom: float = Field(1.0, gt=0)
+    """Outstanding tokens that a rank gets from this router, as a share of its KV cache."""
+    queue_allowance: float = Field(0.25, ge=0)
+    """Requests that a rank gets from this router beyond its max_num_seqs, as a share of it."""
+    engine_queue: float = Field(0.5, ge=0)
+    """Requests of all routers that may wait in a rank's engine before it gets no more, as a share
+    of its max_num_seqs; one always may."""
+    session_load_bound: float = Field(1.5, ge=1)
+    """Cached prefixes and sessions count for ranks whose outstanding tokens are at most so many
+    times the mean of all that could take the request; past it load alone does."""
+    affinity_slack: int = Field(2048, ge=0)
+    """Outstanding tokens beyond that bound that are always forgiven: a nearly idle fleet has next
+    to no mean."""
+    sessions: int = Field(65536, ge=0)
+    """Sessions that are remembered; past it the one used longest ago is forgotten."""
+    session_ttl: Seconds = 1800.0
+    """After so long without a request a session is forgotten."""
+    prefix_blocks: int = Field(262_144, ge=1)
+    """KV-cache blocks that are kept of what one rank tells."""
+    history_blocks: int = Field(4096, ge=1)
+    """KV-cache blocks that are guessed for a rank that tells nothing, from what was sent there."""
+    history_trust: float = Field(0.5, ge=0, le=1)
+    """What a guessed match counts, relative to one that the rank told; 0 guesses nothing."""
+
+
 class TelemetrySettings(_Group):
     """Logs."""
 
@@ -311,6 +355,7 @@ class Settings(BaseSettings):
     link: LinkSettings = LinkSettings()
     fleet: FleetSettings = FleetSettings()
     admission: AdmissionSettings = AdmissionSettings()
+    routing: RoutingSettings = RoutingSettings()
     ray: RaySettings = RaySettings()
     telemetry: TelemetrySettings = TelemetrySettings()
     security: SecuritySettings = SecuritySettings()

@@ -112,6 +112,12 @@ QUOTA_STORE_FAILURES = Counter(
     "Times that Redis did not answer a question about quotas in time.",
     registry=REGISTRY,
 )
+AUTH_FAILURES = Counter(
+    "moe_auth_failures",
+    "Calls refused for their credentials, by protocol (rest, grpc) and reason.",
+    ["protocol", "reason"],
+    registry=REGISTRY,
+)
 LINK_FRAMES = Counter(
     "moe_link_frames",
     "Frames on the links to ranks, by direction: up (from ranks) or down.",
@@ -132,6 +138,29 @@ LINK_REFUSALS = Counter(
 GROUPS_FENCED = Counter(
     "moe_groups_fenced",
     "Times that a group was fenced because one of its ranks was lost, failed or stalled.",
+    registry=REGISTRY,
+)
+ROUTING_PICKS = Counter(
+    "moe_routing_picks",
+    "Requests that were given to a rank, by what made the difference: only, session, prefix, load.",
+    ["reason"],
+    registry=REGISTRY,
+)
+ROUTING_SECONDS = Histogram(
+    "moe_routing_seconds",
+    "Choosing a rank, or finding that there is none.",
+    buckets=(0.00001, 0.000025, 0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01),
+    registry=REGISTRY,
+)
+PREFIX_MATCHED_TOKENS = Counter(
+    "moe_prefix_matched_tokens",
+    "Prompt tokens that the rank's cache held when it was picked, as it had told; divided by "
+    "moe_prompt_tokens: the hit rate that routing expects.",
+    registry=REGISTRY,
+)
+PREFIX_GAPS = Counter(
+    "moe_prefix_gaps",
+    "Times that KV-cache events of a rank were missing, so that its cache counts as empty.",
     registry=REGISTRY,
 )
 LINK_FRAMES_UP = LINK_FRAMES.labels("up")
