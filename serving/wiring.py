@@ -185,6 +185,7 @@ class Router:
             router_args(settings),
             pages,
             max_body_bytes=settings.router.max_body_bytes,
+            keepalive_interval=settings.router.keepalive_interval,
             clock=clock,
         )
         grpc_edge = GrpcEdge(app.inner, pages, settings.router, clock)

@@ -4,6 +4,7 @@
 in vLLM, ``reason`` is ours, stable and meant for programs.
 """
 
+import json
 from http import HTTPStatus
 from typing import Any
 
@@ -11,7 +12,7 @@ from vllm.entrypoints.serve.engine.protocol import ErrorInfo, ErrorResponse
 from vllm.entrypoints.serve.exception_handling.error_response import create_error_response
 from vllm.exceptions import VLLMError
 
-from serving.errors import ServingError, status_of
+from serving.errors import ERROR_TABLE, ServingError, status_of
 
 RETRY_AFTER_SECONDS = 1
 """What retryable errors advise; short, since a lost group's work resumes within seconds."""
@@ -51,6 +52,9 @@ _REASONS: dict[int, str] = {
     503: "NOT_READY",
     504: "DEADLINE_EXCEEDED",
 }
+
+_STATUSES: dict[str, int] = {status.reason: status.http for status in ERROR_TABLE.values()}
+_DATA = b"data: "
 
 
 def error_response(
@@ -94,6 +98,33 @@ def response_to(
     if isinstance(message, Exception):
         return response_of(message)
     return create_error_response(message, err_type, status_code, param)
+
+
+def event_response(event: bytes) -> tuple[ErrorResponse, dict[str, Any] | None]:
+    """Read an error event of any of vLLM's protocols.
+
+    Returns:
+        The error, and the body that it makes as a whole answer; none: OpenAI's.
+    """
+    try:
+        data = json.loads(event[event.index(_DATA) + len(_DATA) :])
+        whole = isinstance(data.get("error"), dict)
+        error = data["error"] if whole else data
+        code = error.get("code")
+        # Responses events have the reason as their code, Anthropic's have no code.
+        numeric = isinstance(code, int)
+        reason = error.get("reason") or (reason_of_status(code) if numeric else code)
+        response = error_response(
+            str(error["message"]),
+            status=code if numeric else _STATUSES.get(str(reason), 500),
+            reason=str(reason or "INTERNAL"),
+            param=error.get("param"),
+        )
+        if numeric and error.get("type"):
+            response.error.type = error["type"]
+    except (ValueError, AttributeError, KeyError):
+        return error_response(INTERNAL_MESSAGE, status=500, reason="INTERNAL"), None
+    return response, data if whole else None
 
 
 def reason_of(error: ErrorInfo) -> str:

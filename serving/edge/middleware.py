@@ -4,6 +4,7 @@ Plain ASGI because Starlette's ``BaseHTTPMiddleware`` hides disconnects from the
 disconnect must abort the request in the engine.
 """
 
+import asyncio
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -22,12 +23,14 @@ from serving.edge.error_body import (
     RETRY_AFTER_SECONDS,
     content_of,
     error_response,
+    event_response,
     is_retryable,
     reason_of,
     reason_of_status,
     response_of,
 )
 from serving.edge.gate import Gate
+from serving.edge.keepalive import COMMENT, KeepAlive
 from serving.edge.request_context import REQUEST_ID, deadline_in, request_id_of, timeout_of
 from serving.errors import ServingError
 from serving.telemetry.logs import RequestLine, log_request
@@ -36,8 +39,8 @@ _WORK_PREFIXES = ("/v1/", "/tokenize", "/detokenize")
 FAILED = "moe_serving_failed"
 """Name in a request's state under which error handlers leave the reason for its log line."""
 
-_ERROR_EVENT = b'data: {"error":'
-_ERROR_EVENTS = (_ERROR_EVENT, b"event: error\n")
+_ERROR_EVENTS = (b'data: {"error":', b"event: error\n")
+_EVENT_END = b"\n\n"
 
 # Of a streamed answer that becomes an error body: without them a browser would not show it.
 _KEPT_HEADERS = (b"access-control-", b"vary")
@@ -55,12 +58,14 @@ class EdgeMiddleware:
         gate: Gate,
         model: str,
         max_body_bytes: int,
+        keepalive_interval: float = 10.0,
         clock: Clock | None = None,
     ) -> None:
         self._app = app
         self._gate = gate
         self._model = model
         self._max_body_bytes = max_body_bytes
+        self._keepalive_interval = keepalive_interval
         self._clock = clock or SystemClock()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -68,7 +73,9 @@ class EdgeMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        exchange = _Exchange(scope, receive, send, self._clock, self._max_body_bytes)
+        exchange = _Exchange(
+            scope, receive, send, self._clock, self._max_body_bytes, self._keepalive_interval
+        )
         is_work = scope["path"].startswith(_WORK_PREFIXES) and scope["method"] == "POST"
         if not is_work:
             await self._serve(exchange, scope)
@@ -110,6 +117,8 @@ class EdgeMiddleware:
                     raise
                 return
             await exchange.fail(error_response(INTERNAL_MESSAGE, status=500, reason="INTERNAL"))
+        finally:
+            exchange.close()
 
 
 class _TooLarge(HTTPException):
@@ -128,6 +137,8 @@ class _Progress:
     started_at: float | None = None
     """When the first part of the answer left."""
     streamed: bool = False
+    between_events: bool = True
+    """Of a streamed response: whether a comment may go out now."""
     status: int = 0
     replaced: bool = False
     """An error body went out instead of what the app sends."""
@@ -140,7 +151,13 @@ class _Exchange:
     """One request and its response on their way through."""
 
     def __init__(
-        self, scope: Scope, receive: Receive, send: Send, clock: Clock, max_body_bytes: int
+        self,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        clock: Clock,
+        max_body_bytes: int,
+        keepalive_interval: float,
     ) -> None:
         self.scope = scope
         self.request_id: str | None = None
@@ -148,6 +165,9 @@ class _Exchange:
         self._send = send
         self._clock = clock
         self._limit = max_body_bytes
+        self._keepalive_interval = keepalive_interval
+        self._keepalive: KeepAlive | None = None
+        self._sending = asyncio.Lock()
         self._received = 0
         self._began = clock.monotonic()
         self._now = _Progress()
@@ -195,6 +215,15 @@ class _Exchange:
 
     async def send(self, message: Message) -> None:
         """Hand the response on, with its status right even if it fails at its first part."""
+        async with self._sending:
+            await self._pass_on(message)
+
+    def close(self) -> None:
+        """Send nothing more on our own."""
+        if self._keepalive is not None:
+            self._keepalive.stop()
+
+    async def _pass_on(self, message: Message) -> None:
         now = self._now
         if now.replaced:
             return
@@ -204,6 +233,8 @@ class _Exchange:
             headers = Headers(raw=message["headers"])
             if headers.get("content-type", "").startswith("text/event-stream"):
                 now.held = message
+                now.streamed = True
+                self._keepalive = KeepAlive(self._keepalive_interval, self._comment)
             else:
                 await self._start(message)
         else:
@@ -213,26 +244,54 @@ class _Exchange:
         now = self._now
         body = message.get("body", b"")
         if now.held is not None:
-            held, now.held = now.held, None
-            if body.startswith(_ERROR_EVENT):
+            if body.startswith(_ERROR_EVENTS):
                 # Nothing is out yet, so the error can still have its proper status.
-                error = ErrorResponse.model_validate_json(body[len(b"data: ") :])
-                await self.fail(error, held["headers"])
+                response, content = event_response(body)
+                await self.fail(response, now.held["headers"], content)
                 return
-            now.streamed = True
-            now.started_at = self._clock.monotonic()
-            await self._start(held)
+            await self._start_held(now.held)
+        if now.streamed and body:
+            now.started_at = now.started_at or self._clock.monotonic()
+            now.between_events = body.endswith(_EVENT_END)
+            if self._keepalive is not None:
+                self._keepalive.heard()
         if body.startswith(_ERROR_EVENTS):
-            now.reason = _reason_in(body)
+            now.reason = reason_of(event_response(body)[0].error)
         await self._send(message)
         if not message.get("more_body", False):
             now.complete = True
+            self.close()
+
+    async def _comment(self) -> None:
+        """Break the silence of a streamed response; from then on its status is out."""
+        async with self._sending:
+            now = self._now
+            if now.complete or now.replaced or not now.between_events:
+                return
+            if now.held is not None:
+                await self._start_held(now.held)
+            await self._send({"type": "http.response.body", "body": COMMENT, "more_body": True})
+
+    async def _start_held(self, start: Message) -> None:
+        self._now.held = None
+        await self._start(start)
 
     async def fail(
-        self, response: ErrorResponse, headers_of_app: Iterable[tuple[bytes, bytes]] = ()
+        self,
+        response: ErrorResponse,
+        headers_of_app: Iterable[tuple[bytes, bytes]] = (),
+        body: dict[str, Any] | None = None,
     ) -> None:
-        """Answer with an error body; what the app sends from here on is dropped."""
-        content = json.dumps(content_of(response)).encode()
+        """Answer with an error body; what the app sends from here on is dropped.
+
+        Args:
+            response: the error.
+            headers_of_app: of these, what a browser needs is kept.
+            body: the error in the form of the route, if that is not OpenAI's.
+
+        """
+        self.close()
+        content = json.dumps(body or content_of(response)).encode()
         headers = [
             *(pair for pair in headers_of_app if pair[0].startswith(_KEPT_HEADERS)),
             (b"content-type", b"application/json"),
@@ -290,12 +349,3 @@ def _usage(scope: Scope) -> Any:
     """Return the usage that vLLM's handlers leave in the request's state, if any."""
     metadata = scope.get("state", {}).get("request_metadata")
     return None if metadata is None else metadata.final_usage_info
-
-
-def _reason_in(event: bytes) -> str:
-    try:
-        content = json.loads(event[event.index(b"data: ") + len(b"data: ") :])
-        error = content.get("error", content)
-        return str(error.get("reason") or error.get("code") or error.get("type"))
-    except (ValueError, AttributeError):
-        return "INTERNAL"

@@ -94,6 +94,7 @@ async def build_rest_app(
     pages: RouterPages,
     *,
     max_body_bytes: int,
+    keepalive_interval: float,
     clock: Clock,
 ) -> RestApp:
     """Build vLLM's app on ``client`` and the router's pages, behind our middleware.
@@ -103,6 +104,7 @@ async def build_rest_app(
         args: vLLM's own server arguments (``serving.engine.arguments.router_args``).
         pages: what /readyz, /metrics and /fleet show.
         max_body_bytes: largest request body.
+        keepalive_interval: seconds of silence after which a streamed answer gets a comment.
         clock: the router's clock; deadlines are on it.
     """
     # vLLM's server shares this object between arguments and engine configuration, and the
@@ -120,7 +122,12 @@ async def build_rest_app(
     adopt(app.state)
     _add_pages(app, pages)
     asgi = EdgeMiddleware(
-        app, gate=pages.gate, model=pages.model, max_body_bytes=max_body_bytes, clock=clock
+        app,
+        gate=pages.gate,
+        model=pages.model,
+        max_body_bytes=max_body_bytes,
+        keepalive_interval=keepalive_interval,
+        clock=clock,
     )
     return RestApp(asgi, app)
 

@@ -23,7 +23,7 @@ from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.entrypoints.serve.tokenize.serving import ServingTokenization
 from vllm.reasoning.deepseek_r1_reasoning_parser import DeepSeekR1ReasoningParser
 
-from serving.edge.error_body import response_of, response_to
+from serving.edge.error_body import reason_of, response_of, response_to
 from serving.edge.tool_stream import CompletedToolCalls
 from serving.errors import ServingError
 
@@ -103,16 +103,29 @@ class TokenizationHandler(_OurErrors, ServingTokenization):
     """/tokenize and /detokenize."""
 
 
+_BEFORE_ANY_OUTPUT = ("response.created", "response.in_progress")
+
+
 class ResponsesHandler(_OurErrors, OpenAIServingResponses):
-    """/v1/responses; an error in a stream is an ``error`` event, not a cut connection."""
+    """/v1/responses; an error in a stream is an ``error`` event, not a cut connection.
+
+    The two events that say that there will be an answer wait for its beginning: while nothing
+    is out, a refused request still gets its proper status.
+    """
 
     async def responses_stream_generator(self, *args: Any, **kwargs: Any) -> AsyncGenerator[Any]:
         """Stream the events of a response."""
         number = 0
+        held: list[Any] = []
         try:
             async for event in super().responses_stream_generator(*args, **kwargs):
-                number += 1
-                yield event
+                if event.type in _BEFORE_ANY_OUTPUT:
+                    held.append(event)
+                    continue
+                for passed in (*held, event):
+                    number += 1
+                    yield passed
+                held.clear()
         except Exception as error:  # noqa: BLE001  the last stop before the client
             body = response_of(error).error
             yield ResponseErrorEvent(
@@ -147,7 +160,11 @@ class MessagesHandler(_OurErrors, AnthropicServingMessages):
         async for event in super().message_stream_converter(_until_error(generator, failed)):
             yield event
         if failed:
-            error = {"type": failed[0].error.type, "message": failed[0].error.message}
+            error = {
+                "type": failed[0].error.type,
+                "message": failed[0].error.message,
+                "reason": reason_of(failed[0].error),
+            }
             data = msgspec.json.encode({"type": "error", "error": error}).decode()
             yield f"event: error\ndata: {data}\n\n"
 

@@ -323,6 +323,23 @@ async def test_failure_at_once_has_its_status(edge, code, status, reason, stream
     assert ("retry-after" in answer.headers) == (status in {429, 503})
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        pytest.param("/v1/responses", {"model": "pocket-r1", "input": "hi"}, id="responses"),
+        pytest.param("/v1/messages", MESSAGES, id="messages"),
+    ],
+)
+async def test_failure_at_once_has_its_status_in_other_streams_too(edge, path, body):
+    edge.engine.script = "x"
+    edge.engine.error = link_pb2.RequestError(
+        code=link_pb2.RequestError.OVERLOADED, message="because"
+    )
+    answer = await edge.rest.post(path, json={**body, "stream": True})
+    assert (answer.status_code, answer.json()["error"]["message"]) == (429, "because")
+    assert "retry-after" in answer.headers
+
+
 async def test_failure_in_a_stream_is_an_event(edge):
     edge.engine.error = link_pb2.RequestError(
         code=link_pb2.RequestError.ENGINE_FAILED, message="because"

@@ -1,5 +1,6 @@
 """The ASGI layer around vLLM's app, tried on small apps over httpx's ASGI transport."""
 
+import asyncio
 import json
 from dataclasses import replace
 
@@ -274,3 +275,180 @@ async def test_disconnect_is_logged_as_cancelled(lines):
     scope = {"type": "http", "method": "POST", "path": "/v1/x", "headers": [], "state": {}}
     await edge(scope, receive, send)
     assert [line.outcome for line in lines] == ["CANCELLED"]
+
+
+WAITING = ": waiting\n\n"
+
+
+class Slow:
+    """A streamed answer whose parts come when the test says so."""
+
+    def __init__(self, *parts):
+        self.parts = parts
+        self.go = asyncio.Semaphore(0)
+
+    async def __call__(self, scope, receive, send):
+        async def parts():
+            for part in self.parts:
+                await self.go.acquire()
+                yield part
+
+        await StreamingResponse(parts(), media_type="text/event-stream")(scope, receive, send)
+
+
+class Client:
+    """What a client of one exchange sees, and lets its answer go on at what it sees."""
+
+    def __init__(self, app, interval):
+        self.edge = EdgeMiddleware(
+            app,
+            gate=Gate(),
+            model="m",
+            max_body_bytes=LIMIT,
+            keepalive_interval=interval,
+            clock=FixedClock(),
+        )
+        self.messages = []
+        self.came = asyncio.Condition()
+
+    async def send(self, message):
+        async with self.came:
+            self.messages.append(message)
+            self.came.notify_all()
+
+    async def receive(self):
+        await asyncio.Event().wait()
+
+    @property
+    def text(self):
+        return b"".join(message.get("body", b"") for message in self.messages).decode()
+
+    @property
+    def status(self):
+        return self.messages[0]["status"]
+
+    async def until(self, condition):
+        async with asyncio.timeout(10), self.came:
+            await self.came.wait_for(condition)
+
+    def ask(self):
+        scope = {"type": "http", "path": "/v1/x", "method": "POST", "headers": []}
+        return asyncio.create_task(self.edge(scope, self.receive, self.send))
+
+
+@pytest.fixture
+async def no_leak():
+    before = asyncio.all_tasks()
+    yield
+    async with asyncio.timeout(10):
+        while asyncio.all_tasks() - before - {asyncio.current_task()}:  # noqa: ASYNC110  no event
+            await asyncio.sleep(0)
+
+
+async def test_comments_while_waiting_and_in_gaps_then_the_answer_unchanged(no_leak, lines):
+    app = Slow("data: 1\n\n", "data: 2\n\n")
+    client = Client(app, 0.01)
+    asked = client.ask()
+    await client.until(lambda: client.text.count(WAITING) >= 2)
+    assert client.status == 200
+    app.go.release()
+    await client.until(lambda: "data: 1" in client.text)
+    await client.until(lambda: client.text.endswith(WAITING))
+    app.go.release()
+    await asked
+    assert client.text.replace(WAITING, "") == "data: 1\n\ndata: 2\n\n"
+    assert [message["type"] for message in client.messages].count("http.response.start") == 1
+    (line,) = lines
+    assert (line.outcome, line.ttft) == ("ok", 0.0)
+
+
+async def test_an_error_after_a_comment_is_an_event(no_leak, lines):
+    app = Slow(ERROR_EVENT, DONE)
+    client = Client(app, 0.01)
+    asked = client.ask()
+    await client.until(lambda: WAITING in client.text)
+    app.go.release()
+    app.go.release()
+    await asked
+    assert client.status == 200
+    assert client.text.replace(WAITING, "") == ERROR_EVENT + DONE
+    assert [line.outcome for line in lines] == ["NOT_READY"]
+
+
+async def test_no_comment_inside_an_event(no_leak, lines):
+    app = Slow("data: be", "gin\n\n", DONE)
+    client = Client(app, 0.01)
+    asked = client.ask()
+    app.go.release()
+    await client.until(lambda: client.text.endswith("data: be"))
+    spoken = client.text.count(WAITING)
+    # Several intervals; a comment that came now would be seen below, however late.
+    await asyncio.sleep(0.05)
+    assert client.text.count(WAITING) == spoken
+    app.go.release()
+    await client.until(lambda: client.text.endswith(WAITING))
+    app.go.release()
+    await asked
+    assert client.text.replace(WAITING, "") == f"data: begin\n\n{DONE}"
+
+
+async def test_whole_answers_get_no_comment(no_leak, lines):
+    done = asyncio.Event()
+
+    async def app(scope, receive, send):
+        await asyncio.sleep(0.05)
+        done.set()
+        await JSONResponse({})(scope, receive, send)
+
+    client = Client(app, 0.01)
+    await client.ask()
+    assert client.text == "{}"
+
+
+async def test_a_cancelled_exchange_leaves_nothing(no_leak, lines):
+    client = Client(Slow("data: 1\n\n"), 0.01)
+    asked = client.ask()
+    await client.until(lambda: WAITING in client.text)
+    asked.cancel()
+    await asyncio.wait({asked})
+    seen = len(client.messages)
+    await asyncio.sleep(0.05)
+    assert len(client.messages) == seen
+
+
+@pytest.mark.parametrize(
+    ("event", "body"),
+    [
+        pytest.param(
+            {"type": "error", "code": "OVERLOADED", "message": "full", "sequence_number": 0},
+            None,
+            id="responses",
+        ),
+        pytest.param(
+            {
+                "type": "error",
+                "error": {"type": "RateLimitError", "message": "full", "reason": "OVERLOADED"},
+            },
+            {
+                "type": "error",
+                "error": {"type": "RateLimitError", "message": "full", "reason": "OVERLOADED"},
+            },
+            id="messages",
+        ),
+    ],
+)
+async def test_a_first_error_event_of_other_protocols_has_its_status(serve, lines, event, body):
+    async with serve(stream_of(f"event: error\ndata: {json.dumps(event)}\n\n")) as client:
+        answer = await client.post("/v1/x")
+    assert answer.status_code == 429
+    assert "retry-after" in answer.headers
+    assert answer.json()["error"]["message"] == "full"
+    if body is not None:
+        assert answer.json() == body
+    assert [line.outcome for line in lines] == ["OVERLOADED"]
+
+
+async def test_an_unreadable_error_event_is_internal(serve, lines):
+    async with serve(stream_of("event: error\ndata: nonsense\n\n")) as client:
+        answer = await client.post("/v1/x")
+    assert (answer.status_code, answer.json()["error"]["reason"]) == (500, "INTERNAL")

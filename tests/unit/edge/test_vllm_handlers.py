@@ -114,20 +114,31 @@ async def test_chat_stream_error_is_an_event_with_our_reason(error):
     assert (content["code"], content["reason"], content["message"]) == (503, "GROUP_LOST", "gone")
 
 
-async def test_responses_stream_error_is_an_event(monkeypatch):
+BEGUN = ("response.created", "response.in_progress")
+
+
+@pytest.mark.parametrize(
+    ("begun", "passed"),
+    [
+        pytest.param((*BEGUN, "response.output_text.delta"), 3, id="in the middle"),
+        pytest.param(BEGUN, 0, id="before any output, so that it can have its status"),
+    ],
+)
+async def test_responses_stream_error_is_an_event(monkeypatch, begun, passed):
     async def failing(self, *args):
-        yield "first"
+        for name in begun:
+            yield SimpleNamespace(type=name)
         raise visible(GroupLost("gone"))
 
     base = ResponsesHandler.__mro__[2]
     monkeypatch.setattr(base, "responses_stream_generator", failing)
-    first, error = [e async for e in bare(ResponsesHandler).responses_stream_generator()]
-    assert first == "first"
+    *events, error = [e async for e in bare(ResponsesHandler).responses_stream_generator()]
+    assert [event.type for event in events] == list(begun[:passed])
     assert (error.type, error.code, error.message, error.sequence_number) == (
         "error",
         "GROUP_LOST",
         "gone",
-        1,
+        passed,
     )
 
 
@@ -140,7 +151,11 @@ async def test_messages_stream_error_is_anthropics_event():
     assert name == "event: error"
     assert msgspec.json.decode(data.removeprefix("data: ")) == {
         "type": "error",
-        "error": {"type": "ServiceUnavailableError", "message": "gone"},
+        "error": {
+            "type": "ServiceUnavailableError",
+            "message": "gone",
+            "reason": "NOT_READY",
+        },
     }
 
 
