@@ -1,0 +1,658 @@
+"""The controller: when it launches, when it refuses, and what it leaves behind."""
+
+import asyncio
+from contextlib import suppress
+from dataclasses import dataclass, field
+from itertools import count
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from serving.admission.controller import AdmissionController
+from serving.admission.limits import TenantLimits
+from serving.errors import DeadlineExceeded, InvalidRequest, NotReady, Overloaded
+from serving.fleet.caller import Caller, Priority
+from serving.fleet.turnstile import Ask
+from serving.settings import AdmissionSettings
+from serving.telemetry.metrics import REGISTRY
+
+
+class HandClock:
+    def __init__(self):
+        self.now = 1000.0
+
+    def monotonic(self):
+        return self.now
+
+    def time(self):
+        return self.now
+
+
+@dataclass
+class Fleet:
+    """As many slots as ``capacity``; launches say why when none is free."""
+
+    capacity: int = 1
+    ready: bool = True
+    launched: list[str] = field(default_factory=list)
+    tries: list[str] = field(default_factory=list)
+    inside: int = 0
+
+    def launch(self, name, size=1):
+        def launch():
+            self.tries.append(name)
+            if not self.ready:
+                return "no group is ready"
+            if self.inside + size > self.capacity:
+                return "no room"
+            self.inside += size
+            self.launched.append(name)
+            return None
+
+        return launch
+
+
+class World:
+    """A controller on a fleet, with a clock that only the test moves."""
+
+    def __init__(self, fleet, limits_of=None, **settings):
+        # A timer that never fires by itself: the test says when.
+        settings = {"recheck_interval": 1000.0, **settings}
+        self.fleet = fleet
+        self.clock = HandClock()
+        self.controller = AdmissionController(
+            AdmissionSettings(**settings),
+            ready=lambda: self.fleet.ready,
+            clock=self.clock,
+            limits_of=limits_of,
+        )
+        self.tasks = {}
+
+    def ask(self, name="x", *, tenant="t", priority=Priority.STANDARD, tokens=10, seconds=600.0):
+        caller = Caller(tenant=tenant, priority=priority)
+        return Ask(name, caller, tokens, 0, self.clock.now + seconds)
+
+    async def enter(self, name="x", size=1, **ask):
+        return await self.controller.enter(self.ask(name, **ask), self.fleet.launch(name, size))
+
+    async def come(self, name, size=1, **ask):
+        """Enter in a task of its own, and let it go as far as it gets."""
+        self.tasks[name] = asyncio.create_task(self.enter(name, size, **ask))
+        await settled()
+        return self.tasks[name]
+
+    async def go(self, ticket, size=1, generated=0):
+        self.fleet.inside -= size
+        ticket.release(generated_tokens=generated)
+        await settled()
+
+    async def passes(self, seconds):
+        self.clock.now += seconds
+        self.controller.wake()
+        await settled()
+
+    async def warm(self, residence=2.0, tokens=10):
+        """Let one request end, so that waits can be predicted."""
+        ticket = await self.enter("warm", tokens=tokens)
+        self.clock.now += residence
+        await self.go(ticket)
+        self.fleet.launched.clear()
+        self.fleet.tries.clear()
+
+
+async def settled():
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+@pytest.fixture
+async def world():
+    """Makes worlds and takes them down; nothing may be left of them."""
+    worlds = []
+
+    def make(capacity=1, *, ready=True, limits_of=None, **settings):
+        worlds.append(World(Fleet(capacity, ready), limits_of, **settings))
+        return worlds[-1]
+
+    yield make
+    for each in worlds:
+        await each.controller.stop()
+        for task in each.tasks.values():
+            with suppress(Exception, asyncio.CancelledError):
+                await task
+        assert not each.controller._room.queue
+        assert each.controller._room._timer is None
+        assert each.controller._room._soon is None
+    if left := asyncio.all_tasks() - {asyncio.current_task()}:
+        _, unfinished = await asyncio.wait(left, timeout=5)
+        assert not unfinished
+
+
+def refused(reason):
+    return REGISTRY.get_sample_value("moe_admission_refusals_total", {"reason": reason}) or 0.0
+
+
+def run_to_end(coroutine):
+    """Run a coroutine that must not wait for anything."""
+    with pytest.raises(StopIteration) as caught:
+        coroutine.send(None)
+    return caught.value.value
+
+
+async def test_with_room_and_no_queue_nothing_waits_and_nothing_is_started(world):
+    w = world()
+    before = asyncio.all_tasks()
+    ticket = run_to_end(w.enter("x"))
+    assert w.fleet.launched == ["x"]
+    assert asyncio.all_tasks() == before
+    assert w.controller._room._timer is None
+    await w.go(ticket)
+
+
+async def test_requests_go_when_there_is_room(world):
+    w = world(capacity=2)
+    first, second = await w.enter("1"), await w.enter("2")
+    third = await w.come("3")
+    assert not third.done()
+    w.clock.now += 3.0
+    await w.go(first)
+    assert w.fleet.launched == ["1", "2", "3"]
+    await w.go(second)
+    await w.go(third.result())
+    assert w.controller._predictor.outstanding_tokens == 0
+
+
+async def test_nobody_passes_a_head_that_does_not_fit(world):
+    w = world(capacity=4)
+    running = [await w.enter(str(n)) for n in range(3)]
+    await w.come("large", 4)
+    small = await w.come("small")  # it would fit
+    assert not small.done()
+    for ticket in running:
+        await w.go(ticket)
+    assert w.fleet.launched == ["0", "1", "2", "large"]
+
+
+async def test_a_better_priority_passes_a_head_that_does_not_fit(world):
+    w = world(capacity=4)
+    await w.enter("1", 3)
+    await w.come("large", 4, priority=Priority.BATCH)
+    await w.come("small", priority=Priority.INTERACTIVE)
+    assert w.fleet.launched == ["1", "small"]
+
+
+async def test_changes_of_the_fleet_are_tried_once_however_many(world):
+    w = world()
+    running = await w.enter("1")
+    await w.come("2")
+    w.fleet.tries.clear()
+    for _ in range(100):
+        w.controller.wake()
+    await settled()
+    assert w.fleet.tries == ["2"]
+    await w.go(running)
+
+
+async def test_without_anything_happening_the_head_is_tried_again(world):
+    w = world(recheck_interval=0.01)
+    await w.enter("1")
+    await w.come("2")
+    w.fleet.capacity = 2  # nobody says so
+    async with asyncio.timeout(10):
+        await w.tasks["2"]
+
+
+async def test_a_deadline_ends_the_wait(world):
+    w = world()
+    running = await w.enter("1")
+    task = await w.come("2", seconds=5)
+    other = await w.come("3", seconds=50)
+    await w.passes(4.9)
+    assert not task.done()
+    await w.passes(0.2)
+    with pytest.raises(DeadlineExceeded, match="no room"):
+        await task
+    assert not other.done()
+    await w.go(running)
+    assert w.fleet.launched == ["1", "3"]
+
+
+async def test_a_deadline_ends_the_wait_without_anything_happening(world):
+    w = world()
+    await w.enter("1")
+    task = asyncio.create_task(w.enter("2", seconds=0.02))
+    await asyncio.sleep(0)
+    w.clock.now += 1.0  # the controller's timer is the loop's and fires after 0.02 s
+    async with asyncio.timeout(10):
+        with pytest.raises(DeadlineExceeded):
+            await task
+
+
+async def test_what_a_launch_raises_is_the_requests_own(world):
+    w = world()
+    running = await w.enter("1")
+
+    def broken():
+        if w.fleet.inside:
+            return "no room"
+        raise InvalidRequest("too long")
+
+    bad = asyncio.create_task(w.controller.enter(w.ask("bad"), broken))
+    await settled()
+    good = await w.come("2")
+    await w.go(running)
+    with pytest.raises(InvalidRequest):
+        await bad
+    assert good.done()
+    assert w.fleet.launched == ["1", "2"]
+
+
+async def test_a_launch_that_raises_at_once(world):
+    w = world()
+
+    def broken():
+        raise InvalidRequest("too long")
+
+    with pytest.raises(InvalidRequest):
+        await w.controller.enter(w.ask(), broken)
+
+
+async def test_cancelled_while_it_waits(world):
+    w = world()
+    running = await w.enter("1")
+    task = await w.come("2")
+    await w.come("3")
+    task.cancel()
+    await w.go(running)
+    assert task.cancelled()
+    assert w.fleet.launched == ["1", "3"]
+
+
+async def test_cancelled_when_it_had_just_been_launched(world):
+    w = world()
+    running = await w.enter("1")
+    task = await w.come("2")
+    w.fleet.inside -= 1
+    running.release(generated_tokens=0)
+    await asyncio.sleep(0)  # the room is looked at; the task has not run yet
+    assert w.fleet.launched == ["1", "2"]
+    assert not task.done()
+    task.cancel()
+    w.fleet.inside -= 1  # as the fleet does when the caller goes away
+    await settled()
+    assert task.cancelled()
+    assert w.controller._predictor.outstanding_tokens == 0
+
+
+async def test_release_is_safe_twice(world):
+    w = world()
+    ticket = await w.enter()
+    await w.go(ticket)
+    ticket.release(generated_tokens=0)
+    assert w.controller._predictor.outstanding_tokens == 0
+
+
+# -- early refusal ------------------------------------------------------------------------
+
+
+async def test_a_wait_past_the_deadline_is_refused_at_once(world):
+    w = world()
+    await w.warm(residence=2.0)
+    await w.enter("1")
+    before = refused("predicted_wait")
+    await w.come("2", seconds=2.1)  # 2 s: one turn of the fleet
+    with pytest.raises(Overloaded) as caught:
+        run_to_end(w.enter("3", seconds=2.5))  # behind 2: 4 s
+    assert caught.value.retry_after == pytest.approx(1.5)
+    assert refused("predicted_wait") == before + 1
+    await w.come("4", seconds=4.1)
+    assert not w.tasks["4"].done()
+
+
+@pytest.mark.parametrize(
+    ("priority", "waits"),
+    [(Priority.INTERACTIVE, False), (Priority.STANDARD, False), (Priority.BATCH, True)],
+)
+async def test_max_wait_is_not_for_batch(world, priority, waits):
+    w = world(max_wait=1.0)
+    await w.warm(residence=2.0)
+    await w.enter("1")
+    task = await w.come("2", priority=priority)
+    assert task.done() is not waits
+    if not waits:
+        with pytest.raises(Overloaded):
+            await task
+
+
+async def test_without_knowledge_nothing_is_refused_but_for_the_bound(world):
+    w = world(queue_requests=2, max_wait=0.001)
+    await w.enter("1")
+    for name in "23":
+        await w.come(name, tenant=name)
+    before = refused("queue_full")
+    with pytest.raises(Overloaded) as caught:
+        run_to_end(w.enter("4", tenant="4"))
+    assert caught.value.retry_after == 1.0
+    assert refused("queue_full") == before + 1
+    assert w.fleet.tries.count("4") == 0  # refused before any work
+
+
+async def test_check_refuses_what_enter_would(world):
+    w = world(queue_requests=1)
+    caller = Caller(tenant="t")
+    w.controller.check(caller)
+    await w.enter("1")
+    w.controller.check(caller)  # nobody waits: it may try
+    await w.come("2")
+    with pytest.raises(Overloaded, match="1 requests wait"):
+        w.controller.check(caller)
+
+
+async def test_check_refuses_a_long_wait(world):
+    w = world(max_wait=1.0)
+    await w.warm(residence=20.0)
+    await w.enter("1")
+    await w.come("2", priority=Priority.BATCH)
+    with pytest.raises(Overloaded, match="would wait"):
+        w.controller.check(Caller())
+    w.controller.check(Caller(priority=Priority.BATCH))
+
+
+# -- parking ------------------------------------------------------------------------------
+
+
+async def test_without_a_ready_group_requests_are_parked(world):
+    w = world()
+    await w.warm(residence=100.0)
+    w.fleet.ready = False
+    task = await w.come("1", seconds=5)  # no prediction, no refusal
+    w.clock.now += 3.0
+    w.fleet.ready = True
+    w.controller.wake()
+    await settled()
+    ticket = task.result()
+    journal = ticket._waiter.journal
+    assert (journal.parked, journal.waited) == (True, pytest.approx(3.0))
+
+
+async def test_parked_until_the_deadline(world):
+    w = world(ready=False)
+    ask = w.ask(seconds=5)
+    task = asyncio.create_task(w.controller.enter(ask, w.fleet.launch("1")))
+    await settled()
+    await w.passes(6)
+    with pytest.raises(DeadlineExceeded, match="no group is ready"):
+        await task
+    assert ask.caller.journal.parked
+    assert ask.caller.journal.waited == pytest.approx(6)
+
+
+async def test_the_queue_bound_holds_for_parked_requests(world):
+    w = world(ready=False, queue_requests=1)
+    await w.come("1")
+    with pytest.raises(Overloaded):
+        run_to_end(w.enter("2"))
+
+
+async def test_who_waits_for_room_is_not_parked(world):
+    w = world()
+    running = await w.enter("1")
+    task = await w.come("2")
+    w.clock.now += 2.0
+    await w.go(running)
+    journal = task.result()._waiter.journal
+    assert (journal.parked, journal.waited) == (False, pytest.approx(2.0))
+
+
+async def test_a_group_lost_meanwhile_parks_who_waits(world):
+    w = world()
+    await w.enter("1")
+    task = await w.come("2")
+    w.fleet.ready = False
+    await w.passes(1.0)
+    w.fleet.ready, w.fleet.inside = True, 0
+    await w.passes(1.0)
+    assert task.result()._waiter.journal.parked
+
+
+# -- resumption ---------------------------------------------------------------------------
+
+
+async def test_a_resumed_request_goes_before_all_and_is_never_refused(world):
+    w = world(queue_requests=1)
+    first, second = await w.enter("1"), None
+    await w.come("urgent", priority=Priority.INTERACTIVE)
+    w.fleet.ready = False  # its group is lost
+    w.fleet.inside -= 1
+    w.tasks["again"] = asyncio.create_task(first.again(w.fleet.launch("again")))
+    await settled()
+    assert w.controller._predictor.outstanding_tokens == 0
+    w.fleet.ready = True
+    await w.passes(1.0)
+    assert w.fleet.launched == ["1", "again"]
+    assert w.tasks["again"].done()
+    await w.go(first)
+    second = w.tasks["urgent"].result()
+    assert w.fleet.launched == ["1", "again", "urgent"]
+    await w.go(second)
+
+
+async def test_a_resumed_request_with_room_waits_for_nothing(world):
+    w = world(capacity=2)
+    ticket = await w.enter("1")
+    w.fleet.inside -= 1
+    run_to_end(ticket.again(w.fleet.launch("again")))
+    assert w.controller._predictor.outstanding_tokens == 10
+
+
+async def test_a_resumed_request_gives_up_at_its_deadline(world):
+    w = world()
+    ticket = await w.enter("1", seconds=5)
+    w.fleet.ready = False
+    task = w.tasks["again"] = asyncio.create_task(ticket.again(w.fleet.launch("again")))
+    await settled()
+    await w.passes(6)
+    with pytest.raises(DeadlineExceeded):
+        await task
+    ticket.release(generated_tokens=3)
+
+
+async def test_waits_of_a_request_add_up(world):
+    w = world()
+    running = await w.enter("1")
+    task = await w.come("2")
+    w.clock.now += 2.0
+    await w.go(running)
+    ticket = task.result()
+    w.fleet.ready = False
+    w.fleet.inside -= 1
+    again = w.tasks["again"] = asyncio.create_task(ticket.again(w.fleet.launch("again")))
+    await settled()
+    w.clock.now += 3.0
+    w.fleet.ready = True
+    w.controller.wake()
+    await again
+    assert ticket._waiter.journal.waited == pytest.approx(5.0)
+    assert ticket._waiter.journal.parked
+
+
+# -- shutdown -----------------------------------------------------------------------------
+
+
+async def test_close_gives_up_who_waits_and_lets_nobody_in(world):
+    w = world()
+    running = await w.enter("1")
+    waiting = await w.come("2")
+    w.controller.close()
+    w.controller.close()
+    with pytest.raises(NotReady, match="shutting down"):
+        await waiting
+    with pytest.raises(NotReady):
+        run_to_end(w.enter("3"))
+    with pytest.raises(NotReady):
+        w.controller.check(Caller())
+    with pytest.raises(NotReady):
+        run_to_end(running.again(w.fleet.launch("again")))
+    running.release(generated_tokens=1)
+    assert w.fleet.launched == ["1"]
+
+
+# -- quotas -------------------------------------------------------------------------------
+
+
+async def test_what_was_refused_for_the_queue_costs_no_tokens(world):
+    limits = TenantLimits(tokens_per_minute=100)
+    w = world(limits_of=lambda _: limits, queue_requests=1)
+    first = await w.enter("1", tokens=90)
+    await w.come("2", tokens=1)
+    with pytest.raises(Overloaded, match="requests wait"):
+        await w.enter("3", tokens=5)
+    await settled()
+    assert (await w.controller._quotas._own.tokens("t")).used == 91
+    await w.go(first, generated=7)
+    assert (await w.controller._quotas._own.tokens("t")).used == 98
+
+
+async def test_cancelled_in_the_queue_gives_the_quota_back(world):
+    limits = TenantLimits(concurrent_streams=2, tokens_per_minute=100)
+    w = world(limits_of=lambda _: limits)
+    await w.enter("1")
+    task = await w.come("2")
+    with pytest.raises(Overloaded, match="in flight"):
+        await w.enter("3")
+    task.cancel()
+    await settled()
+    await w.come("4")
+    assert not w.tasks["4"].done()
+    assert (await w.controller._quotas._own.tokens("t")).used == 20
+
+
+# -- metrics ------------------------------------------------------------------------------
+
+
+def value(name, **labels):
+    return REGISTRY.get_sample_value(name, labels) or 0.0
+
+
+async def test_predictions_are_compared_with_what_was_seen(world):
+    w = world()
+    await w.warm(residence=2.0)
+    before = value("moe_admission_wait_error_seconds_count")
+    near = value("moe_admission_wait_error_seconds_bucket", le="1.0")
+    far = value("moe_admission_wait_error_seconds_bucket", le="0.3")
+    running = await w.enter("1")
+    await w.come("2")
+    assert value("moe_admission_queue_requests", priority="standard") == 1
+    assert value("moe_admission_queue_tokens") == 10
+    w.clock.now += 2.5
+    await w.go(running)
+    assert value("moe_admission_wait_error_seconds_count") == before + 1
+    # Predicted 2 s, seen 2.5 s.
+    assert value("moe_admission_wait_error_seconds_bucket", le="1.0") == near + 1
+    assert value("moe_admission_wait_error_seconds_bucket", le="0.3") == far
+    assert value("moe_admission_queue_requests", priority="standard") == 0
+    assert value("moe_admission_queue_tokens") == 0
+
+
+# -- invariants ---------------------------------------------------------------------------
+
+
+class Life:
+    """Plays a history on a world and checks after every step that the books are right."""
+
+    def __init__(self):
+        self.w = World(Fleet(capacity=3), queue_requests=10, ageing=5.0)
+        self.running = {}  # name: (ticket, size)
+        self.waiting = {}  # name: (task, size)
+        self.numbers = count()
+
+    def one(self, group, index):
+        return sorted(group)[index % len(group)] if group else None
+
+    async def come(self, tenant, priority, size, seconds):
+        name = str(next(self.numbers))
+        ask = {"tenant": tenant, "priority": priority, "tokens": size * 10, "seconds": seconds}
+        self.waiting[name] = (await self.w.come(name, size, **ask), size)
+
+    async def end(self, index):
+        if name := self.one(self.running, index):
+            await self.w.go(*self.running.pop(name))
+
+    async def lose(self, index):
+        if name := self.one(self.running, index):
+            ticket, size = self.running.pop(name)
+            self.w.fleet.inside -= size
+            task = asyncio.create_task(self.resume(ticket, self.w.fleet.launch(name, size)))
+            self.waiting[name] = (task, size)
+
+    async def resume(self, ticket, launch):
+        try:
+            await ticket.again(launch)
+        except BaseException:
+            ticket.release(generated_tokens=0)
+            raise
+        return ticket
+
+    async def cancel(self, index):
+        if name := self.one(self.waiting, index):
+            self.waiting[name][0].cancel()
+
+    async def after(self, seconds):
+        await self.w.passes(seconds)
+
+    async def group(self, ready):
+        self.w.fleet.ready = ready
+        await self.w.passes(0)
+
+    async def look(self):
+        await settled()
+        for name, (task, size) in list(self.waiting.items()):
+            if not task.done():
+                continue
+            del self.waiting[name]
+            if task.cancelled():
+                continue
+            if task.exception() is None:
+                self.running[name] = (task.result(), size)
+            else:
+                assert isinstance(task.exception(), Overloaded | DeadlineExceeded)
+        sizes = sum(size for _, size in self.running.values())
+        assert sizes == self.w.fleet.inside <= self.w.fleet.capacity
+        assert len(self.w.controller._room.queue) == len(self.waiting)
+
+
+moves = st.one_of(
+    st.tuples(
+        st.just(Life.come),
+        st.sampled_from("abc"),
+        st.sampled_from(Priority),
+        st.integers(1, 3),
+        st.floats(0.5, 50),
+    ),
+    st.tuples(st.sampled_from([Life.end, Life.lose, Life.cancel]), st.integers(0, 20)),
+    st.tuples(st.just(Life.after), st.floats(0, 20)),
+    st.tuples(st.just(Life.group), st.booleans()),
+)
+
+
+@given(st.lists(moves, max_size=60))
+def test_each_request_ends_exactly_once_and_nothing_is_left(history):
+    asyncio.run(live(history))
+
+
+async def live(history):
+    life = Life()
+    for move, *arguments in history:
+        await move(life, *arguments)
+        await life.look()
+    await life.group(ready=True)
+    await life.look()
+    while life.running:
+        await life.end(0)
+        await life.look()
+    assert not life.waiting  # work goes on as long as there is any
+    controller = life.w.controller
+    assert controller._predictor.outstanding_tokens == 0
+    await controller.stop()
+    assert controller._room._timer is None
