@@ -24,6 +24,7 @@ run: venv ## Serve pocket-r1 here until Ctrl-C (GROUPS=1 RANKS=2 PORT=8000 GRPC_
 
 .PHONY: test
 test: venv-dev ## Run all tests: unit, integration, end to end (ARGS="-k name" passes on)
+	@.ci/tools
 	@# Real engines are started from a fresh process each time: vLLM forks and spawns its own,
 	@# and what earlier tests left in one process (thread pools, open channels) breaks them.
 	@for part in "not vllm and not e2e" vllm e2e; do \
