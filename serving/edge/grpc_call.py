@@ -1,9 +1,9 @@
 """What every RPC has in common: id, deadline, gate, errors as statuses, one log line."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import aclosing
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from contextlib import aclosing, contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn, TypeVar
 
 import structlog
@@ -12,15 +12,19 @@ from starlette.requests import Request
 
 from serving.api.v1 import inference_pb2 as pb
 from serving.clock import Clock
+from serving.edge.auth import identity_var
+from serving.edge.callers import EXPLAIN, as_caller, caller_of, explanation_of, line_of
 from serving.edge.gate import Gate
 from serving.edge.grpc_errors import rpc_error
 from serving.edge.request_context import REQUEST_ID, deadline_in, request_id_of, timeout_of
+from serving.fleet.caller import Caller
 from serving.telemetry.logs import RequestLine, log_request
 
 ResponseT = TypeVar("ResponseT")
 
-# Metadata that vLLM's handlers or we read; the rest of a client's metadata stays outside.
-_PASSED_ON = ("authorization", "x-session-id", "x-priority", "traceparent", "tracestate")
+# Metadata that vLLM's handlers or we read; the rest of a client's, keys first of all, stays
+# outside.
+_PASSED_ON = ("x-session-id", "x-priority", "traceparent", "tracestate")
 
 _log = structlog.get_logger("serving.edge")
 
@@ -34,6 +38,8 @@ class Call:
     headers: dict[str, str] = field(default_factory=dict)
     limit: float | None = None
     """Seconds that the client gives us; none: no end."""
+    caller: Caller | None = None
+    """Who asks, once that is known."""
     usage: pb.Usage | None = None
     """Tokens used, once they are known."""
     began: float = 0.0
@@ -71,8 +77,9 @@ class CallRunner:
         call = Call(method, began=self.clock.monotonic())
         try:
             await self._admit(call, context)
-            with self.gate.passing(), deadline_in(call.limit, self.clock):
+            with self._running(call):
                 response = await handler(call)
+            _explain(call, context)
         except asyncio.CancelledError:
             call.status = call.outcome = "CANCELLED"
             raise
@@ -94,12 +101,13 @@ class CallRunner:
         call.status = call.outcome = "CANCELLED"
         try:
             await self._admit(call, context)
-            with self.gate.passing(), deadline_in(call.limit, self.clock):
+            with self._running(call):
                 async with aclosing(handler(call)) as responses:
                     async for response in responses:
                         if call.first_at is None:
                             call.first_at = self.clock.monotonic()
                         yield response
+            _explain(call, context)
             call.status, call.outcome = "OK", "ok"
         except Exception as error:  # noqa: BLE001  every error has a status
             await self._abort(call, context, error)
@@ -111,6 +119,7 @@ class CallRunner:
 
         Raises:
             InvalidRequest: malformed metadata.
+            PermissionDenied: it asks for something that the key does not allow.
             NotReady: the router drains.
         """
         metadata = {
@@ -120,11 +129,21 @@ class CallRunner:
         }
         call.request_id = request_id_of(metadata)
         await context.send_initial_metadata(((REQUEST_ID, call.request_id),))
+        call.caller = caller_of(identity_var.get(), metadata)
         self.gate.check()
         passed_on = {key: metadata[key] for key in _PASSED_ON if key in metadata}
         call.headers = {**passed_on, REQUEST_ID: call.request_id}
         limits = (timeout_of(metadata), context.time_remaining())
         call.limit = min((limit for limit in limits if limit is not None), default=None)
+
+    @contextmanager
+    def _running(self, call: Call) -> Iterator[None]:
+        with (
+            self.gate.passing(),
+            as_caller(call.caller),
+            deadline_in(call.limit, self.clock),
+        ):
+            yield
 
     async def _abort(self, call: Call, context: Any, error: Exception) -> NoReturn:
         failure = rpc_error(error)
@@ -136,21 +155,34 @@ class CallRunner:
             # vLLM's handlers turn a cancellation into an error body; nobody waits for it.
             call.status = call.outcome = "CANCELLED"
             raise asyncio.CancelledError from error
-        await context.abort(failure.code, failure.status.message, failure.trailers)
+        trailers = (*failure.trailers, *_explanation(call))
+        await context.abort(failure.code, failure.status.message, trailers)
         raise AssertionError("abort returned")
 
     def _log(self, call: Call) -> None:
-        log_request(
-            RequestLine(
-                request_id=call.request_id,
-                protocol="grpc",
-                method=call.method,
-                model=self.model,
-                outcome=call.outcome,
-                status=call.status,
-                duration=self.clock.monotonic() - call.began,
-                ttft=None if call.first_at is None else call.first_at - call.began,
-                prompt_tokens=None if call.usage is None else call.usage.prompt_tokens,
-                completion_tokens=None if call.usage is None else call.usage.completion_tokens,
-            )
+        line = RequestLine(
+            request_id=call.request_id,
+            protocol="grpc",
+            method=call.method,
+            model=self.model,
+            outcome=call.outcome,
+            status=call.status,
+            duration=self.clock.monotonic() - call.began,
+            ttft=None if call.first_at is None else call.first_at - call.began,
+            prompt_tokens=None if call.usage is None else call.usage.prompt_tokens,
+            completion_tokens=None if call.usage is None else call.usage.completion_tokens,
         )
+        log_request(line if call.caller is None else replace(line, **line_of(call.caller)))
+
+
+def _explain(call: Call, context: Any) -> None:
+    trailers = _explanation(call)
+    if trailers:
+        context.set_trailing_metadata(trailers)
+
+
+def _explanation(call: Call) -> tuple[tuple[str, str], ...]:
+    caller = call.caller
+    if caller is None or not caller.explain or not caller.journal.picks:
+        return ()
+    return ((EXPLAIN, explanation_of(caller.journal)),)

@@ -1,5 +1,7 @@
 """The gRPC edge: inference, fleet, standard health and reflection on one port."""
 
+from dataclasses import dataclass
+
 import grpc
 import grpc.aio
 from fastapi import FastAPI
@@ -9,7 +11,12 @@ from grpc_reflection.v1alpha import reflection
 
 from serving.api.v1 import fleet_pb2, fleet_pb2_grpc, inference_pb2, inference_pb2_grpc
 from serving.clock import Clock
-from serving.edge.fleet_service import FleetService
+from serving.credentials.grpc_tls import server_credentials
+from serving.credentials.tls import TlsMaterial
+from serving.credentials.watched import Watched
+from serving.edge.auth import Authenticator
+from serving.edge.fleet_service import FleetOperator, FleetService
+from serving.edge.grpc_auth import AuthInterceptor
 from serving.edge.grpc_call import CallRunner
 from serving.edge.inference_service import InferenceService
 from serving.edge.rest import RouterPages
@@ -24,13 +31,32 @@ _OVERALL = ""
 """Name under which health.proto keeps the whole server's status."""
 
 
+@dataclass(frozen=True, slots=True)
+class GrpcGuard:
+    """What protects the port."""
+
+    authenticator: Authenticator
+    tls: Watched[TlsMaterial] | None = None
+    """None: plain text."""
+    max_header_bytes: int = 32 * 2**10
+    """Of a call's metadata."""
+
+
 class GrpcEdge:
     """Serves gRPC clients until stopped."""
 
     def __init__(
-        self, app: FastAPI, pages: RouterPages, settings: RouterSettings, clock: Clock
+        self,
+        app: FastAPI,
+        pages: RouterPages,
+        settings: RouterSettings,
+        clock: Clock,
+        *,
+        operator: FleetOperator,
+        guard: GrpcGuard,
     ) -> None:
         self._settings = settings
+        self._tls = guard.tls
         self._health = HealthServicer()
         self._server = grpc.aio.server(
             options=[
@@ -41,13 +67,19 @@ class GrpcEdge:
                 ("grpc.keepalive_permit_without_calls", 1),
                 # Two routers on one port would each get half of the clients.
                 ("grpc.so_reuseport", 0),
+                # gRPC turns some away from the soft limit on, all from the absolute one on.
+                ("grpc.max_metadata_size", guard.max_header_bytes),
+                ("grpc.absolute_max_metadata_size", guard.max_header_bytes),
             ],
+            interceptors=[AuthInterceptor(guard.authenticator, pages.model, clock)],
         )
         runner = CallRunner(pages.gate, pages.model, clock)
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(
             InferenceService(app, runner), self._server
         )
-        fleet_pb2_grpc.add_FleetServiceServicer_to_server(FleetService(pages.view), self._server)
+        fleet_pb2_grpc.add_FleetServiceServicer_to_server(
+            FleetService(pages.view, operator, settings.drain_timeout), self._server
+        )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection(SERVICES, self._server)
 
@@ -59,7 +91,11 @@ class GrpcEdge:
         """
         address = f"{self._settings.host}:{self._settings.grpc_port}"
         try:
-            port = self._server.add_insecure_port(address)
+            port = (
+                self._server.add_insecure_port(address)
+                if self._tls is None
+                else self._server.add_secure_port(address, server_credentials(self._tls))
+            )
         except RuntimeError as error:
             raise SettingsError(
                 f"cannot listen for gRPC on {address}: stop what listens there, or set "

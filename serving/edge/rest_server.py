@@ -3,11 +3,13 @@
 import asyncio
 import contextlib
 import socket
+import ssl
 from collections.abc import Iterator
 
 import uvicorn
 from starlette.types import ASGIApp
 
+from serving.edge.http_protocol import BoundedHttpProtocol
 from serving.errors import SettingsError
 from serving.settings import RouterSettings
 
@@ -18,12 +20,22 @@ _KEEP_ALIVE = 75
 class RestServer(uvicorn.Server):
     """Serves an ASGI app on a socket that is bound already."""
 
-    def __init__(self, app: ASGIApp, listening: socket.socket, *, stop_grace: float) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        listening: socket.socket,
+        *,
+        stop_grace: float,
+        protocol: type[asyncio.Protocol] = BoundedHttpProtocol,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        """Serve ``app``; ``tls``: none for plain text."""
         super().__init__(
             uvicorn.Config(
                 app,
                 loop="none",
-                http="httptools",
+                http=protocol,
+                ssl_context_factory=None if tls is None else lambda _config, _default: tls,
                 ws="none",
                 access_log=False,
                 log_config=None,

@@ -136,7 +136,7 @@ class RankServer:
 
     # -- routers ------------------------------------------------------------------------
 
-    def _dial(self, address: str) -> None:
+    def _dial(self, address: str, server_name: str | None = None) -> None:
         dialer = RouterDialer(
             address,
             self._engine,
@@ -145,6 +145,7 @@ class RankServer:
             clock=self._clock,
             rng=self._rng,
             trouble=self._sample_now.set,
+            server_name=server_name,
         )
         if self._load is not None:
             dialer.report(self._load)
@@ -179,7 +180,7 @@ class RankServer:
                 found = mine
             for address in found - self._dialers.keys():
                 log.info("a router appeared", name=host, address=address)
-                self._dial(address)
+                self._dial(address, server_name=host)
             mine |= found
             for address in mine - found:
                 # A live stream outlives its DNS record: the router may only be draining.

@@ -11,10 +11,13 @@ import grpc.aio
 import structlog
 
 from serving.clock import Clock
+from serving.credentials.grpc_tls import channel_credentials
+from serving.credentials.tls import load_dial_tls
+from serving.credentials.tokens import join_metadata
 from serving.engine.engine import Engine
 from serving.engine.outbox import Outbox
 from serving.engine.work import RequestRunner
-from serving.errors import LinkRefused
+from serving.errors import LinkRefused, SettingsError
 from serving.link.v1 import link_pb2, link_pb2_grpc
 from serving.settings import LinkSettings
 
@@ -38,8 +41,11 @@ class RouterDialer:
         clock: Clock,
         rng: random.Random,
         trouble: Callable[[], None],
+        server_name: str | None = None,
     ) -> None:
+        """Dial ``address``; ``server_name`` is the name it was resolved from, if it was."""
         self.address = address
+        self._server_name = server_name
         self._engine = engine
         self._settings = settings
         self._hello = hello
@@ -128,6 +134,10 @@ class RouterDialer:
                 # The router may be upgraded, or the other rank may go: ask again, slowly.
                 self._note("refused", str(refusal))
                 wait = self._settings.backoff_max
+            except SettingsError as error:
+                # Credentials that cannot be read; whoever repairs them does not restart us.
+                self._note("refused", str(error))
+                wait = self._settings.backoff_max
             except (grpc.aio.AioRpcError, TimeoutError, _SlowRouterError) as error:
                 self._note("retrying", _words(error))
             except Exception as error:
@@ -156,6 +166,7 @@ class RouterDialer:
             LinkRefused: the router does not take this rank.
             AioRpcError: the connection failed or could not be made.
             TimeoutError: no answer to Hello.
+            SettingsError: the credentials cannot be read.
         """
         keepalive_ms = int(self._settings.keepalive * 1000)
         options = [
@@ -170,10 +181,11 @@ class RouterDialer:
             ("grpc.min_reconnect_backoff_ms", int(self._settings.connect_timeout * 1000)),
             ("grpc.enable_http_proxy", 0),
         ]
-        async with grpc.aio.insecure_channel(self.address, options=options) as channel:
+        metadata = join_metadata(self._settings.token_file)
+        async with self._channel(options) as channel:
             # Fails at once when nobody listens; the connection is made by the first write.
             join: Any = link_pb2_grpc.RouterServiceStub(channel).Join
-            call = join(wait_for_ready=False)
+            call = join(wait_for_ready=False, metadata=metadata)
             patience = self._settings.connect_timeout + self._settings.hello_timeout
             try:
                 async with asyncio.timeout(patience):
@@ -192,6 +204,20 @@ class RouterDialer:
             finally:
                 call.cancel()
 
+    def _channel(self, options: list[tuple[str, Any]]) -> Any:
+        """Return a channel that is not connected yet; certificates are read now.
+
+        Raises:
+            SettingsError: they cannot be.
+        """
+        tls = load_dial_tls(self._settings)
+        if tls is None:
+            return grpc.aio.insecure_channel(self.address, options=options)
+        name = self._settings.tls_server_name or self._server_name
+        if name:
+            options = [*options, ("grpc.ssl_target_name_override", name)]
+        return grpc.aio.secure_channel(self.address, channel_credentials(tls), options=options)
+
     async def _run(self, call: Any) -> None:
         outbox = Outbox(self._settings.outbox_limit, self._settings.max_frame_bytes)
         runner = RequestRunner(
@@ -202,6 +228,7 @@ class RouterDialer:
             trouble=self._trouble,
         )
         self._outbox, self._runner = outbox, runner
+        outbox.follow(self._engine.kv_mirror)
         if self._load is not None:
             outbox.load(self._load)
         if self._drain_reason is not None:
@@ -229,6 +256,7 @@ class RouterDialer:
                     task.result()
         finally:
             self._outbox = self._runner = None
+            outbox.close()
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks)

@@ -10,8 +10,11 @@ from typing_extensions import override
 
 from serving import __version__
 from serving.clock import Clock, SystemClock
+from serving.credentials.grpc_tls import server_credentials
 from serving.errors import LinkRefused
-from serving.fleet.membership import JoinRefused, MemberKey, Roster
+from serving.fleet.join_guard import JoinGuard
+from serving.fleet.membership import JoinRefused, Roster
+from serving.fleet.rank_handle import MemberKey
 from serving.fleet.rank_link import RankLink
 from serving.link.protocol import PROTOCOL_VERSION
 from serving.link.v1 import link_pb2, link_pb2_grpc
@@ -22,6 +25,8 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 _EOF: Any = getattr(grpc.aio, "EOF")  # noqa: B009  missing in grpc's type stubs
 _Refusal = link_pb2.Refusal
+_REFUSED_LINGER = 1.0
+"""Seconds that a rank without credentials gets to read that it is refused."""
 _STOP_GRACE = 1.0
 """Seconds that calls get to return after their links were closed."""
 
@@ -38,13 +43,16 @@ class LinkServer(link_pb2_grpc.RouterServiceServicer):
         model_name: str,
         fingerprint: str,
         clock: Clock | None = None,
+        guard: JoinGuard | None = None,
     ) -> None:
+        """Serve ranks of one model; without a ``guard`` everybody may join, in plain text."""
         self._roster = roster
         self._link = link
         self._router = router
         self._model_name = model_name
         self._fingerprint = fingerprint
         self._clock = clock or SystemClock()
+        self._guard = guard or JoinGuard()
         self._links: set[RankLink] = set()
         self._stopping = False
         self._server: grpc.aio.Server | None = None
@@ -77,7 +85,12 @@ class LinkServer(link_pb2_grpc.RouterServiceServicer):
         link_pb2_grpc.add_RouterServiceServicer_to_server(self, server)
         address = f"{self._router.join_host}:{self._router.join_port}"
         try:
-            self.port = server.add_insecure_port(address)
+            tls = self._guard.tls
+            self.port = (
+                server.add_insecure_port(address)
+                if tls is None
+                else server.add_secure_port(address, server_credentials(tls))
+            )
         except RuntimeError as error:
             raise LinkRefused(
                 f"cannot listen for ranks on {address}: is another router running there? "
@@ -85,7 +98,12 @@ class LinkServer(link_pb2_grpc.RouterServiceServicer):
             ) from error
         await server.start()
         self._server = server
-        log.info("listening for ranks", address=f"{self._router.join_host}:{self.port}")
+        log.info(
+            "listening for ranks",
+            address=f"{self._router.join_host}:{self.port}",
+            tls=self._guard.tls is not None,
+            token=self._guard.tokens is not None,
+        )
         return self.port
 
     async def stop(self) -> None:
@@ -103,6 +121,8 @@ class LinkServer(link_pb2_grpc.RouterServiceServicer):
         del request_iterator  # the context's read and write are used instead
         peer = context.peer()
         try:
+            # Before anything that it sends is read.
+            self._guard.check(context.invocation_metadata())
             hello = await self._hello(context)
             link = RankLink(
                 MemberKey(hello.group_id, hello.epoch, hello.rank),
@@ -122,6 +142,10 @@ class LinkServer(link_pb2_grpc.RouterServiceServicer):
                     refusal=_Refusal(code=refusal.code, reason=str(refusal)),
                 ),
             )
+            if refusal.code == _Refusal.CREDENTIALS:
+                # Its Hello may still be on the way: a call that ended before it would fail for
+                # the rank instead of telling it why. An honest rank hangs up at once.
+                await asyncio.sleep(_REFUSED_LINGER)
             return
         log.info("rank joined", rank=str(link.key), node=hello.node, pid=hello.pid, peer=peer)
         self._links.add(link)

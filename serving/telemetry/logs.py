@@ -34,6 +34,11 @@ _QUIET = {
     "grpc": logging.WARNING,
 }
 
+# structlog's own default shows the variables of every frame: prompts and keys among them.
+_tracebacks = structlog.processors.ExceptionRenderer(
+    structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+)
+
 
 @dataclass(frozen=True, slots=True)
 class RequestLine:
@@ -55,6 +60,12 @@ class RequestLine:
     """Seconds to the first part of a streamed answer; none if it was not streamed."""
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
+    tenant: str | None = None
+    priority: str | None = None
+    waited: float | None = None
+    """Seconds in the admission queue, parked time included."""
+    resumes: int | None = None
+    """How often it went on elsewhere after its group was lost."""
 
 
 def configure_logs(settings: TelemetrySettings, *, process: str) -> None:
@@ -75,9 +86,13 @@ def configure_logs(settings: TelemetrySettings, *, process: str) -> None:
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     renderers: list[Any] = (
-        [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()]
+        [_tracebacks, structlog.processors.JSONRenderer()]
         if as_json
-        else [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+        else [
+            structlog.dev.ConsoleRenderer(
+                colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
+            )
+        ]
     )
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
@@ -131,6 +146,8 @@ def log_request(line: RequestLine) -> None:
     fields["duration"] = round(line.duration, 6)
     if line.ttft is not None:
         fields["ttft"] = round(line.ttft, 6)
+    if line.waited is not None:
+        fields["waited"] = round(line.waited, 6)
     structlog.get_logger("serving.request").info("request", **fields)
 
 

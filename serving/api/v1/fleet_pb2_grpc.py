@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class FleetServiceStub:
-    """For operators. The same picture as the router's /fleet.
+    """For operators: with API keys, for those with role admin.
     """
 
     def __init__(self, channel):
@@ -40,14 +40,55 @@ class FleetServiceStub:
                 request_serializer=serving_dot_api_dot_v1_dot_fleet__pb2.GetFleetRequest.SerializeToString,
                 response_deserializer=serving_dot_api_dot_v1_dot_fleet__pb2.GetFleetResponse.FromString,
                 _registered_method=True)
+        self.Cordon = channel.unary_unary(
+                '/serving.api.v1.FleetService/Cordon',
+                request_serializer=serving_dot_api_dot_v1_dot_fleet__pb2.CordonRequest.SerializeToString,
+                response_deserializer=serving_dot_api_dot_v1_dot_fleet__pb2.CordonResponse.FromString,
+                _registered_method=True)
+        self.Uncordon = channel.unary_unary(
+                '/serving.api.v1.FleetService/Uncordon',
+                request_serializer=serving_dot_api_dot_v1_dot_fleet__pb2.UncordonRequest.SerializeToString,
+                response_deserializer=serving_dot_api_dot_v1_dot_fleet__pb2.UncordonResponse.FromString,
+                _registered_method=True)
+        self.Drain = channel.unary_unary(
+                '/serving.api.v1.FleetService/Drain',
+                request_serializer=serving_dot_api_dot_v1_dot_fleet__pb2.DrainRequest.SerializeToString,
+                response_deserializer=serving_dot_api_dot_v1_dot_fleet__pb2.DrainResponse.FromString,
+                _registered_method=True)
 
 
 class FleetServiceServicer:
-    """For operators. The same picture as the router's /fleet.
+    """For operators: with API keys, for those with role admin.
     """
 
     def GetFleet(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """The same picture as the router's /fleet.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Cordon(self, request, context):
+        """Gives a group no new work. What it has goes on. Does nothing to a cordoned group.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Uncordon(self, request, context):
+        """Lets a cordoned group have work again.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Drain(self, request, context):
+        """Cordons a group and waits until its requests are finished; what is left after the
+        time-out goes on in other groups. The group stays cordoned, also when the call is
+        cancelled.
+
+        All of these are about this router alone: the others of a set must be told as well.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -60,6 +101,21 @@ def add_FleetServiceServicer_to_server(servicer, server):
                     request_deserializer=serving_dot_api_dot_v1_dot_fleet__pb2.GetFleetRequest.FromString,
                     response_serializer=serving_dot_api_dot_v1_dot_fleet__pb2.GetFleetResponse.SerializeToString,
             ),
+            'Cordon': grpc.unary_unary_rpc_method_handler(
+                    servicer.Cordon,
+                    request_deserializer=serving_dot_api_dot_v1_dot_fleet__pb2.CordonRequest.FromString,
+                    response_serializer=serving_dot_api_dot_v1_dot_fleet__pb2.CordonResponse.SerializeToString,
+            ),
+            'Uncordon': grpc.unary_unary_rpc_method_handler(
+                    servicer.Uncordon,
+                    request_deserializer=serving_dot_api_dot_v1_dot_fleet__pb2.UncordonRequest.FromString,
+                    response_serializer=serving_dot_api_dot_v1_dot_fleet__pb2.UncordonResponse.SerializeToString,
+            ),
+            'Drain': grpc.unary_unary_rpc_method_handler(
+                    servicer.Drain,
+                    request_deserializer=serving_dot_api_dot_v1_dot_fleet__pb2.DrainRequest.FromString,
+                    response_serializer=serving_dot_api_dot_v1_dot_fleet__pb2.DrainResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'serving.api.v1.FleetService', rpc_method_handlers)
@@ -69,7 +125,7 @@ def add_FleetServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class FleetService:
-    """For operators. The same picture as the router's /fleet.
+    """For operators: with API keys, for those with role admin.
     """
 
     @staticmethod
@@ -89,6 +145,87 @@ class FleetService:
             '/serving.api.v1.FleetService/GetFleet',
             serving_dot_api_dot_v1_dot_fleet__pb2.GetFleetRequest.SerializeToString,
             serving_dot_api_dot_v1_dot_fleet__pb2.GetFleetResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Cordon(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/serving.api.v1.FleetService/Cordon',
+            serving_dot_api_dot_v1_dot_fleet__pb2.CordonRequest.SerializeToString,
+            serving_dot_api_dot_v1_dot_fleet__pb2.CordonResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Uncordon(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/serving.api.v1.FleetService/Uncordon',
+            serving_dot_api_dot_v1_dot_fleet__pb2.UncordonRequest.SerializeToString,
+            serving_dot_api_dot_v1_dot_fleet__pb2.UncordonResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Drain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/serving.api.v1.FleetService/Drain',
+            serving_dot_api_dot_v1_dot_fleet__pb2.DrainRequest.SerializeToString,
+            serving_dot_api_dot_v1_dot_fleet__pb2.DrainResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -27,29 +27,83 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class FleetServiceStub:
-    """For operators. The same picture as the router's /fleet."""
+    """For operators: with API keys, for those with role admin."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> FleetServiceAsyncStub: ...
     GetFleet: _grpc.UnaryUnaryMultiCallable[_fleet_pb2.GetFleetRequest, _fleet_pb2.GetFleetResponse]
+    """The same picture as the router's /fleet."""
+    Cordon: _grpc.UnaryUnaryMultiCallable[_fleet_pb2.CordonRequest, _fleet_pb2.CordonResponse]
+    """Gives a group no new work. What it has goes on. Does nothing to a cordoned group."""
+    Uncordon: _grpc.UnaryUnaryMultiCallable[_fleet_pb2.UncordonRequest, _fleet_pb2.UncordonResponse]
+    """Lets a cordoned group have work again."""
+    Drain: _grpc.UnaryUnaryMultiCallable[_fleet_pb2.DrainRequest, _fleet_pb2.DrainResponse]
+    """Cordons a group and waits until its requests are finished; what is left after the
+    time-out goes on in other groups. The group stays cordoned, also when the call is
+    cancelled.
+
+    All of these are about this router alone: the others of a set must be told as well.
+    """
 
 @_typing.type_check_only
 class FleetServiceAsyncStub(FleetServiceStub):
-    """For operators. The same picture as the router's /fleet."""
+    """For operators: with API keys, for those with role admin."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetFleet: _aio.UnaryUnaryMultiCallable[_fleet_pb2.GetFleetRequest, _fleet_pb2.GetFleetResponse]  # type: ignore[assignment]
+    """The same picture as the router's /fleet."""
+    Cordon: _aio.UnaryUnaryMultiCallable[_fleet_pb2.CordonRequest, _fleet_pb2.CordonResponse]  # type: ignore[assignment]
+    """Gives a group no new work. What it has goes on. Does nothing to a cordoned group."""
+    Uncordon: _aio.UnaryUnaryMultiCallable[_fleet_pb2.UncordonRequest, _fleet_pb2.UncordonResponse]  # type: ignore[assignment]
+    """Lets a cordoned group have work again."""
+    Drain: _aio.UnaryUnaryMultiCallable[_fleet_pb2.DrainRequest, _fleet_pb2.DrainResponse]  # type: ignore[assignment]
+    """Cordons a group and waits until its requests are finished; what is left after the
+    time-out goes on in other groups. The group stays cordoned, also when the call is
+    cancelled.
+
+    All of these are about this router alone: the others of a set must be told as well.
+    """
 
 class FleetServiceServicer(metaclass=_abc_1.ABCMeta):
-    """For operators. The same picture as the router's /fleet."""
+    """For operators: with API keys, for those with role admin."""
 
     @_abc_1.abstractmethod
     def GetFleet(
         self,
         request: _fleet_pb2.GetFleetRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_fleet_pb2.GetFleetResponse, _abc.Awaitable[_fleet_pb2.GetFleetResponse]]: ...
+    ) -> _typing.Union[_fleet_pb2.GetFleetResponse, _abc.Awaitable[_fleet_pb2.GetFleetResponse]]:
+        """The same picture as the router's /fleet."""
+
+    @_abc_1.abstractmethod
+    def Cordon(
+        self,
+        request: _fleet_pb2.CordonRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_fleet_pb2.CordonResponse, _abc.Awaitable[_fleet_pb2.CordonResponse]]:
+        """Gives a group no new work. What it has goes on. Does nothing to a cordoned group."""
+
+    @_abc_1.abstractmethod
+    def Uncordon(
+        self,
+        request: _fleet_pb2.UncordonRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_fleet_pb2.UncordonResponse, _abc.Awaitable[_fleet_pb2.UncordonResponse]]:
+        """Lets a cordoned group have work again."""
+
+    @_abc_1.abstractmethod
+    def Drain(
+        self,
+        request: _fleet_pb2.DrainRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_fleet_pb2.DrainResponse, _abc.Awaitable[_fleet_pb2.DrainResponse]]:
+        """Cordons a group and waits until its requests are finished; what is left after the
+        time-out goes on in other groups. The group stays cordoned, also when the call is
+        cancelled.
+
+        All of these are about this router alone: the others of a set must be told as well.
+        """
 
 def add_FleetServiceServicer_to_server(servicer: FleetServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

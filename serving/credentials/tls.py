@@ -1,0 +1,168 @@
+"""Certificates of a port: checked together, and swapped while connections go on.
+
+A certificate and its key are used only as a pair that fits; what does not fit is refused before
+it is in force. New handshakes get the new pair, connections that stand are left alone.
+"""
+
+import ssl
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from serving.credentials.watched import Watched
+from serving.errors import SettingsError
+from serving.settings import LinkSettings, SecuritySettings
+
+
+@dataclass(frozen=True, slots=True)
+class TlsFiles:
+    """Where one port's certificates are."""
+
+    cert: str
+    key: str
+    client_ca: str | None = None
+    """Clients must show a certificate of these authorities."""
+
+
+@dataclass(frozen=True, slots=True)
+class TlsMaterial:
+    """One consistent state of the files."""
+
+    cert: bytes
+    key: bytes = field(repr=False)
+    client_ca: bytes | None
+    context: ssl.SSLContext
+    """For servers that take one."""
+
+
+def client_port_tls(settings: SecuritySettings) -> TlsFiles | None:
+    """Return the files for REST and gRPC, or none for plain text."""
+    return _files(settings.tls_cert_file, settings.tls_key_file, settings.tls_client_ca_file)
+
+
+def join_port_tls(settings: SecuritySettings) -> TlsFiles | None:
+    """Return the files for the port that ranks join, or none for plain text."""
+    return _files(
+        settings.join_tls_cert_file, settings.join_tls_key_file, settings.join_tls_client_ca_file
+    )
+
+
+def watch_tls(what: str, files: TlsFiles) -> Watched[TlsMaterial]:
+    """Load a port's certificates and keep an eye on them.
+
+    Raises:
+        SettingsError: they cannot be used.
+    """
+    paths = (files.cert, files.key, files.client_ca)
+    return Watched(what, paths, lambda: load_tls(files))
+
+
+def load_tls(files: TlsFiles) -> TlsMaterial:
+    """Read and check a port's certificates.
+
+    Raises:
+        SettingsError: a file cannot be read, or certificate and key do not fit.
+    """
+    before = _contents(files)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(["http/1.1"])
+    try:
+        # Without a password of ours OpenSSL would ask for one on the terminal.
+        context.load_cert_chain(files.cert, files.key, password=lambda: b"")
+    except (ssl.SSLError, ValueError) as error:
+        raise SettingsError(
+            f"{files.cert} and {files.key} are no certificate and its key (PEM, without a "
+            f"password): {_words(error)}"
+        ) from error
+    if files.client_ca is not None:
+        _trust(context, files.client_ca)
+        context.verify_mode = ssl.CERT_REQUIRED
+        # A ticket would let a client in again whose authority has been taken away.
+        context.options |= ssl.OP_NO_TICKET
+        context.num_tickets = 0
+    if _contents(files) != before:
+        raise SettingsError(f"{files.cert} and its key changed while they were read")
+    cert, key, client_ca = before
+    assert cert is not None
+    assert key is not None
+    return TlsMaterial(cert, key, client_ca, context)
+
+
+def following_context(watched: Watched[TlsMaterial]) -> ssl.SSLContext:
+    """Return a server context whose handshakes use whatever is in force at that moment.
+
+    The context itself stays with the server; each handshake is moved to the newest one at its
+    first message. So authorities can be taken away too, which a live context cannot do.
+    """
+    context = load_context_like(watched.value)
+
+    def newest(handshake: ssl.SSLObject, _: str | None, __: ssl.SSLContext) -> None:
+        handshake.context = watched.value.context
+
+    context.sni_callback = newest
+    return context
+
+
+def load_context_like(material: TlsMaterial) -> ssl.SSLContext:
+    """Return a context of its own with the material's protocol settings and no certificate."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = material.context.minimum_version
+    context.set_alpn_protocols(["http/1.1"])
+    context.verify_mode = material.context.verify_mode
+    context.options |= material.context.options & ssl.OP_NO_TICKET
+    context.num_tickets = material.context.num_tickets
+    return context
+
+
+@dataclass(frozen=True, slots=True)
+class DialTls:
+    """What a rank dials with; read anew for every dial."""
+
+    ca: bytes
+    cert: bytes | None
+    key: bytes | None = field(repr=False)
+
+
+def load_dial_tls(settings: LinkSettings) -> DialTls | None:
+    """Return what a rank dials with, or none for plain text.
+
+    Raises:
+        SettingsError: a file cannot be read.
+    """
+    if settings.tls_ca_file is None:
+        return None
+    return DialTls(
+        ca=_read(settings.tls_ca_file),
+        cert=None if settings.tls_cert_file is None else _read(settings.tls_cert_file),
+        key=None if settings.tls_key_file is None else _read(settings.tls_key_file),
+    )
+
+
+def _files(cert: str | None, key: str | None, client_ca: str | None) -> TlsFiles | None:
+    if cert is None or key is None:
+        return None
+    return TlsFiles(cert, key, client_ca)
+
+
+def _contents(files: TlsFiles) -> tuple[bytes | None, ...]:
+    return tuple(
+        None if path is None else _read(path) for path in (files.cert, files.key, files.client_ca)
+    )
+
+
+def _read(path: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise SettingsError(f"cannot read {path}: {error.strerror}") from error
+
+
+def _trust(context: ssl.SSLContext, path: str) -> None:
+    try:
+        context.load_verify_locations(path)
+    except ssl.SSLError as error:
+        raise SettingsError(f"{path} holds no certificates (PEM): {_words(error)}") from error
+
+
+def _words(error: Exception) -> str:
+    return str(getattr(error, "reason", None) or error)
