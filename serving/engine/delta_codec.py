@@ -34,6 +34,10 @@ def decode_params(work: link_pb2.Submit) -> SamplingParams:
     except (msgspec.MsgspecError, VLLMClientError, ValueError, TypeError) as error:
         raise InvalidRequest(f"sampling_params: {error}") from error
     params.output_kind = RequestOutputKind.DELTA
+    if params.extra_args:
+        # A client's to give, but it would have the engine report blocks that are there already
+        # as new ones.
+        params.extra_args.pop("kv_cache_report_mode", None)
     return params
 
 

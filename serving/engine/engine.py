@@ -7,6 +7,7 @@ tests/unit/engine/test_engine_contract.py.
 from collections.abc import AsyncIterator
 from typing import Protocol
 
+from serving.engine.kv_mirror import KvMirror
 from serving.link.v1 import link_pb2
 
 
@@ -26,6 +27,14 @@ class Engine(Protocol):
         """Return a Hello with engine_version, model, fingerprint, capacity and experts set.
 
         The rank server adds the rest (group, epoch, rank, node). Only after ``start``.
+        """
+        ...
+
+    @property
+    def kv_mirror(self) -> KvMirror | None:
+        """What the prefix cache holds; none if the engine has none or does not tell.
+
+        Only after ``start``; the same object until ``shutdown``.
         """
         ...
 

@@ -14,7 +14,9 @@ import msgspec
 import psutil
 
 from serving.clock import Clock, SystemClock
+from serving.engine.fake_cache import FakeCache
 from serving.engine.fake_tokens import FakeChoice, FakeParams, fake_logprobs
+from serving.engine.kv_mirror import KvMirror
 from serving.errors import EngineError
 from serving.link.protocol import PROTOCOL_VERSION, model_fingerprint
 from serving.link.v1 import link_pb2
@@ -58,15 +60,18 @@ class FakeEngine:
         clock: Clock | None = None,
         token_delay: float = 0.0,
         faults: FakeFaults | None = None,
+        kv_blocks: int | None = None,
     ) -> None:
         """Remember the arguments.
 
         Args:
-            settings: model name, capacity and number of ranks are taken from them.
+            settings: model name, capacity, number of ranks, and whether prefixes are cached
+                (``engine.args.enable_prefix_caching``) are taken from them.
             rank: index in the group; says which experts are here.
             clock: source of time for health and load.
             token_delay: seconds from one token of a request to the next.
             faults: what goes wrong.
+            kv_blocks: size of the KV cache; default: room for ``max_num_seqs`` of the longest.
 
         """
         self.faults = faults or FakeFaults()
@@ -84,6 +89,14 @@ class FakeEngine:
         ranks = settings.group.data_parallel
         self._local = range(_EXPERTS * rank // ranks, _EXPERTS * (rank + 1) // ranks)
         self._expert_tokens = [0] * len(self._local)
+        self._kv_blocks = kv_blocks or settings.engine.max_num_seqs * self._max_len // _BLOCK
+        self._caching = bool(settings.engine.args.get("enable_prefix_caching", True))
+        self._cache = FakeCache(self._kv_blocks if self._caching else 0, _BLOCK)
+
+    @property
+    def kv_mirror(self) -> KvMirror | None:
+        """What the made-up prefix cache holds."""
+        return self._cache.mirror if self._caching else None
 
     async def start(self) -> None:
         """Be ready at once.
@@ -193,10 +206,6 @@ class FakeEngine:
         self._running = False
         self._dead.set()
 
-    @property
-    def _kv_blocks(self) -> int:
-        return self._settings.engine.max_num_seqs * self._max_len // _BLOCK
-
     def _checked(self, work: link_pb2.Submit) -> FakeParams:
         """Read the parameters and look at the prompt.
 
@@ -229,6 +238,9 @@ class FakeEngine:
         if not any(other.running for other in self._requests.values() if other is not request):
             self._last_step = self._clock.monotonic()  # the wait for work is no stall
         first = True
+        said: list[int] = []
+        cached = self._cache.cached_tokens(prompt)
+        self._cache.keep(prompt)
         while not all(choice.finished for choice in choices):
             await self._step(request)
             delta = link_pb2.Delta(request_id=work.request_id)
@@ -245,8 +257,10 @@ class FakeEngine:
                     choice.finished = True
                 else:
                     self._count(choice.advance(message, self._max_len))
+            said += delta.choices[0].token_ids  # of several choices a mixture: it matches nothing
             if first:
                 delta.prompt_tokens = len(prompt)
+                delta.cached_tokens = cached
                 if params.prompt_logprobs is not None:
                     delta.prompt_logprobs.add()
                     delta.prompt_logprobs.extend(
@@ -254,6 +268,8 @@ class FakeEngine:
                     )
                 first = False
             delta.finished = all(choice.finished for choice in choices)
+            if delta.finished:
+                self._cache.keep(prompt + said)
             yield delta
 
     async def _step(self, request: _Request) -> None:

@@ -2,11 +2,12 @@
 
 import asyncio
 
+from serving.engine.kv_mirror import KvFeed, KvMirror
 from serving.link.v1 import link_pb2
 
 
 class Outbox:
-    """Collects deltas, load, pongs and a drain until the sender gets to run.
+    """Collects deltas, load, pongs, a drain and cache changes until the sender gets to run.
 
     All request tasks that an engine step wakes run before the sender does, so a step's deltas
     go up together without any timer. ``put`` never waits: past ``limit`` deltas the outbox
@@ -22,6 +23,8 @@ class Outbox:
         self._load: link_pb2.LoadSnapshot | None = None
         self._pong: int | None = None
         self._drain: str | None = None
+        self._mirror: KvMirror | None = None
+        self._feed: KvFeed | None = None
         self._wake = asyncio.Event()
         self._empty = asyncio.Event()
         self._empty.set()
@@ -48,6 +51,17 @@ class Outbox:
         """Say that nothing new is taken."""
         self._drain = reason
         self._stir()
+
+    def follow(self, mirror: KvMirror | None) -> None:
+        """Tell what the engine's prefix cache holds, and what changes in it."""
+        if mirror is not None:
+            self._mirror, self._feed = mirror, mirror.feed(self._stir)
+
+    def close(self) -> None:
+        """Follow nothing any more. Safe to call twice."""
+        if self._mirror is not None and self._feed is not None:
+            self._mirror.drop(self._feed)
+        self._mirror = self._feed = None
 
     async def empty(self) -> None:
         """Wait until everything has been handed to the transport."""
@@ -78,6 +92,10 @@ class Outbox:
                 frames.append(frame)
                 size = length
             frame.deltas.append(delta)
+        for index, events in enumerate(self._feed.take() if self._feed is not None else ()):
+            if index > 0:
+                frames.append(link_pb2.RankMessage())
+            frames[-1].kv_events.CopyFrom(events)
         return frames
 
     def sent(self) -> None:

@@ -24,6 +24,8 @@ from serving.engine.delta_codec import (
 from serving.engine.engine_processes import EngineProcesses
 from serving.engine.environment import apply_environment, engine_environment
 from serving.engine.expert_watch import ExpertWatch
+from serving.engine.kv_mirror import KvMirror
+from serving.engine.kv_source import KvSource, publish_kv_events
 from serving.engine.step_recorder import StepRecorder
 from serving.errors import EngineError, InvalidRequest, SettingsError
 from serving.link.protocol import PROTOCOL_VERSION, model_fingerprint
@@ -73,6 +75,7 @@ class VllmEngine:
         self._stopped = False
         self._llm: AsyncLLM | None = None
         self._experts: ExpertWatch | None = None
+        self._kv_source: KvSource | None = None
         self._hello = link_pb2.Hello()
         self._processes = EngineProcesses(self._clock)
         self._work_since: float | None = None
@@ -88,6 +91,7 @@ class VllmEngine:
             # Shielded: a thread cannot be cancelled, shutdown must be able to wait for it.
             self._starting = asyncio.ensure_future(asyncio.to_thread(self._start_blocking))
             await asyncio.shield(self._starting)
+            self._follow_kv_cache()
             await self._warm_up()
             await self._learn()
         except BaseException:
@@ -99,6 +103,11 @@ class VllmEngine:
         hello = link_pb2.Hello()
         hello.CopyFrom(self._hello)
         return hello
+
+    @property
+    def kv_mirror(self) -> KvMirror | None:
+        """What the prefix cache holds; see the protocol."""
+        return None if self._kv_source is None else self._kv_source.mirror
 
     async def generate(self, work: link_pb2.Submit) -> AsyncIterator[link_pb2.Delta]:
         """Yield the request's deltas; see the protocol."""
@@ -189,6 +198,8 @@ class VllmEngine:
         if self._experts is not None:
             await self._experts.stop()
             self._experts = None
+        if self._kv_source is not None:
+            await self._kv_source.stop()
         if self._starting is not None and not self._starting.done():
             # Without its processes vLLM gives up starting.
             await asyncio.to_thread(self._processes.end)
@@ -214,7 +225,8 @@ class VllmEngine:
             config = engine_config(args)
             if self._stopped:
                 raise EngineError("stopped while starting")  # noqa: TRY301
-            os.environ["VLLM_RPC_BASE_PATH"] = self._processes.watch()
+            folder = os.environ["VLLM_RPC_BASE_PATH"] = self._processes.watch()
+            publish_kv_events(config, folder)
             self._llm = AsyncLLM.from_vllm_config(
                 config,
                 stat_loggers=[self._steps.factory],
@@ -226,6 +238,13 @@ class VllmEngine:
             raise
         except Exception as error:
             raise EngineError(f"the engine did not start: {error}") from error
+
+    def _follow_kv_cache(self) -> None:
+        """Listen before the first work: what was cached before is not told again."""
+        assert self._llm is not None
+        self._kv_source = KvSource.of(self._llm)
+        if self._kv_source is not None:
+            self._kv_source.start()
 
     async def _warm_up(self) -> None:
         """Generate a few tokens: the engine is ready when it has really done that."""

@@ -20,6 +20,8 @@ _Choice = link_pb2.ChoiceDelta
 class ScriptedEngine:
     """Engine of one rank. ``script`` is what every request gets."""
 
+    kv_mirror = None
+
     def __init__(self, settings: Settings, fingerprint: str) -> None:
         self._settings = settings
         self._fingerprint = fingerprint

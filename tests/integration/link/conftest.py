@@ -23,10 +23,12 @@ PATIENCE = 20.0
 
 
 class ScriptedEngine:
-    """Emits token ``prompt[0] + i`` for choice 0, one more for each further choice.
+    """Emits token ``prompt[-1] + i`` for choice 0, one more for each further choice.
 
     With ``pause`` set to n, requests stop after n tokens until ``go`` is set.
     """
+
+    kv_mirror = None
 
     def __init__(self):
         self.running = set()
@@ -44,7 +46,7 @@ class ScriptedEngine:
             engine_version="scripted 1",
             model=MODEL,
             model_fingerprint=FINGERPRINT,
-            capacity=link_pb2.Capacity(max_model_len=512, max_num_seqs=8),
+            capacity=link_pb2.Capacity(max_model_len=512, max_num_seqs=64),
             experts=link_pb2.ExpertPlacement(total=16, local_ids=range(8)),
         )
 
@@ -53,7 +55,7 @@ class ScriptedEngine:
         self.running.add(work.request_id)
         try:
             params = msgspec.msgpack.decode(work.sampling_params, type=SamplingParams)
-            base = work.prompt_token_ids[0]
+            base = work.prompt_token_ids[-1]
             made = 0
             while made < params.max_tokens:
                 if self.pause is not None and made >= self.pause:
@@ -136,7 +138,7 @@ class Router:
         return f"127.0.0.1:{self.server.port}"
 
     def generate(
-        self, prompt=(10, 11, 12), name="x", kind=RequestOutputKind.DELTA, max_tokens=8, **params
+        self, prompt=(12, 11, 10), name="x", kind=RequestOutputKind.DELTA, max_tokens=8, **params
     ):
         return self.client.generate(
             {"type": "token", "prompt_token_ids": list(prompt)},

@@ -1,0 +1,131 @@
+"""vLLM's own KV-cache events, over ZMQ from the engine's scheduler into the mirror."""
+
+import asyncio
+import logging
+
+import msgspec
+import zmq
+import zmq.asyncio
+from vllm.config import VllmConfig
+from vllm.config.kv_events import KVEventsConfig
+from vllm.distributed.kv_events import AllBlocksCleared, BlockRemoved, BlockStored, KVEventBatch
+from vllm.v1.engine.async_llm import AsyncLLM
+
+from serving.engine.kv_mirror import KvMirror
+
+_log = logging.getLogger(__name__)
+
+_SOCKET = "inproc-kv"
+"""The socket's name. It holds "inproc" because vLLM can give the ranks of a group different
+names (it adds the rank) only where it finds that word, and refuses other ipc addresses there."""
+_QUEUE = 10_000
+"""Batches that may wait on either side; past it they are lost, which the numbers show."""
+_PARTS = 3
+"""Of a message: topic, number, events."""
+
+_decoder = msgspec.msgpack.Decoder(KVEventBatch)
+
+
+def publish_kv_events(config: VllmConfig, folder: str) -> None:
+    """Have the engine publish its KV-cache events, if it caches prefixes at all.
+
+    Args:
+        config: changed in place; an own ``kv_events_config`` in it is left alone.
+        folder: private folder for the socket: events hold prompts.
+
+    """
+    if config.cache_config.enable_prefix_caching and config.kv_events_config is None:
+        config.kv_events_config = KVEventsConfig(
+            enable_kv_cache_events=True,
+            publisher="zmq",
+            endpoint=f"ipc://{folder}/{_SOCKET}",
+            buffer_steps=1,  # nobody asks for a replay
+            hwm=_QUEUE,
+            max_queue_size=_QUEUE,
+        )
+
+
+class KvSource:
+    """Listens to one engine and keeps its mirror."""
+
+    def __init__(self, endpoint: str, mirror: KvMirror) -> None:
+        """Remember where to listen; nothing runs yet."""
+        self.mirror = mirror
+        self._endpoint = endpoint
+        self._next = 0
+        self._task: asyncio.Task[None] | None = None
+
+    @classmethod
+    def of(cls, llm: AsyncLLM) -> "KvSource | None":
+        """Return the source for a started engine; none if it publishes nothing over ZMQ."""
+        cache = llm.vllm_config.cache_config
+        published = [
+            source.endpoint
+            for source in llm.get_kv_event_sources().values()
+            if source.publisher == "zmq"
+        ]
+        if not cache.enable_prefix_caching or not published:
+            return None
+        endpoint = published[0].replace("*", "127.0.0.1")
+        return cls(endpoint, KvMirror(cache.block_size, 2 * (cache.num_gpu_blocks or 0)))
+
+    def start(self) -> None:
+        """Begin to listen. The engine should not have had work yet: what it cached before is
+        not told again.
+        """
+        self._task = asyncio.create_task(self._listen())
+
+    async def stop(self) -> None:
+        """Stop listening. Safe to call twice."""
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            await asyncio.wait([task])
+
+    async def _listen(self) -> None:
+        with zmq.asyncio.Context() as context, context.socket(zmq.SUB) as socket:
+            socket.setsockopt(zmq.LINGER, 0)
+            socket.set_hwm(_QUEUE)
+            socket.subscribe(b"")
+            socket.connect(self._endpoint)
+            while True:
+                self.receive(await socket.recv_multipart())
+
+    def receive(self, parts: list[bytes]) -> None:
+        """Take in one message; a bad one, or a lost one before it, empties the mirror."""
+        try:
+            if len(parts) != _PARTS:
+                raise ValueError(f"{len(parts)} parts instead of {_PARTS}")  # noqa: TRY301
+            batch = _decoder.decode(parts[2])
+        except (msgspec.MsgspecError, ValueError) as error:
+            _log.warning("a KV-cache event cannot be read, the cache is learnt anew: %s", error)
+            self.mirror.cleared()
+            self._next += 1
+            return
+        number = int.from_bytes(parts[1], "big")
+        if number != self._next:
+            _log.warning("KV-cache events %d to %d were lost", self._next, number - 1)
+            self.mirror.cleared()
+        self._next = number + 1
+        for event in batch.events:
+            self._apply(event)
+
+    def _apply(self, event: BlockStored | BlockRemoved | AllBlocksCleared) -> None:
+        if isinstance(event, AllBlocksCleared):
+            self.mirror.cleared()
+        elif isinstance(event, BlockRemoved):
+            # Of a model with several kinds of attention the first kind stands for all.
+            if not event.group_idx:
+                self.mirror.removed(event.block_hashes)
+        elif self._plain(event):
+            self.mirror.stored(event.block_hashes, event.parent_block_hash, event.token_ids)
+
+    def _plain(self, event: BlockStored) -> bool:
+        """Whether the blocks are whole, and known by their tokens alone."""
+        size = self.mirror.block_size
+        return (
+            not event.group_idx
+            and event.block_size == size
+            and len(event.token_ids) == size * len(event.block_hashes)
+            and not any(event.extra_keys or ())
+        )

@@ -1,0 +1,134 @@
+"""Scorers: how well each candidate suits, from 0 to 1. Pure functions of one scene.
+
+A scorer with nothing to say (no session, no prefix that matches) returns none, which counts as 0
+for all. deploy/docs/routing.md has the formulas.
+"""
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+
+from serving.routing.decision import Demand, RankKey, key_of
+from serving.routing.snapshot import FleetSnapshot, RankSnapshot
+from serving.settings import RoutingSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What routing's memory says about one request."""
+
+    matched: Mapping[RankKey, int] = field(default_factory=dict)
+    """Prompt tokens in each rank's cache; ranks without any are not in it."""
+    guessed: Collection[RankKey] = ()
+    """Ranks that do not tell what they cache: for them it is what this router sent there."""
+    sticky: RankKey | None = None
+    """Where the session was last."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """Everything that scorers look at."""
+
+    candidates: list[RankSnapshot]
+    demand: Demand
+    settings: RoutingSettings
+    evidence: Evidence
+    busiest: Mapping[tuple[str, str], int]
+    """Outstanding tokens of the busiest rank of each group (id, epoch) with candidates."""
+    affinity_limit: float
+    """Outstanding tokens above which a rank's cache and sessions count for nothing."""
+
+    @classmethod
+    def of(
+        cls,
+        fleet: FleetSnapshot,
+        candidates: list[RankSnapshot],
+        demand: Demand,
+        settings: RoutingSettings,
+        evidence: Evidence,
+    ) -> "Scene":
+        """Look at the fleet once for all scorers."""
+        mean = sum([rank.outstanding_tokens for rank in candidates]) / len(candidates)
+        return cls(
+            candidates,
+            demand,
+            settings,
+            evidence,
+            {
+                (group.group_id, group.epoch): max(
+                    [rank.outstanding_tokens for rank in group.ranks], default=0
+                )
+                for group in fleet.groups
+            },
+            mean * settings.session_load_bound + settings.affinity_slack,
+        )
+
+
+Scorer = Callable[[Scene], list[float] | None]
+
+
+def load(scene: Scene) -> list[float]:
+    """Prefer the fewest outstanding tokens: (least + own) / (this + own)."""
+    own = max(scene.demand.tokens, 1)
+    outstanding = [rank.outstanding_tokens for rank in scene.candidates]
+    best = min(outstanding) + own
+    return [best / (tokens + own) for tokens in outstanding]
+
+
+def kv_room(scene: Scene) -> list[float]:
+    """Prefer the most free KV cache, as reported, all routers' requests counted: 1 - usage."""
+    return [1 - min(max(rank.load.kv_usage, 0.0), 1.0) for rank in scene.candidates]
+
+
+def prefix(scene: Scene) -> list[float] | None:
+    """Prefer ranks whose cache holds the prompt's beginning: matched tokens / prompt tokens.
+
+    Counts for less where the match is a guess, and for nothing past the affinity limit.
+    """
+    evidence, limit = scene.evidence, scene.affinity_limit
+    if not evidence.matched or not scene.demand.prompt_tokens:
+        return None
+    trust = scene.settings.history_trust
+    return [
+        min(tokens / scene.demand.prompt_tokens, 1.0) * (trust if key in evidence.guessed else 1.0)
+        if (tokens := evidence.matched.get(key := key_of(rank), 0))
+        and rank.outstanding_tokens <= limit
+        else 0.0
+        for rank in scene.candidates
+    ]
+
+
+def session(scene: Scene) -> list[float] | None:
+    """Prefer the rank where the session was last: 1, or 0 past the affinity limit."""
+    sticky, limit = scene.evidence.sticky, scene.affinity_limit
+    if sticky is None:
+        return None
+    return [
+        1.0 if rank.outstanding_tokens <= limit and key_of(rank) == sticky else 0.0
+        for rank in scene.candidates
+    ]
+
+
+def balance(scene: Scene) -> list[float]:
+    """Prefer what leaves the group's busiest rank least busy: least / its load afterwards.
+
+    A step of an expert-parallel group takes as long as its slowest rank, so work on a rank that
+    is not the busiest costs the group nothing.
+    """
+    own = max(scene.demand.tokens, 1)
+    busiest = scene.busiest
+    after = [
+        max(busiest[rank.group_id, rank.epoch], rank.outstanding_tokens + own)
+        for rank in scene.candidates
+    ]
+    least = min(after)
+    return [least / tokens for tokens in after]
+
+
+SCORERS: dict[str, Scorer] = {
+    "load": load,
+    "kv_room": kv_room,
+    "prefix": prefix,
+    "session": session,
+    "balance": balance,
+}
+"""By the name of their weight in ``routing.weights``."""
