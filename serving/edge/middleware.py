@@ -7,7 +7,7 @@ disconnect must abort the request in the engine.
 import asyncio
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import Any
 
@@ -18,6 +18,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 
 from serving.clock import Clock, SystemClock
+from serving.edge.auth import Authenticator, identified
+from serving.edge.callers import EXPLAIN, as_caller, explanation_of, line_of
+from serving.edge.door import Door, Visitor
 from serving.edge.error_body import (
     INTERNAL_MESSAGE,
     RETRY_AFTER_SECONDS,
@@ -32,7 +35,8 @@ from serving.edge.error_body import (
 from serving.edge.gate import Gate
 from serving.edge.keepalive import COMMENT, KeepAlive
 from serving.edge.request_context import REQUEST_ID, deadline_in, request_id_of, timeout_of
-from serving.errors import ServingError
+from serving.errors import PermissionDenied, ServingError, Unauthenticated
+from serving.fleet.caller import Caller
 from serving.telemetry.logs import RequestLine, log_request
 
 _WORK_PREFIXES = ("/v1/", "/tokenize", "/detokenize")
@@ -41,6 +45,8 @@ FAILED = "moe_serving_failed"
 
 _ERROR_EVENTS = (b'data: {"error":', b"event: error\n")
 _EVENT_END = b"\n\n"
+_POLICY_VIOLATION = 1008
+"""WebSocket close code; the handshake ends with 403."""
 
 # Of a streamed answer that becomes an error body: without them a browser would not show it.
 _KEPT_HEADERS = (b"access-control-", b"vary")
@@ -60,6 +66,7 @@ class EdgeMiddleware:
         max_body_bytes: int,
         keepalive_interval: float = 10.0,
         clock: Clock | None = None,
+        door: Door | None = None,
     ) -> None:
         self._app = app
         self._gate = gate
@@ -67,11 +74,15 @@ class EdgeMiddleware:
         self._max_body_bytes = max_body_bytes
         self._keepalive_interval = keepalive_interval
         self._clock = clock or SystemClock()
+        self._door = door or Door(Authenticator(None, self._clock))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection's request."""
-        if scope["type"] != "http":
+        if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
+            return
+        if scope["type"] != "http":
+            await send({"type": "websocket.close", "code": _POLICY_VIOLATION})
             return
         exchange = _Exchange(
             scope, receive, send, self._clock, self._max_body_bytes, self._keepalive_interval
@@ -90,6 +101,7 @@ class EdgeMiddleware:
         """Check what the request brings, and let the app answer it."""
         try:
             exchange.request_id = request_id_of(Headers(scope=scope))
+            exchange.visitor = self._door.enter(scope, is_work=gate is not None)
             timeout = timeout_of(Headers(scope=scope))
             exchange.check_length()
             if gate is not None:
@@ -98,9 +110,16 @@ class EdgeMiddleware:
             await exchange.fail(
                 error.response if isinstance(error, _TooLarge) else response_of(error)
             )
+            if gate is None and isinstance(error, Unauthenticated | PermissionDenied):
+                log_request(exchange.line(self._model))
             return
         exchange.pass_id_on()
-        with deadline_in(timeout, self._clock):
+        visitor = exchange.visitor
+        with (
+            identified(visitor.identity),
+            as_caller(visitor.caller),
+            deadline_in(timeout, self._clock),
+        ):
             await self._run(exchange)
 
     async def _run(self, exchange: "_Exchange") -> None:
@@ -161,6 +180,7 @@ class _Exchange:
     ) -> None:
         self.scope = scope
         self.request_id: str | None = None
+        self.visitor: Visitor | None = None
         self._receive = receive
         self._send = send
         self._clock = clock
@@ -183,6 +203,11 @@ class _Exchange:
     def complete(self) -> bool:
         """Whether all of the response is out."""
         return self._now.complete
+
+    @property
+    def caller(self) -> Caller | None:
+        """Who asks, once that is known; none for pages."""
+        return None if self.visitor is None else self.visitor.caller
 
     def check_length(self) -> None:
         """Refuse a body that announces itself as too large.
@@ -318,6 +343,12 @@ class _Exchange:
             yield REQUEST_ID.encode(), self.request_id.encode("latin-1")
         if is_retryable(status) and all(name.lower() != b"retry-after" for name, _ in present):
             yield b"retry-after", str(RETRY_AFTER_SECONDS).encode()
+        if status == HTTPStatus.UNAUTHORIZED:
+            yield b"www-authenticate", b"Bearer"
+        caller = self.caller
+        # A streamed response starts with its first part, so the rank is known by now.
+        if caller and caller.explain and caller.journal.picks:
+            yield EXPLAIN.encode(), explanation_of(caller.journal).encode()
 
     def line(self, model: str) -> RequestLine:
         """Say how it went."""
@@ -331,7 +362,7 @@ class _Exchange:
         else:
             ok = now.status < HTTPStatus.BAD_REQUEST
             outcome = "ok" if ok else reason_of_status(now.status)
-        return RequestLine(
+        line = RequestLine(
             request_id=self.request_id or "",
             protocol="rest",
             method=self.scope["path"],
@@ -343,6 +374,7 @@ class _Exchange:
             prompt_tokens=None if usage is None else usage.prompt_tokens,
             completion_tokens=None if usage is None else usage.completion_tokens,
         )
+        return line if self.caller is None else replace(line, **line_of(self.caller))
 
 
 def _usage(scope: Scope) -> Any:

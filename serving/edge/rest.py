@@ -18,6 +18,9 @@ from vllm.entrypoints.serve.exception_handling.handlers.vllm_error import vllm_e
 from vllm.exceptions import VLLMError
 
 from serving.clock import Clock
+from serving.edge.access import Need
+from serving.edge.auth import identity_var
+from serving.edge.door import Door
 from serving.edge.error_body import content_of, error_response, reason_of, response_of
 from serving.edge.fleet_view import FleetView, readiness
 from serving.edge.gate import Gate
@@ -61,8 +64,8 @@ _FIXED_ARGS = {
 }
 
 # Of what vLLM wraps around its app, what stays. Its HTTP metrics, the elastic-EP switch and
-# SageMaker's hooks cost every request and have no use here.
-_KEPT_MIDDLEWARE = frozenset({"CORSMiddleware", "AuthenticationMiddleware"})
+# SageMaker's hooks cost every request and have no use here; keys are asked for in front of it.
+_KEPT_MIDDLEWARE = frozenset({"CORSMiddleware"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +99,7 @@ async def build_rest_app(
     max_body_bytes: int,
     keepalive_interval: float,
     clock: Clock,
+    door: Door | None = None,
 ) -> RestApp:
     """Build vLLM's app on ``client`` and the router's pages, behind our middleware.
 
@@ -106,6 +110,7 @@ async def build_rest_app(
         max_body_bytes: largest request body.
         keepalive_interval: seconds of silence after which a streamed answer gets a comment.
         clock: the router's clock; deadlines are on it.
+        door: asks for keys; without it nobody is asked.
     """
     # vLLM's server shares this object between arguments and engine configuration, and the
     # latter writes the name of the reasoning parser into it.
@@ -128,6 +133,7 @@ async def build_rest_app(
         max_body_bytes=max_body_bytes,
         keepalive_interval=keepalive_interval,
         clock=clock,
+        door=door,
     )
     return RestApp(asgi, app)
 
@@ -190,6 +196,9 @@ def _add_pages(app: FastAPI, pages: RouterPages) -> None:
         """Tell whether a request would be served now; ``?parked=ok``: or may wait for it."""
         draining = not pages.gate.open
         content = readiness(pages.fleet(), draining=draining)
+        if not identity_var.get().may(Need.ADMIN):
+            # Groups and why they are not ready are for those who may see /fleet.
+            content = {"ready": content["ready"]}
         parked = request.query_params.get("parked") == "ok" and not draining
         return JSONResponse(content, status_code=200 if content["ready"] or parked else 503)
 
