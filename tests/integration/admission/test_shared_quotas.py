@@ -1,0 +1,213 @@
+"""Two routers' controllers on one real Redis: one quota, and what holds while Redis is gone."""
+
+import asyncio
+import os
+import signal
+import time
+from contextlib import suppress
+
+import pytest
+
+from serving.admission.controller import AdmissionController
+from serving.admission.limits import TenantLimits
+from serving.errors import NotReady, Overloaded, SettingsError
+from serving.fleet.caller import Caller
+from serving.fleet.turnstile import Ask
+from serving.settings import AdmissionSettings
+from serving.telemetry.metrics import REGISTRY
+
+LIMITS = {
+    "streams": TenantLimits(concurrent_streams=3),
+    "requests": TenantLimits(requests_per_minute=3),
+    "tokens": TenantLimits(tokens_per_minute=100),
+}
+
+
+def limits_of(tenant):
+    return LIMITS.get(tenant, TenantLimits())
+
+
+def ask(tenant, prompt_tokens=10):
+    return Ask("x", Caller(tenant), prompt_tokens, 10, time.monotonic() + 60)
+
+
+def enter(router, tenant, **what):
+    return router.enter(ask(tenant, **what), lambda: None)
+
+
+async def eventually(action):
+    """Repeat until it raises no more; releases are told to Redis in the background."""
+    async with asyncio.timeout(20):
+        while True:
+            with suppress(Overloaded):
+                return await action()
+            await asyncio.sleep(0.01)
+
+
+def failures():
+    return REGISTRY.get_sample_value("moe_quota_store_failures_total")
+
+
+@pytest.fixture
+async def routers(redis_server):
+    made = []
+
+    def make(down="open"):
+        settings = AdmissionSettings(redis_url=redis_server.url, redis_down=down, redis_timeout=1.0)
+        pair = [
+            AdmissionController(settings, ready=lambda: True, limits_of=limits_of) for _ in range(2)
+        ]
+        made.extend(pair)
+        return pair
+
+    yield make
+    for router in made:
+        await router.stop()
+
+
+async def test_streams_are_counted_over_both(routers):
+    one, two = routers()
+    tickets = [
+        await enter(one, "streams"),
+        await enter(two, "streams"),
+        await enter(one, "streams"),
+    ]
+    for router in (one, two):
+        with pytest.raises(Overloaded, match="in flight"):
+            await enter(router, "streams")
+    tickets[0].release(generated_tokens=5)
+    await eventually(lambda: enter(two, "streams"))
+    with pytest.raises(Overloaded):
+        await enter(one, "streams")
+
+
+async def test_requests_are_counted_over_both(routers):
+    one, two = routers()
+    for router in (one, two, one):
+        (await enter(router, "requests")).release(generated_tokens=0)
+    for router in (two, one):
+        with pytest.raises(Overloaded, match="requests of this minute") as caught:
+            await enter(router, "requests")
+        assert 0 < caught.value.retry_after <= 120
+    with pytest.raises(Overloaded):
+        one.check(Caller("requests"))  # remembered: refused before any work from now on
+    await enter(one, "somebody else")
+
+
+async def test_tokens_are_counted_over_both_generated_ones_at_the_end(routers):
+    one, two = routers()
+    ticket = await enter(one, "tokens", prompt_tokens=60)
+    other = await enter(two, "tokens", prompt_tokens=30)
+    other.release(generated_tokens=500)
+    async with asyncio.timeout(20):
+        shared = one._quotas._shared
+        while (await shared.tokens("tokens")).used < 590:  # noqa: ASYNC110  Redis has no event
+            await asyncio.sleep(0.01)
+    with pytest.raises(Overloaded, match="tokens of this minute"):
+        await enter(one, "tokens")
+    ticket.release(generated_tokens=1)
+
+
+async def test_redis_gone_open_each_router_counts_for_itself(routers, redis_server):
+    one, two = routers("open")
+    held = [await enter(one, "streams") for _ in range(3)]
+    redis_server.kill()
+    before = failures()
+    for router in (one, two):
+        for _ in range(3):
+            await enter(router, "streams")
+        with pytest.raises(Overloaded, match="in flight"):
+            await enter(router, "streams")
+    assert failures() >= before + 2
+    # Once it is back the shared count holds again; what was released meanwhile is told then.
+    for ticket in held:
+        ticket.release(generated_tokens=0)
+    redis_server.start()
+    async with asyncio.timeout(20):
+        while True:
+            pair = [r._quotas for r in (one, two)]
+            if all(q._clock.monotonic() >= q._down_until and not q._ended for q in pair):
+                break
+            await asyncio.sleep(0.02)
+    for router in (two, one, two):
+        await enter(router, "streams")
+    with pytest.raises(Overloaded):
+        await enter(one, "streams")
+
+
+async def test_redis_gone_closed_limited_tenants_are_refused(routers, redis_server):
+    one, _ = routers("closed")
+    await enter(one, "streams")
+    redis_server.kill()
+    before = failures()
+    for _ in range(20):
+        with pytest.raises(NotReady, match="quotas cannot be checked"):
+            await enter(one, "streams")
+    assert before + 1 <= failures() <= before + 5  # it is left alone for a while
+    await enter(one, "unlimited")
+    redis_server.start()
+
+    async def again():
+        with suppress(NotReady):
+            return await enter(one, "streams")
+        raise Overloaded
+
+    await eventually(again)
+
+
+async def test_a_redis_that_hangs_delays_one_request_and_blocks_nobody(routers, redis_server):
+    one, _ = routers("open")
+    await enter(one, "requests")
+    os.kill(redis_server.process.pid, signal.SIGSTOP)
+    try:
+        beats = 0
+
+        async def beat():
+            nonlocal beats
+            while True:
+                await asyncio.sleep(0.01)
+                beats += 1
+
+        heart = asyncio.create_task(beat())
+        async with asyncio.timeout(20):
+            await enter(one, "requests")
+        assert beats >= 10  # the loop went on during the second that Redis was given
+        for _ in range(2):
+            await enter(one, "requests")
+        heart.cancel()
+    finally:
+        os.kill(redis_server.process.pid, signal.SIGCONT)
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        pytest.param({"redis_password_file": "/no/such/file"}, "/no/such/file", id="no file"),
+        pytest.param({"redis_url": "redis://127.0.0.1:none/0"}, "redis_url", id="no port"),
+    ],
+)
+def test_what_is_wrong_with_the_settings_is_said_at_start(settings, named):
+    settings = {"redis_url": "redis://127.0.0.1:1/0", **settings}
+    with pytest.raises(SettingsError, match=named):
+        AdmissionController(AdmissionSettings(**settings), ready=lambda: True)
+
+
+async def test_a_password_comes_from_a_file(redis_server, tmp_path):
+    import redis.asyncio
+
+    client = redis.asyncio.Redis.from_url(redis_server.url)
+    await client.config_set("requirepass", "open sesame")
+    await client.aclose()
+    file = tmp_path / "password"
+    file.write_text("open sesame\n")
+    for password_file, used in ((None, False), (str(file), True)):
+        settings = AdmissionSettings(
+            redis_url=redis_server.url, redis_down="closed", redis_password_file=password_file
+        )
+        router = AdmissionController(settings, ready=lambda: True, limits_of=limits_of)
+        try:
+            await enter(router, "streams")
+            assert used
+        except NotReady:
+            assert not used
+        await router.stop()
