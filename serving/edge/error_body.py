@@ -1,7 +1,8 @@
 """Errors in OpenAI's JSON shape, for REST answers, for streams and for the gRPC edge.
 
 ``{"error": {"message", "type", "param", "code", "reason"}}``: ``code`` is the HTTP status as
-in vLLM, ``reason`` is ours, stable and meant for programs.
+in vLLM, ``reason`` is ours, stable and meant for programs; ``retry_after`` (seconds) is there
+when it is known.
 """
 
 import json
@@ -15,7 +16,8 @@ from vllm.exceptions import VLLMError
 from serving.errors import ERROR_TABLE, ServingError, status_of
 
 RETRY_AFTER_SECONDS = 1
-"""What retryable errors advise; short, since a lost group's work resumes within seconds."""
+"""What retryable errors advise that do not know better; short, since a lost group's work resumes
+within seconds."""
 
 INTERNAL_MESSAGE = "internal error; the router's log has it under this request's x-request-id"
 
@@ -58,7 +60,12 @@ _DATA = b"data: "
 
 
 def error_response(
-    message: str, *, status: int, reason: str, param: str | None = None
+    message: str,
+    *,
+    status: int,
+    reason: str,
+    param: str | None = None,
+    retry_after: float | None = None,
 ) -> ErrorResponse:
     """Build the body for a status and a reason of ``serving.errors.ERROR_TABLE``."""
     return ErrorResponse(
@@ -69,6 +76,7 @@ def error_response(
                 "param": param,
                 "code": status,
                 "reason": reason,
+                **({} if retry_after is None else {"retry_after": retry_after}),
             }
         )
     )
@@ -79,7 +87,12 @@ def response_of(error: BaseException) -> ErrorResponse:
     if isinstance(error, ServingError):
         status = status_of(error)
         message = str(error) or type(error).__name__
-        return error_response(message, status=status.http, reason=status.reason)
+        # To the millisecond: a program reads it, and so may a person.
+        known = getattr(error, "retry_after", None)
+        retry_after = None if known is None else round(max(known, 0.001), 3)
+        return error_response(
+            message, status=status.http, reason=status.reason, retry_after=retry_after
+        )
     # jinja2 is imported by name only in vLLM too: a template that refuses the messages.
     is_template = any(cls.__name__ == "TemplateError" for cls in type(error).__mro__)
     if isinstance(error, _REQUEST_ERRORS) or is_template:
@@ -119,6 +132,7 @@ def event_response(event: bytes) -> tuple[ErrorResponse, dict[str, Any] | None]:
             status=code if numeric else _STATUSES.get(str(reason), 500),
             reason=str(reason or "INTERNAL"),
             param=error.get("param"),
+            retry_after=error.get("retry_after"),
         )
         if numeric and error.get("type"):
             response.error.type = error["type"]
@@ -130,6 +144,23 @@ def event_response(event: bytes) -> tuple[ErrorResponse, dict[str, Any] | None]:
 def reason_of(error: ErrorInfo) -> str:
     """Return an error's reason: the one it carries, else what its status stands for."""
     return getattr(error, "reason", None) or reason_of_status(error.code)
+
+
+def retry_after_of(error: ErrorInfo) -> float:
+    """Return the seconds after which the client may try again."""
+    return _seconds(getattr(error, "retry_after", None))
+
+
+def retry_after_in(body: bytes) -> float:
+    """Return the same for a JSON error body of any of vLLM's protocols."""
+    try:
+        return _seconds(json.loads(body)["error"]["retry_after"])
+    except (ValueError, TypeError, KeyError):
+        return _seconds(None)
+
+
+def _seconds(known: Any) -> float:
+    return float(known if isinstance(known, int | float) else RETRY_AFTER_SECONDS)
 
 
 def reason_of_status(status: int) -> str:

@@ -10,7 +10,7 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2  # type: ignore[i
 from grpc_status import rpc_status
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 
-from serving.edge.error_body import RETRY_AFTER_SECONDS, reason_of, response_of
+from serving.edge.error_body import reason_of, response_of, retry_after_of
 from serving.edge.grpc_fields import BadField, field_of
 from serving.errors import ERROR_TABLE, ErrorStatus
 
@@ -52,7 +52,7 @@ def rpc_error(error: BaseException | ErrorResponse) -> RpcError:
     for detail in (
         error_details_pb2.ErrorInfo(reason=entry.reason, domain=DOMAIN),
         _bad_request(field, problem),
-        _retry_info(retryable=entry.retryable),
+        _retry_info(retry_after_of(body)) if entry.retryable else None,
     ):
         if detail is not None:
             packed = any_pb2.Any()
@@ -71,9 +71,7 @@ def _bad_request(field: str, problem: str) -> error_details_pb2.BadRequest | Non
     return error_details_pb2.BadRequest(field_violations=[violation])
 
 
-def _retry_info(*, retryable: bool) -> error_details_pb2.RetryInfo | None:
-    if not retryable:
-        return None
-    return error_details_pb2.RetryInfo(
-        retry_delay=duration_pb2.Duration(seconds=RETRY_AFTER_SECONDS)
-    )
+def _retry_info(seconds: float) -> error_details_pb2.RetryInfo:
+    delay = duration_pb2.Duration()
+    delay.FromMilliseconds(round(seconds * 1000))
+    return error_details_pb2.RetryInfo(retry_delay=delay)

@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from http import HTTPStatus
+from math import ceil
 from typing import Any
 
 import structlog
@@ -23,7 +24,6 @@ from serving.edge.callers import EXPLAIN, as_caller, explanation_of, line_of
 from serving.edge.door import Door, Visitor
 from serving.edge.error_body import (
     INTERNAL_MESSAGE,
-    RETRY_AFTER_SECONDS,
     content_of,
     error_response,
     event_response,
@@ -31,6 +31,8 @@ from serving.edge.error_body import (
     reason_of,
     reason_of_status,
     response_of,
+    retry_after_in,
+    retry_after_of,
 )
 from serving.edge.gate import Gate
 from serving.edge.keepalive import COMMENT, KeepAlive
@@ -152,7 +154,8 @@ class _TooLarge(HTTPException):
 @dataclass(slots=True)
 class _Progress:
     held: Message | None = None
-    """Start of a streamed response whose first part has not come yet."""
+    """Start of a response that waits for its first part: a streamed one may be an error after all,
+    a retryable error says in its body when to come back."""
     started_at: float | None = None
     """When the first part of the answer left."""
     streamed: bool = False
@@ -260,6 +263,8 @@ class _Exchange:
                 now.held = message
                 now.streamed = True
                 self._keepalive = KeepAlive(self._keepalive_interval, self._comment)
+            elif is_retryable(message["status"]):
+                now.held = message
             else:
                 await self._start(message)
         else:
@@ -268,7 +273,9 @@ class _Exchange:
     async def _body(self, message: Message) -> None:
         now = self._now
         body = message.get("body", b"")
-        if now.held is not None:
+        if now.held is not None and not now.streamed:
+            await self._start_held(now.held, retry_after_in(body))
+        elif now.held is not None:
             if body.startswith(_ERROR_EVENTS):
                 # Nothing is out yet, so the error can still have its proper status.
                 response, content = event_response(body)
@@ -297,9 +304,9 @@ class _Exchange:
                 await self._start_held(now.held)
             await self._send({"type": "http.response.body", "body": COMMENT, "more_body": True})
 
-    async def _start_held(self, start: Message) -> None:
+    async def _start_held(self, start: Message, retry_after: float | None = None) -> None:
         self._now.held = None
-        await self._start(start)
+        await self._start(start, retry_after)
 
     async def fail(
         self,
@@ -324,25 +331,29 @@ class _Exchange:
         ]
         self._now.reason = reason_of(response.error)
         await self._start(
-            {"type": "http.response.start", "status": response.error.code, "headers": headers}
+            {"type": "http.response.start", "status": response.error.code, "headers": headers},
+            retry_after_of(response.error),
         )
         await self._send({"type": "http.response.body", "body": content})
         self._now.complete = self._now.replaced = True
 
-    async def _start(self, message: Message) -> None:
+    async def _start(self, message: Message, retry_after: float | None = None) -> None:
         status: int = message["status"]
-        message["headers"] = [*message["headers"], *self._own_headers(status, message["headers"])]
+        own = self._own_headers(status, message["headers"], retry_after)
+        message["headers"] = [*message["headers"], *own]
         self._now.status = status
         self._now.responded = True
         await self._send(message)
 
     def _own_headers(
-        self, status: int, present: Iterable[tuple[bytes, bytes]]
+        self, status: int, present: Iterable[tuple[bytes, bytes]], retry_after: float | None
     ) -> Iterable[tuple[bytes, bytes]]:
         if self.request_id is not None:
             yield REQUEST_ID.encode(), self.request_id.encode("latin-1")
-        if is_retryable(status) and all(name.lower() != b"retry-after" for name, _ in present):
-            yield b"retry-after", str(RETRY_AFTER_SECONDS).encode()
+        named = any(name.lower() == b"retry-after" for name, _ in present)
+        if is_retryable(status) and retry_after is not None and not named:
+            # Whole seconds, as HTTP has it; not before it is worth it, and never at once.
+            yield b"retry-after", str(max(ceil(retry_after), 1)).encode()
         if status == HTTPStatus.UNAUTHORIZED:
             yield b"www-authenticate", b"Bearer"
         caller = self.caller

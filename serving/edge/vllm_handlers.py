@@ -19,7 +19,7 @@ from vllm.entrypoints.openai.chat_completion.protocol import ChatMessage
 from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
 from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
 from vllm.entrypoints.openai.responses.serving import OpenAIServingResponses
-from vllm.entrypoints.serve.engine.protocol import ErrorResponse
+from vllm.entrypoints.serve.engine.protocol import ErrorInfo, ErrorResponse
 from vllm.entrypoints.serve.tokenize.serving import ServingTokenization
 from vllm.reasoning.deepseek_r1_reasoning_parser import DeepSeekR1ReasoningParser
 
@@ -103,6 +103,11 @@ class TokenizationHandler(_OurErrors, ServingTokenization):
     """/tokenize and /detokenize."""
 
 
+def _retry_after(error: ErrorInfo) -> dict[str, Any]:
+    known = getattr(error, "retry_after", None)
+    return {} if known is None else {"retry_after": known}
+
+
 _BEFORE_ANY_OUTPUT = ("response.created", "response.in_progress")
 
 
@@ -134,6 +139,7 @@ class ResponsesHandler(_OurErrors, OpenAIServingResponses):
                 message=body.message,
                 param=body.param,
                 sequence_number=number,
+                **_retry_after(body),
             )
 
 
@@ -164,6 +170,7 @@ class MessagesHandler(_OurErrors, AnthropicServingMessages):
                 "type": failed[0].error.type,
                 "message": failed[0].error.message,
                 "reason": reason_of(failed[0].error),
+                **_retry_after(failed[0].error),
             }
             data = msgspec.json.encode({"type": "error", "error": error}).decode()
             yield f"event: error\ndata: {data}\n\n"

@@ -7,10 +7,10 @@ import pytest
 from google.rpc import code_pb2, error_details_pb2
 from vllm.exceptions import VLLMNotFoundError, VLLMValidationError
 
-from serving.edge.error_body import content_of, response_of
+from serving.edge.error_body import content_of, response_of, retry_after_of
 from serving.edge.grpc_errors import DOMAIN, rpc_error
 from serving.edge.grpc_fields import BadField
-from serving.errors import ERROR_TABLE, Cancelled, InvalidRequest, ServingError
+from serving.errors import ERROR_TABLE, Cancelled, InvalidRequest, Overloaded, ServingError
 from serving.fleet.errors import visible
 
 OURS = [pytest.param(cls, id=cls.__name__) for cls in ERROR_TABLE]
@@ -115,3 +115,17 @@ def test_subclasses_are_found_by_their_nearest_entry():
 
     assert rpc_error(Special("x")).code == grpc.StatusCode.INVALID_ARGUMENT
     assert issubclass(Special, ServingError)
+
+
+@pytest.mark.parametrize("plain", [True, False], ids=["ours", "as vLLM sees it"])
+@pytest.mark.parametrize(
+    ("known", "seconds"), [(None, 1.0), (12.3456, 12.346), (0.0, 0.001)], ids=str
+)
+def test_overloaded_says_when_to_come_back(known, seconds, plain):
+    error = Overloaded("full", retry_after=known)
+    body = response_of(error if plain else visible(error))
+    assert retry_after_of(body.error) == seconds
+    assert ("retry_after" in content_of(body)["error"]) == (known is not None)
+    for failure in (rpc_error(error if plain else visible(error)), rpc_error(body)):
+        [info] = details(failure, error_details_pb2.RetryInfo)
+        assert info.retry_delay.ToMilliseconds() == seconds * 1000

@@ -452,3 +452,57 @@ async def test_an_unreadable_error_event_is_internal(serve, lines):
     async with serve(stream_of("event: error\ndata: nonsense\n\n")) as client:
         answer = await client.post("/v1/x")
     assert (answer.status_code, answer.json()["error"]["reason"]) == (500, "INTERNAL")
+
+
+def json_answer(status, content):
+    async def app(scope, receive, send):
+        await JSONResponse(content, status_code=status)(scope, receive, send)
+
+    return app
+
+
+def refused(**more):
+    return {"error": {**ERROR["error"], "code": 429, "reason": "OVERLOADED", **more}}
+
+
+@pytest.mark.parametrize(
+    ("content", "seconds"),
+    [
+        pytest.param(refused(retry_after=7.2), "8", id="known: whole seconds, not too early"),
+        pytest.param(refused(retry_after=0.01), "1", id="never at once"),
+        pytest.param(refused(), "1", id="unknown"),
+        pytest.param(refused(retry_after="soon"), "1", id="no number"),
+    ],
+)
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_retry_after_is_the_errors_own(serve, content, seconds, streamed):
+    app = stream_of(f"data: {json.dumps(content)}\n\n", DONE) if streamed else None
+    async with serve(app or json_answer(429, content)) as client:
+        answer = await client.post("/v1/x")
+    assert answer.status_code == 429
+    assert answer.headers.get_list("retry-after") == [seconds]
+    assert answer.json() == content
+
+
+async def test_a_page_that_is_no_error_body_has_retry_after_too(serve):
+    async with serve(json_answer(503, {"ready": False})) as client:
+        answer = await client.get("/readyz")
+    assert (answer.json(), answer.headers["retry-after"]) == ({"ready": False}, "1")
+
+
+async def test_only_what_is_worth_another_try_has_retry_after(serve):
+    async with serve(json_answer(400, refused(retry_after=7))) as client:
+        answer = await client.post("/v1/x")
+    assert "retry-after" not in answer.headers
+
+
+async def test_an_answer_in_parts_keeps_its_parts(serve):
+    async def app(scope, receive, send):
+        await send({"type": "http.response.start", "status": 503, "headers": []})
+        for part, more in ((b'{"error": ', True), (b"{}}", False)):
+            await send({"type": "http.response.body", "body": part, "more_body": more})
+
+    async with serve(app) as client:
+        answer = await client.post("/v1/x")
+    assert (answer.status_code, answer.json()) == (503, {"error": {}})
+    assert answer.headers["retry-after"] == "1"
