@@ -81,12 +81,12 @@ class Edge:
         return fleet_pb2_grpc.FleetServiceStub(self.channel)
 
 
-@pytest.fixture(name="router_settings")
+@pytest.fixture(scope="session", name="router_settings")
 def _router_settings():
     return router_settings
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def join_rank():
     return Rank.join
 
