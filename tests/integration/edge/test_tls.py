@@ -1,0 +1,289 @@
+"""TLS on all three ports: who gets in, and certificates that are replaced while it runs."""
+
+import asyncio
+import ssl
+
+import grpc
+import grpc.aio
+import httpx
+import pytest
+import trustme
+
+from serving.api.v1 import inference_pb2 as pb
+from serving.api.v1 import inference_pb2_grpc
+from serving.credentials.tokens import new_token
+from serving.engine.rank_server import RankIdentity, RankServer
+from serving.errors import SettingsError
+from serving.link.protocol import model_fingerprint
+from serving.settings import Settings
+from serving.wiring import Router
+from tests.integration.edge.scripted_engine import ScriptedEngine
+from tests.unit.credentials.certificates import issue
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+PATIENCE = 20.0
+"""Seconds until a test gives up."""
+
+
+def settings_with(router_settings, link=None, **security) -> Settings:
+    base = router_settings()
+    security = {"reload_interval": 0.02} | {k: str(v) for k, v in security.items()}
+    link = {"backoff_initial": 0.02, "backoff_max": 0.1} | (link or {})
+    return Settings(
+        router=base.router.model_dump(), engine={"kind": "fake"}, link=link, security=security
+    )
+
+
+async def eventually(condition) -> None:
+    async with asyncio.timeout(PATIENCE):
+        while not await condition():  # noqa: ASYNC110  conditions of all kinds
+            await asyncio.sleep(0.02)
+
+
+def secure_channel(router: Router, files, own=None) -> grpc.aio.Channel:
+    mine = (None, None) if own is None else (own.key.read_bytes(), own.cert.read_bytes())
+    credentials = grpc.ssl_channel_credentials(files.ca.read_bytes(), *mine)
+    return grpc.aio.secure_channel(router.addresses.grpc, credentials)
+
+
+async def models_over(channel: grpc.aio.Channel) -> None:
+    stub = inference_pb2_grpc.InferenceServiceStub(channel)
+    await stub.ListModels(pb.ListModelsRequest(), timeout=PATIENCE)
+
+
+async def test_certificates_are_replaced_under_live_connections(tmp_path, router_settings):
+    ca, next_ca = trustme.CA(), trustme.CA()
+    files = issue(tmp_path, ca)
+    old_ca = ssl.create_default_context(cafile=str(files.ca))
+    settings = settings_with(router_settings, tls_cert_file=files.cert, tls_key_file=files.key)
+    router = await Router.start(settings)
+    assert router.addresses.rest.startswith("https://")
+    async with (
+        httpx.AsyncClient(base_url=router.addresses.rest, verify=old_ca) as rest,
+        secure_channel(router, files) as channel,
+    ):
+        assert (await rest.get("/livez")).status_code == 200
+        await models_over(channel)
+
+        issue(tmp_path, next_ca)
+        new_ca = ssl.create_default_context(cafile=str(files.ca))
+
+        async def new_one_is_shown() -> bool:
+            try:
+                async with httpx.AsyncClient(base_url=router.addresses.rest, verify=new_ca) as new:
+                    return (await new.get("/livez")).status_code == 200
+            except httpx.ConnectError:
+                return False
+
+        await eventually(new_one_is_shown)
+        async with secure_channel(router, files) as new_channel:
+            await models_over(new_channel)
+        # Connections from before were not dropped: a new one would trust the old authority.
+        assert (await rest.get("/livez")).status_code == 200
+        await models_over(channel)
+        with pytest.raises(httpx.ConnectError):
+            async with httpx.AsyncClient(base_url=router.addresses.rest, verify=old_ca) as old:
+                await old.get("/livez")
+    await router.stop()
+
+
+async def test_clients_without_a_certificate_stay_outside(tmp_path, router_settings):
+    ca = trustme.CA()
+    files, client = issue(tmp_path, ca), issue(tmp_path, ca, "client", "someone")
+    stranger = issue(tmp_path, trustme.CA(), "stranger", "someone")
+    settings = settings_with(
+        router_settings,
+        tls_cert_file=files.cert,
+        tls_key_file=files.key,
+        tls_client_ca_file=client.ca,
+    )
+    router = await Router.start(settings)
+    for own, let_in in ((client, True), (None, False), (stranger, False)):
+        context = ssl.create_default_context(cafile=str(files.ca))
+        if own is not None:
+            context.load_cert_chain(own.cert, own.key)
+        async with (
+            httpx.AsyncClient(base_url=router.addresses.rest, verify=context) as rest,
+            secure_channel(router, files, own) as channel,
+        ):
+            if let_in:
+                assert (await rest.get("/livez")).status_code == 200
+                await models_over(channel)
+                continue
+            with pytest.raises(httpx.TransportError):
+                await rest.get("/livez")
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await models_over(channel)
+            assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+    await router.stop()
+
+
+async def test_plain_text_is_not_understood(tmp_path, router_settings):
+    files = issue(tmp_path, trustme.CA())
+    settings = settings_with(router_settings, tls_cert_file=files.cert, tls_key_file=files.key)
+    router = await Router.start(settings)
+    plain = router.addresses.rest.replace("https", "http")
+    async with (
+        httpx.AsyncClient(base_url=plain) as rest,
+        grpc.aio.insecure_channel(router.addresses.grpc) as channel,
+    ):
+        with pytest.raises(httpx.TransportError):
+            await rest.get("/livez")
+        with pytest.raises(grpc.aio.AioRpcError):
+            await models_over(channel)
+    await router.stop()
+
+
+# -- ranks ------------------------------------------------------------------------------
+
+
+async def joined(router: Router, settings: Settings, **link) -> RankServer:
+    """Start a rank that dials with ``link``."""
+    identity = RankIdentity("g0", "e1", 0, 1, "127.0.0.1")
+    engine = ScriptedEngine(settings, model_fingerprint(settings.model.path))
+    changes = {key: None if value is None else str(value) for key, value in link.items()}
+    dialled = settings.link.model_copy(update={"routers": (router.addresses.join,), **changes})
+    rank = RankServer(engine, dialled, identity)
+    await rank.start()
+    return rank
+
+
+def state_of(rank: RankServer) -> dict:
+    (state,) = rank.status()["routers"].values()
+    return state
+
+
+async def settle(rank: RankServer) -> dict:
+    """Wait until the router has answered in one way or another."""
+
+    async def answered() -> bool:
+        return state_of(rank)["state"] != "connecting"
+
+    await eventually(answered)
+    return state_of(rank)
+
+
+@pytest.mark.parametrize("secret", ["none", "wrong"])
+async def test_a_rank_without_the_join_token_cannot_join(tmp_path, router_settings, secret):
+    tokens, other = tmp_path / "tokens", tmp_path / "other"
+    tokens.write_text(new_token())
+    other.write_text(new_token())
+    settings = settings_with(router_settings, join_token_file=tokens)
+    router = await Router.start(settings)
+    rank = await joined(router, settings, token_file=other if secret == "wrong" else None)
+    state = await settle(rank)
+    assert state["state"] == "refused"
+    assert "CREDENTIALS" in state["reason"]
+    assert "link.token_file" in state["reason"]
+    assert tokens.read_text() not in state["reason"]
+    assert not router.roster.snapshot().groups
+
+    # The right one, written where the rank looks, lets it in without a restart.
+    if secret == "wrong":
+        other.write_text(tokens.read_text())
+
+        async def connected() -> bool:
+            return state_of(rank)["state"] == "connected"
+
+        await eventually(connected)
+    await rank.stop()
+    await router.stop()
+
+
+async def test_a_token_is_replaced_without_losing_ranks(tmp_path, router_settings):
+    tokens, mine = tmp_path / "tokens", tmp_path / "mine"
+    old, new = new_token(), new_token()
+    tokens.write_text(old)
+    mine.write_text(old)
+    settings = settings_with(router_settings, join_token_file=tokens)
+    router = await Router.start(settings)
+    rank = await joined(router, settings, token_file=mine)
+    assert (await settle(rank))["state"] == "connected"
+    tokens.write_text(f"{new}\n{old}\n")
+    mine.write_text(new)
+
+    async def lets_in() -> bool:
+        second = await joined(router, settings, token_file=mine)
+        state = await settle(second)
+        await second.stop()
+        return "CREDENTIALS" not in state["reason"]
+
+    await eventually(lets_in)
+    assert state_of(rank)["sessions"] == 1
+    await rank.stop()
+    await router.stop()
+
+
+async def test_a_token_file_that_is_missing_is_said_and_waited_for(tmp_path, router_settings):
+    settings = settings_with(router_settings)
+    router = await Router.start(settings)
+    rank = await joined(router, settings, token_file=tmp_path / "later")
+    state = await settle(rank)
+    assert (state["state"], "later" in state["reason"]) == ("refused", True)
+    (tmp_path / "later").write_text(new_token())
+
+    async def connected() -> bool:
+        return state_of(rank)["state"] == "connected"
+
+    await eventually(connected)
+    await rank.stop()
+    await router.stop()
+
+
+async def test_ranks_and_routers_know_each_other_by_certificate(tmp_path, router_settings):
+    ca, client_ca = trustme.CA(), trustme.CA()
+    files = issue(tmp_path, ca, "router", "router.example")
+    mine = issue(tmp_path, client_ca, "rank", "rank")
+    stranger = issue(tmp_path, trustme.CA(), "stranger", "rank")
+    settings = settings_with(
+        router_settings,
+        join_tls_cert_file=files.cert,
+        join_tls_key_file=files.key,
+        join_tls_client_ca_file=mine.ca,
+    )
+    router = await Router.start(settings)
+    right = {
+        "tls_ca_file": files.ca,
+        "tls_cert_file": mine.cert,
+        "tls_key_file": mine.key,
+        "tls_server_name": "router.example",
+    }
+    wrong = {
+        "plain text": dict.fromkeys(right),
+        "no certificate": right | {"tls_cert_file": None, "tls_key_file": None},
+        "another authority's": right
+        | {"tls_cert_file": stranger.cert, "tls_key_file": stranger.key},
+        "another router": right | {"tls_server_name": "elsewhere.example"},
+        "untrusted router": right | {"tls_ca_file": stranger.ca},
+    }
+    for name, link in wrong.items():
+        rank = await joined(router, settings, **link)
+        state = await settle(rank)
+        assert state["state"] == "retrying", (name, state)
+        assert not router.roster.snapshot().groups, name
+        await rank.stop()
+    rank = await joined(router, settings, **right)
+    assert (await settle(rank))["state"] == "connected"
+    await rank.stop()
+    await router.stop()
+
+
+# -- start-up ---------------------------------------------------------------------------
+
+
+async def test_an_open_door_is_refused_before_anything_is_built(router_settings):
+    settings = settings_with(router_settings)
+    exposed = settings.model_copy(
+        update={"router": settings.router.model_copy(update={"host": "0.0.0.0"})}
+    )
+    with pytest.raises(SettingsError, match="--insecure"):
+        await Router.start(exposed)
+
+
+async def test_files_that_cannot_be_used_stop_the_start(tmp_path, router_settings):
+    settings = settings_with(
+        router_settings, tls_cert_file=tmp_path / "none.pem", tls_key_file=tmp_path / "none.key"
+    )
+    with pytest.raises(SettingsError, match=r"none\.pem"):
+        await Router.start(settings)
