@@ -69,7 +69,9 @@ def short_queue(ranks: Ranks, demand: Demand, settings: RoutingSettings) -> Rank
     return [
         rank
         for rank in ranks
-        if not rank.max_num_seqs or rank.load.waiting_requests <= max(rank.max_num_seqs * share, 1)
+        if not rank.inflight_requests
+        or not rank.max_num_seqs
+        or rank.load.waiting_requests <= max(rank.max_num_seqs * share, 1)
     ]
 
 
