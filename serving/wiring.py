@@ -20,11 +20,14 @@ from typing import TYPE_CHECKING, cast
 import structlog
 
 from serving.clock import Clock, SystemClock
+from serving.credentials.tls import following_context
+from serving.edge.exposure import require_guarded
 from serving.edge.gate import Gate
 from serving.edge.rest_server import RestServer, bind
 from serving.settings import Settings
 
 if TYPE_CHECKING:
+    from serving.admission.controller import AdmissionController
     from serving.edge.grpc_server import GrpcEdge
     from serving.fleet.client import FleetClient
     from serving.fleet.link import LinkServer
@@ -119,10 +122,11 @@ class Router:
     gate: Gate
     roster: "Roster"
     client: "FleetClient"
+    _admission: "AdmissionController"
     _link: "LinkServer"
     _grpc: "GrpcEdge"
     _rest: RestServer
-    _health: asyncio.Task[None]
+    _tasks: tuple[asyncio.Task[None], ...]
     _stopped: bool = False
 
     @classmethod
@@ -133,7 +137,8 @@ class Router:
             SettingsError: an address cannot be bound, or vLLM refuses its arguments.
             LinkRefused: the join address cannot be bound.
         """
-        # Before the slow imports: a port that is taken should be known at once.
+        # Before the slow imports: an open door, or a port that is taken, should be known at once.
+        require_guarded(settings)
         listening = bind(settings.router)
         async with contextlib.AsyncExitStack() as undo:
             undo.callback(listening.close)
@@ -151,20 +156,41 @@ class Router:
     ) -> "Router":
         import prometheus_client
 
-        from serving.edge.grpc_server import GrpcEdge
+        from serving.admission.controller import AdmissionController
+        from serving.admission.limits import default_limits
+        from serving.edge.grpc_server import GrpcEdge, GrpcGuard
+        from serving.edge.http_protocol import bounded_protocol
         from serving.edge.rest import RouterPages, build_rest_app
+        from serving.edge.security import Security
         from serving.engine.arguments import router_args, router_vllm_config
+        from serving.fleet.canary import Canary, first_token_id
         from serving.fleet.client import FleetClient
         from serving.fleet.collector import fleet_registry
+        from serving.fleet.join_guard import JoinGuard
         from serving.fleet.link import LinkServer
         from serving.fleet.membership import Roster
+        from serving.fleet.operations import FleetOperations
         from serving.link.protocol import model_fingerprint
         from serving.telemetry import metrics
 
+        security = Security.load(settings.security, clock)
         gate = Gate()
         roster = Roster(settings.fleet, clock)
-        client = FleetClient(router_vllm_config(settings), roster, settings, clock)
+        admission = AdmissionController(
+            settings.admission,
+            ready=lambda: roster.ready,
+            clock=clock,
+            limits_of=security.limits_of(default_limits(settings.admission)),
+        )
+        undo.push_async_callback(admission.stop)
+        client = FleetClient(router_vllm_config(settings), roster, settings, clock, admission)
         undo.callback(client.shutdown)
+        canary = Canary(
+            roster,
+            token_id=first_token_id(client.model_config.hf_text_config),
+            timeout=settings.fleet.canary_timeout,
+        )
+        undo.callback(canary.stop)
         link = LinkServer(
             roster,
             settings.link,
@@ -172,6 +198,7 @@ class Router:
             model_name=settings.model.name,
             fingerprint=model_fingerprint(settings.model.path),
             clock=clock,
+            guard=JoinGuard(security.join_tokens, security.join_tls),
         )
         pages = RouterPages(
             fleet=roster.snapshot,
@@ -187,9 +214,25 @@ class Router:
             max_body_bytes=settings.router.max_body_bytes,
             keepalive_interval=settings.router.keepalive_interval,
             clock=clock,
+            door=security.door(),
         )
-        grpc_edge = GrpcEdge(app.inner, pages, settings.router, clock)
-        rest = RestServer(app.asgi, listening, stop_grace=_STOP_GRACE)
+        grpc_edge = GrpcEdge(
+            app.inner,
+            pages,
+            settings.router,
+            clock,
+            operator=FleetOperations(roster),
+            guard=GrpcGuard(
+                security.authenticator, security.tls, settings.security.max_header_bytes
+            ),
+        )
+        rest = RestServer(
+            app.asgi,
+            listening,
+            stop_grace=_STOP_GRACE,
+            protocol=bounded_protocol(settings.security),
+            tls=None if security.tls is None else following_context(security.tls),
+        )
         app.inner.state.server = rest  # vLLM's handlers look for it when an engine is dead
         undo.push_async_callback(grpc_edge.stop, 0)
         grpc_port = await grpc_edge.start()
@@ -198,9 +241,10 @@ class Router:
         # The last one: who can join can also be asked.
         join_port = await link.start()
         health = asyncio.create_task(_follow(roster, gate, grpc_edge))
+        reload = asyncio.create_task(security.keep_fresh())
         host, join_host = _in_url(settings.router.host), _in_url(settings.router.join_host)
         addresses = Addresses(
-            rest=f"http://{host}:{rest.port}",
+            rest=f"{'http' if security.tls is None else 'https'}://{host}:{rest.port}",
             grpc=f"{host}:{grpc_port}",
             join=f"{join_host}:{join_port}",
             rest_port=rest.port,
@@ -208,7 +252,8 @@ class Router:
             join_port=join_port,
             pid=os.getpid(),
         )
-        return cls(addresses, gate, roster, client, link, grpc_edge, rest, health)
+        tasks = (health, reload)
+        return cls(addresses, gate, roster, client, admission, link, grpc_edge, rest, tasks)
 
     async def drain(self, timeout: float) -> bool:
         """Be unready, take no new work, and wait for what is in flight.
@@ -229,11 +274,14 @@ class Router:
             return
         self._stopped = True
         self.gate.close("it is shutting down")
-        self._health.cancel()
-        await asyncio.wait({self._health})
+        self._admission.close()  # who waits for a turn gets an answer, not a cut connection
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.wait(self._tasks)
         await self._grpc.stop(_STOP_GRACE if self.gate.inflight else 0)
         await self._rest.stop()
         await self._link.stop()
+        await self._admission.stop()
         self.client.shutdown()
 
 

@@ -4,7 +4,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from enum import IntEnum
 
-from serving.routing.router import Pick
+from serving.routing.decision import Pick
 
 
 class Priority(IntEnum):

@@ -4,16 +4,17 @@
 a rank, submits, and yields vLLM's ``RequestOutput`` exactly as an engine in this process would.
 """
 
-import asyncio
+import contextlib
 import itertools
+import random
 from collections.abc import AsyncGenerator, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import msgspec
 from typing_extensions import override
 from vllm.config import VllmConfig
 from vllm.engine.protocol import EngineClient, StreamingInput
-from vllm.exceptions import VLLMClientError
 from vllm.inputs import EngineInput, PromptType
 from vllm.lora.request import LoRARequest
 from vllm.outputs import PoolingRequestOutput, RequestOutput
@@ -27,23 +28,16 @@ from vllm.v1.engine.input_processor import InputProcessor
 from vllm.v1.kv_hints import KvHintsEnvelope
 
 from serving.clock import Clock, SystemClock
-from serving.errors import (
-    DeadlineExceeded,
-    GroupLost,
-    NotReady,
-    Overloaded,
-    ServingError,
-    Unsupported,
-    status_of,
-)
+from serving.errors import NotReady, Overloaded, ServingError, Unsupported, status_of
+from serving.fleet.caller import Caller, caller
 from serving.fleet.deadline import deadline_var
 from serving.fleet.errors import visible
-from serving.fleet.membership import RankHandle, Roster
+from serving.fleet.membership import Roster
 from serving.fleet.outputs import Transcript
-from serving.fleet.stream import RequestStream
+from serving.fleet.request import FleetRequest, Placer, Prepared, counted
+from serving.fleet.resume import needs_seed
 from serving.fleet.turnstile import OpenTurnstile, Turnstile
 from serving.link.v1 import link_pb2
-from serving.routing.router import Demand, NoPick, pick_rank
 from serving.settings import Settings
 from serving.telemetry import metrics
 
@@ -70,8 +64,10 @@ class FleetClient(EngineClient):
         self._clock = clock or SystemClock()
         self._turnstile: Turnstile = turnstile or OpenTurnstile(self._clock)
         self._inflight = 0
+        self._placer = Placer(roster, settings.routing, self._clock)
         self._numbers = itertools.count(1)
-        self._turns = itertools.count()
+        self._random = random.SystemRandom()
+        roster.subscribe(self._turnstile.wake)
 
     # -- what vLLM's app asks for -------------------------------------------------------
 
@@ -113,22 +109,20 @@ class FleetClient(EngineClient):
     def check_admission(self, n: int = 1, request_id: str | None = None) -> None:
         """Refuse before any work is done, while an HTTP status can still be sent.
 
+        Having no ready group is no reason: requests wait for one until their deadline.
+
         Raises:
-            NotReady: no group is ready.
-            Overloaded: this router holds as many requests as it may.
+            Overloaded: this router holds as many requests as it may, or the turnstile says so.
         """
         del n, request_id
         limit = self._settings.router.max_inflight_requests
-        if self._inflight >= limit:
-            metrics.REQUESTS.labels("OVERLOADED").inc()
-            raise visible(
-                Overloaded(f"this router holds {limit} requests already; try again later"),
-            )
-        if not self.roster.ready:
-            metrics.REQUESTS.labels("NOT_READY").inc()
-            pick = pick_rank(self.roster.snapshot(), Demand(0))
-            why = pick.reason if isinstance(pick, NoPick) else "no group is ready"
-            raise visible(NotReady(f"{why}; try again in a moment"))
+        try:
+            if self._inflight >= limit:
+                raise Overloaded(f"this router holds {limit} requests already; try again later")
+            self._turnstile.check(caller())
+        except ServingError as error:
+            metrics.REQUESTS.labels(status_of(error).reason).inc()
+            raise visible(error) from error
 
     @override
     async def check_health(self) -> None:
@@ -187,12 +181,15 @@ class FleetClient(EngineClient):
             "a data-parallel rank (the router picks one)": data_parallel_rank is not None,
             "KV hints": kv_hints is not None,
         }
-        del session_id  # affinity comes with the routing issue; a session works without it
+        who = caller()
+        if session_id is not None and who.session_id is None:
+            who = replace(who, session_id=session_id)
         return self._generate(
             prompt,
             sampling_params,
             request_id,
             work,
+            caller=who,
             deadline=deadline,
             unsupported=[name for name, asked_for in unsupported.items() if asked_for],
             tokenization_kwargs=tokenization_kwargs,
@@ -206,6 +203,7 @@ class FleetClient(EngineClient):
         request_id: str,
         work: link_pb2.Submit,
         *,
+        caller: Caller,
         deadline: float,
         unsupported: list[str],
         tokenization_kwargs: dict[str, Any] | None,
@@ -214,54 +212,32 @@ class FleetClient(EngineClient):
         if unsupported:
             raise visible(Unsupported(f"{', '.join(unsupported)} cannot be served here"))
         self.check_admission(params.n, request_id)
-        begun = self._clock.monotonic()
         self._inflight += 1
-        metrics.INFLIGHT_REQUESTS.inc()
-        outcome = "CANCELLED"
-        handle: RankHandle | None = None
-        stream: RequestStream | None = None
-        timer: asyncio.TimerHandle | None = None
         try:
-            stream = await self._prepare(
-                prompt,
-                params,
-                request_id,
-                work,
-                tokenization_kwargs=tokenization_kwargs,
-                prompt_text=prompt_text,
-            )
-            handle = self._submit(stream)
-            timer = asyncio.get_running_loop().call_later(
-                max(deadline - self._clock.monotonic(), 0), _expire, stream, handle
-            )
-            finished = False
-            while not finished:
-                output = await stream.next()
-                finished = output.finished
-                if finished:
-                    outcome = "OK"
-                    metrics.CACHED_TOKENS.inc(stream.transcript.cached_tokens)
-                yield output
-        except ServingError as error:
-            outcome = status_of(error).reason
-            raise
-        except VLLMClientError:
-            outcome = "INVALID_REQUEST"
-            raise
-        except (asyncio.CancelledError, GeneratorExit):
-            raise
-        except Exception:
-            outcome = "INTERNAL"
-            raise
+            with counted(self._clock):
+                prepared = await self._prepare(
+                    prompt,
+                    params,
+                    request_id,
+                    work,
+                    caller=caller,
+                    deadline=deadline,
+                    tokenization_kwargs=tokenization_kwargs,
+                    prompt_text=prompt_text,
+                )
+                request = FleetRequest(
+                    prepared,
+                    placer=self._placer,
+                    turnstile=self._turnstile,
+                    roster=self.roster,
+                    settings=self._settings.fleet,
+                    clock=self._clock,
+                )
+                async with contextlib.aclosing(request.outputs()) as outputs:
+                    async for output in outputs:
+                        yield output
         finally:
-            if timer is not None:
-                timer.cancel()
-            if handle is not None and stream is not None:
-                handle.release(stream)
             self._inflight -= 1
-            metrics.INFLIGHT_REQUESTS.dec()
-            metrics.REQUESTS.labels(outcome).inc()
-            metrics.REQUEST_SECONDS.observe(self._clock.monotonic() - begun)
 
     async def _prepare(
         self,
@@ -270,9 +246,11 @@ class FleetClient(EngineClient):
         request_id: str,
         work: link_pb2.Submit,
         *,
+        caller: Caller,
+        deadline: float,
         tokenization_kwargs: dict[str, Any] | None,
         prompt_text: str | None,
-    ) -> RequestStream:
+    ) -> Prepared:
         """Check and normalise the request with vLLM's own code, and fill in ``work``."""
         arguments: dict[str, Any] = {
             "supported_tasks": _TASKS,
@@ -303,30 +281,11 @@ class FleetClient(EngineClient):
         )
         # Deltas travel whatever the caller wants: the transcript gives them out in his kind.
         checked.output_kind = RequestOutputKind.DELTA
+        if needs_seed(checked):
+            checked.seed = self._random.getrandbits(32)
         work.prompt_token_ids.extend(prompt_ids)
         work.sampling_params = msgspec.msgpack.encode(checked)
-        return RequestStream(
-            work,
-            transcript,
-            self._clock,
-            max_tokens=checked.max_tokens or 1,
-            choices=checked.n,
-        )
-
-    def _submit(self, stream: RequestStream) -> RankHandle:
-        demand = Demand(len(stream.transcript.prompt_token_ids), stream.expected_output)
-        pick = pick_rank(self.roster.snapshot(), demand, turn=next(self._turns))
-        if isinstance(pick, NoPick):
-            raise visible(NotReady(f"{pick.reason}; try again in a moment"))
-        handle = self.roster.handle(pick.group_id, pick.epoch, pick.rank)
-        if handle is None:
-            raise visible(GroupLost("the rank was lost while the request was sent; try again"))
-        try:
-            handle.submit(stream)
-        except ServingError as error:
-            raise visible(error) from error
-        metrics.PROMPT_TOKENS.inc(demand.prompt_tokens)
-        return handle
+        return Prepared(request_id, work, checked, transcript, caller, deadline)
 
     # -- what an engine could do and a fleet does not -----------------------------------
 
@@ -458,9 +417,3 @@ class FleetClient(EngineClient):
 
 def _engine_only(name: str) -> ServingError:
     return visible(Unsupported(f"{name} is not offered by the router: it concerns one engine"))
-
-
-def _expire(stream: RequestStream, handle: RankHandle) -> None:
-    # Release first: the rank stops at once, also when the caller is slow to look.
-    handle.release(stream)
-    stream.fail(DeadlineExceeded("the request's deadline passed before it was finished"))

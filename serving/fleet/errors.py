@@ -35,7 +35,7 @@ def visible(error: ServingError) -> ServingError:
         _TWINS[ours] = type(ours.__name__, (ours, foreign), {"__doc__": ours.__doc__})
     status = () if foreign is VLLMValidationError else (HTTPStatus(status_of(error).http),)
     made = _TWINS[ours].__new__(_TWINS[ours], str(error))
-    foreign.__init__(made, str(error), *status)  # type: ignore[arg-type]
+    foreign.__init__(made, str(error), *status)
     vars(made).update(vars(error))
     made.__cause__ = error.__cause__
     return made

@@ -21,6 +21,10 @@ _FINISH_REASONS: dict[int, str] = {
 """As ``str(vllm.v1.engine.FinishReason)``."""
 
 
+class DivergedError(ValueError):
+    """A replay brought something else than what was emitted before."""
+
+
 class _Choice:
     """One of the n answers."""
 
@@ -30,6 +34,8 @@ class _Choice:
         "index",
         "logprobs",
         "moved",
+        "replayed_text",
+        "replayed_tokens",
         "stop_reason",
         "taken_texts",
         "taken_tokens",
@@ -53,14 +59,30 @@ class _Choice:
         self.taken_texts = 0
         self.moved = False
         self.words = params.detokenize
+        # While a replay has not come to where the answer was: how far it is.
+        self.replayed_tokens: int | None = None
+        self.replayed_text: str | None = None
+
+    def rewind(self) -> None:
+        self.replayed_tokens = 0
+        self.replayed_text = ""
 
     def apply(self, delta: link_pb2.ChoiceDelta) -> None:
+        known = self._known_tokens(delta)
+        text = self._new_text(delta.text)
+        if self.replayed_tokens is not None and delta.finish_reason and not self.finish_reason:
+            raise DivergedError(
+                f"the answer ended after {self.replayed_tokens} tokens, "
+                f"{len(self.token_ids)} were sent",
+            )
+        if self.finish_reason is not None:
+            return  # it had ended before the cut; all of it was the same again
         self.moved = True
-        self.token_ids.extend(delta.token_ids)
-        if delta.text:
-            self.texts.append(delta.text)
+        self.token_ids.extend(delta.token_ids[known:])
+        if text:
+            self.texts.append(text)
         if self.logprobs is not None:
-            for position in delta.logprobs:
+            for position in delta.logprobs[known:]:
                 self.logprobs.append(_candidates(position, words=self.words))
                 # The chosen token comes first.
                 self.cumulative_logprob = (self.cumulative_logprob or 0.0) + position.logprobs[0]
@@ -71,6 +93,42 @@ class _Choice:
                     self.stop_reason = delta.stop_string
                 case "stop_token_id":
                     self.stop_reason = delta.stop_token_id
+
+    def _known_tokens(self, delta: link_pb2.ChoiceDelta) -> int:
+        """Return how many of the delta's tokens were emitted before the cut.
+
+        Raises:
+            DivergedError: they are others.
+        """
+        if self.replayed_tokens is None:
+            return 0
+        begin = self.replayed_tokens
+        expected = self.token_ids[begin : begin + len(delta.token_ids)]
+        if expected != delta.token_ids[: len(expected)] or (
+            self.finish_reason and len(expected) < len(delta.token_ids)
+        ):
+            raise DivergedError(f"other tokens came from position {begin} on")
+        self.replayed_tokens += len(expected)
+        if self.replayed_tokens == len(self.token_ids) and not self.finish_reason:
+            self.replayed_tokens = None
+        return len(expected)
+
+    def _new_text(self, text: str) -> str:
+        """Return what of the text was not emitted before the cut.
+
+        Raises:
+            DivergedError: it is another text.
+        """
+        if self.replayed_text is None:
+            return text
+        self.replayed_text += text
+        known = "".join(self.texts)
+        if not (known.startswith(self.replayed_text) or self.replayed_text.startswith(known)):
+            raise DivergedError(f"another text came for the {len(known)} characters sent")
+        if len(self.replayed_text) < len(known):
+            return ""
+        fresh, self.replayed_text = self.replayed_text[len(known) :], None
+        return fresh
 
     def take(self, *, delta: bool) -> CompletionOutput:
         first_token, first_text = (self.taken_tokens, self.taken_texts) if delta else (0, 0)
@@ -120,6 +178,14 @@ class Transcript:
         """Tokens emitted so far, over all choices."""
         return sum(len(choice.token_ids) for choice in self._choices)
 
+    def rewind(self) -> None:
+        """Expect the answer from its start again: what comes is compared and skipped.
+
+        Choices that had ended stay ended, and must end the same way again.
+        """
+        for choice in self._choices:
+            choice.rewind()
+
     def emitted(self, index: int) -> list[int]:
         """Return the token ids that choice ``index`` has emitted."""
         return self._choices[index].token_ids
@@ -139,6 +205,7 @@ class Transcript:
         Raises:
             ValueError: it names a choice that was not asked for, or its log-probabilities
                 do not match its tokens; nothing was added then.
+            DivergedError: it is not what a replay had to bring; the request cannot go on.
         """
         wanted = self._choices[0].logprobs is not None
         for choice in delta.choices:
@@ -156,10 +223,10 @@ class Transcript:
                     _candidates(position, words=self._params.detokenize) or None
                     for position in delta.prompt_logprobs
                 )
-        tokens = 0
+        before = self.emitted_tokens
         for choice in delta.choices:
-            tokens += len(choice.token_ids)
             self._choices[choice.index].apply(choice)
+        tokens = self.emitted_tokens - before
         if delta.finished:
             self.finished = True
             for unfinished in self._choices:

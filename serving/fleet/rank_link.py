@@ -5,8 +5,8 @@ from collections.abc import Awaitable, Callable
 
 from serving.clock import Clock
 from serving.errors import GroupLost, InvalidRequest, Overloaded
-from serving.fleet.membership import MemberKey, Roster
-from serving.fleet.stream import RequestStream
+from serving.fleet.membership import Roster
+from serving.fleet.rank_handle import LinkedStream, MemberKey
 from serving.link.v1 import link_pb2
 from serving.telemetry import metrics
 
@@ -14,7 +14,7 @@ Write = Callable[[link_pb2.RouterMessage], Awaitable[None]]
 
 
 class RankLink:
-    """Implements ``membership.RankHandle`` on a Join stream.
+    """Implements ``rank_handle.RankHandle`` on a Join stream.
 
     Requests and aborts gather in the send queue and go down together in one frame when the
     sender gets to run. The queue is bounded: a rank that does not take its frames refuses work.
@@ -31,6 +31,7 @@ class RankLink:
         silence_limit: float,
     ) -> None:
         self.key = key
+        self._rank = (key.group_id, key.epoch, key.rank)
         self.closed = asyncio.Event()
         self.close_reason = ""
         self._roster = roster
@@ -39,7 +40,7 @@ class RankLink:
         # Half: room for what else the frame holds and for protobuf's own framing.
         self._frame_bytes = max_frame_bytes // 2
         self._silence_limit = silence_limit
-        self._streams: dict[str, RequestStream] = {}
+        self._streams: dict[str, LinkedStream] = {}
         # What each of them counts for in the sum below, as of its last frame.
         self._counted: dict[str, int] = {}
         self._outstanding = 0
@@ -69,7 +70,7 @@ class RankLink:
         """Seconds from Ping to Pong, last seen."""
         return self._round_trip
 
-    def submit(self, stream: RequestStream) -> None:
+    def submit(self, stream: LinkedStream) -> None:
         """Queue a request for the rank.
 
         Raises:
@@ -94,28 +95,29 @@ class RankLink:
         self._count(stream)
         self._wake.set()
 
-    def release(self, stream: RequestStream) -> None:
+    def release(self, stream: LinkedStream) -> None:
         """Forget a request, and abort it on the rank if the rank may still run it."""
         if self._streams.get(stream.request_id) is not stream:
             return
         self._forget(stream)
-        if stream.transcript.finished or self.closed.is_set():
+        if stream.finished or self.closed.is_set():
             return
         if self._submits.pop(stream.request_id, None) is None:
             self._aborts.append(stream.request_id)
             self._wake.set()
 
-    def fence(self, reason: str) -> None:
+    def fence(self, reason: str, *, planned: bool = False) -> None:
         """Fail all requests on the rank with GroupLost and abort them there."""
         for stream in tuple(self._streams.values()):
             self.release(stream)
-            stream.fail(GroupLost(f"{reason}; the request can be sent again"))
+            stream.fail(GroupLost(f"{reason}; the request can be sent again", planned=planned))
 
     def close(self, reason: str) -> None:
         """End the link; its Join call returns."""
         if not self.closed.is_set():
             self.close_reason = reason
             self.closed.set()
+            self._roster.prefixes.forget(self._rank)
             self._wake.set()
 
     # -- the wire -----------------------------------------------------------------------
@@ -140,6 +142,16 @@ class RankLink:
                     self._wake.set()
             else:
                 self._count(stream)
+        if message.HasField("kv_events") and not self.closed.is_set():
+            events = message.kv_events
+            self._roster.prefixes.apply(
+                self._rank,
+                sequence=events.sequence,
+                reset=events.reset,
+                block_size=events.block_size,
+                removed=events.removed,
+                stored=events.stored,
+            )
         if message.HasField("load"):
             self._roster.report(self.key, self, message.load)
         if message.HasField("drain"):
@@ -201,11 +213,11 @@ class RankLink:
             frame.ping.number = self._ping_number
         return frame
 
-    def _count(self, stream: RequestStream) -> None:
+    def _count(self, stream: LinkedStream) -> None:
         now = stream.outstanding_tokens
         self._outstanding += now - self._counted.get(stream.request_id, 0)
         self._counted[stream.request_id] = now
 
-    def _forget(self, stream: RequestStream) -> None:
+    def _forget(self, stream: LinkedStream) -> None:
         del self._streams[stream.request_id]
         self._outstanding -= self._counted.pop(stream.request_id)

@@ -1,36 +1,32 @@
-"""One request between its caller and the rank that runs it."""
+"""One request between its caller and a rank that runs it."""
 
 import asyncio
 
 from vllm.outputs import RequestOutput
 
 from serving.clock import Clock
-from serving.errors import EngineError, ServingError
-from serving.fleet.errors import error_of, visible
-from serving.fleet.outputs import Transcript
+from serving.errors import EngineError, GroupLost, ServingError
+from serving.fleet.errors import error_of
+from serving.fleet.outputs import DivergedError, Transcript
 from serving.link.v1 import link_pb2
 from serving.telemetry import metrics
 
-EXPECTED_OUTPUT_LIMIT = 1024
-"""Most output tokens that a choice counts for in routing: clients rarely use up a large
-max_tokens, and one that names none must not look like the end of the world."""
-
 
 class RequestStream:
-    """Holds the request, collects its deltas, and wakes its caller at most once a frame.
+    """One request on one rank: collects its deltas and wakes its caller at most once a frame.
 
     Memory is bounded by the request itself: what the caller has not taken merges in the
-    transcript, which never holds more than the prompt and max_tokens for each choice.
+    transcript, which never holds more than the prompt and max_tokens for each choice. When the
+    rank is lost, the transcript goes on in the stream of the next one.
     """
 
     __slots__ = (
-        "_clock",
         "_error",
         "_expected_output",
-        "_last_at",
         "_ready",
-        "_submitted_at",
-        "first_at",
+        "_seen_tokens",
+        "_started",
+        "pace",
         "transcript",
         "work",
     )
@@ -39,19 +35,17 @@ class RequestStream:
         self,
         work: link_pb2.Submit,
         transcript: Transcript,
-        clock: Clock,
+        pace: "Pace",
         *,
-        max_tokens: int,
-        choices: int = 1,
+        expected_output: int,
     ) -> None:
         self.work = work
         self.transcript = transcript
-        self.first_at: float | None = None
-        self._clock = clock
-        self._submitted_at = clock.monotonic()
-        self._last_at = self._submitted_at
+        self.pace = pace
         self._error: ServingError | None = None
-        self._expected_output = min(max_tokens, EXPECTED_OUTPUT_LIMIT) * choices
+        self._expected_output = expected_output
+        self._started = False
+        self._seen_tokens = 0
         self._ready = asyncio.Event()
 
     @property
@@ -60,9 +54,9 @@ class RequestStream:
         return self.work.request_id
 
     @property
-    def expected_output(self) -> int:
-        """Output tokens to expect over all choices."""
-        return self._expected_output
+    def finished(self) -> bool:
+        """Whether the rank is done with it, well."""
+        return self.transcript.finished
 
     @property
     def done(self) -> bool:
@@ -70,12 +64,22 @@ class RequestStream:
         return self.transcript.finished or self._error is not None
 
     @property
+    def seen_tokens(self) -> int:
+        """Tokens that this rank has generated, those of a replay included."""
+        return self._seen_tokens
+
+    @property
     def outstanding_tokens(self) -> int:
         """Prompt and output tokens that the rank has still to compute."""
         if self.done:
             return 0
-        prompt = 0 if self.transcript.started else len(self.transcript.prompt_token_ids)
-        return prompt + max(self._expected_output - self.transcript.emitted_tokens, 1)
+        prompt = 0 if self._started else len(self.work.prompt_token_ids)
+        return prompt + self.outstanding_output
+
+    @property
+    def outstanding_output(self) -> int:
+        """Tokens that are expected to come, over all choices."""
+        return max(self._expected_output - self._seen_tokens, 1)
 
     def receive(self, delta: link_pb2.Delta) -> None:
         """Take in a delta from the rank. Ignored once the request is done."""
@@ -84,20 +88,35 @@ class RequestStream:
         if delta.HasField("error"):
             self.fail(error_of(delta.error))
             return
+        if any(choice.finish_reason == link_pb2.ChoiceDelta.ABORT for choice in delta.choices):
+            # Nobody here asked for that: we stop listening before we abort.
+            self.fail(GroupLost("the rank ended the request; the request can be sent again"))
+            return
         try:
             tokens = self.transcript.apply(delta)
+        except DivergedError as error:
+            self.fail(
+                GroupLost(
+                    f"its group was lost, and another one did not repeat the answer ({error}); "
+                    "the request can be sent again",
+                    final=True,
+                )
+            )
+            return
         except ValueError as error:
             self.fail(EngineError(f"the rank sent a delta that does not fit: {error}"))
             return
+        self._started = True
+        self._seen_tokens += sum(len(choice.token_ids) for choice in delta.choices)
         if tokens:
-            self._measure(tokens)
+            self.pace.count(tokens)
         if self.transcript.takeable:
             self._ready.set()
 
     def fail(self, error: ServingError) -> None:
         """End the request with an error; what was emitted before is still given out first."""
         if not self.done:
-            self._error = visible(error)
+            self._error = error
             self._ready.set()
 
     async def next(self) -> RequestOutput:
@@ -115,12 +134,33 @@ class RequestStream:
                 raise self._error
             await self._ready.wait()
 
-    def _measure(self, tokens: int) -> None:
+
+class Pace:
+    """When a request's tokens came, over all ranks that it ran on; feeds the latency metrics."""
+
+    __slots__ = ("_begun_at", "_clock", "_last_at", "_lost_at", "first_at")
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._begun_at = self._last_at = clock.monotonic()
+        self._lost_at: float | None = None
+        self.first_at: float | None = None
+
+    def count(self, tokens: int) -> None:
+        """Note that so many tokens came just now."""
         now = self._clock.monotonic()
         if self.first_at is None:
             self.first_at = now
-            metrics.TIME_TO_FIRST_TOKEN.observe(now - self._submitted_at)
+            metrics.TIME_TO_FIRST_TOKEN.observe(now - self._begun_at)
         else:
             metrics.INTER_TOKEN_LATENCY.observe((now - self._last_at) / tokens)
+        if self._lost_at is not None:
+            metrics.RESUME_SECONDS.observe(now - self._lost_at)
+            self._lost_at = None
         self._last_at = now
         metrics.GENERATED_TOKENS.inc(tokens)
+
+    def lost(self) -> None:
+        """Note that the group was lost; the next new token ends the gap."""
+        if self._lost_at is None:
+            self._lost_at = self._clock.monotonic()

@@ -10,7 +10,7 @@ from vllm.pooling_params import PoolingParams
 from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
 
 from serving.engine.delta_codec import decode_params, decode_parser_kwargs
-from serving.errors import DeadlineExceeded, EngineError, NotReady, Overloaded, Unsupported
+from serving.errors import DeadlineExceeded, PoisonRequest, NotReady, Overloaded, Unsupported
 from serving.fleet.deadline import deadline_var
 from serving.link.v1 import link_pb2
 from serving.settings import RouterSettings
@@ -69,7 +69,7 @@ async def test_all_kinds_tell_the_same(router, engines, n):
         assert last == choice
     for outputs in (deltas, cumulative, final):
         assert [output.finished for output in outputs] == [*[False] * (len(outputs) - 1), True]
-        assert outputs[0].prompt_token_ids == [10, 11, 12]
+        assert outputs[0].prompt_token_ids == [12, 11, 10]
         assert outputs[0].num_cached_tokens == 2
         assert outputs[0].request_id == "x"
 
@@ -223,15 +223,24 @@ async def test_engine_commands_are_unsupported(router, name):
 
 
 async def test_not_ready_says_what_is_missing(fleet, router, until):
-    with pytest.raises(NotReady, match="no group has joined this router yet"):
-        router.client.check_admission()
     with pytest.raises(NotReady):
         await router.client.check_health()
+    token = deadline_var.set(asyncio.get_running_loop().time() + 0.05)
+    with pytest.raises(DeadlineExceeded, match="no group has joined this router yet"):
+        await collect(router.generate())
     rank = await fleet.rank(router, world=2)
     await until(lambda: router.roster.snapshot().groups)
-    with pytest.raises(NotReady, match="waits for 1"):
+    with pytest.raises(DeadlineExceeded, match="waits for 1"):
         await collect(router.generate())
+    deadline_var.reset(token)
     assert not rank.engine.started
+
+
+async def test_a_request_waits_for_a_group_to_come(fleet, router):
+    waiting = asyncio.create_task(collect(router.generate()))
+    await asyncio.sleep(0)
+    await fleet.group(router)
+    assert (await waiting)[-1].finished
 
 
 async def test_ready_fleet_is_healthy(router, engines):
@@ -328,7 +337,7 @@ async def test_request_timeout_bounds_every_request(fleet, until):
     await until(lambda: not rank.engine.running, "the abort")
 
 
-async def test_engine_error_reaches_the_caller_alone(router, engines):
+async def test_a_request_that_engines_fail_on_is_refused_as_poison(router, engines):
     class Broken:
         async def __call__(self, work):
             yield link_pb2.Delta(
@@ -341,9 +350,8 @@ async def test_engine_error_reaches_the_caller_alone(router, engines):
 
     for engine in engines:
         engine.generate = Broken()
-    with pytest.raises(EngineError, match="out of blocks"):
+    with pytest.raises(PoisonRequest, match="2 groups were lost"):
         await collect(router.generate())
-    assert router.roster.ready
     assert router.client.inflight_requests == 0
 
 

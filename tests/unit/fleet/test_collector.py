@@ -12,7 +12,7 @@ class Handle:
     outstanding_tokens = 40
     round_trip = None
 
-    def fence(self, reason):
+    def fence(self, reason, *, planned=False):
         pass
 
     def close(self, reason):

@@ -48,7 +48,7 @@ def test_visible_keeps_the_cause_and_is_idempotent():
     [
         pytest.param(CODES.INVALID_REQUEST, InvalidRequest, id="invalid"),
         pytest.param(CODES.ENGINE_FAILED, EngineError, id="engine"),
-        pytest.param(CODES.DRAINING, NotReady, id="draining"),
+        pytest.param(CODES.DRAINING, GroupLost, id="draining"),
         pytest.param(CODES.ABORTED, GroupLost, id="aborted"),
         pytest.param(CODES.OVERLOADED, Overloaded, id="overloaded"),
         pytest.param(CODES.CODE_UNSPECIFIED, EngineError, id="unspecified"),

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from serving.fleet.membership import TRANSITIONS, GroupEvent, JoinRefused, Roster
+from serving.fleet.group_states import TRANSITIONS, GroupEvent
+from serving.fleet.membership import JoinRefused, Roster
 from serving.link.v1 import link_pb2
 from serving.routing.snapshot import MemberState
 from serving.settings import FleetSettings
@@ -37,7 +38,7 @@ class Handle:
         self.outstanding_tokens = 0
         self.round_trip = None
 
-    def fence(self, reason):
+    def fence(self, reason, *, planned=False):
         self.fenced.append(reason)
 
     def close(self, reason):

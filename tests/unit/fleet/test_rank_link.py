@@ -6,10 +6,11 @@ import pytest
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
 from serving.errors import EngineError, GroupLost, InvalidRequest, Overloaded
-from serving.fleet.membership import MemberKey, Roster
+from serving.fleet.membership import Roster
+from serving.fleet.rank_handle import MemberKey
 from serving.fleet.outputs import Transcript
 from serving.fleet.rank_link import RankLink
-from serving.fleet.stream import RequestStream
+from serving.fleet.stream import Pace, RequestStream
 from serving.link.v1 import link_pb2
 from serving.settings import FleetSettings
 
@@ -49,10 +50,10 @@ def link(roster, clock):
 
 
 def stream(name, clock=None, *, prompt=3, max_tokens=10):
-    work = link_pb2.Submit(request_id=name)
+    work = link_pb2.Submit(request_id=name, prompt_token_ids=[1] * prompt)
     kind = RequestOutputKind.DELTA
     transcript = Transcript(name, [1] * prompt, SamplingParams(), kind)
-    return RequestStream(work, transcript, clock or Clock(), max_tokens=max_tokens)
+    return RequestStream(work, transcript, Pace(clock or Clock()), expected_output=max_tokens)
 
 
 def delta(name, *tokens, finished=False, **fields):

@@ -1,0 +1,314 @@
+"""The life of one request in the fleet: its turn, a rank, its outputs; on when that is lost.
+
+    enter the turnstile -> launch on a rank -> outputs … -> finished
+                               ^                   |
+                               └── plan <── its group was lost
+
+The caller sees one unbroken stream. What ends it early is one typed error.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import structlog
+from vllm.exceptions import VLLMClientError
+from vllm.outputs import RequestOutput
+from vllm.sampling_params import SamplingParams
+
+from serving.clock import Clock
+from serving.errors import (
+    DeadlineExceeded,
+    EngineError,
+    GroupLost,
+    InvalidRequest,
+    Overloaded,
+    PoisonRequest,
+    ServingError,
+    status_of,
+)
+from serving.fleet.caller import Caller
+from serving.fleet.errors import visible
+from serving.fleet.membership import Roster
+from serving.fleet.outputs import Transcript
+from serving.fleet.rank_handle import MemberKey, RankHandle
+from serving.fleet.resume import plan
+from serving.fleet.stream import Pace, RequestStream
+from serving.fleet.turnstile import Ask, Ticket, Turnstile
+from serving.link.block_names import PromptNames
+from serving.link.v1 import link_pb2
+from serving.routing.chooser import Chooser
+from serving.routing.decision import Demand, NoPick, NoPickKind, Pick
+from serving.settings import FleetSettings, RoutingSettings
+from serving.telemetry import metrics
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+EXPECTED_OUTPUT_LIMIT = 1024
+"""Most output tokens that a choice counts for in admission and routing: clients rarely use up a
+large max_tokens, and one that names none must not look like the end of the world."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A request that was checked and is ready to be sent."""
+
+    request_id: str
+    """The caller's."""
+    work: link_pb2.Submit
+    params: SamplingParams
+    transcript: Transcript
+    caller: Caller
+    deadline: float
+    """Seconds on the router's monotonic clock."""
+
+    @property
+    def expected_output(self) -> int:
+        """Output tokens to expect, over all choices."""
+        each = min(self.params.max_tokens or 1, EXPECTED_OUTPUT_LIMIT)
+        return int(each * self.params.n)
+
+
+class Placer:
+    """Puts requests on ranks: asks routing, tells the rank."""
+
+    def __init__(self, roster: Roster, settings: RoutingSettings, clock: Clock) -> None:
+        self._roster = roster
+        self._clock = clock
+        self._chooser = Chooser(settings, roster.prefixes)
+
+    def place(self, stream: RequestStream, demand: Demand) -> tuple[Pick, RankHandle] | str:
+        """Send the request to the rank that routing picks, or say why no rank takes it now.
+
+        Raises:
+            InvalidRequest: no rank ever takes it.
+        """
+        pick = self._chooser.choose(self._roster.snapshot(), demand, self._clock.monotonic())
+        if isinstance(pick, NoPick):
+            if pick.kind is NoPickKind.TOO_LARGE:
+                raise InvalidRequest(pick.reason)
+            return pick.reason
+        handle = self._roster.handle(pick.group_id, pick.epoch, pick.rank)
+        if handle is None:
+            return "the rank was lost just now"
+        try:
+            handle.submit(stream)
+        except (GroupLost, Overloaded) as error:
+            return str(error)
+        return pick, handle
+
+
+class FleetRequest:
+    """One request; ``outputs`` runs it."""
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        *,
+        placer: Placer,
+        turnstile: Turnstile,
+        roster: Roster,
+        settings: FleetSettings,
+        clock: Clock,
+    ) -> None:
+        self._prepared = prepared
+        self._placer = placer
+        self._turnstile = turnstile
+        self._roster = roster
+        self._settings = settings
+        self._clock = clock
+        self._stream = RequestStream(
+            prepared.work,
+            prepared.transcript,
+            Pace(clock),
+            expected_output=prepared.expected_output,
+        )
+        self._prompt = PromptNames(prepared.work.prompt_token_ids)
+        self._pick: Pick | None = None
+        self._handle: RankHandle | None = None
+        self._ticket: Ticket | None = None
+        self._expired = False
+        self._losses = 0
+        """Groups that were lost under it without anybody's intention."""
+        self._suspicions = 0
+        """How many of them were lost soon after they had begun it."""
+
+    async def outputs(self) -> AsyncGenerator[RequestOutput, None]:
+        """Run the request; closing the generator aborts it on its rank at once.
+
+        Raises:
+            ServingError: it failed.
+        """
+        prepared = self._prepared
+        try:
+            with self._timer():
+                self._ticket = await self._turnstile.enter(self._ask(), self._launch)
+                metrics.PROMPT_TOKENS.inc(len(prepared.transcript.prompt_token_ids))
+                while True:
+                    try:
+                        output = await self._stream.next()
+                    except (GroupLost, EngineError) as error:
+                        await self._go_on(error)
+                        continue
+                    yield output
+                    if output.finished:
+                        metrics.CACHED_TOKENS.inc(prepared.transcript.cached_tokens)
+                        return
+        except ServingError as error:
+            raise visible(error) from error.__cause__
+        finally:
+            self._release()
+            if self._ticket is not None:
+                self._ticket.release(generated_tokens=prepared.transcript.emitted_tokens)
+
+    def _ask(self) -> Ask:
+        prepared = self._prepared
+        return Ask(
+            request_id=prepared.request_id,
+            caller=prepared.caller,
+            prompt_tokens=len(prepared.transcript.prompt_token_ids),
+            output_tokens=prepared.expected_output,
+            deadline=prepared.deadline,
+        )
+
+    def _launch(self) -> str | None:
+        if self._expired:
+            raise _too_late()
+        stream = self._stream
+        caller = self._prepared.caller
+        demand = Demand(
+            len(stream.work.prompt_token_ids),
+            stream.outstanding_output,
+            prompt=self._prompt,
+            session_id=caller.session_id and f"{caller.tenant}/{caller.session_id}",
+            explain=caller.explain,
+        )
+        placed = self._placer.place(stream, demand)
+        if isinstance(placed, str):
+            return placed
+        self._pick, self._handle = placed
+        caller.journal.picks.append(self._pick)
+        return None
+
+    async def _go_on(self, error: GroupLost | EngineError) -> None:
+        """Continue on another rank after ``error``.
+
+        Raises:
+            ServingError: it cannot go on, or not in time.
+        """
+        prepared, lost = self._prepared, self._stream
+        lost.pace.lost()
+        if isinstance(error, EngineError) and self._pick is not None and self._handle is not None:
+            # The rank's own report would come too late: we might pick it again.
+            pick = self._pick
+            key = MemberKey(pick.group_id, pick.epoch, pick.rank)
+            self._roster.fault(key, self._handle, f"its engine failed: {error}")
+        self._release()
+        if isinstance(error, GroupLost) and error.final:
+            raise error
+        if not (isinstance(error, GroupLost) and error.planned):
+            self._count_loss(error)
+        journal = prepared.caller.journal
+        journal.resumes += 1
+        following = plan(
+            prepared.work,
+            prepared.params,
+            prepared.transcript,
+            attempt=journal.resumes,
+            expected_output=prepared.expected_output,
+        )
+        log.info(
+            "request goes on elsewhere",
+            request_id=prepared.request_id,
+            way=following.way.value,
+            emitted_tokens=prepared.transcript.emitted_tokens,
+            reason=str(error),
+        )
+        metrics.RESUMES.labels(following.way.value).inc()
+        self._stream = RequestStream(
+            following.work,
+            prepared.transcript,
+            lost.pace,
+            expected_output=following.expected_output,
+        )
+        self._prompt = PromptNames(following.work.prompt_token_ids)
+        assert self._ticket is not None
+        await self._ticket.again(self._launch)
+
+    def _count_loss(self, error: ServingError) -> None:
+        """Note that a group died under the request.
+
+        Raises:
+            PoisonRequest: it looks like the cause.
+            GroupLost: it was tried often enough.
+        """
+        self._losses += 1
+        # A group that ran it for a while did not die of it.
+        self._suspicions += self._stream.seen_tokens < self._settings.suspect_tokens
+        if self._suspicions >= self._settings.suspect_losses:
+            log.error(
+                "request refused: groups die of it",
+                request_id=self._prepared.request_id,
+                tenant=self._prepared.caller.tenant,
+                losses=self._losses,
+            )
+            raise PoisonRequest(
+                f"{self._suspicions} groups were lost just after they had begun this request; "
+                "it is not tried again"
+            ) from error
+        if self._losses > self._settings.max_resumes:
+            raise GroupLost(
+                f"{self._losses} groups were lost under this request (fleet.max_resumes is "
+                f"{self._settings.max_resumes}); it can be sent again"
+            ) from error
+
+    def _release(self) -> None:
+        handle, self._handle = self._handle, None
+        if handle is not None:
+            handle.release(self._stream)
+
+    @contextmanager
+    def _timer(self) -> Iterator[None]:
+        """End the request when its deadline passes, also when its caller is slow to look."""
+        left = max(self._prepared.deadline - self._clock.monotonic(), 0)
+        timer = asyncio.get_running_loop().call_later(left, self._expire)
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+    def _expire(self) -> None:
+        self._expired = True
+        self._release()  # first: the rank stops at once
+        self._stream.fail(_too_late())
+
+
+@contextmanager
+def counted(clock: Clock) -> Iterator[None]:
+    """Count a request in the metrics by how the block ends."""
+    begun = clock.monotonic()
+    metrics.INFLIGHT_REQUESTS.inc()
+    outcome = "OK"
+    try:
+        yield
+    except ServingError as error:
+        outcome = status_of(error).reason
+        raise
+    except VLLMClientError:
+        outcome = status_of(InvalidRequest()).reason
+        raise
+    except (asyncio.CancelledError, GeneratorExit):
+        outcome = "CANCELLED"
+        raise
+    except Exception:
+        outcome = "INTERNAL"
+        raise
+    finally:
+        metrics.INFLIGHT_REQUESTS.dec()
+        metrics.REQUESTS.labels(outcome).inc()
+        metrics.REQUEST_SECONDS.observe(clock.monotonic() - begun)
+
+
+def _too_late() -> DeadlineExceeded:
+    return DeadlineExceeded("the request's deadline passed before it was finished")
