@@ -69,9 +69,10 @@ def short_queue(ranks: Ranks, demand: Demand, settings: RoutingSettings) -> Rank
     return [
         rank
         for rank in ranks
-        if not rank.inflight_requests
+        if (waiting := rank.load.waiting_requests) <= 1
+        or not rank.inflight_requests
         or not rank.max_num_seqs
-        or rank.load.waiting_requests <= max(rank.max_num_seqs * share, 1)
+        or waiting <= rank.max_num_seqs * share
     ]
 
 

@@ -7,7 +7,7 @@ for all. deploy/docs/routing.md has the formulas.
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
-from serving.routing.decision import Demand, RankKey, key_of
+from serving.routing.decision import Demand, RankKey
 from serving.routing.snapshot import FleetSnapshot, RankSnapshot
 from serving.settings import RoutingSettings
 
@@ -26,14 +26,19 @@ class Evidence:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """Everything that scorers look at."""
+    """Everything that scorers look at. Lists are in the order of the candidates.
+
+    One pass over hundreds of ranks costs as much as all the rest, hence lists and no calls a rank.
+    """
 
     candidates: list[RankSnapshot]
     demand: Demand
     settings: RoutingSettings
     evidence: Evidence
-    busiest: Mapping[tuple[str, str], int]
-    """Outstanding tokens of the busiest rank of each group (id, epoch) with candidates."""
+    outstanding: list[int]
+    """Outstanding tokens of each."""
+    busiest: list[int]
+    """Outstanding tokens of the busiest rank of each one's group."""
     affinity_limit: float
     """Outstanding tokens above which a rank's cache and sessions count for nothing."""
 
@@ -47,18 +52,20 @@ class Scene:
         evidence: Evidence,
     ) -> "Scene":
         """Look at the fleet once for all scorers."""
-        mean = sum([rank.outstanding_tokens for rank in candidates]) / len(candidates)
+        outstanding = [rank.outstanding_tokens for rank in candidates]
+        # Group ids are unique among living groups.
+        busiest = {
+            group.group_id: max([rank.outstanding_tokens for rank in group.ranks], default=0)
+            for group in fleet.groups
+        }
+        mean = sum(outstanding) / len(outstanding)
         return cls(
             candidates,
             demand,
             settings,
             evidence,
-            {
-                (group.group_id, group.epoch): max(
-                    [rank.outstanding_tokens for rank in group.ranks], default=0
-                )
-                for group in fleet.groups
-            },
+            outstanding,
+            [busiest[rank.group_id] for rank in candidates],
             mean * settings.session_load_bound + settings.affinity_slack,
         )
 
@@ -69,14 +76,16 @@ Scorer = Callable[[Scene], list[float] | None]
 def load(scene: Scene) -> list[float]:
     """Prefer the fewest outstanding tokens: (least + own) / (this + own)."""
     own = max(scene.demand.tokens, 1)
-    outstanding = [rank.outstanding_tokens for rank in scene.candidates]
-    best = min(outstanding) + own
-    return [best / (tokens + own) for tokens in outstanding]
+    best = min(scene.outstanding) + own
+    return [best / (tokens + own) for tokens in scene.outstanding]
 
 
 def kv_room(scene: Scene) -> list[float]:
     """Prefer the most free KV cache, as reported, all routers' requests counted: 1 - usage."""
-    return [1 - min(max(rank.load.kv_usage, 0.0), 1.0) for rank in scene.candidates]
+    return [
+        1.0 - used if 0.0 <= (used := rank.load.kv_usage) <= 1.0 else float(used < 0)
+        for rank in scene.candidates
+    ]
 
 
 def prefix(scene: Scene) -> list[float] | None:
@@ -84,27 +93,33 @@ def prefix(scene: Scene) -> list[float] | None:
 
     Counts for less where the match is a guess, and for nothing past the affinity limit.
     """
-    evidence, limit = scene.evidence, scene.affinity_limit
-    if not evidence.matched or not scene.demand.prompt_tokens:
+    evidence, limit, prompt = scene.evidence, scene.affinity_limit, scene.demand.prompt_tokens
+    if not evidence.matched or not prompt:
         return None
     trust = scene.settings.history_trust
+    worth = {
+        key: min(tokens / prompt, 1.0) * (trust if key in evidence.guessed else 1.0)
+        for key, tokens in evidence.matched.items()
+    }
     return [
-        min(tokens / scene.demand.prompt_tokens, 1.0) * (trust if key in evidence.guessed else 1.0)
-        if (tokens := evidence.matched.get(key := key_of(rank), 0))
-        and rank.outstanding_tokens <= limit
-        else 0.0
-        for rank in scene.candidates
+        worth.get((rank.group_id, rank.epoch, rank.rank), 0.0) if tokens <= limit else 0.0
+        for rank, tokens in zip(scene.candidates, scene.outstanding, strict=True)
     ]
 
 
 def session(scene: Scene) -> list[float] | None:
     """Prefer the rank where the session was last: 1, or 0 past the affinity limit."""
-    sticky, limit = scene.evidence.sticky, scene.affinity_limit
-    if sticky is None:
+    if scene.evidence.sticky is None:
         return None
+    group_id, epoch, index = scene.evidence.sticky
     return [
-        1.0 if rank.outstanding_tokens <= limit and key_of(rank) == sticky else 0.0
-        for rank in scene.candidates
+        1.0
+        if rank.rank == index
+        and rank.group_id == group_id
+        and rank.epoch == epoch
+        and tokens <= scene.affinity_limit
+        else 0.0
+        for rank, tokens in zip(scene.candidates, scene.outstanding, strict=True)
     ]
 
 
@@ -115,10 +130,9 @@ def balance(scene: Scene) -> list[float]:
     is not the busiest costs the group nothing.
     """
     own = max(scene.demand.tokens, 1)
-    busiest = scene.busiest
     after = [
-        max(busiest[rank.group_id, rank.epoch], rank.outstanding_tokens + own)
-        for rank in scene.candidates
+        most if most > (mine := tokens + own) else mine
+        for most, tokens in zip(scene.busiest, scene.outstanding, strict=True)
     ]
     least = min(after)
     return [least / tokens for tokens in after]
