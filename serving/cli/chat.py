@@ -9,6 +9,7 @@ from typing import Annotated, TextIO
 
 import typer
 
+from serving.cli.access import ApiKeyOption, CaFileOption, access_from
 from serving.cli.chat_client import (
     ChatClient,
     GrpcChatClient,
@@ -24,6 +25,7 @@ from serving.cli.options import (
     SetOption,
     settings_from,
 )
+from serving.cli.state import state_folder
 from serving.errors import InvalidRequest, ServingError
 
 _WELCOME = "Talking to {model} at {where}. /help shows the commands, Ctrl-D leaves.\n"
@@ -79,6 +81,8 @@ def chat_command(
     sets: SetOption = None,
     port: PortOption = None,
     grpc_port: GrpcPortOption = None,
+    api_key: ApiKeyOption = None,
+    ca_file: CaFileOption = None,
 ) -> None:
     """Talk to the model.
 
@@ -97,13 +101,19 @@ def chat_command(
     model = name or settings.model.name
     sampling = Sampling(temperature=temperature, max_tokens=max_tokens)
     router = settings.router
+    access = access_from(api_key, ca_file, state_folder() if server is None else None)
     client: ChatClient
     if use_grpc:
         where = server or f"{router.host}:{router.grpc_port}"
-        client = GrpcChatClient(where, model, sampling, timeout=router.request_timeout)
+        client = GrpcChatClient(
+            where, model, sampling, timeout=router.request_timeout, access=access
+        )
     else:
-        where = server or f"http://{router.host}:{router.rest_port}"
-        client = RestChatClient(where, model, sampling, timeout=router.request_timeout)
+        scheme = "http" if access.ca_file is None else "https"
+        where = server or f"{scheme}://{router.host}:{router.rest_port}"
+        client = RestChatClient(
+            where, model, sampling, timeout=router.request_timeout, access=access
+        )
 
     screen = Screen(sys.stdout, show_reasoning=reasoning)
     conversation = Conversation(client, screen, system=system)

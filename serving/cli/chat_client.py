@@ -5,7 +5,7 @@ Both turn whatever fails into a ``ServingError`` whose message names the address
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import grpc
 import openai
@@ -14,9 +14,8 @@ from openai.types.chat.chat_completion_chunk import ChoiceDelta
 
 from serving import errors
 from serving.api.v1 import inference_pb2, inference_pb2_grpc
-
-CONNECT_TIMEOUT = 5.0
-"""Seconds until a router that does not answer counts as not running."""
+from serving.cli.access import NO_ACCESS, Access
+from serving.cli.grpc_client import CONNECT_TIMEOUT, error_of, open_channel, require_answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,24 +64,19 @@ _BY_HTTP: dict[int, type[errors.ServingError]] = {
     503: errors.NotReady,
     504: errors.DeadlineExceeded,
 }
-_BY_GRPC: dict[grpc.StatusCode, type[errors.ServingError]] = {
-    grpc.StatusCode.INVALID_ARGUMENT: errors.InvalidRequest,
-    grpc.StatusCode.UNAUTHENTICATED: errors.Unauthenticated,
-    grpc.StatusCode.PERMISSION_DENIED: errors.PermissionDenied,
-    grpc.StatusCode.NOT_FOUND: errors.ModelNotFound,
-    grpc.StatusCode.RESOURCE_EXHAUSTED: errors.Overloaded,
-    grpc.StatusCode.UNAVAILABLE: errors.NotReady,
-    grpc.StatusCode.DEADLINE_EXCEEDED: errors.DeadlineExceeded,
-    grpc.StatusCode.CANCELLED: errors.Cancelled,
-    grpc.StatusCode.UNIMPLEMENTED: errors.Unsupported,
-}
 
 
 class RestChatClient:
     """Over OpenAI REST, with the ``openai`` SDK that any client would use."""
 
     def __init__(
-        self, base_url: str, model: str, sampling: Sampling, *, timeout: float = 600.0
+        self,
+        base_url: str,
+        model: str,
+        sampling: Sampling,
+        *,
+        timeout: float = 600.0,
+        access: Access = NO_ACCESS,
     ) -> None:
         """Connect to ``base_url`` (``http://host:port``) lazily; ``timeout`` in seconds."""
         self._url = base_url.rstrip("/")
@@ -90,11 +84,11 @@ class RestChatClient:
         self._sampling = sampling
         self._client = openai.OpenAI(
             base_url=f"{self._url}/v1",
-            api_key="none",
+            api_key=access.api_key or "none",
             max_retries=0,
             timeout=openai.Timeout(timeout, connect=CONNECT_TIMEOUT),
             # Proxies of the environment are for the world outside.
-            http_client=openai.DefaultHttpxClient(trust_env=False),
+            http_client=openai.DefaultHttpxClient(trust_env=False, verify=access.ssl_context()),
         )
 
     def stream(self, turns: list[Turn]) -> Iterator[Piece]:
@@ -157,14 +151,21 @@ class GrpcChatClient:
     """Over gRPC, with the committed stubs."""
 
     def __init__(
-        self, target: str, model: str, sampling: Sampling, *, timeout: float = 600.0
+        self,
+        target: str,
+        model: str,
+        sampling: Sampling,
+        *,
+        timeout: float = 600.0,
+        access: Access = NO_ACCESS,
     ) -> None:
         """Connect to ``target`` (``host:port``) lazily; ``timeout`` in seconds."""
         self._target = target
         self._model = model
         self._sampling = sampling
         self._timeout = timeout
-        self._channel = grpc.insecure_channel(target, options=(("grpc.enable_http_proxy", 0),))
+        self._channel = open_channel(target, access)
+        self._metadata = access.metadata()
         self._stub = inference_pb2_grpc.InferenceServiceStub(self._channel)
 
     def stream(self, turns: list[Turn]) -> Iterator[Piece]:
@@ -183,11 +184,8 @@ class GrpcChatClient:
                 temperature=self._sampling.temperature, max_tokens=self._sampling.max_tokens
             ),
         )
-        try:
-            grpc.channel_ready_future(self._channel).result(timeout=CONNECT_TIMEOUT)
-        except grpc.FutureTimeoutError as error:
-            raise errors.NotReady(f"nothing answers gRPC at {self._target}") from error
-        call = self._stub.ChatStream(request, timeout=self._timeout)
+        require_answer(self._channel, self._target)
+        call = self._stub.ChatStream(request, timeout=self._timeout, metadata=self._metadata)
         try:
             for response in call:
                 for choice in response.choices:
@@ -196,13 +194,6 @@ class GrpcChatClient:
                     if choice.content:
                         yield Piece("content", choice.content)
         except grpc.RpcError as error:
-            raise _grpc_error(error, self._target) from error
+            raise error_of(error, self._target) from error
         finally:
             call.cancel()  # type: ignore[no-untyped-call]  # the stubs leave it untyped
-
-
-def _grpc_error(error: Any, target: str) -> errors.ServingError:
-    """Translate what a stub raised: an RpcError that is the call as well (code, details)."""
-    code: grpc.StatusCode = error.code()
-    message = str(error.details() or f"{target} answered {code.name}")
-    return _BY_GRPC.get(code, errors.EngineError)(message)

@@ -27,6 +27,10 @@ _HINTS: dict[type[BaseException], str] = {
     errors.NotReady: "moe-serving status shows what runs; make run (or moe-serving up) starts it",
     errors.GroupLost: "moe-serving status shows the groups; the request can be sent again",
     errors.Overloaded: "try again in a moment",
+    errors.Unauthenticated: "give a key with --api-key or MOE_SERVING_API_KEY; "
+    "moe-serving keys new makes one",
+    errors.PermissionDenied: "moe-serving keys list shows the keys and their roles",
+    errors.GroupNotFound: "moe-serving status shows the groups",
     errors.PlacementError: "moe-serving doctor shows what this machine has room for",
     errors.LinkRefused: "run the same version and the same model on both sides",
     errors.EngineError: "moe-serving doctor checks this machine; --verbose shows the traceback",

@@ -33,6 +33,10 @@ COMMANDS: tuple[Command, ...] = (
     Command("verify", "serving.cli.verify", "verify_command", "Compare layouts token by token."),
     Command("doctor", "serving.cli.doctor", "doctor_command", "Check this machine."),
     Command("router", "serving.cli.router", "router_command", "Run one router process."),
+    Command("drain", "serving.cli.operate", "drain_command", "Empty a group, work going on."),
+    Command("cordon", "serving.cli.operate", "cordon_command", "Give a group no new work."),
+    Command("uncordon", "serving.cli.operate", "uncordon_command", "Give a group work again."),
+    Command("keys", "serving.cli.keys", "keys_command", "Make and list API keys."),
     Command("group", "serving.cli.group", "group_command", "Deploy groups of ranks on Ray."),
 )
 

@@ -84,6 +84,16 @@ ModelOption = Annotated[
     ),
 ]
 
+InsecureOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--insecure",
+        help="Listen beyond this machine without keys, join token or TLS (security.insecure).",
+        show_default=False,
+        rich_help_panel=_PANEL,
+    ),
+]
+
 _SHORTCUTS: dict[str, str] = {
     "groups": "group.count",
     "ranks": "group.data_parallel",
@@ -92,6 +102,7 @@ _SHORTCUTS: dict[str, str] = {
     "join_port": "router.join_port",
     "speculative": "engine.speculative",
     "model": "model.path",
+    "insecure": "security.insecure",
 }
 
 
@@ -104,7 +115,7 @@ def settings_from(
         config: YAML file, or none.
         sets: ``NAME=VALUE`` strings of ``--set``; the value is YAML.
         shortcuts: values of the named flags (groups, ranks, port, grpc_port, join_port,
-            speculative, model); ``None`` means that the flag was not given.
+            speculative, model, insecure); ``None`` means that the flag was not given.
 
     Raises:
         SettingsError: with one line saying what is wrong and where.

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from serving.cli.access import NO_ACCESS, Access
 from serving.cli.progress import Progress
 from serving.cli.router_client import get_json
 from serving.clock import Clock
@@ -30,10 +31,10 @@ Fleet = Mapping[str, Any]
 """The content of /fleet."""
 
 
-def ask_fleet(rest_url: str) -> Fleet | None:
+def ask_fleet(rest_url: str, access: Access = NO_ACCESS) -> Fleet | None:
     """Return /fleet of the router, or ``None`` while it does not answer."""
     try:
-        status, body = get_json(f"{rest_url}/fleet", timeout=_FLEET_TIMEOUT)
+        status, body = get_json(f"{rest_url}/fleet", _FLEET_TIMEOUT, access)
     except NotReady:
         return None
     return body if status == _HTTP_OK and isinstance(body, Mapping) else None
@@ -42,11 +43,19 @@ def ask_fleet(rest_url: str) -> Fleet | None:
 class Readiness:
     """One wait for all groups of the settings."""
 
-    def __init__(self, settings: Settings, rest_url: str, progress: Progress, clock: Clock) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        rest_url: str,
+        progress: Progress,
+        clock: Clock,
+        access: Access = NO_ACCESS,
+    ) -> None:
         """Begin now: reports of ranks from before are ignored. Ray must be connected."""
         group = settings.group
         self._group = group
         self._rest_url = rest_url
+        self._access = access
         self._progress = progress
         self._clock = clock
         self._watch = DeploymentWatch(settings.ray.app_name, clock)
@@ -72,7 +81,7 @@ class Readiness:
         deadline = self._clock.monotonic() + group.start_timeout
         while True:
             require_alive()
-            fleet = ask_fleet(self._rest_url)
+            fleet = ask_fleet(self._rest_url, self._access)
             view = self._watch.look()
             show(self._progress, view, fleet, self._rest_url)
             failure = failure_of(view)

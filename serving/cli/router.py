@@ -8,6 +8,7 @@ import typer
 from serving.cli.options import (
     ConfigOption,
     GrpcPortOption,
+    InsecureOption,
     JoinPortOption,
     ModelOption,
     PortOption,
@@ -23,6 +24,7 @@ def router_command(
     grpc_port: GrpcPortOption = None,
     join_port: JoinPortOption = None,
     model: ModelOption = None,
+    insecure: InsecureOption = None,
     ports_file: Annotated[
         Path | None,
         typer.Option("--ports-file", metavar="FILE", help="Write the bound addresses here (JSON)."),
@@ -34,8 +36,9 @@ def router_command(
     makes it unready, lets requests in flight finish, then ends it.
     """
     settings = settings_from(
-        config, sets, port=port, grpc_port=grpc_port, join_port=join_port, model=model
-    )
+        config, sets, port=port, grpc_port=grpc_port, join_port=join_port, model=model,
+        insecure=insecure,
+    )  # fmt: skip
     # vLLM's server code takes seconds to import: settings errors come before that.
     from serving.wiring import serve_router
 

@@ -6,20 +6,19 @@ import urllib.request
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from serving.cli.access import NO_ACCESS, Access
 from serving.errors import NotReady
 
-# Proxies of the environment are for the world outside; a router here is not behind them.
-_opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
-
-def get_json(url: str, timeout: float) -> tuple[int, Any]:
+def get_json(url: str, timeout: float, access: Access = NO_ACCESS) -> tuple[int, Any]:
     """Return status and decoded body of GET ``url``; an empty body or text is ``None``.
 
     Raises:
         NotReady: nobody answers there.
     """
     try:
-        with _opener.open(url, timeout=timeout) as answer:
+        request = urllib.request.Request(url, headers=access.headers())  # noqa: S310  our own URL
+        with _opener(url, access).open(request, timeout=timeout) as answer:
             return answer.status, _decode(answer.read())
     except urllib.error.HTTPError as error:
         with error:
@@ -29,7 +28,7 @@ def get_json(url: str, timeout: float) -> tuple[int, Any]:
 
 
 def stream_chat(
-    base_url: str, model: str, question: str, timeout: float
+    base_url: str, model: str, question: str, timeout: float, access: Access = NO_ACCESS
 ) -> Iterator[tuple[str, str]]:
     """Ask ``question`` and yield what comes: ("reasoning" or "content", text).
 
@@ -46,19 +45,28 @@ def stream_chat(
     request = urllib.request.Request(  # noqa: S310  our own http URL
         f"{base_url}/v1/chat/completions",
         data=json.dumps(body).encode(),
-        headers={"content-type": "application/json"},
+        headers={"content-type": "application/json", **access.headers()},
         method="POST",
     )
     try:
-        with _opener.open(request, timeout=timeout) as answer:
+        with _opener(base_url, access).open(request, timeout=timeout) as answer:
             for line in answer:
                 yield from _pieces(line.decode("utf-8", "replace").strip())
     except urllib.error.HTTPError as error:
         with error:
             said = _decode(error.read())
-        raise NotReady(f"the router answered {error.code}: {_message(said)}") from error
+        raise NotReady(f"the router answered {error.code}: {message_of(said)}") from error
     except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
         raise NotReady(f"the router stopped answering: {_reason(error)}") from error
+
+
+def _opener(url: str, access: Access) -> urllib.request.OpenerDirector:
+    # Proxies of the environment are for the world outside; a router here is not behind them.
+    direct = urllib.request.ProxyHandler({})
+    if not url.startswith("https:"):
+        return urllib.request.build_opener(direct)
+    tls = urllib.request.HTTPSHandler(context=access.ssl_context())
+    return urllib.request.build_opener(direct, tls)
 
 
 def _pieces(line: str) -> Iterator[tuple[str, str]]:
@@ -69,7 +77,7 @@ def _pieces(line: str) -> Iterator[tuple[str, str]]:
     if not isinstance(event, Mapping):
         return
     if "error" in event:
-        raise NotReady(f"the answer broke off: {_message(event)}")
+        raise NotReady(f"the answer broke off: {message_of(event)}")
     for choice in event.get("choices") or ():
         delta = choice.get("delta") or {}
         # vLLM calls the field reasoning; other servers and older vLLM reasoning_content.
@@ -87,7 +95,8 @@ def _decode(body: bytes) -> Any:
         return None
 
 
-def _message(body: Any) -> str:
+def message_of(body: Any) -> str:
+    """Return the words of an error body, or the body."""
     error = body.get("error", body) if isinstance(body, Mapping) else body
     if isinstance(error, Mapping):
         return str(error.get("message", error))

@@ -2,12 +2,15 @@
 
 from typing import TextIO
 
+from serving.cli.access import NO_ACCESS, Access
 from serving.cli.router_client import stream_chat
 
 QUESTION = "What is 17+25?"
 
 
-def ask_sample(base_url: str, model: str, out: TextIO, timeout: float = 60.0) -> None:
+def ask_sample(
+    base_url: str, model: str, out: TextIO, timeout: float = 60.0, access: Access = NO_ACCESS
+) -> None:
     """Ask the question and print reasoning (dimmed on a terminal) and answer as they come.
 
     Raises:
@@ -16,7 +19,7 @@ def ask_sample(base_url: str, model: str, out: TextIO, timeout: float = 60.0) ->
     dim, bold, reset = ("\x1b[2m", "\x1b[1m", "\x1b[0m") if out.isatty() else ("", "", "")
     out.write(f"\n{bold}you:{reset} {QUESTION}\n")
     last = ""
-    for kind, text in stream_chat(base_url, model, QUESTION, timeout):
+    for kind, text in stream_chat(base_url, model, QUESTION, timeout, access):
         if kind != last:
             # Answers begin with the line breaks that followed the reasoning.
             text = text.lstrip()  # noqa: PLW2901

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from serving.cli import supervisor
+from serving.cli.access import SETTINGS_FILE, access_of
 from serving.cli.handover import environment_without_settings, write_settings
 from serving.cli.ports import url_host
 from serving.cli.progress import Progress
@@ -56,8 +57,11 @@ class Stack:
     ) -> None:
         self.settings = settings
         router = settings.router
+        scheme = "http" if settings.security.tls_cert_file is None else "https"
+        self.access = access_of(settings.security.model_dump())
+        """How its own router is asked."""
         self.urls = Urls(
-            rest=f"http://{url_host(router.host)}:{router.rest_port}",
+            rest=f"{scheme}://{url_host(router.host)}:{router.rest_port}",
             grpc=f"{url_host(router.host)}:{router.grpc_port}",
         )
         self._state_file = state
@@ -99,7 +103,7 @@ class Stack:
         self._save()
         self._require_alive()
         progress.set("ray", "deploying the groups")
-        readiness = Readiness(self.settings, self.urls.rest, progress, self._clock)
+        readiness = Readiness(self.settings, self.urls.rest, progress, self._clock, self.access)
         # No node will join a private Ray, so there is nothing to wait for.
         require_room(cluster.nodes(), group_needs(self.settings.group, self.settings.platform))
         if self.settings.group.count:
@@ -121,7 +125,7 @@ class Stack:
             time.sleep(WATCH_SECONDS)
             self._require_alive()
             self._save()
-            fleet = ask_fleet(self.urls.rest)
+            fleet = ask_fleet(self.urls.rest, self.access)
             for line in [] if fleet is None else self._news.look(fleet):
                 notice(line)
 
@@ -168,7 +172,7 @@ class Stack:
     # -- start ---------------------------------------------------------------------------
 
     def _start_router(self) -> subprocess.Popen[bytes]:
-        config = self._state_file.folder / "settings.yaml"
+        config = self._state_file.folder / SETTINGS_FILE
         write_settings(self.settings, config)
         self._router_log.write_bytes(b"")
         return supervisor.spawn(

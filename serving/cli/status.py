@@ -14,11 +14,13 @@ from rich.table import Table
 from rich.text import Text
 
 from serving.cli import supervisor
-from serving.cli.router_client import get_json
+from serving.cli.access import NO_ACCESS, Access, ApiKeyOption, CaFileOption, access_from
+from serving.cli.router_client import get_json, message_of
 from serving.cli.state import NotRunning, RunState, StateFile, state_folder
-from serving.errors import NotReady
+from serving.errors import NotReady, PermissionDenied, ServingError, Unauthenticated
 
 _HTTP_OK = 200
+_REFUSED: dict[int, type[ServingError]] = {401: Unauthenticated, 403: PermissionDenied}
 _STATE_STYLE = {"ready": "green", "joining": "yellow", "draining": "yellow", "fenced": "red"}
 _MIB = 2**20
 
@@ -30,6 +32,8 @@ def status_command(
         typer.Option("--url", metavar="URL", help="A router's REST address; by default ours."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    api_key: ApiKeyOption = None,
+    ca_file: CaFileOption = None,
 ) -> int:
     """Show what runs: groups, their ranks, which experts each computes, and the load.
 
@@ -38,7 +42,8 @@ def status_command(
     file = StateFile(state_folder())
     state = file.read() if url is None else None
     try:
-        fleet = fleet_of(url, state, held=file.held())
+        access = access_from(api_key, ca_file, file.folder if url is None else None)
+        fleet = fleet_of(url, state, held=file.held(), access=access)
     except (NotReady, NotRunning) as error:
         if not as_json:
             raise
@@ -55,10 +60,14 @@ def status_command(
     return 0
 
 
-def fleet_of(url: str | None, state: RunState | None, *, held: bool) -> Mapping[str, Any]:
+def fleet_of(
+    url: str | None, state: RunState | None, *, held: bool, access: Access = NO_ACCESS
+) -> Mapping[str, Any]:
     """Return /fleet of the router at ``url`` or of the local run.
 
     Raises:
+        Unauthenticated: the router asks for a key.
+        PermissionDenied: the key has not role admin.
         NotRunning: nothing runs here; the message says what to do.
         NotReady: it should run, but the router does not answer.
     """
@@ -71,7 +80,9 @@ def fleet_of(url: str | None, state: RunState | None, *, held: bool) -> Mapping[
             after = f"; {alive} of its processes live still" if alive else ""
             raise NotRunning(f"the last run ended without cleaning up{after}: moe-serving down")
         url = state.rest_url
-    status, body = get_json(f"{url.rstrip('/')}/fleet", timeout=5.0)
+    status, body = get_json(f"{url.rstrip('/')}/fleet", 5.0, access)
+    if status in _REFUSED:
+        raise _REFUSED[status](f"{url} answered {status}: {message_of(body)}")
     if status != _HTTP_OK or not isinstance(body, Mapping) or "groups" not in body:
         raise NotReady(f"{url} is no moe-serving router (status {status} for /fleet)")
     return body

@@ -26,9 +26,11 @@ from typing import Annotated, Any
 import typer
 
 from serving.cli import netns, supervisor
+from serving.cli.access import Access, access_of
 from serving.cli.comparison import make_prompts, table
 from serving.cli.errors import guarded
 from serving.cli.handover import environment_without_settings, write_settings
+from serving.cli.local_secrets import with_local_secrets
 from serving.cli.main import take_verbose
 from serving.cli.options import ConfigOption, SetOption, settings_from
 from serving.cli.progress import Progress, make_progress
@@ -85,7 +87,8 @@ def two_nodes(
             "group.count=1",
             "group.data_parallel=2",
             f"group.placement={placement}",
-            f"router.host={ROUTER}",
+            # Only ranks come from other machines; clients are in the router's network, too.
+            "router.host=127.0.0.1",
             f"router.join_host={ROUTER}",
             f"link.routers=[{ROUTER}:50052]",
             *(sets or ()),
@@ -96,6 +99,7 @@ def two_nodes(
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="moe-2n-")))
         paths = Paths(folder, folder / "settings.yaml", folder / "logs")
         paths.logs.mkdir()
+        settings = with_local_secrets(settings, folder)
         write_settings(settings, paths.config)
         networks = netns.Networks(netns.find_iproute(), ROUTER)
         stack.callback(networks.close)
@@ -129,7 +133,8 @@ def _serve_and_ask(
 ) -> list[list[int]]:
     """Start the cluster, the router and the group; return the answers."""
     environment = ray_environment(secrets.token_hex(32))
-    url = f"http://{ROUTER}:{settings.router.rest_port}"
+    url = f"http://127.0.0.1:{settings.router.rest_port}"
+    access = access_of(settings.security.model_dump())
     with make_progress() as progress:
         router = supervisor.spawn(
             [sys.executable, "-m", "serving", "router", "--config", str(paths.config)],
@@ -145,12 +150,12 @@ def _serve_and_ask(
             _start_ray(worker, paths, environment, join, progress)
         progress.set("group", f"deploying ({settings.group.placement})")
         _deploy(head, paths, environment, progress)
-        fleet = _wait_ready(settings, url, router, paths)
+        fleet = _wait_ready(settings, url, router, paths, access)
         progress.set("router", f"up at {url}", done=True)
         progress.set("group", "ready", done=True)
     print(where_table(fleet))
     print(f"two nodes: {len(texts)} prompts of {max_tokens} tokens", flush=True)
-    return ask(url, settings, texts, max_tokens)
+    return ask(url, settings, texts, max_tokens, access)
 
 
 def ray_environment(token: str) -> dict[str, str]:
@@ -232,7 +237,11 @@ def _deploy(
 
 
 def _wait_ready(
-    settings: Settings, url: str, router: "subprocess.Popen[bytes]", paths: Paths
+    settings: Settings,
+    url: str,
+    router: "subprocess.Popen[bytes]",
+    paths: Paths,
+    access: Access,
 ) -> Mapping[str, Any]:
     """Return /fleet once the group is ready."""
     deadline = time.monotonic() + settings.group.start_timeout
@@ -240,11 +249,11 @@ def _wait_ready(
         if router.poll() is not None:
             raise EngineError(f"the router ended: {last_error(paths.logs / 'router.log')}")
         try:
-            status, _ = get_json(f"{url}/readyz", timeout=5.0)
+            status, _ = get_json(f"{url}/readyz", 5.0, access)
         except NotReady:
             status = 0
         if status == _HTTP_OK:
-            _, fleet = get_json(f"{url}/fleet", timeout=5.0)
+            _, fleet = get_json(f"{url}/fleet", 5.0, access)
             ready: Mapping[str, Any] = fleet
             return ready
         if time.monotonic() >= deadline:

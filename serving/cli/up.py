@@ -9,10 +9,12 @@ from typing import Annotated, TextIO
 import typer
 
 from serving.cli import background, ports
+from serving.cli.local_secrets import with_local_secrets
 from serving.cli.options import (
     ConfigOption,
     GroupsOption,
     GrpcPortOption,
+    InsecureOption,
     JoinPortOption,
     ModelOption,
     PortOption,
@@ -25,6 +27,7 @@ from serving.cli.progress import make_progress
 from serving.cli.sample import ask_sample
 from serving.cli.state import StateFile, state_folder
 from serving.clock import SystemClock
+from serving.edge.exposure import require_guarded
 from serving.errors import ServingError
 from serving.settings import Settings
 
@@ -39,6 +42,7 @@ def up_command(
     join_port: JoinPortOption = None,
     speculative: SpeculativeOption = None,
     model: ModelOption = None,
+    insecure: InsecureOption = None,
     *,
     detach: Annotated[
         bool, typer.Option("--detach", "-d", help="Return when ready; down stops it.")
@@ -53,7 +57,7 @@ def up_command(
     """
     settings = settings_from(
         config, sets, groups=groups, ranks=ranks, port=port, grpc_port=grpc_port,
-        join_port=join_port, speculative=speculative, model=model,
+        join_port=join_port, speculative=speculative, model=model, insecure=insecure,
     )  # fmt: skip
     settings = ports.with_chosen_ports(settings)
     state = StateFile(state_folder())
@@ -61,6 +65,8 @@ def up_command(
         return background.up_in_background(settings, state, sample=sample)
     with state.hold():
         background.clean_up_after_crash(state)
+        settings = with_local_secrets(settings, state.folder)
+        require_guarded(settings)
         ports.require_free(settings)
         return Foreground(settings, state, sys.stdout).run(sample=sample)
 
@@ -125,7 +131,12 @@ class Foreground:
 
     def _ask(self) -> None:
         try:
-            ask_sample(self._stack.urls.rest, self._settings.model.name, self._out)
+            ask_sample(
+                self._stack.urls.rest,
+                self._settings.model.name,
+                self._out,
+                access=self._stack.access,
+            )
         except ServingError as error:
             # It serves all the same: a sample is no reason to take it down.
             self._say(f"the sample question failed: {error}")

@@ -18,6 +18,7 @@ from typing import Annotated, Any
 import httpx
 import typer
 
+from serving.cli.access import NO_ACCESS, Access, ApiKeyOption, CaFileOption, access_from
 from serving.cli.comparison import Comparison, compare, make_prompts, table
 from serving.cli.machine import GIB, memory_for, memory_shortage
 from serving.cli.options import (
@@ -37,6 +38,22 @@ STOP_TIMEOUT = 60.0
 START_MARGIN = 120.0
 """Seconds beyond group.start_timeout that ``up`` may take for Ray and the router."""
 _PORTS = ("router.rest_port", "router.grpc_port", "router.join_port", "ray.dashboard_port")
+
+
+# What is started here is this command's alone, on loopback: it asks for no keys.
+_PRIVATE = tuple(
+    word
+    for name in (
+        "keys_file",
+        "tls_cert_file",
+        "tls_key_file",
+        "tls_client_ca_file",
+        "join_tls_cert_file",
+        "join_tls_key_file",
+        "join_tls_client_ca_file",
+    )
+    for word in ("--set", f"security.{name}=null")
+)
 
 
 class LayoutNotStarted(ServingError):
@@ -65,6 +82,8 @@ def verify_command(
     sets: SetOption = None,
     model: ModelOption = None,
     speculative: SpeculativeOption = None,
+    api_key: ApiKeyOption = None,
+    ca_file: CaFileOption = None,
 ) -> None:
     """Start each layout in turn, send all the same prompts, compare every token.
 
@@ -91,7 +110,8 @@ def verify_command(
             with running(count, settings, passed_on) as url:
                 print(f"{name}: {len(texts)} prompts of {max_tokens} tokens", flush=True)
                 results.append((name, ask(url, settings, texts, max_tokens)))
-        results.extend((url, ask(url, settings, texts, max_tokens)) for url in server or ())
+        access = access_from(api_key, ca_file, None)
+        results.extend((url, ask(url, settings, texts, max_tokens, access)) for url in server or ())
     except LayoutNotStarted as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(EXIT_NOT_STARTED) from error
@@ -157,7 +177,7 @@ def running(ranks: int, settings: Settings, passed_on: Sequence[str]) -> Iterato
     with tempfile.TemporaryDirectory(prefix="moe-verify-") as folder, ExitStack() as stack:
         ports = free_ports(len(_PORTS))
         environment = {**os.environ, "MOE_SERVING_STATE_DIR": folder}
-        flags = [*passed_on, "--groups", "1", "--ranks", str(ranks)]
+        flags = [*passed_on, *_PRIVATE, "--groups", "1", "--ranks", str(ranks)]
         for name, port in zip(_PORTS, ports, strict=True):
             flags += ["--set", f"{name}={port}"]
         flags += ["--set", f"link.routers=[127.0.0.1:{ports[2]}]"]
@@ -215,7 +235,13 @@ def free_ports(count: int) -> list[int]:
         return [int(item.getsockname()[1]) for item in sockets]
 
 
-def ask(url: str, settings: Settings, prompts: Sequence[str], max_tokens: int) -> list[list[int]]:
+def ask(
+    url: str,
+    settings: Settings,
+    prompts: Sequence[str],
+    max_tokens: int,
+    access: Access = NO_ACCESS,
+) -> list[list[int]]:
     """Send all ``prompts`` at once to the router at ``url``; return each answer's token ids.
 
     Raises:
@@ -223,20 +249,27 @@ def ask(url: str, settings: Settings, prompts: Sequence[str], max_tokens: int) -
         EngineError: a request failed or brought no token ids.
     """
     try:
-        return asyncio.run(_ask_all(url, settings, prompts, max_tokens))
+        return asyncio.run(_ask_all(url, settings, prompts, max_tokens, access))
     except ExceptionGroup as group:
         # One failed request cancels the others; it says what is wrong.
         raise group.exceptions[0] from None
 
 
 async def _ask_all(
-    url: str, settings: Settings, prompts: Sequence[str], max_tokens: int
+    url: str, settings: Settings, prompts: Sequence[str], max_tokens: int, access: Access
 ) -> list[list[int]]:
     timeout = httpx.Timeout(settings.router.request_timeout, connect=5.0)
     limits = httpx.Limits(max_connections=None)
     async with (
         # Proxies of the environment are for the world outside.
-        httpx.AsyncClient(base_url=url, timeout=timeout, limits=limits, trust_env=False) as client,
+        httpx.AsyncClient(
+            base_url=url,
+            timeout=timeout,
+            limits=limits,
+            trust_env=False,
+            headers=access.headers(),
+            verify=access.ssl_context(),
+        ) as client,
         asyncio.TaskGroup() as group,
     ):
         tasks = [

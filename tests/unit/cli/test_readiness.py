@@ -139,7 +139,7 @@ def waiting(
 
     monkeypatch.setattr(readiness, "DeploymentWatch", Watch)
     monkeypatch.setattr(readiness, "PlacementWatch", Placement)
-    monkeypatch.setattr(readiness, "ask_fleet", lambda _url: looks[0][1])
+    monkeypatch.setattr(readiness, "ask_fleet", lambda *_: looks[0][1])
     monkeypatch.setattr(readiness, "POLL_SECONDS", 0.0)
     shown = Shown()
     settings = Settings(group=GroupSettings(start_timeout=20.0))

@@ -10,6 +10,7 @@ from typing import ClassVar
 import pytest
 
 from serving.cli import stack, up
+from serving.cli.access import NO_ACCESS
 from serving.cli.main import main
 from serving.cli.state import StateFile
 from serving.cli.two_nodes import where_table
@@ -28,6 +29,7 @@ class StandIn:
     def __init__(self, settings: Settings, *_: object) -> None:
         del settings
         self.urls = stack.Urls("http://127.0.0.1:1", "127.0.0.1:2")
+        self.access = NO_ACCESS
         StandIn.log = []
 
     def start(self, after_ray: Callable[[], None]) -> None:
@@ -71,7 +73,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(stack, "Stack", StandIn)
     monkeypatch.setattr(StandIn, "hooks", {})
     monkeypatch.setattr(StandIn, "left", ())
-    monkeypatch.setattr(up, "ask_sample", lambda *_: None)
+    monkeypatch.setattr(up, "ask_sample", lambda *_, **__: None)
     old = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     yield
     for number, handler in old.items():
@@ -136,7 +138,7 @@ def test_processes_that_cannot_be_ended_are_named(tmp_path: Path) -> None:
 def test_a_sample_that_fails_takes_nothing_down(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise EngineError("no answer")
 
     monkeypatch.setattr(up, "ask_sample", fail)

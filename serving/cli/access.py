@@ -1,0 +1,128 @@
+"""With what a command gets into a router: a key, and whose certificates it trusts.
+
+Commands that ask the run of this machine need nothing typed: ``up`` leaves what they need in
+its state folder, readable by the owner alone.
+"""
+
+import ssl
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+
+from serving.errors import SettingsError
+
+KEY_VARIABLE = "MOE_SERVING_API_KEY"
+CA_VARIABLE = "MOE_SERVING_CA_FILE"
+SETTINGS_FILE = "settings.yaml"
+"""In the state folder: what the run was started with."""
+
+_PANEL = "Access"
+
+ApiKeyOption = Annotated[
+    str | None,
+    typer.Option(
+        "--api-key",
+        metavar="KEY",
+        envvar=KEY_VARIABLE,
+        help="The router's API key. Better in the environment: others can see command lines.",
+        show_default=False,
+        rich_help_panel=_PANEL,
+    ),
+]
+CaFileOption = Annotated[
+    str | None,
+    typer.Option(
+        "--ca-file",
+        metavar="FILE",
+        envvar=CA_VARIABLE,
+        help="PEM file with the authority of the router's certificate: turns TLS on for gRPC.",
+        show_default=False,
+        rich_help_panel=_PANEL,
+    ),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """What is shown to a router, and what is asked of it."""
+
+    api_key: str | None = field(default=None, repr=False)
+    ca_file: str | None = None
+    """None: the system's authorities."""
+    pinned: bool = False
+    """``ca_file`` is the router's own certificate: that one is trusted, whatever its name."""
+
+    def headers(self) -> dict[str, str]:
+        """Return what a REST request carries."""
+        return {} if self.api_key is None else {"authorization": f"Bearer {self.api_key}"}
+
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        """Return what an RPC carries."""
+        return tuple(self.headers().items())
+
+    def ssl_context(self) -> ssl.SSLContext:
+        """Return how https addresses are checked.
+
+        Raises:
+            SettingsError: the file cannot be used.
+        """
+        try:
+            context = ssl.create_default_context(cafile=self.ca_file)
+        except (OSError, ssl.SSLError) as error:
+            raise SettingsError(f"cannot use --ca-file {self.ca_file}: {error}") from error
+        if self.pinned:
+            context.check_hostname = False
+            context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+        return context
+
+
+NO_ACCESS = Access()
+
+
+def access_from(api_key: str | None, ca_file: str | None, local: Path | None) -> Access:
+    """Return what was given, else what the run of the state folder ``local`` (if any) left.
+
+    Raises:
+        SettingsError: what it left cannot be read.
+    """
+    left = NO_ACCESS if local is None else local_access(local)
+    return Access(
+        api_key=api_key or left.api_key,
+        ca_file=ca_file or left.ca_file,
+        pinned=ca_file is None and left.pinned,
+    )
+
+
+def local_access(folder: Path) -> Access:
+    """Return how the run of a state folder is reached; nothing if it left nothing.
+
+    Raises:
+        SettingsError: its files cannot be read.
+    """
+    try:
+        content: Any = yaml.safe_load((folder / SETTINGS_FILE).read_text("utf-8"))
+    except FileNotFoundError:
+        return NO_ACCESS
+    except (OSError, yaml.YAMLError) as error:
+        raise SettingsError(f"cannot read {folder / SETTINGS_FILE}: {error}") from error
+    security = content.get("security") if isinstance(content, Mapping) else None
+    return access_of(security if isinstance(security, Mapping) else {})
+
+
+def access_of(security: Mapping[str, Any]) -> Access:
+    """Return how a router of this machine with these settings (group security) is reached.
+
+    Raises:
+        SettingsError: the operator's key cannot be read.
+    """
+    key_file = security.get("operator_key_file") if security.get("keys_file") else None
+    cert = security.get("tls_cert_file")
+    try:
+        key = None if key_file is None else Path(key_file).read_text("utf-8").strip()
+    except OSError as error:
+        raise SettingsError(f"cannot read {key_file}: {error.strerror}") from error
+    return Access(api_key=key, ca_file=cert, pinned=cert is not None)

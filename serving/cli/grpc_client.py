@@ -1,0 +1,65 @@
+"""How commands reach a router over gRPC, and what its errors become."""
+
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from serving import errors
+from serving.cli.access import Access
+
+CONNECT_TIMEOUT = 5.0
+"""Seconds until a router that does not answer counts as not running."""
+
+_BY_CODE: dict[grpc.StatusCode, type[errors.ServingError]] = {
+    grpc.StatusCode.INVALID_ARGUMENT: errors.InvalidRequest,
+    grpc.StatusCode.UNAUTHENTICATED: errors.Unauthenticated,
+    grpc.StatusCode.PERMISSION_DENIED: errors.PermissionDenied,
+    grpc.StatusCode.NOT_FOUND: errors.ModelNotFound,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: errors.Overloaded,
+    grpc.StatusCode.UNAVAILABLE: errors.NotReady,
+    grpc.StatusCode.DEADLINE_EXCEEDED: errors.DeadlineExceeded,
+    grpc.StatusCode.CANCELLED: errors.Cancelled,
+    grpc.StatusCode.UNIMPLEMENTED: errors.Unsupported,
+}
+
+
+def open_channel(target: str, access: Access) -> grpc.Channel:
+    """Return a channel to ``target`` (``host:port``), connected lazily.
+
+    Raises:
+        SettingsError: the file with authorities cannot be read.
+    """
+    options = (("grpc.enable_http_proxy", 0),)
+    if access.ca_file is None:
+        return grpc.insecure_channel(target, options=options)
+    try:
+        authorities = Path(access.ca_file).read_bytes()
+    except OSError as error:
+        raise errors.SettingsError(f"cannot read {access.ca_file}: {error.strerror}") from error
+    return grpc.secure_channel(target, grpc.ssl_channel_credentials(authorities), options=options)
+
+
+def require_answer(channel: grpc.Channel, target: str) -> None:
+    """Return when the router answers.
+
+    Raises:
+        NotReady: it does not.
+    """
+    try:
+        grpc.channel_ready_future(channel).result(timeout=CONNECT_TIMEOUT)
+    except grpc.FutureTimeoutError as error:
+        raise errors.NotReady(
+            f"nothing answers gRPC at {target} (if it speaks TLS: --ca-file)"
+        ) from error
+
+
+def error_of(
+    error: Any, target: str, not_found: type[errors.ServingError] = errors.ModelNotFound
+) -> errors.ServingError:
+    """Translate what a stub raised: an RpcError that is the call as well (code, details)."""
+    code: grpc.StatusCode = error.code()
+    message = str(error.details() or f"{target} answered {code.name}")
+    if code is grpc.StatusCode.NOT_FOUND:
+        return not_found(message)
+    return _BY_CODE.get(code, errors.EngineError)(message)
