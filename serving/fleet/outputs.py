@@ -77,6 +77,8 @@ class _Choice:
             )
         if self.finish_reason is not None:
             return  # it had ended before the cut; all of it was the same again
+        if known and known == len(delta.token_ids) and not text and not delta.finish_reason:
+            return  # a replay brought what was sent
         self.moved = True
         self.token_ids.extend(delta.token_ids[known:])
         if text:

@@ -13,6 +13,7 @@ Pure functions of the request's parameters and its transcript. Two ways:
 deploy/docs/resumption.md has the table; tests/unit/fleet/test_resume.py has a test per row.
 """
 
+import copy
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -150,7 +151,7 @@ def rest_of(params: SamplingParams, emitted: int) -> SamplingParams:
         "prompt_logprobs": None,
         "prompt_logprob_start": None,
     }
-    rest = params.clone()
+    rest = copy.copy(params)  # its own clone() may be the very same object
     for name, value in changes.items():
         setattr(rest, name, value)
     return rest

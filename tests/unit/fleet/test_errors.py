@@ -10,7 +10,6 @@ from serving.errors import (
     GroupLost,
     InvalidRequest,
     LinkRefused,
-    NotReady,
     Overloaded,
     SettingsError,
     status_of,

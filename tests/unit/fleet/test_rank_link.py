@@ -7,8 +7,8 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams
 
 from serving.errors import EngineError, GroupLost, InvalidRequest, Overloaded
 from serving.fleet.membership import Roster
-from serving.fleet.rank_handle import MemberKey
 from serving.fleet.outputs import Transcript
+from serving.fleet.rank_handle import MemberKey
 from serving.fleet.rank_link import RankLink
 from serving.fleet.stream import Pace, RequestStream
 from serving.link.v1 import link_pb2
