@@ -9,6 +9,7 @@ RANKS ?= 2
 PORT ?= 8000
 GRPC_PORT ?= 50051
 PYTHON ?= python3.11
+SEED ?= 1
 ARGS ?=
 export PYTHON
 
@@ -52,6 +53,12 @@ proto: venv-dev ## Generate serving/{api,link}/v1 from proto/
 .PHONY: two-nodes
 two-nodes: venv ## One group over two nodes (network namespaces; needs root and iproute2)
 	@exec .venv/bin/python -m serving.cli.two_nodes $(ARGS)
+
+.PHONY: faults faults-replay
+faults: venv ## Kill ranks of the real thing under traffic; print what survived (about 10 minutes)
+	@exec .venv/bin/python -m tests.faults.real $(ARGS)
+faults-replay: venv ## Print one history of the simulated cluster (SEED=1)
+	@exec .venv/bin/python -m tests.faults.replay --seed $(SEED) $(ARGS)
 
 .PHONY: doctor
 doctor: venv ## Check this machine and say what to do

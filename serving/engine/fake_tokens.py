@@ -11,10 +11,13 @@ _FIRST, _LETTERS = 32, 95
 
 
 class FakeParams(msgspec.Struct):
-    """The part of vLLM's SamplingParams that the fake heeds; others are ignored."""
+    """The part of vLLM's SamplingParams that the fake heeds; others are ignored.
+
+    Defaults are vLLM's own: what has its default is not sent.
+    """
 
     n: int = 1
-    max_tokens: int | None = None
+    max_tokens: int | None = 16
     seed: int | None = None
     stop: list[str] | str | None = None
     stop_token_ids: list[int] | None = None

@@ -1,0 +1,96 @@
+"""Clients of the simulated routers: send one request each, write down what comes."""
+
+import asyncio
+from typing import Any
+
+from vllm.exceptions import VLLMClientError
+from vllm.outputs import RequestOutput
+
+from serving.errors import ServingError, status_of
+from serving.fleet.caller import Caller, caller_var
+from serving.fleet.deadline import deadline_var
+from tests.faults.cluster import Cluster, SimRouter
+from tests.faults.history import Ended, Output, Piece, Submitted
+from tests.faults.simulation import process_var
+from tests.faults.traffic import Spec
+
+
+async def run_client(cluster: Cluster, spec: Spec) -> None:
+    """Wait for the request's time, send it, and stay until it ends one way or another."""
+    process_var.set(f"client {spec.name}")
+    await asyncio.sleep(spec.arrives)
+    living = [router for router in cluster.routers if router.alive]
+    router = living[spec.router % len(living)]
+    caller = Caller(tenant=spec.tenant, priority=spec.priority)
+    history, loop = cluster.history, cluster.loop
+    history.add(Submitted(loop.time(), spec.name, router.name))
+    task = asyncio.create_task(_ask(cluster, router, spec, caller))
+    router.clients.add(task)
+    task.add_done_callback(router.clients.discard)
+    gone = False
+    if spec.cancel_at is not None:
+        done, _ = await asyncio.wait([task], timeout=spec.cancel_at)
+        if not done:
+            gone = task.cancel()
+    how, message, retryable = "FINISHED", "", False
+    try:
+        if not await task:
+            how = "CANCELLED"
+    except asyncio.CancelledError:
+        if asyncio.current_task().cancelling():  # type: ignore[union-attr]
+            raise
+        how = "CANCELLED" if gone else "DIED"
+    except ServingError as error:
+        status = status_of(error)
+        how, message, retryable = status.reason, str(error), status.retryable
+    except VLLMClientError as error:
+        how, message = "INVALID_REQUEST", str(error)
+    except Exception as error:  # noqa: BLE001  the validators want to know
+        how, message = "INTERNAL", f"{type(error).__name__}: {error}"
+    history.add(Ended(loop.time(), spec.name, how, message, retryable, caller.journal.resumes))
+
+
+async def _ask(cluster: Cluster, router: SimRouter, spec: Spec, caller: Caller) -> bool:
+    """Take all outputs; false if the client went away before the end."""
+    history, loop = cluster.history, cluster.loop
+    caller_var.set(caller)
+    if spec.deadline is not None:
+        deadline_var.set(loop.time() + spec.deadline)
+    prompt: Any = {"type": "token", "prompt_token_ids": list(spec.prompt)}
+    outputs = router.client.generate(
+        prompt, spec.sampling_params(), spec.name, priority=spec.priority
+    )
+    taken = 0
+    try:
+        async for output in outputs:
+            history.add(_event(loop.time(), spec.name, output))
+            taken += 1
+            if taken == spec.cancel_after and not output.finished:
+                return False
+            if spec.slow and not output.finished:
+                await asyncio.sleep(spec.slow)
+    finally:
+        await outputs.aclose()
+    return True
+
+
+def _event(now: float, name: str, output: RequestOutput) -> Output:
+    return Output(
+        now,
+        name,
+        tuple(
+            Piece(
+                choice.index,
+                tuple(choice.token_ids),
+                choice.text,
+                None
+                if choice.logprobs is None
+                else tuple(next(iter(position)) for position in choice.logprobs),
+                choice.finish_reason,
+                choice.stop_reason,
+            )
+            for choice in output.outputs
+        ),
+        output.finished,
+        len(output.prompt_logprobs) if output.prompt_logprobs else None,
+    )

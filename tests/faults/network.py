@@ -1,0 +1,309 @@
+"""The link without sockets: grpc.aio's channel and server context, in memory, to be broken.
+
+Messages are serialized as on the wire, arrive in order after a delay, and a direction holds
+only so many bytes. A wire can be cut (both ends see it at once), frozen (nothing passes, nobody
+is told, until the transport's keepalive gives up) or slowed. Only what the link uses of gRPC is
+here; ``test_over_sockets.py`` runs the same cluster over the real one.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Any, Self
+
+import grpc
+import grpc.aio
+
+from serving.link.v1 import link_pb2
+from tests.faults.simulation import process_var
+
+SUFFIX = ".sim"
+"""Hosts that end so are in memory."""
+_WINDOW = 64 * 1024
+"""Bytes under way in one direction before a write waits."""
+_INSTANT = 1e-6
+"""Seconds; the loop's own timers are not more exact than rounding allows."""
+_EOF = grpc.aio.EOF  # type: ignore[attr-defined]
+
+Handler = Callable[[Any, Any], Awaitable[None]]
+
+
+class _Signal:
+    """Wakes all that wait, now and then also by itself."""
+
+    def __init__(self) -> None:
+        self._waiting: set[asyncio.Future[None]] = set()
+
+    def fire(self) -> None:
+        for future in self._waiting:
+            if not future.done():
+                future.set_result(None)
+
+    async def wait(self, timeout: float | None = None) -> None:
+        loop = asyncio.get_running_loop()
+        future = loop.create_future()
+        timer = None
+        if timeout is not None:
+            timer = loop.call_later(timeout, lambda: future.done() or future.set_result(None))
+        self._waiting.add(future)
+        try:
+            await future
+        finally:
+            self._waiting.discard(future)
+            if timer is not None:
+                timer.cancel()
+
+
+class Pipe:
+    """One direction of a wire."""
+
+    def __init__(self, delay: float) -> None:
+        self.delay = delay
+        self.frozen = False
+        self.broken = False
+        self.ended = False
+        self._queue: deque[tuple[float, bytes]] = deque()
+        self._bytes = 0
+        self._changed = _Signal()
+
+    def stir(self) -> None:
+        """Let both ends look again."""
+        self._changed.fire()
+
+    async def send(self, data: bytes) -> bool:
+        """Put a message in; false if the wire is broken."""
+        while self._bytes >= _WINDOW and not self.broken:
+            await self._changed.wait()
+        if self.broken:
+            return False
+        self._queue.append((asyncio.get_running_loop().time() + self.delay, data))
+        self._bytes += len(data)
+        self._changed.fire()
+        return True
+
+    async def receive(self) -> bytes | None:
+        """Take the next message; none at the end, also at a bad one (see ``broken``)."""
+        while not self.broken:
+            if self._queue and not self.frozen:
+                due, data = self._queue[0]
+                early = due - asyncio.get_running_loop().time()
+                if early <= _INSTANT:
+                    self._queue.popleft()
+                    self._bytes -= len(data)
+                    self._changed.fire()
+                    return data
+                await self._changed.wait(early)
+            elif self.ended and not self._queue:
+                return None
+            else:
+                await self._changed.wait()
+        return None
+
+
+class Wire:
+    """One Join stream between a rank's process and a router's."""
+
+    def __init__(self, client: str, server: str, delay: float, keepalive: float) -> None:
+        self.client = client
+        self.server = server
+        self.up, self.down = Pipe(delay), Pipe(delay)
+        self.why = ""
+        self._keepalive = keepalive
+        self._timer: asyncio.TimerHandle | None = None
+        self.on_break: Callable[[], None] = lambda: None
+
+    @property
+    def broken(self) -> bool:
+        return self.up.broken
+
+    def cut(self, why: str) -> None:
+        """Break it: both ends see a failed connection."""
+        if self.broken:
+            return
+        self.why = why
+        self._stop_timer()
+        for pipe in (self.up, self.down):
+            pipe.broken = True
+            pipe.stir()
+        self.on_break()
+
+    def freeze(self, *, up: bool = True, down: bool = True) -> None:
+        """Let nothing pass, unnoticed until keepalive gives up."""
+        self.up.frozen = self.up.frozen or up
+        self.down.frozen = self.down.frozen or down
+        if self._timer is None and not self.broken:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(
+                2 * self._keepalive, self.cut, "keepalive watchdog timeout"
+            )
+
+    def thaw(self) -> None:
+        """Let what waits pass."""
+        self._stop_timer()
+        for pipe in (self.up, self.down):
+            pipe.frozen = False
+            pipe.stir()
+
+    def slow(self, delay: float) -> None:
+        """Let messages take ``delay`` seconds."""
+        self.up.delay = self.down.delay = delay
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+class Network:
+    """Who listens where, and the wires between."""
+
+    def __init__(self, *, delay: float = 0.0005, keepalive: float = 5.0) -> None:
+        self.wires: list[Wire] = []
+        self._delay = delay
+        self._keepalive = keepalive
+        self._listening: dict[str, tuple[str, Handler]] = {}
+
+    def listen(self, address: str, handler: Handler) -> None:
+        """Serve ``handler`` (a servicer's Join) in the current process."""
+        self._listening[address] = (process_var.get(), handler)
+
+    def close(self, address: str) -> None:
+        """Refuse new calls there."""
+        self._listening.pop(address, None)
+
+    def of(self, process: str) -> list[Wire]:
+        """Return the living wires that one end of which is in ``process``."""
+        self.wires = [wire for wire in self.wires if not wire.broken]
+        return [wire for wire in self.wires if process in {wire.client, wire.server}]
+
+    def connect(self, address: str) -> tuple[Wire, asyncio.Task[None]] | None:
+        """Dial from the current process; none if nobody listens."""
+        found = self._listening.get(address)
+        if found is None:
+            return None
+        process, handler = found
+        wire = Wire(process_var.get(), process, self._delay, self._keepalive)
+        self.wires.append(wire)
+        token = process_var.set(process)
+        try:
+            call = asyncio.get_running_loop().create_task(_serve(wire, handler))
+        finally:
+            process_var.reset(token)
+        wire.on_break = call.cancel
+        return wire, call
+
+
+async def _serve(wire: Wire, handler: Handler) -> None:
+    try:
+        await handler(None, _ServerContext(wire))
+    finally:
+        wire.down.ended = True
+        wire.down.stir()
+        wire.up.ended = True
+        wire.up.stir()
+
+
+class _ServerContext:
+    """What a servicer sees of ``grpc.aio.ServicerContext``."""
+
+    def __init__(self, wire: Wire) -> None:
+        self._wire = wire
+
+    def peer(self) -> str:
+        return f"memory:{self._wire.client}"
+
+    def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
+        return ()
+
+    async def read(self) -> Any:
+        data = await self._wire.up.receive()
+        return _EOF if data is None else link_pb2.RankMessage.FromString(data)
+
+    async def write(self, message: link_pb2.RouterMessage) -> None:
+        if not await self._wire.down.send(message.SerializeToString()):
+            raise asyncio.CancelledError
+
+
+class Channel:
+    """What a dialler sees of ``grpc.aio.Channel``."""
+
+    def __init__(self, network: Network, address: str) -> None:
+        self._network = network
+        self._address = address
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        return None
+
+    def stream_stream(self, *_: Any, **__: Any) -> Callable[..., "_Call"]:
+        return lambda *_, **__: _Call(self._network.connect(self._address))
+
+    def unary_unary(self, *_: Any, **__: Any) -> None:
+        return None
+
+    unary_stream = stream_unary = unary_unary
+
+
+class _Call:
+    """What a dialler sees of a stream."""
+
+    def __init__(self, connected: tuple[Wire, asyncio.Task[None]] | None) -> None:
+        self._wire, self._server = connected or (None, None)
+
+    async def write(self, message: link_pb2.RankMessage) -> None:
+        wire = self._living()
+        if wire.down.ended or not await wire.up.send(message.SerializeToString()):
+            raise self._error(wire.why or "the call has ended")
+
+    async def read(self) -> Any:
+        wire = self._living()
+        data = await wire.down.receive()
+        if data is not None:
+            return link_pb2.RouterMessage.FromString(data)
+        if wire.broken:
+            raise self._error(wire.why)
+        return _EOF
+
+    async def done_writing(self) -> None:
+        wire = self._living()
+        wire.up.ended = True
+        wire.up.stir()
+
+    def cancel(self) -> None:
+        if self._wire is not None:
+            self._wire.cut("the rank hung up")
+
+    def _living(self) -> Wire:
+        if self._wire is None:
+            raise self._error("connection refused")
+        if self._wire.broken:
+            raise self._error(self._wire.why)
+        return self._wire
+
+    @staticmethod
+    def _error(why: str) -> grpc.aio.AioRpcError:
+        metadata = grpc.aio.Metadata()
+        return grpc.aio.AioRpcError(grpc.StatusCode.UNAVAILABLE, metadata, metadata, why)
+
+
+class patched_channels:  # noqa: N801  used as a function
+    """Let ``grpc.aio.insecure_channel`` give channels of ``network`` for hosts in memory."""
+
+    def __init__(self, network: Network) -> None:
+        self._network = network
+        self._real: Any = None
+
+    def __enter__(self) -> None:
+        self._real = real = grpc.aio.insecure_channel
+
+        def channel(address: str, *args: Any, **kwargs: Any) -> Any:
+            if address.rpartition(":")[0].endswith(SUFFIX):
+                return Channel(self._network, address)
+            return real(address, *args, **kwargs)
+
+        grpc.aio.insecure_channel = channel  # type: ignore[assignment]
+
+    def __exit__(self, *_: object) -> None:
+        grpc.aio.insecure_channel = self._real
