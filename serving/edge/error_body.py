@@ -6,9 +6,11 @@ when it is known.
 """
 
 import json
+import traceback
 from http import HTTPStatus
 from typing import Any
 
+from fastapi.dependencies.utils import request_body_to_args
 from vllm.entrypoints.serve.engine.protocol import ErrorInfo, ErrorResponse
 from vllm.entrypoints.serve.exception_handling.error_response import create_error_response
 from vllm.exceptions import VLLMError
@@ -19,6 +21,7 @@ RETRY_AFTER_SECONDS = 1
 """What retryable errors advise that do not know better; short, since a lost group's work resumes
 within seconds."""
 
+_UNREADABLE = "the request has a field of a wrong type that could not be made out more exactly"
 INTERNAL_MESSAGE = "internal error; the router's log has it under this request's x-request-id"
 
 # vLLM reports what is wrong with a request through these; any other exception is a fault of
@@ -93,12 +96,24 @@ def response_of(error: BaseException) -> ErrorResponse:
         return error_response(
             message, status=status.http, reason=status.reason, retry_after=retry_after
         )
+    if _is_in_reading(error):
+        return error_response(_UNREADABLE, status=400, reason="INVALID_REQUEST")
     # jinja2 is imported by name only in vLLM too: a template that refuses the messages.
     is_template = any(cls.__name__ == "TemplateError" for cls in type(error).__mro__)
     if isinstance(error, _REQUEST_ERRORS) or is_template:
         assert isinstance(error, Exception)
         return create_error_response(error)
     return error_response(INTERNAL_MESSAGE, status=500, reason="INTERNAL")
+
+
+def _is_in_reading(error: BaseException) -> bool:
+    """Tell whether the error arose while a body was made into a request, before any work.
+
+    vLLM's validators look into fields before pydantic has checked their types, so that a text
+    in place of an object ends in an ``AttributeError``.
+    """
+    frames = traceback.walk_tb(error.__traceback__)
+    return any(frame.f_code is request_body_to_args.__code__ for frame, _ in frames)
 
 
 def response_to(

@@ -152,6 +152,9 @@ def validated(model: type[ModelT], content: dict[str, Any]) -> ModelT:
         raise BadField(field_of(name), str(cause or first["msg"])) from error
     except VLLMValidationError as error:
         raise BadField(field_of(error.parameter or ""), str(error)) from error
+    except Exception as error:
+        # Its validators look into fields before pydantic has checked their types.
+        raise BadField("request", "has a field of a wrong type") from error
 
 
 def _model_and_stream(model: str, *, stream: bool) -> dict[str, Any]:

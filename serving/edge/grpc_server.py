@@ -18,6 +18,7 @@ from serving.edge.auth import Authenticator
 from serving.edge.fleet_service import FleetOperator, FleetService
 from serving.edge.grpc_auth import AuthInterceptor
 from serving.edge.grpc_call import CallRunner
+from serving.edge.grpc_decoding import DecodingInterceptor
 from serving.edge.inference_service import InferenceService
 from serving.edge.rest import RouterPages
 from serving.errors import SettingsError
@@ -71,7 +72,10 @@ class GrpcEdge:
                 ("grpc.max_metadata_size", guard.max_header_bytes),
                 ("grpc.absolute_max_metadata_size", guard.max_header_bytes),
             ],
-            interceptors=[AuthInterceptor(guard.authenticator, pages.model, clock)],
+            interceptors=[
+                AuthInterceptor(guard.authenticator, pages.model, clock),
+                DecodingInterceptor(),
+            ],
         )
         runner = CallRunner(pages.gate, pages.model, clock)
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(

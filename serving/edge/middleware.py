@@ -131,6 +131,8 @@ class EdgeMiddleware:
             if not exchange.responded:
                 await exchange.fail(error.response)
         except Exception:
+            if exchange.blames_client:
+                return  # Starlette raises errors again that its handlers have answered
             _log.exception("unhandled error", request_id=exchange.request_id)
             if exchange.responded:
                 if not exchange.complete:
@@ -206,6 +208,12 @@ class _Exchange:
     def complete(self) -> bool:
         """Whether all of the response is out."""
         return self._now.complete
+
+    @property
+    def blames_client(self) -> bool:
+        """Whether an answer is out that says the request was wrong."""
+        bad, broken = HTTPStatus.BAD_REQUEST, HTTPStatus.INTERNAL_SERVER_ERROR
+        return self._now.complete and bad <= self._now.status < broken
 
     @property
     def caller(self) -> Caller | None:

@@ -50,11 +50,12 @@ def timeout_of(headers: Mapping[str, str]) -> float | None:
 
 @contextmanager
 def deadline_in(seconds: float | None, clock: Clock) -> Iterator[None]:
-    """Give the requests that start in the block ``seconds`` from now; none leaves them as is."""
-    if seconds is None:
-        yield
-        return
-    token = deadline_var.set(clock.monotonic() + seconds)
+    """Give the requests that start in the block ``seconds`` from now; none: no end of their own.
+
+    None is set too: uvicorn may read a connection's next request in the context of the one
+    before, whose deadline it must not get.
+    """
+    token = deadline_var.set(None if seconds is None else clock.monotonic() + seconds)
     try:
         yield
     finally:

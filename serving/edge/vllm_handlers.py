@@ -135,7 +135,7 @@ class ResponsesHandler(_OurErrors, OpenAIServingResponses):
             body = response_of(error).error
             yield ResponseErrorEvent(
                 type="error",
-                code=getattr(body, "reason", body.type),
+                code=reason_of(body),
                 message=body.message,
                 param=body.param,
                 sequence_number=number,

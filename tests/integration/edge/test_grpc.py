@@ -364,3 +364,30 @@ async def test_reflection_lists_the_services(edge):
     async for answer in stub.ServerReflectionInfo(iter([request])):
         names = {service.name for service in answer.list_services_response.service}
         assert {*SERVICES, "grpc.health.v1.Health"} <= names
+
+
+@pytest.mark.parametrize(
+    ("path", "streamed"),
+    [
+        pytest.param("/serving.api.v1.InferenceService/Chat", False, id="one answer"),
+        pytest.param("/serving.api.v1.InferenceService/ChatStream", True, id="many answers"),
+        pytest.param("/grpc.health.v1.Health/Watch", True, id="watch"),
+        pytest.param(
+            "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+            None,
+            id="many requests",
+        ),
+    ],
+)
+@pytest.mark.parametrize("content", [b"\xff", b"\x0b" * 200, b"\x0a\x02\xff\xfe"])
+async def test_bytes_that_are_no_message_are_the_clients_fault(edge, path, streamed, content):
+    if streamed is None:
+        call = edge.channel.stream_stream(path)(iter([content]))
+    else:
+        call = (edge.channel.unary_stream if streamed else edge.channel.unary_unary)(path)(content)
+    error = await failure_of(call)
+    assert (error.code(), reason_of(error)) == (
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "INVALID_REQUEST",
+    )
+    await edge.inference.Chat(chat())

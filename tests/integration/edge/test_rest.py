@@ -195,6 +195,7 @@ BAD = [
         {**CHAT, "messages": [{"role": "user", "content": "x" * 5000}]}, 400, id="over the context"
     ),
     pytest.param({**CHAT, "response_format": {"type": "json_schema"}}, 400, id="no schema"),
+    pytest.param({**CHAT, "structured_outputs": "x"}, 400, id="text for an object"),
     pytest.param({**CHAT, "tool_choice": "required"}, 400, id="tool choice without tools"),
     pytest.param([CHAT], 400, id="a list"),
     pytest.param("text", 400, id="a string"),

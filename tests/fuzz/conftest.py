@@ -1,0 +1,39 @@
+"""How much is fuzzed, and against what."""
+
+import os
+
+import httpx
+import pytest
+import pytest_asyncio
+
+from tests.fuzz.verdict import PATIENCE
+from tests.integration.edge.stand import stand_settings, standing
+
+
+@pytest.fixture(scope="session")
+def cases_in_all() -> int:
+    """Cases over all files of this folder (``make fuzz`` runs 20,000)."""
+    return int(os.environ.get("FUZZ_CASES", "2000"))
+
+
+@pytest.fixture(scope="session")
+def seed() -> int:
+    return int(os.environ.get("FUZZ_SEED", "0"))
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def stand():
+    settings = stand_settings(
+        group={"data_parallel": 2}, engine={"max_model_len": 384}, router={"max_body_bytes": 2**20}
+    )
+    async with standing(settings) as stand:
+        yield stand
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def rest(stand):
+    limits = httpx.Limits(max_connections=64)
+    async with httpx.AsyncClient(
+        base_url=stand.router.addresses.rest, timeout=PATIENCE, limits=limits
+    ) as client:
+        yield client
