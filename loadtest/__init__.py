@@ -1,0 +1,1 @@
+"""Load tests: scripts that start what they measure."""

@@ -1,0 +1,309 @@
+"""What prefix affinity is worth: the same conversations, routed by affinity and by load alone.
+
+    python -m loadtest.affinity --trace conversation.jsonl
+
+Starts real vLLM ranks of a small random mixture-of-experts model that caches prefixes, two routers
+in this process that differ only in ``routing.weights``, and replays the trace through both in
+turns: a slice by affinity, the same slice by load alone, the next slice the other way round. The
+two have different tokens, so that neither finds what the other cached.
+
+The trace has Mooncake's form: one JSON object a line with ``timestamp`` (ms), ``input_length``,
+``output_length`` and ``hash_ids``, one id for each 512 tokens of the prompt; equal ids mean equal
+tokens. Lengths and times are scaled down to what a small machine takes. Without a trace,
+conversations that share beginnings are made up.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import mean
+
+import yaml
+
+from loadtest.tiny_moe import NAME, make_tiny_moe
+from loadtest.trace import Request, made_up, possible, read_trace, sampled
+from serving.settings import RoutingSettings, RoutingWeights, Settings
+
+BLOCK = 128
+"""Tokens of a KV-cache block on CPU; 512 tokens of the trace become one block."""
+_FIRST_TOKEN = 8
+"""Ids below it may be special."""
+_START_TIMEOUT = 600.0
+_STOP_TIMEOUT = 20.0
+_SETTLE = 1.0
+"""Seconds between two replays: load reports are as old as half a second."""
+
+WAYS = {
+    "affinity": RoutingSettings(),
+    "load alone": RoutingSettings(
+        weights=RoutingWeights(prefix=0, session=0, kv_room=0), history_trust=0
+    ),
+}
+
+
+@dataclass(slots=True)
+class Tally:
+    """What one way of routing showed."""
+
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    first_tokens: list[float] = field(default_factory=list)
+    """Seconds from sending to the first token, a request each."""
+    failed: int = 0
+
+    def row(self, name: str) -> str:
+        """Return a line of the table."""
+        return (
+            f"{name:<12} {len(self.first_tokens):>8} {self.failed:>6} "
+            f"{self.cached_tokens / max(self.prompt_tokens, 1):>9.1%} "
+            f"{_quantile(self.first_tokens, 0.5) * 1000:>10.0f} "
+            f"{_quantile(self.first_tokens, 0.9) * 1000:>10.0f} "
+            f"{mean(self.first_tokens or [0.0]) * 1000:>10.0f}"
+        )
+
+
+class Router:
+    """A router without its edges."""
+
+    def __init__(self, settings: Settings) -> None:
+        from serving.engine.arguments import router_vllm_config
+        from serving.fleet.client import FleetClient
+        from serving.fleet.link import LinkServer
+        from serving.fleet.membership import Roster
+        from serving.link.protocol import model_fingerprint
+
+        self.roster = Roster(settings.fleet)
+        self.client = FleetClient(router_vllm_config(settings), self.roster, settings)
+        self.server = LinkServer(
+            self.roster,
+            settings.link,
+            settings.router,
+            model_name=settings.model.name,
+            fingerprint=model_fingerprint(settings.model.path),
+        )
+
+    async def stop(self) -> None:
+        """Let go of the ranks."""
+        await self.server.stop()
+        self.client.shutdown()
+
+
+def settings_for(options: argparse.Namespace, model: Path) -> Settings:
+    """Return the settings of ranks and routers, routing apart."""
+    return Settings.model_validate(
+        {
+            "model": {"path": str(model), "name": NAME},
+            # Each rank is a group: without expert parallelism they do not wait for each other,
+            # and what is seen is routing alone.
+            "group": {"data_parallel": 1},
+            "engine": {
+                "kv_cache_gib": options.kv_cache_gib,
+                "max_num_seqs": 16,
+                "max_model_len": options.context,
+            },
+            "router": {"join_port": 0, "reasoning_parser": None, "tool_parser": None},
+        }
+    )
+
+
+@contextlib.asynccontextmanager
+async def ranks(
+    settings: Settings, count: int, addresses: Sequence[str], folder: Path
+) -> AsyncIterator[None]:
+    """Run ``count`` groups of one rank, each a process, joined to all addresses."""
+    link = settings.link.model_copy(update={"routers": tuple(addresses)})
+    file = folder / "ranks.yaml"
+    file.write_text(yaml.safe_dump(_dumped(settings.model_copy(update={"link": link}))), "utf-8")
+    module = [sys.executable, "-m", "serving.engine.local_rank", "--config", str(file)]
+    processes = []
+    try:
+        for number in range(count):
+            log = (folder / f"rank-{number}.log").open("wb")
+            processes.append(
+                await asyncio.create_subprocess_exec(
+                    *module, "--group", f"g{number}", stdout=log, stderr=log
+                )
+            )
+            log.close()
+        yield
+    finally:
+        for process in processes:
+            with contextlib.suppress(ProcessLookupError):
+                process.send_signal(signal.SIGTERM)
+        for process in processes:
+            try:
+                await asyncio.wait_for(process.wait(), _STOP_TIMEOUT)
+            except TimeoutError:
+                process.kill()
+
+
+def _dumped(settings: Settings) -> dict[str, object]:
+    return settings.model_dump(mode="json", exclude_unset=True)
+
+
+def prompt_of(request: Request, salt: str, vocabulary: int) -> list[int]:
+    """Make up the prompt's tokens: equal ids and salts give equal blocks."""
+    tokens: list[int] = []
+    for name in request.blocks:
+        rng = random.Random(f"{salt}/{name}")  # noqa: S311  text, no secret
+        tokens += [rng.randrange(_FIRST_TOKEN, vocabulary) for _ in range(BLOCK)]
+    return tokens[: request.prompt_tokens]
+
+
+async def replay(
+    router: Router, requests: Sequence[Request], tally: Tally, salt: str, speed: float
+) -> None:
+    """Send the requests at their times, ``speed`` times as fast, and count."""
+    vocabulary = router.client.model_config.get_vocab_size()
+    begun = time.perf_counter()
+    first = requests[0].at if requests else 0.0
+
+    async def send(number: int, request: Request, prompt: list[int]) -> None:
+        await asyncio.sleep(max((request.at - first) / speed - (time.perf_counter() - begun), 0))
+        await _measure(
+            router, prompt, request.output_tokens, f"{salt}-{request.at}-{number}", tally
+        )
+
+    prompts = [prompt_of(request, salt, vocabulary) for request in requests]
+    begun = time.perf_counter()
+    async with asyncio.TaskGroup() as group:
+        for number, (request, prompt) in enumerate(zip(requests, prompts, strict=True)):
+            group.create_task(send(number, request, prompt))
+
+
+async def _measure(
+    router: Router, prompt: list[int], output_tokens: int, name: str, tally: Tally
+) -> None:
+    from vllm.sampling_params import RequestOutputKind, SamplingParams
+
+    from serving.errors import ServingError
+
+    params = SamplingParams(
+        max_tokens=output_tokens,
+        temperature=0.0,
+        ignore_eos=True,
+        detokenize=False,
+        output_kind=RequestOutputKind.DELTA,
+    )
+    begun = time.perf_counter()
+    first: float | None = None
+    cached = 0
+    stream = router.client.generate({"type": "token", "prompt_token_ids": prompt}, params, name)
+    try:
+        async for output in stream:
+            if first is None:
+                first = time.perf_counter() - begun
+                cached = output.num_cached_tokens or 0
+    except ServingError:
+        tally.failed += 1
+        return
+    if first is not None:
+        tally.first_tokens.append(first)
+        tally.prompt_tokens += len(prompt)
+        tally.cached_tokens += cached
+
+
+async def compare(
+    options: argparse.Namespace, requests: Sequence[Request], folder: Path
+) -> dict[str, Tally]:
+    """Replay all requests both ways; returns the tally of each."""
+    model = make_tiny_moe(folder / "model", layers=options.layers, context=options.context)
+    settings = settings_for(options, model)
+    tallies = {name: Tally() for name in WAYS}
+    async with contextlib.AsyncExitStack() as stack:
+        routers: dict[str, Router] = {}
+        addresses = []
+        for name, routing in WAYS.items():
+            router = routers[name] = Router(settings.model_copy(update={"routing": routing}))
+            stack.push_async_callback(router.stop)
+            addresses.append(f"127.0.0.1:{await router.server.start()}")
+        await stack.enter_async_context(ranks(settings, options.ranks, addresses, folder))
+        async with asyncio.timeout(_START_TIMEOUT):
+            while not all(  # noqa: ASYNC110  two rosters at once
+                _joined(router, options.ranks) for router in routers.values()
+            ):
+                await asyncio.sleep(0.05)
+        size = -(-len(requests) // options.slices)
+        slices = [requests[start : start + size] for start in range(0, len(requests), size)]
+        for number, part in enumerate(slices):
+            # The one that goes first meets a colder machine: they take turns.
+            order = list(WAYS) if number % 2 == 0 else list(reversed(WAYS))
+            for name in order:
+                await asyncio.sleep(_SETTLE)
+                await replay(routers[name], part, tallies[name], name, options.speed)
+            print(f"slice {number + 1} of {len(slices)} done", flush=True)
+    return tallies
+
+
+def _joined(router: Router, count: int) -> bool:
+    return sum(group.state == "ready" for group in router.roster.snapshot().groups) == count
+
+
+def _quantile(values: Sequence[float], share: float) -> float:
+    ordered = sorted(values)
+    return ordered[min(int(share * len(ordered)), len(ordered) - 1)] if ordered else 0.0
+
+
+def options_of(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--trace", type=Path, help="trace in Mooncake's form; default: made up")
+    parser.add_argument("--requests", type=int, default=120, help="requests to replay")
+    parser.add_argument(
+        "--window",
+        type=int,
+        default=4000,
+        help="first requests of the trace, of which whole conversations are sampled",
+    )
+    parser.add_argument("--slices", type=int, default=2, help="interleaved parts")
+    parser.add_argument("--ranks", type=int, default=2, help="groups of one rank")
+    parser.add_argument("--speed", type=float, default=1.0, help="times as fast as the trace")
+    parser.add_argument("--context", type=int, default=8192, help="longest prompt and answer")
+    parser.add_argument("--max-output", type=int, default=16, help="most tokens of an answer")
+    parser.add_argument("--layers", type=int, default=4, help="of the model")
+    parser.add_argument("--kv-cache-gib", type=float, default=0.25, help="KV cache of a rank")
+    parser.add_argument("--folder", type=Path, help="for the model and the ranks' logs; is kept")
+    return parser.parse_args(arguments)
+
+
+def main() -> None:
+    """Run and print the table."""
+    options = options_of()
+    os.environ.setdefault("VLLM_CONFIGURE_LOGGING", "0")
+    longest = options.context - options.max_output - 1
+    if options.trace:
+        source = sampled(read_trace(options.trace)[: options.window], options.requests)
+    else:
+        source = made_up(options.requests)
+    requests = [
+        request.scaled(BLOCK, longest=longest, most_output=options.max_output) for request in source
+    ]
+    with tempfile.TemporaryDirectory(prefix="moe-serving-affinity-") as temporary:
+        folder: Path = options.folder or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        tallies = asyncio.run(compare(options, requests, folder))
+    tokens = sum(request.prompt_tokens for request in requests)
+    print(
+        f"\n{len(requests)} requests, {tokens} prompt tokens; "
+        "one cache without end would hold "
+        f"{possible(requests, BLOCK):.1%} of them"
+        f"\n{'routing':<12} {'requests':>8} {'failed':>6} {'hit rate':>9} "
+        f"{'TTFT p50':>10} {'p90 (ms)':>10} {'mean':>10}"
+    )
+    for name, tally in tallies.items():
+        print(tally.row(name))
+
+
+if __name__ == "__main__":
+    main()

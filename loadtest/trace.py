@@ -1,0 +1,124 @@
+"""Requests with shared beginnings: from a trace in Mooncake's form, or made up."""
+
+import json
+import random
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+TRACE_BLOCK = 512
+"""Tokens that one id of the trace stands for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request: when, how long, and which blocks its prompt is made of."""
+
+    at: float
+    """Seconds since the beginning of the trace."""
+    prompt_tokens: int
+    output_tokens: int
+    blocks: tuple[int, ...]
+    """Equal numbers at equal places mean equal tokens; the last block may be cut."""
+
+    def scaled(self, block: int, *, longest: int, most_output: int) -> "Request":
+        """Return it with ``block`` tokens in place of the trace's 512, and cut to size."""
+        tokens = max(self.prompt_tokens * block // TRACE_BLOCK, 1)
+        tokens = min(tokens, longest, len(self.blocks) * block)
+        return replace(
+            self,
+            prompt_tokens=tokens,
+            output_tokens=max(min(self.output_tokens * block // TRACE_BLOCK, most_output), 1),
+            blocks=self.blocks[: -(-tokens // block)],
+        )
+
+
+def read_trace(path: Path) -> list[Request]:
+    """Read a trace in Mooncake's form.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: a line is no JSON object.
+        KeyError: a line lacks a field.
+    """
+    with path.open(encoding="utf-8") as lines:
+        entries = [json.loads(line) for line in lines if line.strip()]
+    return [
+        Request(
+            entry["timestamp"] / 1000,
+            entry["input_length"],
+            entry["output_length"],
+            tuple(entry["hash_ids"]),
+        )
+        for entry in entries
+    ]
+
+
+def sampled(requests: Sequence[Request], count: int, seed: int = 1) -> list[Request]:
+    """Return about ``count`` requests of ``requests``: whole conversations, picked at random.
+
+    A conversation is what shares its second block; the first one is the same for nearly all.
+    So the sample repeats itself as much as the whole does, in as much time.
+    """
+    names = sorted({request.blocks[:2] for request in requests})
+    rng = random.Random(seed)  # noqa: S311  no secret
+    rng.shuffle(names)
+    sizes = Counter(request.blocks[:2] for request in requests)
+    chosen: set[tuple[int, ...]] = set()
+    left = count
+    for name in names:
+        if sizes[name] <= left:
+            chosen.add(name)
+            left -= sizes[name]
+    return [request for request in requests if request.blocks[:2] in chosen]
+
+
+def made_up(count: int, *, talks: int = 24, seed: int = 1) -> list[Request]:
+    """Make up conversations that take turns: each turn's prompt holds all turns before it.
+
+    Args:
+        count: requests.
+        talks: conversations at a time.
+        seed: equal seeds give equal requests.
+
+    """
+    rng = random.Random(seed)  # noqa: S311  no secret
+    fresh = iter(range(1, 10**9))
+    shared = [next(fresh) for _ in range(2)]
+    running: list[list[int]] = [[] for _ in range(talks)]
+    requests: list[Request] = []
+    at = 0.0
+    for _ in range(count):
+        at += rng.expovariate(4.0)
+        index = rng.randrange(talks)
+        if not running[index] or len(running[index]) > 48:  # noqa: PLR2004  then a new one begins
+            running[index] = list(shared)
+        running[index] += [next(fresh) for _ in range(rng.randint(2, 6))]
+        blocks = tuple(running[index])
+        requests.append(
+            Request(
+                at, _tokens_of(blocks, rng.randint(1, TRACE_BLOCK)), rng.randint(64, 512), blocks
+            )
+        )
+    return requests
+
+
+def possible(requests: Sequence[Request], block: int) -> float:
+    """Return the share of prompt tokens that one cache of endless size would have held."""
+    seen: set[tuple[int, ...]] = set()
+    held = 0
+    for request in requests:
+        depth = 0
+        # The last token is always computed.
+        whole = (request.prompt_tokens - 1) // block
+        while depth < whole and request.blocks[: depth + 1] in seen:
+            depth += 1
+        held += depth * block
+        full = request.prompt_tokens // block
+        seen.update(request.blocks[:end] for end in range(1, full + 1))
+    return held / max(sum(request.prompt_tokens for request in requests), 1)
+
+
+def _tokens_of(blocks: Sequence[int], last: int) -> int:
+    return (len(blocks) - 1) * TRACE_BLOCK + last
