@@ -28,6 +28,7 @@ from serving.cli.sample import ask_sample
 from serving.cli.state import StateFile, state_folder
 from serving.clock import SystemClock
 from serving.edge.exposure import require_guarded
+from serving.edge.security import Security
 from serving.errors import ServingError
 from serving.settings import Settings
 
@@ -67,6 +68,8 @@ def up_command(
         background.clean_up_after_crash(state)
         settings = with_local_secrets(settings, state.folder)
         require_guarded(settings)
+        # The router loads them again: a broken file should be known before Ray is started.
+        Security.load(settings.security, SystemClock())
         ports.require_free(settings)
         return Foreground(settings, state, sys.stdout).run(sample=sample)
 

@@ -144,7 +144,7 @@ def parse_keys(text: str, where: str = "keys") -> KeyRing:
         line = "" if mark is None else f", line {mark.line + 1}"
         raise SettingsError(f"{where}{line}: not YAML") from None
     try:
-        read = _File.model_validate({} if content is None else content)
+        read = _File.model_validate(_without_nothing(content))
     except ValidationError as error:
         lines = [
             f"{'.'.join(str(part) for part in item['loc']) or 'file'}: {item['msg']}"
@@ -152,6 +152,15 @@ def parse_keys(text: str, where: str = "keys") -> KeyRing:
         ]
         raise SettingsError(f"{where}: " + "; ".join(lines)) from None
     return _ring(read, where)
+
+
+def _without_nothing(content: Any) -> Any:
+    """Return the content without names that stand there without a value: ``keys:`` alone."""
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        return content
+    return {name: value for name, value in content.items() if value is not None}
 
 
 def _ring(read: "_File", where: str) -> KeyRing:
@@ -209,5 +218,5 @@ class _Limits(_Model):
 
 
 class _File(_Model):
-    keys: tuple[_Entry, ...] = ()
+    keys: list[_Entry] = []
     tenants: dict[Annotated[str, Field(pattern=_NAME)], _Limits] = {}

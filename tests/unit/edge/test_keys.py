@@ -140,7 +140,7 @@ def test_what_is_wrong_is_named_and_not_quoted(text, problem):
     assert caught.value.__cause__ is None  # its text has the input
 
 
-@pytest.mark.parametrize("text", ["", "keys: []", "# nothing\n"])
+@pytest.mark.parametrize("text", ["", "keys: []", "keys:\ntenants:\n", "# nothing\n"])
 def test_a_file_without_keys_lets_nobody_in(text):
     assert parse_keys(text).find(KEY, NOW) is None
 

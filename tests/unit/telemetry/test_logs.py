@@ -3,6 +3,7 @@
 import json
 import logging
 import sys
+from dataclasses import replace
 
 import pytest
 import structlog
@@ -101,3 +102,37 @@ def test_tracebacks_of_expected_errors_are_dropped(name, error, kept):
     except type(error):
         record = logging.LogRecord(name, logging.ERROR, "", 0, "x", (), sys.exc_info())
     assert expected_errors(record) is kept
+
+
+SECRET = "moe-a-key-in-a-variable"
+
+
+def fail() -> None:
+    headers = {"authorization": SECRET}
+    raise KeyError(len(headers))
+
+
+@pytest.mark.parametrize("form", ["json", "console"])
+def test_tracebacks_do_not_show_variables(lines, capsys, form):
+    lines()  # for its clean-up
+    configure_logs(TelemetrySettings(log_format=form), process="router")
+    try:
+        fail()
+    except KeyError:
+        structlog.get_logger("serving.x").exception("ours")
+        logging.getLogger("other").exception("theirs")
+    written = capsys.readouterr().err
+    assert written.count("KeyError") >= 2
+    assert "fail" in written
+    assert SECRET not in written
+
+
+def test_who_asked_is_in_the_line(lines):
+    asked = replace(LINE, tenant="alice", priority="batch", waited=0.1234567, resumes=0)
+    (line,) = lines(write=lambda: log_request(asked))
+    assert {name: line[name] for name in ("tenant", "priority", "waited", "resumes")} == {
+        "tenant": "alice",
+        "priority": "batch",
+        "waited": 0.123457,
+        "resumes": 0,
+    }

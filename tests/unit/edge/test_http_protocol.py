@@ -1,0 +1,161 @@
+"""Bounds on the head of a request, tried with raw bytes on a real socket."""
+
+import asyncio
+import contextlib
+
+import pytest
+
+from serving.edge.http_protocol import bounded_protocol
+from serving.edge.rest_server import RestServer, bind
+from serving.settings import RouterSettings, SecuritySettings
+
+LIMIT = 2048
+REQUEST = b"GET / HTTP/1.1\r\nhost: x\r\n%s\r\n"
+PATIENCE = 20.0
+
+
+async def app(scope, receive, send):
+    """Answer with how much came."""
+    if scope["type"] != "http":
+        return
+    size, more = 0, True
+    while more:
+        message = await receive()
+        size += len(message.get("body", b""))
+        more = message.get("more_body", False)
+    content = str(size).encode()
+    headers = [(b"content-length", str(len(content)).encode())]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": content})
+
+
+@pytest.fixture
+async def connect():
+    """A server with tight bounds; gives connections to it."""
+    server, writers = None, []
+
+    async def made(timeout: float = 20.0):
+        nonlocal server
+        if server is None:
+            settings = SecuritySettings(
+                max_header_bytes=LIMIT, max_headers=10, header_timeout=timeout
+            )
+            server = RestServer(
+                app,
+                bind(RouterSettings(rest_port=0)),
+                stop_grace=1,
+                protocol=bounded_protocol(settings),
+            )
+            await server.start()
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        writers.append(writer)
+        return reader, writer
+
+    yield made
+    for writer in writers:
+        writer.close()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
+    await server.stop()
+
+
+async def answer_to(reader, writer, data: bytes) -> bytes:
+    """Send bytes; return all that comes until the server closes."""
+    writer.write(data)
+    with contextlib.suppress(ConnectionError):
+        await writer.drain()
+    async with asyncio.timeout(PATIENCE):
+        return await reader.read()
+
+
+def head(*headers: bytes) -> bytes:
+    return REQUEST % b"".join(header + b"\r\n" for header in headers)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param(head(b"a: " + b"x" * LIMIT), id="one-large-header"),
+        pytest.param(head(*[b"a%d: " % n + b"x" * 300 for n in range(8)]), id="large-in-sum"),
+        pytest.param(head(*[b"a%d: x" % n for n in range(20)]), id="many"),
+        pytest.param(b"GET /" + b"x" * LIMIT + b" HTTP/1.1\r\nhost: x\r\n\r\n", id="long-path"),
+        pytest.param(b"GET / HTTP/1.1\r\na: " + b"x" * (LIMIT * 2), id="never-complete"),
+        pytest.param(b"GET / HTTP/1.1\r\n" + b"x" * (LIMIT * 2), id="name-without-end"),
+    ],
+)
+async def test_a_head_that_is_too_large_is_a_431_and_the_end(connect, data):
+    reader, writer = await connect()
+    said = await answer_to(reader, writer, data)
+    assert said.startswith(b"HTTP/1.1 431 ")
+
+
+async def test_a_head_that_grows_without_end_in_small_pieces_is_stopped(connect):
+    reader, writer = await connect()
+    writer.write(b"GET / HTTP/1.1\r\na: ")
+    sent = 0
+    with contextlib.suppress(ConnectionError):
+        while not reader.at_eof() and sent < LIMIT * 50:
+            writer.write(b"x" * 64)
+            sent += 64
+            await writer.drain()
+            await asyncio.sleep(0)
+    assert sent < LIMIT * 50
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param(head(b"a: " + b"x" * (LIMIT // 2)), id="within"),
+        pytest.param(head(*[b"a%d: x" % n for n in range(8)]), id="few-enough"),
+    ],
+)
+async def test_heads_within_the_bounds_one_after_another(connect, data):
+    reader, writer = await connect()
+    for _ in range(5):  # what is counted is one head, not the connection
+        writer.write(data)
+        async with asyncio.timeout(PATIENCE):
+            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
+            assert await reader.readexactly(1) == b"0"
+
+
+async def test_a_large_body_is_no_head(connect):
+    reader, writer = await connect()
+    size = LIMIT * 20
+    writer.write(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % size)
+    for _ in range(20):
+        writer.write(b"x" * LIMIT)
+        await writer.drain()
+    async with asyncio.timeout(PATIENCE):
+        said = await reader.readuntil(b"\r\n\r\n")
+        assert said.startswith(b"HTTP/1.1 200")
+        assert await reader.readexactly(5) == str(size).encode()
+
+
+async def test_pipelined_requests_are_all_answered(connect):
+    reader, writer = await connect()
+    writer.write(head() * 3)
+    async with asyncio.timeout(PATIENCE):
+        for _ in range(3):
+            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
+            assert await reader.readexactly(1) == b"0"
+
+
+@pytest.mark.parametrize("data", [b"", b"GET / HT", b"GET / HTTP/1.1\r\nhost: x\r\n"])
+async def test_who_does_not_send_a_head_loses_the_connection(connect, data):
+    reader, writer = await connect(timeout=0.05)
+    assert await answer_to(reader, writer, data) == b""
+
+
+async def test_a_slow_body_is_not_a_slow_head(connect):
+    reader, writer = await connect(timeout=0.05)
+    writer.write(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\n")
+    await asyncio.sleep(0.2)
+    writer.write(b"xx")
+    async with asyncio.timeout(PATIENCE):
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
+
+
+async def test_nonsense_is_a_400(connect):
+    reader, writer = await connect()
+    said = await answer_to(reader, writer, b"\x16\x03\x01 no HTTP\r\n\r\n")
+    assert said.startswith(b"HTTP/1.1 400 ")
