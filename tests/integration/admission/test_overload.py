@@ -21,13 +21,13 @@ from serving.telemetry.metrics import REGISTRY
 from serving.wiring import Router
 
 TOKENS = 20
-TOKEN_DELAY = 0.01
+TOKEN_DELAY = 0.02
 SLOTS = 4
 SECONDS = 5.0
 FILLED = 1.0
 """Seconds after which all slots and the queue are full; fairness is between those that wait."""
-RATES = {"eager": 75.0, "modest": 30.0}
-"""Requests a second; the fleet does 4 / (20 * 0.01 s) = 20."""
+RATES = {"eager": 35.0, "modest": 15.0}
+"""Requests a second; the fleet does 4 / (20 * 0.02 s) = 10."""
 
 
 @dataclass
@@ -118,7 +118,7 @@ async def arrive(client, key, rate, seen):
     ("admission", "bound", "reason"),
     [
         pytest.param({"queue_requests": 16, "max_wait": None}, 16, "queue_full", id="short-queue"),
-        pytest.param({"max_wait": 0.5}, 1024, "predicted_wait", id="short-wait"),
+        pytest.param({"max_wait": 1.0}, 1024, "predicted_wait", id="short-wait"),
     ],
 )
 async def test_overload(start, keys, admission, bound, reason, monkeypatch):
