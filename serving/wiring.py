@@ -171,11 +171,13 @@ class Router:
         from serving.fleet.membership import Roster
         from serving.fleet.operations import FleetOperations
         from serving.link.protocol import model_fingerprint
+        from serving.routing.prefix_index import PrefixIndex
         from serving.telemetry import metrics
 
         security = Security.load(settings.security, clock)
         gate = Gate()
-        roster = Roster(settings.fleet, clock)
+        prefixes = PrefixIndex(settings.routing.prefix_blocks, settings.routing.history_blocks)
+        roster = Roster(settings.fleet, clock, prefixes=prefixes)
         admission = AdmissionController(
             settings.admission,
             ready=lambda: roster.ready,

@@ -1,0 +1,62 @@
+"""Real vLLM's KV-cache events over a real link: the router learns what is cached, and it is."""
+
+import asyncio
+
+import pytest
+
+from loadtest.affinity import BLOCK, Router, options_of, ranks, settings_for
+from loadtest.tiny_moe import make_tiny_moe
+from serving.link.block_names import block_names
+
+pytestmark = pytest.mark.vllm
+
+KEY = ("g0", "local", 0)
+DEADLINE = 400  # seconds; only reached when something is wrong
+
+
+async def ask(router, prompt, name):
+    """Return how many of the prompt's tokens were cached."""
+    from vllm.sampling_params import RequestOutputKind, SamplingParams
+
+    params = SamplingParams(
+        max_tokens=4,
+        temperature=0.0,
+        ignore_eos=True,
+        detokenize=False,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+    )
+    stream = router.client.generate({"type": "token", "prompt_token_ids": prompt}, params, name)
+    (output,) = [output async for output in stream]
+    return output.num_cached_tokens
+
+
+async def until(condition):
+    async with asyncio.timeout(DEADLINE):
+        while not condition():  # noqa: ASYNC110  rosters and indexes alike
+            await asyncio.sleep(0.05)
+
+
+async def test_what_a_real_rank_caches_is_known_to_every_router(tmp_path):
+    model = make_tiny_moe(tmp_path / "model", layers=2, context=2048)
+    settings = settings_for(options_of(["--context", "2048"]), model)
+    routers = [Router(settings), Router(settings)]
+    addresses = [f"127.0.0.1:{await router.server.start()}" for router in routers]
+    prompt = [20 + number % 40 for number in range(1000)]
+    expected = set(block_names(prompt, BLOCK))
+    assert len(expected) == 7
+    try:
+        async with ranks(settings, 1, addresses, tmp_path):
+            await until(lambda: all(router.roster.ready for router in routers))
+            assert not routers[0].roster.prefixes.blocks(KEY), "the warm-up filled no block"
+            assert KEY not in routers[0].roster.prefixes.guessing, "it tells, also that it is empty"
+            assert await ask(routers[0], prompt, "cold") == 0
+            for router in routers:
+                await until(
+                    lambda router=router: expected <= set(router.roster.prefixes.blocks(KEY))
+                )
+            # The same beginning, another end, and the other router.
+            assert await ask(routers[1], prompt[:700] + prompt[:90], "warm") == 5 * BLOCK
+            assert await ask(routers[1], prompt, "again") == 7 * BLOCK
+    finally:
+        for router in routers:
+            await router.stop()
