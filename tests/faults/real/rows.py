@@ -1,0 +1,123 @@
+"""One row of the table: the streams of an undisturbed run, again, with a fault in the middle."""
+
+import asyncio
+import time
+from dataclasses import dataclass
+
+from tests.faults.real.deployment import Deployment, RankProcess
+from tests.faults.real.streams import PATIENCE, Run, ask_all, new_run
+from tests.faults.real.strikes import RealFault
+
+_POLL = 0.05
+_CHUNKS = 6
+"""Of every stream before the fault strikes: all are under way."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What a fault did to the streams."""
+
+    groups: int
+    fault: str
+    streams: int
+    completed: int
+    equal: int
+    longest_gap: float
+    """Of any stream, in seconds; in the undisturbed row the same without a fault."""
+    resumed_on: int
+    """Streams that were on the group that was struck, as far as the fleet showed."""
+    recovered: float | None
+    """Seconds from the fault to all groups ready; none if nobody waited."""
+    trouble: tuple[str, ...] = ()
+
+    @property
+    def good(self) -> bool:
+        """Whether nothing was lost and all texts are equal."""
+        return self.completed == self.equal == self.streams
+
+
+async def undisturbed(running: Deployment, count: int, max_tokens: int) -> tuple[Run, Row]:
+    """Record the run that all others are compared with."""
+    run = new_run(count)
+    await ask_all(running, run, max_tokens)
+    return run, _row(running, "none", run, run, recovered=0.0)
+
+
+async def disturbed(
+    running: Deployment,
+    fault: RealFault,
+    reference: Run,
+    max_tokens: int,
+    *,
+    wait: bool = True,
+) -> Row:
+    """Run the same requests, strike while all of them stream, and compare.
+
+    Args:
+        running: the system, all groups ready.
+        fault: what is done.
+        reference: the undisturbed run.
+        max_tokens: as in that.
+        wait: for all groups to be ready again, which takes a gang's start.
+    """
+    run = new_run(len(reference.streams))
+    asking = asyncio.create_task(ask_all(running, run, max_tokens))
+    try:
+        async with asyncio.timeout(PATIENCE):
+            while run.begun(_CHUNKS) < len(run.streams) and not asking.done():  # noqa: ASYNC110
+                await asyncio.sleep(_POLL)
+        victim, inflight = await _victim(running)
+        run.struck_at = time.monotonic()
+        before = set(await running.ready())
+        await fault.inject(running, victim)
+        whole = asyncio.create_task(_whole_again(running, fault, before)) if wait else None
+        await asking
+        recovered = None if whole is None else await whole - run.struck_at
+    finally:
+        asking.cancel()
+    running.finish_stopped()
+    return _row(running, fault.what, reference, run, recovered=recovered, inflight=inflight)
+
+
+async def _victim(running: Deployment) -> tuple[RankProcess, int]:
+    """Choose rank 1 of the first group: not the one that the others meet at."""
+    ready = await running.ready()
+    name = min(ready)
+    fleet = {group["group_id"]: group for group in await running.fleet()}
+    inflight = sum(rank["inflight_requests"] for rank in fleet[name]["ranks"])
+    return max(ready[name], key=lambda rank: rank.rank), inflight
+
+
+async def _whole_again(running: Deployment, fault: RealFault, before: set[str]) -> float:
+    """Wait until all groups are ready and, where one must be new, a new one is."""
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            ready = set(await running.ready())
+            if len(ready) >= running.groups and (not fault.restarts or ready - before):
+                return time.monotonic()
+            await asyncio.sleep(_POLL * 4)
+
+
+def _row(
+    running: Deployment,
+    name: str,
+    reference: Run,
+    run: Run,
+    *,
+    recovered: float | None,
+    inflight: int = 0,
+) -> Row:
+    completed = [stream for stream in run.streams if stream.finish and not stream.error]
+    pairs = zip(reference.streams, run.streams, strict=True)
+    trouble = [f"{s.over} {s.number}: {s.error or 'no end'}" for s in run.streams if s.error]
+    return Row(
+        running.groups,
+        name,
+        len(run.streams),
+        len(completed),
+        sum(one.text == two.text and bool(two.finish) for one, two in pairs),
+        max(stream.longest_gap(run.struck_at) for stream in run.streams),
+        inflight,
+        recovered,
+        tuple(trouble[:4]),
+    )

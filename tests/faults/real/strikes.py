@@ -1,0 +1,89 @@
+"""What is done to the real thing, by name."""
+
+import asyncio
+import signal
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from tests.faults.real.deployment import Deployment, RankProcess
+
+Inject = Callable[[Deployment, RankProcess], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class RealFault:
+    """A kind of fault."""
+
+    name: str
+    what: str
+    inject: Inject
+    restarts: bool = True
+    """Whether Serve has to start a gang anew."""
+    loses: bool = False
+    """Whether streams end with it: those of a router that dies."""
+
+
+async def kill_core(running: Deployment, rank: RankProcess) -> None:
+    """The engine core: vLLM's scheduler and, without workers of its own, the model."""
+    del running
+    rank.named("EngineCore").send_signal(signal.SIGKILL)
+
+
+async def kill_actor(running: Deployment, rank: RankProcess) -> None:
+    """The Serve replica: its link breaks with it."""
+    del running
+    rank.tree()[0].send_signal(signal.SIGKILL)
+
+
+async def kill_worker(running: Deployment, rank: RankProcess) -> None:
+    """The process that computes."""
+    del running
+    rank.named("Worker").send_signal(signal.SIGKILL)
+
+
+async def stop_rank(running: Deployment, rank: RankProcess) -> None:
+    """SIGSTOP for the whole rank: connections stay open and nothing answers."""
+    for process in rank.tree():
+        process.send_signal(signal.SIGSTOP)
+        running.stopped.append(process)
+
+
+async def stop_core(running: Deployment, rank: RankProcess) -> None:
+    """SIGSTOP for the engine alone: the link lives and the engine stands still."""
+    for process in rank.tree()[1:]:
+        process.send_signal(signal.SIGSTOP)
+        running.stopped.append(process)
+
+
+async def drop_link(running: Deployment, rank: RankProcess) -> None:
+    """A reset of the rank's connection to the router."""
+    if not running.proxy.drop(rank.pid):
+        raise LookupError(f"rank {rank.rank} of {rank.group} has no link through the proxy")
+
+
+async def half_open(running: Deployment, rank: RankProcess) -> None:
+    """Nothing passes on the rank's connection, and nobody is told."""
+    if not running.proxy.freeze(rank.pid):
+        raise LookupError(f"rank {rank.rank} of {rank.group} has no link through the proxy")
+
+
+async def kill_controller(running: Deployment, rank: RankProcess) -> None:
+    """Serve's controller: Ray starts it anew; no token passes through it."""
+    del rank
+    running.controller().send_signal(signal.SIGKILL)
+    await asyncio.sleep(0)
+
+
+FAULTS = {
+    fault.name: fault
+    for fault in (
+        RealFault("kill-core", "kill -9 of a rank's engine core", kill_core),
+        RealFault("kill-actor", "kill -9 of a rank's Serve replica", kill_actor),
+        RealFault("kill-worker", "kill -9 of a rank's worker", kill_worker),
+        RealFault("stop-rank", "SIGSTOP of a whole rank", stop_rank),
+        RealFault("stop-core", "SIGSTOP of a rank's engine", stop_core),
+        RealFault("drop-link", "a rank's link reset", drop_link, restarts=False),
+        RealFault("half-open", "a rank's link half open", half_open, restarts=False),
+        RealFault("kill-controller", "kill -9 of Serve's controller", kill_controller, False),
+    )
+}
