@@ -141,7 +141,7 @@ class AdmissionController:
         """
         self._check_open()
         if waiter.launched_at is not None:
-            self._predictor.lost(waiter.tokens, waiter.launched_at)
+            self._predictor.lost(waiter.tokens, waiter.launched_at, self._clock.monotonic())
         waiter.launch, waiter.launched_at = launch, None
         waiter.entered_at = self._clock.monotonic()
         if self._room.queue.has_resumed or not self._try(waiter):

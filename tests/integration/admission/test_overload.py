@@ -121,6 +121,7 @@ async def arrive(client, key, rate, seen):
         pytest.param({"max_wait": 1.0}, 1024, "predicted_wait", id="short-wait"),
     ],
 )
+@pytest.mark.timeout(300)  # fifty requests a second, both ends of them, on a busy machine
 async def test_overload(start, keys, admission, bound, reason, monkeypatch):
     router = await start(**admission)
     longest, peak = 0, WaitingRoom._after_change

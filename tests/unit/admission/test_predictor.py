@@ -45,21 +45,21 @@ def test_nothing_is_predicted_while_nothing_is_in_flight():
 def test_steady_state(slots, tokens, residence, ahead, wait):
     predictor = WaitPredictor(30)
     now = steady(predictor, slots=slots, tokens=tokens, residence=residence, rounds=5)
-    assert predictor.wait(ahead, now) == pytest.approx(wait)
+    assert predictor.wait(ahead, now) == pytest.approx(wait, rel=0.1)
 
 
 def test_a_loss_of_half_the_fleet_doubles_the_wait_at_once():
     predictor = WaitPredictor(30)
     now = steady(predictor, slots=4, tokens=100, residence=2.0, rounds=3)
     for _ in range(2):
-        predictor.lost(100, now)
-    assert predictor.wait(400, now) == pytest.approx(4.0)
+        predictor.lost(100, now, now)
+    assert predictor.wait(400, now) == pytest.approx(4.0, rel=0.1)
 
 
 def test_engines_that_slow_down_are_noticed_before_anything_ends():
     predictor = WaitPredictor(30)
     now = steady(predictor, slots=4, tokens=100, residence=2.0, rounds=3)
-    assert predictor.wait(400, now + 1.0) == pytest.approx(2.0)
+    assert predictor.wait(400, now + 1.0) == pytest.approx(2.0, rel=0.25)
     assert predictor.wait(400, now + 20.0) == pytest.approx(20.0)
 
 
@@ -69,10 +69,24 @@ def test_what_is_long_ago_counts_little():
     later = now + 100.0
     for _ in range(2):
         predictor.ended(100, now, now + 8.0)
-        predictor.launched(100, later)
-        predictor.ended(100, later, later + 1.0)
-        predictor.launched(100, later + 1.0)
-    assert predictor.wait(200, later + 1.0) == pytest.approx(1.0, rel=0.01)
+    for second in range(60):
+        for _ in range(2):
+            predictor.launched(100, later + second)
+        for _ in range(2):
+            predictor.ended(100, later + second, later + second + 1.0)
+    for _ in range(2):
+        predictor.launched(100, later + 60.0)
+    assert predictor.wait(200, later + 60.0) == pytest.approx(1.0, rel=0.1)
+
+
+def test_the_short_ones_that_end_first_do_not_make_the_fleet_look_fast():
+    predictor = WaitPredictor(30)
+    for _ in range(10):
+        predictor.launched(100, 0.0)
+    predictor.ended(100, 0.0, 0.1)
+    predictor.launched(100, 0.1)
+    # Ten requests spent 0.1 s and one ended: a request a second, not a hundred.
+    assert predictor.wait(1000, 0.1) == pytest.approx(1.0, rel=0.1)
 
 
 def test_answers_that_take_no_time():
@@ -90,9 +104,9 @@ def test_it_never_predicts_nonsense(requests):
     predictor, now = WaitPredictor(30), 1000.0
     for tokens, seconds, ends in requests:
         predictor.launched(tokens, now)
-        if ends:
-            predictor.ended(tokens, now, now + seconds)
         now += seconds
+        if ends:
+            predictor.ended(tokens, now - seconds, now)
         wait = predictor.wait(100, now)
         assert wait is None or wait >= 0
     assert predictor.outstanding_tokens == sum(tokens for tokens, _, ends in requests if not ends)

@@ -1,0 +1,219 @@
+"""A minute of five times too much work, in virtual time: waits, predictions, fairness, bounds."""
+
+import asyncio
+import random
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+from heapq import heappop, heappush
+from itertools import count
+
+import pytest
+
+from serving.admission.controller import AdmissionController
+from serving.admission.limits import TenantLimits
+from serving.errors import Overloaded
+from serving.fleet.caller import Caller, Priority
+from serving.fleet.turnstile import Ask
+from serving.settings import AdmissionSettings
+
+SLOTS = 16
+PROMPT, LONGEST = 50, 350
+TOKEN_SECONDS = 0.01
+CAPACITY = SLOTS / (LONGEST / 2 * TOKEN_SECONDS)
+"""Requests a second, on the average of what they generate."""
+MINUTE = 60.0
+
+
+class Clock:
+    now = 0.0
+
+    def monotonic(self):
+        return self.now
+
+    def time(self):
+        return self.now
+
+
+@dataclass
+class Simulation:
+    """Slots, arrivals, and a clock that jumps from one event to the next."""
+
+    settings: AdmissionSettings
+    weights: dict = field(default_factory=dict)
+    seed: int = 1
+
+    def __post_init__(self):
+        self.random = random.Random(self.seed)
+        self.clock = Clock()
+        self.events = []
+        self.numbers = count()
+        self.busy = 0
+        self.slots = SLOTS
+        self.served = Counter()
+        self.waits = defaultdict(list)
+        self.errors = []
+        self.refused = []
+        self.tasks = set()
+        self.longest = 0
+
+    def at(self, seconds, what):
+        heappush(self.events, (seconds, next(self.numbers), what))
+
+    def arrive(self, tenant, priority, rate, until, deadline=600.0):
+        """Poisson arrivals of one tenant."""
+        now = 0.0
+        while (now := now + self.random.expovariate(rate)) < until:
+            self.at(now, lambda: self.start(tenant, priority, deadline))
+
+    def start(self, tenant, priority, deadline):
+        task = asyncio.ensure_future(self.request(tenant, priority, deadline))
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+
+    async def request(self, tenant, priority, deadline):
+        generated = self.random.randint(1, LONGEST)
+        began = self.clock.now
+        ask = Ask("x", Caller(tenant, priority), PROMPT, LONGEST, began + deadline)
+        try:
+            ticket = await self.controller.enter(ask, self.launch)
+        except Overloaded as error:
+            self.refused.append((priority, self.clock.now - began, error.retry_after))
+            return
+        wait = self.clock.now - began
+        self.waits[priority].append(wait)
+        if (predicted := ticket._waiter.predicted) is not None:
+            self.errors.append((wait - predicted, predicted))
+        # Not the first seconds, when the queue fills, nor the last, when it is emptied.
+        if 10 < self.clock.now < MINUTE:
+            self.served[tenant] += PROMPT + LONGEST
+        done = asyncio.Event()
+        self.at(self.clock.now + generated * TOKEN_SECONDS, done.set)
+        await done.wait()
+        self.busy -= 1
+        ticket.release(generated_tokens=generated)
+
+    def launch(self):
+        if self.busy >= self.slots:
+            return "no room"
+        self.busy += 1
+        return None
+
+    async def run(self):
+        self.controller = AdmissionController(
+            self.settings,
+            ready=lambda: True,
+            clock=self.clock,
+            limits_of=lambda tenant: TenantLimits(weight=self.weights.get(tenant, 1.0)),
+        )
+        while self.events:
+            self.clock.now, _, what = heappop(self.events)
+            what()
+            for _ in range(6):
+                await asyncio.sleep(0)
+            assert self.busy <= SLOTS
+            queue = self.controller._room.queue
+            self.longest = max(self.longest, len(queue))
+            # Work goes on while there is any: no slot stays free while somebody waits.
+            assert not queue or self.busy >= self.slots
+        await self.controller.stop()
+        assert not self.tasks
+        assert self.busy == 0
+        return self
+
+
+def at_share(values, share):
+    return sorted(values)[int(share * (len(values) - 1))]
+
+
+def simulate(arrivals, *, weights=None, events=(), **settings):
+    simulation = Simulation(AdmissionSettings(**settings), weights or {})
+    for arrival in arrivals:
+        simulation.arrive(*arrival)
+    for seconds, what in events:
+        simulation.at(seconds, lambda what=what: what(simulation))
+    return asyncio.run(simulation.run())
+
+
+FIVE_TIMES = [
+    ("eager", Priority.STANDARD, 4 * CAPACITY, MINUTE),
+    ("modest", Priority.STANDARD, 1 * CAPACITY, MINUTE),
+]
+
+
+@pytest.fixture(scope="module")
+def overload():
+    return simulate(FIVE_TIMES, max_wait=4.0)
+
+
+def test_waits_stay_near_what_was_allowed(overload):
+    waits = overload.waits[Priority.STANDARD]
+    assert len(waits) > 0.9 * CAPACITY * MINUTE
+    assert at_share(waits, 0.99) < 2 * 4.0
+
+
+def test_predictions_are_near_what_is_seen(overload):
+    errors = [error for error, _ in overload.errors]
+    predicted = [value for _, value in overload.errors]
+    mean = sum(predicted) / len(predicted)
+    assert abs(sum(errors) / len(errors)) < 0.25 * mean
+    assert at_share([abs(error) for error in errors], 0.9) < mean
+
+
+def test_most_are_refused_and_told_when_to_come_back(overload):
+    share = len(overload.refused) / (len(overload.refused) + len(overload.waits[1]))
+    assert 0.7 < share < 0.85
+    assert max(waited for _, waited, _ in overload.refused) == 0  # at once
+    assert all(0 < retry_after < 60 for _, _, retry_after in overload.refused)
+
+
+def test_equal_tenants_get_equal_shares(overload):
+    eager, modest = overload.served["eager"], overload.served["modest"]
+    assert abs(eager - modest) < 0.1 * (eager + modest) / 2
+
+
+def test_weights_are_shares():
+    done = simulate(
+        [(name, Priority.STANDARD, 2.5 * CAPACITY, MINUTE) for name in ("one", "three")],
+        weights={"three": 3.0},
+        max_wait=4.0,
+    )
+    assert done.served["three"] / done.served["one"] == pytest.approx(3, rel=0.1)
+
+
+def test_the_queue_is_bounded_where_nothing_else_is():
+    done = simulate(FIVE_TIMES, max_wait=None, queue_requests=40)
+    assert done.longest <= 40
+    assert len(done.waits[Priority.STANDARD]) > 0.9 * CAPACITY * MINUTE
+
+
+def test_interactive_requests_wait_little_behind_a_flood_of_batch():
+    done = simulate(
+        [
+            ("batch", Priority.BATCH, 5 * CAPACITY, MINUTE),
+            ("people", Priority.INTERACTIVE, 0.3 * CAPACITY, MINUTE),
+        ],
+        queue_requests=200,
+        ageing=30.0,
+    )
+    people, batch = done.waits[Priority.INTERACTIVE], done.waits[Priority.BATCH]
+    assert at_share(people, 0.95) < 1.0
+    assert not [refusal for refusal in done.refused if refusal[0] is Priority.INTERACTIVE]
+    # Nor does batch starve: it gets what is left.
+    assert len(batch) > 0.6 * CAPACITY * MINUTE
+
+
+def test_half_the_fleet_lost_and_back():
+    def slots(number):
+        def change(simulation):
+            simulation.slots = number
+            simulation.controller.wake()
+
+        return change
+
+    done = simulate(
+        [("t", Priority.STANDARD, 0.9 * CAPACITY, MINUTE)],
+        events=[(20.0, slots(SLOTS // 2)), (40.0, slots(SLOTS))],
+        max_wait=5.0,
+    )
+    assert at_share(done.waits[Priority.STANDARD], 0.99) < 2 * 5.0
+    assert done.refused
