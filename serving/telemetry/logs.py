@@ -108,14 +108,17 @@ def configure_logs(settings: TelemetrySettings, *, process: str) -> None:
     handler.addFilter(expected_errors)
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    root.setLevel(level)
+    # Debug is for ours alone: libraries' debug records hold what users send (vLLM's, names of
+    # unknown fields; gRPC's, metadata).
+    others = max(level, logging.INFO)
+    root.setLevel(others)
     # Said again for ours: a library that vLLM's app imports lowers the root's level.
     logging.getLogger("serving").setLevel(level)
     for name, quiet in _QUIET.items():
         logger = logging.getLogger(name)
         logger.handlers.clear()
         logger.propagate = True
-        logger.setLevel(level if level == logging.DEBUG else max(level, quiet))
+        logger.setLevel(others if level == logging.DEBUG else max(level, quiet))
     structlog.configure(
         processors=[
             structlog.stdlib.filter_by_level,

@@ -9,8 +9,12 @@ import sys
 import time
 from pathlib import Path
 
+import grpc
 import httpx
 import pytest
+
+from serving.api.v1 import inference_pb2, inference_pb2_grpc
+from serving.edge.keys import digest_of
 
 START_LIMIT = 100
 """Seconds; most of it is vLLM's imports on a busy machine."""
@@ -20,10 +24,11 @@ FREE_PORTS = {"port": 0, "grpc-port": 0, "join-port": 0}
 class Process:
     """A router process; ended with the test."""
 
-    def __init__(self, folder: Path, **ports: int) -> None:
+    def __init__(self, folder: Path, *more: str, **ports: int) -> None:
         self.ports_file = folder / "ports.json"
         self.log = folder / "log"
         flags = [f"--{name}={port}" for name, port in {**FREE_PORTS, **ports}.items()]
+        flags += more
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "serving", "router", *flags],
@@ -77,6 +82,52 @@ def test_start_serve_and_sigterm(tmp_path):
         (request,) = [line for line in lines if line["event"] == "request"]
         assert (request["request_id"], request["outcome"]) == ("mine", "NOT_READY")
         assert "secret" not in router.log.read_text()
+
+
+def test_no_key_and_no_prompt_is_logged_even_in_debug(tmp_path):
+    key, wrong, prompt = "moe-the-right-key", "moe-a-wrong-key", "my-dearest-secret"
+    keys = tmp_path / "keys.yaml"
+    keys.write_text(f'keys: [{{id: a, tenant: alice, hash: "{digest_of(key)}"}}]')
+    flags = (f"security.keys_file={keys}", "telemetry.log_level=debug")
+    with Process(tmp_path, *(word for flag in flags for word in ("--set", flag))) as router:
+        addresses = router.addresses()
+        with httpx.Client(base_url=addresses["rest"], timeout=60) as rest:
+            body = {"model": "pocket-r1", "prompt": prompt}
+            soon = {"x-request-timeout-ms": "300"}
+            statuses = []
+            for headers, content in (
+                ({"authorization": f"Bearer {key}"}, json.dumps(body)),
+                ({"authorization": f"Bearer {wrong}"}, json.dumps(body)),
+                ({"authorization": wrong}, json.dumps(body)),
+                ({"x-api-key": key}, json.dumps({**body, "stream": True})),
+                ({"x-api-key": key}, json.dumps({**body, "max_tokens": prompt})),
+                ({"x-api-key": key}, json.dumps({**body, prompt: prompt, "n": -1})),
+                ({"x-api-key": key}, '{"prompt": "' + prompt),
+                ({"x-api-key": key, "x-priority": wrong}, json.dumps(body)),
+            ):
+                sent = {"content-type": "application/json", **soon, **headers}
+                answer = rest.post("/v1/completions", content=content, headers=sent)
+                statuses.append(answer.status_code)
+            assert statuses[1:3] == [401, 401]
+            assert 500 not in statuses
+            assert {*statuses[4:]} == {400}
+        with grpc.insecure_channel(addresses["grpc"]) as channel:
+            complete = inference_pb2_grpc.InferenceServiceStub(channel).Complete
+            for shown in (key, wrong):
+                with pytest.raises(grpc.RpcError):
+                    complete(
+                        inference_pb2.CompleteRequest(model="pocket-r1", text=prompt),
+                        metadata=(("authorization", f"Bearer {shown}"),),
+                        timeout=1,
+                    )
+        router.process.send_signal(signal.SIGTERM)
+        assert router.process.wait(30) == 0
+        text = router.log.read_text()
+    lines = [json.loads(line) for line in text.splitlines() if line.startswith("{")]
+    tenants = [line.get("tenant") for line in lines if line["event"] == "request"]
+    assert tenants.count("alice") >= 5
+    for secret in (key, wrong, prompt):
+        assert secret not in text
 
 
 @pytest.mark.parametrize("name", ["port"])

@@ -65,7 +65,10 @@ def test_standard_records_take_the_same_way(lines):
     [
         pytest.param("info", "vllm.config", logging.WARNING, False, id="vLLM warns"),
         pytest.param("info", "vllm.config", logging.ERROR, True, id="vLLM fails"),
-        pytest.param("debug", "vllm.config", logging.INFO, True, id="all of vLLM in debug"),
+        pytest.param("debug", "vllm.config", logging.INFO, True, id="vLLM tells in debug"),
+        pytest.param("debug", "vllm.x", logging.DEBUG, False, id="vLLM shows no requests"),
+        pytest.param("debug", "other", logging.DEBUG, False, id="nor does any other library"),
+        pytest.param("debug", "serving.x", logging.DEBUG, True, id="ours in debug"),
         pytest.param("info", "serving.x", logging.INFO, True, id="ours"),
         pytest.param("error", "serving.x", logging.WARNING, False, id="ours below the level"),
     ],
