@@ -112,6 +112,8 @@ class RouterSettings(_Group):
     """Deadline of a request that brings none of its own."""
     max_inflight_requests: int = Field(4096, ge=1)
     """More are refused with 429 / RESOURCE_EXHAUSTED."""
+    max_choices: int = Field(128, ge=1)
+    """Most choices (n) of one request; each takes a sequence of a rank."""
     keepalive_interval: Seconds = 10.0
     """After so long without output a streamed REST answer gets a comment, so that proxies keep
     the connection."""

@@ -28,7 +28,14 @@ from vllm.v1.engine.input_processor import InputProcessor
 from vllm.v1.kv_hints import KvHintsEnvelope
 
 from serving.clock import Clock, SystemClock
-from serving.errors import NotReady, Overloaded, ServingError, Unsupported, status_of
+from serving.errors import (
+    InvalidRequest,
+    NotReady,
+    Overloaded,
+    ServingError,
+    Unsupported,
+    status_of,
+)
 from serving.fleet.caller import Caller, caller
 from serving.fleet.deadline import deadline_var
 from serving.fleet.errors import visible
@@ -112,11 +119,15 @@ class FleetClient(EngineClient):
         Having no ready group is no reason: requests wait for one until their deadline.
 
         Raises:
+            InvalidRequest: it asks for more choices than one request may.
             Overloaded: this router holds as many requests as it may, or the turnstile says so.
         """
-        del n, request_id
+        del request_id
         limit = self._settings.router.max_inflight_requests
+        choices = self._settings.router.max_choices
         try:
+            if n > choices:
+                raise InvalidRequest(f"n must be at most {choices}, got {n}")
             if self._inflight >= limit:
                 raise Overloaded(f"this router holds {limit} requests already; try again later")
             self._turnstile.check(caller())

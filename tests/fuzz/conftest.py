@@ -21,6 +21,18 @@ def seed() -> int:
     return int(os.environ.get("FUZZ_SEED", "0"))
 
 
+@pytest.fixture
+def show(capsys):
+    """Print how often each answer came, for ``make fuzz``."""
+
+    def print_counts(counts):
+        if "FUZZ_CASES" in os.environ:
+            with capsys.disabled():
+                print(*sorted(counts.items(), key=str), sep="\n")  # noqa: T201
+
+    return print_counts
+
+
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def stand():
     settings = stand_settings(

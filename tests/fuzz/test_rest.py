@@ -86,10 +86,10 @@ async def test_every_good_request_is_good(stand, rest):
     await still_serves(stand, rest)
 
 
-async def test_mutated_requests_and_raw_bytes(stand, rest, cases_in_all, seed):
+async def test_mutated_requests_and_raw_bytes(stand, rest, cases_in_all, seed, show):
     count = int(cases_in_all * SHARE)
     problems, statuses = await run(rest, cases(seed, count, await fields_of(stand)))
-    print(*sorted(statuses.items(), key=str), sep="\n")  # noqa: T201  for make fuzz
+    show(statuses)
     assert not problems, f"{len(problems)} of {count}:\n" + "\n".join(problems[:40])
     # A fuzzer whose cases are all refused at the door finds nothing.
     served = sum(times for (_, status), times in statuses.items() if status == 200)

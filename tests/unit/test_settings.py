@@ -41,6 +41,7 @@ DEFAULTS = {
         "max_body_bytes": 4194304,
         "request_timeout": 600.0,
         "max_inflight_requests": 4096,
+        "max_choices": 128,
         "keepalive_interval": 10.0,
         "drain_timeout": 10.0,
         "reasoning_parser": "deepseek_r1",

@@ -1,0 +1,225 @@
+"""After ten thousand requests of all kinds everything is as it was: nothing leaks.
+
+``SOAK_REQUESTS`` says how many (``make soak``: 50,000).
+"""
+
+import asyncio
+import collections
+import gc
+import os
+import random
+
+import aiohttp
+import grpc
+import grpc.aio
+import psutil
+import pytest
+
+from serving.api.v1 import inference_pb2 as pb
+from serving.api.v1 import inference_pb2_grpc
+from serving.telemetry import metrics
+from tests.integration.edge.stand import stand_settings, standing
+
+pytestmark = pytest.mark.timeout(3600)
+
+REQUESTS = int(os.environ.get("SOAK_REQUESTS", "10000"))
+AT_ONCE = 24
+WARM_UP = 600
+"""Requests before the first measurement: caches, pools and arenas fill up."""
+GROWTH = 40 * 2**20
+"""Bytes that the second half may grow more than nothing. A leaked request would hold at least
+its prompt, transcript and tasks, some 20 kB: 5,000 of them are 100 MB."""
+
+PROMPT = "What is 17+25? " * 4
+
+
+class Traffic:
+    """A seeded mix of requests over both protocols."""
+
+    def __init__(self, stand, session, channel, seed):
+        self.rng = random.Random(seed)
+        self.url = f"{stand.router.addresses.rest}/v1/"
+        self.session = session
+        self.stub = inference_pb2_grpc.InferenceServiceStub(channel)
+        self.outcomes = collections.Counter()
+
+    async def one(self):
+        kind = self.rng.choices(KINDS, WEIGHTS)[0]
+        self.outcomes[kind, await getattr(self, kind)()] += 1
+
+    async def rest(self, path="completions", headers=None, leave_after=None, **body):
+        body = {"model": "pocket-r1", "max_tokens": 4, **body}
+        if path == "completions":
+            body.setdefault("prompt", PROMPT)
+        else:
+            body.setdefault("messages", [{"role": "user", "content": PROMPT}])
+        async with self.session.post(self.url + path, json=body, headers=headers) as answer:
+            if leave_after is None:
+                await answer.read()
+            else:
+                for _ in range(leave_after):
+                    await answer.content.readline()
+                answer.close()
+            return answer.status
+
+    async def whole(self):
+        return await self.rest()
+
+    async def chat(self):
+        return await self.rest("chat/completions", logprobs=True, top_logprobs=2)
+
+    async def stream(self):
+        return await self.rest("chat/completions", stream=True)
+
+    async def two(self):
+        return await self.rest(n=2, stream=self.rng.random() < 0.5)
+
+    async def cut(self):
+        return await self.rest(stream=True, max_tokens=300, leave_after=self.rng.choice((0, 1, 5)))
+
+    async def abandoned(self):
+        try:
+            async with asyncio.timeout(self.rng.choice((0.005, 0.05))):
+                return await self.rest(max_tokens=300)
+        except TimeoutError:
+            return "left"
+
+    async def late(self):
+        timeout = {"x-request-timeout-ms": str(self.rng.choice((1, 20)))}
+        return await self.rest(max_tokens=300, headers=timeout, stream=self.rng.random() < 0.5)
+
+    async def bad(self):
+        wrong = ({"temperature": -1}, {"prompt": []}, {"model": "gpt-9"}, {"max_tokens": "x"})
+        return await self.rest(**self.rng.choice(wrong))
+
+    async def rpc(self, timeout=None, leave_after=None, **sampling):
+        sampling = pb.SamplingParams(**{"max_tokens": 4, **sampling})
+        request = pb.CompleteRequest(model="pocket-r1", text=PROMPT, sampling=sampling)
+        try:
+            if self.rng.random() < 0.5 and leave_after is None:
+                await self.stub.Complete(request, timeout=timeout)
+                return "OK"
+            call = self.stub.CompleteStream(request, timeout=timeout)
+            async for _ in call:
+                if leave_after is not None:
+                    call.cancel()
+        except grpc.aio.AioRpcError as error:
+            return error.code().name
+        except asyncio.CancelledError:
+            return "left"
+        return "OK"
+
+    async def rpc_good(self):
+        return await self.rpc(n=self.rng.choice((1, 2)))
+
+    async def rpc_cut(self):
+        return await self.rpc(max_tokens=300, leave_after=1)
+
+    async def rpc_late(self):
+        return await self.rpc(max_tokens=300, timeout=self.rng.choice((0.001, 0.02)))
+
+    async def rpc_bad(self):
+        return await self.rpc(temperature=-1)
+
+
+KINDS = {
+    "whole": 20,
+    "chat": 8,
+    "stream": 12,
+    "two": 6,
+    "cut": 6,
+    "abandoned": 4,
+    "late": 4,
+    "bad": 8,
+    "rpc_good": 20,
+    "rpc_cut": 4,
+    "rpc_late": 4,
+    "rpc_bad": 4,
+}
+KINDS, WEIGHTS = tuple(KINDS), tuple(KINDS.values())
+
+
+def left_over(stand):
+    """What a request that was not cleaned up would be seen in."""
+    roster = stand.router.roster.snapshot()
+    links = [link for group in stand.router.roster._groups.values() for link in _links(group)]
+    return {
+        "in flight at the edge": stand.router.gate.inflight,
+        "in flight in the fleet": stand.router.client.inflight_requests,
+        "in flight on the ranks": roster.inflight_requests,
+        "outstanding tokens": sum(
+            rank.outstanding_tokens for group in roster.groups for rank in group.ranks
+        ),
+        "streams": sum(len(link._streams) for link in links),
+        "counted": sum(len(link._counted) + len(link._submits) for link in links),
+        "in the engines": stand.engine_requests,
+        "on the rank servers": sum(server.running_requests for server in stand.servers),
+        "queue": len(stand.router._admission._room.queue),
+        "predicted tokens": stand.router._admission._predictor.outstanding_tokens,
+        "gauge": metrics.REGISTRY.get_sample_value("moe_inflight_requests"),
+    }
+
+
+def _links(group):
+    return [member.handle for member in group.members.values()]
+
+
+async def measure(stand):
+    await stand.until(lambda: stand.idle, "the end of all requests")
+    await asyncio.sleep(0.3)  # connections that were cut close in their own time
+    gc.collect()
+    process = psutil.Process()
+    return {
+        "tasks": len(asyncio.all_tasks()),
+        "descriptors": process.num_fds(),
+        "threads": process.num_threads(),
+        "rss": process.memory_info().rss,
+    }
+
+
+async def send(stand, count, seed):
+    """Send the requests with clients of their own, which are gone afterwards."""
+    connector = aiohttp.TCPConnector(limit=AT_ONCE)
+    async with (
+        aiohttp.ClientSession(connector=connector) as session,
+        grpc.aio.insecure_channel(stand.router.addresses.grpc) as channel,
+    ):
+        traffic = Traffic(stand, session, channel, seed)
+        left = iter(range(count))
+
+        async def work():
+            for _ in left:
+                await traffic.one()
+
+        async with asyncio.TaskGroup() as group:
+            for _ in range(AT_ONCE):
+                group.create_task(work())
+    return traffic.outcomes
+
+
+async def test_nothing_is_left_of_ten_thousand_requests(capsys):
+    settings = stand_settings(group={"data_parallel": 2})
+    async with standing(settings) as stand:
+        await send(stand, WARM_UP, seed=0)
+        before = await measure(stand)
+        clean = left_over(stand)
+        assert set(clean.values()) == {0}
+        first = await send(stand, REQUESTS // 2, seed=1)
+        middle = await measure(stand)
+        second = await send(stand, REQUESTS - REQUESTS // 2, seed=2)
+        after = await measure(stand)
+        outcomes = first + second
+        if "SOAK_REQUESTS" in os.environ:
+            with capsys.disabled():
+                print("", before, middle, after, sep="\n")  # noqa: T201
+                print(*sorted(outcomes.items(), key=str), sep="\n")  # noqa: T201
+        assert left_over(stand) == clean
+        assert after["tasks"] == middle["tasks"] == before["tasks"]
+        assert after["descriptors"] <= before["descriptors"]
+        assert after["threads"] <= before["threads"]
+        assert after["rss"] - middle["rss"] < GROWTH
+        assert outcomes.total() == REQUESTS
+        # All kinds of ends were there: else this has shown little.
+        ends = {end for _, end in outcomes}
+        assert {200, 400, 404, 504, "left", "OK", "DEADLINE_EXCEEDED", "INVALID_ARGUMENT"} <= ends
+        assert not ends & {500, 503, "INTERNAL", "UNKNOWN", "UNAVAILABLE"}
