@@ -11,6 +11,9 @@ GRPC_PORT ?= 50051
 PYTHON ?= python3.11
 SEED ?= 1
 ARGS ?=
+CASES ?= 20000
+SEED ?= 0
+REQUESTS ?= 50000
 export PYTHON
 
 .PHONY: help
@@ -32,6 +35,22 @@ test: venv-dev ## Run all tests: unit, integration, end to end (ARGS="-k name" p
 	    .venv/bin/python -m pytest -m "$$part" $(ARGS) || { code=$$?; \
 	    [[ $$code == 5 && -n "$(ARGS)" ]] || exit $$code; }; \
 	done
+
+.PHONY: fuzz
+fuzz: venv-dev ## 20,000 malformed requests over REST and gRPC (CASES=20000 SEED=0)
+	@FUZZ_CASES=$(CASES) FUZZ_SEED=$(SEED) \
+	    .venv/bin/python -m pytest -m "not vllm" tests/fuzz $(ARGS)
+	@FUZZ_ENGINE_CASES=3000 FUZZ_SEED=$(SEED) \
+	    .venv/bin/python -m pytest -m vllm tests/fuzz $(ARGS)
+
+.PHONY: soak
+soak: venv-dev ## 50,000 mixed requests; nothing may leak (REQUESTS=50000)
+	@SOAK_REQUESTS=$(REQUESTS) \
+	    .venv/bin/python -m pytest tests/integration/edge/test_leaks.py $(ARGS)
+
+.PHONY: overload
+overload: venv-dev ## Five times as much as the fleet can do for 60 s, with its table (ARGS="--seconds 60")
+	@exec .venv/bin/python -m tests.overload.run $(ARGS)
 
 .PHONY: check
 check: venv-dev ## Lint, formatting, types, import rules, generated code
