@@ -62,6 +62,8 @@ class Guarded:
     router: Router
     keys_file: Path
     rpcs: list[str]
+    limit: int
+    """Bytes of a request's headers."""
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
@@ -88,7 +90,7 @@ async def guarded(tmp_path_factory, router_settings, join_rank):
         patch.setattr(server_class, "add_generic_rpc_handlers", noting)
         router = await Router.start(settings)
     rank = await join_rank(router, settings)
-    yield Guarded(router, file, sorted(rpcs))
+    yield Guarded(router, file, sorted(rpcs), settings.security.max_header_bytes)
     await rank.server.stop()
     await router.stop()
 
@@ -383,3 +385,21 @@ async def test_a_key_that_is_added_works_and_one_that_is_taken_away_does_not(
     assert await status() == 200
     guarded.keys_file.write_text(before)
     await until(401)
+
+
+async def test_metadata_over_the_limit_is_refused(guarded, channel):
+    stub = inference_pb2_grpc.InferenceServiceStub(channel)
+    limit = guarded.limit
+    for size, status in (
+        (limit // 2, grpc.StatusCode.OK),
+        (limit, grpc.StatusCode.RESOURCE_EXHAUSTED),
+    ):
+        metadata = (*bearer(USER).items(), ("x-filler", "x" * size))
+        call = stub.ListModels(pb.ListModelsRequest(), metadata=metadata, timeout=20)
+        assert await call.code() is status
+
+
+async def test_headers_over_the_limit_are_a_431(guarded, rest):
+    for size, status in ((guarded.limit // 2, 200), (guarded.limit, 431)):
+        headers = {**bearer(USER), "x-filler": "x" * size}
+        assert (await rest.get("/v1/models", headers=headers)).status_code == status
