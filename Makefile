@@ -79,6 +79,10 @@ faults: venv ## Kill ranks of the real thing under traffic; print what survived 
 faults-replay: venv ## Print one history of the simulated cluster (SEED=1)
 	@exec .venv/bin/python -m tests.faults.replay --seed $(SEED) $(ARGS)
 
+.PHONY: affinity
+affinity: venv ## What prefix affinity is worth against load alone (ARGS="--trace FILE")
+	@exec .venv/bin/python -m loadtest.affinity $(ARGS)
+
 .PHONY: doctor
 doctor: venv ## Check this machine and say what to do
 	@.venv/bin/moe-serving doctor $(ARGS)

@@ -48,6 +48,11 @@ def test_sampling_parameters_arrive_as_they_were_sent_but_for_deltas(params):
     assert got == sent
 
 
+def test_a_client_cannot_have_cached_blocks_reported_as_new_ones():
+    sent = SamplingParams(extra_args={"kv_cache_report_mode": "full", "mine": 1})
+    assert decode_params(submit(sent)).extra_args == {"mine": 1}
+
+
 @pytest.mark.parametrize(
     "data",
     [
