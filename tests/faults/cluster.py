@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
+from serving.admission.controller import AdmissionController
 from serving.clock import Clock
 from serving.engine.arguments import router_vllm_config
 from serving.engine.fake_engine import FakeEngine
@@ -52,6 +53,8 @@ class Shape:
     request_timeout: float = 120.0
     max_resumes: int = 3
     suspect_tokens: int = 4
+    queue: int = 1024
+    """Requests that may wait for their turn."""
 
     def settings(self) -> Settings:
         return Settings(
@@ -62,6 +65,7 @@ class Shape:
                 "max_resumes": self.max_resumes,
                 "suspect_tokens": self.suspect_tokens,
             },
+            admission={"queue_requests": self.queue},
             router={"request_timeout": self.request_timeout},
             link={
                 "routers": [f"router{number}{SUFFIX}:50052" for number in range(self.routers)],
@@ -295,7 +299,10 @@ class SimRouter:
         self.clients: set[asyncio.Task[Any]] = set()
         """Of its clients; they lose their connection when it dies."""
         self.roster = Roster(settings.fleet, cluster.clock, router_id=self.name)
-        self.client = FleetClient(config, self.roster, settings, cluster.clock)
+        self.admission = AdmissionController(
+            settings.admission, ready=lambda: self.roster.ready, clock=cluster.clock
+        )
+        self.client = FleetClient(config, self.roster, settings, cluster.clock, self.admission)
         self.client._random = random.Random(cluster.rng.random())  # type: ignore[assignment]
         self.canary = Canary(self.roster, token_id=40, timeout=settings.fleet.canary_timeout)
         self.server = LinkServer(
@@ -328,8 +335,10 @@ class SimRouter:
     async def stop(self) -> None:
         if self.alive:
             self._cluster.network.close(self.address)
+            self.admission.close()
             await self.server.stop()
             self.canary.stop()
+            await self.admission.stop()
         self.client.shutdown()
 
     def leftovers(self) -> list[str]:
@@ -343,6 +352,7 @@ class SimRouter:
             "requests in the client": self.client.inflight_requests,
             "requests on links": sum(CANARY not in name for name in streams),
             "outstanding tokens": tokens,
+            "requests in the queue": len(self.admission._room.queue),
         }
         return [f"{self.name}: {count} {what}" for what, count in counts.items() if count]
 

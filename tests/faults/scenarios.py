@@ -73,6 +73,7 @@ def random_scenario(seed: int) -> Scenario:
         slots=rng.choice((2, 8)),
         max_resumes=rng.choice((1, 3, 6)),
         suspect_tokens=rng.choice((0, 4, 32)),
+        queue=rng.choice((2, 1024, 1024)),
     )
     names = [name for name in FAULTS if name != "kill_router" or shape.routers > 1]
     chosen = [rng.choice(names) for _ in range(rng.choice((0, 1, 1, 2, 2, 3, 3, 4, 4, 5)))]

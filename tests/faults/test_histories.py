@@ -17,7 +17,7 @@ from tests.faults.history import Ended, Happened, Ran
 from tests.faults.scenarios import Scenario, Strike, random_scenario, run_scenario
 from tests.faults.traffic import POISON, Spec
 
-BLOCK, BLOCKS = 50, 10
+BLOCK, BLOCKS = 25, 20
 DELTA = RequestOutputKind.DELTA
 
 

@@ -8,6 +8,7 @@ Exits 1 if any stream was lost or any text differs from the undisturbed run.
 
 import argparse
 import asyncio
+import signal
 import sys
 import time
 
@@ -80,6 +81,8 @@ def main() -> int:
     options = parser.parse_args()
     if unknown := set(options.faults) - set(FAULTS):
         parser.error(f"no such fault: {', '.join(sorted(unknown))}")
+    # As Ctrl-C: what was started is stopped.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     rows = asyncio.run(play(options))
     say("", _line(_HEAD), *map(line, rows))
     bad = [row for row in rows if not row.good]
