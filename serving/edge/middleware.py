@@ -1,57 +1,27 @@
-"""Around vLLM's OpenAI app, as plain ASGI: ids, deadlines, body limit, statuses, request log.
+"""Around vLLM's OpenAI app, as plain ASGI: keys, ids, deadlines, body limit, request log.
 
 Plain ASGI because Starlette's ``BaseHTTPMiddleware`` hides disconnects from the app, and a
 disconnect must abort the request in the engine.
 """
 
-import asyncio
-import json
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
-from http import HTTPStatus
-from math import ceil
-from typing import Any
-
 import structlog
-from fastapi import HTTPException
 from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from vllm.entrypoints.serve.engine.protocol import ErrorResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serving.clock import Clock, SystemClock
 from serving.edge.auth import Authenticator, identified
-from serving.edge.callers import EXPLAIN, as_caller, explanation_of, line_of
-from serving.edge.door import Door, Visitor
-from serving.edge.error_body import (
-    INTERNAL_MESSAGE,
-    content_of,
-    error_response,
-    event_response,
-    is_retryable,
-    reason_of,
-    reason_of_status,
-    response_of,
-    retry_after_in,
-    retry_after_of,
-)
+from serving.edge.callers import as_caller
+from serving.edge.door import Door
+from serving.edge.error_body import INTERNAL_MESSAGE, error_response, response_of
+from serving.edge.exchange import Exchange, TooLarge
 from serving.edge.gate import Gate
-from serving.edge.keepalive import COMMENT, KeepAlive
-from serving.edge.request_context import REQUEST_ID, deadline_in, request_id_of, timeout_of
+from serving.edge.request_context import deadline_in, request_id_of, timeout_of
 from serving.errors import PermissionDenied, ServingError, Unauthenticated
-from serving.fleet.caller import Caller
-from serving.telemetry.logs import RequestLine, log_request
+from serving.telemetry.logs import log_request
 
 _WORK_PREFIXES = ("/v1/", "/tokenize", "/detokenize")
-FAILED = "moe_serving_failed"
-"""Name in a request's state under which error handlers leave the reason for its log line."""
-
-_ERROR_EVENTS = (b'data: {"error":', b"event: error\n")
-_EVENT_END = b"\n\n"
 _POLICY_VIOLATION = 1008
 """WebSocket close code; the handshake ends with 403."""
-
-# Of a streamed answer that becomes an error body: without them a browser would not show it.
-_KEPT_HEADERS = (b"access-control-", b"vary")
 
 _log = structlog.get_logger("serving.edge")
 
@@ -86,7 +56,7 @@ class EdgeMiddleware:
         if scope["type"] != "http":
             await send({"type": "websocket.close", "code": _POLICY_VIOLATION})
             return
-        exchange = _Exchange(
+        exchange = Exchange(
             scope, receive, send, self._clock, self._max_body_bytes, self._keepalive_interval
         )
         is_work = scope["path"].startswith(_WORK_PREFIXES) and scope["method"] == "POST"
@@ -99,7 +69,7 @@ class EdgeMiddleware:
         finally:
             log_request(exchange.line(self._model))
 
-    async def _serve(self, exchange: "_Exchange", scope: Scope, gate: Gate | None = None) -> None:
+    async def _serve(self, exchange: "Exchange", scope: Scope, gate: Gate | None = None) -> None:
         """Check what the request brings, and let the app answer it."""
         try:
             exchange.request_id = request_id_of(Headers(scope=scope))
@@ -108,9 +78,9 @@ class EdgeMiddleware:
             exchange.check_length()
             if gate is not None:
                 gate.check()
-        except (ServingError, _TooLarge) as error:
+        except (ServingError, TooLarge) as error:
             await exchange.fail(
-                error.response if isinstance(error, _TooLarge) else response_of(error)
+                error.response if isinstance(error, TooLarge) else response_of(error)
             )
             if gate is None and isinstance(error, Unauthenticated | PermissionDenied):
                 log_request(exchange.line(self._model))
@@ -124,10 +94,10 @@ class EdgeMiddleware:
         ):
             await self._run(exchange)
 
-    async def _run(self, exchange: "_Exchange") -> None:
+    async def _run(self, exchange: "Exchange") -> None:
         try:
             await self._app(exchange.scope, exchange.receive, exchange.send)
-        except _TooLarge as error:
+        except TooLarge as error:
             if not exchange.responded:
                 await exchange.fail(error.response)
         except Exception:
@@ -142,261 +112,3 @@ class EdgeMiddleware:
             await exchange.fail(error_response(INTERNAL_MESSAGE, status=500, reason="INTERNAL"))
         finally:
             exchange.close()
-
-
-class _TooLarge(HTTPException):
-    """The body is over the limit; FastAPI passes HTTP exceptions through."""
-
-    def __init__(self, limit: int) -> None:
-        text = f"the request body is larger than {limit} bytes (router.max_body_bytes)"
-        super().__init__(status_code=413, detail=text)
-        self.response = error_response(text, status=413, reason="INVALID_REQUEST")
-
-
-@dataclass(slots=True)
-class _Progress:
-    held: Message | None = None
-    """Start of a response that waits for its first part: a streamed one may be an error after all,
-    a retryable error says in its body when to come back."""
-    started_at: float | None = None
-    """When the first part of the answer left."""
-    streamed: bool = False
-    between_events: bool = True
-    """Of a streamed response: whether a comment may go out now."""
-    status: int = 0
-    replaced: bool = False
-    """An error body went out instead of what the app sends."""
-    responded: bool = False
-    complete: bool = False
-    reason: str | None = None
-
-
-class _Exchange:
-    """One request and its response on their way through."""
-
-    def __init__(
-        self,
-        scope: Scope,
-        receive: Receive,
-        send: Send,
-        clock: Clock,
-        max_body_bytes: int,
-        keepalive_interval: float,
-    ) -> None:
-        self.scope = scope
-        self.request_id: str | None = None
-        self.visitor: Visitor | None = None
-        self._receive = receive
-        self._send = send
-        self._clock = clock
-        self._limit = max_body_bytes
-        self._keepalive_interval = keepalive_interval
-        self._keepalive: KeepAlive | None = None
-        self._sending = asyncio.Lock()
-        self._received = 0
-        self._began = clock.monotonic()
-        self._now = _Progress()
-        self._too_large: _TooLarge | None = None
-        self._disconnected = False
-
-    @property
-    def responded(self) -> bool:
-        """Whether any part of a response is out."""
-        return self._now.responded
-
-    @property
-    def complete(self) -> bool:
-        """Whether all of the response is out."""
-        return self._now.complete
-
-    @property
-    def blames_client(self) -> bool:
-        """Whether an answer is out that says the request was wrong."""
-        bad, broken = HTTPStatus.BAD_REQUEST, HTTPStatus.INTERNAL_SERVER_ERROR
-        return self._now.complete and bad <= self._now.status < broken
-
-    @property
-    def caller(self) -> Caller | None:
-        """Who asks, once that is known; none for pages."""
-        return None if self.visitor is None else self.visitor.caller
-
-    def check_length(self) -> None:
-        """Refuse a body that announces itself as too large.
-
-        Raises:
-            _TooLarge: it does.
-        """
-        length = Headers(scope=self.scope).get("content-length", "")
-        if length.isdigit() and int(length) > self._limit:
-            raise _TooLarge(self._limit)
-
-    def pass_id_on(self) -> None:
-        """Let vLLM's handlers see the request id, given by the client or not."""
-        assert self.request_id is not None
-        name = REQUEST_ID.encode()
-        others = [pair for pair in self.scope["headers"] if pair[0].lower() != name]
-        self.scope["headers"] = [*others, (name, self.request_id.encode("latin-1"))]
-
-    async def receive(self) -> Message:
-        """Hand the request on, counting its body."""
-        message = await self._receive()
-        if message["type"] == "http.request":
-            self._received += len(message.get("body", b""))
-            if self._received > self._limit:
-                self._too_large = _TooLarge(self._limit)
-                raise self._too_large
-        elif message["type"] == "http.disconnect" and not self._now.complete:
-            self._disconnected = True
-        return message
-
-    async def send(self, message: Message) -> None:
-        """Hand the response on, with its status right even if it fails at its first part."""
-        async with self._sending:
-            await self._pass_on(message)
-
-    def close(self) -> None:
-        """Send nothing more on our own."""
-        if self._keepalive is not None:
-            self._keepalive.stop()
-
-    async def _pass_on(self, message: Message) -> None:
-        now = self._now
-        if now.replaced:
-            return
-        if self._too_large is not None and not now.responded:
-            await self.fail(self._too_large.response)
-        elif message["type"] == "http.response.start":
-            headers = Headers(raw=message["headers"])
-            if headers.get("content-type", "").startswith("text/event-stream"):
-                now.held = message
-                now.streamed = True
-                self._keepalive = KeepAlive(self._keepalive_interval, self._comment)
-            elif is_retryable(message["status"]):
-                now.held = message
-            else:
-                await self._start(message)
-        else:
-            await self._body(message)
-
-    async def _body(self, message: Message) -> None:
-        now = self._now
-        body = message.get("body", b"")
-        if now.held is not None and not now.streamed:
-            await self._start_held(now.held, retry_after_in(body))
-        elif now.held is not None:
-            if body.startswith(_ERROR_EVENTS):
-                # Nothing is out yet, so the error can still have its proper status.
-                response, content = event_response(body)
-                await self.fail(response, now.held["headers"], content)
-                return
-            await self._start_held(now.held)
-        if now.streamed and body:
-            now.started_at = now.started_at or self._clock.monotonic()
-            now.between_events = body.endswith(_EVENT_END)
-            if self._keepalive is not None:
-                self._keepalive.heard()
-        if body.startswith(_ERROR_EVENTS):
-            now.reason = reason_of(event_response(body)[0].error)
-        await self._send(message)
-        if not message.get("more_body", False):
-            now.complete = True
-            self.close()
-
-    async def _comment(self) -> None:
-        """Break the silence of a streamed response; from then on its status is out."""
-        async with self._sending:
-            now = self._now
-            if now.complete or now.replaced or not now.between_events:
-                return
-            if now.held is not None:
-                await self._start_held(now.held)
-            await self._send({"type": "http.response.body", "body": COMMENT, "more_body": True})
-
-    async def _start_held(self, start: Message, retry_after: float | None = None) -> None:
-        self._now.held = None
-        await self._start(start, retry_after)
-
-    async def fail(
-        self,
-        response: ErrorResponse,
-        headers_of_app: Iterable[tuple[bytes, bytes]] = (),
-        body: dict[str, Any] | None = None,
-    ) -> None:
-        """Answer with an error body; what the app sends from here on is dropped.
-
-        Args:
-            response: the error.
-            headers_of_app: of these, what a browser needs is kept.
-            body: the error in the form of the route, if that is not OpenAI's.
-
-        """
-        self.close()
-        content = json.dumps(body or content_of(response)).encode()
-        headers = [
-            *(pair for pair in headers_of_app if pair[0].startswith(_KEPT_HEADERS)),
-            (b"content-type", b"application/json"),
-            (b"content-length", str(len(content)).encode()),
-        ]
-        self._now.reason = reason_of(response.error)
-        await self._start(
-            {"type": "http.response.start", "status": response.error.code, "headers": headers},
-            retry_after_of(response.error),
-        )
-        await self._send({"type": "http.response.body", "body": content})
-        self._now.complete = self._now.replaced = True
-
-    async def _start(self, message: Message, retry_after: float | None = None) -> None:
-        status: int = message["status"]
-        own = self._own_headers(status, message["headers"], retry_after)
-        message["headers"] = [*message["headers"], *own]
-        self._now.status = status
-        self._now.responded = True
-        await self._send(message)
-
-    def _own_headers(
-        self, status: int, present: Iterable[tuple[bytes, bytes]], retry_after: float | None
-    ) -> Iterable[tuple[bytes, bytes]]:
-        if self.request_id is not None:
-            yield REQUEST_ID.encode(), self.request_id.encode("latin-1")
-        named = any(name.lower() == b"retry-after" for name, _ in present)
-        if is_retryable(status) and retry_after is not None and not named:
-            # Whole seconds, as HTTP has it; not before it is worth it, and never at once.
-            yield b"retry-after", str(max(ceil(retry_after), 1)).encode()
-        if status == HTTPStatus.UNAUTHORIZED:
-            yield b"www-authenticate", b"Bearer"
-        caller = self.caller
-        # A streamed response starts with its first part, so the rank is known by now.
-        if caller and caller.explain and caller.journal.picks:
-            yield EXPLAIN.encode(), explanation_of(caller.journal).encode()
-
-    def line(self, model: str) -> RequestLine:
-        """Say how it went."""
-        now = self._now
-        usage = _usage(self.scope)
-        reason = now.reason or self.scope.get("state", {}).get(FAILED)
-        if reason is not None:
-            outcome = reason
-        elif self._disconnected:
-            outcome = "CANCELLED"
-        else:
-            ok = now.status < HTTPStatus.BAD_REQUEST
-            outcome = "ok" if ok else reason_of_status(now.status)
-        line = RequestLine(
-            request_id=self.request_id or "",
-            protocol="rest",
-            method=self.scope["path"],
-            model=model,
-            outcome=outcome,
-            status=str(now.status),
-            duration=self._clock.monotonic() - self._began,
-            ttft=None if now.started_at is None else now.started_at - self._began,
-            prompt_tokens=None if usage is None else usage.prompt_tokens,
-            completion_tokens=None if usage is None else usage.completion_tokens,
-        )
-        return line if self.caller is None else replace(line, **line_of(self.caller))
-
-
-def _usage(scope: Scope) -> Any:
-    """Return the usage that vLLM's handlers leave in the request's state, if any."""
-    metadata = scope.get("state", {}).get("request_metadata")
-    return None if metadata is None else metadata.final_usage_info

@@ -22,9 +22,10 @@ from serving.edge.access import Need
 from serving.edge.auth import identity_var
 from serving.edge.door import Door
 from serving.edge.error_body import content_of, error_response, reason_of, response_of
+from serving.edge.exchange import FAILED
 from serving.edge.fleet_view import FleetView, readiness
 from serving.edge.gate import Gate
-from serving.edge.middleware import FAILED, EdgeMiddleware
+from serving.edge.middleware import EdgeMiddleware
 from serving.edge.vllm_handlers import adopt
 from serving.errors import ServingError
 from serving.routing.snapshot import FleetSnapshot
