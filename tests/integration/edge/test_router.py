@@ -32,20 +32,29 @@ async def test_readiness_and_health_follow_the_fleet(router_settings, join_rank)
         assert (await rest.get("/readyz")).status_code == 503
         assert (await rest.get("/readyz?parked=ok")).status_code == 200
         assert (await rest.get("/livez")).status_code == 200
+        # Without a group requests are parked, until their deadline.
         for stream in (False, True):
-            refused = await rest.post("/v1/chat/completions", json={**CHAT, "stream": stream})
-            assert refused.status_code == 503
-            assert refused.json()["error"]["reason"] == "NOT_READY"
-            assert refused.headers["retry-after"]
+            late = await rest.post(
+                "/v1/chat/completions",
+                json={**CHAT, "stream": stream},
+                headers={"x-request-timeout-ms": "200"},
+            )
+            assert late.status_code == 504
+            assert late.json()["error"]["reason"] == "DEADLINE_EXCEEDED"
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await inference.Chat(
                 pb.ChatRequest(
                     model="pocket-r1", messages=[pb.Message(role=pb.ROLE_USER, content="hi")]
-                )
+                ),
+                metadata=(("x-request-timeout-ms", "200"),),
             )
-        assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
+        assert caught.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
 
+        parked = asyncio.create_task(rest.post("/v1/chat/completions", json=CHAT))
+        while not router.client.inflight_requests:  # noqa: ASYNC110  no event says so
+            await asyncio.sleep(0.01)
         rank = await join_rank(router, router_settings())
+        assert (await parked).status_code == 200
         assert (await watch.read()).status == SERVING
         assert (await rest.get("/readyz")).json()["ready"] is True
         assert (await rest.post("/v1/chat/completions", json=CHAT)).status_code == 200
