@@ -12,7 +12,7 @@ from tests.fuzz.verdict import PATIENCE, rest_problem
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(3600)]
 
 AT_ONCE = 8
-SHARE = 0.45
+SHARE = 0.47
 """Of all cases."""
 
 
