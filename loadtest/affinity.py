@@ -18,27 +18,23 @@ import asyncio
 import contextlib
 import os
 import random
-import signal
-import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean
 
-import yaml
-
-from loadtest.tiny_moe import NAME, make_tiny_moe
+from loadtest.fleet import Router, ranks, settings_for
+from loadtest.tiny_moe import make_tiny_moe
 from loadtest.trace import Request, made_up, possible, read_trace, sampled
-from serving.settings import RoutingSettings, RoutingWeights, Settings
+from serving.settings import RoutingSettings, RoutingWeights
 
 BLOCK = 128
 """Tokens of a KV-cache block on CPU; 512 tokens of the trace become one block."""
 _FIRST_TOKEN = 8
 """Ids below it may be special."""
 _START_TIMEOUT = 600.0
-_STOP_TIMEOUT = 20.0
 _SETTLE = 1.0
 """Seconds between two replays: load reports are as old as half a second."""
 
@@ -69,85 +65,6 @@ class Tally:
             f"{_quantile(self.first_tokens, 0.9) * 1000:>10.0f} "
             f"{mean(self.first_tokens or [0.0]) * 1000:>10.0f}"
         )
-
-
-class Router:
-    """A router without its edges."""
-
-    def __init__(self, settings: Settings) -> None:
-        from serving.engine.arguments import router_vllm_config
-        from serving.fleet.client import FleetClient
-        from serving.fleet.link import LinkServer
-        from serving.fleet.membership import Roster
-        from serving.link.protocol import model_fingerprint
-
-        self.roster = Roster(settings.fleet)
-        self.client = FleetClient(router_vllm_config(settings), self.roster, settings)
-        self.server = LinkServer(
-            self.roster,
-            settings.link,
-            settings.router,
-            model_name=settings.model.name,
-            fingerprint=model_fingerprint(settings.model.path),
-        )
-
-    async def stop(self) -> None:
-        """Let go of the ranks."""
-        await self.server.stop()
-        self.client.shutdown()
-
-
-def settings_for(options: argparse.Namespace, model: Path) -> Settings:
-    """Return the settings of ranks and routers, routing apart."""
-    return Settings.model_validate(
-        {
-            "model": {"path": str(model), "name": NAME},
-            # Each rank is a group: without expert parallelism they do not wait for each other,
-            # and what is seen is routing alone.
-            "group": {"data_parallel": 1},
-            "engine": {
-                "kv_cache_gib": options.kv_cache_gib,
-                "max_num_seqs": 16,
-                "max_model_len": options.context,
-            },
-            "router": {"join_port": 0, "reasoning_parser": None, "tool_parser": None},
-        }
-    )
-
-
-@contextlib.asynccontextmanager
-async def ranks(
-    settings: Settings, count: int, addresses: Sequence[str], folder: Path
-) -> AsyncIterator[None]:
-    """Run ``count`` groups of one rank, each a process, joined to all addresses."""
-    link = settings.link.model_copy(update={"routers": tuple(addresses)})
-    file = folder / "ranks.yaml"
-    file.write_text(yaml.safe_dump(_dumped(settings.model_copy(update={"link": link}))), "utf-8")
-    module = [sys.executable, "-m", "serving.engine.local_rank", "--config", str(file)]
-    processes = []
-    try:
-        for number in range(count):
-            log = (folder / f"rank-{number}.log").open("wb")
-            processes.append(
-                await asyncio.create_subprocess_exec(
-                    *module, "--group", f"g{number}", stdout=log, stderr=log
-                )
-            )
-            log.close()
-        yield
-    finally:
-        for process in processes:
-            with contextlib.suppress(ProcessLookupError):
-                process.send_signal(signal.SIGTERM)
-        for process in processes:
-            try:
-                await asyncio.wait_for(process.wait(), _STOP_TIMEOUT)
-            except TimeoutError:
-                process.kill()
-
-
-def _dumped(settings: Settings) -> dict[str, object]:
-    return settings.model_dump(mode="json", exclude_unset=True)
 
 
 def prompt_of(request: Request, salt: str, vocabulary: int) -> list[int]:

@@ -1,16 +1,20 @@
 """vLLM's outputs and requests, to and from the link's messages."""
 
+import logging
 from collections.abc import Iterable
 from typing import Any
 
 import msgspec
-from vllm.exceptions import VLLMClientError
+from vllm.exceptions import GracefulHTTPError, VLLMClientError
 from vllm.logprobs import FlatLogprobs
 from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.sampling_params import RequestOutputKind, SamplingParams
+from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
 from serving.errors import InvalidRequest
 from serving.link.v1 import link_pb2
+
+_log = logging.getLogger(__name__)
 
 _FINISH_REASONS = {
     "stop": link_pb2.ChoiceDelta.STOP,
@@ -88,6 +92,20 @@ def error_delta(
         finished=True,
         error=link_pb2.RequestError(code=code, message=message),
     )
+
+
+def failure_delta(request_id: str, error: Exception) -> link_pb2.Delta:
+    """Return the delta that ends a request on which vLLM raised ``error``."""
+    codes = link_pb2.RequestError
+    cause = error.__cause__ if isinstance(error, EngineGenerateError) else error
+    if isinstance(cause, EngineDeadError):
+        return error_delta(request_id, codes.ENGINE_FAILED, "a process of the engine died")
+    if isinstance(cause, GracefulHTTPError):
+        return error_delta(request_id, codes.OVERLOADED, str(cause))
+    if isinstance(cause, InvalidRequest | VLLMClientError | ValueError | TypeError):
+        return error_delta(request_id, codes.INVALID_REQUEST, str(cause))
+    _log.error("request %s failed", request_id, exc_info=error)
+    return error_delta(request_id, codes.ENGINE_FAILED, "the engine failed on this request")
 
 
 def _encode_choice(choice: CompletionOutput) -> link_pb2.ChoiceDelta:

@@ -15,7 +15,7 @@ import psutil
 
 from serving.clock import Clock, SystemClock
 from serving.engine.fake_cache import FakeCache
-from serving.engine.fake_tokens import FakeChoice, FakeParams, fake_logprobs
+from serving.engine.fake_tokens import FakeChoice, FakeParams, fake_error, fake_prompt_logprobs
 from serving.engine.kv_mirror import KvMirror
 from serving.errors import EngineError
 from serving.link.protocol import PROTOCOL_VERSION, model_fingerprint
@@ -131,15 +131,15 @@ class FakeEngine:
         codes = link_pb2.RequestError
         request_id = work.request_id
         if not self._running or self._dead.is_set():
-            yield _error(request_id, codes.ENGINE_FAILED, "the engine is not running")
+            yield fake_error(request_id, codes.ENGINE_FAILED, "the engine is not running")
             return
         if self.faults.refuse is not None:
-            yield _error(request_id, codes.OVERLOADED, self.faults.refuse)
+            yield fake_error(request_id, codes.OVERLOADED, self.faults.refuse)
             return
         try:
             params = self._checked(work)
         except (msgspec.MsgspecError, ValueError) as error:
-            yield _error(request_id, codes.INVALID_REQUEST, str(error))
+            yield fake_error(request_id, codes.INVALID_REQUEST, str(error))
             return
         request = self._requests[request_id] = _Request()
         try:
@@ -246,7 +246,7 @@ class FakeEngine:
             delta = link_pb2.Delta(request_id=work.request_id)
             if self._dead.is_set():
                 code = link_pb2.RequestError.ENGINE_FAILED
-                yield _error(work.request_id, code, "the fake engine was made to fail")
+                yield fake_error(work.request_id, code, "the fake engine was made to fail")
                 return
             for index, choice in enumerate(choices):
                 if choice.finished:
@@ -262,10 +262,7 @@ class FakeEngine:
                 delta.prompt_tokens = len(prompt)
                 delta.cached_tokens = cached
                 if params.prompt_logprobs is not None:
-                    delta.prompt_logprobs.add()
-                    delta.prompt_logprobs.extend(
-                        fake_logprobs(token, params.prompt_logprobs) for token in prompt[1:]
-                    )
+                    delta.prompt_logprobs.extend(fake_prompt_logprobs(prompt, params))
                 first = False
             delta.finished = all(choice.finished for choice in choices)
             if delta.finished:
@@ -300,15 +297,3 @@ class FakeEngine:
             self._expert_tokens[expert - self._local.start] += 1
         if self.faults.fail_after is not None and self._tokens >= self.faults.fail_after:
             self._dead.set()
-
-
-def _error(
-    request_id: str,
-    code: link_pb2.RequestError.Code,
-    message: str,
-) -> link_pb2.Delta:
-    return link_pb2.Delta(
-        request_id=request_id,
-        finished=True,
-        error=link_pb2.RequestError(code=code, message=message),
-    )

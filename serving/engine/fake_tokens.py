@@ -95,3 +95,21 @@ def fake_logprobs(token: int, count: int) -> link_pb2.PositionLogprobs:
         vocab_ranks=range(1, len(tokens) + 1),
         decoded_tokens=[chr(one) for one in tokens],
     )
+
+
+def fake_prompt_logprobs(prompt: list[int], params: FakeParams) -> list[link_pb2.PositionLogprobs]:
+    """Make up all positions of a prompt; the first one has none."""
+    count = params.prompt_logprobs or 0
+    return [
+        link_pb2.PositionLogprobs(),
+        *(fake_logprobs(token, count) for token in prompt[1:]),
+    ]
+
+
+def fake_error(request_id: str, code: link_pb2.RequestError.Code, message: str) -> link_pb2.Delta:
+    """Return the delta that ends a failed request."""
+    return link_pb2.Delta(
+        request_id=request_id,
+        finished=True,
+        error=link_pb2.RequestError(code=code, message=message),
+    )

@@ -7,11 +7,9 @@ import os
 from collections.abc import AsyncIterator
 
 from vllm import SamplingParams, __version__
-from vllm.exceptions import GracefulHTTPError, VLLMClientError
 from vllm.inputs.engine import tokens_input
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
-from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
 from serving.clock import Clock, SystemClock
 from serving.engine.arguments import engine_args, engine_config
@@ -20,6 +18,7 @@ from serving.engine.delta_codec import (
     decode_parser_kwargs,
     encode_output,
     error_delta,
+    failure_delta,
 )
 from serving.engine.engine_processes import EngineProcesses
 from serving.engine.environment import apply_environment, engine_environment
@@ -27,7 +26,7 @@ from serving.engine.expert_watch import ExpertWatch
 from serving.engine.kv_mirror import KvMirror
 from serving.engine.kv_source import KvSource, publish_kv_events
 from serving.engine.step_recorder import StepRecorder
-from serving.errors import EngineError, InvalidRequest, SettingsError
+from serving.errors import EngineError, SettingsError
 from serving.link.protocol import PROTOCOL_VERSION, model_fingerprint
 from serving.link.v1 import link_pb2
 from serving.settings import Settings
@@ -139,7 +138,7 @@ class VllmEngine:
                     yield encode_output(output, request_id, first=first)
                     first = False
         except Exception as error:  # noqa: BLE001  every failure ends the request with a delta
-            yield _failure(request_id, error)
+            yield failure_delta(request_id, error)
 
     async def abort(self, request_id: str) -> None:
         """End the request; its stream then ends with finish reason ABORT."""
@@ -296,17 +295,3 @@ class VllmEngine:
             except Exception:  # noqa: BLE001  whatever is left is killed below
                 _log.exception("vLLM did not shut down in order")
         self._processes.end()
-
-
-def _failure(request_id: str, error: Exception) -> link_pb2.Delta:
-    """Say in a delta why a request failed."""
-    codes = link_pb2.RequestError
-    cause = error.__cause__ if isinstance(error, EngineGenerateError) else error
-    if isinstance(cause, EngineDeadError):
-        return error_delta(request_id, codes.ENGINE_FAILED, "a process of the engine died")
-    if isinstance(cause, GracefulHTTPError):
-        return error_delta(request_id, codes.OVERLOADED, str(cause))
-    if isinstance(cause, InvalidRequest | VLLMClientError | ValueError | TypeError):
-        return error_delta(request_id, codes.INVALID_REQUEST, str(cause))
-    _log.error("request %s failed", request_id, exc_info=error)
-    return error_delta(request_id, codes.ENGINE_FAILED, "the engine failed on this request")

@@ -4,7 +4,8 @@ import asyncio
 
 import pytest
 
-from loadtest.affinity import BLOCK, Router, options_of, ranks, settings_for
+from loadtest.affinity import BLOCK, options_of
+from loadtest.fleet import Router, ranks, settings_for
 from loadtest.tiny_moe import make_tiny_moe
 from serving.link.block_names import block_names
 
