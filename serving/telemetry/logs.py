@@ -134,10 +134,12 @@ def configure_logs(settings: TelemetrySettings, *, process: str) -> None:
 def expected_errors(record: logging.LogRecord) -> bool:
     """Drop what vLLM's handlers say about bad requests: the request's own line has it.
 
-    That is errors of ours with their tracebacks, and errors without any: those are answers.
+    That is errors of ours and those that blame the request (vLLM's class for them is known here
+    by name only) with their tracebacks, and errors without any: those are answers.
     """
     error = record.exc_info[1] if record.exc_info else None
-    if record.name.startswith("vllm") and isinstance(error, ServingError):
+    blames_request = any(cls.__name__ == "VLLMClientError" for cls in type(error).__mro__)
+    if record.name.startswith("vllm") and (isinstance(error, ServingError) or blames_request):
         return False
     answered = record.levelno == logging.ERROR and error is None
     return not (answered and record.name.startswith("vllm.entrypoints"))

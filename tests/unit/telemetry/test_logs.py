@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import structlog
+from vllm.exceptions import VLLMValidationError
 
 from serving.errors import NotReady
 from serving.settings import TelemetrySettings
@@ -96,6 +97,7 @@ def test_vllm_calling_a_bad_request_an_error_is_dropped():
     [
         pytest.param("vllm.x", NotReady("x"), False, id="ours, by vLLM"),
         pytest.param("vllm.x", KeyError("x"), True, id="a fault, by vLLM"),
+        pytest.param("vllm.x", VLLMValidationError("x"), False, id="a bad request, by vLLM"),
         pytest.param("serving.x", NotReady("x"), True, id="ours, by us"),
     ],
 )
