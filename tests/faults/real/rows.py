@@ -89,11 +89,15 @@ async def _victim(running: Deployment) -> tuple[RankProcess, int]:
 
 
 async def _whole_again(running: Deployment, fault: RealFault, before: set[str]) -> float:
-    """Wait until all groups are ready and, where one must be new, a new one is."""
+    """Wait until all groups are ready, one of them newly so, or a new one where one must be."""
+    struck_at = time.time()
     async with asyncio.timeout(PATIENCE):
         while True:
-            ready = set(await running.ready())
-            if len(ready) >= running.groups and (not fault.restarts or ready - before):
+            ready = [group for group in await running.fleet() if group["state"] == "ready"]
+            names = {group["group_id"] for group in ready}
+            noticed = any(group["since_unix_seconds"] > struck_at for group in ready)
+            missed = (fault.restarts and not names - before) or (fault.fences and not noticed)
+            if len(ready) >= running.groups and not missed:
                 return time.monotonic()
             await asyncio.sleep(_POLL * 4)
 

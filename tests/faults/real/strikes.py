@@ -19,8 +19,8 @@ class RealFault:
     inject: Inject
     restarts: bool = True
     """Whether Serve has to start a gang anew."""
-    loses: bool = False
-    """Whether streams end with it: those of a router that dies."""
+    fences: bool = True
+    """Whether a group is out of service because of it, for however short."""
 
 
 async def kill_core(running: Deployment, rank: RankProcess) -> None:
@@ -84,6 +84,8 @@ FAULTS = {
         RealFault("stop-core", "SIGSTOP of a rank's engine", stop_core),
         RealFault("drop-link", "a rank's link reset", drop_link, restarts=False),
         RealFault("half-open", "a rank's link half open", half_open, restarts=False),
-        RealFault("kill-controller", "kill -9 of Serve's controller", kill_controller, False),
+        RealFault(
+            "kill-controller", "kill -9 of Serve's controller", kill_controller, False, False
+        ),
     )
 }
