@@ -10,7 +10,7 @@ from vllm.pooling_params import PoolingParams
 from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
 
 from serving.engine.delta_codec import decode_params, decode_parser_kwargs
-from serving.errors import DeadlineExceeded, PoisonRequest, NotReady, Overloaded, Unsupported
+from serving.errors import DeadlineExceeded, NotReady, Overloaded, PoisonRequest, Unsupported
 from serving.fleet.deadline import deadline_var
 from serving.link.v1 import link_pb2
 from serving.settings import RouterSettings
