@@ -156,8 +156,8 @@ async def test_overload(start, keys, admission, bound, reason, monkeypatch):
         assert min(each.retry_after) >= 1
     # Refused before any work, not after a wait: far below what those that are served take.
     refused = sorted(eager.refused_after + modest.refused_after)
-    served = sorted(eager.served_after + modest.served_after)
-    assert refused[len(refused) // 2] < served[len(served) // 2] / 2
+    answered = sorted(eager.served_after + modest.served_after)
+    assert refused[len(refused) // 2] < answered[len(answered) // 2] / 2
     assert _refusals(reason) > before
     assert 0 < longest <= bound
     # Equal weights: equal shares, however often one of them asks.
