@@ -94,8 +94,17 @@ def error_delta(
     )
 
 
-def failure_delta(request_id: str, error: Exception) -> link_pb2.Delta:
-    """Return the delta that ends a request on which vLLM raised ``error``."""
+def failure_delta(request_id: str, error: Exception, *, alone: bool) -> link_pb2.Delta:
+    """Return the delta that ends a request on which vLLM raised ``error``.
+
+    Args:
+        request_id: the request.
+        error: what vLLM raised.
+        alone: the engine lives, and nothing had been generated: what failed is this request
+            alone. Called the engine's failure it would fence the group, and with each
+            resumption another one.
+
+    """
     codes = link_pb2.RequestError
     cause = error.__cause__ if isinstance(error, EngineGenerateError) else error
     if isinstance(cause, EngineDeadError):
@@ -105,6 +114,9 @@ def failure_delta(request_id: str, error: Exception) -> link_pb2.Delta:
     if isinstance(cause, InvalidRequest | VLLMClientError | ValueError | TypeError):
         return error_delta(request_id, codes.INVALID_REQUEST, str(cause))
     _log.error("request %s failed", request_id, exc_info=error)
+    if alone:
+        message = "the engine cannot take this request: a parameter is not in the form it expects"
+        return error_delta(request_id, codes.INVALID_REQUEST, message)
     return error_delta(request_id, codes.ENGINE_FAILED, "the engine failed on this request")
 
 

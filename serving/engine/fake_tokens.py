@@ -23,6 +23,7 @@ class FakeParams(msgspec.Struct):
     stop_token_ids: list[int] | None = None
     include_stop_str_in_output: bool = False
     logprobs: int | None = None
+    logprob_token_ids: list[int] | None = None
     prompt_logprobs: int | None = None
 
     def stops(self) -> list[str]:
@@ -61,8 +62,9 @@ class FakeChoice:
         self._tokens += 1
         self._text += chr(token)
         message.token_ids.append(token)
-        if params.logprobs is not None:
-            message.logprobs.append(fake_logprobs(token, params.logprobs))
+        if params.logprobs is not None or params.logprob_token_ids is not None:
+            count = params.logprobs or len(params.logprob_token_ids or ())
+            message.logprobs.append(fake_logprobs(token, count))
         hit = next((stop for stop in self._stops if self._text.endswith(stop)), None)
         if hit is not None:
             message.finish_reason = link_pb2.ChoiceDelta.STOP

@@ -138,7 +138,8 @@ class VllmEngine:
                     yield encode_output(output, request_id, first=first)
                     first = False
         except Exception as error:  # noqa: BLE001  every failure ends the request with a delta
-            yield failure_delta(request_id, error)
+            alone = first and not llm.errored
+            yield failure_delta(request_id, error, alone=alone)
 
     async def abort(self, request_id: str) -> None:
         """End the request; its stream then ends with finish reason ABORT."""

@@ -48,6 +48,7 @@ from serving.link.v1 import link_pb2
 from serving.settings import Settings
 from serving.telemetry import metrics
 
+_TRANSFERS = {"kv_transfer_params", "ec_transfer_params"}
 _TASKS: tuple[SupportedTask, ...] = ("generate",)
 
 
@@ -281,6 +282,8 @@ class FleetClient(EngineClient):
             "prompt embeddings": request.prompt_embeds is not None,
             "cache_salt": request.cache_salt,
             "prompt_logprob_token_ids": params.prompt_logprob_token_ids is not None,
+            # vLLM's engine trusts their form: a text in their place makes it fail.
+            "KV or encoder-cache transfer": _TRANSFERS & (params.extra_args or {}).keys(),
         }
         if asked_for := [name for name, given in unsupported.items() if given]:
             raise visible(Unsupported(f"{', '.join(asked_for)} cannot be served here"))

@@ -186,6 +186,10 @@ BAD = [
     pytest.param({**CHAT, "max_tokens": "many"}, 400, id="max_tokens is text"),
     pytest.param({**CHAT, "temperature": -0.5}, 400, id="negative temperature"),
     pytest.param({**CHAT, "n": 0}, 400, id="no choices"),
+    pytest.param({**CHAT, "n": 129}, 400, id="more choices than router.max_choices"),
+    pytest.param(
+        {**CHAT, "vllm_xargs": {"kv_transfer_params": "x"}}, 501, id="what kills vLLM's front end"
+    ),
     pytest.param({**CHAT, "top_p": 2}, 400, id="top_p over 1"),
     pytest.param({"model": "pocket-r1"}, 400, id="no messages"),
     pytest.param({**CHAT, "messages": []}, 400, id="empty messages"),
@@ -309,8 +313,9 @@ async def test_timeout_in_a_stream_is_an_error_event(edge):
 FAILURES = [
     pytest.param(link_pb2.RequestError.INVALID_REQUEST, 400, "INVALID_REQUEST", id="invalid"),
     pytest.param(link_pb2.RequestError.OVERLOADED, 429, "OVERLOADED", id="overloaded"),
-    pytest.param(link_pb2.RequestError.ENGINE_FAILED, 500, "ENGINE", id="engine failed"),
-    pytest.param(link_pb2.RequestError.DRAINING, 503, "NOT_READY", id="draining"),
+    # It waits for a group that takes it; here none comes before its deadline.
+    pytest.param(link_pb2.RequestError.ENGINE_FAILED, 504, "DEADLINE_EXCEEDED", id="engine failed"),
+    pytest.param(link_pb2.RequestError.DRAINING, 504, "DEADLINE_EXCEEDED", id="draining"),
 ]
 
 
@@ -319,7 +324,11 @@ FAILURES = [
 async def test_failure_at_once_has_its_status(edge, code, status, reason, stream):
     edge.engine.script = "x"
     edge.engine.error = link_pb2.RequestError(code=code, message="because")
-    answer = await chat(edge, stream=stream)
+    answer = await edge.rest.post(
+        "/v1/chat/completions",
+        json={**CHAT, "stream": stream},
+        headers={"x-request-timeout-ms": "500"},
+    )
     assert (answer.status_code, answer.json()["error"]["reason"]) == (status, reason)
     assert ("retry-after" in answer.headers) == (status in {429, 503})
 

@@ -8,6 +8,7 @@ from vllm import SamplingParams
 from vllm.logprobs import FlatLogprobs, Logprob
 from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
+from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 from vllm.v1.metrics.stats import RequestSpecDecodeMetrics
 
 from serving.engine.delta_codec import (
@@ -15,6 +16,7 @@ from serving.engine.delta_codec import (
     decode_parser_kwargs,
     encode_output,
     error_delta,
+    failure_delta,
 )
 from serving.errors import InvalidRequest
 from serving.link.v1 import link_pb2
@@ -204,3 +206,26 @@ def test_an_error_ends_the_request():
     delta = error_delta("r", link_pb2.RequestError.OVERLOADED, "full")
     assert delta.finished
     assert (delta.error.code, delta.error.message) == (link_pb2.RequestError.OVERLOADED, "full")
+
+
+def raised(cause):
+    """As vLLM raises what failed in its front end."""
+    error = EngineGenerateError()
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "alone", "code"),
+    [
+        pytest.param(EngineDeadError(), False, "ENGINE_FAILED", id="the engine died"),
+        pytest.param(ValueError("x"), False, "INVALID_REQUEST", id="vLLM refuses it"),
+        # A text for kv_transfer_params: fencing a group for it would let one client end all.
+        pytest.param(raised(AttributeError("x")), True, "INVALID_REQUEST", id="fails alone"),
+        pytest.param(raised(AttributeError("x")), False, "ENGINE_FAILED", id="fails under way"),
+    ],
+)
+def test_what_a_failure_is_called(error, alone, code):
+    delta = failure_delta("r", error, alone=alone)
+    assert delta.finished
+    assert link_pb2.RequestError.Code.Name(delta.error.code) == code
