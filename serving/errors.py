@@ -77,12 +77,21 @@ class GroupLost(ServingError):
         planned: the group was taken away on purpose (drain, hand-over), so nothing speaks
             against the request.
         final: it must not be tried on a further group.
+        refused: the rank itself says that it takes no new work.
     """
 
-    def __init__(self, message: str = "", *, planned: bool = False, final: bool = False) -> None:
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        planned: bool = False,
+        final: bool = False,
+        refused: bool = False,
+    ) -> None:
         super().__init__(message)
-        self.planned = planned
+        self.planned = planned or refused
         self.final = final
+        self.refused = refused
 
 
 class PoisonRequest(ServingError):

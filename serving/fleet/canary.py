@@ -8,6 +8,8 @@ collectives between ranks included.
 import asyncio
 from collections.abc import Callable
 from itertools import count
+from math import inf
+from weakref import WeakKeyDictionary
 
 import msgspec
 import structlog
@@ -21,6 +23,8 @@ from serving.link.v1 import link_pb2
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
+_PAUSE = 1.0
+"""Seconds from a failed canary to the next one of that rank."""
 _PARAMS = msgspec.msgpack.encode(
     SamplingParams(temperature=0.0, max_tokens=1, ignore_eos=True, detokenize=False)
 )
@@ -48,6 +52,7 @@ class Canary:
         self._timeout = timeout
         self._numbers = count(1)
         self._waiting: set[CanaryStream] = set()
+        self._failed_at: WeakKeyDictionary[RankHandle, float] = WeakKeyDictionary()
         roster.ask_canary = self._ask
 
     def stop(self) -> None:
@@ -73,14 +78,26 @@ class Canary:
                 self._roster.proven(key, handle)
             elif not isinstance(error, GroupLost):
                 # A lost group the roster knows of itself; it asks again when all are back.
+                self._failed_at[handle] = asyncio.get_running_loop().time()
                 log.warning("canary failed", rank=str(key), error=str(error))
                 self._roster.fault(key, handle, f"did not generate a token: {error}")
 
-        stream.begin(ended, self._timeout)
-        try:
-            handle.submit(stream)
-        except ServingError as error:
-            stream.fail(error)
+        def send() -> None:
+            if stream.done:
+                return
+            try:
+                handle.submit(stream)
+            except ServingError as error:
+                stream.fail(error)
+
+        loop = asyncio.get_running_loop()
+        # A rank that says it is well and fails each canary is asked now and then, not in a loop.
+        wait = max(self._failed_at.get(handle, -inf) + _PAUSE - loop.time(), 0.0)
+        stream.begin(ended, wait + self._timeout)
+        if wait > 0:
+            loop.call_later(wait, send)
+        else:
+            send()
 
 
 class CanaryStream:

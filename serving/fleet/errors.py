@@ -47,7 +47,7 @@ def error_of(error: link_pb2.RequestError) -> ServingError:
         case _Code.INVALID_REQUEST:
             return InvalidRequest(error.message)
         case _Code.DRAINING:
-            return GroupLost(error.message or "the rank is going away; try again", planned=True)
+            return GroupLost(error.message or "the rank is going away; try again", refused=True)
         case _Code.OVERLOADED:
             return Overloaded(error.message or "the rank is full; try again later")
         case _Code.ABORTED:

@@ -199,11 +199,7 @@ class FleetRequest:
         """
         prepared, lost = self._prepared, self._stream
         lost.pace.lost()
-        if isinstance(error, EngineError) and self._pick is not None and self._handle is not None:
-            # The rank's own report would come too late: we might pick it again.
-            pick = self._pick
-            key = MemberKey(pick.group_id, pick.epoch, pick.rank)
-            self._roster.fault(key, self._handle, f"its engine failed: {error}")
+        self._report(error)
         self._release()
         if isinstance(error, GroupLost) and error.final:
             raise error
@@ -235,6 +231,19 @@ class FleetRequest:
         self._prompt = PromptNames(following.work.prompt_token_ids)
         assert self._ticket is not None
         await self._ticket.again(self._launch)
+
+    def _report(self, error: GroupLost | EngineError) -> None:
+        """Tell the roster what the rank said of itself: its own report would come too late, and
+        we might pick it again.
+        """
+        pick, handle = self._pick, self._handle
+        if pick is None or handle is None:
+            return
+        key = MemberKey(pick.group_id, pick.epoch, pick.rank)
+        if isinstance(error, EngineError):
+            self._roster.fault(key, handle, f"its engine failed: {error}")
+        elif error.refused:
+            self._roster.drain(key, handle, str(error))
 
     def _count_loss(self, error: ServingError) -> None:
         """Note that a group died under the request.

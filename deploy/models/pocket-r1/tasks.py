@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 
+import frames
 import phrasings as say
 import traces
 from traces import Solution
@@ -48,9 +49,17 @@ def _noise(rng: Random, question: str) -> str:
     return question
 
 
+FRAMED = 0.5
+"""Share of questions that are put together (frames.py) instead of taken whole (phrasings.py)."""
+
+
+def _phrase(rng: Random, task: str, whole: list[str], *, down: bool = False) -> str:
+    return frames.framed(rng, task, down=down) if rng.random() < FRAMED else rng.choice(whole)
+
+
 def _add(rng: Random) -> Problem:
     a, b = number(rng), number(rng)
-    return Problem("add", rng.choice(say.ADD).format(a=a, b=b), traces.add(a, b))
+    return Problem("add", _phrase(rng, "add", say.ADD).format(a=a, b=b), traces.add(a, b))
 
 
 def _sub(rng: Random) -> Problem:
@@ -62,13 +71,13 @@ def _sub(rng: Random) -> Problem:
             ["What is the difference between {a} and {b}?", "difference between {a} and {b}"]
         )
     else:
-        text = rng.choice(say.SUB)
+        text = _phrase(rng, "sub", say.SUB)
     return Problem("sub", text.format(a=a, b=b), traces.subtract(a, b))
 
 
 def _mul(rng: Random) -> Problem:
     a, b = rng.randrange(0 if rng.random() < 0.2 else 10, 100), rng.randrange(10)
-    text = rng.choice(say.MUL)
+    text = _phrase(rng, "mul", say.MUL)
     # the sign must stay one sign: "3 x 41" and "3x41" are common, "×" and "·" rarer
     sign = rng.choice("***xx×")
     p, q = (b, a) if rng.random() < 0.5 else (a, b)
@@ -91,11 +100,11 @@ def _cmp(rng: Random) -> Problem:
         larger = rng.random() < 0.6
         words = rng.random()
         if words < 0.7:
-            text = rng.choice(say.LARGER).replace(
+            text = _phrase(rng, "compare", say.LARGER).replace(
                 "{more}", rng.choice(say.MORE if larger else say.LESS)
             )
         elif words < 0.85:
-            text = rng.choice(say.LARGER).replace(
+            text = _phrase(rng, "compare", say.LARGER).replace(
                 "{more}", rng.choice(say.MOST if larger else say.LEAST)
             )
         else:
@@ -131,7 +140,8 @@ def _sort(rng: Random) -> Problem:
     most = rng.choice([1, 2, 2, 3, 3, 3])
     numbers = [number(rng, most) for _ in range(rng.choice([2, 3, 3, 4, 4, 5, 5, 6, 6]))]
     down = rng.random() < 0.4
-    text = rng.choice(say.SORT_DOWN if down else say.SORT_UP).format(xs=_list(rng, numbers))
+    whole = say.SORT_DOWN if down else say.SORT_UP
+    text = _phrase(rng, "sort", whole, down=down).format(xs=_list(rng, numbers))
     return Problem("sort", text, traces.sort(numbers, down=down))
 
 
@@ -156,7 +166,7 @@ def _quoted(rng: Random, text: str) -> str:
 
 def _reverse(rng: Random) -> Problem:
     given = word(rng)
-    text = rng.choice(say.REVERSE).format(w=_quoted(rng, given))
+    text = _phrase(rng, "reverse", say.REVERSE).format(w=_quoted(rng, given))
     return Problem("reverse", text, traces.reverse(given))
 
 
@@ -169,7 +179,7 @@ def _count(rng: Random) -> Problem:
         if rng.random() < 0.15 or (given.isupper() and rng.random() < 0.7)
         else letter
     )
-    text = rng.choice(say.COUNT)
+    text = _phrase(rng, "count", say.COUNT)
     if "{l}'" not in text and "{l}s" not in text:
         shown = _quoted(rng, shown)
     return Problem(
@@ -178,7 +188,7 @@ def _count(rng: Random) -> Problem:
 
 
 def _other(rng: Random) -> Problem:
-    text = rng.choice(say.OTHER)
+    text = _phrase(rng, "other", say.OTHER)
     fill: dict[str, Callable[[], str]] = {
         "{n}": lambda: str(number(rng)),
         "{t}": lambda: rng.choice(TOPICS),

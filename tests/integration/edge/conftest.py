@@ -115,6 +115,7 @@ async def _shared_edge(settings) -> AsyncIterator[Edge]:
 @pytest_asyncio.fixture(loop_scope="session")
 async def edge(shared_edge) -> AsyncIterator[Edge]:
     shared_edge.engine.reset()
+    await until(shared_edge.router, ready=True)  # the test before may have fenced it
     yield shared_edge
     # A request that outlives its test would be a leak.
     async with asyncio.timeout(5):

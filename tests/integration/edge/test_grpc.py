@@ -320,8 +320,6 @@ async def test_malformed_metadata(edge):
     [
         (link_pb2.RequestError.INVALID_REQUEST, "INVALID_ARGUMENT", False),
         (link_pb2.RequestError.OVERLOADED, "RESOURCE_EXHAUSTED", True),
-        (link_pb2.RequestError.ENGINE_FAILED, "INTERNAL", True),
-        (link_pb2.RequestError.DRAINING, "UNAVAILABLE", True),
     ],
 )
 async def test_failures_of_the_engine(edge, rpc, code, status, retries):

@@ -315,7 +315,6 @@ FAILURES = [
     pytest.param(link_pb2.RequestError.OVERLOADED, 429, "OVERLOADED", id="overloaded"),
     # It waits for a group that takes it; here none comes before its deadline.
     pytest.param(link_pb2.RequestError.ENGINE_FAILED, 504, "DEADLINE_EXCEEDED", id="engine failed"),
-    pytest.param(link_pb2.RequestError.DRAINING, 504, "DEADLINE_EXCEEDED", id="draining"),
 ]
 
 

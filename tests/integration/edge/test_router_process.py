@@ -66,9 +66,9 @@ def test_start_serve_and_sigterm(tmp_path):
         refused = httpx.post(
             f"{addresses['rest']}/v1/completions",
             json={"model": "pocket-r1", "prompt": "secret words"},
-            headers={"x-request-id": "mine"},
+            headers={"x-request-id": "mine", "x-request-timeout-ms": "300"},
         )
-        assert refused.status_code == 503
+        assert refused.status_code == 504
         maps = Path(f"/proc/{router.process.pid}/maps").read_text()
         assert "/ray/_raylet" not in maps
         router.process.send_signal(signal.SIGTERM)
@@ -80,7 +80,7 @@ def test_start_serve_and_sigterm(tmp_path):
             "router stopped",
         ]
         (request,) = [line for line in lines if line["event"] == "request"]
-        assert (request["request_id"], request["outcome"]) == ("mine", "NOT_READY")
+        assert (request["request_id"], request["outcome"]) == ("mine", "DEADLINE_EXCEEDED")
         assert "secret" not in router.log.read_text()
 
 

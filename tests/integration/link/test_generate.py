@@ -355,6 +355,28 @@ async def test_a_request_that_engines_fail_on_is_refused_as_poison(router, engin
     assert router.client.inflight_requests == 0
 
 
+async def test_a_rank_that_refuses_because_it_drains_is_not_asked_again(fleet, router):
+    (leaving,) = await fleet.group(router, 1, group="g0")
+    refusals = []
+    refused = asyncio.Event()
+
+    async def refuse(work):
+        refusals.append(work.request_id)
+        refused.set()
+        yield link_pb2.Delta(
+            request_id=work.request_id,
+            finished=True,
+            error=link_pb2.RequestError(code=link_pb2.RequestError.DRAINING, message="scale down"),
+        )
+
+    leaving.engine.generate = refuse
+    asked = asyncio.create_task(collect(router.generate()))
+    await refused.wait()
+    await fleet.rank(router, group="g1")
+    assert (await asked)[-1].finished
+    assert len(refusals) == 1
+
+
 # -- many ---------------------------------------------------------------------------------
 
 

@@ -122,6 +122,10 @@ async def test_a_rank_that_does_not_generate_fences_its_group_and_is_asked_again
     assert fleet.group.state is MemberState.FENCED
     assert "rank 1: did not generate a token: broken" in fleet.group.reason
     fleet.report(1)  # healthy again, it says
+    assert [len(handle.streams) for handle in fleet.handles] == [2, 1]
+    async with asyncio.timeout(20):  # the one that failed is asked after a pause
+        while len(fleet.handles[1].streams) == 1:  # noqa: ASYNC110  no event for it
+            await asyncio.sleep(0.01)
     assert [len(handle.streams) for handle in fleet.handles] == [2, 2]
     for handle in fleet.handles:
         answer(handle.streams[1])
