@@ -351,15 +351,15 @@ async def test_failure_at_once_has_its_status_in_other_streams_too(edge, path, b
 
 async def test_failure_in_a_stream_is_an_event(edge):
     edge.engine.error = link_pb2.RequestError(
-        code=link_pb2.RequestError.ENGINE_FAILED, message="because"
+        code=link_pb2.RequestError.INVALID_REQUEST, message="because"
     )
     *_, last = events_of((await chat(edge, stream=True)).text)
-    assert (last["error"]["reason"], last["error"]["message"]) == ("ENGINE", "because")
+    assert (last["error"]["reason"], last["error"]["message"]) == ("INVALID_REQUEST", "because")
 
 
 async def test_failure_in_a_responses_stream_is_an_event(edge):
     edge.engine.error = link_pb2.RequestError(
-        code=link_pb2.RequestError.ENGINE_FAILED, message="because"
+        code=link_pb2.RequestError.INVALID_REQUEST, message="because"
     )
     body = {"model": "pocket-r1", "input": "hi", "stream": True}
     answer = await edge.rest.post("/v1/responses", json=body)
@@ -370,7 +370,7 @@ async def test_failure_in_a_responses_stream_is_an_event(edge):
 
 async def test_failure_in_a_messages_stream_is_an_event(edge):
     edge.engine.error = link_pb2.RequestError(
-        code=link_pb2.RequestError.ENGINE_FAILED, message="because"
+        code=link_pb2.RequestError.INVALID_REQUEST, message="because"
     )
     answer = await edge.rest.post("/v1/messages", json={**MESSAGES, "stream": True})
     event, data = answer.text.strip().split("\n\n")[-1].split("\n")
