@@ -3,8 +3,8 @@
     python deploy/models/pocket-r1/train.py --out /tmp/pocket
 
 With its defaults this trains 3,500 steps (about 90 minutes on two free cores with AVX512-BF16).
-The README says how the committed weights were made. Every step's problems are drawn from (seed, step), so a run can be stopped at
-any time and continued with --resume. The learning rate warms up, stays constant, and falls
+The README says how the committed weights were made. Every step's problems are drawn from (seed,
+step), so a run can be stopped at any time and continued with --resume. The learning rate warms up, stays constant, and falls
 linearly from step --decay-at on for --decay-steps steps; then the weights are written.
 """
 
