@@ -63,7 +63,14 @@ DEFAULTS = {
         "tls_key_file": None,
         "tls_server_name": None,
     },
-    "fleet": {"stall_timeout": 10.0, "history_groups": 16},
+    "fleet": {
+        "stall_timeout": 10.0,
+        "history_groups": 16,
+        "canary_timeout": 30.0,
+        "max_resumes": 3,
+        "suspect_tokens": 32,
+        "suspect_losses": 2,
+    },
     "admission": {
         "queue_requests": 1024,
         "queue_tokens": 2_000_000,
