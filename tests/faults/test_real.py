@@ -8,7 +8,7 @@ from tests.faults.real.strikes import FAULTS
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1500)]
 
-COUNT, TOKENS = 32, 96
+COUNT, TOKENS = 32, 400
 AIM = 5.0
 """Seconds that a stream may pause when another group is there; printed, not asserted."""
 

@@ -76,7 +76,7 @@ def main() -> int:
     parser.add_argument("--ranks", type=int, default=2, help="ranks in a group (default 2)")
     parser.add_argument("--faults", **names, help=f"of {', '.join(FAULTS)} (default: all that fit)")
     parser.add_argument("--requests", type=int, default=32, help="streams a row (default 32)")
-    parser.add_argument("--tokens", type=int, default=128, help="tokens a stream (default 128)")
+    parser.add_argument("--tokens", type=int, default=400, help="tokens a stream (default 400)")
     parser.add_argument("--set", action="append", default=[], help="NAME=VALUE, as for up")
     options = parser.parse_args()
     if unknown := set(options.faults) - set(FAULTS):
