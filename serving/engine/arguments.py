@@ -18,8 +18,10 @@ from vllm.entrypoints.launchers.cli_args import make_arg_parser
 from vllm.exceptions import VLLMError
 from vllm.transformers_utils.config import get_config
 from vllm.utils.argparse_utils import FlexibleArgumentParser
+from vllm.v1.executor import Executor
 
 from serving.engine.environment import engine_environment
+from serving.engine.in_process import InProcessExecutor
 from serving.errors import SettingsError
 from serving.settings import Platform, Settings
 
@@ -72,9 +74,7 @@ def engine_args(
         "disable_log_stats": True,
         "use_tqdm_on_load": False,
         "tensor_parallel_size": settings.group.tensor_parallel,
-        # Inside a Ray placement group vLLM would ask Ray for its workers; a rank's workers
-        # are its own processes, on every platform.
-        "distributed_executor_backend": "mp",
+        "distributed_executor_backend": _executor(settings),
     }
     ranks = settings.group.data_parallel
     # Ranks of a dense model have nothing to tell each other: each is an engine of its own.
@@ -192,6 +192,14 @@ def _common(settings: Settings) -> dict[str, Any]:
         # Compiling takes half a minute and changes how numbers round.
         args["enforce_eager"] = True
     return args
+
+
+def _executor(settings: Settings) -> type[Executor] | str:
+    """Choose who runs a rank's workers: itself, since inside a placement group vLLM asks Ray."""
+    alone = settings.group.tensor_parallel == 1
+    if settings.platform is Platform.CPU and alone:
+        return InProcessExecutor
+    return "uni" if alone else "mp"
 
 
 def _own_arguments(settings: Settings) -> dict[str, Any]:

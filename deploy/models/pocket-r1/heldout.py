@@ -1,4 +1,8 @@
-"""Phrasings that training never sees, for evaluation only."""
+"""Phrasings that training never sees, for evaluation only.
+
+tests/unit/models checks them against phrasings.py and frames.py. Do not look at the mistakes made here
+and then add phrasings like them to the training data: write new ones here if that has happened.
+"""
 
 from random import Random
 
@@ -6,15 +10,15 @@ import tasks
 import traces
 from tasks import Problem
 
-_ADD = "What will I get if I add {a} to {b}?|Would you compute {a} + {b} for me?|Can you tell me what {a} plus {b} is?|{a} and {b}, added up|Find {a} + {b}"
-_SUB = "What will I get if I subtract {b} from {a}?|Would you compute {a} - {b} for me?|Can you tell me what {a} minus {b} is?|From {a} subtract {b}|Find {a} - {b}"
-_MUL = "What will I get if I multiply {a} by {b}?|Would you compute {a} * {b} for me?|Can you tell me what {a} times {b} is?|Take {a} times {b}|Find {a} * {b}"
-_LARGER = "Tell me the larger of {a} and {b}|Which is bigger: {a} or {b}|Which value is greater, {a} or {b}?"
-_SORT = "Please put {xs} in ascending order|Would you sort the numbers {xs}?|Show me {xs} in sorted order|Sort, smallest first: {xs}"
-_SORT_DOWN = "Please put {xs} in descending order|Would you sort {xs} from largest to smallest?|Arrange from high to low: {xs}"
-_REVERSE = "Would you reverse {w} for me?|Please write {w} in reverse|Show the word {w} backwards|Can you write the word {w} backwards?"
+_ADD = "What will I get if I add {a} to {b}?|Would you compute {a} + {b} for me?|Can you tell me what {a} plus {b} is?|{a} and {b}, added up|What number is {a} + {b}?"
+_SUB = "What will I get if I subtract {b} from {a}?|Would you compute {a} - {b} for me?|Can you tell me what {a} minus {b} is?|From {a} subtract {b}|What number is {a} - {b}?"
+_MUL = "What will I get if I multiply {a} by {b}?|Would you compute {a} * {b} for me?|Can you tell me what {a} times {b} is?|Take {a} times {b}|What number is {a} * {b}?"
+_LARGER = "Which has the higher value, {a} or {b}?|Would {a} or {b} be the larger one?|Which value is greater, {a} or {b}?"
+_SORT = "Give these in ascending order: {xs}|Display {xs} in ascending order|Show me {xs} in sorted order|What order do {xs} go in, from smallest to largest?"
+_SORT_DOWN = "Give these in descending order: {xs}|Display {xs} from largest to smallest|What order do {xs} go in, from largest to smallest?"
+_REVERSE = "Would you reverse {w} for me?|What would {w} be backwards?|Show the word {w} backwards|Can you write the word {w} backwards?"
 _COUNT = (
-    "Would you count the letter {l} in {w}?|Can you tell me how many {l}'s are in {w}?|"
+    "The letter {l} occurs how many times in {w}?|Can you tell me how many {l}'s are in {w}?|"
     "How often is the letter {l} in {w}?|Please count {l} in the word {w}"
 )
 _OTHER = "Which city is the biggest in Spain?|Tell me a story|How do magnets work?|Who is the president?|What's up?"

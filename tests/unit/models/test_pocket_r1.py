@@ -22,7 +22,9 @@ sys.path.insert(0, str(FOLDER))
 import batch as batches  # noqa: E402
 import evaluate  # noqa: E402
 import export  # noqa: E402
+import frames  # noqa: E402
 import heldout  # noqa: E402
+import phrasings  # noqa: E402
 import samples  # noqa: E402
 import tasks  # noqa: E402
 import tokenizer as tok  # noqa: E402
@@ -432,3 +434,33 @@ def test_config_meets_what_vllm_on_cpu_asks_for() -> None:
     assert (fields["topk_method"], fields["scoring_func"]) == ("noaux_tc", "sigmoid")
     assert 0 == fields["hidden_size"] % 32 == fields["moe_intermediate_size"] % 32
     assert json.loads((FOLDER / "generation_config.json").read_text())["temperature"] > 0
+
+
+def plain(text):
+    return " ".join(text.lower().rstrip("?.! ").split())
+
+
+@pytest.mark.parametrize("task", list(tasks.TASKS))
+def test_held_out_phrasings_are_not_in_the_training_data(task):
+    held = [
+        sentence
+        for name, sentences in vars(heldout).items()
+        if name.split("_")[1:2] == [{"compare": "LARGER"}.get(task, task.upper())]
+        for sentence in sentences.split("|")
+    ]
+    assert held
+    rng = Random(5)
+    known = {
+        plain(frames.framed(rng, task, down=down)) for _ in range(60_000) for down in (False, True)
+    }
+    known |= {
+        plain(sentence)
+        for sentences in vars(phrasings).values()
+        if isinstance(sentences, list)
+        for sentence in sentences
+    }
+    for sentence in held:
+        mark = plain(sentence).replace(" * ", " {x} ")
+        words = ("larger", "bigger", "greater", "higher")
+        forms = {mark, *(mark.replace(word, "{more}") for word in words)}
+        assert not forms & known, sentence
