@@ -39,7 +39,7 @@ class RankProcess:
         return [replica, *replica.children(recursive=True)]
 
     def named(self, word: str) -> psutil.Process:
-        """Return the process whose title or command holds ``word`` (EngineCore, Worker)."""
+        """Return the process whose title or command holds ``word``, such as EngineCore."""
         for process in self.tree()[1:]:
             with contextlib.suppress(psutil.NoSuchProcess):
                 if word in process.name() or any(word in part for part in process.cmdline()):

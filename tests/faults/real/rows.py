@@ -80,12 +80,15 @@ async def disturbed(
 
 
 async def _victim(running: Deployment) -> tuple[RankProcess, int]:
-    """Choose rank 1 of the first group: not the one that the others meet at."""
+    """Choose rank 1 of the group with the most requests: not the one that the others meet at."""
     ready = await running.ready()
-    name = min(ready)
-    fleet = {group["group_id"]: group for group in await running.fleet()}
-    inflight = sum(rank["inflight_requests"] for rank in fleet[name]["ranks"])
-    return max(ready[name], key=lambda rank: rank.rank), inflight
+    inflight = {
+        group["group_id"]: sum(rank["inflight_requests"] for rank in group["ranks"])
+        for group in await running.fleet()
+        if group["group_id"] in ready
+    }
+    name = max(inflight, key=lambda name: inflight[name])
+    return max(ready[name], key=lambda rank: rank.rank), inflight[name]
 
 
 async def _whole_again(running: Deployment, fault: RealFault, before: set[str]) -> float:

@@ -24,7 +24,7 @@ class RealFault:
 
 
 async def kill_core(running: Deployment, rank: RankProcess) -> None:
-    """The engine core: vLLM's scheduler and, without workers of its own, the model."""
+    """The engine core: vLLM's scheduler and the model."""
     del running
     rank.named("EngineCore").send_signal(signal.SIGKILL)
 
@@ -33,12 +33,6 @@ async def kill_actor(running: Deployment, rank: RankProcess) -> None:
     """The Serve replica: its link breaks with it."""
     del running
     rank.tree()[0].send_signal(signal.SIGKILL)
-
-
-async def kill_worker(running: Deployment, rank: RankProcess) -> None:
-    """The process that computes."""
-    del running
-    rank.named("Worker").send_signal(signal.SIGKILL)
 
 
 async def stop_rank(running: Deployment, rank: RankProcess) -> None:
@@ -79,7 +73,6 @@ FAULTS = {
     for fault in (
         RealFault("kill-core", "kill -9 of a rank's engine core", kill_core),
         RealFault("kill-actor", "kill -9 of a rank's Serve replica", kill_actor),
-        RealFault("kill-worker", "kill -9 of a rank's worker", kill_worker),
         RealFault("stop-rank", "SIGSTOP of a whole rank", stop_rank),
         RealFault("stop-core", "SIGSTOP of a rank's engine", stop_core),
         RealFault("drop-link", "a rank's link reset", drop_link, restarts=False),

@@ -25,12 +25,12 @@ ALONE = Settings(
 )
 
 
-def worker():
-    """Find the process that runs the model."""
+def core():
+    """Find the process that schedules and runs the model."""
     found = [
         process
         for process in psutil.Process().children(recursive=True)
-        if process.name().startswith("VLLM::Worker")
+        if process.name().startswith("VLLM::EngineCor")
     ]
     assert len(found) == 1
     return found[0]
@@ -49,7 +49,7 @@ async def until_unhealthy(engine):
 async def test_a_stall_is_reported_and_forgiven_and_a_death_is_final():
     async with running(ALONE) as (engine,):
         await engine.check_health()
-        stalled = worker()
+        stalled = core()
         stream = engine.generate(submit("slow", [1, 50, 51], max_tokens=200))
         await anext(stream)
         stalled.send_signal(signal.SIGSTOP)
@@ -66,7 +66,7 @@ async def test_a_stall_is_reported_and_forgiven_and_a_death_is_final():
 
         stream = engine.generate(submit("lost", [1, 50, 51], max_tokens=1500))
         await anext(stream)
-        worker().kill()
+        core().kill()
         async with asyncio.timeout(DEADLINE):
             deltas = [delta async for delta in stream]
         assert deltas[-1].finished
