@@ -332,11 +332,16 @@ class RoutingSettings(_Group):
 
 
 class TelemetrySettings(_Group):
-    """Logs."""
+    """Logs, metrics and traces."""
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["auto", "json", "console"] = "auto"
     """auto: JSON off a terminal."""
+    tenant_labels: int = Field(100, ge=0, le=10_000)
+    """Tenants that metrics tell apart; the rest are counted together as other."""
+    rank_metrics_port: Port = 0
+    """Where each rank shows its engine's own metrics (plain HTTP, no key); the next free port
+    where several ranks share a node. 0: nowhere. The router's /metrics/targets lists them."""
 
 
 class Settings(BaseSettings):

@@ -116,6 +116,12 @@ class Exchange:
         bad, broken = HTTPStatus.BAD_REQUEST, HTTPStatus.INTERNAL_SERVER_ERROR
         return self._now.complete and bad <= self._now.status < broken
 
+    def welcome(self, visitor: Visitor) -> None:
+        """Note who asks, and let the fleet know since when."""
+        self.visitor = visitor
+        if visitor.caller is not None:
+            visitor.caller.journal.arrived_at = self._began
+
     @property
     def caller(self) -> Caller | None:
         """Who asks, once that is known; none for pages."""
@@ -282,6 +288,9 @@ class Exchange:
         else:
             ok = now.status < HTTPStatus.BAD_REQUEST
             outcome = "ok" if ok else reason_of_status(now.status)
+        first_at = now.started_at
+        if first_at is None and self.caller is not None:
+            first_at = self.caller.journal.first_token_at
         line = RequestLine(
             request_id=self.request_id or "",
             protocol="rest",
@@ -290,7 +299,7 @@ class Exchange:
             outcome=outcome,
             status=str(now.status),
             duration=self._clock.monotonic() - self._began,
-            ttft=None if now.started_at is None else now.started_at - self._began,
+            ttft=None if first_at is None else first_at - self._began,
             prompt_tokens=None if usage is None else usage.prompt_tokens,
             completion_tokens=None if usage is None else usage.completion_tokens,
         )

@@ -130,6 +130,7 @@ class CallRunner:
         call.request_id = request_id_of(metadata)
         await context.send_initial_metadata(((REQUEST_ID, call.request_id),))
         call.caller = caller_of(identity_var.get(), metadata)
+        call.caller.journal.arrived_at = call.began
         self.gate.check()
         passed_on = {key: metadata[key] for key in _PASSED_ON if key in metadata}
         call.headers = {**passed_on, REQUEST_ID: call.request_id}
@@ -160,6 +161,9 @@ class CallRunner:
         raise AssertionError("abort returned")
 
     def _log(self, call: Call) -> None:
+        first_at = call.first_at
+        if first_at is None and call.caller is not None:
+            first_at = call.caller.journal.first_token_at
         line = RequestLine(
             request_id=call.request_id,
             protocol="grpc",
@@ -168,7 +172,7 @@ class CallRunner:
             outcome=call.outcome,
             status=call.status,
             duration=self.clock.monotonic() - call.began,
-            ttft=None if call.first_at is None else call.first_at - call.began,
+            ttft=None if first_at is None else first_at - call.began,
             prompt_tokens=None if call.usage is None else call.usage.prompt_tokens,
             completion_tokens=None if call.usage is None else call.usage.completion_tokens,
         )

@@ -73,7 +73,7 @@ class EdgeMiddleware:
         """Check what the request brings, and let the app answer it."""
         try:
             exchange.request_id = request_id_of(Headers(scope=scope))
-            exchange.visitor = self._door.enter(scope, is_work=gate is not None)
+            exchange.welcome(self._door.enter(scope, is_work=gate is not None))
             timeout = timeout_of(Headers(scope=scope))
             exchange.check_length()
             if gate is not None:
@@ -87,6 +87,7 @@ class EdgeMiddleware:
             return
         exchange.pass_id_on()
         visitor = exchange.visitor
+        assert visitor is not None
         with (
             identified(visitor.identity),
             as_caller(visitor.caller),

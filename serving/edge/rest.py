@@ -18,12 +18,12 @@ from vllm.entrypoints.serve.exception_handling.handlers.vllm_error import vllm_e
 from vllm.exceptions import VLLMError
 
 from serving.clock import Clock
-from serving.edge.access import Need
+from serving.edge.access import METRICS_TARGETS, Need
 from serving.edge.auth import identity_var
 from serving.edge.door import Door
 from serving.edge.error_body import content_of, error_response, reason_of, response_of
 from serving.edge.exchange import FAILED
-from serving.edge.fleet_view import FleetView, readiness
+from serving.edge.fleet_view import FleetView, metrics_targets, readiness
 from serving.edge.gate import Gate
 from serving.edge.middleware import EdgeMiddleware
 from serving.edge.vllm_handlers import adopt
@@ -212,10 +212,15 @@ def _add_pages(app: FastAPI, pages: RouterPages) -> None:
         """Show groups, ranks, load and why things are as they are."""
         return JSONResponse(pages.view().to_json())
 
+    async def targets() -> JSONResponse:
+        """List the ranks' own metrics pages for Prometheus' HTTP service discovery."""
+        return JSONResponse(metrics_targets(pages.fleet()))
+
     for path, endpoint in (
         ("/livez", livez),
         ("/readyz", readyz),
         ("/metrics", metrics),
+        (METRICS_TARGETS, targets),
         ("/fleet", fleet),
     ):
         app.add_api_route(path, endpoint, methods=["GET"])

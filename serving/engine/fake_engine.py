@@ -185,6 +185,8 @@ class FakeEngine:
             ],
             resident_bytes=psutil.Process().memory_info().rss,
             step_seconds=self._token_delay,
+            busy_seconds_total=self._steps * self._token_delay,
+            speculation=self._speculation(),
         )
 
     async def check_health(self) -> None:
@@ -288,6 +290,16 @@ class FakeEngine:
                 wait.cancel()
         self._last_step = self._clock.monotonic()
         self._steps += 1
+
+    def _speculation(self) -> link_pb2.SpeculationCounts:
+        """Make up that three of four drafted tokens were accepted, if drafting is asked for."""
+        if self._settings.engine.speculative == "none":
+            return link_pb2.SpeculationCounts()
+        return link_pb2.SpeculationCounts(
+            draft_steps=self._tokens,
+            proposed_tokens=self._tokens,
+            accepted_tokens=self._tokens * 3 // 4,
+        )
 
     def _count(self, token: int) -> None:
         """Account for a generated token; may kill the engine."""

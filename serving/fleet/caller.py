@@ -27,6 +27,12 @@ class Journal:
     """Whether it waited because no group was ready."""
     resumes: int = 0
     """How often it went on elsewhere after its group was lost."""
+    arrived_at: float | None = None
+    """When the edge saw it, on the router's monotonic clock."""
+    first_token_at: float | None = None
+    """When the first token came, on that clock."""
+    cached_tokens: int = 0
+    """Prompt tokens that came from a KV cache."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,6 +47,7 @@ from serving.fleet.turnstile import OpenTurnstile, Turnstile
 from serving.link.v1 import link_pb2
 from serving.settings import Settings
 from serving.telemetry import metrics
+from serving.telemetry.tenants import TenantTokens
 
 _TRANSFERS = {"kv_transfer_params", "ec_transfer_params"}
 _TASKS: tuple[SupportedTask, ...] = ("generate",)
@@ -73,6 +74,7 @@ class FleetClient(EngineClient):
         self._turnstile: Turnstile = turnstile or OpenTurnstile(self._clock)
         self._inflight = 0
         self._placer = Placer(roster, settings.routing, self._clock)
+        self._tenants = TenantTokens(settings.telemetry.tenant_labels)
         self._numbers = itertools.count(1)
         self._random = random.SystemRandom()
         roster.subscribe(self._turnstile.wake)
@@ -226,7 +228,7 @@ class FleetClient(EngineClient):
         self.check_admission(params.n, request_id)
         self._inflight += 1
         try:
-            with counted(self._clock):
+            with counted(self._clock, caller.journal.arrived_at):
                 prepared = await self._prepare(
                     prompt,
                     params,
@@ -244,6 +246,7 @@ class FleetClient(EngineClient):
                     roster=self.roster,
                     settings=self._settings.fleet,
                     clock=self._clock,
+                    tenants=self._tenants,
                 )
                 async with contextlib.aclosing(request.outputs()) as outputs:
                     async for output in outputs:

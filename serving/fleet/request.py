@@ -33,7 +33,7 @@ from serving.fleet.errors import visible
 from serving.fleet.membership import Roster
 from serving.fleet.outputs import Transcript
 from serving.fleet.rank_handle import MemberKey, RankHandle
-from serving.fleet.resume import plan
+from serving.fleet.resume import Way, plan
 from serving.fleet.stream import Pace, RequestStream
 from serving.fleet.turnstile import Ask, Ticket, Turnstile
 from serving.link.block_names import PromptNames
@@ -42,6 +42,7 @@ from serving.routing.chooser import Chooser
 from serving.routing.decision import Demand, NoPick, NoPickKind, Pick
 from serving.settings import FleetSettings, RoutingSettings
 from serving.telemetry import metrics
+from serving.telemetry.tenants import TenantTokens
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -111,6 +112,7 @@ class FleetRequest:
         roster: Roster,
         settings: FleetSettings,
         clock: Clock,
+        tenants: TenantTokens,
     ) -> None:
         self._prepared = prepared
         self._placer = placer
@@ -118,10 +120,11 @@ class FleetRequest:
         self._roster = roster
         self._settings = settings
         self._clock = clock
+        self._tenants = tenants
         self._stream = RequestStream(
             prepared.work,
             prepared.transcript,
-            Pace(clock),
+            Pace(clock, prepared.caller.journal.arrived_at),
             expected_output=prepared.expected_output,
         )
         self._prompt = PromptNames(prepared.work.prompt_token_ids)
@@ -129,6 +132,8 @@ class FleetRequest:
         self._handle: RankHandle | None = None
         self._ticket: Ticket | None = None
         self._expired = False
+        self._resuming: Way | None = None
+        """How it goes on, while no new token has come since its group was lost."""
         self._losses = 0
         """Groups that were lost under it without anybody's intention."""
         self._suspicions = 0
@@ -151,16 +156,41 @@ class FleetRequest:
                     except (GroupLost, EngineError) as error:
                         await self._go_on(error)
                         continue
+                    if self._resuming is not None:
+                        self._resumed("OK")
                     yield output
                     if output.finished:
                         metrics.CACHED_TOKENS.inc(prepared.transcript.cached_tokens)
                         return
         except ServingError as error:
+            self._resumed(status_of(error).reason)
             raise visible(error) from error.__cause__
         finally:
+            self._resumed("CANCELLED")
             self._release()
-            if self._ticket is not None:
-                self._ticket.release(generated_tokens=prepared.transcript.emitted_tokens)
+            self._note_end()
+
+    def _note_end(self) -> None:
+        """Count what the request used."""
+        if self._ticket is None:
+            return
+        transcript, caller = self._prepared.transcript, self._prepared.caller
+        self._ticket.release(generated_tokens=transcript.emitted_tokens)
+        self._tenants.count(
+            caller.tenant,
+            prompt=len(transcript.prompt_token_ids),
+            cached=transcript.cached_tokens,
+            generated=transcript.emitted_tokens,
+        )
+        journal = caller.journal
+        journal.cached_tokens += transcript.cached_tokens
+        journal.first_token_at = journal.first_token_at or self._stream.pace.first_at
+
+    def _resumed(self, outcome: str) -> None:
+        """Count how the resumption that is going on ended, if one is."""
+        way, self._resuming = self._resuming, None
+        if way is not None:
+            metrics.RESUMES.labels(way.value, outcome).inc()
 
     def _ask(self) -> Ask:
         prepared = self._prepared
@@ -189,6 +219,7 @@ class FleetRequest:
             return placed
         self._pick, self._handle = placed
         caller.journal.picks.append(self._pick)
+        stream.pace.sent()
         return None
 
     async def _go_on(self, error: GroupLost | EngineError) -> None:
@@ -199,6 +230,7 @@ class FleetRequest:
         """
         prepared, lost = self._prepared, self._stream
         lost.pace.lost()
+        self._resumed("LOST")
         self._report(error)
         self._release()
         if isinstance(error, GroupLost) and error.final:
@@ -221,7 +253,7 @@ class FleetRequest:
             emitted_tokens=prepared.transcript.emitted_tokens,
             reason=str(error),
         )
-        metrics.RESUMES.labels(following.way.value).inc()
+        self._resuming = following.way
         self._stream = RequestStream(
             following.work,
             prepared.transcript,
@@ -294,9 +326,14 @@ class FleetRequest:
 
 
 @contextmanager
-def counted(clock: Clock) -> Iterator[None]:
-    """Count a request in the metrics by how the block ends."""
-    begun = clock.monotonic()
+def counted(clock: Clock, arrived_at: float | None = None) -> Iterator[None]:
+    """Count a request in the metrics by how the block ends.
+
+    Args:
+        clock: the router's.
+        arrived_at: when it came, if that was before the block.
+    """
+    begun = clock.monotonic() if arrived_at is None else arrived_at
     metrics.INFLIGHT_REQUESTS.inc()
     outcome = "OK"
     try:
