@@ -65,6 +65,7 @@ class CallerLine(TypedDict):
     group: str | None
     rank: int | None
     cached_tokens: int | None
+    trace_id: str | None
 
 
 def line_of(caller: Caller) -> CallerLine:
@@ -79,6 +80,7 @@ def line_of(caller: Caller) -> CallerLine:
         "group": last.group_id if last else None,
         "rank": last.rank if last else None,
         "cached_tokens": caller.journal.cached_tokens if last else None,
+        "trace_id": caller.journal.trace.trace_id,
     }
 
 

@@ -95,7 +95,7 @@ class Exchange:
         self._keepalive: KeepAlive | None = None
         self._sending = asyncio.Lock()
         self._received = 0
-        self._began = clock.monotonic()
+        self.began = clock.monotonic()
         self._now = _Progress()
         self._too_large: TooLarge | None = None
         self._disconnected = False
@@ -115,12 +115,6 @@ class Exchange:
         """Whether an answer is out that says the request was wrong."""
         bad, broken = HTTPStatus.BAD_REQUEST, HTTPStatus.INTERNAL_SERVER_ERROR
         return self._now.complete and bad <= self._now.status < broken
-
-    def welcome(self, visitor: Visitor) -> None:
-        """Note who asks, and let the fleet know since when."""
-        self.visitor = visitor
-        if visitor.caller is not None:
-            visitor.caller.journal.arrived_at = self._began
 
     @property
     def caller(self) -> Caller | None:
@@ -298,8 +292,8 @@ class Exchange:
             model=model,
             outcome=outcome,
             status=str(now.status),
-            duration=self._clock.monotonic() - self._began,
-            ttft=None if first_at is None else first_at - self._began,
+            duration=self._clock.monotonic() - self.began,
+            ttft=None if first_at is None else first_at - self.began,
             prompt_tokens=None if usage is None else usage.prompt_tokens,
             completion_tokens=None if usage is None else usage.completion_tokens,
         )

@@ -29,6 +29,7 @@ from serving.edge.middleware import EdgeMiddleware
 from serving.edge.vllm_handlers import adopt
 from serving.errors import ServingError
 from serving.routing.snapshot import FleetSnapshot
+from serving.telemetry.tracing import NO_TRACING, Tracing
 
 TASKS = ("generate",)
 
@@ -101,6 +102,7 @@ async def build_rest_app(
     keepalive_interval: float,
     clock: Clock,
     door: Door | None = None,
+    tracing: Tracing = NO_TRACING,
 ) -> RestApp:
     """Build vLLM's app on ``client`` and the router's pages, behind our middleware.
 
@@ -112,6 +114,7 @@ async def build_rest_app(
         keepalive_interval: seconds of silence after which a streamed answer gets a comment.
         clock: the router's clock; deadlines are on it.
         door: asks for keys; without it nobody is asked.
+        tracing: begins the requests' traces.
     """
     # vLLM's server shares this object between arguments and engine configuration, and the
     # latter writes the name of the reasoning parser into it.
@@ -135,6 +138,7 @@ async def build_rest_app(
         keepalive_interval=keepalive_interval,
         clock=clock,
         door=door,
+        tracing=tracing,
     )
     return RestApp(asgi, app)
 

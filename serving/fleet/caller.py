@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 
 from serving.routing.decision import Pick
+from serving.telemetry.tracing import NO_TRACE, RequestTrace
 
 
 class Priority(IntEnum):
@@ -33,6 +34,8 @@ class Journal:
     """When the first token came, on that clock."""
     cached_tokens: int = 0
     """Prompt tokens that came from a KV cache."""
+    trace: RequestTrace = NO_TRACE
+    """Is told what happens."""
 
 
 @dataclass(frozen=True, slots=True)

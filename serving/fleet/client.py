@@ -40,8 +40,10 @@ from serving.fleet.caller import Caller, caller
 from serving.fleet.deadline import deadline_var
 from serving.fleet.errors import visible
 from serving.fleet.membership import Roster
+from serving.fleet.outcome import counted
 from serving.fleet.outputs import Transcript
-from serving.fleet.request import FleetRequest, Placer, Prepared, counted
+from serving.fleet.placer import Placer
+from serving.fleet.request import FleetRequest, Prepared
 from serving.fleet.resume import needs_seed
 from serving.fleet.turnstile import OpenTurnstile, Turnstile
 from serving.link.v1 import link_pb2

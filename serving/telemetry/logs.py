@@ -73,6 +73,8 @@ class RequestLine:
     rank: int | None = None
     cached_tokens: int | None = None
     """Prompt tokens that came from a KV cache."""
+    trace_id: str | None = None
+    """Of the request's trace, if it has one."""
 
 
 def configure_logs(settings: TelemetrySettings, *, process: str) -> None:

@@ -117,6 +117,9 @@ DEFAULTS = {
         "log_format": "auto",
         "tenant_labels": 100,
         "rank_metrics_port": 0,
+        "otlp_endpoint": None,
+        "otlp_protocol": "grpc",
+        "trace_ratio": 1.0,
     },
     "security": {
         "insecure": False,

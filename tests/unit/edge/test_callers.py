@@ -82,11 +82,11 @@ def test_caller_in_a_block():
 def test_line():
     journal = Journal(waited=1.5, resumes=1, parked=True, cached_tokens=16)
     caller = Caller("alice", Priority.BATCH, journal=journal)
-    nowhere = {"group": None, "rank": None, "cached_tokens": None}
+    nowhere = {"group": None, "rank": None, "cached_tokens": None, "trace_id": None}
     asked = {"tenant": "alice", "priority": "batch", "waited": 1.5, "resumes": 1, "parked": True}
     assert line_of(caller) == asked | nowhere
     journal.picks += [decision.Pick("g0", "e", 1, "load"), decision.Pick("g1", "e", 3, "only")]
-    assert line_of(caller) == asked | {"group": "g1", "rank": 3, "cached_tokens": 16}
+    assert line_of(caller) == asked | nowhere | {"group": "g1", "rank": 3, "cached_tokens": 16}
 
 
 @pytest.mark.parametrize(
