@@ -7,8 +7,12 @@ from contextlib import contextmanager
 from vllm.exceptions import VLLMClientError
 
 from serving.clock import Clock
-from serving.errors import InvalidRequest, ServingError, status_of
+from serving.errors import ERROR_TABLE, InvalidRequest, ServingError, status_of
 from serving.telemetry import metrics
+
+# There from the start: the first error would otherwise be no increase to Prometheus.
+for _reason in {"OK", "CANCELLED", *(status.reason for status in ERROR_TABLE.values())}:
+    metrics.REQUESTS.labels(_reason)
 
 
 @contextmanager

@@ -41,6 +41,11 @@ from serving.settings import FleetSettings
 from serving.telemetry import metrics
 from serving.telemetry.tenants import TenantTokens
 
+# There from the start: the first one would otherwise be no increase to Prometheus.
+for _way in Way:
+    for _outcome in ("OK", "LOST"):
+        metrics.RESUMES.labels(_way.value, _outcome)
+
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 EXPECTED_OUTPUT_LIMIT = 1024

@@ -32,11 +32,18 @@ class Collector(rpc.TraceServiceServicer):
             self._arrived.notify_all()
         return pb.ExportTraceServiceResponse()
 
-    def named(self, name, patience=20):
-        """Wait for a span of this name."""
+    def named(self, name, trace_id=None, patience=20):
+        """Wait for a span of this name (and trace)."""
 
         def found():
-            return next((span for span in self.spans if span.name == name), None)
+            return next(
+                (
+                    span
+                    for span in self.spans
+                    if span.name == name and trace_id in {None, span.trace_id.hex()}
+                ),
+                None,
+            )
 
         with self._arrived:
             assert self._arrived.wait_for(lambda: found() is not None, patience), (
