@@ -15,6 +15,7 @@ from serving.routing.snapshot import (
     MemberState,
     RankLoad,
     RankSnapshot,
+    RecentExperts,
 )
 
 
@@ -107,8 +108,10 @@ def test_readiness_says_why(snapshot, draining, ready, word):
 
 def test_the_hottest_experts_are_named_with_their_layer_and_rank():
     layer = "model.layers.1.mlp.experts"
-    busy = replace(rank(1), recent_experts=(LayerTokens(layer, (0, 0, 24, 0, 0, 0, 0, 0)),))
-    idle = replace(rank(0), recent_experts=(LayerTokens(layer, (1,) * 8),))
+    busy = replace(
+        rank(1), recent_experts=RecentExperts([LayerTokens(layer, (0, 0, 24) + (0,) * 5)])
+    )
+    idle = replace(rank(0), recent_experts=RecentExperts([LayerTokens(layer, (1,) * 8)]))
     fleet = FleetSnapshot("r1", (replace(group(MemberState.READY), ranks=(idle, busy)),))
     (shown,) = json.loads(json.dumps(FleetView(fleet, "m", 0).to_json()))["groups"]
     assert shown["hottest_experts"][0] == {
