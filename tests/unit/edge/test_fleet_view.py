@@ -118,6 +118,10 @@ def test_the_hottest_experts_are_named_with_their_layer_and_rank():
         "layer": layer, "expert": 10, "ranks": [1], "tokens": 24, "times_mean": 12.0
     }  # fmt: skip
     assert shown["expert_imbalance"] == [{"layers": "all", "experts": 12.0, "ranks": 1.5}]
+    (proto,) = FleetView(fleet, "m", 0).to_proto().groups
+    as_dict = json_format.MessageToDict(proto, preserving_proto_field_name=True)
+    assert as_dict["expert_imbalance"] == shown["expert_imbalance"]
+    assert as_dict["hottest_experts"][0] == shown["hottest_experts"][0] | {"tokens": "24"}
 
 
 def test_only_ranks_with_a_page_of_their_own_are_targets():
