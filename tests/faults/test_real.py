@@ -4,6 +4,7 @@ import pytest
 
 from tests.faults.real.deployment import deployed
 from tests.faults.real.rows import disturbed, undisturbed
+from tests.faults.real.streams import KINDS
 from tests.faults.real.strikes import FAULTS
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1500)]
@@ -19,7 +20,7 @@ AIM = 5.0
 )
 async def test_kill_9_of_a_rank_loses_nothing(groups, fault, record_property):
     async with deployed(groups) as running:
-        reference, first = await undisturbed(running, COUNT, TOKENS)
+        reference, first = await undisturbed(running, COUNT, TOKENS, tuple(KINDS))
         assert first.good, first.trouble
         row = await disturbed(running, FAULTS[fault], reference, TOKENS, wait=False)
     record_property("longest_gap_seconds", row.longest_gap)
