@@ -19,6 +19,7 @@ import psutil
 
 from serving.clock import SystemClock
 from serving.engine import cluster
+from serving.engine.log_handlers import kept_handlers
 from serving.engine.node_network import free_port, network_environment
 from serving.engine.placement import rank_resources
 from serving.engine.rendezvous import GangMember, GcsStore, Meeting, Rendezvous
@@ -67,7 +68,8 @@ class RankReplica:
             app, gang.gang_id, gang.rank, gang.world_size, tuple(gang.member_replica_ids)
         )
         self._rank = Rank(Settings(**settings), member, address)
-        await self._rank.start()
+        with kept_handlers(logging.getLogger("ray.serve")):
+            await self._rank.start()
 
     async def check_health(self) -> None:
         """Raise if the engine has failed or stands still; Serve then restarts the gang."""
@@ -262,7 +264,7 @@ def deployment_options(settings: Settings) -> dict[str, Any]:
         "num_replicas": group.count * group.data_parallel,
         "ray_actor_options": actor,
         # No per-replica bundles: then Serve makes one bundle a rank from the actor options,
-        # and the engine's workers run inside it (vLLM's mp executor).
+        # and the engine runs inside it.
         "gang_scheduling_config": GangSchedulingConfig(
             gang_size=group.data_parallel,
             gang_placement_strategy=(
