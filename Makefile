@@ -69,6 +69,10 @@ fmt: venv-dev ## Format the code and mend what ruff can
 proto: venv-dev ## Generate serving/{api,link}/v1 from proto/
 	@.ci/proto
 
+.PHONY: dashboards
+dashboards: venv-dev ## Write deploy/grafana/*.json from its code
+	@.venv/bin/python deploy/grafana/build.py
+
 .PHONY: two-nodes
 two-nodes: venv ## One group over two nodes (network namespaces; needs root and iproute2)
 	@exec .venv/bin/python -m serving.cli.two_nodes $(ARGS)

@@ -20,6 +20,7 @@ import psutil
 from serving.clock import SystemClock
 from serving.engine import cluster
 from serving.engine.log_handlers import kept_handlers
+from serving.engine.metrics_page import MetricsPage, open_page
 from serving.engine.node_network import free_port, network_environment
 from serving.engine.placement import rank_resources
 from serving.engine.rendezvous import GangMember, GcsStore, Meeting, Rendezvous
@@ -101,6 +102,7 @@ class Rank:
         self._rendezvous = Rendezvous(store, member, clock)
         self._engine: Engine | None = None
         self._server: RankServer | None = None
+        self._page: MetricsPage | None = None
 
     async def start(self) -> None:
         """Meet the gang, start the engine, join the routers.
@@ -152,14 +154,23 @@ class Rank:
         async with asyncio.timeout(self._settings.group.start_timeout):
             await self._engine.start()
         self._stages.enter(Stage.JOINING)
+        self._page = open_page(self._settings.telemetry, self._address)
         self._server = make_server(
-            self._engine, self._settings, self._member, meeting, self._address
+            self._engine,
+            self._settings,
+            self._member,
+            meeting,
+            self._address,
+            metrics_address="" if self._page is None else self._page.address,
         )
         await self._server.start()
 
     async def _stop_parts(self) -> None:
         server, self._server = self._server, None
         engine, self._engine = self._engine, None
+        page, self._page = self._page, None
+        if page is not None:
+            await asyncio.to_thread(page.close)
         if server is not None:
             await server.drain("the rank is being stopped", DRAIN_TIMEOUT)
             await server.stop()
@@ -200,7 +211,13 @@ def make_engine(settings: Settings, member: GangMember, meeting: Meeting) -> "En
 
 
 def make_server(
-    engine: "Engine", settings: Settings, member: GangMember, meeting: Meeting, node: str
+    engine: "Engine",
+    settings: Settings,
+    member: GangMember,
+    meeting: Meeting,
+    node: str,
+    *,
+    metrics_address: str = "",
 ) -> "RankServer":
     """Build the rank's side of the links."""
     from serving.engine.rank_server import RankIdentity, RankServer
@@ -212,6 +229,7 @@ def make_server(
         world_size=member.world_size,
         node=node,
         started_at=meeting.made_at,
+        metrics_address=metrics_address,
     )
     return RankServer(engine, settings.link, identity, clock=SystemClock())
 

@@ -40,13 +40,16 @@ from serving.fleet.caller import Caller, caller
 from serving.fleet.deadline import deadline_var
 from serving.fleet.errors import visible
 from serving.fleet.membership import Roster
+from serving.fleet.outcome import counted
 from serving.fleet.outputs import Transcript
-from serving.fleet.request import FleetRequest, Placer, Prepared, counted
+from serving.fleet.placer import Placer
+from serving.fleet.request import FleetRequest, Prepared
 from serving.fleet.resume import needs_seed
 from serving.fleet.turnstile import OpenTurnstile, Turnstile
 from serving.link.v1 import link_pb2
 from serving.settings import Settings
 from serving.telemetry import metrics
+from serving.telemetry.tenants import TenantTokens
 
 _TRANSFERS = {"kv_transfer_params", "ec_transfer_params"}
 _TASKS: tuple[SupportedTask, ...] = ("generate",)
@@ -73,6 +76,7 @@ class FleetClient(EngineClient):
         self._turnstile: Turnstile = turnstile or OpenTurnstile(self._clock)
         self._inflight = 0
         self._placer = Placer(roster, settings.routing, self._clock)
+        self._tenants = TenantTokens(settings.telemetry.tenant_labels)
         self._numbers = itertools.count(1)
         self._random = random.SystemRandom()
         roster.subscribe(self._turnstile.wake)
@@ -232,7 +236,7 @@ class FleetClient(EngineClient):
         self.check_admission(params.n, request_id)
         self._inflight += 1
         try:
-            with counted(self._clock):
+            with counted(self._clock, caller.journal.arrived_at):
                 prepared = await self._prepare(
                     prompt,
                     params,
@@ -250,6 +254,7 @@ class FleetClient(EngineClient):
                     roster=self.roster,
                     settings=self._settings.fleet,
                     clock=self._clock,
+                    tenants=self._tenants,
                 )
                 async with contextlib.aclosing(request.outputs()) as outputs:
                     async for output in outputs:

@@ -112,7 +112,15 @@ DEFAULTS = {
         "dashboard_port": 8265,
         "num_cpus": None,
     },
-    "telemetry": {"log_level": "info", "log_format": "auto"},
+    "telemetry": {
+        "log_level": "info",
+        "log_format": "auto",
+        "tenant_labels": 100,
+        "rank_metrics_port": 0,
+        "otlp_endpoint": None,
+        "otlp_protocol": "grpc",
+        "trace_ratio": 1.0,
+    },
     "security": {
         "insecure": False,
         "tls_elsewhere": False,
