@@ -53,9 +53,30 @@ class RayServeActuator:
         self._ranks = ranks
         self._groups = groups
         self._drains = drains
+        self._leaving: set[str] = set()
+        """Groups that were drained and are expected to go."""
 
     async def target(self) -> int:
         """Return the groups that Serve was asked for last."""
+        asked = await self._asked()
+        await self._restore_survivors(asked)
+        return asked
+
+    async def scale(self, groups: int) -> None:
+        """Ask for so many groups; the ones that are expected to go are drained first."""
+        if groups < 0:
+            raise ActuatorError(f"{groups} groups cannot be")
+        before = await self._asked()
+        leaving = await self._drain(before - groups, keep=groups) if groups < before else ()
+        try:
+            await self._set(groups)
+        except ActuatorError:
+            for group in leaving:
+                await self._drains.restore(group.group_id)
+            raise
+        self._leaving.update(group.group_id for group in leaving)
+
+    async def _asked(self) -> int:
         page = await self._ask("GET", "/serve/applications/")
         try:
             deployment = page["applications"][self._app]["deployments"][DEPLOYMENT]
@@ -73,23 +94,10 @@ class RayServeActuator:
             )
         return whole
 
-    async def scale(self, groups: int) -> None:
-        """Ask for so many groups; the ones that are expected to go are drained first."""
-        if groups < 0:
-            raise ActuatorError(f"{groups} groups cannot be")
-        before = await self.target()
-        leaving = await self._drain(before - groups, keep=groups) if groups < before else ()
-        try:
-            await self._set(groups)
-        except ActuatorError:
-            for group in leaving:
-                await self._drains.restore(group.group_id)
-            raise
-
     async def _set(self, groups: int) -> None:
         path = f"/v1/applications/{self._app}/deployments/{DEPLOYMENT}/scale"
         await self._ask("POST", path, {"target_num_replicas": groups * self._ranks})
-        now = await self.target()
+        now = await self._asked()
         if now != groups:
             raise ActuatorError(f"Ray Serve accepted {groups} groups and stays at {now}")
 
@@ -98,7 +106,7 @@ class RayServeActuator:
 
         Serve prefers gangs that do not run yet, then, node for node, the newest. Where it
         takes another one after all, that one's ranks drain by themselves while they stop, and
-        the next look gives the drained one its work back (``restore_survivors``).
+        the drained one gets its work back as soon as that is known.
         """
         living = sorted(await self._groups.groups(), key=lambda group: (group.ready, -group.since))
         # Some of those that go may not have joined any router: nothing to drain there.
@@ -108,6 +116,19 @@ class RayServeActuator:
             finished = await self._drains.drain(group.group_id, "scaled down")
             log.info("drained", group=group.group_id, finished=finished)
         return leaving
+
+    async def _restore_survivors(self, asked: int) -> None:
+        if not self._leaving:
+            return
+        living = {group.group_id for group in await self._groups.groups()}
+        survivors = self._leaving & living
+        self._leaving = survivors
+        if len(living) <= asked:
+            # No more will go: whoever is left stays.
+            for group_id in sorted(survivors):
+                log.info("stays after all", group=group_id)
+                await self._drains.restore(group_id)
+            self._leaving = set()
 
     async def _ask(self, method: str, path: str, body: Any = None) -> Any:
         try:
