@@ -38,6 +38,12 @@ COMMANDS: tuple[Command, ...] = (
     Command("uncordon", "serving.cli.operate", "uncordon_command", "Give a group work again."),
     Command("keys", "serving.cli.keys", "keys_command", "Make and list API keys."),
     Command("group", "serving.cli.group", "group_command", "Deploy groups of ranks on Ray."),
+    Command(
+        "autoscaler",
+        "serving.cli.autoscaler",
+        "autoscaler_command",
+        "Fit the number of groups to the load.",
+    ),
 )
 
 _HELP = """Serve mixture-of-experts models over expert-parallel vLLM ranks.
