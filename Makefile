@@ -60,6 +60,12 @@ check: venv-dev ## Lint, formatting, types, import rules, generated code
 	@.venv/bin/lint-imports
 	@.ci/proto --check
 
+.PHONY: chart
+chart: venv-dev ## The Helm chart: generated files, lint, rendering, schemas, refusals (Helm 3 and 4)
+	@.ci/tools
+	@.venv/bin/python helm/generate.py --check
+	@.venv/bin/python -m pytest tests/helm $(ARGS)
+
 .PHONY: fmt
 fmt: venv-dev ## Format the code and mend what ruff can
 	@.venv/bin/ruff check --fix-only --quiet .

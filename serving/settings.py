@@ -66,6 +66,9 @@ class GroupSettings(_Group):
     placement: Literal["pack", "spread", "strict_spread"] = "pack"
     """pack: as few nodes as hold it; spread: one rank a node where possible;
     strict_spread: one rank a node or not at all."""
+    node_resource: str | None = Field(None, pattern=r"^[A-Za-z][A-Za-z0-9_.-]*$")
+    """Custom Ray resource that only the nodes of these groups offer (a node pool); none: any node
+    will do. Keeps a group from being spread over two pools."""
     cpus_per_rank: float = Field(1.0, gt=0)
     """Ray CPUs that a rank reserves beside the one of its Serve replica."""
     start_timeout: Seconds = 600.0

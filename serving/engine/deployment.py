@@ -276,6 +276,8 @@ def deployment_options(settings: Settings) -> dict[str, Any]:
         "num_gpus": resources.pop("GPU", 0),
         "runtime_env": {"env_vars": replica_environment(settings)},
     }
+    if resources:
+        actor["resources"] = resources
     pack = group.placement == "pack"
     return {
         "name": DEPLOYMENT,
@@ -300,6 +302,14 @@ def deployment_options(settings: Settings) -> dict[str, Any]:
     }
 
 
+def application(settings: Settings) -> Any:
+    """Return the groups as a Serve application (``ray.serve.Application``), not yet deployed."""
+    from ray import serve
+
+    deployment = serve.deployment(RankReplica).options(**deployment_options(settings))
+    return deployment.bind(settings.ray.app_name, settings.model_dump(mode="json"))
+
+
 def deploy(settings: Settings) -> None:
     """Ask Serve for the groups and return at once; Ray must be connected.
 
@@ -312,11 +322,10 @@ def deploy(settings: Settings) -> None:
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     app = settings.ray.app_name
     serve.start(proxy_location="Disabled")
-    deployment = serve.deployment(RankReplica).options(**deployment_options(settings))
     serve.run_many(
         [
             RunTarget(
-                deployment.bind(app, settings.model_dump(mode="json")),
+                application(settings),
                 name=app,
                 route_prefix=None,
                 # The autoscaler sets the number of replicas over Serve's REST interface.

@@ -17,6 +17,7 @@ DEFAULTS = {
         "data_parallel": 2,
         "tensor_parallel": 1,
         "placement": "pack",
+        "node_resource": None,
         "cpus_per_rank": 1.0,
         "start_timeout": 600.0,
         "placement_timeout": 60.0,
