@@ -66,6 +66,9 @@ class GroupSettings(_Group):
     placement: Literal["pack", "spread", "strict_spread"] = "pack"
     """pack: as few nodes as hold it; spread: one rank a node where possible;
     strict_spread: one rank a node or not at all."""
+    node_resource: str | None = Field(None, pattern=r"^[A-Za-z][A-Za-z0-9_.-]*$")
+    """Custom Ray resource that only the nodes of these groups offer (a node pool); none: any node
+    will do. Keeps a group from being spread over two pools."""
     cpus_per_rank: float = Field(1.0, gt=0)
     """Ray CPUs that a rank reserves beside the one of its Serve replica."""
     start_timeout: Seconds = 600.0
@@ -331,6 +334,128 @@ class RoutingSettings(_Group):
     """What a guessed match counts, relative to one that the rank told; 0 guesses nothing."""
 
 
+class ScheduleFloor(_Group):
+    """A least number of groups in every minute that a cron expression matches."""
+
+    when: str
+    """Five cron fields: minute hour day-of-month month day-of-week (0 or 7 is Sunday). The floor
+    holds in each minute that matches: ``* 8-17 * * 1-5`` is from 8:00 to 17:59 on working days."""
+    groups: int = Field(ge=0, le=1024)
+    timezone: str = "UTC"
+    """IANA name, e.g. Europe/Berlin."""
+
+
+class KubernetesSettings(_Group):
+    """The KubeRay worker group whose nodes the groups need."""
+
+    enabled: bool = False
+    """Set the worker group's replicas, and hand groups over before their nodes go."""
+    namespace: str = "default"
+    cluster: str = ""
+    """Name of the RayCluster (metadata.name)."""
+    worker_group: str = "ranks"
+    """groupName in its workerGroupSpecs."""
+    workers_per_group: int = Field(1, ge=1)
+    """Worker pods of one expert-parallel group."""
+    api_timeout: Seconds = 10.0
+    """How long the API server may take for an answer."""
+    attempts: int = Field(4, ge=1)
+    """Tries of a call that ends in a conflict, throttling, a server error or a time-out."""
+    lease: str = "moe-serving-autoscaler"
+    """Name of the Lease by which several autoscalers choose one."""
+    lease_seconds: Seconds = 15.0
+    """A leader that has not renewed for so long is replaced."""
+
+
+class AutoscalerSettings(_Group):
+    """How many groups there should be, and from which signals (deploy/docs/autoscaling.md)."""
+
+    min_groups: int = Field(1, ge=0, le=1024)
+    """0 lets an idle fleet go to zero; a request that comes then parks and starts a group."""
+    max_groups: int = Field(1, ge=1, le=1024)
+    interval: Seconds = 5.0
+    """Between two decisions."""
+    prometheus_url: str = "http://127.0.0.1:9090"
+    prometheus_timeout: Seconds = 5.0
+    selector: str = ""
+    """Label matchers that pick this fleet's routers, e.g. job="moe-routers"."""
+    window: Seconds = 60.0
+    """Over which rates and quantiles are taken; at least four scrapes."""
+    scrape_interval: Seconds = 5.0
+    """How often Prometheus scrapes the routers: from it gaps are counted."""
+    max_age: Seconds = 30.0
+    """A newest sample that is older is stale."""
+    max_gap: float = Field(0.5, ge=0, lt=1)
+    """Share of the window's scrapes that may be missing before the data is stale."""
+    routers: tuple[str, ...] = ("http://127.0.0.1:8000",)
+    """REST addresses of the routers; /fleet tells which groups are ready and what is parked."""
+    drain_addresses: tuple[str, ...] = ("127.0.0.1:50051",)
+    """gRPC addresses of all routers: each is told when a group goes."""
+    router_timeout: Seconds = 3.0
+    api_key_file: str | None = None
+    """File with a key of role admin for the routers; none where they ask for no keys."""
+    ca_file: str | None = None
+    """PEM file with the authority of the routers' certificates; turns TLS on for drains."""
+    dashboard_url: str = "http://127.0.0.1:8265"
+    """Ray's dashboard, which serves Ray Serve's REST interface."""
+    dashboard_token_file: str | None = None
+    """File with the Ray cluster's token, where it asks for one."""
+    ray_timeout: Seconds = 10.0
+    drain_timeout: Seconds = 30.0
+    """For the requests of a group that goes; what is left goes on in other groups."""
+    ttft_slo: Seconds = 2.0
+    """Objective of the 90th percentile of the time to first token."""
+    itl_slo: Seconds = 0.2
+    """The same of the inter-token latency."""
+    queue_wait_slo: Seconds = 2.0
+    """The same of the wait in the admission queue."""
+    group_tokens_per_second: float | None = Field(None, gt=0)
+    """Generated tokens per second of one group at full load, as measured; none: it is learnt
+    while requests queue."""
+    band_low: float = Field(0.5, gt=0, lt=1)
+    band_high: float = Field(0.8, gt=0, le=1)
+    """Between band_low and band_high of an objective or of the capacity nothing is changed."""
+    pressure_clamp: float = Field(2.0, gt=1)
+    """A pressure counts as at most so much: a latency far off says little about how far."""
+    backlog_horizon: Seconds = 30.0
+    """Queued tokens should be worked off in so long."""
+    up_window: float = Field(0.0, ge=0)
+    """Seconds for which more groups must have been wanted all the time."""
+    down_window: Seconds = 300.0
+    """The same for fewer."""
+    idle_timeout: Seconds = 300.0
+    """Without any request for so long the last group is wanted no more, if min_groups is 0; it
+    goes when that has held for down_window."""
+    warming_timeout: Seconds = 600.0
+    """A group that is not ready after so long gets no more credit: another one is asked for."""
+    max_step_up: int = Field(4, ge=1)
+    """Most groups added at once."""
+    max_step_down: int = Field(1, ge=1)
+    gpus_per_group: float | None = Field(None, ge=0)
+    """For the cost cap; none: data_parallel x tensor_parallel of the settings under group."""
+    gpu_hours_per_day: float | None = Field(None, gt=0)
+    """Most GPU-hours from 0:00 to 24:00 UTC; then only min_groups are kept. None: no cap."""
+    schedule: tuple[ScheduleFloor, ...] = ()
+    state_file: str | None = None
+    """Where GPU-hours and learnt capacity are kept over a restart; none: nowhere."""
+    record_file: str | None = None
+    """Each look at the signals is appended here (JSON lines), for --replay."""
+    metrics_host: str = "127.0.0.1"
+    metrics_port: Port = 9464
+    """The autoscaler's own /metrics."""
+    kubernetes: KubernetesSettings = KubernetesSettings()
+
+    @model_validator(mode="after")
+    def _check(self) -> "AutoscalerSettings":
+        if self.min_groups > self.max_groups:
+            raise ValueError("min_groups is more than max_groups")
+        if self.band_low >= self.band_high:
+            raise ValueError("band_low must be less than band_high")
+        if self.kubernetes.enabled and not self.kubernetes.cluster:
+            raise ValueError("kubernetes.enabled needs kubernetes.cluster")
+        return self
+
+
 class TelemetrySettings(_Group):
     """Logs, metrics and traces."""
 
@@ -371,6 +496,7 @@ class Settings(BaseSettings):
     admission: AdmissionSettings = AdmissionSettings()
     routing: RoutingSettings = RoutingSettings()
     ray: RaySettings = RaySettings()
+    autoscaler: AutoscalerSettings = AutoscalerSettings()
     telemetry: TelemetrySettings = TelemetrySettings()
     security: SecuritySettings = SecuritySettings()
 

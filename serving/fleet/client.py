@@ -181,9 +181,11 @@ class FleetClient(EngineClient):
         deadline = now + self._settings.router.request_timeout
         if (asked := deadline_var.get()) is not None:
             deadline = min(deadline, asked)
+        del priority  # the body's own, which any client could set: the caller's key decides
+        who = caller()
         work = link_pb2.Submit(
             request_id=f"{self.roster.router_id}-{next(self._numbers):x}-{request_id}",
-            priority=priority,
+            priority=self._engine_priority(who),
             trace_headers=dict(trace_headers or {}),
         )
         if reasoning_ended is not None:
@@ -197,7 +199,6 @@ class FleetClient(EngineClient):
             "a data-parallel rank (the router picks one)": data_parallel_rank is not None,
             "KV hints": kv_hints is not None,
         }
-        who = caller()
         if session_id is not None and who.session_id is None:
             who = replace(who, session_id=session_id)
         return self._generate(
@@ -211,6 +212,11 @@ class FleetClient(EngineClient):
             tokenization_kwargs=tokenization_kwargs,
             prompt_text=prompt_text,
         )
+
+    def _engine_priority(self, who: Caller) -> int:
+        """Return what the engine orders by where it does; vLLM's default takes none but 0."""
+        by_priority = self.vllm_config.scheduler_config.policy == "priority"
+        return int(who.priority) if by_priority else 0
 
     async def _generate(
         self,

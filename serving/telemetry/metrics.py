@@ -267,3 +267,55 @@ MTP_ACCEPTED = _rank("mtp_accepted_tokens", "Drafted tokens that were accepted."
 
 FAMILIES = tuple(each for each in tuple(globals().values()) if isinstance(each, Family))
 """All of them."""
+
+AUTOSCALER_REGISTRY = CollectorRegistry()
+"""Of the autoscaler's own process."""
+
+AUTOSCALER_TARGET = Gauge(
+    "moe_autoscaler_target_groups",
+    "Groups that the last decision asks for.",
+    registry=AUTOSCALER_REGISTRY,
+)
+AUTOSCALER_CURRENT = Gauge(
+    "moe_autoscaler_current_groups",
+    "Groups that were asked for before it.",
+    registry=AUTOSCALER_REGISTRY,
+)
+AUTOSCALER_BLIND = Gauge(
+    "moe_autoscaler_blind",
+    "1 while no signal of Prometheus can be used, so that the number of groups is held.",
+    registry=AUTOSCALER_REGISTRY,
+)
+AUTOSCALER_DECISIONS = Counter(
+    "moe_autoscaler_decisions",
+    "Decisions, by action: up, down, hold.",
+    ["action"],
+    registry=AUTOSCALER_REGISTRY,
+)
+AUTOSCALER_FAILURES = Counter(
+    "moe_autoscaler_failures",
+    "Things that did not work, by stage: prometheus, routers, target, scale, state, leader, nodes.",
+    ["stage"],
+    registry=AUTOSCALER_REGISTRY,
+)
+AUTOSCALER_VOTES = Gauge(
+    "moe_autoscaler_vote_groups",
+    "Groups that a rule votes for; a rule that abstains is not there.",
+    ["rule"],
+    registry=AUTOSCALER_REGISTRY,
+)
+AUTOSCALER_GPU_HOURS = Gauge(
+    "moe_autoscaler_gpu_hours_today",
+    "GPU-hours of the groups since 0:00 UTC.",
+    registry=AUTOSCALER_REGISTRY,
+)
+AUTOSCALER_LEADER = Gauge(
+    "moe_autoscaler_leader",
+    "1 while this process decides; others wait for its lease.",
+    registry=AUTOSCALER_REGISTRY,
+)
+AUTOSCALER_HANDOVERS = Counter(
+    "moe_autoscaler_node_handovers",
+    "Groups that were drained because a node of theirs goes.",
+    registry=AUTOSCALER_REGISTRY,
+)

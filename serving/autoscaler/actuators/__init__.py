@@ -1,0 +1,1 @@
+"""What makes the groups more or fewer: one module an outside system, all behind ``Actuator``."""

@@ -1,0 +1,126 @@
+"""Builds the autoscaler from settings, and takes it apart again."""
+
+import ssl
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+from prometheus_client import start_http_server
+
+from serving.autoscaler.actuators.actuator import Actuator
+from serving.autoscaler.actuators.ray_serve import RayServeActuator
+from serving.autoscaler.decision import PolicyState
+from serving.autoscaler.drains import Drains
+from serving.autoscaler.loop import Autoscaler
+from serving.autoscaler.prometheus import PrometheusApi
+from serving.autoscaler.recording import load_state
+from serving.autoscaler.routers import Routers
+from serving.autoscaler.schedule import parse_cron
+from serving.autoscaler.signals import Signals
+from serving.clock import SystemClock
+from serving.errors import SettingsError
+from serving.settings import AutoscalerSettings, Settings
+from serving.telemetry import metrics
+
+
+@dataclass(frozen=True, slots=True)
+class Assembly:
+    """An autoscaler that is ready to run."""
+
+    autoscaler: Autoscaler
+    leading: Callable[[], bool]
+    """Whether this process is the one that decides."""
+
+
+def gpus_of_group(settings: Settings) -> float:
+    """Return the GPUs that one group counts as for the cost cap."""
+    given = settings.autoscaler.gpus_per_group
+    ranks = settings.group.data_parallel * settings.group.tensor_parallel
+    return float(ranks) if given is None else given
+
+
+def check(settings: AutoscalerSettings) -> None:
+    """Return if the schedule can be read.
+
+    Raises:
+        SettingsError: it cannot.
+    """
+    for entry in settings.schedule:
+        parse_cron(entry.when, entry.timezone)
+
+
+@asynccontextmanager
+async def assembled(settings: Settings, *, dry_run: bool) -> AsyncIterator[Assembly]:
+    """Build the autoscaler; its connections are closed on leaving.
+
+    Raises:
+        SettingsError: a file or the schedule cannot be read.
+    """
+    law = settings.autoscaler
+    check(law)
+    async with AsyncExitStack() as stack:
+        client = await stack.enter_async_context(
+            # Proxies of the environment are for the world outside.
+            httpx.AsyncClient(trust_env=False, verify=_trust(law.ca_file))
+        )
+        routers = Routers(client, law)
+        drains = Drains(law)
+        stack.push_async_callback(drains.close)
+        actuator: Actuator = RayServeActuator(
+            client,
+            law,
+            app=settings.ray.app_name,
+            ranks=settings.group.data_parallel,
+            groups=routers,
+            drains=drains,
+        )
+        state = PolicyState() if law.state_file is None else load_state(Path(law.state_file))
+        signals = Signals(
+            PrometheusApi(client, law.prometheus_url, law.prometheus_timeout), routers, law
+        )
+        autoscaler = Autoscaler(
+            signals,
+            actuator,
+            law,
+            SystemClock(),
+            gpus=gpus_of_group(settings),
+            state=state,
+            dry_run=dry_run,
+        )
+        metrics.AUTOSCALER_LEADER.set(1)
+        yield Assembly(autoscaler, lambda: True)
+
+
+def serve_metrics(law: AutoscalerSettings) -> Callable[[], None]:
+    """Serve the autoscaler's own /metrics in a thread; return what stops it.
+
+    Raises:
+        SettingsError: the port cannot be had.
+    """
+    try:
+        server, thread = start_http_server(
+            law.metrics_port, law.metrics_host, registry=metrics.AUTOSCALER_REGISTRY
+        )
+    except OSError as error:
+        raise SettingsError(
+            f"cannot listen at {law.metrics_host}:{law.metrics_port} "
+            f"(autoscaler.metrics_port): {error.strerror}"
+        ) from error
+
+    def stop() -> None:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+    return stop
+
+
+def _trust(ca_file: str | None) -> ssl.SSLContext | bool:
+    if ca_file is None:
+        return True
+    try:
+        return ssl.create_default_context(cafile=ca_file)
+    except (OSError, ssl.SSLError) as error:
+        raise SettingsError(f"cannot use {ca_file}: {error}") from error

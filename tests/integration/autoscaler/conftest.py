@@ -1,0 +1,103 @@
+"""A real Prometheus that scrapes a page which the test writes."""
+
+import contextlib
+import http.server
+import socket
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+TOOLS = Path(__file__).resolve().parents[3] / ".tools" / "prometheus"
+
+
+class Page:
+    """What Prometheus scrapes; ``text`` may change at any time, None answers 503."""
+
+    def __init__(self):
+        self.text: str | None = ""
+        page = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self):
+                body = (page.text or "").encode()
+                self.send_response(503 if page.text is None else 200)
+                self.send_header("content-type", "text/plain; version=0.0.4")
+                self.send_header("content-length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_):
+                pass
+
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.address = f"127.0.0.1:{self.server.server_port}"
+        self.thread = threading.Thread(target=self.server.serve_forever, args=(0.05,))
+        self.thread.start()
+
+    def close(self):
+        self.server.shutdown()
+        self.thread.join()
+        self.server.server_close()
+
+
+class Prometheus:
+    """One prometheus process that scrapes ``target`` every 200 ms."""
+
+    def __init__(self, folder: Path, target: str):
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        self.url = f"http://127.0.0.1:{port}"
+        config = folder / "prometheus.yml"
+        config.write_text(
+            "global: {scrape_interval: 200ms, scrape_timeout: 200ms}\n"
+            "scrape_configs:\n"
+            f"- {{job_name: moe-routers, static_configs: [{{targets: ['{target}']}}]}}\n"
+        )
+        self.process = subprocess.Popen(
+            [
+                TOOLS / "prometheus",
+                f"--config.file={config}",
+                f"--storage.tsdb.path={folder / 'data'}",
+                f"--web.listen-address=127.0.0.1:{port}",
+                "--log.level=error",
+            ]
+        )
+
+    def number(self, query: str) -> float | None:
+        with contextlib.suppress(httpx.TransportError):
+            answer = httpx.get(f"{self.url}/api/v1/query", params={"query": query}, timeout=5)
+            if answer.status_code == 200 and answer.json()["data"]["result"]:
+                return float(answer.json()["data"]["result"][0]["value"][1])
+        return None
+
+    def wait(self, query: str, patience: float = 30.0) -> float:
+        """Return the query's value once it is above 0."""
+        end = time.monotonic() + patience
+        while not (found := self.number(query)):
+            assert time.monotonic() < end, f"{query} has no value above 0"
+            time.sleep(0.05)
+        return found
+
+    def stop(self):
+        self.process.kill()
+        self.process.wait()
+
+
+@pytest.fixture
+def page():
+    page = Page()
+    yield page
+    page.close()
+
+
+@pytest.fixture
+def prometheus(tmp_path, page):
+    if not (TOOLS / "prometheus").exists():
+        pytest.skip("no Prometheus in .tools: .ci/tools fetches it and says if it cannot")
+    server = Prometheus(tmp_path, page.address)
+    yield server
+    server.stop()

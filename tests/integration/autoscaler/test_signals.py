@@ -1,0 +1,139 @@
+"""The signals' queries, asked of a real Prometheus that scrapes the metrics as we declare them."""
+
+import httpx
+import pytest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from serving.autoscaler.prometheus import PrometheusApi
+from serving.autoscaler.signals import Signals
+from serving.autoscaler.snapshot import FleetCounts, Signal
+from serving.settings import AutoscalerSettings
+from serving.telemetry import metrics
+
+FLEET = FleetCounts(2, 0)
+
+
+class Fleet:
+    async def counts(self):
+        return FLEET
+
+
+class Router:
+    """The router's metrics, copied from their declarations: names, labels and buckets."""
+
+    def __init__(self):
+        self.registry = CollectorRegistry()
+        self.inflight = self._copy(Gauge, metrics.INFLIGHT_REQUESTS)
+        self.ttft = self._copy(Histogram, metrics.TIME_TO_FIRST_TOKEN)
+        self.itl = self._copy(Histogram, metrics.INTER_TOKEN_LATENCY)
+        self.wait = self._copy(Histogram, metrics.ADMISSION_WAIT)
+        self.queue = self._copy(Gauge, metrics.ADMISSION_QUEUE)
+        self.queue_tokens = self._copy(Gauge, metrics.ADMISSION_QUEUE_TOKENS)
+        self.tokens = self._copy(Counter, metrics.GENERATED_TOKENS)
+        family = metrics.GROUPS
+        self.groups = Gauge(family.name, family.help, family.labels, registry=self.registry)
+
+    def _copy(self, kind, metric):
+        more = {"buckets": metric._kwargs["buckets"]} if kind is Histogram else {}
+        return kind(
+            metric._name,
+            metric._documentation,
+            metric._labelnames,
+            registry=self.registry,
+            **more,
+        )
+
+    def text(self) -> str:
+        return generate_latest(self.registry).decode()
+
+
+def settings(url: str, **changes) -> AutoscalerSettings:
+    return AutoscalerSettings(
+        prometheus_url=url,
+        selector='job="moe-routers"',
+        window=2.0,
+        scrape_interval=0.2,
+        max_age=5.0,
+        **changes,
+    )
+
+
+async def look(law: AutoscalerSettings):
+    async with httpx.AsyncClient(trust_env=False) as client:
+        api = PrometheusApi(client, law.prometheus_url, law.prometheus_timeout)
+        return await Signals(api, Fleet(), law).look()
+
+
+async def test_every_signal_of_a_busy_router(prometheus, page):
+    router = Router()
+    router.groups.labels("ready").set(2)
+    router.groups.labels("joining").set(1)
+    router.inflight.set(7)
+    router.wait.labels("standard")
+    router.queue.labels("standard").set(3)
+    router.queue.labels("batch").set(2)
+    router.queue_tokens.set(900)
+    page.text = router.text()
+    prometheus.wait("moe_inflight_requests")
+    for _ in range(100):
+        router.ttft.observe(0.3)
+        router.itl.observe(0.02)
+        router.wait.labels("standard").observe(0.7)
+    router.tokens.inc(500)
+    page.text = router.text()
+    prometheus.wait("sum(rate(moe_time_to_first_token_seconds_count[2s]))")
+    found = await look(settings(prometheus.url))
+    assert not found.problem
+    assert found.fleet == FLEET
+    values = {signal: reading.value for signal, reading in found.signals.items()}
+    assert values[Signal.TTFT_P90] == pytest.approx(0.38)  # the bucket 0.2 to 0.4
+    assert values[Signal.ITL_P90] == pytest.approx(0.0235, abs=0.001)
+    assert values[Signal.QUEUE_WAIT_P90] == pytest.approx(0.76)
+    assert values[Signal.QUEUE_REQUESTS] == 5
+    assert values[Signal.QUEUE_TOKENS] == 900
+    assert values[Signal.TOKEN_RATE] == pytest.approx(values[Signal.REQUEST_RATE] * 5)
+    assert values[Signal.REQUEST_RATE] > 0
+    assert values[Signal.INFLIGHT] == 7
+    assert values[Signal.READY_GROUPS] == 2
+    assert all(reading.age < 5 for reading in found.signals.values())
+
+
+async def test_an_idle_router_has_no_quantiles_and_an_empty_queue(prometheus, page):
+    router = Router()
+    router.tokens.inc(0)
+    page.text = router.text()
+    prometheus.wait("count_over_time(moe_inflight_requests[2s]) > 8")
+    found = await look(settings(prometheus.url))
+    assert found.signals[Signal.TTFT_P90].value is None
+    assert found.signals[Signal.TTFT_P90].fresh(5.0, 0.5)
+    for signal in (Signal.QUEUE_REQUESTS, Signal.REQUEST_RATE, Signal.TOKEN_RATE, Signal.INFLIGHT):
+        assert found.signals[signal].value == 0, signal
+
+
+async def test_gaps_and_age_are_seen(prometheus, page):
+    page.text = Router().text()
+    prometheus.wait("moe_inflight_requests + 1")
+    # With a window of 60 s at 200 ms there should be 300 scrapes: nearly all are missing.
+    law = settings(prometheus.url).model_copy(update={"window": 60.0})
+    found = await look(law)
+    assert found.signals[Signal.INFLIGHT].gap > 0.5
+    page.text = None
+    # A failed scrape ends the series: there is nothing left whose age could be told.
+    prometheus.wait("absent(moe_inflight_requests)")
+    found = await look(law)
+    assert not found.signals[Signal.INFLIGHT].fresh(5.0, 0.99)
+    assert found.signals[Signal.INFLIGHT].value is None
+
+
+async def test_prometheus_away_is_a_problem_and_no_error(prometheus):
+    prometheus.stop()
+    found = await look(settings(prometheus.url))
+    assert found.signals == {}
+    assert found.fleet == FLEET
+    assert "does not answer" in found.problem
+
+
+async def test_a_broken_query_is_a_problem(prometheus):
+    prometheus.wait("vector(1)")
+    law = settings(prometheus.url).model_copy(update={"selector": 'job="'})
+    assert "Prometheus answered 400" in (await look(law)).problem

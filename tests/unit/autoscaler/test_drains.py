@@ -1,0 +1,87 @@
+"""Drains at routers that are made up, over real gRPC."""
+
+import grpc
+import pytest
+
+from serving.api.v1 import fleet_pb2, fleet_pb2_grpc
+from serving.autoscaler.drains import Drains
+from serving.errors import SettingsError
+from serving.settings import AutoscalerSettings
+
+
+class Router(fleet_pb2_grpc.FleetServiceServicer):
+    def __init__(self, journal, name, *, finished=True):
+        self.journal, self.name, self.finished = journal, name, finished
+        self.keys = set()
+
+    def _note(self, what, request, context):
+        self.journal.append((what, self.name, request.group_id))
+        self.keys.add(dict(context.invocation_metadata()).get("authorization"))
+
+    async def Cordon(self, request, context):  # noqa: N802
+        self._note("cordon", request, context)
+        return fleet_pb2.CordonResponse()
+
+    async def Uncordon(self, request, context):  # noqa: N802
+        self._note("uncordon", request, context)
+        return fleet_pb2.UncordonResponse()
+
+    async def Drain(self, request, context):  # noqa: N802
+        self._note("drain", request, context)
+        return fleet_pb2.DrainResponse(finished=self.finished)
+
+
+@pytest.fixture
+async def start():
+    servers = []
+
+    async def serve(*routers):
+        addresses = []
+        for router in routers:
+            server = grpc.aio.server()
+            fleet_pb2_grpc.add_FleetServiceServicer_to_server(router, server)
+            addresses.append(f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}")
+            await server.start()
+            servers.append(server)
+        return tuple(addresses)
+
+    yield serve
+    for server in servers:
+        await server.stop(None)
+
+
+async def test_all_routers_are_told_before_any_is_drained(start, tmp_path):
+    journal = []
+    routers = [Router(journal, "a"), Router(journal, "b")]
+    key = tmp_path / "key"
+    key.write_text("sk-1\n")
+    drains = Drains(
+        AutoscalerSettings(drain_addresses=await start(*routers), api_key_file=str(key))
+    )
+    assert await drains.drain("g0", "scaled down")
+    await drains.restore("g0")
+    await drains.close()
+    assert [what for what, _, _ in journal] == ["cordon"] * 2 + ["drain"] * 2 + ["uncordon"] * 2
+    assert {group for _, _, group in journal} == {"g0"}
+    assert routers[0].keys == {"Bearer sk-1"}
+
+
+async def test_what_did_not_finish_is_told(start):
+    addresses = await start(Router([], "a"), Router([], "b", finished=False))
+    drains = Drains(AutoscalerSettings(drain_addresses=addresses))
+    assert not await drains.drain("g0", "scaled down")
+    await drains.close()
+
+
+async def test_a_router_that_is_away_does_not_keep_the_others(start):
+    journal = []
+    (address,) = await start(Router(journal, "a"))
+    drains = Drains(AutoscalerSettings(drain_addresses=("127.0.0.1:1", address)))
+    assert not await drains.drain("g0", "scaled down")
+    await drains.close()
+    assert [what for what, _, _ in journal] == ["cordon", "drain"]
+
+
+def test_an_authority_that_cannot_be_read_is_named(tmp_path):
+    with pytest.raises(SettingsError, match="cannot read"):
+        Drains(AutoscalerSettings(ca_file=str(tmp_path / "none")))

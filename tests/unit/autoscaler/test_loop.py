@@ -1,0 +1,176 @@
+"""The loop with fakes: what it does, and what it does when something is away."""
+
+import asyncio
+
+import pytest
+
+from serving.autoscaler.actuators.fake import FakeActuator
+from serving.autoscaler.decision import PolicyState
+from serving.autoscaler.loop import Autoscaler
+from serving.autoscaler.recording import load_state, read_recording
+from serving.autoscaler.signals import Look
+from serving.autoscaler.snapshot import FleetCounts
+from serving.telemetry import metrics
+from tests.unit.autoscaler.observations import observation, settings
+
+
+class Clock:
+    def __init__(self):
+        self.now = 1_000_000.0
+
+    def time(self):
+        return self.now
+
+    def monotonic(self):
+        return self.now
+
+
+class Source:
+    def __init__(self, look):
+        self.answer = look
+
+    async def look(self):
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+
+def seen(ready=2, parked=0, **changes) -> Look:
+    found = observation(2, **changes)
+    return Look(FleetCounts(ready, parked), found.signals)
+
+
+HOT = seen(ttft_p90=1.2)
+BLIND = Look(FleetCounts(2, 0), {}, "Prometheus does not answer")
+
+
+def autoscaler(look, groups=2, *, dry_run=False, law=None):
+    actuator, source = FakeActuator(groups), Source(look)
+    made = Autoscaler(source, actuator, law or settings(), Clock(), gpus=2.0, dry_run=dry_run)
+    return made, actuator, source
+
+
+def failures(stage):
+    return metrics.AUTOSCALER_FAILURES.labels(stage)._value.get()
+
+
+async def test_a_decision_is_carried_out_and_told():
+    made, actuator, _ = autoscaler(HOT)
+    turn = await made.turn()
+    assert actuator.groups == 3
+    assert turn.decision.reason.startswith("slo pressure")
+    assert metrics.AUTOSCALER_TARGET._value.get() == 3
+    assert metrics.AUTOSCALER_BLIND._value.get() == 0
+    assert metrics.AUTOSCALER_VOTES.labels("slo pressure")._value.get() == 3
+
+
+async def test_a_dry_run_changes_nothing():
+    made, actuator, _ = autoscaler(HOT, dry_run=True)
+    assert (await made.turn()).decision.target == 3
+    assert actuator.asked == []
+
+
+async def test_prometheus_away_is_a_hold_and_a_metric():
+    before = failures("prometheus")
+    made, actuator, _ = autoscaler(BLIND)
+    turn = await made.turn()
+    assert turn.problem == "Prometheus does not answer"
+    assert turn.decision.blind
+    assert actuator.asked == []
+    assert metrics.AUTOSCALER_BLIND._value.get() == 1
+    assert failures("prometheus") == before + 1
+
+
+async def test_parked_requests_start_a_group_while_prometheus_is_away():
+    made, actuator, _ = autoscaler(Look(FleetCounts(0, 2), {}, "away"), groups=0)
+    await made.turn()
+    assert actuator.groups == 1
+
+
+async def test_an_actuator_that_cannot_say_its_target_is_a_hold():
+    before = failures("target")
+    made, actuator, _ = autoscaler(HOT)
+    actuator.failing = "Ray is away"
+    assert await made.turn() is None
+    assert failures("target") == before + 1
+
+
+async def test_a_scale_that_fails_is_tried_again():
+    made, actuator, _ = autoscaler(HOT)
+    scale, tries = actuator.scale, []
+
+    async def fail_once(groups):
+        tries.append(groups)
+        actuator.failing = "conflict" if len(tries) == 1 else ""
+        await scale(groups)
+
+    actuator.scale = fail_once
+    await made.turn()
+    actuator.failing = ""
+    assert actuator.groups == 2
+    await made.turn()
+    assert actuator.groups == 3
+
+
+async def run_turns(made, count, leading=lambda: True):
+    shown, pauses = [], []
+
+    async def pause(seconds):
+        pauses.append(seconds)
+        if len(pauses) == count:
+            raise asyncio.CancelledError
+
+    with pytest.raises(asyncio.CancelledError):
+        await made.run(leading, pause, shown.append)
+    return shown, pauses
+
+
+async def test_it_turns_every_interval_until_it_is_cancelled():
+    made, _, _ = autoscaler(HOT)
+    shown, pauses = await run_turns(made, 3)
+    assert len(shown) == 3
+    assert pauses == [5.0] * 3
+
+
+async def test_who_does_not_lead_does_nothing():
+    made, actuator, _ = autoscaler(HOT)
+    shown, _ = await run_turns(made, 3, leading=lambda: False)
+    assert shown == []
+    assert actuator.asked == []
+
+
+async def test_a_defect_ends_a_turn_and_not_the_process():
+    made, actuator, source = autoscaler(ValueError("a defect"))
+
+    async def mend(_seconds):
+        if source.answer is HOT:
+            raise asyncio.CancelledError
+        source.answer = HOT
+
+    with pytest.raises(asyncio.CancelledError):
+        await made.run(lambda: True, mend)
+    assert actuator.groups == 3
+
+
+async def test_what_it_sees_and_spends_is_kept(tmp_path):
+    law = settings(
+        record_file=str(tmp_path / "seen.jsonl"), state_file=str(tmp_path / "state.json")
+    )
+    made, _, _ = autoscaler(HOT, law=law)
+    await made.turn()
+    await made.turn()
+    lines = list(read_recording(tmp_path / "seen.jsonl"))
+    assert [item.target for _, item in lines] == [2, 3]
+    assert lines[0][1].signals == HOT.signals
+    assert load_state(tmp_path / "state.json").spent_at == 1_000_000.0
+
+
+async def test_a_full_disk_stops_nothing(tmp_path):
+    law = settings(record_file=str(tmp_path / "no" / "f"), state_file=str(tmp_path / "no" / "g"))
+    made, actuator, _ = autoscaler(HOT, law=law)
+    await made.turn()
+    assert actuator.groups == 3
+
+
+def test_without_a_state_file_it_begins_anew(tmp_path):
+    assert load_state(tmp_path / "none") == PolicyState()
