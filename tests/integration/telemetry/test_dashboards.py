@@ -120,6 +120,7 @@ async def _act(traffic, prometheus):
     await wait("moe_parked_requests == 1")
     lost = await traffic.join("g0")
     assert await parked == 200
+    await wait("moe_parked_requests == 0 and moe_requests_parked_total > 0")
     await traffic.join("g1")
     await wait('count(up{job="moe-ranks"} == 1) == 4')
     crowd = await asyncio.gather(*(traffic.ask(f"{n} queue up {n}") for n in range(24)))
