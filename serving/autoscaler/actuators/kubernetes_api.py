@@ -6,6 +6,7 @@ read again first.
 """
 
 import asyncio
+import os
 import random
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -171,7 +172,7 @@ async def cluster_configuration() -> Any:
     except config.ConfigException:
         try:
             await config.load_kube_config(  # type: ignore[no-untyped-call]
-                client_configuration=configuration
+                config_file=os.environ.get("KUBECONFIG"), client_configuration=configuration
             )
         except config.ConfigException as error:
             raise SettingsError(

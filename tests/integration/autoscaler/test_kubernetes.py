@@ -1,8 +1,13 @@
 """The Kubernetes actuator against a real HTTP API server that keeps objects (kmock)."""
 
+import asyncio
 import copy
 import http
+import json
+import os
+import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 from kubernetes.aio import client
@@ -14,9 +19,13 @@ from serving.autoscaler.actuators.kubernetes_api import KubernetesApi
 from serving.autoscaler.actuators.lease import LeaseElection
 from serving.autoscaler.actuators.node_watch import NodeWatch
 from serving.autoscaler.actuators.worker_group import WorkerGroupActuator
+from serving.autoscaler.assembly import assembled
 from serving.autoscaler.routers import GroupSeen
-from serving.settings import KubernetesSettings
+from serving.errors import SettingsError
+from serving.settings import KubernetesSettings, Settings
 
+ROOT = Path(__file__).resolve().parents[3]
+CANDIDATE = Path(__file__).with_name("candidate.py")
 CLUSTER = ("ray.io/v1/rayclusters", "default", "moe")
 LEASE = ("coordination.k8s.io/v1/leases", "default", "moe-serving-autoscaler")
 SETTINGS = KubernetesSettings(enabled=True, cluster="moe", workers_per_group=2, api_timeout=5.0)
@@ -307,6 +316,43 @@ async def test_two_that_want_a_dead_lease_do_not_both_get_it(kmock, connect):
     assert (one.leading, two.leading) == (True, False)
 
 
+async def test_a_killed_process_is_followed_by_the_other(kmock):
+    """Two processes, one lease: the leader is killed (-9), the other leads."""
+    url = str(kmock.url).rstrip("/")
+
+    async def start(name):
+        return await asyncio.create_subprocess_exec(
+            sys.executable,
+            CANDIDATE,
+            url,
+            name,
+            stdout=asyncio.subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )
+
+    async def says(process, word):
+        async with asyncio.timeout(60):
+            while (line := await process.stdout.readline()).strip().decode() != word:
+                assert line, f"the process ended before it was {word}"
+
+    first = await start("first")
+    second = None
+    try:
+        await says(first, "leading")
+        second = await start("second")
+        await says(second, "waiting")
+        assert kmock.objects[LEASE]["spec"]["holderIdentity"] == "first"
+        first.kill()
+        await says(second, "leading")
+        assert kmock.objects[LEASE]["spec"]["holderIdentity"] == "second"
+        assert kmock.objects[LEASE]["spec"]["leaseTransitions"] == 1
+    finally:
+        for process in filter(None, (first, second)):
+            if process.returncode is None:
+                process.kill()
+            await process.wait()
+
+
 async def test_a_server_that_is_away_ends_leading_in_time(kmock, connect, monkeypatch):
     clock = Clock()
     api = connect()
@@ -390,3 +436,55 @@ async def test_an_api_server_that_is_away_hands_nothing_over(watch, monkeypatch)
     fail_once(monkeypatch, watch._api, *[api_error(503)] * 4)
     await watch.look()
     assert watch.fleet.calls == []
+
+
+# -- wired ----------------------------------------------------------------------------------------
+
+
+def kubeconfig(tmp_path, url: str) -> str:
+    content = {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "current-context": "c",
+        "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
+        "clusters": [{"name": "c", "cluster": {"server": url}}],
+        "users": [{"name": "u", "user": {}}],
+    }
+    file = tmp_path / "kubeconfig"
+    file.write_text(json.dumps(content))
+    return str(file)
+
+
+async def test_the_assembled_autoscaler_leads_and_lets_go(kmock, tmp_path, monkeypatch):
+    monkeypatch.setenv("KUBECONFIG", kubeconfig(tmp_path, str(kmock.url).rstrip("/")))
+    settings = Settings(
+        autoscaler={
+            "kubernetes": SETTINGS.model_dump(),
+            "routers": ["http://127.0.0.1:1"],
+            "interval": 0.05,
+        }
+    )
+    async with assembled(settings, dry_run=False) as parts:
+        async with asyncio.timeout(20):
+            while not parts.leading():  # noqa: ASYNC110  bounded above
+                await asyncio.sleep(0.02)
+        assert kmock.objects[LEASE]["spec"]["holderIdentity"]
+        # Ray's dashboard is away: a turn holds.
+        assert await parts.autoscaler.turn() is None
+    assert kmock.objects[LEASE]["spec"]["holderIdentity"] == ""
+
+
+async def test_a_dry_run_asks_for_no_lease(kmock, tmp_path, monkeypatch):
+    monkeypatch.setenv("KUBECONFIG", kubeconfig(tmp_path, str(kmock.url).rstrip("/")))
+    settings = Settings(autoscaler={"kubernetes": SETTINGS.model_dump()})
+    async with assembled(settings, dry_run=True) as parts:
+        assert parts.leading()
+    assert list(kmock._requests) == []
+
+
+async def test_no_cluster_is_a_settings_error(tmp_path, monkeypatch):
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
+    settings = Settings(autoscaler={"kubernetes": SETTINGS.model_dump()})
+    with pytest.raises(SettingsError, match="no cluster is configured"):
+        async with assembled(settings, dry_run=True):
+            pass
