@@ -31,7 +31,7 @@ test: venv-dev ## Run all tests: unit, integration, end to end (ARGS="-k name" p
 	@.ci/tools
 	@# Real engines are started from a fresh process each time: vLLM forks and spawns its own,
 	@# and what earlier tests left in one process (thread pools, open channels) breaks them.
-	@for part in "not vllm and not e2e" vllm e2e; do \
+	@for part in "not vllm and not e2e" "vllm and not e2e" e2e; do \
 	    .venv/bin/python -m pytest -m "$$part" $(ARGS) || { code=$$?; \
 	    [[ $$code == 5 && -n "$(ARGS)" ]] || exit $$code; }; \
 	done
@@ -60,6 +60,12 @@ check: venv-dev ## Lint, formatting, types, import rules, generated code
 	@.venv/bin/lint-imports
 	@.ci/proto --check
 
+.PHONY: chart
+chart: venv-dev ## The Helm chart: generated files, lint, rendering, schemas, refusals (Helm 3 and 4)
+	@.ci/tools
+	@.venv/bin/python helm/generate.py --check
+	@.venv/bin/python -m pytest tests/helm $(ARGS)
+
 .PHONY: fmt
 fmt: venv-dev ## Format the code and mend what ruff can
 	@.venv/bin/ruff check --fix-only --quiet .
@@ -68,6 +74,10 @@ fmt: venv-dev ## Format the code and mend what ruff can
 .PHONY: proto
 proto: venv-dev ## Generate serving/{api,link}/v1 from proto/
 	@.ci/proto
+
+.PHONY: dashboards
+dashboards: venv-dev ## Write deploy/grafana/*.json from its code
+	@.venv/bin/python deploy/grafana/build.py
 
 .PHONY: two-nodes
 two-nodes: venv ## One group over two nodes (network namespaces; needs root and iproute2)

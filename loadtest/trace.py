@@ -1,11 +1,16 @@
-"""Requests with shared beginnings: from a trace in Mooncake's form, or made up."""
+"""Requests from a trace, in Mooncake's form (with shared beginnings) or as CSV, or made up."""
 
+import csv
+import itertools
 import json
 import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
+
+from serving.errors import InvalidRequest
 
 TRACE_BLOCK = 512
 """Tokens that one id of the trace stands for."""
@@ -53,6 +58,54 @@ def read_trace(path: Path) -> list[Request]:
         )
         for entry in entries
     ]
+
+
+def read_csv(path: Path) -> list[Request]:
+    """Read a trace with columns ``timestamp``, ``prompt_tokens`` and ``output_tokens``.
+
+    Timestamps are seconds, or dates with times. No two requests share anything.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: a value is no number.
+        KeyError: a column is missing.
+    """
+    fresh = itertools.count()
+    requests = []
+    with path.open(encoding="utf-8", newline="") as lines:
+        for row in csv.DictReader(lines, skipinitialspace=True):
+            prompt = int(row["prompt_tokens"])
+            blocks = tuple(next(fresh) for _ in range(-(-prompt // TRACE_BLOCK)))
+            requests.append(
+                Request(_seconds(row["timestamp"]), prompt, int(row["output_tokens"]), blocks)
+            )
+    return requests
+
+
+def _seconds(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return datetime.fromisoformat(text).timestamp()
+
+
+def load_trace(path: Path) -> list[Request]:
+    """Read a trace in either form, by its name, in order of time.
+
+    Raises:
+        InvalidRequest: it cannot be read, or holds something else.
+    """
+    try:
+        requests = read_csv(path) if path.suffix == ".csv" else read_trace(path)
+    except OSError as error:
+        raise InvalidRequest(f"cannot read the trace {path}: {error.strerror}") from error
+    except KeyError as error:
+        raise InvalidRequest(f"the trace {path} lacks {error}") from error
+    except (ValueError, TypeError) as error:
+        raise InvalidRequest(f"the trace {path} is not as expected: {error}") from error
+    if not requests:
+        raise InvalidRequest(f"the trace {path} holds no request")
+    return sorted(requests, key=lambda request: request.at)
 
 
 def sampled(requests: Sequence[Request], count: int, seed: int = 1) -> list[Request]:

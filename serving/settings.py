@@ -66,6 +66,9 @@ class GroupSettings(_Group):
     placement: Literal["pack", "spread", "strict_spread"] = "pack"
     """pack: as few nodes as hold it; spread: one rank a node where possible;
     strict_spread: one rank a node or not at all."""
+    node_resource: str | None = Field(None, pattern=r"^[A-Za-z][A-Za-z0-9_.-]*$")
+    """Custom Ray resource that only the nodes of these groups offer (a node pool); none: any node
+    will do. Keeps a group from being spread over two pools."""
     cpus_per_rank: float = Field(1.0, gt=0)
     """Ray CPUs that a rank reserves beside the one of its Serve replica."""
     start_timeout: Seconds = 600.0
@@ -454,11 +457,23 @@ class AutoscalerSettings(_Group):
 
 
 class TelemetrySettings(_Group):
-    """Logs."""
+    """Logs, metrics and traces."""
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["auto", "json", "console"] = "auto"
     """auto: JSON off a terminal."""
+    tenant_labels: int = Field(100, ge=0, le=10_000)
+    """Tenants that metrics tell apart; the rest are counted together as other."""
+    rank_metrics_port: Port = 0
+    """Where each rank shows its engine's own metrics (plain HTTP, no key); the next free port
+    where several ranks share a node. 0: nowhere. The router's /metrics/targets lists them."""
+    otlp_endpoint: str | None = Field(None, pattern=r"^https?://")
+    """OpenTelemetry collector that routers and ranks send traces to, e.g. http://collector:4317;
+    none: no traces."""
+    otlp_protocol: Literal["grpc", "http/protobuf"] = "grpc"
+    """How. For http/protobuf the endpoint has the whole path, …:4318/v1/traces."""
+    trace_ratio: float = Field(1.0, ge=0, le=1)
+    """Share of requests that are traced where the client's traceparent does not say."""
 
 
 class Settings(BaseSettings):

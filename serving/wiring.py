@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from serving.fleet.client import FleetClient
     from serving.fleet.link import LinkServer
     from serving.fleet.membership import Roster
+    from serving.telemetry.tracing import Tracing
 
 PORTS_FILE_VARIABLE = "MOE_SERVING_PORTS_FILE"
 
@@ -126,6 +127,7 @@ class Router:
     _link: "LinkServer"
     _grpc: "GrpcEdge"
     _rest: RestServer
+    _tracing: "Tracing"
     _tasks: tuple[asyncio.Task[None], ...]
     _stopped: bool = False
 
@@ -173,7 +175,10 @@ class Router:
         from serving.link.protocol import model_fingerprint
         from serving.routing.prefix_index import PrefixIndex
         from serving.telemetry import metrics
+        from serving.telemetry.tracing import tracing_of
 
+        tracing = tracing_of(settings.telemetry)
+        undo.callback(tracing.close)
         security = Security.load(settings.security, clock)
         gate = Gate()
         prefixes = PrefixIndex(settings.routing.prefix_blocks, settings.routing.history_blocks)
@@ -217,6 +222,7 @@ class Router:
             keepalive_interval=settings.router.keepalive_interval,
             clock=clock,
             door=security.door(),
+            tracing=tracing,
         )
         grpc_edge = GrpcEdge(
             app.inner,
@@ -227,6 +233,7 @@ class Router:
             guard=GrpcGuard(
                 security.authenticator, security.tls, settings.security.max_header_bytes
             ),
+            tracing=tracing,
         )
         rest = RestServer(
             app.asgi,
@@ -255,7 +262,9 @@ class Router:
             pid=os.getpid(),
         )
         tasks = (health, reload)
-        return cls(addresses, gate, roster, client, admission, link, grpc_edge, rest, tasks)
+        return cls(
+            addresses, gate, roster, client, admission, link, grpc_edge, rest, tracing, tasks
+        )
 
     async def drain(self, timeout: float) -> bool:
         """Be unready, take no new work, and wait for what is in flight.
@@ -285,6 +294,7 @@ class Router:
         await self._link.stop()
         await self._admission.stop()
         self.client.shutdown()
+        await asyncio.to_thread(self._tracing.close)
 
 
 async def _follow(roster: "Roster", gate: Gate, grpc_edge: "GrpcEdge") -> None:

@@ -31,6 +31,8 @@ from serving.telemetry import metrics
 
 _UNKNOWN_RETRY = 1.0
 """Seconds that a refused request is advised when nothing can be predicted."""
+for _reason in ("queue_full", "predicted_wait"):
+    metrics.ADMISSION_REFUSALS.labels(_reason)  # there from the start, at 0
 _WAIT = {each: metrics.ADMISSION_WAIT.labels(each.name.lower()) for each in Priority}
 
 

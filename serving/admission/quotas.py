@@ -270,6 +270,8 @@ _WHAT = {
     "tokens_per_minute": "your tokens of this minute are used up",
     "concurrent_streams": "you have as many requests in flight as you may",
 }
+for _reason in (*_WHAT, "quotas_unavailable"):
+    metrics.ADMISSION_REFUSALS.labels(_reason)  # there from the start, at 0
 
 
 def _refusal(reason: str, seconds: float) -> Overloaded:

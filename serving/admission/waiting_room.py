@@ -124,7 +124,9 @@ class WaitingRoom:
             raise
         finally:
             waiter.journal.waited += self._clock.monotonic() - waiter.entered_at
-            waiter.journal.parked |= self._unready_at >= waiter.entered_at
+            if self._unready_at >= waiter.entered_at and not waiter.journal.parked:
+                waiter.journal.parked = True
+                metrics.REQUESTS_PARKED.inc()
 
     def look(self) -> None:
         """Launch from the head of the queue until one does not fit; give up who is too late."""
@@ -168,6 +170,7 @@ class WaitingRoom:
         for priority, gauge in _GAUGES.items():
             gauge.set(self.queue.requests(priority))
         metrics.ADMISSION_QUEUE_TOKENS.set(self.queue.tokens)
+        metrics.PARKED_REQUESTS.set(0 if self._ready() else len(self.queue))
 
     def _arm(self) -> None:
         """See to it that the room is looked at in time, if anybody is in it."""

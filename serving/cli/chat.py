@@ -25,7 +25,7 @@ from serving.cli.options import (
     SetOption,
     settings_from,
 )
-from serving.cli.state import state_folder
+from serving.cli.state import StateFile, state_folder
 from serving.errors import InvalidRequest, ServingError
 
 _WELCOME = "Talking to {model} at {where}. /help shows the commands, Ctrl-D leaves.\n"
@@ -69,7 +69,7 @@ def chat_command(
             "--server",
             metavar="ADDRESS",
             help="Where the router is: http://host:port, or host:port with --grpc. "
-            "[default: router.host with the ports below]",
+            "[default: what runs here, else router.host with the ports below]",
             show_default=False,
         ),
     ] = None,
@@ -98,19 +98,24 @@ def chat_command(
       echo "sort 5 3 9" | moe-serving chat --grpc
     """
     settings = settings_from(config, sets, port=port, grpc_port=grpc_port)
-    model = name or settings.model.name
+    told = server is not None or config or sets or port or grpc_port
+    # What runs here may have been given other ports, or be behind another name.
+    running = None if told else StateFile(state_folder()).read()
+    model = name or (settings.model.name if running is None else running.model)
     sampling = Sampling(temperature=temperature, max_tokens=max_tokens)
     router = settings.router
     access = access_from(api_key, ca_file, state_folder() if server is None else None)
     client: ChatClient
     if use_grpc:
-        where = server or f"{router.host}:{router.grpc_port}"
+        local = f"{router.host}:{router.grpc_port}" if running is None else running.grpc_address
+        where = server or local
         client = GrpcChatClient(
             where, model, sampling, timeout=router.request_timeout, access=access
         )
     else:
         scheme = "http" if access.ca_file is None else "https"
-        where = server or f"{scheme}://{router.host}:{router.rest_port}"
+        local = f"{scheme}://{router.host}:{router.rest_port}"
+        where = server or (local if running is None else running.rest_url)
         client = RestChatClient(
             where, model, sampling, timeout=router.request_timeout, access=access
         )

@@ -33,11 +33,20 @@ def open_channel(target: str, access: Access) -> grpc.Channel:
     options = (("grpc.enable_http_proxy", 0),)
     if access.ca_file is None:
         return grpc.insecure_channel(target, options=options)
+    credentials = grpc.ssl_channel_credentials(read_authorities(access.ca_file))
+    return grpc.secure_channel(target, credentials, options=options)
+
+
+def read_authorities(file: str) -> bytes:
+    """Return the content of a PEM file.
+
+    Raises:
+        SettingsError: it cannot be read.
+    """
     try:
-        authorities = Path(access.ca_file).read_bytes()
+        return Path(file).read_bytes()
     except OSError as error:
-        raise errors.SettingsError(f"cannot read {access.ca_file}: {error.strerror}") from error
-    return grpc.secure_channel(target, grpc.ssl_channel_credentials(authorities), options=options)
+        raise errors.SettingsError(f"cannot read {file}: {error.strerror}") from error
 
 
 def require_answer(channel: grpc.Channel, target: str) -> None:

@@ -7,8 +7,9 @@ from pathlib import Path
 import psutil
 
 GIB = 2**30
-RANK_BYTES = int(3.1 * GIB)
-"""One CPU rank of the bundled model: vLLM worker 1.7, engine core 0.6, replica 0.8 GiB."""
+RANK_BYTES = int(2.4 * GIB)
+"""One CPU rank of the bundled model: engine core 1.7, replica 0.6 GiB, and now and then vLLM's
+coordinator."""
 BASE_BYTES = 2 * GIB
 """Ray's own processes and the router."""
 DISK_BYTES = GIB

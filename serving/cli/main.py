@@ -23,6 +23,8 @@ class Command:
     module: str
     function: str
     summary: str
+    own_options: bool = False
+    """Its arguments are read by itself, ``--help`` too."""
 
 
 COMMANDS: tuple[Command, ...] = (
@@ -37,6 +39,7 @@ COMMANDS: tuple[Command, ...] = (
     Command("cordon", "serving.cli.operate", "cordon_command", "Give a group no new work."),
     Command("uncordon", "serving.cli.operate", "uncordon_command", "Give a group work again."),
     Command("keys", "serving.cli.keys", "keys_command", "Make and list API keys."),
+    Command("load", "serving.cli.load", "load_command", "Load a server and report.", True),
     Command("group", "serving.cli.group", "group_command", "Deploy groups of ranks on Ray."),
     Command(
         "autoscaler",
@@ -51,6 +54,11 @@ _HELP = """Serve mixture-of-experts models over expert-parallel vLLM ranks.
 Ray Serve places the ranks, one router speaks gRPC and OpenAI REST. Begin with
 "moe-serving doctor", then "moe-serving up" and, in a second terminal, "moe-serving chat".
 """
+_PASS_ON = {
+    "allow_extra_args": True,
+    "ignore_unknown_options": True,
+    "help_option_names": [],
+}
 _EPILOG = "--verbose, anywhere on the line, shows the traceback of an error."
 
 
@@ -89,7 +97,12 @@ def build_app(selected: str | None = None) -> typer.Typer:
     for command in COMMANDS:
         function = _load(command) if command.name == selected else _stub
         summary = None if command.name == selected else command.summary
-        app.command(command.name, help=summary, short_help=command.summary)(function)
+        app.command(
+            command.name,
+            help=summary,
+            short_help=command.summary,
+            context_settings=_PASS_ON if command.own_options else None,
+        )(function)
     return app
 
 

@@ -41,12 +41,15 @@ ROLES_OF: dict[Need, frozenset[Role]] = {
     Need.ADMIN: frozenset({Role.ADMIN}),
 }
 
+METRICS_TARGETS = "/metrics/targets"
+
 ROUTES: dict[str, Need] = {
     "/livez": Need.NOTHING,
     # Says whether, and why only to those who may see /fleet.
     "/readyz": Need.NOTHING,
     "/health": Need.NOTHING,
     "/metrics": Need.METRICS,
+    METRICS_TARGETS: Need.METRICS,
     "/fleet": Need.ADMIN,
     "/version": Need.KEY,
     "/v1/models": Need.KEY,
@@ -66,7 +69,7 @@ _SERVICES: dict[str, Need] = {
 
 def need_of_route(path: str, *, open_metrics: bool = False) -> Need:
     """Return what a REST path asks for, whatever the method."""
-    if open_metrics and path == "/metrics":
+    if open_metrics and path in {"/metrics", METRICS_TARGETS}:
         return Need.NOTHING
     return ROUTES.get(path) or _by_prefix(_ROUTE_PREFIXES, path)
 

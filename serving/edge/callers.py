@@ -61,15 +61,26 @@ class CallerLine(TypedDict):
     priority: str
     waited: float
     resumes: int
+    parked: bool | None
+    group: str | None
+    rank: int | None
+    cached_tokens: int | None
+    trace_id: str | None
 
 
 def line_of(caller: Caller) -> CallerLine:
     """Return what a request's log line says of its caller."""
+    last = caller.journal.picks[-1] if caller.journal.picks else None
     return {
         "tenant": caller.tenant,
         "priority": caller.priority.name.lower(),
         "waited": caller.journal.waited,
         "resumes": caller.journal.resumes,
+        "parked": caller.journal.parked or None,
+        "group": last.group_id if last else None,
+        "rank": last.rank if last else None,
+        "cached_tokens": caller.journal.cached_tokens if last else None,
+        "trace_id": caller.journal.trace.trace_id,
     }
 
 

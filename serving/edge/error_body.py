@@ -28,6 +28,10 @@ INTERNAL_MESSAGE = "internal error; the router's log has it under this request's
 # ours or the engine's, and its text may name internals.
 _REQUEST_ERRORS = (VLLMError, ValueError, TypeError, OverflowError, NotImplementedError)
 
+_LOOKUPS = (LookupError, AttributeError)
+_READERS = ("vllm.entrypoints.chat_utils", "vllm.entrypoints.openai.responses.utils")
+"""Modules of vLLM that only read a request."""
+
 _TYPES: dict[int, str] = {
     400: "BadRequestError",
     401: "AuthenticationError",
@@ -110,10 +114,15 @@ def _is_in_reading(error: BaseException) -> bool:
     """Tell whether the error arose while a body was made into a request, before any work.
 
     vLLM's validators look into fields before pydantic has checked their types, so that a text
-    in place of an object ends in an ``AttributeError``.
+    in place of an object ends in an ``AttributeError``; and what makes a conversation of the
+    items of a response takes the first part of one that may have none.
     """
-    frames = traceback.walk_tb(error.__traceback__)
-    return any(frame.f_code is request_body_to_args.__code__ for frame, _ in frames)
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if frame.f_code is request_body_to_args.__code__:
+            return True
+        if isinstance(error, _LOOKUPS) and frame.f_globals.get("__name__") in _READERS:
+            return True
+    return False
 
 
 def response_to(

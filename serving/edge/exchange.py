@@ -95,7 +95,7 @@ class Exchange:
         self._keepalive: KeepAlive | None = None
         self._sending = asyncio.Lock()
         self._received = 0
-        self._began = clock.monotonic()
+        self.began = clock.monotonic()
         self._now = _Progress()
         self._too_large: TooLarge | None = None
         self._disconnected = False
@@ -282,6 +282,9 @@ class Exchange:
         else:
             ok = now.status < HTTPStatus.BAD_REQUEST
             outcome = "ok" if ok else reason_of_status(now.status)
+        first_at = now.started_at
+        if first_at is None and self.caller is not None:
+            first_at = self.caller.journal.first_token_at
         line = RequestLine(
             request_id=self.request_id or "",
             protocol="rest",
@@ -289,8 +292,8 @@ class Exchange:
             model=model,
             outcome=outcome,
             status=str(now.status),
-            duration=self._clock.monotonic() - self._began,
-            ttft=None if now.started_at is None else now.started_at - self._began,
+            duration=self._clock.monotonic() - self.began,
+            ttft=None if first_at is None else first_at - self.began,
             prompt_tokens=None if usage is None else usage.prompt_tokens,
             completion_tokens=None if usage is None else usage.completion_tokens,
         )

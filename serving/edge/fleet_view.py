@@ -1,10 +1,11 @@
 """The fleet as operators see it: one picture, as JSON for /fleet and as proto for GetFleet."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from serving import __version__
 from serving.api.v1 import fleet_pb2
+from serving.fleet.expert_balance import hottest, imbalances
 from serving.routing.snapshot import FleetSnapshot, GroupSnapshot, MemberState, RankSnapshot
 
 _STATES: dict[MemberState, fleet_pb2.MemberState] = {
@@ -51,6 +52,19 @@ class FleetView:
         )
 
 
+def metrics_targets(snapshot: FleetSnapshot) -> list[dict[str, Any]]:
+    """Return where ranks show their engines' metrics, as Prometheus' http_sd reads it."""
+    return [
+        {
+            "targets": [rank.metrics_address],
+            "labels": {"group": group.group_id, "rank": str(rank.rank)},
+        }
+        for group in snapshot.groups
+        for rank in group.ranks
+        if rank.metrics_address
+    ]
+
+
 def readiness(snapshot: FleetSnapshot, *, draining: bool) -> dict[str, Any]:
     """Say whether this router can serve, and if not why, as the content of /readyz."""
     states = {group.group_id: f"{group.state}: {group.reason}" for group in snapshot.groups}
@@ -74,6 +88,8 @@ def _group_json(group: GroupSnapshot) -> dict[str, Any]:
         "since_unix_seconds": group.since,
         "world_size": group.world_size,
         "total_experts": group.total_experts,
+        "expert_imbalance": [asdict(found) for found in imbalances(group)],
+        "hottest_experts": [asdict(hot) for hot in hottest(group)],
         "ranks": [_rank_json(rank) for rank in group.ranks],
     }
 
@@ -106,6 +122,8 @@ def _rank_json(rank: RankSnapshot) -> dict[str, Any]:
         "mtp_accepted_tokens_total": load.mtp_accepted_tokens,
         "resident_bytes": load.resident_bytes,
         "round_trip_seconds": rank.round_trip,
+        "reported_at_unix_seconds": rank.reported_at,
+        "metrics_address": rank.metrics_address,
     }
 
 

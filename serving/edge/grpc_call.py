@@ -19,12 +19,15 @@ from serving.edge.grpc_errors import rpc_error
 from serving.edge.request_context import REQUEST_ID, deadline_in, request_id_of, timeout_of
 from serving.fleet.caller import Caller
 from serving.telemetry.logs import RequestLine, log_request
+from serving.telemetry.tracing import NO_TRACING, Tracing
 
 ResponseT = TypeVar("ResponseT")
 
 # Metadata that vLLM's handlers or we read; the rest of a client's, keys first of all, stays
 # outside.
 _PASSED_ON = ("x-session-id", "x-priority", "traceparent", "tracestate")
+
+_SERVICE = "serving.api.v1.InferenceService"
 
 _log = structlog.get_logger("serving.edge")
 
@@ -69,6 +72,7 @@ class CallRunner:
     gate: Gate
     model: str
     clock: Clock
+    tracing: Tracing = NO_TRACING
 
     async def unary(
         self, method: str, context: Any, handler: Callable[[Call], Awaitable[ResponseT]]
@@ -130,6 +134,11 @@ class CallRunner:
         call.request_id = request_id_of(metadata)
         await context.send_initial_metadata(((REQUEST_ID, call.request_id),))
         call.caller = caller_of(identity_var.get(), metadata)
+        journal = call.caller.journal
+        journal.arrived_at = call.began
+        journal.trace = self.tracing.begin(
+            f"{_SERVICE}/{call.method}", metadata, {"rpc.system": "grpc", "rpc.method": call.method}
+        )
         self.gate.check()
         passed_on = {key: metadata[key] for key in _PASSED_ON if key in metadata}
         call.headers = {**passed_on, REQUEST_ID: call.request_id}
@@ -160,6 +169,9 @@ class CallRunner:
         raise AssertionError("abort returned")
 
     def _log(self, call: Call) -> None:
+        first_at = call.first_at
+        if first_at is None and call.caller is not None:
+            first_at = call.caller.journal.first_token_at
         line = RequestLine(
             request_id=call.request_id,
             protocol="grpc",
@@ -168,11 +180,14 @@ class CallRunner:
             outcome=call.outcome,
             status=call.status,
             duration=self.clock.monotonic() - call.began,
-            ttft=None if call.first_at is None else call.first_at - call.began,
+            ttft=None if first_at is None else first_at - call.began,
             prompt_tokens=None if call.usage is None else call.usage.prompt_tokens,
             completion_tokens=None if call.usage is None else call.usage.completion_tokens,
         )
-        log_request(line if call.caller is None else replace(line, **line_of(call.caller)))
+        if call.caller is not None:
+            line = replace(line, **line_of(call.caller))
+            call.caller.journal.trace.end(line)
+        log_request(line)
 
 
 def _explain(call: Call, context: Any) -> None:

@@ -23,6 +23,7 @@ from serving.edge.inference_service import InferenceService
 from serving.edge.rest import RouterPages
 from serving.errors import SettingsError
 from serving.settings import RouterSettings
+from serving.telemetry.tracing import NO_TRACING, Tracing
 
 INFERENCE = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name
 FLEET = fleet_pb2.DESCRIPTOR.services_by_name["FleetService"].full_name
@@ -55,6 +56,7 @@ class GrpcEdge:
         *,
         operator: FleetOperator,
         guard: GrpcGuard,
+        tracing: Tracing = NO_TRACING,
     ) -> None:
         self._settings = settings
         self._tls = guard.tls
@@ -77,7 +79,7 @@ class GrpcEdge:
                 DecodingInterceptor(),
             ],
         )
-        runner = CallRunner(pages.gate, pages.model, clock)
+        runner = CallRunner(pages.gate, pages.model, clock, tracing)
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(
             InferenceService(app, runner), self._server
         )

@@ -18,6 +18,7 @@ from serving.edge.gate import Gate
 from serving.edge.request_context import deadline_in, request_id_of, timeout_of
 from serving.errors import PermissionDenied, ServingError, Unauthenticated
 from serving.telemetry.logs import log_request
+from serving.telemetry.tracing import NO_TRACING, Tracing
 
 _WORK_PREFIXES = ("/v1/", "/tokenize", "/detokenize")
 _POLICY_VIOLATION = 1008
@@ -39,6 +40,7 @@ class EdgeMiddleware:
         keepalive_interval: float = 10.0,
         clock: Clock | None = None,
         door: Door | None = None,
+        tracing: Tracing = NO_TRACING,
     ) -> None:
         self._app = app
         self._gate = gate
@@ -47,6 +49,7 @@ class EdgeMiddleware:
         self._keepalive_interval = keepalive_interval
         self._clock = clock or SystemClock()
         self._door = door or Door(Authenticator(None, self._clock))
+        self._tracing = tracing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection's request."""
@@ -67,13 +70,14 @@ class EdgeMiddleware:
             with self._gate.passing():
                 await self._serve(exchange, scope, self._gate)
         finally:
-            log_request(exchange.line(self._model))
+            self._end(exchange)
 
     async def _serve(self, exchange: "Exchange", scope: Scope, gate: Gate | None = None) -> None:
         """Check what the request brings, and let the app answer it."""
         try:
             exchange.request_id = request_id_of(Headers(scope=scope))
             exchange.visitor = self._door.enter(scope, is_work=gate is not None)
+            self._begin(exchange)
             timeout = timeout_of(Headers(scope=scope))
             exchange.check_length()
             if gate is not None:
@@ -83,16 +87,36 @@ class EdgeMiddleware:
                 error.response if isinstance(error, TooLarge) else response_of(error)
             )
             if gate is None and isinstance(error, Unauthenticated | PermissionDenied):
-                log_request(exchange.line(self._model))
+                self._end(exchange)
             return
         exchange.pass_id_on()
         visitor = exchange.visitor
+        assert visitor is not None
         with (
             identified(visitor.identity),
             as_caller(visitor.caller),
             deadline_in(timeout, self._clock),
         ):
             await self._run(exchange)
+
+    def _begin(self, exchange: "Exchange") -> None:
+        """Let the fleet know since when the request is here, and begin its trace."""
+        if exchange.caller is None:
+            return
+        journal, scope = exchange.caller.journal, exchange.scope
+        journal.arrived_at = exchange.began
+        journal.trace = self._tracing.begin(
+            f"{scope['method']} {scope['path']}",
+            Headers(scope=scope),
+            {"http.request.method": scope["method"], "url.path": scope["path"]},
+        )
+
+    def _end(self, exchange: "Exchange") -> None:
+        """Write the request's log line and end its trace."""
+        line = exchange.line(self._model)
+        log_request(line)
+        if exchange.caller is not None:
+            exchange.caller.journal.trace.end(line)
 
     async def _run(self, exchange: "Exchange") -> None:
         try:

@@ -18,17 +18,18 @@ from vllm.entrypoints.serve.exception_handling.handlers.vllm_error import vllm_e
 from vllm.exceptions import VLLMError
 
 from serving.clock import Clock
-from serving.edge.access import Need
+from serving.edge.access import METRICS_TARGETS, Need
 from serving.edge.auth import identity_var
 from serving.edge.door import Door
 from serving.edge.error_body import content_of, error_response, reason_of, response_of
 from serving.edge.exchange import FAILED
-from serving.edge.fleet_view import FleetView, readiness
+from serving.edge.fleet_view import FleetView, metrics_targets, readiness
 from serving.edge.gate import Gate
 from serving.edge.middleware import EdgeMiddleware
 from serving.edge.vllm_handlers import adopt
 from serving.errors import ServingError
 from serving.routing.snapshot import FleetSnapshot
+from serving.telemetry.tracing import NO_TRACING, Tracing
 
 TASKS = ("generate",)
 
@@ -101,6 +102,7 @@ async def build_rest_app(
     keepalive_interval: float,
     clock: Clock,
     door: Door | None = None,
+    tracing: Tracing = NO_TRACING,
 ) -> RestApp:
     """Build vLLM's app on ``client`` and the router's pages, behind our middleware.
 
@@ -112,6 +114,7 @@ async def build_rest_app(
         keepalive_interval: seconds of silence after which a streamed answer gets a comment.
         clock: the router's clock; deadlines are on it.
         door: asks for keys; without it nobody is asked.
+        tracing: begins the requests' traces.
     """
     # vLLM's server shares this object between arguments and engine configuration, and the
     # latter writes the name of the reasoning parser into it.
@@ -135,6 +138,7 @@ async def build_rest_app(
         keepalive_interval=keepalive_interval,
         clock=clock,
         door=door,
+        tracing=tracing,
     )
     return RestApp(asgi, app)
 
@@ -212,10 +216,15 @@ def _add_pages(app: FastAPI, pages: RouterPages) -> None:
         """Show groups, ranks, load and why things are as they are."""
         return JSONResponse(pages.view().to_json())
 
+    async def targets() -> JSONResponse:
+        """List the ranks' own metrics pages for Prometheus' HTTP service discovery."""
+        return JSONResponse(metrics_targets(pages.fleet()))
+
     for path, endpoint in (
         ("/livez", livez),
         ("/readyz", readyz),
         ("/metrics", metrics),
+        (METRICS_TARGETS, targets),
         ("/fleet", fleet),
     ):
         app.add_api_route(path, endpoint, methods=["GET"])

@@ -89,6 +89,8 @@ def engine_args(
             }
     if settings.engine.speculative != "none":
         args["per_request_spec_decode_metrics"] = "summary"
+    if settings.telemetry.otlp_endpoint is not None:
+        args["otlp_traces_endpoint"] = settings.telemetry.otlp_endpoint
     if settings.platform is Platform.CPU:
         args["kv_cache_memory_bytes"] = int(settings.engine.kv_cache_gib * 2**30)
     return _build(args | _own_arguments(settings))

@@ -19,6 +19,8 @@ import psutil
 
 from serving.clock import SystemClock
 from serving.engine import cluster
+from serving.engine.log_handlers import kept_handlers
+from serving.engine.metrics_page import MetricsPage, open_page
 from serving.engine.node_network import free_port, network_environment
 from serving.engine.placement import rank_resources
 from serving.engine.rendezvous import GangMember, GcsStore, Meeting, Rendezvous
@@ -67,7 +69,8 @@ class RankReplica:
             app, gang.gang_id, gang.rank, gang.world_size, tuple(gang.member_replica_ids)
         )
         self._rank = Rank(Settings(**settings), member, address)
-        await self._rank.start()
+        with kept_handlers(logging.getLogger("ray.serve")):
+            await self._rank.start()
 
     async def check_health(self) -> None:
         """Raise if the engine has failed or stands still; Serve then restarts the gang."""
@@ -99,6 +102,7 @@ class Rank:
         self._rendezvous = Rendezvous(store, member, clock)
         self._engine: Engine | None = None
         self._server: RankServer | None = None
+        self._page: MetricsPage | None = None
 
     async def start(self) -> None:
         """Meet the gang, start the engine, join the routers.
@@ -150,14 +154,23 @@ class Rank:
         async with asyncio.timeout(self._settings.group.start_timeout):
             await self._engine.start()
         self._stages.enter(Stage.JOINING)
+        self._page = open_page(self._settings.telemetry, self._address)
         self._server = make_server(
-            self._engine, self._settings, self._member, meeting, self._address
+            self._engine,
+            self._settings,
+            self._member,
+            meeting,
+            self._address,
+            metrics_address="" if self._page is None else self._page.address,
         )
         await self._server.start()
 
     async def _stop_parts(self) -> None:
         server, self._server = self._server, None
         engine, self._engine = self._engine, None
+        page, self._page = self._page, None
+        if page is not None:
+            await asyncio.to_thread(page.close)
         if server is not None:
             await server.drain("the rank is being stopped", DRAIN_TIMEOUT)
             await server.stop()
@@ -198,7 +211,13 @@ def make_engine(settings: Settings, member: GangMember, meeting: Meeting) -> "En
 
 
 def make_server(
-    engine: "Engine", settings: Settings, member: GangMember, meeting: Meeting, node: str
+    engine: "Engine",
+    settings: Settings,
+    member: GangMember,
+    meeting: Meeting,
+    node: str,
+    *,
+    metrics_address: str = "",
 ) -> "RankServer":
     """Build the rank's side of the links."""
     from serving.engine.rank_server import RankIdentity, RankServer
@@ -210,6 +229,7 @@ def make_server(
         world_size=member.world_size,
         node=node,
         started_at=meeting.made_at,
+        metrics_address=metrics_address,
     )
     return RankServer(engine, settings.link, identity, clock=SystemClock())
 
@@ -256,13 +276,15 @@ def deployment_options(settings: Settings) -> dict[str, Any]:
         "num_gpus": resources.pop("GPU", 0),
         "runtime_env": {"env_vars": replica_environment(settings)},
     }
+    if resources:
+        actor["resources"] = resources
     pack = group.placement == "pack"
     return {
         "name": DEPLOYMENT,
         "num_replicas": group.count * group.data_parallel,
         "ray_actor_options": actor,
         # No per-replica bundles: then Serve makes one bundle a rank from the actor options,
-        # and the engine's workers run inside it (vLLM's mp executor).
+        # and the engine runs inside it.
         "gang_scheduling_config": GangSchedulingConfig(
             gang_size=group.data_parallel,
             gang_placement_strategy=(
@@ -280,6 +302,14 @@ def deployment_options(settings: Settings) -> dict[str, Any]:
     }
 
 
+def application(settings: Settings) -> Any:
+    """Return the groups as a Serve application (``ray.serve.Application``), not yet deployed."""
+    from ray import serve
+
+    deployment = serve.deployment(RankReplica).options(**deployment_options(settings))
+    return deployment.bind(settings.ray.app_name, settings.model_dump(mode="json"))
+
+
 def deploy(settings: Settings) -> None:
     """Ask Serve for the groups and return at once; Ray must be connected.
 
@@ -292,11 +322,10 @@ def deploy(settings: Settings) -> None:
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     app = settings.ray.app_name
     serve.start(proxy_location="Disabled")
-    deployment = serve.deployment(RankReplica).options(**deployment_options(settings))
     serve.run_many(
         [
             RunTarget(
-                deployment.bind(app, settings.model_dump(mode="json")),
+                application(settings),
                 name=app,
                 route_prefix=None,
                 # The autoscaler sets the number of replicas over Serve's REST interface.

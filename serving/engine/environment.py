@@ -40,6 +40,11 @@ def engine_environment(settings: Settings, *, host: str = "127.0.0.1") -> dict[s
         "TOKENIZERS_PARALLELISM": "false",
         "VLLM_HOST_IP": host,
     }
+    if settings.telemetry.otlp_endpoint is not None:
+        environment |= {
+            "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": settings.telemetry.otlp_protocol,
+            "OTEL_SERVICE_NAME": "moe-serving-rank",
+        }
     interface = _interface_of(host)
     if interface is not None:
         environment["GLOO_SOCKET_IFNAME"] = interface

@@ -25,6 +25,7 @@ from serving.settings import Settings
 _VOCABULARY = 65536
 _MAX_MODEL_LEN = 2048
 _EXPERTS = 16
+_MOE_LAYERS = (1, 2)
 _BLOCK = 16
 """Tokens of a KV-cache block."""
 
@@ -88,7 +89,7 @@ class FakeEngine:
         self._steps = self._prompt_tokens = self._tokens = 0
         ranks = settings.group.data_parallel
         self._local = range(_EXPERTS * rank // ranks, _EXPERTS * (rank + 1) // ranks)
-        self._expert_tokens = [0] * len(self._local)
+        self._expert_tokens = {layer: [0] * len(self._local) for layer in _MOE_LAYERS}
         self._kv_blocks = kv_blocks or settings.engine.max_num_seqs * self._max_len // _BLOCK
         self._caching = bool(settings.engine.args.get("enable_prefix_caching", True))
         self._cache = FakeCache(self._kv_blocks if self._caching else 0, _BLOCK)
@@ -178,13 +179,13 @@ class FakeEngine:
             engine_steps_total=self._steps,
             since_last_step_ms=int((self._clock.monotonic() - self._last_step) * 1000),
             experts=[
-                link_pb2.LayerExpertLoad(
-                    layer="model.layers.0.mlp.experts",
-                    tokens=self._expert_tokens,
-                ),
+                link_pb2.LayerExpertLoad(layer=f"model.layers.{layer}.mlp.experts", tokens=tokens)
+                for layer, tokens in self._expert_tokens.items()
             ],
             resident_bytes=psutil.Process().memory_info().rss,
             step_seconds=self._token_delay,
+            busy_seconds_total=self._steps * self._token_delay,
+            speculation=self._speculation(),
         )
 
     async def check_health(self) -> None:
@@ -289,11 +290,22 @@ class FakeEngine:
         self._last_step = self._clock.monotonic()
         self._steps += 1
 
+    def _speculation(self) -> link_pb2.SpeculationCounts:
+        """Make up that three of four drafted tokens were accepted, if drafting is asked for."""
+        if self._settings.engine.speculative == "none":
+            return link_pb2.SpeculationCounts()
+        return link_pb2.SpeculationCounts(
+            draft_steps=self._tokens,
+            proposed_tokens=self._tokens,
+            accepted_tokens=self._tokens * 3 // 4,
+        )
+
     def _count(self, token: int) -> None:
         """Account for a generated token; may kill the engine."""
         self._tokens += 1
-        expert = token % _EXPERTS
-        if expert in self._local:
-            self._expert_tokens[expert - self._local.start] += 1
+        for layer, tokens in self._expert_tokens.items():
+            expert = token * layer % _EXPERTS
+            if expert in self._local:
+                tokens[expert - self._local.start] += 1
         if self.faults.fail_after is not None and self._tokens >= self.faults.fail_after:
             self._dead.set()

@@ -10,12 +10,14 @@ import argparse
 import asyncio
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import structlog
 
 from serving.clock import SystemClock
+from serving.engine.metrics_page import open_page
 from serving.engine.rank_server import RankIdentity, RankServer
 from serving.errors import ServingError
 from serving.settings import Settings, load_settings
@@ -43,6 +45,9 @@ async def run_rank(
     engine = _engine(settings, identity, address, rpc_port)
     try:
         await engine.start()
+        # Its thread ends with the process.
+        if (page := open_page(settings.telemetry, address)) is not None:
+            identity = replace(identity, metrics_address=page.address)
         server = RankServer(engine, settings.link, identity, clock=SystemClock())
         await server.start()
         log.info("rank runs", rank=identity.rank, group=identity.group_id, pid=os.getpid())

@@ -14,6 +14,9 @@ from serving.settings import GroupSettings, Platform
 _EPSILON = 1e-6
 """Ray keeps resources in steps of 1e-4; differences below this are rounding."""
 
+NODE_RESOURCE_SHARE = 0.001
+"""What a rank takes of ``group.node_resource``: it says where a rank may be, not how many."""
+
 REPLICA_CPUS = 1.0
 """Ray CPUs of a rank's own Serve replica, beside ``group.cpus_per_rank``."""
 
@@ -49,6 +52,8 @@ def rank_resources(group: GroupSettings, platform: Platform) -> dict[str, float]
     resources = {"CPU": REPLICA_CPUS + group.cpus_per_rank}
     if platform is Platform.GPU:
         resources["GPU"] = float(group.tensor_parallel)
+    if group.node_resource is not None:
+        resources[group.node_resource] = NODE_RESOURCE_SHARE
     return resources
 
 

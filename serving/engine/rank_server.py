@@ -40,6 +40,8 @@ class RankIdentity:
     started_at: float = 0.0
     """When this epoch's gang was started, seconds since the Unix epoch, the same on all its
     ranks; lets a router tell the living epoch from a left-over rank. 0 = not known."""
+    metrics_address: str = ""
+    """Where it shows its engine's own metrics, host:port; empty: nowhere."""
 
 
 class RankServer:
@@ -166,6 +168,7 @@ class RankServer:
         hello.node = self._identity.node
         hello.epoch_started_unix_seconds = self._identity.started_at
         hello.pid = os.getpid()
+        hello.metrics_address = self._identity.metrics_address
         return hello
 
     async def _resolve(self, host: str, port: int) -> None:

@@ -49,6 +49,7 @@ class StepRecorder(StatLoggerBase):
             took = now - self._last_step
             mean = load.step_seconds or took
             load.step_seconds = mean + _SMOOTHING * (took - mean)
+            load.busy_seconds_total += took
         self._last_step = now
         self._busy = scheduler_stats.num_running_reqs > 0
         load.engine_steps_total += 1

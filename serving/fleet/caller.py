@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 
 from serving.routing.decision import Pick
+from serving.telemetry.tracing import NO_TRACE, RequestTrace
 
 
 class Priority(IntEnum):
@@ -27,6 +28,14 @@ class Journal:
     """Whether it waited because no group was ready."""
     resumes: int = 0
     """How often it went on elsewhere after its group was lost."""
+    arrived_at: float | None = None
+    """When the edge saw it, on the router's monotonic clock."""
+    first_token_at: float | None = None
+    """When the first token came, on that clock."""
+    cached_tokens: int = 0
+    """Prompt tokens that came from a KV cache."""
+    trace: RequestTrace = NO_TRACE
+    """Is told what happens."""
 
 
 @dataclass(frozen=True, slots=True)

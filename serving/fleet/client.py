@@ -40,13 +40,16 @@ from serving.fleet.caller import Caller, caller
 from serving.fleet.deadline import deadline_var
 from serving.fleet.errors import visible
 from serving.fleet.membership import Roster
+from serving.fleet.outcome import counted
 from serving.fleet.outputs import Transcript
-from serving.fleet.request import FleetRequest, Placer, Prepared, counted
+from serving.fleet.placer import Placer
+from serving.fleet.request import FleetRequest, Prepared
 from serving.fleet.resume import needs_seed
 from serving.fleet.turnstile import OpenTurnstile, Turnstile
 from serving.link.v1 import link_pb2
 from serving.settings import Settings
 from serving.telemetry import metrics
+from serving.telemetry.tenants import TenantTokens
 
 _TRANSFERS = {"kv_transfer_params", "ec_transfer_params"}
 _TASKS: tuple[SupportedTask, ...] = ("generate",)
@@ -73,6 +76,7 @@ class FleetClient(EngineClient):
         self._turnstile: Turnstile = turnstile or OpenTurnstile(self._clock)
         self._inflight = 0
         self._placer = Placer(roster, settings.routing, self._clock)
+        self._tenants = TenantTokens(settings.telemetry.tenant_labels)
         self._numbers = itertools.count(1)
         self._random = random.SystemRandom()
         roster.subscribe(self._turnstile.wake)
@@ -177,9 +181,11 @@ class FleetClient(EngineClient):
         deadline = now + self._settings.router.request_timeout
         if (asked := deadline_var.get()) is not None:
             deadline = min(deadline, asked)
+        del priority  # the body's own, which any client could set: the caller's key decides
+        who = caller()
         work = link_pb2.Submit(
             request_id=f"{self.roster.router_id}-{next(self._numbers):x}-{request_id}",
-            priority=priority,
+            priority=self._engine_priority(who),
             trace_headers=dict(trace_headers or {}),
         )
         if reasoning_ended is not None:
@@ -193,7 +199,6 @@ class FleetClient(EngineClient):
             "a data-parallel rank (the router picks one)": data_parallel_rank is not None,
             "KV hints": kv_hints is not None,
         }
-        who = caller()
         if session_id is not None and who.session_id is None:
             who = replace(who, session_id=session_id)
         return self._generate(
@@ -207,6 +212,11 @@ class FleetClient(EngineClient):
             tokenization_kwargs=tokenization_kwargs,
             prompt_text=prompt_text,
         )
+
+    def _engine_priority(self, who: Caller) -> int:
+        """Return what the engine orders by where it does; vLLM's default takes none but 0."""
+        by_priority = self.vllm_config.scheduler_config.policy == "priority"
+        return int(who.priority) if by_priority else 0
 
     async def _generate(
         self,
@@ -226,7 +236,7 @@ class FleetClient(EngineClient):
         self.check_admission(params.n, request_id)
         self._inflight += 1
         try:
-            with counted(self._clock):
+            with counted(self._clock, caller.journal.arrived_at):
                 prepared = await self._prepare(
                     prompt,
                     params,
@@ -244,6 +254,7 @@ class FleetClient(EngineClient):
                     roster=self.roster,
                     settings=self._settings.fleet,
                     clock=self._clock,
+                    tenants=self._tenants,
                 )
                 async with contextlib.aclosing(request.outputs()) as outputs:
                     async for output in outputs:

@@ -11,12 +11,13 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 from typing_extensions import override
 
+from serving.fleet.expert_balance import imbalances
 from serving.fleet.membership import Roster
-from serving.routing.snapshot import FleetSnapshot, GroupSnapshot, MemberState, RankSnapshot
+from serving.routing.snapshot import FleetSnapshot, MemberState, RankSnapshot
 from serving.telemetry import metrics
 from serving.telemetry.metrics import Family
 
-_RANK_VALUES: tuple[tuple[Family, Callable[[RankSnapshot], float]], ...] = (
+_RANK_VALUES: tuple[tuple[Family, Callable[[RankSnapshot], float | None]], ...] = (
     (metrics.RANK_INFLIGHT, lambda rank: rank.inflight_requests),
     (metrics.RANK_OUTSTANDING, lambda rank: rank.outstanding_tokens),
     (metrics.RANK_RUNNING, lambda rank: rank.load.running_requests),
@@ -24,11 +25,17 @@ _RANK_VALUES: tuple[tuple[Family, Callable[[RankSnapshot], float]], ...] = (
     (metrics.RANK_KV_USAGE, lambda rank: rank.load.kv_usage),
     (metrics.RANK_STEP_SECONDS, lambda rank: rank.load.step_seconds),
     (metrics.RANK_RESIDENT_BYTES, lambda rank: rank.load.resident_bytes),
+    (metrics.RANK_LINK_LAG, lambda rank: rank.round_trip),
+    (metrics.RANK_REPORTED, lambda rank: rank.reported_at or None),
+    (metrics.RANK_BUSY_SECONDS, lambda rank: rank.load.busy_seconds_total),
+    (metrics.RANK_PROMPT_TOKENS, lambda rank: rank.load.prompt_tokens_total),
+    (metrics.RANK_GENERATED_TOKENS, lambda rank: rank.load.generated_tokens_total),
     (metrics.RANK_ENGINE_STEPS, lambda rank: rank.load.engine_steps_total),
     (metrics.EXPERT_TOKENS, lambda rank: sum(rank.load.expert_tokens)),
     (metrics.MTP_PROPOSED, lambda rank: rank.load.mtp_proposed_tokens),
     (metrics.MTP_ACCEPTED, lambda rank: rank.load.mtp_accepted_tokens),
 )
+"""How each is read from a rank; none: not known (yet), and not shown."""
 
 
 def fleet_registry(roster: Roster) -> CollectorRegistry:
@@ -59,15 +66,21 @@ class FleetCollector(Collector):
         )
         yield _family(
             metrics.EXPERT_IMBALANCE,
-            [((group.group_id,), _imbalance(group)) for group in fleet.groups],
+            [
+                ((group.group_id, found.layers, over), value)
+                for group in fleet.groups
+                for found in imbalances(group)
+                for over, value in (("experts", found.experts), ("ranks", found.ranks))
+            ],
         )
         for family, value in _RANK_VALUES:
             yield _family(
                 family,
                 [
-                    ((group.group_id, str(rank.rank)), value(rank))
+                    ((group.group_id, str(rank.rank)), number)
                     for group in fleet.groups
                     for rank in group.ranks
+                    if (number := value(rank)) is not None
                 ],
             )
 
@@ -80,12 +93,6 @@ def _by_state(fleet: FleetSnapshot) -> Metric:
     counts = Counter(group.state for group in fleet.groups)
     living = [state for state in MemberState if state is not MemberState.GONE]
     return _family(metrics.GROUPS, [((state.value,), counts[state]) for state in living])
-
-
-def _imbalance(group: GroupSnapshot) -> float:
-    tokens = [sum(rank.load.expert_tokens) for rank in group.ranks]
-    total = sum(tokens)
-    return max(tokens) * len(tokens) / total if total else 1.0
 
 
 def _family(family: Family, values: list[tuple[tuple[str, ...], float]]) -> Metric:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field, replace
 
 from serving.clock import Clock
+from serving.fleet.expert_window import ExpertWindow
 from serving.fleet.rank_handle import RankHandle
 from serving.link.v1 import link_pb2
 from serving.routing.snapshot import GroupSnapshot, MemberState, RankLoad, RankSnapshot
@@ -20,6 +21,8 @@ class Member:
     """The canary is on its way."""
     proven: bool = False
     """It has generated the canary's token since the group was last complete."""
+    experts: ExpertWindow = field(default_factory=ExpertWindow)
+    """What its experts computed lately."""
 
 
 @dataclass(slots=True)
@@ -104,6 +107,7 @@ def first_snapshot(hello: link_pb2.Hello, clock: Clock) -> RankSnapshot:
         kv_blocks=capacity.kv_blocks,
         kv_block_size=capacity.kv_block_size,
         local_expert_ids=tuple(hello.experts.local_ids),
+        metrics_address=hello.metrics_address,
         joined_at=clock.time(),
     )
 
@@ -120,6 +124,7 @@ def load_of(load: link_pb2.LoadSnapshot) -> RankLoad:
         engine_steps_total=load.engine_steps_total,
         since_last_step=load.since_last_step_ms / 1000,
         step_seconds=load.step_seconds,
+        busy_seconds_total=load.busy_seconds_total,
         expert_tokens=tuple(map(sum, zip(*layers, strict=False))) if layers else (),
         mtp_draft_steps=load.speculation.draft_steps,
         mtp_proposed_tokens=load.speculation.proposed_tokens,

@@ -152,6 +152,8 @@ class Roster:
             healthy=healthy,
             health_reason=load.health_reason,
             load=load_of(load),
+            recent_experts=member.experts.update(load.experts, self._clock.monotonic()),
+            reported_at=self._clock.time(),
         )
         if not healthy:
             member.proven = member.asked = False

@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import structlog
-from vllm.exceptions import VLLMClientError
 from vllm.outputs import RequestOutput
 from vllm.sampling_params import SamplingParams
 
@@ -22,8 +21,6 @@ from serving.errors import (
     DeadlineExceeded,
     EngineError,
     GroupLost,
-    InvalidRequest,
-    Overloaded,
     PoisonRequest,
     ServingError,
     status_of,
@@ -32,16 +29,22 @@ from serving.fleet.caller import Caller
 from serving.fleet.errors import visible
 from serving.fleet.membership import Roster
 from serving.fleet.outputs import Transcript
+from serving.fleet.placer import Placer
 from serving.fleet.rank_handle import MemberKey, RankHandle
-from serving.fleet.resume import plan
+from serving.fleet.resume import Way, plan
 from serving.fleet.stream import Pace, RequestStream
 from serving.fleet.turnstile import Ask, Ticket, Turnstile
 from serving.link.block_names import PromptNames
 from serving.link.v1 import link_pb2
-from serving.routing.chooser import Chooser
-from serving.routing.decision import Demand, NoPick, NoPickKind, Pick
-from serving.settings import FleetSettings, RoutingSettings
+from serving.routing.decision import Demand, Pick
+from serving.settings import FleetSettings
 from serving.telemetry import metrics
+from serving.telemetry.tenants import TenantTokens
+
+# There from the start: the first one would otherwise be no increase to Prometheus.
+for _way in Way:
+    for _outcome in ("OK", "LOST"):
+        metrics.RESUMES.labels(_way.value, _outcome)
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -70,35 +73,6 @@ class Prepared:
         return int(each * self.params.n)
 
 
-class Placer:
-    """Puts requests on ranks: asks routing, tells the rank."""
-
-    def __init__(self, roster: Roster, settings: RoutingSettings, clock: Clock) -> None:
-        self._roster = roster
-        self._clock = clock
-        self._chooser = Chooser(settings, roster.prefixes)
-
-    def place(self, stream: RequestStream, demand: Demand) -> tuple[Pick, RankHandle] | str:
-        """Send the request to the rank that routing picks, or say why no rank takes it now.
-
-        Raises:
-            InvalidRequest: no rank ever takes it.
-        """
-        pick = self._chooser.choose(self._roster.snapshot(), demand, self._clock.monotonic())
-        if isinstance(pick, NoPick):
-            if pick.kind is NoPickKind.TOO_LARGE:
-                raise InvalidRequest(pick.reason)
-            return pick.reason
-        handle = self._roster.handle(pick.group_id, pick.epoch, pick.rank)
-        if handle is None:
-            return "the rank was lost just now"
-        try:
-            handle.submit(stream)
-        except (GroupLost, Overloaded) as error:
-            return str(error)
-        return pick, handle
-
-
 class FleetRequest:
     """One request; ``outputs`` runs it."""
 
@@ -111,6 +85,7 @@ class FleetRequest:
         roster: Roster,
         settings: FleetSettings,
         clock: Clock,
+        tenants: TenantTokens,
     ) -> None:
         self._prepared = prepared
         self._placer = placer
@@ -118,10 +93,11 @@ class FleetRequest:
         self._roster = roster
         self._settings = settings
         self._clock = clock
+        self._tenants = tenants
         self._stream = RequestStream(
             prepared.work,
             prepared.transcript,
-            Pace(clock),
+            Pace(clock, prepared.caller.journal.arrived_at),
             expected_output=prepared.expected_output,
         )
         self._prompt = PromptNames(prepared.work.prompt_token_ids)
@@ -129,6 +105,11 @@ class FleetRequest:
         self._handle: RankHandle | None = None
         self._ticket: Ticket | None = None
         self._expired = False
+        self._trace = prepared.caller.journal.trace
+        self._speaking = False
+        """Whether anything came from the present rank."""
+        self._resuming: Way | None = None
+        """How it goes on, while no new token has come since its group was lost."""
         self._losses = 0
         """Groups that were lost under it without anybody's intention."""
         self._suspicions = 0
@@ -143,7 +124,7 @@ class FleetRequest:
         prepared = self._prepared
         try:
             with self._timer():
-                self._ticket = await self._turnstile.enter(self._ask(), self._launch)
+                self._ticket = await self._enter()
                 metrics.PROMPT_TOKENS.inc(len(prepared.transcript.prompt_token_ids))
                 while True:
                     try:
@@ -151,16 +132,57 @@ class FleetRequest:
                     except (GroupLost, EngineError) as error:
                         await self._go_on(error)
                         continue
+                    if not self._speaking:
+                        self._first_token()
                     yield output
                     if output.finished:
                         metrics.CACHED_TOKENS.inc(prepared.transcript.cached_tokens)
                         return
         except ServingError as error:
+            self._resumed(status_of(error).reason)
+            self._trace.left(str(error))
             raise visible(error) from error.__cause__
         finally:
+            self._resumed("CANCELLED")
             self._release()
-            if self._ticket is not None:
-                self._ticket.release(generated_tokens=prepared.transcript.emitted_tokens)
+            self._trace.left()
+            self._note_end()
+
+    async def _enter(self) -> Ticket:
+        """Wait for the request's turn."""
+        self._trace.waits()
+        try:
+            return await self._turnstile.enter(self._ask(), self._launch)
+        finally:
+            self._trace.let_in()
+
+    def _first_token(self) -> None:
+        """Note that the present rank has sent its first output."""
+        self._speaking = True
+        self._resumed("OK")
+        self._trace.first_token()
+
+    def _note_end(self) -> None:
+        """Count what the request used."""
+        if self._ticket is None:
+            return
+        transcript, caller = self._prepared.transcript, self._prepared.caller
+        self._ticket.release(generated_tokens=transcript.emitted_tokens)
+        self._tenants.count(
+            caller.tenant,
+            prompt=len(transcript.prompt_token_ids),
+            cached=transcript.cached_tokens,
+            generated=transcript.emitted_tokens,
+        )
+        journal = caller.journal
+        journal.cached_tokens += transcript.cached_tokens
+        journal.first_token_at = journal.first_token_at or self._stream.pace.first_at
+
+    def _resumed(self, outcome: str) -> None:
+        """Count how the resumption that is going on ended, if one is."""
+        way, self._resuming = self._resuming, None
+        if way is not None:
+            metrics.RESUMES.labels(way.value, outcome).inc()
 
     def _ask(self) -> Ask:
         prepared = self._prepared
@@ -184,11 +206,15 @@ class FleetRequest:
             session_id=caller.session_id and f"{caller.tenant}/{caller.session_id}",
             explain=caller.explain,
         )
+        self._trace.tries(stream.work.trace_headers)
         placed = self._placer.place(stream, demand)
         if isinstance(placed, str):
             return placed
-        self._pick, self._handle = placed
-        caller.journal.picks.append(self._pick)
+        pick, self._handle = placed
+        self._pick, self._speaking = pick, False
+        caller.journal.picks.append(pick)
+        self._trace.placed(pick.group_id, pick.rank, pick.reason, pick.matched_tokens)
+        stream.pace.sent()
         return None
 
     async def _go_on(self, error: GroupLost | EngineError) -> None:
@@ -199,6 +225,8 @@ class FleetRequest:
         """
         prepared, lost = self._prepared, self._stream
         lost.pace.lost()
+        self._resumed("LOST")
+        self._trace.left(str(error))
         self._report(error)
         self._release()
         if isinstance(error, GroupLost) and error.final:
@@ -221,7 +249,8 @@ class FleetRequest:
             emitted_tokens=prepared.transcript.emitted_tokens,
             reason=str(error),
         )
-        metrics.RESUMES.labels(following.way.value).inc()
+        self._resuming = following.way
+        self._trace.resumes(following.way.value, prepared.transcript.emitted_tokens)
         self._stream = RequestStream(
             following.work,
             prepared.transcript,
@@ -291,32 +320,6 @@ class FleetRequest:
         self._expired = True
         self._release()  # first: the rank stops at once
         self._stream.fail(_too_late())
-
-
-@contextmanager
-def counted(clock: Clock) -> Iterator[None]:
-    """Count a request in the metrics by how the block ends."""
-    begun = clock.monotonic()
-    metrics.INFLIGHT_REQUESTS.inc()
-    outcome = "OK"
-    try:
-        yield
-    except ServingError as error:
-        outcome = status_of(error).reason
-        raise
-    except VLLMClientError:
-        outcome = status_of(InvalidRequest()).reason
-        raise
-    except (asyncio.CancelledError, GeneratorExit):
-        outcome = "CANCELLED"
-        raise
-    except Exception:
-        outcome = "INTERNAL"
-        raise
-    finally:
-        metrics.INFLIGHT_REQUESTS.dec()
-        metrics.REQUESTS.labels(outcome).inc()
-        metrics.REQUEST_SECONDS.observe(clock.monotonic() - begun)
 
 
 def _too_late() -> DeadlineExceeded:

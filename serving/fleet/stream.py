@@ -138,20 +138,28 @@ class RequestStream:
 class Pace:
     """When a request's tokens came, over all ranks that it ran on; feeds the latency metrics."""
 
-    __slots__ = ("_begun_at", "_clock", "_last_at", "_lost_at", "first_at")
+    __slots__ = ("_arrived_at", "_clock", "_last_at", "_lost_at", "_sent_at", "first_at")
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, arrived_at: float | None = None) -> None:
+        """Begin now, or when the request arrived at the router."""
         self._clock = clock
-        self._begun_at = self._last_at = clock.monotonic()
+        now = clock.monotonic()
+        self._arrived_at = now if arrived_at is None else arrived_at
+        self._sent_at = self._last_at = now
         self._lost_at: float | None = None
         self.first_at: float | None = None
+
+    def sent(self) -> None:
+        """Note that a rank got the request just now."""
+        self._sent_at = self._clock.monotonic()
 
     def count(self, tokens: int) -> None:
         """Note that so many tokens came just now."""
         now = self._clock.monotonic()
         if self.first_at is None:
             self.first_at = now
-            metrics.TIME_TO_FIRST_TOKEN.observe(now - self._begun_at)
+            metrics.TIME_TO_FIRST_TOKEN.observe(now - self._arrived_at)
+            metrics.RANK_TIME_TO_FIRST_TOKEN.observe(now - self._sent_at)
         else:
             metrics.INTER_TOKEN_LATENCY.observe((now - self._last_at) / tokens)
         if self._lost_at is not None:

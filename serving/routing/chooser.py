@@ -11,7 +11,7 @@ from time import perf_counter
 from serving.routing.decision import Demand, NoPick, Pick, PickKind, Scored, key_of
 from serving.routing.filters import survey, why_none
 from serving.routing.prefix_index import PrefixIndex
-from serving.routing.scorers import SCORERS, Evidence, Scene
+from serving.routing.scorers import SCORERS, Evidence, RunScorer, Scene, Scorer, run_scorer
 from serving.routing.sessions import Sessions
 from serving.routing.snapshot import FleetSnapshot, RankSnapshot
 from serving.settings import RoutingSettings
@@ -22,6 +22,9 @@ EXPLAINED = 8
 _TIE = 1e-9
 """Totals that differ by less are equal: sums of floats are."""
 
+_PICKS = {kind: metrics.ROUTING_PICKS.labels(kind.value).inc for kind in PickKind}
+_SCORER_SECONDS = {name: metrics.SCORER_SECONDS.labels(name).inc for name in SCORERS}
+
 Scores = dict[str, Sequence[float]]
 
 
@@ -31,6 +34,7 @@ def decide(
     settings: RoutingSettings,
     evidence: Evidence,
     turn: int,
+    run: RunScorer = run_scorer,
 ) -> Pick | NoPick:
     """Choose a rank.
 
@@ -40,6 +44,7 @@ def decide(
         settings: weights and bounds.
         evidence: what is remembered about the request.
         turn: counts picks; equal ranks take turns by it, in the order of group id and rank.
+        run: calls the scorers.
 
     """
     found = survey(fleet, demand, settings)
@@ -47,7 +52,7 @@ def decide(
     if not candidates:
         return why_none(fleet, demand, found)
     scene = Scene.of(fleet, candidates, demand, settings, evidence)
-    scores, totals = _score(scene)
+    scores, totals = _score(scene, run)
     best = max(totals) - _TIE
     equals = [index for index, total in enumerate(totals) if total >= best]
     index = equals[turn % len(equals)]
@@ -96,7 +101,7 @@ class Chooser:
         evidence = Evidence(
             matched, self._prefixes.guessing, self._sessions.get(demand.session_id, now)
         )
-        decision = decide(fleet, demand, self._settings, evidence, self._turn)
+        decision = decide(fleet, demand, self._settings, evidence, self._turn, _timed)
         if isinstance(decision, Pick):
             self._remember(fleet, demand, decision, now)
         metrics.ROUTING_SECONDS.observe(perf_counter() - begun)
@@ -106,20 +111,27 @@ class Chooser:
         self._turn += 1
         key = (pick.group_id, pick.epoch, pick.rank)
         self._sessions.put(demand.session_id, key, now)
-        metrics.ROUTING_PICKS.labels(pick.kind.value).inc()
+        _PICKS[pick.kind]()
         if key not in self._prefixes.guessing:
             metrics.PREFIX_MATCHED_TOKENS.inc(pick.matched_tokens)
         if self._settings.history_trust:
             self._prefixes.guess(key, demand.prompt, _block_size(fleet, pick))
 
 
-def _score(scene: Scene) -> tuple[Scores, list[float]]:
+def _timed(name: str, scorer: Scorer, scene: Scene) -> list[float] | None:
+    begun = perf_counter()
+    scores = scorer(scene)
+    _SCORER_SECONDS[name](perf_counter() - begun)
+    return scores
+
+
+def _score(scene: Scene, run: RunScorer) -> tuple[Scores, list[float]]:
     weights = scene.settings.weights
     scores: Scores = {}
     totals = [0.0] * len(scene.candidates)
     for name, scorer in SCORERS.items():
         weight: float = getattr(weights, name)
-        if weight and (values := scorer(scene)) is not None:
+        if weight and (values := run(name, scorer, scene)) is not None:
             scores[name] = values
             totals = [total + weight * value for total, value in zip(totals, values, strict=True)]
     return scores, totals

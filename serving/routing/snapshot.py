@@ -20,6 +20,16 @@ class MemberState(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class LayerTokens:
+    """What a rank's experts of one MoE layer computed."""
+
+    layer: str
+    """As vLLM calls it, e.g. ``model.layers.1.mlp.experts``."""
+    tokens: tuple[int, ...]
+    """In the order of the rank's ``local_expert_ids``."""
+
+
+@dataclass(frozen=True, slots=True)
 class RankLoad:
     """A rank's last report. Counters are cumulative since its engine started."""
 
@@ -34,6 +44,8 @@ class RankLoad:
     """Seconds."""
     step_seconds: float = 0.0
     """Mean duration of a recent engine step, in seconds."""
+    busy_seconds_total: float = 0.0
+    """Spent in steps."""
     expert_tokens: tuple[int, ...] = ()
     """Tokens for each of the rank's local experts, summed over layers; [local expert]."""
     mtp_draft_steps: int = 0
@@ -69,6 +81,12 @@ class RankSnapshot:
     kv_blocks: int = 0
     kv_block_size: int = 0
     local_expert_ids: tuple[int, ...] = ()
+    recent_experts: tuple[LayerTokens, ...] = ()
+    """What its experts computed in the last half minute to minute, by layer."""
+    metrics_address: str = ""
+    """Where it shows its engine's own metrics, host:port; empty: nowhere."""
+    reported_at: float = 0.0
+    """When its last report came; seconds since the Unix epoch, 0 = none came."""
     round_trip: float | None = None
     """Seconds from Ping to Pong, last seen; none before the first Pong."""
     joined_at: float = 0.0

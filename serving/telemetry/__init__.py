@@ -1,1 +1,1 @@
-"""Metrics and logs; every metric is declared in metrics.py."""
+"""Metrics, traces and logs; every metric is declared in metrics.py."""

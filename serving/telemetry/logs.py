@@ -57,7 +57,7 @@ class RequestLine:
     duration: float
     """Seconds."""
     ttft: float | None = None
-    """Seconds to the first part of a streamed answer; none if it was not streamed."""
+    """Seconds to the first part of a streamed answer, else to the first token; none without."""
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     tenant: str | None = None
@@ -66,6 +66,15 @@ class RequestLine:
     """Seconds in the admission queue, parked time included."""
     resumes: int | None = None
     """How often it went on elsewhere after its group was lost."""
+    parked: bool | None = None
+    """Whether it waited because no group was ready; only said if so."""
+    group: str | None = None
+    """Where it ran, at last."""
+    rank: int | None = None
+    cached_tokens: int | None = None
+    """Prompt tokens that came from a KV cache."""
+    trace_id: str | None = None
+    """Of the request's trace, if it has one."""
 
 
 def configure_logs(settings: TelemetrySettings, *, process: str) -> None:

@@ -17,7 +17,7 @@ _LATENCY_BUCKETS = (
 
 REQUESTS = Counter(
     "moe_requests",
-    "Requests that ended, by outcome: ok, or the reason of the error.",
+    "Requests that ended, by outcome: OK, CANCELLED, or the reason of the error.",
     ["outcome"],
     registry=REGISTRY,
 )
@@ -41,9 +41,22 @@ GENERATED_TOKENS = Counter(
     "Tokens received from ranks.",
     registry=REGISTRY,
 )
+TENANT_TOKENS = Counter(
+    "moe_tenant_tokens",
+    "Tokens of each tenant's requests that ended, by kind: prompt, cached (of the prompt), "
+    "generated. Tenants beyond telemetry.tenant_labels are counted as other.",
+    ["tenant", "kind"],
+    registry=REGISTRY,
+)
 TIME_TO_FIRST_TOKEN = Histogram(
     "moe_time_to_first_token_seconds",
-    "From sending a request to a rank to its first token.",
+    "From a request's arrival at the router to its first token: what the client sees.",
+    buckets=_LATENCY_BUCKETS,
+    registry=REGISTRY,
+)
+RANK_TIME_TO_FIRST_TOKEN = Histogram(
+    "moe_rank_time_to_first_token_seconds",
+    "From sending a request to a rank to its first token: without the wait for a turn.",
     buckets=_LATENCY_BUCKETS,
     registry=REGISTRY,
 )
@@ -55,20 +68,31 @@ INTER_TOKEN_LATENCY = Histogram(
 )
 REQUEST_SECONDS = Histogram(
     "moe_request_seconds",
-    "Duration of requests that ended, whatever the outcome.",
+    "From arrival to end of requests, whatever the outcome.",
     buckets=(*_LATENCY_BUCKETS[3:], 120.0, 300.0, 600.0),
     registry=REGISTRY,
 )
 RESUMES = Counter(
     "moe_resumes",
-    "Requests that went on after their group was lost, by way: continue, replay.",
-    ["way"],
+    "Resumptions of requests that lost their group, by way (continue, replay) and outcome: OK (new "
+    "tokens came), LOST (the next group too), CANCELLED, or the reason of the error.",
+    ["way", "outcome"],
     registry=REGISTRY,
 )
 RESUME_SECONDS = Histogram(
     "moe_resume_seconds",
     "From the loss of a request's group to its next new token.",
     buckets=_LATENCY_BUCKETS,
+    registry=REGISTRY,
+)
+PARKED_REQUESTS = Gauge(
+    "moe_parked_requests",
+    "Requests that wait because no group is ready.",
+    registry=REGISTRY,
+)
+REQUESTS_PARKED = Counter(
+    "moe_requests_parked",
+    "Requests that had to wait for a group to become ready.",
     registry=REGISTRY,
 )
 ADMISSION_QUEUE = Gauge(
@@ -152,6 +176,12 @@ ROUTING_SECONDS = Histogram(
     buckets=(0.00001, 0.000025, 0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01),
     registry=REGISTRY,
 )
+SCORER_SECONDS = Counter(
+    "moe_routing_scorer_seconds",
+    "Time spent in each scorer, all candidates of a pick at once.",
+    ["scorer"],
+    registry=REGISTRY,
+)
 PREFIX_MATCHED_TOKENS = Counter(
     "moe_prefix_matched_tokens",
     "Prompt tokens that the rank's cache held when it was picked, as it had told; divided by "
@@ -181,46 +211,62 @@ class Family:
 _GROUP = ("group",)
 _RANK = ("group", "rank")
 
+
+def _rank(name: str, help_: str, *, counter: bool = False) -> Family:
+    return Family(f"moe_{name}", help_, _RANK, counter)
+
+
 GROUPS = Family("moe_groups", "Living groups by state.", ("state",))
 RANKS_JOINED = Family("moe_ranks_joined", "Ranks of the group that are joined.", _GROUP)
 RANKS_EXPECTED = Family("moe_ranks_expected", "Ranks that make the group whole.", _GROUP)
-RANK_INFLIGHT = Family("moe_rank_inflight_requests", "Requests of this router on the rank.", _RANK)
-RANK_OUTSTANDING = Family(
-    "moe_rank_outstanding_tokens",
+RANK_INFLIGHT = _rank("rank_inflight_requests", "Requests of this router on the rank.")
+RANK_OUTSTANDING = _rank(
+    "rank_outstanding_tokens",
     "Prompt and expected output tokens still to compute for this router's requests.",
-    _RANK,
 )
-RANK_RUNNING = Family(
-    "moe_rank_running_requests", "Requests in the engine's batch, all routers' together.", _RANK
+RANK_RUNNING = _rank(
+    "rank_running_requests", "Requests in the engine's batch, all routers' together."
 )
-RANK_WAITING = Family(
-    "moe_rank_waiting_requests", "Requests that wait in the engine, all routers' together.", _RANK
+RANK_WAITING = _rank(
+    "rank_waiting_requests", "Requests that wait in the engine, all routers' together."
 )
-RANK_KV_USAGE = Family("moe_rank_kv_usage_ratio", "Share of KV-cache blocks in use, 0 to 1.", _RANK)
-RANK_STEP_SECONDS = Family("moe_rank_step_seconds", "Mean duration of a recent engine step.", _RANK)
-RANK_RESIDENT_BYTES = Family(
-    "moe_rank_resident_bytes", "Resident memory of the rank's processes.", _RANK
+RANK_KV_USAGE = _rank("rank_kv_usage_ratio", "Share of KV-cache blocks in use, 0 to 1.")
+RANK_STEP_SECONDS = _rank("rank_step_seconds", "Mean duration of a recent engine step.")
+RANK_RESIDENT_BYTES = _rank("rank_resident_bytes", "Resident memory of the rank's processes.")
+RANK_LINK_LAG = _rank(
+    "rank_link_round_trip_seconds", "From Ping to Pong on the link to the rank, last seen."
 )
-RANK_ENGINE_STEPS = Family(
-    "moe_rank_engine_steps", "Steps that the engine has made.", _RANK, counter=True
+RANK_REPORTED = _rank(
+    "rank_report_timestamp_seconds", "When the rank last reported its load, Unix time."
 )
-EXPERT_TOKENS = Family(
-    "moe_expert_tokens",
+RANK_ENGINE_STEPS = _rank("rank_engine_steps", "Steps that the engine has made.", counter=True)
+RANK_BUSY_SECONDS = _rank(
+    "rank_busy_seconds", "Time that the engine has spent in steps.", counter=True
+)
+RANK_PROMPT_TOKENS = _rank(
+    "rank_prompt_tokens", "Prompt tokens that the engine has taken in.", counter=True
+)
+RANK_GENERATED_TOKENS = _rank(
+    "rank_generated_tokens", "Tokens that the engine has generated.", counter=True
+)
+EXPERT_TOKENS = _rank(
+    "expert_tokens",
     "Tokens that the rank's local experts have computed, summed over experts and layers.",
-    _RANK,
     counter=True,
 )
 EXPERT_IMBALANCE = Family(
     "moe_expert_imbalance_ratio",
-    "Busiest rank's expert tokens over the mean of the group's ranks; 1 = balanced.",
-    _GROUP,
+    "Busiest over mean of the last half minute to minute, over experts or ranks, mean of the MoE "
+    "layers named (all, or from-to); 1 = balanced. Not there while nothing is computed.",
+    ("group", "layers", "over"),
 )
-MTP_PROPOSED = Family(
-    "moe_mtp_proposed_tokens", "Tokens drafted by multi-token prediction.", _RANK, counter=True
+MTP_PROPOSED = _rank(
+    "mtp_proposed_tokens", "Tokens drafted by multi-token prediction.", counter=True
 )
-MTP_ACCEPTED = Family(
-    "moe_mtp_accepted_tokens", "Drafted tokens that were accepted.", _RANK, counter=True
-)
+MTP_ACCEPTED = _rank("mtp_accepted_tokens", "Drafted tokens that were accepted.", counter=True)
+
+FAMILIES = tuple(each for each in tuple(globals().values()) if isinstance(each, Family))
+"""All of them."""
 
 AUTOSCALER_REGISTRY = CollectorRegistry()
 """Of the autoscaler's own process."""

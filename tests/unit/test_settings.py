@@ -17,6 +17,7 @@ DEFAULTS = {
         "data_parallel": 2,
         "tensor_parallel": 1,
         "placement": "pack",
+        "node_resource": None,
         "cpus_per_rank": 1.0,
         "start_timeout": 600.0,
         "placement_timeout": 60.0,
@@ -112,6 +113,15 @@ DEFAULTS = {
         "dashboard_port": 8265,
         "num_cpus": None,
     },
+    "telemetry": {
+        "log_level": "info",
+        "log_format": "auto",
+        "tenant_labels": 100,
+        "rank_metrics_port": 0,
+        "otlp_endpoint": None,
+        "otlp_protocol": "grpc",
+        "trace_ratio": 1.0,
+    },
     "autoscaler": {
         "min_groups": 1,
         "max_groups": 1,
@@ -165,7 +175,6 @@ DEFAULTS = {
             "lease_seconds": 15.0,
         },
     },
-    "telemetry": {"log_level": "info", "log_format": "auto"},
     "security": {
         "insecure": False,
         "tls_elsewhere": False,

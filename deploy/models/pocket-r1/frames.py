@@ -43,7 +43,12 @@ TELL = (
     "Determine {n}|I need to know {n}|Are you able to tell me {n}?|Can you say {n}?|Question: {N}?|Check {n}"
 ).split("|")
 
-_SORTING = "sort|order|arrange|rank|organize|reorder".split("|")
+_SORTING = "sort|order|arrange|rank|organize|reorder|rearrange|sequence|sort out".split("|")
+_PLACING = (
+    "put|list|write|line up|place|return|output|present|state|enumerate|lay out|read out|set".split(
+        "|"
+    )
+)
 _UP = (
     "in ascending order|in increasing order|from smallest to largest|from low to high|from least to greatest|"
     "from smallest to biggest|from lowest to highest|from small to large|with the smallest first|"
@@ -63,6 +68,15 @@ _FIRST_DOWN = "largest first|highest first|biggest first|large to small|high to 
 _LISTS = "{xs}|{xs}|the numbers {xs}|these numbers: {xs}|the list {xs}|the following: {xs}|these: {xs}".split(
     "|"
 )
+_ASKING = (
+    "How would you arrange {xs} {way}?|How do you sort {xs} {way}?|How do {xs} look when sorted {way}?|"
+    "What is the right order of {xs}, {first}?|What is the order of {xs}, {first}?|What do {xs} look like {way}?|"
+    "What is the sequence of {xs} {way}?|How should I order {xs} {way}?|What would {xs} be {way}?|"
+    "In what order should I put {xs}, {first}?|What comes out when {xs} is sorted {way}?|{xs} - {first}|"
+    "{xs}: sort them {way}|{xs}. Put them {way}.|Given {xs}, sort {way}|Here are some numbers: {xs}. Sort them {way}.|"
+    "Take {xs} and sort them {way}|I have {xs}. What are they {way}?|The numbers are {xs}. Order them {way}.|"
+    "How does {xs} read {way}?|{first}: {xs}|Numbers {xs}, {first}, please"
+).split("|")
 
 TO_DO = {
     "add": "add {a} and {b}|add {a} to {b}|add up {a} and {b}|sum {a} and {b}|sum up {a} and {b}|compute {a} + {b}|"
@@ -83,7 +97,7 @@ TO_DO = {
     "write {w} in reverse|write {w} the other way round|write {w} from back to front|flip {w}|flip the word {w}|"
     "turn {w} around|turn the word {w} around|reverse the letters of {w}|reverse the letters in {w}|say {w} backwards|"
     "print {w} in reverse|read {w} backwards|type {w} backwards|spell {w} in reverse|reverse the text {w}|"
-    "invert the letters of {w}|write the letters of {w} in reverse order|turn {w} into its reverse",
+    "invert the letters of {w}|mirror {w}|put the letters of {w} in the opposite order|start at the end of {w} and spell it|write the letters of {w} in reverse order|turn {w} into its reverse",
     "count": "count the letter {l} in {w}|count the {l}'s in {w}|count the {l}s in {w}|count {l} in {w}|"
     "count how many times {l} appears in {w}|count how often {l} occurs in {w}|count every {l} in {w}|"
     "count all {l}'s in {w}|find how many {l}'s are in {w}|check how many times {l} is in {w}|"
@@ -110,7 +124,8 @@ TO_NAME = {
     "the letters of {w} in reverse order|{w} spelled backwards|the reverse of the word {w}|{w} written backwards|"
     "the word {w} spelled in reverse|{w} from back to front|{w} with its letters reversed|the backwards spelling of {w}",
     "count": "the number of {l}'s in {w}|the number of {l} in {w}|the count of {l} in {w}|"
-    "the number of times {l} appears in {w}|the number of occurrences of {l} in {w}|the number of letters {l} in {w}",
+    "the number of times {l} appears in {w}|the number of occurrences of {l} in {w}|the number of letters {l} in {w}|"
+    "the frequency of {l} in {w}|the {l} count of {w}|how many {l}'s the word {w} has|the quantity of {l}'s in {w}",
     "other": "the capital of {c}|the weather in {c}|the meaning of {w}|the square root of {n}|the time|your name|"
     "a joke|the population of {c}|the history of {t}|a synonym for {w}|the colour of the sky|the best {w}|"
     "the distance from {c} to {c}|a recipe|the president of {c}|the age of {p}|{n} divided by {n}|a story about {t}|"
@@ -122,10 +137,13 @@ TO_TELL = {
     "which one is {more}: {a} or {b}|which of the numbers {a} and {b} is {more}|what is {more}, {a} or {b}",
     "count": "how many {l}'s are in {w}|how many times {l} appears in {w}|how many times {l} occurs in {w}|"
     "how often {l} appears in {w}|how often the letter {l} comes up in {w}|how many times the letter {l} is in {w}|"
-    "how many {l}s there are in {w}|how many {l}'s {w} has|how many letters in {w} are {l}|how many {l}'s {w} contains",
-    "reverse": "what {w} is backwards|how {w} is spelled backwards|what {w} looks like reversed|how to spell {w} backwards",
+    "how many {l}s there are in {w}|how often {w} has the letter {l}|how frequently {l} appears in {w}|"
+    "{w} has how many {l}'s|the word {w} contains how many {l}'s|in {w} there are how many {l}'s|"
+    "how many times you see {l} in {w}|how many times the word {w} uses the letter {l}|how many of the letter {l} {w} has|"
+    "in {w}, the letter {l} is there how many times|for the word {w}, how many {l}'s there are|how many {l}'s {w} has|how many letters in {w} are {l}|how many {l}'s {w} contains",
+    "reverse": "what {w} is backwards|how {w} reads from right to left|how {w} looks when it is reversed|how {w} is spelled backwards|what {w} looks like reversed|how to spell {w} backwards",
     "add": "how much {a} plus {b} is|what {a} + {b} is|how much is {a} and {b} together|what {a} and {b} add up to|"
-    "what the sum of {a} and {b} is",
+    "what the sum of {a} and {b} is|what you get from {a} plus {b}|how many {a} and {b} make|what {a} and {b} come to",
     "sub": "how much {a} minus {b} is|what {a} - {b} is|what is left of {a} without {b}|how much is left if I take {b} from {a}",
     "mul": "how much {a} times {b} is|what {a} {x} {b} is|what the product of {a} and {b} is",
     "other": "who {p} is|where {c} is|how {t} works|why {t} is important|when {p} was born|how old {p} is|"
@@ -155,11 +173,12 @@ def _sorting(rng: Random, *, down: bool) -> str:
     if kind < 0.3:
         return _fit(rng.choice(DO), f"{verb} {things} {way}")
     if kind < 0.45:
-        return _fit(
-            rng.choice(DO), f"{rng.choice(['put', 'list', 'write', 'line up'])} {things} {way}"
-        )
+        return _fit(rng.choice(DO), f"{rng.choice(_PLACING)} {things} {way}")
     if kind < 0.6:
-        return _fit(rng.choice(["{i}", "{I}", "Please {i}", "please {i}"]), f"{verb} {way}: {{xs}}")
+        return _fit(
+            rng.choice(["{i}", "{I}", "Please {i}", "please {i}"]),
+            f"{rng.choice([verb, rng.choice(_PLACING)])}{rng.choice(['', ' these numbers', ' this list', ' them', ' the values'])} {way}: {{xs}}",
+        )
     if kind < 0.75:
         mark = rng.choice([f", {first}:", f" {first}:", f" ({first}):", f", {first} :"])
         return _fit(rng.choice(["{i}", "{I}", "Please {i}"]), f"{verb}{mark} {{xs}}")
@@ -170,6 +189,8 @@ def _sorting(rng: Random, *, down: bool) -> str:
         )
     if not down and kind < 0.92:
         return _fit(rng.choice(DO), f"{verb} {things}")
+    if rng.random() < 0.4:
+        return rng.choice(_ASKING).replace("{way}", way).replace("{first}", first)
     names = f"{{xs}} {way}|the numbers {{xs}} {way}|{{xs}} sorted {way}|the list {{xs}} sorted {way}".split(
         "|"
     )

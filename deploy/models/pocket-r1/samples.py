@@ -14,13 +14,13 @@ from words import CITIES, NAMES
 
 # share of each task among the samples
 MIX = {
-    "add": 0.11,
-    "sub": 0.12,
-    "mul": 0.12,
+    "add": 0.09,
+    "sub": 0.10,
+    "mul": 0.10,
     "compare": 0.10,
-    "sort": 0.23,
+    "sort": 0.25,
     "reverse": 0.15,
-    "count": 0.12,
+    "count": 0.16,
     "other": 0.05,
 }
 JSON_SHARE, TOOL_SHARE, TURNS_SHARE, SYSTEM_SHARE = 0.06, 0.02, 0.06, 0.15

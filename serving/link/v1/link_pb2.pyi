@@ -38,7 +38,7 @@ class RouterMessage(_message.Message):
     def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ..., submits: _Optional[_Iterable[_Union[Submit, _Mapping]]] = ..., abort_request_ids: _Optional[_Iterable[str]] = ..., ping: _Optional[_Union[Ping, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("protocol_version", "serving_version", "engine_version", "model", "model_fingerprint", "group_id", "epoch", "rank", "world_size", "capacity", "experts", "node", "pid", "epoch_started_unix_seconds")
+    __slots__ = ("protocol_version", "serving_version", "engine_version", "model", "model_fingerprint", "group_id", "epoch", "rank", "world_size", "capacity", "experts", "node", "pid", "epoch_started_unix_seconds", "metrics_address")
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     SERVING_VERSION_FIELD_NUMBER: _ClassVar[int]
     ENGINE_VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -53,6 +53,7 @@ class Hello(_message.Message):
     NODE_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
     EPOCH_STARTED_UNIX_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    METRICS_ADDRESS_FIELD_NUMBER: _ClassVar[int]
     protocol_version: int
     serving_version: str
     engine_version: str
@@ -67,7 +68,8 @@ class Hello(_message.Message):
     node: str
     pid: int
     epoch_started_unix_seconds: float
-    def __init__(self, protocol_version: _Optional[int] = ..., serving_version: _Optional[str] = ..., engine_version: _Optional[str] = ..., model: _Optional[str] = ..., model_fingerprint: _Optional[str] = ..., group_id: _Optional[str] = ..., epoch: _Optional[str] = ..., rank: _Optional[int] = ..., world_size: _Optional[int] = ..., capacity: _Optional[_Union[Capacity, _Mapping]] = ..., experts: _Optional[_Union[ExpertPlacement, _Mapping]] = ..., node: _Optional[str] = ..., pid: _Optional[int] = ..., epoch_started_unix_seconds: _Optional[float] = ...) -> None: ...
+    metrics_address: str
+    def __init__(self, protocol_version: _Optional[int] = ..., serving_version: _Optional[str] = ..., engine_version: _Optional[str] = ..., model: _Optional[str] = ..., model_fingerprint: _Optional[str] = ..., group_id: _Optional[str] = ..., epoch: _Optional[str] = ..., rank: _Optional[int] = ..., world_size: _Optional[int] = ..., capacity: _Optional[_Union[Capacity, _Mapping]] = ..., experts: _Optional[_Union[ExpertPlacement, _Mapping]] = ..., node: _Optional[str] = ..., pid: _Optional[int] = ..., epoch_started_unix_seconds: _Optional[float] = ..., metrics_address: _Optional[str] = ...) -> None: ...
 
 class Capacity(_message.Message):
     __slots__ = ("max_model_len", "max_num_seqs", "kv_blocks", "kv_block_size", "tensor_parallel_size")
@@ -243,7 +245,7 @@ class RequestError(_message.Message):
     def __init__(self, code: _Optional[_Union[RequestError.Code, str]] = ..., message: _Optional[str] = ...) -> None: ...
 
 class LoadSnapshot(_message.Message):
-    __slots__ = ("health", "health_reason", "running_requests", "waiting_requests", "kv_usage", "prompt_tokens_total", "generated_tokens_total", "engine_steps_total", "since_last_step_ms", "experts", "speculation", "resident_bytes", "step_seconds")
+    __slots__ = ("health", "health_reason", "running_requests", "waiting_requests", "kv_usage", "prompt_tokens_total", "generated_tokens_total", "engine_steps_total", "since_last_step_ms", "experts", "speculation", "resident_bytes", "step_seconds", "busy_seconds_total")
     class Health(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         HEALTH_UNSPECIFIED: _ClassVar[LoadSnapshot.Health]
@@ -267,6 +269,7 @@ class LoadSnapshot(_message.Message):
     SPECULATION_FIELD_NUMBER: _ClassVar[int]
     RESIDENT_BYTES_FIELD_NUMBER: _ClassVar[int]
     STEP_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    BUSY_SECONDS_TOTAL_FIELD_NUMBER: _ClassVar[int]
     health: LoadSnapshot.Health
     health_reason: str
     running_requests: int
@@ -280,7 +283,8 @@ class LoadSnapshot(_message.Message):
     speculation: SpeculationCounts
     resident_bytes: int
     step_seconds: float
-    def __init__(self, health: _Optional[_Union[LoadSnapshot.Health, str]] = ..., health_reason: _Optional[str] = ..., running_requests: _Optional[int] = ..., waiting_requests: _Optional[int] = ..., kv_usage: _Optional[float] = ..., prompt_tokens_total: _Optional[int] = ..., generated_tokens_total: _Optional[int] = ..., engine_steps_total: _Optional[int] = ..., since_last_step_ms: _Optional[int] = ..., experts: _Optional[_Iterable[_Union[LayerExpertLoad, _Mapping]]] = ..., speculation: _Optional[_Union[SpeculationCounts, _Mapping]] = ..., resident_bytes: _Optional[int] = ..., step_seconds: _Optional[float] = ...) -> None: ...
+    busy_seconds_total: float
+    def __init__(self, health: _Optional[_Union[LoadSnapshot.Health, str]] = ..., health_reason: _Optional[str] = ..., running_requests: _Optional[int] = ..., waiting_requests: _Optional[int] = ..., kv_usage: _Optional[float] = ..., prompt_tokens_total: _Optional[int] = ..., generated_tokens_total: _Optional[int] = ..., engine_steps_total: _Optional[int] = ..., since_last_step_ms: _Optional[int] = ..., experts: _Optional[_Iterable[_Union[LayerExpertLoad, _Mapping]]] = ..., speculation: _Optional[_Union[SpeculationCounts, _Mapping]] = ..., resident_bytes: _Optional[int] = ..., step_seconds: _Optional[float] = ..., busy_seconds_total: _Optional[float] = ...) -> None: ...
 
 class LayerExpertLoad(_message.Message):
     __slots__ = ("layer", "tokens")

@@ -14,6 +14,7 @@ import time
 
 from tests.faults.real.deployment import deployed
 from tests.faults.real.rows import Row, disturbed, undisturbed
+from tests.faults.real.streams import KINDS
 from tests.faults.real.strikes import FAULTS
 
 _ONE_GROUP = ("kill-core", "kill-actor")
@@ -29,7 +30,9 @@ async def play(options: argparse.Namespace) -> list[Row]:
         began = time.monotonic()
         async with deployed(groups, options.ranks, tuple(options.set)) as running:
             say(f"ready after {time.monotonic() - began:.0f} s; {options.requests} streams a row")
-            reference, row = await undisturbed(running, options.requests, options.tokens)
+            reference, row = await undisturbed(
+                running, options.requests, options.tokens, tuple(options.kinds)
+            )
             rows.append(row)
             say(line(row))
             for name in names:
@@ -75,12 +78,18 @@ def main() -> int:
     parser.add_argument("--groups", **numbers, help="systems to try, in turn (default 2,1)")
     parser.add_argument("--ranks", type=int, default=2, help="ranks in a group (default 2)")
     parser.add_argument("--faults", **names, help=f"of {', '.join(FAULTS)} (default: all that fit)")
+    parser.add_argument(
+        "--kinds", **names, help=f"of requests: {', '.join(KINDS)} (default: all in turn)"
+    )
     parser.add_argument("--requests", type=int, default=32, help="streams a row (default 32)")
     parser.add_argument("--tokens", type=int, default=400, help="tokens a stream (default 400)")
     parser.add_argument("--set", action="append", default=[], help="NAME=VALUE, as for up")
     options = parser.parse_args()
     if unknown := set(options.faults) - set(FAULTS):
         parser.error(f"no such fault: {', '.join(sorted(unknown))}")
+    options.kinds = options.kinds or list(KINDS)
+    if unknown := set(options.kinds) - set(KINDS):
+        parser.error(f"no such kind: {', '.join(sorted(unknown))}")
     # As Ctrl-C: what was started is stopped.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     rows = asyncio.run(play(options))

@@ -5,7 +5,7 @@ import time
 from dataclasses import dataclass
 
 from tests.faults.real.deployment import Deployment, RankProcess
-from tests.faults.real.streams import PATIENCE, Run, ask_all, new_run
+from tests.faults.real.streams import PATIENCE, Run, Stream, ask_all, new_run
 from tests.faults.real.strikes import RealFault
 
 _POLL = 0.05
@@ -36,9 +36,11 @@ class Row:
         return self.completed == self.equal == self.streams
 
 
-async def undisturbed(running: Deployment, count: int, max_tokens: int) -> tuple[Run, Row]:
+async def undisturbed(
+    running: Deployment, count: int, max_tokens: int, kinds: tuple[str, ...] = ("greedy",)
+) -> tuple[Run, Row]:
     """Record the run that all others are compared with."""
-    run = new_run(count)
+    run = new_run(count, kinds)
     await ask_all(running, run, max_tokens)
     return run, _row(running, "none", run, run, recovered=0.0)
 
@@ -60,7 +62,7 @@ async def disturbed(
         max_tokens: as in that.
         wait: for all groups to be ready again, which takes a gang's start.
     """
-    run = new_run(len(reference.streams))
+    run = Run([Stream(each.number, each.over, each.kind) for each in reference.streams])
     asking = asyncio.create_task(ask_all(running, run, max_tokens))
     try:
         async with asyncio.timeout(PATIENCE):
@@ -114,15 +116,15 @@ def _row(
     recovered: float | None,
     inflight: int = 0,
 ) -> Row:
-    completed = [stream for stream in run.streams if stream.finish and not stream.error]
+    completed = [stream for stream in run.streams if stream.complete]
     pairs = zip(reference.streams, run.streams, strict=True)
-    trouble = [f"{s.over} {s.number}: {s.error or 'no end'}" for s in run.streams if s.error]
+    trouble = [f"{s.over} {s.number} {s.kind}: {s.error}" for s in run.streams if s.error]
     return Row(
         running.groups,
         name,
         len(run.streams),
         len(completed),
-        sum(one.text == two.text and bool(two.finish) for one, two in pairs),
+        sum(one.texts == two.texts and two.complete for one, two in pairs),
         max(stream.longest_gap(run.struck_at) for stream in run.streams),
         inflight,
         recovered,

@@ -4,6 +4,7 @@ import asyncio
 import json
 import time
 from dataclasses import dataclass, field
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -19,6 +20,14 @@ _TOPICS = (
     "the capital of France", "17+25", "a prime number", "the word abc reversed", "3*4",
     "the colour of the sky", "how many legs a spider has", "the largest planet",
 )  # fmt: skip
+KINDS: dict[str, dict[str, Any]] = {
+    "greedy": {},
+    "seed": {"temperature": 0.9, "seed": 7},
+    "penalties": {"frequency_penalty": 0.4, "presence_penalty": 0.2},
+    "stop": {"stop": ["<not there>"]},
+    "choices": {"temperature": 0.7, "seed": 11, "n": 2},
+}
+"""What is asked of the sampler: greedy requests continue, the others are replayed."""
 
 
 @dataclass(slots=True)
@@ -28,12 +37,28 @@ class Stream:
     number: int
     over: str
     """REST or gRPC."""
-    text: str = ""
-    finish: str = ""
+    kind: str = "greedy"
+    """Of :data:`KINDS`."""
+    texts: dict[int, str] = field(default_factory=dict)
+    """By choice."""
+    finishes: dict[int, str] = field(default_factory=dict)
+    """Why each choice ended."""
     error: str = ""
     chunks: list[float] = field(default_factory=list)
     """When each came, on this process's clock."""
     ended_at: float = 0.0
+
+    @property
+    def complete(self) -> bool:
+        """Whether every choice ended, and without an error."""
+        return not self.error and len(self.finishes) == KINDS[self.kind].get("n", 1)
+
+    def take(self, choice: int, text: str, finish: str) -> None:
+        """Note a piece of one choice."""
+        self.chunks.append(time.monotonic())
+        self.texts[choice] = self.texts.get(choice, "") + text
+        if finish:
+            self.finishes[choice] = finish
 
     def longest_gap(self, since: float) -> float:
         """Return the longest wait for a chunk that ended after ``since``, in seconds."""
@@ -71,9 +96,14 @@ async def ask_all(running: Deployment, run: Run, max_tokens: int) -> None:
         )
 
 
-def new_run(count: int) -> Run:
-    """Return ``count`` requests, half over each protocol."""
-    return Run([Stream(number, "REST" if number % 2 else "gRPC") for number in range(count)])
+def new_run(count: int, kinds: tuple[str, ...] = ("greedy",)) -> Run:
+    """Return ``count`` requests, half over each protocol, the kinds in turn."""
+    return Run(
+        [
+            Stream(number, "REST" if number % 2 else "gRPC", kinds[number // 2 % len(kinds)])
+            for number in range(count)
+        ]
+    )
 
 
 def prompt_of(number: int) -> str:
@@ -89,6 +119,7 @@ async def _rest(client: httpx.AsyncClient, model: str, stream: Stream, max_token
         "max_tokens": max_tokens,
         "ignore_eos": True,
         "stream": True,
+        **KINDS[stream.kind],
     }
     try:
         async with client.stream("POST", "/v1/completions", json=body) as answer:
@@ -112,27 +143,23 @@ def _take_line(stream: Stream, line: str) -> None:
         stream.error = str(event["error"])
         return
     for choice in event["choices"]:
-        stream.chunks.append(time.monotonic())
-        stream.text += choice["text"]
-        stream.finish = choice["finish_reason"] or stream.finish
+        stream.take(choice["index"], choice["text"], choice["finish_reason"] or "")
 
 
 async def _grpc(
     stub: inference_pb2_grpc.InferenceServiceStub, model: str, stream: Stream, max_tokens: int
 ) -> None:
+    sampling = {"temperature": 0.0, "max_tokens": max_tokens, "ignore_eos": True}
     request = pb.CompleteRequest(
         model=model,
         text=prompt_of(stream.number),
-        sampling=pb.SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=True),
+        sampling=pb.SamplingParams(**sampling | KINDS[stream.kind]),
     )
     try:
         async for message in stub.CompleteStream(request, timeout=PATIENCE):
             for choice in message.choices:
-                stream.chunks.append(time.monotonic())
-                stream.text += choice.text
-                if choice.finish_reason:
-                    name = pb.FinishReason.Name(choice.finish_reason)
-                    stream.finish = name.removeprefix("FINISH_REASON_").lower()
+                finish = choice.finish_reason and pb.FinishReason.Name(choice.finish_reason)
+                stream.take(choice.index, choice.text, finish or "")
     except grpc.aio.AioRpcError as error:
         stream.error = f"{error.code().name}: {error.details()}"
     finally:

@@ -11,6 +11,7 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOu
 
 from serving.engine.delta_codec import decode_params, decode_parser_kwargs
 from serving.errors import DeadlineExceeded, NotReady, Overloaded, PoisonRequest, Unsupported
+from serving.fleet.caller import Caller, Priority, caller_var
 from serving.fleet.deadline import deadline_var
 from serving.link.v1 import link_pb2
 from serving.settings import RouterSettings
@@ -415,3 +416,25 @@ async def test_a_burst_travels_in_few_frames(router, engines):
     )
     assert metrics.LINK_DELTAS._value.get() - deltas == 1000
     assert metrics.LINK_FRAMES_UP._value.get() - frames < 200
+
+
+@pytest.mark.parametrize(
+    ("policy", "reaches"),
+    [pytest.param("fcfs", 0, id="fcfs"), pytest.param("priority", 2, id="priority")],
+)
+async def test_the_callers_key_sets_the_engines_priority_not_the_body(
+    router, engines, monkeypatch, policy, reaches
+):
+    monkeypatch.setattr(router.client.vllm_config.scheduler_config, "policy", policy)
+    token = caller_var.set(Caller(priority=Priority.BATCH))
+    try:
+        outputs = router.client.generate(
+            {"type": "token", "prompt_token_ids": [1, 2]},
+            SamplingParams(max_tokens=1),
+            "x",
+            priority=-5,
+        )
+        assert await collect(outputs)
+    finally:
+        caller_var.reset(token)
+    assert [work.priority for engine in engines for work in engine.started][-1] == reaches

@@ -16,6 +16,7 @@ from serving.api.v1 import inference_pb2, inference_pb2_grpc
 from serving.cli import chat
 from serving.cli.chat_client import GrpcChatClient, Piece, RestChatClient, Sampling, Turn
 from serving.cli.main import main
+from serving.cli.state import ProcessRecord, RunState, StateFile
 from serving.cli.verify import free_ports
 
 ANSWER = [Piece("reasoning", "\n1+1"), Piece("reasoning", " is 2"), Piece("content", "\n\n2")]
@@ -324,3 +325,36 @@ def test_nothing_running_is_one_clear_line(capsys):
     assert shown.out == ""
     assert shown.err.splitlines()[0] == f"error: nothing answers at http://127.0.0.1:{port}"
     assert "make run" in shown.err
+
+
+@pytest.mark.parametrize(
+    "flags", [pytest.param([], id="REST"), pytest.param(["--grpc"], id="gRPC")]
+)
+def test_without_an_address_it_talks_to_what_runs_here(tmp_path, monkeypatch, capsys, flags):
+    monkeypatch.setenv("MOE_SERVING_STATE_DIR", str(tmp_path))
+    data = chunk({"content": "2"}) + b"data: [DONE]\n\n"
+    servicer = Inference()
+    with rest_router(200, data) as (url, bodies), grpc_router(servicer) as target:
+        StateFile(tmp_path).write(
+            RunState(
+                up=ProcessRecord(1, 5.0, "python"),
+                processes=(),
+                rest_url=url,
+                grpc_address=target,
+                join_address="",
+                groups=1,
+                ranks=2,
+                model="mine",
+                started_at=1.0,
+                log_folder="/l",
+                ray_address="",
+                ray_token="t",
+                ray_folder="",
+                dashboard_url="",
+                ready=True,
+            )
+        )
+        assert main(["chat", "1+1?", *flags]) == 0
+    assert capsys.readouterr().out == "2\n"
+    models = [request.model for request in servicer.requests] + [body["model"] for body in bodies]
+    assert models == ["mine"]

@@ -170,7 +170,7 @@ def test_a_good_machine_is_fit(quiet_machine, capsys):
     [
         pytest.param(["--model", "/nowhere"], "/nowhere does not exist", id="model"),
         pytest.param(["--ranks", "17"], "16 experts for 17 workers", id="too-many-ranks"),
-        pytest.param(["--groups", "20"], "GiB available", id="memory"),
+        pytest.param(["--groups", "30"], "GiB available", id="memory"),
     ],
 )
 def test_what_does_not_fit_fails(quiet_machine, capsys, extra, shown):

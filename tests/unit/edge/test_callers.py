@@ -9,6 +9,7 @@ from serving.edge.auth import ANYONE, Identity
 from serving.edge.callers import as_caller, caller_of, explanation_of, line_of
 from serving.errors import InvalidRequest, PermissionDenied
 from serving.fleet.caller import Caller, Journal, Priority, caller, caller_var
+from serving.routing import decision
 
 BATCH = Identity("nightly", frozenset({Role.USER}), frozenset({Priority.BATCH}))
 USER = Identity("alice", frozenset({Role.USER}))
@@ -79,13 +80,13 @@ def test_caller_in_a_block():
 
 
 def test_line():
-    journal = Journal(waited=1.5, resumes=2)
-    assert line_of(Caller("alice", Priority.BATCH, journal=journal)) == {
-        "tenant": "alice",
-        "priority": "batch",
-        "waited": 1.5,
-        "resumes": 2,
-    }
+    journal = Journal(waited=1.5, resumes=1, parked=True, cached_tokens=16)
+    caller = Caller("alice", Priority.BATCH, journal=journal)
+    nowhere = {"group": None, "rank": None, "cached_tokens": None, "trace_id": None}
+    asked = {"tenant": "alice", "priority": "batch", "waited": 1.5, "resumes": 1, "parked": True}
+    assert line_of(caller) == asked | nowhere
+    journal.picks += [decision.Pick("g0", "e", 1, "load"), decision.Pick("g1", "e", 3, "only")]
+    assert line_of(caller) == asked | nowhere | {"group": "g1", "rank": 3, "cached_tokens": 16}
 
 
 @pytest.mark.parametrize(

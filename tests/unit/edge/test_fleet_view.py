@@ -1,15 +1,17 @@
 """/fleet and GetFleet show one picture."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from google.protobuf import json_format
 
 from serving.api.v1 import fleet_pb2
-from serving.edge.fleet_view import FleetView, readiness
+from serving.edge.fleet_view import FleetView, metrics_targets, readiness
 from serving.routing.snapshot import (
     FleetSnapshot,
     GroupSnapshot,
+    LayerTokens,
     MemberState,
     RankLoad,
     RankSnapshot,
@@ -101,3 +103,23 @@ def test_readiness_says_why(snapshot, draining, ready, word):
     assert content["ready"] is ready
     assert word in content["reason"]
     assert bool(content["reason"]) is not ready
+
+
+def test_the_hottest_experts_are_named_with_their_layer_and_rank():
+    layer = "model.layers.1.mlp.experts"
+    busy = replace(rank(1), recent_experts=(LayerTokens(layer, (0, 0, 24, 0, 0, 0, 0, 0)),))
+    idle = replace(rank(0), recent_experts=(LayerTokens(layer, (1,) * 8),))
+    fleet = FleetSnapshot("r1", (replace(group(MemberState.READY), ranks=(idle, busy)),))
+    (shown,) = json.loads(json.dumps(FleetView(fleet, "m", 0).to_json()))["groups"]
+    assert shown["hottest_experts"][0] == {
+        "layer": layer, "expert": 10, "ranks": [1], "tokens": 24, "times_mean": 12.0
+    }  # fmt: skip
+    assert shown["expert_imbalance"] == [{"layers": "all", "experts": 12.0, "ranks": 1.5}]
+
+
+def test_only_ranks_with_a_page_of_their_own_are_targets():
+    shown = replace(rank(1), metrics_address="10.0.0.5:9400")
+    fleet = FleetSnapshot("r1", (replace(group(MemberState.READY), ranks=(rank(0), shown)),))
+    assert metrics_targets(fleet) == [
+        {"targets": ["10.0.0.5:9400"], "labels": {"group": "g0", "rank": "1"}}
+    ]

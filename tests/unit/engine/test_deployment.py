@@ -31,6 +31,12 @@ def test_a_gang_a_group_and_a_replica_a_rank() -> None:
     assert options["ray_actor_options"]["num_gpus"] == 0
 
 
+def test_ranks_ask_for_the_resource_of_their_pool() -> None:
+    options = deployment.deployment_options(settings(node_resource="pool-a"))
+    assert options["ray_actor_options"]["resources"] == {"pool-a": 0.001}
+    assert "resources" not in deployment.deployment_options(settings())["ray_actor_options"]
+
+
 def test_on_gpus_a_rank_holds_those_of_its_workers() -> None:
     options = deployment.deployment_options(
         settings(platform="gpu", data_parallel=2, tensor_parallel=8)

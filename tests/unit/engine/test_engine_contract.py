@@ -7,6 +7,7 @@ import msgspec
 import psutil
 import pytest
 import pytest_asyncio
+from prometheus_client import REGISTRY
 
 from serving.engine.fake_engine import FakeEngine, FakeFaults
 from serving.errors import EngineError
@@ -336,3 +337,17 @@ async def test_fake_ranks_share_the_experts(ranks):
     hellos = [FakeEngine(settings, rank=rank).describe() for rank in range(ranks)]
     ids = [expert for hello in hellos for expert in hello.experts.local_ids]
     assert ids == list(range(hellos[0].experts.total))
+
+
+async def test_steps_take_time_and_vllm_counts_for_its_own_page(engine):
+    before = await engine.load()
+    await collect(engine, submit("counted", max_tokens=16))
+    after = await engine.load()
+    assert after.engine_steps_total > before.engine_steps_total
+    if not engine.describe().engine_version.startswith("vllm"):
+        return  # without delay the fake's steps take no time, and nobody else counts
+    assert after.busy_seconds_total > before.busy_seconds_total
+    own = REGISTRY.get_sample_value(
+        "vllm:generation_tokens_total", {"engine": "0", "model_name": "pocket-r1"}
+    )
+    assert own >= 16

@@ -107,6 +107,12 @@ def test_error_says_what_to_do() -> None:
             {"CPU": 4.0, "GPU": 4.0},
             id="gpu: the workers of a rank share its bundle",
         ),
+        pytest.param(
+            GroupSettings(node_resource="pool-a"),
+            Platform.CPU,
+            {"CPU": 2.0, "pool-a": 0.001},
+            id="pool: a trace of what only its nodes offer",
+        ),
     ],
 )
 def test_rank_resources(

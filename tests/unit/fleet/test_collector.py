@@ -34,11 +34,14 @@ def test_living_groups_are_shown_and_gone_ones_are_not():
     keys = []
     for rank, handle in enumerate(handles):
         hello = link_pb2.Hello(group_id="g0", epoch="e", rank=rank, world_size=2)
+        hello.experts.local_ids.extend([2 * rank, 2 * rank + 1])
         keys.append(roster.join(hello, handle))
         tokens = link_pb2.LayerExpertLoad(layer="a", tokens=[10 * (rank + 1), 20 * (rank + 1)])
         load = link_pb2.LoadSnapshot(
             health=link_pb2.LoadSnapshot.HEALTHY,
             experts=[tokens],
+            prompt_tokens_total=70,
+            busy_seconds_total=1.5,
             speculation=link_pb2.SpeculationCounts(proposed_tokens=9, accepted_tokens=7),
         )
         roster.report(keys[rank], handle, load)
@@ -50,7 +53,14 @@ def test_living_groups_are_shown_and_gone_ones_are_not():
         'moe_expert_tokens_total{group="g0",rank="0"}': 30.0,
         'moe_expert_tokens_total{group="g0",rank="1"}': 60.0,
     }
-    assert list(sample(text, "moe_expert_imbalance_ratio{").values()) == [60 * 2 / 90]
+    assert sample(text, "moe_expert_imbalance_ratio{") == {
+        'moe_expert_imbalance_ratio{group="g0",layers="all",over="experts"}': 40 * 4 / 90,
+        'moe_expert_imbalance_ratio{group="g0",layers="all",over="ranks"}': 60 * 2 / 90,
+    }
+    assert list(sample(text, "moe_rank_prompt_tokens_total{").values()) == [70.0, 70.0]
+    assert list(sample(text, "moe_rank_busy_seconds_total{").values()) == [1.5, 1.5]
+    assert len(sample(text, "moe_rank_report_timestamp_seconds{")) == 2
+    assert sample(text, "moe_rank_link_round_trip_seconds{") == {}, "no Pong came"
     assert list(sample(text, "moe_mtp_accepted_tokens_total{").values()) == [7.0, 7.0]
     for key, handle in zip(keys, handles, strict=True):
         roster.leave(key, handle, "gone")

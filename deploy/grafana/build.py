@@ -1,0 +1,28 @@
+"""Writes the dashboards' JSON, which Grafana imports as it is.
+
+python deploy/grafana/build.py            # into deploy/grafana
+python deploy/grafana/build.py --to DIR
+"""
+
+import argparse
+from pathlib import Path
+
+import experts
+import fleet
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
+
+DASHBOARDS = {"fleet": fleet.DASHBOARD, "experts": experts.DASHBOARD}
+
+
+def main() -> None:
+    """Read the command line and write."""
+    parser = argparse.ArgumentParser(description="Write the Grafana dashboards.")
+    parser.add_argument("--to", type=Path, default=Path(__file__).parent, help="folder")
+    folder = parser.parse_args().to
+    for name, dashboard in DASHBOARDS.items():
+        text = JSONEncoder(sort_keys=True, indent=2).encode(dashboard.build())
+        (folder / f"{name}.json").write_text(text + "\n", "utf-8")
+
+
+if __name__ == "__main__":
+    main()

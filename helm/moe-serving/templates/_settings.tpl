@@ -1,0 +1,100 @@
+{{/* The settings file's content, computed from the values. */}}
+
+{{/* What a pool's ranks are told, as JSON: (dict "root" $ "pool" POOL). Only what ranks use: a
+change of anything else must not restart them. group.count is left out: it is num_replicas. */}}
+{{- define "moe-serving.rankSettings" -}}
+{{- $v := .root.Values -}}
+{{- $own := $v.settings -}}
+{{- $s := include "moe-serving.security" .root | fromJson -}}
+{{- $pool := include "moe-serving.pool" . | fromJson -}}
+{{- $model := dict "name" $v.model.name -}}
+{{- with $v.model.path }}{{- $_ := set $model "path" . }}{{- end -}}
+{{- $args := deepCopy $v.engine.args -}}
+{{- with $v.engine.allToAll }}{{- $_ := set $args "all2all_backend" . }}{{- end -}}
+{{- $engine := dict "dtype" $v.model.dtype "max_num_seqs" (int $v.engine.maxNumSeqs)
+  "speculative" $v.engine.speculative "args" $args -}}
+{{- if eq $v.engine.speculative "mtp" }}{{- $_ := set $engine "speculative_tokens" (int $v.engine.speculativeTokens) }}{{- end -}}
+{{- with $v.model.maxModelLen }}{{- $_ := set $engine "max_model_len" (int .) }}{{- end -}}
+{{- if not $pool.gpu -}}
+{{- $_ := set $engine "kv_cache_gib" $v.engine.kvCacheGib -}}
+{{- $_ := set $engine "threads_per_rank" (int $v.engine.threadsPerRank) -}}
+{{- end -}}
+{{- $group := dict "data_parallel" (int $pool.data) "tensor_parallel" (int $pool.tensor)
+  "placement" $pool.placement "cpus_per_rank" $pool.cpusPerRank
+  "node_resource" (printf "pool-%s" $pool.name) "start_timeout" $v.engine.startTimeout
+  "placement_timeout" $v.engine.placementTimeout -}}
+{{- $link := dict "routers" (list (printf "dns:///%s:%d" (include "moe-serving.joinHost" .root) (int $v.router.ports.join))) -}}
+{{- if $s.joinToken.existingSecret }}{{- $_ := set $link "token_file" "/etc/moe-serving/join/token" }}{{- end -}}
+{{- if $s.joinTls.enabled -}}
+{{- $_ := set $link "tls_ca_file" "/etc/moe-serving/join-tls/ca.crt" -}}
+{{- if $s.joinTls.rankSecret -}}
+{{- $_ := set $link "tls_cert_file" "/etc/moe-serving/join-tls/tls.crt" -}}
+{{- $_ := set $link "tls_key_file" "/etc/moe-serving/join-tls/tls.key" -}}
+{{- end -}}
+{{- end -}}
+{{- $result := dict "platform" (ternary "gpu" "cpu" $pool.gpu) "model" $model "engine" $engine
+  "group" $group "link" $link
+  "router" (dict "reasoning_parser" $v.model.reasoningParser)
+  "ray" (dict "app_name" (printf "%s-%s" (include "moe-serving.fullname" .root) $pool.name))
+  "telemetry" (dict "log_format" "json") -}}
+{{- range list "engine" "group" "link" "ray" "telemetry" -}}
+{{- if hasKey $own . -}}
+{{- $_ := mustMergeOverwrite $result (pick (deepCopy $own) .) -}}
+{{- end -}}
+{{- end -}}
+{{- $result | toJson -}}
+{{- end -}}
+
+{{/* The settings file of the routers, as YAML. The number of groups is not in it: routers take what
+joins, and need no restart when groups come and go. */}}
+{{- define "moe-serving.settings" -}}
+{{- $v := .Values -}}
+{{- $first := first $v.pools -}}
+{{- $result := include "moe-serving.rankSettings" (dict "root" $ "pool" $first) | fromJson -}}
+{{- $_ := set $result "router" (dict "host" "0.0.0.0" "join_host" "0.0.0.0"
+  "rest_port" (int $v.router.ports.rest) "grpc_port" (int $v.router.ports.grpc)
+  "join_port" (int $v.router.ports.join) "request_timeout" $v.router.requestTimeout
+  "drain_timeout" $v.router.drainTimeout "reasoning_parser" $v.model.reasoningParser
+  "tool_parser" $v.model.toolParser) -}}
+{{- $s := include "moe-serving.security" . | fromJson -}}
+{{- $security := dict -}}
+{{- if $s.insecure }}{{- $_ := set $security "insecure" true }}{{- end -}}
+{{- if $s.openMetrics }}{{- $_ := set $security "open_metrics" true }}{{- end -}}
+{{- if $s.apiKeys.existingSecret }}{{- $_ := set $security "keys_file" "/etc/moe-serving/keys/keys.yaml" }}{{- end -}}
+{{- if $s.joinToken.existingSecret }}{{- $_ := set $security "join_token_file" "/etc/moe-serving/join/token" }}{{- end -}}
+{{- if eq $s.tls.mode "elsewhere" -}}
+{{- $_ := set $security "tls_elsewhere" true -}}
+{{- else if $s.tls.existingSecret -}}
+{{- $_ := set $security "tls_cert_file" "/etc/moe-serving/tls/tls.crt" -}}
+{{- $_ := set $security "tls_key_file" "/etc/moe-serving/tls/tls.key" -}}
+{{- end -}}
+{{- if $s.joinTls.enabled -}}
+{{- $_ := set $security "join_tls_cert_file" "/etc/moe-serving/join-tls/tls.crt" -}}
+{{- $_ := set $security "join_tls_key_file" "/etc/moe-serving/join-tls/tls.key" -}}
+{{- if $s.joinTls.rankSecret }}{{- $_ := set $security "join_tls_client_ca_file" "/etc/moe-serving/join-tls/ca.crt" }}{{- end -}}
+{{- end -}}
+{{- $_ := set $result "security" $security -}}
+{{- if $v.quotas.redisUrl -}}
+{{- $admission := dict "redis_url" $v.quotas.redisUrl -}}
+{{- if $v.quotas.existingSecret }}{{- $_ := set $admission "redis_password_file" "/etc/moe-serving/quotas/password" }}{{- end -}}
+{{- $_ := set $result "admission" $admission -}}
+{{- end -}}
+{{- if and $v.autoscaler.enabled $v.autoscaler.settings -}}
+{{- $_ := set $result "autoscaler" (deepCopy $v.autoscaler.settings) -}}
+{{- end -}}
+{{- mustMergeOverwrite $result (deepCopy $v.settings) | toYaml -}}
+{{- end -}}
+
+{{/* security as it takes effect, as JSON: insecure leaves out all secrets. */}}
+{{- define "moe-serving.security" -}}
+{{- $s := deepCopy .Values.security -}}
+{{- if $s.insecure -}}
+{{- $_ := set $s.apiKeys "existingSecret" "" -}}
+{{- $_ := set $s.joinToken "existingSecret" "" -}}
+{{- $_ := set $s.tls "existingSecret" "" -}}
+{{- $_ := set $s.joinTls "enabled" false -}}
+{{- $_ := set $s.joinTls "rankSecret" "" -}}
+{{- end -}}
+{{- $_ := set $s "scheme" (ternary "https" "http" (and (eq $s.tls.mode "secret") (ne $s.tls.existingSecret ""))) -}}
+{{- $s | toJson -}}
+{{- end -}}

@@ -1,0 +1,115 @@
+{{/* What the schema cannot say about values: refused here, with what to change. */}}
+{{- define "moe-serving.validate" -}}
+{{- $v := .Values -}}
+{{- $names := list -}}
+{{- $kinds := list -}}
+{{- $groups := 0 -}}
+{{- range $v.pools -}}
+{{- if has .name $names -}}
+{{- fail (printf "pools: two pools are named %s: names must differ" .name) -}}
+{{- end -}}
+{{- $names = append $names .name -}}
+{{- $kinds = append $kinds .accelerator | uniq -}}
+{{- $pool := include "moe-serving.pool" (dict "root" $ "pool" .) | fromJson -}}
+{{- $groups = add $groups (int $pool.groups) -}}
+{{- end -}}
+{{- if gt (len $kinds) 1 -}}
+{{- fail "pools: cpu and gpu pools need different images and settings: install two releases" -}}
+{{- end -}}
+
+{{- if and (eq $v.model.volume.type "claim") (not $v.model.volume.claimName) -}}
+{{- fail "model.volume: type claim needs claimName" -}}
+{{- end -}}
+{{- if and (eq $v.model.volume.type "hostPath") (not $v.model.volume.hostPath) -}}
+{{- fail "model.volume: type hostPath needs hostPath" -}}
+{{- end -}}
+{{- if and (ne $v.model.volume.type "bundled") (not $v.model.path) -}}
+{{- fail "model.path: name the model's folder under model.volume.mountPath" -}}
+{{- end -}}
+{{- if and $v.model.path (eq $v.model.volume.type "bundled") -}}
+{{- fail "model.path: the images hold pocket-r1 alone: set model.volume.type to claim or hostPath" -}}
+{{- end -}}
+{{- if and $v.model.path (not (hasPrefix (trimSuffix "/" $v.model.volume.mountPath) $v.model.path)) -}}
+{{- fail (printf "model.path: %s is not under model.volume.mountPath %s" $v.model.path $v.model.volume.mountPath) -}}
+{{- end -}}
+
+{{/* Settings that the chart computes, and the values that they come from. */}}
+{{- $computed := dict
+  "platform" "pools[].accelerator" "model.name" "model.name" "model.path" "model.path"
+  "group.count" "pools[].groups" "group.data_parallel" "parallelism.data"
+  "group.tensor_parallel" "parallelism.tensor" "group.placement" "pools[].placement"
+  "group.cpus_per_rank" "pools[].cpusPerRank" "group.node_resource" "pools[].name"
+  "router.host" "networkPolicy" "router.join_host" "networkPolicy"
+  "router.rest_port" "router.ports.rest" "router.grpc_port" "router.ports.grpc"
+  "router.join_port" "router.ports.join" "router.drain_timeout" "router.drainTimeout"
+  "router.reasoning_parser" "model.reasoningParser" "ray.app_name" "fullnameOverride"
+  "ray.address" "fullnameOverride" "link.routers" "fullnameOverride and clusterDomain"
+  "link.token_file" "security.joinToken" "security.keys_file" "security.apiKeys"
+  "security.join_token_file" "security.joinToken" "security.tls_cert_file" "security.tls"
+  "security.tls_key_file" "security.tls" "security.join_tls_cert_file" "security.joinTls"
+  "security.join_tls_key_file" "security.joinTls" "security.insecure" "security.insecure" -}}
+{{- range $path, $value := $computed -}}
+{{- $parts := splitList "." $path -}}
+{{- $at := get $v.settings (first $parts) -}}
+{{- if and (hasKey $v.settings (first $parts)) (or (eq (len $parts) 1) (hasKey (default (dict) $at) (last $parts))) -}}
+{{- fail (printf "settings.%s is computed by the chart: use the value %s" $path $value) -}}
+{{- end -}}
+{{- end -}}
+
+{{- $ports := list (int $v.router.ports.rest) (int $v.router.ports.grpc) (int $v.router.ports.join) -}}
+{{- if ne (len (uniq $ports)) 3 -}}
+{{- fail "router.ports: rest, grpc and join must differ" -}}
+{{- end -}}
+{{- $grace := $v.router.terminationGracePeriodSeconds -}}
+{{- $needed := add (int $v.router.preStopSeconds) (int $v.router.drainTimeout) 5 -}}
+{{- if and $grace (lt (int $grace) (int $needed)) -}}
+{{- fail (printf "router.terminationGracePeriodSeconds %d would kill a router that drains: at least preStopSeconds + drainTimeout + 5 = %d" (int $grace) $needed) -}}
+{{- end -}}
+{{- if and $v.router.autoscaling.enabled (gt (int $v.router.autoscaling.minReplicas) (int $v.router.autoscaling.maxReplicas)) -}}
+{{- fail "router.autoscaling: minReplicas is more than maxReplicas" -}}
+{{- end -}}
+{{- $replicas := ternary (int $v.router.autoscaling.minReplicas) (int $v.router.replicas) $v.router.autoscaling.enabled -}}
+{{- if and $v.router.pdb.enabled (gt $replicas 1) (ge (int $v.router.pdb.maxUnavailable) $replicas) -}}
+{{- fail (printf "router.pdb.maxUnavailable %d lets all %d routers go at once: lower it" (int $v.router.pdb.maxUnavailable) $replicas) -}}
+{{- end -}}
+{{- if and (eq $groups 0) (not $v.router.readyWhenParked) (not $v.autoscaler.enabled) -}}
+{{- fail "pools: no pool has a group: set groups, or router.readyWhenParked to install without any" -}}
+{{- end -}}
+
+{{- $s := $v.security -}}
+{{- if not $s.insecure -}}
+{{- if not $s.apiKeys.existingSecret -}}
+{{- fail "security.apiKeys.existingSecret: name the Secret with the API keys, or set security.insecure" -}}
+{{- end -}}
+{{- if and (not $s.joinToken.existingSecret) (not $s.joinTls.rankSecret) -}}
+{{- fail "security.joinToken.existingSecret: name the Secret with the join token (or security.joinTls.rankSecret), or set security.insecure" -}}
+{{- end -}}
+{{- if and (eq $s.tls.mode "secret") (not $s.tls.existingSecret) -}}
+{{- fail "security.tls.existingSecret: name the Secret with the certificate, or set security.tls.mode to elsewhere" -}}
+{{- end -}}
+{{- end -}}
+{{- if and $s.joinTls.enabled (not $s.joinTls.existingSecret) -}}
+{{- fail "security.joinTls.existingSecret: name the Secret with the join port's certificate" -}}
+{{- end -}}
+{{- if and $s.joinTls.rankSecret (not $s.joinTls.enabled) -}}
+{{- fail "security.joinTls.rankSecret needs security.joinTls.enabled" -}}
+{{- end -}}
+{{- if and $v.quotas.existingSecret (not $v.quotas.redisUrl) -}}
+{{- fail "quotas.existingSecret needs quotas.redisUrl" -}}
+{{- end -}}
+{{- if and $v.ray.gcsFaultTolerance.enabled (not $v.ray.gcsFaultTolerance.redisAddress) -}}
+{{- fail "ray.gcsFaultTolerance: enabled needs redisAddress (host:port)" -}}
+{{- end -}}
+{{- if and $v.networkPolicy.enabled (or $v.quotas.redisUrl $v.ray.gcsFaultTolerance.enabled) (not $v.networkPolicy.redis) -}}
+{{- fail "networkPolicy.redis: name the peers that are Redis, or the policies would cut it off" -}}
+{{- end -}}
+{{- if and $v.monitoring.serviceMonitor.enabled (not $v.monitoring.serviceMonitor.existingSecret) (not $s.openMetrics) (not $s.insecure) -}}
+{{- fail "monitoring.serviceMonitor: /metrics takes an API key of role metrics: name its Secret in existingSecret, or set security.openMetrics" -}}
+{{- end -}}
+{{- if and $v.ingress.enabled (not $v.ingress.host) -}}
+{{- fail "ingress.host: name the host" -}}
+{{- end -}}
+{{- if and $v.gateway.enabled (not $v.gateway.parentRefs) -}}
+{{- fail "gateway.parentRefs: name the Gateway that the routes attach to" -}}
+{{- end -}}
+{{- end -}}

@@ -1,0 +1,1 @@
+"""The router process alone, measured against fake ranks over real links."""

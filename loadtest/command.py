@@ -1,0 +1,158 @@
+"""``python -m loadtest`` and ``moe-serving load``."""
+
+import argparse
+import asyncio
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from loadtest.arguments import parse
+from loadtest.conductor import INTERRUPTED, conduct
+from loadtest.report import html, milliseconds
+from loadtest.run import REPORT, Run
+from loadtest.statistics import compare
+from serving.cli.errors import EXIT_ERROR, EXIT_INTERRUPTED, guarded
+from serving.errors import InvalidRequest
+
+EXIT_MISSED = 3
+
+
+def main(
+    arguments: Sequence[str] | None = None,
+    *,
+    prog: str = "python -m loadtest",
+    local: Path | None = None,
+) -> int:
+    """Run the command line.
+
+    Args:
+        arguments: default: the process's own.
+        prog: how help calls it.
+        local: state folder of this machine's own run; its key is used where no server is named.
+
+    Returns:
+        The exit code; see ``--help``.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    verbose = "--verbose" in words
+    options = parse([word for word in words if word != "--verbose"], prog)
+    command = f"{prog} {shlex.join(_without_key(words))}"
+    return guarded(lambda: _run(options, command, local), verbose=verbose)
+
+
+def _run(options: argparse.Namespace, command: str, local: Path | None) -> int:
+    if options.command == "compare":
+        return _compare(options)
+    if options.command == "report":
+        return _finish(Run.joined([Run.load(folder) for folder in options.folders]), options)
+    import uvloop
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        run = runner.run(conduct(options, command, local))
+    return _finish(run, options)
+
+
+def _without_key(words: Sequence[str]) -> list[str]:
+    """Return the command line as it may be shown."""
+    shown: list[str] = []
+    for word in words:
+        after_flag = bool(shown) and shown[-1] == "--api-key"
+        given = word.startswith("--api-key=")
+        shown.append("…" if after_flag else "--api-key=…" if given else word)
+    return shown
+
+
+def _finish(run: Run, options: argparse.Namespace) -> int:
+    """Save, print, and judge."""
+    files = run.save(options.out)
+    report = options.out / REPORT
+    try:
+        report.write_text(html(run), "utf-8")
+    except OSError as error:
+        raise InvalidRequest(f"cannot write {report}: {error.strerror}") from error
+    _print(run)
+    print(f"report: {report}   records: {files[0]}")
+    if run.stopped == INTERRUPTED:
+        print("interrupted: the report is partial", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    if run.stopped:
+        print(f"error: {run.stopped}; the report is partial", file=sys.stderr)
+        return EXIT_ERROR
+    measured = [record for record in run.records if record.phase == "measure"]
+    if not measured:
+        print("error: no request was due after the warm-up", file=sys.stderr)
+        return EXIT_ERROR
+    if not any(record.ok for record in measured):
+        print(f"error: no request was answered: {measured[0].message}", file=sys.stderr)
+        return EXIT_ERROR
+    return 0 if _met(run) else EXIT_MISSED
+
+
+def _met(run: Run) -> bool:
+    if not run.slo.limits:
+        return True
+    if run.trials:
+        return run.answer is not None
+    shares = [run.summary(stage).attained for stage in run.stages]
+    return all(share is None or share >= run.slo.share for share in shares)
+
+
+def _print(run: Run) -> None:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("load")
+    for name in ("requests", "failed", "req/s", "good/s", "tok/s", "TTFT p50", "p99", "ITL p50",
+                 "p99", "late p99", "met"):  # fmt: skip
+        table.add_column(name, justify="right")
+    for stage in run.stages:
+        s = run.summary(stage)
+        table.add_row(
+            stage.label, str(s.requests), str(s.requests - s.ok), f"{s.completed:.2f}",
+            f"{s.goodput:.2f}", f"{s.output_tokens:.0f}",
+            *(milliseconds(value) for value in (
+                s.ttft.p50, s.ttft.p99, s.itl.p50, s.itl.p99, s.lateness.p99)),
+            "–" if s.attained is None or not run.slo.limits else f"{s.attained:.1%}",
+        )  # fmt: skip
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=140)
+    console.print(table)
+    if run.answer is not None:
+        print(f"highest rate that held: {run.answer:.3g} requests/s ({run.slo})")
+    elif run.trials:
+        print(f"no rate that was tried held ({run.slo})")
+    for note in run.notes:
+        print(f"note: {note}")
+    kinds: dict[str, str] = {}
+    for record in run.records:
+        if record.error and record.error != "cancelled":
+            kinds.setdefault(record.error, record.message)
+    for kind, message in kinds.items():
+        print(f"failed ({kind}): {message}")
+
+
+def _compare(options: argparse.Namespace) -> int:
+    a, b = Run.load(options.a), Run.load(options.b)
+    differences = compare(a.records, b.records)
+    if not differences:
+        raise InvalidRequest("nothing to compare: a run has no measured answer")
+    print(f"A: {options.a} ({a.command})\nB: {options.b} ({b.command})")
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("")
+    for name in ("A", "B", "B/A", "95 % interval", ""):
+        table.add_column(name, justify="right")
+    for one in differences:
+        share = one.name.endswith("share")
+        a_text, b_text = (
+            f"{value:.2%}" if share else f"{milliseconds(value)} ms" for value in (one.a, one.b)
+        )
+        table.add_row(
+            one.name, a_text, b_text, f"{one.ratio:.3f}", f"{one.low:.3f} to {one.high:.3f}",
+            "differs" if one.clear else "",
+        )  # fmt: skip
+    Console(width=100).print(table)
+    print("Intervals by bootstrap over requests. One run each: what differs between runs is in it.")
+    return 0

@@ -1,0 +1,119 @@
+"""One run as it is kept: its stages, its events, how it ended; files in one folder."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from loadtest.fleet_watch import FleetEvent
+from loadtest.record import Record, read_records, to_line, write_parquet
+from loadtest.slo import Slo, Trial
+from loadtest.statistics import Summary, summarize
+from serving.errors import InvalidRequest
+
+RECORDS, RUN, REPORT = "records.jsonl", "run.json", "report.html"
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A part of a run with one load."""
+
+    index: int
+    label: str
+    """For people: "5 requests/s, poisson" or "16 streams"."""
+    load: float
+    """Requests a second or streams: the horizontal axis."""
+    unit: str
+    began: float
+    """Seconds since the run began."""
+    warmup: float
+    seconds: float
+    """How long requests were due in it, warm-up included."""
+    held: bool | None = None
+    """Trials of a search: whether it held."""
+
+
+@dataclass(slots=True)
+class Run:
+    """Everything that a report needs."""
+
+    server: str
+    model: str
+    command: str
+    began_unix_seconds: float
+    slo: Slo
+    records: Sequence[Record]
+    stages: list[Stage] = field(default_factory=list)
+    events: list[FleetEvent] = field(default_factory=list)
+    trials: list[Trial] = field(default_factory=list)
+    answer: float | None = None
+    """Of a search, requests a second."""
+    stopped: str = ""
+    """Why it ended early; empty: it did not. The report is partial then."""
+    notes: list[str] = field(default_factory=list)
+
+    def summary(self, stage: Stage) -> Summary:
+        """Summarize one stage."""
+        records = [record for record in self.records if record.stage == stage.index]
+        return summarize(records, self.slo, stage.seconds - stage.warmup)
+
+    def save(self, folder: Path) -> list[Path]:
+        """Write records and the rest into ``folder``; returns the files.
+
+        Raises:
+            InvalidRequest: it cannot be written.
+        """
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            records = folder / RECORDS
+            with records.open("w", encoding="utf-8") as lines:
+                lines.writelines(to_line(record) + "\n" for record in self.records)
+            content = {
+                item.name: getattr(self, item.name)
+                for item in dataclasses.fields(self)
+                if item.name != "records"
+            }
+            (folder / RUN).write_text(json.dumps(content, default=asdict, indent=1) + "\n", "utf-8")
+            parquet = folder / "records.parquet"
+            wrote = write_parquet(self.records, parquet)
+        except OSError as error:
+            raise InvalidRequest(f"cannot write into {folder}: {error.strerror}") from error
+        return [records, folder / RUN, *([parquet] if wrote else [])]
+
+    @classmethod
+    def joined(cls, runs: Sequence["Run"]) -> "Run":
+        """Return one run of what several workers did side by side (``--shard``).
+
+        Raises:
+            InvalidRequest: they did not run the same stages.
+        """
+        first = runs[0]
+        stages = [(stage.label, stage.seconds) for stage in first.stages]
+        if any([(stage.label, stage.seconds) for stage in run.stages] != stages for run in runs):
+            raise InvalidRequest("these runs have different stages: they are not one run's workers")
+        records = sorted((r for run in runs for r in run.records), key=lambda r: r.intended)
+        return dataclasses.replace(
+            first,
+            records=records,
+            stopped="; ".join(sorted({run.stopped for run in runs if run.stopped})),
+            notes=[*first.notes, f"Joined from {len(runs)} workers."],
+        )
+
+    @classmethod
+    def load(cls, folder: Path) -> "Run":
+        """Read what ``save`` wrote.
+
+        Raises:
+            InvalidRequest: it is not there, or something else is.
+        """
+        try:
+            content: dict[str, Any] = json.loads((folder / RUN).read_text("utf-8"))
+            content["slo"] = Slo(**content["slo"])
+            content["stages"] = [Stage(**stage) for stage in content["stages"]]
+            content["events"] = [FleetEvent(**event) for event in content["events"]]
+            content["trials"] = [Trial(**trial) for trial in content["trials"]]
+            return cls(records=list(read_records([folder / RECORDS])), **content)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InvalidRequest(f"no run of loadtest in {folder}: {error}") from error

@@ -1,0 +1,156 @@
+"""Limits that requests must meet, and the highest rate at which they do."""
+
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+
+from loadtest.record import Record
+
+
+@dataclass(frozen=True, slots=True)
+class Slo:
+    """A service level objective: a share of requests within all limits (seconds; none: any)."""
+
+    ttft: float | None = None
+    itl: float | None = None
+    """Of a request's mean from token to token."""
+    latency: float | None = None
+    share: float = 0.99
+
+    @property
+    def limits(self) -> bool:
+        """Whether there is any limit."""
+        return not (self.ttft is None and self.itl is None and self.latency is None)
+
+    def met_by(self, record: Record) -> bool:
+        """Say whether one request met it. One that failed did not."""
+        return (
+            record.ok
+            and _within(record.ttft, self.ttft)
+            and _within(record.itl, self.itl)
+            and _within(record.latency, self.latency)
+        )
+
+    def __str__(self) -> str:
+        parts = [
+            f"{name} ≤ {limit * 1000:g} ms"
+            for name, limit in (("TTFT", self.ttft), ("ITL", self.itl), ("latency", self.latency))
+            if limit is not None
+        ]
+        return f"{self.share:.4g} of requests with " + (" and ".join(parts) or "an answer")
+
+
+def _within(value: float | None, limit: float | None) -> bool:
+    return value is None or limit is None or value <= limit
+
+
+def attainment(records: Iterable[Record], slo: Slo) -> float | None:
+    """Return the share of requests that met the objective; none without requests.
+
+    Those that the end of the run cancelled say nothing and are left out.
+    """
+    counted = [slo.met_by(record) for record in records if record.error != "cancelled"]
+    return sum(counted) / len(counted) if counted else None
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One rate that was tried."""
+
+    rate: float
+    held: bool
+    attained: float
+    purpose: str
+    """probe, bisect or confirm."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What the search found."""
+
+    rate: float | None
+    """Requests a second; none: not even the lowest rate that was tried held."""
+    trials: tuple[Trial, ...]
+    bounded: bool = True
+    """Whether a higher rate was seen to fail."""
+
+
+Attempt = Callable[[float], Awaitable[tuple[bool, float]]]
+"""Tries a rate; returns whether it held and the share of requests that met the objective."""
+
+
+async def search(
+    attempt: Attempt,
+    *,
+    start: float,
+    most: float,
+    precision: float = 0.05,
+    confirmations: int = 2,
+    halvings: int = 6,
+) -> Found:
+    """Find the highest rate that holds, and hold it again.
+
+    Doubles (or halves) from ``start`` until the answer lies between two rates, bisects, and then
+    repeats the best rate: a rate near the edge holds by luck now and then, so each failure takes
+    ``precision`` off until it holds ``confirmations`` times in a row.
+
+    Args:
+        attempt: tries a rate.
+        start: first rate, requests a second.
+        most: highest rate to try.
+        precision: relative width at which bisecting ends.
+        confirmations: how often in a row the answer must hold again.
+        halvings: how often ``start`` is halved when it does not hold.
+
+    """
+    trials: list[Trial] = []
+
+    async def holds(rate: float, purpose: str) -> bool:
+        held, share = await attempt(rate)
+        trials.append(Trial(rate, held, share, purpose))
+        return held
+
+    low, high = await _bracket(holds, min(start, most), most, halvings)
+    while low and high and high / low > 1 + precision:
+        middle = (low + high) / 2
+        if await holds(middle, "bisect"):
+            low = middle
+        else:
+            high = middle
+    if low:
+        low, fell = await _confirm(holds, low, precision, confirmations)
+        high = high or fell
+    return Found(low or None, tuple(trials), bounded=bool(high))
+
+
+_Holds = Callable[[float, str], Awaitable[bool]]
+
+
+async def _bracket(holds: _Holds, start: float, most: float, halvings: int) -> tuple[float, float]:
+    """Return a rate that held and one that did not; zero for either: there is none."""
+    rate = start
+    if await holds(rate, "probe"):
+        while rate < most:
+            held, rate = rate, min(2 * rate, most)
+            if not await holds(rate, "probe"):
+                return held, rate
+        return rate, 0.0
+    for _ in range(halvings):
+        failed, rate = rate, rate / 2
+        if await holds(rate, "probe"):
+            return rate, failed
+    return 0.0, rate
+
+
+async def _confirm(
+    holds: _Holds, rate: float, precision: float, confirmations: int
+) -> tuple[float, float]:
+    """Return a rate that held so often in a row (zero: none), and the last that did not."""
+    floor, failed, row = rate / 4, 0.0, 0
+    while row < confirmations:
+        if await holds(rate, "confirm"):
+            row += 1
+        else:
+            row, failed, rate = 0, rate, rate * (1 - precision)
+            if rate < floor:
+                return 0.0, failed
+    return rate, failed

@@ -1,0 +1,194 @@
+"""What records say together: quantiles, throughput, goodput, and intervals of confidence."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from loadtest.record import Record
+from loadtest.slo import Slo, attainment
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Quantiles:
+    """Seconds; not-a-number without values."""
+
+    p50: float
+    p90: float
+    p99: float
+    mean: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Quantiles":
+        """Compute them."""
+        if not values:
+            return cls(*[float("nan")] * 4)
+        p50, p90, p99 = np.quantile(values, (0.5, 0.9, 0.99))
+        return cls(float(p50), float(p90), float(p99), float(np.mean(values)))
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """One stage of a run, its measured requests only."""
+
+    requests: int
+    ok: int
+    errors: dict[str, int]
+    seconds: float
+    offered: float
+    """Requests a second that were due."""
+    completed: float
+    """Requests a second that were answered whole."""
+    output_tokens: float
+    """A second."""
+    prompt_tokens: float
+    """A second."""
+    cached: float
+    """Share of prompt tokens that came from a cache."""
+    ttft: Quantiles
+    itl: Quantiles
+    gap: Quantiles
+    """Between pieces, over all requests together."""
+    latency: Quantiles
+    lateness: Quantiles
+    """Of the generator: from due to sent. Much of it means that the generator is too slow."""
+    attained: float | None
+    """Share that met the objective."""
+    goodput: float
+    """Requests a second that met the objective."""
+
+
+def summarize(records: Sequence[Record], slo: Slo, seconds: float) -> Summary:
+    """Summarize the measured ones among ``records``, which were due within ``seconds``."""
+    measured = [record for record in records if record.phase == "measure"]
+    done = [record for record in measured if record.ok]
+    seconds = max(seconds, 1e-9)
+    # What ran on after the last request was due still belongs to the time it took.
+    if measured:
+        begin = min(record.intended for record in measured)
+        busy = max(seconds, max(record.end for record in measured) - begin)
+    else:
+        busy = seconds
+    prompt = sum(record.prompt_tokens for record in done)
+    return Summary(
+        requests=len(measured),
+        ok=len(done),
+        errors=dict(Counter(record.error for record in measured if record.error)),
+        seconds=seconds,
+        offered=len(measured) / seconds,
+        completed=len(done) / busy,
+        output_tokens=sum(record.output_tokens for record in done) / busy,
+        prompt_tokens=prompt / busy,
+        cached=sum(record.cached_tokens for record in done) / max(prompt, 1),
+        ttft=Quantiles.of([record.ttft for record in done if record.ttft is not None]),
+        itl=Quantiles.of([record.itl for record in done if record.itl is not None]),
+        gap=Quantiles.of([gap / 1000 for record in done for gap in record.gaps_ms]),
+        latency=Quantiles.of([record.latency for record in done]),
+        lateness=Quantiles.of([record.sent - record.intended for record in measured]),
+        attained=attainment(measured, slo),
+        goodput=sum(slo.met_by(record) for record in measured) / busy,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """How B compares with A in one number, with a 95 % interval."""
+
+    name: str
+    a: float
+    b: float
+    ratio: float
+    """B over A."""
+    low: float
+    high: float
+
+    @property
+    def clear(self) -> bool:
+        """Whether the interval leaves out "no difference"."""
+        return not self.low <= 1 <= self.high
+
+
+def bootstrap_ratio(
+    name: str,
+    a: Sequence[float],
+    b: Sequence[float],
+    statistic: Callable[[Floats], Floats],
+    *,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> Difference | None:
+    """Return the ratio of a statistic with its percentile bootstrap interval.
+
+    Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapter 13. Requests count as
+    independent of each other, which under load they are only nearly.
+
+    Args:
+        name: of the number.
+        a: one value a request.
+        b: the same.
+        statistic: takes an array (resamples, values) to one number a row.
+        resamples: rows.
+        seed: equal seeds give equal intervals.
+
+    Returns:
+        None where either is empty or A's statistic is zero.
+    """
+    if not a or not b:
+        return None
+    first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    value_a, value_b = float(statistic(first[None])[0]), float(statistic(second[None])[0])
+    if value_a == 0:
+        return None
+    rng = np.random.default_rng(seed)
+    ratios: list[Floats] = []
+    for _ in range(resamples // 50):  # in parts: long runs would fill the memory
+        draws_a = first[rng.integers(0, len(first), (50, len(first)))]
+        draws_b = second[rng.integers(0, len(second), (50, len(second)))]
+        below = statistic(draws_a)
+        ratios.append(statistic(draws_b) / np.where(below == 0, np.nan, below))
+    low, high = np.nanquantile(np.concatenate(ratios), (0.025, 0.975))
+    return Difference(name, value_a, value_b, value_b / value_a, float(low), float(high))
+
+
+def compare(a: Sequence[Record], b: Sequence[Record]) -> list[Difference]:
+    """Compare the measured requests of two runs."""
+    columns: list[tuple[str, Callable[[Record], float | None]]] = [
+        ("TTFT", lambda record: record.ttft),
+        ("ITL", lambda record: record.itl),
+        ("latency", lambda record: record.latency),
+    ]
+    done_a, done_b = ([r for r in run if r.ok and r.phase == "measure"] for run in (a, b))
+    found: list[Difference | None] = []
+    for name, value in columns:
+        values_a = [number for record in done_a if (number := value(record)) is not None]
+        values_b = [number for record in done_b if (number := value(record)) is not None]
+        for label, statistic in _STATISTICS:
+            found.append(bootstrap_ratio(f"{name} {label}", values_a, values_b, statistic))
+    fine_a, fine_b = (
+        [float(r.ok) for r in run if r.phase == "measure" and r.error != "cancelled"]
+        for run in (a, b)
+    )
+    found.append(bootstrap_ratio("answered share", fine_a, fine_b, _mean))
+    return [difference for difference in found if difference is not None]
+
+
+def _mean(rows: Floats) -> Floats:
+    return np.asarray(rows.mean(axis=1), dtype=np.float64)
+
+
+def _quantile(share: float) -> Callable[[Floats], Floats]:
+    def of(rows: Floats) -> Floats:
+        return np.asarray(np.quantile(rows, share, axis=1), dtype=np.float64)
+
+    return of
+
+
+_STATISTICS: tuple[tuple[str, Callable[[Floats], Floats]], ...] = (
+    ("mean", _mean),
+    ("p50", _quantile(0.5)),
+    ("p99", _quantile(0.99)),
+)

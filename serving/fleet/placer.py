@@ -1,0 +1,39 @@
+"""Puts requests on ranks: asks routing, tells the rank."""
+
+from serving.clock import Clock
+from serving.errors import GroupLost, InvalidRequest, Overloaded
+from serving.fleet.membership import Roster
+from serving.fleet.rank_handle import RankHandle
+from serving.fleet.stream import RequestStream
+from serving.routing.chooser import Chooser
+from serving.routing.decision import Demand, NoPick, NoPickKind, Pick
+from serving.settings import RoutingSettings
+
+
+class Placer:
+    """Puts requests on ranks: asks routing, tells the rank."""
+
+    def __init__(self, roster: Roster, settings: RoutingSettings, clock: Clock) -> None:
+        self._roster = roster
+        self._clock = clock
+        self._chooser = Chooser(settings, roster.prefixes)
+
+    def place(self, stream: RequestStream, demand: Demand) -> tuple[Pick, RankHandle] | str:
+        """Send the request to the rank that routing picks, or say why no rank takes it now.
+
+        Raises:
+            InvalidRequest: no rank ever takes it.
+        """
+        pick = self._chooser.choose(self._roster.snapshot(), demand, self._clock.monotonic())
+        if isinstance(pick, NoPick):
+            if pick.kind is NoPickKind.TOO_LARGE:
+                raise InvalidRequest(pick.reason)
+            return pick.reason
+        handle = self._roster.handle(pick.group_id, pick.epoch, pick.rank)
+        if handle is None:
+            return "the rank was lost just now"
+        try:
+            handle.submit(stream)
+        except (GroupLost, Overloaded) as error:
+            return str(error)
+        return pick, handle

@@ -1,0 +1,285 @@
+"""Traces of requests with OpenTelemetry; off by default, and then next to nothing is done.
+
+    request (server)                 at the edge, from the client's traceparent if it sent one
+    ├─ admission                     waiting for a turn, parked time included
+    ├─ pick                          choosing a rank, one for each rank it was given to
+    └─ rank (client)                 on a rank, with an event at the first token
+       └─ llm_request                vLLM's own span, in the rank, by W3C trace context
+
+A request that is resumed has several picks and ranks. Nothing here is done for each token. No
+prompt, answer or key is ever recorded.
+"""
+
+from collections.abc import Mapping, MutableMapping
+from time import time_ns
+from typing import TYPE_CHECKING, Any
+
+from typing_extensions import override
+
+from serving.settings import TelemetrySettings
+from serving.telemetry.logs import RequestLine
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.trace import Span, Tracer
+
+SERVICE = "moe-serving-router"
+_EXPORT_TIMEOUT = 2
+"""Seconds that a collector may take; a dead one must not hold up a router that stops."""
+_FIRST_SERVER_ERROR = 500
+_FAILED_RPCS = frozenset(
+    {"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"}
+)
+"""gRPC statuses that are the server's fault, as OpenTelemetry's conventions for RPC have it."""
+
+
+class RequestTrace:
+    """The trace of one request, told what happens to it. This one records nothing."""
+
+    __slots__ = ()
+
+    @property
+    def trace_id(self) -> str | None:
+        """32 hexadecimal digits; none if nothing is recorded."""
+        return None
+
+    def waits(self) -> None:
+        """It waits for its turn."""
+
+    def let_in(self) -> None:
+        """Its wait is over, well or not. Safe to call twice."""
+
+    def tries(self, headers: MutableMapping[str, str]) -> None:
+        """A rank is looked for; ``headers``, which go there, get the trace context."""
+
+    def placed(self, group: str, rank: int, reason: str, matched_tokens: int) -> None:
+        """A rank was found and has got it."""
+
+    def first_token(self) -> None:
+        """The rank has sent its first tokens."""
+
+    def left(self, error: str | None = None) -> None:
+        """It is not on its rank any more. Safe to call twice.
+
+        Args:
+            error: why, if it had not finished.
+        """
+
+    def resumes(self, way: str, emitted_tokens: int) -> None:
+        """It goes on elsewhere."""
+
+    def end(self, line: RequestLine) -> None:
+        """It is over; ``line`` says how."""
+
+
+NO_TRACE = RequestTrace()
+
+
+class Tracing:
+    """Begins traces. This one begins none."""
+
+    def begin(
+        self, name: str, headers: Mapping[str, str], attributes: Mapping[str, str]
+    ) -> RequestTrace:
+        """Begin the trace of a request that has just arrived.
+
+        Args:
+            name: of its span: method and route, or the full name of the RPC.
+            headers: lower-case names; traceparent and tracestate are read.
+            attributes: of its span.
+        """
+        del name, headers, attributes
+        return NO_TRACE
+
+    def close(self) -> None:
+        """Send what is left; blocks for some seconds if nobody takes it."""
+
+
+NO_TRACING = Tracing()
+
+
+def tracing_of(settings: TelemetrySettings) -> Tracing:
+    """Return what sends traces to ``telemetry.otlp_endpoint``, or what does nothing without it."""
+    if settings.otlp_endpoint is None:
+        return NO_TRACING
+    from opentelemetry.sdk.resources import Resource
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+    from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
+
+    provider = TracerProvider(
+        resource=Resource.create({"service.name": SERVICE}),
+        sampler=ParentBased(TraceIdRatioBased(settings.trace_ratio)),
+        shutdown_on_exit=False,
+    )
+    provider.add_span_processor(BatchSpanProcessor(_exporter(settings)))
+    return OtelTracing(provider)
+
+
+class OtelTracing(Tracing):
+    """Begins traces with a provider of OpenTelemetry's SDK; the global one is left alone."""
+
+    def __init__(self, provider: "TracerProvider") -> None:
+        """Record with ``provider``."""
+        from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+        self._provider = provider
+        self._tracer = provider.get_tracer("serving")
+        self._propagator = TraceContextTextMapPropagator()
+
+    @override
+    def begin(
+        self, name: str, headers: Mapping[str, str], attributes: Mapping[str, str]
+    ) -> RequestTrace:
+        from opentelemetry.trace import SpanKind
+
+        parent = self._propagator.extract({key: headers[key] for key in _W3C if key in headers})
+        span = self._tracer.start_span(
+            name, context=parent, kind=SpanKind.SERVER, attributes=dict(attributes)
+        )
+        if not span.is_recording():
+            return NO_TRACE  # not sampled; the client's own context goes on to the rank
+        return _RecordedTrace(self._tracer, span, self._propagator)
+
+    @override
+    def close(self) -> None:
+        self._provider.shutdown()
+
+
+class _RecordedTrace(RequestTrace):
+    __slots__ = ("_admission", "_attempt", "_context", "_propagator", "_rank", "_root", "_tracer")
+
+    def __init__(self, tracer: "Tracer", root: "Span", propagator: Any) -> None:
+        from opentelemetry.trace import set_span_in_context
+
+        self._tracer = tracer
+        self._root = root
+        self._context = set_span_in_context(root)
+        self._propagator = propagator
+        self._admission: Span | None = None
+        # Span of a rank that is looked for, and since when.
+        self._attempt: tuple[Span, int] | None = None
+        self._rank: Span | None = None
+
+    @property
+    @override
+    def trace_id(self) -> str | None:
+        return f"{self._root.get_span_context().trace_id:032x}"
+
+    @override
+    def waits(self) -> None:
+        self._admission = self._tracer.start_span("admission", context=self._context)
+
+    @override
+    def let_in(self) -> None:
+        if self._admission is not None:
+            self._admission.end()
+            self._admission = None
+
+    @override
+    def tries(self, headers: MutableMapping[str, str]) -> None:
+        from opentelemetry.trace import SpanKind, set_span_in_context
+
+        # One that finds no rank is never ended, and so never sent.
+        span = self._tracer.start_span("rank", context=self._context, kind=SpanKind.CLIENT)
+        self._attempt = (span, time_ns())
+        self._propagator.inject(headers, context=set_span_in_context(span))
+
+    @override
+    def placed(self, group: str, rank: int, reason: str, matched_tokens: int) -> None:
+        assert self._attempt is not None
+        self._rank, began = self._attempt
+        self._attempt = None
+        where: dict[str, str | int] = {"moe.group": group, "moe.rank": rank}
+        self._rank.set_attributes(where)
+        pick = self._tracer.start_span(
+            "pick",
+            context=self._context,
+            start_time=began,
+            attributes=where | {"moe.reason": reason, "moe.matched_tokens": matched_tokens},
+        )
+        pick.end()
+
+    @override
+    def first_token(self) -> None:
+        if self._rank is not None:
+            self._rank.add_event("first token")
+
+    @override
+    def left(self, error: str | None = None) -> None:
+        span, self._rank = self._rank, None
+        if span is None:
+            return
+        if error is not None:
+            _fail(span, error)
+        span.end()
+
+    @override
+    def resumes(self, way: str, emitted_tokens: int) -> None:
+        self._root.add_event("resumes", {"moe.way": way, "moe.emitted_tokens": emitted_tokens})
+
+    @override
+    def end(self, line: RequestLine) -> None:
+        self.let_in()
+        self.left()
+        span = self._root
+        span.set_attributes(
+            {name: value for name, value in _attributes(line).items() if value is not None}
+        )
+        if _is_failure(line):
+            _fail(span, line.outcome)
+        span.end()
+
+
+_W3C = ("traceparent", "tracestate")
+
+
+def _exporter(settings: TelemetrySettings) -> Any:
+    if settings.otlp_protocol == "grpc":
+        from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import (
+            OTLPSpanExporter as GrpcExporter,
+        )
+
+        # The scheme says whether it is plain: https:// is not.
+        plain = not str(settings.otlp_endpoint).startswith("https://")
+        return GrpcExporter(
+            endpoint=settings.otlp_endpoint, insecure=plain, timeout=_EXPORT_TIMEOUT
+        )
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import (
+        OTLPSpanExporter as HttpExporter,
+    )
+
+    return HttpExporter(endpoint=settings.otlp_endpoint, timeout=_EXPORT_TIMEOUT)
+
+
+def _attributes(line: RequestLine) -> dict[str, Any]:
+    status = "http.response.status_code" if line.protocol == "rest" else "rpc.grpc.status"
+    return {
+        status: int(line.status) if line.status.isdigit() else line.status,
+        "gen_ai.request.model": line.model,
+        "gen_ai.usage.input_tokens": line.prompt_tokens,
+        "gen_ai.usage.output_tokens": line.completion_tokens,
+        "moe.request_id": line.request_id,
+        "moe.outcome": line.outcome,
+        "moe.tenant": line.tenant,
+        "moe.priority": line.priority,
+        "moe.waited_seconds": line.waited,
+        "moe.resumes": line.resumes,
+        "moe.time_to_first_token_seconds": line.ttft,
+    }
+
+
+def _is_failure(line: RequestLine) -> bool:
+    if line.outcome in {"ok", "CANCELLED"}:
+        return False
+    if line.protocol == "grpc":
+        return line.status in _FAILED_RPCS
+    # An error in the middle of a stream comes after a 200.
+    status = int(line.status or 0)
+    return status >= _FIRST_SERVER_ERROR or status < 400  # noqa: PLR2004  4xx blames the client
+
+
+def _fail(span: "Span", why: str) -> None:
+    from opentelemetry.trace import Status, StatusCode
+
+    span.set_status(Status(StatusCode.ERROR, why))

@@ -1,0 +1,348 @@
+"""What the rendered objects say: sizes, places, ports, rights, and no secret."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from serving.engine.serve_app import build
+from serving.settings import load_settings
+from tests.helm.chart import (
+    PRESETS,
+    find,
+    pod_specs,
+    render,
+    serve_config,
+    settings_of,
+    workers,
+)
+
+ALL = ["default", *PRESETS]
+
+# preset: pool: data, tensor, ranks a pod, pods a group, groups, GPUs a pod
+SIZES = {
+    "default": {"cpu": (2, 1, 1, 2, 1, 0)},
+    "pocket-r1-cpu": {"cpu": (2, 1, 1, 2, 1, 0)},
+    "deepseek-r1-2x8-h200": {"h200": (16, 1, 8, 2, 1, 8)},
+    "deepseek-r1-4x8-h100": {"h100": (32, 1, 8, 4, 1, 8)},
+    "deepseek-v2-lite-1x4": {"gpu": (4, 1, 4, 1, 1, 4)},
+    "qwen3-30b-a3b-1x2": {"gpu": (2, 1, 2, 1, 1, 2)},
+    "everything": {"h200": (16, 1, 8, 2, 2, 8), "h100-spot": (32, 1, 8, 4, 1, 8)},
+}
+
+
+def test_every_preset_has_its_sizes_written_down() -> None:
+    assert set(SIZES) == set(ALL)
+
+
+@pytest.mark.parametrize(
+    ("preset", "pool"), [(preset, pool) for preset, pools in SIZES.items() for pool in pools]
+)
+def test_a_groups_pods_hold_its_ranks(preset: str, pool: str) -> None:
+    data, tensor, a_pod, pods, groups, gpus = SIZES[preset][pool]
+    objects = render(preset)
+    group = workers(objects)[pool]
+    (app,) = [a for a in serve_config(objects)["applications"] if a["name"].endswith(f"-{pool}")]
+    settings = app["args"]["settings"]["group"]
+
+    assert (settings["data_parallel"], settings["tensor_parallel"]) == (data, tensor)
+    assert pods * a_pod == data
+    assert group["numOfHosts"] == pods
+    assert group["replicas"] == groups
+    assert app["deployments"] == [{"name": "ranks", "num_replicas": groups * data}]
+
+    # Ray is told what the pod gets, and that is what its ranks ask for together.
+    container = group["template"]["spec"]["containers"][0]
+    start = group["rayStartParams"]
+    assert (
+        container["resources"]["limits"].get("nvidia.com/gpu", 0)
+        == gpus
+        == a_pod * tensor * bool(gpus)
+    )
+    assert start["num-gpus"] == str(gpus)
+    options = build(app["args"])._bound_deployment.ray_actor_options
+    assert options["num_gpus"] == (tensor if gpus else 0)
+    assert a_pod * options["num_cpus"] == int(start["num-cpus"])
+    assert options["resources"] == {f"pool-{pool}": 0.001}
+    # KubeRay and Ray read this as JSON in quotes of its own, with escapes.
+    assert json.loads(json.loads(start["resources"])) == {f"pool-{pool}": 1}
+
+
+@pytest.mark.parametrize("preset", ALL)
+def test_the_settings_file_loads(preset: str, tmp_path: Any) -> None:
+    objects = render(preset)
+    file = tmp_path / "settings.yaml"
+    file.write_text(find(objects, "ConfigMap", "-settings")["data"]["settings.yaml"], "utf-8")
+    settings = load_settings(file)
+    first = next(iter(SIZES[preset].values()))
+    assert (settings.group.data_parallel, settings.group.tensor_parallel) == first[:2]
+    assert settings.router.host == "0.0.0.0"
+    deployment = find(objects, "Deployment", "-router")["spec"]["template"]["spec"]
+    grace = deployment["terminationGracePeriodSeconds"]
+    pause = deployment["containers"][0]["lifecycle"]["preStop"]["sleep"]["seconds"]
+    assert grace >= pause + settings.router.drain_timeout + 5
+
+
+def test_settings_of_ones_own_win_over_the_defaults() -> None:
+    settings = settings_of(render("everything"))
+    assert settings["admission"]["queue_requests"] == 4096
+    assert settings["admission"]["redis_url"] == "rediss://redis:6379/0"
+    assert settings["link"]["max_frame_bytes"] == 2**27
+    config = serve_config(render("everything"))["applications"][0]["args"]["settings"]
+    assert config["link"]["max_frame_bytes"] == 2**27
+    assert "admission" not in config
+
+
+@pytest.mark.parametrize("preset", ALL)
+def test_serve_takes_the_configuration(preset: str) -> None:
+    from ray.serve.schema import ServeDeploySchema
+
+    schema = ServeDeploySchema.model_validate(serve_config(render(preset)))
+    assert len({app.name for app in schema.applications}) == len(SIZES[preset])
+    for app in schema.applications:
+        assert app.external_scaler_enabled
+        deployment = build(app.args)._bound_deployment
+        assert deployment.name == app.deployments[0].name
+        size = deployment._deployment_config.gang_scheduling_config.gang_size
+        assert app.deployments[0].num_replicas % size == 0
+
+
+@pytest.mark.parametrize("preset", ALL)
+def test_routers_and_ranks_are_told_the_same(preset: str) -> None:
+    objects = render(preset)
+    routers = settings_of(objects)
+    for app in serve_config(objects)["applications"]:
+        ranks = app["args"]["settings"]
+        for group in ("model", "engine", "link", "platform"):
+            assert routers[group] == ranks[group]
+        assert routers["router"]["reasoning_parser"] == ranks["router"]["reasoning_parser"]
+        assert ranks["ray"]["app_name"] == app["name"]
+
+
+@pytest.mark.parametrize("preset", ALL)
+def test_ranks_dial_the_headless_service(preset: str) -> None:
+    objects = render(preset)
+    service = find(objects, "Service", "-join")
+    (port,) = service["spec"]["ports"]
+    assert service["spec"]["clusterIP"] == "None"
+    # A router is ready only when ranks have joined: its address must be there before.
+    assert service["spec"]["publishNotReadyAddresses"] is True
+    assert settings_of(objects)["link"]["routers"] == [
+        f"dns:///{service['metadata']['name']}.prod.svc.cluster.local:{port['port']}"
+    ]
+
+
+def test_gpu_pods_go_where_they_belong() -> None:
+    pools = workers(render("everything"))
+    first = pools["h200"]["template"]["spec"]
+    assert first["nodeSelector"] == {"gpu": "h200"}
+    assert {t["key"] for t in first["tolerations"]} == {"reserved", "nvidia.com/gpu"}
+    assert first["runtimeClassName"] == "nvidia"
+    limits = first["containers"][0]["resources"]["limits"]
+    assert limits["rdma/ib"] == 8
+    assert limits["hugepages-2Mi"] == "5Gi"
+    assert first["containers"][0]["securityContext"]["capabilities"]["add"] == ["IPC_LOCK"]
+    assert set(first["affinity"]) == {"nodeAffinity", "podAffinity"}
+    (term,) = first["affinity"]["podAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+    assert term["topologyKey"] == "topology.k8s.aws/network-node-layer-2"
+    assert term["labelSelector"]["matchLabels"]["moe-serving/pool"] == "h200"
+    environment = {e["name"]: e.get("value") for e in first["containers"][0]["env"]}
+    assert environment["NVSHMEM_IB_ENABLE_IBGDA"] == "1"
+    assert environment["NCCL_IB_HCA"] == "mlx5"
+    assert environment["NCCL_DEBUG"] == "WARN"
+
+    spot = pools["h100-spot"]["template"]["spec"]
+    assert spot["nodeSelector"] == {"eks.amazonaws.com/capacityType": "SPOT"}
+    assert "eks.amazonaws.com/capacityType" in {t["key"] for t in spot["tolerations"]}
+    assert spot["hostNetwork"] is True
+    assert spot["containers"][0]["resources"]["limits"]["vpc.amazonaws.com/efa"] == 32
+    assert "preferredDuringSchedulingIgnoredDuringExecution" in spot["affinity"]["podAffinity"]
+
+
+def test_cpu_pods_have_nothing_of_gpus() -> None:
+    text = json.dumps(workers(render("default")))
+    assert "nvidia" not in text
+    assert "IPC_LOCK" not in text
+
+
+@pytest.mark.parametrize("preset", ALL)
+def test_the_head_runs_no_rank(preset: str) -> None:
+    head = find(render(preset), "RayService")["spec"]["rayClusterConfig"]["headGroupSpec"]
+    assert head["rayStartParams"]["num-cpus"] == head["rayStartParams"]["num-gpus"] == "0"
+
+
+def test_ray_is_closed_and_outlives_its_head() -> None:
+    cluster = find(render("everything"), "RayService")["spec"]["rayClusterConfig"]
+    assert cluster["authOptions"] == {"mode": "token", "secretName": "ray-token"}
+    assert cluster["gcsFaultToleranceOptions"]["redisAddress"] == "redis:6379"
+    assert "valueFrom" in cluster["gcsFaultToleranceOptions"]["redisPassword"]
+    assert find(render(), "RayService")["spec"]["rayClusterConfig"]["authOptions"] == {
+        "mode": "token"
+    }
+
+
+@pytest.mark.parametrize("preset", ALL)
+def test_pods_have_no_rights_that_they_do_not_need(preset: str) -> None:
+    for name, spec in pod_specs(render(preset)).items():
+        assert spec["securityContext"]["runAsNonRoot"] is True
+        assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        autoscaler = name.endswith("-autoscaler")
+        assert spec["automountServiceAccountToken"] is autoscaler
+        for container in spec["containers"]:
+            security = container["securityContext"]
+            assert security["readOnlyRootFilesystem"] is True
+            assert security["allowPrivilegeEscalation"] is False
+            assert security["capabilities"]["drop"] == ["ALL"]
+            assert "privileged" not in security
+            assert {"requests", "limits"} <= set(container["resources"])
+            writable = {m["mountPath"] for m in container.get("volumeMounts", ())}
+            assert "/tmp" in writable or name.endswith("-test")
+
+
+def test_the_autoscalers_rights_are_the_least() -> None:
+    role = find(render("everything"), "Role")
+    assert role["rules"] == [
+        {
+            "apiGroups": ["ray.io"],
+            "resources": ["rayservices"],
+            "resourceNames": ["serve-moe-serving"],
+            "verbs": ["get", "patch"],
+        },
+        {"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "verbs": ["create"]},
+        {
+            "apiGroups": ["coordination.k8s.io"],
+            "resources": ["leases"],
+            "resourceNames": ["serve-moe-serving-autoscaler"],
+            "verbs": ["get", "update", "patch"],
+        },
+    ]
+    assert not [i for i in render() if i["kind"] in {"Role", "RoleBinding", "ServiceAccount"}]
+
+
+@pytest.mark.parametrize("preset", ALL)
+def test_no_secret_is_rendered(preset: str) -> None:
+    objects = render(preset)
+    assert not [item for item in objects if item["kind"] == "Secret"]
+    for name, spec in pod_specs(objects).items():
+        for container in spec["containers"]:
+            for variable in container.get("env", ()):
+                word = variable["name"].lower()
+                told = any(part in word for part in ("password", "token", "secret"))
+                assert not (told and "value" in variable), f"{name}: {variable['name']}"
+
+
+@pytest.mark.parametrize("preset", ALL)
+def test_the_files_that_settings_name_are_mounted(preset: str) -> None:
+    objects = render(preset)
+    router = find(objects, "Deployment", "-router")["spec"]["template"]["spec"]
+    told = {"router": (settings_of(objects), router, {"security", "admission"})}
+    for app, group in zip(
+        serve_config(objects)["applications"], workers(objects).values(), strict=True
+    ):
+        told[app["name"]] = (app["args"]["settings"], group["template"]["spec"], {"link"})
+    for settings, spec, groups in told.values():
+        wanted = {
+            value
+            for group in groups & set(settings)
+            for key, value in settings[group].items()
+            if key.endswith("_file")
+        }
+        assert wanted
+        assert wanted <= set(_mounted(spec)) | {w for w in wanted if _whole(spec, w)}
+        names = {volume["name"] for volume in spec["volumes"]}
+        assert {mount["name"] for mount in spec["containers"][0]["volumeMounts"]} == names
+
+
+def _mounted(spec: dict[str, Any]) -> Iterator[str]:
+    """Yield the files that single items of Secrets appear as."""
+    volumes = {volume["name"]: volume for volume in spec["volumes"]}
+    for mount in spec["containers"][0]["volumeMounts"]:
+        for item in volumes[mount["name"]].get("secret", {}).get("items", ()):
+            yield f"{mount['mountPath']}/{item['path']}"
+
+
+def _whole(spec: dict[str, Any], file: str) -> bool:
+    """Tell whether a whole TLS Secret is mounted where ``file`` is."""
+    folder, _, name = file.rpartition("/")
+    volumes = {volume["name"]: volume for volume in spec["volumes"]}
+    return name in {"tls.crt", "tls.key", "ca.crt"} and any(
+        mount["mountPath"] == folder
+        and "items" not in volumes[mount["name"]].get("secret", {"items": 0})
+        for mount in spec["containers"][0]["volumeMounts"]
+    )
+
+
+def test_ranks_do_not_get_the_routers_key() -> None:
+    objects = render(security={"joinTls": {"enabled": True, "existingSecret": "join-tls"}})
+    spec = workers(objects)["cpu"]["template"]["spec"]
+    (volume,) = [v for v in spec["volumes"] if v["name"] == "join-tls"]
+    assert volume["secret"]["items"] == [{"key": "ca.crt", "path": "ca.crt"}]
+
+
+@pytest.mark.parametrize("preset", ALL)
+def test_probes_mean_what_they_say(preset: str) -> None:
+    objects = render(preset)
+    router = find(objects, "Deployment", "-router")["spec"]["template"]["spec"]["containers"][0]
+    scheme = "HTTPS" if "tls_cert_file" in settings_of(objects)["security"] else "HTTP"
+    for probe, path in (("livenessProbe", "/livez"), ("readinessProbe", "/readyz")):
+        assert router[probe]["httpGet"] == {"path": path, "port": "rest", "scheme": scheme}
+
+
+def test_insecure_leaves_all_secrets_out() -> None:
+    objects = render(security={"insecure": True})
+    text = json.dumps(objects)
+    assert "secretName" not in text
+    assert settings_of(objects)["security"] == {"insecure": True}
+
+
+def test_budgets_are_integers_that_leave_a_group() -> None:
+    objects = render("everything")
+    budgets = {
+        item["metadata"]["name"].removeprefix("serve-moe-serving-"): item["spec"]
+        for item in objects
+        if item["kind"] == "PodDisruptionBudget"
+    }
+    assert budgets["router"]["maxUnavailable"] == 1
+    # Two groups of two pods: one pod, and so one group, may go. One group: nothing may.
+    assert budgets["h200"]["minAvailable"] == 3
+    assert budgets["h100-spot"]["minAvailable"] == 4
+    single = find(render("deepseek-r1-2x8-h200"), "PodDisruptionBudget", "-h200")
+    assert single["spec"]["minAvailable"] == 2
+
+
+@pytest.mark.parametrize("preset", ALL)
+def test_budgets_services_and_policies_select_pods_that_exist(preset: str) -> None:
+    objects = render(preset)
+    labels = [
+        item["spec"]["template"]["metadata"]["labels"]
+        for item in objects
+        if item["kind"] == "Deployment"
+    ]
+    labels += [item["metadata"]["labels"] for item in objects if item["kind"] == "Pod"]
+    cluster = find(objects, "RayService")["spec"]["rayClusterConfig"]
+    labels.append(cluster["headGroupSpec"]["template"]["metadata"]["labels"])
+    labels += [g["template"]["metadata"]["labels"] for g in cluster["workerGroupSpecs"]]
+    for item in objects:
+        selector = (
+            item["spec"]["selector"]
+            if item["kind"] == "Service"
+            else item["spec"]["selector"]["matchLabels"]
+            if item["kind"] in {"PodDisruptionBudget", "Deployment"}
+            else None
+        )
+        if selector is not None:
+            assert any(selector.items() <= pod.items() for pod in labels), item["metadata"]["name"]
+
+
+def test_the_test_asks_readyz() -> None:
+    pod = find(render(), "Pod")
+    assert pod["metadata"]["annotations"]["helm.sh/hook"] == "test"
+    script = pod["spec"]["containers"][0]["args"][0]
+    compile(script, "test", "exec")
+    assert "https://serve-moe-serving-rest.prod.svc:8000/readyz" in script
+
+
+def test_pool_names_are_no_part_of_another_pools_application() -> None:
+    apps = [app["name"] for app in serve_config(render("everything"))["applications"]]
+    assert apps == ["serve-moe-serving-h200", "serve-moe-serving-h100-spot"]

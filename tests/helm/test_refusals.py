@@ -1,0 +1,262 @@
+"""What the chart refuses, and that its message says what to change."""
+
+import json
+from typing import Any
+
+import pytest
+
+from tests.helm.chart import Refused, render, rendered_text
+
+GPU: dict[str, Any] = {
+    "name": "h200",
+    "accelerator": "gpu",
+    "gpusPerNode": 8,
+    "resources": {"cpu": "8", "memory": "64Gi"},
+}
+CPU: dict[str, Any] = {
+    "name": "cpu",
+    "accelerator": "cpu",
+    "resources": {"cpu": "1", "memory": "4Gi"},
+}
+MODEL = {"attentionHeads": 128, "keyValueHeads": 128, "routedExperts": 256}
+
+
+def gpu(model: dict[str, Any] | None = None, **values: Any) -> dict[str, Any]:
+    """Return values with one GPU pool; ``pool`` adds to the pool."""
+    pool = GPU | values.pop("pool", {})
+    return {"pools": [pool], "model": MODEL | (model or {})} | values
+
+
+def cpu(**pool: Any) -> dict[str, Any]:
+    """Return values with one CPU pool."""
+    return {"pools": [CPU | pool]}
+
+
+# What cannot be placed or would not work: values, and parts of the message.
+SENSELESS = [
+    pytest.param(
+        gpu(parallelism={"data": 12}),
+        ["pods of 8 ranks", "data to a multiple of 8"],
+        id="data-no-multiple-of-a-pod",
+    ),
+    pytest.param(
+        gpu(parallelism={"data": 16, "ranksPerPod": 16}),
+        ["16 ranks a pod", "a node has 8", "ranksPerPod to 8"],
+        id="more-local-ranks-than-gpus",
+    ),
+    pytest.param(
+        gpu(parallelism={"data": 6, "ranksPerPod": 3}),
+        ["leave 2 of a node's 8 GPUs unused"],
+        id="gpus-left-over",
+    ),
+    pytest.param(
+        gpu(parallelism={"data": 2, "tensor": 16, "replicateKv": True}),
+        ["tensor 16 needs as many GPUs on one node", "gpusPerNode is 8"],
+        id="rank-wider-than-a-node",
+    ),
+    pytest.param(
+        gpu(parallelism={"data": 2, "tensor": 8}),
+        ["MLA", "tensor to 1", "data to 16", "replicateKv"],
+        id="mla-copies-its-cache",
+    ),
+    pytest.param(
+        gpu({"attention": "gqa", "keyValueHeads": 4}, parallelism={"data": 1, "tensor": 8}),
+        ["more than the model's 4 key-value heads"],
+        id="gqa-copies-its-cache",
+    ),
+    pytest.param(
+        gpu(parallelism={"data": 1, "tensor": 3, "replicateKv": True}),
+        ["does not divide the model's 128 attention heads"],
+        id="heads-not-divided",
+    ),
+    pytest.param(
+        gpu({"routedExperts": 8}, parallelism={"data": 16}),
+        ["16 workers for 8 routed experts"],
+        id="more-workers-than-experts",
+    ),
+    pytest.param(
+        gpu(parallelism={"data": 16, "experts": 8}),
+        ["experts is 8", "16 workers", "set it to 16"],
+        id="experts-other-than-workers",
+    ),
+    pytest.param(cpu(accelerator="gpu"), ["pools.cpu", "set gpusPerNode"], id="no-number-of-gpus"),
+    pytest.param(cpu(gpusPerNode=8), ["needs accelerator: gpu"], id="gpus-on-cpus"),
+    pytest.param(
+        cpu(rdma={"resource": "rdma/ib"}), ["rdma needs accelerator: gpu"], id="rdma-on-cpus"
+    ),
+    pytest.param(
+        gpu(parallelism={"data": 16}, engine={"allToAll": "deepep_low_latency"}),
+        ["sends over RDMA", "spans 2 pods", "rdma.resource", "allgather_reducescatter"],
+        id="deepep-without-rdma",
+    ),
+    pytest.param(
+        {"engine": {"allToAll": "deepep_low_latency"}}, ["is for GPUs"], id="deepep-on-cpus"
+    ),
+    pytest.param(
+        gpu(parallelism={"data": 8}, pool={"placement": "strict_spread"}),
+        ["one rank a node", "ranksPerPod to 1"],
+        id="strict-spread-in-one-pod",
+    ),
+    pytest.param(
+        gpu(parallelism={"data": 8}, pool={"spot": True}), ["spot needs cloud"], id="spot-where"
+    ),
+    pytest.param(cpu(groups=3, maxGroups=2), ["maxGroups 2 is less"], id="max-below-groups"),
+    pytest.param(
+        cpu(minAvailablePods=3), ["minAvailablePods 3 is more than the pool's 2"], id="budget"
+    ),
+    pytest.param({"pools": [CPU, CPU]}, ["two pools are named cpu"], id="pools-of-one-name"),
+    pytest.param({"pools": [CPU, GPU]}, ["install two releases"], id="cpu-and-gpu"),
+    pytest.param(cpu(groups=0), ["no pool has a group", "readyWhenParked"], id="no-group"),
+    pytest.param(
+        {"model": {"volume": {"type": "claim"}, "path": "/models/x"}}, ["claimName"], id="no-claim"
+    ),
+    pytest.param(
+        {"model": {"volume": {"type": "hostPath"}, "path": "/models/x"}},
+        ["needs hostPath"],
+        id="no-host-path",
+    ),
+    pytest.param(
+        {"model": {"volume": {"type": "claim", "claimName": "w"}}}, ["model.path"], id="no-path"
+    ),
+    pytest.param({"model": {"path": "/models/x"}}, ["pocket-r1 alone"], id="path-in-the-image"),
+    pytest.param(
+        {"model": {"path": "/x", "volume": {"type": "claim", "claimName": "w"}}},
+        ["not under model.volume.mountPath"],
+        id="path-outside",
+    ),
+    pytest.param(
+        {"router": {"ports": {"rest": 50051}}}, ["must differ"], id="two-ports-of-one-number"
+    ),
+    pytest.param(
+        {"router": {"terminationGracePeriodSeconds": 30}},
+        ["would kill a router that drains", "75"],
+        id="grace-shorter-than-drain",
+    ),
+    pytest.param(
+        {"router": {"autoscaling": {"enabled": True, "minReplicas": 9}}},
+        ["minReplicas is more"],
+        id="min-above-max",
+    ),
+    pytest.param(
+        {"router": {"pdb": {"maxUnavailable": 2}}}, ["all 2 routers go at once"], id="pdb-of-all"
+    ),
+    pytest.param(
+        {"security": {"apiKeys": {"existingSecret": ""}}}, ["security.apiKeys"], id="no-keys"
+    ),
+    pytest.param(
+        {"security": {"joinToken": {"existingSecret": ""}}}, ["security.joinToken"], id="no-token"
+    ),
+    pytest.param(
+        {"security": {"tls": {"existingSecret": ""}}}, ["tls.mode to elsewhere"], id="no-tls"
+    ),
+    pytest.param({"security": {"joinTls": {"enabled": True}}}, ["joinTls"], id="no-join-tls"),
+    pytest.param(
+        {"security": {"joinTls": {"rankSecret": "x"}}}, ["joinTls.enabled"], id="rank-tls-alone"
+    ),
+    pytest.param({"quotas": {"existingSecret": "x"}}, ["quotas.redisUrl"], id="password-of-none"),
+    pytest.param(
+        {"quotas": {"redisUrl": "redis://r:6379/0"}}, ["networkPolicy.redis"], id="redis-cut-off"
+    ),
+    pytest.param(
+        {"ray": {"gcsFaultTolerance": {"enabled": True}}}, ["needs redisAddress"], id="no-redis"
+    ),
+    pytest.param(
+        {"monitoring": {"serviceMonitor": {"enabled": True}}},
+        ["role metrics", "openMetrics"],
+        id="metrics-without-key",
+    ),
+    pytest.param({"ingress": {"enabled": True}}, ["ingress.host"], id="ingress-without-host"),
+    pytest.param({"gateway": {"enabled": True}}, ["parentRefs"], id="gateway-without-parent"),
+    pytest.param(
+        {"settings": {"group": {"data_parallel": 4}}},
+        ["settings.group.data_parallel is computed", "parallelism.data"],
+        id="computed-group",
+    ),
+    pytest.param(
+        {"settings": {"platform": "gpu"}}, ["pools[].accelerator"], id="computed-platform"
+    ),
+    pytest.param(
+        {"settings": {"link": {"routers": ["x:1"]}}}, ["settings.link.routers"], id="computed-link"
+    ),
+]
+
+# What is no value at all: the schema's part. Helm 4 names the path as JSON pointer.
+MALFORMED = [
+    pytest.param({"routers": {}}, "routers", id="unknown-at-the-top"),
+    pytest.param({"router": {"replica": 2}}, "replica", id="unknown-below"),
+    pytest.param({"pools": [CPU | {"gpus": 8}]}, "gpus", id="unknown-in-a-pool"),
+    pytest.param({"pools": []}, "pools", id="no-pool"),
+    pytest.param({"pools": [{"name": "x"}]}, "accelerator", id="pool-without-accelerator"),
+    pytest.param(cpu(name="Big"), "name", id="pool-name-in-capitals"),
+    pytest.param(cpu(accelerator="tpu"), "accelerator", id="unknown-accelerator"),
+    pytest.param(cpu(groups=-1), "groups", id="negative-groups"),
+    pytest.param(cpu(resources={"cpu": "1", "memory": "lots"}), "memory", id="no-quantity"),
+    pytest.param({"router": {"replicas": "two"}}, "replicas", id="text-for-a-number"),
+    pytest.param({"router": {"ports": {"rest": 70000}}}, "rest", id="port-too-high"),
+    pytest.param({"router": {"drainTimeout": 0}}, "drainTimeout", id="no-drain"),
+    pytest.param({"router": {"env": {"A": 1}}}, "A", id="number-in-the-environment"),
+    pytest.param({"parallelism": {"data": 0}}, "data", id="no-rank"),
+    pytest.param({"parallelism": {"pipeline": 2}}, "pipeline", id="pipeline-parallelism"),
+    pytest.param({"model": {"attention": "mha"}}, "attention", id="unknown-attention"),
+    pytest.param({"model": {"path": "models/x"}}, "path", id="relative-path"),
+    pytest.param({"model": {"dtype": "fp8"}}, "dtype", id="unknown-type"),
+    pytest.param({"engine": {"allToAll": "pigeon"}}, "allToAll", id="unknown-all-to-all"),
+    pytest.param({"engine": {"speculative": "eagle"}}, "speculative", id="unknown-drafting"),
+    pytest.param({"image": {"router": {"digest": "abc"}}}, "digest", id="no-digest"),
+    pytest.param({"ray": {"version": "latest"}}, "version", id="no-version"),
+    pytest.param({"ray": {"upgradeStrategy": "Recreate"}}, "upgradeStrategy", id="strategy"),
+    pytest.param({"security": {"runAsUser": 0}}, "runAsUser", id="root"),
+    pytest.param({"security": {"apiKey": "x"}}, "apiKey", id="secret-in-values"),
+    pytest.param(
+        {"quotas": {"redisUrl": "redis://:secret@r/0"}}, "redisUrl", id="password-in-the-url"
+    ),
+    pytest.param(
+        {"ray": {"gcsFaultTolerance": {"redisAddress": "redis://r:1"}}}, "redisAddress", id="url"
+    ),
+    pytest.param({"networkPolicy": {"clients": [{}]}}, "clients", id="peer-of-everybody"),
+    pytest.param({"cloud": "azure"}, "cloud", id="unknown-cloud"),
+    pytest.param({"settings": {"router": {"max_body": 1}}}, "max_body", id="unknown-setting"),
+    pytest.param({"settings": {"fleet": {"stall_timeout": 0}}}, "stall_timeout", id="no-timeout"),
+    pytest.param({"settings": {"telemetry": {"log_level": "loud"}}}, "log_level", id="log-level"),
+]
+
+
+@pytest.mark.parametrize(("values", "parts"), SENSELESS)
+def test_senseless(values: dict[str, Any], parts: list[str]) -> None:
+    with pytest.raises(Refused) as refused:
+        render(**values)
+    for part in parts:
+        assert part in str(refused.value)
+
+
+@pytest.mark.parametrize("helm", ["3", "4"])
+@pytest.mark.parametrize(("values", "word"), MALFORMED)
+def test_malformed(values: dict[str, Any], word: str, helm: str) -> None:
+    with pytest.raises(Refused) as refused:
+        rendered_text("default", json.dumps(values, sort_keys=True), helm)
+    message = str(refused.value)
+    assert "specifications of the schema" in message
+    assert word in message
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        pytest.param(gpu(), id="gpu"),
+        pytest.param(gpu(parallelism={"data": 16}), id="two-pods"),
+        pytest.param(
+            gpu(parallelism={"data": 2, "tensor": 8, "replicateKv": True}), id="mla-if-asked"
+        ),
+        pytest.param(
+            gpu({"attention": "gqa", "keyValueHeads": 8}, parallelism={"data": 2, "tensor": 4}),
+            id="gqa-tensor-parallel",
+        ),
+        pytest.param(
+            gpu(cloud="gke", parallelism={"data": 8}, pool={"spot": True}), id="spot-on-gke"
+        ),
+        pytest.param(cpu(groups=0) | {"router": {"readyWhenParked": True}}, id="no-group-if-asked"),
+        pytest.param({"settings": {"router": {"max_body_bytes": 2**20}}}, id="own-setting"),
+    ],
+)
+def test_what_is_near_a_refusal_is_rendered(values: dict[str, Any]) -> None:
+    assert render(**values)

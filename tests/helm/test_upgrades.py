@@ -1,0 +1,135 @@
+"""A change of values changes the objects that it must, and no others."""
+
+from typing import Any
+
+import pytest
+
+from tests.helm.chart import find, render, serve_config, workers
+
+POOL: dict[str, Any] = {
+    "name": "cpu",
+    "accelerator": "cpu",
+    "cpusPerRank": 1,
+    "resources": {"cpu": "2", "memory": "4Gi"},
+}
+
+
+def changed(**values: Any) -> set[str]:
+    """Return the kinds and names of objects that differ from the default rendering."""
+    before, after = (
+        {
+            f"{i['kind']} {i['metadata']['name'].removeprefix('serve-moe-serving')}": i
+            for i in objects
+        }
+        for objects in (render(), render(**values))
+    )
+    names = before.keys() | after.keys()
+    return {name for name in names if before.get(name) != after.get(name)}
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        pytest.param({}, set(), id="nothing"),
+        pytest.param({"router": {"replicas": 5}}, {"Deployment -router"}, id="routers"),
+        pytest.param(
+            {"image": {"router": {"tag": "2"}}},
+            {"Deployment -router", "Pod -test"},
+            id="router-image",
+        ),
+        pytest.param({"image": {"engine": {"tag": "2"}}}, {"RayService "}, id="engine-image"),
+        pytest.param(
+            {"router": {"requestTimeout": 60}},
+            {"Deployment -router", "ConfigMap -settings"},
+            id="router-setting",
+        ),
+        pytest.param(
+            {"settings": {"admission": {"queue_requests": 9}}},
+            {"Deployment -router", "ConfigMap -settings"},
+            id="admission-setting",
+        ),
+        pytest.param(
+            {"engine": {"maxNumSeqs": 8}},
+            {"RayService ", "Deployment -router", "ConfigMap -settings"},
+            id="engine-setting",
+        ),
+        pytest.param(
+            {"model": {"name": "other"}},
+            {"RayService ", "Deployment -router", "ConfigMap -settings"},
+            id="model-name",
+        ),
+        pytest.param(
+            {"pools": [POOL | {"groups": 3}]},
+            {"RayService ", "PodDisruptionBudget -cpu"},
+            id="groups",
+        ),
+        pytest.param(
+            {"monitoring": {"podMonitor": {"enabled": True}}},
+            {"PodMonitor -ray", "NetworkPolicy -ray"},
+            id="pod-monitor",
+        ),
+        pytest.param(
+            {"tests": {"enabled": False}}, {"Pod -test", "NetworkPolicy -test"}, id="test"
+        ),
+    ],
+)
+def test_only_what_should_change_does(values: dict[str, Any], expected: set[str]) -> None:
+    assert changed(**values) == expected
+
+
+def cluster(**values: Any) -> Any:
+    """Return what KubeRay compares to decide on a new cluster: all but the numbers of replicas."""
+    spec = find(render(**values), "RayService")["spec"]["rayClusterConfig"]
+    numbers = {"replicas", "minReplicas", "maxReplicas"}
+    groups = [
+        {key: value for key, value in group.items() if key not in numbers}
+        for group in spec["workerGroupSpecs"]
+    ]
+    return spec | {"workerGroupSpecs": groups}
+
+
+def test_more_groups_scale_in_place() -> None:
+    grown = {"pools": [POOL | {"groups": 3}]}
+    assert cluster(**grown) == cluster()
+    assert workers(render(**grown))["cpu"]["replicas"] == 3
+    before, after = (serve_config(o)["applications"][0] for o in (render(), render(**grown)))
+    assert after["deployments"][0]["num_replicas"] == 6
+    # Serve restarts all replicas when the arguments change, and none when the number does.
+    assert after["args"] == before["args"]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        pytest.param({"engine": {"maxNumSeqs": 8}}, id="engine-setting"),
+        pytest.param({"image": {"engine": {"tag": "2"}}}, id="image"),
+        pytest.param({"model": {"name": "other"}}, id="model"),
+        pytest.param({"parallelism": {"data": 4}}, id="layout"),
+    ],
+)
+def test_what_ranks_must_restart_for_brings_a_second_cluster(values: dict[str, Any]) -> None:
+    assert cluster(**values) != cluster()
+    assert find(render(**values), "RayService")["spec"]["upgradeStrategy"] == {"type": "NewCluster"}
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        pytest.param({"router": {"replicas": 5, "requestTimeout": 60}}, id="routers"),
+        pytest.param({"router": {"drainTimeout": 30}}, id="drain"),
+        pytest.param({"settings": {"routing": {"sessions": 5}}}, id="routing"),
+        pytest.param({"security": {"openMetrics": True}}, id="metrics"),
+    ],
+)
+def test_ranks_do_not_restart_for_a_routers_setting(values: dict[str, Any]) -> None:
+    assert find(render(**values), "RayService") == find(render(), "RayService")
+
+
+def test_a_router_comes_before_one_goes() -> None:
+    strategy = find(render(), "Deployment", "-router")["spec"]["strategy"]["rollingUpdate"]
+    assert strategy == {"maxSurge": 1, "maxUnavailable": 0}
+
+
+def test_an_autoscaled_number_of_routers_is_left_alone() -> None:
+    objects = render(router={"autoscaling": {"enabled": True}})
+    assert "replicas" not in find(objects, "Deployment", "-router")["spec"]

@@ -1,0 +1,82 @@
+"""What the fleet counts, over real links: resumptions with their outcome, tokens of tenants."""
+
+import asyncio
+import contextlib
+
+import pytest
+
+from serving.errors import DeadlineExceeded
+from serving.fleet.caller import Caller, caller_var
+from serving.fleet.deadline import deadline_var
+from serving.telemetry.metrics import REGISTRY
+
+
+@contextlib.contextmanager
+def asking(tenant, seconds=None):
+    asked = Caller(tenant)
+    who = caller_var.set(asked)
+    loop = asyncio.get_running_loop()
+    until = deadline_var.set(None if seconds is None else loop.time() + seconds)
+    try:
+        yield asked.journal
+    finally:
+        deadline_var.reset(until)
+        caller_var.reset(who)
+
+
+def count(name, **labels):
+    return REGISTRY.get_sample_value(name, labels) or 0.0
+
+
+def resumed(outcome):
+    return count("moe_resumes_total", way="continue", outcome=outcome)
+
+
+async def begin(fleet, tenant, **deadline):
+    """Start a request that stops after its first token, and return it with its rank's server."""
+    router = await fleet.router()
+    (rank,) = await fleet.group(router, 1)
+    rank.engine.pause = 1
+    with asking(tenant, **deadline) as journal:
+        stream = router.generate(max_tokens=4)
+    await anext(stream)
+    return router, rank, stream, journal
+
+
+async def test_a_resumption_is_counted_with_its_outcome_and_the_tokens_once(fleet):
+    router, rank, stream, journal = await begin(fleet, "metrics-a")
+    before = resumed("OK"), resumed("LOST")
+    other = await fleet.rank(router, group="g1")
+    other.engine.pause = 2
+    await rank.stop()
+    await anext(stream)
+    assert resumed("OK") == before[0] + 1, "a new token came"
+    other.engine.go.set()
+    async for _ in stream:
+        pass
+    assert (resumed("OK"), resumed("LOST")) == (before[0] + 1, before[1])
+    tokens = [count("moe_tenant_tokens_total", tenant="metrics-a", kind=kind)
+              for kind in ("prompt", "cached", "generated")]  # fmt: skip
+    assert tokens == [3, 2, 4]
+    assert journal.cached_tokens == 2
+    assert journal.first_token_at is not None
+
+
+async def test_one_that_finds_no_group_is_counted_under_its_error(fleet):
+    _, rank, stream, _ = await begin(fleet, "metrics-b", seconds=0.5)
+    before = resumed("DEADLINE_EXCEEDED")
+    await rank.stop()
+    with pytest.raises(DeadlineExceeded):
+        await anext(stream)
+    assert resumed("DEADLINE_EXCEEDED") == before + 1
+
+
+async def test_one_that_is_given_up_is_counted_as_cancelled(fleet, until):
+    _, rank, stream, journal = await begin(fleet, "metrics-c")
+    before = resumed("CANCELLED")
+    waiting = asyncio.ensure_future(anext(stream))
+    await rank.stop()
+    await until(lambda: journal.resumes == 1, "the resumption")
+    waiting.cancel()
+    await asyncio.wait([waiting])
+    assert resumed("CANCELLED") == before + 1

@@ -1,0 +1,86 @@
+"""Imbalance and hottest experts of a group."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from serving.fleet.expert_balance import HotExpert, hottest, imbalances
+from serving.routing.snapshot import GroupSnapshot, LayerTokens, MemberState, RankSnapshot
+
+
+def name(layer):
+    return f"model.layers.{layer}.mlp.experts"
+
+
+def group(*ranks, ids=None):
+    """Each rank: tokens of its experts by layer number; experts are split in order."""
+    shots = []
+    for index, layers in enumerate(ranks):
+        local = ids[index] if ids else range(index * 2, index * 2 + 2)
+        recent = tuple(LayerTokens(name(layer), tuple(t)) for layer, t in layers.items())
+        shots.append(
+            RankSnapshot(
+                "g", "e", index, True, local_expert_ids=tuple(local), recent_experts=recent
+            )
+        )
+    return GroupSnapshot("g", "e", MemberState.READY, "", 0.0, len(ranks), 4, tuple(shots))
+
+
+def shown(found):
+    return [(each.layers, round(each.experts, 3), round(each.ranks, 3)) for each in found]
+
+
+@pytest.mark.parametrize(
+    ("ranks", "expected"),
+    [
+        pytest.param([{1: [5, 5]}, {1: [5, 5]}], [("all", 1.0, 1.0)], id="even"),
+        pytest.param([{1: [9, 1]}, {1: [1, 9]}], [("all", 1.8, 1.0)], id="experts, not ranks"),
+        pytest.param([{1: [6, 6]}, {1: [0, 0]}], [("all", 2.0, 2.0)], id="one rank does it all"),
+        pytest.param([{1: [0, 0]}, {1: [0, 0]}], [], id="idle"),
+        pytest.param([{}, {}], [], id="nobody counts"),
+        pytest.param(
+            [{1: [5, 5], 2: [5, 5]}, {1: [5, 5], 2: [0, 0]}],
+            [("all", 1.5, 1.5), ("1", 1.0, 1.0), ("2", 2.0, 2.0)],
+            id="one of two layers",
+        ),
+    ],
+)
+def test_imbalance(ranks, expected):
+    assert shown(imbalances(group(*ranks))) == expected
+
+
+def test_opposite_layers_do_not_cancel_out():
+    found = imbalances(group({1: [8, 0], 2: [0, 8]}, {1: [0, 0], 2: [0, 0]}))
+    assert shown(found)[0] == ("all", 4.0, 2.0)
+
+
+def test_deep_models_have_four_bands_in_order():
+    layers = {layer: [1, 1] for layer in range(3, 61)}
+    found = imbalances(group(layers, layers))
+    assert [each.layers for each in found] == ["all", "3-16", "17-31", "32-45", "46-60"]
+
+
+def test_hottest_experts_come_first_with_where_they_are():
+    found = hottest(group({1: [9, 1]}, {1: [1, 1]}), most=2)
+    assert found == (
+        HotExpert(name(1), 0, (0,), 9, 3.0),
+        HotExpert(name(1), 1, (0,), 1, 1 / 3),
+    )
+
+
+def test_a_replicated_expert_is_one_expert_on_two_ranks():
+    found = hottest(group({1: [4, 1]}, {1: [4, 1]}, ids=[(0, 1), (0, 2)]), most=1)
+    assert found == (HotExpert(name(1), 0, (0, 1), 8, 2.4),)
+
+
+counts = st.lists(st.integers(0, 10**9), min_size=2, max_size=2)
+
+
+@given(st.lists(st.dictionaries(st.integers(0, 70), counts, max_size=12), min_size=1, max_size=6))
+def test_labels_are_few_and_ratios_at_least_one(ranks):
+    found = imbalances(group(*ranks))
+    assert len(found) <= 5
+    assert len({each.layers for each in found}) == len(found)
+    for each in found:
+        assert 1 - 1e-9 <= each.ranks <= len(ranks) + 1e-9
+        assert 1 - 1e-9 <= each.experts <= 2 * len(ranks) + 1e-9
