@@ -93,6 +93,11 @@ faults-replay: venv ## Print one history of the simulated cluster (SEED=1)
 affinity: venv ## What prefix affinity is worth against load alone (ARGS="--trace FILE")
 	@exec .venv/bin/python -m loadtest.affinity $(ARGS)
 
+.PHONY: autoscale-demo
+autoscale-demo: venv ## Groups follow the load, 0 to 2 and back, on real Prometheus and Ray Serve (5 minutes)
+	@.ci/tools
+	@exec .venv/bin/python -m loadtest.autoscale $(ARGS)
+
 .PHONY: doctor
 doctor: venv ## Check this machine and say what to do
 	@.venv/bin/moe-serving doctor $(ARGS)

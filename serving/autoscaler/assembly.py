@@ -1,5 +1,8 @@
 """Builds the autoscaler from settings, and takes it apart again."""
 
+import asyncio
+import os
+import socket
 import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -7,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+import structlog
 from prometheus_client import start_http_server
 
 from serving.autoscaler.actuators.actuator import Actuator
@@ -23,6 +27,8 @@ from serving.clock import SystemClock
 from serving.errors import SettingsError
 from serving.settings import AutoscalerSettings, Settings
 from serving.telemetry import metrics
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger("serving.autoscaler")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +82,11 @@ async def assembled(settings: Settings, *, dry_run: bool) -> AsyncIterator[Assem
             groups=routers,
             drains=drains,
         )
+        leading: Callable[[], bool] = _always
+        if law.kubernetes.enabled:
+            actuator, leading = await _on_kubernetes(stack, law, actuator, routers, drains, dry_run)
+        else:
+            metrics.AUTOSCALER_LEADER.set(1)
         state = PolicyState() if law.state_file is None else load_state(Path(law.state_file))
         signals = Signals(
             PrometheusApi(client, law.prometheus_url, law.prometheus_timeout), routers, law
@@ -89,8 +100,57 @@ async def assembled(settings: Settings, *, dry_run: bool) -> AsyncIterator[Assem
             state=state,
             dry_run=dry_run,
         )
-        metrics.AUTOSCALER_LEADER.set(1)
-        yield Assembly(autoscaler, lambda: True)
+        yield Assembly(autoscaler, leading)
+
+
+async def _on_kubernetes(
+    stack: AsyncExitStack,
+    law: AutoscalerSettings,
+    groups: Actuator,
+    routers: Routers,
+    drains: Drains,
+    dry_run: bool,  # noqa: FBT001  handed on
+) -> tuple[Actuator, Callable[[], bool]]:
+    """Add the worker group, the election and the watch over nodes; they end with ``stack``."""
+    from serving.autoscaler.actuators.kubernetes import KubernetesActuator
+    from serving.autoscaler.actuators.kubernetes_api import KubernetesApi, cluster_configuration
+    from serving.autoscaler.actuators.lease import LeaseElection
+    from serving.autoscaler.actuators.node_watch import NodeWatch
+    from serving.autoscaler.actuators.worker_group import WorkerGroupActuator
+
+    api = KubernetesApi(law.kubernetes, await cluster_configuration())
+    stack.push_async_callback(api.close)
+    workers = WorkerGroupActuator(api, law.kubernetes, routers)
+    if dry_run:
+        # Asks for no lease: another one decides, this one only tells what it would do.
+        return groups, _always
+    identity = f"{socket.gethostname()}-{os.getpid()}"
+    election = LeaseElection(api, law.kubernetes, identity, SystemClock())
+    stack.push_async_callback(election.release)
+    watch = NodeWatch(api, workers, routers, drains)
+
+    async def look_after_nodes() -> None:
+        while True:
+            if election.leading:
+                try:
+                    await watch.look()
+                except Exception:
+                    metrics.AUTOSCALER_FAILURES.labels("nodes").inc()
+                    log.exception("a look at the nodes failed")
+            await asyncio.sleep(law.interval)
+
+    for task in (asyncio.create_task(election.run()), asyncio.create_task(look_after_nodes())):
+        stack.push_async_callback(_ended, task)
+    return KubernetesActuator(groups, workers), lambda: election.leading
+
+
+def _always() -> bool:
+    return True
+
+
+async def _ended(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.wait([task])
 
 
 def serve_metrics(law: AutoscalerSettings) -> Callable[[], None]:

@@ -63,6 +63,10 @@ class PolicyState:
     """(time, groups) that the votes came to, over the longer of the two windows."""
     idle_since: float | None = None
     warming_since: float | None = None
+    asleep: bool = False
+    """No group was ready when last known."""
+    woke_at: float | None = None
+    """When the first group became ready after that."""
     capacity: float | None = None
     """Tokens per second of one group, learnt while requests queued."""
     spent_day: int = 0

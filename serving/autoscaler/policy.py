@@ -94,13 +94,15 @@ def _bounded(current: int, stepped: int, limits: Limits, reason: str) -> tuple[i
 def _timed(
     seen: Observation, state: PolicyState, now: float, settings: AutoscalerSettings
 ) -> PolicyState:
-    """Note since when the fleet is idle, and since when groups are missing."""
+    """Note since when the fleet is idle, groups are missing, and when it last woke."""
     ready = ready_groups(seen, settings)
     missing = ready is not None and ready < seen.target
     warming = (state.warming_since if state.warming_since is not None else now) if missing else None
+    asleep = state.asleep if ready is None else ready == 0
+    woke_at = now if state.asleep and not asleep else state.woke_at
     idle = _idle(seen, settings)
     since = (state.idle_since if state.idle_since is not None else now) if idle else None
-    return replace(state, idle_since=since, warming_since=warming)
+    return replace(state, idle_since=since, warming_since=warming, asleep=asleep, woke_at=woke_at)
 
 
 def _idle(seen: Observation, settings: AutoscalerSettings) -> bool:

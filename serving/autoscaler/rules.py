@@ -16,6 +16,7 @@ from serving.autoscaler.decision import PolicyState, Stance, Vote
 from serving.autoscaler.snapshot import Observation, Reading, Signal
 from serving.settings import AutoscalerSettings
 
+_WAKING = "the first group is ready since less than a window: waits of parked requests are in it"
 _EPSILON = 1e-9
 """Keeps ``ceil`` from counting rounding errors as groups."""
 
@@ -36,6 +37,9 @@ class Facts:
     """Seconds without any work; 0 while there is some or it is not known."""
     capacity: float | None
     """Tokens per second of one group."""
+    waking: bool
+    """The window still holds the waits of requests that were parked while no group was ready:
+    they say nothing about how many groups the load needs."""
 
     def usable(self, signal: Signal) -> bool:
         """Return whether the signal is there and neither old nor full of gaps."""
@@ -72,6 +76,7 @@ def facts_of(
         lost=0 if in_time else missing,
         idle_for=0.0 if state.idle_since is None else now - state.idle_since,
         capacity=settings.group_tokens_per_second or state.capacity,
+        waking=state.woke_at is not None and now - state.woke_at < settings.window,
     )
 
 
@@ -89,6 +94,8 @@ def slo_pressure(facts: Facts) -> Vote:
     """Vote by the worse of the two latencies, each over its objective."""
     rule = "slo pressure"
     settings = facts.settings
+    if facts.waking:
+        return _stay(facts, rule, _WAKING)
     if not facts.usable(Signal.REQUEST_RATE):
         return _stay(facts, rule, "the request rate is stale or missing")
     worst, what = 0.0, "no requests"
@@ -111,6 +118,8 @@ def queue_wait(facts: Facts) -> Vote:
     """Vote by the wait in the admission queue over its objective."""
     rule = "queue wait"
     signal = Signal.QUEUE_WAIT_P90
+    if facts.waking:
+        return _stay(facts, rule, _WAKING)
     if not facts.usable(Signal.QUEUE_REQUESTS):
         return _stay(facts, rule, "the queue's length is stale or missing")
     if facts.usable(signal):

@@ -87,17 +87,18 @@ class Prometheus:
         self.process.wait()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def page():
     page = Page()
     yield page
     page.close()
 
 
-@pytest.fixture
-def prometheus(tmp_path, page):
+@pytest.fixture(scope="module")
+def prometheus(tmp_path_factory, page):
+    """One for all tests of a module: it takes 5 s until it scrapes."""
     if not (TOOLS / "prometheus").exists():
         pytest.skip("no Prometheus in .tools: .ci/tools fetches it and says if it cannot")
-    server = Prometheus(tmp_path, page.address)
+    server = Prometheus(tmp_path_factory.mktemp("prometheus"), page.address)
     yield server
     server.stop()

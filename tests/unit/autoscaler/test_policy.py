@@ -83,6 +83,15 @@ def test_to_zero_and_back():
     assert decision.reason == "parked: 2 requests are parked, no group is ready"
 
 
+def test_the_wait_for_the_first_group_does_not_ask_for_a_second():
+    _, state = target(observation(1, ready=0, parked=1, base=IDLE), now=NOW)
+    cold = observation(1, ttft_p90=46.0, queue_wait_p90=46.0, token_rate=100.0)
+    got, state = target(cold, state, NOW + 46)
+    assert got == 1
+    assert target(cold, state, NOW + 105)[0] == 1
+    assert target(cold, state, NOW + 106)[0] > 1
+
+
 def test_parked_requests_wake_a_blind_autoscaler():
     decision, _ = decide(Observation(0, FleetCounts(0, 1), {}), PolicyState(), NOW, settings(), 2.0)
     assert decision.blind
@@ -136,6 +145,8 @@ states = st.builds(
     ),
     idle_since=st.one_of(st.none(), st.floats(NOW - 2000, NOW)),
     warming_since=st.one_of(st.none(), st.floats(NOW - 2000, NOW)),
+    asleep=st.booleans(),
+    woke_at=st.one_of(st.none(), st.floats(NOW - 200, NOW)),
     capacity=st.one_of(st.none(), st.floats(1, 1e4)),
     spent_day=st.just(20_000),
     spent=st.floats(0, 500),

@@ -19,6 +19,8 @@ def vote(rule, seen, state=START, **changes):
     return found.stance, found.groups
 
 
+JUST_AWAKE = PolicyState(woke_at=NOW - 59)
+AWAKE = PolicyState(woke_at=NOW - 60)
 WARMING = PolicyState(warming_since=NOW - 10)
 OVERDUE = PolicyState(warming_since=NOW - 601)
 
@@ -41,6 +43,8 @@ OVERDUE = PolicyState(warming_since=NOW - 601)
             observation(4, ready=2, ttft_p90=1.2), OVERDUE, (VOTE, 5), id="overdue-gets-none"
         ),
         pytest.param(observation(2, ttft_p90=0.1), PolicyState(), (VOTE, 1), id="low"),
+        pytest.param(observation(1, ttft_p90=46.0), JUST_AWAKE, (STAY, 1), id="cold-start"),
+        pytest.param(observation(1, ttft_p90=46.0), AWAKE, (VOTE, 3), id="after-the-cold-start"),
         pytest.param(
             observation(2, ttft_p90=0.41), PolicyState(), (VOTE, 2), id="one-fewer-would-be-high"
         ),
@@ -84,6 +88,12 @@ def test_slo_pressure(seen, state, expected):
 )
 def test_queue_wait(seen, expected):
     assert vote(rules.queue_wait, seen) == expected
+
+
+def test_waits_of_a_cold_start_are_not_counted():
+    seen = observation(1, queue_wait_p90=46.0)
+    assert vote(rules.queue_wait, seen, JUST_AWAKE) == (STAY, 1)
+    assert vote(rules.queue_wait, seen, AWAKE) == (VOTE, 3)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,200 @@
+"""The API server through the official client: bounded calls, backoff, errors of ours.
+
+Retried: throttling (429, after as long as it asks), server errors, time-outs, lost connections.
+Not retried here: conflicts (409, and 422 when a JSON patch's ``test`` fails): the caller must
+read again first.
+"""
+
+import asyncio
+import os
+import random
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Any
+
+import aiohttp
+from kubernetes.aio import client, config
+from kubernetes.aio.client.exceptions import ApiException
+
+from serving.autoscaler.actuators.actuator import ActuatorError
+from serving.errors import SettingsError
+from serving.settings import KubernetesSettings
+
+_FIRST_BACKOFF = 0.25
+_MOST_BACKOFF = 4.0
+_THROTTLED = 429
+_SERVER_ERROR = 500
+_NOT_FOUND = 404
+_CONFLICTS = frozenset({409, 422})
+
+
+class Conflict(ActuatorError):
+    """Somebody else changed the object in between: read it again."""
+
+
+class NotThere(ActuatorError):
+    """There is no such object."""
+
+
+class KubernetesApi:
+    """One API server."""
+
+    def __init__(
+        self,
+        settings: KubernetesSettings,
+        configuration: Any,
+        *,
+        pause: Callable[[float], Awaitable[object]] = asyncio.sleep,
+        chance: Callable[[], float] = random.random,
+    ) -> None:
+        """Talk to the server of ``configuration``; ``pause`` waits, ``chance`` jitters."""
+        self._settings = settings
+        self._client = client.ApiClient(configuration)
+        self._custom = client.CustomObjectsApi(self._client)
+        self._core = client.CoreV1Api(self._client)
+        self._pause = pause
+        self._chance = chance
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._client.close()  # type: ignore[no-untyped-call]
+
+    async def get(self, group: str, plural: str, name: str) -> dict[str, Any]:
+        """Return an object of an API group (``group/version``) in the settings' namespace.
+
+        Raises:
+            NotThere: there is none.
+            ActuatorError: the server does not answer or refuses.
+        """
+        found: dict[str, Any] = await self._call(
+            f"get {plural} {name}",
+            lambda: self._custom.get_namespaced_custom_object(
+                *self._path(group, plural), name, _request_timeout=self._timeout
+            ),
+        )
+        return found
+
+    async def create(self, group: str, plural: str, body: dict[str, Any]) -> None:
+        """Create an object.
+
+        Raises:
+            Conflict: there is one of that name already.
+            ActuatorError: as for ``get``.
+        """
+        await self._call(
+            f"create {plural}",
+            lambda: self._custom.create_namespaced_custom_object(
+                *self._path(group, plural), body, _request_timeout=self._timeout
+            ),
+        )
+
+    async def patch(self, group: str, plural: str, name: str, patch: list[dict[str, Any]]) -> None:
+        """Apply a JSON patch (RFC 6902); its ``test`` operations make it compare and swap.
+
+        Raises:
+            Conflict: a test failed.
+            ActuatorError: as for ``get``.
+        """
+        await self._call(
+            f"patch {plural} {name}",
+            lambda: self._custom.patch_namespaced_custom_object(
+                *self._path(group, plural), name, patch, _request_timeout=self._timeout
+            ),
+        )
+
+    async def pods(self, selector: str) -> list[Any]:
+        """Return the pods of the namespace with these labels.
+
+        Raises:
+            ActuatorError: as for ``get``.
+        """
+        found = await self._call(
+            "list pods",
+            lambda: self._core.list_namespaced_pod(
+                self._settings.namespace, label_selector=selector, _request_timeout=self._timeout
+            ),
+        )
+        return list(found.items)
+
+    async def nodes(self) -> list[Any]:
+        """Return all nodes of the cluster.
+
+        Raises:
+            ActuatorError: as for ``get``.
+        """
+        found = await self._call(
+            "list nodes", lambda: self._core.list_node(_request_timeout=self._timeout)
+        )
+        return list(found.items)
+
+    @property
+    def _timeout(self) -> float:
+        return float(self._settings.api_timeout)
+
+    def _path(self, group: str, plural: str) -> tuple[str, str, str, str]:
+        name, version = group.split("/")
+        return name, version, self._settings.namespace, plural
+
+    async def _call(self, what: str, call: Callable[[], Awaitable[Any]]) -> Any:
+        backoff = _FIRST_BACKOFF
+        cause: Exception
+        for attempt in range(1, self._settings.attempts + 1):
+            try:
+                # The client's own time-out does not cover all that it does.
+                async with asyncio.timeout(self._timeout):
+                    return await call()
+            except ApiException as error:
+                asked = _check_final(what, error)
+                reason, cause = f"{error.status} {error.reason}", error
+            except (TimeoutError, aiohttp.ClientError, OSError) as error:
+                asked, reason, cause = 0.0, type(error).__name__, error
+            if attempt == self._settings.attempts:
+                raise ActuatorError(
+                    f"Kubernetes: {what} failed {attempt} times, at last with {reason}"
+                ) from cause
+            # Full jitter from half: several autoscalers must not come back together.
+            await self._pause(max(asked, backoff * (0.5 + self._chance() / 2)))
+            backoff = min(2 * backoff, _MOST_BACKOFF)
+        raise AssertionError("the last attempt returns or raises")
+
+
+async def cluster_configuration() -> Any:
+    """Return how the API server is reached: from inside a pod, else as kubectl does.
+
+    Raises:
+        SettingsError: neither is there.
+    """
+    configuration = client.Configuration()  # without retries of its own
+    try:
+        config.load_incluster_config(  # type: ignore[no-untyped-call]
+            client_configuration=configuration
+        )
+    except config.ConfigException:
+        try:
+            await config.load_kube_config(  # type: ignore[no-untyped-call]
+                config_file=os.environ.get("KUBECONFIG"), client_configuration=configuration
+            )
+        except config.ConfigException as error:
+            raise SettingsError(
+                "autoscaler.kubernetes.enabled, and no cluster is configured: run in a pod with a "
+                "service account, or set KUBECONFIG"
+            ) from error
+    return configuration
+
+
+def _check_final(what: str, error: ApiException) -> float:
+    """Return for how long to wait before another try, in seconds.
+
+    Raises:
+        ActuatorError: another try would not help.
+    """
+    status = int(error.status or 0)
+    if status in _CONFLICTS or "JsonPatchTestFailed" in str(error.body):
+        raise Conflict(f"Kubernetes: {what}: changed by somebody else") from error
+    if status == _NOT_FOUND:
+        raise NotThere(f"Kubernetes: {what}: not found") from error
+    if status != _THROTTLED and 0 < status < _SERVER_ERROR:
+        raise ActuatorError(f"Kubernetes: {what}: {status} {error.reason}") from error
+    with suppress(ValueError):  # it may be a date
+        return min(float((error.headers or {}).get("Retry-After", 0)), _MOST_BACKOFF)
+    return 0.0

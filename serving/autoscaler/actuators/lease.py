@@ -1,0 +1,134 @@
+"""Leader election by a Lease: of several autoscalers one decides.
+
+Takes and renews by compare and swap (a JSON patch that tests what was read). Clocks of other
+machines do not matter: a lease is dead when it has not changed for its duration, as seen from here
+(the way of client-go). A leader that cannot renew in two thirds of it stops deciding.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import structlog
+
+from serving.autoscaler.actuators.actuator import ActuatorError
+from serving.autoscaler.actuators.kubernetes_api import Conflict, KubernetesApi, NotThere
+from serving.clock import Clock
+from serving.settings import KubernetesSettings
+from serving.telemetry import metrics
+
+LEASES_GROUP = "coordination.k8s.io/v1"
+LEASES = "leases"
+_RENEWALS = 5
+"""Tries to renew in one duration."""
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger("serving.autoscaler")
+
+
+class LeaseElection:
+    """One candidate."""
+
+    def __init__(
+        self, api: KubernetesApi, settings: KubernetesSettings, identity: str, clock: Clock
+    ) -> None:
+        """Run for the settings' lease as ``identity``, which no other candidate may have."""
+        self._api = api
+        self._settings = settings
+        self._identity = identity
+        self._clock = clock
+        self._seen: tuple[object, object] | None = None
+        self._seen_at = 0.0
+        self._renewed_at: float | None = None
+
+    @property
+    def leading(self) -> bool:
+        """Whether this process may decide now."""
+        if self._renewed_at is None:
+            return False
+        since = self._clock.monotonic() - self._renewed_at
+        return since < self._settings.lease_seconds * 2 / 3
+
+    async def try_once(self) -> None:
+        """Take the lease if it is free or dead, or renew it. Never raises for a failed try."""
+        begun = self._clock.monotonic()
+        try:
+            won = await self._try(begun)
+        except Conflict:
+            won = False
+        except ActuatorError as error:
+            metrics.AUTOSCALER_FAILURES.labels("leader").inc()
+            log.warning("lease", error=str(error))
+            metrics.AUTOSCALER_LEADER.set(self.leading)
+            return
+        if won != self.leading:
+            log.info("leader" if won else "not the leader", identity=self._identity)
+        self._renewed_at = begun if won else None
+        metrics.AUTOSCALER_LEADER.set(won)
+
+    async def run(self, pause: Callable[[float], Awaitable[object]] = asyncio.sleep) -> None:
+        """Try for ever."""
+        while True:
+            await self.try_once()
+            await pause(self._settings.lease_seconds / _RENEWALS)
+
+    async def release(self) -> None:
+        """Let another one decide at once; what fails here the lease's duration mends."""
+        if self._renewed_at is None:
+            return
+        self._renewed_at = None
+        metrics.AUTOSCALER_LEADER.set(0)
+        name = self._settings.lease
+        patch = [
+            {"op": "test", "path": "/spec/holderIdentity", "value": self._identity},
+            {"op": "add", "path": "/spec/holderIdentity", "value": ""},
+        ]
+        try:
+            await self._api.patch(LEASES_GROUP, LEASES, name, patch)
+        except ActuatorError as error:
+            log.warning("lease not released", error=str(error))
+
+    async def _try(self, now: float) -> bool:
+        name = self._settings.lease
+        try:
+            lease = await self._api.get(LEASES_GROUP, LEASES, name)
+        except NotThere:
+            body = {
+                "apiVersion": LEASES_GROUP,
+                "kind": "Lease",
+                "metadata": {"name": name},
+                "spec": self._spec(transitions=0, taken=True),
+            }
+            await self._api.create(LEASES_GROUP, LEASES, body)
+            return True
+        spec: dict[str, Any] = lease.get("spec") or {}
+        holder = spec.get("holderIdentity")
+        seen = (holder, spec.get("renewTime"))
+        if seen != self._seen:
+            self._seen, self._seen_at = seen, now
+        mine = holder == self._identity
+        duration = float(spec.get("leaseDurationSeconds") or self._settings.lease_seconds)
+        if holder and not mine and now - self._seen_at < duration:
+            return False
+        transitions = int(spec.get("leaseTransitions") or 0)
+        new = self._spec(transitions=transitions + (not mine), taken=not mine)
+        tests = [
+            {"op": "test", "path": f"/spec/{key}", "value": spec[key]}
+            for key in ("holderIdentity", "renewTime")
+            if key in spec
+        ]
+        changes = [
+            {"op": "add", "path": f"/spec/{key}", "value": value} for key, value in new.items()
+        ]
+        await self._api.patch(LEASES_GROUP, LEASES, name, tests + changes)
+        return True
+
+    def _spec(self, *, transitions: int, taken: bool) -> dict[str, Any]:
+        at = datetime.fromtimestamp(self._clock.time(), UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        spec: dict[str, Any] = {
+            "holderIdentity": self._identity,
+            "leaseDurationSeconds": max(1, round(self._settings.lease_seconds)),
+            "renewTime": at,
+            "leaseTransitions": transitions,
+        }
+        return spec | {"acquireTime": at} if taken else spec
