@@ -64,7 +64,8 @@ check: venv-dev ## Lint, formatting, types, import rules, generated code
 chart: venv-dev ## The Helm chart: generated files, lint, rendering, schemas, refusals (Helm 3 and 4)
 	@.ci/tools
 	@.venv/bin/python helm/generate.py --check
-	@.venv/bin/python -m pytest tests/helm $(ARGS)
+	@.venv/bin/python -m pytest tests/helm tests/unit/engine/test_memory.py \
+	    tests/unit/engine/test_serve_app.py tests/unit/cli/test_presets.py $(ARGS)
 
 .PHONY: fmt
 fmt: venv-dev ## Format the code and mend what ruff can
