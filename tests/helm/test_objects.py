@@ -5,9 +5,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import yaml
 
 from serving.engine.serve_app import build
-from serving.settings import load_settings
+from serving.settings import Settings, load_settings
 from tests.helm.chart import (
     PRESETS,
     find,
@@ -48,8 +49,8 @@ def test_a_groups_pods_hold_its_ranks(preset: str, pool: str) -> None:
 
     assert (settings["data_parallel"], settings["tensor_parallel"]) == (data, tensor)
     assert pods * a_pod == data
-    assert group["numOfHosts"] == pods
-    assert group["replicas"] == groups
+    assert group["replicas"] == group["minReplicas"] == groups * pods
+    assert group["maxReplicas"] % pods == 0
     assert app["deployments"] == [{"name": "ranks", "num_replicas": groups * data}]
 
     # Ray is told what the pod gets, and that is what its ranks ask for together.
@@ -201,23 +202,55 @@ def test_pods_have_no_rights_that_they_do_not_need(preset: str) -> None:
 
 
 def test_the_autoscalers_rights_are_the_least() -> None:
-    role = find(render("everything"), "Role")
-    assert role["rules"] == [
+    objects = render("everything")
+    # What serving/autoscaler calls: the worker group's replicas, its pods, the Lease, the nodes.
+    assert find(objects, "Role")["rules"] == [
         {
             "apiGroups": ["ray.io"],
-            "resources": ["rayservices"],
-            "resourceNames": ["serve-moe-serving"],
+            "resources": ["rayclusters"],
+            "resourceNames": ["serve-moe-serving-abcde"],
             "verbs": ["get", "patch"],
         },
+        {"apiGroups": [""], "resources": ["pods"], "verbs": ["list"]},
         {"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "verbs": ["create"]},
         {
             "apiGroups": ["coordination.k8s.io"],
             "resources": ["leases"],
             "resourceNames": ["serve-moe-serving-autoscaler"],
-            "verbs": ["get", "update", "patch"],
+            "verbs": ["get", "patch"],
         },
     ]
-    assert not [i for i in render() if i["kind"] in {"Role", "RoleBinding", "ServiceAccount"}]
+    assert find(objects, "ClusterRole")["rules"] == [
+        {"apiGroups": [""], "resources": ["nodes"], "verbs": ["list"]}
+    ]
+    kinds = {item["kind"] for item in render()}
+    assert not kinds & {"Role", "RoleBinding", "ClusterRole", "ClusterRoleBinding"}
+    assert "ServiceAccount" not in kinds
+
+
+def test_the_autoscaler_is_told_the_worker_group() -> None:
+    objects = render("everything")
+    text = find(objects, "ConfigMap", "-settings")["data"]["autoscaler.yaml"]
+    settings = yaml.safe_load(text)
+    law = settings["autoscaler"]
+    group = workers(objects)[law["kubernetes"]["worker_group"]]
+    assert law["max_groups"] * law["kubernetes"]["workers_per_group"] == group["maxReplicas"]
+    assert settings["ray"]["app_name"] == serve_config(objects)["applications"][0]["name"]
+    assert law["kubernetes"]["lease"] == "serve-moe-serving-autoscaler"
+    assert law["gpus_per_group"] == 16
+    assert law["ttft_slo"] == 1.5
+    spec = find(objects, "Deployment", "-autoscaler")["spec"]["template"]["spec"]
+    files = {value for key, value in law.items() if key.endswith("_file")}
+    assert files == set(_mounted(spec)) & files != set()
+
+
+@pytest.mark.skipif("autoscaler" not in Settings.model_fields, reason="no autoscaler here yet")
+def test_the_autoscalers_settings_load(tmp_path: Any) -> None:
+    file = tmp_path / "autoscaler.yaml"
+    data = find(render("everything"), "ConfigMap", "-settings")["data"]
+    file.write_text(data["autoscaler.yaml"], "utf-8")
+    loaded = load_settings(file).model_dump()["autoscaler"]
+    assert loaded["kubernetes"]["workers_per_group"] == 2
 
 
 @pytest.mark.parametrize("preset", ALL)

@@ -19,6 +19,13 @@ CPU: dict[str, Any] = {
     "resources": {"cpu": "1", "memory": "4Gi"},
 }
 MODEL = {"attentionHeads": 128, "keyValueHeads": 128, "routedExperts": 256}
+SCALER = {
+    "enabled": True,
+    "cluster": "c",
+    "prometheusUrl": "http://prometheus:9090",
+    "existingSecret": "key",
+}
+AUTOSCALED: dict[str, Any] = {"ray": {"auth": {"existingSecret": "token"}}}
 
 
 def gpu(model: dict[str, Any] | None = None, **values: Any) -> dict[str, Any]:
@@ -165,6 +172,27 @@ SENSELESS = [
         ["role metrics", "openMetrics"],
         id="metrics-without-key",
     ),
+    pytest.param(AUTOSCALED | {"autoscaler": SCALER | {"pool": "x"}}, ["no pool x"], id="no-pool"),
+    pytest.param(
+        AUTOSCALED | {"autoscaler": SCALER | {"cluster": ""}}, ["RayCluster"], id="no-cluster"
+    ),
+    pytest.param(
+        AUTOSCALED | {"autoscaler": SCALER | {"prometheusUrl": ""}}, ["Prometheus"], id="no-metrics"
+    ),
+    pytest.param(
+        AUTOSCALED | {"autoscaler": SCALER | {"existingSecret": ""}}, ["role admin"], id="no-key"
+    ),
+    pytest.param({"autoscaler": SCALER}, ["ray.auth.existingSecret"], id="no-token-of-ray"),
+    pytest.param(
+        AUTOSCALED | {"autoscaler": SCALER | {"minGroups": 2}},
+        ["minGroups 2 is more than maxGroups 1"],
+        id="least-above-most",
+    ),
+    pytest.param(
+        AUTOSCALED | {"autoscaler": SCALER | {"minGroups": 0}},
+        ["readyWhenParked"],
+        id="nobody-to-park",
+    ),
     pytest.param({"ingress": {"enabled": True}}, ["ingress.host"], id="ingress-without-host"),
     pytest.param({"gateway": {"enabled": True}}, ["parentRefs"], id="gateway-without-parent"),
     pytest.param(
@@ -243,6 +271,7 @@ def test_malformed(values: dict[str, Any], word: str, helm: str) -> None:
     "values",
     [
         pytest.param(gpu(), id="gpu"),
+        pytest.param(AUTOSCALED | {"autoscaler": SCALER}, id="autoscaler"),
         pytest.param(gpu(parallelism={"data": 16}), id="two-pods"),
         pytest.param(
             gpu(parallelism={"data": 2, "tensor": 8, "replicateKv": True}), id="mla-if-asked"

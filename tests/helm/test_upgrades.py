@@ -91,7 +91,7 @@ def cluster(**values: Any) -> Any:
 def test_more_groups_scale_in_place() -> None:
     grown = {"pools": [POOL | {"groups": 3}]}
     assert cluster(**grown) == cluster()
-    assert workers(render(**grown))["cpu"]["replicas"] == 3
+    assert workers(render(**grown))["cpu"]["replicas"] == 6
     before, after = (serve_config(o)["applications"][0] for o in (render(), render(**grown)))
     assert after["deployments"][0]["num_replicas"] == 6
     # Serve restarts all replicas when the arguments change, and none when the number does.

@@ -106,6 +106,30 @@
 {{- if and $v.monitoring.serviceMonitor.enabled (not $v.monitoring.serviceMonitor.existingSecret) (not $s.openMetrics) (not $s.insecure) -}}
 {{- fail "monitoring.serviceMonitor: /metrics takes an API key of role metrics: name its Secret in existingSecret, or set security.openMetrics" -}}
 {{- end -}}
+{{- if $v.autoscaler.enabled -}}
+{{- if and $v.autoscaler.pool (not (has $v.autoscaler.pool $names)) -}}
+{{- fail (printf "autoscaler.pool: there is no pool %s" $v.autoscaler.pool) -}}
+{{- end -}}
+{{- if not $v.autoscaler.cluster -}}
+{{- fail "autoscaler.cluster: install without the autoscaler first, then name the RayCluster that KubeRay made (kubectl get raycluster)" -}}
+{{- end -}}
+{{- if not $v.autoscaler.prometheusUrl -}}
+{{- fail "autoscaler.prometheusUrl: name the Prometheus that scrapes the routers" -}}
+{{- end -}}
+{{- if and (not $v.autoscaler.existingSecret) (not $s.insecure) -}}
+{{- fail "autoscaler.existingSecret: name the Secret with an API key of role admin" -}}
+{{- end -}}
+{{- if and $v.ray.auth.enabled (not $v.ray.auth.existingSecret) -}}
+{{- fail "autoscaler: it needs Ray's token: name its Secret in ray.auth.existingSecret" -}}
+{{- end -}}
+{{- $scaled := include "moe-serving.scaledPool" . | fromJson -}}
+{{- if gt (int $v.autoscaler.minGroups) (int $scaled.maxGroups) -}}
+{{- fail (printf "autoscaler.minGroups %d is more than maxGroups %d of pool %s" (int $v.autoscaler.minGroups) (int $scaled.maxGroups) $scaled.name) -}}
+{{- end -}}
+{{- if and (eq (int $v.autoscaler.minGroups) 0) (not $v.router.readyWhenParked) -}}
+{{- fail "autoscaler.minGroups 0: set router.readyWhenParked, or no router would be ready to park the request that starts a group" -}}
+{{- end -}}
+{{- end -}}
 {{- if and $v.ingress.enabled (not $v.ingress.host) -}}
 {{- fail "ingress.host: name the host" -}}
 {{- end -}}
