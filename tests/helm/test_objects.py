@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 import yaml
 
+from serving.edge.exposure import require_guarded
+from serving.engine.cluster import OBJECT_STORE_BYTES
 from serving.engine.serve_app import build
 from serving.settings import Settings, load_settings
 from tests.helm.chart import (
@@ -83,6 +85,23 @@ def test_the_settings_file_loads(preset: str, tmp_path: Any) -> None:
     grace = deployment["terminationGracePeriodSeconds"]
     pause = deployment["containers"][0]["lifecycle"]["preStop"]["sleep"]["seconds"]
     assert grace >= pause + settings.router.drain_timeout + 5
+
+
+@pytest.mark.parametrize("preset", ALL)
+def test_a_router_would_start_with_these_settings(preset: str, tmp_path: Any) -> None:
+    file = tmp_path / "settings.yaml"
+    file.write_text(
+        find(render(preset), "ConfigMap", "-settings")["data"]["settings.yaml"], "utf-8"
+    )
+    # Refuses what is open to the network without keys, TLS or join credentials.
+    require_guarded(load_settings(file))
+
+
+def test_ray_keeps_no_memory_for_objects() -> None:
+    cluster = find(render("everything"), "RayService")["spec"]["rayClusterConfig"]
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        store = int(group["rayStartParams"]["object-store-memory"])
+        assert OBJECT_STORE_BYTES <= store <= 2 * OBJECT_STORE_BYTES
 
 
 def test_settings_of_ones_own_win_over_the_defaults() -> None:

@@ -47,7 +47,8 @@
   "link.token_file" "security.joinToken" "security.keys_file" "security.apiKeys"
   "security.join_token_file" "security.joinToken" "security.tls_cert_file" "security.tls"
   "security.tls_key_file" "security.tls" "security.join_tls_cert_file" "security.joinTls"
-  "security.join_tls_key_file" "security.joinTls" "security.insecure" "security.insecure" -}}
+  "security.join_tls_key_file" "security.joinTls" "security.insecure" "security.insecure"
+  "autoscaler" "autoscaler.settings" -}}
 {{- range $path, $value := $computed -}}
 {{- $parts := splitList "." $path -}}
 {{- $at := get $v.settings (first $parts) -}}

@@ -24,6 +24,7 @@ is a pod; a group has several. */}}
   rayStartParams:
     num-cpus: {{ ceil $cpus | int | quote }}
     num-gpus: {{ $pool.gpusPerPod | int | quote }}
+    object-store-memory: "100000000"
     # As KubeRay's and Ray's own readers of it want it: JSON in quotes of its own.
     resources: {{ printf "\"{\\\"pool-%s\\\": 1}\"" $pool.name | squote }}
   template:
