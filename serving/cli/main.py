@@ -37,6 +37,7 @@ COMMANDS: tuple[Command, ...] = (
     Command("cordon", "serving.cli.operate", "cordon_command", "Give a group no new work."),
     Command("uncordon", "serving.cli.operate", "uncordon_command", "Give a group work again."),
     Command("keys", "serving.cli.keys", "keys_command", "Make and list API keys."),
+    Command("weights", "serving.cli.weights", "weights_command", "Fetch weights onto a volume."),
     Command("group", "serving.cli.group", "group_command", "Deploy groups of ranks on Ray."),
 )
 

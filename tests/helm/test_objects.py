@@ -395,6 +395,30 @@ def test_the_test_asks_readyz() -> None:
     assert "https://serve-moe-serving-rest.prod.svc:8000/readyz" in script
 
 
+def test_weights_are_fetched_once_and_waited_for() -> None:
+    objects = render("everything")
+    job = find(objects, "Job")["spec"]["template"]["spec"]
+    (fetch,) = job["containers"]
+    source = ["deepseek-ai/DeepSeek-R1", "/models/r1", "--revision"]
+    assert fetch["args"][:5] == ["weights", "fetch", *source]
+    (mount,) = [m for m in fetch["volumeMounts"] if m["name"] == "model"]
+    assert "readOnly" not in mount
+    waiting = pod_specs(objects)
+    for name in ("serve-moe-serving-router", "pool h200", "pool h100-spot"):
+        (first,) = waiting[name]["initContainers"]
+        assert first["args"][:5] == ["weights", "wait", *source]
+        (mount,) = [m for m in first["volumeMounts"] if m["name"] == "model"]
+        assert mount["readOnly"] is True
+    for spec in pod_specs(render("deepseek-r1-2x8-h200")).values():
+        assert "initContainers" not in spec
+
+
+def test_another_revision_is_another_job() -> None:
+    name = find(render("everything"), "Job")["metadata"]["name"]
+    other = render("everything", model={"download": {"revision": "f" * 40}})
+    assert find(other, "Job")["metadata"]["name"] != name
+
+
 def test_pool_names_are_no_part_of_another_pools_application() -> None:
     apps = [app["name"] for app in serve_config(render("everything"))["applications"]]
     assert apps == ["serve-moe-serving-h200", "serve-moe-serving-h100-spot"]

@@ -125,6 +125,20 @@ SENSELESS = [
     pytest.param(
         {"model": {"volume": {"type": "claim", "claimName": "w"}}}, ["model.path"], id="no-path"
     ),
+    pytest.param(
+        {"model": {"download": {"enabled": True}}}, ["volume.type to claim"], id="download-where"
+    ),
+    pytest.param(
+        {
+            "model": {
+                "path": "/models/x",
+                "volume": {"type": "claim", "claimName": "w"},
+                "download": {"enabled": True, "repository": "a/b"},
+            }
+        },
+        ["repository and revision"],
+        id="download-what",
+    ),
     pytest.param({"model": {"path": "/models/x"}}, ["pocket-r1 alone"], id="path-in-the-image"),
     pytest.param(
         {"model": {"path": "/x", "volume": {"type": "claim", "claimName": "w"}}},
@@ -242,6 +256,7 @@ MALFORMED = [
         {"ray": {"gcsFaultTolerance": {"redisAddress": "redis://r:1"}}}, "redisAddress", id="url"
     ),
     pytest.param({"networkPolicy": {"clients": [{}]}}, "clients", id="peer-of-everybody"),
+    pytest.param({"model": {"download": {"revision": "main"}}}, "revision", id="moving-branch"),
     pytest.param({"cloud": "azure"}, "cloud", id="unknown-cloud"),
     pytest.param({"settings": {"router": {"max_body": 1}}}, "max_body", id="unknown-setting"),
     pytest.param({"settings": {"fleet": {"stall_timeout": 0}}}, "stall_timeout", id="no-timeout"),

@@ -35,7 +35,7 @@ def test_everything_renders_every_kind() -> None:
     kinds = {(item["apiVersion"], item["kind"]) for item in chart.render("everything")}
     assert {kind for _, kind in kinds} == {
         "ClusterRole", "ClusterRoleBinding", "ConfigMap", "Deployment", "GRPCRoute", "HTTPRoute",
-        "HorizontalPodAutoscaler", "Ingress",
+        "HorizontalPodAutoscaler", "Ingress", "Job",
         "NetworkPolicy", "Pod", "PodDisruptionBudget", "PodMonitor", "PrometheusRule", "RayService",
         "Role", "RoleBinding", "Service", "ServiceAccount", "ServiceMonitor",
     }  # fmt: skip

@@ -33,6 +33,15 @@
 {{- fail (printf "model.path: %s is not under model.volume.mountPath %s" $v.model.path $v.model.volume.mountPath) -}}
 {{- end -}}
 
+{{- if $v.model.download.enabled -}}
+{{- if ne $v.model.volume.type "claim" -}}
+{{- fail "model.download: it fetches onto a claim: set model.volume.type to claim" -}}
+{{- end -}}
+{{- if or (not $v.model.download.repository) (not $v.model.download.revision) -}}
+{{- fail "model.download: name repository and revision (a commit)" -}}
+{{- end -}}
+{{- end -}}
+
 {{/* Settings that the chart computes, and the values that they come from. */}}
 {{- $computed := dict
   "platform" "pools[].accelerator" "model.name" "model.name" "model.path" "model.path"

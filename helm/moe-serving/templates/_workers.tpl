@@ -90,6 +90,7 @@ is a pod; a group has several. */}}
       affinity:
         {{- toYaml . | nindent 8 }}
       {{- end }}
+      {{- include "moe-serving.waitForWeights" (dict "root" $root "image" $root.Values.image.engine) | nindent 6 }}
       containers:
         - name: ranks
           image: {{ include "moe-serving.image" (dict "root" $root "image" $root.Values.image.engine) }}
