@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
 import pytest
 import yaml
@@ -126,6 +127,38 @@ def test_serve_takes_the_configuration(preset: str) -> None:
         assert deployment.name == app.deployments[0].name
         size = deployment._deployment_config.gang_scheduling_config.gang_size
         assert app.deployments[0].num_replicas % size == 0
+
+
+@pytest.mark.parametrize("preset", ALL)
+def test_serve_makes_of_it_what_is_meant(preset: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What Serve's controller does with a configuration, without a cluster."""
+    from ray.serve._private import deploy_utils
+    from ray.serve._private.application_state import override_deployment_info
+    from ray.serve.schema import ServeDeploySchema
+
+    # Asking the real one would start a Ray.
+    runtime = mock.MagicMock()
+    runtime.get_runtime_context.return_value.get_job_id.return_value = "01"
+    monkeypatch.setattr(deploy_utils, "ray", runtime)
+    schema = ServeDeploySchema.model_validate(serve_config(render(preset)))
+    sizes = SIZES[preset].items()
+    for app, (pool, (data, _, _, _, groups, _)) in zip(schema.applications, sizes, strict=True):
+        built = build(app.args)._bound_deployment
+        arguments = deploy_utils.get_deploy_args(
+            built.name,
+            built._replica_config,
+            ingress=True,
+            deployment_config=built._deployment_config,
+            version="1",
+            route_prefix="/",
+        )
+        info = deploy_utils.deploy_args_to_deployment_info(**arguments, app_name=app.name)
+        final = override_deployment_info({built.name: info}, app)[built.name]
+        assert final.deployment_config.num_replicas == groups * data
+        assert final.deployment_config.gang_scheduling_config.gang_size == data
+        assert final.replica_config.ray_actor_options["resources"] == {f"pool-{pool}": 0.001}
+        # Ranks take no requests over HTTP.
+        assert final.route_prefix is None
 
 
 @pytest.mark.parametrize("preset", ALL)
