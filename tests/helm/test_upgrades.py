@@ -88,7 +88,8 @@ def cluster(**values: Any) -> Any:
     return spec | {"workerGroupSpecs": groups}
 
 
-def test_more_groups_scale_in_place() -> None:
+def test_more_groups_restart_nothing() -> None:
+    """KubeRay leaves the running cluster's number of pods alone: deploy/docs/kubernetes.md."""
     grown = {"pools": [POOL | {"groups": 3}]}
     assert cluster(**grown) == cluster()
     assert workers(render(**grown))["cpu"]["replicas"] == 6
