@@ -64,7 +64,16 @@ check: venv-dev ## Lint, formatting, types, import rules, generated code
 chart: venv-dev ## The Helm chart: generated files, lint, rendering, schemas, refusals (Helm 3 and 4)
 	@.ci/tools
 	@.venv/bin/python helm/generate.py --check
-	@.venv/bin/python -m pytest tests/helm $(ARGS)
+	@.venv/bin/python -m pytest tests/helm tests/unit/engine/test_memory.py \
+	    tests/unit/engine/test_serve_app.py tests/unit/cli/test_presets.py $(ARGS)
+
+.PHONY: images
+VERSION ?= 0.1.0
+REGISTRY ?= ghcr.io/moe-serving
+images: ## Build the container images (needs docker; not run in CI) (REGISTRY=… VERSION=0.1.0)
+	@for image in router engine-cpu engine-gpu; do \
+	    docker build -f deploy/images/$$image.Dockerfile --build-arg VERSION=$(VERSION) \
+	        -t $(REGISTRY)/$$image:$(VERSION) .; done
 
 .PHONY: fmt
 fmt: venv-dev ## Format the code and mend what ruff can

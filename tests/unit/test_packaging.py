@@ -10,9 +10,21 @@ from serving.settings import bundled_model
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_the_wheel_carries_what_serving_the_bundled_model_needs():
+def included_model_files():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
     included = project["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]
+    return {source: target for source, target in included.items() if "/models/" in source}
+
+
+def test_the_wheel_carries_the_presets():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+    included = project["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]
+    assert included["deploy/presets"] == "serving/bundled/presets"
+    assert (ROOT / "deploy/presets/sizing.yaml").is_file()
+
+
+def test_the_wheel_carries_what_serving_the_bundled_model_needs():
+    included = included_model_files()
     assert set(MODEL_FILES) <= {Path(source).name for source in included}
     for source, target in included.items():
         assert (ROOT / source).is_file()
@@ -20,8 +32,7 @@ def test_the_wheel_carries_what_serving_the_bundled_model_needs():
 
 
 def test_everything_in_the_model_folder_that_is_no_source_is_included():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
-    included = project["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]
+    included = included_model_files()
     data = {
         file.name
         for file in bundled_model().iterdir()
