@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from loadtest.arrivals import RateProfile, arrivals, gaps
@@ -191,12 +192,12 @@ class _Conductor:
                 if not self.generator.stopped:
                     await self._closed(streams)
 
-    async def _at_rate(self, profile: RateProfile, label: str) -> Stage:
+    async def _at_rate(self, profile: RateProfile, label: str) -> None:
         rng = random.Random(f"{self.options.seed}/{len(self.run.stages)}")  # noqa: S311  no secret
         due = arrivals(profile, gaps(self.options.arrivals, self.options.burstiness, rng))
         schedule = zip(due, self._sessions(), strict=False)
         shard, count = getattr(self.options, "shard", (0, 1))
-        return await self._open(
+        await self._open(
             itertools.islice(schedule, shard, None, count), label, profile.mean, profile.duration
         )
 
@@ -225,11 +226,11 @@ class _Conductor:
 
     async def _open(
         self, schedule: Iterator[tuple[float, Session]], label: str, load: float, seconds: float
-    ) -> Stage:
+    ) -> None:
         warmup = min(self.options.warmup, seconds / 2)
         stage = self._new_stage(label, load, "requests/s", warmup, seconds)
         await self.generator.open_loop(schedule, stage=stage.index, warmup=warmup, until=seconds)
-        return stage
+        self._end_stage(stage)
 
     async def _closed(self, streams: int) -> None:
         warmup = min(self.options.warmup, self.options.duration / 2)
@@ -243,6 +244,7 @@ class _Conductor:
             warmup=warmup,
             until=self.options.duration,
         )
+        self._end_stage(stage)
 
     async def _search(self) -> None:
         with contextlib.suppress(_Ended):
@@ -302,6 +304,13 @@ class _Conductor:
         self.run.stages.append(stage)
         self.progress.stage = label
         return stage
+
+    def _end_stage(self, stage: Stage) -> None:
+        """Note how long it really was: it may have ended early."""
+        seconds = min(stage.seconds, self.generator.now - stage.began)
+        self.run.stages[stage.index] = replace(
+            stage, seconds=seconds, warmup=min(stage.warmup, seconds)
+        )
 
     def _sessions(self) -> Iterator[Session]:
         options = self.options

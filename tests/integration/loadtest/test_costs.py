@@ -9,8 +9,6 @@ import asyncio
 import sys
 from collections import Counter
 
-import pytest
-
 from loadtest.grpc_target import GrpcTarget
 from loadtest.rest_target import RestTarget
 from loadtest.target import Ask, Message, Style
