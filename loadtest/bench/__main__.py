@@ -59,8 +59,13 @@ def _measured(process: RouterProcess, *, quick: bool) -> dict[str, list[Row]]:
     }
 
     def add(part: str, case: Case, **more: object) -> None:
-        measured = asdict(process.measure(case))
-        found[part].append({"case": asdict(case) | more, "measured": measured})
+        row: Row = {"case": asdict(case) | more}
+        try:
+            row["measured"] = asdict(process.measure(case))
+        except RuntimeError as error:  # the others are worth having
+            row["failed"] = str(error).strip().splitlines()[-1]
+            print(f"FAILED {error}", flush=True)
+        found[part].append(row)
         print(f"{part}: {case.protocol} {case.streams} streams, done", flush=True)
 
     with process.ranks(2):

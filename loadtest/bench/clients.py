@@ -25,6 +25,8 @@ from serving.api.v1 import inference_pb2_grpc
 
 _TIMEOUT = 300.0
 _STREAMS_A_CONNECTION = 100
+_OPENING = 300
+"""Streams that begin in a second: no client opens ten thousand at once."""
 _MODEL = "pocket-r1"
 
 Protocol = Literal["rest", "grpc"]
@@ -86,6 +88,7 @@ async def measure(case: Case, send: Send, router: psutil.Process) -> Measured:
     all_begun = asyncio.Event()
 
     async def stream(index: int) -> None:
+        await asyncio.sleep(index / _OPENING)
         while True:
             began = time.perf_counter()
             async for characters, prompt in send(next(numbers)):

@@ -81,10 +81,12 @@ def _table(
     cells: Callable[[Mapping[str, Any], Mapping[str, Any]], Sequence[str]],
 ) -> str:
     lines = ["| " + " | ".join(heads) + " |", "|---|" + "---:|" * (len(heads) - 1)]
-    lines += [
-        "| "
-        + " | ".join((_NAMES[row["case"]["protocol"]], *cells(row["case"], row["measured"])))
-        + " |"
-        for row in rows
-    ]
+    for row in rows:
+        case = row["case"]
+        if "measured" in row:
+            texts = list(cells(case, row["measured"]))
+        else:
+            texts = [f"failed: {case['streams']} streams, {case['prompt_tokens']} prompt tokens"]
+            texts += ["–"] * (len(heads) - 2)
+        lines.append("| " + " | ".join((_NAMES[case["protocol"]], *texts)) + " |")
     return "\n".join(lines)
