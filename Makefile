@@ -98,6 +98,12 @@ faults: venv ## Kill ranks of the real thing under traffic; print what survived 
 faults-replay: venv ## Print one history of the simulated cluster (SEED=1)
 	@exec .venv/bin/python -m tests.faults.replay --seed $(SEED) $(ARGS)
 
+.PHONY: load bench
+load: venv ## Load a server and report (ARGS="run --rate 2,4,8 --slo-ttft-ms 500"; ARGS=--help)
+	@exec .venv/bin/python -m loadtest $(ARGS)
+bench: venv ## What the router costs, alone against fake ranks; writes deploy/docs/performance (ARGS=--quick)
+	@exec .venv/bin/python -m loadtest.bench $(ARGS)
+
 .PHONY: affinity
 affinity: venv ## What prefix affinity is worth against load alone (ARGS="--trace FILE")
 	@exec .venv/bin/python -m loadtest.affinity $(ARGS)

@@ -41,6 +41,12 @@ def test_everything_in_the_model_folder_that_is_no_source_is_included():
     assert data == {Path(source).name for source in included}
 
 
+def test_the_wheel_carries_the_load_generator_that_a_command_starts():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+    packages = project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
+    assert packages == ["serving", "loadtest"]
+
+
 def test_vllm_finds_the_plugin_and_the_shell_the_command():
     (plugin,) = entry_points(group="vllm.general_plugins", name="moe_serving_cpu")
     assert plugin.value == "serving.engine.cpu_plugin:register"
