@@ -64,7 +64,16 @@ check: venv-dev ## Lint, formatting, types, import rules, generated code
 chart: venv-dev ## The Helm chart: generated files, lint, rendering, schemas, refusals (Helm 3 and 4)
 	@.ci/tools
 	@.venv/bin/python helm/generate.py --check
-	@.venv/bin/python -m pytest tests/helm $(ARGS)
+	@.venv/bin/python -m pytest tests/helm tests/unit/engine/test_memory.py \
+	    tests/unit/engine/test_serve_app.py tests/unit/cli/test_presets.py $(ARGS)
+
+.PHONY: images
+VERSION ?= 0.1.0
+REGISTRY ?= ghcr.io/moe-serving
+images: ## Build the container images (needs docker; not run in CI) (REGISTRY=… VERSION=0.1.0)
+	@for image in router engine-cpu engine-gpu; do \
+	    docker build -f deploy/images/$$image.Dockerfile --build-arg VERSION=$(VERSION) \
+	        -t $(REGISTRY)/$$image:$(VERSION) .; done
 
 .PHONY: fmt
 fmt: venv-dev ## Format the code and mend what ruff can
@@ -88,6 +97,12 @@ faults: venv ## Kill ranks of the real thing under traffic; print what survived 
 	@exec .venv/bin/python -m tests.faults.real $(ARGS)
 faults-replay: venv ## Print one history of the simulated cluster (SEED=1)
 	@exec .venv/bin/python -m tests.faults.replay --seed $(SEED) $(ARGS)
+
+.PHONY: load bench
+load: venv ## Load a server and report (ARGS="run --rate 2,4,8 --slo-ttft-ms 500"; ARGS=--help)
+	@exec .venv/bin/python -m loadtest $(ARGS)
+bench: venv ## What the router costs, alone against fake ranks; writes deploy/docs/performance (ARGS=--quick)
+	@exec .venv/bin/python -m loadtest.bench $(ARGS)
 
 .PHONY: affinity
 affinity: venv ## What prefix affinity is worth against load alone (ARGS="--trace FILE")

@@ -157,8 +157,9 @@ def _search(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--start", type=_positive, default=1.0, metavar="R", help="first rate")
     group.add_argument("--most", type=_positive, default=1000.0, metavar="R", help="highest rate")
     group.add_argument(
-        "--trial-requests", type=int, default=200, metavar="N",
-        help="a trial lasts until so many are due, at least --duration (default 200)",
+        "--trial-requests", type=int, default=400, metavar="N",
+        help="a trial lasts until so many are due, at least --duration; more make the answer "
+        "firmer (default 400)",
     )  # fmt: skip
 
 

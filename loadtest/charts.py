@@ -55,16 +55,11 @@ class Chart:
             return f"<figure>{caption}<p class=empty>nothing to show</p></figure>"
         xs = [x for x, _ in points] + [mark.x for mark in self.marks]
         ys = [y for _, y in points] + [value for value, _ in self.limits]
-        x_scale = _Scale(
-            min(0.0, *xs) if len(xs) > 1 else 0.0, max(xs) or 1.0, _LEFT, _WIDTH - _RIGHT
-        )
-        y_scale = _Scale(
-            min(ys) if self.log_y else min(0.0, *ys),
-            max(ys) or 1.0,
-            _HEIGHT - _BOTTOM,
-            _TOP,
-            log=self.log_y,
-        )
+        # From zero, unless that would squeeze everything into a corner.
+        left = min(xs) if len(xs) > 1 and min(xs) > max(xs) / 2 else min(0.0, *xs)
+        low = 10.0 ** math.floor(math.log10(min(ys))) if self.log_y else min(0.0, *ys)
+        x_scale = _Scale(left, max(xs) or 1.0, _LEFT, _WIDTH - _RIGHT)
+        y_scale = _Scale(low, max(ys) or 1.0, _HEIGHT - _BOTTOM, _TOP, log=self.log_y)
         parts = [_axes(x_scale, y_scale, self.x, self.y)]
         for value, words in self.limits:
             at = y_scale(value)

@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from loadtest.arrivals import RateProfile, arrivals, gaps
@@ -20,6 +21,7 @@ from loadtest.record import Record
 from loadtest.rest_target import RestTarget
 from loadtest.run import Run, Stage
 from loadtest.slo import Slo, attainment, search
+from loadtest.statistics import Quantiles
 from loadtest.target import Ask, Message, Style, Target, TargetError
 from loadtest.trace import TRACE_BLOCK, Request, load_trace
 from loadtest.workload import Calibration, Session, Synthetic, from_trace, text
@@ -28,6 +30,11 @@ from serving.cli.access import access_from
 
 INTERRUPTED = "interrupted"
 _LOCAL = "127.0.0.1:8000"
+_LATE = 0.5
+"""Of the tightest limit on a whole request's time: a generator that late disturbs a trial."""
+_DISTURBED_AGAIN = 3
+"""How often a trial is tried."""
+_BUSY = "Trials failed while the generator itself was late: the machine is too busy."
 _PROBES = (8, 108)
 """Words of the two prompts from which the server's way of counting is learnt."""
 
@@ -185,12 +192,12 @@ class _Conductor:
                 if not self.generator.stopped:
                     await self._closed(streams)
 
-    async def _at_rate(self, profile: RateProfile, label: str) -> Stage:
+    async def _at_rate(self, profile: RateProfile, label: str) -> None:
         rng = random.Random(f"{self.options.seed}/{len(self.run.stages)}")  # noqa: S311  no secret
         due = arrivals(profile, gaps(self.options.arrivals, self.options.burstiness, rng))
         schedule = zip(due, self._sessions(), strict=False)
         shard, count = getattr(self.options, "shard", (0, 1))
-        return await self._open(
+        await self._open(
             itertools.islice(schedule, shard, None, count), label, profile.mean, profile.duration
         )
 
@@ -219,11 +226,11 @@ class _Conductor:
 
     async def _open(
         self, schedule: Iterator[tuple[float, Session]], label: str, load: float, seconds: float
-    ) -> Stage:
+    ) -> None:
         warmup = min(self.options.warmup, seconds / 2)
         stage = self._new_stage(label, load, "requests/s", warmup, seconds)
         await self.generator.open_loop(schedule, stage=stage.index, warmup=warmup, until=seconds)
-        return stage
+        self._end_stage(stage)
 
     async def _closed(self, streams: int) -> None:
         warmup = min(self.options.warmup, self.options.duration / 2)
@@ -237,56 +244,58 @@ class _Conductor:
             warmup=warmup,
             until=self.options.duration,
         )
+        self._end_stage(stage)
 
     async def _search(self) -> None:
-        options = self.options
-
-        async def attempt(rate: float) -> tuple[bool, float]:
-            if self.generator.stopped:
-                raise _Ended
-            seconds = max(options.duration, options.warmup + options.trial_requests / rate)
-            number = len(self.run.stages)
-            allowed = (1 - options.slo_share) * rate * (seconds - options.warmup)
-            missed = 0
-
-            def give_up(record: Record) -> None:
-                # A trial that cannot hold any more need not go on. Twice, as the number of
-                # requests that will come is itself by chance.
-                nonlocal missed
-                missed += (
-                    record.stage == number
-                    and record.phase == "measure"
-                    and record.error != "cancelled"
-                    and not self.run.slo.met_by(record)
-                )
-                if missed > 2 * allowed + 1:
-                    self.generator.halt()
-
-            self.generator.listeners.append(give_up)
-            try:
-                stage = await self._at_rate(
-                    RateProfile(rate, rate, seconds), f"{rate:.4g} requests/s"
-                )
-            finally:
-                self.generator.listeners.remove(give_up)
-            if self.generator.stopped:
-                raise _Ended
-            seen = [
-                record
-                for record in self.generator.records
-                if record.stage == stage.index and record.phase == "measure"
-            ]
-            share = attainment(seen, self.run.slo)
-            held = share is not None and share >= options.slo_share and missed <= 2 * allowed + 1
-            print(f"  {rate:.4g} requests/s: {share or 0.0:.2%} {'held' if held else 'missed'}")
-            return held, share or 0.0
-
         with contextlib.suppress(_Ended):
-            found = await search(attempt, start=options.start, most=options.most)
+            found = await search(self._attempt, start=self.options.start, most=self.options.most)
             self.run.trials.extend(found.trials)
             self.run.answer = found.rate
             if found.rate is not None and not found.bounded:
                 self.run.notes.append("No rate failed: the highest one (--most) held.")
+
+    async def _attempt(self, rate: float) -> tuple[bool, float]:
+        """Try a rate, again where the machine disturbed it."""
+        for _ in range(_DISTURBED_AGAIN):
+            held, share, late = await self._trial(rate)
+            verdict = "held" if held else "missed, generator late" if late else "missed"
+            print(f"  {rate:.4g} requests/s: {share:.2%} {verdict}")
+            if held or not late:
+                return held, share
+        if _BUSY not in self.run.notes:
+            self.run.notes.append(_BUSY)
+        return held, share
+
+    async def _trial(self, rate: float) -> tuple[bool, float, bool]:
+        """Return whether the rate held, the share that met it, and if the generator was late."""
+        if self.generator.stopped:
+            raise _Ended
+        options, slo = self.options, self.run.slo
+        seconds = max(options.duration, options.warmup + options.trial_requests / rate)
+        # A trial that cannot hold any more need not go on. Twice what is allowed, as the number
+        # of requests that will come is itself by chance.
+        most = 2 * (1 - slo.share) * rate * (seconds - options.warmup) + 1
+        seen: list[Record] = []
+        missed = 0
+
+        def note(record: Record) -> None:
+            nonlocal missed
+            if record.phase == "measure" and record.error != "cancelled":
+                seen.append(record)
+                missed += not slo.met_by(record)
+                if missed > most:
+                    self.generator.halt()
+
+        self.generator.listeners.append(note)
+        try:
+            await self._at_rate(RateProfile(rate, rate, seconds), f"{rate:.4g} requests/s")
+        finally:
+            self.generator.listeners.remove(note)
+        if self.generator.stopped:
+            raise _Ended
+        share = attainment(seen, slo) or 0.0
+        lateness = Quantiles.of([record.sent - record.intended for record in seen]).p99
+        return share >= slo.share and missed <= most, share, lateness > _LATE * slo.tightest
 
     def _new_stage(
         self, label: str, load: float, unit: str, warmup: float, seconds: float
@@ -295,6 +304,13 @@ class _Conductor:
         self.run.stages.append(stage)
         self.progress.stage = label
         return stage
+
+    def _end_stage(self, stage: Stage) -> None:
+        """Note how long it really was: it may have ended early."""
+        seconds = min(stage.seconds, self.generator.now - stage.began)
+        self.run.stages[stage.index] = replace(
+            stage, seconds=seconds, warmup=min(stage.warmup, seconds)
+        )
 
     def _sessions(self) -> Iterator[Session]:
         options = self.options

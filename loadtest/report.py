@@ -27,8 +27,8 @@ p.sub,small,.empty{color:var(--dim)}code{font-size:13px;overflow-wrap:anywhere}
 .banner{padding:10px 14px;border-left:4px solid var(--bad);background:var(--card);margin:14px 0}
 .banner.good{border-color:var(--good)}.banner.note{border-color:var(--note)}
 .scroll{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums}
-th,td{padding:4px 10px;text-align:right;border-bottom:1px solid var(--line);white-space:nowrap}
-th{color:var(--dim);font-weight:600}th:first-child,td:first-child,td.text{text-align:left}
+th,td{padding:4px 7px;text-align:right;border-bottom:1px solid var(--line);white-space:nowrap}
+th{color:var(--dim);font-weight:600}th:first-child,td:first-child,td.text,th.text{text-align:left}
 td.text{white-space:normal}
 .charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(520px,100%),1fr));gap:18px}
 figure{margin:0;padding:12px;background:var(--card);border-radius:8px}
@@ -305,7 +305,7 @@ def _failures(records: Sequence[Record]) -> str:
     )
     return (
         "<h2>Failures</h2><div class=scroll><table><tr><th>kind<th>requests<th>first, s<th>last, s"
-        f"<th>in the server's words</tr>{rows}</table></div>"
+        f"<th class=text>in the server's words</tr>{rows}</table></div>"
     )
 
 

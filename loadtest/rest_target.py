@@ -142,9 +142,9 @@ def _piece(event: bytes) -> Piece:
         text = ""
         for choice in content.get("choices") or ():
             delta = choice.get("delta") or choice
-            # vLLM calls the field reasoning; older versions and others reasoning_content.
-            for name in ("content", "reasoning", "reasoning_content", "text"):
-                text += delta.get(name) or ""
+            # Servers call the field by one name, by the other, or send it under both.
+            text += delta.get("reasoning") or delta.get("reasoning_content") or ""
+            text += delta.get("content") or delta.get("text") or ""
         usage = content.get("usage")
         return Piece(text, None if usage is None else _usage(usage))
     except (ValueError, TypeError, AttributeError) as error:

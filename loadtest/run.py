@@ -31,8 +31,6 @@ class Stage:
     warmup: float
     seconds: float
     """How long requests were due in it, warm-up included."""
-    held: bool | None = None
-    """Trials of a search: whether it held."""
 
 
 @dataclass(slots=True)

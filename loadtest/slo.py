@@ -1,5 +1,6 @@
 """Limits that requests must meet, and the highest rate at which they do."""
 
+import math
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 
@@ -21,6 +22,11 @@ class Slo:
         """Whether there is any limit."""
         return not (self.ttft is None and self.itl is None and self.latency is None)
 
+    @property
+    def tightest(self) -> float:
+        """Seconds of the tighter limit on TTFT and latency; infinite without."""
+        return min(self.ttft or math.inf, self.latency or math.inf)
+
     def met_by(self, record: Record) -> bool:
         """Say whether one request met it. One that failed did not."""
         return (
@@ -36,7 +42,7 @@ class Slo:
             for name, limit in (("TTFT", self.ttft), ("ITL", self.itl), ("latency", self.latency))
             if limit is not None
         ]
-        return f"{self.share:.4g} of requests with " + (" and ".join(parts) or "an answer")
+        return f"{self.share * 100:.4g} % of requests with " + (" and ".join(parts) or "an answer")
 
 
 def _within(value: float | None, limit: float | None) -> bool:

@@ -178,7 +178,7 @@ class Router:
         from serving.telemetry.tracing import tracing_of
 
         tracing = tracing_of(settings.telemetry)
-        undo.callback(tracing.close)
+        undo.push_async_callback(tracing.close)
         security = Security.load(settings.security, clock)
         gate = Gate()
         prefixes = PrefixIndex(settings.routing.prefix_blocks, settings.routing.history_blocks)
@@ -294,7 +294,7 @@ class Router:
         await self._link.stop()
         await self._admission.stop()
         self.client.shutdown()
-        await asyncio.to_thread(self._tracing.close)
+        await self._tracing.close()
 
 
 async def _follow(roster: "Roster", gate: Gate, grpc_edge: "GrpcEdge") -> None:

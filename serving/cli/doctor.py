@@ -8,14 +8,14 @@ import platform
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from serving.cli import checks
+from serving.cli import checks, presets
 from serving.cli.checks import Check, Verdict
 from serving.cli.machine import DISK_BYTES, cores, listen_problem, memory_available
 from serving.cli.options import (
@@ -51,12 +51,27 @@ def doctor_command(
     fast: Annotated[
         bool, typer.Option("--fast", help="Leave out what imports vLLM (some seconds).")
     ] = False,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            "--preset",
+            metavar="NAME",
+            help="Instead: does a preset of the Helm chart fit into the memory of its GPUs?",
+        ),
+    ] = None,
 ) -> int:
     """Check memory, cores, ports, packages, the model and the CPU plugin.
 
     Takes the same flags as up and checks for those. Each line says ok, warn or fail, and what
     to do. Ends with 1 if anything failed.
     """
+    if preset is not None:
+        folder = presets.presets_folder()
+        return report(
+            check
+            for size in presets.preset_sizes(preset, folder)
+            for check in presets.size_checks(size)
+        )
     settings = settings_from(
         config,
         sets,
@@ -67,9 +82,14 @@ def doctor_command(
         join_port=join_port,
         model=model,
     )
+    return report(examine(settings, fast=fast))
+
+
+def report(found: Iterable[Check]) -> int:
+    """Print the checks as they come; return the exit code."""
     color = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     worst = Verdict.OK
-    for check in examine(settings, fast=fast):
+    for check in found:
         print(line_of(check, color=color), flush=True)
         if check.verdict is Verdict.FAIL or worst is Verdict.OK:
             worst = check.verdict

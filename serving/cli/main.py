@@ -40,6 +40,7 @@ COMMANDS: tuple[Command, ...] = (
     Command("uncordon", "serving.cli.operate", "uncordon_command", "Give a group work again."),
     Command("keys", "serving.cli.keys", "keys_command", "Make and list API keys."),
     Command("load", "serving.cli.load", "load_command", "Load a server and report.", True),
+    Command("weights", "serving.cli.weights", "weights_command", "Fetch weights onto a volume."),
     Command("group", "serving.cli.group", "group_command", "Deploy groups of ranks on Ray."),
     Command(
         "autoscaler",

@@ -137,6 +137,10 @@ def _group_proto(group: GroupSnapshot) -> fleet_pb2.Group:
         world_size=group.world_size,
         total_experts=group.total_experts,
         ranks=[_rank_proto(rank) for rank in group.ranks],
+        expert_imbalance=[
+            fleet_pb2.ExpertImbalance(**asdict(found)) for found in imbalances(group)
+        ],
+        hottest_experts=[fleet_pb2.HotExpert(**asdict(hot)) for hot in hottest(group)],
     )
 
 
@@ -163,4 +167,5 @@ def _rank_proto(rank: RankSnapshot) -> fleet_pb2.Rank:
         draining=rank.draining,
         health_reason=rank.health_reason,
         resident_bytes=load.resident_bytes,
+        metrics_address=rank.metrics_address,
     )

@@ -6,10 +6,10 @@ nothing to do with expert 3 of another.
 """
 
 import re
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from dataclasses import dataclass, field
+from itertools import chain, pairwise
 
 from serving.routing.snapshot import GroupSnapshot
 
@@ -46,15 +46,36 @@ class HotExpert:
 
 @dataclass(slots=True)
 class _Layer:
+    """One MoE layer: the ranks that told of it, the global ids and the tokens of their experts."""
+
     name: str
-    experts: Counter[int]
-    ranks: Counter[int]
-    homes: defaultdict[int, list[int]]
+    ranks: list[int] = field(default_factory=list)
+    ids: list[tuple[int, ...]] = field(default_factory=list)
+    tokens: list[tuple[int, ...]] = field(default_factory=list)
 
     @property
     def number(self) -> int:
         found = _NUMBER.search(self.name)
         return int(found.group(1)) if found else 0
+
+    @property
+    def total(self) -> int:
+        return sum(map(sum, self.tokens))
+
+    def experts(self) -> Counter[int]:
+        """Tokens by global id: an expert may live on several ranks."""
+        counts: Counter[int] = Counter()
+        for ids, tokens in zip(self.ids, self.tokens, strict=True):
+            for expert, count in zip(ids, tokens, strict=False):
+                counts[expert] += count
+        return counts
+
+    def peak_of_experts(self) -> float:
+        held = sum(map(len, self.ids))
+        if held == len(frozenset(chain.from_iterable(self.ids))):
+            # The usual case, without a look at each expert: each lives on one rank.
+            return max(map(max, self.tokens)) * held / self.total
+        return _peak(self.experts().values())
 
 
 def imbalances(group: GroupSnapshot) -> tuple[Imbalance, ...]:
@@ -62,15 +83,15 @@ def imbalances(group: GroupSnapshot) -> tuple[Imbalance, ...]:
 
     Empty while nothing is computed, or where nobody counts; no bands for a single layer.
     """
-    layers = [layer for layer in _layers(group) if layer.ranks.total()]
+    layers = [layer for layer in _layers(group) if layer.total]
     if not layers:
         return ()
     bands = list(_bands(layers)) if len(layers) > 1 else []
     return tuple(
         Imbalance(
             name,
-            _mean(_peak(layer.experts.values()) for layer in band),
-            _mean(_peak(layer.ranks.values()) for layer in band),
+            _mean(layer.peak_of_experts() for layer in band),
+            _mean(_peak([sum(tokens) for tokens in layer.tokens]) for layer in band),
         )
         for name, band in [(ALL, layers), *bands]
     )
@@ -78,34 +99,33 @@ def imbalances(group: GroupSnapshot) -> tuple[Imbalance, ...]:
 
 def hottest(group: GroupSnapshot, most: int = 8) -> tuple[HotExpert, ...]:
     """Return the experts that stand out most in their layer, the worst first."""
-    found = [
-        HotExpert(
-            layer.name,
-            expert,
-            tuple(layer.homes[expert]),
-            tokens,
-            tokens * len(layer.experts) / layer.experts.total(),
-        )
-        for layer in _layers(group)
-        for expert, tokens in layer.experts.items()
-        if tokens
-    ]
+    found = []
+    for layer in _layers(group):
+        experts = layer.experts()
+        mean = experts.total() / len(experts) if experts else 0.0
+        found += [
+            HotExpert(layer.name, expert, _homes(layer, expert), tokens, tokens / mean)
+            for expert, tokens in experts.most_common(most)
+            if tokens
+        ]
     found.sort(key=lambda hot: (-hot.times_mean, hot.layer, hot.expert))
     return tuple(found[:most])
+
+
+def _homes(layer: _Layer, expert: int) -> tuple[int, ...]:
+    return tuple(rank for rank, ids in zip(layer.ranks, layer.ids, strict=True) if expert in ids)
 
 
 def _layers(group: GroupSnapshot) -> list[_Layer]:
     layers: dict[str, _Layer] = {}
     for rank in group.ranks:
-        for recent in rank.recent_experts:
-            layer = layers.setdefault(
-                recent.layer, _Layer(recent.layer, Counter(), Counter(), defaultdict(list))
-            )
-            layer.ranks[rank.rank] += sum(recent.tokens)
-            # A rank that names no experts counts as a whole.
-            for expert, tokens in zip(rank.local_expert_ids, recent.tokens, strict=False):
-                layer.experts[expert] += tokens
-                layer.homes[expert].append(rank.rank)
+        for recent in rank.recent_experts.layers():
+            if len(recent.tokens) != len(rank.local_expert_ids) or not recent.tokens:
+                continue  # nobody can say whose tokens these are
+            layer = layers.setdefault(recent.layer, _Layer(recent.layer))
+            layer.ranks.append(rank.rank)
+            layer.ids.append(rank.local_expert_ids)
+            layer.tokens.append(recent.tokens)
     return sorted(layers.values(), key=lambda layer: (layer.number, layer.name))
 
 
@@ -120,8 +140,7 @@ def _bands(layers: Sequence[_Layer]) -> Iterator[tuple[str, Sequence[_Layer]]]:
 
 def _peak(values: Iterable[int]) -> float:
     counts = list(values)
-    total = sum(counts)
-    return max(counts) * len(counts) / total if total else 1.0
+    return max(counts) * len(counts) / sum(counts)
 
 
 def _mean(values: Iterable[float]) -> float:

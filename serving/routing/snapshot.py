@@ -1,7 +1,10 @@
 """What the router knows of its fleet at one moment, frozen: the input of every routing decision."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from operator import sub
+from typing import Protocol
 
 
 class MemberState(StrEnum):
@@ -27,6 +30,45 @@ class LayerTokens:
     """As vLLM calls it, e.g. ``model.layers.1.mlp.experts``."""
     tokens: tuple[int, ...]
     """In the order of the rank's ``local_expert_ids``."""
+
+
+class CountedLayer(Protocol):
+    """``LayerTokens``, or the message of the link, which has the same fields."""
+
+    @property
+    def layer(self) -> str:
+        """Its name."""
+        ...
+
+    @property
+    def tokens(self) -> Sequence[int]:
+        """By local expert."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class RecentExperts:
+    """Cumulative counts of now and of a while ago; they are subtracted when somebody looks.
+
+    Reports come twice a second from every rank, and somebody looks a few times a minute.
+    """
+
+    newest: Sequence[CountedLayer] = ()
+    base: Sequence[CountedLayer] = ()
+
+    def layers(self) -> Iterator[LayerTokens]:
+        """Yield what was computed in between, by layer.
+
+        Counts that do not follow the old ones, as after a restart, stand for themselves.
+        """
+        old = {layer.layer: layer.tokens for layer in self.base}
+        for layer in self.newest:
+            tokens = tuple(layer.tokens)
+            before = old.get(layer.layer, ())
+            if len(before) == len(tokens):
+                since = tuple(map(sub, tokens, before))
+                tokens = tokens if min(since, default=0) < 0 else since
+            yield LayerTokens(layer.layer, tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +123,8 @@ class RankSnapshot:
     kv_blocks: int = 0
     kv_block_size: int = 0
     local_expert_ids: tuple[int, ...] = ()
-    recent_experts: tuple[LayerTokens, ...] = ()
-    """What its experts computed in the last half minute to minute, by layer."""
+    recent_experts: RecentExperts = RecentExperts()
+    """What its experts computed in the last half minute to minute."""
     metrics_address: str = ""
     """Where it shows its engine's own metrics, host:port; empty: nowhere."""
     reported_at: float = 0.0

@@ -10,6 +10,7 @@ A request that is resumed has several picks and ranks. Nothing here is done for 
 prompt, answer or key is ever recorded.
 """
 
+import asyncio
 from collections.abc import Mapping, MutableMapping
 from time import time_ns
 from typing import TYPE_CHECKING, Any
@@ -91,8 +92,8 @@ class Tracing:
         del name, headers, attributes
         return NO_TRACE
 
-    def close(self) -> None:
-        """Send what is left; blocks for some seconds if nobody takes it."""
+    async def close(self) -> None:
+        """Send what is left; takes some seconds if nobody takes it."""
 
 
 NO_TRACING = Tracing()
@@ -142,8 +143,8 @@ class OtelTracing(Tracing):
         return _RecordedTrace(self._tracer, span, self._propagator)
 
     @override
-    def close(self) -> None:
-        self._provider.shutdown()
+    async def close(self) -> None:
+        await asyncio.to_thread(self._provider.shutdown)
 
 
 class _RecordedTrace(RequestTrace):

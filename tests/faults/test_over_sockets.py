@@ -173,6 +173,6 @@ async def test_streams_wait_for_the_gangs_restart(system):
 
 def judge(run, undisturbed):
     assert [stream.error for stream in run.streams] == [""] * COUNT
-    assert [stream.finish for stream in run.streams] == ["length"] * COUNT
-    assert [s.text for s in run.streams] == [s.text for s in undisturbed.streams]
-    assert len({stream.text for stream in run.streams}) == COUNT
+    assert [list(stream.finishes.values()) for stream in run.streams] == [["length"]] * COUNT
+    assert [s.texts for s in run.streams] == [s.texts for s in undisturbed.streams]
+    assert len({stream.texts[0] for stream in run.streams}) == COUNT

@@ -99,7 +99,7 @@ def pod_specs(objects: list[Object]) -> dict[str, Object]:
     """Return every pod specification in ``objects``, by what it is for."""
     found: dict[str, Object] = {}
     for item in objects:
-        if item["kind"] == "Deployment":
+        if item["kind"] in {"Deployment", "Job"}:
             found[item["metadata"]["name"]] = item["spec"]["template"]["spec"]
         elif item["kind"] == "Pod":
             found[item["metadata"]["name"]] = item["spec"]

@@ -88,6 +88,7 @@ def test_paths(preset: str, source: str, target: str, port: int, expected: bool)
     ("target", "port", "expected"),
     [
         ("router", 8000, True),
+        ("router", 50051, True),
         ("router", 50052, False),
         ("ray-head", 8265, True),
         ("ray-head", 6379, False),

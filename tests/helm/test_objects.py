@@ -3,11 +3,15 @@
 import json
 from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
 import pytest
+import yaml
 
+from serving.edge.exposure import require_guarded
+from serving.engine.cluster import OBJECT_STORE_BYTES
 from serving.engine.serve_app import build
-from serving.settings import load_settings
+from serving.settings import Settings, load_settings
 from tests.helm.chart import (
     PRESETS,
     find,
@@ -48,8 +52,8 @@ def test_a_groups_pods_hold_its_ranks(preset: str, pool: str) -> None:
 
     assert (settings["data_parallel"], settings["tensor_parallel"]) == (data, tensor)
     assert pods * a_pod == data
-    assert group["numOfHosts"] == pods
-    assert group["replicas"] == groups
+    assert group["replicas"] == group["minReplicas"] == groups * pods
+    assert group["maxReplicas"] % pods == 0
     assert app["deployments"] == [{"name": "ranks", "num_replicas": groups * data}]
 
     # Ray is told what the pod gets, and that is what its ranks ask for together.
@@ -84,6 +88,23 @@ def test_the_settings_file_loads(preset: str, tmp_path: Any) -> None:
     assert grace >= pause + settings.router.drain_timeout + 5
 
 
+@pytest.mark.parametrize("preset", ALL)
+def test_a_router_would_start_with_these_settings(preset: str, tmp_path: Any) -> None:
+    file = tmp_path / "settings.yaml"
+    file.write_text(
+        find(render(preset), "ConfigMap", "-settings")["data"]["settings.yaml"], "utf-8"
+    )
+    # Refuses what is open to the network without keys, TLS or join credentials.
+    require_guarded(load_settings(file))
+
+
+def test_ray_keeps_no_memory_for_objects() -> None:
+    cluster = find(render("everything"), "RayService")["spec"]["rayClusterConfig"]
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        store = int(group["rayStartParams"]["object-store-memory"])
+        assert OBJECT_STORE_BYTES <= store <= 2 * OBJECT_STORE_BYTES
+
+
 def test_settings_of_ones_own_win_over_the_defaults() -> None:
     settings = settings_of(render("everything"))
     assert settings["admission"]["queue_requests"] == 4096
@@ -106,6 +127,38 @@ def test_serve_takes_the_configuration(preset: str) -> None:
         assert deployment.name == app.deployments[0].name
         size = deployment._deployment_config.gang_scheduling_config.gang_size
         assert app.deployments[0].num_replicas % size == 0
+
+
+@pytest.mark.parametrize("preset", ALL)
+def test_serve_makes_of_it_what_is_meant(preset: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What Serve's controller does with a configuration, without a cluster."""
+    from ray.serve._private import deploy_utils
+    from ray.serve._private.application_state import override_deployment_info
+    from ray.serve.schema import ServeDeploySchema
+
+    # Asking the real one would start a Ray.
+    runtime = mock.MagicMock()
+    runtime.get_runtime_context.return_value.get_job_id.return_value = "01"
+    monkeypatch.setattr(deploy_utils, "ray", runtime)
+    schema = ServeDeploySchema.model_validate(serve_config(render(preset)))
+    sizes = SIZES[preset].items()
+    for app, (pool, (data, _, _, _, groups, _)) in zip(schema.applications, sizes, strict=True):
+        built = build(app.args)._bound_deployment
+        arguments = deploy_utils.get_deploy_args(
+            built.name,
+            built._replica_config,
+            ingress=True,
+            deployment_config=built._deployment_config,
+            version="1",
+            route_prefix="/",
+        )
+        info = deploy_utils.deploy_args_to_deployment_info(**arguments, app_name=app.name)
+        final = override_deployment_info({built.name: info}, app)[built.name]
+        assert final.deployment_config.num_replicas == groups * data
+        assert final.deployment_config.gang_scheduling_config.gang_size == data
+        assert final.replica_config.ray_actor_options["resources"] == {f"pool-{pool}": 0.001}
+        # Ranks take no requests over HTTP.
+        assert final.route_prefix is None
 
 
 @pytest.mark.parametrize("preset", ALL)
@@ -201,23 +254,55 @@ def test_pods_have_no_rights_that_they_do_not_need(preset: str) -> None:
 
 
 def test_the_autoscalers_rights_are_the_least() -> None:
-    role = find(render("everything"), "Role")
-    assert role["rules"] == [
+    objects = render("everything")
+    # What serving/autoscaler calls: the worker group's replicas, its pods, the Lease, the nodes.
+    assert find(objects, "Role")["rules"] == [
         {
             "apiGroups": ["ray.io"],
-            "resources": ["rayservices"],
-            "resourceNames": ["serve-moe-serving"],
+            "resources": ["rayclusters"],
+            "resourceNames": ["serve-moe-serving-abcde"],
             "verbs": ["get", "patch"],
         },
+        {"apiGroups": [""], "resources": ["pods"], "verbs": ["list"]},
         {"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "verbs": ["create"]},
         {
             "apiGroups": ["coordination.k8s.io"],
             "resources": ["leases"],
             "resourceNames": ["serve-moe-serving-autoscaler"],
-            "verbs": ["get", "update", "patch"],
+            "verbs": ["get", "patch"],
         },
     ]
-    assert not [i for i in render() if i["kind"] in {"Role", "RoleBinding", "ServiceAccount"}]
+    assert find(objects, "ClusterRole")["rules"] == [
+        {"apiGroups": [""], "resources": ["nodes"], "verbs": ["list"]}
+    ]
+    kinds = {item["kind"] for item in render()}
+    assert not kinds & {"Role", "RoleBinding", "ClusterRole", "ClusterRoleBinding"}
+    assert "ServiceAccount" not in kinds
+
+
+def test_the_autoscaler_is_told_the_worker_group() -> None:
+    objects = render("everything")
+    text = find(objects, "ConfigMap", "-settings")["data"]["autoscaler.yaml"]
+    settings = yaml.safe_load(text)
+    law = settings["autoscaler"]
+    group = workers(objects)[law["kubernetes"]["worker_group"]]
+    assert law["max_groups"] * law["kubernetes"]["workers_per_group"] == group["maxReplicas"]
+    assert settings["ray"]["app_name"] == serve_config(objects)["applications"][0]["name"]
+    assert law["kubernetes"]["lease"] == "serve-moe-serving-autoscaler"
+    assert law["gpus_per_group"] == 16
+    assert law["ttft_slo"] == 1.5
+    spec = find(objects, "Deployment", "-autoscaler")["spec"]["template"]["spec"]
+    files = {value for key, value in law.items() if key.endswith("_file")}
+    assert files == set(_mounted(spec)) & files != set()
+
+
+@pytest.mark.skipif("autoscaler" not in Settings.model_fields, reason="no autoscaler here yet")
+def test_the_autoscalers_settings_load(tmp_path: Any) -> None:
+    file = tmp_path / "autoscaler.yaml"
+    data = find(render("everything"), "ConfigMap", "-settings")["data"]
+    file.write_text(data["autoscaler.yaml"], "utf-8")
+    loaded = load_settings(file).model_dump()["autoscaler"]
+    assert loaded["kubernetes"]["workers_per_group"] == 2
 
 
 @pytest.mark.parametrize("preset", ALL)
@@ -341,6 +426,30 @@ def test_the_test_asks_readyz() -> None:
     script = pod["spec"]["containers"][0]["args"][0]
     compile(script, "test", "exec")
     assert "https://serve-moe-serving-rest.prod.svc:8000/readyz" in script
+
+
+def test_weights_are_fetched_once_and_waited_for() -> None:
+    objects = render("everything")
+    job = find(objects, "Job")["spec"]["template"]["spec"]
+    (fetch,) = job["containers"]
+    source = ["deepseek-ai/DeepSeek-R1", "/models/r1", "--revision"]
+    assert fetch["args"][:5] == ["weights", "fetch", *source]
+    (mount,) = [m for m in fetch["volumeMounts"] if m["name"] == "model"]
+    assert "readOnly" not in mount
+    waiting = pod_specs(objects)
+    for name in ("serve-moe-serving-router", "pool h200", "pool h100-spot"):
+        (first,) = waiting[name]["initContainers"]
+        assert first["args"][:5] == ["weights", "wait", *source]
+        (mount,) = [m for m in first["volumeMounts"] if m["name"] == "model"]
+        assert mount["readOnly"] is True
+    for spec in pod_specs(render("deepseek-r1-2x8-h200")).values():
+        assert "initContainers" not in spec
+
+
+def test_another_revision_is_another_job() -> None:
+    name = find(render("everything"), "Job")["metadata"]["name"]
+    other = render("everything", model={"download": {"revision": "f" * 40}})
+    assert find(other, "Job")["metadata"]["name"] != name
 
 
 def test_pool_names_are_no_part_of_another_pools_application() -> None:

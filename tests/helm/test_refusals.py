@@ -19,6 +19,13 @@ CPU: dict[str, Any] = {
     "resources": {"cpu": "1", "memory": "4Gi"},
 }
 MODEL = {"attentionHeads": 128, "keyValueHeads": 128, "routedExperts": 256}
+SCALER = {
+    "enabled": True,
+    "cluster": "c",
+    "prometheusUrl": "http://prometheus:9090",
+    "existingSecret": "key",
+}
+AUTOSCALED: dict[str, Any] = {"ray": {"auth": {"existingSecret": "token"}}}
 
 
 def gpu(model: dict[str, Any] | None = None, **values: Any) -> dict[str, Any]:
@@ -118,6 +125,20 @@ SENSELESS = [
     pytest.param(
         {"model": {"volume": {"type": "claim", "claimName": "w"}}}, ["model.path"], id="no-path"
     ),
+    pytest.param(
+        {"model": {"download": {"enabled": True}}}, ["volume.type to claim"], id="download-where"
+    ),
+    pytest.param(
+        {
+            "model": {
+                "path": "/models/x",
+                "volume": {"type": "claim", "claimName": "w"},
+                "download": {"enabled": True, "repository": "a/b"},
+            }
+        },
+        ["repository and revision"],
+        id="download-what",
+    ),
     pytest.param({"model": {"path": "/models/x"}}, ["pocket-r1 alone"], id="path-in-the-image"),
     pytest.param(
         {"model": {"path": "/x", "volume": {"type": "claim", "claimName": "w"}}},
@@ -164,6 +185,27 @@ SENSELESS = [
         {"monitoring": {"serviceMonitor": {"enabled": True}}},
         ["role metrics", "openMetrics"],
         id="metrics-without-key",
+    ),
+    pytest.param(AUTOSCALED | {"autoscaler": SCALER | {"pool": "x"}}, ["no pool x"], id="no-pool"),
+    pytest.param(
+        AUTOSCALED | {"autoscaler": SCALER | {"cluster": ""}}, ["RayCluster"], id="no-cluster"
+    ),
+    pytest.param(
+        AUTOSCALED | {"autoscaler": SCALER | {"prometheusUrl": ""}}, ["Prometheus"], id="no-metrics"
+    ),
+    pytest.param(
+        AUTOSCALED | {"autoscaler": SCALER | {"existingSecret": ""}}, ["role admin"], id="no-key"
+    ),
+    pytest.param({"autoscaler": SCALER}, ["ray.auth.existingSecret"], id="no-token-of-ray"),
+    pytest.param(
+        AUTOSCALED | {"autoscaler": SCALER | {"minGroups": 2}},
+        ["minGroups 2 is more than maxGroups 1"],
+        id="least-above-most",
+    ),
+    pytest.param(
+        AUTOSCALED | {"autoscaler": SCALER | {"minGroups": 0}},
+        ["readyWhenParked"],
+        id="nobody-to-park",
     ),
     pytest.param({"ingress": {"enabled": True}}, ["ingress.host"], id="ingress-without-host"),
     pytest.param({"gateway": {"enabled": True}}, ["parentRefs"], id="gateway-without-parent"),
@@ -214,6 +256,7 @@ MALFORMED = [
         {"ray": {"gcsFaultTolerance": {"redisAddress": "redis://r:1"}}}, "redisAddress", id="url"
     ),
     pytest.param({"networkPolicy": {"clients": [{}]}}, "clients", id="peer-of-everybody"),
+    pytest.param({"model": {"download": {"revision": "main"}}}, "revision", id="moving-branch"),
     pytest.param({"cloud": "azure"}, "cloud", id="unknown-cloud"),
     pytest.param({"settings": {"router": {"max_body": 1}}}, "max_body", id="unknown-setting"),
     pytest.param({"settings": {"fleet": {"stall_timeout": 0}}}, "stall_timeout", id="no-timeout"),
@@ -243,6 +286,7 @@ def test_malformed(values: dict[str, Any], word: str, helm: str) -> None:
     "values",
     [
         pytest.param(gpu(), id="gpu"),
+        pytest.param(AUTOSCALED | {"autoscaler": SCALER}, id="autoscaler"),
         pytest.param(gpu(parallelism={"data": 16}), id="two-pods"),
         pytest.param(
             gpu(parallelism={"data": 2, "tensor": 8, "replicateKv": True}), id="mla-if-asked"

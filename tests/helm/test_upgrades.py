@@ -88,10 +88,11 @@ def cluster(**values: Any) -> Any:
     return spec | {"workerGroupSpecs": groups}
 
 
-def test_more_groups_scale_in_place() -> None:
+def test_more_groups_restart_nothing() -> None:
+    """KubeRay leaves the running cluster's number of pods alone: deploy/docs/kubernetes.md."""
     grown = {"pools": [POOL | {"groups": 3}]}
     assert cluster(**grown) == cluster()
-    assert workers(render(**grown))["cpu"]["replicas"] == 3
+    assert workers(render(**grown))["cpu"]["replicas"] == 6
     before, after = (serve_config(o)["applications"][0] for o in (render(), render(**grown)))
     assert after["deployments"][0]["num_replicas"] == 6
     # Serve restarts all replicas when the arguments change, and none when the number does.

@@ -34,7 +34,8 @@ def test_every_object_is_valid_and_no_field_unknown(preset: str, version: str) -
 def test_everything_renders_every_kind() -> None:
     kinds = {(item["apiVersion"], item["kind"]) for item in chart.render("everything")}
     assert {kind for _, kind in kinds} == {
-        "ConfigMap", "Deployment", "GRPCRoute", "HTTPRoute", "HorizontalPodAutoscaler", "Ingress",
+        "ClusterRole", "ClusterRoleBinding", "ConfigMap", "Deployment", "GRPCRoute", "HTTPRoute",
+        "HorizontalPodAutoscaler", "Ingress", "Job",
         "NetworkPolicy", "Pod", "PodDisruptionBudget", "PodMonitor", "PrometheusRule", "RayService",
         "Role", "RoleBinding", "Service", "ServiceAccount", "ServiceMonitor",
     }  # fmt: skip

@@ -104,3 +104,26 @@ capabilities: {drop: [ALL]}
   readOnly: true
 {{- end }}
 {{- end -}}
+
+{{/* Waits for the Job that fetches the weights: (dict "root" $ "image" .Values.image.router). */}}
+{{- define "moe-serving.waitForWeights" -}}
+{{- $d := .root.Values.model.download }}
+{{- if $d.enabled }}
+initContainers:
+  - name: weights
+    image: {{ include "moe-serving.image" . }}
+    imagePullPolicy: {{ .image.pullPolicy }}
+    command: [moe-serving]
+    args: [weights, wait, {{ $d.repository | quote }}, {{ .root.Values.model.path | quote }}, --revision, {{ $d.revision | quote }}]
+    securityContext:
+      {{- include "moe-serving.containerSecurity" .root | nindent 6 }}
+    env:
+      - {name: HOME, value: /tmp}
+    resources:
+      requests: {cpu: 10m, memory: 128Mi}
+      limits: {memory: 256Mi}
+    volumeMounts:
+      - {name: tmp, mountPath: /tmp}
+      {{- include "moe-serving.modelMount" .root | nindent 6 }}
+{{- end }}
+{{- end -}}

@@ -79,9 +79,6 @@ joins, and need no restart when groups come and go. */}}
 {{- if $v.quotas.existingSecret }}{{- $_ := set $admission "redis_password_file" "/etc/moe-serving/quotas/password" }}{{- end -}}
 {{- $_ := set $result "admission" $admission -}}
 {{- end -}}
-{{- if and $v.autoscaler.enabled $v.autoscaler.settings -}}
-{{- $_ := set $result "autoscaler" (deepCopy $v.autoscaler.settings) -}}
-{{- end -}}
 {{- mustMergeOverwrite $result (deepCopy $v.settings) | toYaml -}}
 {{- end -}}
 
@@ -97,4 +94,41 @@ joins, and need no restart when groups come and go. */}}
 {{- end -}}
 {{- $_ := set $s "scheme" (ternary "https" "http" (and (eq $s.tls.mode "secret") (ne $s.tls.existingSecret ""))) -}}
 {{- $s | toJson -}}
+{{- end -}}
+
+{{/* The pool that the autoscaler scales, with everything computed, as JSON. */}}
+{{- define "moe-serving.scaledPool" -}}
+{{- $name := default (first .Values.pools).name .Values.autoscaler.pool -}}
+{{- range .Values.pools -}}
+{{- if eq .name $name -}}
+{{- include "moe-serving.pool" (dict "root" $ "pool" .) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* The autoscaler's settings file, as YAML. */}}
+{{- define "moe-serving.autoscalerSettings" -}}
+{{- $full := include "moe-serving.fullname" . -}}
+{{- $a := .Values.autoscaler -}}
+{{- $s := include "moe-serving.security" . | fromJson -}}
+{{- $pool := include "moe-serving.scaledPool" . | fromJson -}}
+{{- $own := dict "min_groups" (int $a.minGroups) "max_groups" (int $pool.maxGroups)
+  "prometheus_url" $a.prometheusUrl
+  "selector" (printf "namespace=%q,service=%q" .Release.Namespace (printf "%s-rest" $full))
+  "gpus_per_group" (mul $pool.podsPerGroup $pool.gpusPerPod)
+  "routers" (list (printf "%s://%s-rest.%s.svc:%d" $s.scheme $full .Release.Namespace (int .Values.router.ports.rest)))
+  "drain_addresses" (list (printf "%s-grpc.%s.svc:%d" $full .Release.Namespace (int .Values.router.ports.grpc)))
+  "dashboard_url" (printf "http://%s-head-svc.%s.svc:8265" $full .Release.Namespace)
+  "metrics_host" "0.0.0.0" "metrics_port" 9464
+  "kubernetes" (dict "enabled" true "namespace" .Release.Namespace "cluster" $a.cluster
+    "worker_group" $pool.name "workers_per_group" (int $pool.podsPerGroup)
+    "lease" (printf "%s-autoscaler" $full)) -}}
+{{- if $a.existingSecret }}{{- $_ := set $own "api_key_file" "/etc/moe-serving/autoscaler/key" }}{{- end -}}
+{{- if eq $s.scheme "https" }}{{- $_ := set $own "ca_file" "/etc/moe-serving/tls/ca.crt" }}{{- end -}}
+{{- if .Values.ray.auth.enabled }}{{- $_ := set $own "dashboard_token_file" "/etc/moe-serving/ray/auth_token" }}{{- end -}}
+{{- $groups := dict "data_parallel" (int $pool.data) "tensor_parallel" (int $pool.tensor) -}}
+{{- dict "platform" (ternary "gpu" "cpu" $pool.gpu) "group" $groups
+  "ray" (dict "app_name" (printf "%s-%s" $full $pool.name))
+  "telemetry" (dict "log_format" "json")
+  "autoscaler" (mustMergeOverwrite $own (deepCopy $a.settings)) | toYaml -}}
 {{- end -}}

@@ -33,6 +33,15 @@
 {{- fail (printf "model.path: %s is not under model.volume.mountPath %s" $v.model.path $v.model.volume.mountPath) -}}
 {{- end -}}
 
+{{- if $v.model.download.enabled -}}
+{{- if ne $v.model.volume.type "claim" -}}
+{{- fail "model.download: it fetches onto a claim: set model.volume.type to claim" -}}
+{{- end -}}
+{{- if or (not $v.model.download.repository) (not $v.model.download.revision) -}}
+{{- fail "model.download: name repository and revision (a commit)" -}}
+{{- end -}}
+{{- end -}}
+
 {{/* Settings that the chart computes, and the values that they come from. */}}
 {{- $computed := dict
   "platform" "pools[].accelerator" "model.name" "model.name" "model.path" "model.path"
@@ -47,7 +56,8 @@
   "link.token_file" "security.joinToken" "security.keys_file" "security.apiKeys"
   "security.join_token_file" "security.joinToken" "security.tls_cert_file" "security.tls"
   "security.tls_key_file" "security.tls" "security.join_tls_cert_file" "security.joinTls"
-  "security.join_tls_key_file" "security.joinTls" "security.insecure" "security.insecure" -}}
+  "security.join_tls_key_file" "security.joinTls" "security.insecure" "security.insecure"
+  "autoscaler" "autoscaler.settings" -}}
 {{- range $path, $value := $computed -}}
 {{- $parts := splitList "." $path -}}
 {{- $at := get $v.settings (first $parts) -}}
@@ -105,6 +115,30 @@
 {{- end -}}
 {{- if and $v.monitoring.serviceMonitor.enabled (not $v.monitoring.serviceMonitor.existingSecret) (not $s.openMetrics) (not $s.insecure) -}}
 {{- fail "monitoring.serviceMonitor: /metrics takes an API key of role metrics: name its Secret in existingSecret, or set security.openMetrics" -}}
+{{- end -}}
+{{- if $v.autoscaler.enabled -}}
+{{- if and $v.autoscaler.pool (not (has $v.autoscaler.pool $names)) -}}
+{{- fail (printf "autoscaler.pool: there is no pool %s" $v.autoscaler.pool) -}}
+{{- end -}}
+{{- if not $v.autoscaler.cluster -}}
+{{- fail "autoscaler.cluster: install without the autoscaler first, then name the RayCluster that KubeRay made (kubectl get raycluster)" -}}
+{{- end -}}
+{{- if not $v.autoscaler.prometheusUrl -}}
+{{- fail "autoscaler.prometheusUrl: name the Prometheus that scrapes the routers" -}}
+{{- end -}}
+{{- if and (not $v.autoscaler.existingSecret) (not $s.insecure) -}}
+{{- fail "autoscaler.existingSecret: name the Secret with an API key of role admin" -}}
+{{- end -}}
+{{- if and $v.ray.auth.enabled (not $v.ray.auth.existingSecret) -}}
+{{- fail "autoscaler: it needs Ray's token: name its Secret in ray.auth.existingSecret" -}}
+{{- end -}}
+{{- $scaled := include "moe-serving.scaledPool" . | fromJson -}}
+{{- if gt (int $v.autoscaler.minGroups) (int $scaled.maxGroups) -}}
+{{- fail (printf "autoscaler.minGroups %d is more than maxGroups %d of pool %s" (int $v.autoscaler.minGroups) (int $scaled.maxGroups) $scaled.name) -}}
+{{- end -}}
+{{- if and (eq (int $v.autoscaler.minGroups) 0) (not $v.router.readyWhenParked) -}}
+{{- fail "autoscaler.minGroups 0: set router.readyWhenParked, or no router would be ready to park the request that starts a group" -}}
+{{- end -}}
 {{- end -}}
 {{- if and $v.ingress.enabled (not $v.ingress.host) -}}
 {{- fail "ingress.host: name the host" -}}

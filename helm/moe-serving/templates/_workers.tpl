@@ -7,8 +7,8 @@
 - {name: HF_HUB_OFFLINE, value: "1"}
 {{- end -}}
 
-{{/* One worker group, a pool's: (dict "root" $ "pool" POOL "checksum" C "security" S). A replica of
-it is a group of ranks, with numOfHosts pods. */}}
+{{/* One worker group, a pool's: (dict "root" $ "pool" POOL "checksum" C "security" S). A replica
+is a pod; a group has several. */}}
 {{- define "moe-serving.workerGroup" -}}
 {{- $root := .root -}}
 {{- $given := .pool -}}
@@ -18,13 +18,13 @@ it is a group of ranks, with numOfHosts pods. */}}
 {{- $rdma := $given.rdma -}}
 {{- $cpus := mulf $pool.ranksPerPod (addf 1 $pool.cpusPerRank) -}}
 - groupName: {{ $pool.name }}
-  replicas: {{ $pool.groups }}
-  minReplicas: {{ ternary 0 $pool.groups $root.Values.autoscaler.enabled }}
-  maxReplicas: {{ $pool.maxGroups }}
-  numOfHosts: {{ $pool.podsPerGroup }}
+  replicas: {{ $pool.pods }}
+  minReplicas: {{ $pool.pods }}
+  maxReplicas: {{ mul $pool.maxGroups $pool.podsPerGroup }}
   rayStartParams:
     num-cpus: {{ ceil $cpus | int | quote }}
     num-gpus: {{ $pool.gpusPerPod | int | quote }}
+    object-store-memory: "100000000"
     # As KubeRay's and Ray's own readers of it want it: JSON in quotes of its own.
     resources: {{ printf "\"{\\\"pool-%s\\\": 1}\"" $pool.name | squote }}
   template:
@@ -90,6 +90,7 @@ it is a group of ranks, with numOfHosts pods. */}}
       affinity:
         {{- toYaml . | nindent 8 }}
       {{- end }}
+      {{- include "moe-serving.waitForWeights" (dict "root" $root "image" $root.Values.image.engine) | nindent 6 }}
       containers:
         - name: ranks
           image: {{ include "moe-serving.image" (dict "root" $root "image" $root.Values.image.engine) }}

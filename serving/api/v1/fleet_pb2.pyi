@@ -77,7 +77,7 @@ class GetFleetResponse(_message.Message):
     def __init__(self, router_id: _Optional[str] = ..., model: _Optional[str] = ..., serving_version: _Optional[str] = ..., groups: _Optional[_Iterable[_Union[Group, _Mapping]]] = ..., inflight_requests: _Optional[int] = ...) -> None: ...
 
 class Group(_message.Message):
-    __slots__ = ("group_id", "epoch", "state", "reason", "since_unix_seconds", "world_size", "total_experts", "ranks")
+    __slots__ = ("group_id", "epoch", "state", "reason", "since_unix_seconds", "world_size", "total_experts", "ranks", "expert_imbalance", "hottest_experts")
     GROUP_ID_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -86,6 +86,8 @@ class Group(_message.Message):
     WORLD_SIZE_FIELD_NUMBER: _ClassVar[int]
     TOTAL_EXPERTS_FIELD_NUMBER: _ClassVar[int]
     RANKS_FIELD_NUMBER: _ClassVar[int]
+    EXPERT_IMBALANCE_FIELD_NUMBER: _ClassVar[int]
+    HOTTEST_EXPERTS_FIELD_NUMBER: _ClassVar[int]
     group_id: str
     epoch: str
     state: MemberState
@@ -94,10 +96,36 @@ class Group(_message.Message):
     world_size: int
     total_experts: int
     ranks: _containers.RepeatedCompositeFieldContainer[Rank]
-    def __init__(self, group_id: _Optional[str] = ..., epoch: _Optional[str] = ..., state: _Optional[_Union[MemberState, str]] = ..., reason: _Optional[str] = ..., since_unix_seconds: _Optional[float] = ..., world_size: _Optional[int] = ..., total_experts: _Optional[int] = ..., ranks: _Optional[_Iterable[_Union[Rank, _Mapping]]] = ...) -> None: ...
+    expert_imbalance: _containers.RepeatedCompositeFieldContainer[ExpertImbalance]
+    hottest_experts: _containers.RepeatedCompositeFieldContainer[HotExpert]
+    def __init__(self, group_id: _Optional[str] = ..., epoch: _Optional[str] = ..., state: _Optional[_Union[MemberState, str]] = ..., reason: _Optional[str] = ..., since_unix_seconds: _Optional[float] = ..., world_size: _Optional[int] = ..., total_experts: _Optional[int] = ..., ranks: _Optional[_Iterable[_Union[Rank, _Mapping]]] = ..., expert_imbalance: _Optional[_Iterable[_Union[ExpertImbalance, _Mapping]]] = ..., hottest_experts: _Optional[_Iterable[_Union[HotExpert, _Mapping]]] = ...) -> None: ...
+
+class ExpertImbalance(_message.Message):
+    __slots__ = ("layers", "experts", "ranks")
+    LAYERS_FIELD_NUMBER: _ClassVar[int]
+    EXPERTS_FIELD_NUMBER: _ClassVar[int]
+    RANKS_FIELD_NUMBER: _ClassVar[int]
+    layers: str
+    experts: float
+    ranks: float
+    def __init__(self, layers: _Optional[str] = ..., experts: _Optional[float] = ..., ranks: _Optional[float] = ...) -> None: ...
+
+class HotExpert(_message.Message):
+    __slots__ = ("layer", "expert", "ranks", "tokens", "times_mean")
+    LAYER_FIELD_NUMBER: _ClassVar[int]
+    EXPERT_FIELD_NUMBER: _ClassVar[int]
+    RANKS_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    TIMES_MEAN_FIELD_NUMBER: _ClassVar[int]
+    layer: str
+    expert: int
+    ranks: _containers.RepeatedScalarFieldContainer[int]
+    tokens: int
+    times_mean: float
+    def __init__(self, layer: _Optional[str] = ..., expert: _Optional[int] = ..., ranks: _Optional[_Iterable[int]] = ..., tokens: _Optional[int] = ..., times_mean: _Optional[float] = ...) -> None: ...
 
 class Rank(_message.Message):
-    __slots__ = ("rank", "node", "pid", "tensor_parallel_size", "local_expert_ids", "expert_tokens", "inflight_requests", "outstanding_tokens", "running_requests", "waiting_requests", "kv_usage", "prompt_tokens_total", "generated_tokens_total", "engine_steps_total", "mtp_proposed_tokens_total", "mtp_accepted_tokens_total", "engine_version", "draining", "health_reason", "resident_bytes")
+    __slots__ = ("rank", "node", "pid", "tensor_parallel_size", "local_expert_ids", "expert_tokens", "inflight_requests", "outstanding_tokens", "running_requests", "waiting_requests", "kv_usage", "prompt_tokens_total", "generated_tokens_total", "engine_steps_total", "mtp_proposed_tokens_total", "mtp_accepted_tokens_total", "engine_version", "draining", "health_reason", "resident_bytes", "metrics_address")
     RANK_FIELD_NUMBER: _ClassVar[int]
     NODE_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
@@ -118,6 +146,7 @@ class Rank(_message.Message):
     DRAINING_FIELD_NUMBER: _ClassVar[int]
     HEALTH_REASON_FIELD_NUMBER: _ClassVar[int]
     RESIDENT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    METRICS_ADDRESS_FIELD_NUMBER: _ClassVar[int]
     rank: int
     node: str
     pid: int
@@ -138,4 +167,5 @@ class Rank(_message.Message):
     draining: bool
     health_reason: str
     resident_bytes: int
-    def __init__(self, rank: _Optional[int] = ..., node: _Optional[str] = ..., pid: _Optional[int] = ..., tensor_parallel_size: _Optional[int] = ..., local_expert_ids: _Optional[_Iterable[int]] = ..., expert_tokens: _Optional[_Iterable[int]] = ..., inflight_requests: _Optional[int] = ..., outstanding_tokens: _Optional[int] = ..., running_requests: _Optional[int] = ..., waiting_requests: _Optional[int] = ..., kv_usage: _Optional[float] = ..., prompt_tokens_total: _Optional[int] = ..., generated_tokens_total: _Optional[int] = ..., engine_steps_total: _Optional[int] = ..., mtp_proposed_tokens_total: _Optional[int] = ..., mtp_accepted_tokens_total: _Optional[int] = ..., engine_version: _Optional[str] = ..., draining: _Optional[bool] = ..., health_reason: _Optional[str] = ..., resident_bytes: _Optional[int] = ...) -> None: ...
+    metrics_address: str
+    def __init__(self, rank: _Optional[int] = ..., node: _Optional[str] = ..., pid: _Optional[int] = ..., tensor_parallel_size: _Optional[int] = ..., local_expert_ids: _Optional[_Iterable[int]] = ..., expert_tokens: _Optional[_Iterable[int]] = ..., inflight_requests: _Optional[int] = ..., outstanding_tokens: _Optional[int] = ..., running_requests: _Optional[int] = ..., waiting_requests: _Optional[int] = ..., kv_usage: _Optional[float] = ..., prompt_tokens_total: _Optional[int] = ..., generated_tokens_total: _Optional[int] = ..., engine_steps_total: _Optional[int] = ..., mtp_proposed_tokens_total: _Optional[int] = ..., mtp_accepted_tokens_total: _Optional[int] = ..., engine_version: _Optional[str] = ..., draining: _Optional[bool] = ..., health_reason: _Optional[str] = ..., resident_bytes: _Optional[int] = ..., metrics_address: _Optional[str] = ...) -> None: ...

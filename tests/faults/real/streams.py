@@ -158,9 +158,14 @@ async def _grpc(
     try:
         async for message in stub.CompleteStream(request, timeout=PATIENCE):
             for choice in message.choices:
-                finish = choice.finish_reason and pb.FinishReason.Name(choice.finish_reason)
-                stream.take(choice.index, choice.text, finish or "")
+                stream.take(choice.index, choice.text, _finish(choice.finish_reason))
     except grpc.aio.AioRpcError as error:
         stream.error = f"{error.code().name}: {error.details()}"
     finally:
         stream.ended_at = time.monotonic()
+
+
+def _finish(reason: int) -> str:
+    """Return gRPC's reason as REST writes it; empty while the choice goes on."""
+    name = pb.FinishReason.Name(reason) if reason else ""
+    return name.removeprefix("FINISH_REASON_").lower()

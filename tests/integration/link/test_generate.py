@@ -97,7 +97,6 @@ async def test_what_reaches_the_engine(router, engines):
         {"type": "token", "prompt_token_ids": [10, 11]},
         params,
         "chatcmpl-1",
-        priority=3,
         trace_headers={"traceparent": "00-1"},
         reasoning_ended=True,
         reasoning_parser_kwargs={"chat_template_kwargs": {"thinking": True}},
@@ -107,7 +106,7 @@ async def test_what_reaches_the_engine(router, engines):
     assert list(work.prompt_token_ids) == [10, 11]
     assert work.request_id.endswith("chatcmpl-1")
     assert router.roster.router_id in work.request_id
-    assert (work.priority, dict(work.trace_headers)) == (3, {"traceparent": "00-1"})
+    assert (work.priority, dict(work.trace_headers)) == (0, {"traceparent": "00-1"})
     assert work.reasoning_ended
     assert decode_parser_kwargs(work) == {"chat_template_kwargs": {"thinking": True}}
     sent = decode_params(work)

@@ -120,15 +120,20 @@ async def _act(traffic, prometheus):
     await wait("moe_parked_requests == 1")
     lost = await traffic.join("g0")
     assert await parked == 200
+    await wait("moe_parked_requests == 0 and moe_requests_parked_total > 0")
     await traffic.join("g1")
     await wait('count(up{job="moe-ranks"} == 1) == 4')
     crowd = await asyncio.gather(*(traffic.ask(f"{n} queue up {n}") for n in range(24)))
     assert set(crowd) == {200}
     for _ in range(3):
         assert await traffic.ask("the same long beginning " * 8, **{"x-session-id": "s"}) == 200
-    resumed = [asyncio.create_task(traffic.ask("go on", 60)) for _ in range(4)]
-    await traffic.stand.until(lambda: traffic.stand.running == 4, "four streams")
-    await asyncio.sleep(0.1)  # some tokens
+    stand = traffic.stand
+    before = sum(engine._tokens for engine in stand.engines[:2])
+    resumed = [asyncio.create_task(traffic.ask(f"{n} go on", 60)) for n in range(4)]
+    await stand.until(
+        lambda: sum(engine._tokens for engine in stand.engines[:2]) > before + 8,
+        "tokens of the group that will be lost",
+    )
     for server in lost:
         await server.stop()
     assert [await answer for answer in resumed] == [200] * 4

@@ -110,6 +110,25 @@ async def test_a_request_is_one_trace_from_the_client_to_the_rank(spans, works, 
     assert "hi" not in shown.split("'"), "prompts stay out of traces"
 
 
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+async def test_the_one_line_of_a_request_says_where_it_ran_and_what_it_took(monkeypatch, stream):
+    lines = []
+    monkeypatch.setattr(middleware, "log_request", lines.append)
+    body = CHAT | {"stream": stream}
+    if stream:
+        body["stream_options"] = {"include_usage": True}
+    async with standing(stand_settings(), token_delay=0.001) as stand:
+        for _ in range(2):
+            assert (await post(stand, body)).status_code == 200
+    first, again = lines
+    assert (first.group, first.rank, first.resumes, first.parked) == ("g0", 0, 0, None)
+    assert (first.outcome, first.tenant, first.priority) == ("ok", "anonymous", "standard")
+    assert (first.completion_tokens, first.cached_tokens) == (6, 0)
+    assert again.cached_tokens in range(0, again.prompt_tokens + 1, 16)
+    assert 0 < first.ttft <= first.duration
+    assert first.trace_id is None
+
+
 async def test_grpc_calls_are_traced_alike(spans):
     async with standing(stand_settings()) as stand:
         async with grpc.aio.insecure_channel(stand.router.addresses.grpc) as channel:

@@ -134,7 +134,7 @@ def test_too_little_memory_is_said_before_anything_is_started(monkeypatch, capsy
     monkeypatch.setattr(verify, "memory_shortage", lambda needed: needed)
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("started"))
     assert main(["verify", "--ranks", "4"]) == 2
-    assert "4 ranks need about 14.4 GiB" in capsys.readouterr().err
+    assert "4 ranks need about 11.6 GiB" in capsys.readouterr().err
 
 
 def test_a_layout_is_stopped_whatever_happens(monkeypatch):

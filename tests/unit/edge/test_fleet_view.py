@@ -15,6 +15,7 @@ from serving.routing.snapshot import (
     MemberState,
     RankLoad,
     RankSnapshot,
+    RecentExperts,
 )
 
 
@@ -107,14 +108,20 @@ def test_readiness_says_why(snapshot, draining, ready, word):
 
 def test_the_hottest_experts_are_named_with_their_layer_and_rank():
     layer = "model.layers.1.mlp.experts"
-    busy = replace(rank(1), recent_experts=(LayerTokens(layer, (0, 0, 24, 0, 0, 0, 0, 0)),))
-    idle = replace(rank(0), recent_experts=(LayerTokens(layer, (1,) * 8),))
+    busy = replace(
+        rank(1), recent_experts=RecentExperts([LayerTokens(layer, (0, 0, 24) + (0,) * 5)])
+    )
+    idle = replace(rank(0), recent_experts=RecentExperts([LayerTokens(layer, (1,) * 8)]))
     fleet = FleetSnapshot("r1", (replace(group(MemberState.READY), ranks=(idle, busy)),))
     (shown,) = json.loads(json.dumps(FleetView(fleet, "m", 0).to_json()))["groups"]
     assert shown["hottest_experts"][0] == {
         "layer": layer, "expert": 10, "ranks": [1], "tokens": 24, "times_mean": 12.0
     }  # fmt: skip
     assert shown["expert_imbalance"] == [{"layers": "all", "experts": 12.0, "ranks": 1.5}]
+    (proto,) = FleetView(fleet, "m", 0).to_proto().groups
+    as_dict = json_format.MessageToDict(proto, preserving_proto_field_name=True)
+    assert as_dict["expert_imbalance"] == shown["expert_imbalance"]
+    assert as_dict["hottest_experts"][0] == shown["hottest_experts"][0] | {"tokens": "24"}
 
 
 def test_only_ranks_with_a_page_of_their_own_are_targets():

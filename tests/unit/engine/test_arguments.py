@@ -184,3 +184,20 @@ def test_what_a_user_exported_wins_and_preloads_add_up(monkeypatch):
     assert os.environ["OMP_NUM_THREADS"] == "5"
     assert os.environ["LD_PRELOAD"] == "/lib/a.so:/lib/b.so:/lib/c.so"
     assert os.environ.pop("MOE_TEST_NEW") == "x"
+
+
+def test_ranks_trace_where_routers_do_and_routers_by_themselves():
+    settings = Settings(
+        telemetry=TelemetrySettings(
+            otlp_endpoint="https://collector:4318/v1/traces", otlp_protocol="http/protobuf"
+        )
+    )
+    assert engine_args(settings).otlp_traces_endpoint == "https://collector:4318/v1/traces"
+    environment = engine_environment(settings)
+    assert environment["OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"] == "http/protobuf"
+    assert router_args(settings).otlp_traces_endpoint is None
+
+
+def test_without_a_collector_vllm_traces_nothing():
+    assert engine_args(Settings()).otlp_traces_endpoint is None
+    assert not [name for name in engine_environment(Settings()) if name.startswith("OTEL_")]

@@ -10,6 +10,7 @@ from ray.serve.config import GangPlacementStrategy
 
 from serving.engine import cluster, deployment
 from serving.engine.node_network import free_port, interface_of, network_environment
+from serving.engine.rendezvous import GangMember, Meeting
 from serving.errors import EngineError
 from serving.settings import Settings
 
@@ -111,3 +112,15 @@ def test_no_child_outlives_the_rank() -> None:
         process = psutil.Process(child.pid)
         deployment.end_children(0.1, keep=set(psutil.Process().children()) - {process})
         assert not process.is_running()
+
+
+def test_routers_are_told_where_the_ranks_own_metrics_are() -> None:
+    here = settings(data_parallel=1)
+    member = GangMember("app", "g0", 0, 1, ("replica",))
+    meeting = Meeting("127.0.0.1", 1, "e1", 12.5)
+    engine = deployment.make_engine(here, member, meeting)
+    server = deployment.make_server(
+        engine, here, member, meeting, "127.0.0.1", metrics_address="127.0.0.1:9400"
+    )
+    assert server._hello().metrics_address == "127.0.0.1:9400"
+    assert server._hello().epoch_started_unix_seconds == 12.5

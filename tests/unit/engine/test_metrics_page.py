@@ -8,7 +8,9 @@ import pytest
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
 
 from serving.engine.metrics_page import MetricsPage, RenderedPage
+from serving.engine.metrics_page import open_page as page_of
 from serving.errors import SettingsError
+from serving.settings import TelemetrySettings
 
 HOST = "127.0.0.1"
 
@@ -93,3 +95,13 @@ def test_many_scrapes_render_once_a_second():
     assert (page.text(), rendered) == (b"1", [10.0])
     clock.now += 1.0
     assert (page.text(), rendered) == (b"2", [10.0, 11.0])
+
+
+def test_off_by_default():
+    assert page_of(TelemetrySettings(), HOST) is None
+
+
+def test_on_with_a_port(free_port):
+    page = page_of(TelemetrySettings(rank_metrics_port=free_port), HOST)
+    assert int(page.address.rpartition(":")[2]) in range(free_port, free_port + 64)
+    page.close()

@@ -5,7 +5,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serving.fleet.expert_balance import HotExpert, hottest, imbalances
-from serving.routing.snapshot import GroupSnapshot, LayerTokens, MemberState, RankSnapshot
+from serving.routing.snapshot import (
+    GroupSnapshot,
+    LayerTokens,
+    MemberState,
+    RankSnapshot,
+    RecentExperts,
+)
 
 
 def name(layer):
@@ -20,7 +26,12 @@ def group(*ranks, ids=None):
         recent = tuple(LayerTokens(name(layer), tuple(t)) for layer, t in layers.items())
         shots.append(
             RankSnapshot(
-                "g", "e", index, True, local_expert_ids=tuple(local), recent_experts=recent
+                "g",
+                "e",
+                index,
+                True,
+                local_expert_ids=tuple(local),
+                recent_experts=RecentExperts(recent),
             )
         )
     return GroupSnapshot("g", "e", MemberState.READY, "", 0.0, len(ranks), 4, tuple(shots))
@@ -84,3 +95,21 @@ def test_labels_are_few_and_ratios_at_least_one(ranks):
     for each in found:
         assert 1 - 1e-9 <= each.ranks <= len(ranks) + 1e-9
         assert 1 - 1e-9 <= each.experts <= 2 * len(ranks) + 1e-9
+
+
+@given(st.lists(st.lists(st.integers(0, 99), min_size=3, max_size=3), min_size=1, max_size=5))
+def test_the_short_way_for_experts_on_one_rank_each_is_the_long_way(tokens):
+    ids = [range(3 * index, 3 * index + 3) for index in range(len(tokens))]
+    flat = [count for rank in tokens for count in rank]
+    found = imbalances(group(*({1: rank} for rank in tokens), ids=ids))
+    if not sum(flat):
+        assert found == ()
+        return
+    assert found[0].experts == pytest.approx(max(flat) * len(flat) / sum(flat))
+    sums = [sum(rank) for rank in tokens]
+    assert found[0].ranks == pytest.approx(max(sums) * len(sums) / sum(sums))
+
+
+def test_counts_that_fit_no_experts_are_left_out():
+    found = imbalances(group({1: [9, 1]}, {1: [5, 5]}, ids=[(), (0, 1)]))
+    assert shown(found) == [("all", 1.0, 1.0)]

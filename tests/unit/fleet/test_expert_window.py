@@ -8,8 +8,9 @@ from serving.link.v1 import link_pb2
 
 def report(window, now, *tokens, layer="model.layers.1.mlp.experts"):
     recent = window.update([link_pb2.LayerExpertLoad(layer=layer, tokens=tokens)], now)
-    assert [item.layer for item in recent] == [layer]
-    return recent[0].tokens
+    (found,) = recent.layers()
+    assert found.layer == layer
+    return found.tokens
 
 
 def test_what_is_older_than_two_spans_is_forgotten():
@@ -37,4 +38,4 @@ def test_counts_that_do_not_follow_stand_for_themselves(after, expected):
 
 
 def test_without_counts_there_is_nothing():
-    assert ExpertWindow().update([], 1.0) == ()
+    assert list(ExpertWindow().update([], 1.0).layers()) == []

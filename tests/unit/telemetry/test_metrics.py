@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from serving.telemetry.metrics import FAMILIES, REGISTRY
+from serving.telemetry.metrics import AUTOSCALER_REGISTRY, FAMILIES, REGISTRY
 
 PAGE = Path(__file__).resolve().parents[3] / "deploy" / "docs" / "metrics.md"
 ROW = re.compile(r"^\| `(moe_\w+)(?:\{([\w,]+)\})?` \| (\w+) \| (.+?) \| (.*)\|$")
@@ -28,7 +28,7 @@ def documented():
 
 def declared():
     found = {}
-    for metric in REGISTRY._collector_to_names:
+    for metric in (*REGISTRY._collector_to_names, *AUTOSCALER_REGISTRY._collector_to_names):
         suffix = "_total" if metric._type == "counter" else ""
         found[metric._name + suffix] = (metric._type, set(metric._labelnames))
     for family in FAMILIES:
@@ -50,6 +50,6 @@ def test_names_have_the_prefix_and_a_base_unit(name):
 def test_only_few_kinds_of_labels_exist():
     labels = {label for _, labels in declared().values() for label in labels}
     assert labels == {
-        "code", "direction", "group", "kind", "layers", "outcome", "over", "priority",
-        "protocol", "rank", "reason", "scorer", "state", "tenant", "way",
+        "action", "code", "direction", "group", "kind", "layers", "outcome", "over", "priority",
+        "protocol", "rank", "reason", "rule", "scorer", "stage", "state", "tenant", "way",
     }  # fmt: skip

@@ -39,14 +39,14 @@ def test_without_an_endpoint_there_is_one_object_that_does_nothing():
 
 
 @pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])
-def test_with_one_there_is_an_exporter(protocol):
+async def test_with_one_there_is_an_exporter(protocol):
     settings = TelemetrySettings(
         otlp_endpoint="http://127.0.0.1:1/v1/traces", otlp_protocol=protocol, trace_ratio=0.0
     )
     tracing = tracing_of(settings)
     assert isinstance(tracing, OtelTracing)
     assert tracing.begin("x", {}, {}) is NO_TRACE, "none is sampled"
-    tracing.close()
+    await tracing.close()
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,85 @@
+"""Small OpenAI-like servers in this process, on real ports, that can be made to fail."""
+
+import asyncio
+import contextlib
+import json
+import socket
+
+import pytest
+import uvicorn
+
+
+class TinyServer:
+    """Answers every chat with words; ``break_after``: cuts connections from then on."""
+
+    def __init__(self):
+        self.asked = []
+        self.break_after = None
+        self.status = 200
+        self.models = {"data": [{"id": "tiny"}]}
+        self.done = True
+        self.asked_for = asyncio.Event()
+
+    async def __call__(self, scope, receive, send):
+        if scope["path"] == "/v1/models":
+            return await self._reply(send, 200, self.models)
+        if scope["path"] != "/v1/chat/completions":
+            return await self._reply(send, 404, {"error": {"message": "no such page"}})
+        body = b""
+        while True:
+            message = await receive()
+            body += message.get("body", b"")
+            if not message.get("more_body"):
+                break
+        request = json.loads(body)
+        self.asked.append(request)
+        self.asked_for.set()
+        if self.status != 200:
+            return await self._reply(send, self.status, {"error": {"message": "not today"}})
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for _ in range(request["max_tokens"]):
+            if self.break_after is not None and len(self.asked) > self.break_after:
+                return None  # uvicorn closes the connection of an answer that does not end
+            await self._event(send, {"choices": [{"delta": {"content": "word "}}]})
+            await asyncio.sleep(0)
+        words = sum(len(message["content"].split()) for message in request["messages"])
+        usage = {"prompt_tokens": 5 + words, "completion_tokens": request["max_tokens"]}
+        await self._event(send, {"choices": [], "usage": usage})
+        last = b"data: [DONE]\n\n" if self.done else b""
+        await send({"type": "http.response.body", "body": last})
+        return None
+
+    async def _event(self, send, content):
+        body = b"data: " + json.dumps(content).encode() + b"\n\n"
+        await send({"type": "http.response.body", "body": body, "more_body": True})
+
+    async def _reply(self, send, status, content):
+        headers = [(b"content-type", b"application/json")]
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": json.dumps(content).encode()})
+
+
+class Server:
+    """A tiny server that runs."""
+
+    def __init__(self, app):
+        self.app = app
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
+        config = uvicorn.Config(app, lifespan="off", log_config=None, ws="none", loop="none")
+        self._server = uvicorn.Server(config)
+        self._server.capture_signals = contextlib.nullcontext
+        self._task = asyncio.create_task(self._server.serve([self._socket]))
+
+    async def die(self):
+        """Close everything at once."""
+        self._server.should_exit = self._server.force_exit = True
+        await self._task
+        self._socket.close()
+
+
+@pytest.fixture
+async def server():
+    running = Server(TinyServer())
+    yield running
+    await running.die()

@@ -1,0 +1,147 @@
+"""Whole runs against small real servers: what is measured, and how failures are told."""
+
+import asyncio
+import os
+import signal
+
+import pytest
+
+from loadtest.arguments import parse
+from loadtest.conductor import INTERRUPTED, conduct
+from serving import errors
+
+
+def options(server, *words, command="run"):
+    line = [command, "--url", server.url, "--warmup", "0", "--output-tokens", "3", *words]
+    return parse(line, "loadtest")
+
+
+async def test_open_loop_sends_what_was_asked_for(server):
+    run = await conduct(options(server, "--rate", "200", "--duration", "0.3"), "x")
+    assert run.model == "tiny"
+    assert not run.stopped
+    assert all(record.ok for record in run.records)
+    assert len(run.records) == len(server.app.asked) - 2  # the two that learn how it counts
+    assert {record.output_tokens for record in run.records} == {3}
+    # 5 tokens of every prompt are the server's own: the rest is words.
+    assert all(abs(record.prompt_tokens - 100) <= 1 for record in run.records)
+    assert all(record.sent >= record.intended for record in run.records)
+
+
+async def test_equal_seeds_send_the_same(server):
+    line = ("--rate", "100", "--duration", "0.2", "--seed", "7")
+    first = await conduct(options(server, *line), "x")
+    second = await conduct(options(server, *line), "x")
+    sent = server.app.asked
+    half = len(sent) // 2
+    texts = [{str(request["messages"]) for request in part} for part in (sent[:half], sent[half:])]
+    assert texts[0] == texts[1]
+    assert len(first.records) == len(second.records)
+
+
+async def test_shards_together_send_what_one_sends(server):
+    line = ("--rate", "100", "--duration", "0.2")
+    whole = await conduct(options(server, *line), "x")
+    parts = [await conduct(options(server, *line, "--shard", f"{n}/2"), "x") for n in range(2)]
+    assert sum(len(part.records) for part in parts) == len(whole.records)
+
+
+async def test_turns_of_a_session_hold_the_answers_before(server):
+    line = ("--concurrency", "2", "--duration", "0.2", "--turns", "3")
+    run = await conduct(options(server, *line), "x")
+    long = [request["messages"] for request in server.app.asked if len(request["messages"]) == 5]
+    assert long
+    assert long[0][1] == {"role": "assistant", "content": "word word word "}
+    assert {record.turn for record in run.records} == {0, 1, 2}
+
+
+async def test_a_search_ends_with_an_answer(server):
+    line = ("--slo-ttft-ms", "60000", "--start", "50", "--most", "100", "--duration", "0.1")
+    run = await conduct(options(server, *line, "--trial-requests", "5", command="search"), "x")
+    assert run.answer == 100
+    assert "No rate failed" in run.notes[0]
+
+
+async def test_nobody_there():
+    class Nowhere:
+        url = "http://127.0.0.1:1"
+
+    with pytest.raises(errors.NotReady, match=r"nobody answers at http://127\.0\.0\.1:1"):
+        await conduct(options(Nowhere, "--rate", "1"), "x")
+    line = ["run", "--grpc", "127.0.0.1:1", "--rate", "1"]
+    with pytest.raises(errors.NotReady, match=r"nobody answers at 127\.0\.0\.1:1"):
+        await conduct(parse(line, "loadtest"), "x")
+
+
+async def test_a_model_that_is_not_there(server):
+    with pytest.raises(errors.ModelNotFound, match="has no model other; it serves: tiny"):
+        await conduct(options(server, "--rate", "1", "--model", "other"), "x")
+
+
+async def test_several_models_and_none_named(server):
+    server.app.models = {"data": [{"id": "a"}, {"id": "b"}]}
+    with pytest.raises(errors.InvalidRequest, match="which model"):
+        await conduct(options(server, "--rate", "1"), "x")
+
+
+async def test_a_server_of_another_kind(server):
+    server.app.models = ["what"]
+    with pytest.raises(errors.NotReady, match="not as an OpenAI server does"):
+        await conduct(options(server, "--rate", "1"), "x")
+
+
+async def test_a_server_that_refuses_the_first_request(server):
+    server.app.status = 400
+    with pytest.raises(errors.EngineError, match="lists tiny, but: HTTP 400: not today"):
+        await conduct(options(server, "--rate", "1"), "x")
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "message"),
+    [
+        pytest.param({"break_after": 6}, "broken", "ClientPayloadError", id="cut"),
+        pytest.param({"done": False}, "broken", "without", id="no-done"),
+        pytest.param({"status": 429}, "refused", "HTTP 429: not today", id="too-much"),
+        pytest.param({"status": 500}, "rejected", "HTTP 500: not today", id="error"),
+    ],
+)
+async def test_failures_are_told_apart(server, change, kind, message):
+    line = ("--rate", "100", "--duration", "0.2", "--tokens-per-word", "1")
+    for name, value in change.items():
+        setattr(server.app, name, value)
+    run = await conduct(options(server, *line), "x")
+    assert {record.error for record in run.records} <= {"", kind}
+    failed = [record for record in run.records if not record.ok]
+    assert failed
+    assert message in failed[0].message
+    assert not run.stopped
+
+
+async def test_a_server_that_dies_ends_the_run_with_what_was_seen(server):
+    running = asyncio.create_task(
+        conduct(options(server, "--rate", "200", "--duration", "60"), "x")
+    )
+    async with asyncio.timeout(20):
+        while len(server.app.asked) < 12:
+            server.app.asked_for.clear()
+            await server.app.asked_for.wait()
+        await server.die()
+        run = await running
+    assert "the server stopped answering: nobody answers at" in run.stopped
+    assert sum(record.ok for record in run.records) >= 5
+    assert {record.error for record in run.records} <= {"", "broken", "connect", "cancelled"}
+
+
+async def test_ctrl_c_ends_the_run_with_what_was_seen(server):
+    running = asyncio.create_task(
+        conduct(options(server, "--rate", "200", "--duration", "60"), "x")
+    )
+    async with asyncio.timeout(20):
+        while len(server.app.asked) < 12:
+            server.app.asked_for.clear()
+            await server.app.asked_for.wait()
+        os.kill(os.getpid(), signal.SIGINT)
+        run = await running
+    assert run.stopped == INTERRUPTED
+    assert run.stages[0].seconds < 60
+    assert any(record.ok for record in run.records)

@@ -1,0 +1,63 @@
+"""``moe-serving load`` hands its line to the load generator."""
+
+import pytest
+
+from loadtest import conductor
+from loadtest.arguments import parse
+from serving.cli.main import main
+
+
+def test_its_own_help_is_shown(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["load", "run", "--help"])
+    assert end.value.code == 0
+    assert "usage: moe-serving load run" in capsys.readouterr().out
+
+
+def test_a_wrong_option_is_a_wrong_command_line(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["load", "run", "--rate", "none"])
+    assert end.value.code == 2
+    assert "--rate" in capsys.readouterr().err
+
+
+def test_errors_end_as_those_of_other_commands(capsys):
+    assert main(["load", "run", "--rate", "1", "--url", "http://127.0.0.1:1"]) == 1
+    assert capsys.readouterr().err.startswith("error: no server to load")
+
+
+@pytest.mark.parametrize(
+    ("words", "key"),
+    [
+        pytest.param([], "local-key", id="this-machine"),
+        pytest.param(["--url", "http://127.0.0.1:1"], None, id="elsewhere"),
+        pytest.param(["--grpc", "127.0.0.1:1"], None, id="elsewhere-grpc"),
+        pytest.param(["--url", "http://127.0.0.1:1", "--api-key", "k"], "k", id="given"),
+    ],
+)
+async def test_the_key_of_the_local_run_goes_nowhere_else(words, key, tmp_path, monkeypatch):
+    (tmp_path / "key").write_text("local-key\n")
+    (tmp_path / "settings.yaml").write_text(
+        f"security: {{keys_file: x, operator_key_file: {tmp_path / 'key'}}}\n"
+    )
+    seen = []
+
+    class Stopped(Exception):
+        pass
+
+    class Target:
+        def __init__(self, _where, access):
+            seen.append(access.api_key)
+
+        async def models(self):
+            raise Stopped
+
+        async def close(self):
+            pass
+
+    monkeypatch.setattr(conductor, "RestTarget", Target)
+    monkeypatch.setattr(conductor, "GrpcTarget", Target)
+    options = parse(["run", "--rate", "1", *words], "load")
+    with pytest.raises(Stopped):
+        await conductor.conduct(options, "x", tmp_path)
+    assert set(seen) == {key}

@@ -1,0 +1,140 @@
+from html.parser import HTMLParser
+
+import pytest
+
+from loadtest.charts import Chart, Mark, Series, cdf
+from loadtest.fleet_watch import FleetEvent, changes
+from loadtest.report import html
+from loadtest.run import Run, Stage
+from loadtest.slo import Slo, Trial
+from serving.errors import InvalidRequest
+from tests.unit.loadtest.records import record
+
+
+def some_run(**changes):
+    run = Run(
+        "http://x", "m", "loadtest run", 0.0, Slo(ttft=0.2),
+        [record(index, stage=index // 5) for index in range(10)]
+        + [record(10, stage=1, error="broken", message="<script>alert(1)</script>", first=None)],
+        [Stage(n, f"{n + 1} requests/s", n + 1, "requests/s", 5.0 * n, 0.0, 5.0) for n in (0, 1)],
+        [FleetEvent(3.0, "fault", "g0 is fenced: <b>")],
+    )  # fmt: skip
+    for name, value in changes.items():
+        setattr(run, name, value)
+    return run
+
+
+class _Balance(HTMLParser):
+    """Collects tags; refuses what would load something or is left open."""
+
+    VOID = frozenset({"meta", "br", "i"})
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.seen = [], []
+
+    def handle_starttag(self, tag, attributes):
+        self.seen.append(tag)
+        assert tag not in {"script", "link", "img", "iframe"}
+        assert not {"src", "href"} & {name for name, _ in attributes}
+        if tag not in {"meta", "br", "th", "circle"}:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.seen.append(tag)
+
+    def handle_endtag(self, tag):
+        if tag != "th":
+            assert self.open.pop() == tag
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        pytest.param({}, ["missed", "g0 is fenced: &lt;b&gt;", "against load"], id="sweep"),
+        pytest.param({"stopped": "interrupted"}, ["Partial:", "interrupted"], id="partial"),
+        pytest.param(
+            {"trials": [Trial(4.0, True, 1.0, "probe")], "answer": 4.0},
+            ["4 requests/s</b> is the highest rate"],
+            id="search",
+        ),
+        pytest.param({"records": [], "stages": [], "events": []}, ["nothing to show"], id="empty"),
+    ],
+)
+def test_the_report_is_whole_and_loads_nothing(changes, words):
+    page = html(some_run(**changes))
+    parser = _Balance()
+    parser.feed(page)
+    assert not parser.open
+    assert "alert(1)</script>" not in page
+    for word in words:
+        assert word in page
+
+
+def test_a_run_is_read_back_as_it_was(tmp_path):
+    run = some_run(trials=[Trial(4.0, True, 1.0, "probe")], answer=4.0, notes=["x"])
+    run.save(tmp_path)
+    assert Run.load(tmp_path) == run
+    with pytest.raises(InvalidRequest):
+        Run.load(tmp_path / "none")
+    (tmp_path / "records.jsonl").write_text("{}\n")
+    with pytest.raises(InvalidRequest, match="not a record"):
+        Run.load(tmp_path)
+
+
+def test_workers_are_joined_and_other_runs_are_not():
+    one, other = some_run(), some_run(stopped="interrupted")
+    joined = Run.joined([one, other])
+    assert len(joined.records) == 22
+    assert joined.stopped == "interrupted"
+    with pytest.raises(InvalidRequest, match="different stages"):
+        Run.joined([one, some_run(stages=[])])
+
+
+def test_marks_limits_and_values_that_are_no_numbers():
+    chart = Chart(
+        "t", "x", "y",
+        [Series("s", [(0, 1), (1, float("nan")), (2, 100)])], [Mark(1, "fault")], [(50, "limit")],
+        log_y=True,
+    )  # fmt: skip
+    drawn = chart.svg()
+    assert "nan" not in drawn
+    assert "<title>fault</title>" in drawn
+    assert "limit" in drawn
+
+
+def test_cdf_ends_at_one_and_is_thin():
+    points = cdf([float(value) for value in range(5000)])
+    assert points[-1] == (4999.0, 1.0)
+    assert len(points) <= 202
+    assert cdf([]) == []
+
+
+def group(state="ready", epoch="e1", name="g0", reason=""):
+    return {"group_id": name, "epoch": epoch, "state": state, "reason": reason}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "events"),
+    [
+        pytest.param([group()], [group()], [], id="nothing"),
+        pytest.param([], [group("joining")], [("scaling", "g0 appears (joining)")], id="new"),
+        pytest.param(
+            [group()], [group("fenced", reason="r")], [("fault", "g0 is fenced: r")], id="fenced"
+        ),
+        pytest.param([group("fenced")], [group()], [("ready", "g0 is ready")], id="back"),
+        pytest.param(
+            [group("fenced")], [group("joining", "e2")], [("fault", "g0 starts anew (joining)")],
+            id="new-epoch",
+        ),
+        pytest.param(
+            [group()], [group("draining")], [("scaling", "g0 is draining")], id="draining"
+        ),
+        pytest.param([group("draining")], [], [("scaling", "g0 is gone: over")], id="drained"),
+        pytest.param([group()], [], [("fault", "g0 is gone: over")], id="lost"),
+    ],
+)  # fmt: skip
+def test_what_happens_to_the_fleet(before, after, events):
+    last = {**group("gone", reason="over"), "since_unix_seconds": 1.0}
+    found = changes({"groups": before}, {"groups": after, "history": [last]}, 2.0)
+    assert [(event.kind, event.label) for event in found] == events
