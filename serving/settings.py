@@ -353,6 +353,8 @@ class KubernetesSettings(_Group):
     namespace: str = "default"
     cluster: str = ""
     """Name of the RayCluster (metadata.name)."""
+    service: str = ""
+    """Name of the RayService instead, whose RayCluster has a made-up name."""
     worker_group: str = "ranks"
     """groupName in its workerGroupSpecs."""
     workers_per_group: int = Field(1, ge=1)
@@ -451,8 +453,8 @@ class AutoscalerSettings(_Group):
             raise ValueError("min_groups is more than max_groups")
         if self.band_low >= self.band_high:
             raise ValueError("band_low must be less than band_high")
-        if self.kubernetes.enabled and not self.kubernetes.cluster:
-            raise ValueError("kubernetes.enabled needs kubernetes.cluster")
+        if self.kubernetes.enabled and not (self.kubernetes.cluster or self.kubernetes.service):
+            raise ValueError("kubernetes.enabled needs kubernetes.cluster or kubernetes.service")
         return self
 
 

@@ -167,6 +167,7 @@ DEFAULTS = {
             "enabled": False,
             "namespace": "default",
             "cluster": "",
+            "service": "",
             "worker_group": "ranks",
             "workers_per_group": 1,
             "api_timeout": 10.0,

@@ -16,6 +16,7 @@ from serving.settings import KubernetesSettings
 
 RAY = "ray.io/v1"
 CLUSTERS = "rayclusters"
+SERVICES = "rayservices"
 _READS = 3
 """Times that the object is read again after a conflict."""
 
@@ -34,7 +35,7 @@ class WorkerGroupActuator:
 
     async def target(self) -> int:
         """Return for how many whole groups workers are asked for."""
-        _, spec = await self._read()
+        _, spec = await self._read(await self.cluster())
         return int(spec.get("replicas") or 0) // self._settings.workers_per_group
 
     async def scale(self, groups: int) -> None:
@@ -45,34 +46,52 @@ class WorkerGroupActuator:
         if groups < 0:
             raise ActuatorError(f"{groups} groups cannot be")
         wanted = groups * self._settings.workers_per_group
+        cluster = await self.cluster()
         for _ in range(_READS):
-            index, spec = await self._read()
+            index, spec = await self._read(cluster)
             patch = await self._patch(index, spec, wanted)
             if not patch:
                 return
             try:
-                await self._api.patch(RAY, CLUSTERS, self._settings.cluster, patch)
+                await self._api.patch(RAY, CLUSTERS, cluster, patch)
             except Conflict:
                 continue
             log.info("workers", wanted=wanted, before=spec.get("replicas"))
             return
-        raise ActuatorError(f"RayCluster {self._settings.cluster} is changed all the time")
+        raise ActuatorError(f"RayCluster {cluster} is changed all the time")
 
     async def pods(self) -> list[Any]:
         """Return the pods of the worker group."""
+        cluster = await self.cluster()
         return await self._api.pods(
-            f"ray.io/cluster={self._settings.cluster},ray.io/group={self._settings.worker_group}"
+            f"ray.io/cluster={cluster},ray.io/group={self._settings.worker_group}"
         )
 
-    async def _read(self) -> tuple[int, dict[str, Any]]:
-        cluster = await self._api.get(RAY, CLUSTERS, self._settings.cluster)
+    async def cluster(self) -> str:
+        """Return the name of the RayCluster: the one that is set, or the RayService's present one.
+
+        KubeRay's RayService controller compares clusters without replicas, minReplicas and
+        workersToDelete, so it does not take them back.
+
+        Raises:
+            ActuatorError: the RayService has none yet.
+        """
+        if self._settings.cluster:
+            return self._settings.cluster
+        service = await self._api.get(RAY, SERVICES, self._settings.service)
+        active = (service.get("status") or {}).get("activeServiceStatus") or {}
+        name = str(active.get("rayClusterName") or "")
+        if not name:
+            raise ActuatorError(f"RayService {self._settings.service} has no active RayCluster")
+        return name
+
+    async def _read(self, name: str) -> tuple[int, dict[str, Any]]:
+        cluster = await self._api.get(RAY, CLUSTERS, name)
         specs = cluster.get("spec", {}).get("workerGroupSpecs", [])
         for index, spec in enumerate(specs):
             if spec.get("groupName") == self._settings.worker_group:
                 return index, spec
-        raise ActuatorError(
-            f"RayCluster {self._settings.cluster} has no worker group {self._settings.worker_group}"
-        )
+        raise ActuatorError(f"RayCluster {name} has no worker group {self._settings.worker_group}")
 
     async def _patch(self, index: int, spec: dict[str, Any], wanted: int) -> list[dict[str, Any]]:
         path = f"/spec/workerGroupSpecs/{index}"

@@ -162,6 +162,33 @@ async def test_a_group_that_is_not_there_is_named(kmock, connect):
         await WorkerGroupActuator(connect(), SETTINGS, Fleet()).target()
 
 
+def put_service(kmock, **status):
+    kmock.objects["ray.io/v1/rayservices", "default", "moe-service"] = {
+        "apiVersion": "ray.io/v1",
+        "kind": "RayService",
+        "metadata": {"name": "moe-service", "namespace": "default"},
+        "spec": {},
+        "status": status,
+    }
+
+
+BY_SERVICE = SETTINGS.model_copy(update={"cluster": "", "service": "moe-service"})
+
+
+async def test_the_cluster_of_a_service_is_found(kmock, connect):
+    put_service(kmock, activeServiceStatus={"rayClusterName": "moe"})
+    put_cluster(kmock)
+    workers = WorkerGroupActuator(connect(BY_SERVICE), BY_SERVICE, Fleet())
+    await workers.scale(3)
+    assert await workers.target() == 3
+
+
+async def test_a_service_without_a_cluster_is_named(kmock, connect):
+    put_service(kmock)
+    with pytest.raises(ActuatorError, match="moe-service has no active RayCluster"):
+        await WorkerGroupActuator(connect(BY_SERVICE), BY_SERVICE, Fleet()).target()
+
+
 async def test_a_cluster_that_is_not_there_is_named(kmock, connect):
     with pytest.raises(ActuatorError, match="rayclusters moe: not found"):
         await WorkerGroupActuator(connect(), SETTINGS, Fleet()).target()
@@ -174,7 +201,7 @@ async def test_a_change_in_between_is_read_again(kmock, connect):
     read, reads = workers._read, []
 
     async def read_then_lose(*args):
-        found = await read()
+        found = await read(*args)
         if not reads:
             put_cluster(kmock, replicas=3)
         reads.append(found)

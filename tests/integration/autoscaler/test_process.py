@@ -23,7 +23,7 @@ moe_admission_queue_tokens 0
 moe_generated_tokens_total 0
 moe_time_to_first_token_seconds_count 0
 """
-PATIENCE = 30.0
+PATIENCE = 45.0
 
 
 class Outside:
@@ -91,7 +91,9 @@ def command(what, prometheus, outside, port, *more):
         "prometheus_url": prometheus.url,
         "scrape_interval": 0.2,
         "window": 2,
-        "max_age": 2,
+        "max_age": 4,
+        # A busy machine misses scrapes of 200 ms; that gaps hold is for the policy's tests.
+        "max_gap": 0.9,
         "down_window": 0.5,
         "idle_timeout": 0.5,
         "routers": f'["{outside.url}"]',
@@ -127,7 +129,7 @@ def port():
 
 def test_explain_changes_nothing(prometheus, page, outside, port):
     page.text = IDLE
-    prometheus.wait("count_over_time(moe_inflight_requests[2s]) > 7")
+    prometheus.wait("count_over_time(moe_inflight_requests[2s]) > 4")
     done = subprocess.run(
         command("explain", prometheus, outside, port),
         capture_output=True,
