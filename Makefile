@@ -12,14 +12,13 @@ PYTHON ?= python3.11
 SEED ?= 1
 ARGS ?=
 CASES ?= 20000
-SEED ?= 0
 REQUESTS ?= 50000
 export PYTHON
 
 .PHONY: help
 help: ## Show this list
 	@grep -hE '^[a-z][a-z0-9-]*:.*## ' $(MAKEFILE_LIST) | \
-	    sed -E 's/^([a-z0-9-]+):.*## (.*)$$/  \1\t\2/' | expand -t 16
+	    sed -E 's/^([a-z0-9-]+):.*## (.*)$$/  \1\t\2/' | expand -t 18
 
 .PHONY: run
 run: venv ## Serve pocket-r1 here until Ctrl-C (GROUPS=1 RANKS=2 PORT=8000 GRPC_PORT=50051)
@@ -37,7 +36,7 @@ test: venv-dev ## Run all tests: unit, integration, end to end (ARGS="-k name" p
 	done
 
 .PHONY: fuzz
-fuzz: venv-dev ## 20,000 malformed requests over REST and gRPC (CASES=20000 SEED=0)
+fuzz: venv-dev ## 20,000 malformed requests over REST and gRPC (CASES=20000 SEED=1)
 	@FUZZ_CASES=$(CASES) FUZZ_SEED=$(SEED) \
 	    .venv/bin/python -m pytest -m "not vllm" tests/fuzz $(ARGS)
 	@FUZZ_ENGINE_CASES=3000 FUZZ_SEED=$(SEED) \
