@@ -103,7 +103,8 @@ async def test_every_signal_of_a_busy_router(prometheus, page):
     assert values[Signal.QUEUE_WAIT_P90] == pytest.approx(0.76)
     assert values[Signal.QUEUE_REQUESTS] == 5
     assert values[Signal.QUEUE_TOKENS] == 900
-    assert values[Signal.TOKEN_RATE] == pytest.approx(values[Signal.REQUEST_RATE] * 5)
+    # Two queries, two evaluation times: the windows differ by a scrape at most.
+    assert values[Signal.TOKEN_RATE] == pytest.approx(values[Signal.REQUEST_RATE] * 5, rel=0.2)
     assert values[Signal.REQUEST_RATE] > 0
     assert values[Signal.INFLIGHT] == 7
     assert values[Signal.READY_GROUPS] == 2

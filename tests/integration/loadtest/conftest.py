@@ -18,9 +18,13 @@ class TinyServer:
         self.status = 200
         self.models = {"data": [{"id": "tiny"}]}
         self.done = True
+        self.dead = False
+        self.cut = None
         self.asked_for = asyncio.Event()
 
     async def __call__(self, scope, receive, send):
+        if self.dead:
+            return self.cut()
         if scope["path"] == "/v1/models":
             return await self._reply(send, 200, self.models)
         if scope["path"] != "/v1/chat/completions":
@@ -69,6 +73,7 @@ class Server:
         config = uvicorn.Config(app, lifespan="off", log_config=None, ws="none", loop="none")
         self._server = uvicorn.Server(config)
         self._server.capture_signals = contextlib.nullcontext
+        app.cut = self._cut
         self._task = asyncio.create_task(self._server.serve([self._socket]))
 
     async def die(self):
@@ -76,6 +81,13 @@ class Server:
         self._server.should_exit = self._server.force_exit = True
         await self._task
         self._socket.close()
+        # uvicorn does not see a connection that was accepted in the same moment: it would live on.
+        self.app.dead = True
+        self._cut()
+
+    def _cut(self):
+        for connection in list(self._server.server_state.connections):
+            connection.transport.abort()
 
 
 @pytest.fixture
