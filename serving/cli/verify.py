@@ -10,6 +10,8 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -37,6 +39,7 @@ STOP_TIMEOUT = 60.0
 """Seconds that ``down`` may take."""
 START_MARGIN = 120.0
 """Seconds beyond group.start_timeout that ``up`` may take for Ray and the router."""
+_LINES_KEPT = 15
 _PORTS = ("router.rest_port", "router.grpc_port", "router.join_port", "ray.dashboard_port")
 
 
@@ -190,25 +193,46 @@ def running(ranks: int, settings: Settings, passed_on: Sequence[str]) -> Iterato
 def _start(flags: list[str], settings: Settings, environment: Mapping[str, str]) -> None:
     timeout = settings.group.start_timeout + START_MARGIN
     command = [sys.executable, "-m", "serving", "up", "--detach", "--no-sample", *flags]
-    try:
-        done = subprocess.run(
-            command,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=timeout,
-            check=False,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise LayoutNotStarted(f"not ready after {timeout:.0f} s") from error
-    if done.returncode != 0:
-        raise LayoutNotStarted(f"it could not be started:\n{_last_lines(done.stdout)}")
+    code, said = shown(command, environment, timeout)
+    if code is None:
+        raise LayoutNotStarted(f"not ready after {timeout:.0f} s")
+    if code != 0:
+        raise LayoutNotStarted("it could not be started:\n" + "\n".join(said))
 
 
-def _last_lines(text: str, count: int = 15) -> str:
-    return "\n".join(text.rstrip().splitlines()[-count:])
+def shown(
+    command: Sequence[str], environment: Mapping[str, str], timeout: float
+) -> tuple[int | None, Sequence[str]]:
+    """Run ``command`` and show what it prints, indented, while it runs.
+
+    Returns: its exit code (none: it was killed after ``timeout`` seconds) and its last lines.
+    """
+    said: deque[str] = deque(maxlen=_LINES_KEPT)
+    too_late = threading.Event()
+    with subprocess.Popen(
+        command,
+        env=dict(environment),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+
+        def end() -> None:
+            too_late.set()
+            process.kill()
+
+        timer = threading.Timer(timeout, end)
+        timer.start()
+        try:
+            for line in process.stdout or ():
+                said.append(line.rstrip())
+                print(f"  {said[-1]}", flush=True)
+            code = process.wait()
+        finally:
+            timer.cancel()
+            process.kill()  # Ctrl-C comes here too: nothing must go on starting
+    return None if too_late.is_set() else code, said
 
 
 def _stop(environment: Mapping[str, str]) -> None:

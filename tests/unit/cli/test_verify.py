@@ -1,6 +1,7 @@
 """verify: what counts as equal, exit codes, and that nothing is left running."""
 
 import json
+import os
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -132,7 +133,7 @@ def test_exit_codes(layouts, capsys, one, two, code, shown):
 
 def test_too_little_memory_is_said_before_anything_is_started(monkeypatch, capsys):
     monkeypatch.setattr(verify, "memory_shortage", lambda needed: needed)
-    monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("started"))
+    monkeypatch.setattr(verify, "shown", lambda *_: pytest.fail("started"))
     assert main(["verify", "--ranks", "4"]) == 2
     assert "4 ranks need about 11.6 GiB" in capsys.readouterr().err
 
@@ -140,10 +141,11 @@ def test_too_little_memory_is_said_before_anything_is_started(monkeypatch, capsy
 def test_a_layout_is_stopped_whatever_happens(monkeypatch):
     commands: list[list[str]] = []
 
-    def run(command, **_):
+    def run(command, *_, **__):
         commands.append(command[1:])
-        return subprocess.CompletedProcess(command, 1 if "up" in command else 0, stdout="a\nb\n")
+        return 1, ["a", "b"]
 
+    monkeypatch.setattr(verify, "shown", run)
     monkeypatch.setattr(subprocess, "run", run)
     settings = settings_from(sets=["engine.kind=fake"])
     with pytest.raises(verify.LayoutNotStarted, match="b"), verify.running(2, settings, ["--x"]):
@@ -156,12 +158,11 @@ def test_a_layout_is_stopped_whatever_happens(monkeypatch):
 def test_a_start_that_takes_too_long_is_not_started_and_stopped(monkeypatch):
     commands = []
 
-    def run(command, **options):
+    def run(command, *_, **__):
         commands.append(command[3])
-        if "up" in command:
-            raise subprocess.TimeoutExpired(command, options["timeout"])
-        return subprocess.CompletedProcess(command, 0)
+        return None, []
 
+    monkeypatch.setattr(verify, "shown", run)
     monkeypatch.setattr(subprocess, "run", run)
     settings = settings_from(sets=["engine.kind=fake", "group.start_timeout=5"])
     with (
@@ -260,13 +261,28 @@ def test_running_servers_are_compared_too(layouts, capsys):
 def test_up_is_run_with_this_interpreter(monkeypatch):
     seen = []
 
-    def run(command, **options):
-        seen.append((command[0], options["env"]["MOE_SERVING_STATE_DIR"]))
-        return subprocess.CompletedProcess(command, 0, stdout="")
+    def up(command, environment, _):
+        seen.append((command[0], environment["MOE_SERVING_STATE_DIR"]))
+        return 0, []
 
-    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(verify, "shown", up)
+    monkeypatch.setattr(subprocess, "run", lambda command, env, **_: up(command, env, _))
     with verify.running(1, settings_from(sets=["engine.kind=fake"]), []) as url:
         assert url.startswith("http://127.0.0.1:")
     (up, folder), (down, same_folder) = seen
     assert up == down == sys.executable
     assert folder == same_folder
+
+
+def test_what_a_command_prints_is_shown_and_its_end_kept(capsys):
+    program = "import sys\nfor n in range(20): print('line', n)\nsys.exit(3)"
+    code, said = verify.shown([sys.executable, "-c", program], os.environ, 60.0)
+    assert code == 3
+    assert [*said] == [f"line {n}" for n in range(5, 20)]
+    assert "  line 0\n  line 1\n" in capsys.readouterr().out
+
+
+def test_a_command_that_takes_too_long_is_killed():
+    program = "import time; print('here', flush=True); time.sleep(600)"
+    code, _ = verify.shown([sys.executable, "-c", program], os.environ, 0.5)
+    assert code is None
