@@ -1,0 +1,25 @@
+"""Each rank shows its engine's own metrics; the router says where."""
+
+import re
+
+import httpx
+import pytest
+
+pytestmark = pytest.mark.e2e
+
+
+def test_the_router_lists_the_ranks_pages_and_they_show_the_engine(stack):
+    body = {"model": stack.model, "prompt": "What is 2+2?", "max_tokens": 4}
+    for _ in range(2):
+        assert httpx.post(f"{stack.rest}/v1/completions", json=body, timeout=60).status_code == 200
+    targets = httpx.get(f"{stack.rest}/metrics/targets").json()
+    pages = {entry["labels"]["rank"]: entry["targets"] for entry in targets}
+    assert sorted(pages) == ["0", "1"]
+    generated = 0.0
+    for (address,) in pages.values():
+        page = httpx.get(f"http://{address}/metrics", timeout=30).text
+        found = re.findall(r"^vllm:generation_tokens_total\{.*\} (\S+)$", page, re.MULTILINE)
+        assert len(found) == 1
+        generated += float(found[0])
+        assert "process_resident_memory_bytes" in page
+    assert generated >= 8
