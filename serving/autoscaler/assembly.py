@@ -73,7 +73,6 @@ async def assembled(settings: Settings, *, dry_run: bool) -> AsyncIterator[Assem
         )
         routers = Routers(client, law)
         drains = Drains(law)
-        stack.push_async_callback(drains.close)
         actuator: Actuator = RayServeActuator(
             client,
             law,

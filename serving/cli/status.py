@@ -138,14 +138,19 @@ def header_lines(
 def ranks_table(fleet: Mapping[str, Any]) -> Table:
     """Return one row a rank."""
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for name in ("group", "state", "rank", "node", "pid", "experts", "expert tokens"):
+    # Worth a column only while there are two: blue and green of an upgrade.
+    several = len({group.get("app", "") for group in fleet["groups"]}) > 1
+    names = ("group", "state", "rank", "node", "pid", "experts", "expert tokens")
+    for name in (*(("app",) if several else ()), *names):
         table.add_column(name, no_wrap=True)
     for name in ("in flight", "running", "waiting", "prompt tok", "output tok", "MiB"):
         table.add_column(name, justify="right", no_wrap=True)
     for group in fleet["groups"]:
         for index, rank in enumerate(group["ranks"]):
             state = str(group["state"])
+            app = str(group.get("app", "")) if index == 0 else ""
             table.add_row(
+                *([app] if several else []),
                 str(group["group_id"]) if index == 0 else "",
                 Text(state, style=_STATE_STYLE.get(state, "")) if index == 0 else "",
                 f"{rank['rank']}/{group['world_size']}",
@@ -163,7 +168,8 @@ def ranks_table(fleet: Mapping[str, Any]) -> Table:
                 str(int(rank["resident_bytes"]) // _MIB),
             )  # fmt: skip
         if group["state"] != "ready" and group.get("reason"):
-            table.add_row("", Text(str(group["reason"]), style="dim"))
+            reason = Text(str(group["reason"]), style="dim")
+            table.add_row(*([""] if several else []), "", reason)
     return table
 
 
