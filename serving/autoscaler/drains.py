@@ -97,7 +97,7 @@ class Drains:
             routers = []
             for target in targets:
                 channel = _channel(target, self._authorities)
-                stack.push_async_callback(channel.close)
+                stack.push_async_callback(channel.close, None)
                 stub = fleet_pb2_grpc.FleetServiceStub(channel)
                 routers.append(_Router(target.address, stub))
             yield routers

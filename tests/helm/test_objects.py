@@ -259,10 +259,12 @@ def test_the_autoscalers_rights_are_the_least() -> None:
     assert find(objects, "Role")["rules"] == [
         {
             "apiGroups": ["ray.io"],
-            "resources": ["rayclusters"],
-            "resourceNames": ["serve-moe-serving-abcde"],
-            "verbs": ["get", "patch"],
+            "resources": ["rayservices"],
+            "resourceNames": ["serve-moe-serving"],
+            "verbs": ["get"],
         },
+        # Without a name: KubeRay makes it up.
+        {"apiGroups": ["ray.io"], "resources": ["rayclusters"], "verbs": ["get", "patch"]},
         {"apiGroups": [""], "resources": ["pods"], "verbs": ["list"]},
         {"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "verbs": ["create"]},
         {
@@ -278,6 +280,49 @@ def test_the_autoscalers_rights_are_the_least() -> None:
     kinds = {item["kind"] for item in render()}
     assert not kinds & {"Role", "RoleBinding", "ClusterRole", "ClusterRoleBinding"}
     assert "ServiceAccount" not in kinds
+
+
+def test_the_right_to_a_cluster_that_is_named_is_limited_to_it() -> None:
+    objects = render("everything", autoscaler={"cluster": "serve-abcde"})
+    custom = [rule for rule in find(objects, "Role")["rules"] if rule["apiGroups"] == ["ray.io"]]
+    assert custom == [
+        {
+            "apiGroups": ["ray.io"],
+            "resources": ["rayclusters"],
+            "resourceNames": ["serve-abcde"],
+            "verbs": ["get", "patch"],
+        }
+    ]
+
+
+def test_the_autoscaler_follows_the_services_active_cluster() -> None:
+    objects = render("everything")
+    text = find(objects, "ConfigMap", "-settings")["data"]["autoscaler.yaml"]
+    told = yaml.safe_load(text)["autoscaler"]["kubernetes"]
+    assert told["service"] == find(objects, "RayService")["metadata"]["name"]
+    assert told["cluster"] == ""
+
+
+@pytest.mark.parametrize("tls", ["secret", "elsewhere"])
+def test_the_autoscaler_tells_every_router(tls: str) -> None:
+    """Behind a Service with an address of its own only one router would hear of a drain."""
+    objects = render("everything", security={"tls": {"mode": tls}})
+    law = yaml.safe_load(find(objects, "ConfigMap", "-settings")["data"]["autoscaler.yaml"])[
+        "autoscaler"
+    ]
+    (drain,), (rest,) = law["drain_addresses"], law["routers"]
+    scheme = "https" if tls == "secret" else "http"
+    assert drain == "dns:///serve-moe-serving-routers.prod.svc:50051"
+    assert rest == f"dns+{scheme}://serve-moe-serving-routers.prod.svc:8000"
+    service = find(objects, "Service", "-routers")["spec"]
+    assert service["clusterIP"] == "None"
+    assert service["publishNotReadyAddresses"] is True
+    assert {entry["name"]: entry["port"] for entry in service["ports"]} == {
+        "rest": 8000,
+        "grpc": 50051,
+    }
+    pods = find(objects, "Deployment", "-router")["spec"]["template"]["metadata"]["labels"]
+    assert service["selector"].items() <= pods.items()
 
 
 def test_the_autoscaler_is_told_the_worker_group() -> None:

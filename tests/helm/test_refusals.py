@@ -21,7 +21,6 @@ CPU: dict[str, Any] = {
 MODEL = {"attentionHeads": 128, "keyValueHeads": 128, "routedExperts": 256}
 SCALER = {
     "enabled": True,
-    "cluster": "c",
     "prometheusUrl": "http://prometheus:9090",
     "existingSecret": "key",
 }
@@ -188,7 +187,7 @@ SENSELESS = [
     ),
     pytest.param(AUTOSCALED | {"autoscaler": SCALER | {"pool": "x"}}, ["no pool x"], id="no-pool"),
     pytest.param(
-        AUTOSCALED | {"autoscaler": SCALER | {"cluster": ""}}, ["RayCluster"], id="no-cluster"
+        AUTOSCALED | {"autoscaler": SCALER | {"cluster": "UPPER"}}, ["cluster"], id="odd-cluster"
     ),
     pytest.param(
         AUTOSCALED | {"autoscaler": SCALER | {"prometheusUrl": ""}}, ["Prometheus"], id="no-metrics"

@@ -120,9 +120,6 @@
 {{- if and $v.autoscaler.pool (not (has $v.autoscaler.pool $names)) -}}
 {{- fail (printf "autoscaler.pool: there is no pool %s" $v.autoscaler.pool) -}}
 {{- end -}}
-{{- if not $v.autoscaler.cluster -}}
-{{- fail "autoscaler.cluster: install without the autoscaler first, then name the RayCluster that KubeRay made (kubectl get raycluster)" -}}
-{{- end -}}
 {{- if not $v.autoscaler.prometheusUrl -}}
 {{- fail "autoscaler.prometheusUrl: name the Prometheus that scrapes the routers" -}}
 {{- end -}}
