@@ -23,8 +23,8 @@ from tests.bluegreen.traffic import Traffic, connected
 
 _HEAD = ("time s", "groups (app epoch state, at each router)", "done", "lost", "running", "gap s")
 _WIDTHS = (7, 58, 6, 5, 8, 7)
-_EVERY = 5.0
-"""Seconds between two rows; longer while nothing changes."""
+_EVERY = 10.0
+"""Seconds between two rows."""
 _SHARE = 3
 """One third of the requests before green comes, one third after blue is gone."""
 

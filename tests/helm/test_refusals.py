@@ -185,6 +185,11 @@ SENSELESS = [
         ["role metrics", "openMetrics"],
         id="metrics-without-key",
     ),
+    pytest.param(
+        {"monitoring": {"prometheusRule": {"enabled": True}}},
+        ["enable monitoring.serviceMonitor"],
+        id="rules-without-series",
+    ),
     pytest.param(AUTOSCALED | {"autoscaler": SCALER | {"pool": "x"}}, ["no pool x"], id="no-pool"),
     pytest.param(
         AUTOSCALED | {"autoscaler": SCALER | {"cluster": "UPPER"}}, ["cluster"], id="odd-cluster"

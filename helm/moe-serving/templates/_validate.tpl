@@ -116,6 +116,9 @@
 {{- if and $v.monitoring.serviceMonitor.enabled (not $v.monitoring.serviceMonitor.existingSecret) (not $s.openMetrics) (not $s.insecure) -}}
 {{- fail "monitoring.serviceMonitor: /metrics takes an API key of role metrics: name its Secret in existingSecret, or set security.openMetrics" -}}
 {{- end -}}
+{{- if and $v.monitoring.prometheusRule.enabled (not $v.monitoring.serviceMonitor.enabled) -}}
+{{- fail "monitoring.prometheusRule: its rules look at what the ServiceMonitor scrapes: enable monitoring.serviceMonitor as well" -}}
+{{- end -}}
 {{- if $v.autoscaler.enabled -}}
 {{- if and $v.autoscaler.pool (not (has $v.autoscaler.pool $names)) -}}
 {{- fail (printf "autoscaler.pool: there is no pool %s" $v.autoscaler.pool) -}}
