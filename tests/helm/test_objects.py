@@ -12,6 +12,7 @@ from serving.edge.exposure import require_guarded
 from serving.engine.cluster import OBJECT_STORE_BYTES
 from serving.engine.serve_app import build
 from serving.settings import Settings, load_settings
+from tests.helm import schemas
 from tests.helm.chart import (
     PRESETS,
     find,
@@ -348,6 +349,52 @@ def test_the_autoscalers_settings_load(tmp_path: Any) -> None:
     file.write_text(data["autoscaler.yaml"], "utf-8")
     loaded = load_settings(file).model_dump()["autoscaler"]
     assert loaded["kubernetes"]["workers_per_group"] == 2
+
+
+STREAM: dict[str, Any] = {
+    "path": "/models/r1",
+    "volume": {"type": "claim", "claimName": "configs"},
+    "stream": {
+        "url": "s3://models/r1",
+        "concurrency": 32,
+        "existingSecret": "s3-keys",
+        "serviceAccount": "reader",
+    },
+}
+
+
+def test_streamed_weights_reach_the_engines() -> None:
+    objects = render(model=STREAM)
+    (application,) = serve_config(objects)["applications"]
+    expected = {
+        "load_format": "runai_streamer",
+        "model_weights": "s3://models/r1",
+        "model_loader_extra_config": {"concurrency": 32},
+    }
+    assert application["args"]["settings"]["engine"]["args"] == expected
+    # Config and tokenizer are local, for ranks and routers alike.
+    assert application["args"]["settings"]["model"]["path"] == "/models/r1"
+    assert settings_of(objects)["model"]["path"] == "/models/r1"
+    spec = workers(objects)["cpu"]["template"]["spec"]
+    assert spec["serviceAccountName"] == "reader"
+    assert spec["automountServiceAccountToken"] is False
+    assert spec["containers"][0]["envFrom"] == [{"secretRef": {"name": "s3-keys"}}]
+    egress = find(objects, "NetworkPolicy", "-ray")["spec"]["egress"]
+    assert {"protocol": "TCP", "port": 443} in [p for rule in egress for p in rule.get("ports", ())]
+
+
+def test_without_a_stream_ranks_reach_nothing_outside() -> None:
+    objects = render()
+    spec = workers(objects)["cpu"]["template"]["spec"]
+    assert "serviceAccountName" not in spec
+    assert "envFrom" not in spec["containers"][0]
+    egress = find(objects, "NetworkPolicy", "-ray")["spec"]["egress"]
+    assert not [peer for rule in egress for peer in rule["to"] if "ipBlock" in peer]
+
+
+def test_every_object_with_a_stream_is_valid() -> None:
+    for item in render(model=STREAM):
+        assert schemas.problems(item, "1.36") == []
 
 
 @pytest.mark.parametrize("preset", ALL)

@@ -11,6 +11,11 @@ change of anything else must not restart them. group.count is left out: it is nu
 {{- with $v.model.path }}{{- $_ := set $model "path" . }}{{- end -}}
 {{- $args := deepCopy $v.engine.args -}}
 {{- with $v.engine.allToAll }}{{- $_ := set $args "all2all_backend" . }}{{- end -}}
+{{- with $v.model.stream.url -}}
+{{- $_ := set $args "load_format" "runai_streamer" -}}
+{{- $_ := set $args "model_weights" . -}}
+{{- $_ := set $args "model_loader_extra_config" (dict "concurrency" (int $v.model.stream.concurrency)) -}}
+{{- end -}}
 {{- $engine := dict "dtype" $v.model.dtype "max_num_seqs" (int $v.engine.maxNumSeqs)
   "speculative" $v.engine.speculative "args" $args -}}
 {{- if eq $v.engine.speculative "mtp" }}{{- $_ := set $engine "speculative_tokens" (int $v.engine.speculativeTokens) }}{{- end -}}

@@ -33,6 +33,21 @@
 {{- fail (printf "model.path: %s is not under model.volume.mountPath %s" $v.model.path $v.model.volume.mountPath) -}}
 {{- end -}}
 
+{{- if $v.model.stream.url -}}
+{{- if eq $v.model.volume.type "bundled" -}}
+{{- fail "model.stream: config and tokenizer come from a volume: set model.volume.type to claim or hostPath, and model.path" -}}
+{{- end -}}
+{{- if $v.model.download.enabled -}}
+{{- fail "model.stream: model.download fetches the weights onto the volume: use one of them" -}}
+{{- end -}}
+{{- range list "load_format" "model_weights" "model_loader_extra_config" -}}
+{{- if hasKey $v.engine.args . -}}
+{{- fail (printf "engine.args.%s is computed from model.stream: leave it out" .) -}}
+{{- end -}}
+{{- end -}}
+{{- else if or $v.model.stream.existingSecret $v.model.stream.serviceAccount -}}
+{{- fail "model.stream: existingSecret and serviceAccount need url" -}}
+{{- end -}}
 {{- if $v.model.download.enabled -}}
 {{- if ne $v.model.volume.type "claim" -}}
 {{- fail "model.download: it fetches onto a claim: set model.volume.type to claim" -}}
