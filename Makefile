@@ -97,6 +97,10 @@ faults: venv ## Kill ranks of the real thing under traffic; print what survived 
 faults-replay: venv ## Print one history of the simulated cluster (SEED=1)
 	@exec .venv/bin/python -m tests.faults.replay --seed $(SEED) $(ARGS)
 
+.PHONY: blue-green
+blue-green: venv ## Replace one Ray Serve app by another under load; print what was lost (6 minutes)
+	@exec .venv/bin/python -m tests.bluegreen.run $(ARGS)
+
 .PHONY: load bench
 load: venv ## Load a server and report (ARGS="run --rate 2,4,8 --slo-ttft-ms 500"; ARGS=--help)
 	@exec .venv/bin/python -m loadtest $(ARGS)

@@ -1,10 +1,11 @@
-"""Make what is generated of the chart: values.schema.json and README.md.
+"""Make what is generated of the chart: values.schema.json, README.md and files/.
 
-    python helm/generate.py            write both
+    python helm/generate.py            write all
     python helm/generate.py --check    exit 1 if one is not as it would be written
 
 The schema comes from values.schema.yaml and, for ``settings``, from serving/settings.py; the table
-of the README from the comments in values.yaml.
+of the README from the comments in values.yaml; rules and dashboards from deploy/prometheus/rules
+and deploy/grafana.
 """
 
 import json
@@ -17,6 +18,13 @@ import yaml
 
 HERE = Path(__file__).resolve().parent
 CHART = HERE / "moe-serving"
+RULES = HERE.parent / "deploy" / "prometheus" / "rules"
+DASHBOARDS = HERE.parent / "deploy" / "grafana"
+AUTOSCALER_RULES = "moe-serving-autoscaler"
+"""Group of rules that is rendered only where an autoscaler runs."""
+SCOPE = {"namespace": "@NAMESPACE@", "fleet": "@FLEET@"}
+"""Labels of this release's metrics; the template fills them in."""
+SERIES = re.compile(r"(?<![\w:])(fleet:[a-z0-9_:]+|moe_[a-z0-9_]+|up)\b(?:\{([^}]*)\})?")
 sys.path.insert(0, str(HERE.parent))
 
 README_HEAD = """# moe-serving
@@ -126,6 +134,61 @@ def readme_text() -> str:
     return README_HEAD + "".join(rows)
 
 
+def scoped(expression: str) -> str:
+    """Return a PromQL expression with every series limited to this release's."""
+    own = ",".join(f'{name}="{value}"' for name, value in SCOPE.items())
+
+    def limited(found: re.Match[str]) -> str:
+        given = f"{found[2]}," if found[2] else ""
+        return f"{found[1]}{{{given}{own}}}"
+
+    return SERIES.sub(limited, " ".join(expression.split()))
+
+
+def rule_groups() -> list[dict[str, Any]]:
+    """Return the groups of deploy/prometheus/rules for one of several releases: what they look at
+    is this release's, and what they say has its labels.
+    """
+    groups = [
+        group
+        for file in ("recording.yml", "alerts.yml")
+        for group in yaml.safe_load((RULES / file).read_text("utf-8"))["groups"]
+    ]
+    return [
+        group
+        | {
+            "rules": [
+                rule | {"expr": scoped(rule["expr"]), "labels": SCOPE | rule.get("labels", {})}
+                for rule in group["rules"]
+            ]
+        }
+        for group in groups
+    ]
+
+
+def rules_text(*, autoscaler: bool) -> str:
+    """Return a list of groups of rules: the autoscaler's, or all others."""
+    groups = [g for g in rule_groups() if (g["name"] == AUTOSCALER_RULES) is autoscaler]
+    return "# Generated from deploy/prometheus/rules by helm/generate.py.\n" + yaml.safe_dump(
+        groups, sort_keys=False, width=1000
+    )
+
+
+def generated() -> dict[str, str]:
+    """Return the content of every generated file of the chart, by its path there."""
+    dashboards = {
+        f"files/dashboards/{file.name}": file.read_text("utf-8")
+        for file in sorted(DASHBOARDS.glob("*.json"))
+    }
+    return {
+        "values.schema.json": schema_text(),
+        "README.md": readme_text(),
+        "files/rules/fleet.yaml": rules_text(autoscaler=False),
+        "files/rules/autoscaler.yaml": rules_text(autoscaler=True),
+        **dashboards,
+    }
+
+
 def undescribed() -> list[str]:
     """Return the values without a description, neither their own nor a parent's."""
     values = yaml.safe_load((CHART / "values.yaml").read_text("utf-8"))
@@ -143,13 +206,20 @@ def main(arguments: list[str]) -> int:
     if missing:
         print(f"values.yaml: no comment for {', '.join(missing)}")
         return 1
+    texts = generated()
     stale = []
-    for name, text in (("values.schema.json", schema_text()), ("README.md", readme_text())):
+    for name, text in texts.items():
         file = CHART / name
         if not file.is_file() or file.read_text("utf-8") != text:
             stale.append(name)
             if "--check" not in arguments:
+                file.parent.mkdir(parents=True, exist_ok=True)
                 file.write_text(text, "utf-8")
+    for file in sorted((CHART / "files").rglob("*.*")):
+        if (name := str(file.relative_to(CHART))) not in texts:
+            stale.append(name)
+            if "--check" not in arguments:
+                file.unlink()
     if stale and "--check" in arguments:
         print(f"not as generated: {', '.join(stale)}; run python helm/generate.py")
         return 1

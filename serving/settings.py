@@ -390,9 +390,11 @@ class AutoscalerSettings(_Group):
     max_gap: float = Field(0.5, ge=0, lt=1)
     """Share of the window's scrapes that may be missing before the data is stale."""
     routers: tuple[str, ...] = ("http://127.0.0.1:8000",)
-    """REST addresses of the routers; /fleet tells which groups are ready and what is parked."""
+    """REST addresses of all routers; /fleet tells which groups are ready and what is parked.
+    dns+http://name:port (or dns+https) is every address behind the name."""
     drain_addresses: tuple[str, ...] = ("127.0.0.1:50051",)
-    """gRPC addresses of all routers: each is told when a group goes."""
+    """gRPC addresses of all routers: each is told when a group goes. dns:///name:port is every
+    address behind the name, looked up at each drain."""
     router_timeout: Seconds = 3.0
     api_key_file: str | None = None
     """File with a key of role admin for the routers; none where they ask for no keys."""

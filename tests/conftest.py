@@ -7,7 +7,15 @@ import pytest
 from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parent
-ORDER = {"unit": 0, "helm": 1, "integration": 2, "faults": 3, "fuzz": 4, "e2e": 5}
+ORDER = {
+    "unit": 0,
+    "helm": 1,
+    "integration": 2,
+    "bluegreen": 3,
+    "faults": 4,
+    "fuzz": 5,
+    "e2e": 6,
+}
 SLOW_TIMEOUT = 600  # seconds, for tests that start engines or Ray
 
 # Examples are the same in every run: a red build means a change, not luck. On a busy machine

@@ -73,7 +73,6 @@ async def assembled(settings: Settings, *, dry_run: bool) -> AsyncIterator[Assem
         )
         routers = Routers(client, law)
         drains = Drains(law)
-        stack.push_async_callback(drains.close)
         actuator: Actuator = RayServeActuator(
             client,
             law,
@@ -118,7 +117,11 @@ async def _on_kubernetes(
     from serving.autoscaler.actuators.node_watch import NodeWatch
     from serving.autoscaler.actuators.worker_group import WorkerGroupActuator
 
-    api = KubernetesApi(law.kubernetes, await cluster_configuration())
+    try:
+        configuration = await cluster_configuration()
+    except SettingsError as error:
+        raise SettingsError(f"autoscaler.kubernetes.enabled, and {error}") from error
+    api = KubernetesApi(law.kubernetes, configuration)
     stack.push_async_callback(api.close)
     workers = WorkerGroupActuator(api, law.kubernetes, routers)
     if dry_run:

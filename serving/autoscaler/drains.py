@@ -5,7 +5,8 @@ stopped drains by itself, and what is left of its requests goes on in other grou
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,6 +14,7 @@ from typing import Any, Protocol
 import grpc
 import structlog
 
+from serving.addresses import Target, dns_name, expanded
 from serving.api.v1 import fleet_pb2, fleet_pb2_grpc
 from serving.autoscaler.routers import bearer
 from serving.errors import SettingsError
@@ -38,7 +40,7 @@ class Drainer(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class _Target:
+class _Router:
     address: str
     stub: Any
 
@@ -47,50 +49,73 @@ class Drains:
     """Drains at all routers. Never raises for a router that does not answer."""
 
     def __init__(self, settings: AutoscalerSettings) -> None:
-        """Prepare channels; they connect when they are used.
+        """Read what is needed; routers are looked up and dialled when there is something to say.
 
         Raises:
-            SettingsError: a file that the settings name cannot be read.
+            SettingsError: a file that the settings name cannot be read, or an address is none.
         """
+        for address in settings.drain_addresses:
+            try:
+                dns_name(address)
+            except ValueError as error:
+                raise SettingsError(f"autoscaler.drain_addresses: {error}") from error
         self._timeout = settings.drain_timeout
         self._metadata = tuple(bearer(settings.api_key_file).items())
-        self._channels = tuple(
-            _channel(address, settings.ca_file) for address in settings.drain_addresses
-        )
-        self._routers = tuple(
-            _Target(address, fleet_pb2_grpc.FleetServiceStub(channel))
-            for address, channel in zip(settings.drain_addresses, self._channels, strict=True)
-        )
+        self._addresses = settings.drain_addresses
+        self._authorities = _authorities(settings.ca_file)
 
     async def drain(self, group_id: str, reason: str) -> bool:
         """Cordon the group everywhere, then wait until it is empty everywhere."""
-        request = fleet_pb2.CordonRequest(group_id=group_id, reason=reason)
-        # All at once first: while one router drains it, another must not send it new work.
-        await self._all("Cordon", lambda stub: self._call(stub.Cordon, request))
+        cordon = fleet_pb2.CordonRequest(group_id=group_id, reason=reason)
         drain = fleet_pb2.DrainRequest(group_id=group_id, timeout_seconds=self._timeout)
-        answers = await self._all(
-            "Drain", lambda stub: self._call(stub.Drain, drain, self._timeout + _DRAIN_SLACK)
-        )
-        return all(answer is not None and answer.finished for answer in answers)
+        async with self._routers() as routers:
+            # All at once first: while one router drains it, another must not send it new work.
+            await self._all(routers, "Cordon", lambda stub: self._call(stub.Cordon, cordon))
+            answers = await self._all(
+                routers,
+                "Drain",
+                lambda stub: self._call(stub.Drain, drain, self._timeout + _DRAIN_SLACK),
+            )
+        # Where no router is known, nobody has been told.
+        return bool(answers) and all(answer is not None and answer.finished for answer in answers)
 
     async def restore(self, group_id: str) -> None:
         """Uncordon the group everywhere."""
         request = fleet_pb2.UncordonRequest(group_id=group_id)
-        await self._all("Uncordon", lambda stub: self._call(stub.Uncordon, request))
+        async with self._routers() as routers:
+            await self._all(routers, "Uncordon", lambda stub: self._call(stub.Uncordon, request))
 
-    async def close(self) -> None:
-        """Close the channels."""
-        await asyncio.gather(*(channel.close(grace=None) for channel in self._channels))
+    @asynccontextmanager
+    async def _routers(self) -> AsyncIterator[list[_Router]]:
+        """Connect to the routers that there are now; none if their name cannot be resolved."""
+        targets: list[Target] = []
+        try:
+            targets = await expanded(self._addresses)
+        except OSError as error:
+            log.warning("routers cannot be resolved", names=self._addresses, error=str(error))
+        async with AsyncExitStack() as stack:
+            routers = []
+            for target in targets:
+                channel = _channel(target, self._authorities)
+                stack.push_async_callback(channel.close, None)
+                stub = fleet_pb2_grpc.FleetServiceStub(channel)
+                routers.append(_Router(target.address, stub))
+            yield routers
 
     def _call(self, method: Any, request: Any, timeout: float = _CALL_TIMEOUT) -> Awaitable[Any]:
         answer: Awaitable[Any] = method(request, timeout=timeout, metadata=self._metadata)
         return answer
 
-    async def _all(self, name: str, call: Callable[[Any], Awaitable[Any]]) -> list[Any]:
-        async def one(router: _Target) -> Any:
+    async def _all(
+        self, routers: Sequence[_Router], name: str, call: Callable[[Any], Awaitable[Any]]
+    ) -> list[Any]:
+        async def one(router: _Router) -> Any:
             try:
                 return await call(router.stub)
             except grpc.aio.AioRpcError as error:
+                if error.code() is grpc.StatusCode.NOT_FOUND:
+                    # A router that has just started: no rank of the group has joined it yet.
+                    return fleet_pb2.DrainResponse(finished=True)
                 log.warning(
                     "router did not do it",
                     call=name,
@@ -99,16 +124,23 @@ class Drains:
                 )
                 return None
 
-        return await asyncio.gather(*map(one, self._routers))
+        return await asyncio.gather(*map(one, routers))
 
 
-def _channel(address: str, ca_file: str | None) -> grpc.aio.Channel:
-    options = (("grpc.enable_http_proxy", 0),)
+def _authorities(ca_file: str | None) -> bytes | None:
     if ca_file is None:
-        return grpc.aio.insecure_channel(address, options=options)
+        return None
     try:
-        authorities = Path(ca_file).read_bytes()
+        return Path(ca_file).read_bytes()
     except OSError as error:
         raise SettingsError(f"cannot read {ca_file}: {error.strerror}") from error
+
+
+def _channel(target: Target, authorities: bytes | None) -> grpc.aio.Channel:
+    options: list[tuple[str, int | str]] = [("grpc.enable_http_proxy", 0)]
+    if authorities is None:
+        return grpc.aio.insecure_channel(target.address, options=options)
+    if target.server_name is not None:
+        options.append(("grpc.ssl_target_name_override", target.server_name))
     credentials = grpc.ssl_channel_credentials(authorities)
-    return grpc.aio.secure_channel(address, credentials, options=options)
+    return grpc.aio.secure_channel(target.address, credentials, options=options)

@@ -11,9 +11,14 @@ from typing import Any, NamedTuple
 import httpx
 import structlog
 
+from serving.addresses import addresses_of
 from serving.autoscaler.snapshot import FleetCounts
 from serving.errors import SettingsError
 from serving.settings import AutoscalerSettings
+
+_ALL = "dns+"
+"""Scheme prefix: every address behind the name is a router."""
+_PORTS = {"http": 80, "https": 443}
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger("serving.autoscaler")
 
@@ -34,7 +39,7 @@ class Routers:
 
     def __init__(self, client: httpx.AsyncClient, settings: AutoscalerSettings) -> None:
         self._client = client
-        self._urls = tuple(f"{url.rstrip('/')}/fleet" for url in settings.routers)
+        self._urls = tuple(_fleet_url(url) for url in settings.routers)
         self._timeout = settings.router_timeout
         self._headers = bearer(settings.api_key_file)
 
@@ -60,20 +65,55 @@ class Routers:
         return tuple(found.values())
 
     async def _pages(self) -> Sequence[Mapping[str, Any]]:
-        pages = await asyncio.gather(*map(self._page, self._urls))
+        targets = [target for urls in map(_targets, self._urls) for target in await urls]
+        pages = await asyncio.gather(*(self._page(*target) for target in targets))
         return [page for page in pages if page is not None]
 
-    async def _page(self, url: str) -> Mapping[str, Any] | None:
+    async def _page(self, url: httpx.URL, name: str | None) -> Mapping[str, Any] | None:
+        headers, extensions = dict(self._headers), {}
+        if name is not None:
+            # Dialled by its address; it has the certificate of the name.
+            headers["host"] = name if url.port is None else f"{name}:{url.port}"
+            extensions["sni_hostname"] = name
         try:
-            answer = await self._client.get(url, headers=self._headers, timeout=self._timeout)
+            answer = await self._client.get(
+                url, headers=headers, timeout=self._timeout, extensions=extensions
+            )
             answer.raise_for_status()
             page = answer.json()
             _parked(page)  # a page that cannot be read counts as none
         except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
-            log.warning("router does not answer", url=url, error=f"{type(error).__name__} {error}")
+            log.warning(
+                "router does not answer", url=str(url), error=f"{type(error).__name__} {error}"
+            )
             return None
         checked: Mapping[str, Any] = page
         return checked
+
+
+def _fleet_url(text: str) -> httpx.URL:
+    try:
+        url = httpx.URL(f"{text.rstrip('/')}/fleet")
+    except httpx.InvalidURL as error:
+        raise SettingsError(f"autoscaler.routers: {text!r}: {error}") from error
+    scheme = url.scheme.removeprefix(_ALL)
+    if scheme not in _PORTS or not url.host:
+        raise SettingsError(f"autoscaler.routers: {text!r} is no URL such as http://router:8000")
+    return url
+
+
+async def _targets(url: httpx.URL) -> Sequence[tuple[httpx.URL, str | None]]:
+    """Return what to dial for one setting, and the name that the certificate must have."""
+    if not url.scheme.startswith(_ALL):
+        return [(url, None)]
+    scheme = url.scheme.removeprefix(_ALL)
+    port = url.port or _PORTS[scheme]
+    try:
+        found = await addresses_of(url.host, port)
+    except OSError as error:
+        log.warning("routers cannot be resolved", name=url.host, error=str(error))
+        return []
+    return [(httpx.URL(f"{scheme}://{address}/fleet"), url.host) for address in sorted(found)]
 
 
 def bearer(file: str | None) -> dict[str, str]:

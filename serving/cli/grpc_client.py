@@ -24,13 +24,20 @@ _BY_CODE: dict[grpc.StatusCode, type[errors.ServingError]] = {
 }
 
 
-def open_channel(target: str, access: Access) -> grpc.Channel:
+def open_channel(target: str, access: Access, server_name: str | None = None) -> grpc.Channel:
     """Return a channel to ``target`` (``host:port``), connected lazily.
+
+    Args:
+        target: where.
+        access: what is shown and trusted.
+        server_name: the name that the certificate must have; none: the target's own.
 
     Raises:
         SettingsError: the file with authorities cannot be read.
     """
-    options = (("grpc.enable_http_proxy", 0),)
+    options: tuple[tuple[str, int | str], ...] = (("grpc.enable_http_proxy", 0),)
+    if server_name is not None:
+        options += (("grpc.ssl_target_name_override", server_name),)
     if access.ca_file is None:
         return grpc.insecure_channel(target, options=options)
     credentials = grpc.ssl_channel_credentials(read_authorities(access.ca_file))

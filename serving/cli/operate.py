@@ -1,9 +1,10 @@
 """``moe-serving drain``, ``cordon`` and ``uncordon``: what operators do with a group.
 
 Each router decides for itself where it sends work, so each of a set must be told: give all of
-them with ``--router``.
+them with ``--router``, or a name that stands for all of them (``dns:///name:port``).
 """
 
+import asyncio
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import grpc
 import typer
 
 from serving import errors
+from serving.addresses import Target, expanded
 from serving.api.v1 import fleet_pb2, fleet_pb2_grpc
 from serving.cli.access import Access, ApiKeyOption, CaFileOption, access_from
 from serving.cli.grpc_client import error_of, open_channel, require_answer
@@ -30,7 +32,8 @@ RouterOption = Annotated[
     typer.Option(
         "--router",
         metavar="HOST:PORT",
-        help="A router's gRPC address; repeat it for each router. [default: the local run's]",
+        help="A router's gRPC address; repeat it for each router, or dns:///NAME:PORT for all "
+        "addresses of a name. [default: the local run's]",
         show_default=False,
     ),
 ]
@@ -112,15 +115,14 @@ class Router:
         except grpc.RpcError as error:
             raise error_of(error, self.target, errors.GroupNotFound) from error
 
+    def groups(self) -> list[fleet_pb2.Group]:
+        """Return the living groups as this router sees them."""
+        fleet = self.call("GetFleet", fleet_pb2.GetFleetRequest())
+        return [item for item in fleet.groups if item.state != fleet_pb2.MEMBER_STATE_GONE]
+
     def inflight(self, group: str) -> int:
         """Return how many requests of this router the group has."""
-        fleet = self.call("GetFleet", fleet_pb2.GetFleetRequest())
-        return sum(
-            rank.inflight_requests
-            for item in fleet.groups
-            if item.group_id == group
-            for rank in item.ranks
-        )
+        return sum(inflight_of(item) for item in self.groups() if item.group_id == group)
 
 
 def reached(
@@ -129,6 +131,7 @@ def reached(
     """Return the routers, all of which answer.
 
     Raises:
+        SettingsError: one is neither host:port nor dns:///name:port.
         NotRunning: none is given, and nothing runs here.
         NotReady: one does not answer; then none has been told anything.
     """
@@ -140,11 +143,25 @@ def reached(
             raise NotRunning("nothing is running here: name a router with --router HOST:PORT")
         routers = [state.grpc_address]
     found = []
-    for target in routers:
-        channel = open_channel(target, access)
-        require_answer(channel, target)
-        found.append(Router(target, access, fleet_pb2_grpc.FleetServiceStub(channel)))
+    for target in _targets(routers):
+        channel = open_channel(target.address, access, target.server_name)
+        require_answer(channel, target.address)
+        found.append(Router(target.address, access, fleet_pb2_grpc.FleetServiceStub(channel)))
     return found
+
+
+def inflight_of(group: fleet_pb2.Group) -> int:
+    """Return how many requests the group has of the router that shows it."""
+    return sum(rank.inflight_requests for rank in group.ranks)
+
+
+def _targets(routers: Sequence[str]) -> list[Target]:
+    try:
+        return asyncio.run(expanded(routers))
+    except ValueError as error:
+        raise errors.SettingsError(f"--router: {error}") from error
+    except OSError as error:
+        raise errors.NotReady(f"cannot resolve {', '.join(routers)}: {error}") from error
 
 
 def drain(router: Router, group: str, timeout: float, say: Callable[[str], object]) -> bool:

@@ -1,5 +1,6 @@
 """``moe-serving status``: groups, ranks, experts and load, as the router sees them."""
 
+import asyncio
 import contextlib
 import json
 import sys
@@ -15,6 +16,7 @@ from rich.text import Text
 
 from serving.cli import supervisor
 from serving.cli.access import NO_ACCESS, Access, ApiKeyOption, CaFileOption, access_from
+from serving.cli.kube_pods import placements, pods_table, ray_pods
 from serving.cli.router_client import get_json, message_of
 from serving.cli.state import NotRunning, RunState, StateFile, state_folder
 from serving.errors import NotReady, PermissionDenied, ServingError, Unauthenticated
@@ -32,10 +34,26 @@ def status_command(
         typer.Option("--url", metavar="URL", help="A router's REST address; by default ours."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    kube: Annotated[
+        bool, typer.Option("--kube", help="Show the pod and the Kubernetes node of each rank.")
+    ] = False,
+    namespace: Annotated[
+        str | None,
+        typer.Option(
+            "--namespace",
+            "-n",
+            metavar="NAME",
+            help="Of the pods, for --kube. [default: the current context's]",
+            show_default=False,
+        ),
+    ] = None,
     api_key: ApiKeyOption = None,
     ca_file: CaFileOption = None,
 ) -> int:
     """Show what runs: groups, their ranks, which experts each computes, and the load.
+
+    With --kube: on which pods and nodes they are. It asks Kubernetes as kubectl would; the router
+    is named with --url, for instance after kubectl port-forward.
 
     Exit code 0 if a router answers, 1 if nothing runs.
     """
@@ -49,14 +67,23 @@ def status_command(
             raise
         print(json.dumps({"running": False, "reason": str(error), "fleet": None}))
         return 1
+    placed = None
+    if kube:
+        space, pods = asyncio.run(ray_pods(namespace))
+        placed = placements(fleet, pods)
     if as_json:
-        print(json.dumps({"running": True, "fleet": fleet, "local": local_facts(state)}))
+        found = {"running": True, "fleet": fleet, "local": local_facts(state)}
+        print(json.dumps(found if placed is None else {**found, "placements": placed}))
         return 0
     width = None if sys.stdout.isatty() else 160
     console = Console(width=width, highlight=False)
     for line in header_lines(url, state, fleet, time.time()):
         console.print(line)
-    console.print(ranks_table(fleet))
+    if placed is None:
+        console.print(ranks_table(fleet))
+        return 0
+    console.print(Text(f"{_plural(len(pods), 'Ray pod')} in namespace {space}", style="dim"))
+    console.print(pods_table(placed))
     return 0
 
 
@@ -138,14 +165,19 @@ def header_lines(
 def ranks_table(fleet: Mapping[str, Any]) -> Table:
     """Return one row a rank."""
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for name in ("group", "state", "rank", "node", "pid", "experts", "expert tokens"):
+    # Worth a column only while there are two: blue and green of an upgrade.
+    several = len({group.get("app", "") for group in fleet["groups"]}) > 1
+    names = ("group", "state", "rank", "node", "pid", "experts", "expert tokens")
+    for name in (*(("app",) if several else ()), *names):
         table.add_column(name, no_wrap=True)
     for name in ("in flight", "running", "waiting", "prompt tok", "output tok", "MiB"):
         table.add_column(name, justify="right", no_wrap=True)
     for group in fleet["groups"]:
         for index, rank in enumerate(group["ranks"]):
             state = str(group["state"])
+            app = str(group.get("app", "")) if index == 0 else ""
             table.add_row(
+                *([app] if several else []),
                 str(group["group_id"]) if index == 0 else "",
                 Text(state, style=_STATE_STYLE.get(state, "")) if index == 0 else "",
                 f"{rank['rank']}/{group['world_size']}",
@@ -163,7 +195,8 @@ def ranks_table(fleet: Mapping[str, Any]) -> Table:
                 str(int(rank["resident_bytes"]) // _MIB),
             )  # fmt: skip
         if group["state"] != "ready" and group.get("reason"):
-            table.add_row("", Text(str(group["reason"]), style="dim"))
+            reason = Text(str(group["reason"]), style="dim")
+            table.add_row(*([""] if several else []), "", reason)
     return table
 
 

@@ -83,6 +83,7 @@ def _group_json(group: GroupSnapshot) -> dict[str, Any]:
     return {
         "group_id": group.group_id,
         "epoch": group.epoch,
+        "app": group.app,
         "state": group.state.value,
         "reason": group.reason,
         "since_unix_seconds": group.since,
@@ -131,6 +132,7 @@ def _group_proto(group: GroupSnapshot) -> fleet_pb2.Group:
     return fleet_pb2.Group(
         group_id=group.group_id,
         epoch=group.epoch,
+        app=group.app,
         state=_STATES[group.state],
         reason=group.reason,
         since_unix_seconds=group.since,

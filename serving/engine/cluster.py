@@ -84,6 +84,12 @@ def needed_cpus(settings: Settings) -> int:
     return max(1, int(ranks * (REPLICA_CPUS + group.cpus_per_rank) + 0.999))
 
 
+def _own_resources(settings: Settings) -> dict[str, float]:
+    """Return what a private cluster offers beside CPUs: it is the pool that its groups ask for."""
+    name = settings.group.node_resource
+    return {} if name is None else {name: 1.0}
+
+
 def start_private(settings: Settings) -> PrivateRay:
     """Start Ray on loopback and connect to it; blocks for several seconds.
 
@@ -102,6 +108,7 @@ def start_private(settings: Settings) -> PrivateRay:
         context = ray.init(
             address="local",
             num_cpus=needed_cpus(settings),
+            resources=_own_resources(settings),
             object_store_memory=OBJECT_STORE_BYTES,
             include_dashboard=settings.ray.dashboard,
             dashboard_host=LOOPBACK,

@@ -12,7 +12,7 @@ gang and scales in whole groups. It carries no request: a rank dials the routers
 import asyncio
 import logging
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -230,8 +230,19 @@ def make_server(
         node=node,
         started_at=meeting.made_at,
         metrics_address=metrics_address,
+        app=origin(member.app, os.environ),
     )
     return RankServer(engine, settings.link, identity, clock=SystemClock())
+
+
+def origin(app: str, environment: Mapping[str, str]) -> str:
+    """Return what operators know the application by, as in ``Hello.app``.
+
+    Blue and green of a RayService upgrade are the same application in two RayClusters; KubeRay
+    tells the pods the name of theirs (``RAY_CLUSTER_NAME``).
+    """
+    cluster_name = environment.get("RAY_CLUSTER_NAME", "")
+    return f"{cluster_name}/{app}" if cluster_name else app
 
 
 def end_children(timeout: float, keep: Collection[psutil.Process] = ()) -> None:

@@ -4,13 +4,13 @@ import asyncio
 import contextlib
 import os
 import random
-import socket
 from dataclasses import dataclass
 from typing import Any
 
 import structlog
 
 from serving import __version__
+from serving.addresses import addresses_of, dns_name
 from serving.clock import Clock, SystemClock
 from serving.engine.engine import Engine
 from serving.engine.router_session import RouterDialer
@@ -21,7 +21,6 @@ from serving.settings import LinkSettings
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
-_DNS_SCHEME = "dns:///"
 _LOAD_DEADLINE = 5.0
 """Seconds that the engine gets to report its load; silence for longer is a stall."""
 _Snapshot = link_pb2.LoadSnapshot
@@ -42,6 +41,8 @@ class RankIdentity:
     ranks; lets a router tell the living epoch from a left-over rank. 0 = not known."""
     metrics_address: str = ""
     """Where it shows its engine's own metrics, host:port; empty: nowhere."""
+    app: str = ""
+    """What deployed it, for operators; empty: not told."""
 
 
 class RankServer:
@@ -79,16 +80,14 @@ class RankServer:
         names = []
         addresses = []
         for address in self._settings.routers:
-            name = address.removeprefix(_DNS_SCHEME)
-            host, _, port = name.rpartition(":")
-            if not host or not port.isdecimal():
-                raise SettingsError(
-                    f"link.routers: {address!r} is neither host:port nor dns:///name:port"
-                )
-            if name == address:
+            try:
+                name = dns_name(address)
+            except ValueError as error:
+                raise SettingsError(f"link.routers: {error}") from error
+            if name is None:
                 addresses.append(address)
             else:
-                names.append((host, int(port)))
+                names.append(name)
         self._load = await self._sample()
         for address in addresses:
             self._dial(address)
@@ -169,6 +168,7 @@ class RankServer:
         hello.epoch_started_unix_seconds = self._identity.started_at
         hello.pid = os.getpid()
         hello.metrics_address = self._identity.metrics_address
+        hello.app = self._identity.app
         return hello
 
     async def _resolve(self, host: str, port: int) -> None:
@@ -176,7 +176,7 @@ class RankServer:
         mine: set[str] = set()
         while True:
             try:
-                found = await _addresses(host, port)
+                found = await addresses_of(host, port)
             except OSError as error:
                 log.warning("cannot resolve the routers' name", name=host, error=str(error))
                 # An outage of DNS says nothing about the routers.
@@ -237,13 +237,3 @@ class RankServer:
                 known = isinstance(error, ServingError)
                 load.health_reason = str(error) if known else f"{type(error).__name__}: {error}"
         return load
-
-
-async def _addresses(host: str, port: int) -> set[str]:
-    found = await asyncio.get_running_loop().getaddrinfo(
-        host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP
-    )
-    return {
-        f"[{address[0]}]:{port}" if family == socket.AF_INET6 else f"{address[0]}:{port}"
-        for family, _, _, _, address in found
-    }

@@ -38,6 +38,8 @@ class Group:
     started: float = 0.0
     """When its gang was started; 0 = not told."""
     total_experts: int = 0
+    app: str = ""
+    """What deployed it; empty: not told."""
     cordoned: str = ""
     """Why an operator took it out of service; empty: he did not."""
     members: dict[int, Member] = field(default_factory=dict)
@@ -85,6 +87,7 @@ def group_snapshot(group: Group) -> GroupSnapshot:
             )
             for _, member in sorted(group.members.items())
         ),
+        group.app,
     )
 
 

@@ -114,6 +114,7 @@ class Roster:
                 "",
                 self._clock.time(),
                 hello.epoch_started_unix_seconds,
+                app=hello.app,
             )
             self._groups[hello.group_id] = group
         group.total_experts = max(group.total_experts, hello.experts.total)

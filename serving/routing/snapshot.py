@@ -151,6 +151,8 @@ class GroupSnapshot:
     """Routed experts of one MoE layer in the whole model; 0 = not told."""
     ranks: tuple[RankSnapshot, ...] = ()
     """Ranks that are joined, ascending."""
+    app: str = ""
+    """What deployed it, Hello.app; empty: not told."""
 
 
 @dataclass(frozen=True, slots=True)

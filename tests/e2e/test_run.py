@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,7 +24,10 @@ import psutil
 import pytest
 
 from serving.cli import supervisor
+from serving.cli.access import local_access
 from serving.cli.state import RunState, StateFile
+from serving.credentials.tokens import new_token
+from tests.helm.chart import HELMS, find, render
 
 pytestmark = pytest.mark.e2e
 
@@ -99,7 +103,9 @@ class Up:
 
     def get(self, path: str) -> Any:
         """Return JSON from the router."""
-        with urllib.request.urlopen(self.state().rest_url + path, timeout=30) as answer:
+        headers = local_access(self.folder).headers()
+        request = urllib.request.Request(self.state().rest_url + path, headers=headers)
+        with urllib.request.urlopen(request, timeout=30) as answer:
             return json.load(answer)
 
     def all_processes(self) -> list[psutil.Process]:
@@ -311,9 +317,39 @@ def test_a_bad_engine_argument_is_one_clear_line(tmp_path: Path) -> None:
         assert "Traceback" not in up.said()
 
 
+def chart_settings(folder: Path) -> tuple[str, ...]:
+    """Write the settings file that Helm renders for pocket-r1 on CPU nodes; return up's flags.
+
+    The file is the ConfigMap's, unchanged. Given beside it is what a pod has and this machine has
+    not: the Secrets' files, and addresses. Nothing where there is no Helm.
+    """
+    if not HELMS["4"].is_file():
+        return ()
+    objects = render("pocket-r1-cpu")
+    text = find(objects, "ConfigMap", "-settings")["data"]["settings.yaml"]
+    (folder / "chart.yaml").write_text(text)
+    made = subprocess.run(
+        [sys.executable, "-m", "serving", "keys", "new", "--tenant", "me",
+         "--file", str(folder / "keys.yaml")],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    (folder / "key").write_text(made.stdout.strip())
+    (folder / "token").write_text(new_token() + "\n")
+    sets = (
+        f"security.keys_file={folder / 'keys.yaml'}",
+        f"security.join_token_file={folder / 'token'}",
+        f"link.token_file={folder / 'token'}",
+        "router.host=127.0.0.1",
+        "router.join_host=127.0.0.1",
+    )
+    return ("--config", str(folder / "chart.yaml"), *(w for s in sets for w in ("--set", s)))
+
+
 @pytest.mark.vllm
 def test_the_real_thing(tmp_path: Path) -> None:
-    with started(tmp_path) as up:
+    """Its settings are those that the chart renders for pocket-r1 on CPU nodes."""
+    chart = chart_settings(tmp_path)
+    with started(tmp_path, *chart) as up:
         up.wait_line("^READY ")
         up.wait_line("^you: What is 17")
         up.wait_line("^answer: ")
@@ -332,6 +368,10 @@ def test_the_real_thing(tmp_path: Path) -> None:
             ).encode(),
             {"content-type": "application/json"},
         )  # fmt: skip
+        if chart:
+            with pytest.raises(urllib.error.HTTPError, match="401"):
+                urllib.request.urlopen(request, timeout=120)
+            request.add_header("authorization", f"Bearer {(tmp_path / 'key').read_text()}")
         with urllib.request.urlopen(request, timeout=120) as answer:
             assert json.load(answer)["usage"]["completion_tokens"] == 40
 
@@ -352,3 +392,5 @@ def test_the_real_thing(tmp_path: Path) -> None:
         os.killpg(up.process.pid, signal.SIGINT)
         assert gone_within(processes, STOP_LIMIT) == []
         assert up.process.wait(5) == 0
+    if not chart:
+        pytest.skip("no Helm in .tools: the real thing ran, but with up's own settings")

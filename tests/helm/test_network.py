@@ -114,6 +114,8 @@ def test_ports_of_policies_services_and_containers_agree(preset: str) -> None:
     for service in ("rest", "grpc", "join"):
         (entry,) = find(objects, "Service", f"-{service}")["spec"]["ports"]
         assert named[entry["targetPort"]] == entry["port"]
+    for entry in find(objects, "Service", "-routers")["spec"]["ports"]:
+        assert named[entry["targetPort"]] == entry["port"]
     policy = find(objects, "NetworkPolicy", "-router")["spec"]
     opened = {p["port"] for rule in policy["ingress"] for p in rule["ports"]}
     assert opened == set(named.values())

@@ -12,6 +12,7 @@ from serving.edge.exposure import require_guarded
 from serving.engine.cluster import OBJECT_STORE_BYTES
 from serving.engine.serve_app import build
 from serving.settings import Settings, load_settings
+from tests.helm import schemas
 from tests.helm.chart import (
     PRESETS,
     find,
@@ -259,10 +260,12 @@ def test_the_autoscalers_rights_are_the_least() -> None:
     assert find(objects, "Role")["rules"] == [
         {
             "apiGroups": ["ray.io"],
-            "resources": ["rayclusters"],
-            "resourceNames": ["serve-moe-serving-abcde"],
-            "verbs": ["get", "patch"],
+            "resources": ["rayservices"],
+            "resourceNames": ["serve-moe-serving"],
+            "verbs": ["get"],
         },
+        # Without a name: KubeRay makes it up.
+        {"apiGroups": ["ray.io"], "resources": ["rayclusters"], "verbs": ["get", "patch"]},
         {"apiGroups": [""], "resources": ["pods"], "verbs": ["list"]},
         {"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "verbs": ["create"]},
         {
@@ -278,6 +281,49 @@ def test_the_autoscalers_rights_are_the_least() -> None:
     kinds = {item["kind"] for item in render()}
     assert not kinds & {"Role", "RoleBinding", "ClusterRole", "ClusterRoleBinding"}
     assert "ServiceAccount" not in kinds
+
+
+def test_the_right_to_a_cluster_that_is_named_is_limited_to_it() -> None:
+    objects = render("everything", autoscaler={"cluster": "serve-abcde"})
+    custom = [rule for rule in find(objects, "Role")["rules"] if rule["apiGroups"] == ["ray.io"]]
+    assert custom == [
+        {
+            "apiGroups": ["ray.io"],
+            "resources": ["rayclusters"],
+            "resourceNames": ["serve-abcde"],
+            "verbs": ["get", "patch"],
+        }
+    ]
+
+
+def test_the_autoscaler_follows_the_services_active_cluster() -> None:
+    objects = render("everything")
+    text = find(objects, "ConfigMap", "-settings")["data"]["autoscaler.yaml"]
+    told = yaml.safe_load(text)["autoscaler"]["kubernetes"]
+    assert told["service"] == find(objects, "RayService")["metadata"]["name"]
+    assert told["cluster"] == ""
+
+
+@pytest.mark.parametrize("tls", ["secret", "elsewhere"])
+def test_the_autoscaler_tells_every_router(tls: str) -> None:
+    """Behind a Service with an address of its own only one router would hear of a drain."""
+    objects = render("everything", security={"tls": {"mode": tls}})
+    law = yaml.safe_load(find(objects, "ConfigMap", "-settings")["data"]["autoscaler.yaml"])[
+        "autoscaler"
+    ]
+    (drain,), (rest,) = law["drain_addresses"], law["routers"]
+    scheme = "https" if tls == "secret" else "http"
+    assert drain == "dns:///serve-moe-serving-routers.prod.svc:50051"
+    assert rest == f"dns+{scheme}://serve-moe-serving-routers.prod.svc:8000"
+    service = find(objects, "Service", "-routers")["spec"]
+    assert service["clusterIP"] == "None"
+    assert service["publishNotReadyAddresses"] is True
+    assert {entry["name"]: entry["port"] for entry in service["ports"]} == {
+        "rest": 8000,
+        "grpc": 50051,
+    }
+    pods = find(objects, "Deployment", "-router")["spec"]["template"]["metadata"]["labels"]
+    assert service["selector"].items() <= pods.items()
 
 
 def test_the_autoscaler_is_told_the_worker_group() -> None:
@@ -303,6 +349,52 @@ def test_the_autoscalers_settings_load(tmp_path: Any) -> None:
     file.write_text(data["autoscaler.yaml"], "utf-8")
     loaded = load_settings(file).model_dump()["autoscaler"]
     assert loaded["kubernetes"]["workers_per_group"] == 2
+
+
+STREAM: dict[str, Any] = {
+    "path": "/models/r1",
+    "volume": {"type": "claim", "claimName": "configs"},
+    "stream": {
+        "url": "s3://models/r1",
+        "concurrency": 32,
+        "existingSecret": "s3-keys",
+        "serviceAccount": "reader",
+    },
+}
+
+
+def test_streamed_weights_reach_the_engines() -> None:
+    objects = render(model=STREAM)
+    (application,) = serve_config(objects)["applications"]
+    expected = {
+        "load_format": "runai_streamer",
+        "model_weights": "s3://models/r1",
+        "model_loader_extra_config": {"concurrency": 32},
+    }
+    assert application["args"]["settings"]["engine"]["args"] == expected
+    # Config and tokenizer are local, for ranks and routers alike.
+    assert application["args"]["settings"]["model"]["path"] == "/models/r1"
+    assert settings_of(objects)["model"]["path"] == "/models/r1"
+    spec = workers(objects)["cpu"]["template"]["spec"]
+    assert spec["serviceAccountName"] == "reader"
+    assert spec["automountServiceAccountToken"] is False
+    assert spec["containers"][0]["envFrom"] == [{"secretRef": {"name": "s3-keys"}}]
+    egress = find(objects, "NetworkPolicy", "-ray")["spec"]["egress"]
+    assert {"protocol": "TCP", "port": 443} in [p for rule in egress for p in rule.get("ports", ())]
+
+
+def test_without_a_stream_ranks_reach_nothing_outside() -> None:
+    objects = render()
+    spec = workers(objects)["cpu"]["template"]["spec"]
+    assert "serviceAccountName" not in spec
+    assert "envFrom" not in spec["containers"][0]
+    egress = find(objects, "NetworkPolicy", "-ray")["spec"]["egress"]
+    assert not [peer for rule in egress for peer in rule["to"] if "ipBlock" in peer]
+
+
+def test_every_object_with_a_stream_is_valid() -> None:
+    for item in render(model=STREAM):
+        assert schemas.problems(item, "1.36") == []
 
 
 @pytest.mark.parametrize("preset", ALL)

@@ -21,10 +21,15 @@ CPU: dict[str, Any] = {
 MODEL = {"attentionHeads": 128, "keyValueHeads": 128, "routedExperts": 256}
 SCALER = {
     "enabled": True,
-    "cluster": "c",
     "prometheusUrl": "http://prometheus:9090",
     "existingSecret": "key",
 }
+STREAM: dict[str, Any] = {
+    "path": "/models/m",
+    "volume": {"type": "claim", "claimName": "c"},
+    "stream": {"url": "s3://bucket/m"},
+}
+DOWNLOAD = {"enabled": True, "repository": "o/m", "revision": "0" * 40}
 AUTOSCALED: dict[str, Any] = {"ray": {"auth": {"existingSecret": "token"}}}
 
 
@@ -186,9 +191,33 @@ SENSELESS = [
         ["role metrics", "openMetrics"],
         id="metrics-without-key",
     ),
+    pytest.param(
+        {"monitoring": {"prometheusRule": {"enabled": True}}},
+        ["enable monitoring.serviceMonitor"],
+        id="rules-without-series",
+    ),
+    pytest.param(
+        {"model": {"stream": {"url": "s3://b/m"}}},
+        ["model.volume.type to claim or hostPath"],
+        id="stream-of-the-bundled-model",
+    ),
+    pytest.param(
+        {"model": STREAM | {"download": DOWNLOAD}}, ["use one of them"], id="stream-and-download"
+    ),
+    pytest.param(
+        {"model": STREAM, "engine": {"args": {"load_format": "auto"}}},
+        ["engine.args.load_format is computed from model.stream"],
+        id="stream-and-load-format",
+    ),
+    pytest.param(
+        {"model": {"stream": {"existingSecret": "keys"}}}, ["need url"], id="keys-without-stream"
+    ),
+    pytest.param(
+        {"model": STREAM | {"stream": {"url": "https://b/m"}}}, ["url"], id="stream-over-https"
+    ),
     pytest.param(AUTOSCALED | {"autoscaler": SCALER | {"pool": "x"}}, ["no pool x"], id="no-pool"),
     pytest.param(
-        AUTOSCALED | {"autoscaler": SCALER | {"cluster": ""}}, ["RayCluster"], id="no-cluster"
+        AUTOSCALED | {"autoscaler": SCALER | {"cluster": "UPPER"}}, ["cluster"], id="odd-cluster"
     ),
     pytest.param(
         AUTOSCALED | {"autoscaler": SCALER | {"prometheusUrl": ""}}, ["Prometheus"], id="no-metrics"

@@ -69,6 +69,21 @@ def changed(**values: Any) -> set[str]:
             id="pod-monitor",
         ),
         pytest.param(
+            {"monitoring": {"dashboards": {"enabled": True}}},
+            {"ConfigMap -dashboard-experts", "ConfigMap -dashboard-fleet"},
+            id="dashboards",
+        ),
+        pytest.param(
+            {
+                "monitoring": {
+                    "prometheusRule": {"enabled": True},
+                    "serviceMonitor": {"enabled": True, "existingSecret": "metrics"},
+                }
+            },
+            {"PrometheusRule ", "ServiceMonitor -router", "NetworkPolicy -router"},
+            id="rules",
+        ),
+        pytest.param(
             {"tests": {"enabled": False}}, {"Pod -test", "NetworkPolicy -test"}, id="test"
         ),
     ],

@@ -65,6 +65,11 @@ imagePullSecrets:
 {{ include "moe-serving.fullname" . }}-join.{{ .Release.Namespace }}.svc.{{ .Values.clusterDomain }}
 {{- end -}}
 
+{{/* The name under which whoever operates the fleet finds all routers. */}}
+{{- define "moe-serving.routersHost" -}}
+{{ include "moe-serving.fullname" . }}-routers.{{ .Release.Namespace }}.svc
+{{- end -}}
+
 {{- define "moe-serving.podSecurity" -}}
 runAsNonRoot: true
 runAsUser: {{ .Values.security.runAsUser }}

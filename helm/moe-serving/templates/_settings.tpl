@@ -11,6 +11,11 @@ change of anything else must not restart them. group.count is left out: it is nu
 {{- with $v.model.path }}{{- $_ := set $model "path" . }}{{- end -}}
 {{- $args := deepCopy $v.engine.args -}}
 {{- with $v.engine.allToAll }}{{- $_ := set $args "all2all_backend" . }}{{- end -}}
+{{- with $v.model.stream.url -}}
+{{- $_ := set $args "load_format" "runai_streamer" -}}
+{{- $_ := set $args "model_weights" . -}}
+{{- $_ := set $args "model_loader_extra_config" (dict "concurrency" (int $v.model.stream.concurrency)) -}}
+{{- end -}}
 {{- $engine := dict "dtype" $v.model.dtype "max_num_seqs" (int $v.engine.maxNumSeqs)
   "speculative" $v.engine.speculative "args" $args -}}
 {{- if eq $v.engine.speculative "mtp" }}{{- $_ := set $engine "speculative_tokens" (int $v.engine.speculativeTokens) }}{{- end -}}
@@ -116,12 +121,12 @@ joins, and need no restart when groups come and go. */}}
   "prometheus_url" $a.prometheusUrl
   "selector" (printf "namespace=%q,service=%q" .Release.Namespace (printf "%s-rest" $full))
   "gpus_per_group" (mul $pool.podsPerGroup $pool.gpusPerPod)
-  "routers" (list (printf "%s://%s-rest.%s.svc:%d" $s.scheme $full .Release.Namespace (int .Values.router.ports.rest)))
-  "drain_addresses" (list (printf "%s-grpc.%s.svc:%d" $full .Release.Namespace (int .Values.router.ports.grpc)))
+  "routers" (list (printf "dns+%s://%s:%d" $s.scheme (include "moe-serving.routersHost" .) (int .Values.router.ports.rest)))
+  "drain_addresses" (list (printf "dns:///%s:%d" (include "moe-serving.routersHost" .) (int .Values.router.ports.grpc)))
   "dashboard_url" (printf "http://%s-head-svc.%s.svc:8265" $full .Release.Namespace)
   "metrics_host" "0.0.0.0" "metrics_port" 9464
-  "kubernetes" (dict "enabled" true "namespace" .Release.Namespace "cluster" $a.cluster
-    "worker_group" $pool.name "workers_per_group" (int $pool.podsPerGroup)
+  "kubernetes" (dict "enabled" true "namespace" .Release.Namespace "service" $full
+    "cluster" $a.cluster "worker_group" $pool.name "workers_per_group" (int $pool.podsPerGroup)
     "lease" (printf "%s-autoscaler" $full)) -}}
 {{- if $a.existingSecret }}{{- $_ := set $own "api_key_file" "/etc/moe-serving/autoscaler/key" }}{{- end -}}
 {{- if eq $s.scheme "https" }}{{- $_ := set $own "ca_file" "/etc/moe-serving/tls/ca.crt" }}{{- end -}}

@@ -33,6 +33,21 @@
 {{- fail (printf "model.path: %s is not under model.volume.mountPath %s" $v.model.path $v.model.volume.mountPath) -}}
 {{- end -}}
 
+{{- if $v.model.stream.url -}}
+{{- if eq $v.model.volume.type "bundled" -}}
+{{- fail "model.stream: config and tokenizer come from a volume: set model.volume.type to claim or hostPath, and model.path" -}}
+{{- end -}}
+{{- if $v.model.download.enabled -}}
+{{- fail "model.stream: model.download fetches the weights onto the volume: use one of them" -}}
+{{- end -}}
+{{- range list "load_format" "model_weights" "model_loader_extra_config" -}}
+{{- if hasKey $v.engine.args . -}}
+{{- fail (printf "engine.args.%s is computed from model.stream: leave it out" .) -}}
+{{- end -}}
+{{- end -}}
+{{- else if or $v.model.stream.existingSecret $v.model.stream.serviceAccount -}}
+{{- fail "model.stream: existingSecret and serviceAccount need url" -}}
+{{- end -}}
 {{- if $v.model.download.enabled -}}
 {{- if ne $v.model.volume.type "claim" -}}
 {{- fail "model.download: it fetches onto a claim: set model.volume.type to claim" -}}
@@ -116,12 +131,12 @@
 {{- if and $v.monitoring.serviceMonitor.enabled (not $v.monitoring.serviceMonitor.existingSecret) (not $s.openMetrics) (not $s.insecure) -}}
 {{- fail "monitoring.serviceMonitor: /metrics takes an API key of role metrics: name its Secret in existingSecret, or set security.openMetrics" -}}
 {{- end -}}
+{{- if and $v.monitoring.prometheusRule.enabled (not $v.monitoring.serviceMonitor.enabled) -}}
+{{- fail "monitoring.prometheusRule: its rules look at what the ServiceMonitor scrapes: enable monitoring.serviceMonitor as well" -}}
+{{- end -}}
 {{- if $v.autoscaler.enabled -}}
 {{- if and $v.autoscaler.pool (not (has $v.autoscaler.pool $names)) -}}
 {{- fail (printf "autoscaler.pool: there is no pool %s" $v.autoscaler.pool) -}}
-{{- end -}}
-{{- if not $v.autoscaler.cluster -}}
-{{- fail "autoscaler.cluster: install without the autoscaler first, then name the RayCluster that KubeRay made (kubectl get raycluster)" -}}
 {{- end -}}
 {{- if not $v.autoscaler.prometheusUrl -}}
 {{- fail "autoscaler.prometheusUrl: name the Prometheus that scrapes the routers" -}}

@@ -38,6 +38,10 @@ is a pod; a group has several. */}}
         k8s.v1.cni.cncf.io/networks: {{ $rdma.networks | quote }}
         {{- end }}
     spec:
+      {{- with $root.Values.model.stream.serviceAccount }}
+      # The cloud's identity; the Kubernetes API's own token is not mounted all the same.
+      serviceAccountName: {{ . }}
+      {{- end }}
       automountServiceAccountToken: false
       enableServiceLinks: false
       {{- if and $rdma $rdma.hostNetwork }}
@@ -113,6 +117,10 @@ is a pod; a group has several. */}}
             {{- range $key, $value := default (dict) $given.env }}
             - {name: {{ $key }}, value: {{ $value | quote }}}
             {{- end }}
+          {{- with $root.Values.model.stream.existingSecret }}
+          envFrom:
+            - secretRef: {name: {{ . }}}
+          {{- end }}
           ports:
             - {name: serve, containerPort: 8000}
             - {name: metrics, containerPort: 8080}

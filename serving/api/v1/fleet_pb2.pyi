@@ -77,7 +77,7 @@ class GetFleetResponse(_message.Message):
     def __init__(self, router_id: _Optional[str] = ..., model: _Optional[str] = ..., serving_version: _Optional[str] = ..., groups: _Optional[_Iterable[_Union[Group, _Mapping]]] = ..., inflight_requests: _Optional[int] = ...) -> None: ...
 
 class Group(_message.Message):
-    __slots__ = ("group_id", "epoch", "state", "reason", "since_unix_seconds", "world_size", "total_experts", "ranks", "expert_imbalance", "hottest_experts")
+    __slots__ = ("group_id", "epoch", "state", "reason", "since_unix_seconds", "world_size", "total_experts", "ranks", "expert_imbalance", "hottest_experts", "app")
     GROUP_ID_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -88,6 +88,7 @@ class Group(_message.Message):
     RANKS_FIELD_NUMBER: _ClassVar[int]
     EXPERT_IMBALANCE_FIELD_NUMBER: _ClassVar[int]
     HOTTEST_EXPERTS_FIELD_NUMBER: _ClassVar[int]
+    APP_FIELD_NUMBER: _ClassVar[int]
     group_id: str
     epoch: str
     state: MemberState
@@ -98,7 +99,8 @@ class Group(_message.Message):
     ranks: _containers.RepeatedCompositeFieldContainer[Rank]
     expert_imbalance: _containers.RepeatedCompositeFieldContainer[ExpertImbalance]
     hottest_experts: _containers.RepeatedCompositeFieldContainer[HotExpert]
-    def __init__(self, group_id: _Optional[str] = ..., epoch: _Optional[str] = ..., state: _Optional[_Union[MemberState, str]] = ..., reason: _Optional[str] = ..., since_unix_seconds: _Optional[float] = ..., world_size: _Optional[int] = ..., total_experts: _Optional[int] = ..., ranks: _Optional[_Iterable[_Union[Rank, _Mapping]]] = ..., expert_imbalance: _Optional[_Iterable[_Union[ExpertImbalance, _Mapping]]] = ..., hottest_experts: _Optional[_Iterable[_Union[HotExpert, _Mapping]]] = ...) -> None: ...
+    app: str
+    def __init__(self, group_id: _Optional[str] = ..., epoch: _Optional[str] = ..., state: _Optional[_Union[MemberState, str]] = ..., reason: _Optional[str] = ..., since_unix_seconds: _Optional[float] = ..., world_size: _Optional[int] = ..., total_experts: _Optional[int] = ..., ranks: _Optional[_Iterable[_Union[Rank, _Mapping]]] = ..., expert_imbalance: _Optional[_Iterable[_Union[ExpertImbalance, _Mapping]]] = ..., hottest_experts: _Optional[_Iterable[_Union[HotExpert, _Mapping]]] = ..., app: _Optional[str] = ...) -> None: ...
 
 class ExpertImbalance(_message.Message):
     __slots__ = ("layers", "experts", "ranks")

@@ -10,6 +10,7 @@ import os
 import random
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -25,6 +26,7 @@ _MOST_BACKOFF = 4.0
 _THROTTLED = 429
 _SERVER_ERROR = 500
 _NOT_FOUND = 404
+_REFUSED = frozenset({401, 403})
 _CONFLICTS = frozenset({409, 422})
 
 
@@ -34,6 +36,10 @@ class Conflict(ActuatorError):
 
 class NotThere(ActuatorError):
     """There is no such object."""
+
+
+class Refused(ActuatorError):
+    """The server does not know us (401), or we may not do that (403)."""
 
 
 class KubernetesApi:
@@ -176,10 +182,23 @@ async def cluster_configuration() -> Any:
             )
         except config.ConfigException as error:
             raise SettingsError(
-                "autoscaler.kubernetes.enabled, and no cluster is configured: run in a pod with a "
-                "service account, or set KUBECONFIG"
+                "no cluster is configured: run in a pod with a service account, or set KUBECONFIG"
             ) from error
     return configuration
+
+
+def current_namespace(pods_own: Path) -> str:
+    """Return the pod's own namespace, as its service account's file says, or that of kubectl's
+    current context, or "default".
+    """
+    with suppress(OSError):
+        return pods_own.read_text("utf-8").strip()
+    with suppress(config.ConfigException):
+        _, current = config.list_kube_config_contexts(  # type: ignore[no-untyped-call]
+            os.environ.get("KUBECONFIG")
+        )
+        return str(current["context"].get("namespace") or "default")
+    return "default"
 
 
 def _check_final(what: str, error: ApiException) -> float:
@@ -193,6 +212,8 @@ def _check_final(what: str, error: ApiException) -> float:
         raise Conflict(f"Kubernetes: {what}: changed by somebody else") from error
     if status == _NOT_FOUND:
         raise NotThere(f"Kubernetes: {what}: not found") from error
+    if status in _REFUSED:
+        raise Refused(f"Kubernetes: {what}: {status} {error.reason}") from error
     if status != _THROTTLED and 0 < status < _SERVER_ERROR:
         raise ActuatorError(f"Kubernetes: {what}: {status} {error.reason}") from error
     with suppress(ValueError):  # it may be a date

@@ -70,6 +70,10 @@ class WorkerGroupActuator:
     async def cluster(self) -> str:
         """Return the name of the RayCluster: the one that is set, or the RayService's present one.
 
+        KubeRay makes up the name, and another one at each blue/green upgrade. Until it switches,
+        the active cluster is the old one; only a RayService that has none yet has its first one
+        pending, and that needs its workers to become active.
+
         KubeRay's RayService controller compares clusters without replicas, minReplicas and
         workersToDelete, so it does not take them back.
 
@@ -79,11 +83,11 @@ class WorkerGroupActuator:
         if self._settings.cluster:
             return self._settings.cluster
         service = await self._api.get(RAY, SERVICES, self._settings.service)
-        active = (service.get("status") or {}).get("activeServiceStatus") or {}
-        name = str(active.get("rayClusterName") or "")
-        if not name:
-            raise ActuatorError(f"RayService {self._settings.service} has no active RayCluster")
-        return name
+        status = service.get("status") or {}
+        for which in ("activeServiceStatus", "pendingServiceStatus"):
+            if name := str((status.get(which) or {}).get("rayClusterName") or ""):
+                return name
+        raise ActuatorError(f"RayService {self._settings.service} has no RayCluster yet")
 
     async def _read(self, name: str) -> tuple[int, dict[str, Any]]:
         cluster = await self._api.get(RAY, CLUSTERS, name)

@@ -38,7 +38,7 @@ class RouterMessage(_message.Message):
     def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ..., submits: _Optional[_Iterable[_Union[Submit, _Mapping]]] = ..., abort_request_ids: _Optional[_Iterable[str]] = ..., ping: _Optional[_Union[Ping, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("protocol_version", "serving_version", "engine_version", "model", "model_fingerprint", "group_id", "epoch", "rank", "world_size", "capacity", "experts", "node", "pid", "epoch_started_unix_seconds", "metrics_address")
+    __slots__ = ("protocol_version", "serving_version", "engine_version", "model", "model_fingerprint", "group_id", "epoch", "rank", "world_size", "capacity", "experts", "node", "pid", "epoch_started_unix_seconds", "metrics_address", "app")
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     SERVING_VERSION_FIELD_NUMBER: _ClassVar[int]
     ENGINE_VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -54,6 +54,7 @@ class Hello(_message.Message):
     PID_FIELD_NUMBER: _ClassVar[int]
     EPOCH_STARTED_UNIX_SECONDS_FIELD_NUMBER: _ClassVar[int]
     METRICS_ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    APP_FIELD_NUMBER: _ClassVar[int]
     protocol_version: int
     serving_version: str
     engine_version: str
@@ -69,7 +70,8 @@ class Hello(_message.Message):
     pid: int
     epoch_started_unix_seconds: float
     metrics_address: str
-    def __init__(self, protocol_version: _Optional[int] = ..., serving_version: _Optional[str] = ..., engine_version: _Optional[str] = ..., model: _Optional[str] = ..., model_fingerprint: _Optional[str] = ..., group_id: _Optional[str] = ..., epoch: _Optional[str] = ..., rank: _Optional[int] = ..., world_size: _Optional[int] = ..., capacity: _Optional[_Union[Capacity, _Mapping]] = ..., experts: _Optional[_Union[ExpertPlacement, _Mapping]] = ..., node: _Optional[str] = ..., pid: _Optional[int] = ..., epoch_started_unix_seconds: _Optional[float] = ..., metrics_address: _Optional[str] = ...) -> None: ...
+    app: str
+    def __init__(self, protocol_version: _Optional[int] = ..., serving_version: _Optional[str] = ..., engine_version: _Optional[str] = ..., model: _Optional[str] = ..., model_fingerprint: _Optional[str] = ..., group_id: _Optional[str] = ..., epoch: _Optional[str] = ..., rank: _Optional[int] = ..., world_size: _Optional[int] = ..., capacity: _Optional[_Union[Capacity, _Mapping]] = ..., experts: _Optional[_Union[ExpertPlacement, _Mapping]] = ..., node: _Optional[str] = ..., pid: _Optional[int] = ..., epoch_started_unix_seconds: _Optional[float] = ..., metrics_address: _Optional[str] = ..., app: _Optional[str] = ...) -> None: ...
 
 class Capacity(_message.Message):
     __slots__ = ("max_model_len", "max_num_seqs", "kv_blocks", "kv_block_size", "tensor_parallel_size")

@@ -88,9 +88,9 @@ async def ask_all(running: Deployment, run: Run, max_tokens: int) -> None:
         stub = inference_pb2_grpc.InferenceServiceStub(channel)
         await asyncio.gather(
             *(
-                _rest(rest, running.model, stream, max_tokens)
+                ask_over_rest(rest, running.model, stream, max_tokens)
                 if stream.over == "REST"
-                else _grpc(stub, running.model, stream, max_tokens)
+                else ask_over_grpc(stub, running.model, stream, max_tokens)
                 for stream in run.streams
             )
         )
@@ -111,7 +111,10 @@ def prompt_of(number: int) -> str:
     return f"Question {number}: tell me about {_TOPICS[number % len(_TOPICS)]}.\nAnswer:"
 
 
-async def _rest(client: httpx.AsyncClient, model: str, stream: Stream, max_tokens: int) -> None:
+async def ask_over_rest(
+    client: httpx.AsyncClient, model: str, stream: Stream, max_tokens: int
+) -> None:
+    """Take one stream to its end, over REST."""
     body = {
         "model": model,
         "prompt": prompt_of(stream.number),
@@ -146,9 +149,10 @@ def _take_line(stream: Stream, line: str) -> None:
         stream.take(choice["index"], choice["text"], choice["finish_reason"] or "")
 
 
-async def _grpc(
+async def ask_over_grpc(
     stub: inference_pb2_grpc.InferenceServiceStub, model: str, stream: Stream, max_tokens: int
 ) -> None:
+    """Take one stream to its end, over gRPC."""
     sampling = {"temperature": 0.0, "max_tokens": max_tokens, "ignore_eos": True}
     request = pb.CompleteRequest(
         model=model,

@@ -76,12 +76,12 @@ async def connect(kmock):
         await one.close()
 
 
-def put_cluster(kmock, **group):
+def put_cluster(kmock, name="moe", **group):
     spec = {"groupName": "ranks", "replicas": 2, "minReplicas": 0, "maxReplicas": 6} | group
-    kmock.objects[CLUSTER] = {
+    kmock.objects[(*CLUSTER[:-1], name)] = {
         "apiVersion": "ray.io/v1",
         "kind": "RayCluster",
-        "metadata": {"name": "moe", "namespace": "default"},
+        "metadata": {"name": name, "namespace": "default"},
         "spec": {"workerGroupSpecs": [{"groupName": "other", "replicas": 9}, spec]},
     }
 
@@ -98,8 +98,8 @@ def put_node(kmock, name, **spec):
     kmock.objects["v1/nodes", None, name] = {"metadata": {"name": name}, "spec": spec}
 
 
-def worker_spec(kmock):
-    return copy.deepcopy(kmock.objects[CLUSTER]["spec"]["workerGroupSpecs"][1])
+def worker_spec(kmock, name="moe"):
+    return copy.deepcopy(kmock.objects[(*CLUSTER[:-1], name)]["spec"]["workerGroupSpecs"][1])
 
 
 def fail_once(monkeypatch, api, *errors):
@@ -183,9 +183,47 @@ async def test_the_cluster_of_a_service_is_found(kmock, connect):
     assert await workers.target() == 3
 
 
+@pytest.mark.parametrize(
+    ("status", "expected"),
+    [
+        pytest.param({"activeServiceStatus": {"rayClusterName": "blue"}}, "blue", id="running"),
+        pytest.param({"pendingServiceStatus": {"rayClusterName": "blue"}}, "blue", id="the-first"),
+        pytest.param(
+            {
+                "activeServiceStatus": {"rayClusterName": "blue"},
+                "pendingServiceStatus": {"rayClusterName": "green"},
+            },
+            "blue",
+            id="an-upgrade-that-has-not-switched",
+        ),
+        pytest.param(
+            {"activeServiceStatus": {"rayClusterName": "green"}, "pendingServiceStatus": {}},
+            "green",
+            id="it-has",
+        ),
+    ],
+)
+async def test_the_active_cluster_of_an_upgrade(kmock, connect, status, expected):
+    put_service(kmock, **status)
+    workers = WorkerGroupActuator(connect(BY_SERVICE), BY_SERVICE, Fleet())
+    assert await workers.cluster() == expected
+
+
+async def test_the_name_is_asked_for_again_each_time(kmock, connect):
+    put_cluster(kmock)
+    put_cluster(kmock, "green")
+    put_service(kmock, activeServiceStatus={"rayClusterName": "moe"})
+    workers = WorkerGroupActuator(connect(BY_SERVICE), BY_SERVICE, Fleet())
+    await workers.scale(3)
+    put_service(kmock, activeServiceStatus={"rayClusterName": "green"})
+    await workers.scale(4)
+    assert worker_spec(kmock)["replicas"] == 6
+    assert worker_spec(kmock, "green")["replicas"] == 8
+
+
 async def test_a_service_without_a_cluster_is_named(kmock, connect):
     put_service(kmock)
-    with pytest.raises(ActuatorError, match="moe-service has no active RayCluster"):
+    with pytest.raises(ActuatorError, match="moe-service has no RayCluster yet"):
         await WorkerGroupActuator(connect(BY_SERVICE), BY_SERVICE, Fleet()).target()
 
 

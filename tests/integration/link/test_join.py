@@ -227,7 +227,7 @@ async def test_dns_name_is_followed(fleet, until, monkeypatch):
         assert (host, port) == ("routers.test", 50052)
         return set(found)
 
-    monkeypatch.setattr(rank_server, "_addresses", addresses)
+    monkeypatch.setattr(rank_server, "addresses_of", addresses)
     rank = await fleet.rank("dns:///routers.test:50052")
     await until(lambda: routers[0].roster.ready)
     found.add(routers[1].address)
@@ -249,16 +249,11 @@ async def test_name_that_does_not_resolve_keeps_what_is_there(fleet, until, monk
             raise OSError("no such name")
         return {router.address}
 
-    monkeypatch.setattr(rank_server, "_addresses", addresses)
+    monkeypatch.setattr(rank_server, "addresses_of", addresses)
     rank = await fleet.rank("dns:///routers.test:50052")
     await until(lambda: router.roster.ready)
     await until(lambda: len(asked) > 3)
     assert state(rank, router)["state"] == "connected"
-
-
-async def test_localhost_resolves():
-    found = await rank_server._addresses("localhost", 7)
-    assert found & {"127.0.0.1:7", "[::1]:7"}
 
 
 @pytest.mark.parametrize(

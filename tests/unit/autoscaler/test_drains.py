@@ -3,6 +3,7 @@
 import grpc
 import pytest
 
+from serving import addresses
 from serving.api.v1 import fleet_pb2, fleet_pb2_grpc
 from serving.autoscaler.drains import Drains
 from serving.errors import SettingsError
@@ -13,12 +14,18 @@ class Router(fleet_pb2_grpc.FleetServiceServicer):
     def __init__(self, journal, name, *, finished=True):
         self.journal, self.name, self.finished = journal, name, finished
         self.keys = set()
+        self.missing = False
 
     def _note(self, what, request, context):
         self.journal.append((what, self.name, request.group_id))
         self.keys.add(dict(context.invocation_metadata()).get("authorization"))
 
+    async def _refuse(self, context):
+        if self.missing:
+            await context.abort(grpc.StatusCode.NOT_FOUND, "no such group")
+
     async def Cordon(self, request, context):  # noqa: N802
+        await self._refuse(context)
         self._note("cordon", request, context)
         return fleet_pb2.CordonResponse()
 
@@ -27,6 +34,7 @@ class Router(fleet_pb2_grpc.FleetServiceServicer):
         return fleet_pb2.UncordonResponse()
 
     async def Drain(self, request, context):  # noqa: N802
+        await self._refuse(context)
         self._note("drain", request, context)
         return fleet_pb2.DrainResponse(finished=self.finished)
 
@@ -60,17 +68,15 @@ async def test_all_routers_are_told_before_any_is_drained(start, tmp_path):
     )
     assert await drains.drain("g0", "scaled down")
     await drains.restore("g0")
-    await drains.close()
     assert [what for what, _, _ in journal] == ["cordon"] * 2 + ["drain"] * 2 + ["uncordon"] * 2
     assert {group for _, _, group in journal} == {"g0"}
     assert routers[0].keys == {"Bearer sk-1"}
 
 
 async def test_what_did_not_finish_is_told(start):
-    addresses = await start(Router([], "a"), Router([], "b", finished=False))
-    drains = Drains(AutoscalerSettings(drain_addresses=addresses))
+    found = await start(Router([], "a"), Router([], "b", finished=False))
+    drains = Drains(AutoscalerSettings(drain_addresses=found))
     assert not await drains.drain("g0", "scaled down")
-    await drains.close()
 
 
 async def test_a_router_that_is_away_does_not_keep_the_others(start):
@@ -78,8 +84,47 @@ async def test_a_router_that_is_away_does_not_keep_the_others(start):
     (address,) = await start(Router(journal, "a"))
     drains = Drains(AutoscalerSettings(drain_addresses=("127.0.0.1:1", address)))
     assert not await drains.drain("g0", "scaled down")
-    await drains.close()
     assert [what for what, _, _ in journal] == ["cordon", "drain"]
+
+
+async def test_every_address_behind_a_name_is_told(start, monkeypatch):
+    journal = []
+    found = await start(Router(journal, "a"), Router(journal, "b"))
+    asked = []
+
+    async def addresses_of(host, port):
+        asked.append((host, port))
+        return set(found)
+
+    monkeypatch.setattr(addresses, "addresses_of", addresses_of)
+    drains = Drains(AutoscalerSettings(drain_addresses=("dns:///routers.test:50051",)))
+    assert await drains.drain("g0", "scaled down")
+    assert sorted(journal) == [(what, name, "g0") for what in ("cordon", "drain") for name in "ab"]
+    found = found[:1]
+    await drains.restore("g0")
+    assert journal[4:] == [("uncordon", "a", "g0")]
+    assert asked == [("routers.test", 50051)] * 2
+
+
+async def test_a_name_that_does_not_resolve_is_no_finished_drain(monkeypatch):
+    async def addresses_of(host, port):
+        raise OSError("no such name")
+
+    monkeypatch.setattr(addresses, "addresses_of", addresses_of)
+    drains = Drains(AutoscalerSettings(drain_addresses=("dns:///routers.test:50051",)))
+    assert not await drains.drain("g0", "scaled down")
+
+
+async def test_a_router_that_does_not_know_the_group_has_nothing_to_drain(start):
+    known, new = Router([], "a"), Router([], "b")
+    new.missing = True
+    drains = Drains(AutoscalerSettings(drain_addresses=await start(known, new)))
+    assert await drains.drain("g0", "scaled down")
+
+
+def test_an_address_without_a_port_is_named():
+    with pytest.raises(SettingsError, match=r"drain_addresses: 'dns:///routers' is neither"):
+        Drains(AutoscalerSettings(drain_addresses=("dns:///routers",)))
 
 
 def test_an_authority_that_cannot_be_read_is_named(tmp_path):

@@ -61,6 +61,51 @@ async def test_groups_of_all_routers_each_once():
     ]
 
 
+@pytest.mark.parametrize(
+    ("url", "dialled", "host"),
+    [
+        ("dns+http://routers.test:8000", "http://10.0.0.{}:8000/fleet", "routers.test:8000"),
+        ("dns+https://routers.test", "https://10.0.0.{}:443/fleet", "routers.test"),
+    ],
+)
+async def test_every_address_behind_a_name_is_asked(monkeypatch, url, dialled, host):
+    async def addresses_of(name, port):
+        assert name == "routers.test"
+        return {f"10.0.0.{number}:{port}" for number in (1, 2)}
+
+    monkeypatch.setattr("serving.autoscaler.routers.addresses_of", addresses_of)
+    asked = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(request)
+        return httpx.Response(200, json=page(inflight=3))
+
+    client = httpx.AsyncClient(transport=httpx.MockTransport(answer))
+    found = Routers(client, AutoscalerSettings(routers=(url,)))
+    assert await found.counts() == FleetCounts(0, 6)
+    assert {request.url for request in asked} == {
+        httpx.URL(dialled.format(number)) for number in (1, 2)
+    }
+    # Its certificate is for the name.
+    assert {request.headers["host"] for request in asked} == {host}
+    assert {request.extensions["sni_hostname"] for request in asked} == {"routers.test"}
+
+
+async def test_a_name_that_does_not_resolve_is_a_router_that_is_away(monkeypatch):
+    async def addresses_of(name, port):
+        raise OSError("no such name")
+
+    monkeypatch.setattr("serving.autoscaler.routers.addresses_of", addresses_of)
+    found = Routers(httpx.AsyncClient(), AutoscalerSettings(routers=("dns+http://r.test:1",)))
+    assert await found.counts() is None
+
+
+@pytest.mark.parametrize("url", ["routers.test:8000", "ftp://r.test", "dns:///r.test:1", "http://"])
+def test_what_is_no_url_is_refused(url):
+    with pytest.raises(SettingsError, match=r"autoscaler\.routers"):
+        Routers(httpx.AsyncClient(), AutoscalerSettings(routers=(url,)))
+
+
 async def test_the_key_is_shown(tmp_path):
     file = tmp_path / "key"
     file.write_text("sk-1\n")

@@ -52,6 +52,17 @@ def rendered(item: object) -> str:
     return out.getvalue()
 
 
+def test_two_apps_are_told_apart() -> None:
+    first, second = FLEET["groups"]
+    apps = FLEET | {"groups": [first | {"app": "blue"}, second | {"app": "green"}]}
+    lines = [line.split() for line in rendered(status.ranks_table(apps)).splitlines()]
+    assert lines[0][:2] == ["app", "group"]
+    assert [line[0] for line in lines[1:4]] == ["blue", "1/2", "green"]
+    assert lines[1][:3] == ["blue", "aa11", "ready"]
+    one = FLEET | {"groups": [item | {"app": "blue"} for item in FLEET["groups"]]}
+    assert "blue" not in rendered(status.ranks_table(one))
+
+
 def test_table_has_a_row_a_rank() -> None:
     lines = [line.split() for line in rendered(status.ranks_table(FLEET)).splitlines()]
     assert lines[1][:5] == ["aa11", "ready", "0/2", "127.0.0.1", "11"]

@@ -43,7 +43,7 @@ def rank(number: int) -> RankSnapshot:
 
 
 def group(state: MemberState, name: str = "g0") -> GroupSnapshot:
-    return GroupSnapshot(name, "e1", state, "because", 12.5, 2, 16, (rank(0), rank(1)))
+    return GroupSnapshot(name, "e1", state, "because", 12.5, 2, 16, (rank(0), rank(1)), "blue")
 
 
 READY = FleetSnapshot("r1", (group(MemberState.READY),), (group(MemberState.GONE, "old"),))
@@ -65,6 +65,7 @@ def test_json_and_proto_agree():
     assert [g["group_id"] for g in (*shown["groups"], *shown["history"])] == [
         g.group_id for g in proto.groups
     ]
+    assert shown["groups"][0]["app"] == proto.groups[0].app == "blue"
     names = {field.name for field in fleet_pb2.Rank.DESCRIPTOR.fields}
     for shown_rank, proto_rank in zip(
         shown["groups"][0]["ranks"], proto.groups[0].ranks, strict=True

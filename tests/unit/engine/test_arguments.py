@@ -186,6 +186,23 @@ def test_what_a_user_exported_wins_and_preloads_add_up(monkeypatch):
     assert os.environ.pop("MOE_TEST_NEW") == "x"
 
 
+def test_streamed_weights_are_the_ranks_business():
+    """As the chart renders model.stream; the loader itself has not been run here."""
+    stream = {
+        "load_format": "runai_streamer",
+        "model_weights": "s3://models/r1",
+        "model_loader_extra_config": {"concurrency": 32},
+    }
+    settings = Settings(engine=EngineSettings(args=stream))
+    args = engine_args(settings, rank=0, address="127.0.0.1", rpc_port=1)
+    assert (args.model, args.model_weights) == (str(BUNDLED_MODEL), "s3://models/r1")
+    config = args.create_engine_config()
+    assert config.load_config.load_format == "runai_streamer"
+    assert config.load_config.model_loader_extra_config == {"concurrency": 32}
+    # Config and tokenizer are on the volume: a router asks no object storage.
+    assert router_vllm_config(settings).model_config.model == str(BUNDLED_MODEL)
+
+
 def test_ranks_trace_where_routers_do_and_routers_by_themselves():
     settings = Settings(
         telemetry=TelemetrySettings(

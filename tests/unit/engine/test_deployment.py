@@ -32,6 +32,17 @@ def test_a_gang_a_group_and_a_replica_a_rank() -> None:
     assert options["ray_actor_options"]["num_gpus"] == 0
 
 
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        pytest.param({}, "blue", id="alone"),
+        pytest.param({"RAY_CLUSTER_NAME": "r1-abcde"}, "r1-abcde/blue", id="kuberay"),
+    ],
+)
+def test_a_group_says_what_deployed_it(environment: dict[str, str], expected: str) -> None:
+    assert deployment.origin("blue", environment) == expected
+
+
 def test_ranks_ask_for_the_resource_of_their_pool() -> None:
     options = deployment.deployment_options(settings(node_resource="pool-a"))
     assert options["ray_actor_options"]["resources"] == {"pool-a": 0.001}

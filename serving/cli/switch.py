@@ -1,0 +1,224 @@
+"""``moe-serving switch``: hand the traffic of one app's groups over to another's.
+
+The last step of a blue/green upgrade. Two Ray Serve applications of the same model (on KubeRay:
+two RayClusters) have joined the same routers. The new one's groups must be ready at every router;
+then every router is told to give the old ones no new work, and what they have is finished or goes
+on in the new ones. Nothing is stopped here: the old application is deleted afterwards, and until
+then a switch in the other direction undoes this one.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import grpc
+import typer
+
+from serving import errors
+from serving.api.v1 import fleet_pb2
+from serving.cli.access import ApiKeyOption, CaFileOption
+from serving.cli.grpc_client import error_of
+from serving.cli.operate import Router, RouterOption, inflight_of, reached
+
+_POLL_SECONDS = 0.5
+_DRAIN_SLACK = 10.0
+"""Seconds that a drain's answer may take beyond its time-out."""
+_SERVING = {fleet_pb2.MEMBER_STATE_READY, fleet_pb2.MEMBER_STATE_DRAINING}
+
+Say = Callable[[str], object]
+
+
+def switch_command(
+    to: Annotated[
+        str,
+        typer.Option(
+            "--to", metavar="APP", help="Takes the traffic: an app or a RayCluster, as in status."
+        ),
+    ],
+    source: Annotated[
+        str | None,
+        typer.Option("--from", metavar="APP", help="Gives it away. [default: all others]"),
+    ] = None,
+    groups: Annotated[
+        int | None,
+        typer.Option(
+            "--groups",
+            min=1,
+            help="Ready groups of --to at every router. [default: as many as they replace]",
+            show_default=False,
+        ),
+    ] = None,
+    wait: Annotated[
+        float, typer.Option("--wait", min=0, metavar="SECONDS", help="For them to be ready.")
+    ] = 600.0,
+    timeout: Annotated[
+        float,
+        typer.Option("--timeout", min=0.1, metavar="SECONDS", help="For old requests to finish."),
+    ] = 60.0,
+    routers: RouterOption = None,
+    api_key: ApiKeyOption = None,
+    ca_file: CaFileOption = None,
+) -> int:
+    """Hand the traffic over to the groups of another app, at all routers.
+
+    Waits until the new groups are ready at every router, cordons the old ones everywhere, and
+    drains them. What is left when the time is over goes on in the new ones. If they fail
+    meanwhile, the old ones get the traffic back. Ends with 0 if all requests finished in time,
+    1 if not.
+    """
+    if source == to:
+        raise errors.SettingsError("--from and --to name the same app")
+    change = Switch(reached(routers, api_key, ca_file), to, source, print)
+    change.wait_ready(groups, wait)
+    return 0 if change.hand_over(timeout) else 1
+
+
+def belongs(app: str, name: str) -> bool:
+    """Whether ``app`` of a group is what ``name`` names: the app, or the RayCluster before it."""
+    return app == name or app.startswith(f"{name}/")
+
+
+@dataclass(frozen=True, slots=True)
+class Switch:
+    """One switch at some routers."""
+
+    routers: Sequence[Router]
+    to: str
+    source: str | None
+    say: Say
+
+    def wait_ready(self, wanted: int | None, wait: float) -> None:
+        """Return when every router has enough ready groups of the new app.
+
+        New groups that an earlier switch has cordoned get work again.
+
+        Raises:
+            NotReady: they are not there after ``wait`` seconds; nothing is changed then.
+        """
+        deadline = time.monotonic() + wait
+        shown = ""
+        while missing := self._missing(wanted):
+            if missing != shown:
+                self.say(f"waits: {missing}")
+                shown = missing
+            if time.monotonic() >= deadline:
+                raise errors.NotReady(f"nothing was switched: {missing}, after {wait:g} s")
+            time.sleep(_POLL_SECONDS)
+
+    def hand_over(self, timeout: float) -> bool:
+        """Cordon the old groups everywhere, then drain them; return whether all ended in time.
+
+        Raises:
+            NotReady: the new groups failed; the old ones have the traffic again.
+            ServingError: with a router's words.
+        """
+        old = [
+            (router, group.group_id)
+            for router in self.routers
+            for group in router.groups()
+            if self._old(group)
+        ]
+        # All at once first: while one is drained, another must not get new work.
+        for router, group in old:
+            reason = f"{self.to} takes over"
+            router.call("Cordon", fleet_pb2.CordonRequest(group_id=group, reason=reason))
+        names = sorted({group for _, group in old})
+        self.say(
+            f"cordoned at {_count(len(self.routers), 'router')}: {', '.join(names)}"
+            if names
+            else f"no other app than {self.to} serves"
+        )
+        drains = [
+            router.stub.Drain.future(
+                fleet_pb2.DrainRequest(group_id=group, timeout_seconds=timeout),
+                timeout=timeout + _DRAIN_SLACK,
+                metadata=router.access.metadata(),
+            )
+            for router, group in old
+        ]
+        try:
+            self._follow(drains, old)
+        finally:
+            for drain in drains:
+                drain.cancel()
+        finished = all(
+            _finished(drain, where) for drain, (where, _) in zip(drains, old, strict=True)
+        )
+        self.say(
+            f"{self.to} has the traffic"
+            if finished
+            else f"{timeout:.0f} s were not enough: the rest goes on in {self.to}"
+        )
+        return finished
+
+    def _missing(self, wanted: int | None) -> str:
+        """Say what keeps the switch from beginning; empty: nothing."""
+        for router in self.routers:
+            seen = router.groups()
+            new = [group for group in seen if belongs(group.app, self.to)]
+            for group in new:
+                if group.state == fleet_pb2.MEMBER_STATE_DRAINING:
+                    router.call("Uncordon", fleet_pb2.UncordonRequest(group_id=group.group_id))
+            replaced = sum(self._old(group) and group.state in _SERVING for group in seen)
+            needed = wanted or max(replaced, 1)
+            ready = _ready(new)
+            if ready < needed:
+                return (
+                    f"{router.target} has {ready} of {_count(needed, 'ready group')} of {self.to}"
+                )
+        return ""
+
+    def _follow(self, drains: Sequence[Any], old: Sequence[tuple[Router, str]]) -> None:
+        """Wait until all drains have ended, telling how many requests are left.
+
+        Raises:
+            NotReady: some router has no ready group of the new app any more.
+        """
+        shown = None
+        while not all(drain.done() for drain in drains):
+            seen = [(router, router.groups()) for router in self.routers]
+            for router, groups in seen:
+                if not _ready([group for group in groups if belongs(group.app, self.to)]):
+                    self._give_back(old)
+                    raise errors.NotReady(
+                        f"{self.to} has no ready group at {router.target} any more: the traffic "
+                        "was given back"
+                    )
+            left = sum(
+                inflight_of(group) for _, groups in seen for group in groups if self._old(group)
+            )
+            if left != shown:
+                self.say(f"{_count(left, 'request')} left on the old groups")
+                shown = left
+            time.sleep(_POLL_SECONDS)
+
+    def _give_back(self, old: Sequence[tuple[Router, str]]) -> None:
+        for router, group in old:
+            try:
+                router.call("Uncordon", fleet_pb2.UncordonRequest(group_id=group))
+            except errors.ServingError as error:
+                self.say(f"{group} at {router.target}: {error}")
+
+    def _old(self, group: fleet_pb2.Group) -> bool:
+        if belongs(group.app, self.to):
+            return False
+        return self.source is None or belongs(group.app, self.source)
+
+
+def _ready(groups: Sequence[fleet_pb2.Group]) -> int:
+    return sum(group.state == fleet_pb2.MEMBER_STATE_READY for group in groups)
+
+
+def _finished(drain: Any, router: Router) -> bool:
+    try:
+        return bool(drain.result().finished)
+    except grpc.RpcError as error:
+        if error.code() is grpc.StatusCode.NOT_FOUND:
+            # It has gone by itself: stopped, and its requests went on elsewhere.
+            return True
+        raise error_of(error, router.target, errors.GroupNotFound) from error
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -1,0 +1,197 @@
+"""Replace one Ray Serve app by another under load, all of it real, and print what happened.
+
+    make blue-green
+    python -m tests.bluegreen.run --requests 500 --clients 8
+
+Two routers, pocket-r1 on CPU. Blue serves; green is deployed beside it with other settings, takes
+the traffic over (``moe-serving switch``), and blue is deleted. Each request's text is compared with
+that of an undisturbed run. Exits 1 if one was lost.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from tests.bluegreen.system import System, started
+from tests.bluegreen.traffic import Traffic, connected
+
+_HEAD = ("time s", "groups (app epoch state, at each router)", "done", "lost", "running", "gap s")
+_WIDTHS = (7, 58, 6, 5, 8, 7)
+_EVERY = 10.0
+"""Seconds between two rows."""
+_SHARE = 3
+"""One third of the requests before green comes, one third after blue is gone."""
+
+
+class Table:
+    """Rows as they come: what the groups are, and what became of the requests since the last."""
+
+    def __init__(self, system: System, traffic: Traffic) -> None:
+        self._system = system
+        self._traffic = traffic
+        self._began = self._last = time.monotonic()
+        self.longest = 0.0
+        """Longest gap between two tokens of a stream, in seconds."""
+
+    def head(self) -> None:
+        """Print the names of the columns."""
+        say(line(_HEAD))
+
+    def event(self, text: str) -> None:
+        """Print what happens, between the rows."""
+        say(f"{time.monotonic() - self._began:7.1f}  -- {text}")
+
+    async def row(self) -> None:
+        """Print one row."""
+        now = time.monotonic()
+        gap = self._traffic.longest_gap(self._last)
+        self._last = now
+        self.longest = max(self.longest, gap)
+        traffic = self._traffic
+        cells = (
+            f"{now - self._began:.1f}",
+            await self._groups(),
+            str(traffic.done),
+            str(len(traffic.lost)),
+            str(len(traffic.running)),
+            f"{gap:.2f}",
+        )
+        say(line(cells))
+
+    async def follow(self) -> None:
+        """Print a row now and then, until cancelled."""
+        while True:
+            await self.row()
+            await asyncio.sleep(_EVERY)
+
+    async def _groups(self) -> str:
+        seen: dict[str, list[str]] = {}
+        for number, place in enumerate(self._system.places):
+            for group in await place.groups():
+                name = f"{group['app']} {group['epoch'][:6]}"
+                seen.setdefault(name, ["-"] * len(self._system.places))[number] = group["state"]
+        shown = sorted(seen.items())
+        return ", ".join(f"{name} {'/'.join(dict.fromkeys(states))}" for name, states in shown)
+
+
+async def play(options: argparse.Namespace) -> bool:
+    """Run it; return whether nothing was lost."""
+    with tempfile.TemporaryDirectory(prefix="moe-bluegreen-") as name:
+        folder = Path(name)
+        say("starting blue and two routers")
+        async with (
+            started(folder, "blue", options.groups, tuple(options.set), say) as system,
+            connected(system.places) as lines,
+        ):
+            traffic = Traffic(lines, options.prompts, options.tokens)
+            await traffic.learn()
+            table = Table(system, traffic)
+            table.head()
+            async with under_load(traffic, options.clients, table):
+                await change(system, traffic, table, options)
+            await table.row()
+    say(
+        "",
+        f"{traffic.done} requests with the undisturbed text, {len(traffic.lost)} lost, "
+        f"longest gap between tokens {table.longest:.2f} s",
+        *(f"lost: {reason}" for reason in traffic.lost[:5]),
+    )
+    return not traffic.lost and traffic.done >= options.requests
+
+
+@contextlib.asynccontextmanager
+async def under_load(traffic: Traffic, clients: int, table: Table) -> AsyncIterator[None]:
+    """Keep the streams running, and the rows coming; the last streams are taken to their end."""
+    stop = asyncio.Event()
+    flow = asyncio.create_task(traffic.flow(clients, stop))
+    rows = asyncio.create_task(table.follow())
+    try:
+        yield
+    finally:
+        stop.set()
+        rows.cancel()
+        await asyncio.wait([flow, rows])
+    flow.result()
+
+
+async def change(
+    system: System, traffic: Traffic, table: Table, options: argparse.Namespace
+) -> None:
+    """Bring green, hand over, remove blue.
+
+    Raises:
+        RuntimeError: a step failed.
+    """
+    system.say = table.event
+    part = options.requests // _SHARE
+    await until(lambda: traffic.done >= part)
+    table.event("deploying green")
+    await system.deploy("green", *options.green)
+    await system.until_ready("green", options.groups)
+    await table.row()
+    table.event("moe-serving switch --from blue --to green")
+    routers = [word for place in system.places for word in ("--router", place.grpc)]
+    code = await system.command("switch", "--from", "blue", "--to", "green", *routers)
+    if code:
+        raise RuntimeError("the switch failed")
+    await table.row()
+    table.event("deleting blue")
+    await system.delete("blue")
+    await table.row()
+    goal = max(options.requests, traffic.done + part)
+    await until(lambda: traffic.done >= goal)
+
+
+async def until(condition, timeout: float = 600.0) -> None:  # type: ignore[no-untyped-def]
+    """Wait for it.
+
+    Raises:
+        TimeoutError: it did not come.
+    """
+    async with asyncio.timeout(timeout):
+        while not condition():  # noqa: ASYNC110  bounded above
+            await asyncio.sleep(0.1)
+
+
+def line(cells: tuple[str, ...]) -> str:
+    """Return a row of the table."""
+    return "  ".join(cell.ljust(width) for cell, width in zip(cells, _WIDTHS, strict=True)).rstrip()
+
+
+def say(*lines: str) -> None:
+    """Write lines for people, at once."""
+    sys.stdout.writelines(f"{text}\n" for text in lines)
+    sys.stdout.flush()
+
+
+def main() -> int:
+    """Read the command line and run."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--requests", type=int, default=600, help="at least (default 600)")
+    parser.add_argument("--clients", type=int, default=8, help="streams at a time (default 8)")
+    parser.add_argument("--prompts", type=int, default=40, help="different ones (default 40)")
+    parser.add_argument("--tokens", type=int, default=64, help="of an answer (default 64)")
+    parser.add_argument("--groups", type=int, default=1, help="of each app (default 1)")
+    parser.add_argument("--set", action="append", default=[], help="NAME=VALUE for both apps")
+    parser.add_argument(
+        "--green",
+        action="append",
+        default=["engine.max_num_seqs=48"],
+        help="NAME=VALUE for green alone (default engine.max_num_seqs=48)",
+    )
+    options = parser.parse_args()
+    # As Ctrl-C: what was started is stopped.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    return 0 if asyncio.run(play(options)) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

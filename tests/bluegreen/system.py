@@ -1,0 +1,214 @@
+"""The real thing with two routers: ``moe-serving up``, a second router, and Ray Serve apps."""
+
+import asyncio
+import contextlib
+import json
+import os
+import socket
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import yaml
+
+from serving.cli.access import SETTINGS_FILE
+from serving.cli.state import STATE_DIR_VARIABLE, RunState, StateFile
+from serving.engine.cluster import private_environment
+
+START, STOP = 900.0, 60.0
+"""Seconds; a busy machine takes minutes to start four engines."""
+_POLL = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A router's addresses."""
+
+    rest: str
+    grpc: str
+    model: str
+
+    async def groups(self) -> list[dict[str, Any]]:
+        """Return its living groups; none while it does not answer."""
+        try:
+            async with httpx.AsyncClient(timeout=10, trust_env=False) as client:
+                answer = await client.get(f"{self.rest}/fleet")
+                found: list[dict[str, Any]] = answer.json()["groups"]
+        except (httpx.HTTPError, KeyError, ValueError):
+            return []
+        return found
+
+    async def ready(self, app: str) -> int:
+        """Return how many ready groups of the app it has."""
+        return sum(
+            group["app"] == app and group["state"] == "ready" for group in await self.groups()
+        )
+
+
+@dataclass(slots=True)
+class System:
+    """What runs."""
+
+    places: tuple[Place, ...]
+    folder: Path
+    state: RunState
+    say: Callable[[str], object]
+
+    async def command(self, *words: str, timeout: float = START) -> int:
+        """Run ``moe-serving`` with these words against the private Ray; return its exit code.
+
+        Raises:
+            TimeoutError: it takes too long.
+        """
+        environment = {
+            **os.environ,
+            STATE_DIR_VARIABLE: str(self.folder),
+            **private_environment(self.state.ray_token),
+        }
+        return await run(words, environment, timeout, self.say)
+
+    async def deploy(self, app: str, *sets: str) -> None:
+        """Deploy an app of the run's settings, with changes; return when its ranks run.
+
+        Raises:
+            RuntimeError: they do not.
+        """
+        flags = [word for item in (f"ray.app_name={app}", *sets) for word in ("--set", item)]
+        config = str(self.folder / SETTINGS_FILE)
+        where = ["--config", config, "--address", self.state.ray_address]
+        if await self.command("group", "deploy", *where, *flags):
+            raise RuntimeError(f"{app} was not deployed")
+
+    async def delete(self, app: str) -> None:
+        """Delete an app, and return when its ranks are gone.
+
+        Raises:
+            RuntimeError: they are not.
+        """
+        config = str(self.folder / SETTINGS_FILE)
+        where = ["--config", config, "--address", self.state.ray_address]
+        if await self.command("group", "delete", *where, "--set", f"ray.app_name={app}"):
+            raise RuntimeError(f"{app} was not deleted")
+
+    async def until_ready(self, app: str, groups: int) -> None:
+        """Wait until every router has so many ready groups of the app.
+
+        Raises:
+            TimeoutError: it has not.
+        """
+        async with asyncio.timeout(START):
+            for place in self.places:
+                while await place.ready(app) < groups:  # noqa: ASYNC110  bounded above
+                    await asyncio.sleep(_POLL)
+
+
+@contextlib.asynccontextmanager
+async def started(
+    folder: Path, app: str, groups: int, sets: tuple[str, ...], say: Callable[[str], object]
+) -> AsyncIterator[System]:
+    """Start ``up`` with the first app and a second router; stop all at the end.
+
+    Raises:
+        RuntimeError: it did not start.
+    """
+    environment = {**os.environ, STATE_DIR_VARIABLE: str(folder)}
+    first, second = _ports(), _ports()
+    joins = ",".join(f"127.0.0.1:{ports['--join-port']}" for ports in (first, second))
+    changes = (
+        f"ray.app_name={app}",
+        f"link.routers=[{joins}]",
+        # Room for both apps: 2 CPUs a rank.
+        f"ray.num_cpus={2 * groups * 4}",
+        *sets,
+    )
+    flags = [word for item in changes for word in ("--set", item)]
+    try:
+        words = ["up", "--detach", "--no-sample", "--groups", str(groups), *_flags(first), *flags]
+        if await run(words, environment, START, say):
+            raise RuntimeError("moe-serving up failed")
+        state = StateFile(folder).read()
+        assert state is not None, "up --detach leaves its state"
+        async with _second_router(folder, second) as place:
+            places = (Place(state.rest_url, state.grpc_address, state.model), place)
+            system = System(places, folder, state, say)
+            await system.until_ready(app, groups)
+            yield system
+    finally:
+        await run(["down"], environment, STOP, say)
+
+
+@contextlib.asynccontextmanager
+async def _second_router(folder: Path, ports: Mapping[str, int]) -> AsyncIterator[Place]:
+    """Run a router with the settings of the first, on other ports."""
+    config = folder / SETTINGS_FILE
+    model = yaml.safe_load(config.read_text("utf-8"))["model"]["name"]
+    addresses = folder / "second-router.json"
+    command = [sys.executable, "-m", "serving", "router", "--config", str(config)]
+    command += [*_flags(ports), "--ports-file", str(addresses)]
+    log = folder / "second-router.log"
+    with log.open("wb") as out:
+        process = await asyncio.create_subprocess_exec(
+            *command, stdout=out, stderr=asyncio.subprocess.STDOUT
+        )
+    try:
+        deadline = time.monotonic() + START
+        while not addresses.exists():
+            if process.returncode is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"the second router did not start: {log.read_text('utf-8')}")
+            await asyncio.sleep(_POLL)
+        found = json.loads(addresses.read_text("utf-8"))
+        yield Place(found["rest"], found["grpc"], model)
+    finally:
+        process.terminate()
+        try:
+            await asyncio.wait_for(process.wait(), STOP)
+        except TimeoutError:
+            process.kill()
+            await process.wait()
+
+
+async def run(
+    words: "list[str] | tuple[str, ...]",
+    environment: Mapping[str, str],
+    timeout: float,
+    say: Callable[[str], object],
+) -> int:
+    """Run ``moe-serving`` and hand on what it says, line by line; return its exit code.
+
+    Raises:
+        TimeoutError: it takes too long; it is stopped then.
+    """
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "serving", *words,
+        env=dict(environment), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+    )  # fmt: skip
+    assert process.stdout is not None
+    try:
+        async with asyncio.timeout(timeout):
+            async for line in process.stdout:
+                if text := line.decode(errors="replace").strip():
+                    say(text)
+            return await process.wait()
+    except BaseException:
+        with contextlib.suppress(ProcessLookupError):
+            process.terminate()
+        raise
+
+
+def _ports() -> dict[str, int]:
+    return {name: _free_port() for name in ("--port", "--grpc-port", "--join-port")}
+
+
+def _flags(ports: Mapping[str, int]) -> list[str]:
+    return [str(word) for pair in ports.items() for word in pair]
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

@@ -1,0 +1,200 @@
+"""A switch from blue to green under load: two routers, fake engines, all over real sockets."""
+
+import asyncio
+import contextlib
+import sys
+from dataclasses import dataclass
+
+import pytest
+import pytest_asyncio
+
+from serving.engine.fake_engine import FakeEngine
+from serving.engine.rank_server import RankIdentity, RankServer
+from serving.settings import Settings
+from serving.wiring import Router
+from tests.bluegreen.traffic import Traffic, connected
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+PATIENCE = 60.0
+CLIENTS, PROMPTS, TOKENS, DELAY = 24, 40, 16, 0.01
+LEAST = 500
+"""Requests; the switch comes after a third of them."""
+
+
+@dataclass
+class Where:
+    rest: str
+    grpc: str
+    model: str
+
+
+@dataclass
+class Rank:
+    engine: FakeEngine
+    server: RankServer
+
+    async def leave(self):
+        """As Serve stops a replica: it drains, then it is gone."""
+        await self.server.drain("the rank is being stopped", PATIENCE)
+        await self.stop()
+
+    async def stop(self):
+        await self.server.stop()
+        await self.engine.shutdown()
+
+
+class System:
+    """Two routers, and apps that join both."""
+
+    def __init__(self, routers, stack):
+        self.routers = routers
+        self.stack = stack
+
+    @property
+    def places(self):
+        return [Where(r.addresses.rest, r.addresses.grpc, "pocket-r1") for r in self.routers]
+
+    async def app(self, name, groups=1):
+        ranks = [
+            await self.rank(name, f"{name}-{group}", number)
+            for group in range(groups)
+            for number in range(2)
+        ]
+        await self.until(lambda: self.ready(name) == [groups] * len(self.routers), f"{name} ready")
+        return ranks
+
+    async def rank(self, app, group, number):
+        settings = Settings(
+            engine={"kind": "fake"},
+            link={
+                "routers": [f"127.0.0.1:{r.addresses.join_port}" for r in self.routers],
+                "load_interval": 0.1,
+            },
+        )
+        engine = FakeEngine(settings, rank=number, token_delay=DELAY)
+        await engine.start()
+        identity = RankIdentity(group, f"epoch of {group}", number, 2, app=app)
+        rank = Rank(engine, RankServer(engine, settings.link, identity))
+        self.stack.push_async_callback(rank.stop)
+        await rank.server.start()
+        return rank
+
+    def groups(self, app):
+        """The app's groups, at each router."""
+        return [
+            [group for group in router.roster.snapshot().groups if group.app == app]
+            for router in self.routers
+        ]
+
+    def ready(self, app):
+        return [sum(group.state == "ready" for group in groups) for groups in self.groups(app)]
+
+    def inflight(self, app):
+        return [
+            sum(rank.inflight_requests for group in groups for rank in group.ranks)
+            for groups in self.groups(app)
+        ]
+
+    async def until(self, condition, what):
+        try:
+            async with asyncio.timeout(PATIENCE):
+                while not condition():  # noqa: ASYNC110
+                    await asyncio.sleep(0.02)
+        except TimeoutError:
+            pytest.fail(f"{what} did not come in {PATIENCE} s")
+
+    async def switch(self, *words):
+        """Run the command in a process of its own; return its exit code and what it said."""
+        where = [word for place in self.places for word in ("--router", place.grpc)]
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "serving", "switch", *words, *where,
+            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+        )  # fmt: skip
+        said, _ = await process.communicate()
+        return process.returncode, said.decode()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def routers():
+    settings = Settings(
+        router={"rest_port": 0, "grpc_port": 0, "join_port": 0}, engine={"kind": "fake"}
+    )
+    async with contextlib.AsyncExitStack() as stack:
+        found = []
+        for _ in range(2):
+            found.append(await Router.start(settings))
+            stack.push_async_callback(found[-1].stop)
+        yield found
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def system(routers):
+    async with contextlib.AsyncExitStack() as stack:
+        system = System(routers, stack)
+        yield system
+    await system.until(
+        lambda: not any(router.roster.snapshot().groups for router in routers), "the end of all"
+    )
+
+
+async def test_blue_to_green_under_load_loses_nothing(system):
+    blue = await system.app("blue")
+    stop = asyncio.Event()
+    async with connected(system.places) as lines:
+        traffic = Traffic(lines, PROMPTS, TOKENS)
+        await traffic.learn()
+        flow = asyncio.create_task(traffic.flow(CLIENTS, stop))
+        await system.until(lambda: traffic.done > LEAST // 3, "a third of the requests")
+        assert all(system.inflight("blue"))
+        green = await system.app("green")
+        code, said = await system.switch("--from", "blue", "--to", "green", "--timeout", "50")
+        assert code == 0, said
+        # Every router has been told, and nothing is left on blue at any of them.
+        assert system.inflight("blue") == [0, 0], said
+        assert [[g.state for g in groups] for groups in system.groups("blue")] == [["draining"]] * 2
+        await asyncio.gather(*(rank.leave() for rank in blue))
+        await system.until(lambda: not any(system.groups("blue")), "the end of blue")
+        await system.until(lambda: traffic.done > LEAST, "all requests")
+        stop.set()
+        await flow
+    assert traffic.lost == []
+    assert all(rank.engine._tokens for rank in green)
+    assert "green has the traffic" in said
+
+
+async def test_what_does_not_finish_in_time_goes_on_in_green(system):
+    blue = await system.app("blue")
+    stop = asyncio.Event()
+    async with connected(system.places) as lines:
+        traffic = Traffic(lines, PROMPTS, tokens=200)
+        await traffic.learn()
+        flow = asyncio.create_task(traffic.flow(CLIENTS, stop))
+        green = await system.app("green")
+        await system.until(lambda: all(system.inflight("blue")), "streams on blue")
+        stop.set()
+        code, said = await system.switch("--to", "green", "--timeout", "0.1")
+        await flow
+    assert code == 1
+    assert "were not enough: the rest goes on in green" in said
+    assert traffic.lost == []
+    assert any(rank.engine._tokens for rank in green)
+    assert not any(rank.engine._requests for rank in blue)
+
+
+async def test_a_switch_back_undoes_it(system):
+    await system.app("blue")
+    await system.app("green")
+    assert (await system.switch("--to", "green"))[0] == 0
+    assert (system.ready("blue"), system.ready("green")) == ([0, 0], [1, 1])
+    code, said = await system.switch("--to", "blue")
+    assert code == 0, said
+    assert (system.ready("blue"), system.ready("green")) == ([1, 1], [0, 0])
+
+
+async def test_nothing_is_switched_to_what_is_not_ready_everywhere(system):
+    await system.app("blue")
+    code, said = await system.switch("--to", "green", "--wait", "0")
+    assert code == 1
+    assert "nothing was switched" in said
+    assert system.ready("blue") == [1, 1]
