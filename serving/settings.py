@@ -181,7 +181,8 @@ class FleetSettings(_Group):
     """A group that is lost before it has generated so many tokens of a request may have died of
     it. 0 suspects no request."""
     suspect_losses: int = Field(2, ge=1)
-    """So many such losses, and the request is refused instead of tried on a further group."""
+    """So many such losses, the last one with no other suspect on the group, and the request is
+    refused instead of tried on a further group. 1: refused with the first, whoever was beside."""
 
 
 class AdmissionSettings(_Group):
