@@ -257,6 +257,11 @@ class SecuritySettings(_Group):
     """PEM file with its private key, without a password."""
     tls_client_ca_file: str | None = None
     """PEM file with authorities: REST and gRPC clients must show a certificate of theirs."""
+    operator_tls_cert_file: str | None = None
+    """PEM file with the certificate that moe-serving up, status, chat and drain show to the router
+    of this machine where tls_client_ca_file asks for one."""
+    operator_tls_key_file: str | None = None
+    """PEM file with its private key, without a password."""
     join_token_file: str | None = None
     """File with the secrets that let ranks join, one a line: two while one replaces another."""
     join_tls_cert_file: str | None = None
@@ -275,9 +280,10 @@ class SecuritySettings(_Group):
 
     @model_validator(mode="after")
     def _check(self) -> "SecuritySettings":
-        for prefix in ("", "join_"):
+        for prefix in ("", "join_", "operator_"):
             cert, key, ca = (
-                getattr(self, f"{prefix}tls_{name}_file") for name in ("cert", "key", "client_ca")
+                getattr(self, f"{prefix}tls_{name}_file", None)
+                for name in ("cert", "key", "client_ca")
             )
             if (cert is None) != (key is None):
                 raise ValueError(
