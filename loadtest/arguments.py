@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from loadtest.workload import Range
-from serving.cli.access import CA_VARIABLE, KEY_VARIABLE
+from serving.cli.access import CA_VARIABLE, CERT_VARIABLE, KEY_VARIABLE
 
 _EPILOG = """\
 exit codes:
@@ -67,6 +67,9 @@ def _target(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--endpoint", choices=("chat", "completions"), default="chat")
     group.add_argument("--api-key", default=os.environ.get(KEY_VARIABLE), help=f"or {KEY_VARIABLE}")
     group.add_argument("--ca-file", default=os.environ.get(CA_VARIABLE), help=f"or {CA_VARIABLE}")
+    group.add_argument(
+        "--cert-file", default=os.environ.get(CERT_VARIABLE), help=f"or {CERT_VARIABLE}"
+    )
     group.add_argument(
         "--fleet-url",
         metavar="URL",

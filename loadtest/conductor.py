@@ -53,7 +53,9 @@ async def conduct(options: argparse.Namespace, command: str, local: Path | None 
     trace = load_trace(options.trace) if getattr(options, "trace", None) else None
     elsewhere = options.url or options.grpc
     # The key that a local run left is for that run alone.
-    access = access_from(options.api_key, options.ca_file, None if elsewhere else local)
+    access = access_from(
+        options.api_key, options.ca_file, options.cert_file, None if elsewhere else local
+    )
     url = options.url or f"http{'' if access.ca_file is None else 's'}://{_LOCAL}"
     async with contextlib.AsyncExitStack() as stack:
         rest = RestTarget(options.fleet_url or url, access)

@@ -101,11 +101,9 @@ class GrpcTarget:
 def _channel(target: str, access: Access, options: list[tuple[str, Any]]) -> grpc.aio.Channel:
     if access.ca_file is None:
         return grpc.aio.insecure_channel(target, options=options)
-    from serving.cli.grpc_client import read_authorities
+    from serving.cli.grpc_client import channel_credentials
 
-    return grpc.aio.secure_channel(
-        target, grpc.ssl_channel_credentials(read_authorities(access.ca_file)), options=options
-    )
+    return grpc.aio.secure_channel(target, channel_credentials(access), options=options)
 
 
 def _text(response: Any, style: Style) -> str:

@@ -181,7 +181,8 @@ class FleetSettings(_Group):
     """A group that is lost before it has generated so many tokens of a request may have died of
     it. 0 suspects no request."""
     suspect_losses: int = Field(2, ge=1)
-    """So many such losses, and the request is refused instead of tried on a further group."""
+    """So many such losses, the last one with no other suspect on the group, and the request is
+    refused instead of tried on a further group. 1: refused with the first, whoever was beside."""
 
 
 class AdmissionSettings(_Group):
@@ -256,6 +257,11 @@ class SecuritySettings(_Group):
     """PEM file with its private key, without a password."""
     tls_client_ca_file: str | None = None
     """PEM file with authorities: REST and gRPC clients must show a certificate of theirs."""
+    operator_tls_cert_file: str | None = None
+    """PEM file with the certificate that moe-serving up, status, chat and drain show to the router
+    of this machine where tls_client_ca_file asks for one."""
+    operator_tls_key_file: str | None = None
+    """PEM file with its private key, without a password."""
     join_token_file: str | None = None
     """File with the secrets that let ranks join, one a line: two while one replaces another."""
     join_tls_cert_file: str | None = None
@@ -274,9 +280,10 @@ class SecuritySettings(_Group):
 
     @model_validator(mode="after")
     def _check(self) -> "SecuritySettings":
-        for prefix in ("", "join_"):
+        for prefix in ("", "join_", "operator_"):
             cert, key, ca = (
-                getattr(self, f"{prefix}tls_{name}_file") for name in ("cert", "key", "client_ca")
+                getattr(self, f"{prefix}tls_{name}_file", None)
+                for name in ("cert", "key", "client_ca")
             )
             if (cert is None) != (key is None):
                 raise ValueError(

@@ -1,4 +1,4 @@
-"""With what a command gets into a router: a key, and whose certificates it trusts.
+"""With what a command gets into a router: a key, a certificate, and whose certificates it trusts.
 
 Commands that ask the run of this machine need nothing typed: ``up`` leaves what they need in
 its state folder, readable by the owner alone.
@@ -17,6 +17,7 @@ from serving.errors import SettingsError
 
 KEY_VARIABLE = "MOE_SERVING_API_KEY"
 CA_VARIABLE = "MOE_SERVING_CA_FILE"
+CERT_VARIABLE = "MOE_SERVING_CERT_FILE"
 SETTINGS_FILE = "settings.yaml"
 """In the state folder: what the run was started with."""
 
@@ -45,6 +46,18 @@ CaFileOption = Annotated[
     ),
 ]
 
+CertFileOption = Annotated[
+    str | None,
+    typer.Option(
+        "--cert-file",
+        metavar="FILE",
+        envvar=CERT_VARIABLE,
+        help="PEM file with a client's certificate and its key, where the router asks for one.",
+        show_default=False,
+        rich_help_panel=_PANEL,
+    ),
+]
+
 
 @dataclass(frozen=True, slots=True)
 class Access:
@@ -55,6 +68,10 @@ class Access:
     """None: the system's authorities."""
     pinned: bool = False
     """``ca_file`` is the router's own certificate: that one is trusted, whatever its name."""
+    cert_file: str | None = None
+    """The client's own certificate; none: it shows none."""
+    key_file: str | None = None
+    """With its private key; may be the same file."""
 
     def headers(self) -> dict[str, str]:
         """Return what a REST request carries."""
@@ -74,6 +91,15 @@ class Access:
             context = ssl.create_default_context(cafile=self.ca_file)
         except (OSError, ssl.SSLError) as error:
             raise SettingsError(f"cannot use --ca-file {self.ca_file}: {error}") from error
+        if self.cert_file is not None:
+            try:
+                # Without a password of ours OpenSSL would ask for one on the terminal.
+                context.load_cert_chain(self.cert_file, self.key_file, password=lambda: b"")
+            except (OSError, ssl.SSLError, ValueError) as error:
+                raise SettingsError(
+                    f"cannot use {self.cert_file} as a client's certificate with the key of "
+                    f"{self.key_file}: {error}"
+                ) from error
         if self.pinned:
             context.check_hostname = False
             context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
@@ -83,7 +109,9 @@ class Access:
 NO_ACCESS = Access()
 
 
-def access_from(api_key: str | None, ca_file: str | None, local: Path | None) -> Access:
+def access_from(
+    api_key: str | None, ca_file: str | None, cert_file: str | None, local: Path | None
+) -> Access:
     """Return what was given, else what the run of the state folder ``local`` (if any) left.
 
     Raises:
@@ -94,6 +122,8 @@ def access_from(api_key: str | None, ca_file: str | None, local: Path | None) ->
         api_key=api_key or left.api_key,
         ca_file=ca_file or left.ca_file,
         pinned=ca_file is None and left.pinned,
+        cert_file=cert_file or left.cert_file,
+        key_file=cert_file or left.key_file,
     )
 
 
@@ -125,4 +155,10 @@ def access_of(security: Mapping[str, Any]) -> Access:
         key = None if key_file is None else Path(key_file).read_text("utf-8").strip()
     except OSError as error:
         raise SettingsError(f"cannot read {key_file}: {error.strerror}") from error
-    return Access(api_key=key, ca_file=cert, pinned=cert is not None)
+    return Access(
+        api_key=key,
+        ca_file=cert,
+        pinned=cert is not None,
+        cert_file=security.get("operator_tls_cert_file"),
+        key_file=security.get("operator_tls_key_file"),
+    )

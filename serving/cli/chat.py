@@ -9,7 +9,7 @@ from typing import Annotated, TextIO
 
 import typer
 
-from serving.cli.access import ApiKeyOption, CaFileOption, access_from
+from serving.cli.access import ApiKeyOption, CaFileOption, CertFileOption, access_from
 from serving.cli.chat_client import (
     ChatClient,
     GrpcChatClient,
@@ -83,6 +83,7 @@ def chat_command(
     grpc_port: GrpcPortOption = None,
     api_key: ApiKeyOption = None,
     ca_file: CaFileOption = None,
+    cert_file: CertFileOption = None,
 ) -> None:
     """Talk to the model.
 
@@ -104,7 +105,7 @@ def chat_command(
     model = name or (settings.model.name if running is None else running.model)
     sampling = Sampling(temperature=temperature, max_tokens=max_tokens)
     router = settings.router
-    access = access_from(api_key, ca_file, state_folder() if server is None else None)
+    access = access_from(api_key, ca_file, cert_file, state_folder() if server is None else None)
     client: ChatClient
     if use_grpc:
         local = f"{router.host}:{router.grpc_port}" if running is None else running.grpc_address

@@ -33,18 +33,30 @@ def open_channel(target: str, access: Access, server_name: str | None = None) ->
         server_name: the name that the certificate must have; none: the target's own.
 
     Raises:
-        SettingsError: the file with authorities cannot be read.
+        SettingsError: a file of ``access`` cannot be read.
     """
     options: tuple[tuple[str, int | str], ...] = (("grpc.enable_http_proxy", 0),)
     if server_name is not None:
         options += (("grpc.ssl_target_name_override", server_name),)
     if access.ca_file is None:
         return grpc.insecure_channel(target, options=options)
-    credentials = grpc.ssl_channel_credentials(read_authorities(access.ca_file))
-    return grpc.secure_channel(target, credentials, options=options)
+    return grpc.secure_channel(target, channel_credentials(access), options=options)
 
 
-def read_authorities(file: str) -> bytes:
+def channel_credentials(access: Access) -> grpc.ChannelCredentials:
+    """Return what a channel checks, and what it shows.
+
+    Raises:
+        SettingsError: a file of ``access`` cannot be read.
+    """
+    authorities, key, cert = (
+        None if file is None else read_pem(file)
+        for file in (access.ca_file, access.key_file, access.cert_file)
+    )
+    return grpc.ssl_channel_credentials(authorities, key, cert)
+
+
+def read_pem(file: str) -> bytes:
     """Return the content of a PEM file.
 
     Raises:

@@ -22,10 +22,11 @@ def with_local_secrets(settings: Settings, folder: Path) -> Settings:
         SettingsError: clients of the router must show certificates, and ``up`` has none.
     """
     security, link = settings.security, settings.link
-    if security.tls_client_ca_file is not None:
+    if security.tls_client_ca_file is not None and security.operator_tls_cert_file is None:
         raise SettingsError(
-            "security.tls_client_ca_file: moe-serving up has no certificate to ask its own "
-            "router with; use moe-serving router and moe-serving group, or keys instead"
+            "security.tls_client_ca_file: moe-serving up has to ask its own router, too: set "
+            "security.operator_tls_cert_file and security.operator_tls_key_file to a client's "
+            "certificate and key"
         )
     if security.join_token_file is None:
         made = _write(folder / JOIN_TOKEN)

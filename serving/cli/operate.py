@@ -16,7 +16,7 @@ import typer
 from serving import errors
 from serving.addresses import Target, expanded
 from serving.api.v1 import fleet_pb2, fleet_pb2_grpc
-from serving.cli.access import Access, ApiKeyOption, CaFileOption, access_from
+from serving.cli.access import Access, ApiKeyOption, CaFileOption, CertFileOption, access_from
 from serving.cli.grpc_client import error_of, open_channel, require_answer
 from serving.cli.state import NotRunning, StateFile, state_folder
 
@@ -47,9 +47,10 @@ def cordon_command(
     routers: RouterOption = None,
     api_key: ApiKeyOption = None,
     ca_file: CaFileOption = None,
+    cert_file: CertFileOption = None,
 ) -> None:
     """Give a group no new work; what it has goes on. Undone by uncordon."""
-    for router in reached(routers, api_key, ca_file):
+    for router in reached(routers, api_key, ca_file, cert_file):
         router.call("Cordon", fleet_pb2.CordonRequest(group_id=group, reason=reason))
         print(f"{group}: cordoned at {router.target}")
 
@@ -59,9 +60,10 @@ def uncordon_command(
     routers: RouterOption = None,
     api_key: ApiKeyOption = None,
     ca_file: CaFileOption = None,
+    cert_file: CertFileOption = None,
 ) -> None:
     """Let a cordoned or drained group have work again."""
-    for router in reached(routers, api_key, ca_file):
+    for router in reached(routers, api_key, ca_file, cert_file):
         router.call("Uncordon", fleet_pb2.UncordonRequest(group_id=group))
         print(f"{group}: takes work again at {router.target}")
 
@@ -75,13 +77,14 @@ def drain_command(
     routers: RouterOption = None,
     api_key: ApiKeyOption = None,
     ca_file: CaFileOption = None,
+    cert_file: CertFileOption = None,
 ) -> int:
     """Cordon a group and wait until its requests are finished.
 
     What is left when the time is over goes on in other groups. The group stays cordoned:
     stop its ranks, or use uncordon. Ends with 0 if all finished in time, 1 if not.
     """
-    reachable = reached(routers, api_key, ca_file)
+    reachable = reached(routers, api_key, ca_file, cert_file)
     # All at once first: while one is drained, another must not send it new work.
     for router in reachable:
         router.call("Cordon", fleet_pb2.CordonRequest(group_id=group, reason="being drained"))
@@ -126,7 +129,10 @@ class Router:
 
 
 def reached(
-    routers: Sequence[str] | None, api_key: str | None, ca_file: str | None
+    routers: Sequence[str] | None,
+    api_key: str | None,
+    ca_file: str | None,
+    cert_file: str | None,
 ) -> list[Router]:
     """Return the routers, all of which answer.
 
@@ -136,7 +142,7 @@ def reached(
         NotReady: one does not answer; then none has been told anything.
     """
     folder = state_folder()
-    access = access_from(api_key, ca_file, None if routers else folder)
+    access = access_from(api_key, ca_file, cert_file, None if routers else folder)
     if not routers:
         state = StateFile(folder).read()
         if state is None:

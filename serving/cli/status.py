@@ -15,7 +15,14 @@ from rich.table import Table
 from rich.text import Text
 
 from serving.cli import supervisor
-from serving.cli.access import NO_ACCESS, Access, ApiKeyOption, CaFileOption, access_from
+from serving.cli.access import (
+    NO_ACCESS,
+    Access,
+    ApiKeyOption,
+    CaFileOption,
+    CertFileOption,
+    access_from,
+)
 from serving.cli.kube_pods import placements, pods_table, ray_pods
 from serving.cli.router_client import get_json, message_of
 from serving.cli.state import NotRunning, RunState, StateFile, state_folder
@@ -49,6 +56,7 @@ def status_command(
     ] = None,
     api_key: ApiKeyOption = None,
     ca_file: CaFileOption = None,
+    cert_file: CertFileOption = None,
 ) -> int:
     """Show what runs: groups, their ranks, which experts each computes, and the load.
 
@@ -60,7 +68,7 @@ def status_command(
     file = StateFile(state_folder())
     state = file.read() if url is None else None
     try:
-        access = access_from(api_key, ca_file, file.folder if url is None else None)
+        access = access_from(api_key, ca_file, cert_file, file.folder if url is None else None)
         fleet = fleet_of(url, state, held=file.held(), access=access)
     except (NotReady, NotRunning) as error:
         if not as_json:

@@ -20,7 +20,14 @@ from typing import Annotated, Any
 import httpx
 import typer
 
-from serving.cli.access import NO_ACCESS, Access, ApiKeyOption, CaFileOption, access_from
+from serving.cli.access import (
+    NO_ACCESS,
+    Access,
+    ApiKeyOption,
+    CaFileOption,
+    CertFileOption,
+    access_from,
+)
 from serving.cli.comparison import Comparison, compare, make_prompts, table
 from serving.cli.machine import GIB, memory_for, memory_shortage
 from serving.cli.options import (
@@ -51,6 +58,8 @@ _PRIVATE = tuple(
         "tls_cert_file",
         "tls_key_file",
         "tls_client_ca_file",
+        "operator_tls_cert_file",
+        "operator_tls_key_file",
         "join_tls_cert_file",
         "join_tls_key_file",
         "join_tls_client_ca_file",
@@ -87,6 +96,7 @@ def verify_command(
     speculative: SpeculativeOption = None,
     api_key: ApiKeyOption = None,
     ca_file: CaFileOption = None,
+    cert_file: CertFileOption = None,
 ) -> None:
     """Start each layout in turn, send all the same prompts, compare every token.
 
@@ -113,7 +123,7 @@ def verify_command(
             with running(count, settings, passed_on) as url:
                 print(f"{name}: {len(texts)} prompts of {max_tokens} tokens", flush=True)
                 results.append((name, ask(url, settings, texts, max_tokens)))
-        access = access_from(api_key, ca_file, None)
+        access = access_from(api_key, ca_file, cert_file, None)
         results.extend((url, ask(url, settings, texts, max_tokens, access)) for url in server or ())
     except LayoutNotStarted as error:
         print(f"error: {error}", file=sys.stderr)

@@ -69,6 +69,8 @@ class _Progress:
     """An error body went out instead of what the app sends."""
     responded: bool = False
     complete: bool = False
+    explained: bool = False
+    """It has been said why the rank was picked."""
     reason: str | None = None
 
 
@@ -191,6 +193,7 @@ class Exchange:
                 await self.fail(response, now.held["headers"], content)
                 return
             await self._start_held(now.held)
+        between_events = now.between_events
         if now.streamed and body:
             now.started_at = now.started_at or self._clock.monotonic()
             now.between_events = body.endswith(_EVENT_END)
@@ -198,6 +201,10 @@ class Exchange:
                 self._keepalive.heard()
         if body.startswith(_ERROR_EVENTS):
             now.reason = reason_of(event_response(body)[0].error)
+        if now.streamed and between_events and (why := self._explanation()) is not None:
+            # It began before a rank was picked; a comment comes before the first event.
+            comment = f": {EXPLAIN} {why}".encode() + _EVENT_END
+            await self._send({"type": "http.response.body", "body": comment, "more_body": True})
         await self._send(message)
         if not message.get("more_body", False):
             now.complete = True
@@ -265,10 +272,17 @@ class Exchange:
             yield b"retry-after", str(max(ceil(retry_after), 1)).encode()
         if status == HTTPStatus.UNAUTHORIZED:
             yield b"www-authenticate", b"Bearer"
-        caller = self.caller
-        # A streamed response starts with its first part, so the rank is known by now.
-        if caller and caller.explain and caller.journal.picks:
-            yield EXPLAIN.encode(), explanation_of(caller.journal).encode()
+        # A streamed response starts with its first part, so the rank is mostly known by now.
+        if (why := self._explanation()) is not None:
+            yield EXPLAIN.encode(), why.encode()
+
+    def _explanation(self) -> str | None:
+        """Return why the rank was picked: once, if it is asked for and known."""
+        caller, now = self.caller, self._now
+        if now.explained or not (caller and caller.explain and caller.journal.picks):
+            return None
+        now.explained = True
+        return explanation_of(caller.journal)
 
     def line(self, model: str) -> RequestLine:
         """Say how it went."""

@@ -13,11 +13,11 @@ from starlette.requests import Request
 from serving.api.v1 import inference_pb2 as pb
 from serving.clock import Clock
 from serving.edge.auth import identity_var
-from serving.edge.callers import EXPLAIN, as_caller, caller_of, explanation_of, line_of
+from serving.edge.callers import EXPLAIN, caller_of, explanation_of, line_of
 from serving.edge.gate import Gate
 from serving.edge.grpc_errors import rpc_error
-from serving.edge.request_context import REQUEST_ID, deadline_in, request_id_of, timeout_of
-from serving.fleet.caller import Caller
+from serving.edge.request_context import REQUEST_ID, request_id_of, set_deadline, timeout_of
+from serving.fleet.caller import Caller, caller_var
 from serving.telemetry.logs import RequestLine, log_request
 from serving.telemetry.tracing import NO_TRACING, Tracing
 
@@ -147,11 +147,11 @@ class CallRunner:
 
     @contextmanager
     def _running(self, call: Call) -> Iterator[None]:
-        with (
-            self.gate.passing(),
-            as_caller(call.caller),
-            deadline_in(call.limit, self.clock),
-        ):
+        # Not taken back: every call has a context of its own, and the generator of a stream whose
+        # client left is closed from another one.
+        caller_var.set(call.caller)
+        set_deadline(call.limit, self.clock)
+        with self.gate.passing():
             yield
 
     async def _abort(self, call: Call, context: Any, error: Exception) -> NoReturn:

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import Token
 from uuid import uuid4
 
 from serving.clock import Clock
@@ -48,6 +49,11 @@ def timeout_of(headers: Mapping[str, str]) -> float | None:
     return milliseconds / 1000
 
 
+def set_deadline(seconds: float | None, clock: Clock) -> Token[float | None]:
+    """Give the requests that start from here on ``seconds``; none: no end of their own."""
+    return deadline_var.set(None if seconds is None else clock.monotonic() + seconds)
+
+
 @contextmanager
 def deadline_in(seconds: float | None, clock: Clock) -> Iterator[None]:
     """Give the requests that start in the block ``seconds`` from now; none: no end of their own.
@@ -55,7 +61,7 @@ def deadline_in(seconds: float | None, clock: Clock) -> Iterator[None]:
     None is set too: uvicorn may read a connection's next request in the context of the one
     before, whose deadline it must not get.
     """
-    token = deadline_var.set(None if seconds is None else clock.monotonic() + seconds)
+    token = set_deadline(seconds, clock)
     try:
         yield
     finally:

@@ -35,15 +35,14 @@ TASKS = ("generate",)
 
 # Of what vLLM mounts, what serves text. Left out: what steers one engine (LoRA loading,
 # elastic EP, profiling, sleep), vLLM's own metrics and load pages (they would describe this
-# process as an engine), SageMaker's duplicates, and vLLM's own token-in-token-out protocol.
+# process as an engine), SageMaker's duplicates, and vLLM's own token-in-token-out protocol with
+# its renderers, which vLLM itself answers with 403 where it is not turned on.
 KEPT_ROUTES = frozenset(
     {
         "/v1/models",
         "/v1/chat/completions",
         "/v1/chat/completions/batch",
-        "/v1/chat/completions/render",
         "/v1/completions",
-        "/v1/completions/render",
         "/v1/responses",
         "/v1/responses/{response_id}",
         "/v1/responses/{response_id}/cancel",

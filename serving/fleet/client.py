@@ -43,7 +43,9 @@ from serving.fleet.membership import Roster
 from serving.fleet.outcome import counted
 from serving.fleet.outputs import Transcript
 from serving.fleet.placer import Placer
-from serving.fleet.request import FleetRequest, Prepared
+from serving.fleet.prepared import Prepared
+from serving.fleet.quarantine import Quarantine
+from serving.fleet.request import FleetRequest
 from serving.fleet.resume import needs_seed
 from serving.fleet.turnstile import OpenTurnstile, Turnstile
 from serving.link.v1 import link_pb2
@@ -79,7 +81,9 @@ class FleetClient(EngineClient):
         self._tenants = TenantTokens(settings.telemetry.tenant_labels)
         self._numbers = itertools.count(1)
         self._random = random.SystemRandom()
+        self._quarantine = Quarantine(lambda: roster.ready_groups)
         roster.subscribe(self._turnstile.wake)
+        roster.subscribe(self._quarantine.wake)
 
     # -- what vLLM's app asks for -------------------------------------------------------
 
@@ -251,6 +255,7 @@ class FleetClient(EngineClient):
                     prepared,
                     placer=self._placer,
                     turnstile=self._turnstile,
+                    quarantine=self._quarantine,
                     roster=self.roster,
                     settings=self._settings.fleet,
                     clock=self._clock,

@@ -258,7 +258,12 @@ class Roster:
     @property
     def ready(self) -> bool:
         """Whether any group can take work."""
-        return any(group.state is MemberState.READY for group in self._groups.values())
+        return self.ready_groups > 0
+
+    @property
+    def ready_groups(self) -> int:
+        """How many groups can take work."""
+        return sum(group.state is MemberState.READY for group in self._groups.values())
 
     def handle(self, group_id: str, epoch: str, rank: int) -> RankHandle | None:
         """Return the way to a rank, or none if it is no member any more."""

@@ -1,5 +1,7 @@
 """Puts requests on ranks: asks routing, tells the rank."""
 
+from dataclasses import replace
+
 from serving.clock import Clock
 from serving.errors import GroupLost, InvalidRequest, Overloaded
 from serving.fleet.membership import Roster
@@ -24,7 +26,11 @@ class Placer:
         Raises:
             InvalidRequest: no rank ever takes it.
         """
-        pick = self._chooser.choose(self._roster.snapshot(), demand, self._clock.monotonic())
+        fleet, now = self._roster.snapshot(), self._clock.monotonic()
+        pick = self._chooser.choose(fleet, demand, now)
+        if isinstance(pick, NoPick) and demand.avoid:
+            # Better there than nowhere: it would be in the way of all that wait behind it.
+            pick = self._chooser.choose(fleet, replace(demand, avoid=()), now)
         if isinstance(pick, NoPick):
             if pick.kind is NoPickKind.TOO_LARGE:
                 raise InvalidRequest(pick.reason)

@@ -10,11 +10,9 @@ The caller sees one unbroken stream. What ends it early is one typed error.
 import asyncio
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import structlog
 from vllm.outputs import RequestOutput
-from vllm.sampling_params import SamplingParams
 
 from serving.clock import Clock
 from serving.errors import (
@@ -25,17 +23,17 @@ from serving.errors import (
     ServingError,
     status_of,
 )
-from serving.fleet.caller import Caller
 from serving.fleet.errors import visible
 from serving.fleet.membership import Roster
-from serving.fleet.outputs import Transcript
 from serving.fleet.placer import Placer
+from serving.fleet.prepared import Prepared
+from serving.fleet.quarantine import Probation, Quarantine
 from serving.fleet.rank_handle import MemberKey, RankHandle
 from serving.fleet.resume import Way, plan
 from serving.fleet.stream import Pace, RequestStream
+from serving.fleet.suspicion import Suspicion, Verdict
 from serving.fleet.turnstile import Ask, Ticket, Turnstile
 from serving.link.block_names import PromptNames
-from serving.link.v1 import link_pb2
 from serving.routing.decision import Demand, Pick
 from serving.settings import FleetSettings
 from serving.telemetry import metrics
@@ -48,30 +46,6 @@ for _way in Way:
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
-EXPECTED_OUTPUT_LIMIT = 1024
-"""Most output tokens that a choice counts for in admission and routing: clients rarely use up a
-large max_tokens, and one that names none must not look like the end of the world."""
-
-
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """A request that was checked and is ready to be sent."""
-
-    request_id: str
-    """The caller's."""
-    work: link_pb2.Submit
-    params: SamplingParams
-    transcript: Transcript
-    caller: Caller
-    deadline: float
-    """Seconds on the router's monotonic clock."""
-
-    @property
-    def expected_output(self) -> int:
-        """Output tokens to expect, over all choices."""
-        each = min(self.params.max_tokens or 1, EXPECTED_OUTPUT_LIMIT)
-        return int(each * self.params.n)
-
 
 class FleetRequest:
     """One request; ``outputs`` runs it."""
@@ -82,6 +56,7 @@ class FleetRequest:
         *,
         placer: Placer,
         turnstile: Turnstile,
+        quarantine: Quarantine,
         roster: Roster,
         settings: FleetSettings,
         clock: Clock,
@@ -90,6 +65,7 @@ class FleetRequest:
         self._prepared = prepared
         self._placer = placer
         self._turnstile = turnstile
+        self._quarantine = quarantine
         self._roster = roster
         self._settings = settings
         self._clock = clock
@@ -112,8 +88,7 @@ class FleetRequest:
         """How it goes on, while no new token has come since its group was lost."""
         self._losses = 0
         """Groups that were lost under it without anybody's intention."""
-        self._suspicions = 0
-        """How many of them were lost soon after they had begun it."""
+        self._suspicion = Suspicion()
 
     async def outputs(self) -> AsyncGenerator[RequestOutput, None]:
         """Run the request; closing the generator aborts it on its rank at once.
@@ -204,6 +179,7 @@ class FleetRequest:
             stream.outstanding_output,
             prompt=self._prompt,
             session_id=caller.session_id and f"{caller.tenant}/{caller.session_id}",
+            avoid=self._quarantine.occupied if stream.probation is not None else (),
             explain=caller.explain,
         )
         self._trace.tries(stream.work.trace_headers)
@@ -211,6 +187,8 @@ class FleetRequest:
         if isinstance(placed, str):
             return placed
         pick, self._handle = placed
+        if stream.probation is not None:
+            self._quarantine.placed(stream.probation, (pick.group_id, pick.epoch))
         self._pick, self._speaking = pick, False
         caller.journal.picks.append(pick)
         self._trace.placed(pick.group_id, pick.rank, pick.reason, pick.matched_tokens)
@@ -247,6 +225,7 @@ class FleetRequest:
             request_id=prepared.request_id,
             way=following.way.value,
             emitted_tokens=prepared.transcript.emitted_tokens,
+            suspected=bool(self._suspicion.losses),
             reason=str(error),
         )
         self._resuming = following.way
@@ -259,7 +238,17 @@ class FleetRequest:
         )
         self._prompt = PromptNames(following.work.prompt_token_ids)
         assert self._ticket is not None
+        if tokens := self._suspicion.probation(self._settings):
+            self._stream.probation = await self._probation(tokens)
         await self._ticket.again(self._launch)
+
+    async def _probation(self, tokens: int) -> Probation:
+        """Wait until no other suspect is in the way."""
+        left = max(self._prepared.deadline - self._clock.monotonic(), 0)
+        try:
+            return await self._quarantine.enter(tokens, left)
+        except TimeoutError as error:
+            raise _too_late() from error
 
     def _report(self, error: GroupLost | EngineError) -> None:
         """Tell the roster what the rank said of itself: its own report would come too late, and
@@ -282,9 +271,13 @@ class FleetRequest:
             GroupLost: it was tried often enough.
         """
         self._losses += 1
-        # A group that ran it for a while did not die of it.
-        self._suspicions += self._stream.seen_tokens < self._settings.suspect_tokens
-        if self._suspicions >= self._settings.suspect_losses:
+        probation = self._stream.probation
+        self._suspicion, verdict = self._suspicion.after_loss(
+            self._stream.seen_tokens,
+            self._settings,
+            alone=probation is not None and probation.alone,
+        )
+        if verdict is Verdict.POISON:
             log.error(
                 "request refused: groups die of it",
                 request_id=self._prepared.request_id,
@@ -292,8 +285,8 @@ class FleetRequest:
                 losses=self._losses,
             )
             raise PoisonRequest(
-                f"{self._suspicions} groups were lost just after they had begun this request; "
-                "it is not tried again"
+                f"{self._suspicion.losses} groups were lost just after they had begun this "
+                "request; it is not tried again"
             ) from error
         if self._losses > self._settings.max_resumes:
             raise GroupLost(
@@ -305,6 +298,8 @@ class FleetRequest:
         handle, self._handle = self._handle, None
         if handle is not None:
             handle.release(self._stream)
+        if self._stream.probation is not None:
+            self._stream.probation.end()
 
     @contextmanager
     def _timer(self) -> Iterator[None]:

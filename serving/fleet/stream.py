@@ -8,6 +8,7 @@ from serving.clock import Clock
 from serving.errors import EngineError, GroupLost, ServingError
 from serving.fleet.errors import error_of
 from serving.fleet.outputs import DivergedError, Transcript
+from serving.fleet.quarantine import Probation
 from serving.link.v1 import link_pb2
 from serving.telemetry import metrics
 
@@ -27,6 +28,7 @@ class RequestStream:
         "_seen_tokens",
         "_started",
         "pace",
+        "probation",
         "transcript",
         "work",
     )
@@ -42,6 +44,8 @@ class RequestStream:
         self.work = work
         self.transcript = transcript
         self.pace = pace
+        self.probation: Probation | None = None
+        """Of a suspect; told of what comes, and of the end."""
         self._error: ServingError | None = None
         self._expected_output = expected_output
         self._started = False
@@ -110,6 +114,10 @@ class RequestStream:
         self._seen_tokens += sum(len(choice.token_ids) for choice in delta.choices)
         if tokens:
             self.pace.count(tokens)
+        if self.probation is not None:
+            self.probation.progress(self._seen_tokens)
+            if self.transcript.finished:
+                self.probation.end()
         if self.transcript.takeable:
             self._ready.set()
 
@@ -118,6 +126,8 @@ class RequestStream:
         if not self.done:
             self._error = error
             self._ready.set()
+            if self.probation is not None:
+                self.probation.end()
 
     async def next(self) -> RequestOutput:
         """Wait for the next output.

@@ -29,7 +29,7 @@ class Demand:
     session_id: str | None = None
     """Requests of one session go to one rank as long as its load allows."""
     avoid: Collection[tuple[str, str]] = ()
-    """Groups (id, epoch) that may not be used: this request was there when they were lost."""
+    """Groups (id, epoch) that may not be used: a request that should not meet this one is there."""
     explain: bool = False
     """Keep the scores of all candidates, not only of the one that is picked."""
 

@@ -48,6 +48,8 @@ def _counted(verdict: Verdict) -> Iterable[str]:
     for event in verdict.history.events:
         if isinstance(event, Ended):
             yield f"requests: {event.how}"
+            if event.how == "POISON_REQUEST" and not verdict.history.specs[event.request].poison:
+                yield "requests: POISON_REQUEST of one that is none"
             if event.resumes and event.how == "FINISHED":
                 yield f"requests: FINISHED after {event.resumes} resumptions"
         elif isinstance(event, Ran) and event.began:

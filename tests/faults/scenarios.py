@@ -159,9 +159,23 @@ def _rules(scenario: Scenario) -> Rules:
         max_resumes=settings.fleet.max_resumes,
         suspect_losses=settings.fleet.suspect_losses,
         suspects=settings.fleet.suspect_tokens > 0,
+        blamed=_coincidences(scenario),
         abort_seconds=1.0 + slack,
         request_timeout=shape.request_timeout,
     )
+
+
+def _coincidences(scenario: Scenario) -> int:
+    """Count the losses that may meet a suspect while it is alone on its group."""
+    shape = scenario.shape
+    by_faults = sum(
+        shape.groups if strike.fault.name == "kill_all" else 1 for strike in scenario.strikes
+    )
+    # Routers keep their own suspects apart, not those of others.
+    by_poison = (
+        sum(spec.poison for spec in scenario.traffic) * shape.settings().fleet.suspect_losses
+    )
+    return by_faults * shape.routers + by_poison * (shape.routers - 1)
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from serving.fleet.outputs import Transcript
 from serving.fleet.rank_link import RankLink
 from serving.fleet.request import FleetRequest
 from serving.fleet.resume import Way
+from serving.fleet.suspicion import Suspicion
 from tests.faults.cluster import Shape
 from tests.faults.faults import FAULTS
 from tests.faults.history import Ended, Happened, Ran
@@ -97,6 +98,18 @@ def count_no_loss(monkeypatch):
     monkeypatch.setattr(FleetRequest, "_count_loss", lambda self, error: None)
 
 
+def blame_everybody(monkeypatch):
+    """Whoever was on two groups that died is refused, as if it had been alone."""
+    after_loss = Suspicion.after_loss
+
+    def wrong(self, seen_tokens, settings, *, alone):
+        del alone
+        return after_loss(self, seen_tokens, settings, alone=True)
+
+    monkeypatch.setattr(Suspicion, "after_loss", wrong)
+    monkeypatch.setattr(Suspicion, "probation", lambda self, settings: 0)
+
+
 @pytest.mark.parametrize(
     ("plant", "words"),
     [
@@ -104,6 +117,7 @@ def count_no_loss(monkeypatch):
         pytest.param(send_a_token_twice, "choice 0", id="replay off by one token"),
         pytest.param(do_not_abort, "left over", id="no abort"),
         pytest.param(do_not_resume, "GROUP_LOST", id="no resumption"),
+        pytest.param(blame_everybody, "could be meant", id="innocents are refused"),
         pytest.param(count_no_loss, "poisonous request was begun", id="no limit to resumptions"),
     ],
 )
@@ -123,6 +137,12 @@ def requests(count, at=0.0, tokens=40, **more):
     return tuple(
         Spec(f"r{n:02}", at, (40 + n, 41), {"temperature": 0, "max_tokens": tokens}, DELTA, **more)
         for n in range(count)
+    )
+
+
+def requests_named(letter, count, **more):
+    return tuple(
+        replace(spec, name=spec.name.replace("r", letter)) for spec in requests(count, **more)
     )
 
 
@@ -170,6 +190,28 @@ def test_poison_is_refused_before_it_has_killed_every_group():
     assert len(killed) == 2
     others = [end.how for name, end in ends.items() if name != "p00"]
     assert others == ["FINISHED"] * 4
+
+
+@pytest.mark.parametrize("groups", [1, 2, 3])
+@pytest.mark.parametrize("tokens", [3, 40], ids=["short", "long"])
+def test_innocents_beside_a_poisonous_request_are_spared(groups, tokens):
+    """They start with it, and move with it; two groups die, and it alone is refused."""
+    poison = Spec("p00", 0.0, (40, POISON), {"temperature": 0, "max_tokens": 9}, DELTA)
+    traffic = (*requests(8, tokens=tokens), poison, *requests_named("s", 8, tokens=tokens))
+    history, ends = played(scenario(Shape(groups=groups, suspect_tokens=32, slots=32), traffic))
+    assert ends.pop("p00").how == "POISON_REQUEST"
+    assert {end.how for end in ends.values()} == {"FINISHED"}
+    killed = [event for event in history.faults() if "is killed" in event.what]
+    assert len(killed) == 2
+
+
+def test_a_slow_client_on_probation_does_not_hold_up_the_others():
+    """It does not look at its answer, which is generated all the same."""
+    slow = requests_named("a", 1, tokens=60, slow=20.0)
+    told = scenario(Shape(groups=1, suspect_tokens=32), (*slow, *requests(6)), ("kill_rank", 0.1))
+    _, ends = played(told)
+    assert {end.how for end in ends.values()} == {"FINISHED"}
+    assert max(ends[f"r{n:02}"].at for n in range(6)) < ends["a00"].at
 
 
 def test_a_client_that_goes_away_frees_its_rank():

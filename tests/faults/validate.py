@@ -21,6 +21,8 @@ class Rules:
     """Groups lost just after they began a request, before it is refused as poison."""
     suspects: bool = True
     """Whether any request is taken for poison (fleet.suspect_tokens)."""
+    blamed: int = 0
+    """Innocent requests that a coincidence may make look like poison, at most."""
     abort_seconds: float = 1.0
     """From a request's end to its end on every engine that lives."""
     request_timeout: float = 120.0
@@ -33,6 +35,13 @@ def violations(history: History, rules: Rules) -> list[str]:
     for name, spec in history.specs.items():
         for judge in JUDGES:
             found.extend(f"{name}: {what}" for what in judge(spec, events[name], rules))
+    refused = [
+        name
+        for name, spec in history.specs.items()
+        if not spec.poison and (end := _ended(events[name])) and end.how == "POISON_REQUEST"
+    ]
+    if len(refused) > rules.blamed:
+        found.append(f"{', '.join(refused)} refused as poison; {rules.blamed} could be meant")
     return found
 
 

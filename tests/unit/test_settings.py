@@ -185,6 +185,8 @@ DEFAULTS = {
         "tls_cert_file": None,
         "tls_key_file": None,
         "tls_client_ca_file": None,
+        "operator_tls_cert_file": None,
+        "operator_tls_key_file": None,
         "join_token_file": None,
         "join_tls_cert_file": None,
         "join_tls_key_file": None,

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 
 import grpc
 import grpc.aio
@@ -169,7 +170,8 @@ async def test_a_parked_stream_hears_comments_and_goes_on():
             "max_tokens": 8,
             "stream": True,
         }
-        async with client.stream("POST", url, json=body) as answer:
+        why = {"x-explain-routing": "1"}
+        async with client.stream("POST", url, json=body, headers=why) as answer:
             lines = answer.aiter_lines()
             assert answer.status_code == 200
             assert await anext(lines) == ": waiting"
@@ -177,6 +179,12 @@ async def test_a_parked_stream_hears_comments_and_goes_on():
             rest = [line async for line in lines]
         assert rest[-2:] == ["data: [DONE]", ""]
         assert any('"finish_reason":"length"' in line for line in rest)
+        # The answer began before there was a rank, so the explanation is no header.
+        assert "x-explain-routing" not in answer.headers
+        (explained,) = [line for line in rest if line.startswith(": x-explain-routing ")]
+        assert len(json.loads(explained.removeprefix(": x-explain-routing "))) == 1
+        first = next(line for line in rest if line.startswith("data:"))
+        assert rest.index(explained) < rest.index(first)
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -30,6 +30,11 @@ GROWTH = 40 * 2**20
 """Bytes that the second half may grow more than nothing. A leaked request would hold at least
 its prompt, transcript and tasks, some 20 kB: 5,000 of them are 100 MB."""
 
+POOLS = 8
+"""Threads that may come late: those of asyncio's and of gRPC's own pools, which start another one
+when all are busy at the same moment, up to their own bounds. Sockets and timers of such a thread
+are in the descriptors. One leaked by each hundredth request would be 100."""
+
 PROMPT = "What is 17+25? " * 4
 
 
@@ -215,8 +220,8 @@ async def test_nothing_is_left_of_ten_thousand_requests(capsys):
                 print(*sorted(outcomes.items(), key=str), sep="\n")  # noqa: T201
         assert left_over(stand) == clean
         assert after["tasks"] == middle["tasks"] == before["tasks"]
-        assert after["descriptors"] <= before["descriptors"]
-        assert after["threads"] <= before["threads"]
+        assert after["descriptors"] <= before["descriptors"] + POOLS
+        assert after["threads"] <= before["threads"] + POOLS
         assert after["rss"] - middle["rss"] < GROWTH
         assert outcomes.total() == REQUESTS
         # All kinds of ends were there: else this has shown little.

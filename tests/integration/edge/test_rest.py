@@ -253,6 +253,8 @@ async def test_bad_bytes_are_refused_and_the_next_request_works(edge, content, s
         ("POST", "/start_profile", 404),
         ("POST", "/sleep", 404),
         ("POST", "/invocations", 404),
+        ("POST", "/v1/chat/completions/render", 404),
+        ("POST", "/v1/completions/render", 404),
         ("GET", "/docs", 404),
     ],
 )
@@ -304,7 +306,7 @@ async def test_timeout_in_a_stream_is_an_error_event(edge):
     answer = await edge.rest.post(
         "/v1/chat/completions",
         json={**CHAT, "stream": True},
-        headers={"x-request-timeout-ms": "200"},
+        headers={"x-request-timeout-ms": "2000"},
     )
     *_, last = events_of(answer.text)
     assert (answer.status_code, last["error"]["reason"]) == (200, "DEADLINE_EXCEEDED")

@@ -2,18 +2,24 @@
 
 import asyncio
 import ssl
+from dataclasses import replace
 
 import grpc
 import grpc.aio
 import httpx
 import pytest
 import trustme
+import yaml
 
+from serving.api.v1 import fleet_pb2, fleet_pb2_grpc, inference_pb2_grpc
 from serving.api.v1 import inference_pb2 as pb
-from serving.api.v1 import inference_pb2_grpc
+from serving.cli.access import SETTINGS_FILE, access_from
+from serving.cli.grpc_client import open_channel
+from serving.cli.local_secrets import with_local_secrets
+from serving.cli.router_client import get_json
 from serving.credentials.tokens import new_token
 from serving.engine.rank_server import RankIdentity, RankServer
-from serving.errors import SettingsError
+from serving.errors import NotReady, SettingsError
 from serving.link.protocol import model_fingerprint
 from serving.settings import Settings
 from serving.wiring import Router
@@ -117,6 +123,46 @@ async def test_clients_without_a_certificate_stay_outside(tmp_path, router_setti
                 await models_over(channel)
             assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
     await router.stop()
+
+
+async def test_commands_show_the_operators_certificate(tmp_path, router_settings):
+    """``up``, ``status``, ``chat`` and ``drain`` get into a router that asks for certificates."""
+    ca = trustme.CA()
+    files, client = issue(tmp_path, ca), issue(tmp_path, ca, "client", "someone")
+    settings = settings_with(
+        router_settings,
+        tls_cert_file=files.cert,
+        tls_key_file=files.key,
+        tls_client_ca_file=client.ca,
+        operator_tls_cert_file=client.cert,
+        operator_tls_key_file=client.key,
+    )
+    folder = tmp_path / "state"
+    folder.mkdir()
+    settings = with_local_secrets(settings, folder)
+    (folder / SETTINGS_FILE).write_text(yaml.safe_dump(settings.model_dump(mode="json")))
+    both = tmp_path / "both.pem"
+    both.write_bytes(client.cert.read_bytes() + client.key.read_bytes())
+    router = await Router.start(settings)
+    local = access_from(None, None, None, folder)
+    assert local.pinned
+    for access in (local, access_from(None, str(files.ca), str(both), None)):
+        assert (await asyncio.to_thread(get_fleet, router, access))[0] == 200
+        await asyncio.to_thread(get_fleet_over_grpc, router, access)
+    stranger = replace(local, cert_file=None, key_file=None)
+    with pytest.raises(NotReady):
+        await asyncio.to_thread(get_fleet, router, stranger)
+    await router.stop()
+
+
+def get_fleet(router, access):
+    return get_json(f"{router.addresses.rest}/fleet", PATIENCE, access)
+
+
+def get_fleet_over_grpc(router, access):
+    with open_channel(router.addresses.grpc, access) as channel:
+        stub = fleet_pb2_grpc.FleetServiceStub(channel)
+        stub.GetFleet(fleet_pb2.GetFleetRequest(), timeout=PATIENCE, wait_for_ready=True)
 
 
 async def test_plain_text_is_not_understood(tmp_path, router_settings):

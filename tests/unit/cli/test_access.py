@@ -39,9 +39,9 @@ def test_what_is_given_wins(tmp_path):
     folder = left(
         tmp_path, keys_file="k", operator_key_file=str(tmp_path / "key"), tls_cert_file="own.pem"
     )
-    assert access_from(None, None, folder) == Access("local", "own.pem", pinned=True)
-    assert access_from("mine", "ca.pem", folder) == Access("mine", "ca.pem")
-    assert access_from(None, None, None) == NO_ACCESS
+    assert access_from(None, None, None, folder) == Access("local", "own.pem", pinned=True)
+    assert access_from("mine", "ca.pem", None, folder) == Access("mine", "ca.pem")
+    assert access_from(None, None, None, None) == NO_ACCESS
 
 
 def test_a_key_that_cannot_be_read_is_named(tmp_path):
@@ -64,6 +64,21 @@ def test_authorities_that_cannot_be_used_are_named(tmp_path):
     for name in ("text", "none"):
         with pytest.raises(SettingsError, match=name):
             Access(ca_file=str(tmp_path / name)).ssl_context()
+
+
+def test_a_client_certificate_that_cannot_be_used_is_named(tmp_path):
+    (tmp_path / "text").write_text("no certificate")
+    for name in ("text", "none"):
+        file = str(tmp_path / name)
+        with pytest.raises(SettingsError, match=name):
+            Access(cert_file=file, key_file=file).ssl_context()
+
+
+def test_the_operators_certificate_is_found_and_a_given_one_wins(tmp_path):
+    left(tmp_path, operator_tls_cert_file="oc", operator_tls_key_file="ok")
+    assert local_access(tmp_path) == Access(cert_file="oc", key_file="ok")
+    given = access_from(None, None, "mine.pem", tmp_path)
+    assert (given.cert_file, given.key_file) == ("mine.pem", "mine.pem")
 
 
 def test_names_are_checked_unless_the_very_certificate_is_known():

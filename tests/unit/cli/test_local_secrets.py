@@ -51,9 +51,15 @@ def test_the_users_own_are_kept(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_client_certificates_are_refused_with_a_way_out(tmp_path):
-    settings = Settings(
-        security={"tls_cert_file": "c", "tls_key_file": "k", "tls_client_ca_file": "a"}
-    )
-    with pytest.raises(SettingsError, match="moe-serving router"):
-        with_local_secrets(settings, tmp_path)
+MUTUAL = {"tls_cert_file": "c", "tls_key_file": "k", "tls_client_ca_file": "a"}
+
+
+def test_client_certificates_without_one_of_its_own_are_refused_with_a_way_out(tmp_path):
+    with pytest.raises(SettingsError, match="operator_tls_cert_file"):
+        with_local_secrets(Settings(security=MUTUAL), tmp_path)
+
+
+def test_client_certificates_with_one_of_its_own(tmp_path):
+    own = {"operator_tls_cert_file": "oc", "operator_tls_key_file": "ok"}
+    made = with_local_secrets(Settings(security={**MUTUAL, **own}), tmp_path)
+    assert made.security.tls_client_ca_file == "a"
