@@ -71,7 +71,7 @@ async def assembled(settings: Settings, *, dry_run: bool) -> AsyncIterator[Assem
             # Proxies of the environment are for the world outside.
             httpx.AsyncClient(trust_env=False, verify=_trust(law.ca_file))
         )
-        routers = Routers(client, law)
+        routers = Routers(client, law, settings.ray.app_name)
         drains = Drains(law)
         actuator: Actuator = RayServeActuator(
             client,

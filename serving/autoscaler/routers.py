@@ -37,7 +37,15 @@ class GroupSeen(NamedTuple):
 class Routers:
     """The REST side of all routers of the fleet."""
 
-    def __init__(self, client: httpx.AsyncClient, settings: AutoscalerSettings) -> None:
+    def __init__(
+        self, client: httpx.AsyncClient, settings: AutoscalerSettings, app: str = ""
+    ) -> None:
+        """Look at the groups of ``app``, a Serve application; empty: at all.
+
+        Others, such as those of another node pool, are scaled by others. Groups that do not say
+        what deployed them count.
+        """
+        self._app = app
         self._client = client
         self._urls = tuple(_fleet_url(url) for url in settings.routers)
         self._timeout = settings.router_timeout
@@ -48,13 +56,14 @@ class Routers:
         pages = await self._pages()
         if not pages:
             return None
-        return FleetCounts(max(map(_ready, pages)), sum(map(_parked, pages)))
+        ready = (sum(group["state"] == "ready" for group in self._own(page)) for page in pages)
+        return FleetCounts(max(ready), sum(map(_parked, pages)))
 
     async def groups(self) -> tuple[GroupSeen, ...]:
         """Return the living groups that any router sees, each once."""
         found: dict[str, GroupSeen] = {}
         for page in await self._pages():
-            for group in page["groups"]:
+            for group in self._own(page):
                 seen = GroupSeen(
                     str(group["group_id"]),
                     float(group["since_unix_seconds"]),
@@ -63,6 +72,15 @@ class Routers:
                 )
                 found.setdefault(seen.group_id, seen)
         return tuple(found.values())
+
+    def _own(self, page: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+        # Under KubeRay the RayCluster's name stands before the application's.
+        names = {"", self._app}
+        return [
+            group
+            for group in page["groups"]
+            if not self._app or str(group.get("app", "")).rpartition("/")[2] in names
+        ]
 
     async def _pages(self) -> Sequence[Mapping[str, Any]]:
         targets = [target for urls in map(_targets, self._urls) for target in await urls]

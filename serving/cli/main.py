@@ -39,6 +39,7 @@ COMMANDS: tuple[Command, ...] = (
     Command("cordon", "serving.cli.operate", "cordon_command", "Give a group no new work."),
     Command("uncordon", "serving.cli.operate", "uncordon_command", "Give a group work again."),
     Command("switch", "serving.cli.switch", "switch_command", "Hand traffic to another app."),
+    Command("leave", "serving.cli.leave", "leave_command", "Drain the ranks of this machine."),
     Command("keys", "serving.cli.keys", "keys_command", "Make and list API keys."),
     Command("load", "serving.cli.load", "load_command", "Load a server and report.", True),
     Command("weights", "serving.cli.weights", "weights_command", "Fetch weights onto a volume."),

@@ -8,7 +8,7 @@ then a switch in the other direction undoes this one.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -114,44 +114,61 @@ class Switch:
             NotReady: the new groups failed; the old ones have the traffic again.
             ServingError: with a router's words.
         """
-        old = [
+        told: dict[tuple[str, str], Router] = {}
+        finished = True
+        # Again, until there is none: a gang that was just being restarted joins meanwhile.
+        while old := [
             (router, group.group_id)
             for router in self.routers
             for group in router.groups()
-            if self._old(group)
-        ]
-        # All at once first: while one is drained, another must not get new work.
-        for router, group in old:
-            reason = f"{self.to} takes over"
-            router.call("Cordon", fleet_pb2.CordonRequest(group_id=group, reason=reason))
-        names = sorted({group for _, group in old})
-        self.say(
-            f"cordoned at {_count(len(self.routers), 'router')}: {', '.join(names)}"
-            if names
-            else f"no other app than {self.to} serves"
-        )
-        drains = [
-            router.stub.Drain.future(
-                fleet_pb2.DrainRequest(group_id=group, timeout_seconds=timeout),
-                timeout=timeout + _DRAIN_SLACK,
-                metadata=router.access.metadata(),
-            )
-            for router, group in old
-        ]
-        try:
-            self._follow(drains, old)
-        finally:
-            for drain in drains:
-                drain.cancel()
-        finished = all(
-            _finished(drain, where) for drain, (where, _) in zip(drains, old, strict=True)
-        )
+            if self._old(group) and (router.target, group.group_id) not in told
+        ]:
+            told |= {(router.target, group): router for router, group in old}
+            finished &= self._drain(old, timeout, told)
+        if not told:
+            self.say(f"no other app than {self.to} serves")
         self.say(
             f"{self.to} has the traffic"
             if finished
             else f"{timeout:.0f} s were not enough: the rest goes on in {self.to}"
         )
         return finished
+
+    def _drain(
+        self,
+        old: Sequence[tuple[Router, str]],
+        timeout: float,
+        told: Mapping[tuple[str, str], Router],
+    ) -> bool:
+        # All at once first: while one is drained, another must not get new work.
+        here = [(router, group) for router, group in old if self._cordon(router, group)]
+        if here:
+            where = _count(len({router.target for router, _ in here}), "router")
+            self.say(f"cordoned at {where}: {', '.join(sorted({group for _, group in here}))}")
+        drains = [
+            router.stub.Drain.future(
+                fleet_pb2.DrainRequest(group_id=group, timeout_seconds=timeout),
+                timeout=timeout + _DRAIN_SLACK,
+                metadata=router.access.metadata(),
+            )
+            for router, group in here
+        ]
+        try:
+            self._follow(drains, told)
+            ends = [_finished(drain, where) for drain, (where, _) in zip(drains, here, strict=True)]
+            return all(ends)
+        finally:
+            for drain in drains:
+                drain.cancel()
+
+    def _cordon(self, router: Router, group: str) -> bool:
+        """Cordon a group; return whether it was still there."""
+        request = fleet_pb2.CordonRequest(group_id=group, reason=f"{self.to} takes over")
+        try:
+            router.call("Cordon", request)
+        except errors.GroupNotFound:
+            return False
+        return True
 
     def _missing(self, wanted: int | None) -> str:
         """Say what keeps the switch from beginning; empty: nothing."""
@@ -170,7 +187,7 @@ class Switch:
                 )
         return ""
 
-    def _follow(self, drains: Sequence[Any], old: Sequence[tuple[Router, str]]) -> None:
+    def _follow(self, drains: Sequence[Any], told: Mapping[tuple[str, str], Router]) -> None:
         """Wait until all drains have ended, telling how many requests are left.
 
         Raises:
@@ -181,7 +198,7 @@ class Switch:
             seen = [(router, router.groups()) for router in self.routers]
             for router, groups in seen:
                 if not _ready([group for group in groups if belongs(group.app, self.to)]):
-                    self._give_back(old)
+                    self._give_back(told)
                     raise errors.NotReady(
                         f"{self.to} has no ready group at {router.target} any more: the traffic "
                         "was given back"
@@ -194,8 +211,8 @@ class Switch:
                 shown = left
             time.sleep(_POLL_SECONDS)
 
-    def _give_back(self, old: Sequence[tuple[Router, str]]) -> None:
-        for router, group in old:
+    def _give_back(self, told: Mapping[tuple[str, str], Router]) -> None:
+        for (_, group), router in told.items():
             try:
                 router.call("Uncordon", fleet_pb2.UncordonRequest(group_id=group))
             except errors.ServingError as error:

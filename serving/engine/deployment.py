@@ -19,6 +19,7 @@ import psutil
 
 from serving.clock import SystemClock
 from serving.engine import cluster
+from serving.engine.leave import LeaveWatch
 from serving.engine.log_handlers import kept_handlers
 from serving.engine.metrics_page import MetricsPage, open_page
 from serving.engine.node_network import free_port, network_environment
@@ -103,6 +104,7 @@ class Rank:
         self._engine: Engine | None = None
         self._server: RankServer | None = None
         self._page: MetricsPage | None = None
+        self._leave: LeaveWatch | None = None
 
     async def start(self) -> None:
         """Meet the gang, start the engine, join the routers.
@@ -164,11 +166,16 @@ class Rank:
             metrics_address="" if self._page is None else self._page.address,
         )
         await self._server.start()
+        self._leave = LeaveWatch(self._server.drain, self._clock)
+        self._leave.start()
 
     async def _stop_parts(self) -> None:
         server, self._server = self._server, None
         engine, self._engine = self._engine, None
         page, self._page = self._page, None
+        leave, self._leave = self._leave, None
+        if leave is not None:
+            await leave.stop()
         if page is not None:
             await asyncio.to_thread(page.close)
         if server is not None:

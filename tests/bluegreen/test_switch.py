@@ -14,7 +14,7 @@ from serving.settings import Settings
 from serving.wiring import Router
 from tests.bluegreen.traffic import Traffic, connected
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(600)]
 
 PATIENCE = 60.0
 CLIENTS, PROMPTS, TOKENS, DELAY = 24, 40, 16, 0.01
@@ -146,7 +146,7 @@ async def test_blue_to_green_under_load_loses_nothing(system):
         await traffic.learn()
         flow = asyncio.create_task(traffic.flow(CLIENTS, stop))
         await system.until(lambda: traffic.done > LEAST // 3, "a third of the requests")
-        assert all(system.inflight("blue"))
+        await system.until(lambda: all(system.inflight("blue")), "streams at both routers")
         green = await system.app("green")
         code, said = await system.switch("--from", "blue", "--to", "green", "--timeout", "50")
         assert code == 0, said
@@ -159,7 +159,8 @@ async def test_blue_to_green_under_load_loses_nothing(system):
         stop.set()
         await flow
     assert traffic.lost == []
-    assert all(rank.engine._tokens for rank in green)
+    # More than the canary's.
+    assert all(rank.engine._tokens > 2 * TOKENS for rank in green)
     assert "green has the traffic" in said
 
 
@@ -167,19 +168,20 @@ async def test_what_does_not_finish_in_time_goes_on_in_green(system):
     blue = await system.app("blue")
     stop = asyncio.Event()
     async with connected(system.places) as lines:
-        traffic = Traffic(lines, PROMPTS, tokens=200)
+        traffic = Traffic(lines, PROMPTS, tokens=120)
         await traffic.learn()
         flow = asyncio.create_task(traffic.flow(CLIENTS, stop))
         green = await system.app("green")
         await system.until(lambda: all(system.inflight("blue")), "streams on blue")
-        stop.set()
+        # They take seconds, and some have just begun whenever the command gets there.
         code, said = await system.switch("--to", "green", "--timeout", "0.1")
+        stop.set()
         await flow
+        await system.until(lambda: not any(rank.engine._requests for rank in blue), "aborts")
     assert code == 1
     assert "were not enough: the rest goes on in green" in said
     assert traffic.lost == []
-    assert any(rank.engine._tokens for rank in green)
-    assert not any(rank.engine._requests for rank in blue)
+    assert any(rank.engine._tokens > 2 * TOKENS for rank in green)
 
 
 async def test_a_switch_back_undoes_it(system):

@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -43,9 +44,13 @@ FREE_PORTS = ("--port", "0", "--grpc-port", "0", "--join-port", "0")
 class Up:
     """One ``moe-serving up`` in the foreground."""
 
-    def __init__(self, folder: Path, *flags: str) -> None:
+    def __init__(self, folder: Path, *flags: str, **environment: str) -> None:
         self.folder = folder
-        self.environment = {**os.environ, "MOE_SERVING_STATE_DIR": str(folder)}
+        self.environment = {
+            **os.environ,
+            "MOE_SERVING_STATE_DIR": str(folder),
+            **environment,
+        }
         self.errors = folder / "stderr"
         folder.mkdir(exist_ok=True)
         with self.errors.open("wb") as errors:
@@ -126,8 +131,8 @@ class Up:
 
 
 @contextlib.contextmanager
-def started(folder: Path, *flags: str) -> Iterator[Up]:
-    up = Up(folder, *flags)
+def started(folder: Path, *flags: str, **environment: str) -> Iterator[Up]:
+    up = Up(folder, *flags, **environment)
     try:
         yield up
     finally:
@@ -156,7 +161,11 @@ def is_loopback(address: str) -> bool:
 @pytest.fixture(scope="module")
 def fake_up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
     """A running system with fake engines that the tests below share."""
-    with started(tmp_path_factory.mktemp("up"), *FAKE, "--no-sample") as up:
+    with (
+        # Ranks of other runs must not hear "leave". Short: Ray's sockets are in it.
+        tempfile.TemporaryDirectory(prefix="l-", dir="/tmp") as short,
+        started(tmp_path_factory.mktemp("up"), *FAKE, "--no-sample", TMPDIR=short) as up,
+    ):
         up.wait_line("^READY ")
         yield up
 
@@ -220,6 +229,18 @@ def test_a_killed_rank_takes_its_gang_down_and_a_new_one_comes(fake_up: Up) -> N
     assert new["state"] == "ready"
     assert new["epoch"] != old["epoch"]
     assert gone_within(ranks, STOP_LIMIT) == []
+
+
+def test_ranks_whose_machine_goes_leave_the_router(fake_up: Up) -> None:
+    """As a pod's preStop hook asks them to."""
+    left = fake_up.run("leave", "--timeout", "60")
+    assert left.returncode == 0, left.stdout + left.stderr
+    assert left.stdout == "ranks asked to leave: 2\nall have left\n"
+    fake_up.wait_line(r"group \w+: draining")
+    (group,) = fake_up.get("/fleet")["groups"]
+    assert group["state"] == "draining"
+    assert [rank["draining"] for rank in group["ranks"]] == [True, True]
+    assert fake_up.run("leave").stdout == "no rank runs here\n"
 
 
 def test_ctrl_c_ends_every_process(fake_up: Up) -> None:

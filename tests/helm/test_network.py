@@ -70,6 +70,8 @@ PATHS = [
     ("ranks", "ranks", 29500, True),
     ("ranks", "ray-head", 6379, True),
     ("ray-head", "ranks", 10002, True),
+    ("router", "router", 50051, True),
+    ("router", "router", 50052, False),
     ("router", "ranks", 29500, False),
     ("router", "ray-head", 8265, False),
     ("test", "router", 8000, True),

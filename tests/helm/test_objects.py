@@ -10,6 +10,7 @@ import yaml
 
 from serving.edge.exposure import require_guarded
 from serving.engine.cluster import OBJECT_STORE_BYTES
+from serving.engine.deployment import STOP_TIMEOUT
 from serving.engine.serve_app import build
 from serving.settings import Settings, load_settings
 from tests.helm import schemas
@@ -349,6 +350,16 @@ def test_the_autoscalers_settings_load(tmp_path: Any) -> None:
     file.write_text(data["autoscaler.yaml"], "utf-8")
     loaded = load_settings(file).model_dump()["autoscaler"]
     assert loaded["kubernetes"]["workers_per_group"] == 2
+
+
+@pytest.mark.parametrize("preset", ALL)
+def test_a_pod_of_ranks_has_time_to_drain(preset: str) -> None:
+    for group in workers(render(preset)).values():
+        spec = group["template"]["spec"]
+        command = spec["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
+        assert command[:-1] == ["moe-serving", "leave", "--timeout"]
+        # Beyond the hook: what Serve gives a replica to stop.
+        assert spec["terminationGracePeriodSeconds"] >= float(command[-1]) + 5 + STOP_TIMEOUT
 
 
 STREAM: dict[str, Any] = {

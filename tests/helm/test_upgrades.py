@@ -18,7 +18,7 @@ def changed(**values: Any) -> set[str]:
     """Return the kinds and names of objects that differ from the default rendering."""
     before, after = (
         {
-            f"{i['kind']} {i['metadata']['name'].removeprefix('serve-moe-serving')}": i
+            f"{i['kind']} {i['metadata']['name'].replace('serve-moe-serving', '')}": i
             for i in objects
         }
         for objects in (render(), render(**values))
@@ -62,6 +62,38 @@ def changed(**values: Any) -> set[str]:
             {"pools": [POOL | {"groups": 3}]},
             {"RayService ", "PodDisruptionBudget -cpu"},
             id="groups",
+        ),
+        pytest.param(
+            {"ray": {"deletionDelaySeconds": 600}}, {"RayService "}, id="time-to-hand-over"
+        ),
+        pytest.param(
+            {"security": {"tls": {"existingSecret": "other"}}},
+            {"Deployment -router", "Pod -test"},
+            id="certificate",
+        ),
+        pytest.param(
+            {
+                "autoscaler": {
+                    "enabled": True,
+                    "prometheusUrl": "http://prometheus:9090",
+                    "existingSecret": "key",
+                },
+                "ray": {"auth": {"existingSecret": "token"}},
+            },
+            {
+                "ClusterRole prod--autoscaler",
+                "ClusterRoleBinding prod--autoscaler",
+                "ConfigMap -settings",
+                "Deployment -autoscaler",
+                "NetworkPolicy -autoscaler",
+                "NetworkPolicy -ray",
+                "NetworkPolicy -router",
+                "RayService ",
+                "Role -autoscaler",
+                "RoleBinding -autoscaler",
+                "ServiceAccount -autoscaler",
+            },
+            id="autoscaler",
         ),
         pytest.param(
             {"monitoring": {"podMonitor": {"enabled": True}}},

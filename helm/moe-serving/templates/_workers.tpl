@@ -51,8 +51,8 @@ is a pod; a group has several. */}}
       {{- include "moe-serving.pullSecrets" $root | nindent 6 }}
       securityContext:
         {{- include "moe-serving.podSecurity" $root | nindent 8 }}
-      # A rank that is told to stop drains for 5 s and is gone after 12.
-      terminationGracePeriodSeconds: 60
+      # The hook below, and then the time that Ray takes to stop.
+      terminationGracePeriodSeconds: {{ add (int $root.Values.engine.drainTimeout) 45 }}
       {{- with $given.runtimeClassName }}
       runtimeClassName: {{ . }}
       {{- end }}
@@ -121,6 +121,10 @@ is a pod; a group has several. */}}
           envFrom:
             - secretRef: {name: {{ . }}}
           {{- end }}
+          lifecycle:
+            preStop:
+              # The ranks tell every router over their own links; Ray would end them without a word.
+              exec: {command: [moe-serving, leave, --timeout, {{ .root.Values.engine.drainTimeout | quote }}]}
           ports:
             - {name: serve, containerPort: 8000}
             - {name: metrics, containerPort: 8080}

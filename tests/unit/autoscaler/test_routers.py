@@ -18,7 +18,7 @@ def page(*groups: dict, inflight: int = 0) -> dict:
     return {"groups": list(groups), "inflight_requests": inflight}
 
 
-def routers(*pages, **changes) -> Routers:
+def routers(*pages, app="", **changes) -> Routers:
     names = tuple(f"http://router-{number}" for number in range(len(pages)))
 
     def answer(request: httpx.Request) -> httpx.Response:
@@ -30,7 +30,7 @@ def routers(*pages, **changes) -> Routers:
         return httpx.Response(200, json=content)
 
     client = httpx.AsyncClient(transport=httpx.MockTransport(answer))
-    return Routers(client, AutoscalerSettings(routers=names, **changes))
+    return Routers(client, AutoscalerSettings(routers=names, **changes), app)
 
 
 @pytest.mark.parametrize(
@@ -51,6 +51,25 @@ def routers(*pages, **changes) -> Routers:
 )
 async def test_counts(pages, expected):
     assert await routers(*pages).counts() == expected
+
+
+async def test_groups_of_another_app_are_not_counted():
+    fleet = page(
+        group("a") | {"app": "cluster/r1-h200"},
+        group("b") | {"app": "cluster/r1-h100"},
+        group("c") | {"app": "r1-h200"},
+        group("d") | {"app": ""},
+        group("e"),
+    )
+    found = routers(fleet, app="r1-h200")
+    assert (await found.counts()).ready == 4
+    assert [seen.group_id for seen in await found.groups()] == ["a", "c", "d", "e"]
+    assert (await routers(fleet).counts()).ready == 5
+
+
+async def test_a_request_is_not_parked_while_another_app_is_ready():
+    fleet = page(group("b") | {"app": "r1-h100"}, inflight=3)
+    assert await routers(fleet, app="r1-h200").counts() == FleetCounts(0, 0)
 
 
 async def test_groups_of_all_routers_each_once():

@@ -110,6 +110,35 @@ def test_a_drain_that_runs_out_of_time_says_so(start, capsys):
     assert 0 < request.timeout_seconds <= 5
 
 
+def test_a_name_stands_for_every_router_behind_it(start, monkeypatch):
+    routers = [FakeRouter(), FakeRouter()]
+    found = {start(router) for router in routers}
+
+    async def addresses_of(host, port):
+        assert (host, port) == ("routers.test", 50051)
+        return found
+
+    monkeypatch.setattr("serving.addresses.addresses_of", addresses_of)
+    assert main(["drain", "g0", "--router", "dns:///routers.test:50051"]) == 0
+    assert [names(router) for router in routers] == [["Cordon", "Drain"]] * 2
+
+
+def test_a_name_that_does_not_resolve_is_one_clear_line(monkeypatch, capsys):
+    async def addresses_of(host, port):
+        raise OSError("no such name")
+
+    monkeypatch.setattr("serving.addresses.addresses_of", addresses_of)
+    assert main(["cordon", "g0", "--router", "dns:///routers.test:50051"]) == 1
+    assert "cannot resolve dns:///routers.test:50051: no such name" in capsys.readouterr().err
+
+
+def test_what_is_no_address_is_named(capsys):
+    assert main(["cordon", "g0", "--router", "routers"]) == 1
+    assert (
+        "--router: 'routers' is neither host:port nor dns:///name:port" in capsys.readouterr().err
+    )
+
+
 @pytest.mark.parametrize("command", ["drain", "cordon", "uncordon"])
 def test_an_unknown_group_is_one_clear_line(start, capsys, command):
     assert main([command, "g7", "--router", start(FakeRouter())]) == 1

@@ -24,6 +24,8 @@ class FakeRouter(fleet_pb2_grpc.FleetServiceServicer):
         self.drained = threading.Event()
         self.drained.set()
         self.finished = True
+        self.gone = ""
+        """Group that goes as soon as it is cordoned."""
         self.looks = 0
         self.after = {}
         """Look: what the groups change to."""
@@ -49,6 +51,8 @@ class FakeRouter(fleet_pb2_grpc.FleetServiceServicer):
             context.abort(grpc.StatusCode.NOT_FOUND, f"no group {request.group_id}")
 
     def Cordon(self, request, context):  # noqa: N802
+        if request.group_id == self.gone:
+            del self.groups[self.gone]
         self._note("cordon", request, context)
         self.groups[request.group_id][1] = DRAINING
         return fleet_pb2.CordonResponse()
@@ -176,6 +180,27 @@ def test_the_old_ones_get_it_back_if_the_new_ones_fail(start, capsys):
         ("uncordon", "a", "g0"),
         ("uncordon", "b", "g0"),
     ]
+
+
+def test_an_old_group_that_comes_back_meanwhile_is_drained_too(start):
+    journal = []
+    router = FakeRouter(journal, "a", g0=("blue", READY), g1=("green", READY))
+    router.after = {4: {"g2": ["blue", JOINING]}}
+    assert main(["switch", "--to", "green", *start(router)]) == 0
+    assert journal == [
+        ("cordon", "a", "g0"),
+        ("drain", "a", "g0"),
+        ("cordon", "a", "g2"),
+        ("drain", "a", "g2"),
+    ]
+
+
+def test_a_group_that_goes_by_itself_is_no_error(start):
+    journal = []
+    router = FakeRouter(journal, "a", g0=("blue", READY), g1=("green", READY))
+    router.gone = "g0"
+    assert main(["switch", "--to", "green", *start(router)]) == 0
+    assert journal == [("cordon", "a", "g0")]
 
 
 def test_a_drain_that_runs_out_of_time_says_so(start, capsys):

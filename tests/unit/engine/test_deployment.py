@@ -32,6 +32,11 @@ def test_a_gang_a_group_and_a_replica_a_rank() -> None:
     assert options["ray_actor_options"]["num_gpus"] == 0
 
 
+def test_a_private_cluster_is_the_pool_that_its_groups_ask_for() -> None:
+    assert cluster._own_resources(settings(node_resource="pool-a")) == {"pool-a": 1.0}
+    assert cluster._own_resources(settings()) == {}
+
+
 @pytest.mark.parametrize(
     ("environment", "expected"),
     [
