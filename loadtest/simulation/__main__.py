@@ -11,12 +11,14 @@ import asyncio
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from loadtest.record import Record
+from loadtest.run import Run, Stage
 from loadtest.simulation.calibration import Calibration, load_calibration, save_calibration
 from loadtest.simulation.comparison import as_table, compare, simulate
-from loadtest.simulation.outcome import Objective
+from loadtest.simulation.outcome import Objective, Outcome
 from loadtest.simulation.replay import Load, arrivals
 from loadtest.simulation.scalers import FixedSize, OurPolicy, QueueRule, Scaler
 from loadtest.simulation.table import Row, heading, plain
@@ -66,6 +68,7 @@ def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--against-real", action="store_true", help="the model's error against the real thing"
     )
     parser.add_argument("--seconds", type=float, default=40.0, help="of each real stage")
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep the real runs' records")
     parser.add_argument("--write", type=Path, metavar="FILE", help="keep the new calibration")
     return parser.parse_args(arguments)
 
@@ -97,13 +100,13 @@ def _run(options: argparse.Namespace) -> int:
             calibration, scaler, settings, objective,
             seconds=load.seconds, sample=sample, groups=groups, seed=options.seed,
         )  # fmt: skip
-        begun = time.perf_counter()
+        begun = time.process_time()
         due = arrivals(
             trace, load, block=TRACE_BLOCK, longest=calibration.max_model_len,
             sample=sample, seed=options.seed,
         )  # fmt: skip
         outcome = world.run(due)
-        rows.append(Row(scaler.name, outcome, time.perf_counter() - begun))
+        rows.append(Row(scaler.name, outcome, time.process_time() - begun))
         print(f"{scaler.name}: {outcome.requests} requests simulated", file=sys.stderr, flush=True)
         if options.reasons and isinstance(scaler, OurPolicy):
             for at, target, reason in scaler.reasons:
@@ -167,16 +170,34 @@ def _against_real(options: argparse.Namespace) -> int:
         f"{calibration.overhead * 1e3:.1f} ms and {calibration.overhead_per_request * 1e3:.2f} ms "
         f"for each other request; best {best:.0f} tokens/s"
     )
-    for name, run in (("calibration, before", before), ("schedule", real), ("after", after)):
-        for stage in run.stages:
-            records = [record for record in run.records if record.stage == stage.index]
-            failed = sum(not record.ok for record in records)
-            outcome, _ = simulate(records, calibration, settings, settings.group.count)
-            print(f"\n{name}: {stage.label}: {len(records)} requests, {failed} failed\n")
-            print(as_table("", compare(records, outcome)))
+    for run in (before, after):
+        for stage, records, outcome in _simulated(run, calibration, settings):
+            lines = {line.name: line for line in compare(records, outcome)}
+            words = ", ".join(
+                f"{name} {lines[name].real:.1f} / {lines[name].simulated:.1f}"
+                for name in ("TTFT p50, ms", "ITL p50, ms", "output tokens/s")
+            )
+            print(f"calibrated by {stage.label}: {words} (real / simulated)")
+    for stage, records, outcome in _simulated(real, calibration, settings):
+        failed = sum(not record.ok for record in records)
+        print(f"\n{stage.label}: {len(records)} requests, {failed} failed\n")
+        print(as_table("", compare(records, outcome)))
+    if options.keep is not None:
+        for name, run in (("before", before), ("schedule", real), ("after", after)):
+            run.save(options.keep / name)
     if options.write is not None:
         save_calibration(calibration, options.write)
     return 0
+
+
+def _simulated(
+    run: Run, calibration: Calibration, settings: Settings
+) -> Iterator[tuple[Stage, list[Record], Outcome]]:
+    """Yield each stage of a real run, its records, and what the model makes of them."""
+    for stage in run.stages:
+        records = [record for record in run.records if record.stage == stage.index]
+        outcome, _ = simulate(records, calibration, settings, settings.group.count)
+        yield stage, records, outcome
 
 
 if __name__ == "__main__":

@@ -19,6 +19,9 @@ from loadtest.simulation.calibration import StepTime
 from serving.errors import InvalidRequest
 
 _LEAST_REQUESTS = 8
+_ROUNDS = 50
+_CLOSE = 1e-4
+"""Seconds below which a deviation counts as none."""
 
 Floats = NDArray[np.float64]
 
@@ -69,12 +72,20 @@ def fit_step(records: Sequence[Record], ranks: int) -> Fit:
 def fit_overhead(extra: Sequence[float], others: Sequence[int]) -> tuple[float, float]:
     """Return what client and router add to the first token: alone, and for each other request.
 
+    Least absolute deviations: a few requests wait for reasons of their own (a burst at the
+    beginning, another process), and would be paid for by all.
+
     Args:
         extra: seconds from due to first token that the model does not explain, one a request.
         others: requests that were in flight when it came.
     """
     table = np.stack([np.ones(len(extra)), np.array(others, dtype=np.float64)], axis=1)
-    alone, each = _least_squares(table, np.array(extra, dtype=np.float64))
+    values = np.array(extra, dtype=np.float64)
+    weights = np.ones(len(values))
+    for _ in range(_ROUNDS):  # iteratively reweighted least squares
+        root = np.sqrt(weights)
+        alone, each = _least_squares(table * root[:, None], values * root)
+        weights = 1 / np.maximum(np.abs(table @ (alone, each) - values), _CLOSE)
     return max(float(alone), 0.0), float(each)
 
 

@@ -18,14 +18,14 @@ class Row:
 
     name: str
     outcome: Outcome
-    wall: float
-    """Seconds that simulating it took."""
+    cpu: float
+    """Seconds of one core that simulating it took."""
 
 
 HEADS = (
     "groups", "least-most", "changes", "GPU-hours", "refused", "TTFT p50", "p90", "p99",
     "ITL p50", "p90", "TTFT met", "ITL met", "both met", "good req/s", "good/GPU-h", "busy",
-    "cached", "took",
+    "cached", "CPU",
 )  # fmt: skip
 
 
@@ -51,7 +51,7 @@ def cells(row: Row, calibration: Calibration) -> tuple[str, ...]:
         f"{good / hours:.0f}" if hours else "–",
         f"{found.busy_seconds * found.sample / max(found.group_seconds, 1e-9):.0%}",
         f"{found.cached_tokens / max(found.prompt_tokens, 1):.0%}",
-        f"{row.wall:.0f} s",
+        f"{row.cpu:.0f} s",
     )
 
 

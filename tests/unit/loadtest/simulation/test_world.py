@@ -68,7 +68,7 @@ def made(rows):
     ]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     requests,
     st.integers(1, 3),
@@ -126,35 +126,31 @@ def groups_over_time(scaler, law, load, seconds):
 
 def step():
     """Up and down. One group does about 20 such requests a second."""
-    low, high = steady(4, 0, 60), steady(60, 60, 200, first=1000)
-    return [*low, *high, *steady(4, 200, 500, first=20_000)]
+    low, high = steady(2, 0, 40), steady(50, 40, 120, first=1000)
+    return [*low, *high, *steady(2, 120, 320, first=20_000)]
 
 
 def test_our_policy_follows_a_step_up_and_down():
     law = settings_of(**LAW)
-    seen, found = groups_over_time(OurPolicy(law.autoscaler, 1.0), law, step(), 500.0)
-    before = [asked for at, asked, _ in seen if at < 60]
-    high = [asked for at, asked, _ in seen if 150 < at < 200]
-    after = [asked for at, asked, _ in seen if at > 480]
+    seen, found = groups_over_time(OurPolicy(law.autoscaler, 1.0), law, step(), 320.0)
+    before = [asked for at, asked, _ in seen if at < 40]
+    high = [asked for at, asked, _ in seen if 90 < at < 120]
+    after = [asked for at, asked, _ in seen if at > 310]
     assert set(before) == {1}
     assert min(high) >= 3
     assert set(after) == {1}
     assert max(ready for _, _, ready in seen) >= 3
     assert found.requests == len(step())
-    assert found.good > 0.5 * found.requests
-
-
-def test_groups_are_paid_for_from_the_asking():
-    law = settings_of(**LAW)
-    seen, found = groups_over_time(OurPolicy(law.autoscaler, 1.0), law, step(), 500.0)
+    assert found.good > 0.25 * found.requests
+    # Groups are paid for from when they are asked for to the end of their drain.
     mean = sum(asked for _, asked, _ in seen) / len(seen)
-    assert 0.9 * mean < found.group_seconds / 500 < 1.1 * mean + 0.2
+    assert 0.9 * mean < found.group_seconds / 320 < 1.1 * mean + 0.2
 
 
 def test_a_queue_rule_follows_too():
     law = settings_of(**LAW)
     rule = QueueRule(8, Signal.INFLIGHT, 1, 6, "ongoing", down_window=30.0)
-    seen, _ = groups_over_time(rule, law, step(), 500.0)
+    seen, _ = groups_over_time(rule, law, step(), 320.0)
     assert max(asked for _, asked, _ in seen) >= 3
     assert seen[-1][1] == 1
 
@@ -181,8 +177,8 @@ def test_no_group_takes_work_before_its_start_is_over():
 def test_a_sample_of_a_fleet_does_about_what_the_whole_does():
     """Every second group and every second request: the same latencies, within a few percent."""
     law = settings_of()
-    whole = world(law=law, groups=8, seconds=60.0).run(steady(100, 0, 60))
-    half = world(law=law, groups=8, seconds=60.0, sample=2).run(steady(50, 0, 60))
+    whole = world(law=law, groups=8, seconds=20.0).run(steady(100, 0, 20))
+    half = world(law=law, groups=8, seconds=20.0, sample=2).run(steady(50, 0, 20))
     assert half.group_seconds == whole.group_seconds
     mean = [sum(found.ttft) / len(found.ttft) for found in (whole, half)]
     assert abs(mean[1] / mean[0] - 1) < 0.1
