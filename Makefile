@@ -116,6 +116,10 @@ autoscale-demo: venv ## Groups follow the load, 0 to 2 and back, on real Prometh
 	@.ci/tools
 	@exec .venv/bin/python -m loadtest.autoscale $(ARGS)
 
+.PHONY: simulate
+simulate: venv ## Our policy against fixed sizes and queue rules, 1,000 simulated groups (ARGS=--against-real)
+	@exec .venv/bin/python -m loadtest.simulation $(ARGS)
+
 .PHONY: doctor
 doctor: venv ## Check this machine and say what to do
 	@.venv/bin/moe-serving doctor $(ARGS)

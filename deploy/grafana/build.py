@@ -7,11 +7,16 @@ python deploy/grafana/build.py --to DIR
 import argparse
 from pathlib import Path
 
+import autoscaler
 import experts
 import fleet
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 
-DASHBOARDS = {"fleet": fleet.DASHBOARD, "experts": experts.DASHBOARD}
+DASHBOARDS = {
+    "fleet": fleet.DASHBOARD,
+    "experts": experts.DASHBOARD,
+    "autoscaler": autoscaler.DASHBOARD,
+}
 
 
 def main() -> None:

@@ -62,7 +62,10 @@ class PolicyState:
     wanted: tuple[tuple[float, int], ...] = ()
     """(time, groups) that the votes came to, over the longer of the two windows."""
     idle_since: float | None = None
+    ready: int | None = None
+    """Groups that took work, when last known."""
     warming_since: float | None = None
+    """Since when groups have been missing and none became ready."""
     asleep: bool = False
     """No group was ready when last known."""
     woke_at: float | None = None

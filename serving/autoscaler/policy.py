@@ -97,12 +97,22 @@ def _timed(
     """Note since when the fleet is idle, groups are missing, and when it last woke."""
     ready = ready_groups(seen, settings)
     missing = ready is not None and ready < seen.target
-    warming = (state.warming_since if state.warming_since is not None else now) if missing else None
+    # While some become ready the others are on their way too: a long ramp-up loses none.
+    grew = ready is not None and state.ready is not None and ready > state.ready
+    begun = now if grew or state.warming_since is None else state.warming_since
+    warming = begun if missing else None
     asleep = state.asleep if ready is None else ready == 0
     woke_at = now if state.asleep and not asleep else state.woke_at
     idle = _idle(seen, settings)
     since = (state.idle_since if state.idle_since is not None else now) if idle else None
-    return replace(state, idle_since=since, warming_since=warming, asleep=asleep, woke_at=woke_at)
+    return replace(
+        state,
+        idle_since=since,
+        ready=state.ready if ready is None else ready,
+        warming_since=warming,
+        asleep=asleep,
+        woke_at=woke_at,
+    )
 
 
 def _idle(seen: Observation, settings: AutoscalerSettings) -> bool:

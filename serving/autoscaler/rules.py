@@ -17,6 +17,9 @@ from serving.autoscaler.snapshot import Observation, Reading, Signal
 from serving.settings import AutoscalerSettings
 
 _WAKING = "the first group is ready since less than a window: waits of parked requests are in it"
+_DOWN_SHARE = 5
+"""A low pressure gives up one group in so many, at least one: a latency that is far below its
+objective says little about how many groups could go, and large fleets must shrink too."""
 _EPSILON = 1e-9
 """Keeps ``ceil`` from counting rounding errors as groups."""
 
@@ -30,7 +33,8 @@ class Facts:
     ready: int | None
     """Groups that take work; None: nobody knows."""
     warming: int
-    """Groups that are asked for and not ready, and still in their time for it."""
+    """Groups that are asked for and not ready, and still in their time for it: it begins anew
+    whenever one becomes ready."""
     lost: int
     """Those whose time is over: they get no credit."""
     idle_for: float
@@ -200,11 +204,11 @@ def _by_ratio(facts: Facts, rule: str, ratio: float, what: str) -> Vote:
         if wanted > target:
             return Vote(rule, Stance.VOTE, wanted, _with_lost(facts, what))
         return Vote(rule, Stance.VOTE, target, f"{what}: high{_credit(facts)}")
-    # Fewer only where that would not bring the pressure over the band again.
-    after = ratio * ready / (ready - 1) if ready > 1 else ratio
-    calm = ratio < settings.band_low and after <= settings.band_high
-    if calm and target and not facts.warming:
-        return Vote(rule, Stance.VOTE, target - 1, f"{what}: low")
+    # Fewer only as far as that would not bring the pressure over the band again.
+    spare = ready - max(1, _ceil(ready * ratio / settings.band_high)) if ready > 1 else 1
+    fewer = min(max(1, target // _DOWN_SHARE), spare)
+    if ratio < settings.band_low and fewer > 0 and target and not facts.warming:
+        return Vote(rule, Stance.VOTE, target - fewer, f"{what}: low")
     return Vote(rule, Stance.VOTE, target, f"{what}: no change{_credit(facts)}")
 
 

@@ -45,15 +45,15 @@ class Page:
 
 
 class Prometheus:
-    """One prometheus process that scrapes ``target`` every 200 ms."""
+    """One prometheus process that scrapes ``target`` every ``interval``."""
 
-    def __init__(self, folder: Path, target: str):
+    def __init__(self, folder: Path, target: str, interval: str = "200ms"):
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
         self.url = f"http://127.0.0.1:{port}"
         config = folder / "prometheus.yml"
         config.write_text(
-            "global: {scrape_interval: 200ms, scrape_timeout: 200ms}\n"
+            f"global: {{scrape_interval: {interval}, scrape_timeout: {interval}}}\n"
             "scrape_configs:\n"
             f"- {{job_name: moe-routers, static_configs: [{{targets: ['{target}']}}]}}\n"
         )

@@ -1,7 +1,8 @@
 """The Grafana dashboards: made by the code, and every query has data in a real Prometheus.
 
 The Prometheus scraped a real router over fake ranks with traffic of every kind: parked, queued,
-refused, resumed, of one session, with cached prompts, with drafts.
+refused, resumed, of one session, with cached prompts, with drafts. It also scraped an autoscaler
+that decided on what this Prometheus says, for a number of groups in memory.
 """
 
 import asyncio
@@ -16,18 +17,26 @@ from pathlib import Path
 import httpx
 import pytest
 import pytest_asyncio
+from prometheus_client import start_http_server
 
+from serving.autoscaler.actuators.fake import FakeActuator
+from serving.autoscaler.loop import Autoscaler
+from serving.autoscaler.prometheus import PrometheusApi
+from serving.autoscaler.signals import Signals
+from serving.autoscaler.snapshot import FleetCounts
+from serving.clock import SystemClock
 from serving.engine.fake_engine import FakeEngine
 from serving.engine.metrics_page import MetricsPage
 from serving.engine.rank_server import RankIdentity, RankServer
-from serving.telemetry.metrics import FAMILIES, REGISTRY
+from serving.settings import AutoscalerSettings
+from serving.telemetry.metrics import AUTOSCALER_REGISTRY, FAMILIES, REGISTRY
 from tests.integration.edge.stand import stand_settings, standing
 from tests.integration.telemetry.prometheus import Prometheus
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 GRAFANA = Path(__file__).resolve().parents[3] / "deploy" / "grafana"
-NAMES = ("fleet", "experts")
+NAMES = ("fleet", "experts", "autoscaler")
 CHAT = {"model": "pocket-r1", "ignore_eos": True}
 
 
@@ -85,6 +94,7 @@ async def scraped(tmp_path_factory):
     )
     async with standing(settings, groups=0) as stand:
         router = stand.router.addresses.rest
+        own, thread = start_http_server(0, "127.0.0.1", registry=AUTOSCALER_REGISTRY)
         prometheus = Prometheus(
             tmp_path_factory.mktemp("prometheus"),
             [
@@ -98,15 +108,23 @@ async def scraped(tmp_path_factory):
                         {"url": f"{router}/metrics/targets", "refresh_interval": "1s"}
                     ],
                 },
+                {
+                    "job_name": "moe-autoscaler",
+                    "static_configs": [{"targets": [f"127.0.0.1:{own.server_port}"]}],
+                },
             ],
         )
         try:
             async with httpx.AsyncClient(base_url=router, timeout=30) as rest:
                 traffic = Traffic(stand, rest)
-                at = await _act(traffic, prometheus)
+                await _act(traffic, prometheus)
+                at = await _scale(prometheus)
             yield prometheus, at
         finally:
             prometheus.stop()
+            own.shutdown()
+            thread.join()
+            own.server_close()
             for page in traffic.pages:
                 page.close()
 
@@ -141,6 +159,30 @@ async def _act(traffic, prometheus):
     await wait("rate(moe_resume_seconds_count[1m]) > 0")
     await wait('rate(moe_admission_refusals_total{reason="requests_per_minute"}[1m]) > 0')
     await wait("moe_rank_link_round_trip_seconds")
+
+
+class OneGroup:
+    async def counts(self):
+        return FleetCounts(1, 0)
+
+
+async def _scale(prometheus):
+    """Decide a few times, once in vain; return when all of it was scraped."""
+    law = AutoscalerSettings(min_groups=0, max_groups=3, max_age=60.0, max_gap=0.99)
+    actuator = FakeActuator(1)
+    async with httpx.AsyncClient(trust_env=False) as client:
+        signals = Signals(PrometheusApi(client, prometheus.url, 10.0), OneGroup(), law)
+        scaler = Autoscaler(signals, actuator, law, SystemClock(), gpus=2.0)
+        for failing in ("away", "", ""):
+            actuator.failing = failing
+            assert (await scaler.turn() is None) == bool(failing)
+    for expression in (
+        "moe_autoscaler_vote_groups",
+        "increase(moe_autoscaler_failures_total[1m])",
+        "increase(moe_autoscaler_decisions_total[1m])",
+        "increase(moe_autoscaler_node_handovers_total[1m])",
+    ):
+        await asyncio.to_thread(prometheus.until, expression)
     return time.time()
 
 
@@ -177,11 +219,13 @@ async def test_the_committed_dashboards_are_what_the_code_makes(tmp_path):
 
 async def test_queries_use_metrics_that_exist_and_panels_say_what_they_mean():
     names = {family.name + ("_total" if family.counter else "") for family in FAMILIES}
-    names |= {sample.name for metric in REGISTRY.collect() for sample in metric.samples}
-    names |= {f"{metric.name}_total" for metric in REGISTRY.collect() if metric.type == "counter"}
+    known = [*REGISTRY.collect(), *AUTOSCALER_REGISTRY.collect()]
+    names |= {sample.name for metric in known for sample in metric.samples}
+    names |= {metric.name for metric in known}
+    names |= {f"{metric.name}_total" for metric in known if metric.type == "counter"}
     names |= {
         f"{metric.name}_{part}"
-        for metric in REGISTRY.collect()
+        for metric in known
         if metric.type == "histogram"
         for part in ("bucket", "count", "sum")
     }

@@ -50,6 +50,21 @@ def test_down_only_after_its_window_and_not_after_a_restart():
     assert target(observation(2), state, NOW + 310)[0] == 1
 
 
+@pytest.mark.parametrize(
+    ("ready", "expected"),
+    [
+        pytest.param([2, 2, 2, 2], 8, id="none-comes: others are asked for"),
+        pytest.param([2, 3, 4, 5], 6, id="one-by-one: the rest is on its way too"),
+    ],
+)
+def test_a_long_ramp_up_loses_no_group(ready, expected):
+    state = PolicyState()
+    for step, count in enumerate(ready):
+        seen = observation(6, ready=count, token_rate=4500)
+        got, state = target(seen, state, NOW + 250 * step)
+    assert got == expected
+
+
 def test_one_busy_moment_starts_the_window_again():
     state = PolicyState()
     for second in range(0, 290, 10):
@@ -144,6 +159,7 @@ states = st.builds(
         tuple
     ),
     idle_since=st.one_of(st.none(), st.floats(NOW - 2000, NOW)),
+    ready=st.one_of(st.none(), st.integers(0, 8)),
     warming_since=st.one_of(st.none(), st.floats(NOW - 2000, NOW)),
     asleep=st.booleans(),
     woke_at=st.one_of(st.none(), st.floats(NOW - 200, NOW)),

@@ -57,6 +57,14 @@ OVERDUE = PolicyState(warming_since=NOW - 601)
             observation(2, itl_p90=None), PolicyState(), (VOTE, 1), id="one-token-answers-only"
         ),
         pytest.param(observation(2, request_rate=None), PolicyState(), (STAY, 2), id="no-rate"),
+        pytest.param(observation(8, ttft_p90=0.1), PolicyState(), (VOTE, 7), id="low-one-goes"),
+        pytest.param(observation(100, ttft_p90=0.1), PolicyState(), (VOTE, 80), id="low-a-fifth"),
+        pytest.param(
+            observation(100, ready=100, ttft_p90=0.49, itl_p90=0.0),
+            PolicyState(),
+            (VOTE, 80),
+            id="low-inside-the-band-after",
+        ),
         pytest.param(observation(2, age=31.0), PolicyState(), (STAY, 2), id="old"),
         pytest.param(observation(2, gap=0.51), PolicyState(), (STAY, 2), id="gaps"),
         pytest.param(observation(2, fleet=False), PolicyState(), (STAY, 2), id="no-ready-count"),

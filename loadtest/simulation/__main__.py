@@ -1,0 +1,204 @@
+"""``python -m loadtest.simulation``: how many groups, scaled by whom, serve which load how well.
+
+Without arguments: a made-up hour of conversations, its load rising from 1 to 1,000 copies and
+falling again, on up to 1,000 groups, scaled by our policy, by fixed sizes and by plain queue rules.
+``--against-real`` starts the real thing here, calibrates the model by it, sends both the same
+schedule and prints how far the model is off. deploy/docs/simulation.md explains it.
+"""
+
+import argparse
+import asyncio
+import math
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from loadtest.record import Record
+from loadtest.run import Run, Stage
+from loadtest.simulation.calibration import Calibration, load_calibration, save_calibration
+from loadtest.simulation.comparison import as_table, compare, simulate
+from loadtest.simulation.outcome import Objective, Outcome
+from loadtest.simulation.replay import Load, arrivals
+from loadtest.simulation.scalers import FixedSize, OurPolicy, QueueRule, Scaler
+from loadtest.simulation.table import Row, heading, plain
+from loadtest.simulation.world import World
+from loadtest.trace import TRACE_BLOCK, load_trace, made_up
+from serving.autoscaler.snapshot import Signal
+from serving.cli.errors import guarded
+from serving.settings import Settings
+
+_MODELLED = 25
+"""Most groups that are simulated unless --sample says otherwise: a table in a few minutes."""
+_MADE_UP = 12_000
+"""Requests of the made-up hour; the arrivals of ``made_up`` come at 4 a second."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    options = _parsed(arguments)
+    return guarded(lambda: _run(options), verbose=False)
+
+
+def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m loadtest.simulation", description=__doc__)
+    parser.add_argument(
+        "--calibration", default="deepseek-r1-16gpu", help="a name in this package, or a file"
+    )
+    parser.add_argument("--trace", type=Path, help="Mooncake's form or CSV; default: made up")
+    parser.add_argument(
+        "--load", type=_load, default=(1.0, 1000.0), metavar="LOW[:HIGH]",
+        help="copies of the trace at a time; rises and falls once (default 1:1000)",
+    )  # fmt: skip
+    parser.add_argument("--minutes", type=float, default=60.0, help="simulated (default 60)")
+    parser.add_argument("--max-groups", type=int, default=1000)
+    parser.add_argument(
+        "--sample", type=int, help=f"simulate every N-th group and conversation (default: so that "
+        f"there are {_MODELLED} groups; 1: all)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--scalers", default="policy,fixed,queue", help="of policy, fixed and queue"
+    )
+    parser.add_argument("--ttft", type=float, default=5.0, help="objective, seconds (default 5)")
+    parser.add_argument("--itl", type=float, default=0.2, help="objective, seconds (default 0.2)")
+    parser.add_argument("--ongoing", type=float, default=64.0, help="requests a group, queue rule")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--reasons", action="store_true", help="print our policy's decisions")
+    parser.add_argument(
+        "--against-real", action="store_true", help="the model's error against the real thing"
+    )
+    parser.add_argument("--seconds", type=float, default=40.0, help="of each real stage")
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep the real runs' records")
+    parser.add_argument("--write", type=Path, metavar="FILE", help="keep the new calibration")
+    return parser.parse_args(arguments)
+
+
+def _load(text: str) -> tuple[float, float]:
+    low, _, high = text.partition(":")
+    found = float(low), float(high or low)
+    if not 0 < found[0] <= found[1]:
+        raise argparse.ArgumentTypeError(f"{text}: above 0, and LOW not above HIGH")
+    return found
+
+
+def _run(options: argparse.Namespace) -> int:
+    if options.against_real:
+        return _against_real(options)
+    calibration = load_calibration(options.calibration)
+    objective = Objective(options.ttft, options.itl)
+    sample = options.sample or math.ceil(options.max_groups / _MODELLED)
+    low, high = options.load
+    load = Load(low, high, options.minutes * 60)
+    trace = load_trace(options.trace) if options.trace else made_up(_MADE_UP, seed=options.seed)
+    source = str(options.trace.name) if options.trace else "made-up conversations"
+    settings = _settings(options, calibration)
+    print(f"load: {source}, {low:g} to {high:g} copies at a time, {options.minutes:g} minutes")
+    print(heading(calibration, objective, sample), flush=True)
+    rows = []
+    for scaler, groups in _scalers(options, settings, calibration):
+        world = World(
+            calibration, scaler, settings, objective,
+            seconds=load.seconds, sample=sample, groups=groups, seed=options.seed,
+        )  # fmt: skip
+        begun = time.process_time()
+        due = arrivals(
+            trace, load, block=TRACE_BLOCK, longest=calibration.max_model_len,
+            sample=sample, seed=options.seed,
+        )  # fmt: skip
+        outcome = world.run(due)
+        rows.append(Row(scaler.name, outcome, time.process_time() - begun))
+        print(f"{scaler.name}: {outcome.requests} requests simulated", file=sys.stderr, flush=True)
+        if options.reasons and isinstance(scaler, OurPolicy):
+            for at, target, reason in scaler.reasons:
+                print(f"{at:8.0f} s  {target:>5}  {reason}")
+    print(plain(rows, calibration))
+    return 0
+
+
+def _settings(options: argparse.Namespace, calibration: Calibration) -> Settings:
+    # Steps are large enough for the load's rise; all other settings are the defaults.
+    law = {
+        "min_groups": 1,
+        "max_groups": options.max_groups,
+        "ttft_slo": options.ttft,
+        "itl_slo": options.itl,
+        "max_step_up": max(4, options.max_groups // 20),
+        "max_step_down": max(1, options.max_groups // 50),
+        "gpus_per_group": calibration.gpus,
+    }
+    return Settings.model_validate({"autoscaler": law})
+
+
+def _scalers(
+    options: argparse.Namespace, settings: Settings, calibration: Calibration
+) -> list[tuple[Scaler, int]]:
+    """Return each with the groups that it begins with."""
+    most = options.max_groups
+    first = max(1, math.ceil(most * options.load[0] / options.load[1]))
+    found: list[tuple[Scaler, int]] = []
+    kinds = options.scalers.split(",")
+    if "policy" in kinds:
+        found.append((OurPolicy(settings.autoscaler, calibration.gpus), first))
+    if "fixed" in kinds:
+        sizes = sorted({max(1, round(most * share)) for share in (0.25, 0.5, 0.75, 1.0)})
+        found += [(FixedSize(size), size) for size in sizes]
+    if "queue" in kinds:
+        waiting = QueueRule(5.0, Signal.QUEUE_REQUESTS, 1, most, "queue 5 waiting")
+        ongoing = QueueRule(
+            options.ongoing, Signal.INFLIGHT, 1, most, f"queue {options.ongoing:g} ongoing"
+        )
+        found += [(waiting, first), (ongoing, first)]
+    return found
+
+
+def _against_real(options: argparse.Namespace) -> int:
+    from loadtest.simulation.reality import calibrated, driven, saturated, started
+
+    settings = Settings()
+    with started(settings) as fleet:
+        before = asyncio.run(saturated(fleet, options.seconds, seed=1))
+        best = max(before.summary(stage).output_tokens for stage in before.stages)
+        real = asyncio.run(driven(fleet, best, 2 * options.seconds))
+        after = asyncio.run(saturated(fleet, options.seconds, seed=2))
+    calibration = calibrated(fleet, settings, (before, after))
+    step = calibration.step
+    print(calibration.source)
+    print(
+        f"step = {step.base * 1e3:.2f} ms + {step.per_sequence * 1e3:.3f} ms a sequence + "
+        f"{step.per_prompt_token * 1e3:.4f} ms a prompt token, residual "
+        f"{calibration.residual:.1%}; start {calibration.startup:g} s; client and router add "
+        f"{calibration.overhead * 1e3:.1f} ms and {calibration.overhead_per_request * 1e3:.2f} ms "
+        f"for each other request; best {best:.0f} tokens/s"
+    )
+    for run in (before, after):
+        for stage, records, outcome in _simulated(run, calibration, settings):
+            lines = {line.name: line for line in compare(records, outcome)}
+            words = ", ".join(
+                f"{name} {lines[name].real:.1f} / {lines[name].simulated:.1f}"
+                for name in ("TTFT p50, ms", "ITL p50, ms", "output tokens/s")
+            )
+            print(f"calibrated by {stage.label}: {words} (real / simulated)")
+    for stage, records, outcome in _simulated(real, calibration, settings):
+        failed = sum(not record.ok for record in records)
+        print(f"\n{stage.label}: {len(records)} requests, {failed} failed\n")
+        print(as_table("", compare(records, outcome)))
+    if options.keep is not None:
+        for name, run in (("before", before), ("schedule", real), ("after", after)):
+            run.save(options.keep / name)
+    if options.write is not None:
+        save_calibration(calibration, options.write)
+    return 0
+
+
+def _simulated(
+    run: Run, calibration: Calibration, settings: Settings
+) -> Iterator[tuple[Stage, list[Record], Outcome]]:
+    """Yield each stage of a real run, its records, and what the model makes of them."""
+    for stage in run.stages:
+        records = [record for record in run.records if record.stage == stage.index]
+        outcome, _ = simulate(records, calibration, settings, settings.group.count)
+        yield stage, records, outcome
+
+
+if __name__ == "__main__":
+    sys.exit(main())
