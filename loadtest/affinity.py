@@ -35,6 +35,7 @@ BLOCK = 128
 _FIRST_TOKEN = 8
 """Ids below it may be special."""
 _START_TIMEOUT = 600.0
+_RESAMPLES = 2000
 _SETTLE = 1.0
 """Seconds between two replays: load reports are as old as half a second."""
 
@@ -52,8 +53,8 @@ class Tally:
 
     prompt_tokens: int = 0
     cached_tokens: int = 0
-    first_tokens: list[float] = field(default_factory=list)
-    """Seconds from sending to the first token, a request each."""
+    first_tokens: dict[int, float] = field(default_factory=dict)
+    """Seconds from sending to the first token, by the request's place in the trace."""
     failed: int = 0
 
     def row(self, name: str) -> str:
@@ -61,10 +62,41 @@ class Tally:
         return (
             f"{name:<12} {len(self.first_tokens):>8} {self.failed:>6} "
             f"{self.cached_tokens / max(self.prompt_tokens, 1):>9.1%} "
-            f"{_quantile(self.first_tokens, 0.5) * 1000:>10.0f} "
-            f"{_quantile(self.first_tokens, 0.9) * 1000:>10.0f} "
-            f"{mean(self.first_tokens or [0.0]) * 1000:>10.0f}"
+            f"{_quantile(self._times, 0.5) * 1000:>10.0f} "
+            f"{_quantile(self._times, 0.9) * 1000:>10.0f} "
+            f"{mean(self._times or [0.0]) * 1000:>10.0f}"
         )
+
+    @property
+    def _times(self) -> list[float]:
+        return list(self.first_tokens.values())
+
+
+def saving(affinity: Tally, alone: Tally, seed: int = 1) -> str:
+    """Say what affinity saved to the first token, request by request, with its uncertainty."""
+    both = sorted(affinity.first_tokens.keys() & alone.first_tokens.keys())
+    if not both:
+        return "no request was answered both ways"
+    saved = [alone.first_tokens[number] - affinity.first_tokens[number] for number in both]
+    base = mean(alone.first_tokens[number] for number in both)
+    rng = random.Random(seed)  # noqa: S311  statistics
+    means = sorted(mean(rng.choices(saved, k=len(saved))) for _ in range(_RESAMPLES))
+    low, high = (means[int(share * _RESAMPLES)] for share in (0.025, 0.975))
+    return (
+        f"affinity saves {mean(saved) * 1000:.0f} ms of {base * 1000:.0f} ms to the first token "
+        f"({mean(saved) / base:.0%}; 95 % of {_RESAMPLES} resamples of the {len(both)} pairs: "
+        f"{low * 1000:.0f} to {high * 1000:.0f} ms); "
+        f"{sum(each > 0 for each in saved)} requests were quicker with it"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Some requests of the trace, in order."""
+
+    first: int
+    """Place of the first one."""
+    requests: Sequence[Request]
 
 
 def prompt_of(request: Request, salt: str, vocabulary: int) -> list[int]:
@@ -76,19 +108,17 @@ def prompt_of(request: Request, salt: str, vocabulary: int) -> list[int]:
     return tokens[: request.prompt_tokens]
 
 
-async def replay(
-    router: Router, requests: Sequence[Request], tally: Tally, salt: str, speed: float
-) -> None:
+async def replay(router: Router, part: Part, tally: Tally, salt: str, speed: float) -> None:
     """Send the requests at their times, ``speed`` times as fast, and count."""
+    requests = part.requests
     vocabulary = router.client.model_config.get_vocab_size()
     begun = time.perf_counter()
     first = requests[0].at if requests else 0.0
 
     async def send(number: int, request: Request, prompt: list[int]) -> None:
         await asyncio.sleep(max((request.at - first) / speed - (time.perf_counter() - begun), 0))
-        await _measure(
-            router, prompt, request.output_tokens, f"{salt}-{request.at}-{number}", tally
-        )
+        place = part.first + number
+        await _measure(router, prompt, request.output_tokens, f"{salt}-{place}", tally, place)
 
     prompts = [prompt_of(request, salt, vocabulary) for request in requests]
     begun = time.perf_counter()
@@ -98,7 +128,7 @@ async def replay(
 
 
 async def _measure(
-    router: Router, prompt: list[int], output_tokens: int, name: str, tally: Tally
+    router: Router, prompt: list[int], output_tokens: int, name: str, tally: Tally, place: int
 ) -> None:
     from vllm.sampling_params import RequestOutputKind, SamplingParams
 
@@ -124,7 +154,7 @@ async def _measure(
         tally.failed += 1
         return
     if first is not None:
-        tally.first_tokens.append(first)
+        tally.first_tokens[place] = first
         tally.prompt_tokens += len(prompt)
         tally.cached_tokens += cached
 
@@ -150,7 +180,9 @@ async def compare(
             ):
                 await asyncio.sleep(0.05)
         size = -(-len(requests) // options.slices)
-        slices = [requests[start : start + size] for start in range(0, len(requests), size)]
+        slices = [
+            Part(start, requests[start : start + size]) for start in range(0, len(requests), size)
+        ]
         for number, part in enumerate(slices):
             # The one that goes first meets a colder machine: they take turns.
             order = list(WAYS) if number % 2 == 0 else list(reversed(WAYS))
@@ -220,6 +252,7 @@ def main() -> None:
     )
     for name, tally in tallies.items():
         print(tally.row(name))
+    print(saving(tallies["affinity"], tallies["load alone"]))
 
 
 if __name__ == "__main__":

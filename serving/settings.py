@@ -120,6 +120,9 @@ class RouterSettings(_Group):
     keepalive_interval: Seconds = 10.0
     """After so long without output a streamed REST answer gets a comment, so that proxies keep
     the connection."""
+    write_timeout: Seconds = 60.0
+    """A client that takes nothing of what it is sent for so long is cut off (over REST on Linux
+    only), and its request aborted."""
     drain_timeout: Seconds = 10.0
     """After SIGTERM, how long requests in flight may take to finish."""
     reasoning_parser: str | None = "deepseek_r1"

@@ -1,7 +1,7 @@
 """Everything that ``up`` runs on this machine: a router, a private Ray, the groups on it.
 
     start   router process and Ray in parallel -> deploy -> wait until every group is ready
-    watch   until the user stops it or a part dies
+    watch   until the user stops it or Ray dies; a router that dies is started anew
     stop    router drains -> ranks stop -> Ray stops -> whatever is left is killed
 
 All of it happens in the main thread: the kernel ties the life of the child processes to the
@@ -25,6 +25,7 @@ from serving.cli.handover import environment_without_settings, write_settings
 from serving.cli.ports import url_host
 from serving.cli.progress import Progress
 from serving.cli.readiness import GroupNews, Readiness, ask_fleet
+from serving.cli.restarts import Restarts
 from serving.cli.state import ProcessRecord, RunState, StateFile, with_processes
 from serving.clock import Clock
 from serving.engine import cluster, deployment
@@ -74,6 +75,7 @@ class Stack:
         self._ray_processes: tuple[ProcessRecord, ...] = ()
         self._state: RunState | None = None
         self._news = GroupNews()
+        self._restarts = Restarts()
 
     @property
     def log_folder(self) -> Path:
@@ -93,6 +95,7 @@ class Stack:
         """
         progress = self._progress
         progress.set("router", "starting")
+        self._router_log.write_bytes(b"")
         self._router = self._start_router()
         self._save()
         progress.set("ray", "starting")
@@ -118,11 +121,18 @@ class Stack:
     def watch(self, notice: Callable[[str], None]) -> None:
         """Return never: raise when a part dies, tell ``notice`` when a group changes.
 
+        A router that dies is started anew: the ranks dial it again and lose nothing but the
+        requests that it had.
+
         Raises:
-            EngineError: the router or Ray ended by itself.
+            EngineError: Ray ended by itself, or the router too often.
         """
         while True:
             time.sleep(WATCH_SECONDS)
+            if self._router_died() and self._restarts.allowed(time.monotonic()):
+                notice(f"the router ended ({self._router_end()}): starting it anew")
+                self._router = self._start_router()
+                continue
             self._require_alive()
             self._save()
             fleet = ask_fleet(self.urls.rest, self.access)
@@ -174,7 +184,6 @@ class Stack:
     def _start_router(self) -> subprocess.Popen[bytes]:
         config = self._state_file.folder / SETTINGS_FILE
         write_settings(self.settings, config)
-        self._router_log.write_bytes(b"")
         return supervisor.spawn(
             [sys.executable, "-m", "serving", "router", "--config", str(config)],
             log=self._router_log,
@@ -198,13 +207,20 @@ class Stack:
     # -- watch ---------------------------------------------------------------------------
 
     def _require_alive(self) -> None:
-        if self._router is not None and self._router.poll() is not None:
-            said = last_error(self._router_log)
+        if self._router_died():
             if not self._is_ready():
+                said = last_error(self._router_log)
                 raise EngineError(f"the router did not start: {said}")
-            raise EngineError(f"the router ended (exit status {self._router.returncode}): {said}")
+            raise EngineError(f"the router ended ({self._router_end()})")
         if self._ray is not None and not self._ray_lives():
             raise EngineError("Ray ended by itself")
+
+    def _router_died(self) -> bool:
+        return self._router is not None and self._router.poll() is not None
+
+    def _router_end(self) -> str:
+        assert self._router is not None
+        return f"exit status {self._router.returncode}: {last_error(self._router_log)}"
 
     def _is_ready(self) -> bool:
         return self._state is not None and self._state.ready

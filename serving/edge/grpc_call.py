@@ -17,6 +17,7 @@ from serving.edge.callers import EXPLAIN, caller_of, explanation_of, line_of
 from serving.edge.gate import Gate
 from serving.edge.grpc_errors import rpc_error
 from serving.edge.request_context import REQUEST_ID, request_id_of, set_deadline, timeout_of
+from serving.edge.write_watch import WriteWatch
 from serving.fleet.caller import Caller, caller_var
 from serving.telemetry.logs import RequestLine, log_request
 from serving.telemetry.tracing import NO_TRACING, Tracing
@@ -73,6 +74,8 @@ class CallRunner:
     model: str
     clock: Clock
     tracing: Tracing = NO_TRACING
+    write_timeout: float = 60.0
+    """Seconds that one message of a stream may take to leave."""
 
     async def unary(
         self, method: str, context: Any, handler: Callable[[Call], Awaitable[ResponseT]]
@@ -107,10 +110,16 @@ class CallRunner:
             await self._admit(call, context)
             with self._running(call):
                 async with aclosing(handler(call)) as responses:
-                    async for response in responses:
-                        if call.first_at is None:
-                            call.first_at = self.clock.monotonic()
-                        yield response
+                    task = asyncio.current_task()
+                    assert task is not None, "gRPC runs each call in a task"
+                    # gRPC writes in this task, while we are suspended.
+                    with WriteWatch(self.write_timeout, task.cancel) as watch:
+                        async for response in responses:
+                            if call.first_at is None:
+                                call.first_at = self.clock.monotonic()
+                            watch.writing()
+                            yield response
+                            watch.written()
             _explain(call, context)
             call.status, call.outcome = "OK", "ok"
         except Exception as error:  # noqa: BLE001  every error has a status

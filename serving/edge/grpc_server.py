@@ -68,6 +68,9 @@ class GrpcEdge:
                 # Clients may ping while they wait for a long first token.
                 ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
                 ("grpc.keepalive_permit_without_calls", 1),
+                # A client whose machine or network is gone is noticed, and its calls end.
+                ("grpc.keepalive_time_ms", 30_000),
+                ("grpc.keepalive_timeout_ms", 20_000),
                 # Two routers on one port would each get half of the clients.
                 ("grpc.so_reuseport", 0),
                 # gRPC turns some away from the soft limit on, all from the absolute one on.
@@ -79,7 +82,7 @@ class GrpcEdge:
                 DecodingInterceptor(),
             ],
         )
-        runner = CallRunner(pages.gate, pages.model, clock, tracing)
+        runner = CallRunner(pages.gate, pages.model, clock, tracing, settings.write_timeout)
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(
             InferenceService(app, runner), self._server
         )

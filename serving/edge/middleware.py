@@ -4,6 +4,8 @@ Plain ASGI because Starlette's ``BaseHTTPMiddleware`` hides disconnects from the
 disconnect must abort the request in the engine.
 """
 
+from collections.abc import Callable
+
 import structlog
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -21,6 +23,9 @@ from serving.telemetry.logs import log_request
 from serving.telemetry.tracing import NO_TRACING, Tracing
 
 _WORK_PREFIXES = ("/v1/", "/tokenize", "/detokenize")
+_GENERATING = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses"})
+"""Where work is refused before its body is read and parsed, which costs more than all else. Their
+errors have OpenAI's form; other routes ask for themselves."""
 _POLICY_VIOLATION = 1008
 """WebSocket close code; the handshake ends with 403."""
 
@@ -41,8 +46,10 @@ class EdgeMiddleware:
         clock: Clock | None = None,
         door: Door | None = None,
         tracing: Tracing = NO_TRACING,
+        admit: Callable[[], None] | None = None,
     ) -> None:
         self._app = app
+        self._admit = admit
         self._gate = gate
         self._model = model
         self._max_body_bytes = max_body_bytes
@@ -97,6 +104,12 @@ class EdgeMiddleware:
             as_caller(visitor.caller),
             deadline_in(timeout, self._clock),
         ):
+            if self._admit is not None and gate is not None and scope["path"] in _GENERATING:
+                try:
+                    self._admit()
+                except ServingError as error:
+                    await exchange.fail(response_of(error))
+                    return
             await self._run(exchange)
 
     def _begin(self, exchange: "Exchange") -> None:

@@ -138,6 +138,7 @@ async def build_rest_app(
         clock=clock,
         door=door,
         tracing=tracing,
+        admit=client.check_admission,
     )
     return RestApp(asgi, app)
 

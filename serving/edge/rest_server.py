@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import socket
 import ssl
+import sys
 from collections.abc import Iterator
 
 import uvicorn
@@ -97,6 +98,11 @@ def bind(settings: RouterSettings) -> socket.socket:
     server = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if sys.platform == "linux":
+            # Connections inherit it: the kernel cuts one whose client takes nothing for so long,
+            # or is gone. Closing it here would wait for what it has still to send.
+            limit = int(settings.write_timeout * 1000)
+            server.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, limit)
         server.bind((settings.host, settings.rest_port))
     except OSError as error:
         server.close()

@@ -44,6 +44,7 @@ DEFAULTS = {
         "max_inflight_requests": 4096,
         "max_choices": 128,
         "keepalive_interval": 10.0,
+        "write_timeout": 60.0,
         "drain_timeout": 10.0,
         "reasoning_parser": "deepseek_r1",
         "tool_parser": "deepseek_v3",

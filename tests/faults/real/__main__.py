@@ -13,10 +13,12 @@ import sys
 import time
 
 from tests.faults.real.deployment import deployed
+from tests.faults.real.router_rows import ROUTER_ROWS
 from tests.faults.real.rows import Row, disturbed, undisturbed
 from tests.faults.real.streams import KINDS
 from tests.faults.real.strikes import FAULTS
 
+ALL = (*FAULTS, *ROUTER_ROWS)
 _ONE_GROUP = ("kill-core", "kill-actor")
 _HEAD = ("groups", "fault", "completed", "text equal", "on struck", "longest gap s", "recovered s")
 
@@ -25,7 +27,7 @@ async def play(options: argparse.Namespace) -> list[Row]:
     """Start each system in turn and run its faults."""
     rows = []
     for groups in options.groups:
-        names = options.faults or (tuple(FAULTS) if groups > 1 else _ONE_GROUP)
+        names = options.faults or (ALL if groups > 1 else _ONE_GROUP)
         say(f"starting {groups} x {options.ranks} ranks")
         began = time.monotonic()
         async with deployed(groups, options.ranks, tuple(options.set)) as running:
@@ -36,9 +38,12 @@ async def play(options: argparse.Namespace) -> list[Row]:
             rows.append(row)
             say(line(row))
             for name in names:
-                row = await disturbed(running, FAULTS[name], reference, options.tokens)
+                if name in ROUTER_ROWS:
+                    row = await ROUTER_ROWS[name](running, reference, options.tokens)
+                else:
+                    row = await disturbed(running, FAULTS[name], reference, options.tokens)
                 rows.append(row)
-                say(line(row), *row.trouble)
+                say(line(row), *(f"  {text}" for text in (row.note, *row.trouble) if text))
     return rows
 
 
@@ -77,7 +82,7 @@ def main() -> int:
     names = {"type": lambda text: text.split(","), "default": []}
     parser.add_argument("--groups", **numbers, help="systems to try, in turn (default 2,1)")
     parser.add_argument("--ranks", type=int, default=2, help="ranks in a group (default 2)")
-    parser.add_argument("--faults", **names, help=f"of {', '.join(FAULTS)} (default: all that fit)")
+    parser.add_argument("--faults", **names, help=f"of {', '.join(ALL)} (default: all that fit)")
     parser.add_argument(
         "--kinds", **names, help=f"of requests: {', '.join(KINDS)} (default: all in turn)"
     )
@@ -85,7 +90,7 @@ def main() -> int:
     parser.add_argument("--tokens", type=int, default=400, help="tokens a stream (default 400)")
     parser.add_argument("--set", action="append", default=[], help="NAME=VALUE, as for up")
     options = parser.parse_args()
-    if unknown := set(options.faults) - set(FAULTS):
+    if unknown := set(options.faults) - set(ALL):
         parser.error(f"no such fault: {', '.join(sorted(unknown))}")
     options.kinds = options.kinds or list(KINDS)
     if unknown := set(options.kinds) - set(KINDS):
@@ -93,7 +98,8 @@ def main() -> int:
     # As Ctrl-C: what was started is stopped.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     rows = asyncio.run(play(options))
-    say("", _line(_HEAD), *map(line, rows))
+    say("", _line(_HEAD), *map(line, rows), "")
+    say(*(f"{row.groups} groups, {row.fault}: {row.note}" for row in rows if row.note))
     bad = [row for row in rows if not row.good]
     say("", f"{len(bad)} of {len(rows)} rows lost something" if bad else "nothing was lost")
     return 1 if bad else 0

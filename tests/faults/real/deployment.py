@@ -21,6 +21,8 @@ from tests.faults.real.link_proxy import LinkProxy
 
 START, STOP = 900.0, 60.0
 """Seconds; a busy machine takes minutes to start four engines."""
+WRITE_TIMEOUT = 10.0
+"""Seconds, for clients that do not read; the default of a minute would only be waited for."""
 _POLL = 0.2
 
 
@@ -138,7 +140,11 @@ async def deployed(
         proxy = LinkProxy(join_port)
         await proxy.start()
         # The ranks dial the proxy, so that their links can be broken.
-        sets = (f"link.routers=[127.0.0.1:{proxy.port}]", *settings)
+        sets = (
+            f"link.routers=[127.0.0.1:{proxy.port}]",
+            f"router.write_timeout={WRITE_TIMEOUT}",
+            *settings,
+        )
         flags = [word for item in sets for word in ("--set", item)]
         try:
             where = {

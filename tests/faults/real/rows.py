@@ -9,7 +9,7 @@ from tests.faults.real.streams import PATIENCE, Run, Stream, ask_all, new_run
 from tests.faults.real.strikes import RealFault
 
 _POLL = 0.05
-_CHUNKS = 6
+CHUNKS = 6
 """Of every stream before the fault strikes: all are under way."""
 
 
@@ -29,11 +29,13 @@ class Row:
     recovered: float | None
     """Seconds from the fault to all groups ready; none if nobody waited."""
     trouble: tuple[str, ...] = ()
+    note: str = ""
+    """What else was seen."""
 
     @property
     def good(self) -> bool:
         """Whether nothing was lost and all texts are equal."""
-        return self.completed == self.equal == self.streams
+        return not self.trouble and self.completed == self.equal == self.streams
 
 
 async def undisturbed(
@@ -42,7 +44,7 @@ async def undisturbed(
     """Record the run that all others are compared with."""
     run = new_run(count, kinds)
     await ask_all(running, run, max_tokens)
-    return run, _row(running, "none", run, run, recovered=0.0)
+    return run, row_of(running, "none", run, run, recovered=0.0)
 
 
 async def disturbed(
@@ -66,7 +68,7 @@ async def disturbed(
     asking = asyncio.create_task(ask_all(running, run, max_tokens))
     try:
         async with asyncio.timeout(PATIENCE):
-            while run.begun(_CHUNKS) < len(run.streams) and not asking.done():  # noqa: ASYNC110
+            while run.begun(CHUNKS) < len(run.streams) and not asking.done():  # noqa: ASYNC110
                 await asyncio.sleep(_POLL)
         victim, inflight = await _victim(running)
         run.struck_at = time.monotonic()
@@ -78,7 +80,7 @@ async def disturbed(
     finally:
         asking.cancel()
     running.finish_stopped()
-    return _row(running, fault.what, reference, run, recovered=recovered, inflight=inflight)
+    return row_of(running, fault.what, reference, run, recovered=recovered, inflight=inflight)
 
 
 async def _victim(running: Deployment) -> tuple[RankProcess, int]:
@@ -107,7 +109,7 @@ async def _whole_again(running: Deployment, fault: RealFault, before: set[str]) 
             await asyncio.sleep(_POLL * 4)
 
 
-def _row(
+def row_of(
     running: Deployment,
     name: str,
     reference: Run,
@@ -116,6 +118,7 @@ def _row(
     recovered: float | None,
     inflight: int = 0,
 ) -> Row:
+    """Compare a run with the undisturbed one."""
     completed = [stream for stream in run.streams if stream.complete]
     pairs = zip(reference.streams, run.streams, strict=True)
     trouble = [f"{s.over} {s.number} {s.kind}: {s.error}" for s in run.streams if s.error]

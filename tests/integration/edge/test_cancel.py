@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import socket
 
 import grpc
 import grpc.aio
@@ -185,6 +186,50 @@ async def test_a_parked_stream_hears_comments_and_goes_on():
         assert len(json.loads(explained.removeprefix(": x-explain-routing "))) == 1
         first = next(line for line in rest if line.startswith("data:"))
         assert rest.index(explained) < rest.index(first)
+
+
+@pytest.mark.parametrize("way", ["rest", "grpc"])
+async def test_a_client_that_does_not_read_is_cut_off_and_holds_nothing(way):
+    """Held for ``write_timeout``; what it was sent does not grow, and others are not kept."""
+    settings = stand_settings(
+        router={"write_timeout": 0.5}, engine={"max_model_len": 2048, "max_num_seqs": 64}
+    )
+    async with standing(settings, token_delay=0.002) as stand, not_reading(stand, way):
+        await stand.until(lambda: stand.router.gate.inflight == 1, "its request")
+        url = f"{stand.router.addresses.rest}/v1/completions"
+        async with httpx.AsyncClient(timeout=60) as other:
+            body = {"model": "pocket-r1", "prompt": "x", "max_tokens": 4}
+            assert (await other.post(url, json=body)).status_code == 200
+        await stand.until(lambda: stand.idle, "the end of what nobody takes")
+
+
+LONG = {"max_tokens": 1900, "logprobs": 5}
+"""So much of an answer that no buffer on the way holds it."""
+
+
+@contextlib.asynccontextmanager
+async def not_reading(stand, way):
+    """Ask for a long answer and leave it where it is."""
+    if way == "rest":
+        host, _, port = stand.router.addresses.rest.removeprefix("http://").rpartition(":")
+        body = json.dumps({"model": "pocket-r1", "prompt": "x", "stream": True, "n": 8} | LONG)
+        head = f"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n"
+        with socket.socket() as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            client.connect((host, int(port)))
+            kind = "content-type: application/json\r\n\r\n"
+            client.sendall(f"{head}{kind}{body}".encode())
+            yield
+        return
+    async with grpc.aio.insecure_channel(stand.router.addresses.grpc) as channel:
+        stub = inference_pb2_grpc.InferenceServiceStub(channel)
+        sampling = pb.SamplingParams(max_tokens=1900, n=8)
+        call = stub.CompleteStream(
+            pb.CompleteRequest(model="pocket-r1", text="x", sampling=sampling, logprobs=5)
+        )
+        await call.read()
+        yield
+        call.cancel()
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -11,6 +11,8 @@ from starlette.responses import JSONResponse, StreamingResponse
 from serving.edge import middleware
 from serving.edge.gate import Gate
 from serving.edge.middleware import EdgeMiddleware
+from serving.errors import Overloaded
+from serving.fleet.caller import caller_var
 from serving.fleet.deadline import deadline_var
 
 LIMIT = 2048
@@ -66,6 +68,47 @@ async def echo(scope, receive, send):
         "length": len(body),
     }
     await JSONResponse(seen)(scope, receive, send)
+
+
+async def unread(scope, receive, send):
+    """Be an app that should not have been asked."""
+    raise AssertionError("it was asked")
+
+
+def full():
+    raise Overloaded("too much work", 3.0)
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/v1/responses"])
+async def test_work_that_would_be_refused_is_refused_before_it_is_read(serve, lines, path):
+    async with serve(unread, admit=full) as client:
+        answer = await client.post(path, content=b"no json, and not looked at")
+    assert (answer.status_code, answer.headers["retry-after"]) == (429, "3")
+    assert answer.json()["error"]["reason"] == "OVERLOADED"
+    assert [line.outcome for line in lines] == ["OVERLOADED"]
+    assert serve.gate.inflight == 0
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        pytest.param("POST", "/tokenize", id="no generation"),
+        pytest.param("POST", "/v1/messages", id="errors of another form"),
+        pytest.param("GET", "/v1/chat/completions", id="no work"),
+    ],
+)
+async def test_what_is_not_refused_early_gets_through(serve, method, path):
+    async with serve(echo, admit=full) as client:
+        assert (await client.request(method, path)).status_code == 200
+
+
+async def test_who_asks_is_known_when_work_is_refused_early(serve):
+    seen = []
+    async with serve(echo, admit=lambda: seen.append(caller_var.get())) as client:
+        headers = {"x-priority": "batch"}
+        answer = await client.post("/v1/completions", content=b"abc", headers=headers)
+    assert answer.json()["length"] == 3
+    assert seen[0].priority.name == "BATCH"
 
 
 def stream_of(*events):
