@@ -104,8 +104,9 @@ blue-green: venv ## Replace one Ray Serve app by another under load; print what 
 .PHONY: load bench
 load: venv ## Load a server and report (ARGS="run --rate 2,4,8 --slo-ttft-ms 500"; ARGS=--help)
 	@exec .venv/bin/python -m loadtest $(ARGS)
-bench: venv ## What the router costs, alone against fake ranks; writes deploy/docs/performance (ARGS=--quick)
-	@exec .venv/bin/python -m loadtest.bench $(ARGS)
+bench: venv ## What the router costs, alone and beside its peers; writes deploy/docs/performance (ARGS=--quick)
+	@.venv/bin/python -m loadtest.bench $(ARGS)
+	@exec .venv/bin/python -m loadtest.bench.peers $(ARGS)
 
 .PHONY: affinity
 affinity: venv ## What prefix affinity is worth against load alone (ARGS="--trace FILE")

@@ -20,7 +20,7 @@ from loadtest.progress import Progress
 from loadtest.record import Record
 from loadtest.rest_target import RestTarget
 from loadtest.run import Run, Stage
-from loadtest.slo import Slo, attainment, search
+from loadtest.slo import Slo, Tried, attainment, search
 from loadtest.statistics import Quantiles
 from loadtest.target import Ask, Message, Style, Target, TargetError
 from loadtest.trace import TRACE_BLOCK, Request, load_trace
@@ -194,8 +194,10 @@ class _Conductor:
                 if not self.generator.stopped:
                     await self._closed(streams)
 
-    async def _at_rate(self, profile: RateProfile, label: str) -> None:
-        rng = random.Random(f"{self.options.seed}/{len(self.run.stages)}")  # noqa: S311  no secret
+    async def _at_rate(self, profile: RateProfile, label: str, pattern: str = "") -> None:
+        """Send at a rate; equal seeds and patterns arrive alike, by default every stage its own."""
+        pattern = pattern or str(len(self.run.stages))
+        rng = random.Random(f"{self.options.seed}/{pattern}")  # noqa: S311  no secret
         due = arrivals(profile, gaps(self.options.arrivals, self.options.burstiness, rng))
         schedule = zip(due, self._sessions(), strict=False)
         shard, count = getattr(self.options, "shard", (0, 1))
@@ -250,26 +252,32 @@ class _Conductor:
 
     async def _search(self) -> None:
         with contextlib.suppress(_Ended):
-            found = await search(self._attempt, start=self.options.start, most=self.options.most)
+            found = await search(
+                self._attempt,
+                start=self.options.start,
+                most=self.options.most,
+                share=self.run.slo.share,
+            )
             self.run.trials.extend(found.trials)
             self.run.answer = found.rate
             if found.rate is not None and not found.bounded:
                 self.run.notes.append("No rate failed: the highest one (--most) held.")
 
-    async def _attempt(self, rate: float) -> tuple[bool, float]:
+    async def _attempt(self, rate: float, pattern: int) -> Tried:
         """Try a rate, again where the machine disturbed it."""
         for _ in range(_DISTURBED_AGAIN):
-            held, share, late = await self._trial(rate)
-            verdict = "held" if held else "missed, generator late" if late else "missed"
-            print(f"  {rate:.4g} requests/s: {share:.2%} {verdict}")
-            if held or not late:
-                return held, share
+            tried, late = await self._trial(rate, pattern)
+            met = tried.held and tried.share >= self.run.slo.share
+            verdict = "held" if met else "missed, generator late" if late else "missed"
+            print(f"  {rate:.4g} requests/s: {tried.share:.2%} {verdict}")
+            if met or not late:
+                return tried
         if _BUSY not in self.run.notes:
             self.run.notes.append(_BUSY)
-        return held, share
+        return tried
 
-    async def _trial(self, rate: float) -> tuple[bool, float, bool]:
-        """Return whether the rate held, the share that met it, and if the generator was late."""
+    async def _trial(self, rate: float, pattern: int) -> tuple[Tried, bool]:
+        """Return how the rate went, and if the generator was late."""
         if self.generator.stopped:
             raise _Ended
         options, slo = self.options, self.run.slo
@@ -290,14 +298,15 @@ class _Conductor:
 
         self.generator.listeners.append(note)
         try:
-            await self._at_rate(RateProfile(rate, rate, seconds), f"{rate:.4g} requests/s")
+            profile = RateProfile(rate, rate, seconds)
+            await self._at_rate(profile, f"{rate:.4g} requests/s", f"search/{pattern}")
         finally:
             self.generator.listeners.remove(note)
         if self.generator.stopped:
             raise _Ended
         share = attainment(seen, slo) or 0.0
         lateness = Quantiles.of([record.sent - record.intended for record in seen]).p99
-        return share >= slo.share and missed <= most, share, lateness > _LATE * slo.tightest
+        return Tried(share, len(seen), held=missed <= most), lateness > _LATE * slo.tightest
 
     def _new_stage(
         self, label: str, load: float, unit: str, warmup: float, seconds: float

@@ -87,6 +87,9 @@ async def run_router(settings: Settings, ports_file: Path | None = None) -> None
     with _signals(stopping):
         router = await Router.start(settings)
         configure_logs(settings.telemetry, process="router")  # imports have meddled with it
+        from serving.edge.settling import settle_down
+
+        settle_down()
         try:
             if ports_file is not None:
                 _write_atomically(ports_file, json.dumps(asdict(router.addresses)))

@@ -55,7 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _measured(process: RouterProcess, *, quick: bool) -> dict[str, list[Row]]:
     seconds = 2.0 if quick else 8.0
     found: dict[str, list[Row]] = {
-        name: [] for name in ("requests", "latency", "streaming", "ranks", "open_streams")
+        name: []
+        for name in ("requests", "latency", "stepped", "streaming", "ranks", "open_streams")
     }
 
     def add(part: str, case: Case, **more: object) -> None:
@@ -73,9 +74,10 @@ def _measured(process: RouterProcess, *, quick: bool) -> dict[str, list[Row]]:
             for prompt in (100,) if quick else (100, 1000, 10_000):
                 add("requests", Case(protocol, 16, prompt, 1, stream=False, seconds=seconds))
             add("latency", Case(protocol, 1, 100, 1, stream=False, seconds=seconds))
-    with process.ranks(2, token_delay=0.02):
-        for protocol in _PROTOCOLS:
-            add("streaming", Case(protocol, 64, 100, 500, stream=True, seconds=seconds))
+    for part in ("stepped", "streaming"):
+        with process.ranks(2, token_delay=0.02, stepped=part == "stepped"):
+            for protocol in _PROTOCOLS:
+                add(part, Case(protocol, 64, 100, 500, stream=True, seconds=seconds))
     for ranks in (2, 64) if quick else (2, 16, 128, 512):
         with process.ranks(ranks):
             idle = process.idle_share(1.0 if quick else 4.0)

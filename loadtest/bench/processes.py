@@ -16,7 +16,7 @@ import psutil
 import yaml
 
 from loadtest.bench.clients import Case, Measured
-from loadtest.bench.ranks import DELAY_VARIABLE
+from loadtest.bench.ranks import SCATTERED, STEPPED
 
 _START = 180.0
 _STOP = 20.0
@@ -74,17 +74,22 @@ class RouterProcess:
         return float(after.user + after.system - before.user - before.system) / seconds
 
     @contextlib.contextmanager
-    def ranks(self, count: int, token_delay: float = 0.0) -> Iterator[None]:
-        """Join ``count`` fake ranks; each gives a request a token every ``token_delay`` seconds."""
+    def ranks(
+        self, count: int, token_delay: float = 0.0, *, stepped: bool = False
+    ) -> Iterator[None]:
+        """Join ``count`` fake ranks; each gives a request a token every ``token_delay`` seconds.
+
+        ``stepped``: all requests of a rank get theirs at once; otherwise each in its own time.
+        """
         settings = {**_SETTINGS, "link": {"routers": [self.join]}}
         if count < _GROUP:
             settings["group"] = {"data_parallel": 1}
         file = self.folder / "ranks.yaml"
         file.write_text(yaml.safe_dump(settings), "utf-8")
+        words = [str(file), str(count), str(token_delay), STEPPED if stepped else SCATTERED]
         process = subprocess.Popen(
-            [sys.executable, "-m", "loadtest.bench.ranks", str(file), str(count)],
+            [sys.executable, "-m", "loadtest.bench.ranks", *words],
             stdin=subprocess.PIPE,
-            env={**os.environ, DELAY_VARIABLE: str(token_delay)},
             stdout=subprocess.DEVNULL,
             stderr=(self.folder / "ranks.log").open("ab"),
         )

@@ -1,31 +1,59 @@
 """Many fake ranks in one process, each with a link of its own to the router.
 
-    python -m loadtest.bench.ranks SETTINGS.yaml RANKS
+    python -m loadtest.bench.ranks SETTINGS.yaml RANKS DELAY scattered|stepped
 
 Prints READY when all have been dialled; serves until its input ends.
 """
 
 import asyncio
-import os
 import sys
 from pathlib import Path
+from typing import Any
+
+from typing_extensions import override
 
 from serving.engine.fake_engine import FakeEngine
 from serving.engine.rank_server import RankIdentity, RankServer
 from serving.settings import Settings, load_settings
 from serving.telemetry.logs import configure_logs
 
-DELAY_VARIABLE = "LOADTEST_TOKEN_DELAY"
-"""Variable with the seconds from a request's token to its next; 0: as fast as it goes."""
+STEPPED, SCATTERED = "stepped", "scattered"
 
 
-async def serve(settings: Settings, count: int, delay: float) -> None:
-    """Serve ``count`` ranks, in groups as large as the settings say."""
+class SteppedEngine(FakeEngine):
+    """Gives all its requests their next token in one step, as real engines do.
+
+    The plain fake engine has a timer for each request.
+    """
+
+    _step_ends: asyncio.Event | None = None
+
+    @override
+    async def _step(self, request: Any) -> None:
+        if self._step_ends is None:
+            self._step_ends = asyncio.Event()
+            asyncio.get_running_loop().call_later(self._token_delay, self._end_step)
+        await self._step_ends.wait()
+
+    def _end_step(self) -> None:
+        ends, self._step_ends = self._step_ends, None
+        assert ends is not None
+        ends.set()
+        self._last_step = self._clock.monotonic()
+        self._steps += 1
+
+
+async def serve(settings: Settings, count: int, delay: float, kind: str) -> None:
+    """Serve ``count`` ranks, in groups as large as the settings say.
+
+    ``delay``: seconds from a request's token to its next; 0: as fast as it goes.
+    """
+    make = SteppedEngine if kind == STEPPED else FakeEngine
     size = settings.group.data_parallel
     servers = []
     for number in range(count):
         group, rank = divmod(number, size)
-        engine = FakeEngine(settings, rank=rank, token_delay=delay)
+        engine = make(settings, rank=rank, token_delay=delay)
         await engine.start()
         identity = RankIdentity(f"g{group}", "bench", rank, size, "127.0.0.1")
         server = RankServer(engine, settings.link, identity)
@@ -43,7 +71,7 @@ def main() -> None:
     import uvloop
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(serve(settings, int(sys.argv[2]), float(os.environ.get(DELAY_VARIABLE, "0"))))
+        runner.run(serve(settings, int(sys.argv[2]), float(sys.argv[3]), sys.argv[4]))
 
 
 if __name__ == "__main__":

@@ -37,15 +37,7 @@ def markdown(data: Mapping[str, Any]) -> str:
             data["latency"],
             lambda _, m: (f"{m['p50_ms']:.2f}", f"{m['p99_ms']:.2f}"),
         ),
-        "Streaming, 64 streams, a token every 20 ms each:",
-        _table(
-            ("protocol", "tokens/s", "messages per token", "CPU µs/token"),
-            data["streaming"],
-            lambda _, m: (
-                f"{m['tokens_per_second']:.0f}", f"{m['messages_per_token']:.2f}",
-                f"{m['cpu_us_per_token']:.0f}",
-            ),
-        ),
+        *_streaming(data),
         "Growth with ranks (REST, 100-token prompts, 1 output token):",
         _table(
             ("protocol", "ranks", "CPU ms/request", "requests/s", "core share when idle", "MiB"),
@@ -66,6 +58,26 @@ def markdown(data: Mapping[str, Any]) -> str:
         ),
     ]  # fmt: skip
     return "\n\n".join(parts) + "\n"
+
+
+def _streaming(data: Mapping[str, Any]) -> list[str]:
+    parts = []
+    for part, words in (
+        ("stepped", "Streaming, 64 streams, a token every 20 ms, all streams of a rank at once:"),
+        ("streaming", "Streaming, 64 streams, a token every 20 ms each:"),
+    ):
+        if part in data:
+            heads = ("protocol", "tokens/s", "messages per token", "CPU µs/token")
+            parts += [words, _table(heads, data[part], _streaming_cells)]
+    return parts
+
+
+def _streaming_cells(_: Mapping[str, Any], measured: Mapping[str, Any]) -> Sequence[str]:
+    return (
+        f"{measured['tokens_per_second']:.0f}",
+        f"{measured['messages_per_token']:.2f}",
+        f"{measured['cpu_us_per_token']:.0f}",
+    )
 
 
 def write_page(page: Path, data: Mapping[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """Bytes that are no message of the RPC are the client's fault: INVALID_ARGUMENT, not UNKNOWN."""
 
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Any
 
@@ -62,12 +62,10 @@ def _guarded(decode: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
 def _checked(behaviour: Callable[..., Any]) -> Callable[..., Any]:
     if inspect.isasyncgenfunction(behaviour):
 
-        async def stream(request: Any, context: Any) -> Any:
+        async def stream(request: Any, context: Any) -> None:
             if request is _UNDECODABLE:
                 await _refuse(context)
-            async with aclosing(behaviour(request, context)) as responses:
-                async for response in responses:
-                    yield response
+            await _write_all(behaviour(request, context), context)
 
         return stream
 
@@ -92,12 +90,21 @@ def _checked_stream(behaviour: Callable[..., Any]) -> Callable[..., Any]:
     if not inspect.isasyncgenfunction(behaviour):
         return checked
 
-    async def stream(given: AsyncIterator[Any], context: Any) -> Any:
-        async with aclosing(behaviour(requests(given, context), context)) as responses:
-            async for response in responses:
-                yield response
+    async def stream(given: AsyncIterator[Any], context: Any) -> None:
+        await _write_all(behaviour(requests(given, context), context), context)
 
     return stream
+
+
+async def _write_all(responses: AsyncGenerator[Any], context: Any) -> None:
+    """Write a stream of answers.
+
+    Given a generator, gRPC would not close it when a call is cancelled between two answers:
+    that would wait for the garbage collector, and happen in another context.
+    """
+    async with aclosing(responses):
+        async for response in responses:
+            await context.write(response)
 
 
 async def _refuse(context: Any) -> None:

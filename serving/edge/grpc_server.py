@@ -29,6 +29,10 @@ INFERENCE = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_n
 FLEET = fleet_pb2.DESCRIPTOR.services_by_name["FleetService"].full_name
 SERVICES = (INFERENCE, FLEET, health.SERVICE_NAME, reflection.SERVICE_NAME)
 
+_PENDING_CALLS = 65536
+_PENDING_SECONDS = 300
+"""gRPC's own is 30; a client that is not as patient has its deadline."""
+
 _OVERALL = ""
 """Name under which health.proto keeps the whole server's status."""
 
@@ -76,6 +80,12 @@ class GrpcEdge:
                 # gRPC turns some away from the soft limit on, all from the absolute one on.
                 ("grpc.max_metadata_size", guard.max_header_bytes),
                 ("grpc.absolute_max_metadata_size", guard.max_header_bytes),
+                # Calls that the event loop has not come to yet. From a thousand on gRPC would
+                # cancel some by chance: a burst got CANCELLED, which no client tries again,
+                # instead of admission's RESOURCE_EXHAUSTED and when to come back.
+                ("grpc.server.max_pending_requests", _PENDING_CALLS),
+                ("grpc.server.max_pending_requests_hard_limit", _PENDING_CALLS),
+                ("grpc.server_max_unrequested_time_in_server", _PENDING_SECONDS),
             ],
             interceptors=[
                 AuthInterceptor(guard.authenticator, pages.model, clock),

@@ -65,8 +65,9 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
                 async for response in converted:
                     yield response
 
-        async for response in self._runner.stream("ChatStream", context, handle):
-            yield response
+        async with aclosing(self._runner.stream("ChatStream", context, handle)) as answers:
+            async for response in answers:
+                yield response
 
     async def Complete(  # noqa: N802
         self, request: pb.CompleteRequest, context: Any
@@ -104,8 +105,9 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
                 async for response in converted:
                     yield response
 
-        async for response in self._runner.stream("CompleteStream", context, handle):
-            yield response
+        async with aclosing(self._runner.stream("CompleteStream", context, handle)) as answers:
+            async for response in answers:
+                yield response
 
     async def Embed(self, request: pb.EmbedRequest, context: Any) -> pb.EmbedResponse:  # noqa: N802
         """Refuse: the served models generate text."""

@@ -23,6 +23,8 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 _LOAD_DEADLINE = 5.0
 """Seconds that the engine gets to report its load; silence for longer is a stall."""
+_QUIET_INTERVALS = 4
+"""Of ``link.load_interval``, after which an idle rank repeats itself."""
 _Snapshot = link_pb2.LoadSnapshot
 
 
@@ -196,7 +198,12 @@ class RankServer:
     # -- load and health ----------------------------------------------------------------
 
     async def _report(self) -> None:
-        """Send load snapshots every ``load_interval``, and at once when there is trouble."""
+        """Send load snapshots every ``load_interval``, and at once when there is trouble.
+
+        An idle rank that has nothing new to say says so more rarely: in a large fleet reports of
+        idle ranks would be a router's greatest expense.
+        """
+        said, quiet = b"", 0
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._settings.load_interval):
@@ -210,6 +217,11 @@ class RankServer:
                     reason=load.health_reason,
                 )
             self._load = load
+            news = _news(load)
+            quiet = quiet + 1 if news == said else 0
+            if quiet % _QUIET_INTERVALS and not (load.running_requests or load.waiting_requests):
+                continue
+            said = news
             for dialer in self._dialers.values():
                 dialer.report(load)
 
@@ -237,3 +249,12 @@ class RankServer:
                 known = isinstance(error, ServingError)
                 load.health_reason = str(error) if known else f"{type(error).__name__}: {error}"
         return load
+
+
+def _news(load: link_pb2.LoadSnapshot) -> bytes:
+    """Return what of a load is worth a message: not its clock, and not how memory breathes."""
+    news = _Snapshot()
+    news.CopyFrom(load)
+    news.ClearField("since_last_step_ms")
+    news.ClearField("resident_bytes")
+    return news.SerializeToString(deterministic=True)

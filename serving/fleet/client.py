@@ -47,6 +47,7 @@ from serving.fleet.prepared import Prepared
 from serving.fleet.quarantine import Quarantine
 from serving.fleet.request import FleetRequest
 from serving.fleet.resume import needs_seed
+from serving.fleet.tokenizing import tokenize_short_texts_at_once
 from serving.fleet.turnstile import OpenTurnstile, Turnstile
 from serving.link.v1 import link_pb2
 from serving.settings import Settings
@@ -71,6 +72,7 @@ class FleetClient(EngineClient):
         self.vllm_config = vllm_config
         self.model_config = vllm_config.model_config
         self.renderer = renderer_from_config(vllm_config)
+        tokenize_short_texts_at_once(self.renderer)
         self.input_processor = InputProcessor(vllm_config, self.renderer)
         self.roster = roster
         self._settings = settings

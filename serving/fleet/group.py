@@ -1,6 +1,7 @@
 """A group and its ranks as the roster keeps them, and what a snapshot shows of them."""
 
 from dataclasses import dataclass, field, replace
+from operator import is_
 
 from serving.clock import Clock
 from serving.fleet.expert_window import ExpertWindow
@@ -23,6 +24,8 @@ class Member:
     """It has generated the canary's token since the group was last complete."""
     experts: ExpertWindow = field(default_factory=ExpertWindow)
     """What its experts computed lately."""
+    shown: tuple[RankSnapshot, RankSnapshot] | None = None
+    """``snapshot`` when it was last frozen with the handle's numbers, and what came of it."""
 
 
 @dataclass(slots=True)
@@ -43,6 +46,8 @@ class Group:
     cordoned: str = ""
     """Why an operator took it out of service; empty: he did not."""
     members: dict[int, Member] = field(default_factory=dict)
+    shown: GroupSnapshot | None = None
+    """As it was last frozen."""
 
 
 def waits_for(group: Group) -> str:
@@ -69,8 +74,20 @@ def unproven(group: Group) -> list[Member]:
 
 
 def group_snapshot(group: Group) -> GroupSnapshot:
-    """Freeze the group as it is now."""
-    return GroupSnapshot(
+    """Freeze the group as it is now; what has not changed is not made anew."""
+    ranks = tuple(_rank_snapshot(member) for _, member in sorted(group.members.items()))
+    shown = group.shown
+    if (
+        shown is not None
+        and shown.state is group.state
+        and shown.since == group.since
+        and shown.reason == group.reason
+        and shown.total_experts == group.total_experts
+        and len(shown.ranks) == len(ranks)
+        and all(map(is_, shown.ranks, ranks))
+    ):
+        return shown
+    group.shown = GroupSnapshot(
         group.group_id,
         group.epoch,
         group.state,
@@ -78,17 +95,31 @@ def group_snapshot(group: Group) -> GroupSnapshot:
         group.since,
         group.world_size,
         group.total_experts,
-        tuple(
-            replace(
-                member.snapshot,
-                inflight_requests=member.handle.inflight_requests,
-                outstanding_tokens=member.handle.outstanding_tokens,
-                round_trip=member.handle.round_trip,
-            )
-            for _, member in sorted(group.members.items())
-        ),
+        ranks,
         group.app,
     )
+    return group.shown
+
+
+def _rank_snapshot(member: Member) -> RankSnapshot:
+    handle = member.handle
+    if member.shown is not None:
+        known, shown = member.shown
+        if (
+            known is member.snapshot
+            and shown.inflight_requests == handle.inflight_requests
+            and shown.outstanding_tokens == handle.outstanding_tokens
+            and shown.round_trip == handle.round_trip
+        ):
+            return shown
+    shown = replace(
+        member.snapshot,
+        inflight_requests=handle.inflight_requests,
+        outstanding_tokens=handle.outstanding_tokens,
+        round_trip=handle.round_trip,
+    )
+    member.shown = member.snapshot, shown
+    return shown
 
 
 def first_snapshot(hello: link_pb2.Hello, clock: Clock) -> RankSnapshot:

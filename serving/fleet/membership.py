@@ -7,7 +7,7 @@ one token for the canary: an engine that says it is well may still not work.
 """
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from uuid import uuid4
 
@@ -24,6 +24,7 @@ from serving.fleet.group import (
 )
 from serving.fleet.group_states import TRANSITIONS, GroupEvent
 from serving.fleet.rank_handle import MemberKey, RankHandle
+from serving.fleet.shortlist import ReadyGroups
 from serving.link.v1 import link_pb2
 from serving.routing.prefix_index import PrefixIndex
 from serving.routing.snapshot import FleetSnapshot, GroupSnapshot, MemberState
@@ -57,6 +58,7 @@ class Roster:
         self.prefixes = prefixes if prefixes is not None else PrefixIndex()
         """What the ranks' KV caches hold; their links fill it, routing reads it."""
         self._groups: dict[str, Group] = {}
+        self._ready_groups: ReadyGroups | None = None
         self._history: deque[GroupSnapshot] = deque(maxlen=self._settings.history_groups)
         # Epochs that another replaced, for gangs that do not say when they started: a left-over
         # rank may not push the living group out. Bounded; by then such a rank is long dead.
@@ -119,6 +121,7 @@ class Roster:
             self._groups[hello.group_id] = group
         group.total_experts = max(group.total_experts, hello.experts.total)
         group.members[hello.rank] = Member(hello, handle, first_snapshot(hello, self._clock))
+        self._ready_groups = None
         self._settle(group)
         self._changed()
         return key
@@ -130,6 +133,7 @@ class Roster:
             return
         group, _ = found
         del group.members[key.rank]
+        self._ready_groups = None
         # Its own requests fail even when the group's state has no transition for this.
         planned = group.state is MemberState.DRAINING
         handle.fence(f"{key} was lost: {reason}", planned=planned)
@@ -280,6 +284,23 @@ class Roster:
             tuple(reversed(self._history)),
         )
 
+    def shortlist(self, wanted: Collection[str], turn: int) -> FleetSnapshot | None:
+        """Return a part of a large fleet, so that a choice costs the same however large it is.
+
+        Args:
+            wanted: groups that must be in it, if they are ready.
+            turn: counts the calls; the other groups take turns by it.
+
+        Returns:
+            Some of the ready groups; none if the whole fleet is small enough.
+        """
+        if self._ready_groups is None:
+            self._ready_groups = ReadyGroups(self._groups)
+        groups = self._ready_groups.some(wanted, turn)
+        if groups is None:
+            return None
+        return FleetSnapshot(self.router_id, tuple(group_snapshot(group) for group in groups))
+
     # -- rules --------------------------------------------------------------------------
 
     def _find(self, key: MemberKey, handle: RankHandle) -> tuple[Group, Member] | None:
@@ -335,6 +356,7 @@ class Roster:
         after = TRANSITIONS.get((group.state, event))
         if after is None:
             return
+        self._ready_groups = None
         planned = group.state is MemberState.DRAINING
         group.state, group.reason, group.since = after, reason, self._clock.time()
         members = tuple(group.members.values())

@@ -34,6 +34,7 @@ class _Choice:
         "index",
         "logprobs",
         "moved",
+        "plain",
         "replayed_text",
         "replayed_tokens",
         "stop_reason",
@@ -62,12 +63,35 @@ class _Choice:
         # While a replay has not come to where the answer was: how far it is.
         self.replayed_tokens: int | None = None
         self.replayed_text: str | None = None
+        self.plain = False
+        """Whether the next delta can simply be added."""
 
     def rewind(self) -> None:
+        self.plain = False
         self.replayed_tokens = 0
         self.replayed_text = ""
 
-    def apply(self, delta: link_pb2.ChoiceDelta) -> None:
+    def apply(self, delta: link_pb2.ChoiceDelta) -> int:
+        """Add what came; returns the number of new tokens."""
+        if self.plain and not delta.finish_reason:
+            # Most of all deltas: nothing to compare and nothing to write down but this.
+            token_ids, text = delta.token_ids, delta.text
+            self.token_ids.extend(token_ids)
+            if text:
+                self.texts.append(text)
+            self.moved = True
+            return len(token_ids)
+        before = len(self.token_ids)
+        self._apply(delta)
+        self.plain = (
+            self.logprobs is None
+            and self.finish_reason is None
+            and self.replayed_tokens is None
+            and self.replayed_text is None
+        )
+        return len(self.token_ids) - before
+
+    def _apply(self, delta: link_pb2.ChoiceDelta) -> None:
         known = self._known_tokens(delta)
         text = self._new_text(delta.text)
         if self.replayed_tokens is not None and delta.finish_reason and not self.finish_reason:
@@ -195,11 +219,14 @@ class Transcript:
     @property
     def takeable(self) -> bool:
         """Whether ``take`` would return something."""
+        if self.finished and not self._finish_taken:
+            return True
         if self._kind is RequestOutputKind.FINAL_ONLY:
-            return self.finished and not self._finish_taken
-        return any(choice.moved for choice in self._choices) or (
-            self.finished and not self._finish_taken
-        )
+            return False
+        for choice in self._choices:  # noqa: SIM110  any() costs more than all the rest
+            if choice.moved:
+                return True
+        return False
 
     def apply(self, delta: link_pb2.Delta) -> int:
         """Add what a rank sent; returns the number of new tokens.
@@ -209,10 +236,11 @@ class Transcript:
                 do not match its tokens; nothing was added then.
             DivergedError: it is not what a replay had to bring; the request cannot go on.
         """
-        wanted = self._choices[0].logprobs is not None
-        for choice in delta.choices:
-            if choice.index >= len(self._choices):
-                raise ValueError(f"choice {choice.index} of {len(self._choices)}")
+        known, given = self._choices, delta.choices
+        wanted = known[0].logprobs is not None
+        for choice in given:
+            if choice.index >= len(known):
+                raise ValueError(f"choice {choice.index} of {len(known)}")
             if wanted and len(choice.logprobs) != len(choice.token_ids):
                 raise ValueError(
                     f"{len(choice.logprobs)} log-probabilities for {len(choice.token_ids)} tokens",
@@ -225,13 +253,12 @@ class Transcript:
                     _candidates(position, words=self._params.detokenize) or None
                     for position in delta.prompt_logprobs
                 )
-        before = self.emitted_tokens
-        for choice in delta.choices:
-            self._choices[choice.index].apply(choice)
-        tokens = self.emitted_tokens - before
+        tokens = 0
+        for choice in given:
+            tokens += known[choice.index].apply(choice)
         if delta.finished:
             self.finished = True
-            for unfinished in self._choices:
+            for unfinished in known:
                 if unfinished.finish_reason is None:
                     unfinished.finish_reason = "abort"
                     unfinished.moved = True

@@ -19,6 +19,7 @@ class Placer:
         self._roster = roster
         self._clock = clock
         self._chooser = Chooser(settings, roster.prefixes)
+        self._looks = 0
 
     def place(self, stream: RequestStream, demand: Demand) -> tuple[Pick, RankHandle] | str:
         """Send the request to the rank that routing picks, or say why no rank takes it now.
@@ -26,11 +27,10 @@ class Placer:
         Raises:
             InvalidRequest: no rank ever takes it.
         """
-        fleet, now = self._roster.snapshot(), self._clock.monotonic()
-        pick = self._chooser.choose(fleet, demand, now)
+        pick = self._choose(demand)
         if isinstance(pick, NoPick) and demand.avoid:
             # Better there than nowhere: it would be in the way of all that wait behind it.
-            pick = self._chooser.choose(fleet, replace(demand, avoid=()), now)
+            pick = self._choose(replace(demand, avoid=()))
         if isinstance(pick, NoPick):
             if pick.kind is NoPickKind.TOO_LARGE:
                 raise InvalidRequest(pick.reason)
@@ -43,3 +43,16 @@ class Placer:
         except (GroupLost, Overloaded) as error:
             return str(error)
         return pick, handle
+
+    def _choose(self, demand: Demand) -> Pick | NoPick:
+        """Look at a part of a large fleet, and at all of it if nothing there takes the request."""
+        now = self._clock.monotonic()
+        evidence = self._chooser.evidence(demand, now)
+        if not demand.explain:
+            self._looks += 1
+            part = self._roster.shortlist(evidence.groups(), self._looks)
+            if part is not None:
+                pick = self._chooser.choose(part, demand, now, evidence)
+                if isinstance(pick, Pick):
+                    return pick
+        return self._chooser.choose(self._roster.snapshot(), demand, now, evidence)

@@ -1,7 +1,7 @@
 """The router's end of one rank's stream: what goes down, and who gets what comes up."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 from serving.clock import Clock
 from serving.errors import GroupLost, InvalidRequest, Overloaded
@@ -126,22 +126,8 @@ class RankLink:
         """Take in one frame from the rank."""
         self._heard_at = self._clock.monotonic()
         metrics.LINK_FRAMES_UP.inc()
-        if message.deltas:
-            metrics.LINK_DELTAS.inc(len(message.deltas))
-        for delta in message.deltas:
-            stream = self._streams.get(delta.request_id)
-            if stream is None:
-                # Crossed our abort on the way.
-                continue
-            stream.receive(delta)
-            if stream.done:
-                self._forget(stream)
-                if not delta.finished:
-                    # It did not fit and failed here, not on the rank.
-                    self._aborts.append(stream.request_id)
-                    self._wake.set()
-            else:
-                self._count(stream)
+        if deltas := message.deltas:
+            self._take_in(deltas)
         if message.HasField("kv_events") and not self.closed.is_set():
             events = message.kv_events
             self._roster.prefixes.apply(
@@ -163,6 +149,28 @@ class RankLink:
         ):
             self._round_trip = self._heard_at - self._ping_sent_at
             self._ping_sent_at = None
+
+    def _take_in(self, deltas: Sequence[link_pb2.Delta]) -> None:
+        """Give each request what it gained."""
+        metrics.LINK_DELTAS.inc(len(deltas))
+        streams, counted = self._streams, self._counted
+        for delta in deltas:
+            request_id = delta.request_id
+            stream = streams.get(request_id)
+            if stream is None:
+                # Crossed our abort on the way.
+                continue
+            stream.receive(delta)
+            if stream.done:
+                self._forget(stream)
+                if not delta.finished:
+                    # It did not fit and failed here, not on the rank.
+                    self._aborts.append(request_id)
+                    self._wake.set()
+            else:
+                now = stream.outstanding_tokens
+                self._outstanding += now - counted[request_id]
+                counted[request_id] = now
 
     async def send(self, write: Write) -> None:
         """Write frames until the link is closed."""

@@ -12,6 +12,8 @@ from serving.fleet.quarantine import Probation
 from serving.link.v1 import link_pb2
 from serving.telemetry import metrics
 
+_ABORT = link_pb2.ChoiceDelta.ABORT
+
 
 class RequestStream:
     """One request on one rank: collects its deltas and wakes its caller at most once a frame.
@@ -24,11 +26,12 @@ class RequestStream:
     __slots__ = (
         "_error",
         "_expected_output",
-        "_ready",
         "_seen_tokens",
         "_started",
+        "_waiter",
         "pace",
         "probation",
+        "request_id",
         "transcript",
         "work",
     )
@@ -42,6 +45,8 @@ class RequestStream:
         expected_output: int,
     ) -> None:
         self.work = work
+        self.request_id: str = work.request_id
+        """The id that router and rank use."""
         self.transcript = transcript
         self.pace = pace
         self.probation: Probation | None = None
@@ -50,12 +55,8 @@ class RequestStream:
         self._expected_output = expected_output
         self._started = False
         self._seen_tokens = 0
-        self._ready = asyncio.Event()
-
-    @property
-    def request_id(self) -> str:
-        """The id that router and rank use."""
-        return self.work.request_id
+        # One caller waits; a bare future is half the price of an Event.
+        self._waiter: asyncio.Future[None] | None = None
 
     @property
     def finished(self) -> bool:
@@ -75,10 +76,10 @@ class RequestStream:
     @property
     def outstanding_tokens(self) -> int:
         """Prompt and output tokens that the rank has still to compute."""
-        if self.done:
+        if self._error is not None or self.transcript.finished:
             return 0
-        prompt = 0 if self._started else len(self.work.prompt_token_ids)
-        return prompt + self.outstanding_output
+        output = max(self._expected_output - self._seen_tokens, 1)
+        return output if self._started else len(self.work.prompt_token_ids) + output
 
     @property
     def outstanding_output(self) -> int:
@@ -92,10 +93,13 @@ class RequestStream:
         if delta.HasField("error"):
             self.fail(error_of(delta.error))
             return
-        if any(choice.finish_reason == link_pb2.ChoiceDelta.ABORT for choice in delta.choices):
-            # Nobody here asked for that: we stop listening before we abort.
-            self.fail(GroupLost("the rank ended the request; the request can be sent again"))
-            return
+        seen = 0
+        for choice in delta.choices:
+            if choice.finish_reason == _ABORT:
+                # Nobody here asked for that: we stop listening before we abort.
+                self.fail(GroupLost("the rank ended the request; the request can be sent again"))
+                return
+            seen += len(choice.token_ids)
         try:
             tokens = self.transcript.apply(delta)
         except DivergedError as error:
@@ -111,21 +115,19 @@ class RequestStream:
             self.fail(EngineError(f"the rank sent a delta that does not fit: {error}"))
             return
         self._started = True
-        self._seen_tokens += sum(len(choice.token_ids) for choice in delta.choices)
+        self._seen_tokens += seen
         if tokens:
             self.pace.count(tokens)
         if self.probation is not None:
-            self.probation.progress(self._seen_tokens)
-            if self.transcript.finished:
-                self.probation.end()
-        if self.transcript.takeable:
-            self._ready.set()
+            self._prove(self.probation)
+        if self._waiter is not None and self.transcript.takeable:
+            self._wake()
 
     def fail(self, error: ServingError) -> None:
         """End the request with an error; what was emitted before is still given out first."""
         if not self.done:
             self._error = error
-            self._ready.set()
+            self._wake()
             if self.probation is not None:
                 self.probation.end()
 
@@ -136,13 +138,25 @@ class RequestStream:
             ServingError: the request failed.
         """
         while True:
-            self._ready.clear()
             output = self.transcript.take()
             if output is not None:
                 return output
             if self._error is not None:
                 raise self._error
-            await self._ready.wait()
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+
+    def _prove(self, probation: Probation) -> None:
+        probation.progress(self._seen_tokens)
+        if self.transcript.finished:
+            probation.end()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
 
 class Pace:

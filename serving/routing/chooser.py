@@ -87,20 +87,35 @@ class Chooser:
         self._sessions = Sessions(settings.sessions, settings.session_ttl)
         self._turn = 0
 
-    def choose(self, fleet: FleetSnapshot, demand: Demand, now: float) -> Pick | NoPick:
-        """Choose a rank for a request that is about to be sent, and remember the choice.
+    def evidence(self, demand: Demand, now: float) -> Evidence:
+        """Return what is remembered about a request.
 
         Args:
-            fleet: the fleet now.
             demand: what the request needs.
             now: seconds on a monotonic clock.
 
         """
-        begun = perf_counter()
-        matched = self._prefixes.matches(demand.prompt)
-        evidence = Evidence(
-            matched, self._prefixes.guessing, self._sessions.get(demand.session_id, now)
+        return Evidence(
+            self._prefixes.matches(demand.prompt),
+            self._prefixes.guessing,
+            self._sessions.get(demand.session_id, now),
         )
+
+    def choose(
+        self, fleet: FleetSnapshot, demand: Demand, now: float, evidence: Evidence | None = None
+    ) -> Pick | NoPick:
+        """Choose a rank for a request that is about to be sent, and remember the choice.
+
+        Args:
+            fleet: the fleet now, or a part of it.
+            demand: what the request needs.
+            now: seconds on a monotonic clock.
+            evidence: what is remembered about the request, if it was looked up already.
+
+        """
+        begun = perf_counter()
+        if evidence is None:
+            evidence = self.evidence(demand, now)
         decision = decide(fleet, demand, self._settings, evidence, self._turn, _timed)
         if isinstance(decision, Pick):
             self._remember(fleet, demand, decision, now)

@@ -4,12 +4,16 @@ A scorer with nothing to say (no session, no prefix that matches) returns none, 
 for all. deploy/docs/routing.md has the formulas.
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from heapq import nlargest
 
 from serving.routing.decision import Demand, RankKey
 from serving.routing.snapshot import FleetSnapshot, RankSnapshot
 from serving.settings import RoutingSettings
+
+_BEST = 8
+"""Most ranks of whose caches more is made than of others': a common beginning is everywhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +26,16 @@ class Evidence:
     """Ranks that do not tell what they cache: for them it is what this router sent there."""
     sticky: RankKey | None = None
     """Where the session was last."""
+
+    def groups(self) -> set[str]:
+        """Name the groups that speak for themselves: the session's, and the best matches'."""
+        best: Iterable[RankKey] = self.matched
+        if len(self.matched) > _BEST:
+            best = nlargest(_BEST, self.matched, key=self.matched.__getitem__)
+        found = {key[0] for key in best}
+        if self.sticky is not None:
+            found.add(self.sticky[0])
+        return found
 
 
 @dataclass(frozen=True, slots=True)

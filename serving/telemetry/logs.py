@@ -5,7 +5,7 @@ JSON off a terminal, readable on one. vLLM's and uvicorn's records take the same
 
 import logging
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import structlog
@@ -75,6 +75,10 @@ class RequestLine:
     """Prompt tokens that came from a KV cache."""
     trace_id: str | None = None
     """Of the request's trace, if it has one."""
+
+
+_REQUEST_LOG = "serving.request"
+_LINE_FIELDS = tuple(field.name for field in fields(RequestLine))
 
 
 def configure_logs(settings: TelemetrySettings, *, process: str) -> None:
@@ -156,13 +160,15 @@ def expected_errors(record: logging.LogRecord) -> bool:
 
 def log_request(line: RequestLine) -> None:
     """Write the one line about a finished request."""
-    fields = {name: value for name, value in asdict(line).items() if value is not None}
-    fields["duration"] = round(line.duration, 6)
+    if not logging.getLogger(_REQUEST_LOG).isEnabledFor(logging.INFO):
+        return
+    said = {name: value for name in _LINE_FIELDS if (value := getattr(line, name)) is not None}
+    said["duration"] = round(line.duration, 6)
     if line.ttft is not None:
-        fields["ttft"] = round(line.ttft, 6)
+        said["ttft"] = round(line.ttft, 6)
     if line.waited is not None:
-        fields["waited"] = round(line.waited, 6)
-    structlog.get_logger("serving.request").info("request", **fields)
+        said["waited"] = round(line.waited, 6)
+    structlog.get_logger(_REQUEST_LOG).info("request", **said)
 
 
 def _naming(process: str) -> Any:

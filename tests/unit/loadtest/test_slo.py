@@ -1,12 +1,11 @@
 import heapq
-import itertools
 import random
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadtest.slo import Slo, attainment, search
+from loadtest.slo import Slo, Tried, attainment, search
 from tests.unit.loadtest.records import record
 
 
@@ -44,12 +43,12 @@ def test_one_token_has_no_inter_token_latency():
 async def test_the_answer_is_just_below_where_it_breaks(edge, start):
     found = await search(_sharp(edge), start=start, most=1000, halvings=12)
     assert found.bounded
-    assert edge / 1.06 <= found.rate <= edge
+    assert edge / 1.04 <= found.rate <= edge
 
 
 def _sharp(edge):
-    async def attempt(rate):
-        return rate <= edge, 1.0 if rate <= edge else 0.5
+    async def attempt(rate, pattern):
+        return Tried(1.0 if rate <= edge else 0.5, 400)
 
     return attempt
 
@@ -70,12 +69,12 @@ async def test_a_rate_that_held_by_luck_is_lowered_until_it_holds_in_a_row():
     luck = iter([True, False])
     confirmed = []
 
-    async def attempt(rate):
+    async def attempt(rate, pattern):
         lucky = next(luck, None)
         if lucky is not None:
-            return lucky, 1.0
+            return Tried(float(lucky), 400)
         confirmed.append(rate)
-        return rate <= 3.5, 1.0
+        return Tried(float(rate <= 3.5), 400)
 
     found = await search(attempt, start=4, most=100, precision=0.2)
     assert found.rate <= 3.5
@@ -83,29 +82,73 @@ async def test_a_rate_that_held_by_luck_is_lowered_until_it_holds_in_a_row():
     assert confirmed[-1] == confirmed[-2] == found.rate
 
 
-async def test_the_answer_for_a_queue_holds_when_run_again():
-    """Four servers of 0.2 s with random arrivals: 99 % wait less than 0.1 s up to about 7.5/s."""
-    answers = []
-    for seed in range(8):
-        numbers = itertools.count()
+@pytest.mark.parametrize(
+    ("shares", "trials", "held"),
+    [
+        pytest.param([1.0], 1, True, id="none missed"),
+        pytest.param([0.9], 1, False, id="clearly missed"),
+        pytest.param([0.9875, 0.995, 0.9925], 3, True, id="unclear, together enough"),
+        pytest.param([0.9925, 0.9875, 0.985], 3, False, id="unclear, together too few"),
+        pytest.param([0.9925, 0.95], 2, False, id="clear together"),
+    ],
+)
+async def test_unclear_trials_are_taken_together(shares, trials, held):
+    patterns = []
 
-        async def attempt(rate, seed=seed, numbers=numbers):
-            share = _share(rate, 1000, f"{seed}/{next(numbers)}")
-            return share >= 0.99, share
+    async def attempt(rate, pattern):
+        patterns.append(pattern)
+        return Tried(shares[pattern] if pattern < len(shares) else 1.0, 400)
 
-        answers.append((await search(attempt, start=4, most=100)).rate)
-    for answer in answers:
-        # One trial is a sample: a tenth lower it holds in a long one.
-        assert _share(answer * 0.9, 20_000, "again") >= 0.99
-        assert 6 < answer < 8.5
+    found = await search(attempt, start=4, most=4, halvings=0)
+    probes = [trial for trial in found.trials if trial.purpose == "probe"]
+    assert len(probes) == trials
+    assert probes[-1].held is held
+    assert (found.rate == 4) is held
+    assert patterns[:trials] == list(range(trials))
 
 
-def _share(rate, count, seed):
+async def test_a_trial_that_was_given_up_is_a_miss():
+    async def attempt(rate, pattern):
+        return Tried(1.0, 400, held=rate <= 5)
+
+    found = await search(attempt, start=4, most=100)
+    assert 4.8 < found.rate <= 5
+
+
+async def test_the_answer_for_a_queue_is_the_same_when_run_again():
+    """Four servers of about 0.2 s with random arrivals; 99 % wait less than 0.1 s up to 7.5/s.
+
+    Every run has the arrivals of the same seed, as the command has them, and service times of its
+    own that differ by a tenth: any two answers lie within 10 %.
+    """
+    answers = [(await search(_queue("0", run), start=4, most=100)).rate for run in range(6)]
+    assert max(answers) <= 1.1 * min(answers)
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_the_answer_for_a_queue_holds_with_other_arrivals(seed):
+    answer = (await search(_queue(seed, seed), start=4, most=100)).rate
+    # Some hundred requests are a sample: a tenth lower it holds in a long one.
+    assert _share(answer * 0.9, 20_000, "again") >= 0.985
+    assert 5.5 < answer < 8.5
+
+
+def _queue(seed, run):
+    jitter = random.Random(f"service {run}")
+
+    async def attempt(rate, pattern):
+        return Tried(_share(rate, 400, f"{seed}/{pattern}", jitter), 400)
+
+    return attempt
+
+
+def _share(rate, count, seed, jitter=None):
     rng = random.Random(seed)
     free, now, fine = [0.0] * 4, 0.0, 0
     for _ in range(count):
-        now += rng.expovariate(rate)
+        now += rng.expovariate(1) / rate
         begin = max(free[0], now)
-        heapq.heapreplace(free, begin + 0.2)
+        service = 0.2 * (1 if jitter is None else jitter.uniform(0.9, 1.1))
+        heapq.heapreplace(free, begin + service)
         fine += begin - now <= 0.1
     return fine / count

