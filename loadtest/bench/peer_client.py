@@ -180,10 +180,10 @@ def main() -> None:
         try:
             shown = runner.run(run(trial))
         except* TargetError as group:
-            error = group
+            error: BaseException = group
             while isinstance(error, BaseExceptionGroup):
                 error = error.exceptions[0]
-            sys.exit(f"{error.kind}: {error}")  # the first that went wrong, in one line
+            sys.exit(f"request failed: {error}")  # the first, in one line
     print(json.dumps(asdict(shown)), flush=True)
 
 
