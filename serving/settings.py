@@ -429,8 +429,10 @@ class AutoscalerSettings(_Group):
     band_low: float = Field(0.5, gt=0, lt=1)
     band_high: float = Field(0.8, gt=0, le=1)
     """Between band_low and band_high of an objective or of the capacity nothing is changed."""
-    pressure_clamp: float = Field(2.0, gt=1)
-    """A pressure counts as at most so much: a latency far off says little about how far."""
+    pressure_clamp: float = Field(5.0, gt=1)
+    """A pressure counts as at most so much: a latency far off says little about how far.
+    In the simulated rise of deploy/docs/simulation.md, 5 met the objectives of 91 % of requests and
+    2 those of 72 %, for 9 % more GPU-hours."""
     backlog_horizon: Seconds = 30.0
     """Queued tokens should be worked off in so long."""
     up_window: float = Field(0.0, ge=0)

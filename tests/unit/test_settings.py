@@ -149,7 +149,7 @@ DEFAULTS = {
         "group_tokens_per_second": None,
         "band_low": 0.5,
         "band_high": 0.8,
-        "pressure_clamp": 2.0,
+        "pressure_clamp": 5.0,
         "backlog_horizon": 30.0,
         "up_window": 0.0,
         "down_window": 300.0,

@@ -26,6 +26,7 @@ def settings(**changes) -> AutoscalerSettings:
         "ttft_slo": 1.0,
         "itl_slo": 0.1,
         "queue_wait_slo": 1.0,
+        "pressure_clamp": 2.0,
         "group_tokens_per_second": 1000.0,
         "max_step_up": 8,
         "max_step_down": 8,

@@ -59,7 +59,7 @@ def recording(tmp_path):
     return str(file)
 
 
-LAW = ["--set", "autoscaler.max_groups=4"]
+LAW = ["--set", "autoscaler.max_groups=4", "--set", "autoscaler.pressure_clamp=2"]
 
 
 def test_replay_prints_a_row_a_look(recording, capsys):
