@@ -11,10 +11,10 @@ from enum import Enum, auto
 
 from serving.settings import FleetSettings
 
-PROBATION_TOKENS = 4
+PROBATION_TOKENS = 2
 """What a suspect must generate before the next one may start: a request that kills with its
-prompt, or where it was, does so in its first step; the rest is for tokens that were on their way
-when the group died."""
+prompt, or at the token where it was, does so in the first step or, where one was on its way when
+the group died, in the second. More would only let the innocent wait: hardware fails more often."""
 
 
 class Verdict(Enum):
