@@ -102,7 +102,11 @@ def changed(**values: Any) -> set[str]:
         ),
         pytest.param(
             {"monitoring": {"dashboards": {"enabled": True}}},
-            {"ConfigMap -dashboard-experts", "ConfigMap -dashboard-fleet"},
+            {
+                "ConfigMap -dashboard-autoscaler",
+                "ConfigMap -dashboard-experts",
+                "ConfigMap -dashboard-fleet",
+            },
             id="dashboards",
         ),
         pytest.param(

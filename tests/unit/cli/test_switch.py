@@ -29,6 +29,8 @@ class FakeRouter(fleet_pb2_grpc.FleetServiceServicer):
         self.looks = 0
         self.after = {}
         """Look: what the groups change to."""
+        self.during_drain = {}
+        """Groups that come while one is drained."""
 
     def GetFleet(self, request, context):  # noqa: N802
         self.looks += 1
@@ -64,6 +66,8 @@ class FakeRouter(fleet_pb2_grpc.FleetServiceServicer):
 
     def Drain(self, request, context):  # noqa: N802
         self._note("drain", request, context)
+        self.groups |= self.during_drain
+        self.during_drain = {}
         self.drained.wait(PATIENCE)
         return fleet_pb2.DrainResponse(finished=self.finished)
 
@@ -185,7 +189,7 @@ def test_the_old_ones_get_it_back_if_the_new_ones_fail(start, capsys):
 def test_an_old_group_that_comes_back_meanwhile_is_drained_too(start):
     journal = []
     router = FakeRouter(journal, "a", g0=("blue", READY), g1=("green", READY))
-    router.after = {4: {"g2": ["blue", JOINING]}}
+    router.during_drain = {"g2": ["blue", JOINING]}
     assert main(["switch", "--to", "green", *start(router)]) == 0
     assert journal == [
         ("cordon", "a", "g0"),
