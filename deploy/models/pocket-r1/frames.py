@@ -8,6 +8,9 @@ come in the same frames, so that a frame alone says nothing.
 
 from random import Random
 
+import openings
+import parts
+
 # frames for something to do; {i} as it is, {I} with a capital
 DO = (
     "{i}|{I}|{I}.|{I}!|Please {i}|please {i}.|Can you {i}?|Could you {i}?|Would you {i}?|Will you {i}?|"
@@ -20,7 +23,8 @@ DO = (
     "{I} and tell me the result|{I} and give me the answer.|I have to {i}|I must {i}|How would you {i}?|"
     "Are you able to {i}?|Is it possible for you to {i}?|Do you mind if I ask you to {i}?|"
     "My homework is to {i}|Exercise: {i}|The task is to {i}.|First, {i}|Next, {i}|Quickly {i}|Just {i}|"
-    "Be so kind and {i}|It would be nice if you could {i}|Do this: {i}|In this exercise you {i}"
+    "Here's a task: {i}|It's your turn: {i}|I've to {i}|Don't forget to {i}|Who's able to {i}?|You're asked to {i}.|"
+    "I'd love you to {i}|Let's see you {i}|Be so kind and {i}|It would be nice if you could {i}|Do this: {i}|In this exercise you {i}"
 ).split("|")
 
 # frames for something to name
@@ -32,16 +36,21 @@ NAME = (
     "What might {n} be?|{N}?|{N}|{N}, please|{N}, please.|Return {n}|Output {n}|Write {n}|Write down {n}|"
     "How about {n}?|I would like to know {n}|I want to know {n}.|Let me know {n}|The answer to this: {n}|"
     "My question is: {n}|I need to know {n}|Can you find {n}?|Can you work out {n}?|Print {n}|Report {n}|"
+    "I'd like {n}|I'd like {n}.|I'd love {n}|I'd like to see {n}|I'm asking for {n}|I'm after {n}|Here's what I want: {n}|"
+    "Show me {n}|Show {n}|Could you show me {n}?|Can you show me {n}?|Please show me {n}|Let's see {n}|It's {n} that I need|"
     "Let me see {n}|Provide {n}|Please provide {n}.|Please find {n}|State {n}|I ask for {n}"
 ).split("|")
 
 # frames for something to tell, which begins with a question word
 TELL = (
     "Tell me {n}|Tell me {n}.|Please tell me {n}|Do you know {n}?|I want to know {n}|I'd like to know {n}.|"
+    "I'm wondering {n}|I'd love to know {n}|I can't see {n}|Could you show me {n}?|Don't know {n}|"
     "I wonder {n}|Let me know {n}|Find out {n}|Figure out {n}.|Could you say {n}?|Could you tell me {n}?|"
     "{N}?|{N}|{n}|Say {n}|My question is {n}|Work out {n}|Please work out {n}.|Can you see {n}?|"
     "Determine {n}|I need to know {n}|Are you able to tell me {n}?|Can you say {n}?|Question: {N}?|Check {n}"
 ).split("|")
+
+_DIRECT_SHARE, _LOOSE_SHARE, _TWOFOLD_SHARE = 0.3, 0.25, 0.22
 
 _SORTING = "sort|order|arrange|rank|organize|reorder|rearrange|sequence|sort out".split("|")
 _PLACING = (
@@ -56,7 +65,7 @@ _UP = (
     "so that the smallest comes first|by size, smallest first|upwards"
 ).split("|")
 _DOWN = (
-    "in descending order|in decreasing order|from largest to smallest|from high to low|from greatest to least|"
+    "in descending order|in a descending order|in decreasing order|from largest to smallest|from high to low|from greatest to least|"
     "from biggest to smallest|from highest to lowest|from large to small|with the largest first|"
     "with the highest first|starting with the biggest|starting from the highest|backwards by size|"
     "so that the largest comes first|by size, largest first|downwards|in reverse order"
@@ -73,6 +82,7 @@ _ASKING = (
     "What is the right order of {xs}, {first}?|What is the order of {xs}, {first}?|What do {xs} look like {way}?|"
     "What is the sequence of {xs} {way}?|How should I order {xs} {way}?|What would {xs} be {way}?|"
     "In what order should I put {xs}, {first}?|What comes out when {xs} is sorted {way}?|{xs} - {first}|"
+    "I'd like {xs} ordered {way}|I want {xs} ordered {way}|I need {xs} arranged {way}|Please put down {xs} sorted {way}|"
     "{xs}: sort them {way}|{xs}. Put them {way}.|Given {xs}, sort {way}|Here are some numbers: {xs}. Sort them {way}.|"
     "Take {xs} and sort them {way}|I have {xs}. What are they {way}?|The numbers are {xs}. Order them {way}.|"
     "How does {xs} read {way}?|{first}: {xs}|Numbers {xs}, {first}, please"
@@ -153,9 +163,23 @@ TO_TELL = {
 
 def framed(rng: Random, task: str, *, down: bool = False) -> str:
     """Put a phrasing together; its marks ({a}, {w} …) are still to be filled in."""
-    kind = rng.random()
+    if rng.random() < _TWOFOLD_SHARE:
+        way = rng.choice(_DOWN if down else _UP)
+        return parts.twofold(rng, task, way, rng.choice(_FIRST_DOWN if down else _FIRST_UP))
+    if rng.random() < _DIRECT_SHARE:
+        sentence = rng.choice(_DIRECT[task])
+        if task == "sort":
+            sentence = sentence.replace("{way}", rng.choice(_DOWN if down else _UP))
+            sentence = sentence.replace("{first}", rng.choice(_FIRST_DOWN if down else _FIRST_UP))
+        return sentence
     if task == "sort":
         return _sorting(rng, down=down)
+    kind = rng.random()
+    if rng.random() < _LOOSE_SHARE:
+        fitting = (
+            _TO_DO[task] if kind < 0.5 else _TO_NAME[task] if kind < 0.8 else _TO_TELL.get(task)
+        )
+        return openings.loose(rng, rng.choice(fitting or _TO_NAME[task]))
     if kind < 0.5:
         part, frames = rng.choice(_TO_DO[task]), DO
     elif kind < 0.8 or task not in _TO_TELL:
@@ -170,6 +194,12 @@ def _sorting(rng: Random, *, down: bool) -> str:
     ways, firsts = (_DOWN, _FIRST_DOWN) if down else (_UP, _FIRST_UP)
     things, way, first = rng.choice(_LISTS), rng.choice(ways), rng.choice(firsts)
     verb = rng.choice(_SORTING)
+    if rng.random() < _LOOSE_SHARE:
+        forms = (
+            f"{verb} {things} {way}|{rng.choice(_PLACING)} {things} {way}|{things} {way}|"
+            f"{things} sorted {way}|{verb} {way}: {{xs}}|{verb} {things}, {first}|{verb} {first}: {{xs}}"
+        )
+        return openings.loose(rng, rng.choice(forms.split("|")))
     if kind < 0.3:
         return _fit(rng.choice(DO), f"{verb} {things} {way}")
     if kind < 0.45:
@@ -211,6 +241,61 @@ def _fit(frame: str, part: str) -> str:
     return frame
 
 
+DIRECT = {
+    "add": "{a} plus {b}, how much does that make?|If I put {b} on top of {a}, what have I got?|When {b} is added to {a}, what is it?|Sum: {a} and {b}?|My calculator broke, what is {a} + {b}?|"
+    "If you add {a} and {b}, what is the result?|Give the answer to {a} plus {b}|What would {a} plus {b} come out as?|{a} added to {b} gives what?|"
+    "What number is {a} + {b}?|{a} and {b}, added up|{a} and {b} make what?|What number do {a} and {b} make?|"
+    "What will I get if I add {a} to {b}?|What do {a} and {b} give together?|{a} and {b} together are how much?|"
+    "By adding {b} to {a} you get what?|{a} plus {b} makes?|How many are {a} and {b}?",
+    "sub": "I have {a} and take off {b}. What is left?|{a} minus {b}, how much does that make?|Please tell me what {a} minus {b} comes to|When {b} is subtracted from {a}, what is it?|Difference: {a} minus {b}?|My calculator broke, what is {a} - {b}?|"
+    "If you subtract {b} from {a}, what is the result?|Give the answer to {a} minus {b}|What would {a} minus {b} come out as?|{b} subtracted from {a} gives what?|"
+    "What number is {a} - {b}?|{a}, less {b}|From {a} subtract {b}|What will I get if I subtract {b} from {a}?|"
+    "What remains of {a} after taking away {b}?|{a} without {b} leaves what?|What is {b} less than {a}?|"
+    "By taking {b} from {a} you get what?|{a} minus {b} makes?|How much more is {a} than {b}?",
+    "mul": "What is their product, {a} and {b}?|{a} times {b}, how much does that make?|Please tell me what {a} times {b} comes to|When {a} is multiplied by {b}, what is it?|Product: {a} times {b}?|My calculator broke, what is {a} {x} {b}?|"
+    "If you multiply {a} by {b}, what is the result?|Give the answer to {a} times {b}|What would {a} times {b} come out as?|{a} multiplied by {b} gives what?|"
+    "What number is {a} {x} {b}?|{a}, {b} times|Take {a} times {b}|What will I get if I multiply {a} by {b}?|"
+    "{a} times {b} makes?|By multiplying {a} and {b} you get what?|What do {a} and {b} multiply to?|"
+    "What is {a} taken {b} times?|How many are {a} times {b}?",
+    "compare": "Please tell me whether {a} or {b} is {more}|The {more} number: {a} or {b}?|My friend says {a}, I say {b}. Which number is {more}?|When you look at {a} and {b}, which is the {more} one?|"
+    "Out of {a} and {b}, which is {more}?|Choose the {more} value: {a} or {b}|Would you say {a} or {b} is {more}?|"
+    "Which has the {more} value, {a} or {b}?|Would {a} or {b} be the {more} one?|Which value is {more}, {a} or {b}?|"
+    "{a} and {b}: which is {more}?|If you have {a} and {b}, which one is {more}?|Which would be {more}, {a} or {b}?|"
+    "Does {a} or {b} have the {more} value?|Of the two, {a} and {b}, the {more} is?|{a}, {b}: {more}?",
+    "sort": "My friend wants {xs} {way}|The order of {xs}, {first}?|{xs} {way}?|Could I get {xs} {way}?|When I sort {xs}, {first}, what do I get?|"
+    "Could you tell me the sorted order of {xs}, {first}?|Please jot down {xs} sorted {way}|Numbers to sort {way}: {xs}|Have {xs} ordered {way}|Could you tell me {xs} ordered {way}?|"
+    "What order do {xs} go in, {way}?|What order should {xs} be in, {first}?|In what order do {xs} come, {first}?|"
+    "How do {xs} go {way}?|What order are {xs} in when sorted {way}?|In which order do {xs} belong, {way}?|"
+    "Which order do {xs} have {way}?|Display {xs} {way}|Show {xs} {way}|Show me {xs} {way}|Give me {xs} {way}|"
+    "Give these {way}: {xs}|Show these {way}: {xs}|Display the list {xs} {way}|Which comes first? {xs}, {way}|"
+    "What are {xs} {way}?|How would {xs} look {way}?|When sorted {way}, what are {xs}?|{way}: {xs}|"
+    "What will {xs} be when you sort them {way}?|To sort {xs} {way}, what do I write?",
+    "reverse": "My friend wrote {w} backwards. What did it say?|Could I get {w} reversed?|Backwards spelling of {w}?|Read the word {w} from its end to its start|"
+    "If you reverse {w}, what do you get?|Let me have {w} spelled backwards|Give the reverse of {w}|Spell out the letters of {w} in reverse|"
+    "What would {w} be backwards?|What would {w} be if it were reversed?|What would {w} be in reverse?|"
+    "What would {w} look like backwards?|What does {w} become when it is reversed?|What is {w} when read backwards?|"
+    "How would {w} be written backwards?|How would you write {w} backwards?|What would the reverse of {w} be?|"
+    "Show the word {w} backwards|Would you reverse {w} for me?|Can you write the word {w} backwards?|"
+    "What will {w} be with its letters turned around?|{w}, but backwards|Backwards, {w} is what?|In reverse, what is {w}?|"
+    "Of {w}, what is the reverse?|When you reverse {w}, what comes out?|What word is {w} backwards?",
+    "count": "My friend asked how many times {l} is in {w}|Could I get the number of {l}'s in {w}?|How many times do I write {l} when I write {w}?|Letter count of {l} in {w}?|{l} count in {w}?|Number of letters {l} in {w}|How many times do you type {l} for {w}?|"
+    "In {w}, how often do you see the letter {l}?|I'm curious how many {l}'s {w} has|If you count the {l}'s in {w}, what do you get?|Could you give me the count of the letter {l} in {w}?|"
+    "The letter {l} occurs how many times in {w}?|The letter {l} appears how many times in {w}?|"
+    "The letter {l} is found how many times in {w}?|Letter {l} shows up how often in {w}?|{l} occurs how often in {w}?|"
+    "The letter {l} can be found in {w} how many times?|{l} is in {w} how many times?|For the letter {l}, how often is it in {w}?|"
+    "How often is the letter {l} in {w}?|How often can you find {l} in {w}?|Of the letters in {w}, how many are {l}?|"
+    "Looking for {l} in {w}: how many?|{l} in {w}: how many?|{w}: how many {l}'s?|{w} - count the {l}'s|With {w}, how many {l}'s are there?|"
+    "When you count {l} in {w}, how many are there?|What number of {l}'s does {w} have?|How many times will I find {l} in {w}?|"
+    "Do you see the letter {l} in {w}? How many times?|Counting {l} in {w} gives?|Would you say how many {l}'s {w} has?",
+    "other": "How old is the universe?|My friend is sad, what should I do?|Could I get a refund?|Here is a haiku, please rate it|Which language is the hardest?|When did the war end?|"
+    "Which river is the longest?|Tell me something about trains|How do birds fly?|Who invented the radio?|What's new?|"
+    "Which city is the biggest in {c}?|How do {w}s work?|Who is the {w}?|What's up?|Which {w} is the best?|"
+    "Is {p} here?|When does {t} begin?|What would {p} say?|Where did {p} go?|How many people live in {c}?|"
+    "What order did {p} give?|Would {p} like {c}?|Which {w} do you like?|The {w} costs how much?|Does {p} know {c}?",
+}
+"""Whole sentences that fit no frame."""
+
+_DIRECT = {task: sentences.split("|") for task, sentences in DIRECT.items()}
 _TO_DO = {task: parts.split("|") for task, parts in TO_DO.items()}
 _TO_NAME = {task: parts.split("|") for task, parts in TO_NAME.items()}
 _TO_TELL = {task: parts.split("|") for task, parts in TO_TELL.items()}

@@ -10,18 +10,18 @@ import tasks
 import traces
 from tasks import Problem
 
-_ADD = "What will I get if I add {a} to {b}?|Would you compute {a} + {b} for me?|Can you tell me what {a} plus {b} is?|{a} and {b}, added up|What number is {a} + {b}?"
-_SUB = "What will I get if I subtract {b} from {a}?|Would you compute {a} - {b} for me?|Can you tell me what {a} minus {b} is?|From {a} subtract {b}|What number is {a} - {b}?"
-_MUL = "What will I get if I multiply {a} by {b}?|Would you compute {a} * {b} for me?|Can you tell me what {a} times {b} is?|Take {a} times {b}|What number is {a} * {b}?"
-_LARGER = "Which has the higher value, {a} or {b}?|Would {a} or {b} be the larger one?|Which value is greater, {a} or {b}?"
-_SORT = "Give these in ascending order: {xs}|Display {xs} in ascending order|Show me {xs} in sorted order|What order do {xs} go in, from smallest to largest?"
-_SORT_DOWN = "Give these in descending order: {xs}|Display {xs} from largest to smallest|What order do {xs} go in, from largest to smallest?"
-_REVERSE = "Would you reverse {w} for me?|What would {w} be backwards?|Show the word {w} backwards|Can you write the word {w} backwards?"
+_ADD = "Say I earn {a} and then {b}. How much is that in total?|{a} + {b} comes to?|Hmm, {a} plus {b}... what is that?|Answer this sum: {a} + {b}|To {a} add {b}"
+_SUB = "Say I had {a} and spent {b}. How much remains?|{a} - {b} comes to?|Hmm, {a} minus {b}... what is that?|Answer this: {a} - {b}|{a}, now subtract {b}"
+_MUL = "{a} times {b} comes to?|Hmm, {a} times {b}... what is that?|Answer this product: {a} * {b}|{a}, now multiply by {b}|How much would {a} times {b} be?"
+_LARGER = "Is the larger one {a} or {b}?|Who is bigger, {a} or {b}?|{a} against {b}: which is larger?|Tell me the greater of these two: {a}, {b}|Larger of {a} and {b}?"
+_SORT = "Smallest to largest, please: {xs}|Get {xs} into ascending order|Write out {xs} so that they increase|These need sorting: {xs}|Which order, lowest to highest, for {xs}?"
+_SORT_DOWN = "Largest to smallest, please: {xs}|Get {xs} into descending order|Which order, highest to lowest, for {xs}?|Start with the largest and sort {xs}"
+_REVERSE = "Spell me {w} the wrong way round|Type {w} in reverse order|The mirror image of the word {w}?|Which word do I get when I reverse {w}?|Swap the letters of {w} end to end"
 _COUNT = (
-    "The letter {l} occurs how many times in {w}?|Can you tell me how many {l}'s are in {w}?|"
-    "How often is the letter {l} in {w}?|Please count {l} in the word {w}"
+    "How many times can you spot the letter {l} in {w}?|Total number of {l}'s in {w}?|{w} contains how many {l}'s?|"
+    "Go through {w} and count each {l}|Exactly how many {l}'s are in {w}?"
 )
-_OTHER = "Which city is the biggest in Spain?|Tell me a story|How do magnets work?|Who is the president?|What's up?"
+_OTHER = "How do I bake a cake?|Why do cats purr?|What should I wear today?|Who won the match?|Can you hear me?"
 
 
 def draw(rng: Random, task: str) -> Problem:

@@ -148,9 +148,9 @@ def _sort(rng: Random) -> Problem:
 def word(rng: Random) -> str:
     """A real word, random letters, or letters that recur; sometimes in capitals."""
     kind = rng.random()
-    if kind < 0.5:
+    if kind < 0.45:
         drawn = rng.choice(WORDS)
-    elif kind < 0.8:
+    elif kind < 0.7:
         drawn = "".join(rng.choices(string.ascii_lowercase, k=rng.randint(2, 12)))
     else:  # few different letters, so that letters recur
         few = rng.sample(string.ascii_lowercase, rng.randint(2, 5))
