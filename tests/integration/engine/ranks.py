@@ -3,15 +3,32 @@
 import asyncio
 import contextlib
 import socket
+import threading
 from dataclasses import dataclass
+from unittest import mock
 
 import msgspec
 import psutil
+from vllm.v1.metrics.loggers import PrometheusStatLogger
 
 from serving.engine.vllm_engine import VllmEngine
 from serving.link.v1 import link_pb2
 
 DEADLINE = 120  # seconds; only reached when something is wrong
+_LOGGING = threading.Lock()
+
+
+def _alone(start=PrometheusStatLogger.__init__):
+    """Let one engine at a time take the other one's metrics out of the registry and its own in.
+
+    A rank has a process of its own; here their threads would meet in between.
+    """
+
+    def begin(*arguments, **options):
+        with _LOGGING:
+            start(*arguments, **options)
+
+    return mock.patch.object(PrometheusStatLogger, "__init__", begin)
 
 
 @contextlib.asynccontextmanager
@@ -26,7 +43,8 @@ async def running(settings):
         for rank in range(settings.group.data_parallel)
     ]
     try:
-        await asyncio.gather(*(rank.start() for rank in ranks))
+        with _alone():
+            await asyncio.gather(*(rank.start() for rank in ranks))
         yield ranks
     finally:
         await asyncio.gather(*(rank.shutdown() for rank in ranks))
