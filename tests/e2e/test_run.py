@@ -318,6 +318,29 @@ def test_ray_that_dies_ends_up_with_an_error(tmp_path: Path) -> None:
         assert not folder.exists()
 
 
+def test_a_router_that_dies_is_started_anew_and_gets_its_ranks_back(tmp_path: Path) -> None:
+    with started(tmp_path, *FAKE, "--no-sample") as up:
+        up.wait_line("^READY ")
+        (before,) = up.get("/fleet")["groups"]
+        _part(up.all_processes(), "serving router").kill()
+        deadline = time.monotonic() + 60
+        while True:
+            with contextlib.suppress(OSError):
+                groups = up.get("/fleet")["groups"]
+                if [group["state"] for group in groups] == ["ready"]:
+                    break
+            assert time.monotonic() < deadline, "the ranks did not come back"
+            time.sleep(0.2)
+        (after,) = groups
+        assert after["epoch"] == before["epoch"]
+        assert [rank["pid"] for rank in after["ranks"]] == [rank["pid"] for rank in before["ranks"]]
+        processes = up.all_processes()
+        os.killpg(up.process.pid, signal.SIGINT)
+        assert gone_within(processes, STOP_LIMIT) == []
+        assert up.process.wait(5) == 0
+        assert "starting it anew" in up.read_rest() + up.errors.read_text()
+
+
 def test_a_taken_port_is_refused_before_anything_starts(tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
