@@ -343,7 +343,6 @@ def test_the_autoscaler_is_told_the_worker_group() -> None:
     assert files == set(_mounted(spec)) & files != set()
 
 
-@pytest.mark.skipif("autoscaler" not in Settings.model_fields, reason="no autoscaler here yet")
 def test_the_autoscalers_settings_load(tmp_path: Any) -> None:
     file = tmp_path / "autoscaler.yaml"
     data = find(render("everything"), "ConfigMap", "-settings")["data"]
