@@ -12,7 +12,7 @@ from serving.edge.exposure import require_guarded
 from serving.engine.cluster import OBJECT_STORE_BYTES
 from serving.engine.deployment import STOP_TIMEOUT
 from serving.engine.serve_app import build
-from serving.settings import Settings, load_settings
+from serving.settings import load_settings
 from tests.helm import schemas
 from tests.helm.chart import (
     PRESETS,
