@@ -25,11 +25,12 @@ from typing import Annotated, Any
 
 import typer
 
-from serving.cli import netns, supervisor
+from serving.cli import netns, reference, supervisor
 from serving.cli.access import Access, access_of
 from serving.cli.comparison import make_prompts, table
 from serving.cli.errors import guarded
 from serving.cli.handover import environment_without_settings, write_settings
+from serving.cli.layouts import running
 from serving.cli.local_secrets import with_local_secrets
 from serving.cli.main import take_verbose
 from serving.cli.options import ConfigOption, SetOption, settings_from
@@ -37,7 +38,7 @@ from serving.cli.progress import Progress, make_progress
 from serving.cli.router_client import get_json
 from serving.cli.stack import last_error
 from serving.cli.status import experts_text
-from serving.cli.verify import ask, judge, running
+from serving.cli.verify import ask, judge
 from serving.errors import EngineError, NotReady, ServingError, Unsupported
 from serving.settings import Settings
 
@@ -71,6 +72,7 @@ def two_nodes(
     nodes: Annotated[
         int, typer.Option(min=1, max=2, help="1 shows what a missing node looks like.")
     ] = 2,
+    against: reference.AgainstOption = None,
 ) -> int:
     """Run one group over two nodes and compare its tokens with a single process's.
 
@@ -95,6 +97,9 @@ def two_nodes(
         ],
     )
     texts = make_prompts(prompts, 0)
+    kept = None if against is None else reference.load(against, settings.model.name)
+    if kept is not None:
+        texts, max_tokens = kept.prompts, kept.max_tokens
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="moe-2n-")))
         paths = Paths(folder, folder / "settings.yaml", folder / "logs")
@@ -112,10 +117,13 @@ def two_nodes(
             raise
         _end_all()
         networks.close()
-        print("one process: starting", flush=True)
-        with running(1, settings, _local_flags(config, sets)) as url:
-            reference = ask(url, settings, texts, max_tokens)
-    comparisons = judge([("one process", reference), ("two nodes", answers)])
+        if kept is not None:
+            expected = kept.answers
+        else:
+            print("one process: starting", flush=True)
+            with running(1, settings, _local_flags(config, sets)) as url:
+                expected = ask(url, settings, texts, max_tokens)
+    comparisons = judge([("one process", expected), ("two nodes", answers)])
     print("\n" + table(comparisons, texts))
     if not all(item.equal for item in comparisons):
         return 1

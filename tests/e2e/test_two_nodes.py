@@ -7,6 +7,7 @@ import psutil
 import pytest
 
 from serving.cli import netns
+from tests.e2e.verifying import Verified
 
 pytestmark = [
     pytest.mark.e2e,
@@ -34,8 +35,8 @@ def leftovers() -> list[str]:
     ]
 
 
-def test_one_rank_a_node_and_the_tokens_of_one_process() -> None:
-    done = run("--prompts", "6", "--max-tokens", "24")
+def test_one_rank_a_node_and_the_tokens_of_one_process(verified: Verified) -> None:
+    done = run("--against", str(verified.kept))
     assert done.returncode == 0, done.stdout + done.stderr
     rows = [line.split() for line in done.stdout.splitlines()]
     nodes = {row[2] for row in rows if len(row) > 4 and row[2].startswith("10.77.0.")}

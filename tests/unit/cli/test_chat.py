@@ -15,9 +15,9 @@ from serving import errors
 from serving.api.v1 import inference_pb2, inference_pb2_grpc
 from serving.cli import chat
 from serving.cli.chat_client import GrpcChatClient, Piece, RestChatClient, Sampling, Turn
+from serving.cli.layouts import free_ports
 from serving.cli.main import main
 from serving.cli.state import ProcessRecord, RunState, StateFile
-from serving.cli.verify import free_ports
 
 ANSWER = [Piece("reasoning", "\n1+1"), Piece("reasoning", " is 2"), Piece("content", "\n\n2")]
 

@@ -7,9 +7,9 @@ import pytest
 
 from serving.cli import checks, doctor
 from serving.cli.checks import Check, Verdict
+from serving.cli.layouts import free_ports
 from serving.cli.machine import BASE_BYTES, GIB, RANK_BYTES, listen_problem, memory_for
 from serving.cli.main import main
-from serving.cli.verify import free_ports
 
 OK, WARN, FAIL = Verdict.OK, Verdict.WARN, Verdict.FAIL
 FILES = checks.MODEL_FILES

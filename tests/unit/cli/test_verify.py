@@ -1,9 +1,7 @@
 """verify: what counts as equal, exit codes, and that nothing is left running."""
 
 import json
-import os
-import subprocess
-import sys
+import re
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
@@ -12,11 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.cli import verify
+from serving.cli import reference, verify
 from serving.cli.comparison import Difference, compare, make_prompts, table
+from serving.cli.layouts import LayoutNotStarted, free_ports
 from serving.cli.main import main
 from serving.cli.options import settings_from
 from serving.errors import EngineError, NotReady, SettingsError
+
+KEPT = '{"model": "pocket-r1", "max_tokens": 5, "prompts": ["a"], "answers": [[7]], "version": 1}'
 
 
 @pytest.mark.parametrize(
@@ -119,7 +120,11 @@ def layouts(monkeypatch: pytest.MonkeyPatch):
         pytest.param([[1, 2]], [[1, 3]], 1, "1 of 1 DIFFERENT", id="different"),
         pytest.param([[]], [[]], 1, "NO TOKENS", id="empty"),
         pytest.param(
-            [[1]], verify.LayoutNotStarted("no room for it"), 2, "no room for it", id="not-started"
+            [[1]],
+            LayoutNotStarted("no room for it"),
+            2,
+            "no room for it",
+            id="not-started",
         ),
         pytest.param([[1]], EngineError("it broke"), 1, "it broke", id="request-failed"),
     ],
@@ -131,48 +136,6 @@ def test_exit_codes(layouts, capsys, one, two, code, shown):
     assert shown in seen.out + seen.err
 
 
-def test_too_little_memory_is_said_before_anything_is_started(monkeypatch, capsys):
-    monkeypatch.setattr(verify, "memory_shortage", lambda needed: needed)
-    monkeypatch.setattr(verify, "shown", lambda *_: pytest.fail("started"))
-    assert main(["verify", "--ranks", "4"]) == 2
-    assert "4 ranks need about 11.6 GiB" in capsys.readouterr().err
-
-
-def test_a_layout_is_stopped_whatever_happens(monkeypatch):
-    commands: list[list[str]] = []
-
-    def run(command, *_, **__):
-        commands.append(command[1:])
-        return 1, ["a", "b"]
-
-    monkeypatch.setattr(verify, "shown", run)
-    monkeypatch.setattr(subprocess, "run", run)
-    settings = settings_from(sets=["engine.kind=fake"])
-    with pytest.raises(verify.LayoutNotStarted, match="b"), verify.running(2, settings, ["--x"]):
-        pytest.fail("it did not start")
-    assert [command[2] for command in commands] == ["up", "down"]
-    assert commands[0][:4] == ["-m", "serving", "up", "--detach"]
-    assert "--x" in commands[0]
-
-
-def test_a_start_that_takes_too_long_is_not_started_and_stopped(monkeypatch):
-    commands = []
-
-    def run(command, *_, **__):
-        commands.append(command[3])
-        return None, []
-
-    monkeypatch.setattr(verify, "shown", run)
-    monkeypatch.setattr(subprocess, "run", run)
-    settings = settings_from(sets=["engine.kind=fake", "group.start_timeout=5"])
-    with (
-        pytest.raises(verify.LayoutNotStarted, match="not ready after 125 s"),
-        verify.running(1, settings, []),
-    ):
-        pytest.fail("it did not start")
-    assert commands == ["up", "down"]
-
-
 def test_flags_are_passed_on_to_up(tmp_path):
     file = tmp_path / "s.yaml"
     assert verify._pass_through(file, ["a.b=1"], "/model", "mtp") == [
@@ -182,10 +145,6 @@ def test_flags_are_passed_on_to_up(tmp_path):
         "--set", "model.path=/model",
         "--set", "engine.speculative=mtp",
     ]  # fmt: skip
-
-
-def test_free_ports_are_different():
-    assert len(set(verify.free_ports(20))) == 20
 
 
 @contextmanager
@@ -246,9 +205,41 @@ def test_ask_says_what_went_wrong(status, content, message):
 
 
 def test_ask_where_nobody_answers():
-    (port,) = verify.free_ports(1)
+    (port,) = free_ports(1)
     with pytest.raises(NotReady, match="nothing answers"):
         verify.ask(f"http://127.0.0.1:{port}", settings_from(), ["a"], 5)
+
+
+def test_answers_are_kept_and_compared_with_later(layouts, capsys, tmp_path):
+    kept = str(tmp_path / "one.json")
+    layouts.update({1: [[1, 2]], 2: [[1, 2]], 7: [[1, 3]]})
+    asked = ["verify", "--prompts", "1", "--max-tokens", "9"]
+    assert main([*asked, "--ranks", "1", "--save", kept]) == 0
+    found = reference.load(tmp_path / "one.json", "pocket-r1")
+    assert (found.prompts, found.max_tokens, found.answers) == (make_prompts(1, 0), 9, [[1, 2]])
+    assert main(["verify", "--ranks", "2", "--against", kept]) == 0
+    assert re.search(r"one.json .* reference\n2 ranks .* equal", capsys.readouterr().out)
+    assert main(["verify", "--ranks", "", "--server", "7", "--against", kept]) == 1
+    assert "token 1: 2 expected, 3 came" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        pytest.param(None, "cannot read", id="missing"),
+        pytest.param("{", "not what verify --save writes", id="broken"),
+        pytest.param('{"model": "pocket-r1", "answers": [[1]]}', "not what", id="incomplete"),
+        pytest.param(KEPT.replace("pocket-r1", "other"), "answers of other", id="other-model"),
+        pytest.param(KEPT.replace("[[7]]", "[]"), "one answer for each", id="no-answer"),
+        pytest.param(KEPT.replace('"version": 1', '"version": 9'), "version 9", id="version"),
+    ],
+)
+def test_what_cannot_be_compared_with_is_said(layouts, capsys, tmp_path, content, said):
+    file = tmp_path / "kept.json"
+    if content is not None:
+        file.write_text(content, "utf-8")
+    assert main(["verify", "--ranks", "1", "--against", str(file)]) == 1
+    assert said in capsys.readouterr().err
 
 
 def test_running_servers_are_compared_too(layouts, capsys):
@@ -256,33 +247,3 @@ def test_running_servers_are_compared_too(layouts, capsys):
     layouts[7] = [[5]]
     assert main(["verify", "--ranks", "1", "--prompts", "1", "--server", "7"]) == 1
     assert "4 expected, 5 came" in capsys.readouterr().out
-
-
-def test_up_is_run_with_this_interpreter(monkeypatch):
-    seen = []
-
-    def up(command, environment, _):
-        seen.append((command[0], environment["MOE_SERVING_STATE_DIR"]))
-        return 0, []
-
-    monkeypatch.setattr(verify, "shown", up)
-    monkeypatch.setattr(subprocess, "run", lambda command, env, **_: up(command, env, _))
-    with verify.running(1, settings_from(sets=["engine.kind=fake"]), []) as url:
-        assert url.startswith("http://127.0.0.1:")
-    (up, folder), (down, same_folder) = seen
-    assert up == down == sys.executable
-    assert folder == same_folder
-
-
-def test_what_a_command_prints_is_shown_and_its_end_kept(capsys):
-    program = "import sys\nfor n in range(20): print('line', n)\nsys.exit(3)"
-    code, said = verify.shown([sys.executable, "-c", program], os.environ, 60.0)
-    assert code == 3
-    assert [*said] == [f"line {n}" for n in range(5, 20)]
-    assert "  line 0\n  line 1\n" in capsys.readouterr().out
-
-
-def test_a_command_that_takes_too_long_is_killed():
-    program = "import time; print('here', flush=True); time.sleep(600)"
-    code, _ = verify.shown([sys.executable, "-c", program], os.environ, 0.5)
-    assert code is None
