@@ -179,17 +179,20 @@ _Begin = Callable[[list[str], dict[str, str]], subprocess.Popen[bytes]]
 
 @contextlib.contextmanager
 def _processes(mark: str) -> Iterator[_Begin]:
-    """Start processes with the mark; all that bear it end with the block."""
+    """Start processes with the mark; they, and all others that bear it, end with the block."""
+    begun: list[subprocess.Popen[bytes]] = []
     with tempfile.NamedTemporaryFile(prefix="moe-bench-", suffix=".log") as log:
 
         def begin(words: list[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
-            return subprocess.Popen(
+            process = subprocess.Popen(
                 words,
                 env={**os.environ, **environment, VARIABLE: mark},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
             )
+            begun.append(process)
+            return process
 
         try:
             yield begin
@@ -199,6 +202,10 @@ def _processes(mark: str) -> Iterator[_Begin]:
             raise NotRun(f"{error} ({_last_line(said)})") from error
         finally:
             end_all(mark)
+            for process in begun:
+                # vllm-router writes its title over its environment, and the mark with it.
+                process.kill()
+                process.wait()
 
 
 def end_all(mark: str) -> None:
