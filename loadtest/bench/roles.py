@@ -15,16 +15,16 @@ _RANKS = ("EngineCore", "ServeReplica", "VLLM::Worker")
 _ROUTERS = ("serving router", "api_server")
 
 
-def marked(mark: str) -> Iterator[psutil.Process]:
-    """Yield the living processes with a mark, and all that descend from them.
+def marked(mark: str, also: Collection[int] = ()) -> Iterator[psutil.Process]:
+    """Yield the living processes with a mark, those of ``also``, and all that descend from them.
 
-    Both: a child whose parent ended bears the mark still, and one that wrote its title over its
-    environment, as vLLM's and Ray's do, has its parents.
+    All: a child whose parent ended bears the mark still, one that wrote its title over its
+    environment, as vLLM's and Ray's do, has its parents, and vllm-router's is one of ``also``.
     """
     family: set[int] = set()
     processes = sorted(psutil.process_iter(["ppid"]), key=_born)
     for process in processes:  # parents come before their children
-        if process.info["ppid"] in family or _bears(process, mark):
+        if process.info["ppid"] in family or process.pid in also or _bears(process, mark):
             family.add(process.pid)
             yield process
 
@@ -55,7 +55,7 @@ def role_of(pid: int, command: str, fronts: Collection[int]) -> str:
 def cpu_by_role(mark: str, fronts: Collection[int]) -> dict[str, float]:
     """Return the CPU seconds, user and system, of each role so far."""
     found = dict.fromkeys(ROLES, 0.0)
-    for process in marked(mark):
+    for process in marked(mark, fronts):
         try:
             times = process.cpu_times()
             role = role_of(process.pid, " ".join(process.cmdline()), fronts)
