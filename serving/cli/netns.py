@@ -1,12 +1,14 @@
-"""Separate networks on one machine: a router's, and one for each node, joined by a bridge.
+"""Separate nodes on one machine: networks of their own, joined by a bridge, and processes apart.
 
 The namespaces have no names: each belongs to a process, and ends with it. Whatever happens
 to us, nothing is left behind on the machine.
 """
 
+import contextlib
 import ctypes
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -15,17 +17,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+import psutil
+
 from serving.cli import supervisor
 from serving.errors import Unsupported
 
 _CLONE_NEWNET = 0x40000000
 _PREFIX_LENGTH = 24
+_NAMESPACES = ("--net", "--pid", "--fork", "--kill-child", "--mount-proc")
 TOOLS = Path(__file__).resolve().parents[2] / ".tools"
 _PACKAGES = (
     "iproute2", "libbpf1", "libbsd0", "libcap2", "libdb5.3", "libelf1", "libmd0", "libmnl0",
     "libtirpc3", "libxtables12",
 )  # fmt: skip
-_HOLDER = "import sys; print('up', flush=True); sys.stdin.read()"
+_HOLDER = (
+    "import signal, sys; signal.signal(signal.SIGCHLD, signal.SIG_IGN);"
+    "print('up', flush=True); sys.stdin.read()"
+)
+"""A node's first process: it takes over orphans, and when it ends the kernel kills the others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,18 +66,16 @@ class Iproute:
 
 
 def why_not() -> str | None:
-    """Return what keeps this machine from having network namespaces, or ``None``."""
+    """Return what keeps this machine from having such nodes, or ``None``."""
     if sys.platform != "linux":
         return "network namespaces are a thing of Linux"
     if os.geteuid() != 0:
         return "network namespaces need root"
-    if shutil.which("nsenter") is None:
-        return "the command nsenter (package util-linux) is missing"
-    # In a child: this process stays where it is.
+    for command in ("nsenter", "unshare"):
+        if shutil.which(command) is None:
+            return f"the command {command} (package util-linux) is missing"
     probe = subprocess.run(
-        [sys.executable, "-c", f"import ctypes; exit(ctypes.CDLL(None).unshare({_CLONE_NEWNET}))"],
-        check=False,
-        timeout=20,
+        ["unshare", *_NAMESPACES, "true"], capture_output=True, check=False, timeout=20
     )
     return "this kernel or container refuses new network namespaces" if probe.returncode else None
 
@@ -111,21 +118,59 @@ def _fetch(folder: Path) -> None:
 
 @dataclass(slots=True)
 class Node:
-    """A network of its own with one address on the bridge."""
+    """A network of its own with one address on the bridge, and processes of its own."""
 
     name: str
     address: str
     holder: subprocess.Popen[bytes]
+    first: int
+    """The node's process 1, as this machine counts."""
 
     def command(self, arguments: Sequence[str]) -> list[str]:
-        """Return the command line that runs ``arguments`` in this network."""
-        return ["nsenter", f"--net=/proc/{self.holder.pid}/ns/net", "--", *arguments]
+        """Return the command line that runs ``arguments`` on this node."""
+        return [
+            "nsenter", f"--target={self.first}", "--net", "--pid", "--mount",
+            f"--wdns={Path.cwd()}", "--", *arguments,
+        ]  # fmt: skip
 
     def spawn(
         self, arguments: Sequence[str], log: Path, environment: Mapping[str, str]
     ) -> subprocess.Popen[bytes]:
-        """Start a process in this network that ends with us."""
+        """Start a process on this node that ends with us."""
         return supervisor.spawn(self.command(arguments), log=log, environment=environment)
+
+    def processes(self) -> dict[int, int]:
+        """Return the processes of this node but the first: this machine's ids by the node's."""
+        found: dict[int, int] = {}
+        try:
+            mine = Path(f"/proc/{self.first}/ns/pid").readlink()
+        except OSError:
+            return found
+        for pid in psutil.pids():
+            # A process may end while it is looked at.
+            with contextlib.suppress(OSError):
+                if pid != self.first and Path(f"/proc/{pid}/ns/pid").readlink() == mine:
+                    found[_inner_pid(pid)] = pid
+        return found
+
+    def clear(self) -> None:
+        """Kill all processes of this node at once; node and network stay."""
+        subprocess.run(self.command(["sh", "-c", "kill -9 -1"]), check=False, timeout=20)
+
+    def kill(self) -> None:
+        """Kill all processes of this node at once; its network goes with them."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.first, signal.SIGKILL)
+        self.holder.wait()
+
+
+def _inner_pid(pid: int) -> int:
+    """Return the id of a process in its innermost namespace."""
+    for line in Path(f"/proc/{pid}/status").read_text("utf-8").splitlines():
+        name, _, ids = line.partition(":")
+        if name == "NSpid":
+            return int(ids.split()[-1])
+    raise ProcessLookupError(pid)
 
 
 class Networks:
@@ -157,16 +202,24 @@ class Networks:
             Unsupported: the machine refuses.
         """
         holder = subprocess.Popen(
-            ["unshare", "--net", sys.executable, "-c", _HOLDER],
+            ["unshare", *_NAMESPACES, sys.executable, "-c", _HOLDER],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            # Ctrl-C is for us, who stop the rest in order.
+            start_new_session=True,
         )
-        node = Node(name, address, holder)
+        try:
+            _read_line(holder.stdout)
+            (first,) = psutil.Process(holder.pid).children()
+        except BaseException:
+            holder.kill()
+            holder.wait()
+            raise
+        node = Node(name, address, holder, first.pid)
         self.nodes.append(node)
-        _read_line(holder.stdout)
-        outer, inner = f"v-{name}", "eth0"
+        outer, inner = _cable(node), "eth0"
         self._ip.run("link", "add", outer, "type", "veth", "peer", "name", f"p-{name}")
-        self._ip.run("link", "set", f"p-{name}", "netns", str(holder.pid))
+        self._ip.run("link", "set", f"p-{name}", "netns", str(node.first))
         self._ip.run("link", "set", outer, "master", "moe0")
         self._ip.run("link", "set", outer, "up")
         inside = Iproute("nsenter", self._ip.libraries)
@@ -177,15 +230,33 @@ class Networks:
             ("link", "set", inner, "up"),
             ("route", "add", "default", "via", self.address),
         ):
-            inside.run(f"--net=/proc/{holder.pid}/ns/net", "--", self._ip.path, *words)
+            inside.run(f"--net=/proc/{node.first}/ns/net", "--", self._ip.path, *words)
         return node
 
+    def cut(self, node: Node) -> None:
+        """Pull a node's cable: nothing passes in either direction, and nobody is told."""
+        self._ip.run("link", "set", _cable(node), "down")
+
+    def mend(self, node: Node) -> None:
+        """Plug it in again."""
+        self._ip.run("link", "set", _cable(node), "up")
+
+    def lose(self, node: Node) -> None:
+        """Kill a node as a power cut does: nothing of its end is heard outside."""
+        self.cut(node)
+        node.kill()
+        self.nodes.remove(node)
+
     def close(self) -> None:
-        """End the nodes' holders, and with them their networks."""
+        """End all nodes, their processes and their networks."""
         for node in self.nodes:
-            node.holder.kill()
-            node.holder.wait()
+            node.kill()
         self.nodes.clear()
+
+
+def _cable(node: Node) -> str:
+    """Return the name of a node's cable at the bridge."""
+    return f"v-{node.name}"
 
 
 def _read_line(stream: IO[bytes] | None) -> None:

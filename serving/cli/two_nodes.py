@@ -10,55 +10,43 @@ go to a single process, and every token is compared.
 """
 
 import os
-import re
 import secrets
-import shutil
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from serving.cli import netns, reference, supervisor
-from serving.cli.access import Access, access_of
+from serving.cli.access import access_of
 from serving.cli.comparison import make_prompts, table
 from serving.cli.errors import guarded
-from serving.cli.handover import environment_without_settings, write_settings
+from serving.cli.handover import write_settings
 from serving.cli.layouts import running
 from serving.cli.local_secrets import with_local_secrets
 from serving.cli.main import take_verbose
 from serving.cli.options import ConfigOption, SetOption, settings_from
-from serving.cli.progress import Progress, make_progress
-from serving.cli.router_client import get_json
-from serving.cli.stack import last_error
+from serving.cli.progress import make_progress
+from serving.cli.ray_nodes import (
+    Paths,
+    RayPlan,
+    deploy,
+    ray_environment,
+    start_ray,
+    start_router,
+    wait_ready,
+)
 from serving.cli.status import experts_text
 from serving.cli.verify import ask, judge
-from serving.errors import EngineError, NotReady, ServingError, Unsupported
+from serving.errors import ServingError, Unsupported
 from serving.settings import Settings
 
 ROUTER, NODE_A, NODE_B = "10.77.0.1", "10.77.0.2", "10.77.0.3"
-GCS_PORT = 6379
-RAY_START_TIMEOUT = 90.0
-OBJECT_STORE_BYTES = 80 * 2**20
-_HTTP_OK = 200
-_POLL_SECONDS = 0.5
-_PROGRESS_LINE = re.compile(r"\[ *\d+\.\ds\] (?P<part>group[^:]*): (?P<text>.*)")
-"""As ``progress.LineProgress`` writes them."""
-
-
-@dataclass(frozen=True, slots=True)
-class Paths:
-    """Where this run keeps its files."""
-
-    folder: Path
-    config: Path
-    logs: Path
+_CPUS = 2
+"""Of each node: what one rank takes."""
 
 
 def two_nodes(
@@ -102,8 +90,7 @@ def two_nodes(
         texts, max_tokens = kept.prompts, kept.max_tokens
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="moe-2n-")))
-        paths = Paths(folder, folder / "settings.yaml", folder / "logs")
-        paths.logs.mkdir()
+        paths = Paths.under(folder)
         settings = with_local_secrets(settings, folder)
         write_settings(settings, paths.config)
         networks = netns.Networks(netns.find_iproute(), ROUTER)
@@ -113,7 +100,7 @@ def two_nodes(
         try:
             answers = _serve_and_ask(settings, networks, paths, nodes, texts, max_tokens)
         except ServingError:
-            _keep_logs(paths)
+            print(f"logs: {paths.keep_logs()}", file=sys.stderr)
             raise
         _end_all()
         networks.close()
@@ -144,129 +131,22 @@ def _serve_and_ask(
     url = f"http://127.0.0.1:{settings.router.rest_port}"
     access = access_of(settings.security.model_dump())
     with make_progress() as progress:
-        router = supervisor.spawn(
-            [sys.executable, "-m", "serving", "router", "--config", str(paths.config)],
-            log=paths.logs / "router.log",
-            environment=environment_without_settings(),
-        )
+        router = start_router(paths)
         progress.set("router", f"starting at {ROUTER}")
+        plan = RayPlan(head=NODE_A, cpus=_CPUS)
         head = networks.add_node("a", NODE_A)
-        _start_ray(head, paths, environment, ["--head", f"--port={GCS_PORT}"], progress)
+        start_ray(head, paths, environment, plan, progress)
         if nodes > 1:
             worker = networks.add_node("b", NODE_B)
-            join = [f"--address={NODE_A}:{GCS_PORT}"]
-            _start_ray(worker, paths, environment, join, progress)
+            start_ray(worker, paths, environment, plan, progress)
         progress.set("group", f"deploying ({settings.group.placement})")
-        _deploy(head, paths, environment, progress)
-        fleet = _wait_ready(settings, url, router, paths, access)
+        deploy(head, paths, environment, progress)
+        fleet = wait_ready(settings, url, router, paths, access)
         progress.set("router", f"up at {url}", done=True)
         progress.set("group", "ready", done=True)
     print(where_table(fleet))
     print(f"two nodes: {len(texts)} prompts of {max_tokens} tokens", flush=True)
     return ask(url, settings, texts, max_tokens, access)
-
-
-def ray_environment(token: str) -> dict[str, str]:
-    """Return what the Ray processes and the deployer need beside our own environment."""
-    return {
-        **environment_without_settings(),
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN": token,
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_enable_worker_prestart": "0",
-        "RAY_prestart_worker_first_driver": "0",
-        "RAY_process_group_cleanup_enabled": "1",
-        "RAY_worker_niceness": "0",
-        "PYTHONUNBUFFERED": "1",
-    }
-
-
-def _start_ray(
-    node: netns.Node,
-    paths: Paths,
-    environment: Mapping[str, str],
-    arguments: Sequence[str],
-    progress: Progress,
-) -> None:
-    """Start Ray on ``node`` and return when it is part of the cluster."""
-    part = f"node {node.name} ({node.address})"
-    progress.set(part, "starting Ray")
-    log = paths.logs / f"ray-{node.name}.log"
-    # Ray's sockets lie there: a path of their own for each node, and a short one.
-    temp = paths.folder / node.name
-    process = node.spawn(
-        [
-            sys.executable, "-m", "ray.scripts.scripts", "start", *arguments,
-            f"--node-ip-address={node.address}", "--num-cpus=2", "--block",
-            f"--temp-dir={temp}", f"--object-store-memory={OBJECT_STORE_BYTES}",
-            "--disable-usage-stats",
-            *(["--include-dashboard=false"] if "--head" in arguments else []),
-        ],
-        log,
-        environment,
-    )  # fmt: skip
-    deadline = time.monotonic() + RAY_START_TIMEOUT
-    while "Ray runtime started" not in log.read_text("utf-8", "replace"):
-        if process.poll() is not None:
-            raise EngineError(f"Ray on node {node.name} ended: {last_error(log)}")
-        if time.monotonic() >= deadline:
-            raise EngineError(f"Ray on node {node.name} did not start: {last_error(log)}")
-        time.sleep(_POLL_SECONDS)
-    progress.set(part, "Ray runs", done=True)
-
-
-def _deploy(
-    head: netns.Node, paths: Paths, environment: Mapping[str, str], progress: Progress
-) -> None:
-    """Deploy the group from the head's network, as an operator would."""
-    log = paths.logs / "deploy.log"
-    process = head.spawn(
-        [
-            sys.executable, "-m", "serving", "group", "deploy", "--config", str(paths.config),
-            "--address", f"{NODE_A}:{GCS_PORT}",
-        ],
-        log,
-        environment,
-    )  # fmt: skip
-    shown = 0
-    while True:
-        code = process.poll()
-        lines = log.read_text("utf-8", "replace").splitlines()
-        for line in lines[shown:]:
-            said = _PROGRESS_LINE.match(line)
-            if said is not None:
-                progress.set(said["part"], said["text"])
-        shown = len(lines)
-        if code == 0:
-            return
-        if code is not None:
-            raise ServingError(last_error(log))
-        time.sleep(_POLL_SECONDS)
-
-
-def _wait_ready(
-    settings: Settings,
-    url: str,
-    router: "subprocess.Popen[bytes]",
-    paths: Paths,
-    access: Access,
-) -> Mapping[str, Any]:
-    """Return /fleet once the group is ready."""
-    deadline = time.monotonic() + settings.group.start_timeout
-    while True:
-        if router.poll() is not None:
-            raise EngineError(f"the router ended: {last_error(paths.logs / 'router.log')}")
-        try:
-            status, _ = get_json(f"{url}/readyz", 5.0, access)
-        except NotReady:
-            status = 0
-        if status == _HTTP_OK:
-            _, fleet = get_json(f"{url}/fleet", 5.0, access)
-            ready: Mapping[str, Any] = fleet
-            return ready
-        if time.monotonic() >= deadline:
-            raise EngineError("the ranks run, but the router does not call the group ready")
-        time.sleep(_POLL_SECONDS)
 
 
 def where_table(fleet: Mapping[str, Any]) -> str:
@@ -293,12 +173,6 @@ def _end_all() -> None:
     left = supervisor.end(supervisor.descendants(os.getpid()), grace=3.0)
     if left:
         print(f"could not end these processes: {left}", file=sys.stderr)
-
-
-def _keep_logs(paths: Paths) -> None:
-    kept = Path(tempfile.mkdtemp(prefix="moe-2n-logs-"))
-    shutil.copytree(paths.logs, kept, dirs_exist_ok=True)
-    print(f"logs: {kept}", file=sys.stderr)
 
 
 def main() -> int:

@@ -1,0 +1,217 @@
+"""Ray on the nodes of ``netns``: a head, workers, and the groups deployed there by our own command.
+
+A node's Ray is a process that runs until one of its parts ends, as in a container; who starts it
+again, if anybody, is the caller's business.
+"""
+
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from serving.cli import netns, supervisor
+from serving.cli.access import Access
+from serving.cli.handover import environment_without_settings
+from serving.cli.progress import Progress
+from serving.cli.router_client import get_json
+from serving.cli.stack import last_error
+from serving.errors import EngineError, NotReady, ServingError
+from serving.settings import Settings
+
+GCS_PORT = 6379
+RAY_START_TIMEOUT = 90.0
+"""Seconds."""
+OBJECT_STORE_BYTES = 80 * 2**20
+STARTED = "Ray runtime started"
+"""What ``ray start`` says when the node is part of the cluster."""
+_HTTP_OK = 200
+_POLL_SECONDS = 0.5
+_PROGRESS_LINE = re.compile(r"\[ *\d+\.\ds\] (?P<part>group[^:]*): (?P<text>.*)")
+"""As ``progress.LineProgress`` writes them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Paths:
+    """Where a run keeps its files."""
+
+    folder: Path
+    config: Path
+    logs: Path
+
+    @classmethod
+    def under(cls, folder: Path) -> "Paths":
+        """Return the paths in ``folder``, with a folder for logs made."""
+        paths = cls(folder, folder / "settings.yaml", folder / "logs")
+        paths.logs.mkdir()
+        return paths
+
+    def ray_log(self, node: netns.Node) -> Path:
+        """Return where the Ray of a node writes."""
+        return self.logs / f"ray-{node.name}.log"
+
+    def keep_logs(self) -> Path:
+        """Copy the logs to a folder that stays, and return it."""
+        kept = Path(tempfile.mkdtemp(prefix="moe-nodes-logs-"))
+        shutil.copytree(self.logs, kept, dirs_exist_ok=True)
+        return kept
+
+
+@dataclass(frozen=True, slots=True)
+class RayPlan:
+    """What a node's Ray is to be."""
+
+    head: str
+    """Address of the cluster's head; the node with this address is the head."""
+    cpus: int
+    """That it offers."""
+
+
+def ray_environment(token: str) -> dict[str, str]:
+    """Return what the Ray processes and the deployer need beside our own environment."""
+    return {
+        **environment_without_settings(),
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": token,
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_enable_worker_prestart": "0",
+        "RAY_prestart_worker_first_driver": "0",
+        "RAY_process_group_cleanup_enabled": "1",
+        "RAY_worker_niceness": "0",
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+def spawn_ray(
+    node: netns.Node, paths: Paths, environment: Mapping[str, str], plan: RayPlan
+) -> "subprocess.Popen[bytes]":
+    """Start Ray on ``node`` and return at once; it runs until one of its processes ends."""
+    if plan.head == node.address:
+        role = ["--head", f"--port={GCS_PORT}", "--include-dashboard=false"]
+    else:
+        role = [f"--address={plan.head}:{GCS_PORT}"]
+    return node.spawn(
+        [
+            sys.executable, "-m", "ray.scripts.scripts", "start", *role,
+            f"--node-ip-address={node.address}", f"--num-cpus={plan.cpus}", "--block",
+            # Ray's sockets lie there: a path of their own for each node, and a short one.
+            f"--temp-dir={paths.folder / node.name}",
+            f"--object-store-memory={OBJECT_STORE_BYTES}",
+            "--disable-usage-stats",
+        ],
+        paths.ray_log(node),
+        environment,
+    )  # fmt: skip
+
+
+def wait_ray(node: netns.Node, process: "subprocess.Popen[bytes]", paths: Paths) -> None:
+    """Return when the node's Ray is part of the cluster.
+
+    Raises:
+        EngineError: it ended, or did not start in time.
+    """
+    log = paths.ray_log(node)
+    deadline = time.monotonic() + RAY_START_TIMEOUT
+    while STARTED not in log.read_text("utf-8", "replace"):
+        if process.poll() is not None:
+            raise EngineError(f"Ray on node {node.name} ended: {last_error(log)}")
+        if time.monotonic() >= deadline:
+            raise EngineError(f"Ray on node {node.name} did not start: {last_error(log)}")
+        time.sleep(_POLL_SECONDS)
+
+
+def start_ray(
+    node: netns.Node,
+    paths: Paths,
+    environment: Mapping[str, str],
+    plan: RayPlan,
+    progress: Progress,
+) -> "subprocess.Popen[bytes]":
+    """Start Ray on ``node`` and return when it is part of the cluster.
+
+    Raises:
+        EngineError: it ended, or did not start in time.
+    """
+    part = f"node {node.name} ({node.address})"
+    progress.set(part, "starting Ray")
+    process = spawn_ray(node, paths, environment, plan)
+    wait_ray(node, process, paths)
+    progress.set(part, "Ray runs", done=True)
+    return process
+
+
+def start_router(paths: Paths) -> "subprocess.Popen[bytes]":
+    """Start a router in our own network, with the settings in ``paths.config``."""
+    return supervisor.spawn(
+        [sys.executable, "-m", "serving", "router", "--config", str(paths.config)],
+        log=paths.logs / "router.log",
+        environment=environment_without_settings(),
+    )
+
+
+def group_command(paths: Paths, action: str, head: str) -> list[str]:
+    """Return ``moe-serving group ACTION`` for the cluster of ``head``, an address."""
+    return [
+        sys.executable, "-m", "serving", "group", action, "--config", str(paths.config),
+        "--address", f"{head}:{GCS_PORT}",
+    ]  # fmt: skip
+
+
+def deploy(
+    head: netns.Node, paths: Paths, environment: Mapping[str, str], progress: Progress
+) -> None:
+    """Deploy the groups from the head's network, as an operator would.
+
+    Raises:
+        ServingError: with what the command said.
+    """
+    log = paths.logs / "deploy.log"
+    process = head.spawn(group_command(paths, "deploy", head.address), log, environment)
+    shown = 0
+    while True:
+        code = process.poll()
+        lines = log.read_text("utf-8", "replace").splitlines()
+        for line in lines[shown:]:
+            said = _PROGRESS_LINE.match(line)
+            if said is not None:
+                progress.set(said["part"], said["text"])
+        shown = len(lines)
+        if code == 0:
+            return
+        if code is not None:
+            raise ServingError(last_error(log))
+        time.sleep(_POLL_SECONDS)
+
+
+def wait_ready(
+    settings: Settings,
+    url: str,
+    router: "subprocess.Popen[bytes]",
+    paths: Paths,
+    access: Access,
+) -> Mapping[str, Any]:
+    """Return /fleet once a group is ready.
+
+    Raises:
+        EngineError: the router ended, or calls none ready within group.start_timeout.
+    """
+    deadline = time.monotonic() + settings.group.start_timeout
+    while True:
+        if router.poll() is not None:
+            raise EngineError(f"the router ended: {last_error(paths.logs / 'router.log')}")
+        try:
+            status, _ = get_json(f"{url}/readyz", 5.0, access)
+        except NotReady:
+            status = 0
+        if status == _HTTP_OK:
+            _, fleet = get_json(f"{url}/fleet", 5.0, access)
+            ready: Mapping[str, Any] = fleet
+            return ready
+        if time.monotonic() >= deadline:
+            raise EngineError("the ranks run, but the router does not call the group ready")
+        time.sleep(_POLL_SECONDS)
