@@ -9,25 +9,37 @@ Exits 1 if any stream was lost or any text differs from the undisturbed run.
 import argparse
 import asyncio
 import signal
+import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 
+from tests.faults.real import node_rows, nodes
 from tests.faults.real.deployment import deployed
+from tests.faults.real.node_rows import NODE_ROWS
 from tests.faults.real.router_rows import ROUTER_ROWS
 from tests.faults.real.rows import Row, disturbed, undisturbed
 from tests.faults.real.streams import KINDS
 from tests.faults.real.strikes import FAULTS
+from tests.faults.real.table import from_json, head, line, say, say_row
 
-ALL = (*FAULTS, *ROUTER_ROWS)
+HERE = (*FAULTS, *ROUTER_ROWS)
+ALL = (*HERE, *NODE_ROWS)
 _ONE_GROUP = ("kill-core", "kill-actor")
-_HEAD = ("groups", "fault", "completed", "text equal", "on struck", "longest gap s", "recovered s")
+_NODES_STOP = 60.0
+"""Seconds that the nodes get to go when they are told to."""
 
 
 async def play(options: argparse.Namespace) -> list[Row]:
     """Start each system in turn and run its faults."""
     rows = []
     for groups in options.groups:
-        names = options.faults or (ALL if groups > 1 else _ONE_GROUP)
+        names = [name for name in options.faults if name in HERE]
+        if not options.faults:
+            names = list(HERE if groups > 1 else _ONE_GROUP)
+        if not names:
+            continue
         say(f"starting {groups} x {options.ranks} ranks")
         began = time.monotonic()
         async with deployed(groups, options.ranks, tuple(options.set)) as running:
@@ -36,41 +48,50 @@ async def play(options: argparse.Namespace) -> list[Row]:
                 running, options.requests, options.tokens, tuple(options.kinds)
             )
             rows.append(row)
-            say(line(row))
+            say_row(row)
             for name in names:
                 if name in ROUTER_ROWS:
                     row = await ROUTER_ROWS[name](running, reference, options.tokens)
                 else:
                     row = await disturbed(running, FAULTS[name], reference, options.tokens)
                 rows.append(row)
-                say(line(row), *(f"  {text}" for text in (row.note, *row.trouble) if text))
+                say_row(row)
     return rows
 
 
-def line(row: Row) -> str:
-    """Return a row as a line of the table."""
-    recovered = "-" if row.recovered is None else f"{row.recovered:.1f}"
-    cells = (
-        str(row.groups),
-        row.fault,
-        f"{row.completed}/{row.streams}",
-        f"{row.equal}/{row.streams}",
-        str(row.resumed_on),
-        f"{row.longest_gap:.2f}",
-        recovered,
-    )
-    return _line(cells)
+def play_nodes(options: argparse.Namespace) -> tuple[list[Row], list[str], int]:
+    """Run the rows about nodes in a process of their own.
 
-
-def _line(cells: tuple[str, ...]) -> str:
-    widths = (6, 36, 9, 10, 9, 13, 11)
-    return "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()
-
-
-def say(*lines: str) -> None:
-    """Write lines for people, at once."""
-    sys.stdout.writelines(f"{text}\n" for text in lines)
-    sys.stdout.flush()
+    Returns:
+        The rows, what was not run and why, and the exit code of that process.
+    """
+    wanted = [name for name in options.faults or NODE_ROWS if name in NODE_ROWS]
+    reasons = {name: nodes.why_not() or node_rows.why_not(name) for name in wanted}
+    skipped = [f"{name}: not run: {reason}" for name, reason in reasons.items() if reason]
+    names = [name for name, reason in reasons.items() if not reason]
+    if not names:
+        return [], skipped, 0
+    with tempfile.TemporaryDirectory(prefix="moe-serving-faults-") as folder:
+        file = Path(folder) / "rows"
+        words = [f"--{name}={getattr(options, name)}" for name in ("ranks", "requests", "tokens")]
+        process = subprocess.Popen(
+            [
+                sys.executable, "-m", "tests.faults.real.node_run", "--faults", ",".join(names),
+                "--rows", str(file), *words, *(f"--set={item}" for item in options.set),
+            ],
+            # Ctrl-C reaches it through us, once.
+            start_new_session=True,
+        )  # fmt: skip
+        try:
+            code = process.wait()
+        except BaseException:
+            process.terminate()
+            process.wait(_NODES_STOP)
+            raise
+        written = file.read_text("utf-8").splitlines() if file.exists() else []
+    if code:
+        skipped.append(f"the process of {', '.join(names)} ended with {code}")
+    return [from_json(text) for text in written], skipped, code
 
 
 def main() -> int:
@@ -82,7 +103,12 @@ def main() -> int:
     names = {"type": lambda text: text.split(","), "default": []}
     parser.add_argument("--groups", **numbers, help="systems to try, in turn (default 2,1)")
     parser.add_argument("--ranks", type=int, default=2, help="ranks in a group (default 2)")
-    parser.add_argument("--faults", **names, help=f"of {', '.join(ALL)} (default: all that fit)")
+    parser.add_argument(
+        "--faults",
+        **names,
+        help=f"of {', '.join(ALL)} (default: all that fit);\n"
+        f"{', '.join(NODE_ROWS)} need root: they get a system of 2 groups on 3 Ray nodes",
+    )
     parser.add_argument(
         "--kinds", **names, help=f"of requests: {', '.join(KINDS)} (default: all in turn)"
     )
@@ -98,11 +124,13 @@ def main() -> int:
     # As Ctrl-C: what was started is stopped.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     rows = asyncio.run(play(options))
-    say("", _line(_HEAD), *map(line, rows), "")
-    say(*(f"{row.groups} groups, {row.fault}: {row.note}" for row in rows if row.note))
+    more, skipped, code = play_nodes(options)
+    rows += more
+    say("", head(), *map(line, rows), "")
+    say(*(f"{row.groups} groups, {row.fault}: {row.note}" for row in rows if row.note), *skipped)
     bad = [row for row in rows if not row.good]
-    say("", f"{len(bad)} of {len(rows)} rows lost something" if bad else "nothing was lost")
-    return 1 if bad else 0
+    say("", f"{len(bad)} of {len(rows)} rows lost something" if bad or code else "nothing was lost")
+    return 1 if bad or code else 0
 
 
 if __name__ == "__main__":

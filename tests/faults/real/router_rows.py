@@ -11,9 +11,10 @@ from urllib.parse import urlsplit
 
 import psutil
 
-from tests.faults.real.deployment import WRITE_TIMEOUT, Deployment, RankProcess
-from tests.faults.real.rows import CHUNKS, Row, row_of
-from tests.faults.real.streams import PATIENCE, Run, Stream, ask_all, prompt_of
+from tests.faults.real.deployment import WRITE_TIMEOUT, Deployment
+from tests.faults.real.rows import Row, in_flight, row_of
+from tests.faults.real.streams import PATIENCE, Run, Stream, again, ask_all, prompt_of
+from tests.faults.real.system import RankProcess
 
 _POLL = 0.05
 _BUSY = 0.3
@@ -23,11 +24,6 @@ _STUCK = 8
 GROWTH = 64 * 2**20
 """Bytes that the router may grow with them: socket buffers and their whole answers, and what a
 process that has just served its first requests grows anyway."""
-
-
-def again(reference: Run) -> Run:
-    """Return the same requests, not yet asked."""
-    return Run([Stream(each.number, each.over, each.kind) for each in reference.streams])
 
 
 async def kill_router(running: Deployment, reference: Run, max_tokens: int) -> Row:
@@ -41,15 +37,11 @@ async def kill_router(running: Deployment, reference: Run, max_tokens: int) -> R
     engines = [
         process for group in before.values() for rank in group for process in rank.tree()[1:]
     ]
-    lost = again(reference)
-    asking = asyncio.create_task(ask_all(running, lost, max_tokens))
-    async with asyncio.timeout(PATIENCE):
-        while lost.begun(CHUNKS) < len(lost.streams) and not asking.done():  # noqa: ASYNC110
-            await asyncio.sleep(_POLL)
-    lost.struck_at = time.monotonic()
-    psutil.Process(running.router_pid()).kill()
-    quiet = asyncio.create_task(_quiet_after(engines, lost.struck_at))
-    await asking
+    async with in_flight(running, reference, max_tokens) as (lost, asking):
+        lost.struck_at = time.monotonic()
+        psutil.Process(running.router_pid()).kill()
+        quiet = asyncio.create_task(_quiet_after(engines, lost.struck_at))
+        await asking
     errors = max(stream.ended_at for stream in lost.streams) - lost.struck_at
     aborted = await quiet
     recovered = await running.until_whole()

@@ -1,12 +1,17 @@
 """One row of the table: the streams of an undisturbed run, again, with a fault in the middle."""
 
 import asyncio
+import contextlib
 import time
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from typing import TypeVar
 
-from tests.faults.real.deployment import Deployment, RankProcess
-from tests.faults.real.streams import PATIENCE, Run, Stream, ask_all, new_run
+from tests.faults.real.streams import PATIENCE, Run, again, ask_all, new_run
 from tests.faults.real.strikes import RealFault
+from tests.faults.real.system import RankProcess, System
+
+Running = TypeVar("Running", bound=System)
 
 _POLL = 0.05
 CHUNKS = 6
@@ -39,7 +44,7 @@ class Row:
 
 
 async def undisturbed(
-    running: Deployment, count: int, max_tokens: int, kinds: tuple[str, ...] = ("greedy",)
+    running: System, count: int, max_tokens: int, kinds: tuple[str, ...] = ("greedy",)
 ) -> tuple[Run, Row]:
     """Record the run that all others are compared with."""
     run = new_run(count, kinds)
@@ -47,9 +52,25 @@ async def undisturbed(
     return run, row_of(running, "none", run, run, recovered=0.0)
 
 
+@contextlib.asynccontextmanager
+async def in_flight(
+    running: System, reference: Run, max_tokens: int
+) -> AsyncIterator[tuple[Run, "asyncio.Task[None]"]]:
+    """Ask the same requests again; enter when all of them stream."""
+    run = again(reference)
+    asking = asyncio.create_task(ask_all(running, run, max_tokens))
+    try:
+        async with asyncio.timeout(PATIENCE):
+            while run.begun(CHUNKS) < len(run.streams) and not asking.done():  # noqa: ASYNC110
+                await asyncio.sleep(_POLL)
+        yield run, asking
+    finally:
+        asking.cancel()
+
+
 async def disturbed(
-    running: Deployment,
-    fault: RealFault,
+    running: Running,
+    fault: RealFault[Running],
     reference: Run,
     max_tokens: int,
     *,
@@ -64,26 +85,19 @@ async def disturbed(
         max_tokens: as in that.
         wait: for all groups to be ready again, which takes a gang's start.
     """
-    run = Run([Stream(each.number, each.over, each.kind) for each in reference.streams])
-    asking = asyncio.create_task(ask_all(running, run, max_tokens))
-    try:
-        async with asyncio.timeout(PATIENCE):
-            while run.begun(CHUNKS) < len(run.streams) and not asking.done():  # noqa: ASYNC110
-                await asyncio.sleep(_POLL)
+    async with in_flight(running, reference, max_tokens) as (run, asking):
         victim, inflight = await _victim(running)
         run.struck_at = time.monotonic()
         before = set(await running.ready())
         await fault.inject(running, victim)
-        whole = asyncio.create_task(_whole_again(running, fault, before)) if wait else None
+        whole = asyncio.create_task(whole_again(running, fault, before)) if wait else None
         await asking
         recovered = None if whole is None else await whole - run.struck_at
-    finally:
-        asking.cancel()
     running.finish_stopped()
     return row_of(running, fault.what, reference, run, recovered=recovered, inflight=inflight)
 
 
-async def _victim(running: Deployment) -> tuple[RankProcess, int]:
+async def _victim(running: System) -> tuple[RankProcess, int]:
     """Choose rank 1 of the group with the most requests: not the one that the others meet at."""
     ready = await running.ready()
     inflight = {
@@ -95,7 +109,7 @@ async def _victim(running: Deployment) -> tuple[RankProcess, int]:
     return max(ready[name], key=lambda rank: rank.rank), inflight[name]
 
 
-async def _whole_again(running: Deployment, fault: RealFault, before: set[str]) -> float:
+async def whole_again(running: Running, fault: RealFault[Running], before: set[str]) -> float:
     """Wait until all groups are ready, one of them newly so, or a new one where one must be."""
     struck_at = time.time()
     async with asyncio.timeout(PATIENCE):
@@ -110,7 +124,7 @@ async def _whole_again(running: Deployment, fault: RealFault, before: set[str]) 
 
 
 def row_of(
-    running: Deployment,
+    running: System,
     name: str,
     reference: Run,
     run: Run,

@@ -12,7 +12,7 @@ import httpx
 
 from serving.api.v1 import inference_pb2 as pb
 from serving.api.v1 import inference_pb2_grpc
-from tests.faults.real.deployment import Deployment
+from tests.faults.real.system import System
 
 PATIENCE = 600.0
 """Seconds until a stream is given up; the router's own time-out is as long."""
@@ -78,7 +78,7 @@ class Run:
         return sum(len(stream.chunks) >= chunks for stream in self.streams)
 
 
-async def ask_all(running: Deployment, run: Run, max_tokens: int) -> None:
+async def ask_all(running: System, run: Run, max_tokens: int) -> None:
     """Send all requests at once and take their streams to the end."""
     limits = httpx.Limits(max_connections=None)
     async with (
@@ -104,6 +104,11 @@ def new_run(count: int, kinds: tuple[str, ...] = ("greedy",)) -> Run:
             for number in range(count)
         ]
     )
+
+
+def again(reference: Run) -> Run:
+    """Return the same requests, not yet asked."""
+    return Run([Stream(each.number, each.over, each.kind) for each in reference.streams])
 
 
 def prompt_of(number: int) -> str:

@@ -4,19 +4,21 @@ import asyncio
 import signal
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
-from tests.faults.real.deployment import Deployment, RankProcess
+from tests.faults.real.deployment import Deployment
+from tests.faults.real.system import RankProcess, System
 
-Inject = Callable[[Deployment, RankProcess], Awaitable[None]]
+Struck = TypeVar("Struck", bound=System)
 
 
 @dataclass(frozen=True, slots=True)
-class RealFault:
+class RealFault(Generic[Struck]):
     """A kind of fault."""
 
     name: str
     what: str
-    inject: Inject
+    inject: Callable[[Struck, RankProcess], Awaitable[None]]
     restarts: bool = True
     """Whether Serve has to start a gang anew."""
     fences: bool = True

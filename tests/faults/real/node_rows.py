@@ -1,0 +1,111 @@
+"""Rows about whole nodes: one is lost, one's cable is cut, Ray's head loses its memory."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+
+from tests.faults.real.nodes import REDIS, OnNodes
+from tests.faults.real.rows import Row, disturbed, in_flight, row_of, whole_again
+from tests.faults.real.streams import PATIENCE, Run
+from tests.faults.real.strikes import RealFault
+from tests.faults.real.system import RankProcess
+
+_POLL = 0.2
+CUT = 100.0
+"""Seconds; Ray gives a silent node up after about 65."""
+
+
+async def _lose(running: OnNodes, rank: RankProcess) -> None:
+    running.lose(rank.node)
+    # As whoever runs the machines would: a new one in its place.
+    running.add_worker()
+
+
+LOSE_NODE = RealFault("lose-node", "a whole node lost", _lose)
+
+
+async def lose_node(running: OnNodes, reference: Run, max_tokens: int) -> Row:
+    """All processes of a node die at once, its network with them; a new node takes its place."""
+    return await disturbed(running, LOSE_NODE, reference, max_tokens)
+
+
+async def cut_cable(running: OnNodes, reference: Run, max_tokens: int) -> Row:
+    """Nothing passes to or from a node, and nobody is told; later the cable is mended."""
+    mending: list[asyncio.Task[float]] = []
+
+    async def cut(running: OnNodes, rank: RankProcess) -> None:
+        node = running.nodes[rank.node]
+        running.networks.cut(node.node)
+
+        async def mend() -> float:
+            await asyncio.sleep(CUT)
+            running.networks.mend(node.node)
+            return time.monotonic()
+
+        mending.append(asyncio.create_task(mend()))
+
+    fault = RealFault("cut-cable", f"a node's cable cut for {CUT:g} s", cut)
+    return await disturbed(running, fault, reference, max_tokens)
+
+
+async def kill_gcs(running: OnNodes, reference: Run, max_tokens: int) -> Row:
+    """``kill -9`` of Ray's GCS, whose state is in Redis; the head is started again.
+
+    No token passes there: no stream may notice, the ranks must stay the same. Afterwards Ray and
+    Serve must know them again, and replace a rank that is killed.
+    """
+    before = await running.ready()
+    async with in_flight(running, reference, max_tokens) as (run, asking):
+        run.struck_at, struck = time.monotonic(), time.time()
+        running.head_process("gcs_server").kill()
+        known = asyncio.create_task(_known_again(running, running.head_started()))
+        await asking
+        recovered = await known - run.struck_at
+    row = row_of(running, "kill -9 of Ray's GCS", reference, run, recovered=recovered)
+    trouble = [*row.trouble]
+    if await running.ready() != before:
+        trouble.append(f"ranks were {before}, are {await running.ready()}")
+    trouble += [
+        f"group {group['group_id']} was out of service: {group['reason']}"
+        for group in await running.fleet()
+        if group["since_unix_seconds"] > struck
+    ]
+    name, ranks = min(before.items())
+    began = time.monotonic()
+    running.process_of(ranks[-1]).kill()
+    fault = RealFault("", "", _lose)
+    replaced = await whole_again(running, fault, set(before)) - began
+    after = await running.ready()
+    others = before.keys() - {name}
+    if any(after.get(other) != before[other] for other in others):
+        trouble.append(f"more than the struck group was restarted: {before} became {after}")
+    note = (
+        f"the head was started again and knew the same {sum(map(len, before.values()))} ranks; "
+        f"a rank killed after that was replaced by Serve in {replaced:.1f} s"
+    )
+    return replace(row, note=note, trouble=tuple(trouble))
+
+
+async def _known_again(running: OnNodes, started: int) -> float:
+    """Wait until a new head answers that the application runs."""
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            if running.head_started() > started and ": running" in await running.group_status():
+                return time.monotonic()
+            await asyncio.sleep(_POLL)
+
+
+NodeRow = Callable[[OnNodes, Run, int], Awaitable[Row]]
+NODE_ROWS: dict[str, NodeRow] = {
+    "kill-gcs": kill_gcs,
+    "lose-node": lose_node,
+    "cut-cable": cut_cable,
+}
+
+
+def why_not(name: str) -> str | None:
+    """Return what keeps this machine from one of the rows, beside the nodes, or ``None``."""
+    if name == "kill-gcs" and not REDIS.exists():
+        return "no Redis server in .tools/redis: .ci/tools fetches it and says if it cannot"
+    return None

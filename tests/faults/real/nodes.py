@@ -1,0 +1,250 @@
+"""The real thing on three Ray nodes, each with a network and processes of its own.
+
+    router 10.77.0.1 ── bridge ──┬── head   10.77.0.2: Ray's head, no ranks
+    Redis                        ├── node b 10.77.0.3: a group of ranks
+                                 └── node c 10.77.0.4: another
+
+A node stands for a pod with its container: when its Ray ends, all of its processes do, and its
+Ray is started again.
+"""
+
+import asyncio
+import contextlib
+import os
+import secrets
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+from serving.cli import netns, supervisor
+from serving.cli.access import access_of
+from serving.cli.handover import write_settings
+from serving.cli.local_secrets import with_local_secrets
+from serving.cli.options import settings_from
+from serving.cli.progress import make_progress
+from serving.cli.ray_nodes import (
+    STARTED,
+    Paths,
+    RayPlan,
+    deploy,
+    group_command,
+    ray_environment,
+    spawn_ray,
+    start_router,
+    wait_ray,
+    wait_ready,
+)
+from tests.faults.real.system import RankProcess, System
+
+ROUTER, HEAD = "10.77.0.1", "10.77.0.2"
+_FIRST_WORKER = 3
+_REDIS_PORT = 6380
+REDIS = netns.TOOLS / "redis" / "redis-server"
+RECONNECT = 600
+"""Seconds that nodes wait for a lost head; KubeRay sets as many."""
+_LOOK = 0.5
+_RESTART_PAUSE = 5.0
+_COMMAND_TIMEOUT = 60.0
+_CPUS_PER_RANK = 2
+
+
+def why_not() -> str | None:
+    """Return what keeps this machine from having the nodes, or ``None``."""
+    return netns.why_not()
+
+
+@dataclass(slots=True)
+class RayNode:
+    """A node whose Ray is started again when it ends, as a kubelet does with a container."""
+
+    node: netns.Node
+    start: "Callable[[], subprocess.Popen[bytes]]"
+    pause: float = _RESTART_PAUSE
+    """Seconds between two starts at least."""
+    starts: int = 0
+    process: "subprocess.Popen[bytes] | None" = None
+    _not_before: float = 0.0
+
+    def look(self, now: float) -> None:
+        """Start Ray if it does not run; ``now`` is a monotonic clock's."""
+        if self.process is not None:
+            if self.process.poll() is None:
+                return
+            self.process = None
+            self.node.clear()
+        if now >= self._not_before:
+            self._not_before = now + self.pause
+            self.process = self.start()
+            self.starts += 1
+
+
+@dataclass(slots=True)
+class OnNodes(System):
+    """A running system on nodes."""
+
+    networks: netns.Networks
+    paths: Paths
+    plan: RayPlan
+    environment: Mapping[str, str]
+    nodes: dict[str, RayNode] = field(default_factory=dict)
+    """By address; the head is one of them."""
+    named: int = 0
+
+    @property
+    def head(self) -> RayNode:
+        """Ray's head."""
+        return self.nodes[HEAD]
+
+    def add(self, address: str) -> RayNode:
+        """Make a node and start its Ray; returns at once."""
+        name = chr(ord("a") + self.named)
+        self.named += 1
+        node = self.networks.add_node(name, address)
+        is_head = address == self.plan.head
+        plan = RayPlan(self.plan.head, cpus=0) if is_head else self.plan
+        environment = {**self.environment, "RAY_gcs_rpc_server_reconnect_timeout_s": str(RECONNECT)}
+        if is_head and REDIS.exists():
+            environment["RAY_REDIS_ADDRESS"] = f"{ROUTER}:{_REDIS_PORT}"
+        made = RayNode(node, lambda: spawn_ray(node, self.paths, environment, plan))
+        self.nodes[address] = made
+        made.look(time.monotonic())
+        return made
+
+    def add_worker(self) -> RayNode:
+        """Add a node for ranks with an address that none had before."""
+        return self.add(f"10.77.0.{_FIRST_WORKER - 1 + self.named}")
+
+    def lose(self, address: str) -> None:
+        """Lose a whole node at once; nothing of it comes back."""
+        self.networks.lose(self.nodes.pop(address).node)
+
+    async def keep(self) -> None:
+        """Keep every node's Ray running, for ever."""
+        while True:
+            for node in self.nodes.values():
+                node.look(time.monotonic())
+            await asyncio.sleep(_LOOK)
+
+    def process_of(self, rank: RankProcess) -> psutil.Process:
+        """Return a rank's Serve replica."""
+        return psutil.Process(self.nodes[rank.node].node.processes()[rank.pid])
+
+    def head_process(self, name: str) -> psutil.Process:
+        """Return the head's process ``name``, such as gcs_server.
+
+        Raises:
+            LookupError: it does not run.
+        """
+        for pid in self.head.node.processes().values():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process = psutil.Process(pid)
+                if process.name() == name:
+                    return process
+        raise LookupError(f"the head has no process {name}")
+
+    def head_started(self) -> int:
+        """Return how often the head's Ray has come up."""
+        return self.paths.ray_log(self.head.node).read_text("utf-8", "replace").count(STARTED)
+
+    async def group_status(self) -> str:
+        """Return what ``moe-serving group status`` says on the head; empty if it fails."""
+        process = await asyncio.create_subprocess_exec(
+            *self.head.node.command(group_command(self.paths, "status", HEAD)),
+            env=dict(self.environment),
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.DEVNULL,
+        )
+        try:
+            async with asyncio.timeout(_COMMAND_TIMEOUT):
+                said, _ = await process.communicate()
+        except TimeoutError:
+            process.kill()
+            await process.wait()
+            return ""
+        return said.decode() if process.returncode == 0 else ""
+
+
+@contextlib.contextmanager
+def on_nodes(groups: int, ranks: int, sets: tuple[str, ...] = ()) -> Iterator[OnNodes]:
+    """Start a head, one node a group, a router and the groups; end them all.
+
+    This process moves to the router's network, for good; it must have no threads.
+
+    Raises:
+        ServingError: it did not start; the logs are kept and named.
+    """
+    settings = settings_from(
+        None,
+        [
+            "engine.dtype=float32",
+            f"group.count={groups}",
+            f"group.data_parallel={ranks}",
+            "group.placement=pack",
+            "router.host=127.0.0.1",
+            f"router.join_host={ROUTER}",
+            f"link.routers=[{ROUTER}:50052]",
+            *sets,
+        ],
+    )
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="moe-fn-")))
+        paths = Paths.under(folder)
+        settings = with_local_secrets(settings, folder)
+        write_settings(settings, paths.config)
+        networks = netns.Networks(netns.find_iproute(), ROUTER)
+        # Last in, first out: a node takes its processes with it, the others are ended after that.
+        stack.callback(_end_all)
+        stack.callback(networks.close)
+        system = OnNodes(
+            groups,
+            f"http://127.0.0.1:{settings.router.rest_port}",
+            f"127.0.0.1:{settings.router.grpc_port}",
+            settings.model.name,
+            networks,
+            paths,
+            RayPlan(HEAD, cpus=ranks * _CPUS_PER_RANK),
+            ray_environment(secrets.token_hex(32)),
+        )
+        try:
+            with make_progress() as progress:
+                router = start_router(paths)
+                progress.set("router", f"starting at {ROUTER}")
+                if REDIS.exists():
+                    _start_redis(folder, paths)
+                for address in (HEAD, *(f"10.77.0.{_FIRST_WORKER + i}" for i in range(groups))):
+                    made = system.add(address)
+                    assert made.process is not None
+                    wait_ray(made.node, made.process, paths)
+                    progress.set(f"node {made.node.name} ({address})", "Ray runs", done=True)
+                progress.set("group", "deploying")
+                deploy(system.head.node, paths, system.environment, progress)
+                access = access_of(settings.security.model_dump())
+                wait_ready(settings, system.rest, router, paths, access)
+                progress.set("group", "ready", done=True)
+            yield system
+        except Exception:
+            print(f"logs: {paths.keep_logs()}", flush=True)  # noqa: T201
+            raise
+
+
+def _start_redis(folder: Path, paths: Paths) -> None:
+    """Start the Redis that Ray's head keeps its state in; not on the head: it outlives it."""
+    arguments = {"port": _REDIS_PORT, "bind": ROUTER, "save": "", "protected-mode": "no"}
+    supervisor.spawn(
+        [
+            str(REDIS), "--dir", str(folder),
+            *(str(word) for key, value in arguments.items() for word in (f"--{key}", value)),
+        ],
+        log=paths.logs / "redis.log",
+    )  # fmt: skip
+
+
+def _end_all() -> None:
+    left = supervisor.end(supervisor.descendants(os.getpid()), grace=3.0)
+    if left:
+        print(f"could not end these processes: {left}", flush=True)  # noqa: T201
