@@ -205,6 +205,8 @@ class Networks:
             ["unshare", *_NAMESPACES, sys.executable, "-c", _HOLDER],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            # When its node is killed, it complains.
+            stderr=subprocess.DEVNULL,
             # Ctrl-C is for us, who stop the rest in order.
             start_new_session=True,
         )

@@ -8,6 +8,7 @@ Exits 1 if any stream was lost or any text differs from the undisturbed run.
 
 import argparse
 import asyncio
+import os
 import signal
 import subprocess
 import sys
@@ -79,6 +80,8 @@ def play_nodes(options: argparse.Namespace) -> tuple[list[Row], list[str], int]:
                 sys.executable, "-m", "tests.faults.real.node_run", "--faults", ",".join(names),
                 "--rows", str(file), *words, *(f"--set={item}" for item in options.set),
             ],
+            # It starts processes while it has calls open, which need nothing of gRPC.
+            env={**os.environ, "GRPC_ENABLE_FORK_SUPPORT": "0"},
             # Ctrl-C reaches it through us, once.
             start_new_session=True,
         )  # fmt: skip

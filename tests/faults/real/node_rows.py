@@ -5,6 +5,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
+from serving.cli import netns
 from tests.faults.real.nodes import REDIS, OnNodes
 from tests.faults.real.rows import Row, disturbed, in_flight, row_of, whole_again
 from tests.faults.real.streams import PATIENCE, Run
@@ -12,7 +13,7 @@ from tests.faults.real.strikes import RealFault
 from tests.faults.real.system import RankProcess
 
 _POLL = 0.2
-CUT = 100.0
+SHORT, LONG = 30.0, 100.0
 """Seconds; Ray gives a silent node up after about 65."""
 
 
@@ -30,23 +31,30 @@ async def lose_node(running: OnNodes, reference: Run, max_tokens: int) -> Row:
     return await disturbed(running, LOSE_NODE, reference, max_tokens)
 
 
-async def cut_cable(running: OnNodes, reference: Run, max_tokens: int) -> Row:
-    """Nothing passes to or from a node, and nobody is told; later the cable is mended."""
-    mending: list[asyncio.Task[float]] = []
+def cut_for(seconds: float, *, restarts: bool) -> "NodeRow":
+    """Return the row of a cable that is cut for so long."""
 
-    async def cut(running: OnNodes, rank: RankProcess) -> None:
-        node = running.nodes[rank.node]
-        running.networks.cut(node.node)
+    async def cut_cable(running: OnNodes, reference: Run, max_tokens: int) -> Row:
+        """Nothing passes to or from a node, and nobody is told; later the cable is mended."""
+        mending: list[asyncio.Task[None]] = []
 
-        async def mend() -> float:
-            await asyncio.sleep(CUT)
-            running.networks.mend(node.node)
-            return time.monotonic()
+        async def cut(running: OnNodes, rank: RankProcess) -> None:
+            node = running.nodes[rank.node].node
+            running.networks.cut(node)
+            mending.append(asyncio.create_task(_mend(running, node, seconds)))
 
-        mending.append(asyncio.create_task(mend()))
+        fault = RealFault("cut-cable", f"a node's cable cut for {seconds:g} s", cut, restarts)
+        try:
+            return await disturbed(running, fault, reference, max_tokens)
+        finally:
+            await asyncio.gather(*mending)
 
-    fault = RealFault("cut-cable", f"a node's cable cut for {CUT:g} s", cut)
-    return await disturbed(running, fault, reference, max_tokens)
+    return cut_cable
+
+
+async def _mend(running: OnNodes, node: netns.Node, after: float) -> None:
+    await asyncio.sleep(after)
+    running.networks.mend(node)
 
 
 async def kill_gcs(running: OnNodes, reference: Run, max_tokens: int) -> Row:
@@ -100,7 +108,8 @@ NodeRow = Callable[[OnNodes, Run, int], Awaitable[Row]]
 NODE_ROWS: dict[str, NodeRow] = {
     "kill-gcs": kill_gcs,
     "lose-node": lose_node,
-    "cut-cable": cut_cable,
+    "cut-cable": cut_for(SHORT, restarts=False),
+    "cut-cable-long": cut_for(LONG, restarts=True),
 }
 
 

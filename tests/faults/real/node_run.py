@@ -22,9 +22,11 @@ GROUPS = 2
 
 def play(options: argparse.Namespace) -> None:
     """Start the nodes, run the rows, append each to the file as soon as it is known."""
-    say(f"starting {GROUPS} x {options.ranks} ranks, a group a node, Ray's head on a third")
+    what = "rank" if options.spread else "group"
+    say(f"starting {GROUPS} x {options.ranks} ranks, a {what} a node, Ray's head on its own")
     began = time.monotonic()
-    with nodes.on_nodes(GROUPS, options.ranks, tuple(options.set)) as running:
+    sets = tuple(options.set)
+    with nodes.on_nodes(GROUPS, options.ranks, sets, spread=options.spread) as running:
         asyncio.run(_rows(running, options, began))
 
 
@@ -57,6 +59,7 @@ def main() -> int:
     parser.add_argument("--requests", type=int, default=32)
     parser.add_argument("--tokens", type=int, default=400)
     parser.add_argument("--set", action="append", default=[])
+    parser.add_argument("--spread", action="store_true", help="a rank a node, not a group a node")
     parser.add_argument("--rows", type=Path, default=Path("/dev/null"), help="JSON lines go here")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)

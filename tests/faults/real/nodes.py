@@ -170,8 +170,10 @@ class OnNodes(System):
 
 
 @contextlib.contextmanager
-def on_nodes(groups: int, ranks: int, sets: tuple[str, ...] = ()) -> Iterator[OnNodes]:
-    """Start a head, one node a group, a router and the groups; end them all.
+def on_nodes(
+    groups: int, ranks: int, sets: tuple[str, ...] = (), *, spread: bool = False
+) -> Iterator[OnNodes]:
+    """Start a head, one node a group (spread: one a rank), a router and the groups; end them all.
 
     This process moves to the router's network, for good; it must have no threads.
 
@@ -184,7 +186,7 @@ def on_nodes(groups: int, ranks: int, sets: tuple[str, ...] = ()) -> Iterator[On
             "engine.dtype=float32",
             f"group.count={groups}",
             f"group.data_parallel={ranks}",
-            "group.placement=pack",
+            f"group.placement={'strict_spread' if spread else 'pack'}",
             "router.host=127.0.0.1",
             f"router.join_host={ROUTER}",
             f"link.routers=[{ROUTER}:50052]",
@@ -207,7 +209,7 @@ def on_nodes(groups: int, ranks: int, sets: tuple[str, ...] = ()) -> Iterator[On
             settings.model.name,
             networks,
             paths,
-            RayPlan(HEAD, cpus=ranks * _CPUS_PER_RANK),
+            RayPlan(HEAD, cpus=_CPUS_PER_RANK * (1 if spread else ranks)),
             ray_environment(secrets.token_hex(32)),
         )
         try:
@@ -216,8 +218,10 @@ def on_nodes(groups: int, ranks: int, sets: tuple[str, ...] = ()) -> Iterator[On
                 progress.set("router", f"starting at {ROUTER}")
                 if REDIS.exists():
                     _start_redis(folder, paths)
-                for address in (HEAD, *(f"10.77.0.{_FIRST_WORKER + i}" for i in range(groups))):
-                    made = system.add(address)
+                workers = groups * (ranks if spread else 1)
+                for number in range(1 + workers):
+                    made = system.add_worker() if number else system.add(HEAD)
+                    address = made.node.address
                     assert made.process is not None
                     wait_ray(made.node, made.process, paths)
                     progress.set(f"node {made.node.name} ({address})", "Ray runs", done=True)
