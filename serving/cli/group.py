@@ -119,12 +119,12 @@ def delete_groups(settings: Settings) -> None:
 
 def show_groups(settings: Settings) -> None:
     """Print what Serve says of the application, and the ranks' last words."""
-    from serving.engine import deployment_watch
+    from serving.engine import cluster, deployment_watch
 
     app = settings.ray.app_name
     view = deployment_watch.DeploymentWatch(app, SystemClock(), since=0.0).look()
     print(f"application {app}: {view.phase}")
-    for report in view.reports:
+    for report in deployment_watch.last_words(view.reports, cluster.gangs(app)):
         error = f": {report.error}" if report.error else ""
         print(
             f"  group {report.gang_id} rank {report.rank}/{report.world_size} "

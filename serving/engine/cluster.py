@@ -183,15 +183,22 @@ def nodes() -> tuple[NodeRoom, ...]:
 
 def placed_gangs(app: str) -> int:
     """Return how many gangs of Serve application ``app`` hold their resources."""
+    return sum(state == "CREATED" for state in gangs(app).values())
+
+
+def gangs(app: str) -> dict[str, str]:
+    """Return the gangs of Serve application ``app``: id, and state of their placement group."""
     from ray.serve._private.common import GANG_PG_NAME_PREFIX
     from ray.util import placement_group_table
 
     table: Mapping[str, Mapping[str, object]] = placement_group_table()
-    return sum(
-        str(entry["name"]).startswith(f"{GANG_PG_NAME_PREFIX}{app}_")
-        and entry["state"] == "CREATED"
+    prefix = f"{GANG_PG_NAME_PREFIX}{app}_"
+    return {
+        # Serve's name ends in _INDEX_GANG.
+        str(entry["name"]).rpartition("_")[2]: str(entry["state"])
         for entry in table.values()
-    )
+        if str(entry["name"]).startswith(prefix)
+    }
 
 
 def own_address() -> str:

@@ -1,5 +1,6 @@
 """How a deployment of the groups is getting on, and when to give it up."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
@@ -72,6 +73,22 @@ def failure_of(view: DeploymentView) -> ServingError | None:
             return _ERRORS[last.error_type](last.error)
         return EngineError(f"rank {last.rank} did not start: {last.error}")
     return EngineError(f"Ray Serve gave up: {_last_line(view.message)}")
+
+
+def last_words(reports: Sequence[RankReport], gangs: Mapping[str, str]) -> tuple[RankReport, ...]:
+    """Return the reports that still say something: of ranks that are there, and of failures.
+
+    A rank that was killed or lost with its node could not take its report back.
+
+    Args:
+        reports: of all ranks.
+        gangs: state of their placement groups, by id, seen after the reports: Serve makes the
+            group before the ranks, and removes it after them.
+    """
+    there = {gang for gang, state in gangs.items() if state != "REMOVED"}
+    return tuple(
+        report for report in reports if report.gang_id in there or report.stage is Stage.FAILED
+    )
 
 
 class DeploymentWatch:

@@ -13,8 +13,14 @@ from tests.faults.real.strikes import RealFault
 from tests.faults.real.system import RankProcess
 
 _POLL = 0.2
-SHORT, LONG = 30.0, 100.0
-"""Seconds; Ray gives a silent node up after about 65."""
+SHORT, LONG = 15.0, 100.0
+"""Seconds that a cable is cut: longer than a link's keepalive, and longer than Ray's patience.
+
+Between the two, from about 30 s on, Serve's health checks have failed: the ranks come back to the
+router, and some time after are restarted by Serve all the same.
+"""
+PATIENT = 60.0
+"""Seconds after a strike; a rank that Serve has missed would have been stopped by then."""
 
 
 async def _lose(running: OnNodes, rank: RankProcess) -> None:
@@ -44,10 +50,18 @@ def cut_for(seconds: float, *, restarts: bool) -> "NodeRow":
             mending.append(asyncio.create_task(_mend(running, node, seconds)))
 
         fault = RealFault("cut-cable", f"a node's cable cut for {seconds:g} s", cut, restarts)
+        before, began = await running.ready(), time.monotonic()
         try:
-            return await disturbed(running, fault, reference, max_tokens)
+            row = await disturbed(running, fault, reference, max_tokens)
         finally:
             await asyncio.gather(*mending)
+        if restarts:
+            return row
+        await asyncio.sleep(max(0.0, began + PATIENT - time.monotonic()))
+        after = await running.ready()
+        if after != before:
+            return replace(row, trouble=(*row.trouble, f"ranks were {before}, are {after}"))
+        return replace(row, note="the very same ranks came back, and stayed")
 
     return cut_cable
 

@@ -1,5 +1,6 @@
 """Nodes of ``netns``: what a cut cable and a lost node look like from outside."""
 
+import contextlib
 import subprocess
 import sys
 from pathlib import Path
@@ -96,8 +97,6 @@ def test_nodes_end_with_who_made_them(tmp_path: Path) -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60
     )
     first = int(done.stdout)
-    try:
+    with contextlib.suppress(psutil.NoSuchProcess):
         psutil.Process(first).wait(20)
-    except psutil.NoSuchProcess:
-        pass
     assert not psutil.pid_exists(first)

@@ -9,6 +9,7 @@ from serving.engine.deployment_watch import (
     Phase,
     PlacementWatch,
     failure_of,
+    last_words,
 )
 from serving.engine.placement import GroupNeeds, NodeRoom
 from serving.engine.stages import RankReport, Stage
@@ -145,3 +146,27 @@ def test_placed_groups_need_no_more_room(monkeypatch: pytest.MonkeyPatch) -> Non
     assert "1 group of 2 ranks" in (watch.check() or "")
     seen.placed = 3
     assert watch.check() is None
+
+
+def test_ranks_that_were_lost_with_their_node_are_not_shown():
+    reports = [
+        RankReport(gang, 0, 1, stage, "127.0.0.1", 1, 5.0)
+        for gang, stage in (
+            ("lost", Stage.JOINING),
+            ("taken-away", Stage.JOINING),
+            ("here", Stage.JOINING),
+            ("waits-for-its-node", Stage.LOADING),
+            ("crashed", Stage.FAILED),
+        )
+    ]
+    states = {"here": "CREATED", "waits-for-its-node": "RESCHEDULING", "taken-away": "REMOVED"}
+    shown = last_words(reports, states)
+    assert [report.gang_id for report in shown] == ["here", "waits-for-its-node", "crashed"]
+
+
+def test_gangs_are_told_apart_by_application(monkeypatch):
+    names = ["SERVE_GANG::r1_ranks_0_ab12", "SERVE_GANG::r1-canary_ranks_0_cd34", "other", ""]
+    table = {str(n): {"name": name, "state": "CREATED"} for n, name in enumerate(names)}
+    monkeypatch.setattr("ray.util.placement_group_table", lambda: table)
+    assert cluster.gangs("r1") == {"ab12": "CREATED"}
+    assert cluster.placed_gangs("r1") == 1
