@@ -92,7 +92,7 @@ two-nodes: venv ## One group over two nodes (network namespaces; needs root and 
 	@exec .venv/bin/python -m serving.cli.two_nodes $(ARGS)
 
 .PHONY: faults faults-replay
-faults: venv ## Kill ranks, nodes, Ray of the real thing under traffic; print what survived (30 minutes)
+faults: venv ## Kill ranks, nodes, Ray of the real thing under traffic; print what survived (40 minutes)
 	@.ci/tools
 	@exec .venv/bin/python -m tests.faults.real $(ARGS)
 faults-replay: venv ## Print one history of the simulated cluster (SEED=1)
