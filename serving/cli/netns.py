@@ -35,6 +35,8 @@ _HOLDER = (
     "print('up', flush=True); sys.stdin.read()"
 )
 """A node's first process: it takes over orphans, and when it ends the kernel kills the others."""
+_SHARED_MEMORY = 'mount -t tmpfs moe-shm /dev/shm && exec "$0" "$@"'
+"""Shared memory of its own for each node: OpenMP names its files by process ids, which repeat."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +204,7 @@ class Networks:
             Unsupported: the machine refuses.
         """
         holder = subprocess.Popen(
-            ["unshare", *_NAMESPACES, sys.executable, "-c", _HOLDER],
+            ["unshare", *_NAMESPACES, "sh", "-c", _SHARED_MEMORY, sys.executable, "-c", _HOLDER],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             # When its node is killed, it complains.

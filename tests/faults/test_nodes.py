@@ -30,9 +30,10 @@ class Network:
 
 
 @pytest.fixture
-def node():
-    made = RayNode(Network(), Process, pause=5.0)
+def node(tmp_path):
+    made = RayNode(Network(), Process, tmp_path / "log", pause=5.0, patience=30.0)
     made.look(100.0)
+    made.log.write_text("Ray runtime started.\n")
     return made
 
 
@@ -58,6 +59,16 @@ def test_what_is_left_goes_at_once_and_the_next_start_waits(node):
     assert node.starts == 1
     node.look(105.0)
     assert (node.starts, node.node.cleared) == (2, 1)
+
+
+def test_ray_that_does_not_come_up_is_started_again(node):
+    node.process.code = 1
+    node.look(200.0)
+    assert not node.up(), "what the first one said is not the second one's word"
+    node.look(229.9)
+    assert node.starts == 2
+    node.look(230.0)
+    assert (node.starts, node.node.cleared) == (3, 2)
 
 
 @pytest.mark.parametrize("recovered", [None, 12.5], ids=["not waited", "recovered"])

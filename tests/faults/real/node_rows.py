@@ -81,7 +81,7 @@ async def kill_gcs(running: OnNodes, reference: Run, max_tokens: int) -> Row:
     async with in_flight(running, reference, max_tokens) as (run, asking):
         run.struck_at, struck = time.monotonic(), time.time()
         running.head_process("gcs_server").kill()
-        known = asyncio.create_task(_known_again(running, running.head_started()))
+        known = asyncio.create_task(_known_again(running, running.head.starts))
         await asking
         recovered = await known - run.struck_at
     row = row_of(running, "kill -9 of Ray's GCS", reference, run, recovered=recovered)
@@ -113,7 +113,8 @@ async def _known_again(running: OnNodes, started: int) -> float:
     """Wait until a new head answers that the application runs."""
     async with asyncio.timeout(PATIENCE):
         while True:
-            if running.head_started() > started and ": running" in await running.group_status():
+            new = running.head.starts > started and running.head.up()
+            if new and ": running" in await running.group_status():
                 return time.monotonic()
             await asyncio.sleep(_POLL)
 

@@ -10,6 +10,7 @@ Ray is started again.
 
 import asyncio
 import contextlib
+import math
 import os
 import secrets
 import subprocess
@@ -36,9 +37,9 @@ from serving.cli.ray_nodes import (
     ray_environment,
     spawn_ray,
     start_router,
-    wait_ray,
     wait_ready,
 )
+from serving.errors import EngineError
 from tests.faults.real.system import RankProcess, System
 
 ROUTER, HEAD = "10.77.0.1", "10.77.0.2"
@@ -48,7 +49,7 @@ REDIS = netns.TOOLS / "redis" / "redis-server"
 RECONNECT = 600
 """Seconds that nodes wait for a lost head; KubeRay sets as many."""
 _LOOK = 0.5
-_RESTART_PAUSE = 5.0
+_START = 180.0
 _COMMAND_TIMEOUT = 60.0
 _CPUS_PER_RANK = 2
 
@@ -60,25 +61,37 @@ def why_not() -> str | None:
 
 @dataclass(slots=True)
 class RayNode:
-    """A node whose Ray is started again when it ends, as a kubelet does with a container."""
+    """A node whose Ray is started again when it ends, or does not come up: as a kubelet does."""
 
     node: netns.Node
     start: "Callable[[], subprocess.Popen[bytes]]"
-    pause: float = _RESTART_PAUSE
+    log: Path
+    """Of its Ray."""
+    pause: float = 5.0
     """Seconds between two starts at least."""
+    patience: float = 45.0
+    """Seconds that Ray may take to come up."""
     starts: int = 0
     process: "subprocess.Popen[bytes] | None" = None
-    _not_before: float = 0.0
+    _started_at: float = -math.inf
+    _said_before: int = 0
+
+    def up(self) -> bool:
+        """Return whether the Ray that runs now has come up."""
+        text = self.log.read_bytes()[self._said_before :] if self.log.exists() else b""
+        return STARTED.encode() in text
 
     def look(self, now: float) -> None:
         """Start Ray if it does not run; ``now`` is a monotonic clock's."""
         if self.process is not None:
-            if self.process.poll() is None:
+            late = now >= self._started_at + self.patience
+            if self.process.poll() is None and not (late and not self.up()):
                 return
             self.process = None
             self.node.clear()
-        if now >= self._not_before:
-            self._not_before = now + self.pause
+        if now >= self._started_at + self.pause:
+            self._started_at = now
+            self._said_before = self.log.stat().st_size if self.log.exists() else 0
             self.process = self.start()
             self.starts += 1
 
@@ -110,7 +123,9 @@ class OnNodes(System):
         environment = {**self.environment, "RAY_gcs_rpc_server_reconnect_timeout_s": str(RECONNECT)}
         if is_head and REDIS.exists():
             environment["RAY_REDIS_ADDRESS"] = f"{ROUTER}:{_REDIS_PORT}"
-        made = RayNode(node, lambda: spawn_ray(node, self.paths, environment, plan))
+        made = RayNode(
+            node, lambda: spawn_ray(node, self.paths, environment, plan), self.paths.ray_log(node)
+        )
         self.nodes[address] = made
         made.look(time.monotonic())
         return made
@@ -122,6 +137,19 @@ class OnNodes(System):
     def lose(self, address: str) -> None:
         """Lose a whole node at once; nothing of it comes back."""
         self.networks.lose(self.nodes.pop(address).node)
+
+    def wait_up(self, node: RayNode) -> None:
+        """Return when the node's Ray is up.
+
+        Raises:
+            EngineError: it is not after some starts.
+        """
+        deadline = time.monotonic() + _START
+        while not node.up():
+            node.look(now := time.monotonic())
+            if now >= deadline:
+                raise EngineError(f"Ray did not start on node {node.node.name}: {node.log}")
+            time.sleep(_LOOK)
 
     async def keep(self) -> None:
         """Keep every node's Ray running, for ever."""
@@ -146,10 +174,6 @@ class OnNodes(System):
                 if process.name() == name:
                     return process
         raise LookupError(f"the head has no process {name}")
-
-    def head_started(self) -> int:
-        """Return how often the head's Ray has come up."""
-        return self.paths.ray_log(self.head.node).read_text("utf-8", "replace").count(STARTED)
 
     async def group_status(self) -> str:
         """Return what ``moe-serving group status`` says on the head; empty if it fails."""
@@ -222,8 +246,7 @@ def on_nodes(
                 for number in range(1 + workers):
                     made = system.add_worker() if number else system.add(HEAD)
                     address = made.node.address
-                    assert made.process is not None
-                    wait_ray(made.node, made.process, paths)
+                    system.wait_up(made)
                     progress.set(f"node {made.node.name} ({address})", "Ray runs", done=True)
                 progress.set("group", "deploying")
                 deploy(system.head.node, paths, system.environment, progress)

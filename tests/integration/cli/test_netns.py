@@ -13,7 +13,7 @@ from serving.cli import netns
 pytestmark = pytest.mark.skipif(netns.why_not() is not None, reason=str(netns.why_not()))
 
 SCENARIO = """
-import os, socket, sys
+import os, socket, subprocess, sys
 from pathlib import Path
 from serving.cli import netns
 
@@ -47,6 +47,10 @@ client, second = dial(node.address), dial(other.address)
 assert echo(client) == b"x" == echo(second)
 (inner,), (outer,) = zip(*node.processes().items())
 assert inner < 100 < outer and not node.processes().items() & other.processes().items()
+
+note = ["sh", "-c", "echo mine > /dev/shm/moe-note"]
+subprocess.run(node.command(note), check=True, timeout=20)
+assert not Path("/dev/shm/moe-note").exists(), "shared memory is shared between nodes"
 
 networks.cut(node)
 client.settimeout(0.5)
