@@ -154,5 +154,8 @@ def _compare(options: argparse.Namespace) -> int:
             "differs" if one.clear else "",
         )  # fmt: skip
     Console(width=100).print(table)
+    loads = ["; ".join(stage.label for stage in run.stages) for run in (a, b)]
+    if loads[0] != loads[1]:
+        print(f"note: not the same loads: A {loads[0]}, B {loads[1]}")
     print("Intervals by bootstrap over requests. One run each: what differs between runs is in it.")
     return 0
