@@ -221,11 +221,18 @@ async def test_a_long_drain_keeps_no_other_group_waiting(cluster, fleet):
 
 
 async def test_who_waits_for_the_lease_watches_and_hands_nothing_over(cluster, start):
-    leads = False
-    fleet = await start(interval=0.05, leading=lambda: leads)
+    leads, turns = False, 0
+
+    def leading():
+        nonlocal turns
+        turns += 1
+        return leads
+
     cluster.node("n1", unschedulable=True)
+    fleet = await start(interval=0.05, leading=leading)
     await cluster.watched(cluster.nodes)
-    await asyncio.sleep(0.2)  # a few turns
+    seen = turns
+    await until(lambda: turns > seen + 3)
     assert fleet.calls == []
     leads = True
     await fleet.asked(("drain", "g0", "node n1 is cordoned"))
