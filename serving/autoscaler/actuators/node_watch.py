@@ -81,8 +81,8 @@ class NodeWatch:
             self._changed.set,
             selector=f"ray.io/group={kubernetes.worker_group}",
         )
-        self._handed: dict[str, asyncio.Task[None]] = {}
-        """Group: its hand-over, on its way or done."""
+        self._handed: dict[str, asyncio.Task[bool]] = {}
+        """Group: its hand-over, on its way or done, well or not."""
 
     async def run(self, leading: Callable[[], bool]) -> None:
         """Watch for ever, and hand over while ``leading``.
@@ -122,11 +122,14 @@ class NodeWatch:
         living = {group.group_id: group for group in await self._groups.groups()}
         for group_id, group in living.items():
             why = next((goes[at] for at in sorted(group.nodes) if goes.get(at)), None)
-            if why is not None and group_id not in self._handed:
-                metrics.AUTOSCALER_HANDOVERS.inc()
-                # Each on its own: a long drain must not keep the next group waiting.
+            task = self._handed.get(group_id)
+            if why is not None and (task is None or (task.done() and not task.result())):
+                if task is None:
+                    metrics.AUTOSCALER_HANDOVERS.inc()
+                # Each on its own: a long drain must not keep the next group waiting. Again where
+                # a router was not told or had work left.
                 self._handed[group_id] = asyncio.create_task(self._hand_over(group_id, why))
-            elif why is None and group_id in self._handed and group.nodes <= goes.keys():
+            elif why is None and task is not None and group.nodes <= goes.keys():
                 await _ended([self._handed.pop(group_id)])
                 await self._drains.restore(group_id)
                 log.info("its nodes stay", group=group_id)
@@ -148,17 +151,19 @@ class NodeWatch:
                 found[pod.address] = found.get(pod.address) or why
         return found
 
-    async def _hand_over(self, group_id: str, why: str) -> None:
+    async def _hand_over(self, group_id: str, why: str) -> bool:
         log.info("handing over", group=group_id, reason=why)
         try:
             finished = await self._drains.drain(group_id, why)
-            log.info("handed over", group=group_id, reason=why, finished=finished)
         except Exception:
             metrics.AUTOSCALER_FAILURES.labels("nodes").inc()
             log.exception("a hand-over failed", group=group_id)
+            return False
+        log.info("handed over", group=group_id, reason=why, finished=finished)
+        return finished
 
 
-async def _ended(tasks: Collection[asyncio.Task[None]]) -> None:
+async def _ended(tasks: Collection[asyncio.Task[bool]]) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)

@@ -36,6 +36,8 @@ class Fleet:
         self.calls = []
         self.stuck = set()
         """Groups whose drain never ends."""
+        self.unwell = 0
+        """Drains that some router did not finish, from the first."""
 
     async def groups(self):
         return tuple(self.living)
@@ -44,7 +46,8 @@ class Fleet:
         self.calls.append(("drain", group_id, reason))
         if group_id in self.stuck:
             await asyncio.Event().wait()
-        return True
+        self.unwell -= 1
+        return self.unwell < 0
 
     async def restore(self, group_id):
         self.calls.append(("restore", group_id))
@@ -218,6 +221,19 @@ async def test_a_long_drain_keeps_no_other_group_waiting(cluster, fleet):
     await until(lambda: len(fleet.calls) == 2)
     cluster.node("n1")  # restored, although its drain has not ended
     await until(lambda: fleet.calls[2:] == [("restore", "g0")])
+
+
+async def test_a_drain_that_not_all_routers_finished_is_asked_for_again(cluster, start):
+    fleet = await start(interval=0.05)
+    fleet.unwell = 2
+    turns = metrics.AUTOSCALER_HANDOVERS._value.get
+    before = turns()
+    cluster.node("n1", unschedulable=True)
+    await until(lambda: len(fleet.calls) == 3)
+    cluster.node("n2", unschedulable=True)
+    await until(lambda: len(fleet.calls) == 4)
+    assert [group for _, group, _ in fleet.calls] == ["g0", "g0", "g0", "g1"]
+    assert turns() == before + 2  # groups, not tries
 
 
 async def test_who_waits_for_the_lease_watches_and_hands_nothing_over(cluster, start):
