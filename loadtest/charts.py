@@ -17,6 +17,7 @@ _LINE = 15.0
 _COARSE, _FINE = (1, 2, 5), (1, 2, 3, 5, 7)
 _NARROW = 3.0
 """A logarithmic axis that spans less than this factor has equal steps."""
+Kind = Literal["line", "step", "dots"]
 COLOURS = ("c0", "c1", "c2", "c3", "c4", "c5")
 """Classes that the page's style gives colours, light and dark."""
 
@@ -27,7 +28,7 @@ class Series:
 
     name: str
     points: Sequence[tuple[float, float]]
-    kind: Literal["line", "step", "dots"] = "line"
+    kind: Kind = "line"
     colour: str = "c0"
     dashed: bool = False
     """A line that lets one below it be seen."""

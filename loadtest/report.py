@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from html import escape
 
-from loadtest.charts import COLOURS, Chart, Mark, Series, cdf, rates
+from loadtest.charts import COLOURS, Chart, Kind, Mark, Series, cdf, rates
 from loadtest.record import Record
 from loadtest.run import Run, Stage
 from loadtest.statistics import Summary
@@ -94,7 +94,7 @@ def _stages(summaries: Sequence[tuple[Stage, Summary]]) -> str:
     rows = []
     for stage, s in summaries:
         cells = [
-            escape(stage.label), str(s.requests), str(s.requests - s.ok), f"{s.offered:.2f}",
+            escape(stage.label), str(s.requests), str(s.failed), f"{s.offered:.2f}",
             f"{s.completed:.2f}", f"{s.goodput:.2f}", f"{s.output_tokens:.0f}",
             f"{s.cached:.0%}", *(milliseconds(v) for v in (
                 s.ttft.p50, s.ttft.p90, s.ttft.p99, s.itl.p50, s.itl.p99, s.latency.p50,
@@ -159,6 +159,9 @@ def _charts(run: Run, summaries: Sequence[tuple[Stage, Summary]]) -> Iterable[Ch
     )
     ordered = sorted(summaries, key=lambda pair: pair[0].load)
     if len(ordered) > 1:
+        # A search tries one load again and again: a line would only go up and down there.
+        again = len({stage.load for stage, _ in ordered}) < len(ordered)
+        kind: Kind = "dots" if again else "line"
         unit = ordered[0][0].unit
         for title, quantiles, lines in (
             ("TTFT against load", [s.ttft for _, s in ordered], limit),
@@ -173,7 +176,7 @@ def _charts(run: Run, summaries: Sequence[tuple[Stage, Summary]]) -> Iterable[Ch
             yield Chart(
                 title, unit, "ms",
                 [
-                    Series(name, list(zip(loads, values, strict=True)), "line", colour)
+                    Series(name, list(zip(loads, values, strict=True)), kind, colour)
                     for (name, values), colour in zip(columns.items(), COLOURS, strict=False)
                 ],
                 limits=lines, log_y=True,
@@ -181,16 +184,20 @@ def _charts(run: Run, summaries: Sequence[tuple[Stage, Summary]]) -> Iterable[Ch
         yield Chart(
             "Answered and good against load", unit, "requests/s",
             [
-                Series("answered", [(stage.load, s.completed) for stage, s in ordered]),
+                Series("answered", [(stage.load, s.completed) for stage, s in ordered], kind),
                 Series(
                     "within the limits", [(stage.load, s.goodput) for stage, s in ordered],
-                    "line", "c2", dashed=True,
+                    kind, "c2", dashed=True,
                 ),
             ],
         )  # fmt: skip
         yield Chart(
             "Output tokens against load", unit, "tokens/s",
-            [Series("output tokens", [(stage.load, s.output_tokens) for stage, s in ordered])],
+            [
+                Series(
+                    "output tokens", [(stage.load, s.output_tokens) for stage, s in ordered], kind
+                )
+            ],
         )  # fmt: skip
     for title, value in (
         ("TTFT", lambda record: record.ttft),
@@ -206,7 +213,9 @@ def _limit(seconds: float | None) -> list[tuple[float, str]]:
 
 def _cdf(title: str, run: Run, value: Callable[[Record], float | None]) -> Chart:
     series = []
-    for stage, colour in zip(run.stages[-len(COLOURS) :], COLOURS, strict=False):
+    last = run.stages[-len(COLOURS) :]
+    again = len({stage.label for stage in last}) < len(last)
+    for stage, colour in zip(last, COLOURS, strict=False):
         values = [
             number * 1000
             for record in run.records
@@ -215,7 +224,8 @@ def _cdf(title: str, run: Run, value: Callable[[Record], float | None]) -> Chart
             and record.phase == "measure"
             and (number := value(record)) is not None
         ]
-        series.append(Series(stage.label, cdf(values), "line", colour))
+        label = f"{stage.label}, stage {stage.index + 1}" if again else stage.label
+        series.append(Series(label, cdf(values), "line", colour))
     left_out = len(run.stages) - len(series)
     return Chart(
         f"{title}: share of requests up to a value",

@@ -72,6 +72,15 @@ def test_the_report_is_whole_and_loads_nothing(changes, words):
         assert word in page
 
 
+def test_loads_that_are_tried_again_are_dots_and_told_apart():
+    stages = [Stage(n, "4 requests/s", 4.0, "requests/s", 5.0 * n, 0.0, 5.0) for n in (0, 1)]
+    page = html(some_run(stages=stages))
+    assert "4 requests/s, stage 2</span>" in page
+    against = page[page.index("TTFT against load") : page.index("ITL against load")]
+    assert "<path" not in against
+    assert "<circle" in against
+
+
 def test_a_run_is_read_back_as_it_was(tmp_path):
     run = some_run(trials=[Trial(4.0, True, 1.0, "probe")], answer=4.0, notes=["x"])
     run.save(tmp_path)
