@@ -1,13 +1,23 @@
 """Charts as inline SVG: lines, steps, dots, marks. No script, no font, nothing from outside."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from html import escape
 from typing import Literal
 
-_WIDTH, _HEIGHT = 620, 280
-_LEFT, _RIGHT, _TOP, _BOTTOM = 62, 14, 16, 44
+_WIDTH, _HEIGHT = 520, 270
+_LEFT, _RIGHT, _TOP, _BOTTOM = 60, 14, 22, 46
+_APART = 34.0
+"""Least distance of two marks' names; where names are longer, half as much again."""
+_FEW = 12
+"""A line of so many points has a dot at each."""
+_LINE = 15.0
+"""Height of a line of text."""
+_COARSE, _FINE = (1, 2, 5), (1, 2, 3, 5, 7)
+_NARROW = 3.0
+"""A logarithmic axis that spans less than this factor has equal steps."""
+Kind = Literal["line", "step", "dots"]
 COLOURS = ("c0", "c1", "c2", "c3", "c4", "c5")
 """Classes that the page's style gives colours, light and dark."""
 
@@ -18,8 +28,10 @@ class Series:
 
     name: str
     points: Sequence[tuple[float, float]]
-    kind: Literal["line", "step", "dots"] = "line"
+    kind: Kind = "line"
     colour: str = "c0"
+    dashed: bool = False
+    """A line that lets one below it be seen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +41,8 @@ class Mark:
     x: float
     label: str
     colour: str = "bad"
+    name: str = ""
+    """Short, over the line; neighbours without room become "first-last"."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,27 +71,31 @@ class Chart:
         ys = [y for _, y in points] + [value for value, _ in self.limits]
         # From zero, unless that would squeeze everything into a corner.
         left = min(xs) if len(xs) > 1 and min(xs) > max(xs) / 2 else min(0.0, *xs)
-        low = 10.0 ** math.floor(math.log10(min(ys))) if self.log_y else min(0.0, *ys)
+        low = min(ys) if self.log_y else min(0.0, *ys)
         x_scale = _Scale(left, max(xs) or 1.0, _LEFT, _WIDTH - _RIGHT)
-        y_scale = _Scale(low, max(ys) or 1.0, _HEIGHT - _BOTTOM, _TOP, log=self.log_y)
+        y_scale = _Scale(low, max(ys) or 1.0, _HEIGHT - _BOTTOM, _TOP, log=self.log_y).rounded()
         parts = [_axes(x_scale, y_scale, self.x, self.y)]
+        parts += [_drawn(series, x_scale, y_scale) for series in self.series]
         for value, words in self.limits:
             at = y_scale(value)
+            # Not into the names of marks.
+            words_at = at + _LINE if at < _TOP + _LINE else at - 4
             parts.append(
                 f'<line class=limit x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{at:.1f}" '
-                f'y2="{at:.1f}"/><text class=limit x="{_WIDTH - _RIGHT}" y="{at - 4:.1f}" '
-                f"text-anchor=end>{escape(words)}</text>"
+                f'y2="{at:.1f}"/><text class=limit x="{_LEFT + 4}" y="{words_at:.1f}">'
+                f"{escape(words)}</text>"
             )
-        parts += [_drawn(series, x_scale, y_scale) for series in self.series]
         parts += [
             f'<line class="mark {mark.colour}" x1="{x_scale(mark.x):.1f}" '
             f'x2="{x_scale(mark.x):.1f}" y1="{_TOP}" y2="{_HEIGHT - _BOTTOM}">'
             f"<title>{escape(mark.label)}</title></line>"
             for mark in self.marks
         ]
+        parts.append(_mark_names(self.marks, x_scale))
         keys = "".join(
             f'<span><i class="{series.colour}"></i>{escape(series.name)}</span>'
             for series in self.series
+            if series.points
         )
         note = f"<small>{escape(self.note)}</small>" if self.note else ""
         return (
@@ -104,18 +122,34 @@ class _Scale:
         return math.log10(max(value, 1e-12)) if self.log else value
 
     def ticks(self) -> list[float]:
-        if self.log:
+        return [tick for tick in self.round_numbers() if self.low <= tick <= self.high] or [
+            self.high
+        ]
+
+    def rounded(self) -> "_Scale":
+        """Return the scale from a tick to a tick that holds all of this one."""
+        # Twice: a wider range may have fewer ticks.
+        return self._between(self._between(self.round_numbers()).round_numbers())
+
+    def _between(self, ticks: Sequence[float]) -> "_Scale":
+        low = max((tick for tick in ticks if tick <= self.low), default=self.low)
+        high = min((tick for tick in ticks if tick >= self.high), default=self.high)
+        return replace(self, low=low, high=high)
+
+    def round_numbers(self) -> list[float]:
+        """Return round numbers from below ``low`` to above ``high``."""
+        if self.log and self.high > _NARROW * self.low:
             first, last = math.floor(self._of(self.low)), math.ceil(self._of(self.high))
-            steps = (1, 2, 5) if last - first <= 3 else (1,)  # noqa: PLR2004
-            all_of = [step * 10.0**power for power in range(first, last + 1) for step in steps]
-            return [tick for tick in all_of if self.low <= tick <= self.high] or [self.high]
+            decades = self._of(self.high) - self._of(self.low)
+            steps = _FINE if decades <= 1 else _COARSE if decades <= 3 else (1,)  # noqa: PLR2004
+            return [step * 10.0**power for power in range(first, last + 1) for step in steps]
         if self.high <= self.low:
             return [self.low]
         rough = (self.high - self.low) / 5
         power = 10.0 ** math.floor(math.log10(rough))
         step = next(s * power for s in (1, 2, 5, 10) if s * power >= rough)
-        first = math.ceil(self.low / step)
-        return [index * step for index in range(first, math.floor(self.high / step) + 1)]
+        first, last = math.floor(self.low / step), math.ceil(self.high / step)
+        return [index * step for index in range(first, last + 1)]
 
 
 def _axes(x: _Scale, y: _Scale, x_label: str, y_label: str) -> str:
@@ -125,13 +159,13 @@ def _axes(x: _Scale, y: _Scale, x_label: str, y_label: str) -> str:
         at = y(tick)
         parts.append(
             f'<line class=grid x1="{_LEFT}" x2="{right}" y1="{at:.1f}" y2="{at:.1f}"/>'
-            f'<text x="{_LEFT - 6}" y="{at + 4:.1f}" text-anchor=end>{tick:g}</text>'
+            f'<text x="{_LEFT - 6}" y="{at + 4:.1f}" text-anchor=end>{_short(tick)}</text>'
         )
     for tick in x.ticks():
         at = x(tick)
         parts.append(
             f'<line class=axis x1="{at:.1f}" x2="{at:.1f}" y1="{bottom}" y2="{bottom + 4}"/>'
-            f'<text x="{at:.1f}" y="{bottom + 17}" text-anchor=middle>{tick:g}</text>'
+            f'<text x="{at:.1f}" y="{bottom + 17}" text-anchor=middle>{_short(tick)}</text>'
         )
     middle = (_TOP + bottom) / 2
     parts.append(
@@ -142,6 +176,27 @@ def _axes(x: _Scale, y: _Scale, x_label: str, y_label: str) -> str:
         f'transform="rotate(-90 14 {middle})">{escape(y_label)}</text>'
     )
     return "".join(parts)
+
+
+def _short(tick: float) -> str:
+    return f"{tick / 1000:g}k" if abs(tick) >= 10_000 else f"{tick:g}"  # noqa: PLR2004
+
+
+def _mark_names(marks: Sequence[Mark], x: _Scale) -> str:
+    named = sorted((mark for mark in marks if mark.name), key=lambda mark: mark.x)
+    apart = _APART if all(len(mark.name) == 1 for mark in named) else 1.5 * _APART
+    groups: list[tuple[float, list[str]]] = []
+    for mark in named:
+        at = x(mark.x)
+        if groups and at - groups[-1][0] < apart:
+            groups[-1][1].append(mark.name)
+        else:
+            groups.append((at, [mark.name]))
+    return "".join(
+        f'<text x="{at:.1f}" y="{_TOP - 6}" text-anchor=middle>'
+        f"{escape(names[0] if len(names) == 1 else f'{names[0]}–{names[-1]}')}</text>"
+        for at, names in groups
+    )
 
 
 def _drawn(series: Series, x: _Scale, y: _Scale) -> str:
@@ -158,8 +213,9 @@ def _drawn(series: Series, x: _Scale, y: _Scale) -> str:
     path = f"M{points[0][0]:.1f} {points[0][1]:.1f}"
     for a, b in points[1:]:
         path += f"H{a:.1f}V{b:.1f}" if series.kind == "step" else f"L{a:.1f} {b:.1f}"
-    few = dots if series.kind == "line" and len(points) <= 40 else ""  # noqa: PLR2004
-    return f'<path class="{series.colour}" d="{path}"/>{few}'
+    few = dots if series.kind == "line" and len(points) <= _FEW else ""
+    dashed = " dashed" if series.dashed else ""
+    return f'<path class="{series.colour}{dashed}" d="{path}"/>{few}'
 
 
 def _finite(*values: float) -> bool:
@@ -173,3 +229,20 @@ def cdf(values: Sequence[float], most: int = 200) -> list[tuple[float, float]]:
     step = max(count // most, 1)
     indices = sorted({*range(0, count, step), count - 1}) if count else []
     return [(ordered[index], (index + 1) / count) for index in indices]
+
+
+def rates(times: Iterable[float]) -> list[tuple[float, float]]:
+    """Return (second, how many a second from then on) of ``times`` in seconds.
+
+    Steps of a second, longer where the times span more than 150; the last one comes twice, with
+    its begin and its end.
+    """
+    values = sorted(times)
+    if not values:
+        return []
+    width = max(1.0, values[-1] / 150)
+    counts = [0] * (int(values[-1] / width) + 1)
+    for value in values:
+        counts[max(int(value / width), 0)] += 1
+    steps = [(index * width, count / width) for index, count in enumerate(counts)]
+    return [*steps, (len(counts) * width, steps[-1][1])]

@@ -110,7 +110,7 @@ def _print(run: Run) -> None:
     for stage in run.stages:
         s = run.summary(stage)
         table.add_row(
-            stage.label, str(s.requests), str(s.requests - s.ok), f"{s.completed:.2f}",
+            stage.label, str(s.requests), str(s.failed), f"{s.completed:.2f}",
             f"{s.goodput:.2f}", f"{s.output_tokens:.0f}",
             *(milliseconds(value) for value in (
                 s.ttft.p50, s.ttft.p99, s.itl.p50, s.itl.p99, s.lateness.p99)),
@@ -154,5 +154,8 @@ def _compare(options: argparse.Namespace) -> int:
             "differs" if one.clear else "",
         )  # fmt: skip
     Console(width=100).print(table)
+    loads = ["; ".join(stage.label for stage in run.stages) for run in (a, b)]
+    if loads[0] != loads[1]:
+        print(f"note: not the same loads: A {loads[0]}, B {loads[1]}")
     print("Intervals by bootstrap over requests. One run each: what differs between runs is in it.")
     return 0

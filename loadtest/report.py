@@ -5,46 +5,14 @@ from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from html import escape
 
-from loadtest.charts import COLOURS, Chart, Mark, Series, cdf
+from loadtest.charts import COLOURS, Chart, Kind, Mark, Series, cdf, rates
 from loadtest.record import Record
 from loadtest.run import Run, Stage
 from loadtest.statistics import Summary
+from loadtest.style import STYLE
 
 _EVENT_COLOURS = {"fault": "bad", "scaling": "note", "ready": "good"}
 _MOST_DOTS = 4000
-
-_STYLE = """
-:root{color-scheme:light dark;--fg:#1c2024;--dim:#60666d;--bg:#fff;--line:#e3e6ea;--card:#f7f8fa;
---c0:#2f6fde;--c1:#d9772b;--c2:#2a9d6a;--c3:#b34ab0;--c4:#8a6d3b;--c5:#4b8ea8;--bad:#d13438;
---good:#2a9d6a;--note:#8a6d00}
-@media(prefers-color-scheme:dark){:root{--fg:#e8eaed;--dim:#9aa1a9;--bg:#16181b;--line:#30343a;
---card:#1e2125;--c0:#7aa7ff;--c1:#f2a368;--c2:#5fd3a0;--c3:#e08ade;--c4:#c9a86a;--c5:#86c5dd;
---bad:#ff7b7e;--good:#5fd3a0;--note:#e0c040}}
-body{font:15px/1.5 system-ui,sans-serif;color:var(--fg);background:var(--bg);max-width:1320px;
-margin:24px auto;padding:0 20px}
-h1{font-size:22px;margin:0}h2{font-size:17px;margin:30px 0 8px}
-p.sub,small,.empty{color:var(--dim)}code{font-size:13px;overflow-wrap:anywhere}
-.banner{padding:10px 14px;border-left:4px solid var(--bad);background:var(--card);margin:14px 0}
-.banner.good{border-color:var(--good)}.banner.note{border-color:var(--note)}
-.scroll{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums}
-th,td{padding:4px 7px;text-align:right;border-bottom:1px solid var(--line);white-space:nowrap}
-th{color:var(--dim);font-weight:600}th:first-child,td:first-child,td.text,th.text{text-align:left}
-td.text{white-space:normal}
-.charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(520px,100%),1fr));gap:18px}
-figure{margin:0;padding:12px;background:var(--card);border-radius:8px}
-figure.wide{grid-column:1/-1}
-figcaption{font-weight:600;margin-bottom:4px}svg{width:100%;height:auto;display:block}
-svg text{font-size:11px;fill:var(--dim)}svg text.name{font-size:12px}
-svg path{fill:none;stroke-width:2}.grid{stroke:var(--line)}.axis{stroke:var(--dim)}
-line.limit{stroke:var(--bad);stroke-dasharray:5 4}text.limit{fill:var(--bad)!important}
-line.mark{stroke-width:2;stroke-dasharray:2 3}
-.keys{font-size:13px;color:var(--dim)}.keys span{margin-right:16px;white-space:nowrap}
-.keys i{display:inline-block;width:10px;height:10px;border-radius:3px;margin-right:5px}
-""" + "".join(
-    f"path.{name}{{stroke:var(--{name})}}circle.{name}{{fill:var(--{name});fill-opacity:.6}}"
-    f"i.{name}{{background:var(--{name})}}line.{name}{{stroke:var(--{name})}}"
-    for name in (*COLOURS, "bad", "good", "note")
-)
 
 
 def html(run: Run) -> str:
@@ -74,7 +42,7 @@ def html(run: Run) -> str:
     return (
         "<!doctype html><html lang=en><head><meta charset=utf-8>"
         '<meta name=viewport content="width=device-width,initial-scale=1">'
-        f"<title>Load test of {escape(run.model)}</title><style>{_STYLE}</style></head><body>"
+        f"<title>Load test of {escape(run.model)}</title><style>{STYLE}</style></head><body>"
         + "\n".join(part for part in body if part)
         + "</body></html>\n"
     )
@@ -126,7 +94,7 @@ def _stages(summaries: Sequence[tuple[Stage, Summary]]) -> str:
     rows = []
     for stage, s in summaries:
         cells = [
-            escape(stage.label), str(s.requests), str(s.requests - s.ok), f"{s.offered:.2f}",
+            escape(stage.label), str(s.requests), str(s.failed), f"{s.offered:.2f}",
             f"{s.completed:.2f}", f"{s.goodput:.2f}", f"{s.output_tokens:.0f}",
             f"{s.cached:.0%}", *(milliseconds(v) for v in (
                 s.ttft.p50, s.ttft.p90, s.ttft.p99, s.itl.p50, s.itl.p99, s.latency.p50,
@@ -149,9 +117,11 @@ def milliseconds(seconds: float) -> str:
 
 
 def _charts(run: Run, summaries: Sequence[tuple[Stage, Summary]]) -> Iterable[Chart]:
-    limit = [(run.slo.ttft * 1000, "limit")] if run.slo.ttft else []
-    itl_limit = [(run.slo.itl * 1000, "limit")] if run.slo.itl else []
-    marks = [Mark(event.at, event.label, _EVENT_COLOURS[event.kind]) for event in run.events]
+    limit, itl_limit = _limit(run.slo.ttft), _limit(run.slo.itl)
+    marks = [
+        Mark(event.at, event.label, _EVENT_COLOURS[event.kind], str(number))
+        for number, event in enumerate(run.events, 1)
+    ]
     done = [record for record in run.records if record.ok]
     failed = [record for record in run.records if record.error and record.error != "cancelled"]
     yield Chart(
@@ -164,8 +134,9 @@ def _charts(run: Run, summaries: Sequence[tuple[Stage, Summary]]) -> Iterable[Ch
         ],
         marks,
         limit,
+        log_y=True,
         note="Marks, from the router's /fleet: red faults, yellow scaling, green ready again. "
-        "Hover for what happened."
+        "The numbers are those of the last table."
         if marks
         else "",
     )
@@ -174,16 +145,23 @@ def _charts(run: Run, summaries: Sequence[tuple[Stage, Summary]]) -> Iterable[Ch
         "seconds since the run began",
         "requests/s",
         [
-            Series("due", _rates(r.intended for r in run.records), "step", "c1"),
-            Series("answered", _rates(r.end for r in done), "step", "c0"),
+            Series("due", rates(r.intended for r in run.records), "step", "c1"),
+            Series("answered", rates(r.end for r in done), "step", "c0"),
             Series(
-                "within the limits", _rates(r.end for r in done if run.slo.met_by(r)), "step", "c2"
+                "within the limits",
+                rates(r.end for r in done if run.slo.met_by(r)),
+                "step",
+                "c2",
+                dashed=True,
             ),
         ],
         marks,
     )
     ordered = sorted(summaries, key=lambda pair: pair[0].load)
     if len(ordered) > 1:
+        # A search tries one load again and again: a line would only go up and down there.
+        again = len({stage.load for stage, _ in ordered}) < len(ordered)
+        kind: Kind = "dots" if again else "line"
         unit = ordered[0][0].unit
         for title, quantiles, lines in (
             ("TTFT against load", [s.ttft for _, s in ordered], limit),
@@ -198,7 +176,7 @@ def _charts(run: Run, summaries: Sequence[tuple[Stage, Summary]]) -> Iterable[Ch
             yield Chart(
                 title, unit, "ms",
                 [
-                    Series(name, list(zip(loads, values, strict=True)), "line", colour)
+                    Series(name, list(zip(loads, values, strict=True)), kind, colour)
                     for (name, values), colour in zip(columns.items(), COLOURS, strict=False)
                 ],
                 limits=lines, log_y=True,
@@ -206,16 +184,20 @@ def _charts(run: Run, summaries: Sequence[tuple[Stage, Summary]]) -> Iterable[Ch
         yield Chart(
             "Answered and good against load", unit, "requests/s",
             [
-                Series("answered", [(stage.load, s.completed) for stage, s in ordered]),
+                Series("answered", [(stage.load, s.completed) for stage, s in ordered], kind),
                 Series(
                     "within the limits", [(stage.load, s.goodput) for stage, s in ordered],
-                    "line", "c2",
+                    kind, "c2", dashed=True,
                 ),
             ],
         )  # fmt: skip
         yield Chart(
             "Output tokens against load", unit, "tokens/s",
-            [Series("output tokens", [(stage.load, s.output_tokens) for stage, s in ordered])],
+            [
+                Series(
+                    "output tokens", [(stage.load, s.output_tokens) for stage, s in ordered], kind
+                )
+            ],
         )  # fmt: skip
     for title, value in (
         ("TTFT", lambda record: record.ttft),
@@ -225,9 +207,15 @@ def _charts(run: Run, summaries: Sequence[tuple[Stage, Summary]]) -> Iterable[Ch
         yield _cdf(title, run, value)
 
 
+def _limit(seconds: float | None) -> list[tuple[float, str]]:
+    return [(seconds * 1000, f"limit: {seconds * 1000:g} ms")] if seconds else []
+
+
 def _cdf(title: str, run: Run, value: Callable[[Record], float | None]) -> Chart:
     series = []
-    for stage, colour in zip(run.stages[-len(COLOURS) :], COLOURS, strict=False):
+    last = run.stages[-len(COLOURS) :]
+    again = len({stage.label for stage in last}) < len(last)
+    for stage, colour in zip(last, COLOURS, strict=False):
         values = [
             number * 1000
             for record in run.records
@@ -236,7 +224,8 @@ def _cdf(title: str, run: Run, value: Callable[[Record], float | None]) -> Chart
             and record.phase == "measure"
             and (number := value(record)) is not None
         ]
-        series.append(Series(stage.label, cdf(values), "line", colour))
+        label = f"{stage.label}, stage {stage.index + 1}" if again else stage.label
+        series.append(Series(label, cdf(values), "line", colour))
     left_out = len(run.stages) - len(series)
     return Chart(
         f"{title}: share of requests up to a value",
@@ -260,21 +249,6 @@ def _dots(
         slow = sorted(points, key=lambda point: point[1])[-_MOST_DOTS // 4 :]
         points = [*points[:: len(points) // (_MOST_DOTS * 3 // 4) + 1], *slow]
     return points
-
-
-def _rates(times: Iterable[float]) -> list[tuple[float, float]]:
-    """Count per second, or per more where the run is long, as steps."""
-    values = sorted(times)
-    if not values:
-        return []
-    width = max(1.0, values[-1] / 150)
-    counts = [0] * (int(values[-1] / width) + 1)
-    for value in values:
-        counts[max(int(value / width), 0)] += 1
-    return [
-        (0.0, counts[0] / width),
-        *(((index + 1) * width, count / width) for index, count in enumerate(counts)),
-    ]
 
 
 def _search(run: Run) -> str:
@@ -313,8 +287,11 @@ def _events(run: Run) -> str:
     if not run.events:
         return ""
     rows = "".join(
-        f"<tr><td>{event.at:.1f} s</td><td class=text>{event.kind}</td>"
+        f"<tr><td>{number}</td><td>{event.at:.1f}</td><td class=text>{event.kind}</td>"
         f"<td class=text>{escape(event.label)}</td></tr>"
-        for event in run.events
+        for number, event in enumerate(run.events, 1)
     )
-    return f"<h2>The fleet</h2><div class=scroll><table>{rows}</table></div>"
+    return (
+        "<h2>The fleet</h2><div class=scroll><table><tr><th>mark<th>at, s<th class=text>kind"
+        f"<th class=text>what happened</tr>{rows}</table></div>"
+    )

@@ -37,7 +37,7 @@ class Summary:
 
     requests: int
     ok: int
-    errors: dict[str, int]
+    errors: Counter[str]
     seconds: float
     offered: float
     """Requests a second that were due."""
@@ -61,6 +61,11 @@ class Summary:
     goodput: float
     """Requests a second that met the objective."""
 
+    @property
+    def failed(self) -> int:
+        """Requests that ended badly; those that the end of the run cancelled did not."""
+        return self.errors.total() - self.errors["cancelled"]
+
 
 def summarize(records: Sequence[Record], slo: Slo, seconds: float) -> Summary:
     """Summarize the measured ones among ``records``, which were due within ``seconds``."""
@@ -77,7 +82,7 @@ def summarize(records: Sequence[Record], slo: Slo, seconds: float) -> Summary:
     return Summary(
         requests=len(measured),
         ok=len(done),
-        errors=dict(Counter(record.error for record in measured if record.error)),
+        errors=Counter(record.error for record in measured if record.error),
         seconds=seconds,
         offered=len(measured) / seconds,
         completed=len(done) / busy,

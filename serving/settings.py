@@ -371,6 +371,9 @@ class KubernetesSettings(_Group):
     """Worker pods of one expert-parallel group."""
     api_timeout: Seconds = 10.0
     """How long the API server may take for an answer."""
+    watch_timeout: Seconds = 30.0
+    """How long one watch over nodes or pods lasts before the next takes over from it; a connection
+    that died without a sign is noticed api_timeout after that."""
     attempts: int = Field(4, ge=1)
     """Tries of a call that ends in a conflict, throttling, a server error or a time-out."""
     lease: str = "moe-serving-autoscaler"

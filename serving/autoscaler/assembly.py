@@ -130,19 +130,9 @@ async def _on_kubernetes(
     identity = f"{socket.gethostname()}-{os.getpid()}"
     election = LeaseElection(api, law.kubernetes, identity, SystemClock())
     stack.push_async_callback(election.release)
-    watch = NodeWatch(api, workers, routers, drains)
-
-    async def look_after_nodes() -> None:
-        while True:
-            if election.leading:
-                try:
-                    await watch.look()
-                except Exception:
-                    metrics.AUTOSCALER_FAILURES.labels("nodes").inc()
-                    log.exception("a look at the nodes failed")
-            await asyncio.sleep(law.interval)
-
-    for task in (asyncio.create_task(election.run()), asyncio.create_task(look_after_nodes())):
+    watch = NodeWatch(api, workers, routers, drains, law)
+    watching = watch.run(lambda: election.leading)
+    for task in (asyncio.create_task(election.run()), asyncio.create_task(watching)):
         stack.push_async_callback(_ended, task)
     return KubernetesActuator(groups, workers), lambda: election.leading
 

@@ -314,6 +314,12 @@ AUTOSCALER_LEADER = Gauge(
     "1 while this process decides; others wait for its lease.",
     registry=AUTOSCALER_REGISTRY,
 )
+AUTOSCALER_WATCHING = Gauge(
+    "moe_autoscaler_watching",
+    "1 while nodes or pods (the kind) are watched at the API server; 0: what is known is old.",
+    ["kind"],
+    registry=AUTOSCALER_REGISTRY,
+)
 AUTOSCALER_HANDOVERS = Counter(
     "moe_autoscaler_node_handovers",
     "Groups that were drained because a node of theirs goes.",

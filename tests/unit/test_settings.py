@@ -172,6 +172,7 @@ DEFAULTS = {
             "worker_group": "ranks",
             "workers_per_group": 1,
             "api_timeout": 10.0,
+            "watch_timeout": 30.0,
             "attempts": 4,
             "lease": "moe-serving-autoscaler",
             "lease_seconds": 15.0,

@@ -6,6 +6,8 @@ read again first.
 """
 
 import asyncio
+import http
+import json
 import os
 import random
 from collections.abc import Awaitable, Callable
@@ -26,6 +28,7 @@ _MOST_BACKOFF = 4.0
 _THROTTLED = 429
 _SERVER_ERROR = 500
 _NOT_FOUND = 404
+_GONE = 410
 _REFUSED = frozenset({401, 403})
 _CONFLICTS = frozenset({409, 422})
 
@@ -40,6 +43,10 @@ class NotThere(ActuatorError):
 
 class Refused(ActuatorError):
     """The server does not know us (401), or we may not do that (403)."""
+
+
+class Expired(ActuatorError):
+    """The server no longer has the changes since that version: list again."""
 
 
 class KubernetesApi:
@@ -122,16 +129,39 @@ class KubernetesApi:
         )
         return list(found.items)
 
-    async def nodes(self) -> list[Any]:
-        """Return all nodes of the cluster.
+    async def listed(self, plural: str, selector: str = "") -> tuple[list[Any], str]:
+        """Return the cluster's "nodes" or the namespace's "pods", and the version of that state.
 
         Raises:
             ActuatorError: as for ``get``.
         """
+        call, where = self._lister(plural)
         found = await self._call(
-            "list nodes", lambda: self._core.list_node(_request_timeout=self._timeout)
+            f"list {plural}",
+            lambda: call(**where, label_selector=selector, _request_timeout=self._timeout),
         )
-        return list(found.items)
+        return list(found.items), str(found.metadata.resource_version)
+
+    async def opened(self, plural: str, **query: Any) -> Any:
+        """Return the HTTP answer to a watch over the same objects, whose body is the events.
+
+        Raises:
+            ApiException: its status is not 200. (The client's own watch looks at no status.)
+        """
+        call, where = self._lister(plural, raw=True)
+        async with asyncio.timeout(self._timeout):
+            answer = await call(**where, **query)
+            if answer.status == http.HTTPStatus.OK:
+                return answer
+            error = ApiException(answer.status, answer.reason, body=await answer.text())
+            error.headers = answer.headers
+            raise error
+
+    def _lister(self, plural: str, *, raw: bool = False) -> tuple[Any, dict[str, str]]:
+        """Return the client's call that lists or watches, and where; raw: as HTTP answers."""
+        name = "list_node" if plural == "nodes" else "list_namespaced_pod"
+        where = {} if plural == "nodes" else {"namespace": self._settings.namespace}
+        return getattr(self._core, f"{name}_without_preload_content" if raw else name), where
 
     @property
     def _timeout(self) -> float:
@@ -150,7 +180,7 @@ class KubernetesApi:
                 async with asyncio.timeout(self._timeout):
                     return await call()
             except ApiException as error:
-                asked = _check_final(what, error)
+                asked = check_final(what, error)
                 reason, cause = f"{error.status} {error.reason}", error
             except (TimeoutError, aiohttp.ClientError, OSError) as error:
                 asked, reason, cause = 0.0, type(error).__name__, error
@@ -201,7 +231,7 @@ def current_namespace(pods_own: Path) -> str:
     return "default"
 
 
-def _check_final(what: str, error: ApiException) -> float:
+def check_final(what: str, error: ApiException) -> float:
     """Return for how long to wait before another try, in seconds.
 
     Raises:
@@ -212,10 +242,19 @@ def _check_final(what: str, error: ApiException) -> float:
         raise Conflict(f"Kubernetes: {what}: changed by somebody else") from error
     if status == _NOT_FOUND:
         raise NotThere(f"Kubernetes: {what}: not found") from error
+    if status == _GONE:
+        raise Expired(f"Kubernetes: {what}: that version is too old") from error
     if status in _REFUSED:
-        raise Refused(f"Kubernetes: {what}: {status} {error.reason}") from error
+        raise Refused(f"Kubernetes: {what}: {status} {_said(error)}") from error
     if status != _THROTTLED and 0 < status < _SERVER_ERROR:
         raise ActuatorError(f"Kubernetes: {what}: {status} {error.reason}") from error
     with suppress(ValueError):  # it may be a date
         return min(float((error.headers or {}).get("Retry-After", 0)), _MOST_BACKOFF)
     return 0.0
+
+
+def _said(error: ApiException) -> str:
+    """Return the server's own sentence, which names who lacks which right, or the bare reason."""
+    with suppress(ValueError, TypeError, KeyError):
+        return str(json.loads(error.body or "")["message"])
+    return str(error.reason)

@@ -1,18 +1,24 @@
 """Hands groups over before their nodes go: drains, preemption and spot terminations.
 
-Looks at the nodes and the worker pods each turn (two lists). A group with a rank on a pod that
-goes is drained at the routers: its streams go on in other groups while it still lives.
+Watches the nodes and the worker pods. A group with a rank on a pod that goes is drained at the
+routers, at once: its streams go on in other groups while it still lives.
 """
 
+import asyncio
+from collections.abc import Callable, Collection
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import structlog
 
 from serving.autoscaler.actuators.actuator import ActuatorError
 from serving.autoscaler.actuators.kubernetes_api import KubernetesApi
+from serving.autoscaler.actuators.kubernetes_watch import Mirror
 from serving.autoscaler.actuators.ray_serve import GroupSource
 from serving.autoscaler.actuators.worker_group import WorkerGroupActuator
 from serving.autoscaler.drains import Drainer
+from serving.settings import AutoscalerSettings
 from serving.telemetry import metrics
 
 TAINTS = frozenset(
@@ -33,7 +39,18 @@ TAINTS = frozenset(
 )
 """Keys that say that a node goes. A soft one (PreferNoSchedule) only makes a candidate."""
 
+_ENDED = frozenset({"Succeeded", "Failed"})
+
 log: structlog.stdlib.BoundLogger = structlog.get_logger("serving.autoscaler")
+
+
+@dataclass(frozen=True, slots=True)
+class _Pod:
+    address: str
+    node: str
+    cluster: str
+    goes: str
+    """Why; empty: it stays."""
 
 
 class NodeWatch:
@@ -45,53 +62,111 @@ class NodeWatch:
         workers: WorkerGroupActuator,
         groups: GroupSource,
         drains: Drainer,
+        settings: AutoscalerSettings,
     ) -> None:
-        self._api = api
         self._workers = workers
         self._groups = groups
         self._drains = drains
-        self._handed: dict[str, str] = {}
-        """Group: why it was drained."""
+        self._interval = settings.interval
+        self._changed = asyncio.Event()
+        kubernetes = settings.kubernetes
+        self._nodes = Mirror(
+            api, kubernetes, "nodes", lambda node: node_goes(node) or "", self._changed.set
+        )
+        self._pods = Mirror(
+            api,
+            kubernetes,
+            "pods",
+            _pod,
+            self._changed.set,
+            selector=f"ray.io/group={kubernetes.worker_group}",
+        )
+        self._handed: dict[str, asyncio.Task[bool]] = {}
+        """Group: its hand-over, on its way or done, well or not."""
 
-    async def look(self) -> None:
-        """Drain groups on what goes; give groups their work back whose nodes stay after all.
+    async def run(self, leading: Callable[[], bool]) -> None:
+        """Watch for ever, and hand over while ``leading``.
 
-        Never raises for an API server that does not answer: then nothing is done.
+        What is seen of the cluster is acted on when it changes, and what routers see of the groups
+        each ``interval``.
         """
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._nodes.run())
+            tasks.create_task(self._pods.run())
+            try:
+                while True:
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(self._interval):
+                            await self._changed.wait()
+                    self._changed.clear()
+                    if leading():
+                        await self._guarded_look()
+            finally:
+                await _ended(self._handed.values())
+
+    async def _guarded_look(self) -> None:
         try:
-            leaving = await self._leaving()
+            await self._look()
         except ActuatorError as error:
             metrics.AUTOSCALER_FAILURES.labels("nodes").inc()
-            log.warning("nodes are not known", error=str(error))
+            log.warning("groups are not handed over", error=str(error))
+        except Exception:
+            metrics.AUTOSCALER_FAILURES.labels("nodes").inc()
+            log.exception("a look at the nodes failed")
+
+    async def _look(self) -> None:
+        """Drain groups on what goes; give groups their work back whose nodes stay after all."""
+        goes = await self._fates()
+        if not any(goes.values()) and not self._handed:
             return
         living = {group.group_id: group for group in await self._groups.groups()}
         for group_id, group in living.items():
-            why = next((leaving[node] for node in sorted(group.nodes) if node in leaving), None)
-            if why is not None and group_id not in self._handed:
-                self._handed[group_id] = why
-                metrics.AUTOSCALER_HANDOVERS.inc()
-                finished = await self._drains.drain(group_id, why)
-                log.info("handed over", group=group_id, reason=why, finished=finished)
-            elif why is None and group_id in self._handed:
-                del self._handed[group_id]
+            why = next((goes[at] for at in sorted(group.nodes) if goes.get(at)), None)
+            task = self._handed.get(group_id)
+            if why is not None and (task is None or (task.done() and not task.result())):
+                if task is None:
+                    metrics.AUTOSCALER_HANDOVERS.inc()
+                # Each on its own: a long drain must not keep the next group waiting. Again where
+                # a router was not told or had work left.
+                self._handed[group_id] = asyncio.create_task(self._hand_over(group_id, why))
+            elif why is None and task is not None and group.nodes <= goes.keys():
+                await _ended([self._handed.pop(group_id)])
                 await self._drains.restore(group_id)
                 log.info("its nodes stay", group=group_id)
         for group_id in set(self._handed) - set(living):
-            del self._handed[group_id]
+            if self._handed[group_id].done():
+                del self._handed[group_id]
 
-    async def _leaving(self) -> dict[str, str]:
-        """Return the addresses of worker pods that go, and why."""
-        nodes = {
-            node.metadata.name: why
-            for node in await self._api.nodes()
-            if (why := node_goes(node)) is not None
-        }
+    async def _fates(self) -> dict[str, str]:
+        """Return why the workers at each address go, empty: they stay.
+
+        An address whose node is not known is not there, unless its pod goes by itself.
+        """
+        cluster = self._workers.present or await self._workers.cluster()
         found: dict[str, str] = {}
-        for pod in await self._workers.pods():
-            why = pod_goes(pod) or nodes.get(pod.spec.node_name)
-            if why is not None and pod.status.pod_ip:
-                found[pod.status.pod_ip] = why
+        for pod in self._pods.items.values():
+            why = pod.goes or self._nodes.items.get(pod.node)
+            if pod.cluster == cluster and why is not None:
+                # With the host's network several pods have one address.
+                found[pod.address] = found.get(pod.address) or why
         return found
+
+    async def _hand_over(self, group_id: str, why: str) -> bool:
+        log.info("handing over", group=group_id, reason=why)
+        try:
+            finished = await self._drains.drain(group_id, why)
+        except Exception:
+            metrics.AUTOSCALER_FAILURES.labels("nodes").inc()
+            log.exception("a hand-over failed", group=group_id)
+            return False
+        log.info("handed over", group=group_id, reason=why, finished=finished)
+        return finished
+
+
+async def _ended(tasks: Collection[asyncio.Task[bool]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def node_goes(node: Any) -> str | None:
@@ -113,3 +188,12 @@ def pod_goes(pod: Any) -> str | None:
         if condition.type == "DisruptionTarget" and condition.status == "True":
             return f"pod {pod.metadata.name}: {condition.reason}"
     return None
+
+
+def _pod(pod: Any) -> _Pod | None:
+    """Return what matters of a pod; None if nothing runs there (its address may be another's)."""
+    if not pod.status.pod_ip or pod.status.phase in _ENDED:
+        return None
+    labels = pod.metadata.labels or {}
+    cluster = labels.get("ray.io/cluster", "")
+    return _Pod(pod.status.pod_ip, pod.spec.node_name or "", cluster, pod_goes(pod) or "")

@@ -32,6 +32,8 @@ class WorkerGroupActuator:
         self._api = api
         self._settings = settings
         self._groups = groups
+        self.present = settings.cluster
+        """What ``cluster`` returned last; empty before."""
 
     async def target(self) -> int:
         """Return for how many whole groups workers are asked for."""
@@ -86,6 +88,7 @@ class WorkerGroupActuator:
         status = service.get("status") or {}
         for which in ("activeServiceStatus", "pendingServiceStatus"):
             if name := str((status.get(which) or {}).get("rayClusterName") or ""):
+                self.present = name
                 return name
         raise ActuatorError(f"RayService {self._settings.service} has no RayCluster yet")
 

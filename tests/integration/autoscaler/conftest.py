@@ -1,47 +1,28 @@
 """A real Prometheus that scrapes a page which the test writes."""
 
 import contextlib
-import http.server
 import socket
 import subprocess
-import threading
 import time
 from pathlib import Path
 
 import httpx
 import pytest
 
+from tests.integration.autoscaler.http_fake import HttpFake
+
 TOOLS = Path(__file__).resolve().parents[3] / ".tools" / "prometheus"
 
 
-class Page:
+class Page(HttpFake):
     """What Prometheus scrapes; ``text`` may change at any time, None answers 503."""
 
     def __init__(self):
         self.text: str | None = ""
-        page = self
+        super().__init__()
 
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_GET(self):
-                body = (page.text or "").encode()
-                self.send_response(503 if page.text is None else 200)
-                self.send_header("content-type", "text/plain; version=0.0.4")
-                self.send_header("content-length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, *_):
-                pass
-
-        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.address = f"127.0.0.1:{self.server.server_port}"
-        self.thread = threading.Thread(target=self.server.serve_forever, args=(0.05,))
-        self.thread.start()
-
-    def close(self):
-        self.server.shutdown()
-        self.thread.join()
-        self.server.server_close()
+    def answer(self, path, sent):
+        return (503, "") if self.text is None else (200, self.text)
 
 
 class Prometheus:

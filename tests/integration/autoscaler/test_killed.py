@@ -5,11 +5,9 @@ process; Ray Serve's REST interface alone is made up.
 """
 
 import asyncio
-import http.server
 import json
 import subprocess
 import sys
-import threading
 import time
 
 import httpx
@@ -19,6 +17,7 @@ import yaml
 from loadtest.bench.processes import router
 from serving.autoscaler.actuators.ray_serve import DEPLOYMENT
 from tests.integration.autoscaler.conftest import TOOLS, Prometheus
+from tests.integration.autoscaler.http_fake import HttpFake
 
 PATIENCE = 120.0
 STREAMS = 8
@@ -29,43 +28,19 @@ AGE = 5.0
 """Seconds after which a reading is stale."""
 
 
-class ServeApi:
+class ServeApi(HttpFake):
     """Ray Serve, as far as the autoscaler asks: two groups of two ranks."""
 
     def __init__(self):
         self.scaled = []
-        api = self
+        super().__init__()
 
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_GET(self):
-                deployments = {DEPLOYMENT: {"target_num_replicas": 4}}
-                self._say({"applications": {"moe-serving": {"deployments": deployments}}})
-
-            def do_POST(self):
-                length = int(self.headers["content-length"])
-                api.scaled.append(json.loads(self.rfile.read(length)))
-                self._say({"message": "accepted"})
-
-            def _say(self, content):
-                body = json.dumps(content).encode()
-                self.send_response(200)
-                self.send_header("content-type", "application/json")
-                self.send_header("content-length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, *_):
-                pass
-
-        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
-        self.thread = threading.Thread(target=self.server.serve_forever, args=(0.05,))
-        self.thread.start()
-
-    def close(self):
-        self.server.shutdown()
-        self.thread.join()
-        self.server.server_close()
+    def answer(self, path, sent):
+        if sent is not None:
+            self.scaled.append(sent)
+            return 200, {"message": "accepted"}
+        deployments = {DEPLOYMENT: {"target_num_replicas": 4}}
+        return 200, {"applications": {"moe-serving": {"deployments": deployments}}}
 
 
 class Autoscaler:

@@ -17,7 +17,6 @@ from serving.autoscaler.actuators.fake import FakeActuator
 from serving.autoscaler.actuators.kubernetes import KubernetesActuator
 from serving.autoscaler.actuators.kubernetes_api import KubernetesApi
 from serving.autoscaler.actuators.lease import LeaseElection
-from serving.autoscaler.actuators.node_watch import NodeWatch
 from serving.autoscaler.actuators.worker_group import WorkerGroupActuator
 from serving.autoscaler.assembly import assembled
 from serving.autoscaler.routers import GroupSeen
@@ -34,17 +33,9 @@ SETTINGS = KubernetesSettings(enabled=True, cluster="moe", workers_per_group=2, 
 @dataclass
 class Fleet:
     living: list = field(default_factory=list)
-    calls: list = field(default_factory=list)
 
     async def groups(self):
         return tuple(self.living)
-
-    async def drain(self, group_id, reason):
-        self.calls.append(("drain", group_id, reason))
-        return True
-
-    async def restore(self, group_id):
-        self.calls.append(("restore", group_id))
 
 
 class Clock:
@@ -92,10 +83,6 @@ def put_pod(kmock, name, ip, node="n1", **status):
         "spec": {"nodeName": node, "containers": [{"name": "ray"}]},
         "status": {"podIP": ip, **status},
     }
-
-
-def put_node(kmock, name, **spec):
-    kmock.objects["v1/nodes", None, name] = {"metadata": {"name": name}, "spec": spec}
 
 
 def worker_spec(kmock, name="moe"):
@@ -430,77 +417,6 @@ async def test_a_server_that_is_away_ends_leading_in_time(kmock, connect, monkey
     clock.now += 5.0
     await election.try_once()
     assert not election.leading
-
-
-# -- nodes that go --------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def watch(kmock, connect):
-    api = connect()
-    fleet = Fleet(
-        [
-            GroupSeen("g0", 1.0, frozenset({"10.0.0.0", "10.0.0.1"}), True),
-            GroupSeen("g1", 2.0, frozenset({"10.0.0.2"}), True),
-        ]
-    )
-    for number in range(3):
-        put_pod(kmock, f"w{number}", f"10.0.0.{number}", node=f"n{number}")
-        put_node(kmock, f"n{number}")
-    found = NodeWatch(api, WorkerGroupActuator(api, SETTINGS, fleet), fleet, fleet)
-    found.fleet = fleet
-    return found
-
-
-@pytest.mark.parametrize(
-    ("spec", "why"),
-    [
-        pytest.param({"unschedulable": True}, "node n1 is cordoned", id="cordoned"),
-        pytest.param(
-            {"taints": [{"key": "aws-node-termination-handler/spot-itn", "effect": "NoSchedule"}]},
-            "node n1: aws-node-termination-handler/spot-itn",
-            id="spot",
-        ),
-        pytest.param(
-            {"taints": [{"key": "karpenter.sh/disrupted", "effect": "NoSchedule"}]},
-            "node n1: karpenter.sh/disrupted",
-            id="karpenter",
-        ),
-    ],
-)
-async def test_a_node_that_goes_hands_its_group_over_once(kmock, watch, spec, why):
-    await watch.look()
-    assert watch.fleet.calls == []
-    put_node(kmock, "n1", **spec)
-    await watch.look()
-    await watch.look()
-    assert watch.fleet.calls == [("drain", "g0", why)]
-    put_node(kmock, "n1")
-    await watch.look()
-    assert watch.fleet.calls[1:] == [("restore", "g0")]
-
-
-async def test_other_taints_mean_nothing(kmock, watch):
-    taints = [
-        {"key": "nvidia.com/gpu", "effect": "NoSchedule"},
-        {"key": "DeletionCandidateOfClusterAutoscaler", "effect": "PreferNoSchedule"},
-    ]
-    put_node(kmock, "n1", taints=taints)
-    await watch.look()
-    assert watch.fleet.calls == []
-
-
-async def test_a_preempted_pod_hands_its_group_over(kmock, watch):
-    condition = {"type": "DisruptionTarget", "status": "True", "reason": "PreemptionByScheduler"}
-    put_pod(kmock, "w2", "10.0.0.2", node="n2", conditions=[condition])
-    await watch.look()
-    assert watch.fleet.calls == [("drain", "g1", "pod w2: PreemptionByScheduler")]
-
-
-async def test_an_api_server_that_is_away_hands_nothing_over(watch, monkeypatch):
-    fail_once(monkeypatch, watch._api, *[api_error(503)] * 4)
-    await watch.look()
-    assert watch.fleet.calls == []
 
 
 # -- wired ----------------------------------------------------------------------------------------

@@ -3,19 +3,17 @@
 The test that ends Prometheus is the last one.
 """
 
-import http.server
-import json
 import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 
 import httpx
 import pytest
 
 from serving.autoscaler.actuators.ray_serve import DEPLOYMENT
+from tests.integration.autoscaler.http_fake import HttpFake
 
 IDLE = """\
 moe_inflight_requests 0
@@ -26,55 +24,31 @@ moe_time_to_first_token_seconds_count 0
 PATIENCE = 45.0
 
 
-class Outside:
+class Outside(HttpFake):
     """A router's /fleet and Ray's dashboard in one server."""
 
     def __init__(self):
         self.parked = 0
         self.replicas = 2
         self.posts: list[dict] = []
-        outside = self
+        super().__init__()
 
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_GET(self):
-                if self.path == "/fleet":
-                    ready = min(1, outside.replicas // 2)
-                    group = {
-                        "group_id": "g0",
-                        "state": "ready",
-                        "since_unix_seconds": 1.0,
-                        "ranks": [{"node": "n", "inflight_requests": 0}],
-                    }
-                    self._send({"groups": [group] * ready, "inflight_requests": outside.parked})
-                else:
-                    deployments = {DEPLOYMENT: {"target_num_replicas": outside.replicas}}
-                    self._send({"applications": {"moe-serving": {"deployments": deployments}}})
-
-            def do_POST(self):
-                body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-                outside.posts.append(body)
-                outside.replicas = body["target_num_replicas"]
-                self._send({})
-
-            def _send(self, content):
-                body = json.dumps(content).encode()
-                self.send_response(200)
-                self.send_header("content-length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, *_):
-                pass
-
-        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
-        self.thread = threading.Thread(target=self.server.serve_forever, args=(0.05,))
-        self.thread.start()
-
-    def close(self):
-        self.server.shutdown()
-        self.thread.join()
-        self.server.server_close()
+    def answer(self, path, sent):
+        if sent is not None:
+            self.posts.append(sent)
+            self.replicas = sent["target_num_replicas"]
+            return 200, {}
+        if path == "/fleet":
+            group = {
+                "group_id": "g0",
+                "state": "ready",
+                "since_unix_seconds": 1.0,
+                "ranks": [{"node": "n", "inflight_requests": 0}],
+            }
+            ready = min(1, self.replicas // 2)
+            return 200, {"groups": [group] * ready, "inflight_requests": self.parked}
+        deployments = {DEPLOYMENT: {"target_num_replicas": self.replicas}}
+        return 200, {"applications": {"moe-serving": {"deployments": deployments}}}
 
 
 @pytest.fixture

@@ -46,6 +46,11 @@ async def test_two_runs_are_compared(server, tmp_path):
     code, text = await loadtest("compare", tmp_path / "a", tmp_path / "b")
     assert code == 0
     assert "95 % interval" in text
+    assert "not the same loads" not in text
+    line = ("--rate", 40, "--duration", 0.4, "--warmup", 0, "--out", tmp_path / "other")
+    await loadtest("run", "--url", server.url, *line)
+    _, text = await loadtest("compare", tmp_path / "a", tmp_path / "other")
+    assert "not the same loads: A 50 requests/s, B 40 requests/s" in text
     assert (await loadtest("compare", tmp_path / "a", tmp_path / "none"))[0] == 1
     joined = ("report", tmp_path / "a", tmp_path / "a", "--out", tmp_path / "c")
     assert (await loadtest(*joined))[0] == 0

@@ -1,8 +1,9 @@
+import re
 from html.parser import HTMLParser
 
 import pytest
 
-from loadtest.charts import Chart, Mark, Series, cdf
+from loadtest.charts import Chart, Mark, Series, cdf, rates
 from loadtest.fleet_watch import FleetEvent, changes
 from loadtest.report import html
 from loadtest.run import Run, Stage
@@ -71,6 +72,15 @@ def test_the_report_is_whole_and_loads_nothing(changes, words):
         assert word in page
 
 
+def test_loads_that_are_tried_again_are_dots_and_told_apart():
+    stages = [Stage(n, "4 requests/s", 4.0, "requests/s", 5.0 * n, 0.0, 5.0) for n in (0, 1)]
+    page = html(some_run(stages=stages))
+    assert "4 requests/s, stage 2</span>" in page
+    against = page[page.index("TTFT against load") : page.index("ITL against load")]
+    assert "<path" not in against
+    assert "<circle" in against
+
+
 def test_a_run_is_read_back_as_it_was(tmp_path):
     run = some_run(trials=[Trial(4.0, True, 1.0, "probe")], answer=4.0, notes=["x"])
     run.save(tmp_path)
@@ -103,11 +113,64 @@ def test_marks_limits_and_values_that_are_no_numbers():
     assert "limit" in drawn
 
 
+def texts(svg):
+    return re.findall(r"<text[^>]*>([^<]*)</text>", svg)
+
+
+def test_marks_without_room_share_a_name():
+    marks = [Mark(x, "m", name=str(number)) for number, x in enumerate((10, 11, 50, 90), 1)]
+    found = texts(Chart("t", "x", "y", [Series("s", [(0, 1), (100, 1)])], marks).svg())
+    assert [text for text in found if text in {"1", "2", "3", "4", "1–2"}][-3:] == ["1–2", "3", "4"]
+
+
+@pytest.mark.parametrize(
+    ("values", "log", "ticks"),
+    [
+        pytest.param((3, 18), False, ["0", "5", "10", "15", "20"], id="from-zero"),
+        pytest.param((0, 34_000), False, ["0", "10k", "20k", "30k", "40k"], id="large"),
+        pytest.param((22, 91), True, ["20", "30", "50", "70", "100"], id="one-decade"),
+        pytest.param(
+            (53, 2600), True, ["50", "100", "200", "500", "1000", "2000", "5000"], id="log"
+        ),
+        pytest.param((47, 310), True, ["20", "50", "100", "200", "500"], id="edge"),
+        pytest.param((31, 42), True, ["30", "35", "40", "45"], id="narrow"),
+        pytest.param((7, 7), True, ["7"], id="one-value"),
+    ],
+)
+def test_the_vertical_axis_ends_at_round_numbers(values, log, ticks):
+    points = list(enumerate(values))
+    drawn = Chart("t", "x", "y", [Series("s", points)], log_y=log).svg()
+    assert re.findall(r"text-anchor=end>([^<]*)<", drawn) == ticks
+
+
+def test_a_series_without_points_has_no_key():
+    drawn = Chart("t", "x", "y", [Series("there", [(0, 1)]), Series("not there", [])]).svg()
+    assert "not there" not in drawn
+
+
 def test_cdf_ends_at_one_and_is_thin():
     points = cdf([float(value) for value in range(5000)])
     assert points[-1] == (4999.0, 1.0)
     assert len(points) <= 202
     assert cdf([]) == []
+
+
+@pytest.mark.parametrize(
+    ("times", "steps"),
+    [
+        pytest.param([], [], id="none"),
+        pytest.param([2.5, 0.1, 0.9], [(0, 2), (1, 0), (2, 1), (3, 1)], id="seconds"),
+        pytest.param([0.5, 1.0, 299.0], [(0, 1), (2, 0)], id="two-seconds-a-step"),
+    ],
+)
+def test_rates_stand_where_they_were(times, steps):
+    found = rates(times)
+    assert [(round(at), round(rate)) for at, rate in found[: len(steps)]] == steps
+
+
+def test_a_step_is_drawn_from_its_own_time_on():
+    drawn = Chart("t", "x", "y", [Series("s", [(0, 1), (1, 3), (2, 3)], "step")]).svg()
+    assert re.findall(r"[MHV][\d. ]+", drawn)[:4] == ["M60.0 156.7", "H283.0", "V22.0", "H506.0"]
 
 
 def group(state="ready", epoch="e1", name="g0", reason=""):

@@ -16,6 +16,9 @@ def test_summary_of_a_stage():
     ]
     summary = summarize(seen, Slo(ttft=0.2), 10.0)
     assert (summary.requests, summary.ok, summary.errors) == (10, 9, {"broken": 1})
+    assert summary.failed == 1
+    cancelled = record(11, error="cancelled", message="decided", first=None)
+    assert summarize([*seen, cancelled], Slo(ttft=0.2), 10.0).failed == 1
     assert summary.offered == 1.0
     assert summary.attained == 0.8
     assert summary.goodput == pytest.approx(0.8)

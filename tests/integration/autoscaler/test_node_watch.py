@@ -1,0 +1,424 @@
+"""Nodes and pods are watched: what goes has its groups handed over at once.
+
+The turns of the loop are an hour apart here: only a watch can be what starts a hand-over.
+"""
+
+import asyncio
+import contextlib
+
+import pytest
+import structlog
+from kubernetes.aio import client
+
+from serving.autoscaler.actuators.kubernetes_api import KubernetesApi
+from serving.autoscaler.actuators.kubernetes_watch import Mirror
+from serving.autoscaler.actuators.node_watch import NodeWatch
+from serving.autoscaler.actuators.worker_group import WorkerGroupActuator
+from serving.autoscaler.routers import GroupSeen
+from serving.settings import AutoscalerSettings, KubernetesSettings
+from serving.telemetry import metrics
+from tests.integration.autoscaler.cluster_fake import ClusterFake
+
+SETTINGS = KubernetesSettings(
+    enabled=True, cluster="moe", api_timeout=5.0, attempts=1, watch_timeout=20.0
+)
+SPOT = {"key": "aws-node-termination-handler/spot-itn", "effect": "NoSchedule"}
+
+
+class Fleet:
+    """Two groups at three addresses, and what was asked for them."""
+
+    def __init__(self):
+        self.living = [
+            GroupSeen("g0", 1.0, frozenset({"10.0.0.0", "10.0.0.1"}), True),
+            GroupSeen("g1", 2.0, frozenset({"10.0.0.2"}), True),
+        ]
+        self.calls = []
+        self.stuck = set()
+        """Groups whose drain never ends."""
+        self.unwell = 0
+        """Drains that some router did not finish, from the first."""
+
+    async def groups(self):
+        return tuple(self.living)
+
+    async def drain(self, group_id, reason):
+        self.calls.append(("drain", group_id, reason))
+        if group_id in self.stuck:
+            await asyncio.Event().wait()
+        self.unwell -= 1
+        return self.unwell < 0
+
+    async def restore(self, group_id):
+        self.calls.append(("restore", group_id))
+
+    async def asked(self, *calls):
+        """Wait until that is what was asked for, in all."""
+        with contextlib.suppress(TimeoutError):
+            await until(lambda: self.calls == list(calls))
+        assert self.calls == list(calls)
+
+
+async def until(true):
+    async with asyncio.timeout(20):
+        while not true():  # noqa: ASYNC110  bounded above
+            await asyncio.sleep(0.01)
+
+
+def watching(kind):
+    return metrics.AUTOSCALER_REGISTRY.get_sample_value("moe_autoscaler_watching", {"kind": kind})
+
+
+@pytest.fixture
+async def connect(kmock):
+    made = []
+
+    def api(settings=SETTINGS):
+        configuration = client.Configuration(host=str(kmock.url).rstrip("/"))
+        made.append(KubernetesApi(settings, configuration))
+        return made[-1]
+
+    yield api
+    for one in made:
+        await one.close()
+
+
+@pytest.fixture
+async def cluster(kmock):
+    made = ClusterFake(kmock)
+    for number in range(3):
+        made.node(f"n{number}")
+        made.pod(f"w{number}", f"10.0.0.{number}", f"n{number}")
+    return made
+
+
+@pytest.fixture
+async def start(cluster, connect):
+    """Starts a watch over ``cluster``; returns its fleet."""
+    tasks = []
+
+    async def started(settings=SETTINGS, interval=3600.0, leading=lambda: True):
+        api, fleet = connect(settings), Fleet()
+        fleet.api = api
+        law = AutoscalerSettings(kubernetes=settings, interval=interval)
+        watch = NodeWatch(api, WorkerGroupActuator(api, settings, fleet), fleet, fleet, law)
+        tasks.append(asyncio.create_task(watch.run(leading)))
+        return fleet
+
+    with structlog.testing.capture_logs() as logs:
+        yield started
+        for task in tasks:
+            assert not task.done()
+            task.cancel()
+            await asyncio.wait([task])
+    assert [entry for entry in logs if entry["log_level"] == "error"] == []  # tracebacks
+
+
+@pytest.fixture
+async def fleet(cluster, start):
+    """One that is watched already."""
+    found = await start()
+    await cluster.watched(cluster.nodes)
+    await cluster.watched(cluster.pods)
+    return found
+
+
+# -- what goes ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("spec", "why"),
+    [
+        pytest.param({"unschedulable": True}, "node n1 is cordoned", id="cordoned"),
+        pytest.param({"taints": [SPOT]}, f"node n1: {SPOT['key']}", id="spot"),
+        pytest.param(
+            {"taints": [{"key": "karpenter.sh/disrupted", "effect": "NoSchedule"}]},
+            "node n1: karpenter.sh/disrupted",
+            id="karpenter",
+        ),
+    ],
+)
+async def test_a_taint_hands_the_group_over_and_its_end_gives_it_work_again(
+    cluster, fleet, spec, why
+):
+    assert fleet.calls == []
+    cluster.node("n1", **spec)
+    await fleet.asked(("drain", "g0", why))
+    cluster.node("n0", **spec)  # the same group again
+    cluster.node("n1")
+    cluster.node("n0")
+    await fleet.asked(("drain", "g0", why), ("restore", "g0"))
+
+
+async def test_what_goes_already_is_seen_in_the_first_list(cluster, start):
+    cluster.node("n2", unschedulable=True)
+    fleet = await start()
+    await fleet.asked(("drain", "g1", "node n2 is cordoned"))
+
+
+async def test_other_taints_mean_nothing(cluster, fleet):
+    taints = [
+        {"key": "nvidia.com/gpu", "effect": "NoSchedule"},
+        {"key": "DeletionCandidateOfClusterAutoscaler", "effect": "PreferNoSchedule"},
+    ]
+    cluster.node("n1", taints=taints)
+    cluster.node("n2", taints=[SPOT])  # and this one is seen after it
+    await fleet.asked(("drain", "g1", f"node n2: {SPOT['key']}"))
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        pytest.param(
+            {
+                "conditions": [
+                    {
+                        "type": "DisruptionTarget",
+                        "status": "True",
+                        "reason": "PreemptionByScheduler",
+                    }
+                ]
+            },
+            "pod w2: PreemptionByScheduler",
+            id="preempted",
+        ),
+        pytest.param({"deleted": True}, "pod w2 is being deleted", id="deleted"),
+    ],
+)
+async def test_a_pod_that_goes_hands_its_group_over(cluster, fleet, change, why):
+    cluster.pod("w2", "10.0.0.2", "n2", **change)
+    await fleet.asked(("drain", "g1", why))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param({"phase": "Failed"}, id="ended-and-its-address-is-anothers"),
+        pytest.param({"cluster": "else"}, id="another-cluster"),
+    ],
+)
+async def test_pods_of_no_concern(cluster, fleet, change):
+    cluster.pod("old", "10.0.0.1", "n1", deleted=True, **change)
+    cluster.node("n2", unschedulable=True)
+    await fleet.asked(("drain", "g1", "node n2 is cordoned"))
+    cluster.pod("last", "10.0.0.0", "n0", deleted=True)
+    await fleet.asked(fleet.calls[0], ("drain", "g0", "pod last is being deleted"))
+
+
+async def test_a_node_that_is_gone_gives_its_group_no_work_again(cluster, fleet):
+    cluster.node("n1", unschedulable=True)
+    await fleet.asked(why := ("drain", "g0", "node n1 is cordoned"))
+    cluster.delete(cluster.nodes, "n1")
+    cluster.node("n2", unschedulable=True)
+    await fleet.asked(why, ("drain", "g1", "node n2 is cordoned"))
+
+
+async def test_a_long_drain_keeps_no_other_group_waiting(cluster, fleet):
+    fleet.stuck = {"g0"}
+    cluster.node("n1", unschedulable=True)
+    await until(lambda: len(fleet.calls) == 1)
+    cluster.node("n2", unschedulable=True)
+    await until(lambda: len(fleet.calls) == 2)
+    cluster.node("n1")  # restored, although its drain has not ended
+    await until(lambda: fleet.calls[2:] == [("restore", "g0")])
+
+
+async def test_a_drain_that_not_all_routers_finished_is_asked_for_again(cluster, start):
+    fleet = await start(interval=0.05)
+    fleet.unwell = 2
+    turns = metrics.AUTOSCALER_HANDOVERS._value.get
+    before = turns()
+    cluster.node("n1", unschedulable=True)
+    await until(lambda: len(fleet.calls) == 3)
+    cluster.node("n2", unschedulable=True)
+    await until(lambda: len(fleet.calls) == 4)
+    assert [group for _, group, _ in fleet.calls] == ["g0", "g0", "g0", "g1"]
+    assert turns() == before + 2  # groups, not tries
+
+
+async def test_who_waits_for_the_lease_watches_and_hands_nothing_over(cluster, start):
+    leads, turns = False, 0
+
+    def leading():
+        nonlocal turns
+        turns += 1
+        return leads
+
+    cluster.node("n1", unschedulable=True)
+    fleet = await start(interval=0.05, leading=leading)
+    await cluster.watched(cluster.nodes)
+    seen = turns
+    await until(lambda: turns > seen + 3)
+    assert fleet.calls == []
+    leads = True
+    await fleet.asked(("drain", "g0", "node n1 is cordoned"))
+
+
+# -- what breaks ----------------------------------------------------------------------------------
+
+
+async def test_a_dropped_connection_goes_on_where_it_was(cluster, fleet):
+    cluster.node("n2", unschedulable=True)
+    await fleet.asked(other := ("drain", "g1", "node n2 is cordoned"))
+    seen = cluster.version
+    cluster.drop()
+    cluster.node("n1", unschedulable=True)
+    await fleet.asked(other, ("drain", "g0", "node n1 is cordoned"))
+    assert cluster.nodes.lists == 1
+    first, second = cluster.nodes.watches
+    assert first["allowWatchBookmarks"] == "true"
+    assert int(first["resourceVersion"]) < seen == int(second["resourceVersion"])
+    await until(lambda: watching("nodes") == 1)
+
+
+async def test_a_bookmark_moves_the_version_on(cluster, fleet):
+    cluster.bookmark(cluster.nodes)
+    mark = cluster.version
+    cluster.node("n2", taints=[SPOT])
+    await until(lambda: len(fleet.calls) == 1)  # so the bookmark was read too
+    cluster.nodes.oldest = mark
+    cluster.drop()
+    await cluster.watched(cluster.nodes, 2)
+    cluster.node("n1", unschedulable=True)
+    await until(lambda: len(fleet.calls) == 2)
+    assert cluster.nodes.lists == 1
+    assert int(cluster.nodes.watches[1]["resourceVersion"]) >= mark
+
+
+@pytest.mark.parametrize("way", ["event", "status"])
+async def test_a_version_that_is_too_old_is_listed_anew(cluster, fleet, way):
+    cluster.drop()
+    cluster.node("n1", unschedulable=True)
+    cluster.forget(cluster.nodes)
+    if way == "status":
+        cluster.nodes.refusal = (410, "too old")
+    await fleet.asked(("drain", "g0", "node n1 is cordoned"))
+    assert cluster.nodes.lists >= 2
+    cluster.nodes.refusal = None
+    await until(lambda: watching("nodes") == 1)
+    assert int(cluster.nodes.watches[-1]["resourceVersion"]) == cluster.version
+    cluster.node("n2", unschedulable=True)
+    await until(lambda: len(fleet.calls) == 2)
+
+
+async def test_what_went_unseen_is_given_up_after_a_new_list(cluster, fleet):
+    cluster.node("n1", unschedulable=True)
+    await fleet.asked(drained := ("drain", "g0", "node n1 is cordoned"))
+    cluster.drop()
+    cluster.node("n1")
+    cluster.forget(cluster.nodes)
+    await fleet.asked(drained, ("restore", "g0"))
+
+
+async def test_without_the_right_to_watch_it_says_so_and_lists(cluster, start):
+    words = 'nodes is forbidden: User "sa" cannot watch resource "nodes" in API group ""'
+    cluster.nodes.refusal = (403, words)
+    with structlog.testing.capture_logs() as logs:
+        fleet = await start()
+        await cluster.watched(cluster.nodes, 3)
+        cluster.node("n1", unschedulable=True)
+        await fleet.asked(("drain", "g0", "node n1 is cordoned"))
+        assert watching("nodes") == 0
+        assert watching("pods") == 1
+        cluster.nodes.refusal = None
+        await until(lambda: watching("nodes") == 1)
+    said = [entry["error"] for entry in logs if entry["event"].startswith("not watched")]
+    assert said == [f"Kubernetes: watch nodes: 403 {words}"]
+
+
+async def test_a_server_that_is_away_is_said_once_and_found_again(cluster, fleet):
+    configuration = fleet.api._client.configuration
+    here = configuration.host
+    await until(lambda: watching("nodes") == watching("pods") == 1)
+    failed = metrics.AUTOSCALER_FAILURES.labels("nodes")._value.get
+    before = failed()
+    with structlog.testing.capture_logs() as logs:
+        configuration.host = "http://127.0.0.1:1"
+        cluster.drop()
+        await until(lambda: failed() >= before + 6)
+        assert watching("nodes") == watching("pods") == 0
+        configuration.host = here
+        cluster.node("n1", unschedulable=True)
+        await fleet.asked(("drain", "g0", "node n1 is cordoned"))
+        await until(lambda: watching("nodes") == watching("pods") == 1)
+    said = [entry["error"] for entry in logs if entry["event"].startswith("not watched")]
+    # Broken off, then refused: each once for nodes and once for pods.
+    assert len(said) == len(set(said)) == 4
+    assert [e["event"] for e in logs if e["event"] == "watched again"] == ["watched again"] * 2
+
+
+async def test_a_server_that_is_away_from_the_beginning(cluster, start):
+    fleet = await start()
+    configuration = fleet.api._client.configuration
+    here, configuration.host = configuration.host, "http://127.0.0.1:1"
+    failed = metrics.AUTOSCALER_FAILURES.labels("nodes")._value.get
+    before = failed()
+    await until(lambda: failed() >= before + 2)
+    assert watching("nodes") == 0
+    cluster.node("n1", unschedulable=True)
+    configuration.host = here
+    await fleet.asked(("drain", "g0", "node n1 is cordoned"))
+
+
+async def test_a_connection_that_died_without_a_sign_is_given_up(cluster, start):
+    cluster.nodes.mute = True
+    settings = SETTINGS.model_copy(update={"watch_timeout": 0.3, "api_timeout": 0.3})
+    fleet = await start(settings)
+    await cluster.watched(cluster.nodes)
+    cluster.node("n1", unschedulable=True)
+    await cluster.watched(cluster.nodes, 2)
+    assert fleet.calls == []
+    cluster.nodes.mute = False
+    await fleet.asked(("drain", "g0", "node n1 is cordoned"))
+
+
+# -- one mirror -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("answer", "lists"),
+    [
+        pytest.param([], 1, id="ends-at-once"),
+        pytest.param([b"<html>no</html>\n"], 6, id="not-json"),
+        pytest.param([b'{"reason": "odd"}\n'], 6, id="no-event"),
+        pytest.param([b'{"kind": "Status", "code": 500, "reason": "x"}\n'], 6, id="status"),
+    ],
+)
+async def test_it_waits_longer_each_time(cluster, connect, answer, lists):
+    cluster.nodes.answer = answer
+    waits = []
+
+    async def pause(seconds):
+        waits.append(seconds)
+        if len(waits) == 6:
+            raise asyncio.CancelledError
+
+    mirror = Mirror(
+        connect(), SETTINGS, "nodes", lambda _: "", list, pause=pause, chance=lambda: 1.0
+    )
+    with pytest.raises(asyncio.CancelledError):
+        await mirror.run()
+    assert waits == [0.25, 0.5, 1.0, 2.0, 4.0, 5.0]
+    assert cluster.nodes.lists == lists
+    assert set(mirror.items) == {"n0", "n1", "n2"}  # what is known stays known
+
+
+async def test_the_wait_is_jittered_and_short_again_after_an_event(cluster, connect):
+    cluster.nodes.answer = []
+    chances = iter([0.0, 1.0, 0.5, 0.5])
+    waits = []
+
+    async def pause(seconds):
+        waits.append(seconds)
+        if len(waits) == 2:
+            event = b'{"type": "BOOKMARK", "object": {"metadata": {"resourceVersion": "900"}}}\n'
+            cluster.nodes.answer = [event]
+        if len(waits) == 3:
+            raise asyncio.CancelledError
+
+    mirror = Mirror(
+        connect(), SETTINGS, "nodes", lambda _: "", list, pause=pause, chance=lambda: next(chances)
+    )
+    with pytest.raises(asyncio.CancelledError):
+        await mirror.run()
+    assert waits == [0.125, 0.5, 0.1875]
