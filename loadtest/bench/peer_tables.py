@@ -1,11 +1,13 @@
 """The comparison with peers as Markdown: medians over rounds, and medians of ratios."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-BEGIN = "<!-- made by loadtest.bench.peers: begin -->"
+BEGIN = re.compile(r"<!-- made by loadtest\.bench\.peers: begin(?P<streams>( \d+)*) -->")
+"""With numbers: only the tables of so many streams."""
 END = "<!-- made by loadtest.bench.peers: end -->"
 
 PEERS = {
@@ -101,11 +103,13 @@ def _dig(value: Any, keys: Sequence[str]) -> float:
 
 def with_tables(page: str, data: Mapping[str, Any]) -> str:
     """Return a page with the tables between its marks; a page without marks stays as it is."""
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
+    begin = BEGIN.search(page)
+    end = page.find(END, begin.end()) if begin else -1
+    if begin is None or end < 0:
         return page
-    return f"{before}{BEGIN}\n\n{markdown(data)}\n{END}{after}"
+    wanted = [int(word) for word in begin["streams"].split()]
+    shown = {**data, "streams": wanted} if wanted else data
+    return f"{page[: begin.end()]}\n\n{markdown(shown)}\n{page[end:]}"
 
 
 def stale(pages: Sequence[Path], data: Mapping[str, Any]) -> list[Path]:

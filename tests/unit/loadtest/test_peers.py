@@ -11,7 +11,7 @@ import pytest
 
 from loadtest.bench import peers
 from loadtest.bench.deployments import Deployment, Door, NotRun
-from loadtest.bench.peer_tables import BEGIN, END, markdown, stale, with_tables
+from loadtest.bench.peer_tables import END, markdown, stale, with_tables
 from loadtest.bench.roles import VARIABLE, cpu_by_role, marked, role_of
 
 
@@ -105,6 +105,19 @@ def test_a_peer_without_its_base_has_no_ratio():
         line for line in markdown(some_data(trials=trials)).splitlines() if "moe-serving" in line
     )
     assert [cell.strip() for cell in ours.split("|")[2:6]] == ["200", "–", "63", "–"]
+
+
+BEGIN = "<!-- made by loadtest.bench.peers: begin -->"
+
+
+def test_a_page_may_show_some_numbers_of_streams_only():
+    trials = some_data()["trials"]
+    data = some_data(streams=[16, 64], trials=[*trials, *(one | {"streams": 64} for one in trials)])
+    whole = with_tables(f"{BEGIN}\n{END}\n", data)
+    assert "16 streams:" in whole
+    part = with_tables(f"{BEGIN.replace('begin', 'begin 64')}\n{END}\n", data)
+    assert "64 streams:" in part
+    assert "16 streams:" not in part
 
 
 def test_only_pages_with_marks_are_written(tmp_path):
