@@ -44,7 +44,8 @@ class FakeChoice:
         self._tokens = 0
         self._text = ""
         self._shown = 0
-        self._state = zlib.crc32(seed.to_bytes(8, "little", signed=True))
+        # Of several choices with the largest seed, the second's is past 64 bits with a sign.
+        self._state = zlib.crc32((seed % 2**64).to_bytes(8, "little"))
         for token in prompt:
             self._read(token)
 

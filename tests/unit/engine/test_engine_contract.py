@@ -133,6 +133,13 @@ async def test_several_choices_have_their_own_tokens_and_ends(engine):
     assert len({tuple(tokens(deltas, index)) for index in range(3)}) > 1
 
 
+@pytest.mark.parametrize("seed", [2**63 - 1, -(2**63)], ids=["largest", "smallest"])
+async def test_no_seed_is_too_large_for_several_choices(engine, seed):
+    deltas = await collect(engine, submit(f"seed{seed}", n=2, seed=seed, **THROWN))
+    assert [len(tokens(deltas, index)) for index in range(2)] == [24, 24]
+    await engine.check_health()
+
+
 async def test_the_seed_decides(engine):
     first, again, other = [
         await collect(engine, submit(f"s{n}", seed=seed, **THROWN))
