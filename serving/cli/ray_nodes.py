@@ -21,6 +21,7 @@ from serving.cli.handover import environment_without_settings
 from serving.cli.progress import Progress
 from serving.cli.router_client import get_json
 from serving.cli.stack import last_error
+from serving.engine import cluster
 from serving.errors import EngineError, NotReady, ServingError
 from serving.settings import Settings
 
@@ -73,17 +74,11 @@ class RayPlan:
     """That it offers."""
 
 
-def ray_environment(token: str) -> dict[str, str]:
+def node_environment(token: str) -> dict[str, str]:
     """Return what the Ray processes and the deployer need beside our own environment."""
     return {
         **environment_without_settings(),
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN": token,
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_enable_worker_prestart": "0",
-        "RAY_prestart_worker_first_driver": "0",
-        "RAY_process_group_cleanup_enabled": "1",
-        "RAY_worker_niceness": "0",
+        **cluster.ray_environment(token),
         "PYTHONUNBUFFERED": "1",
     }
 

@@ -34,7 +34,7 @@ from serving.cli.ray_nodes import (
     Paths,
     RayPlan,
     deploy,
-    ray_environment,
+    node_environment,
     start_ray,
     start_router,
     wait_ready,
@@ -127,7 +127,7 @@ def _serve_and_ask(
     max_tokens: int,
 ) -> list[list[int]]:
     """Start the cluster, the router and the group; return the answers."""
-    environment = ray_environment(secrets.token_hex(32))
+    environment = node_environment(secrets.token_hex(32))
     url = f"http://127.0.0.1:{settings.router.rest_port}"
     access = access_of(settings.security.model_dump())
     with make_progress() as progress:

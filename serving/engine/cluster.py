@@ -52,12 +52,9 @@ class PrivateRay:
         return self.folder / "session_latest" / "logs"
 
 
-def private_environment(token: str) -> dict[str, str]:
-    """Return the variables of a private Ray: loopback only, closed, quiet, small."""
+def ray_environment(token: str) -> dict[str, str]:
+    """Return the variables of every Ray that we start: closed, small, and it cleans up."""
     return {
-        # Ray.init's own _node_ip_address turns 127.0.0.1 into the machine's outer address;
-        # "no clusters" is what makes it stay on loopback.
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         # Other users of the machine may not run code here.
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": token,
@@ -69,6 +66,15 @@ def private_environment(token: str) -> dict[str, str]:
         "RAY_process_group_cleanup_enabled": "1",
         # Ray would run its workers at nice 15: behind everything else on the machine.
         "RAY_worker_niceness": "0",
+    }
+
+
+def private_environment(token: str) -> dict[str, str]:
+    """Return the variables of a private Ray: loopback only, and quiet besides."""
+    return ray_environment(token) | {
+        # Ray.init's own _node_ip_address turns 127.0.0.1 into the machine's outer address;
+        # "no clusters" is what makes it stay on loopback.
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "RAY_DISABLE_DOCKER_CPU_WARNING": "1",
         "RAY_LOG_TO_DRIVER": "0",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",

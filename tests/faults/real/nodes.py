@@ -34,7 +34,7 @@ from serving.cli.ray_nodes import (
     RayPlan,
     deploy,
     group_command,
-    ray_environment,
+    node_environment,
     spawn_ray,
     start_router,
     wait_ready,
@@ -234,7 +234,7 @@ def on_nodes(
             networks,
             paths,
             RayPlan(HEAD, cpus=_CPUS_PER_RANK * (1 if spread else ranks)),
-            ray_environment(secrets.token_hex(32)),
+            node_environment(secrets.token_hex(32)),
         )
         try:
             with make_progress() as progress:
