@@ -48,7 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not options.quick:
         folder_of_data = _DOCS / "performance"
         folder_of_data.mkdir(exist_ok=True)
-        (folder_of_data / "router.json").write_text(json.dumps(data, indent=1) + "\n", "utf-8")
+        (folder_of_data / "router.json").write_text(
+            json.dumps(data, indent=1, allow_nan=False) + "\n", "utf-8"
+        )
         write_page(_DOCS / "performance.md", data)
 
 

@@ -52,13 +52,14 @@ class Measured:
 
     requests_per_second: float
     tokens_per_second: float
-    cpu_ms_per_request: float
-    """CPU time of the router process, user and system, over finished requests."""
+    cpu_ms_per_request: float | None
+    """CPU time of the router process, user and system, over finished requests; none if none was."""
     cpu_us_per_token: float
     cpu_share: float
     """Of one core, that the router used."""
-    p50_ms: float
-    p99_ms: float
+    p50_ms: float | None
+    """From sending to the whole answer; none if no request was finished."""
+    p99_ms: float | None
     rss_mib: float
     prompt_tokens: float
     """As the router counted them."""
@@ -118,18 +119,17 @@ async def measure(case: Case, send: Send, router: psutil.Process) -> Measured:
         rss = router.memory_info().rss
         for task in tasks:
             task.cancel()
-    latency = Quantiles.of(found.seconds)
-    requests = max(found.requests, 1)
+    latency = Quantiles.of(found.seconds) if found.seconds else None
     return Measured(
         found.requests / elapsed,
         found.tokens / elapsed,
-        spent / requests * 1e3,
+        spent / found.requests * 1e3 if found.requests else None,
         spent / max(found.tokens, 1) * 1e6,
         spent / elapsed,
-        latency.p50 * 1e3,
-        latency.p99 * 1e3,
+        None if latency is None else latency.p50 * 1e3,
+        None if latency is None else latency.p99 * 1e3,
         rss / 2**20,
-        found.prompt_tokens / requests,
+        found.prompt_tokens / max(found.requests, 1),
         found.messages / max(found.tokens, 1),
     )
 

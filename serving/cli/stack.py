@@ -22,6 +22,7 @@ from pathlib import Path
 from serving.cli import supervisor
 from serving.cli.access import SETTINGS_FILE, access_of
 from serving.cli.handover import environment_without_settings, write_settings
+from serving.cli.keeper import Keeper
 from serving.cli.ports import url_host
 from serving.cli.progress import Progress
 from serving.cli.readiness import GroupNews, Readiness, ask_fleet
@@ -74,6 +75,7 @@ class Stack:
         self._ray: cluster.PrivateRay | None = None
         self._ray_processes: tuple[ProcessRecord, ...] = ()
         self._state: RunState | None = None
+        self._keeper: Keeper | None = None
         self._news = GroupNews()
         self._restarts = Restarts()
 
@@ -94,6 +96,7 @@ class Stack:
                 log is.
         """
         progress = self._progress
+        self._keeper = Keeper(self._state_file.folder)
         progress.set("router", "starting")
         self._router_log.write_bytes(b"")
         self._router = self._start_router()
@@ -112,7 +115,7 @@ class Stack:
         if self.settings.group.count:
             deployment.deploy(self.settings)
         progress.set("ray", f"running at {self._ray.address}", done=True)
-        readiness.wait(self._require_alive)
+        readiness.wait(self._look)
 
     def mark_ready(self) -> None:
         """Write down that the user has been told."""
@@ -133,8 +136,7 @@ class Stack:
                 notice(f"the router ended ({self._router_end()}): starting it anew")
                 self._router = self._start_router()
                 continue
-            self._require_alive()
-            self._save()
+            self._look()
             fleet = ask_fleet(self.urls.rest, self.access)
             for line in [] if fleet is None else self._news.look(fleet):
                 notice(line)
@@ -161,6 +163,9 @@ class Stack:
         )
         if not leftover:
             self._state_file.remove()
+        if self._keeper is not None:
+            self._keeper.close()
+            self._keeper = None
         return leftover
 
     def clear_ray_files(self, *, keep_logs: bool) -> None:
@@ -205,6 +210,11 @@ class Stack:
         return cluster.start_private(self.settings)
 
     # -- watch ---------------------------------------------------------------------------
+
+    def _look(self) -> None:
+        """See that the parts live, and write down what they have started."""
+        self._require_alive()
+        self._save()
 
     def _require_alive(self) -> None:
         if self._router_died():

@@ -7,18 +7,17 @@ a rank, submits, and yields vLLM's ``RequestOutput`` exactly as an engine in thi
 import contextlib
 import itertools
 import random
-from collections.abc import AsyncGenerator, Iterable, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import replace
 from typing import Any
 
 import msgspec
 from typing_extensions import override
 from vllm.config import VllmConfig
-from vllm.engine.protocol import EngineClient, StreamingInput
+from vllm.engine.protocol import StreamingInput
 from vllm.inputs import EngineInput, PromptType
 from vllm.lora.request import LoRARequest
-from vllm.outputs import PoolingRequestOutput, RequestOutput
-from vllm.pooling_params import PoolingParams
+from vllm.outputs import RequestOutput
 from vllm.renderers import renderer_from_config
 from vllm.renderers.inputs.preprocess import extract_prompt_components
 from vllm.sampling_params import RequestOutputKind, SamplingParams
@@ -40,6 +39,7 @@ from serving.fleet.caller import Caller, caller
 from serving.fleet.deadline import deadline_var
 from serving.fleet.errors import visible
 from serving.fleet.membership import Roster
+from serving.fleet.no_engine import NoEngine
 from serving.fleet.outcome import counted
 from serving.fleet.outputs import Transcript
 from serving.fleet.placer import Placer
@@ -58,7 +58,7 @@ _TRANSFERS = {"kv_transfer_params", "ec_transfer_params"}
 _TASKS: tuple[SupportedTask, ...] = ("generate",)
 
 
-class FleetClient(EngineClient):
+class FleetClient(NoEngine):
     """Generates on whichever rank of the fleet suits best."""
 
     def __init__(
@@ -88,24 +88,6 @@ class FleetClient(EngineClient):
         roster.subscribe(self._quarantine.wake)
 
     # -- what vLLM's app asks for -------------------------------------------------------
-
-    @property
-    @override
-    def is_running(self) -> bool:
-        """The client itself runs as long as its process."""
-        return True
-
-    @property
-    @override
-    def is_stopped(self) -> bool:
-        """See ``is_running``."""
-        return False
-
-    @property
-    @override
-    def errored(self) -> bool:
-        """Never: losing ranks is for the roster to mend, not for vLLM to stop the server."""
-        return False
 
     @property
     @override
@@ -319,133 +301,8 @@ class FleetClient(EngineClient):
         work.sampling_params = msgspec.msgpack.encode(checked)
         return Prepared(request_id, work, checked, transcript, caller, deadline)
 
-    # -- what an engine could do and a fleet does not -----------------------------------
-
-    @override
-    def encode(
-        self,
-        prompt: PromptType | EngineInput,
-        pooling_params: PoolingParams,
-        request_id: str,
-        lora_request: LoRARequest | None = None,
-        trace_headers: Mapping[str, str] | None = None,
-        priority: int = 0,
-        tokenization_kwargs: dict[str, Any] | None = None,
-        reasoning_ended: bool | None = None,
-    ) -> AsyncGenerator[PoolingRequestOutput, None]:
-        """Refuse: the served models generate text."""
-        del prompt, pooling_params, request_id, lora_request, trace_headers, priority
-        del tokenization_kwargs, reasoning_ended
-        raise visible(Unsupported("this model generates text; it has no embeddings"))
-
-    @override
-    async def abort(self, request_id: str | Iterable[str]) -> None:
-        """Do nothing: a request is aborted by closing its generator."""
-
-    @override
-    async def notify_kv_transfer_request_rejected(
-        self,
-        request_id: str,
-        kv_transfer_params: dict[str, Any],
-        *,
-        data_parallel_rank: int | None = None,
-    ) -> None:
-        """Do nothing: no KV transfer is configured in the router."""
-
-    @override
-    async def is_tracing_enabled(self) -> bool:
-        """Whether trace headers are of use; the rank decides."""
-        return False
-
-    @override
-    async def do_log_stats(self) -> None:
-        """Do nothing: the router's metrics are its own."""
-
-    @override
-    async def start_profile(
-        self,
-        profile_prefix: str | None = None,
-        *,
-        delay_iterations: int | None = None,
-        max_iterations: int | None = None,
-    ) -> None:
-        """Refuse: profile a rank where it runs."""
-        del profile_prefix, delay_iterations, max_iterations
-        raise _engine_only("start_profile")
-
-    @override
-    async def stop_profile(self) -> None:
-        """Refuse, as ``start_profile``."""
-        raise _engine_only("stop_profile")
-
-    @override
-    async def reset_mm_cache(self) -> None:
-        """Do nothing: there is no multi-modal cache."""
-
-    @override
-    async def reset_encoder_cache(self) -> None:
-        """Do nothing: there is no encoder cache."""
-
-    @override
-    async def reset_prefix_cache(
-        self,
-        reset_running_requests: bool = False,
-        reset_connector: bool = False,
-    ) -> bool:
-        """Refuse: caches belong to the ranks."""
-        del reset_running_requests, reset_connector
-        raise _engine_only("reset_prefix_cache")
-
-    @override
-    async def sleep(self, level: int = 1, mode: str = "abort") -> None:
-        """Refuse: scale the group instead."""
-        del level, mode
-        raise _engine_only("sleep")
-
-    @override
-    async def release_kv_cache_memory(self) -> None:
-        """Refuse: caches belong to the ranks."""
-        raise _engine_only("release_kv_cache_memory")
-
-    @override
-    async def wake_up(self, tags: list[str] | None = None) -> bool:
-        """Refuse, as ``sleep``."""
-        del tags
-        raise _engine_only("wake_up")
-
-    @override
-    async def is_sleeping(self) -> bool:
-        """Never."""
-        return False
-
-    @override
-    async def add_lora(self, lora_request: LoRARequest) -> bool:
-        """Refuse: adapters are not served."""
-        del lora_request
-        raise _engine_only("add_lora")
-
-    @override
-    async def pause_generation(self, *, mode: str = "abort", clear_cache: bool = True) -> None:
-        """Refuse: drain the group instead."""
-        del mode, clear_cache
-        raise _engine_only("pause_generation")
-
-    @override
-    async def resume_generation(self) -> None:
-        """Refuse, as ``pause_generation``."""
-        raise _engine_only("resume_generation")
-
-    @override
-    async def is_paused(self) -> bool:
-        """Never."""
-        return False
-
     @override
     def shutdown(self, timeout: float | None = None) -> None:
         """Free the renderer's threads. The link server has its own stop."""
         del timeout
         self.renderer.shutdown()
-
-
-def _engine_only(name: str) -> ServingError:
-    return visible(Unsupported(f"{name} is not offered by the router: it concerns one engine"))
