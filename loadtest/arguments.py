@@ -157,7 +157,12 @@ def _load(parser: argparse.ArgumentParser) -> None:
 
 def _search(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("search")
-    group.add_argument("--start", type=_positive, default=1.0, metavar="R", help="first rate")
+    group.add_argument(
+        "--start",
+        type=_positive,
+        metavar="R",
+        help="first rate (by default half of what 32 streams get done in --duration)",
+    )
     group.add_argument("--most", type=_positive, default=1000.0, metavar="R", help="highest rate")
     group.add_argument(
         "--trial-requests", type=int, default=400, metavar="N",

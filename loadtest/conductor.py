@@ -35,6 +35,8 @@ _LATE = 0.5
 _DISTURBED_AGAIN = 3
 """How often a trial is tried."""
 _BUSY = "Trials failed while the generator itself was late: the machine is too busy."
+_FULL = 32
+"""Streams of the closed loop that shows where a search should start."""
 _PROBES = (8, 108)
 """Words of the two prompts from which the server's way of counting is learnt."""
 
@@ -254,7 +256,7 @@ class _Conductor:
         with contextlib.suppress(_Ended):
             found = await search(
                 self._attempt,
-                start=self.options.start,
+                start=self.options.start or await self._first_rate(),
                 most=self.options.most,
                 share=self.run.slo.share,
             )
@@ -262,6 +264,16 @@ class _Conductor:
             self.run.answer = found.rate
             if found.rate is not None and not found.bounded:
                 self.run.notes.append("No rate failed: the highest one (--most) held.")
+
+    async def _first_rate(self) -> float:
+        """Return half of what a closed loop gets done: from far below the search takes long."""
+        await self._closed(_FULL)
+        if self.generator.stopped:
+            raise _Ended
+        done = self.run.summary(self.run.stages[-1]).completed
+        rate = done / 2 or 1.0
+        print(f"  {_FULL} streams: {done:.4g} requests/s; the search starts at {rate:.4g}")
+        return rate
 
     async def _attempt(self, rate: float, pattern: int) -> Tried:
         """Try a rate, again where the machine disturbed it."""

@@ -62,6 +62,14 @@ async def test_a_search_ends_with_an_answer(server):
     assert "No rate failed" in run.notes[0]
 
 
+async def test_a_search_finds_its_first_rate(server):
+    line = ("--slo-ttft-ms", "60000", "--most", "40", "--duration", "0.2", "--trial-requests", "5")
+    run = await conduct(options(server, *line, command="search"), "x")
+    assert run.stages[0].label == "32 streams"
+    assert run.answer == 40
+    assert all(trial.rate <= 40 for trial in run.trials)
+
+
 async def test_nobody_there():
     class Nowhere:
         url = "http://127.0.0.1:1"
