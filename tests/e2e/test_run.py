@@ -1,6 +1,6 @@
 """``moe-serving up`` as a user types it, in a process of its own, on free ports.
 
-What is about processes runs with the fake engine, which starts in seconds; one test has the
+What is about processes runs with the fake engine, which starts in seconds; ``served`` has the
 real one.
 """
 
@@ -15,140 +15,21 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 
 from serving.cli import supervisor
-from serving.cli.access import local_access
-from serving.cli.state import RunState, StateFile
-from serving.credentials.tokens import new_token
-from tests.helm.chart import HELMS, find, render
+from serving.cli.state import StateFile
+from tests.e2e.running import FREE_PORTS, START_LIMIT, STOP_LIMIT, Up, gone_within, started
 
 pytestmark = pytest.mark.e2e
 
-STOP_LIMIT = 15.0
-"""Seconds from Ctrl-C until every process is gone; the contract's number."""
 ORPHAN_LIMIT = 30.0
 """Seconds after a kill -9 of up; its keeper leaves them 3 to end by themselves."""
-START_LIMIT = 300
 FAKE = ("--set", "engine.kind=fake")
-FREE_PORTS = ("--port", "0", "--grpc-port", "0", "--join-port", "0")
-
-
-class Up:
-    """One ``moe-serving up`` in the foreground."""
-
-    def __init__(self, folder: Path, *flags: str, **environment: str) -> None:
-        self.folder = folder
-        self.environment = {
-            **os.environ,
-            "MOE_SERVING_STATE_DIR": str(folder),
-            **environment,
-        }
-        self.errors = folder / "stderr"
-        folder.mkdir(exist_ok=True)
-        with self.errors.open("wb") as errors:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "serving", "up", *FREE_PORTS, *flags],
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                env=self.environment,
-                text=True,
-                # As in a terminal: Ctrl-C goes to the whole group.
-                start_new_session=True,
-            )
-        self.lines: list[str] = []
-
-    def wait_line(self, pattern: str) -> str:
-        """Read on until a line matches; the test's time-out bounds it."""
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self.lines.append(line.rstrip("\n"))
-            if re.search(pattern, line):
-                return line
-        raise AssertionError(f"ended with {self.process.wait()}: {self.said()}")
-
-    def read_rest(self) -> str:
-        """Read on until it ends."""
-        assert self.process.stdout is not None
-        rest = self.process.stdout.read()
-        self.lines += rest.splitlines()
-        return rest
-
-    def said(self) -> str:
-        """Return all it has said so far."""
-        return "\n".join(self.lines) + "\n" + self.errors.read_text()
-
-    def error_lines(self) -> list[str]:
-        """Return the error lines that it has printed."""
-        return [line for line in self.errors.read_text().splitlines() if line.startswith("error:")]
-
-    def state(self) -> RunState:
-        """Return the state file's content."""
-        state = StateFile(self.folder).read()
-        assert state is not None
-        return state
-
-    def run(self, *words: str) -> subprocess.CompletedProcess[str]:
-        """Run another command with the same state folder."""
-        return subprocess.run(
-            [sys.executable, "-m", "serving", *words],
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=START_LIMIT,
-        )
-
-    def get(self, path: str) -> Any:
-        """Return JSON from the router."""
-        headers = local_access(self.folder).headers()
-        request = urllib.request.Request(self.state().rest_url + path, headers=headers)
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            return json.load(answer)
-
-    def all_processes(self) -> list[psutil.Process]:
-        """Return every process of this run: those found now and those written down."""
-        found = {process.pid: process for process in supervisor.living(self.state().processes)}
-        with contextlib.suppress(psutil.NoSuchProcess):
-            me = psutil.Process(self.process.pid)
-            found |= {process.pid: process for process in [me, *me.children(recursive=True)]}
-        return list(found.values())
-
-    def end(self) -> None:
-        """Clean up whatever a failed test has left."""
-        with contextlib.suppress(AssertionError):
-            supervisor.end(self.state().processes, grace=0.0)
-        if self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
-
-
-@contextlib.contextmanager
-def started(folder: Path, *flags: str, **environment: str) -> Iterator[Up]:
-    up = Up(folder, *flags, **environment)
-    try:
-        yield up
-    finally:
-        up.end()
-
-
-def gone_within(processes: list[psutil.Process], seconds: float) -> list[str]:
-    """Wait for processes to end; return those that did not."""
-    deadline = time.monotonic() + seconds
-    _, alive = psutil.wait_procs(processes, timeout=seconds)
-    assert time.monotonic() < deadline + 1
-    return [
-        f"{process.pid} {process.name()}"
-        for process in alive
-        if process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    ]
 
 
 def part(processes: list[psutil.Process], name: str) -> psutil.Process:
@@ -354,82 +235,3 @@ def test_a_bad_engine_argument_is_one_clear_line(tmp_path: Path) -> None:
         (line,) = up.error_lines()
         assert "no_such_argument" in line
         assert "Traceback" not in up.said()
-
-
-def chart_settings(folder: Path) -> tuple[str, ...]:
-    """Write the settings file that Helm renders for pocket-r1 on CPU nodes; return up's flags.
-
-    The file is the ConfigMap's, unchanged. Given beside it is what a pod has and this machine has
-    not: the Secrets' files, and addresses. Nothing where there is no Helm.
-    """
-    if not HELMS["4"].is_file():
-        return ()
-    objects = render("pocket-r1-cpu")
-    text = find(objects, "ConfigMap", "-settings")["data"]["settings.yaml"]
-    (folder / "chart.yaml").write_text(text)
-    made = subprocess.run(
-        [sys.executable, "-m", "serving", "keys", "new", "--tenant", "me",
-         "--file", str(folder / "keys.yaml")],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    (folder / "key").write_text(made.stdout.strip())
-    (folder / "token").write_text(new_token() + "\n")
-    sets = (
-        f"security.keys_file={folder / 'keys.yaml'}",
-        f"security.join_token_file={folder / 'token'}",
-        f"link.token_file={folder / 'token'}",
-        "router.host=127.0.0.1",
-        "router.join_host=127.0.0.1",
-    )
-    return ("--config", str(folder / "chart.yaml"), *(w for s in sets for w in ("--set", s)))
-
-
-@pytest.mark.vllm
-def test_the_real_thing(tmp_path: Path) -> None:
-    """Its settings are those that the chart renders for pocket-r1 on CPU nodes."""
-    chart = chart_settings(tmp_path)
-    with started(tmp_path, *chart) as up:
-        up.wait_line("^READY ")
-        up.wait_line("^you: What is 17")
-        up.wait_line("^answer: ")
-        (group,) = up.get("/fleet")["groups"]
-        total = group["total_experts"]
-        held = [rank["local_expert_ids"] for rank in group["ranks"]]
-        assert [len(ids) for ids in held] == [total // 2, total // 2]
-        assert sorted(held[0] + held[1]) == list(range(total))
-        before = [sum(rank["expert_tokens"]) for rank in group["ranks"]]
-
-        request = urllib.request.Request(
-            up.state().rest_url + "/v1/completions",
-            json.dumps(
-                {"model": "pocket-r1", "prompt": "What is 1+1?", "max_tokens": 40,
-                 "ignore_eos": True}
-            ).encode(),
-            {"content-type": "application/json"},
-        )  # fmt: skip
-        if chart:
-            with pytest.raises(urllib.error.HTTPError, match="401"):
-                urllib.request.urlopen(request, timeout=120)
-            request.add_header("authorization", f"Bearer {(tmp_path / 'key').read_text()}")
-        with urllib.request.urlopen(request, timeout=120) as answer:
-            assert json.load(answer)["usage"]["completion_tokens"] == 40
-
-        def grown() -> bool:
-            (now,) = up.get("/fleet")["groups"]
-            counts = [sum(rank["expert_tokens"]) for rank in now["ranks"]]
-            return all(new > old for new, old in zip(counts, before, strict=True))
-
-        # Load snapshots come every half second.
-        deadline = time.monotonic() + 30
-        while not grown():
-            assert time.monotonic() < deadline, "no expert counted a token"
-        shown = up.run("status").stdout
-        assert f"[0-{total // 2 - 1}] of {total}" in shown
-        assert f"[{total // 2}-{total - 1}] of {total}" in shown
-
-        processes = up.all_processes()
-        os.killpg(up.process.pid, signal.SIGINT)
-        assert gone_within(processes, STOP_LIMIT) == []
-        assert up.process.wait(5) == 0
-    if not chart:
-        pytest.skip("no Helm in .tools: the real thing ran, but with up's own settings")

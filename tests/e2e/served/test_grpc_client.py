@@ -17,10 +17,32 @@ SERVICES = {"serving.api.v1.InferenceService", "serving.api.v1.FleetService"}
 LONG = {"max_tokens": 1500, "ignore_eos": True}
 
 
+class WithKey(
+    grpc.UnaryUnaryClientInterceptor,
+    grpc.UnaryStreamClientInterceptor,
+    grpc.StreamStreamClientInterceptor,
+):
+    """Shows a key with every call."""
+
+    def __init__(self, key):
+        self.key = key
+
+    def with_key(self, go_on, details, request):
+        metadata = [*(details.metadata or ()), ("authorization", f"Bearer {self.key}")]
+        return go_on(details._replace(metadata=metadata), request)
+
+    intercept_unary_unary = intercept_unary_stream = intercept_stream_stream = with_key
+
+
 @pytest.fixture(scope="module")
-def channel(stack):
+def bare_channel(stack):
     with grpc.insecure_channel(stack.grpc) as channel:
         yield channel
+
+
+@pytest.fixture(scope="module")
+def channel(bare_channel, stack):
+    return grpc.intercept_channel(bare_channel, WithKey(stack.key)) if stack.key else bare_channel
 
 
 @pytest.fixture(scope="module")
@@ -159,12 +181,13 @@ def test_health_and_reflection(channel):
     assert {*SERVICES, "grpc.health.v1.Health"} <= listed
 
 
-def test_fleet_shows_experts_and_their_tokens(channel, inference, chat):
-    fleet = fleet_pb2_grpc.FleetServiceStub(channel)
+def test_fleet_shows_experts_and_their_tokens(bare_channel, stack, inference, chat):
+    fleet = fleet_pb2_grpc.FleetServiceStub(bare_channel)
     inference.Chat(chat(max_tokens=16))
+    access = stack.operator.metadata()
     (group,) = [
         group
-        for group in fleet.GetFleet(fleet_pb2.GetFleetRequest()).groups
+        for group in fleet.GetFleet(fleet_pb2.GetFleetRequest(), metadata=access).groups
         if group.state == fleet_pb2.MEMBER_STATE_READY
     ]
     owned = sorted(expert for rank in group.ranks for expert in rank.local_expert_ids)

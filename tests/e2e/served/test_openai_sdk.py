@@ -36,7 +36,8 @@ WEATHER = {
 
 @pytest.fixture(scope="module")
 def client(stack):
-    with openai.OpenAI(base_url=f"{stack.rest}/v1", api_key="none", max_retries=0) as client:
+    url, key = f"{stack.rest}/v1", stack.key or "none"
+    with openai.OpenAI(base_url=url, api_key=key, max_retries=0) as client:
         yield client
 
 
@@ -154,17 +155,17 @@ def test_responses(client, stack):
     assert (types[0], types[-1]) == ("response.created", "response.completed")
 
 
-def test_messages(stack):
+def test_messages(http, stack):
     body = {"model": stack.model, "messages": QUESTION, "max_tokens": 256, "temperature": 0}
-    answer = httpx.post(f"{stack.rest}/v1/messages", json=body, timeout=120)
+    answer = http.post("/v1/messages", json=body)
     assert answer.status_code == 200
     assert {block["type"] for block in answer.json()["content"]} <= {"thinking", "text"}
 
 
-def test_models_and_tokens(client, stack):
+def test_models_and_tokens(client, http, stack):
     assert [model.id for model in client.models.list()] == [stack.model]
-    tokens = httpx.post(f"{stack.rest}/tokenize", json={"prompt": "17+25"}).json()["tokens"]
-    text = httpx.post(f"{stack.rest}/detokenize", json={"tokens": tokens}).json()["prompt"]
+    tokens = http.post("/tokenize", json={"prompt": "17+25"}).json()["tokens"]
+    text = http.post("/detokenize", json={"tokens": tokens}).json()["prompt"]
     assert text == "17+25"
 
 
@@ -195,12 +196,9 @@ def test_bad_input_and_the_next_request_works(ask, options, error):
         pytest.param(bytes(range(256)) * 4096, id="a megabyte of garbage"),
     ],
 )
-def test_bad_bytes_and_the_next_request_works(ask, stack, content):
-    answer = httpx.post(
-        f"{stack.rest}/v1/chat/completions",
-        content=content,
-        headers={"content-type": "application/json"},
-    )
+def test_bad_bytes_and_the_next_request_works(ask, http, content):
+    kind = {"content-type": "application/json"}
+    answer = http.post("/v1/chat/completions", content=content, headers=kind)
     assert 400 <= answer.status_code < 500
     assert answer.json()["error"]["message"]
     assert ask(max_tokens=2).choices
@@ -209,8 +207,9 @@ def test_bad_bytes_and_the_next_request_works(ask, stack, content):
 def test_disconnect_empties_the_engine(stack, eventually_idle):
     body = {"model": stack.model, "prompt": "abc", "max_tokens": 1500, "ignore_eos": True}
     with (
-        httpx.Client(timeout=60) as http,
-        http.stream("POST", f"{stack.rest}/v1/completions", json={**body, "stream": True}) as part,
+        # Of its own: its connection is what ends.
+        httpx.Client(base_url=stack.rest, headers=stack.headers, timeout=60) as http,
+        http.stream("POST", "/v1/completions", json={**body, "stream": True}) as part,
     ):
         next(part.iter_lines())
     eventually_idle()

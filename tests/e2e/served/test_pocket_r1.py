@@ -20,7 +20,8 @@ def test_every_task_is_answered_right(stack) -> None:
     done = subprocess.run(
         [
             sys.executable, str(EVALUATE), "--url", f"{stack.rest}/v1", "--model", stack.model,
-            "--per-task", str(PROBLEMS_PER_TASK), "--held-out", "0", "--at-least", str(AT_LEAST),
+            "--api-key", stack.key, "--per-task", str(PROBLEMS_PER_TASK),
+            "--held-out", "0", "--at-least", str(AT_LEAST),
         ],
         capture_output=True,
         text=True,

@@ -8,11 +8,11 @@ import pytest
 pytestmark = pytest.mark.e2e
 
 
-def test_the_router_lists_the_ranks_pages_and_they_show_the_engine(stack):
+def test_the_router_lists_the_ranks_pages_and_they_show_the_engine(stack, http):
     body = {"model": stack.model, "prompt": "What is 2+2?", "max_tokens": 4}
     for _ in range(2):
-        assert httpx.post(f"{stack.rest}/v1/completions", json=body, timeout=60).status_code == 200
-    targets = httpx.get(f"{stack.rest}/metrics/targets").json()
+        assert http.post("/v1/completions", json=body).status_code == 200
+    targets = stack.up.get("/metrics/targets")
     pages = {entry["labels"]["rank"]: entry["targets"] for entry in targets}
     assert sorted(pages) == ["0", "1"]
     generated = 0.0

@@ -1,0 +1,135 @@
+"""``moe-serving up`` in the foreground, in a process of its own, on free ports."""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from serving.cli import supervisor
+from serving.cli.access import local_access
+from serving.cli.state import RunState, StateFile
+
+STOP_LIMIT = 15.0
+"""Seconds from Ctrl-C until every process is gone; the contract's number."""
+START_LIMIT = 300
+FREE_PORTS = ("--port", "0", "--grpc-port", "0", "--join-port", "0")
+
+
+class Up:
+    """One ``moe-serving up`` in the foreground."""
+
+    def __init__(self, folder: Path, *flags: str, **environment: str) -> None:
+        self.folder = folder
+        self.environment = {
+            **os.environ,
+            "MOE_SERVING_STATE_DIR": str(folder),
+            **environment,
+        }
+        self.errors = folder / "stderr"
+        folder.mkdir(exist_ok=True)
+        with self.errors.open("wb") as errors:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "serving", "up", *FREE_PORTS, *flags],
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                env=self.environment,
+                text=True,
+                # As in a terminal: Ctrl-C goes to the whole group.
+                start_new_session=True,
+            )
+        self.lines: list[str] = []
+
+    def wait_line(self, pattern: str) -> str:
+        """Read on until a line matches; the test's time-out bounds it."""
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.lines.append(line.rstrip("\n"))
+            if re.search(pattern, line):
+                return line
+        raise AssertionError(f"ended with {self.process.wait()}: {self.said()}")
+
+    def read_rest(self) -> str:
+        """Read on until it ends."""
+        assert self.process.stdout is not None
+        rest = self.process.stdout.read()
+        self.lines += rest.splitlines()
+        return rest
+
+    def said(self) -> str:
+        """Return all it has said so far."""
+        return "\n".join(self.lines) + "\n" + self.errors.read_text()
+
+    def error_lines(self) -> list[str]:
+        """Return the error lines that it has printed."""
+        return [line for line in self.errors.read_text().splitlines() if line.startswith("error:")]
+
+    def state(self) -> RunState:
+        """Return the state file's content."""
+        state = StateFile(self.folder).read()
+        assert state is not None
+        return state
+
+    def run(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """Run another command with the same state folder."""
+        return subprocess.run(
+            [sys.executable, "-m", "serving", *words],
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=START_LIMIT,
+        )
+
+    def get(self, path: str) -> Any:
+        """Return JSON from the router."""
+        headers = local_access(self.folder).headers()
+        request = urllib.request.Request(self.state().rest_url + path, headers=headers)
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return json.load(answer)
+
+    def all_processes(self) -> list[psutil.Process]:
+        """Return every process of this run: those found now and those written down."""
+        found = {process.pid: process for process in supervisor.living(self.state().processes)}
+        with contextlib.suppress(psutil.NoSuchProcess):
+            me = psutil.Process(self.process.pid)
+            found |= {process.pid: process for process in [me, *me.children(recursive=True)]}
+        return list(found.values())
+
+    def end(self) -> None:
+        """Clean up whatever a failed test has left."""
+        with contextlib.suppress(AssertionError):
+            supervisor.end(self.state().processes, grace=0.0)
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+@contextlib.contextmanager
+def started(folder: Path, *flags: str, **environment: str) -> Iterator[Up]:
+    up = Up(folder, *flags, **environment)
+    try:
+        yield up
+    finally:
+        up.end()
+
+
+def gone_within(processes: list[psutil.Process], seconds: float) -> list[str]:
+    """Wait for processes to end; return those that did not."""
+    deadline = time.monotonic() + seconds
+    _, alive = psutil.wait_procs(processes, timeout=seconds)
+    assert time.monotonic() < deadline + 1
+    return [
+        f"{process.pid} {process.name()}"
+        for process in alive
+        if process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    ]

@@ -1,0 +1,48 @@
+"""What ``up`` with real engines says, shows and asks for."""
+
+import time
+
+import httpx
+import pytest
+
+pytestmark = pytest.mark.e2e
+
+
+def test_it_asks_a_sample_question_when_it_is_ready(stack):
+    said = [line.partition(":")[0].split()[0] for line in stack.up.lines if line]
+    assert said.index("READY") < said.index("you") < said.index("answer")
+
+
+def test_a_request_needs_a_key(stack):
+    if not stack.key:
+        pytest.skip("no Helm in .tools: the real thing ran, but with up's own settings")
+    body = {"model": stack.model, "prompt": "What is 1+1?", "max_tokens": 4}
+    url = f"{stack.rest}/v1/completions"
+    assert httpx.post(url, json=body).status_code == httpx.codes.UNAUTHORIZED
+    answer = httpx.post(url, json=body, headers=stack.headers, timeout=120)
+    assert answer.json()["usage"]["completion_tokens"] == 4
+
+
+def test_each_rank_holds_half_of_the_experts_and_counts_their_tokens(stack, http):
+    (group,) = stack.up.get("/fleet")["groups"]
+    total = group["total_experts"]
+    held = [rank["local_expert_ids"] for rank in group["ranks"]]
+    assert [len(ids) for ids in held] == [total // 2, total // 2]
+    assert sorted(held[0] + held[1]) == list(range(total))
+    before = [sum(rank["expert_tokens"]) for rank in group["ranks"]]
+    body = {"model": stack.model, "prompt": "1+1", "max_tokens": 40, "ignore_eos": True}
+    assert http.post("/v1/completions", json=body).json()["usage"]["completion_tokens"] == 40
+
+    def grown() -> bool:
+        (now,) = stack.up.get("/fleet")["groups"]
+        counts = [sum(rank["expert_tokens"]) for rank in now["ranks"]]
+        return all(new > old for new, old in zip(counts, before, strict=True))
+
+    # Load snapshots come every half second.
+    deadline = time.monotonic() + 30
+    while not grown():
+        assert time.monotonic() < deadline, "no expert counted a token"
+        time.sleep(0.1)
+    shown = stack.up.run("status").stdout
+    assert f"[0-{total // 2 - 1}] of {total}" in shown
+    assert f"[{total // 2}-{total - 1}] of {total}" in shown
