@@ -1,6 +1,7 @@
 """The router's end of one rank's stream: what goes down, and who gets what comes up."""
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable, Sequence
 
 from serving.clock import Clock
@@ -182,21 +183,26 @@ class RankLink:
                 metrics.LINK_FRAMES_DOWN.inc()
 
     async def watch(self) -> None:
-        """Ping the rank now and then; close the link when it has been silent for too long.
+        """Ping the rank when it is quiet, and now and then; close the link after long silence.
 
         Keepalive of the transport notices a dead peer; this notices one that accepts bytes
-        and does not answer (a stopped process, a stuck event loop).
+        and does not answer (a stopped process, a stuck event loop). A rank that reports needs no
+        Ping to show that it lives: with hundreds of ranks they would be half of what comes.
         """
+        pinged_at = -math.inf
         while not self.closed.is_set():
             silent = self._clock.monotonic() - self._heard_at
             # Wakes when the limit is reached, and often enough to ping before that.
             left = max(self._silence_limit - silent, 0.001)
             await asyncio.sleep(min(self._silence_limit / 4, left))
-            silent = self._clock.monotonic() - self._heard_at
+            now = self._clock.monotonic()
+            silent = now - self._heard_at
             if silent >= self._silence_limit:
                 self.close(f"nothing heard for {silent:.1f} s")
                 return
-            if self._ping_sent_at is None:
+            quiet = silent >= self._silence_limit / 4
+            if self._ping_sent_at is None and (quiet or now - pinged_at >= self._silence_limit):
+                pinged_at = now
                 self._ping_due = True
                 self._wake.set()
 

@@ -255,6 +255,32 @@ async def test_silence_closes_the_link(link, clock):
     assert link.close_reason == "nothing heard for 1.0 s"
 
 
+async def test_a_rank_that_is_heard_is_pinged_seldom(link, clock):
+    pings = []
+
+    async def write(message):
+        pings.append(message.ping.number)
+        link.receive(frame(pong=link_pb2.Pong(number=message.ping.number)))
+
+    async def heard_after(seconds):
+        clock.now += seconds
+        link.receive(frame(load=link_pb2.LoadSnapshot(health=link_pb2.LoadSnapshot.HEALTHY)))
+        await asyncio.sleep(0.03)  # the watch looks every 0.01
+        return list(pings)
+
+    tasks = [asyncio.create_task(link.watch()), asyncio.create_task(link.send(write))]
+    assert await heard_after(0) == [1]
+    for _ in range(5):
+        assert await heard_after(0.005) == [1]
+    assert await heard_after(0.02) == [1, 2]  # the last one is as old as silence may be
+    clock.now += 0.01
+    await asyncio.sleep(0.03)
+    assert pings == [1, 2, 3]  # it is quiet
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
+
+
 async def test_pong_gives_the_round_trip(link, clock):
     watch = asyncio.create_task(link.watch())
     (ping,) = await sent_by(link, 1)
