@@ -8,7 +8,6 @@ beside our packages is on PYTHONPATH (``deployments``).
 """
 
 import json
-import logging
 import signal
 import sys
 from typing import Any
@@ -17,9 +16,9 @@ from serving.engine import cluster
 from serving.settings import Settings, load_settings
 
 _RANK_CPUS = 2
-"""Ray CPUs of a rank: its replica and its bundle."""
+"""What a rank asks of Ray: one CPU for its replica, one for its worker."""
 _OTHER_CPUS = 2
-"""The ingress replica takes one, and one is for what Ray starts in passing."""
+"""What the rest asks: one for the ingress replica, and one is left over."""
 
 
 def configuration(settings: Settings, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -62,7 +61,6 @@ def serve(port: int, arguments: dict[str, Any]) -> None:
 def main() -> None:
     """Read the command line, serve until SIGTERM."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    logging.basicConfig(level=logging.WARNING)
     try:
         serve(int(sys.argv[1]), json.loads(sys.argv[2]))
         print("READY", flush=True)
