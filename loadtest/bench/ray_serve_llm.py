@@ -1,0 +1,73 @@
+"""Ray Serve LLM's own data-parallel app on a private Ray, until it is told to end.
+
+    python -m loadtest.bench.ray_serve_llm PORT ENGINE_ARGUMENTS_JSON
+
+The app is what ``ray.serve.llm.build_dp_openai_app`` makes with its defaults: Serve's HTTP proxy,
+one ingress replica, and a gang of replicas that each hold one data-parallel rank. What it needs
+beside our packages is on PYTHONPATH (``deployments``).
+"""
+
+import json
+import signal
+import sys
+from typing import Any
+
+from serving.engine import cluster
+from serving.settings import Settings, load_settings
+
+_RANK_CPUS = 2
+"""What a rank asks of Ray: one CPU for its replica, one for its worker."""
+_OTHER_CPUS = 2
+"""What the rest asks: one for the ingress replica, and one is left over."""
+
+
+def configuration(settings: Settings, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Return what ``build_dp_openai_app`` takes.
+
+    Args:
+        settings: all settings.
+        arguments: vLLM's engine arguments, those of its own server.
+
+    """
+    return {
+        "llm_config": {
+            "model_loading_config": {
+                "model_id": settings.model.name,
+                "model_source": settings.model.path,
+            },
+            "accelerator_config": {"kind": "cpu"},
+            "engine_kwargs": arguments,
+            # vLLM's server runs without statistics too; Ray Serve LLM wants them by default.
+            "log_engine_metrics": not arguments.get("disable_log_stats", False),
+        }
+    }
+
+
+def serve(port: int, arguments: dict[str, Any]) -> None:
+    """Start Ray, Serve and the app; return when all replicas are ready."""
+    ranks = arguments["data_parallel_size"]
+    settings = load_settings(flags={"ray": {"num_cpus": ranks * _RANK_CPUS + _OTHER_CPUS}})
+    cluster.start_private(settings)
+    # Ray and vLLM are imported only now: they read the environment that start_private prepares.
+    from ray import serve as ray_serve
+    from ray.serve.llm import build_dp_openai_app
+
+    quiet = {"log_level": "WARNING", "enable_access_log": False}  # as vLLM's server is
+    ray_serve.start(http_options={"host": cluster.LOOPBACK, "port": port}, logging_config=quiet)
+    application = build_dp_openai_app(configuration(settings, arguments))
+    ray_serve.run(application, name=settings.model.name, logging_config=quiet)
+
+
+def main() -> None:
+    """Read the command line, serve until SIGTERM."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    try:
+        serve(int(sys.argv[1]), json.loads(sys.argv[2]))
+        print("READY", flush=True)
+        signal.pause()
+    finally:
+        cluster.disconnect()
+
+
+if __name__ == "__main__":
+    main()
