@@ -1,7 +1,7 @@
 """The servers that are compared, each with the same engine, model and number of ranks.
 
-One at a time: two ranks take 5 GiB, under Ray Serve LLM 8. Every process carries a mark in its environment, by
-which its CPU time is counted and by which it is ended.
+One at a time: two ranks take 5 GiB, under Ray Serve LLM 8. Every process carries a mark in its
+environment, by which its CPU time is counted and by which it is ended.
 """
 
 import contextlib
