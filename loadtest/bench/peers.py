@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ DEPLOYMENTS: dict[tuple[str, ...], Start] = {
     ("vllm", "vllm-router"): vllm_server,
     ("ours-rest", "ours-grpc"): ours,
     ("ray-serve-llm",): ray_serve_llm,
+    ("ray-serve-llm-direct",): partial(ray_serve_llm, direct=True),
 }
 
 

@@ -15,9 +15,11 @@ _RANKS = ("EngineCore", "ServeReplica", "VLLM::Worker")
 _ROUTERS = (
     "serving router",
     "api_server",
-    # Ray Serve LLM: the HTTP proxy, the ingress, and the replica that does for one rank what
-    # vLLM's API server does, its engine being a process beside it. Ours holds the engine itself.
+    # Ray Serve LLM: the HTTP proxy, the ingress or the one that chooses replicas for HAProxy, and
+    # the replica that does for one rank what vLLM's API server does, its engine being a process
+    # beside it. Ours holds the engine itself.
     *("ray::ProxyActor", ":OpenAiIngress", ":DPServer:"),
+    *("ray::HAProxyManager", "/bin/haproxy", ":LLMRouter"),
 )
 
 

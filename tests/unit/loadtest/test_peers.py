@@ -13,7 +13,7 @@ import pytest
 from loadtest.bench import deployments, peers, ray_serve_llm
 from loadtest.bench.deployments import Deployment, Door
 from loadtest.bench.peer_processes import NotRun, free_port, processes, until_ready
-from loadtest.bench.peer_tables import END, markdown, stale, with_tables
+from loadtest.bench.peer_tables import END, PEERS, markdown, stale, with_tables
 from loadtest.bench.roles import VARIABLE, cpu_by_role, marked, role_of
 from serving.settings import Settings
 
@@ -28,7 +28,9 @@ from serving.settings import Settings
         pytest.param("ray::ServeReplica:moe:ranks", (), "rank", id="replica"),
         pytest.param("ray::ServeReplica:r1:DPServer:r1", (), "router", id="Ray's server"),
         pytest.param("ray::ServeReplica:r1:OpenAiIngress", (), "router", id="Ray's ingress"),
+        pytest.param("ray::ServeReplica:r1:LLMRouter", (), "router", id="Ray's router"),
         pytest.param("ray::ProxyActor", (), "router", id="Ray's proxy"),
+        pytest.param("/x/bin/haproxy -db -f y", (), "router", id="Ray's other proxy"),
         pytest.param("ray::ServeController", (), "other", id="Ray's controller"),
         pytest.param("VLLM::Worker_DP0_EP0", (), "rank", id="worker"),
         pytest.param("raylet", (), "other", id="control plane"),
@@ -129,6 +131,24 @@ def test_ray_serve_llm_gets_the_arguments_of_vllms_server():
     # Ray Serve LLM refuses to measure an engine that keeps no statistics.
     assert arguments["disable_log_stats"]
     assert not config["log_engine_metrics"]
+
+
+def test_haproxy_listens_on_loopback_only(tmp_path):
+    script, page = tmp_path / "haproxy", tmp_path / "haproxy.cfg"
+    page.write_text("    bind :9101\n    bind 127.0.0.1:8000\n  bind *:8404\n")
+    script.write_text(deployments.LOOPBACK_HAPROXY.format(binary="echo"))
+    words = ["sh", str(script), "-db", "-f", str(page), "-dR"]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == words[2:]
+    assert [line.split() for line in page.read_text().splitlines()] == [
+        ["bind", "127.0.0.1:9101"],
+        ["bind", "127.0.0.1:8000"],
+        ["bind", "127.0.0.1:8404"],
+    ]
+
+
+def test_every_peer_has_a_deployment_and_a_name():
+    assert {peer for names in peers.DEPLOYMENTS for peer in names} == set(PEERS)
 
 
 def test_a_peer_that_ends_early_is_not_run_and_leaves_nothing(capsys):
