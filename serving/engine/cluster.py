@@ -52,9 +52,30 @@ class PrivateRay:
         return self.folder / "session_latest" / "logs"
 
 
-def ray_environment(token: str) -> dict[str, str]:
-    """Return the variables of every Ray that we start: closed, small, and it cleans up."""
-    return {
+_UNWATCHED = {
+    # Tasks and Ray's own metrics, which only its dashboard shows.
+    "RAY_enable_metrics_collection": "0",
+    "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "5000",
+    "RAY_task_events_report_interval_ms": "0",
+    "RAY_enable_timeline": "0",
+    "RAY_event_stats": "0",
+}
+
+
+def ray_environment(token: str, *, watched: bool = False) -> dict[str, str]:
+    """Return the variables of every Ray that we start: closed, small, and it cleans up.
+
+    Args:
+        token: needed to connect.
+        watched: somebody looks at it in Ray's dashboard.
+
+    Idle, Ray takes half as much of a processor as with its own settings: 50 ms a second in place
+    of 93, for two ranks on a machine that has two cores for all.
+    """
+    return ({} if watched else _UNWATCHED) | {
+        # Serve's controller looks at its replicas ten times a second, which takes 40 ms of it;
+        # our groups take half a minute to start.
+        "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
         # Other users of the machine may not run code here.
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": token,
@@ -69,9 +90,9 @@ def ray_environment(token: str) -> dict[str, str]:
     }
 
 
-def private_environment(token: str) -> dict[str, str]:
+def private_environment(token: str, *, watched: bool = False) -> dict[str, str]:
     """Return the variables of a private Ray: loopback only, and quiet besides."""
-    return ray_environment(token) | {
+    return ray_environment(token, watched=watched) | {
         # Ray.init's own _node_ip_address turns 127.0.0.1 into the machine's outer address;
         # "no clusters" is what makes it stay on loopback.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
@@ -106,7 +127,7 @@ def start_private(settings: Settings) -> PrivateRay:
         EngineError: Ray did not start; the message names its logs.
     """
     token = _own_token()
-    _set_environment(private_environment(token))
+    _set_environment(private_environment(token, watched=settings.ray.dashboard))
     folder = Path(tempfile.mkdtemp(prefix="moe-"))
     import ray
 

@@ -81,6 +81,11 @@ def encode_output(output: RequestOutput, request_id: str, *, first: bool) -> lin
     return delta
 
 
+def given_up(output: RequestOutput) -> bool:
+    """Whether vLLM ended one of the answers with an error of its own."""
+    return any(choice.finish_reason == "error" for choice in output.outputs)
+
+
 def error_delta(
     request_id: str,
     code: link_pb2.RequestError.Code,

@@ -10,6 +10,7 @@ gang and scales in whole groups. It carries no request: a rank dials the routers
 """
 
 import asyncio
+import gc
 import logging
 import os
 from collections.abc import Collection, Mapping
@@ -72,6 +73,7 @@ class RankReplica:
         self._rank = Rank(Settings(**settings), member, address)
         with kept_handlers(logging.getLogger("ray.serve")):
             await self._rank.start()
+        settle_down(settings["engine"]["kind"])
 
     async def check_health(self) -> None:
         """Raise if the engine has failed or stands still; Serve then restarts the gang."""
@@ -184,6 +186,17 @@ class Rank:
         if engine is not None:
             await engine.shutdown()
         await asyncio.to_thread(end_children, CHILD_TIMEOUT)
+
+
+def settle_down(engine_kind: str) -> None:
+    """Make what is the same for every token cheap, in a process that holds one started rank."""
+    if engine_kind == "vllm":
+        from vllm import envs
+
+        envs.enable_envs_cache()  # vLLM reads some for each token
+    # Imported modules will never be garbage; a full collection looks at all of them.
+    gc.collect()
+    gc.freeze()
 
 
 def keep_serve_on(address: str) -> None:

@@ -19,6 +19,7 @@ from serving.engine.delta_codec import (
     encode_output,
     error_delta,
     failure_delta,
+    given_up,
 )
 from serving.engine.engine_processes import EngineProcesses
 from serving.engine.environment import apply_environment, engine_environment
@@ -37,6 +38,12 @@ _SHUTDOWN_TIMEOUT = 4.0
 """Seconds that vLLM's processes get to end by themselves; mostly they take one."""
 
 _WARM_UP_TOKENS = 2
+
+_INVALID = link_pb2.RequestError.INVALID_REQUEST
+_NO_WAY_ON = (
+    "structured_outputs: the engine gave up, because it cannot use the grammar or none of the "
+    "model's tokens may come next in it"
+)
 
 
 class VllmEngine:
@@ -122,9 +129,10 @@ class VllmEngine:
         self._note_work(llm)
         first = True
         try:
+            params = decode_params(work)
             stream = llm.generate(
                 tokens_input(list(work.prompt_token_ids)),
-                decode_params(work),
+                params,
                 request_id,
                 priority=work.priority,
                 trace_headers=dict(work.trace_headers) or None,
@@ -135,6 +143,10 @@ class VllmEngine:
             )
             async with contextlib.aclosing(stream):
                 async for output in stream:
+                    if params.structured_outputs is not None and given_up(output):
+                        # The engine has lost nothing: the grammar leads nowhere.
+                        yield error_delta(request_id, _INVALID, _NO_WAY_ON)
+                        return
                     yield encode_output(output, request_id, first=first)
                     first = False
         except Exception as error:  # noqa: BLE001  every failure ends the request with a delta

@@ -32,6 +32,7 @@ WEATHER = {
         },
     },
 }
+NOWHERE = {"structured_outputs": {"grammar": "root ::= root"}, "thinking_token_budget": 0}
 
 
 @pytest.fixture(scope="module")
@@ -180,6 +181,7 @@ def test_models_and_tokens(client, http, stack):
             id="over the context",
         ),
         pytest.param({"temperature": "hot"}, openai.BadRequestError, id="wrong type"),
+        pytest.param({"extra_body": NOWHERE}, openai.BadRequestError, id="grammar without words"),
     ],
 )
 def test_bad_input_and_the_next_request_works(ask, options, error):

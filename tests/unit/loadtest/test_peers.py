@@ -59,7 +59,7 @@ def test_processes_with_the_mark_and_their_children_are_found():
 
 
 def shown(tokens, ttft=100.0):
-    cpu = {"router": 0.1, "rank": 1.0, "other": 0.0}
+    cpu = {"router": 0.1, "rank": 1.0, "other": 0.0, "client": 0.05}
     return {
         "tokens_per_second": tokens,
         "ttft_p50_ms": ttft,
