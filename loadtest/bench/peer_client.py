@@ -14,8 +14,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import psutil
+
 from loadtest.bench.clients import Protocol
-from loadtest.bench.roles import cpu_by_role
+from loadtest.bench.roles import CLIENT, cpu_by_role
 from loadtest.grpc_target import GrpcTarget
 from loadtest.rest_target import RestTarget
 from loadtest.statistics import Quantiles
@@ -54,7 +56,7 @@ class Shown:
     itl_p50_ms: float
     itl_p99_ms: float
     cpu_seconds: dict[str, float]
-    """By role: router, rank, other (a control plane)."""
+    """By role: router, rank, other (a control plane), client (this; it takes the same cores)."""
     cpu_per_1000_tokens: dict[str, float]
     cpu_ms_per_request: dict[str, float]
 
@@ -85,12 +87,17 @@ async def measure(trial: Trial, target: Target) -> Shown:
         tally.characters = tally.requests = 0
         tally.ttft.clear()
         tally.itl.clear()
-        before, began = cpu_by_role(trial.mark, trial.fronts), time.perf_counter()
+        before, began = _cpu(trial), time.perf_counter()
         await asyncio.sleep(trial.seconds)
-        after, elapsed = cpu_by_role(trial.mark, trial.fronts), time.perf_counter() - began
+        after, elapsed = _cpu(trial), time.perf_counter() - began
         for task in tasks:
             task.cancel()
     return _shown(tally, before, after, elapsed, trial)
+
+
+def _cpu(trial: Trial) -> dict[str, float]:
+    own = psutil.Process().cpu_times()
+    return cpu_by_role(trial.mark, trial.fronts) | {CLIENT: own.user + own.system}
 
 
 async def _stream(index: int, trial: Trial, target: Target, tally: _Tally) -> None:

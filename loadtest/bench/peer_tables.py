@@ -6,6 +6,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from loadtest.bench.roles import CLIENT
+
 BEGIN = re.compile(r"<!-- made by loadtest\.bench\.peers: begin(?P<streams>( \d+)*) -->")
 """With numbers: only the tables of so many streams."""
 END = "<!-- made by loadtest.bench.peers: end -->"
@@ -63,9 +65,25 @@ def markdown(data: Mapping[str, Any]) -> str:
         if peer in measured
     ]
     missing = [f"- {PEERS[peer]}: not run: {why}" for peer, why in data["not_run"].items()]
+    missing += _without_figures(data)
     if missing:
         parts.append("\n".join(missing))
     return "\n\n".join(parts) + "\n"
+
+
+def _without_figures(data: Mapping[str, Any]) -> list[str]:
+    """Name what was tried with the streams shown and never gave a figure."""
+    measured = {(trial["peer"], trial["streams"]) for trial in data["trials"]}
+    found = {
+        (trial["peer"], trial["streams"]): trial["why"]
+        for trial in data.get("failed", ())
+        if trial["streams"] in data["streams"]
+    }
+    return [
+        f"- {PEERS[peer]}, {streams} streams: {why}"
+        for (peer, streams), why in found.items()
+        if (peer, streams) not in measured
+    ]
 
 
 def _table(trials: Trials) -> str:
@@ -78,7 +96,9 @@ def _table(trials: Trials) -> str:
         "ITL p50 ms",
         "ITL p99 ms",
         "router CPU s/1000 tokens",
-        "rank CPU s/1000 tokens",
+        "rank",
+        "control plane",
+        "client",
         "router CPU ms/request",
     )
     lines = ["| " + " | ".join(heads) + " |", "|---|" + "---:|" * (len(heads) - 1)]
@@ -105,6 +125,8 @@ def _table(trials: Trials) -> str:
             f"{mid('itl_p99_ms'):.1f}",
             f"{mid('cpu_per_1000_tokens', 'router'):.3f}",
             f"{mid('cpu_per_1000_tokens', 'rank'):.3f}",
+            f"{mid('cpu_per_1000_tokens', 'other'):.3f}",
+            f"{mid('cpu_per_1000_tokens', CLIENT):.3f}",
             f"{mid('cpu_ms_per_request', 'router'):.1f}",
         )
         lines.append("| " + " | ".join(cells) + " |")

@@ -10,6 +10,8 @@ import psutil
 
 VARIABLE = "LOADTEST_BENCH_MARK"
 ROLES = ("router", "rank", "other")
+CLIENT = "client"
+"""Who asks; not a process of the deployment."""
 _RANKS = ("EngineCore", "ServeReplica", "VLLM::Worker")
 """In the command lines of processes that hold engines."""
 _ROUTERS = (

@@ -109,6 +109,14 @@ def test_the_table_has_medians_of_ratios_and_names_what_was_not_run():
     assert "Ray Serve LLM: not run: there is none" in text
 
 
+def test_a_trial_without_figures_is_named():
+    why = {"peer": "ray-serve-llm", "round": 0, "why": "no request ended"}
+    found = [why | {"streams": 16}, why | {"streams": 8}, why | {"peer": "vllm", "streams": 16}]
+    text = markdown(some_data(failed=found))
+    assert text.count("no request ended") == 1
+    assert "- Ray Serve LLM, 16 streams: no request ended" in text
+
+
 def test_a_peer_that_was_measured_has_its_note():
     assert "data-parallel app" not in markdown(some_data())
     data = some_data(not_run={})
