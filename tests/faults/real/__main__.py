@@ -27,7 +27,7 @@ from tests.faults.real.table import from_json, head, line, say, say_row
 
 HERE = (*FAULTS, *ROUTER_ROWS)
 ALL = (*HERE, *NODE_ROWS)
-_ONE_GROUP = ("kill-core", "kill-actor")
+_KILLS = ("kill-core", "kill-actor")
 _NODES_STOP = 60.0
 """Seconds that the nodes get to go when they are told to."""
 
@@ -38,26 +38,33 @@ async def play(options: argparse.Namespace) -> list[Row]:
     for groups in options.groups:
         names = [name for name in options.faults if name in HERE]
         if not options.faults:
-            names = list(HERE if groups > 1 else _ONE_GROUP)
+            names = list(HERE if groups > 1 else _KILLS)
         if not names:
             continue
         say(f"starting {groups} x {options.ranks} ranks")
         began = time.monotonic()
         async with deployed(groups, options.ranks, tuple(options.set)) as running:
             say(f"ready after {time.monotonic() - began:.0f} s; {options.requests} streams a row")
-            reference, row = await undisturbed(
-                running, options.requests, options.tokens, tuple(options.kinds)
-            )
-            rows.append(row)
-            say_row(row)
-            for name in names:
-                if name in ROUTER_ROWS:
-                    row = await ROUTER_ROWS[name](running, reference, options.tokens)
-                else:
-                    row = await disturbed(running, FAULTS[name], reference, options.tokens)
+            for kinds, chosen in rounds(options.kinds, names):
+                reference, row = await undisturbed(running, options.requests, options.tokens, kinds)
                 rows.append(row)
                 say_row(row)
+                for name in chosen:
+                    if name in ROUTER_ROWS:
+                        row = await ROUTER_ROWS[name](running, reference, options.tokens)
+                    else:
+                        row = await disturbed(running, FAULTS[name], reference, options.tokens)
+                    rows.append(row)
+                    say_row(row)
     return rows
+
+
+def rounds(kinds: list[str], names: list[str]) -> list[tuple[tuple[str, ...], list[str]]]:
+    """Return which kinds of requests meet which faults: kills first greedy ones alone."""
+    if kinds:
+        return [(tuple(kinds), names)]
+    greedy = [name for name in names if name in _KILLS]
+    return [(("greedy",), greedy)] * bool(greedy) + [(tuple(KINDS), names)]
 
 
 def play_nodes(options: argparse.Namespace) -> tuple[list[Row], list[str], int]:
@@ -113,7 +120,10 @@ def main() -> int:
         f"{', '.join(NODE_ROWS)} need root: they get a system of 2 groups on 3 Ray nodes",
     )
     parser.add_argument(
-        "--kinds", **names, help=f"of requests: {', '.join(KINDS)} (default: all in turn)"
+        "--kinds",
+        **names,
+        help=f"of requests: {', '.join(KINDS)}\n"
+        "(default: all in turn; kills with greedy ones alone, too)",
     )
     parser.add_argument("--requests", type=int, default=32, help="streams a row (default 32)")
     parser.add_argument("--tokens", type=int, default=400, help="tokens a stream (default 400)")
@@ -121,7 +131,6 @@ def main() -> int:
     options = parser.parse_args()
     if unknown := set(options.faults) - set(ALL):
         parser.error(f"no such fault: {', '.join(sorted(unknown))}")
-    options.kinds = options.kinds or list(KINDS)
     if unknown := set(options.kinds) - set(KINDS):
         parser.error(f"no such kind: {', '.join(sorted(unknown))}")
     # As Ctrl-C: what was started is stopped.

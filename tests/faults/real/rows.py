@@ -36,6 +36,8 @@ class Row:
     trouble: tuple[str, ...] = ()
     note: str = ""
     """What else was seen."""
+    kinds: str = "greedy"
+    """Of requests: greedy alone, or all."""
 
     @property
     def good(self) -> bool:
@@ -146,4 +148,5 @@ def row_of(
         inflight,
         recovered,
         tuple(trouble[:4]),
+        kinds="greedy" if {stream.kind for stream in run.streams} == {"greedy"} else "all",
     )

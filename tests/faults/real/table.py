@@ -6,8 +6,17 @@ from dataclasses import asdict
 
 from tests.faults.real.rows import Row
 
-_HEAD = ("groups", "fault", "completed", "text equal", "on struck", "longest gap s", "recovered s")
-_WIDTHS = (6, 36, 9, 10, 9, 13, 11)
+_HEAD = (
+    "groups",
+    "fault",
+    "requests",
+    "completed",
+    "text equal",
+    "on struck",
+    "longest gap s",
+    "recovered s",
+)
+_WIDTHS = (6, 36, 8, 9, 10, 9, 13, 11)
 
 
 def head() -> str:
@@ -21,6 +30,7 @@ def line(row: Row) -> str:
     cells = (
         str(row.groups),
         row.fault,
+        row.kinds,
         f"{row.completed}/{row.streams}",
         f"{row.equal}/{row.streams}",
         str(row.resumed_on),
