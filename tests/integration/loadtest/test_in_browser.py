@@ -1,6 +1,6 @@
 """The report as a browser lays it out: wide and on a telephone, nothing cut, nothing on top.
 
-Needs a Chromium on the PATH, else it is skipped: the project brings none.
+Runs the Chromium that .ci/tools fetched, or one on the PATH; else it is skipped.
 """
 
 import json
@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 from html import escape, unescape
+from pathlib import Path
 
 import pytest
 
@@ -17,6 +18,7 @@ from loadtest.run import Run, Stage
 from loadtest.slo import Slo
 from tests.unit.loadtest.records import record
 
+FETCHED = Path(__file__).parents[3] / ".tools" / "browser" / "chromium-headless-shell"
 BROWSERS = ("chromium-headless-shell", "chromium", "google-chrome")
 WIDTHS = (360, 390, 768, 900, 1400)
 LOOK = """
@@ -71,9 +73,11 @@ def some_run():
 
 @pytest.fixture
 def browser():
+    if FETCHED.is_file():
+        return str(FETCHED)
     found = next(filter(None, map(shutil.which, BROWSERS)), None)
     if found is None:
-        pytest.skip(f"no browser on the PATH: {', '.join(BROWSERS)}")
+        pytest.skip(f"no browser: .ci/tools fetched none, on the PATH is no {', '.join(BROWSERS)}")
     return found
 
 
