@@ -5,6 +5,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from loadtest.slo import FEWEST
 from loadtest.workload import Range
 from serving.cli.access import CA_VARIABLE, CERT_VARIABLE, KEY_VARIABLE
 
@@ -79,7 +80,7 @@ def _target(parser: argparse.ArgumentParser) -> None:
         "--timeout", type=_positive, default=120.0, help="seconds a request may take"
     )
     group.add_argument(
-        "--stop-after-failures", type=int, default=20, metavar="N",
+        "--stop-after-failures", type=int, default=24, metavar="N",
         help="end when N connections in a row fail; 0: never (default 20)",
     )  # fmt: skip
 
@@ -166,9 +167,18 @@ def _search(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--most", type=_positive, default=1000.0, metavar="R", help="highest rate")
     group.add_argument(
         "--trial-requests", type=int, default=400, metavar="N",
-        help="a trial lasts until so many are due, at least --duration; more make the answer "
-        "firmer (default 400)",
+        help="a trial lasts until so many are due, at least --duration (default 400)",
     )  # fmt: skip
+    group.add_argument(
+        "--trials", type=_trials, default=24, metavar="N",
+        help="near the answer, after about six to find it; more make it firmer (default 24)",
+    )  # fmt: skip
+
+
+def _trials(text: str) -> int:
+    if int(text) < FEWEST:
+        raise argparse.ArgumentTypeError(f"{text} is below {FEWEST}")
+    return int(text)
 
 
 def _positive(text: str) -> float:

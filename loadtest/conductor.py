@@ -259,11 +259,18 @@ class _Conductor:
                 start=self.options.start or await self._first_rate(),
                 most=self.options.most,
                 share=self.run.slo.share,
+                settling=self.options.trials,
             )
             self.run.trials.extend(found.trials)
             self.run.answer = found.rate
             if found.rate is not None and not found.bounded:
                 self.run.notes.append("No rate failed: the highest one (--most) held.")
+            if found.halves is not None and found.moved:
+                first, second = found.halves
+                self.run.notes.append(
+                    f"The server changed meanwhile: {first:.3g} requests/s by the first half of "
+                    f"the settling trials, {second:.3g} by the second."
+                )
 
     async def _first_rate(self) -> float:
         """Return half of what a closed loop gets done: from far below the search takes long."""
@@ -281,7 +288,8 @@ class _Conductor:
             tried, late = await self._trial(rate, pattern)
             met = tried.held and tried.share >= self.run.slo.share
             verdict = "held" if met else "missed, generator late" if late else "missed"
-            print(f"  {rate:.4g} requests/s: {tried.share:.2%} {verdict}")
+            number = f" (settling {pattern} of {self.options.trials})" if pattern else ""
+            print(f"  {rate:.4g} requests/s: {tried.share:.2%} {verdict}{number}")
             if met or not late:
                 return tried
         if _BUSY not in self.run.notes:
@@ -318,7 +326,7 @@ class _Conductor:
             raise _Ended
         share = attainment(seen, slo) or 0.0
         lateness = Quantiles.of([record.sent - record.intended for record in seen]).p99
-        return Tried(share, len(seen), held=missed <= most), lateness > _LATE * slo.tightest
+        return Tried(share, held=missed <= most), lateness > _LATE * slo.tightest
 
     def _new_stage(
         self, label: str, load: float, unit: str, warmup: float, seconds: float

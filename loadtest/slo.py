@@ -1,7 +1,8 @@
 """Limits that requests must meet, and the highest rate at which they do."""
 
 import math
-from collections.abc import Awaitable, Callable, Iterable
+import statistics
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from loadtest.record import Record
@@ -66,7 +67,7 @@ class Trial:
     held: bool
     attained: float
     purpose: str
-    """probe, bisect or confirm."""
+    """probe, bisect or settle."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +79,13 @@ class Found:
     trials: tuple[Trial, ...]
     bounded: bool = True
     """Whether a higher rate was seen to fail."""
+    halves: tuple[float, float] | None = None
+    """What either half of the settling trials would have answered."""
+
+    @property
+    def moved(self) -> bool:
+        """Whether the server got faster or slower by more than a tenth while it was searched."""
+        return self.halves is not None and max(self.halves) > 1.1 * min(self.halves)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +94,6 @@ class Tried:
 
     share: float
     """Of requests that met the objective."""
-    requests: int
     held: bool = True
     """False: it ended early, because it could not hold any more."""
 
@@ -94,49 +101,33 @@ class Tried:
 Attempt = Callable[[float, int], Awaitable[Tried]]
 """Tries a rate with the arrivals of a pattern: equal numbers arrive alike, scaled to the rate."""
 
-POOLED = 3
-"""Trials of one rate that are taken together before an unclear one is decided."""
-_BURSTS = 3.0
-"""Standard deviations of a share that are no news. Misses come in bursts, so they are more than
-for independent requests."""
-_SURE = 3.0
-"""Misses that were to be expected at the edge: none of them is news (e^-3 is 5 %)."""
+OFTEN = 0.8
+"""Share of trials that hold at the answer."""
+_UP = 0.015
+"""Relative step of the settling trials after one that held."""
+_DOWN = _UP * OFTEN / (1 - OFTEN)
+_COARSE = 1.15
+"""Rate that failed over rate that held at which bisecting ends: a trial says no more than that."""
+FEWEST = 4
+"""Settling trials; also made where no rate failed."""
+_ON_THE_WAY = 4
+"""One in so many settling trials only leads to the answer and is not in it."""
 
 
-class _Judge:
-    """Decides whether rates hold.
-
-    One trial of 400 requests with 99 % asked for is decided by its fifth miss, that is by chance:
-    near the edge trials are pooled until the share is clear. And every rate meets the same
-    patterns of arrivals, in this search and in the next: rates differ in nothing else
-    (common random numbers), so two searches differ only as far as the server does.
-    """
+class _Tries:
+    """Trials that were made so far."""
 
     def __init__(self, attempt: Attempt, share: float) -> None:
         self._attempt = attempt
         self._share = share
-        self.trials: list[Trial] = []
+        self.made: list[Trial] = []
 
-    async def holds(self, rate: float, purpose: str, first_pattern: int = 0) -> bool:
-        """Try a rate until it is clear."""
-        requests, met = 0, 0.0
-        for pattern in range(first_pattern, first_pattern + POOLED):
-            tried = await self._attempt(rate, pattern)
-            requests += tried.requests
-            met += tried.share * tried.requests
-            share = met / max(requests, 1)
-            holds = tried.held and share >= self._share
-            self.trials.append(Trial(rate, holds, tried.share, purpose))
-            if not tried.held or self._clear(share, requests):
-                return holds
-        return holds
-
-    def _clear(self, share: float, requests: int) -> bool:
-        expected = requests * (1 - self._share)
-        if share == 1 and expected >= _SURE:
-            return True
-        noise = math.sqrt(self._share * (1 - self._share) / max(requests, 1))
-        return abs(share - self._share) > _BURSTS * noise
+    async def holds(self, rate: float, purpose: str, pattern: int = 0) -> bool:
+        """Try a rate."""
+        tried = await self._attempt(rate, pattern)
+        held = tried.held and tried.share >= self._share
+        self.made.append(Trial(rate, held, tried.share, purpose))
+        return held
 
 
 async def search(
@@ -145,67 +136,76 @@ async def search(
     start: float,
     most: float,
     share: float = 0.99,
-    precision: float = 0.03,
-    confirmations: int = 2,
+    settling: int = 24,
     halvings: int = 6,
 ) -> Found:
-    """Find the highest rate that holds, and hold it again.
+    """Find the highest rate at which four of five trials hold.
 
-    Doubles (or halves) from ``start`` until the answer lies between two rates, bisects, and then
-    repeats the best rate with other patterns of arrivals: each failure takes ``precision`` off
-    until it holds ``confirmations`` times in a row.
+    A trial near the edge is decided by chance: a share of 99 % of 400 requests by the fifth miss,
+    and misses come in bursts. So the search only looks for the neighbourhood by doubling (or
+    halving) and bisecting. There it goes up a little after each trial that held and down four
+    times as much after each that did not, and answers the geometric mean of where it was:
+    the weighted up-down method (Kaernbach 1991, "Simple adaptive testing with the weighted up-down
+    method", Perception & Psychophysics 49), which stays where up and down are in balance.
+
+    Every search meets the same patterns of arrivals (common random numbers): two answers
+    differ only as far as the server does.
 
     Args:
         attempt: tries a rate.
         start: first rate, requests a second.
         most: highest rate to try.
         share: of requests that have to meet the objective.
-        precision: relative width at which bisecting ends.
-        confirmations: how often in a row the answer must hold again.
+        settling: trials in the neighbourhood, at least ``FEWEST``.
         halvings: how often ``start`` is halved when it does not hold.
 
     """
-    judge = _Judge(attempt, share)
-    low, high = await _bracket(judge, min(start, most), most, halvings)
-    while low and high and high / low > 1 + precision:
-        middle = (low + high) / 2
-        if await judge.holds(middle, "bisect"):
+    tries = _Tries(attempt, share)
+    low, high = await _bracket(tries, min(start, most), most, halvings)
+    if not low:
+        return Found(None, tuple(tries.made))
+    while high and high / low > _COARSE:
+        middle = math.sqrt(low * high)
+        if await tries.holds(middle, "bisect"):
             low = middle
         else:
             high = middle
-    if low:
-        low, fell = await _confirm(judge, low, precision, confirmations)
-        high = high or fell
-    return Found(low or None, tuple(judge.trials), bounded=bool(high))
+    count = settling if high else FEWEST
+    rates = await _settle(tries, low, most, count)
+    if not any(trial.held for trial in tries.made[-count:]):
+        return Found(None, tuple(tries.made))
+    bounded = any(not trial.held for trial in tries.made)
+    half = len(rates) // 2
+    halves = _middle(rates[:half]), _middle(rates[half:])
+    return Found(_middle(rates), tuple(tries.made), bounded, halves)
 
 
-async def _bracket(judge: _Judge, start: float, most: float, halvings: int) -> tuple[float, float]:
+async def _bracket(tries: _Tries, start: float, most: float, halvings: int) -> tuple[float, float]:
     """Return a rate that held and one that did not; zero for either: there is none."""
     rate = start
-    if await judge.holds(rate, "probe"):
+    if await tries.holds(rate, "probe"):
         while rate < most:
             held, rate = rate, min(2 * rate, most)
-            if not await judge.holds(rate, "probe"):
+            if not await tries.holds(rate, "probe"):
                 return held, rate
         return rate, 0.0
     for _ in range(halvings):
         failed, rate = rate, rate / 2
-        if await judge.holds(rate, "probe"):
+        if await tries.holds(rate, "probe"):
             return rate, failed
     return 0.0, rate
 
 
-async def _confirm(
-    judge: _Judge, rate: float, precision: float, confirmations: int
-) -> tuple[float, float]:
-    """Return a rate that held so often in a row (zero: none), and the last that did not."""
-    floor, failed, row = rate / 4, 0.0, 0
-    while row < confirmations:
-        # Other arrivals than those that the rate was chosen by.
-        if await judge.holds(rate, "confirm", (row + 1) * POOLED):
-            row += 1
-        else:
-            row, failed, rate = 0, rate, rate * (1 - precision)
-            if rate < floor:
-                return 0.0, failed
-    return rate, failed
+async def _settle(tries: _Tries, rate: float, most: float, count: int) -> Sequence[float]:
+    """Return the rates of the settling trials, but for those on the way."""
+    rates = []
+    for number in range(count):
+        rates.append(rate)
+        # Other arrivals than those that the neighbourhood was found by.
+        held = await tries.holds(rate, "settle", number + 1)
+        rate = min(rate * (1 + _UP), most) if held else rate * (1 - _DOWN)
+    return rates[count // _ON_THE_WAY :]
+
+
+def _middle(rates: Sequence[float]) -> float:
+    return statistics.geometric_mean(rates)

@@ -1,5 +1,8 @@
 import heapq
+import itertools
+import math
 import random
+import statistics
 
 import pytest
 from hypothesis import given
@@ -43,12 +46,13 @@ def test_one_token_has_no_inter_token_latency():
 async def test_the_answer_is_just_below_where_it_breaks(edge, start):
     found = await search(_sharp(edge), start=start, most=1000, halvings=12)
     assert found.bounded
-    assert edge / 1.04 <= found.rate <= edge
+    assert not found.moved
+    assert edge / 1.1 <= found.rate <= edge * 1.01
 
 
 def _sharp(edge):
     async def attempt(rate, pattern):
-        return Tried(1.0 if rate <= edge else 0.5, 400)
+        return Tried(1.0 if rate <= edge else 0.5)
 
     return attempt
 
@@ -56,7 +60,7 @@ def _sharp(edge):
 @pytest.mark.parametrize(
     ("edge", "rate", "bounded"),
     [
-        pytest.param(5000, 100, False, id="never-breaks"),
+        pytest.param(5000, pytest.approx(100), False, id="never-breaks"),
         pytest.param(0, None, True, id="never-holds"),
     ],
 )
@@ -65,64 +69,87 @@ async def test_searches_without_an_edge(edge, rate, bounded):
     assert (found.rate, found.bounded) == (rate, bounded)
 
 
-async def test_a_rate_that_held_by_luck_is_lowered_until_it_holds_in_a_row():
+async def test_no_rate_above_the_highest_is_tried():
+    found = await search(_sharp(95), start=4, most=100)
+    assert 85 < found.rate <= 96
+    assert max(trial.rate for trial in found.trials) <= 100
+
+
+async def test_a_rate_that_held_by_luck_is_left():
     luck = iter([True, False])
-    confirmed = []
 
     async def attempt(rate, pattern):
-        lucky = next(luck, None)
-        if lucky is not None:
-            return Tried(float(lucky), 400)
-        confirmed.append(rate)
-        return Tried(float(rate <= 3.5), 400)
+        lucky = next(luck, rate <= 3.5)
+        return Tried(float(lucky))
 
-    found = await search(attempt, start=4, most=100, precision=0.2)
-    assert found.rate <= 3.5
-    assert [trial.purpose for trial in found.trials[-2:]] == ["confirm", "confirm"]
-    assert confirmed[-1] == confirmed[-2] == found.rate
+    found = await search(attempt, start=4, most=100)
+    assert 3 < found.rate <= 3.6
 
 
-@pytest.mark.parametrize(
-    ("shares", "trials", "held"),
-    [
-        pytest.param([1.0], 1, True, id="none missed"),
-        pytest.param([0.9], 1, False, id="clearly missed"),
-        pytest.param([0.9875, 0.995, 0.9925], 3, True, id="unclear, together enough"),
-        pytest.param([0.9925, 0.9875, 0.985], 3, False, id="unclear, together too few"),
-        pytest.param([0.9925, 0.95], 2, False, id="clear together"),
-    ],
-)
-async def test_unclear_trials_are_taken_together(shares, trials, held):
+async def test_what_held_only_by_luck_is_no_answer():
+    luck = iter([True, False])
+
+    async def attempt(rate, pattern):
+        return Tried(float(next(luck, False)))
+
+    assert (await search(attempt, start=4, most=100)).rate is None
+
+
+async def test_settling_trials_meet_arrivals_of_their_own_in_every_search_the_same():
     patterns = []
 
     async def attempt(rate, pattern):
         patterns.append(pattern)
-        return Tried(shares[pattern] if pattern < len(shares) else 1.0, 400)
+        return Tried(float(rate <= 5))
 
-    found = await search(attempt, start=4, most=4, halvings=0)
-    probes = [trial for trial in found.trials if trial.purpose == "probe"]
-    assert len(probes) == trials
-    assert probes[-1].held is held
-    assert (found.rate == 4) is held
-    assert patterns[:trials] == list(range(trials))
+    await search(attempt, start=4, most=100, settling=6)
+    assert patterns[-6:] == [1, 2, 3, 4, 5, 6]
+    assert set(patterns[:-6]) == {0}
+
+
+@pytest.mark.parametrize(
+    ("second", "moved"), [pytest.param(4, False, id="steady"), pytest.param(2, True, id="slower")]
+)
+async def test_a_server_that_changes_meanwhile_is_noticed(second, moved):
+    trials = itertools.count()
+
+    async def attempt(rate, pattern):
+        return Tried(float(rate <= (4 if next(trials) < 15 else second)))
+
+    found = await search(attempt, start=3, most=100)
+    assert found.moved is moved
+
+
+async def test_at_the_answer_four_of_five_trials_hold():
+    """Trials of a server whose speed moves by a tenth from one to the next."""
+    speeds = random.Random(1)
+
+    async def attempt(rate, pattern):
+        return Tried(float(rate <= 50 * math.exp(speeds.gauss(0, 0.1))))
+
+    answers = [(await search(attempt, start=20, most=1000)).rate for _ in range(200)]
+    # 50 * exp(-0.84 * 0.1), the quantile of a fifth, is 46.
+    assert statistics.mean(answers) == pytest.approx(46, rel=0.03)
+    assert statistics.stdev(answers) < 0.05 * 46
 
 
 async def test_a_trial_that_was_given_up_is_a_miss():
     async def attempt(rate, pattern):
-        return Tried(1.0, 400, held=rate <= 5)
+        return Tried(1.0, held=rate <= 5)
 
     found = await search(attempt, start=4, most=100)
-    assert 4.8 < found.rate <= 5
+    assert 4.7 < found.rate <= 5
 
 
 async def test_the_answer_for_a_queue_is_the_same_when_run_again():
     """Four servers of about 0.2 s with random arrivals; 99 % wait less than 0.1 s up to 7.5/s.
 
     Every run has the arrivals of the same seed, as the command has them, and service times of its
-    own that differ by a tenth: any two answers lie within 10 %.
+    own that differ by a tenth: more than nine of ten pairs of answers lie within 10 %.
     """
-    answers = [(await search(_queue("0", run), start=4, most=100)).rate for run in range(6)]
-    assert max(answers) <= 1.1 * min(answers)
+    answers = [(await search(_queue("0", run), start=4, most=100)).rate for run in range(20)]
+    pairs = list(itertools.combinations(answers, 2))
+    assert sum(max(pair) <= 1.1 * min(pair) for pair in pairs) > 0.9 * len(pairs)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -137,7 +164,7 @@ def _queue(seed, run):
     jitter = random.Random(f"service {run}")
 
     async def attempt(rate, pattern):
-        return Tried(_share(rate, 400, f"{seed}/{pattern}", jitter), 400)
+        return Tried(_share(rate, 400, f"{seed}/{pattern}", jitter))
 
     return attempt
 
