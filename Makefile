@@ -30,10 +30,12 @@ test: venv-dev ## Run all tests: unit, integration, end to end (ARGS="-k name" p
 	@.ci/tools
 	@# Real engines are started from a fresh process each time: vLLM forks and spawns its own,
 	@# and what earlier tests left in one process (thread pools, open channels) breaks them.
-	@for part in "not vllm and not e2e" "vllm and not e2e" e2e; do \
-	    .venv/bin/python -m pytest -m "$$part" $(ARGS) || { code=$$?; \
-	    [[ $$code == 5 && -n "$(ARGS)" ]] || exit $$code; }; \
-	done
+	@# They also want the machine for themselves; the others share it, a file's tests together.
+	@part() { .venv/bin/python -m pytest "$$@" $(ARGS) || { code=$$?; \
+	    [[ $$code == 5 && -n "$(ARGS)" ]] || exit $$code; }; }; \
+	part -m "not vllm and not e2e" -n 2 --dist loadfile; \
+	part -m "vllm and not e2e"; \
+	part -m e2e
 
 .PHONY: fuzz
 fuzz: venv-dev ## 20,000 malformed requests over REST and gRPC (CASES=20000 SEED=1)

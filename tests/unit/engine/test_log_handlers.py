@@ -13,6 +13,7 @@ from serving.engine.log_handlers import kept_handlers
 @pytest.fixture
 def serve(tmp_path):
     logger = logging.getLogger("like.ray.serve")
+    logger.setLevel(logging.INFO)  # whatever tests before have left of the root's
     target = RotatingFileHandler(tmp_path / "replica.log")
     handler = MemoryHandler(100, target=target)
     logger.addHandler(handler)
