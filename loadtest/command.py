@@ -120,10 +120,8 @@ def _print(run: Run) -> None:
     if not console.is_terminal:
         console = Console(width=140)
     console.print(table)
-    if run.answer is not None:
-        print(f"highest rate that held: {run.answer:.3g} requests/s ({run.slo})")
-    elif run.trials:
-        print(f"no rate that was tried held ({run.slo})")
+    if run.found:
+        print(run.found)
     for note in run.notes:
         print(f"note: {note}")
     kinds: dict[str, str] = {}

@@ -260,8 +260,8 @@ class _Conductor:
                 most=self.options.most,
                 share=self.run.slo.share,
                 settling=self.options.trials,
+                made=self.run.trials,
             )
-            self.run.trials.extend(found.trials)
             self.run.answer = found.rate
             if found.rate is not None and not found.bounded:
                 self.run.notes.append("No rate failed: the highest one (--most) held.")

@@ -52,13 +52,8 @@ def _banners(run: Run, summaries: Sequence[tuple[Stage, Summary]]) -> Iterable[s
     if run.stopped:
         yield f"<div class=banner><b>Partial:</b> {escape(run.stopped)}.</div>"
     if run.trials:
-        if run.answer is None:
-            yield f"<div class=banner>No rate that was tried held: {escape(str(run.slo))}.</div>"
-        else:
-            yield (
-                f"<div class='banner good'><b>{run.answer:.3g} requests/s</b> is the highest rate "
-                f"that held: {escape(str(run.slo))}.</div>"
-            )
+        found = run.found[0].upper() + run.found[1:]
+        yield f"<div class='banner {'good' if run.answer else ''}'>{escape(found)}.</div>"
     elif run.slo.limits:
         for stage, summary in summaries:
             if summary.attained is not None:

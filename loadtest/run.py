@@ -57,6 +57,19 @@ class Run:
         records = [record for record in self.records if record.stage == stage.index]
         return summarize(records, self.slo, stage.seconds - stage.warmup)
 
+    @property
+    def found(self) -> str:
+        """What the search says, in a line; empty without a search."""
+        if not self.trials:
+            return ""
+        if self.answer is not None:
+            return f"highest rate that held: {self.answer:.3g} requests/s ({self.slo})"
+        if not self.stopped:
+            return f"no rate that was tried held ({self.slo})"
+        best = max((trial.rate for trial in self.trials if trial.held), default=None)
+        so_far = "none" if best is None else f"{best:.3g} requests/s"
+        return f"the search did not end; highest rate of a trial that held: {so_far} ({self.slo})"
+
     def save(self, folder: Path) -> list[Path]:
         """Write records and the rest into ``folder``; returns the files.
 

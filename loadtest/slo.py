@@ -117,10 +117,10 @@ _ON_THE_WAY = 4
 class _Tries:
     """Trials that were made so far."""
 
-    def __init__(self, attempt: Attempt, share: float) -> None:
+    def __init__(self, attempt: Attempt, share: float, made: list[Trial]) -> None:
         self._attempt = attempt
         self._share = share
-        self.made: list[Trial] = []
+        self.made = made
 
     async def holds(self, rate: float, purpose: str, pattern: int = 0) -> bool:
         """Try a rate."""
@@ -138,6 +138,7 @@ async def search(
     share: float = 0.99,
     settling: int = 24,
     halvings: int = 6,
+    made: list[Trial] | None = None,
 ) -> Found:
     """Find the highest rate at which four of five trials hold.
 
@@ -158,9 +159,10 @@ async def search(
         share: of requests that have to meet the objective.
         settling: trials in the neighbourhood, at least ``FEWEST``.
         halvings: how often ``start`` is halved when it does not hold.
+        made: gets every trial as it ends, for when the search is cut off.
 
     """
-    tries = _Tries(attempt, share)
+    tries = _Tries(attempt, share, [] if made is None else made)
     low, high = await _bracket(tries, min(start, most), most, halvings)
     if not low:
         return Found(None, tuple(tries.made))

@@ -70,6 +70,20 @@ async def test_a_search_finds_its_first_rate(server):
     assert all(trial.rate <= 40 for trial in run.trials)
 
 
+async def test_a_search_that_is_cut_off_keeps_its_trials(server):
+    line = ("--slo-ttft-ms", "60000", "--start", "50", "--duration", "0.2", "--trial-requests", "5")
+    searching = asyncio.create_task(conduct(options(server, *line, command="search"), "x"))
+    async with asyncio.timeout(20):
+        while len(server.app.asked) < 40:
+            server.app.asked_for.clear()
+            await server.app.asked_for.wait()
+        await server.die()
+        run = await searching
+    assert run.trials
+    assert run.answer is None
+    assert "did not end; highest rate of a trial that held: " in run.found
+
+
 async def test_nobody_there():
     class Nowhere:
         url = "http://127.0.0.1:1"

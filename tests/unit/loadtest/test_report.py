@@ -56,8 +56,16 @@ class _Balance(HTMLParser):
         pytest.param({"stopped": "interrupted"}, ["Partial:", "interrupted"], id="partial"),
         pytest.param(
             {"trials": [Trial(4.0, True, 1.0, "probe")], "answer": 4.0},
-            ["4 requests/s</b> is the highest rate"],
+            ["banner good'>Highest rate that held: 4 requests/s", "<td>held</td>"],
             id="search",
+        ),
+        pytest.param(
+            {"trials": [Trial(4.0, True, 1.0, "probe")], "stopped": "interrupted"},
+            ["did not end; highest rate of a trial that held: 4 requests/s"],
+            id="search-cut-off",
+        ),
+        pytest.param(
+            {"trials": [Trial(4.0, False, 0.9, "probe")]}, ["No rate that was tried"], id="no-rate"
         ),
         pytest.param({"records": [], "stages": [], "events": []}, ["nothing to show"], id="empty"),
     ],
