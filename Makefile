@@ -30,10 +30,10 @@ test: venv-dev ## Run all tests: unit, integration, end to end (ARGS="-k name" p
 	@.ci/tools
 	@# Real engines are started from a fresh process each time: vLLM forks and spawns its own,
 	@# and what earlier tests left in one process (thread pools, open channels) breaks them.
-	@# They also want the machine for themselves; the others share it, a file's tests together.
+	@# They also want the machine for themselves; the others share it in two processes.
 	@part() { .venv/bin/python -m pytest "$$@" $(ARGS) || { code=$$?; \
 	    [[ $$code == 5 && -n "$(ARGS)" ]] || exit $$code; }; }; \
-	part -m "not vllm and not e2e" -n 2 --dist loadfile; \
+	part -m "not vllm and not e2e" -n 2 --dist loadgroup; \
 	part -m "vllm and not e2e"; \
 	part -m e2e
 
