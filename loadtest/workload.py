@@ -88,18 +88,21 @@ class Synthetic:
     think: float = 0.0
     shared: int = 0
     """Tokens of the system message that all sessions share; 0: none."""
-    seed: int = 0
+    lengths: str = ""
+    """Seed of the lengths."""
+    texts: str = ""
+    """Seed of the texts: equal ones a prefix cache knows again."""
 
     def sessions(self, calibration: Calibration) -> Iterator[Session]:
         """Yield sessions without end."""
-        rng = random.Random(self.seed)  # noqa: S311  no secret
+        rng = random.Random(self.lengths)  # noqa: S311  no secret
         words = max(round(self.shared / calibration.per_word), 1)
         system = text("shared", words) if self.shared else ""
         for number in itertools.count():
             turns = tuple(
                 Turn(
                     text(
-                        f"{self.seed}/{number}/{turn}",
+                        f"{self.texts}/{number}/{turn}",
                         calibration.words(self.prompt.draw(rng)),
                     ),
                     self.output.draw(rng),

@@ -13,6 +13,7 @@ collectives     ``CpuCommunicator`` has no ragged gather and reduce-scatter
 experts         CPU experts ignore the expert map; also counts tokens per expert
 rotary          the CPU rotary embedding garbles 3-D and strided inputs
 quiet           warnings that nobody can act on
+sockets         16 threads wake up 100 times a second each, though nothing happens
 quick_exit      processes take seconds to end
 ==============  =================================================================
 """
@@ -40,7 +41,7 @@ def register() -> None:
         return
     quiet.install()
     # Imported late: these pull in vLLM's layers, which other platforms do not need.
-    from serving.engine.cpu_plugin import collectives, experts, quick_exit, rotary
+    from serving.engine.cpu_plugin import collectives, experts, quick_exit, rotary, sockets
 
     for mend in (collectives.MEND, experts.MEND, rotary.MEND):
         _done[mend.name] = mend
@@ -51,4 +52,5 @@ def register() -> None:
     experts.install_counting()
     experts.install_quantized_refusal()
     collectives.install_self_check()
+    sockets.install()
     quick_exit.install()

@@ -9,11 +9,7 @@ import pytest
 from loadtest.arguments import parse
 from loadtest.conductor import INTERRUPTED, conduct
 from serving import errors
-
-
-def options(server, *words, command="run"):
-    line = [command, "--url", server.url, "--warmup", "0", "--output-tokens", "3", *words]
-    return parse(line, "loadtest")
+from tests.integration.loadtest.asking import been_asked, options
 
 
 async def test_open_loop_sends_what_was_asked_for(server):
@@ -53,35 +49,6 @@ async def test_turns_of_a_session_hold_the_answers_before(server):
     assert long
     assert long[0][1] == {"role": "assistant", "content": "word word word "}
     assert {record.turn for record in run.records} == {0, 1, 2}
-
-
-async def test_a_search_ends_with_an_answer(server):
-    line = ("--slo-ttft-ms", "60000", "--start", "50", "--most", "100", "--duration", "0.1")
-    run = await conduct(options(server, *line, "--trial-requests", "5", command="search"), "x")
-    assert run.answer == pytest.approx(100)
-    assert "No rate failed" in run.notes[0]
-
-
-async def test_a_search_finds_its_first_rate(server):
-    line = ("--slo-ttft-ms", "60000", "--most", "40", "--duration", "0.2", "--trial-requests", "5")
-    run = await conduct(options(server, *line, command="search"), "x")
-    assert run.stages[0].label == "32 streams"
-    assert run.answer == pytest.approx(40)
-    assert all(trial.rate <= 40 for trial in run.trials)
-
-
-async def test_a_search_that_is_cut_off_keeps_its_trials(server):
-    line = ("--slo-ttft-ms", "60000", "--start", "50", "--duration", "0.2", "--trial-requests", "5")
-    searching = asyncio.create_task(conduct(options(server, *line, command="search"), "x"))
-    async with asyncio.timeout(20):
-        while len(server.app.asked) < 40:
-            server.app.asked_for.clear()
-            await server.app.asked_for.wait()
-        await server.die()
-        run = await searching
-    assert run.trials
-    assert run.answer is None
-    assert "did not end; highest rate of a trial that held: " in run.found
 
 
 async def test_nobody_there():
@@ -144,9 +111,7 @@ async def test_a_server_that_dies_ends_the_run_with_what_was_seen(server):
         conduct(options(server, "--rate", "200", "--duration", "60"), "x")
     )
     async with asyncio.timeout(20):
-        while len(server.app.asked) < 12:
-            server.app.asked_for.clear()
-            await server.app.asked_for.wait()
+        await been_asked(server, 12)
         await server.die()
         run = await running
     assert "the server stopped answering: nobody answers at" in run.stopped
@@ -159,9 +124,7 @@ async def test_ctrl_c_ends_the_run_with_what_was_seen(server):
         conduct(options(server, "--rate", "200", "--duration", "60"), "x")
     )
     async with asyncio.timeout(20):
-        while len(server.app.asked) < 12:
-            server.app.asked_for.clear()
-            await server.app.asked_for.wait()
+        await been_asked(server, 12)
         os.kill(os.getpid(), signal.SIGINT)
         run = await running
     assert run.stopped == INTERRUPTED

@@ -1,19 +1,21 @@
-"""One of two gloo processes that try the ragged collectives; run by test_cpu_plugin.py."""
+"""One of two gloo processes that try collectives; run by test_cpu_plugin.py."""
 
 import random
 import sys
 from datetime import timedelta
+from pathlib import Path
 from types import SimpleNamespace
 
 import torch
 import torch.distributed as dist
 
-from serving.engine.cpu_plugin import collectives
+from serving.engine.cpu_plugin import collectives, sockets
 
 WORLD = 2
 
 
 def main(rank: int, store: str) -> None:
+    sockets.install()
     dist.init_process_group(
         "gloo",
         store=dist.FileStore(store, WORLD),
@@ -39,6 +41,7 @@ def main(rank: int, store: str) -> None:
         everyone = [tensors(number, other, sizes[other], width, k, dtype) for other in range(2)]
         check_gather(group, everyone, sizes, uniform=not number % 5)
         check_scatter(group, number, sizes, width, dtype)
+    check_groups(rank)
     dist.destroy_process_group()
     sys.stdout.write(f"{rounds} rounds\n")
 
@@ -52,6 +55,23 @@ def tensors(number, rank, rows, width, k, dtype):
         torch.randint(0, 99, (rows, k), generator=generator, dtype=torch.int32),
         torch.randint(0, 99, (rows,), generator=generator),
     ]
+
+
+def check_groups(rank):
+    """Several groups, as vLLM makes them, each with other traffic, on one thread's sockets."""
+    groups = [dist.new_group(backend="gloo") for _ in range(3)]
+    alone = [dist.new_group([one], backend="gloo") for one in range(WORLD)][rank]
+    pending = []
+    for number, group in enumerate(groups):
+        sums = torch.full((1000,), 10.0**number * (rank + 1))
+        pending.append((sums, 3 * 10.0**number, dist.all_reduce(sums, group=group, async_op=True)))
+    for sums, want, work in pending:
+        work.wait()
+        assert bool((sums == want).all())
+    dist.barrier(alone)
+    if sys.platform == "linux":
+        names = [task.read_text().strip() for task in Path("/proc/self/task").glob("*/comm")]
+        assert names.count("gloo_tcp_loop") == 1, names
 
 
 def check_gather(group, everyone, sizes, *, uniform):

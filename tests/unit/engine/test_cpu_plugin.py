@@ -13,6 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from torch.distributed import ProcessGroupGloo
 from vllm.distributed.device_communicators.cpu_communicator import CpuCommunicator
 from vllm.model_executor.layers.fused_moe.experts import cpu_moe
 from vllm.model_executor.layers.rotary_embedding.base import RotaryEmbedding
@@ -32,6 +33,7 @@ def untouched_vllm(monkeypatch):
         (RotaryEmbedding, ("forward_cpu",)),
         (cpu_moe.CPUUnquantizedExperts, ("apply", "process_weights_after_loading")),
         (CpuCommunicator, ("__init__",)),
+        (ProcessGroupGloo, ("__init__",)),
         *((cls, ("__init__",)) for cls in quantized_classes()),
     ):
         for name in names:
@@ -352,7 +354,7 @@ def test_layers_that_would_go_wrong_are_refused(apply_on_input, zentorch, messag
 # ------------------------------------------------------------------------- collectives
 
 
-def test_ragged_collectives_are_right_over_gloo(tmp_path):
+def test_collectives_are_right_over_gloo(tmp_path):
     """Two real processes; the script compares every result and fails if one is wrong."""
     script = Path(__file__).with_name("gloo_rank.py")
     ranks = [

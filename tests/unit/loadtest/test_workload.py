@@ -14,13 +14,25 @@ def test_equal_keys_give_equal_beginnings():
 
 
 def test_sessions_share_their_beginning_and_nothing_else():
-    workload = Synthetic(Range(20, 20), Range(5, 9), turns=2, shared=30, seed=1)
+    workload = Synthetic(Range(20, 20), Range(5, 9), turns=2, shared=30, lengths="1", texts="1")
     first, second = islice(workload.sessions(Calibration()), 2)
     assert first.system == second.system
     assert len(first.system.split()) == 30
     assert len({turn.text for session in (first, second) for turn in session.turns}) == 4
     assert all(5 <= turn.max_tokens <= 9 for turn in first.turns)
     assert next(workload.sessions(Calibration())) == first
+
+
+def test_equal_lengths_of_other_texts():
+    sessions = [
+        list(islice(Synthetic(Range(9, 99), Range(1, 9), texts=texts).sessions(Calibration()), 5))
+        for texts in ("a", "b")
+    ]
+    asked = [[turn for session in run for turn in session.turns] for run in sessions]
+    lengths = [[(len(t.text.split()), t.max_tokens) for t in run] for run in asked]
+    assert lengths[0] == lengths[1]
+    assert len(set(lengths[0])) > 1
+    assert not {turn.text for turn in asked[0]} & {turn.text for turn in asked[1]}
 
 
 def test_calibration_is_the_line_through_both_probes():

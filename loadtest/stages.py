@@ -1,0 +1,121 @@
+"""The stages of one run: each a time with one load, its arrivals and texts, and what came of it."""
+
+import argparse
+import itertools
+import random
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+
+from loadtest.arrivals import RateProfile, arrivals, gaps
+from loadtest.generator import Generator
+from loadtest.progress import Progress
+from loadtest.run import Run, Stage
+from loadtest.statistics import Summary
+from loadtest.trace import TRACE_BLOCK, Request
+from loadtest.workload import Calibration, Session, Synthetic, from_trace
+
+
+class Stages:
+    """Runs one stage after the other and notes them in the run."""
+
+    def __init__(
+        self,
+        options: argparse.Namespace,
+        generator: Generator,
+        progress: Progress,
+        run: Run,
+        calibration: Calibration,
+    ) -> None:
+        """Keep what every stage needs; see ``arguments`` for the options."""
+        self._options = options
+        self._progress = progress
+        self._calibration = calibration
+        self.generator = generator
+        self.run = run
+        # A search is run again on the same server, whose prefix cache may still hold the texts
+        # of the one before. Arrivals and lengths are the seed's all the same.
+        self._texts = str(time.time_ns()) if options.command == "search" else str(options.seed)
+
+    async def at_rate(self, profile: RateProfile, label: str, pattern: str = "") -> None:
+        """Send at a rate; equal seeds and patterns arrive alike, by default every stage its own."""
+        options = self._options
+        pattern = f"{options.seed}/{pattern or len(self.run.stages)}"
+        due = arrivals(profile, gaps(options.arrivals, options.burstiness, random.Random(pattern)))  # noqa: S311  no secret
+        schedule = zip(due, self._sessions(pattern), strict=False)
+        shard, count = getattr(options, "shard", (0, 1))
+        await self._open(
+            itertools.islice(schedule, shard, None, count), label, profile.mean, profile.duration
+        )
+
+    async def replay(self, trace: list[Request]) -> None:
+        """Send what the trace says, when it says."""
+        options = self._options
+        scaled = [
+            request.scaled(
+                options.trace_block,
+                longest=options.max_prompt_tokens,
+                most_output=options.max_output_tokens,
+            )
+            for request in trace
+        ]
+        length = (trace[-1].at - trace[0].at) / options.speed
+        schedule = from_trace(
+            scaled, self._calibration, block=options.trace_block, speed=options.speed
+        )
+        shard, count = options.shard
+        name = f"{options.trace.name} at {options.speed:g}x"
+        if options.trace_block != TRACE_BLOCK:
+            name += f", {options.trace_block / TRACE_BLOCK:.3g} of its lengths"
+        # The last request is due when the trace ends: it belongs to it.
+        seconds = min(options.duration, length + 1e-6)
+        rate = len(trace) / max(length, 1e-6)
+        await self._open(itertools.islice(schedule, shard, None, count), name, rate, seconds)
+
+    async def closed(self, streams: int) -> Summary:
+        """Keep so many streams going; returns what they got done."""
+        options = self._options
+        warmup = min(options.warmup, options.duration / 2)
+        stage = self._new(f"{streams} streams", streams, "streams", warmup, options.duration)
+        await self.generator.closed_loop(
+            self._sessions(f"{options.seed}/{stage.index}"),
+            streams,
+            stage=stage.index,
+            warmup=warmup,
+            until=options.duration,
+        )
+        return self.run.summary(self._ended(stage))
+
+    async def _open(
+        self, schedule: Iterator[tuple[float, Session]], label: str, load: float, seconds: float
+    ) -> None:
+        warmup = min(self._options.warmup, seconds / 2)
+        stage = self._new(label, load, "requests/s", warmup, seconds)
+        await self.generator.open_loop(schedule, stage=stage.index, warmup=warmup, until=seconds)
+        self._ended(stage)
+
+    def _new(self, label: str, load: float, unit: str, warmup: float, seconds: float) -> Stage:
+        stage = Stage(len(self.run.stages), label, load, unit, self.generator.now, warmup, seconds)
+        self.run.stages.append(stage)
+        self._progress.stage = label
+        return stage
+
+    def _ended(self, stage: Stage) -> Stage:
+        """Note how long it really was: it may have ended early."""
+        seconds = min(stage.seconds, self.generator.now - stage.began)
+        ended = replace(stage, seconds=seconds, warmup=min(stage.warmup, seconds))
+        self.run.stages[stage.index] = ended
+        return ended
+
+    def _sessions(self, pattern: str) -> Iterator[Session]:
+        options = self._options
+        return Synthetic(
+            options.prompt_tokens,
+            options.output_tokens,
+            options.turns,
+            options.think,
+            options.shared_tokens,
+            lengths=pattern,
+            # Each stage has its own texts: a prefix cache must not know them from the one before.
+            texts=f"{self._texts}/{len(self.run.stages)}",
+        ).sessions(self._calibration)

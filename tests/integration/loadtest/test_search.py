@@ -1,0 +1,73 @@
+"""Searches for the highest rate, against small real servers."""
+
+import asyncio
+
+import pytest
+
+from loadtest.conductor import conduct
+from loadtest.stolen import StolenTime
+from tests.integration.loadtest.asking import been_asked, options
+
+
+async def test_a_search_ends_with_an_answer(server):
+    line = ("--slo-ttft-ms", "60000", "--start", "50", "--most", "100", "--duration", "0.1")
+    run = await conduct(options(server, *line, "--trial-requests", "5", command="search"), "x")
+    assert run.answer == pytest.approx(100)
+    assert "No rate failed" in run.notes[0]
+
+
+async def test_a_search_finds_its_first_rate(server):
+    line = ("--slo-ttft-ms", "60000", "--most", "40", "--duration", "0.2", "--trial-requests", "5")
+    run = await conduct(options(server, *line, command="search"), "x")
+    assert run.stages[0].label == "32 streams"
+    assert run.answer == pytest.approx(40)
+    assert all(trial.rate <= 40 for trial in run.trials)
+
+
+async def test_a_search_run_again_sends_as_much_at_the_same_times_but_other_texts(server):
+    """The server's prefix cache would know them from the search before."""
+    line = ("--slo-ttft-ms", "60000", "--start", "50", "--most", "50", "--duration", "0.1",
+            "--trial-requests", "5", "--prompt-tokens", "20:90")  # fmt: skip
+    texts, lengths = [], []
+    for _ in range(2):
+        server.app.asked.clear()
+        await conduct(options(server, *line, command="search"), "x")
+        asked = [request["messages"][0]["content"] for request in server.app.asked[2:]]
+        texts.append(set(asked))
+        lengths.append(sorted(len(text.split()) for text in asked))
+    assert not texts[0] & texts[1]
+    assert lengths[0] == lengths[1]
+    assert len(set(lengths[0])) > 1
+
+
+async def test_a_search_that_is_cut_off_keeps_its_trials(server):
+    line = ("--slo-ttft-ms", "60000", "--start", "50", "--duration", "0.2", "--trial-requests", "5")
+    searching = asyncio.create_task(conduct(options(server, *line, command="search"), "x"))
+    async with asyncio.timeout(20):
+        await been_asked(server, 40)
+        await server.die()
+        run = await searching
+    assert run.trials
+    assert run.answer is None
+    assert "did not end; highest rate of a trial that held: " in run.found
+
+
+@pytest.mark.parametrize(
+    ("stolen", "trials", "noted"),
+    [
+        pytest.param(0.0, 1, False, id="quiet"),
+        pytest.param(0.02, 1, False, id="little"),
+        pytest.param(0.2, 3, True, id="busy"),
+    ],
+)
+async def test_trials_that_miss_on_a_busy_host_are_tried_again(
+    server, monkeypatch, stolen, trials, noted
+):
+    monkeypatch.setattr(StolenTime, "share", lambda self: stolen)
+    server.app.status = 500
+    line = ("--slo-itl-ms", "1000", "--start", "1000", "--duration", "0.1", "--trial-requests", "5",
+            "--tokens-per-word", "1")  # fmt: skip
+    run = await conduct(options(server, *line, command="search"), "x")
+    assert run.answer is None
+    assert len(run.stages) == trials * len(run.trials)
+    assert any("(steal)" in note for note in run.notes) == noted
