@@ -1,7 +1,7 @@
 """The servers that are compared, each with the same engine, model and number of ranks.
 
-One at a time: two ranks take 5 GiB, under Ray Serve LLM 8. Every process carries a mark in its
-environment, by which its CPU time is counted and by which it is ended.
+Two at a time at most: two ranks take 5 GiB, under Ray Serve LLM 8. Every process carries a mark
+in its environment, by which its CPU time is counted and by which it is ended.
 """
 
 import contextlib
@@ -77,8 +77,15 @@ def flags(arguments: dict[str, Any]) -> list[str]:
 
 
 @contextlib.contextmanager
-def vllm_server() -> Iterator[Deployment]:
-    """Start vLLM's own API server, and vllm-router in front of it.
+def vllm_server(
+    peer: str = "vllm", *, router: bool = False, **arguments: str
+) -> Iterator[Deployment]:
+    """Start vLLM's own API server.
+
+    Args:
+        peer: its key.
+        router: whether vllm-router in front of it, too.
+        arguments: of the engine, beside ``engine_arguments``.
 
     Raises:
         NotRun: it did not start.
@@ -92,7 +99,7 @@ def vllm_server() -> Iterator[Deployment]:
                 *("-m", "vllm.entrypoints.openai.api_server"),
                 *("--model", settings.model.path),
                 *("--served-model-name", settings.model.name),
-                *flags(engine_arguments(settings)),
+                *flags(engine_arguments(settings) | arguments),
                 "--disable-uvicorn-access-log",
                 *("--host", "127.0.0.1", "--port", str(port)),
             ],
@@ -100,12 +107,13 @@ def vllm_server() -> Iterator[Deployment]:
         )
         url = f"http://127.0.0.1:{port}"
         until_ready(f"{url}/v1/models", server)
-        doors, missing = [Door("vllm", "rest", url, (server.pid,))], {}
-        try:
-            front, router_url = _vllm_router(begin, url)
-            doors.append(Door("vllm-router", "rest", router_url, (server.pid, front)))
-        except NotRun as error:
-            missing["vllm-router"] = str(error)
+        doors, missing = [Door(peer, "rest", url, (server.pid,))], {}
+        if router:
+            try:
+                front, router_url = _vllm_router(begin, url)
+                doors.append(Door("vllm-router", "rest", router_url, (server.pid, front)))
+            except NotRun as error:
+                missing["vllm-router"] = str(error)
         yield Deployment(mark, tuple(doors), missing)
 
 

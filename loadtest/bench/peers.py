@@ -1,9 +1,10 @@
 """``python -m loadtest.bench.peers``: this, and what one would use instead, with real engines.
 
-Each deployment in turn, several rounds; what was measured is kept after every deployment, so
-that a peer that does not start, or Ctrl-C, costs only what is missing. Writes
-deploy/docs/performance/peers.json and the tables of the pages that hold their marks. With
---quick the figures are printed and not kept.
+vLLM's own server is the base: each other deployment is up beside a fresh one, and both are asked
+in turn, several rounds, as the speed of a shared machine moves from minute to minute. What was
+measured is kept after every round, so that a peer that does not start, or Ctrl-C, costs only what
+is missing. Writes deploy/docs/performance/peers.json and the tables of the pages that hold their
+marks. With --quick the figures are printed and not kept.
 """
 
 import argparse
@@ -11,7 +12,7 @@ import contextlib
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -29,7 +30,8 @@ from loadtest.bench.deployments import (
 from loadtest.bench.machine import describe
 from loadtest.bench.peer_client import Trial
 from loadtest.bench.peer_processes import NotRun
-from loadtest.bench.peer_tables import PEERS, markdown, stale, with_tables
+from loadtest.bench.peer_tables import BASE, PEERS, markdown, stale, with_tables
+from serving.engine.in_process import InProcessExecutor
 
 _ROOT = Path(__file__).resolve().parents[2]
 DATA = _ROOT / "deploy" / "docs" / "performance" / "peers.json"
@@ -38,12 +40,26 @@ _SLACK = 240.0
 """Seconds beyond its own that a trial may take."""
 
 Start = Callable[[], contextlib.AbstractContextManager[Deployment]]
-DEPLOYMENTS: dict[tuple[str, ...], Start] = {
-    ("vllm", "vllm-router"): vllm_server,
-    ("ours-rest", "ours-grpc"): ours,
-    ("ray-serve-llm",): ray_serve_llm,
-    ("ray-serve-llm-direct",): partial(ray_serve_llm, direct=True),
-}
+Peers = tuple[str, ...]
+"""Keys of ``PEERS`` that one deployment serves."""
+_IN_PROCESS = f"{InProcessExecutor.__module__}.{InProcessExecutor.__qualname__}"
+_BASE: tuple[Peers, Start] = ((BASE,), vllm_server)
+SITTINGS: tuple[tuple[tuple[Peers, Start], ...], ...] = (
+    (
+        ((BASE, "vllm-router"), partial(vllm_server, router=True)),
+        (("ours-rest", "ours-grpc"), ours),
+    ),
+    (_BASE, (("ray-serve-llm",), ray_serve_llm)),
+    (_BASE, (("ray-serve-llm-direct",), partial(ray_serve_llm, direct=True))),
+    (
+        _BASE,
+        (
+            ("vllm-in-process",),
+            partial(vllm_server, "vllm-in-process", distributed_executor_backend=_IN_PROCESS),
+        ),
+    ),
+)
+"""What is up at the same time: the base first."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -77,46 +93,44 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "not_run": {},
     }
     try:
-        for number in range(options.rounds):
-            _round(number, data, keep=not options.quick)
+        for number, members in enumerate(SITTINGS):
+            _sitting(number, members, data, keep=not options.quick)
     except KeyboardInterrupt:
         print("stopped; what was measured is kept", file=sys.stderr, flush=True)
     print(markdown(data))
     return 0 if data["trials"] else 1
 
 
-def _round(number: int, data: dict[str, Any], *, keep: bool) -> None:
-    """Measure every deployment once; each round begins with another one."""
-    order = list(DEPLOYMENTS.items())
-    turn = number % len(order)
-    for peers, start in (*order[turn:], *order[:turn]):
-        if set(peers) <= data["not_run"].keys():
-            continue
-        _say(f"round {number + 1}: starting {' and '.join(PEERS[peer] for peer in peers)}")
-        try:
-            with start() as deployment:
-                data["not_run"] |= deployment.missing
-                for door, streams in _turns(deployment, data["streams"], number):
-                    _trial(deployment, door, streams, number, data)
-        except NotRun as error:
-            for peer in peers:
-                data["not_run"].setdefault(peer, str(error))
-            _say(f"not run: {error}")
-        if keep and data["trials"]:
-            write(data)
-
-
-def _turns(
-    deployment: Deployment, levels: Sequence[int], number: int
-) -> Iterator[tuple[Door, int]]:
-    doors = deployment.doors if number % 2 == 0 else deployment.doors[::-1]
-    for streams in levels:
-        for door in doors:
-            yield door, streams
+def _sitting(
+    sitting: int, members: Sequence[tuple[Peers, Start]], data: dict[str, Any], *, keep: bool
+) -> None:
+    """Start the deployments of a sitting and ask them in turn, all rounds."""
+    with contextlib.ExitStack() as stack:
+        turns: list[tuple[Deployment, Door]] = []
+        for peers, start in members:
+            _say(f"starting {' and '.join(PEERS[peer] for peer in peers)}")
+            try:
+                deployment = stack.enter_context(start())
+            except NotRun as error:
+                for peer in peers:
+                    data["not_run"].setdefault(peer, str(error))
+                _say(f"not run: {error}")
+                continue
+            data["not_run"] |= deployment.missing
+            turns += [(deployment, door) for door in deployment.doors]
+        if {door.peer for _, door in turns} <= {BASE}:
+            return  # there is nothing to compare
+        for number in range(data["rounds"]):
+            turn = {"sitting": sitting, "round": number}
+            for streams in data["streams"]:
+                for deployment, door in turns if number % 2 == 0 else turns[::-1]:
+                    _trial(deployment, door, streams, turn, data)
+            if keep and data["trials"]:
+                write(data)
 
 
 def _trial(
-    deployment: Deployment, door: Door, streams: int, number: int, data: dict[str, Any]
+    deployment: Deployment, door: Door, streams: int, turn: dict[str, int], data: dict[str, Any]
 ) -> None:
     trial = Trial(
         door.protocol,
@@ -133,10 +147,10 @@ def _trial(
     except NotRun as error:
         _say(f"{door.peer}, {streams} streams: {error}")
         data.setdefault("failed", []).append(
-            {"peer": door.peer, "streams": streams, "round": number, "why": str(error)}
+            {"peer": door.peer, "streams": streams, **turn, "why": str(error)}
         )
         return
-    data["trials"].append({"peer": door.peer, "streams": streams, "round": number, "shown": shown})
+    data["trials"].append({"peer": door.peer, "streams": streams, **turn, "shown": shown})
     _say(f"{door.peer}, {streams} streams: {shown['tokens_per_second']:.0f} tokens/s")
 
 

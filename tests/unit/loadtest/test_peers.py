@@ -13,7 +13,7 @@ import pytest
 from loadtest.bench import deployments, peers, ray_serve_llm
 from loadtest.bench.deployments import Deployment, Door
 from loadtest.bench.peer_processes import NotRun, free_port, processes, until_ready
-from loadtest.bench.peer_tables import END, PEERS, markdown, stale, with_tables
+from loadtest.bench.peer_tables import BASE, END, PEERS, markdown, stale, with_tables
 from loadtest.bench.roles import VARIABLE, cpu_by_role, marked, role_of
 from serving.settings import Settings
 
@@ -79,7 +79,7 @@ def some_data(**changes):
         "load_average_before": [0.1],
     }
     trials = [
-        {"peer": peer, "streams": 16, "round": number, "shown": shown(tokens, ttft)}
+        {"peer": peer, "streams": 16, "sitting": 0, "round": number, "shown": shown(tokens, ttft)}
         for peer, rounds in {
             "vllm": [(100, 50), (200, 60), (400, 70)],
             "ours-rest": [(90, 51), (200, 63), (200, 90)],
@@ -121,7 +121,7 @@ def test_a_peer_that_was_measured_has_its_note():
     assert "data-parallel app" not in markdown(some_data())
     data = some_data(not_run={})
     data["machine"]["packages"]["ray"] = "2.x"
-    trial = {"peer": "ray-serve-llm", "streams": 16, "round": 0, "shown": shown(50)}
+    trial = {"peer": "ray-serve-llm", "streams": 16, "sitting": 1, "round": 0, "shown": shown(50)}
     text = markdown(data | {"trials": [*data["trials"], trial]})
     assert "Ray Serve LLM: Ray 2.x with the same vLLM" in text
 
@@ -156,7 +156,9 @@ def test_haproxy_listens_on_loopback_only(tmp_path):
 
 
 def test_every_peer_has_a_deployment_and_a_name():
-    assert {peer for names in peers.DEPLOYMENTS for peer in names} == set(PEERS)
+    found = [peer for sitting in peers.SITTINGS for names, _ in sitting for peer in names]
+    assert set(found) == set(PEERS)
+    assert found.count(BASE) == len(peers.SITTINGS)
 
 
 def test_a_peer_that_ends_early_is_not_run_and_leaves_nothing(capsys):
@@ -210,38 +212,76 @@ def test_the_pages_show_the_data_that_is_committed():
         assert stale(peers.PAGES, json.loads(peers.DATA.read_text("utf-8"))) == []
 
 
-def test_what_does_not_start_is_named_and_the_rest_is_measured(monkeypatch, tmp_path, capsys):
-    ended = []
+def test_ratios_are_to_the_base_of_the_same_sitting_and_round():
+    beside = {"peer": "vllm", "streams": 16, "sitting": 1}
+    other = {"peer": "ray-serve-llm", "streams": 16, "sitting": 1}
+    more = [
+        beside | {"round": 0, "shown": shown(10)},
+        beside | {"round": 1, "shown": shown(20)},
+        other | {"round": 1, "shown": shown(5)},
+    ]
+    data = some_data()
+    lines = markdown(data | {"trials": [*data["trials"], *more]}).splitlines()
+    (ray,) = (line for line in lines if line.startswith("| Ray Serve LLM |"))
+    assert [cell.strip() for cell in ray.split("|")[2:4]] == ["5", "0.25"]
+
+
+class Peers:
+    """Deployments that are asked without being there."""
+
+    def __init__(self, monkeypatch, folder):
+        self.asked, self.ended = [], []
+        monkeypatch.setattr(peers, "_measured", self._measured)
+        monkeypatch.setattr(peers, "DATA", folder / "data" / "peers.json")
+        monkeypatch.setattr(peers, "PAGES", ())
 
     @contextlib.contextmanager
-    def vllm():
-        yield Deployment("m", (Door("vllm", "rest", "url"),), {"vllm-router": "no wheel"})
-        ended.append("vllm")
+    def start(self, *doors, missing=None):
+        yield Deployment("m", tuple(Door(door, "rest", door) for door in doors), missing or {})
+        self.ended.append(doors[0])
 
-    def broken():
-        raise NotRun("it fell over")
-
-    def measured(trial):
+    def _measured(self, trial):
         if trial.streams == 64:
             raise NotRun("too slow")
+        self.asked.append(trial.address)
         return shown(100.0)
 
-    monkeypatch.setattr(
-        peers,
-        "DEPLOYMENTS",
-        {("vllm", "vllm-router"): vllm, ("ours-rest", "ours-grpc"): broken},
-    )
-    monkeypatch.setattr(peers, "_measured", measured)
-    monkeypatch.setattr(peers, "DATA", tmp_path / "data" / "peers.json")
-    monkeypatch.setattr(peers, "PAGES", ())
+
+@contextlib.contextmanager
+def broken():
+    raise NotRun("it fell over")
+    yield
+
+
+def test_what_does_not_start_is_named_and_the_rest_is_measured(monkeypatch, tmp_path, capsys):
+    fake = Peers(monkeypatch, tmp_path)
+    ours = (("ours-rest", "ours-grpc"), broken)
+    vllm = (("vllm", "vllm-router"), lambda: fake.start("vllm", missing={"vllm-router": "none"}))
+    ray = (("ray-serve-llm",), lambda: fake.start("ray-serve-llm"))
+    monkeypatch.setattr(peers, "SITTINGS", ((vllm, ours), (vllm, ray)))
     assert peers.main(["--rounds", "2", "--streams", "1,64"]) == 0
     data = json.loads(peers.DATA.read_text())
-    assert [trial["streams"] for trial in data["trials"]] == [1, 1]
-    assert [failure["streams"] for failure in data["failed"]] == [64, 64]
+    # Nothing to compare in the first sitting; in the second both, the order turned round by round.
+    assert fake.asked == ["vllm", "ray-serve-llm", "ray-serve-llm", "vllm"]
+    assert [(trial["sitting"], trial["round"]) for trial in data["trials"]] == [
+        (1, 0),
+        (1, 0),
+        (1, 1),
+        (1, 1),
+    ]
+    assert [failure["streams"] for failure in data["failed"]] == [64] * 4
     assert data["not_run"] == {
-        "vllm-router": "no wheel",
+        "vllm-router": "none",
         "ours-rest": "it fell over",
         "ours-grpc": "it fell over",
     }
-    assert ended == ["vllm", "vllm"]
+    assert fake.ended == ["vllm", "ray-serve-llm", "vllm"]
     assert "not run: it fell over" in capsys.readouterr().out
+
+
+def test_without_the_base_the_others_are_measured(monkeypatch, tmp_path):
+    fake = Peers(monkeypatch, tmp_path)
+    ours = (("ours-rest",), lambda: fake.start("ours-rest"))
+    monkeypatch.setattr(peers, "SITTINGS", ((((BASE,), broken), ours),))
+    assert peers.main(["--rounds", "1", "--streams", "1"]) == 0
+    assert fake.asked == ["ours-rest"]
