@@ -92,7 +92,7 @@ class EngineSettings(_Group):
     """mtp: draft with the model's own multi-token-prediction layer."""
     speculative_tokens: int = Field(1, ge=1, le=8)
     """Tokens drafted a step with speculative mtp."""
-    kv_cache_gib: float = Field(1.0, gt=0)
+    kv_cache_gib: float = Field(0.5, gt=0)
     """CPU only: memory of a rank's KV cache."""
     threads_per_rank: int = Field(1, ge=1)
     """CPU only: OpenMP threads of a worker."""

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, cast
 
 import structlog
 
+from serving import heap
 from serving.clock import Clock, SystemClock
 from serving.credentials.tls import following_context
 from serving.edge.exposure import require_guarded
@@ -85,7 +86,8 @@ async def run_router(settings: Settings, ports_file: Path | None = None) -> None
     ports_file = ports_file or (Path(named) if named else None)
     stopping = asyncio.Event()
     with _signals(stopping):
-        router = await Router.start(settings)
+        with heap.importing():
+            router = await Router.start(settings)
         configure_logs(settings.telemetry, process="router")  # imports have meddled with it
         from serving.edge.settling import settle_down
 

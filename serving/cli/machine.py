@@ -8,8 +8,8 @@ import psutil
 
 GIB = 2**30
 RANK_BYTES = int(2.4 * GIB)
-"""One CPU rank of the bundled model: engine core 1.7, replica 0.6 GiB, and now and then vLLM's
-coordinator."""
+"""One CPU rank of the bundled model: engine core and what it is forked from 1.7 (after much work),
+replica 0.6 GiB, and a little for vLLM's coordinator."""
 BASE_BYTES = 2 * GIB
 """Ray's own processes and the router."""
 DISK_BYTES = GIB

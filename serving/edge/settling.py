@@ -1,9 +1,10 @@
 """What a router does once, when everything is imported and built and nothing is served yet."""
 
-import gc
 import resource
 
 from vllm import envs
+
+from serving import heap
 
 FILES = 65536
 """Open files that a router asks for."""
@@ -12,10 +13,7 @@ FILES = 65536
 def settle_down() -> None:
     """Make what is the same for every request cheap, and allow for many clients."""
     envs.enable_envs_cache()  # vLLM reads some twenty variables for a request
-    # Hundreds of thousands of objects of imported modules will never be garbage: a full
-    # collection that looks at them stops the router for a good part of a second.
-    gc.collect()
-    gc.freeze()
+    heap.keep()
     allow_many_connections()
 
 

@@ -10,7 +10,6 @@ gang and scales in whole groups. It carries no request: a rank dials the routers
 """
 
 import asyncio
-import gc
 import logging
 import os
 from collections.abc import Collection, Mapping
@@ -18,8 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
+from serving import heap
 from serving.clock import SystemClock
 from serving.engine import cluster
+from serving.engine.engine_processes import EngineProcesses
 from serving.engine.leave import LeaveWatch
 from serving.engine.log_handlers import kept_handlers
 from serving.engine.metrics_page import MetricsPage, open_page
@@ -28,7 +29,7 @@ from serving.engine.placement import rank_resources
 from serving.engine.rendezvous import GangMember, GcsStore, Meeting, Rendezvous
 from serving.engine.stages import Stage, StageBoard, StageWriter
 from serving.errors import EngineError
-from serving.settings import EngineSettings, Settings
+from serving.settings import EngineSettings, Platform, Settings
 
 if TYPE_CHECKING:
     from serving.engine.engine import Engine
@@ -194,9 +195,7 @@ def settle_down(engine_kind: str) -> None:
         from vllm import envs
 
         envs.enable_envs_cache()  # vLLM reads some for each token
-    # Imported modules will never be garbage; a full collection looks at all of them.
-    gc.collect()
-    gc.freeze()
+    heap.keep()
 
 
 def keep_serve_on(address: str) -> None:
@@ -223,10 +222,17 @@ def make_engine(settings: Settings, member: GangMember, meeting: Meeting) -> "En
         from serving.engine.fake_engine import FakeEngine
 
         return FakeEngine(settings, rank=member.rank)
-    from serving.engine.vllm_engine import VllmEngine
-
+    processes = EngineProcesses(SystemClock())
+    if settings.platform is Platform.CPU:
+        processes.fork()
+    with heap.importing():
+        from serving.engine.vllm_engine import VllmEngine
     return VllmEngine(
-        settings, rank=member.rank, address=meeting.address, rpc_port=meeting.rpc_port
+        settings,
+        rank=member.rank,
+        address=meeting.address,
+        rpc_port=meeting.rpc_port,
+        processes=processes,
     )
 
 

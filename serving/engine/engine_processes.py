@@ -9,6 +9,7 @@ from typing import Any
 import psutil
 
 from serving.clock import Clock
+from serving.engine import fork_server
 from serving.engine.reaper import Reaper
 
 _log = logging.getLogger(__name__)
@@ -23,13 +24,15 @@ _MEMORY_INTERVAL = 2.0
 class EngineProcesses:
     """Children of this process that belong to one engine.
 
-    Use: :meth:`watch` before the engine starts, :meth:`started` when it runs, :meth:`end`.
+    Use: :meth:`watch` before the engine starts (and :meth:`fork` before vLLM is imported, if they
+    are to be forked), :meth:`started` when it runs, :meth:`end`.
     """
 
     def __init__(self, clock: Clock) -> None:
         """Have no processes yet."""
         self._clock = clock
         self._reaper: Reaper | None = None
+        self._fork_server: int | None = None
         self._starting = False
         self._before: set[psutil.Process] = set()
         self._processes: set[psutil.Process] = set()
@@ -39,14 +42,31 @@ class EngineProcesses:
     def watch(self) -> str:
         """Watch what is started from here on; return a folder for the engine's sockets.
 
+        A second call changes nothing.
+
         Raises:
             OSError: the watching process does not start.
         """
+        if self._reaper is not None:
+            return self._reaper.folder
         self._reaper = Reaper()
         self._reaper.wait_watching()
         self._before = _children()
         self._starting = True
         return self._reaper.folder
+
+    def fork(self) -> None:
+        """Watch, and start what the engine's processes can be forked from.
+
+        Raises:
+            OSError: a process does not start.
+        """
+        self._fork_server = fork_server.start_fork_server(self.watch())
+
+    @property
+    def forked(self) -> bool:
+        """Whether there is a server that they are to be forked from."""
+        return self._fork_server is not None
 
     def started(self) -> None:
         """Take what has been started for the engine's.
@@ -66,8 +86,10 @@ class EngineProcesses:
             self._memory_read = now
             self._memory = 0
             for process in (psutil.Process(), *self._processes):
-                with contextlib.suppress(psutil.Error):
-                    self._memory += process.memory_info().rss
+                # Nearly all of the server's memory is shared with what was forked from it.
+                if process.pid != self._fork_server:
+                    with contextlib.suppress(psutil.Error):
+                        self._memory += process.memory_info().rss
         return self._memory
 
     def end(self) -> None:

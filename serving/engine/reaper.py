@@ -7,6 +7,9 @@ is no cure: it follows the *thread* that started the child, and threads come and
 So a rank starts this module as a small process of its own. It holds the reading end of a
 pipe whose writing end only the rank has; when the pipe closes the rank is gone, and what the
 rank's engine had started is killed and the files that killed processes leave are removed.
+
+It is no child of the rank: Ray kills those of a worker together with it, and then nobody was
+left to remove the files.
 """
 
 import contextlib
@@ -27,8 +30,8 @@ _LOOK_EVERY = 1.0
 _STARTED = b"s"
 """What the rank writes when its engine is up."""
 
-_SEEN = b"w"
-"""The answer, also given once in the beginning."""
+_ANSWER_LIMIT = 64
+"""Bytes of the answer, its process id in a line; also given once in the beginning."""
 
 
 class Reaper:
@@ -43,27 +46,34 @@ class Reaper:
         self.folder = tempfile.mkdtemp(prefix="moe-serving-")
         """For the engine's sockets; removed in the end."""
         reader, self._writer = os.pipe()
+        self._answers = -1
+        self._pid = 0
         command = [sys.executable, "-m", "serving.engine.reaper"]
+        answers, theirs = os.pipe()
         try:
-            self._process = subprocess.Popen(
+            subprocess.run(
                 [*command, str(os.getpid()), str(reader), self.folder],
                 pass_fds=(reader,),
                 stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
+                stdout=theirs,
                 # Ctrl-C in the rank's terminal must not take it away before its time.
                 start_new_session=True,
                 env=os.environ | {"LD_PRELOAD": ""},
+                check=False,
             )
+            self._answers = answers
         except OSError:
+            os.close(answers)
             self.close()
             raise
         finally:
             os.close(reader)
+            os.close(theirs)
 
     @property
     def pid(self) -> int:
         """Id of the watching process."""
-        return self._process.pid
+        return self._pid
 
     def wait_watching(self) -> None:
         """Return when it has seen which processes were there before the engine's.
@@ -71,9 +81,10 @@ class Reaper:
         Raises:
             OSError: it ended instead.
         """
-        assert self._process.stdout is not None
-        if not self._process.stdout.read(1):
+        answer = os.read(self._answers, _ANSWER_LIMIT)
+        if not answer:
             raise OSError("the process that watches over the engine's processes ended early")
+        self._pid = int(answer)
 
     def started(self) -> None:
         """Say that the engine's processes are all there; return when it has seen them.
@@ -90,23 +101,27 @@ class Reaper:
             return
         os.close(self._writer)
         self._writer = -1
-        process = getattr(self, "_process", None)
-        if process is None:
+        if self._answers < 0:
             return
-        try:
-            process.wait(timeout)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        process.stdout.close()
+        # The pipe ends with it.
+        ended, _, _ = select.select([self._answers], [], [], timeout)
+        if not ended and self._pid:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._pid, signal.SIGKILL)
+        os.close(self._answers)
+        self._answers = -1
 
 
 def main(parent_pid: int, reader: int, folder: str) -> None:
     """Watch ``parent_pid`` until the pipe ``reader`` closes, then clean up after its engine."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
+    if os.fork():
+        return
     try:
         _end(_watch(parent_pid, reader))
+        if not _lives(parent_pid):
+            _remove_openmp_file(parent_pid)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -120,7 +135,7 @@ def _watch(parent_pid: int, reader: int) -> set[psutil.Process]:
         others = set(parent.children(recursive=True)) | {psutil.Process()}
     except psutil.NoSuchProcess:
         return engine
-    os.write(sys.stdout.fileno(), _SEEN)
+    _answer()
     starting = True
     while True:
         ready, _, _ = select.select([reader], [], [], _LOOK_EVERY if starting else None)
@@ -132,7 +147,11 @@ def _watch(parent_pid: int, reader: int) -> set[psutil.Process]:
                 return engine
             # From here on new children of the rank are not the engine's.
             starting = False
-            os.write(sys.stdout.fileno(), _SEEN)
+            _answer()
+
+
+def _answer() -> None:
+    os.write(sys.stdout.fileno(), f"{os.getpid()}\n".encode())
 
 
 def _end(engine: set[psutil.Process]) -> None:
@@ -149,6 +168,13 @@ def _end(engine: set[psutil.Process]) -> None:
     # before that. A rank that lives on needs its own: that one is not waited for.
     for process in engine:
         _remove_openmp_file(process.pid)
+
+
+def _lives(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _is_tracker(process: psutil.Process) -> bool:

@@ -24,6 +24,7 @@ from serving.engine.delta_codec import (
 from serving.engine.engine_processes import EngineProcesses
 from serving.engine.environment import apply_environment, engine_environment
 from serving.engine.expert_watch import ExpertWatch
+from serving.engine.fork_server import fork_engines
 from serving.engine.kv_mirror import KvMirror
 from serving.engine.kv_source import KvSource, publish_kv_events
 from serving.engine.step_recorder import StepRecorder
@@ -59,6 +60,7 @@ class VllmEngine:
         address: str = "127.0.0.1",
         rpc_port: int = 0,
         *,
+        processes: EngineProcesses | None = None,
         clock: Clock | None = None,
     ) -> None:
         """Remember what to start; nothing runs yet.
@@ -68,6 +70,7 @@ class VllmEngine:
             rank: index in the group, 0 <= rank < group.data_parallel.
             address: where rank 0 of the group runs.
             rpc_port: free port there, the same for all ranks of the group.
+            processes: what its processes are kept in; they may come from a fork server.
             clock: source of time.
 
         """
@@ -83,7 +86,7 @@ class VllmEngine:
         self._experts: ExpertWatch | None = None
         self._kv_source: KvSource | None = None
         self._hello = link_pb2.Hello()
-        self._processes = EngineProcesses(self._clock)
+        self._processes = processes or EngineProcesses(self._clock)
         self._work_since: float | None = None
 
     async def start(self) -> None:
@@ -239,6 +242,8 @@ class VllmEngine:
                 raise EngineError("stopped while starting")  # noqa: TRY301
             folder = os.environ["VLLM_RPC_BASE_PATH"] = self._processes.watch()
             publish_kv_events(config, folder)
+            if self._processes.forked:
+                fork_engines()
             self._llm = AsyncLLM.from_vllm_config(
                 config,
                 stat_loggers=[self._steps.factory],

@@ -29,7 +29,7 @@ DEFAULTS = {
         "max_num_seqs": 64,
         "speculative": "none",
         "speculative_tokens": 1,
-        "kv_cache_gib": 1.0,
+        "kv_cache_gib": 0.5,
         "threads_per_rank": 1,
         "args": {},
     },

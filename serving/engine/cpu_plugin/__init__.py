@@ -6,16 +6,17 @@ processes and calls :func:`register`. On any other platform than CPU that does n
 Each mend is decided by a probe of behaviour, never by version: what vLLM does right itself
 is left alone, and the log says so.
 
-==============  =================================================================
-module          mends
-==============  =================================================================
-collectives     ``CpuCommunicator`` has no ragged gather and reduce-scatter
-experts         CPU experts ignore the expert map; also counts tokens per expert
-rotary          the CPU rotary embedding garbles 3-D and strided inputs
-quiet           warnings that nobody can act on
-sockets         16 threads wake up 100 times a second each, though nothing happens
-quick_exit      processes take seconds to end
-==============  =================================================================
+=================  ==============================================================
+module             mends
+=================  ==============================================================
+collectives        ``CpuCommunicator`` has no ragged gather and reduce-scatter
+experts            CPU experts ignore the expert map; also counts tokens per expert
+rotary             the CPU rotary embedding garbles 3-D and strided inputs
+sequence_parallel  with workers in ranks, a lone token's shard is taken for all rows
+quiet              warnings that nobody can act on
+sockets            16 threads wake up 100 times a second each, though nothing happens
+quick_exit         processes take seconds to end
+=================  ==============================================================
 """
 
 import logging
@@ -41,9 +42,16 @@ def register() -> None:
         return
     quiet.install()
     # Imported late: these pull in vLLM's layers, which other platforms do not need.
-    from serving.engine.cpu_plugin import collectives, experts, quick_exit, rotary, sockets
+    from serving.engine.cpu_plugin import (
+        collectives,
+        experts,
+        quick_exit,
+        rotary,
+        sequence_parallel,
+        sockets,
+    )
 
-    for mend in (collectives.MEND, experts.MEND, rotary.MEND):
+    for mend in (collectives.MEND, experts.MEND, rotary.MEND, sequence_parallel.MEND):
         _done[mend.name] = mend
         if settle(mend):
             _log.info("mended: %s", mend.name)

@@ -3,6 +3,7 @@
 import time
 
 import httpx
+import psutil
 import pytest
 
 pytestmark = pytest.mark.e2e
@@ -21,6 +22,20 @@ def test_a_request_needs_a_key(stack):
     assert httpx.post(url, json=body).status_code == httpx.codes.UNAUTHORIZED
     answer = httpx.post(url, json=body, headers=stack.headers, timeout=120)
     assert answer.json()["usage"]["completion_tokens"] == 4
+
+
+def test_the_engines_processes_are_forked_from_one_that_has_imported_vllm(stack):
+    (group,) = stack.up.get("/fleet")["groups"]
+    found = {}
+    for rank in group["ranks"]:
+        for process in psutil.Process(rank["pid"]).children(recursive=True):
+            parent, name = process.parent(), process.cmdline()[0].strip()
+            found[name] = parent.cmdline()[0].strip()
+            if name == "VLLM::ForkServer":
+                assert process.num_threads() == 1
+    servers = {name: found[name] for name in found if "EngineCore" in name or "Coord" in name}
+    assert set(servers) == {"VLLM::EngineCore_DP0", "VLLM::EngineCore_DP1", "VLLM::DPCoordinator"}
+    assert set(servers.values()) == {"VLLM::ForkServer"}
 
 
 def test_each_rank_holds_half_of_the_experts_and_counts_their_tokens(stack, http):

@@ -83,6 +83,8 @@ async def score_layout(ranks, workers, speculative, prompts):
         scored = await asyncio.gather(
             *(score(engines[n % ranks], f"q{n}", p, LENGTH) for n, p in enumerate(prompts)),
         )
+        # A request alone: its rank's steps have a single token, the others none.
+        scored.append(await score(engines[0], "alone", prompts[0], LENGTH))
         loads = [await engine.load() for engine in engines]
         assert {len(layer.tokens) for load in loads for layer in load.experts} == {16 // ranks}
     return scored, loads
@@ -96,6 +98,7 @@ async def score_layout(ranks, workers, speculative, prompts):
         pytest.param(2, 1, "none", id="2-ranks"),
         pytest.param(2, 1, "mtp", id="2-ranks-mtp"),
         pytest.param(1, 2, "none", id="2-workers"),
+        pytest.param(2, 2, "none", id="2-ranks-of-2-workers"),
     ],
 )
 async def test_log_probabilities_are_those_of_transformers(

@@ -17,9 +17,17 @@ from torch.distributed import ProcessGroupGloo
 from vllm.distributed.device_communicators.cpu_communicator import CpuCommunicator
 from vllm.model_executor.layers.fused_moe.experts import cpu_moe
 from vllm.model_executor.layers.rotary_embedding.base import RotaryEmbedding
+from vllm.model_executor.models.deepseek_v2 import DeepseekV2DecoderLayer
 
 from serving.engine import cpu_plugin
-from serving.engine.cpu_plugin import collectives, expert_load, experts, quiet, rotary
+from serving.engine.cpu_plugin import (
+    collectives,
+    expert_load,
+    experts,
+    quiet,
+    rotary,
+    sequence_parallel,
+)
 from serving.engine.cpu_plugin.mend import Mend, settle
 
 SIZE, INNER = 32, 64
@@ -31,6 +39,7 @@ def untouched_vllm(monkeypatch):
     monkeypatch.setattr(cpu_plugin, "_done", {})
     for owner, names in (
         (RotaryEmbedding, ("forward_cpu",)),
+        (DeepseekV2DecoderLayer, ("forward",)),
         (cpu_moe.CPUUnquantizedExperts, ("apply", "process_weights_after_loading")),
         (CpuCommunicator, ("__init__",)),
         (ProcessGroupGloo, ("__init__",)),
@@ -73,13 +82,10 @@ def plugin_log():
     logger.level = level
 
 
-MENDS = [
-    pytest.param(module.MEND, id=module.MEND.name.replace(" ", "-"))
-    for module in (collectives, experts, rotary)
-]
+MENDS = [module.MEND for module in (collectives, experts, rotary, sequence_parallel)]
 
 
-@pytest.mark.parametrize("mend", MENDS)
+@pytest.mark.parametrize("mend", MENDS, ids=lambda mend: mend.name.replace(" ", "-"))
 def test_the_probe_finds_what_this_vllm_has_wrong_and_the_mend_cures_it(mend):
     assert not mend.is_right()
     mend.apply()
@@ -105,14 +111,17 @@ def test_a_vllm_that_is_right_is_left_alone_and_the_log_says_so(monkeypatch, plu
     gather, scatter = lambda *a, **k: None, lambda *a, **k: None
     monkeypatch.setattr(CpuCommunicator, "all_gatherv", gather)
     monkeypatch.setattr(CpuCommunicator, "reduce_scatterv", scatter)
+    sequence_parallel.apply()
+    mended = DeepseekV2DecoderLayer.forward
 
     cpu_plugin.register()
 
-    for mend in (collectives.MEND, experts.MEND, rotary.MEND):
+    for mend in MENDS:
         assert f"left alone, vLLM has it right itself: {mend.name}" in plugin_log.said
     assert RotaryEmbedding.forward_cpu is native
     assert CpuCommunicator.all_gatherv is gather
     assert CpuCommunicator.reduce_scatterv is scatter
+    assert DeepseekV2DecoderLayer.forward is mended
 
 
 def test_registering_says_what_it_mended_and_a_second_time_does_nothing(plugin_log):
@@ -120,9 +129,7 @@ def test_registering_says_what_it_mended_and_a_second_time_does_nothing(plugin_l
     first = RotaryEmbedding.forward_cpu, cpu_moe.CPUUnquantizedExperts.apply
     cpu_plugin.register()
 
-    assert plugin_log.said == [
-        f"mended: {mend.name}" for mend in (collectives.MEND, experts.MEND, rotary.MEND)
-    ]
+    assert plugin_log.said == [f"mended: {mend.name}" for mend in MENDS]
     assert (RotaryEmbedding.forward_cpu, cpu_moe.CPUUnquantizedExperts.apply) == first
 
 

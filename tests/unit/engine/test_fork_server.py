@@ -1,0 +1,68 @@
+"""The fork server, with processes that need no vLLM; tests/e2e/served has the real ones."""
+
+import inspect
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from serving.engine.fork_server import _Context, fork_engines
+
+SCRIPT = """
+import json, os, sys
+from multiprocessing import forkserver
+from serving.engine import fork_server
+
+folder = sys.argv[1]
+fork_server._IMPORTS = "wave"
+os.environ["EARLY"] = "server"
+server = fork_server.start_fork_server(folder)
+os.environ["EARLY"] = os.environ["LATE"] = "process"
+reader, writer = fork_server._Context().Pipe(duplex=False)
+process = fork_server._Context().Process(target=exec, args=(
+    "import json, os, sys; writer.send(dict("
+    "parent=os.getppid(), early=os.environ['EARLY'], late=os.environ['LATE'],"
+    " imported='wave' in sys.modules))", {"writer": writer}))
+process.start()
+said = reader.recv()
+process.join(30)
+print(json.dumps(said | {"server": server, "code": process.exitcode,
+    "sockets": [name for name in os.listdir(folder) if name.startswith("listener")]}), flush=True)
+sys.stdin.readline()
+"""
+
+
+def test_a_process_is_forked_with_what_is_imported_and_its_own_environment(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as asker:
+        assert asker.stdout is not None
+        said = json.loads(asker.stdout.readline())
+        server = psutil.Process(said["server"])
+        assert said["parent"] == server.pid
+        assert server.ppid() == asker.pid
+        assert said["imported"]
+        assert (said["early"], said["late"]) == ("process", "process")
+        assert said["code"] == 0
+        assert len(said["sockets"]) == 1
+        asker.kill()
+    # Nobody is left who could ask it for a process.
+    assert psutil.wait_procs([server], timeout=30)[1] == []
+
+
+def test_vllm_takes_its_processes_from_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vllm.v1.engine import coordinator, utils
+
+    for module in (coordinator, utils):
+        # As a name of the module: that is what is replaced.
+        assert "context = get_mp_context()" in inspect.getsource(module)
+        monkeypatch.setattr(module, "get_mp_context", module.get_mp_context)
+    fork_engines()
+    for module in (coordinator, utils):
+        assert isinstance(module.get_mp_context(), _Context)
