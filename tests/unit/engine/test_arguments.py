@@ -35,7 +35,7 @@ def test_a_rank_of_several():
     assert args.enable_expert_parallel
     assert args.enforce_eager
     assert args.dtype == "float32"
-    assert args.kv_cache_memory_bytes == 2**30
+    assert args.kv_cache_memory_bytes == 2**29
     assert args.reasoning_parser == "deepseek_r1"
     assert args.speculative_config is None
     assert args.worker_extension_cls == "serving.engine.worker_extension.WorkerExtension"
