@@ -65,7 +65,7 @@ def engine_args(
 
     Raises:
         SettingsError: ``engine.args`` names something that vLLM does not know, or gives it a
-            value of the wrong type; or the model cannot be read.
+            value of the wrong type; the model cannot be read; or vLLM would answer wrongly.
 
     """
     args = _common(settings)
@@ -81,6 +81,7 @@ def engine_args(
     if is_mixture(settings):
         args["enable_expert_parallel"] = ranks * settings.group.tensor_parallel > 1
         if ranks > 1:
+            _refuse_wrong_answers(settings)
             args |= {
                 "data_parallel_size": ranks,
                 "data_parallel_rank": rank,
@@ -202,6 +203,17 @@ def _executor(settings: Settings) -> type[Executor] | str:
     if settings.platform is Platform.CPU and alone:
         return InProcessExecutor
     return "uni" if alone else "mp"
+
+
+def _refuse_wrong_answers(settings: Settings) -> None:
+    """Refuse what vLLM 0.32 does wrong without a sign, and what is mended on CPU only."""
+    gpu, workers = settings.platform is Platform.GPU, settings.group.tensor_parallel
+    if gpu and workers > 1 and _own_arguments(settings).get("enforce_eager"):
+        raise SettingsError(
+            "engine.args.enforce_eager: with group.data_parallel and group.tensor_parallel above "
+            "1 vLLM 0.32 then answers a request that is alone on its rank with nonsense (vLLM "
+            "issue 50154); leave it out, or set group.tensor_parallel to 1"
+        )
 
 
 def _own_arguments(settings: Settings) -> dict[str, Any]:

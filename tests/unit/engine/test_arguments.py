@@ -69,6 +69,31 @@ def test_a_gpu_gets_vllms_own_defaults():
     assert args.kv_cache_memory_bytes is None
 
 
+@pytest.mark.parametrize(
+    ("platform", "ranks", "workers", "args", "refused"),
+    [
+        pytest.param("gpu", 2, 2, {"enforce_eager": True}, True, id="wrong"),
+        pytest.param("gpu", 2, 2, {"enforce-eager": True}, True, id="by-its-flag"),
+        pytest.param("gpu", 2, 2, {}, False, id="compiled"),
+        pytest.param("gpu", 2, 2, {"enforce_eager": "false"}, False, id="compiled-in-words"),
+        pytest.param("gpu", 2, 1, {"enforce_eager": True}, False, id="one-worker-a-rank"),
+        pytest.param("gpu", 1, 2, {"enforce_eager": True}, False, id="one-rank"),
+        pytest.param("cpu", 2, 2, {"enforce_eager": True}, False, id="mended-on-cpu"),
+    ],
+)
+def test_what_vllm_would_answer_wrongly_is_refused(platform, ranks, workers, args, refused):
+    settings = Settings(
+        platform=platform,
+        group=GroupSettings(data_parallel=ranks, tensor_parallel=workers),
+        engine=EngineSettings(args=args),
+    )
+    if refused:
+        with pytest.raises(SettingsError, match="vLLM issue 50154"):
+            engine_args(settings, rpc_port=4321)
+    else:
+        assert engine_args(settings, rpc_port=4321).tensor_parallel_size == workers
+
+
 def test_engine_arguments_pass_through_and_win():
     engine = EngineSettings(
         args={"max-num-batched-tokens": "4096", "seed": 7, "enforce_eager": False},
