@@ -173,6 +173,17 @@ def _search(parser: argparse.ArgumentParser) -> None:
         "--trials", type=_trials, default=24, metavar="N",
         help="near the answer, after about six to find it; more make it firmer (default 24)",
     )  # fmt: skip
+    group.add_argument(
+        "--searches", type=_count, default=1, metavar="N",
+        help="so many at once, trial by trial in turn, each with arrivals of its own: how far the "
+        "answer holds when searched again, whatever the machine's speed does (default 1)",
+    )  # fmt: skip
+
+
+def _count(text: str) -> int:
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is below 1")
+    return int(text)
 
 
 def _trials(text: str) -> int:

@@ -249,14 +249,16 @@ def _dots(
 def _search(run: Run) -> str:
     if not run.trials:
         return ""
+    several = len({trial.search for trial in run.trials}) > 1
     rows = "".join(
-        f"<tr><td>{number}</td><td>{trial.purpose}</td><td>{trial.rate:.3g}</td>"
+        f"<tr><td>{number}</td>{f'<td>{trial.search}</td>' if several else ''}"
+        f"<td>{trial.purpose}</td><td>{trial.rate:.3g}</td>"
         f"<td>{trial.attained:.2%}</td><td>{'held' if trial.held else 'did not hold'}</td></tr>"
         for number, trial in enumerate(run.trials, 1)
     )
     return (
-        "<h2>Search</h2><div class=scroll><table><tr><th>trial<th>purpose<th>requests/s"
-        f"<th>met<th></tr>{rows}</table></div>"
+        f"<h2>Search</h2><div class=scroll><table><tr><th>trial{'<th>search' if several else ''}"
+        f"<th>purpose<th>requests/s<th>met<th></tr>{rows}</table></div>"
     )
 
 

@@ -1,11 +1,16 @@
 """A run that searches for the highest rate which meets the objective: its trials on a server."""
 
 import argparse
+import asyncio
 import contextlib
+import statistics
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
 
 from loadtest import slo
 from loadtest.arrivals import RateProfile
 from loadtest.record import Record
+from loadtest.run import Run
 from loadtest.stages import Stages
 from loadtest.statistics import Quantiles
 from loadtest.stolen import StolenTime
@@ -25,36 +30,96 @@ _FULL = 32
 
 async def search(options: argparse.Namespace, stages: Stages) -> None:
     """Search; the answer, the trials and what to know about them are noted in the run."""
-    run = stages.run
     trials = _Trials(options, stages)
-    with contextlib.suppress(_Ended):
-        found = await slo.search(
-            trials.attempt,
-            start=options.start or await trials.first_rate(),
-            most=options.most,
-            share=run.slo.share,
-            settling=options.trials,
-            made=run.trials,
-        )
-        run.answer = found.rate
-        if found.rate is not None and not found.bounded:
-            run.notes.append("No rate failed: the highest one (--most) held.")
-        if found.halves is not None and found.moved:
-            first, second = found.halves
+    turns = _Turns(options.searches)
+    found: list[slo.Found] = []
+    try:
+        start = options.start or await trials.first_rate()
+        async with asyncio.TaskGroup() as group:
+            made = [
+                group.create_task(_one(trials, turns, start, number))
+                for number in range(options.searches)
+            ]
+        found = [task.result() for task in made]
+    except* _Ended:
+        pass
+    if found:
+        _answer(stages.run, found)
+
+
+async def _one(trials: "_Trials", turns: "_Turns", start: float, number: int) -> slo.Found:
+    """Make one of the searches in turn."""
+    options, run = trials.options, trials.run
+
+    async def attempt(rate: float, pattern: int) -> slo.Tried:
+        async with turns.turn(number):
+            return await trials.attempt(rate, pattern, number)
+
+    found = await slo.search(
+        attempt,
+        start=start,
+        most=options.most,
+        share=run.slo.share,
+        settling=options.trials,
+        made=run.trials,
+        number=number + 1,
+    )
+    await turns.leave(number)
+    return found
+
+
+def _answer(run: Run, found: Sequence[slo.Found]) -> None:
+    rates = [one.rate for one in found if one.rate is not None]
+    if len(rates) == len(found):
+        run.answer = statistics.geometric_mean(rates)
+    if len(found) > 1:
+        each = ", ".join("none" if one.rate is None else f"{one.rate:.3g}" for one in found)
+        apart = f": {max(rates) / min(rates) - 1:.0%} apart" if run.answer else ""
+        run.notes.append(f"{len(found)} searches in turn answered {each} requests/s{apart}.")
+    if run.answer is not None and not all(one.bounded for one in found):
+        run.notes.append("No rate failed: the highest one (--most) held.")
+    for number, one in enumerate(found, 1):
+        if one.halves is not None and one.moved:
+            first, second = one.halves
+            which = f" (search {number})" if len(found) > 1 else ""
             run.notes.append(
                 f"The server changed meanwhile: {first:.3g} requests/s by the first half of "
-                f"the settling trials, {second:.3g} by the second."
+                f"the settling trials, {second:.3g} by the second{which}."
             )
+
+
+class _Turns:
+    """Lets searches that go on side by side make their trials one at a time, round and round."""
+
+    def __init__(self, count: int) -> None:
+        self._order = deque(range(count))
+        self._moved = asyncio.Condition()
+
+    @contextlib.asynccontextmanager
+    async def turn(self, number: int) -> AsyncIterator[None]:
+        """Wait for the turn of ``number``; the next one's begins when it is left."""
+        async with self._moved:
+            await self._moved.wait_for(lambda: self._order[0] == number)
+            # Held meanwhile, as only the one whose turn it is has anything to do.
+            yield
+            self._order.rotate(-1)
+            self._moved.notify_all()
+
+    async def leave(self, number: int) -> None:
+        """Have no turns any more."""
+        async with self._moved:
+            self._order.remove(number)
+            self._moved.notify_all()
 
 
 class _Trials:
     """Tries rates."""
 
     def __init__(self, options: argparse.Namespace, stages: Stages) -> None:
-        self._options = options
+        self.options = options
+        self.run = stages.run
         self._stages = stages
         self._generator = stages.generator
-        self._run = stages.run
 
     async def first_rate(self) -> float:
         """Return half of what a closed loop gets done: from far below the search takes long."""
@@ -65,31 +130,32 @@ class _Trials:
         print(f"  {_FULL} streams: {done:.4g} requests/s; the search starts at {rate:.4g}")
         return rate
 
-    async def attempt(self, rate: float, pattern: int) -> slo.Tried:
+    async def attempt(self, rate: float, pattern: int, search: int) -> slo.Tried:
         """Try a rate, again where it missed and the machine disturbed it."""
+        which = f"search {search + 1}: " if self.options.searches > 1 else ""
         for _ in range(_DISTURBED_AGAIN):
             host = StolenTime()
-            tried, late = await self._trial(rate, pattern)
+            tried, late = await self._trial(rate, f"{search}/{pattern}" if search else f"{pattern}")
             stolen = host.share()
-            met = tried.held and tried.share >= self._run.slo.share
+            met = tried.held and tried.share >= self.run.slo.share
             verdict, note = "held" if met else "missed", ""
             if not met and late:
                 verdict, note = "missed, generator late", _BUSY
             elif not met and stolen > _STOLEN:
                 verdict, note = f"missed, host took {stolen:.0%} of the processors", _TAKEN
-            number = f" (settling {pattern} of {self._options.trials})" if pattern else ""
-            print(f"  {rate:.4g} requests/s: {tried.share:.2%} {verdict}{number}")
+            number = f" (settling {pattern} of {self.options.trials})" if pattern else ""
+            print(f"  {which}{rate:.4g} requests/s: {tried.share:.2%} {verdict}{number}")
             if not note:
                 return tried
-        if note not in self._run.notes:
-            self._run.notes.append(note)
+        if note not in self.run.notes:
+            self.run.notes.append(note)
         return tried
 
-    async def _trial(self, rate: float, pattern: int) -> tuple[slo.Tried, bool]:
+    async def _trial(self, rate: float, pattern: str) -> tuple[slo.Tried, bool]:
         """Return how the rate went, and if the generator was late."""
         if self._generator.stopped:
             raise _Ended
-        options, objective = self._options, self._run.slo
+        options, objective = self.options, self.run.slo
         seconds = max(options.duration, options.warmup + options.trial_requests / rate)
         # A trial that cannot hold any more need not go on. Twice what is allowed, as the number
         # of requests that will come is itself by chance.

@@ -68,6 +68,8 @@ class Trial:
     attained: float
     purpose: str
     """probe, bisect or settle."""
+    search: int = 1
+    """Which one of searches in turn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,16 +119,20 @@ _ON_THE_WAY = 4
 class _Tries:
     """Trials that were made so far."""
 
-    def __init__(self, attempt: Attempt, share: float, made: list[Trial]) -> None:
+    def __init__(self, attempt: Attempt, share: float, seen: list[Trial], number: int) -> None:
         self._attempt = attempt
         self._share = share
-        self.made = made
+        self._seen = seen
+        self._number = number
+        self.made: list[Trial] = []
 
     async def holds(self, rate: float, purpose: str, pattern: int = 0) -> bool:
         """Try a rate."""
         tried = await self._attempt(rate, pattern)
         held = tried.held and tried.share >= self._share
-        self.made.append(Trial(rate, held, tried.share, purpose))
+        trial = Trial(rate, held, tried.share, purpose, self._number)
+        self.made.append(trial)
+        self._seen.append(trial)
         return held
 
 
@@ -139,6 +145,7 @@ async def search(
     settling: int = 24,
     halvings: int = 6,
     made: list[Trial] | None = None,
+    number: int = 1,
 ) -> Found:
     """Find the highest rate at which four of five trials hold.
 
@@ -160,9 +167,10 @@ async def search(
         settling: trials in the neighbourhood, at least ``FEWEST``.
         halvings: how often ``start`` is halved when it does not hold.
         made: gets every trial as it ends, for when the search is cut off.
+        number: of this search among those that fill ``made``.
 
     """
-    tries = _Tries(attempt, share, [] if made is None else made)
+    tries = _Tries(attempt, share, [] if made is None else made, number)
     low, high = await _bracket(tries, min(start, most), most, halvings)
     if not low:
         return Found(None, tuple(tries.made))

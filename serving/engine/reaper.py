@@ -20,6 +20,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import psutil
@@ -29,6 +30,9 @@ _LOOK_EVERY = 1.0
 
 _STARTED = b"s"
 """What the rank writes when its engine is up."""
+
+_PATIENCE = 30.0
+"""Seconds for it to start and for each of its answers: fractions of one, on a machine that runs."""
 
 _ANSWER_LIMIT = 64
 """Bytes of the answer, its process id in a line; also given once in the beginning."""
@@ -60,12 +64,14 @@ class Reaper:
                 start_new_session=True,
                 env=os.environ | {"LD_PRELOAD": ""},
                 check=False,
+                timeout=_PATIENCE,
             )
             self._answers = answers
-        except OSError:
+        except (OSError, subprocess.TimeoutExpired) as error:
             os.close(answers)
             self.close()
-            raise
+            shutil.rmtree(self.folder, ignore_errors=True)
+            raise OSError(f"nobody watches over the engine's processes: {error}") from error
         finally:
             os.close(reader)
             os.close(theirs)
@@ -79,8 +85,14 @@ class Reaper:
         """Return when it has seen which processes were there before the engine's.
 
         Raises:
-            OSError: it ended instead.
+            OSError: it ended instead, or did not answer in time.
         """
+        ready, _, _ = select.select([self._answers], [], [], _PATIENCE)
+        if not ready:
+            raise OSError(
+                "the process that watches over the engine's processes did not answer within "
+                f"{_PATIENCE:g} s: this machine is out of memory or processor time"
+            )
         answer = os.read(self._answers, _ANSWER_LIMIT)
         if not answer:
             raise OSError("the process that watches over the engine's processes ended early")
@@ -90,7 +102,7 @@ class Reaper:
         """Say that the engine's processes are all there; return when it has seen them.
 
         Raises:
-            OSError: it ended instead.
+            OSError: it ended instead, or did not answer in time.
         """
         os.write(self._writer, _STARTED)
         self.wait_watching()
@@ -103,13 +115,19 @@ class Reaper:
         self._writer = -1
         if self._answers < 0:
             return
-        # The pipe ends with it.
-        ended, _, _ = select.select([self._answers], [], [], timeout)
-        if not ended and self._pid:
+        if not self._ended(time.monotonic() + timeout) and self._pid:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._pid, signal.SIGKILL)
         os.close(self._answers)
         self._answers = -1
+
+    def _ended(self, deadline: float) -> bool:
+        """Wait for the end of the pipe, which ends with it; an answer may still be in there."""
+        while True:
+            patience = max(deadline - time.monotonic(), 0)
+            ready, _, _ = select.select([self._answers], [], [], patience)
+            if not ready or not os.read(self._answers, _ANSWER_LIMIT):
+                return bool(ready)
 
 
 def main(parent_pid: int, reader: int, folder: str) -> None:

@@ -1,10 +1,13 @@
 """Searches for the highest rate, against small real servers."""
 
 import asyncio
+import itertools
 
 import pytest
 
+from loadtest import search as search_module
 from loadtest.conductor import conduct
+from loadtest.slo import Tried
 from loadtest.stolen import StolenTime
 from tests.integration.loadtest.asking import been_asked, options
 
@@ -40,8 +43,45 @@ async def test_a_search_run_again_sends_as_much_at_the_same_times_but_other_text
     assert len(set(lengths[0])) > 1
 
 
-async def test_a_search_that_is_cut_off_keeps_its_trials(server):
-    line = ("--slo-ttft-ms", "60000", "--start", "50", "--duration", "0.2", "--trial-requests", "5")
+async def test_searches_in_turn_answer_each_for_itself(server):
+    line = ("--slo-ttft-ms", "60000", "--start", "50", "--most", "100", "--duration", "0.1",
+            "--trial-requests", "5", "--searches", "3")  # fmt: skip
+    run = await conduct(options(server, *line, command="search"), "x")
+    assert run.answer == pytest.approx(100)
+    assert [trial.search for trial in run.trials] == [1, 2, 3] * (len(run.trials) // 3)
+    first, second, _ = (
+        [(trial.rate, trial.purpose) for trial in run.trials if trial.search == number]
+        for number in (1, 2, 3)
+    )
+    assert first == second
+    assert run.notes[0] == "3 searches in turn answered 100, 100, 100 requests/s: 0% apart."
+    dues = [
+        [record.intended - stage.began for record in run.records if record.stage == stage.index]
+        for stage in run.stages[:3]
+    ]
+    assert dues[0] != dues[1] != dues[2]
+
+
+async def test_one_search_in_turn_may_end_before_the_other(server, monkeypatch):
+    turn = itertools.count()
+
+    async def trial(self, rate, pattern):
+        # The first search meets a faster server, and so makes more trials before it settles.
+        return Tried(float(rate <= (80 if next(turn) % 2 == 0 else 3))), False
+
+    monkeypatch.setattr(search_module._Trials, "_trial", trial)
+    line = ("--slo-ttft-ms", "60000", "--start", "2", "--trials", "4", "--searches", "2")
+    async with asyncio.timeout(20):
+        run = await conduct(options(server, *line, command="search"), "x")
+    made = [sum(trial.search == number for trial in run.trials) for number in (1, 2)]
+    assert made[0] > made[1]
+    assert "2 searches in turn answered" in run.notes[0]
+
+
+@pytest.mark.parametrize("searches", ["1", "2"])
+async def test_a_search_that_is_cut_off_keeps_its_trials(server, searches):
+    line = ("--slo-ttft-ms", "60000", "--start", "50", "--duration", "0.2", "--trial-requests", "5",
+            "--searches", searches)  # fmt: skip
     searching = asyncio.create_task(conduct(options(server, *line, command="search"), "x"))
     async with asyncio.timeout(20):
         await been_asked(server, 40)

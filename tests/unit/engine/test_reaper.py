@@ -10,6 +10,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from serving.engine import reaper as reaper_module
+from serving.engine.reaper import Reaper
+
 RANK = """
 import subprocess, sys, time
 from serving.engine.reaper import Reaper
@@ -87,3 +90,25 @@ def test_ctrl_c_in_the_terminal_does_not_take_the_reaper_away(rank):
     process.stdin.flush()
     assert process.stdout.readline() == "closed\n"
     assert wait_until_gone([child]) == []
+
+
+def test_one_that_does_not_answer_is_not_waited_for(monkeypatch):
+    reaper = Reaper()
+    reaper.wait_watching()
+    os.kill(reaper.pid, signal.SIGSTOP)
+    monkeypatch.setattr(reaper_module, "_PATIENCE", 0.2)
+    try:
+        with pytest.raises(OSError, match="did not answer"):
+            reaper.started()
+    finally:
+        os.kill(reaper.pid, signal.SIGCONT)
+        reaper.close()
+    assert not Path(reaper.folder).exists()
+
+
+def test_one_that_does_not_start_leaves_nothing(monkeypatch, tmp_path):
+    monkeypatch.setattr(reaper_module.sys, "executable", str(tmp_path / "no-python"))
+    monkeypatch.setattr(reaper_module.tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(OSError, match="nobody watches"):
+        Reaper()
+    assert list(tmp_path.iterdir()) == []
