@@ -179,7 +179,10 @@ class _Trials:
             self._generator.listeners.remove(note)
         if self._generator.stopped:
             raise _Ended
-        share = slo.attainment(seen, objective) or 0.0
+        share = slo.attainment(seen, objective)
+        if share is None:
+            # By chance nobody came (one in 150 trials of five requests): that says nothing.
+            return await self._trial(rate, f"{pattern}/again")
         lateness = Quantiles.of([record.sent - record.intended for record in seen]).p99
         return slo.Tried(share, held=missed <= most), lateness > _LATE * objective.tightest
 
