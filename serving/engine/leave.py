@@ -52,6 +52,7 @@ class LeaveWatch:
             found = self._folder.lstat()
             if found.st_uid != os.getuid() or not stat.S_ISDIR(found.st_mode):
                 raise PermissionError(f"{self._folder} is no folder of this user")
+            self._sweep()
             self._mine.touch()
         except OSError as error:
             log.warning("moe-serving leave will not be heard", error=str(error))
@@ -66,6 +67,12 @@ class LeaveWatch:
             await asyncio.wait([task])
         for file in (self._mine, self._left):
             with contextlib.suppress(OSError):
+                file.unlink(missing_ok=True)
+
+    def _sweep(self) -> None:
+        """Remove the files of ranks that were killed: their numbers go to other processes."""
+        for file in self._folder.glob("*.*"):
+            if file.suffix in (".rank", ".left") and not _lives(int(file.stem)):
                 file.unlink(missing_ok=True)
 
     async def _watch(self) -> None:

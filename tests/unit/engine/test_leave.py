@@ -145,3 +145,16 @@ def test_where_no_rank_runs_there_is_nothing_to_do(tmp_path, monkeypatch, capsys
     monkeypatch.setattr(leave, "FOLDER", tmp_path / "none")
     assert main(["leave"]) == 0
     assert capsys.readouterr().out == "no rank runs here\n"
+
+
+async def test_a_rank_that_starts_removes_what_killed_ones_left(tmp_path):
+    folder = tmp_path / "ranks"
+    folder.mkdir(mode=0o700)
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    for name in (f"{ended.pid}.rank", f"{ended.pid}.left", f"{os.getppid()}.rank"):
+        (folder / name).touch()
+    watch = LeaveWatch(Rank().drain, Clock(), folder)
+    watch.start()
+    await watch.stop()
+    assert [file.name for file in folder.iterdir()] == [f"{os.getppid()}.rank"]
