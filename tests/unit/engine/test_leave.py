@@ -43,6 +43,14 @@ def quick(monkeypatch):
     monkeypatch.setattr(leave, "_POLL_SECONDS", 0.01)
 
 
+@pytest.fixture
+def ended():
+    """The number of a process that has ended."""
+    process = subprocess.Popen(["true"])
+    process.wait()
+    return process.pid
+
+
 async def until(condition):
     async with asyncio.timeout(PATIENCE):
         while not condition():  # noqa: ASYNC110
@@ -101,10 +109,8 @@ async def test_a_folder_that_is_not_ours_is_not_used(tmp_path):
     await watch.stop()
 
 
-def test_a_rank_that_died_does_not_hold_others_up(tmp_path):
-    process = subprocess.Popen(["true"])
-    process.wait()
-    (tmp_path / f"{process.pid}.rank").touch()
+def test_a_rank_that_died_does_not_hold_others_up(tmp_path, ended):
+    (tmp_path / f"{ended}.rank").touch()
     (tmp_path / f"{os.getpid()}.left").touch()
     assert serving_ranks(tmp_path) == []
 
@@ -147,12 +153,10 @@ def test_where_no_rank_runs_there_is_nothing_to_do(tmp_path, monkeypatch, capsys
     assert capsys.readouterr().out == "no rank runs here\n"
 
 
-async def test_a_rank_that_starts_removes_what_killed_ones_left(tmp_path):
+async def test_a_rank_that_starts_removes_what_killed_ones_left(tmp_path, ended):
     folder = tmp_path / "ranks"
     folder.mkdir(mode=0o700)
-    ended = subprocess.Popen(["true"])
-    ended.wait()
-    for name in (f"{ended.pid}.rank", f"{ended.pid}.left", f"{os.getppid()}.rank"):
+    for name in (f"{ended}.rank", f"{ended}.left", f"{os.getppid()}.rank"):
         (folder / name).touch()
     watch = LeaveWatch(Rank().drain, Clock(), folder)
     watch.start()
