@@ -65,6 +65,11 @@ class _Balance(HTMLParser):
             id="search-cut-off",
         ),
         pytest.param(
+            {"trials": [Trial(4.0, True, 1.0, "probe"), Trial(4.0, True, 1.0, "probe", 2)]},
+            ["<th>search", "<td>2</td><td>2</td><td>probe</td>"],
+            id="searches-in-turn",
+        ),
+        pytest.param(
             {"trials": [Trial(4.0, False, 0.9, "probe")]}, ["No rate that was tried"], id="no-rate"
         ),
         pytest.param({"records": [], "stages": [], "events": []}, ["nothing to show"], id="empty"),
