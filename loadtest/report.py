@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from html import escape
 
+from loadtest import search_report as search
 from loadtest.charts import COLOURS, Chart, Kind, Mark, Series, cdf, rates
 from loadtest.record import Record
 from loadtest.run import Run, Stage
@@ -33,9 +34,9 @@ def html(run: Run) -> str:
             "ITL is each request's mean from token to token. Warm-up is left out.</small>"
         ),
         "<h2>Charts</h2><div class=charts>",
-        *(chart.svg() for chart in _charts(run, summaries)),
+        *(chart.svg() for chart in (*search.charts(run), *_charts(run, summaries))),
         "</div>",
-        _search(run),
+        search.table(run.trials),
         _failures(run.records),
         _events(run),
     ]
@@ -244,22 +245,6 @@ def _dots(
         slow = sorted(points, key=lambda point: point[1])[-_MOST_DOTS // 4 :]
         points = [*points[:: len(points) // (_MOST_DOTS * 3 // 4) + 1], *slow]
     return points
-
-
-def _search(run: Run) -> str:
-    if not run.trials:
-        return ""
-    several = len({trial.search for trial in run.trials}) > 1
-    rows = "".join(
-        f"<tr><td>{number}</td>{f'<td>{trial.search}</td>' if several else ''}"
-        f"<td>{trial.purpose}</td><td>{trial.rate:.3g}</td>"
-        f"<td>{trial.attained:.2%}</td><td>{'held' if trial.held else 'did not hold'}</td></tr>"
-        for number, trial in enumerate(run.trials, 1)
-    )
-    return (
-        f"<h2>Search</h2><div class=scroll><table><tr><th>trial{'<th>search' if several else ''}"
-        f"<th>purpose<th>requests/s<th>met<th></tr>{rows}</table></div>"
-    )
 
 
 def _failures(records: Sequence[Record]) -> str:

@@ -56,7 +56,12 @@ class _Balance(HTMLParser):
         pytest.param({"stopped": "interrupted"}, ["Partial:", "interrupted"], id="partial"),
         pytest.param(
             {"trials": [Trial(4.0, True, 1.0, "probe")], "answer": 4.0},
-            ["banner good'>Highest rate that held: 4 requests/s", "<td>held</td>"],
+            [
+                "banner good'>Highest rate that held: 4 requests/s",
+                "rates that were tried",
+                "answer: 4<",
+                "<td>held</td>",
+            ],
             id="search",
         ),
         pytest.param(
@@ -66,7 +71,7 @@ class _Balance(HTMLParser):
         ),
         pytest.param(
             {"trials": [Trial(4.0, True, 1.0, "probe"), Trial(4.0, True, 1.0, "probe", 2)]},
-            ["<th>search", "<td>2</td><td>2</td><td>probe</td>"],
+            ["</i>search 2<", "<th>search", "<td>2</td><td>2</td><td>probe</td>"],
             id="searches-in-turn",
         ),
         pytest.param(
@@ -92,6 +97,10 @@ def test_loads_that_are_tried_again_are_dots_and_told_apart():
     against = page[page.index("TTFT against load") : page.index("ITL against load")]
     assert "<path" not in against
     assert "<circle" in against
+
+
+def test_only_a_search_shows_rates_that_were_tried():
+    assert "rates that were tried" not in html(some_run())
 
 
 def test_a_run_is_read_back_as_it_was(tmp_path):

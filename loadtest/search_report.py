@@ -1,0 +1,57 @@
+"""What a report says of a search: the rates it tried, as a chart and as a table."""
+
+import itertools
+from collections.abc import Iterable, Sequence
+
+from loadtest.charts import COLOURS, Chart, Series
+from loadtest.run import Run
+from loadtest.slo import Trial
+
+
+def charts(run: Run) -> Iterable[Chart]:
+    """Return the way of each search from rate to rate; nothing without trials."""
+    if not run.trials:
+        return
+    ways: dict[int, list[tuple[float, Trial]]] = {}
+    for trial in run.trials:
+        way = ways.setdefault(trial.search, [])
+        way.append((len(way) + 1.0, trial))
+    tried = [one for way in ways.values() for one in way]
+    yield Chart(
+        "Search: rates that were tried",
+        "trial",
+        "requests/s",
+        [
+            *(
+                Series(
+                    f"search {number}" if len(ways) > 1 else "tried",
+                    [(at, trial.rate) for at, trial in way],
+                    "line",
+                    colour,
+                )
+                for (number, way), colour in zip(
+                    ways.items(), itertools.cycle(COLOURS), strict=False
+                )
+            ),
+            Series("held", [(at, t.rate) for at, t in tried if t.held], "dots", "good"),
+            Series("did not hold", [(at, t.rate) for at, t in tried if not t.held], "dots", "bad"),
+        ],
+        limits=[(run.answer, f"answer: {run.answer:.3g}")] if run.answer else [],
+    )
+
+
+def table(trials: Sequence[Trial]) -> str:
+    """Return every trial; nothing without."""
+    if not trials:
+        return ""
+    several = len({trial.search for trial in trials}) > 1
+    rows = "".join(
+        f"<tr><td>{number}</td>{f'<td>{trial.search}</td>' if several else ''}"
+        f"<td>{trial.purpose}</td><td>{trial.rate:.3g}</td>"
+        f"<td>{trial.attained:.2%}</td><td>{'held' if trial.held else 'did not hold'}</td></tr>"
+        for number, trial in enumerate(trials, 1)
+    )
+    return (
+        f"<h2>Search</h2><div class=scroll><table><tr><th>trial{'<th>search' if several else ''}"
+        f"<th>purpose<th>requests/s<th>met<th></tr>{rows}</table></div>"
+    )
