@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from typing import IO
 import psutil
 
 from serving.cli import supervisor
-from serving.errors import Unsupported
+from serving.errors import EngineError, Unsupported
 
 _CLONE_NEWNET = 0x40000000
 _PREFIX_LENGTH = 24
@@ -156,8 +157,18 @@ class Node:
         return found
 
     def clear(self) -> None:
-        """Kill all processes of this node at once; node and network stay."""
+        """Kill all processes of this node at once and see them gone; node and network stay.
+
+        Raises:
+            EngineError: one of them is still there after 20 s.
+        """
         subprocess.run(self.command(["sh", "-c", "kill -9 -1"]), check=False, timeout=20)
+        # A killed process closes its connections first; it is there for a moment after that.
+        deadline = time.monotonic() + 20
+        while self.processes():
+            if time.monotonic() > deadline:
+                raise EngineError(f"killed processes of node {self.name} do not end")
+            time.sleep(0.01)
 
     def kill(self) -> None:
         """Kill all processes of this node at once; its network goes with them."""
