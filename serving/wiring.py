@@ -24,7 +24,8 @@ from serving.clock import Clock, SystemClock
 from serving.credentials.tls import following_context
 from serving.edge.exposure import require_guarded
 from serving.edge.gate import Gate
-from serving.edge.rest_server import RestServer, bind
+from serving.edge.rest_server import RestServer
+from serving.listening import bind
 from serving.settings import Settings
 
 if TYPE_CHECKING:
@@ -146,7 +147,14 @@ class Router:
         """
         # Before the slow imports: an open door, or a port that is taken, should be known at once.
         require_guarded(settings)
-        listening = bind(settings.router)
+        router_settings = settings.router
+        listening = bind(
+            "REST",
+            router_settings.host,
+            router_settings.rest_port,
+            "router.rest_port (--port)",
+            cut_after=router_settings.write_timeout,
+        )
         async with contextlib.AsyncExitStack() as undo:
             undo.callback(listening.close)
             router = await cls._build(settings, clock or SystemClock(), listening, undo)

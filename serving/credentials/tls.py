@@ -6,6 +6,7 @@ it is in force. New handshakes get the new pair, connections that stand are left
 
 import ssl
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 
 from serving.credentials.watched import Watched
@@ -23,6 +24,13 @@ class TlsFiles:
     """Clients must show a certificate of these authorities."""
 
 
+class Alpn(StrEnum):
+    """What a server speaks inside; agreed on in the handshake (RFC 7301)."""
+
+    HTTP_1_1 = "http/1.1"
+    H2 = "h2"
+
+
 @dataclass(frozen=True, slots=True)
 class TlsMaterial:
     """One consistent state of the files."""
@@ -30,8 +38,8 @@ class TlsMaterial:
     cert: bytes
     key: bytes = field(repr=False)
     client_ca: bytes | None
-    context: ssl.SSLContext
-    """For servers that take one."""
+    contexts: dict[Alpn, ssl.SSLContext]
+    """For servers that take one, by what they speak."""
 
 
 def client_port_tls(settings: SecuritySettings) -> TlsFiles | None:
@@ -63,9 +71,19 @@ def load_tls(files: TlsFiles) -> TlsMaterial:
         SettingsError: a file cannot be read, or certificate and key do not fit.
     """
     before = _contents(files)
+    contexts = {alpn: _server_context(files, alpn) for alpn in Alpn}
+    if _contents(files) != before:
+        raise SettingsError(f"{files.cert} and its key changed while they were read")
+    cert, key, client_ca = before
+    assert cert is not None
+    assert key is not None
+    return TlsMaterial(cert, key, client_ca, contexts)
+
+
+def _server_context(files: TlsFiles, alpn: Alpn) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.set_alpn_protocols(["http/1.1"])
+    context.set_alpn_protocols([alpn])
     try:
         # Without a password of ours OpenSSL would ask for one on the terminal.
         context.load_cert_chain(files.cert, files.key, password=lambda: b"")
@@ -80,37 +98,32 @@ def load_tls(files: TlsFiles) -> TlsMaterial:
         # A ticket would let a client in again whose authority has been taken away.
         context.options |= ssl.OP_NO_TICKET
         context.num_tickets = 0
-    if _contents(files) != before:
-        raise SettingsError(f"{files.cert} and its key changed while they were read")
-    cert, key, client_ca = before
-    assert cert is not None
-    assert key is not None
-    return TlsMaterial(cert, key, client_ca, context)
+    return context
 
 
-def following_context(watched: Watched[TlsMaterial]) -> ssl.SSLContext:
+def following_context(watched: Watched[TlsMaterial], alpn: Alpn = Alpn.HTTP_1_1) -> ssl.SSLContext:
     """Return a server context whose handshakes use whatever is in force at that moment.
 
     The context itself stays with the server; each handshake is moved to the newest one at its
     first message. So authorities can be taken away too, which a live context cannot do.
     """
-    context = load_context_like(watched.value)
+    context = _context_like(watched.value.contexts[alpn], alpn)
 
     def newest(handshake: ssl.SSLObject, _: str | None, __: ssl.SSLContext) -> None:
-        handshake.context = watched.value.context
+        handshake.context = watched.value.contexts[alpn]
 
     context.sni_callback = newest
     return context
 
 
-def load_context_like(material: TlsMaterial) -> ssl.SSLContext:
-    """Return a context of its own with the material's protocol settings and no certificate."""
+def _context_like(known: ssl.SSLContext, alpn: Alpn) -> ssl.SSLContext:
+    """Return a context of its own with the known one's protocol settings and no certificate."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = material.context.minimum_version
-    context.set_alpn_protocols(["http/1.1"])
-    context.verify_mode = material.context.verify_mode
-    context.options |= material.context.options & ssl.OP_NO_TICKET
-    context.num_tickets = material.context.num_tickets
+    context.minimum_version = known.minimum_version
+    context.set_alpn_protocols([alpn])
+    context.verify_mode = known.verify_mode
+    context.options |= known.options & ssl.OP_NO_TICKET
+    context.num_tickets = known.num_tickets
     return context
 
 

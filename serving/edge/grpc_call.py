@@ -9,6 +9,7 @@ from typing import Any, NoReturn, TypeVar
 import structlog
 from fastapi import FastAPI
 from starlette.requests import Request
+from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 
 from serving.api.v1 import inference_pb2 as pb
 from serving.clock import Clock
@@ -17,12 +18,17 @@ from serving.edge.callers import EXPLAIN, caller_of, explanation_of, line_of
 from serving.edge.gate import Gate
 from serving.edge.grpc_errors import rpc_error
 from serving.edge.request_context import REQUEST_ID, request_id_of, set_deadline, timeout_of
-from serving.edge.write_watch import WriteWatch
+from serving.errors import EngineError
 from serving.fleet.caller import Caller, caller_var
 from serving.telemetry.logs import RequestLine, log_request
 from serving.telemetry.tracing import NO_TRACING, Tracing
 
 ResponseT = TypeVar("ResponseT")
+StreamedT = TypeVar("StreamedT", pb.ChatStreamResponse, pb.CompleteStreamResponse)
+
+_DATA = "data: "
+_DONE = "[DONE]"
+_ERROR = '{"error":'
 
 # Metadata that vLLM's handlers or we read; the rest of a client's, keys first of all, stays
 # outside.
@@ -101,31 +107,69 @@ class CallRunner:
         self,
         method: str,
         context: Any,
-        handler: Callable[[Call], AsyncGenerator[ResponseT]],
-    ) -> AsyncGenerator[ResponseT]:
-        """Run an RPC with a stream of answers."""
+        begin: Callable[[Call], Awaitable[AsyncGenerator[str]]],
+        convert: Callable[[str], StreamedT],
+    ) -> None:
+        """Run an RPC with a stream of answers.
+
+        Args:
+            method: its name.
+            context: gRPC's.
+            begin: starts the answer; its parts are vLLM's server-sent events.
+            convert: makes a message of an event's data.
+
+        """
         call = Call(method, began=self.clock.monotonic())
         call.status = call.outcome = "CANCELLED"
         try:
             await self._admit(call, context)
             with self._running(call):
-                async with aclosing(handler(call)) as responses:
-                    task = asyncio.current_task()
-                    assert task is not None, "gRPC runs each call in a task"
-                    # gRPC writes in this task, while we are suspended.
-                    with WriteWatch(self.write_timeout, task.cancel) as watch:
-                        async for response in responses:
-                            if call.first_at is None:
-                                call.first_at = self.clock.monotonic()
-                            watch.writing()
-                            yield response
-                            watch.written()
+                async with aclosing(await begin(call)) as events:
+                    await self._pass_on(call, context, events, convert)
             _explain(call, context)
             call.status, call.outcome = "OK", "ok"
         except Exception as error:  # noqa: BLE001  every error has a status
             await self._abort(call, context, error)
         finally:
             self._log(call)
+
+    async def _pass_on(
+        self,
+        call: Call,
+        context: Any,
+        events: AsyncGenerator[str],
+        convert: Callable[[str], StreamedT],
+    ) -> None:
+        """Send events as messages, up to the one that says DONE.
+
+        Raises:
+            RpcError: an event is an error.
+            EngineError: the events end without saying so.
+            CancelledError: the client does not take what it is sent.
+        """
+        async for event in events:
+            if not event.startswith(_DATA):
+                continue  # a keep-alive comment
+            data = event[len(_DATA) :]
+            if data.startswith(_DONE):
+                return
+            if data.startswith(_ERROR):
+                raise rpc_error(ErrorResponse.model_validate_json(data))
+            message = convert(data)
+            if call.first_at is None:
+                call.first_at = self.clock.monotonic()
+            if message.HasField("usage"):
+                call.usage = message.usage
+            if not context.try_write(message):
+                await self._write_slowly(context, message)
+        raise EngineError("the stream ended before the answer was complete")
+
+    async def _write_slowly(self, context: Any, message: Any) -> None:
+        try:
+            async with asyncio.timeout(self.write_timeout):
+                await context.write(message)
+        except TimeoutError as error:
+            raise asyncio.CancelledError("the client takes nothing") from error
 
     async def _admit(self, call: Call, context: Any) -> None:
         """Read the metadata and let the call in.

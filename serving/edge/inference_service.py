@@ -1,8 +1,7 @@
 """InferenceService: typed calls on the very serving objects that answer REST."""
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import aclosing
-from typing import Any, TypeVar
+from collections.abc import AsyncGenerator
+from typing import Any
 
 from fastapi import FastAPI
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
@@ -14,14 +13,7 @@ from serving.edge import grpc_responses as responses
 from serving.edge.grpc_call import Call, CallRunner
 from serving.edge.grpc_errors import rpc_error
 from serving.edge.vllm_json import decode_chat, decode_text
-from serving.errors import EngineError, Unsupported
-
-ResponseT = TypeVar("ResponseT", pb.ChatStreamResponse, pb.CompleteStreamResponse)
-AnswerT = TypeVar("AnswerT")
-
-_DATA = "data: "
-_DONE = "[DONE]"
-_ERROR = '{"error":'
+from serving.errors import Unsupported
 
 
 class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
@@ -47,27 +39,20 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
 
         return await self._runner.unary("Chat", context, handle)
 
-    async def ChatStream(  # noqa: N802
+    async def ChatStream(  # type: ignore[override]  # noqa: N802  it writes by itself
         self, request: pb.ChatRequest, context: Any
-    ) -> AsyncGenerator[pb.ChatStreamResponse]:
+    ) -> None:
         """Answer one chat turn as it is generated."""
 
-        async def handle(call: Call) -> AsyncGenerator[pb.ChatStreamResponse]:
-            events = _checked(
+        async def begin(call: Call) -> AsyncGenerator[str]:
+            events: AsyncGenerator[str] = _checked(
                 await self._app.state.openai_serving_chat.create_chat_completion(
                     requests.chat_request(request, stream=True), call.raw_request(self._app)
                 )
             )
-            async with (
-                aclosing(events),
-                aclosing(_converted(events, _chat_chunk, call)) as converted,
-            ):
-                async for response in converted:
-                    yield response
+            return events
 
-        async with aclosing(self._runner.stream("ChatStream", context, handle)) as answers:
-            async for response in answers:
-                yield response
+        await self._runner.stream("ChatStream", context, begin, _chat_chunk)
 
     async def Complete(  # noqa: N802
         self, request: pb.CompleteRequest, context: Any
@@ -87,27 +72,20 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
 
         return await self._runner.unary("Complete", context, handle)
 
-    async def CompleteStream(  # noqa: N802
+    async def CompleteStream(  # type: ignore[override]  # noqa: N802  it writes by itself
         self, request: pb.CompleteRequest, context: Any
-    ) -> AsyncGenerator[pb.CompleteStreamResponse]:
+    ) -> None:
         """Continue a text as it is generated."""
 
-        async def handle(call: Call) -> AsyncGenerator[pb.CompleteStreamResponse]:
-            events = _checked(
+        async def begin(call: Call) -> AsyncGenerator[str]:
+            events: AsyncGenerator[str] = _checked(
                 await self._app.state.openai_serving_completion.create_completion(
                     requests.complete_request(request, stream=True), call.raw_request(self._app)
                 )
             )
-            async with (
-                aclosing(events),
-                aclosing(_converted(events, _text_chunk, call)) as converted,
-            ):
-                async for response in converted:
-                    yield response
+            return events
 
-        async with aclosing(self._runner.stream("CompleteStream", context, handle)) as answers:
-            async for response in answers:
-                yield response
+        await self._runner.stream("CompleteStream", context, begin, _text_chunk)
 
     async def Embed(self, request: pb.EmbedRequest, context: Any) -> pb.EmbedResponse:  # noqa: N802
         """Refuse: the served models generate text."""
@@ -199,27 +177,3 @@ def _checked(answer: Any) -> Any:
     if isinstance(answer, ErrorResponse):
         raise rpc_error(answer)
     return answer
-
-
-async def _converted(
-    events: AsyncIterator[str], convert: Callable[[str], ResponseT], call: Call
-) -> AsyncGenerator[ResponseT]:
-    """Turn vLLM's server-sent events into messages, up to the one that says DONE.
-
-    Raises:
-        RpcError: an event is an error.
-        EngineError: the events end without saying so.
-    """
-    async for event in events:
-        if not event.startswith(_DATA):
-            continue  # a keep-alive comment
-        data = event[len(_DATA) :].strip()
-        if data == _DONE:
-            return
-        if data.startswith(_ERROR):
-            raise rpc_error(ErrorResponse.model_validate_json(data))
-        response = convert(data)
-        if response.HasField("usage"):
-            call.usage = response.usage
-        yield response
-    raise EngineError("the stream ended before the answer was complete")

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import socket
 import ssl
-import sys
 from collections.abc import Iterator
 
 import uvicorn
@@ -12,7 +11,6 @@ from starlette.types import ASGIApp
 
 from serving.edge.http_protocol import BoundedHttpProtocol
 from serving.errors import SettingsError
-from serving.settings import RouterSettings
 
 _KEEP_ALIVE = 75
 """Seconds that an idle connection stays; longer than client pools keep theirs."""
@@ -85,30 +83,3 @@ class RestServer(uvicorn.Server):
         """Listen, and say so."""
         await super().startup(sockets)
         self._ready.set()
-
-
-def bind(settings: RouterSettings) -> socket.socket:
-    """Bind the REST address.
-
-    Raises:
-        SettingsError: it cannot be bound.
-    """
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    # With the protocol named: asyncio turns Nagle's algorithm off only where it is.
-    server = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    try:
-        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if sys.platform == "linux":
-            # Connections inherit it: the kernel cuts one whose client takes nothing for so long,
-            # or is gone. Closing it here would wait for what it has still to send.
-            limit = int(settings.write_timeout * 1000)
-            server.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, limit)
-        server.bind((settings.host, settings.rest_port))
-    except OSError as error:
-        server.close()
-        raise SettingsError(
-            f"cannot listen for REST on {settings.host}:{settings.rest_port} "
-            f"({error.strerror}): stop what listens there, or set router.rest_port (--port) to "
-            "a free port"
-        ) from error
-    return server

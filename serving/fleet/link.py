@@ -3,28 +3,29 @@
 import asyncio
 from typing import Any
 
-import grpc
-import grpc.aio
 import structlog
 from typing_extensions import override
 
 from serving import __version__
 from serving.clock import Clock, SystemClock
-from serving.credentials.grpc_tls import server_credentials
-from serving.errors import LinkRefused
+from serving.credentials.tls import Alpn, following_context
+from serving.errors import LinkRefused, SettingsError
 from serving.fleet.join_guard import JoinGuard
 from serving.fleet.membership import JoinRefused, Roster
 from serving.fleet.rank_handle import MemberKey
 from serving.fleet.rank_link import RankLink
 from serving.link.protocol import PROTOCOL_VERSION
 from serving.link.v1 import link_pb2, link_pb2_grpc
+from serving.listening import bind
+from serving.rpc.call import EOF
+from serving.rpc.server import Server
 from serving.settings import LinkSettings, RouterSettings
 from serving.telemetry import metrics
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
-_EOF: Any = getattr(grpc.aio, "EOF")  # noqa: B009  missing in grpc's type stubs
 _Refusal = link_pb2.Refusal
+_JOIN_SETTING = "router.join_host and router.join_port"
 _REFUSED_LINGER = 1.0
 """Seconds that a rank without credentials gets to read that it is refused."""
 _STOP_GRACE = 1.0
@@ -55,7 +56,7 @@ class LinkServer(link_pb2_grpc.RouterServiceServicer):
         self._guard = guard or JoinGuard()
         self._links: set[RankLink] = set()
         self._stopping = False
-        self._server: grpc.aio.Server | None = None
+        self._server: Server | None = None
         self.port = 0
         """Where ranks dial; known after ``start``."""
 
@@ -65,38 +66,19 @@ class LinkServer(link_pb2_grpc.RouterServiceServicer):
         Raises:
             LinkRefused: the address cannot be bound.
         """
-        keepalive_ms = int(self._link.keepalive * 1000)
-        server = grpc.aio.server(
-            options=[
-                ("grpc.max_receive_message_length", self._link.max_frame_bytes),
-                ("grpc.max_send_message_length", self._link.max_frame_bytes),
-                ("grpc.keepalive_time_ms", keepalive_ms),
-                ("grpc.keepalive_timeout_ms", keepalive_ms),
-                ("grpc.keepalive_permit_without_calls", 1),
-                ("grpc.http2.max_pings_without_data", 0),
-                # Ranks ping as often as we do; gRPC's default would hang up on them.
-                ("grpc.http2.min_ping_interval_without_data_ms", keepalive_ms // 2),
-                ("grpc.http2.min_recv_ping_interval_without_data_ms", keepalive_ms // 2),
-                ("grpc.http2.max_ping_strikes", 0),
-                # Two routers on one port would each get half of the ranks.
-                ("grpc.so_reuseport", 0),
-            ],
+        router = self._router
+        server: Any = Server(  # for the stubs there are only gRPC's own
+            max_message_bytes=self._link.max_frame_bytes,
+            keepalive_time=self._link.keepalive,
+            keepalive_timeout=self._link.keepalive,
         )
         link_pb2_grpc.add_RouterServiceServicer_to_server(self, server)
-        address = f"{self._router.join_host}:{self._router.join_port}"
         try:
-            tls = self._guard.tls
-            self.port = (
-                server.add_insecure_port(address)
-                if tls is None
-                else server.add_secure_port(address, server_credentials(tls))
-            )
-        except RuntimeError as error:
-            raise LinkRefused(
-                f"cannot listen for ranks on {address}: is another router running there? "
-                "Set router.join_host and router.join_port to a free address",
-            ) from error
-        await server.start()
+            listening = bind("ranks", router.join_host, router.join_port, _JOIN_SETTING)
+        except SettingsError as error:
+            raise LinkRefused(f"{error}; is another router running there?") from error
+        tls = None if self._guard.tls is None else following_context(self._guard.tls, Alpn.H2)
+        self.port = await server.start(listening, tls)
         self._server = server
         log.info(
             "listening for ranks",
@@ -196,7 +178,7 @@ class LinkServer(link_pb2_grpc.RouterServiceServicer):
                 _Refusal.BAD_HELLO,
                 f"no Hello came within link.hello_timeout ({self._link.hello_timeout:g} s)",
             ) from error
-        if first is _EOF or not first.HasField("hello"):
+        if first is EOF or not first.HasField("hello"):
             raise JoinRefused(_Refusal.BAD_HELLO, "the first frame was no Hello")
         check_hello(first.hello, model_name=self._model_name, fingerprint=self._fingerprint)
         hello: link_pb2.Hello = first.hello
@@ -204,7 +186,7 @@ class LinkServer(link_pb2_grpc.RouterServiceServicer):
 
 
 async def _receive(link: RankLink, context: Any) -> None:
-    while (message := await context.read()) is not _EOF:
+    while (message := await context.read()) is not EOF:
         if message.HasField("hello"):
             link.close("it sent a second Hello")
             return

@@ -18,6 +18,7 @@ from serving.api.v1 import fleet_pb2, fleet_pb2_grpc, inference_pb2_grpc
 from serving.api.v1 import inference_pb2 as pb
 from serving.edge import middleware
 from serving.edge.keys import digest_of
+from serving.rpc.server import Server
 from serving.wiring import Router
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -79,15 +80,14 @@ async def guarded(tmp_path_factory, router_settings, join_rank):
         }
     )
     rpcs = []
-    server_class = type(grpc.aio.server())
-    add = server_class.add_generic_rpc_handlers
+    add = Server.add_generic_rpc_handlers
 
     def noting(server, handlers):
         rpcs.extend(name for handler in handlers for name in handler._method_handlers)
         add(server, handlers)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(server_class, "add_generic_rpc_handlers", noting)
+        patch.setattr(Server, "add_generic_rpc_handlers", noting)
         router = await Router.start(settings)
     rank = await join_rank(router, settings)
     yield Guarded(router, file, sorted(rpcs), settings.security.max_header_bytes)

@@ -1,18 +1,27 @@
 """What holds for every RPC, whatever it does."""
 
 import asyncio
+import json
+
+import grpc
+import pytest
 
 from serving.clock import SystemClock
 from serving.edge.gate import Gate
 from serving.edge.grpc_call import CallRunner
+from serving.edge.grpc_responses import complete_stream_response
+from serving.edge.vllm_json import decode_text
 from serving.fleet.caller import caller_var
 
 
 class Context:
     """As much of gRPC's as a call needs."""
 
-    def __init__(self):
+    def __init__(self, takes=True):
+        self.takes = takes
         self.aborted = []
+        self.written = []
+        self.first = asyncio.Event()
 
     def invocation_metadata(self):
         return ()
@@ -26,26 +35,99 @@ class Context:
     def cancelled(self):
         return False
 
+    def try_write(self, message):
+        if self.takes:
+            self.written.append(message.choices[0].text)
+            self.first.set()
+        return self.takes
+
+    async def write(self, message):
+        await asyncio.Event().wait()  # nobody reads
+
     async def abort(self, *status):
         self.aborted.append(status)
         raise RuntimeError("aborted")
 
 
-async def test_a_stream_whose_client_left_is_closed_from_another_context():
-    """gRPC drops the generator; the loop closes it in a task, and so in a context, of its own."""
-    seen, context, gate = [], Context(), Gate()
+class Answer:
+    """Events, and what became of them."""
 
-    async def answers(call):
-        seen.append(caller_var.get())
+    def __init__(self, *events, then=None):
+        self.events, self.then, self.closed, self.caller = events, then, False, None
+
+    async def begin(self, call):
+        self.caller = caller_var.get()
+        return self._stream()
+
+    async def _stream(self):
         try:
-            yield 1
+            for event in self.events:
+                yield event
+            if self.then is not None:
+                await self.then.wait()
         finally:
-            seen.append("closed")
+            self.closed = True
 
-    stream = CallRunner(gate, "m", SystemClock()).stream("ChatStream", context, answers)
-    assert await anext(stream) == 1
+
+def token(text):
+    return f"data: {json.dumps({'choices': [{'index': 0, 'text': text}]})}\n\n"
+
+
+def convert(data):
+    return complete_stream_response(decode_text(data))
+
+
+def stream(context, answer, gate=None, write_timeout=60.0):
+    runner = CallRunner(gate or Gate(), "m", SystemClock(), write_timeout=write_timeout)
+    return runner.stream("CompleteStream", context, answer.begin, convert)
+
+
+async def test_a_stream_is_passed_on_up_to_its_end():
+    context = Context()
+    answer = Answer(token("a"), ": waiting\n\n", token("b"), "data: [DONE]\n\n", token("c"))
+    await stream(context, answer)
+    assert (context.written, context.aborted) == (["a", "b"], [])
+    assert (answer.closed, answer.caller.tenant) == (True, "anonymous")
+
+
+@pytest.mark.parametrize(
+    ("last", "code"),
+    [
+        pytest.param((), grpc.StatusCode.INTERNAL, id="it just ends"),
+        pytest.param(
+            (
+                'data: {"error": {"message": "no", "type": "x", "code": 400}}\n\n'.replace(
+                    '": {', '":{'
+                ),
+            ),
+            grpc.StatusCode.INVALID_ARGUMENT,
+            id="an error event",
+        ),
+    ],
+)
+async def test_a_stream_that_goes_wrong_is_aborted(last, code):
+    context = Context()
+    with pytest.raises(RuntimeError, match="aborted"):
+        await stream(context, Answer(token("a"), *last))
+    assert context.written == ["a"]
+    assert [status[0] for status in context.aborted] == [code]
+
+
+async def test_a_stream_whose_client_left_is_closed():
+    context, gate, more = Context(), Gate(), asyncio.Event()
+    answer = Answer(token("a"), then=more)
+    task = asyncio.create_task(stream(context, answer, gate))
+    await context.first.wait()
     assert gate.inflight == 1
-    await asyncio.create_task(stream.aclose())
-    assert (seen[0].tenant, seen[1]) == ("anonymous", "closed")
-    assert gate.inflight == 0
-    assert context.aborted == []
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert (answer.closed, gate.inflight, context.aborted) == (True, 0, [])
+
+
+async def test_a_client_that_takes_nothing_is_given_up():
+    context, gate = Context(takes=False), Gate()
+    answer = Answer(token("a"), token("b"))
+    with pytest.raises(asyncio.CancelledError):
+        await stream(context, answer, gate, write_timeout=0.01)
+    assert (answer.closed, gate.inflight, context.written) == (True, 0, [])

@@ -6,8 +6,9 @@ import contextlib
 import pytest
 
 from serving.edge.http_protocol import bounded_protocol
-from serving.edge.rest_server import RestServer, bind
-from serving.settings import RouterSettings, SecuritySettings
+from serving.edge.rest_server import RestServer
+from serving.listening import bind
+from serving.settings import SecuritySettings
 
 LIMIT = 2048
 REQUEST = b"GET / HTTP/1.1\r\nhost: x\r\n%s\r\n"
@@ -42,7 +43,7 @@ async def connect():
             )
             server = RestServer(
                 app,
-                bind(RouterSettings(rest_port=0)),
+                bind("REST", "127.0.0.1", 0, "a setting"),
                 stop_grace=1,
                 protocol=bounded_protocol(settings),
             )

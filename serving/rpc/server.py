@@ -1,0 +1,153 @@
+"""Listens, knows the methods, and stops in good order."""
+
+import asyncio
+import contextlib
+import socket
+import ssl
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from serving.rpc.call import STOPPING, Details
+from serving.rpc.connection import Connection
+from serving.rpc.head import Refusal
+
+_BACKLOG = 2048
+_HANDSHAKE_TIMEOUT = 20.0
+_LAST_WORDS = 1.0
+"""Seconds for cancelled handlers to end, and for their clients to read what they were told."""
+
+
+UNDECODABLE = Refusal(grpc.StatusCode.INVALID_ARGUMENT, "the bytes are no message of this RPC")
+
+
+class Server:
+    """Serves gRPC; takes what ``grpc.aio.Server`` takes from generated code."""
+
+    def __init__(
+        self,
+        *,
+        interceptors: Sequence[grpc.aio.ServerInterceptor] = (),  # type: ignore[type-arg]
+        max_message_bytes: int = 4 * 2**20,
+        max_metadata_bytes: int = 16 * 2**10,
+        keepalive_time: float = 30.0,
+        keepalive_timeout: float = 20.0,
+        request_timeout: float = 60.0,
+        undecodable: Refusal = UNDECODABLE,
+    ) -> None:
+        """Prepare a server.
+
+        Args:
+            interceptors: see each call first, in this order; as in grpc.aio.
+            max_message_bytes: of a request, uncompressed.
+            max_metadata_bytes: of a call's headers, by HTTP/2's way of counting.
+            keepalive_time: seconds of silence after which a client is pinged.
+            keepalive_timeout: seconds that it has to answer.
+            request_timeout: seconds that the one message of a unary call may take to come.
+            undecodable: how calls end whose message cannot be decoded.
+        """
+        self.max_message_bytes = max_message_bytes
+        self.max_metadata_bytes = max_metadata_bytes
+        self.keepalive_time = keepalive_time
+        self.keepalive_timeout = keepalive_timeout
+        self.request_timeout = request_timeout
+        self.undecodable = undecodable
+        self.connections: set[Connection] = set()
+        self.tasks: set[asyncio.Task[None]] = set()
+        self.stopping = False
+        self._deserted = asyncio.Event()
+        self._deserted.set()
+        self._interceptors = tuple(interceptors)
+        self._generic: list[Any] = []
+        self._methods: dict[str, Any] = {}
+        self._listening: asyncio.Server | None = None
+
+    # -- what generated code calls ------------------------------------------------------
+
+    def add_generic_rpc_handlers(self, handlers: Sequence[Any]) -> None:
+        """Serve what these find."""
+        self._generic.extend(handlers)
+
+    def add_registered_method_handlers(self, service: str, handlers: Mapping[str, Any]) -> None:
+        """Serve a service's methods."""
+        self._methods.update({f"/{service}/{name}": method for name, method in handlers.items()})
+
+    # -- life ---------------------------------------------------------------------------
+
+    async def start(self, listening: socket.socket, tls: ssl.SSLContext | None = None) -> int:
+        """Serve on a socket that is bound; returns its port. ``tls`` must offer ALPN ``h2``."""
+        loop = asyncio.get_running_loop()
+        self._listening = await loop.create_server(
+            lambda: Connection(self),
+            sock=listening,
+            backlog=_BACKLOG,
+            ssl=tls,
+            ssl_handshake_timeout=None if tls is None else _HANDSHAKE_TIMEOUT,
+        )
+        port: int = listening.getsockname()[1]
+        return port
+
+    async def stop(self, grace: float) -> None:
+        """Take no more connections; calls get ``grace`` seconds. Safe to call twice."""
+        self.stopping = True
+        if self._listening is not None:
+            self._listening.close()
+        for connection in tuple(self.connections):
+            connection.go_away()
+        if self.tasks and grace > 0:
+            await asyncio.wait(tuple(self.tasks), timeout=grace)
+        await self._cancel_calls()
+        for connection in tuple(self.connections):
+            connection.close()
+        # Closing waits for what a client has not read.
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._deserted.wait(), _LAST_WORDS)
+        for connection in tuple(self.connections):
+            connection.abort()
+
+    async def _cancel_calls(self) -> None:
+        left = tuple(self.tasks)
+        for connection in tuple(self.connections):
+            for call in tuple(connection.calls.values()):
+                call.end(STOPPING)
+        if left:
+            await asyncio.wait(left, timeout=_LAST_WORDS)
+
+    # -- what connections tell ----------------------------------------------------------
+
+    def connected(self, connection: Connection) -> None:
+        """Keep a connection that was made."""
+        self.connections.add(connection)
+        self._deserted.clear()
+
+    def disconnected(self, connection: Connection) -> None:
+        """Drop one that is gone."""
+        self.connections.discard(connection)
+        if not self.connections:
+            self._deserted.set()
+
+    async def handler_of(self, details: Details) -> Any:
+        """Return the handler of a call, as the interceptors let it have one; none if none is."""
+        if not self._interceptors:
+            return self._find(details)
+        return await self._intercepted(0, details)
+
+    async def _intercepted(self, index: int, details: Any) -> Any:
+        if index == len(self._interceptors):
+            return self._find(details)
+
+        async def go_on(passed: Any) -> Any:
+            return await self._intercepted(index + 1, passed)
+
+        return await self._interceptors[index].intercept_service(go_on, details)
+
+    def _find(self, details: Any) -> Any:
+        known = self._methods.get(details.method)
+        if known is not None:
+            return known
+        for handlers in self._generic:
+            if (found := handlers.service(details)) is not None:
+                return found
+        return None
