@@ -4,7 +4,6 @@
 a rank, submits, and yields vLLM's ``RequestOutput`` exactly as an engine in this process would.
 """
 
-import contextlib
 import itertools
 import random
 from collections.abc import AsyncGenerator, Mapping
@@ -245,8 +244,12 @@ class FleetClient(NoEngine):
                     clock=self._clock,
                     tenants=self._tenants,
                 )
-                async with contextlib.aclosing(request.outputs()) as outputs:
-                    async for output in outputs:
+                with request.running():
+                    await request.begin()
+                    finished = False
+                    while not finished:
+                        output = await request.next()
+                        finished = output.finished
                         yield output
         finally:
             self._inflight -= 1

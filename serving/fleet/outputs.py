@@ -73,14 +73,6 @@ class _Choice:
 
     def apply(self, delta: link_pb2.ChoiceDelta) -> int:
         """Add what came; returns the number of new tokens."""
-        if self.plain and not delta.finish_reason:
-            # Most of all deltas: nothing to compare and nothing to write down but this.
-            token_ids, text = delta.token_ids, delta.text
-            self.token_ids.extend(token_ids)
-            if text:
-                self.texts.append(text)
-            self.moved = True
-            return len(token_ids)
         before = len(self.token_ids)
         self._apply(delta)
         self.plain = (
@@ -90,6 +82,15 @@ class _Choice:
             and self.replayed_text is None
         )
         return len(self.token_ids) - before
+
+    def add(self, delta: link_pb2.ChoiceDelta) -> int:
+        """Add what came to a ``plain`` choice that goes on; returns the number of new tokens."""
+        token_ids, text = delta.token_ids, delta.text
+        self.token_ids.extend(token_ids)
+        if text:
+            self.texts.append(text)
+        self.moved = True
+        return len(token_ids)
 
     def _apply(self, delta: link_pb2.ChoiceDelta) -> None:
         known = self._known_tokens(delta)
@@ -158,7 +159,8 @@ class _Choice:
 
     def take(self, *, delta: bool) -> CompletionOutput:
         first_token, first_text = (self.taken_tokens, self.taken_texts) if delta else (0, 0)
-        text = "".join(self.texts[first_text:])
+        texts = self.texts
+        text = texts[-1] if len(texts) == first_text + 1 else "".join(texts[first_text:])
         if not delta:
             self.texts = [text]
         self.taken_tokens, self.taken_texts = len(self.token_ids), len(self.texts)
@@ -193,6 +195,8 @@ class Transcript:
         self.cached_tokens = 0
         self._params = params
         self._kind = output_kind
+        self.gives_parts = output_kind is not RequestOutputKind.FINAL_ONLY
+        """Whether the caller wants what there is as it comes, not only the whole."""
         self._choices = [_Choice(index, params) for index in range(params.n)]
         self._prompt_logprobs: PromptLogprobs | None = None
         if params.prompt_logprobs is not None:
@@ -221,15 +225,34 @@ class Transcript:
         """Whether ``take`` would return something."""
         if self.finished and not self._finish_taken:
             return True
-        if self._kind is RequestOutputKind.FINAL_ONLY:
+        if not self.gives_parts:
             return False
         for choice in self._choices:  # noqa: SIM110  any() costs more than all the rest
             if choice.moved:
                 return True
         return False
 
+    def add(self, delta: link_pb2.Delta) -> int | None:
+        """Add what a rank sent if it only brings more of one answer; else do nothing.
+
+        Nearly all deltas are of that kind: nothing to compare and nothing to write down but
+        tokens and text.
+
+        Returns:
+            The number of new tokens; none if ``apply`` must look.
+        """
+        given = delta.choices
+        if len(given) != 1 or delta.finished:
+            return None
+        (choice,) = given
+        index = choice.index
+        if index >= len(self._choices) or choice.finish_reason:
+            return None
+        known = self._choices[index]
+        return known.add(choice) if known.plain else None
+
     def apply(self, delta: link_pb2.Delta) -> int:
-        """Add what a rank sent; returns the number of new tokens.
+        """Add what a rank sent, whatever it is; returns the number of new tokens.
 
         Raises:
             ValueError: it names a choice that was not asked for, or its log-probabilities
@@ -269,10 +292,8 @@ class Transcript:
         if not self.takeable:
             return None
         delta = self._kind is RequestOutputKind.DELTA
-        final_only = self._kind is RequestOutputKind.FINAL_ONLY
-        outputs = [
-            choice.take(delta=delta) for choice in self._choices if choice.moved or final_only
-        ]
+        whole = not self.gives_parts
+        outputs = [choice.take(delta=delta) for choice in self._choices if choice.moved or whole]
         self._finish_taken = self.finished
         prompt_logprobs = self._prompt_logprobs
         if delta and prompt_logprobs:

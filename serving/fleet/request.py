@@ -8,7 +8,7 @@ The caller sees one unbroken stream. What ends it early is one typed error.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import structlog
@@ -48,7 +48,7 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
 class FleetRequest:
-    """One request; ``outputs`` runs it."""
+    """One request."""
 
     def __init__(
         self,
@@ -90,29 +90,18 @@ class FleetRequest:
         """Groups that were lost under it without anybody's intention."""
         self._suspicion = Suspicion()
 
-    async def outputs(self) -> AsyncGenerator[RequestOutput, None]:
-        """Run the request; closing the generator aborts it on its rank at once.
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Run the request inside: ``begin``, then ``next`` until its output is finished.
+
+        Leaving it aborts what is not finished on the rank, at once.
 
         Raises:
             ServingError: it failed.
         """
-        prepared = self._prepared
         try:
             with self._timer():
-                self._ticket = await self._enter()
-                metrics.PROMPT_TOKENS.inc(len(prepared.transcript.prompt_token_ids))
-                while True:
-                    try:
-                        output = await self._stream.next()
-                    except (GroupLost, EngineError) as error:
-                        await self._go_on(error)
-                        continue
-                    if not self._speaking:
-                        self._first_token()
-                    yield output
-                    if output.finished:
-                        metrics.CACHED_TOKENS.inc(prepared.transcript.cached_tokens)
-                        return
+                yield
         except ServingError as error:
             self._resumed(status_of(error).reason)
             self._trace.left(str(error))
@@ -123,13 +112,28 @@ class FleetRequest:
             self._trace.left()
             self._note_end()
 
-    async def _enter(self) -> Ticket:
+    async def begin(self) -> None:
         """Wait for the request's turn."""
         self._trace.waits()
         try:
-            return await self._turnstile.enter(self._ask(), self._launch)
+            self._ticket = await self._turnstile.enter(self._ask(), self._launch)
         finally:
             self._trace.let_in()
+        metrics.PROMPT_TOKENS.inc(len(self._prepared.transcript.prompt_token_ids))
+
+    async def next(self) -> RequestOutput:
+        """Return the next output; the last one is ``finished``."""
+        while True:
+            try:
+                output = await self._stream.next()
+            except (GroupLost, EngineError) as error:
+                await self._go_on(error)
+                continue
+            if not self._speaking:
+                self._first_token()
+            if output.finished:
+                metrics.CACHED_TOKENS.inc(self._prepared.transcript.cached_tokens)
+            return output
 
     def _first_token(self) -> None:
         """Note that the present rank has sent its first output."""

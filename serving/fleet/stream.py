@@ -26,9 +26,10 @@ class RequestStream:
     __slots__ = (
         "_error",
         "_expected_output",
+        "_loop",
         "_seen_tokens",
-        "_started",
         "_waiter",
+        "outstanding_tokens",
         "pace",
         "probation",
         "request_id",
@@ -53,8 +54,11 @@ class RequestStream:
         """Of a suspect; told of what comes, and of the end."""
         self._error: ServingError | None = None
         self._expected_output = expected_output
-        self._started = False
         self._seen_tokens = 0
+        self.outstanding_tokens = len(work.prompt_token_ids) + max(expected_output, 1)
+        """Prompt and output tokens that the rank has still to compute."""
+        # Asked for once: Python 3.11 asks the system for the process's number each time.
+        self._loop: asyncio.AbstractEventLoop | None = None
         # One caller waits; a bare future is half the price of an Event.
         self._waiter: asyncio.Future[None] | None = None
 
@@ -74,34 +78,50 @@ class RequestStream:
         return self._seen_tokens
 
     @property
-    def outstanding_tokens(self) -> int:
-        """Prompt and output tokens that the rank has still to compute."""
-        if self._error is not None or self.transcript.finished:
-            return 0
-        output = max(self._expected_output - self._seen_tokens, 1)
-        return output if self._started else len(self.work.prompt_token_ids) + output
-
-    @property
     def outstanding_output(self) -> int:
         """Tokens that are expected to come, over all choices."""
         return max(self._expected_output - self._seen_tokens, 1)
 
     def receive(self, delta: link_pb2.Delta) -> None:
         """Take in a delta from the rank. Ignored once the request is done."""
-        if self.done:
+        transcript = self.transcript
+        if self._error is not None or transcript.finished:
             return
+        tokens = transcript.add(delta)
+        if tokens is not None:
+            seen, takeable = tokens, transcript.gives_parts
+        elif (applied := self._apply(delta)) is not None:
+            seen, tokens = applied
+            takeable = transcript.takeable
+        else:
+            return
+        self._seen_tokens += seen
+        left = self._expected_output - self._seen_tokens
+        self.outstanding_tokens = 0 if transcript.finished else max(left, 1)
+        if tokens:
+            self.pace.count(tokens)
+        if self.probation is not None:
+            self._prove(self.probation)
+        if takeable:
+            self._wake()
+
+    def _apply(self, delta: link_pb2.Delta) -> tuple[int, int] | None:
+        """Take in a delta of any kind; returns its tokens and how many are new; none if it fails.
+
+        The request has failed then.
+        """
         if delta.HasField("error"):
             self.fail(error_of(delta.error))
-            return
+            return None
         seen = 0
         for choice in delta.choices:
             if choice.finish_reason == _ABORT:
                 # Nobody here asked for that: we stop listening before we abort.
                 self.fail(GroupLost("the rank ended the request; the request can be sent again"))
-                return
+                return None
             seen += len(choice.token_ids)
         try:
-            tokens = self.transcript.apply(delta)
+            return seen, self.transcript.apply(delta)
         except DivergedError as error:
             self.fail(
                 GroupLost(
@@ -110,23 +130,15 @@ class RequestStream:
                     final=True,
                 )
             )
-            return
         except ValueError as error:
             self.fail(EngineError(f"the rank sent a delta that does not fit: {error}"))
-            return
-        self._started = True
-        self._seen_tokens += seen
-        if tokens:
-            self.pace.count(tokens)
-        if self.probation is not None:
-            self._prove(self.probation)
-        if self._waiter is not None and self.transcript.takeable:
-            self._wake()
+        return None
 
     def fail(self, error: ServingError) -> None:
         """End the request with an error; what was emitted before is still given out first."""
         if not self.done:
             self._error = error
+            self.outstanding_tokens = 0
             self._wake()
             if self.probation is not None:
                 self.probation.end()
@@ -143,7 +155,9 @@ class RequestStream:
                 return output
             if self._error is not None:
                 raise self._error
-            self._waiter = asyncio.get_running_loop().create_future()
+            if self._loop is None:
+                self._loop = asyncio.get_running_loop()
+            self._waiter = self._loop.create_future()
             try:
                 await self._waiter
             finally:
