@@ -62,6 +62,8 @@ class _Progress:
     started_at: float | None = None
     """When the first part of the answer left."""
     streamed: bool = False
+    flowing: bool = False
+    """Of a streamed response: its first part is out, and parts go on as they are."""
     between_events: bool = True
     """Of a streamed response: whether a comment may go out now."""
     status: int = 0
@@ -157,6 +159,22 @@ class Exchange:
         async with self._sending:
             await self._pass_on(message)
 
+    async def push(self, event: bytes) -> None:
+        """Hand an event of a streamed response on; as ``send`` does with it."""
+        now = self._now
+        if (
+            not now.flowing
+            or self._sending.locked()
+            or event.startswith(_ERROR_EVENTS)
+            or not event.endswith(_EVENT_END)
+        ):
+            await self.send({"type": "http.response.body", "body": event, "more_body": True})
+            return
+        # Nearly all of them: nothing is held back, and nobody speaks in between.
+        if self._keepalive is not None:
+            self._keepalive.heard()
+        await self._send({"type": "http.response.body", "body": event, "more_body": True})
+
     def close(self) -> None:
         """Send nothing more on our own."""
         if self._keepalive is not None:
@@ -206,8 +224,11 @@ class Exchange:
             comment = f": {EXPLAIN} {why}".encode() + _EVENT_END
             await self._send({"type": "http.response.body", "body": comment, "more_body": True})
         await self._send(message)
+        explains = self.caller is not None and self.caller.explain and not now.explained
+        now.flowing = now.streamed and now.between_events and not explains
         if not message.get("more_body", False):
             now.complete = True
+            now.flowing = False
             self.close()
 
     async def _comment(self) -> None:
@@ -239,6 +260,7 @@ class Exchange:
 
         """
         self.close()
+        self._now.flowing = False
         content = json.dumps(body or content_of(response)).encode()
         headers = [
             *(pair for pair in headers_of_app if pair[0].startswith(_KEPT_HEADERS)),

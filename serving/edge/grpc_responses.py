@@ -10,6 +10,7 @@ from serving.edge.vllm_json import (
     ChatLogprobs,
     ChatMessage,
     Function,
+    TextChoice,
     TextJson,
     TextLogprobs,
     TopLogprob,
@@ -139,20 +140,26 @@ def _text_fields(answer: TextJson) -> dict[str, Any]:
         "id": answer.id,
         "model": answer.model,
         "created_unix_seconds": answer.created,
-        "choices": [
-            pb.CompleteChoice(
-                index=choice.index,
-                text=choice.text,
-                finish_reason=finish_reason(choice.finish_reason),
-                stop_reason=_stop_reason(choice.stop_reason),
-                logprobs=_text_logprobs(choice.logprobs),
-                token_ids=choice.token_ids,
-                prompt_token_ids=choice.prompt_token_ids,
-            )
-            for choice in answer.choices
-        ],
+        "choices": [_text_choice(choice) for choice in answer.choices],
         "usage": usage_proto(answer.usage),
     }
+
+
+def _text_choice(choice: TextChoice) -> pb.CompleteChoice:
+    if choice.finish_reason is None and choice.logprobs is None and not choice.token_ids:
+        # Most chunks of a stream: nothing else can be set, and asking costs more than this.
+        return pb.CompleteChoice(
+            index=choice.index, text=choice.text, prompt_token_ids=choice.prompt_token_ids
+        )
+    return pb.CompleteChoice(
+        index=choice.index,
+        text=choice.text,
+        finish_reason=finish_reason(choice.finish_reason),
+        stop_reason=_stop_reason(choice.stop_reason),
+        logprobs=_text_logprobs(choice.logprobs),
+        token_ids=choice.token_ids,
+        prompt_token_ids=choice.prompt_token_ids,
+    )
 
 
 def _function(function: Function | None) -> pb.FunctionCall | None:

@@ -15,6 +15,7 @@ from serving.edge.auth import Authenticator, identified
 from serving.edge.callers import as_caller
 from serving.edge.door import Door
 from serving.edge.error_body import INTERNAL_MESSAGE, error_response, response_of
+from serving.edge.event_stream import EXCHANGE
 from serving.edge.exchange import Exchange, TooLarge
 from serving.edge.gate import Gate
 from serving.edge.request_context import deadline_in, request_id_of, timeout_of
@@ -23,7 +24,7 @@ from serving.telemetry.logs import log_request
 from serving.telemetry.tracing import NO_TRACING, Tracing
 
 _WORK_PREFIXES = ("/v1/", "/tokenize", "/detokenize")
-_GENERATING = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses"})
+GENERATING = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses"})
 """Where work is refused before its body is read and parsed, which costs more than all else. Their
 errors have OpenAI's form; other routes ask for themselves."""
 _POLICY_VIOLATION = 1008
@@ -69,6 +70,7 @@ class EdgeMiddleware:
         exchange = Exchange(
             scope, receive, send, self._clock, self._max_body_bytes, self._keepalive_interval
         )
+        scope[EXCHANGE] = exchange
         is_work = scope["path"].startswith(_WORK_PREFIXES) and scope["method"] == "POST"
         if not is_work:
             await self._serve(exchange, scope)
@@ -104,7 +106,7 @@ class EdgeMiddleware:
             as_caller(visitor.caller),
             deadline_in(timeout, self._clock),
         ):
-            if self._admit is not None and gate is not None and scope["path"] in _GENERATING:
+            if self._admit is not None and gate is not None and scope["path"] in GENERATING:
                 try:
                     self._admit()
                 except ServingError as error:

@@ -22,10 +22,11 @@ from serving.edge.access import METRICS_TARGETS, Need
 from serving.edge.auth import identity_var
 from serving.edge.door import Door
 from serving.edge.error_body import content_of, error_response, reason_of, response_of
+from serving.edge.event_stream import shorten_streams
 from serving.edge.exchange import FAILED
 from serving.edge.fleet_view import FleetView, metrics_targets, readiness
 from serving.edge.gate import Gate
-from serving.edge.middleware import EdgeMiddleware
+from serving.edge.middleware import GENERATING, EdgeMiddleware
 from serving.edge.vllm_handlers import adopt
 from serving.errors import ServingError
 from serving.routing.snapshot import FleetSnapshot
@@ -128,6 +129,7 @@ async def build_rest_app(
     app.exception_handler(HTTPException)(_http_error_answer)
     await init_app_state(client, app.state, args, TASKS)
     adopt(app.state)
+    shorten_streams(app, GENERATING)
     _add_pages(app, pages)
     asgi = EdgeMiddleware(
         app,

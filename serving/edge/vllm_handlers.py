@@ -15,7 +15,7 @@ from starlette.datastructures import State
 from vllm.entrypoints.anthropic.serving import AnthropicServingMessages
 from vllm.entrypoints.generate.base.protocol import DeltaMessage
 from vllm.entrypoints.openai.chat_completion.batch_serving import OpenAIServingChatBatch
-from vllm.entrypoints.openai.chat_completion.protocol import ChatMessage
+from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest, ChatMessage
 from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
 from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
 from vllm.entrypoints.openai.responses.serving import OpenAIServingResponses
@@ -24,6 +24,7 @@ from vllm.entrypoints.serve.tokenize.serving import ServingTokenization
 from vllm.reasoning.deepseek_r1_reasoning_parser import DeepSeekR1ReasoningParser
 
 from serving.edge.error_body import reason_of, response_of, response_to
+from serving.edge.light_chunks import ChatChoice, ChatChunk, TextChoice, TextChunk, with_names
 from serving.edge.tool_stream import CompletedToolCalls
 from serving.errors import ServingError
 
@@ -90,6 +91,24 @@ def _with_start(reasoning_parser: Any, token_ids: Sequence[int]) -> Sequence[int
 class ChatHandler(_OurErrors, _ReasoningContent, OpenAIServingChat):
     """/v1/chat/completions."""
 
+    _light_stream = with_names(
+        OpenAIServingChat.chat_completion_stream_generator,
+        ChatCompletionStreamResponse=ChatChunk,
+        ChatCompletionResponseStreamChoice=ChatChoice,
+    )
+
+    def chat_completion_stream_generator(
+        self, request: ChatCompletionRequest, *args: Any, **kwargs: Any
+    ) -> AsyncGenerator[str, None]:
+        """Stream an answer."""
+        if request.parallel_tool_calls is False:
+            # vLLM picks calls out of its own class of choice.
+            stream = super().chat_completion_stream_generator
+        else:
+            stream = self._light_stream
+        events: AsyncGenerator[str, None] = stream(request, *args, **kwargs)
+        return events
+
 
 class ChatBatchHandler(_OurErrors, OpenAIServingChatBatch):
     """/v1/chat/completions/batch."""
@@ -97,6 +116,12 @@ class ChatBatchHandler(_OurErrors, OpenAIServingChatBatch):
 
 class CompletionHandler(_OurErrors, OpenAIServingCompletion):
     """/v1/completions."""
+
+    completion_stream_generator = with_names(
+        OpenAIServingCompletion.completion_stream_generator,
+        CompletionStreamResponse=TextChunk,
+        CompletionResponseStreamChoice=TextChoice,
+    )
 
 
 class TokenizationHandler(_OurErrors, ServingTokenization):
