@@ -41,7 +41,11 @@ def test_roles(command, fronts, role):
 
 
 def test_processes_with_the_mark_and_their_children_are_found():
-    child = "import subprocess,sys; subprocess.run([sys.executable,'-c','input()'],env={})"
+    # The sum takes longer than the kernel's clock ticks: a fast machine would else show none.
+    child = (
+        "import subprocess,sys; sum(range(10**7)); "
+        "subprocess.run([sys.executable,'-c','input()'],env={})"
+    )
     process = subprocess.Popen(
         [sys.executable, "-c", child], env={**os.environ, VARIABLE: "here"}, stdin=subprocess.PIPE
     )
