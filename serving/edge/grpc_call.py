@@ -80,8 +80,6 @@ class CallRunner:
     model: str
     clock: Clock
     tracing: Tracing = NO_TRACING
-    write_timeout: float = 60.0
-    """Seconds that one message of a stream may take to leave."""
 
     async def unary(
         self, method: str, context: Any, handler: Callable[[Call], Awaitable[ResponseT]]
@@ -161,15 +159,8 @@ class CallRunner:
             if message.HasField("usage"):
                 call.usage = message.usage
             if not context.try_write(message):
-                await self._write_slowly(context, message)
-        raise EngineError("the stream ended before the answer was complete")
-
-    async def _write_slowly(self, context: Any, message: Any) -> None:
-        try:
-            async with asyncio.timeout(self.write_timeout):
                 await context.write(message)
-        except TimeoutError as error:
-            raise asyncio.CancelledError("the client takes nothing") from error
+        raise EngineError("the stream ended before the answer was complete")
 
     async def _admit(self, call: Call, context: Any) -> None:
         """Read the metadata and let the call in.

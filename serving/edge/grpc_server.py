@@ -70,9 +70,10 @@ class GrpcEdge:
             interceptors=[AuthInterceptor(guard.authenticator, pages.model, clock)],
             max_message_bytes=settings.max_body_bytes,
             max_metadata_bytes=guard.max_header_bytes,
+            write_timeout=settings.write_timeout,
             undecodable=Refusal(bad_bytes.code, bad_bytes.status.message, bad_bytes.trailers),
         )
-        runner = CallRunner(pages.gate, pages.model, clock, tracing, settings.write_timeout)
+        runner = CallRunner(pages.gate, pages.model, clock, tracing)
         server: Any = self._server  # for the stubs there are only gRPC's own
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(
             InferenceService(app, runner), server

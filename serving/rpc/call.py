@@ -227,9 +227,17 @@ class Call:
             await self.abort(*self._fault)
 
     async def write(self, message: Any) -> None:
-        """Send a message; returns when it is with the transport."""
+        """Send a message; returns when it is with the transport.
+
+        Raises:
+            CancelledError: the client does not take it in the server's ``write_timeout``.
+        """
         if not self.try_write(message):
-            await self._write_in_parts(framed(self._serialize(message)))
+            try:
+                async with asyncio.timeout(self._connection.server.write_timeout):
+                    await self._write_in_parts(framed(self._serialize(message)))
+            except TimeoutError as error:
+                raise asyncio.CancelledError("the client does not take a message") from error
         elif self._connection.crowded:
             # Else a handler that waits for nothing keeps the loop, and fills the memory.
             await asyncio.sleep(0)

@@ -35,6 +35,7 @@ class Server:
         keepalive_time: float = 30.0,
         keepalive_timeout: float = 20.0,
         request_timeout: float = 60.0,
+        write_timeout: float | None = None,
         undecodable: Refusal = UNDECODABLE,
     ) -> None:
         """Prepare a server.
@@ -46,6 +47,7 @@ class Server:
             keepalive_time: seconds of silence after which a client is pinged.
             keepalive_timeout: seconds that it has to answer.
             request_timeout: seconds that the one message of a unary call may take to come.
+            write_timeout: seconds that a client may take to take a message; none: for ever.
             undecodable: how calls end whose message cannot be decoded.
         """
         self.max_message_bytes = max_message_bytes
@@ -53,6 +55,7 @@ class Server:
         self.keepalive_time = keepalive_time
         self.keepalive_timeout = keepalive_timeout
         self.request_timeout = request_timeout
+        self.write_timeout = write_timeout
         self.undecodable = undecodable
         self.connections: set[Connection] = set()
         self.tasks: set[asyncio.Task[None]] = set()

@@ -484,6 +484,21 @@ async def test_a_client_that_does_not_read_makes_its_writers_wait(stand, windows
     await stand.deserted()
 
 
+@pytest.mark.parametrize("windows", [{}, WIDE])
+async def test_who_takes_nothing_for_too_long_is_given_up(serve, echo, windows):
+    stand = await serve({"write_timeout": 0.05}, **echo.methods)
+    stuck = await stand.raw(windows, buffer=4096)
+    if windows:
+        stuck.h2.increment_flow_control_window(2**31 - 1 - 65_535)
+        stuck.send()
+    stuck.call("/t.T/us_endless", b"x" * 100)
+    await settled(lambda: stand.server.connections and stand.connection._waiting)
+    await stand.idle()
+    await lives(stand)
+    stuck.abort()
+    await stand.deserted()
+
+
 async def test_a_large_burst_for_a_client_that_reads_is_no_flood(stand, monkeypatch):
     """Many streams with something large in one turn: no reason to hang up."""
     monkeypatch.setattr(module, "_MAX_UNSENT", 2**16)
