@@ -1,0 +1,73 @@
+"""What runs fake controllers: one pass over all of them after each change, until nothing changes.
+
+A controller is a function of the server that reads objects (``server.view``, uncopied) and writes
+them through ``server.api``, with the checks that HTTP clients meet; a conflict or any other refusal
+is what it meets in its next pass again. ``settle`` runs them in the caller's thread, so that a test
+sees what came of its change; ``running`` runs them in a thread beside Helm and other processes.
+They do not use HTTP: a server that is stopped does not stop them, but leaving ``running`` does.
+"""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from tests.kube.errors import ApiError
+from tests.kube.server import KubeServer
+
+Controller = Callable[[KubeServer], None]
+_QUIET = 0.05
+_MOST = 60
+"""Passes after which controllers that never come to rest are at odds with each other."""
+
+
+def settle(server: KubeServer, *controllers: Controller) -> None:
+    """Run controllers until a pass changes nothing.
+
+    Raises:
+        AssertionError: they do not come to rest.
+    """
+    for _ in range(_MOST):
+        with server.controlling:
+            before = server.store.revision
+            for controller in controllers:
+                try:
+                    controller(server)
+                except ApiError as error:
+                    # A conflict is read again in the next pass; anything else is a fault of the
+                    # controller's.
+                    if error.code not in {404, 409}:
+                        raise
+            if server.store.revision == before:
+                return
+    raise AssertionError(f"{len(controllers)} controllers do not come to rest in {_MOST} passes")
+
+
+@contextmanager
+def running(server: KubeServer, *controllers: Controller) -> Iterator[None]:
+    """Run controllers in a thread whenever something changes."""
+    changed, stop, faults = threading.Event(), threading.Event(), []
+
+    def work() -> None:
+        try:
+            while not stop.is_set():
+                changed.wait()
+                stop.wait(_QUIET)  # one pass for a burst of changes
+                changed.clear()
+                settle(server, *controllers)
+        except Exception as error:  # noqa: BLE001  raised in the test's thread
+            faults.append(error)
+
+    changed.set()
+    server.store.listeners.append(changed.set)
+    thread = threading.Thread(target=work, name="controllers", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        changed.set()
+        thread.join(20)
+        server.store.listeners.remove(changed.set)
+    assert not thread.is_alive(), "the controllers do not end"
+    if faults:
+        raise faults[0]
