@@ -19,7 +19,7 @@ from serving.edge.grpc_auth import AuthInterceptor
 from serving.edge.grpc_call import CallRunner
 from serving.edge.grpc_errors import rpc_error
 from serving.edge.inference_service import InferenceService
-from serving.edge.rest import RouterPages
+from serving.edge.pages import RouterPages
 from serving.errors import InvalidRequest
 from serving.listening import bind
 from serving.rpc.head import Refusal
@@ -70,6 +70,7 @@ class GrpcEdge:
             interceptors=[AuthInterceptor(guard.authenticator, pages.model, clock)],
             max_message_bytes=settings.max_body_bytes,
             max_metadata_bytes=guard.max_header_bytes,
+            max_streams=settings.max_streams_per_connection,
             write_timeout=settings.write_timeout,
             undecodable=Refusal(bad_bytes.code, bad_bytes.status.message, bad_bytes.trailers),
         )

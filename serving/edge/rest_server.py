@@ -25,10 +25,18 @@ class RestServer(uvicorn.Server):
         listening: socket.socket,
         *,
         stop_grace: float,
-        protocol: type[asyncio.Protocol] = BoundedHttpProtocol,
+        protocol: type[BoundedHttpProtocol],
         tls: ssl.SSLContext | None = None,
     ) -> None:
-        """Serve ``app``; ``tls``: none for plain text."""
+        """Serve ``app``.
+
+        Args:
+            app: what answers.
+            listening: the socket, bound.
+            stop_grace: seconds that requests get when it stops.
+            protocol: of a connection, made by ``bounded_protocol``.
+            tls: none for plain text.
+        """
         super().__init__(
             uvicorn.Config(
                 app,

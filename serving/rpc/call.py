@@ -15,14 +15,13 @@ import structlog
 from h2.errors import ErrorCodes
 from h2.stream import H2Stream
 
-from serving.rpc.head import CONTENT_TYPE, NotGrpc, Refusal, Refused, RequestHead
+from serving.rpc.head import CONTENT_TYPE, NotGrpc, Refusal, Refused, RequestHead, status_code
 from serving.rpc.wire import (
     ACCEPTED_ENCODINGS,
     Headers,
     MessageReader,
     MessageTooLarge,
     Metadata,
-    UnknownEncoding,
     WireError,
     framed,
     headers_of,
@@ -47,6 +46,7 @@ _LATE = 1.0
 of its own."""
 
 
+_TOO_MANY = Refusal(_Code.UNIMPLEMENTED, "the method takes one message, and more came")
 STOPPING = Refusal(_Code.UNAVAILABLE, "the server stops")
 
 
@@ -71,6 +71,7 @@ class Call:
         "_messages",
         "_metadata",
         "_method",
+        "_only_one",
         "_owed",
         "_reader",
         "_room",
@@ -83,6 +84,7 @@ class Call:
         "_waiting",
         "_whole",
         "began",
+        "served",
         "stream",
         "stream_id",
         "went_well",
@@ -93,6 +95,8 @@ class Call:
         self.stream = stream
         self.stream_id: int = stream.stream_id
         self.began = connection.loop.time()
+        self.served = False
+        """A handler has its request."""
         self.went_well = False
         self._connection = connection
         self._method = ""
@@ -104,6 +108,8 @@ class Call:
         """Bytes taken in that the client may not yet send again."""
         self._whole = False
         """The client has sent its last message."""
+        self._only_one = False
+        """The handler has the one message that there may be."""
         self._fault: Refusal | None = None
         self._waiting: asyncio.Future[None] | None = None
         """The handler waits for a message."""
@@ -186,22 +192,42 @@ class Call:
         """Send ``metadata`` with the status."""
         self._trailing = tuple(metadata)
 
-    def set_code(self, code: grpc.StatusCode) -> None:
-        """End with this status when the handler returns."""
-        self._status = (code, self._status[1])
+    def set_code(self, code: grpc.StatusCode | int) -> None:
+        """End with this status when the handler returns, or raises something.
+
+        Raises:
+            ValueError: there is no such status.
+        """
+        self._status = (status_code(code), self._status[1])
 
     def set_details(self, details: str) -> None:
-        """End with this message when the handler returns."""
+        """End with this message when the handler returns, or raises something with a code set."""
         self._status = (self._status[0], details)
+
+    def code(self) -> grpc.StatusCode:
+        """Return the status that was set."""
+        return self._status[0]
+
+    def details(self) -> str:
+        """Return the message that was set."""
+        return self._status[1]
+
+    def trailing_metadata(self) -> Metadata:
+        """Return what was set."""
+        return self._trailing
 
     async def abort(
         self,
-        code: grpc.StatusCode,
+        code: grpc.StatusCode | int,
         details: str = "",
         trailing_metadata: Iterable[tuple[str, str | bytes]] = (),
     ) -> NoReturn:
-        """End the call with an error; raises, so that the handler ends, too."""
-        self._finish(code, details, (*self._trailing, *trailing_metadata))
+        """End the call with an error; raises, so that the handler ends, too.
+
+        Without details it takes those that were set; the metadata come to those that were set.
+        """
+        details = details or self._status[1]
+        self._finish(status_code(code), details, (*self._trailing, *trailing_metadata))
         raise grpc.aio.AbortError("the call was aborted")
 
     async def read(self) -> Any:
@@ -255,13 +281,21 @@ class Call:
 
     # -- what the connection tells ------------------------------------------------------
 
-    def feed(self, data: bytes, size: int) -> None:
-        """Take in the bytes of a DATA frame, which count for ``size`` in flow control."""
+    def feed(self, data: bytes, size: int) -> bool:
+        """Take in the bytes of a DATA frame, which count for ``size`` in flow control.
+
+        Returns:
+            Whether a message is complete with them.
+        """
+        before = len(self._messages)
         if self._fault is None and not self._ended:
             try:
                 self._messages.extend(self._reader.feed(data))
             except WireError as error:
                 self._fault = _fault_of(error)
+        complete = len(self._messages) > before
+        if complete and self._only_one:
+            self.end(_TOO_MANY)
         if self._messages:
             # Until they are read: a client that sends faster than its handler reads waits.
             self._owed += size
@@ -269,12 +303,13 @@ class Call:
             self._connection.acknowledge(self.stream_id, size)
         if self._messages or self._fault is not None:
             self._wake(self._waiting)
+        return complete
 
     def no_more(self) -> None:
         """The client has sent all."""
         self._whole = True
         if not self._reader.empty and self._fault is None:
-            self._fault = Refusal(_Code.INVALID_ARGUMENT, "the last message is not whole")
+            self._fault = Refusal(_Code.INTERNAL, "the last message is not whole")
         self._wake(self._waiting)
 
     def has_room(self) -> None:
@@ -312,11 +347,23 @@ class Call:
             self._cancelled = True
             if not self._ended:
                 self._finish(_Code.CANCELLED, "the server gave the call up")
-        except Exception as error:
-            log.exception("unhandled error in a call", method=self._method)
-            self._finish(_Code.UNKNOWN, f"Unexpected {type(error).__name__}")
+        except Exception as error:  # noqa: BLE001  it is logged
+            self._failed(error)
         finally:
             self._over()
+
+    def _failed(self, error: Exception) -> None:
+        """End a call whose handler raised; with the status that it has set, if any."""
+        code, details = self._status
+        unexpected = f"Unexpected {type(error).__name__}"
+        if code is _Code.OK:
+            code, details = _Code.UNKNOWN, unexpected
+        if not isinstance(error, NotImplementedError):  # methods that a servicer leaves out
+            log.error("unhandled error in a call", method=self._method, exc_info=error)
+        try:
+            self._finish(code, details or unexpected, self._trailing)
+        except ValueError:  # metadata that cannot be sent: perhaps just what failed
+            self._finish(code, details or unexpected)
 
     async def _serve(self, handler: Any) -> None:
         """Give the handler what came, and send what it answers."""
@@ -330,9 +377,12 @@ class Call:
         else:
             given = await self._only_message()
             behaviour = handler.unary_stream or handler.unary_unary
+        self.served = True
         answer = behaviour(given, self)
         if not handler.response_streaming:
-            await self.write(await answer)
+            message = await answer
+            if self._status[0] is _Code.OK:  # else there is none that counts
+                await self.write(message)
         elif hasattr(answer, "__aiter__"):
             try:
                 async for message in answer:
@@ -354,7 +404,10 @@ class Call:
             except TimeoutError:
                 await self.abort(_Code.DEADLINE_EXCEEDED, "the request did not come")
         if message is EOF:
-            await self.abort(_Code.INVALID_ARGUMENT, "the call ended without a message")
+            await self.abort(_Code.UNIMPLEMENTED, "the call ended without a message")
+        if self._messages:
+            await self.abort(*_TOO_MANY)
+        self._only_one = True
         return message
 
     async def _requests(self) -> AsyncIterator[Any]:
@@ -452,9 +505,5 @@ class Call:
 
 
 def _fault_of(error: WireError) -> Refusal:
-    code = _Code.INVALID_ARGUMENT
-    if isinstance(error, MessageTooLarge):
-        code = _Code.RESOURCE_EXHAUSTED
-    elif isinstance(error, UnknownEncoding):
-        code = _Code.UNIMPLEMENTED
-    return Refusal(code, str(error))
+    too_large = isinstance(error, MessageTooLarge)
+    return Refusal(_Code.RESOURCE_EXHAUSTED if too_large else _Code.INTERNAL, str(error))

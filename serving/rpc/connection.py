@@ -1,11 +1,13 @@
 """One HTTP/2 connection of a client: h2's state, the socket, and the calls on it.
 
+What comes in is read frame by frame, a slice at a time (``turns``), and paid for (``budget``).
 What goes out gathers in a list and leaves in one write at the end of the event loop's turn:
 the tokens of all streams of a connection that came in one frame of a rank share a system call.
 """
 
 import asyncio
 import struct
+from itertools import islice
 from typing import TYPE_CHECKING, cast
 
 import structlog
@@ -20,8 +22,9 @@ from h2.events import (
     WindowUpdated,
 )
 from h2.exceptions import ProtocolError
-from hyperframe.frame import GoAwayFrame
+from hyperframe.frame import DataFrame, GoAwayFrame
 
+from serving.rpc.budget import UNSERVED, WORTH, Budget
 from serving.rpc.call import Call
 from serving.rpc.http2 import Http2
 from serving.rpc.wire import Headers
@@ -34,6 +37,17 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 _MAX_UNSENT = 2**23
 """Bytes that may come on top where a client does not read. Its calls stop at the transport's own
 high water; these are answers to pings and settings, with which it could fill the memory."""
+_FRAMES = 64
+"""That are read at a time, however fast."""
+_CUTS = 16
+"""Calls of a client who is gone that end at a time; their handlers have to clear up."""
+_LINGER = 1.0
+"""Seconds in which a client who was hung up on for a flood can read why. What it sends until then
+is dropped; closing at once would take the reason away from it, too."""
+_MAX_DROPPED = 2**24
+"""Bytes."""
+_MORE_HEADERS = 2**13
+"""Bytes of headers over the limit with which a call is refused for itself, with words."""
 _CROWD = 512
 """Frames that wait for the end of the event loop's turn; who writes more of them lets it end."""
 _STALL = 1.0
@@ -63,8 +77,12 @@ class Connection(asyncio.Protocol):
         self.calls: dict[int, Call] = {}
         self.peer = ""
         self.lost = False
-        # Twice: a call over the limit is refused for itself, with words.
-        self._h2 = Http2(2 * server.max_metadata_bytes)
+        limit = server.max_metadata_bytes
+        self._h2 = Http2(
+            min(2 * limit, limit + _MORE_HEADERS),
+            max_streams=server.max_streams,
+            served=self.calls,
+        )
         self._transport: asyncio.Transport | None = None
         self._unsent: list[bytes] = []
         self._paused = False
@@ -78,6 +96,10 @@ class Connection(asyncio.Protocol):
         self._timer: asyncio.TimerHandle | None = None
         self._due = 0.0
         self._premature = 0
+        self._budget = Budget(self._heard_at)
+        self._holding = False
+        """There is more to read here; the transport reads nothing meanwhile."""
+        self._dropped = 0
 
     # -- asyncio's protocol -------------------------------------------------------------
 
@@ -92,6 +114,9 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Take in bytes."""
+        if self.lost:
+            self._drop(len(data))
+            return
         self._heard_at = self.loop.time()
         self._pinged = False
         if not self._greeted:
@@ -101,20 +126,49 @@ class Connection(asyncio.Protocol):
                 return
             self._h2.greet()
         try:
-            events = self._h2.receive_data(data)
+            self._h2.incoming_buffer.add_data(data)
         except ProtocolError as error:
-            log.info("a client broke HTTP/2's rules", peer=self.peer, reason=str(error))
-            self._hang_up(self._h2.data_to_send())
+            self._broken(error)
             return
-        except Exception:
-            log.exception("a client's bytes could not be read", peer=self.peer)
-            self._hang_up(b"")
-            return
-        for event in events:
-            if self.lost:
-                return
-            self._take_in(event)
+        if self.server.turns.arrived(self) and not self._holding and not self.lost:
+            self._hold(more=True)
+
+    def read_on(self, until: float) -> bool:
+        """Read what came, frame by frame, until the clock shows ``until``; whether there is more.
+
+        A connection that is lost ends some of its calls instead.
+        """
+        gone = self.lost
+        if gone:
+            return self._cut_some()
+        try:
+            more = self._read_frames(until)
+        except Exception as error:  # noqa: BLE001  it is logged
+            self._broken(error)
+            more = False
+        if self.lost:
+            return False  # it waits for its calls to end
         self.flush_h2()
+        if self._holding and not more:
+            self._hold(more=False)
+        return more
+
+    def _read_frames(self, until: float) -> bool:
+        h2, budget, clock = self._h2, self._budget, self.server.clock
+        frames, unread = h2.incoming_buffer, h2.incoming_buffer.unread
+        for _ in range(_FRAMES):
+            if not unread or (frame := next(frames, None)) is None:
+                return False
+            if type(frame) is not DataFrame or len(frame.data) < WORTH:
+                budget.left -= 1
+                if budget.left < 0 and budget.overdrawn(self.loop.time()):
+                    self._calm()
+                    return True
+            for event in h2.receive(frame):
+                self._take_in(event)
+            if self.lost or clock() >= until:
+                break
+        return True
 
     def pause_writing(self) -> None:
         """Stop calls from writing: the client does not read fast enough."""
@@ -157,6 +211,7 @@ class Connection(asyncio.Protocol):
             return False
         h2.outbound_flow_control_window -= size
         stream.outbound_flow_control_window -= size
+        self._budget.messages += 1
         self._write(_data_head(size >> 8, size & 0xFF, 0, 0, stream.stream_id) + payload)
         return True
 
@@ -199,8 +254,13 @@ class Connection(asyncio.Protocol):
 
     def forget(self, call: Call) -> None:
         """Drop a call that is over."""
-        if self.calls.pop(call.stream_id, None) is not None and self._premature:
-            self._premature -= call.went_well
+        if self.calls.pop(call.stream_id, None) is not None:
+            if self._premature:
+                self._premature -= call.went_well
+            if call.served:
+                self._budget.left += 1
+            elif not call.cancelled():
+                self._budget.left -= UNSERVED
         self._waiting.pop(call, None)
 
     def flush_h2(self) -> None:
@@ -266,8 +326,10 @@ class Connection(asyncio.Protocol):
         call = self.calls.get(event.stream_id)
         if call is None:
             self.acknowledge(event.stream_id, size)
-        else:
-            call.feed(event.data or b"", size)
+            return
+        data = event.data or b""
+        if (call.feed(data, size) or event.stream_ended) and len(data) < WORTH:
+            self._budget.left += 1
 
     def _count_reset(self, stream_id: int, call: Call | None) -> None:
         """Notice a client that begins calls only to end them (CVE-2023-44487, CVE-2025-8671).
@@ -277,11 +339,39 @@ class Connection(asyncio.Protocol):
         if call is None or self.loop.time() - call.began < _PREMATURE:
             self._premature += 1
         if self._premature > _MAX_PREMATURE:
-            log.warning("a client only begins calls and cancels them", peer=self.peer)
-            frame = GoAwayFrame(0)
-            frame.last_stream_id = stream_id
-            frame.error_code = ErrorCodes.ENHANCE_YOUR_CALM
-            self._hang_up(frame.serialize())
+            self._calm(stream_id)
+
+    def _calm(self, last_stream_id: int | None = None) -> None:
+        """Hang up on a client that keeps the server busy, and say so."""
+        log.warning("a client floods its connection", peer=self.peer)
+        frame = GoAwayFrame(0)
+        frame.last_stream_id = last_stream_id or self._h2.highest_inbound_stream_id
+        frame.error_code = ErrorCodes.ENHANCE_YOUR_CALM
+        self._hang_up(self._h2.data_to_send() + frame.serialize(), linger=_LINGER)
+
+    def _broken(self, error: Exception) -> None:
+        if isinstance(error, ProtocolError):
+            log.info("a client broke HTTP/2's rules", peer=self.peer, reason=str(error))
+            self._hang_up(self._h2.fail(error))
+        else:
+            log.error("a client's bytes could not be read", peer=self.peer, exc_info=error)
+            self._hang_up(b"")
+
+    def _hold(self, more: bool) -> None:  # noqa: FBT001
+        """Read nothing from the socket while there is ``more`` to read here."""
+        self._holding = more
+        if self._transport is None or self._transport.is_closing():
+            return
+        if more:
+            self._transport.pause_reading()
+        else:
+            self._heard_at = self.loop.time()
+            self._transport.resume_reading()
+
+    def _drop(self, size: int) -> None:
+        self._dropped += size
+        if self._dropped > _MAX_DROPPED:
+            self.abort()
 
     def _wake(self, stream_id: int | None = 0) -> None:
         """Let calls look again whether they may send."""
@@ -302,7 +392,7 @@ class Connection(asyncio.Protocol):
 
     def _flush(self) -> None:
         unsent, self._unsent = self._unsent, []
-        if not unsent or self._transport is None or self._transport.is_closing():
+        if not unsent or self.lost or self._transport is None or self._transport.is_closing():
             return
         data = unsent[0] if len(unsent) == 1 else b"".join(unsent)
         if self._paused:
@@ -313,24 +403,41 @@ class Connection(asyncio.Protocol):
                 return
         self._transport.write(data)
 
-    def _hang_up(self, last_words: bytes) -> None:
-        if self._transport is not None and not self._transport.is_closing():
-            if last_words:
-                self._unsent.append(last_words)
-            if self._unsent:
-                self._flush()
-            self._transport.close()
-            self._lose()
-            # Closing waits for what the client has not read.
-            self._timer = self.loop.call_later(self.server.keepalive_timeout, self.abort)
+    def _hang_up(self, last_words: bytes, *, linger: float = 0.0) -> None:
+        """Send the last words and close; with ``linger``, some seconds after what was sent."""
+        transport = self._transport
+        if self.lost or transport is None or transport.is_closing():
+            return
+        if last_words:
+            self._unsent.append(last_words)
+        if self._unsent:
+            self._flush()
+        self._lose()
+        patience = self.server.keepalive_timeout
+        if linger and not self._paused:
+            if transport.can_write_eof():  # not with TLS
+                transport.write_eof()
+            if self._holding:
+                self._hold(more=False)
+            patience = min(patience, linger)
+        else:
+            transport.close()
+        # Closing waits for what the client has not read.
+        self._timer = self.loop.call_later(patience, self.abort)
 
     def _lose(self) -> None:
         """Nothing is sent from now on; end all calls."""
         self.lost = True
         if self._timer is not None:
             self._timer.cancel()
-        for call in tuple(self.calls.values()):
+        if self._cut_some():
+            self.server.turns.wait(self)
+
+    def _cut_some(self) -> bool:
+        """End some calls of a client that is gone; whether there are more."""
+        for call in tuple(islice(self.calls.values(), _CUTS)):
             call.cut()
+        return bool(self.calls)
 
     def _look(self) -> None:
         """Ping a client that is silent; hang up on one that does not answer."""
@@ -339,8 +446,8 @@ class Connection(asyncio.Protocol):
         if not self._greeted:
             self.abort()
             return
-        if self.loop.time() - self._due > _STALL:
-            # We were busy, not the client silent: what it sent may lie in the socket.
+        if self.loop.time() - self._due > _STALL or self._holding:
+            # We are busy, not the client silent: what it sent may lie in the socket.
             self._look_in(_STALL)
             return
         if self._pinged and silent >= server.keepalive_time + server.keepalive_timeout:

@@ -79,7 +79,9 @@ class RequestHead:
             metadata = metadata_of(headers)
             timeout = None if given is None else timeout_seconds(given)
         except WireError as error:
-            raise Refused(_Code.INVALID_ARGUMENT, str(error)) from error
+            raise Refused(_Code.INTERNAL, str(error)) from error
+        if timeout is not None and timeout <= 0:
+            raise Refused(_Code.DEADLINE_EXCEEDED, "the deadline had passed when the call came")
         encoding = fields.get(b"grpc-encoding", b"identity").decode("latin-1")
         if encoding not in ACCEPTED_ENCODINGS.split(","):
             raise Refused(
@@ -88,6 +90,20 @@ class RequestHead:
             )
         method = fields.get(b":path", b"").decode("latin-1")
         return cls(method, metadata, timeout, encoding)
+
+
+def status_code(code: grpc.StatusCode | int) -> grpc.StatusCode:
+    """Return the status that a number stands for.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if isinstance(code, grpc.StatusCode):
+        return code
+    for each in grpc.StatusCode:
+        if each.value[0] == code:
+            return each
+    raise ValueError(f"there is no status {code!r}")
 
 
 def _is_grpc(content_type: bytes) -> bool:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import socket
 import ssl
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,8 @@ import grpc.aio
 from serving.rpc.call import STOPPING, Details
 from serving.rpc.connection import Connection
 from serving.rpc.head import Refusal
+from serving.rpc.http2 import MAX_STREAMS
+from serving.rpc.turns import Turns
 
 _BACKLOG = 2048
 _HANDSHAKE_TIMEOUT = 20.0
@@ -32,6 +35,7 @@ class Server:
         interceptors: Sequence[grpc.aio.ServerInterceptor] = (),  # type: ignore[type-arg]
         max_message_bytes: int = 4 * 2**20,
         max_metadata_bytes: int = 16 * 2**10,
+        max_streams: int = MAX_STREAMS,
         keepalive_time: float = 30.0,
         keepalive_timeout: float = 20.0,
         request_timeout: float = 60.0,
@@ -44,6 +48,7 @@ class Server:
             interceptors: see each call first, in this order; as in grpc.aio.
             max_message_bytes: of a request, uncompressed.
             max_metadata_bytes: of a call's headers, by HTTP/2's way of counting.
+            max_streams: calls at once on a connection; further ones are refused unprocessed.
             keepalive_time: seconds of silence after which a client is pinged.
             keepalive_timeout: seconds that it has to answer.
             request_timeout: seconds that the one message of a unary call may take to come.
@@ -52,11 +57,14 @@ class Server:
         """
         self.max_message_bytes = max_message_bytes
         self.max_metadata_bytes = max_metadata_bytes
+        self.max_streams = max_streams
         self.keepalive_time = keepalive_time
         self.keepalive_timeout = keepalive_timeout
         self.request_timeout = request_timeout
         self.write_timeout = write_timeout
         self.undecodable = undecodable
+        self.clock = time.perf_counter
+        self.turns = Turns(self.clock)
         self.connections: set[Connection] = set()
         self.tasks: set[asyncio.Task[None]] = set()
         self.stopping = False

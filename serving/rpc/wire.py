@@ -39,10 +39,6 @@ class MessageTooLarge(WireError):
     """A message is longer than this server takes."""
 
 
-class UnknownEncoding(WireError):
-    """A message is compressed in a way that this server does not know."""
-
-
 class Packed(bytes):
     """A message in its compressed form."""
 
@@ -79,8 +75,8 @@ class MessageReader:
 
         Raises:
             MessageTooLarge: one is over the limit; known from its prefix, before it is held.
-            UnknownEncoding: one is compressed, and the call did not say how, or in a way that is
-                not known.
+            WireError: one is compressed, and the call did not say how; or its first byte is
+                neither of the two that gRPC has.
         """
         buffer = self._buffer
         buffer += data
@@ -89,10 +85,10 @@ class MessageReader:
             compressed, size = _prefix.unpack_from(buffer, begin)
             if size > self._limit:
                 raise MessageTooLarge(f"a message has {size} bytes, at most {self._limit} may come")
+            if compressed > 1:
+                raise WireError(f"a message begins with {compressed}, neither 0 nor 1")
             if compressed and self._encoding not in _WINDOW_BITS:
-                raise UnknownEncoding(
-                    f"a message is compressed as {self._encoding!r}; known: {ACCEPTED_ENCODINGS}"
-                )
+                raise WireError("a message is compressed, and grpc-encoding does not say how")
             end = begin + PREFIX_BYTES + size
             if len(buffer) < end:
                 break

@@ -97,15 +97,16 @@ PER_TOKEN = {
     "deltas": 1.01,
     "tasks": ENGINE_TASKS + 0.1,
 }
-CALLS_PER_DELTA = 6.4
-"""Python functions of the router's own folders to take in what a rank sent. Seen: 6.1."""
+CALLS_PER_DELTA = 7.0
+"""Python functions of the router's own folders to take in what a rank sent. Seen: 6.5, of which
+0.4 read it in slices."""
 CALLS_PER_MESSAGE = {"rest": 18.8, "grpc": 34.4}
 """And to send it on: tokens that come while a client is slow go out in one message, so the two
 are counted apart. Seen: 18.5, and 34 with those of our gRPC server."""
 WRITES_PER_MESSAGE = 0.8
 """Writes to sockets over gRPC: streams of a connection share them. Seen: 0.5; 1 is one for each."""
-CALLS_PER_REQUEST = 600
-"""With an answer of TOKENS tokens. Seen: 455 and 530."""
+CALLS_PER_REQUEST = 400
+"""Beside those for what it answers. Seen: 300 and 350."""
 
 
 async def test_counts_of_a_token_and_of_a_request(monkeypatch):
@@ -132,4 +133,7 @@ async def test_counts_of_a_token_and_of_a_request(monkeypatch):
             assert each["calls"] <= bound, (protocol, each)
             if protocol == "grpc":
                 assert each["writes"] <= WRITES_PER_MESSAGE * each["messages"], each
-            assert short["calls"] / STREAMS <= CALLS_PER_REQUEST, protocol
+            answers_take = (
+                CALLS_PER_DELTA * short["deltas"] + CALLS_PER_MESSAGE[protocol] * short["messages"]
+            )
+            assert (short["calls"] - answers_take) / STREAMS <= CALLS_PER_REQUEST, protocol

@@ -12,7 +12,7 @@ from serving.settings import SecuritySettings
 
 LIMIT = 2048
 REQUEST = b"GET / HTTP/1.1\r\nhost: x\r\n%s\r\n"
-PATIENCE = 20.0
+PATIENCE = 60.0
 
 
 async def app(scope, receive, send):
@@ -52,6 +52,7 @@ async def connect():
         writers.append(writer)
         return reader, writer
 
+    made.server = lambda: server
     yield made
     for writer in writers:
         writer.close()
@@ -148,9 +149,14 @@ async def test_who_does_not_send_a_head_loses_the_connection(connect, data):
 
 
 async def test_a_slow_body_is_not_a_slow_head(connect):
-    reader, writer = await connect(timeout=0.05)
+    reader, writer = await connect()
+    (connection,) = connect.server().server_state.connections
+    assert connection._head_timer is not None
     writer.write(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\n")
-    await asyncio.sleep(0.2)
+    async with asyncio.timeout(PATIENCE):
+        while connection._in_head:  # noqa: ASYNC110  there is no event for it
+            await asyncio.sleep(0.001)
+    assert connection._head_timer is None
     writer.write(b"xx")
     async with asyncio.timeout(PATIENCE):
         assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
@@ -160,3 +166,96 @@ async def test_nonsense_is_a_400(connect):
     reader, writer = await connect()
     said = await answer_to(reader, writer, b"\x16\x03\x01 no HTTP\r\n\r\n")
     assert said.startswith(b"HTTP/1.1 400 ")
+
+
+# -- old and half-closed clients ------------------------------------------------------------------
+
+
+async def late_app(scope, receive, send):
+    """Stream two parts when the test says so; note a client that goes."""
+    if scope["type"] != "http":
+        return
+    state = late_app.state
+    while (await receive()).get("more_body", False):
+        pass
+    watching = asyncio.create_task(receive())
+    state.begun.set()
+    going = asyncio.create_task(state.go.wait())
+    await asyncio.wait({watching, going}, return_when=asyncio.FIRST_COMPLETED)
+    if watching.done():
+        state.gone.set()
+        return
+    watching.cancel()
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"one,", "more_body": True})
+    await send({"type": "http.response.body", "body": b"two"})
+
+
+class State:
+    def __init__(self):
+        self.begun, self.go, self.gone = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+
+@pytest.fixture
+async def late():
+    """A server whose answers wait for the test."""
+    late_app.state = State()
+    server = RestServer(
+        late_app,
+        bind("REST", "127.0.0.1", 0, "a setting"),
+        stop_grace=1,
+        protocol=bounded_protocol(SecuritySettings()),
+    )
+    await server.start()
+    late_app.state.port = server.port
+    yield late_app.state
+    await server.stop()
+
+
+@pytest.mark.parametrize("half_closed", [False, True])
+async def test_an_old_client_gets_no_chunks(late, half_closed):
+    reader, writer = await asyncio.open_connection("127.0.0.1", late.port)
+    writer.write(b"GET / HTTP/1.0\r\nconnection: keep-alive\r\n\r\n")
+    if half_closed:
+        writer.write_eof()
+    async with asyncio.timeout(PATIENCE):
+        await late.begun.wait()
+        late.go.set()
+        head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+    writer.close()
+    assert head.startswith(b"HTTP/1.1 200")
+    assert b"chunked" not in head
+    assert body == b"one,two"
+
+
+async def test_a_half_closed_client_gets_its_answer(late):
+    reader, writer = await asyncio.open_connection("127.0.0.1", late.port)
+    writer.write(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+    writer.write_eof()
+    async with asyncio.timeout(PATIENCE):
+        await late.begun.wait()
+        assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+        late.go.set()
+        answer = await reader.read()
+    writer.close()
+    assert answer.startswith(b"HTTP/1.1 200")
+    assert answer.endswith(b"4\r\none,\r\n3\r\ntwo\r\n0\r\n\r\n")
+    assert not late.gone.is_set()
+
+
+async def test_a_client_that_closes_is_gone(late):
+    _, writer = await asyncio.open_connection("127.0.0.1", late.port)
+    writer.write(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+    async with asyncio.timeout(PATIENCE):
+        await late.begun.wait()
+        writer.close()
+        await late.gone.wait()
+
+
+async def test_half_a_request_and_its_end_is_no_request(late):
+    reader, writer = await asyncio.open_connection("127.0.0.1", late.port)
+    writer.write(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\nhalf")
+    writer.write_eof()
+    async with asyncio.timeout(PATIENCE):
+        assert await reader.read() == b""
+    writer.close()

@@ -21,7 +21,7 @@ from h2.events import (
 )
 from hyperframe.frame import GoAwayFrame
 
-PATIENCE = 10.0
+PATIENCE = 60.0
 """Seconds; only a test that fails waits so long."""
 REQUEST = [
     (":method", "POST"),

@@ -9,8 +9,10 @@ import grpc.aio
 import pytest
 import trustme
 from h2.settings import SettingCodes
+from hyperframe.frame import PingFrame
 
 from serving.credentials.tls import Alpn, TlsFiles, following_context, watch_tls
+from serving.rpc import budget
 from serving.rpc.server import Server
 from tests.unit.credentials.certificates import issue
 from tests.unit.rpc.conftest import bound_socket, settled
@@ -312,3 +314,15 @@ async def test_the_calls_bytes_are_those_that_were_sent(secure, files):
     client.data(stream_id, message(b"x" * 5000), end=True)
     assert (await client.answer(stream_id)).messages == [b"x" * 5000]
     await client.close()
+
+
+async def test_a_flood_over_tls_ends_its_connection_and_no_other(secure, files):
+    client, other = await tls_client(secure, files), await tls_client(secure, files)
+    await client.ping()
+    running = other.call("/t.T/uu_waits")
+    client.send(PingFrame(0, b"12345678").serialize() * 4 * budget.MOST)
+    await client.hung_up()
+    assert client.goaway == 11  # ENHANCE_YOUR_CALM
+    await settled(lambda: len(secure.server.connections) == 1)
+    await other.ping()
+    assert not other.answers[running].over

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from serving.rpc.wire import (
     MessageReader,
     MessageTooLarge,
-    UnknownEncoding,
     WireError,
     framed,
     headers_of,
@@ -110,8 +109,11 @@ def test_a_message_is_unpacked_only_when_it_is_wanted():
 @pytest.mark.parametrize(
     ("encoding", "wire", "error"),
     [
-        pytest.param("identity", packed(b"x"), UnknownEncoding, id="compressed-but-not-said-how"),
-        pytest.param("snappy", packed(b"x"), UnknownEncoding, id="unknown"),
+        pytest.param("identity", packed(b"x"), WireError, id="compressed-but-not-said-how"),
+        pytest.param(
+            "gzip", b"\2" + packed(b"x")[1:], WireError, id="a-first-byte-that-is-not-known"
+        ),
+        pytest.param("snappy", packed(b"x"), WireError, id="unknown"),
         pytest.param("gzip", packed(b"x"), WireError, id="damaged"),
         pytest.param("gzip", packed(b""), WireError, id="nothing"),
         pytest.param("gzip", packed(gzip.compress(b"x")[:-1]), WireError, id="cut-off"),
