@@ -115,6 +115,9 @@ class RouterSettings(_Group):
     """Deadline of a request that brings none of its own."""
     max_inflight_requests: int = Field(4096, ge=1)
     """More are refused with 429 / RESOURCE_EXHAUSTED."""
+    max_streams_per_connection: int = Field(1024, ge=1)
+    """Concurrent calls on one gRPC connection. Clients that know the limit wait or open another
+    connection; calls over it are refused unprocessed (REFUSED_STREAM)."""
     max_choices: int = Field(128, ge=1)
     """Most choices (n) of one request; each takes a sequence of a rank."""
     keepalive_interval: Seconds = 10.0
@@ -129,6 +132,13 @@ class RouterSettings(_Group):
     """vLLM reasoning parser; none leaves reasoning in the content."""
     tool_parser: str | None = "deepseek_v3"
     """vLLM tool-call parser for tool_choice auto; none turns that choice off."""
+    tool_strict_level: Literal["auto", "function", "parameter"] = "auto"
+    """What the grammar of tool calls enforces (vLLM's --tool-strict-level). auto: calls that a
+    request forces, and the arguments of tools with strict: true. function: the form of every call.
+    parameter: the arguments of every call too."""
+    cors_origins: tuple[str, ...] = ()
+    """Origins whose web pages may call the REST API, e.g. https://chat.example.com; "*" allows
+    every origin. Empty: none."""
 
 
 class LinkSettings(_Group):
@@ -378,6 +388,9 @@ class KubernetesSettings(_Group):
     """Tries of a call that ends in a conflict, throttling, a server error or a time-out."""
     lease: str = "moe-serving-autoscaler"
     """Name of the Lease by which several autoscalers choose one."""
+    disruption_budget: str = ""
+    """Name of the worker group's PodDisruptionBudget, whose minAvailable then follows the number of
+    groups. Empty: none."""
     lease_seconds: Seconds = 15.0
     """A leader that has not renewed for so long is replaced."""
 

@@ -175,7 +175,8 @@ class Router:
         from serving.admission.limits import default_limits
         from serving.edge.grpc_server import GrpcEdge, GrpcGuard
         from serving.edge.http_protocol import bounded_protocol
-        from serving.edge.rest import RouterPages, build_rest_app
+        from serving.edge.pages import RouterPages
+        from serving.edge.rest import build_rest_app
         from serving.edge.security import Security
         from serving.engine.arguments import router_args, router_vllm_config
         from serving.fleet.canary import Canary, first_token_id
@@ -236,6 +237,7 @@ class Router:
             clock=clock,
             door=security.door(),
             tracing=tracing,
+            cors_origins=settings.router.cors_origins,
         )
         grpc_edge = GrpcEdge(
             app.inner,

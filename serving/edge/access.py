@@ -48,15 +48,18 @@ ROUTES: dict[str, Need] = {
     # Says whether, and why only to those who may see /fleet.
     "/readyz": Need.NOTHING,
     "/health": Need.NOTHING,
+    "/ping": Need.NOTHING,
     "/metrics": Need.METRICS,
     METRICS_TARGETS: Need.METRICS,
+    "/load": Need.METRICS,
     "/fleet": Need.ADMIN,
     "/version": Need.KEY,
+    "/openapi.json": Need.KEY,
     "/v1/models": Need.KEY,
     "/tokenize": Need.USER,
     "/detokenize": Need.USER,
 }
-_ROUTE_PREFIXES: dict[str, Need] = {"/v1/": Need.USER}
+_ROUTE_PREFIXES: dict[str, Need] = {"/v1/models/": Need.KEY, "/v1/": Need.USER}
 
 _RPCS: dict[str, Need] = {"/serving.api.v1.InferenceService/ListModels": Need.KEY}
 _SERVICES: dict[str, Need] = {

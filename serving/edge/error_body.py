@@ -22,6 +22,10 @@ RETRY_AFTER_SECONDS = 1
 within seconds."""
 
 _UNREADABLE = "the request has a field of a wrong type that could not be made out more exactly"
+_LONE_SURROGATE = (
+    "a text of the request has half a surrogate pair (\\ud800 to \\udfff in JSON), which is no "
+    "character: send the whole pair, or U+FFFD in its place"
+)
 INTERNAL_MESSAGE = "internal error; the router's log has it under this request's x-request-id"
 
 # vLLM reports what is wrong with a request through these; any other exception is a fault of
@@ -39,6 +43,7 @@ _TYPES: dict[int, str] = {
     404: "NotFoundError",
     405: "MethodNotAllowedError",
     413: "RequestTooLargeError",
+    415: "UnsupportedMediaTypeError",
     429: "RateLimitError",
     499: "ClientClosedRequest",
     500: "InternalServerError",
@@ -54,6 +59,7 @@ _REASONS: dict[int, str] = {
     403: "PERMISSION_DENIED",
     404: "MODEL_NOT_FOUND",
     413: "INVALID_REQUEST",
+    415: "INVALID_REQUEST",
     422: "INVALID_REQUEST",
     429: "OVERLOADED",
     499: "CANCELLED",
@@ -100,6 +106,8 @@ def response_of(error: BaseException) -> ErrorResponse:
         return error_response(
             message, status=status.http, reason=status.reason, retry_after=retry_after
         )
+    if _is_about_surrogates(error):
+        return error_response(_LONE_SURROGATE, status=400, reason="INVALID_REQUEST")
     if _is_in_reading(error):
         return error_response(_UNREADABLE, status=400, reason="INVALID_REQUEST")
     # jinja2 is imported by name only in vLLM too: a template that refuses the messages.
@@ -108,6 +116,12 @@ def response_of(error: BaseException) -> ErrorResponse:
         assert isinstance(error, Exception)
         return create_error_response(error)
     return error_response(INTERNAL_MESSAGE, status=500, reason="INTERNAL")
+
+
+def _is_about_surrogates(error: BaseException) -> bool:
+    """Tell whether a text could not be encoded; tokenizers say it in their own way."""
+    tokenizers_words = isinstance(error, TypeError) and "TextEncodeInput" in str(error)
+    return isinstance(error, UnicodeEncodeError) or tokenizers_words
 
 
 def _is_in_reading(error: BaseException) -> bool:

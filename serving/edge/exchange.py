@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from http import HTTPStatus
 from math import ceil
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 from fastapi import HTTPException
 from starlette.datastructures import Headers
@@ -18,7 +19,16 @@ from starlette.types import Message, Receive, Scope, Send
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 
 from serving.clock import Clock
+from serving.edge import anthropic_errors
 from serving.edge.callers import EXPLAIN, explanation_of, line_of
+from serving.edge.content_encoding import (
+    SUPPORTED,
+    BrokenBody,
+    Decompressor,
+    OversizedBody,
+    UnknownEncoding,
+    decompressor,
+)
 from serving.edge.door import Visitor
 from serving.edge.error_body import (
     content_of,
@@ -42,16 +52,30 @@ _ERROR_EVENTS = (b'data: {"error":', b"event: error\n")
 _EVENT_END = b"\n\n"
 
 # Of a streamed answer that becomes an error body: without them a browser would not show it.
-_KEPT_HEADERS = (b"access-control-", b"vary")
+_KEPT_HEADERS = (b"access-control-", b"vary", b"accept-encoding")
+
+_OF_SENT_BODY = frozenset({b"content-encoding", b"content-length"})
+"""Headers that describe a body as it was sent."""
+
+_OF_EVENT_STREAM = ((b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))
+"""What keeps proxies from storing a stream of events, or holding it back."""
 
 
-class TooLarge(HTTPException):
-    """The body is over the limit; FastAPI passes HTTP exceptions through."""
+class BadBody(HTTPException):
+    """The body is not taken; FastAPI passes HTTP exceptions through."""
+
+    def __init__(self, status: int, text: str, headers: dict[str, str] | None = None) -> None:
+        super().__init__(status_code=status, detail=text, headers=headers)
+        self.response = error_response(text, status=status, reason="INVALID_REQUEST")
+
+
+class TooLarge(BadBody):
+    """The body is over the limit, as sent or decompressed."""
 
     def __init__(self, limit: int) -> None:
-        text = f"the request body is larger than {limit} bytes (router.max_body_bytes)"
-        super().__init__(status_code=413, detail=text)
-        self.response = error_response(text, status=413, reason="INVALID_REQUEST")
+        super().__init__(
+            413, f"the request body is larger than {limit} bytes (router.max_body_bytes)"
+        )
 
 
 @dataclass(slots=True)
@@ -101,7 +125,8 @@ class Exchange:
         self._received = 0
         self.began = clock.monotonic()
         self._now = _Progress()
-        self._too_large: TooLarge | None = None
+        self._bad_body: BadBody | None = None
+        self._decompressor: Decompressor | None = None
         self._disconnected = False
 
     @property
@@ -135,6 +160,23 @@ class Exchange:
         if length.isdigit() and int(length) > self._limit:
             raise TooLarge(self._limit)
 
+    def decode_body(self) -> None:
+        """Let the app see a compressed body as it was before.
+
+        Raises:
+            BadBody: it is compressed in a way that is not supported.
+        """
+        encoding = Headers(scope=self.scope).get("content-encoding", "")
+        try:
+            self._decompressor = decompressor(encoding, self._limit)
+        except UnknownEncoding as error:
+            supported = {"accept-encoding": ", ".join(SUPPORTED)}
+            raise BadBody(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, str(error), supported) from error
+        if self._decompressor is not None:
+            self.scope["headers"] = [
+                pair for pair in self.scope["headers"] if pair[0].lower() not in _OF_SENT_BODY
+            ]
+
     def pass_id_on(self) -> None:
         """Let vLLM's handlers see the request id, given by the client or not."""
         assert self.request_id is not None
@@ -146,13 +188,29 @@ class Exchange:
         """Hand the request on, counting its body."""
         message = await self._receive()
         if message["type"] == "http.request":
-            self._received += len(message.get("body", b""))
-            if self._received > self._limit:
-                self._too_large = TooLarge(self._limit)
-                raise self._too_large
+            try:
+                return await self._body_part(message)
+            except BadBody as error:
+                self._bad_body = error
+                raise
         elif message["type"] == "http.disconnect" and not self._now.complete:
             self._disconnected = True
         return message
+
+    async def _body_part(self, message: Message) -> Message:
+        self._received += len(message.get("body", b""))
+        if self._received > self._limit:
+            raise TooLarge(self._limit)
+        if self._decompressor is None:
+            return message
+        more = message.get("more_body", False)
+        try:
+            body = await self._decompressor.feed(message.get("body", b""), last=not more)
+        except OversizedBody as error:
+            raise TooLarge(self._limit) from error
+        except BrokenBody as error:
+            raise BadBody(HTTPStatus.BAD_REQUEST, str(error)) from error
+        return {"type": "http.request", "body": body, "more_body": more}
 
     async def send(self, message: Message) -> None:
         """Hand the response on, with its status right even if it fails at its first part."""
@@ -184,15 +242,20 @@ class Exchange:
         now = self._now
         if now.replaced:
             return
-        if self._too_large is not None and not now.responded:
-            await self.fail(self._too_large.response)
+        if self._bad_body is not None and not now.responded:
+            await self.fail_body(self._bad_body)
         elif message["type"] == "http.response.start":
             headers = Headers(raw=message["headers"])
             if headers.get("content-type", "").startswith("text/event-stream"):
+                present = headers.keys()
+                message["headers"] = [
+                    *message["headers"],
+                    *(pair for pair in _OF_EVENT_STREAM if pair[0].decode() not in present),
+                ]
                 now.held = message
                 now.streamed = True
                 self._keepalive = KeepAlive(self._keepalive_interval, self._comment)
-            elif is_retryable(message["status"]):
+            elif is_retryable(message["status"]) or self._translates(message["status"]):
                 now.held = message
             else:
                 await self._start(message)
@@ -203,6 +266,8 @@ class Exchange:
         now = self._now
         body = message.get("body", b"")
         if now.held is not None and not now.streamed:
+            if self._translates(now.held["status"]):
+                message = self._translated(now.held, message)
             await self._start_held(now.held, retry_after_in(body))
         elif now.held is not None:
             if body.startswith(_ERROR_EVENTS):
@@ -221,7 +286,7 @@ class Exchange:
             now.reason = reason_of(event_response(body)[0].error)
         if now.streamed and between_events and (why := self._explanation()) is not None:
             # It began before a rank was picked; a comment comes before the first event.
-            comment = f": {EXPLAIN} {why}".encode() + _EVENT_END
+            comment = f": {EXPLAIN} {why}\n".encode()
             await self._send({"type": "http.response.body", "body": comment, "more_body": True})
         await self._send(message)
         explains = self.caller is not None and self.caller.explain and not now.explained
@@ -261,7 +326,10 @@ class Exchange:
         """
         self.close()
         self._now.flowing = False
-        content = json.dumps(body or content_of(response)).encode()
+        whole = body or content_of(response)
+        if self._translates(response.error.code):
+            whole = anthropic_errors.body_of(response.error.code, whole["error"])
+        content = json.dumps(whole).encode()
         headers = [
             *(pair for pair in headers_of_app if pair[0].startswith(_KEPT_HEADERS)),
             (b"content-type", b"application/json"),
@@ -275,12 +343,32 @@ class Exchange:
         await self._send({"type": "http.response.body", "body": content})
         self._now.complete = self._now.replaced = True
 
+    async def fail_body(self, error: BadBody) -> None:
+        """Answer a request whose body is not taken."""
+        headers = [(n.encode(), v.encode()) for n, v in (error.headers or {}).items()]
+        await self.fail(error.response, headers)
+
+    def _translates(self, status: int) -> bool:
+        """Tell whether an answer of this status gets another shape here."""
+        failed: bool = status >= HTTPStatus.BAD_REQUEST
+        return failed and anthropic_errors.is_messages(self.scope["path"])
+
+    def _translated(self, start: Message, message: Message) -> Message:
+        body = anthropic_errors.rewritten(start["status"], message.get("body", b""))
+        start["headers"] = [
+            (name, str(len(body)).encode() if name == b"content-length" else value)
+            for name, value in start["headers"]
+        ]
+        return {**message, "body": body}
+
     async def _start(self, message: Message, retry_after: float | None = None) -> None:
         status: int = message["status"]
         own = self._own_headers(status, message["headers"], retry_after)
-        message["headers"] = [*message["headers"], *own]
+        message["headers"] = [*map(_relative, message["headers"]), *own]
         self._now.status = status
         self._now.responded = True
+        if self.caller is not None:
+            self.caller.journal.responded = True
         await self._send(message)
 
     def _own_headers(
@@ -334,6 +422,15 @@ class Exchange:
             completion_tokens=None if usage is None else usage.completion_tokens,
         )
         return line if self.caller is None else replace(line, **line_of(self.caller))
+
+
+def _relative(header: tuple[bytes, bytes]) -> tuple[bytes, bytes]:
+    """Take scheme and host out of a redirect: a proxy in front has others."""
+    name, value = header
+    if name.lower() != b"location":
+        return header
+    parts = urlsplit(value.decode("latin-1"))
+    return name, urlunsplit(("", "", *parts[2:])).encode("latin-1")
 
 
 def _usage(scope: Scope) -> Any:

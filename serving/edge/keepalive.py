@@ -8,7 +8,8 @@ events; every client skips them.
 import asyncio
 from collections.abc import Awaitable, Callable
 
-COMMENT = b": waiting\n\n"
+COMMENT = b": waiting\n"
+"""One line end: with two, some decoders take the comment for an event without data."""
 
 
 class KeepAlive:

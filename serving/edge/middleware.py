@@ -16,7 +16,7 @@ from serving.edge.callers import as_caller
 from serving.edge.door import Door
 from serving.edge.error_body import INTERNAL_MESSAGE, error_response, response_of
 from serving.edge.event_stream import EXCHANGE
-from serving.edge.exchange import Exchange, TooLarge
+from serving.edge.exchange import BadBody, Exchange
 from serving.edge.gate import Gate
 from serving.edge.request_context import deadline_in, request_id_of, timeout_of
 from serving.errors import PermissionDenied, ServingError, Unauthenticated
@@ -89,12 +89,14 @@ class EdgeMiddleware:
             self._begin(exchange)
             timeout = timeout_of(Headers(scope=scope))
             exchange.check_length()
+            exchange.decode_body()
             if gate is not None:
                 gate.check()
-        except (ServingError, TooLarge) as error:
-            await exchange.fail(
-                error.response if isinstance(error, TooLarge) else response_of(error)
-            )
+        except BadBody as error:
+            await exchange.fail_body(error)
+            return
+        except ServingError as error:
+            await exchange.fail(response_of(error))
             if gate is None and isinstance(error, Unauthenticated | PermissionDenied):
                 self._end(exchange)
             return
@@ -136,9 +138,9 @@ class EdgeMiddleware:
     async def _run(self, exchange: "Exchange") -> None:
         try:
             await self._app(exchange.scope, exchange.receive, exchange.send)
-        except TooLarge as error:
+        except BadBody as error:
             if not exchange.responded:
-                await exchange.fail(error.response)
+                await exchange.fail_body(error)
         except Exception:
             if exchange.blames_client:
                 return  # Starlette raises errors again that its handlers have answered

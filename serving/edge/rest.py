@@ -1,14 +1,13 @@
 """The REST edge: vLLM's complete OpenAI app on the fleet, and the router's own few routes."""
 
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fastapi import FastAPI, Request, Response
-from fastapi.responses import JSONResponse, PlainTextResponse
-from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp
 from vllm.engine.protocol import EngineClient
@@ -18,26 +17,26 @@ from vllm.entrypoints.serve.exception_handling.handlers.vllm_error import vllm_e
 from vllm.exceptions import VLLMError
 
 from serving.clock import Clock
-from serving.edge.access import METRICS_TARGETS, Need
-from serving.edge.auth import identity_var
+from serving.edge.answer_parser import install
+from serving.edge.callers import EXPLAIN
 from serving.edge.door import Door
 from serving.edge.error_body import content_of, error_response, reason_of, response_of
 from serving.edge.event_stream import shorten_streams
 from serving.edge.exchange import FAILED
-from serving.edge.fleet_view import FleetView, metrics_targets, readiness
-from serving.edge.gate import Gate
 from serving.edge.middleware import GENERATING, EdgeMiddleware
+from serving.edge.pages import RouterPages, add_pages
+from serving.edge.request_context import REQUEST_ID
 from serving.edge.vllm_handlers import adopt
 from serving.errors import ServingError
-from serving.routing.snapshot import FleetSnapshot
 from serving.telemetry.tracing import NO_TRACING, Tracing
 
 TASKS = ("generate",)
 
 # Of what vLLM mounts, what serves text. Left out: what steers one engine (LoRA loading,
 # elastic EP, profiling, sleep), vLLM's own metrics and load pages (they would describe this
-# process as an engine), SageMaker's duplicates, and vLLM's own token-in-token-out protocol with
-# its renderers, which vLLM itself answers with 403 where it is not turned on.
+# process as an engine), SageMaker's /invocations (the same as /v1 by other names), and vLLM's own
+# token-in-token-out protocol with its renderers, which vLLM itself answers with 403 where it is
+# not turned on.
 KEPT_ROUTES = frozenset(
     {
         "/v1/models",
@@ -65,24 +64,8 @@ _FIXED_ARGS = {
     "disable_fastapi_docs": True,
 }
 
-# Of what vLLM wraps around its app, what stays. Its HTTP metrics, the elastic-EP switch and
-# SageMaker's hooks cost every request and have no use here; keys are asked for in front of it.
-_KEPT_MIDDLEWARE = frozenset({"CORSMiddleware"})
-
-
-@dataclass(frozen=True, slots=True)
-class RouterPages:
-    """Where the router's own pages read from."""
-
-    fleet: Callable[[], FleetSnapshot]
-    registries: tuple[CollectorRegistry, ...]
-    """What /metrics shows, in this order; their metric names must not overlap."""
-    gate: Gate
-    model: str
-
-    def view(self) -> FleetView:
-        """Return the fleet as it is now."""
-        return FleetView(self.fleet(), self.model, self.gate.inflight, draining=not self.gate.open)
+_EXPOSED_HEADERS = (REQUEST_ID, "retry-after", EXPLAIN)
+"""What a page of another origin may read of an answer's headers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +86,7 @@ async def build_rest_app(
     clock: Clock,
     door: Door | None = None,
     tracing: Tracing = NO_TRACING,
+    cors_origins: Sequence[str] = (),
 ) -> RestApp:
     """Build vLLM's app on ``client`` and the router's pages, behind our middleware.
 
@@ -115,6 +99,7 @@ async def build_rest_app(
         clock: the router's clock; deadlines are on it.
         door: asks for keys; without it nobody is asked.
         tracing: begins the requests' traces.
+        cors_origins: origins whose pages may call the router ("*": any).
     """
     # vLLM's server shares this object between arguments and engine configuration, and the
     # latter writes the name of the reasoning parser into it.
@@ -125,12 +110,16 @@ async def build_rest_app(
     app.exception_handler(ServingError)(_error_answer)
     # What FleetClient raises is one of vLLM's errors too, and that class comes first.
     app.exception_handler(VLLMError)(_vllm_error_answer)
+    # vLLM has a handler for these; ours knows what tokenizers mean by them.
+    app.exception_handler(TypeError)(_error_answer)
+    app.exception_handler(UnicodeEncodeError)(_error_answer)
     app.exception_handler(Exception)(_error_answer)
     app.exception_handler(HTTPException)(_http_error_answer)
     await init_app_state(client, app.state, args, TASKS)
     adopt(app.state)
+    install(app.state, compact_json=shared["structured_outputs_config"].disable_any_whitespace)
     shorten_streams(app, GENERATING)
-    _add_pages(app, pages)
+    add_pages(app, pages)
     asgi = EdgeMiddleware(
         app,
         gate=pages.gate,
@@ -142,7 +131,17 @@ async def build_rest_app(
         tracing=tracing,
         admit=client.check_admission,
     )
-    return RestApp(asgi, app)
+    # Outermost, so that a page can read errors of the middleware too.
+    return RestApp(
+        CORSMiddleware(
+            asgi,
+            allow_origins=list(cors_origins),
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=list(_EXPOSED_HEADERS),
+        ),
+        app,
+    )
 
 
 def _keep_text_serving(app: FastAPI) -> None:
@@ -157,11 +156,9 @@ def _keep_text_serving(app: FastAPI) -> None:
         raise RuntimeError(
             f"vLLM's OpenAI app has no {', '.join(sorted(missing))}; this version is not supported"
         )
-    app.user_middleware[:] = [
-        middleware
-        for middleware in app.user_middleware
-        if getattr(middleware.cls, "__name__", "") in _KEPT_MIDDLEWARE
-    ]
+    # vLLM's HTTP metrics, the elastic-EP switch and SageMaker's hooks cost every request and have
+    # no use here; keys are asked for, and other origins admitted, in front of the app.
+    app.user_middleware.clear()
     # SageMaker's bootstrap has built the stack; it is built again with the first request.
     app.middleware_stack = None
 
@@ -192,41 +189,3 @@ async def _vllm_error_answer(request: Request, error: Exception) -> Response:
     assert isinstance(error, VLLMError)
     answer: Response = await vllm_error_handler(request, error)
     return answer
-
-
-def _add_pages(app: FastAPI, pages: RouterPages) -> None:
-    async def livez() -> PlainTextResponse:
-        """Answer while the process runs and its event loop turns."""
-        return PlainTextResponse("ok\n")
-
-    async def readyz(request: Request) -> JSONResponse:
-        """Tell whether a request would be served now; ``?parked=ok``: or may wait for it."""
-        draining = not pages.gate.open
-        content = readiness(pages.fleet(), draining=draining)
-        if not identity_var.get().may(Need.ADMIN):
-            # Groups and why they are not ready are for those who may see /fleet.
-            content = {"ready": content["ready"]}
-        parked = request.query_params.get("parked") == "ok" and not draining
-        return JSONResponse(content, status_code=200 if content["ready"] or parked else 503)
-
-    async def metrics() -> Response:
-        """Give every metric of this process as Prometheus text."""
-        page = b"".join(generate_latest(registry) for registry in pages.registries)
-        return Response(page, media_type=CONTENT_TYPE_PLAIN_0_0_4)
-
-    async def fleet() -> JSONResponse:
-        """Show groups, ranks, load and why things are as they are."""
-        return JSONResponse(pages.view().to_json())
-
-    async def targets() -> JSONResponse:
-        """List the ranks' own metrics pages for Prometheus' HTTP service discovery."""
-        return JSONResponse(metrics_targets(pages.fleet()))
-
-    for path, endpoint in (
-        ("/livez", livez),
-        ("/readyz", readyz),
-        ("/metrics", metrics),
-        (METRICS_TARGETS, targets),
-        ("/fleet", fleet),
-    ):
-        app.add_api_route(path, endpoint, methods=["GET"])

@@ -125,6 +125,7 @@ def router_args(settings: Settings) -> argparse.Namespace:
         line += _flag(key, value, known)
     if settings.router.tool_parser is not None:
         line += ["--enable-auto-tool-choice", "--tool-call-parser", settings.router.tool_parser]
+        line += ["--tool-strict-level", settings.router.tool_strict_level]
     line += [
         "--host",
         settings.router.host,

@@ -34,6 +34,8 @@ class Journal:
     """When the first token came, on that clock."""
     cached_tokens: int = 0
     """Prompt tokens that came from a KV cache."""
+    responded: bool = False
+    """Whether any part of its answer is out, be it a comment."""
     trace: RequestTrace = NO_TRACE
     """Is told what happens."""
 

@@ -65,7 +65,7 @@ class Stand:
         """The REST routes' own description of themselves."""
         app: Any = self.router._rest.config.app
         while not hasattr(app, "openapi"):
-            app = app._app
+            app = getattr(app, "_app", None) or app.app
         document: dict[str, Any] = app.openapi()
         return document
 

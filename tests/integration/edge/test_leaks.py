@@ -35,6 +35,10 @@ POOLS = 8
 when all are busy at the same moment, up to their own bounds. Sockets and timers of such a thread
 are in the descriptors. One leaked by each hundredth request would be 100."""
 
+_LOOKS = 200
+_SAME = 6
+"""At twenty looks a second: at most ten, at least a third of a second."""
+
 PROMPT = "What is 17+25? " * 4
 
 
@@ -169,11 +173,23 @@ def _links(group):
     return [member.handle for member in group.members.values()]
 
 
+async def _still(process):
+    """Wait until nothing ends any more: connections that were cut close in their own time."""
+    seen, same = None, 0
+    for _ in range(_LOOKS):
+        now = (process.num_fds(), len(asyncio.all_tasks()))
+        same = same + 1 if now == seen else 0
+        if same == _SAME:
+            return
+        seen = now
+        await asyncio.sleep(0.05)
+
+
 async def measure(stand):
     await stand.until(lambda: stand.idle, "the end of all requests")
-    await asyncio.sleep(0.3)  # connections that were cut close in their own time
-    gc.collect()
     process = psutil.Process()
+    await _still(process)
+    gc.collect()
     return {
         "tasks": len(asyncio.all_tasks()),
         "descriptors": process.num_fds(),

@@ -320,7 +320,7 @@ async def test_disconnect_is_logged_as_cancelled(lines):
     assert [line.outcome for line in lines] == ["CANCELLED"]
 
 
-WAITING = ": waiting\n\n"
+WAITING = ": waiting\n"
 
 
 class Slow:

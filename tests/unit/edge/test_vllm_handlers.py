@@ -4,19 +4,14 @@ from types import SimpleNamespace
 
 import msgspec
 import pytest
-from vllm.entrypoints.generate.base.protocol import DeltaMessage
-from vllm.entrypoints.openai.chat_completion.protocol import (
-    ChatCompletionResponseStreamChoice,
-    ChatCompletionStreamResponse,
-    ChatMessage,
-)
+from vllm.entrypoints.openai.chat_completion.protocol import ChatMessage
 from vllm.reasoning.deepseek_r1_reasoning_parser import DeepSeekR1ReasoningParser
 
+from serving.edge.answer_parser import _with_start
 from serving.edge.vllm_handlers import (
     ChatHandler,
     MessagesHandler,
     ResponsesHandler,
-    _with_start,
     adopt,
 )
 from serving.errors import GroupLost
@@ -35,53 +30,6 @@ def test_message_has_both_names(reasoning):
     )
     assert isinstance(message, ChatMessage)
     assert message.model_dump().get("reasoning_content") == reasoning
-
-
-DELTA = {"delta_text": "x", "request": SimpleNamespace(tools=None)}
-
-
-class _Parser:
-    def __init__(self, delta):
-        self.delta = delta
-
-    def count_reasoning_tokens(self, token_ids):
-        return len(token_ids)
-
-    def parse_delta(self, **kwargs):
-        assert kwargs["delta_text"] == "x"
-        return self.delta
-
-
-@pytest.mark.parametrize(
-    ("delta", "expected"),
-    [
-        pytest.param(DeltaMessage(content="a"), {"content": "a"}, id="content"),
-        pytest.param(
-            DeltaMessage(reasoning="r"),
-            {"reasoning": "r", "reasoning_content": "r"},
-            id="reasoning",
-        ),
-    ],
-)
-def test_chunk_has_both_names(delta, expected):
-    handler = bare(ChatHandler)
-    handler.parser_cls = lambda *args, **kwargs: _Parser(delta)
-    handler.model_config = None
-    parser = handler._make_parser(SimpleNamespace(tools=None), None, None)
-    parsed = parser.parse_delta(**DELTA)
-    chunk = ChatCompletionStreamResponse(
-        model="m", choices=[ChatCompletionResponseStreamChoice(index=0, delta=parsed)]
-    )
-    content = msgspec.json.decode(chunk.model_dump_json(exclude_unset=True))
-    assert content["choices"][0]["delta"] == expected
-
-
-def test_nothing_to_say_stays_nothing():
-    handler = bare(ChatHandler)
-    handler.parser_cls = lambda *args, **kwargs: _Parser(None)
-    handler.model_config = None
-    parser = handler._make_parser(SimpleNamespace(tools=None), None, None)
-    assert parser.parse_delta(**DELTA) is None
 
 
 class _Marks:
@@ -144,7 +92,7 @@ async def test_responses_stream_error_is_an_event(monkeypatch, begun, passed):
 
 async def test_messages_stream_error_is_anthropics_event():
     async def chunks():
-        yield 'data: {"error": {"message": "gone", "type": "ServiceUnavailableError", "code": 503}}'
+        yield 'data: {"error": {"message": "gone", "type": "overloaded_error", "code": 503}}'
 
     events = [e async for e in bare(MessagesHandler).message_stream_converter(chunks())]
     name, data = events[-1].strip().split("\n")
@@ -152,7 +100,7 @@ async def test_messages_stream_error_is_anthropics_event():
     assert msgspec.json.decode(data.removeprefix("data: ")) == {
         "type": "error",
         "error": {
-            "type": "ServiceUnavailableError",
+            "type": "overloaded_error",
             "message": "gone",
             "reason": "NOT_READY",
         },
