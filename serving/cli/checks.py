@@ -204,6 +204,22 @@ def check_plugin(entry_points: Sequence[str], mends: Mapping[str, bool] | str) -
     return Check(Verdict.OK, "cpu plugin", "; ".join(parts) or "nothing to mend")
 
 
+def check_fabric(devices: Sequence[str], problem: str | None, memlock: str | None) -> Check:
+    """Judge what exchange between ranks on several machines takes.
+
+    Args:
+        devices: usable RDMA ports, in words.
+        problem: why a rank would refuse to start.
+        memlock: what is wrong with the limit of locked memory, if there are devices.
+    """
+    seen = f"RDMA ports: {_few(devices)}" if devices else "no RDMA device; ranks use TCP"
+    if problem is not None:
+        return Check(Verdict.FAIL, "fabric", seen, problem)
+    if devices and memlock is not None:
+        return Check(Verdict.WARN, "fabric", seen, memlock)
+    return Check(Verdict.OK, "fabric", seen)
+
+
 def check_leftovers(*, running: str | None, stale: str | None) -> Check:
     """Judge what an earlier run left: ``running`` tells of a live one, ``stale`` of a dead one."""
     if running is not None:

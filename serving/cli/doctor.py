@@ -31,6 +31,8 @@ from serving.cli.options import (
 )
 from serving.cli.ports import listeners
 from serving.cli.state import StateFile, state_folder
+from serving.engine import memlock, rdma
+from serving.engine.start_checks import fabric_environment
 from serving.errors import ServingError
 from serving.settings import Platform, Settings
 
@@ -123,6 +125,8 @@ def examine(settings: Settings, *, fast: bool) -> Iterator[Check]:
         yield checks.check_packages(_locked(), installed)
     yield checks.check_torch(installed, settings.platform.value)
     yield _model(settings, workers)
+    if settings.engine.kind == "vllm":
+        yield _fabric(settings)
     state = StateFile(state_folder())
     held = state.held()
     yield _leftovers(state, held=held)
@@ -157,6 +161,16 @@ def _model(settings: Settings, workers: int) -> Check:
     with contextlib.suppress(OSError, ValueError):
         config = json.loads((folder / "config.json").read_text("utf-8"))
     return checks.check_model(str(folder), [f.name for f in folder.iterdir()], config, workers)
+
+
+def _fabric(settings: Settings) -> Check:
+    problem = None
+    try:
+        fabric_environment(settings)
+    except ServingError as error:
+        problem = str(error)
+    limit = memlock.problem(memlock.limit(), free=memlock.locks_freely())
+    return checks.check_fabric([str(port) for port in rdma.usable()], problem, limit)
 
 
 def _leftovers(state: StateFile, *, held: bool) -> Check:

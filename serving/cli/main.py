@@ -43,6 +43,12 @@ COMMANDS: tuple[Command, ...] = (
     Command("keys", "serving.cli.keys", "keys_command", "Make and list API keys."),
     Command("load", "serving.cli.load", "load_command", "Load a server and report.", True),
     Command("weights", "serving.cli.weights", "weights_command", "Fetch weights onto a volume."),
+    Command(
+        "fabric-check",
+        "serving.cli.fabric_check",
+        "fabric_check_command",
+        "Prove all-to-all between the pods of a group.",
+    ),
     Command("group", "serving.cli.group", "group_command", "Deploy groups of ranks on Ray."),
     Command(
         "autoscaler",

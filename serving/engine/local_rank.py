@@ -19,6 +19,7 @@ import structlog
 from serving.clock import SystemClock
 from serving.engine.metrics_page import open_page
 from serving.engine.rank_server import RankIdentity, RankServer
+from serving.engine.start_checks import fabric_environment
 from serving.errors import ServingError
 from serving.settings import Settings, load_settings
 
@@ -66,7 +67,7 @@ def _engine(settings: Settings, identity: RankIdentity, address: str, rpc_port: 
     from serving.engine.environment import engine_environment
 
     # Before vLLM is imported: it reads its environment then.
-    os.environ.update(engine_environment(settings))
+    os.environ.update(engine_environment(settings) | fabric_environment(settings))
     from serving.engine.vllm_engine import VllmEngine
 
     return VllmEngine(settings, rank=identity.rank, address=address, rpc_port=rpc_port)

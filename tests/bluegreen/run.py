@@ -1,11 +1,13 @@
 """Replace one Ray Serve app by another under load, all of it real, and print what happened.
 
     make blue-green
+    make blue-green ARGS=--no-spare
     python -m tests.bluegreen.run --requests 500 --clients 8
 
 Two routers, pocket-r1 on CPU. Blue serves; green is deployed beside it with other settings, takes
-the traffic over (``moe-serving switch``), and blue is deleted. Each request's text is compared with
-that of an undisturbed run. Exits 1 if one was lost.
+the traffic over (``moe-serving switch``), and blue is deleted. With ``--no-spare`` blue is drained
+and deleted first, as where there are no GPUs for two: requests park until green is there. Each
+request's text is compared with that of an undisturbed run. Exits 1 if one was lost.
 """
 
 import argparse
@@ -18,6 +20,7 @@ import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+from tests.bluegreen.steps import change, replace
 from tests.bluegreen.system import System, started
 from tests.bluegreen.traffic import Traffic, connected
 
@@ -25,8 +28,6 @@ _HEAD = ("time s", "groups (app epoch state, at each router)", "done", "lost", "
 _WIDTHS = (7, 58, 6, 5, 8, 7)
 _EVERY = 10.0
 """Seconds between two rows."""
-_SHARE = 3
-"""One third of the requests before green comes, one third after blue is gone."""
 
 
 class Table:
@@ -94,12 +95,13 @@ async def play(options: argparse.Namespace) -> bool:
             table = Table(system, traffic)
             table.head()
             async with under_load(traffic, options.clients, table):
-                await change(system, traffic, table, options)
+                await (replace if options.no_spare else change)(system, traffic, table, options)
             await table.row()
     say(
         "",
         f"{traffic.done} requests with the undisturbed text, {len(traffic.lost)} lost, "
-        f"longest gap between tokens {table.longest:.2f} s",
+        f"longest gap between tokens {table.longest:.2f} s, longest wait for the first "
+        f"{traffic.longest_wait:.2f} s",
         *(f"lost: {reason}" for reason in traffic.lost[:5]),
     )
     return not traffic.lost and traffic.done >= options.requests
@@ -118,45 +120,6 @@ async def under_load(traffic: Traffic, clients: int, table: Table) -> AsyncItera
         rows.cancel()
         await asyncio.wait([flow, rows])
     flow.result()
-
-
-async def change(
-    system: System, traffic: Traffic, table: Table, options: argparse.Namespace
-) -> None:
-    """Bring green, hand over, remove blue.
-
-    Raises:
-        RuntimeError: a step failed.
-    """
-    system.say = table.event
-    part = options.requests // _SHARE
-    await until(lambda: traffic.done >= part)
-    table.event("deploying green")
-    await system.deploy("green", *options.green)
-    await system.until_ready("green", options.groups)
-    await table.row()
-    table.event("moe-serving switch --from blue --to green")
-    routers = [word for place in system.places for word in ("--router", place.grpc)]
-    code = await system.command("switch", "--from", "blue", "--to", "green", *routers)
-    if code:
-        raise RuntimeError("the switch failed")
-    await table.row()
-    table.event("deleting blue")
-    await system.delete("blue")
-    await table.row()
-    goal = max(options.requests, traffic.done + part)
-    await until(lambda: traffic.done >= goal)
-
-
-async def until(condition, timeout: float = 600.0) -> None:  # type: ignore[no-untyped-def]
-    """Wait for it.
-
-    Raises:
-        TimeoutError: it did not come.
-    """
-    async with asyncio.timeout(timeout):
-        while not condition():  # noqa: ASYNC110  bounded above
-            await asyncio.sleep(0.1)
 
 
 def line(cells: tuple[str, ...]) -> str:
@@ -186,6 +149,14 @@ def main() -> int:
         action="append",
         default=["engine.max_num_seqs=48"],
         help="NAME=VALUE for green alone (default engine.max_num_seqs=48)",
+    )
+    parser.add_argument(
+        "--no-spare",
+        action="store_true",
+        help="delete blue before green is deployed: there is no room for both",
+    )
+    parser.add_argument(
+        "--drain", type=float, default=30.0, help="seconds of blue's drain with --no-spare (30)"
     )
     options = parser.parse_args()
     # As Ctrl-C: what was started is stopped.

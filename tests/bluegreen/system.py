@@ -42,6 +42,18 @@ class Place:
             return []
         return found
 
+    async def parked(self) -> int:
+        """Return how many requests it has ever parked."""
+        async with httpx.AsyncClient(timeout=10, trust_env=False) as client:
+            page = (await client.get(f"{self.rest}/metrics")).text
+        return int(
+            sum(
+                float(line.rpartition(" ")[2])
+                for line in page.splitlines()
+                if line.startswith("moe_requests_parked_total")
+            )
+        )
+
     async def ready(self, app: str) -> int:
         """Return how many ready groups of the app it has."""
         return sum(
@@ -93,6 +105,21 @@ class System:
         where = ["--config", config, "--address", self.state.ray_address]
         if await self.command("group", "delete", *where, "--set", f"ray.app_name={app}"):
             raise RuntimeError(f"{app} was not deleted")
+
+    async def group_ids(self, app: str) -> list[str]:
+        """Return the names of the app's groups."""
+        return sorted(
+            {
+                group["group_id"]
+                for place in self.places
+                for group in await place.groups()
+                if group["app"] == app
+            }
+        )
+
+    async def parked(self) -> int:
+        """Return how many requests all routers have ever parked."""
+        return sum([await place.parked() for place in self.places])
 
     async def until_ready(self, app: str, groups: int) -> None:
         """Wait until every router has so many ready groups of the app.

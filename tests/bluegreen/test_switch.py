@@ -5,6 +5,7 @@ import contextlib
 import sys
 from dataclasses import dataclass
 
+import httpx
 import pytest
 import pytest_asyncio
 
@@ -55,18 +56,18 @@ class System:
     def places(self):
         return [Where(r.addresses.rest, r.addresses.grpc, "pocket-r1") for r in self.routers]
 
-    async def app(self, name, groups=1):
+    async def app(self, name, groups=1, **engine):
         ranks = [
-            await self.rank(name, f"{name}-{group}", number)
+            await self.rank(name, f"{name}-{group}", number, engine)
             for group in range(groups)
             for number in range(2)
         ]
         await self.until(lambda: self.ready(name) == [groups] * len(self.routers), f"{name} ready")
         return ranks
 
-    async def rank(self, app, group, number):
+    async def rank(self, app, group, number, engine):
         settings = Settings(
-            engine={"kind": "fake"},
+            engine={"kind": "fake", **engine},
             link={
                 "routers": [f"127.0.0.1:{r.addresses.join_port}" for r in self.routers],
                 "load_interval": 0.1,
@@ -79,6 +80,17 @@ class System:
         self.stack.push_async_callback(rank.stop)
         await rank.server.start()
         return rank
+
+    async def parked(self):
+        """How many requests wait for a group at all routers."""
+        async with httpx.AsyncClient(timeout=PATIENCE, trust_env=False) as client:
+            pages = [(await client.get(f"{place.rest}/metrics")).text for place in self.places]
+        return sum(
+            float(line.rpartition(" ")[2])
+            for page in pages
+            for line in page.splitlines()
+            if line.startswith("moe_parked_requests ")
+        )
 
     def groups(self, app):
         """The app's groups, at each router."""
@@ -182,6 +194,38 @@ async def test_what_does_not_finish_in_time_goes_on_in_green(system):
     assert "were not enough: the rest goes on in green" in said
     assert traffic.lost == []
     assert any(rank.engine._tokens > 2 * TOKENS for rank in green)
+
+
+async def test_without_spare_room_requests_park_until_green_is_there(system):
+    """Blue goes before green comes; nothing is lost but what has no time to wait."""
+    blue = await system.app("blue")
+    stop = asyncio.Event()
+    async with connected(system.places) as lines:
+        traffic = Traffic(lines, PROMPTS, TOKENS)
+        await traffic.learn()
+        flow = asyncio.create_task(traffic.flow(CLIENTS, stop))
+        await system.until(lambda: traffic.done > LEAST // 3, "a third of the requests")
+        await system.until(lambda: all(system.inflight("blue")), "streams at both routers")
+        await asyncio.gather(*(rank.leave() for rank in blue))
+        await system.until(lambda: not any(system.groups("blue")), "the end of blue")
+        async with asyncio.timeout(PATIENCE):
+            while await system.parked() < CLIENTS:  # noqa: ASYNC110  bounded above
+                await asyncio.sleep(0.02)
+        done = traffic.done
+        hasty = await lines[0].rest.post(
+            "/v1/completions",
+            json={"model": lines[0].model, "prompt": "x", "max_tokens": 1},
+            headers={"x-request-timeout-ms": "200"},
+        )
+        assert hasty.status_code == 504, hasty.text
+        assert traffic.done == done
+        green = await system.app("green", max_num_seqs=48)
+        await system.until(lambda: traffic.done > LEAST, "all requests")
+        stop.set()
+        await flow
+        assert await system.parked() == 0
+    assert traffic.lost == []
+    assert all(rank.engine._tokens > 2 * TOKENS for rank in green)
 
 
 async def test_a_switch_back_undoes_it(system):

@@ -7,6 +7,7 @@ The texts are compared with those of an undisturbed run.
 import asyncio
 import contextlib
 import itertools
+import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -49,6 +50,8 @@ class Traffic:
     done: int = 0
     lost: list[str] = field(default_factory=list)
     """Requests that failed, ended early or have another text; in words."""
+    longest_wait: float = 0.0
+    """Seconds from a request to its first token."""
     running: set[int] = field(default_factory=set)
     _streams: dict[int, Stream] = field(default_factory=dict)
     """Those that run, and those that ended since the last look."""
@@ -83,7 +86,10 @@ class Traffic:
             stream = Stream(number % self.prompts, over)
             self._streams[number] = stream
             self.running.add(number)
+            asked = time.monotonic()
             await self._ask(stream, self.lines[number % len(self.lines)])
+            if stream.chunks:
+                self.longest_wait = max(self.longest_wait, stream.chunks[0] - asked)
             self.running.discard(number)
             self._judge(number, stream)
 

@@ -55,6 +55,10 @@ ENTRY = ["serving.engine.cpu_plugin:register"]
             "p0, p1, p2, p3 and 5 more",
             id="many-missing",
         ),
+        pytest.param(checks.check_fabric([], None, "low"), OK, "ranks use TCP", id="no-rdma"),
+        pytest.param(checks.check_fabric(["mlx5_0:1"], None, None), OK, "mlx5_0:1", id="rdma"),
+        pytest.param(checks.check_fabric(["x"], None, "raise it"), WARN, "raise it", id="memlock"),
+        pytest.param(checks.check_fabric([], "no DeepEP", None), FAIL, "no DeepEP", id="deepep"),
         pytest.param(checks.check_torch({"torch": "2.13.0+cpu"}, "cpu"), OK, "+cpu", id="torch"),
         pytest.param(checks.check_torch({}, "cpu"), FAIL, "not installed", id="no-torch"),
         pytest.param(

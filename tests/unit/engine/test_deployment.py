@@ -140,3 +140,18 @@ def test_routers_are_told_where_the_ranks_own_metrics_are() -> None:
     )
     assert server._hello().metrics_address == "127.0.0.1:9400"
     assert server._hello().epoch_started_unix_seconds == 12.5
+
+
+def test_a_local_deployment_has_no_proxies_and_no_route(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Serve's proxies listen for KubeRay alone; on this machine nobody asks them."""
+    from ray import serve
+    from ray.serve import api
+
+    started, targets = [], []
+    monkeypatch.setattr(serve, "start", lambda **options: started.append(options))
+    monkeypatch.setattr(serve, "run_many", lambda found, **_: targets.extend(found))
+    deployment.deploy(settings())
+    assert started == [{"proxy_location": "Disabled"}]
+    (target,) = targets
+    assert isinstance(target, api.RunTarget)
+    assert target.route_prefix is None

@@ -1,0 +1,99 @@
+"""vLLM's all-to-all kinds and the packages that each takes; checked before weights are loaded."""
+
+import importlib
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from serving.errors import SettingsError
+
+DEFAULT = "allgather_reducescatter"
+"""vLLM's own kind, which takes no further package."""
+WHEELS = "deploy/images/engine-gpu.Dockerfile"
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What one value of vLLM's ``all2all_backend`` takes."""
+
+    module: str = ""
+    """Python module that must be importable; empty: none."""
+    package: str = ""
+    """What the module is called by its makers."""
+    attribute: str = ""
+    """What the module must have; older releases lack it."""
+    rdma: bool = False
+    """Between pods it sends over RDMA only."""
+
+
+_DEEPEP = Kind("deep_ep", "DeepEP", rdma=True)
+_MORI = Kind("mori", "MoRI", rdma=True)
+_FLASHINFER = Kind("flashinfer", "FlashInfer")
+KINDS: dict[str, Kind] = {
+    "naive": Kind(),
+    "pplx": Kind(),
+    DEFAULT: Kind(),
+    "passthrough": Kind(),
+    "deepep_high_throughput": _DEEPEP,
+    "deepep_low_latency": _DEEPEP,
+    "deepep_v2": Kind("deep_ep", "DeepEP", "ElasticBuffer", rdma=True),
+    "mori_high_throughput": _MORI,
+    "mori_low_latency": _MORI,
+    "moonep": Kind("moonep", "MoonEP"),
+    "nixl_ep": Kind("nixl_ep", "NIXL EP", rdma=True),
+    "flashinfer_all2allv": _FLASHINFER,
+    "flashinfer_nvlink_two_sided": _FLASHINFER,
+    "flashinfer_nvlink_one_sided": _FLASHINFER,
+}
+"""Of vLLM 0.32; a kind that is not here is left to vLLM."""
+
+
+def why_not_importable(
+    kind: Kind, import_module: Callable[[str], object] = importlib.import_module
+) -> str | None:
+    """Return why the kind's module cannot be used, or ``None``. It is imported in earnest.
+
+    A wheel for another CUDA or torch is found but does not load.
+    """
+    if not kind.module:
+        return None
+    try:
+        module = import_module(kind.module)
+    except ModuleNotFoundError as error:
+        if error.name == kind.module:
+            return "not installed"
+        return f"it does not load: {error}"
+    except Exception as error:  # noqa: BLE001  extension modules raise many kinds
+        first = (str(error).splitlines() or [""])[0]
+        return f"it does not load: {type(error).__name__}: {first}"
+    if kind.attribute and not hasattr(module, kind.attribute):
+        return f"the installed release is too old: it has no {kind.attribute}"
+    return None
+
+
+def require(
+    name: str, import_module: Callable[[str], object] = importlib.import_module
+) -> Kind | None:
+    """Return what the all-to-all kind ``name`` takes, all of it there; ``None`` if unknown.
+
+    Raises:
+        SettingsError: its package is missing or does not load; the message says what to build or
+            to choose instead.
+    """
+    kind = KINDS.get(name)
+    if kind is None:
+        return None
+    reason = why_not_importable(kind, import_module)
+    if reason is not None:
+        raise SettingsError(
+            f"engine.args.all2all_backend: {name} needs {kind.package} (Python module "
+            f"{kind.module}) in the image: {reason}. {_remedy(kind)}, or choose {DEFAULT}, which "
+            "needs nothing more"
+        )
+    return kind
+
+
+def _remedy(kind: Kind) -> str:
+    if kind.module == "deep_ep":
+        return f"Build {WHEELS} with --build-arg DEEPEP=build"
+    return f"Put its wheel into deploy/images/wheels and build {WHEELS}"

@@ -1,0 +1,1 @@
+"""Proves all-to-all between the pods of one group before weights are loaded."""

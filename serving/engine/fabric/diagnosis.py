@@ -1,0 +1,206 @@
+"""From what the peers saw to the reason in words. Pure: what was seen goes in, text comes out."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+LEADER = 0
+_ALIVE = "heartbeats over TCP come from every pod"
+_MTU = "if only large messages are lost, compare the MTUs along the way"
+_RDMA = (
+    "look at the RDMA network (NCCL_IB_HCA, the ports' state, GID, partition and MTU, memlock); "
+    "NCCL_DEBUG=INFO in the ranks' environment says more"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """How one peer lost another."""
+
+    kind: str
+    """silent: no heartbeats; closed: the connection was closed; left: it said why it goes;
+    unreachable: no connection could be made."""
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """What a worker, or a peer about itself, reports."""
+
+    peer: int
+    worker: int | None
+    """``None``: the peer itself."""
+    kind: str
+    """contents, group, exit or peer."""
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Where a worker is."""
+
+    ordinal: int
+    text: str
+    partner: int | None
+
+
+@dataclass(slots=True)
+class Evidence:
+    """All that is known when the check fails."""
+
+    names: Mapping[int, str]
+    """Peer: its name and address, in words."""
+    losses: dict[tuple[int, int], Loss] = field(default_factory=dict)
+    """By (who noticed, who was lost)."""
+    failures: list[Failure] = field(default_factory=list)
+    steps: dict[tuple[int, int], Step] = field(default_factory=dict)
+    """By (peer, worker)."""
+    stalled: float = 0.0
+    """Seconds without progress of any worker, if that ended the check."""
+    backend: str = ""
+
+    def name(self, peer: int) -> str:
+        """Return what to call a peer."""
+        known = self.names.get(peer, "")
+        return f"peer {peer} ({known})" if known else f"peer {peer}"
+
+
+def diagnose(seen: Evidence) -> str:
+    """Return the reason of the failure; the strongest evidence decides."""
+    for kinds in (("contents",), ("peer",)):
+        chosen = [failure for failure in seen.failures if failure.kind in kinds]
+        if chosen:
+            return "; ".join(dict.fromkeys(_failure(seen, failure) for failure in chosen))
+    if seen.losses:
+        return "; ".join(_losses(seen))
+    if seen.failures:
+        # A process that ended is the cause; the others lose their connections to it.
+        return _failure(seen, min(seen.failures, key=lambda failure: failure.kind != "exit"))
+    return _stall(seen)
+
+
+def communication_failed(seen: Evidence) -> bool:
+    """Tell whether only workers have failed so far, so that a lost peer may be behind it."""
+    return bool(seen.failures) and all(item.kind in {"group", "exit"} for item in seen.failures)
+
+
+def _failure(seen: Evidence, failure: Failure) -> str:
+    where = seen.name(failure.peer)
+    if failure.worker is not None:
+        where = f"worker {failure.worker} of {where}"
+    if failure.kind == "contents":
+        return f"wrong data at {where}: {failure.text}"
+    step = seen.steps.get((failure.peer, failure.worker or 0))
+    during = f" ({step.text})" if failure.kind != "peer" and step else ""
+    advice = f"; {_ALIVE}: {_MTU}" if failure.kind == "group" else ""
+    return f"{where}{during}: {failure.text}{advice}"
+
+
+def _losses(seen: Evidence) -> Iterable[str]:
+    gone = sorted({lost for who, lost in seen.losses if who == LEADER})
+    silent = [peer for peer in gone if seen.losses[LEADER, peer].kind == "silent"]
+    if len(silent) > 1 and len(silent) == len(seen.names) - 1:
+        yield (
+            f"all other peers stopped answering {seen.name(LEADER)} at once: its own cable or "
+            f"network is cut ({seen.losses[LEADER, silent[0]].detail})"
+        )
+        return
+    for peer in gone:
+        yield _gone(seen, peer, gone)
+    told = set()
+    for who, lost in sorted(seen.losses):
+        pair = frozenset((who, lost))
+        if LEADER in pair or pair & set(gone) or pair in told:
+            continue
+        told.add(pair)
+        details = dict.fromkeys(
+            seen.losses[ends].detail for ends in ((who, lost), (lost, who)) if ends in seen.losses
+        )
+        yield (
+            f"{seen.name(min(pair))} and {seen.name(max(pair))} do not reach each other "
+            f"({'; '.join(details)}) while both reach peer {LEADER}: look at the network between "
+            "their nodes (cable, route, network policy)"
+        )
+    if not gone and not told:
+        # A peer lost the leader, which still hears that peer.
+        for who, lost in sorted(seen.losses):
+            loss = seen.losses[who, lost]
+            yield f"{seen.name(who)} does not hear {seen.name(lost)}: {loss.detail}"
+
+
+def _gone(seen: Evidence, peer: int, gone: Sequence[int]) -> str:
+    loss = seen.losses[LEADER, peer]
+    if loss.kind == "left":
+        return f"{seen.name(peer)} left: {loss.detail}"
+    if loss.kind == "closed":
+        return (
+            f"{seen.name(peer)} ended before the check was done ({loss.detail}): see its log and "
+            "whether its pod was killed or evicted"
+        )
+    others = [index for index in sorted(seen.names) if index not in {LEADER, peer, *gone}]
+    lost_by = [index for index in others if (index, peer) in seen.losses]
+    hears = [index for index in others if index not in lost_by]
+    text = f"{seen.name(peer)} stopped answering: {loss.detail}"
+    if hears:
+        listed = ", ".join(f"peer {index}" for index in hears)
+        return (
+            f"{text}; its heartbeats still come to {listed}: the network between it and peer "
+            f"{LEADER} is cut"
+        )
+    if lost_by:
+        text += f", nor to {', '.join(f'peer {index}' for index in lost_by)}"
+    return f"{text}: its cable or network is cut, or its node hangs"
+
+
+def _stall(seen: Evidence) -> str:
+    """Name what the slowest workers wait for."""
+    if not seen.steps:
+        return f"no worker began within {seen.stalled:.0f} s"
+    first = min(step.ordinal for step in seen.steps.values())
+    behind = {who: step for who, step in seen.steps.items() if step.ordinal == first}
+    pairs = {
+        frozenset((peer, step.partner))
+        for (peer, _), step in behind.items()
+        if step.partner is not None
+    }
+    what = (
+        f"{' and '.join(seen.name(peer) for peer in sorted(pair))} exchange no data"
+        for pair in sorted(pairs, key=sorted)
+    )
+    if pairs:
+        text = "; ".join(what)
+    else:
+        peers, step = _behind(seen)
+        text = f"no progress of {', '.join(map(seen.name, peers))} in: {step}"
+    advice = _RDMA if seen.backend == "nccl" else _MTU
+    return f"{text}: nothing moved for {seen.stalled:.0f} s, though {_ALIVE}: {advice}"
+
+
+def position(seen: Evidence) -> str:
+    """Say which workers are behind, and where."""
+    if not seen.steps:
+        return "no worker has begun"
+    peers, text = _behind(seen)
+    return f"furthest behind: {', '.join(map(seen.name, peers))} in: {text}"
+
+
+def _behind(seen: Evidence) -> tuple[list[int], str]:
+    """Return the peers whose workers are furthest behind, and what these do."""
+    first = min(step.ordinal for step in seen.steps.values())
+    behind = {who: step for who, step in seen.steps.items() if step.ordinal == first}
+    return sorted({peer for peer, _ in behind}), next(iter(behind.values())).text
+
+
+def step_of(report: Mapping[str, Any]) -> Step:
+    """Read a worker's report of a step.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        partner = report["partner"]
+        return Step(
+            int(report["ordinal"]), str(report["text"]), None if partner is None else int(partner)
+        )
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"not a step: {error}") from error

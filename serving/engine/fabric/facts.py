@@ -1,0 +1,124 @@
+"""What one peer finds on its own machine before it talks to the others."""
+
+import os
+import socket
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from importlib import metadata, util
+from typing import Any
+
+from serving.engine import memlock as lockable
+from serving.engine import rdma
+from serving.engine.fabric.plan import Backend, Plan
+from serving.errors import SettingsError
+
+PROTOCOL = 1
+"""Of the check's own connections."""
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """One peer's machine and build."""
+
+    index: int
+    name: str
+    node: str = ""
+    """Kubernetes' name of the node, from NODE_NAME."""
+    same: Mapping[str, str] = field(default_factory=dict)
+    """What must be the same at every peer."""
+    devices: tuple[str, ...] = ()
+    """Usable RDMA ports, in words."""
+    variables: Mapping[str, str] = field(default_factory=dict)
+    """The variables that name RDMA devices, as the workers get them."""
+    memlock: str = ""
+    problems: tuple[str, ...] = ()
+    """What keeps the check from running here."""
+    warnings: tuple[str, ...] = ()
+
+    def as_message(self) -> dict[str, Any]:
+        """Return it as JSON data."""
+        return asdict(self)
+
+    @staticmethod
+    def of_message(data: Mapping[str, Any]) -> "Facts":
+        """Read what another peer sent.
+
+        Raises:
+            ValueError: it is not of this form.
+        """
+        try:
+            return Facts(
+                index=int(data["index"]),
+                name=str(data["name"]),
+                node=str(data["node"]),
+                same={str(key): str(value) for key, value in data["same"].items()},
+                devices=tuple(map(str, data["devices"])),
+                variables={str(key): str(value) for key, value in data["variables"].items()},
+                memlock=str(data["memlock"]),
+                problems=tuple(map(str, data["problems"])),
+                warnings=tuple(map(str, data["warnings"])),
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"not a peer's facts: {error}") from error
+
+
+def gather(
+    plan: Plan,
+    environment: Mapping[str, str] = os.environ,
+    host: rdma.Host | None = None,
+    memlock: Callable[[], int | None] = lockable.limit,
+) -> Facts:
+    """Look at this machine."""
+    host = host or rdma.Host()
+    problems: list[str] = []
+    warnings: list[str] = []
+    variables = {key: environment[key] for key in (rdma.NCCL, rdma.NVSHMEM) if environment.get(key)}
+    try:
+        variables |= rdma.hca_environment(environment, host)
+    except SettingsError as error:
+        problems.append(str(error))
+    usable = rdma.usable(host)
+    limit = memlock()
+    locked = lockable.problem(limit, free=lockable.locks_freely(host)) if usable else None
+    if locked is not None:
+        (warnings if plan.backend is Backend.GLOO else problems).append(locked)
+    return Facts(
+        index=plan.index,
+        name=socket.gethostname(),
+        node=environment.get("NODE_NAME", ""),
+        same={
+            "protocol": str(PROTOCOL),
+            "moe-serving": _version("moe-serving"),
+            "torch": _version("torch"),
+            "DeepEP": _version("deep_ep") if util.find_spec("deep_ep") else "not installed",
+            "--peers": str(plan.peers),
+            "--workers-per-peer": "one a GPU" if plan.workers is None else str(plan.workers),
+            "--backend": plan.backend.value,
+            "--bytes": str(plan.size),
+            "--rounds": str(plan.rounds),
+        },
+        devices=tuple(map(str, usable)),
+        variables=variables,
+        memlock=lockable.text(limit),
+        problems=tuple(problems),
+        warnings=tuple(warnings),
+    )
+
+
+def difference(one: Facts, other: Facts) -> str | None:
+    """Return in words what two peers do not have in common though they must, or ``None``."""
+    keys = [*one.same, *(key for key in other.same if key not in one.same)]
+    parts = [
+        f"{key} {other.same.get(key, 'unknown')} at peer {other.index} ({other.name}), "
+        f"{one.same.get(key, 'unknown')} at peer {one.index} ({one.name})"
+        for key in keys
+        if one.same.get(key) != other.same.get(key)
+    ]
+    return "; ".join(parts) or None
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,230 @@
+"""A peer other than 0: comes to the leader, connects with the others, does as it is told."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from serving.engine.fabric.diagnosis import LEADER, Loss
+from serving.engine.fabric.facts import Facts
+from serving.engine.fabric.link import Link, Message
+from serving.engine.fabric.names import resolve
+from serving.engine.fabric.neighbours import Mesh, Neighbours, attempts, watch
+from serving.engine.fabric.plan import FabricError, Plan
+from serving.engine.fabric.tasks import Jobs
+from serving.engine.fabric.workers import Ready, WorkerPool
+
+_LOOK_UP = 5.0
+_PAUSE = 0.5
+_TELL_EVERY = 5.0
+_LAST_WORDS = 3.0
+"""Seconds for the leader's verdict after this peer has failed or lost a peer."""
+
+Say = Callable[[str], None]
+
+
+class Follower:
+    """The check as seen from one of the other peers."""
+
+    def __init__(self, plan: Plan, facts: Facts, workers: WorkerPool, say: Say) -> None:
+        self._plan = plan
+        self._facts = facts
+        self._workers = workers
+        self._say = say
+        self._neighbours = Neighbours(plan.silence)
+        self._inbox: asyncio.Queue[Message] = asyncio.Queue()
+        self._alone = asyncio.Event()
+        """The leader is lost."""
+
+    async def run(self, prepared: "asyncio.Task[Ready]") -> None:
+        """Take part until the leader's verdict.
+
+        Raises:
+            FabricError: the check failed; the message says why.
+        """
+        deadline = time.monotonic() + self._plan.join_limit
+        leader, mesh, port = await self._reach(deadline)
+        goodbye = "it was told to stop"
+        watching = None
+        try:
+            leader.send({"t": "hello", "facts": self._facts.as_message(), "port": port})
+            self._neighbours.links[LEADER] = leader
+            leader.start(self._inbox.put_nowait)
+            watching = asyncio.create_task(watch(self._neighbours, self._lose))
+            await self._take_part(leader, mesh, prepared, deadline)
+            goodbye = ""
+        except FabricError:
+            goodbye = ""
+            raise
+        finally:
+            if watching is not None:
+                watching.cancel()
+                await asyncio.gather(watching, return_exceptions=True)
+            await mesh.close()
+            await self._neighbours.close(goodbye)
+
+    async def _reach(self, deadline: float) -> tuple[Link, Mesh, int]:
+        """Connect with the leader, as often as it takes until ``deadline``.
+
+        Raises:
+            FabricError: it never came.
+        """
+        host, port = self._plan.leader_host, self._plan.leader_port
+        began = time.monotonic()
+        told = began - _TELL_EVERY
+        reason = "no answer"
+        try:
+            async with asyncio.timeout_at(
+                asyncio.get_running_loop().time() + deadline - time.monotonic()
+            ):
+                while True:
+                    try:
+                        address = await resolve(host, _LOOK_UP)
+                    except OSError as error:
+                        reason = str(error)
+                        await asyncio.sleep(_PAUSE)
+                    else:
+                        # A pod that starts again has another address: look up each time.
+                        tried = await anext(attempts(address, port))
+                        if isinstance(tried, Link):
+                            mesh = Mesh(self._plan.index, tried.local_address, self._neighbours)
+                            return tried, mesh, await mesh.open()
+                        reason = tried
+                        await asyncio.sleep(_PAUSE)
+                    now = time.monotonic()
+                    if now - told >= _TELL_EVERY:
+                        told = now
+                        self._say(
+                            f"waiting for the leader {host}:{port} ({now - began:.0f} s of "
+                            f"{self._plan.join_limit:g} s): {reason}"
+                        )
+        except TimeoutError:
+            raise FabricError(
+                f"the leader (peer 0, {host}:{port}) never came in {self._plan.join_limit:g} s: "
+                f"{reason}"
+            ) from None
+
+    async def _take_part(
+        self, leader: Link, mesh: Mesh, prepared: "asyncio.Task[Ready]", deadline: float
+    ) -> None:
+        self._say(f"reached the leader at {leader.remote_address}; waiting for the other peers")
+        table = await self._next("table", deadline - time.monotonic() + _LAST_WORDS)
+        # From here on the leader sets the pace; it knows the same limits.
+        deadline = time.monotonic() + self._plan.timeout / 2
+        where = {
+            int(index): (str(host), int(port)) for index, (host, port) in table["peers"].items()
+        }
+        for index, loss in (await mesh.connect(where, self._plan.silence)).items():
+            self._neighbours.note(index, loss)
+            self._report_loss(index, loss)
+        if not self._neighbours.lost:
+            self._say("reached every other peer")
+            leader.send({"t": "meshed"})
+        preparing = asyncio.create_task(self._prepare(leader, prepared))
+        try:
+            job = await self._next("job", deadline - time.monotonic())
+            self._say("exchanging")
+            self._workers.start(self._jobs(leader, job), self._forward(leader))
+            await self._next("verdict", deadline - time.monotonic())
+        finally:
+            preparing.cancel()
+            await asyncio.gather(preparing, return_exceptions=True)
+
+    async def _prepare(self, leader: Link, prepared: "asyncio.Task[Ready]") -> None:
+        try:
+            ready = await asyncio.shield(prepared)
+        except (FabricError, OSError) as error:
+            leader.send({"t": "failed", "text": str(error)})
+            return
+        leader.send({"t": "ready", "workers": ready.workers, "backend": ready.backend})
+
+    def _jobs(self, leader: Link, job: Message) -> dict[int, dict[str, Any]]:
+        jobs = Jobs(
+            plan=self._plan,
+            workers=int(job["workers"]),
+            backend=str(job["backend"]),
+            store_host=str(job["store_host"]),
+            address=leader.local_address,
+            variables=self._facts.variables,
+        )
+        return jobs.of(self._plan.index, int(job["store_port"]))
+
+    def _forward(self, leader: Link) -> Callable[[int, Mapping[str, Any]], None]:
+        return lambda worker, report: leader.send(
+            {"t": "work", "worker": worker, "report": dict(report)}
+        )
+
+    async def _next(self, kind: str, limit: float) -> Message:
+        """Return the leader's next message, which must be of this kind.
+
+        Raises:
+            FabricError: the verdict came first, the leader is lost, or nothing came in time.
+        """
+        coming = asyncio.create_task(self._inbox.get())
+        alone = asyncio.create_task(self._alone.wait())
+        try:
+            await asyncio.wait(
+                {coming, alone}, timeout=max(limit, 0), return_when=asyncio.FIRST_COMPLETED
+            )
+            if not coming.done() and alone.done():
+                # The verdict may be on its way: the leader closes when it has sent it.
+                await asyncio.wait({coming}, timeout=0.2)
+            message = coming.result() if coming.done() else None
+        finally:
+            for task in (coming, alone):
+                task.cancel()
+            await asyncio.gather(coming, alone, return_exceptions=True)
+        if message is None:
+            if self._alone.is_set():
+                raise FabricError(await self._lost_leader())
+            raise FabricError(
+                f"the leader (peer 0) sent no {kind} in time: see its log for what it waits for"
+            )
+        if message["t"] == "refused":
+            raise FabricError(f"the leader refused this peer: {message.get('text', '')}")
+        if message["t"] == "verdict" and not message.get("ok"):
+            raise FabricError(str(message.get("text", "")))
+        if message["t"] != kind:
+            raise FabricError(f"the leader sent {message['t']} instead of {kind}")
+        return message
+
+    def _lose(self, index: int, loss: Loss) -> None:
+        if index == LEADER:
+            self._alone.set()
+        else:
+            self._report_loss(index, loss)
+
+    def _report_loss(self, index: int, loss: Loss) -> None:
+        self._neighbours.links[LEADER].send(
+            {"t": "lost", "peer": index, "kind": loss.kind, "detail": loss.detail}
+        )
+
+    async def _lost_leader(self) -> str:
+        """Say how the leader was lost, and whether others are there still."""
+        loss = self._neighbours.lost[LEADER]
+        if loss.kind == "silent":
+            # The others' silence is noticed at about the same time.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_LAST_WORDS):
+                    while self._neighbours.heard:  # noqa: ASYNC110  bounded above
+                        await asyncio.sleep(_PAUSE)
+        others = self._neighbours.links.keys() - {LEADER}
+        # One that closed its connection meanwhile did reach this pod.
+        silent = {index for index, loss in self._neighbours.lost.items() if loss.kind == "silent"}
+        hears = sorted(others - silent)
+        text = f"peer 0 (the leader, {self._plan.leader_host}) stopped answering: {loss.detail}"
+        if loss.kind == "closed":
+            text = (
+                f"peer 0 (the leader, {self._plan.leader_host}) ended: {loss.detail}; see its log"
+            )
+        if loss.kind == "left":
+            text = f"peer 0 (the leader) left: {loss.detail}"
+        if loss.kind != "silent":
+            return text
+        if hears:
+            listed = ", ".join(f"peer {index}" for index in hears)
+            return f"{text}; {listed} did answer: the leader's own cable or network is cut"
+        if others:
+            return f"{text}, nor does any other peer: this pod's own cable or network is cut"
+        return f"{text}: the network between this pod and the leader is cut, or the leader hangs"

@@ -1,0 +1,177 @@
+"""The other peers of one peer: connections to them, and who of them is lost."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Any
+
+from serving.engine.fabric.diagnosis import LEADER, Loss
+from serving.engine.fabric.link import BEAT, Link, Message, dial, listen
+
+_TRY = 3.0
+"""Seconds for one attempt to connect."""
+_PAUSE = 0.5
+FLUSH = 1.0
+"""Seconds for last messages to go out."""
+
+
+class Neighbours:
+    """Connections by the other end's index."""
+
+    def __init__(self, silence: float) -> None:
+        self.links: dict[int, Link] = {}
+        self.lost: dict[int, Loss] = {}
+        self._silence = silence
+
+    @property
+    def heard(self) -> set[int]:
+        """Those whose heartbeats come."""
+        return self.links.keys() - self.lost.keys()
+
+    def look(self) -> dict[int, Loss]:
+        """Return the peers lost since the last look."""
+        fresh = {}
+        for index, link in self.links.items():
+            if index in self.lost:
+                continue
+            loss = self._loss(link)
+            if loss is not None:
+                self.lost[index] = fresh[index] = loss
+        return fresh
+
+    def note(self, index: int, loss: Loss) -> None:
+        """Record a peer that was never reached."""
+        self.lost.setdefault(index, loss)
+
+    async def close(self, goodbye: str = "") -> None:
+        """Say goodbye, if there is something to say, and close all."""
+        for link in self.links.values():
+            if goodbye:
+                link.send({"t": "bye", "why": goodbye})
+        await asyncio.gather(*(link.close(FLUSH) for link in self.links.values()))
+
+    def _loss(self, link: Link) -> Loss | None:
+        if link.said_goodbye:
+            return Loss("left", link.said_goodbye)
+        if link.ended:
+            return Loss("closed", "its connection was closed")
+        if link.quiet >= self._silence:
+            return Loss("silent", f"nothing came from {link.remote_address} for {link.quiet:g} s")
+        return None
+
+
+class Mesh:
+    """The connections between peers that are not the leader: each dials those before it."""
+
+    def __init__(self, index: int, address: str, neighbours: Neighbours) -> None:
+        self._index = index
+        self._address = address
+        self._neighbours = neighbours
+        self._server: asyncio.Server | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._arrived = asyncio.Event()
+
+    async def open(self) -> int:
+        """Listen at this pod's address; return the port."""
+        self._server = await listen(self._address, 0, self._accept)
+        port: int = self._server.sockets[0].getsockname()[1]
+        return port
+
+    async def connect(self, table: Mapping[int, tuple[str, int]], limit: float) -> dict[int, Loss]:
+        """Connect with every other peer of ``table`` (index: address, port) but the leader.
+
+        Returns:
+            Those that could not be reached in ``limit`` seconds.
+        """
+        others = {index for index in table if index not in {LEADER, self._index}}
+        reasons: dict[int, str] = {}
+        dials = [
+            asyncio.create_task(self._dial(index, *table[index], reasons))
+            for index in others
+            if index < self._index
+        ]
+        try:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(limit):
+                    while not others <= self._neighbours.links.keys():
+                        self._arrived.clear()
+                        await self._arrived.wait()
+        finally:
+            for task in dials:
+                task.cancel()
+            await asyncio.gather(*dials, return_exceptions=True)
+        return {
+            index: Loss(
+                "unreachable",
+                f"peer {self._index} got no connection with {table[index][0]} in {limit:g} s"
+                + (f": {reasons[index]}" if index in reasons else ""),
+            )
+            for index in others - self._neighbours.links.keys()
+        }
+
+    async def close(self) -> None:
+        """Listen no more."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._server is not None:
+            self._server.close()
+
+    async def _dial(self, index: int, host: str, port: int, reasons: dict[int, str]) -> None:
+        async for reason in attempts(host, port):
+            if isinstance(reason, str):
+                reasons[index] = reason
+                continue
+            reason.send({"t": "mesh", "index": self._index})
+            self._take(index, reason)
+            return
+
+    def _accept(self, link: Link) -> None:
+        task = asyncio.create_task(self._greet(link))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _greet(self, link: Link) -> None:
+        hello = await link.receive(_TRY)
+        index = None if hello is None or hello["t"] != "mesh" else hello.get("index")
+        if not isinstance(index, int) or index in self._neighbours.links:
+            await link.close()
+            return
+        self._take(index, link)
+
+    def _take(self, index: int, link: Link) -> None:
+        link.start(_ignore)
+        self._neighbours.links[index] = link
+        self._arrived.set()
+
+
+async def attempts(host: str, port: int) -> AsyncIterator[Link | str]:
+    """Try to connect until it works; yield why an attempt failed, or the link, which is the last.
+
+    The caller sets the limit.
+    """
+    while True:
+        try:
+            link = await dial(host, port, _TRY)
+        except TimeoutError:
+            yield f"{host} does not answer (a cut cable, no route, or a network policy)"
+        except ConnectionRefusedError:
+            yield f"{host} refuses connections to port {port} (nothing listens there yet)"
+        except OSError as error:
+            yield f"{host}: {error.strerror or error}"
+        else:
+            yield link
+            return
+        await asyncio.sleep(_PAUSE)
+
+
+async def watch(neighbours: Neighbours, on_loss: Callable[[int, Loss], Any]) -> None:
+    """Report lost peers until cancelled."""
+    while True:
+        for index, loss in neighbours.look().items():
+            on_loss(index, loss)
+        await asyncio.sleep(BEAT / 2)
+
+
+def _ignore(message: Message) -> None:
+    """Between peers that are not the leader there are heartbeats alone."""

@@ -1,0 +1,78 @@
+"""One peer's run of the check, from its start to its last process's end."""
+
+import asyncio
+import signal
+from collections.abc import Callable
+
+from serving.engine.fabric.diagnosis import LEADER
+from serving.engine.fabric.facts import Facts
+from serving.engine.fabric.follower import Follower
+from serving.engine.fabric.leader import Leader
+from serving.engine.fabric.plan import FabricError, Plan
+from serving.engine.fabric.report import Findings
+from serving.engine.fabric.workers import Ready, WorkerPool
+
+_AFTERWARDS = 3.0
+"""Seconds after --timeout for the last words and the end of the workers."""
+
+Say = Callable[[str], None]
+
+
+async def run_peer(plan: Plan, facts: Facts, workers: WorkerPool, say: Say) -> Findings | None:
+    """Take part in the check as ``plan.index``.
+
+    Returns:
+        What was found, at peer 0.
+
+    Raises:
+        FabricError: the check failed.
+        asyncio.CancelledError: this process was told to stop.
+    """
+    prepared: asyncio.Task[Ready] = asyncio.create_task(workers.prepare())
+    # Its error is looked at where it matters, or never.
+    prepared.add_done_callback(lambda task: task.cancelled() or task.exception())
+    try:
+        async with asyncio.timeout(plan.timeout):
+            if plan.index == LEADER:
+                return await Leader(plan, facts, workers, say).run(prepared)
+            await Follower(plan, facts, workers, say).run(prepared)
+            return None
+    except TimeoutError:
+        raise FabricError(f"the check was not done within --timeout {plan.timeout:g} s") from None
+    finally:
+        prepared.cancel()
+        await asyncio.gather(prepared, return_exceptions=True)
+        await workers.close()
+
+
+def run_until_stopped(plan: Plan, facts: Facts, workers: WorkerPool, say: Say) -> Findings | None:
+    """Run ``run_peer``; SIGTERM and Ctrl-C stop it in order.
+
+    Raises:
+        FabricError: the check failed.
+        KeyboardInterrupt: a signal stopped it.
+    """
+    stopped: list[int] = []
+
+    async def main() -> Findings | None:
+        task = asyncio.ensure_future(run_peer(plan, facts, workers, say))
+        loop = asyncio.get_running_loop()
+
+        def stop(number: int) -> None:
+            stopped.append(number)
+            task.cancel()
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop, number)
+        try:
+            return await task
+        finally:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.remove_signal_handler(number)
+
+    try:
+        return asyncio.run(main())
+    except asyncio.CancelledError:
+        if stopped:
+            raise KeyboardInterrupt from None
+        raise

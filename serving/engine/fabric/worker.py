@@ -1,0 +1,287 @@
+"""One worker of the check: a process with torch, and a GPU if there is one.
+
+    python -m serving.engine.fabric.worker PARENT_PID
+
+It says ``ready`` on its standard output, reads its job from standard input, and reports each step
+as a line of JSON before it takes it: the parent sees which one does not end. It ends with its
+parent.
+"""
+
+import ctypes
+import json
+import os
+import re
+import signal
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from importlib import util
+from pathlib import Path
+from typing import Any
+
+from serving.engine.fabric.exchange import Contents
+from serving.engine.fabric.plan import pairings
+
+_PR_SET_PDEATHSIG = 1
+_WORD = 4
+_WARM_UP = 2**18
+"""Words of the first message of a pair, which also makes the connection."""
+_NETWORK = re.compile(r"Using network (\S+)")
+"""NCCL's own line about what it sends over."""
+
+_NOISE = re.compile(r"^\[\S+:\d+\] | ?This is typically caused by .*")
+
+Say = Callable[..., None]
+
+
+class WrongContents(Exception):
+    """Data came, and they are not what was sent."""
+
+
+class Exchange:
+    """The steps of one worker, over a formed process group."""
+
+    def __init__(self, job: Mapping[str, Any], collectives: Any, device: str, say: Say) -> None:
+        self._dist = collectives
+        self._device = device
+        self._say = say
+        self._rank: int = job["rank"]
+        self._world: int = job["world"]
+        self._workers: int = job["workers"]
+        self._peers = self._world // self._workers
+        self._words = max(1, job["size"] // _WORD)
+        self._rounds: int = job["rounds"]
+        self._ordinal = 1
+        self.checked = 0
+        """Bytes received and compared."""
+
+    def pairs(self) -> dict[int, float]:
+        """Exchange with the worker of the same place at every other peer, one after the other.
+
+        Returns:
+            Peer: bytes per second that came from it, while as many went there.
+        """
+        me, place = divmod(self._rank, self._workers)
+        rates = {}
+        small = Contents(min(_WARM_UP, self._words), self._device)
+        large = Contents(self._words, self._device)
+        for number, meeting in enumerate(pairings(self._peers)):
+            partner = meeting.get(me)
+            if partner is None:
+                continue
+            self._step(f"exchange with peer {partner}", partner)
+            other = partner * self._workers + place
+            self._swap(small, other, 2 * number)
+            seconds = self._swap(large, other, 2 * number + 1)
+            rates[partner] = self._words * _WORD / max(seconds, 1e-9)
+        return rates
+
+    def all_to_all(self) -> list[float]:
+        """Run the rounds; return the seconds of each."""
+        import torch
+
+        share = max(1, self._words // self._world)
+        contents = Contents(share, self._device)
+        seconds = []
+        for number in range(self._rounds):
+            self._step(f"all-to-all, round {number + 1} of {self._rounds}", None)
+            out = torch.cat(
+                [contents.make(self._rank, target, number) for target in range(self._world)]
+            )
+            into = torch.zeros_like(out)
+            self._synchronize()
+            began = time.monotonic()
+            self._dist.all_to_all_single(into, out)
+            self._synchronize()
+            seconds.append(time.monotonic() - began)
+            for source, part in enumerate(into.split(share)):
+                self._check(contents, part, source, number)
+        return seconds
+
+    def _swap(self, contents: Contents, other: int, number: int) -> float:
+        """Exchange and compare; return the seconds of the exchange alone."""
+        import torch
+
+        out = contents.make(self._rank, other, number)
+        into = torch.zeros_like(out)
+        operations = [
+            self._dist.P2POp(self._dist.isend, out, other),
+            self._dist.P2POp(self._dist.irecv, into, other),
+        ]
+        self._synchronize()
+        began = time.monotonic()
+        for work in self._dist.batch_isend_irecv(operations):
+            work.wait()
+        self._synchronize()
+        seconds = time.monotonic() - began
+        self._check(contents, into, other, number)
+        return seconds
+
+    def _check(self, contents: Contents, received: Any, source: int, number: int) -> None:
+        wrong = contents.wrong(received, source, self._rank, number)
+        if wrong is not None:
+            count, place = wrong
+            peer, worker = divmod(source, self._workers)
+            raise WrongContents(
+                f"{count} of {received.numel()} words from worker {worker} of peer {peer} are not "
+                f"what it sent, the first at byte {place}"
+            )
+        self.checked += received.numel() * _WORD
+
+    def _step(self, text: str, partner: int | None) -> None:
+        self._ordinal += 1
+        self._say(event="step", ordinal=self._ordinal, text=text, partner=partner)
+
+    def _synchronize(self) -> None:
+        if self._device != "cpu":
+            import torch
+
+            torch.cuda.synchronize()
+
+
+def main() -> int:
+    """Run until the job is done; 0 if all contents were right."""
+    _end_with_parent(int(sys.argv[1]))
+    import torch
+
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    _say(event="ready", gpus=gpus)
+    line = sys.stdin.readline()
+    if not line:
+        return 1
+    job = json.loads(line)
+    try:
+        _run(job)
+    except WrongContents as error:
+        _say(event="error", kind="contents", text=str(error))
+        return 1
+    except Exception as error:  # noqa: BLE001  whatever it is, the parent tells it
+        _say(event="error", kind="group", text=f"{type(error).__name__}: {first_line(error)}")
+        return 1
+    return 0
+
+
+def _run(job: Mapping[str, Any]) -> None:
+    import torch
+    import torch.distributed as dist
+
+    os.environ.update(job["environment"])
+    cuda = job["backend"] == "nccl"
+    device = f"cuda:{job['rank'] % job['workers']}" if cuda else "cpu"
+    if cuda:
+        torch.cuda.set_device(device)
+    with tempfile.TemporaryDirectory(prefix="moe-fabric-") as folder:
+        notes = Path(folder) / "nccl.log"
+        if cuda:
+            os.environ |= {
+                "NCCL_DEBUG": "INFO",
+                "NCCL_DEBUG_SUBSYS": "INIT,NET",
+                "NCCL_DEBUG_FILE": str(notes),
+            }
+        _say(event="step", ordinal=1, text="form the group", partner=None)
+        dist.init_process_group(
+            job["backend"],
+            store=_store(job, dist),
+            rank=job["rank"],
+            world_size=job["world"],
+            timeout=timedelta(seconds=job["limit"]),
+            # NCCL's communicator must be there before some of the workers exchange in pairs.
+            device_id=torch.device(device) if cuda else None,
+        )
+        exchange = Exchange(job, dist, device, _say)
+        rates = exchange.pairs()
+        seconds = exchange.all_to_all()
+        _say(event="step", ordinal=10**6, text="start DeepEP and NVSHMEM", partner=None)
+        _say(
+            event="result",
+            rates=rates,
+            seconds=statistics.median(seconds),
+            checked=exchange.checked,
+            network=network_of(notes),
+            deep_ep=_deep_ep(job, dist, cuda=cuda),
+        )
+        # No worker closes its connections while another still reads from them.
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+def _store(job: Mapping[str, Any], dist: Any) -> Any:
+    """Return the group's key-value store; worker 0 of peer 0 holds it and tells its port."""
+    import socket
+
+    host, port, descriptor = job["store_host"], job["store_port"], None
+    if job["rank"] == 0:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listener = socket.create_server((host, 0), family=family, backlog=1024)
+        port = listener.getsockname()[1]
+        descriptor = listener.detach()
+    store = dist.TCPStore(
+        host,
+        port,
+        job["world"],
+        is_master=job["rank"] == 0,
+        timeout=timedelta(seconds=job["limit"]),
+        wait_for_workers=False,
+        master_listen_fd=descriptor,
+    )
+    if job["rank"] == 0:
+        _say(event="store", port=port)
+    return store
+
+
+def network_of(notes: Path) -> str:
+    """Return what NCCL says it sends over (IB, Socket, …); empty if it says nothing."""
+    try:
+        found = _NETWORK.findall(notes.read_text("utf-8", errors="replace"))
+    except OSError:
+        return ""
+    return str(found[-1]) if found else ""
+
+
+def _deep_ep(job: Mapping[str, Any], dist: Any, *, cuda: bool) -> str:
+    """Start DeepEP over NVSHMEM and stop it again; return what was done, in words."""
+    if util.find_spec("deep_ep") is None:
+        return "not checked: not installed"
+    if not cuda:
+        return "not checked: no GPU"
+    import deep_ep  # type: ignore[import-not-found]
+    import torch
+
+    world = job["world"]
+    # As small as the low-latency kernels allow: what matters is that NVSHMEM starts everywhere.
+    size = deep_ep.Buffer.get_low_latency_rdma_size_hint(8, 2048, world, world)
+    buffer = deep_ep.Buffer(
+        dist.group.WORLD,
+        num_rdma_bytes=size,
+        low_latency_mode=True,
+        num_qps_per_rank=1,
+        explicitly_destroy=True,
+    )
+    torch.cuda.synchronize()
+    dist.barrier()
+    buffer.destroy()
+    return "started"
+
+
+def first_line(error: Exception) -> str:
+    """Return a library's error without its source line and general advice."""
+    first = next((text for text in str(error).splitlines() if text.strip()), "")
+    return _NOISE.sub("", first).strip()
+
+
+def _say(**report: Any) -> None:
+    sys.stdout.write(json.dumps(report) + "\n")
+    sys.stdout.flush()
+
+
+def _end_with_parent(parent: int) -> None:
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,56 @@
+"""How much memory this process may lock, which RDMA takes for its queues and buffers."""
+
+import re
+import resource
+
+from serving.engine.rdma import Host
+
+NEEDED = 2**30
+"""Bytes; NVSHMEM and NCCL register queues and buffers of hundreds of MiB for each GPU."""
+_CAP_IPC_LOCK = 14
+
+
+def limit() -> int | None:
+    """Return how many bytes this process may lock; ``None``: without limit."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    return None if soft == resource.RLIM_INFINITY else soft
+
+
+def locks_freely(host: Host | None = None) -> bool:
+    """Tell whether this process has CAP_IPC_LOCK in effect, which lifts the limit."""
+    try:
+        status = ((host or Host()).proc / "self" / "status").read_text("utf-8")
+    except OSError:
+        return False
+    match = re.search(r"^CapEff:\s*([0-9a-fA-F]+)", status, re.MULTILINE)
+    return bool(match and int(match.group(1), 16) >> _CAP_IPC_LOCK & 1)
+
+
+def problem(most: int | None, *, free: bool) -> str | None:
+    """Return what is wrong with the limit of locked memory (bytes) for RDMA, and the remedy.
+
+    Args:
+        most: ``limit()``.
+        free: ``locks_freely()``.
+    """
+    if free or most is None or most >= NEEDED:
+        return None
+    return (
+        f"the limit of locked memory is {_size(most)}, and RDMA registers more than "
+        f"{_size(NEEDED)}: raise it in the container runtime of the nodes "
+        "(LimitMEMLOCK=infinity in containerd's systemd unit, then restart it), or run the pods "
+        "as root with IPC_LOCK (the chart's pools[].rdma.memlock: root); the capability alone has "
+        "no effect for another user"
+    )
+
+
+def text(most: int | None) -> str:
+    """Return the limit for a table."""
+    return "unlimited" if most is None else _size(most)
+
+
+def _size(count: int) -> str:
+    for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if count >= size:
+            return f"{count / size:g} {unit}" if count % size == 0 else f"{count / size:.1f} {unit}"
+    return f"{count} bytes"

@@ -1,0 +1,81 @@
+"""The fabric check on nodes of their own networks; run by test_namespaces.py.
+
+    python scenario.py FOLDER FAULT PEERS [fabric-check's flags]
+
+FAULT: nothing; cable: the last node's cable is cut before the start; pair: the last two nodes do
+not reach each other; with "-later" the same while data move. Prints a line of JSON.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from serving.cli import netns
+
+PATIENCE = 150.0
+PORT = 29500
+
+
+def split(ip, one, other):
+    """Let nothing pass between two nodes; both still reach all others."""
+    for here, there in ((one, other), (other, one)):
+        inside = netns.Iproute("nsenter", ip.libraries)
+        inside.run(
+            f"--net=/proc/{here.first}/ns/net", "--", ip.path,
+            "route", "add", "blackhole", f"{there.address}/32",
+        )  # fmt: skip
+
+
+def main():
+    folder, fault, peers, *flags = sys.argv[1:]
+    ip = netns.find_iproute()
+    networks = netns.Networks(ip, "10.79.0.1")
+    try:
+        nodes = [networks.add_node(f"n{i}", f"10.79.0.{i + 2}") for i in range(int(peers))]
+        logs = [Path(folder) / f"peer-{i}.log" for i in range(len(nodes))]
+        kind, _, later = fault.partition("-")
+
+        def hurt():
+            if kind == "cable":
+                networks.cut(nodes[-1])
+            elif kind == "pair":
+                split(ip, nodes[-2], nodes[-1])
+
+        if not later:
+            hurt()
+        leader = f"{nodes[0].address}:{PORT}"
+        processes = [
+            node.spawn(
+                [sys.executable, "-m", "serving", "fabric-check", "--peers", peers,
+                 "--index", str(i), "--leader", leader, *flags],
+                logs[i], os.environ,
+            )
+            for i, node in enumerate(nodes)
+        ]  # fmt: skip
+        deadline = time.monotonic() + PATIENCE
+        cut_at = None
+        while later and time.monotonic() < deadline and processes[0].poll() is None:
+            if "all-to-all, round" in logs[0].read_text():
+                hurt()
+                cut_at = time.monotonic()
+                break
+            time.sleep(0.05)
+        codes = []
+        for process in processes:
+            try:
+                codes.append(process.wait(max(0.1, deadline - time.monotonic())))
+            except subprocess.TimeoutExpired:
+                codes.append(None)
+        seconds = None if cut_at is None else time.monotonic() - cut_at
+        left = [sorted(node.processes()) for node in nodes]
+        said = [log.read_text() for log in logs]
+        found = {"codes": codes, "said": said, "left": left, "seconds": seconds}
+        sys.stdout.write(json.dumps(found) + "\n")
+    finally:
+        networks.close()
+
+
+main()

@@ -1,0 +1,23 @@
+"""What a rank answers to HTTP through Serve's proxy; the real proxy is in tests/e2e/kuberay."""
+
+import inspect
+import json
+
+from serving.engine import misdirected
+from serving.engine.deployment import RankReplica
+
+
+def test_it_is_an_error_in_the_shape_of_the_routers() -> None:
+    answer = misdirected.answer()
+    assert answer.status_code == 421
+    error = json.loads(bytes(answer.body))["error"]
+    assert set(error) == {"message", "type", "param", "code", "reason"}
+    assert error["code"] == answer.status_code
+    assert "router" in error["message"]
+
+
+async def test_a_replica_answers_without_its_rank() -> None:
+    """Nothing of the replica is used: an engine that loads or hangs does not hold it up."""
+    assert (await RankReplica.__call__(object())).status_code == misdirected.STATUS
+    # Serve passes no request then, so the body is not read and WebSockets are answered, too.
+    assert list(inspect.signature(RankReplica.__call__).parameters) == ["self"]
