@@ -2,7 +2,8 @@
 
 Ray Serve places the gang (all ranks or none), tells each rank its place, restarts a broken
 gang and scales in whole groups. It carries no request: a rank dials the routers itself
-(``rank_server``), so the application has no route, no proxy and no queue.
+(``rank_server``). Where Serve runs proxies (on Kubernetes, for KubeRay's health checks), their
+requests are answered by ``misdirected``; elsewhere the application has no route and no proxy.
 
     Serve ── starts ──> RankReplica: meet peers -> VllmEngine -> RankServer -> routers
           ── asks ────> check_health: has the engine made progress?
@@ -19,7 +20,7 @@ import psutil
 
 from serving import heap
 from serving.clock import SystemClock
-from serving.engine import cluster
+from serving.engine import cluster, misdirected
 from serving.engine.engine_processes import EngineProcesses
 from serving.engine.leave import LeaveWatch
 from serving.engine.log_handlers import kept_handlers
@@ -28,6 +29,7 @@ from serving.engine.node_network import free_port, network_environment
 from serving.engine.placement import rank_resources
 from serving.engine.rendezvous import GangMember, GcsStore, Meeting, Rendezvous
 from serving.engine.stages import Stage, StageBoard, StageWriter
+from serving.engine.start_checks import fabric_environment
 from serving.errors import EngineError
 from serving.settings import EngineSettings, Platform, Settings
 
@@ -83,6 +85,11 @@ class RankReplica:
     async def status(self) -> dict[str, Any]:
         """Return how the links to the routers are; for people, not for traffic."""
         return self._rank.status()
+
+    async def __call__(self) -> Any:
+        """Refuse a request that came through Serve's proxy: clients use the routers."""
+        # Without a parameter for the request Serve answers WebSockets with this, too.
+        return misdirected.answer()
 
     async def __del__(self) -> None:
         """Serve awaits this when it stops the replica in good order."""
@@ -148,6 +155,8 @@ class Rank:
         if self._member.rank == 0:
             self._board.sweep(self._clock.time())
         os.environ.update(network_environment(self._address))
+        # Its imports and file reads must not delay Serve's health checks.
+        os.environ.update(await asyncio.to_thread(fabric_environment, self._settings))
         if self._settings.group.placement == "strict_spread":
             self._rendezvous.claim_node(self._address)
         self._stages.enter(Stage.MEETING)
