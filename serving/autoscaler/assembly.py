@@ -11,7 +11,6 @@ from pathlib import Path
 
 import httpx
 import structlog
-from prometheus_client import start_http_server
 
 from serving.autoscaler.actuators.actuator import Actuator
 from serving.autoscaler.actuators.ray_serve import RayServeActuator
@@ -73,7 +72,7 @@ async def assembled(settings: Settings, *, dry_run: bool) -> AsyncIterator[Assem
         )
         routers = Routers(client, law, settings.ray.app_name)
         drains = Drains(law)
-        actuator: Actuator = RayServeActuator(
+        serve = RayServeActuator(
             client,
             law,
             app=settings.ray.app_name,
@@ -81,9 +80,10 @@ async def assembled(settings: Settings, *, dry_run: bool) -> AsyncIterator[Assem
             groups=routers,
             drains=drains,
         )
+        actuator: Actuator = serve
         leading: Callable[[], bool] = _always
         if law.kubernetes.enabled:
-            actuator, leading = await _on_kubernetes(stack, law, actuator, routers, drains, dry_run)
+            actuator, leading = await _on_kubernetes(stack, law, serve, routers, drains, dry_run)
         else:
             metrics.AUTOSCALER_LEADER.set(1)
         state = PolicyState() if law.state_file is None else load_state(Path(law.state_file))
@@ -105,16 +105,18 @@ async def assembled(settings: Settings, *, dry_run: bool) -> AsyncIterator[Assem
 async def _on_kubernetes(
     stack: AsyncExitStack,
     law: AutoscalerSettings,
-    groups: Actuator,
+    serve: RayServeActuator,
     routers: Routers,
     drains: Drains,
     dry_run: bool,  # noqa: FBT001  handed on
 ) -> tuple[Actuator, Callable[[], bool]]:
     """Add the worker group, the election and the watch over nodes; they end with ``stack``."""
-    from serving.autoscaler.actuators.kubernetes import KubernetesActuator
+    from serving.autoscaler.actuators.disruption_budget import DisruptionBudget
+    from serving.autoscaler.actuators.kubernetes import KubernetesActuator, KubernetesObserver
     from serving.autoscaler.actuators.kubernetes_api import KubernetesApi, cluster_configuration
     from serving.autoscaler.actuators.lease import LeaseElection
     from serving.autoscaler.actuators.node_watch import NodeWatch
+    from serving.autoscaler.actuators.rights import missing
     from serving.autoscaler.actuators.worker_group import WorkerGroupActuator
 
     try:
@@ -123,18 +125,23 @@ async def _on_kubernetes(
         raise SettingsError(f"autoscaler.kubernetes.enabled, and {error}") from error
     api = KubernetesApi(law.kubernetes, configuration)
     stack.push_async_callback(api.close)
-    workers = WorkerGroupActuator(api, law.kubernetes, routers)
+    workers = WorkerGroupActuator(api, law.kubernetes, routers, serve)
     if dry_run:
         # Asks for no lease: another one decides, this one only tells what it would do.
-        return groups, _always
+        return KubernetesObserver(
+            serve, workers, lambda cluster: missing(api, law.kubernetes, cluster)
+        ), _always
     identity = f"{socket.gethostname()}-{os.getpid()}"
     election = LeaseElection(api, law.kubernetes, identity, SystemClock())
-    stack.push_async_callback(election.release)
     watch = NodeWatch(api, workers, routers, drains, law)
-    watching = watch.run(lambda: election.leading)
-    for task in (asyncio.create_task(election.run()), asyncio.create_task(watching)):
-        stack.push_async_callback(_ended, task)
-    return KubernetesActuator(groups, workers), lambda: election.leading
+    watching = asyncio.create_task(watch.run(lambda: election.leading))
+    stack.push_async_callback(_ended, watching)
+    # In reverse: no more claims, then the lease is given back, then what may take a while.
+    stack.push_async_callback(election.release)
+    stack.push_async_callback(_ended, asyncio.create_task(election.run()))
+    named = law.kubernetes.disruption_budget
+    budget = DisruptionBudget(api, law.kubernetes) if named else None
+    return KubernetesActuator(serve, workers, budget), lambda: election.leading
 
 
 def _always() -> bool:
@@ -144,30 +151,6 @@ def _always() -> bool:
 async def _ended(task: asyncio.Task[None]) -> None:
     task.cancel()
     await asyncio.wait([task])
-
-
-def serve_metrics(law: AutoscalerSettings) -> Callable[[], None]:
-    """Serve the autoscaler's own /metrics in a thread; return what stops it.
-
-    Raises:
-        SettingsError: the port cannot be had.
-    """
-    try:
-        server, thread = start_http_server(
-            law.metrics_port, law.metrics_host, registry=metrics.AUTOSCALER_REGISTRY
-        )
-    except OSError as error:
-        raise SettingsError(
-            f"cannot listen at {law.metrics_host}:{law.metrics_port} "
-            f"(autoscaler.metrics_port): {error.strerror}"
-        ) from error
-
-    def stop() -> None:
-        server.shutdown()
-        thread.join()
-        server.server_close()
-
-    return stop
 
 
 def _trust(ca_file: str | None) -> ssl.SSLContext | bool:

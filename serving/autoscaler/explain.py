@@ -1,14 +1,18 @@
 """Decisions as text for people. Pure."""
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
+from textwrap import wrap
 
 from serving.autoscaler.decision import Action, Decision, Stance
 from serving.autoscaler.snapshot import Observation, Signal
 
 
-def explain(decision: Decision, seen: Observation, problem: str = "") -> str:
-    """Return the signals, each rule's vote and the outcome, as lines."""
-    lines = ["signals"]
+def explain(
+    decision: Decision, seen: Observation, problem: str = "", notices: Sequence[str] = ()
+) -> str:
+    """Return what an operator should change, the signals, each rule's vote and the outcome."""
+    lines = [*notice_lines(notices), "signals"]
     if problem:
         lines.append(f"  {problem}")
     for signal in Signal:
@@ -33,6 +37,14 @@ def explain(decision: Decision, seen: Observation, problem: str = "") -> str:
         lines.append(f"  {vote.rule:<14} {vote.stance:<8} {groups:>4}   {vote.reason}")
     lines.append(f"decision  {decision.current} -> {decision.target} groups: {decision.reason}")
     return "\n".join(lines)
+
+
+def notice_lines(notices: Sequence[str]) -> list[str]:
+    """Return the notices under their heading, wrapped; nothing if there are none."""
+    lines = ["notices"] if notices else []
+    for text in notices:
+        lines += wrap(text, 100, initial_indent="  - ", subsequent_indent="    ")
+    return lines
 
 
 HEADER = f"{'time (UTC)':<10} {'groups':<9} {'ready':>5} {'parked':>6} {'tok/s':>8}  reason"

@@ -37,6 +37,8 @@ class Turn:
     seen: Observation
     problem: str
     """Why Prometheus gave nothing; empty when it did."""
+    notices: tuple[str, ...] = ()
+    """What an operator should change."""
 
 
 class Autoscaler:
@@ -61,6 +63,19 @@ class Autoscaler:
         self._gpus = gpus
         self._state = state or PolicyState()
         self._dry_run = dry_run
+        self._noticed: tuple[str, ...] = ()
+
+    def notices(self) -> tuple[str, ...]:
+        """Return what an operator should change, as far as the last turn saw it."""
+        settings = self._settings
+        fixed = []
+        if settings.min_groups == settings.max_groups:
+            fixed.append(
+                f"min_groups and max_groups are both {settings.max_groups}: the number of groups "
+                "never changes. Raise autoscaler.max_groups (in the chart autoscaler.maxGroups), "
+                "or turn the autoscaler off"
+            )
+        return (*fixed, *self._actuator.notices())
 
     async def turn(self) -> Turn | None:
         """Look, decide and act once; None if nobody can say how many groups are asked for."""
@@ -68,7 +83,9 @@ class Autoscaler:
             target = await self._actuator.target()
         except ActuatorError as error:
             _failed("target", error)
+            self._notice()
             return None
+        self._notice()
         look = await self._signals.look()
         if look.problem:
             metrics.AUTOSCALER_FAILURES.labels("prometheus").inc()
@@ -86,7 +103,7 @@ class Autoscaler:
             except ActuatorError as error:
                 _failed("scale", error)
         self._save()
-        return Turn(decision, seen, look.problem)
+        return Turn(decision, seen, look.problem, self.notices())
 
     async def run(
         self,
@@ -118,6 +135,17 @@ class Autoscaler:
             metrics.AUTOSCALER_FAILURES.labels("target").inc()
             log.exception("held: a turn failed")
             return None
+
+    def _notice(self) -> None:
+        """Log what is new among the notices, and what is no more, once each."""
+        now = self.notices()
+        for text in now:
+            if text not in self._noticed:
+                log.warning("notice", text=text)
+        for text in self._noticed:
+            if text not in now:
+                log.info("notice no longer holds", text=text)
+        self._noticed = now
 
     def _tell(self, decision: Decision) -> None:
         metrics.AUTOSCALER_TARGET.set(decision.target)

@@ -12,6 +12,7 @@ import httpx
 import structlog
 
 from serving.addresses import addresses_of
+from serving.autoscaler.actuators.actuator import ActuatorError
 from serving.autoscaler.snapshot import FleetCounts
 from serving.errors import SettingsError
 from serving.settings import AutoscalerSettings
@@ -60,9 +61,16 @@ class Routers:
         return FleetCounts(max(ready), sum(map(_parked, pages)))
 
     async def groups(self) -> tuple[GroupSeen, ...]:
-        """Return the living groups that any router sees, each once."""
+        """Return the living groups that any router sees, each once.
+
+        Raises:
+            ActuatorError: no router answers: that is not the same as no group.
+        """
+        pages = await self._pages()
+        if not pages:
+            raise ActuatorError("no router answers: which groups live is not known")
         found: dict[str, GroupSeen] = {}
-        for page in await self._pages():
+        for page in pages:
             for group in self._own(page):
                 seen = GroupSeen(
                     str(group["group_id"]),

@@ -18,6 +18,7 @@ from serving.errors import SettingsError
 KEY_VARIABLE = "MOE_SERVING_API_KEY"
 CA_VARIABLE = "MOE_SERVING_CA_FILE"
 CERT_VARIABLE = "MOE_SERVING_CERT_FILE"
+NAME_VARIABLE = "MOE_SERVING_TLS_SERVER_NAME"
 SETTINGS_FILE = "settings.yaml"
 """In the state folder: what the run was started with."""
 
@@ -58,6 +59,19 @@ CertFileOption = Annotated[
     ),
 ]
 
+ServerNameOption = Annotated[
+    str | None,
+    typer.Option(
+        "--tls-server-name",
+        metavar="NAME",
+        envvar=NAME_VARIABLE,
+        help="Name that the router's certificate must have, where it is reached by another one, "
+        "as through kubectl port-forward. [default: the address's]",
+        show_default=False,
+        rich_help_panel=_PANEL,
+    ),
+]
+
 
 @dataclass(frozen=True, slots=True)
 class Access:
@@ -72,6 +86,8 @@ class Access:
     """The client's own certificate; none: it shows none."""
     key_file: str | None = None
     """With its private key; may be the same file."""
+    server_name: str | None = None
+    """The name that the router's certificate must have; None: that of its address."""
 
     def headers(self) -> dict[str, str]:
         """Return what a REST request carries."""
@@ -88,7 +104,7 @@ class Access:
             SettingsError: the file cannot be used.
         """
         try:
-            context = ssl.create_default_context(cafile=self.ca_file)
+            context = _trusting(self.ca_file, self.server_name)
         except (OSError, ssl.SSLError) as error:
             raise SettingsError(f"cannot use --ca-file {self.ca_file}: {error}") from error
         if self.cert_file is not None:
@@ -109,8 +125,39 @@ class Access:
 NO_ACCESS = Access()
 
 
+class _NamedContext(ssl.SSLContext):
+    """Asks for a server by one name, whatever address it is reached at."""
+
+    server_name: str
+
+    def wrap_socket(self, *args: Any, **kwargs: Any) -> ssl.SSLSocket:
+        """Begin a connection of blocking clients (urllib, httpx)."""
+        return super().wrap_socket(*args, **kwargs | {"server_hostname": self.server_name})
+
+    def wrap_bio(self, *args: Any, **kwargs: Any) -> ssl.SSLObject:
+        """Begin a connection of asyncio (aiohttp)."""
+        return super().wrap_bio(*args, **kwargs | {"server_hostname": self.server_name})
+
+
+def _trusting(ca_file: str | None, server_name: str | None) -> ssl.SSLContext:
+    if server_name is None:
+        return ssl.create_default_context(cafile=ca_file)
+    # Requires a certificate and checks its name, as the default context does.
+    context = _NamedContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.server_name = server_name
+    if ca_file is None:
+        context.load_default_certs()
+    else:
+        context.load_verify_locations(ca_file)
+    return context
+
+
 def access_from(
-    api_key: str | None, ca_file: str | None, cert_file: str | None, local: Path | None
+    api_key: str | None,
+    ca_file: str | None,
+    cert_file: str | None,
+    local: Path | None,
+    server_name: str | None = None,
 ) -> Access:
     """Return what was given, else what the run of the state folder ``local`` (if any) left.
 
@@ -124,6 +171,7 @@ def access_from(
         pinned=ca_file is None and left.pinned,
         cert_file=cert_file or left.cert_file,
         key_file=cert_file or left.key_file,
+        server_name=server_name,
     )
 
 

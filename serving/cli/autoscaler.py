@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from serving.autoscaler.decision import PolicyState
-from serving.autoscaler.explain import HEADER, explain, row
+from serving.autoscaler.explain import HEADER, explain, notice_lines, row
 from serving.autoscaler.policy import decide
 from serving.autoscaler.recording import read_recording
 from serving.cli.access import local_access
@@ -104,20 +104,25 @@ async def explain_once(settings: Settings) -> None:
 
     async with assembled(settings, dry_run=True) as parts:
         turn = await parts.autoscaler.turn()
+        notices = parts.autoscaler.notices()
     if turn is None:
+        print("\n".join(notice_lines(notices)))
         raise NotReady("nobody can say how many groups are asked for; the log above says why")
-    print(explain(turn.decision, turn.seen, turn.problem))
+    print(explain(turn.decision, turn.seen, turn.problem, notices))
 
 
 async def run_until_stopped(settings: Settings, *, dry_run: bool) -> None:
     """Run until SIGINT or SIGTERM; print a row for each decision when stdout is a terminal."""
-    from serving.autoscaler.assembly import assembled, serve_metrics
+    from serving.autoscaler.assembly import assembled
+    from serving.autoscaler.health import Heartbeat, serve_pages
 
     def show(turn: "Turn") -> None:
         print(row(turn.decision, turn.seen), flush=True)
 
     shown = show if sys.stdout.isatty() or dry_run else None
-    stop_metrics = serve_metrics(settings.autoscaler)
+    heartbeat = Heartbeat()
+    stop_pages = serve_pages(settings.autoscaler, heartbeat)
+    beating = asyncio.create_task(heartbeat.beat())
     try:
         async with assembled(settings, dry_run=dry_run) as parts:
             if shown is not None:
@@ -130,7 +135,9 @@ async def run_until_stopped(settings: Settings, *, dry_run: bool) -> None:
             if not task.cancelled():
                 task.result()
     finally:
-        await asyncio.to_thread(stop_metrics)
+        beating.cancel()
+        await asyncio.wait([beating])
+        await asyncio.to_thread(stop_pages)
 
 
 def with_local_run(settings: Settings) -> Settings:

@@ -9,7 +9,13 @@ from typing import Annotated, TextIO
 
 import typer
 
-from serving.cli.access import ApiKeyOption, CaFileOption, CertFileOption, access_from
+from serving.cli.access import (
+    ApiKeyOption,
+    CaFileOption,
+    CertFileOption,
+    ServerNameOption,
+    access_from,
+)
 from serving.cli.chat_client import (
     ChatClient,
     GrpcChatClient,
@@ -84,6 +90,7 @@ def chat_command(
     api_key: ApiKeyOption = None,
     ca_file: CaFileOption = None,
     cert_file: CertFileOption = None,
+    server_name: ServerNameOption = None,
 ) -> None:
     """Talk to the model.
 
@@ -105,7 +112,9 @@ def chat_command(
     model = name or (settings.model.name if running is None else running.model)
     sampling = Sampling(temperature=temperature, max_tokens=max_tokens)
     router = settings.router
-    access = access_from(api_key, ca_file, cert_file, state_folder() if server is None else None)
+    access = access_from(
+        api_key, ca_file, cert_file, state_folder() if server is None else None, server_name
+    )
     client: ChatClient
     if use_grpc:
         local = f"{router.host}:{router.grpc_port}" if running is None else running.grpc_address

@@ -39,7 +39,12 @@ _HINTS: dict[type[BaseException], str] = {
 
 
 def hint_of(error: BaseException) -> str | None:
-    """Return what the user may do next, by the error's nearest class, or ``None``."""
+    """Return what the user may do next, by the error's nearest class, or ``None``.
+
+    An error whose message says it already has an empty ``hint``.
+    """
+    if getattr(error, "hint", None) == "":
+        return None
     for cls in type(error).__mro__:
         if cls in _HINTS:
             return _HINTS[cls]

@@ -30,12 +30,14 @@ def open_channel(target: str, access: Access, server_name: str | None = None) ->
     Args:
         target: where.
         access: what is shown and trusted.
-        server_name: the name that the certificate must have; none: the target's own.
+        server_name: the name that the certificate must have; None: that of ``access``, else the
+            target's own.
 
     Raises:
         SettingsError: a file of ``access`` cannot be read.
     """
     options: tuple[tuple[str, int | str], ...] = (("grpc.enable_http_proxy", 0),)
+    server_name = access.server_name or server_name
     if server_name is not None:
         options += (("grpc.ssl_target_name_override", server_name),)
     if access.ca_file is None:

@@ -53,10 +53,10 @@ async def ray_pods(namespace: str | None) -> tuple[str, tuple[PodSeen, ...]]:
     from serving.autoscaler.actuators.actuator import ActuatorError
     from serving.autoscaler.actuators.kubernetes_api import (
         KubernetesApi,
-        Refused,
         cluster_configuration,
         current_namespace,
     )
+    from serving.autoscaler.actuators.kubernetes_errors import Refused
     from serving.settings import KubernetesSettings
 
     try:

@@ -16,7 +16,14 @@ import typer
 from serving import errors
 from serving.addresses import Target, expanded
 from serving.api.v1 import fleet_pb2, fleet_pb2_grpc
-from serving.cli.access import Access, ApiKeyOption, CaFileOption, CertFileOption, access_from
+from serving.cli.access import (
+    Access,
+    ApiKeyOption,
+    CaFileOption,
+    CertFileOption,
+    ServerNameOption,
+    access_from,
+)
 from serving.cli.grpc_client import error_of, open_channel, require_answer
 from serving.cli.state import NotRunning, StateFile, state_folder
 
@@ -48,9 +55,10 @@ def cordon_command(
     api_key: ApiKeyOption = None,
     ca_file: CaFileOption = None,
     cert_file: CertFileOption = None,
+    server_name: ServerNameOption = None,
 ) -> None:
     """Give a group no new work; what it has goes on. Undone by uncordon."""
-    for router in reached(routers, api_key, ca_file, cert_file):
+    for router in reached(routers, api_key, ca_file, cert_file, server_name):
         router.call("Cordon", fleet_pb2.CordonRequest(group_id=group, reason=reason))
         print(f"{group}: cordoned at {router.target}")
 
@@ -61,9 +69,10 @@ def uncordon_command(
     api_key: ApiKeyOption = None,
     ca_file: CaFileOption = None,
     cert_file: CertFileOption = None,
+    server_name: ServerNameOption = None,
 ) -> None:
     """Let a cordoned or drained group have work again."""
-    for router in reached(routers, api_key, ca_file, cert_file):
+    for router in reached(routers, api_key, ca_file, cert_file, server_name):
         router.call("Uncordon", fleet_pb2.UncordonRequest(group_id=group))
         print(f"{group}: takes work again at {router.target}")
 
@@ -78,13 +87,14 @@ def drain_command(
     api_key: ApiKeyOption = None,
     ca_file: CaFileOption = None,
     cert_file: CertFileOption = None,
+    server_name: ServerNameOption = None,
 ) -> int:
     """Cordon a group and wait until its requests are finished.
 
     What is left when the time is over goes on in other groups. The group stays cordoned:
     stop its ranks, or use uncordon. Ends with 0 if all finished in time, 1 if not.
     """
-    reachable = reached(routers, api_key, ca_file, cert_file)
+    reachable = reached(routers, api_key, ca_file, cert_file, server_name)
     # All at once first: while one is drained, another must not send it new work.
     for router in reachable:
         router.call("Cordon", fleet_pb2.CordonRequest(group_id=group, reason="being drained"))
@@ -133,6 +143,7 @@ def reached(
     api_key: str | None,
     ca_file: str | None,
     cert_file: str | None,
+    server_name: str | None = None,
 ) -> list[Router]:
     """Return the routers, all of which answer.
 
@@ -142,7 +153,7 @@ def reached(
         NotReady: one does not answer; then none has been told anything.
     """
     folder = state_folder()
-    access = access_from(api_key, ca_file, cert_file, None if routers else folder)
+    access = access_from(api_key, ca_file, cert_file, None if routers else folder, server_name)
     if not routers:
         state = StateFile(folder).read()
         if state is None:

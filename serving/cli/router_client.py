@@ -1,6 +1,8 @@
 """What the commands ask a router over REST. Standard library only: ``status`` answers at once."""
 
+import http.client
 import json
+import ssl
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
@@ -8,6 +10,18 @@ from typing import Any
 
 from serving.cli.access import NO_ACCESS, Access
 from serving.errors import NotReady
+
+_UNREACHABLE = (
+    urllib.error.URLError,
+    TimeoutError,
+    ConnectionError,
+    http.client.HTTPException,
+    ssl.SSLError,
+)
+_OTHER_NAME = frozenset({62, 64})
+"""OpenSSL's X509_V_ERR_HOSTNAME_MISMATCH and X509_V_ERR_IP_ADDRESS_MISMATCH."""
+_UNKNOWN_AUTHORITY = frozenset({18, 19, 20, 21})
+"""Self-signed, or no issuer that is trusted."""
 
 
 def get_json(url: str, timeout: float, access: Access = NO_ACCESS) -> tuple[int, Any]:
@@ -23,7 +37,7 @@ def get_json(url: str, timeout: float, access: Access = NO_ACCESS) -> tuple[int,
     except urllib.error.HTTPError as error:
         with error:
             return error.code, _decode(error.read())
-    except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+    except _UNREACHABLE as error:
         raise NotReady(f"no router answers at {url}: {_reason(error)}") from error
 
 
@@ -56,7 +70,7 @@ def stream_chat(
         with error:
             said = _decode(error.read())
         raise NotReady(f"the router answered {error.code}: {message_of(said)}") from error
-    except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+    except _UNREACHABLE as error:
         raise NotReady(f"the router stopped answering: {_reason(error)}") from error
 
 
@@ -104,4 +118,18 @@ def message_of(body: Any) -> str:
 
 
 def _reason(error: BaseException) -> str:
-    return str(getattr(error, "reason", "")) or str(error) or type(error).__name__
+    """Return what went wrong, and for TLS what to do about it."""
+    cause = getattr(error, "reason", "")
+    if not isinstance(cause, BaseException):
+        said = str(cause) or str(error) or type(error).__name__
+        if isinstance(error, http.client.HTTPException):
+            return f"{said}: is this an https:// address?"
+        return said
+    code = getattr(cause, "verify_code", None)
+    if code in _OTHER_NAME:
+        return f"{cause}: say which name it has with --tls-server-name NAME"
+    if code in _UNKNOWN_AUTHORITY:
+        return f"{cause}: name its authority with --ca-file FILE (ca.crt of the TLS secret)"
+    if "WRONG_VERSION_NUMBER" in str(cause) or "RECORD_LAYER_FAILURE" in str(cause):
+        return f"{cause}: it speaks no TLS, is this an http:// address?"
+    return str(cause) or type(cause).__name__

@@ -21,6 +21,7 @@ from serving.cli.access import (
     ApiKeyOption,
     CaFileOption,
     CertFileOption,
+    ServerNameOption,
     access_from,
 )
 from serving.cli.kube_pods import placements, pods_table, ray_pods
@@ -57,18 +58,29 @@ def status_command(
     api_key: ApiKeyOption = None,
     ca_file: CaFileOption = None,
     cert_file: CertFileOption = None,
+    server_name: ServerNameOption = None,
 ) -> int:
-    """Show what runs: groups, their ranks, which experts each computes, and the load.
+    r"""Show what runs: groups, their ranks, which experts each computes, and the load.
 
-    With --kube: on which pods and nodes they are. It asks Kubernetes as kubectl would; the router
-    is named with --url, for instance after kubectl port-forward.
+    With --kube: on which pods and nodes they are. It asks Kubernetes as kubectl would (the right to
+    list pods is enough); the router is named with --url, for instance after kubectl port-forward.
+    Where it asks for keys, it takes one of role admin.
+
+    For a release NAME in NAMESPACE with TLS:
+
+      kubectl -n NAMESPACE port-forward service/NAME-moe-serving-rest 8000:8000
+
+      moe-serving status --kube -n NAMESPACE --url https://127.0.0.1:8000 --ca-file ca.crt \
+      --tls-server-name NAME-moe-serving-rest.NAMESPACE.svc
 
     Exit code 0 if a router answers, 1 if nothing runs.
     """
     file = StateFile(state_folder())
     state = file.read() if url is None else None
     try:
-        access = access_from(api_key, ca_file, cert_file, file.folder if url is None else None)
+        access = access_from(
+            api_key, ca_file, cert_file, file.folder if url is None else None, server_name
+        )
         fleet = fleet_of(url, state, held=file.held(), access=access)
     except (NotReady, NotRunning) as error:
         if not as_json:
@@ -117,7 +129,10 @@ def fleet_of(
         url = state.rest_url
     status, body = get_json(f"{url.rstrip('/')}/fleet", 5.0, access)
     if status in _REFUSED:
-        raise _REFUSED[status](f"{url} answered {status}: {message_of(body)}")
+        raise _REFUSED[status](
+            f"{url} answered {status}: {message_of(body)} (/fleet takes a key of role admin: "
+            "--api-key, or MOE_SERVING_API_KEY)"
+        )
     if status != _HTTP_OK or not isinstance(body, Mapping) or "groups" not in body:
         raise NotReady(f"{url} is no moe-serving router (status {status} for /fleet)")
     return body

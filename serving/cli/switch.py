@@ -17,7 +17,7 @@ import typer
 
 from serving import errors
 from serving.api.v1 import fleet_pb2
-from serving.cli.access import ApiKeyOption, CaFileOption, CertFileOption
+from serving.cli.access import ApiKeyOption, CaFileOption, CertFileOption, ServerNameOption
 from serving.cli.grpc_client import error_of
 from serving.cli.operate import Router, RouterOption, inflight_of, reached
 
@@ -60,6 +60,7 @@ def switch_command(
     api_key: ApiKeyOption = None,
     ca_file: CaFileOption = None,
     cert_file: CertFileOption = None,
+    server_name: ServerNameOption = None,
 ) -> int:
     """Hand the traffic over to the groups of another app, at all routers.
 
@@ -70,7 +71,7 @@ def switch_command(
     """
     if source == to:
         raise errors.SettingsError("--from and --to name the same app")
-    change = Switch(reached(routers, api_key, ca_file, cert_file), to, source, print)
+    change = Switch(reached(routers, api_key, ca_file, cert_file, server_name), to, source, print)
     change.wait_ready(groups, wait)
     return 0 if change.hand_over(timeout) else 1
 

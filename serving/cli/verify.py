@@ -19,6 +19,7 @@ from serving.cli.access import (
     ApiKeyOption,
     CaFileOption,
     CertFileOption,
+    ServerNameOption,
     access_from,
 )
 from serving.cli.comparison import Comparison, compare, make_prompts, table
@@ -64,6 +65,7 @@ def verify_command(
     api_key: ApiKeyOption = None,
     ca_file: CaFileOption = None,
     cert_file: CertFileOption = None,
+    server_name: ServerNameOption = None,
 ) -> None:
     """Start each layout in turn, send all the same prompts, compare every token.
 
@@ -98,7 +100,7 @@ def verify_command(
             with running(count, settings, passed_on) as url:
                 print(f"{name}: {len(texts)} prompts of {max_tokens} tokens", flush=True)
                 results.append((name, ask(url, settings, texts, max_tokens)))
-        access = access_from(api_key, ca_file, cert_file, None)
+        access = access_from(api_key, ca_file, cert_file, None, server_name)
         results.extend((url, ask(url, settings, texts, max_tokens, access)) for url in server or ())
     except LayoutNotStarted as error:
         print(f"error: {error}", file=sys.stderr)

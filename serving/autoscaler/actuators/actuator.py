@@ -1,5 +1,6 @@
 """What the loop asks of whoever makes groups more or fewer."""
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from serving.errors import ServingError
@@ -31,4 +32,8 @@ class Actuator(Protocol):
         Raises:
             ActuatorError: it was not accepted.
         """
+        ...
+
+    def notices(self) -> Sequence[str]:
+        """Return what an operator should change, as seen by the last calls; empty: nothing."""
         ...

@@ -25,6 +25,10 @@ class FakeActuator:
         self.asked.append(groups)
         self.groups = groups
 
+    def notices(self) -> tuple[str, ...]:
+        """Return nothing: all is well here."""
+        return ()
+
     def _check(self) -> None:
         if self.failing:
             raise ActuatorError(self.failing)

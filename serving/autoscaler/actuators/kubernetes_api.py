@@ -1,13 +1,16 @@
 """The API server through the official client: bounded calls, backoff, errors of ours.
 
 Retried: throttling (429, after as long as it asks), server errors, time-outs, lost connections.
-Not retried here: conflicts (409, and 422 when a JSON patch's ``test`` fails): the caller must
-read again first.
+Not retried here: conflicts, since the caller must read again first (``kubernetes_errors``).
+
+Every PATCH names its content type. The client's own choice is merge-patch, which a server refuses
+for a list of operations (400); and a JSON patch that is no list it would silently send as a
+strategic merge.
 """
 
 import asyncio
+import copy
 import http
-import json
 import os
 import random
 from collections.abc import Awaitable, Callable
@@ -20,33 +23,15 @@ from kubernetes.aio import client, config
 from kubernetes.aio.client.exceptions import ApiException
 
 from serving.autoscaler.actuators.actuator import ActuatorError
+from serving.autoscaler.actuators.kubernetes_errors import MOST_BACKOFF, NotThere, check_final
 from serving.errors import SettingsError
 from serving.settings import KubernetesSettings
 
 _FIRST_BACKOFF = 0.25
-_MOST_BACKOFF = 4.0
-_THROTTLED = 429
-_SERVER_ERROR = 500
-_NOT_FOUND = 404
-_GONE = 410
-_REFUSED = frozenset({401, 403})
-_CONFLICTS = frozenset({409, 422})
+_JSON_PATCH = "application/json-patch+json"
 
-
-class Conflict(ActuatorError):
-    """Somebody else changed the object in between: read it again."""
-
-
-class NotThere(ActuatorError):
-    """There is no such object."""
-
-
-class Refused(ActuatorError):
-    """The server does not know us (401), or we may not do that (403)."""
-
-
-class Expired(ActuatorError):
-    """The server no longer has the changes since that version: list again."""
+FIELD_MANAGER = "moe-serving-autoscaler"
+"""Who an object's managed fields say wrote what is written here."""
 
 
 class KubernetesApi:
@@ -67,6 +52,18 @@ class KubernetesApi:
         self._core = client.CoreV1Api(self._client)
         self._pause = pause
         self._chance = chance
+
+    def bounded(self, timeout: float, attempts: int) -> "KubernetesApi":
+        """Return the same server with the same connections for calls of other patience.
+
+        Args:
+            timeout: seconds that the server may take for an answer.
+            attempts: tries of one call.
+        """
+        other = copy.copy(self)
+        limits = {"api_timeout": timeout, "attempts": attempts}
+        other._settings = self._settings.model_copy(update=limits)  # noqa: SLF001  its own class
+        return other
 
     async def close(self) -> None:
         """Close the connections."""
@@ -97,23 +94,78 @@ class KubernetesApi:
         await self._call(
             f"create {plural}",
             lambda: self._custom.create_namespaced_custom_object(
-                *self._path(group, plural), body, _request_timeout=self._timeout
+                *self._path(group, plural),
+                body,
+                field_manager=FIELD_MANAGER,
+                _request_timeout=self._timeout,
             ),
         )
 
-    async def patch(self, group: str, plural: str, name: str, patch: list[dict[str, Any]]) -> None:
-        """Apply a JSON patch (RFC 6902); its ``test`` operations make it compare and swap.
+    async def patch(
+        self, group: str, plural: str, name: str, patch: list[dict[str, Any]]
+    ) -> dict[str, Any]:
+        """Apply a JSON patch (RFC 6902) and return the object as it is then.
+
+        Its ``test`` operations make it compare and swap; so does an operation that sets
+        ``/metadata/resourceVersion`` to the one that was read.
 
         Raises:
-            Conflict: a test failed.
+            Conflict: a test failed, or the version is another one by now.
+            Invalid: the object would not be valid.
             ActuatorError: as for ``get``.
         """
-        await self._call(
+        changed: dict[str, Any] = await self._call(
             f"patch {plural} {name}",
             lambda: self._custom.patch_namespaced_custom_object(
-                *self._path(group, plural), name, patch, _request_timeout=self._timeout
+                *self._path(group, plural),
+                name,
+                list(patch),
+                field_manager=FIELD_MANAGER,
+                _content_type=_JSON_PATCH,
+                _request_timeout=self._timeout,
             ),
         )
+        return changed
+
+    async def may(self, verb: str, group: str, plural: str, name: str = "") -> bool:
+        """Return whether this account has a right in the settings' namespace, by its own review.
+
+        Args:
+            verb: such as "patch".
+            group: API group, with or without version; empty: core.
+            plural: the resource; nodes belong to no namespace.
+            name: of one object; empty: of any.
+
+        Raises:
+            ActuatorError: the server does not say.
+        """
+        where = "" if plural == "nodes" else self._settings.namespace
+        resource = {
+            "verb": verb,
+            "group": group.partition("/")[0],
+            "resource": plural,
+            "name": name,
+            "namespace": where,
+        }
+        body = {
+            "apiVersion": "authorization.k8s.io/v1",
+            "kind": "SelfSubjectAccessReview",
+            "spec": {"resourceAttributes": resource},
+        }
+        review = await self._call(
+            f"ask whether it may {verb} {plural}",
+            lambda: self._custom.create_cluster_custom_object(
+                "authorization.k8s.io",
+                "v1",
+                "selfsubjectaccessreviews",
+                body,
+                _request_timeout=self._timeout,
+            ),
+        )
+        status = review.get("status") if isinstance(review, dict) else None
+        if not isinstance(status, dict) or "allowed" not in status:
+            raise NotThere("Kubernetes: no answer to a SelfSubjectAccessReview")
+        return bool(status["allowed"])
 
     async def pods(self, selector: str) -> list[Any]:
         """Return the pods of the namespace with these labels.
@@ -190,7 +242,7 @@ class KubernetesApi:
                 ) from cause
             # Full jitter from half: several autoscalers must not come back together.
             await self._pause(max(asked, backoff * (0.5 + self._chance() / 2)))
-            backoff = min(2 * backoff, _MOST_BACKOFF)
+            backoff = min(2 * backoff, MOST_BACKOFF)
         raise AssertionError("the last attempt returns or raises")
 
 
@@ -229,32 +281,3 @@ def current_namespace(pods_own: Path) -> str:
         )
         return str(current["context"].get("namespace") or "default")
     return "default"
-
-
-def check_final(what: str, error: ApiException) -> float:
-    """Return for how long to wait before another try, in seconds.
-
-    Raises:
-        ActuatorError: another try would not help.
-    """
-    status = int(error.status or 0)
-    if status in _CONFLICTS or "JsonPatchTestFailed" in str(error.body):
-        raise Conflict(f"Kubernetes: {what}: changed by somebody else") from error
-    if status == _NOT_FOUND:
-        raise NotThere(f"Kubernetes: {what}: not found") from error
-    if status == _GONE:
-        raise Expired(f"Kubernetes: {what}: that version is too old") from error
-    if status in _REFUSED:
-        raise Refused(f"Kubernetes: {what}: {status} {_said(error)}") from error
-    if status != _THROTTLED and 0 < status < _SERVER_ERROR:
-        raise ActuatorError(f"Kubernetes: {what}: {status} {error.reason}") from error
-    with suppress(ValueError):  # it may be a date
-        return min(float((error.headers or {}).get("Retry-After", 0)), _MOST_BACKOFF)
-    return 0.0
-
-
-def _said(error: ApiException) -> str:
-    """Return the server's own sentence, which names who lacks which right, or the bare reason."""
-    with suppress(ValueError, TypeError, KeyError):
-        return str(json.loads(error.body or "")["message"])
-    return str(error.reason)

@@ -19,7 +19,8 @@ from kubernetes.aio.client.exceptions import ApiException
 from kubernetes.aio.watch import Watch
 
 from serving.autoscaler.actuators.actuator import ActuatorError
-from serving.autoscaler.actuators.kubernetes_api import KubernetesApi, check_final
+from serving.autoscaler.actuators.kubernetes_api import KubernetesApi
+from serving.autoscaler.actuators.kubernetes_errors import check_final
 from serving.settings import KubernetesSettings
 from serving.telemetry import metrics
 
@@ -186,8 +187,9 @@ class Mirror(Generic[Seen]):
             raise ActuatorError(f"Kubernetes: {what}: {error.status} {error.reason}") from error
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
             raise Dropped(f"Kubernetes: {what}: {type(error).__name__}") from error
-        except ValueError as error:
-            raise ActuatorError(f"Kubernetes: {what}: {error}") from error
+        except (ValueError, KeyError) as error:
+            # Among them an ERROR event whose status lacks what the client takes from it.
+            raise ActuatorError(f"Kubernetes: {what}: unreadable event: {error!r}") from error
 
     def _fresh(self) -> None:
         metrics.AUTOSCALER_WATCHING.labels(self._plural).set(1)

@@ -19,6 +19,9 @@ from serving.settings import AutoscalerSettings
 
 DEPLOYMENT = "ranks"
 """As serving.engine.deployment names it; a test compares."""
+_COMING = frozenset({"NOT_STARTED", "DEPLOYING"})
+_LEAVING = frozenset({"STOPPING", "STOPPED"})
+"""States of replicas that do not count towards the number that is asked for."""
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger("serving.autoscaler")
 
@@ -27,7 +30,11 @@ class GroupSource(Protocol):
     """Says which groups live; ``routers.Routers`` is the real one."""
 
     async def groups(self) -> Sequence[GroupSeen]:
-        """Return the living groups that any router sees."""
+        """Return the living groups that any router sees.
+
+        Raises:
+            ActuatorError: no router answers.
+        """
         ...
 
 
@@ -76,6 +83,18 @@ class RayServeActuator:
             raise
         self._leaving.update(group.group_id for group in leaving)
 
+    def notices(self) -> tuple[str, ...]:
+        """Return nothing: what is wrong with Ray Serve is an error of the call."""
+        return ()
+
+    async def occupied(self) -> frozenset[str]:
+        """Return the addresses of all nodes that hold a replica, in whatever state it is.
+
+        Raises:
+            ActuatorError: Ray does not answer, or some replica has no node yet: any could get it.
+        """
+        return occupied_nodes(await self._ask("GET", "/serve/applications/"))
+
     async def _asked(self) -> int:
         page = await self._ask("GET", "/serve/applications/")
         try:
@@ -120,7 +139,10 @@ class RayServeActuator:
     async def _restore_survivors(self, asked: int) -> None:
         if not self._leaving:
             return
-        living = {group.group_id for group in await self._groups.groups()}
+        try:
+            living = {group.group_id for group in await self._groups.groups()}
+        except ActuatorError:
+            return  # who survived is seen when a router answers
         survivors = self._leaving & living
         self._leaving = survivors
         if len(living) <= asked:
@@ -148,3 +170,42 @@ class RayServeActuator:
             said = page.get("error", page) if isinstance(page, dict) else page
             raise ActuatorError(f"Ray Serve answered {answer.status_code}: {said}")
         return page
+
+
+def occupied_nodes(page: Any) -> frozenset[str]:
+    """Return the addresses of the nodes with a replica of any application; from Ray's own page.
+
+    Args:
+        page: what ``GET /api/serve/applications/`` answers.
+
+    Raises:
+        ActuatorError: a replica that is to come has no node yet, or the page cannot be read.
+    """
+    found: set[str] = set()
+    try:
+        for name, app in page["applications"].items():
+            if not app["deployments"] and app["status"] in _COMING:
+                raise ActuatorError(f"application {name} is being deployed and has no replica yet")
+            for deployment in app["deployments"].values():
+                found.update(_nodes_of(name, deployment))
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ActuatorError(f"Ray Serve does not say where its replicas are: {error!r}") from error
+    return frozenset(found)
+
+
+def _nodes_of(app: str, deployment: Any) -> set[str]:
+    replicas = deployment["replicas"]
+    staying = [replica for replica in replicas if replica["state"] not in _LEAVING]
+    asked = int(deployment["target_num_replicas"])
+    # A gang is not listed before it has a place for all of its replicas.
+    if len(staying) < asked:
+        raise ActuatorError(
+            f"application {app}: {asked - len(staying)} of {asked} replicas are to be placed"
+        )
+    for replica in staying:
+        if not replica["node_ip"]:
+            raise ActuatorError(
+                f"application {app}: replica {replica.get('replica_id', '?')} is "
+                f"{replica['state']} and has no node yet"
+            )
+    return {str(replica["node_ip"]) for replica in replicas if replica["node_ip"]}

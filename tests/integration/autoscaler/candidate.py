@@ -1,19 +1,17 @@
-"""A process that runs for the lease at argv[1] as argv[2]; prints each change of who leads."""
+"""A process that runs for the Lease argv[1] of its kubeconfig; prints whether it leads."""
 
 import asyncio
 import sys
 
-from kubernetes.aio import client
-
-from serving.autoscaler.actuators.kubernetes_api import KubernetesApi
+from serving.autoscaler.actuators.kubernetes_api import KubernetesApi, cluster_configuration
 from serving.autoscaler.actuators.lease import LeaseElection
 from serving.clock import SystemClock
 from serving.settings import KubernetesSettings
 
 
-async def main(url: str, identity: str) -> None:
-    settings = KubernetesSettings(lease_seconds=1.5, api_timeout=1.0)
-    api = KubernetesApi(settings, client.Configuration(host=url))
+async def main(lease: str, identity: str) -> None:
+    settings = KubernetesSettings(lease=lease, lease_seconds=1.5, api_timeout=1.0)
+    api = KubernetesApi(settings, await cluster_configuration())
     election = LeaseElection(api, settings, identity, SystemClock())
     task = asyncio.create_task(election.run())
     was = None

@@ -1,4 +1,4 @@
-"""A real Prometheus that scrapes a page which the test writes."""
+"""A real Prometheus that scrapes a page which the test writes; the fake API server."""
 
 import contextlib
 import socket
@@ -9,7 +9,11 @@ from pathlib import Path
 import httpx
 import pytest
 
+from serving.autoscaler.actuators.kubernetes_api import KubernetesApi
 from tests.integration.autoscaler.http_fake import HttpFake
+from tests.integration.autoscaler.kube import SETTINGS
+from tests.kube import rbac
+from tests.kube.server import KubeServer
 
 TOOLS = Path(__file__).resolve().parents[3] / ".tools" / "prometheus"
 
@@ -83,3 +87,28 @@ def prometheus(tmp_path_factory, page):
     server = Prometheus(tmp_path_factory.mktemp("prometheus"), page.address)
     yield server
     server.stop()
+
+
+@pytest.fixture
+def kube():
+    with KubeServer() as server:
+        yield server
+
+
+@pytest.fixture
+async def connect(kube):
+    """Returns clients of ``kube``, an administrator's unless told otherwise; none really waits."""
+    made, waits = [], []
+
+    async def pause(seconds):
+        waits.append(seconds)
+
+    def api(settings=SETTINGS, token=rbac.ADMIN_TOKEN):
+        configuration = kube.configuration(token)
+        made.append(KubernetesApi(settings, configuration, pause=pause, chance=lambda: 1.0))
+        return made[-1]
+
+    api.waits = waits
+    yield api
+    for one in made:
+        await one.close()

@@ -1,13 +1,7 @@
-"""The Kubernetes actuator against a real HTTP API server that keeps objects (kmock)."""
+"""The worker group of a RayCluster against the fake API server, over real HTTP."""
 
-import asyncio
 import copy
 import http
-import json
-import os
-import sys
-from dataclasses import dataclass, field
-from pathlib import Path
 
 import pytest
 from kubernetes.aio import client
@@ -15,227 +9,263 @@ from kubernetes.aio import client
 from serving.autoscaler.actuators.actuator import ActuatorError
 from serving.autoscaler.actuators.fake import FakeActuator
 from serving.autoscaler.actuators.kubernetes import KubernetesActuator
-from serving.autoscaler.actuators.kubernetes_api import KubernetesApi
-from serving.autoscaler.actuators.lease import LeaseElection
-from serving.autoscaler.actuators.worker_group import WorkerGroupActuator
-from serving.autoscaler.assembly import assembled
-from serving.autoscaler.routers import GroupSeen
-from serving.errors import SettingsError
-from serving.settings import KubernetesSettings, Settings
+from serving.autoscaler.actuators.kubernetes_errors import Invalid, Refused
+from tests.integration.autoscaler.kube import (
+    BY_SERVICE,
+    TARGET,
+    Clock,
+    Fleet,
+    fail_once,
+    group,
+    named,
+    numbers,
+    put_cluster,
+    put_pods,
+    put_service,
+    worker_spec,
+    workers_of,
+)
+from tests.kube import objects, rbac
 
-ROOT = Path(__file__).resolve().parents[3]
-CANDIDATE = Path(__file__).with_name("candidate.py")
-CLUSTER = ("ray.io/v1/rayclusters", "default", "moe")
-LEASE = ("coordination.k8s.io/v1/leases", "default", "moe-serving-autoscaler")
-SETTINGS = KubernetesSettings(enabled=True, cluster="moe", workers_per_group=2, api_timeout=5.0)
-
-
-@dataclass
-class Fleet:
-    living: list = field(default_factory=list)
-
-    async def groups(self):
-        return tuple(self.living)
+JSON_PATCH = "application/json-patch+json"
 
 
-class Clock:
-    def __init__(self):
-        self.now = 1000.0
-
-    def monotonic(self):
-        return self.now
-
-    def time(self):
-        return self.now
-
-
-@pytest.fixture
-async def connect(kmock):
-    made, waits = [], []
-
-    async def pause(seconds):
-        waits.append(seconds)
-
-    def api(settings=SETTINGS):
-        configuration = client.Configuration(host=str(kmock.url).rstrip("/"))
-        made.append(KubernetesApi(settings, configuration, pause=pause, chance=lambda: 1.0))
-        return made[-1]
-
-    api.waits = waits
-    yield api
-    for one in made:
-        await one.close()
-
-
-def put_cluster(kmock, name="moe", **group):
-    spec = {"groupName": "ranks", "replicas": 2, "minReplicas": 0, "maxReplicas": 6} | group
-    kmock.objects[(*CLUSTER[:-1], name)] = {
-        "apiVersion": "ray.io/v1",
-        "kind": "RayCluster",
-        "metadata": {"name": name, "namespace": "default"},
-        "spec": {"workerGroupSpecs": [{"groupName": "other", "replicas": 9}, spec]},
-    }
-
-
-def put_pod(kmock, name, ip, node="n1", **status):
-    kmock.objects["v1/pods", "default", name] = {
-        "metadata": {"name": name, "namespace": "default"},
-        "spec": {"nodeName": node, "containers": [{"name": "ray"}]},
-        "status": {"podIP": ip, **status},
-    }
-
-
-def worker_spec(kmock, name="moe"):
-    return copy.deepcopy(kmock.objects[(*CLUSTER[:-1], name)]["spec"]["workerGroupSpecs"][1])
-
-
-def fail_once(monkeypatch, api, *errors):
-    """Let the next calls end so, before they reach the server."""
-    left, call = list(errors), api._client.call_api
-
-    async def flaky(*args, **kwargs):
-        if left:
-            error = left.pop(0)
-            raise error
-        return await call(*args, **kwargs)
-
-    monkeypatch.setattr(api._client, "call_api", flaky)
-
-
-# -- the worker group -----------------------------------------------------------------------------
-
-
-async def test_whole_groups_of_workers(kmock, connect):
-    put_cluster(kmock)
-    workers = WorkerGroupActuator(connect(), SETTINGS, Fleet())
+async def test_whole_groups_of_workers(kube, connect):
+    put_cluster(kube)
+    workers = workers_of(connect())
     assert await workers.target() == 1
     await workers.scale(3)
     assert await workers.target() == 3
-    spec = worker_spec(kmock)
-    assert (spec["replicas"], spec["minReplicas"], spec["maxReplicas"]) == (6, 6, 6)
+    assert numbers(worker_spec(kube)) == (6, 6, 6)
     await workers.scale(4)
-    assert worker_spec(kmock)["maxReplicas"] == 8
-    assert kmock.objects[CLUSTER]["spec"]["workerGroupSpecs"][0] == {
-        "groupName": "other",
-        "replicas": 9,
-    }
+    assert numbers(worker_spec(kube)) == (8, 8, 8)
+    assert kube.get("rayclusters", "moe")["spec"]["workerGroupSpecs"][0]["replicas"] == 9
 
 
-async def test_what_is_so_already_is_not_written(kmock, connect):
-    put_cluster(kmock, minReplicas=2)
-    await WorkerGroupActuator(connect(), SETTINGS, Fleet()).scale(1)
-    assert [request.method for request in kmock._requests] == ["GET"]
+async def test_every_patch_says_that_it_is_a_json_patch(kube, connect):
+    put_cluster(kube)
+    await workers_of(connect()).scale(3)
+    assert [seen.content_type for seen in kube.requests if seen.method == "PATCH"] == [JSON_PATCH]
 
 
-async def test_only_pods_that_no_group_uses_are_let_go(kmock, connect):
-    put_cluster(kmock, replicas=4)
-    for number in range(4):
-        put_pod(kmock, f"w{number}", f"10.0.0.{number}")
-    fleet = Fleet([GroupSeen("g0", 1.0, frozenset({"10.0.0.0", "10.0.0.2", "10.0.0.3"}), True)])
-    workers = WorkerGroupActuator(connect(), SETTINGS, fleet)
+async def test_what_is_so_already_is_not_written(kube, connect):
+    put_cluster(kube, minReplicas=2)
+    await workers_of(connect()).scale(1)
+    assert [seen.method for seen in kube.requests] == ["GET"]
+
+
+# -- fewer ----------------------------------------------------------------------------------------
+
+
+async def test_only_pods_that_no_group_uses_are_let_go(kube, connect):
+    put_cluster(kube, replicas=4)
+    put_pods(kube, 4)
+    fleet = Fleet([group("g0", "10.0.0.0", "10.0.0.2", "10.0.0.3")])
+    workers = workers_of(connect(), fleet=fleet)
     await workers.scale(1)
-    assert worker_spec(kmock)["replicas"] == 3
-    assert worker_spec(kmock)["scaleStrategy"] == {"workersToDelete": ["w1"]}
-    fleet.living = [GroupSeen("g0", 1.0, frozenset({"10.0.0.0", "10.0.0.2"}), True)]
-    del kmock.objects["v1/pods", "default", "w1"]
+    assert worker_spec(kube)["replicas"] == 3
+    assert named(worker_spec(kube)) == ["w1"]
+    fleet.living = [group("g0", "10.0.0.0", "10.0.0.2")]
+    kube.delete("pods", "w1", grace=0)
     await workers.scale(1)
-    assert worker_spec(kmock)["replicas"] == 2
-    assert worker_spec(kmock)["scaleStrategy"] == {"workersToDelete": ["w3"]}
+    assert worker_spec(kube)["replicas"] == 2
+    assert "w3" in named(worker_spec(kube))
 
 
-async def test_a_group_that_is_not_there_is_named(kmock, connect):
-    put_cluster(kmock, groupName="else")
+async def test_pods_of_a_group_that_is_being_placed_are_not_named(kube, connect):
+    """Ranks that load their weights for minutes have joined no router."""
+    put_cluster(kube, replicas=6)
+    put_pods(kube, 6)
+    fleet = Fleet([group("g0", "10.0.0.0", "10.0.0.1")], placed={"10.0.0.4", "10.0.0.5"})
+    await workers_of(connect(), fleet=fleet).scale(1)
+    assert sorted(named(worker_spec(kube))) == ["w2", "w3"]
+
+
+@pytest.mark.parametrize(
+    "unknown",
+    [
+        pytest.param({"unplaced": "a replica has no node yet"}, id="to-be-placed"),
+        pytest.param({"silent": True}, id="no-router-answers"),
+    ],
+)
+async def test_nothing_is_named_while_it_is_not_known_what_is_used(kube, connect, unknown):
+    put_cluster(kube, replicas=4)
+    put_pods(kube, 4)
+    fleet = Fleet(**unknown)
+    workers = workers_of(connect(), fleet=fleet)
+    await workers.scale(1)
+    assert (worker_spec(kube)["replicas"], named(worker_spec(kube))) == (4, [])
+    fleet.unplaced, fleet.silent = "", False
+    await workers.scale(1)
+    assert worker_spec(kube)["replicas"] == 2
+
+
+async def test_pods_that_end_or_never_ran_go_first(kube, connect):
+    put_cluster(kube, replicas=4)
+    put_pods(kube, 3)
+    kube.create(objects.pod("w3", labels=objects.ray_labels("moe")))  # pending
+    kube.delete("pods", "w1")  # evicted; gone when its grace period is over
+    workers = workers_of(connect())
+    await workers.scale(1)
+    assert named(worker_spec(kube)) == ["w1", "w3"]
+
+
+async def test_a_pod_that_still_ends_stays_named(kube, connect):
+    """KubeRay counts it: without its name another pod would be deleted for it."""
+    put_cluster(kube, replicas=6)
+    put_pods(kube, 6)
+    clock = Clock()
+    fleet = Fleet([group("g0", *(f"10.0.0.{number}" for number in range(4)))])
+    workers = workers_of(connect(), fleet=fleet, clock=clock)
+    await workers.scale(2)
+    assert sorted(named(worker_spec(kube))) == ["w4", "w5"]
+    kube.delete("pods", "w4")
+    kube.delete("pods", "w5", grace=0)
+    fleet.living = [group("g0", "10.0.0.0", "10.0.0.1")]
+    await workers.scale(1)
+    assert worker_spec(kube)["replicas"] == 2
+    assert sorted(named(worker_spec(kube))) == ["w2", "w3", "w4", "w5"]
+    for pod in ("w2", "w3", "w4"):
+        kube.delete("pods", pod, grace=0)
+    await workers.scale(1)
+    clock.now += 61
+    fleet.living = []
+    await workers.scale(0)  # long gone: their names are dropped
+    assert sorted(named(worker_spec(kube))) == ["w0", "w1"]
+
+
+async def test_both_addresses_of_a_pod_count(kube, connect):
+    put_cluster(kube, replicas=1)
+    pod = objects.pod("w0", "10.0.0.0", "n1", labels=objects.ray_labels("moe"))
+    pod["status"]["podIPs"] = [{"ip": "10.0.0.0"}, {"ip": "fd00::1"}]
+    kube.create(pod)
+    await workers_of(connect(), fleet=Fleet([group("g0", "fd00::1")])).scale(0)
+    assert named(worker_spec(kube)) == []
+
+
+# -- which cluster --------------------------------------------------------------------------------
+
+
+async def test_a_group_that_is_not_there_is_named(kube, connect):
+    kube.create(objects.raycluster("moe", objects.worker_group("else")))
     with pytest.raises(ActuatorError, match="no worker group ranks"):
-        await WorkerGroupActuator(connect(), SETTINGS, Fleet()).target()
+        await workers_of(connect()).target()
 
 
-def put_service(kmock, **status):
-    kmock.objects["ray.io/v1/rayservices", "default", "moe-service"] = {
-        "apiVersion": "ray.io/v1",
-        "kind": "RayService",
-        "metadata": {"name": "moe-service", "namespace": "default"},
-        "spec": {},
-        "status": status,
-    }
-
-
-BY_SERVICE = SETTINGS.model_copy(update={"cluster": "", "service": "moe-service"})
-
-
-async def test_the_cluster_of_a_service_is_found(kmock, connect):
-    put_service(kmock, activeServiceStatus={"rayClusterName": "moe"})
-    put_cluster(kmock)
-    workers = WorkerGroupActuator(connect(BY_SERVICE), BY_SERVICE, Fleet())
+async def test_the_cluster_of_a_service_is_found(kube, connect):
+    put_service(kube, active="moe")
+    put_cluster(kube)
+    workers = workers_of(connect(BY_SERVICE), BY_SERVICE)
     await workers.scale(3)
     assert await workers.target() == 3
 
 
 @pytest.mark.parametrize(
-    ("status", "expected"),
+    ("clusters", "expected"),
     [
-        pytest.param({"activeServiceStatus": {"rayClusterName": "blue"}}, "blue", id="running"),
-        pytest.param({"pendingServiceStatus": {"rayClusterName": "blue"}}, "blue", id="the-first"),
-        pytest.param(
-            {
-                "activeServiceStatus": {"rayClusterName": "blue"},
-                "pendingServiceStatus": {"rayClusterName": "green"},
-            },
-            "blue",
-            id="an-upgrade-that-has-not-switched",
-        ),
-        pytest.param(
-            {"activeServiceStatus": {"rayClusterName": "green"}, "pendingServiceStatus": {}},
-            "green",
-            id="it-has",
-        ),
+        pytest.param({"active": "blue"}, "blue", id="running"),
+        pytest.param({"pending": "blue"}, "blue", id="the-first"),
+        pytest.param({"active": "blue", "pending": "green"}, "blue", id="not-switched-yet"),
+        pytest.param({"active": "green"}, "green", id="switched"),
     ],
 )
-async def test_the_active_cluster_of_an_upgrade(kmock, connect, status, expected):
-    put_service(kmock, **status)
-    workers = WorkerGroupActuator(connect(BY_SERVICE), BY_SERVICE, Fleet())
-    assert await workers.cluster() == expected
+async def test_the_active_cluster_of_an_upgrade(kube, connect, clusters, expected):
+    put_service(kube, **clusters)
+    assert await workers_of(connect(BY_SERVICE), BY_SERVICE).cluster() == expected
 
 
-async def test_the_name_is_asked_for_again_each_time(kmock, connect):
-    put_cluster(kmock)
-    put_cluster(kmock, "green")
-    put_service(kmock, activeServiceStatus={"rayClusterName": "moe"})
-    workers = WorkerGroupActuator(connect(BY_SERVICE), BY_SERVICE, Fleet())
+async def test_the_name_is_asked_for_again_each_time(kube, connect):
+    put_cluster(kube)
+    put_cluster(kube, "green")
+    put_service(kube, active="moe")
+    workers = workers_of(connect(BY_SERVICE), BY_SERVICE)
     await workers.scale(3)
-    put_service(kmock, activeServiceStatus={"rayClusterName": "green"})
+    status = {"activeServiceStatus": {"rayClusterName": "green"}}
+    kube.patch("rayservices", "moe-service", {"status": status}, subresource="status")
     await workers.scale(4)
-    assert worker_spec(kmock)["replicas"] == 6
-    assert worker_spec(kmock, "green")["replicas"] == 8
+    assert worker_spec(kube)["replicas"] == 6
+    assert worker_spec(kube, "green")["replicas"] == 8
 
 
-async def test_a_service_without_a_cluster_is_named(kmock, connect):
-    put_service(kmock)
+async def test_a_service_without_a_cluster_is_named(kube, connect):
+    put_service(kube)
     with pytest.raises(ActuatorError, match="moe-service has no RayCluster yet"):
-        await WorkerGroupActuator(connect(BY_SERVICE), BY_SERVICE, Fleet()).target()
+        await workers_of(connect(BY_SERVICE), BY_SERVICE).target()
 
 
-async def test_a_cluster_that_is_not_there_is_named(kmock, connect):
-    with pytest.raises(ActuatorError, match="rayclusters moe: not found"):
-        await WorkerGroupActuator(connect(), SETTINGS, Fleet()).target()
+async def test_a_cluster_that_is_not_there_is_named(kube, connect):
+    with pytest.raises(ActuatorError, match=r'rayclusters moe: 404 .*"moe" not found'):
+        await workers_of(connect()).target()
 
 
-async def test_a_change_in_between_is_read_again(kmock, connect):
-    put_cluster(kmock)
-    api = connect()
-    workers = WorkerGroupActuator(api, SETTINGS, Fleet())
+# -- what the server says -------------------------------------------------------------------------
+
+
+async def test_a_change_in_between_is_read_again(kube, connect):
+    put_cluster(kube)
+    workers = workers_of(connect())
     read, reads = workers._read, []
 
     async def read_then_lose(*args):
-        found = await read(*args)
+        found = copy.deepcopy(await read(*args))
         if not reads:
-            put_cluster(kmock, replicas=3)
+            put_cluster(kube, replicas=3)
         reads.append(found)
         return found
 
     workers._read = read_then_lose
     await workers.scale(2)
     assert len(reads) == 2
-    assert worker_spec(kmock)["replicas"] == 4
+    assert worker_spec(kube)["replicas"] == 4
+
+
+async def test_what_is_changed_all_the_time_is_an_error_with_the_servers_words(kube, connect):
+    put_cluster(kube)
+    kube.faults.add(TARGET, method="PATCH", status=409, message="the object has been modified")
+    with pytest.raises(ActuatorError, match=r"changed all the time.*has been modified"):
+        await workers_of(connect()).scale(2)
+
+
+@pytest.mark.parametrize("status", [400, 415])
+async def test_a_patch_that_the_server_cannot_read_is_no_success(kube, connect, status):
+    put_cluster(kube)
+    kube.faults.add(TARGET, method="PATCH", status=status, message="error decoding patch: no")
+    with pytest.raises(Invalid, match=f"{status} error decoding patch: no"):
+        await workers_of(connect()).scale(2)
+
+
+async def test_an_invalid_object_is_told_in_the_servers_words(kube, connect):
+    put_cluster(kube)
+    api = connect()
+    path = "/spec/workerGroupSpecs/1/replicas"
+    with pytest.raises(Invalid, match=r'RayCluster.*"moe" is invalid: .*replicas'):
+        await api.patch(
+            "ray.io/v1", "rayclusters", "moe", [{"op": "add", "path": path, "value": "x"}]
+        )
+
+
+async def test_a_missing_right_names_who_lacks_it(kube, connect):
+    put_cluster(kube)
+    rule = {"apiGroups": ["ray.io"], "resources": ["rayclusters"], "verbs": ["get"]}
+    for item in objects.service_account("scaler", "default", rule):
+        kube.create(item)
+    api = connect(token=rbac.service_account_token("default", "scaler"))
+    groups = FakeActuator(3)
+    both = KubernetesActuator(groups, workers_of(api))
+    assert await both.target() == 3
+    [notice] = both.notices()
+    assert (
+        'User "system:serviceaccount:default:scaler" cannot patch resource "rayclusters" in API '
+        'group "ray.io" in the namespace "default"'
+    ) in notice
+    assert "helm upgrade" in notice
+    with pytest.raises(Refused):
+        await both.scale(4)
+    for item in objects.service_account("more", "default", rule | {"verbs": ["patch"]})[1:]:
+        item.get("subjects", [{}])[0].update(name="scaler")
+        kube.create(item)
+    await both.target()
+    assert both.notices() == ()
 
 
 def api_error(status, **headers):
@@ -253,219 +283,57 @@ def api_error(status, **headers):
         pytest.param([ConnectionResetError()], [0.25], id="connection-lost"),
     ],
 )
-async def test_backoff(kmock, connect, monkeypatch, errors, waits):
-    put_cluster(kmock)
+async def test_backoff(kube, connect, monkeypatch, errors, waits):
+    put_cluster(kube)
     api = connect()
     fail_once(monkeypatch, api, *errors)
-    assert await WorkerGroupActuator(api, SETTINGS, Fleet()).target() == 1
+    assert await workers_of(api).target() == 1
     assert connect.waits == waits
 
 
-async def test_real_answers_of_500_end_in_an_error(kmock, connect):
-    kmock["get /apis/ray.io/v1/namespaces/default/rayclusters/moe"] << 500
+async def test_real_answers_of_500_end_in_an_error(kube, connect):
+    kube.faults.add(TARGET, method="GET", status=500)
     with pytest.raises(ActuatorError, match="failed 4 times"):
-        await WorkerGroupActuator(connect(), SETTINGS, Fleet()).target()
-    assert len(kmock._requests) == 4
+        await workers_of(connect()).target()
+    assert len(kube.requests) == 4
 
 
-async def test_a_refusal_is_not_tried_again(kmock, connect):
-    kmock["get /apis/ray.io/v1/namespaces/default/rayclusters/moe"] << 403
+async def test_a_refusal_is_not_tried_again(kube, connect):
+    kube.faults.add(TARGET, method="GET", status=403)
     with pytest.raises(ActuatorError, match="403"):
-        await WorkerGroupActuator(connect(), SETTINGS, Fleet()).target()
-    assert len(kmock._requests) == 1
+        await workers_of(connect()).target()
+    assert len(kube.requests) == 1
 
 
-async def test_nobody_listens(connect, kmock):
-    configuration = client.Configuration(host="http://127.0.0.1:1")
-    api = connect()
-    api._client.configuration.host = configuration.host
+async def test_nobody_listens(kube, connect):
+    kube.stop()
     with pytest.raises(ActuatorError, match="failed 4 times"):
-        await WorkerGroupActuator(api, SETTINGS, Fleet()).target()
+        await workers_of(connect()).target()
 
 
 # -- workers and groups together ------------------------------------------------------------------
 
 
-async def test_workers_come_first_and_go_last(kmock, connect):
-    put_cluster(kmock)
-    workers = WorkerGroupActuator(connect(), SETTINGS, fleet := Fleet())
+async def test_workers_come_first_and_go_last(kube, connect):
+    put_cluster(kube)
+    fleet = Fleet()
     groups = FakeActuator(1)
-    both = KubernetesActuator(groups, workers)
+    both = KubernetesActuator(groups, workers_of(connect(), fleet=fleet))
     await both.scale(3)
-    assert (groups.groups, worker_spec(kmock)["replicas"]) == (3, 6)
-    for number in range(6):
-        put_pod(kmock, f"w{number}", f"10.0.0.{number}")
-    nodes = frozenset(f"10.0.0.{number}" for number in range(4))
-    fleet.living = [GroupSeen("g0", 1.0, nodes, True)]
+    assert (groups.groups, worker_spec(kube)["replicas"]) == (3, 6)
+    put_pods(kube, 6)
+    fleet.living = [group("g0", *(f"10.0.0.{number}" for number in range(4)))]
     await both.scale(2)
-    assert (groups.groups, worker_spec(kmock)["replicas"]) == (2, 6)
+    assert (groups.groups, worker_spec(kube)["replicas"]) == (2, 6)
     assert await both.target() == 2
-    assert worker_spec(kmock)["replicas"] == 4
+    assert worker_spec(kube)["replicas"] == 4
 
 
-async def test_without_workers_no_more_groups_are_asked_for(kmock, connect):
+async def test_without_workers_no_more_groups_are_asked_for(kube, connect):
+    kube.stop()
     groups = FakeActuator(1)
-    both = KubernetesActuator(groups, WorkerGroupActuator(connect(), SETTINGS, Fleet()))
+    both = KubernetesActuator(groups, workers_of(connect()))
     with pytest.raises(ActuatorError):
         await both.scale(2)
     assert groups.asked == []
     assert await both.target() == 1  # the API server's trouble does not hide the groups
-
-
-# -- leader election ------------------------------------------------------------------------------
-
-
-async def test_one_of_two_leads_and_the_other_takes_over(kmock, connect):
-    clock = Clock()
-    first, second = (LeaseElection(connect(), SETTINGS, name, clock) for name in ("a", "b"))
-    await first.try_once()
-    await second.try_once()
-    assert (first.leading, second.leading) == (True, False)
-    for _ in range(4):  # renewed: the other waits
-        clock.now += 8.0
-        await first.try_once()
-        await second.try_once()
-        assert (first.leading, second.leading) == (True, False)
-    clock.now += 10.5  # the first is cut off: it stops before the other may start
-    assert not first.leading
-    await second.try_once()
-    assert not second.leading
-    clock.now += 5.0
-    await second.try_once()
-    assert second.leading
-    await first.try_once()
-    assert not first.leading
-    lease = kmock.objects[LEASE]["spec"]
-    assert (lease["holderIdentity"], lease["leaseTransitions"]) == ("b", 1)
-
-
-async def test_a_released_lease_is_taken_at_once(kmock, connect):
-    clock = Clock()
-    first, second = (LeaseElection(connect(), SETTINGS, name, clock) for name in ("a", "b"))
-    await first.try_once()
-    await first.release()
-    assert not first.leading
-    await second.try_once()
-    assert second.leading
-
-
-async def test_two_that_want_a_dead_lease_do_not_both_get_it(kmock, connect):
-    clock = Clock()
-    dead, one, two = (LeaseElection(connect(), SETTINGS, name, clock) for name in "abc")
-    await dead.try_once()
-    await one.try_once()
-    await two.try_once()
-    clock.now += 16.0
-    get = two._api.get
-
-    async def get_then_lose(*args):
-        found = copy.deepcopy(await get(*args))
-        await one.try_once()
-        return found
-
-    two._api.get = get_then_lose
-    await two.try_once()
-    assert (one.leading, two.leading) == (True, False)
-
-
-async def test_a_killed_process_is_followed_by_the_other(kmock):
-    """Two processes, one lease: the leader is killed (-9), the other leads."""
-    url = str(kmock.url).rstrip("/")
-
-    async def start(name):
-        return await asyncio.create_subprocess_exec(
-            sys.executable,
-            CANDIDATE,
-            url,
-            name,
-            stdout=asyncio.subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-        )
-
-    async def says(process, word):
-        async with asyncio.timeout(60):
-            while (line := await process.stdout.readline()).strip().decode() != word:
-                assert line, f"the process ended before it was {word}"
-
-    first = await start("first")
-    second = None
-    try:
-        await says(first, "leading")
-        second = await start("second")
-        await says(second, "waiting")
-        assert kmock.objects[LEASE]["spec"]["holderIdentity"] == "first"
-        first.kill()
-        await says(second, "leading")
-        assert kmock.objects[LEASE]["spec"]["holderIdentity"] == "second"
-        assert kmock.objects[LEASE]["spec"]["leaseTransitions"] == 1
-    finally:
-        for process in filter(None, (first, second)):
-            if process.returncode is None:
-                process.kill()
-            await process.wait()
-
-
-async def test_a_server_that_is_away_ends_leading_in_time(kmock, connect, monkeypatch):
-    clock = Clock()
-    api = connect()
-    election = LeaseElection(api, SETTINGS, "a", clock)
-    await election.try_once()
-    fail_once(monkeypatch, api, *[api_error(500)] * 8)
-    clock.now += 5.0
-    await election.try_once()
-    assert election.leading  # its lease holds still
-    clock.now += 5.0
-    await election.try_once()
-    assert not election.leading
-
-
-# -- wired ----------------------------------------------------------------------------------------
-
-
-def kubeconfig(tmp_path, url: str) -> str:
-    content = {
-        "apiVersion": "v1",
-        "kind": "Config",
-        "current-context": "c",
-        "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
-        "clusters": [{"name": "c", "cluster": {"server": url}}],
-        "users": [{"name": "u", "user": {}}],
-    }
-    file = tmp_path / "kubeconfig"
-    file.write_text(json.dumps(content))
-    return str(file)
-
-
-async def test_the_assembled_autoscaler_leads_and_lets_go(kmock, tmp_path, monkeypatch):
-    monkeypatch.setenv("KUBECONFIG", kubeconfig(tmp_path, str(kmock.url).rstrip("/")))
-    settings = Settings(
-        autoscaler={
-            "kubernetes": SETTINGS.model_dump(),
-            "routers": ["http://127.0.0.1:1"],
-            "interval": 0.05,
-        }
-    )
-    async with assembled(settings, dry_run=False) as parts:
-        async with asyncio.timeout(20):
-            while not parts.leading():  # noqa: ASYNC110  bounded above
-                await asyncio.sleep(0.02)
-        assert kmock.objects[LEASE]["spec"]["holderIdentity"]
-        # Ray's dashboard is away: a turn holds.
-        assert await parts.autoscaler.turn() is None
-    assert kmock.objects[LEASE]["spec"]["holderIdentity"] == ""
-
-
-async def test_a_dry_run_asks_for_no_lease(kmock, tmp_path, monkeypatch):
-    monkeypatch.setenv("KUBECONFIG", kubeconfig(tmp_path, str(kmock.url).rstrip("/")))
-    settings = Settings(autoscaler={"kubernetes": SETTINGS.model_dump()})
-    async with assembled(settings, dry_run=True) as parts:
-        assert parts.leading()
-    assert list(kmock._requests) == []
-
-
-async def test_no_cluster_is_a_settings_error(tmp_path, monkeypatch):
-    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
-    settings = Settings(autoscaler={"kubernetes": SETTINGS.model_dump()})
-    with pytest.raises(SettingsError, match="no cluster is configured"):
-        async with assembled(settings, dry_run=True):
-            pass

@@ -8,7 +8,6 @@ import contextlib
 
 import pytest
 import structlog
-from kubernetes.aio import client
 
 from serving.autoscaler.actuators.kubernetes_api import KubernetesApi
 from serving.autoscaler.actuators.kubernetes_watch import Mirror
@@ -17,8 +16,10 @@ from serving.autoscaler.actuators.worker_group import WorkerGroupActuator
 from serving.autoscaler.routers import GroupSeen
 from serving.settings import AutoscalerSettings, KubernetesSettings
 from serving.telemetry import metrics
-from tests.integration.autoscaler.cluster_fake import ClusterFake
+from tests.kube import objects, rbac
+from tests.kube.server import KubeServer
 
+NODES, PODS = "/api/v1/nodes", "/api/v1/namespaces/default/pods"
 SETTINGS = KubernetesSettings(
     enabled=True, cluster="moe", api_timeout=5.0, attempts=1, watch_timeout=20.0
 )
@@ -69,13 +70,42 @@ def watching(kind):
     return metrics.AUTOSCALER_REGISTRY.get_sample_value("moe_autoscaler_watching", {"kind": kind})
 
 
+class Cluster:
+    """Three nodes with a worker each, in an API server."""
+
+    def __init__(self, server):
+        self.server = server
+        for number in range(3):
+            server.create(objects.node(f"n{number}"))
+            self.pod(f"w{number}", f"10.0.0.{number}", f"n{number}")
+
+    def node(self, name, **spec):
+        """Let a node be as ``spec`` says: cordoned, tainted, or neither."""
+        self.server.patch("nodes", name, {"spec": {"unschedulable": None, "taints": None} | spec})
+
+    def pod(self, name, ip, node, *, cluster="moe", finalizers=(), **status):
+        made = objects.pod(name, ip, node, labels=objects.ray_labels(cluster), **status)
+        made["metadata"]["finalizers"] = [*finalizers]
+        self.server.create(made)
+
+    def watches(self, path):
+        """Return the query of each watch that was asked for."""
+        return [seen.query for seen in self.server.requests if seen.watch and seen.path == path]
+
+    def lists(self, path):
+        return sum(not seen.watch and seen.path == path for seen in self.server.requests)
+
+    async def watched(self, path, times=1):
+        """Wait until so many watches were asked for."""
+        await until(lambda: len(self.watches(path)) >= times)
+
+
 @pytest.fixture
-async def connect(kmock):
+async def connect(cluster):
     made = []
 
-    def api(settings=SETTINGS):
-        configuration = client.Configuration(host=str(kmock.url).rstrip("/"))
-        made.append(KubernetesApi(settings, configuration))
+    def api(settings=SETTINGS, token=rbac.ADMIN_TOKEN):
+        made.append(KubernetesApi(settings, cluster.server.configuration(token)))
         return made[-1]
 
     yield api
@@ -84,12 +114,9 @@ async def connect(kmock):
 
 
 @pytest.fixture
-async def cluster(kmock):
-    made = ClusterFake(kmock)
-    for number in range(3):
-        made.node(f"n{number}")
-        made.pod(f"w{number}", f"10.0.0.{number}", f"n{number}")
-    return made
+def cluster():
+    with KubeServer() as server:
+        yield Cluster(server)
 
 
 @pytest.fixture
@@ -97,11 +124,12 @@ async def start(cluster, connect):
     """Starts a watch over ``cluster``; returns its fleet."""
     tasks = []
 
-    async def started(settings=SETTINGS, interval=3600.0, leading=lambda: True):
-        api, fleet = connect(settings), Fleet()
-        fleet.api = api
+    async def started(
+        settings=SETTINGS, interval=3600.0, leading=lambda: True, token=rbac.ADMIN_TOKEN
+    ):
+        api, fleet = connect(settings, token), Fleet()
         law = AutoscalerSettings(kubernetes=settings, interval=interval)
-        watch = NodeWatch(api, WorkerGroupActuator(api, settings, fleet), fleet, fleet, law)
+        watch = NodeWatch(api, WorkerGroupActuator(api, settings, fleet, fleet), fleet, fleet, law)
         tasks.append(asyncio.create_task(watch.run(leading)))
         return fleet
 
@@ -118,8 +146,8 @@ async def start(cluster, connect):
 async def fleet(cluster, start):
     """One that is watched already."""
     found = await start()
-    await cluster.watched(cluster.nodes)
-    await cluster.watched(cluster.pods)
+    await cluster.watched(NODES)
+    await cluster.watched(PODS)
     return found
 
 
@@ -167,26 +195,22 @@ async def test_other_taints_mean_nothing(cluster, fleet):
 
 
 @pytest.mark.parametrize(
-    ("change", "why"),
+    ("conditions", "why"),
     [
         pytest.param(
-            {
-                "conditions": [
-                    {
-                        "type": "DisruptionTarget",
-                        "status": "True",
-                        "reason": "PreemptionByScheduler",
-                    }
-                ]
-            },
+            [{"type": "DisruptionTarget", "status": "True", "reason": "PreemptionByScheduler"}],
             "pod w2: PreemptionByScheduler",
             id="preempted",
         ),
-        pytest.param({"deleted": True}, "pod w2 is being deleted", id="deleted"),
+        pytest.param([], "pod w2 is being deleted", id="deleted"),
     ],
 )
-async def test_a_pod_that_goes_hands_its_group_over(cluster, fleet, change, why):
-    cluster.pod("w2", "10.0.0.2", "n2", **change)
+async def test_a_pod_that_goes_hands_its_group_over(cluster, fleet, conditions, why):
+    if conditions:
+        status = {"status": {"conditions": conditions}}
+        cluster.server.patch("pods", "w2", status, subresource="status")
+    else:
+        cluster.server.delete("pods", "w2")
     await fleet.asked(("drain", "g1", why))
 
 
@@ -198,17 +222,20 @@ async def test_a_pod_that_goes_hands_its_group_over(cluster, fleet, change, why)
     ],
 )
 async def test_pods_of_no_concern(cluster, fleet, change):
-    cluster.pod("old", "10.0.0.1", "n1", deleted=True, **change)
+    cluster.pod("old", "10.0.0.1", "n1", finalizers=["example.com/kept"], **change)
+    cluster.server.delete("pods", "old")
+    assert "deletionTimestamp" in cluster.server.get("pods", "old")["metadata"]
     cluster.node("n2", unschedulable=True)
     await fleet.asked(("drain", "g1", "node n2 is cordoned"))
-    cluster.pod("last", "10.0.0.0", "n0", deleted=True)
+    cluster.pod("last", "10.0.0.0", "n0")
+    cluster.server.delete("pods", "last")
     await fleet.asked(fleet.calls[0], ("drain", "g0", "pod last is being deleted"))
 
 
 async def test_a_node_that_is_gone_gives_its_group_no_work_again(cluster, fleet):
     cluster.node("n1", unschedulable=True)
     await fleet.asked(why := ("drain", "g0", "node n1 is cordoned"))
-    cluster.delete(cluster.nodes, "n1")
+    cluster.server.delete("nodes", "n1")
     cluster.node("n2", unschedulable=True)
     await fleet.asked(why, ("drain", "g1", "node n2 is cordoned"))
 
@@ -246,7 +273,7 @@ async def test_who_waits_for_the_lease_watches_and_hands_nothing_over(cluster, s
 
     cluster.node("n1", unschedulable=True)
     fleet = await start(interval=0.05, leading=leading)
-    await cluster.watched(cluster.nodes)
+    await cluster.watched(NODES)
     seen = turns
     await until(lambda: turns > seen + 3)
     assert fleet.calls == []
@@ -260,43 +287,40 @@ async def test_who_waits_for_the_lease_watches_and_hands_nothing_over(cluster, s
 async def test_a_dropped_connection_goes_on_where_it_was(cluster, fleet):
     cluster.node("n2", unschedulable=True)
     await fleet.asked(other := ("drain", "g1", "node n2 is cordoned"))
-    seen = cluster.version
-    cluster.drop()
+    seen = cluster.server.store.revision
+    cluster.server.drop()
     cluster.node("n1", unschedulable=True)
     await fleet.asked(other, ("drain", "g0", "node n1 is cordoned"))
-    assert cluster.nodes.lists == 1
-    first, second = cluster.nodes.watches
+    assert cluster.lists(NODES) == 1
+    first, second = cluster.watches(NODES)
     assert first["allowWatchBookmarks"] == "true"
     assert int(first["resourceVersion"]) < seen == int(second["resourceVersion"])
     await until(lambda: watching("nodes") == 1)
 
 
 async def test_a_bookmark_moves_the_version_on(cluster, fleet):
-    cluster.bookmark(cluster.nodes)
-    mark = cluster.version
+    mark = cluster.server.store.bookmark("nodes")
     cluster.node("n2", taints=[SPOT])
     await until(lambda: len(fleet.calls) == 1)  # so the bookmark was read too
-    cluster.nodes.oldest = mark
-    cluster.drop()
-    await cluster.watched(cluster.nodes, 2)
+    cluster.server.store.oldest = mark
+    cluster.server.drop()
+    await cluster.watched(NODES, 2)
     cluster.node("n1", unschedulable=True)
     await until(lambda: len(fleet.calls) == 2)
-    assert cluster.nodes.lists == 1
-    assert int(cluster.nodes.watches[1]["resourceVersion"]) >= mark
+    assert cluster.lists(NODES) == 1
+    assert int(cluster.watches(NODES)[1]["resourceVersion"]) >= mark
 
 
 @pytest.mark.parametrize("way", ["event", "status"])
 async def test_a_version_that_is_too_old_is_listed_anew(cluster, fleet, way):
-    cluster.drop()
+    cluster.server.watches.gone = way
+    cluster.server.drop()
     cluster.node("n1", unschedulable=True)
-    cluster.forget(cluster.nodes)
-    if way == "status":
-        cluster.nodes.refusal = (410, "too old")
+    cluster.server.store.compact()
     await fleet.asked(("drain", "g0", "node n1 is cordoned"))
-    assert cluster.nodes.lists >= 2
-    cluster.nodes.refusal = None
+    assert cluster.lists(NODES) == 2
     await until(lambda: watching("nodes") == 1)
-    assert int(cluster.nodes.watches[-1]["resourceVersion"]) == cluster.version
+    assert int(cluster.watches(NODES)[-1]["resourceVersion"]) == cluster.server.store.revision
     cluster.node("n2", unschedulable=True)
     await until(lambda: len(fleet.calls) == 2)
 
@@ -304,40 +328,44 @@ async def test_a_version_that_is_too_old_is_listed_anew(cluster, fleet, way):
 async def test_what_went_unseen_is_given_up_after_a_new_list(cluster, fleet):
     cluster.node("n1", unschedulable=True)
     await fleet.asked(drained := ("drain", "g0", "node n1 is cordoned"))
-    cluster.drop()
+    cluster.server.drop()
     cluster.node("n1")
-    cluster.forget(cluster.nodes)
+    cluster.server.store.compact()
     await fleet.asked(drained, ("restore", "g0"))
 
 
 async def test_without_the_right_to_watch_it_says_so_and_lists(cluster, start):
-    words = 'nodes is forbidden: User "sa" cannot watch resource "nodes" in API group ""'
-    cluster.nodes.refusal = (403, words)
+    both = {"apiGroups": [""], "resources": ["pods"], "verbs": ["list", "watch"]}
+    nodes = {"apiGroups": [""], "resources": ["nodes"], "verbs": ["list"]}
+    for item in objects.service_account("sa", "default", both, nodes, cluster=True):
+        cluster.server.create(item)
+    words = (
+        'nodes is forbidden: User "system:serviceaccount:default:sa" cannot watch resource "nodes" '
+        'in API group "" at the cluster scope'
+    )
     with structlog.testing.capture_logs() as logs:
-        fleet = await start()
-        await cluster.watched(cluster.nodes, 3)
+        fleet = await start(token=rbac.service_account_token("default", "sa"))
+        await cluster.watched(NODES, 3)
         cluster.node("n1", unschedulable=True)
         await fleet.asked(("drain", "g0", "node n1 is cordoned"))
         assert watching("nodes") == 0
         assert watching("pods") == 1
-        cluster.nodes.refusal = None
+        rules = [both, nodes | {"verbs": ["list", "watch"]}]
+        cluster.server.patch("clusterroles", "sa", {"rules": rules})
         await until(lambda: watching("nodes") == 1)
     said = [entry["error"] for entry in logs if entry["event"].startswith("not watched")]
     assert said == [f"Kubernetes: watch nodes: 403 {words}"]
 
 
 async def test_a_server_that_is_away_is_said_once_and_found_again(cluster, fleet):
-    configuration = fleet.api._client.configuration
-    here = configuration.host
     await until(lambda: watching("nodes") == watching("pods") == 1)
     failed = metrics.AUTOSCALER_FAILURES.labels("nodes")._value.get
     before = failed()
     with structlog.testing.capture_logs() as logs:
-        configuration.host = "http://127.0.0.1:1"
-        cluster.drop()
+        cluster.server.stop()
         await until(lambda: failed() >= before + 6)
         assert watching("nodes") == watching("pods") == 0
-        configuration.host = here
+        cluster.server.start()
         cluster.node("n1", unschedulable=True)
         await fleet.asked(("drain", "g0", "node n1 is cordoned"))
         await until(lambda: watching("nodes") == watching("pods") == 1)
@@ -348,27 +376,26 @@ async def test_a_server_that_is_away_is_said_once_and_found_again(cluster, fleet
 
 
 async def test_a_server_that_is_away_from_the_beginning(cluster, start):
+    cluster.server.stop()
     fleet = await start()
-    configuration = fleet.api._client.configuration
-    here, configuration.host = configuration.host, "http://127.0.0.1:1"
     failed = metrics.AUTOSCALER_FAILURES.labels("nodes")._value.get
     before = failed()
     await until(lambda: failed() >= before + 2)
     assert watching("nodes") == 0
     cluster.node("n1", unschedulable=True)
-    configuration.host = here
+    cluster.server.start()
     await fleet.asked(("drain", "g0", "node n1 is cordoned"))
 
 
 async def test_a_connection_that_died_without_a_sign_is_given_up(cluster, start):
-    cluster.nodes.mute = True
+    mute = cluster.server.faults.add(NODES, watch=True, hang=True)
     settings = SETTINGS.model_copy(update={"watch_timeout": 0.3, "api_timeout": 0.3})
     fleet = await start(settings)
-    await cluster.watched(cluster.nodes)
+    await cluster.watched(NODES)
     cluster.node("n1", unschedulable=True)
-    await cluster.watched(cluster.nodes, 2)
+    await cluster.watched(NODES, 2)
     assert fleet.calls == []
-    cluster.nodes.mute = False
+    cluster.server.faults.remove(mute)
     await fleet.asked(("drain", "g0", "node n1 is cordoned"))
 
 
@@ -385,7 +412,7 @@ async def test_a_connection_that_died_without_a_sign_is_given_up(cluster, start)
     ],
 )
 async def test_it_waits_longer_each_time(cluster, connect, answer, lists):
-    cluster.nodes.answer = answer
+    cluster.server.faults.add(NODES, watch=True, lines=answer)
     waits = []
 
     async def pause(seconds):
@@ -399,12 +426,12 @@ async def test_it_waits_longer_each_time(cluster, connect, answer, lists):
     with pytest.raises(asyncio.CancelledError):
         await mirror.run()
     assert waits == [0.25, 0.5, 1.0, 2.0, 4.0, 5.0]
-    assert cluster.nodes.lists == lists
+    assert cluster.lists(NODES) == lists
     assert set(mirror.items) == {"n0", "n1", "n2"}  # what is known stays known
 
 
 async def test_the_wait_is_jittered_and_short_again_after_an_event(cluster, connect):
-    cluster.nodes.answer = []
+    fault = cluster.server.faults.add(NODES, watch=True, lines=[])
     chances = iter([0.0, 1.0, 0.5, 0.5])
     waits = []
 
@@ -412,7 +439,7 @@ async def test_the_wait_is_jittered_and_short_again_after_an_event(cluster, conn
         waits.append(seconds)
         if len(waits) == 2:
             event = b'{"type": "BOOKMARK", "object": {"metadata": {"resourceVersion": "900"}}}\n'
-            cluster.nodes.answer = [event]
+            fault.lines = [event]
         if len(waits) == 3:
             raise asyncio.CancelledError
 

@@ -11,6 +11,8 @@ import yaml
 
 from serving.autoscaler.actuators.kubernetes_api import current_namespace
 from serving.cli.main import main
+from tests.kube import objects, rbac
+from tests.kube.server import KubeServer
 
 RANK = {
     "pid": 1, "local_expert_ids": [], "expert_tokens": [], "inflight_requests": 0,
@@ -54,16 +56,22 @@ def router():
 
 
 @pytest.fixture
-def ask(kmock, router, tmp_path, monkeypatch, capsys):
-    """Run the command in a thread: the API server runs in this one."""
-    write_kubeconfig(tmp_path / "kubeconfig", str(kmock.url).rstrip("/"), namespace="prod")
-    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
+def server():
+    with KubeServer(("default", "prod", "other")) as server:
+        yield server
 
-    async def run(*words):
+
+@pytest.fixture
+def ask(server, router, tmp_path, monkeypatch, capsys):
+    """Run the command in a thread, as a user of this token, in namespace prod."""
+
+    async def run(*words, token=rbac.ADMIN_TOKEN):
+        server.kubeconfig(tmp_path / "kubeconfig", token, namespace="prod")
         code = await asyncio.to_thread(main, ["status", "--kube", "--url", router[1], *words])
         said = capsys.readouterr()
         return code, said.out, said.err
 
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
     return run
 
 
@@ -82,30 +90,17 @@ def write_kubeconfig(file, url, **context):
     )
 
 
-def put_pod(kmock, name, ip, node, namespace="prod", kind="worker", **status):
-    ready = {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]}
-    kmock.objects["v1/pods", namespace, name] = {
-        "metadata": {
-            "name": name,
-            "namespace": namespace,
-            "labels": {
-                "ray.io/cluster": "r1-abcde",
-                "ray.io/group": "h200",
-                "ray.io/node-type": kind,
-            },
-        },
-        "spec": {"nodeName": node, "containers": [{"name": "ranks"}]} if node else
-                {"containers": [{"name": "ranks"}]},
-        "status": {"podIP": ip} | ready | status if ip else {"phase": "Pending"},
-    }  # fmt: skip
+def put_pod(server, name, ip, node, namespace="prod", kind="worker", **status):
+    labels = objects.ray_labels("r1-abcde", "h200", kind)
+    server.create(objects.pod(name, ip, node, namespace=namespace, labels=labels, **status))
 
 
-async def test_each_rank_has_its_pod_and_node(kmock, router, ask):
+async def test_each_rank_has_its_pod_and_node(server, router, ask):
     router[0].append(group("g0", "10.0.0.1", "10.0.0.1", "10.0.0.2"))
-    put_pod(kmock, "w1", "10.0.0.1", "node-a")
-    put_pod(kmock, "w2", "10.0.0.2", "node-b")
-    put_pod(kmock, "head", "10.0.0.9", "node-c", kind="head")
-    put_pod(kmock, "other", "10.0.0.2", "node-x", namespace="default")
+    put_pod(server, "w1", "10.0.0.1", "node-a")
+    put_pod(server, "w2", "10.0.0.2", "node-b")
+    put_pod(server, "head", "10.0.0.9", "node-c", kind="head")
+    put_pod(server, "other", "10.0.0.2", "node-x", namespace="default")
     code, out, err = await ask()
     assert (code, err) == (0, "")
     assert "2 Ray pods in namespace prod" in out
@@ -116,11 +111,11 @@ async def test_each_rank_has_its_pod_and_node(kmock, router, ask):
     assert "head" not in out
 
 
-async def test_pods_without_a_rank_and_ranks_without_a_pod_are_shown(kmock, router, ask):
+async def test_pods_without_a_rank_and_ranks_without_a_pod_are_shown(server, router, ask):
     router[0].append(group("g0", "10.0.0.7", state="joining"))
-    put_pod(kmock, "w1", "", None)
+    put_pod(server, "w1", "", "")
     put_pod(
-        kmock,
+        server,
         "w2",
         "10.0.0.2",
         "node-b",
@@ -134,30 +129,48 @@ async def test_pods_without_a_rank_and_ranks_without_a_pod_are_shown(kmock, rout
     assert "- no rank w2 Preempted node-b h200 r1-abcde" in rows
 
 
-async def test_the_namespace_can_be_named(kmock, router, ask):
+async def test_the_namespace_can_be_named(server, router, ask):
     router[0].append(group("g0", "10.0.0.1"))
-    put_pod(kmock, "w1", "10.0.0.1", "node-a", namespace="other")
+    put_pod(server, "w1", "10.0.0.1", "node-a", namespace="other")
     _, out, _ = await ask("--namespace", "other")
     assert "w1" in out
 
 
-async def test_for_programs(kmock, router, ask):
+async def test_for_programs(server, router, ask):
     router[0].append(group("g0", "10.0.0.1"))
-    put_pod(kmock, "w1", "10.0.0.1", "node-a")
-    put_pod(kmock, "w2", "10.0.0.2", "node-b")
+    put_pod(server, "w1", "10.0.0.1", "node-a")
+    put_pod(server, "w2", "10.0.0.2", "node-b")
     _, out, _ = await ask("--json")
     first, second = json.loads(out)["placements"]
     assert (first["group_id"], first["rank"], first["pod"]["node"]) == ("g0", 0, "node-a")
     assert (second["group_id"], second["pod"]["name"]) == (None, "w2")
 
 
-@pytest.mark.parametrize("status", [401, 403])
-async def test_a_right_that_is_missing_is_named(kmock, ask, status):
-    kmock["/api/v1/namespaces/prod/pods"] << status
-    code, _, err = await ask()
+@pytest.mark.parametrize("known", [True, False], ids=["403", "401"])
+async def test_a_right_that_is_missing_is_named(server, ask, known):
+    if known:
+        for item in objects.service_account("viewer", "prod"):
+            server.create(item)
+    code, _, err = await ask(token=rbac.service_account_token("prod", "viewer"))
     assert code == 1
+    assert ("403" if known else "401") in err
     assert "it takes the right to list pods in namespace prod" in err
     assert "kubectl auth can-i list pods -n prod" in err
+
+
+async def test_the_right_to_list_pods_is_enough(server, router, ask):
+    router[0].append(group("g0", "10.0.0.1"))
+    put_pod(server, "w1", "10.0.0.1", "node-a")
+    rule = {"apiGroups": [""], "resources": ["pods"], "verbs": ["list"]}
+    for item in objects.service_account("viewer", "prod", rule):
+        server.create(item)
+    token = rbac.service_account_token("prod", "viewer")
+    code, out, _ = await ask(token=token)
+    assert code == 0
+    assert "node-a" in out
+    code, _, err = await ask("--namespace", "other", token=token)
+    assert code == 1
+    assert "it takes the right to list pods in namespace other" in err
 
 
 async def test_no_cluster_is_one_clear_line(router, ask, monkeypatch, tmp_path):

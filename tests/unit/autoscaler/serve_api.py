@@ -4,6 +4,7 @@ import json
 
 import httpx
 
+from serving.autoscaler.actuators.actuator import ActuatorError
 from serving.autoscaler.actuators.ray_serve import DEPLOYMENT
 
 APP = "moe-serving"
@@ -19,6 +20,8 @@ class ServeApi:
         self.status = 200
         self.error: Exception | None = None
         self.only_posts_fail = False
+        self.nodes: list[str | None] = []
+        """Addresses of the replicas; None: not placed yet."""
 
     def transport(self) -> httpx.MockTransport:
         return httpx.MockTransport(self._answer)
@@ -32,8 +35,12 @@ class ServeApi:
             if self.status != 200:
                 return httpx.Response(self.status, json={"error": "said by Ray"})
         if request.method == "GET" and request.url.path == "/api/serve/applications/":
-            deployments = {DEPLOYMENT: {"target_num_replicas": self.replicas}}
-            return httpx.Response(200, json={"applications": {APP: {"deployments": deployments}}})
+            replicas = [
+                {"replica_id": "r", "state": "STARTING", "node_ip": node} for node in self.nodes
+            ]
+            ranks = {"target_num_replicas": self.replicas, "replicas": replicas}
+            app = {"status": "RUNNING", "deployments": {DEPLOYMENT: ranks}}
+            return httpx.Response(200, json={"applications": {APP: app}})
         wanted = f"/api/v1/applications/{APP}/deployments/{DEPLOYMENT}/scale"
         if request.method == "POST" and request.url.path == wanted:
             count = body["target_num_replicas"]
@@ -49,8 +56,12 @@ class Groups:
     def __init__(self, *groups):
         self.living = list(groups)
         self.calls: list[tuple[str, str]] = []
+        self.silent = False
+        """No router answers."""
 
     async def groups(self):
+        if self.silent:
+            raise ActuatorError("no router answers")
         return tuple(self.living)
 
     async def drain(self, group_id, reason):

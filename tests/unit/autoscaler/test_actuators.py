@@ -186,3 +186,33 @@ async def test_the_token_is_shown(tmp_path):
         httpx.AsyncClient(), settings, app=APP, ranks=2, groups=groups, drains=groups
     )
     assert actuator._headers == {"authorization": "Bearer secret"}
+
+
+async def test_a_drained_group_is_not_forgotten_while_no_router_answers():
+    groups = Groups(seen("a", 1), seen("b", 2))
+    actuator = serve_actuator(ServeApi(replicas=4), groups)
+    await actuator.scale(1)
+    groups.silent = True
+    assert await actuator.target() == 1
+    groups.silent = False
+    groups.living = [seen("b", 2)]
+    await actuator.target()
+    assert groups.calls == [("drain", "b"), ("restore", "b")]
+
+
+async def test_fewer_groups_are_not_asked_for_while_no_router_answers():
+    api = ServeApi(replicas=4)
+    groups = Groups(seen("a", 1), seen("b", 2))
+    groups.silent = True
+    with pytest.raises(ActuatorError):
+        await serve_actuator(api, groups).scale(1)
+    assert api.replicas == 4
+
+
+async def test_where_its_replicas_are():
+    api = ServeApi(replicas=2)
+    api.nodes = ["10.0.0.1", "10.0.0.2"]
+    assert await serve_actuator(api, Groups()).occupied() == {"10.0.0.1", "10.0.0.2"}
+    api.nodes = ["10.0.0.1", None]
+    with pytest.raises(ActuatorError, match="no node yet"):
+        await serve_actuator(api, Groups()).occupied()

@@ -3,9 +3,11 @@
 import asyncio
 
 import pytest
+import structlog
 
 from serving.autoscaler.actuators.fake import FakeActuator
 from serving.autoscaler.decision import PolicyState
+from serving.autoscaler.explain import explain
 from serving.autoscaler.loop import Autoscaler
 from serving.autoscaler.recording import load_state, read_recording
 from serving.autoscaler.signals import Look
@@ -174,3 +176,41 @@ async def test_a_full_disk_stops_nothing(tmp_path):
 
 def test_without_a_state_file_it_begins_anew(tmp_path):
     assert load_state(tmp_path / "none") == PolicyState()
+
+
+# -- notices --------------------------------------------------------------------------------------
+
+
+async def test_a_number_that_cannot_change_is_told():
+    made, _, _ = autoscaler(HOT, law=settings(min_groups=2, max_groups=2))
+    [notice] = (await made.turn()).notices
+    assert "both 2" in notice
+    assert "autoscaler.max_groups" in notice
+    made, _, _ = autoscaler(HOT)
+    assert (await made.turn()).notices == ()
+
+
+async def test_notices_are_logged_once_and_when_they_no_longer_hold():
+    made, actuator, _ = autoscaler(HOT)
+    found = ["a right is missing"]
+    actuator.notices = lambda: tuple(found)
+    with structlog.testing.capture_logs() as logs:
+        await made.turn()
+        await made.turn()
+        found.clear()
+        actuator.failing = "away"
+        assert await made.turn() is None
+    told = [(entry["event"], entry["text"]) for entry in logs if "text" in entry]
+    assert told == [
+        ("notice", "a right is missing"),
+        ("notice no longer holds", "a right is missing"),
+    ]
+
+
+async def test_explain_begins_with_the_notices():
+    made, actuator, _ = autoscaler(HOT)
+    actuator.notices = lambda: ("do something about it",)
+    turn = await made.turn()
+    text = explain(turn.decision, turn.seen, turn.problem, turn.notices)
+    assert text.startswith("notices\n  - do something about it\nsignals\n")
+    assert explain(turn.decision, turn.seen).startswith("signals\n")

@@ -3,6 +3,7 @@
 import httpx
 import pytest
 
+from serving.autoscaler.actuators.actuator import ActuatorError
 from serving.autoscaler.routers import Routers
 from serving.autoscaler.snapshot import FleetCounts
 from serving.errors import SettingsError
@@ -134,3 +135,9 @@ async def test_the_key_is_shown(tmp_path):
 def test_a_key_file_that_is_missing_is_named(tmp_path):
     with pytest.raises(SettingsError, match="cannot read"):
         routers(page(), api_key_file=str(tmp_path / "none"))
+
+
+async def test_that_no_router_answers_is_not_that_there_is_no_group():
+    with pytest.raises(ActuatorError, match="no router answers"):
+        await routers(503, httpx.ConnectError("no")).groups()
+    assert await routers(503, page()).groups() == ()

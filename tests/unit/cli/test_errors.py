@@ -77,3 +77,11 @@ def test_a_subclass_takes_the_hint_of_its_parent():
 
     assert hint_of(NoRoom("x")) == hint_of(errors.PlacementError("x"))
     assert hint_of(errors.ServingError("x")) is None
+
+
+def test_an_error_that_says_what_to_do_gets_no_hint() -> None:
+    class Complete(errors.EngineError):
+        hint = ""
+
+    assert hint_of(Complete("peer 1 never came")) is None
+    assert hint_of(errors.EngineError("x")) is not None

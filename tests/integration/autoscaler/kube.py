@@ -1,0 +1,114 @@
+"""What the tests of the Kubernetes actuator share: a fleet, the objects, an API client."""
+
+import copy
+from dataclasses import dataclass, field
+
+from serving.autoscaler.actuators.actuator import ActuatorError
+from serving.autoscaler.actuators.worker_group import WorkerGroupActuator
+from serving.autoscaler.routers import GroupSeen
+from serving.settings import KubernetesSettings
+from tests.kube import objects
+
+SETTINGS = KubernetesSettings(enabled=True, cluster="moe", workers_per_group=2, api_timeout=5.0)
+BY_SERVICE = SETTINGS.model_copy(update={"cluster": "", "service": "moe-service"})
+LEASE = SETTINGS.lease
+TARGET = "/apis/ray.io/v1/namespaces/default/rayclusters/moe"
+
+
+@dataclass
+class Fleet:
+    """What the routers and Ray Serve say of where ranks are."""
+
+    living: list = field(default_factory=list)
+    placed: set = field(default_factory=set)
+    """Addresses of nodes with a replica that no group shows."""
+    unplaced: str = ""
+    """Why Ray Serve does not say, empty: it does."""
+    silent: bool = False
+    """No router answers."""
+
+    async def groups(self):
+        if self.silent:
+            raise ActuatorError("no router answers")
+        return tuple(self.living)
+
+    async def occupied(self):
+        if self.unplaced:
+            raise ActuatorError(self.unplaced)
+        return frozenset(self.placed)
+
+
+class Clock:
+    def __init__(self):
+        self.now = 1000.0
+
+    def monotonic(self):
+        return self.now
+
+    def time(self):
+        return self.now
+
+
+def group(name, *nodes, ready=True):
+    return GroupSeen(name, 1.0, frozenset(nodes), ready)
+
+
+def workers_of(api, settings=SETTINGS, fleet=None, clock=None):
+    fleet = fleet or Fleet()
+    return WorkerGroupActuator(api, settings, fleet, fleet, clock)
+
+
+def put_cluster(server, name="moe", **spec):
+    """Make the RayCluster, or give its second worker group another number."""
+    groups = (objects.worker_group("other", replicas=9), objects.worker_group("ranks", **spec))
+    if server.get("rayclusters", name) is None:
+        server.create(objects.raycluster(name, *groups))
+        return
+    made = objects.raycluster(name, *groups)["spec"]["workerGroupSpecs"]
+    server.patch("rayclusters", name, {"spec": {"workerGroupSpecs": made}})
+
+
+def put_pods(server, count, cluster="moe", first=0):
+    """Make pods w0, w1, … at 10.0.0.0, 10.0.0.1, …"""
+    for number in range(first, first + count):
+        labels = objects.ray_labels(cluster)
+        server.create(objects.pod(f"w{number}", f"10.0.0.{number}", "n1", labels=labels))
+
+
+def put_service(server, active="", pending="", **spec):
+    groups = (objects.worker_group("other", replicas=9), objects.worker_group("ranks", **spec))
+    server.create(objects.rayservice("moe-service", *groups, active=active, pending=pending))
+
+
+def worker_spec(server, name="moe"):
+    return copy.deepcopy(server.get("rayclusters", name)["spec"]["workerGroupSpecs"][1])
+
+
+def service_spec(server):
+    config = server.get("rayservices", "moe-service")["spec"]["rayClusterConfig"]
+    return copy.deepcopy(config["workerGroupSpecs"][1])
+
+
+def numbers(spec):
+    return spec["replicas"], spec["minReplicas"], spec["maxReplicas"]
+
+
+def named(spec):
+    return (spec.get("scaleStrategy") or {}).get("workersToDelete", [])
+
+
+def writes(server):
+    return [seen for seen in server.requests if seen.method not in {"GET", "HEAD"}]
+
+
+def fail_once(monkeypatch, api, *errors):
+    """Let the next calls of ``api`` end so, before they reach the server."""
+    left, call = list(errors), api._client.call_api
+
+    async def flaky(*args, **kwargs):
+        if left:
+            error = left.pop(0)
+            raise error
+        return await call(*args, **kwargs)
+
+    monkeypatch.setattr(api._client, "call_api", flaky)
