@@ -31,7 +31,12 @@ def values_of(preset: str) -> Path | None:
 
 @functools.cache
 def rendered_text(
-    preset: str = "default", changes: str = "{}", helm: str = "4", command: str = "template"
+    preset: str = "default",
+    changes: str = "{}",
+    helm: str = "4",
+    command: str = "template",
+    release: str = "serve",
+    namespace: str = "prod",
 ) -> str:
     """Return what Helm renders for ``preset`` with ``changes`` (JSON) over it.
 
@@ -43,7 +48,7 @@ def rendered_text(
         pytest.skip(f"no Helm {helm}: .ci/tools could not fetch it")
     arguments = [str(program), command]
     if command == "template":
-        arguments += ["serve", str(CHART), "--namespace", "prod"]
+        arguments += [release, str(CHART), "--namespace", namespace]
     else:
         arguments += [str(CHART)]
     file = values_of(preset)
@@ -99,7 +104,7 @@ def pod_specs(objects: list[Object]) -> dict[str, Object]:
     """Return every pod specification in ``objects``, by what it is for."""
     found: dict[str, Object] = {}
     for item in objects:
-        if item["kind"] in {"Deployment", "Job"}:
+        if item["kind"] in {"Deployment", "Job", "DaemonSet"}:
             found[item["metadata"]["name"]] = item["spec"]["template"]["spec"]
         elif item["kind"] == "Pod":
             found[item["metadata"]["name"]] = item["spec"]

@@ -176,7 +176,10 @@ def test_values_that_the_docs_name_exist() -> None:
     )
     text = "\n".join(
         page.read_text("utf-8")
-        for page in [DOCS / "kubernetes.md", *sorted((DOCS / "runbooks").glob("*.md"))]
+        for page in [
+            *sorted(DOCS.glob("kubernetes*.md")),
+            *sorted((DOCS / "runbooks").glob("*.md")),
+        ]
     )
     tops = "|".join(key for key in values if key != "settings")
     for name in re.findall(rf"`((?:{tops})(?:\[\])?\.[A-Za-z.]+)", text):

@@ -1,6 +1,7 @@
 """What the rendered objects say: sizes, places, ports, rights, and no secret."""
 
 import json
+import shlex
 from collections.abc import Iterator
 from typing import Any
 from unittest import mock
@@ -62,7 +63,7 @@ def test_a_groups_pods_hold_its_ranks(preset: str, pool: str) -> None:
     container = group["template"]["spec"]["containers"][0]
     start = group["rayStartParams"]
     assert (
-        container["resources"]["limits"].get("nvidia.com/gpu", 0)
+        int(container["resources"]["limits"].get("nvidia.com/gpu", "0"))
         == gpus
         == a_pod * tensor * bool(gpus)
     )
@@ -71,8 +72,9 @@ def test_a_groups_pods_hold_its_ranks(preset: str, pool: str) -> None:
     assert options["num_gpus"] == (tensor if gpus else 0)
     assert a_pod * options["num_cpus"] == int(start["num-cpus"])
     assert options["resources"] == {f"pool-{pool}": 0.001}
-    # KubeRay and Ray read this as JSON in quotes of its own, with escapes.
-    assert json.loads(json.loads(start["resources"])) == {f"pool-{pool}": 1}
+    # The shell takes the quotes away; KubeRay trims them and reads JSON.
+    assert shlex.split(start["resources"]) == [start["resources"].strip("'")]
+    assert json.loads(start["resources"].strip("'\"` ")) == {f"pool-{pool}": 1}
 
 
 @pytest.mark.parametrize("preset", ALL)
@@ -159,8 +161,23 @@ def test_serve_makes_of_it_what_is_meant(preset: str, monkeypatch: pytest.Monkey
         assert final.deployment_config.num_replicas == groups * data
         assert final.deployment_config.gang_scheduling_config.gang_size == data
         assert final.replica_config.ray_actor_options["resources"] == {f"pool-{pool}": 0.001}
-        # Ranks take no requests over HTTP.
-        assert final.route_prefix is None
+
+
+@pytest.mark.parametrize("preset", ALL)
+def test_serves_proxies_have_a_route_for_each_application(preset: str) -> None:
+    """Without one they answer /-/healthz with 503, and KubeRay's worker pods are never ready."""
+    config = serve_config(render(preset))
+    routes = [app["route_prefix"] for app in config["applications"]]
+    assert routes == [f"/{app['name']}" for app in config["applications"]]
+    assert len(set(routes)) == len(routes)
+    assert config["proxy_location"] == "EveryNode"
+    (port,) = {
+        port["containerPort"]
+        for pod in workers(render(preset)).values()
+        for port in pod["template"]["spec"]["containers"][0]["ports"]
+        if port["name"] == "serve"
+    }
+    assert config["http_options"] == {"host": "0.0.0.0", "port": port}
 
 
 @pytest.mark.parametrize("preset", ALL)
@@ -195,23 +212,22 @@ def test_gpu_pods_go_where_they_belong() -> None:
     assert {t["key"] for t in first["tolerations"]} == {"reserved", "nvidia.com/gpu"}
     assert first["runtimeClassName"] == "nvidia"
     limits = first["containers"][0]["resources"]["limits"]
-    assert limits["rdma/ib"] == 8
+    assert limits["rdma/ib"] == "8"
     assert limits["hugepages-2Mi"] == "5Gi"
-    assert first["containers"][0]["securityContext"]["capabilities"]["add"] == ["IPC_LOCK"]
     assert set(first["affinity"]) == {"nodeAffinity", "podAffinity"}
     (term,) = first["affinity"]["podAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
     assert term["topologyKey"] == "topology.k8s.aws/network-node-layer-2"
     assert term["labelSelector"]["matchLabels"]["moe-serving/pool"] == "h200"
     environment = {e["name"]: e.get("value") for e in first["containers"][0]["env"]}
     assert environment["NVSHMEM_IB_ENABLE_IBGDA"] == "1"
-    assert environment["NCCL_IB_HCA"] == "mlx5"
+    assert environment["NCCL_IB_HCA"] == "=mlx5_0,mlx5_1"
     assert environment["NCCL_DEBUG"] == "WARN"
 
     spot = pools["h100-spot"]["template"]["spec"]
     assert spot["nodeSelector"] == {"eks.amazonaws.com/capacityType": "SPOT"}
     assert "eks.amazonaws.com/capacityType" in {t["key"] for t in spot["tolerations"]}
     assert spot["hostNetwork"] is True
-    assert spot["containers"][0]["resources"]["limits"]["vpc.amazonaws.com/efa"] == 32
+    assert spot["containers"][0]["resources"]["limits"]["vpc.amazonaws.com/efa"] == "32"
     assert "preferredDuringSchedulingIgnoredDuringExecution" in spot["affinity"]["podAffinity"]
 
 
@@ -232,8 +248,10 @@ def test_ray_is_closed_and_outlives_its_head() -> None:
     assert cluster["authOptions"] == {"mode": "token", "secretName": "ray-token"}
     assert cluster["gcsFaultToleranceOptions"]["redisAddress"] == "redis:6379"
     assert "valueFrom" in cluster["gcsFaultToleranceOptions"]["redisPassword"]
+    # Named from the start: a name that came with the autoscaler would start a second cluster.
     assert find(render(), "RayService")["spec"]["rayClusterConfig"]["authOptions"] == {
-        "mode": "token"
+        "mode": "token",
+        "secretName": "moe-serving-ray",
     }
 
 
@@ -252,7 +270,7 @@ def test_pods_have_no_rights_that_they_do_not_need(preset: str) -> None:
             assert "privileged" not in security
             assert {"requests", "limits"} <= set(container["resources"])
             writable = {m["mountPath"] for m in container.get("volumeMounts", ())}
-            assert "/tmp" in writable or name.endswith("-test")
+            assert "/tmp" in writable or name.endswith("-test") or "-prepull-" in name
 
 
 def test_the_autoscalers_rights_are_the_least() -> None:
@@ -263,16 +281,22 @@ def test_the_autoscalers_rights_are_the_least() -> None:
             "apiGroups": ["ray.io"],
             "resources": ["rayservices"],
             "resourceNames": ["serve-moe-serving"],
-            "verbs": ["get"],
+            "verbs": ["get", "patch"],
         },
         # Without a name: KubeRay makes it up.
         {"apiGroups": ["ray.io"], "resources": ["rayclusters"], "verbs": ["get", "patch"]},
         {"apiGroups": [""], "resources": ["pods"], "verbs": ["list", "watch"]},
-        {"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "verbs": ["create"]},
+        # The chart makes the Lease, so nothing need be created.
         {
             "apiGroups": ["coordination.k8s.io"],
             "resources": ["leases"],
-            "resourceNames": ["serve-moe-serving-autoscaler"],
+            "resourceNames": ["serve-moe-serving-autoscaler-leader"],
+            "verbs": ["get", "patch"],
+        },
+        {
+            "apiGroups": ["policy"],
+            "resources": ["poddisruptionbudgets"],
+            "resourceNames": ["serve-moe-serving-h200"],
             "verbs": ["get", "patch"],
         },
     ]
@@ -335,7 +359,7 @@ def test_the_autoscaler_is_told_the_worker_group() -> None:
     group = workers(objects)[law["kubernetes"]["worker_group"]]
     assert law["max_groups"] * law["kubernetes"]["workers_per_group"] == group["maxReplicas"]
     assert settings["ray"]["app_name"] == serve_config(objects)["applications"][0]["name"]
-    assert law["kubernetes"]["lease"] == "serve-moe-serving-autoscaler"
+    assert law["kubernetes"]["lease"] == find(objects, "Lease")["metadata"]["name"]
     assert law["gpus_per_group"] == 16
     assert law["ttft_slo"] == 1.5
     spec = find(objects, "Deployment", "-autoscaler")["spec"]["template"]["spec"]
@@ -491,9 +515,15 @@ def test_budgets_are_integers_that_leave_a_group() -> None:
         if item["kind"] == "PodDisruptionBudget"
     }
     assert budgets["router"]["maxUnavailable"] == 1
-    # Two groups of two pods: one pod, and so one group, may go. One group: nothing may.
-    assert budgets["h200"]["minAvailable"] == 3
+    # The autoscaler sets it as groups come and go; until then an eviction is refused.
+    assert "minAvailable" not in budgets["h200"]
+    assert "maxUnavailable" not in budgets["h200"]
     assert budgets["h100-spot"]["minAvailable"] == 4
+    # Two groups of two pods: one pod, and so one group, may go. One group: nothing may.
+    fixed = find(
+        render("everything", autoscaler={"enabled": False}), "PodDisruptionBudget", "-h200"
+    )
+    assert fixed["spec"]["minAvailable"] == 3
     single = find(render("deepseek-r1-2x8-h200"), "PodDisruptionBudget", "-h200")
     assert single["spec"]["minAvailable"] == 2
 
@@ -507,6 +537,11 @@ def test_budgets_services_and_policies_select_pods_that_exist(preset: str) -> No
         if item["kind"] == "Deployment"
     ]
     labels += [item["metadata"]["labels"] for item in objects if item["kind"] == "Pod"]
+    labels += [
+        item["spec"]["template"]["metadata"]["labels"]
+        for item in objects
+        if item["kind"] in {"DaemonSet", "Job"}
+    ]
     cluster = find(objects, "RayService")["spec"]["rayClusterConfig"]
     labels.append(cluster["headGroupSpec"]["template"]["metadata"]["labels"])
     labels += [g["template"]["metadata"]["labels"] for g in cluster["workerGroupSpecs"]]
@@ -515,7 +550,7 @@ def test_budgets_services_and_policies_select_pods_that_exist(preset: str) -> No
             item["spec"]["selector"]
             if item["kind"] == "Service"
             else item["spec"]["selector"]["matchLabels"]
-            if item["kind"] in {"PodDisruptionBudget", "Deployment"}
+            if item["kind"] in {"PodDisruptionBudget", "Deployment", "DaemonSet"}
             else None
         )
         if selector is not None:
@@ -530,9 +565,19 @@ def test_the_test_asks_readyz() -> None:
     assert "https://serve-moe-serving-rest.prod.svc:8000/readyz" in script
 
 
+def weights_job(objects: list[dict[str, Any]]) -> dict[str, Any]:
+    (job,) = [
+        item
+        for item in objects
+        if item["kind"] == "Job"
+        and item["metadata"]["labels"]["app.kubernetes.io/component"] == "weights"
+    ]
+    return job
+
+
 def test_weights_are_fetched_once_and_waited_for() -> None:
     objects = render("everything")
-    job = find(objects, "Job")["spec"]["template"]["spec"]
+    job = weights_job(objects)["spec"]["template"]["spec"]
     (fetch,) = job["containers"]
     source = ["deepseek-ai/DeepSeek-R1", "/models/r1", "--revision"]
     assert fetch["args"][:5] == ["weights", "fetch", *source]
@@ -548,10 +593,31 @@ def test_weights_are_fetched_once_and_waited_for() -> None:
         assert "initContainers" not in spec
 
 
-def test_another_revision_is_another_job() -> None:
-    name = find(render("everything"), "Job")["metadata"]["name"]
-    other = render("everything", model={"download": {"revision": "f" * 40}})
-    assert find(other, "Job")["metadata"]["name"] != name
+@pytest.mark.parametrize(
+    ("values", "same"),
+    [
+        pytest.param({"router": {"replicas": 5}}, True, id="nothing-of-it"),
+        pytest.param({"model": {"download": {"revision": "f" * 40}}}, False, id="revision"),
+        pytest.param({"image": {"router": {"tag": "2"}}}, False, id="image"),
+        pytest.param({"commonLabels": {"a": "b"}}, False, id="labels"),
+        pytest.param({"commonAnnotations": {"a": "b"}}, False, id="annotations"),
+        pytest.param({"security": {"runAsUser": 2000}}, False, id="user"),
+        pytest.param(
+            {"model": {"download": {"resources": {"limits": {"memory": "9Gi"}}}}},
+            False,
+            id="resources",
+        ),
+        pytest.param({"image": {"pullSecrets": ["other"]}}, False, id="pull-secret"),
+    ],
+)
+def test_a_job_with_other_pods_is_another_job(values: dict[str, Any], same: bool) -> None:
+    """The API server refuses a change of a Job's pods, and Helm would try one at each upgrade."""
+    before, after = (
+        next(i for i in objects if i["kind"] == "Job" and "-weights-" in i["metadata"]["name"])
+        for objects in (render("everything"), render("everything", **values))
+    )
+    assert (before["spec"] == after["spec"]) is same
+    assert (before["metadata"]["name"] == after["metadata"]["name"]) is same
 
 
 def test_pool_names_are_no_part_of_another_pools_application() -> None:

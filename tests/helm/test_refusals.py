@@ -19,10 +19,11 @@ CPU: dict[str, Any] = {
     "resources": {"cpu": "1", "memory": "4Gi"},
 }
 MODEL = {"attentionHeads": 128, "keyValueHeads": 128, "routedExperts": 256}
-SCALER = {
+SCALER: dict[str, Any] = {
     "enabled": True,
     "prometheusUrl": "http://prometheus:9090",
-    "existingSecret": "key",
+    "maxGroups": 2,
+    "settings": {"selector": 'job="moe-routers"'},
 }
 STREAM: dict[str, Any] = {
     "path": "/models/m",
@@ -30,7 +31,6 @@ STREAM: dict[str, Any] = {
     "stream": {"url": "s3://bucket/m"},
 }
 DOWNLOAD = {"enabled": True, "repository": "o/m", "revision": "0" * 40}
-AUTOSCALED: dict[str, Any] = {"ray": {"auth": {"existingSecret": "token"}}}
 
 
 def gpu(model: dict[str, Any] | None = None, **values: Any) -> dict[str, Any]:
@@ -115,6 +115,17 @@ SENSELESS = [
     pytest.param(cpu(groups=3, maxGroups=2), ["maxGroups 2 is less"], id="max-below-groups"),
     pytest.param(
         cpu(minAvailablePods=3), ["minAvailablePods 3 is more than the pool's 2"], id="budget"
+    ),
+    pytest.param(cpu(name="router"), ["that of another part"], id="pool-named-as-a-part"),
+    pytest.param(
+        {"commonLabels": {"app.kubernetes.io/instance": "x"}},
+        ["commonLabels", "app.kubernetes.io/instance is set by the chart"],
+        id="own-label",
+    ),
+    pytest.param(
+        {"commonAnnotations": {"helm.sh/hook": "x"}},
+        ["commonAnnotations", "helm.sh/hook is set by"],
+        id="own-annotation",
     ),
     pytest.param({"pools": [CPU, CPU]}, ["two pools are named cpu"], id="pools-of-one-name"),
     pytest.param({"pools": [CPU, GPU]}, ["install two releases"], id="cpu-and-gpu"),
@@ -215,24 +226,46 @@ SENSELESS = [
     pytest.param(
         {"model": STREAM | {"stream": {"url": "https://b/m"}}}, ["url"], id="stream-over-https"
     ),
-    pytest.param(AUTOSCALED | {"autoscaler": SCALER | {"pool": "x"}}, ["no pool x"], id="no-pool"),
+    pytest.param({"autoscaler": SCALER | {"pool": "x"}}, ["no pool x"], id="no-pool"),
+    pytest.param({"autoscaler": SCALER | {"cluster": "UPPER"}}, ["cluster"], id="odd-cluster"),
+    pytest.param({"autoscaler": SCALER | {"prometheusUrl": ""}}, ["Prometheus"], id="no-metrics"),
+    pytest.param({"autoscaler": SCALER | {"existingSecret": ""}}, ["role admin"], id="no-key"),
     pytest.param(
-        AUTOSCALED | {"autoscaler": SCALER | {"cluster": "UPPER"}}, ["cluster"], id="odd-cluster"
+        {"autoscaler": SCALER, "ray": {"auth": {"existingSecret": ""}}},
+        ["ray.auth.existingSecret", "--from-literal=auth_token=", "second Ray cluster"],
+        id="no-token-of-ray",
     ),
     pytest.param(
-        AUTOSCALED | {"autoscaler": SCALER | {"prometheusUrl": ""}}, ["Prometheus"], id="no-metrics"
-    ),
-    pytest.param(
-        AUTOSCALED | {"autoscaler": SCALER | {"existingSecret": ""}}, ["role admin"], id="no-key"
-    ),
-    pytest.param({"autoscaler": SCALER}, ["ray.auth.existingSecret"], id="no-token-of-ray"),
-    pytest.param(
-        AUTOSCALED | {"autoscaler": SCALER | {"minGroups": 2}},
-        ["minGroups 2 is more than maxGroups 1"],
+        {"autoscaler": SCALER | {"minGroups": 3}},
+        ["minGroups 3 is more than maxGroups 2"],
         id="least-above-most",
     ),
     pytest.param(
-        AUTOSCALED | {"autoscaler": SCALER | {"minGroups": 0}},
+        {"autoscaler": SCALER | {"maxGroups": None}},
+        ["are both 1, so there is nothing to scale", "--set autoscaler.maxGroups=2"],
+        id="nothing-to-scale",
+    ),
+    pytest.param(
+        {"autoscaler": SCALER | {"settings": {}}},
+        ["would be blind", "serviceMonitor.enabled", "openMetrics", "autoscaler.settings.selector"],
+        id="nobody-scrapes",
+    ),
+    pytest.param(
+        {
+            "autoscaler": {"enabled": True, "existingSecret": "", "minGroups": 0},
+            "ray": {"auth": {"existingSecret": ""}},
+        },
+        [
+            "autoscaler.prometheusUrl",
+            "router.readyWhenParked",
+            "autoscaler.existingSecret",
+            "ray.auth.existingSecret",
+            "would be blind",
+        ],
+        id="all-at-once",
+    ),
+    pytest.param(
+        {"autoscaler": SCALER | {"minGroups": 0}},
         ["readyWhenParked"],
         id="nobody-to-park",
     ),
@@ -286,6 +319,12 @@ MALFORMED = [
     ),
     pytest.param({"networkPolicy": {"clients": [{}]}}, "clients", id="peer-of-everybody"),
     pytest.param({"model": {"download": {"revision": "main"}}}, "revision", id="moving-branch"),
+    pytest.param({"fullnameOverride": "1st"}, "fullnameOverride", id="name-with-a-digit-first"),
+    pytest.param({"fullnameOverride": "a.b"}, "fullnameOverride", id="name-with-a-dot"),
+    pytest.param({"commonLabels": {"build": 42}}, "build", id="number-as-a-label"),
+    pytest.param({"image": {"router": {"tag": 1.0}}}, "tag", id="number-as-a-tag"),
+    pytest.param({"ray": {"operatorVersion": "1.4"}}, "operatorVersion", id="operator-too-old"),
+    pytest.param({"autoscaler": {"maxGroups": 0}}, "maxGroups", id="no-most"),
     pytest.param({"cloud": "azure"}, "cloud", id="unknown-cloud"),
     pytest.param({"settings": {"router": {"max_body": 1}}}, "max_body", id="unknown-setting"),
     pytest.param({"settings": {"fleet": {"stall_timeout": 0}}}, "stall_timeout", id="no-timeout"),
@@ -315,7 +354,30 @@ def test_malformed(values: dict[str, Any], word: str, helm: str) -> None:
     "values",
     [
         pytest.param(gpu(), id="gpu"),
-        pytest.param(AUTOSCALED | {"autoscaler": SCALER}, id="autoscaler"),
+        pytest.param({"autoscaler": SCALER}, id="autoscaler"),
+        pytest.param(
+            {"autoscaler": SCALER | {"settings": {}}, "security": {"openMetrics": True}},
+            id="autoscaler-by-annotations",
+        ),
+        pytest.param(
+            {
+                "autoscaler": SCALER | {"settings": {}},
+                "monitoring": {"serviceMonitor": {"enabled": True, "existingSecret": "metrics"}},
+            },
+            id="autoscaler-by-monitor",
+        ),
+        pytest.param(
+            {
+                "autoscaler": SCALER | {"settings": {}, "existingSecret": ""},
+                "security": {"insecure": True},
+                "ray": {"auth": {"existingSecret": ""}},
+            },
+            id="insecure-autoscaler",
+        ),
+        pytest.param(
+            {"autoscaler": SCALER, "ray": {"auth": {"enabled": False, "existingSecret": ""}}},
+            id="autoscaler-without-token",
+        ),
         pytest.param(gpu(parallelism={"data": 16}), id="two-pods"),
         pytest.param(
             gpu(parallelism={"data": 2, "tensor": 8, "replicateKv": True}), id="mla-if-asked"

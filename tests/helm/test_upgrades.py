@@ -4,13 +4,24 @@ from typing import Any
 
 import pytest
 
-from tests.helm.chart import find, render, serve_config, workers
+from tests.helm.chart import PRESETS, find, render, serve_config, workers
+from tests.helm.gpu import gpu
+
+ALL = ["default", *PRESETS]
 
 POOL: dict[str, Any] = {
     "name": "cpu",
     "accelerator": "cpu",
     "cpusPerRank": 1,
     "resources": {"cpu": "2", "memory": "4Gi"},
+}
+
+
+SCALER: dict[str, Any] = {
+    "enabled": True,
+    "prometheusUrl": "http://prometheus:9090",
+    "maxGroups": 3,
+    "settings": {"selector": 'job="moe-routers"'},
 }
 
 
@@ -72,23 +83,18 @@ def changed(**values: Any) -> set[str]:
             id="certificate",
         ),
         pytest.param(
+            {"autoscaler": SCALER},
             {
-                "autoscaler": {
-                    "enabled": True,
-                    "prometheusUrl": "http://prometheus:9090",
-                    "existingSecret": "key",
-                },
-                "ray": {"auth": {"existingSecret": "token"}},
-            },
-            {
-                "ClusterRole prod--autoscaler",
-                "ClusterRoleBinding prod--autoscaler",
+                "ClusterRole prod:-autoscaler",
+                "ClusterRoleBinding prod:-autoscaler",
                 "ConfigMap -settings",
                 "Deployment -autoscaler",
+                "Lease -autoscaler-leader",
                 "NetworkPolicy -autoscaler",
                 "NetworkPolicy -ray",
                 "NetworkPolicy -router",
-                "RayService ",
+                "PodDisruptionBudget -autoscaler",
+                "PodDisruptionBudget -cpu",
                 "Role -autoscaler",
                 "RoleBinding -autoscaler",
                 "ServiceAccount -autoscaler",
@@ -148,6 +154,80 @@ def test_more_groups_restart_nothing() -> None:
     assert after["deployments"][0]["num_replicas"] == 6
     # Serve restarts all replicas when the arguments change, and none when the number does.
     assert after["args"] == before["args"]
+
+
+@pytest.mark.parametrize("preset", ALL)
+@pytest.mark.parametrize(
+    "values",
+    [
+        pytest.param(SCALER, id="on"),
+        pytest.param(SCALER | {"minGroups": 2, "maxGroups": 9}, id="other-numbers"),
+        pytest.param(
+            SCALER | {"replicas": 1, "existingSecret": "other", "priorityClassName": "high"},
+            id="other-pods",
+        ),
+    ],
+)
+def test_the_autoscaler_changes_nothing_of_the_rayservice(
+    preset: str, values: dict[str, Any]
+) -> None:
+    """KubeRay starts a second Ray cluster, with as many GPUs, for most changes of it."""
+    without = {"autoscaler": {"enabled": False}}
+    before = find(render(preset, **without), "RayService")
+    assert find(render(preset, autoscaler=values), "RayService") == before
+
+
+@pytest.mark.parametrize(
+    "monitoring",
+    [
+        pytest.param({"serviceMonitor": {"enabled": True, "existingSecret": "m"}}, id="monitor"),
+        pytest.param({"scrapeAnnotations": False}, id="no-annotations"),
+    ],
+)
+def test_who_scrapes_changes_nothing_of_the_rayservice(monitoring: dict[str, Any]) -> None:
+    assert find(render(monitoring=monitoring), "RayService") == find(render(), "RayService")
+
+
+def partial(before: Any, after: Any) -> bool:
+    """Tell whether KubeRay adds worker groups to the running cluster instead of making another.
+
+    It compares all but the groups at the end that are new (isClusterSpecHashEqual, partial).
+    """
+    old, new = before["workerGroupSpecs"], after["workerGroupSpecs"]
+    return bool(len(new) >= len(old) and before == after | {"workerGroupSpecs": new[: len(old)]})
+
+
+def test_a_further_pool_joins_the_running_cluster() -> None:
+    second = POOL | {"name": "more", "parallelism": {"data": 4}}
+    assert partial(cluster(pools=[POOL]), cluster(pools=[POOL, second]))
+    # In front of the others it is another cluster, and so is one less.
+    assert not partial(cluster(pools=[POOL]), cluster(pools=[second, POOL]))
+    assert not partial(cluster(pools=[POOL, second]), cluster(pools=[POOL]))
+
+
+@pytest.mark.parametrize("groups", [2, 3, 5])
+def test_a_further_group_with_a_block_joins_the_running_cluster(groups: int) -> None:
+    topology = {"key": "example.com/block", "required": True}
+    before, after = (
+        cluster(**gpu({"groups": number, "topology": topology})) for number in (groups, groups + 1)
+    )
+    assert len(after["workerGroupSpecs"]) == groups + 1
+    assert partial(before, after)
+
+
+@pytest.mark.parametrize("pool", [0, 1])
+def test_each_pools_settings_are_in_its_own_pods(pool: int) -> None:
+    pools = [POOL, POOL | {"name": "more"}]
+    changed = [dict(entry) for entry in pools]
+    changed[pool]["parallelism"] = {"data": 4}
+    before, after = cluster(pools=pools), cluster(pools=changed)
+    assert before["headGroupSpec"] == after["headGroupSpec"]
+    same = [
+        old["template"] == new["template"]
+        for old, new in zip(before["workerGroupSpecs"], after["workerGroupSpecs"], strict=True)
+    ]
+    assert same == [pool != 0, pool != 1]
+    assert not partial(before, after)
 
 
 @pytest.mark.parametrize(

@@ -33,8 +33,8 @@ def test_every_object_is_valid_and_no_field_unknown(preset: str, version: str) -
 
 def test_everything_renders_every_kind() -> None:
     assert {item["kind"] for item in chart.render("everything")} == {
-        "ClusterRole", "ClusterRoleBinding", "ConfigMap", "Deployment", "GRPCRoute", "HTTPRoute",
-        "HorizontalPodAutoscaler", "Ingress", "Job",
+        "ClusterRole", "ClusterRoleBinding", "ConfigMap", "DaemonSet", "Deployment", "GRPCRoute",
+        "HTTPRoute", "HorizontalPodAutoscaler", "Ingress", "Job", "Lease",
         "NetworkPolicy", "Pod", "PodDisruptionBudget", "PodMonitor", "PrometheusRule", "RayService",
         "Role", "RoleBinding", "Service", "ServiceAccount", "ServiceMonitor",
     }  # fmt: skip

@@ -4,41 +4,58 @@
 {{- default .Chart.Name .Values.nameOverride | trunc 40 | trimSuffix "-" -}}
 {{- end -}}
 
+{{/* The first part of all objects' names, at most 40 characters: Services and RayServices take names
+that begin with a letter and have no dot (RFC 1035), and a release's may have both. What is longer is
+told apart by a digest. */}}
 {{- define "moe-serving.fullname" -}}
-{{- if .Values.fullnameOverride -}}
-{{- .Values.fullnameOverride | trunc 40 | trimSuffix "-" -}}
-{{- else if contains .Chart.Name .Release.Name -}}
-{{- .Release.Name | trunc 40 | trimSuffix "-" -}}
-{{- else -}}
-{{- printf "%s-%s" .Release.Name (include "moe-serving.name" .) | trunc 40 | trimSuffix "-" -}}
+{{- $whole := .Values.fullnameOverride -}}
+{{- if not $whole -}}
+{{- $whole = .Release.Name | replace "." "-" -}}
+{{- if not (contains .Chart.Name $whole) -}}
+{{- $whole = printf "%s-%s" $whole (include "moe-serving.name" .) -}}
 {{- end -}}
+{{- if not (regexMatch "^[a-z]" $whole) -}}
+{{- $whole = printf "r-%s" $whole -}}
+{{- end -}}
+{{- end -}}
+{{- if gt (len $whole) 40 -}}
+{{- $whole = printf "%s-%s" (trunc 31 $whole | trimSuffix "-") (sha256sum $whole | trunc 8) -}}
+{{- end -}}
+{{- $whole -}}
 {{- end -}}
 
 {{/* What finds the pods of a component: (dict "root" $ "component" "router"). app.kubernetes.io/name
 is not among it: KubeRay gives Ray pods its own. */}}
 {{- define "moe-serving.selector" -}}
-app.kubernetes.io/instance: {{ .root.Release.Name }}
-app.kubernetes.io/component: {{ .component }}
+app.kubernetes.io/instance: {{ .root.Release.Name | quote }}
+app.kubernetes.io/component: {{ .component | quote }}
 {{- end -}}
 
-{{/* Labels of objects. */}}
-{{- define "moe-serving.labels" -}}
-app.kubernetes.io/name: {{ include "moe-serving.name" .root }}
-helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace "+" "_" }}
-app.kubernetes.io/managed-by: {{ .root.Release.Service }}
-app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
-{{ include "moe-serving.selector" . }}
-{{- with .root.Values.commonLabels }}
-{{ toYaml . }}
-{{- end }}
+{{/* Labels and annotations of an object: (dict "root" $ "component" C "labels" MAP "annotations" MAP).
+What the chart itself sets wins over the maps, and they over commonLabels and commonAnnotations. */}}
+{{- define "moe-serving.metadata" -}}
+{{- $own := include "moe-serving.selector" . | fromYaml -}}
+{{- $_ := set $own "app.kubernetes.io/name" (include "moe-serving.name" .root) -}}
+{{- $_ := set $own "helm.sh/chart" (printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace "+" "_") -}}
+{{- $_ := set $own "app.kubernetes.io/managed-by" .root.Release.Service -}}
+{{- $_ := set $own "app.kubernetes.io/version" .root.Chart.AppVersion -}}
+{{- include "moe-serving.marks" (merge (dict "own" $own) .) -}}
 {{- end -}}
 
-{{/* Labels of pods: no versions, so that a new chart alone restarts nothing. */}}
-{{- define "moe-serving.podLabels" -}}
-{{ include "moe-serving.selector" . }}
-app.kubernetes.io/part-of: moe-serving
-{{- with .root.Values.commonLabels }}
-{{ toYaml . }}
+{{/* The same of a pod: no versions, so that a new chart alone restarts nothing. */}}
+{{- define "moe-serving.podMetadata" -}}
+{{- $own := include "moe-serving.selector" . | fromYaml -}}
+{{- $_ := set $own "app.kubernetes.io/part-of" "moe-serving" -}}
+{{- include "moe-serving.marks" (merge (dict "own" $own) .) -}}
+{{- end -}}
+
+{{- define "moe-serving.marks" -}}
+{{- $common := .root.Values -}}
+labels:
+  {{- merge .own (deepCopy (default dict .labels)) (deepCopy (default dict $common.commonLabels)) | toYaml | nindent 2 }}
+{{- with merge (deepCopy (default dict .annotations)) (deepCopy (default dict $common.commonAnnotations)) }}
+annotations:
+  {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- end -}}
 
@@ -54,8 +71,8 @@ app.kubernetes.io/part-of: moe-serving
 {{- define "moe-serving.pullSecrets" -}}
 {{- with .Values.image.pullSecrets }}
 imagePullSecrets:
-{{- range . }}
-  - name: {{ . }}
+{{- range uniq . }}
+  - name: {{ . | quote }}
 {{- end }}
 {{- end }}
 {{- end -}}
@@ -72,9 +89,9 @@ imagePullSecrets:
 
 {{- define "moe-serving.podSecurity" -}}
 runAsNonRoot: true
-runAsUser: {{ .Values.security.runAsUser }}
-runAsGroup: {{ .Values.security.runAsUser }}
-fsGroup: {{ .Values.security.runAsUser }}
+runAsUser: {{ int64 .Values.security.runAsUser }}
+runAsGroup: {{ int64 .Values.security.runAsUser }}
+fsGroup: {{ int64 .Values.security.runAsUser }}
 fsGroupChangePolicy: OnRootMismatch
 seccompProfile: {type: RuntimeDefault}
 {{- end -}}
@@ -91,10 +108,10 @@ capabilities: {drop: [ALL]}
 {{- $volume := .Values.model.volume }}
 {{- if eq $volume.type "claim" }}
 - name: model
-  persistentVolumeClaim: {claimName: {{ $volume.claimName }}, readOnly: true}
+  persistentVolumeClaim: {claimName: {{ $volume.claimName | quote }}, readOnly: true}
 {{- else if eq $volume.type "hostPath" }}
 - name: model
-  hostPath: {path: {{ $volume.hostPath }}, type: Directory}
+  hostPath: {path: {{ $volume.hostPath | quote }}, type: {{ ternary "DirectoryOrCreate" "Directory" .Values.model.download.enabled }}}
 {{- end }}
 {{- end -}}
 
@@ -102,9 +119,9 @@ capabilities: {drop: [ALL]}
 {{- $volume := .Values.model.volume }}
 {{- if ne $volume.type "bundled" }}
 - name: model
-  mountPath: {{ $volume.mountPath }}
+  mountPath: {{ $volume.mountPath | quote }}
   {{- with $volume.subPath }}
-  subPath: {{ . }}
+  subPath: {{ . | quote }}
   {{- end }}
   readOnly: true
 {{- end }}
@@ -116,8 +133,8 @@ capabilities: {drop: [ALL]}
 {{- if $d.enabled }}
 initContainers:
   - name: weights
-    image: {{ include "moe-serving.image" . }}
-    imagePullPolicy: {{ .image.pullPolicy }}
+    image: {{ include "moe-serving.image" . | quote }}
+    imagePullPolicy: {{ .image.pullPolicy | quote }}
     command: [moe-serving]
     args: [weights, wait, {{ $d.repository | quote }}, {{ .root.Values.model.path | quote }}, --revision, {{ $d.revision | quote }}]
     securityContext:

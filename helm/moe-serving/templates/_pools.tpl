@@ -79,6 +79,8 @@ placed, with what to change. */}}
 {{- fail (printf "%s: spot needs cloud (gke, eks or aks), or a nodeSelector that finds the spot nodes" $where) -}}
 {{- end -}}
 {{- $pods := mul $groups $podsPerGroup -}}
+{{- $maxPods := mul $most $podsPerGroup -}}
+{{- $given := $groups -}}
 {{- $minimum := 0 -}}
 {{- if hasKey $pool "minAvailablePods" -}}
 {{- $minimum = int $pool.minAvailablePods -}}
@@ -88,8 +90,31 @@ placed, with what to change. */}}
 {{- else -}}
 {{- $minimum = ternary (sub $pods 1) $pods (gt $groups 1) -}}
 {{- end -}}
+{{- with include "moe-serving.scaledPods" . | fromJson -}}
+{{- $pods = int .replicas -}}
+{{- $groups = div $pods $podsPerGroup -}}
+{{- $maxPods = max $maxPods (int .maxReplicas) $pods -}}
+{{- end -}}
 {{- dict "name" $pool.name "gpu" $gpu "data" $data "tensor" $tensor "workers" $workers
   "ranksPerPod" $perPod "gpusPerPod" $podGpus "podsPerGroup" $podsPerGroup "groups" $groups
-  "maxGroups" $most "pods" $pods "ranks" (mul $groups $data) "gpus" (mul $pods $podGpus)
-  "placement" $placement "cpusPerRank" (default 1 $pool.cpusPerRank) "minAvailable" $minimum | toJson -}}
+  "givenGroups" $given "maxGroups" $most "maxPods" $maxPods "pods" $pods "ranks" (mul $groups $data) "gpus" (mul $pods $podGpus)
+  "ownMinimum" (hasKey $pool "minAvailablePods") "placement" $placement "cpusPerRank" (default 1 $pool.cpusPerRank) "minAvailable" $minimum | toJson -}}
+{{- end -}}
+
+{{/* The pods that the autoscaler asked for in the running release, as JSON with replicas and maxReplicas:
+(dict "root" $ "pool" POOL). {} for other pools, without the autoscaler, at the first install, and where
+Helm renders without a cluster (helm template, Argo CD): then the pool's groups count. An upgrade that
+wrote the pool's groups back would have KubeRay delete pods with running ranks as soon as it takes the
+number over, which it does for a pool that is added and for a new operator. */}}
+{{- define "moe-serving.scaledPods" -}}
+{{- $v := .root.Values -}}
+{{- $found := dict -}}
+{{- if and $v.autoscaler.enabled (not $v.autoscaler.cluster) (eq .pool.name (default (first $v.pools).name $v.autoscaler.pool)) -}}
+{{- $service := lookup "ray.io/v1" "RayService" .root.Release.Namespace (include "moe-serving.fullname" .root) -}}
+{{- $name := .pool.name -}}
+{{- range dig "spec" "rayClusterConfig" "workerGroupSpecs" list $service -}}
+{{- if eq .groupName $name -}}{{- $found = pick . "replicas" "maxReplicas" -}}{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- $found | toJson -}}
 {{- end -}}

@@ -4,12 +4,12 @@
 change of anything else must not restart them. group.count is left out: it is num_replicas. */}}
 {{- define "moe-serving.rankSettings" -}}
 {{- $v := .root.Values -}}
-{{- $own := $v.settings -}}
+{{- $own := default dict $v.settings -}}
 {{- $s := include "moe-serving.security" .root | fromJson -}}
 {{- $pool := include "moe-serving.pool" . | fromJson -}}
 {{- $model := dict "name" $v.model.name -}}
 {{- with $v.model.path }}{{- $_ := set $model "path" . }}{{- end -}}
-{{- $args := deepCopy $v.engine.args -}}
+{{- $args := deepCopy (default dict $v.engine.args) -}}
 {{- with $v.engine.allToAll }}{{- $_ := set $args "all2all_backend" . }}{{- end -}}
 {{- with $v.model.stream.url -}}
 {{- $_ := set $args "load_format" "runai_streamer" -}}
@@ -54,7 +54,7 @@ change of anything else must not restart them. group.count is left out: it is nu
 joins, and need no restart when groups come and go. */}}
 {{- define "moe-serving.settings" -}}
 {{- $v := .Values -}}
-{{- $first := first $v.pools -}}
+{{- $first := first (include "moe-serving.pools" . | fromJsonArray) -}}
 {{- $result := include "moe-serving.rankSettings" (dict "root" $ "pool" $first) | fromJson -}}
 {{- $_ := set $result "router" (dict "host" "0.0.0.0" "join_host" "0.0.0.0"
   "rest_port" (int $v.router.ports.rest) "grpc_port" (int $v.router.ports.grpc)
@@ -84,7 +84,7 @@ joins, and need no restart when groups come and go. */}}
 {{- if $v.quotas.existingSecret }}{{- $_ := set $admission "redis_password_file" "/etc/moe-serving/quotas/password" }}{{- end -}}
 {{- $_ := set $result "admission" $admission -}}
 {{- end -}}
-{{- mustMergeOverwrite $result (deepCopy $v.settings) | toYaml -}}
+{{- mustMergeOverwrite $result (deepCopy (default dict $v.settings)) | toYaml -}}
 {{- end -}}
 
 {{/* security as it takes effect, as JSON: insecure leaves out all secrets. */}}
@@ -97,6 +97,11 @@ joins, and need no restart when groups come and go. */}}
 {{- $_ := set $s.joinTls "enabled" false -}}
 {{- $_ := set $s.joinTls "rankSecret" "" -}}
 {{- end -}}
+{{/* Ray's token, and the key with which the autoscaler drains groups. */}}
+{{- $auth := .Values.ray.auth -}}
+{{- $_ := set $s "rayAuth" (and $auth.enabled (not $s.insecure)) -}}
+{{- $_ := set $s "rayToken" (ternary $auth.existingSecret "" $s.rayAuth) -}}
+{{- $_ := set $s "autoscalerKey" (ternary "" .Values.autoscaler.existingSecret $s.insecure) -}}
 {{- $_ := set $s "scheme" (ternary "https" "http" (and (eq $s.tls.mode "secret") (ne $s.tls.existingSecret ""))) -}}
 {{- $s | toJson -}}
 {{- end -}}
@@ -111,15 +116,42 @@ joins, and need no restart when groups come and go. */}}
 {{- end -}}
 {{- end -}}
 
+{{/* Most groups of the pool that is scaled. */}}
+{{- define "moe-serving.mostGroups" -}}
+{{- default (include "moe-serving.scaledPool" . | fromJson).maxGroups .Values.autoscaler.maxGroups | int -}}
+{{- end -}}
+
+{{/* Name of the Lease by which one autoscaler leads. */}}
+{{- define "moe-serving.lease" -}}
+{{- printf "%s-autoscaler-leader" (include "moe-serving.fullname" .) -}}
+{{- end -}}
+
+{{/* Name of the PodDisruptionBudget that the autoscaler sets: the scaled pool's, if the pool does not say
+itself how many pods must stay; else nothing. */}}
+{{- define "moe-serving.scaledBudget" -}}
+{{- $pool := include "moe-serving.scaledPool" . | fromJson -}}
+{{- if not $pool.ownMinimum -}}
+{{- printf "%s-%s" (include "moe-serving.fullname" .) $pool.name -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Seconds of a duration such as 15s, 1m or 500ms. */}}
+{{- define "moe-serving.seconds" -}}
+{{- $number := regexFind "^[0-9]+" . | float64 -}}
+{{- mulf $number (get (dict "ms" 0.001 "s" 1.0 "m" 60.0 "h" 3600.0) (regexFind "[a-z]+$" .)) -}}
+{{- end -}}
+
 {{/* The autoscaler's settings file, as YAML. */}}
 {{- define "moe-serving.autoscalerSettings" -}}
 {{- $full := include "moe-serving.fullname" . -}}
 {{- $a := .Values.autoscaler -}}
 {{- $s := include "moe-serving.security" . | fromJson -}}
 {{- $pool := include "moe-serving.scaledPool" . | fromJson -}}
-{{- $own := dict "min_groups" (int $a.minGroups) "max_groups" (int $pool.maxGroups)
+{{- $scraped := include "moe-serving.seconds" .Values.monitoring.interval | float64 -}}
+{{- $own := dict "min_groups" (int $a.minGroups) "max_groups" (int (include "moe-serving.mostGroups" .))
   "prometheus_url" $a.prometheusUrl
-  "selector" (printf "namespace=%q,service=%q" .Release.Namespace (printf "%s-rest" $full))
+  "selector" (printf "namespace=%q,fleet=%q" .Release.Namespace $full)
+  "scrape_interval" $scraped "window" (maxf 60 (mulf 4 $scraped)) "max_age" (maxf 30 (mulf 2 $scraped))
   "gpus_per_group" (mul $pool.podsPerGroup $pool.gpusPerPod)
   "routers" (list (printf "dns+%s://%s:%d" $s.scheme (include "moe-serving.routersHost" .) (int .Values.router.ports.rest)))
   "drain_addresses" (list (printf "dns:///%s:%d" (include "moe-serving.routersHost" .) (int .Values.router.ports.grpc)))
@@ -127,13 +159,13 @@ joins, and need no restart when groups come and go. */}}
   "metrics_host" "0.0.0.0" "metrics_port" 9464
   "kubernetes" (dict "enabled" true "namespace" .Release.Namespace "service" $full
     "cluster" $a.cluster "worker_group" $pool.name "workers_per_group" (int $pool.podsPerGroup)
-    "lease" (printf "%s-autoscaler" $full)) -}}
-{{- if $a.existingSecret }}{{- $_ := set $own "api_key_file" "/etc/moe-serving/autoscaler/key" }}{{- end -}}
+    "lease" (include "moe-serving.lease" .) "disruption_budget" (include "moe-serving.scaledBudget" .)) -}}
+{{- if $s.autoscalerKey }}{{- $_ := set $own "api_key_file" "/etc/moe-serving/autoscaler/key" }}{{- end -}}
 {{- if eq $s.scheme "https" }}{{- $_ := set $own "ca_file" "/etc/moe-serving/tls/ca.crt" }}{{- end -}}
-{{- if .Values.ray.auth.enabled }}{{- $_ := set $own "dashboard_token_file" "/etc/moe-serving/ray/auth_token" }}{{- end -}}
+{{- if $s.rayToken }}{{- $_ := set $own "dashboard_token_file" "/etc/moe-serving/ray/auth_token" }}{{- end -}}
 {{- $groups := dict "data_parallel" (int $pool.data) "tensor_parallel" (int $pool.tensor) -}}
 {{- dict "platform" (ternary "gpu" "cpu" $pool.gpu) "group" $groups
   "ray" (dict "app_name" (printf "%s-%s" $full $pool.name))
   "telemetry" (dict "log_format" "json")
-  "autoscaler" (mustMergeOverwrite $own (deepCopy $a.settings)) | toYaml -}}
+  "autoscaler" (mustMergeOverwrite $own (deepCopy (default dict $a.settings))) | toYaml -}}
 {{- end -}}

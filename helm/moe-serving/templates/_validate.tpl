@@ -8,13 +8,27 @@
 {{- if has .name $names -}}
 {{- fail (printf "pools: two pools are named %s: names must differ" .name) -}}
 {{- end -}}
+{{- if has .name (list "router" "ray-head" "autoscaler") -}}
+{{- fail (printf "pools.%s: the name is that of another part of the release: choose another" .name) -}}
+{{- end -}}
 {{- $names = append $names .name -}}
 {{- $kinds = append $kinds .accelerator | uniq -}}
 {{- $pool := include "moe-serving.pool" (dict "root" $ "pool" .) | fromJson -}}
-{{- $groups = add $groups (int $pool.groups) -}}
+{{- $groups = add $groups (int $pool.givenGroups) -}}
 {{- end -}}
+{{- include "moe-serving.validateNodes" . -}}
 {{- if gt (len $kinds) 1 -}}
 {{- fail "pools: cpu and gpu pools need different images and settings: install two releases" -}}
+{{- end -}}
+
+{{- range $path, $texts := dict "commonLabels" $v.commonLabels "commonAnnotations" $v.commonAnnotations -}}
+{{- range $key, $_ := $texts -}}
+{{- range list "app.kubernetes.io/" "helm.sh/" "meta.helm.sh/" "moe-serving/" "ray.io/" "checksum/" -}}
+{{- if or (hasPrefix . $key) (eq $key "fleet") -}}
+{{- fail (printf "%s: %s is set by the chart, Helm or KubeRay itself: leave it out" $path $key) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
 {{- end -}}
 
 {{- if and (eq $v.model.volume.type "claim") (not $v.model.volume.claimName) -}}
@@ -41,7 +55,7 @@
 {{- fail "model.stream: model.download fetches the weights onto the volume: use one of them" -}}
 {{- end -}}
 {{- range list "load_format" "model_weights" "model_loader_extra_config" -}}
-{{- if hasKey $v.engine.args . -}}
+{{- if hasKey (default dict $v.engine.args) . -}}
 {{- fail (printf "engine.args.%s is computed from model.stream: leave it out" .) -}}
 {{- end -}}
 {{- end -}}
@@ -49,8 +63,8 @@
 {{- fail "model.stream: existingSecret and serviceAccount need url" -}}
 {{- end -}}
 {{- if $v.model.download.enabled -}}
-{{- if ne $v.model.volume.type "claim" -}}
-{{- fail "model.download: it fetches onto a claim: set model.volume.type to claim" -}}
+{{- if eq $v.model.volume.type "bundled" -}}
+{{- fail "model.download: it fetches onto a claim or into a folder of each node: set model.volume.type to claim or hostPath" -}}
 {{- end -}}
 {{- if or (not $v.model.download.repository) (not $v.model.download.revision) -}}
 {{- fail "model.download: name repository and revision (a commit)" -}}
@@ -75,8 +89,8 @@
   "autoscaler" "autoscaler.settings" -}}
 {{- range $path, $value := $computed -}}
 {{- $parts := splitList "." $path -}}
-{{- $at := get $v.settings (first $parts) -}}
-{{- if and (hasKey $v.settings (first $parts)) (or (eq (len $parts) 1) (hasKey (default (dict) $at) (last $parts))) -}}
+{{- $at := get (default dict $v.settings) (first $parts) -}}
+{{- if and (hasKey (default dict $v.settings) (first $parts)) (or (eq (len $parts) 1) (hasKey (default (dict) $at) (last $parts))) -}}
 {{- fail (printf "settings.%s is computed by the chart: use the value %s" $path $value) -}}
 {{- end -}}
 {{- end -}}
@@ -122,10 +136,11 @@
 {{- if and $v.quotas.existingSecret (not $v.quotas.redisUrl) -}}
 {{- fail "quotas.existingSecret needs quotas.redisUrl" -}}
 {{- end -}}
-{{- if and $v.ray.gcsFaultTolerance.enabled (not $v.ray.gcsFaultTolerance.redisAddress) -}}
+{{- $faultTolerant := include "moe-serving.gcsFaultTolerance" . -}}
+{{- if and $faultTolerant (not $v.ray.gcsFaultTolerance.redisAddress) -}}
 {{- fail "ray.gcsFaultTolerance: enabled needs redisAddress (host:port)" -}}
 {{- end -}}
-{{- if and $v.networkPolicy.enabled (or $v.quotas.redisUrl $v.ray.gcsFaultTolerance.enabled) (not $v.networkPolicy.redis) -}}
+{{- if and $v.networkPolicy.enabled (or $v.quotas.redisUrl $faultTolerant) (not $v.networkPolicy.redis) -}}
 {{- fail "networkPolicy.redis: name the peers that are Redis, or the policies would cut it off" -}}
 {{- end -}}
 {{- if and $v.monitoring.serviceMonitor.enabled (not $v.monitoring.serviceMonitor.existingSecret) (not $s.openMetrics) (not $s.insecure) -}}
@@ -134,27 +149,7 @@
 {{- if and $v.monitoring.prometheusRule.enabled (not $v.monitoring.serviceMonitor.enabled) -}}
 {{- fail "monitoring.prometheusRule: its rules look at what the ServiceMonitor scrapes: enable monitoring.serviceMonitor as well" -}}
 {{- end -}}
-{{- if $v.autoscaler.enabled -}}
-{{- if and $v.autoscaler.pool (not (has $v.autoscaler.pool $names)) -}}
-{{- fail (printf "autoscaler.pool: there is no pool %s" $v.autoscaler.pool) -}}
-{{- end -}}
-{{- if not $v.autoscaler.prometheusUrl -}}
-{{- fail "autoscaler.prometheusUrl: name the Prometheus that scrapes the routers" -}}
-{{- end -}}
-{{- if and (not $v.autoscaler.existingSecret) (not $s.insecure) -}}
-{{- fail "autoscaler.existingSecret: name the Secret with an API key of role admin" -}}
-{{- end -}}
-{{- if and $v.ray.auth.enabled (not $v.ray.auth.existingSecret) -}}
-{{- fail "autoscaler: it needs Ray's token: name its Secret in ray.auth.existingSecret" -}}
-{{- end -}}
-{{- $scaled := include "moe-serving.scaledPool" . | fromJson -}}
-{{- if gt (int $v.autoscaler.minGroups) (int $scaled.maxGroups) -}}
-{{- fail (printf "autoscaler.minGroups %d is more than maxGroups %d of pool %s" (int $v.autoscaler.minGroups) (int $scaled.maxGroups) $scaled.name) -}}
-{{- end -}}
-{{- if and (eq (int $v.autoscaler.minGroups) 0) (not $v.router.readyWhenParked) -}}
-{{- fail "autoscaler.minGroups 0: set router.readyWhenParked, or no router would be ready to park the request that starts a group" -}}
-{{- end -}}
-{{- end -}}
+{{- include "moe-serving.validateAutoscaler" . -}}
 {{- if and $v.ingress.enabled (not $v.ingress.host) -}}
 {{- fail "ingress.host: name the host" -}}
 {{- end -}}

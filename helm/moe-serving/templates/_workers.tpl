@@ -7,119 +7,68 @@
 - {name: HF_HUB_OFFLINE, value: "1"}
 {{- end -}}
 
-{{/* One worker group, a pool's: (dict "root" $ "pool" POOL "checksum" C "security" S). A replica
+{{/* One worker group, a pool's: (dict "root" $ "pool" POOL "security" S). A replica
 is a pod; a group has several. */}}
 {{- define "moe-serving.workerGroup" -}}
 {{- $root := .root -}}
 {{- $given := .pool -}}
 {{- $s := .security -}}
 {{- $pool := include "moe-serving.pool" (dict "root" $root "pool" $given) | fromJson -}}
-{{- $who := dict "root" $root "component" "ranks" -}}
+{{- $who := dict "root" $root "pool" $given "component" "ranks" -}}
 {{- $rdma := $given.rdma -}}
 {{- $cpus := mulf $pool.ranksPerPod (addf 1 $pool.cpusPerRank) -}}
-- groupName: {{ $pool.name }}
-  replicas: {{ $pool.pods }}
-  minReplicas: {{ $pool.pods }}
-  maxReplicas: {{ mul $pool.maxGroups $pool.podsPerGroup }}
+- groupName: {{ $pool.name | quote }}
+  replicas: {{ int64 $pool.pods }}
+  minReplicas: {{ int64 $pool.pods }}
+  maxReplicas: {{ int64 $pool.maxPods }}
+  # What the CRD and the operator fill in; ray.operatorVersion says which fields they know.
+  numOfHosts: 1
+  {{- if semverCompare ">=1.7.0-0" (printf "%s.0" $root.Values.ray.operatorVersion) }}
+  priority: 0
+  {{- end }}
+  scaleStrategy: {}
   rayStartParams:
     num-cpus: {{ ceil $cpus | int | quote }}
     num-gpus: {{ $pool.gpusPerPod | int | quote }}
     object-store-memory: "100000000"
-    # As KubeRay's and Ray's own readers of it want it: JSON in quotes of its own.
-    resources: {{ printf "\"{\\\"pool-%s\\\": 1}\"" $pool.name | squote }}
+    # JSON in single quotes, as the shell, KubeRay's and Ray's own readers of it all take it.
+    resources: {{ printf "'{\"pool-%s\": 1}'" $pool.name | quote }}
   template:
     metadata:
-      labels:
-        {{- include "moe-serving.podLabels" $who | nindent 8 }}
-        moe-serving/pool: {{ $pool.name }}
-      annotations:
-        checksum/settings: {{ .checksum }}
-        {{- if and $rdma $rdma.networks }}
-        k8s.v1.cni.cncf.io/networks: {{ $rdma.networks | quote }}
-        {{- end }}
+      {{- $labels := merge (dict "moe-serving/pool" $given.base) (default dict $root.Values.scheduling.podLabels) }}
+      {{- if ne $given.base $given.name }}
+      {{- $_ := set $labels "moe-serving/group-slot" $given.name }}
+      {{- end }}
+      {{- $annotations := merge (dict "checksum/settings" (include "moe-serving.rankSettings" $who | fromJson | toJson | sha256sum)) (default dict $root.Values.scheduling.podAnnotations) }}
+      {{- if and $rdma $rdma.networks }}
+      {{- $_ := set $annotations "k8s.v1.cni.cncf.io/networks" $rdma.networks }}
+      {{- end }}
+      {{- include "moe-serving.podMetadata" (merge (dict "labels" $labels "annotations" $annotations) $who) | nindent 6 }}
     spec:
       {{- with $root.Values.model.stream.serviceAccount }}
       # The cloud's identity; the Kubernetes API's own token is not mounted all the same.
-      serviceAccountName: {{ . }}
+      serviceAccountName: {{ . | quote }}
       {{- end }}
       automountServiceAccountToken: false
       enableServiceLinks: false
-      {{- if and $rdma $rdma.hostNetwork }}
-      hostNetwork: true
-      dnsPolicy: ClusterFirstWithHostNet
-      {{- end }}
       {{- include "moe-serving.pullSecrets" $root | nindent 6 }}
       securityContext:
-        {{- include "moe-serving.podSecurity" $root | nindent 8 }}
+        {{- include "moe-serving.poolPodSecurity" $who | nindent 8 }}
       # The hook below, and then the time that Ray takes to stop.
       terminationGracePeriodSeconds: {{ add (int $root.Values.engine.drainTimeout) 45 }}
-      {{- with $given.runtimeClassName }}
-      runtimeClassName: {{ . }}
-      {{- end }}
-      {{- with $given.priorityClassName }}
-      priorityClassName: {{ . }}
-      {{- end }}
-      {{- $selector := deepCopy (default (dict) $given.nodeSelector) }}
-      {{- $tolerations := default (list) $given.tolerations }}
-      {{- if $given.spot }}
-      {{- $spot := dict "gke" (list "cloud.google.com/gke-spot" "true") "eks" (list "eks.amazonaws.com/capacityType" "SPOT") "aks" (list "kubernetes.azure.com/scalesetpriority" "spot") }}
-      {{- with get $spot $root.Values.cloud }}
-      {{- $_ := set $selector (first .) (last .) }}
-      {{- $tolerations = append $tolerations (dict "key" (first .) "operator" "Equal" "value" (last .) "effect" "NoSchedule") }}
-      {{- end }}
-      {{- end }}
-      {{- with $selector }}
-      nodeSelector:
-        {{- toYaml . | nindent 8 }}
-      {{- end }}
-      {{- if $pool.gpu }}
-      {{- $tolerations = append $tolerations (dict "key" (default "nvidia.com/gpu" $given.gpuResource) "operator" "Exists" "effect" "NoSchedule") }}
-      {{- end }}
-      {{- with $tolerations }}
-      tolerations:
-        {{- toYaml . | nindent 8 }}
-      {{- end }}
-      {{- $affinity := deepCopy (default (dict) $given.affinity) }}
-      {{- with $given.topology }}
-      {{- $term := dict "topologyKey" .key "labelSelector" (dict "matchLabels" (merge (dict "moe-serving/pool" $pool.name) (include "moe-serving.selector" $who | fromYaml))) }}
-      {{- $together := dict }}
-      {{- if .required }}
-      {{- $_ := set $together "requiredDuringSchedulingIgnoredDuringExecution" (list $term) }}
-      {{- else }}
-      {{- $_ := set $together "preferredDuringSchedulingIgnoredDuringExecution" (list (dict "weight" 100 "podAffinityTerm" $term)) }}
-      {{- end }}
-      {{- $_ := mustMergeOverwrite $affinity (dict "podAffinity" $together) }}
-      {{- end }}
-      {{- with $affinity }}
-      affinity:
-        {{- toYaml . | nindent 8 }}
-      {{- end }}
+      {{- include "moe-serving.poolPlacement" $who | trim | nindent 6 }}
       {{- include "moe-serving.waitForWeights" (dict "root" $root "image" $root.Values.image.engine) | nindent 6 }}
       containers:
         - name: ranks
-          image: {{ include "moe-serving.image" (dict "root" $root "image" $root.Values.image.engine) }}
-          imagePullPolicy: {{ $root.Values.image.engine.pullPolicy }}
+          image: {{ include "moe-serving.image" (dict "root" $root "image" $root.Values.image.engine) | quote }}
+          imagePullPolicy: {{ $root.Values.image.engine.pullPolicy | quote }}
           securityContext:
-            allowPrivilegeEscalation: false
-            readOnlyRootFilesystem: {{ $root.Values.security.readOnlyRanks }}
-            runAsNonRoot: true
-            # Pinning memory for RDMA takes IPC_LOCK.
-            capabilities: {drop: [ALL]{{ if $rdma }}, add: [IPC_LOCK]{{ end }}}
+            {{- include "moe-serving.poolContainerSecurity" $who | nindent 12 }}
           env:
-            {{- include "moe-serving.rayEnvironment" $root | nindent 12 }}
-            {{- if and $rdma $rdma.hca }}
-            - {name: NCCL_IB_HCA, value: {{ $rdma.hca | quote }}}
-            - {name: NVSHMEM_HCA_LIST, value: {{ $rdma.hca | quote }}}
-            {{- end }}
-            {{- if and $rdma (has $root.Values.engine.allToAll (list "deepep_high_throughput" "deepep_low_latency")) }}
-            - {name: NVSHMEM_IB_ENABLE_IBGDA, value: "1"}
-            {{- end }}
-            {{- range $key, $value := default (dict) $given.env }}
-            - {name: {{ $key }}, value: {{ $value | quote }}}
-            {{- end }}
+            {{- include "moe-serving.poolEnvironment" $who | nindent 12 }}
           {{- with $root.Values.model.stream.existingSecret }}
           envFrom:
-            - secretRef: {name: {{ . }}}
+            - secretRef: {name: {{ . | quote }}}
           {{- end }}
           lifecycle:
             preStop:
@@ -129,20 +78,7 @@ is a pod; a group has several. */}}
             - {name: serve, containerPort: 8000}
             - {name: metrics, containerPort: 8080}
           resources:
-            {{- $extra := dict }}
-            {{- if $pool.gpu }}
-            {{- $_ := set $extra (default "nvidia.com/gpu" $given.gpuResource) (int $pool.gpusPerPod) }}
-            {{- end }}
-            {{- with $rdma }}
-            {{- $_ := set $extra .resource (int (default 1 .count)) }}
-            {{- end }}
-            {{- with $given.hugePages }}
-            {{- $_ := set $extra (printf "hugepages-%s" .size) .amount }}
-            {{- end }}
-            requests:
-              {{- merge (dict "cpu" $given.resources.cpu "memory" $given.resources.memory) $extra | toYaml | nindent 14 }}
-            limits:
-              {{- merge (dict "memory" $given.resources.memory) $extra | toYaml | nindent 14 }}
+            {{- include "moe-serving.rankResources" $who | nindent 12 }}
           volumeMounts:
             - {name: tmp, mountPath: /tmp}
             - {name: home, mountPath: /home/serving}
@@ -161,28 +97,49 @@ is a pod; a group has several. */}}
         - {name: tmp, emptyDir: {}}
         - {name: home, emptyDir: {}}
         - name: shared-memory
-          emptyDir: {medium: Memory, sizeLimit: {{ default (ternary "16Gi" "1Gi" $pool.gpu) $given.sharedMemory }}}
+          emptyDir: {medium: Memory, sizeLimit: {{ include "moe-serving.quantity" (dict "value" (default (ternary "16Gi" "1Gi" $pool.gpu) $given.sharedMemory) "name" "sharedMemory") | quote }}}
         {{- with $given.hugePages }}
-        - {name: huge-pages, emptyDir: {medium: HugePages-{{ .size }}}}
+        - {name: huge-pages, emptyDir: {medium: "HugePages-{{ .size }}"}}
         {{- end }}
         {{- if $s.joinToken.existingSecret }}
         - name: join
           secret:
-            secretName: {{ $s.joinToken.existingSecret }}
+            secretName: {{ $s.joinToken.existingSecret | quote }}
             defaultMode: 0440
-            items: [{key: {{ $root.Values.security.joinToken.secretKey }}, path: token}]
+            items: [{key: {{ $root.Values.security.joinToken.secretKey | quote }}, path: token}]
         {{- end }}
         {{- if $s.joinTls.enabled }}
         - name: join-tls
           secret:
             defaultMode: 0440
             {{- if $s.joinTls.rankSecret }}
-            secretName: {{ $s.joinTls.rankSecret }}
+            secretName: {{ $s.joinTls.rankSecret | quote }}
             {{- else }}
-            secretName: {{ $s.joinTls.existingSecret }}
+            secretName: {{ $s.joinTls.existingSecret | quote }}
             # Ranks trust the authority; the routers' key is none of their business.
             items: [{key: ca.crt, path: ca.crt}]
             {{- end }}
         {{- end }}
         {{- include "moe-serving.modelVolume" $root | nindent 8 }}
+{{- end -}}
+
+{{/* Resources of a container of a pool's ranks: (dict "root" $ "pool" POOL). Counts of extended
+resources are texts, as the API server keeps them. */}}
+{{- define "moe-serving.rankResources" -}}
+{{- $given := .pool -}}
+{{- $pool := include "moe-serving.pool" . | fromJson -}}
+{{- $extra := dict -}}
+{{- if $pool.gpu -}}
+{{- $_ := set $extra (default "nvidia.com/gpu" $given.gpuResource) (int $pool.gpusPerPod | toString) -}}
+{{- end -}}
+{{- with $given.rdma -}}
+{{- $_ := set $extra .resource (int (default 1 .count) | toString) -}}
+{{- end -}}
+{{- with $given.hugePages -}}
+{{- $_ := set $extra (printf "hugepages-%s" .size) .amount -}}
+{{- end -}}
+requests:
+  {{- merge (dict "cpu" $given.resources.cpu "memory" $given.resources.memory) $extra | toYaml | nindent 2 }}
+limits:
+  {{- merge (dict "memory" $given.resources.memory) $extra | toYaml | nindent 2 }}
 {{- end -}}
