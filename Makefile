@@ -30,10 +30,10 @@ test: venv-dev ## Run all tests: unit, integration, end to end (ARGS="-k name" p
 	@.ci/tools
 	@# Real engines are started from a fresh process each time: vLLM forks and spawns its own,
 	@# and what earlier tests left in one process (thread pools, open channels) breaks them.
-	@# They also want the machine for themselves; the others share it in two processes.
+	@# They also want the machine for themselves; the others share it in three processes.
 	@part() { .venv/bin/python -m pytest "$$@" $(ARGS) || { code=$$?; \
 	    [[ $$code == 5 && -n "$(ARGS)" ]] || exit $$code; }; }; \
-	part -m "not vllm and not e2e" -n 2 --dist loadgroup; \
+	part -m "not vllm and not e2e" -n 3 --dist loadfile; \
 	part -m "vllm and not e2e"; \
 	part -m e2e
 
@@ -71,8 +71,9 @@ chart: venv-dev ## The Helm chart: generated files, lint, rendering, schemas, re
 .PHONY: images
 VERSION ?= 0.1.0
 REGISTRY ?= ghcr.io/moe-serving
-images: ## Build the container images (needs docker; not run in CI) (REGISTRY=… VERSION=0.1.0)
-	@for image in router engine-cpu engine-gpu; do \
+IMAGES ?= router engine-cpu engine-gpu
+images: ## Build the container images (needs docker; not run in CI) (IMAGES="router engine-cpu" REGISTRY=… VERSION=0.1.0)
+	@for image in $(IMAGES); do \
 	    docker build -f deploy/images/$$image.Dockerfile --build-arg VERSION=$(VERSION) \
 	        -t $(REGISTRY)/$$image:$(VERSION) .; done
 
@@ -110,6 +111,10 @@ load: venv ## Load a server and report (ARGS="run --rate 2,4,8 --slo-ttft-ms 500
 bench: venv ## What the router costs, alone and beside its peers; writes deploy/docs/performance (ARGS=--quick)
 	@.venv/bin/python -m loadtest.bench $(ARGS)
 	@exec .venv/bin/python -m loadtest.bench.peers $(ARGS)
+
+.PHONY: floods
+floods: venv ## What one client's flood does to the streams of others; writes deploy/docs/performance/floods.md (ARGS=--quick)
+	@exec .venv/bin/python -m loadtest.bench.floods $(ARGS)
 
 .PHONY: affinity
 affinity: venv ## What prefix affinity is worth against load alone (ARGS="--trace FILE")

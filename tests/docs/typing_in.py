@@ -1,0 +1,158 @@
+"""Types the commands of a page into a shell that works on the fake cluster."""
+
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.docs import cluster
+from tests.docs.forwarding import Forwarded, forward
+from tests.docs.pages import Command
+from tests.docs.rules import How, rule_of, with_help
+from tests.docs.shell import Done, Shell, is_shell, simple_commands
+from tests.kube.server import KubeServer
+
+_FORWARD = re.compile(r"(?:service|svc)/(?P<service>[\w-]+) (?P<here>\d+):(?P<there>\d+)")
+_SPACE = re.compile(r"--namespace[ =](\S+)")
+_FAMILY = re.compile(r"^ *(Usage: )?\S.*(\[command\]| SUBCOMMAND| COMMAND \[ARGS\])", re.MULTILINE)
+"""In the usage line of what is no command but has some."""
+_EXEC = re.compile(
+    r"kubectl (?:--namespace (?P<space>\S+) )?exec (?P<outer>.*?) -- (?P<inner>.*)", re.DOTALL
+)
+
+
+class Failed(AssertionError):
+    """A command of a page does not do what it is there for."""
+
+
+class Typist:
+    """Types commands in their order; what one leaves, the next ones find."""
+
+    def __init__(
+        self, server: KubeServer, shell: Shell, folder: Path, *, runs: bool = True
+    ) -> None:
+        """Take commands for ``server``; without ``runs`` only their flags are looked at."""
+        self.shell = shell
+        self._runs = runs
+        self.done: list[tuple[Command, How, str]] = []
+        """What was typed, how it was tried, what it said."""
+        self._server = server
+        self._folder = folder
+        self._forwarded: dict[int, Forwarded] = {}
+
+    def type(self, command: Command) -> None:
+        """Try a command.
+
+        Raises:
+            Failed: it fails, or there is no rule for it.
+        """
+        try:
+            how, said = self._try(command)
+        except (LookupError, TimeoutError) as error:
+            raise Failed(f"{command}\n{error}") from error
+        self.done.append((command, how, said))
+
+    def close(self) -> None:
+        """End what was started."""
+        for forwarded in self._forwarded.values():
+            forwarded.close()
+        self.shell.close()
+
+    def _try(self, command: Command) -> tuple[How, str]:
+        if (problem := is_shell(command.text)) is not None:
+            raise Failed(f"{command}\n{problem}")
+        how = rule_of(command.text).how
+        if how is not How.PARSED and not (command.typed and self._runs):
+            how = How.FLAGS
+        text = self._here(command.text)
+        if how is How.RUN:
+            return how, _good(command, self.shell.run(text)).said
+        if how is How.WATCH:
+            return how, self._watch(command, text)
+        if how is How.FORWARD:
+            return how, self._forward(command)
+        if how is How.EXEC:
+            return how, self._exec(command, text)
+        if how is How.FLAGS:
+            return how, self._flags(command, text)
+        return how, ""
+
+    def _watch(self, command: Command, text: str) -> str:
+        done = self.shell.first_words(text)
+        if done.code or not done.said or done.said.startswith("error:"):
+            raise Failed(f"{command}\nends, or says nothing: {done.said}")
+        return done.said
+
+    def _forward(self, command: Command) -> str:
+        asked = _FORWARD.search(self.shell.run(f'echo "{command.text.rstrip("& ")}"').said)
+        if asked is None:
+            raise Failed(f"{command}\nnames no service and ports")
+        here = int(asked["here"])
+        space = _SPACE.search(command.text)
+        if (before := self._forwarded.pop(here, None)) is not None:
+            before.close()
+        folder = Path(tempfile.mkdtemp(prefix="forward-", dir=self._folder))
+        self._forwarded[here] = forward(
+            self._server,
+            self.namespace if space is None else space[1],
+            asked["service"],
+            int(asked["there"]),
+            folder,
+        )
+        return ""
+
+    def _exec(self, command: Command, text: str) -> str:
+        found = _EXEC.search(re.sub(r"\\\n", " ", text))
+        if found is None:
+            raise Failed(f"{command}\nhas no command after --")
+        words = self.shell.run(f"echo {found['outer']}").said.split()
+        where = f"--namespace {found['space']}" if found["space"] else ""
+        named = words[0]
+        if "/" not in named:
+            named = f"pod/{named}"
+        said = _good(command, self.shell.run(f"kubectl get {where} {named}")).said
+        self._flags(command, found["inner"])
+        return said
+
+    def _flags(self, command: Command, text: str) -> str:
+        said = []
+        for words in simple_commands(text):
+            asked = with_help(words)
+            if asked is not None:
+                said.append(_good(command, self.shell.run(" ".join(asked))).said)
+                if _FAMILY.search(said[-1]):
+                    raise Failed(f"{command}\nnames no command of {words[0]}")
+        return "\n".join(said)
+
+    def _here(self, text: str) -> str:
+        """Return a command with forwarded ports replaced by those that the routers have."""
+        for port, forwarded in self._forwarded.items():
+            text = re.sub(rf"\b{port}\b", str(forwarded.rest), text)
+        return text
+
+    @property
+    def namespace(self) -> str:
+        """The namespace of kubectl's current context."""
+        where = "jsonpath={.contexts[0].context.namespace}"
+        return self.shell.run(f"kubectl config view --minify -o '{where}'").said or "default"
+
+
+def _good(command: Command, done: Done) -> Done:
+    if done.code:
+        raise Failed(f"{command}\nends with {done.code}:\n{done.said}")
+    return done
+
+
+@contextmanager
+def typist(server: KubeServer, folder: Path, *, runs: bool = True) -> Iterator[Typist]:
+    """Make a folder to work in and a shell there."""
+    place = folder / "place"
+    place.mkdir()
+    shell = Shell(place, cluster.workplace(place, server))
+    made = Typist(server, shell, folder, runs=runs)
+    try:
+        made.shell.run("set -o pipefail")
+        yield made
+    finally:
+        made.close()
