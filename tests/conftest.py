@@ -14,11 +14,9 @@ ORDER = {
     "bluegreen": 3,
     "faults": 4,
     "fuzz": 5,
-    "e2e": 6,
+    "docs": 6,
+    "e2e": 7,
 }
-SIDE_BY_SIDE = ({"unit", "helm", "bluegreen", "faults", "fuzz"}, {"integration"})
-"""Folders of one process each where tests run in two (``-n 2 --dist loadgroup``): each keeps its
-order, so that a run that passes here passes elsewhere."""
 SLOW_TIMEOUT = 600  # seconds, for tests that start engines or Ray
 
 # Examples are the same in every run: a red build means a change, not luck. On a busy machine
@@ -33,8 +31,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         slow = item.get_closest_marker("vllm") or item.get_closest_marker("e2e")
         if slow and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(SLOW_TIMEOUT))
-        side = next((n for n, folders in enumerate(SIDE_BY_SIDE) if _folder(item) in folders), 0)
-        item.add_marker(pytest.mark.xdist_group(f"side-{side}"))
     items.sort(key=_position)
 
 
