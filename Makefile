@@ -33,7 +33,7 @@ test: venv-dev ## Run all tests: unit, integration, end to end (ARGS="-k name" p
 	@# They also want the machine for themselves; the others share it in three processes.
 	@part() { .venv/bin/python -m pytest "$$@" $(ARGS) || { code=$$?; \
 	    [[ $$code == 5 && -n "$(ARGS)" ]] || exit $$code; }; }; \
-	part -m "not vllm and not e2e" -n 3 --dist loadfile; \
+	part -m "not vllm and not e2e" -n 3 --dist loadfile --no-loadscope-reorder; \
 	part -m "vllm and not e2e"; \
 	part -m e2e
 
