@@ -12,6 +12,7 @@ module             mends
 collectives        ``CpuCommunicator`` has no ragged gather and reduce-scatter
 experts            CPU experts ignore the expert map; also counts tokens per expert
 rotary             the CPU rotary embedding garbles 3-D and strided inputs
+sampling           with drafts, one sampled request garbles the whole batch
 sequence_parallel  with workers in ranks, a lone token's shard is taken for all rows
 quiet              warnings that nobody can act on
 sockets            16 threads wake up 100 times a second each, though nothing happens
@@ -47,11 +48,18 @@ def register() -> None:
         experts,
         quick_exit,
         rotary,
+        sampling,
         sequence_parallel,
         sockets,
     )
 
-    for mend in (collectives.MEND, experts.MEND, rotary.MEND, sequence_parallel.MEND):
+    for mend in (
+        collectives.MEND,
+        experts.MEND,
+        rotary.MEND,
+        sampling.MEND,
+        sequence_parallel.MEND,
+    ):
         _done[mend.name] = mend
         if settle(mend):
             _log.info("mended: %s", mend.name)

@@ -18,6 +18,7 @@ from vllm.distributed.device_communicators.cpu_communicator import CpuCommunicat
 from vllm.model_executor.layers.fused_moe.experts import cpu_moe
 from vllm.model_executor.layers.rotary_embedding.base import RotaryEmbedding
 from vllm.model_executor.models.deepseek_v2 import DeepseekV2DecoderLayer
+from vllm.v1.sample import rejection_sampler
 
 from serving.engine import cpu_plugin
 from serving.engine.cpu_plugin import (
@@ -26,6 +27,7 @@ from serving.engine.cpu_plugin import (
     experts,
     quiet,
     rotary,
+    sampling,
     sequence_parallel,
 )
 from serving.engine.cpu_plugin.mend import Mend, settle
@@ -42,6 +44,7 @@ def untouched_vllm(monkeypatch):
         (DeepseekV2DecoderLayer, ("forward",)),
         (cpu_moe.CPUUnquantizedExperts, ("apply", "process_weights_after_loading")),
         (CpuCommunicator, ("__init__",)),
+        (rejection_sampler, ("expand_batch_to_tokens",)),
         (ProcessGroupGloo, ("__init__",)),
         *((cls, ("__init__",)) for cls in quantized_classes()),
     ):
@@ -82,7 +85,7 @@ def plugin_log():
     logger.level = level
 
 
-MENDS = [module.MEND for module in (collectives, experts, rotary, sequence_parallel)]
+MENDS = [module.MEND for module in (collectives, experts, rotary, sampling, sequence_parallel)]
 
 
 @pytest.mark.parametrize("mend", MENDS, ids=lambda mend: mend.name.replace(" ", "-"))
@@ -111,6 +114,8 @@ def test_a_vllm_that_is_right_is_left_alone_and_the_log_says_so(monkeypatch, plu
     gather, scatter = lambda *a, **k: None, lambda *a, **k: None
     monkeypatch.setattr(CpuCommunicator, "all_gatherv", gather)
     monkeypatch.setattr(CpuCommunicator, "reduce_scatterv", scatter)
+    right = functools.partial(sampling.expand_batch_to_tokens)
+    monkeypatch.setattr(rejection_sampler, "expand_batch_to_tokens", right)
     sequence_parallel.apply()
     mended = DeepseekV2DecoderLayer.forward
 
@@ -120,6 +125,7 @@ def test_a_vllm_that_is_right_is_left_alone_and_the_log_says_so(monkeypatch, plu
         assert f"left alone, vLLM has it right itself: {mend.name}" in plugin_log.said
     assert RotaryEmbedding.forward_cpu is native
     assert CpuCommunicator.all_gatherv is gather
+    assert rejection_sampler.expand_batch_to_tokens is right
     assert CpuCommunicator.reduce_scatterv is scatter
     assert DeepseekV2DecoderLayer.forward is mended
 
@@ -144,6 +150,45 @@ def test_another_platform_is_not_touched(monkeypatch):
 def test_a_mend_that_does_not_cure_stops_the_process():
     with pytest.raises(RuntimeError, match="does not know how to mend"):
         settle(Mend("something", is_right=lambda: False, apply=lambda: None))
+
+
+# ---------------------------------------------------------------------------- sampling
+
+
+@hypothesis_settings(max_examples=60)
+@given(
+    requests=st.lists(
+        st.tuples(st.sampled_from([0.0, 0.5, 0.7, 1.0]), st.integers(0, 4)), min_size=1, max_size=6
+    ),
+    dtype=st.sampled_from([torch.float32, torch.int32, torch.int64]),
+    replace_to=st.integers(0, 1),
+)
+def test_each_draft_token_has_its_requests_parameters(requests, dtype, replace_to):
+    values = torch.tensor([value for value, _ in requests]).to(dtype)
+    counts = torch.tensor([count for _, count in requests], dtype=torch.int32).cumsum(0)
+    sampling.apply()
+    got = rejection_sampler.expand_batch_to_tokens(
+        values, counts, int(counts[-1]), replace_from=0, replace_to=replace_to
+    )
+    want = [
+        replace_to if value == 0 else value
+        for value, (_, count) in zip(values.tolist(), requests, strict=True)
+        for _ in range(count)
+    ]
+    assert got.dtype == dtype
+    assert got.tolist() == want
+
+
+def test_a_sampled_request_does_not_change_the_greedy_ones_beside_it():
+    sampling.apply()
+    logits = torch.randn(6, 16, generator=torch.Generator().manual_seed(0))
+    metadata = SimpleNamespace(
+        all_greedy=False, temperature=torch.tensor([0.0, 0.7, 0.0]), top_k=None, top_p=None
+    )
+    drafts = torch.tensor([2, 4, 6], dtype=torch.int32)
+    got = rejection_sampler.apply_sampling_constraints(logits.clone(), drafts, metadata)
+    assert torch.equal(got[[0, 1, 4, 5]], logits[[0, 1, 4, 5]])
+    assert torch.allclose(got[2:4], logits[2:4] / 0.7)
 
 
 # ------------------------------------------------------------------------------ rotary
