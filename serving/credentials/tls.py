@@ -24,6 +24,10 @@ class TlsFiles:
     """Clients must show a certificate of these authorities."""
 
 
+_H2_CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
+"""Of TLS 1.2, for HTTP/2: those that RFC 9113, appendix A, does not prohibit."""
+
+
 class Alpn(StrEnum):
     """What a server speaks inside; agreed on in the handshake (RFC 7301)."""
 
@@ -81,9 +85,8 @@ def load_tls(files: TlsFiles) -> TlsMaterial:
 
 
 def _server_context(files: TlsFiles, alpn: Alpn) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context = _bare_context(alpn)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.set_alpn_protocols([alpn])
     try:
         # Without a password of ours OpenSSL would ask for one on the terminal.
         context.load_cert_chain(files.cert, files.key, password=lambda: b"")
@@ -118,12 +121,21 @@ def following_context(watched: Watched[TlsMaterial], alpn: Alpn = Alpn.HTTP_1_1)
 
 def _context_like(known: ssl.SSLContext, alpn: Alpn) -> ssl.SSLContext:
     """Return a context of its own with the known one's protocol settings and no certificate."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context = _bare_context(alpn)
     context.minimum_version = known.minimum_version
-    context.set_alpn_protocols([alpn])
     context.verify_mode = known.verify_mode
     context.options |= known.options & ssl.OP_NO_TICKET
     context.num_tickets = known.num_tickets
+    return context
+
+
+def _bare_context(alpn: Alpn) -> ssl.SSLContext:
+    """Return a context without certificates that keeps to RFC 9113, section 9.2."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.set_alpn_protocols([alpn])
+    context.options |= ssl.OP_NO_RENEGOTIATION
+    if alpn is Alpn.H2:
+        context.set_ciphers(_H2_CIPHERS)
     return context
 
 

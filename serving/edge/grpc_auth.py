@@ -7,7 +7,7 @@ import grpc
 import grpc.aio
 
 from serving.clock import Clock
-from serving.edge.access import need_of_rpc
+from serving.edge.access import Need, need_of_rpc
 from serving.edge.auth import Authenticator, identity_var
 from serving.edge.grpc_errors import rpc_error
 from serving.errors import ServingError
@@ -17,6 +17,8 @@ from serving.telemetry.logs import RequestLine, log_request
 
 class AuthInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
     """Refuses calls; what it lets through finds the caller in ``identity_var``.
+
+    It must be the last interceptor: it asks for the handler before it knows who calls.
 
     gRPC runs interceptors and handler of a call in one task, so nothing has to be reset.
     """
@@ -36,12 +38,16 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
             for key, value in (handler_call_details.invocation_metadata or ())
             if isinstance(value, str)
         }
+        handler = await continuation(handler_call_details)
+        # Any key may learn that there is no such method: clients that know several versions of a
+        # service fall back to an older one on UNIMPLEMENTED alone.
+        need = Need.KEY if handler is None else need_of_rpc(method)
         try:
-            identity = self._authenticator.authenticate(metadata, need_of_rpc(method))
+            identity = self._authenticator.authenticate(metadata, need)
         except ServingError as error:
             return self._refusal(method, error)
         identity_var.set(identity)
-        return await continuation(handler_call_details)
+        return handler
 
     def _refusal(self, method: str, error: ServingError) -> Any:
         failure = rpc_error(error)

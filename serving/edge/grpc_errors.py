@@ -19,6 +19,10 @@ DOMAIN = "moe-serving"
 _BY_REASON: dict[str, ErrorStatus] = {status.reason: status for status in ERROR_TABLE.values()}
 
 
+_MOST_LETTERS = 1000
+"""Of a message; it goes out twice, once with three bytes for each space."""
+
+
 class RpcError(Exception):
     """Ends a call with a gRPC status."""
 
@@ -59,7 +63,7 @@ def rpc_error(error: BaseException | ErrorResponse) -> RpcError:
             packed.Pack(detail)
             details.append(packed)
     status = status_pb2.Status(
-        code=code_pb2.Code.Value(entry.grpc), message=body.message, details=details
+        code=code_pb2.Code.Value(entry.grpc), message=_short(body.message), details=details
     )
     return RpcError(status, entry.reason)
 
@@ -67,7 +71,9 @@ def rpc_error(error: BaseException | ErrorResponse) -> RpcError:
 def _bad_request(field: str, problem: str) -> error_details_pb2.BadRequest | None:
     if not field:
         return None
-    violation = error_details_pb2.BadRequest.FieldViolation(field=field, description=problem)
+    violation = error_details_pb2.BadRequest.FieldViolation(
+        field=field[:_MOST_LETTERS], description=_short(problem)
+    )
     return error_details_pb2.BadRequest(field_violations=[violation])
 
 
@@ -75,3 +81,10 @@ def _retry_info(seconds: float) -> error_details_pb2.RetryInfo:
     delay = duration_pb2.Duration()
     delay.FromMilliseconds(round(seconds * 1000))
     return error_details_pb2.RetryInfo(retry_delay=delay)
+
+
+def _short(text: str) -> str:
+    """Cut a text that clients would not take: many allow 8 KB for all metadata of an answer."""
+    if len(text) <= _MOST_LETTERS:
+        return text
+    return f"{text[:_MOST_LETTERS]}... ({len(text) - _MOST_LETTERS} more letters)"

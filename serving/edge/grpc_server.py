@@ -6,8 +6,6 @@ from typing import Any
 from fastapi import FastAPI
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
-from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
-from grpc_reflection.v1alpha._async import ReflectionServicer
 
 from serving.api.v1 import fleet_pb2, fleet_pb2_grpc, inference_pb2, inference_pb2_grpc
 from serving.clock import Clock
@@ -19,7 +17,9 @@ from serving.edge.grpc_auth import AuthInterceptor
 from serving.edge.grpc_call import CallRunner
 from serving.edge.grpc_errors import rpc_error
 from serving.edge.inference_service import InferenceService
+from serving.edge.json_bounds import MOST_VALUES
 from serving.edge.pages import RouterPages
+from serving.edge.reflection import V1, V1ALPHA, add_reflection
 from serving.errors import InvalidRequest
 from serving.listening import bind
 from serving.rpc.head import Refusal
@@ -29,7 +29,7 @@ from serving.telemetry.tracing import NO_TRACING, Tracing
 
 INFERENCE = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name
 FLEET = fleet_pb2.DESCRIPTOR.services_by_name["FleetService"].full_name
-SERVICES = (INFERENCE, FLEET, health.SERVICE_NAME, reflection.SERVICE_NAME)
+SERVICES = (INFERENCE, FLEET, health.SERVICE_NAME, V1, V1ALPHA)
 
 _PORT_SETTING = "router.grpc_port (--grpc-port)"
 
@@ -45,6 +45,7 @@ class GrpcGuard:
     tls: Watched[TlsMaterial] | None = None
     """None: plain text."""
     max_header_bytes: int = 32 * 2**10
+    max_body_values: int = MOST_VALUES
     """Of a call's metadata."""
 
 
@@ -77,15 +78,13 @@ class GrpcEdge:
         runner = CallRunner(pages.gate, pages.model, clock, tracing)
         server: Any = self._server  # for the stubs there are only gRPC's own
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(
-            InferenceService(app, runner), server
+            InferenceService(app, runner, guard.max_body_values), server
         )
         fleet_pb2_grpc.add_FleetServiceServicer_to_server(
             FleetService(pages.view, operator, settings.drain_timeout), server
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(
-            ReflectionServicer(SERVICES), server
-        )
+        add_reflection(SERVICES, server)
 
     async def start(self) -> int:
         """Listen; returns the port.
@@ -114,6 +113,10 @@ class GrpcEdge:
         )
         for name in (_OVERALL, INFERENCE, FLEET):
             await self._health.set(name, status)
+
+    async def leave(self) -> None:
+        """Ask clients to take their next calls to another router; running ones go on."""
+        await self._server.leave()
 
     async def stop(self, grace: float) -> None:
         """Take no more calls; running ones get ``grace`` seconds, then they are cancelled."""

@@ -1,9 +1,10 @@
 """InferenceService: typed calls on the very serving objects that answer REST."""
 
 from collections.abc import AsyncGenerator
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import FastAPI
+from google.protobuf.message import Message
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 
 from serving.api.v1 import inference_pb2 as pb
@@ -12,15 +13,22 @@ from serving.edge import grpc_requests as requests
 from serving.edge import grpc_responses as responses
 from serving.edge.grpc_call import Call, CallRunner
 from serving.edge.grpc_errors import rpc_error
+from serving.edge.json_bounds import MOST_VALUES
+from serving.edge.message_bounds import bound
 from serving.edge.vllm_json import decode_chat, decode_text
 from serving.errors import Unsupported
+
+RequestT = TypeVar("RequestT", bound=Message)
 
 
 class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
     """Serves ``serving.api.v1.InferenceService``."""
 
-    def __init__(self, app: FastAPI, runner: CallRunner) -> None:
+    def __init__(
+        self, app: FastAPI, runner: CallRunner, max_body_values: int = MOST_VALUES
+    ) -> None:
         self._app = app
+        self._max_body_values = max_body_values
         self._runner = runner
 
     async def Chat(self, request: pb.ChatRequest, context: Any) -> pb.ChatResponse:  # noqa: N802
@@ -29,7 +37,8 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         async def handle(call: Call) -> pb.ChatResponse:
             answer = _checked(
                 await self._app.state.openai_serving_chat.create_chat_completion(
-                    requests.chat_request(request, stream=False), call.raw_request(self._app)
+                    requests.chat_request(self._bounded(request), stream=False),
+                    call.raw_request(self._app),
                 )
             )
             decoded = decode_chat(answer.model_dump_json())
@@ -47,7 +56,8 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         async def begin(call: Call) -> AsyncGenerator[str]:
             events: AsyncGenerator[str] = _checked(
                 await self._app.state.openai_serving_chat.create_chat_completion(
-                    requests.chat_request(request, stream=True), call.raw_request(self._app)
+                    requests.chat_request(self._bounded(request), stream=True),
+                    call.raw_request(self._app),
                 )
             )
             return events
@@ -62,7 +72,8 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         async def handle(call: Call) -> pb.CompleteResponse:
             answer = _checked(
                 await self._app.state.openai_serving_completion.create_completion(
-                    requests.complete_request(request, stream=False), call.raw_request(self._app)
+                    requests.complete_request(self._bounded(request), stream=False),
+                    call.raw_request(self._app),
                 )
             )
             decoded = decode_text(answer.model_dump_json())
@@ -80,7 +91,8 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         async def begin(call: Call) -> AsyncGenerator[str]:
             events: AsyncGenerator[str] = _checked(
                 await self._app.state.openai_serving_completion.create_completion(
-                    requests.complete_request(request, stream=True), call.raw_request(self._app)
+                    requests.complete_request(self._bounded(request), stream=True),
+                    call.raw_request(self._app),
                 )
             )
             return events
@@ -110,7 +122,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         async def handle(call: Call) -> pb.TokenizeResponse:
             answer = _checked(
                 await self._app.state.serving_tokenization.create_tokenize(
-                    requests.tokenize_request(request), call.raw_request(self._app)
+                    requests.tokenize_request(self._bounded(request)), call.raw_request(self._app)
                 )
             )
             return pb.TokenizeResponse(
@@ -129,7 +141,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         async def handle(call: Call) -> pb.DetokenizeResponse:
             answer = _checked(
                 await self._app.state.serving_tokenization.create_detokenize(
-                    requests.detokenize_request(request), call.raw_request(self._app)
+                    requests.detokenize_request(self._bounded(request)), call.raw_request(self._app)
                 )
             )
             return pb.DetokenizeResponse(text=answer.prompt)
@@ -158,6 +170,15 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
             )
 
         return await self._runner.unary("ListModels", context, handle)
+
+    def _bounded(self, request: RequestT) -> RequestT:
+        """Return the request, unless it holds too many values.
+
+        Raises:
+            InvalidRequest: it does.
+        """
+        bound(request, self._max_body_values)
+        return request
 
 
 def _chat_chunk(data: str) -> pb.ChatStreamResponse:

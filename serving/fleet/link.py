@@ -17,7 +17,7 @@ from serving.fleet.rank_link import RankLink
 from serving.link.protocol import PROTOCOL_VERSION
 from serving.link.v1 import link_pb2, link_pb2_grpc
 from serving.listening import bind
-from serving.rpc.call import EOF
+from serving.rpc.context import EOF
 from serving.rpc.server import Server
 from serving.settings import LinkSettings, RouterSettings
 from serving.telemetry import metrics

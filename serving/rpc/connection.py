@@ -7,6 +7,7 @@ the tokens of all streams of a connection that came in one frame of a rank share
 
 import asyncio
 import struct
+from collections.abc import Iterable, Mapping
 from itertools import islice
 from typing import TYPE_CHECKING, cast
 
@@ -15,6 +16,7 @@ from h2.errors import ErrorCodes
 from h2.events import (
     DataReceived,
     Event,
+    PingAckReceived,
     RemoteSettingsChanged,
     RequestReceived,
     StreamEnded,
@@ -24,9 +26,11 @@ from h2.events import (
 from h2.exceptions import ProtocolError
 from hyperframe.frame import DataFrame, GoAwayFrame
 
+from serving.rpc.answer import Answer
 from serving.rpc.budget import UNSERVED, WORTH, Budget
 from serving.rpc.call import Call
 from serving.rpc.http2 import Http2
+from serving.rpc.peer import address_of, auth_context_of
 from serving.rpc.wire import Headers
 
 if TYPE_CHECKING:
@@ -56,6 +60,9 @@ _PREMATURE = 1.0
 """Seconds; a call that is cancelled sooner is one of those that a flood is made of."""
 _MAX_PREMATURE = 1000
 """Of them on a connection, in excess of one for each call that went well."""
+
+_LEAVING = b"goes off"
+"""In the PING whose answer says that a client knows of the server's end."""
 
 _H1_TEXT = b"This port speaks gRPC, over HTTP/2; REST has a port of its own.\n"
 _H1_ANSWER = (
@@ -88,9 +95,10 @@ class Connection(asyncio.Protocol):
         self._paused = False
         self._on_top = 0
         """Bytes that were written since."""
-        self._waiting: dict[Call, None] = {}
+        self._waiting: dict[Answer, None] = {}
         """In the order in which they get room."""
         self._greeted = False
+        self._leaving = False
         self._heard_at = self.loop.time()
         self._pinged = False
         self._timer: asyncio.TimerHandle | None = None
@@ -106,7 +114,7 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Wait for the client to speak."""
         self._transport = cast("asyncio.Transport", transport)
-        self.peer = _peer_of(transport.get_extra_info("peername"))
+        self.peer = address_of(transport)
         self.server.connected(self)
         self._look_in(self.server.keepalive_time)
         if self.server.stopping:
@@ -186,6 +194,11 @@ class Connection(asyncio.Protocol):
         self._lose()
         self.server.disconnected(self)
 
+    def auth_context(self) -> Mapping[str, Iterable[bytes]]:
+        """Return what TLS says of the client, by gRPC's names."""
+        assert self._transport is not None
+        return auth_context_of(self._transport)
+
     # -- what calls send ----------------------------------------------------------------
 
     def send_headers(self, stream_id: int, headers: Headers, *, end: bool = False) -> None:
@@ -195,7 +208,7 @@ class Connection(asyncio.Protocol):
             self._h2.send_headers(stream_id, headers, end_stream=end)
             self.flush_h2()
 
-    def try_send(self, call: Call, payload: bytes) -> bool:
+    def try_send(self, call: Answer, payload: bytes) -> bool:
         """Send all of the payload in one frame, if it may go now.
 
         This is the way of nearly every token. The state of a stream between headers and
@@ -215,7 +228,7 @@ class Connection(asyncio.Protocol):
         self._write(_data_head(size >> 8, size & 0xFF, 0, 0, stream.stream_id) + payload)
         return True
 
-    def room_for(self, call: Call) -> int:
+    def room_for(self, call: Answer) -> int:
         """Return how many bytes of a message may go now, in one frame."""
         if self._paused:
             return 0
@@ -226,11 +239,11 @@ class Connection(asyncio.Protocol):
             h2.max_outbound_frame_size,
         )
 
-    def wait_for_room(self, call: Call) -> None:
+    def wait_for_room(self, call: Answer) -> None:
         """Call ``call.has_room`` when there may be room, until ``had_room``."""
         self._waiting.setdefault(call)
 
-    def had_room(self, call: Call) -> None:
+    def had_room(self, call: Answer) -> None:
         """Let others go first from now on."""
         self._waiting.pop(call, None)
 
@@ -271,14 +284,25 @@ class Connection(asyncio.Protocol):
     # -- the server's end ---------------------------------------------------------------
 
     def go_away(self) -> None:
-        """Ask the client to take its next calls elsewhere; those that run go on."""
+        """Ask the client to take its next calls elsewhere; those that run go on.
+
+        Calls that it has begun before it knows are served: they are here before its answer to the
+        PING. Later ones are refused as never seen, so that clients try them elsewhere by
+        themselves (RFC 9113, section 6.8).
+        """
         if not self._greeted:
             self.close()
             return
-        frame = GoAwayFrame(0)
-        frame.last_stream_id = 2**31 - 1
-        frame.error_code = ErrorCodes.NO_ERROR
-        self._write(frame.serialize())
+        if not self._leaving:
+            self._leaving = True
+            self._write_goaway(2**31 - 1)
+            self._h2.ping(_LEAVING)
+            self.flush_h2()
+
+    @property
+    def refusing(self) -> bool:
+        """Whether the client knows that it is to go, and no call of it is on the way."""
+        return self._h2.refusing or not self._leaving
 
     def close(self) -> None:
         """Send what is still to be sent, and hang up."""
@@ -310,6 +334,16 @@ class Connection(asyncio.Protocol):
                 self._wake(event.stream_id)
             case RemoteSettingsChanged():
                 self._wake()
+            case PingAckReceived(ping_data=data) if data == _LEAVING:
+                self._h2.refusing = True
+                self._write_goaway(self._h2.highest_inbound_stream_id)
+                self.server.told.set()
+
+    def _write_goaway(self, last_stream_id: int) -> None:
+        frame = GoAwayFrame(0)
+        frame.last_stream_id = last_stream_id
+        frame.error_code = ErrorCodes.NO_ERROR
+        self._write(frame.serialize())
 
     def _begin(self, event: RequestReceived) -> None:
         assert event.stream_id is not None
@@ -426,8 +460,9 @@ class Connection(asyncio.Protocol):
         self._timer = self.loop.call_later(patience, self.abort)
 
     def _lose(self) -> None:
-        """Nothing is sent from now on; end all calls."""
+        """Nothing is sent or read from now on; end all calls."""
         self.lost = True
+        self._h2.release()
         if self._timer is not None:
             self._timer.cancel()
         if self._cut_some():
@@ -464,11 +499,3 @@ class Connection(asyncio.Protocol):
     def _look_in(self, seconds: float) -> None:
         self._due = self.loop.time() + seconds
         self._timer = self.loop.call_later(seconds, self._look)
-
-
-def _peer_of(address: object) -> str:
-    """Return an address as gRPC writes it."""
-    if not isinstance(address, tuple):
-        return "unknown"
-    host, port = str(address[0]), address[1]
-    return f"ipv6:[{host}]:{port}" if ":" in host else f"ipv4:{host}:{port}"

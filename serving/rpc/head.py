@@ -5,8 +5,8 @@ from typing import NamedTuple, Self
 
 import grpc
 
+from serving.rpc.compression import ACCEPTED, ENCODINGS, accepts, is_codec
 from serving.rpc.wire import (
-    ACCEPTED_ENCODINGS,
     Headers,
     Metadata,
     WireError,
@@ -18,6 +18,7 @@ CONTENT_TYPE = b"application/grpc"
 _OVERHEAD = 32
 """Bytes that a header counts for beside its name and value (RFC 9113, section 6.5.2)."""
 _Code = grpc.StatusCode
+_BY_NUMBER: dict[int, grpc.StatusCode] = {each.value[0]: each for each in _Code}
 
 
 class Refusal(NamedTuple):
@@ -54,6 +55,8 @@ class RequestHead:
     """Seconds that the client gives; none: no end."""
     encoding: str
     """How its messages may be compressed."""
+    accept_encoding: bytes
+    """How ours may be."""
 
     @classmethod
     def of(cls, headers: Headers, max_bytes: int) -> Self:
@@ -83,27 +86,34 @@ class RequestHead:
         if timeout is not None and timeout <= 0:
             raise Refused(_Code.DEADLINE_EXCEEDED, "the deadline had passed when the call came")
         encoding = fields.get(b"grpc-encoding", b"identity").decode("latin-1")
-        if encoding not in ACCEPTED_ENCODINGS.split(","):
+        if encoding not in ENCODINGS:
             raise Refused(
                 _Code.UNIMPLEMENTED,
-                f"messages compressed as {encoding!r} are not read; known: {ACCEPTED_ENCODINGS}",
+                f"messages compressed as {encoding!r} are not read; known: {ACCEPTED}",
             )
         method = fields.get(b":path", b"").decode("latin-1")
-        return cls(method, metadata, timeout, encoding)
+        accepted = fields.get(b"grpc-accept-encoding", b"")
+        return cls(method, metadata, timeout, encoding, accepted)
+
+    def answers_as(self, said: str | None) -> str | None:
+        """Return how answers are compressed; None: not at all.
+
+        Args:
+            said: by the handler or the server; if neither says anything, the client's own way.
+        """
+        encoding = self.encoding if said is None else said
+        if is_codec(encoding) and accepts(self.accept_encoding, encoding):
+            return encoding
+        return None
+
+
+NO_HEAD = RequestHead("", (), None, "identity", b"")
+"""Of a call whose headers cannot be read."""
 
 
 def status_code(code: grpc.StatusCode | int) -> grpc.StatusCode:
-    """Return the status that a number stands for.
-
-    Raises:
-        ValueError: there is none.
-    """
-    if isinstance(code, grpc.StatusCode):
-        return code
-    for each in grpc.StatusCode:
-        if each.value[0] == code:
-            return each
-    raise ValueError(f"there is no status {code!r}")
+    """Return the status that a number stands for; UNKNOWN if there is none, as in grpc.aio."""
+    return code if isinstance(code, grpc.StatusCode) else _BY_NUMBER.get(code, _Code.UNKNOWN)
 
 
 def _is_grpc(content_type: bytes) -> bool:

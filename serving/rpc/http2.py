@@ -3,6 +3,7 @@
 h2's own rules hold but for what each class here says.
 """
 
+import contextlib
 from collections.abc import Iterable, Sized
 from typing import Any
 
@@ -11,25 +12,27 @@ from h2.connection import H2Connection
 from h2.errors import ErrorCodes
 from h2.events import Event, StreamReset
 from h2.exceptions import (
-    DenialOfServiceError,
+    InvalidBodyLengthError,
     ProtocolError,
     StreamClosedError,
     StreamIDTooLowError,
 )
-from h2.frame_buffer import FrameBuffer
 from h2.settings import SettingCodes, Settings
-from h2.stream import StreamClosedBy
+from h2.stream import H2Stream, StreamClosedBy
 from hpack import Decoder, Encoder, HeaderTuple
-from hpack.exceptions import HPACKDecodingError, HPACKError
-from hyperframe.exceptions import InvalidPaddingError
+from hpack.exceptions import HPACKDecodingError, HPACKError, OversizedHeaderListError
 from hyperframe.frame import (
     DataFrame,
     Frame,
     GoAwayFrame,
     HeadersFrame,
+    PriorityFrame,
     RstStreamFrame,
     SettingsFrame,
+    WindowUpdateFrame,
 )
+
+from serving.rpc.frames import Frames
 
 _STREAM_WINDOW = 2**18
 _CONNECTION_WINDOW = 2**22
@@ -43,7 +46,6 @@ _MAX_SIZE_UPDATES = 2
 _USED: dict[int, int] = {SettingCodes.HEADER_TABLE_SIZE: 2**12, SettingCodes.MAX_FRAME_SIZE: 2**14}
 """Of what a client allows at most so much: it pays with our memory, and our time to search."""
 _KNOWN = frozenset(SettingCodes)
-_LENGTH_BYTES = 3
 _DEFAULT_WINDOW = 65_535
 
 _CONFIGURATION = H2Configuration(
@@ -53,6 +55,12 @@ _CONFIGURATION = H2Configuration(
     validate_outbound_headers=False,
     normalize_outbound_headers=False,
 )
+
+
+class _CompressionError(ProtocolError):
+    """A block of headers cannot be decoded; h2 has PROTOCOL_ERROR for that (section 4.3)."""
+
+    error_code = ErrorCodes.COMPRESSION_ERROR
 
 
 class _Decoder(Decoder):
@@ -65,7 +73,12 @@ class _Decoder(Decoder):
 
     def decode(self, data: bytes, raw: bool = False) -> Iterable[HeaderTuple]:  # noqa: FBT001, FBT002
         self._updates = 0
-        headers = super().decode(data, raw)
+        try:
+            headers = super().decode(data, raw)
+        except OversizedHeaderListError:
+            raise
+        except HPACKError as error:
+            raise _CompressionError(f"headers cannot be decoded: {error}") from error
         return [_stripped(each) for each in headers]
 
     def _update_encoding_context(self, data: bytes | memoryview) -> int:
@@ -83,36 +96,10 @@ class _Encoder(Encoder):
         return super().encode(headers, huffman=False)
 
 
-class _Frames(FrameBuffer):
-    """h2's, but a frame that is too long is known by its head; h2 first waits for all of it.
-
-    And a block of headers is bounded as it comes, before it is decoded: that takes time for each
-    byte.
-    """
-
-    def __init__(self, max_headers: int) -> None:
-        super().__init__(server=True)
-        self.unread = self._data
-        """What has come and is not a frame yet; h2 changes it in place."""
-        self._max_headers = max_headers
-
-    def __next__(self) -> Frame:
-        if len(head := self._data[:_LENGTH_BYTES]) == _LENGTH_BYTES:
-            length = int.from_bytes(head)
-            self._validate_frame_length(length)
-            begun = self._headers_buffer
-            if begun and sum(len(part.data) for part in begun) + length > self._max_headers:
-                raise DenialOfServiceError("a block of headers is too long")
-        try:
-            return super().__next__()
-        except InvalidPaddingError as error:
-            raise ProtocolError("a frame's padding is longer than the frame") from error
-
-
 class Http2(H2Connection):
     """One connection's state."""
 
-    incoming_buffer: _Frames
+    incoming_buffer: Frames
     _counted = 0
 
     def __init__(
@@ -128,7 +115,7 @@ class Http2(H2Connection):
         super().__init__(_CONFIGURATION)
         self.decoder = _Decoder(max_headers)
         self.encoder = _Encoder()
-        self.incoming_buffer = _Frames(max_headers)
+        self.incoming_buffer = Frames(max_headers)
         self.incoming_buffer.max_frame_size = self.max_inbound_frame_size
         self.local_settings = Settings(
             client=False,
@@ -139,6 +126,8 @@ class Http2(H2Connection):
             },
         )
         self._max_streams = max_streams
+        self.refusing = False
+        """No stream is taken any more."""
         self._served = served
         self._resets: dict[int, None] = {}
         """Streams that the client was told are reset: once is enough."""
@@ -147,6 +136,19 @@ class Http2(H2Connection):
         """Say what a client may do."""
         self.initiate_connection()
         self.increment_flow_control_window(_CONNECTION_WINDOW - _DEFAULT_WINDOW)
+
+    def release(self) -> None:
+        """Let go of all that is not needed when the connection is lost.
+
+        h2's table of its own methods is a cycle: without this, each connection would wait for
+        the garbage collector, with all that it has.
+        """
+        self._frame_dispatch_table = {}
+        self._header_frames = []
+        self.incoming_buffer.release()
+        self._data_to_send.clear()
+        self._closed_streams.clear()
+        self._resets.clear()
 
     receive = H2Connection._receive_frame  # noqa: SLF001  a call less for each frame
     """Take in one frame of ``incoming_buffer``; raises ProtocolError where it ends the
@@ -172,10 +174,11 @@ class Http2(H2Connection):
 
         So does one stream more than there may be (section 5.1.2).
         """
-        if len(self._served) >= self._max_streams and frame.stream_id not in self.streams:
+        full = self.refusing or len(self._served) >= self._max_streams
+        if full and frame.stream_id not in self.streams:
             return self._refuse(frame), []
         try:
-            return super()._receive_headers_frame(frame)
+            answer = super()._receive_headers_frame(frame)
         except (StreamClosedError, StreamIDTooLowError) as error:
             if self._stream_is_closed_by_reset(error.stream_id) and not self._first(frame):
                 return [], []
@@ -185,10 +188,57 @@ class Http2(H2Connection):
             # Others, and those with a cause (the decoder, a state), are the connection's.
             if type(error) is not ProtocolError or error.__cause__ or not stream or not stream.open:
                 raise
-            self._first(frame)
-            code = ErrorCodes.PROTOCOL_ERROR
-            reset = StreamReset(stream_id=frame.stream_id, error_code=code, remote_reset=False)
-            return stream.reset_stream(code), [reset]
+            return self._fail_stream(frame)
+        if "END_STREAM" in frame.flags and not _is_as_long_as_it_says(
+            self.streams, frame.stream_id
+        ):
+            return self._fail_stream(frame)
+        return answer
+
+    def _receive_data_frame(self, frame: DataFrame) -> tuple[list[Frame], list[Event]]:
+        """DATA that is not as long as content-length says ends its stream (section 8.1.1)."""
+        try:
+            return super()._receive_data_frame(frame)
+        except InvalidBodyLengthError:
+            frames, events = self._fail_stream(frame)
+            manager = self._inbound_flow_control_window_manager
+            if more := manager.process_bytes(frame.flow_controlled_length):
+                update = WindowUpdateFrame(0)
+                update.window_increment = more
+                frames.append(update)
+            return frames, events
+
+    def _receive_priority_frame(
+        self, frame: HeadersFrame | PriorityFrame
+    ) -> tuple[list[Frame], list[Event]]:
+        """What is wrong with a priority concerns its stream (sections 5.3 and 6.3)."""
+        if isinstance(frame, PriorityFrame):
+            if not frame.body_len:
+                return self._fail_stream(frame, ErrorCodes.FRAME_SIZE_ERROR)
+            if frame.depends_on == frame.stream_id:
+                return self._fail_stream(frame)
+        return super()._receive_priority_frame(frame)
+
+    def _receive_window_update_frame(
+        self, frame: WindowUpdateFrame
+    ) -> tuple[list[Frame], list[Event]]:
+        """An increment of 0 on a stream ends the stream alone (section 6.9)."""
+        if not frame.window_increment:
+            with contextlib.suppress(StreamClosedError):
+                self._get_stream_by_id(frame.stream_id)  # raises for one that is idle, too
+            return self._fail_stream(frame)
+        return super()._receive_window_update_frame(frame)
+
+    def _fail_stream(
+        self, frame: Frame, code: ErrorCodes = ErrorCodes.PROTOCOL_ERROR
+    ) -> tuple[list[Frame], list[Event]]:
+        """End the stream of a frame that is malformed; nothing if there is none any more."""
+        stream = self.streams.get(frame.stream_id)
+        if stream is None or stream.closed:
+            return [], []
+        self._first(frame)
+        reset = StreamReset(stream_id=frame.stream_id, error_code=code, remote_reset=False)
+        return stream.reset_stream(code), [reset]
 
     def _refuse(self, frame: HeadersFrame) -> list[Frame]:
         """Refuse a stream; its headers are decoded all the same, for the table's sake."""
@@ -250,6 +300,14 @@ class Http2(H2Connection):
         if len(changes) > 2:  # noqa: PLR2004  the smallest and the last are told (RFC 7541, 4.2)
             changes[:] = [min(changes), changes[-1]]
         return answer
+
+
+def _is_as_long_as_it_says(streams: dict[int, H2Stream], stream_id: int) -> bool:
+    """Return whether a request that ends with headers has as much DATA as content-length says."""
+    stream = streams.get(stream_id)
+    if stream is None or (expected := stream._expected_content_length) is None:  # noqa: SLF001
+        return True
+    return bool(expected == stream._actual_content_length)  # noqa: SLF001
 
 
 def _stripped(header: HeaderTuple) -> HeaderTuple:

@@ -11,18 +11,19 @@ from typing import Any
 import grpc
 import grpc.aio
 
+from serving.rpc.accepting import Acceptor
 from serving.rpc.call import STOPPING, Details
+from serving.rpc.compression import name_of
 from serving.rpc.connection import Connection
 from serving.rpc.head import Refusal
 from serving.rpc.http2 import MAX_STREAMS
 from serving.rpc.turns import Turns
 
-_BACKLOG = 2048
-_HANDSHAKE_TIMEOUT = 20.0
 _LAST_WORDS = 1.0
 """Seconds for cancelled handlers to end, and for their clients to read what they were told."""
 
 
+_TOO_MANY_CALLS = Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many calls at once")
 UNDECODABLE = Refusal(grpc.StatusCode.INVALID_ARGUMENT, "the bytes are no message of this RPC")
 
 
@@ -41,6 +42,8 @@ class Server:
         request_timeout: float = 60.0,
         write_timeout: float | None = None,
         undecodable: Refusal = UNDECODABLE,
+        compression: grpc.Compression | None = None,
+        maximum_concurrent_rpcs: int | None = None,
     ) -> None:
         """Prepare a server.
 
@@ -54,6 +57,12 @@ class Server:
             request_timeout: seconds that the one message of a unary call may take to come.
             write_timeout: seconds that a client may take to take a message; none: for ever.
             undecodable: how calls end whose message cannot be decoded.
+            compression: of answers to clients that read it; none: as a client compresses what it
+                sends. Handlers may say otherwise.
+            maximum_concurrent_rpcs: on all connections; further ones are RESOURCE_EXHAUSTED.
+
+        Raises:
+            ValueError: an interceptor is none.
         """
         self.max_message_bytes = max_message_bytes
         self.max_metadata_bytes = max_metadata_bytes
@@ -63,17 +72,24 @@ class Server:
         self.request_timeout = request_timeout
         self.write_timeout = write_timeout
         self.undecodable = undecodable
+        self.encoding = name_of(compression)
+        self._most_calls = maximum_concurrent_rpcs
         self.clock = time.perf_counter
         self.turns = Turns(self.clock)
         self.connections: set[Connection] = set()
         self.tasks: set[asyncio.Task[None]] = set()
         self.stopping = False
+        self._refusing = False
+        self.told = asyncio.Event()
+        """A client knows that it is to go, or is gone."""
         self._deserted = asyncio.Event()
         self._deserted.set()
         self._interceptors = tuple(interceptors)
+        if not all(isinstance(each, grpc.aio.ServerInterceptor) for each in interceptors):
+            raise ValueError(f"not all are grpc.aio.ServerInterceptor: {interceptors}")
         self._generic: list[Any] = []
         self._methods: dict[str, Any] = {}
-        self._listening: asyncio.Server | None = None
+        self._acceptor: Acceptor | None = None
 
     # -- what generated code calls ------------------------------------------------------
 
@@ -89,26 +105,39 @@ class Server:
 
     async def start(self, listening: socket.socket, tls: ssl.SSLContext | None = None) -> int:
         """Serve on a socket that is bound; returns its port. ``tls`` must offer ALPN ``h2``."""
-        loop = asyncio.get_running_loop()
-        self._listening = await loop.create_server(
-            lambda: Connection(self),
-            sock=listening,
-            backlog=_BACKLOG,
-            ssl=tls,
-            ssl_handshake_timeout=None if tls is None else _HANDSHAKE_TIMEOUT,
-        )
+        self._acceptor = Acceptor(listening, lambda: Connection(self), tls)
+        self._acceptor.start()
         port: int = listening.getsockname()[1]
         return port
 
-    async def stop(self, grace: float) -> None:
-        """Take no more connections; calls get ``grace`` seconds. Safe to call twice."""
-        self.stopping = True
-        if self._listening is not None:
-            self._listening.close()
+    async def leave(self) -> None:
+        """Ask all clients that are there to take their next calls elsewhere; running ones go on.
+
+        Returns when they know, or after a second.
+        """
         for connection in tuple(self.connections):
             connection.go_away()
-        if self.tasks and grace > 0:
-            await asyncio.wait(tuple(self.tasks), timeout=grace)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LAST_WORDS):
+                while not all(each.refusing for each in self.connections):
+                    self.told.clear()
+                    await self.told.wait()
+
+    async def stop(self, grace: float) -> None:
+        """Take no more connections; calls get ``grace`` seconds. Safe to call twice.
+
+        Calls that are on the way when it begins are served, too.
+        """
+        self.stopping = True
+        if self._acceptor is not None:
+            self._acceptor.close()
+        for connection in tuple(self.connections):
+            connection.go_away()
+        if grace > 0:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(grace):
+                    await self._served()
+        self._refusing = True
         await self._cancel_calls()
         for connection in tuple(self.connections):
             connection.close()
@@ -117,6 +146,12 @@ class Server:
             await asyncio.wait_for(self._deserted.wait(), _LAST_WORDS)
         for connection in tuple(self.connections):
             connection.abort()
+
+    async def _served(self) -> None:
+        """Wait until all clients know, and all calls are over."""
+        await self.leave()
+        while self.tasks:
+            await asyncio.wait(tuple(self.tasks))
 
     async def _cancel_calls(self) -> None:
         left = tuple(self.tasks)
@@ -136,8 +171,17 @@ class Server:
     def disconnected(self, connection: Connection) -> None:
         """Drop one that is gone."""
         self.connections.discard(connection)
+        self.told.set()
         if not self.connections:
             self._deserted.set()
+
+    def refusal(self) -> Refusal | None:
+        """Return why no call is taken now; none: one is."""
+        if self._refusing:
+            return STOPPING
+        if self._most_calls is not None and len(self.tasks) >= self._most_calls:
+            return _TOO_MANY_CALLS
+        return None
 
     async def handler_of(self, details: Details) -> Any:
         """Return the handler of a call, as the interceptors let it have one; none if none is."""

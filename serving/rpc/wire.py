@@ -7,9 +7,11 @@ import base64
 import binascii
 import re
 import struct
-import zlib
 from collections.abc import Iterable, Iterator
+from typing import Any
 from urllib.parse import quote
+
+from serving.rpc.compression import BadMessage, LongMessage, is_codec, unpacked
 
 Metadata = tuple[tuple[str, str | bytes], ...]
 Headers = list[tuple[bytes, bytes]]
@@ -17,9 +19,6 @@ Headers = list[tuple[bytes, bytes]]
 PREFIX_BYTES = 5
 """In front of each message: one byte says whether it is compressed, four its length."""
 _prefix = struct.Struct(">BI")
-
-ACCEPTED_ENCODINGS = "identity,deflate,gzip"
-_WINDOW_BITS = {"gzip": zlib.MAX_WBITS | 16, "deflate": zlib.MAX_WBITS}
 
 _UNITS = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
 _TIMEOUT = re.compile(r"(\d{1,8})([HMSmun])")
@@ -45,9 +44,9 @@ class Packed(bytes):
     __slots__ = ()
 
 
-def framed(message: bytes) -> bytes:
+def framed(message: bytes, *, compressed: bool = False) -> bytes:
     """Return the message with its prefix."""
-    return _prefix.pack(0, len(message)) + message
+    return _prefix.pack(compressed, len(message)) + message
 
 
 class MessageReader:
@@ -87,7 +86,7 @@ class MessageReader:
                 raise MessageTooLarge(f"a message has {size} bytes, at most {self._limit} may come")
             if compressed > 1:
                 raise WireError(f"a message begins with {compressed}, neither 0 nor 1")
-            if compressed and self._encoding not in _WINDOW_BITS:
+            if compressed and not is_codec(self._encoding):
                 raise WireError("a message is compressed, and grpc-encoding does not say how")
             end = begin + PREFIX_BYTES + size
             if len(buffer) < end:
@@ -97,27 +96,19 @@ class MessageReader:
             begin = end
         del buffer[:begin]
 
-    def plain(self, message: bytes) -> bytes:
-        """Return a message as it is uncompressed.
+    def plain(self, message: Packed) -> Iterator[bytes]:
+        """Unpack a message; yields parts of it, each of which takes about half a millisecond.
 
         Raises:
-            MessageTooLarge: it is over the limit then.
+            MessageTooLarge: it is over the limit when it is unpacked.
             WireError: it is damaged.
         """
-        if type(message) is not Packed:
-            return message
-        engine = zlib.decompressobj(_WINDOW_BITS[self._encoding])
         try:
-            plain = engine.decompress(message, self._limit + 1)
-        except zlib.error as error:
-            raise WireError(f"a message is damaged: {error}") from error
-        if len(plain) > self._limit:
-            raise MessageTooLarge(
-                f"a message has more than {self._limit} bytes when it is unpacked"
-            )
-        if not engine.eof:
-            raise WireError("a message is damaged: its compressed form has no end")
-        return plain
+            yield from unpacked(message, self._encoding, self._limit)
+        except LongMessage as error:
+            raise MessageTooLarge(str(error)) from error
+        except BadMessage as error:
+            raise WireError(str(error)) from error
 
 
 def metadata_of(headers: Iterable[tuple[bytes, bytes]]) -> Metadata:
@@ -147,7 +138,12 @@ def headers_of(metadata: Iterable[tuple[str, str | bytes]]) -> Headers:
         ValueError: a key or value cannot be sent.
     """
     found: Headers = []
+    key: Any  # what handlers give is checked here
+    value: Any
     for key, value in metadata:
+        if not isinstance(key, str) or not isinstance(value, str | bytes):
+            text = f"metadata are texts or bytes by name, not {key!r}: {value!r}"
+            raise ValueError(text)  # noqa: TRY004  as all that cannot be sent
         if not _KEY.fullmatch(key) or (key.startswith("grpc-") and not key.endswith("-bin")):
             raise ValueError(f"{key!r} is no name of metadata")
         if key.endswith("-bin"):

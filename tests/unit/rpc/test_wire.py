@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from serving.rpc.wire import (
     MessageReader,
     MessageTooLarge,
+    Packed,
     WireError,
     framed,
     headers_of,
@@ -41,10 +42,14 @@ def read(reader: MessageReader, *chunks: bytes) -> tuple[list[bytes], type | Non
     except WireError as raised:
         error = type(raised)
     try:
-        plain.extend(reader.plain(message) for message in found)
+        plain.extend(plain_of(reader, message) for message in found)
     except WireError as raised:
         error = type(raised)
     return plain, error
+
+
+def plain_of(reader: MessageReader, message: bytes) -> bytes:
+    return b"".join(reader.plain(message)) if isinstance(message, Packed) else message
 
 
 def cut(data: bytes, places: list[int]) -> list[bytes]:
@@ -103,7 +108,7 @@ def test_a_message_is_unpacked_only_when_it_is_wanted():
     sent = gzip.compress(b"\0" * 10**6)
     (held,) = reader.feed(packed(sent))
     assert len(sent) == len(held)
-    assert reader.plain(held) == b"\0" * 10**6
+    assert plain_of(reader, held) == b"\0" * 10**6
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,61 @@
+"""Server reflection by both of its names: grpc.reflection.v1, and v1alpha for older clients.
+
+The two have the same messages, field by field (grpc/grpc-proto), so one servicer serves both.
+grpcio-reflection ships v1alpha alone; v1's descriptors are made from it, for clients that ask
+what the services they were told of look like.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import grpc
+from google.protobuf import descriptor_pb2, descriptor_pool
+from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_grpc
+from grpc_reflection.v1alpha._async import ReflectionServicer
+
+V1ALPHA: str = reflection.SERVICE_NAME
+V1 = V1ALPHA.replace(".v1alpha.", ".v1.")
+_METHOD = "ServerReflectionInfo"
+_FILE = "grpc/reflection/v1/reflection.proto"
+"""As grpc/grpc-proto names it."""
+
+
+def add_reflection(services: Sequence[str], server: Any) -> None:
+    """Serve reflection for services by their full names; its own two among them if named."""
+    _describe_v1()
+    servicer = ReflectionServicer(services)
+    reflection_pb2_grpc.add_ServerReflectionServicer_to_server(servicer, server)
+    method = grpc.stream_stream_rpc_method_handler(
+        servicer.ServerReflectionInfo,
+        request_deserializer=reflection_pb2.ServerReflectionRequest.FromString,
+        response_serializer=reflection_pb2.ServerReflectionResponse.SerializeToString,
+    )
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(V1, {_METHOD: method}),))
+
+
+def _describe_v1() -> None:
+    """Put v1's file into the pool that reflection answers from, unless it is there."""
+    pool = descriptor_pool.Default()
+    try:
+        pool.FindFileByName(_FILE)
+    except KeyError:
+        pool.AddSerializedFile(_v1().SerializeToString())
+
+
+def _v1() -> descriptor_pb2.FileDescriptorProto:
+    """Return v1alpha's file with v1's name and package, also in the types that refer to it."""
+    file = descriptor_pb2.FileDescriptorProto()
+    reflection_pb2.DESCRIPTOR.CopyToProto(file)
+    old, new = f".{file.package}.", f".{V1.rpartition('.')[0]}."
+    file.name, file.package = _FILE, new.strip(".")
+    file.options.go_package = file.options.go_package.replace("v1alpha", "v1")
+    file.options.java_package = file.options.java_package.replace("v1alpha", "v1")
+    for message in file.message_type:
+        for field in message.field:
+            if field.type_name:
+                field.type_name = field.type_name.replace(old, new)
+    for service in file.service:
+        for method in service.method:
+            method.input_type = method.input_type.replace(old, new)
+            method.output_type = method.output_type.replace(old, new)
+    return file

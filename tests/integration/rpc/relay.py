@@ -1,0 +1,65 @@
+"""A TCP relay that counts what each connection carries."""
+
+import asyncio
+import contextlib
+
+
+class Relay:
+    """Relays connections to one port; counts by the address that the server sees."""
+
+    def __init__(self, port: int) -> None:
+        self.upstream = port
+        """Where new connections go."""
+        self._counts: dict[int, list[int]] = {}
+        self._by_port: dict[int, asyncio.Task] = {}
+        self._server: asyncio.Server | None = None
+        self._tasks: set[asyncio.Task] = set()
+        self.port = 0
+
+    async def start(self) -> None:
+        """Listen."""
+        self._server = await asyncio.start_server(self._relay, "127.0.0.1", 0)
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    async def stop(self) -> None:
+        """Listen no more, and cut what is connected."""
+        assert self._server is not None
+        self._server.close()
+        await self._server.wait_closed()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def counts(self, peer: str) -> tuple[int, int] | None:
+        """Return the bytes from and to a client, by the peer's name that gRPC gives."""
+        found = self._counts.get(int(peer.rpartition(":")[2]))
+        return None if found is None else (found[0], found[1])
+
+    def cut(self, peer: str) -> None:
+        """End a connection, if it goes through here."""
+        if (task := self._by_port.get(int(peer.rpartition(":")[2]))) is not None:
+            task.cancel()
+
+    async def _relay(self, reader, writer) -> None:
+        task = asyncio.current_task()
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        with contextlib.suppress(asyncio.CancelledError):  # in the end; streams log it else
+            there, back = await asyncio.open_connection("127.0.0.1", self.upstream)
+            port = back.get_extra_info("sockname")[1]
+            counts = self._counts[port] = [0, 0]
+            self._by_port[port] = task
+            await asyncio.gather(
+                self._copy(reader, back, counts, 0), self._copy(there, writer, counts, 1)
+            )
+
+    @staticmethod
+    async def _copy(reader, writer, counts, which) -> None:
+        try:
+            with contextlib.suppress(OSError):
+                while data := await reader.read(2**16):
+                    counts[which] += len(data)
+                    writer.write(data)
+                    await writer.drain()
+        finally:
+            writer.close()
