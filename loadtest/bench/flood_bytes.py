@@ -3,6 +3,7 @@
 Each flood is an opening, sent once a connection, and a body, repeated without reading an answer.
 """
 
+import json
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ WRITE = 169_000
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _DATA, _HEADERS, _PRIORITY, _RST, _SETTINGS, _PING = 0, 1, 2, 3, 4, 6
 _GOAWAY, _WINDOW_UPDATE, _CONTINUATION, _UNKNOWN = 7, 8, 9, 0xB
-_END_STREAM, _END_HEADERS, _ACK = 1, 4, 1
+_END_STREAM, _END_HEADERS, _ACK, _PADDED = 1, 4, 1, 8
 _GET = bytes((0x82, 0x86, 0x84))
 """GET, http, /: three entries of HPACK's static table."""
 _LETTERS = 30_000
@@ -111,6 +112,8 @@ def http2_floods(path: str) -> list[Flood]:
     table = b"".join(_field(f"a{n}", b"x" * 40, kept=True) for n in range(300))
     huffman = _field("a", _huffman_of_x(_LETTERS), huffman=True)
     opened = frame(_HEADERS, _END_HEADERS, 1, head)
+    metadata = b"".join(_field(f"key-{n}", b"x" * 20) for n in range(100))
+    binary = _field("large-bin", b"QUFB" * 3_000)
     reset = frame(_RST, 0, 1, struct.pack(">I", 8))
 
     def call(stream: int, flags: int = 0) -> bytes:
@@ -165,10 +168,26 @@ def http2_floods(path: str) -> list[Flood]:
         "WINDOW_UPDATE": _same(frame(_WINDOW_UPDATE, 0, 0, struct.pack(">I", 1))),
         "unknown frames": _same(frame(_UNKNOWN, 0, 0)),
         "GOAWAY": _same(frame(_GOAWAY, 0, 0, struct.pack(">II", 0, 0))),
+        "calls with 100 metadata, no message": _numbered(
+            lambda n: frame(_HEADERS, _END_HEADERS | _END_STREAM, n, head + metadata)
+        ),
+        "calls with 12 KB of -bin": _numbered(
+            lambda n: frame(_HEADERS, _END_HEADERS | _END_STREAM, n, head + binary)
+        ),
+        "health checks": _numbered(
+            lambda n: (
+                frame(_HEADERS, _END_HEADERS, n, _grpc_head("/grpc.health.v1.Health/Check"))
+                + frame(_DATA, _END_STREAM, n, bytes(5))
+            )
+        ),
     }
     on_a_stream = {
         "DATA, empty": _same(frame(_DATA, 0, 1)),
         "DATA, one byte": _same(frame(_DATA, 0, 1, b"\0")),
+        "DATA, padding only": _same(frame(_DATA, _PADDED, 1, bytes((255,)) + bytes(255))),
+        "WINDOW_UPDATE to the limit": _same(
+            frame(_WINDOW_UPDATE, 0, 1, struct.pack(">I", 2**31 - 1 - 65_535))
+        ),
         "RST_STREAM of a closed stream": _same(reset),
     }
     found = [Flood(name, _OPENING, bodies) for name, bodies in floods.items()]
@@ -187,6 +206,11 @@ def http1_floods(path: str) -> list[Flood]:
     chunked = f"POST {path} HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n"
     chunked += "content-type: application/json\r\n\r\n"
     missing = b"GET /no HTTP/1.1\r\nhost: x\r\n\r\n"
+    chat = {"model": "pocket-r1", "messages": [{"role": "user", "content": "hi"}] * 10_000}
+    numbers = b'{"model": "pocket-r1", "messages": [' + b"1," * 1_900_000 + b"1]}"
+    extended = chunked.encode() + b"1;a=" + b"x" * 200 + b"\r\n \r\n"
+    expecting = get[:-2].replace(b"GET /health", b"POST /v1/completions")
+    expecting += b"expect: 100-continue\r\ncontent-length: 0\r\n\r\n"
     return [
         Flood("pipelined requests", b"", _same(get)),
         Flood("pipelined requests for nothing", b"", _same(missing)),
@@ -197,7 +221,30 @@ def http1_floods(path: str) -> list[Flood]:
         Flood("a line of garbage", b"", _same(b"x" * 1_000_000), churn=True),
         Flood("half a request", b"", _same(get[:-2]), churn=True),
         Flood("one request a connection", b"", _same_once(get), churn=True),
+        Flood("chunk extensions", chunked.encode(), _same(extended[len(chunked) :])),
+        Flood("expect: 100-continue", b"", _same(expecting)),
+        Flood("upgrade: h2c", b"", _same(get[:-2] + _UPGRADE), churn=True),
+        Flood("OPTIONS of another origin", b"", _same(_PREFLIGHT)),
+        Flood("/metrics", b"", _same(get.replace(b"/health", b"/metrics"))),
+        Flood("/v1/models", b"", _same(get.replace(b"/health", b"/v1/models"))),
+        Flood("bodies of 4 MB of [", b"", _same(_posted(b"[" * 4_000_000))),
+        Flood("chats of 1.9 million numbers", b"", _same(_posted(numbers))),
+        Flood("chats of 10,000 messages", b"", _same(_posted(json.dumps(chat).encode()))),
     ]
+
+
+_UPGRADE = (
+    b"connection: upgrade, http2-settings\r\nupgrade: h2c\r\nhttp2-settings: AAMAAABk\r\n\r\n"
+)
+_PREFLIGHT = (
+    b"OPTIONS /v1/chat/completions HTTP/1.1\r\nhost: x\r\norigin: http://x\r\n"
+    b"access-control-request-method: POST\r\n\r\n"
+)
+
+
+def _posted(body: bytes) -> bytes:
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+    return head + b"content-length: %d\r\n\r\n" % len(body) + body
 
 
 def _same_once(piece: bytes) -> Callable[[], Iterator[bytes]]:

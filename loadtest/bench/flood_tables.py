@@ -5,6 +5,9 @@ from typing import Any
 
 _PORTS = {"grpc": ("gRPC port", "grpc.aio"), "rest": ("REST port", "uvicorn alone")}
 _STREAMS = ("grpc", "rest", "health")
+_TOKENS = ("grpc", "rest")
+MOST_MS = 50.0
+"""By which the worst gap of a stream of tokens may be longer beside a flood."""
 
 
 def more(side: Mapping[str, Any]) -> dict[str, float]:
@@ -30,11 +33,29 @@ def markdown(data: Mapping[str, Any]) -> str:
             "does not depend on how busy the machine is with other things."
         ),
     ]
+    parts.append(verdict(data["rows"]))
     for port, (title, peer) in _PORTS.items():
         rows = [row for row in data["rows"] if row["port"] == port]
         if rows:
             parts.append(f"### {title}\n\n{_table(rows, peer)}")
     return "\n\n".join(parts) + "\n"
+
+
+def verdict(rows: list[Mapping[str, Any]]) -> str:
+    """Say which rows keep the criterion."""
+    over = []
+    for row in rows:
+        worst = max(more(row["ours"]).get(stream, 0.0) for stream in _TOKENS)
+        if worst > MOST_MS:
+            over.append((worst, f"{row['flood']}, {row['connections']} ({worst:.0f} ms)"))
+    criterion = (
+        f"Criterion: the worst gap of a stream of tokens, over gRPC or REST, is at most "
+        f"{MOST_MS:.0f} ms longer beside each flood. "
+    )
+    if not over:
+        return f"{criterion}All {len(rows)} rows keep it."
+    names = "; ".join(name for _, name in sorted(over, reverse=True))
+    return f"{criterion}{len(rows) - len(over)} of {len(rows)} rows keep it; not: {names}."
 
 
 def _table(rows: list[Mapping[str, Any]], peer: str) -> str:

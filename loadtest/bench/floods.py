@@ -6,7 +6,6 @@ a token every few milliseconds. Prints how much longer the worst gap between two
 without a flood, and writes deploy/docs/performance/floods.json and floods.md unless --quick.
 """
 
-import argparse
 import contextlib
 import json
 import subprocess
@@ -23,6 +22,7 @@ from loadtest.bench.flood_tables import markdown
 from loadtest.bench.flood_watch import METHOD, PATH
 from loadtest.bench.machine import describe
 from loadtest.bench.processes import router
+from serving.flag_parser import FlagParser
 
 _FOLDER = Path(__file__).resolve().parents[2] / "deploy" / "docs" / "performance"
 _DELAY = 0.005
@@ -152,22 +152,24 @@ def measure(kinds: Sequence[str], wanted: str, seconds: float) -> list[dict[str,
             for each in floods[kind]:
                 if wanted not in each.name:
                     continue
-                for connections in _CONNECTIONS:
-                    row: dict[str, Any] = {"port": kind, "flood": each.name}
-                    row["connections"] = connections
-                    for who, server in servers[kind]:
-                        server.recovered()
-                        quiet = server.quiet(seconds)
-                        row[who] = server.beside(kind, each.name, connections, seconds)
+                found: list[dict[str, Any]] = [
+                    {"port": kind, "flood": each.name, "connections": count}
+                    for count in _CONNECTIONS
+                ]
+                for who, server in servers[kind]:
+                    server.recovered()
+                    quiet = server.quiet(seconds)
+                    for row in found:
+                        row[who] = server.beside(kind, each.name, row["connections"], seconds)
                         row[who]["quiet"] = quiet
-                    rows.append(row)
-                    print(json.dumps(row), flush=True)
+                rows += found
+                print(*map(json.dumps, found), sep="\n", flush=True)
     return rows
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Read the command line, measure, print and write."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = FlagParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="one second a flood; writes nothing")
     parser.add_argument("--port", choices=("grpc", "rest"), help="only this port")
     parser.add_argument("--only", default="", help="only floods with this in their name")
@@ -179,7 +181,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "remark": options.remark,
         "machine": describe(),
         "delay_ms": _DELAY * 1e3,
-        "rows": measure(kinds, options.only, 1.0 if options.quick else 3.0),
+        "rows": measure(kinds, options.only, 1.0 if options.quick else 2.0),
     }
     print(markdown(data))
     if not options.quick:
