@@ -93,6 +93,7 @@ async def run_router(settings: Settings, ports_file: Path | None = None) -> None
         from serving.edge.settling import settle_down
 
         settle_down()
+        heap_task = asyncio.create_task(heap.look_after(lambda: router.gate.inflight == 0))
         try:
             if ports_file is not None:
                 _write_atomically(ports_file, json.dumps(asdict(router.addresses)))
@@ -101,6 +102,7 @@ async def run_router(settings: Settings, ports_file: Path | None = None) -> None
             log.info("router drains", inflight=router.gate.inflight)
             await router.drain(settings.router.drain_timeout)
         finally:
+            heap_task.cancel()
             await router.stop()
             log.info("router stopped")
 
@@ -233,6 +235,7 @@ class Router:
             router_args(settings),
             pages,
             max_body_bytes=settings.router.max_body_bytes,
+            max_body_values=settings.security.max_body_values,
             keepalive_interval=settings.router.keepalive_interval,
             clock=clock,
             door=security.door(),
@@ -246,7 +249,10 @@ class Router:
             clock,
             operator=FleetOperations(roster),
             guard=GrpcGuard(
-                security.authenticator, security.tls, settings.security.max_header_bytes
+                security.authenticator,
+                security.tls,
+                settings.security.max_header_bytes,
+                settings.security.max_body_values,
             ),
             tracing=tracing,
         )
@@ -287,8 +293,9 @@ class Router:
         Returns:
             Whether all of it finished within ``timeout`` seconds.
         """
-        self.gate.close("it is shutting down")
         await self._grpc.set_ready(ready=False)
+        await self._grpc.leave()  # a channel keeps its connection: told now, it loses no call
+        self.gate.close("it is shutting down")
         finished = await self.gate.idle(timeout)
         if not finished:
             log.warning("drain timed out", inflight=self.gate.inflight, timeout=timeout)

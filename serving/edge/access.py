@@ -58,12 +58,14 @@ ROUTES: dict[str, Need] = {
     "/v1/models": Need.KEY,
     "/tokenize": Need.USER,
     "/detokenize": Need.USER,
+    "/invocations": Need.USER,
 }
 _ROUTE_PREFIXES: dict[str, Need] = {"/v1/models/": Need.KEY, "/v1/": Need.USER}
 
 _RPCS: dict[str, Need] = {"/serving.api.v1.InferenceService/ListModels": Need.KEY}
 _SERVICES: dict[str, Need] = {
     "/grpc.health.v1.Health/": Need.NOTHING,
+    "/grpc.reflection.v1.ServerReflection/": Need.KEY,
     "/grpc.reflection.v1alpha.ServerReflection/": Need.KEY,
     "/serving.api.v1.InferenceService/": Need.USER,
     "/serving.api.v1.FleetService/": Need.ADMIN,

@@ -101,6 +101,18 @@ class AnswerParser(DelegatingParser):
             delta.reasoning_content = delta.reasoning
         return delta
 
+    def extract_reasoning(self, model_output: str, request: Any) -> tuple[str | None, str | None]:
+        """Return reasoning and content of a whole answer, cut where a stream is cut.
+
+        vLLM drops everything before a start of reasoning, wherever in the answer that is.
+        """
+        parser = self._reasoning_parser
+        if not isinstance(parser, DeepSeekR1ReasoningParser):
+            found: tuple[str | None, str | None] = super().extract_reasoning(model_output, request)
+            return found
+        reasoning, _, content = model_output.partition(parser.end_token)
+        return reasoning.replace(parser.start_token, ""), content or None
+
     def count_reasoning_tokens(self, token_ids: Sequence[int]) -> int:
         """Count the tokens of an answer that are reasoning."""
         counted: int = super().count_reasoning_tokens(

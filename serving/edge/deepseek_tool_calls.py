@@ -24,7 +24,8 @@ from vllm.tool_parsers.deepseekv3_tool_parser import DeepSeekV3ToolParser
 _CALLS = "<｜tool▁calls▁begin｜>"
 _CALL = "<｜tool▁call▁begin｜>"
 _END = "\n```<｜tool▁call▁end｜>"
-_HEADER = re.compile(r"[^<]*<｜tool▁sep｜>(?P<name>[^\n]*)\n```json\n")
+# A name has no beginning of a call in it: a stream has gone on to that call by then.
+_HEADER = re.compile(rf"[^<]*<｜tool▁sep｜>(?P<name>(?:(?!{_CALL})[^\n])*)\n```json\n")
 
 
 @dataclass(slots=True)
@@ -125,6 +126,7 @@ class DeepSeekToolCalls(DeepSeekV3ToolParser):
         self._reader = CallReader()
         self._text = ""
         self._content_streamed = 0
+        self._forced = False
 
     def extract_tool_calls(self, model_output: str, request: Any) -> ExtractedToolCallInformation:
         """Return content and calls of a whole answer; one that is cut off is the last of them."""
@@ -158,7 +160,7 @@ class DeepSeekToolCalls(DeepSeekV3ToolParser):
     ) -> DeltaMessage | None:
         """Return what is new in ``current_text``; nothing new is None."""
         del previous_text, delta_text, previous_token_ids, current_token_ids, delta_token_ids
-        del request
+        self._forced = request.tool_choice not in (None, "auto", "none")
         self._text = current_text
         return self._news(finished=False)
 
@@ -171,7 +173,9 @@ class DeepSeekToolCalls(DeepSeekV3ToolParser):
         reader.read(text, finished=finished)
         # Only what is given is written into a delta's JSON.
         fields: dict[str, Any] = {}
-        if reader.content_end > self._content_streamed:
+        if self._forced and not text[: reader.content_end].strip():
+            pass  # white space in place of a call is dropped from whole answers, too
+        elif reader.content_end > self._content_streamed:
             fields["content"] = text[self._content_streamed : reader.content_end]
             self._content_streamed = reader.content_end
         if parts := [

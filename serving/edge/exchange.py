@@ -40,6 +40,7 @@ from serving.edge.error_body import (
     retry_after_in,
     retry_after_of,
 )
+from serving.edge.json_bounds import MOST_VALUES, JsonBounds, TooManyValues, most_values_of
 from serving.edge.keepalive import COMMENT, KeepAlive
 from serving.edge.request_context import REQUEST_ID
 from serving.fleet.caller import Caller
@@ -111,6 +112,7 @@ class Exchange:
         clock: Clock,
         max_body_bytes: int,
         keepalive_interval: float,
+        max_body_values: int = MOST_VALUES,
     ) -> None:
         self.scope = scope
         self.request_id: str | None = None
@@ -128,6 +130,7 @@ class Exchange:
         self._bad_body: BadBody | None = None
         self._decompressor: Decompressor | None = None
         self._disconnected = False
+        self._bounds = JsonBounds(most_values_of(scope["path"], max_body_values))
 
     @property
     def responded(self) -> bool:
@@ -202,6 +205,7 @@ class Exchange:
         if self._received > self._limit:
             raise TooLarge(self._limit)
         if self._decompressor is None:
+            self._bound(message.get("body", b""))
             return message
         more = message.get("more_body", False)
         try:
@@ -210,7 +214,15 @@ class Exchange:
             raise TooLarge(self._limit) from error
         except BrokenBody as error:
             raise BadBody(HTTPStatus.BAD_REQUEST, str(error)) from error
+        self._bound(body)
         return {"type": "http.request", "body": body, "more_body": more}
+
+    def _bound(self, body: bytes) -> None:
+        """Refuse a body of more values than can be looked at in a turn of the event loop."""
+        try:
+            self._bounds.feed(body)
+        except TooManyValues as error:
+            raise BadBody(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, str(error)) from error
 
     async def send(self, message: Message) -> None:
         """Hand the response on, with its status right even if it fails at its first part."""
@@ -328,7 +340,8 @@ class Exchange:
         self._now.flowing = False
         whole = body or content_of(response)
         if self._translates(response.error.code):
-            whole = anthropic_errors.body_of(response.error.code, whole["error"])
+            code = response.error.code
+            whole = anthropic_errors.body_of(code, whole["error"], self.request_id)
         content = json.dumps(whole).encode()
         headers = [
             *(pair for pair in headers_of_app if pair[0].startswith(_KEPT_HEADERS)),
@@ -354,7 +367,8 @@ class Exchange:
         return failed and anthropic_errors.is_messages(self.scope["path"])
 
     def _translated(self, start: Message, message: Message) -> Message:
-        body = anthropic_errors.rewritten(start["status"], message.get("body", b""))
+        given = message.get("body", b"")
+        body = anthropic_errors.rewritten(start["status"], given, self.request_id)
         start["headers"] = [
             (name, str(len(body)).encode() if name == b"content-length" else value)
             for name, value in start["headers"]
@@ -375,7 +389,10 @@ class Exchange:
         self, status: int, present: Iterable[tuple[bytes, bytes]], retry_after: float | None
     ) -> Iterable[tuple[bytes, bytes]]:
         if self.request_id is not None:
-            yield REQUEST_ID.encode(), self.request_id.encode("latin-1")
+            value = self.request_id.encode("latin-1")
+            yield REQUEST_ID.encode(), value
+            if anthropic_errors.reads_request_id(self.scope["path"], self.scope["headers"]):
+                yield anthropic_errors.REQUEST_ID, value
         named = any(name.lower() == b"retry-after" for name, _ in present)
         if is_retryable(status) and retry_after is not None and not named:
             # Whole seconds, as HTTP has it; not before it is worth it, and never at once.

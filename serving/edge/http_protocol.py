@@ -11,8 +11,9 @@ import socket
 from typing import Any, ClassVar, cast
 
 from uvicorn.protocols.http.flow_control import FlowControl
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from serving.edge.ignored_upgrade import IgnoresUpgrades
 from serving.rpc.turns import Turns
 from serving.settings import SecuritySettings
 
@@ -24,6 +25,11 @@ hundred chunks of a byte."""
 _TOO_LARGE = (
     b"HTTP/1.1 431 Request Header Fields Too Large\r\n"
     b"content-length: 0\r\nconnection: close\r\n\r\n"
+)
+_BAD_TEXT = b"Invalid HTTP request received."
+_BAD_HEAD = (
+    b"HTTP/1.1 400 Bad Request\r\ncontent-type: text/plain; charset=utf-8\r\n"
+    b"content-length: %d\r\nconnection: close\r\n\r\n" % len(_BAD_TEXT)
 )
 
 
@@ -55,7 +61,7 @@ class _UntilClose(int):
 _UNTIL_CLOSE = _UntilClose()
 
 
-class BoundedHttpProtocol(HttpToolsProtocol):
+class BoundedHttpProtocol(IgnoresUpgrades, HttpToolsProtocol):
     """One connection. Bounds are the class's: uvicorn makes the objects."""
 
     max_head_bytes: ClassVar[int] = 32 * 2**10
@@ -73,6 +79,11 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         """Bytes since the last head was complete, while a head is not."""
         self._parsed = 0
         self._too_large = False
+        self._refusal: bytes | None = None
+        """What is said before the end, behind the answers that are under way; empty: nothing."""
+        self._half_closed = False
+        self._running: RequestResponseCycle | None = None
+        """The request that is being answered, or was last; ``cycle`` is the one parsed last."""
         self._unread = bytearray()
         """What came and is not parsed yet."""
         self._holding = False
@@ -91,11 +102,16 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             self._look_timer.cancel()
             self._look_timer = None
         self._unread.clear()
+        if self._running is not None and not self._running.response_complete:
+            # uvicorn tells the last request only, and this one would be answered to its end.
+            self._running.disconnected = True
+            self._running.message_event.set()
+        self.pipeline.clear()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """Parse what came, some of it now; the rest when others had their turn."""
-        if self._too_large:
+        if self._refusal is not None:
             return
         self._unread += data
         self.turns.arrived(self)
@@ -111,13 +127,17 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         while unread and not self.transport.is_closing():
             if self.pipeline or self.flow.read_paused:
                 return False
+            if self._refusal is not None:
+                break
             piece = bytes(unread[:_PIECE])
             del unread[:_PIECE]
             self._parse(piece)
             if clock() >= until:
                 break
-        if self._too_large or self.transport.is_closing():
+        if self._refusal is not None or self.transport.is_closing():
             unread.clear()
+        if self._half_closed and not unread and not self._may_answer():
+            self._end()
         if self._holding:
             self._hold_or_go_on()
         return bool(unread)
@@ -135,8 +155,11 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         """Start the next request, and parse those behind it."""
+        last = not self.pipeline
         super().on_response_complete()
-        if self._unread:
+        if last and (self._refusal is not None or (self._half_closed and not self._unread)):
+            self._end()
+        elif self._unread:
             self.turns.wait(self)
 
     def _hold_or_go_on(self) -> None:
@@ -156,8 +179,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             # The parser keeps an unfinished header to itself, so what came in is counted too.
             self._received += len(data)
         super().data_received(data)
-        if self._in_head and self._received > self.max_head_bytes and not self._too_large:
-            self._refuse()
+        if self._in_head and self._received > self.max_head_bytes:
+            self._refuse(_TOO_LARGE)
 
     def on_message_begin(self) -> None:
         """Begin a head."""
@@ -198,20 +221,35 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         Returns:
             Whether the connection stays open for writing.
         """
-        cycle = self.cycle
         encrypted = self.transport.get_extra_info("sslcontext") is not None
-        if encrypted or cycle is None or cycle.response_complete or cycle.more_body:
+        if encrypted or not (self._unread or self._may_answer()):
             return False
-        if not cycle.response_started and self.scope["http_version"] == "1.1":
+        running = self._running
+        if (
+            running is not None
+            and not running.response_started
+            and running.scope["http_version"] == "1.1"
+        ):
             # What every client skips (RFC 9110, 15.2). A closed socket answers it with a reset.
             self.transport.write(_CONTINUE)
-        cycle.keep_alive = False
+        self._half_closed = True
+        if not self._unread:
+            self.cycle.keep_alive = False
         self._look_at_half_closed(_FIRST_LOOK)
         return True
 
+    def _may_answer(self) -> bool:
+        """Whether a request that came whole waits for its answer; forget one that did not."""
+        if self.pipeline and self.cycle.more_body:
+            self.pipeline.popleft()
+            assert self._running is not None  # it is what that one waited for
+            self.cycle = self.pipeline[0][0] if self.pipeline else self._running
+        running = self._running
+        return running is not None and not running.response_complete and not running.more_body
+
     def _look_at_half_closed(self, interval: float) -> None:
         self._look_timer = None
-        if self.transport.is_closing() or self.cycle.response_complete:
+        if self.transport.is_closing():
             return
         if _is_reset(self.transport):
             self.transport.abort()
@@ -222,17 +260,11 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         """Answer what the parser refuses, and what we made it refuse."""
-        self._stop_timer()
-        if self._too_large:
-            self._refuse()
-        else:
-            super().send_400_response(msg)
+        del msg
+        self._refuse(_TOO_LARGE if self._too_large else _BAD_HEAD + _BAD_TEXT)
 
-    def _unsupported_upgrade_warning(self) -> None:
-        """Say nothing: the middleware answers, and there is nothing to install.
-
-        What came behind the request is of the other protocol.
-        """
+    def forget_rest(self) -> None:
+        """Drop what came behind a request whose client goes on in another protocol."""
         self._unread.clear()
 
     def _count(self, size: int) -> None:
@@ -241,11 +273,33 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             self._too_large = True
             raise ValueError("the head is too large")
 
-    def _refuse(self) -> None:
-        self._too_large = True
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
+
+    def _refuse(self, answer: bytes) -> None:
+        """Read no further; send ``answer`` behind the answers that are under way, and close."""
+        if self._refusal is not None:
+            return
+        self._refusal = answer
+        self._unread.clear()
         self._stop_timer()
-        self.transport.write(_TOO_LARGE)
-        self.transport.close()
+        if self._may_answer():
+            return
+        running = self._running
+        if running is not None and running.more_body:
+            # What cannot be read is its own body.
+            if running.response_started:
+                self._refusal = b""
+            elif running.scope["method"] == "HEAD":
+                self._refusal = answer.removesuffix(_BAD_TEXT)
+        self._end()
+
+    def _end(self) -> None:
+        if not self.transport.is_closing():
+            if self._refusal:
+                self.transport.write(self._refusal)
+            self.transport.close()
 
     def _expect_head(self) -> None:
         self._head_timer = self.loop.call_later(self.head_timeout, self._timed_out)

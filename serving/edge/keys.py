@@ -27,7 +27,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from serving.admission.limits import LimitsOf, TenantLimits
@@ -37,6 +36,7 @@ from serving.edge.access import Role
 from serving.errors import SettingsError
 from serving.fleet.caller import Priority
 from serving.settings import SecuritySettings
+from serving.yaml_text import NotYaml, read_yaml
 
 PREFIX = "moe-"
 """Of every key that is made here, so that scanners for leaked secrets can know one."""
@@ -46,8 +46,6 @@ OPERATOR = "operator"
 """Id and tenant of the key in ``security.operator_key_file``."""
 
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._@-]{0,63}$"
-# libyaml, where it is there: ten times as fast for files with thousands of keys.
-_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,11 +136,10 @@ def parse_keys(text: str, where: str = "keys") -> KeyRing:
         SettingsError: as ``load_keys``.
     """
     try:
-        content = yaml.load(text, Loader=_Loader)  # noqa: S506  the safe loader, in C
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = "" if mark is None else f", line {mark.line + 1}"
-        raise SettingsError(f"{where}{line}: not YAML") from None
+        content = read_yaml(text)
+    except NotYaml as error:
+        line = "" if error.line is None else f", line {error.line}"
+        raise SettingsError(f"{where}{line}: not YAML, or a value that YAML cannot read") from None
     try:
         read = _File.model_validate(_without_nothing(content))
     except ValidationError as error:

@@ -18,12 +18,13 @@ from serving.edge.error_body import INTERNAL_MESSAGE, error_response, response_o
 from serving.edge.event_stream import EXCHANGE
 from serving.edge.exchange import BadBody, Exchange
 from serving.edge.gate import Gate
+from serving.edge.json_bounds import MOST_VALUES
 from serving.edge.request_context import deadline_in, request_id_of, timeout_of
 from serving.errors import PermissionDenied, ServingError, Unauthenticated
 from serving.telemetry.logs import log_request
 from serving.telemetry.tracing import NO_TRACING, Tracing
 
-_WORK_PREFIXES = ("/v1/", "/tokenize", "/detokenize")
+_WORK_PREFIXES = ("/v1/", "/tokenize", "/detokenize", "/invocations")
 GENERATING = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses"})
 """Where work is refused before its body is read and parsed, which costs more than all else. Their
 errors have OpenAI's form; other routes ask for themselves."""
@@ -43,6 +44,7 @@ class EdgeMiddleware:
         gate: Gate,
         model: str,
         max_body_bytes: int,
+        max_body_values: int = MOST_VALUES,
         keepalive_interval: float = 10.0,
         clock: Clock | None = None,
         door: Door | None = None,
@@ -54,6 +56,7 @@ class EdgeMiddleware:
         self._gate = gate
         self._model = model
         self._max_body_bytes = max_body_bytes
+        self._max_body_values = max_body_values
         self._keepalive_interval = keepalive_interval
         self._clock = clock or SystemClock()
         self._door = door or Door(Authenticator(None, self._clock))
@@ -68,7 +71,13 @@ class EdgeMiddleware:
             await send({"type": "websocket.close", "code": _POLICY_VIOLATION})
             return
         exchange = Exchange(
-            scope, receive, send, self._clock, self._max_body_bytes, self._keepalive_interval
+            scope,
+            receive,
+            send,
+            self._clock,
+            self._max_body_bytes,
+            self._keepalive_interval,
+            self._max_body_values,
         )
         scope[EXCHANGE] = exchange
         is_work = scope["path"].startswith(_WORK_PREFIXES) and scope["method"] == "POST"

@@ -14,6 +14,7 @@ from serving.edge.access import METRICS_TARGETS, Need
 from serving.edge.auth import identity_var
 from serving.edge.fleet_view import FleetView, metrics_targets, readiness
 from serving.edge.gate import Gate
+from serving.edge.openapi import describe
 from serving.errors import ModelNotFound
 from serving.routing.snapshot import FleetSnapshot
 
@@ -77,12 +78,15 @@ class _Pages:
         return JSONResponse({"server_load": self._pages.gate.inflight})
 
     async def model(self, model_id: str) -> JSONResponse:
-        """Describe one model as /v1/models does.
+        """Describe one model as /v1/models does; ``/v1/models/`` is that list itself.
 
         Raises:
             ModelNotFound: there is none of that name.
         """
         models = await self._app.state.openai_serving_models.show_available_models()
+        model_id = model_id.rstrip("/")
+        if not model_id:
+            return JSONResponse(models.model_dump())
         for card in models.data:
             if card.id == model_id:
                 return JSONResponse(card.model_dump())
@@ -110,7 +114,7 @@ def add_pages(app: FastAPI, pages: RouterPages) -> None:
     ):
         app.add_api_route(path, endpoint, methods=["GET"])
     app.title, app.version = "moe-serving", version("moe-serving")
-    app.openapi()  # is kept; HEAD would be in it a second time for each page
+    describe(app)  # is kept; HEAD would be in it a second time for each page
     for route in app.routes:
         if isinstance(route, APIRoute) and "GET" in route.methods:
             # Probes and proxies ask so; uvicorn leaves the body out.

@@ -19,10 +19,13 @@ from vllm.exceptions import VLLMError
 from serving.clock import Clock
 from serving.edge.answer_parser import install
 from serving.edge.callers import EXPLAIN
+from serving.edge.client_error_logs import quiet_client_errors
 from serving.edge.door import Door
 from serving.edge.error_body import content_of, error_response, reason_of, response_of
 from serving.edge.event_stream import shorten_streams
 from serving.edge.exchange import FAILED
+from serving.edge.fail_fast import fail_fast
+from serving.edge.json_bounds import MOST_VALUES
 from serving.edge.middleware import GENERATING, EdgeMiddleware
 from serving.edge.pages import RouterPages, add_pages
 from serving.edge.request_context import REQUEST_ID
@@ -34,9 +37,9 @@ TASKS = ("generate",)
 
 # Of what vLLM mounts, what serves text. Left out: what steers one engine (LoRA loading,
 # elastic EP, profiling, sleep), vLLM's own metrics and load pages (they would describe this
-# process as an engine), SageMaker's /invocations (the same as /v1 by other names), and vLLM's own
-# token-in-token-out protocol with its renderers, which vLLM itself answers with 403 where it is
-# not turned on.
+# process as an engine), what other models are for (/score, /pooling, /rerank, /v1/audio, which
+# vLLM mounts for them alone), and vLLM's own token-in-token-out protocol with its renderers, which
+# vLLM itself answers with 403 where it is not turned on.
 KEPT_ROUTES = frozenset(
     {
         "/v1/models",
@@ -50,6 +53,8 @@ KEPT_ROUTES = frozenset(
         "/v1/messages/count_tokens",
         "/tokenize",
         "/detokenize",
+        # SageMaker's name for all of /v1: what a body is for follows from its fields.
+        "/invocations",
         "/health",
         "/version",
     }
@@ -64,7 +69,7 @@ _FIXED_ARGS = {
     "disable_fastapi_docs": True,
 }
 
-_EXPOSED_HEADERS = (REQUEST_ID, "retry-after", EXPLAIN)
+_EXPOSED_HEADERS = (REQUEST_ID, "request-id", "retry-after", EXPLAIN)
 """What a page of another origin may read of an answer's headers."""
 
 
@@ -82,6 +87,7 @@ async def build_rest_app(
     pages: RouterPages,
     *,
     max_body_bytes: int,
+    max_body_values: int = MOST_VALUES,
     keepalive_interval: float,
     clock: Clock,
     door: Door | None = None,
@@ -95,6 +101,7 @@ async def build_rest_app(
         args: vLLM's own server arguments (``serving.engine.arguments.router_args``).
         pages: what /readyz, /metrics and /fleet show.
         max_body_bytes: largest request body.
+        max_body_values: values in it at most.
         keepalive_interval: seconds of silence after which a streamed answer gets a comment.
         clock: the router's clock; deadlines are on it.
         door: asks for keys; without it nobody is asked.
@@ -117,14 +124,17 @@ async def build_rest_app(
     app.exception_handler(HTTPException)(_http_error_answer)
     await init_app_state(client, app.state, args, TASKS)
     adopt(app.state)
+    quiet_client_errors()
     install(app.state, compact_json=shared["structured_outputs_config"].disable_any_whitespace)
     shorten_streams(app, GENERATING)
+    fail_fast(app)
     add_pages(app, pages)
     asgi = EdgeMiddleware(
         app,
         gate=pages.gate,
         model=pages.model,
         max_body_bytes=max_body_bytes,
+        max_body_values=max_body_values,
         keepalive_interval=keepalive_interval,
         clock=clock,
         door=door,
@@ -178,9 +188,21 @@ async def _http_error_answer(_: Request, error: Exception) -> Response:
     # Starlette's own: no such route, wrong method, a body that cannot be read.
     assert isinstance(error, HTTPException)
     response = error_response(
-        str(error.detail), status=error.status_code, reason=f"HTTP_{error.status_code}"
+        _detail(error), status=error.status_code, reason=f"HTTP_{error.status_code}"
     )
     return JSONResponse(content_of(response), status_code=error.status_code, headers=error.headers)
+
+
+def _detail(error: HTTPException) -> str:
+    """Say what is wrong with a body of which FastAPI only says that it cannot be read."""
+    cause = error.__cause__
+    if isinstance(cause, RecursionError):
+        return "the body is nested too deeply"
+    if isinstance(cause, UnicodeDecodeError):
+        return f"the body is not valid {cause.encoding}: {cause.reason} at byte {cause.start}"
+    if isinstance(cause, ValueError):
+        return f"the body cannot be read as JSON: {cause}"
+    return str(error.detail)
 
 
 async def _vllm_error_answer(request: Request, error: Exception) -> Response:

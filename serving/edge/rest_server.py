@@ -11,6 +11,7 @@ from starlette.types import ASGIApp
 
 from serving.edge.http_protocol import BoundedHttpProtocol
 from serving.errors import SettingsError
+from serving.rpc.accepting import Acceptor
 
 _KEEP_ALIVE = 75
 """Seconds that an idle connection stays; longer than client pools keep theirs."""
@@ -52,6 +53,8 @@ class RestServer(uvicorn.Server):
             )
         )
         self._listening = listening
+        self._protocol_class = protocol
+        self._acceptor: Acceptor | None = None
         self._ready = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -89,5 +92,21 @@ class RestServer(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen, and say so."""
-        await super().startup(sockets)
+        del sockets
+        await super().startup([])
+        self._acceptor = Acceptor(self._listening, self._protocol, self.config.ssl)
+        self._acceptor.start()
         self._ready.set()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Take no more connections, and let requests end."""
+        del sockets
+        if self._acceptor is not None:
+            self._acceptor.close()
+        await super().shutdown([])
+
+    def _protocol(self) -> asyncio.Protocol:
+        made: asyncio.Protocol = self._protocol_class(
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
+        return made

@@ -13,7 +13,7 @@ FILES = 65536
 def settle_down() -> None:
     """Make what is the same for every request cheap, and allow for many clients."""
     envs.enable_envs_cache()  # vLLM reads some twenty variables for a request
-    heap.keep()
+    heap.keep_always()
     allow_many_connections()
 
 

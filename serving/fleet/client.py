@@ -4,9 +4,12 @@
 a rank, submits, and yields vLLM's ``RequestOutput`` exactly as an engine in this process would.
 """
 
+import asyncio
+import functools
 import itertools
 import random
 from collections.abc import AsyncGenerator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -55,6 +58,8 @@ from serving.telemetry.tenants import TenantTokens
 
 _TRANSFERS = {"kv_transfer_params", "ec_transfer_params"}
 _TASKS: tuple[SupportedTask, ...] = ("generate",)
+_GRAMMAR_THREADS = 2
+"""So many requests' schemas and grammars are read at a time; the tokenizer has a thread apart."""
 
 
 class FleetClient(NoEngine):
@@ -73,6 +78,7 @@ class FleetClient(NoEngine):
         self.renderer = renderer_from_config(vllm_config)
         tokenize_short_texts_at_once(self.renderer)
         self.input_processor = InputProcessor(vllm_config, self.renderer)
+        self._grammars = ThreadPoolExecutor(_GRAMMAR_THREADS, "grammar")
         self.roster = roster
         self._settings = settings
         self._clock = clock or SystemClock()
@@ -273,7 +279,13 @@ class FleetClient(NoEngine):
             "trace_headers": dict(work.trace_headers),
             "priority": work.priority,
         }
-        if isinstance(prompt, dict) and "type" in prompt:
+        if params.structured_outputs is not None:
+            # Reading a grammar takes up to seconds, for nearly all of which the GIL is free.
+            loop = asyncio.get_running_loop()
+            process = self.input_processor.process_inputs
+            call = functools.partial(process, request_id, prompt, params, **arguments)
+            request = await loop.run_in_executor(self._grammars, call)
+        elif isinstance(prompt, dict) and "type" in prompt:
             request = self.input_processor.process_inputs(request_id, prompt, params, **arguments)
         else:
             # Tokenizing must not block the event loop.
@@ -306,6 +318,7 @@ class FleetClient(NoEngine):
 
     @override
     def shutdown(self, timeout: float | None = None) -> None:
-        """Free the renderer's threads. The link server has its own stop."""
+        """Free the threads. The link server has its own stop."""
         del timeout
+        self._grammars.shutdown(wait=False, cancel_futures=True)
         self.renderer.shutdown()

@@ -1,5 +1,6 @@
 """A group and its ranks as the roster keeps them, and what a snapshot shows of them."""
 
+import math
 from dataclasses import dataclass, field, replace
 from operator import is_
 
@@ -8,6 +9,9 @@ from serving.fleet.expert_window import ExpertWindow
 from serving.fleet.rank_handle import RankHandle
 from serving.link.v1 import link_pb2
 from serving.routing.snapshot import GroupSnapshot, MemberState, RankLoad, RankSnapshot
+
+_MOST = 2**63 - 1
+"""Of a sum of counters, which the API has as a 64-bit number."""
 
 
 @dataclass(slots=True)
@@ -147,21 +151,26 @@ def first_snapshot(hello: link_pb2.Hello, clock: Clock) -> RankSnapshot:
 
 
 def load_of(load: link_pb2.LoadSnapshot) -> RankLoad:
-    """Turn a report into what routing sees."""
+    """Turn a report into what routing sees, numbers that pages and metrics can show."""
     layers = [layer.tokens for layer in load.experts]
     return RankLoad(
         running_requests=load.running_requests,
         waiting_requests=load.waiting_requests,
-        kv_usage=load.kv_usage,
+        kv_usage=_finite(load.kv_usage),
         prompt_tokens_total=load.prompt_tokens_total,
         generated_tokens_total=load.generated_tokens_total,
         engine_steps_total=load.engine_steps_total,
         since_last_step=load.since_last_step_ms / 1000,
-        step_seconds=load.step_seconds,
-        busy_seconds_total=load.busy_seconds_total,
-        expert_tokens=tuple(map(sum, zip(*layers, strict=False))) if layers else (),
+        step_seconds=_finite(load.step_seconds),
+        busy_seconds_total=_finite(load.busy_seconds_total),
+        expert_tokens=tuple(min(sum(tokens), _MOST) for tokens in zip(*layers, strict=False)),
         mtp_draft_steps=load.speculation.draft_steps,
         mtp_proposed_tokens=load.speculation.proposed_tokens,
         mtp_accepted_tokens=load.speculation.accepted_tokens,
         resident_bytes=load.resident_bytes,
     )
+
+
+def _finite(value: float) -> float:
+    """Return a number as it is; NaN and infinity, which JSON has no form for, as 0."""
+    return value if math.isfinite(value) else 0.0

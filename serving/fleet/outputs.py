@@ -264,10 +264,8 @@ class Transcript:
         for choice in given:
             if choice.index >= len(known):
                 raise ValueError(f"choice {choice.index} of {len(known)}")
-            if wanted and len(choice.logprobs) != len(choice.token_ids):
-                raise ValueError(
-                    f"{len(choice.logprobs)} log-probabilities for {len(choice.token_ids)} tokens",
-                )
+            if wanted:
+                _check_logprobs(choice)
         if not self.started:
             self.started = True
             self.cached_tokens = delta.cached_tokens
@@ -308,6 +306,24 @@ class Transcript:
             finished=self.finished,
             num_cached_tokens=self.cached_tokens,
         )
+
+
+def _check_logprobs(choice: link_pb2.ChoiceDelta) -> None:
+    """See that each token has its position, and each position its candidates.
+
+    Raises:
+        ValueError: one has not.
+    """
+    if len(choice.logprobs) != len(choice.token_ids):
+        raise ValueError(
+            f"{len(choice.logprobs)} log-probabilities for {len(choice.token_ids)} tokens",
+        )
+    for position in choice.logprobs:
+        if not 0 < len(position.token_ids) == len(position.logprobs):
+            raise ValueError(
+                f"{len(position.logprobs)} log-probabilities for {len(position.token_ids)} "
+                "candidates of a position",
+            )
 
 
 def _candidates(position: link_pb2.PositionLogprobs, *, words: bool) -> dict[int, Logprob]:

@@ -11,7 +11,7 @@ from serving.engine.rank_server import RankIdentity, RankServer
 from serving.settings import Settings
 from serving.wiring import Router
 
-PATIENCE = 20.0
+PATIENCE = 90.0
 """Seconds until a test gives up waiting; how long something takes is asserted elsewhere."""
 
 _LOOKS = 200

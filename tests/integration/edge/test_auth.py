@@ -11,7 +11,7 @@ import httpx
 import pytest
 import pytest_asyncio
 from google.rpc import error_details_pb2
-from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2
 from grpc_status import rpc_status
 
 from serving.api.v1 import fleet_pb2, fleet_pb2_grpc, inference_pb2_grpc
@@ -41,9 +41,10 @@ ADMIN_ROUTES = {"/fleet"}
 METRICS_ROUTES = {"/metrics", "/load"}
 OPEN_SERVICES = {"grpc.health.v1.Health"}
 ADMIN_SERVICES = {"serving.api.v1.FleetService"}
+REFLECTION = ("grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection")
 SERVICES = {
     "serving.api.v1.InferenceService",
-    "grpc.reflection.v1alpha.ServerReflection",
+    *REFLECTION,
     *OPEN_SERVICES,
     *ADMIN_SERVICES,
 }
@@ -146,7 +147,7 @@ async def test_every_route_with_a_users_key(guarded, rest):
     for method, path in routes_of(guarded.router):
         answer = await rest.request(method, path, headers=bearer(USER))
         user_may_not = path not in OPEN_ROUTES and not path.startswith(
-            ("/v1/", "/tokenize", "/detokenize", "/version", "/openapi.json")
+            ("/v1/", "/tokenize", "/detokenize", "/invocations", "/version", "/openapi.json")
         )
         if user_may_not:
             assert answer.status_code == 403, (method, path)
@@ -203,7 +204,7 @@ async def test_websockets_are_refused(rest):
 async def status_of(channel, method: str, key: str | None, *, write: bool) -> grpc.StatusCode:
     """Call an RPC, with an empty message or none at all; return how it ends."""
     metadata = tuple(bearer(key).items())
-    call = channel.stream_stream(method)(metadata=metadata, timeout=20)
+    call = channel.stream_stream(method)(metadata=metadata, timeout=90)
     try:
         if write:
             await call.write(b"")
@@ -271,15 +272,32 @@ async def test_refusals_carry_our_reason(channel):
     assert (info.reason, info.domain) == ("UNAUTHENTICATED", "moe-serving")
 
 
-async def test_reflection_works_with_a_key(channel):
-    stub = reflection_pb2_grpc.ServerReflectionStub(channel)
-
-    async def ask():
-        yield reflection_pb2.ServerReflectionRequest(list_services="")
-
-    metadata = tuple(bearer(USER).items())
-    answers = [a async for a in stub.ServerReflectionInfo(ask(), metadata=metadata)]
+@pytest.mark.parametrize("key", [USER, METRICS, ADMIN])
+@pytest.mark.parametrize("service", REFLECTION)
+async def test_reflection_works_with_any_key(channel, service, key):
+    call = channel.stream_stream(
+        f"/{service}/ServerReflectionInfo",
+        request_serializer=reflection_pb2.ServerReflectionRequest.SerializeToString,
+        response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
+    )(
+        iter([reflection_pb2.ServerReflectionRequest(list_services="")]),
+        metadata=tuple(bearer(key).items()),
+    )
+    answers = [answer async for answer in call]
     assert {item.name for item in answers[0].list_services_response.service} == SERVICES
+
+
+@pytest.mark.parametrize("key", [USER, METRICS, ADMIN])
+async def test_with_any_key_what_is_not_there_is_unimplemented(channel, key):
+    """What clients fall back on, from one version of a service to another."""
+    for method in (
+        "/grpc.reflection.v2.ServerReflection/ServerReflectionInfo",
+        "/serving.api.v1.InferenceService/None",
+        "/serving.api.v1.FleetService/None",
+        "/no.such.Service/X",
+    ):
+        status = await status_of(channel, method, key, write=False)
+        assert status is grpc.StatusCode.UNIMPLEMENTED, method
 
 
 async def test_operators_reach_the_fleet(channel):
@@ -394,7 +412,7 @@ async def test_metadata_over_the_limit_is_refused(guarded, channel):
         (limit, grpc.StatusCode.RESOURCE_EXHAUSTED),
     ):
         metadata = (*bearer(USER).items(), ("x-filler", "x" * size))
-        call = stub.ListModels(pb.ListModelsRequest(), metadata=metadata, timeout=20)
+        call = stub.ListModels(pb.ListModelsRequest(), metadata=metadata, timeout=90)
         assert await call.code() is status
 
 

@@ -322,3 +322,34 @@ async def test_an_old_client_can_stream(edge):
     assert b"transfer-encoding" not in head.lower()
     assert events.startswith(b"data: ")
     assert events.endswith(b"data: [DONE]\n\n")
+
+
+# -- request ids of Anthropic's SDKs ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status"),
+    [
+        ("POST", "/v1/messages", MESSAGES, 200),
+        ("POST", "/v1/messages", {**MESSAGES, "stream": True}, 200),
+        ("POST", "/v1/messages", {**MESSAGES, "model": "claude-9"}, 404),
+        ("POST", "/v1/messages", {**MESSAGES, "max_tokens": "x"}, 400),
+        ("POST", "/v1/messages", {**MESSAGES, "system": "x" * 2**20}, 413),
+        ("POST", "/v1/messages/count_tokens", CHAT, 200),
+        ("POST", "/v1/messages/batches", {}, 404),
+        ("GET", "/v1/models", None, 200),
+        ("GET", "/v1/models/claude-9", None, 404),
+    ],
+)
+async def test_anthropics_sdks_find_the_request_id(edge, method, path, body, status):
+    headers = {"anthropic-version": "2023-06-01", "x-request-id": "mine"}
+    answer = await edge.rest.request(method, path, json=body, headers=headers)
+    assert answer.status_code == status
+    assert answer.headers["request-id"] == answer.headers["x-request-id"] == "mine"
+    if status != 200 and path.startswith("/v1/messages"):
+        assert answer.json()["request_id"] == "mine"
+
+
+async def test_other_clients_have_one_request_id(edge):
+    answer = await edge.rest.post("/v1/chat/completions", json=CHAT)
+    assert "request-id" not in answer.headers

@@ -98,6 +98,21 @@ async def test_drain_finishes_what_runs_and_refuses_what_is_new(router_settings,
     await router.stop()
 
 
+async def test_drain_sends_channels_elsewhere_before_it_refuses(router_settings):
+    router = await Router.start(router_settings())
+    async with grpc.aio.insecure_channel(router.addresses.grpc) as channel:
+        models = inference_pb2_grpc.InferenceServiceStub(channel).ListModels
+        await models(pb.ListModelsRequest())
+        (connection,) = router._grpc._server.connections
+        assert await router.drain(20)
+        assert connection._leaving
+        assert connection.refusing  # the client knows, and has no call on the way
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await models(pb.ListModelsRequest())  # over a connection that it makes for it
+        assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
+    await router.stop()
+
+
 async def test_drain_gives_up_and_stop_cancels(router_settings, join_rank):
     router = await Router.start(router_settings())
     rank = await join_rank(router, router_settings())

@@ -28,7 +28,7 @@ from tests.unit.credentials.certificates import issue
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
-PATIENCE = 20.0
+PATIENCE = 90.0
 """Seconds until a test gives up."""
 
 

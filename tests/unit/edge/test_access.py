@@ -47,6 +47,7 @@ def test_metrics_can_be_opened_and_nothing_else_with_them():
     [
         ("/grpc.health.v1.Health/Check", Need.NOTHING),
         ("/grpc.health.v1.Health/Watch", Need.NOTHING),
+        ("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", Need.KEY),
         ("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", Need.KEY),
         ("/serving.api.v1.InferenceService/Chat", Need.USER),
         ("/serving.api.v1.InferenceService/ListModels", Need.KEY),

@@ -47,6 +47,9 @@ ANSWERS = [
     f"look</think>{CALLS}<｜tool▁call▁begin｜>function",
     f"look</think>{CALLS}garbage" + call('{"a":1}'),
     "<think>again</think>42",
+    "white space in place of a call</think>\n \n",
+    "one</think>two <think>three</think>four",
+    "one <think>two</think>three",
 ]
 
 
@@ -173,17 +176,14 @@ def stream_and_whole(tokenizer, made, text, request, sizes):
 )
 @example(text=ANSWERS[0], stop=["\n\nZZZZ"], sizes=[1] * 99, tools=False, forced=False)
 @example(text=ANSWERS[6], stop=[], sizes=[1] * 99, tools=True, forced=True)
+@example(text=ANSWERS[12], stop=[], sizes=[1] * 99, tools=True, forced=True)
 @example(text=ANSWERS[0], stop=["</thinX"], sizes=[], tools=False, forced=False)
 def test_the_stream_is_the_whole(tokenizer, text, stop, sizes, tools, forced):
     request = asked((TOOL,) if tools else (), stop=stop)
     if tools and forced:
         request.tool_choice = "required"
     streamed, whole = stream_and_whole(tokenizer, parser_class(tokenizer), text, request, sizes)
-    if text.startswith("<think>") and "</think>" in text:
-        # What precedes a second start is dropped from whole answers only.
-        assert streamed[1:] == whole[1:]
-    else:
-        assert streamed == whole
+    assert streamed == whole
 
 
 def test_a_planted_fault_is_seen(tokenizer, monkeypatch):

@@ -188,12 +188,15 @@ async def late_app(scope, receive, send):
     watching.cancel()
     await send({"type": "http.response.start", "status": 200, "headers": []})
     await send({"type": "http.response.body", "body": b"one,", "more_body": True})
+    await state.parts.wait()
     await send({"type": "http.response.body", "body": b"two"})
 
 
 class State:
     def __init__(self):
         self.begun, self.go, self.gone = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self.parts = asyncio.Event()
+        self.parts.set()
 
 
 @pytest.fixture
@@ -259,3 +262,88 @@ async def test_half_a_request_and_its_end_is_no_request(late):
     async with asyncio.timeout(PATIENCE):
         assert await reader.read() == b""
     writer.close()
+
+
+# -- requests behind a running one ----------------------------------------------------------------
+
+NEXT = b"GET /second HTTP/1.1\r\nhost: x\r\n\r\n"
+STREAMED = b"4\r\none,\r\n3\r\ntwo\r\n0\r\n\r\n"
+NONSENSE = b"\x16\x03\x01 no HTTP\r\n\r\n"
+
+
+async def begun(late, data):
+    """Send a request and what is behind it; return once the first answer is under way."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", late.port)
+    writer.write(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n" + data)
+    async with asyncio.timeout(PATIENCE):
+        await late.begun.wait()
+    return reader, writer
+
+
+async def test_nothing_is_said_in_the_middle_of_an_answer_to_a_client_that_half_closes(late):
+    late.parts = asyncio.Event()
+    reader, writer = await begun(late, NEXT)
+    late.go.set()
+    async with asyncio.timeout(PATIENCE):
+        said = await reader.readuntil(b"one,\r\n")
+        writer.write_eof()
+        await asyncio.sleep(0.01)
+        late.parts.set()
+        said += await reader.read()
+    writer.close()
+    assert said.count(b"HTTP/1.1 ") == said.count(b"HTTP/1.1 200 OK") == said.count(STREAMED) == 2
+
+
+@pytest.mark.parametrize(
+    ("data", "status"),
+    [
+        pytest.param(NONSENSE, b"400", id="no-http"),
+        pytest.param(b"GET / HTTP/1.1\r\na: " + b"x" * 50_000, b"431", id="too-large"),
+        pytest.param(NEXT + NONSENSE, b"400", id="behind-another"),
+        pytest.param(
+            b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n",
+            b"400",
+            id="body",
+        ),
+    ],
+)
+async def test_what_is_refused_is_refused_behind_the_answers_under_way(late, data, status):
+    late.parts = asyncio.Event()
+    reader, writer = await begun(late, b"")
+    late.go.set()
+    async with asyncio.timeout(PATIENCE):
+        said = await reader.readuntil(b"one,\r\n")
+        writer.write(data)
+        await asyncio.sleep(0.01)
+        late.parts.set()
+        said += await reader.read()
+    writer.close()
+    answers = said.split(b"HTTP/1.1 ")[1:]
+    assert [each[:3] for each in answers] == [b"200"] * (1 + data.count(NEXT)) + [status]
+    assert all(each.endswith(STREAMED) for each in answers[:-1])
+
+
+async def test_a_client_that_closes_is_gone_for_the_request_that_runs(late):
+    """uvicorn tells the last one that came."""
+    _, writer = await begun(late, NEXT)
+    async with asyncio.timeout(PATIENCE):
+        writer.close()
+        await late.gone.wait()
+
+
+async def test_requests_that_came_whole_before_a_half_close_are_all_answered(connect):
+    reader, writer = await connect()
+    writer.write(head() * 300)
+    writer.write(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\nhalf")
+    writer.write_eof()
+    async with asyncio.timeout(PATIENCE):
+        said = await reader.read()
+    assert said.count(b"HTTP/1.1 200") == 300
+
+
+async def test_the_refusal_of_a_head_request_has_no_body(connect):
+    reader, writer = await connect()
+    data = b"HEAD / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n"
+    said = await answer_to(reader, writer, data)
+    assert said.startswith(b"HTTP/1.1 400 ")
+    assert said.endswith(b"\r\n\r\n")

@@ -127,6 +127,10 @@ def test_a_limit_can_be_lifted():
         pytest.param("tenants: {a: {weight: 0}}", "tenants.a.weight", id="no-weight"),
         pytest.param("tenants: {a: {weight: .inf}}", "tenants.a.weight", id="all-the-weight"),
         pytest.param("tenants: {a: {tokens: 1}}", "tenants.a.tokens", id="no-such-limit"),
+        pytest.param("keys: [{expires: 2027-13-01}]", "YAML", id="no-such-month"),
+        pytest.param("keys: [{id: !!int secret}]", "YAML", id="no-number"),
+        pytest.param("keys: [{expires: !!timestamp secret}]", "YAML", id="no-time"),
+        pytest.param("keys: " + "[" * 100_000, "line 1", id="nested-without-end"),
     ],
 )
 def test_what_is_wrong_is_named_and_not_quoted(text, problem):

@@ -1,0 +1,256 @@
+"""Requests that lost text, named no reason, or filled the log: one test for each kind."""
+
+import asyncio
+import json
+import logging
+import re
+
+import pytest
+
+from tests.integration.edge.contract_cases import (
+    CALLS,
+    CHAT,
+    INPUT_TOOL,
+    MESSAGE,
+    RESPONSE,
+    TEXT,
+    TOOL,
+)
+from tests.integration.edge.test_rest_clients import data_of
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+CALLS_TEXT = CALLS.partition("</think>")[2]
+JSON_TYPE = {"content-type": "application/json"}
+
+
+async def posted(edge, path: str, body: dict, **fields):
+    return await edge.rest.post(path, json={**body, **fields})
+
+
+def blocks_of(events: list) -> list[dict]:
+    """Join a message's events to its blocks; the input of a call stays text."""
+    blocks: list[dict] = []
+    for event in events:
+        if event["type"] == "content_block_start":
+            blocks.append({**event["content_block"], "input": ""})
+        elif event["type"] == "content_block_delta":
+            delta, block = event["delta"], blocks[event["index"]]
+            for part, name in (("text",) * 2, ("thinking",) * 2, ("partial_json", "input")):
+                if part in delta:
+                    block[name] += delta[part]
+    return blocks
+
+
+# -- messages -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tools", [{}, {"tools": []}])
+async def test_without_tools_a_message_has_no_calls_and_loses_nothing(edge, tools):
+    edge.engine.script = CALLS
+    whole = (await posted(edge, "/v1/messages", MESSAGE, **tools, max_tokens=200)).json()
+    events = data_of(
+        (await posted(edge, "/v1/messages", MESSAGE, **tools, max_tokens=200, stream=True)).text
+    )
+    text = {"type": "text", "text": CALLS_TEXT}
+    assert (whole["content"][1], whole["stop_reason"]) == (text, "end_turn")
+    assert blocks_of(events)[1] == {**text, "input": ""}
+    assert events[-2]["delta"]["stop_reason"] == "end_turn"
+
+
+@pytest.mark.parametrize("kind", ["any", "tool"])
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_call_cannot_be_forced_without_tools(edge, kind, stream):
+    choice = {"type": kind, "name": "weather"}
+    answer = await posted(edge, "/v1/messages", MESSAGE, tool_choice=choice, stream=stream)
+    assert (answer.status_code, answer.json()["error"]["type"]) == (400, "invalid_request_error")
+    assert "tools is missing" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason", "blocks"),
+    [
+        ("{broken}", "end_turn", 1),
+        ("[1]", "end_turn", 1),
+        ("", "tool_use", 2),
+        ("{}", "tool_use", 2),
+    ],
+)
+async def test_a_message_claims_calls_that_are_whole(edge, arguments, reason, blocks):
+    edge.engine.script = (
+        "look</think><｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>weather\n"
+        f"```json\n{arguments}\n```<｜tool▁call▁end｜><｜tool▁calls▁end｜>"
+    )
+    whole = (await posted(edge, "/v1/messages", MESSAGE, tools=[INPUT_TOOL])).json()
+    streamed = await posted(edge, "/v1/messages", MESSAGE, tools=[INPUT_TOOL], stream=True)
+    assert (whole["stop_reason"], len(whole["content"])) == (reason, blocks)
+    assert data_of(streamed.text)[-2]["delta"]["stop_reason"] == reason
+    if reason == "tool_use":
+        assert whole["content"][1]["input"] == {}
+
+
+# -- batches of chats -----------------------------------------------------------------------------
+
+BATCH = {**CHAT, "messages": [CHAT["messages"]] * 2}
+
+
+@pytest.mark.parametrize("fields", [{"stream": True}, {"tools": [TOOL]}])
+async def test_batches_refuse_what_they_would_drop(edge, fields):
+    answer = await posted(edge, "/v1/chat/completions/batch", BATCH, **fields)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, *fields)
+
+
+async def test_batches_name_reasoning_as_chats_do(edge):
+    answer = (await posted(edge, "/v1/chat/completions/batch", BATCH)).json()
+    for choice in answer["choices"]:
+        assert choice["message"]["reasoning_content"] == choice["message"]["reasoning"] != ""
+
+
+# -- responses ------------------------------------------------------------------------------------
+
+
+async def test_log_probabilities_of_a_response_are_those_of_its_text(edge):
+    wanted = {"include": ["message.output_text.logprobs"], "top_logprobs": 1}
+    whole = (await posted(edge, "/v1/responses", RESPONSE, **wanted)).json()["output"]
+    streamed = data_of((await posted(edge, "/v1/responses", RESPONSE, **wanted, stream=True)).text)
+    (part,) = whole[1]["content"]
+    assert "".join(each["token"] for each in part["logprobs"]) == part["text"]
+    assert streamed[-1]["response"]["output"][1]["content"][0]["logprobs"] == part["logprobs"]
+    deltas = [event for event in streamed if event["type"] == "response.output_text.delta"]
+    assert "".join(each["token"] for e in deltas for each in e["logprobs"]) == part["text"]
+    assert [item["status"] for item in whole] == ["completed", "completed"]
+
+
+# -- texts ----------------------------------------------------------------------------------------
+
+
+async def test_an_echoed_prompt_brings_its_tokens_when_asked(edge):
+    for asked in (False, True):
+        body = {"echo": True, "return_token_ids": asked}
+        (choice,) = (await posted(edge, "/v1/completions", TEXT, **body)).json()["choices"]
+        streamed = await posted(edge, "/v1/completions", TEXT, **body, stream=True)
+        given = [event["choices"][0].get("prompt_token_ids") for event in data_of(streamed.text)]
+        assert next((each for each in given if each), None) == choice["prompt_token_ids"]
+        assert (choice["prompt_token_ids"] is not None) is asked
+
+
+# -- pages ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("body", "kind"),
+    [(CHAT, "chat.completion"), (TEXT, "text_completion"), ({"model": "pocket-r1"}, None)],
+)
+async def test_invocations_are_what_their_fields_say(edge, body, kind):
+    whole = await posted(edge, "/invocations", body)
+    streamed = await posted(edge, "/invocations", body, stream=True)
+    if kind is None:
+        assert whole.status_code == streamed.status_code == 400
+    else:
+        assert whole.json()["object"] == kind
+        assert streamed.headers["content-type"].startswith("text/event-stream")
+        assert streamed.text.endswith("data: [DONE]\n\n")
+
+
+async def test_a_slash_behind_models_is_no_name(edge):
+    models = (await edge.rest.get("/v1/models/")).json()["data"]
+    assert [model["id"] for model in models] == ["pocket-r1"]
+    assert (await edge.rest.get("/v1/models/pocket-r1/")).json()["id"] == "pocket-r1"
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages", "/tokenize"])
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"[" * 10_000, "nested too deeply"),
+        (b'{"model":"\xff"}', "not valid utf-8"),
+        (b'{"seed":' + b"9" * 5_000 + b"}", "digits"),
+    ],
+)
+async def test_what_is_wrong_with_a_body_is_said(edge, path, content, words):
+    answer = await edge.rest.post(path, content=content, headers=JSON_TYPE)
+    assert answer.status_code == 400
+    assert words in answer.json()["error"]["message"]
+
+
+# -- offers of another protocol -------------------------------------------------------------------
+
+OFFER = (
+    b"connection: Upgrade, HTTP2-Settings\r\nhttp2-settings: AAEAAEAAAAIAAAABAAMAAABkAAQBAAAA\r\n"
+    b"upgrade: h2c\r\n"
+)
+BODY = json.dumps({**CHAT, "max_tokens": 3}).encode()
+LAST = b"GET /livez HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
+
+
+def offering(body: bytes, *, chunked: bool) -> bytes:
+    """Return a request as Java's HTTP client writes the first one of a connection."""
+    length = b"transfer-encoding: chunked" if chunked else b"content-length: %d" % len(body)
+    cut = len(body) // 2
+    parts = b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in (body[:cut], body[cut:], b""))
+    return (
+        b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+        + OFFER
+        + length
+        + b"\r\n\r\n"
+        + (parts if chunked else body)
+    )
+
+
+async def raw_answers(edge, sent: bytes, step: int) -> bytes:
+    """Send bytes in pieces over a connection; return all that comes back."""
+    host, _, port = edge.router.addresses.rest.removeprefix("http://").rpartition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    async with asyncio.timeout(30):
+        for begin in range(0, len(sent), step):
+            writer.write(sent[begin : begin + step])
+            await asyncio.sleep(0)
+        answer = await reader.read()
+    writer.close()
+    return answer
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.parametrize("step", [40, 10**6])
+async def test_an_offer_of_http2_costs_no_body(edge, chunked, step):
+    sent = offering(BODY, chunked=chunked) * 2 + offering(b"{}", chunked=chunked) + LAST
+    answers = await raw_answers(edge, sent, step)
+    statuses = re.findall(rb"HTTP/1.1 (\d+)", answers)
+    assert statuses == [b"200", b"200", b"400", b"200"]
+    assert answers.count(b'"object":"chat.completion"') == 2
+
+
+async def test_a_page_may_offer_http2(edge):
+    page = b"GET /livez HTTP/1.1\r\nhost: x\r\n" + OFFER + b"\r\n"
+    assert (await raw_answers(edge, page + LAST, 10**6)).count(b"HTTP/1.1 200") == 2
+
+
+# -- log ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/chat/completions", {**CHAT, "stop_token_ids": [10**9]}),
+        ("/v1/completions", {**TEXT, "stop_token_ids": [10**9]}),
+        ("/v1/messages", {**MESSAGE, "temperature": json.loads("Infinity")}),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+async def test_what_a_client_did_wrong_leaves_no_traceback(edge, path, body, stream):
+    seen: list[logging.LogRecord] = []
+
+    class Seeing(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            seen.append(record)
+
+    handler, log = Seeing(), logging.getLogger("vllm")
+    log.addHandler(handler)
+    try:
+        answer = await edge.rest.post(
+            path, content=json.dumps({**body, "stream": stream}), headers=JSON_TYPE
+        )
+    finally:
+        log.removeHandler(handler)
+    assert answer.status_code == 400
+    assert [record.getMessage() for record in seen if record.exc_info] == []
