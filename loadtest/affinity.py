@@ -28,6 +28,8 @@ from statistics import mean
 from loadtest.fleet import Router, ranks, settings_for
 from loadtest.tiny_moe import make_tiny_moe
 from loadtest.trace import Request, made_up, possible, read_trace, sampled
+from serving.flag_parser import FlagParser
+from serving.flag_values import AMOUNT, COUNT, OutputFolder, ReadableFile
 from serving.settings import RoutingSettings, RoutingWeights
 
 BLOCK = 128
@@ -204,25 +206,27 @@ def _quantile(values: Sequence[float], share: float) -> float:
 
 def options_of(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = FlagParser(description=__doc__)
+    parser.add_argument(
+        "--trace", type=ReadableFile(), help="trace in Mooncake's form; default: made up"
     )
-    parser.add_argument("--trace", type=Path, help="trace in Mooncake's form; default: made up")
-    parser.add_argument("--requests", type=int, default=120, help="requests to replay")
+    parser.add_argument("--requests", type=COUNT, default=120, help="requests to replay")
     parser.add_argument(
         "--window",
-        type=int,
+        type=COUNT,
         default=4000,
         help="first requests of the trace, of which whole conversations are sampled",
     )
-    parser.add_argument("--slices", type=int, default=2, help="interleaved parts")
-    parser.add_argument("--ranks", type=int, default=2, help="groups of one rank")
-    parser.add_argument("--speed", type=float, default=1.0, help="times as fast as the trace")
-    parser.add_argument("--context", type=int, default=8192, help="longest prompt and answer")
-    parser.add_argument("--max-output", type=int, default=16, help="most tokens of an answer")
-    parser.add_argument("--layers", type=int, default=4, help="of the model")
-    parser.add_argument("--kv-cache-gib", type=float, default=0.25, help="KV cache of a rank")
-    parser.add_argument("--folder", type=Path, help="for the model and the ranks' logs; is kept")
+    parser.add_argument("--slices", type=COUNT, default=2, help="interleaved parts")
+    parser.add_argument("--ranks", type=COUNT, default=2, help="groups of one rank")
+    parser.add_argument("--speed", type=AMOUNT, default=1.0, help="times as fast as the trace")
+    parser.add_argument("--context", type=COUNT, default=8192, help="longest prompt and answer")
+    parser.add_argument("--max-output", type=COUNT, default=16, help="most tokens of an answer")
+    parser.add_argument("--layers", type=COUNT, default=4, help="of the model")
+    parser.add_argument("--kv-cache-gib", type=AMOUNT, default=0.25, help="KV cache of a rank")
+    parser.add_argument(
+        "--folder", type=OutputFolder(), help="for the model and the ranks' logs; is kept"
+    )
     return parser.parse_args(arguments)
 
 

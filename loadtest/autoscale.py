@@ -6,7 +6,6 @@ rise and fall, and prints every change and every tenth look. The law's times are
 of seconds, not minutes. Needs .ci/tools for Prometheus. ``make autoscale-demo``
 """
 
-import argparse
 import asyncio
 import contextlib
 import os
@@ -27,6 +26,8 @@ from serving.autoscaler.explain import HEADER, row
 from serving.autoscaler.loop import Turn
 from serving.cli.autoscaler import with_local_run
 from serving.cli.state import STATE_DIR_VARIABLE, StateFile
+from serving.flag_parser import FlagParser
+from serving.flag_values import AMOUNT
 from serving.settings import Settings, load_settings
 from serving.telemetry.logs import configure_logs
 
@@ -183,9 +184,9 @@ def free_port() -> int:
 
 def main() -> int:
     """Run the demonstration; 0 if every number of groups was reached and no request lost."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = FlagParser(description=__doc__)
     parser.add_argument(
-        "--tokens-per-second", type=float, default=120.0, help="taken for a group's capacity"
+        "--tokens-per-second", type=AMOUNT, default=120.0, help="taken for a group's capacity"
     )
     arguments = parser.parse_args()
     if not PROMETHEUS.exists():

@@ -16,6 +16,7 @@ from loadtest.report import html, milliseconds
 from loadtest.run import REPORT, Run
 from loadtest.statistics import compare
 from serving.cli.errors import EXIT_ERROR, EXIT_INTERRUPTED, guarded
+from serving.cli.main import take_verbose
 from serving.errors import InvalidRequest
 
 EXIT_MISSED = 3
@@ -37,11 +38,13 @@ def main(
     Returns:
         The exit code; see ``--help``.
     """
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    verbose = "--verbose" in words
-    options = parse([word for word in words if word != "--verbose"], prog)
+    words, verbose = take_verbose(list(sys.argv[1:] if arguments is None else arguments))
     command = f"{prog} {shlex.join(_without_key(words))}"
-    return guarded(lambda: _run(options, command, local), verbose=verbose)
+
+    def run() -> int:
+        return _run(parse(words or ["--help"], prog), command, local)
+
+    return guarded(run, verbose=verbose)
 
 
 def _run(options: argparse.Namespace, command: str, local: Path | None) -> int:

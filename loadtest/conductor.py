@@ -24,6 +24,7 @@ from loadtest.trace import Request, load_trace
 from loadtest.workload import Calibration, text
 from serving import errors
 from serving.cli.access import access_from
+from serving.flag_values import MOST_SECONDS, FlagError, refusal
 
 INTERRUPTED = "interrupted"
 _LOCAL = "127.0.0.1:8000"
@@ -40,22 +41,31 @@ async def conduct(options: argparse.Namespace, command: str, local: Path | None 
         local: state folder of this machine's own run, for its key and certificate.
 
     Raises:
-        ServingError: it could not begin: no server, no such model, no trace.
+        FlagError: no such model, no trace, no certificate.
+        ServingError: it could not begin: no server.
     """
-    trace = load_trace(options.trace) if getattr(options, "trace", None) else None
+    trace = _trace(getattr(options, "trace", None))
     elsewhere = options.url or options.grpc
     # The key that a local run left is for that run alone.
     access = access_from(
-        options.api_key, options.ca_file, options.cert_file, None if elsewhere else local
+        options.api_key,
+        _name(options.ca_file),
+        _name(options.cert_file),
+        None if elsewhere else local,
     )
     url = options.url or f"http{'' if access.ca_file is None else 's'}://{_LOCAL}"
     async with contextlib.AsyncExitStack() as stack:
-        rest = RestTarget(options.fleet_url or url, access)
-        stack.push_async_callback(rest.close)
-        target: Target = (
-            GrpcTarget(options.grpc, access) if options.grpc else RestTarget(url, access)
-        )
-        stack.push_async_callback(target.close)
+        try:
+            rest = RestTarget(options.fleet_url or url, access)
+            stack.push_async_callback(rest.close)
+            target: Target = (
+                GrpcTarget(options.grpc, access) if options.grpc else RestTarget(url, access)
+            )
+            stack.push_async_callback(target.close)
+        except errors.SettingsError as error:
+            if options.ca_file is None and options.cert_file is None:
+                raise
+            raise FlagError(str(error)) from error
         where = options.grpc or url
         style = Style(
             await _model(target, where, options.model),
@@ -80,6 +90,22 @@ async def conduct(options: argparse.Namespace, command: str, local: Path | None 
         return conductor.result()
 
 
+def _trace(path: Path | None) -> list[Request] | None:
+    """Return the requests of ``--trace``.
+
+    Raises:
+        FlagError: the file holds something else.
+    """
+    try:
+        return None if path is None else load_trace(path)
+    except errors.InvalidRequest as error:
+        raise FlagError(refusal("--trace", str(path), error)) from error
+
+
+def _name(path: Path | None) -> str | None:
+    return None if path is None else str(path)
+
+
 async def _model(target: Target, where: str, wanted: str | None) -> str:
     """Return the id of the model to ask for.
 
@@ -98,8 +124,8 @@ async def _model(target: Target, where: str, wanted: str | None) -> str:
         return wanted
     names = ", ".join(served) or "nothing"
     if wanted is None:
-        raise errors.InvalidRequest(f"which model? --model; {where} serves: {names}")
-    raise errors.ModelNotFound(f"{where} has no model {wanted}; it serves: {names}")
+        raise FlagError(f"--model is missing: {where} serves several models: {names}")
+    raise FlagError(refusal("--model", wanted, f"{where} serves: {names}"))
 
 
 async def _calibration(
@@ -179,7 +205,8 @@ class _Conductor:
         else:
             for rate in options.rate or ():
                 if not self.generator.stopped:
-                    profile = RateProfile(rate, rate, options.duration)
+                    seconds = MOST_SECONDS if options.requests else options.duration
+                    profile = RateProfile(rate, rate, seconds)
                     await stages.at_rate(profile, f"{rate:g} requests/s")
             for streams in options.concurrency or ():
                 if not self.generator.stopped:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import Callable, Coroutine, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -32,6 +33,8 @@ class Generator:
     _halt: asyncio.Event = field(default_factory=asyncio.Event, init=False)
     _refused: int = field(default=0, init=False)
     _index: int = field(default=0, init=False)
+    _left: int | None = field(default=None, init=False)
+    """Measured requests that this stage may still send; None: no limit."""
 
     def begin(self) -> None:
         """Set the clock to zero."""
@@ -54,7 +57,13 @@ class Generator:
         self._halt.set()
 
     async def open_loop(
-        self, schedule: Iterable[tuple[float, Session]], *, stage: int, warmup: float, until: float
+        self,
+        schedule: Iterable[tuple[float, Session]],
+        *,
+        stage: int,
+        warmup: float,
+        until: float,
+        requests: int | None = None,
     ) -> None:
         """Start each session when it is due; returns when all have ended.
 
@@ -63,13 +72,16 @@ class Generator:
             stage: noted in the records.
             warmup: requests due earlier than so many seconds after this call are not measured.
             until: seconds after this call from which no new turn begins.
+            requests: so many are measured, and no more are sent; None: as many as are due.
 
         """
-        began = self._begin_stage()
+        began = self._begin_stage(requests)
         for after, session in schedule:
-            if after >= until or not await self._sleep_until(began + after):
+            if after >= until or self._left == 0 or not await self._sleep_until(began + after):
                 break
             self._start(self._session(session, began + after, stage, began + warmup, began + until))
+            if requests is not None:
+                await asyncio.sleep(0)  # it takes one of them
         await self._finish()
 
     async def closed_loop(
@@ -80,17 +92,36 @@ class Generator:
         stage: int,
         warmup: float,
         until: float,
+        requests: int | None = None,
     ) -> None:
-        """Keep ``streams`` sessions going for ``until`` seconds; else as ``open_loop``."""
-        began = self._begin_stage()
+        """Keep ``streams`` sessions running; the arguments are those of ``open_loop``.
+
+        The warm-up ends when its last answer has, and the measured part begins with all streams
+        at once. So all the output of the measured time belongs to measured requests: what was
+        asked in the warm-up takes no share of it.
+        """
+        began = self._begin_stage(None)
+        if warmup > 0:
+            await self._streams(sessions, streams, stage, (math.inf, began + warmup))
+        if self._halt.is_set():
+            return
+        self._left = requests
+        now = self.now
+        await self._streams(sessions, streams, stage, (now, now + max(until - warmup, 0.0)))
+
+    async def _streams(
+        self, sessions: Iterator[Session], streams: int, stage: int, part: tuple[float, float]
+    ) -> None:
+        """Run the streams of one part: measured from its first time, ending at its second."""
+        measured_from, until = part
 
         async def stream() -> None:
-            while self.now < began + until:
+            while self.now < until and self._left != 0:
                 # It is due when the one before has ended: a closed loop has no other schedule.
                 session = next(sessions, None)
                 if session is None:
                     return
-                fine = await self._session(session, self.now, stage, began + warmup, began + until)
+                fine = await self._session(session, self.now, stage, measured_from, until)
                 if not fine:
                     await asyncio.sleep(_AFTER_FAILURE)
 
@@ -98,7 +129,8 @@ class Generator:
             self._start(stream())
         await self._finish()
 
-    def _begin_stage(self) -> float:
+    def _begin_stage(self, requests: int | None) -> float:
+        self._left = requests
         if not self.stopped:
             self._halt.clear()
         return self.now
@@ -145,9 +177,13 @@ class Generator:
                 due = self.now + session.think
                 if due >= until or not await self._sleep_until(due):
                     return True
+            phase: Phase = "warmup" if due < measured_from else "measure"
+            if phase == "measure" and self._left is not None:
+                if self._left == 0:
+                    return True
+                self._left -= 1
             messages.append(Message("user", turn.text))
             ask = Ask(tuple(messages), turn.max_tokens, f"load-{stage}-{session.number}")
-            phase: Phase = "warmup" if due < measured_from else "measure"
             answer = await self._ask(ask, due, (stage, session.number, number), phase)
             if answer is None:
                 return False

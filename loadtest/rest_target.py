@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import aiohttp
+import msgspec
 
 from loadtest.target import Ask, ErrorKind, Piece, Style, TargetError, Usage, as_text
 from serving.cli.access import NO_ACCESS, Access
@@ -134,15 +135,58 @@ def _body(ask: Ask, style: Style) -> dict[str, Any]:
     return body
 
 
+class _Part(msgspec.Struct, frozen=True, gc=False):
+    """Text of a chunk's delta (chat), or of its choice (completions)."""
+
+    content: str | None = None
+    reasoning: str | None = None
+    reasoning_content: str | None = None
+    text: str | None = None
+
+    def __str__(self) -> str:
+        # Servers call the field by one name, by the other, or send it under both.
+        thought = self.reasoning or self.reasoning_content or ""
+        return thought + (self.content or self.text or "")
+
+
+class _Choice(msgspec.Struct, frozen=True, gc=False):
+    delta: _Part | None = None
+    text: str | None = None
+
+
+class _Chunk(msgspec.Struct, frozen=True, gc=False):
+    """What is read of an ordinary chunk."""
+
+    choices: list[_Choice] | None = None
+    usage: dict[str, Any] | None = None
+    error: Any = None
+
+
+_decode = msgspec.json.Decoder(_Chunk).decode
+
+
 def _piece(event: bytes) -> Piece:
     try:
+        chunk = _decode(event)
+    except msgspec.MsgspecError:  # another form, or no JSON at all
+        return _odd_piece(event)
+    if chunk.error is not None:
+        raise TargetError("broken", _words(event.decode("utf-8", "replace")))
+    usage = None if chunk.usage is None else _usage(chunk.usage)
+    text = ""
+    for choice in chunk.choices or ():
+        text += (choice.text or "") if choice.delta is None else str(choice.delta)
+    return Piece(text, usage)
+
+
+def _odd_piece(event: bytes) -> Piece:
+    try:
         content = json.loads(event)
-        if "error" in content:
+        if content.get("error") is not None:
             raise TargetError("broken", _words(event.decode("utf-8", "replace")))
         text = ""
         for choice in content.get("choices") or ():
             delta = choice.get("delta") or choice
-            # Servers call the field by one name, by the other, or send it under both.
             text += delta.get("reasoning") or delta.get("reasoning_content") or ""
             text += delta.get("content") or delta.get("text") or ""
         usage = content.get("usage")

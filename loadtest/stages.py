@@ -14,6 +14,7 @@ from loadtest.run import Run, Stage
 from loadtest.statistics import Summary
 from loadtest.trace import TRACE_BLOCK, Request
 from loadtest.workload import Calibration, Session, Synthetic, from_trace
+from serving.flag_values import MOST_SECONDS
 
 
 class Stages:
@@ -31,6 +32,7 @@ class Stages:
         self._options = options
         self._progress = progress
         self._calibration = calibration
+        self._requests: int | None = getattr(options, "requests", None)
         self.generator = generator
         self.run = run
         # A search is run again on the same server, whose prefix cache may still hold the texts
@@ -76,13 +78,15 @@ class Stages:
         """Keep so many streams going; returns what they got done."""
         options = self._options
         warmup = min(options.warmup, options.duration / 2)
-        stage = self._new(f"{streams} streams", streams, "streams", warmup, options.duration)
+        seconds = MOST_SECONDS if self._requests else options.duration
+        stage = self._new(f"{streams} streams", streams, "streams", warmup, seconds)
         await self.generator.closed_loop(
             self._sessions(f"{options.seed}/{stage.index}"),
             streams,
             stage=stage.index,
             warmup=warmup,
-            until=options.duration,
+            until=seconds,
+            requests=self._requests,
         )
         return self.run.summary(self._ended(stage))
 
@@ -91,7 +95,9 @@ class Stages:
     ) -> None:
         warmup = min(self._options.warmup, seconds / 2)
         stage = self._new(label, load, "requests/s", warmup, seconds)
-        await self.generator.open_loop(schedule, stage=stage.index, warmup=warmup, until=seconds)
+        await self.generator.open_loop(
+            schedule, stage=stage.index, warmup=warmup, until=seconds, requests=self._requests
+        )
         self._ended(stage)
 
     def _new(self, label: str, load: float, unit: str, warmup: float, seconds: float) -> Stage:

@@ -39,20 +39,26 @@ class Summary:
     ok: int
     errors: Counter[str]
     seconds: float
+    busy: float
+    """From when the first measured request was due to the end of the last one's answer."""
+    tokens: int
+    """Output tokens of all whole answers, as the server counts them."""
     offered: float
     """Requests a second that were due."""
     completed: float
     """Requests a second that were answered whole."""
     output_tokens: float
-    """A second."""
+    """A second: all output tokens of whole answers, by the time from the first request to the end
+    of the last answer (``busy``), which is what vLLM's bench client calls output throughput."""
     prompt_tokens: float
     """A second."""
     cached: float
     """Share of prompt tokens that came from a cache."""
     ttft: Quantiles
     itl: Quantiles
+    """Of each request's mean from token to token: TPOT in vLLM's bench client, ITL in guidellm."""
     gap: Quantiles
-    """Between pieces, over all requests together."""
+    """Between pieces, over all requests together: ITL in vLLM's bench client."""
     latency: Quantiles
     lateness: Quantiles
     """Of the generator: from due to sent. Much of it means that the generator is too slow."""
@@ -72,21 +78,25 @@ def summarize(records: Sequence[Record], slo: Slo, seconds: float) -> Summary:
     measured = [record for record in records if record.phase == "measure"]
     done = [record for record in measured if record.ok]
     seconds = max(seconds, 1e-9)
-    # What ran on after the last request was due still belongs to the time it took.
+    # The benchmark's duration, as the field has it: from the first request to the end of the
+    # last answer, whenever the load ended.
+    busy = 1e-9
     if measured:
-        begin = min(record.intended for record in measured)
-        busy = max(seconds, max(record.end for record in measured) - begin)
-    else:
-        busy = seconds
+        busy = max(
+            max(record.end for record in measured) - min(record.intended for record in measured),
+            busy,
+        )
     prompt = sum(record.prompt_tokens for record in done)
     return Summary(
         requests=len(measured),
         ok=len(done),
         errors=Counter(record.error for record in measured if record.error),
         seconds=seconds,
+        busy=busy,
+        tokens=(tokens := sum(record.output_tokens for record in done)),
         offered=len(measured) / seconds,
         completed=len(done) / busy,
-        output_tokens=sum(record.output_tokens for record in done) / busy,
+        output_tokens=tokens / busy,
         prompt_tokens=prompt / busy,
         cached=sum(record.cached_tokens for record in done) / max(prompt, 1),
         ttft=Quantiles.of([record.ttft for record in done if record.ttft is not None]),

@@ -3,12 +3,14 @@
 import csv
 import itertools
 import json
+import math
 import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from serving.errors import InvalidRequest
 
@@ -105,7 +107,24 @@ def load_trace(path: Path) -> list[Request]:
         raise InvalidRequest(f"the trace {path} is not as expected: {error}") from error
     if not requests:
         raise InvalidRequest(f"the trace {path} holds no request")
+    for number, request in enumerate(requests, 1):
+        if (wrong := _wrong(request)) is not None:
+            raise InvalidRequest(f"the trace {path} is not as expected: request {number}: {wrong}")
     return sorted(requests, key=lambda request: request.at)
+
+
+def _wrong(request: Request) -> str | None:
+    """Return what no request of a trace may have; none: it is fine."""
+    at: Any = request.at  # as JSON had it
+    lengths: tuple[Any, Any] = request.prompt_tokens, request.output_tokens
+    if not isinstance(at, int | float) or not math.isfinite(at):
+        return f"its time is {at}, and must be a number"
+    if not all(isinstance(one, int) and one >= 0 for one in lengths):
+        return f"its lengths are {lengths[0]} and {lengths[1]}, and must be whole numbers from 0"
+    blocks: tuple[Any, ...] = request.blocks
+    if not all(isinstance(one, int | str) for one in blocks):
+        return "its hash_ids must be numbers"
+    return None
 
 
 def sampled(requests: Sequence[Request], count: int, seed: int = 1) -> list[Request]:

@@ -4,7 +4,6 @@ Writes deploy/docs/performance/router.json and the tables of deploy/docs/perform
 --quick it only prints: too short to be kept.
 """
 
-import argparse
 import json
 import tempfile
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from loadtest.bench.clients import Case, Protocol
 from loadtest.bench.machine import describe
 from loadtest.bench.processes import RouterProcess, router
 from loadtest.bench.tables import markdown, write_page
+from serving.flag_parser import FlagParser
 
 _DOCS = Path(__file__).resolve().parents[2] / "deploy" / "docs"
 _PROTOCOLS: tuple[Protocol, ...] = ("rest", "grpc")
@@ -30,7 +30,7 @@ Row = dict[str, Any]
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Read the command line, measure, print and write."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = FlagParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="under a minute; writes nothing")
     parser.add_argument("--remark", default="", help="put beside the figures")
     options = parser.parse_args(arguments)

@@ -27,6 +27,31 @@ PACKAGES = {
     # All that ray.serve.llm asks for beside what our locks hold. ray[llm] 2.60 pins vllm 0.29,
     # but its code runs with our 0.32 as it is.
     "ray-serve-llm": ("pyarrow==26.0.1",),
+    # guidellm, and what vLLM's bench client wants beside our locks (pandas, datasets).
+    "bench-clients": (
+        "guidellm==0.8.1",
+        "pandas==3.1.1",
+        "datasets==5.2.0",
+        "aiofiles==25.1.0",
+        "aiologic==0.17.1",
+        "click==8.4.2",
+        "culsans==0.10.0",
+        "eval_type_backport==0.4.0",
+        "faker==40.63.0",
+        "ftfy==6.3.1",
+        "html5tagger==2.0.0",
+        "more-itertools==11.2.1",
+        "multidict==6.9.1",
+        "multiprocess==0.70.19",
+        "pyarrow==26.0.1",
+        "sanic==25.12.1",
+        "sanic-routing==23.12.0",
+        "tabulate==0.10.0",
+        "tracerite==2.6.5",
+        "ujson==6.1.0",
+        "wcwidth==0.9.4",
+        "xxhash==4.1.0",
+    ),
 }
 """What peers need, by their folder in .tools: installed beside, so that our pins stay."""
 

@@ -7,7 +7,6 @@ is missing. Writes deploy/docs/performance/peers.json and the tables of the page
 marks. With --quick the figures are printed and not kept.
 """
 
-import argparse
 import contextlib
 import json
 import subprocess
@@ -32,6 +31,8 @@ from loadtest.bench.peer_client import Trial
 from loadtest.bench.peer_processes import NotRun
 from loadtest.bench.peer_tables import BASE, PEERS, markdown, stale, with_tables
 from serving.engine.in_process import InProcessExecutor
+from serving.flag_parser import FlagParser
+from serving.flag_values import AMOUNT, COUNT, Several
 
 _ROOT = Path(__file__).resolve().parents[2]
 DATA = _ROOT / "deploy" / "docs" / "performance" / "peers.json"
@@ -64,13 +65,13 @@ SITTINGS: tuple[tuple[tuple[Peers, Start], ...], ...] = (
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Read the command line, measure, print and write."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = FlagParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="one short round; writes nothing")
     parser.add_argument("--check", action="store_true", help="only compare pages with the data")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=15.0, help="measured in a trial")
-    parser.add_argument("--streams", default="1,16,64,256")
-    parser.add_argument("--output-tokens", type=int, default=64)
+    parser.add_argument("--rounds", type=COUNT, default=3)
+    parser.add_argument("--seconds", type=AMOUNT, default=15.0, help="measured in a trial")
+    parser.add_argument("--streams", type=Several(COUNT), default="1,16,64,256")
+    parser.add_argument("--output-tokens", type=COUNT, default=64)
     parser.add_argument("--remark", default="", help="put beside the figures")
     options = parser.parse_args(arguments)
     if options.check:
@@ -79,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{page} does not show {DATA.name}: run python -m loadtest.bench.peers")
         return bool(old)
     if options.quick:
-        options.rounds, options.seconds, options.streams = 1, 6.0, "1,16,64"
+        options.rounds, options.seconds, options.streams = 1, 6.0, [1, 16, 64]
     data: dict[str, Any] = {
         "when": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "remark": options.remark,
@@ -88,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "rounds": options.rounds,
         "seconds": options.seconds,
         "output_tokens": options.output_tokens,
-        "streams": [int(word) for word in options.streams.split(",")],
+        "streams": options.streams,
         "trials": [],
         "not_run": {},
     }

@@ -30,12 +30,20 @@ from loadtest.trace import TRACE_BLOCK, load_trace, made_up
 from serving.autoscaler.snapshot import Signal
 from serving.cli.errors import guarded
 from serving.errors import SettingsError
+from serving.flag_parser import FlagParser
+from serving.flag_values import AMOUNT, COUNT, ORDINAL, OutputFolder, Pair, ReadableFile
 from serving.settings import Settings
 
 _MODELLED = 25
 """Most groups that are simulated unless --sample says otherwise: a table in a few minutes."""
 _MADE_UP = 12_000
 """Requests of the made-up hour; the arrivals of ``made_up`` come at 4 a second."""
+_LOAD = Pair(
+    AMOUNT,
+    "a load is LOW[:HIGH], numbers above 0 with LOW not above HIGH",
+    single=True,
+    holds=lambda low, high: low <= high,
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -45,48 +53,45 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m loadtest.simulation", description=__doc__)
+    parser = FlagParser(prog="python -m loadtest.simulation", description=__doc__)
     parser.add_argument(
         "--calibration", default="deepseek-r1-16gpu", help="a name in this package, or a file"
     )
-    parser.add_argument("--trace", type=Path, help="Mooncake's form or CSV; default: made up")
     parser.add_argument(
-        "--load", type=_load, default=(1.0, 1000.0), metavar="LOW[:HIGH]",
+        "--trace", type=ReadableFile(), help="Mooncake's form or CSV; default: made up"
+    )
+    parser.add_argument(
+        "--load", type=_LOAD, default=(1.0, 1000.0), metavar="LOW[:HIGH]",
         help="copies of the trace at a time; rises and falls once (default 1:1000)",
     )  # fmt: skip
-    parser.add_argument("--minutes", type=float, default=60.0, help="simulated (default 60)")
-    parser.add_argument("--max-groups", type=int, default=1000)
+    parser.add_argument("--minutes", type=AMOUNT, default=60.0, help="simulated (default 60)")
+    parser.add_argument("--max-groups", type=COUNT, default=1000)
     parser.add_argument(
-        "--sample", type=int, help=f"simulate every N-th group and conversation (default: so that "
+        "--sample", type=COUNT,
+        help=f"simulate every N-th group and conversation (default: so that "
         f"there are {_MODELLED} groups; 1: all)",
     )  # fmt: skip
     parser.add_argument(
         "--scalers", default="policy,fixed,queue", help="of policy, fixed and queue"
     )
-    parser.add_argument("--ttft", type=float, default=5.0, help="objective, seconds (default 5)")
-    parser.add_argument("--itl", type=float, default=0.2, help="objective, seconds (default 0.2)")
-    parser.add_argument("--ongoing", type=float, default=64.0, help="requests a group, queue rule")
+    parser.add_argument("--ttft", type=AMOUNT, default=5.0, help="objective, seconds (default 5)")
+    parser.add_argument("--itl", type=AMOUNT, default=0.2, help="objective, seconds (default 0.2)")
+    parser.add_argument("--ongoing", type=AMOUNT, default=64.0, help="requests a group, queue rule")
     parser.add_argument(
         "--set", dest="law", action="append", default=[], metavar="NAME=VALUE",
         help="of our policy, e.g. pressure_clamp=5 or down_window=120; repeatable",
     )  # fmt: skip
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--seed", type=ORDINAL, default=1)
     parser.add_argument("--reasons", action="store_true", help="print our policy's decisions")
     parser.add_argument(
         "--against-real", action="store_true", help="the model's error against the real thing"
     )
-    parser.add_argument("--seconds", type=float, default=40.0, help="of each real stage")
-    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep the real runs' records")
+    parser.add_argument("--seconds", type=AMOUNT, default=40.0, help="of each real stage")
+    parser.add_argument(
+        "--keep", type=OutputFolder(), metavar="FOLDER", help="keep the real runs' records"
+    )
     parser.add_argument("--write", type=Path, metavar="FILE", help="keep the new calibration")
     return parser.parse_args(arguments)
-
-
-def _load(text: str) -> tuple[float, float]:
-    low, _, high = text.partition(":")
-    found = float(low), float(high or low)
-    if not 0 < found[0] <= found[1]:
-        raise argparse.ArgumentTypeError(f"{text}: above 0, and LOW not above HIGH")
-    return found
 
 
 def _run(options: argparse.Namespace) -> int:

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import yaml
 
 from serving.errors import SettingsError
+from serving.yaml_text import read_yaml
 
 KEY_VARIABLE = "MOE_SERVING_API_KEY"
 CA_VARIABLE = "MOE_SERVING_CA_FILE"
@@ -182,10 +182,10 @@ def local_access(folder: Path) -> Access:
         SettingsError: its files cannot be read.
     """
     try:
-        content: Any = yaml.safe_load((folder / SETTINGS_FILE).read_text("utf-8"))
+        content: Any = read_yaml((folder / SETTINGS_FILE).read_text("utf-8"))
     except FileNotFoundError:
         return NO_ACCESS
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, ValueError) as error:
         raise SettingsError(f"cannot read {folder / SETTINGS_FILE}: {error}") from error
     security = content.get("security") if isinstance(content, Mapping) else None
     return access_of(security if isinstance(security, Mapping) else {})

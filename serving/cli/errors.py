@@ -10,12 +10,14 @@ Commands raise ``ServingError`` (or any other exception) and never print errors 
 
 import sys
 import traceback
-from collections.abc import Callable
-from typing import TextIO
+from collections.abc import Callable, Mapping
+from typing import Any, TextIO
 
 import typer
+from pydantic import ValidationError
 
 from serving import errors
+from serving.flag_values import FlagError, refusal, unknown
 
 EXIT_ERROR = 1
 EXIT_USAGE = 2
@@ -66,6 +68,9 @@ def guarded(run: Callable[[], object], *, verbose: bool, stderr: TextIO | None =
         return EXIT_INTERRUPTED
     except typer.Exit as stop:
         return stop.exit_code
+    except FlagError as error:
+        _report(out, str(error), "--help shows what each flag accepts", verbose=verbose)
+        return EXIT_USAGE
     except errors.ServingError as error:
         _report(out, str(error) or type(error).__name__, hint_of(error), verbose=verbose)
         return EXIT_ERROR
@@ -75,7 +80,7 @@ def guarded(run: Callable[[], object], *, verbose: bool, stderr: TextIO | None =
     except Exception as error:  # noqa: BLE001  the last stop before the user
         usage = _usage_message(error)
         if usage is not None:
-            _report(out, usage, "moe-serving --help lists the commands", verbose=verbose)
+            _report(out, usage, _usage_hint(error), verbose=verbose)
             return EXIT_USAGE
         text = " ".join(str(error).split())
         message = f"{type(error).__name__}: {text}" if text else type(error).__name__
@@ -85,20 +90,84 @@ def guarded(run: Callable[[], object], *, verbose: bool, stderr: TextIO | None =
     return result if isinstance(result, int) and not isinstance(result, bool) else 0
 
 
+_USAGE = {
+    "UsageError",
+    "NoSuchOption",
+    "BadOptionUsage",
+    "BadArgumentUsage",
+    "MissingParameter",
+    "NoSuchCommand",
+}
+"""Names of typer's errors: it carries its own copy of click and does not export them."""
+_WORDS = {
+    "int_parsing": "a whole number is accepted",
+    "int_from_float": "a whole number is accepted",
+    "float_parsing": "a number is accepted",
+    "bool_parsing": "yes or no is accepted",
+    "greater_than_equal": "the least that is accepted is {ge}",
+    "less_than_equal": "the most that is accepted is {le}",
+    "greater_than": "a number above {gt} is accepted",
+}
+"""Pydantic's kinds of errors, as what is accepted."""
+
+
 def _usage_message(error: Exception) -> str | None:
     """Return what is wrong with the command line if ``error`` is about that."""
-    # typer carries its own copy of click, whose error classes it does not export.
-    if isinstance(error, typer.BadParameter) or type(error).__name__ in {
-        "UsageError",
-        "NoSuchOption",
-        "BadOptionUsage",
-        "BadArgumentUsage",
-        "MissingParameter",
-        "NoSuchCommand",
-    }:
-        formatter = getattr(error, "format_message", None)
-        return str(formatter() if formatter is not None else error)
-    return None
+    kind = type(error).__name__
+    if not isinstance(error, typer.BadParameter) and kind not in _USAGE:
+        return None
+    if kind == "NoSuchOption":
+        return unknown(getattr(error, "option_name", ""), _flags(error))
+    if kind == "BadOptionUsage":
+        return f"{getattr(error, 'option_name', 'a flag')} needs a value"
+    if kind == "MissingParameter":
+        return f"{_flag(error)} is missing"
+    if isinstance(error, typer.BadParameter) and (found := _refused(error)) is not None:
+        return found
+    formatter = getattr(error, "format_message", None)
+    return " ".join(str(formatter() if formatter is not None else error).split())
+
+
+def _refused(error: typer.BadParameter) -> str | None:
+    """Return the line for a value that typer does not accept: flag, value, what is accepted."""
+    cause = error.__cause__
+    if not isinstance(cause, ValidationError) or error.param is None:
+        return None
+    found = cause.errors()[0]
+    return refusal(_flag(error), str(found["input"]), accepted(found))
+
+
+def accepted(found: Mapping[str, Any]) -> str:
+    """Return what is accepted, from one of pydantic's errors about a value."""
+    words = _WORDS.get(found["type"], "").format(**found.get("ctx", {}))
+    return words or str(found["msg"]).removeprefix("Value error, ").rstrip(".")
+
+
+def _flag(error: Exception) -> str:
+    """Return the name of the flag or argument that ``error`` is about."""
+    param = getattr(error, "param", None)
+    names = [name for name in getattr(param, "opts", ()) if name.startswith("-")]
+    name = getattr(param, "metavar", None) or getattr(param, "name", None)
+    return max(names, key=len) if names else str(name or "a value")
+
+
+def _flags(error: Exception) -> list[str]:
+    """Return the flags of the command whose line is wrong."""
+    context = getattr(error, "ctx", None)
+    command = getattr(context, "command", None)
+    names = list(getattr(context, "help_option_names", ()))
+    for param in getattr(command, "params", ()):
+        names += (*param.opts, *param.secondary_opts)
+    return [name for name in names if name.startswith("--")]
+
+
+def _usage_hint(error: Exception) -> str:
+    context = getattr(error, "ctx", None)
+    path = getattr(context, "command_path", None) or "moe-serving"
+    lists = "commands" if getattr(context, "parent", None) is None else "flags"
+    if getattr(getattr(context, "command", None), "commands", None):
+        lists = "commands"
+    return f"{path} --help lists the {lists}"
 
 
 def _report(out: TextIO, message: str, hint: str | None, *, verbose: bool) -> None:

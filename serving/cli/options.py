@@ -5,14 +5,18 @@ A command takes the annotated types below as parameters and hands their values t
 environment or the YAML file.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import yaml
+from pydantic import ValidationError
 
+from serving.cli.errors import accepted
 from serving.errors import SettingsError
+from serving.flag_values import FlagError, refusal
 from serving.settings import Settings, load_settings
+from serving.yaml_text import NotYaml, read_yaml
 
 _PANEL = "Settings"
 
@@ -118,6 +122,7 @@ def settings_from(
             speculative, model, insecure); ``None`` means that the flag was not given.
 
     Raises:
+        FlagError: a named flag has a value that its setting does not accept.
         SettingsError: with one line saying what is wrong and where.
     """
     flags: dict[str, Any] = {}
@@ -131,7 +136,26 @@ def settings_from(
     for item in sets or ():
         name, value = _parse(item)
         _put(flags, name, value)
-    return load_settings(config, flags)
+    try:
+        return load_settings(config, flags)
+    except SettingsError as error:
+        found = _of_a_flag(error, shortcuts)
+        if found is None:
+            raise
+        raise found from error
+
+
+def _of_a_flag(error: SettingsError, shortcuts: Mapping[str, Any]) -> FlagError | None:
+    """Return the error of the flag whose value the settings do not accept; None: it is of none."""
+    cause = error.__cause__
+    if isinstance(cause, ValidationError):
+        found = cause.errors()[0]
+        where = ".".join(map(str, found["loc"]))
+        for name, path in _SHORTCUTS.items():
+            if path == where and shortcuts.get(name) is not None:
+                flag = f"--{name.replace('_', '-')}"
+                return FlagError(refusal(flag, str(shortcuts[name]), accepted(found)))
+    return None
 
 
 def _parse(item: str) -> tuple[str, Any]:
@@ -141,8 +165,8 @@ def _parse(item: str) -> tuple[str, Any]:
     if not separator or not all(name.split(".")):
         raise SettingsError(f"--set {item}: write it as NAME=VALUE, e.g. --set group.count=2")
     try:
-        return name, yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        return name, read_yaml(text)
+    except NotYaml as error:
         raise SettingsError(f"--set {item}: the value is not YAML: {error}") from error
 
 

@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from serving.cli.checks import Check, Verdict
 from serving.engine import memory
 from serving.errors import SettingsError
 from serving.settings import EngineSettings
+from serving.yaml_text import read_yaml
 
 _SIZING = "sizing.yaml"
 _UNITS = {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40, "k": 10**3, "M": 10**6, "G": 10**9}
@@ -162,8 +161,8 @@ def quantity(text: str | float) -> int:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        content: dict[str, Any] = yaml.safe_load(file.read_text("utf-8"))
-    except (OSError, yaml.YAMLError) as error:
+        content: dict[str, Any] = read_yaml(file.read_text("utf-8"))
+    except (OSError, ValueError) as error:
         raise SettingsError(f"cannot read {file}: {error}") from error
     return content
 

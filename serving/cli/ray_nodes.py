@@ -38,6 +38,18 @@ _PROGRESS_LINE = re.compile(r"\[ *\d+\.\ds\] (?P<part>group[^:]*): (?P<text>.*)"
 """As ``progress.LineProgress`` writes them."""
 
 
+_KEPT_PREFIX = "moe-nodes-logs-"
+_KEPT = 5
+"""Folders of logs that stay, this time's included."""
+
+
+def _changed_at(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0  # another process has removed it
+
+
 @dataclass(frozen=True, slots=True)
 class Paths:
     """Where a run keeps its files."""
@@ -58,9 +70,13 @@ class Paths:
         return self.logs / f"ray-{node.name}.log"
 
     def keep_logs(self) -> Path:
-        """Copy the logs to a folder that stays, and return it."""
-        kept = Path(tempfile.mkdtemp(prefix="moe-nodes-logs-"))
+        """Copy the logs to a folder that stays, the last few times, and return it."""
+        kept = Path(tempfile.mkdtemp(prefix=_KEPT_PREFIX))
         shutil.copytree(self.logs, kept, dirs_exist_ok=True)
+        kept.touch()  # copytree gives it the time of what it copies
+        earlier = [path for path in kept.parent.glob(f"{_KEPT_PREFIX}*") if path != kept]
+        for path in sorted(earlier, key=_changed_at, reverse=True)[_KEPT - 1 :]:
+            shutil.rmtree(path, ignore_errors=True)
         return kept
 
 

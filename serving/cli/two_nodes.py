@@ -12,7 +12,6 @@ go to a single process, and every token is compared.
 import os
 import secrets
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -43,6 +42,7 @@ from serving.cli.status import experts_text
 from serving.cli.verify import ask, judge
 from serving.errors import ServingError, Unsupported
 from serving.settings import Settings
+from serving.temporary import temporary_folder
 
 ROUTER, NODE_A, NODE_B = "10.77.0.1", "10.77.0.2", "10.77.0.3"
 _CPUS = 2
@@ -89,7 +89,7 @@ def two_nodes(
     if kept is not None:
         texts, max_tokens = kept.prompts, kept.max_tokens
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="moe-2n-")))
+        folder = stack.enter_context(temporary_folder("moe-2n-"))
         paths = Paths.under(folder)
         settings = with_local_secrets(settings, folder)
         write_settings(settings, paths.config)

@@ -51,7 +51,7 @@ async def test_two_runs_are_compared(server, tmp_path):
     await loadtest("run", "--url", server.url, *line)
     _, text = await loadtest("compare", tmp_path / "a", tmp_path / "other")
     assert "not the same loads: A 50 requests/s, B 40 requests/s" in text
-    assert (await loadtest("compare", tmp_path / "a", tmp_path / "none"))[0] == 1
+    assert (await loadtest("compare", tmp_path / "a", tmp_path / "none"))[0] == 2
     joined = ("report", tmp_path / "a", tmp_path / "a", "--out", tmp_path / "c")
     assert (await loadtest(*joined))[0] == 0
 

@@ -9,6 +9,7 @@ import pytest
 from loadtest.arguments import parse
 from loadtest.conductor import INTERRUPTED, conduct
 from serving import errors
+from serving.flag_values import FlagError
 from tests.integration.loadtest.asking import been_asked, options
 
 
@@ -63,13 +64,13 @@ async def test_nobody_there():
 
 
 async def test_a_model_that_is_not_there(server):
-    with pytest.raises(errors.ModelNotFound, match="has no model other; it serves: tiny"):
+    with pytest.raises(FlagError, match=r"--model other: http://127.0.0.1:\d+ serves: tiny"):
         await conduct(options(server, "--rate", "1", "--model", "other"), "x")
 
 
 async def test_several_models_and_none_named(server):
     server.app.models = {"data": [{"id": "a"}, {"id": "b"}]}
-    with pytest.raises(errors.InvalidRequest, match="which model"):
+    with pytest.raises(FlagError, match="--model is missing"):
         await conduct(options(server, "--rate", "1"), "x")
 
 

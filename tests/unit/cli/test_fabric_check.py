@@ -79,5 +79,5 @@ def test_whatever_ends_it_leaves_no_worker(number):
         assert workers
         process.send_signal(number)
         assert process.wait(60) == (-9 if number == signal.SIGKILL else 130)
-    _, alive = psutil.wait_procs(workers, timeout=20)
+    _, alive = psutil.wait_procs(workers, timeout=90)
     assert not alive

@@ -7,8 +7,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import typer
 
-from serving.cli.main import COMMANDS, main, take_verbose
+from serving.cli.main import COMMANDS, Command, build_app, main, take_verbose
 
 
 def test_overview_lists_every_command(capsys: pytest.CaptureFixture[str]):
@@ -57,9 +58,13 @@ def test_help_of_a_command(name: str, capsys: pytest.CaptureFixture[str]):
     ("line", "message"),
     [
         pytest.param(["bogus"], "No such command 'bogus'", id="command"),
-        pytest.param(["chat", "--bogus"], "No such option: --bogus", id="option"),
-        pytest.param(["verify", "--prompts", "many"], "should be a valid integer", id="type"),
-        pytest.param(["verify", "--prompts", "0"], "greater than or equal to 1", id="range"),
+        pytest.param(["chat", "--bogus"], "--bogus is not a flag", id="option"),
+        pytest.param(
+            ["verify", "--prompts", "many"], "--prompts many: a whole number is accepted", id="type"
+        ),
+        pytest.param(
+            ["verify", "--prompts", "0"], "--prompts 0: the least that is accepted is 1", id="range"
+        ),
     ],
 )
 def test_a_wrong_line_is_one_error_line_and_code_2(
@@ -96,3 +101,22 @@ def test_verbose_is_taken_anywhere(line: list[str], rest: list[str], verbose: bo
 def test_version(capsys: pytest.CaptureFixture[str]):
     assert main(["--version"]) == 0
     assert capsys.readouterr().out.startswith("moe-serving 0.")
+
+
+@pytest.mark.parametrize(
+    "command", [one for one in COMMANDS if not one.own_options], ids=lambda one: one.name
+)
+def test_no_flag_is_abbreviated(command: Command, capsys: pytest.CaptureFixture[str]):
+    group = typer.main.get_command(build_app(command.name))
+    flags = [
+        name
+        for param in vars(group)["commands"][command.name].params
+        for name in (*param.opts, *param.secondary_opts)
+        if name.startswith("--")
+    ]
+    for flag in (*flags, "--help"):
+        short = flag[:-1]
+        assert short not in flags
+        assert main([command.name, short]) == 2
+        error = capsys.readouterr().err.splitlines()[0]
+        assert error.startswith(f"error: {short} is not a flag; did you mean --")

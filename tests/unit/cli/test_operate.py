@@ -10,7 +10,7 @@ from serving.api.v1 import fleet_pb2, fleet_pb2_grpc
 from serving.cli import operate
 from serving.cli.main import main
 
-PATIENCE = 20.0
+PATIENCE = 90.0
 
 
 class FakeRouter(fleet_pb2_grpc.FleetServiceServicer):

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from serving.cli.options import settings_from
 from serving.errors import SettingsError
+from serving.flag_values import FlagError
 from serving.settings import Settings
 
 
@@ -78,6 +79,21 @@ def test_the_file_is_read(tmp_path: Path):
 def test_what_cannot_be_set_is_named(item: str):
     with pytest.raises(SettingsError):
         settings_from(sets=[item])
+
+
+@pytest.mark.parametrize(
+    ("given", "error"),
+    [
+        ({"port": 65536}, "--port 65536: the most that is accepted is 65535"),
+        ({"grpc_port": -1}, "--grpc-port -1: the least that is accepted is 0"),
+        ({"ranks": 0}, "--ranks 0: the least that is accepted is 1"),
+        ({"speculative": "x"}, "--speculative x: Input should be 'none' or 'mtp'"),
+    ],
+)
+def test_a_flag_is_named_whose_setting_refuses_its_value(given, error):
+    with pytest.raises(FlagError) as refused:
+        settings_from(**given)
+    assert str(refused.value) == error
 
 
 def test_a_value_is_no_group():

@@ -12,7 +12,7 @@ from serving.cli.main import main
 
 READY, JOINING = fleet_pb2.MEMBER_STATE_READY, fleet_pb2.MEMBER_STATE_JOINING
 DRAINING, GONE = fleet_pb2.MEMBER_STATE_DRAINING, fleet_pb2.MEMBER_STATE_GONE
-PATIENCE = 20.0
+PATIENCE = 90.0
 
 
 class FakeRouter(fleet_pb2_grpc.FleetServiceServicer):

@@ -21,8 +21,11 @@ def test_summary_of_a_stage():
     assert summarize([*seen, cancelled], Slo(ttft=0.2), 10.0).failed == 1
     assert summary.offered == 1.0
     assert summary.attained == 0.8
-    assert summary.goodput == pytest.approx(0.8)
-    assert summary.output_tokens == pytest.approx(9.9)
+    # From when the first one was due, at 1 s, to the end of the last, at 10.7 s.
+    assert summary.busy == pytest.approx(9.7)
+    assert summary.goodput == pytest.approx(8 / 9.7)
+    assert summary.tokens == 9 * 11
+    assert summary.output_tokens == pytest.approx(9 * 11 / 9.7)
     assert summary.ttft.p50 == pytest.approx(0.1)
     assert summary.itl.mean == pytest.approx(0.02)
 

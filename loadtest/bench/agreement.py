@@ -1,0 +1,161 @@
+"""``python -m loadtest.bench.agreement``: our load client beside vLLM's bench client and guidellm.
+
+The three are asked for the same load in turn (equal lengths, streams and requests; ignore_eos;
+texts of their own, so that no prefix cache knows them), several rounds, against one server that
+is up all the time: fake ranks of this command's own at a fixed pace, or --url, a router that runs
+already. Writes deploy/docs/performance/agreement.json and agreement.md unless --quick; ends with
+1 where our tokens/s are not within 3 % of the others'.
+"""
+
+import contextlib
+import json
+import os
+import re
+import sys
+import tempfile
+import urllib.request
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from loadtest.bench.agreement_clients import CLIENTS, OURS, Load, turn
+from loadtest.bench.agreement_tables import agrees, markdown
+from loadtest.bench.machine import describe
+from loadtest.bench.peer_processes import NotRun
+from loadtest.bench.processes import router
+from serving.flag_parser import FlagParser
+from serving.flag_values import COUNT, ORDINAL, Choice, ReadableFolder, Several, WebAddress, seconds
+from serving.settings import BUNDLED_MODEL
+
+_FOLDER = Path(__file__).resolve().parents[2] / "deploy" / "docs" / "performance"
+_APART = 10**6
+"""Added to the seed of what is sent beforehand: other texts than in any turn."""
+_COUNTER = re.compile(r"^moe_generated_tokens_total(?:\{[^}]*\})? (\S+)$", re.MULTILINE)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Read the command line, measure, print and write."""
+    parser = FlagParser(prog="python -m loadtest.bench.agreement", description=__doc__)
+    add = parser.add_argument
+    add("--url", type=WebAddress(), help="a router that runs; default: fake ranks started here")
+    add("--pace", type=seconds("a pace"), default=0.05, help="of fake ranks: seconds a token")
+    add("--model", default="pocket-r1", help="model id (default pocket-r1)")
+    add(
+        "--tokenizer", type=ReadableFolder("tokenizer.json"), default=Path(BUNDLED_MODEL),
+        metavar="FOLDER", help="of the model, for the other clients (default: pocket-r1's)",
+    )  # fmt: skip
+    add(
+        "--endpoints", type=Several(Choice(("chat", "completions"))), default=["chat"],
+        metavar="NAMES", help="chat, completions or both (default chat)",
+    )  # fmt: skip
+    add("--rounds", type=COUNT, default=3, help="turns of each client (default 3)")
+    add("--streams", type=COUNT, default=16, help="at a time (default 16)")
+    add("--requests", type=COUNT, default=160, help="measured in a turn (default 160)")
+    add("--prompt-words", type=COUNT, default=50, help="words of a prompt (default 50)")
+    add("--output-tokens", type=COUNT, default=64, help="of every answer (default 64)")
+    add("--seed", type=ORDINAL, default=1, help="of lengths and texts (default 1)")
+    add("--patience", type=seconds("a time"), default=600.0, help="seconds for a turn")
+    add("--remark", default="", help="put beside the figures")
+    add("--quick", action="store_true", help="one short round; writes nothing")
+    options = parser.parse_args(arguments)
+    if options.quick:
+        options.rounds, options.requests = 1, 2 * options.streams
+    with _server(options.url, options.pace) as url:
+        data: dict[str, Any] = {
+            "when": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+            "remark": options.remark,
+            "server": "a router that ran already" if options.url else _fake(options.pace),
+            "machine": describe(),
+            "rounds": options.rounds,
+            "streams": options.streams,
+            "requests": options.requests,
+            "prompt_words": options.prompt_words,
+            "output_tokens": options.output_tokens,
+            "rows": [],
+        }
+        load = Load(
+            url=url,
+            model=options.model,
+            tokenizer=options.tokenizer,
+            endpoint="chat",
+            streams=options.streams,
+            requests=options.requests,
+            warmup=options.streams,
+            prompt_words=options.prompt_words,
+            output_tokens=options.output_tokens,
+            seed=options.seed,
+            patience=options.patience,
+        )
+        with contextlib.suppress(KeyboardInterrupt):
+            measure(load, options.endpoints, options.rounds, data["rows"])
+    data["load_average_after"] = [round(value, 2) for value in os.getloadavg()]
+    print(markdown(data))
+    if not options.quick and any("seen" in row for row in data["rows"]):
+        _FOLDER.mkdir(exist_ok=True)
+        text = json.dumps(data, indent=1, allow_nan=False)
+        (_FOLDER / "agreement.json").write_text(text + "\n", "utf-8")
+        (_FOLDER / "agreement.md").write_text(markdown(data), "utf-8")
+    return 0 if agrees(data["rows"]) else 1
+
+
+def measure(load: Load, endpoints: Sequence[str], rounds: int, rows: list[dict[str, Any]]) -> None:
+    """Ask all clients in turn and append what each turn shows to ``rows``."""
+    number = 0
+    with contextlib.suppress(NotRun), tempfile.TemporaryDirectory() as folder:
+        # A server that has just started is slower: the first client must not pay for that.
+        few = replace(load, requests=load.streams, seed=load.seed + _APART)
+        CLIENTS[OURS](few, Path(folder))
+    for endpoint in endpoints:
+        for index in range(rounds):
+            names = list(CLIENTS) if index % 2 == 0 else list(reversed(CLIENTS))
+            for name in names:
+                number += 1
+                row: dict[str, Any] = {"endpoint": endpoint, "round": index, "client": name}
+                one = turn(load, number, endpoint)
+                before = generated(load.url)
+                try:
+                    with tempfile.TemporaryDirectory(prefix="moe-agreement-") as folder:
+                        row["seen"] = asdict(CLIENTS[name](one, Path(folder)))
+                except NotRun as error:
+                    row["not_run"] = str(error)
+                row["router_tokens"] = generated(load.url) - before
+                row["load_average"] = round(os.getloadavg()[0], 2)
+                rows.append(row)
+                _say(row)
+
+
+def generated(url: str) -> int:
+    """Return how many tokens the router has had from its ranks (``/metrics``)."""
+    with urllib.request.urlopen(f"{url}/metrics", timeout=60) as answer:  # noqa: S310
+        found = _COUNTER.findall(answer.read().decode())
+    return round(sum(map(float, found)))
+
+
+@contextlib.contextmanager
+def _server(url: str | None, pace: float) -> Iterator[str]:
+    if url is not None:
+        yield url.rstrip("/")
+        return
+    with (
+        tempfile.TemporaryDirectory(prefix="moe-agreement-") as folder,
+        router(Path(folder)) as process,
+        process.ranks(2, token_delay=pace, stepped=True),
+    ):
+        yield process.rest
+
+
+def _fake(pace: float) -> str:
+    return f"router with two fake ranks, a token of every request each {pace * 1000:g} ms"
+
+
+def _say(row: dict[str, Any]) -> None:
+    seen = row.get("seen")
+    said = f"{seen['tokens_per_second']:.1f} tokens/s" if seen else f"not run: {row['not_run']}"
+    where = f"{row['endpoint']}, round {row['round'] + 1}, {row['client']}"
+    print(f"{datetime.now(UTC):%H:%M:%S} {where}: {said}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
