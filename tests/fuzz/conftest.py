@@ -8,6 +8,7 @@ import pytest_asyncio
 
 from tests.fuzz.verdict import PATIENCE
 from tests.integration.edge.stand import stand_settings, standing
+from tests.support.watchdog import CROWDED, LIMIT, Watchdog
 
 
 @pytest.fixture(scope="session")
@@ -43,7 +44,15 @@ async def stand():
 
 
 @pytest_asyncio.fixture(loop_scope="session")
-async def rest(stand):
+async def watched(stand):
+    """See that no turn of the router's event loop computes too long while a test runs."""
+    with Watchdog(limit=LIMIT if "FUZZ_CASES" in os.environ else CROWDED) as dog:
+        yield dog
+    dog.check()
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def rest(stand, watched):
     limits = httpx.Limits(max_connections=64)
     async with httpx.AsyncClient(
         base_url=stand.router.addresses.rest, timeout=PATIENCE, limits=limits

@@ -169,9 +169,7 @@ def _change(rng: random.Random, message: Any) -> None:
     if rng.random() < 0.1:
         message.ClearField(field.name)
     elif field.is_repeated and inside and field.message_type.GetOptions().map_entry:
-        bias = getattr(message, field.name)
-        for _ in range(rng.choice((1, 3, 300))):
-            bias[rng.choice(_INTEGERS) % 2**32] = rng.choice(_FLOATS)
+        _change_map(rng, field, getattr(message, field.name))
     elif field.is_repeated:
         many = getattr(message, field.name)
         for _ in range(rng.choice((1, 1, 2, 200))):
@@ -186,6 +184,15 @@ def _change(rng: random.Random, message: Any) -> None:
             _change(rng, inner)
     else:
         setattr(message, field.name, _scalar(rng, field))
+
+
+def _change_map(rng: random.Random, field: Any, entries: Any) -> None:
+    texts = field.message_type.fields_by_name["key"].type == FieldDescriptor.TYPE_STRING
+    for _ in range(rng.choice((1, 3, 300))):
+        if texts:
+            entries[rng.choice(_TEXTS)] = rng.choice(_TEXTS)
+        else:
+            entries[rng.choice(_INTEGERS) % 2**32] = rng.choice(_FLOATS)
 
 
 def _scalar(rng: random.Random, field: Any) -> Any:

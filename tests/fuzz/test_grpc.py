@@ -72,7 +72,7 @@ async def still_serves(stand, channel) -> None:
 
 
 @pytest_asyncio.fixture(loop_scope="session")
-async def channel(stand):
+async def channel(stand, watched):
     async with grpc.aio.insecure_channel(stand.router.addresses.grpc) as channel:
         yield channel
 
