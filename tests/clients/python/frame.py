@@ -1,0 +1,144 @@
+"""What a client's script in Python is made of: features, and results for the runner.
+
+A script decorates functions with the features they try, and ends with ``main()``::
+
+    @feature("chat.stream")
+    def streamed():
+        assert ...
+
+    main(cannot={"messages.*": "speaks OpenAI's API only"})
+
+The runner says by environment variables where the router is, and reads one line of JSON for each
+feature from a file descriptor. A function may be a coroutine, and may stand for several features.
+"""
+
+import asyncio
+import inspect
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from typing import Any
+
+URL = os.environ["CLIENT_URL"]
+"""REST, without /v1 and without a slash at the end."""
+GRPC = os.environ["CLIENT_GRPC"]
+"""host:port."""
+MODEL = os.environ["CLIENT_MODEL"]
+KEY = os.environ.get("CLIENT_KEY") or "none"
+NARROW_KEY = os.environ.get("CLIENT_NARROW_KEY", "")
+"""A key of this client alone that admits one request at a time; empty: the runner has none."""
+QUESTION = "What is 17+25?"
+LONG = "Count from 1 to 500."
+"""With ``ignore_eos`` its answer is as long as max_tokens."""
+
+ADMIN_KEY = os.environ.get("CLIENT_ADMIN_KEY", "")
+"""A key with role admin; empty: the runner has none."""
+
+_features: dict[str, tuple[Callable[[], Any], str]] = {}
+
+
+class NotHere(Exception):
+    """The server that is asked does not allow this feature to be tried; with the reason."""
+
+
+def feature(*names: str, fails: str = "") -> Callable[[Callable[[], Any]], Callable[[], Any]]:
+    """Let a function try features.
+
+    Args:
+        names: full names as in features.py.
+        fails: why it cannot work with this client. The function has to fail then: once it passes,
+            the reason has to go.
+    """
+
+    def add(function: Callable[[], Any]) -> Callable[[], Any]:
+        for name in names:
+            assert name not in _features, name
+            _features[name] = (function, fails)
+        return function
+
+    return add
+
+
+def narrow_key() -> str:
+    """Return the key that admits one request at a time.
+
+    Raises:
+        NotHere: there is none, as the router is not the runner's own.
+    """
+    if not NARROW_KEY:
+        raise NotHere("needs a key that admits one request at a time (no --narrow-key was given)")
+    return NARROW_KEY
+
+
+def admin_key() -> str:
+    """Return the key with role admin.
+
+    Raises:
+        NotHere: there is none, as the router is not the runner's own.
+    """
+    if not ADMIN_KEY:
+        raise NotHere("needs a key with role admin (no --admin-key was given)")
+    return ADMIN_KEY
+
+
+def some_key() -> str:
+    """Return the client's key where keys are asked for.
+
+    Raises:
+        NotHere: the router asks for none.
+    """
+    if KEY == "none":
+        raise NotHere("this router asks for no keys")
+    return KEY
+
+
+def main(packages: tuple[str, ...], cannot: Mapping[str, str]) -> None:
+    """Try all features and report each to the runner.
+
+    Args:
+        packages: whose versions are reported.
+        cannot: why features are not tried; ``group.*`` stands for those of a group that the script
+            does not try.
+    """
+    with os.fdopen(int(os.environ.get("CLIENT_RESULTS_FD", "1")), "w", buffering=1) as results:
+
+        def say(**line: Any) -> None:
+            results.write(json.dumps(line) + "\n")
+
+        say(versions={package: version(package) for package in packages})
+        for name, reason in cannot.items():
+            say(cannot=name, reason=reason)
+        only = set(filter(None, os.environ.get("CLIENT_FEATURES", "").split(",")))
+        done: dict[Callable[[], Any], dict[str, str]] = {}
+        for name, (function, fails) in _features.items():
+            if not only or name in only:
+                if function not in done:
+                    done[function] = _outcome(function, fails)
+                say(feature=name, **done[function])
+    # Libraries' threads and open connections must not decide when this ends.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
+
+
+def _outcome(function: Callable[[], Any], fails: str) -> dict[str, str]:
+    try:
+        if inspect.iscoroutinefunction(function):
+            asyncio.run(function())
+        else:
+            function()
+    except NotHere as reason:
+        return {"status": "reason", "reason": str(reason)}
+    except BaseException as error:  # noqa: BLE001  whatever it is, the next feature is tried
+        if fails:
+            return {"status": "reason", "reason": fails}
+        trace = "".join(traceback.format_exception(error))
+        # A bare assertion says nothing but its line.
+        words = str(error) or (traceback.extract_tb(error.__traceback__)[-1].line or "")
+        return {"status": "failed", "reason": f"{type(error).__name__}: {words}", "trace": trace}
+    if fails:
+        return {"status": "failed", "reason": f"works now, so this is wrong: {fails}"}
+    return {"status": "passed"}

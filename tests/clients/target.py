@@ -1,0 +1,70 @@
+"""The router that clients are tried on, and the keys that they have there."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+
+from serving.edge.keys import digest_of, new_key
+
+
+@dataclass(frozen=True)
+class Keys:
+    """What one client may use."""
+
+    user: str = ""
+    """Empty: the router asks for none."""
+    narrow: str = ""
+    """Of a tenant that may have one request at a time; empty: there is none."""
+    admin: str = ""
+    """With role admin; empty: there is none."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a router is."""
+
+    url: str
+    """REST, without /v1."""
+    grpc: str
+    """host:port."""
+    model: str
+    keys: Mapping[str, Keys] = field(default_factory=dict)
+    """By client; those that are not in it use ``common``."""
+    common: Keys = Keys()
+
+    def environment(self, client: str) -> dict[str, str]:
+        """Return what the frames read of it."""
+        keys = self.keys.get(client, self.common)
+        return {
+            "CLIENT_URL": self.url.rstrip("/"),
+            "CLIENT_GRPC": self.grpc,
+            "CLIENT_MODEL": self.model,
+            "CLIENT_KEY": keys.user,
+            "CLIENT_NARROW_KEY": keys.narrow,
+            "CLIENT_ADMIN_KEY": keys.admin,
+        }
+
+
+def make_keys(clients: Iterable[str]) -> tuple[dict[str, Keys], dict[str, Any]]:
+    """Make keys for each client; return them and what they add to a keys file."""
+    made: dict[str, Keys] = {}
+    entries: list[dict[str, Any]] = []
+    tenants: dict[str, Any] = {}
+    for index, client in enumerate(clients):
+        made[client] = keys = Keys(new_key(), new_key(), new_key())
+        for kind, key in (("user", keys.user), ("narrow", keys.narrow), ("admin", keys.admin)):
+            name = f"client-{index}-{kind}"
+            entries.append({"id": name, "hash": digest_of(key), "tenant": name})
+        entries[-1]["roles"] = ["admin"]
+        tenants[f"client-{index}-narrow"] = {"concurrent_streams": 1}
+    return made, {"keys": entries, "tenants": tenants}
+
+
+def add_to(text: str, added: Mapping[str, Any]) -> str:
+    """Return the text of a keys file with more keys and tenants in it."""
+    content = yaml.safe_load(text) or {}
+    keys = [*(content.get("keys") or ()), *added["keys"]]
+    tenants = {**(content.get("tenants") or {}), **added["tenants"]}
+    return yaml.safe_dump({"keys": keys, "tenants": tenants})

@@ -1,0 +1,38 @@
+"""Released SDKs and frameworks for Python, unmodified, on the running system.
+
+Each runs in an environment of .tools/clients, with the features that ``make clients`` tries, too.
+"""
+
+import asyncio
+
+import pytest
+
+from tests.clients import installed
+from tests.clients.clients import CLIENTS
+from tests.clients.runner import run_clients
+
+pytestmark = pytest.mark.e2e
+
+PYTHON = [client for client in CLIENTS if client.language == "Python"]
+
+
+@pytest.fixture(scope="module")
+def results(stack):
+    """Run all of them side by side, once."""
+    clients = [client for client in PYTHON if not installed.why_not(client.environment)]
+    found = asyncio.run(run_clients(clients, stack.target, at_once=3))
+    return {result.client.name: result for result in found}
+
+
+@pytest.mark.parametrize("client", PYTHON, ids=lambda client: client.name)
+def test_a_client_finds_what_it_expects(client, results):
+    if missing := installed.why_not(client.environment):
+        pytest.skip(missing)
+    result = results[client.name]
+    failed = {name: outcome.trace or outcome.reason for name, outcome in result.failed.items()}
+    assert not failed, result.said[-2000:]
+    assert any(outcome.status == "passed" for outcome in result.outcomes.values())
+
+
+def test_nothing_runs_on_after_them(results, eventually_idle):
+    eventually_idle()
