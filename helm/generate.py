@@ -22,6 +22,8 @@ RULES = HERE.parent / "deploy" / "prometheus" / "rules"
 DASHBOARDS = HERE.parent / "deploy" / "grafana"
 AUTOSCALER_RULES = "moe-serving-autoscaler"
 """Group of rules that is rendered only where an autoscaler runs."""
+OPTIONAL_GROUPS = {"resources", "quantities", "strings"}
+"""Definitions of the schema whose values may be null."""
 SCOPE = {"namespace": "@NAMESPACE@", "fleet": "@FLEET@"}
 """Labels of this release's metrics; the template fills them in."""
 SERIES = re.compile(r"(?<![\w:])(fleet:[a-z0-9_:]+|moe_[a-z0-9_]+|up)\b(?:\{([^}]*)\})?")
@@ -54,6 +56,28 @@ def closed(schema: Any) -> Any:
     return result
 
 
+def with_groups(schema: Any, defaults: dict[str, Any]) -> Any:
+    """Return ``schema`` with every group of values required that has keys by default.
+
+    Helm removes a key that is null, and its defaults with it; a template would then look into
+    nothing. Labels and resources may be null: they have keys by default, and need none.
+    """
+    result = dict(schema)
+    groups = {name: item for name, item in defaults.items() if isinstance(item, dict) and item}
+    known = {
+        name: node
+        for name, node in schema["properties"].items()
+        if name in groups and node.get("$ref", "").rpartition("/")[2] not in OPTIONAL_GROUPS
+    }
+    if known:
+        result["required"] = sorted({*schema.get("required", ()), *known})
+    result["properties"] = schema["properties"] | {
+        name: with_groups(node, groups[name]) if "properties" in node else node
+        for name, node in known.items()
+    }
+    return result
+
+
 def settings_schema() -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the schema of the settings file and its definitions, without texts and defaults."""
     from serving.settings import Settings
@@ -83,7 +107,8 @@ def settings_schema() -> tuple[dict[str, Any], dict[str, Any]]:
 def schema_text() -> str:
     """Return values.schema.json."""
     source = yaml.safe_load((HERE / "values.schema.yaml").read_text("utf-8"))
-    schema = closed(source)
+    defaults = yaml.safe_load((CHART / "values.yaml").read_text("utf-8"))
+    schema = closed(with_groups(source, defaults))
     settings, definitions = settings_schema()
     schema["properties"]["settings"] = settings
     schema["definitions"] |= definitions

@@ -1,20 +1,30 @@
 """What is null or empty in a values file is as if it said nothing, and opens nothing."""
 
+import re
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import yaml
 
 from tests.helm import schemas
-from tests.helm.chart import find, pod_specs, render
+from tests.helm.chart import CHART, Refused, find, pod_specs, render
 
-MAPS = [
-    "commonLabels", "commonAnnotations", "scheduling.labels", "scheduling.annotations",
-    "scheduling.podLabels", "scheduling.podAnnotations", "fabricCheck.labels",
-    "fabricCheck.podLabels", "fabricCheck.podAnnotations", "router.podAnnotations", "router.env",
-    "router.nodeSelector", "router.affinity", "router.serviceAnnotations",
-    "autoscaler.podAnnotations", "autoscaler.nodeSelector", "autoscaler.settings", "settings",
-    "engine.args", "ingress.annotations", "monitoring.labels", "dnsConfig",
-]  # fmt: skip
+VALUES = yaml.load((CHART / "values.yaml").read_text("utf-8"), yaml.CSafeLoader)
+
+
+def maps_of(values: dict[str, Any], path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the dotted path and default of every map in ``values``, parents first."""
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield f"{path}{key}", value
+            yield from maps_of(value, f"{path}{key}.")
+
+
+OPTIONAL = re.compile(r"\bresources\b|\.dashboards\.labels$")
+"""Maps that have keys by default, and may be null all the same."""
+MAPS = [path for path, value in maps_of(VALUES) if not value or OPTIONAL.search(path)]
+GROUPS = [path for path, value in maps_of(VALUES) if value and not OPTIONAL.search(path)]
 LISTS = [
     "imagePrePull.extraImages", "router.tolerations", "autoscaler.tolerations",
     "ray.head.tolerations", "image.pullSecrets", "networkPolicy.ranksEgress",
@@ -26,26 +36,76 @@ PEERS = [
 ]  # fmt: skip
 
 
-def at(path: str, value: Any) -> dict[str, Any]:
-    """Return values with ``value`` at a dotted path."""
-    for key in reversed(path.split(".")):
-        value = {key: value}
-    assert isinstance(value, dict)
-    return value
+def all_at(paths: list[str], value: Any) -> dict[str, Any]:
+    """Return values with ``value`` at every one of ``paths``; no path is another one's parent."""
+    found: dict[str, Any] = {}
+    for path in paths:
+        *groups, last = path.split(".")
+        inner = found
+        for group in groups:
+            inner = inner.setdefault(group, {})
+        inner[last] = value
+    return found
 
 
-@pytest.mark.parametrize("path", MAPS + LISTS + PEERS)
+def without_parents(paths: list[str]) -> list[str]:
+    """Return those paths that no other one begins with."""
+    return [path for path in paths if not any(other.startswith(f"{path}.") for other in paths)]
+
+
+@pytest.mark.parametrize(
+    "paths",
+    [
+        pytest.param(without_parents(MAPS), id="all-maps"),
+        pytest.param(without_parents(MAPS)[::2], id="every-second-map"),
+        pytest.param(without_parents(MAPS)[1::2], id="the-other-maps"),
+        pytest.param([path for path in MAPS if path.endswith("resources")], id="resources"),
+        pytest.param(LISTS + PEERS, id="all-lists"),
+        pytest.param((LISTS + PEERS)[::2], id="every-second-list"),
+    ],
+)
 @pytest.mark.parametrize("null", [True, False], ids=["null", "empty"])
-def test_every_object_stays_valid(path: str, null: bool) -> None:
-    empty: Any = None if null else {} if path in MAPS else []
-    for item in render("everything", **at(path, empty)):
+def test_every_object_stays_valid(paths: list[str], null: bool) -> None:
+    assert paths
+    empty: Any = None if null else {} if paths[0] in MAPS else []
+    for item in render("everything", **all_at(paths, empty)):
         assert schemas.problems(item, "1.36") == []
 
 
-@pytest.mark.parametrize("path", PEERS)
-def test_no_peer_is_nobody(path: str) -> None:
+@pytest.mark.parametrize("helm", ["3", "4"])
+@pytest.mark.parametrize("depth", [1, 2])
+def test_a_group_that_is_null_is_refused_by_name(helm: str, depth: int) -> None:
+    """Helm removes what is null with its defaults; one refusal names all that are missing."""
+    groups = [path for path in GROUPS if path.count(".") == depth - 1]
+    assert {1: "router", 2: "router.pdb"}[depth] in groups
+    with pytest.raises(Refused) as refused:
+        render(helm=helm, **all_at(groups, None))
+    lines = {
+        tuple(re.findall(r"[A-Za-z]+", line))
+        for line in str(refused.value).replace("(root)", "").splitlines()
+    }
+    for path in groups:
+        *parents, name = path.split(".")
+        assert any(
+            {*parents, name} <= set(words) and {"missing", "required"} & set(words)
+            for words in lines
+        ), f"{path} is not named in {refused.value}"
+
+
+def test_every_group_is_tried() -> None:
+    assert {path.count(".") for path in GROUPS} == {0, 1, 2}
+    assert [path for path in GROUPS if path.count(".") == 2] == ["ray.head.pdb"]
+
+
+@pytest.mark.parametrize("helm", ["3", "4"])
+def test_a_group_within_a_group_is_refused_by_name(helm: str) -> None:
+    with pytest.raises(Refused, match=r"(?s)ray.*head.*pdb"):
+        render(helm=helm, ray={"head": {"pdb": None}})
+
+
+def test_no_peer_is_nobody() -> None:
     """To a NetworkPolicy a rule without peers means everybody."""
-    for item in render("everything", **at(path, [])):
+    for item in render("everything", **all_at(PEERS, [])):
         if item["kind"] != "NetworkPolicy":
             continue
         for rules, peers in (("ingress", "from"), ("egress", "to")):

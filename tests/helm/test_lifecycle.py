@@ -113,8 +113,11 @@ def test_a_release_whose_applications_do_not_run_is_not_ready(tmp_path):
     """``--wait`` waits for the RayService's Ready condition, so the other tests mean something."""
     with Cluster("4", tmp_path).up() as cluster:
         cluster.operator.serves = lambda _: False
+        # Helm takes an object without a status for ready, so the operator comes first.
+        cluster.helm("install", "serve")
+        cluster.settle()
         with pytest.raises(Refused, match=r"context deadline exceeded|not ready"):
-            cluster.helm("install", "serve", "--wait", "--timeout", "3s")
+            cluster.helm("upgrade", "serve", "--wait", "--timeout", "3s")
 
 
 @pytest.mark.parametrize("preset", PRESETS)
