@@ -17,6 +17,7 @@ ORDER = {
     "docs": 6,
     "e2e": 7,
 }
+SLOW_MARKS = ("vllm", "e2e")
 SLOW_TIMEOUT = 600  # seconds, for tests that start engines or Ray
 
 # Examples are the same in every run: a red build means a change, not luck. On a busy machine
@@ -25,10 +26,22 @@ settings.register_profile("repeatable", derandomize=True, deadline=None, print_b
 settings.load_profile("repeatable")
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Import only files that have tests of the part of the suite that runs, if it is a slow one.
+
+    A slow part is a few files; importing all others takes as long as many of its tests.
+    """
+    mark = config.getoption("markexpr").partition(" ")[0]
+    if mark not in SLOW_MARKS or collection_path.suffix != ".py":
+        return None
+    text = collection_path.read_text("utf-8") if collection_path.name.startswith("test_") else mark
+    return True if mark not in text else None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run what is fast first; give slow tests their own time-out unless they say one."""
     for item in items:
-        slow = item.get_closest_marker("vllm") or item.get_closest_marker("e2e")
+        slow = any(item.get_closest_marker(mark) for mark in SLOW_MARKS)
         if slow and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(SLOW_TIMEOUT))
     items.sort(key=_position)

@@ -117,7 +117,7 @@ def router_args(settings: Settings) -> argparse.Namespace:
     Raises:
         SettingsError: vLLM refuses an argument.
     """
-    parser = make_arg_parser(_Parser())
+    parser = make_arg_parser(_Parser(allow_abbrev=False))
     # argparse has no public way to list its options.
     known = {option for action in parser._actions for option in action.option_strings}  # noqa: SLF001
     line: list[str] = []

@@ -11,7 +11,6 @@ import asyncio
 import os
 import signal
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import structlog
@@ -21,6 +20,8 @@ from serving.engine.metrics_page import open_page
 from serving.engine.rank_server import RankIdentity, RankServer
 from serving.engine.start_checks import fabric_environment
 from serving.errors import ServingError
+from serving.flag_parser import FlagParser
+from serving.flag_values import COUNT, MOST_PORT, ORDINAL, ReadableFile, Whole
 from serving.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -75,16 +76,19 @@ def _engine(settings: Settings, identity: RankIdentity, address: str, rpc_port: 
 
 def main() -> None:
     """Read the command line and run."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--rank", type=int, default=0, help="index of the rank (default 0)")
+    parser = FlagParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--rank", type=ORDINAL, default=0, help="index of the rank (default 0)")
     parser.add_argument("--group", default="g0", help="group id (default g0)")
     parser.add_argument("--epoch", default="local", help="the same on all ranks (default local)")
-    parser.add_argument("--world-size", type=int, help="ranks (default group.data_parallel)")
+    parser.add_argument("--world-size", type=COUNT, help="ranks (default group.data_parallel)")
     parser.add_argument("--address", default="127.0.0.1", help="address of rank 0")
-    parser.add_argument("--rpc-port", type=int, default=0, help="vLLM's port on rank 0")
-    parser.add_argument("--config", type=Path, help="settings file (YAML)")
+    parser.add_argument(
+        "--rpc-port",
+        type=Whole("a port", at_least=0, at_most=MOST_PORT),
+        default=0,
+        help="vLLM's port on rank 0",
+    )
+    parser.add_argument("--config", type=ReadableFile(), help="settings file (YAML)")
     options = parser.parse_args()
     try:
         settings = load_settings(options.config)

@@ -20,6 +20,8 @@ import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+from serving.flag_parser import FlagParser
+from serving.flag_values import AMOUNT, COUNT
 from tests.bluegreen.steps import change, replace
 from tests.bluegreen.system import System, started
 from tests.bluegreen.traffic import Traffic, connected
@@ -135,14 +137,12 @@ def say(*lines: str) -> None:
 
 def main() -> int:
     """Read the command line and run."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--requests", type=int, default=600, help="at least (default 600)")
-    parser.add_argument("--clients", type=int, default=8, help="streams at a time (default 8)")
-    parser.add_argument("--prompts", type=int, default=40, help="different ones (default 40)")
-    parser.add_argument("--tokens", type=int, default=64, help="of an answer (default 64)")
-    parser.add_argument("--groups", type=int, default=1, help="of each app (default 1)")
+    parser = FlagParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--requests", type=COUNT, default=600, help="at least (default 600)")
+    parser.add_argument("--clients", type=COUNT, default=8, help="streams at a time (default 8)")
+    parser.add_argument("--prompts", type=COUNT, default=40, help="different ones (default 40)")
+    parser.add_argument("--tokens", type=COUNT, default=64, help="of an answer (default 64)")
+    parser.add_argument("--groups", type=COUNT, default=1, help="of each app (default 1)")
     parser.add_argument("--set", action="append", default=[], help="NAME=VALUE for both apps")
     parser.add_argument(
         "--green",
@@ -156,7 +156,7 @@ def main() -> int:
         help="delete blue before green is deployed: there is no room for both",
     )
     parser.add_argument(
-        "--drain", type=float, default=30.0, help="seconds of blue's drain with --no-spare (30)"
+        "--drain", type=AMOUNT, default=30.0, help="seconds of blue's drain with --no-spare (30)"
     )
     options = parser.parse_args()
     # As Ctrl-C: what was started is stopped.

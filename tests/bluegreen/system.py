@@ -35,7 +35,7 @@ class Place:
     async def groups(self) -> list[dict[str, Any]]:
         """Return its living groups; none while it does not answer."""
         try:
-            async with httpx.AsyncClient(timeout=10, trust_env=False) as client:
+            async with httpx.AsyncClient(timeout=60, trust_env=False) as client:
                 answer = await client.get(f"{self.rest}/fleet")
                 found: list[dict[str, Any]] = answer.json()["groups"]
         except (httpx.HTTPError, KeyError, ValueError):
@@ -44,7 +44,7 @@ class Place:
 
     async def parked(self) -> int:
         """Return how many requests it has ever parked."""
-        async with httpx.AsyncClient(timeout=10, trust_env=False) as client:
+        async with httpx.AsyncClient(timeout=60, trust_env=False) as client:
             page = (await client.get(f"{self.rest}/metrics")).text
         return int(
             sum(

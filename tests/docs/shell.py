@@ -87,7 +87,7 @@ def _split(text: str) -> list[list[str]]:
 def is_shell(command: str) -> str | None:
     """Return why bash does not take a command, or ``None``."""
     done = subprocess.run(
-        ["bash", "-n"], input=command, capture_output=True, text=True, check=False, timeout=20
+        ["bash", "-n"], input=command, capture_output=True, text=True, check=False, timeout=90
     )
     return done.stderr if done.returncode else None
 
@@ -141,7 +141,7 @@ class Shell:
             "done\n"
             # What fails says why first.
             "for __n in 1 2 3 4 5; do kill -0 $__pid 2>/dev/null || break; sleep 0.1; done\n"
-            "kill -0 $__pid 2>/dev/null; __runs=$?; cat $__out\n"
+            "kill -0 $__pid 2>/dev/null; __runs=$?; cat $__out; rm -f $__out\n"
             "kill $__pid 2>/dev/null; wait $__pid 2>/dev/null; (exit $__runs)",
             seconds + 30,
         )

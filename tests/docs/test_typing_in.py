@@ -42,13 +42,13 @@ def typed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Typist]:
             "helm repo ad kuberay https://x", "names no command of helm", id="no-such-subcommand"
         ),
         pytest.param("helm repo add a https://x --forse", "unknown flag", id="flags-of-not-run"),
-        pytest.param("moe-serving up --grops 2", "No such option", id="our-flags"),
+        pytest.param("moe-serving up --grops 2", "is not a flag", id="our-flags"),
         pytest.param(
             "kubectl exec deployment/other -- moe-serving switch --to x", "not found", id="exec"
         ),
         pytest.param(
             "kubectl exec deployment/pocket-moe-serving-router -- moe-serving switch --too x",
-            "No such option",
+            "is not a flag",
             id="exec-flags",
         ),
         pytest.param(

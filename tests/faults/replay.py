@@ -10,19 +10,19 @@ import time
 from collections import Counter
 from collections.abc import Iterable
 
+from serving.flag_parser import FlagParser
+from serving.flag_values import COUNT, ORDINAL
 from tests.faults.history import Ended, Ran
 from tests.faults.scenarios import Verdict, random_scenario, run_scenario
 
 
 def main() -> int:
     """Print a history, or the violations of many; 1 if there are any."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--seed", type=int, help="the history to print")
+    parser = FlagParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--seed", type=ORDINAL, help="the history to print")
     parser.add_argument("--request", default="", help="only this request's events, and faults")
-    parser.add_argument("--from", dest="first", type=int, default=0, help="first of many seeds")
-    parser.add_argument("--count", type=int, default=100, help="how many (without --seed)")
+    parser.add_argument("--from", dest="first", type=ORDINAL, default=0, help="first of many seeds")
+    parser.add_argument("--count", type=COUNT, default=100, help="how many (without --seed)")
     options = parser.parse_args()
     if options.seed is not None:
         verdict = run_scenario(random_scenario(options.seed))

@@ -6,7 +6,7 @@ from tests.faults.real.nodes import RayNode
 from tests.faults.real.rows import Row
 from tests.faults.real.table import from_json, to_json
 
-pytestmark = pytest.mark.timeout(20)
+pytestmark = pytest.mark.timeout(120)
 
 
 class Process:

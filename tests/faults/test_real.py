@@ -12,7 +12,8 @@ from tests.faults.real.strikes import FAULTS
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1500)]
 
-COUNT, TOKENS = 32, 400
+COUNT, TOKENS = 20, 240
+"""Each kind of request twice over each protocol, long enough to be struck and continued."""
 TAKE_OVER = 15.0
 """Seconds from the start of a controller of Serve until it has asked every rank."""
 AIM = 5.0

@@ -6,7 +6,6 @@ Clients arrive at fixed rates whatever becomes of them (open loop), in a process
 Exits with 1 when one of the promises is broken.
 """
 
-import argparse
 import asyncio
 import contextlib
 import itertools
@@ -25,6 +24,8 @@ import psutil
 import yaml
 
 from serving.edge.keys import digest_of, new_key
+from serving.flag_parser import FlagParser
+from serving.flag_values import AMOUNT
 from tests.overload.fleet import CAPACITY, MAX_WAIT, TOKENS
 
 TIMES = 5.0
@@ -223,8 +224,8 @@ def report(alone: Seen, seen: dict[str, Seen], sizes: list[int]) -> bool:
 
 def main() -> None:
     """Read the arguments and run."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=60.0)
+    parser = FlagParser(description=__doc__)
+    parser.add_argument("--seconds", type=AMOUNT, default=60.0)
     sys.exit(0 if asyncio.run(overload(parser.parse_args().seconds)) else 1)
 
 

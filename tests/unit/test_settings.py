@@ -200,6 +200,7 @@ DEFAULTS = {
         "reload_interval": 5.0,
         "max_header_bytes": 32768,
         "max_headers": 100,
+        "max_body_values": 16384,
         "header_timeout": 20.0,
     },
 }
@@ -305,6 +306,9 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path):
         pytest.param("group: [", id="not-yaml"),
         pytest.param("- a\n- b\n", id="a-list"),
         pytest.param("just text", id="text"),
+        pytest.param("model: {name: 2027-13-01}", id="no-such-month"),
+        pytest.param("model: {name: !!timestamp x}", id="no-time"),
+        pytest.param("group: " + "[" * 100_000, id="nested-without-end"),
     ],
 )
 def test_a_broken_file_is_a_settings_error(tmp_path: Path, text: str):

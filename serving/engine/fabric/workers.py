@@ -5,7 +5,6 @@ import contextlib
 import json
 import os
 import sys
-import tempfile
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from serving.engine.fabric.plan import Backend, FabricError, Plan
+from serving.temporary import temporary_folder
 
 _TAIL_LINES = 3
 _LINE_LIMIT = 2**20
@@ -53,6 +53,8 @@ class Workers:
 
     def __init__(self, plan: Plan, environment: Mapping[str, str] = os.environ) -> None:
         self._plan = plan
+        self._open = contextlib.ExitStack()
+        self._folder = self._open.enter_context(temporary_folder("moe-fabric-"))
         self._environment = {
             **environment,
             # For the check of contents on CPUs; many workers share them.
@@ -61,8 +63,9 @@ class Workers:
             # the same, ten seconds where no name server answers.
             "RES_OPTIONS": "timeout:1 attempts:1",
             "TORCH_CPP_LOG_LEVEL": "ERROR",
+            # Workers are killed in the end, and what they have written goes with the folder.
+            "TMPDIR": str(self._folder),
         }
-        self._folder = tempfile.TemporaryDirectory(prefix="moe-fabric-")
         self._processes: list[asyncio.subprocess.Process] = []
         self._listeners: list[asyncio.Task[None]] = []
 
@@ -105,7 +108,7 @@ class Workers:
         await asyncio.gather(*self._listeners, return_exceptions=True)
         for process in self._processes:
             await process.wait()
-        self._folder.cleanup()
+        self._open.close()
 
     async def _spawn(self) -> asyncio.subprocess.Process:
         log = self._log(len(self._processes))
@@ -152,7 +155,7 @@ class Workers:
         return f"its process ended ({ended}){': ' + last if last else ''}"
 
     def _log(self, number: int) -> Path:
-        return Path(self._folder.name) / f"worker-{number}.log"
+        return self._folder / f"worker-{number}.log"
 
 
 def _report_of(line: bytes) -> dict[str, Any] | None:

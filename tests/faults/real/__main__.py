@@ -16,6 +16,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from serving.flag_parser import FlagParser
+from serving.flag_values import COUNT, Several
 from tests.faults.real import node_rows, nodes
 from tests.faults.real.deployment import deployed
 from tests.faults.real.node_rows import NODE_ROWS
@@ -106,13 +108,11 @@ def play_nodes(options: argparse.Namespace) -> tuple[list[Row], list[str], int]:
 
 def main() -> int:
     """Read the command line, run, print the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    numbers = {"type": lambda text: [int(part) for part in text.split(",")], "default": [2, 1]}
+    parser = FlagParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    numbers = {"type": Several(COUNT), "default": [2, 1]}
     names = {"type": lambda text: text.split(","), "default": []}
     parser.add_argument("--groups", **numbers, help="systems to try, in turn (default 2,1)")
-    parser.add_argument("--ranks", type=int, default=2, help="ranks in a group (default 2)")
+    parser.add_argument("--ranks", type=COUNT, default=2, help="ranks in a group (default 2)")
     parser.add_argument(
         "--faults",
         **names,
@@ -125,8 +125,8 @@ def main() -> int:
         help=f"of requests: {', '.join(KINDS)}\n"
         "(default: all in turn; kills with greedy ones alone, too)",
     )
-    parser.add_argument("--requests", type=int, default=32, help="streams a row (default 32)")
-    parser.add_argument("--tokens", type=int, default=400, help="tokens a stream (default 400)")
+    parser.add_argument("--requests", type=COUNT, default=32, help="streams a row (default 32)")
+    parser.add_argument("--tokens", type=COUNT, default=400, help="tokens a stream (default 400)")
     parser.add_argument("--set", action="append", default=[], help="NAME=VALUE, as for up")
     options = parser.parse_args()
     if unknown := set(options.faults) - set(ALL):

@@ -11,6 +11,8 @@ import sys
 import time
 from pathlib import Path
 
+from serving.flag_parser import FlagParser
+from serving.flag_values import COUNT
 from tests.faults.real import nodes
 from tests.faults.real.node_rows import NODE_ROWS
 from tests.faults.real.rows import undisturbed
@@ -51,13 +53,13 @@ async def _rows(running: nodes.OnNodes, options: argparse.Namespace, began: floa
 
 def main() -> int:
     """Read the command line and run."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = FlagParser(description=__doc__)
     parser.add_argument(
         "--faults", type=lambda text: text.split(","), default=list(NODE_ROWS), metavar="NAMES"
     )
-    parser.add_argument("--ranks", type=int, default=2)
-    parser.add_argument("--requests", type=int, default=32)
-    parser.add_argument("--tokens", type=int, default=400)
+    parser.add_argument("--ranks", type=COUNT, default=2)
+    parser.add_argument("--requests", type=COUNT, default=32)
+    parser.add_argument("--tokens", type=COUNT, default=400)
     parser.add_argument("--set", action="append", default=[])
     parser.add_argument("--spread", action="store_true", help="a rank a node, not a group a node")
     parser.add_argument("--rows", type=Path, default=Path("/dev/null"), help="JSON lines go here")

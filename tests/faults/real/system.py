@@ -51,7 +51,7 @@ class System:
     async def fleet(self) -> list[dict[str, Any]]:
         """Return the groups as /fleet has them; none while the router does not answer."""
         try:
-            async with httpx.AsyncClient(timeout=10) as client:
+            async with httpx.AsyncClient(timeout=60) as client:
                 answer = await client.get(f"{self.rest}/fleet")
                 found: list[dict[str, Any]] = answer.json()["groups"]
         except (httpx.HTTPError, KeyError, ValueError):

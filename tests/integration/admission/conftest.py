@@ -37,7 +37,7 @@ class RedisServer:
             stdout=subprocess.DEVNULL,
         )
         client = redis.Redis.from_url(self.url)
-        patience = time.monotonic() + 20
+        patience = time.monotonic() + 90
         while True:
             try:
                 client.ping()

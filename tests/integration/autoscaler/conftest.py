@@ -54,7 +54,7 @@ class Prometheus:
 
     def number(self, query: str) -> float | None:
         with contextlib.suppress(httpx.TransportError):
-            answer = httpx.get(f"{self.url}/api/v1/query", params={"query": query}, timeout=5)
+            answer = httpx.get(f"{self.url}/api/v1/query", params={"query": query}, timeout=60)
             if answer.status_code == 200 and answer.json()["data"]["result"]:
                 return float(answer.json()["data"]["result"][0]["value"][1])
         return None

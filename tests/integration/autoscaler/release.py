@@ -109,7 +109,7 @@ class Autoscaler:
     def metric(self, name):
         """Return a metric's value; None: the process does not answer yet."""
         try:
-            text = httpx.get(f"{self.url}/metrics", timeout=5, trust_env=False).text
+            text = httpx.get(f"{self.url}/metrics", timeout=60, trust_env=False).text
         except httpx.TransportError:
             return None
         lines = [line for line in text.splitlines() if line.startswith(f"{name} ")]

@@ -88,7 +88,7 @@ def wait_for(what, condition):
 
 def metric(port, name):
     try:
-        text = httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=5, trust_env=False).text
+        text = httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=60, trust_env=False).text
     except httpx.TransportError:
         return None
     lines = [line for line in text.splitlines() if line.startswith(f"{name} ")]

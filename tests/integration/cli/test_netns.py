@@ -49,7 +49,7 @@ assert echo(client) == b"x" == echo(second)
 assert inner < 100 < outer and not node.processes().items() & other.processes().items()
 
 note = ["sh", "-c", "echo mine > /dev/shm/moe-note"]
-subprocess.run(node.command(note), check=True, timeout=20)
+subprocess.run(node.command(note), check=True, timeout=90)
 assert not Path("/dev/shm/moe-note").exists(), "shared memory is shared between nodes"
 
 networks.cut(node)

@@ -49,7 +49,7 @@ class Prometheus:
         """Evaluate; returns [(labels, value)]. Raises HTTPError where it does not parse."""
         parameters = {"query": expression} | ({} if at is None else {"time": at})
         url = f"{self.url}/api/v1/query?{urllib.parse.urlencode(parameters)}"
-        with urllib.request.urlopen(url, timeout=10) as response:
+        with urllib.request.urlopen(url, timeout=60) as response:
             result = json.load(response)["data"]["result"]
         return [(each["metric"], float(each["value"][1])) for each in result]
 

@@ -125,7 +125,7 @@ async def world():
         assert each.controller._room._timer is None
         assert each.controller._room._soon is None
     if left := asyncio.all_tasks() - {asyncio.current_task()}:
-        _, unfinished = await asyncio.wait(left, timeout=5)
+        _, unfinished = await asyncio.wait(left, timeout=60)
         assert not unfinished
 
 

@@ -26,7 +26,7 @@ def port():
 
 
 def get(port, path):
-    return httpx.get(f"http://127.0.0.1:{port}{path}", timeout=20, trust_env=False)
+    return httpx.get(f"http://127.0.0.1:{port}{path}", timeout=90, trust_env=False)
 
 
 async def test_it_is_alive_while_the_loop_marks(port):

@@ -53,6 +53,20 @@ def test_a_broken_file_leaves_the_old_value_until_it_is_repaired(file, breaking)
     assert value.value == 333
 
 
+def test_a_loader_that_fails_unexpectedly_leaves_the_old_value(file):
+    """The others beside it would not be looked at any more."""
+
+    def load():
+        return {"1": 1, "2": 2}[file.read_text()]
+
+    value = Watched("a number", (str(file),), load)
+    file.write_text("three")
+    assert not value.refresh()
+    assert value.value == 1
+    file.write_text("2")
+    assert value.refresh()
+
+
 def test_a_broken_file_is_reported_once(file, monkeypatch):
     said = []
     monkeypatch.setattr("serving.credentials.watched.log.error", lambda *a, **k: said.append(k))

@@ -11,7 +11,7 @@ from serving.cli.main import main
 from serving.engine import leave
 from serving.engine.leave import LeaveWatch, ask_to_leave, serving_ranks
 
-PATIENCE = 20.0
+PATIENCE = 90.0
 
 
 class Clock:

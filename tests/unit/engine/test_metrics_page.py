@@ -24,7 +24,7 @@ class Clock:
 
 
 def read(page, path="/metrics"):
-    with urllib.request.urlopen(f"http://{page.address}{path}", timeout=10) as response:
+    with urllib.request.urlopen(f"http://{page.address}{path}", timeout=60) as response:
         return response.headers["content-type"], response.read().decode()
 
 
