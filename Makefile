@@ -12,7 +12,9 @@ PYTHON ?= python3.11
 SEED ?= 1
 ARGS ?=
 CASES ?= 20000
+GUIDED ?= 30
 REQUESTS ?= 50000
+STREAMS ?= 2000
 export PYTHON
 
 .PHONY: help
@@ -38,11 +40,19 @@ test: venv-dev ## Run all tests: unit, integration, end to end (ARGS="-k name" p
 	part -m e2e
 
 .PHONY: fuzz
-fuzz: venv-dev ## 20,000 malformed requests over REST and gRPC (CASES=20000 SEED=1)
-	@FUZZ_CASES=$(CASES) FUZZ_SEED=$(SEED) \
+fuzz: venv-dev ## 20,000 malformed requests, 20,000 changes of recorded traffic, each seam led by coverage (CASES=20000 SEED=1 GUIDED=30 seconds a seam)
+	@FUZZ_CASES=$(CASES) FUZZ_SEED=$(SEED) FUZZ_SECONDS=$(GUIDED) \
 	    .venv/bin/python -m pytest -m "not vllm" tests/fuzz $(ARGS)
 	@FUZZ_ENGINE_CASES=3000 FUZZ_SEED=$(SEED) \
 	    .venv/bin/python -m pytest -m vllm tests/fuzz $(ARGS)
+
+.PHONY: streams
+streams: venv-dev ## 2,000 seeded requests, each whole and streamed, without and with MTP (STREAMS=2000 SEED=1)
+	@.ci/tools
+	@for flags in "" "--speculative mtp"; do \
+	    MOE_TEST_UP_FLAGS="$$flags" STREAM_CASES=$(STREAMS) STREAM_SEED=$(SEED) \
+	        .venv/bin/python -m pytest -s -m e2e tests/e2e/served/test_stream_is_whole.py $(ARGS); \
+	done
 
 .PHONY: soak
 soak: venv-dev ## 50,000 mixed requests; nothing may leak (REQUESTS=50000)
@@ -112,9 +122,18 @@ bench: venv ## What the router costs, alone and beside its peers; writes deploy/
 	@.venv/bin/python -m loadtest.bench $(ARGS)
 	@exec .venv/bin/python -m loadtest.bench.peers $(ARGS)
 
+.PHONY: load-agreement
+load-agreement: venv ## Our load client beside vLLM's bench client and guidellm, in turn (ARGS="--url http://…"; ARGS=--quick)
+	@exec .venv/bin/python -m loadtest.bench.agreement $(ARGS)
+
 .PHONY: floods
 floods: venv ## What one client's flood does to the streams of others; writes deploy/docs/performance/floods.md (ARGS=--quick)
 	@exec .venv/bin/python -m loadtest.bench.floods $(ARGS)
+
+.PHONY: clients
+clients: venv-dev ## Released SDKs and frameworks against the real system; writes deploy/docs/clients.md (ARGS="--only openai")
+	@.ci/clients
+	@exec .venv/bin/python -m tests.clients.run $(ARGS)
 
 .PHONY: affinity
 affinity: venv ## What prefix affinity is worth against load alone (ARGS="--trace FILE")

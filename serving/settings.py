@@ -9,7 +9,6 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_settings import (
     BaseSettings,
@@ -19,6 +18,7 @@ from pydantic_settings import (
 )
 
 from serving.errors import SettingsError
+from serving.yaml_text import NotYaml, read_yaml
 
 
 def bundled_model() -> Path:
@@ -288,6 +288,10 @@ class SecuritySettings(_Group):
     """Request line and headers over REST, metadata over gRPC."""
     max_headers: int = Field(100, ge=8)
     """Headers of a request over REST."""
+    max_body_values: int = Field(16_384, ge=256)
+    """Objects, lists and commas in the body of a request over REST, set fields and items in one
+    over gRPC; half as many for /v1/responses, where each costs more. More hold up other requests
+    longer: some 50 ms with the default."""
     header_timeout: Seconds = 20.0
     """How long a REST client may take to send the headers of a request."""
 
@@ -568,8 +572,16 @@ class Settings(BaseSettings):
 _yaml_file: Path | None = None
 
 
+class _YamlFile(YamlConfigSettingsSource):
+    def _read_file(self, file_path: Any) -> dict[str, Any]:
+        content = read_yaml(file_path.read_text("utf-8"))
+        if not isinstance(content, dict | None):
+            raise NotYaml("names of settings and their values are expected", 1)
+        return {str(name): value for name, value in (content or {}).items()}
+
+
 def _yaml_source(settings_cls: type[BaseSettings]) -> PydanticBaseSettingsSource:
-    return YamlConfigSettingsSource(settings_cls, yaml_file=_yaml_file)
+    return _YamlFile(settings_cls, yaml_file=_yaml_file)
 
 
 def load_settings(file: Path | None = None, flags: dict[str, Any] | None = None) -> Settings:
@@ -590,7 +602,7 @@ def load_settings(file: Path | None = None, flags: dict[str, Any] | None = None)
             for item in error.errors()
         ]
         raise SettingsError("invalid settings: " + "; ".join(lines)) from error
-    except (ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError) as error:
         raise SettingsError(f"cannot read settings: {error}") from error
     finally:
         _yaml_file = None

@@ -21,7 +21,9 @@ DASHBOARDS = {
 
 def main() -> None:
     """Read the command line and write."""
-    parser = argparse.ArgumentParser(description="Write the Grafana dashboards.")
+    parser = argparse.ArgumentParser(
+        description="Write the Grafana dashboards.", allow_abbrev=False
+    )
     parser.add_argument("--to", type=Path, default=Path(__file__).parent, help="folder")
     folder = parser.parse_args().to
     for name, dashboard in DASHBOARDS.items():

@@ -71,6 +71,10 @@ class Watched(Generic[ValueT]):
         except SettingsError as error:
             log.error("changed files cannot be used", what=self._what, reason=str(error))  # noqa: TRY400
             return False
+        except Exception:
+            # Else no file would be looked at any more.
+            log.exception("changed files cannot be used", what=self._what)
+            return False
         # In this order: who sees the new version gets the new value.
         self._value = value
         self._version += 1

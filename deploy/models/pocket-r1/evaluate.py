@@ -30,7 +30,9 @@ HERE = Path(__file__).resolve().parent
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     add = parser.add_argument
     add("--url", default="http://127.0.0.1:8000/v1", help="base URL of an OpenAI-compatible server")

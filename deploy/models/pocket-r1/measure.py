@@ -21,7 +21,9 @@ SEED = 2_000_003
 def main() -> None:
     """Measure and print one JSON object."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("--folder", type=Path, default=export.HERE, help="model folder")
     parser.add_argument("--samples", type=int, default=2000, help="samples (default 2000)")
