@@ -75,8 +75,8 @@ check: venv-dev ## Lint, formatting, types, import rules, generated code
 chart: venv-dev ## The Helm chart: generated files, lint, rendering, schemas, refusals (Helm 3 and 4)
 	@.ci/tools
 	@.venv/bin/python helm/generate.py --check
-	@.venv/bin/python -m pytest tests/helm tests/unit/engine/test_memory.py \
-	    tests/unit/engine/test_serve_app.py tests/unit/cli/test_presets.py $(ARGS)
+	@.venv/bin/python -m pytest tests/helm tests/unit/cli/doctor/test_gpu_memory.py \
+	    tests/unit/engine/test_serve_app.py tests/unit/cli/doctor/test_presets.py $(ARGS)
 
 .PHONY: images
 VERSION ?= 0.1.0
@@ -102,7 +102,7 @@ dashboards: venv-dev ## Write deploy/grafana/*.json from its code
 
 .PHONY: two-nodes
 two-nodes: venv ## One group over two nodes (network namespaces; needs root and iproute2)
-	@exec .venv/bin/python -m serving.cli.two_nodes $(ARGS)
+	@exec .venv/bin/python -m tests.rig.two_nodes $(ARGS)
 
 .PHONY: faults faults-replay
 faults: venv ## Kill ranks, nodes, Ray of the real thing under traffic; print what survived (40 minutes)

@@ -12,7 +12,7 @@ import typer
 from loadtest.run import RECORDS, RUN
 from loadtest.slo import FEWEST
 from loadtest.workload import Range
-from serving.cli.access import CA_VARIABLE, CERT_VARIABLE, KEY_VARIABLE
+from serving.client.credentials import CA_VARIABLE, CERT_VARIABLE, KEY_VARIABLE
 from serving.flag_values import (
     Choice,
     FlagError,

@@ -20,12 +20,12 @@ from pathlib import Path
 
 import httpx
 
-from serving.autoscaler.assembly import assembled
+from serving.autoscaler.app import assembled
 from serving.autoscaler.decision import Action
 from serving.autoscaler.explain import HEADER, row
 from serving.autoscaler.loop import Turn
-from serving.cli.autoscaler import with_local_run
-from serving.cli.state import STATE_DIR_VARIABLE, StateFile
+from serving.cli.local.state import STATE_DIR_VARIABLE, StateFile
+from serving.cli.ops.autoscaler import with_local_run
 from serving.flag_parser import FlagParser
 from serving.flag_values import AMOUNT
 from serving.settings import Settings, load_settings

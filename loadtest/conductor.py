@@ -23,7 +23,7 @@ from loadtest.target import Ask, Message, Style, Target, TargetError
 from loadtest.trace import Request, load_trace
 from loadtest.workload import Calibration, text
 from serving import errors
-from serving.cli.access import access_from
+from serving.client.credentials import access_from
 from serving.flag_values import MOST_SECONDS, FlagError, refusal
 
 INTERRUPTED = "interrupted"

@@ -21,10 +21,10 @@ class Router:
 
     def __init__(self, settings: Settings) -> None:
         from serving.engine.arguments import router_vllm_config
-        from serving.fleet.client import FleetClient
-        from serving.fleet.link import LinkServer
+        from serving.fleet.join_server import LinkServer
         from serving.fleet.membership import Roster
         from serving.link.protocol import model_fingerprint
+        from serving.requests.client import FleetClient
 
         self.roster = Roster(settings.fleet)
         self.client = FleetClient(router_vllm_config(settings), self.roster, settings)

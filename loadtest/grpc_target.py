@@ -9,7 +9,7 @@ import grpc.aio
 from loadtest.target import Ask, ErrorKind, Piece, Style, TargetError, Usage, as_text
 from serving.api.v1 import inference_pb2 as api
 from serving.api.v1 import inference_pb2_grpc
-from serving.cli.access import NO_ACCESS, Access
+from serving.client.credentials import NO_ACCESS, Access
 
 _PROBE_TIMEOUT = 5.0
 _ROLES = {
@@ -101,7 +101,7 @@ class GrpcTarget:
 def _channel(target: str, access: Access, options: list[tuple[str, Any]]) -> grpc.aio.Channel:
     if access.ca_file is None:
         return grpc.aio.insecure_channel(target, options=options)
-    from serving.cli.grpc_client import channel_credentials
+    from serving.client.grpc import channel_credentials
 
     return grpc.aio.secure_channel(target, channel_credentials(access), options=options)
 

@@ -9,7 +9,7 @@ import aiohttp
 import msgspec
 
 from loadtest.target import Ask, ErrorKind, Piece, Style, TargetError, Usage, as_text
-from serving.cli.access import NO_ACCESS, Access
+from serving.client.credentials import NO_ACCESS, Access
 
 _CONNECT_TIMEOUT = 5.0
 _COME_BACK = {429, 503}

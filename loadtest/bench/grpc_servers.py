@@ -1,4 +1,4 @@
-"""``python -m loadtest.bench.grpc_servers``: serving.rpc beside grpc.aio, in CPU time.
+"""``python -m loadtest.bench.grpc_servers``: serving.h2grpc beside grpc.aio, in CPU time.
 
 Each server runs in a process of its own and does next to nothing: a stream gets a prepared message
 of 90 bytes every 20 ms, as a token is; a unary call gets its request back. The client is grpc.aio
@@ -21,10 +21,10 @@ import grpc
 import grpc.aio
 import uvloop
 
-from serving.rpc.context import EOF
-from serving.rpc.server import Server
+from serving.h2grpc.context import EOF
+from serving.h2grpc.server import Server
 
-SERVERS = ("serving.rpc", "grpc.aio")
+SERVERS = ("serving.h2grpc", "grpc.aio")
 CONNECTIONS = (1, 8)
 STREAMS = 64
 """At once, on all connections together; as many unary calls are under way at once."""

@@ -12,8 +12,8 @@ from typing import Any
 
 from typing_extensions import override
 
-from serving.engine.fake_engine import FakeEngine
-from serving.engine.rank_server import RankIdentity, RankServer
+from serving.engine.fake.engine import FakeEngine
+from serving.engine.router_link.server import RankIdentity, RankServer
 from serving.settings import Settings, load_settings
 from serving.telemetry.logs import configure_logs
 

@@ -12,7 +12,7 @@ import signal
 import sys
 from typing import Any
 
-from serving.engine import cluster
+from serving.engine.ray import cluster
 from serving.settings import Settings, load_settings
 
 _RANK_CPUS = 2

@@ -3,7 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Iterable
 
-from serving.link.block_names import PromptNames
+from serving.link.block_hashes import PromptNames
 
 
 class PrefixCache:

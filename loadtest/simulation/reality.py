@@ -25,7 +25,7 @@ from loadtest.run import Run
 from loadtest.simulation.calibration import Calibration
 from loadtest.simulation.comparison import unexplained
 from loadtest.simulation.fit import Fit, fit_overhead, fit_step
-from serving.cli.state import STATE_DIR_VARIABLE, StateFile
+from serving.cli.local.state import STATE_DIR_VARIABLE, StateFile
 from serving.errors import EngineError
 from serving.settings import BUNDLED_MODEL, Settings
 

@@ -10,9 +10,9 @@ from loadtest.simulation.group import Group
 from loadtest.simulation.sequence import Sequence
 from serving.admission.predictor import WaitPredictor
 from serving.admission.queue import FairQueue
-from serving.routing.chooser import decide
 from serving.routing.decision import Demand, NoPickKind, Pick
 from serving.routing.prefix_index import PrefixIndex
+from serving.routing.scheduler import decide
 from serving.routing.scorers import Evidence
 from serving.routing.snapshot import FleetSnapshot, MemberState
 from serving.settings import AdmissionSettings, RoutingSettings

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 
-from serving.fleet.caller import Priority
-from serving.link.block_names import PromptNames
+from serving.link.block_hashes import PromptNames
+from serving.request_context import Priority
 
 _COPIES = 1 << 20
 

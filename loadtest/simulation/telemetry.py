@@ -9,7 +9,7 @@ from itertools import accumulate
 from prometheus_client import Histogram
 
 from serving.autoscaler.snapshot import Reading, Signal
-from serving.fleet.caller import Priority
+from serving.request_context import Priority
 from serving.settings import AutoscalerSettings
 from serving.telemetry import metrics
 

@@ -17,15 +17,15 @@ deadline passes. Only the bound of the queue holds.
 from collections.abc import Callable
 from math import inf
 
+from serving.admission.api import Ask, Launch
 from serving.admission.limits import LimitsOf, default_limits
 from serving.admission.predictor import WaitPredictor
+from serving.admission.queue_runner import Waiter, WaitingRoom
 from serving.admission.quota_store import shared_store
 from serving.admission.quotas import Lease, Quotas
-from serving.admission.waiting_room import Waiter, WaitingRoom
 from serving.clock import Clock, SystemClock
 from serving.errors import NotReady, Overloaded
-from serving.fleet.caller import Caller, Priority
-from serving.fleet.turnstile import Ask, Launch
+from serving.request_context import Caller, Priority
 from serving.settings import AdmissionSettings
 from serving.telemetry import metrics
 
@@ -37,7 +37,7 @@ _WAIT = {each: metrics.ADMISSION_WAIT.labels(each.name.lower()) for each in Prio
 
 
 class AdmissionController:
-    """Implements ``serving.fleet.turnstile.Turnstile``. All calls come from one event loop."""
+    """Implements ``serving.admission.api.Turnstile``. All calls come from one event loop."""
 
     def __init__(
         self,
@@ -223,7 +223,7 @@ class AdmissionController:
 
 
 class AdmissionTicket:
-    """A request that was let in; implements ``serving.fleet.turnstile.Ticket``."""
+    """A request that was let in; implements ``serving.admission.api.Ticket``."""
 
     __slots__ = ("_controller", "_lease", "_waiter")
 

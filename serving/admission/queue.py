@@ -22,7 +22,7 @@ from heapq import heapify, heappop, heappush
 from itertools import count
 from typing import Generic, Protocol, TypeVar
 
-from serving.fleet.caller import Priority
+from serving.request_context import Priority
 
 SHARES: dict[Priority, float] = {
     Priority.INTERACTIVE: 4.0,

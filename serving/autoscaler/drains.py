@@ -14,10 +14,10 @@ from typing import Any, Protocol
 import grpc
 import structlog
 
-from serving.addresses import Target, dns_name, expanded
 from serving.api.v1 import fleet_pb2, fleet_pb2_grpc
 from serving.autoscaler.routers import bearer
 from serving.errors import SettingsError
+from serving.net import Target, dns_name, expanded
 from serving.settings import AutoscalerSettings
 
 _CALL_TIMEOUT = 5.0

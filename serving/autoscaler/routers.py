@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import httpx
 import structlog
 
-from serving.addresses import addresses_of
 from serving.autoscaler.actuators.actuator import ActuatorError
 from serving.autoscaler.snapshot import FleetCounts
 from serving.errors import SettingsError
+from serving.net import addresses_of
 from serving.settings import AutoscalerSettings
 
 _ALL = "dns+"

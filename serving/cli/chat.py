@@ -9,21 +9,7 @@ from typing import Annotated, TextIO
 
 import typer
 
-from serving.cli.access import (
-    ApiKeyOption,
-    CaFileOption,
-    CertFileOption,
-    ServerNameOption,
-    access_from,
-)
-from serving.cli.chat_client import (
-    ChatClient,
-    GrpcChatClient,
-    Piece,
-    RestChatClient,
-    Sampling,
-    Turn,
-)
+from serving.cli.local.state import StateFile, state_folder
 from serving.cli.options import (
     ConfigOption,
     GrpcPortOption,
@@ -31,7 +17,14 @@ from serving.cli.options import (
     SetOption,
     settings_from,
 )
-from serving.cli.state import StateFile, state_folder
+from serving.client.chat import ChatClient, GrpcChatClient, Piece, RestChatClient, Sampling, Turn
+from serving.client.credentials import (
+    ApiKeyOption,
+    CaFileOption,
+    CertFileOption,
+    ServerNameOption,
+    access_from,
+)
 from serving.errors import InvalidRequest, ServingError
 
 _WELCOME = "Talking to {model} at {where}. /help shows the commands, Ctrl-D leaves.\n"

@@ -13,8 +13,8 @@ import sys
 import time
 from pathlib import Path
 
-from serving.cli import supervisor
-from serving.cli.state import StateFile
+from serving.cli.local import supervisor
+from serving.cli.local.state import StateFile
 
 _OWN_TIME = 3.0
 """Seconds in which the parts may end by themselves: ranks remove shared memory when they do."""

@@ -2,7 +2,7 @@
 
 import typer
 
-from serving.cli.state import state_folder
+from serving.cli.local.state import state_folder
 
 
 def load_command(context: typer.Context) -> int:

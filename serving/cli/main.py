@@ -28,31 +28,37 @@ class Command:
 
 
 COMMANDS: tuple[Command, ...] = (
-    Command("up", "serving.cli.up", "up_command", "Start everything on this machine."),
-    Command("down", "serving.cli.down", "down_command", "Stop what up --detach started."),
-    Command("status", "serving.cli.status", "status_command", "Show groups, ranks and load."),
+    Command("up", "serving.cli.local.up", "up_command", "Start everything on this machine."),
+    Command("down", "serving.cli.local.down", "down_command", "Stop what up --detach started."),
+    Command("status", "serving.cli.ops.status", "status_command", "Show groups, ranks and load."),
     Command("chat", "serving.cli.chat", "chat_command", "Talk to the model."),
-    Command("verify", "serving.cli.verify", "verify_command", "Compare layouts token by token."),
-    Command("doctor", "serving.cli.doctor", "doctor_command", "Check this machine."),
-    Command("router", "serving.cli.router", "router_command", "Run one router process."),
-    Command("drain", "serving.cli.operate", "drain_command", "Empty a group, work going on."),
-    Command("cordon", "serving.cli.operate", "cordon_command", "Give a group no new work."),
-    Command("uncordon", "serving.cli.operate", "uncordon_command", "Give a group work again."),
-    Command("switch", "serving.cli.switch", "switch_command", "Hand traffic to another app."),
-    Command("leave", "serving.cli.leave", "leave_command", "Drain the ranks of this machine."),
-    Command("keys", "serving.cli.keys", "keys_command", "Make and list API keys."),
+    Command(
+        "verify", "serving.cli.verify.verify", "verify_command", "Compare layouts token by token."
+    ),
+    Command("doctor", "serving.cli.doctor.doctor", "doctor_command", "Check this machine."),
+    Command("router", "serving.cli.ops.router", "router_command", "Run one router process."),
+    Command("drain", "serving.cli.ops.operate", "drain_command", "Empty a group, work going on."),
+    Command("cordon", "serving.cli.ops.operate", "cordon_command", "Give a group no new work."),
+    Command("uncordon", "serving.cli.ops.operate", "uncordon_command", "Give a group work again."),
+    Command("switch", "serving.cli.ops.switch", "switch_command", "Hand traffic to another app."),
+    Command(
+        "leave", "serving.cli.ops.node_drain", "leave_command", "Drain the ranks of this machine."
+    ),
+    Command("keys", "serving.cli.ops.keys", "keys_command", "Make and list API keys."),
     Command("load", "serving.cli.load", "load_command", "Load a server and report.", True),
-    Command("weights", "serving.cli.weights", "weights_command", "Fetch weights onto a volume."),
+    Command(
+        "weights", "serving.cli.ops.weights", "weights_command", "Fetch weights onto a volume."
+    ),
     Command(
         "fabric-check",
-        "serving.cli.fabric_check",
+        "serving.cli.ops.fabric_check",
         "fabric_check_command",
         "Prove all-to-all between the pods of a group.",
     ),
-    Command("group", "serving.cli.group", "group_command", "Deploy groups of ranks on Ray."),
+    Command("group", "serving.cli.ops.group", "group_command", "Deploy groups of ranks on Ray."),
     Command(
         "autoscaler",
-        "serving.cli.autoscaler",
+        "serving.cli.ops.autoscaler",
         "autoscaler_command",
         "Fit the number of groups to the load.",
     ),

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TypedDict
 
-from serving.edge.access import Role
-from serving.edge.auth import Identity
+from serving.edge.auth.authenticator import Identity
+from serving.edge.auth.permissions import Role
 from serving.errors import InvalidRequest, PermissionDenied
-from serving.fleet.caller import Caller, Journal, Priority, caller_var
+from serving.request_context import Caller, Journal, Priority, caller_var
 from serving.routing.decision import Pick
 
 PRIORITY = "x-priority"

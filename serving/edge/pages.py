@@ -10,11 +10,11 @@ from fastapi.routing import APIRoute
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
-from serving.edge.access import METRICS_TARGETS, Need
-from serving.edge.auth import identity_var
+from serving.edge.auth.authenticator import identity_var
+from serving.edge.auth.permissions import METRICS_TARGETS, Need
 from serving.edge.fleet_view import FleetView, metrics_targets, readiness
 from serving.edge.gate import Gate
-from serving.edge.openapi import describe
+from serving.edge.rest.openapi import describe
 from serving.errors import ModelNotFound
 from serving.routing.snapshot import FleetSnapshot
 

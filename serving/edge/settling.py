@@ -4,7 +4,7 @@ import resource
 
 from vllm import envs
 
-from serving import heap
+from serving import gc_tuning
 
 FILES = 65536
 """Open files that a router asks for."""
@@ -13,7 +13,7 @@ FILES = 65536
 def settle_down() -> None:
     """Make what is the same for every request cheap, and allow for many clients."""
     envs.enable_envs_cache()  # vLLM reads some twenty variables for a request
-    heap.keep_always()
+    gc_tuning.keep_always()
     allow_many_connections()
 
 

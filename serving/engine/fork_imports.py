@@ -2,9 +2,9 @@
 
 import gc
 
-from serving import heap
+from serving import gc_tuning
 
-with heap.importing():
+with gc_tuning.importing():
     import vllm.model_executor.models.deepseek_v2
     import vllm.v1.engine.coordinator
     import vllm.v1.engine.core

@@ -7,7 +7,7 @@ feed tells the state, not the story: a block that came and went in between costs
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
-from serving.link.block_names import ROOT, block_names
+from serving.link.block_hashes import ROOT, block_names
 from serving.link.v1 import link_pb2
 
 _CHUNK = 32768

@@ -17,7 +17,7 @@ import structlog
 
 from serving.clock import SystemClock
 from serving.engine.metrics_page import open_page
-from serving.engine.rank_server import RankIdentity, RankServer
+from serving.engine.router_link.server import RankIdentity, RankServer
 from serving.engine.start_checks import fabric_environment
 from serving.errors import ServingError
 from serving.flag_parser import FlagParser
@@ -25,7 +25,7 @@ from serving.flag_values import COUNT, MOST_PORT, ORDINAL, ReadableFile, Whole
 from serving.settings import Settings, load_settings
 
 if TYPE_CHECKING:
-    from serving.engine.engine import Engine
+    from serving.engine.base import Engine
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -62,7 +62,7 @@ async def run_rank(
 
 def _engine(settings: Settings, identity: RankIdentity, address: str, rpc_port: int) -> "Engine":
     if settings.engine.kind == "fake":
-        from serving.engine.fake_engine import FakeEngine
+        from serving.engine.fake.engine import FakeEngine
 
         return FakeEngine(settings, rank=identity.rank)
     from serving.engine.environment import engine_environment

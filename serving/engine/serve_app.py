@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from serving.engine.deployment import application
+from serving.engine.ray.deployment import application
 from serving.errors import SettingsError
 from serving.settings import load_settings
 

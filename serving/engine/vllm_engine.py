@@ -13,7 +13,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 
 from serving.clock import Clock, SystemClock
 from serving.engine.arguments import engine_args, engine_config
-from serving.engine.delta_codec import (
+from serving.engine.codec import (
     decode_params,
     decode_parser_kwargs,
     encode_output,
@@ -21,12 +21,12 @@ from serving.engine.delta_codec import (
     failure_delta,
     given_up,
 )
-from serving.engine.engine_processes import EngineProcesses
 from serving.engine.environment import apply_environment, engine_environment
 from serving.engine.expert_watch import ExpertWatch
 from serving.engine.fork_server import fork_engines
 from serving.engine.kv_mirror import KvMirror
 from serving.engine.kv_source import KvSource, publish_kv_events
+from serving.engine.processes import EngineProcesses
 from serving.engine.step_recorder import StepRecorder
 from serving.errors import EngineError, SettingsError
 from serving.link.protocol import PROTOCOL_VERSION, model_fingerprint

@@ -16,10 +16,10 @@ import structlog
 from vllm.sampling_params import SamplingParams
 
 from serving.errors import EngineError, GroupLost, ServingError
-from serving.fleet.errors import error_of
 from serving.fleet.membership import Roster
 from serving.fleet.rank_handle import MemberKey, RankHandle
 from serving.link.v1 import link_pb2
+from serving.vllm_adapter.errors import error_of
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 

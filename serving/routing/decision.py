@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from serving.link.block_names import PromptNames
+from serving.link.block_hashes import PromptNames
 from serving.routing.snapshot import RankSnapshot
 
 RankKey = tuple[str, str, int]

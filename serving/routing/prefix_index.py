@@ -7,7 +7,7 @@ sent there, least recently used first to go.
 
 from collections.abc import Collection, Iterable
 
-from serving.link.block_names import PromptNames
+from serving.link.block_hashes import PromptNames
 from serving.routing.decision import RankKey
 from serving.telemetry import metrics
 

@@ -15,9 +15,9 @@ from typing import Any
 import httpx
 import yaml
 
-from serving.cli.access import SETTINGS_FILE
-from serving.cli.state import STATE_DIR_VARIABLE, RunState, StateFile
-from serving.engine.cluster import private_environment
+from serving.cli.local.state import STATE_DIR_VARIABLE, RunState, StateFile
+from serving.client.credentials import SETTINGS_FILE
+from serving.engine.ray.cluster import private_environment
 
 START, STOP = 900.0, 60.0
 """Seconds; a busy machine takes minutes to start four engines."""

@@ -9,10 +9,10 @@ import httpx
 import pytest
 import pytest_asyncio
 
-from serving.engine.fake_engine import FakeEngine
-from serving.engine.rank_server import RankIdentity, RankServer
+from serving.engine.fake.engine import FakeEngine
+from serving.engine.router_link.server import RankIdentity, RankServer
+from serving.router.app import Router
 from serving.settings import Settings
-from serving.wiring import Router
 from tests.bluegreen.traffic import Traffic, connected
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(600)]

@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from serving.edge.keys import digest_of, new_key
+from serving.edge.auth.keys import digest_of, new_key
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ from typing import Any
 
 import psutil
 
-from serving.cli import supervisor
-from serving.cli.access import local_access
-from serving.cli.state import RunState, StateFile
+from serving.cli.local import supervisor
+from serving.cli.local.state import RunState, StateFile
+from serving.client.credentials import local_access
 
 STOP_LIMIT = 15.0
 """Seconds from Ctrl-C until every process is gone; the contract's number."""

@@ -21,8 +21,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from serving.cli import supervisor
-from serving.cli.state import StateFile
+from serving.cli.local import supervisor
+from serving.cli.local.state import StateFile
 from tests.e2e.running import FREE_PORTS, START_LIMIT, STOP_LIMIT, Up, gone_within, started
 
 pytestmark = pytest.mark.e2e

@@ -6,8 +6,8 @@ import sys
 import psutil
 import pytest
 
-from serving.cli import netns
 from tests.e2e.verifying import Verified
+from tests.rig import netns
 
 pytestmark = [
     pytest.mark.e2e,
@@ -18,7 +18,7 @@ pytestmark = [
 
 def run(*flags: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "serving.cli.two_nodes", *flags],
+        [sys.executable, "-m", "tests.rig.two_nodes", *flags],
         capture_output=True,
         text=True,
         check=False,

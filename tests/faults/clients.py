@@ -7,8 +7,8 @@ from vllm.exceptions import VLLMClientError
 from vllm.outputs import RequestOutput
 
 from serving.errors import ServingError, status_of
-from serving.fleet.caller import Caller, caller_var
 from serving.fleet.deadline import deadline_var
+from serving.request_context import Caller, caller_var
 from tests.faults.cluster import Cluster, SimRouter
 from tests.faults.history import Ended, Output, Piece, Submitted
 from tests.faults.simulation import process_var

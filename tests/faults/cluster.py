@@ -14,14 +14,14 @@ from typing import Any
 from serving.admission.controller import AdmissionController
 from serving.clock import Clock
 from serving.engine.arguments import router_vllm_config
-from serving.engine.fake_engine import FakeEngine
-from serving.engine.rank_server import RankIdentity, RankServer
+from serving.engine.fake.engine import FakeEngine
+from serving.engine.router_link.server import RankIdentity, RankServer
 from serving.errors import EngineError
 from serving.fleet.canary import Canary
-from serving.fleet.client import FleetClient
-from serving.fleet.link import LinkServer
+from serving.fleet.join_server import LinkServer
 from serving.fleet.membership import Roster
 from serving.link.protocol import model_fingerprint
+from serving.requests.client import FleetClient
 from serving.routing.snapshot import MemberState
 from serving.settings import Settings
 from tests.faults.history import Happened, History, Ran
@@ -33,7 +33,7 @@ CANARY = "-canary-"
 """In the ids of the router's own requests."""
 _HEALTH_PERIOD = 1.0
 _DRAIN, _STOP = 5.0, 12.0
-"""As ``serving.engine.deployment`` has them."""
+"""As ``serving.engine.ray.deployment`` has them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,7 +289,7 @@ def _now(cluster: "Cluster") -> float:
 
 
 class SimRouter:
-    """One router without its edges, built as ``serving.wiring`` does."""
+    """One router without its edges, built as ``serving.router.app`` does."""
 
     def __init__(self, cluster: "Cluster", number: int, config: Any) -> None:
         settings = cluster.settings

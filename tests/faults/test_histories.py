@@ -5,13 +5,13 @@ from dataclasses import replace
 import pytest
 from vllm.sampling_params import RequestOutputKind
 
-import serving.fleet.request as fleet_request
+import serving.requests.request as fleet_request
 from serving.errors import GroupLost
-from serving.fleet.outputs import Transcript
 from serving.fleet.rank_link import RankLink
-from serving.fleet.request import FleetRequest
-from serving.fleet.resume import Way
-from serving.fleet.suspicion import Suspicion
+from serving.requests.output_buffer import Transcript
+from serving.requests.request import FleetRequest
+from serving.requests.resume import Way
+from serving.requests.suspicion import Suspicion
 from tests.faults.cluster import Shape
 from tests.faults.faults import FAULTS
 from tests.faults.history import Ended, Happened, Ran

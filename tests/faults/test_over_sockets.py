@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import pytest
 import pytest_asyncio
 
-from serving.engine.fake_engine import FakeEngine
-from serving.engine.rank_server import RankIdentity, RankServer
+from serving.engine.fake.engine import FakeEngine
+from serving.engine.router_link.server import RankIdentity, RankServer
+from serving.router.app import Router
 from serving.settings import Settings
-from serving.wiring import Router
 from tests.faults.real.link_proxy import LinkProxy
 from tests.faults.real.streams import ask_all, new_run
 

@@ -7,9 +7,9 @@ from typing import Any
 import msgspec
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
-from serving.engine.fake_tokens import FakeChoice, FakeParams
-from serving.fleet.caller import Priority
+from serving.engine.fake.tokens import FakeChoice, FakeParams
 from serving.link.v1 import link_pb2
+from serving.request_context import Priority
 
 MAX_MODEL_LEN = 512
 POISON = 7

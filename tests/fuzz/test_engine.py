@@ -12,11 +12,11 @@ import httpx
 import pytest
 import pytest_asyncio
 
-from serving.engine.rank_server import RankIdentity, RankServer
+from serving.engine.router_link.server import RankIdentity, RankServer
 from serving.engine.vllm_engine import VllmEngine
 from serving.link.v1 import link_pb2
+from serving.router.app import Router
 from serving.settings import LinkSettings, Settings
-from serving.wiring import Router
 from tests.fuzz.rest_cases import CHAT, DANGEROUS, MODEL, Case
 from tests.fuzz.verdict import rest_problem
 

@@ -9,9 +9,9 @@ from unittest import mock
 import pytest
 import yaml
 
-from serving.edge.exposure import require_guarded
-from serving.engine.cluster import OBJECT_STORE_BYTES
-from serving.engine.deployment import STOP_TIMEOUT
+from serving.edge.auth.exposure import require_guarded
+from serving.engine.ray.cluster import OBJECT_STORE_BYTES
+from serving.engine.ray.deployment import STOP_TIMEOUT
 from serving.engine.serve_app import build
 from serving.settings import load_settings
 from tests.helm import schemas

@@ -23,7 +23,7 @@ import aiohttp
 import psutil
 import yaml
 
-from serving.edge.keys import digest_of, new_key
+from serving.edge.auth.keys import digest_of, new_key
 from serving.flag_parser import FlagParser
 from serving.flag_values import AMOUNT
 from tests.overload.fleet import CAPACITY, MAX_WAIT, TOKENS

@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from serving import heap
+from serving import gc_tuning
 from tests.support.watchdog import LIMIT, Turn, Watchdog
 
 
@@ -42,7 +42,7 @@ def main() -> None:
     """Run the command line with the watchdog."""
     report = Path(sys.argv.pop(1))
     dogs: list[Reporting] = []
-    keep: Callable[[], None] = heap.keep_always
+    keep: Callable[[], None] = gc_tuning.keep_always
 
     def keep_and_watch() -> None:
         keep()
@@ -50,7 +50,7 @@ def main() -> None:
         dogs.append(dog)
         asyncio.get_running_loop().call_soon(dog.__enter__)
 
-    heap.keep_always = keep_and_watch  # type: ignore[assignment]  # the last thing before it serves
+    gc_tuning.keep_always = keep_and_watch  # type: ignore[assignment]  # the last thing before it serves
     from serving.cli.main import main as serve
 
     try:

@@ -4,7 +4,7 @@ import tomllib
 from importlib.metadata import entry_points
 from pathlib import Path
 
-from serving.cli.checks import MODEL_FILES
+from serving.cli.doctor.checks import MODEL_FILES
 from serving.settings import bundled_model
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -18,7 +18,7 @@ from serving.autoscaler.routers import GroupSeen, bearer
 from serving.settings import AutoscalerSettings
 
 DEPLOYMENT = "ranks"
-"""As serving.engine.deployment names it; a test compares."""
+"""As serving.engine.ray.deployment names it; a test compares."""
 _COMING = frozenset({"NOT_STARTED", "DEPLOYING"})
 _LEAVING = frozenset({"STOPPING", "STOPPED"})
 """States of replicas that do not count towards the number that is asked for."""

@@ -6,7 +6,7 @@ from typing import Any
 
 from serving.engine.fabric.link import Message
 from serving.engine.fabric.plan import Plan
-from serving.engine.node_network import network_environment
+from serving.engine.ray.node_network import network_environment
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,12 +26,13 @@ from typing import Any
 
 import httpx
 
-from serving.cli import netns, supervisor
-from serving.cli.handover import environment_without_settings, write_settings
-from serving.cli.local_secrets import with_local_secrets
+from serving.cli.local import supervisor
+from serving.cli.local.handover import environment_without_settings, write_settings
+from serving.cli.local.local_secrets import with_local_secrets
 from serving.cli.options import settings_from
-from serving.cli.ray_nodes import Paths, came_up, start_router
 from tests.e2e.kuberay import pods
+from tests.rig import netns
+from tests.rig.ray_nodes import Paths, came_up, start_router
 
 ROUTER, HEAD, WORKERS = "10.77.0.1", "10.77.0.2", ("10.77.0.3", "10.77.0.4")
 GCS_PORT, DASHBOARD_PORT = 6379, 8265

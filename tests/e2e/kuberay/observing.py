@@ -18,8 +18,8 @@ from typing import Any
 import httpx
 import yaml
 
-from serving.cli.access import Access, access_of
-from serving.cli.router_client import get_json, stream_chat
+from serving.client.credentials import Access, access_of
+from serving.client.rest import get_json, stream_chat
 from tests.e2e.kuberay import pods
 from tests.e2e.kuberay.cluster import (
     HEAD,

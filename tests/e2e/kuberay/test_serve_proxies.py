@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import yaml
 
-from serving.cli import netns
 from serving.engine import misdirected
 from tests.e2e.kuberay import cluster, observing
 from tests.helm.chart import find, render
+from tests.rig import netns
 
 pytestmark = [
     pytest.mark.e2e,

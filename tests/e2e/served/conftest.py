@@ -18,7 +18,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from serving.cli.access import Access, local_access
+from serving.client.credentials import Access, local_access
 from serving.credentials.tokens import new_token
 from tests.clients.clients import CLIENTS
 from tests.clients.target import Keys, Target, add_to, make_keys

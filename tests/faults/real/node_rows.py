@@ -5,12 +5,12 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
-from serving.cli import netns
 from tests.faults.real.nodes import REDIS, OnNodes
 from tests.faults.real.rows import Row, disturbed, in_flight, row_of, whole_again
 from tests.faults.real.streams import PATIENCE, Run
 from tests.faults.real.strikes import RealFault
 from tests.faults.real.system import RankProcess
+from tests.rig import netns
 
 _POLL = 0.2
 SHORT, LONG = 15.0, 100.0

@@ -22,13 +22,16 @@ from pathlib import Path
 
 import psutil
 
-from serving.cli import netns, supervisor
-from serving.cli.access import access_of
-from serving.cli.handover import write_settings
-from serving.cli.local_secrets import with_local_secrets
+from serving.cli.local import supervisor
+from serving.cli.local.handover import write_settings
+from serving.cli.local.local_secrets import with_local_secrets
+from serving.cli.local.progress import make_progress
 from serving.cli.options import settings_from
-from serving.cli.progress import make_progress
-from serving.cli.ray_nodes import (
+from serving.client.credentials import access_of
+from serving.errors import EngineError
+from tests.faults.real.system import RankProcess, System
+from tests.rig import netns
+from tests.rig.ray_nodes import (
     STARTED,
     Paths,
     RayPlan,
@@ -39,8 +42,6 @@ from serving.cli.ray_nodes import (
     start_router,
     wait_ready,
 )
-from serving.errors import EngineError
-from tests.faults.real.system import RankProcess, System
 
 ROUTER, HEAD = "10.77.0.1", "10.77.0.2"
 _FIRST_WORKER = 3

@@ -11,16 +11,16 @@ from vllm.parser import ParserManager
 from vllm.sampling_params import SamplingParams
 from vllm.v1.engine.detokenizer import IncrementalDetokenizer
 
-from serving.edge.answer_parser import install
 from serving.settings import BUNDLED_MODEL
+from serving.vllm_adapter.answer_parser import install
 from tests.fuzz import mutators
 from tests.fuzz.guided.finding import demand
 
 PACKAGES = (
-    "serving.edge.answer_parser",
-    "serving.edge.token_text",
-    "serving.edge.deepseek_tool_calls",
-    "serving.edge.tool_stream",
+    "serving.vllm_adapter.answer_parser",
+    "serving.vllm_adapter.token_text",
+    "serving.vllm_adapter.deepseek_tool_calls",
+    "serving.vllm_adapter.tool_calls",
 )
 _WORDS = (
     *("</think>", "<think>", "<｜tool▁calls▁begin｜>", "<｜tool▁call▁begin｜>", "function"),

@@ -15,13 +15,13 @@ from google.protobuf.message import DecodeError
 from google.protobuf.message_factory import GetMessageClass
 from h2.events import ResponseReceived, StreamEnded, TrailersReceived
 
-from serving.rpc.connection import Connection
+from serving.h2grpc.connection import Connection
 from tests.fuzz import grpc_cases, mutators, odd, rest_cases
 from tests.fuzz.guided.finding import demand
 from tests.fuzz.guided.transport import Transport
 from tests.fuzz.verdict import grpc_problem, rest_problem
 from tests.integration.edge.stand import Stand, stand_settings, standing
-from tests.unit.rpc.raw_client import ClientH2, message, request
+from tests.unit.h2grpc.raw_client import ClientH2, message, request
 
 PACKAGES = ("serving.edge", "serving.fleet", "serving.admission", "serving.routing")
 PATHS = tuple(dict.fromkeys(path for path, _ in rest_cases.GOOD))
@@ -170,7 +170,7 @@ class Messages:
     """Bytes of gRPC requests; the first byte says of which method."""
 
     name = "messages"
-    packages = ("serving.edge", "serving.rpc", "serving.fleet")
+    packages = ("serving.edge", "serving.h2grpc", "serving.fleet")
 
     def __init__(self) -> None:
         self.methods = [

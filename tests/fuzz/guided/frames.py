@@ -12,16 +12,16 @@ import grpc
 from hpack import Decoder
 from hpack.exceptions import HPACKError
 
-from serving.rpc import budget, call, connection
-from serving.rpc.connection import Connection
-from serving.rpc.http2 import MAX_STREAMS
-from serving.rpc.server import Server
-from serving.rpc.turns import SLICE, Turns
+from serving.h2grpc import budget, call, connection
+from serving.h2grpc.connection import Connection
+from serving.h2grpc.http2 import MAX_STREAMS
+from serving.h2grpc.server import Server
+from serving.h2grpc.turns import SLICE, Turns
 from tests.fuzz import mutators
 from tests.fuzz.guided.finding import demand, errors_of
 from tests.fuzz.guided.transport import Transport
 
-PACKAGES = ("serving.rpc", "h2", "hpack", "hyperframe")
+PACKAGES = ("serving.h2grpc", "h2", "hpack", "hyperframe")
 _PREFACE, _PAUSED, _CUT = 1, 2, 4
 """Flags in the first byte: the preface comes first; the client stops reading; it goes at once.
 The second byte says how the rest is cut into reads; zero: not at all."""

@@ -15,15 +15,15 @@ import h11
 import uvicorn
 from uvicorn.server import ServerState
 
-from serving.edge import http_protocol
-from serving.edge.http_protocol import BoundedHttpProtocol, bounded_protocol
-from serving.rpc.turns import SLICE
+from serving.edge.rest import http_protocol
+from serving.edge.rest.http_protocol import BoundedHttpProtocol, bounded_protocol
+from serving.h2grpc.turns import SLICE
 from serving.settings import SecuritySettings
 from tests.fuzz import mutators
 from tests.fuzz.guided.finding import Finding, demand
 from tests.fuzz.guided.transport import Transport
 
-PACKAGES = ("serving.edge.http_protocol", "serving.rpc.turns", "uvicorn")
+PACKAGES = ("serving.edge.rest.http_protocol", "serving.h2grpc.turns", "uvicorn")
 _CUT, _HALF, _PAUSED = 1, 2, 4
 """Flags in the first byte: the client goes in the middle; it ends its side; it reads slowly.
 The second byte says how the rest is cut into reads; zero: not at all."""

@@ -16,31 +16,31 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams
 
 from serving.clock import SystemClock
 from serving.edge.fleet_view import FleetView
-from serving.engine import work as work_module
-from serving.engine.delta_codec import decode_params, decode_parser_kwargs
-from serving.engine.fake_engine import FakeEngine
-from serving.engine.outbox import Outbox
-from serving.engine.work import RequestRunner
+from serving.engine.codec import decode_params, decode_parser_kwargs
+from serving.engine.fake.engine import FakeEngine
+from serving.engine.router_link import request_runner as work_module
+from serving.engine.router_link.request_runner import RequestRunner
+from serving.engine.router_link.send_queue import Outbox
 from serving.errors import InvalidRequest, ServingError
-from serving.fleet import link as link_module
+from serving.fleet import join_server as link_module
 from serving.fleet.collector import fleet_registry
-from serving.fleet.link import LinkServer
+from serving.fleet.join_server import LinkServer
 from serving.fleet.membership import Roster
-from serving.fleet.outputs import Transcript
-from serving.fleet.stream import Pace, RequestStream
+from serving.h2grpc import call, connection
+from serving.h2grpc.connection import Connection
+from serving.h2grpc.server import Server
 from serving.link.protocol import PROTOCOL_VERSION
 from serving.link.v1 import link_pb2
-from serving.routing.chooser import decide
+from serving.requests.output_buffer import Transcript
+from serving.requests.stream import Pace, RequestStream
 from serving.routing.decision import Demand
+from serving.routing.scheduler import decide
 from serving.routing.scorers import Evidence
-from serving.rpc import call, connection
-from serving.rpc.connection import Connection
-from serving.rpc.server import Server
 from serving.settings import FleetSettings, LinkSettings, RouterSettings, RoutingSettings, Settings
 from tests.fuzz import grpc_cases, mutators
 from tests.fuzz.guided.finding import demand, errors_of
 from tests.fuzz.guided.transport import Transport
-from tests.unit.rpc.raw_client import ClientH2, message, request
+from tests.unit.h2grpc.raw_client import ClientH2, message, request
 
 PACKAGES = ("serving.fleet", "serving.routing", "serving.link", "serving.edge.fleet_view")
 _LENGTH = struct.Struct(">H")
@@ -361,7 +361,11 @@ class Submits:
     """What a router sends to a rank."""
 
     name = "submits"
-    packages = ("serving.engine.work", "serving.engine.outbox", "serving.engine.delta_codec")
+    packages = (
+        "serving.engine.router_link.request_runner",
+        "serving.engine.router_link.send_queue",
+        "serving.engine.codec",
+    )
 
     async def open(self) -> None:
         self._stack = contextlib.ExitStack()

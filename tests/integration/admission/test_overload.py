@@ -12,13 +12,13 @@ import pytest
 import yaml
 
 from serving.admission.queue import FairQueue
-from serving.admission.waiting_room import WaitingRoom
-from serving.edge.keys import digest_of, new_key
-from serving.engine.fake_engine import FakeEngine
-from serving.engine.rank_server import RankIdentity, RankServer
+from serving.admission.queue_runner import WaitingRoom
+from serving.edge.auth.keys import digest_of, new_key
+from serving.engine.fake.engine import FakeEngine
+from serving.engine.router_link.server import RankIdentity, RankServer
+from serving.router.app import Router
 from serving.settings import Settings
 from serving.telemetry.metrics import REGISTRY
-from serving.wiring import Router
 
 TOKENS = 20
 TOKEN_DELAY = 0.015

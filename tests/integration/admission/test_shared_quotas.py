@@ -8,11 +8,11 @@ from contextlib import suppress
 
 import pytest
 
+from serving.admission.api import Ask
 from serving.admission.controller import AdmissionController
 from serving.admission.limits import TenantLimits
 from serving.errors import NotReady, Overloaded, SettingsError
-from serving.fleet.caller import Caller
-from serving.fleet.turnstile import Ask
+from serving.request_context import Caller
 from serving.settings import AdmissionSettings
 from serving.telemetry.metrics import REGISTRY
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from serving.autoscaler.assembly import assembled
-from serving.cli.autoscaler import explain_once
+from serving.autoscaler.app import assembled
+from serving.cli.ops.autoscaler import explain_once
 from serving.errors import NotReady, SettingsError
 from serving.settings import Settings
 from tests.integration.autoscaler.kube import (

@@ -8,14 +8,14 @@ from pathlib import Path
 import psutil
 import pytest
 
-from serving.cli import netns
+from tests.rig import netns
 
 pytestmark = pytest.mark.skipif(netns.why_not() is not None, reason=str(netns.why_not()))
 
 SCENARIO = """
 import os, socket, subprocess, sys
 from pathlib import Path
-from serving.cli import netns
+from tests.rig import netns
 
 ANSWER = "import socket, sys\\n" \\
     "s = socket.create_server((sys.argv[1], 7000))\\n" \\
@@ -91,7 +91,7 @@ def test_cut_mend_lose_and_clear(tmp_path: Path) -> None:
 
 def test_nodes_end_with_who_made_them(tmp_path: Path) -> None:
     code = (
-        "import os, signal, sys; from serving.cli import netns\n"
+        "import os, signal, sys; from tests.rig import netns\n"
         "networks = netns.Networks(netns.find_iproute(), '10.78.0.1')\n"
         "node = networks.add_node('a', '10.78.0.2')\n"
         "print(node.first, flush=True)\n"

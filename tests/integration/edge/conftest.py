@@ -12,10 +12,10 @@ import pytest
 import pytest_asyncio
 
 from serving.api.v1 import fleet_pb2_grpc, inference_pb2_grpc
-from serving.engine.rank_server import RankIdentity, RankServer
+from serving.engine.router_link.server import RankIdentity, RankServer
 from serving.link.protocol import model_fingerprint
+from serving.router.app import Router
 from serving.settings import Settings
-from serving.wiring import Router
 from tests.integration.edge.scripted_engine import ScriptedEngine
 
 MODEL = "pocket-r1"

@@ -6,10 +6,10 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from serving.engine.fake_engine import FakeEngine
-from serving.engine.rank_server import RankIdentity, RankServer
+from serving.engine.fake.engine import FakeEngine
+from serving.engine.router_link.server import RankIdentity, RankServer
+from serving.router.app import Router
 from serving.settings import Settings
-from serving.wiring import Router
 
 PATIENCE = 90.0
 """Seconds until a test gives up waiting; how long something takes is asserted elsewhere."""

@@ -16,10 +16,10 @@ from grpc_status import rpc_status
 
 from serving.api.v1 import fleet_pb2, fleet_pb2_grpc, inference_pb2_grpc
 from serving.api.v1 import inference_pb2 as pb
-from serving.edge import middleware
-from serving.edge.keys import digest_of
-from serving.rpc.server import Server
-from serving.wiring import Router
+from serving.edge.auth.keys import digest_of
+from serving.edge.rest import middleware
+from serving.h2grpc.server import Server
+from serving.router.app import Router
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 

@@ -11,7 +11,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from serving.api.v1 import inference_pb2 as pb
 from serving.api.v1 import inference_pb2_grpc
 from serving.errors import SettingsError
-from serving.wiring import Router
+from serving.router.app import Router
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 

@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from serving.api.v1 import inference_pb2, inference_pb2_grpc
-from serving.edge.keys import digest_of
+from serving.edge.auth.keys import digest_of
 
 START_LIMIT = 100
 """Seconds; most of it is vLLM's imports on a busy machine."""

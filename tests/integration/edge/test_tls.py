@@ -13,16 +13,16 @@ import yaml
 
 from serving.api.v1 import fleet_pb2, fleet_pb2_grpc, inference_pb2_grpc
 from serving.api.v1 import inference_pb2 as pb
-from serving.cli.access import SETTINGS_FILE, access_from
-from serving.cli.grpc_client import open_channel
-from serving.cli.local_secrets import with_local_secrets
-from serving.cli.router_client import get_json
+from serving.cli.local.local_secrets import with_local_secrets
+from serving.client.credentials import SETTINGS_FILE, access_from
+from serving.client.grpc import open_channel
+from serving.client.rest import get_json
 from serving.credentials.tokens import new_token
-from serving.engine.rank_server import RankIdentity, RankServer
+from serving.engine.router_link.server import RankIdentity, RankServer
 from serving.errors import NotReady, SettingsError
 from serving.link.protocol import model_fingerprint
+from serving.router.app import Router
 from serving.settings import Settings
-from serving.wiring import Router
 from tests.integration.edge.scripted_engine import ScriptedEngine
 from tests.unit.credentials.certificates import issue
 

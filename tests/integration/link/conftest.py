@@ -9,12 +9,12 @@ import pytest
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
 from serving.engine.arguments import router_vllm_config
-from serving.engine.rank_server import RankIdentity, RankServer
+from serving.engine.router_link.server import RankIdentity, RankServer
 from serving.errors import EngineError
-from serving.fleet.client import FleetClient
-from serving.fleet.link import LinkServer
+from serving.fleet.join_server import LinkServer
 from serving.fleet.membership import Roster
 from serving.link.v1 import link_pb2
+from serving.requests.client import FleetClient
 from serving.settings import LinkSettings, Settings
 
 MODEL, FINGERPRINT = "pocket-r1", "f"

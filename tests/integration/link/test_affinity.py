@@ -6,7 +6,7 @@ import random
 import pytest
 from vllm.sampling_params import RequestOutputKind
 
-from serving.engine.fake_engine import FakeEngine
+from serving.engine.fake.engine import FakeEngine
 from serving.link.protocol import model_fingerprint
 from serving.routing.decision import PickKind
 from serving.settings import RoutingSettings, RoutingWeights, Settings
@@ -148,7 +148,7 @@ async def test_many_at_once_of_one_prompt_do_not_pile_up_on_one_rank(fleet, unti
 
 
 async def test_the_pick_says_why(fleet, until, router):
-    from serving.fleet.caller import Caller, caller_var
+    from serving.request_context import Caller, caller_var
 
     ranks = await ranks_of(fleet, until, router)
     await ask(router, [9] * 100, "first")

@@ -9,11 +9,11 @@ from vllm.exceptions import VLLMValidationError
 from vllm.pooling_params import PoolingParams
 from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
 
-from serving.engine.delta_codec import decode_params, decode_parser_kwargs
+from serving.engine.codec import decode_params, decode_parser_kwargs
 from serving.errors import DeadlineExceeded, NotReady, Overloaded, PoisonRequest, Unsupported
-from serving.fleet.caller import Caller, Priority, caller_var
 from serving.fleet.deadline import deadline_var
 from serving.link.v1 import link_pb2
+from serving.request_context import Caller, Priority, caller_var
 from serving.settings import RouterSettings
 from serving.telemetry import metrics
 

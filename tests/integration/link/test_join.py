@@ -7,7 +7,7 @@ import grpc
 import pytest
 from structlog.testing import capture_logs
 
-from serving.engine import rank_server
+from serving.engine.router_link import server
 from serving.errors import LinkRefused, SettingsError
 from serving.link.protocol import PROTOCOL_VERSION
 from serving.link.v1 import link_pb2, link_pb2_grpc
@@ -189,7 +189,7 @@ async def test_backoff_grows_with_jitter_and_starts_anew_after_success(fleet, un
     port = router.server.port
     await router.server.stop()
     settings = {"backoff_initial": 0.2, "backoff_max": 5.0}
-    monkeypatch.setattr("serving.engine.router_session.asyncio.sleep", note)
+    monkeypatch.setattr("serving.engine.router_link.connection.asyncio.sleep", note)
     rank = await fleet.rank(router, **settings)
     async with asyncio.timeout(20):
         while len(waits) < 9:
@@ -227,7 +227,7 @@ async def test_dns_name_is_followed(fleet, until, monkeypatch):
         assert (host, port) == ("routers.test", 50052)
         return set(found)
 
-    monkeypatch.setattr(rank_server, "addresses_of", addresses)
+    monkeypatch.setattr(server, "addresses_of", addresses)
     rank = await fleet.rank("dns:///routers.test:50052")
     await until(lambda: routers[0].roster.ready)
     found.add(routers[1].address)
@@ -249,7 +249,7 @@ async def test_name_that_does_not_resolve_keeps_what_is_there(fleet, until, monk
             raise OSError("no such name")
         return {router.address}
 
-    monkeypatch.setattr(rank_server, "addresses_of", addresses)
+    monkeypatch.setattr(server, "addresses_of", addresses)
     rank = await fleet.rank("dns:///routers.test:50052")
     await until(lambda: router.roster.ready)
     await until(lambda: len(asked) > 3)

@@ -6,8 +6,8 @@ import contextlib
 import pytest
 
 from serving.errors import DeadlineExceeded
-from serving.fleet.caller import Caller, caller_var
 from serving.fleet.deadline import deadline_var
+from serving.request_context import Caller, caller_var
 from serving.telemetry.metrics import REGISTRY
 
 

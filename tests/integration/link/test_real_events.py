@@ -7,7 +7,7 @@ import pytest
 from loadtest.affinity import BLOCK, options_of
 from loadtest.fleet import Router, ranks, settings_for
 from loadtest.tiny_moe import make_tiny_moe
-from serving.link.block_names import block_names
+from serving.link.block_hashes import block_names
 
 pytestmark = pytest.mark.vllm
 

@@ -12,15 +12,15 @@ from collections import Counter
 from loadtest.grpc_target import GrpcTarget
 from loadtest.rest_target import RestTarget
 from loadtest.target import Ask, Message, Style
-from serving.engine.outbox import Outbox
-from serving.fleet.stream import RequestStream
-from serving.rpc.connection import Connection
+from serving.engine.router_link.send_queue import Outbox
+from serving.h2grpc.connection import Connection
+from serving.requests.stream import RequestStream
 from tests.integration.edge.stand import stand_settings, standing
 
 STREAMS, TOKENS = 8, 10
 FOLDERS = (
     "/serving/edge/",
-    "/serving/rpc/",
+    "/serving/h2grpc/",
     "/serving/fleet/",
     "/serving/admission/",
     "/serving/routing/",

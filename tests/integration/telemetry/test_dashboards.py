@@ -25,9 +25,9 @@ from serving.autoscaler.prometheus import PrometheusApi
 from serving.autoscaler.signals import Signals
 from serving.autoscaler.snapshot import FleetCounts
 from serving.clock import SystemClock
-from serving.engine.fake_engine import FakeEngine
+from serving.engine.fake.engine import FakeEngine
 from serving.engine.metrics_page import MetricsPage
-from serving.engine.rank_server import RankIdentity, RankServer
+from serving.engine.router_link.server import RankIdentity, RankServer
 from serving.settings import AutoscalerSettings
 from serving.telemetry.metrics import AUTOSCALER_REGISTRY, FAMILIES, REGISTRY
 from tests.integration.edge.stand import stand_settings, standing

@@ -12,10 +12,10 @@ from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 
 from serving.api.v1 import inference_pb2 as pb
 from serving.api.v1 import inference_pb2_grpc
-from serving.edge import middleware
+from serving.edge.rest import middleware
+from serving.router.app import Router
 from serving.telemetry import tracing
 from serving.telemetry.tracing import OtelTracing
-from serving.wiring import Router
 from tests.integration.edge.stand import stand_settings, standing
 from tests.integration.telemetry.collector import Collector
 

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from serving.admission.api import Ask
 from serving.admission.controller import AdmissionController
 from serving.admission.limits import TenantLimits
 from serving.errors import DeadlineExceeded, InvalidRequest, NotReady, Overloaded
-from serving.fleet.caller import Caller, Priority
-from serving.fleet.turnstile import Ask
+from serving.request_context import Caller, Priority
 from serving.settings import AdmissionSettings
 from serving.telemetry.metrics import REGISTRY
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from serving.admission.queue import SHARES
-from serving.fleet.caller import Priority
+from serving.request_context import Priority
 from serving.settings import AdmissionSettings
 from serving.telemetry.metrics import REGISTRY
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serving.admission.queue import FairQueue
-from serving.fleet.caller import Priority
+from serving.request_context import Priority
 
 TOP, S, B = Priority.INTERACTIVE, Priority.STANDARD, Priority.BATCH
 AGEING = 10.0

@@ -9,11 +9,11 @@ from itertools import count
 
 import pytest
 
+from serving.admission.api import Ask
 from serving.admission.controller import AdmissionController
 from serving.admission.limits import TenantLimits
 from serving.errors import Overloaded
-from serving.fleet.caller import Caller, Priority
-from serving.fleet.turnstile import Ask
+from serving.request_context import Caller, Priority
 from serving.settings import AdmissionSettings
 
 SLOTS = 16

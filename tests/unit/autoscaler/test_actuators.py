@@ -8,7 +8,7 @@ from serving.autoscaler.actuators.actuator import ActuatorError
 from serving.autoscaler.actuators.fake import FakeActuator
 from serving.autoscaler.actuators.ray_serve import RayServeActuator
 from serving.autoscaler.routers import GroupSeen
-from serving.engine import deployment
+from serving.engine.ray import deployment
 from serving.settings import AutoscalerSettings
 from tests.unit.autoscaler.serve_api import APP, Groups, ServeApi
 

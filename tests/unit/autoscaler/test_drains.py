@@ -3,7 +3,7 @@
 import grpc
 import pytest
 
-from serving import addresses
+from serving import net
 from serving.api.v1 import fleet_pb2, fleet_pb2_grpc
 from serving.autoscaler.drains import Drains
 from serving.errors import SettingsError
@@ -44,14 +44,14 @@ async def start():
     servers = []
 
     async def serve(*routers):
-        addresses = []
+        net = []
         for router in routers:
             server = grpc.aio.server()
             fleet_pb2_grpc.add_FleetServiceServicer_to_server(router, server)
-            addresses.append(f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}")
+            net.append(f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}")
             await server.start()
             servers.append(server)
-        return tuple(addresses)
+        return tuple(net)
 
     yield serve
     for server in servers:
@@ -96,7 +96,7 @@ async def test_every_address_behind_a_name_is_told(start, monkeypatch):
         asked.append((host, port))
         return set(found)
 
-    monkeypatch.setattr(addresses, "addresses_of", addresses_of)
+    monkeypatch.setattr(net, "addresses_of", addresses_of)
     drains = Drains(AutoscalerSettings(drain_addresses=("dns:///routers.test:50051",)))
     assert await drains.drain("g0", "scaled down")
     assert sorted(journal) == [(what, name, "g0") for what in ("cordon", "drain") for name in "ab"]
@@ -110,7 +110,7 @@ async def test_a_name_that_does_not_resolve_is_no_finished_drain(monkeypatch):
     async def addresses_of(host, port):
         raise OSError("no such name")
 
-    monkeypatch.setattr(addresses, "addresses_of", addresses_of)
+    monkeypatch.setattr(net, "addresses_of", addresses_of)
     drains = Drains(AutoscalerSettings(drain_addresses=("dns:///routers.test:50051",)))
     assert not await drains.drain("g0", "scaled down")
 

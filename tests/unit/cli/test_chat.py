@@ -14,10 +14,10 @@ import pytest
 from serving import errors
 from serving.api.v1 import inference_pb2, inference_pb2_grpc
 from serving.cli import chat
-from serving.cli.chat_client import GrpcChatClient, Piece, RestChatClient, Sampling, Turn
-from serving.cli.layouts import free_ports
+from serving.cli.local.state import ProcessRecord, RunState, StateFile
 from serving.cli.main import main
-from serving.cli.state import ProcessRecord, RunState, StateFile
+from serving.cli.verify.layouts import free_ports
+from serving.client.chat import GrpcChatClient, Piece, RestChatClient, Sampling, Turn
 
 ANSWER = [Piece("reasoning", "\n1+1"), Piece("reasoning", " is 2"), Piece("content", "\n\n2")]
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from serving.cli import supervisor
-from serving.cli.state import RunState, StateFile
+from serving.cli.local import supervisor
+from serving.cli.local.state import RunState, StateFile
 
 UP = (
     "import sys, time\n"

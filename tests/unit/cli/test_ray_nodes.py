@@ -4,8 +4,9 @@ import sys
 
 import pytest
 
-from serving.cli import ray_nodes, supervisor
+from serving.cli.local import supervisor
 from serving.errors import EngineError
+from tests.rig import ray_nodes
 
 HANGS = "import time; print('waiting', flush=True); time.sleep(600)"
 STARTS = f"import time; print('{ray_nodes.STARTED}', flush=True); time.sleep(600)"

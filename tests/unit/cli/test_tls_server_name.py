@@ -13,11 +13,11 @@ import pytest
 import trustme
 
 from serving.api.v1 import fleet_pb2, fleet_pb2_grpc
-from serving.cli.access import Access
 from serving.cli.main import main
-from serving.cli.router_client import get_json
+from serving.client.credentials import Access
+from serving.client.rest import get_json
 from serving.errors import NotReady
-from tests.unit.cli.test_operate import FakeRouter
+from tests.unit.cli.ops.test_operate import FakeRouter
 from tests.unit.credentials.certificates import issue
 
 NAME = "r1-moe-serving-rest.prod.svc"

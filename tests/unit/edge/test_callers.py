@@ -4,11 +4,11 @@ import json
 
 import pytest
 
-from serving.edge.access import Role
-from serving.edge.auth import ANYONE, Identity
+from serving.edge.auth.authenticator import ANYONE, Identity
+from serving.edge.auth.permissions import Role
 from serving.edge.callers import as_caller, caller_of, explanation_of, line_of
 from serving.errors import InvalidRequest, PermissionDenied
-from serving.fleet.caller import Caller, Journal, Priority, caller, caller_var
+from serving.request_context import Caller, Journal, Priority, caller, caller_var
 from serving.routing import decision
 
 BATCH = Identity("nightly", frozenset({Role.USER}), frozenset({Priority.BATCH}))

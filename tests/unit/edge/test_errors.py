@@ -7,11 +7,11 @@ import pytest
 from google.rpc import code_pb2, error_details_pb2
 from vllm.exceptions import VLLMNotFoundError, VLLMValidationError
 
-from serving.edge.error_body import content_of, response_of, retry_after_of
-from serving.edge.grpc_errors import DOMAIN, rpc_error
-from serving.edge.grpc_fields import BadField
+from serving.edge.grpc.errors import DOMAIN, rpc_error
+from serving.edge.grpc.fields import BadField
 from serving.errors import ERROR_TABLE, Cancelled, InvalidRequest, Overloaded, ServingError
-from serving.fleet.errors import visible
+from serving.vllm_adapter.error_response import content_of, response_of, retry_after_of
+from serving.vllm_adapter.errors import visible
 
 OURS = [pytest.param(cls, id=cls.__name__) for cls in ERROR_TABLE]
 

@@ -5,11 +5,11 @@ import contextlib
 
 import pytest
 
-from serving.edge import http_protocol
-from serving.edge.http_protocol import bounded_protocol
-from serving.edge.rest_server import RestServer
+from serving.edge.rest import http_protocol
+from serving.edge.rest.http_protocol import bounded_protocol
+from serving.edge.rest.server import RestServer
+from serving.h2grpc.turns import SLICE
 from serving.listening import bind
-from serving.rpc.turns import SLICE
 from serving.settings import SecuritySettings
 
 PATIENCE = 60.0

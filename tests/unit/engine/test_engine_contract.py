@@ -9,7 +9,7 @@ import pytest
 import pytest_asyncio
 from prometheus_client import REGISTRY
 
-from serving.engine.fake_engine import FakeEngine, FakeFaults
+from serving.engine.fake.engine import FakeEngine, FakeFaults
 from serving.errors import EngineError
 from serving.link.v1 import link_pb2
 from serving.settings import EngineSettings, GroupSettings, Settings

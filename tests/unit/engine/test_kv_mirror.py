@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from serving.engine import kv_mirror
 from serving.engine.kv_mirror import KvMirror
-from serving.link.block_names import block_names
+from serving.link.block_hashes import block_names
 
 SIZE = 2
 

@@ -6,7 +6,7 @@ from vllm.distributed.kv_events import AllBlocksCleared, BlockRemoved, BlockStor
 
 from serving.engine.kv_mirror import KvMirror
 from serving.engine.kv_source import KvSource
-from serving.link.block_names import block_names
+from serving.link.block_hashes import block_names
 
 SIZE = 4
 

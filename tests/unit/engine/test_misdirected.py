@@ -4,7 +4,7 @@ import inspect
 import json
 
 from serving.engine import misdirected
-from serving.engine.deployment import RankReplica
+from serving.engine.ray.deployment import RankReplica
 
 
 def test_it_is_an_error_in_the_shape_of_the_routers() -> None:

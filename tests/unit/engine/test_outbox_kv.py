@@ -4,7 +4,7 @@ import asyncio
 
 from serving.engine import kv_mirror
 from serving.engine.kv_mirror import KvMirror
-from serving.engine.outbox import Outbox
+from serving.engine.router_link.send_queue import Outbox
 from serving.link.v1 import link_pb2
 
 SIZE = 2

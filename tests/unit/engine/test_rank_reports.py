@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from serving.engine.rank_server import RankIdentity, RankServer
+from serving.engine.router_link.server import RankIdentity, RankServer
 from serving.link.v1 import link_pb2
 from serving.settings import LinkSettings
 

@@ -8,9 +8,9 @@ import types
 
 import pytest
 
-from serving.engine import deployment
+from serving.engine.ray import deployment
+from serving.engine.ray.rendezvous import GangMember
 from serving.engine.rdma import CHOICE, NCCL, NVSHMEM, Host
-from serving.engine.rendezvous import GangMember
 from serving.engine.start_checks import fabric_environment
 from serving.errors import SettingsError
 from serving.settings import Settings

@@ -2,7 +2,7 @@
 
 import pytest
 
-from serving.fleet.stream import Pace
+from serving.requests.stream import Pace
 from serving.telemetry.metrics import REGISTRY
 
 

@@ -7,11 +7,11 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams
 
 from serving.errors import EngineError, GroupLost, InvalidRequest, Overloaded
 from serving.fleet.membership import Roster
-from serving.fleet.outputs import Transcript
 from serving.fleet.rank_handle import MemberKey
 from serving.fleet.rank_link import RankLink
-from serving.fleet.stream import Pace, RequestStream
 from serving.link.v1 import link_pb2
+from serving.requests.output_buffer import Transcript
+from serving.requests.stream import Pace, RequestStream
 from serving.settings import FleetSettings
 
 

@@ -4,8 +4,8 @@ import grpc.aio
 import pytest
 
 from loadtest.bench import grpc_servers as bench
-from serving.rpc.server import Server
-from tests.unit.rpc.conftest import bound_socket
+from serving.h2grpc.server import Server
+from tests.unit.h2grpc.conftest import bound_socket
 
 
 @pytest.mark.parametrize("name", bench.SERVERS)

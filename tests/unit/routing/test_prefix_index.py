@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.link.block_names import PromptNames, block_names
+from serving.link.block_hashes import PromptNames, block_names
 from serving.routing.prefix_index import PrefixIndex
 from serving.telemetry import metrics
 

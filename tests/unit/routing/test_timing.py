@@ -1,7 +1,7 @@
 """Scorers are timed by whoever calls them, not by themselves."""
 
-from serving.routing.chooser import Chooser
 from serving.routing.decision import Demand
+from serving.routing.scheduler import Chooser
 from serving.routing.scorers import SCORERS
 from serving.settings import RoutingSettings
 from serving.telemetry.metrics import REGISTRY

@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-from serving.cli import netns
+from tests.rig import netns
 
 PATIENCE = 150.0
 PORT = 29500

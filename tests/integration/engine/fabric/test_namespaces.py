@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from serving.cli import netns
+from tests.rig import netns
 
 pytestmark = [
     pytest.mark.skipif(netns.why_not() is not None, reason=str(netns.why_not())),

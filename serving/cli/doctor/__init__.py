@@ -1,0 +1,1 @@
+"""moe-serving doctor: what this machine and a deployment can do."""

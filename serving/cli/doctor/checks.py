@@ -1,0 +1,234 @@
+"""The checks of ``moe-serving doctor``: what was seen goes in, a verdict with advice comes out.
+
+Pure functions, so that every verdict can be tested on machines that do not have the trouble;
+``doctor`` collects what they take.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from serving.cli.doctor.machine import GIB, memory_for
+
+
+class Verdict(StrEnum):
+    """How a check came out."""
+
+    OK = "ok"
+    WARN = "warn"
+    FAIL = "fail"
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One line of the report."""
+
+    verdict: Verdict
+    name: str
+    seen: str
+    advice: str = ""
+    """What to do; empty when all is well."""
+
+
+MODEL_FILES = (
+    "chat_template.jinja",
+    "config.json",
+    "model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+)
+_UNWANTED = ("torchaudio", "torchcodec", "torchvision")
+
+
+def check_python(version: tuple[int, int], system: str, machine: str) -> Check:
+    """Judge the interpreter and the machine's kind (as ``platform`` names them)."""
+    seen = f"Python {version[0]}.{version[1]} on {system} {machine}"
+    if version != (3, 11):
+        return Check(
+            Verdict.FAIL, "python", seen, "the lock files are for Python 3.11: make clean-venv run"
+        )
+    if (system, machine) != ("Linux", "x86_64"):
+        return Check(
+            Verdict.FAIL, "python", seen, "the CPU set-up is for Linux x86_64; use a container"
+        )
+    return Check(Verdict.OK, "python", seen)
+
+
+def check_cores(cores: int, ranks: int) -> Check:
+    """Judge the number of cores for ``ranks`` ranks in all."""
+    seen = f"{cores} for {ranks} ranks"
+    if cores < ranks:
+        return Check(
+            Verdict.WARN, "cores", seen, "ranks will share cores: slower, and just as right"
+        )
+    return Check(Verdict.OK, "cores", seen)
+
+
+def check_memory(available: int, ranks: int) -> Check:
+    """Judge the available memory (bytes) for ``ranks`` ranks in all."""
+    needed = memory_for(ranks)
+    seen = f"{available / GIB:.1f} GiB available, about {needed / GIB:.1f} needed for {ranks} ranks"
+    if available < needed:
+        return Check(
+            Verdict.FAIL, "memory", seen, "stop other programs, or use fewer: --ranks 1 --groups 1"
+        )
+    return Check(Verdict.OK, "memory", seen)
+
+
+def check_disk(free: int, folder: str, needed: int) -> Check:
+    """Judge the free disk space (bytes) of ``folder``."""
+    seen = f"{free / GIB:.1f} GiB free in {folder}"
+    if free < needed:
+        return Check(Verdict.FAIL, "disk", seen, f"free at least {needed / GIB:.0f} GiB there")
+    return Check(Verdict.OK, "disk", seen)
+
+
+def check_port(what: str, port: int, problem: str | None) -> Check:
+    """Judge one port; ``problem`` says why nobody can listen there."""
+    name = f"port {port}"
+    if problem is not None:
+        return Check(Verdict.FAIL, name, f"{what}: {problem}", "stop what listens there, or choose")
+    return Check(Verdict.OK, name, f"{what}: free")
+
+
+def read_lock(text: str) -> dict[str, str]:
+    """Return name (normalized) to version of the ``NAME==VERSION`` lines in a lock file."""
+    found = {}
+    for line in text.splitlines():
+        name, separator, version = line.partition("#")[0].strip().partition("==")
+        if separator:
+            found[normalized(name)] = version
+    return found
+
+
+def normalized(name: str) -> str:
+    """Return a package's name as package indexes compare it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def check_packages(locked: Mapping[str, str], installed: Mapping[str, str]) -> Check:
+    """Compare what is installed with the lock files (names normalized)."""
+    missing = [name for name in sorted(locked) if name not in installed]
+    others = [
+        f"{name} {installed[name]} (locked {version})"
+        for name, version in sorted(locked.items())
+        if name in installed and installed[name] != version
+    ]
+    if missing:
+        return Check(
+            Verdict.FAIL, "packages", f"missing: {_few(missing)}", "make clean-venv run installs"
+        )
+    if others:
+        return Check(
+            Verdict.WARN, "packages", f"other versions: {_few(others)}", "make clean-venv run"
+        )
+    return Check(Verdict.OK, "packages", f"{len(locked)} as locked")
+
+
+def check_torch(installed: Mapping[str, str], platform: str) -> Check:
+    """Judge torch's build and its companions, which break vLLM's CPU build."""
+    version = installed.get("torch")
+    if version is None:
+        return Check(Verdict.FAIL, "torch", "not installed", "make clean-venv run")
+    if platform == "cpu":
+        unwanted = [name for name in _UNWANTED if name in installed]
+        if unwanted:
+            return Check(
+                Verdict.WARN,
+                "torch",
+                f"{version}, and {', '.join(unwanted)}",
+                f"CUDA builds of these break transformers: pip uninstall {' '.join(unwanted)}",
+            )
+        if "+cpu" not in version:
+            return Check(
+                Verdict.FAIL, "torch", f"{version}: not the CPU build", "make clean-venv run"
+            )
+    return Check(Verdict.OK, "torch", version)
+
+
+def check_model(
+    folder: str, files: Iterable[str], config: Mapping[str, Any] | None, world_size: int
+) -> Check:
+    """Judge a model folder and whether its experts can be split over ``world_size`` workers."""
+    missing = [name for name in MODEL_FILES if name not in set(files)]
+    if missing:
+        return Check(
+            Verdict.FAIL,
+            "model",
+            f"{folder} lacks {_few(missing)}",
+            "bundled model: git checkout deploy/models; another: --model FOLDER",
+        )
+    if config is None:
+        return Check(Verdict.FAIL, "model", f"{folder}/config.json is not JSON", "restore the file")
+    experts = next(
+        (config[key] for key in ("n_routed_experts", "num_experts") if key in config), None
+    )
+    if not isinstance(experts, int):
+        return Check(Verdict.WARN, "model", f"{folder}: no routed experts", "nothing to split")
+    if world_size > experts:
+        return Check(
+            Verdict.FAIL,
+            "model",
+            f"{experts} experts for {world_size} workers",
+            f"use at most {experts} ranks (--ranks)",
+        )
+    share = f"{experts // world_size}" if experts % world_size == 0 else "an uneven share"
+    return Check(Verdict.OK, "model", f"{folder}: {experts} experts, {share} for each worker")
+
+
+def check_plugin(entry_points: Sequence[str], mends: Mapping[str, bool] | str) -> Check:
+    """Judge the CPU plugin.
+
+    Args:
+        entry_points: values registered for vLLM plugins.
+        mends: name to whether it was needed, or why the plugin failed.
+    """
+    if not any(value.startswith("serving.engine.cpu_plugin") for value in entry_points):
+        return Check(
+            Verdict.FAIL,
+            "cpu plugin",
+            "vLLM would not load it: its entry point is not installed",
+            "pip install --no-deps --editable .   (make run does it)",
+        )
+    if isinstance(mends, str):
+        return Check(Verdict.FAIL, "cpu plugin", mends, "make clean-venv run; see ADR 0004")
+    active = [name for name, needed in mends.items() if needed]
+    aside = [name for name, needed in mends.items() if not needed]
+    parts = []
+    if active:
+        parts.append(f"mends {', '.join(active)}")
+    if aside:
+        parts.append(f"steps aside for {', '.join(aside)} (vLLM has it right)")
+    return Check(Verdict.OK, "cpu plugin", "; ".join(parts) or "nothing to mend")
+
+
+def check_fabric(devices: Sequence[str], problem: str | None, memlock: str | None) -> Check:
+    """Judge what exchange between ranks on several machines takes.
+
+    Args:
+        devices: usable RDMA ports, in words.
+        problem: why a rank would refuse to start.
+        memlock: what is wrong with the limit of locked memory, if there are devices.
+    """
+    seen = f"RDMA ports: {_few(devices)}" if devices else "no RDMA device; ranks use TCP"
+    if problem is not None:
+        return Check(Verdict.FAIL, "fabric", seen, problem)
+    if devices and memlock is not None:
+        return Check(Verdict.WARN, "fabric", seen, memlock)
+    return Check(Verdict.OK, "fabric", seen)
+
+
+def check_leftovers(*, running: str | None, stale: str | None) -> Check:
+    """Judge what an earlier run left: ``running`` tells of a live one, ``stale`` of a dead one."""
+    if running is not None:
+        return Check(Verdict.OK, "earlier runs", f"running now: {running}")
+    if stale is not None:
+        return Check(Verdict.WARN, "earlier runs", stale, "moe-serving down cleans up")
+    return Check(Verdict.OK, "earlier runs", "nothing left behind")
+
+
+def _few(names: Sequence[str], most: int = 4) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

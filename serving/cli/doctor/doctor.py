@@ -1,0 +1,202 @@
+"""``moe-serving doctor``: can this machine run it, and if not, what to do."""
+
+import contextlib
+import json
+import logging
+import os
+import platform
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from serving.cli.doctor import checks, presets
+from serving.cli.doctor.checks import Check, Verdict
+from serving.cli.doctor.machine import DISK_BYTES, cores, listen_problem, memory_available
+from serving.cli.local.ports import listeners
+from serving.cli.local.state import StateFile, state_folder
+from serving.cli.options import (
+    ConfigOption,
+    GroupsOption,
+    GrpcPortOption,
+    JoinPortOption,
+    ModelOption,
+    PortOption,
+    RanksOption,
+    SetOption,
+    settings_from,
+)
+from serving.engine import memlock, rdma
+from serving.engine.start_checks import fabric_environment
+from serving.errors import ServingError
+from serving.settings import Platform, Settings
+
+_COLORS = {Verdict.OK: "\x1b[32m", Verdict.WARN: "\x1b[33m", Verdict.FAIL: "\x1b[31m"}
+_LOCKS = Path(__file__).resolve().parents[3] / "requirements"
+
+
+def doctor_command(
+    config: ConfigOption = None,
+    sets: SetOption = None,
+    groups: GroupsOption = None,
+    ranks: RanksOption = None,
+    port: PortOption = None,
+    grpc_port: GrpcPortOption = None,
+    join_port: JoinPortOption = None,
+    model: ModelOption = None,
+    *,
+    fast: Annotated[
+        bool, typer.Option("--fast", help="Leave out what imports vLLM (some seconds).")
+    ] = False,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            "--preset",
+            metavar="NAME",
+            help="Instead: does a preset of the Helm chart fit into the memory of its GPUs?",
+        ),
+    ] = None,
+) -> int:
+    """Check memory, cores, ports, packages, the model and the CPU plugin.
+
+    Takes the same flags as up and checks for those. Each line says ok, warn or fail, and what
+    to do. Ends with 1 if anything failed.
+    """
+    if preset is not None:
+        folder = presets.presets_folder()
+        return report(
+            check
+            for size in presets.preset_sizes(preset, folder)
+            for check in presets.size_checks(size)
+        )
+    settings = settings_from(
+        config,
+        sets,
+        groups=groups,
+        ranks=ranks,
+        port=port,
+        grpc_port=grpc_port,
+        join_port=join_port,
+        model=model,
+    )
+    return report(examine(settings, fast=fast))
+
+
+def report(found: Iterable[Check]) -> int:
+    """Print the checks as they come; return the exit code."""
+    color = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    worst = Verdict.OK
+    for check in found:
+        print(line_of(check, color=color), flush=True)
+        if check.verdict is Verdict.FAIL or worst is Verdict.OK:
+            worst = check.verdict
+    return exit_code(worst)
+
+
+def exit_code(worst: Verdict) -> int:
+    """Return the exit code for the worst verdict: warnings do not fail."""
+    return 1 if worst is Verdict.FAIL else 0
+
+
+def line_of(check: Check, *, color: bool) -> str:
+    """Return a check as the lines to print."""
+    start, end = (_COLORS[check.verdict], "\x1b[0m") if color else ("", "")
+    text = f"{start}{check.verdict:<5}{end} {check.name:<13} {check.seen}"
+    return f"{text}\n{'':<20}-> {check.advice}" if check.advice else text
+
+
+def examine(settings: Settings, *, fast: bool) -> Iterator[Check]:
+    """Yield the checks, quick ones first."""
+    workers = settings.group.data_parallel * settings.group.tensor_parallel
+    ranks = settings.group.count * workers
+    yield checks.check_python(sys.version_info[:2], platform.system(), platform.machine())
+    yield checks.check_cores(cores(), ranks)
+    if settings.engine.kind == "vllm" and settings.platform is Platform.CPU:
+        yield checks.check_memory(memory_available(), ranks)
+    folder = tempfile.gettempdir()
+    yield checks.check_disk(shutil.disk_usage(folder).free, folder, DISK_BYTES)
+    installed = _installed()
+    if _LOCKS.is_dir():
+        yield checks.check_packages(_locked(), installed)
+    yield checks.check_torch(installed, settings.platform.value)
+    yield _model(settings, workers)
+    if settings.engine.kind == "vllm":
+        yield _fabric(settings)
+    state = StateFile(state_folder())
+    held = state.held()
+    yield _leftovers(state, held=held)
+    if not held:
+        for item in listeners(settings):
+            yield checks.check_port(item.what, item.port, listen_problem(item.host, item.port))
+    if not fast and settings.platform is Platform.CPU:
+        found = metadata.entry_points(group="vllm.general_plugins")
+        yield checks.check_plugin([item.value for item in found], _mends())
+
+
+def _installed() -> dict[str, str]:
+    return {
+        checks.normalized(item.metadata["Name"]): item.version for item in metadata.distributions()
+    }
+
+
+def _locked() -> dict[str, str]:
+    found: dict[str, str] = {}
+    for name in ("torch.lock", "cpu.lock"):
+        found |= checks.read_lock((_LOCKS / name).read_text("utf-8"))
+    return found
+
+
+def _model(settings: Settings, workers: int) -> Check:
+    folder = Path(settings.model.path)
+    if not folder.is_dir():
+        return Check(
+            Verdict.FAIL, "model", f"{folder} does not exist", "name a folder: --model FOLDER"
+        )
+    config = None
+    with contextlib.suppress(OSError, ValueError):
+        config = json.loads((folder / "config.json").read_text("utf-8"))
+    return checks.check_model(str(folder), [f.name for f in folder.iterdir()], config, workers)
+
+
+def _fabric(settings: Settings) -> Check:
+    problem = None
+    try:
+        fabric_environment(settings)
+    except ServingError as error:
+        problem = str(error)
+    limit = memlock.problem(memlock.limit(), free=memlock.locks_freely())
+    return checks.check_fabric([str(port) for port in rdma.usable()], problem, limit)
+
+
+def _leftovers(state: StateFile, *, held: bool) -> Check:
+    try:
+        last = state.read()
+    except ServingError as error:
+        return checks.check_leftovers(running=None, stale=str(error))
+    if held:
+        where = "starting" if last is None else f"{last.rest_url} (process {last.up.pid})"
+        return checks.check_leftovers(running=where, stale=None)
+    stale = None if last is None else f"the run at {last.rest_url} ended without cleaning up"
+    return checks.check_leftovers(running=None, stale=stale)
+
+
+def _mends() -> dict[str, bool] | str:
+    """Load the plugin as vLLM does; return which mends were needed, or why it failed."""
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    logging.disable(logging.WARNING)  # torch's about packages that CPUs do not need
+    try:
+        from serving.engine.cpu_plugin import collectives, experts, register, rotary
+
+        mends = (collectives.MEND, experts.MEND, rotary.MEND)
+        needed = {mend.name: not mend.is_right() for mend in mends}
+        register()
+    except Exception as error:  # noqa: BLE001  whatever it is, it is the finding
+        return f"{type(error).__name__}: {error}"
+    finally:
+        logging.disable(logging.NOTSET)
+    return needed

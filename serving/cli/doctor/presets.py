@@ -1,0 +1,175 @@
+"""The chart's presets as ``moe-serving doctor --preset`` sees them: do they fit into memory?
+
+A preset is a values file of the chart; sizing.yaml beside it says which model and which GPU it
+is for, with the public figures of both.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from serving.cli.doctor import gpu_memory
+from serving.cli.doctor.checks import Check, Verdict
+from serving.errors import SettingsError
+from serving.settings import EngineSettings
+from serving.yaml_text import read_yaml
+
+_SIZING = "sizing.yaml"
+_UNITS = {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40, "k": 10**3, "M": 10**6, "G": 10**9}
+_GB = 10**9
+
+
+def presets_folder() -> Path:
+    """Return the folder of the presets: inside an installed wheel, else in this checkout."""
+    package = Path(__file__).resolve().parents[2]
+    installed = package / "bundled" / "presets"
+    return installed if installed.is_dir() else package.parent / "deploy" / "presets"
+
+
+@dataclass(frozen=True, slots=True)
+class Sizing:
+    """One pool of a preset with what it takes."""
+
+    pool: str
+    model_name: str
+    model: gpu_memory.ModelFigures
+    demand: gpu_memory.Demand
+    device: str
+    """What a worker has, in words."""
+    used: gpu_memory.WorkerMemory
+
+
+def preset_names(folder: Path) -> list[str]:
+    """Return the names of the presets in ``folder``."""
+    return sorted(_read(folder / _SIZING)["presets"])
+
+
+def preset_sizes(name: str, folder: Path) -> list[Sizing]:
+    """Return how the pools of preset ``name`` use their memory.
+
+    Raises:
+        SettingsError: there is no such preset, or it is not what it should be.
+    """
+    sizing = _read(folder / _SIZING)
+    try:
+        entry = sizing["presets"][name]
+    except KeyError:
+        known = ", ".join(sorted(sizing["presets"]))
+        raise SettingsError(f"there is no preset {name}; there are {known}") from None
+    try:
+        model = gpu_memory.ModelFigures.from_mapping(sizing["models"][entry["model"]])
+    except (KeyError, ValueError) as error:
+        raise SettingsError(f"{folder / _SIZING}: model {entry['model']}: {error}") from error
+    gpu = sizing["gpus"][entry["gpu"]] if "gpu" in entry else None
+    values = _read(folder / f"{name}.yaml")
+    return [
+        _pool_size(values, pool, model, entry["model"], (entry.get("gpu"), gpu))
+        for pool in values["pools"]
+    ]
+
+
+def size_checks(size: Sizing) -> Iterator[Check]:
+    """Yield what a pool's workers hold, and whether it fits."""
+    model, demand, used = size.model, size.demand, size.used
+    workers = demand.data * demand.tensor
+    yield Check(
+        Verdict.OK,
+        "model",
+        f"{size.model_name}: {_count(gpu_memory.total_parameters(model))} parameters, "
+        f"{_count(gpu_memory.active_parameters(model))} active for a token "
+        f"({model.source})",
+    )
+    yield Check(
+        Verdict.OK,
+        "group",
+        f"pool {size.pool}: {demand.data} ranks x {demand.tensor} = {workers} workers "
+        f"(EP{workers}), each with {size.device}",
+    )
+    parts = [
+        (f"routed experts, {-(-model.n_routed_experts // workers)} of a layer", used.experts),
+        ("attention, dense and shared", used.replicated),
+        ("embedding and head", used.embeddings),
+        ("multi-token prediction", used.prediction),
+        ("reserve (allowance)", used.reserve),
+    ]
+    text = ", ".join(f"{what} {_gigabytes(size)}" for what, size in parts if size)
+    yield Check(Verdict.OK, "a worker", f"{text}; it may take {_gigabytes(used.capacity)}")
+    tokens = f"one token {used.kv_per_token:,} bytes, one sequence {demand.max_model_len:,} tokens"
+    if used.shortage:
+        yield Check(
+            Verdict.FAIL,
+            "kv cache",
+            f"{tokens}: {_gigabytes(used.shortage)} are missing",
+            "more workers (parallelism.data), GPUs or pods with more memory, or a lower "
+            "model.maxModelLen",
+        )
+        return
+    yield Check(
+        Verdict.OK,
+        "kv cache",
+        f"{_gigabytes(used.kv_room)} left for {used.kv_tokens:,} tokens a rank; {tokens}",
+    )
+
+
+def _pool_size(
+    values: Mapping[str, Any],
+    pool: Mapping[str, Any],
+    model: gpu_memory.ModelFigures,
+    model_name: str,
+    gpu: tuple[str | None, Mapping[str, Any] | None],
+) -> Sizing:
+    split = {**values.get("parallelism", {}), **pool.get("parallelism", {})}
+    engine = values.get("engine", {})
+    args = engine.get("args", {})
+    length = values.get("model", {}).get("maxModelLen")
+    demand = gpu_memory.Demand(
+        data=split["data"],
+        tensor=split.get("tensor", 1),
+        max_model_len=length or 1,
+        max_num_seqs=engine.get("maxNumSeqs", EngineSettings().max_num_seqs),
+        max_num_batched_tokens=args.get("max_num_batched_tokens", 8192),
+        prediction=engine.get("speculative", "none") == "mtp",
+    )
+    name, figures = gpu
+    if figures is None:
+        ranks = split.get("ranksPerPod") or 1
+        share = quantity(pool["resources"]["memory"]) // ranks
+        cache = int(engine.get("kvCacheGib", EngineSettings().kv_cache_gib) * gpu_memory.GIB)
+        used = gpu_memory.cpu_memory(model, demand, share, cache)
+        device = f"{_gigabytes(share)} of its pod"
+    else:
+        part = args.get("gpu_memory_utilization", gpu_memory.DEFAULT_GPU_SHARE)
+        used = gpu_memory.gpu_memory(model, demand, figures["memory"], part)
+        device = f"one {name} of {_gigabytes(figures['memory'])}, of which vLLM takes {part:.0%}"
+    return Sizing(pool["name"], model_name, model, demand, device, used)
+
+
+def quantity(text: str | float) -> int:
+    """Return a Kubernetes quantity of memory in bytes.
+
+    Raises:
+        SettingsError: it is none.
+    """
+    word = str(text)
+    unit = next((unit for unit in _UNITS if word.endswith(unit)), "")
+    try:
+        return int(float(word.removesuffix(unit)) * _UNITS.get(unit, 1))
+    except ValueError as error:
+        raise SettingsError(f"{text} is no quantity of memory") from error
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = read_yaml(file.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"cannot read {file}: {error}") from error
+    return content
+
+
+def _gigabytes(size: int) -> str:
+    return f"{size / _GB:.1f} GB"
+
+
+def _count(number: int) -> str:
+    return f"{number / _GB:.1f} B" if number >= _GB else f"{number / 10**6:.1f} M"

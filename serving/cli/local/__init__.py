@@ -1,0 +1,1 @@
+"""moe-serving up and down: a whole system on this machine."""

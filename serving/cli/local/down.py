@@ -1,0 +1,56 @@
+"""``moe-serving down``: stop what ``up`` runs here, or has left here."""
+
+import contextlib
+import time
+
+import psutil
+
+from serving.cli.local import supervisor
+from serving.cli.local.background import clean_up_after_crash, remove_ray_folder
+from serving.cli.local.state import RunState, StateFile, state_folder
+from serving.errors import ServingError
+
+STOP_TIMEOUT = 15.0
+"""For ``up`` to stop in order after SIGTERM; then it is killed."""
+
+
+def down_command() -> None:
+    """Stop what "moe-serving up" started on this machine, in the background or not.
+
+    Requests in flight get a few seconds to finish. It is no error if nothing runs.
+    """
+    state = StateFile(state_folder())
+    try:
+        found = state.read()
+    except ServingError:
+        if state.held():
+            raise
+        found = None
+    if found is None and not state.held():
+        print("nothing is running")
+        return
+    if found is None:
+        raise ServingError("moe-serving up is just starting or stopping; try again in a moment")
+    began = time.monotonic()
+    if state.held():
+        stop_running(found)
+    if supervisor.living((found.up, *found.processes)):
+        # A crash, or an up that did not stop in time.
+        left = supervisor.end((found.up, *found.processes), grace=1.0)
+        if left:
+            raise ServingError(f"could not end these processes: {', '.join(map(str, left))}")
+    with state.hold():
+        clean_up_after_crash(state)
+    remove_ray_folder(found.ray_folder)
+    print(f"stopped in {time.monotonic() - began:.1f} s")
+
+
+def stop_running(found: RunState, timeout: float = STOP_TIMEOUT) -> bool:
+    """Ask a living ``up`` to stop and wait; return whether it has ended."""
+    process = supervisor.find(found.up)
+    if process is None:
+        return True
+    with contextlib.suppress(psutil.Error):
+        process.terminate()
+        process.wait(timeout)
+    return supervisor.find(found.up) is None

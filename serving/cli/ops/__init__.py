@@ -1,0 +1,1 @@
+"""Commands of operators against a running system."""

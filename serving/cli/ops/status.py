@@ -1,0 +1,259 @@
+"""``moe-serving status``: groups, ranks, experts and load, as the router sees them."""
+
+import asyncio
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+import psutil
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from serving.cli.local import supervisor
+from serving.cli.local.state import NotRunning, RunState, StateFile, state_folder
+from serving.cli.ops.kube_pods import placements, pods_table, ray_pods
+from serving.client.credentials import (
+    NO_ACCESS,
+    Access,
+    ApiKeyOption,
+    CaFileOption,
+    CertFileOption,
+    ServerNameOption,
+    access_from,
+)
+from serving.client.rest import get_json, message_of
+from serving.errors import NotReady, PermissionDenied, ServingError, Unauthenticated
+
+_HTTP_OK = 200
+_REFUSED: dict[int, type[ServingError]] = {401: Unauthenticated, 403: PermissionDenied}
+_STATE_STYLE = {"ready": "green", "joining": "yellow", "draining": "yellow", "fenced": "red"}
+_MIB = 2**20
+
+
+def status_command(
+    *,
+    url: Annotated[
+        str | None,
+        typer.Option("--url", metavar="URL", help="A router's REST address; by default ours."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    kube: Annotated[
+        bool, typer.Option("--kube", help="Show the pod and the Kubernetes node of each rank.")
+    ] = False,
+    namespace: Annotated[
+        str | None,
+        typer.Option(
+            "--namespace",
+            "-n",
+            metavar="NAME",
+            help="Of the pods, for --kube. [default: the current context's]",
+            show_default=False,
+        ),
+    ] = None,
+    api_key: ApiKeyOption = None,
+    ca_file: CaFileOption = None,
+    cert_file: CertFileOption = None,
+    server_name: ServerNameOption = None,
+) -> int:
+    r"""Show what runs: groups, their ranks, which experts each computes, and the load.
+
+    With --kube: on which pods and nodes they are. It asks Kubernetes as kubectl would (the right to
+    list pods is enough); the router is named with --url, for instance after kubectl port-forward.
+    Where it asks for keys, it takes one of role admin.
+
+    For a release NAME in NAMESPACE with TLS:
+
+      kubectl -n NAMESPACE port-forward service/NAME-moe-serving-rest 8000:8000
+
+      moe-serving status --kube -n NAMESPACE --url https://127.0.0.1:8000 --ca-file ca.crt \
+      --tls-server-name NAME-moe-serving-rest.NAMESPACE.svc
+
+    Exit code 0 if a router answers, 1 if nothing runs.
+    """
+    file = StateFile(state_folder())
+    state = file.read() if url is None else None
+    try:
+        access = access_from(
+            api_key, ca_file, cert_file, file.folder if url is None else None, server_name
+        )
+        fleet = fleet_of(url, state, held=file.held(), access=access)
+    except (NotReady, NotRunning) as error:
+        if not as_json:
+            raise
+        print(json.dumps({"running": False, "reason": str(error), "fleet": None}))
+        return 1
+    placed = None
+    if kube:
+        space, pods = asyncio.run(ray_pods(namespace))
+        placed = placements(fleet, pods)
+    if as_json:
+        found = {"running": True, "fleet": fleet, "local": local_facts(state)}
+        print(json.dumps(found if placed is None else {**found, "placements": placed}))
+        return 0
+    width = None if sys.stdout.isatty() else 160
+    console = Console(width=width, highlight=False)
+    for line in header_lines(url, state, fleet, time.time()):
+        console.print(line)
+    if placed is None:
+        console.print(ranks_table(fleet))
+        return 0
+    console.print(Text(f"{_plural(len(pods), 'Ray pod')} in namespace {space}", style="dim"))
+    console.print(pods_table(placed))
+    return 0
+
+
+def fleet_of(
+    url: str | None, state: RunState | None, *, held: bool, access: Access = NO_ACCESS
+) -> Mapping[str, Any]:
+    """Return /fleet of the router at ``url`` or of the local run.
+
+    Raises:
+        Unauthenticated: the router asks for a key.
+        PermissionDenied: the key has not role admin.
+        NotRunning: nothing runs here; the message says what to do.
+        NotReady: it should run, but the router does not answer.
+    """
+    if url is None:
+        if state is None:
+            starting = "moe-serving up is just starting" if held else "nothing is running here"
+            raise NotRunning(starting)
+        if not held:
+            alive = len(supervisor.living(state.processes))
+            after = f"; {alive} of its processes live still" if alive else ""
+            raise NotRunning(f"the last run ended without cleaning up{after}: moe-serving down")
+        url = state.rest_url
+    status, body = get_json(f"{url.rstrip('/')}/fleet", 5.0, access)
+    if status in _REFUSED:
+        raise _REFUSED[status](
+            f"{url} answered {status}: {message_of(body)} (/fleet takes a key of role admin: "
+            "--api-key, or MOE_SERVING_API_KEY)"
+        )
+    if status != _HTTP_OK or not isinstance(body, Mapping) or "groups" not in body:
+        raise NotReady(f"{url} is no moe-serving router (status {status} for /fleet)")
+    return body
+
+
+def local_facts(state: RunState | None) -> dict[str, Any] | None:
+    """Return what the state file adds, without its secrets."""
+    if state is None:
+        return None
+    return {
+        "pid": state.up.pid,
+        "rest_url": state.rest_url,
+        "grpc_address": state.grpc_address,
+        "started_at_unix_seconds": state.started_at,
+        "log_folder": state.log_folder,
+        "memory_bytes": memory_bytes(state),
+        "processes": len(supervisor.living(state.processes)),
+    }
+
+
+def memory_bytes(state: RunState) -> int:
+    """Return the memory of all our processes, shared pages counted once (PSS)."""
+    total = 0
+    for process in supervisor.living((state.up, *state.processes)):
+        # It may have ended, or not be ours to look into.
+        with contextlib.suppress(psutil.Error):
+            total += int(process.memory_full_info().pss)
+    return total
+
+
+def header_lines(
+    url: str | None, state: RunState | None, fleet: Mapping[str, Any], now: float
+) -> list[Text]:
+    """Return the lines above the table."""
+    groups: Sequence[Mapping[str, Any]] = fleet["groups"]
+    ready = sum(group["state"] == "ready" for group in groups)
+    first = Text.assemble(
+        (f"{ready} of {_plural(len(groups), 'group')} ready", "bold"),
+        f", model {fleet.get('model', '?')}, "
+        f"{_plural(int(fleet.get('inflight_requests', 0)), 'request')} in flight",
+    )
+    if state is None:
+        return [first, Text(f"router {url}", style="dim")]
+    where = (
+        f"REST {state.rest_url}/v1, gRPC {state.grpc_address}, up {_span(now - state.started_at)}"
+        f", {memory_bytes(state) / 2**30:.1f} GiB in "
+        f"{_plural(len(supervisor.living(state.processes)) + 1, 'process', 'processes')}, "
+        f"logs {state.log_folder}"
+    )
+    return [first, Text(where, style="dim")]
+
+
+def ranks_table(fleet: Mapping[str, Any]) -> Table:
+    """Return one row a rank."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    # Worth a column only while there are two: blue and green of an upgrade.
+    several = len({group.get("app", "") for group in fleet["groups"]}) > 1
+    names = ("group", "state", "rank", "node", "pid", "experts", "expert tokens")
+    for name in (*(("app",) if several else ()), *names):
+        table.add_column(name, no_wrap=True)
+    for name in ("in flight", "running", "waiting", "prompt tok", "output tok", "MiB"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for group in fleet["groups"]:
+        for index, rank in enumerate(group["ranks"]):
+            state = str(group["state"])
+            app = str(group.get("app", "")) if index == 0 else ""
+            table.add_row(
+                *([app] if several else []),
+                str(group["group_id"]) if index == 0 else "",
+                Text(state, style=_STATE_STYLE.get(state, "")) if index == 0 else "",
+                f"{rank['rank']}/{group['world_size']}",
+                str(rank["node"]),
+                str(rank["pid"]),
+                experts_text(rank["local_expert_ids"], int(group["total_experts"])),
+                expert_tokens_text(rank["expert_tokens"]),
+                *(
+                    str(rank[name])
+                    for name in (
+                        "inflight_requests", "running_requests", "waiting_requests",
+                        "prompt_tokens_total", "generated_tokens_total",
+                    )
+                ),
+                str(int(rank["resident_bytes"]) // _MIB),
+            )  # fmt: skip
+        if group["state"] != "ready" and group.get("reason"):
+            reason = Text(str(group["reason"]), style="dim")
+            table.add_row(*([""] if several else []), "", reason)
+    return table
+
+
+def experts_text(ids: Sequence[int], total: int) -> str:
+    """Return expert ids as ranges: ``[0-7] of 16``."""
+    if not ids:
+        return "-"
+    ranges: list[tuple[int, int]] = []
+    for number in sorted(ids):
+        if ranges and number == ranges[-1][1] + 1:
+            ranges[-1] = (ranges[-1][0], number)
+        else:
+            ranges.append((number, number))
+    text = ",".join(f"{a}" if a == b else f"{a}-{b}" for a, b in ranges)
+    return f"[{text}] of {total}"
+
+
+def expert_tokens_text(counts: Sequence[int], most: int = 8) -> str:
+    """Return the sum and the counts of each expert, or the range if there are many."""
+    if not counts:
+        return "-"
+    numbers = [int(count) for count in counts]
+    if len(numbers) <= most:
+        return f"{sum(numbers)}: {' '.join(map(str, numbers))}"
+    return f"{sum(numbers)}: {min(numbers)} to {max(numbers)} each"
+
+
+def _plural(count: int, noun: str, plural: str | None = None) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {plural or noun + 's'}"
+
+
+def _span(seconds: float) -> str:
+    minutes, rest = divmod(int(max(seconds, 0)), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

@@ -1,0 +1,1 @@
+"""moe-serving verify: equal answers, however the experts are laid out."""

@@ -1,0 +1,146 @@
+"""Starts one layout of a group with the very commands that users type, and stops it.
+
+``up --detach`` and ``down``, with ports and a state folder of its own: nothing that runs is
+disturbed.
+"""
+
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+
+from serving.cli.doctor.machine import GIB, memory_for, memory_shortage
+from serving.errors import ServingError
+from serving.settings import Settings
+
+STOP_TIMEOUT = 60.0
+"""Seconds that ``down`` may take."""
+START_MARGIN = 120.0
+"""Seconds beyond group.start_timeout that ``up`` may take for Ray and the router."""
+_LINES_KEPT = 15
+_PORTS = ("router.rest_port", "router.grpc_port", "router.join_port", "ray.dashboard_port")
+
+
+# What is started here is this command's alone, on loopback: it asks for no keys.
+_PRIVATE = tuple(
+    word
+    for name in (
+        "keys_file",
+        "tls_cert_file",
+        "tls_key_file",
+        "tls_client_ca_file",
+        "operator_tls_cert_file",
+        "operator_tls_key_file",
+        "join_tls_cert_file",
+        "join_tls_key_file",
+        "join_tls_client_ca_file",
+    )
+    for word in ("--set", f"security.{name}=null")
+)
+
+
+class LayoutNotStarted(ServingError):
+    """A layout could not be started; nothing was compared."""
+
+
+@contextmanager
+def running(ranks: int, settings: Settings, passed_on: Sequence[str]) -> Iterator[str]:
+    """Run one group of ``ranks`` ranks; give the router's URL; stop everything at the end.
+
+    Raises:
+        LayoutNotStarted: with the reason that ``up`` gave.
+    """
+    workers = ranks * settings.group.tensor_parallel
+    if settings.engine.kind == "vllm" and settings.platform == "cpu":
+        shortage = memory_shortage(memory_for(workers))
+        if shortage > 0:
+            raise LayoutNotStarted(
+                f"{ranks} ranks need about {memory_for(workers) / GIB:.1f} GiB of memory and "
+                f"{shortage / GIB:.1f} GiB of that are missing; stop other programs or "
+                "compare fewer ranks"
+            )
+    with tempfile.TemporaryDirectory(prefix="moe-verify-") as folder, ExitStack() as stack:
+        ports = free_ports(len(_PORTS))
+        environment = {**os.environ, "MOE_SERVING_STATE_DIR": folder}
+        flags = [*passed_on, *_PRIVATE, "--groups", "1", "--ranks", str(ranks)]
+        for name, port in zip(_PORTS, ports, strict=True):
+            flags += ["--set", f"{name}={port}"]
+        flags += ["--set", f"link.routers=[127.0.0.1:{ports[2]}]"]
+        # Registered first: what a failed or interrupted start leaves behind is stopped too.
+        stack.callback(_stop, environment)
+        _start(flags, settings, environment)
+        yield f"http://127.0.0.1:{ports[0]}"
+
+
+def _start(flags: list[str], settings: Settings, environment: Mapping[str, str]) -> None:
+    timeout = settings.group.start_timeout + START_MARGIN
+    command = [sys.executable, "-m", "serving", "up", "--detach", "--no-sample", *flags]
+    code, said = shown(command, environment, timeout)
+    if code is None:
+        raise LayoutNotStarted(f"not ready after {timeout:.0f} s")
+    if code != 0:
+        raise LayoutNotStarted("it could not be started:\n" + "\n".join(said))
+
+
+def shown(
+    command: Sequence[str], environment: Mapping[str, str], timeout: float
+) -> tuple[int | None, Sequence[str]]:
+    """Run ``command`` and show what it prints, indented, while it runs.
+
+    Returns: its exit code (none: it was killed after ``timeout`` seconds) and its last lines.
+    """
+    said: deque[str] = deque(maxlen=_LINES_KEPT)
+    too_late = threading.Event()
+    with subprocess.Popen(
+        command,
+        env=dict(environment),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+
+        def end() -> None:
+            too_late.set()
+            process.kill()
+
+        timer = threading.Timer(timeout, end)
+        timer.start()
+        try:
+            for line in process.stdout or ():
+                said.append(line.rstrip())
+                print(f"  {said[-1]}", flush=True)
+            code = process.wait()
+        finally:
+            timer.cancel()
+            process.kill()  # Ctrl-C comes here too: nothing must go on starting
+    return None if too_late.is_set() else code, said
+
+
+def _stop(environment: Mapping[str, str]) -> None:
+    try:
+        subprocess.run(
+            [sys.executable, "-m", "serving", "down"],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            timeout=STOP_TIMEOUT,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        print("warning: moe-serving down did not end in time", file=sys.stderr)
+
+
+def free_ports(count: int) -> list[int]:
+    """Return ``count`` different ports that are free on loopback now."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for item in sockets:
+            item.bind(("127.0.0.1", 0))
+        return [int(item.getsockname()[1]) for item in sockets]

@@ -1,0 +1,1 @@
+"""Placing a request on a rank."""

@@ -1,0 +1,219 @@
+"""API keys: who holds which, and what each may do. Only their hashes are on disk.
+
+    keys:
+      - id: alice-laptop            stands where a key is meant and must not be shown
+        hash: sha256:9f86d08...     of the whole key
+        tenant: alice               whose quota and fair share it uses
+        roles: [user, explain]      default: [user]
+        priorities: [standard]      default: all
+        expires: 2027-01-31         optional; from then on the key is unknown
+    tenants:                      what is not said here is as in the settings under admission
+      alice: {requests_per_minute: 600, concurrent_streams: 16, weight: 2}
+
+Plain SHA-256 is right here, and a slow password hash (argon2, bcrypt) would be wrong: those
+make guessing dear where people choose the secret. These keys are 256 random bits, which nobody
+guesses however fast the hash is, and every request pays for the check.
+
+A key is looked up by its digest. How long that takes can tell something about the digests on
+file at most, and from a digest nobody gets to a key; the last comparison takes constant time
+all the same.
+"""
+
+import datetime as dt
+import hashlib
+import hmac
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from serving.admission.limits import LimitsOf, TenantLimits
+from serving.credentials.tokens import read_tokens
+from serving.credentials.watched import Watched, read_text
+from serving.edge.auth.permissions import Role
+from serving.errors import SettingsError
+from serving.request_context import Priority
+from serving.settings import SecuritySettings
+from serving.yaml_text import NotYaml, read_yaml
+
+PREFIX = "moe-"
+"""Of every key that is made here, so that scanners for leaked secrets can know one."""
+HASH_PREFIX = "sha256:"
+MAX_KEY_LENGTH = 512
+OPERATOR = "operator"
+"""Id and tenant of the key in ``security.operator_key_file``."""
+
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9._@-]{0,63}$"
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """What is known of one key, the key itself excepted."""
+
+    id: str
+    tenant: str
+    roles: frozenset[Role]
+    priorities: frozenset[Priority]
+    expires: float | None = None
+    """Seconds since the Unix epoch."""
+    digest: str = field(default="", repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class KeyRing:
+    """All keys and tenants of one state of the file."""
+
+    keys: Mapping[str, Key]
+    """By digest."""
+    tenants: Mapping[str, Mapping[str, Any]]
+    """What the file says of a tenant's limits: fields of ``TenantLimits``."""
+
+    def find(self, presented: str, now: float) -> Key | None:
+        """Return what is known of a key, or none: unknown, or expired at ``now`` (Unix time)."""
+        if len(presented) > MAX_KEY_LENGTH:
+            return None
+        digest = digest_of(presented)
+        key = self.keys.get(digest)
+        if key is None or not hmac.compare_digest(key.digest, digest):
+            return None
+        return key if key.expires is None or now < key.expires else None
+
+    def limits_of(self, tenant: str, default: TenantLimits) -> TenantLimits:
+        """Return a tenant's limits; ``default`` where the file says nothing."""
+        return replace(default, **self.tenants.get(tenant, {}))
+
+
+def new_key() -> str:
+    """Return a new random key (256 bits)."""
+    return PREFIX + secrets.token_urlsafe(32)
+
+
+def digest_of(key: str) -> str:
+    """Return a key's hash as it stands in the file."""
+    data = key.encode("utf-8", "surrogateescape")
+    return HASH_PREFIX + hashlib.sha256(data).hexdigest()
+
+
+def watch_keys(settings: SecuritySettings) -> Watched[KeyRing] | None:
+    """Load the keys and keep an eye on their files; none when no keys are asked for.
+
+    Raises:
+        SettingsError: they cannot be used.
+    """
+    file, operator = settings.keys_file, settings.operator_key_file
+    if file is None:
+        return None
+    return Watched("API keys", (file, operator), lambda: load_keys(file, operator))
+
+
+def limits_with(keys: Watched[KeyRing] | None, default: LimitsOf) -> LimitsOf:
+    """Return the limits of tenants as the keys' file has them now, over the default ones."""
+    if keys is None:
+        return default
+    return lambda tenant: keys.value.limits_of(tenant, default(tenant))
+
+
+def load_keys(file: str, operator_file: str | None = None) -> KeyRing:
+    """Read the keys.
+
+    Raises:
+        SettingsError: with where in the file something is wrong; never with a hash or a key.
+    """
+    ring = parse_keys(read_text(file, "API keys"), file)
+    if operator_file is None:
+        return ring
+    digest = digest_of(read_tokens(operator_file)[0])
+    operator = Key(OPERATOR, OPERATOR, frozenset({Role.ADMIN}), frozenset(Priority), digest=digest)
+    return KeyRing({**ring.keys, digest: operator}, ring.tenants)
+
+
+def parse_keys(text: str, where: str = "keys") -> KeyRing:
+    """Read the content of a keys file.
+
+    Raises:
+        SettingsError: as ``load_keys``.
+    """
+    try:
+        content = read_yaml(text)
+    except NotYaml as error:
+        line = "" if error.line is None else f", line {error.line}"
+        raise SettingsError(f"{where}{line}: not YAML, or a value that YAML cannot read") from None
+    try:
+        read = _File.model_validate(_without_nothing(content))
+    except ValidationError as error:
+        lines = [
+            f"{'.'.join(str(part) for part in item['loc']) or 'file'}: {item['msg']}"
+            for item in error.errors(include_input=False)
+        ]
+        raise SettingsError(f"{where}: " + "; ".join(lines)) from None
+    return _ring(read, where)
+
+
+def _without_nothing(content: Any) -> Any:
+    """Return the content without names that stand there without a value: ``keys:`` alone."""
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        return content
+    return {name: value for name, value in content.items() if value is not None}
+
+
+def _ring(read: "_File", where: str) -> KeyRing:
+    keys: dict[str, Key] = {}
+    ids: set[str] = set()
+    for entry in read.keys:
+        if entry.id in ids:
+            raise SettingsError(f"{where}: two keys have the id {entry.id}")
+        if entry.hash in keys:
+            raise SettingsError(f"{where}: {keys[entry.hash].id} and {entry.id} are the same key")
+        ids.add(entry.id)
+        keys[entry.hash] = Key(
+            entry.id,
+            entry.tenant,
+            frozenset(entry.roles),
+            frozenset(Priority[name.upper()] for name in entry.priorities),
+            _unix_time(entry.expires),
+            entry.hash,
+        )
+    tenants = {name: limits.model_dump(exclude_unset=True) for name, limits in read.tenants.items()}
+    return KeyRing(keys, tenants)
+
+
+def _unix_time(moment: dt.datetime | dt.date | None) -> float | None:
+    if moment is None:
+        return None
+    if not isinstance(moment, dt.datetime):
+        moment = dt.datetime.combine(moment, dt.time())
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=dt.UTC)
+    return moment.timestamp()
+
+
+class _Model(BaseModel):
+    # Input stays out of messages: somebody may have pasted a key where its hash belongs.
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+
+class _Entry(_Model):
+    id: str = Field(pattern=_NAME)
+    hash: str = Field(pattern=r"^sha256:[0-9a-f]{64}$")
+    tenant: str = Field(pattern=_NAME)
+    roles: Sequence[Role] = (Role.USER,)
+    priorities: Sequence[Annotated[str, Field(pattern="^(interactive|standard|batch)$")]] = Field(
+        tuple(item.name.lower() for item in Priority), min_length=1
+    )
+    expires: dt.datetime | dt.date | None = None
+
+
+class _Limits(_Model):
+    requests_per_minute: int | None = Field(None, ge=1)
+    tokens_per_minute: int | None = Field(None, ge=1)
+    concurrent_streams: int | None = Field(None, ge=1)
+    weight: float = Field(1.0, gt=0, allow_inf_nan=False)
+
+
+class _File(_Model):
+    keys: list[_Entry] = []
+    tenants: dict[Annotated[str, Field(pattern=_NAME)], _Limits] = {}

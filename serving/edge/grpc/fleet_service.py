@@ -1,0 +1,133 @@
+"""FleetService: /fleet over gRPC, and what operators do with a group."""
+
+import math
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any, Protocol
+
+import structlog
+
+from serving.api.v1 import fleet_pb2, fleet_pb2_grpc
+from serving.edge.auth.authenticator import identity_var
+from serving.edge.fleet_view import FleetView
+from serving.edge.grpc.errors import rpc_error
+from serving.edge.grpc.fields import BadField
+from serving.errors import ServingError
+
+MAX_DRAIN_SECONDS = 24 * 3600.0
+_MAX_REASON = 200
+_DEFAULT_REASON = "cordoned by an operator"
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger("serving.operator")
+
+
+class FleetOperator(Protocol):
+    """Does what operators ask for; ``serving.fleet.operations`` has the real one."""
+
+    def cordon(self, group_id: str, reason: str) -> None:
+        """Give the group no new work.
+
+        Raises:
+            GroupNotFound: it is not here.
+        """
+        ...
+
+    def uncordon(self, group_id: str) -> None:
+        """Give it work again.
+
+        Raises:
+            GroupNotFound: it is not here.
+        """
+        ...
+
+    async def drain(self, group_id: str, timeout: float) -> bool:
+        """Cordon it and wait until its requests are finished, at most ``timeout`` seconds.
+
+        Returns:
+            Whether all finished; the others go on elsewhere.
+
+        Raises:
+            GroupNotFound: it is not here.
+        """
+        ...
+
+
+class FleetService(fleet_pb2_grpc.FleetServiceServicer):
+    """Serves ``serving.api.v1.FleetService``; also while the router drains."""
+
+    def __init__(
+        self, view: Callable[[], FleetView], operator: FleetOperator, drain_timeout: float
+    ) -> None:
+        """Serve what ``view`` shows; ``drain_timeout`` (seconds) is for those who give none."""
+        self._view = view
+        self._operator = operator
+        self._drain_timeout = drain_timeout
+
+    async def GetFleet(  # noqa: N802
+        self, request: fleet_pb2.GetFleetRequest, context: Any
+    ) -> fleet_pb2.GetFleetResponse:
+        """Return the fleet as it is now."""
+        del request, context
+        return self._view().to_proto()
+
+    async def Cordon(  # noqa: N802
+        self, request: fleet_pb2.CordonRequest, context: Any
+    ) -> fleet_pb2.CordonResponse:
+        """Give a group no new work."""
+        async with _operation("cordon", request.group_id, context):
+            self._operator.cordon(request.group_id, _reason(request.reason))
+        return fleet_pb2.CordonResponse()
+
+    async def Uncordon(  # noqa: N802
+        self, request: fleet_pb2.UncordonRequest, context: Any
+    ) -> fleet_pb2.UncordonResponse:
+        """Give a group work again."""
+        async with _operation("uncordon", request.group_id, context):
+            self._operator.uncordon(request.group_id)
+        return fleet_pb2.UncordonResponse()
+
+    async def Drain(  # noqa: N802
+        self, request: fleet_pb2.DrainRequest, context: Any
+    ) -> fleet_pb2.DrainResponse:
+        """Cordon a group and wait until it has nothing left to do."""
+        finished = False
+        async with _operation("drain", request.group_id, context):
+            given = request.timeout_seconds if request.HasField("timeout_seconds") else None
+            timeout = _timeout(self._drain_timeout if given is None else given)
+            finished = await self._operator.drain(request.group_id, timeout)
+        return fleet_pb2.DrainResponse(finished=finished)
+
+
+@asynccontextmanager
+async def _operation(name: str, group_id: str, context: Any) -> AsyncIterator[None]:
+    """End the call with the status of whatever goes wrong; note who did what."""
+    noted = log.bind(operation=name, group=group_id, tenant=identity_var.get().tenant)
+    try:
+        _require_named(group_id)
+        noted.info("operator")
+        yield
+    except Exception as error:  # noqa: BLE001  every error has a status
+        failure = rpc_error(error)
+        if isinstance(error, ServingError):
+            noted.info("operator refused", reason=str(error))
+        else:
+            noted.exception("operator failed")
+        await context.abort(failure.code, failure.status.message, failure.trailers)
+
+
+def _require_named(group_id: str) -> None:
+    if not group_id:
+        raise BadField("group_id", "must not be empty")
+
+
+def _reason(given: str) -> str:
+    text = " ".join(given.split())
+    if len(text) > _MAX_REASON or not text.isprintable():
+        raise BadField("reason", f"must be at most {_MAX_REASON} printable characters")
+    return text or _DEFAULT_REASON
+
+
+def _timeout(seconds: float) -> float:
+    if not math.isfinite(seconds) or not 0 < seconds <= MAX_DRAIN_SECONDS:
+        raise BadField("timeout_seconds", f"must be more than 0 and at most {MAX_DRAIN_SECONDS:g}")
+    return seconds

@@ -1,0 +1,123 @@
+"""The gRPC edge: inference, fleet, standard health and reflection on one port."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import FastAPI
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1._async import HealthServicer
+
+from serving.api.v1 import fleet_pb2, fleet_pb2_grpc, inference_pb2, inference_pb2_grpc
+from serving.clock import Clock
+from serving.credentials.tls import Alpn, TlsMaterial, following_context
+from serving.credentials.watched import Watched
+from serving.edge.auth.authenticator import Authenticator
+from serving.edge.auth.grpc import AuthInterceptor
+from serving.edge.grpc.call import CallRunner
+from serving.edge.grpc.errors import rpc_error
+from serving.edge.grpc.fleet_service import FleetOperator, FleetService
+from serving.edge.grpc.inference_service import InferenceService
+from serving.edge.grpc.reflection import V1, V1ALPHA, add_reflection
+from serving.edge.pages import RouterPages
+from serving.edge.rest.json_bounds import MOST_VALUES
+from serving.errors import InvalidRequest
+from serving.h2grpc.head import Refusal
+from serving.h2grpc.server import Server
+from serving.listening import bind
+from serving.settings import RouterSettings
+from serving.telemetry.tracing import NO_TRACING, Tracing
+
+INFERENCE = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name
+FLEET = fleet_pb2.DESCRIPTOR.services_by_name["FleetService"].full_name
+SERVICES = (INFERENCE, FLEET, health.SERVICE_NAME, V1, V1ALPHA)
+
+_PORT_SETTING = "router.grpc_port (--grpc-port)"
+
+_OVERALL = ""
+"""Name under which health.proto keeps the whole server's status."""
+
+
+@dataclass(frozen=True, slots=True)
+class GrpcGuard:
+    """What protects the port."""
+
+    authenticator: Authenticator
+    tls: Watched[TlsMaterial] | None = None
+    """None: plain text."""
+    max_header_bytes: int = 32 * 2**10
+    max_body_values: int = MOST_VALUES
+    """Of a call's metadata."""
+
+
+class GrpcEdge:
+    """Serves gRPC clients until stopped."""
+
+    def __init__(
+        self,
+        app: FastAPI,
+        pages: RouterPages,
+        settings: RouterSettings,
+        clock: Clock,
+        *,
+        operator: FleetOperator,
+        guard: GrpcGuard,
+        tracing: Tracing = NO_TRACING,
+    ) -> None:
+        self._settings = settings
+        self._tls = guard.tls
+        self._health = HealthServicer()
+        bad_bytes = rpc_error(InvalidRequest("the bytes are no message of this RPC"))
+        self._server = Server(
+            interceptors=[AuthInterceptor(guard.authenticator, pages.model, clock)],
+            max_message_bytes=settings.max_body_bytes,
+            max_metadata_bytes=guard.max_header_bytes,
+            max_streams=settings.max_streams_per_connection,
+            write_timeout=settings.write_timeout,
+            undecodable=Refusal(bad_bytes.code, bad_bytes.status.message, bad_bytes.trailers),
+        )
+        runner = CallRunner(pages.gate, pages.model, clock, tracing)
+        server: Any = self._server  # for the stubs there are only gRPC's own
+        inference_pb2_grpc.add_InferenceServiceServicer_to_server(
+            InferenceService(app, runner, guard.max_body_values), server
+        )
+        fleet_pb2_grpc.add_FleetServiceServicer_to_server(
+            FleetService(pages.view, operator, settings.drain_timeout), server
+        )
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        add_reflection(SERVICES, server)
+
+    async def start(self) -> int:
+        """Listen; returns the port.
+
+        Raises:
+            SettingsError: the address cannot be bound.
+        """
+        settings = self._settings
+        listening = bind(
+            "gRPC",
+            settings.host,
+            settings.grpc_port,
+            _PORT_SETTING,
+            cut_after=settings.write_timeout,
+        )
+        await self.set_ready(ready=False)
+        tls = None if self._tls is None else following_context(self._tls, Alpn.H2)
+        return await self._server.start(listening, tls)
+
+    async def set_ready(self, *, ready: bool) -> None:
+        """Tell health clients, watching ones at once."""
+        status = (
+            health_pb2.HealthCheckResponse.SERVING
+            if ready
+            else health_pb2.HealthCheckResponse.NOT_SERVING
+        )
+        for name in (_OVERALL, INFERENCE, FLEET):
+            await self._health.set(name, status)
+
+    async def leave(self) -> None:
+        """Ask clients to take their next calls to another router; running ones go on."""
+        await self._server.leave()
+
+    async def stop(self, grace: float) -> None:
+        """Take no more calls; running ones get ``grace`` seconds, then they are cancelled."""
+        await self._server.stop(grace)

@@ -1,0 +1,126 @@
+"""What /openapi.json says: the routes as they answer here.
+
+FastAPI writes the document from vLLM's routes, which name the schema of few answers, and promises
+422 for what is answered with 400. Requests are described by vLLM's own models.
+"""
+
+from typing import Any
+
+from fastapi import FastAPI
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+from vllm.entrypoints.anthropic.protocol import (
+    AnthropicCountTokensResponse,
+    AnthropicErrorResponse,
+    AnthropicMessagesResponse,
+)
+from vllm.entrypoints.openai.chat_completion.protocol import (
+    ChatCompletionResponse,
+    ChatCompletionStreamResponse,
+)
+from vllm.entrypoints.openai.completion.protocol import (
+    CompletionResponse,
+    CompletionStreamResponse,
+)
+from vllm.entrypoints.openai.responses.protocol import ResponsesResponse
+from vllm.entrypoints.serve.engine.protocol import ErrorResponse, ModelCard, ModelList
+from vllm.entrypoints.serve.tokenize.protocol import DetokenizeResponse, TokenizeResponse
+
+from serving.vllm_adapter.anthropic_errors import is_messages
+
+_REFERENCE = "#/components/schemas/{model}"
+_JSON, _EVENTS, _TEXT = "application/json", "text/event-stream", "text/plain"
+
+_ANSWERS: dict[str, type[BaseModel]] = {
+    "/v1/chat/completions": ChatCompletionResponse,
+    "/v1/chat/completions/batch": ChatCompletionResponse,
+    "/v1/completions": CompletionResponse,
+    "/v1/responses": ResponsesResponse,
+    "/v1/responses/{response_id}": ResponsesResponse,
+    "/v1/responses/{response_id}/cancel": ResponsesResponse,
+    "/v1/messages": AnthropicMessagesResponse,
+    "/v1/messages/count_tokens": AnthropicCountTokensResponse,
+    "/v1/models": ModelList,
+    "/v1/models/{model_id}": ModelCard,
+    "/tokenize": TokenizeResponse,
+    "/detokenize": DetokenizeResponse,
+}
+_CHUNKS: dict[str, type[BaseModel]] = {
+    "/v1/chat/completions": ChatCompletionStreamResponse,
+    "/v1/completions": CompletionStreamResponse,
+}
+"""Data of one event; those of responses and messages are many, each with a ``type``."""
+_STREAMS = (*_CHUNKS, "/v1/responses", "/v1/messages", "/invocations")
+_TEXTS = ("/livez", "/metrics")
+_EMPTY = ("/health", "/ping")
+
+_ERRORS = {
+    "400": "The request is malformed or asks for something out of range",
+    "401": "No valid credentials",
+    "403": "The credentials do not allow this",
+    "404": "There is no such model or response",
+    "413": "The body is larger than router.max_body_bytes",
+    "415": "The body is compressed in a way that is not supported",
+    "429": "Too much work; retry-after says when to come back",
+    "500": "The router or an engine failed",
+    "501": "Not supported here",
+    "503": "No group of ranks is ready; retry-after says when to come back",
+    "504": "The request's deadline passed",
+}
+_OURS = {
+    "reason": {"type": "string", "description": "What happened, as deploy/docs/errors.md lists"},
+    "retry_after": {"type": "number", "description": "Seconds after which to try again"},
+}
+"""Fields that our errors have beside the API's own."""
+_UNUSED = ("HTTPValidationError", "ValidationError")
+
+
+def describe(app: FastAPI) -> dict[str, Any]:
+    """Return the OpenAPI document of the app's routes; the app keeps it."""
+    document: dict[str, Any] = app.openapi()
+    schemas = document["components"]["schemas"]
+    models = {*_ANSWERS.values(), *_CHUNKS.values(), ErrorResponse, AnthropicErrorResponse}
+    # As they are read: in an answer, a field with a default may be missing.
+    names, made = models_json_schema(
+        [(model, "validation") for model in sorted(models, key=lambda each: each.__name__)],
+        ref_template=_REFERENCE,
+    )
+    for name, schema in made["$defs"].items():
+        schemas.setdefault(name, schema)
+    for unused in _UNUSED:
+        schemas.pop(unused, None)
+    for kind in ("ErrorInfo", "AnthropicError"):
+        schemas[kind]["properties"].update(_OURS)
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            operation["responses"] = _responses(
+                path, lambda model: names[(model, "validation")], works=method == "post"
+            )
+    return document
+
+
+def _responses(path: str, schema_of: Any, *, works: bool) -> dict[str, Any]:
+    """Return the answers of a path.
+
+    Args:
+        path: as in the document.
+        schema_of: returns the schema of a model.
+        works: the path takes work from clients, which may be refused for many reasons.
+    """
+    answer: dict[str, Any] = {"description": "The answer"}
+    if path in _TEXTS:
+        answer["content"] = {_TEXT: {"schema": {"type": "string"}}}
+    elif path not in _EMPTY:
+        model = _ANSWERS.get(path)
+        answer["content"] = {_JSON: {"schema": {} if model is None else schema_of(model)}}
+    if path in _STREAMS:
+        chunk = _CHUNKS.get(path)
+        schema = {"type": "string"} if chunk is None else schema_of(chunk)
+        answer["content"][_EVENTS] = {"schema": schema}
+    error = schema_of(AnthropicErrorResponse if is_messages(path) else ErrorResponse)
+    wanted = _ERRORS if works else [status for status in ("401", "403", "404") if "/v1" in path]
+    failures = {
+        status: {"description": _ERRORS[status], "content": {_JSON: {"schema": error}}}
+        for status in wanted
+    }
+    return {"200": answer, **failures}

@@ -1,0 +1,164 @@
+"""How a deployment of the groups is getting on, and when to give it up."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+from serving.clock import Clock
+from serving.engine.ray import cluster
+from serving.engine.ray.placement import GroupNeeds, advice, explain_gap
+from serving.engine.ray.rendezvous import GcsStore
+from serving.engine.ray.startup_progress import RankReport, Stage, StageBoard
+from serving.errors import EngineError, PlacementError, ServingError, SettingsError
+
+_ERRORS: dict[str, type[ServingError]] = {
+    "SettingsError": SettingsError,
+    "PlacementError": PlacementError,
+}
+"""Errors of a rank that keep their type on the way here; all others are engine errors."""
+
+_FINAL = {"SettingsError"}
+"""Those that trying again cannot mend."""
+
+SETTLE_SECONDS = 1.0
+"""Resources are taken a moment before the group shows as placed: not worth a word."""
+
+
+class Phase(StrEnum):
+    """The application as Serve sees it."""
+
+    ABSENT = "absent"
+    DEPLOYING = "deploying"
+    RUNNING = "running"
+    FAILED = "failed"
+    UNHEALTHY = "unhealthy"
+
+
+_PHASES = {
+    "NOT_STARTED": Phase.DEPLOYING,
+    "DEPLOYING": Phase.DEPLOYING,
+    "RUNNING": Phase.RUNNING,
+    "DEPLOY_FAILED": Phase.FAILED,
+    "UNHEALTHY": Phase.UNHEALTHY,
+    "DELETING": Phase.ABSENT,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class DeploymentView:
+    """One look at the deployment."""
+
+    phase: Phase
+    message: str
+    """Serve's own, possibly many lines."""
+    reports: tuple[RankReport, ...]
+    """Of gangs started since the watch began."""
+
+
+def failure_of(view: DeploymentView) -> ServingError | None:
+    """Return the error that ends the deployment, or ``None`` while there is hope.
+
+    A rank's settings error is final at once; anything else Serve tries again, and it is
+    final when Serve gives up.
+    """
+    failed = [report for report in view.reports if report.stage is Stage.FAILED]
+    for report in failed:
+        if report.error_type in _FINAL:
+            return _ERRORS[report.error_type](report.error)
+    if view.phase is not Phase.FAILED:
+        return None
+    if failed:
+        last = max(failed, key=lambda report: report.made_at)
+        if last.error_type in _ERRORS:
+            return _ERRORS[last.error_type](last.error)
+        return EngineError(f"rank {last.rank} did not start: {last.error}")
+    return EngineError(f"Ray Serve gave up: {_last_line(view.message)}")
+
+
+def last_words(reports: Sequence[RankReport], gangs: Mapping[str, str]) -> tuple[RankReport, ...]:
+    """Return the reports that still say something: of ranks that are there, and of failures.
+
+    A rank that was killed or lost with its node could not take its report back.
+
+    Args:
+        reports: of all ranks.
+        gangs: state of their placement groups, by id, seen after the reports: Serve makes the
+            group before the ranks, and removes it after them.
+    """
+    there = {gang for gang, state in gangs.items() if state != "REMOVED"}
+    return tuple(
+        report for report in reports if report.gang_id in there or report.stage is Stage.FAILED
+    )
+
+
+class DeploymentWatch:
+    """Looks at one application; Ray must be connected."""
+
+    def __init__(self, app: str, clock: Clock, *, since: float | None = None) -> None:
+        """Watch ``app``; ranks that reported before ``since`` (by default now) are ignored."""
+        self._app = app
+        self._board = StageBoard(GcsStore(), app)
+        # One second less: the ranks' clocks are those of their nodes.
+        self._since = clock.time() - 1.0 if since is None else since
+
+    def look(self) -> DeploymentView:
+        """Return the state now."""
+        from ray import serve
+
+        found = serve.status().applications.get(self._app)
+        reports = self._board.read(since=self._since)
+        if found is None:
+            return DeploymentView(Phase.ABSENT, "", reports)
+        phase = _PHASES.get(str(found.status.value), Phase.DEPLOYING)
+        messages = [found.message, *(item.message for item in found.deployments.values())]
+        return DeploymentView(phase, "\n".join(filter(None, messages)), reports)
+
+
+class PlacementWatch:
+    """Turns a group that finds no room into an error."""
+
+    def __init__(self, app: str, needs: GroupNeeds, timeout: float, clock: Clock) -> None:
+        self._app = app
+        self._needs = needs
+        self._timeout = timeout
+        self._clock = clock
+        self._missing_since: float | None = None
+
+    def check(self) -> str | None:
+        """Return what is missing, or ``None`` if the groups have room or just got it.
+
+        Raises:
+            PlacementError: it has been missing for the whole time-out.
+        """
+        gap = self._gap()
+        now = self._clock.monotonic()
+        if gap is None:
+            self._missing_since = None
+            return None
+        if self._missing_since is None:
+            self._missing_since = now
+        missing_for = now - self._missing_since
+        if missing_for >= self._timeout:
+            raise PlacementError(f"no room after {self._timeout:g} s: {gap}. {advice(self._needs)}")
+        return gap if missing_for >= SETTLE_SECONDS else None
+
+    def _gap(self) -> str | None:
+        needs = self._needs
+        # Nodes first: a group that is placed in between counts as placed, not as missing.
+        nodes = cluster.nodes()
+        missing = needs.groups - cluster.placed_gangs(self._app)
+        if missing <= 0:
+            return None
+        return explain_gap(nodes, replace(needs, groups=missing))
+
+
+def undeploy(app: str) -> None:
+    """Ask Serve to delete the application and return at once."""
+    from ray import serve
+
+    serve.delete(app, _blocking=False)
+
+
+def _last_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else "no reason was given"

@@ -1,0 +1,1 @@
+"""A rank's end of the link to routers."""

@@ -1,0 +1,131 @@
+"""The requests of one router on this rank: one task each, every one ended exactly once."""
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+
+import structlog
+
+from serving.engine.base import Engine
+from serving.engine.router_link.send_queue import Outbox
+from serving.link.v1 import link_pb2
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+_Error = link_pb2.RequestError
+
+
+class RequestRunner:
+    """Runs a router's requests on the engine and puts their deltas into its outbox.
+
+    Nothing that a router sends makes this raise: a request that cannot run is answered with
+    an error delta.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        outbox: Outbox,
+        *,
+        prefix: str,
+        trouble: Callable[[], None],
+    ) -> None:
+        self._engine = engine
+        self._outbox = outbox
+        self._prefix = prefix
+        self._trouble = trouble
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._drain_reason: str | None = None
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    @property
+    def running(self) -> int:
+        """Requests that have not ended."""
+        return len(self._tasks)
+
+    def submit(self, work: link_pb2.Submit) -> None:
+        """Start a request, or answer why not."""
+        request_id = work.request_id
+        if self._drain_reason is not None:
+            self._refuse(request_id, _Error.DRAINING, f"the rank drains: {self._drain_reason}")
+        elif not request_id:
+            self._refuse(request_id, _Error.INVALID_REQUEST, "the request has no id")
+        elif request_id in self._tasks:
+            self._refuse(
+                request_id, _Error.INVALID_REQUEST, f"request {request_id} is running already"
+            )
+        elif not work.prompt_token_ids:
+            self._refuse(request_id, _Error.INVALID_REQUEST, "the prompt has no tokens")
+        else:
+            self._idle.clear()
+            task = asyncio.create_task(self._run(work))
+            self._tasks[request_id] = task
+            task.add_done_callback(lambda _: self._ended(request_id))
+
+    def abort(self, request_id: str) -> None:
+        """End a request without a further delta. Unknown ids are ignored."""
+        task = self._tasks.get(request_id)
+        if task is not None:
+            task.cancel()
+
+    def drain(self, reason: str) -> None:
+        """Refuse new requests; the running ones go on."""
+        self._drain_reason = reason
+
+    async def idle(self) -> None:
+        """Wait until no request runs."""
+        await self._idle.wait()
+
+    async def abort_all(self, deadline: float) -> None:
+        """End all requests; returns when the engine has let go of them, or after ``deadline``."""
+        tasks = tuple(self._tasks.values())
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            _, pending = await asyncio.wait(tasks, timeout=deadline)
+            if pending:
+                log.warning("requests do not end", count=len(pending), after_seconds=deadline)
+
+    async def _run(self, work: link_pb2.Submit) -> None:
+        request_id = work.request_id
+        inner = link_pb2.Submit()
+        inner.CopyFrom(work)
+        inner.request_id = self._prefix + request_id
+        finished = False
+        try:
+            async with contextlib.aclosing(self._engine.generate(inner)) as deltas:  # type: ignore[type-var]
+                async for delta in deltas:
+                    delta.request_id = request_id
+                    finished = finished or delta.finished
+                    if delta.error.code == _Error.ENGINE_FAILED:
+                        self._trouble()
+                    self._outbox.put(delta)
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:
+            log.exception("the engine raised on a request", request_id=request_id)
+            self._trouble()
+            if not finished:
+                self._refuse(
+                    request_id, _Error.ENGINE_FAILED, f"{type(error).__name__} in the engine"
+                )
+        else:
+            if not finished:
+                self._refuse(
+                    request_id, _Error.ENGINE_FAILED, "the engine ended without a last delta"
+                )
+
+    def _ended(self, request_id: str) -> None:
+        del self._tasks[request_id]
+        if not self._tasks:
+            self._idle.set()
+
+    def _refuse(self, request_id: str, code: link_pb2.RequestError.Code, message: str) -> None:
+        self._outbox.put(
+            link_pb2.Delta(
+                request_id=request_id,
+                finished=True,
+                error=_Error(code=code, message=message),
+            ),
+        )

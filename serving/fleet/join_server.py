@@ -1,0 +1,229 @@
+"""The server that ranks dial: checks who they are, and keeps a link to each while it lives."""
+
+import asyncio
+from typing import Any
+
+import structlog
+from typing_extensions import override
+
+from serving import __version__
+from serving.clock import Clock, SystemClock
+from serving.credentials.tls import Alpn, following_context
+from serving.errors import LinkRefused, SettingsError
+from serving.fleet.join_guard import JoinGuard
+from serving.fleet.membership import JoinRefused, Roster
+from serving.fleet.rank_handle import MemberKey
+from serving.fleet.rank_link import RankLink
+from serving.h2grpc.context import EOF
+from serving.h2grpc.server import Server
+from serving.link.protocol import PROTOCOL_VERSION
+from serving.link.v1 import link_pb2, link_pb2_grpc
+from serving.listening import bind
+from serving.settings import LinkSettings, RouterSettings
+from serving.telemetry import metrics
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+_Refusal = link_pb2.Refusal
+_JOIN_SETTING = "router.join_host and router.join_port"
+_REFUSED_LINGER = 1.0
+"""Seconds that a rank without credentials gets to read that it is refused."""
+_STOP_GRACE = 1.0
+"""Seconds that calls get to return after their links were closed."""
+
+
+class LinkServer(link_pb2_grpc.RouterServiceServicer):
+    """Serves ``RouterService.Join``; one link object per joined rank."""
+
+    def __init__(
+        self,
+        roster: Roster,
+        link: LinkSettings,
+        router: RouterSettings,
+        *,
+        model_name: str,
+        fingerprint: str,
+        clock: Clock | None = None,
+        guard: JoinGuard | None = None,
+    ) -> None:
+        """Serve ranks of one model; without a ``guard`` everybody may join, in plain text."""
+        self._roster = roster
+        self._link = link
+        self._router = router
+        self._model_name = model_name
+        self._fingerprint = fingerprint
+        self._clock = clock or SystemClock()
+        self._guard = guard or JoinGuard()
+        self._links: set[RankLink] = set()
+        self._stopping = False
+        self._server: Server | None = None
+        self.port = 0
+        """Where ranks dial; known after ``start``."""
+
+    async def start(self) -> int:
+        """Listen on the join address; returns the port.
+
+        Raises:
+            LinkRefused: the address cannot be bound.
+        """
+        router = self._router
+        server: Any = Server(  # for the stubs there are only gRPC's own
+            max_message_bytes=self._link.max_frame_bytes,
+            keepalive_time=self._link.keepalive,
+            keepalive_timeout=self._link.keepalive,
+        )
+        link_pb2_grpc.add_RouterServiceServicer_to_server(self, server)
+        try:
+            listening = bind("ranks", router.join_host, router.join_port, _JOIN_SETTING)
+        except SettingsError as error:
+            raise LinkRefused(f"{error}; is another router running there?") from error
+        tls = None if self._guard.tls is None else following_context(self._guard.tls, Alpn.H2)
+        self.port = await server.start(listening, tls)
+        self._server = server
+        log.info(
+            "listening for ranks",
+            address=f"{self._router.join_host}:{self.port}",
+            tls=self._guard.tls is not None,
+            token=self._guard.tokens is not None,
+        )
+        return self.port
+
+    async def stop(self) -> None:
+        """Close all links and stop listening. Safe to call twice."""
+        self._stopping = True
+        for link in tuple(self._links):
+            link.close("the router stops")
+        server, self._server = self._server, None
+        if server is not None:
+            await server.stop(_STOP_GRACE)
+
+    @override
+    async def Join(self, request_iterator: Any, context: Any) -> None:  # type: ignore[override]
+        """Serve one rank for as long as it stays."""
+        del request_iterator  # the context's read and write are used instead
+        peer = context.peer()
+        try:
+            # Before anything that it sends is read.
+            self._guard.check(context.invocation_metadata())
+            hello = await self._hello(context)
+            link = RankLink(
+                MemberKey(hello.group_id, hello.epoch, hello.rank),
+                self._roster,
+                self._clock,
+                send_limit=self._link.outbox_limit,
+                max_frame_bytes=self._link.max_frame_bytes,
+                silence_limit=self._link.keepalive * 2,
+            )
+            self._roster.join(hello, link)
+        except JoinRefused as refusal:
+            code = _Refusal.Code.Name(refusal.code)
+            metrics.LINK_REFUSALS.labels(code).inc()
+            log.warning("refused a rank", peer=peer, code=code, reason=str(refusal))
+            await context.write(
+                link_pb2.RouterMessage(
+                    refusal=_Refusal(code=refusal.code, reason=str(refusal)),
+                ),
+            )
+            if refusal.code == _Refusal.CREDENTIALS:
+                # Its Hello may still be on the way: a call that ended before it would fail for
+                # the rank instead of telling it why. An honest rank hangs up at once.
+                await asyncio.sleep(_REFUSED_LINGER)
+            return
+        log.info("rank joined", rank=str(link.key), node=hello.node, pid=hello.pid, peer=peer)
+        self._links.add(link)
+        reason = "its connection ended"
+        try:
+            await context.write(
+                link_pb2.RouterMessage(
+                    welcome=link_pb2.Welcome(
+                        router_id=self._roster.router_id,
+                        serving_version=__version__,
+                    ),
+                ),
+            )
+            reason = await self._serve(link, context)
+        finally:
+            # No await before this: it must happen also when the call is being cancelled.
+            self._links.discard(link)
+            link.close(reason)
+            self._roster.leave(link.key, link, link.close_reason)
+            log.info("rank left", rank=str(link.key), reason=link.close_reason)
+
+    async def _serve(self, link: RankLink, context: Any) -> str:
+        """Run the link until one side ends it; returns why."""
+        tasks: list[asyncio.Task[Any]] = [
+            asyncio.create_task(_receive(link, context)),
+            asyncio.create_task(link.send(context.write)),
+            asyncio.create_task(link.watch()),
+            asyncio.create_task(link.closed.wait()),
+        ]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in tasks:
+                if task.done() and (error := task.exception()) is not None:
+                    return f"its connection failed: {error!r}"
+            return link.close_reason or "it closed its connection"
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+
+    async def _hello(self, context: Any) -> link_pb2.Hello:
+        if self._stopping:
+            raise JoinRefused(_Refusal.CODE_UNSPECIFIED, "this router is stopping")
+        try:
+            first = await asyncio.wait_for(context.read(), self._link.hello_timeout)
+        except TimeoutError as error:
+            raise JoinRefused(
+                _Refusal.BAD_HELLO,
+                f"no Hello came within link.hello_timeout ({self._link.hello_timeout:g} s)",
+            ) from error
+        if first is EOF or not first.HasField("hello"):
+            raise JoinRefused(_Refusal.BAD_HELLO, "the first frame was no Hello")
+        check_hello(first.hello, model_name=self._model_name, fingerprint=self._fingerprint)
+        hello: link_pb2.Hello = first.hello
+        return hello
+
+
+async def _receive(link: RankLink, context: Any) -> None:
+    while (message := await context.read()) is not EOF:
+        if message.HasField("hello"):
+            link.close("it sent a second Hello")
+            return
+        link.receive(message)
+
+
+def check_hello(hello: link_pb2.Hello, *, model_name: str, fingerprint: str) -> None:
+    """Check what a Hello says for itself, without regard to other ranks.
+
+    Raises:
+        JoinRefused: with what differs and what to do.
+    """
+    if hello.protocol_version != PROTOCOL_VERSION:
+        raise JoinRefused(
+            _Refusal.PROTOCOL_VERSION,
+            f"the rank (moe-serving {hello.serving_version or 'unknown'}) speaks link protocol "
+            f"{hello.protocol_version}, this router (moe-serving {__version__}) speaks "
+            f"{PROTOCOL_VERSION}: run the same version on both",
+        )
+    if hello.model != model_name:
+        raise JoinRefused(
+            _Refusal.MODEL,
+            f"the rank serves model {hello.model!r}, this router serves {model_name!r}: "
+            "give both the same model.name",
+        )
+    if hello.model_fingerprint != fingerprint:
+        raise JoinRefused(
+            _Refusal.MODEL,
+            f"the rank's files of model {model_name!r} have fingerprint "
+            f"{hello.model_fingerprint!r}, this router's have {fingerprint!r}: config.json or "
+            "the tokenizer differ, give both the same model.path contents",
+        )
+    if not hello.group_id or not hello.epoch:
+        raise JoinRefused(_Refusal.BAD_HELLO, "group_id and epoch must not be empty")
+    if hello.rank >= hello.world_size:
+        raise JoinRefused(
+            _Refusal.BAD_HELLO,
+            f"rank {hello.rank} is out of range for world size {hello.world_size}: "
+            "it must be 0 <= rank < world_size",
+        )

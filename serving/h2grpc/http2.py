@@ -1,0 +1,316 @@
+"""h2 as this server uses it: milder with a client's faults, bounded, cheaper with many streams.
+
+h2's own rules hold but for what each class here says.
+"""
+
+import contextlib
+from collections.abc import Iterable, Sized
+from typing import Any
+
+from h2.config import H2Configuration
+from h2.connection import H2Connection
+from h2.errors import ErrorCodes
+from h2.events import Event, StreamReset
+from h2.exceptions import (
+    InvalidBodyLengthError,
+    ProtocolError,
+    StreamClosedError,
+    StreamIDTooLowError,
+)
+from h2.settings import SettingCodes, Settings
+from h2.stream import H2Stream, StreamClosedBy
+from hpack import Decoder, Encoder, HeaderTuple
+from hpack.exceptions import HPACKDecodingError, HPACKError, OversizedHeaderListError
+from hyperframe.frame import (
+    DataFrame,
+    Frame,
+    GoAwayFrame,
+    HeadersFrame,
+    PriorityFrame,
+    RstStreamFrame,
+    SettingsFrame,
+    WindowUpdateFrame,
+)
+
+from serving.h2grpc.frames import Frames
+
+_STREAM_WINDOW = 2**18
+_CONNECTION_WINDOW = 2**22
+"""Bytes that a client may send ahead of us, a stream and in all."""
+MAX_STREAMS = 2**10
+"""At once on a connection. Clients make further calls wait, or open another connection."""
+_MAX_RESETS = 2**12
+"""Streams that are remembered as reset by us."""
+_MAX_SIZE_UPDATES = 2
+"""Of the table of headers, at the beginning of a block (RFC 7541, section 4.2)."""
+_USED: dict[int, int] = {SettingCodes.HEADER_TABLE_SIZE: 2**12, SettingCodes.MAX_FRAME_SIZE: 2**14}
+"""Of what a client allows at most so much: it pays with our memory, and our time to search."""
+_KNOWN = frozenset(SettingCodes)
+_DEFAULT_WINDOW = 65_535
+
+_CONFIGURATION = H2Configuration(
+    client_side=False,
+    header_encoding=None,
+    # Ours are right; a client's are checked.
+    validate_outbound_headers=False,
+    normalize_outbound_headers=False,
+)
+
+
+class _CompressionError(ProtocolError):
+    """A block of headers cannot be decoded; h2 has PROTOCOL_ERROR for that (section 4.3)."""
+
+    error_code = ErrorCodes.COMPRESSION_ERROR
+
+
+class _Decoder(Decoder):
+    """hpack's, but space around a value, which gRPC's clients may send, is taken away.
+
+    And a block may not consist of changes of the table's size: 16,000 fit into a frame.
+    """
+
+    _updates = 0
+
+    def decode(self, data: bytes, raw: bool = False) -> Iterable[HeaderTuple]:  # noqa: FBT001, FBT002
+        self._updates = 0
+        try:
+            headers = super().decode(data, raw)
+        except OversizedHeaderListError:
+            raise
+        except HPACKError as error:
+            raise _CompressionError(f"headers cannot be decoded: {error}") from error
+        return [_stripped(each) for each in headers]
+
+    def _update_encoding_context(self, data: bytes | memoryview) -> int:
+        self._updates += 1
+        if self._updates > _MAX_SIZE_UPDATES:
+            raise HPACKDecodingError("too many changes of the table's size")
+        return super()._update_encoding_context(data)
+
+
+class _Encoder(Encoder):
+    """hpack's, without Huffman's code: for that it takes time in the square of a value's length."""
+
+    def encode(self, headers: Iterable[Any], huffman: bool = False) -> bytes:  # noqa: FBT001, FBT002
+        del huffman
+        return super().encode(headers, huffman=False)
+
+
+class Http2(H2Connection):
+    """One connection's state."""
+
+    incoming_buffer: Frames
+    _counted = 0
+
+    def __init__(
+        self, max_headers: int, *, max_streams: int = MAX_STREAMS, served: Sized = ()
+    ) -> None:
+        """Begin one.
+
+        Args:
+            max_headers: bytes of a header list, decoded, and of its block as it comes.
+            max_streams: at once; further ones are refused.
+            served: has as many items as streams are open.
+        """
+        super().__init__(_CONFIGURATION)
+        self.decoder = _Decoder(max_headers)
+        self.encoder = _Encoder()
+        self.incoming_buffer = Frames(max_headers)
+        self.incoming_buffer.max_frame_size = self.max_inbound_frame_size
+        self.local_settings = Settings(
+            client=False,
+            initial_values={
+                SettingCodes.INITIAL_WINDOW_SIZE: _STREAM_WINDOW,
+                SettingCodes.MAX_CONCURRENT_STREAMS: max_streams,
+                SettingCodes.MAX_HEADER_LIST_SIZE: max_headers,
+            },
+        )
+        self._max_streams = max_streams
+        self.refusing = False
+        """No stream is taken any more."""
+        self._served = served
+        self._resets: dict[int, None] = {}
+        """Streams that the client was told are reset: once is enough."""
+
+    def greet(self) -> None:
+        """Say what a client may do."""
+        self.initiate_connection()
+        self.increment_flow_control_window(_CONNECTION_WINDOW - _DEFAULT_WINDOW)
+
+    def release(self) -> None:
+        """Let go of all that is not needed when the connection is lost.
+
+        h2's table of its own methods is a cycle: without this, each connection would wait for
+        the garbage collector, with all that it has.
+        """
+        self._frame_dispatch_table = {}
+        self._header_frames = []
+        self.incoming_buffer.release()
+        self._data_to_send.clear()
+        self._closed_streams.clear()
+        self._resets.clear()
+
+    receive = H2Connection._receive_frame  # noqa: SLF001  a call less for each frame
+    """Take in one frame of ``incoming_buffer``; raises ProtocolError where it ends the
+    connection."""
+
+    def fail(self, error: ProtocolError) -> bytes:
+        """Return what is to be sent before a connection ends that has broken the rules."""
+        self._terminate_connection(error.error_code)
+        return self.data_to_send()
+
+    @property
+    def open_inbound_streams(self) -> int:
+        """How many streams are open; now and then, forget those that are closed.
+
+        h2 counts them all for each new one.
+        """
+        if len(self.streams) > 2 * self._counted + 64:
+            self._counted = super().open_inbound_streams
+        return len(self._served)
+
+    def _receive_headers_frame(self, frame: HeadersFrame) -> tuple[list[Frame], list[Event]]:
+        """Malformed headers end their stream (RFC 9113, section 8.1.1); in h2 the connection.
+
+        So does one stream more than there may be (section 5.1.2).
+        """
+        full = self.refusing or len(self._served) >= self._max_streams
+        if full and frame.stream_id not in self.streams:
+            return self._refuse(frame), []
+        try:
+            answer = super()._receive_headers_frame(frame)
+        except (StreamClosedError, StreamIDTooLowError) as error:
+            if self._stream_is_closed_by_reset(error.stream_id) and not self._first(frame):
+                return [], []
+            raise
+        except ProtocolError as error:
+            stream = self.streams.get(frame.stream_id)
+            # Others, and those with a cause (the decoder, a state), are the connection's.
+            if type(error) is not ProtocolError or error.__cause__ or not stream or not stream.open:
+                raise
+            return self._fail_stream(frame)
+        if "END_STREAM" in frame.flags and not _is_as_long_as_it_says(
+            self.streams, frame.stream_id
+        ):
+            return self._fail_stream(frame)
+        return answer
+
+    def _receive_data_frame(self, frame: DataFrame) -> tuple[list[Frame], list[Event]]:
+        """DATA that is not as long as content-length says ends its stream (section 8.1.1)."""
+        try:
+            return super()._receive_data_frame(frame)
+        except InvalidBodyLengthError:
+            frames, events = self._fail_stream(frame)
+            manager = self._inbound_flow_control_window_manager
+            if more := manager.process_bytes(frame.flow_controlled_length):
+                update = WindowUpdateFrame(0)
+                update.window_increment = more
+                frames.append(update)
+            return frames, events
+
+    def _receive_priority_frame(
+        self, frame: HeadersFrame | PriorityFrame
+    ) -> tuple[list[Frame], list[Event]]:
+        """What is wrong with a priority concerns its stream (sections 5.3 and 6.3)."""
+        if isinstance(frame, PriorityFrame):
+            if not frame.body_len:
+                return self._fail_stream(frame, ErrorCodes.FRAME_SIZE_ERROR)
+            if frame.depends_on == frame.stream_id:
+                return self._fail_stream(frame)
+        return super()._receive_priority_frame(frame)
+
+    def _receive_window_update_frame(
+        self, frame: WindowUpdateFrame
+    ) -> tuple[list[Frame], list[Event]]:
+        """An increment of 0 on a stream ends the stream alone (section 6.9)."""
+        if not frame.window_increment:
+            with contextlib.suppress(StreamClosedError):
+                self._get_stream_by_id(frame.stream_id)  # raises for one that is idle, too
+            return self._fail_stream(frame)
+        return super()._receive_window_update_frame(frame)
+
+    def _fail_stream(
+        self, frame: Frame, code: ErrorCodes = ErrorCodes.PROTOCOL_ERROR
+    ) -> tuple[list[Frame], list[Event]]:
+        """End the stream of a frame that is malformed; nothing if there is none any more."""
+        stream = self.streams.get(frame.stream_id)
+        if stream is None or stream.closed:
+            return [], []
+        self._first(frame)
+        reset = StreamReset(stream_id=frame.stream_id, error_code=code, remote_reset=False)
+        return stream.reset_stream(code), [reset]
+
+    def _refuse(self, frame: HeadersFrame) -> list[Frame]:
+        """Refuse a stream; its headers are decoded all the same, for the table's sake."""
+        try:
+            self.decoder.decode(frame.data, raw=True)
+        except HPACKError as error:
+            raise ProtocolError("headers cannot be decoded") from error
+        stream_id = frame.stream_id
+        if stream_id <= self.highest_inbound_stream_id:
+            raise StreamIDTooLowError(stream_id, self.highest_inbound_stream_id)
+        if stream_id % 2 == 0:
+            raise ProtocolError("a client's streams have odd numbers")
+        self.highest_inbound_stream_id = stream_id
+        self._closed_streams[stream_id] = StreamClosedBy.SEND_RST_STREAM
+        self._first(frame)
+        reset = RstStreamFrame(stream_id)
+        reset.error_code = ErrorCodes.REFUSED_STREAM
+        return [reset]
+
+    def reset_stream(self, stream_id: int, error_code: ErrorCodes | int = 0) -> None:
+        """End a stream."""
+        super().reset_stream(stream_id, error_code)
+        self._resets[stream_id] = None
+
+    def _handle_data_on_closed_stream(
+        self, events: list[Event], exc: StreamClosedError, frame: DataFrame
+    ) -> tuple[list[Frame], list[Event]]:
+        """Reset a stream once; h2 does for each frame that was on the way."""
+        frames, events = super()._handle_data_on_closed_stream(events, exc, frame)
+        if not self._first(frame):
+            frames = [each for each in frames if not isinstance(each, RstStreamFrame)]
+        return frames, events
+
+    def _first(self, frame: Frame) -> bool:
+        """Whether a stream was not reset before; from now on it is."""
+        if frame.stream_id in self._resets:
+            return False
+        self._resets[frame.stream_id] = None
+        while len(self._resets) > _MAX_RESETS:
+            del self._resets[next(iter(self._resets))]
+        return True
+
+    def _receive_goaway_frame(self, frame: GoAwayFrame) -> tuple[list[Frame], list[Event]]:
+        """A client that takes its next calls elsewhere waits for these; in h2 nothing goes on."""
+        del frame
+        return [], []
+
+    def _receive_settings_frame(self, frame: SettingsFrame) -> tuple[list[Frame], list[Event]]:
+        """Use no more than we need of what the client allows, and keep nothing else."""
+        for code in tuple(frame.settings):
+            if code not in _KNOWN:
+                del frame.settings[code]
+                continue
+            self.remote_settings.validate_received_setting(code, frame.settings[code])
+            if code in _USED:
+                frame.settings[code] = min(frame.settings[code], _USED[code])
+        answer = super()._receive_settings_frame(frame)
+        changes = self.encoder.table_size_changes
+        if len(changes) > 2:  # noqa: PLR2004  the smallest and the last are told (RFC 7541, 4.2)
+            changes[:] = [min(changes), changes[-1]]
+        return answer
+
+
+def _is_as_long_as_it_says(streams: dict[int, H2Stream], stream_id: int) -> bool:
+    """Return whether a request that ends with headers has as much DATA as content-length says."""
+    stream = streams.get(stream_id)
+    if stream is None or (expected := stream._expected_content_length) is None:  # noqa: SLF001
+        return True
+    return bool(expected == stream._actual_content_length)  # noqa: SLF001
+
+
+def _stripped(header: HeaderTuple) -> HeaderTuple:
+    name, value = header
+    plain = value.strip(b" \t")
+    return header if plain == value else header.__class__(name, plain)

@@ -1,0 +1,1 @@
+"""A request from prompt to last token, over as many ranks as it takes."""

@@ -1,0 +1,1 @@
+"""The router process: what it is made of, started and stopped in order."""

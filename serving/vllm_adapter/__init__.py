@@ -1,0 +1,1 @@
+"""Everything that changes or replaces parts of vLLM's OpenAI server."""

@@ -1,0 +1,238 @@
+"""vLLM's parser of answers, in a subclass under which a stream says what the whole answer says.
+
+vLLM makes a parser class from the names of a reasoning and a tool parser. ``install`` derives one
+from it that
+
+- gives the streaming parsers one token at a time, with its own text (``token_text``);
+- reads DeepSeek-V3's tool calls from the text alone (``deepseek_tool_calls``), and completes the
+  calls of other streaming parsers at the end (``tool_stream``);
+- holds the arguments of forced calls to JSON objects (``tool_grammar``);
+- counts reasoning whose start is in the prompt, and names it ``reasoning_content`` too.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache, partial
+from typing import Any, cast
+
+from starlette.datastructures import State
+from vllm.entrypoints.generate.base.protocol import DeltaMessage, DeltaToolCall
+from vllm.parser.abstract_parser import DelegatingParser
+from vllm.reasoning.deepseek_r1_reasoning_parser import DeepSeekR1ReasoningParser
+from vllm.tool_parsers.deepseekv3_tool_parser import DeepSeekV3ToolParser
+
+from serving.vllm_adapter.deepseek_tool_calls import DeepSeekToolCalls
+from serving.vllm_adapter.token_text import TokenText, holds_text_back
+from serving.vllm_adapter.tool_calls import CompletedToolCalls
+from serving.vllm_adapter.tool_grammar import tightened
+
+_HOLDERS = {
+    "online_renderer": "parser",
+    "openai_serving_chat": "parser_cls",
+    "openai_serving_chat_batch": "parser_cls",
+    "openai_serving_responses": "parser",
+    "anthropic_serving_messages": "parser_cls",
+}
+"""The objects in vLLM's app state that make parsers, and where each keeps the class."""
+
+
+def install(state: State, *, compact_json: bool) -> None:
+    """Let what ``init_app_state`` left in ``state`` make parsers of ours.
+
+    Args:
+        state: vLLM's app state.
+        compact_json: JSON of forced tool calls has no white space between its parts.
+    """
+    for name, attribute in _HOLDERS.items():
+        holder = getattr(state, name)
+        base = getattr(holder, attribute)
+        # The others parse streams and whole answers with one engine already.
+        if base is not None and issubclass(base, DelegatingParser):
+            tools = base.tool_parser_cls, base.reasoning_parser_cls, base.tool_strict_level
+            setattr(holder, attribute, _served(*tools, compact_json))
+
+
+@cache
+def _served(tools: Any, reasoning: Any, strict_level: Any, compact: bool) -> type[Any]:  # noqa: FBT001  cached by position
+    class Served(AnswerParser):
+        tool_parser_cls = DeepSeekToolCalls if tools is DeepSeekV3ToolParser else tools
+        reasoning_parser_cls = reasoning
+        tool_strict_level = strict_level
+        compact_json = compact
+
+    return Served
+
+
+class AnswerParser(DelegatingParser):
+    """Parses one choice; subclasses name the parsers."""
+
+    compact_json = False
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._fresh = partial(type(self), *args, **kwargs)
+        self._parse: Callable[..., DeltaMessage | None] | None = None
+        self._passed: list[int] | None = []
+        """Tokens that were parsed, while it matters where each token ends; then None."""
+        self._tokens: TokenText | None = None
+        self._each_token = False
+        """Tokens are parsed one by one to the end of the answer."""
+
+    def parse_delta(
+        self,
+        delta_text: str,
+        delta_token_ids: list[int],
+        request: Any,
+        prompt_token_ids: list[int] | None = None,
+        *,
+        finished: bool,
+    ) -> DeltaMessage | None:
+        """Parse what came; as vLLM's ``Parser.parse_delta``, and as often as it likes."""
+        parse = self._parse
+        if parse is None:
+            parse = self._parse = self._choose(request)
+        delta = parse(
+            delta_text=delta_text,
+            delta_token_ids=delta_token_ids,
+            request=request,
+            prompt_token_ids=prompt_token_ids,
+            finished=finished,
+        )
+        if delta is not None and delta.reasoning is not None:
+            delta.reasoning_content = delta.reasoning
+        return delta
+
+    def extract_reasoning(self, model_output: str, request: Any) -> tuple[str | None, str | None]:
+        """Return reasoning and content of a whole answer, cut where a stream is cut.
+
+        vLLM drops everything before a start of reasoning, wherever in the answer that is.
+        """
+        parser = self._reasoning_parser
+        if not isinstance(parser, DeepSeekR1ReasoningParser):
+            found: tuple[str | None, str | None] = super().extract_reasoning(model_output, request)
+            return found
+        reasoning, _, content = model_output.partition(parser.end_token)
+        return reasoning.replace(parser.start_token, ""), content or None
+
+    def count_reasoning_tokens(self, token_ids: Sequence[int]) -> int:
+        """Count the tokens of an answer that are reasoning."""
+        counted: int = super().count_reasoning_tokens(
+            _with_start(self._reasoning_parser, token_ids)
+        )
+        return counted
+
+    def _apply_structural_tag(self, request: Any) -> Any:
+        before = request.structured_outputs
+        request = super()._apply_structural_tag(request)
+        made = request.structured_outputs
+        if made is not None and made is not before:
+            request.structured_outputs = tightened(made, compact=self.compact_json)
+        return request
+
+    def _choose(self, request: Any) -> Callable[..., DeltaMessage | None]:
+        """Return how this request's deltas are parsed."""
+        has_tools = bool(request.tools) and request.tool_choice != "none"
+        other_tools = has_tools and not isinstance(self._tool_parser, DeepSeekToolCalls)
+        self._each_token = other_tools or holds_text_back(request)
+        if other_tools and self._tool_parser is not None:
+            # Only those of chat know it; responses without tool parsing have no tool parser.
+            return CompletedToolCalls(self._parse_tokens, self._fresh, enable_auto_tools=True)
+        return self._parse_tokens
+
+    def _parse_tokens(self, *, finished: bool, **delta: Any) -> DeltaMessage | None:
+        if self._passed is None:
+            return self._parse_one(finished=finished, **delta)
+        token_ids: list[int] = delta["delta_token_ids"]
+        if self._tokens is None and not self._must_split(token_ids):
+            self._passed += token_ids
+            message = self._parse_one(finished=finished, **delta)
+        else:
+            message = self._parse_pieces(finished=finished, **delta)
+        if self._stream_state.reasoning_ended and not self._each_token:
+            self._passed = self._tokens = None
+        return message
+
+    def _must_split(self, token_ids: Sequence[int]) -> bool:
+        if self._each_token:
+            return True
+        parser = self._reasoning_parser
+        if len(token_ids) < 2 or parser is None:  # noqa: PLR2004  one needs no splitting
+            return False
+        start, end = getattr(parser, "start_token_id", None), getattr(parser, "end_token_id", None)
+        return end is None or end in token_ids or start in token_ids
+
+    def _parse_pieces(
+        self, *, delta_text: str, delta_token_ids: list[int], finished: bool, **rest: Any
+    ) -> DeltaMessage | None:
+        if self._tokens is None:
+            request = rest["request"]
+            self._tokens = TokenText(
+                self.model_tokenizer,
+                rest.get("prompt_token_ids") or (),
+                skip_special_tokens=getattr(request, "skip_special_tokens", True),
+                spaces_between_special_tokens=getattr(
+                    request, "spaces_between_special_tokens", True
+                ),
+            )
+            self._tokens.skip(self._passed or ())
+        pieces = list(self._tokens.pieces(delta_text, delta_token_ids, finished=finished))
+        if finished and not pieces:
+            pieces = [("", [])]
+        last = len(pieces) - 1
+        return _merged(
+            self._parse_one(
+                delta_text=text,
+                delta_token_ids=token_ids,
+                finished=finished and number == last,
+                **rest,
+            )
+            for number, (text, token_ids) in enumerate(pieces)
+        )
+
+    def _parse_one(self, *, finished: bool, **delta: Any) -> DeltaMessage | None:
+        message = super().parse_delta(finished=finished, **delta)
+        if finished and isinstance(self._tool_parser, DeepSeekToolCalls):
+            return _merged((message, self._tool_parser.finish()))
+        return message
+
+
+def _merged(messages: Iterable[DeltaMessage | None]) -> DeltaMessage | None:
+    """Return several deltas as one; nothing is None."""
+    given = [message for message in messages if message is not None]
+    if len(given) < 2:  # noqa: PLR2004  nothing to merge
+        return given[0] if given else None
+    # Only what is given is written into a delta's JSON.
+    fields: dict[str, Any] = {}
+    for name in ("reasoning", "content"):
+        if text := "".join(getattr(message, name) or "" for message in given):
+            fields[name] = text
+    if calls := [call for message in given for call in message.tool_calls or ()]:
+        fields["tool_calls"] = _joined(calls)
+    return DeltaMessage(**fields) if fields else None
+
+
+def _joined(calls: Sequence[DeltaToolCall]) -> list[DeltaToolCall]:
+    """Put the parts of one call together."""
+    joined: list[DeltaToolCall] = []
+    for call in calls:
+        before = joined[-1] if joined else None
+        if before is None or before.index != call.index or call.id is not None:
+            joined.append(call)
+        elif before.function is not None and call.function is not None:
+            more = call.function.arguments or ""
+            before.function.arguments = (before.function.arguments or "") + more
+    return joined
+
+
+def _with_start(reasoning_parser: Any, token_ids: Sequence[int]) -> Sequence[int]:
+    """Put the start of reasoning back that DeepSeek's template has in the prompt already.
+
+    vLLM counts reasoning tokens between two marks in the output, and finds none there.
+    """
+    start = getattr(reasoning_parser, "start_token_id", None)
+    end = getattr(reasoning_parser, "end_token_id", None)
+    if start is None or start in token_ids:
+        return token_ids
+    unmarked_is_reasoning = isinstance(reasoning_parser, DeepSeekR1ReasoningParser)
+    return (
+        (cast("int", start), *token_ids) if unmarked_is_reasoning or end in token_ids else token_ids
+    )

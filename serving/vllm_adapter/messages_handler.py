@@ -1,0 +1,155 @@
+"""/v1/messages: what we add to vLLM's serving object."""
+
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import Any
+
+import msgspec
+from vllm.entrypoints.anthropic.serving import AnthropicServingMessages
+from vllm.entrypoints.openai.chat_completion.protocol import (
+    ChatCompletionRequest,
+    ChatCompletionResponse,
+)
+from vllm.entrypoints.serve.engine.protocol import ErrorResponse
+from vllm.exceptions import VLLMValidationError
+
+from serving.errors import ServingError
+from serving.vllm_adapter.answer_mixins import OurErrors, WholeChat, retry_after_fields
+from serving.vllm_adapter.anthropic_errors import error_type
+from serving.vllm_adapter.error_response import reason_of, response_of
+
+
+class MessagesHandler(OurErrors, WholeChat, AnthropicServingMessages):
+    """/v1/messages; errors keep their status, in streams they are ``error`` events."""
+
+    @classmethod
+    def _handle_thinking(
+        cls, req: ChatCompletionRequest, anthropic_request: Any, *args: Any, **kwargs: Any
+    ) -> None:
+        """Turn thinking off where the template can, and hide it where it cannot."""
+        super()._handle_thinking(req, anthropic_request, *args, **kwargs)
+        thinking = anthropic_request.thinking
+        if thinking is not None and thinking.type == "disabled":
+            req.include_reasoning = False
+
+    @classmethod
+    def _convert_tools(cls, anthropic_request: Any, req: ChatCompletionRequest) -> None:
+        """Take over the tools; without any, what looks like a call is text, as in a chat.
+
+        Raises:
+            VLLMValidationError: a call is forced, and there is no tool.
+        """
+        super()._convert_tools(anthropic_request, req)
+        if req.tools:
+            return
+        choice = anthropic_request.tool_choice
+        if choice is not None and choice.type in {"any", "tool"}:
+            raise VLLMValidationError(
+                f"tool_choice is {choice.type!r}, and tools is missing or empty",
+                parameter="tool_choice",
+            )
+        req.tool_choice = "none"
+
+    def messages_full_converter(self, generator: ChatCompletionResponse) -> Any:
+        """Turn a chat answer into a message; a call that is cut off has no input to show."""
+        for choice in generator.choices:
+            message = choice.message
+            for call in message.tool_calls:
+                # A stream shows no part of an empty input, which clients read as an object.
+                call.function.arguments = call.function.arguments.strip() or "{}"
+            message.tool_calls = [
+                call for call in message.tool_calls if _is_object(call.function.arguments)
+            ]
+            if choice.finish_reason == "tool_calls" and not message.tool_calls:
+                choice.finish_reason = "stop"
+        return super().messages_full_converter(generator)
+
+    async def create_messages(self, *args: Any, **kwargs: Any) -> Any:
+        """Answer, or return an error body: vLLM's route would make any exception a 500."""
+        try:
+            return await super().create_messages(*args, **kwargs)
+        except (ServingError, TypeError, UnicodeEncodeError) as error:
+            return response_of(error)
+
+    async def count_tokens(self, *args: Any, **kwargs: Any) -> Any:
+        """Count, or return an error body."""
+        try:
+            return await super().count_tokens(*args, **kwargs)
+        except (ServingError, TypeError, UnicodeEncodeError) as error:
+            return response_of(error)
+
+    async def message_stream_converter(self, generator: AsyncIterator[str]) -> AsyncGenerator[str]:
+        """Turn chat chunks into Anthropic events, errors among them."""
+        failed: list[ErrorResponse] = []
+        calls = _StreamedCalls()
+        async for event in super().message_stream_converter(_until_error(generator, failed)):
+            yield calls.truthful(event)
+        if failed:
+            error = {
+                "type": error_type(failed[0].error.code),
+                "message": failed[0].error.message,
+                "reason": reason_of(failed[0].error),
+                **retry_after_fields(failed[0].error),
+            }
+            data = msgspec.json.encode({"type": "error", "error": error}).decode()
+            yield f"event: error\ndata: {data}\n\n"
+
+
+def _is_object(text: str) -> bool:
+    try:
+        return isinstance(msgspec.json.decode(text), dict)
+    except msgspec.DecodeError:
+        return False
+
+
+_BLOCK_START = "event: content_block_start"
+_BLOCK_DELTA = "event: content_block_delta"
+_MESSAGE_DELTA = "event: message_delta"
+_THINKING = '"type":"thinking","thinking":""}'
+_SIGNED = '"type":"thinking","thinking":"","signature":""}'
+"""A block of thinking has a signature from its start on (Anthropic's ThinkingBlock)."""
+_USES_TOOL, _ENDS = '"stop_reason":"tool_use"', '"stop_reason":"end_turn"'
+
+
+class _StreamedCalls:
+    """Looks at a message's events; one that ends with calls says so if a call is whole.
+
+    A block whose input is no object has begun by then and stays; a whole message leaves it out.
+    """
+
+    def __init__(self) -> None:
+        self._inputs: list[str] = []
+
+    def truthful(self, event: str) -> str:
+        """Return the event as it is sent."""
+        if event.startswith(_BLOCK_DELTA):
+            if self._inputs and '"input_json_delta"' in event:
+                self._inputs[-1] += _data(event)["delta"]["partial_json"]
+        elif event.startswith(_BLOCK_START):
+            if '"type":"tool_use"' in event:
+                self._inputs.append("")
+            return event.replace(_THINKING, _SIGNED)
+        elif event.startswith(_MESSAGE_DELTA) and not any(map(_is_input, self._inputs)):
+            return event.replace(_USES_TOOL, _ENDS)
+        return event
+
+
+def _is_input(text: str) -> bool:
+    return not text.strip() or _is_object(text)
+
+
+def _data(event: str) -> Any:
+    return msgspec.json.decode(event.partition("data: ")[2])
+
+
+_ERROR_PREFIX = 'data: {"error":'
+
+
+async def _until_error(
+    chunks: AsyncIterator[str], failed: list[ErrorResponse]
+) -> AsyncGenerator[str]:
+    """Pass chat chunks on; an error event ends them and is put into ``failed``."""
+    async for chunk in chunks:
+        if chunk.startswith(_ERROR_PREFIX):
+            failed.append(ErrorResponse.model_validate_json(chunk.removeprefix("data: ")))
+            return
+        yield chunk

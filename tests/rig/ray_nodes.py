@@ -1,0 +1,246 @@
+"""Ray on the nodes of ``netns``: a head, workers, and the groups deployed there by our own command.
+
+A node's Ray is a process that runs until one of its parts ends, as in a container; who starts it
+again, if anybody, is the caller's business.
+"""
+
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from serving.cli.local import supervisor
+from serving.cli.local.handover import environment_without_settings
+from serving.cli.local.progress import Progress
+from serving.cli.local.stack import last_error
+from serving.client.credentials import Access
+from serving.client.rest import get_json
+from serving.engine.ray import cluster
+from serving.errors import EngineError, NotReady, ServingError
+from serving.settings import Settings
+from tests.rig import netns
+
+GCS_PORT = 6379
+RAY_STARTS = (45.0, 90.0)
+"""Seconds that each try has. Seen here twice in twenty: a joining Ray hung in its first question to
+the head, for ever; the next one did not."""
+OBJECT_STORE_BYTES = 80 * 2**20
+STARTED = "Ray runtime started"
+"""What ``ray start`` says when the node is part of the cluster."""
+_HTTP_OK = 200
+_POLL_SECONDS = 0.5
+_PROGRESS_LINE = re.compile(r"\[ *\d+\.\ds\] (?P<part>group[^:]*): (?P<text>.*)")
+"""As ``progress.LineProgress`` writes them."""
+
+
+_KEPT_PREFIX = "moe-nodes-logs-"
+_KEPT = 5
+"""Folders of logs that stay, this time's included."""
+
+
+def _changed_at(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0  # another process has removed it
+
+
+@dataclass(frozen=True, slots=True)
+class Paths:
+    """Where a run keeps its files."""
+
+    folder: Path
+    config: Path
+    logs: Path
+
+    @classmethod
+    def under(cls, folder: Path) -> "Paths":
+        """Return the paths in ``folder``, with a folder for logs made."""
+        paths = cls(folder, folder / "settings.yaml", folder / "logs")
+        paths.logs.mkdir()
+        return paths
+
+    def ray_log(self, node: netns.Node) -> Path:
+        """Return where the Ray of a node writes."""
+        return self.logs / f"ray-{node.name}.log"
+
+    def keep_logs(self) -> Path:
+        """Copy the logs to a folder that stays, the last few times, and return it."""
+        kept = Path(tempfile.mkdtemp(prefix=_KEPT_PREFIX))
+        shutil.copytree(self.logs, kept, dirs_exist_ok=True)
+        kept.touch()  # copytree gives it the time of what it copies
+        earlier = [path for path in kept.parent.glob(f"{_KEPT_PREFIX}*") if path != kept]
+        for path in sorted(earlier, key=_changed_at, reverse=True)[_KEPT - 1 :]:
+            shutil.rmtree(path, ignore_errors=True)
+        return kept
+
+
+@dataclass(frozen=True, slots=True)
+class RayPlan:
+    """What a node's Ray is to be."""
+
+    head: str
+    """Address of the cluster's head; the node with this address is the head."""
+    cpus: int
+    """That it offers."""
+
+
+def node_environment(token: str) -> dict[str, str]:
+    """Return what the Ray processes and the deployer need beside our own environment."""
+    return {
+        **environment_without_settings(),
+        **cluster.ray_environment(token),
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+def spawn_ray(
+    node: netns.Node, paths: Paths, environment: Mapping[str, str], plan: RayPlan
+) -> "subprocess.Popen[bytes]":
+    """Start Ray on ``node`` and return at once; it runs until one of its processes ends."""
+    if plan.head == node.address:
+        role = ["--head", f"--port={GCS_PORT}", "--include-dashboard=false"]
+    else:
+        role = [f"--address={plan.head}:{GCS_PORT}"]
+    return node.spawn(
+        [
+            sys.executable, "-m", "ray.scripts.scripts", "start", *role,
+            f"--node-ip-address={node.address}", f"--num-cpus={plan.cpus}", "--block",
+            # Ray's sockets lie there: a path of their own for each node, and a short one.
+            f"--temp-dir={paths.folder / node.name}",
+            f"--object-store-memory={OBJECT_STORE_BYTES}",
+            "--disable-usage-stats",
+        ],
+        paths.ray_log(node),
+        environment,
+    )  # fmt: skip
+
+
+def came_up(
+    node: netns.Node, process: "subprocess.Popen[bytes]", paths: Paths, seconds: float, said: int
+) -> bool:
+    """Wait until the node's Ray is part of the cluster; false if it is not after ``seconds``.
+
+    Args:
+        node: where it runs.
+        process: its ``ray start``.
+        paths: of its log.
+        seconds: to wait at most.
+        said: bytes that were in its log before.
+
+    Raises:
+        EngineError: it ended.
+    """
+    log = paths.ray_log(node)
+    deadline = time.monotonic() + seconds
+    while STARTED.encode() not in log.read_bytes()[said:]:
+        if process.poll() is not None:
+            raise EngineError(f"Ray on node {node.name} ended: {last_error(log)}")
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(_POLL_SECONDS)
+    return True
+
+
+def start_ray(
+    node: netns.Node,
+    paths: Paths,
+    environment: Mapping[str, str],
+    plan: RayPlan,
+    progress: Progress,
+) -> "subprocess.Popen[bytes]":
+    """Start Ray on ``node`` and return when it is part of the cluster.
+
+    Raises:
+        EngineError: it ended, or did not start in time.
+    """
+    part = f"node {node.name} ({node.address})"
+    log = paths.ray_log(node)
+    progress.set(part, "starting Ray")
+    for seconds in RAY_STARTS:
+        said = log.stat().st_size if log.exists() else 0
+        process = spawn_ray(node, paths, environment, plan)
+        if came_up(node, process, paths, seconds, said):
+            progress.set(part, "Ray runs", done=True)
+            return process
+        progress.set(part, f"starting Ray again: it did not come up in {seconds:.0f} s")
+        node.clear()
+    raise EngineError(f"Ray on node {node.name} did not start: {last_error(log)}")
+
+
+def start_router(paths: Paths) -> "subprocess.Popen[bytes]":
+    """Start a router in our own network, with the settings in ``paths.config``."""
+    return supervisor.spawn(
+        [sys.executable, "-m", "serving", "router", "--config", str(paths.config)],
+        log=paths.logs / "router.log",
+        environment=environment_without_settings(),
+    )
+
+
+def group_command(paths: Paths, action: str, head: str) -> list[str]:
+    """Return ``moe-serving group ACTION`` for the cluster of ``head``, an address."""
+    return [
+        sys.executable, "-m", "serving", "group", action, "--config", str(paths.config),
+        "--address", f"{head}:{GCS_PORT}",
+    ]  # fmt: skip
+
+
+def deploy(
+    head: netns.Node, paths: Paths, environment: Mapping[str, str], progress: Progress
+) -> None:
+    """Deploy the groups from the head's network, as an operator would.
+
+    Raises:
+        ServingError: with what the command said.
+    """
+    log = paths.logs / "deploy.log"
+    process = head.spawn(group_command(paths, "deploy", head.address), log, environment)
+    shown = 0
+    while True:
+        code = process.poll()
+        lines = log.read_text("utf-8", "replace").splitlines()
+        for line in lines[shown:]:
+            said = _PROGRESS_LINE.match(line)
+            if said is not None:
+                progress.set(said["part"], said["text"])
+        shown = len(lines)
+        if code == 0:
+            return
+        if code is not None:
+            raise ServingError(last_error(log))
+        time.sleep(_POLL_SECONDS)
+
+
+def wait_ready(
+    settings: Settings,
+    url: str,
+    router: "subprocess.Popen[bytes]",
+    paths: Paths,
+    access: Access,
+) -> Mapping[str, Any]:
+    """Return /fleet once a group is ready.
+
+    Raises:
+        EngineError: the router ended, or calls none ready within group.start_timeout.
+    """
+    deadline = time.monotonic() + settings.group.start_timeout
+    while True:
+        if router.poll() is not None:
+            raise EngineError(f"the router ended: {last_error(paths.logs / 'router.log')}")
+        try:
+            status, _ = get_json(f"{url}/readyz", 5.0, access)
+        except NotReady:
+            status = 0
+        if status == _HTTP_OK:
+            _, fleet = get_json(f"{url}/fleet", 5.0, access)
+            ready: Mapping[str, Any] = fleet
+            return ready
+        if time.monotonic() >= deadline:
+            raise EngineError("the ranks run, but the router does not call the group ready")
+        time.sleep(_POLL_SECONDS)

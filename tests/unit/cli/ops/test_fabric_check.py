@@ -1,0 +1,83 @@
+"""fabric-check's command line: its flags, its index from Kubernetes, one peer for real."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+
+import psutil
+import pytest
+
+from serving.cli.main import main
+from serving.cli.ops.fabric_check import INDEX_VARIABLE
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--leader", "host"], "--leader host: write HOST:PORT"),
+        (["--leader", "h:1", "--bytes", "some"], "--bytes some"),
+        (["--leader", "h:1", "--index", "2"], "--index 2: with --peers 2 it is 0 to 1"),
+        (["--leader", "h:1"], f"--index is missing, and {INDEX_VARIABLE} is not set"),
+    ],
+)
+def test_bad_flags_are_named(flags, says, capsys, monkeypatch):
+    monkeypatch.delenv(INDEX_VARIABLE, raising=False)
+    if "--index" not in flags and says.startswith("--bytes"):
+        flags = [*flags, "--index", "0"]
+    assert main(["fabric-check", "--peers", "2", *flags]) == 1
+    assert says in capsys.readouterr().err
+
+
+def test_the_index_comes_from_kubernetes(monkeypatch, capsys):
+    monkeypatch.setenv(INDEX_VARIABLE, "5")
+    assert main(["fabric-check", "--peers", "2", "--leader", "h:1"]) == 1
+    assert "--index 5" in capsys.readouterr().err
+
+
+def command(*flags):
+    return [
+        sys.executable, "-m", "serving", "fabric-check", "--peers", "1",
+        "--leader", f"127.0.0.1:{free_port()}", "--timeout", "120", *flags,
+    ]  # fmt: skip
+
+
+def test_one_peer_with_two_workers_for_real():
+    done = subprocess.run(
+        command("--workers-per-peer", "2", "--bytes", "1MiB", "--rounds", "2"),
+        env=os.environ | {INDEX_VARIABLE: "0"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=110,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "all-to-all: 2 workers (2 a peer), gloo" in done.stdout
+    assert "every byte as sent" in done.stdout
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_whatever_ends_it_leaves_no_worker(number):
+    process = subprocess.Popen(
+        command("--index", "0", "--bytes", "1MiB", "--rounds", "1000000"),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    with process, process.stderr:
+        for line in process.stderr:
+            if "all-to-all, round" in line:
+                break
+        workers = psutil.Process(process.pid).children()
+        assert workers
+        process.send_signal(number)
+        assert process.wait(60) == (-9 if number == signal.SIGKILL else 130)
+    _, alive = psutil.wait_procs(workers, timeout=90)
+    assert not alive

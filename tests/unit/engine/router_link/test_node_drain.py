@@ -1,0 +1,164 @@
+"""The ranks of a machine that goes are asked by a file."""
+
+import asyncio
+import os
+import subprocess
+
+import pytest
+
+from serving.cli.main import main
+from serving.cli.ops import node_drain as command
+from serving.engine.router_link import node_drain
+from serving.engine.router_link.node_drain import LeaveWatch, ask_to_leave, serving_ranks
+
+PATIENCE = 90.0
+
+
+class Clock:
+    def __init__(self, now=0.0):
+        self.now = now
+
+    def time(self):
+        return self.now
+
+    def monotonic(self):
+        return self.now
+
+
+class Rank:
+    """A rank that drains when it is let."""
+
+    def __init__(self):
+        self.asked = []
+        self.go = asyncio.Event()
+
+    async def drain(self, reason, timeout):
+        self.asked.append((reason, timeout))
+        await self.go.wait()
+        return True
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(node_drain, "_POLL_SECONDS", 0.01)
+
+
+@pytest.fixture
+def ended():
+    """The number of a process that has ended."""
+    process = subprocess.Popen(["true"])
+    process.wait()
+    return process.pid
+
+
+async def until(condition):
+    async with asyncio.timeout(PATIENCE):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+async def test_a_rank_that_is_asked_drains_and_has_left(tmp_path):
+    rank, folder = Rank(), tmp_path / "ranks"
+    watch = LeaveWatch(rank.drain, Clock(), folder)
+    watch.start()
+    assert serving_ranks(folder) == [os.getpid()]
+    ask_to_leave(7.5, folder)
+    await until(lambda: rank.asked)
+    assert rank.asked == [("its machine goes", 7.5)]
+    assert serving_ranks(folder) == [os.getpid()]
+    rank.go.set()
+    await until(lambda: not serving_ranks(folder))
+    await watch.stop()
+    assert [file.name for file in folder.iterdir()] == ["leave"]
+
+
+async def test_a_request_from_before_its_start_is_not_about_it(tmp_path):
+    rank, folder = Rank(), tmp_path / "ranks"
+    folder.mkdir()
+    ask_to_leave(5.0, folder)
+    later = (folder / "leave").stat().st_mtime + 1
+    watch = LeaveWatch(rank.drain, Clock(later), folder)
+    watch.start()
+    looked = asyncio.Event()
+    asyncio.get_running_loop().call_later(0.1, looked.set)
+    await looked.wait()
+    assert rank.asked == []
+    os.utime(folder / "leave", (later + 1, later + 1))
+    await until(lambda: rank.asked)
+    await watch.stop()
+
+
+async def test_a_request_that_cannot_be_read_is_none(tmp_path):
+    rank, folder = Rank(), tmp_path / "ranks"
+    watch = LeaveWatch(rank.drain, Clock(), folder)
+    watch.start()
+    (folder / "leave").write_text("soon")
+    assert watch._asked() is None
+    await watch.stop()
+    assert rank.asked == []
+
+
+async def test_a_folder_that_is_not_ours_is_not_used(tmp_path):
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    link = tmp_path / "link"
+    link.symlink_to(mine)
+    watch = LeaveWatch(Rank().drain, Clock(), link)
+    watch.start()
+    assert list(mine.iterdir()) == []
+    await watch.stop()
+
+
+def test_a_rank_that_died_does_not_hold_others_up(tmp_path, ended):
+    (tmp_path / f"{ended}.rank").touch()
+    (tmp_path / f"{os.getpid()}.left").touch()
+    assert serving_ranks(tmp_path) == []
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """The command's folder, with this process as its one rank."""
+    monkeypatch.setattr(node_drain, "FOLDER", tmp_path)
+    monkeypatch.setattr(command, "_POLL_SECONDS", 0.01)
+    file = tmp_path / f"{os.getpid()}.rank"
+    file.touch()
+    return tmp_path, file
+
+
+def test_the_command_waits_for_the_ranks(here, monkeypatch, capsys):
+    folder, file = here
+    looks = []
+
+    def ranks():
+        looks.append(file.exists())
+        if len(looks) == 3:
+            file.unlink()
+        return serving_ranks(folder)
+
+    monkeypatch.setattr(command, "serving_ranks", ranks)
+    assert main(["leave", "--timeout", "9"]) == 0
+    assert (folder / "leave").read_text() == "9"
+    assert capsys.readouterr().out == "ranks asked to leave: 1\nall have left\n"
+
+
+def test_a_rank_that_does_not_leave_in_time_is_told(here, monkeypatch, capsys):
+    monkeypatch.setattr(command, "_SLACK", 0.0)
+    assert main(["leave", "--timeout", "0.1"]) == 1
+    assert "ranks that have not left in time: 1" in capsys.readouterr().out
+
+
+def test_where_no_rank_runs_there_is_nothing_to_do(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(node_drain, "FOLDER", tmp_path / "none")
+    assert main(["leave"]) == 0
+    assert capsys.readouterr().out == "no rank runs here\n"
+
+
+async def test_a_rank_that_starts_removes_what_killed_ones_left(tmp_path, ended):
+    folder = tmp_path / "ranks"
+    folder.mkdir(mode=0o700)
+    for name in (f"{ended}.rank", f"{ended}.left", f"{os.getppid()}.rank"):
+        (folder / name).touch()
+    watch = LeaveWatch(Rank().drain, Clock(), folder)
+    watch.start()
+    await watch.stop()
+    assert [file.name for file in folder.iterdir()] == [f"{os.getppid()}.rank"]

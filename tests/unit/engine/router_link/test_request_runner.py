@@ -1,0 +1,164 @@
+"""RequestRunner: every request ends exactly once, whatever the router or the engine does."""
+
+import asyncio
+
+import pytest
+
+from serving.engine.router_link.request_runner import RequestRunner
+from serving.engine.router_link.send_queue import Outbox
+from serving.link.v1 import link_pb2
+
+CODES = link_pb2.RequestError
+
+
+class Engine:
+    """Runs a script per prompt: tokens to yield, None to wait for ever, an exception to raise."""
+
+    def __init__(self):
+        self.scripts = {}
+        self.running = set()
+        self.seen = []
+
+    async def generate(self, work):
+        self.seen.append(work.request_id)
+        self.running.add(work.request_id)
+        try:
+            for item in self.scripts.get(work.prompt_token_ids[0], [1, "end"]):
+                await asyncio.sleep(0)
+                if item is None:
+                    await asyncio.Event().wait()
+                elif isinstance(item, Exception):
+                    raise item
+                else:
+                    yield link_pb2.Delta(request_id=work.request_id, finished=item == "end")
+        finally:
+            self.running.discard(work.request_id)
+
+
+@pytest.fixture
+def engine():
+    return Engine()
+
+
+@pytest.fixture
+def outbox():
+    return Outbox(100, 2**20)
+
+
+@pytest.fixture
+async def runner(engine, outbox):
+    troubles = []
+    runner = RequestRunner(engine, outbox, prefix="p/", trouble=lambda: troubles.append(1))
+    runner.troubles = troubles
+    yield runner
+    await runner.abort_all(5)
+
+
+def work(name="a", *prompt):
+    return link_pb2.Submit(request_id=name, prompt_token_ids=prompt or (1,))
+
+
+async def deltas(outbox):
+    async with asyncio.timeout(5):
+        return [delta for frame in await outbox.frames() for delta in frame.deltas]
+
+
+async def test_runs_under_its_own_id_and_answers_under_the_routers(runner, engine, outbox):
+    runner.submit(work())
+    await runner.idle()
+    assert engine.seen == ["p/a"]
+    got = await deltas(outbox)
+    assert [(each.request_id, each.finished) for each in got] == [("a", False), ("a", True)]
+    assert runner.running == 0
+
+
+@pytest.mark.parametrize(
+    ("submits", "code", "words"),
+    [
+        pytest.param([work("", 1)], CODES.INVALID_REQUEST, "no id", id="no id"),
+        pytest.param(
+            [link_pb2.Submit(request_id="a")], CODES.INVALID_REQUEST, "no tokens", id="no prompt"
+        ),
+        pytest.param(
+            [work("a", 9), work("a", 9)], CODES.INVALID_REQUEST, "running already", id="duplicate"
+        ),
+    ],
+)
+async def test_bad_submit_is_answered_not_raised(runner, engine, outbox, submits, code, words):
+    engine.scripts[9] = [None]
+    for each in submits:
+        runner.submit(each)
+    (answer,) = await deltas(outbox)
+    assert answer.finished
+    assert answer.error.code == code
+    assert words in answer.error.message
+
+
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        pytest.param([1, RuntimeError("secret")], "RuntimeError in the engine", id="raises"),
+        pytest.param([1], "without a last delta", id="just ends"),
+    ],
+)
+async def test_engine_that_breaks_its_word_fails_the_request(runner, engine, outbox, script, words):
+    engine.scripts[9] = script
+    runner.submit(work("a", 9))
+    await runner.idle()
+    *_, last = await deltas(outbox)
+    assert last.finished
+    assert last.error.code == CODES.ENGINE_FAILED
+    assert words in last.error.message
+    assert "secret" not in last.error.message
+
+
+async def test_exception_has_the_health_looked_at(runner, engine):
+    engine.scripts[9] = [RuntimeError()]
+    runner.submit(work("a", 9))
+    await runner.idle()
+    assert runner.troubles
+
+
+async def test_abort_closes_the_engines_generator_and_says_nothing(runner, engine, outbox):
+    engine.scripts[9] = [1, None]
+    runner.submit(work("a", 9))
+    await deltas(outbox)
+    assert engine.running == {"p/a"}
+    runner.abort("a")
+    runner.abort("unknown")
+    await runner.idle()
+    assert engine.running == set()
+    waiter = asyncio.create_task(outbox.frames())
+    await asyncio.sleep(0)
+    assert not waiter.done()
+    waiter.cancel()
+
+
+async def test_abort_before_the_first_step(runner, engine):
+    runner.submit(work("a", 9))
+    runner.abort("a")
+    await runner.idle()
+    assert engine.running == set()
+
+
+async def test_drain_refuses_new_ones_and_lets_the_running_ones_end(runner, engine, outbox):
+    runner.submit(work("old"))
+    runner.drain("scale down")
+    runner.submit(work("new"))
+    await runner.idle()
+    by_name = {}
+    for each in await deltas(outbox):
+        by_name[each.request_id] = each
+    assert by_name["old"].finished
+    assert not by_name["old"].HasField("error")
+    assert by_name["new"].error.code == CODES.DRAINING
+
+
+async def test_abort_all_ends_everything(runner, engine):
+    engine.scripts[9] = [None]
+    for name in "abc":
+        runner.submit(work(name, 9))
+    await asyncio.sleep(0)
+    await runner.abort_all(5)
+    assert runner.running == 0
+    assert engine.running == set()

@@ -1,0 +1,270 @@
+"""How many connections are taken, and handshakes begun, in one turn of the event loop."""
+
+import asyncio
+import contextlib
+import errno
+import socket
+import ssl
+from collections import Counter
+
+import pytest
+import trustme
+
+from serving.h2grpc import accepting
+from serving.h2grpc.accepting import Acceptor
+from tests.unit.credentials.certificates import issue
+from tests.unit.h2grpc.conftest import settled
+from tests.unit.h2grpc.raw_client import PATIENCE
+
+MANY = 50
+
+
+class Served(asyncio.Protocol):
+    """A connection that was made."""
+
+    def __init__(self, made):
+        self.transport = None
+        made.append(self)
+
+    def connection_made(self, transport):
+        self.transport = transport
+
+    def data_received(self, data):
+        self.transport.write(data)
+
+
+class Turns:
+    """Counts the turns of the loop, and what happens in each."""
+
+    def __init__(self):
+        self.now = 0
+        self.seen = Counter()
+        self._handle = None
+        self._next()
+
+    def _next(self):
+        self.now += 1
+        self._handle = asyncio.get_running_loop().call_soon(self._next)
+
+    def count(self):
+        self.seen[self.now] += 1
+
+    def stop(self):
+        self._handle.cancel()
+
+
+@pytest.fixture
+async def turns():
+    counted = Turns()
+    yield counted
+    counted.stop()
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    return issue(tmp_path_factory.mktemp("tls"), trustme.CA())
+
+
+@pytest.fixture
+def server_tls(files):
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(files.cert, files.key)
+    return context
+
+
+@pytest.fixture
+def client_tls(files):
+    return ssl.create_default_context(cafile=str(files.ca))
+
+
+@pytest.fixture
+async def listen():
+    """Starts an acceptor; gives it, its port, and the connections that it made."""
+    acceptors, made = [], []
+
+    def started(tls=None):
+        listening = socket.create_server(("127.0.0.1", 0), backlog=2 * MANY)
+        acceptor = Acceptor(listening, lambda: Served(made), tls)
+        acceptors.append(acceptor)
+        return acceptor, listening.getsockname()[1], made
+
+    yield started
+    for acceptor in acceptors:
+        acceptor.close()
+    for each in made:
+        if each.transport is not None:
+            each.transport.abort()
+
+
+@pytest.fixture
+def dial():
+    """Connects at once, while the loop does nothing."""
+    clients = []
+
+    def connected(port):
+        client = socket.create_connection(("127.0.0.1", port))
+        client.setblocking(False)
+        clients.append(client)
+        return client
+
+    yield connected
+    for client in clients:
+        client.close()
+
+
+def hello(client_tls):
+    """A client's state, and what it sends first."""
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    tls = client_tls.wrap_bio(incoming, outgoing, server_hostname="127.0.0.1")
+    with contextlib.suppress(ssl.SSLWantReadError):
+        tls.do_handshake()
+    return tls, incoming, outgoing
+
+
+async def echoed(reader, writer):
+    writer.write(b"x")
+    async with asyncio.timeout(PATIENCE):
+        return await reader.read(1)
+
+
+async def test_connections_are_taken_a_few_a_turn(listen, dial, turns, monkeypatch):
+    acceptor, port, made = listen()
+    hand_over = acceptor._hand_over
+    monkeypatch.setattr(acceptor, "_hand_over", lambda each: (turns.count(), hand_over(each)))
+    for _ in range(MANY):
+        dial(port)
+    acceptor.start()
+    await settled(lambda: len(made) == MANY and acceptor.waiting == 0)
+    # The reader's turn and the counter's may be one apart.
+    assert max(turns.seen.values()) <= 2 * accepting._AT_ONCE
+    assert sum(turns.seen.values()) == MANY
+
+
+async def test_handshakes_begin_a_few_a_turn(
+    listen, dial, turns, monkeypatch, server_tls, client_tls
+):
+    acceptor, port, made = listen(server_tls)
+    hand_over = acceptor._hand_over
+    monkeypatch.setattr(acceptor, "_hand_over", lambda each: (turns.count(), hand_over(each)))
+    for _ in range(MANY):
+        _, _, outgoing = hello(client_tls)
+        dial(port).send(outgoing.read())
+    acceptor.start()
+    await settled(lambda: sum(turns.seen.values()) == MANY)
+    assert max(turns.seen.values()) <= 2 * accepting._HANDSHAKES_AT_ONCE
+    streams = await asyncio.open_connection("127.0.0.1", port, ssl=client_tls)
+    assert await echoed(*streams) == b"x"
+    streams[1].transport.abort()
+    assert len(made) >= 1
+
+
+async def test_a_tls_client_that_says_nothing_is_dropped(listen, dial, monkeypatch, server_tls):
+    monkeypatch.setattr(accepting, "_HANDSHAKE_TIMEOUT", 0.01)
+    acceptor, port, made = listen(server_tls)
+    acceptor.start()
+    client = dial(port)
+    async with asyncio.timeout(PATIENCE):
+        assert await asyncio.get_running_loop().sock_recv(client, 1) == b""
+    assert acceptor.waiting == 0
+    assert not any(each.transport for each in made)
+
+
+async def test_plain_text_to_a_tls_port_ends_its_connection_and_no_other(
+    listen, dial, server_tls, client_tls
+):
+    acceptor, port, made = listen(server_tls)
+    acceptor.start()
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=client_tls)
+    assert await echoed(reader, writer) == b"x"
+    client = dial(port)
+    client.send(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n" * 100)
+    await settled(lambda: acceptor.waiting == 0)
+    async with asyncio.timeout(PATIENCE):
+        with contextlib.suppress(ConnectionError):
+            while await asyncio.get_running_loop().sock_recv(client, 2**16):
+                pass
+    assert await echoed(reader, writer) == b"x"
+    writer.transport.abort()
+    assert sum(each.transport is not None for each in made) == 1
+
+
+async def test_the_oldest_handshakes_make_room(listen, dial, monkeypatch, server_tls, client_tls):
+    monkeypatch.setattr(accepting, "_MOST_HANDSHAKES", 3)
+    acceptor, port, _ = listen(server_tls)
+    acceptor.start()
+    clients = []
+    for _ in range(10):
+        _, _, outgoing = hello(client_tls)
+        clients.append(dial(port))
+        clients[-1].send(outgoing.read())
+        await settled(lambda: not acceptor._silent and not acceptor._greeted)
+    await settled(lambda: acceptor.waiting == 3)
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=client_tls)
+    assert await echoed(reader, writer) == b"x"
+    writer.transport.abort()
+    loop = asyncio.get_running_loop()
+    async with asyncio.timeout(PATIENCE):
+        with contextlib.suppress(ConnectionError):
+            while await loop.sock_recv(clients[0], 2**16):
+                pass
+
+
+@pytest.mark.parametrize("code", sorted(accepting._FULL))
+async def test_without_descriptors_it_waits_and_goes_on(listen, dial, monkeypatch, code):
+    monkeypatch.setattr(accepting, "_REST", 0.01)
+    acceptor, port, made = listen()
+    listening = acceptor._listening
+    calls = []
+
+    class Full:
+        def accept(self):
+            calls.append(1)
+            if len(calls) <= 2:
+                raise OSError(code, "full")
+            return listening.accept()
+
+        def __getattr__(self, name):
+            return getattr(listening, name)
+
+    acceptor._listening = Full()
+    dial(port)
+    acceptor.start()
+    await settled(lambda: len(made) == 1)
+
+
+async def test_a_client_that_is_gone_before_it_is_taken_is_skipped(listen, dial):
+    acceptor, port, made = listen()
+    listening = acceptor._listening
+    gone = [OSError(errno.ECONNABORTED, "gone")]
+
+    class Gone:
+        def accept(self):
+            if gone:
+                raise gone.pop()
+            return listening.accept()
+
+        def __getattr__(self, name):
+            return getattr(listening, name)
+
+    acceptor._listening = Gone()
+    dial(port)
+    acceptor.start()
+    await settled(lambda: len(made) == 1)
+
+
+async def test_closing_drops_what_is_not_a_connection_yet(listen, dial, server_tls, client_tls):
+    acceptor, port, _ = listen(server_tls)
+    acceptor.start()
+    silent, begun = dial(port), dial(port)
+    _, _, outgoing = hello(client_tls)
+    begun.send(outgoing.read())
+    await settled(lambda: len(acceptor._silent) == 1 and len(acceptor._open) == 1)
+    acceptor.close()
+    acceptor.close()
+    await settled(lambda: acceptor.waiting == 0)
+    loop = asyncio.get_running_loop()
+    async with asyncio.timeout(PATIENCE):
+        for client in (silent, begun):
+            with contextlib.suppress(ConnectionError):
+                while await loop.sock_recv(client, 2**16):
+                    pass
