@@ -83,7 +83,7 @@ GROUPS: dict[str, dict[str, str]] = {
         "complete": "Complete and CompleteStream: text and token ids, echo, logprobs",
         "tokenize": "Tokenize and Detokenize: there and back",
         "unsupported": "what this server lacks (Embed): UNIMPLEMENTED, in words",
-        "key": "a wrong key and none: UNAUTHENTICATED with details",
+        "key": "a wrong key, and no key: UNAUTHENTICATED with details",
         "errors": "unknown model, bad field: code, words, ErrorInfo and BadRequest",
         "metadata": "x-request-id there and back, other metadata, binary ones",
         "deadline": "a deadline ends the call here too",

@@ -87,7 +87,7 @@ main(
     packages=("grpclib",),
     cannot={
         "grpc.compression": "it compresses nothing and accepts nothing compressed",
-        "grpc.own_limit": "it has no limit of its own",
+        "grpc.own_limit": "the client has no message size limit",
         "grpc.blocking": "asynchronous alone",
     },
 )
