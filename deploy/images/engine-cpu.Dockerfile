@@ -1,8 +1,8 @@
-# Ray's head and ranks on CPUs.
+# Ray head and ranks on CPUs; also runs a whole fleet in one container (moe-serving up).
 #   docker build -f deploy/images/engine-cpu.Dockerfile -t …/engine-cpu:0.1.0 .
-# Not built in this repository's tests: no container engine there.
-# At release: name the base by digest (PYTHON_IMAGE=…@sha256:…), and have the builder write the bill
-# of materials (docker buildx build --sbom=true --provenance=true).
+# This repository's tests do not build it: they have no container engine.
+# For a release, pin the base image by digest (PYTHON_IMAGE=…@sha256:…) and let the builder write the
+# bill of materials (docker buildx build --sbom=true --provenance=true).
 ARG PYTHON_IMAGE=docker.io/library/python:3.11-slim-bookworm
 
 FROM ${PYTHON_IMAGE} AS build
@@ -25,12 +25,13 @@ LABEL org.opencontainers.image.title="moe-serving engine for CPUs" \
       org.opencontainers.image.description="Ray and expert-parallel vLLM ranks" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.licenses="MIT"
-# KubeRay's probes call wget; vLLM's CPU build wants tcmalloc in front of the allocator.
+# KubeRay's probes call wget; vLLM's CPU build recommends tcmalloc as the allocator.
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends wget libtcmalloc-minimal4 \
     && rm -rf /var/lib/apt/lists/*
 COPY --from=build /opt/serving /opt/serving
-ENV PATH=/opt/serving/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
+# The user has no home; the chart mounts one and sets HOME.
+ENV PATH=/opt/serving/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 HOME=/tmp
 USER 1000:1000
-# KubeRay writes the command (ray start …).
+# KubeRay sets the command (ray start …).
 CMD ["moe-serving", "--help"]

@@ -1,12 +1,12 @@
-# Ray's head and ranks on NVIDIA GPUs, with DeepEP for groups that span nodes.
+# Ray head and ranks on NVIDIA GPUs, with DeepEP for groups that span nodes.
 #   docker build -f deploy/images/engine-gpu.Dockerfile -t …/engine-gpu:0.1.0 .
-#   … --build-arg DEEPEP=none   without DeepEP and the CUDA compiler: engine.allToAll must then be none
-#                               of the deepep kinds (ranks refuse them at start)
-# It takes BuildKit. Not built in this repository's tests (no container engine there), and not run on
-# GPUs. At release: name the bases by digest (PYTHON_IMAGE=…@sha256:…), and have the builder write the
-# bill of materials (docker buildx build --sbom=true --provenance=true).
+#   … --build-arg DEEPEP=none   without DeepEP and the CUDA compiler; engine.allToAll must then be
+#                               other than the deepep kinds (ranks refuse them at start)
+# Needs BuildKit. This repository's tests do not build it (they have no container engine), and it has
+# not run on GPUs. For a release, pin the base images by digest (PYTHON_IMAGE=…@sha256:…) and let the
+# builder write the bill of materials (docker buildx build --sbom=true --provenance=true).
 ARG PYTHON_IMAGE=docker.io/library/python:3.11-slim-bookworm
-# The compiler of the CUDA that PyTorch's wheels are made for: PyTorch refuses another major version.
+# The CUDA compiler of the version that PyTorch's wheels use; PyTorch refuses another major version.
 ARG CUDA_IMAGE=docker.io/nvidia/cuda:13.0.2-devel-ubuntu22.04
 ARG DEEPEP=build
 
@@ -18,16 +18,16 @@ COPY pyproject.toml README.md LICENSE ./
 COPY serving serving
 COPY deploy/models/pocket-r1 deploy/models/pocket-r1
 COPY deploy/presets deploy/presets
-# vLLM's own wheels bring CUDA's libraries, NCCL, NVSHMEM and DeepGEMM; the driver comes from the node.
+# vLLM's wheels bring the CUDA libraries, NCCL, NVSHMEM and DeepGEMM; the driver is the node's.
 RUN /opt/serving/bin/pip install '.[gpu]'
 
 FROM ${CUDA_IMAGE} AS cuda
 
-# DeepEP has no wheels: they are made here against the PyTorch and NVSHMEM of the environment above.
+# DeepEP has no wheels: this builds one against the PyTorch and NVSHMEM of the environment above.
 FROM build AS deepep-build
-# The last commit of DeepEP 1 (kernels on NVSHMEM), which has all that vLLM 0.32 calls for
-# deepep_low_latency and deepep_high_throughput. Version 2 compiles kernels when it is imported and
-# would need a CUDA compiler in the image.
+# The last commit of DeepEP 1 (kernels on NVSHMEM), which has everything that vLLM 0.32 calls for
+# deepep_low_latency and deepep_high_throughput. Version 2 compiles kernels on import and would need a
+# CUDA compiler in the image.
 ARG DEEPEP_COMMIT=73b6ea4a439ba03a695563f9fd242c8e4b02b37c
 # GPU architectures: 9.0 is Hopper (H100, H200).
 ARG TORCH_CUDA_ARCH_LIST=9.0
@@ -36,7 +36,7 @@ RUN apt-get update \
     && apt-get install --yes --no-install-recommends git g++ \
     && rm -rf /var/lib/apt/lists/*
 COPY --from=cuda /usr/local/cuda-13.0 /usr/local/cuda
-# C++ headers of CUDA 13 are in cccl; no driver is here, and linking takes its stub.
+# CUDA 13 has its C++ headers in cccl. Without a driver, linking uses its stub.
 ENV CUDA_HOME=/usr/local/cuda \
     CPATH=/usr/local/cuda/include/cccl \
     LIBRARY_PATH=/usr/local/cuda/lib64/stubs \
@@ -46,7 +46,7 @@ WORKDIR /deepep
 RUN git init --quiet \
     && git fetch --quiet --depth 1 https://github.com/deepseek-ai/DeepEP.git ${DEEPEP_COMMIT} \
     && git checkout --quiet FETCH_HEAD
-# Without NVSHMEM DeepEP would leave out the kernels between nodes and say so only in the log.
+# Without NVSHMEM, DeepEP omits the kernels between nodes and only logs it.
 RUN /opt/serving/bin/pip install setuptools==80.9.0 wheel==0.45.1 ninja==1.13.0 \
     && /opt/serving/bin/python -c 'import nvidia.nvshmem' \
     && /opt/serving/bin/pip wheel --no-deps --no-build-isolation --wheel-dir /wheels .
@@ -54,11 +54,11 @@ RUN /opt/serving/bin/pip install setuptools==80.9.0 wheel==0.45.1 ninja==1.13.0 
 FROM ${PYTHON_IMAGE} AS deepep-none
 RUN mkdir /wheels
 
-# DEEPEP says which: build or none.
+# DEEPEP selects one: build or none.
 FROM deepep-${DEEPEP} AS deepep
 
 FROM build AS environment
-# Wheels of your own, instead of or beside DeepEP's.
+# Your own wheels, in place of DeepEP's or in addition to it.
 COPY deploy/images/wheels /wheels
 COPY --from=deepep /wheels /made
 RUN find /made /wheels -name '*.whl' -exec /opt/serving/bin/pip install --no-deps {} +
@@ -69,7 +69,7 @@ LABEL org.opencontainers.image.title="moe-serving engine for GPUs" \
       org.opencontainers.image.description="Ray and expert-parallel vLLM ranks" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.licenses="MIT"
-# KubeRay's probes call wget. The one image with a compiler: Triton builds its launchers with one
+# KubeRay's probes call wget. This is the only image with a compiler: Triton compiles its launchers
 # when a kernel first runs. NCCL and NVSHMEM open RDMA devices through libibverbs, whose drivers
 # (libmlx5 and others) are in ibverbs-providers; ibverbs-utils has ibv_devinfo.
 RUN apt-get update \
@@ -80,5 +80,5 @@ COPY --from=environment /opt/serving /opt/serving
 ENV PATH=/opt/serving/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 \
     NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
 USER 1000:1000
-# KubeRay writes the command (ray start …).
+# KubeRay sets the command (ray start …).
 CMD ["moe-serving", "--help"]

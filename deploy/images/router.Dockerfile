@@ -1,8 +1,8 @@
-# Routers and the autoscaler: vLLM's OpenAI app without weights, GPU or Ray.
+# Router and autoscaler: vLLM's OpenAI server without weights, GPU or Ray.
 #   docker build -f deploy/images/router.Dockerfile -t …/router:0.1.0 .
-# Not built in this repository's tests: no container engine there.
-# At release: name the base by digest (PYTHON_IMAGE=…@sha256:…), and have the builder write the bill
-# of materials (docker buildx build --sbom=true --provenance=true).
+# This repository's tests do not build it: they have no container engine.
+# For a release, pin the base image by digest (PYTHON_IMAGE=…@sha256:…) and let the builder write the
+# bill of materials (docker buildx build --sbom=true --provenance=true).
 ARG PYTHON_IMAGE=docker.io/library/python:3.11-slim-bookworm
 
 FROM ${PYTHON_IMAGE} AS build
