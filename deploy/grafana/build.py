@@ -1,4 +1,4 @@
-"""Writes the dashboards' JSON, which Grafana imports as it is.
+"""Writes the JSON of the dashboards, which Grafana imports.
 
 python deploy/grafana/build.py            # into deploy/grafana
 python deploy/grafana/build.py --to DIR
@@ -20,11 +20,16 @@ DASHBOARDS = {
 
 
 def main() -> None:
-    """Read the command line and write."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(
         description="Write the Grafana dashboards.", allow_abbrev=False
     )
-    parser.add_argument("--to", type=Path, default=Path(__file__).parent, help="folder")
+    parser.add_argument(
+        "--to",
+        type=Path,
+        default=Path(__file__).parent,
+        help="directory (default: that of this file)",
+    )
     folder = parser.parse_args().to
     for name, dashboard in DASHBOARDS.items():
         text = JSONEncoder(sort_keys=True, indent=2).encode(dashboard.build())

@@ -1,4 +1,4 @@
-"""Experts and speculation: who computes how much, and what drafting is worth."""
+"""The experts dashboard: load of experts and ranks, and the gain of speculative decoding."""
 
 from panels import GROUP, RATE, Panel, Query, dashboard, rate_of_rank
 
@@ -21,59 +21,59 @@ _ACCEPTED = _per_group("moe_mtp_accepted_tokens_total")
 
 _BALANCE = [
     Panel("Imbalance over ranks", "short", [_imbalance("ranks", _ALL, "{{group}}")],
-          "Busiest rank over the mean, mean of the MoE layers. Steps wait for the busiest: 1.5 "
-          "steady means that a third of the expert time of the others is spent waiting."),
+          "Busiest rank divided by the mean, averaged over MoE layers. Steps wait for the busiest "
+          "rank: at a steady 1.5 the others spend a third of their expert time waiting."),
     Panel("Imbalance over experts", "short", [_imbalance("experts", _ALL, "{{group}}")],
-          "Busiest expert over the mean. /fleet names the hottest ones."),
+          "Busiest expert divided by the mean. /fleet lists the busiest ones."),
     Panel("Imbalance over ranks, by layers", "short",
           [_imbalance("ranks", _BANDS, "{{group}} layers {{layers}}")],
-          "Early and late layers often differ."),
+          "Busiest rank divided by the mean; early and late layers often differ."),
     Panel("Imbalance over experts, by layers", "short",
           [_imbalance("experts", _BANDS, "{{group}} layers {{layers}}")],
-          "The same, over experts."),
+          "Busiest expert divided by the mean, by layers."),
     Panel("Expert tokens", "short",
           [Query(rate_of_rank("moe_expert_tokens_total"), "{{group}} {{rank}}")],
-          "Tokens a second that the rank's experts compute, over experts and layers."),
+          "Tokens/s computed by the rank's experts, summed over experts and layers."),
     Panel("Share of the group's expert tokens", "percentunit",
           [Query(f"{rate_of_rank('moe_expert_tokens_total')} / on (group) group_left "
                  f"sum by (group) ({rate_of_rank('moe_expert_tokens_total')} > 0)",
                  "{{group}} {{rank}}")],
-          "Even is one over the number of ranks."),
-    Panel("Slowest step over the mean", "short",
+          "With an even load: 1 divided by the number of ranks."),
+    Panel("Slowest step relative to the mean", "short",
           [Query(f"max by (group) (moe_rank_step_seconds{{{GROUP}}}) / "
                  f"avg by (group) (moe_rank_step_seconds{{{GROUP}}})", "{{group}}")],
-          "Ranks step together, so this stays near 1; if not, one rank waits elsewhere."),
+          "Ranks step together, so this is near 1; otherwise one rank waits for something else."),
 ]  # fmt: skip
 
 _SPECULATION = [
     Panel("Acceptance", "percentunit", [Query(f"{_ACCEPTED} / ({_PROPOSED} > 0)", "{{group}}")],
-          "Share of the drafted tokens that were accepted. Below about 0.5 drafting costs more than "
-          "it gives."),
+          "Share of drafted tokens that were accepted. Below about 0.5 drafting costs more than it "
+          "gains."),
     Panel("Drafted and accepted", "short",
           [Query(_PROPOSED, "{{group}} drafted"), Query(_ACCEPTED, "{{group}} accepted")],
-          "Tokens a second."),
+          "Drafted and accepted tokens/s."),
     Panel("Generated tokens that were drafted", "percentunit",
           [Query(f"{_ACCEPTED} / ({_per_group('moe_rank_generated_tokens_total')} > 0)",
                  "{{group}}")],
-          "What speculation gives: with a share s a token costs 1 - s of a step."),
+          "The gain of speculation: with a share s a token costs 1 - s of a step."),
     Panel("Acceptance by rank", "percentunit",
           [Query(f"{rate_of_rank('moe_mtp_accepted_tokens_total')} / "
                  f"({rate_of_rank('moe_mtp_proposed_tokens_total')} > 0)", "{{group}} {{rank}}")],
-          "A rank far from the others serves other kinds of requests."),
-    Panel("Generated tokens a step", "short",
+          "A rank that differs from the others serves other kinds of requests."),
+    Panel("Generated tokens per step", "short",
           [Query(f"{rate_of_rank('moe_rank_generated_tokens_total')} / "
                  f"({rate_of_rank('moe_rank_engine_steps_total')} > 0)", "{{group}} {{rank}}")],
-          "Of all requests of the rank together."),
+          "Generated tokens of a step, over all requests of the rank."),
     Panel("Step", "s",
           [Query(f"max by (group) (rate(moe_rank_busy_seconds_total{{{GROUP}}}[{RATE}])) / "
                  f"(max by (group) (rate(moe_rank_engine_steps_total{{{GROUP}}}[{RATE}])) > 0)",
                  "{{group}}")],
-          "A draft makes steps longer: compare with and without."),
+          "Duration of a step. Drafting makes steps longer: compare with and without it."),
 ]  # fmt: skip
 
 DASHBOARD = dashboard(
     "moe-serving-experts",
     "MoE serving / Experts and speculation",
-    "Who computes how much, and what drafting is worth.",
+    "Load of experts and ranks, and the gain of speculative decoding.",
     {"Experts": _BALANCE, "Multi-token prediction": _SPECULATION},
 )

@@ -1,4 +1,4 @@
-"""The fleet: what clients see, where they wait, what fails, how full the ranks are."""
+"""The fleet dashboard: latencies, queues, failures, and utilization of the ranks."""
 
 from panels import GROUP, RATE, Panel, Query, dashboard, of_rank, quantiles, rate, rate_of_rank
 
@@ -6,19 +6,19 @@ BLAMELESS = 'outcome!~"OK|CANCELLED|INVALID_REQUEST|UNAUTHENTICATED|PERMISSION_D
 
 _OVERVIEW = [
     Panel("Ready groups", "short", [Query('max(moe_groups{state="ready"})', "")],
-          "Groups that take work, as one router sees it.", stat=True),
+          "Groups that serve requests, as reported by one router.", stat=True),
     Panel("Requests", "reqps", [rate("moe_requests_total")],
-          "Requests that end, whatever the outcome.", stat=True),
+          "Requests/s that ended, with any outcome.", stat=True),
     Panel("Failed", "percentunit",
           [Query(f"sum(rate(moe_requests_total{{{BLAMELESS}}}[{RATE}])) / "
                  f"sum(rate(moe_requests_total[{RATE}]))", "")],
-          "Share of requests that failed for reasons of ours, refusals included.", stat=True),
+          "Share of requests that failed for server-side reasons, refusals included.", stat=True),
     Panel("Generated tokens", "short", [rate("moe_generated_tokens_total")],
-          "Tokens a second to clients.", stat=True),
+          "Output tokens/s to clients.", stat=True),
     Panel("In flight", "short", [Query("sum(moe_inflight_requests)", "")],
-          "Requests inside the routers, waiting ones included.", stat=True),
+          "Requests in the routers, queued ones included.", stat=True),
     Panel("Parked", "short", [Query("sum(moe_parked_requests)", "")],
-          "Requests that wait because no group is ready. Above 0: a group is needed now.",
+          "Requests that wait because no group is ready. Above 0, a group is needed now.",
           stat=True),
 ]  # fmt: skip
 
@@ -26,70 +26,72 @@ _CLIENTS = [
     Panel("Time to first token", "s",
           [*quantiles("moe_time_to_first_token_seconds", 0.5, 0.9, 0.99),
            Query(quantiles("moe_rank_time_to_first_token_seconds", 0.9)[0].expr, "p90 on the rank")],
-          "From arrival, as clients see it; the last line without the wait for a turn."),
+          "From arrival, as clients measure it; the last line excludes the wait in the queue."),
     Panel("Inter-token latency", "s",
           quantiles("moe_inter_token_latency_seconds", 0.5, 0.9, 0.99),
-          "Between tokens of a request. High: batches too large, imbalance, or a slow rank."),
+          "Time between tokens of a request. High values: large batches, imbalance, or a slow rank."),
     Panel("Duration", "s", quantiles("moe_request_seconds", 0.5, 0.9, 0.99),
-          "From arrival to end."),
+          "Time from arrival to end of a request."),
     Panel("Requests by outcome", "reqps", [rate("moe_requests_total", "outcome")],
-          "deploy/docs/errors.md explains the outcomes."),
+          "Requests/s by outcome; see deploy/docs/errors.md."),
     Panel("Tokens", "short",
           [rate("moe_prompt_tokens_total", legend="prompt"),
-           rate("moe_cached_prompt_tokens_total", legend="of it cached"),
+           rate("moe_cached_prompt_tokens_total", legend="cached prompt"),
            rate("moe_generated_tokens_total", legend="generated")],
-          "Tokens a second."),
+          "Prompt, cached and generated tokens/s."),
     Panel("Tokens by tenant", "short",
           [Query(f"topk(10, sum by (tenant, kind) (rate(moe_tenant_tokens_total[{RATE}])))",
                  "{{tenant}} {{kind}}")],
-          "The ten largest; tenants beyond telemetry.tenant_labels are other."),
+          "Tokens/s of the ten largest; tenants beyond telemetry.tenant_labels are other."),
 ]  # fmt: skip
 
 _ADMISSION = [
     Panel("Queue", "short",
           [Query("sum by (priority) (moe_admission_queue_requests)", "{{priority}}")],
-          "Requests that wait for their turn. Standing above 0: add groups."),
+          "Queued requests. If it stays above 0, add groups."),
     Panel("Wait", "s", quantiles("moe_admission_wait_seconds", 0.9, 0.99, by="priority"),
-          "Of requests that were placed; 0 for most."),
-    Panel("Seen less predicted wait", "s",
+          "Time in the queue of requests that were placed; 0 for most."),
+    Panel("Error of the predicted wait", "s",
           quantiles("moe_admission_wait_error_seconds", 0.1, 0.5, 0.9),
-          "Of requests that waited. A steady bias: admission.rate_window."),
+          "Actual minus predicted wait of queued requests. For a steady bias see "
+          "admission.rate_window."),
     Panel("Predicted wait", "s", quantiles("moe_admission_predicted_wait_seconds", 0.5, 0.9),
-          "What was promised to requests that waited."),
+          "Predicted wait of queued requests."),
     Panel("Queued tokens", "short", [Query("sum(moe_admission_queue_tokens)", "queued")],
-          "Prompt and expected output of what waits."),
+          "Prompt and expected output tokens of queued requests."),
     Panel("Refusals", "reqps", [rate("moe_admission_refusals_total", "reason")],
-          "queue_full, predicted_wait: too little fleet; the others: a tenant's quota."),
+          "Refusals/s. queue_full and predicted_wait: too few groups; the others: a tenant's quota."),
 ]  # fmt: skip
 
 _ROUTING = [
-    Panel("Picks", "reqps", [rate("moe_routing_picks_total", "reason")],
-          "What made the difference when a rank was chosen."),
+    Panel("Routing decisions", "reqps", [rate("moe_routing_picks_total", "reason")],
+          "Decisions/s by the reason for the chosen rank."),
     Panel("Choosing a rank", "s",
           [*quantiles("moe_routing_seconds", 0.5, 0.99),
            Query(f"sum by (scorer) (rate(moe_routing_scorer_seconds_total[{RATE}])) / "
                  f"ignoring (scorer) group_left sum(rate(moe_routing_seconds_count[{RATE}]))",
                  "mean in {{scorer}}")],
-          "Time of a pick, and the mean in each scorer."),
+          "Time of a decision, and its mean in each scorer."),
     Panel("Prompt tokens from caches", "percentunit",
           [Query(f"sum(rate(moe_cached_prompt_tokens_total[{RATE}])) / "
-                 f"sum(rate(moe_prompt_tokens_total[{RATE}]))", "real"),
+                 f"sum(rate(moe_prompt_tokens_total[{RATE}]))", "actual"),
            Query(f"sum(rate(moe_prefix_matched_tokens_total[{RATE}])) / "
                  f"sum(rate(moe_prompt_tokens_total[{RATE}]))", "expected by routing")],
-          "Expected far above real: caches change faster than ranks tell."),
+          "Cached share of prompt tokens. Expected far above actual: caches change faster than ranks "
+          "report."),
 ]  # fmt: skip
 
 _FAILURES = [
     Panel("Groups", "short", [Query("max by (state) (moe_groups)", "{{state}}")],
-          "As the router that sees most has it; /fleet says why."),
+          "Groups by state, from the router that sees most; /fleet has the reasons."),
     Panel("Ranks missing", "short",
           [Query(f"max by (group) (moe_ranks_expected{{{GROUP}}}) - "
                  f"max by (group) (moe_ranks_joined{{{GROUP}}})", "{{group}}")],
-          "Above 0: the gang is incomplete and gets no work."),
+          "Above 0, the group is incomplete and gets no requests."),
     Panel("Groups fenced", "short", [Query(f"sum(increase(moe_groups_fenced_total[{RATE}]))", "fenced")],
-          "Each is a lost, failed or stalled rank."),
+          "Groups taken out of service because a rank was lost, failed or stalled."),
     Panel("Resumptions", "reqps", [rate("moe_resumes_total", "way, outcome")],
-          "Requests that lost their group, and how that went."),
+          "Requests/s that lost their group, by way of resumption and outcome."),
     Panel("Gap of a resumption", "s", quantiles("moe_resume_seconds", 0.5, 0.9),
           "From the loss of the group to the next new token."),
     Panel("Link round trip", "s", [of_rank("moe_rank_link_round_trip_seconds")],
@@ -97,16 +99,16 @@ _FAILURES = [
     Panel("Age of reports", "s",
           [Query(f"time() - max by (group, rank) (moe_rank_report_timestamp_seconds{{{GROUP}}})",
                  "{{group}} {{rank}}")],
-          "Ranks report every link.load_interval; above 5 s what is shown is old."),
+          "Ranks report every link.load_interval; above 5 s the figures here are outdated."),
 ]  # fmt: skip
 
 _RANKS = [
     Panel("Running", "short", [of_rank("moe_rank_running_requests")],
-          "Requests in the engine's batch; at engine.max_num_seqs it is full."),
+          "Requests in the engine's batch, which is full at engine.max_num_seqs."),
     Panel("Waiting in the engine", "short", [of_rank("moe_rank_waiting_requests")],
-          "Above 0: the batch or the KV cache is full."),
+          "Above 0, the batch or the KV cache is full."),
     Panel("KV cache in use", "percentunit", [of_rank("moe_rank_kv_usage_ratio")],
-          "Near 1 requests are preempted."),
+          "Near 1, requests are preempted."),
     Panel("Step", "s",
           [Query(f"{rate_of_rank('moe_rank_busy_seconds_total')} / "
                  f"({rate_of_rank('moe_rank_engine_steps_total')} > 0)", "{{group}} {{rank}}")],
@@ -114,26 +116,26 @@ _RANKS = [
     Panel("Busy", "percentunit",
           [Query(rate_of_rank("moe_rank_busy_seconds_total"), "{{group}} {{rank}}")],
           "Share of time that the engine spends in steps."),
-    Panel("Tokens a step", "short",
+    Panel("Tokens per step", "short",
           [Query(f"({rate_of_rank('moe_rank_prompt_tokens_total')} + "
                  f"{rate_of_rank('moe_rank_generated_tokens_total')}) / "
                  f"({rate_of_rank('moe_rank_engine_steps_total')} > 0)", "{{group}} {{rank}}")],
-          "Prompt and generated tokens: how full the batches are."),
+          "Prompt and generated tokens of a step: how full the batches are."),
     Panel("Outstanding tokens", "short",
           [Query(f"sum by (group, rank) (moe_rank_outstanding_tokens{{{GROUP}}})",
                  "{{group}} {{rank}}")],
-          "What routing balances, of all routers."),
+          "Tokens still to be computed, over all routers; routing balances these."),
     Panel("Memory", "bytes", [of_rank("moe_rank_resident_bytes")],
-          "Resident, of the rank's processes."),
+          "Resident memory of the rank's processes."),
 ]  # fmt: skip
 
 DASHBOARD = dashboard(
     "moe-serving-fleet",
     "MoE serving / Fleet",
-    "What clients see, where they wait, what fails, how full the ranks are.",
+    "Latencies, queues, failures, and how full the ranks are.",
     {
         "Overview": _OVERVIEW,
-        "What clients see": _CLIENTS,
+        "Clients": _CLIENTS,
         "Admission": _ADMISSION,
         "Routing": _ROUTING,
         "Groups, failures, links": _FAILURES,

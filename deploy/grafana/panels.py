@@ -1,4 +1,4 @@
-"""What the dashboards are made of: panels with one look, and queries in one form."""
+"""Building blocks of the dashboards: panels of equal style, and common queries."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,12 +31,12 @@ DATASOURCE = DataSourceRef(type_val="prometheus", uid="${datasource}")
 RATE = "$__rate_interval"
 GROUP = 'group=~"$group"'
 HEIGHT, WIDTH, STAT_WIDTH = 8, 8, 4
-"""In Grafana's units; a row is 24 wide."""
+"""Panel sizes in Grafana's grid units; a row is 24 wide."""
 
 
 @dataclass(frozen=True)
 class Query:
-    """PromQL and what its lines are called."""
+    """A PromQL expression and the legend of its lines."""
 
     expr: str
     legend: str
@@ -44,18 +44,18 @@ class Query:
 
 @dataclass(frozen=True)
 class Panel:
-    """One graph, or one number if ``stat``."""
+    """A graph, or a single number if ``stat``."""
 
     title: str
     unit: str
-    """As Grafana calls it: s, reqps, short, percentunit, bytes …"""
+    """Grafana's name of the unit: s, reqps, short, percentunit, bytes, …"""
     queries: Sequence[Query]
     description: str
     stat: bool = False
 
 
 def quantiles(metric: str, *shares: float, by: str = "") -> list[Query]:
-    """Quantiles of a histogram over all routers, one line each (and for each value of ``by``)."""
+    """Return quantiles of a histogram over all routers, one line each (per value of ``by``)."""
     labels = f"le, {by}" if by else "le"
     return [
         Query(
@@ -67,7 +67,7 @@ def quantiles(metric: str, *shares: float, by: str = "") -> list[Query]:
 
 
 def rate(metric: str, by: str = "", legend: str = "", where: str = "") -> Query:
-    """Sum of a counter's rate over all routers."""
+    """Return the sum of a counter's rate over all routers."""
     grouping = f" by ({by})" if by else ""
     names = " ".join(f"{{{{{name.strip()}}}}}" for name in by.split(",") if name)
     selector = f"{{{where}}}" if where else ""
@@ -75,17 +75,17 @@ def rate(metric: str, by: str = "", legend: str = "", where: str = "") -> Query:
 
 
 def of_rank(metric: str) -> Query:
-    """An engine's figure: every router shows the same, so one of them is taken."""
+    """Return a rank's metric: the maximum over the routers, which all report the same value."""
     return Query(f"max by (group, rank) ({metric}{{{GROUP}}})", "{{group}} {{rank}}")
 
 
 def rate_of_rank(metric: str) -> str:
-    """Rate of an engine's counter."""
+    """Return the rate of a rank's counter."""
     return f"max by (group, rank) (rate({metric}{{{GROUP}}}[{RATE}]))"
 
 
 def dashboard(uid: str, title: str, description: str, rows: dict[str, list[Panel]]) -> Dashboard:
-    """Put rows of panels under each other."""
+    """Return a dashboard with rows of panels."""
     made = (
         Dashboard(title)
         .uid(uid)

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Makes a certificate authority, a certificate for the routers and one for the ranks, in the current
+# Creates a certificate authority, a certificate for the routers and one for the ranks, in the current
 # directory: ca.crt ca.key, tls.crt tls.key, rank.crt rank.key. README.md puts them into Secrets.
 #   openssl.sh FULLNAME NAMESPACE [CLUSTER-DOMAIN]
 # FULLNAME is the release's full name, the part before "-rest" in the names of its Services
@@ -34,7 +34,8 @@ certificate() {
   rm "$file.csr" "$file.ext"
 }
 
-# Every Service's name: clients use rest and grpc, the autoscaler and operators routers, ranks join.
+# The names of all Services: rest and grpc are for clients, routers for the autoscaler and operators,
+# join for ranks.
 certificate tls "$full" extendedKeyUsage=serverAuth "subjectAltName=$names"
-# Ranks show theirs to the join port; no name of it is looked at.
+# Ranks present theirs to the join port, which checks no names.
 certificate rank "$full ranks" extendedKeyUsage=clientAuth

@@ -1,6 +1,6 @@
-{{/* Annotations by which a Prometheus without the operator finds pods, as YAML or nothing:
-(dict "root" $ "port" P "scheme" S "guarded" BOOL). Not with a ServiceMonitor, which would make every
-series twice, and not where /metrics takes an API key, which annotations cannot give. */}}
+{{/* Annotations for service discovery by a Prometheus without the operator, as YAML or empty:
+(dict "root" $ "port" P "scheme" S "guarded" BOOL). Empty with a ServiceMonitor, which would
+duplicate every series, and where /metrics requires an API key, which annotations cannot carry. */}}
 {{- define "moe-serving.scrape" -}}
 {{- $v := .root.Values -}}
 {{- $open := or (not .guarded) $v.security.openMetrics $v.security.insecure -}}

@@ -4,9 +4,9 @@
 {{- default .Chart.Name .Values.nameOverride | trunc 40 | trimSuffix "-" -}}
 {{- end -}}
 
-{{/* The first part of all objects' names, at most 40 characters: Services and RayServices take names
-that begin with a letter and have no dot (RFC 1035), and a release's may have both. What is longer is
-told apart by a digest. */}}
+{{/* Prefix of all object names, at most 40 characters. Names of Services and RayServices must
+start with a letter and contain no dot (RFC 1035); release names may violate both. Longer names are
+shortened and made unique by a digest. */}}
 {{- define "moe-serving.fullname" -}}
 {{- $whole := .Values.fullnameOverride -}}
 {{- if not $whole -}}
@@ -24,15 +24,16 @@ told apart by a digest. */}}
 {{- $whole -}}
 {{- end -}}
 
-{{/* What finds the pods of a component: (dict "root" $ "component" "router"). app.kubernetes.io/name
-is not among it: KubeRay gives Ray pods its own. */}}
+{{/* Selector labels of a component's pods: (dict "root" $ "component" "router"). Without
+app.kubernetes.io/name, because KubeRay sets its own value on Ray pods. */}}
 {{- define "moe-serving.selector" -}}
 app.kubernetes.io/instance: {{ .root.Release.Name | quote }}
 app.kubernetes.io/component: {{ .component | quote }}
 {{- end -}}
 
-{{/* Labels and annotations of an object: (dict "root" $ "component" C "labels" MAP "annotations" MAP).
-What the chart itself sets wins over the maps, and they over commonLabels and commonAnnotations. */}}
+{{/* Labels and annotations of an object: (dict "root" $ "component" C "labels" MAP "annotations"
+MAP). In decreasing order of precedence: those of the chart, the maps, commonLabels and
+commonAnnotations. */}}
 {{- define "moe-serving.metadata" -}}
 {{- $own := include "moe-serving.selector" . | fromYaml -}}
 {{- $_ := set $own "app.kubernetes.io/name" (include "moe-serving.name" .root) -}}
@@ -42,7 +43,8 @@ What the chart itself sets wins over the maps, and they over commonLabels and co
 {{- include "moe-serving.marks" (merge (dict "own" $own) .) -}}
 {{- end -}}
 
-{{/* The same of a pod: no versions, so that a new chart alone restarts nothing. */}}
+{{/* Labels and annotations of a pod. They contain no versions, so that a new chart version alone
+does not restart pods. */}}
 {{- define "moe-serving.podMetadata" -}}
 {{- $own := include "moe-serving.selector" . | fromYaml -}}
 {{- $_ := set $own "app.kubernetes.io/part-of" "moe-serving" -}}
@@ -59,7 +61,7 @@ annotations:
 {{- end }}
 {{- end -}}
 
-{{/* An image: (dict "root" $ "image" .Values.image.router). */}}
+{{/* Image reference: (dict "root" $ "image" .Values.image.router). */}}
 {{- define "moe-serving.image" -}}
 {{- if .image.digest -}}
 {{ .image.repository }}@{{ .image.digest }}
@@ -77,12 +79,12 @@ imagePullSecrets:
 {{- end }}
 {{- end -}}
 
-{{/* The name under which ranks find all routers. */}}
+{{/* Host name of the Service through which ranks discover all routers. */}}
 {{- define "moe-serving.joinHost" -}}
 {{ include "moe-serving.fullname" . }}-join.{{ .Release.Namespace }}.svc.{{ .Values.clusterDomain }}
 {{- end -}}
 
-{{/* The name under which whoever operates the fleet finds all routers. */}}
+{{/* Host name of the Service through which operators and the autoscaler discover all routers. */}}
 {{- define "moe-serving.routersHost" -}}
 {{ include "moe-serving.fullname" . }}-routers.{{ .Release.Namespace }}.svc
 {{- end -}}
@@ -103,7 +105,7 @@ runAsNonRoot: true
 capabilities: {drop: [ALL]}
 {{- end -}}
 
-{{/* The model's volume and where it is mounted, for routers and ranks alike. */}}
+{{/* Volume and mount of the model, for routers and ranks. */}}
 {{- define "moe-serving.modelVolume" -}}
 {{- $volume := .Values.model.volume }}
 {{- if eq $volume.type "claim" }}
@@ -127,7 +129,8 @@ capabilities: {drop: [ALL]}
 {{- end }}
 {{- end -}}
 
-{{/* Waits for the Job that fetches the weights: (dict "root" $ "image" .Values.image.router). */}}
+{{/* Init container that waits for the Job that downloads the weights: (dict "root" $ "image"
+.Values.image.router). */}}
 {{- define "moe-serving.waitForWeights" -}}
 {{- $d := .root.Values.model.download }}
 {{- if $d.enabled }}

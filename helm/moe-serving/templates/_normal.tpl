@@ -1,10 +1,11 @@
-{{/* The form in which KubeRay writes a RayService back. The operator adds its finalizer with an update
-of the whole object, and the API server makes it the owner of every field that this update changes.
-Helm 4 applies on the server's side: a field that another owns and that is rendered differently is a
-conflict. What is rendered in the operator's form already is not changed, and Helm stays its owner. */}}
+{{/* The form in which KubeRay writes a RayService back. The operator adds its finalizer by
+updating the whole object, and the API server makes it the owner of every field that the update
+changes. Helm 4 uses server-side apply, where a field that has another owner and another value is a
+conflict. Fields that are rendered in the operator's form are not changed by its update, so Helm
+remains their owner. */}}
 
-{{/* A container's environment with each name once, as YAML: (dict "entries" LIST). The last entry of a
-name wins, at the place of the first. */}}
+{{/* Environment of a container with unique names, as YAML: (dict "entries" LIST). The last entry
+of a name takes effect, at the position of the first. */}}
 {{- define "moe-serving.environment" -}}
 {{- $names := list -}}
 {{- $last := dict -}}
@@ -17,10 +18,10 @@ name wins, at the place of the first. */}}
 {{- toYaml $result -}}
 {{- end -}}
 
-{{/* Brings a part of a RayService's spec into that form, in place: (dict "node" MAP-OR-LIST). What
-Go's "omitempty" leaves out goes (null, "", an empty list, false and 0 where the type has no third
-state), quantities are written as Kubernetes does, and the CRD's defaults of ports are filled in. An
-empty object stays: it is a pointer in Go. */}}
+{{/* Convert a part of a RayService spec to that form, in place: (dict "node" MAP-OR-LIST).
+Removes what Go's "omitempty" omits (null, "", empty lists, and false and 0 where the type is no
+pointer), writes quantities in canonical form and fills in the CRD's defaults for ports. Empty
+objects remain: they are pointers in Go. */}}
 {{- define "moe-serving.normal" -}}
 {{- $node := .node -}}
 {{- if kindIs "slice" $node -}}

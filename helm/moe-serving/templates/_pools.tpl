@@ -1,5 +1,5 @@
-{{/* A pool with everything computed, as JSON: (dict "root" $ "pool" POOL). Refuses what cannot be
-placed, with what to change. */}}
+{{/* A pool with all derived values, as JSON: (dict "root" $ "pool" POOL). Fails for layouts that
+cannot be placed and names the value to change. */}}
 {{- define "moe-serving.pool" -}}
 {{- $pool := .pool -}}
 {{- $model := .root.Values.model -}}
@@ -101,11 +101,12 @@ placed, with what to change. */}}
   "ownMinimum" (hasKey $pool "minAvailablePods") "placement" $placement "cpusPerRank" (default 1 $pool.cpusPerRank) "minAvailable" $minimum | toJson -}}
 {{- end -}}
 
-{{/* The pods that the autoscaler asked for in the running release, as JSON with replicas and maxReplicas:
-(dict "root" $ "pool" POOL). {} for other pools, without the autoscaler, at the first install, and where
-Helm renders without a cluster (helm template, Argo CD): then the pool's groups count. An upgrade that
-wrote the pool's groups back would have KubeRay delete pods with running ranks as soon as it takes the
-number over, which it does for a pool that is added and for a new operator. */}}
+{{/* Number of pods that the autoscaler has set in the running release, as JSON with replicas and
+maxReplicas: (dict "root" $ "pool" POOL). {} for other pools, without the autoscaler, at the first
+install, and when Helm renders without a cluster (helm template, Argo CD); the pool's groups apply
+then. If an upgrade reset the number to the pool's groups, KubeRay would delete pods with running
+ranks as soon as it applies the number, which it does when a pool is added and after an upgrade of
+the operator. */}}
 {{- define "moe-serving.scaledPods" -}}
 {{- $v := .root.Values -}}
 {{- $found := dict -}}

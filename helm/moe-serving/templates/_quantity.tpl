@@ -1,5 +1,5 @@
-{{/* A quantity as Kubernetes writes it (String of resource.Quantity): 0.5 is 500m, 1000m is 1, 1024Mi is
-1Gi, 1.5Gi is 1536Mi. (dict "value" NUMBER-OR-STRING "name" FIELD) */}}
+{{/* A quantity in the canonical form of Kubernetes (String of resource.Quantity): 0.5 is 500m,
+1000m is 1, 1024Mi is 1Gi, 1.5Gi is 1536Mi. (dict "value" NUMBER-OR-STRING "name" FIELD) */}}
 {{- define "moe-serving.quantity" -}}
 {{- $text := trim (kindIs "string" .value | ternary .value (toJson .value)) -}}
 {{- $form := `^([0-9]+\.?[0-9]*|\.[0-9]+)(n|u|m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei|[eE][-+]?[0-9]{1,2})?$` -}}
@@ -27,7 +27,8 @@
 {{- end -}}
 {{- end -}}
 
-{{/* digits x 10^exponent with the largest exponent that is a multiple of 3 and leaves an integer. */}}
+{{/* digits x 10^exponent, with the largest exponent that is a multiple of 3 and leaves an integer
+mantissa. */}}
 {{- define "moe-serving.decimalQuantity" -}}
 {{- $zeros := regexFind `0*$` .digits -}}
 {{- $digits := trimSuffix $zeros .digits -}}
@@ -49,8 +50,8 @@
 {{- end -}}
 {{- end -}}
 
-{{/* digits x 10^exponent x 1024^power, exponent <= 0: with the largest power of 1024 that leaves an
-integer; decimal if it is below 1024 or no integer itself. */}}
+{{/* digits x 10^exponent x 1024^power, exponent <= 0, with the largest power of 1024 that leaves
+an integer mantissa; in decimal form if the value is below 1024 or not an integer. */}}
 {{- define "moe-serving.binaryQuantity" -}}
 {{- $size := float64 .digits -}}
 {{- range until (int .power) -}}{{- $size = mulf $size 1024.0 -}}{{- end -}}

@@ -1,4 +1,4 @@
-{{/* The RayService's spec, before it is brought into the operator's form. */}}
+{{/* The RayService spec before conversion to the operator's form. */}}
 {{- define "moe-serving.rayService" -}}
 {{- $s := include "moe-serving.security" . | fromJson }}
 {{- $applications := list }}
@@ -18,9 +18,9 @@
 excludeHeadPodFromServeSvc: true
 rayClusterDeletionDelaySeconds: {{ int64 .Values.ray.deletionDelaySeconds }}
 upgradeStrategy: {type: {{ .Values.ray.upgradeStrategy | quote }}}
-# num_replicas alone changes in place; everything else in it changes the annotation of the pool's pods
-# too, and KubeRay brings up a second cluster. A further pool at the end changes nothing of the head and
-# the pools before it: KubeRay adds it to the running cluster.
+# Only num_replicas changes in place. Any other change also changes an annotation of the pool's
+# pods, so KubeRay starts a second cluster. A pool appended to the list leaves the head and the
+# other pools unchanged: KubeRay adds it to the running cluster.
 serveConfigV2: |
   {{- dict "proxy_location" "EveryNode" "http_options" (dict "host" "0.0.0.0" "port" 8000) "applications" $applications | toYaml | nindent 2 }}
 rayClusterConfig:
@@ -43,11 +43,11 @@ rayClusterConfig:
   {{- end }}
   headGroupSpec:
     rayStartParams:
-      # No rank on the head: it must outlive them.
+      # No ranks on the head: it must outlive them.
       num-cpus: "0"
       num-gpus: "0"
       dashboard-host: 0.0.0.0
-      # Nothing of ours goes through the object store; Ray would take 30 % of the memory for it.
+      # The object store is not used; by default Ray would reserve 30 % of the memory for it.
       object-store-memory: "100000000"
     template:
       metadata:
@@ -108,7 +108,8 @@ rayClusterConfig:
     {{- end }}
 {{- end -}}
 
-{{/* Whether Ray's control data is kept in a Redis: "true" or nothing. A Redis that is named is used. */}}
+{{/* "true" if Ray's control data is stored in Redis, which is the default if an address is set;
+otherwise empty. */}}
 {{- define "moe-serving.gcsFaultTolerance" -}}
 {{- $gcs := .Values.ray.gcsFaultTolerance -}}
 {{- if kindIs "bool" $gcs.enabled | ternary $gcs.enabled (ne $gcs.redisAddress "") -}}true{{- end -}}

@@ -1,11 +1,12 @@
-{{/* RDMA: which devices, and who may lock memory for them. */}}
+{{/* RDMA devices and the permission to lock memory. */}}
 
-{{/* Environment of a pool's ranks for RDMA: (dict "root" $ "pool" POOL), a YAML list or nothing.
+{{/* RDMA environment of a pool's ranks, as a YAML list or empty: (dict "root" $ "pool" POOL).
 
-NCCL_IB_HCA takes prefixes, and exact names behind a "="; NVSHMEM_HCA_LIST compares names exactly. A
-list of names is given to both, and so is a text with ports or a "=" in front, which can only mean
-names. Any other text is a prefix for NCCL; what NVSHMEM gets is then found in the pod
-(MOE_SERVING_RDMA_HCA), as it is where nothing is given. Variables of pools[].env win. */}}
+NCCL_IB_HCA accepts prefixes, and exact names after a "="; NVSHMEM_HCA_LIST accepts only exact
+names. Both get a list of names, and also a string that contains ports or starts with "=", because
+it can only contain names. Any other string is a prefix for NCCL; NVSHMEM's list is then detected in
+the pod (MOE_SERVING_RDMA_HCA), as both are if the value is unset. Variables of pools[].env take
+precedence. */}}
 {{- define "moe-serving.rdmaEnvironment" -}}
 {{- $own := default (dict) .pool.env -}}
 {{- $found := dict -}}
@@ -36,7 +37,7 @@ names. Any other text is a prefix for NCCL; what NVSHMEM gets is then found in t
 {{- end -}}
 {{- end -}}
 
-{{/* Whether a pool's pods run as root to lock memory: (dict "pool" POOL), "true" or nothing. */}}
+{{/* "true" if a pool's pods run as root to lock memory, otherwise empty: (dict "pool" POOL). */}}
 {{- define "moe-serving.memlockAsRoot" -}}
 {{- if eq (default "runtime" (default (dict) .pool.rdma).memlock) "root" -}}true{{- end -}}
 {{- end -}}
@@ -51,8 +52,9 @@ names. Any other text is a prefix for NCCL; what NVSHMEM gets is then found in t
 {{- toYaml $context -}}
 {{- end -}}
 
-{{/* Security context of a pool's containers: (dict "root" $ "pool" POOL). A capability takes effect for
-user 0 alone: other users have no ambient capabilities, and no-new-privileges keeps it so. */}}
+{{/* Security context of a pool's containers: (dict "root" $ "pool" POOL). Capabilities take
+effect only for user 0: other users have no ambient capabilities and cannot gain any under
+no-new-privileges. */}}
 {{- define "moe-serving.poolContainerSecurity" -}}
 {{- $root := include "moe-serving.memlockAsRoot" . -}}
 allowPrivilegeEscalation: false
@@ -61,8 +63,8 @@ runAsNonRoot: {{ not $root }}
 capabilities: {drop: [ALL]{{ if $root }}, add: [IPC_LOCK]{{ end }}}
 {{- end -}}
 
-{{/* Environment of the containers of a pool's ranks, and of the check that runs before them:
-(dict "root" $ "pool" POOL). */}}
+{{/* Environment of a pool's rank containers and of the fabric check: (dict "root" $ "pool" POOL).
+*/}}
 {{- define "moe-serving.poolEnvironment" -}}
 {{- $own := default (dict) .pool.env -}}
 {{- range (include "moe-serving.rayEnvironment" .root | fromYamlArray) -}}

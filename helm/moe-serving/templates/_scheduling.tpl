@@ -1,12 +1,12 @@
-{{/* Where pods go: which pools are rendered, nodes, topology, DNS, batch schedulers. */}}
+{{/* Scheduling of pods: rendered pools, nodes, topology, DNS, batch schedulers. */}}
 
-{{/* The pools as they are rendered, as a JSON list.
+{{/* The pools as rendered, as a JSON list.
 
-Ray Serve places a group on any pods that offer the pool's resource, so what all ranks of a group must
-have in common (a block of the network) has to be common to a worker group. A pool whose topology is
-required for each group is therefore written out as one pool a group, NAME-0, NAME-1 and so on: each is
-a worker group and a Serve application. "base" is the pool's name in the values. A group that is one pod
-is near itself anyway. */}}
+Ray Serve places a group on any pods that provide the pool's resource, so a property that all ranks
+of a group must share (such as a network block) must be a property of a worker group. A pool with a
+topology that is required per group is therefore rendered as one pool per group, NAME-0, NAME-1 and
+so on, each with a worker group and a Serve application. "base" is the pool's name in the values. A
+group of a single pod needs no topology. */}}
 {{- define "moe-serving.pools" -}}
 {{- $pools := list -}}
 {{- range .Values.pools -}}
@@ -34,7 +34,7 @@ is near itself anyway. */}}
 {{- $pools | toJson -}}
 {{- end -}}
 
-{{/* Nodes of a pool: (dict "root" $ "pool" POOL). nodeSelector and tolerations. */}}
+{{/* nodeSelector and tolerations of a pool: (dict "root" $ "pool" POOL). */}}
 {{- define "moe-serving.poolNodes" -}}
 {{- $given := .pool -}}
 {{- $selector := deepCopy (default (dict) $given.nodeSelector) -}}
@@ -55,7 +55,8 @@ is near itself anyway. */}}
 {{- with $result }}{{ toYaml . }}{{ end -}}
 {{- end -}}
 
-{{/* A pod on every node of a pool, for a DaemonSet: (dict "root" $ "pool" POOL). No pod affinity. */}}
+{{/* Scheduling of a DaemonSet on every node of a pool, without pod affinity: (dict "root" $
+"pool" POOL). */}}
 {{- define "moe-serving.everyPoolNode" -}}
 {{- include "moe-serving.poolNodes" . -}}
 {{- with (default (dict) .pool.affinity).nodeAffinity }}
@@ -65,8 +66,9 @@ affinity:
 {{- end -}}
 {{- end -}}
 
-{{/* Affinity of a pool's pods with their topology: (dict "root" $ "pool" POOL "component" "ranks").
-matchLabelKeys keeps the two Ray clusters of a blue/green upgrade apart (Kubernetes 1.31 or later). */}}
+{{/* Affinity of a pool's pods, including topology: (dict "root" $ "pool" POOL "component"
+"ranks"). matchLabelKeys separates the two Ray clusters of a blue/green upgrade (Kubernetes 1.31 or
+later). */}}
 {{- define "moe-serving.poolAffinity" -}}
 {{- $affinity := deepCopy (default (dict) .pool.affinity) -}}
 {{- $pods := int (include "moe-serving.pool" . | fromJson).podsPerGroup -}}
@@ -96,8 +98,8 @@ affinity:
 {{- end -}}
 {{- end -}}
 
-{{/* Everything of a pod specification that says where a pool's pods run:
-(dict "root" $ "pool" POOL "component" "ranks"). The check of the fabric has the same as the ranks. */}}
+{{/* All scheduling fields of a pool's pods: (dict "root" $ "pool" POOL "component" "ranks"). The
+fabric check uses the same as the ranks. */}}
 {{- define "moe-serving.poolPlacement" -}}
 {{- $host := (default (dict) .pool.rdma).hostNetwork -}}
 {{- if $host }}
@@ -117,8 +119,8 @@ priorityClassName: {{ . | quote }}
 {{- include "moe-serving.poolAffinity" . }}
 {{- end -}}
 
-{{/* DNS of a pod: (dict "root" $ "hostNetwork" BOOL). On the host's network ClusterFirst alone would
-mean the node's own resolver. */}}
+{{/* DNS settings of a pod: (dict "root" $ "hostNetwork" BOOL). On the host network, ClusterFirst
+would use the node's resolver. */}}
 {{- define "moe-serving.dns" -}}
 {{- $policy := .root.Values.dnsPolicy -}}
 {{- if and .hostNetwork (has $policy (list "" "ClusterFirst")) -}}
@@ -133,15 +135,15 @@ dnsConfig:
 {{- end }}
 {{- end -}}
 
-{{/* The scheduler of Ray's pods. */}}
+{{/* schedulerName of the Ray pods. */}}
 {{- define "moe-serving.schedulerName" -}}
 {{- with .Values.scheduling.schedulerName }}
 schedulerName: {{ . | quote }}
 {{- end }}
 {{- end -}}
 
-{{/* A name that ends in a pool's, at most 52 characters so that a Job's or DaemonSet's pods can add to
-it: (dict "root" $ "part" "fabric" "name" POOL). */}}
+{{/* Object name that ends with a pool's name, at most 52 characters to leave room for the
+suffixes of a Job's or DaemonSet's pods: (dict "root" $ "part" "fabric" "name" POOL). */}}
 {{- define "moe-serving.poolObject" -}}
 {{- $whole := printf "%s-%s-%s" (include "moe-serving.fullname" .root) .part .name -}}
 {{- if gt (len $whole) 52 -}}
@@ -151,8 +153,8 @@ it: (dict "root" $ "part" "fabric" "name" POOL). */}}
 {{- end -}}
 {{- end -}}
 
-{{/* A container that waits until its pod ends, for pods that are there for their node:
-(dict "root" $ "name" N "image" IMAGE). As process 1 it must ask for SIGTERM itself. */}}
+{{/* A container that sleeps until its pod is deleted, for pods of DaemonSets: (dict "root" $
+"name" N "image" IMAGE). As process 1 it must install a handler for SIGTERM. */}}
 {{- define "moe-serving.idle" -}}
 - name: {{ .name | quote }}
   image: {{ .image | quote }}
@@ -165,7 +167,7 @@ it: (dict "root" $ "part" "fabric" "name" POOL). */}}
     limits: {memory: 64Mi}
 {{- end -}}
 
-{{/* Ports of DNS, as a NetworkPolicy wants them. They are those of the pods that answer. */}}
+{{/* DNS ports for a NetworkPolicy: the ports of the DNS pods, not of their Service. */}}
 {{- define "moe-serving.dnsPorts" -}}
 {{- range .Values.networkPolicy.dnsPorts }}
 - {protocol: UDP, port: {{ . }}}

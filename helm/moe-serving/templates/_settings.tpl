@@ -1,7 +1,7 @@
-{{/* The settings file's content, computed from the values. */}}
+{{/* Contents of the settings files, computed from the values. */}}
 
-{{/* What a pool's ranks are told, as JSON: (dict "root" $ "pool" POOL). Only what ranks use: a
-change of anything else must not restart them. group.count is left out: it is num_replicas. */}}
+{{/* Settings of a pool's ranks, as JSON: (dict "root" $ "pool" POOL). Contains only settings that
+ranks use, because every change restarts them. group.count is omitted: num_replicas replaces it. */}}
 {{- define "moe-serving.rankSettings" -}}
 {{- $v := .root.Values -}}
 {{- $own := default dict $v.settings -}}
@@ -50,8 +50,8 @@ change of anything else must not restart them. group.count is left out: it is nu
 {{- $result | toJson -}}
 {{- end -}}
 
-{{/* The settings file of the routers, as YAML. The number of groups is not in it: routers take what
-joins, and need no restart when groups come and go. */}}
+{{/* Settings file of the routers, as YAML. It does not contain the number of groups: routers
+accept every group that joins and need no restart when the number changes. */}}
 {{- define "moe-serving.settings" -}}
 {{- $v := .Values -}}
 {{- $first := first (include "moe-serving.pools" . | fromJsonArray) -}}
@@ -87,7 +87,7 @@ joins, and need no restart when groups come and go. */}}
 {{- mustMergeOverwrite $result (deepCopy (default dict $v.settings)) | toYaml -}}
 {{- end -}}
 
-{{/* security as it takes effect, as JSON: insecure leaves out all secrets. */}}
+{{/* Effective security values, as JSON: with insecure, all secrets are omitted. */}}
 {{- define "moe-serving.security" -}}
 {{- $s := deepCopy .Values.security -}}
 {{- if $s.insecure -}}
@@ -97,7 +97,7 @@ joins, and need no restart when groups come and go. */}}
 {{- $_ := set $s.joinTls "enabled" false -}}
 {{- $_ := set $s.joinTls "rankSecret" "" -}}
 {{- end -}}
-{{/* Ray's token, and the key with which the autoscaler drains groups. */}}
+{{/* Ray's token, and the API key that the autoscaler uses to drain groups. */}}
 {{- $auth := .Values.ray.auth -}}
 {{- $_ := set $s "rayAuth" (and $auth.enabled (not $s.insecure)) -}}
 {{- $_ := set $s "rayToken" (ternary $auth.existingSecret "" $s.rayAuth) -}}
@@ -106,7 +106,7 @@ joins, and need no restart when groups come and go. */}}
 {{- $s | toJson -}}
 {{- end -}}
 
-{{/* The pool that the autoscaler scales, with everything computed, as JSON. */}}
+{{/* The pool that the autoscaler scales, with all derived values, as JSON. */}}
 {{- define "moe-serving.scaledPool" -}}
 {{- $name := default (first .Values.pools).name .Values.autoscaler.pool -}}
 {{- range .Values.pools -}}
@@ -116,18 +116,18 @@ joins, and need no restart when groups come and go. */}}
 {{- end -}}
 {{- end -}}
 
-{{/* Most groups of the pool that is scaled. */}}
+{{/* Maximum number of groups of the scaled pool. */}}
 {{- define "moe-serving.mostGroups" -}}
 {{- default (include "moe-serving.scaledPool" . | fromJson).maxGroups .Values.autoscaler.maxGroups | int -}}
 {{- end -}}
 
-{{/* Name of the Lease by which one autoscaler leads. */}}
+{{/* Name of the Lease for the autoscaler's leader election. */}}
 {{- define "moe-serving.lease" -}}
 {{- printf "%s-autoscaler-leader" (include "moe-serving.fullname" .) -}}
 {{- end -}}
 
-{{/* Name of the PodDisruptionBudget that the autoscaler sets: the scaled pool's, if the pool does not say
-itself how many pods must stay; else nothing. */}}
+{{/* Name of the PodDisruptionBudget that the autoscaler updates: that of the scaled pool, or
+empty if the pool sets minAvailablePods. */}}
 {{- define "moe-serving.scaledBudget" -}}
 {{- $pool := include "moe-serving.scaledPool" . | fromJson -}}
 {{- if not $pool.ownMinimum -}}
@@ -135,13 +135,13 @@ itself how many pods must stay; else nothing. */}}
 {{- end -}}
 {{- end -}}
 
-{{/* Seconds of a duration such as 15s, 1m or 500ms. */}}
+{{/* A duration such as 15s, 1m or 500ms in seconds. */}}
 {{- define "moe-serving.seconds" -}}
 {{- $number := regexFind "^[0-9]+" . | float64 -}}
 {{- mulf $number (get (dict "ms" 0.001 "s" 1.0 "m" 60.0 "h" 3600.0) (regexFind "[a-z]+$" .)) -}}
 {{- end -}}
 
-{{/* The autoscaler's settings file, as YAML. */}}
+{{/* Settings file of the autoscaler, as YAML. */}}
 {{- define "moe-serving.autoscalerSettings" -}}
 {{- $full := include "moe-serving.fullname" . -}}
 {{- $a := .Values.autoscaler -}}

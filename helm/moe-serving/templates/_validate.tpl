@@ -1,4 +1,4 @@
-{{/* What the schema cannot say about values: refused here, with what to change. */}}
+{{/* Checks that the schema cannot express. Each failure names the value to change. */}}
 {{- define "moe-serving.validate" -}}
 {{- $v := .Values -}}
 {{- $names := list -}}
@@ -71,7 +71,7 @@
 {{- end -}}
 {{- end -}}
 
-{{/* Settings that the chart computes, and the values that they come from. */}}
+{{/* Settings that the chart computes, with the values that they are computed from. */}}
 {{- $computed := dict
   "platform" "pools[].accelerator" "model.name" "model.name" "model.path" "model.path"
   "group.count" "pools[].groups" "group.data_parallel" "parallelism.data"

@@ -1,4 +1,4 @@
-{{/* All that an enabled autoscaler lacks, in one refusal with what to do about each. */}}
+{{/* Everything that an enabled autoscaler lacks, in one failure with a remedy for each. */}}
 {{- define "moe-serving.validateAutoscaler" -}}
 {{- $v := .Values -}}
 {{- $a := $v.autoscaler -}}

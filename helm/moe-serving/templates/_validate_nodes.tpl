@@ -1,4 +1,5 @@
-{{/* Contradictory values about nodes, schedulers, DNS and the fabric: refused with what to change. */}}
+{{/* Checks for contradictory values about nodes, schedulers, DNS and the fabric. Each failure
+names the value to change. */}}
 {{- define "moe-serving.validateNodes" -}}
 {{- $v := .Values -}}
 {{- $names := list -}}

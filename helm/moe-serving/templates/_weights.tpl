@@ -1,11 +1,11 @@
-{{/* The model's weights: where the head and the routers have their part, and what fetches them. */}}
+{{/* The model's weights: volumes of the head and the routers, and downloads. */}}
 
-{{/* Whether weights are fetched onto every node: "true" or nothing. */}}
+{{/* "true" if the weights are downloaded onto every node, otherwise empty. */}}
 {{- define "moe-serving.weightsOnNodes" -}}
 {{- if and .Values.model.download.enabled (eq .Values.model.volume.type "hostPath") -}}true{{- end -}}
 {{- end -}}
 
-{{/* The head reads no weights, and its node need not have the folder. */}}
+{{/* Model volume of the head, which reads no weights and whose node may lack the directory. */}}
 {{- define "moe-serving.headModelMount" -}}
 {{- if ne .Values.model.volume.type "hostPath" }}{{ include "moe-serving.modelMount" . }}{{ end -}}
 {{- end -}}
@@ -14,8 +14,9 @@
 {{- if ne .Values.model.volume.type "hostPath" }}{{ include "moe-serving.modelVolume" . }}{{ end -}}
 {{- end -}}
 
-{{/* Routers read config and tokenizer. Where the weights are on the nodes of the ranks, a router fetches
-these few megabytes into a volume of its pod. */}}
+{{/* Model volume of the routers, which read only the configuration and the tokenizer. If the
+weights are on the nodes of the ranks, a router downloads these few megabytes into a volume of its
+pod. */}}
 {{- define "moe-serving.routerModelVolume" -}}
 {{- if include "moe-serving.weightsOnNodes" . }}
 - name: model
@@ -34,8 +35,8 @@ initContainers:
 {{- end -}}
 {{- end -}}
 
-{{/* A container that fetches: (dict "root" $ "arguments" LIST "resources" MAP). The pod has volumes tmp
-and model, the latter writable for security.runAsUser. */}}
+{{/* A container that downloads weights: (dict "root" $ "arguments" LIST "resources" MAP). Its pod
+must have the volumes tmp and model; model must be writable for security.runAsUser. */}}
 {{- define "moe-serving.fetchWeights" -}}
 {{- $d := .root.Values.model.download -}}
 - name: weights
@@ -66,9 +67,9 @@ and model, the latter writable for security.runAsUser. */}}
   {{- end }}
 {{- end -}}
 
-{{/* The spec of the Job that fetches onto a claim. */}}
+{{/* Spec of the Job that downloads onto a claim. */}}
 {{- define "moe-serving.weightsJob" -}}
-# A try that is cut off is gone on with by the next.
+# Each retry continues an interrupted download.
 backoffLimit: 20
 template:
   metadata:

@@ -7,8 +7,8 @@
 - {name: HF_HUB_OFFLINE, value: "1"}
 {{- end -}}
 
-{{/* One worker group, a pool's: (dict "root" $ "pool" POOL "security" S). A replica
-is a pod; a group has several. */}}
+{{/* The worker group of a pool: (dict "root" $ "pool" POOL "security" S). Its replicas are pods;
+a group of ranks may take several. */}}
 {{- define "moe-serving.workerGroup" -}}
 {{- $root := .root -}}
 {{- $given := .pool -}}
@@ -21,7 +21,7 @@ is a pod; a group has several. */}}
   replicas: {{ int64 $pool.pods }}
   minReplicas: {{ int64 $pool.pods }}
   maxReplicas: {{ int64 $pool.maxPods }}
-  # What the CRD and the operator fill in; ray.operatorVersion says which fields they know.
+  # Defaults of the CRD and the operator; ray.operatorVersion determines which fields exist.
   numOfHosts: 1
   {{- if semverCompare ">=1.7.0-0" (printf "%s.0" $root.Values.ray.operatorVersion) }}
   priority: 0
@@ -31,7 +31,7 @@ is a pod; a group has several. */}}
     num-cpus: {{ ceil $cpus | int | quote }}
     num-gpus: {{ $pool.gpusPerPod | int | quote }}
     object-store-memory: "100000000"
-    # JSON in single quotes, as the shell, KubeRay's and Ray's own readers of it all take it.
+    # JSON in single quotes, which the shell and the parsers of KubeRay and Ray all accept.
     resources: {{ printf "'{\"pool-%s\": 1}'" $pool.name | quote }}
   template:
     metadata:
@@ -46,7 +46,7 @@ is a pod; a group has several. */}}
       {{- include "moe-serving.podMetadata" (merge (dict "labels" $labels "annotations" $annotations) $who) | nindent 6 }}
     spec:
       {{- with $root.Values.model.stream.serviceAccount }}
-      # The cloud's identity; the Kubernetes API's own token is not mounted all the same.
+      # For the cloud's workload identity; the token of the Kubernetes API is still not mounted.
       serviceAccountName: {{ . | quote }}
       {{- end }}
       automountServiceAccountToken: false
@@ -54,7 +54,7 @@ is a pod; a group has several. */}}
       {{- include "moe-serving.pullSecrets" $root | nindent 6 }}
       securityContext:
         {{- include "moe-serving.poolPodSecurity" $who | nindent 8 }}
-      # The hook below, and then the time that Ray takes to stop.
+      # Time for the hook below plus the time that Ray takes to stop.
       terminationGracePeriodSeconds: {{ add (int $root.Values.engine.drainTimeout) 45 }}
       {{- include "moe-serving.poolPlacement" $who | trim | nindent 6 }}
       {{- include "moe-serving.waitForWeights" (dict "root" $root "image" $root.Values.image.engine) | nindent 6 }}
@@ -72,7 +72,8 @@ is a pod; a group has several. */}}
           {{- end }}
           lifecycle:
             preStop:
-              # The ranks tell every router over their own links; Ray would end them without a word.
+              # Ranks announce the drain to every router over their links; Ray would kill them
+              # without notice.
               exec: {command: [moe-serving, leave, --timeout, {{ .root.Values.engine.drainTimeout | quote }}]}
           ports:
             - {name: serve, containerPort: 8000}
@@ -116,15 +117,15 @@ is a pod; a group has several. */}}
             secretName: {{ $s.joinTls.rankSecret | quote }}
             {{- else }}
             secretName: {{ $s.joinTls.existingSecret | quote }}
-            # Ranks trust the authority; the routers' key is none of their business.
+            # Ranks need only the CA certificate, not the routers' key.
             items: [{key: ca.crt, path: ca.crt}]
             {{- end }}
         {{- end }}
         {{- include "moe-serving.modelVolume" $root | nindent 8 }}
 {{- end -}}
 
-{{/* Resources of a container of a pool's ranks: (dict "root" $ "pool" POOL). Counts of extended
-resources are texts, as the API server keeps them. */}}
+{{/* Resources of a rank container of a pool: (dict "root" $ "pool" POOL). Counts of extended
+resources are strings, as the API server stores them. */}}
 {{- define "moe-serving.rankResources" -}}
 {{- $given := .pool -}}
 {{- $pool := include "moe-serving.pool" . | fromJson -}}
