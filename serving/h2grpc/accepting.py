@@ -1,8 +1,8 @@
-"""Takes connections a few at a time, and lets the costly part of TLS begin a few at a time.
+"""Accepts connections and starts TLS handshakes, a few per iteration of the event loop.
 
-asyncio's servers take all that wait in the backlog in one turn of the event loop, thousands of
-them, and answer every TLS client's greeting that has come. Each costs up to some milliseconds, and
-meanwhile no other connection is served.
+asyncio's servers accept the whole backlog, possibly thousands of connections, in one iteration and
+answer the first TLS message of each. Each handshake takes up to several milliseconds, during which
+no other connection is served.
 """
 
 import asyncio
@@ -17,22 +17,22 @@ import structlog
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 _BACKLOG = 2048
-"""Connections that the kernel takes for us; so many may come at once."""
+"""Length of the kernel's queue of connections waiting to be accepted."""
 _AT_ONCE = 8
-"""Connections that are taken in one turn."""
+"""Maximum number of connections accepted per event-loop iteration."""
 _HANDSHAKES_AT_ONCE = 2
-"""TLS handshakes that begin in one turn: a signature each."""
+"""Maximum number of TLS handshakes started per event-loop iteration; each computes a signature."""
 _MOST_HANDSHAKES = 256
-"""That have begun and not ended: the oldest makes room. Honest clients need one more message."""
+"""Maximum number of handshakes in progress; beyond that, the oldest is cancelled."""
 _HANDSHAKE_TIMEOUT = 20.0
-"""Seconds from the connection to the end of its handshake, half of it to the first byte."""
+"""Time for a client to complete the handshake, half of it for its first byte, seconds."""
 _FULL = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _REST = 1.0
-"""Seconds without taking connections when there are no descriptors left."""
+"""Pause before accepting again when file descriptors or memory run out, seconds."""
 
 
 class Acceptor:
-    """Listens on one socket."""
+    """Accepts connections on one socket."""
 
     def __init__(
         self,
@@ -40,34 +40,34 @@ class Acceptor:
         make: Callable[[], asyncio.BaseProtocol],
         tls: ssl.SSLContext | None = None,
     ) -> None:
-        """Prepare to listen.
+        """Initialize the acceptor; ``start`` begins listening.
 
         Args:
-            listening: the socket, bound; closed with the acceptor.
-            make: a connection's protocol.
-            tls: none for plain text.
+            listening: bound socket; ``close`` closes it.
+            make: factory for the protocol of a connection.
+            tls: TLS context. None: plaintext.
         """
         self._loop = asyncio.get_running_loop()
         self._listening = listening
         self._make = make
         self._tls = tls
         self._silent: dict[socket.socket, asyncio.TimerHandle] = {}
-        """TLS clients that have sent nothing, and when their time is over."""
+        """TLS clients that have not sent anything yet, with their timeouts."""
         self._greeted: deque[socket.socket] = deque()
-        """Those whose handshake may begin."""
+        """TLS clients waiting for their handshake to start."""
         self._beginning = False
         self._open: dict[asyncio.Task[None], None] = {}
-        """Connections that are not their protocol's yet; the oldest first."""
+        """Tasks that complete the handshake and create the protocol, oldest first."""
         self._resting: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
-        """Listen."""
+        """Start listening."""
         self._listening.setblocking(False)
         self._listening.listen(_BACKLOG)
         self._loop.add_reader(self._listening, self._accept)
 
     def close(self) -> None:
-        """Listen no more, and drop the connections that are not their protocol's yet."""
+        """Stop listening and close the connections that have no protocol yet."""
         if self._listening.fileno() < 0:
             return
         if self._resting is not None:
@@ -84,7 +84,7 @@ class Acceptor:
 
     @property
     def waiting(self) -> int:
-        """Connections that are not their protocol's yet."""
+        """Number of accepted connections that have no protocol yet."""
         return len(self._silent) + len(self._greeted) + len(self._open)
 
     def _accept(self) -> None:
@@ -97,7 +97,7 @@ class Acceptor:
                 if error.errno in _FULL:
                     self._rest(error)
                     return
-                continue  # it was gone before it was here
+                continue  # the client has already closed it
             client.setblocking(False)
             if self._tls is None:
                 self._hand_over(client)
@@ -107,7 +107,7 @@ class Acceptor:
                 self._loop.add_reader(client, self._heard, client)
 
     def _rest(self, error: OSError) -> None:
-        """Take no connections for a while: what is wrong does not pass in a turn."""
+        """Pause accepting connections for ``_REST`` seconds."""
         log.error("cannot take a connection", reason=str(error), pause_s=_REST)
         self._loop.remove_reader(self._listening)
         self._resting = self._loop.call_later(_REST, self._rested)
@@ -125,7 +125,7 @@ class Acceptor:
         self._loop.remove_reader(client)
 
     def _heard(self, client: socket.socket) -> None:
-        """Let a handshake wait for its turn."""
+        """Queue the client for its handshake."""
         self._hear_no_more(client)
         self._greeted.append(client)
         self._begin_soon()
@@ -161,7 +161,7 @@ class Acceptor:
                 ssl=self._tls,
                 ssl_handshake_timeout=None if self._tls is None else _HANDSHAKE_TIMEOUT / 2,
             )
-        except (OSError, TimeoutError) as error:  # of TLS among them
+        except (OSError, TimeoutError) as error:  # including TLS errors
             log.debug("a connection was not made", reason=str(error))
             client.close()
         except asyncio.CancelledError:

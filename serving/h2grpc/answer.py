@@ -1,8 +1,8 @@
-"""What a server sends on one call: headers, messages, a status; compressed where that is wanted."""
+"""The sending side of one call: headers, messages (compressed if negotiated) and status."""
 
 import asyncio
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -12,11 +12,9 @@ from h2.stream import H2Stream
 
 from serving.h2grpc.compression import ACCEPTED, MIN_BYTES, PIECE_PACKED, packed
 from serving.h2grpc.head import CONTENT_TYPE, RequestHead
+from serving.h2grpc.host import CallHost
 from serving.h2grpc.incoming import Incoming
 from serving.h2grpc.wire import Headers, Metadata, framed, headers_of, status_text
-
-if TYPE_CHECKING:
-    from serving.h2grpc.connection import Connection
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -30,7 +28,7 @@ _NOT_GRPC = b"this port speaks gRPC: POST with content-type application/grpc"
 
 
 class Answer:
-    """The server's half of a call."""
+    """The sending side of a call."""
 
     __slots__ = (
         "_aborted",
@@ -48,7 +46,7 @@ class Answer:
         "stream_id",
     )
 
-    def __init__(self, connection: "Connection", stream: H2Stream) -> None:
+    def __init__(self, connection: CallHost, stream: H2Stream) -> None:
         self.stream = stream
         self.stream_id: int = stream.stream_id
         self._connection = connection
@@ -56,38 +54,39 @@ class Answer:
         self._incoming: Incoming
         self._serialize: Callable[[Any], bytes] = _as_it_is
         self._started = False
-        """Headers are out."""
+        """Whether the headers have been sent."""
         self._ended = False
-        """Nothing more can be sent."""
+        """Whether nothing more can be sent."""
         self._aborted = False
-        """The handler has ended the call with ``abort``."""
+        """Whether the handler has called ``abort``."""
         self._room: asyncio.Future[None] | None = None
-        """The handler waits to send a message."""
+        """Set while the handler waits for flow control to send a message."""
         self._said_encoding = connection.server.encoding
-        """How the server or the handler wants messages compressed; None: as the client does."""
+        """Compression set by the server or the handler. None: same as the client's messages."""
         self._sent_encoding: str | None = None
-        """How they are, once headers are out; None: not at all."""
+        """Compression in use, valid once the headers are sent. None: uncompressed."""
         self._plain_next = False
-        """The next message is not to be compressed."""
+        """Whether to send the next message uncompressed."""
 
     async def write(self, message: Any) -> None:
-        """Send a message; returns when it is with the transport.
+        """Send a message; returns once it has been passed to the transport.
 
         Raises:
-            CancelledError: the client does not take it in the server's ``write_timeout``.
-            AbortError: the call was aborted.
+            CancelledError: the client did not read for the server's ``write_timeout``.
+            AbortError: the call has been aborted.
         """
         if not self.try_write(message):
             self._check_open()
             await self._write_slowly(message)
-        elif self._connection.crowded:
-            # Else a handler that waits for nothing keeps the loop, and fills the memory.
+        elif self._connection.output.crowded:
+            # A handler that never awaits would block the loop and exhaust memory.
             await asyncio.sleep(0)
 
     def try_write(self, message: Any) -> bool:
-        """Send a message if it can go out at once; whether it did.
+        """Send a message without blocking, and return whether it was sent.
 
-        Who has many without waiting for them should write some of them.
+        Handlers with many messages should use ``write`` for some of them so that the event loop
+        can run.
         """
         if self._ended:
             return False
@@ -95,20 +94,20 @@ class Answer:
         if not self._started:
             self._start_answer(())
         if self._sent_encoding is None:
-            return self._connection.try_send(self, framed(data))
+            return self._connection.output.try_send(self, framed(data))
         if len(data) > PIECE_PACKED:
             return False
         if len(data) >= MIN_BYTES and not self._plain_next:
             payload = _smaller(data, list(packed(data, self._sent_encoding)))
         else:
             payload = framed(data)
-        if not self._connection.try_send(self, payload):
+        if not self._connection.output.try_send(self, payload):
             return False
         self._plain_next = False
         return True
 
     def has_room(self) -> None:
-        """Let the handler try again to send."""
+        """Wake the handler to retry sending."""
         if self._room is not None and not self._room.done():
             self._room.set_result(None)
 
@@ -117,7 +116,7 @@ class Answer:
             raise grpc.aio.AbortError("the call was aborted")
 
     async def _packed(self, data: bytes) -> bytes:
-        """Return a message as it is sent; the event loop turns while it is compressed."""
+        """Return the framed message; yields to the event loop between pieces of compression."""
         plain, self._plain_next = self._plain_next, False
         if self._sent_encoding is None or plain or len(data) < MIN_BYTES:
             return framed(data)
@@ -141,19 +140,19 @@ class Answer:
             if self._ended:
                 await asyncio.sleep(0)  # this task is being cancelled
                 return
-            room = connection.room_for(self)
+            room = connection.output.room_for(self)
             if room <= 0:
                 self._room = connection.loop.create_future()
-                connection.wait_for_room(self)
+                connection.output.wait_for_room(self)
                 try:
                     await self._room
                 finally:
                     self._room = None
                 continue
-            connection.try_send(self, bytes(rest[:room]))
-            connection.had_room(self)
+            connection.output.try_send(self, bytes(rest[:room]))
+            connection.output.had_room(self)
             rest = rest[room:]
-            if connection.crowded:
+            if connection.output.crowded:
                 await asyncio.sleep(0)
 
     def _start_answer(self, metadata: Iterable[tuple[str, str | bytes]]) -> None:
@@ -167,10 +166,10 @@ class Answer:
         if encoding is not None:
             headers.append((b"grpc-encoding", encoding.encode()))
         if not self._ended:
-            self._connection.send_headers(self.stream_id, headers)
+            self._connection.output.send_headers(self.stream_id, headers)
 
     def _finish(self, code: grpc.StatusCode, details: str, trailing: Metadata = ()) -> None:
-        """Send the status; the first one counts. With metadata that cannot be sent: INTERNAL."""
+        """Send the status, unless one was sent; INTERNAL if ``trailing`` cannot be sent."""
         if self._ended:
             return
         try:
@@ -184,29 +183,29 @@ class Answer:
             trailers.append((b"grpc-message", status_text(details)))
         trailers.extend(more)
         self._ended = True
-        self._connection.send_headers(self.stream_id, trailers, end=True)
+        self._connection.output.send_headers(self.stream_id, trailers, end=True)
         if not self._incoming.whole:
-            # The client need not send the rest; it has its answer.
-            self._connection.reset(self.stream_id, ErrorCodes.NO_ERROR)
+            # Stop the client from sending its remaining messages.
+            self._connection.output.reset(self.stream_id, ErrorCodes.NO_ERROR)
 
     def _answer_http(self, status: bytes) -> None:
-        """Answer a client that does not speak gRPC."""
+        """Respond to a request that is not gRPC with an HTTP status."""
         self._ended = True
         headers = [(b":status", status), (b"content-type", b"text/plain")]
         headers.append((b"grpc-status", b"13"))
         headers.append((b"grpc-message", _NOT_GRPC))
-        self._connection.send_headers(self.stream_id, headers, end=True)
-        self._connection.reset(self.stream_id, ErrorCodes.NO_ERROR)
+        self._connection.output.send_headers(self.stream_id, headers, end=True)
+        self._connection.output.reset(self.stream_id, ErrorCodes.NO_ERROR)
 
 
 def _smaller(data: bytes, parts: list[bytes]) -> bytes:
-    """Return a message in its compressed form, which comes in parts, unless that is not smaller."""
+    """Return the framed message: ``parts`` (compressed) if smaller, else ``data``."""
     size = sum(map(len, parts))
     return framed(b"".join(parts), compressed=True) if size < len(data) else framed(data)
 
 
 def _as_it_is(message: Any) -> bytes:
-    """Return a message of a method that has no serializer."""
+    """Return a message unchanged, for methods without a serializer; it must be bytes."""
     if isinstance(message, bytes | bytearray | memoryview):
         return bytes(message)
     raise TypeError(f"without a serializer a message is bytes, not {type(message).__name__}")

@@ -1,37 +1,69 @@
-"""What a client may cost with frames that are of no use to it.
+"""Limits on useless frames per connection and on incomplete requests across all connections.
 
-HTTP/2 lets a client send without end what a server has to look at or to answer: PING, SETTINGS,
-PRIORITY, empty DATA, calls that nobody serves. Each such frame takes from a budget that time and
-use fill again; whoever overdraws it is hung up on (RFC 9113, section 10.5).
+HTTP/2 allows a client to send any number of frames that the server must process or answer: PING,
+SETTINGS, PRIORITY, empty DATA, calls to unknown methods. Each such frame costs one unit of the
+connection's budget, which is refilled over time and by sent messages. A connection that overdraws
+its budget is closed (RFC 9113, section 10.5).
 """
 
 MOST = 2048
-"""Units that a connection has at first, and at most."""
+"""Initial and maximum budget of a connection, units."""
 A_SECOND = 256
-"""Units that come back in a second."""
+"""Units refilled per second."""
 A_MESSAGE = 2
-"""And for each DATA frame that is sent: clients answer those with WINDOW_UPDATE, some with PING."""
+"""Units refilled per DATA frame sent, since clients answer with WINDOW_UPDATE and PING."""
 UNSERVED = 3
-"""Units that a call takes beside its frames that ends before a handler has its request: one for
-a method that is not there, without a message, or not of gRPC."""
+"""Additional cost of a call that ends before its handler receives the request, units: an unknown
+method, no message, or not gRPC."""
 WORTH = 256
-"""Bytes from which a DATA frame costs nothing, also if no message is complete with it."""
+"""Minimum size of a DATA frame that is free even if it completes no message, bytes."""
+MAX_PENDING_BYTES = 2**28
+"""Default limit for ``PendingBytes``, bytes."""
+
+
+class PendingBytes:
+    """Total size of incomplete requests across all connections of a server.
+
+    Limits per request and per connection are not enough: with thousands of slow clients they add
+    up.
+    """
+
+    __slots__ = ("held", "most")
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.held = 0
+
+    def take(self, size: int) -> bool:
+        """Add received bytes, unless the total would exceed the limit.
+
+        Returns:
+            Whether the bytes were added. If False, the request must be refused.
+        """
+        if self.held + size > self.most:
+            return False
+        self.held += size
+        return True
+
+    def give_back(self, size: int) -> None:
+        """Subtract bytes of a request that is complete or has ended."""
+        self.held -= size
 
 
 class Budget:
-    """One connection's."""
+    """The budget of one connection."""
 
     __slots__ = ("_at", "left", "messages")
 
     def __init__(self, now: float) -> None:
         self.left = MOST
-        """Units; whoever sees it below zero asks whether it is ``overdrawn``."""
+        """Units left before the refill. If negative, call ``overdrawn``."""
         self.messages = 0
-        """DATA frames that were sent since it was filled."""
+        """DATA frames sent since the last refill."""
         self._at = now
 
     def overdrawn(self, now: float) -> bool:
-        """Whether it is used up, with what time and messages have filled."""
+        """Refill the budget and return whether it is still negative."""
         if self.left >= 0:
             return False
         filled = int((now - self._at) * A_SECOND) + self.messages * A_MESSAGE

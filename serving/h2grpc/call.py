@@ -1,8 +1,8 @@
-"""One RPC on the server: from its headers to its status, whatever ends it first."""
+"""One RPC on the server, from request headers to status."""
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -11,27 +11,17 @@ from h2.stream import H2Stream
 
 from serving.h2grpc.context import EOF, Context
 from serving.h2grpc.head import NO_HEAD, NotGrpc, Refusal, Refused, RequestHead
+from serving.h2grpc.host import CallHost, Details
 from serving.h2grpc.incoming import Incoming
-from serving.h2grpc.wire import Headers, Metadata
-
-if TYPE_CHECKING:
-    from serving.h2grpc.connection import Connection
+from serving.h2grpc.wire import Headers
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 _Code = grpc.StatusCode
 _LATE = 1.0
-"""Seconds after its deadline at which a call is ended that has not ended by itself, with words
-of its own."""
+"""Grace period after a call's deadline before the server ends the call, seconds."""
 _TOO_MANY = Refusal(_Code.UNIMPLEMENTED, "the method takes one message, and more came")
 STOPPING = Refusal(_Code.UNAVAILABLE, "the server stops")
-
-
-class Details(NamedTuple):
-    """What interceptors see of a call; as ``grpc.HandlerCallDetails``."""
-
-    method: str
-    invocation_metadata: Metadata
 
 
 class Call(Context):
@@ -39,15 +29,15 @@ class Call(Context):
 
     __slots__ = ("_only_one", "_refusal", "_task", "_timer", "began", "served", "went_well")
 
-    def __init__(self, connection: "Connection", stream: H2Stream, headers: Headers) -> None:
+    def __init__(self, connection: CallHost, stream: H2Stream, headers: Headers) -> None:
         super().__init__(connection, stream)
         server = connection.server
         self.began = connection.loop.time()
         self.served = False
-        """A handler has its request."""
+        """Whether the handler has received the request."""
         self.went_well = False
         self._only_one = False
-        """The handler has the one message that there may be."""
+        """Whether the handler has received the one message of a unary request."""
         self._refusal: Refusal | None = None
         self._task: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -67,9 +57,11 @@ class Call(Context):
                 self._timer = connection.loop.call_at(self._deadline + _LATE, self._expire)
 
     def start(self) -> None:
-        """Run it in a task of its own, unless it is refused at once."""
+        """Start the handler in a task, unless the call is refused immediately."""
         server = self._connection.server
         refusal = self._refusal or server.refusal()
+        if refusal is None and not self._ended and not self._incoming.begin():
+            refusal = server.full
         if refusal is not None:
             self._finish(*refusal)
         if self._ended:
@@ -79,30 +71,34 @@ class Call(Context):
         server.tasks.add(self._task)
         self._task.add_done_callback(server.tasks.discard)
 
-    # -- what the connection tells ------------------------------------------------------
+    # -- called by the connection -------------------------------------------------------
 
     def feed(self, data: bytes, size: int) -> bool:
-        """Take in the bytes of a DATA frame, which count for ``size`` in flow control.
+        """Add the contents of a DATA frame.
+
+        Args:
+            data: the contents.
+            size: size of the frame in flow control, bytes.
 
         Returns:
-            Whether a message is complete with them.
+            Whether the frame completes a message.
         """
         complete = self._incoming.feed(data, size, wanted=not self._ended)
         if complete and self._only_one:
             self.end(_TOO_MANY)
         return complete
 
-    def no_more(self) -> None:
-        """The client has sent all."""
+    def half_close(self) -> None:
+        """Mark the end of the client's messages."""
         self._incoming.end()
 
-    def cut(self) -> None:
-        """The client is gone or has given up."""
+    def cancel(self) -> None:
+        """End the call because the client has reset the stream or disconnected."""
         self._ended = self._cancelled = True
         self._over()
 
     def end(self, refusal: Refusal) -> None:
-        """End the call from the server's side."""
+        """End the call with a status chosen by the server."""
         if not self._ended:
             self._cancelled = True
             self._finish(*refusal)
@@ -124,7 +120,7 @@ class Call(Context):
         except grpc.aio.AbortError:
             pass
         except asyncio.CancelledError:
-            # Somebody gave the call up: the client is told, if it is still there.
+            # The server has cancelled the task; send the client a status.
             self._cancelled = True
             if not self._ended:
                 self._finish(_Code.CANCELLED, "the server gave the call up")
@@ -134,17 +130,17 @@ class Call(Context):
             self._over()
 
     def _failed(self, error: Exception) -> None:
-        """End a call whose handler raised; with the status that it has set, if any."""
+        """End a call whose handler raised an exception; a non-OK status it has set is kept."""
         code, details = self._status
         unexpected = f"Unexpected {type(error).__name__}"
         if code is None or code is _Code.OK:
             code, details = _Code.UNKNOWN, unexpected
-        if not isinstance(error, NotImplementedError):  # methods that a servicer leaves out
+        if not isinstance(error, NotImplementedError):  # raised by generated base methods
             log.error("unhandled error in a call", method=self._head.method, exc_info=error)
         self._finish(code, details or unexpected, self._trailing)
 
     async def _serve(self, handler: Any) -> None:
-        """Give the handler what came, and send what it answers."""
+        """Run the handler and send its responses."""
         if handler.response_serializer is not None:
             self._serialize = handler.response_serializer
         if handler.request_deserializer is not None:
@@ -156,10 +152,11 @@ class Call(Context):
             given = await self._only_message()
             behaviour = handler.unary_stream or handler.unary_unary
         self.served = True
+        self._incoming.serve()
         answer = behaviour(given, self)
         if not handler.response_streaming:
             message = await answer
-            if (self._status[0] or _Code.OK) is _Code.OK:  # else there is none that counts
+            if (self._status[0] or _Code.OK) is _Code.OK:  # otherwise the message is dropped
                 await self.write(message)
         elif hasattr(answer, "__aiter__"):
             try:
@@ -169,10 +166,10 @@ class Call(Context):
                 if hasattr(answer, "aclose"):
                     await answer.aclose()
         else:
-            await answer  # it writes by itself
+            await answer  # the handler calls ``write`` itself
 
     async def _only_message(self) -> Any:
-        """Return the one message of a unary request."""
+        """Return the message of a unary request; abort the call if there is not exactly one."""
         incoming = self._incoming
         if incoming:
             message = await self.read()
@@ -197,7 +194,7 @@ class Call(Context):
         self.end(Refusal(_Code.DEADLINE_EXCEEDED, "the deadline passed"))
 
     def _over(self) -> None:
-        """Let go of everything; the task, if it still runs, is cancelled. Safe to call twice."""
+        """Release all resources and cancel the task if it is running. Idempotent."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

@@ -1,11 +1,11 @@
-"""Messages compressed with gzip or deflate, a piece at a time.
+"""Compression of messages with gzip or deflate, a piece at a time.
 
-A small message can unpack to a large one, and a large one takes long to pack: each generator here
-does one bounded piece of work an item, so that the event loop can turn in between.
+A small message may decompress to a large one, and compressing a large one takes time. The
+generators here do a bounded amount of work per item, which lets the event loop run in between.
 
-Which answers are compressed (grpc/grpc, doc/compression.md): as the handler says
-(``set_compression``), else as the server says, else as the client compresses its own messages.
-Never in a form that the client does not accept, and not where it gains nothing.
+The compression of responses (grpc/grpc, doc/compression.md) is set by the handler
+(``set_compression``), else by the server, else it is that of the client's messages. It is used only
+if the client accepts it and the result is smaller.
 """
 
 import zlib
@@ -23,48 +23,48 @@ _NAMES = {
 }
 _WINDOW_BITS = {"gzip": zlib.MAX_WBITS | 16, "deflate": zlib.MAX_WBITS}
 PIECE_PACKED = 2**15
-"""Bytes that are packed at a time: about 0.5 ms."""
+"""Input size of one compression step, bytes; takes about 0.5 ms."""
 PIECE_UNPACKED = 2**18
-"""Bytes that are unpacked at a time: about as long."""
+"""Maximum output size of one decompression step, bytes; takes about 0.5 ms."""
 MIN_BYTES = 128
-"""Shorter messages, such as most streamed tokens, are sent as they are: the form itself takes 12
-to 18 bytes, so that there is next to nothing to gain."""
+"""Minimum size of compressed messages, bytes. Shorter ones, such as most streamed tokens, gain
+almost nothing: the format adds 12 to 18 bytes."""
 _LEVEL = 3
-"""A quarter of the time of zlib's default, 6, and 8 % more bytes (JSON and source text)."""
+"""zlib's compression level: a quarter of the time of the default, 6, for 8 % more bytes (JSON)."""
 _SMALL_MEMORY = 5
 _LARGE_MEMORY = 8
-"""zlib's ``memLevel``. To clear the memory of level 8 takes 50 us, to pack 1 KiB 10 us."""
+"""zlib's ``memLevel``. At level 8, clearing the memory takes 50 us; compressing 1 KiB, 10 us."""
 
 
 class BadMessage(Exception):
-    """A message does not unpack; the text is for the peer."""
+    """A message cannot be decompressed; the error text is sent to the peer."""
 
 
 class LongMessage(BadMessage):
-    """It is over the limit when it is unpacked."""
+    """The decompressed message exceeds the limit."""
 
 
 def is_codec(encoding: str) -> bool:
-    """Return whether messages can be compressed in this way."""
+    """Return whether an encoding is a supported compression."""
     return encoding in _WINDOW_BITS
 
 
 def name_of(compression: grpc.Compression | None) -> str | None:
-    """Return the name of a way to compress as it is in headers; None for None."""
+    """Return the ``grpc-encoding`` name of a compression; None for None."""
     return None if compression is None else _NAMES[compression]
 
 
 def accepts(accept_encoding: bytes, encoding: str) -> bool:
-    """Return whether a client with this ``grpc-accept-encoding`` reads an encoding."""
+    """Return whether a client with this ``grpc-accept-encoding`` accepts an encoding."""
     return any(each.strip() == encoding.encode() for each in accept_encoding.split(b","))
 
 
 def unpacked(message: bytes, encoding: str, limit: int) -> Iterator[bytes]:
-    """Unpack a message of at most ``limit`` bytes; yields parts of it.
+    """Decompress a message to at most ``limit`` bytes, yielding it in parts.
 
     Raises:
-        LongMessage: it is longer.
-        BadMessage: it is damaged.
+        LongMessage: the decompressed message exceeds ``limit``.
+        BadMessage: the message is damaged.
     """
     engine = zlib.decompressobj(_WINDOW_BITS[encoding])
     size, rest = 0, message
@@ -83,7 +83,7 @@ def unpacked(message: bytes, encoding: str, limit: int) -> Iterator[bytes]:
 
 
 def packed(message: bytes, encoding: str) -> Iterator[bytes]:
-    """Compress a message; yields parts of its compressed form, which may be empty."""
+    """Compress a message, yielding the result in parts, which may be empty."""
     memory = _SMALL_MEMORY if len(message) <= PIECE_PACKED else _LARGE_MEMORY
     engine = zlib.compressobj(_LEVEL, zlib.DEFLATED, _WINDOW_BITS[encoding], memory)
     view = memoryview(message)

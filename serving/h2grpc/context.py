@@ -1,7 +1,7 @@
-"""What a handler sees of its call: the methods of ``grpc.aio.ServicerContext``."""
+"""The context passed to handlers, with the methods of ``grpc.aio.ServicerContext``."""
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 import grpc
 import grpc.aio
@@ -10,18 +10,16 @@ from h2.stream import H2Stream
 from serving.h2grpc.answer import Answer
 from serving.h2grpc.compression import name_of
 from serving.h2grpc.head import status_code
+from serving.h2grpc.host import CallHost
 from serving.h2grpc.incoming import Faulty
 from serving.h2grpc.peer import IDENTITY_KEYS
 from serving.h2grpc.wire import Metadata
-
-if TYPE_CHECKING:
-    from serving.h2grpc.connection import Connection
 
 EOF: Any = getattr(grpc.aio, "EOF")  # noqa: B009  missing in grpc's type stubs
 
 
 class Context(Answer):
-    """One call, to its handler; ``write`` and ``try_write`` are the answer's."""
+    """The handler's view of a call; ``write`` and ``try_write`` are inherited from ``Answer``."""
 
     __slots__ = (
         "_call_done",
@@ -32,7 +30,7 @@ class Context(Answer):
         "_trailing",
     )
 
-    def __init__(self, connection: "Connection", stream: H2Stream) -> None:
+    def __init__(self, connection: CallHost, stream: H2Stream) -> None:
         super().__init__(connection, stream)
         self._decode: Callable[[bytes], Any] = bytes
         self._deadline: float | None = None
@@ -44,7 +42,7 @@ class Context(Answer):
     # -- the client ---------------------------------------------------------------------
 
     def invocation_metadata(self) -> Metadata:
-        """Return what the client sent along."""
+        """Return the client's metadata."""
         return self._head.metadata
 
     def peer(self) -> str:
@@ -52,46 +50,46 @@ class Context(Answer):
         return self._connection.peer
 
     def auth_context(self) -> Mapping[str, Iterable[bytes]]:
-        """Return what TLS says of the connection and its client, by gRPC's names."""
+        """Return the TLS properties of the connection and the client, by gRPC's names."""
         return self._connection.auth_context()
 
     def peer_identity_key(self) -> str | None:
-        """Return which item of ``auth_context`` names the client; None: TLS does not."""
+        """Return the key of ``auth_context`` that identifies the client, or None."""
         known = self._connection.auth_context()
         return next((key for key in IDENTITY_KEYS if key in known), None)
 
     def peer_identities(self) -> Iterable[bytes] | None:
-        """Return the client's names; None if it has shown no certificate."""
+        """Return the client's identities, or None without a client certificate."""
         key = self.peer_identity_key()
         return None if key is None else self._connection.auth_context()[key]
 
     # -- the call's life ----------------------------------------------------------------
 
     def time_remaining(self) -> float | None:
-        """Return the seconds until the client's deadline; none if it has none."""
+        """Return the time to the client's deadline, seconds, or None without a deadline."""
         if self._deadline is None:
             return None
         return max(self._deadline - self._connection.loop.time(), 0.0)
 
     def cancelled(self) -> bool:
-        """Whether the client, or the server, has given the call up."""
+        """Return whether the call has been cancelled by the client or the server."""
         return self._cancelled
 
     def done(self) -> bool:
-        """Whether nothing more can be sent."""
+        """Return whether the call has ended, so that nothing can be sent."""
         return self._ended
 
     def add_done_callback(self, callback: Callable[[Any], object]) -> None:
-        """Call back when the call is over."""
+        """Register ``callback``, called with this context when the call has ended."""
         self._call_done.append(callback)
 
     # -- metadata, status, compression --------------------------------------------------
 
     async def send_initial_metadata(self, metadata: Iterable[tuple[str, str | bytes]]) -> None:
-        """Send the headers now, with ``metadata``.
+        """Send the response headers immediately, with ``metadata``.
 
         Raises:
-            UsageError: they are out already, or the call is over.
+            UsageError: the headers have already been sent, or the call has ended.
         """
         self._check_open()
         if self._started:
@@ -99,45 +97,45 @@ class Context(Answer):
         self._start_answer(metadata)
 
     def set_trailing_metadata(self, metadata: Iterable[tuple[str, str | bytes]]) -> None:
-        """Send ``metadata`` with the status.
+        """Set the metadata to send with the status.
 
         Raises:
-            TypeError: they are no pairs.
+            TypeError: ``metadata`` is not a sequence of pairs.
         """
         self._trailing = _pairs(metadata)
 
     def trailing_metadata(self) -> Metadata:
-        """Return what was set."""
+        """Return the trailing metadata set so far."""
         return self._trailing
 
     def set_code(self, code: grpc.StatusCode | int) -> None:
-        """End with this status when the handler returns, or raises something."""
+        """Set the status code to send when the handler returns or raises an exception."""
         self._status = (status_code(code), self._status[1])
 
     def code(self) -> grpc.StatusCode | None:
-        """Return the status that was set."""
+        """Return the status code set so far, or None."""
         return self._status[0]
 
     def set_details(self, details: str) -> None:
-        """End with this message when the handler returns, or raises something with a code set."""
+        """Set the status message to send when the handler returns, or raises with a code set."""
         self._status = (self._status[0], details)
 
     def details(self) -> str:
-        """Return the message that was set."""
+        """Return the status message set so far."""
         return self._status[1]
 
     def set_compression(self, compression: grpc.Compression) -> None:
-        """Compress messages in this way if the client reads it; else send them as they are.
+        """Set the compression of messages; used if the client accepts it.
 
         Raises:
-            RuntimeError: the headers, which say so, are out.
+            RuntimeError: the headers, which announce the compression, have been sent.
         """
         if self._started:
             raise RuntimeError("the compression is set after the initial metadata was sent")
         self._said_encoding = name_of(compression)
 
     def disable_next_message_compression(self) -> None:
-        """Send the next message as it is."""
+        """Send the next message uncompressed."""
         self._plain_next = True
 
     async def abort(
@@ -146,14 +144,17 @@ class Context(Answer):
         details: str = "",
         trailing_metadata: Iterable[tuple[str, str | bytes]] = (),
     ) -> NoReturn:
-        """End the call with an error; raises, so that the handler ends, too.
+        """End the call with an error, and raise an exception to end the handler.
 
-        Without details it takes those that were set; the metadata come to those that were set.
+        Args:
+            code: the status code.
+            details: the status message. Empty: the one set by ``set_details``.
+            trailing_metadata: sent in addition to the metadata of ``set_trailing_metadata``.
 
         Raises:
-            AbortError: always, but for the following.
-            UsageError: it was called before.
-            TypeError: the metadata are no pairs.
+            AbortError: always, except in the following cases.
+            UsageError: the call has already been aborted.
+            TypeError: ``trailing_metadata`` is not a sequence of pairs.
         """
         if self._aborted:
             raise grpc.aio.UsageError("the call was aborted before")
@@ -165,7 +166,7 @@ class Context(Answer):
         raise grpc.aio.AbortError("the call was aborted")
 
     async def abort_with_status(self, status: grpc.Status) -> NoReturn:
-        """End the call with an error that comes with all that belongs to it; see ``abort``."""
+        """End the call with a ``grpc.Status``; see ``abort``."""
         await self.abort(status.code, status.details, status.trailing_metadata or ())
 
     # -- messages -----------------------------------------------------------------------

@@ -1,6 +1,6 @@
-"""Cuts what a client sends into frames; what h2 and hyperframe let pass, or judge wrongly, is here.
+"""Splits received data into frames, with checks that h2 and hyperframe lack or get wrong.
 
-Sections are those of RFC 9113.
+Section numbers refer to RFC 9113.
 """
 
 from h2.errors import ErrorCodes
@@ -23,22 +23,22 @@ class BadFrameSize(ProtocolError):
 
 
 class Frames(FrameBuffer):
-    """h2's, but a frame that is too long is known by its head; h2 first waits for all of it.
+    """h2's frame buffer, which also rejects oversized frames as soon as their header arrives.
 
-    And a block of headers is bounded as it comes, before it is decoded: that takes time for each
-    byte.
+    h2 waits for the whole frame. This class also limits the size of a header block while it
+    arrives, because decoding time grows with each byte.
     """
 
     def __init__(self, max_headers: int) -> None:
         super().__init__(server=True)
         self.unread = self._data
-        """What has come and is not a frame yet; h2 changes it in place."""
+        """Received data that has not been parsed; h2 modifies it in place."""
         self._max_headers = max_headers
         self._greeted = False
-        """The client's first frame, its SETTINGS, is here."""
+        """Whether the client's first frame (SETTINGS) has arrived."""
 
     def release(self) -> None:
-        """Drop what has come."""
+        """Discard the received data."""
         self._data.clear()
         self._headers_buffer.clear()
 
@@ -62,19 +62,19 @@ class Frames(FrameBuffer):
             raise ProtocolError("a frame's padding is longer than the frame") from error
 
     def _greet(self, head: bytearray) -> None:
-        """Check that a client begins with its settings (section 3.4)."""
+        """Check that the first frame is SETTINGS (section 3.4)."""
         if head[3] != SettingsFrame.type or head[4] & _ACK:
             raise ProtocolError("the first frame is not SETTINGS")
         self._greeted = True
 
     def _special(self, head: bytearray, length: int) -> Frame | None:
-        """Return a frame that hyperframe does not parse though it ends no connection; else None.
+        """Return a frame that hyperframe rejects but that is only a stream error, else None.
 
-        Such is a PRIORITY of another length than five (section 6.3), here without a body; and
-        WINDOW_UPDATE of a stream with an increment of 0 (section 6.9).
+        Such frames are PRIORITY with a length other than five (section 6.3), returned without a
+        body, and WINDOW_UPDATE on a stream with an increment of 0 (section 6.9).
 
         Raises:
-            BadFrameSize: an acknowledgement of settings has settings (section 6.5).
+            BadFrameSize: a SETTINGS acknowledgement is not empty (section 6.5).
         """
         stream_id = int.from_bytes(head[5:]) & 2**31 - 1
         if head[3] == SettingsFrame.type:
@@ -92,7 +92,7 @@ class Frames(FrameBuffer):
         return None
 
     def _unreserve(self, kind: int, length: int) -> None:
-        """Clear the bit of an increment that has no meaning (section 6.9)."""
+        """Clear the reserved bit of a WINDOW_UPDATE increment (section 6.9)."""
         whole = len(self._data) >= _HEAD_BYTES + length
         if kind == WindowUpdateFrame.type and length == _WINDOW_UPDATE_BYTES and whole:
             self._data[_HEAD_BYTES] &= 0x7F

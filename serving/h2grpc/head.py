@@ -1,4 +1,4 @@
-"""What a call's headers say: method, metadata, time-out, compression; or why it is not served."""
+"""Parses the request headers of a call: method, metadata, timeout, compression."""
 
 from dataclasses import dataclass
 from typing import NamedTuple, Self
@@ -10,13 +10,13 @@ from serving.h2grpc.wire import Headers, Metadata, WireError, metadata_of, timeo
 
 CONTENT_TYPE = b"application/grpc"
 _OVERHEAD = 32
-"""Bytes that a header counts for beside its name and value (RFC 9113, section 6.5.2)."""
+"""Overhead per header in the size of a header list, bytes (RFC 9113, section 6.5.2)."""
 _Code = grpc.StatusCode
 _BY_NUMBER: dict[int, grpc.StatusCode] = {each.value[0]: each for each in _Code}
 
 
 class Refusal(NamedTuple):
-    """How a call ends that is not served."""
+    """The status of a refused call."""
 
     code: grpc.StatusCode
     details: str
@@ -24,7 +24,7 @@ class Refusal(NamedTuple):
 
 
 class Refused(Exception):
-    """The headers ask for what is not served."""
+    """The call is refused with a gRPC status."""
 
     def __init__(self, code: grpc.StatusCode, details: str) -> None:
         super().__init__(details)
@@ -32,7 +32,7 @@ class Refused(Exception):
 
 
 class NotGrpc(Exception):
-    """Somebody speaks HTTP/2 and not gRPC."""
+    """The request is HTTP/2 but not gRPC; answered with an HTTP status."""
 
     def __init__(self, status: bytes) -> None:
         super().__init__()
@@ -41,24 +41,25 @@ class NotGrpc(Exception):
 
 @dataclass(frozen=True, slots=True)
 class RequestHead:
-    """A call's headers, read."""
+    """The parsed headers of a call."""
 
     method: str
     metadata: Metadata
     timeout: float | None
-    """Seconds that the client gives; none: no end."""
+    """Timeout set by the client, seconds. None: no timeout."""
     encoding: str
-    """How its messages may be compressed."""
+    """Compression of the client's messages."""
     accept_encoding: bytes
-    """How ours may be."""
+    """Compressions that the client accepts: the raw value of ``grpc-accept-encoding``."""
 
     @classmethod
     def of(cls, headers: Headers, max_bytes: int) -> Self:
-        """Read the headers, which may have ``max_bytes`` by HTTP/2's way of counting.
+        """Parse headers of at most ``max_bytes``, counted as in HTTP/2.
 
         Raises:
-            NotGrpc: they are of another protocol.
-            Refused: they are malformed, too large, or ask for what is not known.
+            NotGrpc: the request is not gRPC.
+            Refused: the headers are malformed or too large, or name an unknown compression, or the
+                timeout is zero.
         """
         fields = dict(headers)
         if fields.get(b":method") != b"POST":
@@ -90,10 +91,10 @@ class RequestHead:
         return cls(method, metadata, timeout, encoding, accepted)
 
     def answers_as(self, said: str | None) -> str | None:
-        """Return how answers are compressed; None: not at all.
+        """Return the compression of responses, or None if they are uncompressed.
 
         Args:
-            said: by the handler or the server; if neither says anything, the client's own way.
+            said: compression set by the handler or the server. None: that of the client's messages.
         """
         encoding = self.encoding if said is None else said
         if is_codec(encoding) and accepts(self.accept_encoding, encoding):
@@ -102,16 +103,16 @@ class RequestHead:
 
 
 NO_HEAD = RequestHead("", (), None, "identity", b"")
-"""Of a call whose headers cannot be read."""
+"""Placeholder for a call whose headers are refused."""
 
 
 def status_code(code: grpc.StatusCode | int) -> grpc.StatusCode:
-    """Return the status that a number stands for; UNKNOWN if there is none, as in grpc.aio."""
+    """Return the status code with this number; UNKNOWN for other numbers, as in grpc.aio."""
     return code if isinstance(code, grpc.StatusCode) else _BY_NUMBER.get(code, _Code.UNKNOWN)
 
 
 def _is_grpc(content_type: bytes) -> bool:
-    # With a format (+proto) or parameters behind it; application/grpc-web is another protocol.
+    # A format (+proto) or parameters may follow; application/grpc-web is a different protocol.
     return content_type.startswith(CONTENT_TYPE) and (
         content_type[len(CONTENT_TYPE) :][:1] in {b"", b"+", b";"}
     )

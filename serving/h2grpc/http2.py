@@ -1,6 +1,7 @@
-"""h2 as this server uses it: milder with a client's faults, bounded, cheaper with many streams.
+"""h2's connection, adapted to this server.
 
-h2's own rules hold but for what each class here says.
+Stream errors do not end the connection, more resources are bounded, and many open streams cost
+less. Each class documents how it differs from h2. Section numbers refer to RFC 9113.
 """
 
 import contextlib
@@ -36,37 +37,37 @@ from serving.h2grpc.frames import Frames
 
 _STREAM_WINDOW = 2**18
 _CONNECTION_WINDOW = 2**22
-"""Bytes that a client may send ahead of us, a stream and in all."""
+"""Flow-control windows for clients, per stream and per connection, bytes."""
 MAX_STREAMS = 2**10
-"""At once on a connection. Clients make further calls wait, or open another connection."""
+"""Maximum number of open streams per connection; clients queue further calls."""
 _MAX_RESETS = 2**12
-"""Streams that are remembered as reset by us."""
+"""Maximum number of streams remembered as reset by this server."""
 _MAX_SIZE_UPDATES = 2
-"""Of the table of headers, at the beginning of a block (RFC 7541, section 4.2)."""
+"""Maximum number of size updates of the header table per block (RFC 7541, section 4.2)."""
 _USED: dict[int, int] = {SettingCodes.HEADER_TABLE_SIZE: 2**12, SettingCodes.MAX_FRAME_SIZE: 2**14}
-"""Of what a client allows at most so much: it pays with our memory, and our time to search."""
+"""Upper bounds on client settings that cost this server memory and search time."""
 _KNOWN = frozenset(SettingCodes)
 _DEFAULT_WINDOW = 65_535
 
 _CONFIGURATION = H2Configuration(
     client_side=False,
     header_encoding=None,
-    # Ours are right; a client's are checked.
+    # Only received headers need checks.
     validate_outbound_headers=False,
     normalize_outbound_headers=False,
 )
 
 
 class _CompressionError(ProtocolError):
-    """A block of headers cannot be decoded; h2 has PROTOCOL_ERROR for that (section 4.3)."""
+    """A header block cannot be decoded (section 4.3). h2 uses PROTOCOL_ERROR."""
 
     error_code = ErrorCodes.COMPRESSION_ERROR
 
 
 class _Decoder(Decoder):
-    """hpack's, but space around a value, which gRPC's clients may send, is taken away.
+    """hpack's decoder, which also strips the white space around values that gRPC clients may send.
 
-    And a block may not consist of changes of the table's size: 16,000 fit into a frame.
+    The number of table size updates is limited: a frame can contain 16,000 of them.
     """
 
     _updates = 0
@@ -89,7 +90,7 @@ class _Decoder(Decoder):
 
 
 class _Encoder(Encoder):
-    """hpack's, without Huffman's code: for that it takes time in the square of a value's length."""
+    """hpack's encoder without Huffman coding, whose time is quadratic in a value's length."""
 
     def encode(self, headers: Iterable[Any], huffman: bool = False) -> bytes:  # noqa: FBT001, FBT002
         del huffman
@@ -97,7 +98,7 @@ class _Encoder(Encoder):
 
 
 class Http2(H2Connection):
-    """One connection's state."""
+    """The protocol state of one connection."""
 
     incoming_buffer: Frames
     _counted = 0
@@ -105,12 +106,12 @@ class Http2(H2Connection):
     def __init__(
         self, max_headers: int, *, max_streams: int = MAX_STREAMS, served: Sized = ()
     ) -> None:
-        """Begin one.
+        """Initialize the state.
 
         Args:
-            max_headers: bytes of a header list, decoded, and of its block as it comes.
-            max_streams: at once; further ones are refused.
-            served: has as many items as streams are open.
+            max_headers: maximum size of a header list and of its encoded block, bytes.
+            max_streams: maximum number of open streams; further ones are refused.
+            served: live collection with one item per open stream.
         """
         super().__init__(_CONFIGURATION)
         self.decoder = _Decoder(max_headers)
@@ -127,21 +128,21 @@ class Http2(H2Connection):
         )
         self._max_streams = max_streams
         self.refusing = False
-        """No stream is taken any more."""
+        """Whether all new streams are refused."""
         self._served = served
         self._resets: dict[int, None] = {}
-        """Streams that the client was told are reset: once is enough."""
+        """Streams for which RST_STREAM has been sent; it is sent only once."""
 
     def greet(self) -> None:
-        """Say what a client may do."""
+        """Queue SETTINGS and the WINDOW_UPDATE of the connection."""
         self.initiate_connection()
         self.increment_flow_control_window(_CONNECTION_WINDOW - _DEFAULT_WINDOW)
 
     def release(self) -> None:
-        """Let go of all that is not needed when the connection is lost.
+        """Release the resources of a closed connection.
 
-        h2's table of its own methods is a cycle: without this, each connection would wait for
-        the garbage collector, with all that it has.
+        h2's table of bound methods is a reference cycle. Unless it is broken, the memory of each
+        connection is held until the garbage collector runs.
         """
         self._frame_dispatch_table = {}
         self._header_frames = []
@@ -150,29 +151,29 @@ class Http2(H2Connection):
         self._closed_streams.clear()
         self._resets.clear()
 
-    receive = H2Connection._receive_frame  # noqa: SLF001  a call less for each frame
-    """Take in one frame of ``incoming_buffer``; raises ProtocolError where it ends the
-    connection."""
+    receive = H2Connection._receive_frame  # noqa: SLF001  saves a call per frame
+    """Process one frame of ``incoming_buffer``; raises ProtocolError for connection errors."""
 
     def fail(self, error: ProtocolError) -> bytes:
-        """Return what is to be sent before a connection ends that has broken the rules."""
+        """Return the pending bytes and the GOAWAY for a client that caused a connection error."""
         self._terminate_connection(error.error_code)
         return self.data_to_send()
 
     @property
     def open_inbound_streams(self) -> int:
-        """How many streams are open; now and then, forget those that are closed.
+        """Number of open streams; occasionally removes closed ones.
 
-        h2 counts them all for each new one.
+        h2 iterates over all streams for each new one.
         """
         if len(self.streams) > 2 * self._counted + 64:
             self._counted = super().open_inbound_streams
         return len(self._served)
 
     def _receive_headers_frame(self, frame: HeadersFrame) -> tuple[list[Frame], list[Event]]:
-        """Malformed headers end their stream (RFC 9113, section 8.1.1); in h2 the connection.
+        """Process HEADERS; reset the stream if they are malformed (section 8.1.1).
 
-        So does one stream more than there may be (section 5.1.2).
+        Streams above the maximum number are reset too (section 5.1.2). In both cases h2 ends the
+        connection.
         """
         full = self.refusing or len(self._served) >= self._max_streams
         if full and frame.stream_id not in self.streams:
@@ -185,7 +186,7 @@ class Http2(H2Connection):
             raise
         except ProtocolError as error:
             stream = self.streams.get(frame.stream_id)
-            # Others, and those with a cause (the decoder, a state), are the connection's.
+            # Subclasses and errors with a cause (decoder, state) are connection errors.
             if type(error) is not ProtocolError or error.__cause__ or not stream or not stream.open:
                 raise
             return self._fail_stream(frame)
@@ -196,7 +197,7 @@ class Http2(H2Connection):
         return answer
 
     def _receive_data_frame(self, frame: DataFrame) -> tuple[list[Frame], list[Event]]:
-        """DATA that is not as long as content-length says ends its stream (section 8.1.1)."""
+        """Process DATA; reset the stream if content-length is wrong (section 8.1.1)."""
         try:
             return super()._receive_data_frame(frame)
         except InvalidBodyLengthError:
@@ -211,7 +212,7 @@ class Http2(H2Connection):
     def _receive_priority_frame(
         self, frame: HeadersFrame | PriorityFrame
     ) -> tuple[list[Frame], list[Event]]:
-        """What is wrong with a priority concerns its stream (sections 5.3 and 6.3)."""
+        """Process PRIORITY; reset the stream on errors (sections 5.3 and 6.3)."""
         if isinstance(frame, PriorityFrame):
             if not frame.body_len:
                 return self._fail_stream(frame, ErrorCodes.FRAME_SIZE_ERROR)
@@ -222,17 +223,17 @@ class Http2(H2Connection):
     def _receive_window_update_frame(
         self, frame: WindowUpdateFrame
     ) -> tuple[list[Frame], list[Event]]:
-        """An increment of 0 on a stream ends the stream alone (section 6.9)."""
+        """Process WINDOW_UPDATE; reset a stream with an increment of 0 (section 6.9)."""
         if not frame.window_increment:
             with contextlib.suppress(StreamClosedError):
-                self._get_stream_by_id(frame.stream_id)  # raises for one that is idle, too
+                self._get_stream_by_id(frame.stream_id)  # also raises for an idle stream
             return self._fail_stream(frame)
         return super()._receive_window_update_frame(frame)
 
     def _fail_stream(
         self, frame: Frame, code: ErrorCodes = ErrorCodes.PROTOCOL_ERROR
     ) -> tuple[list[Frame], list[Event]]:
-        """End the stream of a frame that is malformed; nothing if there is none any more."""
+        """Reset the stream of a malformed frame; no-op if it is closed."""
         stream = self.streams.get(frame.stream_id)
         if stream is None or stream.closed:
             return [], []
@@ -241,7 +242,7 @@ class Http2(H2Connection):
         return stream.reset_stream(code), [reset]
 
     def _refuse(self, frame: HeadersFrame) -> list[Frame]:
-        """Refuse a stream; its headers are decoded all the same, for the table's sake."""
+        """Refuse a new stream; its headers are decoded to keep the header table in sync."""
         try:
             self.decoder.decode(frame.data, raw=True)
         except HPACKError as error:
@@ -259,21 +260,21 @@ class Http2(H2Connection):
         return [reset]
 
     def reset_stream(self, stream_id: int, error_code: ErrorCodes | int = 0) -> None:
-        """End a stream."""
+        """Reset a stream and remember it as reset."""
         super().reset_stream(stream_id, error_code)
         self._resets[stream_id] = None
 
     def _handle_data_on_closed_stream(
         self, events: list[Event], exc: StreamClosedError, frame: DataFrame
     ) -> tuple[list[Frame], list[Event]]:
-        """Reset a stream once; h2 does for each frame that was on the way."""
+        """Send RST_STREAM only once per stream; h2 sends it for each frame in flight."""
         frames, events = super()._handle_data_on_closed_stream(events, exc, frame)
         if not self._first(frame):
             frames = [each for each in frames if not isinstance(each, RstStreamFrame)]
         return frames, events
 
     def _first(self, frame: Frame) -> bool:
-        """Whether a stream was not reset before; from now on it is."""
+        """Mark the frame's stream as reset, and return True the first time."""
         if frame.stream_id in self._resets:
             return False
         self._resets[frame.stream_id] = None
@@ -282,12 +283,12 @@ class Http2(H2Connection):
         return True
 
     def _receive_goaway_frame(self, frame: GoAwayFrame) -> tuple[list[Frame], list[Event]]:
-        """A client that takes its next calls elsewhere waits for these; in h2 nothing goes on."""
+        """Ignore GOAWAY, since the client waits for running calls; h2 ends the connection."""
         del frame
         return [], []
 
     def _receive_settings_frame(self, frame: SettingsFrame) -> tuple[list[Frame], list[Event]]:
-        """Use no more than we need of what the client allows, and keep nothing else."""
+        """Process SETTINGS; cap values as in ``_USED`` and ignore unknown settings."""
         for code in tuple(frame.settings):
             if code not in _KNOWN:
                 del frame.settings[code]
@@ -297,13 +298,13 @@ class Http2(H2Connection):
                 frame.settings[code] = min(frame.settings[code], _USED[code])
         answer = super()._receive_settings_frame(frame)
         changes = self.encoder.table_size_changes
-        if len(changes) > 2:  # noqa: PLR2004  the smallest and the last are told (RFC 7541, 4.2)
+        if len(changes) > 2:  # noqa: PLR2004  the smallest and the last are sent (RFC 7541, 4.2)
             changes[:] = [min(changes), changes[-1]]
         return answer
 
 
 def _is_as_long_as_it_says(streams: dict[int, H2Stream], stream_id: int) -> bool:
-    """Return whether a request that ends with headers has as much DATA as content-length says."""
+    """Return whether the received DATA of a stream matches its content-length, if any."""
     stream = streams.get(stream_id)
     if stream is None or (expected := stream._expected_content_length) is None:  # noqa: SLF001
         return True

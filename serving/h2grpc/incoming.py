@@ -1,20 +1,20 @@
-"""What a client sends on one call: its messages, until the handler reads them."""
+"""The receiving side of one call: messages that the handler has not read yet."""
 
 import asyncio
 from collections import deque
-from typing import TYPE_CHECKING
 
 import grpc
 
 from serving.h2grpc.head import Refusal
+from serving.h2grpc.host import CallHost
 from serving.h2grpc.wire import MessageReader, MessageTooLarge, Packed, WireError
 
-if TYPE_CHECKING:
-    from serving.h2grpc.connection import Connection
+_CALL_BYTES = 2**12
+"""Approximate size of the headers and task of a call, which count as pending, bytes."""
 
 
 class Faulty(Exception):
-    """The call cannot continue: what came is not what gRPC allows."""
+    """The client violated the gRPC protocol; the call ends with ``refusal``."""
 
     def __init__(self, refusal: Refusal) -> None:
         super().__init__(refusal.details)
@@ -22,10 +22,12 @@ class Faulty(Exception):
 
 
 class Incoming:
-    """One call's requests."""
+    """The receiving side of one call."""
 
     __slots__ = (
+        "_call_bytes",
         "_connection",
+        "_held",
         "_messages",
         "_owed",
         "_reader",
@@ -35,34 +37,52 @@ class Incoming:
         "whole",
     )
 
-    def __init__(self, connection: "Connection", stream_id: int, encoding: str) -> None:
+    def __init__(self, connection: CallHost, stream_id: int, encoding: str) -> None:
         self.whole = False
-        """The client has sent its last message."""
+        """Whether the client has sent its last message."""
         self.fault: Refusal | None = None
-        """Why no more can be read."""
+        """Status with which to end the call after invalid or excessive data, or None."""
         self._connection = connection
         self._stream_id = stream_id
         self._reader = MessageReader(connection.server.max_message_bytes, encoding)
         self._messages: deque[bytes] = deque()
         self._owed = 0
-        """Bytes taken in that the client may not yet send again."""
+        """Received bytes not yet returned to the client's flow-control window."""
         self._waiting: asyncio.Future[None] | None = None
-        """The handler waits for a message."""
+        """Set while the handler waits for a message."""
+        self._call_bytes = 0
+        self._held = 0
+        """Bytes of this call counted as pending."""
 
     def __len__(self) -> int:
-        """Return how many messages wait to be read."""
+        """Return the number of unread messages."""
         return len(self._messages)
 
     @property
     def held(self) -> int:
-        """Bytes of the messages that wait, as they came."""
+        """Size of the unread messages as received (possibly compressed), bytes."""
         return sum(map(len, self._messages))
 
+    def begin(self) -> bool:
+        """Count the call as pending until ``serve``; return False if the limit is exceeded."""
+        self._call_bytes = _CALL_BYTES
+        return self._hold(_CALL_BYTES)
+
+    def serve(self) -> None:
+        """Stop counting the call itself as pending: its handler has received a request."""
+        self._call_bytes = 0
+        self._hold(self._reader.unfinished)
+
     def feed(self, data: bytes, size: int, *, wanted: bool) -> bool:
-        """Take in the bytes of a DATA frame, which count for ``size`` in flow control.
+        """Add the contents of a DATA frame.
+
+        Args:
+            data: the contents.
+            size: size of the frame in flow control, bytes.
+            wanted: whether the call still reads; otherwise the data is dropped.
 
         Returns:
-            Whether a message is complete with them.
+            Whether the frame completes a message.
         """
         messages = self._messages
         before = len(messages)
@@ -71,28 +91,33 @@ class Incoming:
                 messages.extend(self._reader.feed(data))
             except WireError as error:
                 self.fault = _refusal_of(error)
+            # Nearly all messages arrive in one frame.
+            if (self._held or not self._reader.empty) and not self._hold(
+                self._call_bytes + self._reader.unfinished
+            ):
+                self.fault = self._connection.server.full
         complete = len(messages) > before
         if messages:
-            # Until they are read: a client that sends faster than its handler reads waits.
+            # Acknowledged once the messages are read, which throttles the client.
             self._owed += size
         else:
-            self._connection.acknowledge(self._stream_id, size)
+            self._connection.output.acknowledge(self._stream_id, size)
         if messages or self.fault is not None:
             self._wake()
         return complete
 
     def end(self) -> None:
-        """Take note that the client has sent all."""
+        """Mark the end of the client's messages."""
         self.whole = True
         if not self._reader.empty and self.fault is None:
             self.fault = Refusal(grpc.StatusCode.INTERNAL, "the last message is not whole")
         self._wake()
 
     async def read(self) -> bytes | None:
-        """Return the next message, uncompressed; None at the end.
+        """Return the next message, decompressed, or None after the last one.
 
         Raises:
-            Faulty: the client broke gRPC's rules.
+            Faulty: the client violated the gRPC protocol.
         """
         while not self._messages:
             if self.fault is not None:
@@ -116,20 +141,31 @@ class Incoming:
             raise Faulty(self.fault) from error
 
     def drop(self) -> None:
-        """Let go of everything."""
+        """Discard all unread messages."""
         self._messages.clear()
+        self._hold(0)
         self._pay()
+
+    def _hold(self, size: int) -> bool:
+        """Set the number of pending bytes, or return False if the limit would be exceeded."""
+        pending, more = self._connection.server.pending, size - self._held
+        if more > 0 and not pending.take(more):
+            return False
+        if more < 0:
+            pending.give_back(-more)
+        self._held = size
+        return True
 
     async def _unpack(self, message: Packed) -> bytes:
         parts = []
         for part in self._reader.plain(message):
             parts.append(part)
-            await asyncio.sleep(0)  # many small messages can unpack to as much as a large one
+            await asyncio.sleep(0)  # many small messages may decompress to large ones
         return b"".join(parts)
 
     def _pay(self) -> None:
         owed, self._owed = self._owed, 0
-        self._connection.acknowledge(self._stream_id, owed)
+        self._connection.output.acknowledge(self._stream_id, owed)
 
     def _wake(self) -> None:
         if self._waiting is not None and not self._waiting.done():

@@ -1,4 +1,4 @@
-"""Who is at the other end of a connection, in gRPC's words."""
+"""Address and authentication context of a client, in gRPC's format."""
 
 import asyncio
 import ssl
@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 IDENTITY_KEYS = ("x509_subject_alternative_name", "x509_common_name")
-"""Items of ``auth_context`` that name a client; the first that is there counts."""
+"""Keys of ``auth_context`` that identify a client; the first one present is used."""
 _INSECURE: Mapping[str, Iterable[bytes]] = {
     "transport_security_type": [b"insecure"],
     "security_level": [b"TSI_SECURITY_NONE"],
@@ -20,7 +20,7 @@ _ALTERNATIVES = {
 
 
 def address_of(transport: asyncio.BaseTransport) -> str:
-    """Return the client's address as gRPC writes it."""
+    """Return the client's address in gRPC's format."""
     address = transport.get_extra_info("peername")
     if not isinstance(address, tuple):
         return "unknown"
@@ -29,7 +29,7 @@ def address_of(transport: asyncio.BaseTransport) -> str:
 
 
 def auth_context_of(transport: asyncio.BaseTransport) -> Mapping[str, Iterable[bytes]]:
-    """Return what TLS says of a client; its names only if it has shown a certificate."""
+    """Return the TLS properties of a client; names only if it presented a certificate."""
     tls = transport.get_extra_info("ssl_object")
     if tls is None:
         return _INSECURE

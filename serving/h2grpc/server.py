@@ -1,4 +1,4 @@
-"""Listens, knows the methods, and stops in good order."""
+"""The gRPC server: methods, interceptors, connections and graceful shutdown."""
 
 import asyncio
 import contextlib
@@ -12,23 +12,32 @@ import grpc
 import grpc.aio
 
 from serving.h2grpc.accepting import Acceptor
-from serving.h2grpc.call import STOPPING, Details
+from serving.h2grpc.budget import MAX_PENDING_BYTES, PendingBytes
+from serving.h2grpc.call import STOPPING
 from serving.h2grpc.compression import name_of
 from serving.h2grpc.connection import Connection
 from serving.h2grpc.head import Refusal
+from serving.h2grpc.host import Details
 from serving.h2grpc.http2 import MAX_STREAMS
-from serving.h2grpc.turns import Turns
+from serving.h2grpc.turns import Allowance, Turns
 
 _LAST_WORDS = 1.0
-"""Seconds for cancelled handlers to end, and for their clients to read what they were told."""
-
+"""Time for clients to confirm a GOAWAY, for cancelled handlers to end, and for clients to read the
+last data, seconds each."""
+_MAX_ENDINGS = 32
+"""Maximum number of calls of lost connections that are cancelled per event-loop iteration. The
+handlers are cleaned up in the next iteration."""
 
 _TOO_MANY_CALLS = Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many calls at once")
+FULL = Refusal(
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+    "requests that have not arrived in full take too much memory",
+)
 UNDECODABLE = Refusal(grpc.StatusCode.INVALID_ARGUMENT, "the bytes are no message of this RPC")
 
 
 class Server:
-    """Serves gRPC; takes what ``grpc.aio.Server`` takes from generated code."""
+    """A gRPC server with the methods of ``grpc.aio.Server`` that generated code calls."""
 
     def __init__(
         self,
@@ -37,51 +46,60 @@ class Server:
         max_message_bytes: int = 4 * 2**20,
         max_metadata_bytes: int = 16 * 2**10,
         max_streams: int = MAX_STREAMS,
+        max_pending_bytes: int = MAX_PENDING_BYTES,
         keepalive_time: float = 30.0,
         keepalive_timeout: float = 20.0,
         request_timeout: float = 60.0,
         write_timeout: float | None = None,
         undecodable: Refusal = UNDECODABLE,
+        full: Refusal = FULL,
         compression: grpc.Compression | None = None,
         maximum_concurrent_rpcs: int | None = None,
     ) -> None:
-        """Prepare a server.
+        """Initialize the server; ``start`` begins serving.
 
         Args:
-            interceptors: see each call first, in this order; as in grpc.aio.
-            max_message_bytes: of a request, uncompressed.
-            max_metadata_bytes: of a call's headers, by HTTP/2's way of counting.
-            max_streams: calls at once on a connection; further ones are refused unprocessed.
-            keepalive_time: seconds of silence after which a client is pinged.
-            keepalive_timeout: seconds that it has to answer.
-            request_timeout: seconds that the one message of a unary call may take to come.
-            write_timeout: seconds that a client may take to take a message; none: for ever.
-            undecodable: how calls end whose message cannot be decoded.
-            compression: of answers to clients that read it; none: as a client compresses what it
-                sends. Handlers may say otherwise.
-            maximum_concurrent_rpcs: on all connections; further ones are RESOURCE_EXHAUSTED.
+            interceptors: invoked for each call in this order, as in grpc.aio.
+            max_message_bytes: maximum uncompressed size of a request message.
+            max_metadata_bytes: maximum size of a call's headers, counted as in HTTP/2.
+            max_streams: maximum number of concurrent calls per connection; further ones are
+                refused as not processed.
+            max_pending_bytes: maximum total size of incomplete requests across all connections.
+            keepalive_time: idle time after which a client is pinged, seconds.
+            keepalive_timeout: time for the client to answer the ping, seconds.
+            request_timeout: time for the message of a unary request to arrive, seconds.
+            write_timeout: time for a client to read a message, seconds. None: no limit.
+            undecodable: status of calls whose message cannot be decoded.
+            full: status of calls that exceed ``max_pending_bytes``.
+            compression: compression of responses if the client accepts it; handlers may override
+                it. None: same as the client's messages.
+            maximum_concurrent_rpcs: maximum number of concurrent calls on all connections; further
+                ones end with RESOURCE_EXHAUSTED. None: no limit.
 
         Raises:
-            ValueError: an interceptor is none.
+            ValueError: an interceptor is not a ``grpc.aio.ServerInterceptor``.
         """
         self.max_message_bytes = max_message_bytes
         self.max_metadata_bytes = max_metadata_bytes
         self.max_streams = max_streams
+        self.pending = PendingBytes(max_pending_bytes)
         self.keepalive_time = keepalive_time
         self.keepalive_timeout = keepalive_timeout
         self.request_timeout = request_timeout
         self.write_timeout = write_timeout
         self.undecodable = undecodable
+        self.full = full
         self.encoding = name_of(compression)
         self._most_calls = maximum_concurrent_rpcs
         self.clock = time.perf_counter
         self.turns = Turns(self.clock)
+        self.endings = Allowance(_MAX_ENDINGS)
         self.connections: set[Connection] = set()
         self.tasks: set[asyncio.Task[None]] = set()
         self.stopping = False
         self._refusing = False
-        self.told = asyncio.Event()
-        """A client knows that it is to go, or is gone."""
+        self.informed = asyncio.Event()
+        """Set when a client has confirmed the shutdown or is disconnected."""
         self._deserted = asyncio.Event()
         self._deserted.set()
         self._interceptors = tuple(interceptors)
@@ -91,42 +109,50 @@ class Server:
         self._methods: dict[str, Any] = {}
         self._acceptor: Acceptor | None = None
 
-    # -- what generated code calls ------------------------------------------------------
+    # -- called by generated code -------------------------------------------------------
 
     def add_generic_rpc_handlers(self, handlers: Sequence[Any]) -> None:
-        """Serve what these find."""
+        """Register generic handlers."""
         self._generic.extend(handlers)
 
     def add_registered_method_handlers(self, service: str, handlers: Mapping[str, Any]) -> None:
-        """Serve a service's methods."""
+        """Register the methods of a service."""
         self._methods.update({f"/{service}/{name}": method for name, method in handlers.items()})
 
-    # -- life ---------------------------------------------------------------------------
+    # -- start and stop -----------------------------------------------------------------
 
     async def start(self, listening: socket.socket, tls: ssl.SSLContext | None = None) -> int:
-        """Serve on a socket that is bound; returns its port. ``tls`` must offer ALPN ``h2``."""
+        """Start serving on a bound socket.
+
+        Args:
+            listening: the socket.
+            tls: TLS context that offers ALPN ``h2``. None: plaintext.
+
+        Returns:
+            The port.
+        """
         self._acceptor = Acceptor(listening, lambda: Connection(self), tls)
         self._acceptor.start()
         port: int = listening.getsockname()[1]
         return port
 
     async def leave(self) -> None:
-        """Ask all clients that are there to take their next calls elsewhere; running ones go on.
+        """Send GOAWAY to all clients: new calls go elsewhere, running calls continue.
 
-        Returns when they know, or after a second.
+        Returns when all clients have confirmed it, or after a second.
         """
         for connection in tuple(self.connections):
             connection.go_away()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_LAST_WORDS):
                 while not all(each.refusing for each in self.connections):
-                    self.told.clear()
-                    await self.told.wait()
+                    self.informed.clear()
+                    await self.informed.wait()
 
     async def stop(self, grace: float) -> None:
-        """Take no more connections; calls get ``grace`` seconds. Safe to call twice.
+        """Stop accepting connections, and cancel calls that have not ended after ``grace`` seconds.
 
-        Calls that are on the way when it begins are served, too.
+        Calls in flight when ``stop`` is called are served. It may be called repeatedly.
         """
         self.stopping = True
         if self._acceptor is not None:
@@ -141,14 +167,14 @@ class Server:
         await self._cancel_calls()
         for connection in tuple(self.connections):
             connection.close()
-        # Closing waits for what a client has not read.
+        # Closing waits until the client has read all data.
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._deserted.wait(), _LAST_WORDS)
         for connection in tuple(self.connections):
             connection.abort()
 
     async def _served(self) -> None:
-        """Wait until all clients know, and all calls are over."""
+        """Wait until all clients have confirmed the shutdown and all calls have ended."""
         await self.leave()
         while self.tasks:
             await asyncio.wait(tuple(self.tasks))
@@ -161,22 +187,22 @@ class Server:
         if left:
             await asyncio.wait(left, timeout=_LAST_WORDS)
 
-    # -- what connections tell ----------------------------------------------------------
+    # -- called by connections ----------------------------------------------------------
 
     def connected(self, connection: Connection) -> None:
-        """Keep a connection that was made."""
+        """Register a connection."""
         self.connections.add(connection)
         self._deserted.clear()
 
     def disconnected(self, connection: Connection) -> None:
-        """Drop one that is gone."""
+        """Remove a closed connection."""
         self.connections.discard(connection)
-        self.told.set()
+        self.informed.set()
         if not self.connections:
             self._deserted.set()
 
     def refusal(self) -> Refusal | None:
-        """Return why no call is taken now; none: one is."""
+        """Return the status for new calls if none are accepted now, else None."""
         if self._refusing:
             return STOPPING
         if self._most_calls is not None and len(self.tasks) >= self._most_calls:
@@ -184,7 +210,7 @@ class Server:
         return None
 
     async def handler_of(self, details: Details) -> Any:
-        """Return the handler of a call, as the interceptors let it have one; none if none is."""
+        """Run the interceptors and return the call's handler, or None for an unknown method."""
         if not self._interceptors:
             return self._find(details)
         return await self._intercepted(0, details)
@@ -193,10 +219,10 @@ class Server:
         if index == len(self._interceptors):
             return self._find(details)
 
-        async def go_on(passed: Any) -> Any:
+        async def continuation(passed: Any) -> Any:
             return await self._intercepted(index + 1, passed)
 
-        return await self._interceptors[index].intercept_service(go_on, details)
+        return await self._interceptors[index].intercept_service(continuation, details)
 
     def _find(self, details: Any) -> Any:
         known = self._methods.get(details.method)

@@ -1,7 +1,7 @@
-"""Shares the event loop's turns among connections that have something to read.
+"""Shares the event loop fairly among connections with unread data and tasks with long steps.
 
-What one client sends in one write may take seconds to look at. A connection therefore reads a
-slice at a time; what is left waits until others, and all other work of the loop, had their turn.
+Data that a client sends in one write may take seconds to process. A connection therefore reads one
+time slice at a time and then yields to other connections and to the rest of the event loop.
 """
 
 import asyncio
@@ -11,47 +11,48 @@ from collections.abc import Callable
 from typing import Protocol
 
 SLICE = 1e-3
-"""Seconds that a connection reads at a time; what is begun, such as a frame, is ended."""
+"""Length of a connection's time slice, seconds; the last frame may exceed it."""
 TURN = 3e-3
-"""Seconds that all connections together read in one turn of the event loop."""
+"""Maximum reading time of all connections per event-loop iteration, seconds."""
 
 
 class Reader(Protocol):
-    """A connection with bytes that it has not looked at."""
+    """A connection with unread data."""
 
     def read_on(self, until: float) -> bool:
-        """Look at some, at least one piece, until the clock shows ``until``.
+        """Read at least one piece, and continue until the clock reaches ``until``.
 
         Returns:
-            Whether there is more.
+            Whether unread data is left.
         """
 
 
 class Turns:
-    """Serves the readers of one server."""
+    """Schedules the readers of one server."""
 
     __slots__ = ("_at", "_known", "_newcomers", "_others", "_scheduled", "_spent", "clock")
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         self.clock = clock
         self._spent = 0.0
-        """Seconds that were read at once, less those that have passed since."""
+        """Time spent reading in ``arrived``, less the time elapsed since, seconds."""
         self._at = 0.0
         self._known: set[Reader] = set()
-        """Who waits in one of these:"""
+        """Readers queued below."""
         self._newcomers: deque[Reader] = deque()
         self._others: deque[Reader] = deque()
-        """Those that have had a slice, and have more than that."""
+        """Readers that have had a slice and still have unread data."""
         self._scheduled = False
 
     def __contains__(self, reader: Reader) -> bool:
-        """Whether a reader waits for its turn."""
+        """Return whether a reader is queued."""
         return reader in self._known
 
     def arrived(self, reader: Reader) -> bool:
-        """Serve a reader for which something came; whether it has more, and waits.
+        """Let a reader read immediately, or queue it if reading recently took half of the time.
 
-        At once if reading has not had its share of the time lately: half of it.
+        Returns:
+            Whether the reader is queued to read more.
         """
         if reader in self._known:
             return True
@@ -70,7 +71,7 @@ class Turns:
         return more
 
     def wait(self, reader: Reader) -> None:
-        """Serve a reader in one of the next turns."""
+        """Queue a reader, if it is not queued yet."""
         if reader not in self._known:
             self._queue(reader, self._newcomers)
 
@@ -82,9 +83,9 @@ class Turns:
             asyncio.get_running_loop().call_soon(self._turn)
 
     def _turn(self) -> None:
-        """Serve one that has had a slice already, then those that have not, then the others.
+        """Give queued readers one slice each, until ``TURN`` has passed.
 
-        Each once, and no more than there is time for.
+        One reader that has had a slice comes first, then those that have had none, then the others.
         """
         began = now = self.clock()
         until = began + TURN
@@ -108,7 +109,71 @@ class Turns:
             return
         loop = asyncio.get_running_loop()
         if took > 2 * TURN:
-            # One piece was that long: all else gets as much time before the next.
+            # One piece took much longer than its slice. Give the rest of the loop as much time.
             loop.call_later(took, self._turn)
         else:
             loop.call_soon(self._turn)
+
+
+class Allowance:
+    """A limit on operations per event-loop iteration, shared by all connections."""
+
+    __slots__ = ("_left", "most")
+
+    def __init__(self, most: int) -> None:
+        self.most = self._left = most
+
+    def take(self, wanted: int) -> int:
+        """Return how many of the wanted operations are allowed in this iteration."""
+        if self._left == self.most:
+            asyncio.get_running_loop().call_soon(self._renew)
+        granted = min(wanted, self._left)
+        self._left -= granted
+        return granted
+
+    def _renew(self) -> None:
+        self._left = self.most
+
+
+class TaskTurns:
+    """Runs long steps of tasks one per event-loop iteration.
+
+    Otherwise tasks that become ready together would all run their steps, several milliseconds each,
+    in the same iteration.
+    """
+
+    __slots__ = ("_clock", "_released_at", "_scheduled", "_waiting")
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._clock = clock
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._scheduled = False
+        self._released_at: float | None = None
+        """When the task of the current step was released. None: no step is running."""
+
+    async def turn(self) -> None:
+        """Wait for the task's turn, which lasts until its next await."""
+        loop = asyncio.get_running_loop()
+        released = loop.create_future()
+        self._waiting.append(released)
+        if not self._scheduled:
+            self._scheduled = True
+            loop.call_soon(self._release)
+        await released
+
+    def _release(self) -> None:
+        """Release the next task; after a step over ``TURN``, first pause for as long as it took."""
+        now = self._clock()
+        released_at, self._released_at = self._released_at, None
+        loop = asyncio.get_running_loop()
+        if released_at is not None and now - released_at > TURN:
+            loop.call_later(now - released_at, self._release)
+            return
+        while self._waiting:
+            first = self._waiting.popleft()
+            if not first.done():  # otherwise its task was cancelled
+                first.set_result(None)
+                self._released_at = now
+                loop.call_soon(self._release)
+                return
+        self._scheduled = False

@@ -1,6 +1,6 @@
-"""gRPC's own layer over HTTP/2: messages, metadata, time-outs, texts of a status. No I/O.
+"""gRPC's wire formats over HTTP/2: messages, metadata, timeouts, status messages. No I/O.
 
-Source of the formats: gRPC over HTTP2 (grpc/grpc, doc/PROTOCOL-HTTP2.md).
+Source: gRPC over HTTP2 (grpc/grpc, doc/PROTOCOL-HTTP2.md).
 """
 
 import base64
@@ -17,29 +17,29 @@ Metadata = tuple[tuple[str, str | bytes], ...]
 Headers = list[tuple[bytes, bytes]]
 
 PREFIX_BYTES = 5
-"""In front of each message: one byte says whether it is compressed, four its length."""
+"""Size of a message's prefix, bytes: one for the compressed flag, four for the length."""
 _prefix = struct.Struct(">BI")
 
 _UNITS = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
 _TIMEOUT = re.compile(r"(\d{1,8})([HMSmun])")
 _KEY = re.compile(r"[0-9a-z_.-]+")
 _VALUE = re.compile(r"[\x20-\x7e]*")
-# Not the space: at the end of a header's value HTTP/2 forbids it, and some clients then hang up.
+# Excludes the space: HTTP/2 forbids it at the end of a value, and some clients disconnect.
 _TEXT_SAFE = "".join(chr(code) for code in range(0x21, 0x7F) if chr(code) != "%")
 
 _NO_METADATA = frozenset({"te", "content-type", "connection", "host"})
 
 
 class WireError(Exception):
-    """What came is not what gRPC allows; the message is for the peer."""
+    """Received data violates the gRPC protocol; the error text is sent to the peer."""
 
 
 class MessageTooLarge(WireError):
-    """A message is longer than this server takes."""
+    """A message exceeds the server's limit."""
 
 
 class Packed(bytes):
-    """A message in its compressed form."""
+    """A compressed message."""
 
     __slots__ = ()
 
@@ -50,11 +50,11 @@ def framed(message: bytes, *, compressed: bool = False) -> bytes:
 
 
 class MessageReader:
-    """Cuts what comes in DATA frames into messages.
+    """Splits the contents of DATA frames into messages.
 
-    Holds at most one unfinished message, and that is at most ``limit`` bytes long, also when it
-    comes compressed. Such a message is unpacked when it is wanted: of those that wait, flow
-    control bounds only what they have as they come.
+    Buffers at most one incomplete message of at most ``limit`` bytes. Compressed messages are
+    decompressed only when read, because flow control bounds only the compressed size of unread
+    messages.
     """
 
     __slots__ = ("_buffer", "_encoding", "_limit")
@@ -66,16 +66,21 @@ class MessageReader:
 
     @property
     def empty(self) -> bool:
-        """Whether nothing unfinished is held."""
+        """Whether no incomplete message is buffered."""
         return not self._buffer
 
+    @property
+    def unfinished(self) -> int:
+        """Number of buffered bytes of an incomplete message."""
+        return len(self._buffer)
+
     def feed(self, data: bytes) -> Iterator[bytes]:
-        """Take in bytes; gives the messages that are complete now, see ``plain``.
+        """Add data and yield completed messages, compressed ones as ``Packed`` (see ``plain``).
 
         Raises:
-            MessageTooLarge: one is over the limit; known from its prefix, before it is held.
-            WireError: one is compressed, and the call did not say how; or its first byte is
-                neither of the two that gRPC has.
+            MessageTooLarge: the length in a prefix exceeds the limit.
+            WireError: a message is compressed although the call announced no compression, or its
+                first byte is neither 0 nor 1.
         """
         buffer = self._buffer
         buffer += data
@@ -97,11 +102,11 @@ class MessageReader:
         del buffer[:begin]
 
     def plain(self, message: Packed) -> Iterator[bytes]:
-        """Unpack a message; yields parts of it, each of which takes about half a millisecond.
+        """Decompress a message, yielding it in parts that take about 0.5 ms each.
 
         Raises:
-            MessageTooLarge: it is over the limit when it is unpacked.
-            WireError: it is damaged.
+            MessageTooLarge: the decompressed message exceeds the limit.
+            WireError: the message is corrupt.
         """
         try:
             yield from unpacked(message, self._encoding, self._limit)
@@ -112,10 +117,10 @@ class MessageReader:
 
 
 def metadata_of(headers: Iterable[tuple[bytes, bytes]]) -> Metadata:
-    """Return what a client sent as metadata: headers that are neither HTTP's nor gRPC's own.
+    """Return a client's metadata: all headers that HTTP or gRPC does not reserve.
 
     Raises:
-        WireError: a binary value is not in base64.
+        WireError: a binary value is not base64.
     """
     found: list[tuple[str, str | bytes]] = []
     for raw_key, raw_value in headers:
@@ -132,18 +137,18 @@ def metadata_of(headers: Iterable[tuple[bytes, bytes]]) -> Metadata:
 
 
 def headers_of(metadata: Iterable[tuple[str, str | bytes]]) -> Headers:
-    """Return metadata as it goes to a client.
+    """Return metadata as HTTP/2 headers.
 
     Raises:
         ValueError: a key or value cannot be sent.
     """
     found: Headers = []
-    key: Any  # what handlers give is checked here
+    key: Any  # handlers may pass values of other types
     value: Any
     for key, value in metadata:
         if not isinstance(key, str) or not isinstance(value, str | bytes):
             text = f"metadata are texts or bytes by name, not {key!r}: {value!r}"
-            raise ValueError(text)  # noqa: TRY004  as all that cannot be sent
+            raise ValueError(text)  # noqa: TRY004  as for all unsendable metadata
         if not _KEY.fullmatch(key) or (key.startswith("grpc-") and not key.endswith("-bin")):
             raise ValueError(f"{key!r} is no name of metadata")
         if key.endswith("-bin"):
@@ -158,10 +163,10 @@ def headers_of(metadata: Iterable[tuple[str, str | bytes]]) -> Headers:
 
 
 def timeout_seconds(value: bytes) -> float:
-    """Return the seconds that ``grpc-timeout`` gives.
+    """Return the value of ``grpc-timeout`` in seconds.
 
     Raises:
-        WireError: it has another form.
+        WireError: the value is malformed.
     """
     match = _TIMEOUT.fullmatch(value.decode("latin-1"))
     if match is None:
@@ -170,7 +175,7 @@ def timeout_seconds(value: bytes) -> float:
 
 
 def status_text(text: str) -> bytes:
-    """Return a status message as ``grpc-message`` has it: UTF-8, percent-encoded."""
+    """Return a status message in the format of ``grpc-message``: UTF-8, percent-encoded."""
     return quote(text, safe=_TEXT_SAFE, errors="replace").encode()
 
 

@@ -1,4 +1,4 @@
-"""The cases, as data that every client program understands: calls, and how each must end.
+"""The cases, as data for all client programs: calls and their expected results.
 
 They follow gRPC's interop-test-descriptions.md under its names, with some more. Left out are
 those about Google's credentials, load reports (ORCA), name resolution, and cacheable_unary,
@@ -28,22 +28,22 @@ from tests.integration.h2grpc.messages import Messages
 from tests.integration.h2grpc.servicer import DETAILS, INITIAL, TRAILING, rich_status
 
 LIMIT = 2**20
-"""Bytes of a message that the servers take."""
+"""Maximum size of a message, bytes."""
 LARGE = 271828
 LARGE_ANSWER = 314159
 WHITESPACE = "\t\ntest with whitespace\r\nand Unicode BMP ☺ and non-BMP 😈\t\n"
 ANY_FAILURE = "any but OK"
 OF_THE_CLIENT = {"CANCELLED", "DEADLINE_EXCEEDED"}
-"""Statuses that the client makes; the words are its own."""
+"""Statuses that clients create, with their own messages."""
 
 
 @dataclass(frozen=True)
 class Ended:
-    """How a call must end."""
+    """The expected result of a call."""
 
     code: str = "OK"
     details: str | None = ""
-    """None: any that are not empty."""
+    """None: any non-empty details."""
     replies: list[Any] = field(default_factory=list)
     initial: list[list[str]] = field(default_factory=list)
     trailing: list[list[str]] = field(default_factory=list)
@@ -51,7 +51,7 @@ class Ended:
 
 @dataclass(frozen=True)
 class Case:
-    """Calls that are made one after the other, each with its end."""
+    """Calls that are made in sequence, each with its expected result."""
 
     steps: list[tuple[dict[str, Any], Ended]]
     compressed: tuple[bool | None, bool | None] = (None, None)
@@ -65,13 +65,13 @@ def cases(m: Messages) -> dict[str, Case]:
 
 
 def call(method: str, *requests: Any, **options: Any) -> dict[str, Any]:
-    """Return a call as clients read it."""
+    """Return a call in the format of the client programs."""
     binary = [b64encode(each.SerializeToString()).decode() for each in requests]
     return {"method": method, "requests": binary, **options}
 
 
 def ok(*replies: Any, **more: Any) -> Ended:
-    """Return the end of a call that goes well, with these messages."""
+    """Return the expected result of a successful call with these messages."""
     return Ended(replies=[shown(each.SerializeToString()) for each in replies], **more)
 
 
@@ -112,7 +112,7 @@ WITH_TLS = (
     "cancel_after_first_response",
     "special_status_message",
 )
-"""The others are tried in plain text alone: nothing of them depends on TLS."""
+"""Other cases run in plain text alone: they do not depend on TLS."""
 
 
 def _unary(m: Messages) -> dict[str, Case]:

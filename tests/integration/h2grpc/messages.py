@@ -1,4 +1,4 @@
-"""The messages of interop.proto, made from its descriptors: no generated code is kept.
+"""The messages of interop.proto, created from descriptors without generated code.
 
 Clients that run in another environment than the tests import this, too.
 """
@@ -14,7 +14,7 @@ SERVICE = f"{PACKAGE}.TestService"
 
 
 def compile_descriptors(target: Path) -> Path:
-    """Write the descriptor set of interop.proto, which clients read."""
+    """Write the descriptor set of interop.proto for the client programs."""
     from grpc_tools import protoc  # clients outside of our environment have none
 
     arguments = ["protoc", f"-I{PROTO.parent}", f"--descriptor_set_out={target}", PROTO.name]

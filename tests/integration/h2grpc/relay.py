@@ -1,15 +1,15 @@
-"""A TCP relay that counts what each connection carries."""
+"""A TCP relay that counts the bytes of each connection."""
 
 import asyncio
 import contextlib
 
 
 class Relay:
-    """Relays connections to one port; counts by the address that the server sees."""
+    """Relays connections to one port; counts bytes by the client address that the server sees."""
 
     def __init__(self, port: int) -> None:
         self.upstream = port
-        """Where new connections go."""
+        """Port of the server."""
         self._counts: dict[int, list[int]] = {}
         self._by_port: dict[int, asyncio.Task] = {}
         self._server: asyncio.Server | None = None
@@ -22,7 +22,7 @@ class Relay:
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def stop(self) -> None:
-        """Listen no more, and cut what is connected."""
+        """Stop listening, and close all connections."""
         assert self._server is not None
         self._server.close()
         await self._server.wait_closed()
@@ -31,12 +31,12 @@ class Relay:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def counts(self, peer: str) -> tuple[int, int] | None:
-        """Return the bytes from and to a client, by the peer's name that gRPC gives."""
+        """Return the bytes from and to a client, by gRPC's name of the peer."""
         found = self._counts.get(int(peer.rpartition(":")[2]))
         return None if found is None else (found[0], found[1])
 
     def cut(self, peer: str) -> None:
-        """End a connection, if it goes through here."""
+        """Close a connection, if it is relayed here."""
         if (task := self._by_port.get(int(peer.rpartition(":")[2]))) is not None:
             task.cancel()
 

@@ -1,4 +1,4 @@
-"""The servicer of interop.proto; the same object serves on grpc.aio's server and on ours."""
+"""The servicer of interop.proto, served by grpc.aio's server and by this one."""
 # ruff: noqa: N802  methods have the names of the proto's
 
 import asyncio
@@ -16,14 +16,14 @@ DETAILS = "grpc-status-details-bin"
 
 
 def rich_status(code: int, message: str) -> bytes:
-    """Return a google.rpc.Status with details, as it goes into the metadata."""
+    """Return a google.rpc.Status with details, serialized for the metadata."""
     packed = Any()
     packed.Pack(ErrorInfo(reason="AS_WANTED", domain="interop", metadata={"k": "ü"}))
     return Status(code=code, message=message, details=[packed]).SerializeToString()
 
 
 class TestServicer:
-    """What the published test cases want of a server."""
+    """The behaviour that the published test cases require of a server."""
 
     __test__ = False
 
@@ -33,9 +33,9 @@ class TestServicer:
         self._wire_bytes = wire_bytes
         self._cut = cut
         self.running = 0
-        """Calls in their handlers."""
+        """Number of running handlers."""
         self.cancelled = 0
-        """Calls that were cancelled in their handlers."""
+        """Number of handlers that were cancelled."""
 
     # -- methods ------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""Both servers in all ways that a client may reach them, each behind a relay."""
+"""Both servers, in plain text and over TLS, each behind a relay."""
 
 import asyncio
 from pathlib import Path
@@ -13,16 +13,17 @@ from tests.integration.h2grpc.cases import LIMIT, WITH_TLS, cases
 from tests.integration.h2grpc.messages import Messages, compile_descriptors
 from tests.integration.h2grpc.relay import Relay
 from tests.integration.h2grpc.servicer import TestServicer
+from tests.support.waiting import eventually
 from tests.unit.credentials.certificates import issue
 from tests.unit.h2grpc.conftest import bound_socket
 
 PATIENCE = 100.0
-"""Seconds; only a test that fails waits so long."""
+"""Timeout of waits, seconds; reached only by failing tests."""
 SECURITY = ("plain", "tls", "mtls")
 
 
 class Targets:
-    """Both servers in all three ways, each behind a relay."""
+    """Both servers in plain text, over TLS and over mTLS, each behind a relay."""
 
     def __init__(self, folder: Path) -> None:
         self.descriptors = compile_descriptors(folder / "interop.pb")
@@ -70,9 +71,7 @@ class Targets:
 
     async def idle(self) -> None:
         """Wait until no handler runs."""
-        async with asyncio.timeout(PATIENCE):
-            while any(each.running for each in self.servicers.values()):  # noqa: ASYNC110  no event
-                await asyncio.sleep(0.005)
+        await eventually(lambda: not any(each.running for each in self.servicers.values()))
 
     async def _relayed(self, name: str, security: str, port: int) -> None:
         relay = Relay(port)

@@ -1,4 +1,4 @@
-"""gRPC's interop cases: real clients, the same servicer on our server and on grpc.aio's.
+"""gRPC's interop cases: real clients, the same servicer on this server and on grpc.aio's.
 
 Each client must end each call in the same way on both servers, and as the case says. It runs as
 a program (in this process if it is grpcio) which makes all calls of all cases to six targets:
@@ -25,7 +25,7 @@ from tests.integration.h2grpc.targets import PATIENCE, Targets
 
 HERE = Path(__file__).parent
 SMALL = 20_000
-"""Bytes of a call on the wire, if what is large in it is compressed."""
+"""Maximum size of a call on the wire if its large messages are compressed, bytes."""
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -52,7 +52,7 @@ OF_THE_CLIENT_LIBRARY = {
     ("nice-grpc", "deadline_seen_by_the_server"): "its deadlines are the client's alone",
     ("connect-node", "metadata_with_an_error"): "its errors have both kinds of metadata in one",
 }
-"""What ends otherwise than the case says, on both servers alike."""
+"""Deviations from the cases on both servers."""
 _UNARY = "grpc.aio does nothing in a unary method that asks for compression"
 _SPACES = "grpc-js knows what a server reads by commas alone, and grpc.aio sends spaces after them"
 _UNREADABLE = "doc/compression.md; grpc.aio compresses also for a client that accepts nothing"
@@ -66,11 +66,11 @@ DIFFERENT = {
     ("grpclib", "server_compressed_streaming"): _UNREADABLE,
     ("grpclib", "server_compressed_streaming_in_part"): _UNREADABLE,
 }
-"""Where grpc.aio does not do what the case says, and ours does."""
+"""Deviations of grpc.aio's server alone."""
 
 
 async def outcomes_of(client, spec, targets):
-    """Return the outcomes of a client by target and case."""
+    """Return the results of a client, by target and case."""
     if not isinstance(client, str):
         return await common.run(client, spec, targets.messages)
     environment = "node" if client.endswith(".cjs") else "main"
@@ -103,7 +103,7 @@ async def outcomes_of(client, spec, targets):
 
 
 def problems(targets, case, outcomes, *, compresses: bool) -> list[str]:
-    """Return what is not as a case says."""
+    """Return the deviations from a case."""
     texts = []
     wire = []
     for (call, end), outcome in zip(case.steps, outcomes, strict=True):
@@ -133,7 +133,7 @@ def problems(targets, case, outcomes, *, compresses: bool) -> list[str]:
 
 
 def deviations(found, targets, client) -> list[str]:
-    """Return what is neither as the cases say nor listed, and what is listed in vain."""
+    """Return deviations that are not listed, and listed ones that do not occur."""
     texts = []
     for target, ended in found.items():
         server = target.split()[0]

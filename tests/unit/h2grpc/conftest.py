@@ -1,6 +1,5 @@
-"""A server with methods of the test's own, and clients of it."""
+"""A server with the methods of a test, and clients of it."""
 
-import asyncio
 import contextlib
 import socket
 
@@ -9,14 +8,8 @@ import grpc.aio
 import pytest
 
 from serving.h2grpc.server import Server
-from tests.unit.h2grpc.raw_client import PATIENCE, RawClient
-
-
-async def settled(so) -> None:
-    """Wait until ``so`` is true, for what nothing tells."""
-    async with asyncio.timeout(PATIENCE):
-        while not so():  # noqa: ASYNC110  there is no event for it
-            await asyncio.sleep(0.002)
+from tests.support.waiting import eventually
+from tests.unit.h2grpc.raw_client import RawClient
 
 
 class Stand:
@@ -46,15 +39,15 @@ class Stand:
             yield channel
 
     async def idle(self) -> None:
-        """Wait until no call is left, and nothing that was kept for one."""
-        await settled(lambda: not self.server.tasks)
-        await settled(lambda: not any(each.calls for each in self.server.connections))
-        assert not any(each._waiting for each in self.server.connections)
+        """Wait until there are no calls and no state of calls."""
+        await eventually(lambda: not self.server.tasks)
+        await eventually(lambda: not any(each.calls for each in self.server.connections))
+        assert not any(each.output.waiting for each in self.server.connections)
 
     async def deserted(self) -> None:
-        """Wait until no connection is left either."""
+        """Wait until there are no calls and no connections."""
         await self.idle()
-        await settled(lambda: not self.server.connections)
+        await eventually(lambda: not self.server.connections)
 
 
 KINDS = {
@@ -66,7 +59,7 @@ KINDS = {
 
 
 def methods(**behaviours):
-    """Return a generic handler for ``/t.T/NAME``; of ``uu_name`` the kind is ``uu``."""
+    """Return a generic handler for ``/t.T/NAME``; a method ``uu_name`` has the kind ``uu``."""
     handlers = {
         name: KINDS[name.split("_")[0]](behaviour) if callable(behaviour) else behaviour
         for name, behaviour in behaviours.items()
@@ -87,7 +80,7 @@ def bound_socket(host: str = "127.0.0.1") -> socket.socket:
 
 @pytest.fixture
 async def serve():
-    """Starts servers: options of the server, and behaviours by name. Nothing of them is left."""
+    """Start servers from options and handlers by name; checks that nothing is left at the end."""
     stands: list[Stand] = []
 
     async def started(options=None, *, tls=None, **behaviours) -> Stand:

@@ -1,4 +1,4 @@
-"""A servicer whose methods end in all ways, in all six forms that a handler can have.
+"""A servicer whose methods end in all possible ways, in all six forms of handlers.
 
 A form is how messages come and go, an ending what the handler does at last: every ending is tried
 in every form.
@@ -19,7 +19,7 @@ ALL_BYTES = "".join(map(chr, range(256))) + "漢字 \U0001f600 100% %41"
 
 
 class Status(NamedTuple):
-    """As ``grpc.Status``."""
+    """Like ``grpc.Status``."""
 
     code: grpc.StatusCode
     details: str
@@ -191,7 +191,7 @@ ENDINGS = {
 
 
 class Forms:
-    """Handlers of all forms with one ending; what they see of the context goes to ``seen``."""
+    """Handlers of all forms with one ending; they record the context in ``seen``."""
 
     def __init__(self, ending):
         self.ending = ending

@@ -1,4 +1,4 @@
-"""A client that speaks HTTP/2 frame by frame, and reads only while a test waits for something."""
+"""A client that sends HTTP/2 frames and reads only while a test waits for something."""
 
 import asyncio
 import contextlib
@@ -22,7 +22,7 @@ from h2.events import (
 from hyperframe.frame import GoAwayFrame
 
 PATIENCE = 60.0
-"""Seconds; only a test that fails waits so long."""
+"""Timeout of waits, seconds; reached only by failing tests."""
 REQUEST = [
     (":method", "POST"),
     (":scheme", "http"),
@@ -41,7 +41,7 @@ def message(data: bytes, *, compressed: bool = False) -> bytes:
 
 
 def messages_in(data: bytes) -> list[bytes]:
-    """Return the messages in what came as DATA; the last must be whole."""
+    """Return the messages in the contents of DATA frames; the last must be complete."""
     found = []
     while data:
         _, size = struct.unpack_from(">BI", data)
@@ -52,7 +52,7 @@ def messages_in(data: bytes) -> list[bytes]:
 
 
 def request(path: str, more: Headers = ()) -> list[tuple[str, str]]:
-    """Return a request's headers; ``more`` replaces or adds."""
+    """Return a request's headers, with ``more`` replaced or added."""
     more = list(more)
     names = {name for name, _ in more}
     whole = [(name, value) for name, value in REQUEST if name not in names] + more
@@ -62,7 +62,7 @@ def request(path: str, more: Headers = ()) -> list[tuple[str, str]]:
 
 @dataclass
 class Answer:
-    """What came on one stream."""
+    """What arrived on one stream."""
 
     headers: dict[str, str] = field(default_factory=dict)
     data: bytearray = field(default_factory=bytearray)
@@ -90,7 +90,7 @@ class Answer:
 
 
 class ClientH2(H2Connection):
-    """h2, but it goes on after a GOAWAY: what comes then is what tests look at."""
+    """h2, which continues after GOAWAY, so that tests can examine what follows."""
 
     def __init__(self) -> None:
         super().__init__(H2Configuration(client_side=True, header_encoding="utf-8"))
@@ -104,7 +104,7 @@ class ClientH2(H2Connection):
 
 
 class Answers:
-    """Sorts what h2 tells by stream."""
+    """Collects h2's events by stream."""
 
     def __init__(self) -> None:
         self.by_stream: dict[int, Answer] = {}
@@ -143,15 +143,15 @@ class RawClient:
         self.h2 = ClientH2()
         self.answers = Answers()
         self.closed = False
-        """The server has hung up."""
+        """Whether the server has closed the connection."""
         self.acknowledge = acknowledge
-        """Open the windows again by as much as has come."""
+        """Whether received data is acknowledged in flow control."""
         self._reader = reader
         self._writer = writer
 
     @classmethod
     async def connect(cls, port: int, settings=None, *, buffer: int = 0, **kwargs) -> "RawClient":
-        """Connect and greet, with settings of one's own; ``buffer``: of the socket, in bytes."""
+        """Connect and send the preface; ``buffer`` is the size of the socket buffer, bytes."""
         # With the protocol named: asyncio turns Nagle's algorithm off only where it is.
         ours = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         if buffer:
@@ -173,7 +173,7 @@ class RawClient:
     # -- sending ------------------------------------------------------------------------
 
     def send(self, raw: bytes = b"") -> None:
-        """Send what h2 has, then raw bytes."""
+        """Send h2's pending data, then raw bytes."""
         self._writer.write(self.h2.data_to_send() + raw)
 
     async def drained(self) -> None:
@@ -221,7 +221,7 @@ class RawClient:
         self.send()
 
     async def until(self, so: Callable[[], object]) -> None:
-        """Read until ``so`` is true."""
+        """Read until ``so`` returns true."""
         async with asyncio.timeout(PATIENCE):
             while not so():
                 assert not self.closed, "the server hung up"
@@ -234,7 +234,7 @@ class RawClient:
         return answer
 
     async def ping(self) -> None:
-        """Wait until the server has read all that was sent."""
+        """Wait until the server has read everything that was sent."""
         seen = self.answers.pongs
         self.h2.ping(b"testtest")
         self.send()

@@ -1,4 +1,4 @@
-"""How many connections are taken, and handshakes begun, in one turn of the event loop."""
+"""Connections accepted and handshakes begun in one turn of the event loop."""
 
 import asyncio
 import contextlib
@@ -12,15 +12,15 @@ import trustme
 
 from serving.h2grpc import accepting
 from serving.h2grpc.accepting import Acceptor
+from tests.support.waiting import eventually
 from tests.unit.credentials.certificates import issue
-from tests.unit.h2grpc.conftest import settled
 from tests.unit.h2grpc.raw_client import PATIENCE
 
 MANY = 50
 
 
 class Served(asyncio.Protocol):
-    """A connection that was made."""
+    """Protocol of an accepted connection."""
 
     def __init__(self, made):
         self.transport = None
@@ -34,7 +34,7 @@ class Served(asyncio.Protocol):
 
 
 class Turns:
-    """Counts the turns of the loop, and what happens in each."""
+    """Counts turns of the event loop and what happens in each."""
 
     def __init__(self):
         self.now = 0
@@ -77,14 +77,29 @@ def client_tls(files):
     return ssl.create_default_context(cafile=str(files.ca))
 
 
+class Replaced:
+    """A listening socket with another ``accept``."""
+
+    def __init__(self, listening, accept):
+        self._listening = listening
+        self._accept = accept
+
+    def accept(self):
+        return self._accept(self._listening)
+
+    def __getattr__(self, name):
+        return getattr(self._listening, name)
+
+
 @pytest.fixture
 async def listen():
-    """Starts an acceptor; gives it, its port, and the connections that it made."""
+    """Create an acceptor; returns it, its port and the list of its connections."""
     acceptors, made = [], []
 
-    def started(tls=None):
+    def started(tls=None, *, accept=None):
         listening = socket.create_server(("127.0.0.1", 0), backlog=2 * MANY)
-        acceptor = Acceptor(listening, lambda: Served(made), tls)
+        watched = listening if accept is None else Replaced(listening, accept)
+        acceptor = Acceptor(watched, lambda: Served(made), tls)
         acceptors.append(acceptor)
         return acceptor, listening.getsockname()[1], made
 
@@ -98,7 +113,7 @@ async def listen():
 
 @pytest.fixture
 def dial():
-    """Connects at once, while the loop does nothing."""
+    """Connect synchronously, while the event loop does not run."""
     clients = []
 
     def connected(port):
@@ -113,7 +128,7 @@ def dial():
 
 
 def hello(client_tls):
-    """A client's state, and what it sends first."""
+    """A TLS client's state, and its first message."""
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     tls = client_tls.wrap_bio(incoming, outgoing, server_hostname="127.0.0.1")
     with contextlib.suppress(ssl.SSLWantReadError):
@@ -134,7 +149,7 @@ async def test_connections_are_taken_a_few_a_turn(listen, dial, turns, monkeypat
     for _ in range(MANY):
         dial(port)
     acceptor.start()
-    await settled(lambda: len(made) == MANY and acceptor.waiting == 0)
+    await eventually(lambda: len(made) == MANY and acceptor.waiting == 0)
     # The reader's turn and the counter's may be one apart.
     assert max(turns.seen.values()) <= 2 * accepting._AT_ONCE
     assert sum(turns.seen.values()) == MANY
@@ -150,7 +165,7 @@ async def test_handshakes_begin_a_few_a_turn(
         _, _, outgoing = hello(client_tls)
         dial(port).send(outgoing.read())
     acceptor.start()
-    await settled(lambda: sum(turns.seen.values()) == MANY)
+    await eventually(lambda: sum(turns.seen.values()) == MANY)
     assert max(turns.seen.values()) <= 2 * accepting._HANDSHAKES_AT_ONCE
     streams = await asyncio.open_connection("127.0.0.1", port, ssl=client_tls)
     assert await echoed(*streams) == b"x"
@@ -178,7 +193,7 @@ async def test_plain_text_to_a_tls_port_ends_its_connection_and_no_other(
     assert await echoed(reader, writer) == b"x"
     client = dial(port)
     client.send(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n" * 100)
-    await settled(lambda: acceptor.waiting == 0)
+    await eventually(lambda: acceptor.waiting == 0)
     async with asyncio.timeout(PATIENCE):
         with contextlib.suppress(ConnectionError):
             while await asyncio.get_running_loop().sock_recv(client, 2**16):
@@ -197,8 +212,8 @@ async def test_the_oldest_handshakes_make_room(listen, dial, monkeypatch, server
         _, _, outgoing = hello(client_tls)
         clients.append(dial(port))
         clients[-1].send(outgoing.read())
-        await settled(lambda: not acceptor._silent and not acceptor._greeted)
-    await settled(lambda: acceptor.waiting == 3)
+        await eventually(lambda: not acceptor._silent and not acceptor._greeted)
+    await eventually(lambda: acceptor.waiting == 3)
     reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=client_tls)
     assert await echoed(reader, writer) == b"x"
     writer.transport.abort()
@@ -212,44 +227,32 @@ async def test_the_oldest_handshakes_make_room(listen, dial, monkeypatch, server
 @pytest.mark.parametrize("code", sorted(accepting._FULL))
 async def test_without_descriptors_it_waits_and_goes_on(listen, dial, monkeypatch, code):
     monkeypatch.setattr(accepting, "_REST", 0.01)
-    acceptor, port, made = listen()
-    listening = acceptor._listening
     calls = []
 
-    class Full:
-        def accept(self):
-            calls.append(1)
-            if len(calls) <= 2:
-                raise OSError(code, "full")
-            return listening.accept()
+    def accept(listening):
+        calls.append(1)
+        if len(calls) <= 2:
+            raise OSError(code, "full")
+        return listening.accept()
 
-        def __getattr__(self, name):
-            return getattr(listening, name)
-
-    acceptor._listening = Full()
+    acceptor, port, made = listen(accept=accept)
     dial(port)
     acceptor.start()
-    await settled(lambda: len(made) == 1)
+    await eventually(lambda: len(made) == 1)
 
 
 async def test_a_client_that_is_gone_before_it_is_taken_is_skipped(listen, dial):
-    acceptor, port, made = listen()
-    listening = acceptor._listening
     gone = [OSError(errno.ECONNABORTED, "gone")]
 
-    class Gone:
-        def accept(self):
-            if gone:
-                raise gone.pop()
-            return listening.accept()
+    def accept(listening):
+        if gone:
+            raise gone.pop()
+        return listening.accept()
 
-        def __getattr__(self, name):
-            return getattr(listening, name)
-
-    acceptor._listening = Gone()
+    acceptor, port, made = listen(accept=accept)
     dial(port)
     acceptor.start()
-    await settled(lambda: len(made) == 1)
+    await eventually(lambda: len(made) == 1)
 
 
 async def test_closing_drops_what_is_not_a_connection_yet(listen, dial, server_tls, client_tls):
@@ -258,10 +261,10 @@ async def test_closing_drops_what_is_not_a_connection_yet(listen, dial, server_t
     silent, begun = dial(port), dial(port)
     _, _, outgoing = hello(client_tls)
     begun.send(outgoing.read())
-    await settled(lambda: len(acceptor._silent) == 1 and len(acceptor._open) == 1)
+    await eventually(lambda: len(acceptor._silent) == 1 and len(acceptor._open) == 1)
     acceptor.close()
     acceptor.close()
-    await settled(lambda: acceptor.waiting == 0)
+    await eventually(lambda: acceptor.waiting == 0)
     loop = asyncio.get_running_loop()
     async with asyncio.timeout(PATIENCE):
         for client in (silent, begun):

@@ -1,4 +1,4 @@
-"""One call, as gRPC's own clients see it: kinds, metadata, statuses, deadlines, cancellation."""
+"""Calls by gRPC's clients: kinds, metadata, statuses, deadlines, cancellation."""
 
 import asyncio
 import gzip
@@ -11,7 +11,7 @@ from h2.settings import SettingCodes
 
 from serving.h2grpc.call import EOF
 from serving.h2grpc.server import Server
-from tests.unit.h2grpc.conftest import settled
+from tests.support.waiting import eventually
 from tests.unit.h2grpc.raw_client import PATIENCE, message
 
 CODE = grpc.StatusCode
@@ -72,7 +72,7 @@ EXPECTED = {
 
 
 def method_of(channel, name):
-    """Return what calls ``/t.T/NAME`` with bytes."""
+    """Return a callable for ``/t.T/NAME`` with messages in bytes."""
     kind = name[:2]
     made = {
         "uu": channel.unary_unary,
@@ -88,7 +88,7 @@ async def results(call, name) -> list[bytes]:
 
 
 async def failure(call) -> grpc.aio.AioRpcError:
-    """Return how a unary call ends, which is with an error."""
+    """Return the error of a unary call."""
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await call
     return caught.value
@@ -201,7 +201,7 @@ async def test_headers_that_cannot_be_read(serve, header, words):
 
 
 async def test_metadata_with_spaces_at_its_ends_is_taken(serve):
-    """gRPC's clients send it; h2 would end the connection, with the calls of others on it."""
+    """gRPC's clients send it; h2 alone would end the connection with all its calls."""
     seen = []
 
     async def uu(request, context):
@@ -556,7 +556,7 @@ async def test_many_unread_compressed_messages_take_no_more_room_than_they_came_
 
 
 class Waiting:
-    """Handlers that wait until they are cancelled, and what they saw."""
+    """Handlers that wait until they are cancelled, with a record of it."""
 
     def __init__(self):
         self.began = asyncio.Event()
@@ -742,7 +742,7 @@ async def test_a_cancelled_handler_may_take_its_time(serve):
         await began.wait()
     client.reset(stream_id)
     await client.ping()
-    await settled(lambda: not stand.connection.calls)
+    await eventually(lambda: not stand.connection.calls)
     assert len(stand.server.tasks) == 1
     go_on.set()
     async with asyncio.timeout(PATIENCE):

@@ -1,4 +1,4 @@
-"""Which answers are compressed, and that neither packing nor unpacking keeps the event loop."""
+"""Which answers are compressed; neither compression nor decompression blocks the event loop."""
 
 import asyncio
 import gzip
@@ -21,7 +21,7 @@ ALL = "identity,deflate,gzip"
 
 
 def frames_in(data: bytes) -> list[tuple[int, bytes]]:
-    """Return the messages with their Compressed-Flag."""
+    """Return the messages with their compressed flag."""
     found = []
     while data:
         flag, size = struct.unpack_from(">BI", data)
@@ -150,7 +150,7 @@ async def test_clients_of_grpc_aio_read_what_is_compressed(serve, method):
 
 
 class Turns:
-    """Counts the event loop's turns while something else runs."""
+    """Counts turns of the event loop meanwhile."""
 
     def __init__(self):
         self.count = 0

@@ -1,4 +1,4 @@
-"""One connection, tried frame by frame: flow control, floods, and clients that break the rules."""
+"""One connection, frame by frame: flow control, floods, protocol errors."""
 
 import asyncio
 import contextlib
@@ -21,11 +21,12 @@ from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
-from serving.h2grpc import budget
+from serving.h2grpc import budget, keepalive, output
 from serving.h2grpc import connection as module
 from serving.h2grpc.connection import Connection
 from serving.h2grpc.server import Server
-from tests.unit.h2grpc.conftest import methods, settled
+from tests.support.waiting import eventually
+from tests.unit.h2grpc.conftest import methods
 from tests.unit.h2grpc.raw_client import (
     PATIENCE,
     Answers,
@@ -60,7 +61,7 @@ class Echo:
         return b"re:" + request
 
     async def us(self, request, context):
-        """So many messages of so many bytes, each of another letter."""
+        """Messages of a number and a size, each of another letter."""
         count, size = map(int, request.split())
         for n in range(count):
             await context.write(bytes([65 + n % 26]) * size)
@@ -93,7 +94,7 @@ async def stand(serve, echo):
 
 @pytest.fixture(autouse=True)
 def no_surprise(monkeypatch):
-    """Whatever a client sends, nothing of ours fails."""
+    """Check that no error is logged, whatever a client sends."""
     failed = []
 
     class Log:
@@ -106,14 +107,14 @@ def no_surprise(monkeypatch):
 
 
 async def lives(stand) -> None:
-    """Check that the server still serves, on a connection of its own."""
+    """Check on another connection that the server still serves."""
     client = await stand.raw()
     assert (await client.answer(client.call())).status == 0
     await client.close()
 
 
 async def raw_bytes(stand, *data: bytes, end: bool = False) -> bytes:
-    """Send bytes; return all that comes until the server closes."""
+    """Send bytes; returns all data until the server closes."""
     reader, writer = await asyncio.open_connection("127.0.0.1", stand.port)
     for each in data:
         writer.write(each)
@@ -262,7 +263,7 @@ async def test_headers_over_the_limit(serve, echo, limit):
 
 
 async def test_a_header_bomb(stand):
-    """Small as it comes, large when it is decoded."""
+    """The header block is small, and large when it is decoded."""
     client = await stand.raw()
     client.begin("/t.T/su", [("a", "x" * 3000)])
     block = client.h2.encoder.encode([("a", "x" * 3000)] * 20_000)
@@ -297,7 +298,7 @@ async def test_settings_again_and_again(stand):
     for n in range(500):
         client.send(settings_frame(HEADER_TABLE_SIZE=n % 2 * 2**30, MAX_FRAME_SIZE=2**24 - 1))
     await client.ping()
-    h2 = stand.connection._h2
+    h2 = stand.connection.h2
     assert len(h2.encoder.table_size_changes) <= 2
     assert h2.encoder.header_table_size <= 4096
     assert h2.max_outbound_frame_size == 2**14
@@ -342,7 +343,7 @@ async def test_cancelled_calls_between_good_ones_are_no_flood(stand, monkeypatch
 
 
 async def test_cancelled_in_the_same_bytes_as_begun(stand):
-    """So many that h2 forgets some before their beginning is told."""
+    """So many that h2 removes some before their events are handled."""
     client = await stand.raw()
     await client.ping()
     raw = b""
@@ -362,11 +363,11 @@ async def test_hundreds_of_calls_at_once_some_cancelled(stand, echo):
         echo.go_on.clear()
         streams = [client.call("/t.T/uu_waits", b"%d" % k) for k in range(350)]
         await client.ping()
-        await settled(lambda: echo.waiting == 350)
+        await eventually(lambda: echo.waiting == 350)
         for stream_id in streams[::2]:
             client.reset(stream_id)
         await client.ping()
-        await settled(lambda: echo.waiting == 175)
+        await eventually(lambda: echo.waiting == 175)
         assert len(stand.connection.calls) == 175
         echo.go_on.set()
         for k, stream_id in enumerate(streams):
@@ -374,11 +375,11 @@ async def test_hundreds_of_calls_at_once_some_cancelled(stand, echo):
                 answer = await client.answer(stream_id)
                 assert (0, [b"re:%d" % k]) == (answer.status, answer.messages)
         await stand.idle()
-        assert len(stand.connection._h2.streams) <= 2 * 350 + 64 + 1
+        assert len(stand.connection.h2.streams) <= 2 * 350 + 64 + 1
     for _ in range(2 * 350 + 64 + 64):
         await client.answer(client.call())
     await stand.idle()
-    assert len(stand.connection._h2.streams) <= 64 + 2
+    assert len(stand.connection.h2.streams) <= 64 + 2
 
 
 # -- flow control, from us ------------------------------------------------------------------
@@ -458,14 +459,14 @@ async def test_a_client_that_does_not_read_makes_its_writers_wait(stand, windows
         stuck.h2.increment_flow_control_window(2**31 - 1 - 65_535)
         stuck.send()
     stuck.call("/t.T/us_endless", b"x" * 100)
-    await settled(lambda: stand.server.tasks)
+    await eventually(lambda: stand.server.tasks)
     connection = stand.connection
-    await settled(lambda: connection._waiting)
+    await eventually(lambda: connection.output.waiting)
     for _ in range(3):
         await lives(stand)
-    assert connection._waiting
-    assert connection._transport.get_write_buffer_size() <= 600 * 2**14
-    assert len(connection._unsent) == 0
+    assert connection.output.waiting
+    assert connection.output.transport.get_write_buffer_size() <= 600 * 2**14
+    assert len(connection.output.unsent) == 0
     stuck.abort()
     await stand.deserted()
 
@@ -478,7 +479,7 @@ async def test_who_takes_nothing_for_too_long_is_given_up(serve, echo, windows):
         stuck.h2.increment_flow_control_window(2**31 - 1 - 65_535)
         stuck.send()
     stuck.call("/t.T/us_endless", b"x" * 100)
-    await settled(lambda: stand.server.connections and stand.connection._waiting)
+    await eventually(lambda: stand.server.connections and stand.connection.output.waiting)
     await stand.idle()
     await lives(stand)
     stuck.abort()
@@ -486,8 +487,8 @@ async def test_who_takes_nothing_for_too_long_is_given_up(serve, echo, windows):
 
 
 async def test_a_large_burst_for_a_client_that_reads_is_no_flood(stand, monkeypatch):
-    """Many streams with something large in one turn: no reason to hang up."""
-    monkeypatch.setattr(module, "_MAX_UNSENT", 2**16)
+    """Large messages on many streams in one turn are no reason to close the connection."""
+    monkeypatch.setattr(output, "MAX_UNSENT", 2**16)
     client = await stand.raw(WIDE)
     client.h2.increment_flow_control_window(2**31 - 1 - 65_535)
     client.send()
@@ -521,7 +522,7 @@ async def test_a_call_cancelled_while_it_waits_for_room(stand):
     client = await stand.raw({SettingCodes.INITIAL_WINDOW_SIZE: 10})
     stream_id = client.call("/t.T/us_endless", b"x")
     client.acknowledge = False
-    await settled(lambda: stand.server.connections and stand.connection._waiting)
+    await eventually(lambda: stand.server.connections and stand.connection.output.waiting)
     client.reset(stream_id)
     await client.ping()
     await stand.idle()
@@ -538,7 +539,7 @@ async def test_how_much_a_client_may_send_ahead(stand):
 
 
 async def window(client: RawClient, stream_id: int, size: int) -> None:
-    """Wait until so much may be sent."""
+    """Wait until the windows allow to send this much."""
     await client.until(lambda: client.h2.local_flow_control_window(stream_id) >= size)
 
 
@@ -596,7 +597,7 @@ async def test_who_sends_more_than_is_read_is_stopped_and_others_are_not(serve):
 
 
 async def test_data_for_a_call_that_is_over(stand):
-    """It counts for the connection's window; that must not run out."""
+    """It counts for the connection's window, which must not run out."""
     client = await stand.raw()
     await client.ping()
     stream_id = client.begin("/t.T/none")
@@ -621,7 +622,7 @@ async def test_data_beyond_the_window_ends_the_connection(stand):
 
 
 async def test_a_client_that_takes_its_next_calls_elsewhere_gets_its_answers(stand, echo):
-    """It says GOAWAY and waits, as clients in Java and Node do; in h2 nothing would go on."""
+    """It sends GOAWAY and waits, like Java's and Node's clients; h2 alone would end its calls."""
     client = await stand.raw()
     waits = client.call("/t.T/uu_waits")
     streams = client.call("/t.T/us", b"10 20000")
@@ -634,12 +635,12 @@ async def test_a_client_that_takes_its_next_calls_elsewhere_gets_its_answers(sta
 
 
 async def not_reading(stand) -> RawClient:
-    """Return a client for whom much is on the way, also one call that waits."""
+    """Return a client with much unread data and one waiting call."""
     client = await stand.raw(WIDE, buffer=4096)
     client.h2.increment_flow_control_window(2**30)
     client.call("/t.T/us_endless", b"x" * 100)
     client.call("/t.T/uu_waits")
-    await settled(lambda: stand.server.connections and stand.connection._paused)
+    await eventually(lambda: stand.server.connections and stand.connection.output.paused)
     return client
 
 
@@ -649,7 +650,7 @@ BROKEN = b"\0\0\4\3\0\0\0\0\0\0\0\0\0"  # a reset of stream 0
 async def test_a_broken_rule_ends_the_calls_of_the_connection(stand, echo):
     client = await stand.raw()
     client.call("/t.T/uu_waits")
-    await settled(lambda: echo.waiting)
+    await eventually(lambda: echo.waiting)
     client.send(BROKEN)
     await client.hung_up()
     assert client.goaway == 1
@@ -678,7 +679,7 @@ async def test_closing_does_not_wait_for_ever(serve, echo):
 
 
 async def test_a_silent_client_is_asked_and_stays_while_it_answers(serve, echo, monkeypatch):
-    monkeypatch.setattr(module, "_STALL", 0.05)  # this machine may be busy
+    monkeypatch.setattr(keepalive, "_STALL", 0.05)  # this machine may be busy
     stand = await serve({"keepalive_time": 0.02, "keepalive_timeout": 0.4}, **echo.methods)
     client = await stand.raw()
     stream_id = client.call("/t.T/uu_waits")
@@ -699,7 +700,7 @@ async def test_calls_of_a_client_that_is_gone_are_cancelled(serve, echo):
     stand = await serve({"keepalive_time": 0.02, "keepalive_timeout": 0.02}, **echo.methods)
     client = await stand.raw()
     client.call("/t.T/uu_waits")
-    await settled(lambda: echo.waiting)
+    await eventually(lambda: echo.waiting)
     await stand.deserted()
     assert echo.waiting == 0
 
@@ -712,17 +713,17 @@ async def test_a_stalled_loop_is_not_taken_for_a_silent_client():
     transport = Transport(connection)
     connection.connection_made(transport)
     connection.data_received(PREFACE + settings_frame())
-    connection._pinged = True
-    connection._heard_at -= 100.0
-    connection._due -= 100.0
-    connection._look()
+    connection.keepalive.pinged = True
+    connection.keepalive.heard_at -= 100.0
+    connection.keepalive.due -= 100.0
+    connection.keepalive.check()
     assert not transport.closing
-    connection._look()
+    connection.keepalive.check()
     assert transport.closing
 
 
 async def exchange(chunks, *, whole: bool) -> tuple[bytes, bool]:
-    """Feed a connection; return what it answered, and whether it hung up.
+    """Feed a connection; returns its answer and whether it closed.
 
     Args:
         chunks: bytes as they come.
@@ -770,7 +771,7 @@ CALLS = st.lists(
 
 
 def wire_of(calls) -> tuple[ClientH2, bytes]:
-    """Return a client's bytes, and what can read the answers."""
+    """Return a client's bytes and an object that reads the answers."""
     client = ClientH2()
     client.initiate_connection()
     for name, body, how in calls:
@@ -819,7 +820,7 @@ def test_however_the_bytes_are_cut_the_answers_are_the_same(calls, places):
 @given(CALLS, st.data())
 @examples(max_examples=150)
 def test_whatever_is_changed_on_the_way_nothing_of_ours_fails(calls, data):
-    """What is not allowed ends the connection, or a call; it never is an error of ours."""
+    """Violations end the connection or a call and never cause an internal error."""
     _, wire = wire_of(calls)
     changed = bytearray(wire)
     begin = len(PREFACE) if data.draw(st.booleans()) else 0

@@ -1,11 +1,12 @@
-"""What a client can make the server do: bounded in one turn of the event loop, and in all.
+"""Limits on the work that a client causes, in one turn of the event loop and in total.
 
-Nothing here looks at a clock: what a turn may take is a clock that the tests turn.
+No test measures time: turns are limited by a clock that the tests advance.
 """
 
 import asyncio
 import contextlib
 import struct
+from itertools import pairwise
 
 import pytest
 from h2.settings import SettingCodes
@@ -22,11 +23,12 @@ from hyperframe.frame import (
     WindowUpdateFrame,
 )
 
-from serving.h2grpc import budget, http2, turns
+from serving.h2grpc import budget, http2, output, turns
 from serving.h2grpc import connection as module
 from serving.h2grpc.connection import Connection
 from serving.h2grpc.server import Server
-from tests.unit.h2grpc.conftest import methods, settled
+from tests.support.waiting import eventually
+from tests.unit.h2grpc.conftest import methods
 from tests.unit.h2grpc.raw_client import PATIENCE, ClientH2, message, request
 from tests.unit.h2grpc.transport import Transport
 
@@ -34,7 +36,7 @@ PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + SettingsFrame(0).serialize()
 GET = b"\x82\x86\x84"  # GET, http, /
 ENHANCE_YOUR_CALM = 11
 MANY = budget.MOST + 200
-"""Frames; more than any budget."""
+"""Number of frames that exceeds any budget."""
 
 
 async def uu(request, context):
@@ -43,6 +45,11 @@ async def uu(request, context):
 
 async def uu_waits(request, context):
     await asyncio.Event().wait()
+
+
+async def ss(requests, context):
+    async for each in requests:
+        yield each
 
 
 async def us(request, context):
@@ -57,7 +64,7 @@ async def stand(serve):
 
 @pytest.fixture(autouse=True)
 def no_surprise(monkeypatch):
-    """Whatever a client sends, nothing of ours fails."""
+    """Check that no error is logged, whatever a client sends."""
     failed = []
 
     class Log:
@@ -71,7 +78,7 @@ def no_surprise(monkeypatch):
 
 @pytest.fixture
 def no_refill(monkeypatch):
-    """Time fills no budget: a slow machine sees what a fast one sees."""
+    """Disable refills by time, so that the speed of the machine does not matter."""
     monkeypatch.setattr(budget, "A_SECOND", 0)
 
 
@@ -86,20 +93,20 @@ def whole(stream_id, block=GET):
 
 
 def block_of(path, *, more=()):
-    """Return a call's headers without use of the dynamic table."""
+    """Return a call's headers, encoded without the dynamic table."""
     client = ClientH2()
     client.encoder.header_table_size = 0
     return client.encoder.encode(request(path, more))[1:]  # not the change of the table's size
 
 
 class Sink:
-    """A client with no state: it sends bytes, and sorts the frames that come."""
+    """A client without protocol state, which sends bytes and counts received frames."""
 
     def __init__(self, reader, writer):
         self.resets = {}
-        """How often which stream was reset."""
+        """Number of RST_STREAM frames by stream."""
         self.codes = []
-        """Of those resets."""
+        """Error codes of those frames."""
         self.pongs = 0
         self.goaway = None
         self._reader, self._writer = reader, writer
@@ -116,7 +123,7 @@ class Sink:
         self._writer.write(data)
 
     async def step(self):
-        """Read once; whether there was something."""
+        """Read once, and return whether data arrived."""
         data = b""
         with contextlib.suppress(ConnectionError):
             data = await self._reader.read(2**16)
@@ -224,7 +231,7 @@ async def test_a_flood_ends_its_connection_and_no_other(stand, name):
     client.send(opening + flood())
     await client.hung_up()
     assert client.goaway == ENHANCE_YOUR_CALM
-    await settled(lambda: len(stand.server.connections) == 1)
+    await eventually(lambda: len(stand.server.connections) == 1)
     assert (await other.answer(other.call())).status == 0
     assert not other.answers[waits].over
 
@@ -242,7 +249,7 @@ async def test_a_flood_whose_answers_are_not_read_ends_the_connection(stand, kin
 
 @pytest.mark.usefixtures("no_refill")
 async def test_what_is_answered_earns_what_clients_say_about_it(stand):
-    """A window for each message, and a ping for each: what eager clients do."""
+    """Some clients send WINDOW_UPDATE and PING for each message."""
     client = await stand.raw()
     await client.ping()
     ack = WindowUpdateFrame(0, window_increment=1).serialize()
@@ -279,7 +286,7 @@ async def test_time_fills_a_budget():
 
 
 class Hand:
-    """A clock that shows a bit more at each look."""
+    """A clock that advances by a step at each call."""
 
     def __init__(self, step: float) -> None:
         self.now = 0.0
@@ -292,7 +299,7 @@ class Hand:
 
 @pytest.fixture
 def make():
-    """Makes connections to one server that has a clock of its own."""
+    """Create connections to a server with a manual clock."""
 
     async def made(step, count=1):
         server = Server()
@@ -305,7 +312,7 @@ def make():
             transport = Transport(connection)
             connection.connection_made(transport)
             connection.data_received(PREFACE)
-            await settled(lambda connection=connection: connection not in server.turns)
+            await eventually(lambda connection=connection: connection not in server.turns)
             transport.written.clear()
             found.append((connection, transport))
         server.clock.now += 10.0
@@ -348,13 +355,13 @@ async def test_one_write_is_read_in_slices(make, step, count, most):
 
 
 async def test_answers_that_are_not_read_are_bounded_in_bytes(make, monkeypatch):
-    """Where the budget is no bound, since time fills it."""
+    """The budget, which time refills, does not limit them."""
     monkeypatch.setattr(budget, "MOST", 10**9)
-    monkeypatch.setattr(module, "_MAX_UNSENT", 2**14)
+    monkeypatch.setattr(output, "MAX_UNSENT", 2**14)
     ((connection, transport),) = await make(0.0)
     connection.pause_writing()
     connection.data_received(pings(2**14 // 17 + module._FRAMES))
-    await settled(lambda: transport.closing)
+    await eventually(lambda: transport.closing)
     assert len(transport.written) <= 2**14
 
 
@@ -387,7 +394,7 @@ async def test_connections_that_flood_are_served_in_turn(make):
 
 
 async def test_a_frame_that_takes_long_makes_room_for_all_else(make):
-    """The next one waits as long as it took."""
+    """The next frame waits as long as it took."""
     ((connection, transport),) = await make(1.0)
     connection.data_received(pings(3))
     loop = asyncio.get_running_loop()
@@ -403,29 +410,33 @@ async def test_a_lost_connection_is_read_no_further(make):
     ((connection, transport),) = await make(turns.SLICE)
     connection.data_received(pings(500))
     transport.close()
-    await settled(lambda: connection not in connection.server.turns)
+    await eventually(lambda: connection not in connection.server.turns)
     assert pongs(transport) < 500
     assert not connection.server.connections
 
 
-async def test_the_calls_of_a_client_that_is_gone_end_a_few_at_a_time(make):
-    ((connection, transport),) = await make(0.0)
-    count = 5 * module._CUTS
+@pytest.mark.parametrize("clients", [1, 6])
+async def test_the_calls_of_clients_that_are_gone_end_a_few_at_a_time(make, clients):
+    """Also if many connections are lost in one turn of the event loop."""
+    connections = await make(0.0, count=clients)
+    server = connections[0][0].server
+    count = 4 * server.endings.most
     data = b"".join(
         headers(n, CALL, "END_HEADERS") + DataFrame(n, message(b"x")).serialize()
         for n in range(1, 2 * count, 2)
     )
-    connection.data_received(data)
-    await settled(lambda: len(connection.calls) == count)
-    transport.close()
-    left = []
-    while connection.calls:
+    for connection, _ in connections:
+        connection.data_received(data)
+    await eventually(lambda: all(len(connection.calls) == count for connection, _ in connections))
+    for _, transport in connections:
+        transport.close()
+    left = [clients * count]
+    while left[-1]:
         await asyncio.sleep(0)
-        left.append(len(connection.calls))
-    cut = [before - after for before, after in zip([count, *left], left, strict=False)]
-    assert max(cut) <= 4 * module._CUTS
-    assert sum(cut) == count
-    await settled(lambda: not connection.server.tasks)
+        left.append(sum(len(connection.calls) for connection, _ in connections))
+    # Between two looks of this task, parts of two turns may lie.
+    assert max(before - after for before, after in pairwise(left)) <= 2 * server.endings.most
+    await eventually(lambda: not server.tasks)
 
 
 # -- streams ----------------------------------------------------------------------------------
@@ -508,7 +519,7 @@ async def test_a_block_of_headers_is_bounded_before_it_is_decoded(stand, monkeyp
 
 @pytest.mark.parametrize(("updates", "code"), [(2, None), (3, 1), (16_000, 1)])
 async def test_changes_of_the_table_of_headers_are_two_a_block(stand, updates, code):
-    """RFC 7541, section 4.2; each byte of such a block is one."""
+    """RFC 7541, section 4.2; each byte of such a block is one change."""
     client = await Sink.connect(stand.port)
     client.send(whole(1, b"\x20" * updates + GET))
     if code is None:
@@ -567,11 +578,11 @@ async def test_settings_that_nobody_knows_are_not_kept(stand):
         frame = len(values).to_bytes(3, "big") + b"\x04\0" + b"\0\0\0\0" + values
         client.send(frame)
     await client.ping()
-    assert len(stand.connection._h2.remote_settings) < 10
+    assert len(stand.connection.h2.remote_settings) < 10
 
 
 async def test_a_client_that_is_hung_up_on_can_read_why(stand):
-    """It sends on and on; closing at once would take the answer from it."""
+    """It continues to send; closing the socket at once would discard the answer."""
     client = await Sink.connect(stand.port)
     while not stand.connection.lost:
         client.send(FLOODS["settings"][1]())
@@ -579,3 +590,48 @@ async def test_a_client_that_is_hung_up_on_can_read_why(stand):
     client.send(FLOODS["settings"][1]())
     await client.hung_up()
     assert client.goaway == ENHANCE_YOUR_CALM
+
+
+# -- memory over all connections ----------------------------------------------------------------
+
+
+async def test_calls_without_a_message_are_bounded_over_all_connections(serve):
+    stand = await serve({"max_pending_bytes": 2**14}, uu=uu, uu_waits=uu_waits)
+    clients = [await stand.raw() for _ in range(3)]
+    begun = [clients[0].begin(), clients[1].begin(), clients[1].begin(), clients[2].begin()]
+    for client in clients:
+        await client.ping()
+    answer = await clients[2].answer(clients[2].call())
+    assert (answer.status, answer.details) == (
+        8,
+        "requests%20that%20have%20not%20arrived%20in%20full%20take%20too%20much%20memory",
+    )
+    clients[0].data(begun[0], message(b"x"), end=True)
+    assert (await clients[0].answer(begun[0])).messages == [b"re:x"]
+    assert (await clients[2].answer(clients[2].call())).status == 0
+    clients[1].abort()
+    await eventually(lambda: stand.server.pending.held == 2**12)
+
+
+async def test_unfinished_messages_are_bounded_over_all_connections(serve):
+    stand = await serve({"max_pending_bytes": 2**15}, uu=uu, ss=ss)
+    clients = [await stand.raw() for _ in range(2)]
+    waits, refused = (client.begin("/t.T/ss") for client in clients)
+    half = struct.pack(">BI", 0, 2**17) + bytes(2**14 - 5)
+    for client, call in zip(clients, (waits, refused), strict=True):
+        client.data(call, half)
+        await client.ping()
+    assert stand.server.pending.held == 2**15
+    clients[1].data(refused, b"x")
+    assert (await clients[1].answer(refused)).status == 8
+    await eventually(lambda: stand.server.pending.held == 2**14)
+    assert not clients[0].answers[waits].over
+    assert (await clients[1].answer(clients[1].call())).status == 0
+
+
+async def test_messages_that_are_whole_leave_nothing_pending(stand):
+    client = await stand.raw()
+    for size in (0, 1, 10**4):
+        answer = await client.answer(client.call(body=b"x" * size))
+        assert answer.status == 0
+    assert stand.server.pending.held == 0

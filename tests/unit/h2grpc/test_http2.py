@@ -1,11 +1,11 @@
-"""What differs from h2; most of it is tried over sockets in test_connection.py."""
+"""Deviations from h2; test_connection.py tests most of them over sockets."""
 
 from serving.h2grpc import http2
 from serving.h2grpc.http2 import Http2
 
 
 def test_long_headers_take_no_time_in_the_square_of_their_length():
-    """A status may repeat what a client sent; with Huffman's code a megabyte takes a minute."""
+    """A status may repeat data of a client; Huffman coding of a megabyte takes a minute."""
     (name, value) = (b"grpc-message", b"x" * 2**20)
     encoded = http2._Encoder().encode([(name, value)])
     assert value in encoded

@@ -1,4 +1,4 @@
-"""grpc.aio as the oracle: the same servicer on both servers, the same calls, the same ends.
+"""grpc.aio as the oracle: the same servicer and calls on both servers, with equal results.
 
 What differs, differs on purpose: ``DIFFERENT`` has each case with its reason.
 """
@@ -23,7 +23,7 @@ SET = (("set", "before"),)
 
 
 class Servicer:
-    """Methods that end in all ways."""
+    """Methods that end in all possible ways."""
 
     async def uu(self, request, context):
         return request
@@ -195,7 +195,7 @@ DIFFERENT = {
 
 
 async def end_of(port, name, chunks, more):
-    """Return the end of a call: status, metadata, messages if they count, details."""
+    """Return the result of a call: status, metadata, messages if they count, details."""
     client = await RawClient.connect(port)
     try:
         stream_id = client.begin(f"/t.T/{name}", list(more.items()))
@@ -219,7 +219,7 @@ async def end_of(port, name, chunks, more):
 
 @pytest.fixture
 async def servers():
-    """Ours and grpc.aio's; their ports."""
+    """Ports of this server and of grpc.aio's."""
     logging.getLogger("grpc._cython.cygrpc").setLevel(logging.CRITICAL)
     handlers = {name: getattr(Servicer(), name) for name in NAMES}
     ours = Server(max_message_bytes=LIMIT)
@@ -251,7 +251,7 @@ async def test_calls_that_end_otherwise_on_purpose(servers, case):
 
 
 async def test_a_method_that_a_servicer_leaves_out(servers):
-    """The generated base: set_code, set_details, raise."""
+    """The generated base method: set_code, set_details, raise."""
     said = []
     for port in servers:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:

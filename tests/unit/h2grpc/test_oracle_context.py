@@ -1,4 +1,4 @@
-"""What a handler sees of its call, and how servers limit and end calls: ours beside grpc.aio's."""
+"""Contexts of handlers, limits and endings of calls: this server beside grpc.aio's."""
 
 import asyncio
 import contextlib
@@ -22,7 +22,7 @@ CODE = grpc.StatusCode
 
 @dataclass
 class Stage:
-    """One of the two servers, a channel to it, and what its handlers saw."""
+    """One of the two servers, a channel to it, and a record of its handlers."""
 
     server: Any
     channel: grpc.aio.Channel
@@ -33,7 +33,7 @@ class Stage:
 
 @pytest.fixture
 async def stages():
-    """Starts both: ``make`` gets the stage and returns the handlers; options go to the servers."""
+    """Start both servers; ``make`` returns the handlers of one, options go to the servers."""
     logging.getLogger("grpc._cython.cygrpc").setLevel(logging.CRITICAL)
     made: list[Stage] = []
 
@@ -77,11 +77,11 @@ DIFFERENT = {
     ),
     "`grpc.compression_enabled_algorithms_bitset`, channelz, `xds`": "are not there",
 }
-"""What is not an ending, and differs on purpose."""
+"""Intended differences other than endings."""
 
 
 async def code_of(call) -> grpc.StatusCode:
-    """Return how a call ends; what it brings is read, else the end does not come."""
+    """Return how a call ends, after all its messages were read."""
     async with asyncio.timeout(PATIENCE):
         with contextlib.suppress(grpc.aio.AioRpcError):
             if hasattr(call, "__aiter__"):
@@ -164,7 +164,7 @@ WAITING = ("uu_waits", "us_waits", "su_waits", "ss_waits")
 
 
 def waiting(stage):
-    """Handlers that wait, and tell how that ends."""
+    """Handlers that wait, with a record of how that ends."""
 
     async def wait(context):
         context.add_done_callback(lambda _: stage.done.set())
@@ -274,7 +274,7 @@ async def test_a_limit_of_calls_at_once(stages):
 
 
 class Intercepts(grpc.aio.ServerInterceptor):
-    """Does what a method's name says."""
+    """Handlers that do what their method's name says."""
 
     def __init__(self, seen):
         self.seen = seen

@@ -1,4 +1,4 @@
-"""Every ending in every form of handler, on our server and on grpc.aio's: the same ends.
+"""Every ending in every form of handler has the same result here and on grpc.aio's server.
 
 ``DIFFERENT`` has what ends otherwise, and why.
 """
@@ -32,7 +32,7 @@ DIFFERENT = {
         "names that begin with grpc- are reserved (PROTOCOL-HTTP2.md); grpc.aio sends them",
     ),
 }
-"""Ending: its status here, and the reason."""
+"""Status on this server and the reason for the difference, by ending."""
 UNCOMPARED = {
     "raises-not-implemented": (
         CODE.UNKNOWN,
@@ -40,7 +40,7 @@ UNCOMPARED = {
     ),
     "trails-text-as-binary": (CODE.OK, "text is sent as UTF-8; grpc.aio does not answer"),
 }
-"""The same where grpc.aio's answer cannot be read, or there is none."""
+"""The same for endings where grpc.aio's answer is unreadable or missing."""
 _MADE_BY_LIBRARY = ("Unexpected", "Invalid metadata", "the server's metadata")
 
 
@@ -55,7 +55,7 @@ def quiet():
 
 @pytest.fixture
 async def clients(quiet):
-    """A connection to our server, and one to grpc.aio's."""
+    """A connection to this server and one to grpc.aio's."""
     ours, theirs = Server(), grpc.aio.server()
     for server in (ours, theirs):
         server.add_generic_rpc_handlers((methods(**behaviours()),))

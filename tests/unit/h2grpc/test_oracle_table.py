@@ -1,4 +1,4 @@
-"""ADR 12's table of what differs from grpc.aio is that of the tests which show it."""
+"""ADR 12's table of differences from grpc.aio equals that of the tests."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ BEGIN, END = "<!-- differences: begin -->\n", "<!-- differences: end -->"
 
 
 def table() -> str:
-    """Return the table as it is in the page."""
+    """Return the table of the page."""
     lines = ["| case | ends here | reason |", "|---|---|---|"]
     for case, (*_, code, reason) in test_oracle.DIFFERENT.items():
         lines.append(f"| {case} | `{code.name}` | {reason} |")

@@ -1,4 +1,4 @@
-"""The rules of RFC 9113 for what a client may send: one row a rule, frame by frame, no socket.
+"""RFC 9113's rules for what a client may send: one row per rule, without sockets.
 
 A rule that is broken ends the connection (GOAWAY) or the stream (RST_STREAM) with the code that
 the RFC names; what the RFC lets pass ends nothing. After each row a PING shows which it was.
@@ -39,7 +39,7 @@ def setting(code: int, value: int) -> bytes:
 
 
 def block(*more, path="/t.T/su", without=()) -> bytes:
-    """Return a request's headers, encoded, without use of the table."""
+    """Return a request's headers, encoded without the table."""
     headers = [each for each in request(path) if each[0] not in without]
     return encoded(*headers, *more)
 
@@ -49,7 +49,7 @@ def encoded(*headers) -> bytes:
 
 
 def begin(stream: int = 1, *more, end: bool = False, without=()) -> bytes:
-    """Return HEADERS of a call that stays open until its client ends it."""
+    """Return HEADERS of a call that stays open until the client ends it."""
     flags = END_HEADERS | (END_STREAM if end else 0)
     return frame(HEADERS, flags, stream, block(*more, without=without))
 
@@ -336,7 +336,7 @@ FRAMES = [
 
 
 async def said_to(*data: bytes) -> tuple[list[Frame], bool]:
-    """Feed a connection; return the frames that it answers, and whether it hung up."""
+    """Feed a connection; returns its frames and whether it closed."""
     server = Server()
 
     async def su(requests, context):

@@ -1,4 +1,4 @@
-"""A server's life: it stops in good order, with clients of any kind; and TLS."""
+"""Graceful shutdown with all kinds of clients, and TLS."""
 
 import asyncio
 import contextlib
@@ -15,17 +15,18 @@ from serving.credentials.tls import Alpn, TlsFiles, following_context, watch_tls
 from serving.h2grpc import budget
 from serving.h2grpc.server import Server
 from tests.integration.h2grpc.relay import Relay
+from tests.support.waiting import eventually
 from tests.unit.credentials.certificates import issue
-from tests.unit.h2grpc.conftest import bound_socket, settled
+from tests.unit.h2grpc.conftest import bound_socket
 from tests.unit.h2grpc.raw_client import PATIENCE, RawClient, message
 
 CODE = grpc.StatusCode
 GRACE = 5.0
-"""Seconds; where a test passes it is not waited for."""
+"""Grace period, seconds; passing tests do not wait for it."""
 
 
 class Handlers:
-    """A call that waits, and one that never stops."""
+    """A handler that waits and one that never stops."""
 
     def __init__(self):
         self.go_on = asyncio.Event()
@@ -73,9 +74,9 @@ async def stand(serve, handlers):
 async def test_running_calls_end_well_within_the_grace(stand, handlers):
     async with stand.channel() as channel:
         call = channel.unary_unary("/t.T/uu_waits")(b"x")
-        await settled(lambda: handlers.running)
+        await eventually(lambda: handlers.running)
         stopping = asyncio.create_task(stand.server.stop(GRACE))
-        await settled(lambda: stand.server.stopping)
+        await eventually(lambda: stand.server.stopping)
         handlers.go_on.set()
         assert await call == b"x"
         await stopping
@@ -85,7 +86,7 @@ async def test_running_calls_end_well_within_the_grace(stand, handlers):
 async def test_running_calls_are_ended_after_the_grace(stand, handlers):
     client = await stand.raw()
     stream_id = client.call("/t.T/uu_waits")
-    await settled(lambda: handlers.running)
+    await eventually(lambda: handlers.running)
     await stand.server.stop(0.02)
     answer = await client.answer(stream_id)
     assert (answer.status, answer.details) == (14, "the%20server%20stops")  # UNAVAILABLE
@@ -97,7 +98,7 @@ async def test_running_calls_are_ended_after_the_grace(stand, handlers):
 async def test_clients_are_told_to_go_elsewhere(stand, handlers):
     client = await stand.raw()
     running = client.call("/t.T/uu_waits")
-    await settled(lambda: handlers.running)
+    await eventually(lambda: handlers.running)
     stopping = asyncio.create_task(stand.server.stop(GRACE))
     await client.until(lambda: client.goaway is not None)
     assert client.goaway == 0
@@ -114,9 +115,9 @@ async def test_clients_are_told_to_go_elsewhere(stand, handlers):
 async def test_calls_on_the_way_are_served(stand, handlers):
     client = await stand.raw()
     running = client.call("/t.T/uu_waits")
-    await settled(lambda: handlers.running)
+    await eventually(lambda: handlers.running)
     stopping = asyncio.create_task(stand.server.stop(GRACE))
-    await settled(lambda: stand.server.stopping)
+    await eventually(lambda: stand.server.stopping)
     late = client.call()  # nothing that the server has said was read yet
     assert (await client.answer(late)).status == 0
     assert client.goaway == 0
@@ -126,7 +127,7 @@ async def test_calls_on_the_way_are_served(stand, handlers):
 
 
 async def test_a_channel_loses_no_call_when_servers_take_turns(serve, handlers):
-    """Each stops while the next one is there already; behind one address, as in a cluster."""
+    """Each server stops while the next one runs behind the same address, as in a cluster."""
     stands = [await serve(**handlers.methods)]
     relay = Relay(stands[0].port)
     await relay.start()
@@ -145,7 +146,7 @@ async def test_a_channel_loses_no_call_when_servers_take_turns(serve, handlers):
             stands.append(await serve(**handlers.methods))
             relay.upstream = stands[-1].port
             seen = answers
-            await settled(lambda seen=seen: answers > seen + 20)
+            await eventually(lambda seen=seen: answers > seen + 20)
             await stands[-2].server.stop(PATIENCE)
         going = False
         await asyncio.gather(*callers)
@@ -164,7 +165,7 @@ async def test_a_channel_sees_a_stopped_server_as_unavailable(stand):
 async def test_stop_again_and_at_the_same_time(stand, handlers):
     client = await stand.raw()
     client.call("/t.T/uu_waits")
-    await settled(lambda: handlers.running)
+    await eventually(lambda: handlers.running)
     async with asyncio.timeout(PATIENCE):
         await asyncio.gather(stand.server.stop(0.02), stand.server.stop(0))
         await stand.server.stop(GRACE)
@@ -181,7 +182,7 @@ async def test_stop_with_a_client_that_does_not_read(stand, windows):
     client.h2.increment_flow_control_window(2**30)
     for _ in range(3):
         client.call("/t.T/us_endless")
-    await settled(lambda: stand.server.connections and stand.connection._waiting)
+    await eventually(lambda: stand.server.connections and stand.connection.output.waiting)
     async with asyncio.timeout(PATIENCE):
         await stand.server.stop(0.02)
     await stand.deserted()
@@ -190,7 +191,7 @@ async def test_stop_with_a_client_that_does_not_read(stand, windows):
 async def test_stop_with_a_handler_that_does_not_end(stand, handlers):
     client = await stand.raw()
     stream_id = client.call("/t.T/uu_stubborn")
-    await settled(lambda: handlers.running)
+    await eventually(lambda: handlers.running)
     async with asyncio.timeout(PATIENCE):
         await stand.server.stop(0)
     assert (await client.answer(stream_id)).status == 14
@@ -203,7 +204,7 @@ async def test_stop_with_a_handler_that_does_not_end(stand, handlers):
 async def test_a_client_that_has_not_spoken_does_not_hold_up_the_end(stand, data):
     reader, writer = await asyncio.open_connection("127.0.0.1", stand.port)
     writer.write(data)
-    await settled(lambda: stand.server.connections)
+    await eventually(lambda: stand.server.connections)
     await stand.server.stop(GRACE)
     async with asyncio.timeout(PATIENCE):
         with contextlib.suppress(ConnectionResetError):  # what it sent was not read
@@ -316,7 +317,7 @@ async def test_stop_with_a_tls_client_that_does_not_read(secure, files):
     client.h2.increment_flow_control_window(2**30)
     for _ in range(3):
         client.call("/t.T/us_endless")
-    await settled(lambda: secure.server.connections and secure.connection._waiting)
+    await eventually(lambda: secure.server.connections and secure.connection.output.waiting)
     async with asyncio.timeout(PATIENCE):
         await secure.server.stop(0.02)
     await secure.deserted()
@@ -324,10 +325,10 @@ async def test_stop_with_a_tls_client_that_does_not_read(secure, files):
 
 
 async def test_a_handshake_that_outlasts_the_listening_socket(secure, files):
-    """Its connection would come when the others have been told to go; it is not made."""
+    """Its connection would be created after GOAWAY was sent to the others; it is closed."""
     running = await tls_client(secure, files)
     running.call("/t.T/uu_waits")
-    await settled(lambda: secure.server.tasks)
+    await eventually(lambda: secure.server.tasks)
 
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     context = ssl.create_default_context(cafile=str(files.ca))
@@ -339,7 +340,7 @@ async def test_a_handshake_that_outlasts_the_listening_socket(secure, files):
     writer.write(outgoing.read())
     incoming.write(await reader.read(2**16))  # the server is in the midst of it
     stopping = asyncio.create_task(secure.server.stop(10 * PATIENCE))
-    await settled(lambda: secure.server.stopping)
+    await eventually(lambda: secure.server.stopping)
     async with asyncio.timeout(PATIENCE):
         with contextlib.suppress(ConnectionError):
             assert await reader.read() == b""
@@ -366,6 +367,6 @@ async def test_a_flood_over_tls_ends_its_connection_and_no_other(secure, files):
     client.send(PingFrame(0, b"12345678").serialize() * 4 * budget.MOST)
     await client.hung_up()
     assert client.goaway == 11  # ENHANCE_YOUR_CALM
-    await settled(lambda: len(secure.server.connections) == 1)
+    await eventually(lambda: len(secure.server.connections) == 1)
     await other.ping()
     assert not other.answers[running].over

@@ -1,4 +1,4 @@
-"""gRPC over TLS with real handshakes: versions, ciphers, certificates, and peers that mix it up."""
+"""gRPC over TLS with real handshakes: versions, ciphers, certificates, plain-text peers."""
 
 import asyncio
 import contextlib
@@ -10,8 +10,8 @@ import pytest
 import trustme
 
 from serving.credentials.tls import Alpn, TlsFiles, following_context, watch_tls
+from tests.support.waiting import eventually
 from tests.unit.credentials.certificates import issue
-from tests.unit.h2grpc.conftest import settled
 from tests.unit.h2grpc.raw_client import PATIENCE, RawClient
 
 V1_1, V1_2, V1_3 = ssl.TLSVersion.TLSv1_1, ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3
@@ -99,7 +99,7 @@ def tls_of(client) -> ssl.SSLObject:
 @pytest.mark.parametrize("name", ["127.0.0.1", "localhost"])
 @pytest.mark.parametrize("alpn", [("h2",), ("http/1.1", "h2"), ()])
 async def test_versions_names_and_protocols(secure, files, version, name, alpn):
-    """No protocol is agreed on where a client offers none; if it speaks HTTP/2 it is served."""
+    """A client that offers no protocol in ALPN is served if it speaks HTTP/2."""
     stand, _ = await secure()
     client = await client_of(stand, context_of(files, version=version, alpn=alpn), name)
     assert (await client.answer(client.call())).messages == [b"x"]
@@ -129,7 +129,7 @@ async def test_what_rfc_9113_prohibits_is_refused(secure, files, version, cipher
 
 @pytest.mark.parametrize("alpn", list(Alpn))
 async def test_no_renegotiation(files, alpn):
-    """It is prohibited (section 9.2.1), and costs a server far more than its client."""
+    """It is forbidden (section 9.2.1) and costs the server far more than the client."""
     watched = watch_tls("test", TlsFiles(str(files.cert), str(files.key)))
     for context in (following_context(watched, alpn), watched.value.contexts[alpn]):
         assert context.options & ssl.OP_NO_RENEGOTIATION
@@ -182,7 +182,7 @@ async def test_a_new_certificate_while_calls_run(secure, files, handlers, author
     context = context_of(files)
     old = await client_of(stand, context)
     running = old.call("/t.T/uu_waits")
-    await settled(lambda: stand.server.tasks)
+    await eventually(lambda: stand.server.tasks)
     issue(tmp_path, authority)
     assert watched.refresh()
     new = await client_of(stand, context)
@@ -195,13 +195,13 @@ async def test_a_new_certificate_while_calls_run(secure, files, handlers, author
 
 
 async def test_an_end_of_tls_ends_the_calls(secure, files, handlers):
-    """close_notify: nothing more is read, so nobody could cancel a call, or open its window."""
+    """After close_notify nothing is read, so calls cannot be cancelled and windows cannot grow."""
     stand, _ = await secure()
     client = await client_of(stand, context_of(files))
     client.call("/t.T/uu_waits")
-    await settled(lambda: stand.server.tasks)
+    await eventually(lambda: stand.server.tasks)
     client._writer.close()
-    await settled(lambda: handlers.cancelled)
+    await eventually(lambda: handlers.cancelled)
     await stand.deserted()
 
 
@@ -209,9 +209,9 @@ async def test_tls_cut_off_ends_the_calls(secure, files, handlers):
     stand, _ = await secure()
     client = await client_of(stand, context_of(files))
     client.call("/t.T/uu_waits")
-    await settled(lambda: stand.server.tasks)
+    await eventually(lambda: stand.server.tasks)
     client.abort()
-    await settled(lambda: handlers.cancelled)
+    await eventually(lambda: handlers.cancelled)
     await stand.deserted()
 
 
@@ -238,7 +238,7 @@ async def test_a_client_without_tls_on_a_port_with_it(secure):
 
 @pytest.mark.parametrize("with_tls", [True, False])
 async def test_channels_of_grpc_that_mix_it_up(secure, serve, files, handlers, with_tls):
-    """A status at once, not a time-out."""
+    """The status is sent at once, not after a timeout."""
     stand = (await serve(uu=handlers.uu)) if with_tls else (await secure())[0]
     if with_tls:
         credentials = grpc.ssl_channel_credentials(files.ca.read_bytes())

@@ -1,4 +1,4 @@
-"""gRPC's formats: messages cut in any way, metadata, time-outs, texts of a status."""
+"""gRPC's formats: messages in any pieces, metadata, timeouts, status messages."""
 
 import gzip
 import struct
@@ -32,7 +32,7 @@ def packed(data: bytes) -> bytes:
 
 
 def read(reader: MessageReader, *chunks: bytes) -> tuple[list[bytes], type | None]:
-    """Return the messages, and the error after which no more come."""
+    """Return the messages and the error that ends them."""
     found: deque[bytes] = deque()
     plain: list[bytes] = []
     error: type | None = None
@@ -103,7 +103,7 @@ def test_compressed_messages(encoding, pack, message, expected):
 
 
 def test_a_message_is_unpacked_only_when_it_is_wanted():
-    """Else a client could fill the memory, a thousand bytes for each that it sends."""
+    """Otherwise a client could fill the memory with a thousand bytes per byte sent."""
     reader = MessageReader(10**6, "gzip")
     sent = gzip.compress(b"\0" * 10**6)
     (held,) = reader.feed(packed(sent))

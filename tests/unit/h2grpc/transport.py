@@ -4,7 +4,7 @@ import asyncio
 
 
 class Transport(asyncio.Transport):
-    """Keeps what is written."""
+    """Records written data."""
 
     def __init__(self, protocol) -> None:
         super().__init__()

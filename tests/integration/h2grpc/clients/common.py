@@ -1,4 +1,4 @@
-"""What the client programs in Python share: they read calls, make them and tell how each ended.
+"""Shared code of the Python client programs: read calls, make them, report results.
 
 Imported in environments that have the client under test and protobuf, and nothing else.
 """
@@ -15,13 +15,13 @@ from typing import Any
 from tests.integration.h2grpc.messages import PACKAGE, Messages
 
 SHOWN_KEYS = ("x-grpc-test-", "grpc-status-details-bin")
-"""Metadata that counts; what libraries add of their own does not."""
+"""Metadata that is compared; additions of the libraries are ignored."""
 _SHOWN_WHOLE = 64
 ATTEMPTS = 200
 
 
 def shown(message: bytes) -> str:
-    """Return what is told of a message: its base64, or its length and a hash."""
+    """Return the report of a message: base64, or length and hash."""
     if len(message) <= _SHOWN_WHOLE:
         return b64encode(message).decode()
     return f"{len(message)} bytes, {hashlib.sha256(message).hexdigest()[:16]}"
@@ -29,11 +29,11 @@ def shown(message: bytes) -> str:
 
 @dataclass
 class Call:
-    """One call that is to be made."""
+    """A call to make."""
 
     path: str
     kind: str
-    """As grpc's Python API has it: unary_stream and so on."""
+    """Kind in grpc's Python API: unary_stream and so on."""
     requests: list[Any]
     request_class: Any
     answer_class: Any
@@ -47,7 +47,7 @@ class Call:
 
     @classmethod
     def of(cls, raw: dict[str, Any], messages: Messages) -> "Call":
-        """Read one from its data, see cases.py."""
+        """Parse a call from the data of cases.py."""
         method = messages.service.methods_by_name[raw["method"]]
         request_class = getattr(messages, method.input_type.name)
         sides = (method.client_streaming, method.server_streaming)
@@ -77,7 +77,7 @@ class Call:
 
 @dataclass
 class Outcome:
-    """How one ended."""
+    """The result of a call."""
 
     code: str = "OK"
     details: str = ""
@@ -86,11 +86,11 @@ class Outcome:
     trailing: list[tuple[str, str]] = field(default_factory=list)
 
     def got(self, message: Any) -> None:
-        """Keep an answer."""
+        """Record an answer."""
         self.replies.append(shown(message.SerializeToString()))
 
     def keep(self, initial: Any, trailing: Any) -> None:
-        """Keep metadata; values in bytes, or in base64 for keys in -bin."""
+        """Record metadata; values are bytes, or base64 for keys that end in -bin."""
         self.initial = _kept(initial)
         self.trailing = _kept(trailing)
 
@@ -125,14 +125,14 @@ class Client:
         raise NotImplementedError
 
     async def perform(self, channel: Any, call: Call, outcome: Outcome) -> None:
-        """Make a call and fill in how it ended."""
+        """Make a call, and record its result."""
         raise NotImplementedError
 
 
 async def run(
     client_class: type[Client], spec: dict[str, Any], messages: Messages
 ) -> dict[str, dict[str, list[Any]]]:
-    """Run all cases against all targets; returns the outcomes by target and case."""
+    """Run all cases against all targets; returns the results by target and case."""
 
     async def one(client: Client, channel: Any, call: Call) -> dict[str, Any]:
         outcome = Outcome()
@@ -179,7 +179,7 @@ async def run(
 
 
 def main(client_class: type[Client]) -> None:
-    """Run as a program: the specification on standard input, the outcomes on standard output."""
+    """Run as a program: specification on standard input, results on standard output."""
     spec = json.load(sys.stdin)
     outcomes = asyncio.run(run(client_class, spec, Messages(Path(spec["descriptors"]))))
     json.dump(outcomes, sys.stdout)

@@ -1,4 +1,4 @@
-"""connectrpc, Connect's Python client, by the gRPC protocol."""
+"""connectrpc, Connect's Python client, with the gRPC protocol."""
 
 import asyncio
 import contextlib
@@ -28,7 +28,7 @@ KINDS = {
 
 
 class Connectrpc(Client):
-    """Its asynchronous client; requests of streams are an iterator, answers another."""
+    """The asynchronous client; requests and answers of streams are iterators."""
 
     def open(self) -> Any:
         """Return a connection, and a client on it for plain and for compressed requests."""
@@ -111,7 +111,7 @@ class Connectrpc(Client):
 
 
 class Stream:
-    """The requests of a stream, which may wait for answers."""
+    """The requests of a stream, some of which wait for answers."""
 
     def __init__(self, call: Call, outcome: Outcome) -> None:
         self.sent = asyncio.Event()
@@ -120,7 +120,7 @@ class Stream:
         self._arrived = asyncio.Condition()
 
     async def requests(self) -> AsyncIterator[Any]:
-        """Give the requests, each when it is time."""
+        """Yield the requests, each when it is due."""
         wanted = 0
         for number, request in enumerate(self._call.requests):
             yield request
@@ -132,16 +132,16 @@ class Stream:
             await asyncio.get_running_loop().create_future()
 
     async def until(self, count: int) -> None:
-        """Wait for so many answers."""
+        """Wait for a number of answers."""
         async with self._arrived:
             await self._arrived.wait_for(lambda: len(self._outcome.replies) >= count)
 
     async def one(self, answer: Any) -> None:
-        """Take the only answer."""
+        """Record the only answer."""
         self._outcome.got(await answer)
 
     async def all(self, answers: AsyncIterator[Any]) -> None:
-        """Take all answers."""
+        """Record all answers."""
         async for each in answers:
             async with self._arrived:
                 self._outcome.got(each)

@@ -13,7 +13,7 @@ OPTIONS = [("grpc.use_local_subchannel_pool", 1)]
 
 
 def credentials(tls: dict[str, str] | None) -> grpc.ChannelCredentials | None:
-    """Return the credentials of a target; none in plain text."""
+    """Return the credentials of a target; None: plain text."""
     if tls is None:
         return None
     return grpc.ssl_channel_credentials(
@@ -24,7 +24,7 @@ def credentials(tls: dict[str, str] | None) -> grpc.ChannelCredentials | None:
 
 
 class GrpcAio(Client):
-    """Its calls as objects that are written to and read from."""
+    """Calls of grpc.aio, written and read as objects."""
 
     def open(self) -> Any:
         given = credentials(self.tls)

@@ -1,4 +1,4 @@
-"""grpcio's threads."""
+"""grpcio with threads."""
 
 import asyncio
 import contextlib
@@ -13,7 +13,7 @@ from tests.integration.h2grpc.clients.grpcio_aio import OPTIONS, credentials
 
 
 class Grpcio(Client):
-    """Its calls in threads, requests of streams through iterators."""
+    """Synchronous calls of grpcio, with iterators for streams of requests."""
 
     def __init__(self, target: dict[str, Any]) -> None:
         super().__init__(target)

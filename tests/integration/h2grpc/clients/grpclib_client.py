@@ -26,7 +26,7 @@ KINDS = {
 
 
 class Grpclib(Client):
-    """Its streams, which all kinds of calls have."""
+    """grpclib's streams, for all kinds of calls."""
 
     def open(self) -> Any:
         address = urlsplit(f"//{self.target['address']}")
@@ -86,7 +86,7 @@ class Grpclib(Client):
 
 
 def _status(error: GRPCError) -> bytes:
-    """Return the google.rpc.Status that grpclib has read and taken apart."""
+    """Return the google.rpc.Status from the parts that grpclib parsed."""
     status = Status(code=error.status.value, message=error.message)
     for each in error.details:
         status.details.add().Pack(each)
