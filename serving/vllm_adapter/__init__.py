@@ -1,1 +1,1 @@
-"""Everything that changes or replaces parts of vLLM's OpenAI server."""
+"""All overrides and replacements of parts of vLLM's OpenAI server and the underlying FastAPI."""

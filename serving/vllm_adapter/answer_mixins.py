@@ -1,4 +1,4 @@
-"""What our handlers of vLLM's endpoints have in common: errors, and the shape of chat answers."""
+"""Mixins for the handlers of vLLM's endpoints: error bodies and fields of chat completions."""
 
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
@@ -14,27 +14,27 @@ from vllm.outputs import RequestOutput
 from serving.vllm_adapter.error_response import response_to
 
 _NEVER_NULL = ("annotations", "function_call")
-"""Fields of a message that are missing where there is nothing to say."""
+"""Message fields that are omitted instead of null."""
 
 
 class OurErrors:
-    """Mixin: error bodies that know ``serving.errors``."""
+    """Mixin that builds error bodies for the errors of ``serving.errors``."""
 
     create_error_response = staticmethod(response_to)
 
 
 def retry_after_fields(error: ErrorInfo) -> dict[str, Any]:
-    """Return when to come back (``retry_after``, seconds), where that is known."""
+    """Return ``{"retry_after": seconds}`` for an error that has the field, else ``{}``."""
     known = getattr(error, "retry_after", None)
     return {} if known is None else {"retry_after": known}
 
 
 class ReasoningContent:
-    """Mixin: messages carry ``reasoning_content`` beside ``reasoning``.
+    """Mixin that adds ``reasoning_content`` to messages, with the same value as ``reasoning``.
 
-    DeepSeek's API and the clients written for it call the field ``reasoning_content``; vLLM
-    0.32 emits only ``reasoning`` (and reads both). The second name is an extra field of the
-    message object, so that it costs no second serialization of a chunk.
+    DeepSeek's API and its clients use the name ``reasoning_content``; vLLM 0.32 emits only
+    ``reasoning`` (and accepts both). The second name is an extra field of the message object, so
+    chunks are not serialized twice.
     """
 
     def _create_chat_message(self, *args: Any, **kwargs: Any) -> ChatMessage:
@@ -45,7 +45,7 @@ class ReasoningContent:
 
 
 class ChatShape:
-    """Mixin: fields of chat answers that OpenAI's API always has, and no null where it has none."""
+    """Mixin that adds fields that are always present in OpenAI's chat completions."""
 
     def _create_chat_logprobs(self, *args: Any, **kwargs: Any) -> Any:
         logprobs = super()._create_chat_logprobs(*args, **kwargs)  # type: ignore[misc]
@@ -54,10 +54,10 @@ class ChatShape:
 
 
 class ChatAnswer(ChatCompletionResponse):
-    """A whole chat answer as it is written."""
+    """A complete chat completion that omits the null fields of ``_NEVER_NULL``."""
 
     def model_dump(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Return the JSON content."""
+        """Return the JSON content of the completion."""
         content: dict[str, Any] = super().model_dump(*args, **kwargs)
         for choice in content["choices"]:
             for name in _NEVER_NULL:
@@ -67,7 +67,7 @@ class ChatAnswer(ChatCompletionResponse):
 
 
 class WholeChat:
-    """Mixin: what a chat answer says of itself is true, streamed or not."""
+    """Mixin that aligns finish reasons and reasoning of complete answers with streamed ones."""
 
     def _engine_reasoning_kwargs(
         self,
@@ -76,10 +76,10 @@ class WholeChat:
         chat_template_kwargs: dict[str, Any],
         prompt_token_ids: list[int] | None,
     ) -> dict[str, Any]:
-        """Let a grammar begin after the reasoning, also where that is not shown.
+        """Apply the request's grammar after the reasoning, even if the reasoning is hidden.
 
-        vLLM lets it begin at once with ``include_reasoning: false``, and then takes the whole
-        answer for reasoning.
+        With ``include_reasoning: false``, vLLM applies it from the first token, and then treats the
+        whole answer as reasoning.
         """
         shown = request
         if not request.include_reasoning and parser is not None and parser.reasoning_parser:
@@ -92,7 +92,10 @@ class WholeChat:
     async def chat_completion_full_generator(
         self, request: ChatCompletionRequest, result_generator: Any, *args: Any, **kwargs: Any
     ) -> Any:
-        """Answer in one piece; ``tool_calls`` ends an answer that has some and is not cut off."""
+        """Return a complete answer.
+
+        The finish reason is ``tool_calls`` only if it has tool calls and was not cut off.
+        """
         reasons: dict[int, str | None] = {}
         answer = await super().chat_completion_full_generator(  # type: ignore[misc]
             request, _noting_reasons(result_generator, reasons), *args, **kwargs
@@ -111,7 +114,7 @@ class WholeChat:
 async def _noting_reasons(
     outputs: AsyncIterator[RequestOutput], reasons: dict[int, str | None]
 ) -> AsyncGenerator[RequestOutput]:
-    """Pass outputs on; put why each choice ended into ``reasons``."""
+    """Yield ``outputs`` and record the finish reason of each choice in ``reasons``."""
     async for output in outputs:
         for choice in output.outputs:
             if choice.finish_reason is not None:

@@ -1,13 +1,13 @@
-"""vLLM's parser of answers, in a subclass under which a stream says what the whole answer says.
+"""Parser of model output that gives the same result for streamed and complete answers.
 
-vLLM makes a parser class from the names of a reasoning and a tool parser. ``install`` derives one
-from it that
+vLLM builds a parser class from a reasoning parser and a tool parser. ``install_answer_parser``
+replaces it with a subclass that
 
-- gives the streaming parsers one token at a time, with its own text (``token_text``);
-- reads DeepSeek-V3's tool calls from the text alone (``deepseek_tool_calls``), and completes the
-  calls of other streaming parsers at the end (``tool_stream``);
-- holds the arguments of forced calls to JSON objects (``tool_grammar``);
-- counts reasoning whose start is in the prompt, and names it ``reasoning_content`` too.
+- passes one token at a time, with its text, to the streaming parsers (``token_text``);
+- parses DeepSeek-V3's tool calls from the text alone (``deepseek_tool_calls``), and completes the
+  calls of other streaming parsers at the end (``tool_calls``);
+- restricts the arguments of forced tool calls to JSON objects (``tool_calls``);
+- counts reasoning that begins in the prompt, and adds ``reasoning_content``.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -22,8 +22,7 @@ from vllm.tool_parsers.deepseekv3_tool_parser import DeepSeekV3ToolParser
 
 from serving.vllm_adapter.deepseek_tool_calls import DeepSeekToolCalls
 from serving.vllm_adapter.token_text import TokenText, holds_text_back
-from serving.vllm_adapter.tool_calls import CompletedToolCalls
-from serving.vllm_adapter.tool_grammar import tightened
+from serving.vllm_adapter.tool_calls import CompletedToolCalls, tightened
 
 _HOLDERS = {
     "online_renderer": "parser",
@@ -32,20 +31,20 @@ _HOLDERS = {
     "openai_serving_responses": "parser",
     "anthropic_serving_messages": "parser_cls",
 }
-"""The objects in vLLM's app state that make parsers, and where each keeps the class."""
+"""Objects in vLLM's app state that create parsers, and the attribute that holds the class."""
 
 
-def install(state: State, *, compact_json: bool) -> None:
-    """Let what ``init_app_state`` left in ``state`` make parsers of ours.
+def install_answer_parser(state: State, *, compact_json: bool) -> None:
+    """Replace the parser classes in vLLM's app state with subclasses of ``AnswerParser``.
 
     Args:
-        state: vLLM's app state.
-        compact_json: JSON of forced tool calls has no white space between its parts.
+        state: vLLM's app state after ``init_app_state``.
+        compact_json: whether to forbid optional white space in the JSON of forced tool calls.
     """
     for name, attribute in _HOLDERS.items():
         holder = getattr(state, name)
         base = getattr(holder, attribute)
-        # The others parse streams and whole answers with one engine already.
+        # Other classes parse streamed and complete answers with the same code.
         if base is not None and issubclass(base, DelegatingParser):
             tools = base.tool_parser_cls, base.reasoning_parser_cls, base.tool_strict_level
             setattr(holder, attribute, _served(*tools, compact_json))
@@ -63,7 +62,7 @@ def _served(tools: Any, reasoning: Any, strict_level: Any, compact: bool) -> typ
 
 
 class AnswerParser(DelegatingParser):
-    """Parses one choice; subclasses name the parsers."""
+    """Parses one choice; subclasses set the reasoning parser and the tool parser."""
 
     compact_json = False
 
@@ -72,10 +71,10 @@ class AnswerParser(DelegatingParser):
         self._fresh = partial(type(self), *args, **kwargs)
         self._parse: Callable[..., DeltaMessage | None] | None = None
         self._passed: list[int] | None = []
-        """Tokens that were parsed, while it matters where each token ends; then None."""
+        """Tokens parsed so far. None once token boundaries no longer matter."""
         self._tokens: TokenText | None = None
         self._each_token = False
-        """Tokens are parsed one by one to the end of the answer."""
+        """Whether to parse tokens one by one until the end of the answer."""
 
     def parse_delta(
         self,
@@ -86,7 +85,7 @@ class AnswerParser(DelegatingParser):
         *,
         finished: bool,
     ) -> DeltaMessage | None:
-        """Parse what came; as vLLM's ``Parser.parse_delta``, and as often as it likes."""
+        """Parse a delta of any number of tokens; see vLLM's ``Parser.parse_delta``."""
         parse = self._parse
         if parse is None:
             parse = self._parse = self._choose(request)
@@ -102,9 +101,9 @@ class AnswerParser(DelegatingParser):
         return delta
 
     def extract_reasoning(self, model_output: str, request: Any) -> tuple[str | None, str | None]:
-        """Return reasoning and content of a whole answer, cut where a stream is cut.
+        """Return reasoning and content of a complete answer, split as in a stream.
 
-        vLLM drops everything before a start of reasoning, wherever in the answer that is.
+        vLLM drops all text before a start-of-reasoning marker, even one late in the answer.
         """
         parser = self._reasoning_parser
         if not isinstance(parser, DeepSeekR1ReasoningParser):
@@ -114,7 +113,7 @@ class AnswerParser(DelegatingParser):
         return reasoning.replace(parser.start_token, ""), content or None
 
     def count_reasoning_tokens(self, token_ids: Sequence[int]) -> int:
-        """Count the tokens of an answer that are reasoning."""
+        """Count the reasoning tokens of an answer."""
         counted: int = super().count_reasoning_tokens(
             _with_start(self._reasoning_parser, token_ids)
         )
@@ -129,12 +128,12 @@ class AnswerParser(DelegatingParser):
         return request
 
     def _choose(self, request: Any) -> Callable[..., DeltaMessage | None]:
-        """Return how this request's deltas are parsed."""
+        """Return the function to parse the deltas of this request with."""
         has_tools = bool(request.tools) and request.tool_choice != "none"
         other_tools = has_tools and not isinstance(self._tool_parser, DeepSeekToolCalls)
         self._each_token = other_tools or holds_text_back(request)
         if other_tools and self._tool_parser is not None:
-            # Only those of chat know it; responses without tool parsing have no tool parser.
+            # /v1/responses without tool parsing has no tool parser.
             return CompletedToolCalls(self._parse_tokens, self._fresh, enable_auto_tools=True)
         return self._parse_tokens
 
@@ -196,11 +195,11 @@ class AnswerParser(DelegatingParser):
 
 
 def _merged(messages: Iterable[DeltaMessage | None]) -> DeltaMessage | None:
-    """Return several deltas as one; nothing is None."""
+    """Merge deltas into one, or return None if there are none."""
     given = [message for message in messages if message is not None]
     if len(given) < 2:  # noqa: PLR2004  nothing to merge
         return given[0] if given else None
-    # Only what is given is written into a delta's JSON.
+    # A delta's JSON contains only the fields passed to its constructor.
     fields: dict[str, Any] = {}
     for name in ("reasoning", "content"):
         if text := "".join(getattr(message, name) or "" for message in given):
@@ -211,7 +210,7 @@ def _merged(messages: Iterable[DeltaMessage | None]) -> DeltaMessage | None:
 
 
 def _joined(calls: Sequence[DeltaToolCall]) -> list[DeltaToolCall]:
-    """Put the parts of one call together."""
+    """Join consecutive parts of the same call."""
     joined: list[DeltaToolCall] = []
     for call in calls:
         before = joined[-1] if joined else None
@@ -224,9 +223,10 @@ def _joined(calls: Sequence[DeltaToolCall]) -> list[DeltaToolCall]:
 
 
 def _with_start(reasoning_parser: Any, token_ids: Sequence[int]) -> Sequence[int]:
-    """Put the start of reasoning back that DeepSeek's template has in the prompt already.
+    """Prepend the start-of-reasoning token, which DeepSeek's template puts into the prompt.
 
-    vLLM counts reasoning tokens between two marks in the output, and finds none there.
+    vLLM counts the tokens between the start and end tokens in the output; without the start token
+    the count would be 0.
     """
     start = getattr(reasoning_parser, "start_token_id", None)
     end = getattr(reasoning_parser, "end_token_id", None)

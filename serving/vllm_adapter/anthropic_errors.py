@@ -1,8 +1,8 @@
-"""Error bodies of /v1/messages in Anthropic's shape, wherever in the router they arise.
+"""Error bodies of /v1/messages in Anthropic's format.
 
-``{"type": "error", "error": {"type", "message"}, "request_id"}``, with Anthropic's own error types
-(docs.anthropic.com, API errors); ``reason`` and ``retry_after`` of ours stay beside them. Clients
-of that API read the request id from the header ``request-id``, not from ``x-request-id``.
+``{"type": "error", "error": {"type", "message"}, "request_id"}``, with Anthropic's error types
+(docs.anthropic.com, API errors) and the router's ``reason`` and ``retry_after``. Anthropic clients
+read the request id from the header ``request-id`` instead of ``x-request-id``.
 """
 
 import json
@@ -29,26 +29,26 @@ _KEPT = ("message", "param", "reason", "retry_after")
 
 
 def error_type(status: int) -> str:
-    """Return the name that Anthropic's API gives to an HTTP status."""
+    """Return Anthropic's error type for an HTTP status."""
     default = "invalid_request_error" if status in _CLIENT_ERRORS else "api_error"
     return _TYPES.get(status, default)
 
 
 def is_messages(path: str) -> bool:
-    """Tell whether a path belongs to the messages API."""
+    """Return whether a path belongs to the messages API."""
     return path == PATH or path.startswith(f"{PATH}/")
 
 
 def reads_request_id(path: str, headers: Iterable[tuple[bytes, bytes]]) -> bool:
-    """Tell whether a request comes from a client that reads ``request-id``.
+    """Return whether the client reads the request id from the header ``request-id``.
 
-    Its SDKs send their version with every request, for models too.
+    Anthropic's SDKs send the API version with every request, including those to /v1/models.
     """
     return is_messages(path) or any(name.lower() == _VERSION for name, _ in headers)
 
 
 def body_of(status: int, error: dict[str, Any], request_id: str | None) -> dict[str, Any]:
-    """Return the body for an error in OpenAI's or already in Anthropic's shape."""
+    """Return Anthropic's body for an error object in OpenAI's or Anthropic's format."""
     kept = {name: error[name] for name in _KEPT if error.get(name) is not None}
     body: dict[str, Any] = {
         "type": "error",
@@ -58,7 +58,7 @@ def body_of(status: int, error: dict[str, Any], request_id: str | None) -> dict[
 
 
 def rewritten(status: int, body: bytes, request_id: str | None) -> bytes:
-    """Return a JSON error body in Anthropic's shape; what is no error body stays as it is."""
+    """Convert a JSON error body to Anthropic's format; return other bodies unchanged."""
     try:
         content = json.loads(body)
         error = content["error"]

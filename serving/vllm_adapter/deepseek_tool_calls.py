@@ -1,8 +1,8 @@
-"""DeepSeek-V3's tool calls, read from text: whole, streamed, and over several lines.
+"""Parses DeepSeek-V3 tool calls from the text of complete and streamed answers.
 
-vLLM 0.32's parser for this format loses a call whose JSON has a line break and one that is cut
-off by ``max_tokens``, and it streams other arguments than it returns in one piece. Here both ways
-read the text with the same ``CallReader``, so that they cannot differ.
+vLLM 0.32's parser for this format loses calls whose JSON contains a line break and calls cut off by
+``max_tokens``, and its streamed arguments differ from those of a complete answer. Here both use the
+same ``CallReader``, so they cannot differ.
 """
 
 import re
@@ -24,42 +24,43 @@ from vllm.tool_parsers.deepseekv3_tool_parser import DeepSeekV3ToolParser
 _CALLS = "<｜tool▁calls▁begin｜>"
 _CALL = "<｜tool▁call▁begin｜>"
 _END = "\n```<｜tool▁call▁end｜>"
-# A name has no beginning of a call in it: a stream has gone on to that call by then.
+# A name cannot contain the start of a call, because a stream reports that call immediately.
 _HEADER = re.compile(rf"[^<]*<｜tool▁sep｜>(?P<name>(?:(?!{_CALL})[^\n])*)\n```json\n")
 
 
 @dataclass(slots=True)
 class Call:
-    """One call, as far as its text is there."""
+    """One tool call, as far as its text has arrived."""
 
     name: str
     begin: int
     end: int
-    """Where its arguments begin and end in the text; they are cut off if the text is."""
+    """Position where the arguments end so far; they start at ``begin``."""
     streamed: int = -1
-    """Up to where its arguments were streamed; -1: not even its name."""
+    """Position up to which the arguments were streamed. -1: not even the name was streamed."""
 
 
 class CallReader:
-    """Reads a text that grows; what it has found once does not change any more."""
+    """Parses a growing text; content and calls already found never change."""
 
     def __init__(self) -> None:
         self.content_end = 0
-        """Where the content before the calls ends; white space alone before a call is none."""
+        """Position where the content before the calls ends; 0 if it is only white space."""
         self.marked = False
-        """Whether calls begin in the text."""
+        """Whether the start-of-calls marker has been found."""
         self.calls: list[Call] = []
         self._open = False
-        """The last call's end has not come yet."""
+        """Whether the last call is incomplete."""
         self._position = 0
-        """Where to look for what comes next."""
+        """Position at which to continue searching."""
 
     def read(self, text: str, *, finished: bool) -> None:
-        """Look at a text that begins with the one of last time.
+        """Continue parsing ``text``, which must start with the text of the previous call.
 
         Args:
-            text: content, then calls.
-            finished: nothing follows; otherwise what may be the beginning of markup is left out.
+            text: content, followed by tool calls.
+            finished: whether the text is complete. If not, a suffix that may be the start of a
+                marker is held back.
         """
         if not self.marked:
             self._read_content(text, finished=finished)
@@ -92,7 +93,7 @@ class CallReader:
             self._open = True
             self._position = header.end()
             return True
-        # It may still come; if the next call begins already, this one is none.
+        # The header may be incomplete; once the next call begins, this one is invalid.
         following = text.find(_CALL, begin + len(_CALL))
         self._position = max(begin, following)
         return following >= 0
@@ -111,7 +112,7 @@ class CallReader:
 
 
 def _begun(text: str, mark: str) -> int:
-    """Return how many characters at the end of ``text`` may be the beginning of ``mark``."""
+    """Return the length of the longest suffix of ``text`` that is a proper prefix of ``mark``."""
     for length in range(min(len(mark) - 1, len(text)), 0, -1):
         if text.endswith(mark[:length]):
             return length
@@ -119,7 +120,7 @@ def _begun(text: str, mark: str) -> int:
 
 
 class DeepSeekToolCalls(DeepSeekV3ToolParser):
-    """Stands in for vLLM's parser of the same format; each choice has one."""
+    """Replaces vLLM's parser for the same format; one instance per choice."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -129,7 +130,7 @@ class DeepSeekToolCalls(DeepSeekV3ToolParser):
         self._forced = False
 
     def extract_tool_calls(self, model_output: str, request: Any) -> ExtractedToolCallInformation:
-        """Return content and calls of a whole answer; one that is cut off is the last of them."""
+        """Return the content and calls of a complete answer; the last call may be cut off."""
         del request
         reader = CallReader()
         reader.read(model_output, finished=True)
@@ -158,23 +159,23 @@ class DeepSeekToolCalls(DeepSeekV3ToolParser):
         delta_token_ids: Sequence[int],
         request: Any,
     ) -> DeltaMessage | None:
-        """Return what is new in ``current_text``; nothing new is None."""
+        """Return a delta with the new parts of ``current_text``, or None."""
         del previous_text, delta_text, previous_token_ids, current_token_ids, delta_token_ids
         self._forced = request.tool_choice not in (None, "auto", "none")
         self._text = current_text
         return self._news(finished=False)
 
     def finish(self) -> DeltaMessage | None:
-        """Return what was kept back, now that nothing follows."""
+        """Return a delta with the held-back text at the end of the answer, or None."""
         return self._news(finished=True)
 
     def _news(self, *, finished: bool) -> DeltaMessage | None:
         reader, text = self._reader, self._text
         reader.read(text, finished=finished)
-        # Only what is given is written into a delta's JSON.
+        # A delta's JSON contains only the fields passed to its constructor.
         fields: dict[str, Any] = {}
         if self._forced and not text[: reader.content_end].strip():
-            pass  # white space in place of a call is dropped from whole answers, too
+            pass  # complete answers also drop white space before a forced call
         elif reader.content_end > self._content_streamed:
             fields["content"] = text[self._content_streamed : reader.content_end]
             self._content_streamed = reader.content_end
@@ -186,7 +187,7 @@ class DeepSeekToolCalls(DeepSeekV3ToolParser):
 
 
 def _part(index: int, call: Call, text: str) -> Sequence[DeltaToolCall]:
-    """Return what was not streamed of a call: nothing or one part."""
+    """Return the part of a call that has not been streamed yet, if any."""
     if call.streamed == call.end:
         return ()
     if call.streamed >= 0:

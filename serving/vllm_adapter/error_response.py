@@ -1,40 +1,36 @@
-"""Errors in OpenAI's JSON shape, for REST answers, for streams and for the gRPC edge.
+"""Errors in OpenAI's JSON format, for REST responses, streams and the gRPC edge.
 
-``{"error": {"message", "type", "param", "code", "reason"}}``: ``code`` is the HTTP status as
-in vLLM, ``reason`` is ours, stable and meant for programs; ``retry_after`` (seconds) is there
-when it is known.
+``{"error": {"message", "type", "param", "code", "reason"}}``. ``code`` is the HTTP status, as in
+vLLM. ``reason`` is an addition: a stable identifier for programs. ``retry_after`` (seconds) is
+present if known.
 """
 
 import json
-import traceback
 from http import HTTPStatus
 from typing import Any
 
-from fastapi.dependencies.utils import request_body_to_args
 from vllm.entrypoints.serve.engine.protocol import ErrorInfo, ErrorResponse
 from vllm.entrypoints.serve.exception_handling.error_response import create_error_response
 from vllm.exceptions import VLLMError
 
 from serving.errors import ERROR_TABLE, ServingError, status_of
 
+FAILED = "moe_serving_failed"
+"""Attribute of ``request.state`` that holds an error's reason for the request's log line."""
 RETRY_AFTER_SECONDS = 1
-"""What retryable errors advise that do not know better; short, since a lost group's work resumes
-within seconds."""
+"""Default ``retry_after`` of retryable errors; short because requests of a lost group resume within
+seconds."""
 
-_UNREADABLE = "the request has a field of a wrong type that could not be made out more exactly"
+UNREADABLE = "the request has a field of a wrong type that could not be made out more exactly"
 _LONE_SURROGATE = (
     "a text of the request has half a surrogate pair (\\ud800 to \\udfff in JSON), which is no "
     "character: send the whole pair, or U+FFFD in its place"
 )
 INTERNAL_MESSAGE = "internal error; the router's log has it under this request's x-request-id"
 
-# vLLM reports what is wrong with a request through these; any other exception is a fault of
-# ours or the engine's, and its text may name internals.
+# vLLM reports invalid requests with these. Any other exception is a bug in the router or the
+# engine, and its text may reveal internals.
 _REQUEST_ERRORS = (VLLMError, ValueError, TypeError, OverflowError, NotImplementedError)
-
-_LOOKUPS = (LookupError, AttributeError)
-_READERS = ("vllm.entrypoints.chat_utils", "vllm.entrypoints.openai.responses.utils")
-"""Modules of vLLM that only read a request."""
 
 _TYPES: dict[int, str] = {
     400: "BadRequestError",
@@ -52,7 +48,7 @@ _TYPES: dict[int, str] = {
     504: "DeadlineExceededError",
 }
 
-# vLLM's own errors have an HTTP status and no reason of ours.
+# Reasons for vLLM's errors, which have only an HTTP status.
 _REASONS: dict[int, str] = {
     400: "INVALID_REQUEST",
     401: "UNAUTHENTICATED",
@@ -80,7 +76,7 @@ def error_response(
     param: str | None = None,
     retry_after: float | None = None,
 ) -> ErrorResponse:
-    """Build the body for a status and a reason of ``serving.errors.ERROR_TABLE``."""
+    """Build an error body; ``reason`` is from ``serving.errors.ERROR_TABLE``."""
     return ErrorResponse(
         error=ErrorInfo.model_validate(
             {
@@ -96,11 +92,11 @@ def error_response(
 
 
 def response_of(error: BaseException) -> ErrorResponse:
-    """Turn any exception into a body; text of unknown exceptions stays inside."""
+    """Convert any exception to an error body; hides the text of unknown exceptions."""
     if isinstance(error, ServingError):
         status = status_of(error)
         message = str(error) or type(error).__name__
-        # To the millisecond: a program reads it, and so may a person.
+        # Rounded to milliseconds for readability; never 0.
         known = getattr(error, "retry_after", None)
         retry_after = None if known is None else round(max(known, 0.001), 3)
         return error_response(
@@ -108,9 +104,7 @@ def response_of(error: BaseException) -> ErrorResponse:
         )
     if _is_about_surrogates(error):
         return error_response(_LONE_SURROGATE, status=400, reason="INVALID_REQUEST")
-    if _is_in_reading(error):
-        return error_response(_UNREADABLE, status=400, reason="INVALID_REQUEST")
-    # jinja2 is imported by name only in vLLM too: a template that refuses the messages.
+    # A chat template rejected the messages. Matched by name, as in vLLM, to avoid importing jinja2.
     is_template = any(cls.__name__ == "TemplateError" for cls in type(error).__mro__)
     if isinstance(error, _REQUEST_ERRORS) or is_template:
         assert isinstance(error, Exception)
@@ -119,24 +113,9 @@ def response_of(error: BaseException) -> ErrorResponse:
 
 
 def _is_about_surrogates(error: BaseException) -> bool:
-    """Tell whether a text could not be encoded; tokenizers say it in their own way."""
+    """Return whether text could not be encoded; tokenizers raise a TypeError for it."""
     tokenizers_words = isinstance(error, TypeError) and "TextEncodeInput" in str(error)
     return isinstance(error, UnicodeEncodeError) or tokenizers_words
-
-
-def _is_in_reading(error: BaseException) -> bool:
-    """Tell whether the error arose while a body was made into a request, before any work.
-
-    vLLM's validators look into fields before pydantic has checked their types, so that a text
-    in place of an object ends in an ``AttributeError``; and what makes a conversation of the
-    items of a response takes the first part of one that may have none.
-    """
-    for frame, _ in traceback.walk_tb(error.__traceback__):
-        if frame.f_code is request_body_to_args.__code__:
-            return True
-        if isinstance(error, _LOOKUPS) and frame.f_globals.get("__name__") in _READERS:
-            return True
-    return False
 
 
 def response_to(
@@ -145,24 +124,25 @@ def response_to(
     status_code: HTTPStatus = HTTPStatus.BAD_REQUEST,
     param: str | None = None,
 ) -> ErrorResponse:
-    """Stand in for vLLM's ``create_error_response``: the same, and it knows our errors."""
+    """Replace vLLM's ``create_error_response``; also handles ``serving.errors``."""
     if isinstance(message, Exception):
         return response_of(message)
     return create_error_response(message, err_type, status_code, param)
 
 
 def event_response(event: bytes) -> tuple[ErrorResponse, dict[str, Any] | None]:
-    """Read an error event of any of vLLM's protocols.
+    """Parse an error event of any of vLLM's protocols.
 
     Returns:
-        The error, and the body that it makes as a whole answer; none: OpenAI's.
+        The error, and the event's JSON if it can be the body of a non-streamed error. None: use
+        OpenAI's format.
     """
     try:
         data = json.loads(event[event.index(_DATA) + len(_DATA) :])
         whole = isinstance(data.get("error"), dict)
         error = data["error"] if whole else data
         code = error.get("code")
-        # Responses events have the reason as their code, Anthropic's have no code.
+        # In events of /v1/responses the code is the reason; Anthropic's events have no code.
         numeric = isinstance(code, int)
         reason = error.get("reason") or (reason_of_status(code) if numeric else code)
         response = error_response(
@@ -180,17 +160,17 @@ def event_response(event: bytes) -> tuple[ErrorResponse, dict[str, Any] | None]:
 
 
 def reason_of(error: ErrorInfo) -> str:
-    """Return an error's reason: the one it carries, else what its status stands for."""
+    """Return an error's ``reason``, or the default for its status."""
     return getattr(error, "reason", None) or reason_of_status(error.code)
 
 
 def retry_after_of(error: ErrorInfo) -> float:
-    """Return the seconds after which the client may try again."""
+    """Return the time after which the client may retry, seconds."""
     return _seconds(getattr(error, "retry_after", None))
 
 
 def retry_after_in(body: bytes) -> float:
-    """Return the same for a JSON error body of any of vLLM's protocols."""
+    """Return ``retry_after`` of a JSON error body of any of vLLM's protocols, seconds."""
     try:
         return _seconds(json.loads(body)["error"]["retry_after"])
     except (ValueError, TypeError, KeyError):
@@ -202,7 +182,7 @@ def _seconds(known: Any) -> float:
 
 
 def reason_of_status(status: int) -> str:
-    """Return the reason that an HTTP status stands for."""
+    """Return the default reason for an HTTP status."""
     return _REASONS.get(status, "INTERNAL")
 
 
@@ -213,5 +193,5 @@ def content_of(response: ErrorResponse) -> dict[str, Any]:
 
 
 def is_retryable(status: int) -> bool:
-    """Tell whether an HTTP status invites the client to come back later."""
+    """Return whether an HTTP status means that the client may retry later."""
     return status in {HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE}

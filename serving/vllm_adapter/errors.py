@@ -1,8 +1,9 @@
-"""Our errors in the shape that vLLM's OpenAI handlers understand.
+"""Converts ``serving.errors`` to exceptions that vLLM's handlers map to the same HTTP status.
 
-vLLM turns an exception into a status by its own classes, also in the middle of a stream, where
-no handler of ours is asked. So what leaves ``FleetClient`` is both: a ``ServingError`` for our
-edges and a ``GracefulHTTPError`` (or, for 400, a ``VLLMValidationError``) for vLLM's handlers.
+vLLM derives the HTTP status from vLLM exception classes, even in the middle of a stream, where the
+app's exception handlers are not called. Exceptions raised by ``FleetClient`` therefore have two
+base classes: the ``ServingError``, for the router's edges, and ``GracefulHTTPError`` (for status
+400, ``VLLMValidationError``), for vLLM's handlers.
 """
 
 from http import HTTPStatus
@@ -20,29 +21,29 @@ from serving.errors import (
 from serving.link.v1 import link_pb2
 
 _Code = link_pb2.RequestError
-_TWINS: dict[type[ServingError], type[ServingError]] = {}
-"""A class of both kinds for each of ours, made when it is first needed."""
+_CLASSES: dict[type[ServingError], type[ServingError]] = {}
+"""For each error class, the class with both bases; created on first use."""
 
 
-def visible(error: ServingError) -> ServingError:
-    """Return the same error in a class that vLLM's handlers map to the same HTTP status."""
-    ours = type(error)
-    if ours in _TWINS.values():
+def as_vllm_error(error: ServingError) -> ServingError:
+    """Return the error as an exception that vLLM's handlers map to the same HTTP status."""
+    cls = type(error)
+    if cls in _CLASSES.values():
         return error
-    foreign = VLLMValidationError if isinstance(error, InvalidRequest) else GracefulHTTPError
-    if ours not in _TWINS:
-        # Ours first: handlers for ServingError win over those for vLLM's errors.
-        _TWINS[ours] = type(ours.__name__, (ours, foreign), {"__doc__": ours.__doc__})
-    status = () if foreign is VLLMValidationError else (HTTPStatus(status_of(error).http),)
-    made = _TWINS[ours].__new__(_TWINS[ours], str(error))
-    foreign.__init__(made, str(error), *status)
-    vars(made).update(vars(error))
-    made.__cause__ = error.__cause__
-    return made
+    vllm_class = VLLMValidationError if isinstance(error, InvalidRequest) else GracefulHTTPError
+    if cls not in _CLASSES:
+        # ServingError first: its exception handlers take precedence over those for vLLM's errors.
+        _CLASSES[cls] = type(cls.__name__, (cls, vllm_class), {"__doc__": cls.__doc__})
+    status = () if vllm_class is VLLMValidationError else (HTTPStatus(status_of(error).http),)
+    converted = _CLASSES[cls].__new__(_CLASSES[cls], str(error))
+    vllm_class.__init__(converted, str(error), *status)
+    vars(converted).update(vars(error))
+    converted.__cause__ = error.__cause__
+    return converted
 
 
 def error_of(error: link_pb2.RequestError) -> ServingError:
-    """Return the error that a rank reports for a request."""
+    """Convert an error reported by a rank for a request."""
     match error.code:
         case _Code.INVALID_REQUEST:
             return InvalidRequest(error.message)

@@ -1,8 +1,7 @@
-"""What we add to vLLM's serving objects: our errors, our parser, answers that keep their word.
+"""Subclasses of vLLM's request handlers, with the router's errors and corrected answers.
 
-vLLM builds the objects itself and offers no factory, so ``adopt`` gives the finished ones a
-subclass of their own class. Nothing of vLLM's modules is changed; what is overridden is
-methods that vLLM's own subclasses (Cohere, Anthropic) override as well.
+vLLM has no replaceable factory for its handler objects. ``install_handlers`` therefore changes the
+class of the existing objects to a subclass. vLLM's modules are not modified.
 """
 
 from collections.abc import AsyncGenerator
@@ -36,7 +35,7 @@ from serving.vllm_adapter.fast_chunks import (
     with_names,
 )
 from serving.vllm_adapter.messages_handler import MessagesHandler
-from serving.vllm_adapter.responses_handler import ResponsesHandler
+from serving.vllm_adapter.responses_handler import ResponsesHandler, ResponsesRenderer
 from serving.vllm_adapter.running_usage import with_cached_tokens
 
 _NOT_IN_BATCHES = ("stream", "tools")
@@ -45,7 +44,7 @@ _NOT_IN_BATCHES = ("stream", "tools")
 class ChatHandler(OurErrors, ReasoningContent, ChatShape, WholeChat, OpenAIServingChat):
     """/v1/chat/completions."""
 
-    _light_stream = with_names(
+    _fast_stream = with_names(
         OpenAIServingChat.chat_completion_stream_generator,
         ChatCompletionStreamResponse=ChatChunk,
         ChatCompletionResponseStreamChoice=ChatChoice,
@@ -54,12 +53,12 @@ class ChatHandler(OurErrors, ReasoningContent, ChatShape, WholeChat, OpenAIServi
     def chat_completion_stream_generator(
         self, request: ChatCompletionRequest, *args: Any, **kwargs: Any
     ) -> AsyncGenerator[str, None]:
-        """Stream an answer."""
+        """Stream an answer as server-sent events."""
         if request.parallel_tool_calls is False:
-            # vLLM picks calls out of its own class of choice.
+            # vLLM's filter for parallel calls needs vLLM's choice class.
             stream = super().chat_completion_stream_generator
         else:
-            stream = self._light_stream
+            stream = self._fast_stream
         return with_cached_tokens(stream, request, *args, **kwargs)
 
 
@@ -69,10 +68,10 @@ class ChatBatchHandler(OurErrors, ChatShape, OpenAIServingChatBatch):
     async def create_batch_chat_completion(
         self, request: BatchChatCompletionRequest, *args: Any, **kwargs: Any
     ) -> Any:
-        """Answer several conversations; refuse what vLLM would drop without a word."""
+        """Answer several conversations; reject parameters that vLLM mishandles in batches."""
         extra = request.model_extra or {}
         for name in _NOT_IN_BATCHES:
-            # A streamed batch would return the last token of each answer alone.
+            # A streamed batch would return only the last token of each answer.
             if extra.get(name):
                 return response_to(f"batches of chats have no {name!r}: leave it out", param=name)
         answer = await super().create_batch_chat_completion(request, *args, **kwargs)
@@ -85,7 +84,7 @@ class ChatBatchHandler(OurErrors, ChatShape, OpenAIServingChatBatch):
 
 
 class _EchoedChoice(TextChoice):
-    """Without the prompt's tokens, which vLLM adds to a streamed prompt and to no whole one."""
+    """A choice without prompt token ids, which vLLM adds to an echoed prompt only in streams."""
 
     def __post_init__(self) -> None:
         self.prompt_token_ids = None
@@ -94,7 +93,7 @@ class _EchoedChoice(TextChoice):
 class CompletionHandler(OurErrors, OpenAIServingCompletion):
     """/v1/completions."""
 
-    _light_stream = with_names(
+    _fast_stream = with_names(
         OpenAIServingCompletion.completion_stream_generator,
         CompletionStreamResponse=TextChunk,
         CompletionResponseStreamChoice=TextChoice,
@@ -108,9 +107,9 @@ class CompletionHandler(OurErrors, OpenAIServingCompletion):
     def completion_stream_generator(
         self, request: CompletionRequest, *args: Any, **kwargs: Any
     ) -> AsyncGenerator[str, None]:
-        """Stream an answer."""
+        """Stream an answer as server-sent events."""
         hides_prompt = request.echo and not request.return_token_ids
-        stream = self._echo_stream if hides_prompt else self._light_stream
+        stream = self._echo_stream if hides_prompt else self._fast_stream
         return with_cached_tokens(stream, request, *args, **kwargs)
 
 
@@ -118,23 +117,27 @@ class TokenizationHandler(OurErrors, ServingTokenization):
     """/tokenize and /detokenize."""
 
 
-_ADOPTED: dict[str, type[Any]] = {
+_HANDLERS: dict[str, type[Any]] = {
     "openai_serving_chat": ChatHandler,
     "openai_serving_chat_batch": ChatBatchHandler,
     "openai_serving_completion": CompletionHandler,
     "openai_serving_responses": ResponsesHandler,
     "anthropic_serving_messages": MessagesHandler,
     "serving_tokenization": TokenizationHandler,
+    "online_renderer": ResponsesRenderer,
 }
 
 
-def adopt(state: State) -> None:
-    """Give the serving objects that ``init_app_state`` left in ``state`` our subclasses.
+def install_handlers(state: State) -> None:
+    """Set the class of the handlers in vLLM's app state to the subclasses of this package.
+
+    Args:
+        state: vLLM's app state after ``init_app_state``.
 
     Raises:
-        TypeError: vLLM built something else under a name that we rely on.
+        TypeError: a handler has a class that this package does not extend.
     """
-    for name, handler in _ADOPTED.items():
+    for name, handler in _HANDLERS.items():
         serving = getattr(state, name)
         if type(serving) not in handler.__bases__:
             raise TypeError(

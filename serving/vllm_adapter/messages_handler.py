@@ -1,4 +1,4 @@
-"""/v1/messages: what we add to vLLM's serving object."""
+"""Handler of /v1/messages."""
 
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
@@ -19,13 +19,13 @@ from serving.vllm_adapter.error_response import reason_of, response_of
 
 
 class MessagesHandler(OurErrors, WholeChat, AnthropicServingMessages):
-    """/v1/messages; errors keep their status, in streams they are ``error`` events."""
+    """/v1/messages. Errors keep their HTTP status; in streams they are sent as ``error`` events."""
 
     @classmethod
     def _handle_thinking(
         cls, req: ChatCompletionRequest, anthropic_request: Any, *args: Any, **kwargs: Any
     ) -> None:
-        """Turn thinking off where the template can, and hide it where it cannot."""
+        """Disable thinking if the chat template supports it; otherwise hide it."""
         super()._handle_thinking(req, anthropic_request, *args, **kwargs)
         thinking = anthropic_request.thinking
         if thinking is not None and thinking.type == "disabled":
@@ -33,10 +33,10 @@ class MessagesHandler(OurErrors, WholeChat, AnthropicServingMessages):
 
     @classmethod
     def _convert_tools(cls, anthropic_request: Any, req: ChatCompletionRequest) -> None:
-        """Take over the tools; without any, what looks like a call is text, as in a chat.
+        """Convert the tools; without tools, do not parse tool calls, as in /v1/chat/completions.
 
         Raises:
-            VLLMValidationError: a call is forced, and there is no tool.
+            VLLMValidationError: a tool call is forced, but there are no tools.
         """
         super()._convert_tools(anthropic_request, req)
         if req.tools:
@@ -50,11 +50,11 @@ class MessagesHandler(OurErrors, WholeChat, AnthropicServingMessages):
         req.tool_choice = "none"
 
     def messages_full_converter(self, generator: ChatCompletionResponse) -> Any:
-        """Turn a chat answer into a message; a call that is cut off has no input to show."""
+        """Convert a chat completion to a message, omitting calls with truncated arguments."""
         for choice in generator.choices:
             message = choice.message
             for call in message.tool_calls:
-                # A stream shows no part of an empty input, which clients read as an object.
+                # As in streams, where an empty input has no parts and clients read it as ``{}``.
                 call.function.arguments = call.function.arguments.strip() or "{}"
             message.tool_calls = [
                 call for call in message.tool_calls if _is_object(call.function.arguments)
@@ -64,25 +64,25 @@ class MessagesHandler(OurErrors, WholeChat, AnthropicServingMessages):
         return super().messages_full_converter(generator)
 
     async def create_messages(self, *args: Any, **kwargs: Any) -> Any:
-        """Answer, or return an error body: vLLM's route would make any exception a 500."""
+        """Return an answer or an error body; vLLM's route maps every exception to a 500."""
         try:
             return await super().create_messages(*args, **kwargs)
         except (ServingError, TypeError, UnicodeEncodeError) as error:
             return response_of(error)
 
     async def count_tokens(self, *args: Any, **kwargs: Any) -> Any:
-        """Count, or return an error body."""
+        """Return the number of tokens or an error body."""
         try:
             return await super().count_tokens(*args, **kwargs)
         except (ServingError, TypeError, UnicodeEncodeError) as error:
             return response_of(error)
 
     async def message_stream_converter(self, generator: AsyncIterator[str]) -> AsyncGenerator[str]:
-        """Turn chat chunks into Anthropic events, errors among them."""
+        """Convert chat chunks to Anthropic's events, including errors."""
         failed: list[ErrorResponse] = []
         calls = _StreamedCalls()
         async for event in super().message_stream_converter(_until_error(generator, failed)):
-            yield calls.truthful(event)
+            yield calls.corrected(event)
         if failed:
             error = {
                 "type": error_type(failed[0].error.code),
@@ -106,21 +106,21 @@ _BLOCK_DELTA = "event: content_block_delta"
 _MESSAGE_DELTA = "event: message_delta"
 _THINKING = '"type":"thinking","thinking":""}'
 _SIGNED = '"type":"thinking","thinking":"","signature":""}'
-"""A block of thinking has a signature from its start on (Anthropic's ThinkingBlock)."""
+"""Anthropic's ThinkingBlock already has a signature in its start event."""
 _USES_TOOL, _ENDS = '"stop_reason":"tool_use"', '"stop_reason":"end_turn"'
 
 
 class _StreamedCalls:
-    """Looks at a message's events; one that ends with calls says so if a call is whole.
+    """Corrects the stop reason of a streamed message without a complete tool call.
 
-    A block whose input is no object has begun by then and stays; a whole message leaves it out.
+    Blocks with incomplete input have already been sent by then; complete messages omit them.
     """
 
     def __init__(self) -> None:
         self._inputs: list[str] = []
 
-    def truthful(self, event: str) -> str:
-        """Return the event as it is sent."""
+    def corrected(self, event: str) -> str:
+        """Return the event to send."""
         if event.startswith(_BLOCK_DELTA):
             if self._inputs and '"input_json_delta"' in event:
                 self._inputs[-1] += _data(event)["delta"]["partial_json"]
@@ -147,7 +147,7 @@ _ERROR_PREFIX = 'data: {"error":'
 async def _until_error(
     chunks: AsyncIterator[str], failed: list[ErrorResponse]
 ) -> AsyncGenerator[str]:
-    """Pass chat chunks on; an error event ends them and is put into ``failed``."""
+    """Yield chat chunks until an error event, which is appended to ``failed``."""
     async for chunk in chunks:
         if chunk.startswith(_ERROR_PREFIX):
             failed.append(ErrorResponse.model_validate_json(chunk.removeprefix("data: ")))

@@ -1,4 +1,4 @@
-"""/v1/responses: what we add to vLLM's serving object."""
+"""Handler of /v1/responses."""
 
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any, Literal
@@ -11,15 +11,41 @@ from openai.types.responses import (
 from openai.types.shared import ResponseFormatText
 from vllm.entrypoints.openai.responses.protocol import ResponseCompletedEvent
 from vllm.entrypoints.openai.responses.serving import OpenAIServingResponses
+from vllm.entrypoints.openai.responses.utils import construct_input_messages
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
+from vllm.renderers.online_renderer import OnlineRenderer
 
-from serving.request_context import caller
+from serving.errors import InvalidRequest
+from serving.request_context import current_context
 from serving.vllm_adapter.answer_mixins import OurErrors, retry_after_fields
-from serving.vllm_adapter.error_response import reason_of, response_of
+from serving.vllm_adapter.error_response import UNREADABLE, reason_of, response_of
+from serving.vllm_adapter.fast_chunks import with_names
+
+
+def _input_messages(**given: Any) -> Any:
+    """Convert the input items of a request to chat messages.
+
+    vLLM accesses the first part of an item without checking that it has one.
+
+    Raises:
+        InvalidRequest: an item cannot be read.
+    """
+    try:
+        return construct_input_messages(**given)
+    except (LookupError, AttributeError) as error:
+        raise InvalidRequest(UNREADABLE) from error
+
+
+class ResponsesRenderer(OnlineRenderer):
+    """vLLM's renderer, but raises ``InvalidRequest`` for unreadable input items."""
+
+    render_responses = with_names(
+        OnlineRenderer.render_responses, construct_input_messages=_input_messages
+    )
 
 
 def _after_reasoning(parser: Any, tokenizer: Any, token_ids: Sequence[int]) -> int:
-    """Return the position of the first token behind the reasoning; without its end: 0."""
+    """Return the index of the first token after the reasoning, or 0 if the reasoning has no end."""
     reasoning = getattr(parser, "reasoning_parser_cls", None)
     end: int | None = None
     if reasoning is not None:
@@ -28,7 +54,7 @@ def _after_reasoning(parser: Any, tokenizer: Any, token_ids: Sequence[int]) -> i
 
 
 def _shaped(response: Any) -> Any:
-    """Give a response what OpenAI's always has."""
+    """Set fields that are always present in OpenAI's responses."""
     if response.text is None:
         response.text = ResponseTextConfig(format=ResponseFormatText(type="text"))
     response.error = None
@@ -38,7 +64,7 @@ def _shaped(response: Any) -> Any:
 
 
 def _shape_item(item: Any) -> None:
-    """Put empty lists in the place of nulls that OpenAI's items never have."""
+    """Replace nulls that never occur in OpenAI's items with empty lists."""
     if item.type == "reasoning" and item.content is None:
         item.content = []
     if item.type == "message":
@@ -67,8 +93,8 @@ class _ResponseIncompleteEvent(ResponseCompletedEvent):
     type: Literal["response.incomplete"]
 
 
-def _truthful(event: Any) -> Any:
-    """Return the last event of a response under the name that its status has."""
+def _with_final_name(event: Any) -> Any:
+    """Return the event, renamed to ``response.incomplete`` if the response is incomplete."""
     if event.type != "response.completed" or event.response.status != "incomplete":
         return event
     return _ResponseIncompleteEvent(
@@ -77,24 +103,24 @@ def _truthful(event: Any) -> Any:
 
 
 class ResponsesHandler(OurErrors, OpenAIServingResponses):
-    """/v1/responses; an error in a stream is an ``error`` event, not a cut connection.
+    """/v1/responses. An error in a stream is sent as an ``error`` event; vLLM disconnects.
 
-    The two events that say that there will be an answer wait for its beginning: while nothing
-    is out, a refused request still gets its proper status. Where something is out (a comment
-    that keeps the connection), they come before the error.
+    The first two events of a stream are held back until the answer begins, which lets a request
+    rejected earlier fail with its HTTP status. If part of the response has already been sent (a
+    keep-alive comment), the held events are sent before the error.
     """
 
     def _create_response_logprobs(
         self, token_ids: Sequence[int], logprobs: Any, tokenizer: Any, *args: Any, **kwargs: Any
     ) -> Any:
-        """Log-probabilities of the text: reasoning has none in this protocol."""
+        """Return log probabilities of the text only; the protocol has none for reasoning."""
         begin = _after_reasoning(self.parser, tokenizer, token_ids)
         return super()._create_response_logprobs(
             token_ids[begin:], logprobs and logprobs[begin:], tokenizer, *args, **kwargs
         )
 
     def _make_response_output_items(self, *args: Any, **kwargs: Any) -> Any:
-        """Items of a whole response; reasoning is as completed as in a stream."""
+        """Return the items of a complete response; mark reasoning as completed, as in streams."""
         items = super()._make_response_output_items(*args, **kwargs)
         for item in items:
             if isinstance(item, ResponseReasoningItem) and item.status is None:
@@ -102,7 +128,7 @@ class ResponsesHandler(OurErrors, OpenAIServingResponses):
         return items
 
     async def responses_full_generator(self, *args: Any, **kwargs: Any) -> Any:
-        """Answer in one piece."""
+        """Return a complete response."""
         answer = await super().responses_full_generator(*args, **kwargs)
         return answer if isinstance(answer, ErrorResponse) else _shaped(answer)
 
@@ -115,13 +141,13 @@ class ResponsesHandler(OurErrors, OpenAIServingResponses):
                 if event.type in _BEFORE_ANY_OUTPUT:
                     held.append(event)
                     continue
-                for passed in (*held, _truthful(event)):
+                for passed in (*held, _with_final_name(event)):
                     number += 1
                     _shape_event(passed)
                     yield passed
                 held.clear()
-        except Exception as error:  # noqa: BLE001  the last stop before the client
-            if caller().journal.responded:
+        except Exception as error:  # noqa: BLE001  becomes the last event
+            if current_context().record.responded:
                 for passed in held:
                     number += 1
                     _shape_event(passed)

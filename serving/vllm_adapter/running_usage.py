@@ -1,7 +1,7 @@
-"""Cached prompt tokens in the usage that a stream reports with each chunk.
+"""Adds the number of cached prompt tokens to the usage of every chunk of a stream.
 
-vLLM 0.32 names them in the last usage only. Streams that ask for no running usage
-(``stream_options.continuous_usage_stats``) pass through untouched.
+vLLM 0.32 reports it only in the final usage. Streams without
+``stream_options.continuous_usage_stats`` are unchanged.
 """
 
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
@@ -19,13 +19,13 @@ def with_cached_tokens(
     *args: Any,
     **kwargs: Any,
 ) -> AsyncGenerator[str, None]:
-    """Return a stream's events.
+    """Return the events of a stream, with cached tokens in every usage.
 
     Args:
-        stream: vLLM's stream generator, bound.
-        request: the request, its first argument.
-        args: its further arguments; the asynchronous iterator among them yields the outputs.
-        kwargs: its keyword arguments.
+        stream: vLLM's stream generator, a bound method.
+        request: the request, the first argument of ``stream``.
+        args: further arguments of ``stream``, including the asynchronous iterator over the outputs.
+        kwargs: keyword arguments of ``stream``.
     """
     options = request.stream_options
     if not (options and options.include_usage and options.continuous_usage_stats):
@@ -37,7 +37,7 @@ def with_cached_tokens(
 
 async def _noting(outputs: AsyncIterator[Any], seen: dict[str, int]) -> AsyncGenerator[Any]:
     async for item in outputs:
-        # Completions number the outputs by prompt.
+        # /v1/completions yields pairs of a prompt index and an output.
         output = item[1] if isinstance(item, tuple) else item
         if "cached_tokens" not in seen and output.num_cached_tokens is not None:
             seen["cached_tokens"] = output.num_cached_tokens

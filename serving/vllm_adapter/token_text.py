@@ -1,10 +1,10 @@
-"""Gives each token of a stream to the answer parsers with exactly its own text.
+"""Matches each token of a stream to exactly its text, for the streaming parsers.
 
-vLLM's streaming parsers decide by token ids and cut by text, so they need both to match. They do
-not when a rank holds text back (a stop string may be beginning in it) while it sends the token
-ids at once, and several tokens in one delta (speculative decoding, a client that reads slowly)
-hide where one ends. This module decodes the tokens once more, which says where each one ends in
-the text, and passes a token on when all of its text is there.
+vLLM's streaming parsers make decisions on token ids but split text, so the two must correspond.
+They do not correspond if a rank sends token ids immediately but holds back text that may start a
+stop string, or if a delta contains several tokens (speculative decoding, a slow client). This
+module decodes the tokens again to find where each ends in the text, and yields a token once all of
+its text has arrived.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,11 +17,11 @@ from vllm.v1.engine import EngineCoreRequest
 from vllm.v1.engine.detokenizer import BaseIncrementalDetokenizer, IncrementalDetokenizer
 
 Piece = tuple[str, list[int]]
-"""Text and the ids of the tokens that it belongs to."""
+"""Text and the ids of its tokens."""
 
 
 class TokenText:
-    """The tokens of one choice and where each ends in its text."""
+    """The tokens of one choice, with the text of each."""
 
     def __init__(
         self,
@@ -31,12 +31,19 @@ class TokenText:
         skip_special_tokens: bool,
         spaces_between_special_tokens: bool,
     ) -> None:
-        """Decode as a rank does that got this prompt and these sampling parameters."""
+        """Set up decoding as on a rank with this prompt and these sampling parameters.
+
+        Args:
+            tokenizer: the model's tokenizer.
+            prompt_token_ids: token ids of the prompt.
+            skip_special_tokens: as in the request's sampling parameters.
+            spaces_between_special_tokens: as in the request's sampling parameters.
+        """
         params = SamplingParams(
             skip_special_tokens=skip_special_tokens,
             spaces_between_special_tokens=spaces_between_special_tokens,
         )
-        # The detokenizer reads three fields of a request.
+        # The detokenizer uses only three fields of a request.
         request = SimpleNamespace(
             request_id="", prompt_token_ids=list(prompt_token_ids), sampling_params=params
         )
@@ -46,23 +53,23 @@ class TokenText:
         )
         self._slow = not hasattr(self._detokenizer, "stream")
         self._waiting: list[tuple[int, str]] = []
-        """Tokens that were not passed on yet, with the text of each."""
+        """Tokens not yielded yet, with the text of each."""
         self._text = ""
-        """Received text that was not passed on yet."""
+        """Received text not yielded yet."""
         self._lost = False
-        """The text is not what the tokens decode to: nothing can be matched any more."""
+        """Whether matching has stopped because the text differs from the decoded tokens."""
 
     def skip(self, token_ids: Sequence[int]) -> None:
-        """Take in tokens that were passed on already."""
+        """Decode tokens that have been parsed already, without yielding them."""
         for token in token_ids:
             self._decode(token)
 
     def pieces(self, text: str, token_ids: Sequence[int], *, finished: bool) -> Iterator[Piece]:
-        """Yield what can be passed on, a token at a time.
+        """Yield tokens whose text has arrived, one at a time.
 
-        Text that decodes from several tokens only (parts of a character) comes with the last of
-        them. With ``finished`` everything that has text comes; tokens whose text was cut off by
-        a stop string do not.
+        Text that spans several tokens (parts of a character) is yielded with the last one. With
+        ``finished``, all remaining text is yielded, but not the tokens whose text was cut off by a
+        stop string.
         """
         self._text += text
         if self._lost:
@@ -96,14 +103,14 @@ class TokenText:
 
     def _decode(self, token: int) -> str:
         if self._slow:
-            # Decodes the last of these, which vLLM's own loop appends beforehand.
+            # The slow detokenizer decodes the last of ``token_ids``; in vLLM the caller appends it.
             self._detokenizer.token_ids.append(token)
         text: str = self._detokenizer.decode_next(token)
         return text
 
 
 def holds_text_back(request: Any) -> bool:
-    """Tell whether a rank sends the text of this request's tokens later than the tokens."""
+    """Return whether ranks may send the text of this request's tokens later than their ids."""
     stop = getattr(request, "stop", None) or ()
     longest = len(stop) if isinstance(stop, str) else max(map(len, stop), default=0)
     return longest > 1 and not getattr(request, "include_stop_str_in_output", False)

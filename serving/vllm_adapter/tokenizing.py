@@ -1,26 +1,26 @@
-"""Where prompts are tokenized: short ones on the event loop, long ones in vLLM's threads."""
+"""Tokenizes short prompts on the event loop and long ones in vLLM's threads."""
 
 from typing import Any
 
 SHORT = 2048
-"""Characters up to which a text is tokenized on the event loop.
+"""Maximum length of a text that is tokenized on the event loop, characters.
 
-That takes a fast tokenizer less than half a millisecond. The way to a thread and back costs
-about 0.2 ms of CPU (deploy/docs/performance.md), and stalls nothing only if the text is long.
+A fast tokenizer takes less than 0.5 ms for this length. A round trip to a thread costs about 0.2 ms
+of CPU time (deploy/docs/performance.md), which pays off only for longer texts.
 """
 
 
 def tokenize_short_texts_at_once(renderer: Any) -> None:
-    """Let a renderer of vLLM go to its threads for long texts only.
+    """Make a vLLM renderer use its threads only for long texts.
 
-    Its tokenizer is safe for that: it lends every caller a copy of its own.
+    Concurrent use of the tokenizer is safe because each caller gets a copy.
 
     Args:
-        renderer: ``vllm.renderers.base.BaseRenderer``; the one function that it keeps for
-            this purpose is replaced, on this object.
+        renderer: a ``vllm.renderers.base.BaseRenderer``, whose asynchronous tokenizing function is
+            replaced.
 
     Raises:
-        AttributeError: this vLLM keeps none.
+        AttributeError: this version of vLLM has no such function.
     """
     in_a_thread = renderer._tokenize_prompt_async  # noqa: SLF001  vLLM has no setting for it
     at_once = renderer._tokenize_prompt  # noqa: SLF001

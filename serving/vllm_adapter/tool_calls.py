@@ -1,24 +1,34 @@
-"""Makes streamed tool calls complete, however the tokens were cut into deltas.
+"""Completes streamed tool calls, and tightens the grammar of forced ones.
 
-vLLM's streaming tool parsers expect about one token at a time. When deltas merge (a slow
-client, several tokens accepted in one step) some of them drop the rest of a call, or a whole
-call, without a word. vLLM's parser for whole answers is sure: at the end of a choice its
-calls are compared with what was streamed, and what is missing goes out with the last delta.
+vLLM's streaming tool parsers expect about one token at a time. With merged deltas (a slow client,
+several tokens accepted in one step), some parsers silently drop the rest of a call or a whole call.
+At the end of a choice, the streamed calls are therefore compared with those that vLLM's parser for
+complete answers finds, and missing parts are sent with the last delta.
+
+vLLM 0.32 passes a tool's schema to xgrammar in a structural tag. There, the white-space rule of
+``response_format`` (``structured_outputs_config.disable_any_whitespace``) does not apply, and the
+arguments of a tool without ``strict`` may be any JSON value. ``tightened`` applies the rule and
+requires an object.
 """
 
+import json
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import xgrammar
 from vllm.entrypoints.generate.base.protocol import (
     DeltaFunctionCall,
     DeltaMessage,
     DeltaToolCall,
 )
 from vllm.renderers.chat_utils import make_tool_call_id
+from vllm.sampling_params import StructuredOutputsParams
+
+_OBJECT = {"type": "object"}
 
 
 class CompletedToolCalls:
-    """Stands in for ``parse_delta`` of one choice's parser."""
+    """Wraps ``parse_delta`` of the parser of one choice."""
 
     def __init__(
         self,
@@ -33,10 +43,10 @@ class CompletedToolCalls:
         self._text = ""
         self._token_ids: list[int] = []
         self._arguments: dict[int, str] = {}
-        """What was streamed of each call's arguments."""
+        """Arguments streamed so far, by call index."""
 
     def __call__(self, **delta: Any) -> DeltaMessage | None:
-        """Parse a delta, whose arguments are those of vLLM's ``Parser.parse_delta``."""
+        """Parse a delta; the arguments are those of vLLM's ``Parser.parse_delta``."""
         message = self._parse_delta(**delta)
         request = delta["request"]
         if not request.tools or request.tool_choice == "none":
@@ -77,6 +87,44 @@ class CompletedToolCalls:
                     function=DeltaFunctionCall(name=call.name, arguments=call.arguments),
                 )
             elif call.arguments.startswith(streamed) and call.arguments != streamed:
-                # Otherwise the two parsers write the same JSON differently.
+                # If not a prefix, the two parsers format the same JSON differently.
                 rest = call.arguments[len(streamed) :]
                 yield DeltaToolCall(index=index, function=DeltaFunctionCall(arguments=rest))
+
+
+def tightened(params: StructuredOutputsParams, *, compact: bool) -> StructuredOutputsParams:
+    """Restrict the arguments in a tool-call grammar to JSON objects.
+
+    Args:
+        params: result of vLLM's ``Parser.adjust_request`` for the request's tools.
+        compact: whether to forbid optional white space in the JSON.
+    """
+    if params.structural_tag is None:
+        return params
+    tag = json.loads(params.structural_tag)
+    return StructuredOutputsParams(
+        structural_tag=json.dumps(_rewritten(tag, compact=compact)),
+        disable_any_whitespace=params.disable_any_whitespace,
+    )
+
+
+def _rewritten(node: Any, *, compact: bool) -> Any:
+    if isinstance(node, list):
+        return [_rewritten(item, compact=compact) for item in node]
+    if not isinstance(node, dict):
+        return node
+    if node.get("type") == "json_schema" and node.get("style", "json") == "json":
+        return _object_format(node, compact=compact)
+    return {key: _rewritten(value, compact=compact) for key, value in node.items()}
+
+
+def _object_format(node: dict[str, Any], *, compact: bool) -> dict[str, Any]:
+    schema = node["json_schema"]
+    schema = _OBJECT if schema is True or schema == {} else schema
+    if not compact or node.get("any_order") or node.get("excludes"):
+        return node | {"json_schema": schema}
+    # Same grammar as vLLM's xgrammar backend compiles for response_format.
+    grammar = xgrammar.Grammar.from_json_schema(
+        json.dumps(schema), any_whitespace=False, separators=(",", ":")
+    )
+    return {"type": "grammar", "grammar": str(grammar)}

@@ -1,4 +1,4 @@
-"""What vLLM may ask an engine of its own, and a fleet refuses or has no use for."""
+"""Methods of vLLM's ``EngineClient`` that apply only to a single engine."""
 
 from collections.abc import AsyncGenerator, Iterable, Mapping
 from typing import Any
@@ -11,31 +11,28 @@ from vllm.outputs import PoolingRequestOutput
 from vllm.pooling_params import PoolingParams
 
 from serving.errors import ServingError, Unsupported
-from serving.vllm_adapter.errors import visible
+from serving.vllm_adapter.errors import as_vllm_error
 
 
-class NoEngine(EngineClient):
-    """The part of an ``EngineClient`` that is about one engine, answered for a fleet.
-
-    ``FleetClient`` is what it can do.
-    """
+class UnsupportedEngineApi(EngineClient):
+    """Base class of ``FleetClient``: rejects or ignores operations on a single engine."""
 
     @property
     @override
     def is_running(self) -> bool:
-        """The client itself runs as long as its process."""
+        """Always True: the client runs as long as the process."""
         return True
 
     @property
     @override
     def is_stopped(self) -> bool:
-        """See ``is_running``."""
+        """Always False; see ``is_running``."""
         return False
 
     @property
     @override
     def errored(self) -> bool:
-        """Never: losing ranks is for the roster to mend, not for vLLM to stop the server."""
+        """Always False: the router handles lost ranks; vLLM must not stop the server for them."""
         return False
 
     @override
@@ -50,10 +47,10 @@ class NoEngine(EngineClient):
         tokenization_kwargs: dict[str, Any] | None = None,
         reasoning_ended: bool | None = None,
     ) -> AsyncGenerator[PoolingRequestOutput, None]:
-        """Refuse: the served models generate text."""
+        """Reject: the served models only generate text."""
         del prompt, pooling_params, request_id, lora_request, trace_headers, priority
         del tokenization_kwargs, reasoning_ended
-        raise visible(Unsupported("this model generates text; it has no embeddings"))
+        raise as_vllm_error(Unsupported("this model generates text; it has no embeddings"))
 
     @override
     async def abort(self, request_id: str | Iterable[str]) -> None:
@@ -71,12 +68,12 @@ class NoEngine(EngineClient):
 
     @override
     async def is_tracing_enabled(self) -> bool:
-        """Whether trace headers are of use; the rank decides."""
+        """Return False: the router handles tracing."""
         return False
 
     @override
     async def do_log_stats(self) -> None:
-        """Do nothing: the router's metrics are its own."""
+        """Do nothing: the router has its own metrics."""
 
     @override
     async def start_profile(
@@ -86,13 +83,13 @@ class NoEngine(EngineClient):
         delay_iterations: int | None = None,
         max_iterations: int | None = None,
     ) -> None:
-        """Refuse: profile a rank where it runs."""
+        """Reject: profile a rank on its node."""
         del profile_prefix, delay_iterations, max_iterations
         raise _engine_only("start_profile")
 
     @override
     async def stop_profile(self) -> None:
-        """Refuse, as ``start_profile``."""
+        """Reject; see ``start_profile``."""
         raise _engine_only("stop_profile")
 
     @override
@@ -109,54 +106,56 @@ class NoEngine(EngineClient):
         reset_running_requests: bool = False,
         reset_connector: bool = False,
     ) -> bool:
-        """Refuse: caches belong to the ranks."""
+        """Reject: caches belong to the ranks."""
         del reset_running_requests, reset_connector
         raise _engine_only("reset_prefix_cache")
 
     @override
     async def sleep(self, level: int = 1, mode: str = "abort") -> None:
-        """Refuse: scale the group instead."""
+        """Reject: scale the group instead."""
         del level, mode
         raise _engine_only("sleep")
 
     @override
     async def release_kv_cache_memory(self) -> None:
-        """Refuse: caches belong to the ranks."""
+        """Reject: caches belong to the ranks."""
         raise _engine_only("release_kv_cache_memory")
 
     @override
     async def wake_up(self, tags: list[str] | None = None) -> bool:
-        """Refuse, as ``sleep``."""
+        """Reject; see ``sleep``."""
         del tags
         raise _engine_only("wake_up")
 
     @override
     async def is_sleeping(self) -> bool:
-        """Never."""
+        """False."""
         return False
 
     @override
     async def add_lora(self, lora_request: LoRARequest) -> bool:
-        """Refuse: adapters are not served."""
+        """Reject: LoRA adapters are not supported."""
         del lora_request
         raise _engine_only("add_lora")
 
     @override
     async def pause_generation(self, *, mode: str = "abort", clear_cache: bool = True) -> None:
-        """Refuse: drain the group instead."""
+        """Reject: drain the group instead."""
         del mode, clear_cache
         raise _engine_only("pause_generation")
 
     @override
     async def resume_generation(self) -> None:
-        """Refuse, as ``pause_generation``."""
+        """Reject; see ``pause_generation``."""
         raise _engine_only("resume_generation")
 
     @override
     async def is_paused(self) -> bool:
-        """Never."""
+        """False."""
         return False
 
 
 def _engine_only(name: str) -> ServingError:
-    return visible(Unsupported(f"{name} is not offered by the router: it concerns one engine"))
+    return as_vllm_error(
+        Unsupported(f"{name} is not offered by the router: it concerns one engine")
+    )

@@ -1,4 +1,4 @@
-"""A streamed answer says what the whole one says, wherever the deltas are cut; vLLM's parsers."""
+"""Streamed answers equal complete ones for any split into deltas, with vLLM's parsers."""
 
 import json
 from types import SimpleNamespace
@@ -13,7 +13,7 @@ from vllm.sampling_params import SamplingParams
 from vllm.v1.engine.detokenizer import IncrementalDetokenizer
 
 from serving.settings import BUNDLED_MODEL
-from serving.vllm_adapter.answer_parser import AnswerParser, _served, install
+from serving.vllm_adapter.answer_parser import AnswerParser, _served, install_answer_parser
 
 TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
 CALLS = "<｜tool▁calls▁begin｜>"
@@ -78,7 +78,7 @@ def parser_class(tokenizer, tool_parser="deepseek_v3"):
     }
     for name, attribute in holders.items():
         setattr(state, name, SimpleNamespace(**{attribute: base}))
-    install(state, compact_json=True)
+    install_answer_parser(state, compact_json=True)
     made = {getattr(getattr(state, name), attribute) for name, attribute in holders.items()}
     assert len(made) == 1
     return made.pop()
@@ -95,7 +95,7 @@ def asked(tools=(TOOL,), **fields):
 
 
 def generated(tokenizer, prompt, text, request, sizes):
-    """Yield what a rank sends: text and tokens of each delta, and whether it is the last."""
+    """Yield the deltas of a rank: text, tokens, and whether it is the last."""
     token_ids = tokenizer.encode(text, add_special_tokens=False)
     params = SamplingParams(stop=request.stop, skip_special_tokens=False)
     detokenizer = IncrementalDetokenizer.from_new_request(
@@ -116,7 +116,7 @@ def generated(tokenizer, prompt, text, request, sizes):
 
 
 class Streamed:
-    """A stream's deltas put together, as a client does."""
+    """The deltas of a stream, joined as a client does."""
 
     def __init__(self):
         self.reasoning, self.content, self.calls = "", "", {}
@@ -187,7 +187,7 @@ def test_the_stream_is_the_whole(tokenizer, text, stop, sizes, tools, forced):
 
 
 def test_a_planted_fault_is_seen(tokenizer, monkeypatch):
-    """Token ids that come before their text are what the alignment is for."""
+    """Token ids may arrive before their text."""
     monkeypatch.setattr("serving.vllm_adapter.answer_parser.holds_text_back", lambda request: False)
     made, request = parser_class(tokenizer), asked((), stop=["\n\nZZZZ"])
     streamed, whole = stream_and_whole(tokenizer, made, ANSWERS[0], request, [1] * 99)

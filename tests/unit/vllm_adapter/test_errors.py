@@ -1,4 +1,4 @@
-"""Our errors on their way through vLLM's handlers, and what a rank's errors become."""
+"""Errors of ``serving.errors`` in vLLM's handlers, and errors that ranks report."""
 
 import pytest
 from vllm.entrypoints.serve.exception_handling.error_response import create_error_response
@@ -15,7 +15,7 @@ from serving.errors import (
     status_of,
 )
 from serving.link.v1 import link_pb2
-from serving.vllm_adapter.errors import error_of, visible
+from serving.vllm_adapter.errors import as_vllm_error, error_of
 
 CODES = link_pb2.RequestError
 
@@ -25,7 +25,7 @@ MET = [cls for cls in ERROR_TABLE if cls not in {Cancelled, SettingsError, LinkR
 
 @pytest.mark.parametrize("cls", [pytest.param(cls, id=cls.__name__) for cls in MET])
 def test_vllm_maps_it_to_the_tables_status(cls):
-    error = visible(cls("what to do"))
+    error = as_vllm_error(cls("what to do"))
     assert isinstance(error, cls)
     assert str(error) == "what to do"
     assert status_of(error) == status_of(cls("x"))
@@ -37,9 +37,9 @@ def test_vllm_maps_it_to_the_tables_status(cls):
 def test_visible_keeps_the_cause_and_is_idempotent():
     error = GroupLost("gone")
     error.__cause__ = OSError("cable")
-    once = visible(error)
+    once = as_vllm_error(error)
     assert once.__cause__ is error.__cause__
-    assert visible(once) is once
+    assert as_vllm_error(once) is once
 
 
 @pytest.mark.parametrize(

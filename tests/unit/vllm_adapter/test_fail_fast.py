@@ -1,12 +1,14 @@
-"""How many errors a wrong body has, and that right ones are what they were."""
+"""Number of errors of an invalid body; valid bodies are not changed."""
 
 from typing import Annotated
 
 import pytest
 from fastapi import Body, FastAPI
 from fastapi.testclient import TestClient
-from pydantic import BaseModel
+from pydantic import BaseModel, model_validator
+from vllm.exceptions import VLLMValidationError
 
+from serving.errors import InvalidRequest
 from serving.vllm_adapter.fail_fast import fail_fast
 
 
@@ -62,3 +64,28 @@ def test_good_bodies_are_taken_as_before(client):
 def test_an_app_without_bodies_is_no_surprise():
     with pytest.raises(RuntimeError, match="no bodies"):
         fail_fast(FastAPI())
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (AttributeError("no such attribute"), InvalidRequest),
+        (KeyError("key"), InvalidRequest),
+        (VLLMValidationError("too many"), VLLMValidationError),
+    ],
+)
+def test_an_exception_of_a_validator_is_an_invalid_request(error, expected):
+    class Breaking(BaseModel):
+        @model_validator(mode="before")
+        @classmethod
+        def check(cls, _data):
+            raise error
+
+    app = FastAPI()
+
+    @app.post("/")
+    def post(_request: Breaking) -> None: ...
+
+    fail_fast(app)
+    with pytest.raises(expected):
+        TestClient(app).post("/", json={})

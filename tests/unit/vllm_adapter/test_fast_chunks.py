@@ -1,4 +1,4 @@
-"""Light chunks are written like vLLM's own, byte for byte, by vLLM's own generators."""
+"""Fast chunks are serialized to the same bytes as vLLM's, by vLLM's generators."""
 
 import asyncio
 import re
@@ -32,7 +32,7 @@ TOKENIZER = SimpleNamespace(decode=lambda token: f"<{token}>", convert_ids_to_to
 
 
 class Parser:
-    """Thinks up to the third part, then calls a tool."""
+    """Returns reasoning up to the third part, then a tool call."""
 
     def __init__(self):
         self.seen = 0
@@ -54,7 +54,7 @@ class Parser:
 
 
 def outputs(texts, *, choices=1, logprobs=False, stop_reason=None):
-    """An answer in parts, as the fleet gives them."""
+    """An answer in parts, as the fleet yields them."""
     for position, text in enumerate(texts):
         last = position == len(texts) - 1
         yield RequestOutput(
@@ -89,7 +89,7 @@ def collected(events):
 
 
 def handler(kind, **more):
-    """A serving object with as much state as its stream generator asks for."""
+    """A handler with the state that its stream generator uses."""
     made = object.__new__(kind)
     values = {
         "enable_force_include_usage": False,
@@ -146,7 +146,7 @@ ECHOED = re.compile(r',"prompt_token_ids":\[[\d,]+\]')
 
 
 def without_cached(events, request_fields):
-    """Take out of running usage what vLLM has in the last usage alone."""
+    """Remove fields from running usage that vLLM's last usage alone has."""
     events = [event.replace(REFUSAL, "") for event in events]
     if request_fields is not CONTINUOUS:
         return events
@@ -230,14 +230,14 @@ def test_any_text_is_written_as_by_pydantic(text, reason):
         model=MODEL,
         choices=[TextChoice(index=0, text=text, finish_reason=reason)],
     )
-    assert light.model_dump_json(exclude_unset=True) == light.weigh().model_dump_json(
+    assert light.model_dump_json(exclude_unset=True) == light.to_pydantic().model_dump_json(
         exclude_unset=True
     )
 
 
 @pytest.mark.parametrize("light", [TextChoice, TextChunk, ChatChoice, ChatChunk])
 def test_fields_are_those_of_vllms_class_in_its_order(light):
-    assert light.__struct_fields__ == tuple(light.heavy.model_fields)
+    assert light.__struct_fields__ == tuple(light.pydantic_type.model_fields)
 
 
 def test_a_function_that_does_not_use_the_name_is_refused():
@@ -248,5 +248,5 @@ def test_a_function_that_does_not_use_the_name_is_refused():
     assert function() == TEXTS
     with pytest.raises(TypeError, match="does not use Chunk"):
         with_names(function, Chunk=None)
-    with pytest.raises(TypeError, match="no function"):
+    with pytest.raises(TypeError, match="not a Python function"):
         with_names(len, Chunk=None)

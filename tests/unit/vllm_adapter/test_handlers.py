@@ -1,4 +1,4 @@
-"""What is added to vLLM's serving objects: reasoning_content and our errors in streams."""
+"""Additions to vLLM's handlers: reasoning_content, and errors in streams."""
 
 from types import SimpleNamespace
 
@@ -9,8 +9,13 @@ from vllm.reasoning.deepseek_r1_reasoning_parser import DeepSeekR1ReasoningParse
 
 from serving.errors import GroupLost
 from serving.vllm_adapter.answer_parser import _with_start
-from serving.vllm_adapter.errors import visible
-from serving.vllm_adapter.handlers import ChatHandler, MessagesHandler, ResponsesHandler, adopt
+from serving.vllm_adapter.errors import as_vllm_error
+from serving.vllm_adapter.handlers import (
+    ChatHandler,
+    MessagesHandler,
+    ResponsesHandler,
+    install_handlers,
+)
 
 
 def bare(handler):
@@ -50,7 +55,7 @@ def test_reasoning_counts_from_where_the_prompt_opened_it(parser, tokens, expect
     assert _with_start(parser, tokens) == expected
 
 
-@pytest.mark.parametrize("error", [GroupLost("gone"), visible(GroupLost("gone"))])
+@pytest.mark.parametrize("error", [GroupLost("gone"), as_vllm_error(GroupLost("gone"))])
 async def test_chat_stream_error_is_an_event_with_our_reason(error):
     text = bare(ChatHandler).create_streaming_error_response(error)
     content = msgspec.json.decode(text)["error"]
@@ -71,7 +76,7 @@ async def test_responses_stream_error_is_an_event(monkeypatch, begun, passed):
     async def failing(self, *args):
         for name in begun:
             yield SimpleNamespace(type=name)
-        raise visible(GroupLost("gone"))
+        raise as_vllm_error(GroupLost("gone"))
 
     base = ResponsesHandler.__mro__[2]
     monkeypatch.setattr(base, "responses_stream_generator", failing)
@@ -104,4 +109,4 @@ async def test_messages_stream_error_is_anthropics_event():
 
 def test_adopt_refuses_what_it_does_not_know():
     with pytest.raises(TypeError, match="openai_serving_chat"):
-        adopt(SimpleNamespace(openai_serving_chat=object()))
+        install_handlers(SimpleNamespace(openai_serving_chat=object()))

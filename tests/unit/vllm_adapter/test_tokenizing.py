@@ -4,7 +4,7 @@ from serving.vllm_adapter.tokenizing import SHORT, tokenize_short_texts_at_once
 
 
 class Renderer:
-    """As much of vLLM's as is touched."""
+    """The part of vLLM's renderer that is used."""
 
     def __init__(self):
         self.at_once = []

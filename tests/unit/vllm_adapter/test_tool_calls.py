@@ -1,4 +1,4 @@
-"""Streamed tool calls are whole, wherever the deltas are cut; with vLLM's own parsers."""
+"""Streamed tool calls are complete for any split into deltas, with vLLM's parsers."""
 
 import json
 from functools import partial
@@ -36,7 +36,7 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def parse(tokenizer):
-    """Stream a text that is cut at some tokens; return the calls and the last delta."""
+    """Stream a text that is split at some tokens; returns the calls and the last delta."""
     parser_cls = ParserManager.get_parser(
         tool_parser_name="deepseek_v3",
         reasoning_parser_name="deepseek_r1",
