@@ -1,4 +1,4 @@
-"""Time as a value that is passed in, so that tests and the simulator own it."""
+"""Clocks, passed to the code that uses them so that tests and the simulator can control time."""
 
 import time
 from typing import Protocol
@@ -8,21 +8,16 @@ class Clock(Protocol):
     """Source of time."""
 
     def monotonic(self) -> float:
-        """Seconds since an arbitrary start; never goes back."""
+        """Return seconds since an arbitrary start; never decreases."""
         ...
 
     def time(self) -> float:
-        """Seconds since the Unix epoch; for people and logs, not for durations."""
+        """Return seconds since the Unix epoch, for logs and expiry dates, not for durations."""
         ...
 
 
 class SystemClock:
-    """The machine's own clock."""
+    """The machine's clock; its methods are the functions of ``time``, without an extra call."""
 
-    def monotonic(self) -> float:
-        """Return ``time.monotonic()``."""
-        return time.monotonic()
-
-    def time(self) -> float:
-        """Return ``time.time()``."""
-        return time.time()
+    monotonic = staticmethod(time.monotonic)
+    time = staticmethod(time.time)

@@ -1,15 +1,22 @@
-"""Who asks, and what happened to the request: carried beside it from the edge to the fleet."""
+"""The context of one request: tenant, limits, and a record of its processing.
 
+The edge creates the context and sets ``request_context_var``. Admission, routing and requests read
+the context and write to its ``record``.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from enum import IntEnum
+from typing import TypedDict
 
-from serving.routing.decision import Pick
+from serving.routing.decision import RoutingDecision
 from serving.telemetry.tracing import NO_TRACE, RequestTrace
 
 
 class Priority(IntEnum):
-    """Which requests go first where there is a queue; lower is earlier, as in vLLM."""
+    """Priority of a request in the admission queue; lower values come first, as in vLLM."""
 
     INTERACTIVE = 0
     STANDARD = 1
@@ -17,46 +24,97 @@ class Priority(IntEnum):
 
 
 @dataclass(slots=True)
-class Journal:
-    """What became of one request; written on the way down, read by the edge for headers and log."""
+class RequestRecord:
+    """Record of one request's processing; the edge reads it for headers and logs."""
 
-    picks: list[Pick] = field(default_factory=list)
-    """Every rank that it was given to, in order; more than one after a resumption."""
+    decisions: list[RoutingDecision] = field(default_factory=list)
+    """All placements on a rank, in order; more than one after a resumption."""
     waited: float = 0.0
-    """Seconds in the admission queue, parked time included."""
+    """Seconds in the admission queue, including parked time."""
     parked: bool = False
-    """Whether it waited because no group was ready."""
+    """Whether the request waited because no group was ready."""
     resumes: int = 0
-    """How often it went on elsewhere after its group was lost."""
+    """Number of resumptions on another group after a loss."""
     arrived_at: float | None = None
-    """When the edge saw it, on the router's monotonic clock."""
+    """Arrival at the edge, monotonic seconds."""
     first_token_at: float | None = None
-    """When the first token came, on that clock."""
+    """Arrival of the first token, monotonic seconds; None before it."""
     cached_tokens: int = 0
     """Prompt tokens that came from a KV cache."""
+    load_checked: bool = False
+    """Whether ``FleetClient.check_load`` has passed; it runs once per request."""
     responded: bool = False
-    """Whether any part of its answer is out, be it a comment."""
+    """Whether any part of the response has been sent, including a keep-alive comment."""
     trace: RequestTrace = NO_TRACE
-    """Is told what happens."""
+
+
+class ContextFields(TypedDict):
+    """Fields of a request's log line that come from its context."""
+
+    tenant: str
+    priority: str
+    waited: float
+    resumes: int
+    parked: bool | None
+    group: str | None
+    rank: int | None
+    cached_tokens: int | None
+    trace_id: str | None
 
 
 @dataclass(frozen=True, slots=True)
-class Caller:
-    """The one who asks, as the edge made out; the defaults are a router without keys."""
+class RequestContext:
+    """Tenant, priority and limits of one request; the defaults apply to a router without keys."""
 
     tenant: str = "anonymous"
     priority: Priority = Priority.STANDARD
     session_id: str | None = None
     roles: frozenset[str] = frozenset()
     explain: bool = False
-    """Wants to see why a rank was picked, and may."""
-    journal: Journal = field(default_factory=Journal, compare=False)
+    """Whether the client requested an explanation of the routing decision and is permitted to see
+    it."""
+    deadline: float | None = None
+    """The client's deadline, seconds on the router's monotonic clock. None: only
+    ``router.request_timeout`` applies."""
+    record: RequestRecord = field(default_factory=RequestRecord, compare=False)
+
+    def log_fields(self) -> ContextFields:
+        """Return the fields of the request's log line."""
+        record = self.record
+        last = record.decisions[-1] if record.decisions else None
+        return {
+            "tenant": self.tenant,
+            "priority": self.priority.name.lower(),
+            "waited": record.waited,
+            "resumes": record.resumes,
+            "parked": record.parked or None,
+            "group": last.rank_id.group_id if last else None,
+            "rank": last.rank_id.rank if last else None,
+            "cached_tokens": record.cached_tokens if last else None,
+            "trace_id": record.trace.trace_id,
+        }
 
 
-caller_var: ContextVar[Caller | None] = ContextVar("serving.request_context", default=None)
-"""The caller of the request that the current context works on; the edge sets it."""
+request_context_var: ContextVar[RequestContext | None] = ContextVar(
+    "serving.request_context", default=None
+)
+"""Context of the request handled by the current task; None outside of requests."""
 
 
-def caller() -> Caller:
-    """Return the caller of the current context, or a nameless one."""
-    return caller_var.get() or Caller()
+def current_context() -> RequestContext:
+    """Return the context of the current request, or a default context outside of requests."""
+    return request_context_var.get() or RequestContext()
+
+
+@contextmanager
+def use_request_context(context: RequestContext | None) -> Iterator[None]:
+    """Set ``request_context_var`` in the block.
+
+    None must be set too: uvicorn may read the next request of a connection in the context of the
+    previous request, which must not apply to the next.
+    """
+    token = request_context_var.set(context)
+    try:
+        yield
+    finally:
+        request_context_var.reset(token)

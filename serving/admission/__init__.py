@@ -1,1 +1,1 @@
-"""Who may, how much, and how long it may wait: what is let in here is served or told why not."""
+"""Admission: quotas, a fair queue, and early refusal of requests that would miss their deadline."""

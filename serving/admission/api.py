@@ -1,125 +1,83 @@
-"""Between the fleet and admission: how a request waits for its turn.
-
-The fleet states what it needs and gives a function that places the request; whoever implements
-``Turnstile`` decides when to call it. ``serving.admission`` has the real one; ``OpenTurnstile``
-lets everybody through at once and only parks while nothing takes the request.
-"""
+"""The interface of admission: a request waits for its turn and is placed on a rank."""
 
 import asyncio
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
-from serving.clock import Clock
-from serving.errors import DeadlineExceeded
-from serving.request_context import Caller
-
-Launch = Callable[[], str | None]
-"""Place the request on a rank now: none when it is placed, else why nothing takes it. Raises
-what is wrong with the request itself."""
+from serving.admission.quotas import Lease
+from serving.dispatch.dispatcher import Placement, PlacementRequest
+from serving.request_context import Priority, RequestContext
 
 
-@dataclass(frozen=True, slots=True)
-class Ask:
-    """What one request needs."""
+@dataclass(slots=True, eq=False, kw_only=True)
+class AdmissionRequest(PlacementRequest):
+    """One request, from its entry into admission to its release.
 
-    request_id: str
-    caller: Caller
+    The caller sets the fields without a default; admission maintains the others.
+    """
+
     prompt_tokens: int
     output_tokens: int
-    """Expected, over all choices."""
+    """Expected output tokens, over all choices."""
     deadline: float
-    """Seconds on the router's monotonic clock."""
+    """Deadline, seconds on the router's monotonic clock."""
+
+    weight: float = 1.0
+    """The tenant's share of the fleet relative to other tenants."""
+    lease: Lease | None = None
+    """The request's share of its tenant's quotas; None: the tenant has no limits."""
+    entered_at: float = 0.0
+    """Start of the current wait, seconds on the monotonic clock."""
+    placed_at: float | None = None
+    """Time of placement on the current rank, monotonic seconds; None while not placed."""
+    turn: asyncio.Future[Placement] | None = None
+    """Resolves with the placement, or fails with the request's error; None: never queued."""
+    predicted: float | None = None
+    """Predicted wait in seconds; None: unknown."""
+    why: str = "other requests are before it"
+    """Why the last attempt to place the request failed."""
+
+    tenant: str = field(init=False)
+    """The tenant whose quotas and share apply."""
+    priority: Priority = field(init=False)
+    tokens: int = field(init=False)
+    """Prompt and expected output tokens; at least 1."""
+
+    def __post_init__(self) -> None:
+        """Copy the fields that the queue compares."""
+        self.tenant = self.context.tenant
+        self.priority = self.context.priority
+        self.tokens = max(self.prompt_tokens + self.output_tokens, 1)
 
 
-class Ticket(Protocol):
-    """A request that was let in."""
+class Admission(Protocol):
+    """Decides when a request is placed; implemented by ``controller.AdmissionController``."""
 
-    async def again(self, launch: Launch) -> None:
-        """Place the request anew after its group was lost: before all that is queued.
+    def check(self, context: RequestContext) -> None:
+        """Refuse, before any work is done, a request that ``enter`` would refuse anyway.
 
         Raises:
-            DeadlineExceeded: nothing took it until its deadline.
+            Overloaded: The queue is full, or the tenant's quota is exhausted.
         """
         ...
 
-    def release(self, *, generated_tokens: int) -> None:
-        """The request ended, well or not. Safe to call twice."""
-        ...
-
-
-class Turnstile(Protocol):
-    """Lets requests through when it is their turn."""
-
-    def check(self, caller: Caller) -> None:
-        """Refuse at once what would be refused anyway, before any work is done.
+    async def enter(self, request: AdmissionRequest) -> Placement:
+        """Wait for the request's turn and place it.
 
         Raises:
-            Overloaded: the queue is full, or the tenant's quota is used up.
+            Overloaded: The wait would be too long, or a quota is exhausted; raised immediately.
+            DeadlineExceeded: No rank took the request before its deadline.
         """
         ...
 
-    async def enter(self, ask: Ask, launch: Launch) -> Ticket:
-        """Wait until it is the request's turn and ``launch`` has placed it.
+    async def resume(self, request: AdmissionRequest) -> Placement:
+        """Place a request whose group was lost again, ahead of all queued requests.
 
         Raises:
-            Overloaded: it could not be served in time, or a quota is used up; raised at once.
-            DeadlineExceeded: nothing took it until its deadline.
+            DeadlineExceeded: No rank took the request before its deadline.
         """
         ...
 
-    def wake(self) -> None:
-        """Something changed in the fleet: waiting requests may fit now."""
+    def release(self, request: AdmissionRequest, *, generated_tokens: int) -> None:
+        """End a request that entered, whether it succeeded or not. Safe to call twice."""
         ...
-
-
-class OpenTurnstile:
-    """No queue and no quota: requests wait only while no rank takes them."""
-
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-        self._changed = asyncio.Event()
-
-    def check(self, caller: Caller) -> None:
-        """Let everybody try."""
-
-    async def enter(self, ask: Ask, launch: Launch) -> "OpenTicket":
-        """Launch as soon as a rank takes it."""
-        await self.launch(ask, launch)
-        return OpenTicket(self, ask)
-
-    def wake(self) -> None:
-        """Let those that wait try again."""
-        self._changed.set()
-        self._changed = asyncio.Event()
-
-    async def launch(self, ask: Ask, launch: Launch) -> None:
-        """Try after every change until the deadline.
-
-        Raises:
-            DeadlineExceeded: nothing took it until then.
-        """
-        while (why := launch()) is not None:
-            changed = self._changed
-            try:
-                async with asyncio.timeout(max(ask.deadline - self._clock.monotonic(), 0)):
-                    await changed.wait()
-            except TimeoutError as error:
-                raise DeadlineExceeded(f"no rank took it before its deadline: {why}") from error
-
-
-class OpenTicket:
-    """Of an ``OpenTurnstile``."""
-
-    def __init__(self, turnstile: OpenTurnstile, ask: Ask) -> None:
-        self._turnstile = turnstile
-        self._ask = ask
-
-    async def again(self, launch: Launch) -> None:
-        """As the first time."""
-        await self._turnstile.launch(self._ask, launch)
-
-    def release(self, *, generated_tokens: int) -> None:
-        """Let others try."""
-        del generated_tokens
-        self._turnstile.wake()

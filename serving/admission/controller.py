@@ -1,257 +1,224 @@
-"""Lets requests through when it is their turn, and refuses early those that would wait in vain.
+"""Admission control: places requests in queue order and refuses those that would be too late.
 
-One request's way:
+The path of one request:
 
-1. While nobody waits it is launched at once, with no task, timer or future.
-2. Otherwise, before it is queued: is there room for it, and will its turn come before its
-   deadline (and within ``max_wait``)? If not it is refused now, with the time after which it is
-   worth another try.
-3. It waits. Whenever something changes - a request ends, a group comes - the head of the queue
-   is launched, and the next, until one does not fit. Nobody passes a head that does not fit:
-   a large request would starve behind small ones otherwise.
+1. While the queue is empty, the request is placed immediately, without a task, timer or future.
+2. Otherwise it is checked before it is queued: does the queue have room, and will the request be
+   placed before its deadline (and within ``max_wait``)? If not, it is refused immediately, with
+   the time after which a retry is worthwhile.
+3. It waits. Whenever a request ends or a group joins, the head of the queue is placed, then the
+   next one, until one does not fit. No request overtakes a head that does not fit; otherwise
+   large requests would starve behind small ones.
 
-While no group is ready nothing is predicted: requests are parked until one comes or their
-deadline passes. Only the bound of the queue holds.
+While no group is ready, no wait is predicted: requests are parked until a group joins or their
+deadline passes. Only the queue's size limit applies.
 """
 
-from collections.abc import Callable
+from dataclasses import dataclass
 from math import inf
 
-from serving.admission.api import Ask, Launch
-from serving.admission.limits import LimitsOf, default_limits
+from serving.admission.api import AdmissionRequest
 from serving.admission.predictor import WaitPredictor
-from serving.admission.queue_runner import Waiter, WaitingRoom
+from serving.admission.queue_runner import QueueRunner
 from serving.admission.quota_store import shared_store
-from serving.admission.quotas import Lease, Quotas
+from serving.admission.quotas import LimitsOf, Quotas, default_limits
 from serving.clock import Clock, SystemClock
+from serving.dispatch.dispatcher import Dispatcher, Placement
 from serving.errors import NotReady, Overloaded
-from serving.request_context import Caller, Priority
+from serving.request_context import Priority, RequestContext
 from serving.settings import AdmissionSettings
 from serving.telemetry import metrics
 
 _UNKNOWN_RETRY = 1.0
-"""Seconds that a refused request is advised when nothing can be predicted."""
+"""Retry-After of a refusal without a predicted wait, seconds."""
 for _reason in ("queue_full", "predicted_wait"):
-    metrics.ADMISSION_REFUSALS.labels(_reason)  # there from the start, at 0
+    metrics.ADMISSION_REFUSALS.labels(_reason)  # exported as 0 from the start
 _WAIT = {each: metrics.ADMISSION_WAIT.labels(each.name.lower()) for each in Priority}
 
 
+@dataclass(frozen=True, slots=True)
+class _Smallest:
+    """The smallest request that a tenant can send: if it is refused, every request would be."""
+
+    tenant: str
+    priority: Priority
+    weight: float
+    tokens: int = 1
+    deadline: float = inf
+
+
 class AdmissionController:
-    """Implements ``serving.admission.api.Turnstile``. All calls come from one event loop."""
+    """Implements ``api.Admission``. Not thread-safe: all calls come from one event loop."""
 
     def __init__(
         self,
         settings: AdmissionSettings,
+        dispatcher: Dispatcher,
         *,
-        ready: Callable[[], bool],
         clock: Clock | None = None,
         limits_of: LimitsOf | None = None,
+        quotas: Quotas | None = None,
     ) -> None:
-        """Let everybody try.
+        """Start with an empty queue.
 
         Args:
-            settings: bounds and times.
-            ready: whether any group takes work, as far as that does not depend on load.
-            clock: the router's.
-            limits_of: the limits of a tenant; default: those of the settings, for all.
+            settings: Limits and durations.
+            dispatcher: Places requests.
+            clock: Default: the system clock.
+            limits_of: Returns a tenant's limits; default: those in the settings for every tenant.
+            quotas: Counts usage per tenant; default: counters in the configured store.
 
         Raises:
-            SettingsError: the Redis of the settings cannot be used.
+            SettingsError: The configured Redis cannot be used.
         """
         self._settings = settings
+        self._dispatcher = dispatcher
         self._clock = clock or SystemClock()
         self._limits_of = limits_of or default_limits(settings)
-        self._quotas = Quotas(
+        self._quotas = quotas or Quotas(
             self._limits_of,
             self._clock,
             shared_store(settings),
             timeout=2 * settings.redis_timeout,
             down=settings.redis_down,
         )
-        self._room = WaitingRoom(settings, self._clock, ready=ready, try_launch=self._try)
         self._predictor = WaitPredictor(settings.rate_window)
+        self._runner = QueueRunner(settings, self._clock, dispatcher, self._predictor)
+        self._unsubscribe = dispatcher.subscribe(self.wake)
         self._closed = False
 
-    # -- Turnstile ----------------------------------------------------------------------
+    @property
+    def queue_length(self) -> int:
+        """Number of queued requests."""
+        return len(self._runner.queue)
 
-    def check(self, caller: Caller) -> None:
-        """Refuse at once what would be refused anyway; see ``Turnstile``.
+    @property
+    def outstanding_tokens(self) -> int:
+        """Prompt and expected output tokens of the placed requests."""
+        return self._predictor.outstanding_tokens
+
+    @property
+    def armed(self) -> bool:
+        """Whether a timer or a callback is set that will pump the queue."""
+        return self._runner.armed
+
+    def check(self, context: RequestContext) -> None:
+        """Refuse a request that ``enter`` would refuse anyway; see ``Admission.check``.
 
         Raises:
-            Overloaded: the queue is full, or the tenant's quota is used up.
-            NotReady: the router is shutting down.
+            Overloaded: The queue is full, or the tenant's quota is exhausted.
+            NotReady: The router is shutting down.
         """
         self._check_open()
-        self._quotas.check(caller.tenant)
-        if self._room.queue:
+        self._quotas.check(context.tenant)
+        if self._runner.queue:
             now = self._clock.monotonic()
-            smallest = Ask("", caller, prompt_tokens=1, output_tokens=0, deadline=inf)
-            self._expect(self._waiter(smallest, _no_launch, now), now)
+            weight = self._limits_of(context.tenant).weight
+            self._predict(_Smallest(context.tenant, context.priority, weight), now)
 
-    async def enter(self, ask: Ask, launch: Launch) -> "AdmissionTicket":
-        """Wait until it is the request's turn and ``launch`` has placed it; see ``Turnstile``.
+    async def enter(self, request: AdmissionRequest) -> Placement:
+        """Wait for the request's turn and place it; see ``Admission.enter``.
 
-        It may be cancelled after ``launch`` has placed the request: then the caller takes it
-        off its rank, as it would after any other end.
+        If the call is cancelled, the request is not left on a rank.
 
         Raises:
-            Overloaded: it could not be served in time, or a quota is used up; raised at once.
-            DeadlineExceeded: nothing took it until its deadline.
-            NotReady: the router is shutting down, or quotas cannot be checked.
+            Overloaded: The wait would be too long, or a quota is exhausted; raised immediately.
+            DeadlineExceeded: No rank took the request before its deadline.
+            NotReady: The router is shutting down, or quotas cannot be checked.
         """
         self._check_open()
-        now = self._clock.monotonic()
-        waiter = self._waiter(ask, launch, now)
-        if self._room.queue:
-            self._expect(waiter, now)  # before it costs its tenant anything
-        lease: Lease | None = None
-        if self._limits_of(waiter.tenant).limited:
-            seconds = max(ask.deadline - now, 0.0)
-            lease = await self._quotas.take(waiter.tenant, ask.prompt_tokens, seconds)
+        now = request.entered_at = self._clock.monotonic()
+        limits = self._limits_of(request.tenant)
+        request.weight = limits.weight
+        if self._runner.queue:
+            request.predicted = self._predict(request, now)  # before charging its tenant
+        if limits.limited:
+            seconds = max(request.deadline - now, 0.0)
+            request.lease = await self._quotas.take(request.tenant, request.prompt_tokens, seconds)
         try:
-            if self._room.queue or not self._try(waiter):
-                await self._wait(waiter)
+            placement = None if self._runner.queue else self._runner.try_place(request)
+            if placement is None:
+                placement = await self._wait(request)
         except BaseException:
-            if lease is not None:
-                lease.give_back()
+            if request.lease is not None:
+                request.lease.give_back()
+                request.lease = None
             raise
-        _WAIT[waiter.priority].observe(self._clock.monotonic() - now)
-        return AdmissionTicket(self, waiter, lease)
+        _WAIT[request.priority].observe(self._clock.monotonic() - now)
+        return placement
+
+    async def resume(self, request: AdmissionRequest) -> Placement:
+        """Place a request that has lost its rank; see ``Admission.resume``.
+
+        Raises:
+            DeadlineExceeded: No rank took the request before its deadline.
+            NotReady: The router is shutting down.
+        """
+        self._check_open()
+        now = request.entered_at = self._clock.monotonic()
+        if request.placed_at is not None:
+            self._predictor.lost(request.tokens, request.placed_at, now)
+            request.placed_at = None
+        if not self._runner.queue.has_resumed:
+            placement = self._runner.try_place(request)
+            if placement is not None:
+                return placement
+        return await self._runner.wait(request, resumed=True)
+
+    def release(self, request: AdmissionRequest, *, generated_tokens: int) -> None:
+        """End a request that entered, whether it succeeded or not. Safe to call twice."""
+        self._runner.ended(request)
+        if request.lease is not None:
+            request.lease.end(generated_tokens)
 
     def wake(self) -> None:
-        """Something changed in the fleet: the head of the queue is tried soon."""
-        self._room.look_soon()
+        """Schedule another attempt to place the head of the queue after a change of the fleet."""
+        self._runner.pump_soon()
 
     def close(self) -> None:
-        """Give up all that wait, with NotReady, and let nobody in. Safe to call twice."""
+        """Refuse new requests, and fail queued ones with NotReady. Safe to call twice."""
         self._closed = True
-        self._room.close(_closing)
+        self._runner.close(_closing)
 
     async def stop(self) -> None:
-        """Close, and let go of the quotas' store: after the last request has ended."""
+        """Close, and disconnect from the quota store. Call after the last request has ended."""
         self.close()
+        self._unsubscribe()
         await self._quotas.close()
-
-    # -- tickets ------------------------------------------------------------------------
-
-    async def again(self, waiter: Waiter, launch: Launch) -> None:
-        """Launch a request anew that has lost its rank.
-
-        Raises:
-            DeadlineExceeded: nothing took it until its deadline.
-            NotReady: the router is shutting down.
-        """
-        self._check_open()
-        if waiter.launched_at is not None:
-            self._predictor.lost(waiter.tokens, waiter.launched_at, self._clock.monotonic())
-        waiter.launch, waiter.launched_at = launch, None
-        waiter.entered_at = self._clock.monotonic()
-        if self._room.queue.has_resumed or not self._try(waiter):
-            await self._queued(waiter, resumed=True)
-
-    def ended(self, waiter: Waiter) -> None:
-        """Note that a request left its rank; safe to call for one that is on none."""
-        launched_at, waiter.launched_at = waiter.launched_at, None
-        if launched_at is not None:
-            self._predictor.ended(waiter.tokens, launched_at, self._clock.monotonic())
-            self._room.look_soon()
-
-    # -- one request --------------------------------------------------------------------
 
     def _check_open(self) -> None:
         if self._closed:
             raise _closing()
 
-    def _waiter(self, ask: Ask, launch: Launch, now: float) -> Waiter:
-        caller = ask.caller
-        return Waiter(
-            tenant=caller.tenant,
-            priority=caller.priority,
-            tokens=max(ask.prompt_tokens + ask.output_tokens, 1),
-            weight=self._limits_of(caller.tenant).weight,
-            deadline=ask.deadline,
-            launch=launch,
-            journal=caller.journal,
-            entered_at=now,
-        )
-
-    def _try(self, waiter: Waiter) -> bool:
-        """Launch a request; false, with the reason in it, when nothing takes it now."""
-        why = waiter.launch()
-        if why is not None:
-            waiter.why = why
-            return False
-        waiter.launched_at = self._clock.monotonic()
-        self._predictor.launched(waiter.tokens, waiter.launched_at)
-        return True
-
-    def _expect(self, waiter: Waiter, now: float) -> None:
-        """Predict the wait of a request that has to be queued.
+    def _predict(self, request: AdmissionRequest | _Smallest, now: float) -> float | None:
+        """Predict the wait of a request that has to be queued, seconds; None: unknown.
 
         Raises:
-            Overloaded: it would be too long, or there is no room to wait.
+            Overloaded: The wait would be too long, or the queue is full.
         """
         predicted = None
-        if self._room.is_ready(now):
-            ahead = self._room.queue.tokens_ahead(waiter, now)
-            predicted = self._predictor.wait(ahead + waiter.tokens, now)
-        if (full := self._room.queue.full_for(waiter)) is not None:
+        if self._runner.is_ready(now):
+            ahead = self._runner.queue.tokens_ahead(request, now)
+            predicted = self._predictor.wait(ahead + request.tokens, now)
+        if (full := self._runner.queue.full_for(request)) is not None:
             raise _refusal("queue_full", full, predicted or _UNKNOWN_RETRY)
-        waiter.predicted = predicted
-        most = waiter.deadline - now
-        if self._settings.max_wait is not None and waiter.priority is not Priority.BATCH:
-            most = min(most, self._settings.max_wait)
-        if predicted is not None and predicted > most:
-            why = f"it would wait about {predicted:.1f} s, {most:.1f} s are its limit"
-            raise _refusal("predicted_wait", why, predicted - most)
+        limit = request.deadline - now
+        if self._settings.max_wait is not None and request.priority is not Priority.BATCH:
+            limit = min(limit, self._settings.max_wait)
+        if predicted is not None and predicted > limit:
+            why = f"it would wait about {predicted:.1f} s, {limit:.1f} s are its limit"
+            raise _refusal("predicted_wait", why, predicted - limit)
+        return predicted
 
-    async def _wait(self, waiter: Waiter) -> None:
+    async def _wait(self, request: AdmissionRequest) -> Placement:
         self._check_open()
-        self._expect(waiter, self._clock.monotonic())
-        await self._queued(waiter)
-        if waiter.predicted is not None:
-            seen = self._clock.monotonic() - waiter.entered_at
-            metrics.ADMISSION_PREDICTED_WAIT.observe(waiter.predicted)
-            metrics.ADMISSION_WAIT_ERROR.observe(seen - waiter.predicted)
-
-    async def _queued(self, waiter: Waiter, *, resumed: bool = False) -> None:
-        try:
-            await self._room.wait(waiter, resumed=resumed)
-        except BaseException:
-            self.ended(waiter)  # cancelled when it had just been launched
-            raise
-
-
-class AdmissionTicket:
-    """A request that was let in; implements ``serving.admission.api.Ticket``."""
-
-    __slots__ = ("_controller", "_lease", "_waiter")
-
-    def __init__(
-        self, controller: AdmissionController, waiter: Waiter, lease: Lease | None
-    ) -> None:
-        self._controller = controller
-        self._waiter = waiter
-        self._lease = lease
-
-    async def again(self, launch: Launch) -> None:
-        """Place the request anew, before all that is queued; see ``Ticket``.
-
-        Raises:
-            DeadlineExceeded: nothing took it until its deadline.
-            NotReady: the router is shutting down.
-        """
-        await self._controller.again(self._waiter, launch)
-
-    def release(self, *, generated_tokens: int) -> None:
-        """The request ended, well or not. Safe to call twice."""
-        self._controller.ended(self._waiter)
-        if self._lease is not None:
-            self._lease.end(generated_tokens)
-
-
-def _no_launch() -> str | None:
-    raise AssertionError("a request that is only checked is never launched")
+        predicted = request.predicted = self._predict(request, self._clock.monotonic())
+        placement = await self._runner.wait(request)
+        if predicted is not None:
+            waited = self._clock.monotonic() - request.entered_at
+            metrics.ADMISSION_PREDICTED_WAIT.observe(predicted)
+            metrics.ADMISSION_WAIT_ERROR.observe(waited - predicted)
+        return placement
 
 
 def _closing() -> NotReady:

@@ -1,37 +1,37 @@
-"""How long a request would wait: Little's law over what is in flight.
+"""Predicts how long a request will wait: Little's law over the requests in flight.
 
-In flight are ``outstanding`` tokens (prompt and expected output of every launched request). A
-request's tokens are in flight for ``residence`` seconds on average: the token-seconds spent in
-flight over the tokens that ended, both over the last while. So the fleet takes
-``outstanding / residence`` new tokens a second, and a request with ``ahead`` tokens before it
+``outstanding`` is the number of prompt and expected output tokens of all placed requests. A token
+stays in flight for ``residence`` seconds on average: the token-seconds in flight divided by the
+tokens of ended requests, both over a recent window. The fleet therefore accepts
+``outstanding / residence`` new tokens per second, and a request with ``ahead`` tokens before it
 waits
 
-    (ahead + its own) * residence / outstanding    seconds.
+    (ahead + tokens of the request) * residence / outstanding    seconds.
 
-Both sides count a request with the same expected tokens, so it does not matter that clients stop
-earlier than they might. The rate follows the fleet at once when a group comes or goes, and needs
-no time of saturation to be known. Time of requests that have not ended counts too: the first ones
-to end are the short ones, and would make the fleet look faster than it is. When the engines slow
-down, the requests in flight grow older than ``residence``: then their mean age counts.
+Both sides count the same expected tokens, so answers that end earlier than expected do not distort
+the result. The rate changes as soon as a group joins or leaves, and is known before the fleet has
+ever been saturated. The time of requests that have not ended counts too; otherwise short requests,
+which end first, would make the fleet look faster than it is. When engines slow down and the mean
+age of requests in flight exceeds ``residence``, the mean age is used instead.
 """
 
 from math import exp
 
 
 class WaitPredictor:
-    """Keeps the sums; ``now`` is seconds on a monotonic clock and never goes back."""
+    """Maintains the sums. ``now`` is in seconds on a monotonic clock and must not decrease."""
 
     def __init__(self, window: float) -> None:
-        """Begin without knowledge.
+        """Start without data.
 
         Args:
-            window: seconds after which what happened counts 1/e of what happens now.
+            window: Seconds after which an event's weight has decayed to 1/e.
         """
         self._window = window
         self._outstanding = 0
         self._requests = 0
-        self._launched_moment = 0.0
-        """Sum of tokens times launch time, for the mean age."""
+        self._placed_moment = 0.0
+        """Sum of tokens times time of placement; the mean age is derived from it."""
         self._token_seconds = 0.0
         self._ended_tokens = 0.0
         self._summed_until = 0.0
@@ -41,39 +41,39 @@ class WaitPredictor:
         """Tokens of the requests in flight."""
         return self._outstanding
 
-    def launched(self, tokens: int, now: float) -> None:
-        """Note that a request went to a rank."""
+    def placed(self, tokens: int, now: float) -> None:
+        """Record that a request was placed on a rank."""
         self._sum_up(now)
         self._outstanding += tokens
         self._requests += 1
-        self._launched_moment += tokens * now
+        self._placed_moment += tokens * now
 
-    def ended(self, tokens: int, launched_at: float, now: float) -> None:
-        """Note that a request left its rank, well or not."""
-        self.lost(tokens, launched_at, now)
+    def ended(self, tokens: int, placed_at: float, now: float) -> None:
+        """Record that a request ended, whether it succeeded or not."""
+        self.lost(tokens, placed_at, now)
         self._ended_tokens += tokens
 
-    def lost(self, tokens: int, launched_at: float, now: float) -> None:
-        """Note that a request lost its rank and has not ended by that."""
+    def lost(self, tokens: int, placed_at: float, now: float) -> None:
+        """Record that a request lost its rank and will be placed again."""
         self._sum_up(now)
         self._outstanding -= tokens
         self._requests -= 1
-        self._launched_moment -= tokens * launched_at
+        self._placed_moment -= tokens * placed_at
         if not self._requests:
-            self._launched_moment = 0.0  # rounding does not add up
+            self._placed_moment = 0.0  # keeps rounding errors from accumulating
 
     def rate(self, now: float) -> float | None:
-        """Tokens a second that the fleet takes; none as long as nothing is known."""
+        """Return the tokens per second that the fleet accepts; None before any request ended."""
         self._sum_up(now)
         if not self._outstanding or not self._ended_tokens:
             return None
-        age = now - self._launched_moment / self._outstanding
+        age = now - self._placed_moment / self._outstanding
         residence = max(self._token_seconds / self._ended_tokens, age)
-        # Answers that take no time at all: any rate would do, infinity would not.
+        # Finite even if answers take no time.
         return self._outstanding / max(residence, 1e-6)
 
     def wait(self, tokens: int, now: float) -> float | None:
-        """Seconds until ``tokens`` have been launched; none as long as nothing is known."""
+        """Return the seconds until ``tokens`` are placed; None before any request ended."""
         rate = self.rate(now)
         return None if rate is None else tokens / rate
 

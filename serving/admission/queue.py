@@ -1,20 +1,21 @@
-"""Who is next: a bounded queue with priorities that age, fair between the tenants inside one.
+"""The admission queue: bounded, with ageing priorities, and fair between tenants.
 
 Order, from the front:
 
-1. resumed requests (their group was lost under them), in the order in which they came back;
-2. interactive, then standard, then batch. A request rises one class for every ``ageing`` seconds
-   that it waits, so none waits behind a stream of better ones for ever;
-3. inside a class, start-time fair queuing (Goyal, Vin, Cheng 1996): each tenant with something
-   in the class has a start tag, the lowest is served and moves on by tokens / weight. Two tenants
-   that both have work queued never differ by more than one request, per unit of weight;
-4. inside a tenant and class, first come, first served.
+1. Resumed requests (their group was lost), in the order in which they were queued again.
+2. Interactive, then standard, then batch. A request rises by one class for every ``ageing``
+   seconds of waiting, so no request waits forever behind a higher class.
+3. Within a class, start-time fair queuing (Goyal, Vin, Cheng 1996): each tenant with requests in
+   the class has a start tag. The tenant with the lowest tag is served, and its tag advances by
+   tokens / weight. Two tenants that both have requests queued never differ by more than one
+   request per unit of weight.
+4. Within a tenant and class, first in, first out.
 
-The bound is shared by dynamic thresholds (Choudhury, Hahne 1998): what one tenant has queued at
-one priority may be at most its share times what is still free. So there is always room for
-another tenant and for a higher priority, whoever floods the queue.
+Dynamic thresholds (Choudhury, Hahne 1998) divide the capacity: the requests that one tenant has
+queued at one priority may use at most its share times the free capacity. There is always room for
+another tenant and for a higher priority, even if one tenant floods the queue.
 
-Pure: no waiting, no clock; all operations are O(log n) in requests and tenants.
+Pure: no waiting and no clock. All operations are O(log n) in requests and tenants.
 """
 
 from collections import Counter, OrderedDict
@@ -29,30 +30,31 @@ SHARES: dict[Priority, float] = {
     Priority.STANDARD: 2.0,
     Priority.BATCH: 1.0,
 }
-"""Of the free room, times the tenant's weight: one standard tenant alone fills two thirds."""
+"""Share of the free capacity, multiplied by the tenant's weight. One tenant alone with standard
+requests can fill two thirds of the queue."""
 
 
 class Queued(Protocol):
-    """What can stand in the queue. Compared by identity."""
+    """An entry of the queue, compared by identity."""
 
     @property
     def tenant(self) -> str:
-        """Between whom the queue is fair."""
+        """The tenant; the queue is fair between tenants."""
         ...
 
     @property
     def priority(self) -> Priority:
-        """The class that was asked for."""
+        """The requested priority."""
         ...
 
     @property
     def tokens(self) -> int:
-        """Cost: prompt and expected output; at least 1."""
+        """Cost: prompt and expected output tokens; at least 1."""
         ...
 
     @property
     def weight(self) -> float:
-        """The tenant's share relative to others; above 0."""
+        """The tenant's share relative to other tenants; above 0."""
         ...
 
 
@@ -60,15 +62,15 @@ T = TypeVar("T", bound=Queued)
 
 
 class FairQueue(Generic[T]):
-    """Holds requests in the order of their turns; see the module."""
+    """Orders requests for placement; see the module docstring."""
 
     def __init__(self, *, requests: int, tokens: int, ageing: float) -> None:
-        """Make an empty queue.
+        """Create an empty queue.
 
         Args:
-            requests: most requests, resumed ones aside.
-            tokens: most tokens of them together; a single request may be larger.
-            ageing: seconds of waiting after which a request rises by one class.
+            requests: Maximum number of requests, not counting resumed ones.
+            tokens: Maximum total tokens of these requests; a single request may be larger.
+            ageing: Seconds of waiting after which a request rises by one class.
         """
         self._most_requests = requests
         self._most_tokens = tokens
@@ -77,7 +79,7 @@ class FairQueue(Generic[T]):
         self._resumed: OrderedDict[T, None] = OrderedDict()
         self._classes: tuple[_Class[T], ...] = tuple(_Class() for _ in Priority)
         self._level: dict[T, int] = {}
-        """The class in which each request stands now."""
+        """The current class of each request."""
         self._rises: list[tuple[float, int, T]] = []
         self._held_requests: Counter[tuple[str, Priority]] = Counter()
         self._held_tokens: Counter[tuple[str, Priority]] = Counter()
@@ -92,20 +94,20 @@ class FairQueue(Generic[T]):
 
     @property
     def tokens(self) -> int:
-        """Tokens of all queued requests, resumed ones aside."""
+        """Tokens of all queued requests, not counting resumed ones."""
         return self._tokens
 
     @property
     def has_resumed(self) -> bool:
-        """Whether resumed requests wait."""
+        """Whether resumed requests are queued."""
         return bool(self._resumed)
 
     def requests(self, priority: Priority) -> int:
-        """Queued requests that asked for ``priority``, resumed ones included."""
+        """Return the number of queued requests of a priority, including resumed ones."""
         return self._by_priority[priority]
 
-    def full_for(self, item: T) -> str | None:
-        """Say why there is no room for ``item``; none if there is."""
+    def full_for(self, item: Queued) -> str | None:
+        """Return the reason why there is no room for ``item``; None: there is room."""
         if len(self._level) >= self._most_requests:
             return f"{len(self._level)} requests wait already"
         if self._level and self._tokens + item.tokens > self._most_tokens:
@@ -121,7 +123,7 @@ class FairQueue(Generic[T]):
         return None
 
     def push(self, item: T, now: float) -> None:
-        """Queue a request at the end of its tenant's; asks ``full_for`` nothing."""
+        """Queue a request behind its tenant's other requests; does not check ``full_for``."""
         level = int(item.priority)
         self._enter(item, level, now)
         key = (item.tenant, item.priority)
@@ -131,12 +133,12 @@ class FairQueue(Generic[T]):
         self._by_priority[item.priority] += 1
 
     def push_resumed(self, item: T) -> None:
-        """Queue a request before all others but those that were resumed earlier."""
+        """Queue a request ahead of all others except earlier resumed ones."""
         self._resumed[item] = None
         self._by_priority[item.priority] += 1
 
     def head(self, now: float) -> T | None:
-        """Return whose turn it is; none if nobody waits."""
+        """Return the next request; None if the queue is empty."""
         if self._resumed:
             return next(iter(self._resumed))
         self._age(now)
@@ -146,10 +148,10 @@ class FairQueue(Generic[T]):
         return None
 
     def pop(self, now: float) -> T:
-        """Take out ``head`` to serve it; its tenant moves back by what it costs.
+        """Remove and return ``head``; advance its tenant's start tag by the cost.
 
         Raises:
-            IndexError: nobody waits.
+            IndexError: The queue is empty.
         """
         item = self.head(now)
         if item is None:
@@ -162,18 +164,19 @@ class FairQueue(Generic[T]):
         return item
 
     def discard(self, item: T) -> None:
-        """Take out a request that gave up, wherever it stands; costs its tenant nothing."""
+        """Remove a request from any position, without advancing its tenant's start tag."""
         if item in self._resumed:
             self._forget_resumed(item)
         elif item in self._level:
             self._classes[self._level[item]].remove(item)
             self._forget(item)
 
-    def tokens_ahead(self, item: T, now: float) -> int:
-        """Tokens that would be served before ``item`` if it were queued now and nobody came after.
+    def tokens_ahead(self, item: Queued, now: float) -> int:
+        """Return the tokens that would be served before ``item`` if it were queued now.
 
-        That is all of the better classes, its own tenant's requests of its class, and of the
-        others' as much as fairness gives them until then. O(tenants).
+        These are all requests in higher classes, the same tenant's requests in its class, and the
+        part of the other tenants' requests that fair queuing serves first. Later arrivals are not
+        considered. O(tenants).
         """
         self._age(now)
         level = int(item.priority)
@@ -188,7 +191,7 @@ class FairQueue(Generic[T]):
             heappush(self._rises, (now + self._ageing, next(self._numbers), item))
 
     def _age(self, now: float) -> None:
-        """Let those rise that have waited long enough."""
+        """Raise the class of requests that have waited long enough."""
         while self._rises and self._rises[0][0] <= now:
             at, _, item = heappop(self._rises)
             level = self._level.get(item)
@@ -206,7 +209,7 @@ class FairQueue(Generic[T]):
         self._tokens -= item.tokens
         self._by_priority[item.priority] -= 1
         if len(self._rises) > 2 * len(self._level) + 64:
-            # Most belong to requests that are gone.
+            # Most entries belong to requests that have left the queue.
             self._rises = [rise for rise in self._rises if rise[2] in self._level]
             heapify(self._rises)
 
@@ -224,9 +227,9 @@ class _Flow(Generic[T]):
         self.items: OrderedDict[T, None] = OrderedDict()
         self.tokens = 0
         self.start = start
-        """Virtual time at which its next request begins."""
+        """Start tag: virtual time at which the next request starts."""
         self.turn = 0
-        """Number of its valid entry in the heap."""
+        """Number of the flow's valid entry in the heap."""
 
     @property
     def head(self) -> T:
@@ -243,7 +246,7 @@ class _Class(Generic[T]):
         self._flows: dict[str, _Flow[T]] = {}
         self._heap: list[tuple[float, int, str]] = []
         self._finishes: dict[str, float] = {}
-        """Of tenants that were served ahead of the others and have nothing queued."""
+        """Start tags of tenants that were served ahead of the others and have nothing queued."""
 
     def add(self, item: T, numbers: "count[int]") -> None:
         flow = self._flows.get(item.tenant)
@@ -265,7 +268,7 @@ class _Class(Generic[T]):
         return None
 
     def serve(self, numbers: "count[int]") -> None:
-        """Take out the head."""
+        """Remove the head and advance its tenant's start tag."""
         item = self.head()
         assert item is not None
         flow = self._flows[item.tenant]
@@ -284,7 +287,7 @@ class _Class(Generic[T]):
             return
         del self._flows[item.tenant]
         if not self._flows:
-            # Nobody was kept waiting: all begin anew as equals.
+            # No tenant is waiting: reset, so that all tenants start equal.
             self._virtual = 0.0
             self._heap.clear()
             self._finishes.clear()
@@ -297,7 +300,7 @@ class _Class(Generic[T]):
                     if finish > self._virtual
                 }
 
-    def tokens_ahead(self, item: T) -> int:
+    def tokens_ahead(self, item: Queued) -> int:
         own = self._flows.get(item.tenant)
         if own is None:
             ahead = 0.0

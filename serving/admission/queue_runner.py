@@ -1,135 +1,136 @@
-"""Where requests wait for their turn: the queue, when it is looked at, and how a wait ends."""
+"""Runs the admission queue: places requests in order, and fails those whose deadline has passed."""
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 from itertools import count
 from math import inf
 
-from serving.admission.api import Launch
+from serving.admission.api import AdmissionRequest
+from serving.admission.predictor import WaitPredictor
 from serving.admission.queue import FairQueue
 from serving.clock import Clock
+from serving.dispatch.dispatcher import Dispatcher, Placement
 from serving.errors import DeadlineExceeded
-from serving.request_context import Journal, Priority
+from serving.request_context import Priority
 from serving.settings import AdmissionSettings
 from serving.telemetry import metrics
 
 _GAUGES = {each: metrics.ADMISSION_QUEUE.labels(each.name.lower()) for each in Priority}
 
 
-@dataclass(slots=True, eq=False)
-class Waiter:
-    """One request, from its entry to its end."""
+class QueueRunner:
+    """Places requests strictly in queue order: no request overtakes a head that does not fit.
 
-    tenant: str
-    priority: Priority
-    tokens: int
-    weight: float
-    deadline: float
-    launch: Launch
-    journal: Journal
-    entered_at: float
-    """When its present wait began."""
-    launched_at: float | None = None
-    """Since when it is on a rank; none: it is on none."""
-    turn: asyncio.Future[None] | None = None
-    """Of one that waits: done when it is launched or given up."""
-    predicted: float | None = None
-    """Seconds that it was expected to wait."""
-    why: str = "others are before it"
-    """Why it was not launched when it was tried last."""
-
-
-class WaitingRoom:
-    """Launches requests in the order of the queue, strictly: nobody passes one that does not fit.
-
-    It is looked at when ``look_soon`` is called, when a deadline passes, and every
-    ``recheck_interval`` while somebody waits; a room without waiters has no timer.
+    The queue is pumped after ``pump_soon``, when a deadline passes, and every
+    ``recheck_interval`` while it is not empty. An empty queue has no timer.
     """
 
     def __init__(
         self,
         settings: AdmissionSettings,
         clock: Clock,
-        *,
-        ready: Callable[[], bool],
-        try_launch: Callable[[Waiter], bool],
+        dispatcher: Dispatcher,
+        predictor: WaitPredictor,
     ) -> None:
-        """Make an empty room.
+        """Start with an empty queue.
 
         Args:
-            settings: bounds and times.
-            clock: of the deadlines.
-            ready: whether any group takes work.
-            try_launch: places a request, or says that nothing takes it now; what it raises
-                ends the request.
+            settings: Limits and durations.
+            clock: The clock that deadlines refer to.
+            dispatcher: Places requests; an error that it raises ends the request.
+            predictor: Records the requests that are placed and those that end.
         """
         self._settings = settings
         self._clock = clock
-        self._ready = ready
-        self._try_launch = try_launch
-        self.queue: FairQueue[Waiter] = FairQueue(
+        self._dispatcher = dispatcher
+        self._predictor = predictor
+        self.queue: FairQueue[AdmissionRequest] = FairQueue(
             requests=settings.queue_requests, tokens=settings.queue_tokens, ageing=settings.ageing
         )
         self._numbers = count()
-        self._deadlines: list[tuple[float, int, Waiter]] = []
+        self._deadlines: list[tuple[float, int, AdmissionRequest]] = []
         self._unready_at = -inf
-        """When no group was ready, last."""
+        """Last time at which no group was ready."""
         self._soon: asyncio.Handle | None = None
         self._timer: asyncio.TimerHandle | None = None
 
-    def look_soon(self) -> None:
-        """Try the head of the queue soon; many calls at once make one try."""
+    @property
+    def armed(self) -> bool:
+        """Whether a timer or a callback is set that will pump the queue."""
+        return self._soon is not None or self._timer is not None
+
+    def try_place(self, request: AdmissionRequest) -> Placement | None:
+        """Place a request now; return None and set ``request.why`` if no rank takes it.
+
+        Raises:
+            InvalidRequest: No rank can ever take the request.
+        """
+        placed = self._dispatcher.try_place(request)
+        if isinstance(placed, str):
+            request.why = placed
+            return None
+        request.placed_at = self._clock.monotonic()
+        self._predictor.placed(request.tokens, request.placed_at)
+        return placed
+
+    def ended(self, request: AdmissionRequest) -> None:
+        """Record that a request left its rank; ignored for a request that is not placed."""
+        placed_at, request.placed_at = request.placed_at, None
+        if placed_at is not None:
+            self._predictor.ended(request.tokens, placed_at, self._clock.monotonic())
+            self.pump_soon()
+
+    def pump_soon(self) -> None:
+        """Pump the queue in the next iteration of the event loop; further calls are coalesced."""
         if self.queue and self._soon is None:
-            self._soon = asyncio.get_running_loop().call_soon(self.look)
+            self._soon = asyncio.get_running_loop().call_soon(self.pump)
 
     def is_ready(self, now: float) -> bool:
-        """Whether any group takes work; who waits while none does is parked."""
-        if self._ready():
+        """Return whether any group accepts requests; while none does, waiting ones are parked."""
+        if self._dispatcher.ready:
             return True
         self._unready_at = now
         return False
 
-    async def wait(self, waiter: Waiter, *, resumed: bool = False) -> None:
-        """Queue a request and return when it was launched.
+    async def wait(self, request: AdmissionRequest, *, resumed: bool = False) -> Placement:
+        """Queue a request and return when it is placed.
 
         Args:
-            waiter: the request; whether there is room for it is not asked here.
-            resumed: put it before all others.
+            request: The request; room in the queue is not checked here.
+            resumed: Queue it ahead of all others.
 
         Raises:
-            DeadlineExceeded: nothing took it until its deadline.
-            Exception: what its launch raised, or what ``close`` was given.
+            DeadlineExceeded: No rank took the request before its deadline.
+            Exception: The error of its placement, or the one created by ``close``.
         """
         now = self._clock.monotonic()
-        passes_others = bool(self.queue)
-        waiter.turn = asyncio.get_running_loop().create_future()
+        overtakes = bool(self.queue)
+        request.turn = asyncio.get_running_loop().create_future()
         if resumed:
-            self.queue.push_resumed(waiter)
+            self.queue.push_resumed(request)
         else:
-            self.queue.push(waiter, now)
-        heappush(self._deadlines, (waiter.deadline, next(self._numbers), waiter))
+            self.queue.push(request, now)
+        heappush(self._deadlines, (request.deadline, next(self._numbers), request))
         self.is_ready(now)
-        if passes_others and self.queue.head(now) is waiter:
-            self.look()  # it goes before one that does not fit, and may fit itself
+        if overtakes and self.queue.head(now) is request:
+            self.pump()  # it is now ahead of a head that did not fit, and may fit
         else:
             self._after_change()
+        record = request.context.record
         try:
-            await waiter.turn
+            return await request.turn
         except BaseException:
-            self.queue.discard(waiter)  # cancelled while it waited
-            self._after_change()
-            self.look_soon()
+            self._cancel(request, request.turn)
             raise
         finally:
-            waiter.journal.waited += self._clock.monotonic() - waiter.entered_at
-            if self._unready_at >= waiter.entered_at and not waiter.journal.parked:
-                waiter.journal.parked = True
+            record.waited += self._clock.monotonic() - request.entered_at
+            if self._unready_at >= request.entered_at and not record.parked:
+                record.parked = True
                 metrics.REQUESTS_PARKED.inc()
 
-    def look(self) -> None:
-        """Launch from the head of the queue until one does not fit; give up who is too late."""
+    def pump(self) -> None:
+        """Fail requests whose deadline has passed, then place the head until one does not fit."""
         if self._soon is not None:
             self._soon.cancel()
             self._soon = None
@@ -138,46 +139,56 @@ class WaitingRoom:
         while self._deadlines and self._deadlines[0][0] <= now:
             late = heappop(self._deadlines)[2]
             if late in self.queue:
-                text = f"nothing took it before its deadline: {late.why}"
+                text = f"no rank took it before its deadline: {late.why}"
                 self._give_up(late, DeadlineExceeded(text))
         while (head := self.queue.head(now)) is not None:
             if head.turn is None or head.turn.done():
                 self.queue.discard(head)  # cancelled; its task has not run yet
                 continue
             try:
-                if not self._try_launch(head):
-                    break
-            except Exception as error:  # noqa: BLE001  it is the request's own
+                placement = self.try_place(head)
+            except Exception as error:  # noqa: BLE001  an error of this request alone
                 self._give_up(head, error)
                 continue
+            if placement is None:
+                break
             self.queue.pop(now)
-            head.turn.set_result(None)
+            head.turn.set_result(placement)
         self._after_change()
 
     def close(self, error: Callable[[], Exception]) -> None:
-        """Give up all that wait."""
-        while (waiter := self.queue.head(self._clock.monotonic())) is not None:
-            self._give_up(waiter, error())
+        """Fail all queued requests, each with an error created by ``error``."""
+        while (request := self.queue.head(self._clock.monotonic())) is not None:
+            self._give_up(request, error())
         self._after_change()
 
-    def _give_up(self, waiter: Waiter, error: Exception) -> None:
-        self.queue.discard(waiter)
-        if waiter.turn is not None and not waiter.turn.done():
-            waiter.turn.set_exception(error)
+    def _cancel(self, request: AdmissionRequest, turn: asyncio.Future[Placement]) -> None:
+        """Clean up a wait that ended without a placement or was cancelled right after one."""
+        self.queue.discard(request)
+        if turn.done() and not turn.cancelled() and turn.exception() is None:
+            turn.result().handle.release(request.stream)
+        self.ended(request)
+        self._after_change()
+        self.pump_soon()
+
+    def _give_up(self, request: AdmissionRequest, error: Exception) -> None:
+        self.queue.discard(request)
+        if request.turn is not None and not request.turn.done():
+            request.turn.set_exception(error)
 
     def _after_change(self) -> None:
         self._arm()
         for priority, gauge in _GAUGES.items():
             gauge.set(self.queue.requests(priority))
         metrics.ADMISSION_QUEUE_TOKENS.set(self.queue.tokens)
-        metrics.PARKED_REQUESTS.set(0 if self._ready() else len(self.queue))
+        metrics.PARKED_REQUESTS.set(0 if self._dispatcher.ready else len(self.queue))
 
     def _arm(self) -> None:
-        """See to it that the room is looked at in time, if anybody is in it."""
+        """Set the timer for the next deadline or recheck; stop it if the queue is empty."""
         while self._deadlines and self._deadlines[0][2] not in self.queue:
             heappop(self._deadlines)
         if len(self._deadlines) > 2 * len(self.queue) + 64:
-            # Most belong to requests that are gone.
+            # Most entries belong to requests that have left the queue.
             self._deadlines = [entry for entry in self._deadlines if entry[2] in self.queue]
             heapify(self._deadlines)
         if not self._deadlines:
@@ -195,4 +206,4 @@ class WaitingRoom:
 
     def _on_timer(self) -> None:
         self._timer = None
-        self.look()
+        self.pump()

@@ -1,12 +1,14 @@
-"""Where quotas are counted: in this process, or in a Redis that several routers share.
+"""Quota counters: in this process, or in a Redis server that several routers share.
 
-Windows are counted by ``limits``' asynchronous storages. Streams are leases that end by
-themselves at the request's deadline, so what a dead router held is free again by then.
+Requests and tokens are counted in sliding windows of 60 s by the asynchronous storages of the
+``limits`` package. Streams are leases that expire at the request's deadline, which also frees the
+streams of a router that died.
 """
 
 import asyncio
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -16,15 +18,16 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
-from serving.admission.limits import WINDOW, Window
 from serving.errors import SettingsError
 from serving.settings import AdmissionSettings
 
 STORE_ERRORS = (RedisError, OSError, TimeoutError)
-"""What a shared store fails with."""
+"""Exceptions raised when a shared store fails."""
+WINDOW = 60
+"""Length of a window in seconds."""
 
 _NO_LIMIT = 2**53
-"""Charges are always taken; the largest number that Lua counts exactly."""
+"""Limit passed for charges, which are never refused: the largest integer exact in Lua."""
 
 _OPEN_STREAM = """
 local time = redis.call('TIME')
@@ -42,11 +45,40 @@ return 1
 """
 
 
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A sliding window: the previous window counts in proportion to its remaining overlap."""
+
+    previous: int
+    """Count of the previous window."""
+    previous_left: float
+    """Seconds until the previous window no longer counts."""
+    current: int
+    """Count of the current window."""
+    current_left: float
+    """Seconds until the current window ends."""
+
+    @property
+    def used(self) -> float:
+        """The weighted count now."""
+        return self.previous * self.previous_left / WINDOW + self.current
+
+    def seconds_until(self, limit: int) -> float:
+        """Return the seconds until ``used`` falls below ``limit`` without additions; 0: it is."""
+        if self.used < limit:
+            return 0.0
+        if self.current < limit:
+            # The previous window decays: previous * left / WINDOW + current = limit.
+            return self.previous_left - (limit - self.current) * WINDOW / self.previous
+        # The current window first has to become the previous one, then it decays.
+        return self.current_left + WINDOW * (1 - limit / self.current)
+
+
 class QuotaStore(Protocol):
-    """Counts per tenant. Every method may raise one of ``STORE_ERRORS``."""
+    """Counters per tenant. Every method may raise one of ``STORE_ERRORS``."""
 
     async def count_request(self, tenant: str, limit: int) -> bool:
-        """Count one request if that stays within ``limit`` a window; false if not."""
+        """Count a request unless the window would exceed ``limit``; return whether it counted."""
         ...
 
     async def requests(self, tenant: str) -> Window:
@@ -54,7 +86,7 @@ class QuotaStore(Protocol):
         ...
 
     async def charge_tokens(self, tenant: str, tokens: int) -> None:
-        """Count tokens, whatever the limit; negative ones are given back."""
+        """Count tokens without a limit; a negative number refunds tokens."""
         ...
 
     async def tokens(self, tenant: str) -> Window:
@@ -62,20 +94,27 @@ class QuotaStore(Protocol):
         ...
 
     async def open_stream(self, tenant: str, stream: str, limit: int, seconds: float) -> bool:
-        """Take a lease of at most ``seconds`` if fewer than ``limit`` are held; false if not."""
+        """Open a stream unless ``limit`` streams are open; return whether it was opened.
+
+        Args:
+            tenant: The tenant.
+            stream: Unique name of the stream.
+            limit: Maximum number of open streams of the tenant.
+            seconds: Time after which the stream counts as closed.
+        """
         ...
 
     async def close_stream(self, tenant: str, stream: str) -> None:
-        """Give a lease back; unknown ones are ignored."""
+        """Close a stream; ignored if it is not open."""
         ...
 
     async def close(self) -> None:
-        """Free connections."""
+        """Close connections."""
         ...
 
 
 class _Windows:
-    """The part that both stores have in common."""
+    """The sliding windows, which both stores keep in a storage of the ``limits`` package."""
 
     def __init__(self, storage: MemoryStorage | RedisStorage) -> None:
         self._storage = storage
@@ -98,13 +137,13 @@ class _Windows:
         previous, previous_left, current, current_left = await self._storage.get_sliding_window(
             key, WINDOW
         )
-        # limits keeps a window for another one after its end; what it calls the time left is of
-        # the key, not of the window.
+        # limits keeps a window's key for one more window after its end and returns the key's
+        # remaining time.
         return Window(previous, previous_left, current, max(current_left - WINDOW, 0.0))
 
 
 class MemoryQuotas(_Windows):
-    """In this process alone. Needs a running event loop from the start."""
+    """Counters in this process. Create in a running event loop."""
 
     def __init__(self, monotonic: Callable[[], float]) -> None:
         super().__init__(MemoryStorage())
@@ -117,10 +156,14 @@ class MemoryQuotas(_Windows):
         held = self._streams[tenant]
         for ended in [name for name, until in held.items() if until <= now]:
             del held[ended]
-        if len(held) >= limit:
+        if self.open_streams(tenant) >= limit:
             return False
         held[stream] = now + seconds
         return True
+
+    def open_streams(self, tenant: str) -> int:
+        """Return the number of a tenant's open streams, including expired ones."""
+        return len(self._streams.get(tenant, ()))
 
     async def close_stream(self, tenant: str, stream: str) -> None:
         """See ``QuotaStore``."""
@@ -130,39 +173,39 @@ class MemoryQuotas(_Windows):
             del self._streams[tenant]
 
     async def close(self) -> None:
-        """Let the storage's own short task end."""
+        """Yield to the event loop once, so that the storage's task can end."""
         await asyncio.sleep(0)
 
 
 class RedisQuotas(_Windows):
-    """In a Redis server that several routers share."""
+    """Counters in a Redis server that several routers share."""
 
     def __init__(
         self, url: str, timeout: float, *, password: str | None = None, prefix: str = "moe-serving"
     ) -> None:
-        """Connect with the first call.
+        """Prepare a connection, which is opened by the first call.
 
         Args:
             url: redis://, rediss:// or unix://.
-            timeout: seconds for connecting and for an answer.
-            password: if it needs one.
-            prefix: of all keys.
+            timeout: Timeout for connecting and for each response, seconds.
+            password: None: no password.
+            prefix: Prefix of all keys.
 
         Raises:
-            ValueError: the URL is not one of Redis.
+            ValueError: The URL is not a Redis URL.
         """
         self._pool: redis.asyncio.ConnectionPool = redis.asyncio.ConnectionPool.from_url(
             url,
             socket_timeout=timeout,
             socket_connect_timeout=timeout,
-            # Whoever waits for a quota cannot wait for retries.
+            # No retries: a request waits for the response.
             retry=Retry(NoBackoff(), 0),
             **({} if password is None else {"password": password}),
         )
         self._client = redis.asyncio.Redis(connection_pool=self._pool)
         super().__init__(
             RedisStorage(
-                "async+redis://",  # the pool says where
+                "async+redis://",  # the address comes from the pool
                 implementation="redispy",
                 key_prefix=prefix,
                 connection_pool=self._pool,  # type: ignore[arg-type]
@@ -189,10 +232,10 @@ class RedisQuotas(_Windows):
 
 
 def shared_store(settings: AdmissionSettings) -> RedisQuotas | None:
-    """Build the store that the settings name; it connects with the first call.
+    """Build the shared store from the settings; return None if ``redis_url`` is not set.
 
     Raises:
-        SettingsError: the Redis URL or the file with its password is no good.
+        SettingsError: The Redis URL is invalid, or its password file cannot be read.
     """
     if settings.redis_url is None:
         return None

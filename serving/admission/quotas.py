@@ -1,7 +1,11 @@
-"""Holds every tenant to its limits, also when the shared store does not answer.
+"""Quotas: per-tenant limits on requests per minute, tokens per minute and concurrent streams.
 
-A limited request costs a few calls to the store; one of an unlimited tenant costs nothing. A
-store that does not answer is left alone for a second, so that it delays one request in many.
+Prompt tokens are charged when a request enters, generated tokens when it ends. The charge may
+exceed the limit; further requests are then refused until enough of the window has passed.
+
+A request of a limited tenant costs a few calls to the store; a request of an unlimited tenant
+costs none. After a failure, the shared store is not called for one second, which limits the
+number of delayed requests.
 """
 
 import asyncio
@@ -14,23 +18,68 @@ from uuid import uuid4
 
 import structlog
 
-from serving.admission.limits import LimitsOf, TenantLimits
 from serving.admission.quota_store import STORE_ERRORS, MemoryQuotas, QuotaStore
 from serving.clock import Clock
 from serving.errors import NotReady, Overloaded
+from serving.settings import AdmissionSettings
 from serving.telemetry import metrics
 
 REST_SECONDS = 1.0
-"""How long a shared store that failed is not asked again."""
+"""Seconds after a failure during which the shared store is not called."""
 STREAM_RETRY_SECONDS = 1.0
-"""What a tenant with too many streams is advised: nobody knows when one of them ends."""
+"""Retry-After for a tenant with too many streams; the time until one ends is unknown."""
 
 R = TypeVar("R")
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class TenantLimits:
+    """Limits of one tenant. None: unlimited."""
+
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    """Prompt and generated tokens together."""
+    concurrent_streams: int | None = None
+    """Requests in flight, including queued ones."""
+    weight: float = 1.0
+    """Share relative to other tenants while the fleet is saturated."""
+
+    def __post_init__(self) -> None:
+        """Check the weight.
+
+        Raises:
+            ValueError: The weight is not above 0.
+        """
+        if not self.weight > 0:
+            raise ValueError(f"a tenant's weight must be above 0, got {self.weight}")
+
+    @property
+    def limited(self) -> bool:
+        """Whether any limit is set."""
+        return (
+            self.requests_per_minute is not None
+            or self.tokens_per_minute is not None
+            or self.concurrent_streams is not None
+        )
+
+
+LimitsOf = Callable[[str], TenantLimits]
+"""Returns the limits of a tenant by name; must not block."""
+
+
+def default_limits(settings: AdmissionSettings) -> LimitsOf:
+    """Return a function that returns the limits in the settings for every tenant."""
+    limits = TenantLimits(
+        requests_per_minute=settings.requests_per_minute,
+        tokens_per_minute=settings.tokens_per_minute,
+        concurrent_streams=settings.concurrent_streams,
+    )
+    return lambda _tenant: limits
+
+
 class Quotas:
-    """Counts what tenants use and refuses what is over their limits."""
+    """Counts usage per tenant, and refuses requests above the tenant's limits."""
 
     def __init__(
         self,
@@ -38,17 +87,21 @@ class Quotas:
         clock: Clock,
         shared: QuotaStore | None = None,
         *,
+        own: QuotaStore | None = None,
         timeout: float = 1.0,
         down: Literal["open", "closed"] = "open",
     ) -> None:
-        """Count nothing yet.
+        """Start with empty counters.
 
         Args:
-            limits_of: the limits of a tenant by name.
-            clock: for waits and leases.
-            shared: the store that several routers share; none: this process counts alone.
-            timeout: seconds for one question to it.
-            down: what holds while it does not answer.
+            limits_of: Returns a tenant's limits.
+            clock: The clock for waits and leases.
+            shared: The store shared by several routers; None: count in this process only.
+            own: The store of this process, used without a shared store or while it does not
+                respond; default: in memory.
+            timeout: Timeout of a call to the shared store, seconds.
+            down: While the shared store does not respond, count in this process ("open") or
+                refuse requests ("closed").
         """
         self._limits_of = limits_of
         self._clock = clock
@@ -56,24 +109,25 @@ class Quotas:
         self._timeout = timeout
         self._down = down
         self._down_until = float("-inf")
-        self._own: MemoryQuotas | None = None
+        self._own = own
         self._refused: dict[str, _Refused] = {}
         self._streams = count()
         self._name = uuid4().hex[:12]
-        # What is still to be told to a store, with no request waiting for it.
+        # Charges and closed streams not yet written to a store in the background.
         self._debts: dict[tuple[QuotaStore, str], int] = {}
         self._ended: list[Lease] = []
         self._settler: asyncio.Task[None] | None = None
 
-    def limits(self, tenant: str) -> TenantLimits:
-        """Return the limits of a tenant."""
-        return self._limits_of(tenant)
+    @property
+    def pending(self) -> bool:
+        """Whether charges or closed streams have not been written to a store yet."""
+        return bool(self._debts or self._ended)
 
     def check(self, tenant: str) -> None:
-        """Refuse a tenant that was refused just now and cannot have got room since.
+        """Refuse a tenant that was refused recently and whose window has not passed yet.
 
         Raises:
-            Overloaded: its quota is used up.
+            Overloaded: The tenant's quota is exhausted.
         """
         refused = self._refused.get(tenant)
         if refused is None:
@@ -85,22 +139,22 @@ class Quotas:
         raise _refusal(refused.reason, left)
 
     async def take(self, tenant: str, tokens: int, seconds: float) -> "Lease":
-        """Count a request in, with its prompt.
+        """Count a request and its prompt tokens.
 
         Args:
-            tenant: who asks.
-            tokens: of the prompt.
-            seconds: for how long it may run at most.
+            tenant: The tenant of the request.
+            tokens: Prompt tokens.
+            seconds: Maximum duration of the request.
 
         Raises:
-            Overloaded: a quota is used up.
-            NotReady: the store does not answer, and requests are refused for that.
+            Overloaded: A quota is exhausted.
+            NotReady: The shared store does not respond, and ``down`` is "closed".
         """
         limits = self._limits_of(tenant)
-        return await self._ask(lambda store: self._take(store, tenant, limits, tokens, seconds))
+        return await self._call(lambda store: self._take(store, tenant, limits, tokens, seconds))
 
     async def close(self) -> None:
-        """Tell the stores what is left to tell, and let go of them."""
+        """Write pending charges, and close the stores."""
         settler, self._settler = self._settler, None
         if settler is not None:
             await asyncio.wait({settler}, timeout=REST_SECONDS)
@@ -127,7 +181,7 @@ class Quotas:
         """Count a request in the store.
 
         Raises:
-            Overloaded: a quota is used up.
+            Overloaded: A quota is exhausted.
         """
         limits, store, tenant = lease.limits, lease.store, lease.tenant
         seconds = lease.until - self._clock.monotonic()
@@ -149,17 +203,17 @@ class Quotas:
         self._refused[lease.tenant] = _Refused(until, reason, lease.limits)
         return _refusal(reason, seconds)
 
-    async def _ask(self, question: Callable[[QuotaStore], Awaitable[R]]) -> R:
-        """Ask the shared store, or this process's own.
+    async def _call(self, function: Callable[[QuotaStore], Awaitable[R]]) -> R:
+        """Call the shared store, or the store of this process.
 
         Raises:
-            NotReady: the shared one does not answer, and requests are refused for that.
+            NotReady: The shared store does not respond, and ``down`` is "closed".
         """
         if self._shared is not None:
             if self._clock.monotonic() >= self._down_until:
                 try:
                     async with asyncio.timeout(self._timeout):
-                        return await question(self._shared)
+                        return await function(self._shared)
                 except STORE_ERRORS as error:
                     self._failed(error)
             if self._down == "closed":
@@ -167,17 +221,17 @@ class Quotas:
                 raise NotReady("quotas cannot be checked at the moment; try again")
         if self._own is None:
             self._own = MemoryQuotas(self._clock.monotonic)
-        return await question(self._own)
+        return await function(self._own)
 
     def _failed(self, error: Exception) -> None:
         self._down_until = self._clock.monotonic() + REST_SECONDS
         metrics.QUOTA_STORE_FAILURES.inc()
         log.warning("Redis does not answer", down=self._down, reason=repr(error))
 
-    # -- what no request waits for ------------------------------------------------------
+    # -- written in the background ------------------------------------------------------
 
     def settle(self, lease: "Lease", tokens: int) -> None:
-        """Charge ``tokens`` (negative: give back) and end the lease's stream, soon."""
+        """Charge ``tokens`` (negative: refund) and close the stream, in the background."""
         if tokens and lease.limits.tokens_per_minute is not None:
             key = (lease.store, lease.tenant)
             self._debts[key] = self._debts.get(key, 0) + tokens
@@ -187,7 +241,7 @@ class Quotas:
             self._settler = asyncio.get_running_loop().create_task(self._settle())
 
     async def _settle(self) -> None:
-        """Tell the stores; what the shared one does not take now it is told later."""
+        """Write until nothing is pending; retry writes that fail in the shared store."""
         while self._debts or self._ended:
             await self._settle_once()
             if self._debts or self._ended:
@@ -197,22 +251,22 @@ class Quotas:
         debts, self._debts = self._debts, {}
         ended, self._ended = self._ended, []
         for lease in ended:
-            done = await self._tell(lease.store, partial(_close_stream, lease))
+            done = await self._write(lease.store, partial(_close_stream, lease))
             if not done and lease.until > self._clock.monotonic():
                 self._ended.append(lease)
         for (store, tenant), tokens in debts.items():
-            if not await self._tell(store, partial(_charge, tenant, tokens)):
+            if not await self._write(store, partial(_charge, tenant, tokens)):
                 key = (store, tenant)
                 self._debts[key] = self._debts.get(key, 0) + tokens
 
-    async def _tell(
-        self, store: QuotaStore, message: Callable[[QuotaStore], Awaitable[None]]
+    async def _write(
+        self, store: QuotaStore, function: Callable[[QuotaStore], Awaitable[None]]
     ) -> bool:
         if store is self._shared and self._clock.monotonic() < self._down_until:
             return False
         try:
             async with asyncio.timeout(self._timeout):
-                await message(store)
+                await function(store)
         except STORE_ERRORS as error:
             self._failed(error)
             return False
@@ -229,34 +283,38 @@ async def _charge(tenant: str, tokens: int, store: QuotaStore) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Refused:
-    """A tenant that was refused, and until when it would be refused again."""
+    """A refused tenant, and when a retry is worthwhile."""
 
     until: float
     reason: str
     limits: TenantLimits
-    """Those that were used up; with others it may be let in."""
+    """The limits at the time of the refusal; if they change, the refusal no longer applies."""
 
 
 @dataclass(slots=True, eq=False)
 class Lease:
-    """What one request holds of its tenant's quotas."""
+    """One request's share of its tenant's quotas."""
 
     quotas: Quotas
     store: QuotaStore
     tenant: str
     stream: str
     until: float
-    """When its stream ends by itself."""
+    """Expiry of the stream, seconds on the monotonic clock."""
     limits: TenantLimits
     prompt_tokens: int
     _over: bool = field(default=False, init=False)
 
     def end(self, generated_tokens: int) -> None:
-        """Charge what was generated. Safe to call twice."""
+        """Charge the generated tokens and close the stream. Safe to call twice."""
         self._settle(generated_tokens)
 
     def give_back(self, tokens: int | None = None) -> None:
-        """Undo: the request was refused after all, and gets its prompt (or ``tokens``) back."""
+        """Refund the charge of a request that was refused after all.
+
+        Args:
+            tokens: Tokens to refund; default: the prompt tokens.
+        """
         self._settle(-self.prompt_tokens if tokens is None else -tokens)
 
     def _settle(self, tokens: int) -> None:
@@ -271,7 +329,7 @@ _WHAT = {
     "concurrent_streams": "you have as many requests in flight as you may",
 }
 for _reason in (*_WHAT, "quotas_unavailable"):
-    metrics.ADMISSION_REFUSALS.labels(_reason)  # there from the start, at 0
+    metrics.ADMISSION_REFUSALS.labels(_reason)  # exported as 0 from the start
 
 
 def _refusal(reason: str, seconds: float) -> Overloaded:

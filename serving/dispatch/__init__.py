@@ -1,1 +1,1 @@
-"""Placing a request on a rank."""
+"""Dispatch: chooses a rank for a request and sends the request to it."""

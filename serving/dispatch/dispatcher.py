@@ -1,57 +1,125 @@
-"""Puts requests on ranks: asks routing, tells the rank."""
+"""Places a request: chooses a rank with the scheduler, and sends the request over its link."""
 
-from dataclasses import replace
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 from serving.clock import Clock
 from serving.errors import GroupLost, InvalidRequest, Overloaded
-from serving.fleet.membership import Roster
+from serving.fleet.membership import FleetMembership
 from serving.fleet.rank_handle import LinkedStream, RankHandle
-from serving.routing.decision import Demand, NoPick, NoPickKind, Pick
-from serving.routing.scheduler import Chooser
+from serving.request_context import RequestContext
+from serving.routing.decision import NoCandidate, NoCandidateKind, RoutingDecision, RoutingRequest
+from serving.routing.scheduler import RankScheduler
 from serving.settings import RoutingSettings
 
 
-class Placer:
-    """Puts requests on ranks: asks routing, tells the rank."""
+class GroupIsolation(Protocol):
+    """Keeps a request away from some groups; implemented by ``requests.poison.Trial``."""
 
-    def __init__(self, roster: Roster, settings: RoutingSettings, clock: Clock) -> None:
-        self._roster = roster
+    @property
+    def occupied(self) -> Collection[tuple[str, str]]:
+        """Groups (id, epoch) to avoid if any other group fits."""
+        ...
+
+    def placed(self, group: tuple[str, str]) -> None:
+        """Record the group that the request was sent to."""
+        ...
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class PlacementRequest:
+    """The parts of a request that the dispatcher uses."""
+
+    context: RequestContext
+    stream: LinkedStream
+    """The message to send, and the receiver of its deltas."""
+    routing: RoutingRequest
+    isolation: GroupIsolation | None = None
+    """Isolation of a request that is suspected of killing groups; None: not a suspect."""
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """The placement of a request on a rank."""
+
+    decision: RoutingDecision
+    handle: RankHandle
+    sent_at: float
+    """Time of sending, seconds on the router's monotonic clock."""
+
+
+class Dispatcher:
+    """Places requests on the ranks of one router's fleet."""
+
+    def __init__(
+        self, membership: FleetMembership, settings: RoutingSettings, clock: Clock
+    ) -> None:
+        self._membership = membership
         self._clock = clock
-        self._chooser = Chooser(settings, roster.prefixes)
-        self._looks = 0
+        self._scheduler = RankScheduler(settings, membership.prefixes)
+        self._samples = 0
 
-    def place(self, stream: LinkedStream, demand: Demand) -> tuple[Pick, RankHandle] | str:
-        """Send the request to the rank that routing picks, or say why no rank takes it now.
+    @property
+    def ready(self) -> bool:
+        """Whether any group accepts requests, regardless of load."""
+        return self._membership.ready
+
+    def subscribe(self, listener: Callable[[], None]) -> Callable[[], None]:
+        """Call ``listener`` whenever a change of the fleet may make room for a refused request.
+
+        Returns:
+            A function that unsubscribes the listener.
+        """
+        return self._membership.subscribe(listener)
+
+    def try_place(self, request: PlacementRequest) -> Placement | str:
+        """Send the request to the rank that routing chooses.
+
+        Returns:
+            The placement, or the reason why no rank takes the request now.
 
         Raises:
-            InvalidRequest: no rank ever takes it.
+            InvalidRequest: No rank can ever take the request.
         """
-        pick = self._choose(demand)
-        if isinstance(pick, NoPick) and demand.avoid:
-            # Better there than nowhere: it would be in the way of all that wait behind it.
-            pick = self._choose(replace(demand, avoid=()))
-        if isinstance(pick, NoPick):
-            if pick.kind is NoPickKind.TOO_LARGE:
-                raise InvalidRequest(pick.reason)
-            return pick.reason
-        handle = self._roster.handle(pick.group_id, pick.epoch, pick.rank)
+        stream, record = request.stream, request.context.record
+        record.trace.start_placement(stream.work.trace_headers)
+        routing = request.routing
+        if request.isolation is not None:
+            routing = replace(routing, avoid=request.isolation.occupied)
+        decision = self._choose(routing)
+        if isinstance(decision, NoCandidate) and routing.avoid:
+            # Sharing a group is better than waiting, which would block the queue.
+            decision = self._choose(replace(routing, avoid=()))
+        if isinstance(decision, NoCandidate):
+            if decision.kind is NoCandidateKind.TOO_LARGE:
+                raise InvalidRequest(decision.reason)
+            return decision.reason
+        rank_id = decision.rank_id
+        handle = self._membership.handle(rank_id)
         if handle is None:
             return "the rank was lost just now"
         try:
             handle.submit(stream)
         except (GroupLost, Overloaded) as error:
             return str(error)
-        return pick, handle
+        if request.isolation is not None:
+            request.isolation.placed(rank_id.group)
+        record.decisions.append(decision)
+        record.trace.placed(
+            rank_id.group_id, rank_id.rank, decision.reason, decision.matched_tokens
+        )
+        return Placement(decision, handle, self._clock.monotonic())
 
-    def _choose(self, demand: Demand) -> Pick | NoPick:
-        """Look at a part of a large fleet, and at all of it if nothing there takes the request."""
+    def _choose(self, request: RoutingRequest) -> RoutingDecision | NoCandidate:
+        """Score a sample of a large fleet; score the whole fleet if no sampled rank fits."""
         now = self._clock.monotonic()
-        evidence = self._chooser.evidence(demand, now)
-        if not demand.explain:
-            self._looks += 1
-            part = self._roster.shortlist(evidence.groups(), self._looks)
-            if part is not None:
-                pick = self._chooser.choose(part, demand, now, evidence)
-                if isinstance(pick, Pick):
-                    return pick
-        return self._chooser.choose(self._roster.snapshot(), demand, now, evidence)
+        hints = self._scheduler.hints(request, now)
+        if not request.explain:
+            self._samples += 1
+            sample = self._membership.sample_candidates(hints.groups(), self._samples)
+            if sample is not None:
+                decision = self._scheduler.choose(sample, request, now, hints)
+                if isinstance(decision, RoutingDecision):
+                    return decision
+        return self._scheduler.choose(self._membership.snapshot(), request, now, hints)

@@ -1,1 +1,1 @@
-"""Groups of ranks as the router sees them: the link, membership, and FleetClient on top."""
+"""Groups and ranks joined to the router: links, membership, canaries, operations."""

@@ -1,6 +1,6 @@
-"""Metrics of groups and ranks, read from the roster when Prometheus asks.
+"""Metrics of groups and ranks, read from the membership at every scrape.
 
-Only living groups are shown, so a group that is gone takes its labels with it.
+Only joined groups are exported: a group's series end when the group is gone.
 """
 
 from collections import Counter
@@ -12,7 +12,7 @@ from prometheus_client.registry import Collector
 from typing_extensions import override
 
 from serving.fleet.expert_balance import imbalances
-from serving.fleet.membership import Roster
+from serving.fleet.membership import FleetMembership
 from serving.routing.snapshot import FleetSnapshot, MemberState, RankSnapshot
 from serving.telemetry import metrics
 from serving.telemetry.metrics import Family
@@ -35,26 +35,26 @@ _RANK_VALUES: tuple[tuple[Family, Callable[[RankSnapshot], float | None]], ...] 
     (metrics.MTP_PROPOSED, lambda rank: rank.load.mtp_proposed_tokens),
     (metrics.MTP_ACCEPTED, lambda rank: rank.load.mtp_accepted_tokens),
 )
-"""How each is read from a rank; none: not known (yet), and not shown."""
+"""Reads each value from a rank; None: unknown, and not exported."""
 
 
-def fleet_registry(roster: Roster) -> CollectorRegistry:
-    """Return a registry of its own for one router's fleet, to be rendered beside the others."""
+def fleet_registry(membership: FleetMembership) -> CollectorRegistry:
+    """Return a registry with the fleet metrics of one router."""
     registry = CollectorRegistry()
-    registry.register(FleetCollector(roster))
+    registry.register(FleetCollector(membership))
     return registry
 
 
 class FleetCollector(Collector):
-    """Turns a snapshot into metric families."""
+    """Converts a fleet snapshot into metric families."""
 
-    def __init__(self, roster: Roster) -> None:
-        self._roster = roster
+    def __init__(self, membership: FleetMembership) -> None:
+        self._membership = membership
 
     @override
     def collect(self) -> Iterator[Metric]:
-        """Yield the families of one snapshot."""
-        fleet = self._roster.snapshot()
+        """Yield the metric families of one snapshot."""
+        fleet = self._membership.snapshot()
         yield _by_state(fleet)
         yield _family(
             metrics.RANKS_JOINED,
@@ -85,7 +85,7 @@ class FleetCollector(Collector):
             )
 
     def describe(self) -> Iterator[Metric]:
-        """Name nothing in advance; registering then needs no snapshot."""
+        """Return no descriptions, so that registration does not need a snapshot."""
         return iter(())
 
 

@@ -1,8 +1,9 @@
-"""How evenly the experts of a group work, and which work most. Pure functions of a snapshot.
+"""Measures how evenly the experts of a group are loaded, and finds the hottest ones.
 
-A step of an expert-parallel group takes as long as the busiest rank of each layer, so what costs
-time is max / mean of a layer; sums over layers would hide it, because expert 3 of one layer has
-nothing to do with expert 3 of another.
+In each layer, a step of an expert-parallel group takes as long as its busiest rank, so the cost of
+imbalance is max / mean per layer. Sums over layers would hide it, because expert 3 of one layer is
+unrelated to expert 3 of another. ``imbalances`` and ``hottest`` are pure functions of a snapshot;
+``ExpertWindow`` computes the recent counts that they read.
 """
 
 import re
@@ -11,22 +12,26 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, pairwise
 
-from serving.routing.snapshot import GroupSnapshot
+from serving.routing.snapshot import CountedLayer, GroupSnapshot, RecentExperts
 
 ALL = "all"
 _BANDS = 4
-"""Most groups of layers that are told apart: labels must stay few, whatever the model's depth."""
+"""Bands of layers, with one value each, so that the number of labels is independent of depth."""
+SPAN = 30.0
+"""Seconds between two retained counts; "recent" is the last one to two spans."""
 _NUMBER = re.compile(r"\.(\d+)\.")
 
 
 @dataclass(frozen=True, slots=True)
 class Imbalance:
-    """Busiest over mean, as the mean of some layers; 1 is balanced."""
+    """Busiest load divided by mean load, averaged over some layers; 1: balanced."""
 
     layers: str
-    """``all``, or the numbers of the first and the last one."""
+    """``all``, or the numbers of the first and the last layer, e.g. ``3-17``."""
     experts: float
+    """Imbalance between experts."""
     ranks: float
+    """Imbalance between ranks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,23 +40,25 @@ class HotExpert:
 
     layer: str
     expert: int
-    """Global id."""
+    """Global expert id."""
     ranks: tuple[int, ...]
-    """Where it is computed."""
+    """Ranks that host the expert."""
     tokens: int
-    """Lately."""
+    """Tokens in the last 30 to 60 s."""
     times_mean: float
-    """Its tokens over the mean of the layer's experts."""
+    """Tokens of this expert divided by the mean of the layer's experts."""
 
 
 @dataclass(slots=True)
 class _Layer:
-    """One MoE layer: the ranks that told of it, the global ids and the tokens of their experts."""
+    """One MoE layer; the lists are [ranks that reported the layer]."""
 
     name: str
     ranks: list[int] = field(default_factory=list)
     ids: list[tuple[int, ...]] = field(default_factory=list)
+    """Global expert ids, [local experts] for each rank."""
     tokens: list[tuple[int, ...]] = field(default_factory=list)
+    """Tokens, [local experts] for each rank."""
 
     @property
     def number(self) -> int:
@@ -63,7 +70,7 @@ class _Layer:
         return sum(map(sum, self.tokens))
 
     def experts(self) -> Counter[int]:
-        """Tokens by global id: an expert may live on several ranks."""
+        """Return tokens by global id, summed over the ranks that hold the expert."""
         counts: Counter[int] = Counter()
         for ids, tokens in zip(self.ids, self.tokens, strict=True):
             for expert, count in zip(ids, tokens, strict=False):
@@ -73,15 +80,15 @@ class _Layer:
     def peak_of_experts(self) -> float:
         held = sum(map(len, self.ids))
         if held == len(frozenset(chain.from_iterable(self.ids))):
-            # The usual case, without a look at each expert: each lives on one rank.
+            # The usual case, each expert on one rank: no sum over replicas is needed.
             return max(map(max, self.tokens)) * held / self.total
         return _peak(self.experts().values())
 
 
 def imbalances(group: GroupSnapshot) -> tuple[Imbalance, ...]:
-    """Return the imbalance of all MoE layers, then of up to four bands of them.
+    """Return the imbalance over all MoE layers, then over up to four bands of them.
 
-    Empty while nothing is computed, or where nobody counts; no bands for a single layer.
+    Empty if no tokens were counted; a single layer has no bands.
     """
     layers = [layer for layer in _layers(group) if layer.total]
     if not layers:
@@ -98,7 +105,7 @@ def imbalances(group: GroupSnapshot) -> tuple[Imbalance, ...]:
 
 
 def hottest(group: GroupSnapshot, most: int = 8) -> tuple[HotExpert, ...]:
-    """Return the experts that stand out most in their layer, the worst first."""
+    """Return up to ``most`` experts with the highest load relative to their layer."""
     found = []
     for layer in _layers(group):
         experts = layer.experts()
@@ -121,7 +128,7 @@ def _layers(group: GroupSnapshot) -> list[_Layer]:
     for rank in group.ranks:
         for recent in rank.recent_experts.layers():
             if len(recent.tokens) != len(rank.local_expert_ids) or not recent.tokens:
-                continue  # nobody can say whose tokens these are
+                continue  # the counts cannot be assigned to experts
             layer = layers.setdefault(recent.layer, _Layer(recent.layer))
             layer.ranks.append(rank.rank)
             layer.ids.append(rank.local_expert_ids)
@@ -146,3 +153,32 @@ def _peak(values: Iterable[int]) -> float:
 def _mean(values: Iterable[float]) -> float:
     numbers = list(values)
     return sum(numbers) / len(numbers)
+
+
+class ExpertWindow:
+    """Keeps the expert counts from 30 to 60 s ago, to be subtracted from the newest ones.
+
+    The imbalance since the engine's start would hide the current one. During the first span, and
+    after a restart of the rank's engine, counts cover the time since the engine's start.
+    """
+
+    __slots__ = ("_base", "_next_base", "_turned_at")
+
+    def __init__(self) -> None:
+        self._base: Sequence[CountedLayer] = ()
+        self._next_base: Sequence[CountedLayer] = ()
+        self._turned_at: float | None = None
+
+    def update(self, counts: Sequence[CountedLayer], now: float) -> RecentExperts:
+        """Record a report and return the recent counts, which are computed when they are read.
+
+        Args:
+            counts: Cumulative tokens of each local expert, by layer; must not change afterwards.
+            now: Seconds on a monotonic clock.
+        """
+        if self._turned_at is None:
+            self._turned_at = now
+        elif now - self._turned_at >= SPAN:
+            self._base, self._next_base = self._next_base, counts
+            self._turned_at = now
+        return RecentExperts(counts, self._base)

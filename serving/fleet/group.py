@@ -1,17 +1,64 @@
-"""A group and its ranks as the roster keeps them, and what a snapshot shows of them."""
+"""One group: its states, its ranks, and the snapshot used by routing and status pages."""
 
 import math
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
+from enum import StrEnum
 from operator import is_
 
 from serving.clock import Clock
-from serving.fleet.expert_window import ExpertWindow
+from serving.fleet.expert_balance import ExpertWindow
 from serving.fleet.rank_handle import RankHandle
 from serving.link.v1 import link_pb2
 from serving.routing.snapshot import GroupSnapshot, MemberState, RankLoad, RankSnapshot
 
-_MOST = 2**63 - 1
-"""Of a sum of counters, which the API has as a 64-bit number."""
+SAMPLE_RANKS = 32
+"""Number of ranks to score per request in a large fleet, in whole groups."""
+_LEAST_GROUPS = 2
+_MAX_COUNTER = 2**63 - 1
+"""Cap on the sum of counters, which is a signed 64-bit number in the API."""
+
+
+class GroupEvent(StrEnum):
+    """Events in the life of a group."""
+
+    COMPLETE = "complete"
+    """All ranks of the epoch have joined, are healthy, and have generated the canary's token."""
+    DRAIN = "drain"
+    """A rank stopped accepting new requests, or an operator cordoned the group."""
+    UNCORDON = "uncordon"
+    """An operator uncordoned the group."""
+    FAULT = "fault"
+    """A rank was lost, or reported that it failed or stalled."""
+    EMPTY = "empty"
+    """The last rank left."""
+    REPLACED = "replaced"
+    """A newer epoch of the group joined."""
+
+
+_S, _E = MemberState, GroupEvent
+
+TRANSITIONS: dict[tuple[MemberState, GroupEvent], MemberState] = {
+    (_S.JOINING, _E.COMPLETE): _S.READY,
+    (_S.JOINING, _E.DRAIN): _S.DRAINING,
+    (_S.JOINING, _E.FAULT): _S.FENCED,
+    (_S.JOINING, _E.EMPTY): _S.GONE,
+    (_S.JOINING, _E.REPLACED): _S.GONE,
+    (_S.READY, _E.DRAIN): _S.DRAINING,
+    (_S.READY, _E.FAULT): _S.FENCED,
+    (_S.READY, _E.EMPTY): _S.GONE,
+    (_S.READY, _E.REPLACED): _S.GONE,
+    (_S.DRAINING, _E.UNCORDON): _S.JOINING,
+    (_S.DRAINING, _E.FAULT): _S.FENCED,
+    (_S.DRAINING, _E.EMPTY): _S.GONE,
+    (_S.DRAINING, _E.REPLACED): _S.GONE,
+    # After a broken link or a temporary stall: all ranks of the same epoch are healthy again.
+    (_S.FENCED, _E.COMPLETE): _S.READY,
+    (_S.FENCED, _E.EMPTY): _S.GONE,
+    (_S.FENCED, _E.REPLACED): _S.GONE,
+}
+"""Maps state and event to the next state. Pairs not listed leave the state unchanged; GONE is
+final."""
 
 
 @dataclass(slots=True)
@@ -21,20 +68,19 @@ class Member:
     hello: link_pb2.Hello
     handle: RankHandle
     snapshot: RankSnapshot
-    """All but the handle's numbers, which change with every frame."""
-    asked: bool = False
-    """The canary is on its way."""
+    """Snapshot of the rank, without the handle's numbers, which change with every frame."""
+    canary_sent: bool = False
+    """Whether a canary was sent since the rank was last unhealthy or the group last fenced."""
     proven: bool = False
-    """It has generated the canary's token since the group was last complete."""
+    """Whether the rank has generated a canary's token since the group was last incomplete."""
     experts: ExpertWindow = field(default_factory=ExpertWindow)
-    """What its experts computed lately."""
     shown: tuple[RankSnapshot, RankSnapshot] | None = None
-    """``snapshot`` when it was last frozen with the handle's numbers, and what came of it."""
+    """Cache: ``snapshot`` at the last freeze, and the frozen copy with the handle's numbers."""
 
 
 @dataclass(slots=True)
 class Group:
-    """All ranks of one epoch."""
+    """All ranks of one epoch; fields as in ``GroupSnapshot``."""
 
     group_id: str
     epoch: str
@@ -43,19 +89,57 @@ class Group:
     reason: str
     since: float
     started: float = 0.0
-    """When its gang was started; 0 = not told."""
+    """Start of the group's epoch, Unix time in seconds; 0: unknown."""
     total_experts: int = 0
     app: str = ""
-    """What deployed it; empty: not told."""
     cordoned: str = ""
-    """Why an operator took it out of service; empty: he did not."""
+    """The operator's reason for a cordon; empty: not cordoned."""
     members: dict[int, Member] = field(default_factory=dict)
+    """Joined ranks, by rank number."""
     shown: GroupSnapshot | None = None
-    """As it was last frozen."""
+    """Cache: the last snapshot."""
+
+
+class ReadyGroups:
+    """The ready groups; provides a sample of them per request if there are many ranks.
+
+    Scoring all of 512 ranks takes longer than everything else that the router does for a request,
+    for almost no gain: the best of a few dozen is nearly the best of all (Mitzenmacher, "The power
+    of two choices in randomized load balancing", 2001). Valid until a group or a rank joins, leaves
+    or changes state.
+    """
+
+    def __init__(self, groups: Mapping[str, Group]) -> None:
+        """Collect the ready groups from ``groups``, a mapping by id."""
+        self._ready = {
+            name: groups[name] for name in sorted(groups) if groups[name].state is MemberState.READY
+        }
+        self._order = list(self._ready.values())
+        self._ranks = sum(len(group.members) for group in self._order)
+
+    def sample(self, wanted: Collection[str], turn: int) -> list[Group] | None:
+        """Return the wanted groups and enough others for a sample, ordered by id.
+
+        Args:
+            wanted: Ids of groups to include if they are ready.
+            turn: Number of earlier calls; each call continues after the previous call's groups.
+
+        Returns:
+            The sample; None if it would contain all or nearly all groups.
+        """
+        if self._ranks <= 2 * SAMPLE_RANKS or len(self._order) <= 2 * _LEAST_GROUPS:
+            return None
+        chosen = {name: self._ready[name] for name in wanted if name in self._ready}
+        width = max(_LEAST_GROUPS, -(-SAMPLE_RANKS * len(self._order) // self._ranks))
+        start = turn * width
+        for index in range(start, start + width):
+            group = self._order[index % len(self._order)]
+            chosen[group.group_id] = group
+        return [chosen[name] for name in sorted(chosen)]
 
 
 def waits_for(group: Group) -> str:
-    """Say what keeps the group from being ready, the canary apart; empty: nothing."""
+    """Return what prevents the group from being ready, except canaries; empty: nothing."""
     missing = [rank for rank in range(group.world_size) if rank not in group.members]
     if missing:
         return (
@@ -73,12 +157,12 @@ def waits_for(group: Group) -> str:
 
 
 def unproven(group: Group) -> list[Member]:
-    """Return the ranks that have still to generate the canary's token."""
+    """Return the ranks that have not generated the canary's token."""
     return [member for _, member in sorted(group.members.items()) if not member.proven]
 
 
 def group_snapshot(group: Group) -> GroupSnapshot:
-    """Freeze the group as it is now; what has not changed is not made anew."""
+    """Return a frozen snapshot of the group; unchanged parts of the last snapshot are reused."""
     ranks = tuple(_rank_snapshot(member) for _, member in sorted(group.members.items()))
     shown = group.shown
     if (
@@ -127,7 +211,7 @@ def _rank_snapshot(member: Member) -> RankSnapshot:
 
 
 def first_snapshot(hello: link_pb2.Hello, clock: Clock) -> RankSnapshot:
-    """Return what is known of a rank before its first report."""
+    """Build the snapshot of a rank that has not reported its load yet."""
     capacity = hello.capacity
     return RankSnapshot(
         group_id=hello.group_id,
@@ -151,7 +235,7 @@ def first_snapshot(hello: link_pb2.Hello, clock: Clock) -> RankSnapshot:
 
 
 def load_of(load: link_pb2.LoadSnapshot) -> RankLoad:
-    """Turn a report into what routing sees, numbers that pages and metrics can show."""
+    """Convert a load report received on the link."""
     layers = [layer.tokens for layer in load.experts]
     return RankLoad(
         running_requests=load.running_requests,
@@ -163,8 +247,9 @@ def load_of(load: link_pb2.LoadSnapshot) -> RankLoad:
         since_last_step=load.since_last_step_ms / 1000,
         step_seconds=_finite(load.step_seconds),
         busy_seconds_total=_finite(load.busy_seconds_total),
-        expert_tokens=tuple(min(sum(tokens), _MOST) for tokens in zip(*layers, strict=False)),
-        mtp_draft_steps=load.speculation.draft_steps,
+        expert_tokens=tuple(
+            min(sum(tokens), _MAX_COUNTER) for tokens in zip(*layers, strict=False)
+        ),
         mtp_proposed_tokens=load.speculation.proposed_tokens,
         mtp_accepted_tokens=load.speculation.accepted_tokens,
         resident_bytes=load.resident_bytes,
@@ -172,5 +257,5 @@ def load_of(load: link_pb2.LoadSnapshot) -> RankLoad:
 
 
 def _finite(value: float) -> float:
-    """Return a number as it is; NaN and infinity, which JSON has no form for, as 0."""
+    """Return the value, or 0 for NaN and infinity, which JSON cannot represent."""
     return value if math.isfinite(value) else 0.0

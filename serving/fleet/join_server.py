@@ -1,6 +1,8 @@
-"""The server that ranks dial: checks who they are, and keeps a link to each while it lives."""
+"""The server that ranks connect to: validates each rank and serves its link while it is joined."""
 
 import asyncio
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import structlog
@@ -8,17 +10,18 @@ from typing_extensions import override
 
 from serving import __version__
 from serving.clock import Clock, SystemClock
-from serving.credentials.tls import Alpn, following_context
+from serving.credentials.tls import Alpn, TlsMaterial, following_context
+from serving.credentials.tokens import JoinTokens, bearer_of
+from serving.credentials.watched import Watched
 from serving.errors import LinkRefused, SettingsError
-from serving.fleet.join_guard import JoinGuard
-from serving.fleet.membership import JoinRefused, Roster
-from serving.fleet.rank_handle import MemberKey
+from serving.fleet.membership import FleetMembership, JoinRefused
 from serving.fleet.rank_link import RankLink
 from serving.h2grpc.context import EOF
 from serving.h2grpc.server import Server
 from serving.link.protocol import PROTOCOL_VERSION
 from serving.link.v1 import link_pb2, link_pb2_grpc
-from serving.listening import bind
+from serving.net import bind
+from serving.routing.snapshot import RankId
 from serving.settings import LinkSettings, RouterSettings
 from serving.telemetry import metrics
 
@@ -27,17 +30,48 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 _Refusal = link_pb2.Refusal
 _JOIN_SETTING = "router.join_host and router.join_port"
 _REFUSED_LINGER = 1.0
-"""Seconds that a rank without credentials gets to read that it is refused."""
+"""Seconds that the call of a rank without credentials stays open for the refusal to be read."""
 _STOP_GRACE = 1.0
-"""Seconds that calls get to return after their links were closed."""
+"""Grace period for calls to return after their links were closed, seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class JoinGuard:
+    """Credentials that protect the join port, because a joined rank receives requests."""
+
+    tokens: Watched[JoinTokens] | None = None
+    """Accepted join tokens; None: no token is required."""
+    tls: Watched[TlsMaterial] | None = None
+    """The server's certificate; None: plain text. If client CAs are set, ranks without a client
+    certificate are rejected during the handshake."""
+
+    def check(self, metadata: Iterable[tuple[str, str | bytes]] | None) -> None:
+        """Check the credentials in a call's metadata.
+
+        Raises:
+            JoinRefused: Credentials are missing or wrong; the message never contains a valid token.
+        """
+        if self.tokens is None:
+            return
+        headers = {key: value for key, value in metadata or () if isinstance(value, str)}
+        token = bearer_of(headers)
+        if self.tokens.value.accept(token):
+            return
+        raise JoinRefused(
+            link_pb2.Refusal.CREDENTIALS,
+            "the rank shows no join token: give it the router's with link.token_file"
+            if token is None
+            else "the rank's join token is not one of this router's: link.token_file of the rank "
+            "and security.join_token_file of the router must hold the same",
+        )
 
 
 class LinkServer(link_pb2_grpc.RouterServiceServicer):
-    """Serves ``RouterService.Join``; one link object per joined rank."""
+    """Serves ``RouterService.Join``, with one ``RankLink`` per joined rank."""
 
     def __init__(
         self,
-        roster: Roster,
+        membership: FleetMembership,
         link: LinkSettings,
         router: RouterSettings,
         *,
@@ -46,8 +80,18 @@ class LinkServer(link_pb2_grpc.RouterServiceServicer):
         clock: Clock | None = None,
         guard: JoinGuard | None = None,
     ) -> None:
-        """Serve ranks of one model; without a ``guard`` everybody may join, in plain text."""
-        self._roster = roster
+        """Serve the ranks of one model.
+
+        Args:
+            membership: Receives joined ranks and their reports.
+            link: Limits and timeouts of the links.
+            router: Settings with the address to listen on.
+            model_name: The model that ranks must serve.
+            fingerprint: The fingerprint that the ranks' model files must have.
+            clock: Default: the system clock.
+            guard: Required credentials; default: every rank may join, in plain text.
+        """
+        self._membership = membership
         self._link = link
         self._router = router
         self._model_name = model_name
@@ -58,16 +102,19 @@ class LinkServer(link_pb2_grpc.RouterServiceServicer):
         self._stopping = False
         self._server: Server | None = None
         self.port = 0
-        """Where ranks dial; known after ``start``."""
+        """Port that ranks connect to; 0 before ``start``."""
 
     async def start(self) -> int:
-        """Listen on the join address; returns the port.
+        """Listen on the join address.
+
+        Returns:
+            The port.
 
         Raises:
-            LinkRefused: the address cannot be bound.
+            LinkRefused: The address cannot be bound.
         """
         router = self._router
-        server: Any = Server(  # for the stubs there are only gRPC's own
+        server: Any = Server(  # Any: the generated stubs accept only grpc's server
             max_message_bytes=self._link.max_frame_bytes,
             keepalive_time=self._link.keepalive,
             keepalive_timeout=self._link.keepalive,
@@ -99,22 +146,22 @@ class LinkServer(link_pb2_grpc.RouterServiceServicer):
 
     @override
     async def Join(self, request_iterator: Any, context: Any) -> None:  # type: ignore[override]
-        """Serve one rank for as long as it stays."""
-        del request_iterator  # the context's read and write are used instead
+        """Serve one rank until its link ends."""
+        del request_iterator  # context.read and context.write are used instead
         peer = context.peer()
         try:
-            # Before anything that it sends is read.
+            # Before reading any frame from the peer.
             self._guard.check(context.invocation_metadata())
             hello = await self._hello(context)
             link = RankLink(
-                MemberKey(hello.group_id, hello.epoch, hello.rank),
-                self._roster,
+                RankId(hello.group_id, hello.epoch, hello.rank),
+                self._membership,
                 self._clock,
                 send_limit=self._link.outbox_limit,
                 max_frame_bytes=self._link.max_frame_bytes,
                 silence_limit=self._link.keepalive * 2,
             )
-            self._roster.join(hello, link)
+            self._membership.join(hello, link)
         except JoinRefused as refusal:
             code = _Refusal.Code.Name(refusal.code)
             metrics.LINK_REFUSALS.labels(code).inc()
@@ -125,32 +172,32 @@ class LinkServer(link_pb2_grpc.RouterServiceServicer):
                 ),
             )
             if refusal.code == _Refusal.CREDENTIALS:
-                # Its Hello may still be on the way: a call that ended before it would fail for
-                # the rank instead of telling it why. An honest rank hangs up at once.
+                # The rank's Hello may still be in flight: if the call ended first, the rank would
+                # see a failed call instead of the refusal. A real rank disconnects immediately.
                 await asyncio.sleep(_REFUSED_LINGER)
             return
-        log.info("rank joined", rank=str(link.key), node=hello.node, pid=hello.pid, peer=peer)
+        log.info("rank joined", rank=str(link.rank_id), node=hello.node, pid=hello.pid, peer=peer)
         self._links.add(link)
         reason = "its connection ended"
         try:
             await context.write(
                 link_pb2.RouterMessage(
                     welcome=link_pb2.Welcome(
-                        router_id=self._roster.router_id,
+                        router_id=self._membership.router_id,
                         serving_version=__version__,
                     ),
                 ),
             )
             reason = await self._serve(link, context)
         finally:
-            # No await before this: it must happen also when the call is being cancelled.
+            # No await before this point, because the call may be being cancelled.
             self._links.discard(link)
             link.close(reason)
-            self._roster.leave(link.key, link, link.close_reason)
-            log.info("rank left", rank=str(link.key), reason=link.close_reason)
+            self._membership.leave(link.rank_id, link, link.close_reason)
+            log.info("rank left", rank=str(link.rank_id), reason=link.close_reason)
 
     async def _serve(self, link: RankLink, context: Any) -> str:
-        """Run the link until one side ends it; returns why."""
+        """Run the link until one side ends it; return the reason."""
         tasks: list[asyncio.Task[Any]] = [
             asyncio.create_task(_receive(link, context)),
             asyncio.create_task(link.send(context.write)),
@@ -194,10 +241,10 @@ async def _receive(link: RankLink, context: Any) -> None:
 
 
 def check_hello(hello: link_pb2.Hello, *, model_name: str, fingerprint: str) -> None:
-    """Check what a Hello says for itself, without regard to other ranks.
+    """Check a Hello on its own, regardless of other ranks.
 
     Raises:
-        JoinRefused: with what differs and what to do.
+        JoinRefused: The Hello does not match; the message states the difference and the remedy.
     """
     if hello.protocol_version != PROTOCOL_VERSION:
         raise JoinRefused(

@@ -1,9 +1,9 @@
-"""Who is a member: the roster of groups and ranks.
+"""Fleet membership: the groups and ranks joined to this router, and their states.
 
-No I/O and no waiting is done here. A rank is a member while its link lives; a group counts as
-one failure domain, because expert-parallel collectives hang when one rank is lost. A group gets
-work when all ranks of one epoch have joined, report themselves healthy, and have each generated
-one token for the canary: an engine that says it is well may still not work.
+Does no I/O and never waits. A rank is a member while its link is open. A group is one failure
+domain, because expert-parallel collectives hang when one rank is lost. A group accepts requests
+once all ranks of one epoch have joined, report themselves healthy, and have each generated a token
+for the canary.
 """
 
 from collections import deque
@@ -13,37 +13,37 @@ from uuid import uuid4
 
 from serving.clock import Clock, SystemClock
 from serving.errors import GroupNotFound, LinkRefused
+from serving.fleet.canary import Canary
 from serving.fleet.group import (
+    TRANSITIONS,
     Group,
+    GroupEvent,
     Member,
+    ReadyGroups,
     first_snapshot,
     group_snapshot,
     load_of,
     unproven,
     waits_for,
 )
-from serving.fleet.group_states import TRANSITIONS, GroupEvent
-from serving.fleet.rank_handle import MemberKey, RankHandle
-from serving.fleet.shortlist import ReadyGroups
+from serving.fleet.rank_handle import RankHandle
 from serving.link.v1 import link_pb2
 from serving.routing.prefix_index import PrefixIndex
-from serving.routing.snapshot import FleetSnapshot, GroupSnapshot, MemberState
+from serving.routing.snapshot import FleetSnapshot, GroupSnapshot, MemberState, RankId
 from serving.settings import FleetSettings
 from serving.telemetry import metrics
 
-AskCanary = Callable[[MemberKey, RankHandle], None]
-
 
 class JoinRefused(LinkRefused):
-    """The rank may not join; ``code`` goes into the Refusal."""
+    """The router refuses a rank; ``code`` is sent in the Refusal message."""
 
     def __init__(self, code: link_pb2.Refusal.Code, reason: str) -> None:
         super().__init__(reason)
         self.code = code
 
 
-class Roster:
-    """The router's picture of its fleet. All calls come from one event loop."""
+class FleetMembership:
+    """The groups and ranks of one router. Not thread-safe: all calls come from one event loop."""
 
     def __init__(
         self,
@@ -51,50 +51,59 @@ class Roster:
         clock: Clock | None = None,
         router_id: str | None = None,
         prefixes: PrefixIndex | None = None,
+        canary: Canary | None = None,
     ) -> None:
+        """Start without groups.
+
+        Args:
+            settings: Settings with the length of the history.
+            clock: Default: the system clock.
+            router_id: Prefix of request ids; default: random.
+            prefixes: Index of the ranks' KV caches, filled by links and read by routing.
+            canary: Sends a canary to each rank before its group is ready; default: no canaries.
+        """
         self._settings = settings or FleetSettings()
         self._clock = clock or SystemClock()
         self.router_id = router_id or uuid4().hex[:8]
         self.prefixes = prefixes if prefixes is not None else PrefixIndex()
-        """What the ranks' KV caches hold; their links fill it, routing reads it."""
         self._groups: dict[str, Group] = {}
         self._ready_groups: ReadyGroups | None = None
         self._history: deque[GroupSnapshot] = deque(maxlen=self._settings.history_groups)
-        # Epochs that another replaced, for gangs that do not say when they started: a left-over
-        # rank may not push the living group out. Bounded; by then such a rank is long dead.
+        # Replaced epochs, for ranks that do not report their epoch's start time: a left-over rank
+        # must not replace the current group. Bounded: such a rank exits long before 1024 further
+        # replacements.
         self._replaced: deque[tuple[str, str]] = deque(maxlen=1024)
         self._listeners: list[Callable[[], None]] = []
-        self.ask_canary: AskCanary | None = None
-        """Sends a rank the canary; ``proven`` or ``fault`` is the answer. None: none is needed."""
+        self._canary = canary
 
-    # -- what happens -------------------------------------------------------------------
+    # -- events of ranks ----------------------------------------------------------------
 
-    def join(self, hello: link_pb2.Hello, handle: RankHandle) -> MemberKey:
-        """Take in a rank whose Hello was checked for itself.
+    def join(self, hello: link_pb2.Hello, handle: RankHandle) -> RankId:
+        """Add a rank whose Hello has passed ``check_hello``.
 
         Raises:
-            JoinRefused: it does not fit the ranks that are here.
+            JoinRefused: The rank does not match the ranks that have joined.
         """
-        key = MemberKey(hello.group_id, hello.epoch, hello.rank)
+        rank_id = RankId(hello.group_id, hello.epoch, hello.rank)
         group = self._groups.get(hello.group_id)
         if group is not None and group.epoch == hello.epoch:
             if group.world_size != hello.world_size:
                 raise JoinRefused(
                     link_pb2.Refusal.BAD_HELLO,
-                    f"{key} says world size {hello.world_size}, the ranks that joined before "
-                    f"say {group.world_size}: start all ranks with the same settings",
+                    f"{rank_id} has world size {hello.world_size}, the ranks that joined before "
+                    f"have {group.world_size}: start all ranks with the same settings",
                 )
             other = group.members[hello.rank].hello if hello.rank in group.members else None
             if other is not None and _same_process(hello, other):
-                # It knows before us that its old connection is dead.
+                # The rank detected before the router did that its old connection is dead.
                 old = group.members[hello.rank].handle
-                self.leave(key, old, "its process dialled anew")
-                old.close("its process dialled anew")
+                self.leave(rank_id, old, "its process reconnected")
+                old.close("its process reconnected")
                 return self.join(hello, handle)
             if other is not None:
                 raise JoinRefused(
                     link_pb2.Refusal.DUPLICATE_RANK,
-                    f"{key} is already joined from {other.node or 'an unnamed node'} "
+                    f"{rank_id} is already joined from {other.node or 'an unnamed node'} "
                     f"(pid {other.pid}): stop one of them, or give them different ranks",
                 )
         elif group is not None:
@@ -124,29 +133,29 @@ class Roster:
         self._ready_groups = None
         self._settle(group)
         self._changed()
-        return key
+        return rank_id
 
-    def leave(self, key: MemberKey, handle: RankHandle, reason: str) -> None:
-        """Note that a rank's link ended. Ignored if it is no member any more."""
-        found = self._find(key, handle)
+    def leave(self, rank_id: RankId, handle: RankHandle, reason: str) -> None:
+        """Remove a rank whose link ended; ignored if the handle is no longer the member's."""
+        found = self._find(rank_id, handle)
         if found is None:
             return
         group, _ = found
-        del group.members[key.rank]
+        del group.members[rank_id.rank]
         self._ready_groups = None
-        # Its own requests fail even when the group's state has no transition for this.
+        # The rank's own requests fail even if the group's state does not change.
         planned = group.state is MemberState.DRAINING
-        handle.fence(f"{key} was lost: {reason}", planned=planned)
+        handle.fence(f"{rank_id} was lost: {reason}", planned=planned)
         if group.members:
-            self._apply(group, GroupEvent.FAULT, f"rank {key.rank} was lost: {reason}")
+            self._apply(group, GroupEvent.FAULT, f"rank {rank_id.rank} was lost: {reason}")
             self._settle(group)
         else:
             self._apply(group, GroupEvent.EMPTY, f"its last rank was lost: {reason}")
         self._changed()
 
-    def report(self, key: MemberKey, handle: RankHandle, load: link_pb2.LoadSnapshot) -> None:
-        """Take a rank's load and health."""
-        found = self._find(key, handle)
+    def report(self, rank_id: RankId, handle: RankHandle, load: link_pb2.LoadSnapshot) -> None:
+        """Record a rank's load and health."""
+        found = self._find(rank_id, handle)
         if found is None:
             return
         group, member = found
@@ -161,47 +170,49 @@ class Roster:
             reported_at=self._clock.time(),
         )
         if not healthy:
-            member.proven = member.asked = False
+            member.proven = member.canary_sent = False
         if load.health in {link_pb2.LoadSnapshot.FAILED, link_pb2.LoadSnapshot.STALLED}:
             what = "stalled" if load.health == link_pb2.LoadSnapshot.STALLED else "failed"
             self._apply(
                 group,
                 GroupEvent.FAULT,
-                f"rank {key.rank} {what}: {load.health_reason or 'no reason given'}",
+                f"rank {rank_id.rank} {what}: {load.health_reason or 'no reason given'}",
             )
         self._settle(group)
         if (group.state, group.reason) != before:
             self._changed()
 
-    def drain(self, key: MemberKey, handle: RankHandle, reason: str) -> None:
-        """Note that a rank takes no new work; its whole group gets none from here on."""
-        found = self._find(key, handle)
+    def drain(self, rank_id: RankId, handle: RankHandle, reason: str) -> None:
+        """Stop routing to the group of a rank that accepts no new requests."""
+        found = self._find(rank_id, handle)
         if found is None:
             return
         group, member = found
         member.snapshot = replace(member.snapshot, draining=True)
-        self._apply(group, GroupEvent.DRAIN, f"rank {key.rank} drains: {reason or 'asked to'}")
+        self._apply(
+            group, GroupEvent.DRAIN, f"rank {rank_id.rank} drains: {reason or 'no reason given'}"
+        )
         self._changed()
 
-    def fault(self, key: MemberKey, handle: RankHandle, reason: str) -> None:
-        """Note that a rank failed at something; its group is fenced at once.
+    def fault(self, rank_id: RankId, handle: RankHandle, reason: str) -> None:
+        """Fence the group of a rank that failed.
 
-        It may come back once the rank has reported itself healthy after this and its ranks have
-        answered the canary.
+        The group becomes ready again after the rank has reported itself healthy and all ranks have
+        generated a canary's token.
         """
-        found = self._find(key, handle)
+        found = self._find(rank_id, handle)
         if found is None:
             return
         group, member = found
         member.snapshot = replace(member.snapshot, healthy=False, health_reason=reason)
-        member.proven = member.asked = False
-        self._apply(group, GroupEvent.FAULT, f"rank {key.rank}: {reason}")
+        member.proven = member.canary_sent = False
+        self._apply(group, GroupEvent.FAULT, f"rank {rank_id.rank}: {reason}")
         self._settle(group)
         self._changed()
 
-    def proven(self, key: MemberKey, handle: RankHandle) -> None:
-        """Note that a rank has generated the canary's token."""
-        found = self._find(key, handle)
+    def proven(self, rank_id: RankId, handle: RankHandle) -> None:
+        """Record that a rank has generated the canary's token."""
+        found = self._find(rank_id, handle)
         if found is None:
             return
         group, member = found
@@ -209,13 +220,13 @@ class Roster:
         self._settle(group)
         self._changed()
 
-    # -- what operators do --------------------------------------------------------------
+    # -- operations ---------------------------------------------------------------------
 
     def cordon(self, group_id: str, reason: str) -> None:
-        """Give the group no new work from here on; what it has goes on.
+        """Stop routing new requests to a group; running requests continue.
 
         Raises:
-            GroupNotFound: it is not here.
+            GroupNotFound: No such group is joined.
         """
         group = self._group(group_id)
         group.cordoned = reason or "by an operator"
@@ -224,10 +235,10 @@ class Roster:
         self._changed()
 
     def uncordon(self, group_id: str) -> None:
-        """Give the group work again, if nothing else keeps it from it.
+        """Route requests to a cordoned group again, once nothing else prevents it.
 
         Raises:
-            GroupNotFound: it is not here.
+            GroupNotFound: No such group is joined.
         """
         group = self._group(group_id)
         group.cordoned = ""
@@ -237,80 +248,85 @@ class Roster:
         self._changed()
 
     def hand_over(self, group_id: str, reason: str) -> None:
-        """Move the requests of a group to others: it gets no new work, they go on elsewhere.
+        """Cordon a group and move its running requests to other groups.
 
         Raises:
-            GroupNotFound: it is not here.
+            GroupNotFound: No such group is joined.
         """
         self.cordon(group_id, reason)
         for member in tuple(self._group(group_id).members.values()):
             member.handle.fence(f"group {group_id} hands over: {reason}", planned=True)
 
     def inflight_requests(self, group_id: str) -> int:
-        """Return how many of this router's requests are on the group; 0 if it is not here."""
+        """Return the number of this router's requests on the group; 0 if it is not joined."""
         group = self._groups.get(group_id)
         members = group.members.values() if group is not None else ()
         return sum(member.handle.inflight_requests for member in members)
 
     def subscribe(self, listener: Callable[[], None]) -> Callable[[], None]:
-        """Call ``listener`` after each change of a group's state or ranks; returns the way off."""
+        """Call ``listener`` after each change of a group's state or ranks.
+
+        Returns:
+            A function that unsubscribes the listener.
+        """
         self._listeners.append(listener)
         return lambda: self._listeners.remove(listener)
 
-    # -- what is ------------------------------------------------------------------------
+    # -- views --------------------------------------------------------------------------
 
     @property
     def ready(self) -> bool:
-        """Whether any group can take work."""
+        """Whether any group accepts requests."""
         return self.ready_groups > 0
 
     @property
     def ready_groups(self) -> int:
-        """How many groups can take work."""
+        """Number of groups that accept requests."""
         return sum(group.state is MemberState.READY for group in self._groups.values())
 
-    def handle(self, group_id: str, epoch: str, rank: int) -> RankHandle | None:
-        """Return the way to a rank, or none if it is no member any more."""
-        group = self._groups.get(group_id)
-        if group is None or group.epoch != epoch or rank not in group.members:
-            return None
-        return group.members[rank].handle
+    def handle(self, rank_id: RankId) -> RankHandle | None:
+        """Return the connection to a rank; None if it is no longer a member."""
+        member = self._member(rank_id)
+        return None if member is None else member.handle
 
     def snapshot(self) -> FleetSnapshot:
-        """Return the fleet as it is now, frozen."""
+        """Return a frozen snapshot of the fleet."""
         return FleetSnapshot(
             self.router_id,
             tuple(group_snapshot(self._groups[name]) for name in sorted(self._groups)),
             tuple(reversed(self._history)),
         )
 
-    def shortlist(self, wanted: Collection[str], turn: int) -> FleetSnapshot | None:
-        """Return a part of a large fleet, so that a choice costs the same however large it is.
+    def sample_candidates(self, wanted: Collection[str], turn: int) -> FleetSnapshot | None:
+        """Return a sample of a large fleet, so that the cost of a decision is bounded.
 
         Args:
-            wanted: groups that must be in it, if they are ready.
-            turn: counts the calls; the other groups take turns by it.
+            wanted: Ids of groups to include if they are ready.
+            turn: Number of earlier calls; rotates through the other groups.
 
         Returns:
-            Some of the ready groups; none if the whole fleet is small enough.
+            Some of the ready groups; None if the fleet is small enough to be scored completely.
         """
         if self._ready_groups is None:
             self._ready_groups = ReadyGroups(self._groups)
-        groups = self._ready_groups.some(wanted, turn)
+        groups = self._ready_groups.sample(wanted, turn)
         if groups is None:
             return None
         return FleetSnapshot(self.router_id, tuple(group_snapshot(group) for group in groups))
 
     # -- rules --------------------------------------------------------------------------
 
-    def _find(self, key: MemberKey, handle: RankHandle) -> tuple[Group, Member] | None:
-        group = self._groups.get(key.group_id)
-        if group is None or group.epoch != key.epoch:
+    def _member(self, rank_id: RankId) -> Member | None:
+        group = self._groups.get(rank_id.group_id)
+        if group is None or group.epoch != rank_id.epoch:
             return None
-        member = group.members.get(key.rank)
+        return group.members.get(rank_id.rank)
+
+    def _find(self, rank_id: RankId, handle: RankHandle) -> tuple[Group, Member] | None:
+        member = self._member(rank_id)
         if member is None or member.handle is not handle:
             return None
-        return group, member
+        return self._groups[rank_id.group_id], member
 
     def _group(self, group_id: str) -> Group:
         group = self._groups.get(group_id)
@@ -320,35 +336,34 @@ class Roster:
         return group
 
     def _is_older(self, hello: link_pb2.Hello, group: Group) -> bool:
-        """Whether a newcomer of another epoch is a left-over rather than the successor."""
+        """Return whether a rank of another epoch is left over from before the current one."""
         if hello.epoch_started_unix_seconds and group.started:
             return hello.epoch_started_unix_seconds < group.started
         return (hello.group_id, hello.epoch) in self._replaced
 
     def _settle(self, group: Group) -> None:
-        """See whether the group is complete, and say what it waits for if not."""
+        """Make the group ready if it is complete; otherwise record what is missing."""
         waits = waits_for(group)
-        asking = group.state in {MemberState.JOINING, MemberState.FENCED}
-        if not waits and asking and self.ask_canary is not None:
-            waits = self._prove(group, self.ask_canary)
+        needs_canary = group.state in {MemberState.JOINING, MemberState.FENCED}
+        if not waits and needs_canary and self._canary is not None:
+            waits = self._prove(group, self._canary)
         if not waits:
             self._apply(
                 group,
                 GroupEvent.COMPLETE,
                 f"all {group.world_size} ranks are healthy"
-                + (" and generate" if self.ask_canary is not None else ""),
+                + (" and generate" if self._canary is not None else ""),
             )
         elif group.state is MemberState.JOINING:
             group.reason = waits
 
-    def _prove(self, group: Group, ask: AskCanary) -> str:
-        """Send the canary to the ranks that have not answered it; returns what is missing."""
+    def _prove(self, group: Group, canary: Canary) -> str:
+        """Send missing canaries; return what the group still waits for, empty if nothing."""
         missing = unproven(group)
         for member in missing:
-            if not member.asked:
-                member.asked = True
-                rank = member.snapshot.rank
-                ask(MemberKey(group.group_id, group.epoch, rank), member.handle)
+            if not member.canary_sent:
+                member.canary_sent = True
+                canary.send(member.snapshot.rank_id, member.handle, self)
         ranks = ", ".join(str(member.snapshot.rank) for member in missing[:8])
         return f"waits for the first token of rank {ranks}" if missing else ""
 
@@ -363,7 +378,7 @@ class Roster:
         if after is MemberState.FENCED:
             metrics.GROUPS_FENCED.inc()
             for member in members:
-                member.proven = member.asked = False
+                member.proven = member.canary_sent = False
                 member.handle.fence(f"group {group.group_id} was fenced: {reason}", planned=planned)
         elif after is MemberState.GONE:
             self._history.append(group_snapshot(group))

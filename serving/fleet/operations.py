@@ -1,50 +1,54 @@
-"""What operators do with a group: cordon, uncordon, drain."""
+"""Operations on a group: cordon, uncordon, drain."""
 
 import asyncio
 
-from serving.fleet.membership import Roster
+from serving.fleet.membership import FleetMembership
 
-_LOOK_EVERY = 0.05
-"""Seconds."""
+_POLL_INTERVAL = 0.05
+"""Interval at which a draining group is checked for running requests, seconds."""
 
 
 class FleetOperations:
-    """Operates the groups of one router; a group stays cordoned until it is uncordoned or gone."""
+    """Operations on one router's groups; a cordon lasts until undone or until the group is gone."""
 
-    def __init__(self, roster: Roster) -> None:
-        self._roster = roster
+    def __init__(self, membership: FleetMembership) -> None:
+        self._membership = membership
 
     def cordon(self, group_id: str, reason: str) -> None:
-        """Give the group no new work.
+        """Stop routing new requests to a group; running requests continue.
 
         Raises:
-            GroupNotFound: it is not here.
+            GroupNotFound: No such group is joined.
         """
-        self._roster.cordon(group_id, reason)
+        self._membership.cordon(group_id, reason)
 
     def uncordon(self, group_id: str) -> None:
-        """Give it work again.
+        """Route requests to a cordoned group again, once nothing else prevents it.
 
         Raises:
-            GroupNotFound: it is not here.
+            GroupNotFound: No such group is joined.
         """
-        self._roster.uncordon(group_id)
+        self._membership.uncordon(group_id)
 
     async def drain(self, group_id: str, timeout: float) -> bool:
-        """Cordon the group and wait until its requests are finished; move what is left then.
+        """Drain a group: stop new requests, let running ones finish, then move the rest.
+
+        Args:
+            group_id: The group.
+            timeout: Time for running requests to finish, seconds.
 
         Returns:
-            Whether all finished there within ``timeout`` seconds; the others go on elsewhere.
+            Whether all requests finished in time; the remaining ones continue on other groups.
 
         Raises:
-            GroupNotFound: it is not here.
+            GroupNotFound: No such group is joined.
         """
-        self._roster.cordon(group_id, "drained by an operator")
+        self._membership.cordon(group_id, "drained by an operator")
         try:
             async with asyncio.timeout(timeout):
-                while self._roster.inflight_requests(group_id):  # noqa: ASYNC110  bounded above
-                    await asyncio.sleep(_LOOK_EVERY)
+                while self._membership.inflight_requests(group_id):  # noqa: ASYNC110  bounded above
+                    await asyncio.sleep(_POLL_INTERVAL)
         except TimeoutError:
-            self._roster.hand_over(group_id, f"drained, {timeout:g} s were not enough")
+            self._membership.hand_over(group_id, f"drained, {timeout:g} s were not enough")
             return False
         return True

@@ -1,4 +1,4 @@
-"""The router's end of one rank's stream: what goes down, and who gets what comes up."""
+"""The router's end of one rank's Join stream: sends requests, and delivers deltas to them."""
 
 import asyncio
 import math
@@ -6,43 +6,53 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from serving.clock import Clock
 from serving.errors import GroupLost, InvalidRequest, Overloaded
-from serving.fleet.membership import Roster
-from serving.fleet.rank_handle import LinkedStream, MemberKey
+from serving.fleet.membership import FleetMembership
+from serving.fleet.rank_handle import LinkedStream
 from serving.link.v1 import link_pb2
+from serving.routing.snapshot import RankId
 from serving.telemetry import metrics
 
 Write = Callable[[link_pb2.RouterMessage], Awaitable[None]]
 
 
 class RankLink:
-    """Implements ``rank_handle.RankHandle`` on a Join stream.
+    """A ``rank_handle.RankHandle`` on a Join stream.
 
-    Requests and aborts gather in the send queue and go down together in one frame when the
-    sender gets to run. The queue is bounded: a rank that does not take its frames refuses work.
+    Requests and aborts collect in the send queue and are sent in one frame when the sender task
+    runs. The queue is bounded: if the rank does not read its frames, new requests are refused.
     """
 
     def __init__(
         self,
-        key: MemberKey,
-        roster: Roster,
+        rank_id: RankId,
+        membership: FleetMembership,
         clock: Clock,
         *,
         send_limit: int,
         max_frame_bytes: int,
         silence_limit: float,
     ) -> None:
-        self.key = key
-        self._rank = (key.group_id, key.epoch, key.rank)
+        """Start without requests.
+
+        Args:
+            rank_id: The rank at the other end.
+            membership: Receives the rank's reports.
+            clock: The router's clock.
+            send_limit: Maximum number of requests in the send queue.
+            max_frame_bytes: Maximum frame size; requests fill at most half of it.
+            silence_limit: Seconds without a frame after which the link is closed.
+        """
+        self.rank_id = rank_id
         self.closed = asyncio.Event()
         self.close_reason = ""
-        self._roster = roster
+        self._membership = membership
         self._clock = clock
         self._send_limit = send_limit
-        # Half: room for what else the frame holds and for protobuf's own framing.
+        # Half, to leave room for the frame's other fields and protobuf's overhead.
         self._frame_bytes = max_frame_bytes // 2
         self._silence_limit = silence_limit
         self._streams: dict[str, LinkedStream] = {}
-        # What each of them counts for in the sum below, as of its last frame.
+        # Outstanding tokens of each request as of its last frame, and their sum.
         self._counted: dict[str, int] = {}
         self._outstanding = 0
         self._submits: dict[str, link_pb2.Submit] = {}
@@ -58,32 +68,32 @@ class RankLink:
 
     @property
     def inflight_requests(self) -> int:
-        """Requests on the rank now."""
+        """Number of this router's requests on the rank."""
         return len(self._streams)
 
     @property
     def outstanding_tokens(self) -> int:
-        """Tokens still to compute for them."""
+        """Tokens that the rank still has to compute for these requests."""
         return self._outstanding
 
     @property
     def round_trip(self) -> float | None:
-        """Seconds from Ping to Pong, last seen."""
+        """Seconds from the last Ping to its Pong; None before the first Pong."""
         return self._round_trip
 
     def submit(self, stream: LinkedStream) -> None:
         """Queue a request for the rank.
 
         Raises:
-            GroupLost: the link is closed.
-            Overloaded: the send queue is full.
-            InvalidRequest: the request is larger than a frame may be.
+            GroupLost: The link is closed.
+            Overloaded: The send queue is full.
+            InvalidRequest: The request exceeds the maximum frame size.
         """
         if self.closed.is_set():
-            raise GroupLost(f"{self.key} was lost: {self.close_reason}")
+            raise GroupLost(f"{self.rank_id} was lost: {self.close_reason}")
         if len(self._submits) >= self._send_limit:
             raise Overloaded(
-                f"{self.key} does not take its requests fast enough "
+                f"{self.rank_id} does not take its requests fast enough "
                 f"({self._send_limit} wait): try again later",
             )
         if (size := stream.work.ByteSize()) > self._frame_bytes:
@@ -97,7 +107,7 @@ class RankLink:
         self._wake.set()
 
     def release(self, stream: LinkedStream) -> None:
-        """Forget a request, and abort it on the rank if the rank may still run it."""
+        """Drop a request, and abort it on the rank if the rank may still run it."""
         if self._streams.get(stream.request_id) is not stream:
             return
         self._forget(stream)
@@ -114,25 +124,25 @@ class RankLink:
             stream.fail(GroupLost(f"{reason}; the request can be sent again", planned=planned))
 
     def close(self, reason: str) -> None:
-        """End the link; its Join call returns."""
+        """End the link, which makes its Join call return."""
         if not self.closed.is_set():
             self.close_reason = reason
             self.closed.set()
-            self._roster.prefixes.forget(self._rank)
+            self._membership.prefixes.forget(self.rank_id)
             self._wake.set()
 
     # -- the wire -----------------------------------------------------------------------
 
     def receive(self, message: link_pb2.RankMessage) -> None:
-        """Take in one frame from the rank."""
+        """Process a frame from the rank."""
         self._heard_at = self._clock.monotonic()
         metrics.LINK_FRAMES_UP.inc()
         if deltas := message.deltas:
-            self._take_in(deltas)
+            self._deliver(deltas)
         if message.HasField("kv_events") and not self.closed.is_set():
             events = message.kv_events
-            self._roster.prefixes.apply(
-                self._rank,
+            self._membership.prefixes.apply(
+                self.rank_id,
                 sequence=events.sequence,
                 reset=events.reset,
                 block_size=events.block_size,
@@ -140,9 +150,9 @@ class RankLink:
                 stored=events.stored,
             )
         if message.HasField("load"):
-            self._roster.report(self.key, self, message.load)
+            self._membership.report(self.rank_id, self, message.load)
         if message.HasField("drain"):
-            self._roster.drain(self.key, self, message.drain.reason)
+            self._membership.drain(self.rank_id, self, message.drain.reason)
         if (
             message.HasField("pong")
             and message.pong.number == self._ping_number
@@ -151,21 +161,21 @@ class RankLink:
             self._round_trip = self._heard_at - self._ping_sent_at
             self._ping_sent_at = None
 
-    def _take_in(self, deltas: Sequence[link_pb2.Delta]) -> None:
-        """Give each request what it gained."""
+    def _deliver(self, deltas: Sequence[link_pb2.Delta]) -> None:
+        """Deliver each delta to its request."""
         metrics.LINK_DELTAS.inc(len(deltas))
         streams, counted = self._streams, self._counted
         for delta in deltas:
             request_id = delta.request_id
             stream = streams.get(request_id)
             if stream is None:
-                # Crossed our abort on the way.
+                # The rank sent the delta before it received the abort.
                 continue
             stream.receive(delta)
             if stream.done:
                 self._forget(stream)
                 if not delta.finished:
-                    # It did not fit and failed here, not on the rank.
+                    # The request failed in the router, so the rank still runs it.
                     self._aborts.append(request_id)
                     self._wake.set()
             else:
@@ -183,16 +193,17 @@ class RankLink:
                 metrics.LINK_FRAMES_DOWN.inc()
 
     async def watch(self) -> None:
-        """Ping the rank when it is quiet, and now and then; close the link after long silence.
+        """Ping a silent rank, and close the link after ``silence_limit`` seconds of silence.
 
-        Keepalive of the transport notices a dead peer; this notices one that accepts bytes
-        and does not answer (a stopped process, a stuck event loop). A rank that reports needs no
-        Ping to show that it lives: with hundreds of ranks they would be half of what comes.
+        The transport's keepalive detects a dead peer; this task detects a peer that accepts bytes
+        but does not respond (a stopped process, a stuck event loop). A rank that sends reports is
+        pinged only once per limit, to measure the round trip; with hundreds of ranks, Pongs would
+        otherwise be half of all frames.
         """
         pinged_at = -math.inf
         while not self.closed.is_set():
             silent = self._clock.monotonic() - self._heard_at
-            # Wakes when the limit is reached, and often enough to ping before that.
+            # Wake when the limit is reached, and often enough to send a Ping before that.
             left = max(self._silence_limit - silent, 0.001)
             await asyncio.sleep(min(self._silence_limit / 4, left))
             now = self._clock.monotonic()

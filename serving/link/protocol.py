@@ -1,20 +1,23 @@
-"""What both ends of the link must agree on before the first request."""
+"""Properties that both ends of a link must share: protocol version and model files."""
 
 import hashlib
 import json
 from pathlib import Path
 
 PROTOCOL_VERSION = 1
-"""Raised when a change makes an older peer misunderstand a newer one."""
+"""Incremented by every change that an older peer would misinterpret."""
 
 _FINGERPRINT_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json")
 
 
 def model_fingerprint(path: str) -> str:
-    """Digest the model's configuration and tokenizer files in folder ``path``.
+    """Return a digest of the model's configuration and tokenizer files.
 
-    A rank and a router with equal fingerprints mean the same by a token id. For a hub id
-    (no such folder) the id itself is digested: both sides then name the same thing.
+    Token ids have the same meaning on a rank and a router with equal fingerprints.
+
+    Args:
+        path: Directory of the model. If it has none of these files, ``path`` is treated as a model
+            hub id, and the id itself is digested.
     """
     folder = Path(path)
     digest = hashlib.sha256()
@@ -23,7 +26,7 @@ def model_fingerprint(path: str) -> str:
         file = folder / name
         if file.is_file():
             found = True
-            # Canonical JSON: white space and key order mean nothing.
+            # Canonical JSON: white space and the order of keys do not matter.
             content = json.dumps(json.loads(file.read_text("utf-8")), sort_keys=True)
             digest.update(f"{name}\0{content}\0".encode())
     if not found:

@@ -1,1 +1,1 @@
-"""A request from prompt to last token, over as many ranks as it takes."""
+"""The life of a request from prompt to last token, on one or, after losses, several ranks."""

@@ -1,15 +1,16 @@
-"""The fleet as an ``EngineClient``: vLLM's OpenAI app on top, ranks over the link below.
+"""The fleet as vLLM's ``EngineClient``, between vLLM's OpenAI app and the ranks.
 
-``generate`` checks the request with vLLM's own input processor before anything is sent, picks
-a rank, submits, and yields vLLM's ``RequestOutput`` exactly as an engine in this process would.
+``generate`` validates a request with vLLM's input processor before anything is sent, runs it on
+the fleet, and yields ``RequestOutput`` exactly as an engine in this process would.
 """
 
 import asyncio
 import functools
 import itertools
 import random
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -28,9 +29,8 @@ from vllm.v1.engine import EngineCoreRequest
 from vllm.v1.engine.input_processor import InputProcessor
 from vllm.v1.kv_hints import KvHintsEnvelope
 
-from serving.admission.api import OpenTurnstile, Turnstile
+from serving.admission.api import Admission
 from serving.clock import Clock, SystemClock
-from serving.dispatch.dispatcher import Placer
 from serving.errors import (
     InvalidRequest,
     NotReady,
@@ -39,109 +39,156 @@ from serving.errors import (
     Unsupported,
     status_of,
 )
-from serving.fleet.deadline import deadline_var
-from serving.fleet.membership import Roster
+from serving.fleet.membership import FleetMembership
 from serving.link.v1 import link_pb2
-from serving.request_context import Caller, caller
-from serving.requests.outcome import counted
-from serving.requests.output_buffer import Transcript
-from serving.requests.poison import Quarantine
-from serving.requests.prepared import Prepared
-from serving.requests.request import FleetRequest
+from serving.request_context import RequestContext, current_context
+from serving.requests.output_buffer import OutputBuffer
+from serving.requests.poison import PoisonTracker
+from serving.requests.request import EngineRequest, FleetRequest, RequestServices
 from serving.requests.resume import needs_seed
+from serving.requests.token_timings import request_metrics
 from serving.settings import Settings
 from serving.telemetry import metrics
 from serving.telemetry.tenants import TenantTokens
-from serving.vllm_adapter.errors import visible
+from serving.vllm_adapter.errors import as_vllm_error
 from serving.vllm_adapter.tokenizing import tokenize_short_texts_at_once
-from serving.vllm_adapter.unsupported_api import NoEngine
+from serving.vllm_adapter.unsupported_api import UnsupportedEngineApi
 
 _TRANSFERS = {"kv_transfer_params", "ec_transfer_params"}
 _TASKS: tuple[SupportedTask, ...] = ("generate",)
 _GRAMMAR_THREADS = 2
-"""So many requests' schemas and grammars are read at a time; the tokenizer has a thread apart."""
+"""Number of threads that compile schemas and grammars; the tokenizer has a separate thread."""
 
 
-class FleetClient(NoEngine):
-    """Generates on whichever rank of the fleet suits best."""
+class FleetClient(UnsupportedEngineApi):
+    """Generates on the ranks of a fleet."""
 
     def __init__(
         self,
         vllm_config: VllmConfig,
-        roster: Roster,
+        membership: FleetMembership,
+        admission: Admission,
         settings: Settings,
         clock: Clock | None = None,
-        turnstile: Turnstile | None = None,
+        rng: random.Random | None = None,
     ) -> None:
+        """Load the tokenizer, and start the threads that compile grammars.
+
+        Args:
+            vllm_config: vLLM's configuration (``engine.arguments.router_vllm_config``).
+            membership: Receives failures that requests detect, and reports readiness.
+            admission: Places requests on ranks.
+            settings: All settings.
+            clock: Default: the system clock.
+            rng: Draws seeds for requests that need one; default: the system's generator.
+        """
         self.vllm_config = vllm_config
         self.model_config = vllm_config.model_config
         self.renderer = renderer_from_config(vllm_config)
         tokenize_short_texts_at_once(self.renderer)
         self.input_processor = InputProcessor(vllm_config, self.renderer)
         self._grammars = ThreadPoolExecutor(_GRAMMAR_THREADS, "grammar")
-        self.roster = roster
+        self.membership = membership
         self._settings = settings
         self._clock = clock or SystemClock()
-        self._turnstile: Turnstile = turnstile or OpenTurnstile(self._clock)
+        self._admission = admission
         self._inflight = 0
-        self._placer = Placer(roster, settings.routing, self._clock)
-        self._tenants = TenantTokens(settings.telemetry.tenant_labels)
         self._numbers = itertools.count(1)
-        self._random = random.SystemRandom()
-        self._quarantine = Quarantine(lambda: roster.ready_groups)
-        roster.subscribe(self._turnstile.wake)
-        roster.subscribe(self._quarantine.wake)
+        self._random = rng or random.SystemRandom()
+        poison = PoisonTracker(lambda: membership.ready_groups)
+        membership.subscribe(poison.wake)
+        self._services = RequestServices(
+            admission=admission,
+            membership=membership,
+            poison=poison,
+            settings=settings.fleet,
+            clock=self._clock,
+            tenants=TenantTokens(settings.telemetry.tenant_labels),
+        )
 
-    # -- what vLLM's app asks for -------------------------------------------------------
+    # -- called by vLLM's app -----------------------------------------------------------
 
     @property
     @override
     def dead_error(self) -> BaseException:
-        """What to raise when errored."""
-        return visible(NotReady("no group is ready"))
+        """The error that vLLM raises while ``errored`` is true."""
+        return as_vllm_error(NotReady("no group is ready"))
 
     @property
     def inflight_requests(self) -> int:
-        """Requests that callers have not finished yet."""
+        """Number of requests in flight, placed on a rank or waiting."""
         return self._inflight
 
     @override
     async def get_supported_tasks(self) -> tuple[SupportedTask, ...]:
-        """Text generation alone."""
+        """Return the supported tasks: only text generation."""
         return _TASKS
+
+    def check_load(self) -> None:
+        """Refuse the current request if the router is overloaded, before any work is done for it.
+
+        Called once per request: by the edge before it reads the body, or otherwise by vLLM's
+        handlers through ``check_admission``. A fleet without ready groups is not overloaded:
+        requests wait for a group until their deadline.
+
+        Raises:
+            Overloaded: The router is at its limit of requests in flight, the queue is full, or
+                the tenant's quota is exhausted.
+            NotReady: The router is shutting down.
+        """
+        context = current_context()
+        with self._refusals():
+            self._check_inflight()
+            self._admission.check(context)
+        context.record.load_checked = True
 
     @override
     def check_admission(self, n: int = 1, request_id: str | None = None) -> None:
-        """Refuse before any work is done, while an HTTP status can still be sent.
+        """Refuse a request before its response starts; vLLM calls this once per request.
 
-        Having no ready group is no reason: requests wait for one until their deadline.
+        Args:
+            n: Number of choices over all prompts.
+            request_id: Not used.
 
         Raises:
-            InvalidRequest: it asks for more choices than one request may.
-            Overloaded: this router holds as many requests as it may, or the turnstile says so.
+            InvalidRequest: ``n`` is above ``router.max_choices``.
+            Overloaded: See ``check_load``, which is called unless the edge already did.
+            NotReady: The router is shutting down.
         """
         del request_id
-        limit = self._settings.router.max_inflight_requests
+        with self._refusals():
+            self._check_choices(n)
+        if not current_context().record.load_checked:
+            self.check_load()
+
+    def _check_choices(self, n: int) -> None:
         choices = self._settings.router.max_choices
+        if n > choices:
+            raise InvalidRequest(f"n must be at most {choices}, got {n}")
+
+    def _check_inflight(self) -> None:
+        limit = self._settings.router.max_inflight_requests
+        if self._inflight >= limit:
+            raise Overloaded(f"this router holds {limit} requests already; try again later")
+
+    @contextmanager
+    def _refusals(self) -> Iterator[None]:
+        """Count refusals raised in the block, and convert them to vLLM errors."""
         try:
-            if n > choices:
-                raise InvalidRequest(f"n must be at most {choices}, got {n}")
-            if self._inflight >= limit:
-                raise Overloaded(f"this router holds {limit} requests already; try again later")
-            self._turnstile.check(caller())
+            yield
         except ServingError as error:
             metrics.REQUESTS.labels(status_of(error).reason).inc()
-            raise visible(error) from error
+            raise as_vllm_error(error) from error
 
     @override
     async def check_health(self) -> None:
-        """Return if a group is ready.
+        """Check that a group is ready.
 
         Raises:
-            NotReady: none is.
+            NotReady: No group is ready.
         """
-        if not self.roster.ready:
-            raise visible(NotReady("no group is ready"))
+        if not self.membership.ready:
+            raise as_vllm_error(NotReady("no group is ready"))
 
     @override
     def generate(
@@ -161,24 +208,24 @@ class FleetClient(NoEngine):
         reasoning_ended: bool | None = None,
         reasoning_parser_kwargs: dict[str, Any] | None = None,
     ) -> AsyncGenerator[RequestOutput, None]:
-        """Generate on a rank; closing the generator aborts the request there at once.
+        """Generate on the fleet; closing the generator aborts the request on its rank immediately.
 
-        The deadline is taken here, in the caller's context, not when the first output is
-        asked for: that may happen in another task.
+        The request's context is read in this call, because the first output may be read in
+        another task. See ``EngineClient`` for the arguments; ``priority`` is ignored, because the
+        API key determines it and not the body.
 
         Raises:
-            VLLMValidationError: (from the first step) the request is invalid.
-            ServingError: (from the steps) anything else; see ``serving.errors``.
+            VLLMValidationError: The request is invalid; raised when outputs are read.
+            ServingError: Any other failure, see ``serving.errors``; raised when outputs are read.
         """
-        now = self._clock.monotonic()
-        deadline = now + self._settings.router.request_timeout
-        if (asked := deadline_var.get()) is not None:
-            deadline = min(deadline, asked)
-        del priority  # the body's own, which any client could set: the caller's key decides
-        who = caller()
+        del priority
+        context = current_context()
+        deadline = self._clock.monotonic() + self._settings.router.request_timeout
+        if context.deadline is not None:
+            deadline = min(deadline, context.deadline)
         work = link_pb2.Submit(
-            request_id=f"{self.roster.router_id}-{next(self._numbers):x}-{request_id}",
-            priority=self._engine_priority(who),
+            request_id=f"{self.membership.router_id}-{next(self._numbers):x}-{request_id}",
+            priority=self._engine_priority(context),
             trace_headers=dict(trace_headers or {}),
         )
         if reasoning_ended is not None:
@@ -192,24 +239,24 @@ class FleetClient(NoEngine):
             "a data-parallel rank (the router picks one)": data_parallel_rank is not None,
             "KV hints": kv_hints is not None,
         }
-        if session_id is not None and who.session_id is None:
-            who = replace(who, session_id=session_id)
+        if session_id is not None and context.session_id is None:
+            context = replace(context, session_id=session_id)
         return self._generate(
             prompt,
             sampling_params,
             request_id,
             work,
-            caller=who,
+            context=context,
             deadline=deadline,
-            unsupported=[name for name, asked_for in unsupported.items() if asked_for],
+            unsupported=[name for name, given in unsupported.items() if given],
             tokenization_kwargs=tokenization_kwargs,
             prompt_text=prompt_text,
         )
 
-    def _engine_priority(self, who: Caller) -> int:
-        """Return what the engine orders by where it does; vLLM's default takes none but 0."""
+    def _engine_priority(self, context: RequestContext) -> int:
+        """Return the request's priority in the engine; 0 if the engine schedules without one."""
         by_priority = self.vllm_config.scheduler_config.policy == "priority"
-        return int(who.priority) if by_priority else 0
+        return int(context.priority) if by_priority else 0
 
     async def _generate(
         self,
@@ -218,38 +265,32 @@ class FleetClient(NoEngine):
         request_id: str,
         work: link_pb2.Submit,
         *,
-        caller: Caller,
+        context: RequestContext,
         deadline: float,
         unsupported: list[str],
         tokenization_kwargs: dict[str, Any] | None,
         prompt_text: str | None,
     ) -> AsyncGenerator[RequestOutput, None]:
         if unsupported:
-            raise visible(Unsupported(f"{', '.join(unsupported)} cannot be served here"))
-        self.check_admission(params.n, request_id)
+            raise as_vllm_error(Unsupported(f"{', '.join(unsupported)} cannot be served here"))
+        with self._refusals():
+            # Checked again, because a completion with several prompts gets here once per prompt.
+            self._check_choices(params.n)
+            self._check_inflight()
         self._inflight += 1
         try:
-            with counted(self._clock, caller.journal.arrived_at):
-                prepared = await self._prepare(
+            with request_metrics(self._clock, context.record.arrived_at):
+                engine_request = await self._prepare(
                     prompt,
                     params,
                     request_id,
                     work,
-                    caller=caller,
+                    context=context,
                     deadline=deadline,
                     tokenization_kwargs=tokenization_kwargs,
                     prompt_text=prompt_text,
                 )
-                request = FleetRequest(
-                    prepared,
-                    placer=self._placer,
-                    turnstile=self._turnstile,
-                    quarantine=self._quarantine,
-                    roster=self.roster,
-                    settings=self._settings.fleet,
-                    clock=self._clock,
-                    tenants=self._tenants,
-                )
+                request = FleetRequest(engine_request, self._services)
                 with request.running():
                     await request.begin()
                     finished = False
@@ -267,12 +308,17 @@ class FleetClient(NoEngine):
         request_id: str,
         work: link_pb2.Submit,
         *,
-        caller: Caller,
+        context: RequestContext,
         deadline: float,
         tokenization_kwargs: dict[str, Any] | None,
         prompt_text: str | None,
-    ) -> Prepared:
-        """Check and normalise the request with vLLM's own code, and fill in ``work``."""
+    ) -> EngineRequest:
+        """Validate and normalise a request with vLLM's input processor, and fill in ``work``.
+
+        Raises:
+            VLLMValidationError: The request is invalid.
+            Unsupported: The request uses a feature that the fleet does not serve.
+        """
         arguments: dict[str, Any] = {
             "supported_tasks": _TASKS,
             "tokenization_kwargs": tokenization_kwargs,
@@ -280,7 +326,7 @@ class FleetClient(NoEngine):
             "priority": work.priority,
         }
         if params.structured_outputs is not None:
-            # Reading a grammar takes up to seconds, for nearly all of which the GIL is free.
+            # Compiling a grammar can take seconds, mostly with the GIL released.
             loop = asyncio.get_running_loop()
             process = self.input_processor.process_inputs
             call = functools.partial(process, request_id, prompt, params, **arguments)
@@ -297,28 +343,28 @@ class FleetClient(NoEngine):
             "prompt embeddings": request.prompt_embeds is not None,
             "cache_salt": request.cache_salt,
             "prompt_logprob_token_ids": params.prompt_logprob_token_ids is not None,
-            # vLLM's engine trusts their form: a text in their place makes it fail.
+            # vLLM's engine does not check the type of these: a string makes the engine fail.
             "KV or encoder-cache transfer": _TRANSFERS & (params.extra_args or {}).keys(),
         }
-        if asked_for := [name for name, given in unsupported.items() if given]:
-            raise visible(Unsupported(f"{', '.join(asked_for)} cannot be served here"))
+        if found := [name for name, given in unsupported.items() if given]:
+            raise as_vllm_error(Unsupported(f"{', '.join(found)} cannot be served here"))
         text, _, _ = extract_prompt_components(self.model_config, prompt)
         prompt_ids = list(request.prompt_token_ids or ())
         checked: SamplingParams = request.sampling_params
-        transcript = Transcript(
+        buffer = OutputBuffer(
             request_id, prompt_ids, checked, params.output_kind, prompt_text or text
         )
-        # Deltas travel whatever the caller wants: the transcript gives them out in his kind.
+        # Ranks always send deltas; the buffer returns outputs of the requested kind.
         checked.output_kind = RequestOutputKind.DELTA
         if needs_seed(checked):
             checked.seed = self._random.getrandbits(32)
         work.prompt_token_ids.extend(prompt_ids)
         work.sampling_params = msgspec.msgpack.encode(checked)
-        return Prepared(request_id, work, checked, transcript, caller, deadline)
+        return EngineRequest(request_id, work, checked, buffer, context, deadline)
 
     @override
     def shutdown(self, timeout: float | None = None) -> None:
-        """Free the threads. The link server has its own stop."""
+        """Stop the threads that tokenize and that compile grammars."""
         del timeout
         self._grammars.shutdown(wait=False, cancel_futures=True)
         self.renderer.shutdown()

@@ -1,8 +1,8 @@
-"""From link deltas to vLLM's ``RequestOutput``, as vLLM's own output processor emits them.
+"""Converts link deltas to vLLM's ``RequestOutput``, as vLLM's own output processor emits it.
 
-A ``Transcript`` keeps everything that a request has emitted, and how much of it the caller has
-taken. Deltas that arrive while the caller is busy thereby merge by themselves, and what a
-resumption needs (prompt and emitted token ids) is in this one place.
+An ``OutputBuffer`` keeps everything that a request has emitted, and how much of it the consumer
+has taken. Deltas that arrive while the consumer is busy are merged, and a resumption reads the
+prompt and the emitted token ids from here.
 """
 
 from vllm.logprobs import FlatLogprobs, Logprob, PromptLogprobs, SampleLogprobs
@@ -18,15 +18,15 @@ _FINISH_REASONS: dict[int, str] = {
     link_pb2.ChoiceDelta.ERROR: "error",
     link_pb2.ChoiceDelta.REPETITION: "repetition",
 }
-"""As ``str(vllm.v1.engine.FinishReason)``."""
+"""Texts of ``vllm.v1.engine.FinishReason`` by link value."""
 
 
 class DivergedError(ValueError):
-    """A replay brought something else than what was emitted before."""
+    """A replay generated output that differs from what was already emitted."""
 
 
 class _Choice:
-    """One of the n answers."""
+    """One of the request's ``n`` choices."""
 
     __slots__ = (
         "cumulative_logprob",
@@ -60,11 +60,11 @@ class _Choice:
         self.taken_texts = 0
         self.moved = False
         self.words = params.detokenize
-        # While a replay has not come to where the answer was: how far it is.
+        # Progress of a replay that has not reached the end of the emitted output; None: no replay.
         self.replayed_tokens: int | None = None
         self.replayed_text: str | None = None
         self.plain = False
-        """Whether the next delta can simply be added."""
+        """Whether the next delta can be appended without further checks."""
 
     def rewind(self) -> None:
         self.plain = False
@@ -72,7 +72,7 @@ class _Choice:
         self.replayed_text = ""
 
     def apply(self, delta: link_pb2.ChoiceDelta) -> int:
-        """Add what came; returns the number of new tokens."""
+        """Apply a delta of any kind; return the number of new tokens."""
         before = len(self.token_ids)
         self._apply(delta)
         self.plain = (
@@ -84,7 +84,7 @@ class _Choice:
         return len(self.token_ids) - before
 
     def add(self, delta: link_pb2.ChoiceDelta) -> int:
-        """Add what came to a ``plain`` choice that goes on; returns the number of new tokens."""
+        """Append a delta without a finish reason to a ``plain`` choice; return its token count."""
         token_ids, text = delta.token_ids, delta.text
         self.token_ids.extend(token_ids)
         if text:
@@ -101,9 +101,9 @@ class _Choice:
                 f"{len(self.token_ids)} were sent",
             )
         if self.finish_reason is not None:
-            return  # it had ended before the cut; all of it was the same again
+            return  # already finished before the group was lost; the replay matches
         if known and known == len(delta.token_ids) and not text and not delta.finish_reason:
-            return  # a replay brought what was sent
+            return  # the replay repeated emitted output
         self.moved = True
         self.token_ids.extend(delta.token_ids[known:])
         if text:
@@ -122,10 +122,10 @@ class _Choice:
                     self.stop_reason = delta.stop_token_id
 
     def _known_tokens(self, delta: link_pb2.ChoiceDelta) -> int:
-        """Return how many of the delta's tokens were emitted before the cut.
+        """Return how many of the delta's tokens were emitted before the group was lost.
 
         Raises:
-            DivergedError: they are others.
+            DivergedError: The tokens differ.
         """
         if self.replayed_tokens is None:
             return 0
@@ -141,10 +141,10 @@ class _Choice:
         return len(expected)
 
     def _new_text(self, text: str) -> str:
-        """Return what of the text was not emitted before the cut.
+        """Return the part of the text that was not emitted before the group was lost.
 
         Raises:
-            DivergedError: it is another text.
+            DivergedError: The text differs.
         """
         if self.replayed_text is None:
             return text
@@ -176,8 +176,8 @@ class _Choice:
         )
 
 
-class Transcript:
-    """All that one request was given and has emitted."""
+class OutputBuffer:
+    """The prompt and the emitted output of one request."""
 
     def __init__(
         self,
@@ -187,6 +187,15 @@ class Transcript:
         output_kind: RequestOutputKind,
         prompt: str | None = None,
     ) -> None:
+        """Start without output.
+
+        Args:
+            request_id: The client's request id, set on the outputs.
+            prompt_token_ids: The prompt, [tokens].
+            params: Sampling parameters, validated by vLLM.
+            output_kind: Kind of outputs that ``take`` returns.
+            prompt: Text of the prompt, set on the outputs; None: unknown.
+        """
         self.request_id = request_id
         self.prompt_token_ids = prompt_token_ids
         self.prompt = prompt
@@ -196,7 +205,7 @@ class Transcript:
         self._params = params
         self._kind = output_kind
         self.gives_parts = output_kind is not RequestOutputKind.FINAL_ONLY
-        """Whether the caller wants what there is as it comes, not only the whole."""
+        """Whether the consumer takes outputs before the request is finished."""
         self._choices = [_Choice(index, params) for index in range(params.n)]
         self._prompt_logprobs: PromptLogprobs | None = None
         if params.prompt_logprobs is not None:
@@ -205,41 +214,40 @@ class Transcript:
 
     @property
     def emitted_tokens(self) -> int:
-        """Tokens emitted so far, over all choices."""
+        """Number of emitted tokens, over all choices."""
         return sum(len(choice.token_ids) for choice in self._choices)
 
     def rewind(self) -> None:
-        """Expect the answer from its start again: what comes is compared and skipped.
+        """Expect a replay from the start: deltas are compared with the emitted output and skipped.
 
-        Choices that had ended stay ended, and must end the same way again.
+        Finished choices stay finished and must end the same way in the replay.
         """
         for choice in self._choices:
             choice.rewind()
 
     def emitted(self, index: int) -> list[int]:
-        """Return the token ids that choice ``index`` has emitted."""
+        """Return the emitted token ids of choice ``index``, [tokens]."""
         return self._choices[index].token_ids
 
     @property
     def takeable(self) -> bool:
-        """Whether ``take`` would return something."""
+        """Whether ``take`` would return an output."""
         if self.finished and not self._finish_taken:
             return True
         if not self.gives_parts:
             return False
-        for choice in self._choices:  # noqa: SIM110  any() costs more than all the rest
+        for choice in self._choices:  # noqa: SIM110  any() costs more than everything else here
             if choice.moved:
                 return True
         return False
 
     def add(self, delta: link_pb2.Delta) -> int | None:
-        """Add what a rank sent if it only brings more of one answer; else do nothing.
+        """Append a delta if it only continues one plain choice; otherwise do nothing.
 
-        Nearly all deltas are of that kind: nothing to compare and nothing to write down but
-        tokens and text.
+        This is the fast path for nearly all deltas.
 
         Returns:
-            The number of new tokens; none if ``apply`` must look.
+            The number of new tokens; None if the delta needs ``apply``.
         """
         given = delta.choices
         if len(given) != 1 or delta.finished:
@@ -252,12 +260,13 @@ class Transcript:
         return known.add(choice) if known.plain else None
 
     def apply(self, delta: link_pb2.Delta) -> int:
-        """Add what a rank sent, whatever it is; returns the number of new tokens.
+        """Apply a delta of any kind; return the number of new tokens.
 
         Raises:
-            ValueError: it names a choice that was not asked for, or its log-probabilities
-                do not match its tokens; nothing was added then.
-            DivergedError: it is not what a replay had to bring; the request cannot go on.
+            ValueError: The delta has a choice that was not requested, or its log-probabilities
+                do not match its tokens; nothing was applied.
+            DivergedError: The delta differs from the output that a replay must repeat; the
+                request cannot continue.
         """
         known, given = self._choices, delta.choices
         wanted = known[0].logprobs is not None
@@ -286,7 +295,7 @@ class Transcript:
         return tokens
 
     def take(self) -> RequestOutput | None:
-        """Return what the caller has not seen yet, in its output kind; none if nothing."""
+        """Return the output not taken yet, in the requested kind; None if there is none."""
         if not self.takeable:
             return None
         delta = self._kind is RequestOutputKind.DELTA
@@ -295,7 +304,7 @@ class Transcript:
         self._finish_taken = self.finished
         prompt_logprobs = self._prompt_logprobs
         if delta and prompt_logprobs:
-            # Given once, as vLLM does; afterwards an empty list says "asked for, given".
+            # Returned once, as vLLM does; afterwards an empty list means "requested, returned".
             self._prompt_logprobs = []
         return RequestOutput(
             request_id=self.request_id,
@@ -309,10 +318,10 @@ class Transcript:
 
 
 def _check_logprobs(choice: link_pb2.ChoiceDelta) -> None:
-    """See that each token has its position, and each position its candidates.
+    """Check that each token has log-probabilities, and each position has candidates.
 
     Raises:
-        ValueError: one has not.
+        ValueError: Log-probabilities or candidates are missing.
     """
     if len(choice.logprobs) != len(choice.token_ids):
         raise ValueError(
@@ -332,7 +341,7 @@ def _candidates(position: link_pb2.PositionLogprobs, *, words: bool) -> dict[int
         token: Logprob(
             logprob,
             (ranks[i] if i < len(ranks) else 0) or None,
-            # Without detokenization vLLM has none, and the wire has no word for that.
+            # Without detokenization vLLM has None here, which the link cannot represent.
             texts[i] if words and i < len(texts) else None,
         )
         for i, (token, logprob) in enumerate(

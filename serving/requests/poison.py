@@ -1,114 +1,184 @@
-"""Keeps suspects apart: no two of them in their first tokens on one group.
+"""Poison requests: detects requests that kill groups, and isolates suspects from each other.
 
-At most one is on probation for each ready group, the others wait here, in the order in which they
-came, and not in the admission queue: there they would be in the way of requests that nothing is
-held against. A probation is short (``suspicion.PROBATION_TOKENS``), so the wait is some steps of
-the engine for each suspect before.
+A group dies as a whole, and the router cannot see which rank failed first: the others fail in the
+same collective and may be noticed earlier. Every request that the group had only just started is
+therefore a suspect, but none is refused yet. Each suspect continues on trial: for its first
+tokens, it is the only suspect on its group. If that group dies too, the request is the cause.
+
+At most one request per ready group is on trial. The others wait here in order of arrival, not in
+the admission queue, where they would block requests that are not suspects. A trial takes a few
+engine steps (``TRIAL_TOKENS``), so the wait is short.
 """
 
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass, replace
+from enum import Enum, auto
+
+from serving.settings import FleetSettings
+
+TRIAL_TOKENS = 2
+"""Tokens that a suspect must generate before the next trial may start. A request that kills a
+group with its prompt, or at the token it had reached, does so in the first step, or in the second
+if a step was in flight when the group died. A longer trial would only delay innocent requests."""
 
 GroupKey = tuple[str, str]
 """Group id and epoch."""
 
 
-class Probation:
-    """One suspect's leave to run; ends after so many tokens, or with its stay on the rank."""
+class Verdict(Enum):
+    """Conclusion from the loss of a group about a request that ran on it."""
 
-    __slots__ = ("_end", "_ended", "_tokens", "alone", "group")
+    INNOCENT = auto()
+    """The request ran long enough before the loss to be ruled out; earlier losses are cleared."""
+    SUSPECT = auto()
+    """The request may be the cause; other requests may be too."""
+    POISON = auto()
+    """The request is the only possible cause."""
 
-    def __init__(self, tokens: int, end: "Callable[[Probation], None]") -> None:
-        """Begin; ``Quarantine.enter`` does that."""
+
+@dataclass(frozen=True, slots=True)
+class LossHistory:
+    """The losses that count against a request."""
+
+    losses: int = 0
+    """Number of consecutive groups lost just after they had started the request."""
+
+    def trial_tokens(self, settings: FleetSettings) -> int:
+        """Return the tokens that the request must generate on trial; 0: no trial.
+
+        From the second loss on, the trial is longer, because some requests kill groups later.
+        """
+        if not self.losses:
+            return 0
+        return TRIAL_TOKENS if self.losses == 1 else settings.suspect_tokens
+
+    def after_loss(
+        self, seen_tokens: int, settings: FleetSettings, *, alone: bool
+    ) -> tuple["LossHistory", Verdict]:
+        """Return the history and the verdict after the loss of a group.
+
+        Args:
+            seen_tokens: Tokens of the request that the group had generated.
+            settings: A request with ``suspect_tokens`` tokens is innocent; after
+                ``suspect_losses`` losses it is refused.
+            alone: Whether the request was on trial without another suspect on the group.
+        """
+        if seen_tokens >= settings.suspect_tokens:
+            return LossHistory(), Verdict.INNOCENT
+        after = replace(self, losses=self.losses + 1)
+        if after.losses < settings.suspect_losses:
+            return after, Verdict.SUSPECT
+        proven = alone or settings.suspect_losses == 1
+        return after, Verdict.POISON if proven else Verdict.SUSPECT
+
+
+class Trial:
+    """A suspect's trial; ends after a number of tokens, or when the request leaves its rank."""
+
+    __slots__ = ("_ended", "_tokens", "_tracker", "alone", "group")
+
+    def __init__(self, tokens: int, tracker: "PoisonTracker") -> None:
+        """Create a trial that has not started; use ``PoisonTracker.enter``."""
         self.group: GroupKey | None = None
         self.alone = True
-        """Whether no other suspect was on probation on its group; false once it is over well."""
+        """Whether no other suspect was on trial on the group; false once the trial is passed."""
         self._tokens = tokens
-        self._end = end
+        self._tracker = tracker
         self._ended = False
 
+    @property
+    def occupied(self) -> frozenset[GroupKey]:
+        """Groups on which a suspect is on trial; see ``dispatcher.GroupIsolation``."""
+        return self._tracker.occupied
+
+    def placed(self, group: GroupKey) -> None:
+        """Record the suspect's group; see ``dispatcher.GroupIsolation``."""
+        self._tracker.placed(self, group)
+
     def progress(self, seen_tokens: int) -> None:
-        """Note what its rank has generated; enough of it ends the probation."""
+        """Record the number of tokens generated by the rank; end the trial when it is reached."""
         if seen_tokens >= self._tokens and not self._ended:
             self.alone = False
             self.end()
 
     def end(self) -> None:
-        """Let the next one start. Safe to call twice."""
+        """End the trial, and start the next one. Safe to call twice."""
         if not self._ended:
             self._ended = True
-            self._end(self)
+            self._tracker.ended(self)
 
 
-class Quarantine:
-    """The suspects of one router. All calls come from one event loop."""
+class PoisonTracker:
+    """The suspects of one router. Not thread-safe: all calls come from one event loop."""
 
-    def __init__(self, places: Callable[[], int]) -> None:
-        """Be empty.
+    def __init__(self, ready_groups: Callable[[], int]) -> None:
+        """Start without suspects.
 
         Args:
-            places: how many groups are ready. With none, one suspect goes on to wait among the
-                parked requests, where it is seen to be waiting for a group.
+            ready_groups: Returns the number of ready groups. If it is 0, one suspect may enter
+                the admission queue, where it counts as parked.
         """
-        self._places = places
-        self._running: set[Probation] = set()
-        self._waiting: deque[tuple[Probation, asyncio.Future[None]]] = deque()
+        self._ready_groups = ready_groups
+        self._running: set[Trial] = set()
+        self._waiting: deque[tuple[Trial, asyncio.Future[None]]] = deque()
 
     @property
     def occupied(self) -> frozenset[GroupKey]:
-        """Groups where a suspect is on probation."""
+        """Groups on which a suspect is on trial."""
         return frozenset(each.group for each in self._running if each.group is not None)
 
     @property
     def running(self) -> int:
-        """Suspects on probation."""
+        """Number of suspects on trial."""
         return len(self._running)
 
     @property
     def waiting(self) -> int:
-        """Suspects whose turn has not come."""
+        """Number of suspects waiting for a trial."""
         return len(self._waiting)
 
-    async def enter(self, tokens: int, timeout: float) -> Probation:
-        """Wait for a turn.
+    async def enter(self, tokens: int, timeout: float) -> Trial:
+        """Wait for a trial.
 
         Args:
-            tokens: what ends the probation.
-            timeout: seconds.
+            tokens: Number of generated tokens that ends the trial.
+            timeout: Maximum wait, seconds.
 
         Raises:
-            TimeoutError: it did not come.
+            TimeoutError: The trial did not start in time.
         """
-        probation = Probation(tokens, self._ended)
+        trial = Trial(tokens, self)
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append((probation, turn))
+        self._waiting.append((trial, turn))
         self.wake()
         try:
             async with asyncio.timeout(timeout):
                 await turn
         except BaseException:
-            if (probation, turn) in self._waiting:
-                self._waiting.remove((probation, turn))
-            probation.end()  # its turn may have come just now
+            if (trial, turn) in self._waiting:
+                self._waiting.remove((trial, turn))
+            trial.end()  # it may have started just now
             raise
-        return probation
+        return trial
 
-    def placed(self, probation: Probation, group: GroupKey) -> None:
-        """Note where a suspect runs; who shares a group with another is not alone."""
-        probation.group = group
+    def placed(self, trial: Trial, group: GroupKey) -> None:
+        """Record the group of a trial; trials that share a group are not alone."""
+        trial.group = group
         sharing = [each for each in self._running if each.group == group]
         if len(sharing) > 1:
             for each in sharing:
                 each.alone = False
 
-    def wake(self) -> None:
-        """Let in as many as there are places for: a group came, or a probation ended."""
-        while self._waiting and len(self._running) < max(self._places(), 1):
-            probation, turn = self._waiting.popleft()
-            self._running.add(probation)
-            turn.set_result(None)
-
-    def _ended(self, probation: Probation) -> None:
-        self._running.discard(probation)
+    def ended(self, trial: Trial) -> None:
+        """Record that a trial ended, and start waiting ones."""
+        self._running.discard(trial)
         self.wake()
+
+    def wake(self) -> None:
+        """Start waiting trials, one per ready group without a trial."""
+        while self._waiting and len(self._running) < max(self._ready_groups(), 1):
+            trial, turn = self._waiting.popleft()
+            self._running.add(trial)
+            turn.set_result(None)

@@ -1,22 +1,25 @@
-"""The life of one request in the fleet: its turn, a rank, its outputs; on when that is lost.
+"""The life of one request below the edge: admission, a rank, outputs, and resumption.
 
-    enter the turnstile -> launch on a rank -> outputs … -> finished
-                               ^                   |
-                               └── plan <── its group was lost
+    admission.enter -> placed on a rank -> outputs ... -> finished
+                             ^                |
+                             |                v  its group was lost
+                      admission.resume <- resume.plan
 
-The caller sees one unbroken stream. What ends it early is one typed error.
+The consumer sees one unbroken stream. A request that ends early raises one typed error.
 """
 
 import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import structlog
 from vllm.outputs import RequestOutput
+from vllm.sampling_params import SamplingParams
 
-from serving.admission.api import Ask, Ticket, Turnstile
+from serving.admission.api import Admission, AdmissionRequest
 from serving.clock import Clock
-from serving.dispatch.dispatcher import Placer
+from serving.dispatch.dispatcher import Placement
 from serving.errors import (
     DeadlineExceeded,
     EngineError,
@@ -25,21 +28,26 @@ from serving.errors import (
     ServingError,
     status_of,
 )
-from serving.fleet.membership import Roster
-from serving.fleet.rank_handle import MemberKey, RankHandle
-from serving.link.block_hashes import PromptNames
-from serving.requests.poison import Probation, Quarantine
-from serving.requests.prepared import Prepared
+from serving.fleet.membership import FleetMembership
+from serving.link.block_hashes import PromptBlockHashes
+from serving.link.v1 import link_pb2
+from serving.request_context import RequestContext
+from serving.requests.output_buffer import OutputBuffer
+from serving.requests.poison import LossHistory, PoisonTracker, Trial, Verdict
 from serving.requests.resume import Way, plan
-from serving.requests.stream import Pace, RequestStream
-from serving.requests.suspicion import Suspicion, Verdict
-from serving.routing.decision import Demand, Pick
+from serving.requests.stream import RequestStream
+from serving.requests.token_timings import TokenTimings
+from serving.routing.decision import RoutingRequest
 from serving.settings import FleetSettings
 from serving.telemetry import metrics
 from serving.telemetry.tenants import TenantTokens
-from serving.vllm_adapter.errors import visible
+from serving.vllm_adapter.errors import as_vllm_error
 
-# There from the start: the first one would otherwise be no increase to Prometheus.
+EXPECTED_OUTPUT_LIMIT = 1024
+"""Cap on the output tokens per choice that admission and routing expect. Most answers are far
+shorter than max_tokens, which defaults to the rest of the context."""
+
+# Exported as 0 from the start; otherwise Prometheus would not see the first one as an increase.
 for _way in Way:
     for _outcome in ("OK", "LOST"):
         metrics.RESUMES.labels(_way.value, _outcome)
@@ -47,268 +55,282 @@ for _way in Way:
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
-class FleetRequest:
-    """One request."""
+@dataclass(frozen=True, slots=True)
+class EngineRequest:
+    """A request validated by vLLM's input processor, ready to be sent to a rank."""
 
-    def __init__(
-        self,
-        prepared: Prepared,
-        *,
-        placer: Placer,
-        turnstile: Turnstile,
-        quarantine: Quarantine,
-        roster: Roster,
-        settings: FleetSettings,
-        clock: Clock,
-        tenants: TenantTokens,
-    ) -> None:
-        self._prepared = prepared
-        self._placer = placer
-        self._turnstile = turnstile
-        self._quarantine = quarantine
-        self._roster = roster
-        self._settings = settings
-        self._clock = clock
-        self._tenants = tenants
+    request_id: str
+    """The client's request id."""
+    work: link_pb2.Submit
+    params: SamplingParams
+    buffer: OutputBuffer
+    context: RequestContext
+    deadline: float
+    """Deadline, seconds on the router's monotonic clock."""
+
+    @property
+    def expected_output(self) -> int:
+        """Expected output tokens, over all choices."""
+        each = min(self.params.max_tokens or 1, EXPECTED_OUTPUT_LIMIT)
+        return int(each * self.params.n)
+
+
+@dataclass(frozen=True, slots=True)
+class RequestServices:
+    """Services shared by all requests of a router."""
+
+    admission: Admission
+    membership: FleetMembership
+    poison: PoisonTracker
+    settings: FleetSettings
+    clock: Clock
+    tenants: TenantTokens
+
+
+class FleetRequest:
+    """One request on the fleet."""
+
+    def __init__(self, engine_request: EngineRequest, services: RequestServices) -> None:
+        self._request = engine_request
+        self._services = services
+        context = engine_request.context
+        self._record = context.record
+        self._trace = context.record.trace
         self._stream = RequestStream(
-            prepared.work,
-            prepared.transcript,
-            Pace(clock, prepared.caller.journal.arrived_at),
-            expected_output=prepared.expected_output,
+            engine_request.work,
+            engine_request.buffer,
+            TokenTimings(services.clock, context.record.arrived_at),
+            expected_output=engine_request.expected_output,
         )
-        self._prompt = PromptNames(prepared.work.prompt_token_ids)
-        self._pick: Pick | None = None
-        self._handle: RankHandle | None = None
-        self._ticket: Ticket | None = None
+        self._admission_request = AdmissionRequest(
+            context=context,
+            stream=self._stream,
+            routing=self._routing_request(),
+            prompt_tokens=len(engine_request.buffer.prompt_token_ids),
+            output_tokens=engine_request.expected_output,
+            deadline=engine_request.deadline,
+        )
+        self._admitted = False
+        self._placement: Placement | None = None
+        """Current placement; None while the request is on no rank."""
         self._expired = False
-        self._trace = prepared.caller.journal.trace
-        self._speaking = False
-        """Whether anything came from the present rank."""
+        self._has_output = False
+        """Whether the current rank has sent any output."""
         self._resuming: Way | None = None
-        """How it goes on, while no new token has come since its group was lost."""
+        """Resumption in progress, until the first new token; None: none in progress."""
         self._losses = 0
-        """Groups that were lost under it without anybody's intention."""
-        self._suspicion = Suspicion()
+        """Unplanned losses of groups that ran the request."""
+        self._loss_history = LossHistory()
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Run the request inside: ``begin``, then ``next`` until its output is finished.
+        """Run the request inside the block: ``begin``, then ``next`` until an output is finished.
 
-        Leaving it aborts what is not finished on the rank, at once.
+        Leaving the block aborts an unfinished request on its rank immediately.
 
         Raises:
-            ServingError: it failed.
+            ServingError: The request failed.
         """
         try:
             with self._timer():
                 yield
         except ServingError as error:
-            self._resumed(status_of(error).reason)
-            self._trace.left(str(error))
-            raise visible(error) from error.__cause__
+            self._end_resumption(status_of(error).reason)
+            self._trace.end_rank(str(error))
+            raise as_vllm_error(error) from error.__cause__
         finally:
-            self._resumed("CANCELLED")
+            self._end_resumption("CANCELLED")
             self._release()
-            self._trace.left()
-            self._note_end()
+            self._trace.end_rank()
+            if self._admitted:
+                self._account()
 
     async def begin(self) -> None:
-        """Wait for the request's turn."""
-        self._trace.waits()
+        """Wait for admission and placement on a rank.
+
+        Raises:
+            ServingError: The request was refused, or no rank took it in time.
+        """
+        self._trace.start_admission()
         try:
-            self._ticket = await self._turnstile.enter(self._ask(), self._launch)
+            placement = await self._services.admission.enter(self._admission_request)
         finally:
-            self._trace.let_in()
-        metrics.PROMPT_TOKENS.inc(len(self._prepared.transcript.prompt_token_ids))
+            self._trace.end_admission()
+        self._admitted = True
+        self._placed(placement)
+        metrics.PROMPT_TOKENS.inc(len(self._request.buffer.prompt_token_ids))
 
     async def next(self) -> RequestOutput:
-        """Return the next output; the last one is ``finished``."""
+        """Return the next output; the last one is ``finished``.
+
+        Raises:
+            ServingError: The request failed.
+        """
         while True:
             try:
                 output = await self._stream.next()
             except (GroupLost, EngineError) as error:
-                await self._go_on(error)
+                await self._resume(error)
                 continue
-            if not self._speaking:
-                self._first_token()
+            if not self._has_output:
+                self._has_output = True
+                self._end_resumption("OK")
+                self._trace.first_token()
             if output.finished:
-                metrics.CACHED_TOKENS.inc(self._prepared.transcript.cached_tokens)
+                metrics.CACHED_TOKENS.inc(self._request.buffer.cached_tokens)
             return output
 
-    def _first_token(self) -> None:
-        """Note that the present rank has sent its first output."""
-        self._speaking = True
-        self._resumed("OK")
-        self._trace.first_token()
+    # -- placement ----------------------------------------------------------------------
 
-    def _note_end(self) -> None:
-        """Count what the request used."""
-        if self._ticket is None:
-            return
-        transcript, caller = self._prepared.transcript, self._prepared.caller
-        self._ticket.release(generated_tokens=transcript.emitted_tokens)
-        self._tenants.count(
-            caller.tenant,
-            prompt=len(transcript.prompt_token_ids),
-            cached=transcript.cached_tokens,
-            generated=transcript.emitted_tokens,
-        )
-        journal = caller.journal
-        journal.cached_tokens += transcript.cached_tokens
-        journal.first_token_at = journal.first_token_at or self._stream.pace.first_at
-
-    def _resumed(self, outcome: str) -> None:
-        """Count how the resumption that is going on ended, if one is."""
-        way, self._resuming = self._resuming, None
-        if way is not None:
-            metrics.RESUMES.labels(way.value, outcome).inc()
-
-    def _ask(self) -> Ask:
-        prepared = self._prepared
-        return Ask(
-            request_id=prepared.request_id,
-            caller=prepared.caller,
-            prompt_tokens=len(prepared.transcript.prompt_token_ids),
-            output_tokens=prepared.expected_output,
-            deadline=prepared.deadline,
+    def _routing_request(self) -> RoutingRequest:
+        """Describe the next work to be sent."""
+        work, context = self._stream.work, self._request.context
+        return RoutingRequest(
+            len(work.prompt_token_ids),
+            self._stream.outstanding_output,
+            prompt=PromptBlockHashes(work.prompt_token_ids),
+            session_id=context.session_id and f"{context.tenant}/{context.session_id}",
+            explain=context.explain,
         )
 
-    def _launch(self) -> str | None:
-        if self._expired:
-            raise _too_late()
-        stream = self._stream
-        caller = self._prepared.caller
-        demand = Demand(
-            len(stream.work.prompt_token_ids),
-            stream.outstanding_output,
-            prompt=self._prompt,
-            session_id=caller.session_id and f"{caller.tenant}/{caller.session_id}",
-            avoid=self._quarantine.occupied if stream.probation is not None else (),
-            explain=caller.explain,
-        )
-        self._trace.tries(stream.work.trace_headers)
-        placed = self._placer.place(stream, demand)
-        if isinstance(placed, str):
-            return placed
-        pick, self._handle = placed
-        if stream.probation is not None:
-            self._quarantine.placed(stream.probation, (pick.group_id, pick.epoch))
-        self._pick, self._speaking = pick, False
-        caller.journal.picks.append(pick)
-        self._trace.placed(pick.group_id, pick.rank, pick.reason, pick.matched_tokens)
-        stream.pace.sent()
-        return None
+    def _placed(self, placement: Placement) -> None:
+        self._placement = placement
+        self._has_output = False
+        self._stream.timings.sent(placement.sent_at)
 
-    async def _go_on(self, error: GroupLost | EngineError) -> None:
+    def _release(self) -> None:
+        """Release the request from its rank, and end its trial."""
+        placement, self._placement = self._placement, None
+        if placement is not None:
+            placement.handle.release(self._stream)
+        if self._stream.trial is not None:
+            self._stream.trial.end()
+
+    # -- resumption ---------------------------------------------------------------------
+
+    async def _resume(self, error: GroupLost | EngineError) -> None:
         """Continue on another rank after ``error``.
 
         Raises:
-            ServingError: it cannot go on, or not in time.
+            ServingError: The request cannot be resumed, or cannot be resumed in time.
         """
-        prepared, lost = self._prepared, self._stream
-        lost.pace.lost()
-        self._resumed("LOST")
-        self._trace.left(str(error))
+        request, stream = self._request, self._stream
+        stream.timings.lost()
+        self._end_resumption("LOST")
+        self._trace.end_rank(str(error))
         self._report(error)
         self._release()
         if isinstance(error, GroupLost) and error.final:
             raise error
         if not (isinstance(error, GroupLost) and error.planned):
             self._count_loss(error)
-        journal = prepared.caller.journal
-        journal.resumes += 1
+        self._record.resumes += 1
         following = plan(
-            prepared.work,
-            prepared.params,
-            prepared.transcript,
-            attempt=journal.resumes,
-            expected_output=prepared.expected_output,
+            request.work,
+            request.params,
+            request.buffer,
+            attempt=self._record.resumes,
+            expected_output=request.expected_output,
         )
         log.info(
-            "request goes on elsewhere",
-            request_id=prepared.request_id,
+            "request continues on another rank",
+            request_id=request.request_id,
             way=following.way.value,
-            emitted_tokens=prepared.transcript.emitted_tokens,
-            suspected=bool(self._suspicion.losses),
+            emitted_tokens=request.buffer.emitted_tokens,
+            suspected=bool(self._loss_history.losses),
             reason=str(error),
         )
         self._resuming = following.way
-        self._trace.resumes(following.way.value, prepared.transcript.emitted_tokens)
-        self._stream = RequestStream(
-            following.work,
-            prepared.transcript,
-            lost.pace,
-            expected_output=following.expected_output,
-        )
-        self._prompt = PromptNames(following.work.prompt_token_ids)
-        assert self._ticket is not None
-        if tokens := self._suspicion.probation(self._settings):
-            self._stream.probation = await self._probation(tokens)
-        await self._ticket.again(self._launch)
+        self._trace.resumed(following.way.value, request.buffer.emitted_tokens)
+        if self._expired:
+            raise _too_late()
+        stream.restart(following.work, expected_output=following.expected_output)
+        if tokens := self._loss_history.trial_tokens(self._services.settings):
+            stream.trial = await self._enter_trial(tokens)
+        self._admission_request.routing = self._routing_request()
+        self._admission_request.isolation = stream.trial
+        self._placed(await self._services.admission.resume(self._admission_request))
 
-    async def _probation(self, tokens: int) -> Probation:
-        """Wait until no other suspect is in the way."""
-        left = max(self._prepared.deadline - self._clock.monotonic(), 0)
+    async def _enter_trial(self, tokens: int) -> Trial:
+        """Wait until the request's trial starts.
+
+        Raises:
+            DeadlineExceeded: The trial did not start before the deadline.
+        """
+        left = max(self._request.deadline - self._services.clock.monotonic(), 0)
         try:
-            return await self._quarantine.enter(tokens, left)
+            return await self._services.poison.enter(tokens, left)
         except TimeoutError as error:
             raise _too_late() from error
 
     def _report(self, error: GroupLost | EngineError) -> None:
-        """Tell the roster what the rank said of itself: its own report would come too late, and
-        we might pick it again.
+        """Report a failed or draining rank to the membership.
+
+        Without this, the request could be placed there again before the rank's own report arrives.
         """
-        pick, handle = self._pick, self._handle
-        if pick is None or handle is None:
+        if self._placement is None:
             return
-        key = MemberKey(pick.group_id, pick.epoch, pick.rank)
+        rank_id, handle = self._placement.decision.rank_id, self._placement.handle
         if isinstance(error, EngineError):
-            self._roster.fault(key, handle, f"its engine failed: {error}")
+            self._services.membership.fault(rank_id, handle, f"its engine failed: {error}")
         elif error.refused:
-            self._roster.drain(key, handle, str(error))
+            self._services.membership.drain(rank_id, handle, str(error))
 
     def _count_loss(self, error: ServingError) -> None:
-        """Note that a group died under the request.
+        """Count the loss of a group that ran the request.
 
         Raises:
-            PoisonRequest: it looks like the cause.
-            GroupLost: it was tried often enough.
+            PoisonRequest: The request is the cause.
+            GroupLost: The limit of resumptions is reached.
         """
         self._losses += 1
-        probation = self._stream.probation
-        self._suspicion, verdict = self._suspicion.after_loss(
-            self._stream.seen_tokens,
-            self._settings,
-            alone=probation is not None and probation.alone,
+        settings, trial = self._services.settings, self._stream.trial
+        self._loss_history, verdict = self._loss_history.after_loss(
+            self._stream.seen_tokens, settings, alone=trial is not None and trial.alone
         )
         if verdict is Verdict.POISON:
             log.error(
                 "request refused: groups die of it",
-                request_id=self._prepared.request_id,
-                tenant=self._prepared.caller.tenant,
+                request_id=self._request.request_id,
+                tenant=self._request.context.tenant,
                 losses=self._losses,
             )
             raise PoisonRequest(
-                f"{self._suspicion.losses} groups were lost just after they had begun this "
+                f"{self._loss_history.losses} groups were lost just after they had started this "
                 "request; it is not tried again"
             ) from error
-        if self._losses > self._settings.max_resumes:
+        if self._losses > settings.max_resumes:
             raise GroupLost(
                 f"{self._losses} groups were lost under this request (fleet.max_resumes is "
-                f"{self._settings.max_resumes}); it can be sent again"
+                f"{settings.max_resumes}); it can be sent again"
             ) from error
 
-    def _release(self) -> None:
-        handle, self._handle = self._handle, None
-        if handle is not None:
-            handle.release(self._stream)
-        if self._stream.probation is not None:
-            self._stream.probation.end()
+    def _end_resumption(self, outcome: str) -> None:
+        """Count the outcome of the resumption in progress, if any."""
+        way, self._resuming = self._resuming, None
+        if way is not None:
+            metrics.RESUMES.labels(way.value, outcome).inc()
+
+    # -- end ----------------------------------------------------------------------------
+
+    def _account(self) -> None:
+        """Record the request's token usage and release it from admission."""
+        buffer, record = self._request.buffer, self._record
+        generated = buffer.emitted_tokens
+        self._services.admission.release(self._admission_request, generated_tokens=generated)
+        self._services.tenants.count(
+            self._request.context.tenant,
+            prompt=len(buffer.prompt_token_ids),
+            cached=buffer.cached_tokens,
+            generated=generated,
+        )
+        record.cached_tokens += buffer.cached_tokens
+        record.first_token_at = record.first_token_at or self._stream.timings.first_at
 
     @contextmanager
     def _timer(self) -> Iterator[None]:
-        """End the request when its deadline passes, also when its caller is slow to look."""
-        left = max(self._prepared.deadline - self._clock.monotonic(), 0)
+        """End the request at its deadline, even if the consumer is not reading."""
+        left = max(self._request.deadline - self._services.clock.monotonic(), 0)
         timer = asyncio.get_running_loop().call_later(left, self._expire)
         try:
             yield
@@ -317,7 +339,7 @@ class FleetRequest:
 
     def _expire(self) -> None:
         self._expired = True
-        self._release()  # first: the rank stops at once
+        self._release()  # before the consumer reads the error, so that the rank stops immediately
         self._stream.fail(_too_late())
 
 

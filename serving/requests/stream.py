@@ -1,26 +1,25 @@
-"""One request between its caller and a rank that runs it."""
+"""The stream of one request: receives deltas from ranks and returns outputs to the consumer."""
 
 import asyncio
 
 from vllm.outputs import RequestOutput
 
-from serving.clock import Clock
 from serving.errors import EngineError, GroupLost, ServingError
 from serving.link.v1 import link_pb2
-from serving.requests.output_buffer import DivergedError, Transcript
-from serving.requests.poison import Probation
-from serving.telemetry import metrics
+from serving.requests.output_buffer import DivergedError, OutputBuffer
+from serving.requests.poison import Trial
+from serving.requests.token_timings import TokenTimings
 from serving.vllm_adapter.errors import error_of
 
 _ABORT = link_pb2.ChoiceDelta.ABORT
 
 
 class RequestStream:
-    """One request on one rank: collects its deltas and wakes its caller at most once a frame.
+    """One request across the ranks it runs on; wakes the consumer at most once per frame.
 
-    Memory is bounded by the request itself: what the caller has not taken merges in the
-    transcript, which never holds more than the prompt and max_tokens for each choice. When the
-    rank is lost, the transcript goes on in the stream of the next one.
+    Memory is bounded by the request: outputs that the consumer has not taken merge in the buffer,
+    which holds at most the prompt and max_tokens for each choice. After a rank is lost, ``restart``
+    prepares the stream for the next one and keeps the buffer and the timings.
     """
 
     __slots__ = (
@@ -29,86 +28,105 @@ class RequestStream:
         "_loop",
         "_seen_tokens",
         "_waiter",
+        "buffer",
         "outstanding_tokens",
-        "pace",
-        "probation",
         "request_id",
-        "transcript",
+        "timings",
+        "trial",
         "work",
     )
 
     def __init__(
         self,
         work: link_pb2.Submit,
-        transcript: Transcript,
-        pace: "Pace",
+        buffer: OutputBuffer,
+        timings: TokenTimings,
         *,
         expected_output: int,
     ) -> None:
+        """Prepare the stream for its first rank.
+
+        Args:
+            work: The message for the rank.
+            buffer: Collects the output of the ranks.
+            timings: Records the times of new tokens.
+            expected_output: Expected output tokens, over all choices.
+        """
+        self.buffer = buffer
+        self.timings = timings
+        self.trial: Trial | None = None
+        """The request's trial, while it is suspected of killing groups; otherwise None."""
+        # Looked up once, because Python 3.11 makes a system call for each lookup.
+        self._loop: asyncio.AbstractEventLoop | None = None
+        # There is only one consumer, and a bare future costs half as much as an Event.
+        self._waiter: asyncio.Future[None] | None = None
+        self.restart(work, expected_output=expected_output)
+
+    def restart(self, work: link_pb2.Submit, *, expected_output: int) -> None:
+        """Prepare the stream for its next rank; the previous rank must have released it.
+
+        Args:
+            work: The message for the rank, with a new request id.
+            expected_output: Expected output tokens from the rank, over all choices.
+        """
         self.work = work
         self.request_id: str = work.request_id
-        """The id that router and rank use."""
-        self.transcript = transcript
-        self.pace = pace
-        self.probation: Probation | None = None
-        """Of a suspect; told of what comes, and of the end."""
+        """The request id used between router and rank."""
+        self.trial = None
         self._error: ServingError | None = None
         self._expected_output = expected_output
         self._seen_tokens = 0
         self.outstanding_tokens = len(work.prompt_token_ids) + max(expected_output, 1)
-        """Prompt and output tokens that the rank has still to compute."""
-        # Asked for once: Python 3.11 asks the system for the process's number each time.
-        self._loop: asyncio.AbstractEventLoop | None = None
-        # One caller waits; a bare future is half the price of an Event.
-        self._waiter: asyncio.Future[None] | None = None
+        """Prompt and output tokens that the rank still has to compute."""
 
     @property
     def finished(self) -> bool:
-        """Whether the rank is done with it, well."""
-        return self.transcript.finished
+        """Whether the rank completed the request."""
+        return self.buffer.finished
 
     @property
     def done(self) -> bool:
-        """Whether nothing more can come."""
-        return self.transcript.finished or self._error is not None
+        """Whether the request finished or failed: no more output is expected."""
+        return self.buffer.finished or self._error is not None
 
     @property
     def seen_tokens(self) -> int:
-        """Tokens that this rank has generated, those of a replay included."""
+        """Tokens that the current rank has generated, including replayed ones."""
         return self._seen_tokens
 
     @property
     def outstanding_output(self) -> int:
-        """Tokens that are expected to come, over all choices."""
+        """Expected output tokens not received yet, over all choices; at least 1."""
         return max(self._expected_output - self._seen_tokens, 1)
 
     def receive(self, delta: link_pb2.Delta) -> None:
-        """Take in a delta from the rank. Ignored once the request is done."""
-        transcript = self.transcript
-        if self._error is not None or transcript.finished:
+        """Process a delta from the rank. Ignored once the request is done."""
+        buffer = self.buffer
+        if self._error is not None or buffer.finished:
             return
-        tokens = transcript.add(delta)
+        tokens = buffer.add(delta)
         if tokens is not None:
-            seen, takeable = tokens, transcript.gives_parts
+            seen, takeable = tokens, buffer.gives_parts
         elif (applied := self._apply(delta)) is not None:
             seen, tokens = applied
-            takeable = transcript.takeable
+            takeable = buffer.takeable
         else:
             return
         self._seen_tokens += seen
         left = self._expected_output - self._seen_tokens
-        self.outstanding_tokens = 0 if transcript.finished else max(left, 1)
+        self.outstanding_tokens = 0 if buffer.finished else max(left, 1)
         if tokens:
-            self.pace.count(tokens)
-        if self.probation is not None:
-            self._prove(self.probation)
+            self.timings.count(tokens)
+        if self.trial is not None:
+            self._update(self.trial)
         if takeable:
             self._wake()
 
     def _apply(self, delta: link_pb2.Delta) -> tuple[int, int] | None:
-        """Take in a delta of any kind; returns its tokens and how many are new; none if it fails.
+        """Apply a delta of any kind.
 
-        The request has failed then.
+        Returns:
+            The tokens in the delta, and how many of them are new; None if the request failed.
         """
         if delta.HasField("error"):
             self.fail(error_of(delta.error))
@@ -116,12 +134,12 @@ class RequestStream:
         seen = 0
         for choice in delta.choices:
             if choice.finish_reason == _ABORT:
-                # Nobody here asked for that: we stop listening before we abort.
+                # This router releases a request before aborting it, so the rank aborted it.
                 self.fail(GroupLost("the rank ended the request; the request can be sent again"))
                 return None
             seen += len(choice.token_ids)
         try:
-            return seen, self.transcript.apply(delta)
+            return seen, self.buffer.apply(delta)
         except DivergedError as error:
             self.fail(
                 GroupLost(
@@ -135,22 +153,22 @@ class RequestStream:
         return None
 
     def fail(self, error: ServingError) -> None:
-        """End the request with an error; what was emitted before is still given out first."""
+        """End the request with an error, raised after the buffered outputs were taken."""
         if not self.done:
             self._error = error
             self.outstanding_tokens = 0
             self._wake()
-            if self.probation is not None:
-                self.probation.end()
+            if self.trial is not None:
+                self.trial.end()
 
     async def next(self) -> RequestOutput:
         """Wait for the next output.
 
         Raises:
-            ServingError: the request failed.
+            ServingError: The request failed.
         """
         while True:
-            output = self.transcript.take()
+            output = self.buffer.take()
             if output is not None:
                 return output
             if self._error is not None:
@@ -163,50 +181,11 @@ class RequestStream:
             finally:
                 self._waiter = None
 
-    def _prove(self, probation: Probation) -> None:
-        probation.progress(self._seen_tokens)
-        if self.transcript.finished:
-            probation.end()
+    def _update(self, trial: Trial) -> None:
+        trial.progress(self._seen_tokens)
+        if self.buffer.finished:
+            trial.end()
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
-
-
-class Pace:
-    """When a request's tokens came, over all ranks that it ran on; feeds the latency metrics."""
-
-    __slots__ = ("_arrived_at", "_clock", "_last_at", "_lost_at", "_sent_at", "first_at")
-
-    def __init__(self, clock: Clock, arrived_at: float | None = None) -> None:
-        """Begin now, or when the request arrived at the router."""
-        self._clock = clock
-        now = clock.monotonic()
-        self._arrived_at = now if arrived_at is None else arrived_at
-        self._sent_at = self._last_at = now
-        self._lost_at: float | None = None
-        self.first_at: float | None = None
-
-    def sent(self) -> None:
-        """Note that a rank got the request just now."""
-        self._sent_at = self._clock.monotonic()
-
-    def count(self, tokens: int) -> None:
-        """Note that so many tokens came just now."""
-        now = self._clock.monotonic()
-        if self.first_at is None:
-            self.first_at = now
-            metrics.TIME_TO_FIRST_TOKEN.observe(now - self._arrived_at)
-            metrics.RANK_TIME_TO_FIRST_TOKEN.observe(now - self._sent_at)
-        else:
-            metrics.INTER_TOKEN_LATENCY.observe((now - self._last_at) / tokens)
-        if self._lost_at is not None:
-            metrics.RESUME_SECONDS.observe(now - self._lost_at)
-            self._lost_at = None
-        self._last_at = now
-        metrics.GENERATED_TOKENS.inc(tokens)
-
-    def lost(self) -> None:
-        """Note that the group was lost; the next new token ends the gap."""
-        if self._lost_at is None:
-            self._lost_at = self._clock.monotonic()

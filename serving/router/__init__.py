@@ -1,1 +1,1 @@
-"""The router process: what it is made of, started and stopped in order."""
+"""The router process: builds its parts, starts them in order, and stops them in reverse."""

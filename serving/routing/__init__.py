@@ -1,1 +1,1 @@
-"""Which rank takes a request: pure functions over a frozen picture of the fleet. No I/O here."""
+"""Routing: chooses a rank for a request with pure functions of a frozen fleet snapshot, no I/O."""

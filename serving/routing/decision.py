@@ -1,106 +1,105 @@
-"""What routing is asked and what it answers."""
+"""Input and result of routing: the request, and the decision about it."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from serving.link.block_hashes import PromptNames
-from serving.routing.snapshot import RankSnapshot
-
-RankKey = tuple[str, str, int]
-"""Group id, epoch, rank."""
-
-
-def key_of(rank: RankSnapshot) -> RankKey:
-    """Name the rank."""
-    return rank.group_id, rank.epoch, rank.rank
+from serving.link.block_hashes import PromptBlockHashes
+from serving.routing.snapshot import RankId
 
 
 @dataclass(frozen=True, slots=True)
-class Demand:
-    """What a request needs. Made once a request: it keeps what was computed about its prompt."""
+class RoutingRequest:
+    """A request's requirements for a rank.
+
+    Built once for each prompt to be sent; caches the computed block hashes.
+    """
 
     prompt_tokens: int
     output_tokens: int = 0
-    """Expected, over all choices."""
-    prompt: PromptNames = field(default_factory=PromptNames, compare=False, repr=False)
-    """The prompt's tokens; empty: nothing is known of them, no prefix is looked for."""
+    """Expected output tokens, over all choices."""
+    prompt: PromptBlockHashes = field(default_factory=PromptBlockHashes, compare=False, repr=False)
+    """Block hashes of the prompt; empty: unknown, so no cached prefix is looked up."""
     session_id: str | None = None
-    """Requests of one session go to one rank as long as its load allows."""
+    """Requests of one session prefer the same rank if its load permits. None: no session."""
     avoid: Collection[tuple[str, str]] = ()
-    """Groups (id, epoch) that may not be used: a request that should not meet this one is there."""
+    """Groups (id, epoch) to exclude, because another suspect is on trial there."""
     explain: bool = False
-    """Keep the scores of all candidates, not only of the one that is picked."""
+    """Whether to keep the scores of the best candidates in the decision."""
+    tokens: int = field(init=False, compare=False)
+    """Prompt and expected output tokens."""
 
-    @property
-    def tokens(self) -> int:
-        """Prompt and expected output together."""
-        return self.prompt_tokens + self.output_tokens
+    def __post_init__(self) -> None:
+        """Compute the total once for all filters and scorers."""
+        object.__setattr__(self, "tokens", self.prompt_tokens + self.output_tokens)
 
 
-class PickKind(StrEnum):
-    """What made the difference, in one word; a label of metrics."""
+class DecisionKind(StrEnum):
+    """The deciding factor; used as a metric label."""
 
     ONLY = "only"
-    """No other rank could take it."""
+    """No other rank could take the request."""
     SESSION = "session"
-    """Its session is here."""
+    """The rank served the session before."""
     PREFIX = "prefix"
-    """The beginning of its prompt is in the rank's cache."""
+    """The rank caches the beginning of the prompt."""
     LOAD = "load"
-    """None of these: load, cache room and balance."""
+    """None of the above: load, KV-cache room and balance decided."""
 
 
-class NoPickKind(StrEnum):
-    """What would have to change."""
+class NoCandidateKind(StrEnum):
+    """The condition that must change before a rank can take the request."""
 
     NOT_READY = "not_ready"
     """A group must become ready."""
     NO_ROOM = "no_room"
-    """A rank must finish something."""
+    """A rank must finish other requests."""
     TOO_LARGE = "too_large"
-    """The request itself: no rank here ever takes it."""
+    """The request must be smaller: no rank of this fleet can ever take it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """One candidate and how it scored."""
+    """One candidate and its scores."""
 
-    key: RankKey
+    rank_id: RankId
     total: float
+    """Weighted sum of the scores."""
     scores: Mapping[str, float]
-    """By scorer, before weights."""
+    """Score of each scorer by name, 0 to 1, before weights."""
 
     def to_json(self) -> dict[str, Any]:
-        """Return it compactly."""
-        group_id, _, rank = self.key
+        """Return the scores as a flat object, rounded to three digits."""
         rounded = {name: round(score, 3) for name, score in self.scores.items()}
-        return {"group": group_id, "rank": rank, "total": round(self.total, 3), **rounded}
+        return {
+            "group": self.rank_id.group_id,
+            "rank": self.rank_id.rank,
+            "total": round(self.total, 3),
+            **rounded,
+        }
 
 
 @dataclass(frozen=True, slots=True)
-class Pick:
-    """The rank that takes the request, and why."""
+class RoutingDecision:
+    """The chosen rank, and the reason."""
 
-    group_id: str
-    epoch: str
-    rank: int
+    rank_id: RankId
     reason: str
-    """In words."""
-    kind: PickKind = PickKind.LOAD
+    """Reason for the choice, as a sentence."""
+    kind: DecisionKind = DecisionKind.LOAD
     matched_tokens: int = 0
-    """Prompt tokens that the rank's cache is believed to hold."""
+    """Prompt tokens that the rank presumably has cached."""
     candidates: tuple[Scored, ...] = ()
-    """The best few, best first; empty unless the demand asked for an explanation."""
+    """The best candidates, best first; empty unless ``explain`` is set in the request."""
     filtered: Mapping[str, int] = field(default_factory=dict)
-    """How many ranks each filter took out; only filters that took any."""
+    """Number of ranks that each filter removed; filters that removed none are omitted."""
 
     def explain(self) -> dict[str, Any]:
-        """Return why, compactly, for JSON."""
+        """Return the explanation as a JSON object."""
         return {
-            "group": self.group_id,
-            "rank": self.rank,
+            "group": self.rank_id.group_id,
+            "rank": self.rank_id.rank,
             "kind": self.kind.value,
             "reason": self.reason,
             "matched_tokens": self.matched_tokens,
@@ -110,8 +109,8 @@ class Pick:
 
 
 @dataclass(frozen=True, slots=True)
-class NoPick:
-    """No rank takes the request now, and why."""
+class NoCandidate:
+    """No rank can take the request now, with the reason."""
 
     reason: str
-    kind: NoPickKind = NoPickKind.NOT_READY
+    kind: NoCandidateKind = NoCandidateKind.NOT_READY

@@ -1,47 +1,51 @@
-"""Filters: which ranks could take a request at all. Pure; each narrows what the one before left."""
+"""Filters: determine which ranks can take a request at all.
+
+Pure functions; each one narrows the result of the previous one.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from serving.routing.decision import Demand, NoPick, NoPickKind
+from serving.routing.decision import NoCandidate, NoCandidateKind, RoutingRequest
 from serving.routing.snapshot import FleetSnapshot, MemberState, RankSnapshot
 from serving.settings import RoutingSettings
 
 Ranks = list[RankSnapshot]
-Filter = Callable[[Ranks, Demand, RoutingSettings], Ranks]
+Filter = Callable[[Ranks, RoutingRequest, RoutingSettings], Ranks]
 
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """What the filters left, and what they took."""
+    """The candidates that passed all filters, and how many ranks each filter removed."""
 
     candidates: Ranks
     filtered: dict[str, int]
-    """Ranks that each filter took out, in order; only filters that took any."""
+    """Number of ranks that each filter removed, in order; filters that removed none are omitted."""
     emptied_by: str = ""
-    """The filter that took the last ones."""
+    """The filter that removed the last candidate; empty if candidates remain."""
 
 
-def usable(ranks: Ranks, demand: Demand, settings: RoutingSettings) -> Ranks:
-    """Keep ranks whose last report is good and that do not drain."""
-    del demand, settings
+def usable(ranks: Ranks, request: RoutingRequest, settings: RoutingSettings) -> Ranks:
+    """Keep ranks that are healthy according to their last report and not draining."""
+    del request, settings
     return [rank for rank in ranks if rank.healthy and not rank.draining]
 
 
-def long_enough(ranks: Ranks, demand: Demand, settings: RoutingSettings) -> Ranks:
-    """Keep ranks whose longest sequence has room for the prompt and one token."""
+def long_enough(ranks: Ranks, request: RoutingRequest, settings: RoutingSettings) -> Ranks:
+    """Keep ranks whose maximum sequence length has room for the prompt and one output token."""
     del settings
-    tokens = demand.prompt_tokens
+    tokens = request.prompt_tokens
     return [rank for rank in ranks if not rank.max_model_len or tokens < rank.max_model_len]
 
 
-def token_budget(ranks: Ranks, demand: Demand, settings: RoutingSettings) -> Ranks:
-    """Keep ranks whose KV cache has room for this router's outstanding tokens and these.
+def token_budget(ranks: Ranks, request: RoutingRequest, settings: RoutingSettings) -> Ranks:
+    """Keep ranks whose KV cache has room for this router's outstanding tokens and this request.
 
-    As in the filters below, a rank where this router has nothing is kept whatever else is said:
-    what does not fit beside others must be able to run alone, and reports may be out of date.
+    Like the filters below, always keeps a rank on which this router has no requests, whatever the
+    rank reports: a request that does not fit alongside others must be able to run alone, and
+    reports may be out of date.
     """
-    tokens, headroom = demand.tokens, settings.kv_headroom
+    tokens, headroom = request.tokens, settings.kv_headroom
     return [
         rank
         for rank in ranks
@@ -51,9 +55,9 @@ def token_budget(ranks: Ranks, demand: Demand, settings: RoutingSettings) -> Ran
     ]
 
 
-def free_slot(ranks: Ranks, demand: Demand, settings: RoutingSettings) -> Ranks:
-    """Keep ranks that run fewer of this router's requests than they take, and a few more."""
-    del demand
+def free_slot(ranks: Ranks, request: RoutingRequest, settings: RoutingSettings) -> Ranks:
+    """Keep ranks on which this router has fewer requests than max_num_seqs plus the allowance."""
+    del request
     allowed = 1 + settings.queue_allowance
     return [
         rank
@@ -62,9 +66,9 @@ def free_slot(ranks: Ranks, demand: Demand, settings: RoutingSettings) -> Ranks:
     ]
 
 
-def short_queue(ranks: Ranks, demand: Demand, settings: RoutingSettings) -> Ranks:
-    """Keep ranks whose engine has few requests waiting, those of other routers among them."""
-    del demand
+def short_queue(ranks: Ranks, request: RoutingRequest, settings: RoutingSettings) -> Ranks:
+    """Keep ranks whose engine has few waiting requests, including those of other routers."""
+    del request
     share = settings.engine_queue
     return [
         rank
@@ -76,39 +80,44 @@ def short_queue(ranks: Ranks, demand: Demand, settings: RoutingSettings) -> Rank
     ]
 
 
-FILTERS: dict[str, tuple[Filter, NoPickKind, str]] = {
-    "usable": (usable, NoPickKind.NOT_READY, "no rank of a ready group is healthy"),
+FILTERS: dict[str, tuple[Filter, NoCandidateKind, str]] = {
+    "usable": (usable, NoCandidateKind.NOT_READY, "no rank of a ready group is healthy"),
     "long_enough": (
         long_enough,
-        NoPickKind.TOO_LARGE,
+        NoCandidateKind.TOO_LARGE,
         "no rank takes a prompt of {prompt} tokens",
     ),
     "token_budget": (
         token_budget,
-        NoPickKind.NO_ROOM,
+        NoCandidateKind.NO_ROOM,
         "no rank's KV cache has room for {tokens} more tokens",
     ),
-    "free_slot": (free_slot, NoPickKind.NO_ROOM, "all ranks run as many requests as they take"),
-    "short_queue": (short_queue, NoPickKind.NO_ROOM, "requests wait already in all engines"),
+    "free_slot": (
+        free_slot,
+        NoCandidateKind.NO_ROOM,
+        "all ranks run as many requests as they take",
+    ),
+    "short_queue": (short_queue, NoCandidateKind.NO_ROOM, "all engines have requests waiting"),
 }
-"""In order, after the groups themselves: the filter, and what it means when nothing is left."""
+"""The filters in order, applied after the filter by group state. Each has a function, and the kind
+and text of the refusal if no candidate is left."""
 
 
-def survey(fleet: FleetSnapshot, demand: Demand, settings: RoutingSettings) -> Survey:
+def survey(fleet: FleetSnapshot, request: RoutingRequest, settings: RoutingSettings) -> Survey:
     """Apply all filters to the ranks of ready groups."""
     filtered: dict[str, int] = {}
     ranks: Ranks = []
     for group in fleet.groups:
         if group.state is not MemberState.READY:
             _add(filtered, "ready_group", len(group.ranks))
-        elif demand.avoid and (group.group_id, group.epoch) in demand.avoid:
+        elif request.avoid and (group.group_id, group.epoch) in request.avoid:
             _add(filtered, "avoided_group", len(group.ranks))
         else:
             ranks.extend(group.ranks)
     if not ranks:
         return Survey([], filtered, "ready_group")
     for name, (keep, _, _) in FILTERS.items():
-        left = keep(ranks, demand, settings)
+        left = keep(ranks, request, settings)
         _add(filtered, name, len(ranks) - len(left))
         if not left:
             return Survey([], filtered, name)
@@ -116,26 +125,26 @@ def survey(fleet: FleetSnapshot, demand: Demand, settings: RoutingSettings) -> S
     return Survey(ranks, filtered)
 
 
-def why_none(fleet: FleetSnapshot, demand: Demand, found: Survey) -> NoPick:
-    """Say why a survey without candidates found none."""
+def why_none(fleet: FleetSnapshot, request: RoutingRequest, found: Survey) -> NoCandidate:
+    """Return the refusal for a survey without candidates."""
     if found.emptied_by != "ready_group":
         _, kind, words = FILTERS[found.emptied_by]
-        reason = words.format(prompt=demand.prompt_tokens, tokens=demand.tokens)
+        reason = words.format(prompt=request.prompt_tokens, tokens=request.tokens)
         others = [name for name in found.filtered if name in FILTERS and name != found.emptied_by]
         if others:
-            reason += f" (others were taken out before, by {', '.join(others)})"
-        return NoPick(reason, kind)
-    return NoPick(_why_not_ready(fleet), NoPickKind.NOT_READY)
+            reason += f" (other ranks were removed before, by {', '.join(others)})"
+        return NoCandidate(reason, kind)
+    return NoCandidate(_why_not_ready(fleet), NoCandidateKind.NOT_READY)
 
 
 def _why_not_ready(fleet: FleetSnapshot) -> str:
     if not fleet.groups and fleet.history:
         last = fleet.history[0]
-        return f"no group is here, the last one ({last.group_id}) is gone: {last.reason}"
+        return f"no group is joined, the last one ({last.group_id}) is gone: {last.reason}"
     if not fleet.groups:
         return "no group has joined this router yet"
     if fleet.ready:
-        return "the groups that are ready are those that this request has to avoid"
+        return "the only ready groups are those that this request has to avoid"
     return "no group is ready: " + "; ".join(
         f"{group.group_id} is {group.state} ({group.reason})" for group in fleet.groups
     )

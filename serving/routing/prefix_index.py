@@ -1,18 +1,18 @@
-"""Which rank has the beginning of which prompt in its cache.
+"""Index of cached prompt prefixes: which rank caches which KV blocks.
 
-Ranks tell it over their links (``KvEvents``); every router hears the same, so it does not matter
-which one a conversation comes to. For a rank that tells nothing the index holds what this router
-sent there, least recently used first to go.
+Ranks report their caches over their links (``KvEvents``). Every router receives the same reports,
+so a conversation can continue at any router. For a rank that does not report, the index holds the
+prompts that this router sent to it, and drops the least recently used blocks first.
 """
 
 from collections.abc import Collection, Iterable
 
-from serving.link.block_hashes import PromptNames
-from serving.routing.decision import RankKey
+from serving.link.block_hashes import PromptBlockHashes
+from serving.routing.snapshot import RankId
 from serving.telemetry import metrics
 
 DEFAULT_BLOCK = 64
-"""Tokens of a block where a rank does not say."""
+"""Assumed tokens per block of a rank that does not report its block size."""
 
 
 class _Rank:
@@ -22,39 +22,38 @@ class _Rank:
         self.bit = bit
         self.block_size = block_size
         self.blocks: dict[int, None] = {}
-        """Names; in order of use where they are guesses."""
+        """Block hashes; if they are guesses, ordered by use, least recent first."""
         self.reports = False
         self.next_sequence: int | None = None
-        """None: what comes is ignored until the next reset."""
+        """Expected number of the next event; None: events are ignored until the next reset."""
 
 
 class PrefixIndex:
-    """Block name to the ranks that hold it, and back.
+    """Maps block hashes to the ranks that hold them, and ranks to their blocks.
 
-    Ranks are bits of one integer, so that a prompt is looked up for all ranks at once: one step
-    a block, however many ranks there are. All calls come from one event loop.
+    Each rank is one bit of an integer, so one lookup per block covers all ranks. Not
+    thread-safe: all calls come from one event loop.
     """
 
     def __init__(self, blocks_per_rank: int = 262_144, guesses_per_rank: int = 4096) -> None:
-        """Know nothing.
+        """Start empty.
 
         Args:
-            blocks_per_rank: most blocks that are kept of what one rank tells.
-            guesses_per_rank: most blocks that are kept for one that tells nothing.
-
+            blocks_per_rank: Maximum blocks kept for a rank that reports its cache.
+            guesses_per_rank: Maximum blocks kept for a rank that does not.
         """
         self._limit = blocks_per_rank
         self._guess_limit = guesses_per_rank
-        self._ranks: dict[RankKey, _Rank] = {}
-        self._by_bit: dict[int, RankKey] = {}
+        self._ranks: dict[RankId, _Rank] = {}
+        self._by_bit: dict[int, RankId] = {}
         self._holders: dict[int, int] = {}
-        self._guessing: set[RankKey] = set()
+        self._guessing: set[RankId] = set()
 
-    # -- what ranks tell ----------------------------------------------------------------
+    # -- reported by ranks ----------------------------------------------------------------
 
     def apply(
         self,
-        rank: RankKey,
+        rank_id: RankId,
         *,
         sequence: int,
         reset: bool,
@@ -62,10 +61,14 @@ class PrefixIndex:
         removed: Iterable[int],
         stored: Iterable[int],
     ) -> None:
-        """Take in what a rank tells of its cache; arguments as in the link's ``KvEvents``."""
-        entry = self._entry(rank, block_size)
+        """Apply a rank's cache events; the arguments are the fields of the link's ``KvEvents``.
+
+        After a gap in the sequence, the rank's blocks are dropped, and its events are ignored until
+        the next reset.
+        """
+        entry = self._entry(rank_id, block_size)
         entry.reports = True
-        self._guessing.discard(rank)
+        self._guessing.discard(rank_id)
         if reset or sequence != entry.next_sequence:
             if not reset and entry.next_sequence is not None:
                 metrics.PREFIX_GAPS.inc()
@@ -78,52 +81,69 @@ class PrefixIndex:
         self._drop(entry, removed)
         self._add(entry, stored, self._limit)
 
-    def forget(self, rank: RankKey) -> None:
-        """Drop all that is known of a rank: it left."""
-        entry = self._ranks.pop(rank, None)
+    def forget(self, rank_id: RankId) -> None:
+        """Drop all data about a rank that left."""
+        entry = self._ranks.pop(rank_id, None)
         if entry is not None:
             self._drop(entry, list(entry.blocks))
             del self._by_bit[entry.bit]
-            self._guessing.discard(rank)
+            self._guessing.discard(rank_id)
 
-    # -- what this router did -----------------------------------------------------------
+    # -- sent by this router ----------------------------------------------------------------
 
-    def guess(self, rank: RankKey, prompt: PromptNames, block_size: int) -> None:
-        """Note that a prompt was sent to a rank. Ignored for ranks that tell themselves."""
-        entry = self._ranks.get(rank)
+    def guess(self, rank_id: RankId, prompt: PromptBlockHashes, block_size: int) -> None:
+        """Record that a prompt was sent to a rank; ignored for a rank that reports its cache.
+
+        Args:
+            rank_id: The rank that the prompt was sent to.
+            prompt: Block hashes of the prompt.
+            block_size: Tokens per block of that rank; 0: ``DEFAULT_BLOCK``.
+        """
+        entry = self._ranks.get(rank_id)
         if not prompt.token_ids or (entry is not None and entry.reports):
             return
-        entry = entry or self._entry(rank, block_size or DEFAULT_BLOCK)
-        self._guessing.add(rank)
-        names = prompt.all(entry.block_size)[: self._guess_limit]
-        # Of one prompt the end is forgotten before the beginning.
-        for name in reversed(names):
-            entry.blocks.pop(name, None)
-            entry.blocks[name] = None
-            self._holders[name] = self._holders.get(name, 0) | entry.bit
+        entry = entry or self._entry(rank_id, block_size or DEFAULT_BLOCK)
+        self._guessing.add(rank_id)
+        hashes = prompt.all(entry.block_size)[: self._guess_limit]
+        # Reversed, so that the end of a prompt is dropped before its beginning.
+        for block in reversed(hashes):
+            entry.blocks.pop(block, None)
+            entry.blocks[block] = None
+            self._holders[block] = self._holders.get(block, 0) | entry.bit
         excess = len(entry.blocks) - self._guess_limit
         if excess > 0:
-            self._drop(entry, [name for name, _ in zip(entry.blocks, range(excess), strict=False)])
+            self._drop(
+                entry, [block for block, _ in zip(entry.blocks, range(excess), strict=False)]
+            )
 
-    # -- what is ------------------------------------------------------------------------
+    # -- lookups ----------------------------------------------------------------------------
 
     @property
-    def guessing(self) -> Collection[RankKey]:
-        """Ranks whose blocks are guesses."""
+    def guessing(self) -> Collection[RankId]:
+        """Ranks whose blocks are guesses, because they do not report."""
         return self._guessing
 
-    def blocks(self, rank: RankKey) -> Collection[int]:
-        """Return the names of the blocks that a rank holds."""
-        entry = self._ranks.get(rank)
+    @property
+    def ranks(self) -> Collection[RankId]:
+        """Ranks in the index."""
+        return self._ranks.keys()
+
+    def __len__(self) -> int:
+        """Return the number of distinct blocks that ranks hold."""
+        return len(self._holders)
+
+    def blocks(self, rank_id: RankId) -> Collection[int]:
+        """Return the hashes of the blocks that a rank holds."""
+        entry = self._ranks.get(rank_id)
         return frozenset(entry.blocks) if entry is not None else frozenset()
 
-    def matches(self, prompt: PromptNames) -> dict[RankKey, int]:
-        """Return, for each rank that holds any, how many of the prompt's first tokens it holds."""
-        found: dict[RankKey, int] = {}
+    def matches(self, prompt: PromptBlockHashes) -> dict[RankId, int]:
+        """Return the number of leading prompt tokens cached by each rank that caches any."""
+        found: dict[RankId, int] = {}
         for size in {entry.block_size for entry in self._ranks.values() if entry.blocks}:
             depth, still = 0, 0
-            for name in prompt.reusable(size):
-                here = self._holders.get(name, 0)
+            for block in prompt.reusable(size):
+                here = self._holders.get(block, 0)
                 if depth > 0:
                     here &= still
                     self._note(found, still & ~here, depth * size)
@@ -134,7 +154,7 @@ class PrefixIndex:
             self._note(found, still, depth * size)
         return found
 
-    def _note(self, found: dict[RankKey, int], bits: int, tokens: int) -> None:
+    def _note(self, found: dict[RankId, int], bits: int, tokens: int) -> None:
         while bits:
             bit = bits & -bits
             found[self._by_bit[bit]] = tokens
@@ -142,32 +162,32 @@ class PrefixIndex:
 
     # -- storage ------------------------------------------------------------------------
 
-    def _entry(self, rank: RankKey, block_size: int) -> _Rank:
-        entry = self._ranks.get(rank)
+    def _entry(self, rank_id: RankId, block_size: int) -> _Rank:
+        entry = self._ranks.get(rank_id)
         if entry is None:
             slot = 0
             while 1 << slot in self._by_bit:
                 slot += 1
-            entry = self._ranks[rank] = _Rank(1 << slot, block_size)
-            self._by_bit[entry.bit] = rank
+            entry = self._ranks[rank_id] = _Rank(1 << slot, block_size)
+            self._by_bit[entry.bit] = rank_id
         return entry
 
-    def _add(self, entry: _Rank, names: Iterable[int], limit: int) -> None:
+    def _add(self, entry: _Rank, hashes: Iterable[int], limit: int) -> None:
         bit, blocks, holders = entry.bit, entry.blocks, self._holders
-        for name in names:
+        for block in hashes:
             if len(blocks) >= limit:
                 break
-            blocks[name] = None
-            holders[name] = holders.get(name, 0) | bit
+            blocks[block] = None
+            holders[block] = holders.get(block, 0) | bit
 
-    def _drop(self, entry: _Rank, names: Iterable[int]) -> None:
+    def _drop(self, entry: _Rank, hashes: Iterable[int]) -> None:
         bit, blocks, holders = entry.bit, entry.blocks, self._holders
-        for name in names:
-            if name not in blocks:
+        for block in hashes:
+            if block not in blocks:
                 continue
-            del blocks[name]
-            left = holders[name] & ~bit
+            del blocks[block]
+            left = holders[block] & ~bit
             if left:
-                holders[name] = left
+                holders[block] = left
             else:
-                del holders[name]
+                del holders[block]

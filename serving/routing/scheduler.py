@@ -1,28 +1,41 @@
-"""Filter, score, pick: which rank takes a request.
+"""Chooses the rank for a request: filter, score, take the best.
 
-``decide`` is a pure function of a frozen snapshot and what is remembered, so that tests and the
-simulator run the very same code; ``Chooser`` is the memory.
+``decide`` is a pure function of a frozen snapshot and of affinity hints, so tests and the simulator
+run the same code. ``RankScheduler`` holds the state that the hints are read from.
 """
 
 import heapq
+from collections import OrderedDict
 from collections.abc import Sequence
 from time import perf_counter
 
-from serving.routing.decision import Demand, NoPick, Pick, PickKind, Scored, key_of
+from serving.routing.decision import (
+    DecisionKind,
+    NoCandidate,
+    RoutingDecision,
+    RoutingRequest,
+    Scored,
+)
 from serving.routing.filters import survey, why_none
 from serving.routing.prefix_index import PrefixIndex
-from serving.routing.scorers import SCORERS, Evidence, RunScorer, Scene, Scorer, run_scorer
-from serving.routing.sessions import Sessions
-from serving.routing.snapshot import FleetSnapshot, RankSnapshot
+from serving.routing.scorers import (
+    SCORERS,
+    AffinityHints,
+    RunScorer,
+    Scorer,
+    ScoringContext,
+    run_scorer,
+)
+from serving.routing.snapshot import FleetSnapshot, RankId, RankSnapshot
 from serving.settings import RoutingSettings
 from serving.telemetry import metrics
 
 EXPLAINED = 8
-"""Most candidates whose scores a pick keeps: an explanation goes into a header."""
+"""Maximum candidates in an explained decision, whose scores are sent in a header."""
 _TIE = 1e-9
-"""Totals that differ by less are equal: sums of floats are."""
+"""Totals that differ by less count as equal, because sums of floats are rounded."""
 
-_PICKS = {kind: metrics.ROUTING_PICKS.labels(kind.value).inc for kind in PickKind}
+_DECISIONS = {kind: metrics.ROUTING_PICKS.labels(kind.value).inc for kind in DecisionKind}
 _SCORER_SECONDS = {name: metrics.SCORER_SECONDS.labels(name).inc for name in SCORERS}
 
 Scores = dict[str, Sequence[float]]
@@ -30,145 +43,191 @@ Scores = dict[str, Sequence[float]]
 
 def decide(
     fleet: FleetSnapshot,
-    demand: Demand,
+    request: RoutingRequest,
     settings: RoutingSettings,
-    evidence: Evidence,
+    hints: AffinityHints,
     turn: int,
     run: RunScorer = run_scorer,
-) -> Pick | NoPick:
+) -> RoutingDecision | NoCandidate:
     """Choose a rank.
 
     Args:
-        fleet: the fleet now.
-        demand: what the request needs.
-        settings: weights and bounds.
-        evidence: what is remembered about the request.
-        turn: counts picks; equal ranks take turns by it, in the order of group id and rank.
-        run: calls the scorers.
-
+        fleet: Snapshot of the fleet, or a sample of it.
+        request: The request's requirements.
+        settings: Weights and limits.
+        hints: What the router remembers about the request.
+        turn: Number of earlier decisions; rotates through ranks with equal totals, ordered by
+            group id and rank.
+        run: Runs a scorer.
     """
-    found = survey(fleet, demand, settings)
+    found = survey(fleet, request, settings)
     candidates = found.candidates
     if not candidates:
-        return why_none(fleet, demand, found)
-    scene = Scene.of(fleet, candidates, demand, settings, evidence)
-    scores, totals = _score(scene, run)
+        return why_none(fleet, request, found)
+    context = ScoringContext.of(fleet, candidates, request, settings, hints)
+    scores, totals = _score(context, run)
     best = max(totals) - _TIE
     equals = [index for index, total in enumerate(totals) if total >= best]
     index = equals[turn % len(equals)]
     chosen = candidates[index]
     kind = _kind(scores, index, len(candidates))
-    matched = evidence.matched.get(key_of(chosen), 0)
-    return Pick(
-        chosen.group_id,
-        chosen.epoch,
-        chosen.rank,
+    matched = hints.matched.get(chosen.rank_id, 0)
+    return RoutingDecision(
+        chosen.rank_id,
         _words(kind, chosen, len(candidates), len(equals), matched),
         kind,
         matched,
-        _explained(candidates, scores, totals, index) if demand.explain else (),
+        _explained(candidates, scores, totals, index) if request.explain else (),
         found.filtered,
     )
 
 
-class Chooser:
-    """Decides, and remembers what later decisions need: prefixes, sessions, whose turn it is."""
+class Sessions:
+    """Session affinity: maps session ids to the ranks that served them last.
 
-    def __init__(self, settings: RoutingSettings, prefixes: PrefixIndex | None = None) -> None:
-        """Remember nothing yet.
+    Bounded, and entries expire. Only a hash of each id is kept, because clients choose the ids.
+    """
+
+    def __init__(self, limit: int, ttl: float) -> None:
+        """Start empty.
 
         Args:
-            settings: weights and bounds.
-            prefixes: what ranks tell of their caches; whoever listens to them fills it.
+            limit: Maximum number of sessions; the least recently used are dropped. 0: no affinity.
+            ttl: Seconds from a session's last request until it expires.
+        """
+        self._limit = limit
+        self._ttl = ttl
+        self._ranks: OrderedDict[int, tuple[RankId, float]] = OrderedDict()
 
+    def __len__(self) -> int:
+        return len(self._ranks)
+
+    def get(self, session_id: str | None, now: float) -> RankId | None:
+        """Return the rank that served the session last; None if it is new or expired."""
+        if session_id is None:
+            return None
+        found = self._ranks.get(hash(session_id))
+        if found is None or now - found[1] > self._ttl:
+            return None
+        return found[0]
+
+    def put(self, session_id: str | None, rank_id: RankId, now: float) -> None:
+        """Record that ``rank_id`` serves the session from now on."""
+        if session_id is None or self._limit == 0:
+            return
+        key = hash(session_id)
+        self._ranks[key] = (rank_id, now)
+        self._ranks.move_to_end(key)
+        while len(self._ranks) > self._limit or now - self._oldest() > self._ttl:
+            self._ranks.popitem(last=False)
+
+    def _oldest(self) -> float:
+        return next(iter(self._ranks.values()))[1]
+
+
+class RankScheduler:
+    """Chooses ranks, and keeps the state for later decisions: prefixes, sessions, turn."""
+
+    def __init__(self, settings: RoutingSettings, prefixes: PrefixIndex | None = None) -> None:
+        """Start with no sessions.
+
+        Args:
+            settings: Weights and limits.
+            prefixes: Index of the ranks' caches, filled from reports; default: an empty index.
         """
         self._settings = settings
         self._prefixes = prefixes if prefixes is not None else PrefixIndex()
         self._sessions = Sessions(settings.sessions, settings.session_ttl)
         self._turn = 0
 
-    def evidence(self, demand: Demand, now: float) -> Evidence:
-        """Return what is remembered about a request.
+    def hints(self, request: RoutingRequest, now: float) -> AffinityHints:
+        """Look up what the router remembers about a request.
 
         Args:
-            demand: what the request needs.
-            now: seconds on a monotonic clock.
-
+            request: The request's requirements.
+            now: Seconds on a monotonic clock.
         """
-        return Evidence(
-            self._prefixes.matches(demand.prompt),
+        return AffinityHints(
+            self._prefixes.matches(request.prompt),
             self._prefixes.guessing,
-            self._sessions.get(demand.session_id, now),
+            self._sessions.get(request.session_id, now),
         )
 
     def choose(
-        self, fleet: FleetSnapshot, demand: Demand, now: float, evidence: Evidence | None = None
-    ) -> Pick | NoPick:
-        """Choose a rank for a request that is about to be sent, and remember the choice.
+        self,
+        fleet: FleetSnapshot,
+        request: RoutingRequest,
+        now: float,
+        hints: AffinityHints | None = None,
+    ) -> RoutingDecision | NoCandidate:
+        """Choose a rank for a request that is about to be sent, and record the decision.
 
         Args:
-            fleet: the fleet now, or a part of it.
-            demand: what the request needs.
-            now: seconds on a monotonic clock.
-            evidence: what is remembered about the request, if it was looked up already.
-
+            fleet: Snapshot of the fleet, or a sample of it.
+            request: The request's requirements.
+            now: Seconds on a monotonic clock.
+            hints: The result of ``hints``; None: look them up.
         """
         begun = perf_counter()
-        if evidence is None:
-            evidence = self.evidence(demand, now)
-        decision = decide(fleet, demand, self._settings, evidence, self._turn, _timed)
-        if isinstance(decision, Pick):
-            self._remember(fleet, demand, decision, now)
+        if hints is None:
+            hints = self.hints(request, now)
+        decision = decide(fleet, request, self._settings, hints, self._turn, _timed)
+        if isinstance(decision, RoutingDecision):
+            self._remember(fleet, request, decision, now)
         metrics.ROUTING_SECONDS.observe(perf_counter() - begun)
         return decision
 
-    def _remember(self, fleet: FleetSnapshot, demand: Demand, pick: Pick, now: float) -> None:
+    def _remember(
+        self, fleet: FleetSnapshot, request: RoutingRequest, decision: RoutingDecision, now: float
+    ) -> None:
         self._turn += 1
-        key = (pick.group_id, pick.epoch, pick.rank)
-        self._sessions.put(demand.session_id, key, now)
-        _PICKS[pick.kind]()
-        if key not in self._prefixes.guessing:
-            metrics.PREFIX_MATCHED_TOKENS.inc(pick.matched_tokens)
+        rank_id = decision.rank_id
+        self._sessions.put(request.session_id, rank_id, now)
+        _DECISIONS[decision.kind]()
+        if rank_id not in self._prefixes.guessing:
+            metrics.PREFIX_MATCHED_TOKENS.inc(decision.matched_tokens)
         if self._settings.history_trust:
-            self._prefixes.guess(key, demand.prompt, _block_size(fleet, pick))
+            self._prefixes.guess(rank_id, request.prompt, _block_size(fleet, rank_id))
 
 
-def _timed(name: str, scorer: Scorer, scene: Scene) -> list[float] | None:
+def _timed(name: str, scorer: Scorer, context: ScoringContext) -> list[float] | None:
     begun = perf_counter()
-    scores = scorer(scene)
+    scores = scorer(context)
     _SCORER_SECONDS[name](perf_counter() - begun)
     return scores
 
 
-def _score(scene: Scene, run: RunScorer) -> tuple[Scores, list[float]]:
-    weights = scene.settings.weights
+def _score(context: ScoringContext, run: RunScorer) -> tuple[Scores, list[float]]:
+    weights = context.settings.weights
     scores: Scores = {}
-    totals = [0.0] * len(scene.candidates)
+    totals = [0.0] * len(context.candidates)
     for name, scorer in SCORERS.items():
         weight: float = getattr(weights, name)
-        if weight and (values := run(name, scorer, scene)) is not None:
+        if weight and (values := run(name, scorer, context)) is not None:
             scores[name] = values
             totals = [total + weight * value for total, value in zip(totals, values, strict=True)]
     return scores, totals
 
 
-def _kind(scores: Scores, index: int, candidates: int) -> PickKind:
+def _kind(scores: Scores, index: int, candidates: int) -> DecisionKind:
     if candidates == 1:
-        return PickKind.ONLY
+        return DecisionKind.ONLY
     if "session" in scores and scores["session"][index]:
-        return PickKind.SESSION
+        return DecisionKind.SESSION
     if "prefix" in scores and scores["prefix"][index]:
-        return PickKind.PREFIX
-    return PickKind.LOAD
+        return DecisionKind.PREFIX
+    return DecisionKind.LOAD
 
 
-def _words(kind: PickKind, chosen: RankSnapshot, candidates: int, equals: int, matched: int) -> str:
+def _words(
+    kind: DecisionKind, chosen: RankSnapshot, candidates: int, equals: int, matched: int
+) -> str:
     tokens = chosen.outstanding_tokens
     why = {
-        PickKind.ONLY: "the only rank that can take it",
-        PickKind.SESSION: f"its session is here, {tokens} outstanding tokens",
-        PickKind.PREFIX: f"{matched} prompt tokens cached, {tokens} outstanding tokens",
-        PickKind.LOAD: f"least load, {tokens} outstanding tokens",
+        DecisionKind.ONLY: "the only rank that can take it",
+        DecisionKind.SESSION: f"its session is here, {tokens} outstanding tokens",
+        DecisionKind.PREFIX: f"{matched} prompt tokens cached, {tokens} outstanding tokens",
+        DecisionKind.LOAD: f"least load, {tokens} outstanding tokens",
     }[kind]
     return f"{why}, of {candidates} ranks" + (f", turn among {equals}" if equals > 1 else "")
 
@@ -180,12 +239,12 @@ def _explained(
         return totals[index], index == chosen
 
     best = heapq.nlargest(EXPLAINED, range(len(candidates)), key=worth)
-    # Among many equals it may be missing, and it is what the explanation is about.
+    # With many equal totals, the chosen candidate may be missing; the explanation must include it.
     if chosen not in best:
         best[-1] = chosen
     return tuple(
         Scored(
-            key_of(candidates[index]),
+            candidates[index].rank_id,
             totals[index],
             {name: values[index] for name, values in scores.items()},
         )
@@ -193,14 +252,14 @@ def _explained(
     )
 
 
-def _block_size(fleet: FleetSnapshot, pick: Pick) -> int:
+def _block_size(fleet: FleetSnapshot, rank_id: RankId) -> int:
     return next(
         (
             rank.kv_block_size
             for group in fleet.groups
-            if group.group_id == pick.group_id
+            if group.group_id == rank_id.group_id
             for rank in group.ranks
-            if rank.rank == pick.rank
+            if rank.rank == rank_id.rank
         ),
         0,
     )

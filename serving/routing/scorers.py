@@ -1,73 +1,76 @@
-"""Scorers: how well each candidate suits, from 0 to 1. Pure functions of one scene.
+"""Scorers: rate how well each candidate suits a request, from 0 to 1.
 
-A scorer with nothing to say (no session, no prefix that matches) returns none, which counts as 0
-for all. deploy/docs/routing.md has the formulas.
+Pure functions of one ``ScoringContext``. A scorer that does not apply (no session, no matching
+prefix) returns None, which counts as 0 for every candidate. deploy/docs/routing.md has the
+formulas.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from heapq import nlargest
 
-from serving.routing.decision import Demand, RankKey
-from serving.routing.snapshot import FleetSnapshot, RankSnapshot
+from serving.routing.decision import RoutingRequest
+from serving.routing.snapshot import FleetSnapshot, RankId, RankSnapshot
 from serving.settings import RoutingSettings
 
-_BEST = 8
-"""Most ranks of whose caches more is made than of others': a common beginning is everywhere."""
+_BEST_MATCHES = 8
+"""Maximum prefix matches whose groups are always candidates. Limited, because all ranks may cache a
+common system prompt."""
 
 
 @dataclass(frozen=True, slots=True)
-class Evidence:
-    """What routing's memory says about one request."""
+class AffinityHints:
+    """State remembered by the router that favors some ranks for a request."""
 
-    matched: Mapping[RankKey, int] = field(default_factory=dict)
-    """Prompt tokens in each rank's cache; ranks without any are not in it."""
-    guessed: Collection[RankKey] = ()
-    """Ranks that do not tell what they cache: for them it is what this router sent there."""
-    sticky: RankKey | None = None
-    """Where the session was last."""
+    matched: Mapping[RankId, int] = field(default_factory=dict)
+    """Prompt tokens that each rank caches; ranks without any are omitted."""
+    guessed: Collection[RankId] = ()
+    """Ranks that do not report their cache; their ``matched`` is based on prompts sent to them."""
+    sticky: RankId | None = None
+    """The rank that served the session last; None: no session, or a new or expired one."""
 
     def groups(self) -> set[str]:
-        """Name the groups that speak for themselves: the session's, and the best matches'."""
-        best: Iterable[RankKey] = self.matched
-        if len(self.matched) > _BEST:
-            best = nlargest(_BEST, self.matched, key=self.matched.__getitem__)
-        found = {key[0] for key in best}
+        """Return the ids of the groups with the session or one of the longest prefix matches."""
+        best: Iterable[RankId] = self.matched
+        if len(self.matched) > _BEST_MATCHES:
+            best = nlargest(_BEST_MATCHES, self.matched, key=self.matched.__getitem__)
+        found = {rank_id.group_id for rank_id in best}
         if self.sticky is not None:
-            found.add(self.sticky[0])
+            found.add(self.sticky.group_id)
         return found
 
 
 @dataclass(frozen=True, slots=True)
-class Scene:
-    """Everything that scorers look at. Lists are in the order of the candidates.
+class ScoringContext:
+    """Input of all scorers; every list is [candidates].
 
-    One pass over hundreds of ranks costs as much as all the rest, hence lists and no calls a rank.
+    A pass over hundreds of ranks costs as much as the rest of a decision, so values are computed
+    once, into lists, without a function call per rank.
     """
 
     candidates: list[RankSnapshot]
-    demand: Demand
+    request: RoutingRequest
     settings: RoutingSettings
-    evidence: Evidence
+    hints: AffinityHints
     outstanding: list[int]
-    """Outstanding tokens of each."""
+    """Outstanding tokens of each candidate."""
     busiest: list[int]
-    """Outstanding tokens of the busiest rank of each one's group."""
+    """Outstanding tokens of the busiest rank in the candidate's group."""
     affinity_limit: float
-    """Outstanding tokens above which a rank's cache and sessions count for nothing."""
+    """Outstanding tokens above which a rank's cache and sessions are ignored."""
 
     @classmethod
     def of(
         cls,
         fleet: FleetSnapshot,
         candidates: list[RankSnapshot],
-        demand: Demand,
+        request: RoutingRequest,
         settings: RoutingSettings,
-        evidence: Evidence,
-    ) -> "Scene":
-        """Look at the fleet once for all scorers."""
+        hints: AffinityHints,
+    ) -> "ScoringContext":
+        """Compute the lists once for all scorers."""
         outstanding = [rank.outstanding_tokens for rank in candidates]
-        # Group ids are unique among living groups.
+        # Group ids are unique among the groups in a snapshot.
         busiest = {
             group.group_id: max([rank.outstanding_tokens for rank in group.ranks], default=0)
             for group in fleet.groups
@@ -75,86 +78,81 @@ class Scene:
         mean = sum(outstanding) / len(outstanding)
         return cls(
             candidates,
-            demand,
+            request,
             settings,
-            evidence,
+            hints,
             outstanding,
             [busiest[rank.group_id] for rank in candidates],
             mean * settings.session_load_bound + settings.affinity_slack,
         )
 
 
-Scorer = Callable[[Scene], list[float] | None]
-RunScorer = Callable[[str, Scorer, Scene], list[float] | None]
-"""Calls a scorer by its name: where time is taken, so that scoring itself stays pure."""
+Scorer = Callable[[ScoringContext], list[float] | None]
+RunScorer = Callable[[str, Scorer, ScoringContext], list[float] | None]
+"""Runs a scorer, given its name. Measures time outside of the scorers, which stay pure."""
 
 
-def run_scorer(name: str, scorer: Scorer, scene: Scene) -> list[float] | None:
-    """Call it and take no time."""
+def run_scorer(name: str, scorer: Scorer, context: ScoringContext) -> list[float] | None:
+    """Run a scorer without measuring its time."""
     del name
-    return scorer(scene)
+    return scorer(context)
 
 
-def load(scene: Scene) -> list[float]:
-    """Prefer the fewest outstanding tokens: (least + own) / (this + own)."""
-    own = max(scene.demand.tokens, 1)
-    best = min(scene.outstanding) + own
-    return [best / (tokens + own) for tokens in scene.outstanding]
+def load(context: ScoringContext) -> list[float]:
+    """Prefer the fewest outstanding tokens: (least + request) / (candidate + request)."""
+    own = max(context.request.tokens, 1)
+    best = min(context.outstanding) + own
+    return [best / (tokens + own) for tokens in context.outstanding]
 
 
-def kv_room(scene: Scene) -> list[float]:
-    """Prefer the most free KV cache, as reported, all routers' requests counted: 1 - usage."""
+def kv_room(context: ScoringContext) -> list[float]:
+    """Prefer the most free KV cache, as reported by the rank for all routers: 1 - usage."""
     return [
         1.0 - used if 0.0 <= (used := rank.load.kv_usage) <= 1.0 else float(used < 0)
-        for rank in scene.candidates
+        for rank in context.candidates
     ]
 
 
-def prefix(scene: Scene) -> list[float] | None:
-    """Prefer ranks whose cache holds the prompt's beginning: matched tokens / prompt tokens.
+def prefix(context: ScoringContext) -> list[float] | None:
+    """Prefer ranks that cache the beginning of the prompt: matched tokens / prompt tokens.
 
-    Counts for less where the match is a guess, and for nothing past the affinity limit.
+    Multiplied by ``history_trust`` if the match is a guess; 0 above the affinity limit.
     """
-    evidence, limit, prompt = scene.evidence, scene.affinity_limit, scene.demand.prompt_tokens
-    if not evidence.matched or not prompt:
+    hints, limit, prompt = context.hints, context.affinity_limit, context.request.prompt_tokens
+    if not hints.matched or not prompt:
         return None
-    trust = scene.settings.history_trust
+    trust = context.settings.history_trust
     worth = {
-        key: min(tokens / prompt, 1.0) * (trust if key in evidence.guessed else 1.0)
-        for key, tokens in evidence.matched.items()
+        key: min(tokens / prompt, 1.0) * (trust if key in hints.guessed else 1.0)
+        for key, tokens in hints.matched.items()
     }
     return [
-        worth.get((rank.group_id, rank.epoch, rank.rank), 0.0) if tokens <= limit else 0.0
-        for rank, tokens in zip(scene.candidates, scene.outstanding, strict=True)
+        worth.get(rank.rank_id, 0.0) if tokens <= limit else 0.0
+        for rank, tokens in zip(context.candidates, context.outstanding, strict=True)
     ]
 
 
-def session(scene: Scene) -> list[float] | None:
-    """Prefer the rank where the session was last: 1, or 0 past the affinity limit."""
-    if scene.evidence.sticky is None:
+def session(context: ScoringContext) -> list[float] | None:
+    """Prefer the rank that served the session last: 1, or 0 above the affinity limit."""
+    sticky, limit = context.hints.sticky, context.affinity_limit
+    if sticky is None:
         return None
-    group_id, epoch, index = scene.evidence.sticky
     return [
-        1.0
-        if rank.rank == index
-        and rank.group_id == group_id
-        and rank.epoch == epoch
-        and tokens <= scene.affinity_limit
-        else 0.0
-        for rank, tokens in zip(scene.candidates, scene.outstanding, strict=True)
+        1.0 if tokens <= limit and rank.rank_id == sticky else 0.0
+        for rank, tokens in zip(context.candidates, context.outstanding, strict=True)
     ]
 
 
-def balance(scene: Scene) -> list[float]:
-    """Prefer what leaves the group's busiest rank least busy: least / its load afterwards.
+def balance(context: ScoringContext) -> list[float]:
+    """Prefer the group whose busiest rank would be least busy: lowest load / load with the request.
 
-    A step of an expert-parallel group takes as long as its slowest rank, so work on a rank that
-    is not the busiest costs the group nothing.
+    A step of an expert-parallel group takes as long as its slowest rank, so a request on any other
+    rank does not slow the group down.
     """
-    own = max(scene.demand.tokens, 1)
+    own = max(context.request.tokens, 1)
     after = [
         most if most > (mine := tokens + own) else mine
-        for most, tokens in zip(scene.busiest, scene.outstanding, strict=True)
+        for most, tokens in zip(context.busiest, context.outstanding, strict=True)
     ]
     least = min(after)
     return [least / tokens for tokens in after]
@@ -167,4 +165,4 @@ SCORERS: dict[str, Scorer] = {
     "session": session,
     "balance": balance,
 }
-"""By the name of their weight in ``routing.weights``."""
+"""Scorers, keyed by the name of their weight in ``routing.weights``."""

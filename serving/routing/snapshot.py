@@ -1,65 +1,85 @@
-"""What the router knows of its fleet at one moment, frozen: the input of every routing decision."""
+"""A frozen snapshot of the fleet as seen by the router: the input of every routing decision."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from operator import sub
-from typing import Protocol
+from typing import NamedTuple, Protocol
+
+from typing_extensions import override
+
+
+class RankId(NamedTuple):
+    """Identifies one rank of one epoch of one group."""
+
+    group_id: str
+    epoch: str
+    rank: int
+
+    @property
+    def group(self) -> tuple[str, str]:
+        """Group id and epoch."""
+        return self.group_id, self.epoch
+
+    @override
+    def __str__(self) -> str:
+        return f"rank {self.rank} of group {self.group_id} (epoch {self.epoch})"
 
 
 class MemberState(StrEnum):
-    """State of a group; the transitions are one table in ``serving.fleet.membership``."""
+    """State of a group; ``serving.fleet.group.TRANSITIONS`` has the transitions."""
 
     JOINING = "joining"
-    """Some ranks of the epoch are missing or have not reported themselves healthy yet."""
+    """Some ranks of the epoch have not joined, or are not proven healthy yet."""
     READY = "ready"
-    """All ranks are there and healthy: work goes here."""
+    """All ranks are joined and healthy: requests are routed here."""
     DRAINING = "draining"
-    """Takes no new work, goes on with what it has."""
+    """The group accepts no new requests; running requests continue."""
     FENCED = "fenced"
-    """A rank was lost, failed or stalled: no work goes here and what was here is failed."""
+    """A rank was lost, failed or stalled: its requests failed, and no new ones are routed here."""
     GONE = "gone"
-    """Nothing is left of it; only the history shows it."""
+    """All ranks left, or a newer epoch replaced the group; kept only in the history."""
 
 
 @dataclass(frozen=True, slots=True)
 class LayerTokens:
-    """What a rank's experts of one MoE layer computed."""
+    """Tokens computed by a rank's experts of one MoE layer."""
 
     layer: str
-    """As vLLM calls it, e.g. ``model.layers.1.mlp.experts``."""
+    """Name of the layer in vLLM, e.g. ``model.layers.1.mlp.experts``."""
     tokens: tuple[int, ...]
-    """In the order of the rank's ``local_expert_ids``."""
+    """[local experts], in the order of the rank's ``local_expert_ids``."""
 
 
 class CountedLayer(Protocol):
-    """``LayerTokens``, or the message of the link, which has the same fields."""
+    """A ``LayerTokens``, or the link message with the same fields."""
 
     @property
     def layer(self) -> str:
-        """Its name."""
+        """Name of the layer in vLLM."""
         ...
 
     @property
     def tokens(self) -> Sequence[int]:
-        """By local expert."""
+        """Cumulative tokens, [local experts]."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class RecentExperts:
-    """Cumulative counts of now and of a while ago; they are subtracted when somebody looks.
+    """Two sets of cumulative counts, subtracted only when read.
 
-    Reports come twice a second from every rank, and somebody looks a few times a minute.
+    Every rank reports twice per second, but the difference is read a few times per minute.
     """
 
     newest: Sequence[CountedLayer] = ()
     base: Sequence[CountedLayer] = ()
+    """Counts from 30 to 60 s before ``newest``; empty: counts cover the engine's whole run."""
 
     def layers(self) -> Iterator[LayerTokens]:
-        """Yield what was computed in between, by layer.
+        """Yield the tokens computed between the two counts, by layer.
 
-        Counts that do not follow the old ones, as after a restart, stand for themselves.
+        If a count is below its base, as after an engine restart, the base is ignored.
         """
         old = {layer.layer: layer.tokens for layer in self.base}
         for layer in self.newest:
@@ -73,24 +93,23 @@ class RecentExperts:
 
 @dataclass(frozen=True, slots=True)
 class RankLoad:
-    """A rank's last report. Counters are cumulative since its engine started."""
+    """A rank's last load report. Counters are cumulative since the engine's start."""
 
     running_requests: int = 0
     waiting_requests: int = 0
     kv_usage: float = 0.0
-    """Share of KV-cache blocks in use, 0 to 1."""
+    """Fraction of KV-cache blocks in use, 0 to 1."""
     prompt_tokens_total: int = 0
     generated_tokens_total: int = 0
     engine_steps_total: int = 0
     since_last_step: float = 0.0
-    """Seconds."""
+    """Seconds since the last engine step ended."""
     step_seconds: float = 0.0
-    """Mean duration of a recent engine step, in seconds."""
+    """Mean duration of recent engine steps, seconds."""
     busy_seconds_total: float = 0.0
-    """Spent in steps."""
+    """Seconds spent in engine steps."""
     expert_tokens: tuple[int, ...] = ()
-    """Tokens for each of the rank's local experts, summed over layers; [local expert]."""
-    mtp_draft_steps: int = 0
+    """Tokens of each local expert, summed over the layers; [local experts]."""
     mtp_proposed_tokens: int = 0
     mtp_accepted_tokens: int = 0
     resident_bytes: int = 0
@@ -98,17 +117,17 @@ class RankLoad:
 
 @dataclass(frozen=True, slots=True)
 class RankSnapshot:
-    """One rank as the router sees it."""
+    """The router's view of one rank."""
 
     group_id: str
     epoch: str
     rank: int
     healthy: bool
-    """Its last report says so; false before the first report."""
+    """Health according to the last report; false before the first report."""
     health_reason: str = ""
     draining: bool = False
     inflight_requests: int = 0
-    """Requests of this router on the rank."""
+    """Number of this router's requests on the rank."""
     outstanding_tokens: int = 0
     """Prompt and expected output tokens still to compute for this router's requests."""
     load: RankLoad = RankLoad()
@@ -118,21 +137,30 @@ class RankSnapshot:
     serving_version: str = ""
     tensor_parallel_size: int = 1
     max_model_len: int = 0
-    """Longest prompt plus output in tokens; 0 = not told."""
+    """Maximum tokens of prompt and output together; 0: unknown."""
     max_num_seqs: int = 0
+    """Maximum number of concurrent sequences; 0: unknown."""
     kv_blocks: int = 0
+    """Number of KV-cache blocks; 0: unknown."""
     kv_block_size: int = 0
+    """Tokens per KV-cache block; 0: unknown."""
     local_expert_ids: tuple[int, ...] = ()
     recent_experts: RecentExperts = RecentExperts()
-    """What its experts computed in the last half minute to minute."""
+    """Tokens computed by the local experts in the last 30 to 60 s."""
     metrics_address: str = ""
-    """Where it shows its engine's own metrics, host:port; empty: nowhere."""
+    """host:port of the engine's metrics page; empty: none."""
     reported_at: float = 0.0
-    """When its last report came; seconds since the Unix epoch, 0 = none came."""
+    """Time of the last report, seconds since the Unix epoch; 0 before the first report."""
     round_trip: float | None = None
-    """Seconds from Ping to Pong, last seen; none before the first Pong."""
+    """Seconds from the last Ping to its Pong; None before the first Pong."""
     joined_at: float = 0.0
-    """Seconds since the Unix epoch."""
+    """Time of joining, seconds since the Unix epoch."""
+    rank_id: RankId = field(init=False, repr=False, compare=False)
+    """``group_id``, ``epoch`` and ``rank`` as one key."""
+
+    def __post_init__(self) -> None:
+        """Build the key once, because scoring reads it for every candidate."""
+        object.__setattr__(self, "rank_id", RankId(self.group_id, self.epoch, self.rank))
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,16 +171,17 @@ class GroupSnapshot:
     epoch: str
     state: MemberState
     reason: str
-    """Why it is in this state, in words."""
+    """Reason for the state, as a sentence."""
     since: float
-    """When the state began; seconds since the Unix epoch."""
+    """Start of the state, seconds since the Unix epoch."""
     world_size: int
+    """Number of ranks in the group, joined or not."""
     total_experts: int = 0
-    """Routed experts of one MoE layer in the whole model; 0 = not told."""
+    """Routed experts per MoE layer of the whole model; 0: unknown."""
     ranks: tuple[RankSnapshot, ...] = ()
-    """Ranks that are joined, ascending."""
+    """Joined ranks, in ascending order."""
     app: str = ""
-    """What deployed it, Hello.app; empty: not told."""
+    """Ray Serve application that deployed the group (``Hello.app``); empty: unknown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,16 +190,16 @@ class FleetSnapshot:
 
     router_id: str
     groups: tuple[GroupSnapshot, ...] = ()
-    """Living groups by id."""
+    """Groups with joined ranks, ordered by id."""
     history: tuple[GroupSnapshot, ...] = ()
-    """Groups that are gone, newest first."""
+    """Groups that are gone, most recent first."""
 
     @property
     def ready(self) -> bool:
-        """Whether any group can take work."""
+        """Whether any group accepts requests."""
         return any(group.state is MemberState.READY for group in self.groups)
 
     @property
     def inflight_requests(self) -> int:
-        """Requests of this router on all ranks."""
+        """Number of this router's requests on all ranks."""
         return sum(rank.inflight_requests for group in self.groups for rank in group.ranks)

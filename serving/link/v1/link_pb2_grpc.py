@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class RouterServiceStub:
-    """Spoken by the router on its join port.
+    """Served by the router on its join port.
     """
 
     def __init__(self, channel):
@@ -43,7 +43,7 @@ class RouterServiceStub:
 
 
 class RouterServiceServicer:
-    """Spoken by the router on its join port.
+    """Served by the router on its join port.
     """
 
     def Join(self, request_iterator, context):
@@ -70,7 +70,7 @@ def add_RouterServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class RouterService:
-    """Spoken by the router on its join port.
+    """Served by the router on its join port.
     """
 
     @staticmethod

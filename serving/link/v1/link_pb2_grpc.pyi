@@ -4,12 +4,12 @@ isort:skip_file
 The link between a rank and a router.
 
 A rank dials every router and keeps one bidirectional stream to each.
-The stream is the lease: while it lives the rank is a member, when it ends
-the rank is lost. Work goes down, deltas and load go up. Ranks therefore
-need no listening port and routers need no registry.
+The stream is the lease: the rank is a member while it is open, and lost when
+it ends. Requests go down, deltas and load go up. Ranks therefore need no
+listening port and routers need no registry.
 
-Compatibility: Hello.protocol_version must be equal on both sides; fields are only
-ever added, so a rank and a router of one protocol version understand each other.
+Compatibility: Hello.protocol_version must be equal on both sides. Fields are only added,
+never changed, within a protocol version.
 """
 
 from collections import abc as _abc
@@ -36,7 +36,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class RouterServiceStub:
-    """Spoken by the router on its join port."""
+    """Served by the router on its join port."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -47,14 +47,14 @@ class RouterServiceStub:
 
 @_typing.type_check_only
 class RouterServiceAsyncStub(RouterServiceStub):
-    """Spoken by the router on its join port."""
+    """Served by the router on its join port."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Join: _aio.StreamStreamMultiCallable[_link_pb2.RankMessage, _link_pb2.RouterMessage]  # type: ignore[assignment]
     """The first message up is a Hello, the first message down a Welcome or a Refusal."""
 
 class RouterServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Spoken by the router on its join port."""
+    """Served by the router on its join port."""
 
     @_abc_1.abstractmethod
     def Join(

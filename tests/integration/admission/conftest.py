@@ -1,4 +1,4 @@
-"""A real Redis server on a free port, which a test may kill and start again."""
+"""A real Redis server on a free port, which a test may kill and restart."""
 
 import socket
 import subprocess

@@ -1,4 +1,4 @@
-"""Far more than the fleet can do, by two tenants of whom one asks far more often.
+"""Overload by two tenants, one of which sends requests far more often.
 
 A whole router over real HTTP, with fake engines that take a fixed time for a token.
 """
@@ -12,13 +12,14 @@ import pytest
 import yaml
 
 from serving.admission.queue import FairQueue
-from serving.admission.queue_runner import WaitingRoom
+from serving.admission.queue_runner import QueueRunner
 from serving.edge.auth.keys import digest_of, new_key
 from serving.engine.fake.engine import FakeEngine
 from serving.engine.router_link.server import RankIdentity, RankServer
 from serving.router.app import Router
 from serving.settings import Settings
 from serving.telemetry.metrics import REGISTRY
+from tests.support.waiting import eventually
 
 TOKENS = 20
 TOKEN_DELAY = 0.015
@@ -32,7 +33,7 @@ COUNTED, STRETCH = 80, 12
 
 @dataclass
 class Seen:
-    """What the clients of one tenant saw."""
+    """Responses to the clients of one tenant."""
 
     statuses: Counter = field(default_factory=Counter)
     tokens: int = 0
@@ -125,9 +126,7 @@ async def start(tmp_path, keys):
         rank = RankServer(engine, link, RankIdentity("g0", "e0", 0, 1, "127.0.0.1"))
         running.append(rank.stop)
         await rank.start()
-        async with asyncio.timeout(90):
-            while not router.roster.ready:  # noqa: ASYNC110  the simplest way to wait for it
-                await asyncio.sleep(0.01)
+        await eventually(lambda: router.membership.ready)
         return router
 
     yield start
@@ -151,14 +150,14 @@ async def keep_asking(client, key, seen, enough):
 @pytest.mark.timeout(300)  # both ends of many requests, on a busy machine
 async def test_overload(start, keys, admission, bound, reason, monkeypatch):
     router = await start(**admission)
-    longest, peak = 0, WaitingRoom._after_change
+    longest, peak = 0, QueueRunner._after_change
 
-    def spy(room):
+    def spy(runner):
         nonlocal longest
-        longest = max(longest, len(room.queue))
-        peak(room)
+        longest = max(longest, len(runner.queue))
+        peak(runner)
 
-    monkeypatch.setattr(WaitingRoom, "_after_change", spy)
+    monkeypatch.setattr(QueueRunner, "_after_change", spy)
     launches = Launches(monkeypatch)
     before = _refusals(reason)
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
@@ -193,7 +192,7 @@ async def test_overload(start, keys, admission, bound, reason, monkeypatch):
     assert launches.worst <= 2
     # Nothing is left behind.
     assert router.client.inflight_requests == 0
-    assert router._admission._predictor.outstanding_tokens == 0
+    assert router.admission.outstanding_tokens == 0
     assert REGISTRY.get_sample_value("moe_admission_queue_tokens") == 0
 
 
@@ -206,9 +205,7 @@ async def test_who_waits_is_told_when_the_router_stops(start, keys):
             asyncio.create_task(client.post("/v1/completions", json=body, headers=headers))
             for _ in range(SLOTS + 3)
         ]
-        async with asyncio.timeout(90):
-            while len(router._admission._room.queue) < 3:  # noqa: ASYNC110  the same
-                await asyncio.sleep(0.01)
+        await eventually(lambda: router.admission.queue_length >= 3)
         await router.stop()
         answers = await asyncio.gather(*asked, return_exceptions=True)
     # Those that run are cut off when the drain is over; those that wait are told.

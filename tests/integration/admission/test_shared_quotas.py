@@ -1,4 +1,4 @@
-"""Two routers' controllers on one real Redis: one quota, and what holds while Redis is gone."""
+"""Two controllers on one real Redis: one quota for both, also while Redis is gone."""
 
 import asyncio
 import os
@@ -8,13 +8,14 @@ from contextlib import suppress
 
 import pytest
 
-from serving.admission.api import Ask
+from serving.admission.api import AdmissionRequest
 from serving.admission.controller import AdmissionController
-from serving.admission.limits import TenantLimits
+from serving.admission.quotas import TenantLimits
 from serving.errors import NotReady, Overloaded, SettingsError
-from serving.request_context import Caller
+from serving.request_context import RequestContext
 from serving.settings import AdmissionSettings
 from serving.telemetry.metrics import REGISTRY
+from tests.support.dispatching import ROUTING, SlotDispatcher, SlotStream
 
 LIMITS = {
     "streams": TenantLimits(concurrent_streams=3),
@@ -27,17 +28,27 @@ def limits_of(tenant):
     return LIMITS.get(tenant, TenantLimits())
 
 
-def ask(tenant, prompt_tokens=10):
-    return Ask("x", Caller(tenant), prompt_tokens, 10, time.monotonic() + 60)
+async def enter(router, tenant, prompt_tokens=10):
+    """Return the request once it is placed."""
+    request = AdmissionRequest(
+        context=RequestContext(tenant),
+        stream=SlotStream(),
+        routing=ROUTING,
+        prompt_tokens=prompt_tokens,
+        output_tokens=10,
+        deadline=time.monotonic() + 60,
+    )
+    await router.enter(request)
+    return request
 
 
-def enter(router, tenant, **what):
-    return router.enter(ask(tenant, **what), lambda: None)
+def controller(settings, limits_of=None):
+    return AdmissionController(settings, SlotDispatcher(capacity=1000), limits_of=limits_of)
 
 
 async def eventually(action):
-    """Repeat until it raises no more; releases are told to Redis in the background."""
-    async with asyncio.timeout(20):
+    """Repeat ``action`` until it succeeds: releases are written to Redis in the background."""
+    async with asyncio.timeout(90):
         while True:
             with suppress(Overloaded):
                 return await action()
@@ -54,9 +65,7 @@ async def routers(redis_server):
 
     def make(down="open"):
         settings = AdmissionSettings(redis_url=redis_server.url, redis_down=down, redis_timeout=1.0)
-        pair = [
-            AdmissionController(settings, ready=lambda: True, limits_of=limits_of) for _ in range(2)
-        ]
+        pair = [controller(settings, limits_of) for _ in range(2)]
         made.extend(pair)
         return pair
 
@@ -67,7 +76,7 @@ async def routers(redis_server):
 
 async def test_streams_are_counted_over_both(routers):
     one, two = routers()
-    tickets = [
+    requests = [
         await enter(one, "streams"),
         await enter(two, "streams"),
         await enter(one, "streams"),
@@ -75,7 +84,7 @@ async def test_streams_are_counted_over_both(routers):
     for router in (one, two):
         with pytest.raises(Overloaded, match="in flight"):
             await enter(router, "streams")
-    tickets[0].release(generated_tokens=5)
+    one.release(requests[0], generated_tokens=5)
     await eventually(lambda: enter(two, "streams"))
     with pytest.raises(Overloaded):
         await enter(one, "streams")
@@ -84,28 +93,28 @@ async def test_streams_are_counted_over_both(routers):
 async def test_requests_are_counted_over_both(routers):
     one, two = routers()
     for router in (one, two, one):
-        (await enter(router, "requests")).release(generated_tokens=0)
+        router.release(await enter(router, "requests"), generated_tokens=0)
     for router in (two, one):
         with pytest.raises(Overloaded, match="requests of this minute") as caught:
             await enter(router, "requests")
         assert 0 < caught.value.retry_after <= 120
     with pytest.raises(Overloaded):
-        one.check(Caller("requests"))  # remembered: refused before any work from now on
+        one.check(RequestContext("requests"))  # remembered: refused before any work from now on
     await enter(one, "somebody else")
 
 
 async def test_tokens_are_counted_over_both_generated_ones_at_the_end(routers):
     one, two = routers()
-    ticket = await enter(one, "tokens", prompt_tokens=60)
+    request = await enter(one, "tokens", prompt_tokens=60)
     other = await enter(two, "tokens", prompt_tokens=30)
-    other.release(generated_tokens=500)
-    async with asyncio.timeout(20):
+    two.release(other, generated_tokens=500)
+    async with asyncio.timeout(90):
         shared = one._quotas._shared
         while (await shared.tokens("tokens")).used < 590:  # noqa: ASYNC110  Redis has no event
             await asyncio.sleep(0.01)
     with pytest.raises(Overloaded, match="tokens of this minute"):
         await enter(one, "tokens")
-    ticket.release(generated_tokens=1)
+    one.release(request, generated_tokens=1)
 
 
 async def test_redis_gone_open_each_router_counts_for_itself(routers, redis_server):
@@ -120,10 +129,10 @@ async def test_redis_gone_open_each_router_counts_for_itself(routers, redis_serv
             await enter(router, "streams")
     assert failures() >= before + 2
     # Once it is back the shared count holds again; what was released meanwhile is told then.
-    for ticket in held:
-        ticket.release(generated_tokens=0)
+    for request in held:
+        one.release(request, generated_tokens=0)
     redis_server.start()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(90):
         while True:
             pair = [r._quotas for r in (one, two)]
             if all(q._clock.monotonic() >= q._down_until and not q._ended for q in pair):
@@ -169,7 +178,7 @@ async def test_a_redis_that_hangs_delays_one_request_and_blocks_nobody(routers, 
                 beats += 1
 
         heart = asyncio.create_task(beat())
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(90):
             await enter(one, "requests")
         assert beats >= 10  # the loop went on during the second that Redis was given
         for _ in range(2):
@@ -189,7 +198,7 @@ async def test_a_redis_that_hangs_delays_one_request_and_blocks_nobody(routers, 
 def test_what_is_wrong_with_the_settings_is_said_at_start(settings, named):
     settings = {"redis_url": "redis://127.0.0.1:1/0", **settings}
     with pytest.raises(SettingsError, match=named):
-        AdmissionController(AdmissionSettings(**settings), ready=lambda: True)
+        controller(AdmissionSettings(**settings))
 
 
 async def test_a_password_comes_from_a_file(redis_server, tmp_path):
@@ -204,7 +213,7 @@ async def test_a_password_comes_from_a_file(redis_server, tmp_path):
         settings = AdmissionSettings(
             redis_url=redis_server.url, redis_down="closed", redis_password_file=password_file
         )
-        router = AdmissionController(settings, ready=lambda: True, limits_of=limits_of)
+        router = controller(settings, limits_of)
         try:
             await enter(router, "streams")
             assert used

@@ -8,18 +8,20 @@ import msgspec
 import pytest
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
+from serving.admission.controller import AdmissionController
+from serving.clock import SystemClock
+from serving.dispatch.dispatcher import Dispatcher
 from serving.engine.arguments import router_vllm_config
 from serving.engine.router_link.server import RankIdentity, RankServer
 from serving.errors import EngineError
 from serving.fleet.join_server import LinkServer
-from serving.fleet.membership import Roster
+from serving.fleet.membership import FleetMembership
 from serving.link.v1 import link_pb2
 from serving.requests.client import FleetClient
 from serving.settings import LinkSettings, Settings
+from tests.support.waiting import eventually
 
 MODEL, FINGERPRINT = "pocket-r1", "f"
-PATIENCE = 90.0
-"""Seconds until a test gives up waiting; how long something takes is never asserted."""
 
 
 class ScriptedEngine:
@@ -104,29 +106,21 @@ class ScriptedEngine:
             raise EngineError(self.fault)
 
 
-async def eventually(condition, what="it"):
-    """Wait until ``condition()`` is true; fails the test if it never is."""
-    try:
-        async with asyncio.timeout(PATIENCE):
-            while not condition():  # noqa: ASYNC110  conditions of all kinds, without events
-                await asyncio.sleep(0.005)
-    except TimeoutError:
-        pytest.fail(f"{what} did not happen in {PATIENCE:g} s")
-
-
 class Router:
-    """One router without its edges."""
+    """A router without its edges."""
 
     def __init__(self, config, settings, **server):
-        self.roster = Roster(settings.fleet)
+        self.membership = FleetMembership(settings.fleet)
         self.settings = settings
-        self.client = FleetClient(config, self.roster, settings)
+        dispatcher = Dispatcher(self.membership, settings.routing, SystemClock())
+        self.admission = AdmissionController(settings.admission, dispatcher)
+        self.client = FleetClient(config, self.membership, self.admission, settings)
         self.server = self.make_server(**server)
 
     def make_server(self, port=0, model_name=MODEL, fingerprint=FINGERPRINT):
         router = self.settings.router.model_copy(update={"join_port": port})
         return LinkServer(
-            self.roster,
+            self.membership,
             self.settings.link,
             router,
             model_name=model_name,
@@ -148,7 +142,7 @@ class Router:
 
 
 class Fleet:
-    """Builds routers and ranks, and takes them down in order."""
+    """Builds routers and ranks, and stops them in order."""
 
     def __init__(self, config, stack):
         self.config = config
@@ -157,6 +151,7 @@ class Fleet:
     async def router(self, **changes):
         server = {key: changes.pop(key) for key in ("model_name", "fingerprint") if key in changes}
         router = Router(self.config, quick(**changes), **server)
+        self.stack.push_async_callback(router.admission.stop)
         self.stack.callback(router.client.shutdown)
         await router.server.start()
         self.stack.push_async_callback(router.server.stop)
@@ -180,12 +175,12 @@ class Fleet:
 
     async def group(self, router, size=2, **kwargs):
         ranks = [await self.rank(router, rank=index, world=size, **kwargs) for index in range(size)]
-        await eventually(lambda: router.roster.ready, "the group's readiness")
+        await eventually(lambda: router.membership.ready, "the group's readiness")
         return ranks
 
 
 def quick(**changes):
-    """Settings with short waits; how short is not what a test is about."""
+    """Return settings with short intervals; no test depends on their length."""
     link = {
         "backoff_initial": 0.02,
         "backoff_max": 0.1,
@@ -193,7 +188,9 @@ def quick(**changes):
         "hello_timeout": 5.0,
         "connect_timeout": 5.0,
     } | dict(changes.pop("link", {}))
-    return Settings(link=LinkSettings(**link), **changes)
+    # Room for all requests of a test: what admission refuses is tested elsewhere.
+    admission = {"queue_requests": 10_000, "max_wait": None}
+    return Settings(**{"link": LinkSettings(**link), "admission": admission, **changes})
 
 
 @pytest.fixture(scope="session")
@@ -202,7 +199,7 @@ def config():
 
 
 def leaked(before):
-    """Tasks that should have ended; pytest's own that asks does not count."""
+    """Return tasks that should have ended, without pytest's own task."""
     return asyncio.all_tasks() - before - {asyncio.current_task()}
 
 
@@ -212,8 +209,3 @@ async def fleet(config):
     async with contextlib.AsyncExitStack() as stack:
         yield Fleet(config, stack)
     await eventually(lambda: not leaked(before), "the end of all tasks")
-
-
-@pytest.fixture
-def until():
-    return eventually

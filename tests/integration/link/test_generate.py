@@ -11,11 +11,11 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOu
 
 from serving.engine.codec import decode_params, decode_parser_kwargs
 from serving.errors import DeadlineExceeded, NotReady, Overloaded, PoisonRequest, Unsupported
-from serving.fleet.deadline import deadline_var
 from serving.link.v1 import link_pb2
-from serving.request_context import Caller, Priority, caller_var
+from serving.request_context import Priority, RequestContext, use_request_context
 from serving.settings import RouterSettings
-from serving.telemetry import metrics
+from tests.support.samples import sample
+from tests.support.waiting import eventually
 
 DELTA, FINAL, CUMULATIVE = (
     RequestOutputKind.DELTA,
@@ -29,7 +29,7 @@ async def collect(outputs):
 
 
 def joined(outputs, index=0):
-    """Tokens, text and log-probabilities that a caller of DELTA puts together."""
+    """Return the tokens, text and log-probabilities that a consumer of DELTA outputs assembles."""
     parts = [each for output in outputs for each in output.outputs if each.index == index]
     logprobs = [position for part in parts for position in part.logprobs or []]
     return [t for part in parts for t in part.token_ids], "".join(p.text for p in parts), logprobs
@@ -105,7 +105,7 @@ async def test_what_reaches_the_engine(router, engines):
     (work,) = [work for engine in engines for work in engine.started]
     assert list(work.prompt_token_ids) == [10, 11]
     assert work.request_id.endswith("chatcmpl-1")
-    assert router.roster.router_id in work.request_id
+    assert router.membership.router_id in work.request_id
     assert (work.priority, dict(work.trace_headers)) == (0, {"traceparent": "00-1"})
     assert work.reasoning_ended
     assert decode_parser_kwargs(work) == {"chat_template_kwargs": {"thinking": True}}
@@ -130,19 +130,19 @@ async def test_equal_ids_of_two_callers_do_not_meet(router, engines):
     assert [joined(outputs)[0][0] for outputs in both] == [11, 101]
 
 
-async def test_work_is_spread_over_the_ranks(router, engines, until):
+async def test_work_is_spread_over_the_ranks(router, engines):
     for engine in engines:
         engine.pause = 1
     streams = [asyncio.create_task(collect(router.generate(name=f"r{i}"))) for i in range(10)]
-    await until(lambda: busy(engines) == 10)
+    await eventually(lambda: busy(engines) == 10)
     assert [len(engine.running) for engine in engines] == [5, 5]
-    (group,) = router.roster.snapshot().groups
+    (group,) = router.membership.snapshot().groups
     assert [rank.inflight_requests for rank in group.ranks] == [5, 5]
     assert all(rank.outstanding_tokens > 0 for rank in group.ranks)
     for engine in engines:
         engine.go.set()
     await asyncio.gather(*streams)
-    (group,) = router.roster.snapshot().groups
+    (group,) = router.membership.snapshot().groups
     assert [rank.outstanding_tokens for rank in group.ranks] == [0, 0]
 
 
@@ -222,17 +222,17 @@ async def test_engine_commands_are_unsupported(router, name):
         await getattr(router.client, name)(*UNSUPPORTED[name])
 
 
-async def test_not_ready_says_what_is_missing(fleet, router, until):
+async def test_not_ready_says_what_is_missing(fleet, router):
     with pytest.raises(NotReady):
         await router.client.check_health()
-    token = deadline_var.set(asyncio.get_running_loop().time() + 0.05)
-    with pytest.raises(DeadlineExceeded, match="no group has joined this router yet"):
-        await collect(router.generate())
-    rank = await fleet.rank(router, world=2)
-    await until(lambda: router.roster.snapshot().groups)
-    with pytest.raises(DeadlineExceeded, match="waits for 1"):
-        await collect(router.generate())
-    deadline_var.reset(token)
+    soon = RequestContext(deadline=asyncio.get_running_loop().time() + 0.05)
+    with use_request_context(soon):
+        with pytest.raises(DeadlineExceeded, match="no group has joined this router yet"):
+            await collect(router.generate())
+        rank = await fleet.rank(router, world=2)
+        await eventually(lambda: router.membership.snapshot().groups)
+        with pytest.raises(DeadlineExceeded, match="waits for 1"):
+            await collect(router.generate())
     assert not rank.engine.started
 
 
@@ -254,7 +254,7 @@ async def test_ready_fleet_is_healthy(router, engines):
     )
 
 
-async def test_overloaded_when_the_limit_is_reached(fleet, until):
+async def test_overloaded_when_the_limit_is_reached(fleet):
     router = await fleet.router(router=RouterSettings(max_inflight_requests=2))
     (rank,) = await fleet.group(router, 1)
     rank.engine.pause = 1
@@ -274,7 +274,7 @@ async def test_overloaded_when_the_limit_is_reached(fleet, until):
 # -- ends before the end ------------------------------------------------------------------
 
 
-async def test_closing_the_generator_aborts_on_the_rank(router, engines, until):
+async def test_closing_the_generator_aborts_on_the_rank(router, engines):
     for engine in engines:
         engine.pause = 1
     outputs = router.generate()
@@ -282,11 +282,11 @@ async def test_closing_the_generator_aborts_on_the_rank(router, engines, until):
     assert busy(engines) == 1
     await outputs.aclose()
     assert router.client.inflight_requests == 0
-    await until(lambda: busy(engines) == 0, "the abort")
+    await eventually(lambda: busy(engines) == 0, "the abort")
 
 
 @pytest.mark.parametrize("steps", [0, 1, 2, 3, 5, 8, 13])
-async def test_cancelled_at_any_await_leaves_nothing(router, engines, until, steps):
+async def test_cancelled_at_any_await_leaves_nothing(router, engines, steps):
     for engine in engines:
         engine.pause = 2
     task = asyncio.create_task(collect(router.generate(prompt=[10] * 5)))
@@ -296,45 +296,42 @@ async def test_cancelled_at_any_await_leaves_nothing(router, engines, until, ste
     with pytest.raises(asyncio.CancelledError):
         await task
     assert router.client.inflight_requests == 0
-    await until(lambda: busy(engines) == 0, "the abort")
-    (group,) = router.roster.snapshot().groups
+    await eventually(lambda: busy(engines) == 0, "the abort")
+    (group,) = router.membership.snapshot().groups
     assert [rank.outstanding_tokens for rank in group.ranks] == [0, 0]
 
 
-async def test_dropped_generator_is_cleaned_up(router, engines, until):
+async def test_dropped_generator_is_cleaned_up(router, engines):
     for engine in engines:
         engine.pause = 1
     outputs = router.generate()
     await anext(outputs)
     del outputs
     gc.collect()
-    await until(lambda: router.client.inflight_requests == 0 and busy(engines) == 0)
+    await eventually(lambda: router.client.inflight_requests == 0 and busy(engines) == 0)
 
 
-async def test_deadline_of_the_context_ends_the_request_everywhere(router, engines, until):
+async def test_deadline_of_the_context_ends_the_request_everywhere(router, engines):
     for engine in engines:
         engine.pause = 1
     clock = asyncio.get_running_loop().time
-    token = deadline_var.set(clock() + 0.05)
-    try:
+    with use_request_context(RequestContext(deadline=clock() + 0.05)):
         outputs = router.generate(max_tokens=4)
-    finally:
-        deadline_var.reset(token)
     first = await anext(outputs)
     assert first.outputs[0].token_ids == [11]
     # The rank stops although the caller is busy elsewhere.
-    await until(lambda: busy(engines) == 0, "the abort")
+    await eventually(lambda: busy(engines) == 0, "the abort")
     with pytest.raises(DeadlineExceeded):
         await anext(outputs)
 
 
-async def test_request_timeout_bounds_every_request(fleet, until):
+async def test_request_timeout_bounds_every_request(fleet):
     router = await fleet.router(router=RouterSettings(request_timeout=0.05))
     (rank,) = await fleet.group(router, 1)
     rank.engine.pause = 0
     with pytest.raises(DeadlineExceeded):
         await collect(router.generate())
-    await until(lambda: not rank.engine.running, "the abort")
+    await eventually(lambda: not rank.engine.running, "the abort")
 
 
 async def test_a_request_that_engines_fail_on_is_refused_as_poison(router, engines):
@@ -380,9 +377,9 @@ async def test_a_rank_that_refuses_because_it_drains_is_not_asked_again(fleet, r
 # -- many ---------------------------------------------------------------------------------
 
 
-async def test_a_thousand_at_once_leave_nothing_behind(router, engines, until):
+async def test_a_thousand_at_once_leave_nothing_behind(router, engines):
     before = asyncio.all_tasks()
-    ok = metrics.REQUESTS.labels("OK")._value.get()
+    ok = sample("moe_requests_total", outcome="OK")
 
     async def one(number):
         outputs = router.generate(prompt=[number % 90 + 1], name=f"r{number}", max_tokens=20)
@@ -394,27 +391,27 @@ async def test_a_thousand_at_once_leave_nothing_behind(router, engines, until):
         assert tokens == [number % 90 + 2 + i for i in range(20)]
 
     await asyncio.gather(*(one(number) for number in range(1000)))
-    await until(lambda: busy(engines) == 0, "the last abort")
+    await eventually(lambda: busy(engines) == 0, "the last abort")
     assert router.client.inflight_requests == 0
-    (group,) = router.roster.snapshot().groups
+    (group,) = router.membership.snapshot().groups
     assert [(rank.inflight_requests, rank.outstanding_tokens) for rank in group.ranks] == [
         (0, 0),
         (0, 0),
     ]
-    await until(lambda: asyncio.all_tasks() <= before, "the end of the requests' tasks")
-    assert metrics.REQUESTS.labels("OK")._value.get() - ok == 800
+    await eventually(lambda: asyncio.all_tasks() <= before, "the end of the requests' tasks")
+    assert sample("moe_requests_total", outcome="OK") - ok == 800
 
 
 async def test_a_burst_travels_in_few_frames(router, engines):
     for engine in engines:
         engine.burst = 50
-    frames = metrics.LINK_FRAMES_UP._value.get()
-    deltas = metrics.LINK_DELTAS._value.get()
+    frames = sample("moe_link_frames_total", direction="up")
+    deltas = sample("moe_link_deltas_total")
     await asyncio.gather(
         *(collect(router.generate(name=f"r{i}", max_tokens=50)) for i in range(20))
     )
-    assert metrics.LINK_DELTAS._value.get() - deltas == 1000
-    assert metrics.LINK_FRAMES_UP._value.get() - frames < 200
+    assert sample("moe_link_deltas_total") - deltas == 1000
+    assert sample("moe_link_frames_total", direction="up") - frames < 200
 
 
 @pytest.mark.parametrize(
@@ -425,8 +422,7 @@ async def test_the_callers_key_sets_the_engines_priority_not_the_body(
     router, engines, monkeypatch, policy, reaches
 ):
     monkeypatch.setattr(router.client.vllm_config.scheduler_config, "policy", policy)
-    token = caller_var.set(Caller(priority=Priority.BATCH))
-    try:
+    with use_request_context(RequestContext(priority=Priority.BATCH)):
         outputs = router.client.generate(
             {"type": "token", "prompt_token_ids": [1, 2]},
             SamplingParams(max_tokens=1),
@@ -434,6 +430,4 @@ async def test_the_callers_key_sets_the_engines_priority_not_the_body(
             priority=-5,
         )
         assert await collect(outputs)
-    finally:
-        caller_var.reset(token)
     assert [work.priority for engine in engines for work in engine.started][-1] == reaches

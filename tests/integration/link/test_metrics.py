@@ -1,4 +1,4 @@
-"""What the fleet counts, over real links: resumptions with their outcome, tokens of tenants."""
+"""Metrics over real links: resumptions with their outcome, tokens of tenants."""
 
 import asyncio
 import contextlib
@@ -6,22 +6,18 @@ import contextlib
 import pytest
 
 from serving.errors import DeadlineExceeded
-from serving.fleet.deadline import deadline_var
-from serving.request_context import Caller, caller_var
+from serving.request_context import RequestContext, use_request_context
 from serving.telemetry.metrics import REGISTRY
+from tests.support.waiting import eventually
 
 
 @contextlib.contextmanager
 def asking(tenant, seconds=None):
-    asked = Caller(tenant)
-    who = caller_var.set(asked)
     loop = asyncio.get_running_loop()
-    until = deadline_var.set(None if seconds is None else loop.time() + seconds)
-    try:
-        yield asked.journal
-    finally:
-        deadline_var.reset(until)
-        caller_var.reset(who)
+    deadline = None if seconds is None else loop.time() + seconds
+    context = RequestContext(tenant, deadline=deadline)
+    with use_request_context(context):
+        yield context.record
 
 
 def count(name, **labels):
@@ -37,14 +33,14 @@ async def begin(fleet, tenant, **deadline):
     router = await fleet.router()
     (rank,) = await fleet.group(router, 1)
     rank.engine.pause = 1
-    with asking(tenant, **deadline) as journal:
+    with asking(tenant, **deadline) as record:
         stream = router.generate(max_tokens=4)
     await anext(stream)
-    return router, rank, stream, journal
+    return router, rank, stream, record
 
 
 async def test_a_resumption_is_counted_with_its_outcome_and_the_tokens_once(fleet):
-    router, rank, stream, journal = await begin(fleet, "metrics-a")
+    router, rank, stream, record = await begin(fleet, "metrics-a")
     before = resumed("OK"), resumed("LOST")
     other = await fleet.rank(router, group="g1")
     other.engine.pause = 2
@@ -58,8 +54,8 @@ async def test_a_resumption_is_counted_with_its_outcome_and_the_tokens_once(flee
     tokens = [count("moe_tenant_tokens_total", tenant="metrics-a", kind=kind)
               for kind in ("prompt", "cached", "generated")]  # fmt: skip
     assert tokens == [3, 2, 4]
-    assert journal.cached_tokens == 2
-    assert journal.first_token_at is not None
+    assert record.cached_tokens == 2
+    assert record.first_token_at is not None
 
 
 async def test_one_that_finds_no_group_is_counted_under_its_error(fleet):
@@ -71,12 +67,12 @@ async def test_one_that_finds_no_group_is_counted_under_its_error(fleet):
     assert resumed("DEADLINE_EXCEEDED") == before + 1
 
 
-async def test_one_that_is_given_up_is_counted_as_cancelled(fleet, until):
-    _, rank, stream, journal = await begin(fleet, "metrics-c")
+async def test_one_that_is_given_up_is_counted_as_cancelled(fleet):
+    _, rank, stream, record = await begin(fleet, "metrics-c")
     before = resumed("CANCELLED")
     waiting = asyncio.ensure_future(anext(stream))
     await rank.stop()
-    await until(lambda: journal.resumes == 1, "the resumption")
+    await eventually(lambda: record.resumes == 1, "the resumption")
     waiting.cancel()
     await asyncio.wait([waiting])
     assert resumed("CANCELLED") == before + 1

@@ -1,18 +1,16 @@
-"""Real vLLM's KV-cache events over a real link: the router learns what is cached, and it is."""
-
-import asyncio
+"""KV-cache events of a real vLLM over a real link: what the router knows is cached."""
 
 import pytest
 
-from loadtest.affinity import BLOCK, options_of
-from loadtest.fleet import Router, ranks, settings_for
-from loadtest.tiny_moe import make_tiny_moe
-from serving.link.block_hashes import block_names
+from loadtest.demos.affinity import BLOCK, options_of
+from loadtest.demos.fleet import Router, ranks, settings_for
+from loadtest.demos.tiny_moe import make_tiny_moe
+from serving.link.block_hashes import block_hashes
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.vllm
 
 KEY = ("g0", "local", 0)
-DEADLINE = 400  # seconds; only reached when something is wrong
 
 
 async def ask(router, prompt, name):
@@ -31,29 +29,27 @@ async def ask(router, prompt, name):
     return output.num_cached_tokens
 
 
-async def until(condition):
-    async with asyncio.timeout(DEADLINE):
-        while not condition():  # noqa: ASYNC110  rosters and indexes alike
-            await asyncio.sleep(0.05)
-
-
 async def test_what_a_real_rank_caches_is_known_to_every_router(tmp_path):
     model = make_tiny_moe(tmp_path / "model", layers=2, context=2048)
     settings = settings_for(options_of(["--context", "2048"]), model)
     routers = [Router(settings), Router(settings)]
     addresses = [f"127.0.0.1:{await router.server.start()}" for router in routers]
     prompt = [20 + number % 40 for number in range(1000)]
-    expected = set(block_names(prompt, BLOCK))
+    expected = set(block_hashes(prompt, BLOCK))
     assert len(expected) == 7
     try:
         async with ranks(settings, 1, addresses, tmp_path):
-            await until(lambda: all(router.roster.ready for router in routers))
-            assert not routers[0].roster.prefixes.blocks(KEY), "the warm-up filled no block"
-            assert KEY not in routers[0].roster.prefixes.guessing, "it tells, also that it is empty"
+            await eventually(
+                lambda: all(router.membership.ready for router in routers), timeout=400
+            )
+            assert not routers[0].membership.prefixes.blocks(KEY), "the warm-up filled no block"
+            assert KEY not in routers[0].membership.prefixes.guessing, (
+                "it tells, also that it is empty"
+            )
             assert await ask(routers[0], prompt, "cold") == 0
             for router in routers:
-                await until(
-                    lambda router=router: expected <= set(router.roster.prefixes.blocks(KEY))
+                await eventually(
+                    lambda router=router: expected <= set(router.membership.prefixes.blocks(KEY))
                 )
             # The same beginning, another end, and the other router.
             assert await ask(routers[1], prompt[:700] + prompt[:90], "warm") == 5 * BLOCK

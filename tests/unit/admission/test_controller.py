@@ -1,118 +1,108 @@
-"""The controller: when it launches, when it refuses, and what it leaves behind."""
+"""The controller: when it places requests, when it refuses them, and what it leaves behind."""
 
 import asyncio
 from contextlib import suppress
-from dataclasses import dataclass, field
 from itertools import count
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.admission.api import Ask
+from serving.admission.api import AdmissionRequest
 from serving.admission.controller import AdmissionController
-from serving.admission.limits import TenantLimits
+from serving.admission.quota_store import MemoryQuotas
+from serving.admission.quotas import Quotas, TenantLimits, default_limits
 from serving.errors import DeadlineExceeded, InvalidRequest, NotReady, Overloaded
-from serving.request_context import Caller, Priority
+from serving.request_context import Priority, RequestContext
 from serving.settings import AdmissionSettings
 from serving.telemetry.metrics import REGISTRY
-
-
-class HandClock:
-    def __init__(self):
-        self.now = 1000.0
-
-    def monotonic(self):
-        return self.now
-
-    def time(self):
-        return self.now
-
-
-@dataclass
-class Fleet:
-    """As many slots as ``capacity``; launches say why when none is free."""
-
-    capacity: int = 1
-    ready: bool = True
-    launched: list[str] = field(default_factory=list)
-    tries: list[str] = field(default_factory=list)
-    inside: int = 0
-
-    def launch(self, name, size=1):
-        def launch():
-            self.tries.append(name)
-            if not self.ready:
-                return "no group is ready"
-            if self.inside + size > self.capacity:
-                return "no room"
-            self.inside += size
-            self.launched.append(name)
-            return None
-
-        return launch
+from tests.support.clock import ManualClock
+from tests.support.dispatching import ROUTING, SlotDispatcher, SlotStream
+from tests.support.waiting import loop_turns
 
 
 class World:
-    """A controller on a fleet, with a clock that only the test moves."""
+    """A controller on slots, with a clock that only the test moves."""
 
     def __init__(self, fleet, limits_of=None, **settings):
         # A timer that never fires by itself: the test says when.
         settings = {"recheck_interval": 1000.0, **settings}
         self.fleet = fleet
-        self.clock = HandClock()
+        self.clock = ManualClock()
+        settings = AdmissionSettings(**settings)
+        limits_of = limits_of or default_limits(settings)
+        self.store = MemoryQuotas(self.clock.monotonic)
         self.controller = AdmissionController(
-            AdmissionSettings(**settings),
-            ready=lambda: self.fleet.ready,
+            settings,
+            fleet,
             clock=self.clock,
             limits_of=limits_of,
+            quotas=Quotas(limits_of, self.clock, own=self.store),
         )
         self.tasks = {}
 
-    def ask(self, name="x", *, tenant="t", priority=Priority.STANDARD, tokens=10, seconds=600.0):
-        caller = Caller(tenant=tenant, priority=priority)
-        return Ask(name, caller, tokens, 0, self.clock.now + seconds)
+    def request(
+        self,
+        name="x",
+        size=1,
+        *,
+        tenant="t",
+        priority=Priority.STANDARD,
+        tokens=10,
+        seconds=600.0,
+    ):
+        return AdmissionRequest(
+            context=RequestContext(tenant=tenant, priority=priority),
+            stream=SlotStream(name, size),
+            routing=ROUTING,
+            prompt_tokens=tokens,
+            output_tokens=0,
+            deadline=self.clock.now + seconds,
+        )
 
-    async def enter(self, name="x", size=1, **ask):
-        return await self.controller.enter(self.ask(name, **ask), self.fleet.launch(name, size))
+    async def enter(self, name="x", size=1, **request):
+        """Return the request once it is placed."""
+        entering = self.request(name, size, **request)
+        await self.controller.enter(entering)
+        return entering
 
-    async def come(self, name, size=1, **ask):
-        """Enter in a task of its own, and let it go as far as it gets."""
-        self.tasks[name] = asyncio.create_task(self.enter(name, size, **ask))
-        await settled()
+    async def resume(self, request, name):
+        request.stream.name = name
+        await self.controller.resume(request)
+
+    async def come(self, name, size=1, **request):
+        """Enter in a new task, and let it run until it waits."""
+        self.tasks[name] = asyncio.create_task(self.enter(name, size, **request))
+        await loop_turns()
         return self.tasks[name]
 
-    async def go(self, ticket, size=1, generated=0):
-        self.fleet.inside -= size
-        ticket.release(generated_tokens=generated)
-        await settled()
+    async def go(self, request, generated=0):
+        self.fleet.release(request.stream)
+        self.controller.release(request, generated_tokens=generated)
+        await loop_turns()
 
     async def passes(self, seconds):
         self.clock.now += seconds
         self.controller.wake()
-        await settled()
+        await loop_turns()
 
     async def warm(self, residence=2.0, tokens=10):
         """Let one request end, so that waits can be predicted."""
-        ticket = await self.enter("warm", tokens=tokens)
+        request = await self.enter("warm", tokens=tokens)
         self.clock.now += residence
-        await self.go(ticket)
-        self.fleet.launched.clear()
+        await self.go(request)
+        self.fleet.placed.clear()
         self.fleet.tries.clear()
-
-
-async def settled():
-    for _ in range(5):
-        await asyncio.sleep(0)
 
 
 @pytest.fixture
 async def world():
-    """Makes worlds and takes them down; nothing may be left of them."""
+    """Make worlds, and check afterwards that nothing is left of them."""
     worlds = []
 
     def make(capacity=1, *, ready=True, limits_of=None, **settings):
-        worlds.append(World(Fleet(capacity, ready), limits_of, **settings))
+        fleet = SlotDispatcher(capacity, ready=ready)
+        worlds.append(World(fleet, limits_of, **settings))
         return worlds[-1]
 
     yield make
@@ -121,9 +111,9 @@ async def world():
         for task in each.tasks.values():
             with suppress(Exception, asyncio.CancelledError):
                 await task
-        assert not each.controller._room.queue
-        assert each.controller._room._timer is None
-        assert each.controller._room._soon is None
+        assert not each.controller.queue_length
+        assert not each.controller.armed
+        assert not each.fleet.listeners
     if left := asyncio.all_tasks() - {asyncio.current_task()}:
         _, unfinished = await asyncio.wait(left, timeout=60)
         assert not unfinished
@@ -143,11 +133,11 @@ def run_to_end(coroutine):
 async def test_with_room_and_no_queue_nothing_waits_and_nothing_is_started(world):
     w = world()
     before = asyncio.all_tasks()
-    ticket = run_to_end(w.enter("x"))
-    assert w.fleet.launched == ["x"]
+    request = run_to_end(w.enter("x"))
+    assert w.fleet.placed == ["x"]
     assert asyncio.all_tasks() == before
-    assert w.controller._room._timer is None
-    await w.go(ticket)
+    assert not w.controller.armed
+    await w.go(request)
 
 
 async def test_requests_go_when_there_is_room(world):
@@ -157,21 +147,21 @@ async def test_requests_go_when_there_is_room(world):
     assert not third.done()
     w.clock.now += 3.0
     await w.go(first)
-    assert w.fleet.launched == ["1", "2", "3"]
+    assert w.fleet.placed == ["1", "2", "3"]
     await w.go(second)
     await w.go(third.result())
-    assert w.controller._predictor.outstanding_tokens == 0
+    assert w.controller.outstanding_tokens == 0
 
 
-async def test_nobody_passes_a_head_that_does_not_fit(world):
+async def test_no_request_overtakes_a_head_that_does_not_fit(world):
     w = world(capacity=4)
     running = [await w.enter(str(n)) for n in range(3)]
     await w.come("large", 4)
     small = await w.come("small")  # it would fit
     assert not small.done()
-    for ticket in running:
-        await w.go(ticket)
-    assert w.fleet.launched == ["0", "1", "2", "large"]
+    for request in running:
+        await w.go(request)
+    assert w.fleet.placed == ["0", "1", "2", "large"]
 
 
 async def test_a_better_priority_passes_a_head_that_does_not_fit(world):
@@ -179,7 +169,7 @@ async def test_a_better_priority_passes_a_head_that_does_not_fit(world):
     await w.enter("1", 3)
     await w.come("large", 4, priority=Priority.BATCH)
     await w.come("small", priority=Priority.INTERACTIVE)
-    assert w.fleet.launched == ["1", "small"]
+    assert w.fleet.placed == ["1", "small"]
 
 
 async def test_changes_of_the_fleet_are_tried_once_however_many(world):
@@ -189,7 +179,7 @@ async def test_changes_of_the_fleet_are_tried_once_however_many(world):
     w.fleet.tries.clear()
     for _ in range(100):
         w.controller.wake()
-    await settled()
+    await loop_turns()
     assert w.fleet.tries == ["2"]
     await w.go(running)
 
@@ -199,7 +189,7 @@ async def test_without_anything_happening_the_head_is_tried_again(world):
     await w.enter("1")
     await w.come("2")
     w.fleet.capacity = 2  # nobody says so
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(90):
         await w.tasks["2"]
 
 
@@ -215,7 +205,7 @@ async def test_a_deadline_ends_the_wait(world):
         await task
     assert not other.done()
     await w.go(running)
-    assert w.fleet.launched == ["1", "3"]
+    assert w.fleet.placed == ["1", "3"]
 
 
 async def test_a_deadline_ends_the_wait_without_anything_happening(world):
@@ -224,38 +214,30 @@ async def test_a_deadline_ends_the_wait_without_anything_happening(world):
     task = asyncio.create_task(w.enter("2", seconds=0.02))
     await asyncio.sleep(0)
     w.clock.now += 1.0  # the controller's timer is the loop's and fires after 0.02 s
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(90):
         with pytest.raises(DeadlineExceeded):
             await task
 
 
-async def test_what_a_launch_raises_is_the_requests_own(world):
+async def test_what_a_placement_raises_ends_its_request_alone(world):
     w = world()
     running = await w.enter("1")
 
-    def broken():
-        if w.fleet.inside:
-            return "no room"
-        raise InvalidRequest("too long")
-
-    bad = asyncio.create_task(w.controller.enter(w.ask("bad"), broken))
-    await settled()
+    w.fleet.refuse["bad"] = InvalidRequest("too long")
+    bad = await w.come("bad")
     good = await w.come("2")
     await w.go(running)
     with pytest.raises(InvalidRequest):
         await bad
     assert good.done()
-    assert w.fleet.launched == ["1", "2"]
+    assert w.fleet.placed == ["1", "2"]
 
 
-async def test_a_launch_that_raises_at_once(world):
+async def test_a_placement_that_raises_at_once(world):
     w = world()
-
-    def broken():
-        raise InvalidRequest("too long")
-
+    w.fleet.refuse["x"] = InvalidRequest("too long")
     with pytest.raises(InvalidRequest):
-        await w.controller.enter(w.ask(), broken)
+        await w.enter("x")
 
 
 async def test_cancelled_while_it_waits(world):
@@ -266,31 +248,31 @@ async def test_cancelled_while_it_waits(world):
     task.cancel()
     await w.go(running)
     assert task.cancelled()
-    assert w.fleet.launched == ["1", "3"]
+    assert w.fleet.placed == ["1", "3"]
 
 
-async def test_cancelled_when_it_had_just_been_launched(world):
+async def test_cancelled_when_it_had_just_been_placed(world):
     w = world()
     running = await w.enter("1")
     task = await w.come("2")
-    w.fleet.inside -= 1
-    running.release(generated_tokens=0)
-    await asyncio.sleep(0)  # the room is looked at; the task has not run yet
-    assert w.fleet.launched == ["1", "2"]
+    w.fleet.release(running.stream)
+    w.controller.release(running, generated_tokens=0)
+    await asyncio.sleep(0)  # the queue is pumped; the task has not run yet
+    assert w.fleet.placed == ["1", "2"]
     assert not task.done()
     task.cancel()
-    w.fleet.inside -= 1  # as the fleet does when the caller goes away
-    await settled()
+    await loop_turns()
     assert task.cancelled()
-    assert w.controller._predictor.outstanding_tokens == 0
+    assert w.fleet.inside == 0  # it is taken off its rank
+    assert w.controller.outstanding_tokens == 0
 
 
 async def test_release_is_safe_twice(world):
     w = world()
-    ticket = await w.enter()
-    await w.go(ticket)
-    ticket.release(generated_tokens=0)
-    assert w.controller._predictor.outstanding_tokens == 0
+    request = await w.enter()
+    await w.go(request)
+    w.controller.release(request, generated_tokens=0)
+    assert w.controller.outstanding_tokens == 0
 
 
 # -- early refusal ------------------------------------------------------------------------
@@ -340,13 +322,13 @@ async def test_without_knowledge_nothing_is_refused_but_for_the_bound(world):
 
 async def test_check_refuses_what_enter_would(world):
     w = world(queue_requests=1)
-    caller = Caller(tenant="t")
-    w.controller.check(caller)
+    context = RequestContext(tenant="t")
+    w.controller.check(context)
     await w.enter("1")
-    w.controller.check(caller)  # nobody waits: it may try
+    w.controller.check(context)  # nobody waits: it may try
     await w.come("2")
     with pytest.raises(Overloaded, match="1 requests wait"):
-        w.controller.check(caller)
+        w.controller.check(context)
 
 
 async def test_check_refuses_a_long_wait(world):
@@ -355,8 +337,8 @@ async def test_check_refuses_a_long_wait(world):
     await w.enter("1")
     await w.come("2", priority=Priority.BATCH)
     with pytest.raises(Overloaded, match="would wait"):
-        w.controller.check(Caller())
-    w.controller.check(Caller(priority=Priority.BATCH))
+        w.controller.check(RequestContext())
+    w.controller.check(RequestContext(priority=Priority.BATCH))
 
 
 # -- parking ------------------------------------------------------------------------------
@@ -370,22 +352,22 @@ async def test_without_a_ready_group_requests_are_parked(world):
     w.clock.now += 3.0
     w.fleet.ready = True
     w.controller.wake()
-    await settled()
-    ticket = task.result()
-    journal = ticket._waiter.journal
-    assert (journal.parked, journal.waited) == (True, pytest.approx(3.0))
+    await loop_turns()
+    request = task.result()
+    record = request.context.record
+    assert (record.parked, record.waited) == (True, pytest.approx(3.0))
 
 
 async def test_parked_until_the_deadline(world):
     w = world(ready=False)
-    ask = w.ask(seconds=5)
-    task = asyncio.create_task(w.controller.enter(ask, w.fleet.launch("1")))
-    await settled()
+    ask = w.request("1", seconds=5)
+    task = asyncio.create_task(w.controller.enter(ask))
+    await loop_turns()
     await w.passes(6)
     with pytest.raises(DeadlineExceeded, match="no group is ready"):
         await task
-    assert ask.caller.journal.parked
-    assert ask.caller.journal.waited == pytest.approx(6)
+    assert ask.context.record.parked
+    assert ask.context.record.waited == pytest.approx(6)
 
 
 async def test_the_queue_bound_holds_for_parked_requests(world):
@@ -395,17 +377,17 @@ async def test_the_queue_bound_holds_for_parked_requests(world):
         run_to_end(w.enter("2"))
 
 
-async def test_who_waits_for_room_is_not_parked(world):
+async def test_a_request_that_waits_for_room_is_not_parked(world):
     w = world()
     running = await w.enter("1")
     task = await w.come("2")
     w.clock.now += 2.0
     await w.go(running)
-    journal = task.result()._waiter.journal
-    assert (journal.parked, journal.waited) == (False, pytest.approx(2.0))
+    record = task.result().context.record
+    assert (record.parked, record.waited) == (False, pytest.approx(2.0))
 
 
-async def test_a_group_lost_meanwhile_parks_who_waits(world):
+async def test_a_lost_group_parks_queued_requests(world):
     w = world()
     await w.enter("1")
     task = await w.come("2")
@@ -413,7 +395,7 @@ async def test_a_group_lost_meanwhile_parks_who_waits(world):
     await w.passes(1.0)
     w.fleet.ready, w.fleet.inside = True, 0
     await w.passes(1.0)
-    assert task.result()._waiter.journal.parked
+    assert task.result().context.record.parked
 
 
 # -- resumption ---------------------------------------------------------------------------
@@ -425,37 +407,37 @@ async def test_a_resumed_request_goes_before_all_and_is_never_refused(world):
     await w.come("urgent", priority=Priority.INTERACTIVE)
     w.fleet.ready = False  # its group is lost
     w.fleet.inside -= 1
-    w.tasks["again"] = asyncio.create_task(first.again(w.fleet.launch("again")))
-    await settled()
-    assert w.controller._predictor.outstanding_tokens == 0
+    w.tasks["again"] = asyncio.create_task(w.resume(first, "again"))
+    await loop_turns()
+    assert w.controller.outstanding_tokens == 0
     w.fleet.ready = True
     await w.passes(1.0)
-    assert w.fleet.launched == ["1", "again"]
+    assert w.fleet.placed == ["1", "again"]
     assert w.tasks["again"].done()
     await w.go(first)
     second = w.tasks["urgent"].result()
-    assert w.fleet.launched == ["1", "again", "urgent"]
+    assert w.fleet.placed == ["1", "again", "urgent"]
     await w.go(second)
 
 
 async def test_a_resumed_request_with_room_waits_for_nothing(world):
     w = world(capacity=2)
-    ticket = await w.enter("1")
+    request = await w.enter("1")
     w.fleet.inside -= 1
-    run_to_end(ticket.again(w.fleet.launch("again")))
-    assert w.controller._predictor.outstanding_tokens == 10
+    run_to_end(w.resume(request, "again"))
+    assert w.controller.outstanding_tokens == 10
 
 
-async def test_a_resumed_request_gives_up_at_its_deadline(world):
+async def test_a_resumed_request_fails_at_its_deadline(world):
     w = world()
-    ticket = await w.enter("1", seconds=5)
+    request = await w.enter("1", seconds=5)
     w.fleet.ready = False
-    task = w.tasks["again"] = asyncio.create_task(ticket.again(w.fleet.launch("again")))
-    await settled()
+    task = w.tasks["again"] = asyncio.create_task(w.resume(request, "again"))
+    await loop_turns()
     await w.passes(6)
     with pytest.raises(DeadlineExceeded):
         await task
-    ticket.release(generated_tokens=3)
+    w.controller.release(request, generated_tokens=3)
 
 
 async def test_waits_of_a_request_add_up(world):
@@ -464,23 +446,23 @@ async def test_waits_of_a_request_add_up(world):
     task = await w.come("2")
     w.clock.now += 2.0
     await w.go(running)
-    ticket = task.result()
+    request = task.result()
     w.fleet.ready = False
     w.fleet.inside -= 1
-    again = w.tasks["again"] = asyncio.create_task(ticket.again(w.fleet.launch("again")))
-    await settled()
+    again = w.tasks["again"] = asyncio.create_task(w.resume(request, "again"))
+    await loop_turns()
     w.clock.now += 3.0
     w.fleet.ready = True
     w.controller.wake()
     await again
-    assert ticket._waiter.journal.waited == pytest.approx(5.0)
-    assert ticket._waiter.journal.parked
+    assert request.context.record.waited == pytest.approx(5.0)
+    assert request.context.record.parked
 
 
 # -- shutdown -----------------------------------------------------------------------------
 
 
-async def test_close_gives_up_who_waits_and_lets_nobody_in(world):
+async def test_close_fails_queued_requests_and_refuses_new_ones(world):
     w = world()
     running = await w.enter("1")
     waiting = await w.come("2")
@@ -491,11 +473,11 @@ async def test_close_gives_up_who_waits_and_lets_nobody_in(world):
     with pytest.raises(NotReady):
         run_to_end(w.enter("3"))
     with pytest.raises(NotReady):
-        w.controller.check(Caller())
+        w.controller.check(RequestContext())
     with pytest.raises(NotReady):
-        run_to_end(running.again(w.fleet.launch("again")))
-    running.release(generated_tokens=1)
-    assert w.fleet.launched == ["1"]
+        run_to_end(w.resume(running, "again"))
+    w.controller.release(running, generated_tokens=1)
+    assert w.fleet.placed == ["1"]
 
 
 # -- quotas -------------------------------------------------------------------------------
@@ -508,10 +490,10 @@ async def test_what_was_refused_for_the_queue_costs_no_tokens(world):
     await w.come("2", tokens=1)
     with pytest.raises(Overloaded, match="requests wait"):
         await w.enter("3", tokens=5)
-    await settled()
-    assert (await w.controller._quotas._own.tokens("t")).used == 91
+    await loop_turns()
+    assert (await w.store.tokens("t")).used == 91
     await w.go(first, generated=7)
-    assert (await w.controller._quotas._own.tokens("t")).used == 98
+    assert (await w.store.tokens("t")).used == 98
 
 
 async def test_cancelled_in_the_queue_gives_the_quota_back(world):
@@ -522,10 +504,10 @@ async def test_cancelled_in_the_queue_gives_the_quota_back(world):
     with pytest.raises(Overloaded, match="in flight"):
         await w.enter("3")
     task.cancel()
-    await settled()
+    await loop_turns()
     await w.come("4")
     assert not w.tasks["4"].done()
-    assert (await w.controller._quotas._own.tokens("t")).used == 20
+    assert (await w.store.tokens("t")).used == 20
 
 
 # -- metrics ------------------------------------------------------------------------------
@@ -559,12 +541,12 @@ async def test_predictions_are_compared_with_what_was_seen(world):
 
 
 class Life:
-    """Plays a history on a world and checks after every step that the books are right."""
+    """Plays a history on a world, and checks the invariants after every step."""
 
     def __init__(self):
-        self.w = World(Fleet(capacity=3), queue_requests=10, ageing=5.0)
-        self.running = {}  # name: (ticket, size)
-        self.waiting = {}  # name: (task, size)
+        self.w = World(SlotDispatcher(capacity=3), queue_requests=10, ageing=5.0)
+        self.running = {}  # name: request
+        self.waiting = {}  # name: task
         self.numbers = count()
 
     def one(self, group, index):
@@ -573,30 +555,29 @@ class Life:
     async def come(self, tenant, priority, size, seconds):
         name = str(next(self.numbers))
         ask = {"tenant": tenant, "priority": priority, "tokens": size * 10, "seconds": seconds}
-        self.waiting[name] = (await self.w.come(name, size, **ask), size)
+        self.waiting[name] = await self.w.come(name, size, **ask)
 
     async def end(self, index):
         if name := self.one(self.running, index):
-            await self.w.go(*self.running.pop(name))
+            await self.w.go(self.running.pop(name))
 
     async def lose(self, index):
         if name := self.one(self.running, index):
-            ticket, size = self.running.pop(name)
-            self.w.fleet.inside -= size
-            task = asyncio.create_task(self.resume(ticket, self.w.fleet.launch(name, size)))
-            self.waiting[name] = (task, size)
+            request = self.running.pop(name)
+            self.w.fleet.release(request.stream)
+            self.waiting[name] = asyncio.create_task(self.resume(request))
 
-    async def resume(self, ticket, launch):
+    async def resume(self, request):
         try:
-            await ticket.again(launch)
+            await self.w.controller.resume(request)
         except BaseException:
-            ticket.release(generated_tokens=0)
+            self.w.controller.release(request, generated_tokens=0)
             raise
-        return ticket
+        return request
 
     async def cancel(self, index):
         if name := self.one(self.waiting, index):
-            self.waiting[name][0].cancel()
+            self.waiting[name].cancel()
 
     async def after(self, seconds):
         await self.w.passes(seconds)
@@ -605,21 +586,21 @@ class Life:
         self.w.fleet.ready = ready
         await self.w.passes(0)
 
-    async def look(self):
-        await settled()
-        for name, (task, size) in list(self.waiting.items()):
+    async def pump(self):
+        await loop_turns()
+        for name, task in list(self.waiting.items()):
             if not task.done():
                 continue
             del self.waiting[name]
             if task.cancelled():
                 continue
             if task.exception() is None:
-                self.running[name] = (task.result(), size)
+                self.running[name] = task.result()
             else:
                 assert isinstance(task.exception(), Overloaded | DeadlineExceeded)
-        sizes = sum(size for _, size in self.running.values())
+        sizes = sum(request.stream.size for request in self.running.values())
         assert sizes == self.w.fleet.inside <= self.w.fleet.capacity
-        assert len(self.w.controller._room.queue) == len(self.waiting)
+        assert self.w.controller.queue_length == len(self.waiting)
 
 
 moves = st.one_of(
@@ -645,14 +626,14 @@ async def live(history):
     life = Life()
     for move, *arguments in history:
         await move(life, *arguments)
-        await life.look()
+        await life.pump()
     await life.group(ready=True)
-    await life.look()
+    await life.pump()
     while life.running:
         await life.end(0)
-        await life.look()
+        await life.pump()
     assert not life.waiting  # work goes on as long as there is any
     controller = life.w.controller
-    assert controller._predictor.outstanding_tokens == 0
+    assert controller.outstanding_tokens == 0
     await controller.stop()
-    assert controller._room._timer is None
+    assert not controller.armed

@@ -1,4 +1,4 @@
-"""deploy/docs/admission.md says what the code does."""
+"""deploy/docs/admission.md agrees with the code."""
 
 import re
 from pathlib import Path

@@ -15,19 +15,19 @@ def steady(predictor, *, slots, tokens, residence, rounds):
             for _ in range(slots):
                 predictor.ended(tokens, now - residence, now)
         for _ in range(slots):
-            predictor.launched(tokens, now)
+            predictor.placed(tokens, now)
     return rounds * residence
 
 
 def test_nothing_is_predicted_before_a_request_has_ended():
     predictor = WaitPredictor(30)
-    predictor.launched(100, 0.0)
+    predictor.placed(100, 0.0)
     assert predictor.wait(100, 5.0) is None
 
 
 def test_nothing_is_predicted_while_nothing_is_in_flight():
     predictor = WaitPredictor(30)
-    predictor.launched(100, 0.0)
+    predictor.placed(100, 0.0)
     predictor.ended(100, 0.0, 2.0)
     assert predictor.wait(100, 5.0) is None
 
@@ -71,29 +71,29 @@ def test_what_is_long_ago_counts_little():
         predictor.ended(100, now, now + 8.0)
     for second in range(60):
         for _ in range(2):
-            predictor.launched(100, later + second)
+            predictor.placed(100, later + second)
         for _ in range(2):
             predictor.ended(100, later + second, later + second + 1.0)
     for _ in range(2):
-        predictor.launched(100, later + 60.0)
+        predictor.placed(100, later + 60.0)
     assert predictor.wait(200, later + 60.0) == pytest.approx(1.0, rel=0.1)
 
 
 def test_the_short_ones_that_end_first_do_not_make_the_fleet_look_fast():
     predictor = WaitPredictor(30)
     for _ in range(10):
-        predictor.launched(100, 0.0)
+        predictor.placed(100, 0.0)
     predictor.ended(100, 0.0, 0.1)
-    predictor.launched(100, 0.1)
+    predictor.placed(100, 0.1)
     # Ten requests spent 0.1 s and one ended: a request a second, not a hundred.
     assert predictor.wait(1000, 0.1) == pytest.approx(1.0, rel=0.1)
 
 
 def test_answers_that_take_no_time():
     predictor = WaitPredictor(30)
-    predictor.launched(1, 0.0)
+    predictor.placed(1, 0.0)
     predictor.ended(1, 0.0, 0.0)
-    predictor.launched(1, 0.0)
+    predictor.placed(1, 0.0)
     assert predictor.wait(1000, 0.0) == pytest.approx(0.001)
 
 
@@ -103,7 +103,7 @@ def test_answers_that_take_no_time():
 def test_it_never_predicts_nonsense(requests):
     predictor, now = WaitPredictor(30), 1000.0
     for tokens, seconds, ends in requests:
-        predictor.launched(tokens, now)
+        predictor.placed(tokens, now)
         now += seconds
         if ends:
             predictor.ended(tokens, now - seconds, now)

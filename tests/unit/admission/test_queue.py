@@ -103,7 +103,7 @@ def test_ageing(now, order):
     assert "".join(item.name for item in drain(queue, now)) == order
 
 
-def test_a_tenant_that_comes_late_does_not_make_up_for_its_absence():
+def test_a_late_tenant_does_not_make_up_for_its_absence():
     queue = make()
     for name in "123456":
         queue.push(Item(name), 0.0)
@@ -114,7 +114,7 @@ def test_a_tenant_that_comes_late_does_not_make_up_for_its_absence():
     assert "".join(item.name for item in drain(queue)) == "x4y5z6"
 
 
-def test_who_was_served_ahead_and_comes_back_waits_for_the_others():
+def test_a_tenant_served_ahead_waits_for_the_others_when_it_returns():
     queue = make()
     queue.push(Item("1", tokens=100), 0.0)
     for name in "wxyz":
@@ -166,7 +166,7 @@ def test_room(held, new, why):
     assert (why or "") in (said or "")
 
 
-def test_resumed_requests_take_nobodys_room():
+def test_resumed_requests_do_not_count_against_the_bound():
     queue = make(requests=2)
     for _ in range(5):
         queue.push_resumed(Item())
@@ -210,7 +210,7 @@ steps = st.one_of(
 
 
 @given(st.lists(steps, max_size=120))
-def test_nothing_is_lost_or_doubled_and_work_goes_on_while_there_is_any(history):
+def test_nothing_is_lost_or_doubled_and_the_queue_never_stalls(history):
     queue, now, inside = make(), 0.0, []
     for step, value in history:
         if step == "push":
@@ -240,7 +240,7 @@ def test_nothing_is_lost_or_doubled_and_work_goes_on_while_there_is_any(history)
     st.sampled_from([0.25, 1.0, 3.0]),
 )
 def test_two_backlogged_tenants_never_differ_by_more_than_one_request(ones, others, weight):
-    """Per unit of weight; the bound of start-time fair queuing for flows that begin together."""
+    """The bound of start-time fair queuing, per unit of weight, for flows that start together."""
     queue = make()
     for tenant, sizes, share in (("a", ones, 1.0), ("b", others, weight)):
         for size in sizes:
@@ -276,7 +276,7 @@ def test_one_tenants_requests_of_one_priority_stay_in_order(arrivals):
     st.sampled_from([S, B]),
 )
 def test_a_stream_of_better_requests_does_not_starve_one(stream, priority):
-    """One request is served a second; the stream never ends. Ageing bounds the wait."""
+    """One request is served each second and better ones keep coming: ageing bounds the wait."""
     queue = make()
     waiting = Item("old", "old", priority, tokens=50)
     queue.push(waiting, 0.0)

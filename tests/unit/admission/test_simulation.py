@@ -1,4 +1,4 @@
-"""A minute of five times too much work, in virtual time: waits, predictions, fairness, bounds."""
+"""A minute of fivefold overload in virtual time: waits, predictions, fairness, bounds."""
 
 import asyncio
 import random
@@ -9,29 +9,21 @@ from itertools import count
 
 import pytest
 
-from serving.admission.api import Ask
+from serving.admission.api import AdmissionRequest
 from serving.admission.controller import AdmissionController
-from serving.admission.limits import TenantLimits
+from serving.admission.quotas import TenantLimits
 from serving.errors import Overloaded
-from serving.request_context import Caller, Priority
+from serving.request_context import Priority, RequestContext
 from serving.settings import AdmissionSettings
+from tests.support.clock import ManualClock
+from tests.support.dispatching import ROUTING, SlotDispatcher, SlotStream
 
 SLOTS = 16
 PROMPT, LONGEST = 50, 350
 TOKEN_SECONDS = 0.01
 CAPACITY = SLOTS / (LONGEST / 2 * TOKEN_SECONDS)
-"""Requests a second, on the average of what they generate."""
+"""Requests a second that the slots serve, at the mean number of generated tokens."""
 MINUTE = 60.0
-
-
-class Clock:
-    now = 0.0
-
-    def monotonic(self):
-        return self.now
-
-    def time(self):
-        return self.now
 
 
 @dataclass
@@ -44,11 +36,10 @@ class Simulation:
 
     def __post_init__(self):
         self.random = random.Random(self.seed)
-        self.clock = Clock()
+        self.clock = ManualClock(0.0)
         self.events = []
         self.numbers = count()
-        self.busy = 0
-        self.slots = SLOTS
+        self.fleet = SlotDispatcher(SLOTS)
         self.served = Counter()
         self.waits = defaultdict(list)
         self.errors = []
@@ -73,15 +64,22 @@ class Simulation:
     async def request(self, tenant, priority, deadline):
         generated = self.random.randint(1, LONGEST)
         began = self.clock.now
-        ask = Ask("x", Caller(tenant, priority), PROMPT, LONGEST, began + deadline)
+        request = AdmissionRequest(
+            context=RequestContext(tenant, priority),
+            stream=SlotStream(),
+            routing=ROUTING,
+            prompt_tokens=PROMPT,
+            output_tokens=LONGEST,
+            deadline=began + deadline,
+        )
         try:
-            ticket = await self.controller.enter(ask, self.launch)
+            await self.controller.enter(request)
         except Overloaded as error:
             self.refused.append((priority, self.clock.now - began, error.retry_after))
             return
         wait = self.clock.now - began
         self.waits[priority].append(wait)
-        if (predicted := ticket._waiter.predicted) is not None:
+        if (predicted := request.predicted) is not None:
             self.errors.append((wait - predicted, predicted))
         # Not the first seconds, when the queue fills, nor the last, when it is emptied.
         if 10 < self.clock.now < MINUTE:
@@ -89,19 +87,13 @@ class Simulation:
         done = asyncio.Event()
         self.at(self.clock.now + generated * TOKEN_SECONDS, done.set)
         await done.wait()
-        self.busy -= 1
-        ticket.release(generated_tokens=generated)
-
-    def launch(self):
-        if self.busy >= self.slots:
-            return "no room"
-        self.busy += 1
-        return None
+        self.fleet.release(request.stream)
+        self.controller.release(request, generated_tokens=generated)
 
     async def run(self):
         self.controller = AdmissionController(
             self.settings,
-            ready=lambda: True,
+            self.fleet,
             clock=self.clock,
             limits_of=lambda tenant: TenantLimits(weight=self.weights.get(tenant, 1.0)),
         )
@@ -110,14 +102,14 @@ class Simulation:
             what()
             for _ in range(6):
                 await asyncio.sleep(0)
-            assert self.busy <= SLOTS
-            queue = self.controller._room.queue
-            self.longest = max(self.longest, len(queue))
-            # Work goes on while there is any: no slot stays free while somebody waits.
-            assert not queue or self.busy >= self.slots
+            assert self.fleet.inside <= SLOTS
+            queued = self.controller.queue_length
+            self.longest = max(self.longest, queued)
+            # No slot stays free while a request is queued.
+            assert not queued or self.fleet.inside >= self.fleet.capacity
         await self.controller.stop()
         assert not self.tasks
-        assert self.busy == 0
+        assert self.fleet.inside == 0
         return self
 
 
@@ -159,7 +151,7 @@ def test_predictions_are_near_what_is_seen(overload):
     assert at_share([abs(error) for error in errors], 0.9) < mean
 
 
-def test_most_are_refused_and_told_when_to_come_back(overload):
+def test_most_are_refused_with_a_time_to_retry(overload):
     share = len(overload.refused) / (len(overload.refused) + len(overload.waits[1]))
     assert 0.7 < share < 0.85
     assert max(waited for _, waited, _ in overload.refused) == 0  # at once
@@ -205,7 +197,7 @@ def test_interactive_requests_wait_little_behind_a_flood_of_batch():
 def test_half_the_fleet_lost_and_back():
     def slots(number):
         def change(simulation):
-            simulation.slots = number
+            simulation.fleet.capacity = number
             simulation.controller.wake()
 
         return change

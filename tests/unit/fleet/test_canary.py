@@ -1,4 +1,4 @@
-"""The canary: sent to each rank of a complete group, and what its answers do."""
+"""The canary: sent to each rank of a complete group; effects of its results."""
 
 import asyncio
 
@@ -8,15 +8,17 @@ from vllm.sampling_params import SamplingParams
 
 from serving.errors import EngineError, GroupLost, Overloaded
 from serving.fleet.canary import Canary, first_token_id
-from serving.fleet.membership import Roster
+from serving.fleet.membership import FleetMembership
 from serving.link.v1 import link_pb2
 from serving.routing.snapshot import MemberState
+from tests.support.fleets import hello, load
+from tests.support.waiting import eventually, loop_turns
 
-HEALTHY = link_pb2.LoadSnapshot(health=link_pb2.LoadSnapshot.HEALTHY)
+HEALTHY = load()
 
 
 class Handle:
-    """A link that keeps what it is given."""
+    """A link that keeps submitted streams."""
 
     inflight_requests = outstanding_tokens = 0
     round_trip = None
@@ -44,23 +46,22 @@ class Handle:
 
 class Fleet:
     def __init__(self, timeout=60.0):
-        self.roster = Roster()
-        self.canary = Canary(self.roster, token_id=4, timeout=timeout)
+        self.canary = Canary(token_id=4, timeout=timeout)
+        self.membership = FleetMembership(canary=self.canary)
         self.handles = [Handle(), Handle()]
         self.keys = []
 
     def complete(self):
         for rank, handle in enumerate(self.handles):
-            hello = link_pb2.Hello(group_id="g", epoch="e", rank=rank, world_size=2)
-            self.keys.append(self.roster.join(hello, handle))
+            self.keys.append(self.membership.join(hello(rank, group="g", epoch="e"), handle))
             self.report(rank)
 
     def report(self, rank):
-        self.roster.report(self.keys[rank], self.handles[rank], HEALTHY)
+        self.membership.report(self.keys[rank], self.handles[rank], HEALTHY)
 
     @property
     def group(self):
-        return self.roster.snapshot().groups[0]
+        return self.membership.snapshot().groups[0]
 
 
 @pytest.fixture
@@ -74,11 +75,6 @@ def answer(stream):
     stream.receive(link_pb2.Delta(request_id=stream.request_id, finished=True))
 
 
-async def turn():
-    for _ in range(3):
-        await asyncio.sleep(0)
-
-
 async def test_a_group_is_ready_when_every_rank_has_generated(fleet):
     fleet.complete()
     assert fleet.group.state is MemberState.JOINING
@@ -88,10 +84,10 @@ async def test_a_group_is_ready_when_every_rank_has_generated(fleet):
     params = msgspec.msgpack.decode(first.work.sampling_params, type=SamplingParams)
     assert (params.max_tokens, params.temperature) == (1, 0.0)
     answer(first)
-    await turn()
+    await loop_turns()
     assert fleet.group.reason == "waits for the first token of rank 1"
     answer(second)
-    await turn()
+    await loop_turns()
     assert fleet.group.state is MemberState.READY
     assert first in fleet.handles[0].released
     fleet.report(0)
@@ -115,30 +111,28 @@ async def test_a_group_is_ready_when_every_rank_has_generated(fleet):
         ),
     ],
 )
-async def test_a_rank_that_does_not_generate_fences_its_group_and_is_asked_again(fleet, fail):
+async def test_a_failed_canary_fences_the_group_and_is_repeated(fleet, fail):
     fleet.complete()
     fail(fleet.handles[1].streams[0])
-    await turn()
+    await loop_turns()
     assert fleet.group.state is MemberState.FENCED
     assert "rank 1: did not generate a token: broken" in fleet.group.reason
     fleet.report(1)  # healthy again, it says
     assert [len(handle.streams) for handle in fleet.handles] == [2, 1]
-    async with asyncio.timeout(20):  # the one that failed is asked after a pause
+    async with asyncio.timeout(90):  # the one that failed is asked after a pause
         while len(fleet.handles[1].streams) == 1:  # noqa: ASYNC110  no event for it
             await asyncio.sleep(0.01)
     assert [len(handle.streams) for handle in fleet.handles] == [2, 2]
     for handle in fleet.handles:
         answer(handle.streams[1])
-    await turn()
+    await loop_turns()
     assert fleet.group.state is MemberState.READY
 
 
 async def test_silence_counts_as_failure():
     fleet = Fleet(timeout=0.01)
     fleet.complete()
-    async with asyncio.timeout(20):
-        while fleet.group.state is not MemberState.FENCED:  # noqa: ASYNC110  no event for it
-            await asyncio.sleep(0.005)
+    await eventually(lambda: fleet.group.state is MemberState.FENCED)
     assert "none came in 0.01 s" in fleet.group.reason
     fleet.canary.stop()
 
@@ -146,22 +140,22 @@ async def test_silence_counts_as_failure():
 async def test_a_link_that_takes_no_request_counts_as_failure(fleet):
     fleet.handles[0].refuse = Overloaded("full")
     fleet.complete()
-    await turn()
+    await loop_turns()
     assert fleet.group.state is MemberState.FENCED
 
 
 async def test_an_answer_after_the_fence_proves_nothing(fleet):
     fleet.complete()
     stale = fleet.handles[0].streams[0]
-    fleet.roster.fault(fleet.keys[1], fleet.handles[1], "died")
+    fleet.membership.fault(fleet.keys[1], fleet.handles[1], "died")
     answer(stale)
-    await turn()
+    await loop_turns()
     fleet.report(1)
     answer(fleet.handles[1].streams[-1])
-    await turn()
+    await loop_turns()
     assert fleet.group.state is MemberState.FENCED
     answer(fleet.handles[0].streams[-1])
-    await turn()
+    await loop_turns()
     assert fleet.group.state is MemberState.READY
 
 

@@ -1,22 +1,11 @@
-"""FleetCollector: what /metrics says of groups and ranks."""
+"""FleetCollector: the metrics of groups and ranks."""
 
 from prometheus_client import generate_latest
 
 from serving.fleet.collector import fleet_registry
-from serving.fleet.membership import Roster
+from serving.fleet.membership import FleetMembership
 from serving.link.v1 import link_pb2
-
-
-class Handle:
-    inflight_requests = 3
-    outstanding_tokens = 40
-    round_trip = None
-
-    def fence(self, reason, *, planned=False):
-        pass
-
-    def close(self, reason):
-        pass
+from tests.support.fleets import RecordingHandle, hello
 
 
 def sample(text, name):
@@ -28,14 +17,16 @@ def sample(text, name):
 
 
 def test_living_groups_are_shown_and_gone_ones_are_not():
-    roster = Roster()
-    registry = fleet_registry(roster)
-    handles = [Handle(), Handle()]
+    membership = FleetMembership()
+    registry = fleet_registry(membership)
+    handles = [
+        RecordingHandle(inflight_requests=3, outstanding_tokens=40),
+        RecordingHandle(inflight_requests=3, outstanding_tokens=40),
+    ]
     keys = []
     for rank, handle in enumerate(handles):
-        hello = link_pb2.Hello(group_id="g0", epoch="e", rank=rank, world_size=2)
-        hello.experts.local_ids.extend([2 * rank, 2 * rank + 1])
-        keys.append(roster.join(hello, handle))
+        experts = link_pb2.ExpertPlacement(local_ids=[2 * rank, 2 * rank + 1])
+        keys.append(membership.join(hello(rank, epoch="e", experts=experts), handle))
         tokens = link_pb2.LayerExpertLoad(layer="a", tokens=[10 * (rank + 1), 20 * (rank + 1)])
         load = link_pb2.LoadSnapshot(
             health=link_pb2.LoadSnapshot.HEALTHY,
@@ -44,7 +35,7 @@ def test_living_groups_are_shown_and_gone_ones_are_not():
             busy_seconds_total=1.5,
             speculation=link_pb2.SpeculationCounts(proposed_tokens=9, accepted_tokens=7),
         )
-        roster.report(keys[rank], handle, load)
+        membership.report(keys[rank], handle, load)
     text = generate_latest(registry).decode()
     assert sample(text, 'moe_groups{state="ready"}') == {'moe_groups{state="ready"}': 1.0}
     assert list(sample(text, "moe_ranks_joined{").values()) == [2.0]
@@ -63,7 +54,7 @@ def test_living_groups_are_shown_and_gone_ones_are_not():
     assert sample(text, "moe_rank_link_round_trip_seconds{") == {}, "no Pong came"
     assert list(sample(text, "moe_mtp_accepted_tokens_total{").values()) == [7.0, 7.0]
     for key, handle in zip(keys, handles, strict=True):
-        roster.leave(key, handle, "gone")
+        membership.leave(key, handle, "gone")
     text = generate_latest(registry).decode()
     assert "g0" not in text
     assert list(sample(text, "moe_groups{").values()) == [0.0] * 4

@@ -1,10 +1,11 @@
-"""Imbalance and hottest experts of a group."""
+"""Imbalance, hottest experts, and the window of recent counts."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.fleet.expert_balance import HotExpert, hottest, imbalances
+from serving.fleet.expert_balance import SPAN, ExpertWindow, HotExpert, hottest, imbalances
+from serving.link.v1 import link_pb2
 from serving.routing.snapshot import (
     GroupSnapshot,
     LayerTokens,
@@ -19,7 +20,7 @@ def name(layer):
 
 
 def group(*ranks, ids=None):
-    """Each rank: tokens of its experts by layer number; experts are split in order."""
+    """Build a group; each rank is a dict from layer number to the tokens of its experts."""
     shots = []
     for index, layers in enumerate(ranks):
         local = ids[index] if ids else range(index * 2, index * 2 + 2)
@@ -113,3 +114,41 @@ def test_the_short_way_for_experts_on_one_rank_each_is_the_long_way(tokens):
 def test_counts_that_fit_no_experts_are_left_out():
     found = imbalances(group({1: [9, 1]}, {1: [5, 5]}, ids=[(), (0, 1)]))
     assert shown(found) == [("all", 1.0, 1.0)]
+
+
+# -- ExpertWindow ----------------------------------------------------------------------
+
+
+def report(window, now, *tokens, layer="model.layers.1.mlp.experts"):
+    recent = window.update([link_pb2.LayerExpertLoad(layer=layer, tokens=tokens)], now)
+    (found,) = recent.layers()
+    assert found.layer == layer
+    return found.tokens
+
+
+def test_what_is_older_than_two_spans_is_forgotten():
+    window = ExpertWindow()
+    assert report(window, 0.0, 10, 0) == (10, 0)
+    assert report(window, SPAN - 1, 20, 0) == (20, 0)
+    assert report(window, SPAN, 30, 0) == (30, 0)
+    assert report(window, 2 * SPAN, 40, 5) == (10, 5)
+    assert report(window, 3 * SPAN - 1, 40, 6) == (10, 6)
+    assert report(window, 3 * SPAN, 40, 6) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("after", "expected"),
+    [
+        pytest.param((3, 2), (3, 2), id="the engine counts anew"),
+        pytest.param((50, 50, 9), (50, 50, 9), id="other experts are here"),
+    ],
+)
+def test_counts_that_do_not_follow_stand_for_themselves(after, expected):
+    window = ExpertWindow()
+    for turn in range(3):
+        report(window, turn * SPAN, 40, 40)
+    assert report(window, 2 * SPAN + 1, *after) == expected
+
+
+def test_without_counts_there_is_nothing():
+    assert list(ExpertWindow().update([], 1.0).layers()) == []

@@ -1,4 +1,4 @@
-"""The roster: transitions as a table, refusals, fencing, and invariants under random histories."""
+"""FleetMembership: transitions, refusals, fencing, and invariants under random histories."""
 
 from itertools import product
 
@@ -6,11 +6,13 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from serving.fleet.group_states import TRANSITIONS, GroupEvent
-from serving.fleet.membership import JoinRefused, Roster
+from serving.fleet.group import TRANSITIONS, GroupEvent
+from serving.fleet.membership import FleetMembership, JoinRefused
 from serving.link.v1 import link_pb2
-from serving.routing.snapshot import MemberState
+from serving.routing.snapshot import MemberState, RankId
 from serving.settings import FleetSettings
+from tests.support.clock import ManualClock
+from tests.support.fleets import RecordingHandle, hello, load
 
 HEALTHY = link_pb2.LoadSnapshot.HEALTHY
 FAILED = link_pb2.LoadSnapshot.FAILED
@@ -18,76 +20,34 @@ STALLED = link_pb2.LoadSnapshot.STALLED
 UNKNOWN = link_pb2.LoadSnapshot.HEALTH_UNSPECIFIED
 
 
-class Clock:
-    now = 1000.0
-
-    def monotonic(self):
-        return self.now
-
-    def time(self):
-        return self.now
-
-
-class Handle:
-    """A link that notes what is done to it."""
-
-    def __init__(self):
-        self.fenced = []
-        self.closed = []
-        self.inflight_requests = 0
-        self.outstanding_tokens = 0
-        self.round_trip = None
-
-    def fence(self, reason, *, planned=False):
-        self.fenced.append(reason)
-
-    def close(self, reason):
-        self.closed.append(reason)
-
-
-def hello(rank=0, *, group="g0", epoch="e1", world=2, started=0.0, **fields):
-    return link_pb2.Hello(
-        group_id=group,
-        epoch=epoch,
-        rank=rank,
-        world_size=world,
-        epoch_started_unix_seconds=started,
-        **fields,
-    )
-
-
-def load(health=HEALTHY, reason="", **fields):
-    return link_pb2.LoadSnapshot(health=health, health_reason=reason, **fields)
-
-
 class Fleet:
-    """A roster with ranks that a test names by (epoch, rank)."""
+    """A membership whose ranks a test names by (epoch, rank)."""
 
     def __init__(self, **settings):
-        self.clock = Clock()
-        self.roster = Roster(FleetSettings(**settings), self.clock, router_id="r")
+        self.clock = ManualClock()
+        self.membership = FleetMembership(FleetSettings(**settings), self.clock, router_id="r")
         self.handles = {}
         self.keys = {}
 
     def join(self, rank=0, **fields):
-        handle = Handle()
-        key = self.roster.join(hello(rank, **fields), handle)
+        handle = RecordingHandle()
+        key = self.membership.join(hello(rank, **fields), handle)
         self.handles[rank] = handle
         self.keys[rank] = key
         return handle
 
     def report(self, rank=0, health=HEALTHY, reason="", **fields):
-        self.roster.report(self.keys[rank], self.handles[rank], load(health, reason, **fields))
+        self.membership.report(self.keys[rank], self.handles[rank], load(health, reason, **fields))
 
     def leave(self, rank=0, reason="its connection ended"):
-        self.roster.leave(self.keys[rank], self.handles[rank], reason)
+        self.membership.leave(self.keys[rank], self.handles[rank], reason)
 
     def drain(self, rank=0, reason="SIGTERM"):
-        self.roster.drain(self.keys[rank], self.handles[rank], reason)
+        self.membership.drain(self.keys[rank], self.handles[rank], reason)
 
     @property
     def group(self):
-        (group,) = self.roster.snapshot().groups
+        (group,) = self.membership.snapshot().groups
         return group
 
 
@@ -141,11 +101,11 @@ def test_ready_when_all_ranks_joined_and_reported_healthy(fleet):
     fleet.report(0)
     fleet.join(1)
     assert "healthy report of rank 1" in fleet.group.reason
-    assert not fleet.roster.ready
+    assert not fleet.membership.ready
     fleet.report(1, UNKNOWN)
-    assert not fleet.roster.ready
+    assert not fleet.membership.ready
     fleet.report(1)
-    assert fleet.roster.ready
+    assert fleet.membership.ready
     assert fleet.group.reason == "all 2 ranks are healthy"
 
 
@@ -160,7 +120,7 @@ def test_bad_health_of_one_rank_fences_the_whole_group(ready, health, word):
     assert ready.group.reason == f"rank 1 {word}: it broke"
     assert ready.group.since == 2000.0
     assert all(len(handle.fenced) == 1 for handle in ready.handles.values())
-    assert not ready.roster.ready
+    assert not ready.membership.ready
 
 
 def test_a_lost_rank_fences_the_whole_group(ready):
@@ -211,7 +171,7 @@ def test_group_is_gone_with_its_last_rank_and_kept_in_history(ready):
     ready.leave(0)
     ready.clock.now = 3000.0
     ready.leave(1, "killed")
-    snapshot = ready.roster.snapshot()
+    snapshot = ready.membership.snapshot()
     assert snapshot.groups == ()
     (gone,) = snapshot.history
     assert gone.state is MemberState.GONE
@@ -225,7 +185,7 @@ def test_history_is_bounded_newest_first():
     fleet = Fleet(history_groups=2)
     for number in range(5):
         fleet.join(0, epoch=f"e{number}", world=1)
-    assert [group.epoch for group in fleet.roster.snapshot().history] == ["e3", "e2"]
+    assert [group.epoch for group in fleet.membership.snapshot().history] == ["e3", "e2"]
 
 
 # -- epochs -------------------------------------------------------------------------------
@@ -237,7 +197,7 @@ def test_newer_epoch_replaces_the_old_one_and_closes_its_links(ready):
     assert ready.group.epoch == "e2"
     assert ready.group.state is MemberState.JOINING
     assert all(handle.fenced and handle.closed for handle in old.values())
-    (gone,) = ready.roster.snapshot().history
+    (gone,) = ready.membership.snapshot().history
     assert (gone.epoch, gone.reason) == ("e1", "replaced by epoch e2")
     assert [rank.rank for rank in gone.ranks] == [0, 1]
 
@@ -247,9 +207,9 @@ def test_what_an_old_link_says_is_not_taken_for_the_new_one(ready):
     old_key = ready.keys[0]
     ready.join(0, epoch="e2", world=1)
     ready.report(0)
-    ready.roster.report(old_key, old, load(FAILED))
-    ready.roster.drain(old_key, old, "late")
-    ready.roster.leave(old_key, old, "late")
+    ready.membership.report(old_key, old, load(FAILED))
+    ready.membership.drain(old_key, old, "late")
+    ready.membership.leave(old_key, old, "late")
     assert ready.group.state is MemberState.READY
 
 
@@ -275,15 +235,15 @@ def test_duplicate_rank_is_refused_and_names_the_other(ready):
     ready.leave(0)
     ready.join(0, node="10.0.0.7", pid=42)
     with pytest.raises(JoinRefused, match=r"already joined from 10\.0\.0\.7 \(pid 42\)") as refused:
-        ready.roster.join(hello(0), Handle())
+        ready.membership.join(hello(0), RecordingHandle())
     assert refused.value.code == link_pb2.Refusal.DUPLICATE_RANK
 
 
-def test_a_process_that_dials_anew_takes_its_own_place(ready):
+def test_a_process_that_reconnects_replaces_its_old_link(ready):
     ready.leave(0)
     old = ready.join(0, node="10.0.0.7", pid=42)
     ready.report(0)
-    assert ready.roster.ready
+    assert ready.membership.ready
     peer_fenced = len(ready.handles[1].fenced)
     ready.join(0, node="10.0.0.7", pid=42)
     assert old.fenced
@@ -291,7 +251,7 @@ def test_a_process_that_dials_anew_takes_its_own_place(ready):
     assert ready.group.state is MemberState.FENCED
     assert len(ready.handles[1].fenced) == peer_fenced + 1
     ready.report(0)
-    assert ready.roster.ready
+    assert ready.membership.ready
 
 
 def test_other_world_size_in_one_epoch_is_refused(fleet):
@@ -338,15 +298,15 @@ def test_snapshot_carries_what_hello_load_and_link_say(fleet):
 
 
 def test_snapshot_does_not_change_afterwards(ready):
-    before = ready.roster.snapshot()
+    before = ready.membership.snapshot()
     ready.leave(0)
     assert before.ready
     assert len(before.groups[0].ranks) == 2
 
 
-def test_listeners_hear_of_changes_but_not_of_every_report(ready):
+def test_listeners_are_called_for_changes_but_not_for_every_report(ready):
     heard = []
-    unsubscribe = ready.roster.subscribe(lambda: heard.append(ready.roster.ready))
+    unsubscribe = ready.membership.subscribe(lambda: heard.append(ready.membership.ready))
     ready.report(0)
     assert heard == []
     ready.report(0, FAILED)
@@ -357,10 +317,10 @@ def test_listeners_hear_of_changes_but_not_of_every_report(ready):
 
 
 def test_handle_leads_to_the_member_of_that_epoch_only(ready):
-    assert ready.roster.handle("g0", "e1", 1) is ready.handles[1]
-    assert ready.roster.handle("g0", "e2", 1) is None
-    assert ready.roster.handle("g0", "e1", 2) is None
-    assert ready.roster.handle("g1", "e1", 0) is None
+    assert ready.membership.handle(RankId("g0", "e1", 1)) is ready.handles[1]
+    assert ready.membership.handle(RankId("g0", "e2", 1)) is None
+    assert ready.membership.handle(RankId("g0", "e1", 2)) is None
+    assert ready.membership.handle(RankId("g1", "e1", 0)) is None
 
 
 # -- random histories ---------------------------------------------------------------------
@@ -370,12 +330,12 @@ RANKS = st.integers(0, 2)
 
 
 class Histories(RuleBasedStateMachine):
-    """Ranks of two groups come, report, drain, go and come back in new epochs, in any order."""
+    """Ranks of two groups join, report, drain, leave and return in new epochs, in any order."""
 
     @initialize()
     def begin(self):
-        self.clock = Clock()
-        self.roster = Roster(FleetSettings(history_groups=4), self.clock)
+        self.clock = ManualClock()
+        self.membership = FleetMembership(FleetSettings(history_groups=4), self.clock)
         self.epochs = {"g0": 1, "g1": 1}
         self.live = {}  # (group, epoch, rank) -> (key, handle), as the ranks see it
         self.health = {}
@@ -386,10 +346,10 @@ class Histories(RuleBasedStateMachine):
     @rule(group=GROUPS, rank=RANKS)
     def join(self, group, rank):
         epoch = f"e{self.epochs[group]}"
-        handle = Handle()
+        handle = RecordingHandle()
         name = (group, epoch, rank)
         try:
-            key = self.roster.join(hello(rank, group=group, epoch=epoch, world=3), handle)
+            key = self.membership.join(hello(rank, group=group, epoch=epoch, world=3), handle)
         except JoinRefused as refusal:
             refused = refusal.code
         else:
@@ -415,7 +375,7 @@ class Histories(RuleBasedStateMachine):
         name = data.draw(st.sampled_from(sorted(self.live)))
         key, handle = self.live[name]
         self.health[name] = health
-        self.roster.report(key, handle, load(health))
+        self.membership.report(key, handle, load(health))
         if health != HEALTHY:
             assert self.state(name[0]) not in {MemberState.READY, MemberState.DRAINING}
 
@@ -427,7 +387,7 @@ class Histories(RuleBasedStateMachine):
         before = self.state(name[0])
         peers = [peer for _, peer in self.members(name[0]).values()]
         fenced = [len(peer.fenced) for peer in peers]
-        self.roster.leave(key, handle, "killed")
+        self.membership.leave(key, handle, "killed")
         assert handle.fenced, "the lost rank's own requests must fail"
         if before in {MemberState.READY, MemberState.DRAINING}:
             assert all(
@@ -439,15 +399,15 @@ class Histories(RuleBasedStateMachine):
     def drain(self, data):
         name = data.draw(st.sampled_from(sorted(self.live)))
         key, handle = self.live[name]
-        self.roster.drain(key, handle, "")
+        self.membership.drain(key, handle, "")
         assert self.state(name[0]) is not MemberState.READY
 
     def state(self, group):
-        return {each.group_id: each.state for each in self.roster.snapshot().groups}.get(group)
+        return {each.group_id: each.state for each in self.membership.snapshot().groups}.get(group)
 
     @invariant()
     def ready_means_whole_healthy_and_of_one_epoch(self):
-        for group in self.roster.snapshot().groups:
+        for group in self.membership.snapshot().groups:
             if group.state is MemberState.READY:
                 assert [rank.rank for rank in group.ranks] == list(range(group.world_size))
                 assert all(rank.healthy and not rank.draining for rank in group.ranks)
@@ -455,7 +415,7 @@ class Histories(RuleBasedStateMachine):
 
     @invariant()
     def whole_healthy_and_not_draining_means_ready(self):
-        for group in self.roster.snapshot().groups:
+        for group in self.membership.snapshot().groups:
             whole = len(group.ranks) == group.world_size
             if whole and all(rank.healthy and not rank.draining for rank in group.ranks):
                 assert group.state in {MemberState.READY, MemberState.DRAINING}
@@ -464,14 +424,14 @@ class Histories(RuleBasedStateMachine):
     def members_are_those_that_live(self):
         shown = {
             (rank.group_id, rank.epoch, rank.rank)
-            for group in self.roster.snapshot().groups
+            for group in self.membership.snapshot().groups
             for rank in group.ranks
         }
         assert shown == set(self.live)
 
     @invariant()
     def every_group_has_ranks_and_a_reason(self):
-        snapshot = self.roster.snapshot()
+        snapshot = self.membership.snapshot()
         assert all(group.ranks and group.reason for group in snapshot.groups)
         assert len(snapshot.history) <= 4
         assert all(group.state is MemberState.GONE for group in snapshot.history)

@@ -1,30 +1,22 @@
-"""Cordon, uncordon and drain, on a roster with noted links."""
+"""Cordon, uncordon and drain, on a membership with recorded links."""
 
 import asyncio
 
 import pytest
 
 from serving.errors import GroupNotFound
-from serving.fleet.membership import Roster
+from serving.fleet.membership import FleetMembership
 from serving.fleet.operations import FleetOperations
-from serving.link.v1 import link_pb2
 from serving.routing.snapshot import MemberState
+from tests.support.fleets import RecordingHandle, hello, load
 
 
-class Handle:
-    outstanding_tokens = 0
-    round_trip = None
-
-    def __init__(self):
-        self.inflight_requests = 0
-        self.fenced = []
+class Handle(RecordingHandle):
+    """A link whose requests end when it is fenced."""
 
     def fence(self, reason, *, planned=False):
-        self.fenced.append((reason, planned))
+        super().fence(reason, planned=planned)
         self.inflight_requests = 0
-
-    def close(self, reason):
-        pass
 
 
 @pytest.fixture
@@ -33,68 +25,68 @@ def handle():
 
 
 @pytest.fixture
-def roster(handle):
-    roster = Roster()
-    key = roster.join(link_pb2.Hello(group_id="g", epoch="e", world_size=1), handle)
-    roster.report(key, handle, link_pb2.LoadSnapshot(health=link_pb2.LoadSnapshot.HEALTHY))
-    roster.key = key
-    assert roster.ready
-    return roster
+def membership(handle):
+    membership = FleetMembership()
+    key = membership.join(hello(group="g", epoch="e", world=1), handle)
+    membership.report(key, handle, load())
+    membership.key = key
+    assert membership.ready
+    return membership
 
 
 @pytest.fixture
-def operations(roster):
-    return FleetOperations(roster)
+def operations(membership):
+    return FleetOperations(membership)
 
 
-def group(roster):
-    return roster.snapshot().groups[0]
+def group(membership):
+    return membership.snapshot().groups[0]
 
 
-def test_a_cordoned_group_gets_no_work_until_it_is_given_back(roster, operations, handle):
+def test_a_cordoned_group_gets_no_work_until_it_is_given_back(membership, operations, handle):
     operations.cordon("g", "new firmware")
-    assert group(roster).state is MemberState.DRAINING
-    assert group(roster).reason == "cordoned: new firmware"
-    assert not roster.ready
+    assert group(membership).state is MemberState.DRAINING
+    assert group(membership).reason == "cordoned: new firmware"
+    assert not membership.ready
     assert not handle.fenced
     operations.uncordon("g")
-    assert roster.ready
+    assert membership.ready
 
 
-def test_a_cordon_outlives_a_fault(roster, operations, handle):
+def test_a_cordon_outlives_a_fault(membership, operations, handle):
     operations.cordon("g", "")
-    roster.fault(roster.key, handle, "died")
-    roster.report(roster.key, handle, link_pb2.LoadSnapshot(health=link_pb2.LoadSnapshot.HEALTHY))
-    assert group(roster).state is MemberState.FENCED
+    membership.fault(membership.key, handle, "died")
+    membership.report(membership.key, handle, load())
+    assert group(membership).state is MemberState.FENCED
     operations.uncordon("g")
-    assert roster.ready
+    assert membership.ready
 
 
-def test_a_rank_that_drains_by_itself_is_not_given_back(roster, operations, handle):
-    roster.drain(roster.key, handle, "SIGTERM")
+def test_a_rank_that_drains_by_itself_is_not_given_back(membership, operations, handle):
+    membership.drain(membership.key, handle, "SIGTERM")
     operations.cordon("g", "")
     operations.uncordon("g")
-    assert group(roster).state is MemberState.DRAINING
+    assert group(membership).state is MemberState.DRAINING
 
 
-async def test_a_drain_waits_for_what_is_running(roster, operations, handle):
+async def test_a_drain_waits_for_what_is_running(membership, operations, handle):
     handle.inflight_requests = 2
     draining = asyncio.create_task(operations.drain("g", 20.0))
     await asyncio.sleep(0.01)
     assert not draining.done()
-    assert not roster.ready
+    assert not membership.ready
     handle.inflight_requests = 0
     assert await draining
     assert not handle.fenced
 
 
-async def test_what_is_left_after_the_time_out_goes_on_elsewhere(roster, operations, handle):
+async def test_requests_left_after_the_timeout_move_to_other_groups(membership, operations, handle):
     handle.inflight_requests = 2
     assert not await operations.drain("g", 0.01)
     ((reason, planned),) = handle.fenced
     assert planned
     assert "hands over" in reason
-    assert group(roster).state is MemberState.DRAINING
+    assert group(membership).state is MemberState.DRAINING
 
 
 @pytest.mark.parametrize("name", ["cordon", "uncordon"])

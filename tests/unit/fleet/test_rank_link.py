@@ -1,4 +1,4 @@
-"""RankLink and RequestStream: batching, accounting, aborts, fencing, silence."""
+"""RankLink: batching, accounting, aborts, fencing, silence, KV-cache events."""
 
 import asyncio
 
@@ -6,54 +6,50 @@ import pytest
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
 from serving.errors import EngineError, GroupLost, InvalidRequest, Overloaded
-from serving.fleet.membership import Roster
-from serving.fleet.rank_handle import MemberKey
+from serving.fleet.membership import FleetMembership
 from serving.fleet.rank_link import RankLink
 from serving.link.v1 import link_pb2
-from serving.requests.output_buffer import Transcript
-from serving.requests.stream import Pace, RequestStream
+from serving.requests.output_buffer import OutputBuffer
+from serving.requests.stream import RequestStream
+from serving.requests.token_timings import TokenTimings
+from serving.routing.snapshot import RankId
 from serving.settings import FleetSettings
+from tests.support.clock import ManualClock
 
-
-class Clock:
-    now = 100.0
-
-    def monotonic(self):
-        return self.now
-
-    def time(self):
-        return self.now
+RANK = RankId("g0", "e1", 0)
 
 
 @pytest.fixture
 def clock():
-    return Clock()
+    return ManualClock(100.0)
 
 
 @pytest.fixture
-def roster(clock):
-    return Roster(FleetSettings(), clock)
+def membership(clock):
+    return FleetMembership(FleetSettings(), clock)
 
 
 @pytest.fixture
-def link(roster, clock):
+def link(membership, clock):
     link = RankLink(
-        MemberKey("g0", "e1", 0),
-        roster,
+        RANK,
+        membership,
         clock,
         send_limit=300,
         max_frame_bytes=4000,
         silence_limit=0.04,
     )
-    roster.join(link_pb2.Hello(group_id="g0", epoch="e1", rank=0, world_size=1), link)
+    membership.join(link_pb2.Hello(group_id="g0", epoch="e1", rank=0, world_size=1), link)
     return link
 
 
 def stream(name, clock=None, *, prompt=3, max_tokens=10):
     work = link_pb2.Submit(request_id=name, prompt_token_ids=[1] * prompt)
     kind = RequestOutputKind.DELTA
-    transcript = Transcript(name, [1] * prompt, SamplingParams(), kind)
-    return RequestStream(work, transcript, Pace(clock or Clock()), expected_output=max_tokens)
+    buffer = OutputBuffer(name, [1] * prompt, SamplingParams(), kind)
+    return RequestStream(
+        work, buffer, TokenTimings(clock or ManualClock(100.0)), expected_output=max_tokens
+    )
 
 
 def delta(name, *tokens, finished=False, **fields):
@@ -66,7 +62,7 @@ def frame(*deltas, **fields):
 
 
 async def sent_by(link, count):
-    """Let the sender write until it has nothing more; returns its frames."""
+    """Let the sender write ``count`` frames or more; return them."""
     frames = []
     enough = asyncio.Event()
 
@@ -78,7 +74,7 @@ async def sent_by(link, count):
             enough.set()
 
     sender = asyncio.create_task(link.send(write))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         await enough.wait()
     sender.cancel()
     await asyncio.wait([sender])
@@ -221,41 +217,17 @@ async def test_delta_for_an_unknown_request_is_ignored(link):
     assert link.inflight_requests == 0
 
 
-async def test_stream_merges_what_its_caller_has_not_taken():
-    each = stream("a")
-    for token in range(5):
-        each.receive(delta("a", token))
-    output = await each.next()
-    assert list(output.outputs[0].token_ids) == [0, 1, 2, 3, 4]
-    assert output.outputs[0].text == "xxxxx"
-    waiter = asyncio.create_task(each.next())
-    await asyncio.sleep(0)
-    assert not waiter.done()
-    each.receive(delta("a", 9, finished=True))
-    assert (await waiter).finished
-
-
-async def test_first_failure_counts_and_nothing_comes_after_the_end():
-    each = stream("a")
-    each.receive(delta("a", 1, finished=True))
-    each.fail(EngineError("late"))
-    each.receive(delta("a", 2))
-    output = await each.next()
-    assert output.finished
-    assert list(output.outputs[0].token_ids) == [1]
-
-
 async def test_silence_closes_the_link(link, clock):
     watch = asyncio.create_task(link.watch())
     await sent_by(link, 1)  # a Ping: the watch is at work
     clock.now += 1.0
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         await watch
     assert link.closed.is_set()
     assert link.close_reason == "nothing heard for 1.0 s"
 
 
-async def test_a_rank_that_is_heard_is_pinged_seldom(link, clock):
+async def test_a_rank_that_sends_frames_is_pinged_rarely(link, clock):
     pings = []
 
     async def write(message):
@@ -291,9 +263,35 @@ async def test_pong_gives_the_round_trip(link, clock):
     assert link.round_trip == pytest.approx(0.003)
 
 
-async def test_load_and_drain_reach_the_roster(link, roster):
+async def test_load_and_drain_reach_the_membership(link, membership):
     link.receive(frame(load=link_pb2.LoadSnapshot(health=link_pb2.LoadSnapshot.HEALTHY)))
-    assert roster.ready
+    assert membership.ready
     link.receive(frame(drain=link_pb2.Drain(reason="scale down")))
-    assert not roster.ready
-    assert "scale down" in roster.snapshot().groups[0].reason
+    assert not membership.ready
+    assert "scale down" in membership.snapshot().groups[0].reason
+
+
+# -- KV-cache events ----------------------------------------------------------------------
+
+
+def kv_message(sequence, **fields):
+    events = link_pb2.KvEvents(block_size=16, sequence=sequence, **fields)
+    return link_pb2.RankMessage(kv_events=events)
+
+
+def test_events_reach_the_index_in_order(link, membership):
+    prefixes = membership.prefixes
+    link.receive(kv_message(0, reset=True, stored=[1, 2, 2**64 - 1]))
+    link.receive(kv_message(1, removed=[1], stored=[3]))
+    assert prefixes.blocks(RANK) == {2, 3, 2**64 - 1}
+    link.receive(kv_message(5, stored=[4]))
+    assert prefixes.blocks(RANK) == frozenset()
+
+
+def test_a_closed_link_is_forgotten_and_says_nothing_more(link, membership):
+    prefixes = membership.prefixes
+    link.receive(kv_message(0, reset=True, stored=[1]))
+    link.close("lost")
+    assert prefixes.blocks(RANK) == frozenset()
+    link.receive(kv_message(1, reset=True, stored=[1]))
+    assert prefixes.blocks(RANK) == frozenset()

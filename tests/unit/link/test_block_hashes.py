@@ -1,34 +1,34 @@
-"""Names of KV-cache blocks: by content, chained, computed once and only as far as asked."""
+"""Block hashes: by content, chained, computed once and only as far as they are read."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from serving.link import block_hashes as module
-from serving.link.block_hashes import PromptNames, block_name, block_names, pack
+from serving.link.block_hashes import PromptBlockHashes, block_hash, block_hashes, pack
 
 tokens = st.lists(st.integers(0, 2**32 - 1), max_size=40)
 
 
 def test_names_are_pinned():
     # Ranks and routers of different versions must mean the same.
-    assert list(block_names([1, 2, 3, 4, 5], 2)) == [4053798802772487905, 13055128396142165517]
+    assert list(block_hashes([1, 2, 3, 4, 5], 2)) == [4053798802772487905, 13055128396142165517]
 
 
 @given(tokens, tokens, st.integers(1, 5))
 def test_equal_names_mean_equal_beginnings(one, other, size):
-    pairs = zip(block_names(one, size), block_names(other, size), strict=False)
+    pairs = zip(block_hashes(one, size), block_hashes(other, size), strict=False)
     for index, (left, right) in enumerate(pairs):
         end = (index + 1) * size
         assert (left == right) is (one[:end] == other[:end])
 
 
 @given(tokens, st.integers(1, 5), st.integers(0, 8))
-def test_a_chain_goes_on_from_any_of_its_blocks(ids, size, blocks):
-    names = list(block_names(ids, size))
+def test_a_chain_continues_from_any_of_its_blocks(ids, size, blocks):
+    names = list(block_hashes(ids, size))
     blocks = min(blocks, len(names))
     parent = names[blocks - 1] if blocks else module.ROOT
-    assert list(block_names(ids[blocks * size :], size, parent)) == names[blocks:]
+    assert list(block_hashes(ids[blocks * size :], size, parent)) == names[blocks:]
 
 
 @pytest.mark.parametrize(
@@ -42,20 +42,20 @@ def test_a_chain_goes_on_from_any_of_its_blocks(ids, size, blocks):
     ],
 )
 def test_reusable_leaves_the_last_token(count, size, all_blocks, reusable):
-    prompt = PromptNames(range(count))
+    prompt = PromptBlockHashes(range(count))
     assert len(list(prompt.reusable(size))) == reusable
     assert len(prompt.all(size)) == all_blocks
 
 
-def test_hashes_each_block_once_and_only_when_asked(monkeypatch):
+def test_hashes_each_block_once_and_only_on_demand(monkeypatch):
     hashed = []
 
     def counting(parent, packed):
         hashed.append(packed)
-        return block_name(parent, packed)
+        return block_hash(parent, packed)
 
-    monkeypatch.setattr(module, "block_name", counting)
-    prompt = PromptNames(range(100))
+    monkeypatch.setattr(module, "block_hash", counting)
+    prompt = PromptBlockHashes(range(100))
     first = prompt.reusable(4)
     next(first)
     next(first)
@@ -66,5 +66,5 @@ def test_hashes_each_block_once_and_only_when_asked(monkeypatch):
 
 
 def test_each_block_size_has_its_own_names():
-    prompt = PromptNames(range(20))
+    prompt = PromptBlockHashes(range(20))
     assert not set(prompt.all(4)) & set(prompt.all(8))

@@ -1,4 +1,4 @@
-"""Transcript: the same RequestOutputs as vLLM's own output processor, however they merge."""
+"""OutputBuffer: the same outputs as vLLM's own output processor, however deltas merge."""
 
 from copy import deepcopy
 
@@ -19,7 +19,7 @@ from vllm.v1.outputs import LogprobsLists, LogprobsTensors
 
 from serving.engine.codec import encode_output
 from serving.link.v1 import link_pb2
-from serving.requests.output_buffer import Transcript
+from serving.requests.output_buffer import OutputBuffer
 from serving.settings import BUNDLED_MODEL
 
 KINDS = [pytest.param(kind, id=kind.name.lower()) for kind in RequestOutputKind]
@@ -36,7 +36,7 @@ def tokenizer():
 
 
 class Vllm:
-    """vLLM's front half of one request: engine outputs in, RequestOutputs out."""
+    """vLLM's output processor for one request: takes engine outputs, returns RequestOutputs."""
 
     def __init__(self, tokenizer, params, prompt_ids):
         self.processor = OutputProcessor(tokenizer, log_stats=False)
@@ -87,7 +87,7 @@ class Vllm:
 
 
 def sample(token, others):
-    """Log-probabilities of one sampled token: the token first, then the most likely ones."""
+    """Return log-probabilities of one sampled token: it comes first, then the most likely ones."""
     ids = np.array([[token, *others]])
     return LogprobsLists(ids, (-ids / 16).astype(np.float32), np.array([2]))
 
@@ -119,7 +119,7 @@ def both(tokenizer, steps, *, reads, **params):
     direct = Vllm(tokenizer, SamplingParams(output_kind=kind, **params), prompt)
     rank = Vllm(tokenizer, SamplingParams(output_kind=DELTA, **params), prompt)
     wanted = SamplingParams(**params)
-    transcript = Transcript("x", prompt, wanted, kind, "the prompt")
+    buffer = OutputBuffer("x", prompt, wanted, kind, "the prompt")
     seen, expected = [], []
     first = True
     for number, step in enumerate(steps):
@@ -127,11 +127,11 @@ def both(tokenizer, steps, *, reads, **params):
         rank.step(step)
         if (output := rank.get()) is not None:
             wire = encode_output(output, "x", first=first).SerializeToString()
-            transcript.apply(link_pb2.Delta.FromString(wire))
+            buffer.apply(link_pb2.Delta.FromString(wire))
             first = False
         if number in reads or number == len(steps) - 1:
             expected.append(comparable(direct.get()))
-            seen.append(comparable(transcript.take()))
+            seen.append(comparable(buffer.take()))
     return expected, seen
 
 
@@ -231,11 +231,11 @@ def test_stop_string_equals_vllms(tokenizer, kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_flat_log_probabilities_keep_their_form(kind):
     params = SamplingParams(logprobs=1, flat_logprobs=True)
-    transcript = Transcript("x", [1], params, kind)
-    transcript.apply(
+    buffer = OutputBuffer("x", [1], params, kind)
+    buffer.apply(
         link_pb2.Delta(choices=[choice(0, [3], "c", length=True, logprobs=[-0.5])], finished=True)
     )
-    output = transcript.take()
+    output = buffer.take()
     assert output is not None
     logprobs = output.outputs[0].logprobs
     assert isinstance(logprobs, FlatLogprobs)
@@ -260,7 +260,7 @@ def choice(index, tokens, text, *, length=False, logprobs=()):
 
 @st.composite
 def histories(draw):
-    """Deltas of up to three choices in any order, and whether the caller looks after each."""
+    """Draw deltas of up to three choices in any order, and whether the consumer takes each one."""
     count = draw(st.integers(1, 3))
     deltas = draw(
         st.lists(
@@ -274,7 +274,7 @@ def histories(draw):
 
 
 def gather(outputs, count):
-    """What a caller of DELTA has put together."""
+    """Return what a consumer of DELTA outputs assembles."""
     tokens = {index: [] for index in range(count)}
     texts = dict.fromkeys(range(count), "")
     for output in outputs:
@@ -289,7 +289,7 @@ def gather(outputs, count):
 def test_deltas_put_together_are_the_final_output(history):
     count, deltas = history
     params = SamplingParams(n=count)
-    by_kind = {kind: Transcript("x", [1], params, kind) for kind in RequestOutputKind}
+    by_kind = {kind: OutputBuffer("x", [1], params, kind) for kind in RequestOutputKind}
     outputs = {kind: [] for kind in RequestOutputKind}
     last = link_pb2.Delta(
         choices=[choice(index, [7], "z", length=True) for index in range(count)], finished=True
@@ -299,11 +299,11 @@ def test_deltas_put_together_are_the_final_output(history):
         for index, tokens, looks in deltas
     ]
     for message, looks in [*messages, (last, True)]:
-        for kind, transcript in by_kind.items():
-            transcript.apply(message)
-            if looks and (output := transcript.take()) is not None:
+        for kind, buffer in by_kind.items():
+            buffer.apply(message)
+            if looks and (output := buffer.take()) is not None:
                 outputs[kind].append(output)
-            assert not (looks and transcript.takeable)
+            assert not (looks and buffer.takeable)
     (final,) = outputs[FINAL]
     cumulative = outputs[CUMULATIVE][-1]
     tokens, texts = gather(outputs[DELTA], count)
@@ -329,16 +329,16 @@ def test_deltas_put_together_are_the_final_output(history):
     ],
 )
 def test_delta_that_does_not_fit_changes_nothing(delta, words):
-    transcript = Transcript("x", [1], SamplingParams(n=2, logprobs=0), DELTA)
+    buffer = OutputBuffer("x", [1], SamplingParams(n=2, logprobs=0), DELTA)
     with pytest.raises(ValueError, match=words):
-        transcript.apply(delta)
-    assert not transcript.started
-    assert transcript.take() is None
+        buffer.apply(delta)
+    assert not buffer.started
+    assert buffer.take() is None
 
 
 def test_choices_that_never_spoke_are_aborted_at_the_end():
-    transcript = Transcript("x", [1], SamplingParams(n=2), FINAL)
-    transcript.apply(link_pb2.Delta(choices=[choice(0, [1], "a", length=True)], finished=True))
-    output = transcript.take()
+    buffer = OutputBuffer("x", [1], SamplingParams(n=2), FINAL)
+    buffer.apply(link_pb2.Delta(choices=[choice(0, [1], "a", length=True)], finished=True))
+    output = buffer.take()
     assert output is not None
     assert [each.finish_reason for each in output.outputs] == ["length", "abort"]

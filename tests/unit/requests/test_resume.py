@@ -1,4 +1,4 @@
-"""How a request goes on: a test per row of deploy/docs/resumption.md, and the replay's proof."""
+"""Resumption: a test for each row of deploy/docs/resumption.md, and exactness under any cut."""
 
 import msgspec
 import pytest
@@ -12,7 +12,7 @@ from vllm.sampling_params import (
 )
 
 from serving.link.v1 import link_pb2
-from serving.requests.output_buffer import DivergedError, Transcript
+from serving.requests.output_buffer import DivergedError, OutputBuffer
 from serving.requests.resume import Way, needs_seed, plan, way_of
 
 KIND = RequestOutputKind.DELTA
@@ -67,17 +67,17 @@ def delta(tokens, text="", finish=0, index=0, *, finished=False, **fields):
 
 
 def begun(sampling, *deltas):
-    """Return what was sent to the first rank, and the transcript of what came."""
+    """Return what was sent to the first rank, and the buffer with what it generated."""
     work = link_pb2.Submit(
         request_id="x",
         prompt_token_ids=PROMPT,
         sampling_params=msgspec.msgpack.encode(sampling),
     )
-    transcript = Transcript("x", list(PROMPT), sampling, KIND)
+    buffer = OutputBuffer("x", list(PROMPT), sampling, KIND)
     for one in deltas:
-        transcript.apply(one)
-    transcript.take()
-    return work, transcript
+        buffer.apply(one)
+    buffer.take()
+    return work, buffer
 
 
 @pytest.mark.parametrize(("given_params", "way", "seeded"), ROWS)
@@ -85,13 +85,13 @@ def test_every_row(given_params, way, seeded):
     sampling = params(**given_params)
     assert way_of(sampling) is way
     assert needs_seed(sampling) is seeded
-    work, transcript = begun(sampling)
-    transcript.started = True
-    assert plan(work, sampling, transcript, attempt=1, expected_output=20).way is way
+    work, buffer = begun(sampling)
+    buffer.started = True
+    assert plan(work, sampling, buffer, attempt=1, expected_output=20).way is way
 
 
-def test_a_parameter_that_nobody_thought_of_means_replay():
-    """What a later vLLM adds must not be continued by accident."""
+def test_an_unknown_parameter_means_replay():
+    """A parameter that a later vLLM adds must not be continued by accident."""
     known = {"temperature", "max_tokens", "top_p"}
     unknown = set(SamplingParams.__struct_fields__) - known
     assert "bad_words" in unknown
@@ -101,10 +101,10 @@ def test_a_parameter_that_nobody_thought_of_means_replay():
         assert way_of(sampling) is Way.REPLAY
 
 
-def test_a_continuation_asks_for_what_is_left():
+def test_a_continuation_generates_the_remaining_tokens():
     sampling = params(temperature=0.0, min_tokens=4, prompt_logprobs=1)
-    work, transcript = begun(sampling, delta([10, 11, 12], "abc"))
-    following = plan(work, sampling, transcript, attempt=1, expected_output=20)
+    work, buffer = begun(sampling, delta([10, 11, 12], "abc"))
+    following = plan(work, sampling, buffer, attempt=1, expected_output=20)
     assert list(following.work.prompt_token_ids) == [*PROMPT, 10, 11, 12]
     assert following.work.request_id != work.request_id
     assert following.expected_output == 17
@@ -112,8 +112,8 @@ def test_a_continuation_asks_for_what_is_left():
     assert (rest.max_tokens, rest.min_tokens, rest.prompt_logprobs) == (17, 1, None)
     # The first ones stay: a second loss counts from the start again.
     assert (sampling.max_tokens, sampling.min_tokens) == (20, 4)
-    transcript.apply(delta([13], "d"))
-    second = plan(work, sampling, transcript, attempt=2, expected_output=20)
+    buffer.apply(delta([13], "d"))
+    second = plan(work, sampling, buffer, attempt=2, expected_output=20)
     assert list(second.work.prompt_token_ids) == [*PROMPT, 10, 11, 12, 13]
     rest = msgspec.msgpack.decode(second.work.sampling_params, type=SamplingParams)
     assert rest.max_tokens == 16
@@ -121,8 +121,8 @@ def test_a_continuation_asks_for_what_is_left():
 
 def test_before_the_first_delta_it_simply_starts_again():
     sampling = params(temperature=0.5)
-    work, transcript = begun(sampling)
-    following = plan(work, sampling, transcript, attempt=1, expected_output=20)
+    work, buffer = begun(sampling)
+    following = plan(work, sampling, buffer, attempt=1, expected_output=20)
     assert list(following.work.prompt_token_ids) == PROMPT
     assert following.work.sampling_params == work.sampling_params
 
@@ -130,16 +130,16 @@ def test_before_the_first_delta_it_simply_starts_again():
 STOPPED = params(temperature=0.0, stop=["END"])
 
 
-def test_a_replay_skips_what_was_sent_and_goes_on():
-    work, transcript = begun(STOPPED, delta([1, 2], "ab"), delta([3], "c"))
-    plan(work, STOPPED, transcript, attempt=1, expected_output=20)
-    assert transcript.apply(delta([1], "a")) == 0
-    assert transcript.take() is None
-    assert transcript.apply(delta([2, 3, 4], "bcd")) == 1
-    output = transcript.take()
+def test_a_replay_skips_what_was_sent_and_continues():
+    work, buffer = begun(STOPPED, delta([1, 2], "ab"), delta([3], "c"))
+    plan(work, STOPPED, buffer, attempt=1, expected_output=20)
+    assert buffer.apply(delta([1], "a")) == 0
+    assert buffer.take() is None
+    assert buffer.apply(delta([2, 3, 4], "bcd")) == 1
+    output = buffer.take()
     assert (output.outputs[0].token_ids, output.outputs[0].text) == ([4], "d")
-    assert transcript.apply(delta([5], "e", link_pb2.ChoiceDelta.STOP, finished=True)) == 1
-    output = transcript.take()
+    assert buffer.apply(delta([5], "e", link_pb2.ChoiceDelta.STOP, finished=True)) == 1
+    output = buffer.take()
     assert output.finished
     assert (output.outputs[0].text, output.outputs[0].finish_reason) == ("e", "stop")
 
@@ -155,23 +155,23 @@ def test_a_replay_skips_what_was_sent_and_goes_on():
     ],
 )
 def test_a_replay_that_differs_is_caught_before_anything_of_it_is_sent(wrong):
-    work, transcript = begun(STOPPED, delta([1, 2], "ab"), delta([3], "c"))
-    plan(work, STOPPED, transcript, attempt=1, expected_output=20)
+    work, buffer = begun(STOPPED, delta([1, 2], "ab"), delta([3], "c"))
+    plan(work, STOPPED, buffer, attempt=1, expected_output=20)
     with pytest.raises(DivergedError):
-        transcript.apply(wrong)
-    assert transcript.take() is None
-    assert transcript.emitted(0) == [1, 2, 3]
+        buffer.apply(wrong)
+    assert buffer.take() is None
+    assert buffer.emitted(0) == [1, 2, 3]
 
 
 def test_a_choice_that_had_ended_must_end_the_same_way():
     sampling = params(seed=1, n=2)
     length = link_pb2.ChoiceDelta.LENGTH
-    work, transcript = begun(sampling, delta([1, 2], "ab", length), delta([5], "x", index=1))
-    plan(work, sampling, transcript, attempt=1, expected_output=20)
-    transcript.apply(delta([1, 2], "ab", length))
-    assert transcript.take() is None
+    work, buffer = begun(sampling, delta([1, 2], "ab", length), delta([5], "x", index=1))
+    plan(work, sampling, buffer, attempt=1, expected_output=20)
+    buffer.apply(delta([1, 2], "ab", length))
+    assert buffer.take() is None
     with pytest.raises(DivergedError):
-        transcript.apply(delta([3], "c"))
+        buffer.apply(delta([3], "c"))
 
 
 @given(
@@ -180,16 +180,16 @@ def test_a_choice_that_had_ended_must_end_the_same_way():
     seed=st.randoms(use_true_random=False),
 )
 def test_cut_anywhere_the_whole_is_the_same(lengths, cut, seed):
-    """Any cut, any number of cuts, any batching of deltas: tokens, text and log-probabilities."""
+    """Tokens, text and log-probabilities are exact for any cuts and any batching of deltas."""
     sampling = params(n=len(lengths), logprobs=0, seed=1)
     whole = [[100 * index + i for i in range(length)] for index, length in enumerate(lengths)]
-    work, transcript = begun(sampling)
+    work, buffer = begun(sampling)
     got = [([], "") for _ in lengths]
     cuts = cut.draw(st.integers(0, 3))
     for attempt in range(cuts + 1):
         positions = [0] * len(lengths)
         budget = cut.draw(st.integers(0, sum(lengths))) if attempt < cuts else 10**6
-        while budget > 0 and not transcript.finished:
+        while budget > 0 and not buffer.finished:
             open_choices = [i for i, at in enumerate(positions) if at < lengths[i]]
             if not open_choices:
                 break
@@ -211,14 +211,14 @@ def test_cut_anywhere_the_whole_is_the_same(lengths, cut, seed):
             message.finished = all(
                 at == length for at, length in zip(positions, lengths, strict=True)
             )
-            transcript.apply(message)
-            if (output := transcript.take()) is not None:
+            buffer.apply(message)
+            if (output := buffer.take()) is not None:
                 for choice in output.outputs:
                     ids, text = got[choice.index]
                     got[choice.index] = (ids + choice.token_ids, text + choice.text)
                     assert [next(iter(p)) for p in choice.logprobs] == choice.token_ids
-        if not transcript.finished:
-            plan(work, sampling, transcript, attempt=attempt + 1, expected_output=20)
-    assert transcript.finished
+        if not buffer.finished:
+            plan(work, sampling, buffer, attempt=attempt + 1, expected_output=20)
+    assert buffer.finished
     assert [ids for ids, _ in got] == whole
     assert [text for _, text in got] == ["".join(f"<{t}>" for t in ids) for ids in whole]

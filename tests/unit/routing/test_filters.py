@@ -1,18 +1,18 @@
-"""Filters: who is left, who took the rest, and what it means that nobody is left."""
+"""Filters: the candidates they leave, what each removes, and the reason if none is left."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from serving.routing import filters
-from serving.routing.decision import Demand, NoPickKind
+from serving.routing.decision import NoCandidateKind, RoutingRequest
 from serving.routing.filters import FILTERS, survey, why_none
 from serving.routing.snapshot import MemberState
 from serving.settings import RoutingSettings
-from tests.unit.routing.fleets import fleet, fleets, group, loads, rank, ranks_of
+from tests.support.fleets import fleet, fleets, group, loads, rank, ranks_of
 
 SETTINGS = RoutingSettings()
-DEMAND = Demand(100, 50)
+REQUEST = RoutingRequest(100, 50)
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ DEMAND = Demand(100, 50)
     ],
 )
 def test_keeps(keep, one, expected):
-    assert keep([one], DEMAND, SETTINGS) == ([one] if expected else [])
+    assert keep([one], REQUEST, SETTINGS) == ([one] if expected else [])
 
 
 @pytest.mark.parametrize("headroom", [0.5, 2.0])
@@ -71,7 +71,7 @@ def test_headroom_scales_the_budget(headroom):
     fits, not_fits = (
         rank(outstanding=budget - 150 + more, kv_blocks=100, kv_block_size=10) for more in (0, 1)
     )
-    assert filters.token_budget([fits, not_fits], DEMAND, settings) == [fits]
+    assert filters.token_budget([fits, not_fits], REQUEST, settings) == [fits]
 
 
 FULL = {"inflight": 10, "max_num_seqs": 8}
@@ -80,54 +80,56 @@ FULL = {"inflight": 10, "max_num_seqs": 8}
 @pytest.mark.parametrize(
     ("snapshot", "demand", "kind", "words"),
     [
-        pytest.param(fleet(), DEMAND, NoPickKind.NOT_READY, "no group has joined", id="empty"),
+        pytest.param(
+            fleet(), REQUEST, NoCandidateKind.NOT_READY, "no group has joined", id="empty"
+        ),
         pytest.param(
             fleet(history=(group(name="g7", state=MemberState.GONE),)),
-            DEMAND,
-            NoPickKind.NOT_READY,
+            REQUEST,
+            NoCandidateKind.NOT_READY,
             "the last one (g7) is gone: because",
             id="all gone",
         ),
         pytest.param(
             fleet(group(rank(), state=MemberState.FENCED)),
-            DEMAND,
-            NoPickKind.NOT_READY,
+            REQUEST,
+            NoCandidateKind.NOT_READY,
             "g0 is fenced (because)",
             id="none ready",
         ),
         pytest.param(
             fleet(loads(0)),
-            Demand(100, avoid={("g0", "e")}),
-            NoPickKind.NOT_READY,
+            RoutingRequest(100, avoid={("g0", "e")}),
+            NoCandidateKind.NOT_READY,
             "has to avoid",
             id="avoided",
         ),
         pytest.param(
             fleet(group(rank(healthy=False))),
-            DEMAND,
-            NoPickKind.NOT_READY,
+            REQUEST,
+            NoCandidateKind.NOT_READY,
             "healthy",
             id="none healthy",
         ),
         pytest.param(
             fleet(group(rank(max_model_len=100))),
-            DEMAND,
-            NoPickKind.TOO_LARGE,
+            REQUEST,
+            NoCandidateKind.TOO_LARGE,
             "a prompt of 100 tokens",
             id="too large",
         ),
         pytest.param(
             fleet(group(rank(0, 100, kv_blocks=1, kv_block_size=10))),
-            DEMAND,
-            NoPickKind.NO_ROOM,
+            REQUEST,
+            NoCandidateKind.NO_ROOM,
             "room for 150 more tokens",
             id="no room",
         ),
         pytest.param(
             fleet(group(rank(0, **FULL), rank(1, max_model_len=100))),
-            DEMAND,
-            NoPickKind.NO_ROOM,
-            "taken out before, by long_enough",
+            REQUEST,
+            NoCandidateKind.NO_ROOM,
+            "removed before, by long_enough",
             id="a full one could take it",
         ),
     ],
@@ -146,37 +148,37 @@ def test_counts_what_each_filter_took():
         group(rank(group="g1"), name="g1", state=MemberState.DRAINING),
         group(rank(group="g2"), name="g2"),
     )
-    found = survey(snapshot, Demand(1, avoid=[("g2", "e")]), SETTINGS)
+    found = survey(snapshot, RoutingRequest(1, avoid=[("g2", "e")]), SETTINGS)
     assert found.candidates == [snapshot.groups[0].ranks[0]]
     assert found.filtered == {"ready_group": 1, "avoided_group": 1, "usable": 1, "free_slot": 2}
 
 
 def test_another_epoch_of_an_avoided_group_is_another_group():
-    assert survey(fleet(loads(0)), Demand(1, avoid=[("g0", "old")]), SETTINGS).candidates
+    assert survey(fleet(loads(0)), RoutingRequest(1, avoid=[("g0", "old")]), SETTINGS).candidates
 
 
 @given(fleets(), st.integers(0, 20_000), st.integers(0, 2000), st.sampled_from(["", "g0", "g1"]))
-def test_whoever_is_left_passes_every_filter(snapshot, prompt, output, avoided):
-    demand = Demand(prompt, output, avoid={(avoided, "e")})
-    found = survey(snapshot, demand, SETTINGS)
+def test_every_candidate_passes_every_filter(snapshot, prompt, output, avoided):
+    request = RoutingRequest(prompt, output, avoid={(avoided, "e")})
+    found = survey(snapshot, request, SETTINGS)
     states = {each.group_id: each.state for each in snapshot.groups}
     for one in found.candidates:
         assert states[one.group_id] is MemberState.READY
         assert one.group_id != avoided
-        assert all(keep([one], demand, SETTINGS) for keep, _, _ in FILTERS.values())
+        assert all(keep([one], request, SETTINGS) for keep, _, _ in FILTERS.values())
     assert len(found.candidates) + sum(found.filtered.values()) >= len(ranks_of(snapshot)) - sum(
         len(each.ranks) for each in snapshot.groups if found.emptied_by
     )
     if not found.candidates:
-        assert why_none(snapshot, demand, found).reason
+        assert why_none(snapshot, request, found).reason
 
 
 @given(fleets(states=(MemberState.READY,)), st.integers(0, 10**9))
 def test_an_idle_rank_takes_whatever_its_model_can(snapshot, tokens):
-    demand = Demand(1, tokens)
+    request = RoutingRequest(1, tokens)
     idle = [
         one
         for one in ranks_of(snapshot)
         if one.healthy and not one.draining and not one.inflight_requests
     ]
-    assert set(idle) <= set(survey(snapshot, demand, SETTINGS).candidates)
+    assert set(idle) <= set(survey(snapshot, request, SETTINGS).candidates)

@@ -1,19 +1,19 @@
-"""PrefixIndex: equals a naive model whatever ranks tell, miss and forget."""
+"""PrefixIndex: equals a naive model under any reports, gaps and resets."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.link.block_hashes import PromptNames, block_names
+from serving.link.block_hashes import PromptBlockHashes, block_hashes
 from serving.routing.prefix_index import PrefixIndex
-from serving.telemetry import metrics
+from tests.support.samples import sample
 
 SIZE = 4
 A, B = ("g0", "e", 0), ("g0", "e", 1)
 
 
 def names(tokens, size=SIZE):
-    return list(block_names(tokens, size))
+    return list(block_hashes(tokens, size))
 
 
 def tell(index, rank, sequence, *, reset=False, removed=(), stored=(), size=SIZE):
@@ -27,22 +27,24 @@ def test_the_longest_match_of_each_rank():
     prompt = list(range(20))
     tell(index, A, 0, reset=True, stored=names(prompt[:8]))
     tell(index, B, 0, reset=True, stored=names(prompt))
-    assert index.matches(PromptNames(prompt)) == {A: 8, B: 16}, "the last token is not reusable"
-    assert index.matches(PromptNames([*prompt[:8], 99, 99, 99, 99, 99])) == {A: 8, B: 8}
-    assert index.matches(PromptNames([99, *prompt])) == {}
-    assert index.matches(PromptNames()) == {}
+    assert index.matches(PromptBlockHashes(prompt)) == {A: 8, B: 16}, (
+        "the last token is not reusable"
+    )
+    assert index.matches(PromptBlockHashes([*prompt[:8], 99, 99, 99, 99, 99])) == {A: 8, B: 8}
+    assert index.matches(PromptBlockHashes([99, *prompt])) == {}
+    assert index.matches(PromptBlockHashes()) == {}
 
 
 def test_a_gap_in_the_chain_ends_the_match():
     index = PrefixIndex()
     first, _, third = names(range(12))
     tell(index, A, 0, reset=True, stored=[first, third])
-    assert index.matches(PromptNames(range(13))) == {A: 4}
+    assert index.matches(PromptBlockHashes(range(13))) == {A: 4}
 
 
 def test_removed_and_reset():
     index = PrefixIndex()
-    prompt = PromptNames(range(13))
+    prompt = PromptBlockHashes(range(13))
     tell(index, A, 0, reset=True, stored=names(range(12)))
     tell(index, A, 1, removed=names(range(12))[2:])
     assert index.matches(prompt) == {A: 8}
@@ -52,14 +54,14 @@ def test_removed_and_reset():
 
 def test_after_a_gap_nothing_is_known_until_the_next_reset():
     index = PrefixIndex()
-    prompt = PromptNames(range(5))
-    before = metrics.PREFIX_GAPS._value.get()
+    prompt = PromptBlockHashes(range(5))
+    before = sample("moe_prefix_gaps_total")
     tell(index, A, 0, reset=True, stored=names(range(4)))
     tell(index, A, 2, stored=names(range(50, 54)))
     assert index.matches(prompt) == {}
     tell(index, A, 3, stored=names(range(4)))
     assert index.matches(prompt) == {}
-    assert metrics.PREFIX_GAPS._value.get() == before + 1
+    assert sample("moe_prefix_gaps_total") == before + 1
     tell(index, A, 4, reset=True, stored=names(range(4)))
     assert index.matches(prompt) == {A: 4}
 
@@ -76,29 +78,29 @@ def test_a_rank_that_left_is_forgotten_and_its_place_is_taken():
     tell(index, B, 0, reset=True, stored=names(range(4)))
     index.forget(A)
     index.forget(A)
-    assert index.matches(PromptNames(range(5))) == {B: 4}
+    assert index.matches(PromptBlockHashes(range(5))) == {B: 4}
     newer = ("g0", "e2", 0)
     tell(index, newer, 0, reset=True)
-    assert index.matches(PromptNames(range(5))) == {B: 4}, "it inherits nothing"
+    assert index.matches(PromptBlockHashes(range(5))) == {B: 4}, "it inherits nothing"
 
 
 def test_ranks_of_different_block_sizes():
     index = PrefixIndex()
     tell(index, A, 0, reset=True, stored=names(range(32), 4), size=4)
     tell(index, B, 0, reset=True, stored=names(range(32), 16), size=16)
-    assert index.matches(PromptNames(range(33))) == {A: 32, B: 32}
-    assert index.matches(PromptNames(range(15))) == {A: 12}
+    assert index.matches(PromptBlockHashes(range(33))) == {A: 32, B: 32}
+    assert index.matches(PromptBlockHashes(range(15))) == {A: 12}
 
 
-def test_a_rank_that_tells_too_much_is_cut_off():
+def test_blocks_of_a_rank_are_bounded():
     index = PrefixIndex(blocks_per_rank=3)
     tell(index, A, 0, reset=True, stored=names(range(40)))
     assert len(index.blocks(A)) == 3
 
 
-def test_what_was_sent_is_a_guess_until_the_rank_tells():
+def test_sent_prompts_are_guesses_until_the_rank_reports():
     index = PrefixIndex()
-    prompt = PromptNames(range(9))
+    prompt = PromptBlockHashes(range(9))
     index.guess(A, prompt, SIZE)
     assert index.matches(prompt) == {A: 8}
     assert A in index.guessing
@@ -111,25 +113,25 @@ def test_what_was_sent_is_a_guess_until_the_rank_tells():
 
 def test_guesses_are_bounded_and_the_oldest_go_first_ends_before_beginnings():
     index = PrefixIndex(guesses_per_rank=4)
-    old, new = PromptNames(range(9)), PromptNames(range(100, 113))
+    old, new = PromptBlockHashes(range(9)), PromptBlockHashes(range(100, 113))
     index.guess(A, old, SIZE)
     index.guess(A, new, SIZE)
     assert index.matches(new) == {A: 12}
     assert index.matches(old) == {A: 4}
-    index.guess(A, PromptNames(range(1000)), SIZE)
+    index.guess(A, PromptBlockHashes(range(1000)), SIZE)
     assert len(index.blocks(A)) == 4
 
 
 def test_nothing_is_guessed_of_prompts_without_tokens():
     index = PrefixIndex()
-    index.guess(A, PromptNames(), 0)
+    index.guess(A, PromptBlockHashes(), 0)
     assert not index.guessing
-    index.guess(A, PromptNames(range(65)), 0)
-    assert index.matches(PromptNames(range(65))) == {A: 64}, "a usual block size is taken"
+    index.guess(A, PromptBlockHashes(range(65)), 0)
+    assert index.matches(PromptBlockHashes(range(65))) == {A: 64}, "a usual block size is taken"
 
 
 class Naive:
-    """One set of names a rank, walked one rank at a time."""
+    """The naive model: one set of block hashes for each rank, walked one rank at a time."""
 
     def __init__(self):
         self.sets = {}
@@ -191,11 +193,11 @@ def test_equals_a_naive_model(history, asked):
         tell(index, rank, sequence, reset=what == "reset", removed=removed, stored=stored)
         naive.tell(rank, sequence, what == "reset", removed, stored)
     for tokens in asked:
-        assert index.matches(PromptNames(tokens)) == naive.matches(tokens)
+        assert index.matches(PromptBlockHashes(tokens)) == naive.matches(tokens)
     for rank in list(sequences):
         index.forget(rank)
-    assert not index._holders
-    assert not index._by_bit
+    assert len(index) == 0
+    assert not index.ranks
 
 
 @pytest.mark.parametrize("count", [1, 100])
@@ -203,5 +205,5 @@ def test_a_prompt_is_looked_up_for_all_ranks_at_once(count):
     index = PrefixIndex()
     for number in range(count):
         tell(index, ("g", "e", number), 0, reset=True, stored=names(range(4 * (number % 7 + 1))))
-    found = index.matches(PromptNames(range(100)))
+    found = index.matches(PromptBlockHashes(range(100)))
     assert found == {("g", "e", number): 4 * (number % 7 + 1) for number in range(count)}

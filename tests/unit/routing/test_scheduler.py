@@ -1,4 +1,4 @@
-"""Chooser and decide: which rank, why, and what is remembered."""
+"""RankScheduler, decide and Sessions: which rank, why, and what is remembered."""
 
 import json
 from collections import Counter
@@ -8,32 +8,39 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from serving.link.block_hashes import PromptNames, block_names
-from serving.routing.decision import Demand, NoPick, NoPickKind, Pick, PickKind, key_of
+from serving.link.block_hashes import PromptBlockHashes, block_hashes
+from serving.routing.decision import (
+    DecisionKind,
+    NoCandidate,
+    NoCandidateKind,
+    RoutingDecision,
+    RoutingRequest,
+)
 from serving.routing.filters import survey
 from serving.routing.prefix_index import PrefixIndex
-from serving.routing.scheduler import EXPLAINED, Chooser, decide
-from serving.routing.scorers import Evidence
+from serving.routing.scheduler import EXPLAINED, RankScheduler, Sessions, decide
+from serving.routing.scorers import SCORERS, AffinityHints
 from serving.routing.snapshot import MemberState
 from serving.settings import RoutingSettings, RoutingWeights
-from serving.telemetry import metrics
-from tests.unit.routing.fleets import fleet, fleets, group, loads, rank, ranks_of
+from serving.telemetry.metrics import REGISTRY
+from tests.support.fleets import fleet, fleets, group, loads, rank, ranks_of
+from tests.support.samples import sample
 
 SETTINGS = RoutingSettings()
 SIZE = 4
 
 
-def place(pick):
-    assert isinstance(pick, Pick), pick
-    return pick.group_id, pick.rank
+def place(decision):
+    assert isinstance(decision, RoutingDecision), decision
+    return decision.rank_id.group_id, decision.rank_id.rank
 
 
-def pick(snapshot, demand=Demand(100, 50), settings=SETTINGS, turn=0, **evidence):  # noqa: B008  frozen
-    return decide(snapshot, demand, settings, Evidence(**evidence), turn)
+def decision(snapshot, request=RoutingRequest(100, 50), settings=SETTINGS, turn=0, **hints):  # noqa: B008  frozen
+    return decide(snapshot, request, settings, AffinityHints(**hints), turn)
 
 
 def with_tokens(snapshot, key, tokens):
-    """The snapshot with a rank's outstanding tokens changed."""
+    """Return the snapshot with another number of outstanding tokens on one rank."""
     return replace(
         snapshot,
         groups=tuple(
@@ -41,7 +48,7 @@ def with_tokens(snapshot, key, tokens):
                 each,
                 ranks=tuple(
                     replace(one, outstanding_tokens=tokens, inflight_requests=1)
-                    if key_of(one) == key
+                    if one.rank_id == key
                     else one
                     for one in each.ranks
                 ),
@@ -55,106 +62,110 @@ IDLE = fleet(loads(0, 0), loads(0, 0, name="g1"))
 
 
 @pytest.mark.parametrize(
-    ("snapshot", "evidence", "expected", "kind"),
+    ("snapshot", "hints", "expected", "kind"),
     [
-        pytest.param(fleet(loads(9, 3)), {}, ("g0", 1), PickKind.LOAD, id="least load"),
+        pytest.param(fleet(loads(9, 3)), {}, ("g0", 1), DecisionKind.LOAD, id="least load"),
         pytest.param(
-            fleet(loads(500), loads(100, name="g1")), {}, ("g1", 0), PickKind.LOAD, id="any group"
+            fleet(loads(500), loads(100, name="g1")),
+            {},
+            ("g1", 0),
+            DecisionKind.LOAD,
+            id="any group",
         ),
         pytest.param(
             fleet(group(rank(0, kv=0.9), rank(1, kv=0.1))),
             {},
             ("g0", 1),
-            PickKind.LOAD,
+            DecisionKind.LOAD,
             id="cache room between equals",
         ),
         pytest.param(
             fleet(loads(0, 900), loads(0, 100, name="g1")),
             {},
             ("g1", 0),
-            PickKind.LOAD,
+            DecisionKind.LOAD,
             id="the group that waits less for its slowest",
         ),
         pytest.param(
             IDLE,
             {"matched": {("g1", "e", 1): 96}},
             ("g1", 1),
-            PickKind.PREFIX,
+            DecisionKind.PREFIX,
             id="cached prefix",
         ),
         pytest.param(
             fleet(loads(0, 400)),
             {"matched": {("g0", "e", 1): 96}},
             ("g0", 1),
-            PickKind.PREFIX,
+            DecisionKind.PREFIX,
             id="a long prefix is worth some load",
         ),
         pytest.param(
             fleet(loads(0, 400)),
             {"matched": {("g0", "e", 1): 16}},
             ("g0", 0),
-            PickKind.LOAD,
+            DecisionKind.LOAD,
             id="a short prefix is not",
         ),
         pytest.param(
             fleet(loads(0, 9000)),
             {"matched": {("g0", "e", 1): 96}},
             ("g0", 0),
-            PickKind.LOAD,
+            DecisionKind.LOAD,
             id="past the bound load alone",
         ),
         pytest.param(
             IDLE,
             {"matched": {("g1", "e", 1): 96}, "sticky": ("g0", "e", 1)},
             ("g0", 1),
-            PickKind.SESSION,
+            DecisionKind.SESSION,
             id="a session is worth more than a prefix",
         ),
         pytest.param(
             IDLE,
             {"sticky": ("g0", "old", 1)},
             ("g0", 0),
-            PickKind.LOAD,
+            DecisionKind.LOAD,
             id="session of a dead gang",
         ),
         pytest.param(
             fleet(loads(0), group(rank(group="g1"), name="g1", state=MemberState.FENCED)),
             {"sticky": ("g1", "e", 0)},
             ("g0", 0),
-            PickKind.ONLY,
+            DecisionKind.ONLY,
             id="session of a fenced group",
         ),
     ],
 )
-def test_picks(snapshot, evidence, expected, kind):
-    found = pick(snapshot, **evidence)
+def test_picks(snapshot, hints, expected, kind):
+    found = decision(snapshot, **hints)
     assert (place(found), found.kind) == (expected, kind)
 
 
 @pytest.mark.parametrize("turn", range(5))
 def test_equals_take_turns(turn):
     expected = [("g0", 0), ("g0", 1), ("g1", 0), ("g1", 1)][turn % 4]
-    assert place(pick(IDLE, turn=turn)) == expected
+    assert place(decision(IDLE, turn=turn)) == expected
 
 
 def test_a_weight_of_0_turns_a_scorer_off():
     settings = RoutingSettings(weights=RoutingWeights(prefix=0))
-    assert place(pick(fleet(loads(0, 5)), settings=settings, matched={("g0", "e", 1): 96})) == (
+    assert place(decision(fleet(loads(0, 5)), settings=settings, matched={("g0", "e", 1): 96})) == (
         "g0",
         0,
     )
 
 
 def test_says_why_none():
-    none = pick(fleet(group(rank(max_model_len=100))))
-    assert isinstance(none, NoPick)
-    assert none.kind is NoPickKind.TOO_LARGE
+    none = decision(fleet(group(rank(max_model_len=100))))
+    assert isinstance(none, NoCandidate)
+    assert none.kind is NoCandidateKind.TOO_LARGE
 
 
 def test_explains_the_best_few_and_the_one_that_was_picked():
     snapshot = fleet(loads(*[7] * 50))
-    found = pick(snapshot, Demand(100, explain=True), turn=49)
-    assert found.rank == 49
+    found = decision(snapshot, RoutingRequest(100, explain=True), turn=49)
+    assert found.rank_id.rank == 49
     explained = found.explain()
     assert len(explained["candidates"]) == EXPLAINED
     assert 49 in [each["rank"] for each in explained["candidates"]]
@@ -169,7 +180,7 @@ def test_explains_the_best_few_and_the_one_that_was_picked():
 
 def test_explains_scores_and_filters():
     snapshot = fleet(group(rank(0), rank(1, 100), rank(2, healthy=False)))
-    found = pick(snapshot, Demand(100, 50, explain=True), matched={("g0", "e", 1): 64})
+    found = decision(snapshot, RoutingRequest(100, 50, explain=True), matched={("g0", "e", 1): 64})
     assert found.explain() == {
         "group": "g0",
         "rank": 1,
@@ -190,46 +201,46 @@ def test_explains_scores_and_filters():
     }  # fmt: skip
 
 
-def test_keeps_no_candidates_unasked():
-    assert pick(IDLE).candidates == ()
+def test_keeps_no_candidates_without_explain():
+    assert decision(IDLE).candidates == ()
 
 
 # -- what is remembered -------------------------------------------------------------------
 
 
 def tell(index, key, tokens):
-    names = block_names(tokens, SIZE)
+    names = block_hashes(tokens, SIZE)
     index.apply(key, sequence=0, reset=True, block_size=SIZE, removed=[], stored=names)
 
 
 def test_a_session_stays_and_is_forgotten():
-    chooser = Chooser(RoutingSettings(session_ttl=60))
-    first = place(chooser.choose(IDLE, Demand(10, session_id="s"), 0.0))
+    scheduler = RankScheduler(RoutingSettings(session_ttl=60))
+    first = place(scheduler.choose(IDLE, RoutingRequest(10, session_id="s"), 0.0))
     for _ in range(3):
-        chooser.choose(IDLE, Demand(10), 1.0)
-    assert place(chooser.choose(IDLE, Demand(10, session_id="s"), 2.0)) == first
-    later = chooser.choose(IDLE, Demand(10, session_id="s"), 100.0)
-    assert later.kind is PickKind.LOAD
+        scheduler.choose(IDLE, RoutingRequest(10), 1.0)
+    assert place(scheduler.choose(IDLE, RoutingRequest(10, session_id="s"), 2.0)) == first
+    later = scheduler.choose(IDLE, RoutingRequest(10, session_id="s"), 100.0)
+    assert later.kind is DecisionKind.LOAD
 
 
 def test_goes_where_a_rank_says_the_prefix_is():
     index = PrefixIndex()
     tell(index, ("g1", "e", 0), range(40))
-    chooser = Chooser(SETTINGS, index)
-    before = metrics.PREFIX_MATCHED_TOKENS._value.get()
-    found = chooser.choose(IDLE, Demand(41, prompt=PromptNames(range(41))), 0.0)
+    scheduler = RankScheduler(SETTINGS, index)
+    before = sample("moe_prefix_matched_tokens_total")
+    found = scheduler.choose(IDLE, RoutingRequest(41, prompt=PromptBlockHashes(range(41))), 0.0)
     assert (place(found), found.matched_tokens) == (("g1", 0), 40)
-    assert metrics.PREFIX_MATCHED_TOKENS._value.get() == before + 40
+    assert sample("moe_prefix_matched_tokens_total") == before + 40
 
 
-def test_two_routers_that_hear_the_same_decide_the_same():
-    choosers = []
+def test_two_routers_with_the_same_reports_decide_the_same():
+    schedulers = []
     for _ in range(2):
         index = PrefixIndex()
         tell(index, ("g1", "e", 1), range(40))
-        choosers.append(Chooser(SETTINGS, index))
-    demand = Demand(41, prompt=PromptNames(range(41)))
-    assert len({place(chooser.choose(IDLE, demand, 0.0)) for chooser in choosers}) == 1
+        schedulers.append(RankScheduler(SETTINGS, index))
+    request = RoutingRequest(41, prompt=PromptBlockHashes(range(41)))
+    assert len({place(scheduler.choose(IDLE, request, 0.0)) for scheduler in schedulers}) == 1
 
 
 @pytest.mark.parametrize(
@@ -237,20 +248,23 @@ def test_two_routers_that_hear_the_same_decide_the_same():
     [pytest.param(0.5, True, id="guesses"), pytest.param(0, False, id="does not")],
 )
 def test_guesses_where_ranks_tell_nothing(trust, same):
-    chooser = Chooser(RoutingSettings(history_trust=trust))
+    scheduler = RankScheduler(RoutingSettings(history_trust=trust))
     prompt = list(range(200))
-    first = place(chooser.choose(IDLE, Demand(200, prompt=PromptNames(prompt)), 0.0))
-    again = place(chooser.choose(IDLE, Demand(200, prompt=PromptNames(prompt)), 0.0))
+    first = place(
+        scheduler.choose(IDLE, RoutingRequest(200, prompt=PromptBlockHashes(prompt)), 0.0)
+    )
+    again = place(
+        scheduler.choose(IDLE, RoutingRequest(200, prompt=PromptBlockHashes(prompt)), 0.0)
+    )
     assert (again == first) is same
 
 
 def test_counts_picks_by_kind():
-    counter = metrics.ROUTING_PICKS.labels("load")
-    before = counter._value.get()
-    chooser = Chooser(SETTINGS)
-    chooser.choose(IDLE, Demand(10), 0.0)
-    chooser.choose(fleet(), Demand(10), 0.0)
-    assert counter._value.get() == before + 1
+    before = sample("moe_routing_picks_total", reason="load")
+    scheduler = RankScheduler(SETTINGS)
+    scheduler.choose(IDLE, RoutingRequest(10), 0.0)
+    scheduler.choose(fleet(), RoutingRequest(10), 0.0)
+    assert sample("moe_routing_picks_total", reason="load") == before + 1
 
 
 # -- what always holds --------------------------------------------------------------------
@@ -259,27 +273,27 @@ prompts = st.integers(0, 20_000)
 
 
 @given(fleets(), prompts, st.integers(0, 2000), st.integers(0, 99), st.data())
-def test_never_picks_who_was_filtered(snapshot, prompt, output, turn, data):
-    demand = Demand(prompt, output, explain=data.draw(st.booleans()))
-    every = [key_of(each) for each in ranks_of(snapshot)]
+def test_never_chooses_a_filtered_rank(snapshot, prompt, output, turn, data):
+    request = RoutingRequest(prompt, output, explain=data.draw(st.booleans()))
+    every = [each.rank_id for each in ranks_of(snapshot)]
     keys = st.sampled_from(every) if every else st.nothing()
     found = decide(
         snapshot,
-        demand,
+        request,
         SETTINGS,
-        Evidence(
+        AffinityHints(
             data.draw(st.dictionaries(keys, prompts)) if every else {},
             (),
             data.draw(st.none() | keys) if every else None,
         ),
         turn,
     )
-    left = [key_of(each) for each in survey(snapshot, demand, SETTINGS).candidates]
+    left = [each.rank_id for each in survey(snapshot, request, SETTINGS).candidates]
     if left:
-        assert (found.group_id, found.epoch, found.rank) in left
+        assert found.rank_id in left
         assert len(found.candidates) <= EXPLAINED
     else:
-        assert isinstance(found, NoPick)
+        assert isinstance(found, NoCandidate)
 
 
 @given(
@@ -293,13 +307,13 @@ def test_a_session_stays_up_to_the_bound_and_load_decides_past_it(outstanding, w
     settings = RoutingSettings(affinity_slack=slack)
     snapshot = fleet(loads(*outstanding))
     sticky = ("g0", "e", where)
-    found = pick(snapshot, Demand(own), settings, sticky=sticky)
+    found = decision(snapshot, RoutingRequest(own), settings, sticky=sticky)
     mean = sum(outstanding) / len(outstanding)
     if outstanding[where] <= mean * settings.session_load_bound + slack:
-        assert found.rank == where
-        assert found.kind is PickKind.SESSION
+        assert found.rank_id.rank == where
+        assert found.kind is DecisionKind.SESSION
     else:
-        assert outstanding[found.rank] == min(outstanding)
+        assert outstanding[found.rank_id.rank] == min(outstanding)
 
 
 @given(
@@ -309,22 +323,96 @@ def test_a_session_stays_up_to_the_bound_and_load_decides_past_it(outstanding, w
 )
 def test_a_prefix_never_overloads_its_rank(outstanding, where, own):
     where %= len(outstanding)
-    found = pick(fleet(loads(*outstanding)), Demand(own), matched={("g0", "e", where): own})
+    found = decision(
+        fleet(loads(*outstanding)), RoutingRequest(own), matched={("g0", "e", where): own}
+    )
     mean = sum(outstanding) / len(outstanding)
     bound = mean * SETTINGS.session_load_bound + SETTINGS.affinity_slack
-    assert outstanding[found.rank] <= max(bound, min(outstanding))
+    assert outstanding[found.rank_id.rank] <= max(bound, min(outstanding))
 
 
 @given(st.integers(1, 8), st.integers(1, 3), st.integers(1, 40), st.integers(1, 3000))
 def test_equal_ranks_share_load(size, groups, rounds, tokens):
     assume(size * groups > 1)
     snapshot = fleet(*(loads(*[0] * size, name=f"g{number}") for number in range(groups)))
-    chooser = Chooser(SETTINGS)
+    scheduler = RankScheduler(SETTINGS)
     taken = Counter()
     for _ in range(rounds):
-        found = chooser.choose(snapshot, Demand(tokens), 0.0)
-        key = (found.group_id, found.epoch, found.rank)
+        found = scheduler.choose(snapshot, RoutingRequest(tokens), 0.0)
+        key = found.rank_id
         taken[key] += 1
         snapshot = with_tokens(snapshot, key, taken[key] * tokens)
-    counts = [taken[key_of(each)] for each in ranks_of(snapshot)]
+    counts = [taken[each.rank_id] for each in ranks_of(snapshot)]
     assert max(counts) - min(counts) <= 1
+
+
+# -- Sessions --------------------------------------------------------------------------
+
+HERE, THERE = ("g0", "e", 0), ("g0", "e", 1)
+
+
+def test_follows_the_last_pick():
+    sessions = Sessions(10, 60)
+    assert sessions.get("a", 0.0) is None
+    sessions.put("a", HERE, 0.0)
+    sessions.put("a", THERE, 1.0)
+    assert sessions.get("a", 2.0) == THERE
+    assert sessions.get("b", 2.0) is None
+
+
+@pytest.mark.parametrize(("later", "expected"), [(60.0, HERE), (60.5, None)], ids=["in", "out"])
+def test_is_forgotten_after_a_while_without_requests(later, expected):
+    sessions = Sessions(10, 60)
+    sessions.put("a", HERE, 100.0)
+    assert sessions.get("a", 100.0 + later) == expected
+
+
+def test_old_ones_make_room():
+    sessions = Sessions(2, 60)
+    for name in "abc":
+        sessions.put(name, HERE, 0.0)
+    assert sessions.get("a", 0.0) is None
+    assert sessions.get("c", 0.0) == HERE
+
+
+def test_the_old_take_no_memory():
+    sessions = Sessions(100, 60)
+    for name in "abc":
+        sessions.put(name, HERE, 0.0)
+    sessions.put("d", HERE, 100.0)
+    assert len(sessions) == 1
+
+
+@pytest.mark.parametrize(("limit", "name"), [(10, None), (0, "a")], ids=["nameless", "turned off"])
+def test_remembers_nothing(limit, name):
+    sessions = Sessions(limit, 60)
+    sessions.put(name, HERE, 0.0)
+    assert len(sessions) == 0
+    assert sessions.get(name, 0.0) is None
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.floats(0, 5)), max_size=50), st.integers(1, 5))
+def test_bounded(history, limit):
+    sessions, now = Sessions(limit, 10), 0.0
+    for number, passed in history:
+        now += passed
+        sessions.put(f"s{number}", HERE, now)
+        assert len(sessions) <= limit
+        assert sessions.get(f"s{number}", now) == HERE
+
+
+# -- timing ----------------------------------------------------------------------------
+
+
+def seconds(scorer):
+    return REGISTRY.get_sample_value("moe_routing_scorer_seconds_total", {"scorer": scorer})
+
+
+def test_each_scorer_that_has_a_weight_is_timed():
+    before = {name: seconds(name) for name in SCORERS}
+    weights = RoutingSettings().weights.model_copy(update={"balance": 0.0})
+    RankScheduler(RoutingSettings(weights=weights)).choose(
+        fleet(loads(1, 2)), RoutingRequest(10), 0.0
+    )
+    after = {name: seconds(name) for name in SCORERS}
+    assert {name for name in SCORERS if after[name] > before[name]} == SCORERS.keys() - {"balance"}

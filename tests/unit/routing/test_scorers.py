@@ -1,20 +1,22 @@
-"""Scorers: the formulas of deploy/docs/routing.md, and that they stay between 0 and 1."""
+"""Scorers: the formulas of deploy/docs/routing.md, always between 0 and 1."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from serving.routing import scorers
-from serving.routing.decision import Demand, key_of
-from serving.routing.scorers import SCORERS, Evidence, Scene
+from serving.routing.decision import RoutingRequest
+from serving.routing.scorers import SCORERS, AffinityHints, ScoringContext
 from serving.settings import RoutingSettings, RoutingWeights
-from tests.unit.routing.fleets import fleet, fleets, group, loads, rank, ranks_of
+from tests.support.fleets import fleet, fleets, group, loads, rank, ranks_of
 
 STRICT = RoutingSettings(affinity_slack=0, session_load_bound=1.5, history_trust=0.5)
 
 
-def scene(snapshot, demand, settings=STRICT, **evidence):
-    return Scene.of(snapshot, ranks_of(snapshot), demand, settings, Evidence(**evidence))
+def context(snapshot, request, settings=STRICT, **hints):
+    return ScoringContext.of(
+        snapshot, ranks_of(snapshot), request, settings, AffinityHints(**hints)
+    )
 
 
 def near(*expected):
@@ -32,12 +34,12 @@ def near(*expected):
     ],
 )
 def test_load(outstanding, own, expected):
-    assert scorers.load(scene(fleet(loads(*outstanding)), Demand(own))) == near(*expected)
+    assert scorers.load(context(fleet(loads(*outstanding)), RoutingRequest(own))) == near(*expected)
 
 
 def test_kv_room():
     snapshot = fleet(group(rank(0, kv=0.25), rank(1, kv=1.2), rank(2, kv=-0.5)))
-    assert scorers.kv_room(scene(snapshot, Demand(1))) == near(0.75, 0, 1)
+    assert scorers.kv_room(context(snapshot, RoutingRequest(1))) == near(0.75, 0, 1)
 
 
 @pytest.mark.parametrize(
@@ -53,9 +55,9 @@ def test_kv_room():
 )
 def test_prefix(outstanding, matched, guessed, expected):
     found = scorers.prefix(
-        scene(
+        context(
             fleet(loads(*outstanding)),
-            Demand(100),
+            RoutingRequest(100),
             matched={("g0", "e", index): tokens for index, tokens in matched.items()},
             guessed={("g0", "e", index) for index in guessed},
         )
@@ -76,7 +78,7 @@ def test_prefix(outstanding, matched, guessed, expected):
 def test_session(outstanding, slack, expected):
     settings = RoutingSettings(affinity_slack=slack)
     found = scorers.session(
-        scene(fleet(loads(*outstanding)), Demand(1), settings, sticky=("g0", "e", 1))
+        context(fleet(loads(*outstanding)), RoutingRequest(1), settings, sticky=("g0", "e", 1))
     )
     assert found == near(*expected)
 
@@ -96,16 +98,16 @@ def test_session(outstanding, slack, expected):
     ],
 )
 def test_balance(groups, own, expected):
-    assert scorers.balance(scene(fleet(*groups), Demand(own))) == near(*expected)
+    assert scorers.balance(context(fleet(*groups), RoutingRequest(own))) == near(*expected)
 
 
 @pytest.mark.parametrize(
-    ("scorer", "evidence"),
+    ("scorer", "hints"),
     [(scorers.prefix, {}), (scorers.session, {})],
     ids=["no match", "no session"],
 )
-def test_nothing_to_say(scorer, evidence):
-    assert scorer(scene(fleet(loads(0, 0)), Demand(10), **evidence)) is None
+def test_nothing_to_say(scorer, hints):
+    assert scorer(context(fleet(loads(0, 0)), RoutingRequest(10), **hints)) is None
 
 
 def test_each_scorer_has_a_weight():
@@ -114,10 +116,10 @@ def test_each_scorer_has_a_weight():
 
 @given(fleets().filter(ranks_of), st.integers(0, 10_000), st.integers(0, 2000), st.data())
 def test_scores_are_between_0_and_1(snapshot, prompt, output, data):
-    keys = st.sampled_from([key_of(each) for each in ranks_of(snapshot)])
-    found = scene(
+    keys = st.sampled_from([each.rank_id for each in ranks_of(snapshot)])
+    found = context(
         snapshot,
-        Demand(prompt, output),
+        RoutingRequest(prompt, output),
         RoutingSettings(affinity_slack=data.draw(st.integers(0, 9000))),
         matched=data.draw(st.dictionaries(keys, st.integers(0, 20_000))),
         guessed=data.draw(st.sets(keys)),

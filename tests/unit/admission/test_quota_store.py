@@ -1,10 +1,11 @@
-"""Limits of tenants and the arithmetic of their windows."""
+"""Sliding windows and tenants' limits: the arithmetic."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.admission.limits import WINDOW, TenantLimits, Window, default_limits
+from serving.admission.quota_store import WINDOW, Window
+from serving.admission.quotas import TenantLimits, default_limits
 from serving.settings import AdmissionSettings
 
 
@@ -50,7 +51,7 @@ def test_seconds_until_there_is_room(window, limit, seconds):
 
 
 def later(window, seconds):
-    """The window after ``seconds`` in which nothing was added."""
+    """Return the window ``seconds`` later, if nothing is added."""
     if seconds < window.current_left:
         return Window(
             window.previous,
