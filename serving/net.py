@@ -1,34 +1,74 @@
-"""Names that stand for several routers.
+"""Binds listening ports and resolves names that stand for several routers.
 
-``dns:///name:port`` is every address behind the name, such as a headless Service's; a plain
-``host:port`` is one. Each router of a set decides for itself where it sends work, so what is said
-to one address that balances over them reaches only one of them.
+A target is ``host:port`` (one address) or ``dns:///name:port`` (all addresses behind the name, for
+example of a headless Service). Each router decides independently where to send requests, and a
+command sent to a load-balanced address reaches only one router.
 """
 
 import asyncio
 import socket
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
+
+from serving.errors import SettingsError
 
 DNS_SCHEME = "dns:///"
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """One address to dial."""
+    """One address to connect to."""
 
     address: str
     """host:port."""
     server_name: str | None = None
-    """The name that it was resolved from, which its certificate has; none: it was given so."""
+    """Name that was resolved to the address, which the certificate must contain. None: the target
+    was an address."""
+
+
+def bind(
+    what: str, host: str, port: int, setting: str, *, cut_after: float | None = None
+) -> socket.socket:
+    """Bind a TCP socket; the caller listens on it.
+
+    Args:
+        what: name of the protocol, for the error message.
+        host: IPv4 or IPv6 address.
+        port: port number. 0: any free port.
+        setting: name of the port's setting, for the error message.
+        cut_after: time after which the kernel closes a connection whose peer does not acknowledge
+            data, seconds (TCP_USER_TIMEOUT, Linux only). None: the system default.
+
+    Raises:
+        SettingsError: the address cannot be bound.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # The protocol is explicit because asyncio sets TCP_NODELAY only on sockets that name it.
+    server = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    try:
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if cut_after is not None and sys.platform == "linux":
+            # Accepted connections inherit the option. Closing a stalled connection from here would
+            # wait until its send buffer is empty.
+            limit = int(cut_after * 1000)
+            server.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, limit)
+        server.bind((host, port))
+    except OSError as error:
+        server.close()
+        raise SettingsError(
+            f"cannot listen for {what} on {host}:{port} ({error.strerror}): stop what listens "
+            f"there, or set {setting} to a free port"
+        ) from error
+    return server
 
 
 def dns_name(target: str) -> tuple[str, int] | None:
-    """Return name and port of ``dns:///name:port``, or none for a plain ``host:port``.
+    """Return the name and port of ``dns:///name:port``, or None for ``host:port``.
 
     Raises:
-        ValueError: it is neither.
+        ValueError: the target has neither form.
     """
     host, _, port = target.removeprefix(DNS_SCHEME).rpartition(":")
     if not host or not port.isdecimal():
@@ -37,7 +77,7 @@ def dns_name(target: str) -> tuple[str, int] | None:
 
 
 async def addresses_of(host: str, port: int) -> set[str]:
-    """Return all addresses behind a name, as host:port.
+    """Return all addresses behind a host name, as host:port.
 
     Raises:
         OSError: the name cannot be resolved.
@@ -49,7 +89,7 @@ async def addresses_of(host: str, port: int) -> set[str]:
 
 
 async def expanded(targets: Iterable[str]) -> list[Target]:
-    """Return every address that the targets stand for, each once and in a stable order.
+    """Resolve targets to addresses, without duplicates and in a stable order.
 
     Raises:
         OSError: a name cannot be resolved.

@@ -1,4 +1,4 @@
-"""Temporary folders that a killed process does not leave for good: the next one removes them."""
+"""Temporary directories; those left by a killed process are removed when the next one starts."""
 
 import contextlib
 import fcntl
@@ -10,25 +10,24 @@ from pathlib import Path
 from typing import IO
 
 _OWNER = ".owner"
-"""A file in the folder, locked as long as the process lives that made it."""
-
+"""File in the directory that the owning process keeps locked during its lifetime."""
 _LOCKED = b"locked"
-"""Its content from the moment that it has been locked: before that it says nothing."""
+"""Content of the owner file once it is locked; without it, the directory is being set up."""
 
 
 @contextlib.contextmanager
 def temporary_folder(prefix: str) -> Iterator[Path]:
-    """Make a folder in the system's temporary folder, and remove it in the end.
+    """Create a directory in the system's temporary directory; remove it when the block ends.
 
-    Folders of the same prefix whose process is gone, killed before it could remove its own, are
-    removed first. A lock tells, not a process id: ids are given again, and a container has its
-    own numbers.
+    Stale directories with the same prefix, left by killed processes, are removed first. A directory
+    is stale if its owner file is not locked. Process ids cannot determine this, because they are
+    reused and each container has a separate process id namespace.
 
     Args:
-        prefix: what the name begins with; the prefix of one purpose.
+        prefix: Prefix of the directory's name; use one prefix per purpose.
 
     Raises:
-        OSError: the folder cannot be made.
+        OSError: The directory cannot be created.
     """
     remove_stale(prefix)
     folder = Path(tempfile.mkdtemp(prefix=prefix))
@@ -43,10 +42,13 @@ def temporary_folder(prefix: str) -> Iterator[Path]:
 
 
 def remove_stale(prefix: str) -> list[Path]:
-    """Remove the folders of ``prefix`` whose process is gone; return them.
+    """Remove the directories with a prefix whose process has ended.
 
-    Left alone is what is another user's, and a folder without the file that is locked: it is
-    being made, or was not made here.
+    Keeps directories of other users, and directories without a complete owner file, which are being
+    set up or were not created by ``temporary_folder``.
+
+    Returns:
+        The removed directories.
     """
     removed = []
     for folder in Path(tempfile.gettempdir()).glob(f"{prefix}*"):

@@ -1,39 +1,39 @@
-"""YAML from files and flags, with one kind of error for all that can be wrong with it.
+"""Reads YAML from files and flags, with one exception type for all errors.
 
-PyYAML raises what it meets for a value of a wrong form (``2027-13-01`` is a ValueError,
-``!!timestamp x`` an AttributeError), and its loader in C runs off the stack, which ends the
-process, where brackets nest some thousand deep.
+For malformed values, PyYAML raises other exceptions (``2027-13-01``: ValueError,
+``!!timestamp x``: AttributeError). At a nesting depth of a few thousand brackets, its C loader
+overflows the stack, which kills the process.
 """
 
 from typing import Any
 
 import yaml
 
-DEEPEST = 64
-"""Lists and maps inside each other."""
+MAX_DEPTH = 64
+"""Maximum nesting depth of lists and maps."""
 
-# libyaml, where it is there: ten times as fast for files with thousands of keys.
+# If PyYAML was built with libyaml, its C loader is ten times as fast for thousands of keys.
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class NotYaml(ValueError):
-    """A text is not YAML, or holds a value that YAML cannot read."""
+    """The text is not valid YAML, or contains a malformed value."""
 
     def __init__(self, reason: str, line: int | None = None) -> None:
         super().__init__(reason if line is None else f"line {line}: {reason}")
         self.line = line
-        """From 1; None if it is not known."""
+        """Line number, starting at 1; None: unknown."""
 
 
 def read_yaml(text: str) -> Any:
-    """Return what a text holds.
+    """Return the value of a YAML document.
 
     Raises:
-        NotYaml: it cannot be read.
+        NotYaml: The text is not valid YAML, contains a malformed value, or nests too deeply.
     """
     try:
         _check_depth(text)
-        return yaml.load(text, Loader=_Loader)  # noqa: S506  the safe loader, in C
+        return yaml.load(text, Loader=_Loader)  # noqa: S506  a safe loader
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         reason = getattr(error, "problem", None) or "it cannot be parsed"
@@ -49,9 +49,9 @@ def _check_depth(text: str) -> None:
     for event in yaml.parse(text, Loader=_Loader):
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
-            if depth > DEEPEST:
+            if depth > MAX_DEPTH:
                 mark = event.start_mark
                 line = None if mark is None else mark.line + 1
-                raise NotYaml(f"nested more than {DEEPEST} deep", line)
+                raise NotYaml(f"nested more than {MAX_DEPTH} deep", line)
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1

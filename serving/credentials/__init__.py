@@ -1,5 +1,5 @@
-"""Secrets and certificates in files: read, checked, and read again when they change.
+"""Secrets and certificates in files: loaded, validated, and reloaded when they change.
 
-Both sides of the link use them, and the edge. Nothing here listens or connects, and no message
-or log line holds a secret.
+Used by the edge and by both ends of the link between ranks and routers. This package opens no
+connections, and its messages and log lines never contain a secret.
 """

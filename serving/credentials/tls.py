@@ -1,35 +1,39 @@
-"""Certificates of a port: checked together, and swapped while connections go on.
+"""TLS certificates of a port: loaded as a unit, and replaced without closing connections.
 
-A certificate and its key are used only as a pair that fits; what does not fit is refused before
-it is in force. New handshakes get the new pair, connections that stand are left alone.
+A certificate and its key are loaded as a pair; a mismatched pair is rejected and never takes
+effect. New handshakes use the new pair; established connections are not affected.
 """
 
 import ssl
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from serving.credentials.watched import Watched
 from serving.errors import SettingsError
 from serving.settings import LinkSettings, SecuritySettings
 
+if TYPE_CHECKING:
+    import grpc
+
 
 @dataclass(frozen=True, slots=True)
 class TlsFiles:
-    """Where one port's certificates are."""
+    """Paths of one port's certificate, key and client CA (PEM)."""
 
     cert: str
     key: str
     client_ca: str | None = None
-    """Clients must show a certificate of these authorities."""
+    """CA certificates; if set, clients must present a certificate signed by one of them."""
 
 
 _H2_CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
-"""Of TLS 1.2, for HTTP/2: those that RFC 9113, appendix A, does not prohibit."""
+"""TLS 1.2 cipher suites for HTTP/2: those that RFC 9113, appendix A, does not prohibit."""
 
 
 class Alpn(StrEnum):
-    """What a server speaks inside; agreed on in the handshake (RFC 7301)."""
+    """Application protocol that a server negotiates in the handshake (RFC 7301)."""
 
     HTTP_1_1 = "http/1.1"
     H2 = "h2"
@@ -37,42 +41,46 @@ class Alpn(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class TlsMaterial:
-    """One consistent state of the files."""
+    """Content of the files at one moment, and the server contexts built from it."""
 
     cert: bytes
     key: bytes = field(repr=False)
     client_ca: bytes | None
     contexts: dict[Alpn, ssl.SSLContext]
-    """For servers that take one, by what they speak."""
+    """One server context per protocol."""
 
 
 def client_port_tls(settings: SecuritySettings) -> TlsFiles | None:
-    """Return the files for REST and gRPC, or none for plain text."""
+    """Return the TLS files of the REST and gRPC ports; None for plain text."""
     return _files(settings.tls_cert_file, settings.tls_key_file, settings.tls_client_ca_file)
 
 
 def join_port_tls(settings: SecuritySettings) -> TlsFiles | None:
-    """Return the files for the port that ranks join, or none for plain text."""
+    """Return the TLS files of the port that ranks join; None for plain text."""
     return _files(
         settings.join_tls_cert_file, settings.join_tls_key_file, settings.join_tls_client_ca_file
     )
 
 
 def watch_tls(what: str, files: TlsFiles) -> Watched[TlsMaterial]:
-    """Load a port's certificates and keep an eye on them.
+    """Load a port's certificates; ``refresh`` on the result reloads changed files.
+
+    Args:
+        what: Name in log lines.
+        files: The files to load.
 
     Raises:
-        SettingsError: they cannot be used.
+        SettingsError: A file cannot be read, or certificate and key do not match.
     """
     paths = (files.cert, files.key, files.client_ca)
     return Watched(what, paths, lambda: load_tls(files))
 
 
 def load_tls(files: TlsFiles) -> TlsMaterial:
-    """Read and check a port's certificates.
+    """Load and validate a port's certificates.
 
     Raises:
-        SettingsError: a file cannot be read, or certificate and key do not fit.
+        SettingsError: A file cannot be read, or certificate and key do not match.
     """
     before = _contents(files)
     contexts = {alpn: _server_context(files, alpn) for alpn in Alpn}
@@ -88,7 +96,7 @@ def _server_context(files: TlsFiles, alpn: Alpn) -> ssl.SSLContext:
     context = _bare_context(alpn)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     try:
-        # Without a password of ours OpenSSL would ask for one on the terminal.
+        # Without a password callback, OpenSSL prompts on the terminal if the key is encrypted.
         context.load_cert_chain(files.cert, files.key, password=lambda: b"")
     except (ssl.SSLError, ValueError) as error:
         raise SettingsError(
@@ -98,17 +106,17 @@ def _server_context(files: TlsFiles, alpn: Alpn) -> ssl.SSLContext:
     if files.client_ca is not None:
         _trust(context, files.client_ca)
         context.verify_mode = ssl.CERT_REQUIRED
-        # A ticket would let a client in again whose authority has been taken away.
+        # With a session ticket, a client could reconnect after its CA has been removed.
         context.options |= ssl.OP_NO_TICKET
         context.num_tickets = 0
     return context
 
 
 def following_context(watched: Watched[TlsMaterial], alpn: Alpn = Alpn.HTTP_1_1) -> ssl.SSLContext:
-    """Return a server context whose handshakes use whatever is in force at that moment.
+    """Return a server context whose handshakes always use the current certificates.
 
-    The context itself stays with the server; each handshake is moved to the newest one at its
-    first message. So authorities can be taken away too, which a live context cannot do.
+    The server keeps this context. Its SNI callback switches each handshake to the newest context.
+    This also makes it possible to remove CAs, which a context in use does not permit.
     """
     context = _context_like(watched.value.contexts[alpn], alpn)
 
@@ -120,7 +128,7 @@ def following_context(watched: Watched[TlsMaterial], alpn: Alpn = Alpn.HTTP_1_1)
 
 
 def _context_like(known: ssl.SSLContext, alpn: Alpn) -> ssl.SSLContext:
-    """Return a context of its own with the known one's protocol settings and no certificate."""
+    """Return a new context without a certificate, with the protocol settings of ``known``."""
     context = _bare_context(alpn)
     context.minimum_version = known.minimum_version
     context.verify_mode = known.verify_mode
@@ -130,7 +138,7 @@ def _context_like(known: ssl.SSLContext, alpn: Alpn) -> ssl.SSLContext:
 
 
 def _bare_context(alpn: Alpn) -> ssl.SSLContext:
-    """Return a context without certificates that keeps to RFC 9113, section 9.2."""
+    """Return a context without certificates that complies with RFC 9113, section 9.2."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.set_alpn_protocols([alpn])
     context.options |= ssl.OP_NO_RENEGOTIATION
@@ -141,18 +149,24 @@ def _bare_context(alpn: Alpn) -> ssl.SSLContext:
 
 @dataclass(frozen=True, slots=True)
 class DialTls:
-    """What a rank dials with; read anew for every dial."""
+    """Certificates with which a rank dials a router (PEM); reloaded for each connection."""
 
     ca: bytes
     cert: bytes | None
     key: bytes | None = field(repr=False)
 
+    def channel_credentials(self) -> "grpc.ChannelCredentials":
+        """Return the credentials of a gRPC channel."""
+        import grpc
+
+        return grpc.ssl_channel_credentials(self.ca, self.key, self.cert)
+
 
 def load_dial_tls(settings: LinkSettings) -> DialTls | None:
-    """Return what a rank dials with, or none for plain text.
+    """Load the certificates with which a rank dials a router; None for plain text.
 
     Raises:
-        SettingsError: a file cannot be read.
+        SettingsError: A file cannot be read.
     """
     if settings.tls_ca_file is None:
         return None

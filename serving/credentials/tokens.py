@@ -1,8 +1,8 @@
-"""Join tokens: the secret that a rank shows before a router listens to it.
+"""Join tokens: the secret with which a rank authenticates to a router.
 
-They are not API keys: a key that leaks lets somebody ask questions, a join token would let him
-answer everybody's. A router takes any line of its file, so that a new token can go out to the
-ranks before the old one is taken away.
+A join token is not an API key. A leaked API key permits sending requests; a leaked join token
+permits answering the requests of every client. A router accepts every token in its file, which
+allows rotation: add the new token, update the ranks, then remove the old token.
 """
 
 import hmac
@@ -16,38 +16,38 @@ from serving.errors import SettingsError
 AUTHORIZATION = "authorization"
 _SCHEME = "bearer "
 MIN_LENGTH = 20
-"""Characters; a token is random, never thought up: 20 of base64 are 120 bits."""
+"""Minimum token length, characters; 20 random base64 characters hold 120 bits."""
 
 
 @dataclass(frozen=True, slots=True)
 class JoinTokens:
-    """What a router accepts."""
+    """The tokens that a router accepts."""
 
     accepted: tuple[bytes, ...]
 
     def accept(self, token: str | None) -> bool:
-        """Tell whether it is one of them, in a time that says nothing about them."""
-        shown = (token or "").encode("utf-8", "surrogateescape")
-        fits = False
-        for known in self.accepted:  # all of them, whichever fits
-            fits |= hmac.compare_digest(shown, known)
-        return fits
+        """Return whether a token is accepted, in constant time with regard to the tokens."""
+        presented = (token or "").encode("utf-8", "surrogateescape")
+        accepted = False
+        for known in self.accepted:  # no early exit: the number of comparisons is constant
+            accepted |= hmac.compare_digest(presented, known)
+        return accepted
 
     def __repr__(self) -> str:
-        """Show how many, never which."""
+        """Show the number of tokens, never a token."""
         return f"JoinTokens({len(self.accepted)})"
 
 
 def new_token() -> str:
-    """Return a random token."""
+    """Return a new random token (256 bits)."""
     return secrets.token_urlsafe(32)
 
 
 def read_tokens(path: str) -> tuple[str, ...]:
-    """Return the tokens in a file: one a line, without blank lines and those that begin with #.
+    """Read the tokens in a file: one per line; blank lines and lines that start with # are skipped.
 
     Raises:
-        SettingsError: there is none, or one is too short or no plain ASCII.
+        SettingsError: The file has no token, or a token that is too short or not visible ASCII.
     """
     lines = (line.strip() for line in read_text(path, "join tokens").splitlines())
     tokens = tuple(line for line in lines if line and not line.startswith("#"))
@@ -63,19 +63,22 @@ def read_tokens(path: str) -> tuple[str, ...]:
 
 
 def load_join_tokens(path: str) -> JoinTokens:
-    """Return what a router accepts, from its file.
+    """Load the tokens that a router accepts.
 
     Raises:
-        SettingsError: as ``read_tokens``.
+        SettingsError: See ``read_tokens``.
     """
     return JoinTokens(tuple(token.encode() for token in read_tokens(path)))
 
 
 def join_metadata(path: str | None) -> tuple[tuple[str, str], ...]:
-    """Return the metadata with which a rank joins: its token, read now.
+    """Return the gRPC metadata with which a rank joins.
+
+    Args:
+        path: Token file, read at each call; the first token is sent. None: no token.
 
     Raises:
-        SettingsError: as ``read_tokens``.
+        SettingsError: See ``read_tokens``.
     """
     if path is None:
         return ()
@@ -83,7 +86,7 @@ def join_metadata(path: str | None) -> tuple[tuple[str, str], ...]:
 
 
 def bearer_of(headers: Mapping[str, str]) -> str | None:
-    """Return the token of an ``authorization: Bearer`` header, or none."""
+    """Return the token of an ``authorization: Bearer`` header, or None."""
     value = headers.get(AUTHORIZATION, "")
     if value[: len(_SCHEME)].lower() != _SCHEME:
         return None

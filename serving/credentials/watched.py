@@ -1,7 +1,8 @@
-"""What is made of files, and made anew when one of them changes.
+"""Values that are loaded from files and reloaded when a file changes.
 
-The files are looked at from time to time: their state (time, size, inode; links are followed,
-as Kubernetes swaps those of mounted secrets) is compared with what it was at the last load.
+Changes are detected by polling: modification time, size and inode of each file are compared with
+those at the last load. Symbolic links are followed, because Kubernetes updates a mounted Secret by
+replacing a link.
 """
 
 import asyncio
@@ -21,67 +22,71 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
 class Refreshable(Protocol):
-    """Something that can look whether it is out of date."""
+    """A value that can be reloaded."""
 
     def refresh(self) -> bool:
-        """Load again if a file has changed; tell whether there is a new value."""
+        """Reload the value if a file has changed; return whether there is a new value."""
         ...
 
 
 class Watched(Generic[ValueT]):
-    """A value loaded from files; a load that fails leaves the last good value in force."""
+    """A value loaded from files; after a failed reload, the last valid value stays in effect."""
 
     def __init__(self, what: str, paths: Sequence[str | None], load: Callable[[], ValueT]) -> None:
-        """Load for the first time.
+        """Load the value for the first time.
 
         Args:
-            what: stands in log lines.
-            paths: the files that ``load`` reads; none among them are left out.
-            load: raises SettingsError when the files cannot be used.
+            what: Name in log lines.
+            paths: The files that ``load`` reads; None entries are ignored.
+            load: Returns the value, or raises SettingsError if the files are invalid.
 
         Raises:
-            SettingsError: they cannot be used now.
+            SettingsError: The files are invalid.
         """
         self._what = what
         self._paths = tuple(Path(path) for path in paths if path is not None)
         self._load = load
-        self._seen = self._look()
+        self._state = self._current_state()
         self._value = load()
         self._version = 1
 
     @property
     def value(self) -> ValueT:
-        """The last value that could be loaded."""
+        """The last successfully loaded value."""
         return self._value
 
     @property
     def version(self) -> int:
-        """Counts the values, from 1."""
+        """Number of values loaded so far; starts at 1."""
         return self._version
 
     def refresh(self) -> bool:
-        """Load again if a file has changed; tell whether there is a new value. Never raises."""
-        # Looked at before the load: a change in the middle of it is seen at the next refresh.
-        now = self._look()
-        if now == self._seen:
+        """Reload the value if a file has changed; never raises.
+
+        Returns:
+            Whether there is a new value.
+        """
+        # Read before the load, so that a change during the load is detected at the next refresh.
+        now = self._current_state()
+        if now == self._state:
             return False
-        self._seen = now
+        self._state = now
         try:
             value = self._load()
         except SettingsError as error:
             log.error("changed files cannot be used", what=self._what, reason=str(error))  # noqa: TRY400
             return False
         except Exception:
-            # Else no file would be looked at any more.
+            # An exception here would stop the polling of all files.
             log.exception("changed files cannot be used", what=self._what)
             return False
-        # In this order: who sees the new version gets the new value.
+        # In this order, so that another thread that reads the new version also gets the new value.
         self._value = value
         self._version += 1
         log.info("changed files are in force", what=self._what)
         return True
 
-    def _look(self) -> _State:
+    def _current_state(self) -> _State:
         return tuple(_state(path) for path in self._paths)
 
 
@@ -94,7 +99,7 @@ def _state(path: Path) -> tuple[int, int, int] | None:
 
 
 async def keep_fresh(watched: Sequence[Refreshable], interval: float) -> None:
-    """Look for changes every ``interval`` seconds, for ever; beside the event loop."""
+    """Refresh values in a thread every ``interval`` seconds, until cancelled."""
     while True:
         await asyncio.sleep(interval)
         for item in watched:
@@ -102,10 +107,14 @@ async def keep_fresh(watched: Sequence[Refreshable], interval: float) -> None:
 
 
 def read_text(path: str, what: str) -> str:
-    """Return the text of a file.
+    """Return the content of a UTF-8 file.
+
+    Args:
+        path: The file.
+        what: Description of the content, for the error message.
 
     Raises:
-        SettingsError: it cannot be read; the message says which and why.
+        SettingsError: The file cannot be read, or is not UTF-8.
     """
     try:
         return Path(path).read_text("utf-8")

@@ -1,1 +1,1 @@
-"""gRPC edge, REST edge: protocols in, the fleet's typed errors out."""
+"""The client-facing REST and gRPC servers."""

@@ -1,4 +1,4 @@
-"""The fleet as operators see it: one picture, as JSON for /fleet and as proto for GetFleet."""
+"""The fleet's state for operators: JSON for /fleet, proto for GetFleet."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -19,16 +19,16 @@ _STATES: dict[MemberState, fleet_pb2.MemberState] = {
 
 @dataclass(frozen=True, slots=True)
 class FleetView:
-    """A snapshot together with what the router knows about itself."""
+    """A snapshot of the fleet and of the router's state."""
 
     snapshot: FleetSnapshot
     model: str
     inflight_requests: int
-    """Requests inside this router, placed on a rank or not."""
+    """Number of requests in this router, queued or placed on a rank."""
     draining: bool = False
 
     def to_json(self) -> dict[str, Any]:
-        """Return the content of /fleet; names and units as in fleet.proto."""
+        """Return the content of /fleet, with the names and units of fleet.proto."""
         return {
             "router_id": self.snapshot.router_id,
             "model": self.model,
@@ -41,7 +41,7 @@ class FleetView:
         }
 
     def to_proto(self) -> fleet_pb2.GetFleetResponse:
-        """Return the answer to GetFleet. Groups that are gone come last."""
+        """Return the response to GetFleet; groups from the history come last."""
         groups = (*self.snapshot.groups, *self.snapshot.history)
         return fleet_pb2.GetFleetResponse(
             router_id=self.snapshot.router_id,
@@ -53,7 +53,7 @@ class FleetView:
 
 
 def metrics_targets(snapshot: FleetSnapshot) -> list[dict[str, Any]]:
-    """Return where ranks show their engines' metrics, as Prometheus' http_sd reads it."""
+    """Return the ranks' metrics addresses in the format of Prometheus HTTP service discovery."""
     return [
         {
             "targets": [rank.metrics_address],
@@ -66,7 +66,7 @@ def metrics_targets(snapshot: FleetSnapshot) -> list[dict[str, Any]]:
 
 
 def readiness(snapshot: FleetSnapshot, *, draining: bool) -> dict[str, Any]:
-    """Say whether this router can serve, and if not why, as the content of /readyz."""
+    """Return the content of /readyz: whether this router can serve, and the reason if not."""
     states = {group.group_id: f"{group.state}: {group.reason}" for group in snapshot.groups}
     if draining:
         reason = "this router is shutting down"

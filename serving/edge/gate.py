@@ -1,4 +1,4 @@
-"""What is in flight in this router, and whether it still takes new work."""
+"""Drain gate: tracks requests in flight and refuses new ones while the router drains."""
 
 import asyncio
 from collections.abc import Iterator
@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from serving.errors import NotReady
 
 
-class Gate:
-    """Counts requests of both protocols; closed while the router drains."""
+class DrainGate:
+    """Counts the requests in flight over REST and gRPC; closed while the router drains."""
 
     def __init__(self) -> None:
         self._inflight = 0
@@ -18,30 +18,30 @@ class Gate:
 
     @property
     def inflight(self) -> int:
-        """Requests that were let in and have not ended."""
+        """Number of requests in flight."""
         return self._inflight
 
     @property
     def open(self) -> bool:
-        """Whether new work is taken."""
+        """Whether new requests are accepted."""
         return self._closed_because is None
 
     def close(self, reason: str) -> None:
-        """Refuse new work from here on; what is in flight goes on."""
+        """Refuse new requests from now on; requests in flight continue."""
         self._closed_because = reason
 
     def check(self) -> None:
-        """Return if new work is taken.
+        """Raise if new requests are not accepted.
 
         Raises:
-            NotReady: the router drains.
+            NotReady: the gate is closed.
         """
         if self._closed_because is not None:
             raise NotReady(f"this router takes no new work ({self._closed_because}): try again")
 
     @contextmanager
-    def passing(self) -> Iterator[None]:
-        """Count a request in for as long as the block runs. Does not check."""
+    def track(self) -> Iterator[None]:
+        """Count one request in flight while the block runs; does not check the gate."""
         self._inflight += 1
         self._idle.clear()
         try:
@@ -51,8 +51,15 @@ class Gate:
             if self._inflight == 0:
                 self._idle.set()
 
-    async def idle(self, timeout: float) -> bool:
-        """Wait until nothing is in flight; false when ``timeout`` seconds were not enough."""
+    async def wait_idle(self, timeout: float) -> bool:
+        """Wait until no request is in flight.
+
+        Args:
+            timeout: maximum wait, seconds.
+
+        Returns:
+            Whether the router became idle in time.
+        """
         try:
             async with asyncio.timeout(timeout):
                 await self._idle.wait()

@@ -1,6 +1,7 @@
-"""Logs of all processes: structured, one line per request, never a prompt or an answer.
+"""Structured logs of all processes: one line per request, never a prompt or an answer.
 
-JSON off a terminal, readable on one. vLLM's and uvicorn's records take the same way out.
+Lines are human-readable on a terminal and JSON elsewhere. Records of vLLM and uvicorn use the same
+handler.
 """
 
 import logging
@@ -20,8 +21,8 @@ _LEVELS = {
     "error": logging.ERROR,
 }
 
-# Loggers that say at INFO what only their own developers need, and the level they get instead.
-# vLLM's warnings are about choices that are made for it here (eager mode, CPU); its errors stay.
+# Loggers whose INFO records help only their developers, with the minimum level used instead.
+# vLLM's warnings concern settings that this project chooses (eager mode, CPU).
 _QUIET = {
     "vllm": logging.ERROR,
     "torch": logging.ERROR,
@@ -34,7 +35,7 @@ _QUIET = {
     "grpc": logging.WARNING,
 }
 
-# structlog's own default shows the variables of every frame: prompts and keys among them.
+# structlog's default renders the local variables of every frame, which include prompts and keys.
 _tracebacks = structlog.processors.ExceptionRenderer(
     structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
 )
@@ -42,39 +43,40 @@ _tracebacks = structlog.processors.ExceptionRenderer(
 
 @dataclass(frozen=True, slots=True)
 class RequestLine:
-    """What is said about a finished request."""
+    """The log line of a finished request."""
 
     request_id: str
     protocol: str
-    """rest or grpc."""
+    """"rest" or "grpc"."""
     method: str
-    """Route or rpc."""
+    """Route or RPC name."""
     model: str
     outcome: str
-    """ok, cancelled, or the reason of the error (see ``serving.errors.ERROR_TABLE``)."""
+    """"ok", "CANCELLED", or an error reason of ``serving.errors.ERROR_TABLE``."""
     status: str
     """HTTP status or gRPC status name."""
     duration: float
-    """Seconds."""
+    """Duration of the request, seconds."""
     ttft: float | None = None
-    """Seconds to the first part of a streamed answer, else to the first token; none without."""
+    """Seconds to the first part of a streamed response, otherwise to the first token. None: no
+    token arrived."""
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     tenant: str | None = None
     priority: str | None = None
     waited: float | None = None
-    """Seconds in the admission queue, parked time included."""
+    """Seconds in the admission queue, including parked time."""
     resumes: int | None = None
-    """How often it went on elsewhere after its group was lost."""
+    """Number of resumptions on another group after a loss."""
     parked: bool | None = None
-    """Whether it waited because no group was ready; only said if so."""
+    """True if the request waited because no group was ready, otherwise None."""
     group: str | None = None
-    """Where it ran, at last."""
+    """Last group on which the request ran."""
     rank: int | None = None
     cached_tokens: int | None = None
     """Prompt tokens that came from a KV cache."""
     trace_id: str | None = None
-    """Of the request's trace, if it has one."""
+    """Trace id; None: the request is not traced."""
 
 
 _REQUEST_LOG = "serving.request"
@@ -82,11 +84,11 @@ _LINE_FIELDS = tuple(field.name for field in fields(RequestLine))
 
 
 def configure_logs(settings: TelemetrySettings, *, process: str) -> None:
-    """Send all log records of this process to stderr in one form.
+    """Send all log records of this process to stderr in one format.
 
     Args:
-        settings: level and form.
-        process: stands in every line: router, rank …
+        settings: Level and format.
+        process: Name of the process in every line, for example "router" or "rank".
     """
     level = _LEVELS[settings.log_level]
     as_json = settings.log_format == "json" or (
@@ -113,7 +115,7 @@ def configure_logs(settings: TelemetrySettings, *, process: str) -> None:
             foreign_pre_chain=shared,
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                _naming(process),
+                _process_name(process),
                 *renderers,
             ],
         )
@@ -121,11 +123,11 @@ def configure_logs(settings: TelemetrySettings, *, process: str) -> None:
     handler.addFilter(expected_errors)
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    # Debug is for ours alone: libraries' debug records hold what users send (vLLM's, names of
-    # unknown fields; gRPC's, metadata).
+    # DEBUG applies only to "serving": debug records of libraries contain user data (vLLM logs the
+    # names of unknown fields, gRPC logs metadata).
     others = max(level, logging.INFO)
     root.setLevel(others)
-    # Said again for ours: a library that vLLM's app imports lowers the root's level.
+    # Set explicitly for "serving", because a library imported by vLLM changes the root level.
     logging.getLogger("serving").setLevel(level)
     for name, quiet in _QUIET.items():
         logger = logging.getLogger(name)
@@ -145,33 +147,38 @@ def configure_logs(settings: TelemetrySettings, *, process: str) -> None:
 
 
 def expected_errors(record: logging.LogRecord) -> bool:
-    """Drop what vLLM's handlers say about bad requests: the request's own line has it.
+    """Drop vLLM's records about failed requests, which are reported in the request's log line.
 
-    That is errors of ours and those that blame the request (vLLM's class for them is known here
-    by name only) with their tracebacks, and errors without any: those are answers.
+    These are records with a ``ServingError`` or ``VLLMClientError`` (matched by name, so that vLLM
+    is not imported here), and errors of vLLM's entrypoints without a traceback.
+
+    Returns:
+        Whether to keep the record.
     """
     error = record.exc_info[1] if record.exc_info else None
-    blames_request = any(cls.__name__ == "VLLMClientError" for cls in type(error).__mro__)
-    if record.name.startswith("vllm") and (isinstance(error, ServingError) or blames_request):
+    client_error = any(cls.__name__ == "VLLMClientError" for cls in type(error).__mro__)
+    if record.name.startswith("vllm") and (isinstance(error, ServingError) or client_error):
         return False
-    answered = record.levelno == logging.ERROR and error is None
-    return not (answered and record.name.startswith("vllm.entrypoints"))
+    error_response = record.levelno == logging.ERROR and error is None
+    return not (error_response and record.name.startswith("vllm.entrypoints"))
 
 
 def log_request(line: RequestLine) -> None:
-    """Write the one line about a finished request."""
+    """Write the log line of a finished request."""
     if not logging.getLogger(_REQUEST_LOG).isEnabledFor(logging.INFO):
         return
-    said = {name: value for name in _LINE_FIELDS if (value := getattr(line, name)) is not None}
-    said["duration"] = round(line.duration, 6)
+    fields_set = {
+        name: value for name in _LINE_FIELDS if (value := getattr(line, name)) is not None
+    }
+    fields_set["duration"] = round(line.duration, 6)
     if line.ttft is not None:
-        said["ttft"] = round(line.ttft, 6)
+        fields_set["ttft"] = round(line.ttft, 6)
     if line.waited is not None:
-        said["waited"] = round(line.waited, 6)
-    structlog.get_logger(_REQUEST_LOG).info("request", **said)
+        fields_set["waited"] = round(line.waited, 6)
+    structlog.get_logger(_REQUEST_LOG).info("request", **fields_set)
 
 
-def _naming(process: str) -> Any:
+def _process_name(process: str) -> Any:
     def add(_: Any, __: str, event: dict[str, Any]) -> dict[str, Any]:
         event["process"] = process
         return event

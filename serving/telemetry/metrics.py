@@ -1,7 +1,7 @@
-"""Every metric is declared here; deploy/docs/metrics.md says what to do about each.
+"""All Prometheus metrics; deploy/docs/metrics.md explains how to act on each.
 
-Labels are bounded: fixed words, and the groups and ranks that live now. Request ids, user names
-and texts are never labels.
+Label values are bounded: fixed words, the current groups and ranks, and up to
+``telemetry.tenant_labels`` tenants. Request ids and text are never label values.
 """
 
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 REGISTRY = CollectorRegistry()
-"""Ours alone; the edge renders it after vLLM's own."""
+"""Metrics of a router process; /metrics lists them after those of Python and vLLM."""
 
 _LATENCY_BUCKETS = (
     0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 1.5, 3.0, 6.0, 12.0, 30.0, 60.0,
@@ -17,13 +17,13 @@ _LATENCY_BUCKETS = (
 
 REQUESTS = Counter(
     "moe_requests",
-    "Requests that ended, by outcome: OK, CANCELLED, or the reason of the error.",
+    "Finished requests, by outcome: OK, CANCELLED, or the error reason.",
     ["outcome"],
     registry=REGISTRY,
 )
 INFLIGHT_REQUESTS = Gauge(
     "moe_inflight_requests",
-    "Requests that this router holds now.",
+    "Requests in this router, waiting or running.",
     registry=REGISTRY,
 )
 PROMPT_TOKENS = Counter(
@@ -33,7 +33,7 @@ PROMPT_TOKENS = Counter(
 )
 CACHED_TOKENS = Counter(
     "moe_cached_prompt_tokens",
-    "Prompt tokens that ranks took from their KV caches.",
+    "Prompt tokens that ranks read from their KV caches.",
     registry=REGISTRY,
 )
 GENERATED_TOKENS = Counter(
@@ -43,154 +43,154 @@ GENERATED_TOKENS = Counter(
 )
 TENANT_TOKENS = Counter(
     "moe_tenant_tokens",
-    "Tokens of each tenant's requests that ended, by kind: prompt, cached (of the prompt), "
+    "Tokens of finished requests, by tenant and kind: prompt, cached (part of prompt), "
     "generated. Tenants beyond telemetry.tenant_labels are counted as other.",
     ["tenant", "kind"],
     registry=REGISTRY,
 )
 TIME_TO_FIRST_TOKEN = Histogram(
     "moe_time_to_first_token_seconds",
-    "From a request's arrival at the router to its first token: what the client sees.",
+    "Time from a request's arrival at the router to its first token, as the client sees it.",
     buckets=_LATENCY_BUCKETS,
     registry=REGISTRY,
 )
 RANK_TIME_TO_FIRST_TOKEN = Histogram(
     "moe_rank_time_to_first_token_seconds",
-    "From sending a request to a rank to its first token: without the wait for a turn.",
+    "Time from sending a request to a rank to its first token; excludes the admission queue.",
     buckets=_LATENCY_BUCKETS,
     registry=REGISTRY,
 )
 INTER_TOKEN_LATENCY = Histogram(
     "moe_inter_token_latency_seconds",
-    "Between tokens of a request, as they reach the router.",
+    "Time between tokens of a request as they arrive at the router.",
     buckets=(0.001, 0.0025, *_LATENCY_BUCKETS[:11]),
     registry=REGISTRY,
 )
 REQUEST_SECONDS = Histogram(
     "moe_request_seconds",
-    "From arrival to end of requests, whatever the outcome.",
+    "Time from arrival to end of a request, for all outcomes.",
     buckets=(*_LATENCY_BUCKETS[3:], 120.0, 300.0, 600.0),
     registry=REGISTRY,
 )
 RESUMES = Counter(
     "moe_resumes",
-    "Resumptions of requests that lost their group, by way (continue, replay) and outcome: OK (new "
-    "tokens came), LOST (the next group too), CANCELLED, or the reason of the error.",
+    "Resumptions of requests whose group was lost, by way (continue, replay) and outcome: OK (new "
+    "tokens arrived), LOST (the next group was lost too), CANCELLED, or the error reason.",
     ["way", "outcome"],
     registry=REGISTRY,
 )
 RESUME_SECONDS = Histogram(
     "moe_resume_seconds",
-    "From the loss of a request's group to its next new token.",
+    "Time from the loss of a request's group to its next new token.",
     buckets=_LATENCY_BUCKETS,
     registry=REGISTRY,
 )
 PARKED_REQUESTS = Gauge(
     "moe_parked_requests",
-    "Requests that wait because no group is ready.",
+    "Requests waiting because no group is ready.",
     registry=REGISTRY,
 )
 REQUESTS_PARKED = Counter(
     "moe_requests_parked",
-    "Requests that had to wait for a group to become ready.",
+    "Requests that waited for a group to become ready.",
     registry=REGISTRY,
 )
 ADMISSION_QUEUE = Gauge(
     "moe_admission_queue_requests",
-    "Requests that wait for their turn, by the priority that they asked for.",
+    "Requests in the admission queue, by requested priority.",
     ["priority"],
     registry=REGISTRY,
 )
 ADMISSION_QUEUE_TOKENS = Gauge(
     "moe_admission_queue_tokens",
-    "Tokens, prompt and expected output, of the requests that wait for their turn.",
+    "Prompt and expected output tokens of the requests in the admission queue.",
     registry=REGISTRY,
 )
 ADMISSION_REFUSALS = Counter(
     "moe_admission_refusals",
-    "Requests that were refused before any work, by reason.",
+    "Requests refused by admission, by reason.",
     ["reason"],
     registry=REGISTRY,
 )
 ADMISSION_WAIT = Histogram(
     "moe_admission_wait_seconds",
-    "From asking for a turn to being placed on a rank, by priority; 0 for most.",
+    "Time from entering admission to placement on a rank, by priority; 0 for most requests.",
     ["priority"],
     buckets=(0.001, *_LATENCY_BUCKETS, 120.0, 300.0, 600.0),
     registry=REGISTRY,
 )
 ADMISSION_PREDICTED_WAIT = Histogram(
     "moe_admission_predicted_wait_seconds",
-    "What was predicted for requests that had to wait and were placed.",
+    "Predicted wait of requests that waited and were placed.",
     buckets=(0.001, *_LATENCY_BUCKETS, 120.0, 300.0, 600.0),
     registry=REGISTRY,
 )
 ADMISSION_WAIT_ERROR = Histogram(
     "moe_admission_wait_error_seconds",
-    "Wait that was seen less the one that was predicted, of the same requests.",
+    "Actual minus predicted wait of the same requests.",
     buckets=(-60.0, -30.0, -10.0, -3.0, -1.0, -0.3, -0.1, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 60.0),
     registry=REGISTRY,
 )
 QUOTA_STORE_FAILURES = Counter(
     "moe_quota_store_failures",
-    "Times that Redis did not answer a question about quotas in time.",
+    "Quota lookups that Redis did not answer in time.",
     registry=REGISTRY,
 )
 AUTH_FAILURES = Counter(
     "moe_auth_failures",
-    "Calls refused for their credentials, by protocol (rest, grpc) and reason.",
+    "Requests refused for their credentials, by protocol (rest, grpc) and reason.",
     ["protocol", "reason"],
     registry=REGISTRY,
 )
 LINK_FRAMES = Counter(
     "moe_link_frames",
-    "Frames on the links to ranks, by direction: up (from ranks) or down.",
+    "Frames on the links to ranks, by direction: up (from ranks), down (to ranks).",
     ["direction"],
     registry=REGISTRY,
 )
 LINK_DELTAS = Counter(
     "moe_link_deltas",
-    "Request deltas received from ranks; divided by frames up: how well steps are batched.",
+    "Request deltas received from ranks. Divided by frames up: deltas per frame.",
     registry=REGISTRY,
 )
 LINK_REFUSALS = Counter(
     "moe_link_refusals",
-    "Ranks that were refused, by code.",
+    "Ranks refused on joining, by code.",
     ["code"],
     registry=REGISTRY,
 )
 GROUPS_FENCED = Counter(
     "moe_groups_fenced",
-    "Times that a group was fenced because one of its ranks was lost, failed or stalled.",
+    "Groups fenced because a rank was lost, failed or stalled.",
     registry=REGISTRY,
 )
 ROUTING_PICKS = Counter(
     "moe_routing_picks",
-    "Requests that were given to a rank, by what made the difference: only, session, prefix, load.",
+    "Requests placed on a rank, by the deciding reason: only, session, prefix, load.",
     ["reason"],
     registry=REGISTRY,
 )
 ROUTING_SECONDS = Histogram(
     "moe_routing_seconds",
-    "Choosing a rank, or finding that there is none.",
+    "Time to choose a rank, or to find that there is no candidate.",
     buckets=(0.00001, 0.000025, 0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01),
     registry=REGISTRY,
 )
 SCORER_SECONDS = Counter(
     "moe_routing_scorer_seconds",
-    "Time spent in each scorer, all candidates of a pick at once.",
+    "Time spent in each scorer.",
     ["scorer"],
     registry=REGISTRY,
 )
 PREFIX_MATCHED_TOKENS = Counter(
     "moe_prefix_matched_tokens",
-    "Prompt tokens that the rank's cache held when it was picked, as it had told; divided by "
-    "moe_prompt_tokens: the hit rate that routing expects.",
+    "Prompt tokens that the chosen rank had reported as cached. Divided by moe_prompt_tokens: the "
+    "cache hit rate that routing expects.",
     registry=REGISTRY,
 )
 PREFIX_GAPS = Counter(
     "moe_prefix_gaps",
-    "Times that KV-cache events of a rank were missing, so that its cache counts as empty.",
+    "Gaps in a rank's KV-cache events, after which its cache counts as empty.",
     registry=REGISTRY,
 )
 LINK_FRAMES_UP = LINK_FRAMES.labels("up")
@@ -199,10 +199,10 @@ LINK_FRAMES_DOWN = LINK_FRAMES.labels("down")
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """A metric that is read from the fleet's snapshot when it is asked for."""
+    """A metric read from the fleet snapshot at each scrape."""
 
     name: str
-    """Without the suffix ``_total``, which counters get when they are rendered."""
+    """Name without the suffix ``_total``, which the exposition format adds to counters."""
     help: str
     labels: tuple[str, ...]
     counter: bool = False
@@ -216,48 +216,40 @@ def _rank(name: str, help_: str, *, counter: bool = False) -> Family:
     return Family(f"moe_{name}", help_, _RANK, counter)
 
 
-GROUPS = Family("moe_groups", "Living groups by state.", ("state",))
-RANKS_JOINED = Family("moe_ranks_joined", "Ranks of the group that are joined.", _GROUP)
-RANKS_EXPECTED = Family("moe_ranks_expected", "Ranks that make the group whole.", _GROUP)
-RANK_INFLIGHT = _rank("rank_inflight_requests", "Requests of this router on the rank.")
+GROUPS = Family("moe_groups", "Groups by state, without those that are gone.", ("state",))
+RANKS_JOINED = Family("moe_ranks_joined", "Ranks of the group that have joined.", _GROUP)
+RANKS_EXPECTED = Family("moe_ranks_expected", "Ranks of the complete group.", _GROUP)
+RANK_INFLIGHT = _rank("rank_inflight_requests", "This router's requests on the rank.")
 RANK_OUTSTANDING = _rank(
     "rank_outstanding_tokens",
-    "Prompt and expected output tokens still to compute for this router's requests.",
+    "Prompt and expected output tokens left to compute for this router's requests on the rank.",
 )
-RANK_RUNNING = _rank(
-    "rank_running_requests", "Requests in the engine's batch, all routers' together."
-)
-RANK_WAITING = _rank(
-    "rank_waiting_requests", "Requests that wait in the engine, all routers' together."
-)
-RANK_KV_USAGE = _rank("rank_kv_usage_ratio", "Share of KV-cache blocks in use, 0 to 1.")
-RANK_STEP_SECONDS = _rank("rank_step_seconds", "Mean duration of a recent engine step.")
+RANK_RUNNING = _rank("rank_running_requests", "Requests in the engine's batch, from all routers.")
+RANK_WAITING = _rank("rank_waiting_requests", "Requests waiting in the engine, from all routers.")
+RANK_KV_USAGE = _rank("rank_kv_usage_ratio", "Fraction of KV-cache blocks in use, 0 to 1.")
+RANK_STEP_SECONDS = _rank("rank_step_seconds", "Mean duration of recent engine steps.")
 RANK_RESIDENT_BYTES = _rank("rank_resident_bytes", "Resident memory of the rank's processes.")
 RANK_LINK_LAG = _rank(
-    "rank_link_round_trip_seconds", "From Ping to Pong on the link to the rank, last seen."
+    "rank_link_round_trip_seconds", "Last round-trip time on the link to the rank."
 )
-RANK_REPORTED = _rank(
-    "rank_report_timestamp_seconds", "When the rank last reported its load, Unix time."
-)
-RANK_ENGINE_STEPS = _rank("rank_engine_steps", "Steps that the engine has made.", counter=True)
-RANK_BUSY_SECONDS = _rank(
-    "rank_busy_seconds", "Time that the engine has spent in steps.", counter=True
-)
+RANK_REPORTED = _rank("rank_report_timestamp_seconds", "Unix time of the rank's last load report.")
+RANK_ENGINE_STEPS = _rank("rank_engine_steps", "Engine steps.", counter=True)
+RANK_BUSY_SECONDS = _rank("rank_busy_seconds", "Time the engine has spent in steps.", counter=True)
 RANK_PROMPT_TOKENS = _rank(
-    "rank_prompt_tokens", "Prompt tokens that the engine has taken in.", counter=True
+    "rank_prompt_tokens", "Prompt tokens processed by the engine.", counter=True
 )
 RANK_GENERATED_TOKENS = _rank(
-    "rank_generated_tokens", "Tokens that the engine has generated.", counter=True
+    "rank_generated_tokens", "Tokens generated by the engine.", counter=True
 )
 EXPERT_TOKENS = _rank(
     "expert_tokens",
-    "Tokens that the rank's local experts have computed, summed over experts and layers.",
+    "Tokens computed by the rank's local experts, summed over experts and layers.",
     counter=True,
 )
 EXPERT_IMBALANCE = Family(
     "moe_expert_imbalance_ratio",
-    "Busiest over mean of the last half minute to minute, over experts or ranks, mean of the MoE "
-    "layers named (all, or from-to); 1 = balanced. Not there while nothing is computed.",
+    "Busiest over mean load of the last 30 to 60 seconds, over experts or ranks; mean of the MoE "
+    "layers named (all, or from-to). 1: balanced. Absent while nothing is computed.",
     ("group", "layers", "over"),
 )
 MTP_PROPOSED = _rank(
@@ -266,24 +258,24 @@ MTP_PROPOSED = _rank(
 MTP_ACCEPTED = _rank("mtp_accepted_tokens", "Drafted tokens that were accepted.", counter=True)
 
 FAMILIES = tuple(each for each in tuple(globals().values()) if isinstance(each, Family))
-"""All of them."""
+"""All metrics read from the fleet snapshot."""
 
 AUTOSCALER_REGISTRY = CollectorRegistry()
-"""Of the autoscaler's own process."""
+"""Metrics of an autoscaler process."""
 
 AUTOSCALER_TARGET = Gauge(
     "moe_autoscaler_target_groups",
-    "Groups that the last decision asks for.",
+    "Groups that the last decision requests.",
     registry=AUTOSCALER_REGISTRY,
 )
 AUTOSCALER_CURRENT = Gauge(
     "moe_autoscaler_current_groups",
-    "Groups that were asked for before it.",
+    "Groups requested before the last decision.",
     registry=AUTOSCALER_REGISTRY,
 )
 AUTOSCALER_BLIND = Gauge(
     "moe_autoscaler_blind",
-    "1 while no signal of Prometheus can be used, so that the number of groups is held.",
+    "1 while no Prometheus signal is usable and the number of groups is held.",
     registry=AUTOSCALER_REGISTRY,
 )
 AUTOSCALER_DECISIONS = Counter(
@@ -294,13 +286,13 @@ AUTOSCALER_DECISIONS = Counter(
 )
 AUTOSCALER_FAILURES = Counter(
     "moe_autoscaler_failures",
-    "Things that did not work, by stage: prometheus, routers, target, scale, state, leader, nodes.",
+    "Failures, by stage: prometheus, routers, target, scale, state, leader, nodes.",
     ["stage"],
     registry=AUTOSCALER_REGISTRY,
 )
 AUTOSCALER_VOTES = Gauge(
     "moe_autoscaler_vote_groups",
-    "Groups that a rule votes for; a rule that abstains is not there.",
+    "Groups that a rule votes for; absent for a rule that abstains.",
     ["rule"],
     registry=AUTOSCALER_REGISTRY,
 )
@@ -311,17 +303,17 @@ AUTOSCALER_GPU_HOURS = Gauge(
 )
 AUTOSCALER_LEADER = Gauge(
     "moe_autoscaler_leader",
-    "1 while this process decides; others wait for its lease.",
+    "1 while this process holds the lease and decides.",
     registry=AUTOSCALER_REGISTRY,
 )
 AUTOSCALER_WATCHING = Gauge(
     "moe_autoscaler_watching",
-    "1 while nodes or pods (the kind) are watched at the API server; 0: what is known is old.",
+    "1 while the watch on nodes or pods (kind) is established; 0: known objects may be stale.",
     ["kind"],
     registry=AUTOSCALER_REGISTRY,
 )
 AUTOSCALER_HANDOVERS = Counter(
     "moe_autoscaler_node_handovers",
-    "Groups that were drained because a node of theirs goes.",
+    "Groups drained because one of their nodes is going away.",
     registry=AUTOSCALER_REGISTRY,
 )

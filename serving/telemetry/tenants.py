@@ -1,35 +1,35 @@
-"""Token counts by tenant, with a bound on how many tenants are told apart."""
+"""Token counts by tenant, with a limit on the number of tenant labels."""
 
 from collections.abc import Callable
 
 from serving.telemetry import metrics
 
 OTHER = "other"
-"""Label of all tenants beyond the bound."""
+"""Label of all tenants beyond the limit."""
 
 _Increment = Callable[[float], None]
 
 
 class TenantTokens:
-    """Counts tokens for the tenants that came first, each for itself, and for the rest together.
+    """Counts tokens individually for the first ``limit`` tenants, and together for all others.
 
-    Labels of Prometheus never go away in a process, so who came first keeps his place.
+    Prometheus labels persist until the process ends, so the first tenants keep their labels.
     """
 
     def __init__(self, limit: int) -> None:
-        """Tell at most ``limit`` tenants apart."""
+        """Count at most ``limit`` tenants individually."""
         self._limit = limit
         self._counters: dict[str, tuple[_Increment, _Increment, _Increment]] = {}
         self._other = _counters(OTHER)
 
     def count(self, tenant: str, *, prompt: int, cached: int, generated: int) -> None:
-        """Note the tokens of a request that ended.
+        """Count the tokens of a finished request.
 
         Args:
-            tenant: whose.
-            prompt: prompt tokens, those from the cache included.
-            cached: of the prompt, tokens that came from the KV cache.
-            generated: tokens that were received.
+            tenant: Tenant of the request.
+            prompt: Prompt tokens, including cached ones.
+            cached: Prompt tokens that came from the KV cache.
+            generated: Tokens received from ranks.
         """
         counters = self._counters.get(tenant)
         if counters is None:

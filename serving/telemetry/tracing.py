@@ -1,13 +1,13 @@
-"""Traces of requests with OpenTelemetry; off by default, and then next to nothing is done.
+"""OpenTelemetry traces of requests; off by default, at almost no cost.
 
-    request (server)                 at the edge, from the client's traceparent if it sent one
-    ├─ admission                     waiting for a turn, parked time included
-    ├─ pick                          choosing a rank, one for each rank it was given to
-    └─ rank (client)                 on a rank, with an event at the first token
-       └─ llm_request                vLLM's own span, in the rank, by W3C trace context
+    request (server)                 at the edge; child of the client's traceparent, if sent
+    ├─ admission                     time in the admission queue, including parked time
+    ├─ pick                          choosing a rank; one span per placement
+    └─ rank (client)                 time on a rank, with an event at the first token
+       └─ llm_request                vLLM's own span in the rank, linked by W3C trace context
 
-A request that is resumed has several picks and ranks. Nothing here is done for each token. No
-prompt, answer or key is ever recorded.
+A resumed request has several pick and rank spans. No code here runs per token. Prompts, answers and
+keys are never recorded.
 """
 
 import asyncio
@@ -26,81 +26,88 @@ if TYPE_CHECKING:
 
 SERVICE = "moe-serving-router"
 _EXPORT_TIMEOUT = 2
-"""Seconds that a collector may take; a dead one must not hold up a router that stops."""
+"""Export timeout, seconds; limits how long an unreachable collector delays a router's shutdown."""
 _FIRST_SERVER_ERROR = 500
 _FAILED_RPCS = frozenset(
     {"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"}
 )
-"""gRPC statuses that are the server's fault, as OpenTelemetry's conventions for RPC have it."""
+"""gRPC statuses that OpenTelemetry's RPC conventions count as server errors."""
 
 
 class RequestTrace:
-    """The trace of one request, told what happens to it. This one records nothing."""
+    """The trace of one request; this base class records nothing."""
 
     __slots__ = ()
 
     @property
     def trace_id(self) -> str | None:
-        """32 hexadecimal digits; none if nothing is recorded."""
+        """Trace id, 32 hexadecimal digits; None: the request is not recorded."""
         return None
 
-    def waits(self) -> None:
-        """It waits for its turn."""
+    def start_admission(self) -> None:
+        """Start the admission span."""
 
-    def let_in(self) -> None:
-        """Its wait is over, well or not. Safe to call twice."""
+    def end_admission(self) -> None:
+        """End the admission span, whether the request was admitted or refused. Idempotent."""
 
-    def tries(self, headers: MutableMapping[str, str]) -> None:
-        """A rank is looked for; ``headers``, which go there, get the trace context."""
+    def start_placement(self, headers: MutableMapping[str, str]) -> None:
+        """Start choosing a rank; add the trace context to ``headers``, which are sent to it."""
 
     def placed(self, group: str, rank: int, reason: str, matched_tokens: int) -> None:
-        """A rank was found and has got it."""
-
-    def first_token(self) -> None:
-        """The rank has sent its first tokens."""
-
-    def left(self, error: str | None = None) -> None:
-        """It is not on its rank any more. Safe to call twice.
+        """Record that the request was placed on a rank.
 
         Args:
-            error: why, if it had not finished.
+            group: Id of the rank's group.
+            rank: Index of the rank in its group.
+            reason: Why the rank was chosen.
+            matched_tokens: Prompt tokens that the rank had reported as cached.
         """
 
-    def resumes(self, way: str, emitted_tokens: int) -> None:
-        """It goes on elsewhere."""
+    def first_token(self) -> None:
+        """Record the arrival of the first tokens from the rank."""
+
+    def end_rank(self, error: str | None = None) -> None:
+        """End the rank span. Idempotent.
+
+        Args:
+            error: Reason why the request left the rank unfinished; None: it finished.
+        """
+
+    def resumed(self, way: str, emitted_tokens: int) -> None:
+        """Record a resumption on another group."""
 
     def end(self, line: RequestLine) -> None:
-        """It is over; ``line`` says how."""
+        """End the trace with the attributes of the request's log line."""
 
 
 NO_TRACE = RequestTrace()
 
 
 class Tracing:
-    """Begins traces. This one begins none."""
+    """Starts traces; this base class starts none."""
 
     def begin(
         self, name: str, headers: Mapping[str, str], attributes: Mapping[str, str]
     ) -> RequestTrace:
-        """Begin the trace of a request that has just arrived.
+        """Start the trace of a request that has just arrived.
 
         Args:
-            name: of its span: method and route, or the full name of the RPC.
-            headers: lower-case names; traceparent and tracestate are read.
-            attributes: of its span.
+            name: Span name: method and route, or the full name of the RPC.
+            headers: Request headers with lower-case names; traceparent and tracestate are read.
+            attributes: Span attributes.
         """
         del name, headers, attributes
         return NO_TRACE
 
     async def close(self) -> None:
-        """Send what is left; takes some seconds if nobody takes it."""
+        """Export the remaining spans; takes a few seconds if the collector is unreachable."""
 
 
 NO_TRACING = Tracing()
 
 
 def tracing_of(settings: TelemetrySettings) -> Tracing:
-    """Return what sends traces to ``telemetry.otlp_endpoint``, or what does nothing without it."""
+    """Return tracing to ``telemetry.otlp_endpoint``, or ``NO_TRACING`` without an endpoint."""
     if settings.otlp_endpoint is None:
         return NO_TRACING
     from opentelemetry.sdk.resources import Resource
@@ -118,10 +125,10 @@ def tracing_of(settings: TelemetrySettings) -> Tracing:
 
 
 class OtelTracing(Tracing):
-    """Begins traces with a provider of OpenTelemetry's SDK; the global one is left alone."""
+    """Starts traces with a private OpenTelemetry provider; the global provider is not changed."""
 
     def __init__(self, provider: "TracerProvider") -> None:
-        """Record with ``provider``."""
+        """Record spans with ``provider``."""
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
         self._provider = provider
@@ -139,7 +146,7 @@ class OtelTracing(Tracing):
             name, context=parent, kind=SpanKind.SERVER, attributes=dict(attributes)
         )
         if not span.is_recording():
-            return NO_TRACE  # not sampled; the client's own context goes on to the rank
+            return NO_TRACE  # not sampled; the client's trace context is forwarded to the rank
         return _RecordedTrace(self._tracer, span, self._propagator)
 
     @override
@@ -158,7 +165,7 @@ class _RecordedTrace(RequestTrace):
         self._context = set_span_in_context(root)
         self._propagator = propagator
         self._admission: Span | None = None
-        # Span of a rank that is looked for, and since when.
+        # Rank span of a placement in progress, and when it started.
         self._attempt: tuple[Span, int] | None = None
         self._rank: Span | None = None
 
@@ -168,20 +175,20 @@ class _RecordedTrace(RequestTrace):
         return f"{self._root.get_span_context().trace_id:032x}"
 
     @override
-    def waits(self) -> None:
+    def start_admission(self) -> None:
         self._admission = self._tracer.start_span("admission", context=self._context)
 
     @override
-    def let_in(self) -> None:
+    def end_admission(self) -> None:
         if self._admission is not None:
             self._admission.end()
             self._admission = None
 
     @override
-    def tries(self, headers: MutableMapping[str, str]) -> None:
+    def start_placement(self, headers: MutableMapping[str, str]) -> None:
         from opentelemetry.trace import SpanKind, set_span_in_context
 
-        # One that finds no rank is never ended, and so never sent.
+        # If no rank is found, the span is never ended, and therefore never exported.
         span = self._tracer.start_span("rank", context=self._context, kind=SpanKind.CLIENT)
         self._attempt = (span, time_ns())
         self._propagator.inject(headers, context=set_span_in_context(span))
@@ -207,7 +214,7 @@ class _RecordedTrace(RequestTrace):
             self._rank.add_event("first token")
 
     @override
-    def left(self, error: str | None = None) -> None:
+    def end_rank(self, error: str | None = None) -> None:
         span, self._rank = self._rank, None
         if span is None:
             return
@@ -216,13 +223,13 @@ class _RecordedTrace(RequestTrace):
         span.end()
 
     @override
-    def resumes(self, way: str, emitted_tokens: int) -> None:
+    def resumed(self, way: str, emitted_tokens: int) -> None:
         self._root.add_event("resumes", {"moe.way": way, "moe.emitted_tokens": emitted_tokens})
 
     @override
     def end(self, line: RequestLine) -> None:
-        self.let_in()
-        self.left()
+        self.end_admission()
+        self.end_rank()
         span = self._root
         span.set_attributes(
             {name: value for name, value in _attributes(line).items() if value is not None}
@@ -241,10 +248,9 @@ def _exporter(settings: TelemetrySettings) -> Any:
             OTLPSpanExporter as GrpcExporter,
         )
 
-        # The scheme says whether it is plain: https:// is not.
-        plain = not str(settings.otlp_endpoint).startswith("https://")
+        insecure = not str(settings.otlp_endpoint).startswith("https://")
         return GrpcExporter(
-            endpoint=settings.otlp_endpoint, insecure=plain, timeout=_EXPORT_TIMEOUT
+            endpoint=settings.otlp_endpoint, insecure=insecure, timeout=_EXPORT_TIMEOUT
         )
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import (
         OTLPSpanExporter as HttpExporter,
@@ -275,7 +281,7 @@ def _is_failure(line: RequestLine) -> bool:
         return False
     if line.protocol == "grpc":
         return line.status in _FAILED_RPCS
-    # An error in the middle of a stream comes after a 200.
+    # A stream that fails after its start has status 200.
     status = int(line.status or 0)
     return status >= _FIRST_SERVER_ERROR or status < 400  # noqa: PLR2004  4xx blames the client
 

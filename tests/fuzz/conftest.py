@@ -1,4 +1,4 @@
-"""How much is fuzzed, and against what."""
+"""Number of fuzz cases, and the router under test."""
 
 import os
 
@@ -13,7 +13,7 @@ from tests.support.watchdog import CROWDED, LIMIT, Watchdog
 
 @pytest.fixture(scope="session")
 def cases_in_all() -> int:
-    """Cases over all files of this folder (``make fuzz`` runs 20,000)."""
+    """Number of cases over all files of this directory (``make fuzz`` runs 20,000)."""
     return int(os.environ.get("FUZZ_CASES", "2000"))
 
 
@@ -24,7 +24,7 @@ def seed() -> int:
 
 @pytest.fixture
 def show(capsys):
-    """Print how often each answer came, for ``make fuzz``."""
+    """Print the number of each kind of answer, for ``make fuzz``."""
 
     def print_counts(counts):
         if "FUZZ_CASES" in os.environ:
@@ -45,7 +45,7 @@ async def stand():
 
 @pytest_asyncio.fixture(loop_scope="session")
 async def watched(stand):
-    """See that no turn of the router's event loop computes too long while a test runs."""
+    """Assert that no turn of the router's event loop takes too long during a test."""
     with Watchdog(limit=LIMIT if "FUZZ_CASES" in os.environ else CROWDED) as dog:
         yield dog
     dog.check()

@@ -53,7 +53,7 @@ GOOD: dict[str, tuple[Message, ...]] = {
 }
 
 _CHANGES_STATE = frozenset({"Drain", "Cordon", "Uncordon", "Undrain"})
-"""RPCs for operators; with a good message they would take the ranks away under the fuzzing."""
+"""RPCs for operators; a valid message would remove the ranks under test."""
 
 SERVICES = (
     pb.DESCRIPTOR.services_by_name["InferenceService"],
@@ -94,12 +94,12 @@ class Case:
 
     @property
     def path(self) -> str:
-        """As gRPC names it."""
+        """Full name of the RPC."""
         return f"/{self.method.containing_service.full_name}/{self.method.name}"
 
     @property
     def response(self) -> Any:
-        """Class of the answer."""
+        """Class of the response."""
         return GetMessageClass(self.method.output_type)
 
     def __str__(self) -> str:
@@ -111,7 +111,7 @@ class Case:
 
 
 def cases(seed: int, count: int) -> Iterator[Case]:
-    """Make ``count`` cases over all RPCs."""
+    """Generate ``count`` cases over all RPCs."""
     rng = random.Random(seed)
     methods = [
         method
@@ -160,7 +160,7 @@ def _broken(rng: random.Random, encoded: bytes) -> bytes:
 
 
 def _change(rng: random.Random, message: Any) -> None:
-    """Set, clear or multiply one field, or one of a message inside."""
+    """Set, clear or multiply one field, or a field of an embedded message."""
     fields = message.DESCRIPTOR.fields
     if not fields:
         return

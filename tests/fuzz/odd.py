@@ -1,4 +1,4 @@
-"""Odd values, and ways to put them into a good request. All from a seed."""
+"""Odd values, and ways to put them into a valid request, from a seeded generator."""
 
 import copy
 import random
@@ -104,7 +104,7 @@ def paths(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
 
 
 def mutate(rng: random.Random, body: Any, fields: dict[str, tuple[Any, ...]]) -> Any:
-    """Return a copy of ``body`` with one to three things wrong.
+    """Return a copy of ``body`` with one to three defects.
 
     Args:
         rng: decides.

@@ -1,4 +1,4 @@
-"""Requests for every REST route: good ones with something wrong in them, and raw bytes."""
+"""Requests for every REST route: valid ones with defects, and raw bytes."""
 
 import json
 import random
@@ -259,7 +259,7 @@ class Case:
 
     path: str
     content: bytes | list[bytes]
-    """In pieces: sent in chunks."""
+    """Parts of the body, sent as chunks."""
     method: str = "POST"
     headers: dict[str, str] = field(default_factory=dict)
 
@@ -268,7 +268,7 @@ class Case:
 
 
 def mutated(rng: random.Random, fields: dict[str, list[str]]) -> Case:
-    """Make a good request for a random route with one to three things wrong."""
+    """Generate a valid request for a random route, with one to three defects."""
     path, body = rng.choice(GOOD)
     names = {name: DANGEROUS.get(name, ()) for name in fields.get(path) or DANGEROUS}
     body = mutate(rng, {**body, "stream": rng.random() < 0.5}, names)
@@ -279,7 +279,7 @@ def mutated(rng: random.Random, fields: dict[str, list[str]]) -> Case:
 
 
 def raw(rng: random.Random) -> Case:  # noqa: C901, PLR0912  a table of ways
-    """Make a request whose bytes are wrong."""
+    """Generate a request of invalid bytes."""
     path, body = rng.choice(GOOD)
     good = json.dumps(body).encode()
     headers = {"content-type": "application/json"}
@@ -342,7 +342,7 @@ def raw(rng: random.Random) -> Case:  # noqa: C901, PLR0912  a table of ways
 
 
 def cases(seed: int, count: int, fields: dict[str, list[str]]) -> Iterator[Case]:
-    """Make ``count`` cases; three of four have good JSON."""
+    """Generate ``count`` cases; three of four have valid JSON."""
     rng = random.Random(seed)
     for _ in range(count):
         yield mutated(rng, fields) if rng.random() < 0.75 else raw(rng)

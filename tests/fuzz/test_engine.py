@@ -1,4 +1,4 @@
-"""Parameters that pass the router's checks, on a real engine: it lives, and stays right."""
+"""Parameters that pass the router's checks, on a real engine: it survives, and stays correct."""
 
 import asyncio
 import contextlib
@@ -19,6 +19,8 @@ from serving.router.app import Router
 from serving.settings import LinkSettings, Settings
 from tests.fuzz.rest_cases import CHAT, DANGEROUS, MODEL, Case
 from tests.fuzz.verdict import rest_problem
+from tests.support.engines import share_fork_server
+from tests.support.waiting import eventually
 
 pytestmark = [
     pytest.mark.vllm,
@@ -30,14 +32,14 @@ AT_ONCE = 6
 PATIENCE = 60.0  # seconds for one answer of a real engine on a busy machine
 QUESTION = {**CHAT, "temperature": 0, "max_tokens": 24}
 
-# What the model runs on; only what it generates with is fuzzed here.
+# The engine's configuration; only sampling parameters are fuzzed here.
 KEPT = {"model", "messages", "prompt", "tools", "stream", "request_id", "input"}
 BASES = (
     ("/v1/chat/completions", {**CHAT, "max_tokens": 6}),
     ("/v1/completions", {"model": MODEL, "prompt": "What is", "max_tokens": 6}),
     ("/v1/responses", {"model": MODEL, "input": "Hi", "max_output_tokens": 6}),
 )
-# Well-formed, and hard on whoever compiles or follows them.
+# Well-formed, but hard to compile or to follow.
 PATHOLOGICAL = {
     "structured_outputs": (
         {"regex": "(a|b)*c"},
@@ -114,6 +116,7 @@ async def real_rank():
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         port = sock.getsockname()[1]
+    share_fork_server()
     engine = VllmEngine(settings, 0, "127.0.0.1", port)
     try:
         await engine.start()
@@ -122,9 +125,7 @@ async def real_rank():
         server = RankServer(engine, link, RankIdentity("g0", "e0", 0, 1, "127.0.0.1"))
         await server.start()
         try:
-            async with asyncio.timeout(60):
-                while not router.roster.ready:  # noqa: ASYNC110  the simplest way to wait for it
-                    await asyncio.sleep(0.05)
+            await eventually(lambda: router.membership.ready)
             yield router, engine
         finally:
             await server.stop()
@@ -140,7 +141,7 @@ async def rank():
 
 
 def parameters(seed: int, count: int):
-    """Make requests with one to four parameters set; each value of the tables comes first."""
+    """Generate requests with one to four parameters; each value of the tables once, then random."""
     rng = random.Random(seed)
     table = {name: values for name, values in DANGEROUS.items() if name not in KEPT}
     for name, values in PATHOLOGICAL.items():
@@ -198,7 +199,7 @@ async def test_no_parameters_kill_or_wedge_a_real_engine(rank, seed):
                 group.create_task(work())
         assert not problems, f"{len(problems)} of {count}:\n" + "\n".join(problems[:40])
         assert count // 4 < served < count
-        # As before: nothing has leaked into others' answers.
+        # Unchanged: nothing has leaked into other requests' answers.
         assert await answer() == right
     await engine.check_health()
     load = await engine.load()

@@ -1,4 +1,4 @@
-"""Whatever bytes come over gRPC: a status that blames them, never INTERNAL, UNKNOWN or a hang."""
+"""Arbitrary bytes over gRPC get a client error, never INTERNAL, UNKNOWN or a hang."""
 
 import asyncio
 import collections
@@ -10,16 +10,17 @@ import pytest_asyncio
 
 from tests.fuzz.grpc_cases import GOOD, SERVICES, Case, cases
 from tests.fuzz.verdict import PATIENCE, grpc_problem
+from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(3600)]
 
 AT_ONCE = 8
 SHARE = 0.47
-"""Of all cases."""
+"""Fraction of all cases."""
 
 
 async def call(channel: grpc.aio.Channel, case: Case) -> tuple[grpc.StatusCode, str]:
-    """Send bytes as they are; what comes back must be decodable."""
+    """Send bytes unchanged; the response must be decodable."""
     streamed = case.method.server_streaming
     make = channel.unary_stream if streamed else channel.unary_unary
     made = make(case.path, request_serializer=None, response_deserializer=case.response.FromString)(
@@ -61,8 +62,8 @@ def good_cases():
 
 
 async def still_serves(stand, channel) -> None:
-    await stand.until(lambda: stand.idle, "the end of all requests")
-    (group,) = stand.router.roster.snapshot().groups
+    await eventually(lambda: stand.idle, "the end of all requests")
+    (group,) = stand.router.membership.snapshot().groups
     assert group.state == "ready"
     assert len(group.ranks) == stand.settings.group.data_parallel
     for case in good_cases():
@@ -86,7 +87,7 @@ async def test_random_bytes_and_mutated_messages(stand, channel, cases_in_all, s
     problems, statuses = await run(channel, cases(seed, count))
     show(statuses)
     assert not problems, f"{len(problems)} of {count}:\n" + "\n".join(problems[:40])
-    # A fuzzer whose cases are all refused at the door finds nothing.
+    # A fuzzer whose cases are all refused by the first check finds nothing.
     served = sum(times for (_, status), times in statuses.items() if status == "OK")
     assert count // 10 < served < count
     await still_serves(stand, channel)

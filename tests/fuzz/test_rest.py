@@ -1,4 +1,4 @@
-"""Whatever bytes come over REST: an answer that blames them, never a 5xx, a hang or a dead rank."""
+"""Arbitrary bytes over REST get a client error, never a 5xx, a hang or a dead rank."""
 
 import asyncio
 import collections
@@ -8,12 +8,13 @@ import pytest
 
 from tests.fuzz.rest_cases import GOOD, Case, cases
 from tests.fuzz.verdict import PATIENCE, rest_problem
+from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(3600)]
 
 AT_ONCE = 8
 SHARE = 0.47
-"""Of all cases."""
+"""Fraction of all cases."""
 
 
 async def answer_to(rest: httpx.AsyncClient, case: Case) -> tuple[int, bytes]:
@@ -35,7 +36,7 @@ async def answer_to(rest: httpx.AsyncClient, case: Case) -> tuple[int, bytes]:
 
 
 async def run(rest, all_cases, answer=answer_to):
-    """Send the cases, a few at once; return what is wrong, and how often each status came."""
+    """Send the cases concurrently; return the problems, and the number of each status."""
     problems, statuses = [], collections.Counter()
 
     async def work():
@@ -54,7 +55,7 @@ async def run(rest, all_cases, answer=answer_to):
 
 
 async def fields_of(stand) -> dict[str, list[str]]:
-    """Names of the fields of every route's request, from the OpenAPI document."""
+    """Return the field names of every route's request, from the OpenAPI document."""
     document = stand.openapi
     found = {}
     for path, methods in document["paths"].items():
@@ -72,9 +73,9 @@ async def fields_of(stand) -> dict[str, list[str]]:
 
 
 async def still_serves(stand, rest) -> None:
-    """All ranks are there, nothing is left over, and every good request is answered."""
-    await stand.until(lambda: stand.idle, "the end of all requests")
-    (group,) = stand.router.roster.snapshot().groups
+    """Assert that all ranks are there, nothing is left, and valid requests are answered."""
+    await eventually(lambda: stand.idle, "the end of all requests")
+    (group,) = stand.router.membership.snapshot().groups
     assert group.state == "ready"
     assert len(group.ranks) == stand.settings.group.data_parallel
     for path, body in GOOD:
@@ -91,7 +92,7 @@ async def test_mutated_requests_and_raw_bytes(stand, rest, cases_in_all, seed, s
     problems, statuses = await run(rest, cases(seed, count, await fields_of(stand)))
     show(statuses)
     assert not problems, f"{len(problems)} of {count}:\n" + "\n".join(problems[:40])
-    # A fuzzer whose cases are all refused at the door finds nothing.
+    # A fuzzer whose cases are all refused by the first check finds nothing.
     served = sum(times for (_, status), times in statuses.items() if status == 200)
     assert count // 10 < served < count
     await still_serves(stand, rest)

@@ -1,4 +1,4 @@
-"""What schemathesis makes of the router's own OpenAPI document: valid and invalid requests."""
+"""Valid and invalid requests that schemathesis generates from the router's OpenAPI document."""
 
 import asyncio
 import json
@@ -15,7 +15,7 @@ from tests.fuzz.test_rest import run, still_serves
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(3600)]
 
 SHARE = 0.06
-"""Of all cases: they cost most, and most end at the door."""
+"""Fraction of all cases; they are expensive, and most are refused by the first check."""
 
 
 def made_by_schemathesis(document: dict[str, Any], number: int, count: int) -> list[Case]:
@@ -71,7 +71,7 @@ def _converted(case: Any, *, named: bool) -> Case:
 
 async def test_cases_of_schemathesis(stand, rest, cases_in_all, seed, show):
     count = int(cases_in_all * SHARE)
-    # In a thread: it takes long, and the ranks' connections live in this loop.
+    # In a thread: it takes long, and this loop serves the ranks' connections.
     made = await asyncio.to_thread(made_by_schemathesis, stand.openapi, seed, count)
     assert len(made) == count
     problems, statuses = await run(rest, iter(made))

@@ -21,13 +21,14 @@ from tests.fuzz import mutators
 from tests.fuzz.guided.frames import _Written
 from tests.fuzz.traffic.record import FILE
 from tests.fuzz.verdict import PATIENCE
+from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(3600)]
 
 AT_ONCE = 8
 COUNT = int(os.environ.get("FUZZ_CASES", "200"))
 BESIDE = 0.02
-"""Seconds that gRPC calls get after all was sent before the client goes."""
+"""Seconds between the last byte sent and the client's disconnect, for gRPC."""
 RECORDED = [
     (each["client"], each["door"], base64.b64decode(each["sent"]))
     for each in json.loads(FILE.read_text())
@@ -37,7 +38,7 @@ _BAD = {b"500", b"502", b"503"}
 
 
 def http_changed(rng, data):
-    """Change a request's headers, its JSON, how its body is framed, or any bytes."""
+    """Change a request's headers, its JSON, the framing of its body, or arbitrary bytes."""
     head, _, body = data.partition(b"\r\n\r\n")
     lines = head.split(b"\r\n")
     at = rng.randrange(1, max(len(lines), 2))
@@ -65,12 +66,12 @@ def http_changed(rng, data):
 
 
 def requests_in(data):
-    """Split what a client sent on one HTTP/1.1 connection into its requests."""
+    """Split the data of one HTTP/1.1 connection into requests."""
     return [part for part in re.split(rb"(?=(?:GET|POST|HEAD) /\S* HTTP/1\.1\r\n)", data) if part]
 
 
 def h2_changed(rng, data):
-    """Change frames behind the preface, rarely any bytes."""
+    """Change frames after the preface; rarely, arbitrary bytes."""
     if rng.random() < 0.1:
         return mutators.bytes_changed(rng, data)
     size = len(mutators.PREFACE)
@@ -92,7 +93,7 @@ def cases(seed, count):
 
 
 async def replay(stand, door, sent, chance):
-    """Send it, cut as chance says; return what came until the server closed."""
+    """Send data in random parts; return the response until the server closes."""
     port = getattr(stand.router.addresses, f"{door}_port")
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     reading = asyncio.create_task(reader.read())
@@ -116,12 +117,12 @@ async def replay(stand, door, sent, chance):
 
 
 def problem_of(door, sent, said):
-    """Say what is wrong with what came; none: nothing."""
+    """Return what is wrong with a response; None if nothing is."""
     if door == "rest":
         bad = [status for status in _STATUS.findall(said) if status in _BAD]
         return f"status {bad}" if bad else None
     try:
-        # It went when it liked, so the last frame may be cut off.
+        # The client disconnected at an arbitrary time, so the last frame may be incomplete.
         whole = b"".join(each for each in mutators.frames_in(said) if _is_whole(each))
         _Written(whole).check(len(sent))
     except AssertionError as error:
@@ -134,7 +135,7 @@ def _is_whole(frame):
 
 
 async def beside(stand, rest, channel, over):
-    """Stream over both doors until ``over``; return how often each answer came."""
+    """Stream over REST and gRPC until ``over``; return the number of each answer."""
     body = {
         "model": "pocket-r1",
         "messages": [{"role": "user", "content": "What is 17+25?"}],
@@ -168,7 +169,7 @@ async def beside(stand, rest, channel, over):
 
 def connections(stand):
     router = stand.router
-    return len(router._grpc._server.connections) + len(router._rest.server_state.connections)
+    return len(router.grpc.server.connections) + len(router.rest.server_state.connections)
 
 
 async def test_recordings_are_of_many_clients():
@@ -183,9 +184,9 @@ async def test_recorded_traffic_is_served_as_it_was(stand, watched):
         said = await replay(stand, door, sent, 0.9)
         assert problem_of(door, sent, said) is None, client
         if door == "rest":
-            # 100: what a client that half-closes is told while it waits.
+            # 100: sent to a half-closed client while it waits.
             assert set(_STATUS.findall(said)) - {b"100"} == {b"200"}, client
-    await stand.until(lambda: stand.idle, "the end of all requests")
+    await eventually(lambda: stand.idle, "the end of all requests")
 
 
 async def test_changed_traffic_disturbs_nobody(stand, rest, seed):
@@ -200,7 +201,7 @@ async def test_changed_traffic_disturbs_nobody(stand, rest, seed):
     async with grpc.aio.insecure_channel(stand.router.addresses.grpc) as channel:
         over.set()
         before = await beside(stand, rest, channel, over)
-        await stand.until(lambda: stand.idle, "the end of all requests")
+        await eventually(lambda: stand.idle, "the end of all requests")
         kept = connections(stand)
         over.clear()
         tasks = len(asyncio.all_tasks())
@@ -218,8 +219,8 @@ async def test_changed_traffic_disturbs_nobody(stand, rest, seed):
         assert before[0][1]
         assert before[0][2]
         assert len(during) > 3
-        await stand.until(lambda: stand.idle, "the end of all requests")
-        await stand.until(lambda: connections(stand) <= kept, "the end of all connections")
-        await stand.until(lambda: len(asyncio.all_tasks()) <= tasks, "the end of all tasks")
-    (group,) = stand.router.roster.snapshot().groups
+        await eventually(lambda: stand.idle, "the end of all requests")
+        await eventually(lambda: connections(stand) <= kept, "the end of all connections")
+        await eventually(lambda: len(asyncio.all_tasks()) <= tasks, "the end of all tasks")
+    (group,) = stand.router.membership.snapshot().groups
     assert group.state == "ready"

@@ -11,13 +11,13 @@ from typing import Any
 
 import grpc
 
-PATIENCE = 30.0  # seconds for one answer
+PATIENCE = 120.0  # seconds for one answer
 
 _ALLOWED_OVER_500 = {(501, "UNSUPPORTED")}
 
 
 def rest_problem(status: int, body: bytes, *, has_deadline: bool) -> str | None:
-    """Say what is wrong with a REST answer; none: nothing."""
+    """Return what is wrong with a REST response; None if nothing is."""
     allowed = _ALLOWED_OVER_500 | ({(504, "DEADLINE_EXCEEDED")} if has_deadline else set())
     if status >= 500:
         reason = _reason(body)
@@ -35,7 +35,7 @@ def rest_problem(status: int, body: bytes, *, has_deadline: bool) -> str | None:
 
 
 def grpc_problem(code: grpc.StatusCode, details: str) -> str | None:
-    """Say what is wrong with the status of a call; none: nothing."""
+    """Return what is wrong with the status of a call; None if nothing is."""
     if code in {
         grpc.StatusCode.OK,
         grpc.StatusCode.INVALID_ARGUMENT,

@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class FleetServiceStub:
-    """For operators: with API keys, for those with role admin.
+    """With API keys, all RPCs require role admin. They concern this router only: send operations to
+    each router of an active-active set.
     """
 
     def __init__(self, channel):
@@ -58,36 +59,35 @@ class FleetServiceStub:
 
 
 class FleetServiceServicer:
-    """For operators: with API keys, for those with role admin.
+    """With API keys, all RPCs require role admin. They concern this router only: send operations to
+    each router of an active-active set.
     """
 
     def GetFleet(self, request, context):
-        """The same picture as the router's /fleet.
+        """Returns the same content as the router's /fleet.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Cordon(self, request, context):
-        """Gives a group no new work. What it has goes on. Does nothing to a cordoned group.
+        """Stops routing new requests to a group; running requests continue. Idempotent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Uncordon(self, request, context):
-        """Lets a cordoned group have work again.
+        """Routes requests to a cordoned group again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Drain(self, request, context):
-        """Cordons a group and waits until its requests are finished; what is left after the
-        time-out goes on in other groups. The group stays cordoned, also when the call is
+        """Cordons a group and waits until its running requests have finished; requests that are left
+        after the timeout resume on other groups. The group stays cordoned, even if the call is
         cancelled.
-
-        All of these are about this router alone: the others of a set must be told as well.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -125,7 +125,8 @@ def add_FleetServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class FleetService:
-    """For operators: with API keys, for those with role admin.
+    """With API keys, all RPCs require role admin. They concern this router only: send operations to
+    each router of an active-active set.
     """
 
     @staticmethod

@@ -1,1 +1,1 @@
-"""Authentication and authorization of REST and gRPC callers."""
+"""Authentication and authorization of REST and gRPC requests."""

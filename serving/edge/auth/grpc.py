@@ -1,4 +1,4 @@
-"""Asks every RPC for a key before anything else is done for it, reflection's among them."""
+"""Authentication of RPCs, including health and reflection."""
 
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -7,8 +7,8 @@ import grpc
 import grpc.aio
 
 from serving.clock import Clock
-from serving.edge.auth.authenticator import Authenticator, identity_var
-from serving.edge.auth.permissions import Need, need_of_rpc
+from serving.edge.auth.authenticator import Authenticator, principal_var
+from serving.edge.auth.permissions import Permission, rpc_permission
 from serving.edge.grpc.errors import rpc_error
 from serving.errors import ServingError
 from serving.telemetry import metrics
@@ -16,11 +16,11 @@ from serving.telemetry.logs import RequestLine, log_request
 
 
 class AuthInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
-    """Refuses calls; what it lets through finds the caller in ``identity_var``.
+    """Refuses RPCs without the required permission and sets ``principal_var`` for the others.
 
-    It must be the last interceptor: it asks for the handler before it knows who calls.
-
-    gRPC runs interceptors and handler of a call in one task, so nothing has to be reset.
+    Must be the last interceptor, because it looks up the handler before authenticating the call.
+    gRPC runs the interceptors and the handler of a call in one task, so ``principal_var`` needs no
+    reset.
     """
 
     def __init__(self, authenticator: Authenticator, model: str, clock: Clock) -> None:
@@ -31,7 +31,7 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
     async def intercept_service(
         self, continuation: Callable[[Any], Awaitable[Any]], handler_call_details: Any
     ) -> Any:
-        """Return the handler of the call, or one that refuses it."""
+        """Return the handler of the RPC, or a handler that refuses the call."""
         method: str = handler_call_details.method
         metadata = {
             key: value
@@ -39,14 +39,14 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
             if isinstance(value, str)
         }
         handler = await continuation(handler_call_details)
-        # Any key may learn that there is no such method: clients that know several versions of a
-        # service fall back to an older one on UNIMPLEMENTED alone.
-        need = Need.KEY if handler is None else need_of_rpc(method)
+        # An unknown method requires only a valid key: a client that supports several versions of a
+        # service falls back to an older one on UNIMPLEMENTED, not on PERMISSION_DENIED.
+        required = Permission.ANY_KEY if handler is None else rpc_permission(method)
         try:
-            identity = self._authenticator.authenticate(metadata, need)
+            principal = self._authenticator.authenticate(metadata, required)
         except ServingError as error:
             return self._refusal(method, error)
-        identity_var.set(identity)
+        principal_var.set(principal)
         return handler
 
     def _refusal(self, method: str, error: ServingError) -> Any:
@@ -68,5 +68,5 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
             )
             await context.abort(failure.code, failure.status.message, failure.trailers)
 
-        # Of this kind whatever the method is: it is called before any message is read.
+        # A stream-stream handler suits every method because it runs before a message is read.
         return grpc.stream_stream_rpc_method_handler(refuse)

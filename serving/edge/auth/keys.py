@@ -1,22 +1,21 @@
-"""API keys: who holds which, and what each may do. Only their hashes are on disk.
+"""The key file: hashes of API keys, with tenants, roles and expiry dates.
 
     keys:
-      - id: alice-laptop            stands where a key is meant and must not be shown
-        hash: sha256:9f86d08...     of the whole key
-        tenant: alice               whose quota and fair share it uses
+      - id: alice-laptop            names the key in messages and logs
+        hash: sha256:9f86d08...     hash of the complete key
+        tenant: alice               tenant whose quota and fair share the key uses
         roles: [user, explain]      default: [user]
         priorities: [standard]      default: all
-        expires: 2027-01-31         optional; from then on the key is unknown
-    tenants:                      what is not said here is as in the settings under admission
+        expires: 2027-01-31         optional; the key is invalid from this date on
+    tenants:                      omitted limits come from the admission settings
       alice: {requests_per_minute: 600, concurrent_streams: 16, weight: 2}
 
-Plain SHA-256 is right here, and a slow password hash (argon2, bcrypt) would be wrong: those
-make guessing dear where people choose the secret. These keys are 256 random bits, which nobody
-guesses however fast the hash is, and every request pays for the check.
+Plain SHA-256 is sufficient. Slow password hashes (argon2, bcrypt) protect guessable secrets. These
+keys are 256 random bits, which cannot be guessed at any speed, and the hash must be computed for
+every request.
 
-A key is looked up by its digest. How long that takes can tell something about the digests on
-file at most, and from a digest nobody gets to a key; the last comparison takes constant time
-all the same.
+Keys are looked up by digest. Lookup timing could at most reveal something about stored digests,
+from which a key cannot be computed; the final comparison is constant-time anyway.
 """
 
 import datetime as dt
@@ -29,7 +28,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from serving.admission.limits import LimitsOf, TenantLimits
+from serving.admission.quotas import LimitsOf, TenantLimits
 from serving.credentials.tokens import read_tokens
 from serving.credentials.watched import Watched, read_text
 from serving.edge.auth.permissions import Role
@@ -39,7 +38,7 @@ from serving.settings import SecuritySettings
 from serving.yaml_text import NotYaml, read_yaml
 
 PREFIX = "moe-"
-"""Of every key that is made here, so that scanners for leaked secrets can know one."""
+"""Prefix of all generated keys; lets secret scanners recognize them."""
 HASH_PREFIX = "sha256:"
 MAX_KEY_LENGTH = 512
 OPERATOR = "operator"
@@ -50,28 +49,28 @@ _NAME = r"^[A-Za-z0-9][A-Za-z0-9._@-]{0,63}$"
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """What is known of one key, the key itself excepted."""
+    """One entry of the key file; the key itself is not stored."""
 
     id: str
     tenant: str
     roles: frozenset[Role]
     priorities: frozenset[Priority]
     expires: float | None = None
-    """Seconds since the Unix epoch."""
+    """Unix time from which the key is invalid, seconds. None: never."""
     digest: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class KeyRing:
-    """All keys and tenants of one state of the file."""
+    """Keys and tenants of one version of the key file."""
 
     keys: Mapping[str, Key]
-    """By digest."""
+    """Keys by digest."""
     tenants: Mapping[str, Mapping[str, Any]]
-    """What the file says of a tenant's limits: fields of ``TenantLimits``."""
+    """Limits in the file (fields of ``TenantLimits``), by tenant."""
 
     def find(self, presented: str, now: float) -> Key | None:
-        """Return what is known of a key, or none: unknown, or expired at ``now`` (Unix time)."""
+        """Return the entry of a key, or None if unknown or expired at ``now`` (Unix time)."""
         if len(presented) > MAX_KEY_LENGTH:
             return None
         digest = digest_of(presented)
@@ -81,7 +80,7 @@ class KeyRing:
         return key if key.expires is None or now < key.expires else None
 
     def limits_of(self, tenant: str, default: TenantLimits) -> TenantLimits:
-        """Return a tenant's limits; ``default`` where the file says nothing."""
+        """Return a tenant's limits; limits omitted in the file are taken from ``default``."""
         return replace(default, **self.tenants.get(tenant, {}))
 
 
@@ -91,16 +90,16 @@ def new_key() -> str:
 
 
 def digest_of(key: str) -> str:
-    """Return a key's hash as it stands in the file."""
+    """Return a key's hash in the format of the key file."""
     data = key.encode("utf-8", "surrogateescape")
     return HASH_PREFIX + hashlib.sha256(data).hexdigest()
 
 
 def watch_keys(settings: SecuritySettings) -> Watched[KeyRing] | None:
-    """Load the keys and keep an eye on their files; none when no keys are asked for.
+    """Load the key file and watch it for changes; return None if none is configured.
 
     Raises:
-        SettingsError: they cannot be used.
+        SettingsError: a file is missing or invalid.
     """
     file, operator = settings.keys_file, settings.operator_key_file
     if file is None:
@@ -109,17 +108,22 @@ def watch_keys(settings: SecuritySettings) -> Watched[KeyRing] | None:
 
 
 def limits_with(keys: Watched[KeyRing] | None, default: LimitsOf) -> LimitsOf:
-    """Return the limits of tenants as the keys' file has them now, over the default ones."""
+    """Return a lookup of tenant limits in the current key file, falling back to ``default``."""
     if keys is None:
         return default
     return lambda tenant: keys.value.limits_of(tenant, default(tenant))
 
 
 def load_keys(file: str, operator_file: str | None = None) -> KeyRing:
-    """Read the keys.
+    """Read a key file.
+
+    Args:
+        file: path of the key file.
+        operator_file: file with one plaintext key that is granted role admin.
 
     Raises:
-        SettingsError: with where in the file something is wrong; never with a hash or a key.
+        SettingsError: a file is missing or invalid; the message has the position but never a hash
+            or key.
     """
     ring = parse_keys(read_text(file, "API keys"), file)
     if operator_file is None:
@@ -130,10 +134,14 @@ def load_keys(file: str, operator_file: str | None = None) -> KeyRing:
 
 
 def parse_keys(text: str, where: str = "keys") -> KeyRing:
-    """Read the content of a keys file.
+    """Parse the content of a key file.
+
+    Args:
+        text: the content.
+        where: file name for error messages.
 
     Raises:
-        SettingsError: as ``load_keys``.
+        SettingsError: the content is invalid.
     """
     try:
         content = read_yaml(text)
@@ -152,7 +160,7 @@ def parse_keys(text: str, where: str = "keys") -> KeyRing:
 
 
 def _without_nothing(content: Any) -> Any:
-    """Return the content without names that stand there without a value: ``keys:`` alone."""
+    """Return the content without top-level names that have no value, such as a bare ``keys:``."""
     if content is None:
         return {}
     if not isinstance(content, dict):
@@ -192,7 +200,7 @@ def _unix_time(moment: dt.datetime | dt.date | None) -> float | None:
 
 
 class _Model(BaseModel):
-    # Input stays out of messages: somebody may have pasted a key where its hash belongs.
+    # Messages must not show input, which may be a key entered instead of its hash.
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
 

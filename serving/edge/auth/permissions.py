@@ -1,7 +1,6 @@
-"""What each route and each RPC asks of whoever calls it: one table for both protocols.
+"""The permissions required by REST routes and RPCs.
 
-Whatever is not in the table is for operators alone: a route that somebody adds and forgets
-here is closed, not open.
+A route or RPC without an entry requires ADMIN, so newly added routes are closed by default.
 """
 
 from enum import StrEnum
@@ -10,84 +9,88 @@ _PREFLIGHT_HEADERS = ("origin", "access-control-request-method")
 
 
 class Role(StrEnum):
-    """What a key may do."""
+    """Role of an API key."""
 
     USER = "user"
     """Use the model."""
     METRICS = "metrics"
     """Read /metrics."""
     EXPLAIN = "explain"
-    """See why a rank was picked."""
+    """Read routing explanations (x-explain-routing)."""
     ADMIN = "admin"
-    """Everything, /fleet and FleetService among it."""
+    """All routes and RPCs, including /fleet and FleetService."""
 
 
-class Need(StrEnum):
-    """What it takes to call something."""
+class Permission(StrEnum):
+    """Permission required by a route or RPC. Values appear in error messages."""
 
-    NOTHING = "nothing"
-    KEY = "a key"
+    PUBLIC = "nothing"
+    ANY_KEY = "a key"
     USER = "role user"
     METRICS = "role metrics"
     ADMIN = "role admin"
 
 
-# Any one of these roles will do.
-ROLES_OF: dict[Need, frozenset[Role]] = {
-    Need.NOTHING: frozenset(),
-    Need.KEY: frozenset(Role),
-    Need.USER: frozenset({Role.USER, Role.ADMIN}),
-    Need.METRICS: frozenset({Role.METRICS, Role.ADMIN}),
-    Need.ADMIN: frozenset({Role.ADMIN}),
+ROLES_WITH: dict[Permission, frozenset[Role]] = {
+    Permission.PUBLIC: frozenset(),
+    Permission.ANY_KEY: frozenset(Role),
+    Permission.USER: frozenset({Role.USER, Role.ADMIN}),
+    Permission.METRICS: frozenset({Role.METRICS, Role.ADMIN}),
+    Permission.ADMIN: frozenset({Role.ADMIN}),
 }
+"""Roles that grant each permission; one of them is sufficient."""
 
 METRICS_TARGETS = "/metrics/targets"
 
-ROUTES: dict[str, Need] = {
-    "/livez": Need.NOTHING,
-    # Says whether, and why only to those who may see /fleet.
-    "/readyz": Need.NOTHING,
-    "/health": Need.NOTHING,
-    "/ping": Need.NOTHING,
-    "/metrics": Need.METRICS,
-    METRICS_TARGETS: Need.METRICS,
-    "/load": Need.METRICS,
-    "/fleet": Need.ADMIN,
-    "/version": Need.KEY,
-    "/openapi.json": Need.KEY,
-    "/v1/models": Need.KEY,
-    "/tokenize": Need.USER,
-    "/detokenize": Need.USER,
-    "/invocations": Need.USER,
+ROUTES: dict[str, Permission] = {
+    "/livez": Permission.PUBLIC,
+    # The public response is only the boolean; the reasons require ADMIN.
+    "/readyz": Permission.PUBLIC,
+    "/health": Permission.PUBLIC,
+    "/ping": Permission.PUBLIC,
+    "/metrics": Permission.METRICS,
+    METRICS_TARGETS: Permission.METRICS,
+    "/load": Permission.METRICS,
+    "/fleet": Permission.ADMIN,
+    "/version": Permission.ANY_KEY,
+    "/openapi.json": Permission.ANY_KEY,
+    "/v1/models": Permission.ANY_KEY,
+    "/tokenize": Permission.USER,
+    "/detokenize": Permission.USER,
+    "/invocations": Permission.USER,
 }
-_ROUTE_PREFIXES: dict[str, Need] = {"/v1/models/": Need.KEY, "/v1/": Need.USER}
-
-_RPCS: dict[str, Need] = {"/serving.api.v1.InferenceService/ListModels": Need.KEY}
-_SERVICES: dict[str, Need] = {
-    "/grpc.health.v1.Health/": Need.NOTHING,
-    "/grpc.reflection.v1.ServerReflection/": Need.KEY,
-    "/grpc.reflection.v1alpha.ServerReflection/": Need.KEY,
-    "/serving.api.v1.InferenceService/": Need.USER,
-    "/serving.api.v1.FleetService/": Need.ADMIN,
+_ROUTE_PREFIXES: dict[str, Permission] = {
+    "/v1/models/": Permission.ANY_KEY,
+    "/v1/": Permission.USER,
 }
 
+_RPCS: dict[str, Permission] = {"/serving.api.v1.InferenceService/ListModels": Permission.ANY_KEY}
+_SERVICES: dict[str, Permission] = {
+    "/grpc.health.v1.Health/": Permission.PUBLIC,
+    "/grpc.reflection.v1.ServerReflection/": Permission.ANY_KEY,
+    "/grpc.reflection.v1alpha.ServerReflection/": Permission.ANY_KEY,
+    "/serving.api.v1.InferenceService/": Permission.USER,
+    "/serving.api.v1.FleetService/": Permission.ADMIN,
+}
 
-def need_of_route(path: str, *, open_metrics: bool = False) -> Need:
-    """Return what a REST path asks for, whatever the method."""
+
+def route_permission(path: str, *, open_metrics: bool = False) -> Permission:
+    """Return the permission that a REST path requires, for all methods."""
     if open_metrics and path in {"/metrics", METRICS_TARGETS}:
-        return Need.NOTHING
+        return Permission.PUBLIC
     return ROUTES.get(path) or _by_prefix(_ROUTE_PREFIXES, path)
 
 
-def need_of_rpc(method: str) -> Need:
-    """Return what an RPC asks for; ``method`` is its full name, /package.Service/Method."""
+def rpc_permission(method: str) -> Permission:
+    """Return the permission that an RPC requires; ``method`` is /package.Service/Method."""
     return _RPCS.get(method) or _by_prefix(_SERVICES, method)
 
 
 def is_preflight(method: str, names: frozenset[str]) -> bool:
-    """Tell whether a request is a browser's question before the real one.
+    """Return whether a request is a CORS preflight.
 
-    Browsers send those without credentials; they are answered without reaching a route.
+    Browsers send preflights without credentials. The CORS middleware answers them, so they never
+    reach a route.
 
     Args:
         method: HTTP method.
@@ -96,5 +99,8 @@ def is_preflight(method: str, names: frozenset[str]) -> bool:
     return method == "OPTIONS" and names.issuperset(_PREFLIGHT_HEADERS)
 
 
-def _by_prefix(table: dict[str, Need], name: str) -> Need:
-    return next((need for prefix, need in table.items() if name.startswith(prefix)), Need.ADMIN)
+def _by_prefix(table: dict[str, Permission], name: str) -> Permission:
+    return next(
+        (permission for prefix, permission in table.items() if name.startswith(prefix)),
+        Permission.ADMIN,
+    )

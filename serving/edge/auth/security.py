@@ -1,21 +1,32 @@
-"""All that protects a router, loaded from its settings and kept up to date."""
+"""Security of a router's ports: credentials, and the check for unprotected ports at start-up."""
 
+import ipaddress
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from serving.admission.limits import LimitsOf
+import structlog
+
+from serving.admission.quotas import LimitsOf
 from serving.clock import Clock
 from serving.credentials.tls import TlsMaterial, client_port_tls, join_port_tls, watch_tls
 from serving.credentials.tokens import JoinTokens, load_join_tokens
 from serving.credentials.watched import Watched, keep_fresh
 from serving.edge.auth.authenticator import Authenticator
 from serving.edge.auth.keys import KeyRing, limits_with, watch_keys
-from serving.edge.auth.rest import Door
-from serving.settings import SecuritySettings
+from serving.errors import SettingsError
+from serving.settings import SecuritySettings, Settings
+
+_REMEDY = "; or listen on 127.0.0.1, or pass --insecure (security.insecure) on a closed network"
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger("serving.router")
 
 
 @dataclass(frozen=True, slots=True)
 class Security:
-    """Keys, join tokens and certificates as they are in force now; none: not asked for."""
+    """API keys, join tokens and certificates, reloaded when their files change.
+
+    Parts that are not configured are None.
+    """
 
     settings: SecuritySettings
     authenticator: Authenticator
@@ -26,10 +37,10 @@ class Security:
 
     @classmethod
     def load(cls, settings: SecuritySettings, clock: Clock) -> "Security":
-        """Read all the files.
+        """Load all files named in the settings.
 
         Raises:
-            SettingsError: one cannot be used.
+            SettingsError: a file is missing or its content is invalid.
         """
         keys = watch_keys(settings)
         tokens_file = settings.join_token_file
@@ -45,17 +56,68 @@ class Security:
             None if join_tls is None else watch_tls("certificates of the join port", join_tls),
         )
 
-    def door(self) -> Door:
-        """Return what REST requests go through."""
-        return Door(self.authenticator, open_metrics=self.settings.open_metrics)
-
     def limits_of(self, default: LimitsOf) -> LimitsOf:
-        """Return tenants' limits as the keys' file has them now, over the default ones."""
+        """Return a lookup of tenant limits in the current key file, falling back to ``default``."""
         return limits_with(self.keys, default)
 
     async def keep_fresh(self) -> None:
-        """Look for changed files, for ever."""
+        """Reload changed files every ``security.reload_interval`` seconds, until cancelled."""
         watched = (self.keys, self.join_tokens, self.tls, self.join_tls)
         await keep_fresh(
             [item for item in watched if item is not None], self.settings.reload_interval
         )
+
+
+def require_secure_bind(settings: Settings) -> None:
+    """Reject settings that expose an unprotected port to the network.
+
+    With ``security.insecure``, log the problems as a warning instead.
+
+    Raises:
+        SettingsError: lists all problems and their remedies in one line.
+    """
+    problems = list(insecure_binds(settings))
+    if problems and settings.security.insecure:
+        log.warning("open to the network", missing=problems)
+    elif problems:
+        raise SettingsError("; ".join(problems) + _REMEDY)
+
+
+def insecure_binds(settings: Settings) -> Iterator[str]:
+    """Yield one message for each protection missing on an exposed port."""
+    router, security = settings.router, settings.security
+    if not is_loopback(router.host):
+        where = f"router.host {router.host or '(all addresses)'} can be reached from outside"
+        if security.keys_file is None and security.tls_client_ca_file is None:
+            yield (
+                f"{where}: set security.keys_file (moe-serving keys new makes one) or "
+                "security.tls_client_ca_file"
+            )
+        if security.tls_cert_file is None and not security.tls_elsewhere:
+            yield (
+                f"{where}: set security.tls_cert_file and security.tls_key_file, or "
+                "security.tls_elsewhere=true if TLS ends in front of the router"
+            )
+    if (
+        not is_loopback(router.join_host)
+        and security.join_token_file is None
+        and security.join_tls_client_ca_file is None
+    ):
+        yield (
+            f"router.join_host {router.join_host or '(all addresses)'} can be reached from "
+            "outside, and every process that joins answers requests: set security.join_token_file "
+            "(and link.token_file for the ranks) or security.join_tls_client_ca_file"
+        )
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether a bind address is reachable only from this machine.
+
+    Host names other than "localhost" count as reachable from outside.
+    """
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False

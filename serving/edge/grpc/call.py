@@ -1,4 +1,4 @@
-"""What every RPC has in common: id, deadline, gate, errors as statuses, one log line."""
+"""Runs RPCs: request id, deadline, drain gate, error statuses, and the request log line."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
@@ -13,13 +13,19 @@ from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 
 from serving.api.v1 import inference_pb2 as pb
 from serving.clock import Clock
-from serving.edge.auth.authenticator import identity_var
-from serving.edge.callers import EXPLAIN, caller_of, explanation_of, line_of
-from serving.edge.gate import Gate
+from serving.edge.auth.authenticator import principal_var
+from serving.edge.gate import DrainGate
 from serving.edge.grpc.errors import rpc_error
-from serving.edge.request_context import REQUEST_ID, request_id_of, set_deadline, timeout_of
+from serving.edge.request_headers import (
+    EXPLAIN,
+    REQUEST_ID,
+    explanation_of,
+    request_context_of,
+    request_id_of,
+    timeout_of,
+)
 from serving.errors import EngineError
-from serving.request_context import Caller, caller_var
+from serving.request_context import RequestContext, request_context_var
 from serving.telemetry.logs import RequestLine, log_request
 from serving.telemetry.tracing import NO_TRACING, Tracing
 
@@ -30,8 +36,8 @@ _DATA = "data: "
 _DONE = "[DONE]"
 _ERROR = '{"error":'
 
-# Metadata that vLLM's handlers or we read; the rest of a client's, keys first of all, stays
-# outside.
+# Metadata that vLLM's handlers or this package read. All other metadata, in particular credentials,
+# is dropped.
 _PASSED_ON = ("x-session-id", "x-priority", "traceparent", "tracestate")
 
 _SERVICE = "serving.api.v1.InferenceService"
@@ -41,24 +47,22 @@ _log = structlog.get_logger("serving.edge")
 
 @dataclass(slots=True)
 class Call:
-    """One RPC while it runs."""
+    """State of a running RPC."""
 
     method: str
     request_id: str = ""
     headers: dict[str, str] = field(default_factory=dict)
-    limit: float | None = None
-    """Seconds that the client gives us; none: no end."""
-    caller: Caller | None = None
-    """Who asks, once that is known."""
+    request_context: RequestContext | None = None
+    """Set once the metadata is parsed."""
     usage: pb.Usage | None = None
-    """Tokens used, once they are known."""
+    """Set when the engine reports it, usually at the end."""
     began: float = 0.0
     first_at: float | None = None
     status: str = "OK"
     outcome: str = "ok"
 
     def raw_request(self, app: FastAPI) -> Request:
-        """Return what vLLM's handlers take headers from: a real request, no connection."""
+        """Return a Starlette request without a connection, for vLLM's handlers."""
         return Request(
             {
                 "type": "http",
@@ -74,9 +78,9 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class CallRunner:
-    """Runs RPCs; exceptions of their handlers end the call with their status."""
+    """Runs RPCs; exceptions of a handler end the call with the matching status."""
 
-    gate: Gate
+    gate: DrainGate
     model: str
     clock: Clock
     tracing: Tracing = NO_TRACING
@@ -84,7 +88,7 @@ class CallRunner:
     async def unary(
         self, method: str, context: Any, handler: Callable[[Call], Awaitable[ResponseT]]
     ) -> ResponseT:
-        """Run an RPC with one answer."""
+        """Run an RPC with one response."""
         call = Call(method, began=self.clock.monotonic())
         try:
             await self._admit(call, context)
@@ -94,7 +98,7 @@ class CallRunner:
         except asyncio.CancelledError:
             call.status = call.outcome = "CANCELLED"
             raise
-        except Exception as error:  # noqa: BLE001  every error has a status
+        except Exception as error:  # noqa: BLE001  every exception has a status
             await self._abort(call, context, error)
         else:
             return response
@@ -108,14 +112,13 @@ class CallRunner:
         begin: Callable[[Call], Awaitable[AsyncGenerator[str]]],
         convert: Callable[[str], StreamedT],
     ) -> None:
-        """Run an RPC with a stream of answers.
+        """Run an RPC with a stream of responses.
 
         Args:
-            method: its name.
-            context: gRPC's.
-            begin: starts the answer; its parts are vLLM's server-sent events.
-            convert: makes a message of an event's data.
-
+            method: name of the RPC.
+            context: gRPC's servicer context.
+            begin: starts the response and returns vLLM's server-sent events.
+            convert: converts the data of an event to a message.
         """
         call = Call(method, began=self.clock.monotonic())
         call.status = call.outcome = "CANCELLED"
@@ -126,7 +129,7 @@ class CallRunner:
                     await self._pass_on(call, context, events, convert)
             _explain(call, context)
             call.status, call.outcome = "OK", "ok"
-        except Exception as error:  # noqa: BLE001  every error has a status
+        except Exception as error:  # noqa: BLE001  every exception has a status
             await self._abort(call, context, error)
         finally:
             self._log(call)
@@ -138,12 +141,12 @@ class CallRunner:
         events: AsyncGenerator[str],
         convert: Callable[[str], StreamedT],
     ) -> None:
-        """Send events as messages, up to the one that says DONE.
+        """Send events as messages until the event [DONE].
 
         Raises:
             RpcError: an event is an error.
-            EngineError: the events end without saying so.
-            CancelledError: the client does not take what it is sent.
+            EngineError: the stream ends without [DONE].
+            CancelledError: the client does not read the messages in time.
         """
         async for event in events:
             if not event.startswith(_DATA):
@@ -163,12 +166,12 @@ class CallRunner:
         raise EngineError("the stream ended before the answer was complete")
 
     async def _admit(self, call: Call, context: Any) -> None:
-        """Read the metadata and let the call in.
+        """Parse the metadata and check that the call is allowed.
 
         Raises:
-            InvalidRequest: malformed metadata.
-            PermissionDenied: it asks for something that the key does not allow.
-            NotReady: the router drains.
+            InvalidRequest: the metadata is malformed.
+            PermissionDenied: the key does not permit an option in the metadata.
+            NotReady: the router is draining.
         """
         metadata = {
             key: value
@@ -177,25 +180,28 @@ class CallRunner:
         }
         call.request_id = request_id_of(metadata)
         await context.send_initial_metadata(((REQUEST_ID, call.request_id),))
-        call.caller = caller_of(identity_var.get(), metadata)
-        journal = call.caller.journal
-        journal.arrived_at = call.began
-        journal.trace = self.tracing.begin(
+        call.request_context = request_context_of(principal_var.get(), metadata)
+        record = call.request_context.record
+        record.arrived_at = call.began
+        record.trace = self.tracing.begin(
             f"{_SERVICE}/{call.method}", metadata, {"rpc.system": "grpc", "rpc.method": call.method}
         )
         self.gate.check()
         passed_on = {key: metadata[key] for key in _PASSED_ON if key in metadata}
         call.headers = {**passed_on, REQUEST_ID: call.request_id}
         limits = (timeout_of(metadata), context.time_remaining())
-        call.limit = min((limit for limit in limits if limit is not None), default=None)
+        seconds = min((limit for limit in limits if limit is not None), default=None)
+        if seconds is not None:
+            call.request_context = replace(
+                call.request_context, deadline=self.clock.monotonic() + seconds
+            )
 
     @contextmanager
     def _running(self, call: Call) -> Iterator[None]:
-        # Not taken back: every call has a context of its own, and the generator of a stream whose
-        # client left is closed from another one.
-        caller_var.set(call.caller)
-        set_deadline(call.limit, self.clock)
-        with self.gate.passing():
+        # Not reset: each call has its own context, and after a disconnect the generator of a stream
+        # is closed from a different one.
+        request_context_var.set(call.request_context)
+        with self.gate.track():
             yield
 
     async def _abort(self, call: Call, context: Any, error: Exception) -> NoReturn:
@@ -205,7 +211,7 @@ class CallRunner:
             _log.error("unhandled error", request_id=call.request_id, exc_info=error)
         task = asyncio.current_task()
         if context.cancelled() or (task is not None and task.cancelling()):
-            # vLLM's handlers turn a cancellation into an error body; nobody waits for it.
+            # vLLM's handlers convert a cancellation to an error body; the client is gone by then.
             call.status = call.outcome = "CANCELLED"
             raise asyncio.CancelledError from error
         trailers = (*failure.trailers, *_explanation(call))
@@ -214,8 +220,8 @@ class CallRunner:
 
     def _log(self, call: Call) -> None:
         first_at = call.first_at
-        if first_at is None and call.caller is not None:
-            first_at = call.caller.journal.first_token_at
+        if first_at is None and call.request_context is not None:
+            first_at = call.request_context.record.first_token_at
         line = RequestLine(
             request_id=call.request_id,
             protocol="grpc",
@@ -228,9 +234,9 @@ class CallRunner:
             prompt_tokens=None if call.usage is None else call.usage.prompt_tokens,
             completion_tokens=None if call.usage is None else call.usage.completion_tokens,
         )
-        if call.caller is not None:
-            line = replace(line, **line_of(call.caller))
-            call.caller.journal.trace.end(line)
+        if call.request_context is not None:
+            line = replace(line, **call.request_context.log_fields())
+            call.request_context.record.trace.end(line)
         log_request(line)
 
 
@@ -241,7 +247,11 @@ def _explain(call: Call, context: Any) -> None:
 
 
 def _explanation(call: Call) -> tuple[tuple[str, str], ...]:
-    caller = call.caller
-    if caller is None or not caller.explain or not caller.journal.picks:
+    request_context = call.request_context
+    if (
+        request_context is None
+        or not request_context.explain
+        or not request_context.record.decisions
+    ):
         return ()
-    return ((EXPLAIN, explanation_of(caller.journal)),)
+    return ((EXPLAIN, explanation_of(request_context.record)),)

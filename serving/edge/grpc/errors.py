@@ -1,7 +1,7 @@
 """Errors as gRPC statuses with google.rpc details, from the same table as REST.
 
-Every error carries ErrorInfo (a stable reason, domain "moe-serving"); a known field adds
-BadRequest, a retryable error RetryInfo.
+Every status carries ErrorInfo (a stable reason, domain "moe-serving"). Errors about a known field
+also carry BadRequest, and retryable errors RetryInfo.
 """
 
 import grpc
@@ -10,17 +10,67 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2  # type: ignore[i
 from grpc_status import rpc_status
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 
-from serving.edge.grpc.fields import BadField, field_of
-from serving.errors import ERROR_TABLE, ErrorStatus
+from serving.errors import ERROR_TABLE, ErrorStatus, InvalidRequest
 from serving.vllm_adapter.error_response import reason_of, response_of, retry_after_of
 
 DOMAIN = "moe-serving"
 
 _BY_REASON: dict[str, ErrorStatus] = {status.reason: status for status in ERROR_TABLE.values()}
 
+_MAX_MESSAGE = 1000
+"""Maximum length of an error message, characters. It is sent twice, once percent-encoded with three
+bytes per space."""
 
-_MOST_LETTERS = 1000
-"""Of a message; it goes out twice, once with three bytes for each space."""
+# Proto paths of vLLM's parameters.
+_SAMPLING = {
+    name: f"sampling.{name}"
+    for name in (
+        "temperature",
+        "top_p",
+        "top_k",
+        "min_p",
+        "frequency_penalty",
+        "presence_penalty",
+        "repetition_penalty",
+        "max_tokens",
+        "min_tokens",
+        "n",
+        "seed",
+        "stop",
+        "stop_token_ids",
+        "ignore_eos",
+        "logit_bias",
+        "allowed_token_ids",
+        "bad_words",
+        "skip_special_tokens",
+    )
+}
+
+_FIELDS = _SAMPLING | {
+    "max_completion_tokens": "sampling.max_tokens",
+    "include_stop_str_in_output": "sampling.include_stop_in_output",
+    "structured_outputs": "response_format",
+    "input_tokens": "messages",
+    "prompt": "text",
+    "tokens": "token_ids",
+    "return_token_strs": "return_token_strings",
+    "chat_template_kwargs": "chat_template_kwargs_json",
+}
+
+
+class BadField(InvalidRequest):
+    """A field of the request is invalid; ``field`` is the proto path."""
+
+    def __init__(self, field: str, problem: str) -> None:
+        super().__init__(f"{field}: {problem}")
+        self.field = field
+        self.problem = problem
+
+
+def field_of(parameter: str) -> str:
+    """Return the proto path of a (dotted) vLLM parameter; unknown ones keep their name."""
+    head, dot, rest = parameter.partition(".")
+    return _FIELDS.get(head, head) + dot + rest
 
 
 class RpcError(Exception):
@@ -33,17 +83,17 @@ class RpcError(Exception):
 
     @property
     def code(self) -> grpc.StatusCode:
-        """The status code as grpc has it."""
+        """The status code as a grpcio enum."""
         return grpc.StatusCode[code_pb2.Code.Name(self.status.code)]
 
     @property
     def trailers(self) -> tuple[tuple[str, str | bytes], ...]:
-        """Trailing metadata that carries the details."""
+        """Trailing metadata that carries the status details."""
         return tuple(rpc_status.to_status(self.status).trailing_metadata or ())
 
 
 def rpc_error(error: BaseException | ErrorResponse) -> RpcError:
-    """Turn an exception, or an error body of vLLM's handlers, into a gRPC status."""
+    """Convert an exception, or an error body of a vLLM handler, to a gRPC status."""
     if isinstance(error, RpcError):
         return error
     field = error.field if isinstance(error, BadField) else ""
@@ -72,7 +122,7 @@ def _bad_request(field: str, problem: str) -> error_details_pb2.BadRequest | Non
     if not field:
         return None
     violation = error_details_pb2.BadRequest.FieldViolation(
-        field=field[:_MOST_LETTERS], description=_short(problem)
+        field=field[:_MAX_MESSAGE], description=_short(problem)
     )
     return error_details_pb2.BadRequest(field_violations=[violation])
 
@@ -84,7 +134,7 @@ def _retry_info(seconds: float) -> error_details_pb2.RetryInfo:
 
 
 def _short(text: str) -> str:
-    """Cut a text that clients would not take: many allow 8 KB for all metadata of an answer."""
-    if len(text) <= _MOST_LETTERS:
+    """Truncate a text, since many clients accept at most 8 KB of response metadata."""
+    if len(text) <= _MAX_MESSAGE:
         return text
-    return f"{text[:_MOST_LETTERS]}... ({len(text) - _MOST_LETTERS} more letters)"
+    return f"{text[:_MAX_MESSAGE]}... ({len(text) - _MAX_MESSAGE} more letters)"

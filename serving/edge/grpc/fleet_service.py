@@ -1,4 +1,4 @@
-"""FleetService: /fleet over gRPC, and what operators do with a group."""
+"""FleetService: the content of /fleet over gRPC, and cordon, uncordon and drain of groups."""
 
 import math
 from collections.abc import AsyncIterator, Callable
@@ -8,10 +8,9 @@ from typing import Any, Protocol
 import structlog
 
 from serving.api.v1 import fleet_pb2, fleet_pb2_grpc
-from serving.edge.auth.authenticator import identity_var
+from serving.edge.auth.authenticator import principal_var
 from serving.edge.fleet_view import FleetView
-from serving.edge.grpc.errors import rpc_error
-from serving.edge.grpc.fields import BadField
+from serving.edge.grpc.errors import BadField, rpc_error
 from serving.errors import ServingError
 
 MAX_DRAIN_SECONDS = 24 * 3600.0
@@ -22,43 +21,49 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger("serving.operator")
 
 
 class FleetOperator(Protocol):
-    """Does what operators ask for; ``serving.fleet.operations`` has the real one."""
+    """Operations on groups; ``serving.fleet.operations`` implements them."""
 
     def cordon(self, group_id: str, reason: str) -> None:
-        """Give the group no new work.
+        """Stop routing new requests to a group; running requests continue.
 
         Raises:
-            GroupNotFound: it is not here.
+            GroupNotFound: no such group has joined this router.
         """
         ...
 
     def uncordon(self, group_id: str) -> None:
-        """Give it work again.
+        """Route requests to a group again.
 
         Raises:
-            GroupNotFound: it is not here.
+            GroupNotFound: no such group has joined this router.
         """
         ...
 
     async def drain(self, group_id: str, timeout: float) -> bool:
-        """Cordon it and wait until its requests are finished, at most ``timeout`` seconds.
+        """Cordon a group and wait up to ``timeout`` seconds for its running requests.
 
         Returns:
-            Whether all finished; the others go on elsewhere.
+            Whether all requests finished in time; unfinished ones resume on another group.
 
         Raises:
-            GroupNotFound: it is not here.
+            GroupNotFound: no such group has joined this router.
         """
         ...
 
 
 class FleetService(fleet_pb2_grpc.FleetServiceServicer):
-    """Serves ``serving.api.v1.FleetService``; also while the router drains."""
+    """Serves ``serving.api.v1.FleetService``, also while the router drains."""
 
     def __init__(
         self, view: Callable[[], FleetView], operator: FleetOperator, drain_timeout: float
     ) -> None:
-        """Serve what ``view`` shows; ``drain_timeout`` (seconds) is for those who give none."""
+        """Create the service.
+
+        Args:
+            view: returns the current state of the fleet.
+            operator: executes operations.
+            drain_timeout: default timeout of Drain, seconds.
+        """
         self._view = view
         self._operator = operator
         self._drain_timeout = drain_timeout
@@ -66,14 +71,14 @@ class FleetService(fleet_pb2_grpc.FleetServiceServicer):
     async def GetFleet(  # noqa: N802
         self, request: fleet_pb2.GetFleetRequest, context: Any
     ) -> fleet_pb2.GetFleetResponse:
-        """Return the fleet as it is now."""
+        """Return the current state of the fleet."""
         del request, context
         return self._view().to_proto()
 
     async def Cordon(  # noqa: N802
         self, request: fleet_pb2.CordonRequest, context: Any
     ) -> fleet_pb2.CordonResponse:
-        """Give a group no new work."""
+        """Stop routing new requests to a group."""
         async with _operation("cordon", request.group_id, context):
             self._operator.cordon(request.group_id, _reason(request.reason))
         return fleet_pb2.CordonResponse()
@@ -81,7 +86,7 @@ class FleetService(fleet_pb2_grpc.FleetServiceServicer):
     async def Uncordon(  # noqa: N802
         self, request: fleet_pb2.UncordonRequest, context: Any
     ) -> fleet_pb2.UncordonResponse:
-        """Give a group work again."""
+        """Route requests to a group again."""
         async with _operation("uncordon", request.group_id, context):
             self._operator.uncordon(request.group_id)
         return fleet_pb2.UncordonResponse()
@@ -89,7 +94,7 @@ class FleetService(fleet_pb2_grpc.FleetServiceServicer):
     async def Drain(  # noqa: N802
         self, request: fleet_pb2.DrainRequest, context: Any
     ) -> fleet_pb2.DrainResponse:
-        """Cordon a group and wait until it has nothing left to do."""
+        """Cordon a group and wait until its running requests have finished."""
         finished = False
         async with _operation("drain", request.group_id, context):
             given = request.timeout_seconds if request.HasField("timeout_seconds") else None
@@ -100,18 +105,18 @@ class FleetService(fleet_pb2_grpc.FleetServiceServicer):
 
 @asynccontextmanager
 async def _operation(name: str, group_id: str, context: Any) -> AsyncIterator[None]:
-    """End the call with the status of whatever goes wrong; note who did what."""
-    noted = log.bind(operation=name, group=group_id, tenant=identity_var.get().tenant)
+    """Log the operation and its tenant; exceptions end the call with the matching status."""
+    operation_log = log.bind(operation=name, group=group_id, tenant=principal_var.get().tenant)
     try:
         _require_named(group_id)
-        noted.info("operator")
+        operation_log.info("operator")
         yield
-    except Exception as error:  # noqa: BLE001  every error has a status
+    except Exception as error:  # noqa: BLE001  every exception has a status
         failure = rpc_error(error)
         if isinstance(error, ServingError):
-            noted.info("operator refused", reason=str(error))
+            operation_log.info("operator refused", reason=str(error))
         else:
-            noted.exception("operator failed")
+            operation_log.exception("operator failed")
         await context.abort(failure.code, failure.status.message, failure.trailers)
 
 

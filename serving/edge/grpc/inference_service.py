@@ -1,10 +1,12 @@
-"""InferenceService: typed calls on the very serving objects that answer REST."""
+"""InferenceService: typed RPCs on top of the vLLM handlers that also serve REST."""
 
-from collections.abc import AsyncGenerator
-from typing import Any, TypeVar
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 from fastapi import FastAPI
 from google.protobuf.message import Message
+from starlette.datastructures import State
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 
 from serving.api.v1 import inference_pb2 as pb
@@ -12,94 +14,89 @@ from serving.api.v1 import inference_pb2_grpc
 from serving.edge.grpc import requests, responses
 from serving.edge.grpc.call import Call, CallRunner
 from serving.edge.grpc.errors import rpc_error
-from serving.edge.grpc.message_bounds import bound
 from serving.edge.grpc.vllm_json import decode_chat, decode_text
-from serving.edge.rest.json_bounds import MOST_VALUES
+from serving.edge.value_bounds import MAX_VALUES, check_message
 from serving.errors import Unsupported
+from serving.h2grpc.turns import TaskTurns
+
+_LONG = 2**12
+"""Size above which a request may hold a thousand values, bytes."""
 
 RequestT = TypeVar("RequestT", bound=Message)
+ResponseT = TypeVar("ResponseT", pb.ChatResponse, pb.CompleteResponse)
+ChunkT = TypeVar("ChunkT", pb.ChatStreamResponse, pb.CompleteStreamResponse)
+
+
+@dataclass(frozen=True, slots=True)
+class _Generation(Generic[RequestT, ResponseT, ChunkT]):
+    """Mapping of one kind of generation to vLLM's handler and back."""
+
+    to_vllm: Callable[..., Any]
+    """Builds vLLM's request from the proto request; takes ``stream``."""
+    handler: Callable[[State], Callable[..., Awaitable[Any]]]
+    """Returns vLLM's handler from the app state."""
+    response: Callable[[str], ResponseT]
+    """Builds the response from vLLM's JSON."""
+    chunk: Callable[[str], ChunkT]
+    """Builds a stream message from the data of one vLLM event."""
+
+
+_CHAT: _Generation[pb.ChatRequest, pb.ChatResponse, pb.ChatStreamResponse] = _Generation(
+    requests.chat_request,
+    lambda state: state.openai_serving_chat.create_chat_completion,
+    lambda data: responses.chat_response(decode_chat(data)),
+    lambda data: responses.chat_stream_response(decode_chat(data)),
+)
+_COMPLETE: _Generation[pb.CompleteRequest, pb.CompleteResponse, pb.CompleteStreamResponse] = (
+    _Generation(
+        requests.complete_request,
+        lambda state: state.openai_serving_completion.create_completion,
+        lambda data: responses.complete_response(decode_text(data)),
+        lambda data: responses.complete_stream_response(decode_text(data)),
+    )
+)
 
 
 class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
     """Serves ``serving.api.v1.InferenceService``."""
 
-    def __init__(
-        self, app: FastAPI, runner: CallRunner, max_body_values: int = MOST_VALUES
-    ) -> None:
+    def __init__(self, app: FastAPI, runner: CallRunner, max_body_values: int = MAX_VALUES) -> None:
+        """Create the service.
+
+        Args:
+            app: vLLM's app; its state holds the handlers.
+            runner: runs the RPCs.
+            max_body_values: maximum number of values in a request.
+        """
         self._app = app
         self._max_body_values = max_body_values
         self._runner = runner
+        self._turns = TaskTurns()
 
     async def Chat(self, request: pb.ChatRequest, context: Any) -> pb.ChatResponse:  # noqa: N802
-        """Answer one chat turn."""
+        """Answer a conversation."""
+        return await self._generate("Chat", _CHAT, request, context)
 
-        async def handle(call: Call) -> pb.ChatResponse:
-            answer = _checked(
-                await self._app.state.openai_serving_chat.create_chat_completion(
-                    requests.chat_request(self._bounded(request), stream=False),
-                    call.raw_request(self._app),
-                )
-            )
-            decoded = decode_chat(answer.model_dump_json())
-            response = responses.chat_response(decoded)
-            call.usage = response.usage
-            return response
-
-        return await self._runner.unary("Chat", context, handle)
-
-    async def ChatStream(  # type: ignore[override]  # noqa: N802  it writes by itself
+    async def ChatStream(  # type: ignore[override]  # noqa: N802  writes to the context itself
         self, request: pb.ChatRequest, context: Any
     ) -> None:
-        """Answer one chat turn as it is generated."""
-
-        async def begin(call: Call) -> AsyncGenerator[str]:
-            events: AsyncGenerator[str] = _checked(
-                await self._app.state.openai_serving_chat.create_chat_completion(
-                    requests.chat_request(self._bounded(request), stream=True),
-                    call.raw_request(self._app),
-                )
-            )
-            return events
-
-        await self._runner.stream("ChatStream", context, begin, _chat_chunk)
+        """Answer a conversation, streaming the tokens as they are generated."""
+        await self._stream("ChatStream", _CHAT, request, context)
 
     async def Complete(  # noqa: N802
         self, request: pb.CompleteRequest, context: Any
     ) -> pb.CompleteResponse:
         """Continue a text."""
+        return await self._generate("Complete", _COMPLETE, request, context)
 
-        async def handle(call: Call) -> pb.CompleteResponse:
-            answer = _checked(
-                await self._app.state.openai_serving_completion.create_completion(
-                    requests.complete_request(self._bounded(request), stream=False),
-                    call.raw_request(self._app),
-                )
-            )
-            decoded = decode_text(answer.model_dump_json())
-            response = responses.complete_response(decoded)
-            call.usage = response.usage
-            return response
-
-        return await self._runner.unary("Complete", context, handle)
-
-    async def CompleteStream(  # type: ignore[override]  # noqa: N802  it writes by itself
+    async def CompleteStream(  # type: ignore[override]  # noqa: N802  writes to the context itself
         self, request: pb.CompleteRequest, context: Any
     ) -> None:
-        """Continue a text as it is generated."""
-
-        async def begin(call: Call) -> AsyncGenerator[str]:
-            events: AsyncGenerator[str] = _checked(
-                await self._app.state.openai_serving_completion.create_completion(
-                    requests.complete_request(self._bounded(request), stream=True),
-                    call.raw_request(self._app),
-                )
-            )
-            return events
-
-        await self._runner.stream("CompleteStream", context, begin, _text_chunk)
+        """Continue a text, streaming the tokens as they are generated."""
+        await self._stream("CompleteStream", _COMPLETE, request, context)
 
     async def Embed(self, request: pb.EmbedRequest, context: Any) -> pb.EmbedResponse:  # noqa: N802
-        """Refuse: the served models generate text."""
+        """Reject: the served models only generate text."""
         del request
 
         async def handle(call: Call) -> pb.EmbedResponse:
@@ -116,13 +113,14 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
     async def Tokenize(  # noqa: N802
         self, request: pb.TokenizeRequest, context: Any
     ) -> pb.TokenizeResponse:
-        """Turn a text or messages into token ids."""
+        """Convert text or messages to token ids."""
 
         async def handle(call: Call) -> pb.TokenizeResponse:
-            answer = _checked(
-                await self._app.state.serving_tokenization.create_tokenize(
-                    requests.tokenize_request(self._bounded(request)), call.raw_request(self._app)
-                )
+            await self._check_size(request)
+            answer = await self._answer(
+                self._app.state.serving_tokenization.create_tokenize,
+                requests.tokenize_request(request),
+                call,
             )
             return pb.TokenizeResponse(
                 token_ids=answer.tokens,
@@ -135,13 +133,14 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
     async def Detokenize(  # noqa: N802
         self, request: pb.DetokenizeRequest, context: Any
     ) -> pb.DetokenizeResponse:
-        """Turn token ids into text."""
+        """Convert token ids to text."""
 
         async def handle(call: Call) -> pb.DetokenizeResponse:
-            answer = _checked(
-                await self._app.state.serving_tokenization.create_detokenize(
-                    requests.detokenize_request(self._bounded(request)), call.raw_request(self._app)
-                )
+            await self._check_size(request)
+            answer = await self._answer(
+                self._app.state.serving_tokenization.create_detokenize,
+                requests.detokenize_request(request),
+                call,
             )
             return pb.DetokenizeResponse(text=answer.prompt)
 
@@ -170,30 +169,72 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
 
         return await self._runner.unary("ListModels", context, handle)
 
-    def _bounded(self, request: RequestT) -> RequestT:
-        """Return the request, unless it holds too many values.
+    async def _generate(
+        self,
+        method: str,
+        kind: _Generation[RequestT, ResponseT, ChunkT],
+        request: RequestT,
+        context: Any,
+    ) -> ResponseT:
+        """Run an RPC with one response."""
+
+        async def handle(call: Call) -> ResponseT:
+            answer = await self._begin(kind, request, call, stream=False)
+            response = kind.response(answer.model_dump_json())
+            call.usage = response.usage
+            return response
+
+        return await self._runner.unary(method, context, handle)
+
+    async def _stream(
+        self,
+        method: str,
+        kind: _Generation[RequestT, ResponseT, ChunkT],
+        request: RequestT,
+        context: Any,
+    ) -> None:
+        """Run an RPC with a stream of responses."""
+
+        async def begin(call: Call) -> AsyncGenerator[str]:
+            events: AsyncGenerator[str] = await self._begin(kind, request, call, stream=True)
+            return events
+
+        await self._runner.stream(method, context, begin, kind.chunk)
+
+    async def _begin(
+        self,
+        kind: _Generation[RequestT, ResponseT, ChunkT],
+        request: RequestT,
+        call: Call,
+        *,
+        stream: bool,
+    ) -> Any:
+        await self._check_size(request)
+        handler = kind.handler(self._app.state)
+        return await self._answer(handler, kind.to_vllm(request, stream=stream), call)
+
+    async def _check_size(self, request: Message) -> None:
+        """Check the number of values in a request.
+
+        Long requests are processed one per iteration of the event loop, since counting and
+        converting one takes milliseconds.
 
         Raises:
-            InvalidRequest: it does.
+            InvalidRequest: the request holds too many values.
         """
-        bound(request, self._max_body_values)
-        return request
+        if request.ByteSize() > _LONG:
+            await self._turns.turn()
+        check_message(request, self._max_body_values)
 
+    async def _answer(
+        self, handler: Callable[..., Awaitable[Any]], request: Any, call: Call
+    ) -> Any:
+        """Return the answer of a vLLM handler to a request.
 
-def _chat_chunk(data: str) -> pb.ChatStreamResponse:
-    return responses.chat_stream_response(decode_chat(data))
-
-
-def _text_chunk(data: str) -> pb.CompleteStreamResponse:
-    return responses.complete_stream_response(decode_text(data))
-
-
-def _checked(answer: Any) -> Any:
-    """Return what a handler of vLLM answers, unless it is an error body.
-
-    Raises:
-        RpcError: it is one.
-    """
-    if isinstance(answer, ErrorResponse):
-        raise rpc_error(answer)
-    return answer
+        Raises:
+            RpcError: the handler returned an error body.
+        """
+        answer = await handler(request, call.raw_request(self._app))
+        if isinstance(answer, ErrorResponse):
+            raise rpc_error(answer)
+        return answer

@@ -1,10 +1,11 @@
-"""Messages and tools from proto to the form that vLLM's requests have them in. No I/O."""
+"""Converts proto messages, tools and embedded JSON to the fields of vLLM's requests. No I/O."""
 
+import json
 from collections.abc import Iterable
 from typing import Any
 
 from serving.api.v1 import inference_pb2 as pb
-from serving.edge.grpc.fields import BadField, json_object
+from serving.edge.grpc.errors import BadField
 
 _ROLES: dict[int, str] = {
     pb.ROLE_SYSTEM: "system",
@@ -24,8 +25,12 @@ _TOOL_MODES: dict[int, str] = {
 def messages_json(messages: Iterable[pb.Message], field: str = "messages") -> list[dict[str, Any]]:
     """Convert a conversation.
 
+    Args:
+        messages: the messages, oldest first.
+        field: proto path of the list, for errors.
+
     Raises:
-        BadField: it is empty, or a message is malformed.
+        BadField: the list is empty, or a message is malformed.
     """
     converted = [_message(message, f"{field}[{i}]") for i, message in enumerate(messages)]
     if not converted:
@@ -75,7 +80,7 @@ def tool_json(tool: pb.Tool, index: int) -> dict[str, Any]:
     """Convert a tool.
 
     Raises:
-        BadField: it has no name, or its parameters are no JSON object.
+        BadField: the name is missing, or the parameters are not a JSON object.
     """
     if not tool.name:
         raise BadField(f"tools[{index}].name", "is required")
@@ -95,7 +100,7 @@ def tool_choice_json(choice: pb.ToolChoice) -> str | dict[str, Any]:
     """Convert a tool choice.
 
     Raises:
-        BadField: it is empty.
+        BadField: the choice is empty.
     """
     if choice.WhichOneof("choice") == "function_name":
         return {"type": "function", "function": {"name": choice.function_name}}
@@ -103,3 +108,22 @@ def tool_choice_json(choice: pb.ToolChoice) -> str | dict[str, Any]:
     if mode is None:
         raise BadField("tool_choice", "is empty: set mode or function_name")
     return mode
+
+
+def json_object(text: str, field: str) -> dict[str, Any]:
+    """Parse JSON text that must be an object; key order is preserved.
+
+    Raises:
+        BadField: the text is not valid JSON, or not an object.
+    """
+    try:
+        value = json.loads(text, parse_constant=_reject_constant)
+    except (ValueError, RecursionError) as error:
+        raise BadField(field, f"is not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise BadField(field, "must be a JSON object")
+    return value
+
+
+def _reject_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")

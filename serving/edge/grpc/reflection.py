@@ -1,8 +1,8 @@
-"""Server reflection by both of its names: grpc.reflection.v1, and v1alpha for older clients.
+"""Server reflection under both names: grpc.reflection.v1, and v1alpha for older clients.
 
-The two have the same messages, field by field (grpc/grpc-proto), so one servicer serves both.
-grpcio-reflection ships v1alpha alone; v1's descriptors are made from it, for clients that ask
-what the services they were told of look like.
+Both versions have identical messages (grpc/grpc-proto), so one servicer serves both.
+grpcio-reflection ships only v1alpha. The v1 descriptors, which clients need to describe the listed
+services, are derived from it.
 """
 
 from collections.abc import Sequence
@@ -17,11 +17,16 @@ V1ALPHA: str = reflection.SERVICE_NAME
 V1 = V1ALPHA.replace(".v1alpha.", ".v1.")
 _METHOD = "ServerReflectionInfo"
 _FILE = "grpc/reflection/v1/reflection.proto"
-"""As grpc/grpc-proto names it."""
+"""File name in grpc/grpc-proto."""
 
 
 def add_reflection(services: Sequence[str], server: Any) -> None:
-    """Serve reflection for services by their full names; its own two among them if named."""
+    """Add the reflection services to a server.
+
+    Args:
+        services: full names of the services to list, including reflection.
+        server: a gRPC server.
+    """
     _describe_v1()
     servicer = ReflectionServicer(services)
     reflection_pb2_grpc.add_ServerReflectionServicer_to_server(servicer, server)
@@ -34,7 +39,7 @@ def add_reflection(services: Sequence[str], server: Any) -> None:
 
 
 def _describe_v1() -> None:
-    """Put v1's file into the pool that reflection answers from, unless it is there."""
+    """Add the v1 file descriptor to the default pool, which reflection reads. Idempotent."""
     pool = descriptor_pool.Default()
     try:
         pool.FindFileByName(_FILE)
@@ -43,7 +48,7 @@ def _describe_v1() -> None:
 
 
 def _v1() -> descriptor_pb2.FileDescriptorProto:
-    """Return v1alpha's file with v1's name and package, also in the types that refer to it."""
+    """Return the v1alpha file descriptor with the name, package and type references of v1."""
     file = descriptor_pb2.FileDescriptorProto()
     reflection_pb2.DESCRIPTOR.CopyToProto(file)
     old, new = f".{file.package}.", f".{V1.rpartition('.')[0]}."

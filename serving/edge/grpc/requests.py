@@ -1,8 +1,9 @@
-"""Proto requests to vLLM's own request models: the same fields, the same checks as over REST.
+"""Converts proto requests to vLLM's request models, which validate as over REST. No I/O.
 
-Only what is set is passed on, so that defaults are decided in one place, by vLLM. No I/O.
+Only fields that are set are passed on, so defaults are vLLM's.
 """
 
+import math
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -16,8 +17,8 @@ from vllm.entrypoints.serve.tokenize.protocol import (
 from vllm.exceptions import VLLMValidationError
 
 from serving.api.v1 import inference_pb2 as pb
-from serving.edge.grpc.fields import BadField, field_of, finite, json_object
-from serving.edge.grpc.messages import messages_json, tool_choice_json, tool_json
+from serving.edge.grpc.errors import BadField, field_of
+from serving.edge.grpc.messages import json_object, messages_json, tool_choice_json, tool_json
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
@@ -127,7 +128,7 @@ def detokenize_request(request: pb.DetokenizeRequest) -> DetokenizeRequest:
     """Build vLLM's detokenize request.
 
     Raises:
-        BadField: the model is not set.
+        BadField: the model is missing.
     """
     return validated(
         DetokenizeRequest,
@@ -136,10 +137,10 @@ def detokenize_request(request: pb.DetokenizeRequest) -> DetokenizeRequest:
 
 
 def validated(model: type[ModelT], content: dict[str, Any]) -> ModelT:
-    """Let vLLM's request model check ``content``.
+    """Validate ``content`` with a request model of vLLM.
 
     Raises:
-        BadField: it refuses a field.
+        BadField: the model rejects a field.
     """
     try:
         return model.model_validate(content)
@@ -153,7 +154,7 @@ def validated(model: type[ModelT], content: dict[str, Any]) -> ModelT:
     except VLLMValidationError as error:
         raise BadField(field_of(error.parameter or ""), str(error)) from error
     except Exception as error:
-        # Its validators look into fields before pydantic has checked their types.
+        # vLLM's validators access fields before pydantic has checked their types.
         raise BadField("request", "has a field of a wrong type") from error
 
 
@@ -166,7 +167,7 @@ def _model_and_stream(model: str, *, stream: bool) -> dict[str, Any]:
 
 
 def _required_model(model: str) -> str:
-    # Over REST vLLM takes an absent model for its own; the proto says that it is required.
+    # Over REST, vLLM substitutes the served model for a missing one; the proto requires it.
     if not model:
         raise BadField("model", "is required; ListModels names the served ones")
     return model
@@ -206,7 +207,7 @@ def _response_format(request: pb.ChatRequest | pb.CompleteRequest) -> dict[str, 
 
 def _sampling(sampling: pb.SamplingParams, *, max_tokens: str) -> dict[str, Any]:
     content: dict[str, Any] = {
-        name: finite(getattr(sampling, name), f"sampling.{name}")
+        name: _finite(getattr(sampling, name), f"sampling.{name}")
         for name in _PLAIN_SAMPLING
         if sampling.HasField(name)
     }
@@ -214,7 +215,7 @@ def _sampling(sampling: pb.SamplingParams, *, max_tokens: str) -> dict[str, Any]
         content[max_tokens] = sampling.max_tokens
     if sampling.logit_bias:
         content["logit_bias"] = {
-            str(token): finite(bias, f"sampling.logit_bias[{token}]")
+            str(token): _finite(bias, f"sampling.logit_bias[{token}]")
             for token, bias in sampling.logit_bias.items()
         }
     content |= {
@@ -225,3 +226,14 @@ def _sampling(sampling: pb.SamplingParams, *, max_tokens: str) -> dict[str, Any]
     if sampling.ignore_eos:
         content["ignore_eos"] = True
     return content
+
+
+def _finite(value: float, field: str) -> float:
+    """Return the value; vLLM checks only some parameters for NaN and infinity.
+
+    Raises:
+        BadField: the value is NaN or infinite.
+    """
+    if not math.isfinite(value):
+        raise BadField(field, f"must be a finite number, got {value}")
+    return value

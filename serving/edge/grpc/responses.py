@@ -1,4 +1,4 @@
-"""vLLM's answers and stream chunks to typed proto. No I/O."""
+"""Converts vLLM's responses and stream chunks to proto messages. No I/O."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -37,7 +37,7 @@ _ROLES: dict[str, pb.Role] = {
 
 
 def chat_response(answer: ChatJson) -> pb.ChatResponse:
-    """Build the answer of Chat."""
+    """Build the response of Chat."""
     return pb.ChatResponse(
         id=answer.id,
         model=answer.model,
@@ -61,7 +61,7 @@ def chat_stream_response(chunk: ChatJson) -> pb.ChatStreamResponse:
 
 
 def complete_response(answer: TextJson) -> pb.CompleteResponse:
-    """Build the answer of Complete."""
+    """Build the response of Complete."""
     return pb.CompleteResponse(**_text_fields(answer))
 
 
@@ -71,7 +71,7 @@ def complete_stream_response(chunk: TextJson) -> pb.CompleteStreamResponse:
 
 
 def usage_proto(usage: UsageJson | None) -> pb.Usage | None:
-    """Convert usage; token details that vLLM left out count as 0."""
+    """Convert usage; token details omitted by vLLM are 0."""
     if usage is None:
         return None
     prompt, completion = usage.prompt_tokens_details, usage.completion_tokens_details
@@ -85,10 +85,10 @@ def usage_proto(usage: UsageJson | None) -> pb.Usage | None:
 
 
 def finish_reason(text: str | None) -> pb.FinishReason:
-    """Convert a finish reason; unset while the choice goes on.
+    """Convert a finish reason; UNSPECIFIED while the choice is still being generated.
 
     Raises:
-        EngineError: vLLM gives a reason that this version does not know.
+        EngineError: the reason is unknown to this version.
     """
     if text is None:
         return pb.FINISH_REASON_UNSPECIFIED
@@ -147,7 +147,7 @@ def _text_fields(answer: TextJson) -> dict[str, Any]:
 
 def _text_choice(choice: TextChoice) -> pb.CompleteChoice:
     if choice.finish_reason is None and choice.logprobs is None and not choice.token_ids:
-        # Most chunks of a stream: nothing else can be set, and asking costs more than this.
+        # Fast path for most chunks of a stream, in which no other field can be set.
         return pb.CompleteChoice(
             index=choice.index, text=choice.text, prompt_token_ids=choice.prompt_token_ids
         )
@@ -200,7 +200,7 @@ def _text_logprobs(logprobs: TextLogprobs | None) -> Sequence[pb.TokenLogprob]:
     return [
         pb.TokenLogprob(
             token=token,
-            # The first token of an echoed prompt has none; 0 would read as certain.
+            # The first token of an echoed prompt has no logprob; 0 would mean certainty.
             logprob=float("nan") if logprob is None else logprob,
             token_bytes=token.encode(),
             top=[

@@ -1,4 +1,4 @@
-"""The gRPC edge: inference, fleet, standard health and reflection on one port."""
+"""The gRPC server of a router: inference, fleet, health and reflection on one port."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -19,11 +19,12 @@ from serving.edge.grpc.fleet_service import FleetOperator, FleetService
 from serving.edge.grpc.inference_service import InferenceService
 from serving.edge.grpc.reflection import V1, V1ALPHA, add_reflection
 from serving.edge.pages import RouterPages
-from serving.edge.rest.json_bounds import MOST_VALUES
-from serving.errors import InvalidRequest
+from serving.edge.value_bounds import MAX_VALUES
+from serving.errors import InvalidRequest, Overloaded
+from serving.h2grpc.budget import MAX_PENDING_BYTES
 from serving.h2grpc.head import Refusal
 from serving.h2grpc.server import Server
-from serving.listening import bind
+from serving.net import bind
 from serving.settings import RouterSettings
 from serving.telemetry.tracing import NO_TRACING, Tracing
 
@@ -33,20 +34,25 @@ SERVICES = (INFERENCE, FLEET, health.SERVICE_NAME, V1, V1ALPHA)
 
 _PORT_SETTING = "router.grpc_port (--grpc-port)"
 
+_RETRY_AFTER = 1.0
+"""Retry delay sent when a call exceeds ``max_pending_bytes``, seconds."""
 _OVERALL = ""
-"""Name under which health.proto keeps the whole server's status."""
+"""Service name for the status of the whole server (health.proto)."""
 
 
 @dataclass(frozen=True, slots=True)
 class GrpcGuard:
-    """What protects the port."""
+    """Authentication, TLS and limits of the port."""
 
     authenticator: Authenticator
     tls: Watched[TlsMaterial] | None = None
-    """None: plain text."""
+    """TLS certificates. None: plaintext."""
     max_header_bytes: int = 32 * 2**10
-    max_body_values: int = MOST_VALUES
-    """Of a call's metadata."""
+    """Maximum size of an RPC's metadata, bytes."""
+    max_body_values: int = MAX_VALUES
+    """Maximum number of values in a request."""
+    max_pending_bytes: int = MAX_PENDING_BYTES
+    """Maximum total size of incomplete requests, bytes."""
 
 
 class GrpcEdge:
@@ -67,16 +73,26 @@ class GrpcEdge:
         self._tls = guard.tls
         self._health = HealthServicer()
         bad_bytes = rpc_error(InvalidRequest("the bytes are no message of this RPC"))
-        self._server = Server(
+        pending = guard.max_pending_bytes
+        full = rpc_error(
+            Overloaded(
+                f"requests that have not arrived in full hold {pending} bytes "
+                "(security.max_pending_bytes)",
+                _RETRY_AFTER,
+            )
+        )
+        self.server = Server(
             interceptors=[AuthInterceptor(guard.authenticator, pages.model, clock)],
             max_message_bytes=settings.max_body_bytes,
             max_metadata_bytes=guard.max_header_bytes,
+            max_pending_bytes=pending,
+            full=Refusal(full.code, full.status.message, full.trailers),
             max_streams=settings.max_streams_per_connection,
             write_timeout=settings.write_timeout,
             undecodable=Refusal(bad_bytes.code, bad_bytes.status.message, bad_bytes.trailers),
         )
         runner = CallRunner(pages.gate, pages.model, clock, tracing)
-        server: Any = self._server  # for the stubs there are only gRPC's own
+        server: Any = self.server  # the generated code is typed for grpcio's server
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(
             InferenceService(app, runner, guard.max_body_values), server
         )
@@ -87,7 +103,10 @@ class GrpcEdge:
         add_reflection(SERVICES, server)
 
     async def start(self) -> int:
-        """Listen; returns the port.
+        """Start serving.
+
+        Returns:
+            The port.
 
         Raises:
             SettingsError: the address cannot be bound.
@@ -102,10 +121,10 @@ class GrpcEdge:
         )
         await self.set_ready(ready=False)
         tls = None if self._tls is None else following_context(self._tls, Alpn.H2)
-        return await self._server.start(listening, tls)
+        return await self.server.start(listening, tls)
 
     async def set_ready(self, *, ready: bool) -> None:
-        """Tell health clients, watching ones at once."""
+        """Set the health status of all services and notify watching clients."""
         status = (
             health_pb2.HealthCheckResponse.SERVING
             if ready
@@ -115,9 +134,9 @@ class GrpcEdge:
             await self._health.set(name, status)
 
     async def leave(self) -> None:
-        """Ask clients to take their next calls to another router; running ones go on."""
-        await self._server.leave()
+        """Send GOAWAY: new calls go elsewhere, running calls continue."""
+        await self.server.leave()
 
     async def stop(self, grace: float) -> None:
-        """Take no more calls; running ones get ``grace`` seconds, then they are cancelled."""
-        await self._server.stop(grace)
+        """Refuse new calls, and cancel running ones after ``grace`` seconds."""
+        await self.server.stop(grace)

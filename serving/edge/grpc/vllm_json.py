@@ -1,21 +1,21 @@
-"""The JSON that vLLM answers with, as far as the protos carry it. No I/O.
+"""msgspec structs for the parts of vLLM's response JSON that the protos carry. No I/O.
 
-Read with msgspec: one decoder for whole answers and for chunks, and it is faster than going
-through pydantic again.
+One decoder handles complete responses and stream chunks, and is faster than validating them again
+with pydantic.
 """
 
 import msgspec
 
 
 class TokenDetails(msgspec.Struct):
-    """Parts of a token count."""
+    """Breakdown of a token count."""
 
     cached_tokens: int | None = None
     reasoning_tokens: int | None = None
 
 
 class UsageJson(msgspec.Struct):
-    """Usage as vLLM reports it."""
+    """Token usage as reported by vLLM."""
 
     prompt_tokens: int = 0
     completion_tokens: int | None = 0
@@ -25,7 +25,7 @@ class UsageJson(msgspec.Struct):
 
 
 class TopLogprob(msgspec.Struct):
-    """A candidate at one position."""
+    """A candidate token at one position."""
 
     token: str
     logprob: float
@@ -33,7 +33,7 @@ class TopLogprob(msgspec.Struct):
 
 
 class TokenLogprob(TopLogprob):
-    """The chosen token at one position, and the candidates."""
+    """The chosen token at one position, with the candidates."""
 
     top_logprobs: list[TopLogprob] = []
 
@@ -45,14 +45,14 @@ class ChatLogprobs(msgspec.Struct):
 
 
 class Function(msgspec.Struct):
-    """A call's name and arguments, or the next piece of them."""
+    """Name and arguments of a tool call, or the next part of them."""
 
     name: str | None = None
     arguments: str | None = None
 
 
 class ToolCall(msgspec.Struct):
-    """A tool call, or a piece of one."""
+    """A tool call, or a part of one."""
 
     id: str | None = None
     index: int = 0
@@ -60,7 +60,7 @@ class ToolCall(msgspec.Struct):
 
 
 class ChatMessage(msgspec.Struct):
-    """A message, or what it gained."""
+    """A message, or the part of it that a chunk adds."""
 
     role: str | None = None
     content: str | None = None
@@ -69,7 +69,7 @@ class ChatMessage(msgspec.Struct):
 
 
 class ChatChoice(msgspec.Struct):
-    """A choice of a chat answer (message) or of a chunk (delta)."""
+    """A choice of a chat response (``message``) or of a chunk (``delta``)."""
 
     index: int = 0
     message: ChatMessage | None = None
@@ -81,7 +81,7 @@ class ChatChoice(msgspec.Struct):
 
 
 class ChatJson(msgspec.Struct):
-    """A chat answer or a chunk of one."""
+    """A chat response or a chunk of one."""
 
     id: str = ""
     model: str = ""
@@ -100,7 +100,7 @@ class TextLogprobs(msgspec.Struct):
 
 
 class TextChoice(msgspec.Struct):
-    """A choice of a completion, or what it gained."""
+    """A choice of a completion, or the part of it that a chunk adds."""
 
     index: int = 0
     text: str = ""
@@ -126,10 +126,10 @@ _text_decoder = msgspec.json.Decoder(TextJson)
 
 
 def decode_chat(data: str | bytes) -> ChatJson:
-    """Read a chat answer or chunk."""
+    """Decode a chat response or a chunk of one."""
     return _chat_decoder.decode(data)
 
 
 def decode_text(data: str | bytes) -> TextJson:
-    """Read a completion or a chunk of one."""
+    """Decode a completion or a chunk of one."""
     return _text_decoder.decode(data)

@@ -1,20 +1,20 @@
-"""Request bodies that come compressed: gzip and deflate (RFC 9110, section 8.4.1).
+"""Decompression of request bodies: gzip and deflate (RFC 9110, section 8.4.1).
 
-A body is decompressed in slices, with turns of the event loop between them, up to the limit of its
-decompressed size: a small body cannot become a large one.
+Bodies are decompressed in slices, yielding to the event loop in between, up to a limit on the
+decompressed size.
 """
 
 import asyncio
 import zlib
 
 SUPPORTED = ("gzip", "deflate")
-"""What the accept-encoding header of a refusal lists."""
+"""Supported encodings, sent in the accept-encoding header of the error response."""
 
 _NAMES = {"gzip": "gzip", "x-gzip": "gzip", "deflate": "deflate"}
 _SLICE = 256 * 2**10
-"""Bytes of output between two turns of the event loop: about 1 ms of work."""
+"""Output size per event-loop iteration, bytes; takes about 1 ms."""
 _GZIP, _ZLIB, _RAW = 31, 15, -15
-"""Window bits of zlib, which say what is around the data."""
+"""zlib's ``wbits``, which also select the container format."""
 _METHOD_MASK, _DEFLATE, _HEADER_MULTIPLE = 0x0F, 8, 31
 
 
@@ -23,18 +23,22 @@ class UnknownEncoding(ValueError):
 
 
 class BrokenBody(ValueError):
-    """The body is not what its content-encoding says."""
+    """The body does not match its content-encoding."""
 
 
 class OversizedBody(ValueError):
-    """The decompressed body is over the limit."""
+    """The decompressed body exceeds the limit."""
 
 
 def decompressor(content_encoding: str, limit: int) -> "Decompressor | None":
-    """Return what decompresses a body to at most ``limit`` bytes; an identity body needs None.
+    """Return a decompressor for a content-encoding, or None for identity.
+
+    Args:
+        content_encoding: value of the header.
+        limit: maximum size of the decompressed body, bytes.
 
     Raises:
-        UnknownEncoding: the header's value is not supported.
+        UnknownEncoding: the encoding is not supported.
     """
     given = content_encoding.strip().lower()
     if given in {"", "identity"}:
@@ -55,18 +59,18 @@ class Decompressor:
         self._left = limit
         self._stream = zlib.decompressobj(_GZIP)
         self._begun = False
-        """Data of a member has come."""
+        """Whether data of the current gzip member has arrived."""
 
     async def feed(self, data: bytes, *, last: bool) -> bytes:
-        """Return what the next bytes of the body decompress to.
+        """Decompress the next bytes of the body.
 
         Args:
-            data: compressed bytes, cut anywhere.
-            last: no more follow.
+            data: compressed bytes, split at any position.
+            last: whether these are the last bytes.
 
         Raises:
-            BrokenBody: the data is damaged, or it ends too early.
-            OversizedBody: more comes out than the limit allows.
+            BrokenBody: the data is corrupt or incomplete.
+            OversizedBody: the decompressed body exceeds the limit.
         """
         parts: list[bytes] = []
         while data or self._begun:
@@ -78,7 +82,7 @@ class Decompressor:
             if self._stream.eof:
                 self._begun = False
                 data = self._stream.unused_data
-                if data and self._name != "gzip":  # only gzip may have several members
+                if data and self._name != "gzip":  # only gzip allows several members
                     raise BrokenBody(f"more data follows the body's {self._name} stream")
             elif not part and not data:
                 break
@@ -91,7 +95,7 @@ class Decompressor:
         self._begun = True
         bits = _GZIP
         if self._name == "deflate":
-            # With zlib's header as HTTP wants it, or without as some clients send it.
+            # HTTP requires the zlib header, but some clients omit it.
             wrapped = data[0] & _METHOD_MASK == _DEFLATE
             if len(data) > 1:
                 wrapped = wrapped and (data[0] << 8 | data[1]) % _HEADER_MULTIPLE == 0

@@ -1,27 +1,28 @@
-"""uvicorn's HTTP parser with bounds: how large a request's head may be, how slow, and how much is
-parsed at a time.
+"""uvicorn's HTTP protocol with limits on size and time of request heads and on parsing time.
 
-uvicorn bounds none of it: a client that sends headers without end would fill the memory, one
-that sends nothing would keep its connection for ever, and one that sends thousands of requests or
-chunks in one write would stop all others until they are parsed.
+uvicorn has no such limits: a client that sends endless headers exhausts memory, one that sends
+nothing keeps its connection open, and one that sends thousands of requests or chunks in one write
+blocks all other connections until they are parsed.
 """
 
 import asyncio
 import socket
+import sys
 from typing import Any, ClassVar, cast
 
+import httptools
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from serving.edge.rest.ignored_upgrade import IgnoresUpgrades
+from serving.edge.rest.http_upgrade import body_headers, parser_of_body
 from serving.h2grpc.turns import Turns
 from serving.settings import SecuritySettings
 
 _OVERHEAD = 4
-"""Bytes of a header beside its name and value: colon, space, line end."""
+"""Overhead per header, bytes: colon, space, line end."""
 _PIECE = 2**11
-"""Bytes that are parsed without a look at the clock: some sixty of the shortest requests, or some
-hundred chunks of a byte."""
+"""Bytes parsed between two checks of the clock: about sixty of the shortest requests, or a few
+hundred one-byte chunks."""
 _TOO_LARGE = (
     b"HTTP/1.1 431 Request Header Fields Too Large\r\n"
     b"content-length: 0\r\nconnection: close\r\n\r\n"
@@ -31,17 +32,17 @@ _BAD_HEAD = (
     b"HTTP/1.1 400 Bad Request\r\ncontent-type: text/plain; charset=utf-8\r\n"
     b"content-length: %d\r\nconnection: close\r\n\r\n" % len(_BAD_TEXT)
 )
-
-
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-_FIRST_LOOK, _LAST_LOOK = 0.05, 1.0
-"""Seconds between two looks at whether a half-closed client is still there; they double."""
+_WEBSOCKET = b"websocket"
+_FIRST_CHECK, _LAST_CHECK = 0.05, 1.0
+"""First and longest interval between checks whether a half-closed client is still connected,
+seconds; doubled each time."""
 _CLOSE_WAIT = 8
-"""tcpi_state of a connection whose client has sent its end, and no reset."""
+"""tcpi_state of a connection whose client has sent FIN but no RST."""
 
 
 class _UntilClose(int):
-    """A length that every body has, as uvicorn counts it down."""
+    """A content length that uvicorn's countdown accepts for a body of any size."""
 
     def __lt__(self, other: object) -> bool:
         return False
@@ -61,56 +62,61 @@ class _UntilClose(int):
 _UNTIL_CLOSE = _UntilClose()
 
 
-class BoundedHttpProtocol(IgnoresUpgrades, HttpToolsProtocol):
-    """One connection. Bounds are the class's: uvicorn makes the objects."""
+class BoundedHttpProtocol(HttpToolsProtocol):
+    """One connection. Limits are class attributes because uvicorn creates the instances."""
 
     max_head_bytes: ClassVar[int] = 32 * 2**10
     max_headers: ClassVar[int] = 100
     head_timeout: ClassVar[float] = 20.0
     turns: ClassVar[Turns]
-    """Shared by the connections of a server."""
+    """Scheduler shared by all connections of a server."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._head_timer: asyncio.TimerHandle | None = None
-        self._look_timer: asyncio.TimerHandle | None = None
+        self._check_timer: asyncio.TimerHandle | None = None
         self._in_head = True
         self._received = 0
-        """Bytes since the last head was complete, while a head is not."""
+        """Received bytes of the current head."""
         self._parsed = 0
+        """Parsed bytes of the current head."""
         self._too_large = False
         self._refusal: bytes | None = None
-        """What is said before the end, behind the answers that are under way; empty: nothing."""
+        """Response to send after those in progress, before closing. Empty: only close."""
         self._half_closed = False
         self._running: RequestResponseCycle | None = None
-        """The request that is being answered, or was last; ``cycle`` is the one parsed last."""
+        """The current or last request to be answered; ``cycle`` is the last one parsed."""
         self._unread = bytearray()
-        """What came and is not parsed yet."""
+        """Received data not parsed yet."""
         self._holding = False
-        """The transport reads nothing."""
+        """Whether reading from the transport is paused."""
+        self._piece = b""
+        """Data last passed to the parser."""
+        self._body_follows = False
+        """Whether the parser would mistake the request's body for data of another protocol."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Wait for the first request."""
+        """Start the timeout for the first request head."""
         super().connection_made(transport)
-        self.flow = FlowControl(cast("asyncio.Transport", self))  # which it pauses and resumes
+        self.flow = FlowControl(cast("asyncio.Transport", self))  # calls the methods below
         self._expect_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget the timers, and what is not parsed."""
+        """Cancel the timers and drop unparsed data."""
         self._stop_timer()
-        if self._look_timer is not None:
-            self._look_timer.cancel()
-            self._look_timer = None
+        if self._check_timer is not None:
+            self._check_timer.cancel()
+            self._check_timer = None
         self._unread.clear()
         if self._running is not None and not self._running.response_complete:
-            # uvicorn tells the last request only, and this one would be answered to its end.
+            # uvicorn notifies only the last request parsed; this one would continue to the end.
             self._running.disconnected = True
             self._running.message_event.set()
         self.pipeline.clear()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Parse what came, some of it now; the rest when others had their turn."""
+        """Buffer data and parse part of it; the rest waits for the connection's next turn."""
         if self._refusal is not None:
             return
         self._unread += data
@@ -118,10 +124,13 @@ class BoundedHttpProtocol(IgnoresUpgrades, HttpToolsProtocol):
         self._hold_or_go_on()
 
     def read_on(self, until: float) -> bool:
-        """Parse until the clock shows ``until``; whether there is more that can be parsed now.
+        """Parse until the clock reaches ``until``.
 
-        A request that waits for the one before it, or a body that waits for its request to take
-        it, holds up what is behind it: it is parsed when they have gone on.
+        Parsing pauses behind a request that waits for the previous one, and behind a body that is
+        not being read yet.
+
+        Returns:
+            Whether more data can be parsed now.
         """
         unread, clock = self._unread, self.turns.clock
         while unread and not self.transport.is_closing():
@@ -143,18 +152,18 @@ class BoundedHttpProtocol(IgnoresUpgrades, HttpToolsProtocol):
         return bool(unread)
 
     def pause_reading(self) -> None:
-        """Take in nothing more; for ``flow``, which notes why."""
+        """Pause reading; called by ``flow``, which stores the reason."""
         self._hold_or_go_on()
 
     def resume_reading(self) -> None:
-        """Take in more, first of what has come already; for ``flow``."""
+        """Resume reading, buffered data first; called by ``flow``."""
         if self._unread:
             self.turns.wait(self)
         else:
             self._hold_or_go_on()
 
     def on_response_complete(self) -> None:
-        """Start the next request, and parse those behind it."""
+        """Start the next request and parse the data after it."""
         last = not self.pipeline
         super().on_response_complete()
         if last and (self._refusal is not None or (self._half_closed and not self._unread)):
@@ -163,7 +172,7 @@ class BoundedHttpProtocol(IgnoresUpgrades, HttpToolsProtocol):
             self.turns.wait(self)
 
     def _hold_or_go_on(self) -> None:
-        """Let the client send only what can be taken in."""
+        """Pause or resume reading from the transport."""
         hold = bool(self._unread) or self.flow.read_paused
         if hold is self._holding or self.transport.is_closing():
             return
@@ -174,16 +183,17 @@ class BoundedHttpProtocol(IgnoresUpgrades, HttpToolsProtocol):
             self.transport.resume_reading()
 
     def _parse(self, data: bytes) -> None:
-        """Parse, but for a head that never ends."""
+        """Parse data, and refuse a head that exceeds the limit."""
         if self._in_head:
-            # The parser keeps an unfinished header to itself, so what came in is counted too.
+            # The parser does not report an incomplete header, so received bytes are counted too.
             self._received += len(data)
+        self._piece = data
         super().data_received(data)
         if self._in_head and self._received > self.max_head_bytes:
             self._refuse(_TOO_LARGE)
 
     def on_message_begin(self) -> None:
-        """Begin a head."""
+        """Start counting a new head."""
         super().on_message_begin()
         self._in_head = True
         self._parsed = 0
@@ -204,19 +214,41 @@ class BoundedHttpProtocol(IgnoresUpgrades, HttpToolsProtocol):
             raise ValueError("too many headers")
 
     def on_headers_complete(self) -> None:
-        """End the head and start the request."""
+        """Finish the head and start the request."""
         self._in_head = False
         self._received = 0
         self._stop_timer()
         before = self.cycle
         super().on_headers_complete()
         if self.cycle is not before and self.scope["http_version"] == "1.0":
-            # Such a client knows no chunks: the connection's end is the end of the answer.
+            # HTTP/1.0 has no chunked encoding: closing the connection ends the response.
             self.cycle.chunked_encoding = False
             self.cycle.expected_content_length = _UNTIL_CLOSE
+        self._body_follows = self.parser.should_upgrade() and bool(body_headers(self.headers))
+
+    def on_message_complete(self) -> None:
+        """Finish the request, unless the parser skipped its body."""
+        if not self._body_follows:
+            super().on_message_complete()
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """Continue parsing after the head of a request that offers another protocol.
+
+        uvicorn calls this while handling the parser's exception, which holds the position after the
+        head.
+        """
+        error = sys.exception()
+        if self._get_upgrade() == _WEBSOCKET or not isinstance(error, httptools.HttpParserUpgrade):
+            # The middleware refuses WebSockets; the data after the head is not HTTP.
+            self._unread.clear()
+            return
+        if self._body_follows:
+            self._body_follows = False
+            self.parser = parser_of_body(self, body_headers(self.headers))
+        self._unread[:0] = self._piece[error.args[0] :]
 
     def eof_received(self) -> bool:  # type: ignore[override]
-        """Let a client that sends no more have its answer, if it is still there to read it.
+        """Finish responses to a client that has closed only its sending side.
 
         Returns:
             Whether the connection stays open for writing.
@@ -230,42 +262,38 @@ class BoundedHttpProtocol(IgnoresUpgrades, HttpToolsProtocol):
             and not running.response_started
             and running.scope["http_version"] == "1.1"
         ):
-            # What every client skips (RFC 9110, 15.2). A closed socket answers it with a reset.
+            # Clients ignore it (RFC 9110, section 15.2); a closed socket replies with a reset.
             self.transport.write(_CONTINUE)
         self._half_closed = True
         if not self._unread:
             self.cycle.keep_alive = False
-        self._look_at_half_closed(_FIRST_LOOK)
+        self._check_half_closed(_FIRST_CHECK)
         return True
 
     def _may_answer(self) -> bool:
-        """Whether a request that came whole waits for its answer; forget one that did not."""
+        """Return whether a complete request awaits its response; drop an incomplete one."""
         if self.pipeline and self.cycle.more_body:
             self.pipeline.popleft()
-            assert self._running is not None  # it is what that one waited for
+            assert self._running is not None  # the dropped request waited for it
             self.cycle = self.pipeline[0][0] if self.pipeline else self._running
         running = self._running
         return running is not None and not running.response_complete and not running.more_body
 
-    def _look_at_half_closed(self, interval: float) -> None:
-        self._look_timer = None
+    def _check_half_closed(self, interval: float) -> None:
+        self._check_timer = None
         if self.transport.is_closing():
             return
         if _is_reset(self.transport):
             self.transport.abort()
             return
-        self._look_timer = self.loop.call_later(
-            interval, self._look_at_half_closed, min(2 * interval, _LAST_LOOK)
+        self._check_timer = self.loop.call_later(
+            interval, self._check_half_closed, min(2 * interval, _LAST_CHECK)
         )
 
     def send_400_response(self, msg: str) -> None:
-        """Answer what the parser refuses, and what we made it refuse."""
+        """Refuse data rejected by the parser or by one of its callbacks above."""
         del msg
         self._refuse(_TOO_LARGE if self._too_large else _BAD_HEAD + _BAD_TEXT)
-
-    def forget_rest(self) -> None:
-        """Drop what came behind a request whose client goes on in another protocol."""
-        self._unread.clear()
 
     def _count(self, size: int) -> None:
         self._parsed += size
@@ -278,7 +306,7 @@ class BoundedHttpProtocol(IgnoresUpgrades, HttpToolsProtocol):
         super()._start_asgi_task(cycle, app)
 
     def _refuse(self, answer: bytes) -> None:
-        """Read no further; send ``answer`` behind the answers that are under way, and close."""
+        """Stop reading, send ``answer`` after the responses in progress, and close."""
         if self._refusal is not None:
             return
         self._refusal = answer
@@ -288,7 +316,7 @@ class BoundedHttpProtocol(IgnoresUpgrades, HttpToolsProtocol):
             return
         running = self._running
         if running is not None and running.more_body:
-            # What cannot be read is its own body.
+            # The invalid data is the body of the running request.
             if running.response_started:
                 self._refusal = b""
             elif running.scope["method"] == "HEAD":
@@ -307,7 +335,7 @@ class BoundedHttpProtocol(IgnoresUpgrades, HttpToolsProtocol):
     def _timed_out(self) -> None:
         self._head_timer = None
         if self._holding:
-            self._expect_head()  # the client cannot send it
+            self._expect_head()  # reading is paused, so the head cannot arrive
         else:
             self.transport.close()
 
@@ -318,7 +346,7 @@ class BoundedHttpProtocol(IgnoresUpgrades, HttpToolsProtocol):
 
 
 def _is_reset(transport: asyncio.Transport) -> bool:
-    """Tell whether a half-closed connection was reset meanwhile (Linux; elsewhere unknown)."""
+    """Return whether a half-closed connection has been reset; always False outside Linux."""
     info = getattr(socket, "TCP_INFO", None)
     if info is None:
         return False
@@ -330,9 +358,9 @@ def _is_reset(transport: asyncio.Transport) -> bool:
 
 
 def bounded_protocol(settings: SecuritySettings) -> type[BoundedHttpProtocol]:
-    """Return the protocol class with the settings' bounds."""
+    """Return a protocol class with the limits of the settings."""
     return type(
-        "SettledHttpProtocol",
+        "ConfiguredHttpProtocol",
         (BoundedHttpProtocol,),
         {
             "max_head_bytes": settings.max_header_bytes,

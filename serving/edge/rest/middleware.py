@@ -1,57 +1,75 @@
-"""Around vLLM's OpenAI app, as plain ASGI: keys, ids, deadlines, body limit, request log.
+"""ASGI middleware around vLLM's app: authentication, request ids, deadlines, limits, request log.
 
-Plain ASGI because Starlette's ``BaseHTTPMiddleware`` hides disconnects from the app, and a
+Plain ASGI, because Starlette's ``BaseHTTPMiddleware`` hides disconnects from the app, and a
 disconnect must abort the request in the engine.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
+from http import HTTPStatus
 
 import structlog
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serving.clock import Clock, SystemClock
-from serving.edge.auth.authenticator import Authenticator, identified
-from serving.edge.auth.rest import Door
-from serving.edge.callers import as_caller
-from serving.edge.gate import Gate
-from serving.edge.request_context import deadline_in, request_id_of, timeout_of
-from serving.edge.rest.json_bounds import MOST_VALUES
-from serving.edge.rest.response import BadBody, Exchange
+from serving.edge.auth.authenticator import (
+    Authenticator,
+    Principal,
+    authenticate_rest,
+    authenticated_as,
+    count_auth_failure,
+)
+from serving.edge.gate import DrainGate
+from serving.edge.request_headers import request_context_of, request_id_of, timeout_of
+from serving.edge.rest.request_body import BadBody, RequestBody
+from serving.edge.rest.response_stream import ResponseStream
+from serving.edge.value_bounds import MAX_VALUES
 from serving.errors import PermissionDenied, ServingError, Unauthenticated
-from serving.telemetry.logs import log_request
+from serving.h2grpc.budget import MAX_PENDING_BYTES, PendingBytes
+from serving.h2grpc.turns import TaskTurns
+from serving.request_context import use_request_context
+from serving.telemetry.logs import RequestLine, log_request
 from serving.telemetry.tracing import NO_TRACING, Tracing
-from serving.vllm_adapter.error_response import INTERNAL_MESSAGE, error_response, response_of
-from serving.vllm_adapter.stream_bypass import EXCHANGE
+from serving.vllm_adapter.error_response import (
+    FAILED,
+    INTERNAL_MESSAGE,
+    error_response,
+    reason_of_status,
+    response_of,
+)
+from serving.vllm_adapter.stream_bypass import RESPONSE_STREAM
 
 _WORK_PREFIXES = ("/v1/", "/tokenize", "/detokenize", "/invocations")
 GENERATING = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses"})
-"""Where work is refused before its body is read and parsed, which costs more than all else. Their
-errors have OpenAI's form; other routes ask for themselves."""
+"""Routes with an early admission check, before the expensive reading and parsing of the body. Their
+errors have OpenAI's format. The handlers of other routes check admission themselves."""
 _POLICY_VIOLATION = 1008
-"""WebSocket close code; the handshake ends with 403."""
+"""WebSocket close code; the client sees the handshake fail with 403."""
 
 _log = structlog.get_logger("serving.edge")
 
 
 class EdgeMiddleware:
-    """Wraps the whole app, its own error handling included."""
+    """Wraps the whole app, including its error handlers."""
 
     def __init__(
         self,
         app: ASGIApp,
         *,
-        gate: Gate,
+        gate: DrainGate,
         model: str,
         max_body_bytes: int,
-        max_body_values: int = MOST_VALUES,
+        max_body_values: int = MAX_VALUES,
+        max_pending_bytes: int = MAX_PENDING_BYTES,
         keepalive_interval: float = 10.0,
         clock: Clock | None = None,
-        door: Door | None = None,
+        authenticator: Authenticator | None = None,
+        open_metrics: bool = False,
         tracing: Tracing = NO_TRACING,
         admit: Callable[[], None] | None = None,
     ) -> None:
-        self._app = app
+        self.app = app
         self._admit = admit
         self._gate = gate
         self._model = model
@@ -59,106 +77,160 @@ class EdgeMiddleware:
         self._max_body_values = max_body_values
         self._keepalive_interval = keepalive_interval
         self._clock = clock or SystemClock()
-        self._door = door or Door(Authenticator(None, self._clock))
+        self._authenticator = authenticator or Authenticator(None, self._clock)
+        self._open_metrics = open_metrics
         self._tracing = tracing
+        self._turns = TaskTurns()
+        self.pending = PendingBytes(max_pending_bytes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one connection's request."""
+        """Serve one ASGI scope."""
         if scope["type"] == "lifespan":
-            await self._app(scope, receive, send)
+            await self.app(scope, receive, send)
             return
         if scope["type"] != "http":
             await send({"type": "websocket.close", "code": _POLICY_VIOLATION})
             return
-        exchange = Exchange(
+        body = RequestBody(
             scope,
             receive,
-            send,
             self._clock,
-            self._max_body_bytes,
-            self._keepalive_interval,
-            self._max_body_values,
+            max_bytes=self._max_body_bytes,
+            max_values=self._max_body_values,
+            turns=self._turns,
+            pending=self.pending,
         )
-        scope[EXCHANGE] = exchange
+        response = ResponseStream(scope, send, body, self._clock, self._keepalive_interval)
+        scope[RESPONSE_STREAM] = response
         is_work = scope["path"].startswith(_WORK_PREFIXES) and scope["method"] == "POST"
         if not is_work:
-            await self._serve(exchange, scope)
+            await self._serve(response, scope)
             return
         try:
-            with self._gate.passing():
-                await self._serve(exchange, scope, self._gate)
+            with self._gate.track():
+                await self._serve(response, scope, self._gate)
         finally:
-            self._end(exchange)
+            self._end(response)
 
-    async def _serve(self, exchange: "Exchange", scope: Scope, gate: Gate | None = None) -> None:
-        """Check what the request brings, and let the app answer it."""
+    async def _serve(
+        self, response: ResponseStream, scope: Scope, gate: DrainGate | None = None
+    ) -> None:
+        """Check the request's headers and pass it to the app."""
         try:
-            exchange.request_id = request_id_of(Headers(scope=scope))
-            exchange.visitor = self._door.enter(scope, is_work=gate is not None)
-            self._begin(exchange)
-            timeout = timeout_of(Headers(scope=scope))
-            exchange.check_length()
-            exchange.decode_body()
+            response.request_id = request_id_of(Headers(scope=scope))
+            principal = self._authenticate(response, is_work=gate is not None)
+            self._begin(response)
+            self._set_deadline(response)
+            response.body.check_length()
+            response.body.decode()
             if gate is not None:
                 gate.check()
         except BadBody as error:
-            await exchange.fail_body(error)
+            await response.fail_body(error)
             return
         except ServingError as error:
-            await exchange.fail(response_of(error))
+            await response.fail(response_of(error))
             if gate is None and isinstance(error, Unauthenticated | PermissionDenied):
-                self._end(exchange)
+                self._end(response)
             return
-        exchange.pass_id_on()
-        visitor = exchange.visitor
-        assert visitor is not None
+        response.pass_id_on()
         with (
-            identified(visitor.identity),
-            as_caller(visitor.caller),
-            deadline_in(timeout, self._clock),
+            authenticated_as(principal),
+            use_request_context(response.request_context),
         ):
             if self._admit is not None and gate is not None and scope["path"] in GENERATING:
                 try:
                     self._admit()
                 except ServingError as error:
-                    await exchange.fail(response_of(error))
+                    await response.fail(response_of(error))
                     return
-            await self._run(exchange)
+            await self._run(response)
 
-    def _begin(self, exchange: "Exchange") -> None:
-        """Let the fleet know since when the request is here, and begin its trace."""
-        if exchange.caller is None:
+    def _authenticate(self, response: ResponseStream, *, is_work: bool) -> Principal:
+        scope = response.scope
+        try:
+            principal = authenticate_rest(
+                scope, self._authenticator, open_metrics=self._open_metrics
+            )
+            if is_work:
+                response.request_context = request_context_of(principal, Headers(scope=scope))
+        except ServingError as error:
+            count_auth_failure(error)
+            raise
+        return principal
+
+    def _begin(self, response: ResponseStream) -> None:
+        """Record the arrival of a work request and start its trace."""
+        if response.request_context is None:
             return
-        journal, scope = exchange.caller.journal, exchange.scope
-        journal.arrived_at = exchange.began
-        journal.trace = self._tracing.begin(
+        record, scope = response.request_context.record, response.scope
+        record.arrived_at = response.began
+        record.trace = self._tracing.begin(
             f"{scope['method']} {scope['path']}",
             Headers(scope=scope),
             {"http.request.method": scope["method"], "url.path": scope["path"]},
         )
 
-    def _end(self, exchange: "Exchange") -> None:
-        """Write the request's log line and end its trace."""
-        line = exchange.line(self._model)
-        log_request(line)
-        if exchange.caller is not None:
-            exchange.caller.journal.trace.end(line)
+    def _set_deadline(self, response: ResponseStream) -> None:
+        seconds = timeout_of(Headers(scope=response.scope))
+        if seconds is not None and response.request_context is not None:
+            response.request_context = replace(
+                response.request_context, deadline=self._clock.monotonic() + seconds
+            )
 
-    async def _run(self, exchange: "Exchange") -> None:
+    def _end(self, response: ResponseStream) -> None:
+        """Write the request's log line and end its trace."""
+        line = self._line(response)
+        log_request(line)
+        if response.request_context is not None:
+            response.request_context.record.trace.end(line)
+
+    def _line(self, response: ResponseStream) -> RequestLine:
+        scope, progress, context = response.scope, response.progress, response.request_context
+        state = scope.get("state", {})
+        # vLLM's handlers store the usage in the request state.
+        metadata = state.get("request_metadata")
+        usage = None if metadata is None else metadata.final_usage_info
+        reason = progress.reason or state.get(FAILED)
+        if reason is not None:
+            outcome = reason
+        elif response.disconnected:
+            outcome = "CANCELLED"
+        else:
+            ok = progress.status < HTTPStatus.BAD_REQUEST
+            outcome = "ok" if ok else reason_of_status(progress.status)
+        first_at = progress.started_at
+        if first_at is None and context is not None:
+            first_at = context.record.first_token_at
+        line = RequestLine(
+            request_id=response.request_id or "",
+            protocol="rest",
+            method=scope["path"],
+            model=self._model,
+            outcome=outcome,
+            status=str(progress.status),
+            duration=self._clock.monotonic() - response.began,
+            ttft=None if first_at is None else first_at - response.began,
+            prompt_tokens=None if usage is None else usage.prompt_tokens,
+            completion_tokens=None if usage is None else usage.completion_tokens,
+        )
+        return line if context is None else replace(line, **context.log_fields())
+
+    async def _run(self, response: ResponseStream) -> None:
         try:
-            await self._app(exchange.scope, exchange.receive, exchange.send)
+            await self.app(response.scope, response.receive, response.send)
         except BadBody as error:
-            if not exchange.responded:
-                await exchange.fail_body(error)
+            if not response.responded:
+                await response.fail_body(error)
         except Exception:
-            if exchange.blames_client:
-                return  # Starlette raises errors again that its handlers have answered
-            _log.exception("unhandled error", request_id=exchange.request_id)
-            if exchange.responded:
-                if not exchange.complete:
-                    # Half an answer is out: only a cut connection tells the client so.
+            if response.is_client_error:
+                return  # Starlette re-raises exceptions after its handlers have responded
+            _log.exception("unhandled error", request_id=response.request_id)
+            if response.responded:
+                if not response.complete:
+                    # Part of the response has been sent; closing the connection signals the error.
                     raise
                 return
-            await exchange.fail(error_response(INTERNAL_MESSAGE, status=500, reason="INTERNAL"))
+            await response.fail(error_response(INTERNAL_MESSAGE, status=500, reason="INTERNAL"))
         finally:
-            exchange.close()
+            response.close()

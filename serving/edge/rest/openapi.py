@@ -1,7 +1,7 @@
-"""What /openapi.json says: the routes as they answer here.
+"""The OpenAPI document of the router's routes, with the responses they actually send.
 
-FastAPI writes the document from vLLM's routes, which name the schema of few answers, and promises
-422 for what is answered with 400. Requests are described by vLLM's own models.
+FastAPI generates it from vLLM's routes, which declare few response schemas, and status 422 for
+errors sent as 400. Requests are described by vLLM's models.
 """
 
 from typing import Any
@@ -49,7 +49,7 @@ _CHUNKS: dict[str, type[BaseModel]] = {
     "/v1/chat/completions": ChatCompletionStreamResponse,
     "/v1/completions": CompletionStreamResponse,
 }
-"""Data of one event; those of responses and messages are many, each with a ``type``."""
+"""Schema of an event's data. /v1/responses and /v1/messages have many event types instead."""
 _STREAMS = (*_CHUNKS, "/v1/responses", "/v1/messages", "/invocations")
 _TEXTS = ("/livez", "/metrics")
 _EMPTY = ("/health", "/ping")
@@ -71,16 +71,16 @@ _OURS = {
     "reason": {"type": "string", "description": "What happened, as deploy/docs/errors.md lists"},
     "retry_after": {"type": "number", "description": "Seconds after which to try again"},
 }
-"""Fields that our errors have beside the API's own."""
+"""Fields that the router adds to error bodies."""
 _UNUSED = ("HTTPValidationError", "ValidationError")
 
 
 def describe(app: FastAPI) -> dict[str, Any]:
-    """Return the OpenAPI document of the app's routes; the app keeps it."""
+    """Return the OpenAPI document of the app's routes; the app caches it."""
     document: dict[str, Any] = app.openapi()
     schemas = document["components"]["schemas"]
     models = {*_ANSWERS.values(), *_CHUNKS.values(), ErrorResponse, AnthropicErrorResponse}
-    # As they are read: in an answer, a field with a default may be missing.
+    # Validation schemas, because fields with a default may be absent in a response.
     names, made = models_json_schema(
         [(model, "validation") for model in sorted(models, key=lambda each: each.__name__)],
         ref_template=_REFERENCE,
@@ -100,12 +100,12 @@ def describe(app: FastAPI) -> dict[str, Any]:
 
 
 def _responses(path: str, schema_of: Any, *, works: bool) -> dict[str, Any]:
-    """Return the answers of a path.
+    """Return the responses of a path.
 
     Args:
-        path: as in the document.
+        path: path in the document.
         schema_of: returns the schema of a model.
-        works: the path takes work from clients, which may be refused for many reasons.
+        works: whether the path accepts work requests, which have more possible errors.
     """
     answer: dict[str, Any] = {"description": "The answer"}
     if path in _TEXTS:

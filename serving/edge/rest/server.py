@@ -1,7 +1,8 @@
-"""uvicorn as a part: it listens when told, stops when told, and leaves signals alone."""
+"""uvicorn embedded in the router, which starts and stops it, without signal handlers."""
 
 import asyncio
 import contextlib
+import functools
 import socket
 import ssl
 from collections.abc import Iterator
@@ -14,11 +15,11 @@ from serving.errors import SettingsError
 from serving.h2grpc.accepting import Acceptor
 
 _KEEP_ALIVE = 75
-"""Seconds that an idle connection stays; longer than client pools keep theirs."""
+"""Time an idle connection stays open, seconds; longer than in clients' connection pools."""
 
 
 class RestServer(uvicorn.Server):
-    """Serves an ASGI app on a socket that is bound already."""
+    """Serves an ASGI app on a bound socket."""
 
     def __init__(
         self,
@@ -29,14 +30,14 @@ class RestServer(uvicorn.Server):
         protocol: type[BoundedHttpProtocol],
         tls: ssl.SSLContext | None = None,
     ) -> None:
-        """Serve ``app``.
+        """Create the server; ``start`` begins serving.
 
         Args:
-            app: what answers.
-            listening: the socket, bound.
-            stop_grace: seconds that requests get when it stops.
-            protocol: of a connection, made by ``bounded_protocol``.
-            tls: none for plain text.
+            app: the ASGI app.
+            listening: a bound socket.
+            stop_grace: time for running requests to finish when the server stops, seconds.
+            protocol: protocol class of connections, from ``bounded_protocol``.
+            tls: TLS context. None: plaintext.
         """
         super().__init__(
             uvicorn.Config(
@@ -60,12 +61,12 @@ class RestServer(uvicorn.Server):
 
     @property
     def port(self) -> int:
-        """Where it listens."""
+        """The port that the server listens on."""
         port: int = self._listening.getsockname()[1]
         return port
 
     async def start(self) -> None:
-        """Serve from here on.
+        """Start serving.
 
         Raises:
             SettingsError: the app did not start.
@@ -80,33 +81,33 @@ class RestServer(uvicorn.Server):
             ready.cancel()
 
     async def stop(self) -> None:
-        """Take no more connections; requests get the grace, then they are cancelled."""
+        """Stop listening, and cancel running requests after the grace period."""
         self.should_exit = True
         if self._task is not None:
             await asyncio.wait({self._task})
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Leave signals to the process."""
+        """Do not install signal handlers; the process has its own."""
         yield
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen, and say so."""
+        """Start listening."""
         del sockets
         await super().startup([])
-        self._acceptor = Acceptor(self._listening, self._protocol, self.config.ssl)
+        make_protocol = functools.partial(
+            self._protocol_class,
+            config=self.config,
+            server_state=self.server_state,
+            app_state=self.lifespan.state,
+        )
+        self._acceptor = Acceptor(self._listening, make_protocol, self.config.ssl)
         self._acceptor.start()
         self._ready.set()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Take no more connections, and let requests end."""
+        """Stop listening and wait for running requests."""
         del sockets
         if self._acceptor is not None:
             self._acceptor.close()
         await super().shutdown([])
-
-    def _protocol(self) -> asyncio.Protocol:
-        made: asyncio.Protocol = self._protocol_class(
-            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
-        )
-        return made

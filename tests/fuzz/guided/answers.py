@@ -12,7 +12,7 @@ from vllm.sampling_params import SamplingParams
 from vllm.v1.engine.detokenizer import IncrementalDetokenizer
 
 from serving.settings import BUNDLED_MODEL
-from serving.vllm_adapter.answer_parser import install
+from serving.vllm_adapter.answer_parser import install_answer_parser
 from tests.fuzz import mutators
 from tests.fuzz.guided.finding import demand
 
@@ -92,7 +92,7 @@ class Answers:
             openai_serving_responses=SimpleNamespace(parser=base),
             anthropic_serving_messages=SimpleNamespace(parser_cls=base),
         )
-        install(state, compact_json=True)
+        install_answer_parser(state, compact_json=True)
         self.made = state.openai_serving_chat.parser_cls
         self.prompt = self.tokenizer.encode("<think>\n", add_special_tokens=False)
 

@@ -21,6 +21,7 @@ from tests.fuzz.guided.finding import demand
 from tests.fuzz.guided.transport import Transport
 from tests.fuzz.verdict import grpc_problem, rest_problem
 from tests.integration.edge.stand import Stand, stand_settings, standing
+from tests.support.waiting import eventually
 from tests.unit.h2grpc.raw_client import ClientH2, message, request
 
 PACKAGES = ("serving.edge", "serving.fleet", "serving.admission", "serving.routing")
@@ -48,7 +49,7 @@ class Bodies:
 
     async def open(self) -> None:
         self._held, self.stand = await _start(1)
-        self.app: Any = self.stand.router._rest.config.app
+        self.app: Any = self.stand.router.rest.config.app
         self.fields = {
             name: values for name, values in rest_cases.DANGEROUS.items() if name != "prompt_embeds"
         }
@@ -88,7 +89,7 @@ class Bodies:
             problem = rest_problem(status, said, has_deadline=False)
             demand(problem is None, f"{path}: {problem}")
             check_form(path, status, headers, said)
-        await self.stand.until(lambda: self.stand.idle, "the end of all requests")
+        await eventually(lambda: self.stand.idle, "the end of all requests")
 
     async def ask(self, path: str, body: bytes, flags: int) -> tuple[int, dict[str, str], bytes]:
         """Send one request into the app; returns status, headers and body."""
@@ -212,11 +213,11 @@ class Messages:
         status, details = await self.call(path, data[1:])
         problem = grpc_problem(status, details)
         demand(problem is None, f"{path}: {problem}")
-        await self.stand.until(lambda: self.stand.idle, "the end of all requests")
+        await eventually(lambda: self.stand.idle, "the end of all requests")
 
     async def call(self, path: str, content: bytes) -> tuple[grpc.StatusCode, str]:
         """Make one call on a connection of its own; returns the status."""
-        server: Any = self.stand.router._grpc._server
+        server: Any = self.stand.router.grpc.server
         made = Connection(server)
         transport = Transport(made)
         client = ClientH2()

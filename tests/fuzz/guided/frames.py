@@ -12,7 +12,7 @@ import grpc
 from hpack import Decoder
 from hpack.exceptions import HPACKError
 
-from serving.h2grpc import budget, call, connection
+from serving.h2grpc import budget, call, connection, output
 from serving.h2grpc.connection import Connection
 from serving.h2grpc.http2 import MAX_STREAMS
 from serving.h2grpc.server import Server
@@ -20,6 +20,7 @@ from serving.h2grpc.turns import SLICE, Turns
 from tests.fuzz import mutators
 from tests.fuzz.guided.finding import demand, errors_of
 from tests.fuzz.guided.transport import Transport
+from tests.support.clock import SteppingClock
 
 PACKAGES = ("serving.h2grpc", "h2", "hpack", "hyperframe")
 _PREFACE, _PAUSED, _CUT = 1, 2, 4
@@ -74,16 +75,6 @@ def _handlers() -> Any:
     )
 
 
-class _Clock:
-    """Shows an eighth of a slice more at each look."""
-
-    now = 0.0
-
-    def __call__(self) -> float:
-        self.now += SLICE / 8
-        return self.now
-
-
 class Frames:
     """The target."""
 
@@ -95,7 +86,7 @@ class Frames:
         self._stack = contextlib.ExitStack()
         self._stack.enter_context(mock.patch.object(budget, "MOST", 200))
         self._stack.enter_context(mock.patch.object(connection, "_MAX_PREMATURE", 20))
-        self._stack.enter_context(mock.patch.object(connection, "_MAX_UNSENT", 2**14))
+        self._stack.enter_context(mock.patch.object(output, "MAX_UNSENT", 2**14))
         self._errors = self._stack.enter_context(errors_of(connection, call))
 
     async def close(self) -> None:
@@ -127,7 +118,7 @@ class _Case:
             max_message_bytes=_MESSAGE, max_metadata_bytes=_METADATA, max_streams=_STREAMS
         )
         server.add_generic_rpc_handlers((_handlers(),))
-        server.clock = _Clock()
+        server.clock = SteppingClock(step=SLICE / 8).monotonic  # eight readings a slice
         server.turns = Turns(server.clock)
         self.server = server
         self.errors = errors
@@ -136,13 +127,13 @@ class _Case:
         self.transport = Transport(self.connection)
         self.read = 0
         """Frames in this turn."""
-        receive = self.connection._h2.receive
+        receive = self.connection.h2.receive
 
         def counted(frame: Any) -> Any:
             self.read += 1
             return receive(frame)
 
-        self.connection._h2.receive = counted  # type: ignore[method-assign]
+        self.connection.h2.receive = counted  # type: ignore[method-assign]
 
     async def run(self, sent: bytes, cut: int) -> None:
         made, transport = self.connection, self.transport
@@ -193,7 +184,7 @@ class _Case:
     async def answers(self) -> None:
         """Between two frames, a connection that lives answers a PING."""
         made = self.connection
-        frames = made._h2.incoming_buffer
+        frames = made.h2.incoming_buffer
         between = made._greeted and not frames.unread and not frames._headers_buffer
         if made.lost or self.transport.closing or not between or frames._preamble_len:
             return
@@ -212,11 +203,11 @@ class _Case:
                 break
             await self.turn()
         demand(not server.connections, "the server keeps the connection")
-        demand(not made.calls and not made._waiting, "a call is left")
+        demand(not made.calls and not made.output.waiting, "a call is left")
         demand(not server.tasks, "a task is left")
 
     def bounded(self, arrived: int) -> None:
-        h2 = self.connection._h2
+        h2 = self.connection.h2
         block = sum(len(part.data) for part in h2.incoming_buffer._headers_buffer)
         demand(len(h2.incoming_buffer.unread) <= arrived + _FRAME + 9, "unread bytes pile up")
         demand(block <= 2 * _METADATA + _FRAME, "a block of headers piles up")

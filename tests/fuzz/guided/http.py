@@ -244,7 +244,7 @@ class _Case:
             await asyncio.sleep(0)
         demand(not self.state.connections, "the server keeps the connection")
         demand(not self.left and not self.state.tasks, "a request is left")
-        demand(made._head_timer is None and made._look_timer is None, "a timer is left")
+        demand(made._head_timer is None and made._check_timer is None, "a timer is left")
 
     def check(self, *, whole: bool) -> None:
         """Read all of it as a client does that sent these requests."""

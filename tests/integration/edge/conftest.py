@@ -46,12 +46,12 @@ class Rank:
 
 
 async def until(router: Router, *, ready: bool) -> None:
-    """Wait until the roster is ready, or not."""
+    """Wait until the fleet is ready, or not ready."""
     changed = asyncio.Event()
-    unsubscribe = router.roster.subscribe(changed.set)
+    unsubscribe = router.membership.subscribe(changed.set)
     try:
-        async with asyncio.timeout(20):
-            while router.roster.ready is not ready:
+        async with asyncio.timeout(60):
+            while router.membership.ready is not ready:
                 changed.clear()
                 await changed.wait()
     finally:
@@ -101,7 +101,7 @@ async def _shared_edge(settings) -> AsyncIterator[Edge]:
     router = await Router.start(settings)
     rank = await Rank.join(router, settings)
     async with (
-        httpx.AsyncClient(base_url=router.addresses.rest, timeout=30) as rest,
+        httpx.AsyncClient(base_url=router.addresses.rest, timeout=90) as rest,
         openai.AsyncOpenAI(
             base_url=f"{router.addresses.rest}/v1", api_key="none", max_retries=0
         ) as sdk,
@@ -118,7 +118,7 @@ async def edge(shared_edge) -> AsyncIterator[Edge]:
     await until(shared_edge.router, ready=True)  # the test before may have fenced it
     yield shared_edge
     # A request that outlives its test would be a leak.
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         await shared_edge.engine.quiet.wait()
     # A client may have its answer (an expired deadline) before the server has cleaned up.
-    assert await shared_edge.router.gate.idle(5)
+    assert await shared_edge.router.gate.wait_idle(60)

@@ -1,4 +1,4 @@
-"""Requests whose answers are held against the published APIs, and what the engine says to them."""
+"""Requests whose responses are compared with the published APIs, and the engine's output."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,7 +30,7 @@ class Case:
     body: dict[str, Any]
     script: str = ANSWER
     streamed: dict[str, Any] = field(default_factory=dict)
-    """Fields that only the streamed request has."""
+    """Fields of the streamed request only."""
 
 
 CASES: dict[str, Case] = {

@@ -1,4 +1,4 @@
-"""An engine that says what a test tells it to, token by token, and can be held in the middle."""
+"""An engine that generates a script token by token, and can be held at a token."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -12,13 +12,13 @@ from serving.link.v1 import link_pb2
 from serving.settings import Settings
 
 ANSWER = "17+25 is 42</think>It is 42"
-"""The template has opened the reasoning already."""
+"""The chat template has started the reasoning."""
 
 _Choice = link_pb2.ChoiceDelta
 
 
 class ScriptedEngine:
-    """Engine of one rank. ``script`` is what every request gets."""
+    """Engine of one rank; every request gets ``script``."""
 
     kv_mirror = None
 
@@ -30,21 +30,21 @@ class ScriptedEngine:
         self.reset()
 
     def reset(self) -> None:
-        """Forget what the test before wanted."""
+        """Reset the state of the previous test."""
         self.script = ANSWER
         self.cached_tokens = 0
         self.error: link_pb2.RequestError | None = None
         self.hold_after: int | None = None
-        """Tokens after which a request waits until it is closed."""
+        """Number of tokens after which a request waits until it is released."""
         self.params: list[SamplingParams] = []
         self.prompts: list[str] = []
         self.running: set[str] = set()
         self.quiet = asyncio.Event()
-        """Set while nothing runs."""
+        """Set while no request runs."""
         self.quiet.set()
         self.held = asyncio.Event()
         self.release = asyncio.Event()
-        """Lets a held request go on."""
+        """Set to release held requests."""
 
     async def start(self) -> None:
         pass

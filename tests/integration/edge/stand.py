@@ -1,4 +1,4 @@
-"""A whole router in this process, on real ports, and fake ranks over the real link."""
+"""A complete router in this process, on real ports, and fake ranks on real links."""
 
 import asyncio
 import contextlib
@@ -10,15 +10,13 @@ from serving.engine.fake.engine import FakeEngine
 from serving.engine.router_link.server import RankIdentity, RankServer
 from serving.router.app import Router
 from serving.settings import Settings
-
-PATIENCE = 90.0
-"""Seconds until a test gives up waiting; how long something takes is asserted elsewhere."""
+from tests.support.waiting import eventually
 
 _LOOKS = 200
 
 
 def stand_settings(**groups: Any) -> Settings:
-    """Settings with free ports and a fake engine; each argument overrides fields of a group."""
+    """Settings with free ports and a fake engine; each argument overrides one group's fields."""
     router = {"rest_port": 0, "grpc_port": 0, "join_port": 0} | groups.pop("router", {})
     engine = {"kind": "fake", "max_model_len": 512} | groups.pop("engine", {})
     link = {"load_interval": 0.1, "backoff_initial": 0.05} | groups.pop("link", {})
@@ -28,7 +26,7 @@ def stand_settings(**groups: Any) -> Settings:
 
 @dataclass
 class Stand:
-    """A router and the groups that joined it."""
+    """A router and the groups that have joined it."""
 
     router: Router
     settings: Settings
@@ -36,7 +34,7 @@ class Stand:
     servers: list[RankServer] = field(default_factory=list)
 
     async def join(self, group: str = "g0", *, token_delay: float = 0.0, step: int = 1) -> None:
-        """Let a group of fake ranks join, and wait until it is ready."""
+        """Start a group of fake ranks, and wait until it is ready."""
         size = self.settings.group.data_parallel
         link = self.settings.link.model_copy(update={"routers": (self.router.addresses.join,)})
         ready = len(self.ready_groups()) + 1
@@ -48,40 +46,40 @@ class Stand:
             await server.start()
             self.engines.append(engine)
             self.servers.append(server)
-        await self.until(lambda: len(self.ready_groups()) >= ready, f"readiness of {group}")
+        await eventually(lambda: len(self.ready_groups()) >= ready, f"readiness of {group}")
 
     async def leave(self) -> None:
-        """Take every rank away."""
+        """Stop all ranks."""
         servers, self.servers = self.servers, []
         for server in servers:
             await server.stop()
         for engine in self.engines:
             await engine.shutdown()
         self.engines.clear()
-        await self.until(lambda: not self.ready_groups(), "the loss of the groups")
+        await eventually(lambda: not self.ready_groups(), "the loss of the groups")
 
     @property
     def openapi(self) -> dict[str, Any]:
-        """The REST routes' own description of themselves."""
-        app: Any = self.router._rest.config.app
+        """The OpenAPI document of the REST routes."""
+        app: Any = self.router.rest.config.app
         while not hasattr(app, "openapi"):
             app = getattr(app, "_app", None) or app.app
         document: dict[str, Any] = app.openapi()
         return document
 
     def ready_groups(self) -> list[str]:
-        """Names of the groups that take work."""
-        groups = self.router.roster.snapshot().groups
+        """Names of the groups that accept requests."""
+        groups = self.router.membership.snapshot().groups
         return [group.group_id for group in groups if group.state == "ready"]
 
     @property
     def engine_requests(self) -> int:
-        """Requests that the engines hold, running or waiting."""
+        """Number of requests in the engines, running or waiting."""
         return sum(len(engine._requests) for engine in self.engines)
 
     @property
     def running(self) -> int:
-        """Requests that the engines work on."""
+        """Number of running requests in the engines."""
         return sum(
             request.running for engine in self.engines for request in engine._requests.values()
         )
@@ -96,21 +94,12 @@ class Stand:
             and not any(server.running_requests for server in self.servers)
         )
 
-    async def until(self, condition: Any, what: str, patience: float = PATIENCE) -> None:
-        """Wait until ``condition()``; the test fails if that takes too long."""
-        try:
-            async with asyncio.timeout(patience):
-                while not condition():  # noqa: ASYNC110  conditions of all kinds, without events
-                    await asyncio.sleep(0.005)
-        except TimeoutError:
-            raise AssertionError(f"{what} did not happen in {patience:g} s") from None
-
     async def idle_soon(self) -> None:
-        """See that everything ends within a second."""
+        """Assert that everything ends within a second."""
         await self.soon(lambda: self.idle, "the end of all requests")
 
     async def soon(self, condition: Any, what: str) -> None:
-        """See that ``condition()`` comes true within a second of this process' own time.
+        """Assert that ``condition()`` becomes true within a second of this process's CPU time.
 
         Counted in looks: where others have the processor, that is not the router's slowness.
         """
@@ -125,7 +114,7 @@ class Stand:
 async def standing(
     settings: Settings, groups: int = 1, *, token_delay: float = 0.0
 ) -> AsyncIterator[Stand]:
-    """Start a router with ``groups`` groups; stop all of it in the end."""
+    """Start a router with ``groups`` groups, and stop all of it at the end."""
     stand = Stand(await Router.start(settings), settings)
     try:
         for index in range(groups):

@@ -1,4 +1,4 @@
-"""Who may call what, over the real ports: every route and every RPC, without and with keys."""
+"""Authorization over real ports: every route and every RPC, with and without keys."""
 
 import asyncio
 import json
@@ -20,6 +20,7 @@ from serving.edge.auth.keys import digest_of
 from serving.edge.rest import middleware
 from serving.h2grpc.server import Server
 from serving.router.app import Router
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -65,7 +66,7 @@ class Guarded:
     keys_file: Path
     rpcs: list[str]
     limit: int
-    """Bytes of a request's headers."""
+    """Return the bytes of a request's headers."""
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
@@ -98,7 +99,7 @@ async def guarded(tmp_path_factory, router_settings, join_rank):
 
 @pytest_asyncio.fixture(loop_scope="session")
 async def rest(guarded):
-    async with httpx.AsyncClient(base_url=guarded.router.addresses.rest, timeout=30) as client:
+    async with httpx.AsyncClient(base_url=guarded.router.addresses.rest, timeout=90) as client:
         yield client
 
 
@@ -109,9 +110,9 @@ async def channel(guarded):
 
 
 def routes_of(router: Router) -> list[tuple[str, str]]:
-    """Return (method, path) of everything that the app serves, its own documents among it."""
-    app = router._rest.config.app  # what uvicorn calls: nothing is left out
-    inner = app.app._app
+    """Return (method, path) of all routes of the app, including its documentation."""
+    app = router.rest.config.app  # what uvicorn calls: nothing is left out
+    inner = app.app.app
     found = [
         (method, route.path.replace("{response_id}", "resp_1"))
         for route in inner.router.routes
@@ -122,7 +123,7 @@ def routes_of(router: Router) -> list[tuple[str, str]]:
 
 
 def is_let_in(answer: httpx.Response) -> bool:
-    """Tell whether the app answered; vLLM has routes that it switches off with a 403 of its own."""
+    """Return whether the app answered; vLLM disables some routes with a 403."""
     switched_off = answer.status_code == 403 and "are disabled" in answer.text
     return switched_off or answer.status_code not in {401, 403, 500}
 
@@ -202,7 +203,7 @@ async def test_websockets_are_refused(rest):
 
 
 async def status_of(channel, method: str, key: str | None, *, write: bool) -> grpc.StatusCode:
-    """Call an RPC, with an empty message or none at all; return how it ends."""
+    """Call an RPC with an empty message, or without one; return the status."""
     metadata = tuple(bearer(key).items())
     call = channel.stream_stream(method)(metadata=metadata, timeout=90)
     try:
@@ -220,7 +221,7 @@ async def status_of(channel, method: str, key: str | None, *, write: bool) -> gr
 
 @pytest.fixture
 def methods(guarded):
-    """Full names of all RPCs of all services that the port serves."""
+    """Return the full names of all RPCs of all services on the port."""
     return [name for name in guarded.rpcs if not name.startswith("/serving.link.")]
 
 
@@ -240,7 +241,7 @@ async def test_every_rpc_without_a_key_but_health(channel, methods):
             continue
         for key in (None, "wrong", EXPIRED):
             is_open = split(method)[0] in OPEN_SERVICES
-            # Refused before anything is sent; an open door would wait for a message.
+            # Refused before a message is sent; an allowed call would wait for one.
             status = await status_of(channel, method, key, write=is_open)
             assert status is (grpc.StatusCode.OK if is_open else UNAUTHENTICATED), method
 
@@ -289,7 +290,7 @@ async def test_reflection_works_with_any_key(channel, service, key):
 
 @pytest.mark.parametrize("key", [USER, METRICS, ADMIN])
 async def test_with_any_key_what_is_not_there_is_unimplemented(channel, key):
-    """What clients fall back on, from one version of a service to another."""
+    """Clients fall back to an older version of a service on this status."""
     for method in (
         "/grpc.reflection.v2.ServerReflection/ServerReflectionInfo",
         "/serving.api.v1.InferenceService/None",
@@ -382,14 +383,12 @@ async def test_a_key_that_is_added_works_and_one_that_is_taken_away_does_not(
     async def status() -> int:
         return (await rest.get("/v1/models", headers=bearer(added))).status_code
 
-    async def until(wanted: int) -> None:
-        async with asyncio.timeout(20):
-            while await status() != wanted:  # noqa: ASYNC110  nothing tells
-                await asyncio.sleep(0.01)
+    async def answers(wanted: int) -> bool:
+        return await status() == wanted
 
     assert await status() == 401
     guarded.keys_file.write_text(before + entry)
-    await until(200)
+    await eventually(lambda: answers(200))
     seen = asyncio.Event()
     loop = asyncio.get_running_loop()
     monkeypatch.setattr(
@@ -397,11 +396,11 @@ async def test_a_key_that_is_added_works_and_one_that_is_taken_away_does_not(
         lambda *_, **__: loop.call_soon_threadsafe(seen.set),
     )
     guarded.keys_file.write_text("keys: [")
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(90):
         await seen.wait()
     assert await status() == 200
     guarded.keys_file.write_text(before)
-    await until(401)
+    await eventually(lambda: answers(401))
 
 
 async def test_metadata_over_the_limit_is_refused(guarded, channel):

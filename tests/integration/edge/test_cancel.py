@@ -1,4 +1,4 @@
-"""Whoever goes away leaves nothing behind: not in the router, not in an engine, within 1 s."""
+"""A client that disconnects leaves nothing behind in router or engine after 1 s."""
 
 import asyncio
 import contextlib
@@ -14,6 +14,7 @@ import pytest_asyncio
 from serving.api.v1 import inference_pb2 as pb
 from serving.api.v1 import inference_pb2_grpc
 from tests.integration.edge.stand import Stand, stand_settings, standing
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -36,11 +37,11 @@ async def stand(shared):
 
 
 class Client:
-    """Asks for a long answer in one of the ways, in a task of its own."""
+    """A client that requests a long answer in one of several ways, in its own task."""
 
     def __init__(self, stand: Stand, way: str, *, timeout: float | None = None) -> None:
         self.began = asyncio.Event()
-        """The first part of a streamed answer is there."""
+        """Wait for the first part of a streamed answer."""
         self._stand = stand
         self._timeout = timeout
         self.task = asyncio.create_task(self._rest(way) if "REST" in way else self._grpc(way))
@@ -82,7 +83,7 @@ class Client:
         return "200"
 
     async def leave(self) -> None:
-        """Go away in the middle: the connection or the call is cut."""
+        """Disconnect in the middle of the answer."""
         self.task.cancel()
         with contextlib.suppress(asyncio.CancelledError, httpx.TransportError):
             await self.task
@@ -90,9 +91,9 @@ class Client:
 
 async def running(stand: Stand, client: Client, way: str) -> None:
     """Wait until the request runs in the engine."""
-    await stand.until(lambda: stand.running >= 1, "the start in the engine")
+    await eventually(lambda: stand.running >= 1, "the start in the engine")
     if "stream" in way:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(90):
             await client.began.wait()
 
 
@@ -107,10 +108,10 @@ async def test_leaving_while_it_runs(stand, way):
 @pytest.mark.parametrize("way", WAYS)
 async def test_leaving_while_it_is_queued(stand, way):
     others = [Client(stand, "REST") for _ in range(SLOTS)]
-    await stand.until(lambda: stand.running == SLOTS, "full slots")
+    await eventually(lambda: stand.running == SLOTS, "full slots")
     clients = [Client(stand, way) for _ in range(3)]
-    # In the router's queue or the engine's: both must let go.
-    await stand.until(lambda: stand.router.gate.inflight == SLOTS + 3, "the queue")
+    # In the router's queue or the engine's: both must drop the request.
+    await eventually(lambda: stand.router.gate.inflight == SLOTS + 3, "the queue")
     for client in clients:
         await client.leave()
     await stand.soon(lambda: stand.router.client.inflight_requests == SLOTS, "the queue's end")
@@ -130,9 +131,9 @@ async def test_a_deadline_while_it_runs(stand, way):
 @pytest.mark.parametrize("way", WAYS)
 async def test_a_deadline_in_the_queue(stand, way):
     others = [Client(stand, "REST") for _ in range(SLOTS)]
-    await stand.until(lambda: stand.running == SLOTS, "full slots")
+    await eventually(lambda: stand.running == SLOTS, "full slots")
     client = Client(stand, way, timeout=300)
-    # Admission may also see at once that it cannot be served in time.
+    # Admission may also refuse it at once, because it cannot be served in time.
     assert await client.task in {"DEADLINE_EXCEEDED", "429", "RESOURCE_EXHAUSTED"}
     await stand.soon(lambda: stand.router.client.inflight_requests == SLOTS, "the queue's end")
     assert not any(other.task.done() for other in others)
@@ -143,10 +144,10 @@ async def test_a_deadline_in_the_queue(stand, way):
 @pytest.mark.parametrize("timeout", [None, 300.0], ids=["leaves", "deadline"])
 @pytest.mark.parametrize("way", WAYS)
 async def test_parked(shared, way, timeout):
-    """With no group a request waits for one; what nobody waits for never runs."""
+    """Without a group a request waits for one; if its client leaves, it never runs."""
     await shared.leave()
     client = Client(shared, way, timeout=timeout)
-    await shared.until(lambda: shared.router.client.inflight_requests == 1, "the parking")
+    await eventually(lambda: shared.router.client.inflight_requests == 1, "the parking")
     if timeout is None:
         await client.leave()
     else:
@@ -155,7 +156,7 @@ async def test_parked(shared, way, timeout):
     await shared.join("g0", token_delay=0.02)
     served = Client(shared, way)
     await running(shared, served, way)
-    # What was parked has not come back.
+    # The parked request has not run.
     assert shared.engine_requests == 1
     await served.leave()
     await shared.idle_soon()
@@ -180,7 +181,7 @@ async def test_a_parked_stream_hears_comments_and_goes_on():
             rest = [line async for line in lines]
         assert rest[-2:] == ["data: [DONE]", ""]
         assert any('"finish_reason":"length"' in line for line in rest)
-        # The answer began before there was a rank, so the explanation is no header.
+        # The response started before a rank was chosen, so the explanation is not a header.
         assert "x-explain-routing" not in answer.headers
         (explained,) = [line for line in rest if line.startswith(": x-explain-routing ")]
         assert len(json.loads(explained.removeprefix(": x-explain-routing "))) == 1
@@ -190,26 +191,26 @@ async def test_a_parked_stream_hears_comments_and_goes_on():
 
 @pytest.mark.parametrize("way", ["rest", "grpc"])
 async def test_a_client_that_does_not_read_is_cut_off_and_holds_nothing(way):
-    """Held for ``write_timeout``; what it was sent does not grow, and others are not kept."""
+    """A client that does not read is kept for ``write_timeout``; its buffers do not grow."""
     settings = stand_settings(
         router={"write_timeout": 0.5}, engine={"max_model_len": 2048, "max_num_seqs": 64}
     )
     async with standing(settings, token_delay=0.002) as stand, not_reading(stand, way):
-        await stand.until(lambda: stand.router.gate.inflight == 1, "its request")
+        await eventually(lambda: stand.router.gate.inflight == 1, "its request")
         url = f"{stand.router.addresses.rest}/v1/completions"
         async with httpx.AsyncClient(timeout=60) as other:
             body = {"model": "pocket-r1", "prompt": "x", "max_tokens": 4}
             assert (await other.post(url, json=body)).status_code == 200
-        await stand.until(lambda: stand.idle, "the end of what nobody takes")
+        await eventually(lambda: stand.idle, "the end of what nobody takes")
 
 
 LONG = {"max_tokens": 1900, "logprobs": 5}
-"""So much of an answer that no buffer on the way holds it."""
+"""Size of an answer that exceeds all buffers on the way."""
 
 
 @contextlib.asynccontextmanager
 async def not_reading(stand, way):
-    """Ask for a long answer and leave it where it is."""
+    """Request a long answer, and do not read it."""
     if way == "rest":
         host, _, port = stand.router.addresses.rest.removeprefix("http://").rpartition(":")
         body = json.dumps({"model": "pocket-r1", "prompt": "x", "stream": True, "n": 8} | LONG)
@@ -237,7 +238,7 @@ async def test_a_stopped_router_leaves_nothing_in_the_engines(way):
     settings = stand_settings(engine={"max_num_seqs": 8})
     async with standing(settings, token_delay=0.02) as stand:
         clients = [Client(stand, way) for _ in range(3)]
-        await stand.until(lambda: stand.running == 3, "the start in the engine")
+        await eventually(lambda: stand.running == 3, "the start in the engine")
         await stand.router.stop()
         await stand.soon(lambda: stand.engine_requests == 0, "the end of all requests")
         for client in clients:

@@ -1,4 +1,4 @@
-"""gRPC over the whole path: router, real link, scripted rank. Twins of test_rest.py."""
+"""gRPC end to end: router, real link, scripted rank. The counterpart of test_rest.py."""
 
 import asyncio
 import json
@@ -268,7 +268,7 @@ async def test_message_over_the_limit(edge):
 async def test_cancel_aborts_in_the_engine(edge, rpc, hold_after):
     edge.engine.hold_after = hold_after
     call = getattr(edge.inference, rpc)(chat())
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(90):
         if rpc == "ChatStream" and hold_after:
             await call.read()
         await edge.engine.held.wait()
@@ -282,7 +282,7 @@ async def test_deadline_aborts_in_the_engine(edge, rpc):
     request = chat() if "Chat" in rpc else pb.CompleteRequest(model="pocket-r1", text="x")
     error = await failure_of(getattr(edge.inference, rpc)(request, timeout=0.3))
     assert error.code() == grpc.StatusCode.DEADLINE_EXCEEDED
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(90):
         await edge.engine.quiet.wait()
 
 
@@ -335,7 +335,7 @@ async def test_fleet_is_the_same_as_over_rest(edge):
     fleet = await edge.fleet.GetFleet(fleet_pb2.GetFleetRequest())
     shown = (await edge.rest.get("/fleet")).json()
     assert fleet.router_id == shown["router_id"]
-    # One that a test before had fenced is shown for a while, too.
+    # A group that an earlier test fenced is still shown for a while.
     assert [group.epoch for group in fleet.groups] == [group["epoch"] for group in shown["groups"]]
     (group,) = (g for g in fleet.groups if g.state == fleet_pb2.MEMBER_STATE_READY)
     assert group.group_id == "g0"

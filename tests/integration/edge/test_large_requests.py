@@ -1,4 +1,4 @@
-"""Requests that are small in bytes and large in work: refused early, or worked on elsewhere."""
+"""Requests of few bytes that take much work: refused early, or processed in a thread."""
 
 import threading
 

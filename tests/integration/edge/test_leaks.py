@@ -19,6 +19,7 @@ from serving.api.v1 import inference_pb2 as pb
 from serving.api.v1 import inference_pb2_grpc
 from serving.telemetry import metrics
 from tests.integration.edge.stand import stand_settings, standing
+from tests.support.waiting import eventually
 from tests.support.watchdog import CROWDED, LIMIT, Watchdog
 
 pytestmark = pytest.mark.timeout(3600)
@@ -26,10 +27,10 @@ pytestmark = pytest.mark.timeout(3600)
 REQUESTS = int(os.environ.get("SOAK_REQUESTS", "4000"))
 AT_ONCE = 24
 WARM_UP = 600
-"""Requests before the first measurement: caches, pools and arenas fill up."""
+"""Requests before the first measurement, which fill caches, pools and arenas."""
 GROWTH = 8 * 2**10
 """Bytes for each of its requests that the second half may grow more than nothing. A leaked request
-would hold at least its prompt, transcript and tasks, some 20 kB."""
+would hold at least its prompt, output buffer and tasks, some 20 kB."""
 
 POOLS = 8
 """Threads that may come late: those of asyncio's and of gRPC's own pools, which start another one
@@ -150,22 +151,22 @@ KINDS, WEIGHTS = tuple(KINDS), tuple(KINDS.values())
 
 
 def left_over(stand):
-    """What a request that was not cleaned up would be seen in."""
-    roster = stand.router.roster.snapshot()
-    links = [link for group in stand.router.roster._groups.values() for link in _links(group)]
+    """Return the numbers that a request that was not cleaned up would change."""
+    membership = stand.router.membership.snapshot()
+    links = [link for group in stand.router.membership._groups.values() for link in _links(group)]
     return {
         "in flight at the edge": stand.router.gate.inflight,
         "in flight in the fleet": stand.router.client.inflight_requests,
-        "in flight on the ranks": roster.inflight_requests,
+        "in flight on the ranks": membership.inflight_requests,
         "outstanding tokens": sum(
-            rank.outstanding_tokens for group in roster.groups for rank in group.ranks
+            rank.outstanding_tokens for group in membership.groups for rank in group.ranks
         ),
         "streams": sum(len(link._streams) for link in links),
         "counted": sum(len(link._counted) + len(link._submits) for link in links),
         "in the engines": stand.engine_requests,
         "on the rank servers": sum(server.running_requests for server in stand.servers),
-        "queue": len(stand.router._admission._room.queue),
-        "predicted tokens": stand.router._admission._predictor.outstanding_tokens,
+        "queue": stand.router.admission.queue_length,
+        "predicted tokens": stand.router.admission.outstanding_tokens,
         "gauge": metrics.REGISTRY.get_sample_value("moe_inflight_requests"),
     }
 
@@ -175,7 +176,7 @@ def _links(group):
 
 
 async def _still(process):
-    """Wait until nothing ends any more: connections that were cut close in their own time."""
+    """Wait until the numbers are stable; closed connections end with a delay."""
     seen, same = None, 0
     for _ in range(_LOOKS):
         now = (process.num_fds(), len(asyncio.all_tasks()))
@@ -187,7 +188,7 @@ async def _still(process):
 
 
 async def measure(stand):
-    await stand.until(lambda: stand.idle, "the end of all requests")
+    await eventually(lambda: stand.idle, "the end of all requests")
     process = psutil.Process()
     await _still(process)
     gc.collect()
@@ -200,7 +201,7 @@ async def measure(stand):
 
 
 async def send(stand, count, seed):
-    """Send the requests with clients of their own, which are gone afterwards."""
+    """Send the requests with new clients, and close those."""
     connector = aiohttp.TCPConnector(limit=AT_ONCE)
     async with (
         aiohttp.ClientSession(connector=connector) as session,
@@ -242,7 +243,7 @@ async def test_nothing_is_left_of_thousands_of_requests(capsys):
         assert after["threads"] <= before["threads"] + POOLS
         assert after["rss"] - middle["rss"] < GROWTH * (REQUESTS // 2)
         assert outcomes.total() == REQUESTS
-        # All kinds of ends were there: else this has shown little.
+        # All kinds of endings occurred; otherwise the test shows little.
         ends = {end for _, end in outcomes}
         assert {200, 400, 404, 504, "left", "OK", "DEADLINE_EXCEEDED", "INVALID_ARGUMENT"} <= ends
         assert not ends & {500, 503, "INTERNAL", "UNKNOWN", "UNAVAILABLE"}

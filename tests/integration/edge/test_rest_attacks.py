@@ -1,4 +1,4 @@
-"""Requests that lost text, named no reason, or filled the log: one test for each kind."""
+"""Requests that could lose text, get no reason, or fill the log: one test for each kind."""
 
 import asyncio
 import json
@@ -121,6 +121,20 @@ async def test_log_probabilities_of_a_response_are_those_of_its_text(edge):
     assert [item["status"] for item in whole] == ["completed", "completed"]
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_message_without_parts_in_a_response_is_the_clients_error(edge, stream):
+    item = {"type": "message", "role": "assistant", "id": "m", "status": "completed", "content": []}
+    answer = await posted(edge, "/v1/responses", RESPONSE, input=[item], stream=stream)
+    assert (answer.status_code, answer.json()["error"]["reason"]) == (400, "INVALID_REQUEST")
+    assert "a field of a wrong type" in answer.json()["error"]["message"]
+
+
+async def test_a_field_that_breaks_a_validator_is_the_clients_error(edge):
+    answer = await posted(edge, "/v1/chat/completions", CHAT, messages=1)
+    assert (answer.status_code, answer.json()["error"]["reason"]) == (400, "INVALID_REQUEST")
+    assert "a field of a wrong type" in answer.json()["error"]["message"]
+
+
 # -- texts ----------------------------------------------------------------------------------------
 
 
@@ -198,10 +212,10 @@ def offering(body: bytes, *, chunked: bool) -> bytes:
 
 
 async def raw_answers(edge, sent: bytes, step: int) -> bytes:
-    """Send bytes in pieces over a connection; return all that comes back."""
+    """Send bytes in parts over one connection; return the response."""
     host, _, port = edge.router.addresses.rest.removeprefix("http://").rpartition(":")
     reader, writer = await asyncio.open_connection(host, int(port))
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(90):
         for begin in range(0, len(sent), step):
             writer.write(sent[begin : begin + step])
             await asyncio.sleep(0)
@@ -218,6 +232,14 @@ async def test_an_offer_of_http2_costs_no_body(edge, chunked, step):
     statuses = re.findall(rb"HTTP/1.1 (\d+)", answers)
     assert statuses == [b"200", b"200", b"400", b"200"]
     assert answers.count(b'"object":"chat.completion"') == 2
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+async def test_a_long_body_behind_an_offer_of_http2_arrives_whole(edge, chunked):
+    body = BODY[:-1] + b" " * 10_000 + b"}"
+    answers = await raw_answers(edge, offering(body, chunked=chunked) + LAST, 10**6)
+    assert re.findall(rb"HTTP/1.1 (\d+)", answers) == [b"200", b"200"]
+    assert answers.count(b'"object":"chat.completion"') == 1
 
 
 async def test_a_page_may_offer_http2(edge):

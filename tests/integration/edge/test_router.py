@@ -1,4 +1,4 @@
-"""A router's life: before any rank, ready, without ranks again, draining, gone."""
+"""States of a router: before any rank, ready, without ranks again, draining, stopped."""
 
 import asyncio
 
@@ -23,7 +23,7 @@ NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 async def test_readiness_and_health_follow_the_fleet(router_settings, join_rank):
     router = await Router.start(router_settings())
     async with (
-        httpx.AsyncClient(base_url=router.addresses.rest, timeout=30) as rest,
+        httpx.AsyncClient(base_url=router.addresses.rest, timeout=90) as rest,
         grpc.aio.insecure_channel(router.addresses.grpc) as channel,
     ):
         inference = inference_pb2_grpc.InferenceServiceStub(channel)
@@ -72,7 +72,7 @@ async def test_drain_finishes_what_runs_and_refuses_what_is_new(router_settings,
     rank = await join_rank(router, router_settings())
     rank.engine.hold_after = 3
     async with (
-        httpx.AsyncClient(base_url=router.addresses.rest, timeout=30) as rest,
+        httpx.AsyncClient(base_url=router.addresses.rest, timeout=90) as rest,
         grpc.aio.insecure_channel(router.addresses.grpc) as channel,
     ):
         running = asyncio.create_task(rest.post("/v1/chat/completions", json=CHAT))
@@ -103,7 +103,7 @@ async def test_drain_sends_channels_elsewhere_before_it_refuses(router_settings)
     async with grpc.aio.insecure_channel(router.addresses.grpc) as channel:
         models = inference_pb2_grpc.InferenceServiceStub(channel).ListModels
         await models(pb.ListModelsRequest())
-        (connection,) = router._grpc._server.connections
+        (connection,) = router.grpc.server.connections
         assert await router.drain(20)
         assert connection._leaving
         assert connection.refusing  # the client knows, and has no call on the way
@@ -117,14 +117,14 @@ async def test_drain_gives_up_and_stop_cancels(router_settings, join_rank):
     router = await Router.start(router_settings())
     rank = await join_rank(router, router_settings())
     rank.engine.hold_after = 3
-    async with httpx.AsyncClient(base_url=router.addresses.rest, timeout=30) as rest:
+    async with httpx.AsyncClient(base_url=router.addresses.rest, timeout=90) as rest:
         running = asyncio.create_task(rest.post("/v1/chat/completions", json=CHAT))
         await rank.engine.held.wait()
         assert not await router.drain(0.05)
         await router.stop()
         with pytest.raises(httpx.HTTPError):
             (await running).raise_for_status()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(90):
             await rank.engine.quiet.wait()
     await rank.server.stop()
 

@@ -1,4 +1,4 @@
-"""TLS on all three ports: who gets in, and certificates that are replaced while it runs."""
+"""TLS on all three ports: accepted clients, and certificates replaced at run time."""
 
 import asyncio
 import ssl
@@ -16,7 +16,7 @@ from serving.api.v1 import inference_pb2 as pb
 from serving.cli.local.local_secrets import with_local_secrets
 from serving.client.credentials import SETTINGS_FILE, access_from
 from serving.client.grpc import open_channel
-from serving.client.rest import get_json
+from serving.client.rest import RestClient
 from serving.credentials.tokens import new_token
 from serving.engine.router_link.server import RankIdentity, RankServer
 from serving.errors import NotReady, SettingsError
@@ -24,6 +24,7 @@ from serving.link.protocol import model_fingerprint
 from serving.router.app import Router
 from serving.settings import Settings
 from tests.integration.edge.scripted_engine import ScriptedEngine
+from tests.support.waiting import eventually
 from tests.unit.credentials.certificates import issue
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -39,12 +40,6 @@ def settings_with(router_settings, link=None, **security) -> Settings:
     return Settings(
         router=base.router.model_dump(), engine={"kind": "fake"}, link=link, security=security
     )
-
-
-async def eventually(condition) -> None:
-    async with asyncio.timeout(PATIENCE):
-        while not await condition():  # noqa: ASYNC110  conditions of all kinds
-            await asyncio.sleep(0.02)
 
 
 def secure_channel(router: Router, files, own=None) -> grpc.aio.Channel:
@@ -85,7 +80,7 @@ async def test_certificates_are_replaced_under_live_connections(tmp_path, router
         await eventually(new_one_is_shown)
         async with secure_channel(router, files) as new_channel:
             await models_over(new_channel)
-        # Connections from before were not dropped: a new one would trust the old authority.
+        # Earlier connections were not closed: a new one would trust the old CA.
         assert (await rest.get("/livez")).status_code == 200
         await models_over(channel)
         with pytest.raises(httpx.ConnectError):
@@ -126,7 +121,7 @@ async def test_clients_without_a_certificate_stay_outside(tmp_path, router_setti
 
 
 async def test_commands_show_the_operators_certificate(tmp_path, router_settings):
-    """``up``, ``status``, ``chat`` and ``drain`` get into a router that asks for certificates."""
+    """``up``, ``status``, ``chat`` and ``drain`` work with a router that requires certificates."""
     ca = trustme.CA()
     files, client = issue(tmp_path, ca), issue(tmp_path, ca, "client", "someone")
     settings = settings_with(
@@ -156,7 +151,7 @@ async def test_commands_show_the_operators_certificate(tmp_path, router_settings
 
 
 def get_fleet(router, access):
-    return get_json(f"{router.addresses.rest}/fleet", PATIENCE, access)
+    return RestClient(router.addresses.rest, access).get_json("/fleet", PATIENCE)
 
 
 def get_fleet_over_grpc(router, access):
@@ -201,7 +196,7 @@ def state_of(rank: RankServer) -> dict:
 
 
 async def settle(rank: RankServer) -> dict:
-    """Wait until the router has answered in one way or another."""
+    """Wait until the router has accepted or refused the rank."""
 
     async def answered() -> bool:
         return state_of(rank)["state"] != "connecting"
@@ -223,9 +218,9 @@ async def test_a_rank_without_the_join_token_cannot_join(tmp_path, router_settin
     assert "CREDENTIALS" in state["reason"]
     assert "link.token_file" in state["reason"]
     assert tokens.read_text() not in state["reason"]
-    assert not router.roster.snapshot().groups
+    assert not router.membership.snapshot().groups
 
-    # The right one, written where the rank looks, lets it in without a restart.
+    # The correct token, written to the rank's file, is used without a restart.
     if secret == "wrong":
         other.write_text(tokens.read_text())
 
@@ -307,7 +302,7 @@ async def test_ranks_and_routers_know_each_other_by_certificate(tmp_path, router
         rank = await joined(router, settings, **link)
         state = await settle(rank)
         assert state["state"] == "retrying", (name, state)
-        assert not router.roster.snapshot().groups, name
+        assert not router.membership.snapshot().groups, name
         await rank.stop()
     rank = await joined(router, settings, **right)
     assert (await settle(rank))["state"] == "connected"

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 FOLDER = Path(__file__).resolve().parents[3] / ".tools" / "prometheus"
-PATIENCE = 30.0
+PATIENCE = 120.0
 """Seconds until a test gives up waiting."""
 
 
@@ -68,5 +68,5 @@ class Prometheus:
     def stop(self):
         """End it."""
         self._process.terminate()
-        self._process.wait(10)
+        self._process.wait(60)
         self._log.close()

@@ -19,11 +19,9 @@ import pytest
 import pytest_asyncio
 from prometheus_client import start_http_server
 
-from serving.autoscaler.actuators.fake import FakeActuator
 from serving.autoscaler.loop import Autoscaler
-from serving.autoscaler.prometheus import PrometheusApi
-from serving.autoscaler.signals import Signals
-from serving.autoscaler.snapshot import FleetCounts
+from serving.autoscaler.prometheus import PrometheusApi, SignalReader
+from serving.autoscaler.signals import FleetCounts
 from serving.clock import SystemClock
 from serving.engine.fake.engine import FakeEngine
 from serving.engine.metrics_page import MetricsPage
@@ -32,6 +30,8 @@ from serving.settings import AutoscalerSettings
 from serving.telemetry.metrics import AUTOSCALER_REGISTRY, FAMILIES, REGISTRY
 from tests.integration.edge.stand import stand_settings, standing
 from tests.integration.telemetry.prometheus import Prometheus
+from tests.support.fake_actuator import FakeActuator
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -80,7 +80,7 @@ class Traffic:
             await servers[-1].start()
             self.stand.engines.append(engine)
         self.stand.servers += servers
-        await self.stand.until(lambda: group in self.stand.ready_groups(), f"readiness of {group}")
+        await eventually(lambda: group in self.stand.ready_groups(), f"readiness of {group}")
         return servers
 
 
@@ -115,7 +115,7 @@ async def scraped(tmp_path_factory):
             ],
         )
         try:
-            async with httpx.AsyncClient(base_url=router, timeout=30) as rest:
+            async with httpx.AsyncClient(base_url=router, timeout=90) as rest:
                 traffic = Traffic(stand, rest)
                 await _act(traffic, prometheus)
                 at = await _scale(prometheus)
@@ -148,7 +148,7 @@ async def _act(traffic, prometheus):
     stand = traffic.stand
     before = sum(engine._tokens for engine in stand.engines[:2])
     resumed = [asyncio.create_task(traffic.ask(f"{n} go on", 60)) for n in range(4)]
-    await stand.until(
+    await eventually(
         lambda: sum(engine._tokens for engine in stand.engines[:2]) > before + 8,
         "tokens of the group that will be lost",
     )
@@ -168,14 +168,14 @@ class OneGroup:
 
 async def _scale(prometheus):
     """Decide a few times, once in vain; return when all of it was scraped."""
-    law = AutoscalerSettings(min_groups=0, max_groups=3, max_age=60.0, max_gap=0.99)
+    scaling = AutoscalerSettings(min_groups=0, max_groups=3, max_age=60.0, max_gap=0.99)
     actuator = FakeActuator(1)
     async with httpx.AsyncClient(trust_env=False) as client:
-        signals = Signals(PrometheusApi(client, prometheus.url, 10.0), OneGroup(), law)
-        scaler = Autoscaler(signals, actuator, law, SystemClock(), gpus=2.0)
+        signals = SignalReader(PrometheusApi(client, prometheus.url, 10.0), OneGroup(), scaling)
+        scaler = Autoscaler(signals, actuator, scaling, SystemClock(), gpus=2.0)
         for failing in ("away", "", ""):
             actuator.failing = failing
-            assert (await scaler.turn() is None) == bool(failing)
+            assert (await scaler.run_once() is None) == bool(failing)
     for expression in (
         "moe_autoscaler_vote_groups",
         "increase(moe_autoscaler_failures_total[1m])",

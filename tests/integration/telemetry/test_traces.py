@@ -1,4 +1,4 @@
-"""Traces of a whole router: every span where it belongs, over REST and gRPC, in failures too."""
+"""Traces of a complete router: every span, over REST and gRPC, also for failures."""
 
 import asyncio
 
@@ -18,6 +18,7 @@ from serving.telemetry import tracing
 from serving.telemetry.tracing import OtelTracing
 from tests.integration.edge.stand import stand_settings, standing
 from tests.integration.telemetry.collector import Collector
+from tests.support.waiting import eventually
 
 CHAT = {
     "model": "pocket-r1",
@@ -78,7 +79,7 @@ def parent_of(span):
 
 
 async def post(stand, body=CHAT, **headers):
-    async with httpx.AsyncClient(base_url=stand.router.addresses.rest, timeout=30) as rest:
+    async with httpx.AsyncClient(base_url=stand.router.addresses.rest, timeout=90) as rest:
         return await rest.post("/v1/chat/completions", json=body, headers=headers)
 
 
@@ -149,9 +150,9 @@ async def test_grpc_calls_are_traced_alike(spans):
 async def test_a_resumption_has_a_rank_each_and_an_event(spans):
     async with standing(stand_settings(), token_delay=0.02) as stand:
         asked = asyncio.create_task(post(stand, CHAT | {"max_tokens": 40}))
-        await stand.until(lambda: stand.running, "the request's start")
+        await eventually(lambda: stand.running, "the request's start")
         lost, stand.servers = stand.servers, []
-        await stand.until(lambda: stand.engines[0]._tokens > 3, "the first tokens")
+        await eventually(lambda: stand.engines[0]._tokens > 3, "the first tokens")
         await stand.join("g1")
         for server in lost:
             await server.stop()

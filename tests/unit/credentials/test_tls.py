@@ -1,4 +1,4 @@
-"""Certificates: which files go together, and handshakes in memory over a context that follows."""
+"""Certificates: which files fit together, and handshakes with the current certificate."""
 
 import ssl
 
@@ -42,7 +42,7 @@ def handshake(server: ssl.SSLContext, client: ssl.SSLContext, name: str | None =
             except ssl.SSLWantReadError:
                 pass
         if len(done) == 2:
-            # With TLS 1.3 a client learns only now that its certificate was refused.
+            # With TLS 1.3 a client learns only here that its certificate was refused.
             ours.write(b"x")
             theirs.read(1)
             return theirs.getpeercert()["serialNumber"]

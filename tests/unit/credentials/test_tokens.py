@@ -1,4 +1,4 @@
-"""Join tokens: what a file may hold, what is accepted, what is shown."""
+"""Join tokens: valid files, accepted tokens, and what is never shown."""
 
 import pytest
 

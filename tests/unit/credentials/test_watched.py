@@ -1,4 +1,4 @@
-"""Values made of files: when they are made anew, and what a broken file does."""
+"""Values loaded from files: when they are reloaded, and the effect of an invalid file."""
 
 import asyncio
 import os
@@ -7,6 +7,7 @@ import pytest
 
 from serving.credentials.watched import Watched, keep_fresh, read_text
 from serving.errors import SettingsError
+from tests.support.waiting import eventually
 
 
 @pytest.fixture
@@ -54,7 +55,7 @@ def test_a_broken_file_leaves_the_old_value_until_it_is_repaired(file, breaking)
 
 
 def test_a_loader_that_fails_unexpectedly_leaves_the_old_value(file):
-    """The others beside it would not be looked at any more."""
+    """An exception must not end the polling of other files."""
 
     def load():
         return {"1": 1, "2": 2}[file.read_text()]
@@ -78,7 +79,7 @@ def test_a_broken_file_is_reported_once(file, monkeypatch):
 
 
 def test_a_swapped_link_is_a_change(tmp_path):
-    # As Kubernetes changes a mounted secret: the path stays, what it leads to is another file.
+    # As Kubernetes updates a mounted secret: the path stays, its link leads to another file.
     (tmp_path / "a").write_text("1")
     (tmp_path / "b").write_text("2")
     for name in ("a", "b"):
@@ -102,9 +103,7 @@ async def test_keep_fresh_looks_again_and_again(file):
     task = asyncio.create_task(keep_fresh([value], 0.001))
     for number in (22, 333):
         file.write_text(str(number))
-        async with asyncio.timeout(10):
-            while value.value != number:  # noqa: ASYNC110  nothing tells
-                await asyncio.sleep(0.001)
+        await eventually(lambda number=number: value.value == number)
     task.cancel()
     await asyncio.wait({task})
 

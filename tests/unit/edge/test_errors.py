@@ -1,4 +1,4 @@
-"""The error table on its way out: HTTP body and gRPC status say the same."""
+"""HTTP body and gRPC status of every error agree with the error table."""
 
 import json
 
@@ -7,11 +7,10 @@ import pytest
 from google.rpc import code_pb2, error_details_pb2
 from vllm.exceptions import VLLMNotFoundError, VLLMValidationError
 
-from serving.edge.grpc.errors import DOMAIN, rpc_error
-from serving.edge.grpc.fields import BadField
+from serving.edge.grpc.errors import DOMAIN, BadField, rpc_error
 from serving.errors import ERROR_TABLE, Cancelled, InvalidRequest, Overloaded, ServingError
 from serving.vllm_adapter.error_response import content_of, response_of, retry_after_of
-from serving.vllm_adapter.errors import visible
+from serving.vllm_adapter.errors import as_vllm_error
 
 OURS = [pytest.param(cls, id=cls.__name__) for cls in ERROR_TABLE]
 
@@ -30,7 +29,7 @@ SHOWN = [
     (cls, plain)
     for cls in ERROR_TABLE
     for plain in (True, False)
-    # A cancelled request's client is gone: its error is never given to vLLM.
+    # The client of a cancelled request is gone: vLLM never sees its error.
     if plain or cls != Cancelled
 ]
 
@@ -39,7 +38,7 @@ SHOWN = [
 def test_table_entry_leaves_over_http(cls, plain):
     entry = ERROR_TABLE[cls]
     error = cls("what to do")
-    body = content_of(response_of(error if plain else visible(error)))["error"]
+    body = content_of(response_of(error if plain else as_vllm_error(error)))["error"]
     assert (body["code"], body["reason"]) == (entry.http, entry.reason)
     assert body["message"] == "what to do"
     assert body["type"].endswith(("Error", "Request"))
@@ -62,7 +61,7 @@ def test_table_entry_leaves_over_grpc(cls):
 
 @pytest.mark.parametrize("cls", OURS)
 def test_http_body_and_grpc_status_agree(cls):
-    """A body that vLLM's handlers made of our error gives the same gRPC status."""
+    """An error body of a vLLM handler gives the same gRPC status as the error itself."""
     error = cls("x")
     assert rpc_error(response_of(error)).code == rpc_error(error).code
 
@@ -123,9 +122,9 @@ def test_subclasses_are_found_by_their_nearest_entry():
 )
 def test_overloaded_says_when_to_come_back(known, seconds, plain):
     error = Overloaded("full", retry_after=known)
-    body = response_of(error if plain else visible(error))
+    body = response_of(error if plain else as_vllm_error(error))
     assert retry_after_of(body.error) == seconds
     assert ("retry_after" in content_of(body)["error"]) == (known is not None)
-    for failure in (rpc_error(error if plain else visible(error)), rpc_error(body)):
+    for failure in (rpc_error(error if plain else as_vllm_error(error)), rpc_error(body)):
         [info] = details(failure, error_details_pb2.RetryInfo)
         assert info.retry_delay.ToMilliseconds() == seconds * 1000

@@ -1,4 +1,4 @@
-"""/fleet and GetFleet show one picture."""
+"""/fleet and GetFleet return the same content."""
 
 import json
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""How much of what one client sends is parsed in a turn of the event loop; the clock is ours."""
+"""How much of one client's data is parsed per turn of the event loop, on a fake clock."""
 
 import asyncio
 import contextlib
@@ -9,8 +9,9 @@ from serving.edge.rest import http_protocol
 from serving.edge.rest.http_protocol import bounded_protocol
 from serving.edge.rest.server import RestServer
 from serving.h2grpc.turns import SLICE
-from serving.listening import bind
+from serving.net import bind
 from serving.settings import SecuritySettings
+from tests.support.waiting import eventually
 
 PATIENCE = 60.0
 GET = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"
@@ -18,7 +19,7 @@ MANY = 2000
 
 
 class Stand:
-    """A server with an app that answers when it may, and what its parser is given."""
+    """A server whose app responds when the test releases it; records what is parsed."""
 
     def __init__(self) -> None:
         self.may_answer = asyncio.Event()
@@ -26,9 +27,9 @@ class Stand:
         self.may_read = asyncio.Event()
         self.may_read.set()
         self.turns = []
-        """Bytes that were parsed, by turn of the event loop."""
+        """Bytes parsed, by turn of the event loop."""
         self.queued = 0
-        """Most requests that waited for one before them."""
+        """Maximum number of requests that waited for an earlier one."""
         self.now = 0.0
         self.server = None
 
@@ -76,7 +77,7 @@ class Stand:
         self.turn = object()
 
     def clock(self):
-        """Show a slice more at each look: one piece takes as long as a connection may read."""
+        """Return a time later by one slice at each call: one piece uses up a connection's turn."""
         self.now += SLICE
         return self.now
 
@@ -192,7 +193,7 @@ async def test_a_body_waits_for_who_reads_it(stand):
 
 
 async def test_a_head_that_waits_behind_a_long_answer_is_not_late(stand):
-    """The time-out is for a client that does not send; this one has sent long ago."""
+    """The timeout is for clients that do not send; this one has sent its request."""
     stand.may_answer.clear()
     reader, writer = await stand.connect()
     writer.write(GET * MANY)
@@ -209,10 +210,8 @@ async def test_a_head_that_waits_behind_a_long_answer_is_not_late(stand):
 
 
 async def parsed(stand, size):
-    """Wait until so much is parsed."""
-    async with asyncio.timeout(PATIENCE):
-        while sum(each for _, each in stand.turns) < size:  # noqa: ASYNC110
-            await asyncio.sleep(0.001)
+    """Wait until that many bytes are parsed."""
+    await eventually(lambda: sum(each for _, each in stand.turns) >= size)
 
 
 @pytest.mark.parametrize("end", ["close", "abort"])
@@ -224,9 +223,7 @@ async def test_who_leaves_in_the_middle_leaves_nothing(stand, end):
     other_reader, other_writer = await stand.connect()
     other_writer.write(GET)
     await answers(other_reader, 1)
-    async with asyncio.timeout(PATIENCE):
-        while len(stand.server.server_state.connections) > 1:  # noqa: ASYNC110
-            await asyncio.sleep(0.001)
+    await eventually(lambda: len(stand.server.server_state.connections) <= 1)
     await closed(other_writer)
 
 

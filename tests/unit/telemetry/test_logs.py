@@ -1,4 +1,4 @@
-"""Logs: one JSON object a line, one line a request, vLLM tamed."""
+"""Logs: one JSON object per line, one line per request, and vLLM's records filtered."""
 
 import json
 import logging

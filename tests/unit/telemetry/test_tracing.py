@@ -1,4 +1,4 @@
-"""Tracing by itself: off, on, and which requests count as failed."""
+"""Tracing off and on, and which requests count as failed."""
 
 from dataclasses import replace
 
@@ -32,7 +32,7 @@ def test_without_an_endpoint_there_is_one_object_that_does_nothing():
     trace = tracing.begin("x", {"traceparent": "00-" + "1" * 32 + "-" + "2" * 16 + "-01"}, {})
     assert trace is NO_TRACE
     headers = {}
-    trace.tries(headers)
+    trace.start_placement(headers)
     trace.placed("g", 0, "only", 0)
     trace.end(LINE)
     assert (headers, trace.trace_id) == ({}, None)
@@ -79,8 +79,8 @@ def test_failures(tracing, exporter, changes, failed):
 def test_a_rank_that_was_not_found_leaves_no_span(tracing, exporter):
     trace = tracing.begin("x", {}, {})
     first, second = {}, {}
-    trace.tries(first)
-    trace.tries(second)
+    trace.start_placement(first)
+    trace.start_placement(second)
     trace.placed("g", 1, "only", 3)
     trace.end(LINE)
     assert [span.name for span in exporter.get_finished_spans()] == ["pick", "rank", "x"]

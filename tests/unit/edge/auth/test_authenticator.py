@@ -1,17 +1,18 @@
-"""The one decision: which headers are who, and what that one may do."""
+"""Which headers authenticate as which principal, and what a REST request loses on the way."""
 
 import pytest
 
 from serving.edge.auth.authenticator import (
-    ANYONE,
-    STRANGER,
+    ALLOW_ALL,
+    UNAUTHENTICATED,
     Authenticator,
-    identified,
-    identity_var,
+    authenticate_rest,
+    authenticated_as,
+    principal_var,
 )
 from serving.edge.auth.keys import digest_of, parse_keys
-from serving.edge.auth.permissions import Need, Role
-from serving.errors import PermissionDenied, Unauthenticated
+from serving.edge.auth.permissions import Permission, Role
+from serving.errors import InvalidRequest, PermissionDenied, Unauthenticated
 
 USER, ADMIN, METRICS, OLD = "moe-user", "moe-admin", "moe-metrics", "moe-old"
 RING = parse_keys(f"""
@@ -34,15 +35,18 @@ class At2020:
 
 
 AUTH = Authenticator(lambda: RING, At2020())
+OPEN = Authenticator(None, At2020())
 
 
-@pytest.mark.parametrize("need", Need)
+@pytest.mark.parametrize("permission", Permission)
 @pytest.mark.parametrize("headers", [{}, {"authorization": "Bearer none"}])
-def test_without_keys_everybody_may_do_everything(need, headers):
-    assert Authenticator(None, At2020()).authenticate(headers, need) is ANYONE
+def test_without_keys_everybody_may_do_everything(permission, headers):
+    assert Authenticator(None, At2020()).authenticate(headers, permission) is ALLOW_ALL
 
 
-@pytest.mark.parametrize("need", [need for need in Need if need is not Need.NOTHING])
+@pytest.mark.parametrize(
+    "permission", [permission for permission in Permission if permission is not Permission.PUBLIC]
+)
 @pytest.mark.parametrize(
     "headers",
     [
@@ -58,56 +62,93 @@ def test_without_keys_everybody_may_do_everything(need, headers):
         pytest.param({"authorization": "Bearer wrong", "x-api-key": USER}, id="bearer-wins"),
     ],
 )
-def test_no_valid_key(headers, need):
+def test_no_valid_key(headers, permission):
     with pytest.raises(Unauthenticated) as caught:
-        AUTH.authenticate(headers, need)
+        AUTH.authenticate(headers, permission)
     assert not any(word in str(caught.value) for word in (USER, OLD, "wrong", "expired"))
 
 
 @pytest.mark.parametrize(
     ("key", "allowed"),
     [
-        (USER, {Need.NOTHING, Need.KEY, Need.USER}),
-        (METRICS, {Need.NOTHING, Need.KEY, Need.METRICS}),
-        (ADMIN, set(Need)),
+        (USER, {Permission.PUBLIC, Permission.ANY_KEY, Permission.USER}),
+        (METRICS, {Permission.PUBLIC, Permission.ANY_KEY, Permission.METRICS}),
+        (ADMIN, set(Permission)),
     ],
 )
 def test_roles(key, allowed):
-    for need in Need:
+    for permission in Permission:
         headers = {"authorization": f"bearer {key}"}
-        if need in allowed:
-            assert AUTH.authenticate(headers, need).tenant in {"alice", "prom", "ops"}
+        if permission in allowed:
+            assert AUTH.authenticate(headers, permission).tenant in {"alice", "prom", "ops"}
         else:
-            with pytest.raises(PermissionDenied, match=need.value):
-                AUTH.authenticate(headers, need)
+            with pytest.raises(PermissionDenied, match=permission.value):
+                AUTH.authenticate(headers, permission)
 
 
 def test_anthropics_header():
-    assert AUTH.authenticate({"x-api-key": USER}, Need.USER).tenant == "alice"
+    assert AUTH.authenticate({"x-api-key": USER}, Permission.USER).tenant == "alice"
 
 
 @pytest.mark.parametrize("headers", [{}, {"authorization": "Bearer wrong"}])
 def test_health_is_for_strangers_too(headers):
-    assert AUTH.authenticate(headers, Need.NOTHING) is STRANGER
+    assert AUTH.authenticate(headers, Permission.PUBLIC) is UNAUTHENTICATED
 
 
 def test_health_knows_who_shows_a_key():
-    identity = AUTH.authenticate({"authorization": f"Bearer {ADMIN}"}, Need.NOTHING)
-    assert identity.may(Need.ADMIN)
+    principal = AUTH.authenticate({"authorization": f"Bearer {ADMIN}"}, Permission.PUBLIC)
+    assert principal.has(Permission.ADMIN)
 
 
 def test_keys_are_asked_for_at_every_call():
     rings = [RING, parse_keys("keys: []")]
     auth = Authenticator(lambda: rings[0], At2020())
     headers = {"authorization": f"Bearer {USER}"}
-    assert auth.authenticate(headers, Need.USER)
+    assert auth.authenticate(headers, Permission.USER)
     rings.pop(0)
     with pytest.raises(Unauthenticated):
-        auth.authenticate(headers, Need.USER)
+        auth.authenticate(headers, Permission.USER)
 
 
 def test_identity_in_a_block():
-    assert identity_var.get() is STRANGER
-    with identified(ANYONE):
-        assert identity_var.get().roles == frozenset(Role)
-    assert identity_var.get() is STRANGER
+    assert principal_var.get() is UNAUTHENTICATED
+    with authenticated_as(ALLOW_ALL):
+        assert principal_var.get().roles == frozenset(Role)
+    assert principal_var.get() is UNAUTHENTICATED
+
+
+def scope(path: str = "/v1/completions", method: str = "POST", **headers: str) -> dict:
+    pairs = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
+    return {"type": "http", "method": method, "path": path, "headers": pairs}
+
+
+@pytest.mark.parametrize("authenticator", [AUTH, OPEN], ids=["keys", "no-keys"])
+def test_keys_go_no_further(authenticator):
+    entering = scope(
+        Authorization=f"Bearer {USER}", x_api_key=USER, x_session_id="s", content_type="text/plain"
+    )
+    authenticate_rest(entering, authenticator)
+    assert dict(entering["headers"]) == {b"x-session-id": b"s", b"content-type": b"text/plain"}
+
+
+def test_websockets_are_refused_after_the_key_was_asked_for():
+    with pytest.raises(Unauthenticated):
+        authenticate_rest(scope("/v1/realtime", "GET", upgrade="websocket"), AUTH)
+    with pytest.raises(InvalidRequest, match="WebSocket"):
+        authenticate_rest(scope("/v1/realtime", "GET", upgrade="WebSocket"), OPEN)
+
+
+@pytest.mark.parametrize(("method", "let_in"), [("OPTIONS", True), ("GET", False), ("POST", False)])
+def test_only_a_preflight_passes_without_a_key(method, let_in):
+    asking = scope("/v1/models", method, origin="https://a", access_control_request_method="GET")
+    if let_in:
+        assert not authenticate_rest(asking, AUTH).roles
+    else:
+        with pytest.raises(Unauthenticated):
+            authenticate_rest(asking, AUTH)
+
+
+def test_metrics_can_be_opened():
+    assert not authenticate_rest(scope("/metrics", "GET"), AUTH, open_metrics=True).roles
+    with pytest.raises(Unauthenticated):
+        authenticate_rest(scope("/metrics", "GET"), AUTH)

@@ -1,4 +1,4 @@
-"""The keys' file: what it may say, what is refused, what is never quoted."""
+"""The key file: valid content, errors, and what errors never quote."""
 
 import hashlib
 
@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.admission.limits import TenantLimits
+from serving.admission.quotas import TenantLimits
 from serving.edge.auth.keys import (
     KeyRing,
     digest_of,

@@ -1,65 +1,71 @@
-"""The table of needs: exact paths, prefixes, and what is not in it."""
+"""The permission table: exact paths, prefixes, and routes that are missing from it."""
 
 import pytest
 
-from serving.edge.auth.permissions import Need, Role, is_preflight, need_of_route, need_of_rpc
+from serving.edge.auth.permissions import (
+    Permission,
+    Role,
+    is_preflight,
+    route_permission,
+    rpc_permission,
+)
 
 
 @pytest.mark.parametrize(
-    ("path", "need"),
+    ("path", "permission"),
     [
-        ("/livez", Need.NOTHING),
-        ("/readyz", Need.NOTHING),
-        ("/health", Need.NOTHING),
-        ("/metrics", Need.METRICS),
-        ("/fleet", Need.ADMIN),
-        ("/version", Need.KEY),
-        ("/v1/models", Need.KEY),
-        ("/v1/models/some/model", Need.KEY),
-        ("/openapi.json", Need.KEY),
-        ("/ping", Need.NOTHING),
-        ("/load", Need.METRICS),
-        ("/v1/chat/completions", Need.USER),
-        ("/v1/anything/new", Need.USER),
-        ("/tokenize", Need.USER),
-        # Not in the table, so closed; also what only looks like something open.
-        ("/docs", Need.ADMIN),
-        ("/", Need.ADMIN),
-        ("", Need.ADMIN),
-        ("/livez/", Need.ADMIN),
-        ("//livez", Need.ADMIN),
-        ("/LIVEZ", Need.ADMIN),
-        ("/livez/../fleet", Need.ADMIN),
-        ("/v1", Need.ADMIN),
+        ("/livez", Permission.PUBLIC),
+        ("/readyz", Permission.PUBLIC),
+        ("/health", Permission.PUBLIC),
+        ("/metrics", Permission.METRICS),
+        ("/fleet", Permission.ADMIN),
+        ("/version", Permission.ANY_KEY),
+        ("/v1/models", Permission.ANY_KEY),
+        ("/v1/models/some/model", Permission.ANY_KEY),
+        ("/openapi.json", Permission.ANY_KEY),
+        ("/ping", Permission.PUBLIC),
+        ("/load", Permission.METRICS),
+        ("/v1/chat/completions", Permission.USER),
+        ("/v1/anything/new", Permission.USER),
+        ("/tokenize", Permission.USER),
+        # Missing from the table, so ADMIN; also paths that resemble public ones.
+        ("/docs", Permission.ADMIN),
+        ("/", Permission.ADMIN),
+        ("", Permission.ADMIN),
+        ("/livez/", Permission.ADMIN),
+        ("//livez", Permission.ADMIN),
+        ("/LIVEZ", Permission.ADMIN),
+        ("/livez/../fleet", Permission.ADMIN),
+        ("/v1", Permission.ADMIN),
     ],
 )
-def test_routes(path, need):
-    assert need_of_route(path) is need
+def test_routes(path, permission):
+    assert route_permission(path) is permission
 
 
 def test_metrics_can_be_opened_and_nothing_else_with_them():
-    assert need_of_route("/metrics", open_metrics=True) is Need.NOTHING
-    assert need_of_route("/fleet", open_metrics=True) is Need.ADMIN
+    assert route_permission("/metrics", open_metrics=True) is Permission.PUBLIC
+    assert route_permission("/fleet", open_metrics=True) is Permission.ADMIN
 
 
 @pytest.mark.parametrize(
-    ("method", "need"),
+    ("method", "permission"),
     [
-        ("/grpc.health.v1.Health/Check", Need.NOTHING),
-        ("/grpc.health.v1.Health/Watch", Need.NOTHING),
-        ("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", Need.KEY),
-        ("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", Need.KEY),
-        ("/serving.api.v1.InferenceService/Chat", Need.USER),
-        ("/serving.api.v1.InferenceService/ListModels", Need.KEY),
-        ("/serving.api.v1.FleetService/GetFleet", Need.ADMIN),
-        ("/serving.api.v1.FleetService/Drain", Need.ADMIN),
-        ("/serving.api.v1.Other/Do", Need.ADMIN),
-        ("/grpc.health.v1.HealthX/Check", Need.ADMIN),
-        ("", Need.ADMIN),
+        ("/grpc.health.v1.Health/Check", Permission.PUBLIC),
+        ("/grpc.health.v1.Health/Watch", Permission.PUBLIC),
+        ("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", Permission.ANY_KEY),
+        ("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", Permission.ANY_KEY),
+        ("/serving.api.v1.InferenceService/Chat", Permission.USER),
+        ("/serving.api.v1.InferenceService/ListModels", Permission.ANY_KEY),
+        ("/serving.api.v1.FleetService/GetFleet", Permission.ADMIN),
+        ("/serving.api.v1.FleetService/Drain", Permission.ADMIN),
+        ("/serving.api.v1.Other/Do", Permission.ADMIN),
+        ("/grpc.health.v1.HealthX/Check", Permission.ADMIN),
+        ("", Permission.ADMIN),
     ],
 )
-def test_rpcs(method, need):
-    assert need_of_rpc(method) is need
+def test_rpcs(method, permission):
+    assert rpc_permission(method) is permission
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What holds for every RPC, whatever it does."""
+"""What CallRunner does for every RPC."""
 
 import asyncio
 import json
@@ -7,15 +7,15 @@ import grpc
 import pytest
 
 from serving.clock import SystemClock
-from serving.edge.gate import Gate
+from serving.edge.gate import DrainGate
 from serving.edge.grpc.call import CallRunner
 from serving.edge.grpc.responses import complete_stream_response
 from serving.edge.grpc.vllm_json import decode_text
-from serving.request_context import caller_var
+from serving.request_context import request_context_var
 
 
 class Context:
-    """As much of gRPC's as a call needs."""
+    """The part of gRPC's servicer context that a call needs."""
 
     def __init__(self, takes=True):
         self.takes = takes
@@ -51,13 +51,13 @@ class Context:
 
 
 class Answer:
-    """Events, and what became of them."""
+    """A stream of events that notes how it ended."""
 
     def __init__(self, *events, then=None):
-        self.events, self.then, self.closed, self.caller = events, then, False, None
+        self.events, self.then, self.closed, self.request_context = events, then, False, None
 
     async def begin(self, call):
-        self.caller = caller_var.get()
+        self.request_context = request_context_var.get()
         return self._stream()
 
     async def _stream(self):
@@ -79,7 +79,7 @@ def convert(data):
 
 
 def stream(context, answer, gate=None):
-    runner = CallRunner(gate or Gate(), "m", SystemClock())
+    runner = CallRunner(gate or DrainGate(), "m", SystemClock())
     return runner.stream("CompleteStream", context, answer.begin, convert)
 
 
@@ -88,7 +88,7 @@ async def test_a_stream_is_passed_on_up_to_its_end():
     answer = Answer(token("a"), ": waiting\n\n", token("b"), "data: [DONE]\n\n", token("c"))
     await stream(context, answer)
     assert (context.written, context.aborted) == (["a", "b"], [])
-    assert (answer.closed, answer.caller.tenant) == (True, "anonymous")
+    assert (answer.closed, answer.request_context.tenant) == (True, "anonymous")
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ async def test_a_stream_that_goes_wrong_is_aborted(last, code):
 
 
 async def test_a_stream_whose_client_left_is_closed():
-    context, gate, more = Context(), Gate(), asyncio.Event()
+    context, gate, more = Context(), DrainGate(), asyncio.Event()
     answer = Answer(token("a"), then=more)
     task = asyncio.create_task(stream(context, answer, gate))
     await context.first.wait()

@@ -1,4 +1,4 @@
-"""FleetService with a made-up operator."""
+"""FleetService with a fake operator."""
 
 import asyncio
 
@@ -8,18 +8,18 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
 from serving.api.v1 import fleet_pb2 as pb
-from serving.edge.auth.authenticator import Identity, identified
+from serving.edge.auth.authenticator import Principal, authenticated_as
 from serving.edge.grpc import fleet_service
 from serving.edge.grpc.fleet_service import FleetService
 from serving.errors import GroupNotFound
 
 
 class Aborted(Exception):
-    """What a real context raises to end a call."""
+    """Raised by ``abort``, as by a real context."""
 
 
 class Context:
-    """As far as it matters here."""
+    """The part of gRPC's servicer context that the service needs."""
 
     def __init__(self) -> None:
         self.code: grpc.StatusCode | None = None
@@ -53,7 +53,7 @@ class _Call:
 
 
 class FakeOperator:
-    """Knows g0."""
+    """An operator that knows group g0."""
 
     def __init__(self) -> None:
         self.calls: list[tuple] = []
@@ -176,6 +176,6 @@ async def test_who_did_what_is_noted(service, monkeypatch):
             pass
 
     monkeypatch.setattr(fleet_service, "log", Log())
-    with identified(Identity(tenant="ops")):
+    with authenticated_as(Principal(tenant="ops")):
         await service.Uncordon(pb.UncordonRequest(group_id="g0"), Context())
     assert noted == [{"operation": "uncordon", "group": "g0", "tenant": "ops"}]

@@ -1,4 +1,4 @@
-"""Proto to vLLM's request models: what is set arrives, what is wrong is named."""
+"""Proto to vLLM's request models: set fields are passed on, invalid fields are named."""
 
 import json
 import math
@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serving.api.v1 import inference_pb2 as pb
-from serving.edge.grpc.fields import BadField, json_object
+from serving.edge.grpc.errors import BadField
+from serving.edge.grpc.messages import json_object
 from serving.edge.grpc.requests import (
     chat_request,
     complete_request,

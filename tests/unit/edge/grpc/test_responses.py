@@ -1,4 +1,4 @@
-"""vLLM's JSON to proto: every field in its place, enums for finish reasons."""
+"""vLLM's JSON to proto: all fields, and enums for finish reasons."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Compressed request bodies: every cut, every damage, and no bombs."""
+"""Compressed request bodies: split anywhere, damaged, and larger than the limit."""
 
 import contextlib
 import gzip

@@ -7,8 +7,9 @@ import pytest
 
 from serving.edge.rest.http_protocol import bounded_protocol
 from serving.edge.rest.server import RestServer
-from serving.listening import bind
+from serving.net import bind
 from serving.settings import SecuritySettings
+from tests.support.waiting import eventually
 
 LIMIT = 2048
 REQUEST = b"GET / HTTP/1.1\r\nhost: x\r\n%s\r\n"
@@ -16,7 +17,7 @@ PATIENCE = 60.0
 
 
 async def app(scope, receive, send):
-    """Answer with how much came."""
+    """Respond with the size of the body."""
     if scope["type"] != "http":
         return
     size, more = 0, True
@@ -32,7 +33,7 @@ async def app(scope, receive, send):
 
 @pytest.fixture
 async def connect():
-    """A server with tight bounds; gives connections to it."""
+    """Start a server with tight bounds; return a function that connects to it."""
     server, writers = None, []
 
     async def made(timeout: float = 20.0):
@@ -62,7 +63,7 @@ async def connect():
 
 
 async def answer_to(reader, writer, data: bytes) -> bytes:
-    """Send bytes; return all that comes until the server closes."""
+    """Send bytes; return the response until the server closes."""
     writer.write(data)
     with contextlib.suppress(ConnectionError):
         await writer.drain()
@@ -153,9 +154,7 @@ async def test_a_slow_body_is_not_a_slow_head(connect):
     (connection,) = connect.server().server_state.connections
     assert connection._head_timer is not None
     writer.write(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\n")
-    async with asyncio.timeout(PATIENCE):
-        while connection._in_head:  # noqa: ASYNC110  there is no event for it
-            await asyncio.sleep(0.001)
+    await eventually(lambda: not connection._in_head)
     assert connection._head_timer is None
     writer.write(b"xx")
     async with asyncio.timeout(PATIENCE):
@@ -172,7 +171,7 @@ async def test_nonsense_is_a_400(connect):
 
 
 async def late_app(scope, receive, send):
-    """Stream two parts when the test says so; note a client that goes."""
+    """Stream two parts when the test releases them; note a disconnect."""
     if scope["type"] != "http":
         return
     state = late_app.state
@@ -201,7 +200,7 @@ class State:
 
 @pytest.fixture
 async def late():
-    """A server whose answers wait for the test."""
+    """Start a server whose responses wait for the test."""
     late_app.state = State()
     server = RestServer(
         late_app,
@@ -272,7 +271,7 @@ NONSENSE = b"\x16\x03\x01 no HTTP\r\n\r\n"
 
 
 async def begun(late, data):
-    """Send a request and what is behind it; return once the first answer is under way."""
+    """Send a request and the data behind it; return when the first response has started."""
     reader, writer = await asyncio.open_connection("127.0.0.1", late.port)
     writer.write(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n" + data)
     async with asyncio.timeout(PATIENCE):
@@ -324,7 +323,7 @@ async def test_what_is_refused_is_refused_behind_the_answers_under_way(late, dat
 
 
 async def test_a_client_that_closes_is_gone_for_the_request_that_runs(late):
-    """uvicorn tells the last one that came."""
+    """uvicorn notifies only the last request."""
     _, writer = await begun(late, NEXT)
     async with asyncio.timeout(PATIENCE):
         writer.close()

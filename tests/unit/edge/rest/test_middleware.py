@@ -1,4 +1,4 @@
-"""The ASGI layer around vLLM's app, tried on small apps over httpx's ASGI transport."""
+"""The ASGI middleware around vLLM's app, with small apps over httpx's ASGI transport."""
 
 import asyncio
 import json
@@ -8,12 +8,16 @@ import httpx
 import pytest
 from starlette.responses import JSONResponse, StreamingResponse
 
-from serving.edge.gate import Gate
-from serving.edge.rest import middleware
+from serving.edge import value_bounds
+from serving.edge.auth.authenticator import Authenticator, principal_var
+from serving.edge.auth.keys import digest_of, parse_keys
+from serving.edge.gate import DrainGate
+from serving.edge.rest import middleware, request_body
 from serving.edge.rest.middleware import EdgeMiddleware
 from serving.errors import Overloaded
-from serving.fleet.deadline import deadline_var
-from serving.request_context import caller_var
+from serving.request_context import current_context, request_context_var
+from serving.telemetry import metrics
+from tests.support.waiting import eventually
 
 LIMIT = 2048
 
@@ -30,7 +34,7 @@ class FixedClock:
 
 @pytest.fixture
 def lines(monkeypatch):
-    """Canonical log lines."""
+    """Log lines of requests."""
     seen = []
     monkeypatch.setattr(middleware, "log_request", seen.append)
     return seen
@@ -38,12 +42,14 @@ def lines(monkeypatch):
 
 @pytest.fixture
 def serve():
-    """Wrap an app and call it."""
-    gate = Gate()
+    """Return a function that wraps an app and returns a client for it."""
+    gate = DrainGate()
 
     def client(app, **options) -> httpx.AsyncClient:
         wrapped = EdgeMiddleware(
-            app, gate=gate, model="m", max_body_bytes=LIMIT, clock=FixedClock(), **options
+            app,
+            **{"gate": gate, "model": "m", "max_body_bytes": LIMIT, "clock": FixedClock()}
+            | options,
         )
         transport = httpx.ASGITransport(wrapped, raise_app_exceptions=False)
         return httpx.AsyncClient(transport=transport, base_url="http://router")
@@ -53,7 +59,7 @@ def serve():
 
 
 async def echo(scope, receive, send):
-    """Answer with what the app sees."""
+    """Respond with what the app receives."""
     body = b""
     while True:
         message = await receive()
@@ -63,7 +69,7 @@ async def echo(scope, receive, send):
     headers = {name.decode(): value.decode() for name, value in scope["headers"]}
     seen = {
         "id": headers.get("x-request-id"),
-        "deadline": deadline_var.get(),
+        "deadline": current_context().deadline,
         "inflight": None,
         "length": len(body),
     }
@@ -71,7 +77,7 @@ async def echo(scope, receive, send):
 
 
 async def unread(scope, receive, send):
-    """Be an app that should not have been asked."""
+    """An app that must not be called."""
     raise AssertionError("it was asked")
 
 
@@ -104,7 +110,7 @@ async def test_what_is_not_refused_early_gets_through(serve, method, path):
 
 async def test_who_asks_is_known_when_work_is_refused_early(serve):
     seen = []
-    async with serve(echo, admit=lambda: seen.append(caller_var.get())) as client:
+    async with serve(echo, admit=lambda: seen.append(request_context_var.get())) as client:
         headers = {"x-priority": "batch"}
         answer = await client.post("/v1/completions", content=b"abc", headers=headers)
     assert answer.json()["length"] == 3
@@ -314,7 +320,7 @@ async def test_disconnect_is_logged_as_cancelled(lines):
     async def send(message):
         raise AssertionError(message)
 
-    edge = EdgeMiddleware(app, gate=Gate(), model="m", max_body_bytes=1, clock=FixedClock())
+    edge = EdgeMiddleware(app, gate=DrainGate(), model="m", max_body_bytes=1, clock=FixedClock())
     scope = {"type": "http", "method": "POST", "path": "/v1/x", "headers": [], "state": {}}
     await edge(scope, receive, send)
     assert [line.outcome for line in lines] == ["CANCELLED"]
@@ -324,7 +330,7 @@ WAITING = ": waiting\n"
 
 
 class Slow:
-    """A streamed answer whose parts come when the test says so."""
+    """A streamed response whose parts are sent when the test releases them."""
 
     def __init__(self, *parts):
         self.parts = parts
@@ -340,12 +346,12 @@ class Slow:
 
 
 class Client:
-    """What a client of one exchange sees, and lets its answer go on at what it sees."""
+    """The client of one request; collects messages, and reacts to them."""
 
     def __init__(self, app, interval):
         self.edge = EdgeMiddleware(
             app,
-            gate=Gate(),
+            gate=DrainGate(),
             model="m",
             max_body_bytes=LIMIT,
             keepalive_interval=interval,
@@ -371,7 +377,7 @@ class Client:
         return self.messages[0]["status"]
 
     async def until(self, condition):
-        async with asyncio.timeout(10), self.came:
+        async with asyncio.timeout(90), self.came:
             await self.came.wait_for(condition)
 
     def ask(self):
@@ -383,9 +389,7 @@ class Client:
 async def no_leak():
     before = asyncio.all_tasks()
     yield
-    async with asyncio.timeout(10):
-        while asyncio.all_tasks() - before - {asyncio.current_task()}:  # noqa: ASYNC110  no event
-            await asyncio.sleep(0)
+    await eventually(lambda: not (asyncio.all_tasks() - before - {asyncio.current_task()}))
 
 
 async def test_comments_while_waiting_and_in_gaps_then_the_answer_unchanged(no_leak, lines):
@@ -549,3 +553,149 @@ async def test_an_answer_in_parts_keeps_its_parts(serve):
         answer = await client.post("/v1/x")
     assert (answer.status_code, answer.json()) == (503, {"error": {}})
     assert answer.headers["retry-after"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("count", "status"),
+    [pytest.param(1_500, 200, id="taken"), pytest.param(10_000, 413, id="refused")],
+)
+async def test_long_bodies_of_many_requests_are_processed_one_a_turn(
+    monkeypatch, serve, count, status
+):
+    """Counting and parsing happen for at most one request per turn of the event loop."""
+    turns, steps = [0], []
+    counted = value_bounds.JsonBounds.count_some
+
+    def next_turn():
+        turns[0] += 1
+        asyncio.get_running_loop().call_soon(next_turn)
+
+    def count_some(bounds):
+        steps.append(turns[0])
+        return counted(bounds)
+
+    async def parses(scope, receive, send):
+        while (await receive())["more_body"]:
+            pass
+        steps.append(turns[0])
+        await JSONResponse({})(scope, receive, send)
+
+    monkeypatch.setattr(value_bounds.JsonBounds, "count_some", count_some)
+    asyncio.get_running_loop().call_soon(next_turn)
+    body = json.dumps({"messages": [{"role": "user", "content": "hi"}] * count})
+    async with serve(parses, max_body_bytes=10**7) as client:
+        answers = await asyncio.gather(
+            *(client.post("/v1/chat/completions", content=body) for _ in range(8))
+        )
+    assert {answer.status_code for answer in answers} == {status}
+    assert len(steps) >= 8 * (1 + (status == 413) * 4)
+    assert len(set(steps)) == len(steps)
+
+
+KEY = "moe-key"
+RING = parse_keys(f'keys: [{{id: a, tenant: alice, hash: "{digest_of(KEY)}"}}]')
+BEARER = {"authorization": f"Bearer {KEY}"}
+
+
+async def test_work_has_a_caller_and_pages_have_none(serve):
+    seen = []
+
+    async def note(scope, receive, send):
+        seen.append((principal_var.get().tenant, request_context_var.get()))
+        await echo(scope, receive, send)
+
+    async with serve(note, authenticator=Authenticator(lambda: RING, FixedClock())) as client:
+        await client.post("/v1/completions", content=b"x", headers=BEARER)
+        await client.get("/v1/models", headers=BEARER | {"x-priority": "nonsense"})
+    (tenant, work), (_, page) = seen
+    assert (tenant, work.tenant) == ("alice", "alice")
+    assert page is None
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "headers", "reason"),
+    [
+        pytest.param("POST", "/v1/completions", {}, "UNAUTHENTICATED", id="no-key"),
+        pytest.param("GET", "/fleet", BEARER, "PERMISSION_DENIED", id="no-admin"),
+        pytest.param(
+            "POST",
+            "/v1/completions",
+            BEARER | {"x-explain-routing": "1"},
+            "PERMISSION_DENIED",
+            id="may-not-see",
+        ),
+    ],
+)
+async def test_refusals_are_counted(serve, method, path, headers, reason):
+    def count():
+        labels = {"protocol": "rest", "reason": reason}
+        return metrics.REGISTRY.get_sample_value("moe_auth_failures_total", labels) or 0
+
+    before = count()
+    async with serve(unread, authenticator=Authenticator(lambda: RING, FixedClock())) as client:
+        answer = await client.request(method, path, headers=headers)
+    assert answer.json()["error"]["reason"] == reason
+    assert count() == before + 1
+
+
+class HalfBody:
+    """A client that sends a body in parts when the test releases them."""
+
+    def __init__(self, app, parts, path="/v1/completions"):
+        self.parts = asyncio.Queue()
+        for part in parts:
+            self.parts.put_nowait({"type": "http.request", "body": part, "more_body": True})
+        self.sent = []
+        scope = {"type": "http", "method": "POST", "path": path, "headers": []}
+        self.task = asyncio.create_task(app(scope, self.parts.get, self.send))
+
+    async def send(self, message):
+        self.sent.append(message)
+
+    @property
+    def status(self):
+        return self.sent[0]["status"] if self.sent else None
+
+    def finish(self):
+        self.parts.put_nowait({"type": "http.request", "body": b"", "more_body": False})
+
+
+@pytest.fixture
+def wrapped():
+    def make(**options):
+        return EdgeMiddleware(
+            echo, gate=DrainGate(), model="m", max_body_bytes=LIMIT, clock=FixedClock(), **options
+        )
+
+    return make
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/messages"])
+async def test_bodies_that_do_not_end_are_bounded_over_all_connections(wrapped, path):
+    app = wrapped(max_pending_bytes=3 * LIMIT)
+    slow = [HalfBody(app, [bytes(LIMIT // 2)] * 2) for _ in range(3)]
+    await eventually(lambda: app.pending.held == 3 * LIMIT)
+    refused = HalfBody(app, [b"x"], path)
+    await refused.task
+    assert refused.status == 429
+    error = json.loads(refused.sent[1]["body"])["error"]
+    assert "security.max_pending_bytes" in error["message"]
+    assert (b"retry-after", b"1") in refused.sent[0]["headers"]
+    slow[0].finish()
+    await slow[0].task
+    slow[1].task.cancel()
+    await asyncio.wait([slow[1].task])
+    assert slow[0].status == 200
+    assert app.pending.held == LIMIT
+    slow[2].finish()
+    await slow[2].task
+    assert app.pending.held == 0
+
+
+async def test_a_body_that_does_not_arrive_in_time_is_refused(monkeypatch, wrapped):
+    monkeypatch.setattr(request_body, "BODY_TIMEOUT", 0.0)
+    late = HalfBody(wrapped(), [b"x"])
+    late.parts.get_nowait()
+    await late.task
+    assert late.status == 408
+    assert "did not arrive within" in json.loads(late.sent[1]["body"])["error"]["message"]

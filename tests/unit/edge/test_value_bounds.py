@@ -1,17 +1,19 @@
-"""What counts as a value of a body, however it is cut; json is the oracle."""
+"""What counts as a value of a body, however it is split; json is the oracle."""
 
 import json
 import random
+import sys
 
 import pytest
 
-from serving.edge.rest.json_bounds import JsonBounds, TooManyValues
+from serving.edge import value_bounds
+from serving.edge.value_bounds import JsonBounds, TooManyValues
 
 ODD = '",{[\\]}:\u00e9\n\t1'
 
 
 def values_in(found):
-    """Count objects, lists and the commas between what is in them."""
+    """Count objects, lists and the commas in them."""
     if isinstance(found, dict):
         return 1 + max(len(found) - 1, 0) + sum(map(values_in, found.values()))
     if isinstance(found, list):
@@ -35,7 +37,7 @@ def some_value(rng, depth=0):
 
 
 def fits(bounds, body, cuts=()):
-    """Whether the body is within the bounds, fed in parts."""
+    """Return whether the body is within the bounds when it is fed in parts."""
     try:
         for begin, end in zip([0, *cuts], [*cuts, len(body)], strict=True):
             bounds.feed(body[begin:end])
@@ -50,8 +52,10 @@ def some_body(rng):
     return json.loads(body), body
 
 
+@pytest.mark.parametrize("size", [3, value_bounds.SLICE])
 @pytest.mark.parametrize("seed", range(400))
-def test_the_limit_is_exact_wherever_the_body_is_cut(seed):
+def test_the_limit_is_exact_wherever_the_body_is_cut(monkeypatch, seed, size):
+    monkeypatch.setattr(value_bounds, "SLICE", size)
     rng = random.Random(seed)
     found, body = some_body(rng)
     count = values_in(found)
@@ -117,3 +121,36 @@ def test_an_ordinary_body_is_counted_only():
     bounds = JsonBounds()
     bounds.feed(json.dumps({"messages": [{"role": "user", "content": "x, y"}] * 1000}).encode())
     assert bounds._strings == 0
+
+
+@pytest.mark.parametrize(
+    "text", [pytest.param("hi", id="plain"), pytest.param('a \\"b\\" \\n', id="escapes")]
+)
+def test_the_steps_of_python_do_not_grow_with_the_strings(text):
+    """A body has thousands of strings; a step for each would take a turn for tens of ms."""
+
+    def steps(messages):
+        body = b'{"messages": [' + b",".join(
+            [b'{"role": "user", "content": "%b"}' % text.encode()] * messages
+        )
+        bounds, taken = JsonBounds(most_values=messages * 4), []
+        bounds.take(body)
+        sys.setprofile(lambda _frame, event, _arg: taken.append(event))
+        try:
+            bounds.feed(b"]}")
+        finally:
+            sys.setprofile(None)
+        return len(taken)
+
+    assert steps(2_000) <= 10 * steps(20)
+
+
+def test_a_slice_is_bounded(monkeypatch):
+    sizes, counted = [], JsonBounds._count
+    monkeypatch.setattr(
+        JsonBounds, "_count", lambda self, data: (sizes.append(len(data)), counted(self, data))
+    )
+    body = b'[1, 2, "x"], ' * 10_000
+    JsonBounds(most_values=50_000).feed(body)
+    assert sum(sizes) == len(body)
+    assert max(sizes) == value_bounds.SLICE

@@ -1,4 +1,4 @@
-"""Requests of gRPC that hold too many values are refused before anything is made of them."""
+"""gRPC requests with too many values are refused before they are converted."""
 
 import json
 
@@ -6,13 +6,12 @@ import pytest
 
 from serving.api.v1 import inference_pb2 as pb
 from serving.edge.grpc.errors import rpc_error
-from serving.edge.grpc.message_bounds import bound
-from serving.edge.rest.json_bounds import MOST_IDS, MOST_VALUES
+from serving.edge.value_bounds import MAX_IDS, MAX_VALUES, check_message
 from serving.errors import InvalidRequest
 
 USER = pb.Message(role=pb.ROLE_USER, content="hi")
-MANY = MOST_VALUES + 1
-HALF = json.dumps({"a": [[]] * (MOST_VALUES // 4)})
+MANY = MAX_VALUES + 1
+HALF = json.dumps({"a": [[]] * (MAX_VALUES // 4)})
 
 
 def chat(**fields):
@@ -44,19 +43,19 @@ TOO_MANY = {
 @pytest.mark.parametrize("name", TOO_MANY)
 def test_too_many_values(name):
     with pytest.raises(InvalidRequest, match="more than 16384 values"):
-        bound(TOO_MANY[name](), MOST_VALUES)
+        check_message(TOO_MANY[name](), MAX_VALUES)
 
 
-@pytest.mark.parametrize("count", [MOST_IDS, MOST_IDS + 1])
+@pytest.mark.parametrize("count", [MAX_IDS, MAX_IDS + 1])
 def test_token_ids_have_a_limit_of_their_own(count):
     request = pb.CompleteRequest(model="m", token_ids=pb.TokenIds(ids=[70] * count))
     detokenize = pb.DetokenizeRequest(model="m", token_ids=[70] * count)
     for each in (request, detokenize):
-        if count <= MOST_IDS:
-            bound(each, MOST_VALUES)
+        if count <= MAX_IDS:
+            check_message(each, MAX_VALUES)
             continue
         with pytest.raises(InvalidRequest, match="token ids"):
-            bound(each, MOST_VALUES)
+            check_message(each, MAX_VALUES)
 
 
 @pytest.mark.parametrize(
@@ -72,7 +71,7 @@ def test_token_ids_have_a_limit_of_their_own(count):
     ],
 )
 def test_what_fits(request_):
-    bound(request_, MOST_VALUES)
+    check_message(request_, MAX_VALUES)
 
 
 def test_a_text_of_an_error_is_no_longer_than_clients_take():

@@ -1,8 +1,8 @@
-"""Which settings open a port by oversight."""
+"""Which settings expose an unprotected port."""
 
 import pytest
 
-from serving.edge.auth.exposure import is_loopback, require_guarded, unguarded
+from serving.edge.auth.security import insecure_binds, is_loopback, require_secure_bind
 from serving.errors import SettingsError
 from serving.settings import Settings
 
@@ -46,18 +46,18 @@ OUT = "192.0.2.1"
 )
 def test_what_is_missing(router, security, wants):
     settings = Settings(router=router, security=security)
-    missing = list(unguarded(settings))
+    missing = list(insecure_binds(settings))
     assert len(missing) == len(wants)
     for want, line in zip(wants, missing, strict=True):
         assert f"set security.{want}" in line
     if not wants:
-        require_guarded(settings)
+        require_secure_bind(settings)
         return
     with pytest.raises(SettingsError, match="--insecure") as caught:
-        require_guarded(settings)
+        require_secure_bind(settings)
     assert "\n" not in str(caught.value)
     insecure = Settings(router=router, security={**security, "insecure": True})
-    require_guarded(insecure)
+    require_secure_bind(insecure)
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,8 @@
-"""The argument parser of every command that is no part of ``moe-serving``.
+"""The argument parser of all commands outside ``moe-serving``.
 
-It takes flags by their whole names only (argparse's own guesses what a beginning means), and its
-errors are one line that names the flag, the value and what is accepted, with exit code 2.
-``type=`` takes the readers of ``flag_values``; ``int`` and ``float`` are put into words too.
+Accepts flags only by their full names, whereas argparse by default accepts any unambiguous prefix.
+An error is one line with the flag, the value and what is accepted, and exit code 2. ``type=``
+accepts the readers of ``values`` and ``paths``; ``int`` and ``float`` get an error text in words.
 """
 
 import argparse
@@ -12,19 +12,26 @@ from typing import Any, NoReturn
 
 from typing_extensions import override
 
-from serving.flag_values import BadValue, Number, Whole, refusal, unknown
+from serving.flags.messages import BadValue, refusal, unknown
+from serving.flags.values import Number, WholeNumber
 
 EXIT_USAGE = 2
-_IN_WORDS: dict[object, Any] = {
-    int: Whole("the value", at_least=-(10**18), at_most=10**18),
+_READERS: dict[object, Any] = {
+    int: WholeNumber("the value", at_least=-(10**18), at_most=10**18),
     float: Number("the value"),
 }
+"""Readers that replace the Python types, for better error messages."""
 
 
 class FlagParser(argparse.ArgumentParser):
-    """An ``ArgumentParser`` that abbreviates nothing; parsers of its subcommands are likewise."""
+    """An ``ArgumentParser`` without abbreviations; subcommands get parsers of the same class."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
+        """Create a parser with the arguments of ``ArgumentParser``.
+
+        Raises:
+            TypeError: ``allow_abbrev`` is true.
+        """
         if options.setdefault("allow_abbrev", False):
             raise TypeError("flags are not abbreviated")
         options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
@@ -34,7 +41,7 @@ class FlagParser(argparse.ArgumentParser):
     def parse_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> argparse.Namespace:
-        """Read the command line; ends the process with 2 where it is wrong."""
+        """Parse the command line; exit with code 2 if it is invalid."""
         found, rest = self.parse_known_args(args, namespace)
         if rest:
             flags = [word for word in rest if word.startswith("-")]
@@ -45,13 +52,13 @@ class FlagParser(argparse.ArgumentParser):
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:
-        """Read what is known; values that begin with "-" (``-inf``) belong to their flag."""
+        """Parse the known flags; a value may start with "-" (``--offset -inf``)."""
         words = self._joined(sys.argv[1:] if args is None else args)
         return super().parse_known_args(words, namespace)
 
     @override
     def error(self, message: str) -> NoReturn:
-        """Say what is wrong in one line, and end the process."""
+        """Print an error and a hint, and exit with code 2."""
         text = message.removeprefix("argument ")
         text = text.replace("the following arguments are required:", "missing:")
         text = text.replace("not allowed with argument", "not together with")
@@ -59,18 +66,18 @@ class FlagParser(argparse.ArgumentParser):
         raise SystemExit(EXIT_USAGE)
 
     def flags(self) -> list[str]:
-        """Return all flags, those of subcommands among them."""
+        """Return all flags, including those of subcommands."""
         return sorted(
             {
                 name
                 for parser in self.parsers()
-                for name in parser._option_string_actions  # noqa: SLF001  argparse tells no other way
+                for name in parser._option_string_actions  # noqa: SLF001  argparse has no public way
                 if name.startswith("--")
             }
         )
 
     def parsers(self) -> Iterator[argparse.ArgumentParser]:
-        """Yield this one and those of its subcommands."""
+        """Yield this parser and those of its subcommands."""
         yield self
         for action in self._actions:
             if isinstance(action, argparse._SubParsersAction):  # noqa: SLF001
@@ -78,6 +85,7 @@ class FlagParser(argparse.ArgumentParser):
                     yield from parser.parsers()
 
     def _joined(self, words: Sequence[str]) -> list[str]:
+        """Return the command line with each flag joined to its value: ``--rate=1``."""
         known = self._option_string_actions
         joined: list[str] = []
         rest = iter(words)
@@ -98,11 +106,11 @@ class FlagParser(argparse.ArgumentParser):
 
     @override
     def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
-        kind = _IN_WORDS.get(action.type, action.type)
-        if kind is None:
+        reader = _READERS.get(action.type, action.type)
+        if reader is None:
             return arg_string
         try:
-            return kind(arg_string)
+            return reader(arg_string)
         except (BadValue, argparse.ArgumentTypeError) as error:
             self.error(refusal(_name(action), arg_string, error))
         except ValueError:
@@ -124,7 +132,7 @@ def _name(action: argparse.Action) -> str:
 def _accepted(action: argparse.Action) -> str:
     if action.choices is not None:
         return f"one of {', '.join(map(str, action.choices))} is accepted"
-    kind = _IN_WORDS.get(action.type, action.type)
-    if kind is None or isinstance(kind, type):
+    reader = _READERS.get(action.type, action.type)
+    if reader is None or isinstance(reader, type):
         return action.help or "any text is accepted"
-    return str(kind) if not hasattr(kind, "__name__") else action.help or str(action.metavar)
+    return str(reader) if not hasattr(reader, "__name__") else action.help or str(action.metavar)

@@ -1,0 +1,59 @@
+"""Headers that the router adds to responses, and the rewriting of redirects."""
+
+from collections.abc import Iterable, Iterator
+from http import HTTPStatus
+from math import ceil
+from urllib.parse import urlsplit, urlunsplit
+
+from starlette.types import Scope
+
+from serving.edge.request_headers import EXPLAIN, REQUEST_ID
+from serving.vllm_adapter import anthropic_errors
+from serving.vllm_adapter.error_response import is_retryable
+
+Header = tuple[bytes, bytes]
+
+
+def response_headers(
+    scope: Scope,
+    status: int,
+    present: Iterable[Header],
+    *,
+    request_id: str | None,
+    retry_after: float | None,
+    explanation: str | None,
+) -> Iterator[Header]:
+    """Yield all headers of a response.
+
+    Args:
+        scope: ASGI scope of the request.
+        status: HTTP status of the response.
+        present: headers sent by the app.
+        request_id: the request's id. None: the client sent a malformed one.
+        retry_after: time after which the client may retry, seconds. None: unknown.
+        explanation: the routing decisions. None: not requested or not known.
+    """
+    present = list(present)
+    yield from map(_without_origin, present)
+    if request_id is not None:
+        value = request_id.encode("latin-1")
+        yield REQUEST_ID.encode(), value
+        if anthropic_errors.reads_request_id(scope["path"], scope["headers"]):
+            yield anthropic_errors.REQUEST_ID, value
+    named = any(name.lower() == b"retry-after" for name, _ in present)
+    if is_retryable(status) and retry_after is not None and not named:
+        # HTTP requires whole seconds; rounded up, never 0.
+        yield b"retry-after", str(max(ceil(retry_after), 1)).encode()
+    if status == HTTPStatus.UNAUTHORIZED:
+        yield b"www-authenticate", b"Bearer"
+    if explanation is not None:
+        yield EXPLAIN.encode(), explanation.encode()
+
+
+def _without_origin(header: Header) -> Header:
+    """Remove scheme and host from a redirect, since those of a proxy in front differ."""
+    name, value = header
+    if name.lower() != b"location":
+        return header
+    parts = urlsplit(value.decode("latin-1"))
+    return name, urlunsplit(("", "", *parts[2:])).encode("latin-1")
