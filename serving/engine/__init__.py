@@ -1,1 +1,1 @@
-"""A rank: vLLM behind the link, placed by Ray Serve. Knows no router package."""
+"""A rank: vLLM behind the link, placed by Ray Serve. Imports no router package."""

@@ -1,4 +1,4 @@
-"""vLLM's all-to-all kinds and the packages that each takes; checked before weights are loaded."""
+"""Package requirements of vLLM's all-to-all backends, checked before weights are loaded."""
 
 import importlib
 import importlib.util
@@ -8,22 +8,23 @@ from dataclasses import dataclass
 from serving.errors import SettingsError
 
 DEFAULT = "allgather_reducescatter"
-"""vLLM's own kind, which takes no further package."""
+"""Built-in backend of vLLM; it requires no package."""
 WHEELS = "deploy/images/engine-gpu.Dockerfile"
+"""Dockerfile that builds the packages into the image."""
 
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """What one value of vLLM's ``all2all_backend`` takes."""
+    """Requirements of one value of vLLM's ``all2all_backend``."""
 
     module: str = ""
-    """Python module that must be importable; empty: none."""
+    """Python module that must be importable; empty if the backend requires none."""
     package: str = ""
-    """What the module is called by its makers."""
+    """Name of the package in error messages."""
     attribute: str = ""
-    """What the module must have; older releases lack it."""
+    """Attribute that the module must have; older releases lack it."""
     rdma: bool = False
-    """Between pods it sends over RDMA only."""
+    """Whether traffic between pods requires RDMA."""
 
 
 _DEEPEP = Kind("deep_ep", "DeepEP", rdma=True)
@@ -45,15 +46,15 @@ KINDS: dict[str, Kind] = {
     "flashinfer_nvlink_two_sided": _FLASHINFER,
     "flashinfer_nvlink_one_sided": _FLASHINFER,
 }
-"""Of vLLM 0.32; a kind that is not here is left to vLLM."""
+"""Backends of vLLM 0.32 by name. Other names are passed to vLLM unchecked."""
 
 
 def why_not_importable(
     kind: Kind, import_module: Callable[[str], object] = importlib.import_module
 ) -> str | None:
-    """Return why the kind's module cannot be used, or ``None``. It is imported in earnest.
+    """Return why the kind's module cannot be used, or ``None`` if it can.
 
-    A wheel for another CUDA or torch is found but does not load.
+    Imports the module: a wheel built for another CUDA or torch version is found but fails to load.
     """
     if not kind.module:
         return None
@@ -74,11 +75,15 @@ def why_not_importable(
 def require(
     name: str, import_module: Callable[[str], object] = importlib.import_module
 ) -> Kind | None:
-    """Return what the all-to-all kind ``name`` takes, all of it there; ``None`` if unknown.
+    """Check the requirements of an all-to-all kind; return it, or ``None`` if it is unknown.
+
+    Args:
+        name: Value of ``all2all_backend``.
+        import_module: Function that imports a module by name.
 
     Raises:
-        SettingsError: its package is missing or does not load; the message says what to build or
-            to choose instead.
+        SettingsError: The kind's package is missing or does not load. The message names the build
+            option or another kind to choose.
     """
     kind = KINDS.get(name)
     if kind is None:
@@ -88,7 +93,7 @@ def require(
         raise SettingsError(
             f"engine.args.all2all_backend: {name} needs {kind.package} (Python module "
             f"{kind.module}) in the image: {reason}. {_remedy(kind)}, or choose {DEFAULT}, which "
-            "needs nothing more"
+            "requires no package"
         )
     return kind
 

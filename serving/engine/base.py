@@ -1,6 +1,6 @@
-"""What a rank needs from an engine; the link's own messages are the currency.
+"""The engine interface, in terms of the link's messages.
 
-Two implementations: ``vllm_engine.VllmEngine`` and ``fake_engine.FakeEngine``. Both pass
+The implementations, ``vllm_engine.VllmEngine`` and ``fake.engine.FakeEngine``, both pass
 tests/unit/engine/test_engine_contract.py.
 """
 
@@ -12,37 +12,37 @@ from serving.link.v1 import link_pb2
 
 
 class Engine(Protocol):
-    """Generates tokens for many requests at once."""
+    """Generates tokens for many concurrent requests."""
 
     async def start(self) -> None:
-        """Load and warm up; returns when the engine can generate.
+        """Load the model and warm up; return when the engine can generate.
 
         Raises:
-            SettingsError: the engine refuses its arguments.
-            EngineError: it could not start.
+            SettingsError: The engine rejects its arguments.
+            EngineError: The engine could not start.
         """
         ...
 
     def describe(self) -> link_pb2.Hello:
         """Return a Hello with engine_version, model, fingerprint, capacity and experts set.
 
-        The rank server adds the rest (group, epoch, rank, node). Only after ``start``.
+        The rank server sets the other fields (group, epoch, rank, node). Call after ``start``.
         """
         ...
 
     @property
     def kv_mirror(self) -> KvMirror | None:
-        """What the prefix cache holds; none if the engine has none or does not tell.
+        """Content of the prefix cache; None without a cache or if the engine does not report it.
 
-        Only after ``start``; the same object until ``shutdown``.
+        Available after ``start``; the same object until ``shutdown``.
         """
         ...
 
-    def generate(self, work: link_pb2.Submit) -> AsyncIterator[link_pb2.Delta]:
-        """Yield what the request gains, ending with exactly one ``finished`` delta.
+    def generate(self, request: link_pb2.Submit, /) -> AsyncIterator[link_pb2.Delta]:
+        """Yield the request's new output, ending with exactly one ``finished`` delta.
 
-        A bad request ends with ``error`` set (INVALID_REQUEST), never with an exception;
-        other requests are not touched. Closing the iterator aborts the request and frees
+        An invalid request ends with ``error`` set (INVALID_REQUEST), never with an exception,
+        and does not affect other requests. Closing the iterator aborts the request and frees
         its KV cache.
         """
         ...
@@ -56,14 +56,14 @@ class Engine(Protocol):
         ...
 
     async def check_health(self) -> None:
-        """Return if the engine makes progress.
+        """Check that the engine makes progress.
 
         Raises:
-            EngineError: it failed, or has work and has not made a step for the stall
-                time-out.
+            EngineError: The engine failed, or has had requests without completing a step for
+                ``fleet.stall_timeout``.
         """
         ...
 
     async def shutdown(self) -> None:
-        """Stop; afterwards no child process is left. Safe to call twice."""
+        """Stop the engine and all its child processes. Safe to call twice."""
         ...

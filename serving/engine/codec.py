@@ -1,4 +1,4 @@
-"""vLLM's outputs and requests, to and from the link's messages."""
+"""Conversion of requests and outputs between the link's messages and vLLM's objects."""
 
 import logging
 from collections.abc import Iterable
@@ -27,45 +27,44 @@ _FINISH_REASONS = {
 _params_decoder = msgspec.msgpack.Decoder(SamplingParams)
 
 
-def decode_params(work: link_pb2.Submit) -> SamplingParams:
-    """Read the sampling parameters of ``work``, set to stream deltas.
+def decode_params(request: link_pb2.Submit) -> SamplingParams:
+    """Return a request's sampling parameters, set to stream deltas.
 
     Raises:
-        InvalidRequest: they are not what vLLM's class holds.
+        InvalidRequest: The bytes do not decode into vLLM's ``SamplingParams``.
     """
     try:
-        params = _params_decoder.decode(work.sampling_params)
+        params = _params_decoder.decode(request.sampling_params)
     except (msgspec.MsgspecError, VLLMClientError, ValueError, TypeError) as error:
         raise InvalidRequest(f"sampling_params: {error}") from error
     params.output_kind = RequestOutputKind.DELTA
     if params.extra_args:
-        # A client's to give, but it would have the engine report blocks that are there already
-        # as new ones.
+        # Clients can set this option, which makes the engine report existing blocks as new.
         params.extra_args.pop("kv_cache_report_mode", None)
     return params
 
 
-def decode_parser_kwargs(work: link_pb2.Submit) -> dict[str, Any] | None:
-    """Read the reasoning parser's arguments of ``work``; None if it brings none.
+def decode_parser_kwargs(request: link_pb2.Submit) -> dict[str, Any] | None:
+    """Return a request's arguments for the reasoning parser, or ``None`` if it has none.
 
     Raises:
-        InvalidRequest: they are not a msgpack map.
+        InvalidRequest: The bytes are not a msgpack map.
     """
-    if not work.reasoning_parser_kwargs:
+    if not request.reasoning_parser_kwargs:
         return None
     try:
-        return msgspec.msgpack.decode(work.reasoning_parser_kwargs, type=dict[str, Any])
+        return msgspec.msgpack.decode(request.reasoning_parser_kwargs, type=dict[str, Any])
     except msgspec.MsgspecError as error:
         raise InvalidRequest(f"reasoning_parser_kwargs: {error}") from error
 
 
 def encode_output(output: RequestOutput, request_id: str, *, first: bool) -> link_pb2.Delta:
-    """Turn what vLLM yields in delta mode into a message.
+    """Return the message for an output that vLLM yields in delta mode.
 
     Args:
-        output: one step's gain of one request.
-        request_id: the router's id for it.
-        first: whether this is the request's first delta, which carries the prompt's figures.
+        output: New output of one request in one step.
+        request_id: The router's id of the request.
+        first: Whether this is the request's first delta, which carries the prompt's token counts.
 
     """
     delta = link_pb2.Delta(
@@ -82,7 +81,7 @@ def encode_output(output: RequestOutput, request_id: str, *, first: bool) -> lin
 
 
 def given_up(output: RequestOutput) -> bool:
-    """Whether vLLM ended one of the answers with an error of its own."""
+    """Return whether vLLM ended one of the choices with an error."""
     return any(choice.finish_reason == "error" for choice in output.outputs)
 
 
@@ -103,11 +102,11 @@ def failure_delta(request_id: str, error: Exception, *, alone: bool) -> link_pb2
     """Return the delta that ends a request on which vLLM raised ``error``.
 
     Args:
-        request_id: the request.
-        error: what vLLM raised.
-        alone: the engine lives, and nothing had been generated: what failed is this request
-            alone. Called the engine's failure it would fence the group, and with each
-            resumption another one.
+        request_id: Id of the request.
+        error: Exception raised by vLLM.
+        alone: Whether the engine is alive and has generated nothing for the request, which means
+            that the request is at fault. Reporting an engine failure instead would fence the
+            group, and every retry would fence another.
 
     """
     codes = link_pb2.RequestError
@@ -153,7 +152,7 @@ def _encode_choice(choice: CompletionOutput) -> link_pb2.ChoiceDelta:
 def _encode_logprobs(
     logprobs: FlatLogprobs | Iterable[Any],
 ) -> Iterable[link_pb2.PositionLogprobs]:
-    """Yield one message a position; vLLM puts the chosen token first in each."""
+    """Yield one message per position; vLLM puts the chosen token first in each."""
     if isinstance(logprobs, FlatLogprobs):
         for start, end in zip(logprobs.start_indices, logprobs.end_indices, strict=True):
             yield link_pb2.PositionLogprobs(
@@ -164,7 +163,7 @@ def _encode_logprobs(
             )
         return
     for position in logprobs:
-        entries = position or {}  # the prompt's first position has none
+        entries = position or {}  # the prompt's first position has no logprobs
         yield link_pb2.PositionLogprobs(
             token_ids=entries.keys(),
             logprobs=[entry.logprob for entry in entries.values()],

@@ -1,15 +1,17 @@
-"""Environment variables that vLLM and its libraries read; set before they are imported."""
+"""Environment variables for vLLM and its libraries; set them before the first import."""
 
 import os
+import socket
 import sys
 from pathlib import Path
 
 import psutil
 
+from serving.errors import EngineError
 from serving.settings import Platform, Settings
 
 _PRELOADS = ("libiomp5.so", "libtcmalloc_minimal.so.4")
-"""vLLM's CPU build wants Intel OpenMP and tcmalloc in front of everything else."""
+"""Libraries that vLLM's CPU build needs preloaded: Intel OpenMP and tcmalloc."""
 
 _LIBRARY_FOLDERS = (
     Path(sys.prefix) / "lib",
@@ -22,17 +24,16 @@ _LIBRARY_FOLDERS = (
 def engine_environment(settings: Settings, *, host: str = "127.0.0.1") -> dict[str, str]:
     """Return the variables for a process that holds a rank.
 
+    The dynamic loader reads LD_PRELOAD when a process starts. In a process that already runs, the
+    variable takes effect only in the processes that vLLM starts, which are the ones that need it.
+
     Args:
-        settings: all settings.
-        host: this node's address, over which ranks talk to each other.
-
-    The dynamic loader reads LD_PRELOAD when a process starts: set in a process that runs
-    already it still reaches vLLM's own processes, which is where it matters.
-
+        settings: All settings.
+        host: Address of this node for communication between ranks.
     """
     level = settings.telemetry.log_level
     environment = {
-        # What vLLM calls info is noise to somebody who serves; its warnings are not.
+        # vLLM's info messages are noise in production; its warnings are not.
         "VLLM_LOGGING_LEVEL": {"debug": "DEBUG", "error": "ERROR"}.get(level, "WARNING"),
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
@@ -50,14 +51,14 @@ def engine_environment(settings: Settings, *, host: str = "127.0.0.1") -> dict[s
         environment["GLOO_SOCKET_IFNAME"] = interface
     if settings.platform is Platform.CPU:
         environment |= {
-            # Binding to cores is for whole machines; ranks here share cores.
+            # Binding threads to cores requires exclusive cores; ranks here share them.
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
             "OMP_NUM_THREADS": str(settings.engine.threads_per_rank),
-            # Ranks run eagerly; what is left of torch.compile in the sampler would call a C++
-            # compiler, for ten seconds or where there is none in vain, at the first request
-            # for log-probabilities.
+            # Ranks run eagerly, but the sampler still uses torch.compile: the first request for
+            # log-probabilities would run a C++ compiler for ten seconds, or fail where none is
+            # installed.
             "TORCHDYNAMO_DISABLE": "1",
-            # torch's and vLLM's notes to each other's developers, from every process.
+            # Silence the deprecation warnings that torch and vLLM print in every process.
             "TORCH_CPP_LOG_LEVEL": "ERROR",
             "PYTHONWARNINGS": "ignore::FutureWarning",
         }
@@ -68,7 +69,7 @@ def engine_environment(settings: Settings, *, host: str = "127.0.0.1") -> dict[s
 
 
 def apply_environment(environment: dict[str, str]) -> None:
-    """Set what is not set yet: what a user exported wins. LD_PRELOAD is added to."""
+    """Set the variables that this process does not have yet; append to LD_PRELOAD."""
     for key, value in environment.items():
         if key == "LD_PRELOAD":
             present = os.environ.get(key, "").replace(":", " ").split()
@@ -78,15 +79,51 @@ def apply_environment(environment: dict[str, str]) -> None:
             os.environ.setdefault(key, value)
 
 
-def _interface_of(host: str) -> str | None:
-    """Name the network interface that has the address ``host``."""
-    for name, addresses in psutil.net_if_addrs().items():
-        if any(address.address == host for address in addresses):
-            return name
+def network_environment(address: str) -> dict[str, str]:
+    """Return the variables that make vLLM and torch's collectives use ``address``.
+
+    By default both derive an address from the default route, which is wrong on loopback-only
+    machines and on nodes with several networks.
+
+    Raises:
+        EngineError: No network interface of this node has the address.
+    """
+    interface = interface_of(address)
+    return {
+        "VLLM_HOST_IP": address,
+        "GLOO_SOCKET_IFNAME": interface,
+        "NCCL_SOCKET_IFNAME": f"={interface}",
+    }
+
+
+def interface_of(address: str) -> str:
+    """Return the name of the network interface that has the IPv4 or IPv6 address.
+
+    Raises:
+        EngineError: No interface of this node has the address.
+    """
+    interface = _interface_of(address)
+    if interface is None:
+        raise EngineError(
+            f"this node has no network interface with the address {address} that Ray gave it; "
+            "start Ray with --node-ip-address set to one of the node's own addresses"
+        )
+    return interface
+
+
+def _interface_of(address: str) -> str | None:
+    for name, entries in psutil.net_if_addrs().items():
+        for entry in entries:
+            if (
+                entry.family in {socket.AF_INET, socket.AF_INET6}
+                and entry.address.partition("%")[0] == address
+            ):
+                return name
     return None
 
 
 def _preload() -> str:
+    """Return the value of LD_PRELOAD: the installed libraries of ``_PRELOADS``."""
     found = (
         next((folder / name for folder in _LIBRARY_FOLDERS if (folder / name).is_file()), None)
         for name in _PRELOADS

@@ -1,13 +1,13 @@
-"""Forks the engine's processes from one that has imported vLLM already (on CPU).
+"""Fork server for an engine's processes on CPU, with vLLM preloaded.
 
-A rank's process takes ten seconds of CPU time to import vLLM. Its engine core and, at rank 0, the
-coordinator would be started anew when that is done, and would each import it again, one after the
-other. So a server (Python's own ``multiprocessing.forkserver``) imports what they need while the
-rank's process imports what it needs itself, and they are forked from it.
+A rank's process needs ten seconds of CPU time to import vLLM. The engine core and, on rank 0, the
+coordinator would then start as new processes and import vLLM again, one after the other. Instead,
+a server (Python's ``multiprocessing.forkserver``) imports vLLM in parallel with the rank's process,
+and both are forked from the server.
 
-vLLM forks where it can, and cannot in a Ray actor (``_maybe_force_spawn`` in
-vllm/utils/system_utils.py), whose process is full of threads. The server has one thread and runs
-no torch operation: OpenMP and gloo begin in what is forked from it.
+vLLM does not fork in a Ray actor (``_maybe_force_spawn`` in vllm/utils/system_utils.py), whose
+process has many threads. The server has one thread and runs no torch operation: OpenMP and gloo
+start in the forked processes.
 """
 
 import os
@@ -18,9 +18,9 @@ _IMPORTS = "serving.engine.fork_imports"
 
 
 class _Process(ForkServerProcess):
-    """A process with the environment of the one that asked for it.
+    """A process that starts with the rank's current environment.
 
-    The server's own is older: vLLM sets variables between the start of the two.
+    The server's environment is older: vLLM sets variables after the server has started.
     """
 
     def __init__(self, *args: object, **kwargs: object) -> None:
@@ -41,16 +41,15 @@ class _Context(ForkServerContext):
 
 
 def start_fork_server(folder: str) -> int:
-    """Start the server and return its process id at once, while it imports.
+    """Start the server and return its process id without waiting for the imports.
 
-    It ends when all that was forked from it and this process have ended; nothing is wrong with
-    killing it when what was forked is gone.
+    The server ends when this process and all forked processes have ended. It can be killed once
+    the forked processes have ended.
 
     Args:
-        folder: for its socket.
-
+        folder: Folder for the server's socket.
     """
-    # Python would make a folder of its own, and leave it there if this process is killed.
+    # Otherwise Python creates a folder and leaves it behind if this process is killed.
     process.current_process()._config["tempdir"] = folder  # type: ignore[attr-defined]  # noqa: SLF001
     forkserver.set_forkserver_preload(["__main__", _IMPORTS])
     forkserver.ensure_running()
@@ -59,7 +58,7 @@ def start_fork_server(folder: str) -> int:
 
 
 def fork_engines() -> None:
-    """Have vLLM fork the engine cores and the coordinators of this process from the server."""
+    """Make vLLM fork this process's engine cores and coordinators from the server."""
     from vllm.v1.engine import coordinator, utils
 
     context = _Context()

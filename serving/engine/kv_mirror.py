@@ -1,41 +1,43 @@
-"""What an engine's prefix cache holds, by content, and what of it each router has still to hear.
+"""A mirror of an engine's prefix cache by content, with one feed of changes per router.
 
-The engine tells the mirror; every router's link takes what changed from a feed of its own. A
-feed tells the state, not the story: a block that came and went in between costs nothing.
+The engine updates the mirror; each router's stream reads the changes from a feed. A feed carries
+the difference between two states rather than every event: a block that was stored and removed
+between two reads is not sent.
 """
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
-from serving.link.block_hashes import ROOT, block_names
+from serving.link.block_hashes import ROOT, block_hashes
 from serving.link.v1 import link_pb2
 
 _CHUNK = 32768
-"""Most names in one message: 256 KiB, well under the smallest frame."""
+"""Maximum number of hashes in one message: 256 KiB, well under the smallest frame."""
 _FEED_LIMIT = 65536
-"""Changes that a feed keeps one by one; past it the whole state is told anew."""
+"""Maximum number of changes in a feed; beyond this the feed sends the whole state again."""
 
 
 @dataclass(slots=True)
 class _Block:
     name: int
     copies: int
-    """Two requests that compute the same prompt at once fill two blocks of the same content."""
+    """Blocks with this content. Concurrent requests for one prompt fill a block each."""
 
 
 class KvMirror:
-    """The blocks that can be reused. All calls come from one event loop."""
+    """The blocks that requests can reuse. Call from a single event loop."""
 
-    def __init__(self, block_size: int, limit: int) -> None:
-        """Hold nothing yet.
+    def __init__(self, block_size: int, limit: int, feed_limit: int = _FEED_LIMIT) -> None:
+        """Create an empty mirror.
 
         Args:
-            block_size: tokens of a block.
-            limit: most blocks that the engine can hold; when the mirror holds more, it has
-                missed that some went, and begins anew.
-
+            block_size: Tokens per block.
+            limit: Maximum number of blocks that the engine can hold. A mirror with more blocks
+                has missed removals and is cleared.
+            feed_limit: Maximum number of changes in a feed.
         """
         self.block_size = block_size
+        self.feed_limit = feed_limit
         self._limit = limit
         self._blocks: dict[Hashable, _Block] = {}
         self._feeds: list[KvFeed] = []
@@ -48,25 +50,25 @@ class KvMirror:
 
     @property
     def names(self) -> set[int]:
-        """Names of all blocks."""
+        """Content hashes of all blocks."""
         return {block.name for block in self._blocks.values()}
 
     def stored(
         self, keys: Sequence[Hashable], parent: Hashable | None, token_ids: Sequence[int]
     ) -> None:
-        """Note that blocks can be reused from here on.
+        """Record that consecutive blocks can now be reused.
 
         Args:
-            keys: the engine's own keys of consecutive blocks.
-            parent: key of the block before them; none at the beginning of a prompt.
-            token_ids: tokens of all of them.
+            keys: The engine's keys of the blocks.
+            parent: Key of the preceding block; ``None`` at the beginning of a prompt.
+            token_ids: Tokens of all blocks, ``len(keys) * block_size``.
 
         """
         before = ROOT if parent is None else self._name(parent)
         if before is None:
-            return  # what it goes on from is not known, so neither is what it is
+            return  # without the preceding block the content is unknown
         came = []
-        for key, name in zip(keys, block_names(token_ids, self.block_size, before), strict=False):
+        for key, name in zip(keys, block_hashes(token_ids, self.block_size, before), strict=False):
             block = self._blocks.get(key)
             if block is None:
                 self._blocks[key] = _Block(name, 1)
@@ -79,7 +81,7 @@ class KvMirror:
         self._tell(came, present=True)
 
     def removed(self, keys: Iterable[Hashable]) -> None:
-        """Note that a copy of each of these blocks is gone. Unknown keys are ignored."""
+        """Record the removal of one copy of each block. Unknown keys are ignored."""
         gone = []
         for key in keys:
             block = self._blocks.get(key)
@@ -92,16 +94,16 @@ class KvMirror:
         self._tell(gone, present=False)
 
     def cleared(self) -> None:
-        """Note that nothing is held any more, or that nothing is known of what is."""
+        """Record that the cache is empty, or that its content is unknown."""
         self._blocks.clear()
         for feed in self._feeds:
             feed.reset()
 
     def feed(self, changed: Callable[[], None]) -> "KvFeed":
-        """Return a new feed, which begins with all that is held.
+        """Return a new feed that begins with the whole content of the cache.
 
         Args:
-            changed: called when there is something to take.
+            changed: Called when the feed has something to send.
 
         """
         feed = KvFeed(self, changed)
@@ -110,7 +112,7 @@ class KvMirror:
         return feed
 
     def drop(self, feed: "KvFeed") -> None:
-        """Tell ``feed`` nothing more."""
+        """Stop updating ``feed``."""
         self._feeds.remove(feed)
 
     def _name(self, key: Hashable) -> int | None:
@@ -124,7 +126,7 @@ class KvMirror:
 
 
 class KvFeed:
-    """What one router has still to hear."""
+    """Changes that have not been sent to one router yet."""
 
     def __init__(self, mirror: KvMirror, changed: Callable[[], None]) -> None:
         self._mirror = mirror
@@ -134,22 +136,22 @@ class KvFeed:
         self._sequence = 0
 
     def note(self, names: list[int], *, present: bool) -> None:
-        """Remember a change until it is taken."""
+        """Add a change: the blocks are now present or absent."""
         if not self._reset:
             self._pending.update(dict.fromkeys(names, present))
-            if len(self._pending) > _FEED_LIMIT:
+            if len(self._pending) > self._mirror.feed_limit:
                 self.reset()
                 return
         self._changed()
 
     def reset(self) -> None:
-        """Tell everything anew."""
+        """Send the whole state next."""
         self._pending.clear()
         self._reset = True
         self._changed()
 
     def take(self) -> list[link_pb2.KvEvents]:
-        """Return what is to be sent now, in order, none of it large; empty if nothing is."""
+        """Return and remove the pending changes as ordered messages of bounded size."""
         if self._reset:
             removed, stored = [], list(self._mirror.names)
         elif self._pending:

@@ -1,4 +1,4 @@
-"""vLLM's own KV-cache events, over ZMQ from the engine's scheduler into the mirror."""
+"""Receiver of vLLM's KV-cache events over ZMQ; updates the mirror of the prefix cache."""
 
 import asyncio
 import logging
@@ -16,22 +16,23 @@ from serving.engine.kv_mirror import KvMirror
 _log = logging.getLogger(__name__)
 
 _SOCKET = "inproc-kv"
-"""The socket's name. It holds "inproc" because vLLM can give the ranks of a group different
-names (it adds the rank) only where it finds that word, and refuses other ipc addresses there."""
+"""Name of the socket. vLLM appends the rank only to addresses that contain "inproc", and rejects
+other ipc addresses for the ranks of a group."""
 _QUEUE = 10_000
-"""Batches that may wait on either side; past it they are lost, which the numbers show."""
+"""Maximum number of queued batches on either side. Excess batches are lost; the receiver detects
+the gap in their sequence numbers."""
 _PARTS = 3
-"""Of a message: topic, number, events."""
+"""Number of parts of a message: topic, sequence number, events."""
 
 _decoder = msgspec.msgpack.Decoder(KVEventBatch)
 
 
 def publish_kv_events(config: VllmConfig, folder: str) -> None:
-    """Have the engine publish its KV-cache events, if it caches prefixes at all.
+    """Enable KV-cache events over ZMQ in the configuration of an engine with prefix caching.
 
     Args:
-        config: changed in place; an own ``kv_events_config`` in it is left alone.
-        folder: private folder for the socket: events hold prompts.
+        config: Modified in place; an existing ``kv_events_config`` is kept.
+        folder: Folder for the socket; it must be private, because events hold prompts.
 
     """
     if config.cache_config.enable_prefix_caching and config.kv_events_config is None:
@@ -39,17 +40,22 @@ def publish_kv_events(config: VllmConfig, folder: str) -> None:
             enable_kv_cache_events=True,
             publisher="zmq",
             endpoint=f"ipc://{folder}/{_SOCKET}",
-            buffer_steps=1,  # nobody asks for a replay
+            buffer_steps=1,  # replays are never requested
             hwm=_QUEUE,
             max_queue_size=_QUEUE,
         )
 
 
 class KvSource:
-    """Listens to one engine and keeps its mirror."""
+    """Receives one engine's events and updates its mirror."""
 
     def __init__(self, endpoint: str, mirror: KvMirror) -> None:
-        """Remember where to listen; nothing runs yet."""
+        """Create the source without connecting; see :meth:`start`.
+
+        Args:
+            endpoint: ZMQ address of the engine's publisher.
+            mirror: Mirror to update.
+        """
         self.mirror = mirror
         self._endpoint = endpoint
         self._next = 0
@@ -57,7 +63,7 @@ class KvSource:
 
     @classmethod
     def of(cls, llm: AsyncLLM) -> "KvSource | None":
-        """Return the source for a started engine; none if it publishes nothing over ZMQ."""
+        """Return the source of a started engine, or ``None`` if it publishes nothing over ZMQ."""
         cache = llm.vllm_config.cache_config
         published = [
             source.endpoint
@@ -70,9 +76,7 @@ class KvSource:
         return cls(endpoint, KvMirror(cache.block_size, 2 * (cache.num_gpu_blocks or 0)))
 
     def start(self) -> None:
-        """Begin to listen. The engine should not have had work yet: what it cached before is
-        not told again.
-        """
+        """Start listening. Call before the first request: vLLM reports each block only once."""
         self._task = asyncio.create_task(self._listen())
 
     async def stop(self) -> None:
@@ -92,13 +96,13 @@ class KvSource:
                 self.receive(await socket.recv_multipart())
 
     def receive(self, parts: list[bytes]) -> None:
-        """Take in one message; a bad one, or a lost one before it, empties the mirror."""
+        """Apply one message. An unreadable message or a sequence gap clears the mirror first."""
         try:
             if len(parts) != _PARTS:
                 raise ValueError(f"{len(parts)} parts instead of {_PARTS}")  # noqa: TRY301
             batch = _decoder.decode(parts[2])
         except (msgspec.MsgspecError, ValueError) as error:
-            _log.warning("a KV-cache event cannot be read, the cache is learnt anew: %s", error)
+            _log.warning("a KV-cache event cannot be read, the mirror is emptied: %s", error)
             self.mirror.cleared()
             self._next += 1
             return
@@ -114,14 +118,14 @@ class KvSource:
         if isinstance(event, AllBlocksCleared):
             self.mirror.cleared()
         elif isinstance(event, BlockRemoved):
-            # Of a model with several kinds of attention the first kind stands for all.
+            # Only the first KV-cache group of a model with several attention types is mirrored.
             if not event.group_idx:
                 self.mirror.removed(event.block_hashes)
         elif self._plain(event):
             self.mirror.stored(event.block_hashes, event.parent_block_hash, event.token_ids)
 
     def _plain(self, event: BlockStored) -> bool:
-        """Whether the blocks are whole, and known by their tokens alone."""
+        """Return whether the blocks are complete and identified by their tokens alone."""
         size = self.mirror.block_size
         return (
             not event.group_idx

@@ -1,4 +1,4 @@
-"""How much memory this process may lock, which RDMA takes for its queues and buffers."""
+"""Locked-memory limit (RLIMIT_MEMLOCK) and its check for RDMA."""
 
 import re
 import resource
@@ -6,18 +6,18 @@ import resource
 from serving.engine.rdma import Host
 
 NEEDED = 2**30
-"""Bytes; NVSHMEM and NCCL register queues and buffers of hundreds of MiB for each GPU."""
+"""Required limit, bytes. NVSHMEM and NCCL register hundreds of MiB per GPU."""
 _CAP_IPC_LOCK = 14
 
 
 def limit() -> int | None:
-    """Return how many bytes this process may lock; ``None``: without limit."""
+    """Return this process's soft limit in bytes, or ``None`` if it is unlimited."""
     soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
     return None if soft == resource.RLIM_INFINITY else soft
 
 
 def locks_freely(host: Host | None = None) -> bool:
-    """Tell whether this process has CAP_IPC_LOCK in effect, which lifts the limit."""
+    """Return whether CAP_IPC_LOCK is in effect for this process; it lifts the limit."""
     try:
         status = ((host or Host()).proc / "self" / "status").read_text("utf-8")
     except OSError:
@@ -27,11 +27,11 @@ def locks_freely(host: Host | None = None) -> bool:
 
 
 def problem(most: int | None, *, free: bool) -> str | None:
-    """Return what is wrong with the limit of locked memory (bytes) for RDMA, and the remedy.
+    """Return why the limit is too low for RDMA, with the remedy, or ``None`` if it suffices.
 
     Args:
-        most: ``limit()``.
-        free: ``locks_freely()``.
+        most: Result of ``limit()``, bytes; ``None`` for unlimited.
+        free: Result of ``locks_freely()``.
     """
     if free or most is None or most >= NEEDED:
         return None
@@ -45,7 +45,7 @@ def problem(most: int | None, *, free: bool) -> str | None:
 
 
 def text(most: int | None) -> str:
-    """Return the limit for a table."""
+    """Format a limit for tables: ``1 GiB``, or ``unlimited`` for ``None``."""
     return "unlimited" if most is None else _size(most)
 
 

@@ -1,9 +1,9 @@
-"""The engine's own metrics over HTTP, in a way that a scrape cannot hold up the engine.
+"""vLLM's metrics over HTTP; a scrape does not delay the engine.
 
-vLLM counts in this process after each step, whether anybody asks or not
-(``vllm.v1.metrics.loggers.PrometheusStatLogger``; its stat-logger manager adds one as soon as any
-logger is given). Asking it costs rendering alone. That happens in a thread of its own, at most
-once a second however many ask, and touches neither the event loop nor the engine's process.
+vLLM updates its Prometheus metrics in this process after each step
+(``vllm.v1.metrics.loggers.PrometheusStatLogger``, which the stat-logger manager adds when any
+custom logger is passed). A scrape only renders them, in a separate thread and at most once per
+second for any number of scrapers. It uses neither the event loop nor the engine's process.
 """
 
 import threading
@@ -21,18 +21,18 @@ from serving.errors import SettingsError
 from serving.settings import TelemetrySettings
 
 TRIES = 64
-"""Ports that are tried, the one asked for first: as many ranks as that can share a node."""
+"""Number of ports to try, from the configured one upwards; also the maximum ranks per node."""
 _FRESH = 1.0
-"""Seconds for which a rendered page is given out again."""
+"""Time for which a rendered page is reused, seconds."""
 _SOCKET_TIMEOUT = 5.0
-"""Seconds that a client may take for its request."""
+"""Maximum time for a client to send its request, seconds."""
 
 
 class RenderedPage:
-    """A text that is made anew at most once in ``_FRESH`` seconds."""
+    """A page that is rendered at most once per ``_FRESH`` seconds."""
 
     def __init__(self, render: Callable[[], bytes], clock: Clock) -> None:
-        """Render nothing yet."""
+        """Create the page; :meth:`text` renders it."""
         self._render = render
         self._clock = clock
         self._lock = threading.Lock()
@@ -40,7 +40,7 @@ class RenderedPage:
         self._made_at: float | None = None
 
     def text(self) -> bytes:
-        """Return the page; many threads may ask at once, one of them renders."""
+        """Return the page. Thread-safe; concurrent callers share one rendering."""
         with self._lock:
             now = self._clock.monotonic()
             if self._made_at is None or now - self._made_at >= _FRESH:
@@ -49,7 +49,7 @@ class RenderedPage:
 
 
 class MetricsPage:
-    """Serves /metrics of this process on one address, from threads, until closed."""
+    """HTTP server for ``/metrics`` of this process; runs in threads until closed."""
 
     def __init__(
         self,
@@ -59,38 +59,39 @@ class MetricsPage:
         render: Callable[[], bytes] | None = None,
         clock: Clock | None = None,
     ) -> None:
-        """Listen, on the first free port from ``port`` on.
+        """Listen on the first free port, starting at ``port``.
 
         Args:
-            host: this node's address.
-            port: where to begin to look; several ranks of one node are given the same.
-            render: makes the page; default: Prometheus' text of this process' metrics.
-            clock: source of time.
+            host: This node's address.
+            port: First port to try; the same for all ranks of a node.
+            render: Function that returns the page; by default this process's metrics in the
+                Prometheus text format.
+            clock: Source of time.
 
         Raises:
-            SettingsError: no port is free there, or the address is not this node's.
+            SettingsError: No port is free, or the address does not belong to this node.
         """
         page = RenderedPage(render or _own_metrics, clock or SystemClock())
         self._server = _listen(host, port, _handler(page))
         self.address = f"{f'[{host}]' if ':' in host else host}:{self._server.server_port}"
-        """host:port."""
+        """``host:port`` that the server listens on."""
         self._thread = threading.Thread(
             target=self._server.serve_forever, name="metrics-page", daemon=True
         )
         self._thread.start()
 
     def close(self) -> None:
-        """Stop listening; waits for the listening thread, at most half a second."""
+        """Stop listening; blocks for up to half a second until the server thread ends."""
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
 
 
 def open_page(settings: TelemetrySettings, address: str) -> MetricsPage | None:
-    """Show the engine's own metrics on this node's address, if the settings ask for that.
+    """Serve the metrics on this node's address; return ``None`` if ``rank_metrics_port`` is 0.
 
     Raises:
-        SettingsError: there is no free port.
+        SettingsError: No port is free.
     """
     port = settings.rank_metrics_port
     return MetricsPage(address, port) if port else None
@@ -98,12 +99,12 @@ def open_page(settings: TelemetrySettings, address: str) -> MetricsPage | None:
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
-    # Another rank's port must look taken, also while its last connections fade.
+    # A port of another rank must count as in use, even while its last connections close.
     allow_reuse_address = False
 
     @override
     def handle_error(self, request: object, client_address: object) -> None:
-        """Say nothing: a scraper went away."""
+        """Ignore the error: a scraper disconnected."""
 
 
 def _listen(host: str, port: int, handler: type[BaseHTTPRequestHandler]) -> _Server:
@@ -138,7 +139,7 @@ def _handler(page: RenderedPage) -> type[BaseHTTPRequestHandler]:
 
         @override
         def log_message(self, format: str, *args: object) -> None:
-            """Log no scrapes."""
+            """Do nothing: scrapes are not logged."""
 
     return Handler
 

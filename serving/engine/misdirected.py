@@ -1,9 +1,9 @@
-"""The answer to an HTTP request that reaches a rank through Ray Serve's proxy.
+"""Response to HTTP requests that reach a rank through Ray Serve's proxy.
 
-Serve's proxies run on every node of a Kubernetes cluster because KubeRay asks them
-``/-/healthz`` before it calls a pod ready; they answer 200 only if an application has a route.
-No client is meant to use that route: requests go to the routers. The answer says so and costs
-the rank nothing but itself: the body of the request is not read, the engine is not asked.
+On Kubernetes every node runs a Serve proxy, because KubeRay marks a pod ready only when the proxy's
+``/-/healthz`` returns 200, which requires an application with a route. Clients must send requests
+to the routers instead. The response states this, without reading the request body or calling the
+engine.
 """
 
 from typing import TYPE_CHECKING
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from starlette.responses import Response
 
 STATUS = 421
-"""Misdirected Request: this server does not answer for what was asked."""
+"""HTTP status Misdirected Request: this server cannot answer the request."""
 REASON = "MISDIRECTED_REQUEST"
 MESSAGE = (
     "this port of Ray Serve is for health checks (/-/healthz) and carries no requests; "

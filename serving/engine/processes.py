@@ -1,129 +1,182 @@
-"""The processes that vLLM starts for an engine: watched over, measured, and all ended."""
+"""Process management by identity: record, find, start and end processes.
+
+A process is identified by process id and start time, so a later process that reuses the id is
+never signalled. Processes of ``moe-serving up``, of ranks and of engines are killed only by
+:func:`end`; :mod:`serving.engine.orphan_reaper` calls it after their owner has died.
+"""
 
 import contextlib
-import logging
-import multiprocessing
-from multiprocessing import resource_tracker
-from typing import Any
+import ctypes
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
 
-from serving.clock import Clock
-from serving.engine import fork_server
-from serving.engine.reaper import Reaper
-
-_log = logging.getLogger(__name__)
-
-_KILL_TIMEOUT = 5.0
-"""Seconds from killing a process to its being gone."""
-
-_MEMORY_INTERVAL = 2.0
-"""Seconds between two readings of resident memory."""
+_PR_SET_PDEATHSIG = 1
+_CLOCK_TICK = 0.02
+"""Tolerance for comparing start times, seconds: two kernel ticks of 10 ms."""
+_POLL_SECONDS = 0.02
 
 
-class EngineProcesses:
-    """Children of this process that belong to one engine.
+@dataclass(frozen=True, slots=True)
+class ProcessRecord:
+    """Identity of a process, distinct from later processes with the same id."""
 
-    Use: :meth:`watch` before the engine starts (and :meth:`fork` before vLLM is imported, if they
-    are to be forked), :meth:`started` when it runs, :meth:`end`.
+    pid: int
+    create_time: float
+    """Start time from the kernel (psutil), seconds since the Unix epoch."""
+    name: str
+
+
+def spawn(
+    command: Sequence[str], *, log: Path, environment: Mapping[str, str] | None = None
+) -> subprocess.Popen[bytes]:
+    """Start a command in a new session; the kernel sends it SIGTERM when this process dies.
+
+    The new session shields it from the terminal's Ctrl-C, which reaches only ``up``; ``up`` then
+    stops the other processes in order. Call from the main thread (see ``_death_signal``).
+
+    Args:
+        command: Program and arguments.
+        log: File to append the command's output to.
+        environment: Complete environment of the command; by default a copy of this process's.
     """
-
-    def __init__(self, clock: Clock) -> None:
-        """Have no processes yet."""
-        self._clock = clock
-        self._reaper: Reaper | None = None
-        self._fork_server: int | None = None
-        self._starting = False
-        self._before: set[psutil.Process] = set()
-        self._processes: set[psutil.Process] = set()
-        self._memory = 0
-        self._memory_read = float("-inf")
-
-    def watch(self) -> str:
-        """Watch what is started from here on; return a folder for the engine's sockets.
-
-        A second call changes nothing.
-
-        Raises:
-            OSError: the watching process does not start.
-        """
-        if self._reaper is not None:
-            return self._reaper.folder
-        self._reaper = Reaper()
-        self._reaper.wait_watching()
-        self._before = _children()
-        self._starting = True
-        return self._reaper.folder
-
-    def fork(self) -> None:
-        """Watch, and start what the engine's processes can be forked from.
-
-        Raises:
-            OSError: a process does not start.
-        """
-        self._fork_server = fork_server.start_fork_server(self.watch())
-
-    @property
-    def forked(self) -> bool:
-        """Whether there is a server that they are to be forked from."""
-        return self._fork_server is not None
-
-    def started(self) -> None:
-        """Take what has been started for the engine's.
-
-        Raises:
-            OSError: the watching process is gone.
-        """
-        if self._reaper is not None:
-            self._reaper.started()
-        self._starting = False
-        self._processes = _children() - self._before
-
-    def resident_bytes(self) -> int:
-        """Add up the resident memory of this process and the engine's; cheap to ask often."""
-        now = self._clock.monotonic()
-        if now - self._memory_read >= _MEMORY_INTERVAL:
-            self._memory_read = now
-            self._memory = 0
-            for process in (psutil.Process(), *self._processes):
-                # Nearly all of the server's memory is shared with what was forked from it.
-                if process.pid != self._fork_server:
-                    with contextlib.suppress(psutil.Error):
-                        self._memory += process.memory_info().rss
-        return self._memory
-
-    def end(self) -> None:
-        """Kill what has not ended by itself. Blocks until all are gone; safe to call twice."""
-        if self._starting:
-            self._starting = False
-            self._processes = _children() - self._before
-        reaper, self._reaper = self._reaper, None
-        if reaper is not None:
-            reaper.close()
-        pids = {process.pid for process in self._processes}
-        for child in multiprocessing.active_children():
-            # Not by psutil: it would take the exit status away from multiprocessing.
-            if child.pid in pids:
-                child.join(_KILL_TIMEOUT)
-        pids -= _stop_resource_tracker()
-        _, alive = psutil.wait_procs(
-            [process for process in self._processes if process.pid in pids],
-            timeout=_KILL_TIMEOUT,
+    with log.open("ab") as out:
+        return subprocess.Popen(
+            list(command),
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env=None if environment is None else dict(environment),
+            preexec_fn=_death_signal,  # noqa: PLW1509  one system call, no locks
         )
-        for process in alive:
-            _log.warning("process %d of the engine does not end", process.pid)
-        self._processes = set()
 
 
-def _children() -> set[psutil.Process]:
-    return set(psutil.Process().children(recursive=True))
+def record(pid: int) -> ProcessRecord | None:
+    """Return the record of a live process, or ``None`` if it does not exist."""
+    try:
+        process = psutil.Process(pid)
+        return ProcessRecord(pid, process.create_time(), process.name())
+    except psutil.Error:
+        return None
 
 
-def _stop_resource_tracker() -> set[int]:
-    """End multiprocessing's helper process, or return its id if others still need it."""
-    tracker: Any = resource_tracker._resource_tracker  # noqa: SLF001  it has no public end
-    if multiprocessing.active_children():
-        return {tracker._pid} - {None}  # noqa: SLF001
-    with contextlib.suppress(OSError, AttributeError):
-        tracker._stop()  # noqa: SLF001
-    return set()
+def descendants(pid: int) -> tuple[ProcessRecord, ...]:
+    """Return the records of all live processes below ``pid``, without ``pid`` itself."""
+    try:
+        children = psutil.Process(pid).children(recursive=True)
+    except psutil.Error:
+        return ()
+    found = (record(child.pid) for child in children)
+    return tuple(item for item in found if item is not None)
+
+
+def same(one: ProcessRecord, other: ProcessRecord) -> bool:
+    """Return whether two records identify the same process, regardless of its name."""
+    apart = abs(one.create_time - other.create_time)
+    return one.pid == other.pid and apart <= _CLOCK_TICK
+
+
+def find(item: ProcessRecord) -> psutil.Process | None:
+    """Return the recorded process, or ``None`` if it has ended or is a zombie."""
+    try:
+        process = psutil.Process(item.pid)
+        found = ProcessRecord(item.pid, process.create_time(), item.name)
+    except psutil.Error:
+        return None
+    return process if same(found, item) and _lives(process) else None
+
+
+def living(items: Iterable[ProcessRecord]) -> list[psutil.Process]:
+    """Return the recorded processes that are still alive."""
+    return [process for item in items if (process := find(item)) is not None]
+
+
+def still_living(items: Iterable[ProcessRecord]) -> tuple[ProcessRecord, ...]:
+    """Return the records whose processes are still alive."""
+    return tuple(item for item in items if find(item) is not None)
+
+
+def wait_gone(items: Iterable[ProcessRecord], timeout: float) -> tuple[ProcessRecord, ...]:
+    """Wait up to ``timeout`` seconds for processes to end; return those that have not."""
+    items = tuple(items)
+    _wait(living(items), timeout)
+    return still_living(items)
+
+
+def end(
+    items: Iterable[ProcessRecord],
+    *,
+    grace: float,
+    kill_wait: float = 2.0,
+    spare: Callable[[psutil.Process], bool] = lambda _: False,
+) -> list[int]:
+    """End processes and their descendants, except this process: SIGTERM, then SIGKILL.
+
+    Args:
+        items: Processes to end; ended ones are ignored.
+        grace: Seconds between SIGTERM and SIGKILL; 0 sends SIGKILL immediately.
+        kill_wait: Seconds to wait after SIGKILL.
+        spare: Returns whether to exclude a process.
+
+    Returns:
+        Ids of processes that are still alive; empty on success.
+    """
+    targets = _with_children(living(items), spare)
+    if grace > 0:
+        for process in targets:
+            with contextlib.suppress(psutil.Error):
+                process.terminate()
+        _wait(targets, grace)
+    # Collect children again: more may have been started in the meantime.
+    targets = _with_children([process for process in targets if _lives(process)], spare)
+    for process in targets:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+    _wait(targets, kill_wait)
+    return [process.pid for process in targets if _lives(process)]
+
+
+def _with_children(
+    processes: Iterable[psutil.Process], spare: Callable[[psutil.Process], bool]
+) -> list[psutil.Process]:
+    found: dict[int, psutil.Process] = {}
+    for process in processes:
+        found[process.pid] = process
+        with contextlib.suppress(psutil.Error):
+            found |= {child.pid: child for child in process.children(recursive=True)}
+    found.pop(os.getpid(), None)
+    return [process for process in found.values() if not spare(process)]
+
+
+def _wait(processes: Iterable[psutil.Process], timeout: float) -> None:
+    """Wait up to ``timeout`` seconds until all processes have ended; zombies count as ended."""
+    deadline = time.monotonic() + timeout
+    waiting = [process for process in processes if _lives(process)]
+    while waiting and time.monotonic() < deadline:
+        time.sleep(_POLL_SECONDS)
+        waiting = [process for process in waiting if _lives(process)]
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
+
+
+def _death_signal() -> None:
+    """Request SIGTERM when the starting thread ends. Runs in the child before exec.
+
+    libc is loaded before the fork because no lock may be acquired here.
+    """
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+_LIBC = ctypes.CDLL(None)

@@ -1,9 +1,8 @@
-"""RDMA devices of this pod as the kernel shows them, and the variables that name them.
+"""RDMA devices of this pod, and the environment variables that select them for NCCL and NVSHMEM.
 
-NCCL and NVSHMEM read their devices from the environment, and each in its own way: NCCL_IB_HCA
-takes prefixes (``mlx5``) unless it begins with ``=``, NVSHMEM_HCA_LIST compares whole names.
-A name there that matches nothing ends the process, after the weights are loaded. So names are
-checked here against /sys/class/infiniband, or taken from there.
+NCCL_IB_HCA takes prefixes (``mlx5``) unless it begins with ``=``; NVSHMEM_HCA_LIST takes full
+names. A name without a matching device ends the process after the weights are loaded. Names are
+therefore checked against /sys/class/infiniband, or read from it.
 """
 
 import re
@@ -14,8 +13,8 @@ from pathlib import Path
 from serving.errors import SettingsError
 
 CHOICE = "MOE_SERVING_RDMA_HCA"
-"""``auto``: the fastest active ports; ``auto:mlx5,rdmap``: the same, among devices whose names
-begin so; a list (``mlx5_0,mlx5_1:1``): these."""
+"""Variable that selects the ports. ``auto``: the fastest active ports. ``auto:mlx5,rdmap``: the
+fastest among devices with these name prefixes. ``mlx5_0,mlx5_1:1``: these devices or ports."""
 NCCL, NVSHMEM = "NCCL_IB_HCA", "NVSHMEM_HCA_LIST"
 AUTO = "auto"
 
@@ -29,11 +28,11 @@ class Port:
     device: str
     number: int
     state: str
-    """As the kernel names it: ACTIVE, DOWN, INIT, ARMED."""
+    """Kernel state: ACTIVE, DOWN, INIT or ARMED."""
     layer: str
     """InfiniBand or Ethernet (RoCE)."""
     gigabits: float
-    """Signalling rate, Gbit/s; 0 if the kernel does not say."""
+    """Signalling rate, Gbit/s; 0 if unknown."""
 
     @property
     def active(self) -> bool:
@@ -42,7 +41,7 @@ class Port:
 
     @property
     def name(self) -> str:
-        """``DEVICE:PORT``, as NCCL and NVSHMEM write it."""
+        """``DEVICE:PORT``, the notation of NCCL and NVSHMEM."""
         return f"{self.device}:{self.number}"
 
     def __str__(self) -> str:
@@ -51,7 +50,7 @@ class Port:
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """Where the kernel's files are; tests pass folders of their own."""
+    """Locations of the kernel's file systems; tests pass other folders."""
 
     sys: Path = Path("/sys")
     dev: Path = Path("/dev")
@@ -59,7 +58,7 @@ class Host:
 
 
 def ports(host: Host | None = None) -> tuple[Port, ...]:
-    """Return the ports of all RDMA devices that the kernel shows, by device and number."""
+    """Return the ports of all RDMA devices of the node, sorted by device and port number."""
     root = (host or Host()).sys / "class" / "infiniband"
     found = []
     for folder in root.glob("*/ports/*"):
@@ -80,10 +79,10 @@ def ports(host: Host | None = None) -> tuple[Port, ...]:
 
 
 def usable(host: Host | None = None) -> tuple[Port, ...]:
-    """Return the active ports whose device files this pod has.
+    """Return the active ports whose device files are available in this pod.
 
-    The kernel shows all devices of a node in every pod; the device plugin passes
-    /dev/infiniband/uverbsN only of those that were asked for.
+    sysfs lists all devices of a node in every pod, but the device plugin adds
+    /dev/infiniband/uverbsN only for the devices that the pod requests.
     """
     host = host or Host()
     verbs = host.sys / "class" / "infiniband_verbs"
@@ -94,9 +93,9 @@ def usable(host: Host | None = None) -> tuple[Port, ...]:
 
 
 def fastest(found: Iterable[Port]) -> tuple[Port, ...]:
-    """Return the ports of the highest rate, InfiniBand before Ethernet; slower ones are not mixed.
+    """Return the ports with the highest rate; InfiniBand takes precedence over Ethernet.
 
-    The fabric between GPUs is a node's fastest; the other ports are for storage and management.
+    The GPU fabric has the fastest ports of a node; slower ports serve storage and management.
     """
     candidates = tuple(found)
     if not candidates:
@@ -109,14 +108,22 @@ def fastest(found: Iterable[Port]) -> tuple[Port, ...]:
 
 
 def hca_environment(environment: Mapping[str, str], host: Host | None = None) -> dict[str, str]:
-    """Return the variables to set so that NCCL and NVSHMEM use exactly the devices meant.
+    """Return the variables that restrict NCCL and NVSHMEM to the selected devices.
 
-    Empty if the environment names no device. NVSHMEM_HCA_LIST and NCCL_IB_HCA win where they are
-    set and are checked, each by the rules of its library; a prefix in NVSHMEM_HCA_LIST is replaced
-    by the names that it means. MOE_SERVING_RDMA_HCA gives those that are not set.
+    Existing values of NVSHMEM_HCA_LIST and NCCL_IB_HCA take precedence and are validated by the
+    rules of their library; prefixes in NVSHMEM_HCA_LIST are expanded to full names.
+    MOE_SERVING_RDMA_HCA provides the values of unset variables.
+
+    Args:
+        environment: This process's variables.
+        host: Locations of the kernel's file systems.
+
+    Returns:
+        Variables to add; empty if the environment selects no device.
 
     Raises:
-        SettingsError: a named device or port is not there or not active; the message lists what is.
+        SettingsError: A selected device or port does not exist or is not active. The message lists
+            the usable ports.
     """
     host = host or Host()
     found: dict[str, str] = {}
@@ -136,7 +143,7 @@ def hca_environment(environment: Mapping[str, str], host: Host | None = None) ->
 
 
 def _chosen(choice: str, host: Host) -> tuple[Port, ...]:
-    """Return the ports that a value of MOE_SERVING_RDMA_HCA means."""
+    """Return the ports that a value of MOE_SERVING_RDMA_HCA selects."""
     word, _, prefixes = choice.partition(":")
     if word.lower() != AUTO:
         return _named(CHOICE, choice, host)
@@ -159,7 +166,7 @@ def _words(text: str) -> set[str]:
 
 
 def _named(variable: str, text: str, host: Host) -> tuple[Port, ...]:
-    """Return the ports that a list means: all active ones of a bare device, or of a prefix."""
+    """Return the ports that a list selects; an entry without a port number selects all ports."""
     present = usable(host)
     known = {port.device for port in ports(host)}
     chosen: list[Port] = []
@@ -182,10 +189,10 @@ def _named(variable: str, text: str, host: Host) -> tuple[Port, ...]:
 
 
 def _check_nccl(text: str, host: Host) -> None:
-    """Check NCCL's own list: prefixes, or whole names after ``=``; ``^`` excludes.
+    """Validate NCCL_IB_HCA: prefixes, or full names after ``=``. Exclusions (``^``) are accepted.
 
     Raises:
-        SettingsError: a name matches no device.
+        SettingsError: A name matches no usable port.
     """
     if not text or text.startswith("^"):
         return
@@ -202,7 +209,7 @@ def _check_nccl(text: str, host: Host) -> None:
 
 
 def _begins(device: str, prefix: str) -> bool:
-    """Tell whether ``prefix`` means ``device``; mlx5 means mlx5_0, mlx5_1 does not mean mlx5_10."""
+    """Return whether a prefix selects a device: mlx5 selects mlx5_0; mlx5_1 not mlx5_10."""
     if not prefix or not device.startswith(prefix):
         return False
     following = device[len(prefix) : len(prefix) + 1]
@@ -210,7 +217,7 @@ def _begins(device: str, prefix: str) -> bool:
 
 
 def _absent(word: str, host: Host) -> str:
-    """Say why ``word`` is no usable device, and what is there."""
+    """Return why ``word`` selects no usable port, and the ports that are usable."""
     device = word.partition(":")[0]
     known = ports(host)
     for port in known:
@@ -220,8 +227,8 @@ def _absent(word: str, host: Host) -> str:
         port.device == device for port in usable(host)
     ):
         return (
-            f"this pod may not use {device}: /dev/infiniband has no file for it (does the pod ask "
-            f"for the RDMA resource?); {_there(host)}"
+            f"this pod may not use {device}: /dev/infiniband has no file for it (does the pod "
+            f"request the RDMA resource?); {_there(host)}"
         )
     return f"there is no device {word}; {_there(host)}"
 
@@ -235,21 +242,21 @@ def _there(host: Host) -> str:
 
 
 def _nothing(host: Host) -> str:
-    """Say why no port is usable."""
+    """Return why no port is usable."""
     known = ports(host)
     if not known:
         return "this node shows no RDMA device (/sys/class/infiniband is empty)"
     if any(port.active for port in known):
         return (
             "this pod may use no RDMA device: /dev/infiniband has no files for the node's active "
-            f"ports ({', '.join(str(port) for port in known if port.active)}); the pod must ask "
-            "for the RDMA resource of the device plugin"
+            f"ports ({', '.join(str(port) for port in known if port.active)}); the pod must "
+            "request the RDMA resource of the device plugin"
         )
     return f"no RDMA port is active: {', '.join(str(port) for port in known)}"
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
-    """Sort mlx5_10 behind mlx5_9."""
+    """Return a natural sort key: mlx5_10 sorts after mlx5_9."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 

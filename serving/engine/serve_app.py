@@ -1,7 +1,8 @@
-"""The Serve application by import path, for deployments by configuration file.
+"""Builder of the Serve application, for deployment from a Serve config file.
 
-KubeRay's ``serveConfigV2`` and ``serve deploy`` name ``serving.engine.serve_app:build`` and give
-the settings as its arguments. ``moe-serving group deploy`` makes the same application itself.
+KubeRay's ``serveConfigV2`` and ``serve deploy`` use the import path
+``serving.engine.serve_app:build`` and pass the settings as arguments. ``moe-serving group deploy``
+builds the same application without this module.
 """
 
 from typing import Any
@@ -14,23 +15,22 @@ from serving.settings import load_settings
 
 
 class Arguments(BaseModel):
-    """What ``args`` of the application's configuration may hold."""
+    """Schema of ``args`` in the Serve config file."""
 
     model_config = ConfigDict(extra="forbid")
 
     settings: dict[str, Any]
-    """As in a settings file; environment variables do not win over them."""
+    """Settings in the form of a settings file; they override environment variables."""
 
 
 def build(arguments: dict[str, Any]) -> Any:
     """Return the groups as a Serve application.
 
-    The number of replicas, and with it of groups, is left to the configuration's own
-    ``num_replicas``: it can change there without a restart of what runs, while every change of
-    the arguments restarts all replicas.
+    Set the number of replicas, and thus of groups, with ``num_replicas`` in the config file: Serve
+    applies it without restarting running replicas, whereas any change of ``args`` restarts all.
 
     Raises:
-        SettingsError: the arguments are no settings.
+        SettingsError: The arguments are not valid settings.
     """
     try:
         checked = Arguments(**arguments)

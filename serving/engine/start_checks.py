@@ -1,7 +1,7 @@
-"""What a rank checks of its image and its node before it reads any weights.
+"""Checks of a rank's image and node before weights are loaded.
 
-A missing DeepEP wheel, a wrong device name or too little lockable memory otherwise shows after all
-weights are loaded, which takes a quarter of an hour for DeepSeek-R1.
+Without them, a missing DeepEP wheel, a wrong device name or a low locked-memory limit causes an
+error only after all weights are loaded, which takes 15 minutes for DeepSeek-R1.
 """
 
 import importlib
@@ -27,27 +27,29 @@ def fabric_environment(
     memlock: Callable[[], int | None] = lockable.limit,
     import_module: Callable[[str], object] = importlib.import_module,
 ) -> dict[str, str]:
-    """Check what all-to-all takes; return the variables to set before vLLM is imported.
+    """Check the all-to-all requirements; return the variables to set before importing vLLM.
 
-    Costs some file reads; a package is imported only if the settings name an all-to-all kind that
-    takes one.
+    Reads a few files. Imports a package only if ``all2all_backend`` requires one.
 
     Args:
-        settings: all settings.
-        environment: this process's variables.
-        host: where the kernel's files are.
-        memlock: returns the bytes this process may lock, or ``None`` without limit.
-        import_module: imports a package in earnest.
+        settings: All settings.
+        environment: This process's variables.
+        host: Locations of the kernel's file systems.
+        memlock: Returns the locked-memory limit in bytes, or ``None`` for unlimited.
+        import_module: Function that imports a module by name.
+
+    Returns:
+        Variables that select the RDMA devices; empty for a fake engine.
 
     Raises:
-        SettingsError: the image lacks what ``all2all_backend`` takes, a named RDMA device is not
-            there, or RDMA cannot lock memory; the message says what to do.
+        SettingsError: The image lacks a requirement of ``all2all_backend``, a selected RDMA device
+            does not exist, or the locked-memory limit is too low. The message states the remedy.
     """
     if settings.engine.kind != "vllm":
         return {}
     host = host or rdma.Host()
     name = _all_to_all(settings.engine.args)
-    # Ranks that are alone, or whose workers share one engine, exchange no tokens this way.
+    # A group of one rank does not use these backends: its workers share an engine.
     kind = require(name, import_module) if name and settings.group.data_parallel > 1 else None
     variables = rdma.hca_environment(environment, host)
     if rdma.usable(host):
@@ -57,12 +59,12 @@ def fabric_environment(
                 f"engine.args.all2all_backend: {name} sends over RDMA, but {problem}"
             )
         if problem is not None:
-            _log.warning("RDMA devices are there, but %s", problem)
+            _log.warning("there are RDMA devices, but %s", problem)
     return variables
 
 
 def _all_to_all(args: Mapping[str, Any]) -> str:
-    """Return the configured kind; empty: vLLM's own default."""
+    """Return the configured ``all2all_backend``; empty for vLLM's default."""
     for key in ("all2all_backend", "all2all-backend"):
         if args.get(key):
             return str(args[key])

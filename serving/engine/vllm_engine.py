@@ -1,4 +1,4 @@
-"""The engine of a rank: vLLM's AsyncLLM behind the Engine protocol."""
+"""Implementation of the Engine protocol with vLLM's AsyncLLM."""
 
 import asyncio
 import contextlib
@@ -12,7 +12,8 @@ from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from serving.clock import Clock, SystemClock
-from serving.engine.arguments import engine_args, engine_config
+from serving.engine.argument_checks import engine_config
+from serving.engine.arguments import engine_args
 from serving.engine.codec import (
     decode_params,
     decode_parser_kwargs,
@@ -21,13 +22,12 @@ from serving.engine.codec import (
     failure_delta,
     given_up,
 )
+from serving.engine.engine_processes import EngineProcesses
 from serving.engine.environment import apply_environment, engine_environment
-from serving.engine.expert_watch import ExpertWatch
 from serving.engine.fork_server import fork_engines
 from serving.engine.kv_mirror import KvMirror
 from serving.engine.kv_source import KvSource, publish_kv_events
-from serving.engine.processes import EngineProcesses
-from serving.engine.step_recorder import StepRecorder
+from serving.engine.step_recorder import ExpertRecorder, StepRecorder
 from serving.errors import EngineError, SettingsError
 from serving.link.protocol import PROTOCOL_VERSION, model_fingerprint
 from serving.link.v1 import link_pb2
@@ -36,21 +36,22 @@ from serving.settings import Settings
 _log = logging.getLogger(__name__)
 
 _SHUTDOWN_TIMEOUT = 4.0
-"""Seconds that vLLM's processes get to end by themselves; mostly they take one."""
+"""Time for vLLM's processes to exit, seconds; they usually take 1 s."""
 
 _WARM_UP_TOKENS = 2
+"""Tokens to generate before the engine counts as started."""
 
 _INVALID = link_pb2.RequestError.INVALID_REQUEST
-_NO_WAY_ON = (
-    "structured_outputs: the engine gave up, because it cannot use the grammar or none of the "
-    "model's tokens may come next in it"
+_DEAD_END = (
+    "structured_outputs: the engine gave up, because it cannot use the grammar, or the grammar "
+    "allows none of the model's tokens next"
 )
 
 
 class VllmEngine:
     """One rank's vLLM engine.
 
-    ``start`` and ``shutdown`` run in a thread, since vLLM blocks in both for long.
+    ``start`` and ``shutdown`` call vLLM in a thread, because the calls block for seconds.
     """
 
     def __init__(
@@ -63,16 +64,15 @@ class VllmEngine:
         processes: EngineProcesses | None = None,
         clock: Clock | None = None,
     ) -> None:
-        """Remember what to start; nothing runs yet.
+        """Create the engine without starting anything.
 
         Args:
-            settings: all settings.
-            rank: index in the group, 0 <= rank < group.data_parallel.
-            address: where rank 0 of the group runs.
-            rpc_port: free port there, the same for all ranks of the group.
-            processes: what its processes are kept in; they may come from a fork server.
-            clock: source of time.
-
+            settings: All settings.
+            rank: Index in the group, 0 <= rank < group.data_parallel.
+            address: Address of rank 0's node.
+            rpc_port: Free port on that node, the same for all ranks of the group.
+            processes: Tracker of the engine's processes, with or without a fork server.
+            clock: Source of time.
         """
         self._settings = settings
         self._rank = rank
@@ -83,44 +83,44 @@ class VllmEngine:
         self._starting: asyncio.Future[None] | None = None
         self._stopped = False
         self._llm: AsyncLLM | None = None
-        self._experts: ExpertWatch | None = None
+        self._experts: ExpertRecorder | None = None
         self._kv_source: KvSource | None = None
         self._hello = link_pb2.Hello()
         self._processes = processes or EngineProcesses(self._clock)
-        self._work_since: float | None = None
+        self._busy_since: float | None = None
 
     async def start(self) -> None:
         """Load the model, join the group, generate a few tokens.
 
         Raises:
-            SettingsError: vLLM refuses the arguments.
-            EngineError: a process of the engine failed; its log says why.
+            SettingsError: vLLM rejects the arguments.
+            EngineError: A process of the engine failed; its log has the reason.
         """
         try:
-            # Shielded: a thread cannot be cancelled, shutdown must be able to wait for it.
+            # Shielded because a thread cannot be cancelled; shutdown waits for it.
             self._starting = asyncio.ensure_future(asyncio.to_thread(self._start_blocking))
             await asyncio.shield(self._starting)
             self._follow_kv_cache()
             await self._warm_up()
-            await self._learn()
+            await self._read_hello()
         except BaseException:
             await self.shutdown()
             raise
 
     def describe(self) -> link_pb2.Hello:
-        """Return what this engine is and holds."""
+        """Return the engine's version, model, capacity and experts; see the protocol."""
         hello = link_pb2.Hello()
         hello.CopyFrom(self._hello)
         return hello
 
     @property
     def kv_mirror(self) -> KvMirror | None:
-        """What the prefix cache holds; see the protocol."""
+        """Content of the prefix cache; see the protocol."""
         return None if self._kv_source is None else self._kv_source.mirror
 
-    async def generate(self, work: link_pb2.Submit) -> AsyncIterator[link_pb2.Delta]:
+    async def generate(self, request: link_pb2.Submit) -> AsyncIterator[link_pb2.Delta]:
         """Yield the request's deltas; see the protocol."""
-        request_id = work.request_id
+        request_id = request.request_id
         llm = self._llm
         if llm is None or llm.errored:
             yield error_delta(
@@ -129,26 +129,26 @@ class VllmEngine:
                 "the engine is not running",
             )
             return
-        self._note_work(llm)
+        self._note_busy(llm)
         first = True
         try:
-            params = decode_params(work)
+            params = decode_params(request)
             stream = llm.generate(
-                tokens_input(list(work.prompt_token_ids)),
+                tokens_input(list(request.prompt_token_ids)),
                 params,
                 request_id,
-                priority=work.priority,
-                trace_headers=dict(work.trace_headers) or None,
+                priority=request.priority,
+                trace_headers=dict(request.trace_headers) or None,
                 reasoning_ended=(
-                    work.reasoning_ended if work.HasField("reasoning_ended") else None
+                    request.reasoning_ended if request.HasField("reasoning_ended") else None
                 ),
-                reasoning_parser_kwargs=decode_parser_kwargs(work),
+                reasoning_parser_kwargs=decode_parser_kwargs(request),
             )
             async with contextlib.aclosing(stream):
                 async for output in stream:
                     if params.structured_outputs is not None and given_up(output):
-                        # The engine has lost nothing: the grammar leads nowhere.
-                        yield error_delta(request_id, _INVALID, _NO_WAY_ON)
+                        # The engine is healthy: the grammar allows no further token.
+                        yield error_delta(request_id, _INVALID, _DEAD_END)
                         return
                     yield encode_output(output, request_id, first=first)
                     first = False
@@ -162,7 +162,7 @@ class VllmEngine:
             await self._llm.abort(request_id)
 
     async def load(self) -> link_pb2.LoadSnapshot:
-        """Return the load from what is known here; never waits for the engine."""
+        """Return the latest load figures without waiting for the engine."""
         snapshot = self._steps.snapshot()
         if self._experts is not None:
             self._experts.refresh()
@@ -181,34 +181,34 @@ class VllmEngine:
         return snapshot
 
     async def check_health(self) -> None:
-        """Return if the engine lives and makes steps while it has work.
+        """Check that the engine is alive and makes steps while it has requests.
 
         Raises:
-            EngineError: otherwise.
+            EngineError: The engine is not running, has failed or is stalled.
         """
         llm = self._llm
         if llm is None:
             raise EngineError("the engine is not running")
         if llm.errored:
-            raise EngineError("a process of the engine died; its log says why")
+            raise EngineError("a process of the engine died; its log has the reason")
         if llm.output_processor.get_num_unfinished_requests() == 0:
-            # A rank without work may run placeholder batches for the others in its group;
-            # if those hang, the ranks with work say so.
-            self._work_since = None
+            # A rank without requests may run dummy batches for the other ranks of the group. If
+            # these hang, the ranks with requests report the stall.
+            self._busy_since = None
             return
         now = self._clock.monotonic()
-        self._note_work(llm)
-        assert self._work_since is not None
-        still = min(self._steps.since_last_step(), now - self._work_since)
+        self._note_busy(llm)
+        assert self._busy_since is not None
+        still = min(self._steps.since_last_step(), now - self._busy_since)
         limit = self._settings.fleet.stall_timeout
         if still > limit:
             raise EngineError(
-                f"the engine has work and has made no step for {still:.1f} s "
+                f"the engine has requests and has made no step for {still:.1f} s "
                 f"(fleet.stall_timeout is {limit:g} s)",
             )
 
     async def shutdown(self) -> None:
-        """End all processes of the engine; see the protocol."""
+        """Stop the engine and all its processes; see the protocol."""
         self._stopped = True
         if self._experts is not None:
             await self._experts.stop()
@@ -216,15 +216,15 @@ class VllmEngine:
         if self._kv_source is not None:
             await self._kv_source.stop()
         if self._starting is not None and not self._starting.done():
-            # Without its processes vLLM gives up starting.
+            # Ending the processes makes vLLM's start fail, and its thread return.
             await asyncio.to_thread(self._processes.end)
             await asyncio.gather(self._starting, return_exceptions=True)
         await asyncio.to_thread(self._shutdown_blocking)
 
-    def _note_work(self, llm: AsyncLLM) -> None:
-        """Remember since when there is work without a break."""
-        if self._work_since is None or llm.output_processor.get_num_unfinished_requests() == 0:
-            self._work_since = self._clock.monotonic()
+    def _note_busy(self, llm: AsyncLLM) -> None:
+        """Record the time from which the engine has continuously had requests."""
+        if self._busy_since is None or llm.output_processor.get_num_unfinished_requests() == 0:
+            self._busy_since = self._clock.monotonic()
 
     def _start_blocking(self) -> None:
         apply_environment(engine_environment(self._settings))
@@ -234,7 +234,7 @@ class VllmEngine:
             address=self._address,
             rpc_port=self._rpc_port,
         )
-        # It may have been imported before the environment was set, or silenced by a shutdown.
+        # vLLM may have been imported before the variable was set, or silenced by a shutdown.
         logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"])
         try:
             config = engine_config(args)
@@ -257,14 +257,14 @@ class VllmEngine:
             raise EngineError(f"the engine did not start: {error}") from error
 
     def _follow_kv_cache(self) -> None:
-        """Listen before the first work: what was cached before is not told again."""
+        """Subscribe before the first request: vLLM reports each cached block only once."""
         assert self._llm is not None
         self._kv_source = KvSource.of(self._llm)
         if self._kv_source is not None:
             self._kv_source.start()
 
     async def _warm_up(self) -> None:
-        """Generate a few tokens: the engine is ready when it has really done that."""
+        """Generate a few tokens to verify that the engine works."""
         assert self._llm is not None
         params = SamplingParams(
             max_tokens=_WARM_UP_TOKENS,
@@ -281,11 +281,11 @@ class VllmEngine:
         await self._llm.collective_rpc("moe_serving_reset_expert_load")
         self._steps.reset()
 
-    async def _learn(self) -> None:
-        """Ask the workers what they hold."""
+    async def _read_hello(self) -> None:
+        """Read the workers' experts and build the engine's Hello."""
         assert self._llm is not None
         config = self._llm.vllm_config
-        self._experts = ExpertWatch(self._llm, self._clock)
+        self._experts = ExpertRecorder(self._llm, self._clock)
         await self._experts.update()
         self._hello = link_pb2.Hello(
             protocol_version=PROTOCOL_VERSION,
@@ -306,10 +306,10 @@ class VllmEngine:
     def _shutdown_blocking(self) -> None:
         llm, self._llm = self._llm, None
         if llm is not None:
-            # It complains about what it is about to kill, and about the silence that follows.
+            # Suppresses vLLM's errors about the processes that it is about to kill.
             logging.getLogger("vllm").setLevel(logging.CRITICAL)
             try:
                 llm.shutdown(timeout=_SHUTDOWN_TIMEOUT)
-            except Exception:  # noqa: BLE001  whatever is left is killed below
+            except Exception:  # noqa: BLE001  remaining processes are killed below
                 _log.exception("vLLM did not shut down in order")
         self._processes.end()

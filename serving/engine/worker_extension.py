@@ -1,25 +1,30 @@
-"""Methods added to vLLM's workers, reachable from the rank with ``collective_rpc``."""
+"""Classes that vLLM loads into the engine's processes, by import path or as an argument."""
 
 from typing import Any
+
+from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
 from serving.engine.cpu_plugin import expert_load
 
 
 class WorkerExtension:
-    """Tells the rank which experts a worker holds and how many tokens each computed.
+    """Worker methods that report the local experts and the tokens that each has computed.
 
-    vLLM makes this class a base of its worker class. Names are long because vLLM refuses a
-    name that the worker has already. Results travel as msgpack: plain types only.
+    vLLM adds this class to the bases of its worker class; the rank calls the methods with
+    ``collective_rpc``. The method names have a prefix because vLLM rejects names that the worker
+    already has. Results are sent as msgpack and must be plain types.
     """
 
     model_runner: Any
 
     def moe_serving_expert_load(self) -> list[tuple[str, int, list[int], list[int]]]:
-        """Return (layer, experts in all, local global ids, tokens of each) for every MoE layer.
+        """Return the experts of every MoE layer.
 
-        Tokens are counted on CPU only; elsewhere the list is empty. They count what the
-        experts computed: with several ranks also the placeholder token of a rank that
-        has no work while others do.
+        Returns:
+            For each layer: name, total number of experts, global ids of the worker's experts, and
+            tokens computed by each of them. Tokens are counted on CPU only; on GPU the list is
+            empty. With several ranks the counts include the dummy tokens of ranks without
+            requests.
         """
         counts = {load.layer: load for load in expert_load.layers()}
         result = []
@@ -30,11 +35,11 @@ class WorkerExtension:
         return result
 
     def moe_serving_reset_expert_load(self) -> None:
-        """Set the counts to zero."""
+        """Set the token counts to zero."""
         expert_load.reset()
 
     def _moe_serving_layers(self) -> list[tuple[str, int, list[int]]]:
-        """Find the MoE layers of the model and of its drafter; read their expert maps."""
+        """Return name, expert count and local experts' global ids per layer, drafter included."""
         models = [self.model_runner.get_model()]
         drafter = getattr(getattr(self.model_runner, "drafter", None), "model", None)
         if drafter is not None:
@@ -49,3 +54,16 @@ class WorkerExtension:
                 ids = manager.get_local_expert_ids()
                 found[name] = (name, manager.global_num_experts, ids)
         return list(found.values())
+
+
+class InProcessExecutor(UniProcExecutor):
+    """Executor that runs the model in the engine core's process, for single-worker ranks on CPU.
+
+    On CPU, vLLM runs each model in a worker process, because a process can no longer be bound to
+    cores after its first use of OpenMP (vllm/platforms/cpu.py). Ranks here share cores and are not
+    bound, so a worker process has no benefit. It would cost a second import of torch and vLLM at
+    every start, half a gigabyte per rank, and two processes that poll shared memory at each step:
+    with two groups on two cores, polling kept the router off the CPU for ten seconds.
+
+    vLLM's CPU platform replaces the executor "uni" with "mp", but accepts a class unchanged.
+    """

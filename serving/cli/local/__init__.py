@@ -1,1 +1,1 @@
-"""moe-serving up and down: a whole system on this machine."""
+"""``moe-serving up`` and ``down``: a complete system on this machine."""

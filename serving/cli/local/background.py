@@ -1,4 +1,4 @@
-"""``up --detach``, and what an ``up`` that was killed has left."""
+"""``up --detach``, and the clean-up after an ``up`` that was killed."""
 
 import shutil
 import subprocess
@@ -6,27 +6,36 @@ import sys
 import time
 from pathlib import Path
 
-from serving.cli.local import ports, supervisor
+from serving.cli.local import ports
 from serving.cli.local.handover import environment_without_settings, write_settings
 from serving.cli.local.state import StateFile
+from serving.engine.processes import end
 from serving.errors import ServingError
 from serving.settings import Settings
 
 _POLL_SECONDS = 0.1
 _SLACK_SECONDS = 120.0
-"""Beyond group.start_timeout: for Ray, the router and the sample question."""
+"""Seconds added to group.start_timeout for Ray, the router and the sample question."""
 
 
 def up_in_background(settings: Settings, state: StateFile, *, sample: bool) -> int:
-    """Run ``up`` in a session of its own and return when it is ready or has failed.
+    """Run ``up`` in a new session; wait until it is ready or has failed.
 
-    Its output is shown as it comes and stays in logs/up.log of the state folder.
+    Its output is copied to the terminal, and stored in logs/up.log of the state folder.
+
+    Args:
+        settings: All settings, with chosen ports.
+        state: State file of the run.
+        sample: Whether to ask the sample question.
+
+    Returns:
+        Exit code.
 
     Raises:
-        ServingError: it runs already, a port is taken, or it takes too long.
+        ServingError: ``up`` is already running, a port is taken, or the start timed out.
     """
     with state.hold():
-        # Only to say so before anything is started; the child takes the lock itself.
+        # Only to report errors before the child starts; the child takes the lock itself.
         ports.require_free(settings)
     config = state.folder / "detached.yaml"
     write_settings(settings, config)
@@ -47,21 +56,23 @@ def up_in_background(settings: Settings, state: StateFile, *, sample: bool) -> i
     try:
         return _follow(child, log, state, settings.group.start_timeout + _SLACK_SECONDS)
     except BaseException:
-        # Ctrl-C while waiting: the user does not want it after all.
+        # Ctrl-C while waiting cancels the start.
         child.terminate()
         raise
 
 
 def clean_up_after_crash(state: StateFile) -> None:
-    """End what an ``up`` that was killed has left; the caller holds the lock.
+    """End the processes of an ``up`` that was killed and remove its files.
+
+    The caller must hold the lock.
 
     Raises:
-        ServingError: some of it cannot be ended.
+        ServingError: A process cannot be ended.
     """
     old = state.read()
     if old is None:
         return
-    left = supervisor.end(old.processes, grace=2.0)
+    left = end(old.processes, grace=2.0)
     if left:
         raise ServingError(
             f"processes of an earlier run cannot be ended: {', '.join(map(str, left))}"
@@ -71,14 +82,14 @@ def clean_up_after_crash(state: StateFile) -> None:
 
 
 def remove_ray_folder(folder: str) -> None:
-    """Delete a session folder that ``up`` made, and only such a one."""
+    """Delete a session folder of a private Ray; ignore other folders."""
     path = Path(folder)
     if folder and path.name.startswith("moe-") and path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
 
 
 def _follow(child: subprocess.Popen[bytes], log: Path, state: StateFile, limit: float) -> int:
-    """Copy the log to the terminal until the child is ready or gone."""
+    """Copy the log to the terminal until the child is ready or has ended; return the exit code."""
     deadline = time.monotonic() + limit
     with log.open("r", encoding="utf-8", errors="replace") as lines:
         while True:
@@ -98,7 +109,7 @@ def _follow(child: subprocess.Popen[bytes], log: Path, state: StateFile, limit: 
 
 
 def _settled(state: StateFile, pid: int) -> bool:
-    """Whether the child has said READY and its sample is over."""
+    """Return whether the child has printed READY and the answer to the sample question."""
     try:
         found = state.read()
     except ServingError:

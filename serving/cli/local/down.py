@@ -1,23 +1,23 @@
-"""``moe-serving down``: stop what ``up`` runs here, or has left here."""
+"""``moe-serving down``: stop the processes of ``up`` on this machine, leftovers included."""
 
 import contextlib
 import time
 
 import psutil
 
-from serving.cli.local import supervisor
 from serving.cli.local.background import clean_up_after_crash, remove_ray_folder
 from serving.cli.local.state import RunState, StateFile, state_folder
+from serving.engine.processes import end, find, living
 from serving.errors import ServingError
 
 STOP_TIMEOUT = 15.0
-"""For ``up`` to stop in order after SIGTERM; then it is killed."""
+"""Seconds for ``up`` to stop after SIGTERM, before it is killed."""
 
 
 def down_command() -> None:
-    """Stop what "moe-serving up" started on this machine, in the background or not.
+    """Stop what "moe-serving up" has started on this machine, in the background or not.
 
-    Requests in flight get a few seconds to finish. It is no error if nothing runs.
+    Running requests get a few seconds to finish. It is not an error if nothing is running.
     """
     state = StateFile(state_folder())
     try:
@@ -34,9 +34,9 @@ def down_command() -> None:
     began = time.monotonic()
     if state.held():
         stop_running(found)
-    if supervisor.living((found.up, *found.processes)):
+    if living((found.up, *found.processes)):
         # A crash, or an up that did not stop in time.
-        left = supervisor.end((found.up, *found.processes), grace=1.0)
+        left = end((found.up, *found.processes), grace=1.0)
         if left:
             raise ServingError(f"could not end these processes: {', '.join(map(str, left))}")
     with state.hold():
@@ -46,11 +46,11 @@ def down_command() -> None:
 
 
 def stop_running(found: RunState, timeout: float = STOP_TIMEOUT) -> bool:
-    """Ask a living ``up`` to stop and wait; return whether it has ended."""
-    process = supervisor.find(found.up)
+    """Send SIGTERM to an ``up`` and wait up to ``timeout`` seconds; return whether it has ended."""
+    process = find(found.up)
     if process is None:
         return True
     with contextlib.suppress(psutil.Error):
         process.terminate()
         process.wait(timeout)
-    return supervisor.find(found.up) is None
+    return find(found.up) is None

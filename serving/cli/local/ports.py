@@ -21,7 +21,7 @@ class Listener:
 
 
 class PortTaken(ServingError):
-    """Another process listens where the router should."""
+    """Another process listens on a port of the router."""
 
 
 def listeners(settings: Settings) -> tuple[Listener, ...]:
@@ -35,11 +35,11 @@ def listeners(settings: Settings) -> tuple[Listener, ...]:
 
 
 def require_free(settings: Settings) -> None:
-    """Return if the router can listen everywhere it should.
+    """Check that the router can listen on all its addresses.
 
     Raises:
-        PortTaken: naming the port and the setting that changes it.
-        SettingsError: an address is not this machine's, or two ports are the same.
+        PortTaken: A port is taken; the message names it and the setting that changes it.
+        SettingsError: An address does not belong to this machine, or two ports are equal.
     """
     seen: dict[int, str] = {}
     for item in listeners(settings):
@@ -50,10 +50,10 @@ def require_free(settings: Settings) -> None:
 
 
 def with_chosen_ports(settings: Settings) -> Settings:
-    """Return the settings with every port 0 replaced by a free one, and ranks dialling it.
+    """Return the settings with every port 0 replaced by a free one, also for the ranks.
 
-    ``link.routers`` is replaced only where it names the router's default address or the
-    router's port was 0: a list that the user gave is the user's.
+    ``link.routers`` is replaced only if it has its default or the join port was 0; a configured
+    list is kept.
     """
     router = settings.router
     chosen = {
@@ -75,7 +75,7 @@ def with_chosen_ports(settings: Settings) -> Settings:
 
 
 def url_host(host: str) -> str:
-    """Return ``host`` as a client on this machine writes it in a URL."""
+    """Return a listening address in the form that a client on this machine uses in a URL."""
     host = _WILDCARDS.get(host, host)
     return f"[{host}]" if ":" in host else host
 
@@ -91,7 +91,7 @@ def _free(host: str) -> int:
 def _probe(item: Listener) -> None:
     family = socket.AF_INET6 if ":" in item.host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
-        # As servers do: connections of an earlier server that linger are no obstacle.
+        # Like servers: lingering connections of an earlier server must not block the port.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((item.host, item.port))

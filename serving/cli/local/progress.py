@@ -1,4 +1,4 @@
-"""Progress of the start: a small live table on a terminal, one line a change elsewhere."""
+"""Progress of the start: a live table on a terminal, elsewhere one line per change."""
 
 import sys
 from dataclasses import dataclass
@@ -17,11 +17,11 @@ class Progress(Protocol):
     """Shows what each part of the start is doing."""
 
     def set(self, part: str, text: str, *, done: bool = False) -> None:
-        """Show ``text`` for ``part``; the same again shows nothing new."""
+        """Show ``text`` for ``part``; no effect if already shown."""
         ...
 
     def drop(self, part: str) -> None:
-        """Forget a part that will not finish, e.g. a rank of a gang that was restarted."""
+        """Remove a part that will not finish, e.g. a rank of a gang that was restarted."""
         ...
 
     def __enter__(self) -> Self:
@@ -34,7 +34,7 @@ class Progress(Protocol):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Leave the terminal as it was."""
+        """Restore the terminal."""
         ...
 
 
@@ -54,7 +54,7 @@ class _Part:
 
 
 class LineProgress:
-    """One line whenever a part changes: for logs and pipes."""
+    """One line per change of a part, for logs and pipes."""
 
     def __init__(self, out: TextIO, clock: Clock) -> None:
         self._out = out
@@ -63,7 +63,7 @@ class LineProgress:
         self._parts: dict[str, _Part] = {}
 
     def set(self, part: str, text: str, *, done: bool = False) -> None:
-        """Print the line if it says something new."""
+        """Print a line unless it repeats the part's last line."""
         fresh = _Part(text, done)
         if self._parts.get(part) == fresh:
             return
@@ -73,7 +73,7 @@ class LineProgress:
         self._out.flush()
 
     def drop(self, part: str) -> None:
-        """Forget the part."""
+        """Remove the part."""
         self._parts.pop(part, None)
 
     def __enter__(self) -> Self:
@@ -86,14 +86,13 @@ class LineProgress:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Nothing to clean up."""
+        """Do nothing."""
 
 
 class LiveProgress:
-    """A line for each part that changes in place."""
+    """One line for each part, updated in place."""
 
     def __init__(self, console: Console, clock: Clock) -> None:
-        self._console = console
         self._clock = clock
         self._began = clock.monotonic()
         self._parts: dict[str, _Part] = {}
@@ -103,16 +102,16 @@ class LiveProgress:
         )
 
     def set(self, part: str, text: str, *, done: bool = False) -> None:
-        """Change the part's line."""
+        """Update the part's line."""
         self._parts[part] = _Part(text, done)
 
     def drop(self, part: str) -> None:
-        """Take the part's line away."""
+        """Remove the part's line."""
         self._parts.pop(part, None)
         self._spinners.pop(part, None)
 
     def __enter__(self) -> Self:
-        """Begin to draw."""
+        """Start drawing."""
         self._live.start()
         return self
 

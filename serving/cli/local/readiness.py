@@ -1,7 +1,7 @@
-"""Waiting for the groups: what each rank does, until all of them are ready or cannot be.
+"""Waits for the groups, and shows the stage of each rank until all are ready or one has failed.
 
-Two sources are put together: the ranks' own reports, from the start of the process to the
-engine that runs, and the router's /fleet, from the join to the group that is ready.
+Combines two sources: the ranks' reports, from the start of the process until the engine runs, and
+the router's /fleet, from joining until the group is ready.
 """
 
 import time
@@ -10,16 +10,16 @@ from typing import Any
 
 from serving.cli.local.progress import Progress
 from serving.client.credentials import NO_ACCESS, Access
-from serving.client.rest import get_json
+from serving.client.rest import RestClient
 from serving.clock import Clock
-from serving.engine.ray.deployment_watch import (
+from serving.engine.ray.placement import group_needs
+from serving.engine.ray.startup_progress import Stage
+from serving.engine.ray.watch import (
     DeploymentView,
     DeploymentWatch,
     PlacementWatch,
     failure_of,
 )
-from serving.engine.ray.placement import group_needs
-from serving.engine.ray.startup_progress import Stage
 from serving.errors import EngineError, NotReady
 from serving.settings import Settings
 
@@ -32,16 +32,16 @@ Fleet = Mapping[str, Any]
 
 
 def ask_fleet(rest_url: str, access: Access = NO_ACCESS) -> Fleet | None:
-    """Return /fleet of the router, or ``None`` while it does not answer."""
+    """Return the router's /fleet, or ``None`` if it does not answer."""
     try:
-        status, body = get_json(f"{rest_url}/fleet", _FLEET_TIMEOUT, access)
+        status, body = RestClient(rest_url, access).get_json("/fleet", _FLEET_TIMEOUT)
     except NotReady:
         return None
     return body if status == _HTTP_OK and isinstance(body, Mapping) else None
 
 
 class Readiness:
-    """One wait for all groups of the settings."""
+    """Waits for all groups of the settings."""
 
     def __init__(
         self,
@@ -51,7 +51,15 @@ class Readiness:
         clock: Clock,
         access: Access = NO_ACCESS,
     ) -> None:
-        """Begin now: reports of ranks from before are ignored. Ray must be connected."""
+        """Prepare to wait; earlier reports of ranks are ignored. Ray must be connected.
+
+        Args:
+            settings: All settings.
+            rest_url: Base URL of the router.
+            progress: Shows the stages.
+            clock: Source of time.
+            access: Credentials for the router.
+        """
         group = settings.group
         self._group = group
         self._rest_url = rest_url
@@ -67,15 +75,15 @@ class Readiness:
         )
 
     def wait(self, require_alive: Callable[[], None]) -> None:
-        """Return when as many groups are ready as there should be.
+        """Wait until ``group.count`` groups are ready.
 
         Args:
-            require_alive: raises if the router or Ray has died.
+            require_alive: Raises if the router or Ray has ended.
 
         Raises:
-            SettingsError: a rank refuses its settings.
-            PlacementError: a group has found no room for group.placement_timeout.
-            EngineError: a rank cannot start, or group.start_timeout has passed.
+            SettingsError: A rank rejected its settings.
+            PlacementError: A group could not be placed within group.placement_timeout.
+            EngineError: A rank failed to start, or group.start_timeout has passed.
         """
         group = self._group
         deadline = self._clock.monotonic() + group.start_timeout
@@ -104,7 +112,7 @@ class Readiness:
 
 
 def show(progress: Progress, view: DeploymentView, fleet: Fleet | None, rest_url: str) -> None:
-    """Put what is known of the router and of each rank into the progress display."""
+    """Show the state of the router and of each rank in the progress display."""
     if fleet is not None:
         progress.set("router", f"up at {rest_url}", done=True)
     joined = {
@@ -131,7 +139,7 @@ def ready_groups(fleet: Fleet) -> int:
 
 
 def why_not_ready(view: DeploymentView, fleet: Fleet | None) -> str:
-    """Return what is being waited for."""
+    """Return a description of the parts that are not ready yet."""
     if fleet is None:
         return "the router does not answer"
     groups = [f"group {item['group_id']} is {item['state']}" for item in fleet["groups"]]
@@ -140,13 +148,14 @@ def why_not_ready(view: DeploymentView, fleet: Fleet | None) -> str:
 
 
 class GroupNews:
-    """Tells what has changed in the groups since the last look."""
+    """Reports changes of the groups' states."""
 
     def __init__(self) -> None:
+        """Start without states: the first call of ``look`` reports no changes."""
         self._states: dict[str, str] | None = None
 
     def look(self, fleet: Fleet) -> list[str]:
-        """Return one line for each group that changed; the first look tells nothing."""
+        """Return one line for each group that has changed since the last call."""
         states = {str(group["group_id"]): str(group["state"]) for group in fleet["groups"]}
         reasons = {str(group["group_id"]): str(group["reason"]) for group in fleet["groups"]}
         news = []

@@ -1,8 +1,8 @@
-"""What runs on this machine, in a file, so that ``down`` and ``status`` find it.
+"""The state file: processes and addresses of a local ``up``, for ``down`` and ``status``.
 
 The folder is ``MOE_SERVING_STATE_DIR``, else ``$XDG_STATE_HOME/moe-serving``, else
-``~/.local/state/moe-serving``. A lock that ``up`` holds while it lives says whether the file
-is about something that runs; a process id alone would not (ids are used again).
+``~/.local/state/moe-serving``. ``up`` holds a lock while it is alive, which shows whether the file
+is current; a process id alone would not, because ids are reused.
 """
 
 import fcntl
@@ -14,28 +14,19 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from serving.engine.processes import ProcessRecord
 from serving.errors import ServingError
 
 STATE_DIR_VARIABLE = "MOE_SERVING_STATE_DIR"
 
 
 @dataclass(frozen=True, slots=True)
-class ProcessRecord:
-    """A process that cannot be mistaken for a later one with the same id."""
-
-    pid: int
-    create_time: float
-    """Seconds since the Unix epoch, as the kernel counts it (psutil)."""
-    name: str
-
-
-@dataclass(frozen=True, slots=True)
 class RunState:
-    """One ``up``."""
+    """One run of ``up``."""
 
     up: ProcessRecord
     processes: tuple[ProcessRecord, ...]
-    """All that it started, found again from time to time."""
+    """All descendants of ``up``, updated every second."""
     rest_url: str
     grpc_address: str
     join_address: str
@@ -43,29 +34,33 @@ class RunState:
     ranks: int
     model: str
     started_at: float
-    """Seconds since the Unix epoch."""
+    """Start of the run, seconds since the Unix epoch."""
     log_folder: str
     ray_address: str
     ray_token: str
-    """Secret of the private Ray; the file is readable by its owner alone."""
+    """Secret of the private Ray; the file is readable by its owner only."""
     ray_folder: str
-    """Session files to delete; empty when the cluster is not ours."""
+    """Folder of Ray's session files, to delete afterwards; empty before Ray has started."""
     dashboard_url: str
     ready: bool
     extra: Mapping[str, Any] = field(default_factory=dict)
-    """Fields of a newer version, kept as they are."""
+    """Fields of a newer version, kept unchanged."""
 
 
 class AlreadyRunning(ServingError):
-    """Another ``up`` holds the state folder."""
+    """Another ``up`` holds the lock of the state folder."""
 
 
 class NotRunning(ServingError):
-    """Nothing was started from the state folder, or it is gone."""
+    """No ``up`` of the state folder is running."""
 
 
 def state_folder(environ: Mapping[str, str] | None = None) -> Path:
-    """Return the folder of the state file; it need not exist."""
+    """Return the folder of the state file, which may not exist yet.
+
+    Args:
+        environ: Environment variables; by default those of this process.
+    """
     env = os.environ if environ is None else environ
     own = env.get(STATE_DIR_VARIABLE)
     if own:
@@ -76,9 +71,10 @@ def state_folder(environ: Mapping[str, str] | None = None) -> Path:
 
 
 class StateFile:
-    """The file, its lock and the folder that holds them and the logs."""
+    """The file, its lock, and the folder that holds both and the logs."""
 
     def __init__(self, folder: Path) -> None:
+        """Use ``folder``, which :meth:`hold` creates."""
         self.folder = folder
         self.path = folder / "state.json"
         self.log_folder = folder / "logs"
@@ -86,10 +82,11 @@ class StateFile:
 
     @contextmanager
     def hold(self) -> Iterator[None]:
-        """Hold the lock; it is let go when the process ends, however it ends.
+        """Hold the lock within the context; the kernel releases it when the process ends.
 
         Raises:
-            AlreadyRunning: another process holds it.
+            AlreadyRunning: Another process holds the lock.
+            ServingError: The folder cannot be written.
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -110,7 +107,7 @@ class StateFile:
             os.close(descriptor)
 
     def held(self) -> bool:
-        """Return whether an ``up`` lives."""
+        """Return whether an ``up`` holds the lock, i.e. is alive."""
         try:
             descriptor = os.open(self._lock_path, os.O_RDWR | os.O_CLOEXEC)
         except FileNotFoundError:
@@ -124,10 +121,10 @@ class StateFile:
         return False
 
     def read(self) -> RunState | None:
-        """Return the last state that was written, or ``None``.
+        """Return the state in the file, or ``None`` if there is no file.
 
         Raises:
-            ServingError: the file cannot be understood.
+            ServingError: The file cannot be read or decoded.
         """
         try:
             text = self.path.read_text("utf-8")
@@ -137,11 +134,12 @@ class StateFile:
             return decode(text)
         except (ValueError, TypeError, KeyError) as error:
             raise ServingError(
-                f"the state file {self.path} cannot be read ({error}); delete it if nothing runs"
+                f"the state file {self.path} cannot be read ({error}); delete it if nothing is "
+                "running"
             ) from error
 
     def write(self, state: RunState) -> None:
-        """Replace the file in one step."""
+        """Replace the file atomically."""
         part = self.path.with_suffix(".part")
         descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(descriptor, "w", encoding="utf-8") as out:
@@ -149,7 +147,7 @@ class StateFile:
         part.replace(self.path)
 
     def remove(self) -> None:
-        """Delete the file; the folder, its lock and its logs stay."""
+        """Delete the file, but not the folder, the lock or the logs."""
         self.path.unlink(missing_ok=True)
 
     def _running_message(self) -> str:
@@ -171,7 +169,7 @@ def decode(text: str) -> RunState:
     """Return the state in JSON ``text``.
 
     Raises:
-        ValueError, TypeError, KeyError: it is not one.
+        ValueError, TypeError, KeyError: The text is not a state.
     """
     fields = json.loads(text)
     if not isinstance(fields, dict):
@@ -183,6 +181,6 @@ def decode(text: str) -> RunState:
 
 
 def with_processes(state: RunState, processes: tuple[ProcessRecord, ...]) -> RunState:
-    """Return ``state`` with its processes and those of ``processes`` that are new to it."""
+    """Return ``state`` with ``processes`` added; new records replace equal ones."""
     merged = {(item.pid, item.create_time): item for item in (*state.processes, *processes)}
     return replace(state, processes=tuple(merged.values()))

@@ -1,4 +1,4 @@
-"""``moe-serving up``: the whole system on this machine, in the foreground or not."""
+"""``moe-serving up``: the whole system on this machine, in the foreground or background."""
 
 import signal
 import sys
@@ -11,7 +11,6 @@ import typer
 from serving.cli.local import background, ports
 from serving.cli.local.local_secrets import with_local_secrets
 from serving.cli.local.progress import make_progress
-from serving.cli.local.sample import ask_sample
 from serving.cli.local.state import StateFile, state_folder
 from serving.cli.options import (
     ConfigOption,
@@ -26,11 +25,15 @@ from serving.cli.options import (
     SpeculativeOption,
     settings_from,
 )
+from serving.client.chat import GenerateOptions, GenerateRequest, Message
+from serving.client.credentials import NO_ACCESS, Access
+from serving.client.rest import RestClient
 from serving.clock import SystemClock
-from serving.edge.auth.exposure import require_guarded
-from serving.edge.auth.security import Security
+from serving.edge.auth.security import Security, require_secure_bind
 from serving.errors import ServingError
 from serving.settings import Settings
+
+SAMPLE_QUESTION = "What is 17+25?"
 
 
 def up_command(
@@ -46,15 +49,15 @@ def up_command(
     insecure: InsecureOption = None,
     *,
     detach: Annotated[
-        bool, typer.Option("--detach", "-d", help="Return when ready; down stops it.")
+        bool, typer.Option("--detach", "-d", help="Run in the background; return when ready.")
     ] = False,
     sample: Annotated[bool, typer.Option(help="Ask a sample question when ready.")] = True,
 ) -> int:
     """Start a router and groups of expert-parallel ranks on this machine.
 
-    Shows what is starting, prints a line beginning READY with the URLs, asks a sample
-    question, then stays in the foreground. Ctrl-C stops every process; a second Ctrl-C does
-    so without letting requests finish. Port 0 takes a free one.
+    Shows the progress of the start, prints a line beginning with READY and the URLs, asks a
+    sample question, and stays in the foreground. Ctrl-C stops every process; a second Ctrl-C
+    stops without waiting for running requests. Port 0 selects a free port.
     """
     settings = settings_from(
         config, sets, groups=groups, ranks=ranks, port=port, grpc_port=grpc_port,
@@ -67,22 +70,22 @@ def up_command(
     with state.hold():
         background.clean_up_after_crash(state)
         settings = with_local_secrets(settings, state.folder)
-        require_guarded(settings)
-        # The router loads them again: a broken file should be known before Ray is started.
+        require_secure_bind(settings)
+        # The router loads these files again; here errors are reported before Ray starts.
         Security.load(settings.security, SystemClock())
         ports.require_free(settings)
         return Foreground(settings, state, sys.stdout).run(sample=sample)
 
 
-class StopAsked(BaseException):
-    """SIGINT or SIGTERM came."""
+class StopRequested(BaseException):
+    """SIGINT, SIGTERM or SIGHUP was received."""
 
 
 class Foreground:
-    """``up`` as the user sees it."""
+    """An ``up`` in the foreground: its output, its signals and its exit code."""
 
     def __init__(self, settings: Settings, state: StateFile, out: TextIO) -> None:
-        # Ray takes seconds to import, and errors in settings come before that.
+        # Ray takes seconds to import: report settings errors first.
         from serving.cli.local.stack import Stack
 
         self._settings = settings
@@ -93,10 +96,13 @@ class Foreground:
         self._stopping = False
 
     def run(self, *, sample: bool) -> int:
-        """Start, serve until asked to stop, stop; return the exit code.
+        """Start, serve until a signal arrives, stop; return the exit code.
+
+        Args:
+            sample: Whether to ask the sample question.
 
         Raises:
-            ServingError: something failed; everything has been stopped before.
+            ServingError: A part failed; everything has been stopped.
         """
         self._take_signals()
         code = 130
@@ -105,14 +111,14 @@ class Foreground:
                 self._stack.start(after_ray=self._take_signals)
             self._say_ready()
             code = 0
-            # Without groups (they come later, scaled up) there is nobody to ask.
+            # Without groups (the autoscaler may add them later) nothing can answer.
             if sample and self._settings.group.count:
                 self._ask()
             if self._out.isatty():
                 self._say("Ctrl-C stops everything")
             self._stack.mark_ready()
             self._stack.watch(lambda text: self._say(f"{time.strftime('%H:%M:%S')} {text}"))
-        except (StopAsked, KeyboardInterrupt, SystemExit):
+        except (StopRequested, KeyboardInterrupt, SystemExit):
             self._end()
             self._stack.clear_ray_files(keep_logs=False)
             return code
@@ -141,7 +147,7 @@ class Foreground:
                 access=self._stack.access,
             )
         except ServingError as error:
-            # It serves all the same: a sample is no reason to take it down.
+            # The system keeps serving.
             self._say(f"the sample question failed: {error}")
 
     def _end(self) -> None:
@@ -164,4 +170,40 @@ class Foreground:
     def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
         self._signals += 1
         if not self._stopping and self._signals == 1:
-            raise StopAsked
+            raise StopRequested
+
+
+def ask_sample(
+    base_url: str, model: str, out: TextIO, timeout: float = 60.0, access: Access = NO_ACCESS
+) -> None:
+    """Send the sample question; print reasoning (dimmed on a terminal) and answer as they stream.
+
+    Args:
+        base_url: Base URL of the router.
+        model: Name of the model.
+        out: Output stream.
+        timeout: Seconds to wait for the answer.
+        access: Credentials for the router.
+
+    Raises:
+        ServingError: The request failed.
+    """
+    dim, bold, reset = ("\x1b[2m", "\x1b[1m", "\x1b[0m") if out.isatty() else ("", "", "")
+    out.write(f"\n{bold}you:{reset} {SAMPLE_QUESTION}\n")
+    last = ""
+    request = GenerateRequest((Message("user", SAMPLE_QUESTION),), max_tokens=256)
+    options = GenerateOptions(model, temperature=0.0, timeout=timeout)
+    answer = RestClient(base_url, access).generate(request, options)
+    for kind, text in (part for delta in answer for part in delta.parts()):
+        if kind != last:
+            # Answers begin with the line breaks that follow the reasoning.
+            text = text.lstrip()  # noqa: PLW2901
+            if not text:
+                continue
+            out.write(f"{reset}\n" if last else "")
+            out.write(f"{dim}reasoning: " if kind == "reasoning" else f"{bold}answer:{reset} ")
+            last = kind
+        out.write(text)
+        out.flush()
+    out.write(f"{reset}\n\n" if last else "(no answer)\n\n")
+    out.flush()

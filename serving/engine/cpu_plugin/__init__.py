@@ -1,48 +1,48 @@
-"""vLLM plugin that makes expert parallelism right on CPU.
+"""A vLLM plugin that works around vLLM's bugs with expert parallelism on CPU.
 
-vLLM loads the entry point ``vllm.general_plugins: moe_serving_cpu`` in every one of its
-processes and calls :func:`register`. On any other platform than CPU that does nothing.
+vLLM loads the entry point ``vllm.general_plugins: moe_serving_cpu`` in each of its processes and
+calls :func:`register`, which does nothing on platforms other than CPU.
 
-Each mend is decided by a probe of behaviour, never by version: what vLLM does right itself
-is left alone, and the log says so.
+Each patch has a probe that tests vLLM's behaviour, independent of the version. If vLLM behaves
+correctly, the patch is skipped with a log message.
 
-=================  ==============================================================
-module             mends
-=================  ==============================================================
+=================  =================================================================
+module             works around
+=================  =================================================================
 collectives        ``CpuCommunicator`` has no ragged gather and reduce-scatter
 experts            CPU experts ignore the expert map; also counts tokens per expert
 rotary             the CPU rotary embedding garbles 3-D and strided inputs
 sampling           with drafts, one sampled request garbles the whole batch
-sequence_parallel  with workers in ranks, a lone token's shard is taken for all rows
-quiet              warnings that nobody can act on
-sockets            16 threads wake up 100 times a second each, though nothing happens
-quick_exit         processes take seconds to end
-=================  ==============================================================
+sequence_parallel  with several workers per rank, one token's shard counts as all rows
+quiet              warnings that require no action
+sockets            16 idle threads that each wake up 100 times a second
+quick_exit         processes that take seconds to exit
+=================  =================================================================
 """
 
 import logging
 
 from serving.engine.cpu_plugin import quiet
-from serving.engine.cpu_plugin.mend import Mend, settle
+from serving.engine.cpu_plugin.patch import Patch, apply_if_needed
 
 _log = logging.getLogger("vllm.moe_serving.cpu_plugin")
 
-_done: dict[str, Mend] = {}
+_done: dict[str, Patch] = {}
 
 
 def register() -> None:
-    """Probe and mend once in this process; later calls do nothing.
+    """Run the probes and apply the patches, once per process; later calls do nothing.
 
     Raises:
-        RuntimeError: vLLM is wrong here in a way that the mend does not cure. Serving would
-            give wrong answers without a sign of it, so the process must not go on.
+        RuntimeError: A probe still fails after its patch. The process must exit, because it would
+            silently generate wrong output.
     """
     from vllm.platforms import current_platform
 
     if _done or not current_platform.is_cpu():
         return
     quiet.install()
-    # Imported late: these pull in vLLM's layers, which other platforms do not need.
+    # Deferred: these modules import vLLM's layers, which other platforms do not need.
     from serving.engine.cpu_plugin import (
         collectives,
         experts,
@@ -53,18 +53,18 @@ def register() -> None:
         sockets,
     )
 
-    for mend in (
-        collectives.MEND,
-        experts.MEND,
-        rotary.MEND,
-        sampling.MEND,
-        sequence_parallel.MEND,
+    for patch in (
+        collectives.PATCH,
+        experts.PATCH,
+        rotary.PATCH,
+        sampling.PATCH,
+        sequence_parallel.PATCH,
     ):
-        _done[mend.name] = mend
-        if settle(mend):
-            _log.info("mended: %s", mend.name)
+        _done[patch.name] = patch
+        if apply_if_needed(patch):
+            _log.info("patched: %s", patch.name)
         else:
-            _log.warning("left alone, vLLM has it right itself: %s", mend.name)
+            _log.warning("not patched, vLLM is right: %s", patch.name)
     experts.install_counting()
     experts.install_quantized_refusal()
     collectives.install_self_check()

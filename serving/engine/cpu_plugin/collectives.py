@@ -1,8 +1,8 @@
 """Ragged collectives for vLLM's CPU communicator.
 
-vLLM's all-to-all of the CPU ("allgather_reducescatter") gathers the tokens of all ranks in
-front of the experts and reduce-scatters the results behind them. Ranks have different
-numbers of tokens, so both are ragged; ``CpuCommunicator`` has neither in vLLM 0.32.
+vLLM's all-to-all on CPU ("allgather_reducescatter") gathers the tokens of all ranks before the
+experts and reduce-scatters the results after them. Ranks have different numbers of tokens, so both
+operations are ragged; ``CpuCommunicator`` of vLLM 0.32 implements neither.
 """
 
 from types import SimpleNamespace
@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from vllm.distributed.device_communicators.cpu_communicator import CpuCommunicator
 
-from serving.engine.cpu_plugin.mend import Mend
+from serving.engine.cpu_plugin.patch import Patch
 
 
 def all_gatherv(
@@ -21,14 +21,23 @@ def all_gatherv(
     dim: int = 0,
     sizes: list[int] | None = None,
 ) -> torch.Tensor | list[torch.Tensor]:
-    """Concatenate every rank's rows; ``sizes`` says how many each rank has.
+    """Concatenate the rows of all ranks.
 
-    Several tensors (all with the same number of rows) travel as the bytes of one, since on
-    loopback a collective costs more than its bytes.
+    Several tensors are packed into one byte tensor, because on loopback the fixed cost of a
+    collective exceeds the cost of its bytes.
+
+    Args:
+        self: The ``CpuCommunicator``.
+        input_: One tensor ``[rows, ...]`` or a list of tensors with the same number of rows.
+        dim: Must be 0.
+        sizes: Number of rows of each rank; by default this rank's number for all ranks.
+
+    Returns:
+        ``[sum(sizes), ...]`` for each tensor of ``input_``; a list if ``input_`` is one.
 
     Raises:
-        NotImplementedError: for another dimension than 0.
-        ValueError: the tensor has not as many rows as ``sizes`` says.
+        NotImplementedError: ``dim`` is not 0.
+        ValueError: A tensor's number of rows differs from ``sizes``.
     """
     if dim != 0:
         raise NotImplementedError(f"all_gatherv on CPU over dimension {dim}; only 0 is there")
@@ -66,15 +75,24 @@ def reduce_scatterv(
     dim: int = -1,
     sizes: list[int] | None = None,
 ) -> torch.Tensor:
-    """Sum every rank's ``input_`` and return this rank's rows of the sum.
+    """Sum ``input_`` over all ranks and return this rank's rows of the sum.
 
-    Each rank gets the others' contributions to its own rows and adds them up in float32 in
-    the order of the ranks. So the result does not depend on what else is in the batch, as it
-    would with a ring that sums each chunk in another order.
+    Each rank receives all contributions to its rows and adds them in float32 in rank order. The
+    result is therefore independent of the rest of the batch. In a ring reduction it is not,
+    because each chunk is summed in a different order.
+
+    Args:
+        self: The ``CpuCommunicator``.
+        input_: ``[sum(sizes), ...]``.
+        dim: Must be 0 or ``-input_.dim()``.
+        sizes: Number of rows of each rank; by default equal shares.
+
+    Returns:
+        ``[sizes[rank], ...]`` with the dtype of ``input_``.
 
     Raises:
-        NotImplementedError: for another dimension than 0.
-        ValueError: ``input_`` has not as many rows as ``sizes`` add up to.
+        NotImplementedError: ``dim`` is not 0.
+        ValueError: The number of rows of ``input_`` is not the sum of ``sizes``.
     """
     if dim not in (0, -input_.dim()):
         raise NotImplementedError(f"reduce_scatterv on CPU over dimension {dim}; only 0 is there")
@@ -101,9 +119,9 @@ def reduce_scatterv(
 
 
 def is_right() -> bool:
-    """Tell whether vLLM has the two operations; one process is enough to see that.
+    """Return whether vLLM implements both operations.
 
-    Whether they are right with several is looked at by the self-check when there are several.
+    The probe runs in one process; :func:`self_check` verifies the results across ranks.
     """
     alone = SimpleNamespace(
         world_size=1,
@@ -119,27 +137,27 @@ def is_right() -> bool:
             call(alone, rows, dim=0, sizes=[2])
         except NotImplementedError:
             return False
-        except Exception:  # noqa: BLE001, S112  it is there, and wants a real group
+        except Exception:  # noqa: BLE001, S112  implemented, but requires a real group
             continue
     return True
 
 
 def apply() -> None:
-    """Add the two operations."""
+    """Add both operations to ``CpuCommunicator``."""
     CpuCommunicator.all_gatherv = all_gatherv
     CpuCommunicator.reduce_scatterv = reduce_scatterv
 
 
-MEND = Mend("ragged collectives", is_right, apply)
+PATCH = Patch("ragged collectives", is_right, apply)
 
 
 def install_self_check() -> None:
-    """Try the collectives in every new group of several ranks before it is used."""
+    """Run :func:`self_check` in every new multi-rank group before its first use."""
     original = CpuCommunicator.__init__
 
     def init(self: Any, *args: Any, **kwargs: Any) -> None:
         original(self, *args, **kwargs)
-        # The groups that tokens travel in; every member builds them at the same time.
+        # Groups that carry tokens. All members create them at the same time.
         if self.world_size > 1 and self.unique_name.startswith(("dp", "ep")):
             self_check(self)
 
@@ -147,12 +165,12 @@ def install_self_check() -> None:
 
 
 def self_check(communicator: Any) -> None:
-    """Gather and reduce-scatter small ragged tensors whose results are known.
+    """Gather and reduce-scatter small ragged tensors and compare with the expected results.
 
-    Collective: all members of the group must call it together.
+    This is a collective operation: all members of the group must call it together.
 
     Raises:
-        RuntimeError: a result is wrong.
+        RuntimeError: A result is wrong.
     """
     world, rank = communicator.world_size, communicator.rank_in_group
     sizes = [1 + (index * 2) % 3 for index in range(world)]

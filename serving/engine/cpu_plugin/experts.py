@@ -1,8 +1,8 @@
-"""Experts on CPU: heed the expert map, count tokens, refuse what would go wrong silently.
+"""CPU experts: apply the expert map, count tokens, reject unsupported layers.
 
-With expert parallelism a process holds some of the experts and gets the tokens of all
-ranks. ``CPUUnquantizedExperts.apply`` ignores ``expert_map`` in vLLM 0.32: global ids index
-local weights, and the process reads foreign memory or dies.
+With expert parallelism a process holds some of the experts and receives the tokens of all ranks.
+``CPUUnquantizedExperts.apply`` of vLLM 0.32 ignores ``expert_map``: it indexes local weights with
+global ids, which reads memory out of bounds or crashes.
 """
 
 import functools
@@ -14,11 +14,11 @@ from vllm.model_executor.layers.fused_moe.config import FusedMoEQuantConfig
 from vllm.model_executor.layers.fused_moe.experts import cpu_moe
 
 from serving.engine.cpu_plugin import expert_load
-from serving.engine.cpu_plugin.mend import Mend
+from serving.engine.cpu_plugin.patch import Patch
 
 _Experts = cpu_moe.CPUUnquantizedExperts
 _LOAD = "moe_serving_load"
-"""Attribute of an experts object: its layer's counter."""
+"""Attribute of an experts object that holds its layer's counter."""
 
 
 def to_local(
@@ -26,17 +26,16 @@ def to_local(
     topk_weights: torch.Tensor,
     expert_map: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Translate global expert ids into local ones.
+    """Translate global expert ids to local ids.
 
     Args:
-        topk_ids: (tokens, k) global ids.
-        topk_weights: (tokens, k) routing weights.
-        expert_map: (global experts,) local index, or -1 if the expert is elsewhere.
+        topk_ids: ``[tokens, k]``, global ids.
+        topk_weights: ``[tokens, k]``, routing weights.
+        expert_map: ``[global experts]``, local id, or -1 for an expert of another process.
 
     Returns:
-        ids and weights for the kernel, in which an expert elsewhere is expert 0 with weight
-        0 and so adds nothing.
-
+        Ids and weights for the kernel, ``[tokens, k]`` each. Experts of other processes become
+        expert 0 with weight 0, which contributes nothing.
     """
     local = expert_map[topk_ids.long()].long()
     here = local >= 0
@@ -47,10 +46,10 @@ def to_local(
 
 
 def is_right() -> bool:
-    """Run two tokens through four tiny experts of which a map names only two.
+    """Run two tokens through four tiny experts, of which the map contains only two.
 
-    All four have weights in memory, so code that ignores the map reads no foreign memory;
-    it merely computes the wrong experts, which is what the probe looks for.
+    All four experts have weights, so code that ignores the map stays within bounds; the probe
+    detects that it computes the wrong experts.
     """
     size, experts = 32, 4
     generator = torch.Generator().manual_seed(0)
@@ -73,7 +72,7 @@ def is_right() -> bool:
 
     try:
         got = compute(hidden, w1, w2, weights, ids, expert_map)
-    except Exception:  # noqa: BLE001  whatever it raises, it is not right
+    except Exception:  # noqa: BLE001  any error fails the probe
         return False
     return bool(torch.allclose(got, want, atol=1e-4, rtol=0))
 
@@ -86,19 +85,18 @@ def compute(
     ids: torch.Tensor,
     expert_map: torch.Tensor | None,
 ) -> torch.Tensor:
-    """Run ``CPUUnquantizedExperts.apply`` as it is in this process; for the probe and tests.
+    """Run the process's current ``CPUUnquantizedExperts.apply``, for the probe and for tests.
 
     Args:
-        hidden: (tokens, size).
-        w1: gate and up projections, (local experts, 2 * inner, size), not packed.
-        w2: down projections, (local experts, size, inner), not packed.
-        weights: (tokens, k).
-        ids: (tokens, k), global.
-        expert_map: (global experts,) or None.
+        hidden: ``[tokens, size]``.
+        w1: Gate and up projections, ``[local experts, 2 * inner, size]``, not packed.
+        w2: Down projections, ``[local experts, size, inner]``, not packed.
+        weights: ``[tokens, k]``.
+        ids: ``[tokens, k]``, global.
+        expert_map: ``[global experts]`` or ``None``.
 
     Returns:
-        (tokens, size).
-
+        ``[tokens, size]``.
     """
     module: Any = _Experts.__new__(_Experts)
     module.moe_config = None
@@ -128,11 +126,11 @@ def compute(
 
 
 def apply() -> None:
-    """Translate ids before vLLM's own ``apply`` sees them."""
+    """Make ``CPUUnquantizedExperts.apply`` translate global expert ids first."""
     original = _Experts.apply
 
     @functools.wraps(original)
-    def mended(
+    def patched(
         self: Any,
         output: torch.Tensor,
         hidden_states: torch.Tensor,
@@ -163,20 +161,20 @@ def apply() -> None:
             **more,
         )
 
-    _Experts.apply = mended
+    _Experts.apply = patched
 
 
-MEND = Mend("expert map of unquantized experts", is_right, apply)
+PATCH = Patch("expert map of unquantized experts", is_right, apply)
 
 
 def install_counting() -> None:
-    """Count the tokens of each local expert, whoever computes them."""
+    """Count the tokens of each local expert, whether or not the patch is applied."""
     load_weights, run = _Experts.process_weights_after_loading, _Experts.apply
 
     @functools.wraps(load_weights)
     def process_weights_after_loading(self: Any, layer: Any) -> None:
         load_weights(self, layer)
-        _refuse(self, layer)
+        refuse_unsupported(self, layer)
         local_ids = layer.expert_map_manager.get_local_expert_ids()
         setattr(self, _LOAD, expert_load.track(layer.layer_name, local_ids))
 
@@ -218,16 +216,16 @@ def install_counting() -> None:
     _Experts.apply = apply
 
 
-def _refuse(module: Any, layer: Any) -> None:
-    """Raise for a layer that expert parallelism on CPU would compute wrongly.
+def refuse_unsupported(module: Any, layer: Any) -> None:
+    """Reject a layer that expert parallelism on CPU computes incorrectly.
 
     Raises:
-        NotImplementedError: naming what is not handled and what to do.
+        NotImplementedError: The layer is unsupported; the message states reason and remedy.
     """
     if layer.expert_map_manager.expert_map is None:
         return
     if layer.apply_router_weight_on_input:
-        # The kernel would skip the weights, and with them the 0 of experts elsewhere.
+        # The kernel would ignore the weights, including the zeros of other processes' experts.
         raise NotImplementedError(
             f"{layer.layer_name} applies router weights to its input, which expert "
             "parallelism on CPU does not handle: set group.data_parallel=1",
@@ -240,10 +238,10 @@ def _refuse(module: Any, layer: Any) -> None:
 
 
 def install_quantized_refusal() -> None:
-    """Make quantized CPU experts refuse expert parallelism.
+    """Make quantized CPU experts reject expert parallelism.
 
-    Their kernels ignore the expert map as well. They are not mended, for want of a CPU with
-    AMX to try them on; without this they would read foreign memory.
+    Their kernels also ignore the expert map and would read memory out of bounds. They are not
+    patched, because a patch cannot be tested without a CPU with AMX.
     """
     for cls in vars(cpu_moe).values():
         if (

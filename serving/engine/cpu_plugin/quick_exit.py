@@ -1,8 +1,8 @@
-"""Lets vLLM's processes end in no time.
+"""Exit of vLLM's processes without interpreter teardown.
 
-Tearing down an interpreter with torch in it takes seconds of processor time, many seconds
-when several processes do it at once on few cores. vLLM then loses patience and kills, and
-killed processes leave shared memory behind.
+The teardown of an interpreter that has loaded torch takes seconds of CPU time, and longer when
+several processes exit at once on few cores. vLLM then times out and kills the processes, which
+leave shared memory behind.
 """
 
 import atexit
@@ -11,13 +11,13 @@ import os
 import sys
 
 _NAMES = ("EngineCore", "VllmWorker", "VLLM_DP_Coordinator")
-"""How vLLM names the processes that it starts."""
+"""Name prefixes of the processes that vLLM starts."""
 
 
 def install() -> None:
-    """In a process that vLLM started: when it is done, end it without a teardown."""
+    """Skip the teardown at exit if vLLM has started this process; otherwise do nothing."""
     if multiprocessing.current_process().name.startswith(_NAMES):
-        # Handlers run last in, first out: everybody else's run before this one.
+        # Exit handlers run in reverse order: those registered later run before this one.
         atexit.register(_leave)
 
 

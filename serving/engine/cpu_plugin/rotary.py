@@ -1,8 +1,8 @@
-"""Rotary embedding on CPU: right only for contiguous 2-D input, as it comes from vLLM 0.32.
+"""Rotary embedding on CPU; vLLM 0.32 supports only contiguous 2-D input.
 
-MLA hands the query as (tokens, heads, rope) and the key as a strided slice; the C++ kernel
-takes both for contiguous (tokens, heads * rope) and rotates other numbers than it should.
-Nothing fails, the model merely answers wrongly.
+MLA passes the query as ``[tokens, heads, rope]`` and the key as a strided slice. The C++ kernel
+treats both as contiguous ``[tokens, heads * rope]`` and rotates the wrong values. No error is
+raised; the model's output is wrong.
 """
 
 import functools
@@ -11,14 +11,15 @@ from typing import Any
 import torch
 from vllm.model_executor.layers.rotary_embedding.base import RotaryEmbedding
 
-from serving.engine.cpu_plugin.mend import Mend
+from serving.engine.cpu_plugin.patch import Patch
 
 _TOLERANCE = 1e-4
-"""The kernel and the native code round alike to about 1e-6; garbled values are off by 1."""
+"""Rounding differences between kernel and native code are about 1e-6; wrong values are off by
+about 1."""
 
 
-def _probe_module(*, is_neox_style: bool) -> Any:
-    """Build a rotary embedding without a vLLM configuration: 8 positions, 16 dimensions."""
+def probe_module(*, is_neox_style: bool) -> Any:
+    """Return a rotary embedding without a vLLM configuration: 8 positions, 16 dimensions."""
     module: Any = RotaryEmbedding.__new__(RotaryEmbedding)
     torch.nn.Module.__init__(module)
     module.head_size = module.rotary_dim = 16
@@ -32,17 +33,17 @@ def _probe_module(*, is_neox_style: bool) -> Any:
 
 
 def is_right() -> bool:
-    """Rotate a 3-D query and a strided key as MLA gives them; compare with native code."""
+    """Rotate a 3-D query and a strided key, as passed by MLA; compare with native code."""
     generator = torch.Generator().manual_seed(0)
     positions = torch.arange(1, 6)
     for is_neox_style in (False, True):
-        module = _probe_module(is_neox_style=is_neox_style)
+        module = probe_module(is_neox_style=is_neox_style)
         query = torch.randn(5, 3, 40, generator=generator)[..., 24:]
         key = torch.randn(5, 48, generator=generator)[:, None, 32:]
         want = module.forward_native(positions, query.clone(), key.clone())
         try:
             got = RotaryEmbedding.forward_cpu(module, positions, query, key)
-        except Exception:  # noqa: BLE001  whatever it raises, it is not right
+        except Exception:  # noqa: BLE001  any error fails the probe
             return False
         for one, other in zip(got, want, strict=True):
             if one is None or one.shape != other.shape:
@@ -53,7 +54,7 @@ def is_right() -> bool:
 
 
 def apply() -> None:
-    """Give the kernel contiguous 2-D tensors and hand its result back in the caller's shape."""
+    """Pass contiguous 2-D tensors to the kernel and restore the caller's shape."""
     original = RotaryEmbedding.forward_cpu
 
     @functools.wraps(original)
@@ -63,10 +64,10 @@ def apply() -> None:
         query: torch.Tensor,
         key: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Rotate ``query`` and ``key``, (tokens, heads * size) or (tokens, heads, size)."""
+        """Rotate query and key, ``[tokens, heads * size]`` or ``[tokens, heads, size]`` each."""
         positions = positions.flatten()
         tokens = positions.shape[0]
-        # reshape copies exactly where the kernel needs it; callers use what is returned.
+        # reshape copies only where necessary; callers use the returned tensors.
         flat_key = None if key is None else key.reshape(tokens, -1).contiguous()
         rotated, rotated_key = original(
             self,
@@ -82,4 +83,4 @@ def apply() -> None:
     RotaryEmbedding.forward_cpu = forward_cpu
 
 
-MEND = Mend("rotary embedding of 3-D and strided input", is_right, apply)
+PATCH = Patch("rotary embedding of 3-D and strided input", is_right, apply)

@@ -1,9 +1,9 @@
-"""Sampling parameters of draft tokens on CPU: temperature, top-k and top-p of each draft's request.
+"""Sampling parameters of draft tokens on CPU: temperature, top-k and top-p.
 
-With speculative decoding vLLM expands them from one value a request to one a draft token. The
-wrapper of its C++ kernel converts the output to int64 and fills that copy (vLLM 0.32), so that
-the values used are whatever the memory held. As soon as one request of a batch samples, the
-logits of all requests in it, greedy ones included, are divided by such values.
+With speculative decoding vLLM expands them from one value per request to one per draft token. In
+vLLM 0.32 the wrapper of the C++ kernel fills an int64 copy of the output, so the actual output
+stays uninitialized memory. If any request of a batch uses sampling, the logits of all requests in
+the batch, including greedy ones, are divided by these values.
 """
 
 import functools
@@ -11,7 +11,7 @@ import functools
 import torch
 from vllm.v1.sample import rejection_sampler
 
-from serving.engine.cpu_plugin.mend import Mend
+from serving.engine.cpu_plugin.patch import Patch
 
 
 def expand_batch_to_tokens(
@@ -21,18 +21,17 @@ def expand_batch_to_tokens(
     replace_from: int = 0,
     replace_to: int = 0,
 ) -> torch.Tensor:
-    """Repeat each request's value for its tokens.
+    """Repeat each request's value for each of its tokens.
 
     Args:
-        x: [requests], any dtype.
-        cu_num_tokens: [requests], running sum of the tokens of each request.
-        num_tokens: the last of ``cu_num_tokens``.
-        replace_from: value of ``x`` that is replaced.
-        replace_to: what it is replaced by.
+        x: ``[requests]``, any dtype.
+        cu_num_tokens: ``[requests]``, cumulative sum of the tokens of each request.
+        num_tokens: Last element of ``cu_num_tokens``.
+        replace_from: Value of ``x`` to replace.
+        replace_to: Replacement for ``replace_from``.
 
     Returns:
-        [num_tokens], dtype of ``x``.
-
+        ``[num_tokens]``, dtype of ``x``.
     """
     counts = torch.diff(cu_num_tokens, prepend=cu_num_tokens.new_zeros(1))
     values = torch.where(x == replace_from, torch.full_like(x, replace_to), x)
@@ -40,7 +39,7 @@ def expand_batch_to_tokens(
 
 
 def is_right() -> bool:
-    """Expand a temperature and a top-k; the memory that is handed out first holds other values."""
+    """Expand a temperature and a top-k into memory that held other values before."""
     counts = torch.tensor([1, 1, 4], dtype=torch.int32)
     for values, replace_to in (
         (torch.tensor([0.0, 0.5, 0.7]), 1),
@@ -51,7 +50,7 @@ def is_right() -> bool:
         del stale
         try:
             got = rejection_sampler.expand_batch_to_tokens(values, counts, 4, 0, replace_to)
-        except Exception:  # noqa: BLE001  whatever it raises, it is not right
+        except Exception:  # noqa: BLE001  any error fails the probe
             return False
         if got.dtype != want.dtype or not torch.equal(got, want):
             return False
@@ -59,10 +58,10 @@ def is_right() -> bool:
 
 
 def apply() -> None:
-    """Expand with PyTorch instead of the kernel."""
+    """Replace the kernel with PyTorch operations."""
     original = rejection_sampler.expand_batch_to_tokens
     expand = functools.partial(expand_batch_to_tokens)
     rejection_sampler.expand_batch_to_tokens = functools.update_wrapper(expand, original)
 
 
-MEND = Mend("sampling parameters of draft tokens", is_right, apply)
+PATCH = Patch("sampling parameters of draft tokens", is_right, apply)

@@ -1,13 +1,14 @@
-"""DeepSeek's layers with a single token: vLLM 0.32 takes a worker's share for all rows.
+"""Workaround for DeepSeek layers with one token, where vLLM 0.32 takes a share for all rows.
 
-With data and tensor parallelism and expert parallelism each worker of a rank holds a share of
-the tokens between two MoE layers (``use_sequence_parallel_moe``), padded to equal shares.
-``DeepseekV2DecoderLayer`` tells a share from all rows by their number, which says nothing with
-one token: one row here, one of padding there. It then goes on without fetching the others' and
-every decode step of a lone request is wrong, on any platform that runs eagerly
+With data, tensor and expert parallelism each worker of a rank holds a share of the tokens between
+two MoE layers (``use_sequence_parallel_moe``), padded to equal shares. ``DeepseekV2DecoderLayer``
+distinguishes a share from all rows by the number of rows, which is ambiguous with one token: one
+worker has one row, the other one row of padding. The layer then continues without gathering, and
+every decode step of a single request is wrong on any platform with eager execution
 (vllm-project/vllm issue 50154, pull request 50691).
 
-The mend: with one token a layer hands on all rows, so that the number is right again.
+With the patch, a layer returns all rows if there is one token, which makes the number of rows
+unambiguous.
 """
 
 import functools
@@ -19,15 +20,15 @@ import torch
 from vllm.model_executor.models import deepseek_v2
 from vllm.model_executor.models.deepseek_v2 import DeepseekV2DecoderLayer
 
-from serving.engine.cpu_plugin.mend import Mend
+from serving.engine.cpu_plugin.patch import Patch
 
 _PADDING = -1.0
 
 
 def is_right() -> bool:
-    """Run two layers with one token as the worker that gets the padding; see what is attended to.
+    """Run two layers with one token on the worker that holds padding; check the attended rows.
 
-    The layers are stand-ins without weights and the collectives those of two workers.
+    The layers are stubs without weights; the collectives simulate two workers.
     """
     attended: list[float] = []
 
@@ -66,13 +67,13 @@ def is_right() -> bool:
                 rows, residual = DeepseekV2DecoderLayer.forward(
                     layer, torch.zeros(1, dtype=torch.int64), rows, residual
                 )
-        except Exception:  # noqa: BLE001  whatever it raises, it is not what was looked at
+        except Exception:  # noqa: BLE001  any error fails the probe
             return False
     return attended == [1.0, 1.0]
 
 
 def apply() -> None:
-    """Give all rows back where there is one."""
+    """Make a layer return all rows if there is one token."""
     original = DeepseekV2DecoderLayer.forward
 
     @functools.wraps(original)
@@ -84,7 +85,7 @@ def apply() -> None:
         *others: Any,
         **named: Any,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Run the layer on (tokens, hidden) rows, or a worker's share of them."""
+        """Run the layer on ``[tokens, hidden]`` rows or a worker's share of them."""
         rows, left = original(self, positions, hidden_states, residual, *others, **named)
         if not (self.use_sequence_parallel_moe and positions.shape[0] == 1):
             return rows, left
@@ -96,4 +97,4 @@ def apply() -> None:
     DeepseekV2DecoderLayer.forward = forward
 
 
-MEND = Mend("sequence parallelism of a single token", is_right, apply)
+PATCH = Patch("sequence parallelism of a single token", is_right, apply)

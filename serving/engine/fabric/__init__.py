@@ -1,1 +1,1 @@
-"""Proves all-to-all between the pods of one group before weights are loaded."""
+"""Check of all-to-all communication between the pods of a group, before weights are loaded."""

@@ -1,4 +1,4 @@
-"""From what the peers saw to the reason in words. Pure: what was seen goes in, text comes out."""
+"""Diagnosis of a failed check from the peers' reports. Pure: evidence in, text out."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,58 +15,60 @@ _RDMA = (
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """How one peer lost another."""
+    """Loss of one peer, as seen by another."""
 
     kind: str
-    """silent: no heartbeats; closed: the connection was closed; left: it said why it goes;
-    unreachable: no connection could be made."""
+    """``silent``: no heartbeats arrive. ``closed``: the connection was closed. ``left``: the peer
+    sent a reason and disconnected. ``unreachable``: no connection could be established."""
     detail: str
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """What a worker, or a peer about itself, reports."""
+    """A failure reported by a worker or a peer."""
 
     peer: int
     worker: int | None
-    """``None``: the peer itself."""
+    """Number of the worker; None if the peer itself failed."""
     kind: str
-    """contents, group, exit or peer."""
+    """``contents`` (wrong data), ``group`` (communication), ``exit`` (process end) or ``peer``."""
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """Where a worker is."""
+    """The current step of a worker."""
 
     ordinal: int
+    """Position in the order of all steps."""
     text: str
     partner: int | None
+    """The other peer in a pairwise exchange; None in other steps."""
 
 
 @dataclass(slots=True)
 class Evidence:
-    """All that is known when the check fails."""
+    """Evidence collected until the check fails."""
 
     names: Mapping[int, str]
-    """Peer: its name and address, in words."""
+    """Name and address by peer."""
     losses: dict[tuple[int, int], Loss] = field(default_factory=dict)
-    """By (who noticed, who was lost)."""
+    """Losses by (reporting peer, lost peer)."""
     failures: list[Failure] = field(default_factory=list)
     steps: dict[tuple[int, int], Step] = field(default_factory=dict)
-    """By (peer, worker)."""
+    """Current steps by (peer, worker)."""
     stalled: float = 0.0
-    """Seconds without progress of any worker, if that ended the check."""
+    """Time without progress of any worker, seconds; 0 unless a stall ended the check."""
     backend: str = ""
 
     def name(self, peer: int) -> str:
-        """Return what to call a peer."""
+        """Return a peer's index and name."""
         known = self.names.get(peer, "")
         return f"peer {peer} ({known})" if known else f"peer {peer}"
 
 
 def diagnose(seen: Evidence) -> str:
-    """Return the reason of the failure; the strongest evidence decides."""
+    """Return the reason of the failure, based on the strongest evidence."""
     for kinds in (("contents",), ("peer",)):
         chosen = [failure for failure in seen.failures if failure.kind in kinds]
         if chosen:
@@ -74,13 +76,13 @@ def diagnose(seen: Evidence) -> str:
     if seen.losses:
         return "; ".join(_losses(seen))
     if seen.failures:
-        # A process that ended is the cause; the others lose their connections to it.
+        # A process that ended is the cause; the connection errors of the others follow from it.
         return _failure(seen, min(seen.failures, key=lambda failure: failure.kind != "exit"))
     return _stall(seen)
 
 
 def communication_failed(seen: Evidence) -> bool:
-    """Tell whether only workers have failed so far, so that a lost peer may be behind it."""
+    """Return whether all failures are of workers; a lost peer may then be the cause."""
     return bool(seen.failures) and all(item.kind in {"group", "exit"} for item in seen.failures)
 
 
@@ -122,7 +124,7 @@ def _losses(seen: Evidence) -> Iterable[str]:
             "their nodes (cable, route, network policy)"
         )
     if not gone and not told:
-        # A peer lost the leader, which still hears that peer.
+        # A peer lost the leader, which still receives that peer's heartbeats.
         for who, lost in sorted(seen.losses):
             loss = seen.losses[who, lost]
             yield f"{seen.name(who)} does not hear {seen.name(lost)}: {loss.detail}"
@@ -153,7 +155,7 @@ def _gone(seen: Evidence, peer: int, gone: Sequence[int]) -> str:
 
 
 def _stall(seen: Evidence) -> str:
-    """Name what the slowest workers wait for."""
+    """Return the step in which the slowest workers are stalled."""
     if not seen.steps:
         return f"no worker began within {seen.stalled:.0f} s"
     first = min(step.ordinal for step in seen.steps.values())
@@ -177,7 +179,7 @@ def _stall(seen: Evidence) -> str:
 
 
 def position(seen: Evidence) -> str:
-    """Say which workers are behind, and where."""
+    """Return the peers that are furthest behind, and their step."""
     if not seen.steps:
         return "no worker has begun"
     peers, text = _behind(seen)
@@ -185,17 +187,17 @@ def position(seen: Evidence) -> str:
 
 
 def _behind(seen: Evidence) -> tuple[list[int], str]:
-    """Return the peers whose workers are furthest behind, and what these do."""
+    """Return the peers whose workers are furthest behind, and the text of their step."""
     first = min(step.ordinal for step in seen.steps.values())
     behind = {who: step for who, step in seen.steps.items() if step.ordinal == first}
     return sorted({peer for peer, _ in behind}), next(iter(behind.values())).text
 
 
 def step_of(report: Mapping[str, Any]) -> Step:
-    """Read a worker's report of a step.
+    """Decode a worker's report of a step.
 
     Raises:
-        ValueError: it is none.
+        ValueError: The report is not a step.
     """
     try:
         partner = report["partner"]

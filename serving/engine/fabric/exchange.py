@@ -1,4 +1,4 @@
-"""What a worker sends and expects: known contents, so that a wrong byte is found and named."""
+"""Test data that workers exchange; wrong bytes are detected and located."""
 
 from typing import TYPE_CHECKING
 
@@ -10,10 +10,10 @@ _MASK = 2**31 - 1
 
 
 class Contents:
-    """Makes and checks tensors of ``words`` 32-bit words.
+    """Generates and verifies tensors of ``words`` 32-bit words.
 
-    Each word depends on its place, the sender, the receiver and the round: data of another sender
-    or round, shifted data and zeros are all told apart.
+    Each word depends on its position, the sender, the receiver and the round. Data of another
+    sender or round, shifted data and zeros are therefore detected.
     """
 
     def __init__(self, words: int, device: str) -> None:
@@ -23,17 +23,17 @@ class Contents:
         self._base = ((places * _ODD) & _MASK).to(torch.int32)
 
     def make(self, source: int, target: int, number: int) -> "torch.Tensor":
-        """Return ``[words]`` (int32) as ``source`` sends them to ``target`` in round ``number``."""
+        """Return ``[words]`` (int32), sent from ``source`` to ``target`` in round ``number``."""
         return self._base ^ _seed(source, target, number)
 
     def wrong(
         self, received: "torch.Tensor", source: int, target: int, number: int
     ) -> tuple[int, int] | None:
-        """Compare ``received`` ``[words]`` with what was sent.
+        """Compare ``received`` (``[words]``) with the words that were sent.
 
         Returns:
-            How many words differ and the place of the first one's first byte; ``None`` if all are
-            right.
+            The number of wrong words and the byte offset of the first one, or ``None`` if all
+            words are correct.
         """
         differs = received.ne(self.make(source, target, number))
         count = int(differs.sum())

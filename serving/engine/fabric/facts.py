@@ -1,4 +1,4 @@
-"""What one peer finds on its own machine before it talks to the others."""
+"""Facts about a peer's machine, collected before it connects to the other peers."""
 
 import os
 import socket
@@ -13,38 +13,39 @@ from serving.engine.fabric.plan import Backend, Plan
 from serving.errors import SettingsError
 
 PROTOCOL = 1
-"""Of the check's own connections."""
+"""Version of the protocol between peers."""
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """One peer's machine and build."""
+    """Machine and build of one peer."""
 
     index: int
     name: str
     node: str = ""
-    """Kubernetes' name of the node, from NODE_NAME."""
+    """Name of the Kubernetes node, from NODE_NAME; empty if unknown."""
     same: Mapping[str, str] = field(default_factory=dict)
-    """What must be the same at every peer."""
+    """Versions and options that must be identical on all peers."""
     devices: tuple[str, ...] = ()
-    """Usable RDMA ports, in words."""
+    """Descriptions of the usable RDMA ports."""
     variables: Mapping[str, str] = field(default_factory=dict)
-    """The variables that name RDMA devices, as the workers get them."""
+    """Variables for the workers that select RDMA devices."""
     memlock: str = ""
+    """Locked-memory limit as text."""
     problems: tuple[str, ...] = ()
-    """What keeps the check from running here."""
+    """Reasons why the check cannot run on this machine."""
     warnings: tuple[str, ...] = ()
 
     def as_message(self) -> dict[str, Any]:
-        """Return it as JSON data."""
+        """Return the facts as JSON data."""
         return asdict(self)
 
     @staticmethod
     def of_message(data: Mapping[str, Any]) -> "Facts":
-        """Read what another peer sent.
+        """Decode the facts of another peer.
 
         Raises:
-            ValueError: it is not of this form.
+            ValueError: The data are not facts.
         """
         try:
             return Facts(
@@ -68,7 +69,14 @@ def gather(
     host: rdma.Host | None = None,
     memlock: Callable[[], int | None] = lockable.limit,
 ) -> Facts:
-    """Look at this machine."""
+    """Collect the facts of this machine.
+
+    Args:
+        plan: Plan of the check.
+        environment: This process's variables.
+        host: Locations of the kernel's file systems.
+        memlock: Returns the locked-memory limit in bytes, or ``None`` for unlimited.
+    """
     host = host or rdma.Host()
     problems: list[str] = []
     warnings: list[str] = []
@@ -106,7 +114,7 @@ def gather(
 
 
 def difference(one: Facts, other: Facts) -> str | None:
-    """Return in words what two peers do not have in common though they must, or ``None``."""
+    """Return the differences in ``Facts.same`` between two peers, or ``None``."""
     keys = [*one.same, *(key for key in other.same if key not in one.same)]
     parts = [
         f"{key} {other.same.get(key, 'unknown')} at peer {other.index} ({other.name}), "

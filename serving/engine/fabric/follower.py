@@ -1,4 +1,4 @@
-"""A peer other than 0: comes to the leader, connects with the others, does as it is told."""
+"""Follower (any peer except 0): joins the leader, connects to the other peers, runs its jobs."""
 
 import asyncio
 import contextlib
@@ -16,16 +16,19 @@ from serving.engine.fabric.tasks import Jobs
 from serving.engine.fabric.workers import Ready, WorkerPool
 
 _LOOK_UP = 5.0
+"""Timeout of a name lookup, seconds."""
 _PAUSE = 0.5
+"""Pause between attempts, seconds."""
 _TELL_EVERY = 5.0
+"""Interval between progress lines, seconds."""
 _LAST_WORDS = 3.0
-"""Seconds for the leader's verdict after this peer has failed or lost a peer."""
+"""Time to wait for the leader's verdict after this peer has failed or lost a peer, seconds."""
 
 Say = Callable[[str], None]
 
 
 class Follower:
-    """The check as seen from one of the other peers."""
+    """A follower's part in the check."""
 
     def __init__(self, plan: Plan, facts: Facts, workers: WorkerPool, say: Say) -> None:
         self._plan = plan
@@ -35,17 +38,20 @@ class Follower:
         self._neighbours = Neighbours(plan.silence)
         self._inbox: asyncio.Queue[Message] = asyncio.Queue()
         self._alone = asyncio.Event()
-        """The leader is lost."""
+        """Set when the leader is lost."""
 
     async def run(self, prepared: "asyncio.Task[Ready]") -> None:
-        """Take part until the leader's verdict.
+        """Participate until the leader's verdict.
+
+        Args:
+            prepared: Preparation of this peer's workers.
 
         Raises:
-            FabricError: the check failed; the message says why.
+            FabricError: The check failed; the message has the reason.
         """
         deadline = time.monotonic() + self._plan.join_limit
         leader, mesh, port = await self._reach(deadline)
-        goodbye = "it was told to stop"
+        goodbye = "it is being stopped"
         watching = None
         try:
             leader.send({"t": "hello", "facts": self._facts.as_message(), "port": port})
@@ -65,10 +71,13 @@ class Follower:
             await self._neighbours.close(goodbye)
 
     async def _reach(self, deadline: float) -> tuple[Link, Mesh, int]:
-        """Connect with the leader, as often as it takes until ``deadline``.
+        """Connect to the leader; retry until ``deadline``.
+
+        Returns:
+            The connection, the mesh for the other peers, and the port of the mesh.
 
         Raises:
-            FabricError: it never came.
+            FabricError: The leader is unreachable.
         """
         host, port = self._plan.leader_host, self._plan.leader_port
         began = time.monotonic()
@@ -85,7 +94,7 @@ class Follower:
                         reason = str(error)
                         await asyncio.sleep(_PAUSE)
                     else:
-                        # A pod that starts again has another address: look up each time.
+                        # Resolved for each attempt: a restarted pod has another address.
                         tried = await anext(attempts(address, port))
                         if isinstance(tried, Link):
                             mesh = Mesh(self._plan.index, tried.local_address, self._neighbours)
@@ -101,8 +110,8 @@ class Follower:
                         )
         except TimeoutError:
             raise FabricError(
-                f"the leader (peer 0, {host}:{port}) never came in {self._plan.join_limit:g} s: "
-                f"{reason}"
+                f"the leader (peer 0, {host}:{port}) did not answer within "
+                f"{self._plan.join_limit:g} s: {reason}"
             ) from None
 
     async def _take_part(
@@ -110,7 +119,7 @@ class Follower:
     ) -> None:
         self._say(f"reached the leader at {leader.remote_address}; waiting for the other peers")
         table = await self._next("table", deadline - time.monotonic() + _LAST_WORDS)
-        # From here on the leader sets the pace; it knows the same limits.
+        # From here on the leader enforces the same limits.
         deadline = time.monotonic() + self._plan.timeout / 2
         where = {
             int(index): (str(host), int(port)) for index, (host, port) in table["peers"].items()
@@ -159,7 +168,8 @@ class Follower:
         """Return the leader's next message, which must be of this kind.
 
         Raises:
-            FabricError: the verdict came first, the leader is lost, or nothing came in time.
+            FabricError: The verdict arrived instead, the leader is lost, or no message arrived
+                within ``limit`` seconds.
         """
         coming = asyncio.create_task(self._inbox.get())
         alone = asyncio.create_task(self._alone.wait())
@@ -168,7 +178,7 @@ class Follower:
                 {coming, alone}, timeout=max(limit, 0), return_when=asyncio.FIRST_COMPLETED
             )
             if not coming.done() and alone.done():
-                # The verdict may be on its way: the leader closes when it has sent it.
+                # The verdict may still arrive: the leader sends it before it closes.
                 await asyncio.wait({coming}, timeout=0.2)
             message = coming.result() if coming.done() else None
         finally:
@@ -201,16 +211,16 @@ class Follower:
         )
 
     async def _lost_leader(self) -> str:
-        """Say how the leader was lost, and whether others are there still."""
+        """Return a description of the leader's loss that considers the other peers."""
         loss = self._neighbours.lost[LEADER]
         if loss.kind == "silent":
-            # The others' silence is noticed at about the same time.
+            # A loss of the other peers is detected at about the same time.
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_LAST_WORDS):
                     while self._neighbours.heard:  # noqa: ASYNC110  bounded above
                         await asyncio.sleep(_PAUSE)
         others = self._neighbours.links.keys() - {LEADER}
-        # One that closed its connection meanwhile did reach this pod.
+        # A peer that has closed its connection in the meantime was reachable.
         silent = {index for index, loss in self._neighbours.lost.items() if loss.kind == "silent"}
         hears = sorted(others - silent)
         text = f"peer 0 (the leader, {self._plan.leader_host}) stopped answering: {loss.detail}"

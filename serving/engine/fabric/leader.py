@@ -1,4 +1,4 @@
-"""Peer 0: starts the exchange when all are there, collects what all see, and judges."""
+"""Leader (peer 0): starts the exchange, collects the peers' reports, and decides the result."""
 
 import asyncio
 import contextlib
@@ -19,22 +19,22 @@ from serving.engine.fabric.tasks import Jobs
 from serving.engine.fabric.workers import Ready, WorkerPool
 
 _SETTLE = 2.0
-"""Seconds for the others to report what they see, once something is wrong."""
+"""Time to wait for further reports after the first failure or loss, seconds."""
 
 Say = Callable[[str], None]
 
 
 @dataclass(slots=True)
 class _Progress:
-    """Of the workers of all peers."""
+    """Progress of all workers of all peers."""
 
     store_port: int = 0
     results: dict[tuple[int, int], Mapping[str, Any]] = field(default_factory=dict)
     last: float = field(default_factory=time.monotonic)
     told: float = 0.0
 
-    def worth_telling(self) -> bool:
-        """Tell whether enough time has passed since the last line."""
+    def due(self) -> bool:
+        """Return whether a progress line is due; if so, record it as printed."""
         if self.last - self.told < BEAT:
             return False
         self.told = self.last
@@ -42,7 +42,7 @@ class _Progress:
 
 
 class Leader:
-    """The check as seen from peer 0."""
+    """The leader's part in the check."""
 
     def __init__(self, plan: Plan, facts: Facts, workers: WorkerPool, say: Say) -> None:
         self._plan = plan
@@ -57,15 +57,15 @@ class Leader:
         self._seen = Evidence({})
 
     async def run(self, prepared: "asyncio.Task[Ready]") -> Findings:
-        """Lead the check.
+        """Run the check; send the verdict to all reachable peers.
 
         Args:
-            prepared: the preparation of this peer's own workers.
+            prepared: Preparation of this peer's workers.
 
         Raises:
-            FabricError: it failed; the message says why. All peers that can be reached know it.
+            FabricError: The check failed; the message has the reason.
         """
-        verdict = "the leader was told to stop"
+        verdict = "the leader is being stopped"
         try:
             await self._roll_call.run()
             findings = await self._check(prepared)
@@ -82,13 +82,13 @@ class Leader:
             await self._roll_call.close()
 
     async def _check(self, prepared: "asyncio.Task[Ready]") -> Findings:
-        """Have all connect with all, and exchange; return what was measured."""
-        self._say(f"all {self._plan.peers} peers are here; connecting each with each")
+        """Connect all peers to each other, run the exchange, and return the measurements."""
+        self._say(f"all {self._plan.peers} peers have joined; connecting them with each other")
         self._seen.names = {index: str(peer) for index, peer in self._peers.items()}
         table = {index: (peer.address, peer.port) for index, peer in self._peers.items()}
         self._tell({"t": "table", "peers": {str(index): where for index, where in table.items()}})
         watching = asyncio.create_task(watch(self._neighbours, self._lose))
-        # Whatever its own workers come to is evidence like the others'.
+        # Failures of the leader's workers are evidence like those of other peers' workers.
         own = asyncio.create_task(self._prepare(prepared))
         try:
             async with asyncio.timeout(self._plan.check_limit):
@@ -122,10 +122,10 @@ class Leader:
         self._changed.set()
 
     def _jobs(self) -> Jobs:
-        """Return what the workers do.
+        """Return the workers' jobs.
 
         Raises:
-            FabricError: the peers have different numbers of workers.
+            FabricError: The peers have different numbers of workers or different backends.
         """
         mine = self._peers[LEADER].ready
         assert mine is not None
@@ -147,10 +147,11 @@ class Leader:
         )
 
     async def _until(self, condition: Callable[[], bool], *, stalls: bool = False) -> None:
-        """Return when ``condition`` holds.
+        """Wait until ``condition`` holds.
 
         Raises:
-            FabricError: something went wrong first.
+            FabricError: A worker failed, a peer was lost, or, with ``stalls``, no worker made
+                progress for ``plan.stall`` seconds.
         """
         while not condition():
             if self._seen.failures or self._seen.losses:
@@ -166,9 +167,9 @@ class Leader:
                     await self._changed.wait()
 
     async def _settle(self) -> None:
-        """Wait for the evidence that others still gather."""
+        """Wait for further evidence from other peers."""
         if diagnosis.communication_failed(self._seen):
-            # A worker that lost its connection says little; a lost peer shows in the heartbeats.
+            # A connection error of a worker is weak evidence; wait for heartbeats to be missed.
             deadline = time.monotonic() + self._plan.silence + BEAT
             while time.monotonic() < deadline and not self._seen.losses:  # noqa: ASYNC110
                 await asyncio.sleep(BEAT)
@@ -189,7 +190,7 @@ class Leader:
         )
 
     def _hear(self, peer: int, message: Message) -> None:
-        """Take a peer's message; one that makes no sense is ignored."""
+        """Handle a peer's message; malformed messages are ignored."""
         with contextlib.suppress(KeyError, TypeError, ValueError):
             self._take(peer, message)
         self._changed.set()
@@ -214,7 +215,7 @@ class Leader:
             case "step":
                 step = diagnosis.step_of(report)
                 self._seen.steps[peer, worker] = step
-                if worker == 0 and peer == LEADER and self._progress.worth_telling():
+                if worker == 0 and peer == LEADER and self._progress.due():
                     self._say(step.text)
             case "store":
                 self._progress.store_port = int(report["port"])

@@ -1,8 +1,8 @@
-"""A TCP connection between two peers: JSON lines, and a heartbeat each way.
+"""TCP connection between two peers: JSON lines, with heartbeats in both directions.
 
-The heartbeats tell which two pods still reach each other while a collective hangs, which no
-collectives library can say. Nothing waits for the other side to read: messages are small, and a
-connection whose buffer fills up is ended.
+Heartbeats show which pods still reach each other while a collective hangs; collectives libraries
+do not report this. Sending never blocks: messages are small, and a connection whose buffer exceeds
+the limit is closed.
 """
 
 import asyncio
@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 BEAT = 0.5
-"""Seconds between two heartbeats."""
+"""Interval between heartbeats, seconds."""
 _LINE_LIMIT = 2**20
 _BUFFER_LIMIT = 4 * 2**20
 _PING = {"t": "ping"}
@@ -29,9 +29,9 @@ class Link:
         self._tasks: list[asyncio.Task[None]] = []
         self._quiet_beats = 0
         self.ended = False
-        """The other side closed it, or it broke."""
+        """Whether the connection was closed by the other side or has failed."""
         self.said_goodbye = ""
-        """Why the other side left, in its own words."""
+        """Reason for leaving, sent by the other side; empty if none was sent."""
 
     @property
     def local_address(self) -> str:
@@ -46,15 +46,15 @@ class Link:
 
     @property
     def quiet(self) -> float:
-        """Seconds of heartbeats missed in a row.
+        """Duration of consecutive missed heartbeats, seconds.
 
-        Counted in beats of our own, so that a pause of this process is not taken for one of the
-        other's.
+        Measured in heartbeats sent by this side, because a pause of this process must not count as
+        silence of the other side.
         """
         return self._quiet_beats * BEAT
 
     async def receive(self, limit: float) -> Message | None:
-        """Return the next message before ``start``; ``None`` if none comes in ``limit`` seconds."""
+        """Return the next message, or ``None`` after ``limit`` seconds. Call before ``start``."""
         try:
             async with asyncio.timeout(limit):
                 return _parse(await self._reader.readline())
@@ -62,7 +62,7 @@ class Link:
             return None
 
     def send(self, message: Message) -> None:
-        """Send a message; a connection that takes no more is ended."""
+        """Send a message; close the connection if its buffer exceeds the limit."""
         if self._writer.is_closing():
             return
         self._writer.write(json.dumps(message).encode() + b"\n")
@@ -70,14 +70,14 @@ class Link:
             self._writer.transport.abort()
 
     def start(self, on_message: Callable[[Message], None]) -> None:
-        """Begin to send heartbeats and to hand messages to ``on_message``."""
+        """Start sending heartbeats and passing messages to ``on_message``."""
         self._tasks = [
             asyncio.create_task(self._read(on_message)),
             asyncio.create_task(self._beat()),
         ]
 
     async def close(self, flush: float = 0.0) -> None:
-        """Close it, after ``flush`` seconds at most for what is still to be sent."""
+        """Close the connection; wait up to ``flush`` seconds for unsent messages."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -112,10 +112,10 @@ class Link:
 
 
 async def dial(host: str, port: int, limit: float) -> Link:
-    """Connect.
+    """Connect to a peer.
 
     Raises:
-        OSError: refused, or no answer in ``limit`` seconds.
+        OSError: The peer refuses the connection or does not answer within ``limit`` seconds.
     """
     async with asyncio.timeout(limit):
         reader, writer = await asyncio.open_connection(host, port, limit=_LINE_LIMIT)
@@ -126,7 +126,7 @@ async def listen(host: str, port: int, accept: Callable[[Link], None]) -> asynci
     """Accept connections at one address.
 
     Raises:
-        OSError: the address is not this machine's, or the port is taken.
+        OSError: The address does not belong to this machine, or the port is in use.
     """
 
     def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -136,7 +136,7 @@ async def listen(host: str, port: int, accept: Callable[[Link], None]) -> asynci
 
 
 def _parse(line: bytes) -> Message | None:
-    """Return the message of a line; ``None`` if it is not one of ours."""
+    """Return the message of a line, or ``None`` if it is malformed."""
     try:
         message = json.loads(line)
     except ValueError:

@@ -1,4 +1,4 @@
-"""Looking names up without waiting for a resolver that does not answer."""
+"""Name resolution with a timeout."""
 
 import asyncio
 import socket
@@ -8,11 +8,15 @@ import threading
 async def resolve(host: str, limit: float) -> str:
     """Return the first address of ``host``.
 
-    The look-up runs in a thread that is not joined at the end: the system's resolver cannot be
-    interrupted and may try for half a minute.
+    The lookup runs in a thread that is not joined, because the system's resolver cannot be
+    interrupted and may block for half a minute.
+
+    Args:
+        host: Name or address.
+        limit: Seconds to wait.
 
     Raises:
-        OSError: it does not resolve, in words.
+        OSError: The name does not resolve in time; the message has the reason.
     """
     loop = asyncio.get_running_loop()
     answer: asyncio.Future[str] = loop.create_future()

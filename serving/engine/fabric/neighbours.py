@@ -1,4 +1,4 @@
-"""The other peers of one peer: connections to them, and who of them is lost."""
+"""Connections from one peer to the other peers, and detection of lost peers."""
 
 import asyncio
 import contextlib
@@ -9,14 +9,15 @@ from serving.engine.fabric.diagnosis import LEADER, Loss
 from serving.engine.fabric.link import BEAT, Link, Message, dial, listen
 
 _TRY = 3.0
-"""Seconds for one attempt to connect."""
+"""Timeout of one connection attempt, seconds."""
 _PAUSE = 0.5
+"""Pause between attempts, seconds."""
 FLUSH = 1.0
-"""Seconds for last messages to go out."""
+"""Time to send the last messages before a connection is closed, seconds."""
 
 
 class Neighbours:
-    """Connections by the other end's index."""
+    """Connections and losses by index of the other peer."""
 
     def __init__(self, silence: float) -> None:
         self.links: dict[int, Link] = {}
@@ -25,11 +26,11 @@ class Neighbours:
 
     @property
     def heard(self) -> set[int]:
-        """Those whose heartbeats come."""
+        """Peers whose heartbeats arrive."""
         return self.links.keys() - self.lost.keys()
 
     def look(self) -> dict[int, Loss]:
-        """Return the peers lost since the last look."""
+        """Detect lost peers; return those lost since the last call."""
         fresh = {}
         for index, link in self.links.items():
             if index in self.lost:
@@ -40,11 +41,11 @@ class Neighbours:
         return fresh
 
     def note(self, index: int, loss: Loss) -> None:
-        """Record a peer that was never reached."""
+        """Record an unreachable peer."""
         self.lost.setdefault(index, loss)
 
     async def close(self, goodbye: str = "") -> None:
-        """Say goodbye, if there is something to say, and close all."""
+        """Close all connections; send ``goodbye``, the reason for leaving, unless it is empty."""
         for link in self.links.values():
             if goodbye:
                 link.send({"t": "bye", "why": goodbye})
@@ -61,7 +62,7 @@ class Neighbours:
 
 
 class Mesh:
-    """The connections between peers that are not the leader: each dials those before it."""
+    """Connections between the followers; each dials the followers with lower indexes."""
 
     def __init__(self, index: int, address: str, neighbours: Neighbours) -> None:
         self._index = index
@@ -72,16 +73,20 @@ class Mesh:
         self._arrived = asyncio.Event()
 
     async def open(self) -> int:
-        """Listen at this pod's address; return the port."""
+        """Listen on this pod's address; return the port."""
         self._server = await listen(self._address, 0, self._accept)
         port: int = self._server.sockets[0].getsockname()[1]
         return port
 
     async def connect(self, table: Mapping[int, tuple[str, int]], limit: float) -> dict[int, Loss]:
-        """Connect with every other peer of ``table`` (index: address, port) but the leader.
+        """Connect to every other follower.
+
+        Args:
+            table: Address and port by peer.
+            limit: Seconds for all connections together.
 
         Returns:
-            Those that could not be reached in ``limit`` seconds.
+            The peers that were not connected in time.
         """
         others = {index for index in table if index not in {LEADER, self._index}}
         reasons: dict[int, str] = {}
@@ -110,7 +115,7 @@ class Mesh:
         }
 
     async def close(self) -> None:
-        """Listen no more."""
+        """Stop listening."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -146,9 +151,9 @@ class Mesh:
 
 
 async def attempts(host: str, port: int) -> AsyncIterator[Link | str]:
-    """Try to connect until it works; yield why an attempt failed, or the link, which is the last.
+    """Connect to a peer; yield the reason of each failed attempt and finally the link.
 
-    The caller sets the limit.
+    Retries without a limit; the caller sets the timeout.
     """
     while True:
         try:
@@ -166,7 +171,7 @@ async def attempts(host: str, port: int) -> AsyncIterator[Link | str]:
 
 
 async def watch(neighbours: Neighbours, on_loss: Callable[[int, Loss], Any]) -> None:
-    """Report lost peers until cancelled."""
+    """Call ``on_loss`` for each lost peer until cancelled."""
     while True:
         for index, loss in neighbours.look().items():
             on_loss(index, loss)
@@ -174,4 +179,4 @@ async def watch(neighbours: Neighbours, on_loss: Callable[[int, Loss], Any]) -> 
 
 
 def _ignore(message: Message) -> None:
-    """Between peers that are not the leader there are heartbeats alone."""
+    """Ignore the message: followers exchange heartbeats only."""

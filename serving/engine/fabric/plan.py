@@ -1,4 +1,4 @@
-"""What one run of the check is asked to do, and the names and limits that follow from it."""
+"""Plan of one run of the check, with the names and limits derived from it."""
 
 import re
 from collections.abc import Iterator
@@ -13,11 +13,11 @@ _UNITS = {
     "kb": 10**3, "mb": 10**6, "gb": 10**9,
 }  # fmt: skip
 _WORD = 4
-"""Contents are made of 32-bit words."""
+"""Size of a word of test data, bytes."""
 
 
 class FabricError(EngineError):
-    """The pods of a group cannot exchange data; the message says which, and why."""
+    """The pods of a group cannot exchange data; the message has the pods and the reason."""
 
     hint = ""
 
@@ -32,26 +32,26 @@ class Backend(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to check, the same at every peer but for ``index``."""
+    """Parameters of the check; identical on all peers except for ``index``."""
 
     peers: int
     index: int
     leader_host: str
     leader_port: int
     workers: int | None = None
-    """Workers of each peer; ``None``: one for each GPU, one without GPUs."""
+    """Workers per peer; None: one per GPU, or one without a GPU."""
     backend: Backend = Backend.AUTO
     size: int = 2**26
-    """Bytes that each worker sends in one round."""
+    """Bytes that each worker sends per round."""
     rounds: int = 5
     timeout: float = 60.0
-    """Seconds from the start of this process to its end; half of it to wait for the others."""
+    """Maximum duration of the check, seconds; half of it to wait for other peers."""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be run.
+        """Validate the values.
 
         Raises:
-            SettingsError: a value is out of range.
+            SettingsError: A value is out of range.
         """
         if self.peers < 1:
             raise SettingsError(f"--peers {self.peers}: at least 1")
@@ -70,26 +70,26 @@ class Plan:
 
     @property
     def join_limit(self) -> float:
-        """Seconds to wait until all peers are there."""
+        """Maximum time for all peers to join, seconds."""
         return self.timeout / 2
 
     @property
     def check_limit(self) -> float:
-        """Seconds from then to the verdict; leaves time to tell it to the others."""
+        """Maximum time from joining to the verdict, seconds; leaves time to send the verdict."""
         return self.timeout / 2 - 2.0
 
     @property
     def silence(self) -> float:
-        """Seconds without a sign of life after which a peer counts as cut off."""
+        """Time without heartbeats after which a peer counts as lost, seconds."""
         return min(10.0, self.timeout / 8)
 
     @property
     def stall(self) -> float:
-        """Seconds without progress of any worker after which data do not move."""
+        """Time without progress of any worker after which the exchange is stalled, seconds."""
         return min(60.0, self.timeout / 6)
 
     def name(self, index: int) -> str:
-        """Return the name of a peer's pod as far as the leader's tells: JOB-0.SERVICE, JOB-1.…."""
+        """Return the name of a peer's pod if the leader's is JOB-0.SERVICE; otherwise ``""``."""
         label, dot, domain = self.leader_host.partition(".")
         stem, dash, number = label.rpartition("-")
         if number != "0" or not dash:
@@ -98,14 +98,14 @@ class Plan:
 
 
 MIN_TIMEOUT = 16.0
-"""Seconds; below, starting torch takes longer than what is left."""
+"""Minimum of ``timeout``, seconds; a shorter time does not suffice to start torch."""
 
 
 def parse_size(text: str) -> int:
-    """Return bytes of ``64MiB``, ``1 GB`` or ``4096``.
+    """Parse a size such as ``64MiB``, ``1 GB`` or ``4096``; return bytes.
 
     Raises:
-        SettingsError: it is none of these.
+        SettingsError: The text is not a size.
     """
     match = _SIZE.fullmatch(text.strip())
     if match is None:
@@ -114,10 +114,10 @@ def parse_size(text: str) -> int:
 
 
 def parse_leader(text: str) -> tuple[str, int]:
-    """Return host and port of ``HOST:PORT`` or ``[IPv6]:PORT``.
+    """Parse ``HOST:PORT`` or ``[IPv6]:PORT``; return host and port.
 
     Raises:
-        SettingsError: it is not written so.
+        SettingsError: The text is not an address.
     """
     host, colon, port = text.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
@@ -127,9 +127,9 @@ def parse_leader(text: str) -> tuple[str, int]:
 
 
 def pairings(peers: int) -> Iterator[dict[int, int]]:
-    """Yield rounds of a tournament in which every two peers meet once: peer to partner.
+    """Yield the rounds of a round-robin tournament: every pair of peers meets once.
 
-    In each round a peer has one partner or, when their number is odd, none in one of them.
+    Each round maps peers to partners. With an odd number of peers, one peer pauses in each round.
     """
     circle = list(range(peers)) + ([-1] if peers % 2 else [])
     half = len(circle) // 2

@@ -1,4 +1,4 @@
-"""What a check that passed has found, as a table."""
+"""Report of a check that passed."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,21 +12,22 @@ _GIGA = 1e9
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What one worker has measured."""
+    """Measurements of one worker."""
 
     rates: Mapping[int, float]
-    """Peer: bytes per second received from its worker of the same place."""
+    """Bytes per second received from the corresponding worker of each peer."""
     seconds: float
-    """Median of the all-to-all rounds."""
+    """Median duration of the all-to-all rounds, seconds."""
     checked: int
-    """Bytes received and compared."""
+    """Bytes received and verified."""
     network: str
-    """What NCCL sent over."""
+    """Network used by NCCL; empty if unknown."""
     deep_ep: str
+    """Result of the DeepEP check, for the report."""
 
     @staticmethod
     def of_report(report: Mapping[str, Any]) -> "Measured":
-        """Read a worker's result."""
+        """Decode the measurements from a worker's result."""
         return Measured(
             rates={int(peer): float(rate) for peer, rate in report["rates"].items()},
             seconds=float(report["seconds"]),
@@ -38,23 +39,23 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """Of all peers."""
+    """Findings of all peers."""
 
     backend: str
     workers: int
-    """Of each peer."""
+    """Workers per peer."""
     size: int
-    """Bytes that each worker sent in a round."""
+    """Bytes that each worker sent per round."""
     rounds: int
     facts: Mapping[int, Facts]
     addresses: Mapping[int, str]
     measured: Mapping[tuple[int, int], Measured]
-    """By (peer, worker)."""
+    """Measurements by (peer, worker)."""
 
     def pair_rates(self) -> dict[tuple[int, int], float]:
-        """Return bytes per second from one peer to another and as many back, all workers at once.
+        """Return bytes per second between each pair of peers, summed over all workers.
 
-        Of the two directions the slower one.
+        Both directions are used simultaneously; the rate is that of the slower direction.
         """
         rates: dict[tuple[int, int], float] = {}
         for (peer, _), measured in self.measured.items():
@@ -67,14 +68,14 @@ class Findings:
         }
 
     def all_to_all_rate(self) -> tuple[float, float]:
-        """Return bytes per second that a worker sent to others: median and slowest."""
+        """Return bytes per second sent by a worker to other workers: median and minimum."""
         world = len(self.measured)
         sent = self.size * (world - 1) / world
         seconds = [item.seconds for item in self.measured.values()]
         return sent / median(seconds), sent / max(seconds)
 
     def warnings(self) -> list[str]:
-        """Return what does not stop a group but makes it slow."""
+        """Return findings that reduce performance but do not prevent operation."""
         found = [
             f"peer {index} ({facts.name}): {warning}"
             for index, facts in self.facts.items()
@@ -96,7 +97,7 @@ class Findings:
 
 
 def table(findings: Findings) -> str:
-    """Return the report of a check that passed."""
+    """Return the report as text."""
     lines = [_row(("peer", "name", "address", "node", "memlock", "RDMA ports"))]
     for index, facts in findings.facts.items():
         devices = ", ".join(facts.devices) or "none usable"

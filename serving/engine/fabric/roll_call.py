@@ -1,4 +1,4 @@
-"""Peer 0 listens under the leader's name, admits each peer once, and names who is absent."""
+"""Roll call on peer 0: listens on the leader's address, admits peers, reports missing ones."""
 
 import asyncio
 import contextlib
@@ -15,23 +15,27 @@ from serving.engine.fabric.plan import FabricError, Plan
 from serving.engine.fabric.workers import Ready
 
 _GREETING = 5.0
+"""Timeout of a connection's first message, seconds."""
 _LOOK_UP = 5.0
+"""Timeout of a name lookup, seconds."""
 _LAST_LOOK_UP = 2.0
+"""Timeout of the lookups for the report of missing peers, seconds."""
 _TELL_EVERY = 5.0
+"""Interval between progress lines, seconds."""
 
 
 @dataclass(slots=True)
 class Peer:
-    """What is known of a peer that has come."""
+    """A peer that has joined."""
 
     facts: Facts
     address: str
     port: int = 0
-    """Where it listens for other peers."""
+    """Port on which the peer listens for other peers."""
     meshed: bool = False
-    """It has a connection with every other peer."""
+    """Whether the peer is connected to every other peer."""
     ready: Ready | None = None
-    """Its workers can take a job."""
+    """Workers of the peer; None until they are ready for a job."""
 
     def __str__(self) -> str:
         words = [self.facts.name, self.address]
@@ -51,14 +55,14 @@ class RollCall:
         hear: Callable[[int, Message], None],
         say: Callable[[str], None],
     ) -> None:
-        """Prepare; nothing listens yet.
+        """Create the roll call without listening.
 
         Args:
-            plan: what to check.
-            facts: those of peer 0, which the others' must fit.
-            neighbours: where connections of admitted peers are kept.
-            hear: takes what an admitted peer sends.
-            say: takes progress, a line at a time.
+            plan: Plan of the check.
+            facts: Facts of peer 0, which the other peers must match.
+            neighbours: Receives the connections of admitted peers.
+            hear: Called with each message of an admitted peer.
+            say: Called with progress lines.
         """
         self._plan = plan
         self._facts = facts
@@ -73,10 +77,10 @@ class RollCall:
         self._server: asyncio.Server | None = None
 
     async def run(self) -> None:
-        """Return when all peers are there and fit.
+        """Wait until all peers have joined and match.
 
         Raises:
-            FabricError: one never came, or one cannot take part.
+            FabricError: A peer did not join in time, does not match, or has a problem.
         """
         began = time.monotonic()
         deadline = began + self._plan.join_limit
@@ -104,7 +108,7 @@ class RollCall:
             raise FabricError("; ".join(problems))
 
     async def close(self) -> None:
-        """Listen no more."""
+        """Stop listening."""
         for task in self._greetings:
             task.cancel()
         await asyncio.gather(*self._greetings, return_exceptions=True)
@@ -112,14 +116,14 @@ class RollCall:
             self._server.close()
 
     def names(self, peers: list[int]) -> str:
-        """Return peers by index and, as far as the leader's name tells, by name."""
+        """Return a list of peers as text, with pod names if they follow from the leader's name."""
         return ", ".join(f"peer {i}{f' ({n})' if (n := self._plan.name(i)) else ''}" for i in peers)
 
     async def _open(self, deadline: float) -> str:
-        """Listen at the leader's own name, as soon as it resolves to this pod; return the address.
+        """Listen on the leader's address once its name resolves to this pod; return the address.
 
         Raises:
-            FabricError: it does not until ``deadline``.
+            FabricError: The name does not resolve to this pod before ``deadline``.
         """
         host, port = self._plan.leader_host, self._plan.leader_port
         told = 0.0
@@ -142,13 +146,13 @@ class RollCall:
             await asyncio.sleep(BEAT)
 
     def _absent(self) -> list[int]:
-        """Return who is not there; a peer that went away may come again.
+        """Return the missing peers. Disconnected peers count as missing and can join again.
 
         Raises:
-            FabricError: one came that does not fit.
+            FabricError: A peer was rejected because it does not match.
         """
         for index, loss in self._neighbours.look().items():
-            self._say(f"peer {index} went away ({loss.detail}); waiting for it again")
+            self._say(f"peer {index} disconnected ({loss.detail}); waiting for it again")
             self.peers.pop(index, None)
         if self._refused:
             raise FabricError(self._refused)
@@ -160,7 +164,7 @@ class RollCall:
         task.add_done_callback(self._greetings.discard)
 
     async def _greet(self, link: Link) -> None:
-        """Admit a peer, or refuse it with the reason; strangers are ignored."""
+        """Admit a peer, or reject it with the reason; other clients are ignored."""
         came = _read_hello(await link.receive(_GREETING))
         if came is None:
             await link.close()
@@ -177,39 +181,39 @@ class RollCall:
         self._neighbours.links[facts.index] = link
         self.peers[facts.index] = Peer(facts, link.remote_address, port)
         link.start(lambda message: self._hear(facts.index, message))
-        self._say(f"peer {facts.index} is here: {self.peers[facts.index]}")
+        self._say(f"peer {facts.index} has joined: {self.peers[facts.index]}")
         self._came.set()
         if before is not None:
             await before.close()
 
     def _why_not(self, facts: Facts) -> str | None:
-        """Return why a peer does not fit, which ends the check."""
+        """Return why a peer does not match, or ``None``. A mismatch ends the check."""
         reason = None
         differs = difference(self._facts, facts)
         if differs is not None:
             reason = f"the peers must run the same: {differs}"
         elif facts.index not in range(1, self._plan.peers):
-            reason = f"{facts.name} came as peer {facts.index} of {self._plan.peers} peers"
+            reason = f"{facts.name} joined as peer {facts.index} of {self._plan.peers}"
         if reason is not None and not self._over:
             self._refused = self._refused or reason
         return reason
 
     def _why_not_now(self, facts: Facts) -> str | None:
-        """Return why a peer comes too late, or a second time."""
+        """Return why a peer is too late or a duplicate, or ``None``."""
         if self._over:
-            return "the check is under way without it: it came too late or started again"
+            return "the check has begun without it: it joined too late or was restarted"
         if facts.index in self._neighbours.heard:
             other = self.peers[facts.index].facts.name
-            return f"{other} has come as peer {facts.index} already; {facts.name} too"
+            return f"{other} and {facts.name} both joined as peer {facts.index}"
         return None
 
     async def _never_came(self, absent: list[int], waited: float) -> str:
-        """Say who is missing, and whether their names resolve."""
+        """Return an error text with the missing peers and whether their names resolve."""
         missing = "; ".join(await asyncio.gather(*map(self._missing, absent)))
         here = self.names(sorted(self.peers))
         return (
-            f"{missing} never came in {waited:.0f} s (here: {here}): look at its pod and log "
-            "(pending, pulling its image, no network?)"
+            f"{missing} did not join within {waited:.0f} s (joined: {here}): look at its pod and "
+            "log (pending, pulling its image, no network?)"
         )
 
     async def _missing(self, index: int) -> str:
@@ -224,7 +228,7 @@ class RollCall:
 
 
 def _read_hello(message: Message | None) -> tuple[Facts, int] | None:
-    """Return a peer's facts and port; ``None`` if it is none of ours."""
+    """Return a peer's facts and port, or ``None`` for another kind of message."""
     if message is None or message["t"] != "hello":
         return None
     try:

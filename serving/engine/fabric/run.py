@@ -1,4 +1,4 @@
-"""One peer's run of the check, from its start to its last process's end."""
+"""Run of the check on one peer, including the cleanup of its worker processes."""
 
 import asyncio
 import signal
@@ -13,23 +13,23 @@ from serving.engine.fabric.report import Findings
 from serving.engine.fabric.workers import Ready, WorkerPool
 
 _AFTERWARDS = 3.0
-"""Seconds after --timeout for the last words and the end of the workers."""
+"""Time after --timeout for the last messages and the end of the workers, seconds."""
 
 Say = Callable[[str], None]
 
 
 async def run_peer(plan: Plan, facts: Facts, workers: WorkerPool, say: Say) -> Findings | None:
-    """Take part in the check as ``plan.index``.
+    """Participate in the check as peer ``plan.index``.
 
     Returns:
-        What was found, at peer 0.
+        The findings on peer 0; ``None`` on other peers.
 
     Raises:
-        FabricError: the check failed.
-        asyncio.CancelledError: this process was told to stop.
+        FabricError: The check failed.
+        asyncio.CancelledError: The run was cancelled.
     """
     prepared: asyncio.Task[Ready] = asyncio.create_task(workers.prepare())
-    # Its error is looked at where it matters, or never.
+    # Mark the exception as retrieved: the task may never be awaited elsewhere.
     prepared.add_done_callback(lambda task: task.cancelled() or task.exception())
     try:
         async with asyncio.timeout(plan.timeout):
@@ -46,11 +46,11 @@ async def run_peer(plan: Plan, facts: Facts, workers: WorkerPool, say: Say) -> F
 
 
 def run_until_stopped(plan: Plan, facts: Facts, workers: WorkerPool, say: Say) -> Findings | None:
-    """Run ``run_peer``; SIGTERM and Ctrl-C stop it in order.
+    """Run ``run_peer``; SIGTERM and SIGINT stop it gracefully.
 
     Raises:
-        FabricError: the check failed.
-        KeyboardInterrupt: a signal stopped it.
+        FabricError: The check failed.
+        KeyboardInterrupt: A signal stopped the check.
     """
     stopped: list[int] = []
 

@@ -1,39 +1,40 @@
-"""The workers' jobs: made at each peer from what the leader tells."""
+"""Jobs of the workers, built on each peer from the leader's message."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from serving.engine.environment import network_environment
 from serving.engine.fabric.link import Message
 from serving.engine.fabric.plan import Plan
-from serving.engine.ray.node_network import network_environment
 
 
 @dataclass(frozen=True, slots=True)
 class Jobs:
-    """What all workers of a run have in common, and this peer's own network."""
+    """Parameters common to all workers of a run, and this peer's network."""
 
     plan: Plan
     workers: int
-    """Of each peer."""
+    """Workers per peer."""
     backend: str
     store_host: str
+    """Address of the group's store."""
     address: str
-    """Of this peer."""
+    """Address of this peer."""
     variables: Mapping[str, str]
-    """That name this peer's RDMA devices."""
+    """Variables that select this peer's RDMA devices."""
 
     @property
     def world(self) -> int:
-        """Number of workers in all."""
+        """Total number of workers."""
         return self.plan.peers * self.workers
 
     def of(self, peer: int, store_port: int) -> dict[int, dict[str, Any]]:
-        """Return the jobs of a peer's workers, by number.
+        """Return the jobs of a peer's workers by worker number.
 
         Args:
-            peer: index of the peer.
-            store_port: where the group's store is; worker 0 of peer 0 opens it and needs none.
+            peer: Index of the peer.
+            store_port: Port of the group's store; 0 for worker 0 of peer 0, which opens it.
         """
         environment = {**network_environment(self.address), **self.variables}
         return {
@@ -53,7 +54,7 @@ class Jobs:
         }
 
     def message(self, store_port: int) -> Message:
-        """Return what the other peers need to know."""
+        """Return the job message for the other peers."""
         return {
             "t": "job",
             "workers": self.workers,

@@ -1,10 +1,10 @@
-"""One worker of the check: a process with torch, and a GPU if there is one.
+"""Worker of the check: a process with torch and, if available, a GPU.
 
     python -m serving.engine.fabric.worker PARENT_PID
 
-It says ``ready`` on its standard output, reads its job from standard input, and reports each step
-as a line of JSON before it takes it: the parent sees which one does not end. It ends with its
-parent.
+The worker writes ``ready`` to standard output and reads its job from standard input. It reports
+each step as a JSON line before the step begins, so the parent knows which step hangs. The kernel
+kills the worker when its parent dies.
 """
 
 import ctypes
@@ -28,9 +28,9 @@ from serving.engine.fabric.plan import pairings
 _PR_SET_PDEATHSIG = 1
 _WORD = 4
 _WARM_UP = 2**18
-"""Words of the first message of a pair, which also makes the connection."""
+"""Words of the first message between two workers, which also establishes the connection."""
 _NETWORK = re.compile(r"Using network (\S+)")
-"""NCCL's own line about what it sends over."""
+"""Log line of NCCL about the selected network."""
 
 _NOISE = re.compile(r"^\[\S+:\d+\] | ?This is typically caused by .*")
 
@@ -38,11 +38,11 @@ Say = Callable[..., None]
 
 
 class WrongContents(Exception):
-    """Data came, and they are not what was sent."""
+    """The received data differ from the sent data."""
 
 
 class Exchange:
-    """The steps of one worker, over a formed process group."""
+    """Steps of one worker in an initialized process group."""
 
     def __init__(self, job: Mapping[str, Any], collectives: Any, device: str, say: Say) -> None:
         self._dist = collectives
@@ -56,13 +56,13 @@ class Exchange:
         self._rounds: int = job["rounds"]
         self._ordinal = 1
         self.checked = 0
-        """Bytes received and compared."""
+        """Bytes received and verified."""
 
     def pairs(self) -> dict[int, float]:
-        """Exchange with the worker of the same place at every other peer, one after the other.
+        """Exchange data with the corresponding worker of every other peer, one after the other.
 
         Returns:
-            Peer: bytes per second that came from it, while as many went there.
+            Bytes per second received by peer, while the same amount was sent to the peer.
         """
         me, place = divmod(self._rank, self._workers)
         rates = {}
@@ -80,7 +80,7 @@ class Exchange:
         return rates
 
     def all_to_all(self) -> list[float]:
-        """Run the rounds; return the seconds of each."""
+        """Run the all-to-all rounds; return their durations in seconds."""
         import torch
 
         share = max(1, self._words // self._world)
@@ -102,7 +102,7 @@ class Exchange:
         return seconds
 
     def _swap(self, contents: Contents, other: int, number: int) -> float:
-        """Exchange and compare; return the seconds of the exchange alone."""
+        """Exchange and verify contents; return the duration of the exchange alone in seconds."""
         import torch
 
         out = contents.make(self._rank, other, number)
@@ -143,7 +143,7 @@ class Exchange:
 
 
 def main() -> int:
-    """Run until the job is done; 0 if all contents were right."""
+    """Run one job; return 0 if all contents are correct, otherwise 1."""
     _end_with_parent(int(sys.argv[1]))
     import torch
 
@@ -158,7 +158,7 @@ def main() -> int:
     except WrongContents as error:
         _say(event="error", kind="contents", text=str(error))
         return 1
-    except Exception as error:  # noqa: BLE001  whatever it is, the parent tells it
+    except Exception as error:  # noqa: BLE001  the parent reports any error
         _say(event="error", kind="group", text=f"{type(error).__name__}: {first_line(error)}")
         return 1
     return 0
@@ -188,7 +188,7 @@ def _run(job: Mapping[str, Any]) -> None:
             rank=job["rank"],
             world_size=job["world"],
             timeout=timedelta(seconds=job["limit"]),
-            # NCCL's communicator must be there before some of the workers exchange in pairs.
+            # NCCL's communicator must exist before a subset of the workers exchanges data.
             device_id=torch.device(device) if cuda else None,
         )
         exchange = Exchange(job, dist, device, _say)
@@ -203,13 +203,13 @@ def _run(job: Mapping[str, Any]) -> None:
             network=network_of(notes),
             deep_ep=_deep_ep(job, dist, cuda=cuda),
         )
-        # No worker closes its connections while another still reads from them.
+        # Keep connections open until no worker reads from them.
         dist.barrier()
         dist.destroy_process_group()
 
 
 def _store(job: Mapping[str, Any], dist: Any) -> Any:
-    """Return the group's key-value store; worker 0 of peer 0 holds it and tells its port."""
+    """Return the group's key-value store; rank 0 hosts the store and reports its port."""
     import socket
 
     host, port, descriptor = job["store_host"], job["store_port"], None
@@ -233,7 +233,7 @@ def _store(job: Mapping[str, Any], dist: Any) -> Any:
 
 
 def network_of(notes: Path) -> str:
-    """Return what NCCL says it sends over (IB, Socket, …); empty if it says nothing."""
+    """Return the network in NCCL's log (IB, Socket, …); empty if there is none."""
     try:
         found = _NETWORK.findall(notes.read_text("utf-8", errors="replace"))
     except OSError:
@@ -242,7 +242,7 @@ def network_of(notes: Path) -> str:
 
 
 def _deep_ep(job: Mapping[str, Any], dist: Any, *, cuda: bool) -> str:
-    """Start DeepEP over NVSHMEM and stop it again; return what was done, in words."""
+    """Start and stop DeepEP over NVSHMEM; return a text for the report."""
     if util.find_spec("deep_ep") is None:
         return "not checked: not installed"
     if not cuda:
@@ -251,7 +251,7 @@ def _deep_ep(job: Mapping[str, Any], dist: Any, *, cuda: bool) -> str:
     import torch
 
     world = job["world"]
-    # As small as the low-latency kernels allow: what matters is that NVSHMEM starts everywhere.
+    # Minimum size of the low-latency kernels: only the start of NVSHMEM is tested.
     size = deep_ep.Buffer.get_low_latency_rdma_size_hint(8, 2048, world, world)
     buffer = deep_ep.Buffer(
         dist.group.WORLD,
@@ -267,7 +267,7 @@ def _deep_ep(job: Mapping[str, Any], dist: Any, *, cuda: bool) -> str:
 
 
 def first_line(error: Exception) -> str:
-    """Return a library's error without its source line and general advice."""
+    """Return the first line of a library's error without source location and generic advice."""
     first = next((text for text in str(error).splitlines() if text.strip()), "")
     return _NOISE.sub("", first).strip()
 

@@ -1,4 +1,4 @@
-"""The worker processes of one peer: started, given their job, listened to, killed."""
+"""Worker processes of one peer: start, jobs, reports, termination."""
 
 import asyncio
 import contextlib
@@ -17,12 +17,12 @@ from serving.temporary import temporary_folder
 _TAIL_LINES = 3
 _LINE_LIMIT = 2**20
 Report = Callable[[int, Mapping[str, Any]], None]
-"""Takes a worker's number and its report."""
+"""Callback with a worker's number and its report."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """What a peer's workers will run."""
+    """Number and backend of a peer's workers that are ready for a job."""
 
     workers: int
     backend: str
@@ -32,24 +32,24 @@ class WorkerPool(Protocol):
     """The workers of this peer."""
 
     async def prepare(self) -> Ready:
-        """Start them; return when all can take a job.
+        """Start the workers; return when all are ready for a job.
 
         Raises:
-            FabricError: one cannot, or this machine lacks what was asked for.
+            FabricError: A worker does not start, or this machine has too few GPUs for the plan.
         """
         ...
 
     def start(self, jobs: Mapping[int, Mapping[str, Any]], report: Report) -> None:
-        """Give workers (by number) their jobs and hand on their reports."""
+        """Send jobs to workers (by number), and forward their reports."""
         ...
 
     async def close(self) -> None:
-        """Kill them; none is left when this returns."""
+        """Kill all workers and wait for their end."""
         ...
 
 
 class Workers:
-    """Processes of ``serving.engine.fabric.worker``."""
+    """Pool of ``serving.engine.fabric.worker`` processes."""
 
     def __init__(self, plan: Plan, environment: Mapping[str, str] = os.environ) -> None:
         self._plan = plan
@@ -57,20 +57,20 @@ class Workers:
         self._folder = self._open.enter_context(temporary_folder("moe-fabric-"))
         self._environment = {
             **environment,
-            # For the check of contents on CPUs; many workers share them.
+            # Workers share the CPUs when they verify contents.
             "OMP_NUM_THREADS": "1",
-            # Workers get addresses, no names; torch's store looks up a name for each address all
-            # the same, ten seconds where no name server answers.
+            # torch's store performs a reverse lookup of each address, which takes ten seconds if
+            # no name server answers.
             "RES_OPTIONS": "timeout:1 attempts:1",
             "TORCH_CPP_LOG_LEVEL": "ERROR",
-            # Workers are killed in the end, and what they have written goes with the folder.
+            # Workers are killed at the end and leave files, which are removed with the folder.
             "TMPDIR": str(self._folder),
         }
         self._processes: list[asyncio.subprocess.Process] = []
         self._listeners: list[asyncio.Task[None]] = []
 
     async def prepare(self) -> Ready:
-        """Start one, learn from it how many GPUs there are, then start the others."""
+        """Start one worker, which reports the number of GPUs, then the other workers."""
         gpus = await self._first_words(await self._spawn(), 0)
         backend = self._plan.backend
         if backend is Backend.AUTO:
@@ -79,7 +79,7 @@ class Workers:
         if backend is Backend.NCCL and count > gpus:
             raise FabricError(
                 f"--backend nccl with {count} workers needs {count} GPUs, and torch sees {gpus} "
-                "here: does the pod ask for them, and does the image have the CUDA build of torch?"
+                "here: does the pod request them, and does the image have the CUDA build of torch?"
             )
         others = [await self._spawn() for _ in range(count - 1)]
         await asyncio.gather(
@@ -88,9 +88,9 @@ class Workers:
         return Ready(count, backend.value)
 
     def start(self, jobs: Mapping[int, Mapping[str, Any]], report: Report) -> None:
-        """Give workers their jobs and hand on their reports.
+        """Send jobs to workers, and forward their reports.
 
-        The end of a process without a result is reported as an error.
+        A process that ends without a result is reported as an error.
         """
         for number, job in jobs.items():
             process = self._processes[number]
@@ -99,7 +99,7 @@ class Workers:
             self._listeners.append(asyncio.create_task(self._listen(number, process, report)))
 
     async def close(self) -> None:
-        """Kill them."""
+        """Kill the workers and remove their files."""
         for process in self._processes:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
@@ -122,7 +122,7 @@ class Workers:
         return process
 
     async def _first_words(self, process: asyncio.subprocess.Process, number: int) -> int:
-        """Return how many GPUs a worker sees, when it is ready."""
+        """Wait until a worker is ready; return the number of visible GPUs."""
         assert process.stdout is not None
         async for line in process.stdout:
             said = _report_of(line)
@@ -159,7 +159,7 @@ class Workers:
 
 
 def _report_of(line: bytes) -> dict[str, Any] | None:
-    """Return a worker's report; ``None`` for what a library writes to the same place."""
+    """Decode a worker's report; return ``None`` for output of libraries."""
     try:
         said = json.loads(line)
     except ValueError:

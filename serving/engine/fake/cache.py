@@ -1,22 +1,21 @@
-"""The fake engine's prefix cache: blocks by name, least recently used ones go first."""
+"""Prefix cache of the fake engine: block hashes with least-recently-used eviction."""
 
 from collections import OrderedDict
 from collections.abc import Sequence
 
 from serving.engine.kv_mirror import KvMirror
-from serving.link.block_hashes import block_names
+from serving.link.block_hashes import block_hashes
 
 
 class FakeCache:
-    """Remembers which prompts' beginnings were computed; holds no tokens."""
+    """Records which prefixes have been computed; holds no tokens."""
 
     def __init__(self, blocks: int, block_size: int) -> None:
-        """Be empty.
+        """Create an empty cache.
 
         Args:
-            blocks: most blocks that are kept.
-            block_size: tokens of a block.
-
+            blocks: Maximum number of blocks.
+            block_size: Tokens per block.
         """
         self.mirror = KvMirror(block_size, 2 * blocks)
         self._most = blocks
@@ -24,18 +23,18 @@ class FakeCache:
         self._blocks: OrderedDict[int, None] = OrderedDict()
 
     def cached_tokens(self, prompt: Sequence[int]) -> int:
-        """Return how many tokens of the prompt need not be computed; the last one always is."""
+        """Return the number of cached tokens of a prompt; the last token is always computed."""
         blocks = 0
-        for name in block_names(prompt[:-1], self._size):
+        for name in block_hashes(prompt[:-1], self._size):
             if name not in self._blocks:
                 break
             blocks += 1
         return blocks * self._size
 
     def keep(self, token_ids: Sequence[int]) -> None:
-        """Keep the full blocks of ``token_ids``, and drop old ones for them."""
-        names = list(block_names(token_ids, self._size))
-        # Backwards, as vLLM frees them: of one prompt the end goes before the beginning.
+        """Cache the full blocks of ``token_ids``; evict other blocks if necessary."""
+        names = list(block_hashes(token_ids, self._size))
+        # Reverse order as in vLLM: the end of a prompt is evicted before its beginning.
         for name in reversed(names):
             self._blocks[name] = None
             self._blocks.move_to_end(name)
@@ -51,6 +50,6 @@ class FakeCache:
         self.mirror.removed(gone)
 
     def clear(self) -> None:
-        """Drop everything."""
+        """Remove everything."""
         self._blocks.clear()
         self.mirror.cleared()

@@ -1,8 +1,8 @@
-"""An engine without a model: deterministic tokens, faults on demand.
+"""An engine without a model: deterministic tokens, and faults on demand.
 
-The next token is a pure function of all token ids so far and the seed. So two fake engines
-give the same stream, and one that is given a prompt and the first tokens of an answer goes on
-exactly where the other was. A token id is the code of a printable ASCII character.
+The next token is a pure function of all previous token ids and the seed. Two fake engines
+therefore generate the same stream, and an engine that is given a prompt and the first tokens of
+an answer continues the answer exactly. A token id is the code of a printable ASCII character.
 """
 
 import asyncio
@@ -27,31 +27,31 @@ _MAX_MODEL_LEN = 2048
 _EXPERTS = 16
 _MOE_LAYERS = (1, 2)
 _BLOCK = 16
-"""Tokens of a KV-cache block."""
+"""Tokens per KV-cache block."""
 
 
 @dataclass(slots=True)
 class FakeFaults:
-    """What goes wrong and when; may be changed while the engine runs."""
+    """Faults to simulate; can be changed while the engine runs. ``None`` disables a fault."""
 
     start_error: str | None = None
-    """``start`` fails with this."""
+    """Error message of ``start``."""
     refuse: str | None = None
-    """New requests end with OVERLOADED and this."""
+    """Error message for new requests, which end with OVERLOADED."""
     fail_after: int | None = None
-    """The engine dies when it has generated so many tokens in all."""
+    """Total number of generated tokens after which the engine dies."""
     stall_after: int | None = None
-    """It stops making steps when it has generated so many tokens in all."""
+    """Total number of generated tokens after which the engine stalls."""
 
 
 @dataclass(slots=True)
-class _Request:
+class _State:
     aborted: asyncio.Event = field(default_factory=asyncio.Event)
     running: bool = False
 
 
 class FakeEngine:
-    """Engine protocol without vLLM."""
+    """Implementation of the Engine protocol without vLLM."""
 
     def __init__(
         self,
@@ -63,17 +63,17 @@ class FakeEngine:
         faults: FakeFaults | None = None,
         kv_blocks: int | None = None,
     ) -> None:
-        """Remember the arguments.
+        """Create the engine without starting it.
 
         Args:
-            settings: model name, capacity, number of ranks, and whether prefixes are cached
-                (``engine.args.enable_prefix_caching``) are taken from them.
-            rank: index in the group; says which experts are here.
-            clock: source of time for health and load.
-            token_delay: seconds from one token of a request to the next.
-            faults: what goes wrong.
-            kv_blocks: size of the KV cache; default: room for ``max_num_seqs`` of the longest.
-
+            settings: Source of the model name, the capacity, the number of ranks, and whether
+                prefixes are cached (``engine.args.enable_prefix_caching``).
+            rank: Index in the group; determines the local experts.
+            clock: Source of time for health and load.
+            token_delay: Seconds between two tokens of a request.
+            faults: Faults to simulate; by default none.
+            kv_blocks: Size of the KV cache in blocks; by default room for ``max_num_seqs``
+                requests of maximum length.
         """
         self.faults = faults or FakeFaults()
         self._settings = settings
@@ -83,7 +83,7 @@ class FakeEngine:
         self._max_len = settings.engine.max_model_len or _MAX_MODEL_LEN
         self._running = False
         self._dead = asyncio.Event()
-        self._requests: dict[str, _Request] = {}
+        self._requests: dict[str, _State] = {}
         self._slots = asyncio.Semaphore(settings.engine.max_num_seqs)
         self._last_step = self._clock.monotonic()
         self._steps = self._prompt_tokens = self._tokens = 0
@@ -96,21 +96,21 @@ class FakeEngine:
 
     @property
     def kv_mirror(self) -> KvMirror | None:
-        """What the made-up prefix cache holds."""
+        """Content of the simulated prefix cache; None if prefixes are not cached."""
         return self._cache.mirror if self._caching else None
 
     async def start(self) -> None:
-        """Be ready at once.
+        """Mark the engine as running; returns immediately.
 
         Raises:
-            EngineError: the faults say so.
+            EngineError: ``faults.start_error`` is set.
         """
         if self.faults.start_error is not None:
             raise EngineError(self.faults.start_error)
         self._running = True
 
     def describe(self) -> link_pb2.Hello:
-        """Return a made-up capacity."""
+        """Return a Hello with the simulated capacity and experts."""
         return link_pb2.Hello(
             protocol_version=PROTOCOL_VERSION,
             engine_version="fake 1",
@@ -127,10 +127,10 @@ class FakeEngine:
             experts=link_pb2.ExpertPlacement(total=_EXPERTS, local_ids=self._local),
         )
 
-    async def generate(self, work: link_pb2.Submit) -> AsyncIterator[link_pb2.Delta]:
-        """Yield one delta a token (of every choice); see the protocol."""
+    async def generate(self, request: link_pb2.Submit) -> AsyncIterator[link_pb2.Delta]:
+        """Yield one delta per step, with one token of each choice; see the protocol."""
         codes = link_pb2.RequestError
-        request_id = work.request_id
+        request_id = request.request_id
         if not self._running or self._dead.is_set():
             yield fake_error(request_id, codes.ENGINE_FAILED, "the engine is not running")
             return
@@ -138,28 +138,28 @@ class FakeEngine:
             yield fake_error(request_id, codes.OVERLOADED, self.faults.refuse)
             return
         try:
-            params = self._checked(work)
+            params = self._checked(request)
         except (msgspec.MsgspecError, ValueError) as error:
             yield fake_error(request_id, codes.INVALID_REQUEST, str(error))
             return
-        request = self._requests[request_id] = _Request()
+        state = self._requests[request_id] = _State()
         try:
             async with self._slots:
-                request.running = True
-                self._prompt_tokens += len(work.prompt_token_ids)
-                async for delta in self._run(work, params, request):
+                state.running = True
+                self._prompt_tokens += len(request.prompt_token_ids)
+                async for delta in self._run(request, params, state):
                     yield delta
         finally:
             del self._requests[request_id]
 
     async def abort(self, request_id: str) -> None:
         """End the request with finish reason ABORT."""
-        request = self._requests.get(request_id)
-        if request is not None:
-            request.aborted.set()
+        state = self._requests.get(request_id)
+        if state is not None:
+            state.aborted.set()
 
     async def load(self) -> link_pb2.LoadSnapshot:
-        """Return counts of what the fake has done."""
+        """Return this engine's load and health."""
         health, reason = link_pb2.LoadSnapshot.HEALTHY, ""
         try:
             await self.check_health()
@@ -167,7 +167,7 @@ class FakeEngine:
             reason = str(error)
             failed = self._dead.is_set() or not self._running
             health = link_pb2.LoadSnapshot.FAILED if failed else link_pb2.LoadSnapshot.STALLED
-        running = sum(request.running for request in self._requests.values())
+        running = sum(state.running for state in self._requests.values())
         return link_pb2.LoadSnapshot(
             health=health,
             health_reason=reason,
@@ -189,10 +189,10 @@ class FakeEngine:
         )
 
     async def check_health(self) -> None:
-        """Return if the engine makes progress.
+        """Check that the engine makes progress.
 
         Raises:
-            EngineError: it is dead, or has work and has stalled.
+            EngineError: The engine has failed, is not running, or has requests and is stalled.
         """
         if self._dead.is_set():
             raise EngineError("the fake engine was made to fail")
@@ -200,65 +200,66 @@ class FakeEngine:
             raise EngineError("the engine is not running")
         still = self._clock.monotonic() - self._last_step
         if self._requests and still > self._settings.fleet.stall_timeout:
-            raise EngineError(f"the engine has work and has made no step for {still:.1f} s")
+            raise EngineError(f"the engine has requests and has made no step for {still:.1f} s")
 
     async def shutdown(self) -> None:
         """End all requests."""
         self._running = False
         self._dead.set()
 
-    def _checked(self, work: link_pb2.Submit) -> FakeParams:
-        """Read the parameters and look at the prompt.
+    def _checked(self, request: link_pb2.Submit) -> FakeParams:
+        """Return the parameters of a valid request.
 
         Raises:
-            ValueError: the prompt is not acceptable.
-            msgspec.MsgspecError: the parameters are not.
+            ValueError: The prompt or the request id is invalid.
+            msgspec.MsgspecError: The parameters do not decode.
         """
-        params = msgspec.msgpack.decode(work.sampling_params, type=FakeParams)
-        prompt = work.prompt_token_ids
+        params = msgspec.msgpack.decode(request.sampling_params, type=FakeParams)
+        prompt = request.prompt_token_ids
         if not prompt:
             raise ValueError("the prompt is empty")
         if len(prompt) >= self._max_len:
             raise ValueError(f"the prompt ({len(prompt)}) is not shorter than {self._max_len}")
         if max(prompt) >= _VOCABULARY:
             raise ValueError(f"token id {max(prompt)} is out of vocabulary")
-        if work.request_id in self._requests:
-            raise ValueError(f"request id {work.request_id} is in use")
+        if request.request_id in self._requests:
+            raise ValueError(f"request id {request.request_id} is in use")
         return params
 
     async def _run(
         self,
-        work: link_pb2.Submit,
+        request: link_pb2.Submit,
         params: FakeParams,
-        request: _Request,
+        state: _State,
     ) -> AsyncIterator[link_pb2.Delta]:
-        prompt = list(work.prompt_token_ids)
+        prompt = list(request.prompt_token_ids)
         choices = [
             FakeChoice(prompt, params, (params.seed or 0) + index) for index in range(params.n)
         ]
-        if not any(other.running for other in self._requests.values() if other is not request):
-            self._last_step = self._clock.monotonic()  # the wait for work is no stall
+        if not any(other.running for other in self._requests.values() if other is not state):
+            self._last_step = self._clock.monotonic()  # idle time is not a stall
         first = True
         said: list[int] = []
         cached = self._cache.cached_tokens(prompt)
         self._cache.keep(prompt)
         while not all(choice.finished for choice in choices):
-            await self._step(request)
-            delta = link_pb2.Delta(request_id=work.request_id)
+            await self._step(state)
+            delta = link_pb2.Delta(request_id=request.request_id)
             if self._dead.is_set():
                 code = link_pb2.RequestError.ENGINE_FAILED
-                yield fake_error(work.request_id, code, "the fake engine was made to fail")
+                text = "the fake engine was made to fail"
+                yield fake_error(request.request_id, code, text)
                 return
             for index, choice in enumerate(choices):
                 if choice.finished:
                     continue
                 message = delta.choices.add(index=index)
-                if request.aborted.is_set():
+                if state.aborted.is_set():
                     message.finish_reason = link_pb2.ChoiceDelta.ABORT
                     choice.finished = True
                 else:
                     self._count(choice.advance(message, self._max_len))
-            said += delta.choices[0].token_ids  # of several choices a mixture: it matches nothing
+            said += delta.choices[0].token_ids  # meaningful only for a single choice
             if first:
                 delta.prompt_tokens = len(prompt)
                 delta.cached_tokens = cached
@@ -270,11 +271,11 @@ class FakeEngine:
                 self._cache.keep(prompt + said)
             yield delta
 
-    async def _step(self, request: _Request) -> None:
-        """Wait as long as a step takes, or for ever if stalled; a death or abort ends it."""
+    async def _step(self, state: _State) -> None:
+        """Wait for the duration of a step, or indefinitely if stalled; failure or abort ends it."""
         limit = self.faults.stall_after
         stalled = limit is not None and self._tokens >= limit
-        waits = [asyncio.ensure_future(event.wait()) for event in (self._dead, request.aborted)]
+        waits = [asyncio.ensure_future(event.wait()) for event in (self._dead, state.aborted)]
         try:
             if stalled or self._token_delay > 0:
                 await asyncio.wait(
@@ -291,7 +292,7 @@ class FakeEngine:
         self._steps += 1
 
     def _speculation(self) -> link_pb2.SpeculationCounts:
-        """Make up that three of four drafted tokens were accepted, if drafting is asked for."""
+        """Return counts with 3 of 4 drafted tokens accepted; zeros without speculation."""
         if self._settings.engine.speculative == "none":
             return link_pb2.SpeculationCounts()
         return link_pb2.SpeculationCounts(
@@ -301,7 +302,7 @@ class FakeEngine:
         )
 
     def _count(self, token: int) -> None:
-        """Account for a generated token; may kill the engine."""
+        """Count a generated token; fail the engine if ``faults.fail_after`` is reached."""
         self._tokens += 1
         for layer, tokens in self._expert_tokens.items():
             expert = token * layer % _EXPERTS

@@ -1,4 +1,4 @@
-"""The fake engine's language: the next token is a checksum of all that came before it."""
+"""Tokens of the fake engine: each is a checksum of all previous tokens."""
 
 import zlib
 
@@ -7,13 +7,13 @@ import msgspec
 from serving.link.v1 import link_pb2
 
 _FIRST, _LETTERS = 32, 95
-"""Printable ASCII: the tokens that are generated."""
+"""Generated tokens: printable ASCII characters, as first code and count."""
 
 
 class FakeParams(msgspec.Struct):
-    """The part of vLLM's SamplingParams that the fake heeds; others are ignored.
+    """Fields of vLLM's SamplingParams that the fake engine uses; other fields are ignored.
 
-    Defaults are vLLM's own: what has its default is not sent.
+    The defaults equal vLLM's, because fields with default values are not sent.
     """
 
     n: int = 1
@@ -33,10 +33,16 @@ class FakeParams(msgspec.Struct):
 
 
 class FakeChoice:
-    """One of a request's answers while it grows."""
+    """One choice of a running request."""
 
     def __init__(self, prompt: list[int], params: FakeParams, seed: int) -> None:
-        """Begin after ``prompt``."""
+        """Prepare generation after a prompt.
+
+        Args:
+            prompt: Token ids.
+            params: The request's parameters.
+            seed: The request's seed plus the index of the choice.
+        """
         self.finished = False
         self._params = params
         self._stops = params.stops()
@@ -44,7 +50,7 @@ class FakeChoice:
         self._tokens = 0
         self._text = ""
         self._shown = 0
-        # Of several choices with the largest seed, the second's is past 64 bits with a sign.
+        # The maximum seed plus a choice index exceeds 64 bits.
         self._state = zlib.crc32((seed % 2**64).to_bytes(8, "little"))
         for token in prompt:
             self._read(token)
@@ -53,9 +59,8 @@ class FakeChoice:
         """Generate one token into ``message`` and return it.
 
         Args:
-            message: gets the token, its text and, at the end, why it ended.
-            max_len: longest prompt and answer together.
-
+            message: Receives the token, its text and, at the end, the finish reason.
+            max_len: Maximum number of tokens of prompt and answer together.
         """
         params = self._params
         token = _FIRST + self._state % _LETTERS
@@ -78,7 +83,7 @@ class FakeChoice:
         elif self._tokens == params.max_tokens or self._length + self._tokens >= max_len:
             message.finish_reason = link_pb2.ChoiceDelta.LENGTH
         self.finished = message.finish_reason != link_pb2.ChoiceDelta.FINISH_REASON_UNSPECIFIED
-        # What may become a stop string is held back, as vLLM does.
+        # Text that may become a stop string is held back, as in vLLM.
         held = 0 if self.finished else max((len(stop) - 1 for stop in self._stops), default=0)
         visible = max(self._shown, len(self._text) - held)
         message.text = self._text[self._shown : visible]
@@ -90,7 +95,7 @@ class FakeChoice:
 
 
 def fake_logprobs(token: int, count: int) -> link_pb2.PositionLogprobs:
-    """Make up a position: ``token`` first, then others until there are ``count``."""
+    """Return fake log-probabilities of a position: ``token`` first, ``count`` entries in all."""
     tokens = [token, *(_FIRST + (token + step) % _LETTERS for step in range(1, count))]
     return link_pb2.PositionLogprobs(
         token_ids=tokens,
@@ -101,7 +106,7 @@ def fake_logprobs(token: int, count: int) -> link_pb2.PositionLogprobs:
 
 
 def fake_prompt_logprobs(prompt: list[int], params: FakeParams) -> list[link_pb2.PositionLogprobs]:
-    """Make up all positions of a prompt; the first one has none."""
+    """Return fake log-probabilities of all prompt positions; the first position has none."""
     count = params.prompt_logprobs or 0
     return [
         link_pb2.PositionLogprobs(),

@@ -1,7 +1,6 @@
-"""Whether the cluster has room for the groups, and what is missing if not.
+"""Check that the cluster has room for the groups, with an explanation if not.
 
-Pure: nodes and needs go in, a sentence or nothing comes out. Ray would wait for room for
-ever and in silence; this is what says why.
+Pure functions of nodes and needs. Ray waits for resources indefinitely and reports no reason.
 """
 
 import math
@@ -12,18 +11,19 @@ from serving.errors import PlacementError
 from serving.settings import GroupSettings, Platform
 
 _EPSILON = 1e-6
-"""Ray keeps resources in steps of 1e-4; differences below this are rounding."""
+"""Tolerance for rounding; Ray counts resources in steps of 1e-4."""
 
 NODE_RESOURCE_SHARE = 0.001
-"""What a rank takes of ``group.node_resource``: it says where a rank may be, not how many."""
+"""Amount of ``group.node_resource`` per rank; small, because it selects nodes without limiting
+the number of ranks."""
 
 REPLICA_CPUS = 1.0
-"""Ray CPUs of a rank's own Serve replica, beside ``group.cpus_per_rank``."""
+"""Ray CPUs of a rank's Serve replica, in addition to ``group.cpus_per_rank``."""
 
 
 @dataclass(frozen=True, slots=True)
 class NodeRoom:
-    """One node of the cluster and what is free on it (Ray resource name: amount)."""
+    """Resources of one node, as amounts by Ray resource name."""
 
     address: str
     total: Mapping[str, float]
@@ -32,7 +32,7 @@ class NodeRoom:
 
 @dataclass(frozen=True, slots=True)
 class GroupNeeds:
-    """What the groups ask of the cluster."""
+    """Resources that the groups need from the cluster."""
 
     groups: int
     ranks: int
@@ -40,14 +40,14 @@ class GroupNeeds:
     strategy: str
     """pack, spread or strict_spread."""
     rank: Mapping[str, float]
-    """Resources of one rank (Ray resource name: amount), all on one node."""
+    """Resources of one rank by Ray resource name, all on one node."""
 
 
 def rank_resources(group: GroupSettings, platform: Platform) -> dict[str, float]:
-    """Return what one rank reserves on its node.
+    """Return the resources that one rank reserves on its node, by Ray resource name.
 
-    The workers of a rank (tensor parallelism) are processes of its replica, so a rank
-    never spans nodes and is one bundle of its gang's placement group.
+    The tensor-parallel workers of a rank are processes of its replica, so a rank never spans nodes
+    and is one bundle of the gang's placement group.
     """
     resources = {"CPU": REPLICA_CPUS + group.cpus_per_rank}
     if platform is Platform.GPU:
@@ -58,7 +58,7 @@ def rank_resources(group: GroupSettings, platform: Platform) -> dict[str, float]
 
 
 def group_needs(group: GroupSettings, platform: Platform) -> GroupNeeds:
-    """Return what all groups of the settings ask for."""
+    """Return the needs of all groups of the settings."""
     return GroupNeeds(
         groups=group.count,
         ranks=group.data_parallel,
@@ -68,7 +68,7 @@ def group_needs(group: GroupSettings, platform: Platform) -> GroupNeeds:
 
 
 def rank_slots(node: NodeRoom, rank: Mapping[str, float]) -> int:
-    """Return how many ranks more fit on ``node``."""
+    """Return the number of additional ranks that fit on ``node``."""
     slots = math.inf
     for name, amount in rank.items():
         if amount <= 0:
@@ -78,11 +78,12 @@ def rank_slots(node: NodeRoom, rank: Mapping[str, float]) -> int:
 
 
 def explain_gap(nodes: Sequence[NodeRoom], needs: GroupNeeds) -> str | None:
-    """Return what is missing to place all groups, in one sentence, or ``None`` if all fit.
+    """Return a sentence about the missing resources, or ``None`` if all groups fit.
 
-    A group is placed whole or not at all. Ranks of different groups may share a node; with
-    strict_spread, ranks of one group may not. Then a node takes at most one rank of each
-    group, and filling node after node, group by group in turn, shows that this is enough.
+    Groups are placed atomically. Ranks of different groups can share a node; with strict_spread,
+    ranks of the same group cannot. A node then holds at most one rank of each group, so it
+    contributes ``min(slots, groups)`` slots. This condition is also sufficient: fill the nodes one
+    after the other, assigning ranks to the groups in rotation.
     """
     wanted = needs.groups * needs.ranks
     strict = needs.strategy == "strict_spread"
@@ -108,10 +109,10 @@ def explain_gap(nodes: Sequence[NodeRoom], needs: GroupNeeds) -> str | None:
 
 
 def require_room(nodes: Sequence[NodeRoom], needs: GroupNeeds) -> None:
-    """Return if all groups fit.
+    """Check that all groups fit.
 
     Raises:
-        PlacementError: saying what is needed and what there is.
+        PlacementError: They do not fit; the message states needed and available resources.
     """
     gap = explain_gap(nodes, needs)
     if gap is not None:
@@ -119,7 +120,7 @@ def require_room(nodes: Sequence[NodeRoom], needs: GroupNeeds) -> None:
 
 
 def advice(needs: GroupNeeds) -> str:
-    """Return what to do about missing room."""
+    """Return the remedy for missing resources."""
     if needs.strategy == "strict_spread":
         return "Add nodes, or set group.placement to spread or pack"
     return "Add nodes, or lower group.count, group.data_parallel or group.cpus_per_rank"

@@ -1,8 +1,8 @@
-"""What each rank is doing while its gang starts, for whoever waits for it.
+"""Progress of each rank while its gang starts.
 
-Ray Serve knows of a replica only that it is "starting". A rank therefore writes its stage
-into the store that the gang meets in, and ``moe-serving up`` shows it. After the start
-nobody reads it: health is the router's business.
+Ray Serve reports only that a replica is "starting". Each rank therefore writes its stage to the
+store of the rendezvous, and ``moe-serving up`` shows it. After the start the stage is not used;
+health is reported through the router.
 """
 
 import json
@@ -14,7 +14,7 @@ from serving.engine.ray.rendezvous import GangMember, KeyValueStore, sweep
 
 
 class Stage(StrEnum):
-    """Where a rank is on its way to serving."""
+    """Stages of a rank's start."""
 
     PLACED = "placed"
     MEETING = "meeting its peers"
@@ -26,7 +26,7 @@ class Stage(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class RankReport:
-    """The last word of one rank."""
+    """The latest report of one rank."""
 
     gang_id: str
     rank: int
@@ -35,17 +35,18 @@ class RankReport:
     node: str
     pid: int
     made_at: float
-    """Seconds since the Unix epoch, by the rank's own clock."""
+    """Time of the report by the rank's clock, seconds since the Unix epoch."""
     error_type: str = ""
-    """Class name of the error, with stage failed."""
+    """Class name of the error; empty unless the stage is ``FAILED``."""
     error: str = ""
-    """One line."""
+    """Error message in one line."""
 
 
 class StageBoard:
-    """The reports of one application's ranks."""
+    """Reports of the ranks of one application."""
 
     def __init__(self, store: KeyValueStore, app: str) -> None:
+        """Use ``store`` for the reports of Serve application ``app``."""
         self._store = store
         self._prefix = f"stage/{app}/"
 
@@ -59,7 +60,7 @@ class StageBoard:
         self._store.delete(f"{self._prefix}{member.incarnation}/{member.rank}")
 
     def read(self, since: float = 0.0) -> tuple[RankReport, ...]:
-        """Return reports made at or after ``since``, by gang and rank, oldest gang first."""
+        """Return reports made at or after ``since``, sorted by gang (oldest first) and rank."""
         reports = []
         for key in self._store.keys(self._prefix):
             value = self._store.get(key)
@@ -76,16 +77,17 @@ class StageBoard:
         return tuple(reports)
 
     def sweep(self, now: float) -> None:
-        """Remove reports of gangs long gone."""
+        """Remove reports older than ``KEEP_SECONDS``; ``now`` in seconds since the Unix epoch."""
         sweep(self._store, (self._prefix,), now)
 
 
 class StageWriter:
-    """One rank's pen."""
+    """Writes the reports of one rank."""
 
     def __init__(
         self, board: StageBoard, member: GangMember, node: str, pid: int, clock: Clock
     ) -> None:
+        """Write to ``board`` for ``member``, process ``pid`` on the node with address ``node``."""
         self._board = board
         self._member = member
         self._node = node
@@ -93,11 +95,11 @@ class StageWriter:
         self._clock = clock
 
     def enter(self, stage: Stage) -> None:
-        """Say that the rank reached ``stage``."""
+        """Report that the rank has reached ``stage``."""
         self._write(stage, "", "")
 
     def fail(self, error: BaseException) -> None:
-        """Say why the rank could not start."""
+        """Report why the rank could not start."""
         text = " ".join(str(error).split()) or type(error).__name__
         self._write(Stage.FAILED, type(error).__name__, text)
 

@@ -1,1 +1,1 @@
-"""A rank's end of the link to routers."""
+"""A rank's connections to the routers."""

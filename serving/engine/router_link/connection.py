@@ -1,7 +1,6 @@
-"""One router as a rank sees it: dial, say Hello, run its requests, dial again when it is lost."""
+"""Connection of a rank to one router: dial, send Hello, run requests, reconnect."""
 
 import asyncio
-import contextlib
 import random
 from collections.abc import Callable
 from typing import Any
@@ -10,26 +9,19 @@ import grpc
 import grpc.aio
 import structlog
 
-from serving.clock import Clock
-from serving.credentials.grpc_tls import channel_credentials
 from serving.credentials.tls import load_dial_tls
 from serving.credentials.tokens import join_metadata
 from serving.engine.base import Engine
-from serving.engine.router_link.request_runner import RequestRunner
-from serving.engine.router_link.send_queue import Outbox
+from serving.engine.router_link.stream import CLOSE_TIMEOUT, EOF, RouterStream, SlowRouterError
 from serving.errors import LinkRefused, SettingsError
 from serving.link.v1 import link_pb2, link_pb2_grpc
 from serving.settings import LinkSettings
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
-_EOF: Any = getattr(grpc.aio, "EOF")  # noqa: B009  missing in grpc's type stubs
-_CLOSE_DEADLINE = 1.0
-"""Seconds that a lost router's requests get to end, and a stream to close."""
 
-
-class RouterDialer:
-    """Keeps a stream to one router, for ever, until stopped."""
+class RouterConnection:
+    """Maintains a stream to one router until stopped."""
 
     def __init__(
         self,
@@ -38,23 +30,30 @@ class RouterDialer:
         settings: LinkSettings,
         *,
         hello: link_pb2.Hello,
-        clock: Clock,
         rng: random.Random,
-        trouble: Callable[[], None],
+        report_trouble: Callable[[], None],
         server_name: str | None = None,
     ) -> None:
-        """Dial ``address``; ``server_name`` is the name it was resolved from, if it was."""
+        """Create the connection without dialing; see :meth:`start`.
+
+        Args:
+            address: ``host:port`` of the router.
+            engine: Engine that runs the router's requests.
+            settings: Timeouts and limits of the link.
+            hello: Message that identifies this rank to the router.
+            rng: Source of jitter.
+            report_trouble: Called when the engine fails on a request.
+            server_name: DNS name that resolved to the address, for TLS; None for a literal address.
+        """
         self.address = address
         self._server_name = server_name
         self._engine = engine
         self._settings = settings
         self._hello = hello
-        self._clock = clock
         self._rng = rng
-        self._trouble = trouble
+        self._report_trouble = report_trouble
         self._task: asyncio.Task[None] | None = None
-        self._outbox: Outbox | None = None
-        self._runner: RequestRunner | None = None
+        self._stream: RouterStream | None = None
         self._load: link_pb2.LoadSnapshot | None = None
         self._drain_reason: str | None = None
         self._sessions = 0
@@ -63,32 +62,32 @@ class RouterDialer:
         self._reason = ""
 
     def start(self) -> None:
-        """Begin to dial."""
-        self._task = asyncio.create_task(self._dial_for_ever())
+        """Start dialing in the background."""
+        self._task = asyncio.create_task(self._keep_connected())
 
     async def stop(self) -> None:
-        """Abort what runs, send what is finished, hang up. Safe to call twice."""
+        """Abort running requests, send finished output, disconnect. Safe to call twice."""
         task, self._task = self._task, None
         if task is not None:
             self._closing.set()
-            if self._runner is None:
+            if self._stream is None:
                 task.cancel()
-            await asyncio.wait([task], timeout=_CLOSE_DEADLINE * 3)
+            await asyncio.wait([task], timeout=CLOSE_TIMEOUT * 3)
             task.cancel()
             await asyncio.wait([task])
 
     @property
     def connected(self) -> bool:
-        """Whether the router has welcomed this rank and the stream lives."""
+        """Whether the router has accepted this rank and the stream is open."""
         return self._state == "connected"
 
     @property
     def running_requests(self) -> int:
-        """Requests of this router."""
-        return self._runner.running if self._runner is not None else 0
+        """Number of running requests of this router."""
+        return self._stream.runner.running if self._stream is not None else 0
 
     def status(self) -> dict[str, Any]:
-        """Return state (connecting, connected, refused, retrying) and why."""
+        """Return the state (connecting, connected, refused, retrying) and its reason."""
         return {
             "state": self._state,
             "reason": self._reason,
@@ -97,49 +96,45 @@ class RouterDialer:
         }
 
     def report(self, load: link_pb2.LoadSnapshot) -> None:
-        """Send the load with the next frame; replaces one that is not sent yet."""
+        """Send the load with the next frame; replaces an unsent load."""
         self._load = load
-        if self._outbox is not None:
-            self._outbox.load(load)
+        if self._stream is not None:
+            self._stream.queue.load(load)
 
     def drain(self, reason: str) -> None:
-        """Tell the router to send nothing new, and refuse what comes all the same."""
+        """Announce to the router that new requests are rejected, now and after each reconnect."""
         self._drain_reason = reason
-        if self._outbox is not None and self._runner is not None:
-            self._outbox.drain(reason)
-            self._runner.drain(reason)
+        if self._stream is not None:
+            self._stream.drain(reason)
 
     async def idle(self) -> None:
-        """Wait until none of the router's requests runs and all deltas are on their way."""
-        if self._runner is not None:
-            await self._runner.idle()
-        if self._outbox is not None:
-            await self._outbox.empty()
+        """Wait until no request of the router runs and all deltas are passed to the transport."""
+        if self._stream is not None:
+            await self._stream.idle()
 
-    # -- dialling -----------------------------------------------------------------------
-
-    async def _dial_for_ever(self) -> None:
+    async def _keep_connected(self) -> None:
         backoff = self._settings.backoff_initial
         while not self._closing.is_set():
             welcomed = self._sessions
             wait = None
             try:
-                await self._session()
+                await self._join()
                 gone = self._closing.is_set()
                 self._note(
                     "stopped" if gone else "retrying",
                     "this rank hung up" if gone else "the router closed the stream",
                 )
             except LinkRefused as refusal:
-                # The router may be upgraded, or the other rank may go: ask again, slowly.
+                # Retried at the maximum interval: the router may be upgraded, or the conflicting
+                # rank may disconnect.
                 self._note("refused", str(refusal))
                 wait = self._settings.backoff_max
             except SettingsError as error:
-                # Credentials that cannot be read; whoever repairs them does not restart us.
+                # Unreadable credentials; the files can be fixed without restarting the rank.
                 self._note("refused", str(error))
                 wait = self._settings.backoff_max
-            except (grpc.aio.AioRpcError, TimeoutError, _SlowRouterError) as error:
-                self._note("retrying", _words(error))
+            except (grpc.aio.AioRpcError, TimeoutError, SlowRouterError) as error:
+                self._note("retrying", _reason_of(error))
             except Exception as error:
                 log.exception("link failed", router=self.address)
                 self._note("retrying", f"{type(error).__name__}: {error}")
@@ -148,7 +143,7 @@ class RouterDialer:
             if self._sessions > welcomed:
                 backoff = self._settings.backoff_initial
             if wait is None:
-                # Full jitter over the upper half: ranks of a group must not come in lockstep.
+                # Jitter prevents the ranks of a group from dialing simultaneously.
                 wait = backoff * self._rng.uniform(0.5, 1.0)
                 backoff = min(backoff * 2, self._settings.backoff_max)
             await asyncio.sleep(wait)
@@ -159,14 +154,15 @@ class RouterDialer:
             emit(f"router {state}", router=self.address, reason=reason)
         self._state, self._reason = state, reason
 
-    async def _session(self) -> None:
+    async def _join(self) -> None:
         """Run one stream from Hello to its end.
 
         Raises:
-            LinkRefused: the router does not take this rank.
-            AioRpcError: the connection failed or could not be made.
-            TimeoutError: no answer to Hello.
-            SettingsError: the credentials cannot be read.
+            LinkRefused: The router rejects this rank.
+            AioRpcError: The connection failed or could not be established.
+            TimeoutError: The router did not answer Hello in time.
+            SlowRouterError: The router does not read its stream.
+            SettingsError: The credentials cannot be read.
         """
         keepalive_ms = int(self._settings.keepalive * 1000)
         options = [
@@ -176,22 +172,22 @@ class RouterDialer:
             ("grpc.keepalive_timeout_ms", keepalive_ms),
             ("grpc.keepalive_permit_without_calls", 1),
             ("grpc.http2.max_pings_without_data", 0),
-            # Our own backoff alone decides when to dial; gRPC's would come on top of it.
+            # Disables gRPC's backoff, which would add to the backoff of ``_keep_connected``.
             ("grpc.use_local_subchannel_pool", 1),
             ("grpc.min_reconnect_backoff_ms", int(self._settings.connect_timeout * 1000)),
             ("grpc.enable_http_proxy", 0),
         ]
         metadata = join_metadata(self._settings.token_file)
         async with self._channel(options) as channel:
-            # Fails at once when nobody listens; the connection is made by the first write.
+            # Fails immediately if the port is closed; the first write connects.
             join: Any = link_pb2_grpc.RouterServiceStub(channel).Join
             call = join(wait_for_ready=False, metadata=metadata)
-            patience = self._settings.connect_timeout + self._settings.hello_timeout
+            limit = self._settings.connect_timeout + self._settings.hello_timeout
             try:
-                async with asyncio.timeout(patience):
+                async with asyncio.timeout(limit):
                     await call.write(link_pb2.RankMessage(hello=self._hello))
                     answer = await call.read()
-                if answer is _EOF:
+                if answer is EOF:
                     raise TimeoutError("the router closed the stream without an answer to Hello")
                 if answer.HasField("refusal"):
                     code = link_pb2.Refusal.Code.Name(answer.refusal.code)
@@ -205,10 +201,10 @@ class RouterDialer:
                 call.cancel()
 
     def _channel(self, options: list[tuple[str, Any]]) -> Any:
-        """Return a channel that is not connected yet; certificates are read now.
+        """Read the certificates and return a channel that is not connected yet.
 
         Raises:
-            SettingsError: they cannot be.
+            SettingsError: The certificates cannot be read.
         """
         tls = load_dial_tls(self._settings)
         if tls is None:
@@ -216,92 +212,30 @@ class RouterDialer:
         name = self._settings.tls_server_name or self._server_name
         if name:
             options = [*options, ("grpc.ssl_target_name_override", name)]
-        return grpc.aio.secure_channel(self.address, channel_credentials(tls), options=options)
+        return grpc.aio.secure_channel(self.address, tls.channel_credentials(), options=options)
 
     async def _run(self, call: Any) -> None:
-        outbox = Outbox(self._settings.outbox_limit, self._settings.max_frame_bytes)
-        runner = RequestRunner(
+        stream = RouterStream(
+            call,
             self._engine,
-            outbox,
-            # Ids of two routers, or of this one before and after a lost link, never collide.
+            self._settings,
             prefix=f"{self.address}#{self._sessions}/",
-            trouble=self._trouble,
+            report_trouble=self._report_trouble,
         )
-        self._outbox, self._runner = outbox, runner
-        outbox.follow(self._engine.kv_mirror)
         if self._load is not None:
-            outbox.load(self._load)
+            stream.queue.load(self._load)
         if self._drain_reason is not None:
-            self.drain(self._drain_reason)
-        receiver = asyncio.create_task(_receive(call, runner, outbox))
-        sender = asyncio.create_task(_send(call, outbox))
-        tasks: list[asyncio.Task[Any]] = [
-            receiver,
-            sender,
-            asyncio.create_task(outbox.overflowed.wait()),
-            asyncio.create_task(self._closing.wait()),
-        ]
+            stream.drain(self._drain_reason)
+        self._stream = stream
         try:
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            if self._closing.is_set():
-                await _close(call, runner, outbox, receiver)
-                return
-            if outbox.overflowed.is_set():
-                raise _SlowRouterError(
-                    f"the router left more than {self._settings.outbox_limit} deltas waiting "
-                    "(link.outbox_limit); its requests were aborted",
-                )
-            for task in (receiver, sender):
-                if task.done():
-                    task.result()
+            await stream.run(self._closing)
         finally:
-            self._outbox = self._runner = None
-            outbox.close()
-            for task in tasks:
-                task.cancel()
-            await asyncio.wait(tasks)
-            for task in tasks:
-                if not task.cancelled():
-                    task.exception()  # read, so that asyncio does not report it as lost
-            await runner.abort_all(_CLOSE_DEADLINE)
+            self._stream = None
 
 
-async def _close(
-    call: Any, runner: RequestRunner, outbox: Outbox, receiver: "asyncio.Task[None]"
-) -> None:
-    """End the stream so that what was finished still reaches the router."""
-    await runner.abort_all(_CLOSE_DEADLINE)
-    with contextlib.suppress(TimeoutError, grpc.aio.AioRpcError):
-        async with asyncio.timeout(_CLOSE_DEADLINE):
-            await outbox.empty()
-            await call.done_writing()
-            await asyncio.wait([receiver])
-
-
-class _SlowRouterError(Exception):
-    """A router does not read its stream."""
-
-
-def _words(error: BaseException) -> str:
+def _reason_of(error: BaseException) -> str:
     if isinstance(error, grpc.aio.AioRpcError):
         return f"{error.code().name}: {error.details()}"
     if isinstance(error, TimeoutError):
         return str(error) or "the router did not answer in time"
     return str(error)
-
-
-async def _receive(call: Any, runner: RequestRunner, outbox: Outbox) -> None:
-    while (message := await call.read()) is not _EOF:
-        for work in message.submits:
-            runner.submit(work)
-        for request_id in message.abort_request_ids:
-            runner.abort(request_id)
-        if message.HasField("ping"):
-            outbox.pong(message.ping.number)
-
-
-async def _send(call: Any, outbox: Outbox) -> None:
-    while True:
-        for frame in await outbox.frames():
-            await call.write(frame)
-        outbox.sent()

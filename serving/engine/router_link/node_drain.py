@@ -1,11 +1,11 @@
-"""How a machine's ranks are told that it goes, without a key, a port or Ray: by a file.
+"""Drain of all ranks of a machine through a file, without a key, a port or Ray.
 
-``moe-serving leave``, which a pod's preStop hook runs, asks; every rank on the machine drains over
-its links to the routers, so that all of them know, and marks itself as left.
+``moe-serving leave``, the preStop hook of a pod, writes a request file. Every rank on the machine
+then drains, announces the drain on all of its router connections, and renames its file.
 
-    <folder>/leave        the request: how many seconds running requests may take
-    <folder>/<pid>.rank   a rank that serves
-    <folder>/<pid>.left   the same, drained
+    <folder>/leave        the request: time for running requests, seconds
+    <folder>/<pid>.rank   a serving rank
+    <folder>/<pid>.left   the same rank after its drain
 """
 
 import asyncio
@@ -21,7 +21,7 @@ import structlog
 from serving.clock import Clock
 
 FOLDER = Path(tempfile.gettempdir()) / f"moe-serving-ranks-{os.getuid()}"
-"""Each user has one; a pod has its own temporary folder."""
+"""Default folder, one per user. The temporary folder of a pod is private to the pod."""
 _REQUEST = "leave"
 _POLL_SECONDS = 0.5
 
@@ -31,10 +31,17 @@ Drain = Callable[[str, float], Awaitable[bool]]
 
 
 class LeaveWatch:
-    """One rank's side: waits for the request and drains."""
+    """Waits for a leave request and drains the rank."""
 
     def __init__(self, drain: Drain, clock: Clock, folder: Path | None = None) -> None:
-        """Watch ``folder``; ``drain`` takes the reason and a time-out in seconds."""
+        """Create the watch without starting it.
+
+        Args:
+            drain: Drains with a reason and a timeout in seconds; returns whether all requests
+                finished.
+            clock: Source of time.
+            folder: Folder of the request; ``FOLDER`` by default.
+        """
         self._drain = drain
         self._clock = clock
         self._folder = folder or FOLDER
@@ -44,23 +51,23 @@ class LeaveWatch:
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Begin to watch. A folder that cannot be used is told in the log, no more."""
+        """Start watching. Logs a warning and does nothing if the folder is unusable."""
         self._since = self._clock.time()
         try:
-            # Requests are obeyed: they must come from the same user.
+            # Requests are accepted from the same user only.
             self._folder.mkdir(mode=0o700, exist_ok=True)
             found = self._folder.lstat()
             if found.st_uid != os.getuid() or not stat.S_ISDIR(found.st_mode):
-                raise PermissionError(f"{self._folder} is no folder of this user")
+                raise PermissionError(f"{self._folder} is not a folder of this user")
             self._sweep()
             self._mine.touch()
         except OSError as error:
-            log.warning("moe-serving leave will not be heard", error=str(error))
+            log.warning("moe-serving leave will have no effect on this rank", error=str(error))
             return
         self._task = asyncio.create_task(self._watch())
 
     async def stop(self) -> None:
-        """Watch no more, and leave no file. Safe to call twice."""
+        """Stop watching and remove the rank's file. Safe to call twice."""
         task, self._task = self._task, None
         if task is not None:
             task.cancel()
@@ -70,22 +77,22 @@ class LeaveWatch:
                 file.unlink(missing_ok=True)
 
     def _sweep(self) -> None:
-        """Remove the files of ranks that were killed: their numbers go to other processes."""
+        """Remove the files of killed ranks, because their process ids can be reused."""
         for file in self._folder.glob("*.*"):
             if file.suffix in (".rank", ".left") and not _lives(int(file.stem)):
                 file.unlink(missing_ok=True)
 
     async def _watch(self) -> None:
-        while (timeout := self._asked()) is None:  # noqa: ASYNC110  a file gives no event
+        while (timeout := self.requested()) is None:  # noqa: ASYNC110  file changes raise no event
             await asyncio.sleep(_POLL_SECONDS)
-        log.info("this machine goes: the rank drains", timeout=timeout)
-        finished = await self._drain("its machine goes", timeout)
+        log.info("the machine leaves: the rank drains", timeout=timeout)
+        finished = await self._drain("its machine is leaving", timeout)
         log.info("the rank has left", finished=finished)
         with contextlib.suppress(OSError):
             self._mine.rename(self._left)
 
-    def _asked(self) -> float | None:
-        """Return the time-out of a request that is about this rank; an older one is not."""
+    def requested(self) -> float | None:
+        """Return the timeout of a request made since this rank started, or ``None``."""
         file = self._folder / _REQUEST
         try:
             if file.stat().st_mtime < self._since:
@@ -96,20 +103,20 @@ class LeaveWatch:
 
 
 def ask_to_leave(timeout: float, folder: Path | None = None) -> None:
-    """Ask all ranks of this machine to drain, for at most ``timeout`` seconds each.
+    """Request all ranks of this machine to drain for at most ``timeout`` seconds each.
 
     Raises:
-        OSError: no rank has run here as this user.
+        OSError: No rank of this user has run on this machine.
     """
     where = folder or FOLDER
-    # Whoever reads it must not see half of it.
+    # Rename atomically: readers never see a partial file.
     made = where / f".{_REQUEST}.{os.getpid()}"
     made.write_text(f"{timeout:g}", "ascii")
     made.rename(where / _REQUEST)
 
 
 def serving_ranks(folder: Path | None = None) -> list[int]:
-    """Return the process ids of the ranks of this machine that have not left yet."""
+    """Return the process ids of this machine's ranks that have not drained yet."""
     found = sorted(int(file.stem) for file in (folder or FOLDER).glob("*.rank"))
     return [pid for pid in found if _lives(pid)]
 

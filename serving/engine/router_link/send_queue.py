@@ -1,4 +1,4 @@
-"""What waits to go up to one router, batched into as few frames as possible."""
+"""Queue of messages to one router, batched into as few frames as possible."""
 
 import asyncio
 
@@ -6,18 +6,24 @@ from serving.engine.kv_mirror import KvFeed, KvMirror
 from serving.link.v1 import link_pb2
 
 
-class Outbox:
-    """Collects deltas, load, pongs, a drain and cache changes until the sender gets to run.
+class SendQueue:
+    """Collects deltas, load, pong, drain and cache changes until the sender task runs.
 
-    All request tasks that an engine step wakes run before the sender does, so a step's deltas
-    go up together without any timer. ``put`` never waits: past ``limit`` deltas the outbox
-    declares itself overflowed, and the session is reset.
+    All request tasks woken by an engine step run before the sender task, so the deltas of a step
+    share a frame without a timer.
     """
 
     def __init__(self, limit: int, max_frame_bytes: int) -> None:
+        """Create an empty queue.
+
+        Args:
+            limit: Maximum number of queued deltas.
+            max_frame_bytes: Maximum size of a frame, bytes.
+        """
         self.overflowed = asyncio.Event()
+        """Set when a delta has been dropped because of the limit; the stream must be reset."""
         self._limit = limit
-        # Half: room for the rest of the frame and for protobuf's own framing.
+        # The other half is reserved for the rest of the frame and protobuf's encoding.
         self._frame_bytes = max_frame_bytes // 2
         self._deltas: list[link_pb2.Delta] = []
         self._load: link_pb2.LoadSnapshot | None = None
@@ -30,45 +36,45 @@ class Outbox:
         self._empty.set()
 
     def put(self, delta: link_pb2.Delta) -> None:
-        """Add a delta."""
+        """Add a delta without blocking; at the limit, drop it and set ``overflowed``."""
         if len(self._deltas) >= self._limit:
             self.overflowed.set()
             return
         self._deltas.append(delta)
-        self._stir()
+        self._wake_sender()
 
     def load(self, load: link_pb2.LoadSnapshot) -> None:
-        """Send this load next, instead of one that waits."""
+        """Send the load with the next frame; replaces an unsent load."""
         self._load = load
-        self._stir()
+        self._wake_sender()
 
     def pong(self, number: int) -> None:
-        """Answer a Ping."""
+        """Answer a Ping with this number."""
         self._pong = number
-        self._stir()
+        self._wake_sender()
 
     def drain(self, reason: str) -> None:
-        """Say that nothing new is taken."""
+        """Announce to the router that new requests are rejected."""
         self._drain = reason
-        self._stir()
+        self._wake_sender()
 
     def follow(self, mirror: KvMirror | None) -> None:
-        """Tell what the engine's prefix cache holds, and what changes in it."""
+        """Send the content of the prefix cache, then its changes; ``None`` sends nothing."""
         if mirror is not None:
-            self._mirror, self._feed = mirror, mirror.feed(self._stir)
+            self._mirror, self._feed = mirror, mirror.feed(self._wake_sender)
 
     def close(self) -> None:
-        """Follow nothing any more. Safe to call twice."""
+        """Stop following the prefix cache. Safe to call twice."""
         if self._mirror is not None and self._feed is not None:
             self._mirror.drop(self._feed)
         self._mirror = self._feed = None
 
     async def empty(self) -> None:
-        """Wait until everything has been handed to the transport."""
+        """Wait until all messages have been passed to the transport."""
         await self._empty.wait()
 
     async def frames(self) -> list[link_pb2.RankMessage]:
-        """Wait until there is something to send, and take all of it."""
+        """Wait for messages; return and remove all of them as frames, in order."""
         await self._wake.wait()
         self._wake.clear()
         frame = link_pb2.RankMessage()
@@ -85,7 +91,7 @@ class Outbox:
         for delta in deltas:
             length = delta.ByteSize()
             if length > self._frame_bytes:
-                delta, length = _too_large(delta, length), 0  # noqa: PLW2901  sent instead
+                delta, length = _too_large(delta, length), 0  # noqa: PLW2901  replaced by an error
             size += length
             if size > self._frame_bytes:
                 frame = link_pb2.RankMessage()
@@ -99,11 +105,11 @@ class Outbox:
         return frames
 
     def sent(self) -> None:
-        """Note that the frames taken last were handed to the transport."""
+        """Record that the last returned frames have been passed to the transport."""
         if not self._wake.is_set():
             self._empty.set()
 
-    def _stir(self) -> None:
+    def _wake_sender(self) -> None:
         self._empty.clear()
         self._wake.set()
 
@@ -115,6 +121,6 @@ def _too_large(delta: link_pb2.Delta, length: int) -> link_pb2.Delta:
         error=link_pb2.RequestError(
             code=link_pb2.RequestError.INVALID_REQUEST,
             message=f"one step of this request's output takes {length} bytes, more than a "
-            "frame may hold: ask for fewer log-probabilities, or raise link.max_frame_bytes",
+            "frame may hold: request fewer log-probabilities, or raise link.max_frame_bytes",
         ),
     )

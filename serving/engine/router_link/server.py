@@ -1,4 +1,4 @@
-"""The rank's side of the link: dials every router and runs what they submit on the engine."""
+"""The rank's side of the link: connects to every router and runs the submitted requests."""
 
 import asyncio
 import contextlib
@@ -10,9 +10,8 @@ from typing import Any
 import structlog
 
 from serving import __version__
-from serving.clock import Clock, SystemClock
 from serving.engine.base import Engine
-from serving.engine.router_link.connection import RouterDialer
+from serving.engine.router_link.connection import RouterConnection
 from serving.errors import ServingError, SettingsError
 from serving.link.protocol import PROTOCOL_VERSION
 from serving.link.v1 import link_pb2
@@ -22,35 +21,35 @@ from serving.settings import LinkSettings
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 _LOAD_DEADLINE = 5.0
-"""Seconds that the engine gets to report its load; silence for longer is a stall."""
+"""Time for the engine to report its load, seconds; later it counts as stalled."""
 _QUIET_INTERVALS = 4
-"""Of ``link.load_interval``, after which an idle rank repeats itself."""
+"""Load intervals (``link.load_interval``) after which an idle rank resends an unchanged load."""
 _Snapshot = link_pb2.LoadSnapshot
 
 
 @dataclass(frozen=True, slots=True)
 class RankIdentity:
-    """Which rank this is."""
+    """Identity that a rank sends to routers in Hello."""
 
     group_id: str
     epoch: str
     rank: int
     world_size: int
     node: str = ""
-    """Address of the node, for people."""
+    """Address of the node, for operators."""
     started_at: float = 0.0
-    """When this epoch's gang was started, seconds since the Unix epoch, the same on all its
-    ranks; lets a router tell the living epoch from a left-over rank. 0 = not known."""
+    """Start of this epoch's gang, seconds since the Unix epoch; 0 if unknown. The same on all ranks
+    of the gang; routers use it to distinguish the current epoch from stale ranks."""
     metrics_address: str = ""
-    """Where it shows its engine's own metrics, host:port; empty: nowhere."""
+    """``host:port`` of the engine's metrics page; empty if there is none."""
     app: str = ""
-    """What deployed it, for operators; empty: not told."""
+    """Name of the application that deployed the rank, for operators; empty if unknown."""
 
 
 class RankServer:
-    """Keeps one stream to every router in ``settings.routers`` while it runs.
+    """Maintains one stream to every router in ``settings.routers``.
 
-    Routers are independent: a slow or absent one never holds up the engine or another router.
+    Routers are independent: a slow or absent router delays neither the engine nor other routers.
     """
 
     def __init__(
@@ -59,25 +58,31 @@ class RankServer:
         settings: LinkSettings,
         identity: RankIdentity,
         *,
-        clock: Clock | None = None,
         rng: random.Random | None = None,
     ) -> None:
+        """Create the server without dialing; see :meth:`start`.
+
+        Args:
+            engine: Engine that runs the requests.
+            settings: Routers, timeouts and limits of the link.
+            identity: Identity of this rank.
+            rng: Source of jitter; by default seeded by the system.
+        """
         self._engine = engine
         self._settings = settings
         self._identity = identity
-        self._clock = clock or SystemClock()
         self._rng = rng or random.Random()  # noqa: S311  jitter, no secret
-        self._dialers: dict[str, RouterDialer] = {}
+        self._connections: dict[str, RouterConnection] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._load: link_pb2.LoadSnapshot | None = None
         self._sample_now = asyncio.Event()
         self._drain_reason: str | None = None
 
     async def start(self) -> None:
-        """Begin to dial. Returns at once; routers may come later. The engine must be started.
+        """Start dialing in the background; routers can appear later. The engine must be started.
 
         Raises:
-            SettingsError: an address is not host:port.
+            SettingsError: An address does not have the form ``host:port``.
         """
         names = []
         addresses = []
@@ -97,40 +102,46 @@ class RankServer:
         self._tasks.extend(asyncio.create_task(self._resolve(*name)) for name in names)
 
     async def drain(self, reason: str, timeout: float) -> bool:
-        """Take no new requests, tell the routers, and wait for the running ones.
+        """Reject new requests, notify the routers, and wait for running requests.
+
+        Args:
+            reason: Reason that is sent to the routers.
+            timeout: Seconds to wait.
 
         Returns:
-            Whether all finished within ``timeout`` seconds.
+            Whether all running requests finished in time.
         """
         self._drain_reason = reason
-        for dialer in self._dialers.values():
-            dialer.drain(reason)
+        for connection in self._connections.values():
+            connection.drain(reason)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout):
-                for dialer in tuple(self._dialers.values()):
-                    await dialer.idle()
+                for connection in tuple(self._connections.values()):
+                    await connection.idle()
         return self.running_requests == 0
 
     async def stop(self) -> None:
-        """Abort what still runs and hang up. The engine is left as it is. Safe to call twice."""
+        """Abort running requests and disconnect. The engine keeps running. Safe to call twice."""
         tasks, self._tasks = self._tasks, []
         for task in tasks:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
-        dialers, self._dialers = self._dialers, {}
-        await asyncio.gather(*(dialer.stop() for dialer in dialers.values()))
+        connections, self._connections = self._connections, {}
+        await asyncio.gather(*(connection.stop() for connection in connections.values()))
 
     @property
     def running_requests(self) -> int:
-        """Requests of all routers on this rank."""
-        return sum(dialer.running_requests for dialer in self._dialers.values())
+        """Number of running requests of all routers on this rank."""
+        return sum(connection.running_requests for connection in self._connections.values())
 
     def status(self) -> dict[str, Any]:
-        """Return, for people: each router's address with its state, and the rank's health."""
+        """Return connection states by router address, and the rank's health; for operators."""
         load = self._load
         return {
-            "routers": {address: dialer.status() for address, dialer in self._dialers.items()},
+            "routers": {
+                address: connection.status() for address, connection in self._connections.items()
+            },
             "running_requests": self.running_requests,
             "draining": self._drain_reason,
             "health": _Snapshot.Health.Name(load.health) if load else "HEALTH_UNSPECIFIED",
@@ -140,22 +151,21 @@ class RankServer:
     # -- routers ------------------------------------------------------------------------
 
     def _dial(self, address: str, server_name: str | None = None) -> None:
-        dialer = RouterDialer(
+        connection = RouterConnection(
             address,
             self._engine,
             self._settings,
             hello=self._hello(),
-            clock=self._clock,
             rng=self._rng,
-            trouble=self._sample_now.set,
+            report_trouble=self._sample_now.set,
             server_name=server_name,
         )
         if self._load is not None:
-            dialer.report(self._load)
+            connection.report(self._load)
         if self._drain_reason is not None:
-            dialer.drain(self._drain_reason)
-        self._dialers[address] = dialer
-        dialer.start()
+            connection.drain(self._drain_reason)
+        self._connections[address] = connection
+        connection.start()
 
     def _hello(self) -> link_pb2.Hello:
         hello = link_pb2.Hello()
@@ -174,36 +184,36 @@ class RankServer:
         return hello
 
     async def _resolve(self, host: str, port: int) -> None:
-        """Follow a DNS name: dial addresses that appear, drop lost ones that disappeared."""
+        """Track a DNS name: dial new addresses, drop removed ones once they are disconnected."""
         mine: set[str] = set()
         while True:
             try:
                 found = await addresses_of(host, port)
             except OSError as error:
                 log.warning("cannot resolve the routers' name", name=host, error=str(error))
-                # An outage of DNS says nothing about the routers.
+                # A DNS outage does not imply that the routers have changed.
                 found = mine
-            for address in found - self._dialers.keys():
+            for address in found - self._connections.keys():
                 log.info("a router appeared", name=host, address=address)
                 self._dial(address, server_name=host)
             mine |= found
             for address in mine - found:
-                # A live stream outlives its DNS record: the router may only be draining.
-                if not self._dialers[address].connected:
+                # Keep open streams without a DNS record: the router may be draining.
+                if not self._connections[address].connected:
                     log.info("a router disappeared", name=host, address=address)
-                    await self._dialers.pop(address).stop()
-            mine &= self._dialers.keys()
+                    await self._connections.pop(address).stop()
+            mine &= self._connections.keys()
             await asyncio.sleep(self._settings.backoff_max)
 
     # -- load and health ----------------------------------------------------------------
 
     async def _report(self) -> None:
-        """Send load snapshots every ``load_interval``, and at once when there is trouble.
+        """Send load snapshots every ``load_interval``, and immediately after a failed request.
 
-        An idle rank that has nothing new to say says so more rarely: in a large fleet reports of
-        idle ranks would be a router's greatest expense.
+        An idle rank sends unchanged snapshots less often: in a large fleet, reports of idle ranks
+        would dominate a router's load.
         """
-        said, quiet = b"", 0
+        sent, unchanged = b"", 0
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._settings.load_interval):
@@ -217,16 +227,17 @@ class RankServer:
                     reason=load.health_reason,
                 )
             self._load = load
-            news = _news(load)
-            quiet = quiet + 1 if news == said else 0
-            if quiet % _QUIET_INTERVALS and not (load.running_requests or load.waiting_requests):
+            content = _content(load)
+            unchanged = unchanged + 1 if content == sent else 0
+            busy = load.running_requests or load.waiting_requests
+            if unchanged % _QUIET_INTERVALS and not busy:
                 continue
-            said = news
-            for dialer in self._dialers.values():
-                dialer.report(load)
+            sent = content
+            for connection in self._connections.values():
+                connection.report(load)
 
     async def _sample(self) -> link_pb2.LoadSnapshot:
-        """Ask the engine how it is; never raises."""
+        """Return the engine's load and health; errors are reported as health, not raised."""
         try:
             async with asyncio.timeout(_LOAD_DEADLINE):
                 load = await self._engine.load()
@@ -235,7 +246,7 @@ class RankServer:
                 health=_Snapshot.STALLED,
                 health_reason=f"the engine did not report its load for {_LOAD_DEADLINE:g} s",
             )
-        except Exception as error:  # noqa: BLE001  whatever it is, the routers must hear of it
+        except Exception as error:  # noqa: BLE001  every error is reported to the routers
             return _Snapshot(
                 health=_Snapshot.FAILED, health_reason=f"the engine reports no load: {error}"
             )
@@ -251,10 +262,10 @@ class RankServer:
         return load
 
 
-def _news(load: link_pb2.LoadSnapshot) -> bytes:
-    """Return what of a load is worth a message: not its clock, and not how memory breathes."""
-    news = _Snapshot()
-    news.CopyFrom(load)
-    news.ClearField("since_last_step_ms")
-    news.ClearField("resident_bytes")
-    return news.SerializeToString(deterministic=True)
+def _content(load: link_pb2.LoadSnapshot) -> bytes:
+    """Serialize a load without the fields whose changes alone do not require a message."""
+    content = _Snapshot()
+    content.CopyFrom(load)
+    content.ClearField("since_last_step_ms")
+    content.ClearField("resident_bytes")
+    return content.SerializeToString(deterministic=True)

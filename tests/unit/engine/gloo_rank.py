@@ -1,4 +1,4 @@
-"""One of two gloo processes that try collectives; run by test_cpu_plugin.py."""
+"""One of two gloo processes that test collectives; run by test_cpu_plugin.py."""
 
 import random
 import sys
@@ -58,7 +58,7 @@ def tensors(number, rank, rows, width, k, dtype):
 
 
 def check_groups(rank):
-    """Several groups, as vLLM makes them, each with other traffic, on one thread's sockets."""
+    """Several groups, as vLLM makes them, with different traffic, on the sockets of one thread."""
     groups = [dist.new_group(backend="gloo") for _ in range(3)]
     alone = [dist.new_group([one], backend="gloo") for one in range(WORLD)][rank]
     pending = []

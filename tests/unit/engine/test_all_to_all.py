@@ -1,4 +1,4 @@
-"""All-to-all kinds: all of vLLM's are known, and a missing package is told before loading."""
+"""All-to-all kinds: all of vLLM's are known, and a missing package is an error before loading."""
 
 import types
 from typing import get_args

@@ -1,4 +1,4 @@
-"""Requests and outputs survive the way over the link."""
+"""Requests and outputs are unchanged after encoding and decoding."""
 
 import msgspec
 import pytest
@@ -209,7 +209,7 @@ def test_an_error_ends_the_request():
 
 
 def raised(cause):
-    """As vLLM raises what failed in its front end."""
+    """vLLM's form of an error in its front end."""
     error = EngineGenerateError()
     error.__cause__ = cause
     return error
@@ -220,7 +220,7 @@ def raised(cause):
     [
         pytest.param(EngineDeadError(), False, "ENGINE_FAILED", id="the engine died"),
         pytest.param(ValueError("x"), False, "INVALID_REQUEST", id="vLLM refuses it"),
-        # A text for kv_transfer_params: fencing a group for it would let one client end all.
+        # A text for kv_transfer_params: if it fenced a group, one client could stop all groups.
         pytest.param(raised(AttributeError("x")), True, "INVALID_REQUEST", id="fails alone"),
         pytest.param(raised(AttributeError("x")), False, "ENGINE_FAILED", id="fails under way"),
     ],

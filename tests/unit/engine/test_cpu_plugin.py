@@ -1,4 +1,4 @@
-"""The CPU plugin: its probes find what this vLLM has wrong, and its mends are right."""
+"""The CPU plugin: its probes detect the bugs of this vLLM, and its patches are right."""
 
 import functools
 import inspect
@@ -30,14 +30,14 @@ from serving.engine.cpu_plugin import (
     sampling,
     sequence_parallel,
 )
-from serving.engine.cpu_plugin.mend import Mend, settle
+from serving.engine.cpu_plugin.patch import Patch, apply_if_needed
 
 SIZE, INNER = 32, 64
 
 
 @pytest.fixture(autouse=True)
 def untouched_vllm(monkeypatch):
-    """vLLM as it is installed, whatever this process has mended before; put back afterwards."""
+    """vLLM as installed, undoing earlier patches of this process; restored afterwards."""
     monkeypatch.setattr(cpu_plugin, "_done", {})
     for owner, names in (
         (RotaryEmbedding, ("forward_cpu",)),
@@ -85,14 +85,14 @@ def plugin_log():
     logger.level = level
 
 
-MENDS = [module.MEND for module in (collectives, experts, rotary, sampling, sequence_parallel)]
+PATCHES = [module.PATCH for module in (collectives, experts, rotary, sampling, sequence_parallel)]
 
 
-@pytest.mark.parametrize("mend", MENDS, ids=lambda mend: mend.name.replace(" ", "-"))
-def test_the_probe_finds_what_this_vllm_has_wrong_and_the_mend_cures_it(mend):
-    assert not mend.is_right()
-    mend.apply()
-    assert mend.is_right()
+@pytest.mark.parametrize("patch", PATCHES, ids=lambda patch: patch.name.replace(" ", "-"))
+def test_the_probe_finds_what_this_vllm_has_wrong_and_the_patch_cures_it(patch):
+    assert not patch.is_right()
+    patch.apply()
+    assert patch.is_right()
 
 
 def adapt_apply(self, **kwargs):
@@ -117,39 +117,41 @@ def test_a_vllm_that_is_right_is_left_alone_and_the_log_says_so(monkeypatch, plu
     right = functools.partial(sampling.expand_batch_to_tokens)
     monkeypatch.setattr(rejection_sampler, "expand_batch_to_tokens", right)
     sequence_parallel.apply()
-    mended = DeepseekV2DecoderLayer.forward
+    patched = DeepseekV2DecoderLayer.forward
 
     cpu_plugin.register()
 
-    for mend in MENDS:
-        assert f"left alone, vLLM has it right itself: {mend.name}" in plugin_log.said
+    for patch in PATCHES:
+        assert f"not patched, vLLM is right: {patch.name}" in plugin_log.said
     assert RotaryEmbedding.forward_cpu is native
     assert CpuCommunicator.all_gatherv is gather
     assert rejection_sampler.expand_batch_to_tokens is right
     assert CpuCommunicator.reduce_scatterv is scatter
-    assert DeepseekV2DecoderLayer.forward is mended
+    assert DeepseekV2DecoderLayer.forward is patched
 
 
-def test_registering_says_what_it_mended_and_a_second_time_does_nothing(plugin_log):
+def test_registering_says_what_it_patched_and_a_second_time_does_nothing(plugin_log):
     cpu_plugin.register()
     first = RotaryEmbedding.forward_cpu, cpu_moe.CPUUnquantizedExperts.apply
     cpu_plugin.register()
 
-    assert plugin_log.said == [f"mended: {mend.name}" for mend in MENDS]
+    assert plugin_log.said == [f"patched: {patch.name}" for patch in PATCHES]
     assert (RotaryEmbedding.forward_cpu, cpu_moe.CPUUnquantizedExperts.apply) == first
 
 
 def test_another_platform_is_not_touched(monkeypatch):
-    before = RotaryEmbedding.forward_cpu
-    monkeypatch.setattr("vllm.platforms.current_platform", SimpleNamespace(is_cpu=lambda: False))
+    before = RotaryEmbedding.forward_cpu, cpu_moe.CPUUnquantizedExperts.apply
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr("vllm.platforms.current_platform", SimpleNamespace(is_cpu=lambda: False))
+        cpu_plugin.register()
+    assert (RotaryEmbedding.forward_cpu, cpu_moe.CPUUnquantizedExperts.apply) == before
     cpu_plugin.register()
-    assert RotaryEmbedding.forward_cpu is before
-    assert not cpu_plugin._done
+    assert RotaryEmbedding.forward_cpu is not before[0], "the call before counted as the one"
 
 
-def test_a_mend_that_does_not_cure_stops_the_process():
-    with pytest.raises(RuntimeError, match="does not know how to mend"):
-        settle(Mend("something", is_right=lambda: False, apply=lambda: None))
+def test_a_patch_that_does_not_cure_stops_the_process():
+    with pytest.raises(RuntimeError, match="still wrong after the patch"):
+        apply_if_needed(Patch("something", is_right=lambda: False, apply=lambda: None))
 
 
 # ---------------------------------------------------------------------------- sampling
@@ -206,8 +208,8 @@ QUERY_SHAPES = st.sampled_from(["flat", "heads", "strided heads", "strided flat"
     seed=st.integers(0, 2**16),
 )
 def test_rotary_equals_native_for_every_layout(tokens, heads, shape, key, is_neox_style, seed):
-    forward = mended_rotary()
-    module = rotary._probe_module(is_neox_style=is_neox_style)
+    forward = patched_rotary()
+    module = rotary.probe_module(is_neox_style=is_neox_style)
     generator = torch.Generator().manual_seed(seed)
     positions = torch.randint(0, 8, (tokens,), generator=generator)
     query_tensor = layout(shape, tokens, heads, generator)
@@ -235,11 +237,11 @@ def test_rotary_equals_native_for_every_layout(tokens, heads, shape, key, is_neo
 
 
 @functools.cache
-def mended_rotary():
+def patched_rotary():
     before = RotaryEmbedding.forward_cpu
     rotary.apply()
-    mended, RotaryEmbedding.forward_cpu = RotaryEmbedding.forward_cpu, before
-    return mended
+    patched, RotaryEmbedding.forward_cpu = RotaryEmbedding.forward_cpu, before
+    return patched
 
 
 def layout(shape, tokens, heads, generator):
@@ -259,7 +261,7 @@ def layout(shape, tokens, heads, generator):
 
 @st.composite
 def expert_maps(draw):
-    """(global experts,) with the local ones numbered in any order, at least one."""
+    """``[global experts]``: the local ones, at least one, numbered in any order."""
     total = draw(st.integers(1, 12))
     local = draw(st.permutations(range(total)))[: draw(st.integers(1, total))]
     expert_map = torch.full((total,), -1, dtype=torch.int32)
@@ -269,7 +271,7 @@ def expert_maps(draw):
 
 
 def dense(hidden, w1, w2, weights, ids, expert_map):
-    """The mixture, written out."""
+    """A reference implementation of the mixture."""
     result = torch.zeros_like(hidden)
     for token, row in enumerate(hidden):
         for weight, expert in zip(weights[token], ids[token], strict=True):
@@ -281,12 +283,12 @@ def dense(hidden, w1, w2, weights, ids, expert_map):
 
 
 @functools.cache
-def mended_apply():
+def patched_apply():
     before = cpu_moe.CPUUnquantizedExperts.apply
     experts.apply()
-    mended = cpu_moe.CPUUnquantizedExperts.apply
+    patched = cpu_moe.CPUUnquantizedExperts.apply
     cpu_moe.CPUUnquantizedExperts.apply = before
-    return mended
+    return patched
 
 
 @hypothesis_settings(max_examples=60)
@@ -303,7 +305,7 @@ def test_experts_equal_a_dense_mixture_for_every_map(expert_map, data):
     hidden = torch.randn(tokens, SIZE, generator=generator)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cpu_moe.CPUUnquantizedExperts, "apply", mended_apply())
+        patch.setattr(cpu_moe.CPUUnquantizedExperts, "apply", patched_apply())
         got = experts.compute(hidden, w1, w2, weights, ids.int(), expert_map)
 
     want = dense(hidden, w1, w2, weights, ids, expert_map)
@@ -398,16 +400,16 @@ def test_layers_that_would_go_wrong_are_refused(apply_on_input, zentorch, messag
     )
     module = SimpleNamespace(_use_zentorch=zentorch)
     with pytest.raises(NotImplementedError, match=message):
-        experts._refuse(module, layer)
+        experts.refuse_unsupported(module, layer)
     layer.expert_map_manager.expert_map = None
-    experts._refuse(module, layer)
+    experts.refuse_unsupported(module, layer)
 
 
 # ------------------------------------------------------------------------- collectives
 
 
 def test_collectives_are_right_over_gloo(tmp_path):
-    """Two real processes; the script compares every result and fails if one is wrong."""
+    """Two real processes; the script fails if any result is wrong."""
     script = Path(__file__).with_name("gloo_rank.py")
     ranks = [
         subprocess.Popen(

@@ -1,4 +1,4 @@
-"""What every engine promises, tried on the fake one and on vLLM with the bundled model."""
+"""The contract of every engine, tested on the fake one and on vLLM with the bundled model."""
 
 import asyncio
 import contextlib
@@ -13,14 +13,16 @@ from serving.engine.fake.engine import FakeEngine, FakeFaults
 from serving.errors import EngineError
 from serving.link.v1 import link_pb2
 from serving.settings import EngineSettings, GroupSettings, Settings
+from tests.support.clock import ManualClock
+from tests.support.engines import share_fork_server
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 ALONE = Settings(group=GroupSettings(data_parallel=1), engine=EngineSettings(max_num_seqs=8))
 PROMPT = [1, 40, 41, 42, 43]
-DEADLINE = 60  # seconds; only reached when something is wrong
-# Among digits only and after a prompt that calls for none of them, every token is a throw:
-# at temperature 1 the trained model is so sure that three choices may well be the same.
+DEADLINE = 60  # seconds; reached only on failure
+# Only digits are allowed, after a prompt that suggests none, so every token is random: without
+# that the trained model is so certain at temperature 1 that three choices may be the same.
 THROWN = {"temperature": 2.0, "max_tokens": 24, "allowed_token_ids": list(range(48, 58))}
 CODES = link_pb2.RequestError
 CHOICE = link_pb2.ChoiceDelta
@@ -32,7 +34,9 @@ CHOICE = link_pb2.ChoiceDelta
     params=["fake", pytest.param("vllm", marks=pytest.mark.vllm)],
 )
 async def engine(request):
-    """One engine for all tests of this module; afterwards none of its processes is left."""
+    """One engine for all tests of this module; none of its processes is left afterwards."""
+    if request.param == "vllm":
+        share_fork_server()
     before = set(psutil.Process().children(recursive=True))
     if request.param == "fake":
         engine = FakeEngine(ALONE)
@@ -49,7 +53,7 @@ async def engine(request):
 
 
 def submit(request_id, prompt=PROMPT, **params):
-    """Write a request as a router does: sampling parameters are vLLM's, as msgpack."""
+    """Return a request as a router encodes it: vLLM's sampling parameters as msgpack."""
     params = {"temperature": 0.0, "max_tokens": 8, "ignore_eos": True} | params
     return link_pb2.Submit(
         request_id=request_id,
@@ -171,7 +175,7 @@ async def test_log_probabilities_come_with_every_token(engine, flat):
 
 
 async def test_a_stop_string_ends_the_text_before_it(engine):
-    # Printable characters only, so that there is text whatever the model's weights are.
+    # Printable characters only, so that there is text for any weights.
     params = {"max_tokens": 32, "allowed_token_ids": list(range(33, 127))}
     whole = text(await collect(engine, submit("whole", **params)))
     assert len(whole) == 32
@@ -258,7 +262,7 @@ async def test_load_counts_what_was_done(engine):
 
 
 async def until(engine, condition):
-    """Look at the load until ``condition`` holds; not a wait for a time but for a fact."""
+    """Return the load as soon as ``condition`` holds for it."""
     async with asyncio.timeout(DEADLINE):
         while not condition(load := await engine.load()):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
@@ -266,17 +270,6 @@ async def until(engine, condition):
 
 
 # ------------------------------------------------------------- faults of the fake engine
-
-
-class ManualClock:
-    def __init__(self):
-        self.now = 0.0
-
-    def monotonic(self):
-        return self.now
-
-    def time(self):
-        return self.now
 
 
 async def test_a_fake_engine_that_fails_ends_every_request():
@@ -293,7 +286,7 @@ async def test_a_fake_engine_that_fails_ends_every_request():
 
 
 async def test_a_fake_engine_that_stalls_says_so_until_it_is_given_up():
-    clock = ManualClock()
+    clock = ManualClock(0.0)
     engine = FakeEngine(ALONE, clock=clock, faults=FakeFaults(stall_after=2))
     await engine.start()
     stream = engine.generate(submit("stalled"))
@@ -353,7 +346,7 @@ async def test_steps_take_time_and_vllm_counts_for_its_own_page(engine):
     after = await engine.load()
     assert after.engine_steps_total > before.engine_steps_total
     if not engine.describe().engine_version.startswith("vllm"):
-        return  # without delay the fake's steps take no time, and nobody else counts
+        return  # without delay the fake engine's steps take no time, and vLLM does not count here
     assert after.busy_seconds_total > before.busy_seconds_total
     own = REGISTRY.get_sample_value(
         "vllm:generation_tokens_total", {"engine": "0", "model_name": "pocket-r1"}

@@ -28,7 +28,7 @@ process = fork_server._Context().Process(target=exec, args=(
     " imported='wave' in sys.modules))", {"writer": writer}))
 process.start()
 said = reader.recv()
-process.join(30)
+process.join(60)
 print(json.dumps(said | {"server": server, "code": process.exitcode,
     "sockets": [name for name in os.listdir(folder) if name.startswith("listener")]}), flush=True)
 sys.stdin.readline()
@@ -52,15 +52,15 @@ def test_a_process_is_forked_with_what_is_imported_and_its_own_environment(tmp_p
         assert said["code"] == 0
         assert len(said["sockets"]) == 1
         asker.kill()
-    # Nobody is left who could ask it for a process.
-    assert psutil.wait_procs([server], timeout=30)[1] == []
+    # No process is left that could use it.
+    assert psutil.wait_procs([server], timeout=90)[1] == []
 
 
 def test_vllm_takes_its_processes_from_there(monkeypatch: pytest.MonkeyPatch) -> None:
     from vllm.v1.engine import coordinator, utils
 
     for module in (coordinator, utils):
-        # As a name of the module: that is what is replaced.
+        # A name of the module, because that is what the patch replaces.
         assert "context = get_mp_context()" in inspect.getsource(module)
         monkeypatch.setattr(module, "get_mp_context", module.get_mp_context)
     fork_engines()

@@ -1,4 +1,4 @@
-"""KvMirror and its feeds: every router ends up knowing exactly what the engine holds."""
+"""KvMirror and its feeds: every router ends up with exactly what the engine holds."""
 
 import pytest
 from hypothesis import given
@@ -6,22 +6,22 @@ from hypothesis import strategies as st
 
 from serving.engine import kv_mirror
 from serving.engine.kv_mirror import KvMirror
-from serving.link.block_hashes import block_names
+from serving.link.block_hashes import block_hashes
 
 SIZE = 2
 
 
 def names(*tokens):
-    return list(block_names(tokens, SIZE))
+    return list(block_hashes(tokens, SIZE))
 
 
 def listen(mirror):
-    """Return a feed, and the set of names that it has told."""
+    """Return a feed, and the set of hashes that it has sent."""
     return mirror.feed(lambda: None), set()
 
 
 def hear(feed, told):
-    """Take in what a feed tells, as a router does."""
+    """Apply what a feed sends, as a router does."""
     sequences = []
     for events in feed.take():
         if events.reset:
@@ -91,9 +91,8 @@ def test_what_came_and_went_in_between_costs_nothing_on_the_other_side():
     assert not events.stored
 
 
-def test_too_many_changes_become_one_reset(monkeypatch):
-    monkeypatch.setattr(kv_mirror, "_FEED_LIMIT", 5)
-    mirror = KvMirror(SIZE, 100)
+def test_too_many_changes_become_one_reset():
+    mirror = KvMirror(SIZE, 100, feed_limit=5)
     feed, told = listen(mirror)
     hear(feed, told)
     for number in range(8):
@@ -149,30 +148,25 @@ events = st.one_of(
 @pytest.mark.parametrize("limit", [2, 65536], ids=["overflows", "roomy"])
 @given(st.lists(events, max_size=60))
 def test_all_feeds_end_with_the_truth(limit, history):
-    kept = kv_mirror._FEED_LIMIT
-    kv_mirror._FEED_LIMIT = limit
-    try:
-        mirror = KvMirror(SIZE, 100)
-        copies = dict.fromkeys(range(10), 0)
-        feeds = [listen(mirror)]
-        for what, value in history:
-            if what == "stored":
-                copies[value] += 1
-                mirror.stored([value], None, [value, value])
-            elif what == "removed":
-                copies[value] = max(copies[value] - 1, 0)
-                mirror.removed([value])
-            elif what == "cleared":
-                copies = dict.fromkeys(copies, 0)
-                mirror.cleared()
-            elif what == "join":
-                feeds.append(listen(mirror))
-            else:
-                hear(*feeds[value % len(feeds)])
-        truth = {names(value, value)[0] for value, count in copies.items() if count}
-        assert mirror.names == truth
-        for feed, told in feeds:
-            hear(feed, told)
-            assert told == truth
-    finally:
-        kv_mirror._FEED_LIMIT = kept
+    mirror = KvMirror(SIZE, 100, feed_limit=limit)
+    copies = dict.fromkeys(range(10), 0)
+    feeds = [listen(mirror)]
+    for what, value in history:
+        if what == "stored":
+            copies[value] += 1
+            mirror.stored([value], None, [value, value])
+        elif what == "removed":
+            copies[value] = max(copies[value] - 1, 0)
+            mirror.removed([value])
+        elif what == "cleared":
+            copies = dict.fromkeys(copies, 0)
+            mirror.cleared()
+        elif what == "join":
+            feeds.append(listen(mirror))
+        else:
+            hear(*feeds[value % len(feeds)])
+    truth = {names(value, value)[0] for value, count in copies.items() if count}
+    assert mirror.names == truth
+    for feed, told in feeds:
+        hear(feed, told)
+        assert told == truth

@@ -1,4 +1,4 @@
-"""KvSource: vLLM's own messages into the mirror, and what it does when one is missing."""
+"""KvSource: vLLM's messages update the mirror; a missing one empties it."""
 
 import msgspec
 import pytest
@@ -6,7 +6,7 @@ from vllm.distributed.kv_events import AllBlocksCleared, BlockRemoved, BlockStor
 
 from serving.engine.kv_mirror import KvMirror
 from serving.engine.kv_source import KvSource
-from serving.link.block_hashes import block_names
+from serving.link.block_hashes import block_hashes
 
 SIZE = 4
 
@@ -33,7 +33,7 @@ def message(number, *events):
 
 
 def names(*tokens):
-    return set(block_names(tokens, SIZE))
+    return set(block_hashes(tokens, SIZE))
 
 
 def test_stored_removed_cleared(source):

@@ -1,4 +1,4 @@
-"""Lockable memory: when it is too little for RDMA, and what lifts the limit."""
+"""Lockable memory: when there is too little for RDMA, and what lifts the limit."""
 
 import resource
 from pathlib import Path

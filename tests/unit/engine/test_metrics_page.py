@@ -11,16 +11,9 @@ from serving.engine.metrics_page import MetricsPage, RenderedPage
 from serving.engine.metrics_page import open_page as page_of
 from serving.errors import SettingsError
 from serving.settings import TelemetrySettings
+from tests.support.clock import ManualClock
 
 HOST = "127.0.0.1"
-
-
-class Clock:
-    def __init__(self):
-        self.now = 10.0
-
-    def monotonic(self):
-        return self.now
 
 
 def read(page, path="/metrics"):
@@ -80,7 +73,7 @@ def test_after_close_nobody_listens(free_port):
 
 
 def test_many_scrapes_render_once_a_second():
-    clock, rendered = Clock(), []
+    clock, rendered = ManualClock(10.0), []
 
     def render():
         rendered.append(clock.now)

@@ -1,4 +1,4 @@
-"""What a rank answers to HTTP through Serve's proxy; the real proxy is in tests/e2e/kuberay."""
+"""A rank's answer to HTTP through Serve's proxy; the real proxy is in tests/e2e/kuberay."""
 
 import inspect
 import json
@@ -17,7 +17,7 @@ def test_it_is_an_error_in_the_shape_of_the_routers() -> None:
 
 
 async def test_a_replica_answers_without_its_rank() -> None:
-    """Nothing of the replica is used: an engine that loads or hangs does not hold it up."""
+    """The answer does not depend on the replica: an engine may be loading or hanging."""
     assert (await RankReplica.__call__(object())).status_code == misdirected.STATUS
-    # Serve passes no request then, so the body is not read and WebSockets are answered, too.
+    # Serve passes no request then, so the body is not read, and WebSockets are answered too.
     assert list(inspect.signature(RankReplica.__call__).parameters) == ["self"]

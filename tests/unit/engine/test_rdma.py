@@ -1,4 +1,4 @@
-"""RDMA devices: read from a tree like the kernel's, and named to NCCL and NVSHMEM exactly."""
+"""RDMA devices: read from a copy of the kernel's tree, and named exactly for NCCL and NVSHMEM."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from serving.errors import SettingsError
 
 
 class Machine:
-    """A machine's /sys and /dev in a folder."""
+    """The /sys and /dev of a machine, in a folder."""
 
     def __init__(self, root: Path) -> None:
         self.host = Host(root / "sys", root / "dev")
@@ -27,7 +27,7 @@ class Machine:
             (root / folder).mkdir(parents=True)
 
     def device(self, name, *, state="ACTIVE", layer="InfiniBand", rate=400, given=True, number=1):
-        # As in the kernel's tree: the class holds links to the devices.
+        # As in the kernel's tree, where the class holds links to the devices.
         real = self.host.sys / "devices" / name
         folder = real / "ports" / str(number)
         folder.mkdir(parents=True)
@@ -119,19 +119,19 @@ def test_what_is_set_already_wins_and_is_checked(machine):
     assert hca_environment(set_already, machine.host) == {NCCL: f"={ALL_EIGHT}"}
     assert hca_environment({NVSHMEM: "mlx5_0:1,mlx5_1", NCCL: "=mlx5_0"}, machine.host) == {}
     assert hca_environment({NVSHMEM: "^mlx5_9", NCCL: "^mlx5_9"}, machine.host) == {}
-    # NCCL takes prefixes unless told otherwise.
+    # NCCL takes prefixes unless the list begins with =.
     assert hca_environment({NCCL: "mlx5"}, machine.host) == {}
 
 
 def test_a_prefix_in_nvshmems_list_is_replaced_by_the_names_it_means(machine):
-    """NVSHMEM compares whole names, whatever NCCL does."""
+    """NVSHMEM compares whole names, unlike NCCL."""
     machine.device("mlx5_0").device("mlx5_1", given=False).device("mlx5_10").device("rdmap0")
     for prefix in ("mlx5", "mlx5_"):
         found = hca_environment({NVSHMEM: prefix, NCCL: "mlx5"}, machine.host)
         assert found == {NVSHMEM: "mlx5_0:1,mlx5_10:1"}
     found = hca_environment({NVSHMEM: "rdmap0,mlx5:1", CHOICE: "auto"}, machine.host)
     assert found[NVSHMEM] == "rdmap0:1,mlx5_0:1,mlx5_10:1"
-    # A device that is there but not usable is no prefix, nor is a number the beginning of another.
+    # An existing device that is not usable is not a prefix, and a number not part of another.
     for name in ("mlx5_1", "rdmap00"):
         with pytest.raises(SettingsError):
             hca_environment({NVSHMEM: name}, machine.host)
@@ -166,7 +166,7 @@ def test_why_nothing_is_usable(machine):
     with pytest.raises(SettingsError, match=r"no RDMA port is active: mlx5_0:1 .* INIT"):
         hca_environment({CHOICE: "auto"}, machine.host)
     machine.device("mlx5_1", given=False)
-    with pytest.raises(SettingsError, match=r"must ask for the RDMA resource"):
+    with pytest.raises(SettingsError, match=r"must request the RDMA resource"):
         hca_environment({CHOICE: "auto"}, Host(machine.host.sys, Path("/nonexistent")))
     with pytest.raises(SettingsError, match="this pod may not use mlx5_1"):
         hca_environment({CHOICE: "mlx5_1"}, machine.host)

@@ -1,4 +1,4 @@
-"""The application by import path: what it takes, what it refuses, what it becomes."""
+"""The application by import path: its arguments, its errors, the resulting deployment."""
 
 from typing import Any
 

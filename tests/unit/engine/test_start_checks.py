@@ -1,4 +1,4 @@
-"""What a rank refuses before it reads weights."""
+"""The checks of a rank before it reads weights."""
 
 import json
 import os
@@ -8,7 +8,8 @@ import types
 
 import pytest
 
-from serving.engine.ray import deployment
+from serving.engine import rank as rank_module
+from serving.engine.ray import rank as ray_rank
 from serving.engine.ray.rendezvous import GangMember
 from serving.engine.rdma import CHOICE, NCCL, NVSHMEM, Host
 from serving.engine.start_checks import fabric_environment
@@ -102,7 +103,7 @@ def test_memlock_does_not_matter_without_devices(bare, caplog):
 
 
 class Store:
-    """Takes what a rank writes."""
+    """Keeps what a rank writes."""
 
     def __init__(self):
         self.values = {}
@@ -121,14 +122,14 @@ class Store:
 
 
 async def test_a_rank_checks_before_it_meets_its_group(monkeypatch):
-    """It fails at once, with the reason on the board, instead of after the weights."""
+    """It fails at once instead of after the weights, and the board has the reason."""
     store = Store()
-    monkeypatch.setattr(deployment, "GcsStore", lambda: store)
+    monkeypatch.setattr(ray_rank, "GcsStore", lambda: store)
     monkeypatch.setattr(
-        deployment, "make_engine", lambda *_: pytest.fail("an engine was made all the same")
+        rank_module, "make_engine", lambda *_: pytest.fail("an engine was made all the same")
     )
     member = GangMember("app", "gang", 0, 2, ("a", "b"))
-    rank = deployment.Rank(settings("deepep_low_latency", platform="cpu"), member, "127.0.0.1")
+    rank = ray_rank.GangRank(settings("deepep_low_latency", platform="cpu"), member, "127.0.0.1")
     with pytest.raises(SettingsError, match="needs DeepEP"):
         await rank.start()
     (report,) = [json.loads(value) for key, value in store.values.items() if "stage/" in key]
@@ -150,7 +151,7 @@ def test_a_local_rank_checks_too(tmp_path):
 
 
 def test_it_brings_nothing_heavy():
-    """On CPUs the start does not wait for torch because of it."""
+    """On CPU the start does not import torch for it."""
     code = (
         "import sys; from serving.engine.start_checks import fabric_environment\n"
         "from serving.settings import Settings\n"

@@ -1,4 +1,4 @@
-"""Another process of ours gets exactly the same settings."""
+"""A child process gets exactly the same settings."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What ``up`` makes so that its parts know each other."""
+"""The secrets that ``up`` generates for its parts."""
 
 import stat
 from pathlib import Path

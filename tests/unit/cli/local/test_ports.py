@@ -1,4 +1,4 @@
-"""The router's ports: taken, doubled, chosen."""
+"""The router's ports: taken, used twice, chosen."""
 
 import socket
 from collections.abc import Iterator

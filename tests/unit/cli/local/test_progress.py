@@ -1,4 +1,4 @@
-"""What the user reads while things start."""
+"""The output during the start."""
 
 import io
 
@@ -6,25 +6,12 @@ import pytest
 from rich.console import Console
 
 from serving.cli.local.progress import LineProgress, LiveProgress, make_progress
-
-
-class StepClock:
-    """One second a look."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def monotonic(self) -> float:
-        self.now += 1.0
-        return self.now
-
-    def time(self) -> float:
-        return self.now
+from tests.support.clock import SteppingClock
 
 
 def test_plain_lines_say_each_thing_once() -> None:
     out = io.StringIO()
-    with make_progress(out, StepClock()) as progress:
+    with make_progress(out, SteppingClock()) as progress:
         assert isinstance(progress, LineProgress)
         for text in ("starting", "starting", "up"):
             progress.set("router", text, done=text == "up")
@@ -52,7 +39,7 @@ def test_a_terminal_gets_the_live_table(monkeypatch: pytest.MonkeyPatch) -> None
 def test_live_table_shows_the_last_state_of_each_part() -> None:
     out = io.StringIO()
     console = Console(file=out, force_terminal=True, width=80, legacy_windows=False)
-    with LiveProgress(console, StepClock()) as progress:
+    with LiveProgress(console, SteppingClock()) as progress:
         progress.set("router", "starting")
         progress.set("rank 0", "loading")
         progress.set("rank 9", "never")

@@ -1,4 +1,4 @@
-"""What the user is told while the groups start, and of what happens to them later."""
+"""The output while the groups start, and when they change later."""
 
 import io
 from typing import Any
@@ -8,10 +8,11 @@ import pytest
 from serving.cli.local import readiness
 from serving.cli.local.progress import LineProgress
 from serving.cli.local.readiness import GroupNews, Readiness, ready_groups, show, why_not_ready
-from serving.engine.ray.deployment_watch import DeploymentView, Phase
 from serving.engine.ray.startup_progress import RankReport, Stage
+from serving.engine.ray.watch import DeploymentView, Phase
 from serving.errors import EngineError, PlacementError, SettingsError
 from serving.settings import GroupSettings, Settings
+from tests.support.clock import SteppingClock
 
 
 def report(rank: int, stage: Stage, error_type: str = "", error: str = "") -> RankReport:
@@ -29,10 +30,10 @@ def fleet(state: str | None, ranks: int = 2, reason: str = "") -> dict[str, Any]
 
 
 class Shown(LineProgress):
-    """Remembers the last text of each part."""
+    """Keeps the last text of each part."""
 
     def __init__(self) -> None:
-        super().__init__(io.StringIO(), StepClock())
+        super().__init__(io.StringIO(), SteppingClock())
         self.parts: dict[str, tuple[str, bool]] = {}
 
     def set(self, part: str, text: str, *, done: bool = False) -> None:
@@ -102,26 +103,12 @@ def test_news_are_changes() -> None:
     assert news.look(fleet("ready")) == ["group g: ready"]
 
 
-class StepClock:
-    """One second a look."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def monotonic(self) -> float:
-        self.now += 1.0
-        return self.now
-
-    def time(self) -> float:
-        return self.now
-
-
 def waiting(
     monkeypatch: pytest.MonkeyPatch,
     looks: list[tuple[DeploymentView, dict[str, Any] | None]],
     missing: str | PlacementError | None = None,
 ) -> tuple[Readiness, Shown]:
-    """A wait that sees ``looks`` one after the other, the last one for ever."""
+    """A wait that sees ``looks`` one after the other, then the last one forever."""
 
     class Watch:
         def __init__(self, *_: object) -> None: ...
@@ -143,7 +130,7 @@ def waiting(
     monkeypatch.setattr(readiness, "POLL_SECONDS", 0.0)
     shown = Shown()
     settings = Settings(group=GroupSettings(start_timeout=20.0))
-    return Readiness(settings, "http://r", shown, StepClock()), shown
+    return Readiness(settings, "http://r", shown, SteppingClock()), shown
 
 
 def alive() -> None:

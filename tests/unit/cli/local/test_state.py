@@ -1,4 +1,4 @@
-"""The state file: what it keeps, who may read it, when it counts."""
+"""The state file: its content, its permissions, and when it is current."""
 
 import json
 import stat
@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from serving.cli.local.state import (
     AlreadyRunning,
-    ProcessRecord,
     RunState,
     StateFile,
     decode,
@@ -20,6 +19,7 @@ from serving.cli.local.state import (
     state_folder,
     with_processes,
 )
+from serving.engine.processes import ProcessRecord
 from serving.errors import ServingError
 
 text = st.text(max_size=20)
@@ -94,7 +94,7 @@ def test_file_holds_a_secret_and_is_the_owners_alone(tmp_path: Path) -> None:
 def test_a_damaged_file_is_a_clear_error(tmp_path: Path, content: str) -> None:
     file = StateFile(tmp_path)
     file.path.write_text(content)
-    with pytest.raises(ServingError, match=r"cannot be read .* delete it if nothing runs"):
+    with pytest.raises(ServingError, match=r"cannot be read .* delete it if nothing is running"):
         file.read()
 
 

@@ -1,4 +1,4 @@
-"""``up`` as the user sees it: what it prints, how it ends. The stack itself is a stand-in."""
+"""``up``: its output and exit codes. The stack is a stand-in."""
 
 import io
 import os
@@ -19,10 +19,10 @@ from tests.rig.two_nodes import where_table
 
 
 class StandIn:
-    """Does what a test says instead of starting anything."""
+    """Runs a test's hooks instead of starting anything."""
 
     hooks: ClassVar[dict[str, Callable[[], None]]] = {}
-    """What happens in start, watch and stop."""
+    """Functions that run in start, watch and stop."""
     left: ClassVar[tuple[int, ...]] = ()
     log: ClassVar[list[str]] = []
 

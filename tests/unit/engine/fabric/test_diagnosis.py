@@ -1,4 +1,4 @@
-"""From evidence to words: each kind of fault is told as what it is."""
+"""Diagnosis: each kind of fault gets its own reason."""
 
 import pytest
 
@@ -59,8 +59,8 @@ def test_a_peer_that_lost_the_leader_one_way():
 def test_a_peer_that_ended_and_one_that_was_stopped():
     closed = diagnose(seen(losses={(0, 1): Loss("closed", "its connection was closed")}))
     assert "peer 1 (b, 10.0.0.2) ended before the check was done" in closed
-    left = diagnose(seen(losses={(0, 1): Loss("left", "it was told to stop")}))
-    assert left == "peer 1 (b, 10.0.0.2) left: it was told to stop"
+    left = diagnose(seen(losses={(0, 1): Loss("left", "it is being stopped")}))
+    assert left == "peer 1 (b, 10.0.0.2) left: it is being stopped"
 
 
 def test_wrong_data_come_before_everything():

@@ -1,4 +1,4 @@
-"""Known contents: any wrong byte is found, from any sender."""
+"""Known contents: any wrong byte of any sender is found."""
 
 import pytest
 import torch
@@ -41,7 +41,7 @@ def test_zeros_and_shifted_data_are_wrong():
 
 
 class Wire:
-    """Collectives of one rank, alone: what it sends to the other comes back as the other's."""
+    """Collectives of a single rank: what it sends is returned as the other rank's data."""
 
     isend, irecv = "isend", "irecv"
 
@@ -89,7 +89,7 @@ def test_all_that_came_is_compared():
     one, said = exchange(Wire())
     assert set(one.pairs()) == {1}
     assert len(one.all_to_all()) == 3
-    # Twice from the pair, and the rounds with its own part.
+    # Twice in pairs, and the rounds including its own part.
     assert one.checked == 4 * WORDS * 2 + 3 * 4 * WORDS
     assert [report["text"] for report in said] == [
         "exchange with peer 1",

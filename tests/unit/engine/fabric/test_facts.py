@@ -1,4 +1,4 @@
-"""What a peer finds on its own machine, and what two peers must have in common."""
+"""The facts of a machine, and which of them two peers must share."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""Look-ups: an answer, an error in words, and no wait for a resolver that hangs."""
+"""Look-ups: an answer, an error with its reason, and no wait for a resolver that hangs."""
 
 import socket
 import threading

@@ -1,4 +1,4 @@
-"""Plans of the fabric check: what is refused, names, sizes, and who meets whom."""
+"""Plans of the fabric check: validation, names, sizes, and pairings."""
 
 import itertools
 
@@ -34,7 +34,7 @@ def test_the_limits_fit_into_the_timeout():
     for timeout in (16.0, 60.0, 3600.0):
         one = plan(timeout=timeout)
         assert one.join_limit + one.check_limit < timeout
-        # What ends the check early leaves time to gather the others' evidence.
+        # Limits that end the check early leave time to gather the other peers' evidence.
         assert one.silence * 2 < one.check_limit
         assert one.stall < one.check_limit
 

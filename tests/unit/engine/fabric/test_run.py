@@ -1,4 +1,4 @@
-"""Leader and followers over real connections, with workers that only pretend."""
+"""Leader and followers over real connections, with fake workers."""
 
 import asyncio
 import contextlib
@@ -13,13 +13,14 @@ from serving.engine.fabric.plan import FabricError, Plan
 from serving.engine.fabric.report import table
 from serving.engine.fabric.run import run_peer
 from serving.engine.fabric.workers import Ready
+from tests.support.waiting import eventually
 
 SAME = {"moe-serving": "1.0"}
 TIMEOUT = 16.0
 
 
 class FakeWorkers:
-    """Report at once what a test gives them, by default a result."""
+    """Workers that at once report what a test gives them, by default a result."""
 
     def __init__(self, reports=None, *, ready=None, broken=""):
         self.reports = reports
@@ -71,7 +72,7 @@ def plan(port, peers, index, timeout=TIMEOUT):
 
 
 async def play(port, pools, *, facts=None, timeout=TIMEOUT, peers=None, skip=()):
-    """Run a peer for each pool; return what each came to, and what the leader said."""
+    """Run a peer for each pool; return the result of each, and the leader's output."""
     said = []
     count = peers or len(pools)
     facts = facts or {}
@@ -98,9 +99,9 @@ async def test_all_is_well(port, peers):
     assert len(findings.measured) == 2 * peers
     jobs = [pool.jobs[number] for pool in pools for number in (0, 1)]
     assert [job["rank"] for job in jobs] == list(range(2 * peers))
-    # All but the one that opens the store know where it is.
+    # All workers except the one that opens the store get its port.
     assert {job["store_port"] for job in jobs[1:]} == {7}
-    # Two workers a peer, 2 GB/s each.
+    # Two workers per peer, 2 GB/s each.
     assert set(findings.pair_rates().values()) == ({4e9} if peers > 1 else set())
     text = table(findings)
     assert f"{2 * peers} workers (2 a peer)" in text
@@ -109,16 +110,16 @@ async def test_all_is_well(port, peers):
 
 async def test_a_peer_that_never_comes_is_named(port):
     ends, said = await play(port, [FakeWorkers(), FakeWorkers()], peers=4)
-    assert "peer 2; peer 3 never came" in ends[0]
-    assert "(here: peer 0, peer 1)" in ends[0]
-    # Who did come gets the reason too.
+    assert "peer 2; peer 3 did not join" in ends[0]
+    assert "(joined: peer 0, peer 1)" in ends[0]
+    # The peer that did join gets the reason too.
     assert ends[1] == ends[0]
     assert any(text.startswith("waiting for peer") for text in said)
 
 
 async def test_a_leader_that_never_comes(port):
     ends, _ = await play(port, [FakeWorkers(), FakeWorkers()], skip={0})
-    assert f"the leader (peer 0, 127.0.0.1:{port}) never came" in ends[0]
+    assert f"the leader (peer 0, 127.0.0.1:{port}) did not answer" in ends[0]
     assert "refuses connections" in ends[0]
 
 
@@ -171,21 +172,15 @@ def start(port, index, pool, *, peers=2, timeout=60.0, name=None, said=None):
     return asyncio.create_task(run_peer(plan(port, peers, index, timeout), facts, pool, say))
 
 
-async def until(condition):
-    async with asyncio.timeout(60):
-        while not condition():  # noqa: ASYNC110  bounded above
-            await asyncio.sleep(0.05)
-
-
 async def test_a_peer_that_starts_again_while_the_others_wait_is_taken_back(port):
     said = []
     leader = start(port, 0, FakeWorkers(), peers=3, said=said)
     first = start(port, 1, FakeWorkers(), peers=3)
-    await until(lambda: any(text.startswith("peer 1 is here") for text in said))
+    await eventually(lambda: any(text.startswith("peer 1 has joined") for text in said))
     first.cancel()
     await asyncio.gather(first, return_exceptions=True)
     again = start(port, 1, FakeWorkers(), peers=3, name="again")
-    await until(lambda: "peer 1 is here: again, 127.0.0.1" in said)
+    await eventually(lambda: "peer 1 has joined: again, 127.0.0.1" in said)
     findings, *others = await asyncio.gather(leader, again, start(port, 2, FakeWorkers(), peers=3))
     assert others == [None, None]
     assert findings.facts[1].name == "again"
@@ -194,24 +189,24 @@ async def test_a_peer_that_starts_again_while_the_others_wait_is_taken_back(port
 async def test_a_peer_that_starts_again_during_the_check_is_too_late(port):
     pools = [FakeWorkers(), FakeWorkers([])]
     runs = [start(port, index, pool) for index, pool in enumerate(pools)]
-    await until(lambda: pools[1].jobs)
-    with pytest.raises(FabricError, match="refused this peer: the check is under way without it"):
+    await eventually(lambda: pools[1].jobs)
+    with pytest.raises(FabricError, match="refused this peer: the check has begun without it"):
         await start(port, 1, FakeWorkers(), name="late")
-    # The one that is checked is not disturbed.
+    # The running check is not disturbed.
     assert not any(run.done() for run in runs)
     runs[0].cancel()
     ends = await asyncio.gather(*runs, return_exceptions=True)
-    assert str(ends[1]) == "the leader was told to stop"
+    assert str(ends[1]) == "the leader is being stopped"
 
 
 async def test_a_peer_that_is_stopped_says_so(port):
     pools = [FakeWorkers(), FakeWorkers([])]
     runs = [start(port, index, pool) for index, pool in enumerate(pools)]
-    await until(lambda: pools[1].jobs)
+    await eventually(lambda: pools[1].jobs)
     runs[1].cancel()
     ends = await asyncio.gather(*runs, return_exceptions=True)
     assert isinstance(ends[1], asyncio.CancelledError)
-    assert str(ends[0]) == "peer 1 (pod-1, 127.0.0.1) left: it was told to stop"
+    assert str(ends[0]) == "peer 1 (pod-1, 127.0.0.1) left: it is being stopped"
     assert all(pool.closed for pool in pools)
 
 
@@ -236,10 +231,10 @@ async def test_strangers_and_second_comers_do_no_harm(port):
     first = asyncio.create_task(
         run_peer(plan(port, 3, 1), Facts(1, "pod-1", same=SAME), pools[1], lambda text: None)
     )
-    while not any(text.startswith("peer 1 is here") for text in said):  # noqa: ASYNC110
+    while not any(text.startswith("peer 1 has joined") for text in said):  # noqa: ASYNC110
         await asyncio.sleep(0.05)
     twin = FakeWorkers()
-    with pytest.raises(FabricError, match="pod-1 has come as peer 1 already; twin too"):
+    with pytest.raises(FabricError, match="pod-1 and twin both joined as peer 1"):
         await run_peer(plan(port, 3, 1), Facts(1, "twin", same=SAME), twin, lambda text: None)
     last = run_peer(plan(port, 3, 2), Facts(2, "pod-2", same=SAME), pools[2], lambda text: None)
     findings, *others = await asyncio.gather(leader, first, last)
@@ -249,25 +244,18 @@ async def test_strangers_and_second_comers_do_no_harm(port):
 
 async def test_silence_is_noticed_and_told_by_pairs(port, monkeypatch):
     """Peer 2's heartbeats to peer 1 alone are lost."""
-    beat = links.Link._beat
-
-    async def between_others_none(self):
-        if self.to_follower:
-            await asyncio.Event().wait()
-        await beat(self)
-
     monkeypatch.setattr(links.Link, "to_follower", False, raising=False)
-    monkeypatch.setattr(links.Link, "_beat", between_others_none)
     original = links.Link.send
 
     def send(self, message):
         if message["t"] == "mesh":
             self.to_follower = True
-        original(self, message)
+        if message["t"] != "ping" or not self.to_follower:
+            original(self, message)
 
     monkeypatch.setattr(links.Link, "send", send)
     pools = [FakeWorkers([]), FakeWorkers([]), FakeWorkers([])]
-    # Longer than the silence, so that the stall does not come first.
+    # Longer than the silence, so that the stall is not detected first.
     plans = [dataclasses.replace(plan(port, 3, index), timeout=32.0) for index in range(3)]
     monkeypatch.setattr(Plan, "stall", 12.0)
     ends = await asyncio.gather(

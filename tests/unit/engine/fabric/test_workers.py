@@ -1,4 +1,4 @@
-"""Worker processes: what they say, how they end, and that none is left."""
+"""Worker processes: reports, ends of every kind, and none is left."""
 
 import asyncio
 import os
@@ -10,6 +10,7 @@ import pytest
 from serving.engine.fabric import workers
 from serving.engine.fabric.plan import Backend, FabricError, Plan
 from serving.engine.fabric.workers import Workers
+from tests.support.waiting import eventually
 
 CHATTY = """
 import json, os, sys
@@ -26,7 +27,7 @@ DYING_LATER = CHATTY.replace('print("more of it")', "os.kill(os.getpid(), 9)")
 
 @pytest.fixture
 def pool(monkeypatch):
-    """Make pools whose workers run some other code."""
+    """Return pools whose workers run other code."""
 
     spawn = asyncio.create_subprocess_exec
 
@@ -47,9 +48,7 @@ async def finish(pool, count):
         {number: {"rank": number} for number in range(count)},
         lambda number, report: reports.append((number, report)),
     )
-    async with asyncio.timeout(60):
-        while len(reports) < count:  # noqa: ASYNC110  bounded above
-            await asyncio.sleep(0.02)
+    await eventually(lambda: len(reports) >= count)
     return sorted(reports, key=lambda item: item[0])
 
 

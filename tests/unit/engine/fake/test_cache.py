@@ -1,10 +1,10 @@
-"""FakeCache: a bounded prefix cache whose mirror tells the truth."""
+"""FakeCache: bounded, and its mirror matches its content."""
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from serving.engine.fake.cache import FakeCache
-from serving.link.block_hashes import block_names
+from serving.link.block_hashes import block_hashes
 
 SIZE = 4
 
@@ -52,7 +52,7 @@ def test_the_mirror_knows_what_the_cache_would_find(history, asked):
         cache.keep(prompt)
         assert len(cache.mirror) <= 8
     depth = 0
-    for name in block_names(asked[:-1], SIZE):
+    for name in block_hashes(asked[:-1], SIZE):
         if name not in cache.mirror.names:
             break
         depth += 1

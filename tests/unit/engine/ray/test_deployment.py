@@ -1,17 +1,15 @@
-"""What Serve is asked for; that Serve does it is for tests/e2e."""
+"""The deployment as given to Serve; tests/e2e test that Serve does it."""
 
-import socket
-import subprocess
-import sys
+import logging
+import logging.config
+from logging.handlers import MemoryHandler, RotatingFileHandler
+from pathlib import Path
 
-import psutil
 import pytest
 from ray.serve.config import GangPlacementStrategy
 
 from serving.engine.ray import cluster, deployment
-from serving.engine.ray.node_network import free_port, interface_of, network_environment
-from serving.engine.ray.rendezvous import GangMember, Meeting
-from serving.errors import EngineError
+from serving.engine.ray.deployment import kept_handlers
 from serving.settings import Settings
 
 
@@ -33,19 +31,8 @@ def test_a_gang_a_group_and_a_replica_a_rank() -> None:
 
 
 def test_a_private_cluster_is_the_pool_that_its_groups_ask_for() -> None:
-    assert cluster._own_resources(settings(node_resource="pool-a")) == {"pool-a": 1.0}
-    assert cluster._own_resources(settings()) == {}
-
-
-@pytest.mark.parametrize(
-    ("environment", "expected"),
-    [
-        pytest.param({}, "blue", id="alone"),
-        pytest.param({"RAY_CLUSTER_NAME": "r1-abcde"}, "r1-abcde/blue", id="kuberay"),
-    ],
-)
-def test_a_group_says_what_deployed_it(environment: dict[str, str], expected: str) -> None:
-    assert deployment.origin("blue", environment) == expected
+    assert cluster.own_resources(settings(node_resource="pool-a")) == {"pool-a": 1.0}
+    assert cluster.own_resources(settings()) == {}
 
 
 def test_ranks_ask_for_the_resource_of_their_pool() -> None:
@@ -73,7 +60,7 @@ def test_on_gpus_a_rank_holds_those_of_its_workers() -> None:
 def test_placement(placement: str, strategy: GangPlacementStrategy) -> None:
     options = deployment.deployment_options(settings(placement=placement))
     assert options["gang_scheduling_config"].gang_placement_strategy == strategy
-    # A node's implicit resources would keep ranks apart too, and crash the raylet.
+    # A node's implicit resources would separate ranks too, but crash the raylet.
     assert "resources" not in options["ray_actor_options"]
 
 
@@ -102,48 +89,8 @@ def test_a_private_ray_is_closed_and_on_loopback() -> None:
     assert environment["RAY_USAGE_STATS_ENABLED"] == "0"
 
 
-def test_loopback_has_an_interface() -> None:
-    interface = interface_of("127.0.0.1")
-    assert network_environment("127.0.0.1") == {
-        "VLLM_HOST_IP": "127.0.0.1",
-        "GLOO_SOCKET_IFNAME": interface,
-        "NCCL_SOCKET_IFNAME": f"={interface}",
-    }
-
-
-def test_a_foreign_address_is_an_error_that_names_it() -> None:
-    with pytest.raises(EngineError, match=r"192\.0\.2\.77"):
-        interface_of("192.0.2.77")
-
-
-def test_a_free_port_can_be_bound() -> None:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", free_port("127.0.0.1")))
-
-
-def test_no_child_outlives_the_rank() -> None:
-    with subprocess.Popen(
-        [sys.executable, "-c", "import signal; signal.pause()"], start_new_session=True
-    ) as child:
-        process = psutil.Process(child.pid)
-        deployment.end_children(0.1, keep=set(psutil.Process().children()) - {process})
-        assert not process.is_running()
-
-
-def test_routers_are_told_where_the_ranks_own_metrics_are() -> None:
-    here = settings(data_parallel=1)
-    member = GangMember("app", "g0", 0, 1, ("replica",))
-    meeting = Meeting("127.0.0.1", 1, "e1", 12.5)
-    engine = deployment.make_engine(here, member, meeting)
-    server = deployment.make_server(
-        engine, here, member, meeting, "127.0.0.1", metrics_address="127.0.0.1:9400"
-    )
-    assert server._hello().metrics_address == "127.0.0.1:9400"
-    assert server._hello().epoch_started_unix_seconds == 12.5
-
-
 def test_a_local_deployment_has_no_proxies_and_no_route(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Serve's proxies listen for KubeRay alone; on this machine nobody asks them."""
+    """Serve's proxies are for KubeRay only; they are not used on one machine."""
     from ray import serve
     from ray.serve import api
 
@@ -155,3 +102,39 @@ def test_a_local_deployment_has_no_proxies_and_no_route(monkeypatch: pytest.Monk
     (target,) = targets
     assert isinstance(target, api.RunTarget)
     assert target.route_prefix is None
+
+
+# Serve's log handlers outlive vLLM's set-up of logging.
+
+
+@pytest.fixture
+def serve_log(tmp_path):
+    logger = logging.getLogger("like.ray.serve")
+    logger.setLevel(logging.INFO)  # independent of what earlier tests have set
+    target = RotatingFileHandler(tmp_path / "replica.log")
+    handler = MemoryHandler(100, target=target)
+    logger.addHandler(handler)
+    yield logger, handler, target
+    logger.removeHandler(handler)
+    handler.close()
+    target.close()
+
+
+def configure():
+    logging.config.dictConfig({"version": 1, "disable_existing_loggers": False})
+
+
+def test_configuring_takes_the_target_away(serve_log):
+    _, handler, _ = serve_log
+    configure()
+    assert handler.target is None  # otherwise kept_handlers is not needed any more
+
+
+def test_kept_handlers_have_their_target_and_it_writes(serve_log):
+    logger, handler, target = serve_log
+    with kept_handlers(logger):
+        configure()
+    assert handler.target is target
+    logger.warning("still here")
+    handler.flush()
+    assert "still here" in Path(target.baseFilename).read_text(encoding="utf-8")

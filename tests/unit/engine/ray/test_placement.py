@@ -1,4 +1,4 @@
-"""Whether groups fit, against a table and against a brute-force placer."""
+"""Whether groups fit: a table, and a comparison with brute force."""
 
 import itertools
 

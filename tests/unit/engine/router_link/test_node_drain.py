@@ -1,4 +1,4 @@
-"""The ranks of a machine that goes are asked by a file."""
+"""A file makes the ranks of a machine drain."""
 
 import asyncio
 import os
@@ -7,26 +7,15 @@ import subprocess
 import pytest
 
 from serving.cli.main import main
-from serving.cli.ops import node_drain as command
+from serving.cli.ops import leave as command
 from serving.engine.router_link import node_drain
 from serving.engine.router_link.node_drain import LeaveWatch, ask_to_leave, serving_ranks
-
-PATIENCE = 90.0
-
-
-class Clock:
-    def __init__(self, now=0.0):
-        self.now = now
-
-    def time(self):
-        return self.now
-
-    def monotonic(self):
-        return self.now
+from tests.support.clock import ManualClock
+from tests.support.waiting import eventually
 
 
 class Rank:
-    """A rank that drains when it is let."""
+    """A rank whose drain finishes when the test allows it."""
 
     def __init__(self):
         self.asked = []
@@ -45,29 +34,23 @@ def quick(monkeypatch):
 
 @pytest.fixture
 def ended():
-    """The number of a process that has ended."""
+    """The id of a process that has ended."""
     process = subprocess.Popen(["true"])
     process.wait()
     return process.pid
 
 
-async def until(condition):
-    async with asyncio.timeout(PATIENCE):
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
-
-
 async def test_a_rank_that_is_asked_drains_and_has_left(tmp_path):
     rank, folder = Rank(), tmp_path / "ranks"
-    watch = LeaveWatch(rank.drain, Clock(), folder)
+    watch = LeaveWatch(rank.drain, ManualClock(0.0), folder)
     watch.start()
     assert serving_ranks(folder) == [os.getpid()]
     ask_to_leave(7.5, folder)
-    await until(lambda: rank.asked)
-    assert rank.asked == [("its machine goes", 7.5)]
+    await eventually(lambda: rank.asked)
+    assert rank.asked == [("its machine is leaving", 7.5)]
     assert serving_ranks(folder) == [os.getpid()]
     rank.go.set()
-    await until(lambda: not serving_ranks(folder))
+    await eventually(lambda: not serving_ranks(folder))
     await watch.stop()
     assert [file.name for file in folder.iterdir()] == ["leave"]
 
@@ -77,23 +60,23 @@ async def test_a_request_from_before_its_start_is_not_about_it(tmp_path):
     folder.mkdir()
     ask_to_leave(5.0, folder)
     later = (folder / "leave").stat().st_mtime + 1
-    watch = LeaveWatch(rank.drain, Clock(later), folder)
+    watch = LeaveWatch(rank.drain, ManualClock(later), folder)
     watch.start()
     looked = asyncio.Event()
     asyncio.get_running_loop().call_later(0.1, looked.set)
     await looked.wait()
     assert rank.asked == []
     os.utime(folder / "leave", (later + 1, later + 1))
-    await until(lambda: rank.asked)
+    await eventually(lambda: rank.asked)
     await watch.stop()
 
 
 async def test_a_request_that_cannot_be_read_is_none(tmp_path):
     rank, folder = Rank(), tmp_path / "ranks"
-    watch = LeaveWatch(rank.drain, Clock(), folder)
+    watch = LeaveWatch(rank.drain, ManualClock(0.0), folder)
     watch.start()
     (folder / "leave").write_text("soon")
-    assert watch._asked() is None
+    assert watch.requested() is None
     await watch.stop()
     assert rank.asked == []
 
@@ -103,7 +86,7 @@ async def test_a_folder_that_is_not_ours_is_not_used(tmp_path):
     mine.mkdir()
     link = tmp_path / "link"
     link.symlink_to(mine)
-    watch = LeaveWatch(Rank().drain, Clock(), link)
+    watch = LeaveWatch(Rank().drain, ManualClock(0.0), link)
     watch.start()
     assert list(mine.iterdir()) == []
     await watch.stop()
@@ -117,7 +100,7 @@ def test_a_rank_that_died_does_not_hold_others_up(tmp_path, ended):
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    """The command's folder, with this process as its one rank."""
+    """The command's folder, with this process as its only rank."""
     monkeypatch.setattr(node_drain, "FOLDER", tmp_path)
     monkeypatch.setattr(command, "_POLL_SECONDS", 0.01)
     file = tmp_path / f"{os.getpid()}.rank"
@@ -158,7 +141,7 @@ async def test_a_rank_that_starts_removes_what_killed_ones_left(tmp_path, ended)
     folder.mkdir(mode=0o700)
     for name in (f"{ended}.rank", f"{ended}.left", f"{os.getppid()}.rank"):
         (folder / name).touch()
-    watch = LeaveWatch(Rank().drain, Clock(), folder)
+    watch = LeaveWatch(Rank().drain, ManualClock(0.0), folder)
     watch.start()
     await watch.stop()
     assert [file.name for file in folder.iterdir()] == [f"{os.getppid()}.rank"]

@@ -1,18 +1,18 @@
-"""RequestRunner: every request ends exactly once, whatever the router or the engine does."""
+"""RequestRunner: every request ends exactly once, whatever router and engine do."""
 
 import asyncio
 
 import pytest
 
 from serving.engine.router_link.request_runner import RequestRunner
-from serving.engine.router_link.send_queue import Outbox
+from serving.engine.router_link.send_queue import SendQueue
 from serving.link.v1 import link_pb2
 
 CODES = link_pb2.RequestError
 
 
 class Engine:
-    """Runs a script per prompt: tokens to yield, None to wait for ever, an exception to raise."""
+    """Runs a script per prompt: tokens to yield, None to wait forever, an exception to raise."""
 
     def __init__(self):
         self.scripts = {}
@@ -41,14 +41,16 @@ def engine():
 
 
 @pytest.fixture
-def outbox():
-    return Outbox(100, 2**20)
+def send_queue():
+    return SendQueue(100, 2**20)
 
 
 @pytest.fixture
-async def runner(engine, outbox):
+async def runner(engine, send_queue):
     troubles = []
-    runner = RequestRunner(engine, outbox, prefix="p/", trouble=lambda: troubles.append(1))
+    runner = RequestRunner(
+        engine, send_queue, prefix="p/", report_trouble=lambda: troubles.append(1)
+    )
     runner.troubles = troubles
     yield runner
     await runner.abort_all(5)
@@ -58,16 +60,16 @@ def work(name="a", *prompt):
     return link_pb2.Submit(request_id=name, prompt_token_ids=prompt or (1,))
 
 
-async def deltas(outbox):
-    async with asyncio.timeout(5):
-        return [delta for frame in await outbox.frames() for delta in frame.deltas]
+async def deltas(send_queue):
+    async with asyncio.timeout(60):
+        return [delta for frame in await send_queue.frames() for delta in frame.deltas]
 
 
-async def test_runs_under_its_own_id_and_answers_under_the_routers(runner, engine, outbox):
+async def test_runs_under_its_own_id_and_answers_under_the_routers(runner, engine, send_queue):
     runner.submit(work())
     await runner.idle()
     assert engine.seen == ["p/a"]
-    got = await deltas(outbox)
+    got = await deltas(send_queue)
     assert [(each.request_id, each.finished) for each in got] == [("a", False), ("a", True)]
     assert runner.running == 0
 
@@ -84,11 +86,11 @@ async def test_runs_under_its_own_id_and_answers_under_the_routers(runner, engin
         ),
     ],
 )
-async def test_bad_submit_is_answered_not_raised(runner, engine, outbox, submits, code, words):
+async def test_bad_submit_is_answered_not_raised(runner, engine, send_queue, submits, code, words):
     engine.scripts[9] = [None]
     for each in submits:
         runner.submit(each)
-    (answer,) = await deltas(outbox)
+    (answer,) = await deltas(send_queue)
     assert answer.finished
     assert answer.error.code == code
     assert words in answer.error.message
@@ -101,11 +103,13 @@ async def test_bad_submit_is_answered_not_raised(runner, engine, outbox, submits
         pytest.param([1], "without a last delta", id="just ends"),
     ],
 )
-async def test_engine_that_breaks_its_word_fails_the_request(runner, engine, outbox, script, words):
+async def test_engine_that_breaks_its_word_fails_the_request(
+    runner, engine, send_queue, script, words
+):
     engine.scripts[9] = script
     runner.submit(work("a", 9))
     await runner.idle()
-    *_, last = await deltas(outbox)
+    *_, last = await deltas(send_queue)
     assert last.finished
     assert last.error.code == CODES.ENGINE_FAILED
     assert words in last.error.message
@@ -119,16 +123,16 @@ async def test_exception_has_the_health_looked_at(runner, engine):
     assert runner.troubles
 
 
-async def test_abort_closes_the_engines_generator_and_says_nothing(runner, engine, outbox):
+async def test_abort_closes_the_engines_generator_and_says_nothing(runner, engine, send_queue):
     engine.scripts[9] = [1, None]
     runner.submit(work("a", 9))
-    await deltas(outbox)
+    await deltas(send_queue)
     assert engine.running == {"p/a"}
     runner.abort("a")
     runner.abort("unknown")
     await runner.idle()
     assert engine.running == set()
-    waiter = asyncio.create_task(outbox.frames())
+    waiter = asyncio.create_task(send_queue.frames())
     await asyncio.sleep(0)
     assert not waiter.done()
     waiter.cancel()
@@ -141,13 +145,13 @@ async def test_abort_before_the_first_step(runner, engine):
     assert engine.running == set()
 
 
-async def test_drain_refuses_new_ones_and_lets_the_running_ones_end(runner, engine, outbox):
+async def test_drain_refuses_new_ones_and_lets_the_running_ones_end(runner, engine, send_queue):
     runner.submit(work("old"))
     runner.drain("scale down")
     runner.submit(work("new"))
     await runner.idle()
     by_name = {}
-    for each in await deltas(outbox):
+    for each in await deltas(send_queue):
         by_name[each.request_id] = each
     assert by_name["old"].finished
     assert not by_name["old"].HasField("error")

@@ -1,9 +1,11 @@
-"""When a deployment is given up, and with which words."""
+"""When a deployment has failed, and with which error."""
 
 import pytest
 
 from serving.engine.ray import cluster
-from serving.engine.ray.deployment_watch import (
+from serving.engine.ray.placement import GroupNeeds, NodeRoom
+from serving.engine.ray.startup_progress import RankReport, Stage
+from serving.engine.ray.watch import (
     SETTLE_SECONDS,
     DeploymentView,
     Phase,
@@ -11,9 +13,8 @@ from serving.engine.ray.deployment_watch import (
     failure_of,
     last_words,
 )
-from serving.engine.ray.placement import GroupNeeds, NodeRoom
-from serving.engine.ray.startup_progress import RankReport, Stage
 from serving.errors import EngineError, PlacementError, SettingsError
+from tests.support.clock import ManualClock
 
 
 def report(
@@ -81,21 +82,8 @@ def test_failure(view: DeploymentView, kind: type[Exception] | None, words: str)
     assert words in str(failure or "")
 
 
-class HandClock:
-    """Goes on when it is told to."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-    def time(self) -> float:
-        return self.now
-
-
 class Cluster:
-    """What the watch sees of Ray."""
+    """A stand-in for Ray's state."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.placed = 0
@@ -109,7 +97,7 @@ class Cluster:
 def test_missing_room_is_told_and_an_error_after_the_time_out(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    seen, clock = Cluster(monkeypatch), HandClock()
+    seen, clock = Cluster(monkeypatch), ManualClock(0.0)
     watch = PlacementWatch("app", GroupNeeds(1, 2, "pack", {"CPU": 2.0}), 10.0, clock)
     assert watch.check() is None
     clock.now = SETTLE_SECONDS
@@ -124,7 +112,7 @@ def test_missing_room_is_told_and_an_error_after_the_time_out(
 
 
 def test_room_that_comes_and_goes_starts_the_time_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen, clock = Cluster(monkeypatch), HandClock()
+    seen, clock = Cluster(monkeypatch), ManualClock(0.0)
     watch = PlacementWatch("app", GroupNeeds(1, 2, "pack", {"CPU": 2.0}), 10.0, clock)
     for now, free, missing in (
         (0, 0.0, False),
@@ -138,7 +126,7 @@ def test_room_that_comes_and_goes_starts_the_time_anew(monkeypatch: pytest.Monke
 
 
 def test_placed_groups_need_no_more_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen, clock = Cluster(monkeypatch), HandClock()
+    seen, clock = Cluster(monkeypatch), ManualClock(0.0)
     seen.placed = 2
     watch = PlacementWatch("app", GroupNeeds(3, 2, "pack", {"CPU": 2.0}), 10.0, clock)
     watch.check()

@@ -1,4 +1,4 @@
-"""How often a rank tells its load: a busy one always, an idle one when there is something new."""
+"""Load reports: a busy rank sends each one, an idle rank only changes."""
 
 import asyncio
 
@@ -12,11 +12,14 @@ HEALTHY, FAILED = link_pb2.LoadSnapshot.HEALTHY, link_pb2.LoadSnapshot.FAILED
 
 
 class Engine:
-    """Gives out one load after the other, then says that it is done."""
+    """Returns one load after the other, then reports that it is done."""
 
     def __init__(self, loads):
         self.loads = iter(loads)
         self.done = asyncio.Event()
+
+    def describe(self):
+        return link_pb2.Hello()
 
     async def load(self):
         found = next(self.loads, None)
@@ -26,19 +29,29 @@ class Engine:
         return found
 
     async def check_health(self):
-        """It is well."""
+        """Be healthy."""
 
 
-class Dialer:
-    def __init__(self):
-        self.reported = []
+class Connection:
+    """Keeps the reported loads."""
+
+    reported: list[int]
+
+    def __init__(self, address, *_, **__):
+        Connection.reported = []
+
+    def start(self):
+        """Do nothing."""
+
+    async def stop(self):
+        """Do nothing."""
 
     def report(self, load):
         self.reported.append(load.generated_tokens_total or load.since_last_step_ms)
 
 
 def load(clock, **fields):
-    """A load whose clock and memory always differ."""
+    """A load whose step time and memory always differ."""
     fields = {"health": HEALTHY} | fields
     return link_pb2.LoadSnapshot(since_last_step_ms=clock, resident_bytes=clock, **fields)
 
@@ -57,13 +70,13 @@ def load(clock, **fields):
         pytest.param([load(1), load(2), load(3, health=FAILED)], [1, 3], id="health"),
     ],
 )
-async def test_what_is_told(loads, told):
-    engine, dialer = Engine(loads), Dialer()
-    settings = LinkSettings(load_interval=0.001)
+async def test_what_is_told(loads, told, monkeypatch):
+    monkeypatch.setattr("serving.engine.router_link.server.RouterConnection", Connection)
+    # A new connection gets the load of the start, which is not a report.
+    engine = Engine([load(100), *loads])
+    settings = LinkSettings(load_interval=0.001, routers=["127.0.0.1:1"])
     server = RankServer(engine, settings, RankIdentity("g", "e", 0, 1))
-    server._dialers["router"] = dialer
-    reports = asyncio.create_task(server._report())
+    await server.start()
     await engine.done.wait()
-    reports.cancel()
-    await asyncio.wait([reports])
-    assert dialer.reported == told
+    await server.stop()
+    assert Connection.reported == [100, *told]

@@ -1,4 +1,4 @@
-"""How a deployment of the groups is getting on, and when to give it up."""
+"""Progress of a deployment of the groups, and detection of its final failure."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,17 +15,18 @@ _ERRORS: dict[str, type[ServingError]] = {
     "SettingsError": SettingsError,
     "PlacementError": PlacementError,
 }
-"""Errors of a rank that keep their type on the way here; all others are engine errors."""
+"""Error types of ranks that are preserved; all others become ``EngineError``."""
 
 _FINAL = {"SettingsError"}
-"""Those that trying again cannot mend."""
+"""Error types that a restart cannot resolve."""
 
 SETTLE_SECONDS = 1.0
-"""Resources are taken a moment before the group shows as placed: not worth a word."""
+"""Time before missing room is reported, seconds. Resources are reserved shortly before the group
+shows as placed."""
 
 
 class Phase(StrEnum):
-    """The application as Serve sees it."""
+    """State of the application in Serve."""
 
     ABSENT = "absent"
     DEPLOYING = "deploying"
@@ -46,20 +47,20 @@ _PHASES = {
 
 @dataclass(frozen=True, slots=True)
 class DeploymentView:
-    """One look at the deployment."""
+    """A snapshot of the deployment."""
 
     phase: Phase
     message: str
-    """Serve's own, possibly many lines."""
+    """Serve's message, possibly of many lines."""
     reports: tuple[RankReport, ...]
-    """Of gangs started since the watch began."""
+    """Reports made since the start of the watch."""
 
 
 def failure_of(view: DeploymentView) -> ServingError | None:
-    """Return the error that ends the deployment, or ``None`` while there is hope.
+    """Return the error that ends the deployment, or ``None`` while it can still succeed.
 
-    A rank's settings error is final at once; anything else Serve tries again, and it is
-    final when Serve gives up.
+    A settings error of a rank is final. After any other error Serve retries; the error becomes
+    final when Serve fails the deployment.
     """
     failed = [report for report in view.reports if report.stage is Stage.FAILED]
     for report in failed:
@@ -76,14 +77,14 @@ def failure_of(view: DeploymentView) -> ServingError | None:
 
 
 def last_words(reports: Sequence[RankReport], gangs: Mapping[str, str]) -> tuple[RankReport, ...]:
-    """Return the reports that still say something: of ranks that are there, and of failures.
+    """Return the reports of existing gangs, and all reports of failures.
 
-    A rank that was killed or lost with its node could not take its report back.
+    A rank that was killed or lost with its node leaves a stale report.
 
     Args:
-        reports: of all ranks.
-        gangs: state of their placement groups, by id, seen after the reports: Serve makes the
-            group before the ranks, and removes it after them.
+        reports: Reports of all ranks.
+        gangs: Placement-group states by gang id. Read them after the reports, because Serve
+            creates the placement group before the ranks and removes it after them.
     """
     there = {gang for gang, state in gangs.items() if state != "REMOVED"}
     return tuple(
@@ -92,17 +93,24 @@ def last_words(reports: Sequence[RankReport], gangs: Mapping[str, str]) -> tuple
 
 
 class DeploymentWatch:
-    """Looks at one application; Ray must be connected."""
+    """Watches one application; Ray must be connected."""
 
     def __init__(self, app: str, clock: Clock, *, since: float | None = None) -> None:
-        """Watch ``app``; ranks that reported before ``since`` (by default now) are ignored."""
+        """Watch an application.
+
+        Args:
+            app: Name of the Serve application.
+            clock: Source of time.
+            since: Time before which reports are ignored, seconds since the Unix epoch; by default
+                the current time.
+        """
         self._app = app
         self._board = StageBoard(GcsStore(), app)
-        # One second less: the ranks' clocks are those of their nodes.
+        # One second earlier, because the clocks of the nodes can differ.
         self._since = clock.time() - 1.0 if since is None else since
 
     def look(self) -> DeploymentView:
-        """Return the state now."""
+        """Return the current state."""
         from ray import serve
 
         found = serve.status().applications.get(self._app)
@@ -115,9 +123,17 @@ class DeploymentWatch:
 
 
 class PlacementWatch:
-    """Turns a group that finds no room into an error."""
+    """Raises an error if a group stays without room."""
 
     def __init__(self, app: str, needs: GroupNeeds, timeout: float, clock: Clock) -> None:
+        """Watch an application.
+
+        Args:
+            app: Name of the Serve application.
+            needs: Needs of all groups.
+            timeout: Maximum time without room, seconds.
+            clock: Source of time.
+        """
         self._app = app
         self._needs = needs
         self._timeout = timeout
@@ -125,10 +141,10 @@ class PlacementWatch:
         self._missing_since: float | None = None
 
     def check(self) -> str | None:
-        """Return what is missing, or ``None`` if the groups have room or just got it.
+        """Return what is missing, or ``None`` if the groups have room.
 
         Raises:
-            PlacementError: it has been missing for the whole time-out.
+            PlacementError: Room has been missing for ``timeout`` seconds.
         """
         gap = self._gap()
         now = self._clock.monotonic()
@@ -144,7 +160,7 @@ class PlacementWatch:
 
     def _gap(self) -> str | None:
         needs = self._needs
-        # Nodes first: a group that is placed in between counts as placed, not as missing.
+        # Read nodes first: a group that is placed in between then counts as placed.
         nodes = cluster.nodes()
         missing = needs.groups - cluster.placed_gangs(self._app)
         if missing <= 0:
@@ -153,7 +169,7 @@ class PlacementWatch:
 
 
 def undeploy(app: str) -> None:
-    """Ask Serve to delete the application and return at once."""
+    """Start deleting the application and return immediately."""
     from ray import serve
 
     serve.delete(app, _blocking=False)

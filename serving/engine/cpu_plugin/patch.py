@@ -1,0 +1,33 @@
+"""Definition of a vLLM patch: a probe that detects the bug, and a correction."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Patch:
+    """Workaround for one possible bug of vLLM on CPU."""
+
+    name: str
+    """Name for the log, e.g. ``"expert map"``."""
+    is_right: Callable[[], bool]
+    """Probe: runs vLLM's current code on a small input and checks the result."""
+    apply: Callable[[], None]
+    """Replaces the faulty code in this process."""
+
+
+def apply_if_needed(patch: Patch) -> bool:
+    """Apply a patch if its probe fails; return whether it was applied.
+
+    Raises:
+        RuntimeError: The probe still fails after the patch.
+    """
+    if patch.is_right():
+        return False
+    patch.apply()
+    if not patch.is_right():
+        raise RuntimeError(
+            f"vLLM on CPU is wrong, and still wrong after the patch of moe-serving "
+            f"({patch.name}); use vLLM 0.32.0, or report it to the maintainers of moe-serving",
+        )
+    return True
