@@ -1,5 +1,6 @@
-"""Load tests: a generator for any OpenAI-compatible server and for our gRPC, and benchmarks.
+"""A load generator for OpenAI-compatible servers and for this router's gRPC.
 
-``python -m loadtest`` (also ``moe-serving load``) sends requests and reports; ``loadtest.bench``
-measures the router alone; ``loadtest.affinity`` compares routing policies on real engines.
+Run by ``moe-serving load`` and ``python -m loadtest``. The wheel does not include the subpackages:
+``bench`` measures the router, ``simulation`` replays load against a model of the fleet, and
+``demos`` shows prefix affinity and autoscaling on real engines.
 """

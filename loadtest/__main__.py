@@ -1,8 +1,8 @@
-"""``python -m loadtest``."""
+"""``python -m loadtest``: the same as ``moe-serving load``."""
 
 import sys
 
-from loadtest.command import main
+from serving.cli.main import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(["load", *sys.argv[1:]]))

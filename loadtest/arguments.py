@@ -1,60 +1,37 @@
-"""The command line of ``moe-serving load``: commands, their flags, what each flag accepts."""
+"""The commands of ``moe-serving load``: parsing and validation of their command lines."""
 
 import argparse
 import functools
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from loadtest.flags import RUN_PANELS, SEARCH_PANELS, Flag, Panel
 from loadtest.run import RECORDS, RUN
-from loadtest.slo import FEWEST
 from loadtest.workload import Range
-from serving.client.credentials import CA_VARIABLE, CERT_VARIABLE, KEY_VARIABLE
-from serving.flag_values import (
-    Choice,
+from serving.client.flags import (
     FlagError,
-    HostPort,
-    Number,
-    OutputFolder,
-    Pair,
-    ReadableFile,
-    ReadableFolder,
-    Several,
-    Text,
-    WebAddress,
-    Whole,
+    OutputDirectory,
+    ReadableDirectory,
     refusal,
-    seconds,
+    renamed_flags,
 )
 
-MOST_TOKENS = 1_000_000
-"""Of a text that is made up here."""
-RATE = Number("a rate", "requests/s", above=0, at_most=1_000_000)
-_END = Number("a rate", "requests/s", at_least=0, at_most=1_000_000)
-_LIMIT = Number("a limit", "milliseconds", above=0, at_most=10**9)
-_TOKENS = Whole("a length", of="tokens", at_most=MOST_TOKENS)
-_LENGTHS = Pair(
-    _TOKENS,
-    f"a length is a whole number of tokens from 1 to {MOST_TOKENS}, or a range A:B of such "
-    "with A not above B",
-    single=True,
-    holds=lambda low, high: low <= high,
+_RUN = ReadableDirectory(RUN, RECORDS, of="'load run' or 'load search' wrote")
+_RENAMED = renamed_flags(url="rest-url", grpc="grpc-address")
+_HELP = (
+    "Load an OpenAI-compatible server over REST, or this router over gRPC, and write a report.\n\n"
+    "tokens/s is all output tokens of the measured requests, divided by the time from the first "
+    "request to the end of the last answer, as vLLM's bench client counts them."
 )
-_RUN = ReadableFolder(RUN, RECORDS, of="'load run' or 'load search' wrote")
-
-_HELP = """Load any OpenAI-compatible server, or our gRPC, and report.
-
-tokens/s is all output tokens of the measured requests divided by the time from the first one sent
-to the last one ended, as vLLM's bench client counts them.
-"""
-_EPILOG = """\
-Exit codes: 0 done, and the objective (if one was given) was met. 1 it could not run, or ended
-early (a partial report is written); one line says why. 2 the command line is wrong.
-3 the objective was missed. 130 interrupted; a partial report is written.
-"""
+_EPILOG = (
+    "Exit codes: 0: done, and the objective (if there is one) is met. 1: the run could not start, "
+    "or ended early (with a partial report); one line says why. 2: the command line is wrong. "
+    "3: the objective is missed. 130: interrupted (with a partial report)."
+)
 _EXAMPLES = """\
 Examples:
 
@@ -62,294 +39,24 @@ moe-serving load run --rate 2,4,8 --slo-ttft-ms 500 --slo-itl-ms 60
 
 moe-serving load run --concurrency 16 --requests 200 --ignore-eos
 
-moe-serving load run --grpc 127.0.0.1:50051 --concurrency 16 --turns 4
+moe-serving load run --grpc-address 127.0.0.1:50051 --concurrency 16 --turns 4
 
-moe-serving load run --url http://vllm:8000 --trace trace.jsonl --speed 2
+moe-serving load run --rest-url http://vllm:8000 --trace trace.jsonl --speed 2
 """
-
-
-@dataclass(frozen=True, slots=True)
-class Flag:
-    """One flag of a command."""
-
-    name: str
-    reads: Callable[[str], Any] | None
-    """None: a switch without a value."""
-    help: str
-    metavar: str = ""
-    default: str | None = None
-    """As it would be typed."""
-    variable: str | None = None
-    """Environment variable that is read where the flag is not given."""
-
-    @property
-    def key(self) -> str:
-        """Name of the option in the code."""
-        return self.name.removeprefix("--").replace("-", "_")
-
-
-Panel = tuple[str, tuple[Flag, ...]]
-
-SERVER: Panel = (
-    "Server",
-    (
-        Flag("--url", WebAddress(), "REST address; default: port 8000 of this machine.", "URL"),
-        Flag("--grpc", HostPort(), "Address of a router's gRPC, instead of REST.", "HOST:PORT"),
-        Flag("--model", Text("a model id"), "Model id; default: the only one served.", "ID"),
-        Flag(
-            "--endpoint",
-            Choice(("chat", "completions")),
-            "What is asked: chat or completions.",
-            "NAME",
-            "chat",
-        ),
-        Flag("--api-key", Text("a key"), "API key.", "KEY", variable=KEY_VARIABLE),
-        Flag(
-            "--ca-file",
-            ReadableFile(),
-            "PEM file with the authority of the server's certificate.",
-            "FILE",
-            variable=CA_VARIABLE,
-        ),
-        Flag(
-            "--cert-file",
-            ReadableFile(),
-            "PEM file with a client certificate and its key.",
-            "FILE",
-            variable=CERT_VARIABLE,
-        ),
-        Flag(
-            "--fleet-url",
-            WebAddress(),
-            "Where /fleet is, for marks in the timeline; default: --url.",
-            "URL",
-        ),
-        Flag("--timeout", seconds("a timeout"), "Time a request may take.", "SECONDS", "120"),
-        Flag(
-            "--stop-after-failures",
-            Whole("a number of failures", at_least=0),
-            "End when so many connections in a row fail; 0: never.",
-            "N",
-            "24",
-        ),
-    ),
-)
-REQUESTS: Panel = (
-    "Requests",
-    (
-        Flag("--prompt-tokens", _LENGTHS, "Length of a prompt.", "N|A:B", "100"),
-        Flag("--output-tokens", _LENGTHS, "Length of an answer, at most.", "N|A:B", "32"),
-        Flag(
-            "--shared-tokens",
-            Whole("a length", at_least=0, at_most=MOST_TOKENS, of="tokens"),
-            "Length of a beginning that all prompts share.",
-            "N",
-            "0",
-        ),
-        Flag(
-            "--turns",
-            Whole("a number of turns", at_most=10_000),
-            "Turns of a session.",
-            "N",
-            "1",
-        ),
-        Flag(
-            "--think",
-            seconds("a pause", zero=True),
-            "Pause between the turns of a session.",
-            "SECONDS",
-            "0",
-        ),
-        Flag(
-            "--ignore-eos",
-            None,
-            "Answers of exactly --output-tokens (vLLM and this router).",
-        ),
-        Flag(
-            "--tokens-per-word",
-            Number("a ratio", "tokens/word", above=0, at_most=1000),
-            "Tokens that the server counts for a word; default: asked of it with two requests.",
-            "X",
-        ),
-        Flag(
-            "--seed",
-            Whole("a seed", at_least=0, at_most=2**63),
-            "Equal seeds send equal texts at equal times.",
-            "N",
-            "0",
-        ),
-        Flag(
-            "--warmup",
-            seconds("a warm-up", zero=True),
-            "Beginning of each stage or trial that is not measured, at most half of it.",
-            "SECONDS",
-            "2",
-        ),
-        Flag(
-            "--duration",
-            seconds("a duration"),
-            "Time in which requests are sent in a stage or trial, warm-up included.",
-            "SECONDS",
-            "30",
-        ),
-        Flag(
-            "--arrivals",
-            Choice(("poisson", "constant", "gamma")),
-            "Gaps between requests: poisson, constant or gamma.",
-            "NAME",
-            "poisson",
-        ),
-        Flag(
-            "--burstiness",
-            Number("a burstiness", above=0, at_most=1000),
-            "Of gamma: standard deviation of the gaps over their mean.",
-            "CV",
-            "2",
-        ),
-        Flag("--out", OutputFolder(), "Directory for records and report.", "FOLDER", "load"),
-    ),
-)
-OBJECTIVE: Panel = (
-    "Objective",
-    (
-        Flag("--slo-ttft-ms", _LIMIT, "Limit on the time to the first token.", "MS"),
-        Flag(
-            "--slo-itl-ms",
-            _LIMIT,
-            "Limit on a request's mean time from token to token (TPOT).",
-            "MS",
-        ),
-        Flag("--slo-latency-ms", _LIMIT, "Limit on the time of a whole request.", "MS"),
-        Flag(
-            "--slo-share",
-            Number("a share", above=0, at_most=1),
-            "Share of requests that must be within the limits.",
-            "X",
-            "0.99",
-        ),
-    ),
-)
-LOAD: Panel = (
-    "Load (one of --rate, --ramp, --concurrency, --trace)",
-    (
-        Flag("--rate", Several(RATE), "Requests/s, one stage each.", "R[,R…]"),
-        Flag(
-            "--ramp",
-            Pair(
-                _END,
-                "a ramp is FROM:TO, two numbers of requests/s from 0 to 1000000, not both 0",
-                holds=lambda start, end: start + end > 0,
-            ),
-            "Requests/s at the beginning and the end of one stage.",
-            "FROM:TO",
-        ),
-        Flag(
-            "--concurrency",
-            Several(Whole("a concurrency", at_most=100_000, of="streams")),
-            "Streams that each send their next request after their answer, one stage each.",
-            "N[,N…]",
-        ),
-        Flag(
-            "--trace",
-            ReadableFile(),
-            "Mooncake's JSON lines, or CSV with timestamp,prompt_tokens,output_tokens.",
-            "FILE",
-        ),
-        Flag(
-            "--requests",
-            Whole("a number of requests"),
-            "Requests of each stage that are measured; default: those of --duration.",
-            "N",
-        ),
-        Flag(
-            "--speed",
-            Number("a speed", above=0, at_most=1_000_000),
-            "How many times as fast as the trace.",
-            "X",
-            "1",
-        ),
-        Flag(
-            "--trace-block",
-            Whole("a block", at_most=1_000_000, of="tokens"),
-            "Tokens for each 512 of the trace: fewer shrink prompts and answers.",
-            "TOKENS",
-            "512",
-        ),
-        Flag(
-            "--max-prompt-tokens",
-            Whole("a length", of="tokens"),
-            "Longest prompt of a trace.",
-            "N",
-            "1000000000",
-        ),
-        Flag(
-            "--max-output-tokens",
-            Whole("a length", of="tokens"),
-            "Longest answer of a trace.",
-            "N",
-            "1000000000",
-        ),
-        Flag(
-            "--shard",
-            Pair(
-                Whole("a number", at_least=0),
-                "a shard is I/N, two whole numbers with I from 0 to N-1",
-                sign="/",
-                holds=lambda index, count: index < count,
-            ),
-            "Send every N-th request from the I-th (counted from 0): one of N workers with the "
-            "same seed; 'load report' joins them.",
-            "I/N",
-            "0/1",
-        ),
-    ),
-)
-SEARCH: Panel = (
-    "Search",
-    (
-        Flag(
-            "--start",
-            RATE,
-            "First rate, requests/s; default: half of what 32 streams do in --duration.",
-            "R",
-        ),
-        Flag("--most", RATE, "Highest rate, requests/s.", "R", "1000"),
-        Flag(
-            "--trial-requests",
-            Whole("a number of requests"),
-            "A trial lasts until so many are due, at least --duration.",
-            "N",
-            "400",
-        ),
-        Flag(
-            "--trials",
-            Whole("a number of trials", at_least=FEWEST, at_most=100_000),
-            "Trials near the answer, after about six to find it; more make it firmer.",
-            "N",
-            "24",
-        ),
-        Flag(
-            "--searches",
-            Whole("a number of searches", at_most=1000),
-            "Searches at once, trial by trial in turn, each with its own arrivals: how far the "
-            "answer holds when searched again, whatever the machine's speed does.",
-            "N",
-            "1",
-        ),
-    ),
-)
-RUN_PANELS = (SERVER, REQUESTS, OBJECTIVE, LOAD)
-SEARCH_PANELS = (SERVER, REQUESTS, OBJECTIVE, SEARCH)
 _LOADS = ("rate", "ramp", "concurrency", "trace")
 
 
 def parse(arguments: Sequence[str], prog: str) -> argparse.Namespace:
-    """Read the command line and return its options; ``command`` is the command's name.
+    """Return the options of a command line; ``command`` is the command's name.
+
+    Args:
+        arguments: The words after ``prog``.
+        prog: Name of the program in help and errors.
 
     Raises:
-        FlagError: flags do not fit together.
-        UsageError: typer's own, for all else that is wrong; ``serving.cli.errors`` words it.
-        Exit: help was asked for, and is shown.
+        FlagError: Flags contradict each other.
+        UsageError: Any other error of the command line (Typer's exception); the caller formats it.
+        Exit: Help was requested and printed.
     """
     result = _command()(args=list(arguments), prog_name=prog, standalone_mode=False)
     if not isinstance(result, argparse.Namespace):
@@ -363,7 +70,7 @@ def _command() -> Callable[..., Any]:
 
 
 def application() -> typer.Typer:
-    """Build the commands; each returns its options."""
+    """Return the application with all commands; each command returns its options."""
     app = typer.Typer(
         help=_HELP,
         epilog=_EPILOG,
@@ -373,10 +80,22 @@ def application() -> typer.Typer:
         add_completion=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
-    _add(app, "run", "Load at one or several rates, or with so many streams.", RUN_PANELS, _run)
-    _add(app, "search", "Find the highest rate that meets the objective.", SEARCH_PANELS, _search)
-    app.command("compare", help="Compare two runs, with intervals of confidence.")(_compare)
-    app.command("report", help="Make one report of the folders of several workers.")(_report)
+    _add(
+        app,
+        "run",
+        "Load a server at given rates, with given streams, or from a trace.",
+        RUN_PANELS,
+        _run,
+    )
+    _add(
+        app,
+        "search",
+        "Search for the highest rate that meets the objective.",
+        SEARCH_PANELS,
+        _search,
+    )
+    app.command("compare", help="Compare two runs, with confidence intervals.")(_compare)
+    app.command("report", help="Join the runs of several workers into one report.")(_report)
     return app
 
 
@@ -387,7 +106,7 @@ def _add(
     panels: Sequence[Panel],
     check: Callable[[argparse.Namespace], None],
 ) -> None:
-    """Add a command whose parameters are a table of flags."""
+    """Add a command whose parameters are the flags of the panels."""
 
     def command(**values: Any) -> argparse.Namespace:
         options = argparse.Namespace(command=name, **values)
@@ -399,7 +118,12 @@ def _add(
     parameters = [_parameter(flag, title) for title, flags in panels for flag in flags]
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {one.name: one.annotation for one in parameters}
-    app.command(name, help=summary, epilog=_EXAMPLES if name == "run" else None)(command)
+    app.command(
+        name,
+        help=summary,
+        epilog=_EXAMPLES if name == "run" else None,
+        context_settings=_RENAMED,
+    )(command)
 
 
 def _parameter(flag: Flag, panel: str) -> inspect.Parameter:
@@ -427,8 +151,8 @@ def _parameter(flag: Flag, panel: str) -> inspect.Parameter:
 
 
 def _target(options: argparse.Namespace) -> None:
-    if options.url and options.grpc:
-        raise FlagError("--url and --grpc exclude each other: one server is loaded")
+    if options.rest_url and options.grpc_address:
+        raise FlagError("--rest-url and --grpc-address exclude each other: one server is loaded")
 
 
 def _run(options: argparse.Namespace) -> None:
@@ -457,20 +181,27 @@ def _search(options: argparse.Namespace) -> None:
 
 
 def _compare(
-    a: Annotated[Any, typer.Argument(parser=_RUN, metavar="A", help="Folder of a run.")],
-    b: Annotated[Any, typer.Argument(parser=_RUN, metavar="B", help="Folder of another.")],
+    a: Annotated[Path, typer.Argument(parser=_RUN, metavar="A", help="Directory of a run.")],
+    b: Annotated[
+        Path,
+        typer.Argument(parser=_RUN, metavar="B", help="Directory of the run to compare it with."),
+    ],
 ) -> argparse.Namespace:
     return argparse.Namespace(command="compare", a=a, b=b)
 
 
 def _report(
     folders: Annotated[
-        list[Any], typer.Argument(parser=_RUN, metavar="FOLDER...", help="Folders of workers.")
+        list[Path],
+        typer.Argument(parser=_RUN, metavar="FOLDER...", help="Directories of the workers."),
     ],
     out: Annotated[
         Any,
         typer.Option(
-            "--out", parser=OutputFolder(), metavar="FOLDER", help="Directory for the report."
+            "--out",
+            parser=OutputDirectory(),
+            metavar="FOLDER",
+            help="Directory for the report; created if missing.",
         ),
     ] = "load",
 ) -> argparse.Namespace:

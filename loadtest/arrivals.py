@@ -1,8 +1,8 @@
-"""When requests arrive: renewal processes of rate 1, stretched in time to a rate profile. Pure.
+"""Arrival times: renewal processes of rate 1, stretched in time to a rate profile. Pure.
 
 The n-th arrival of a process with rate r(t) is at R^-1(S_n), where R is the integral of r and S_n
 the sum of the first n gaps of the process of rate 1 (the time-change theorem for renewal
-processes). So every process can ramp.
+processes). So the rate of every process can ramp.
 """
 
 import itertools
@@ -17,22 +17,22 @@ Process = Literal["poisson", "constant", "gamma"]
 
 @dataclass(frozen=True, slots=True)
 class RateProfile:
-    """Arrivals a second, over time: constant, or linear from ``start`` to ``end``."""
+    """Arrival rate over time, requests/s: linear from ``start`` to ``end``."""
 
     start: float
     end: float
     duration: float
-    """Seconds; the profile says nothing about later."""
+    """Length of the profile, seconds."""
 
     @property
     def mean(self) -> float:
-        """Arrivals a second, on average."""
+        """Mean arrival rate, requests/s."""
         return (self.start + self.end) / 2
 
     def time_of(self, count: float) -> float:
-        """Return the seconds after which ``count`` arrivals are due; infinite if never."""
+        """Return the time by which ``count`` arrivals are due, seconds; infinity if never."""
         slope = (self.end - self.start) / self.duration
-        # Solves start*t + slope*t^2/2 = count in the form that does not cancel for small slopes.
+        # Solves start*t + slope*t^2/2 = count, in a form without cancellation for small slopes.
         inside = self.start**2 + 2 * slope * count
         below = self.start + math.sqrt(inside) if inside >= 0 else 0.0
         return 2 * count / below if below > 0 else math.inf
@@ -42,12 +42,10 @@ def gaps(process: Process, burstiness: float, rng: random.Random) -> Callable[[]
     """Return a source of gaps with mean 1.
 
     Args:
-        process: poisson has exponential gaps, constant equal ones, gamma the ones that
-            ``burstiness`` says.
-        burstiness: coefficient of variation of gamma's gaps (their standard deviation over their
-            mean): 1 is Poisson, more is burstier.
-        rng: source of randomness.
-
+        process: Distribution of the gaps: exponential (poisson), equal (constant) or gamma.
+        burstiness: Coefficient of variation of the gamma gaps (standard deviation over mean): 1 is
+            Poisson, more is burstier.
+        rng: Source of randomness.
     """
     if process == "constant":
         return lambda: 1.0
@@ -58,7 +56,7 @@ def gaps(process: Process, burstiness: float, rng: random.Random) -> Callable[[]
 
 
 def arrivals(profile: RateProfile, gap: Callable[[], float]) -> Iterator[float]:
-    """Yield arrival times in seconds, rising, all before the profile's end."""
+    """Yield increasing arrival times, seconds, up to the profile's end."""
     due = 0.0
     for _ in itertools.count():
         due += gap()

@@ -1,4 +1,4 @@
-"""Charts as inline SVG: lines, steps, dots, marks. No script, no font, nothing from outside."""
+"""Charts as inline SVG: lines, steps, dots and marks, without scripts, fonts or external files."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -9,45 +9,45 @@ from typing import Literal
 _WIDTH, _HEIGHT = 520, 270
 _LEFT, _RIGHT, _TOP, _BOTTOM = 60, 14, 22, 46
 _APART = 34.0
-"""Least distance of two marks' names; where names are longer, half as much again."""
+"""Smallest distance between labels of marks; 1.5 times as much for long labels."""
 _FEW = 12
-"""A line of so many points has a dot at each."""
+"""Lines with at most this many points have a dot at each point."""
 _LINE = 15.0
 """Height of a line of text."""
 _COARSE, _FINE = (1, 2, 5), (1, 2, 3, 5, 7)
 _NARROW = 3.0
-"""A logarithmic axis that spans less than this factor has equal steps."""
+"""Logarithmic axes that span less than this factor have equidistant ticks."""
 Kind = Literal["line", "step", "dots"]
 COLOURS = ("c0", "c1", "c2", "c3", "c4", "c5")
-"""Classes that the page's style gives colours, light and dark."""
+"""CSS classes of the colours, which the style sheet defines for light and dark."""
 
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """Points of one colour, in order of x."""
+    """Points of one colour, sorted by x."""
 
     name: str
     points: Sequence[tuple[float, float]]
     kind: Kind = "line"
     colour: str = "c0"
     dashed: bool = False
-    """A line that lets one below it be seen."""
+    """Draw a dashed line, to keep a line below it visible."""
 
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """A vertical line at ``x``, with words that show on hovering."""
+    """A vertical line at ``x`` with a tooltip."""
 
     x: float
     label: str
     colour: str = "bad"
     name: str = ""
-    """Short, over the line; neighbours without room become "first-last"."""
+    """Short label above the line; labels without room are joined as "first–last"."""
 
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """One chart with its axes. Values that are not finite are left out."""
+    """A chart with its axes. Values that are not finite are left out."""
 
     title: str
     x: str
@@ -55,12 +55,12 @@ class Chart:
     series: Sequence[Series]
     marks: Sequence[Mark] = ()
     limits: Sequence[tuple[float, str]] = ()
-    """Horizontal lines: value and words."""
+    """Horizontal lines, each with its value and label."""
     log_y: bool = False
     note: str = ""
 
     def svg(self) -> str:
-        """Return it as a figure element; says so where there is nothing to draw."""
+        """Return the chart as a figure element, with a message if there is nothing to draw."""
         points = [point for series in self.series for point in series.points if _finite(*point)]
         if self.log_y:
             points = [point for point in points if point[1] > 0]
@@ -69,7 +69,7 @@ class Chart:
             return f"<figure>{caption}<p class=empty>nothing to show</p></figure>"
         xs = [x for x, _ in points] + [mark.x for mark in self.marks]
         ys = [y for _, y in points] + [value for value, _ in self.limits]
-        # From zero, unless that would squeeze everything into a corner.
+        # Begin at zero, unless all points would be in the right half.
         left = min(xs) if len(xs) > 1 and min(xs) > max(xs) / 2 else min(0.0, *xs)
         low = min(ys) if self.log_y else min(0.0, *ys)
         x_scale = _Scale(left, max(xs) or 1.0, _LEFT, _WIDTH - _RIGHT)
@@ -78,7 +78,7 @@ class Chart:
         parts += [_drawn(series, x_scale, y_scale) for series in self.series]
         for value, words in self.limits:
             at = y_scale(value)
-            # Not into the names of marks.
+            # Avoid the labels of marks.
             words_at = at + _LINE if at < _TOP + _LINE else at - 4
             parts.append(
                 f'<line class=limit x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{at:.1f}" '
@@ -127,8 +127,8 @@ class _Scale:
         ]
 
     def rounded(self) -> "_Scale":
-        """Return the scale from a tick to a tick that holds all of this one."""
-        # Twice: a wider range may have fewer ticks.
+        """Return the scale extended to the ticks around it."""
+        # Twice, as a wider range may have fewer ticks.
         return self._between(self._between(self.round_numbers()).round_numbers())
 
     def _between(self, ticks: Sequence[float]) -> "_Scale":
@@ -232,10 +232,10 @@ def cdf(values: Sequence[float], most: int = 200) -> list[tuple[float, float]]:
 
 
 def rates(times: Iterable[float]) -> list[tuple[float, float]]:
-    """Return (second, how many a second from then on) of ``times`` in seconds.
+    """Return (second, events/s from then on) for event times in seconds.
 
-    Steps of a second, longer where the times span more than 150; the last one comes twice, with
-    its begin and its end.
+    Steps last 1 s, or 1/150 of a longer range. The last step appears twice, with its start and its
+    end.
     """
     values = sorted(times)
     if not values:

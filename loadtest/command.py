@@ -1,4 +1,4 @@
-"""``python -m loadtest`` and ``moe-serving load``."""
+"""``moe-serving load``: runs a command line, prints its table, and returns the exit code."""
 
 import argparse
 import asyncio
@@ -11,56 +11,45 @@ from rich.console import Console
 from rich.table import Table
 
 from loadtest.arguments import parse
-from loadtest.conductor import INTERRUPTED, conduct
 from loadtest.report import html, milliseconds
 from loadtest.run import REPORT, Run
+from loadtest.runner import INTERRUPTED, run_load
 from loadtest.statistics import compare
-from serving.cli.errors import EXIT_ERROR, EXIT_INTERRUPTED, guarded
-from serving.cli.main import take_verbose
-from serving.errors import InvalidRequest
+from serving.client.errors import InvalidRequest
 
+EXIT_ERROR = 1
 EXIT_MISSED = 3
+EXIT_INTERRUPTED = 130
 
 
-def main(
-    arguments: Sequence[str] | None = None,
-    *,
-    prog: str = "python -m loadtest",
-    local: Path | None = None,
-) -> int:
-    """Run the command line.
+def run_command(arguments: Sequence[str], prog: str, local: Path | None = None) -> int:
+    """Run a command line and return its exit code; see ``--help``.
 
     Args:
-        arguments: default: the process's own.
-        prog: how help calls it.
-        local: state folder of this machine's own run; its key is used where no server is named.
+        arguments: The words after ``prog``.
+        prog: Name of the program in help, errors and reports.
+        local: State folder of the local run, whose credentials are used if no address is given.
 
-    Returns:
-        The exit code; see ``--help``.
+    Raises:
+        ServingError: The command failed; the caller prints it.
+        UsageError: The command line is invalid (Typer's exception); the caller formats it.
     """
-    words, verbose = take_verbose(list(sys.argv[1:] if arguments is None else arguments))
-    command = f"{prog} {shlex.join(_without_key(words))}"
-
-    def run() -> int:
-        return _run(parse(words or ["--help"], prog), command, local)
-
-    return guarded(run, verbose=verbose)
-
-
-def _run(options: argparse.Namespace, command: str, local: Path | None) -> int:
+    words = list(arguments) or ["--help"]
+    options = parse(words, prog)
     if options.command == "compare":
         return _compare(options)
     if options.command == "report":
         return _finish(Run.joined([Run.load(folder) for folder in options.folders]), options)
     import uvloop
 
+    command = f"{prog} {shlex.join(_without_key(words))}"
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        run = runner.run(conduct(options, command, local))
+        run = runner.run(run_load(options, command, local))
     return _finish(run, options)
 
 
 def _without_key(words: Sequence[str]) -> list[str]:
-    """Return the command line as it may be shown."""
+    """Return a command line with its API key masked, for reports."""
     shown: list[str] = []
     for word in words:
         after_flag = bool(shown) and shown[-1] == "--api-key"
@@ -70,7 +59,7 @@ def _without_key(words: Sequence[str]) -> list[str]:
 
 
 def _finish(run: Run, options: argparse.Namespace) -> int:
-    """Save, print, and judge."""
+    """Save the run, print it, and return the exit code."""
     files = run.save(options.out)
     report = options.out / REPORT
     try:
@@ -157,6 +146,9 @@ def _compare(options: argparse.Namespace) -> int:
     Console(width=100).print(table)
     loads = ["; ".join(stage.label for stage in run.stages) for run in (a, b)]
     if loads[0] != loads[1]:
-        print(f"note: not the same loads: A {loads[0]}, B {loads[1]}")
-    print("Intervals by bootstrap over requests. One run each: what differs between runs is in it.")
+        print(f"note: the loads differ: A {loads[0]}, B {loads[1]}")
+    print(
+        "Intervals by bootstrap over requests. With one run each they include what varies "
+        "between runs."
+    )
     return 0

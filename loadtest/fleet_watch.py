@@ -1,4 +1,4 @@
-"""What happens to the fleet during a run, from the router's /fleet: faults and scaling."""
+"""Faults and scaling of the fleet during a run, from the router's /fleet."""
 
 import asyncio
 import time
@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from loadtest.rest_target import RestTarget
-from loadtest.target import TargetError
+from serving.client.aio import AsyncRestClient
+from serving.client.errors import ClientError
 
 _INTERVAL = 1.0
 
@@ -16,7 +16,7 @@ EventKind = Literal["fault", "scaling", "ready"]
 
 @dataclass(frozen=True, slots=True)
 class FleetEvent:
-    """Something to mark on the timeline."""
+    """A change of a group, marked in the timeline."""
 
     at: float
     """Seconds since the run began."""
@@ -25,7 +25,7 @@ class FleetEvent:
 
 
 def changes(before: Mapping[str, Any], after: Mapping[str, Any], at: float) -> Iterator[FleetEvent]:
-    """Yield what happened between two pictures of /fleet, the second taken ``at``."""
+    """Yield the changes between two responses of /fleet; ``at`` is the time of the second."""
     old = {group["group_id"]: group for group in before["groups"]}
     new = {group["group_id"]: group for group in after["groups"]}
     for name, group in new.items():
@@ -35,47 +35,47 @@ def changes(before: Mapping[str, Any], after: Mapping[str, Any], at: float) -> I
         if was is None:
             yield FleetEvent(at, "scaling", f"{name} appears ({state})")
         elif again:
-            yield FleetEvent(at, "fault", f"{name} starts anew ({state})")
+            yield FleetEvent(at, "fault", f"{name} restarts ({state})")
         elif was != state:
             kind: EventKind = "ready" if state == "ready" else "fault"
             kind = "scaling" if state == "draining" else kind
             yield FleetEvent(at, kind, f"{name} is {state}" + (f": {reason}" if reason else ""))
     for name in old.keys() - new.keys():
-        reason = _epitaph(after, name)
+        reason = _last_reason(after, name)
         kind = "scaling" if old[name]["state"] == "draining" else "fault"
         yield FleetEvent(at, kind, f"{name} is gone" + (f": {reason}" if reason else ""))
 
 
-def _epitaph(picture: Mapping[str, Any], name: str) -> str:
-    """Return why a group is gone: the reason of its last life."""
-    lives = [group for group in picture.get("history") or () if group["group_id"] == name]
-    return max(lives, key=lambda group: group["since_unix_seconds"])["reason"] if lives else ""
+def _last_reason(picture: Mapping[str, Any], name: str) -> str:
+    """Return the last reason of a removed group; empty if the history has none."""
+    entries = [group for group in picture.get("history") or () if group["group_id"] == name]
+    return max(entries, key=lambda group: group["since_unix_seconds"])["reason"] if entries else ""
 
 
 async def watch(
-    router: RestTarget, now: Callable[[], float], note: Callable[[FleetEvent], None]
+    router: AsyncRestClient, now: Callable[[], float], note: Callable[[FleetEvent], None]
 ) -> str:
-    """Note what happens to the fleet until cancelled, or until there is no /fleet to look at.
+    """Report changes of the fleet until cancelled, or until the server refuses /fleet.
 
     Args:
-        router: is asked every second.
-        now: seconds since the run began.
-        note: gets each event.
+        router: Client of the router whose /fleet is read every second.
+        now: Returns the seconds since the run began.
+        note: Receives each event.
 
     Returns:
-        Why it looks no more.
+        The reason why /fleet cannot be read.
     """
     last: Mapping[str, Any] | None = None
     while True:
         began = time.monotonic()
         try:
             picture = await router.get_json("/fleet")
-        except TargetError as error:
+        except ClientError as error:
             if error.kind == "rejected":  # another server, or no key for this page
                 return str(error)
         else:
             if not isinstance(picture, dict) or "groups" not in picture:
-                return "its /fleet is another one's"
+                return "its /fleet is not that of a moe-serving router"
             if last is not None:
                 for event in changes(last, picture, now()):
                     note(event)

@@ -1,4 +1,4 @@
-"""Sends requests when they are due, whatever becomes of the ones before, and records them."""
+"""Sends requests when they are due, and records each of them."""
 
 import asyncio
 import contextlib
@@ -8,37 +8,39 @@ from collections.abc import Callable, Coroutine, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from loadtest.record import Phase, Record
-from loadtest.target import Ask, Message, Style, Target, TargetError, Usage
 from loadtest.workload import Session
+from serving.client.aio import AsyncClient
+from serving.client.chat import GenerateOptions, GenerateRequest, Message, Usage
+from serving.client.errors import ClientError
 
 _AFTER_FAILURE = 0.1
-"""Seconds that a stream of the closed loop waits after a failure: no busy loop of refusals."""
+"""Pause of a closed-loop stream after a failure, seconds; prevents a busy loop on rejections."""
 
 
 @dataclass(slots=True)
 class Generator:
-    """One run against one target. All times are seconds since the run began."""
+    """One run against one server. All times are seconds since the run began."""
 
-    target: Target
-    style: Style
+    client: AsyncClient
+    options: GenerateOptions
     stop_after_failures: int = 20
-    """Connections in a row that fail until the server counts as gone; 0: never."""
+    """Consecutive failed connections after which the run stops. 0: never."""
     listeners: list[Callable[[Record], None]] = field(default_factory=list)
     records: list[Record] = field(default_factory=list)
     inflight: int = 0
     stopped: str = ""
-    """Why the run ended early; empty: it did not."""
+    """Reason why the run ended early; empty if it did not."""
     _began: float = field(default=0.0, init=False)
     _tasks: set[asyncio.Task[object]] = field(default_factory=set, init=False)
     _halt: asyncio.Event = field(default_factory=asyncio.Event, init=False)
     _refused: int = field(default=0, init=False)
     _index: int = field(default=0, init=False)
     _left: int | None = field(default=None, init=False)
-    """Measured requests that this stage may still send; None: no limit."""
+    """Measured requests that this stage may still send. None: unlimited."""
 
     def begin(self) -> None:
-        """Set the clock to zero."""
-        # Not the loop's time: uvloop's goes in milliseconds.
+        """Start the clock."""
+        # The event loop's time is too coarse: milliseconds with uvloop.
         self._began = time.perf_counter()
 
     @property
@@ -47,13 +49,13 @@ class Generator:
         return time.perf_counter() - self._began
 
     def stop(self, reason: str) -> None:
-        """End the run early; what is in flight is cancelled and recorded so."""
+        """End the run early; running requests are cancelled and recorded as such."""
         if not self.stopped:
             self.stopped = reason
         self._halt.set()
 
     def halt(self) -> None:
-        """End this stage alone early, in the same way."""
+        """End only this stage early; running requests are cancelled."""
         self._halt.set()
 
     async def open_loop(
@@ -65,15 +67,14 @@ class Generator:
         until: float,
         requests: int | None = None,
     ) -> None:
-        """Start each session when it is due; returns when all have ended.
+        """Start each session when it is due; wait until all have ended.
 
         Args:
-            schedule: when (after this call), and what. May be lazy.
-            stage: noted in the records.
-            warmup: requests due earlier than so many seconds after this call are not measured.
-            until: seconds after this call from which no new turn begins.
-            requests: so many are measured, and no more are sent; None: as many as are due.
-
+            schedule: Sessions with their start times, seconds after this call. May be lazy.
+            stage: Number of the stage, for the records.
+            warmup: Seconds after this call before which requests are not measured.
+            until: Seconds after this call from which no turn begins.
+            requests: Measured requests to send. None: all that are due.
         """
         began = self._begin_stage(requests)
         for after, session in schedule:
@@ -81,7 +82,7 @@ class Generator:
                 break
             self._start(self._session(session, began + after, stage, began + warmup, began + until))
             if requests is not None:
-                await asyncio.sleep(0)  # it takes one of them
+                await asyncio.sleep(0)  # the session decrements the number
         await self._finish()
 
     async def closed_loop(
@@ -94,11 +95,10 @@ class Generator:
         until: float,
         requests: int | None = None,
     ) -> None:
-        """Keep ``streams`` sessions running; the arguments are those of ``open_loop``.
+        """Keep ``streams`` sessions running; the other arguments are those of ``open_loop``.
 
-        The warm-up ends when its last answer has, and the measured part begins with all streams
-        at once. So all the output of the measured time belongs to measured requests: what was
-        asked in the warm-up takes no share of it.
+        The warm-up ends with its last answer; then all streams start measured requests at once,
+        so no warm-up request overlaps the measured time.
         """
         began = self._begin_stage(None)
         if warmup > 0:
@@ -112,12 +112,12 @@ class Generator:
     async def _streams(
         self, sessions: Iterator[Session], streams: int, stage: int, part: tuple[float, float]
     ) -> None:
-        """Run the streams of one part: measured from its first time, ending at its second."""
+        """Run all streams; ``part`` is (start of the measurement, end), seconds."""
         measured_from, until = part
 
         async def stream() -> None:
             while self.now < until and self._left != 0:
-                # It is due when the one before has ended: a closed loop has no other schedule.
+                # A session is due when the last one has ended: a closed loop has no schedule.
                 session = next(sessions, None)
                 if session is None:
                     return
@@ -141,7 +141,7 @@ class Generator:
         task.add_done_callback(self._tasks.discard)
 
     async def _finish(self) -> None:
-        """Wait for all sessions, or for the stop, which cancels them."""
+        """Wait for all sessions; a stop cancels them."""
         stop = asyncio.ensure_future(self._halt.wait())
         try:
             while self._tasks and not self._halt.is_set():
@@ -157,20 +157,20 @@ class Generator:
                 raise result
 
     async def _sleep_until(self, due: float) -> bool:
-        """Return whether the run goes on when it is ``due``."""
+        """Sleep until ``due``; return False if the stage was stopped."""
         delay = due - self.now
         if delay > 0:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(delay):
                     await self._halt.wait()
         else:
-            await asyncio.sleep(0)  # a schedule that is behind must not keep answers waiting
+            await asyncio.sleep(0)  # a late schedule must not delay answers
         return not self._halt.is_set()
 
     async def _session(
         self, session: Session, due: float, stage: int, measured_from: float, until: float
     ) -> bool:
-        """Run all turns; returns whether all went well."""
+        """Run all turns; return whether all were answered."""
         messages = [Message("system", session.system)] if session.system else []
         for number, turn in enumerate(session.turns):
             if number > 0:
@@ -183,17 +183,19 @@ class Generator:
                     return True
                 self._left -= 1
             messages.append(Message("user", turn.text))
-            ask = Ask(tuple(messages), turn.max_tokens, f"load-{stage}-{session.number}")
-            answer = await self._ask(ask, due, (stage, session.number, number), phase)
+            request = GenerateRequest(
+                tuple(messages), turn.max_tokens, f"load-{stage}-{session.number}"
+            )
+            answer = await self._send(request, due, (stage, session.number, number), phase)
             if answer is None:
                 return False
             messages.append(Message("assistant", answer))
         return True
 
-    async def _ask(
-        self, ask: Ask, due: float, place: tuple[int, int, int], phase: Phase
+    async def _send(
+        self, request: GenerateRequest, due: float, place: tuple[int, int, int], phase: Phase
     ) -> str | None:
-        """Send one request and record it; returns the answer, or none if it failed."""
+        """Send a request and record it; return the answer, or None if it failed."""
         index, self._index = self._index, self._index + 1
         self.inflight += 1
         sent = self.now
@@ -205,26 +207,27 @@ class Generator:
         error = message = ""
         try:
             async with contextlib.aclosing(
-                self.target.send(ask, self.style)  # type: ignore[type-var]
-            ) as pieces:
-                async for piece in pieces:
-                    if piece.text:
+                self.client.generate(request, self.options)  # type: ignore[type-var]
+            ) as deltas:
+                async for delta in deltas:
+                    text = delta.text
+                    if text:
                         now = self.now
                         if first is None:
                             first = now
                         else:
                             gaps.append(round((now - last) * 1000, 2))
                         last = now
-                        said.append(piece.text)
-                    usage = piece.usage or usage
-        except TargetError as failure:
+                        said.append(text)
+                    usage = delta.usage or usage
+        except ClientError as failure:
             error, message = failure.kind, str(failure)
         except asyncio.CancelledError:
             error, message = "cancelled", self.stopped
             raise
         finally:
             self.inflight -= 1
-            # Servers that count nothing are counted by pieces.
+            # For servers that report no usage: one token for each chunk.
             usage = usage or Usage(0, len(said), 0)
             self._keep(
                 Record(
@@ -234,7 +237,7 @@ class Generator:
                     due,
                     sent,
                     first,
-                    # Usage comes after the last token: the answer ends with its text.
+                    # Usage arrives after the last token; the answer ends with its text.
                     self.now if error or first is None else last,
                     usage.prompt_tokens,
                     usage.output_tokens,

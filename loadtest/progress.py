@@ -1,4 +1,4 @@
-"""What a run shows while it goes on: one line that changes, on a terminal only."""
+"""Progress of a run: one line that is updated, on terminals only."""
 
 import asyncio
 from collections import deque
@@ -14,7 +14,7 @@ _REFRESH = 0.25
 
 
 class Progress:
-    """Counts what ends; ``line`` says how it goes."""
+    """Counts requests as they end, and prints a line about them."""
 
     def __init__(self, generator: Generator, out: TextIO) -> None:
         self.stage = ""
@@ -30,7 +30,7 @@ class Progress:
         self._recent.append(record)
 
     def line(self) -> str:
-        """Return the present state in one line: the last ten seconds of it."""
+        """Return the state of the last 10 seconds as one line."""
         now = self._generator.now
         while self._recent and self._recent[0].end < now - _WINDOW:
             self._recent.popleft()
@@ -45,7 +45,7 @@ class Progress:
         )
 
     async def show(self) -> None:
-        """Show it until cancelled; nothing where the output is no terminal."""
+        """Update the line until cancelled; return at once if the output is not a terminal."""
         if not self._out.isatty():
             return
         try:

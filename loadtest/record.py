@@ -1,4 +1,4 @@
-"""What is kept of a request: one record each, as JSON lines."""
+"""Records of requests, stored as JSON lines."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -6,58 +6,58 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from serving.errors import InvalidRequest
+from serving.client.errors import InvalidRequest
 
 Phase = Literal["warmup", "measure"]
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One request. Times are seconds since the beginning of the run."""
+    """Measurements of one request. Times are seconds since the run began."""
 
     index: int
     stage: int
-    """Which of the run's rates or numbers of streams it belongs to."""
+    """Number of the stage."""
     session: int
     turn: int
     phase: Phase
     intended: float
-    """When it was due. Latencies count from here: a late generator or a server that accepts
-    slowly must not look fast (coordinated omission)."""
+    """When the request was due. Latencies count from here: otherwise a late generator or a server
+    that accepts slowly would look fast (coordinated omission)."""
     sent: float
     first: float | None
-    """When the first piece of the answer came; none: it never did."""
+    """When the first chunk of the answer arrived. None: no chunk arrived."""
     end: float
     prompt_tokens: int
     output_tokens: int
     cached_tokens: int
     gaps_ms: tuple[float, ...]
-    """Milliseconds between pieces of the answer; a piece may hold several tokens."""
+    """Milliseconds between chunks of the answer; a chunk may hold several tokens."""
     error: str = ""
-    """Kind of failure (see ``target.TargetError``), or "cancelled"; empty: none."""
+    """Kind of failure (see ``serving.client.errors.ClientError``), or "cancelled"; empty if it
+    succeeded."""
     message: str = ""
 
     @property
     def ok(self) -> bool:
-        """Whether the whole answer came."""
+        """Whether the answer is complete."""
         return not self.error
 
     @property
     def ttft(self) -> float | None:
-        """Seconds from when it was due to the first piece of the answer."""
+        """Time to first token, seconds from when the request was due."""
         return None if self.first is None else self.first - self.intended
 
     @property
     def latency(self) -> float:
-        """Seconds from when it was due to its end."""
+        """Time to the end of the answer, seconds from when the request was due."""
         return self.end - self.intended
 
     @property
     def itl(self) -> float | None:
-        """Mean seconds from token to token after the first; none with fewer than two.
+        """Mean time between tokens (TPOT), seconds. None: fewer than two tokens.
 
-        Also called time per output token. Counted in tokens, not in pieces, so that servers
-        that send several at once are not judged by how they cut.
+        Counts tokens, not chunks, to be independent of how a server groups them.
         """
         if self.first is None or self.output_tokens < 2:  # noqa: PLR2004
             return None
@@ -65,7 +65,7 @@ class Record:
 
 
 def to_line(record: Record) -> str:
-    """Return the record as one line of JSON, times to the microsecond."""
+    """Return a record as a line of JSON, with times in microseconds' precision."""
     content = asdict(record)
     for name in ("intended", "sent", "first", "end"):
         if content[name] is not None:
@@ -74,24 +74,24 @@ def to_line(record: Record) -> str:
 
 
 def from_line(line: str) -> Record:
-    """Read what ``to_line`` wrote.
+    """Parse a line that ``to_line`` wrote.
 
     Raises:
-        InvalidRequest: it is something else.
+        InvalidRequest: The line is not a record.
     """
     try:
         content: dict[str, Any] = json.loads(line)
         content["gaps_ms"] = tuple(content["gaps_ms"])
         return Record(**{field.name: content[field.name] for field in fields(Record)})
     except (ValueError, KeyError, TypeError) as error:
-        raise InvalidRequest(f"not a record of loadtest: {line[:80]}") from error
+        raise InvalidRequest(f"not a record of moe-serving load: {line[:80]}") from error
 
 
 def read_records(files: Iterable[Path]) -> Iterator[Record]:
     """Yield the records of all files.
 
     Raises:
-        InvalidRequest: a file cannot be read or holds something else.
+        InvalidRequest: A file cannot be read, or has other content.
     """
     for file in files:
         try:
@@ -104,7 +104,7 @@ def read_records(files: Iterable[Path]) -> Iterator[Record]:
 
 
 def write_parquet(records: Iterable[Record], file: Path) -> bool:
-    """Write them as Parquet too, where pyarrow is installed; returns whether it was."""
+    """Write records as Parquet if pyarrow is installed; return whether it is."""
     try:
         import pyarrow as pa
         from pyarrow import parquet

@@ -1,4 +1,4 @@
-"""A run as one HTML file that needs nothing else."""
+"""The report of a run: one self-contained HTML file."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -8,16 +8,16 @@ from html import escape
 from loadtest import search_report as search
 from loadtest.charts import COLOURS, Chart, Kind, Mark, Series, cdf, rates
 from loadtest.record import Record
+from loadtest.report_style import STYLE
 from loadtest.run import Run, Stage
 from loadtest.statistics import Summary
-from loadtest.style import STYLE
 
 _EVENT_COLOURS = {"fault": "bad", "scaling": "note", "ready": "good"}
 _MOST_DOTS = 4000
 
 
 def html(run: Run) -> str:
-    """Return the report."""
+    """Return the report of a run."""
     summaries = [(stage, run.summary(stage)) for stage in run.stages]
     when = datetime.fromtimestamp(run.began_unix_seconds, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
     body = [
@@ -31,7 +31,7 @@ def html(run: Run) -> str:
         _stages(summaries),
         (
             "<small>Latencies count from when a request was due, not from when it was sent. "
-            "ITL is each request's mean from token to token. Warm-up is left out.</small>"
+            "ITL is each request's mean time between tokens. The warm-up is left out.</small>"
         ),
         "<h2>Charts</h2><div class=charts>",
         *(chart.svg() for chart in (*search.charts(run), *_charts(run, summaries))),
@@ -62,7 +62,7 @@ def _banners(run: Run, summaries: Sequence[tuple[Stage, Summary]]) -> Iterable[s
                 yield (
                     f"<div class='banner {'good' if fine else ''}'>{escape(stage.label)}: "
                     f"<b>{'met' if fine else 'missed'}</b>, {summary.attained:.2%} "
-                    f"(asked: {escape(str(run.slo))}).</div>"
+                    f"(objective: {escape(str(run.slo))}).</div>"
                 )
     for note in run.notes:
         yield f"<div class='banner note'>{escape(note)}</div>"
@@ -105,7 +105,7 @@ def _stages(summaries: Sequence[tuple[Stage, Summary]]) -> str:
 
 
 def milliseconds(seconds: float) -> str:
-    """Return seconds as milliseconds in three digits; a dash for none."""
+    """Return seconds as milliseconds with three digits; a dash for NaN."""
     if not math.isfinite(seconds):
         return "–"
     value = seconds * 1000
@@ -131,8 +131,8 @@ def _charts(run: Run, summaries: Sequence[tuple[Stage, Summary]]) -> Iterable[Ch
         marks,
         limit,
         log_y=True,
-        note="Marks, from the router's /fleet: red faults, yellow scaling, green ready again. "
-        "The numbers are those of the last table."
+        note="Marks, from the router's /fleet: faults are red, scaling yellow, ready groups green. "
+        "Their numbers are those of the last table."
         if marks
         else "",
     )
@@ -155,7 +155,7 @@ def _charts(run: Run, summaries: Sequence[tuple[Stage, Summary]]) -> Iterable[Ch
     )
     ordered = sorted(summaries, key=lambda pair: pair[0].load)
     if len(ordered) > 1:
-        # A search tries one load again and again: a line would only go up and down there.
+        # A search repeats loads: a line through its stages would zigzag.
         again = len({stage.load for stage, _ in ordered}) < len(ordered)
         kind: Kind = "dots" if again else "line"
         unit = ordered[0][0].unit
@@ -178,7 +178,7 @@ def _charts(run: Run, summaries: Sequence[tuple[Stage, Summary]]) -> Iterable[Ch
                 limits=lines, log_y=True,
             )  # fmt: skip
         yield Chart(
-            "Answered and good against load", unit, "requests/s",
+            "Completed requests and goodput against load", unit, "requests/s",
             [
                 Series("answered", [(stage.load, s.completed) for stage, s in ordered], kind),
                 Series(
@@ -240,7 +240,7 @@ def _dots(
         for record in records
         if (number := value(record)) is not None
     ]
-    # The slowest are always drawn: they are what one looks for.
+    # Always draw the slowest requests: they matter most.
     if len(points) > _MOST_DOTS:
         slow = sorted(points, key=lambda point: point[1])[-_MOST_DOTS // 4 :]
         points = [*points[:: len(points) // (_MOST_DOTS * 3 // 4) + 1], *slow]
@@ -261,7 +261,7 @@ def _failures(records: Sequence[Record]) -> str:
     )
     return (
         "<h2>Failures</h2><div class=scroll><table><tr><th>kind<th>requests<th>first, s<th>last, s"
-        f"<th class=text>in the server's words</tr>{rows}</table></div>"
+        f"<th class=text>message</tr>{rows}</table></div>"
     )
 
 

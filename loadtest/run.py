@@ -1,4 +1,4 @@
-"""One run as it is kept: its stages, its events, how it ended; files in one folder."""
+"""A stored run: stages, records, events and outcome, in one directory."""
 
 import dataclasses
 import json
@@ -11,31 +11,31 @@ from loadtest.fleet_watch import FleetEvent
 from loadtest.record import Record, read_records, to_line, write_parquet
 from loadtest.slo import Slo, Trial
 from loadtest.statistics import Summary, summarize
-from serving.errors import InvalidRequest
+from serving.client.errors import InvalidRequest
 
 RECORDS, RUN, REPORT = "records.jsonl", "run.json", "report.html"
 
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """A part of a run with one load."""
+    """Part of a run with one load."""
 
     index: int
     label: str
-    """For people: "5 requests/s, poisson" or "16 streams"."""
+    """Description of the load, such as "5 requests/s" or "16 streams"."""
     load: float
-    """Requests a second or streams: the horizontal axis."""
+    """Requests/s or streams; the horizontal axis of charts."""
     unit: str
     began: float
     """Seconds since the run began."""
     warmup: float
     seconds: float
-    """How long requests were due in it, warm-up included."""
+    """Duration, warm-up included."""
 
 
 @dataclass(slots=True)
 class Run:
-    """Everything that a report needs."""
+    """A run with everything that its report shows."""
 
     server: str
     model: str
@@ -47,34 +47,34 @@ class Run:
     events: list[FleetEvent] = field(default_factory=list)
     trials: list[Trial] = field(default_factory=list)
     answer: float | None = None
-    """Of a search, requests a second."""
+    """Result of a search, requests/s."""
     stopped: str = ""
-    """Why it ended early; empty: it did not. The report is partial then."""
+    """Reason why the run ended early, with a partial report; empty if it did not."""
     notes: list[str] = field(default_factory=list)
 
     def summary(self, stage: Stage) -> Summary:
-        """Summarize one stage."""
+        """Return the summary of a stage."""
         records = [record for record in self.records if record.stage == stage.index]
         return summarize(records, self.slo, stage.seconds - stage.warmup)
 
     @property
     def found(self) -> str:
-        """What the search says, in a line; empty without a search."""
+        """The result of a search as a sentence; empty for other runs."""
         if not self.trials:
             return ""
         if self.answer is not None:
             return f"highest rate that held: {self.answer:.3g} requests/s ({self.slo})"
         if not self.stopped:
-            return f"no rate that was tried held ({self.slo})"
+            return f"none of the rates tried held ({self.slo})"
         best = max((trial.rate for trial in self.trials if trial.held), default=None)
         so_far = "none" if best is None else f"{best:.3g} requests/s"
         return f"the search did not end; highest rate of a trial that held: {so_far} ({self.slo})"
 
     def save(self, folder: Path) -> list[Path]:
-        """Write records and the rest into ``folder``; returns the files.
+        """Write the run into a directory; return the files.
 
         Raises:
-            InvalidRequest: it cannot be written.
+            InvalidRequest: The files cannot be written.
         """
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -95,15 +95,17 @@ class Run:
 
     @classmethod
     def joined(cls, runs: Sequence["Run"]) -> "Run":
-        """Return one run of what several workers did side by side (``--shard``).
+        """Return the runs of several workers (``--shard``) as one run.
 
         Raises:
-            InvalidRequest: they did not run the same stages.
+            InvalidRequest: The runs have different stages.
         """
         first = runs[0]
         stages = [(stage.label, stage.seconds) for stage in first.stages]
         if any([(stage.label, stage.seconds) for stage in run.stages] != stages for run in runs):
-            raise InvalidRequest("these runs have different stages: they are not one run's workers")
+            raise InvalidRequest(
+                "these runs have different stages: they are not workers of one run"
+            )
         records = sorted((r for run in runs for r in run.records), key=lambda r: r.intended)
         return dataclasses.replace(
             first,
@@ -114,10 +116,10 @@ class Run:
 
     @classmethod
     def load(cls, folder: Path) -> "Run":
-        """Read what ``save`` wrote.
+        """Return the run that ``save`` wrote.
 
         Raises:
-            InvalidRequest: it is not there, or something else is.
+            InvalidRequest: The directory has no run.
         """
         try:
             content: dict[str, Any] = json.loads((folder / RUN).read_text("utf-8"))
@@ -127,4 +129,4 @@ class Run:
             content["trials"] = [Trial(**trial) for trial in content["trials"]]
             return cls(records=list(read_records([folder / RECORDS])), **content)
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InvalidRequest(f"no run of loadtest in {folder}: {error}") from error
+            raise InvalidRequest(f"no run of moe-serving load in {folder}: {error}") from error

@@ -1,4 +1,4 @@
-"""A run that searches for the highest rate which meets the objective: its trials on a server."""
+"""``load search``: trials on a server to find the highest rate that meets the objective."""
 
 import argparse
 import asyncio
@@ -9,28 +9,28 @@ from collections.abc import AsyncIterator, Sequence
 
 from loadtest import slo
 from loadtest.arrivals import RateProfile
+from loadtest.cpu_steal import CpuSteal
 from loadtest.record import Record
 from loadtest.run import Run
 from loadtest.stages import Stages
 from loadtest.statistics import Quantiles
-from loadtest.stolen import StolenTime
 
 _LATE = 0.5
-"""Of the tightest limit on a whole request's time: a generator that late disturbs a trial."""
+"""Lateness of the generator that disturbs a trial, as a share of the tightest limit."""
 _STOLEN = 0.03
-"""Of the processor time: a host that gave so much of it to others disturbs a trial. With little
-load most trials here have less than 0.02; with 0.07 and 0.1 rates missed that held otherwise."""
+"""Share of stolen CPU time that disturbs a trial. On a quiet host most trials have less than 0.02;
+at 0.07 to 0.1, trials failed at rates that held otherwise."""
 _DISTURBED_AGAIN = 3
-"""How often a trial is tried."""
+"""Attempts of a disturbed trial."""
 _BUSY = "Trials failed while the generator itself was late: the machine is too busy."
 _TAKEN = "Trials failed while the host gave this machine's processors to others (steal)."
 _FULL = 32
-"""Streams of the closed loop that shows where a search should start."""
+"""Streams of the closed loop that determines where a search starts."""
 
 
 async def search(options: argparse.Namespace, stages: Stages) -> None:
-    """Search; the answer, the trials and what to know about them are noted in the run."""
-    trials = _Trials(options, stages)
+    """Run the searches; store their result, trials and notes in the run."""
+    trials = Trials(options, stages)
     turns = _Turns(options.searches)
     found: list[slo.Found] = []
     try:
@@ -47,8 +47,8 @@ async def search(options: argparse.Namespace, stages: Stages) -> None:
         _answer(stages.run, found)
 
 
-async def _one(trials: "_Trials", turns: "_Turns", start: float, number: int) -> slo.Found:
-    """Make one of the searches in turn."""
+async def _one(trials: "Trials", turns: "_Turns", start: float, number: int) -> slo.Found:
+    """Run one search; its trials alternate with those of the others."""
     options, run = trials.options, trials.run
 
     async def attempt(rate: float, pattern: int) -> slo.Tried:
@@ -89,7 +89,7 @@ def _answer(run: Run, found: Sequence[slo.Found]) -> None:
 
 
 class _Turns:
-    """Lets searches that go on side by side make their trials one at a time, round and round."""
+    """Lets concurrent searches make their trials one at a time, round-robin."""
 
     def __init__(self, count: int) -> None:
         self._order = deque(range(count))
@@ -97,23 +97,23 @@ class _Turns:
 
     @contextlib.asynccontextmanager
     async def turn(self, number: int) -> AsyncIterator[None]:
-        """Wait for the turn of ``number``; the next one's begins when it is left."""
+        """Wait for the turn of search ``number``; on exit the next search has its turn."""
         async with self._moved:
             await self._moved.wait_for(lambda: self._order[0] == number)
-            # Held meanwhile, as only the one whose turn it is has anything to do.
+            # Keep the lock: only the search whose turn it is has work to do.
             yield
             self._order.rotate(-1)
             self._moved.notify_all()
 
     async def leave(self, number: int) -> None:
-        """Have no turns any more."""
+        """Remove search ``number`` from the rotation."""
         async with self._moved:
             self._order.remove(number)
             self._moved.notify_all()
 
 
-class _Trials:
-    """Tries rates."""
+class Trials:
+    """Tries rates on the server."""
 
     def __init__(self, options: argparse.Namespace, stages: Stages) -> None:
         self.options = options
@@ -122,7 +122,7 @@ class _Trials:
         self._generator = stages.generator
 
     async def first_rate(self) -> float:
-        """Return half of what a closed loop gets done: from far below the search takes long."""
+        """Return half the throughput of a closed loop; a much lower start would take long."""
         done = (await self._stages.closed(_FULL)).completed
         if self._generator.stopped:
             raise _Ended
@@ -131,11 +131,13 @@ class _Trials:
         return rate
 
     async def attempt(self, rate: float, pattern: int, search: int) -> slo.Tried:
-        """Try a rate, again where it missed and the machine disturbed it."""
+        """Try a rate; repeat a trial that missed while the machine disturbed it."""
         which = f"search {search + 1}: " if self.options.searches > 1 else ""
         for _ in range(_DISTURBED_AGAIN):
-            host = StolenTime()
-            tried, late = await self._trial(rate, f"{search}/{pattern}" if search else f"{pattern}")
+            host = CpuSteal()
+            tried, late = await self.run_trial(
+                rate, f"{search}/{pattern}" if search else f"{pattern}"
+            )
             stolen = host.share()
             met = tried.held and tried.share >= self.run.slo.share
             verdict, note = "held" if met else "missed", ""
@@ -151,14 +153,14 @@ class _Trials:
             self.run.notes.append(note)
         return tried
 
-    async def _trial(self, rate: float, pattern: str) -> tuple[slo.Tried, bool]:
-        """Return how the rate went, and if the generator was late."""
+    async def run_trial(self, rate: float, pattern: str) -> tuple[slo.Tried, bool]:
+        """Return the outcome of a trial, and whether the generator was late."""
         if self._generator.stopped:
             raise _Ended
         options, objective = self.options, self.run.slo
         seconds = max(options.duration, options.warmup + options.trial_requests / rate)
-        # A trial that cannot hold any more need not go on. Twice what is allowed, as the number
-        # of requests that will come is itself by chance.
+        # End a trial that can no longer hold: at twice the allowed misses, because the number of
+        # requests is random.
         most = 2 * (1 - objective.share) * rate * (seconds - options.warmup) + 1
         seen: list[Record] = []
         missed = 0
@@ -181,11 +183,11 @@ class _Trials:
             raise _Ended
         share = slo.attainment(seen, objective)
         if share is None:
-            # By chance nobody came (one in 150 trials of five requests): that says nothing.
-            return await self._trial(rate, f"{pattern}/again")
+            # By chance no request was due (1 in 150 trials of 5 requests): try again.
+            return await self.run_trial(rate, f"{pattern}/again")
         lateness = Quantiles.of([record.sent - record.intended for record in seen]).p99
         return slo.Tried(share, held=missed <= most), lateness > _LATE * objective.tightest
 
 
 class _Ended(Exception):
-    """The run was stopped within a search."""
+    """The run was stopped during a search."""

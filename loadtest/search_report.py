@@ -1,4 +1,4 @@
-"""What a report says of a search: the rates it tried, as a chart and as a table."""
+"""The search section of a report: the rates tried, as a chart and a table."""
 
 import itertools
 from collections.abc import Iterable, Sequence
@@ -9,28 +9,28 @@ from loadtest.slo import Trial
 
 
 def charts(run: Run) -> Iterable[Chart]:
-    """Return the way of each search from rate to rate; nothing without trials."""
+    """Yield a chart with the rates of each search; nothing without trials."""
     if not run.trials:
         return
-    ways: dict[int, list[tuple[float, Trial]]] = {}
+    searches: dict[int, list[tuple[float, Trial]]] = {}
     for trial in run.trials:
-        way = ways.setdefault(trial.search, [])
+        way = searches.setdefault(trial.search, [])
         way.append((len(way) + 1.0, trial))
-    tried = [one for way in ways.values() for one in way]
+    tried = [one for way in searches.values() for one in way]
     yield Chart(
-        "Search: rates that were tried",
+        "Search: rates tried",
         "trial",
         "requests/s",
         [
             *(
                 Series(
-                    f"search {number}" if len(ways) > 1 else "tried",
+                    f"search {number}" if len(searches) > 1 else "tried",
                     [(at, trial.rate) for at, trial in way],
                     "line",
                     colour,
                 )
                 for (number, way), colour in zip(
-                    ways.items(), itertools.cycle(COLOURS), strict=False
+                    searches.items(), itertools.cycle(COLOURS), strict=False
                 )
             ),
             Series("held", [(at, t.rate) for at, t in tried if t.held], "dots", "good"),
@@ -41,7 +41,7 @@ def charts(run: Run) -> Iterable[Chart]:
 
 
 def table(trials: Sequence[Trial]) -> str:
-    """Return every trial; nothing without."""
+    """Return a table of all trials; empty without trials."""
     if not trials:
         return ""
     several = len({trial.search for trial in trials}) > 1

@@ -1,4 +1,4 @@
-"""Limits that requests must meet, and the highest rate at which they do."""
+"""Service level objectives, and the search for the highest rate that meets one."""
 
 import math
 import statistics
@@ -10,11 +10,11 @@ from loadtest.record import Record
 
 @dataclass(frozen=True, slots=True)
 class Slo:
-    """A service level objective: a share of requests within all limits (seconds; none: any)."""
+    """Share of requests that must meet all limits. Limits are in seconds; None: no limit."""
 
     ttft: float | None = None
     itl: float | None = None
-    """Of a request's mean from token to token."""
+    """Limit on a request's mean time between tokens."""
     latency: float | None = None
     share: float = 0.99
 
@@ -25,11 +25,11 @@ class Slo:
 
     @property
     def tightest(self) -> float:
-        """Seconds of the tighter limit on TTFT and latency; infinite without."""
+        """The smaller limit of TTFT and latency, seconds; infinity without limits."""
         return min(self.ttft or math.inf, self.latency or math.inf)
 
     def met_by(self, record: Record) -> bool:
-        """Say whether one request met it. One that failed did not."""
+        """Return whether a request met all limits; failed requests did not."""
         return (
             record.ok
             and _within(record.ttft, self.ttft)
@@ -51,9 +51,9 @@ def _within(value: float | None, limit: float | None) -> bool:
 
 
 def attainment(records: Iterable[Record], slo: Slo) -> float | None:
-    """Return the share of requests that met the objective; none without requests.
+    """Return the share of requests that met all limits. None: no requests.
 
-    Those that the end of the run cancelled say nothing and are left out.
+    Requests that were cancelled at the end of the run are left out.
     """
     counted = [slo.met_by(record) for record in records if record.error != "cancelled"]
     return sum(counted) / len(counted) if counted else None
@@ -61,63 +61,63 @@ def attainment(records: Iterable[Record], slo: Slo) -> float | None:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """One rate that was tried."""
+    """One trial of a rate."""
 
     rate: float
     held: bool
     attained: float
     purpose: str
-    """probe, bisect or settle."""
+    """Phase of the search: probe, bisect or settle."""
     search: int = 1
-    """Which one of searches in turn."""
+    """Number of the search, from 1."""
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What the search found."""
+    """Result of a search."""
 
     rate: float | None
-    """Requests a second; none: not even the lowest rate that was tried held."""
+    """Requests/s. None: no rate held, not even the lowest one tried."""
     trials: tuple[Trial, ...]
     bounded: bool = True
-    """Whether a higher rate was seen to fail."""
+    """Whether a higher rate failed."""
     halves: tuple[float, float] | None = None
-    """What either half of the settling trials would have answered."""
+    """Results from only the first and only the second half of the settling trials."""
 
     @property
     def moved(self) -> bool:
-        """Whether the server got faster or slower by more than a tenth while it was searched."""
+        """Whether the two halves differ by more than 10 %: the server changed meanwhile."""
         return self.halves is not None and max(self.halves) > 1.1 * min(self.halves)
 
 
 @dataclass(frozen=True, slots=True)
 class Tried:
-    """One trial as it ended."""
+    """Outcome of one trial."""
 
     share: float
-    """Of requests that met the objective."""
+    """Share of requests that met all limits."""
     held: bool = True
-    """False: it ended early, because it could not hold any more."""
+    """False if the trial ended early because it could no longer hold."""
 
 
 Attempt = Callable[[float, int], Awaitable[Tried]]
-"""Tries a rate with the arrivals of a pattern: equal numbers arrive alike, scaled to the rate."""
+"""Tries a rate with an arrival pattern; equal patterns give equal arrivals, scaled to the rate."""
 
 OFTEN = 0.8
-"""Share of trials that hold at the answer."""
+"""Share of trials that hold at the resulting rate."""
 _UP = 0.015
-"""Relative step of the settling trials after one that held."""
+"""Relative increase of the rate after a settling trial that held."""
 _DOWN = _UP * OFTEN / (1 - OFTEN)
 _COARSE = 1.15
-"""Rate that failed over rate that held at which bisecting ends: a trial says no more than that."""
+"""Ratio of failed to held rate at which bisection ends: single trials are not more precise."""
 FEWEST = 4
-"""Settling trials; also made where no rate failed."""
+"""Minimum number of settling trials, and their number if no rate failed."""
 _ON_THE_WAY = 4
-"""One in so many settling trials only leads to the answer and is not in it."""
+"""Fraction (1/n) of the settling trials, at their start, to leave out of the result."""
 
 
 class _Tries:
-    """Trials that were made so far."""
+    """The trials so far."""
 
     def __init__(self, attempt: Attempt, share: float, seen: list[Trial], number: int) -> None:
         self._attempt = attempt
@@ -127,7 +127,7 @@ class _Tries:
         self.made: list[Trial] = []
 
     async def holds(self, rate: float, purpose: str, pattern: int = 0) -> bool:
-        """Try a rate."""
+        """Try a rate; return whether it held."""
         tried = await self._attempt(rate, pattern)
         held = tried.held and tried.share >= self._share
         trial = Trial(rate, held, tried.share, purpose, self._number)
@@ -149,26 +149,25 @@ async def search(
 ) -> Found:
     """Find the highest rate at which four of five trials hold.
 
-    A trial near the edge is decided by chance: a share of 99 % of 400 requests by the fifth miss,
-    and misses come in bursts. So the search only looks for the neighbourhood by doubling (or
-    halving) and bisecting. There it goes up a little after each trial that held and down four
-    times as much after each that did not, and answers the geometric mean of where it was:
-    the weighted up-down method (Kaernbach 1991, "Simple adaptive testing with the weighted up-down
-    method", Perception & Psychophysics 49), which stays where up and down are in balance.
+    A trial near the limit is decided by chance: with 99 % of 400 requests, by the fifth miss, and
+    misses come in bursts. So the search finds the neighbourhood by doubling (or halving) and
+    bisection. There it raises the rate a little after each trial that held, lowers it by four times
+    as much after each that did not, and returns the geometric mean: the weighted up-down method
+    (Kaernbach 1991, "Simple adaptive testing with the weighted up-down method", Perception &
+    Psychophysics 49), which converges to the rate at which increases and decreases balance.
 
-    Every search meets the same patterns of arrivals (common random numbers): two answers
-    differ only as far as the server does.
+    All searches use the same arrival patterns (common random numbers), so results differ only if
+    the server behaves differently.
 
     Args:
-        attempt: tries a rate.
-        start: first rate, requests a second.
-        most: highest rate to try.
-        share: of requests that have to meet the objective.
-        settling: trials in the neighbourhood, at least ``FEWEST``.
-        halvings: how often ``start`` is halved when it does not hold.
-        made: gets every trial as it ends, for when the search is cut off.
-        number: of this search among those that fill ``made``.
-
+        attempt: Tries a rate.
+        start: First rate, requests/s.
+        most: Highest rate to try, requests/s.
+        share: Share of requests that must meet all limits.
+        settling: Number of trials in the neighbourhood, at least ``FEWEST``.
+        halvings: How often ``start`` may be halved while it does not hold.
+        made: Receives each trial when it ends, for interrupted searches.
+        number: Number of this search in ``made``.
     """
     tries = _Tries(attempt, share, [] if made is None else made, number)
     low, high = await _bracket(tries, min(start, most), most, halvings)
@@ -191,7 +190,7 @@ async def search(
 
 
 async def _bracket(tries: _Tries, start: float, most: float, halvings: int) -> tuple[float, float]:
-    """Return a rate that held and one that did not; zero for either: there is none."""
+    """Return a rate that held and a rate that did not; 0 if there is no such rate."""
     rate = start
     if await tries.holds(rate, "probe"):
         while rate < most:
@@ -207,11 +206,11 @@ async def _bracket(tries: _Tries, start: float, most: float, halvings: int) -> t
 
 
 async def _settle(tries: _Tries, rate: float, most: float, count: int) -> Sequence[float]:
-    """Return the rates of the settling trials, but for those on the way."""
+    """Return the rates of the settling trials, without the first quarter."""
     rates = []
     for number in range(count):
         rates.append(rate)
-        # Other arrivals than those that the neighbourhood was found by.
+        # Use other patterns than the trials that found the neighbourhood.
         held = await tries.holds(rate, "settle", number + 1)
         rate = min(rate * (1 + _UP), most) if held else rate * (1 - _DOWN)
     return rates[count // _ON_THE_WAY :]

@@ -1,4 +1,4 @@
-"""The stages of one run: each a time with one load, its arrivals and texts, and what came of it."""
+"""The stages of a run, each with one load: arrivals, texts and results."""
 
 import argparse
 import itertools
@@ -14,11 +14,11 @@ from loadtest.run import Run, Stage
 from loadtest.statistics import Summary
 from loadtest.trace import TRACE_BLOCK, Request
 from loadtest.workload import Calibration, Session, Synthetic, from_trace
-from serving.flag_values import MOST_SECONDS
+from serving.client.flags import MAX_SECONDS
 
 
 class Stages:
-    """Runs one stage after the other and notes them in the run."""
+    """Runs stages one after another and stores them in the run."""
 
     def __init__(
         self,
@@ -28,19 +28,19 @@ class Stages:
         run: Run,
         calibration: Calibration,
     ) -> None:
-        """Keep what every stage needs; see ``arguments`` for the options."""
+        """Prepare the stages of a run; see ``arguments`` for the options."""
         self._options = options
         self._progress = progress
         self._calibration = calibration
         self._requests: int | None = getattr(options, "requests", None)
         self.generator = generator
         self.run = run
-        # A search is run again on the same server, whose prefix cache may still hold the texts
-        # of the one before. Arrivals and lengths are the seed's all the same.
+        # A repeated search must not find its texts in the server's prefix cache. Arrivals and
+        # lengths depend on the seed alone.
         self._texts = str(time.time_ns()) if options.command == "search" else str(options.seed)
 
     async def at_rate(self, profile: RateProfile, label: str, pattern: str = "") -> None:
-        """Send at a rate; equal seeds and patterns arrive alike, by default every stage its own."""
+        """Run a stage at a rate; equal seeds and patterns give equal arrivals."""
         options = self._options
         pattern = f"{options.seed}/{pattern or len(self.run.stages)}"
         due = arrivals(profile, gaps(options.arrivals, options.burstiness, random.Random(pattern)))  # noqa: S311  no secret
@@ -51,7 +51,7 @@ class Stages:
         )
 
     async def replay(self, trace: list[Request]) -> None:
-        """Send what the trace says, when it says."""
+        """Run a stage with the requests of a trace, at their times."""
         options = self._options
         scaled = [
             request.scaled(
@@ -69,16 +69,16 @@ class Stages:
         name = f"{options.trace.name} at {options.speed:g}x"
         if options.trace_block != TRACE_BLOCK:
             name += f", {options.trace_block / TRACE_BLOCK:.3g} of its lengths"
-        # The last request is due when the trace ends: it belongs to it.
+        # Include the last request, which is due exactly at the end of the trace.
         seconds = min(options.duration, length + 1e-6)
         rate = len(trace) / max(length, 1e-6)
         await self._open(itertools.islice(schedule, shard, None, count), name, rate, seconds)
 
     async def closed(self, streams: int) -> Summary:
-        """Keep so many streams going; returns what they got done."""
+        """Run a stage with ``streams`` concurrent streams; return its summary."""
         options = self._options
         warmup = min(options.warmup, options.duration / 2)
-        seconds = MOST_SECONDS if self._requests else options.duration
+        seconds = MAX_SECONDS if self._requests else options.duration
         stage = self._new(f"{streams} streams", streams, "streams", warmup, seconds)
         await self.generator.closed_loop(
             self._sessions(f"{options.seed}/{stage.index}"),
@@ -107,7 +107,7 @@ class Stages:
         return stage
 
     def _ended(self, stage: Stage) -> Stage:
-        """Note how long it really was: it may have ended early."""
+        """Store the actual length of a stage, which may have ended early."""
         seconds = min(stage.seconds, self.generator.now - stage.began)
         ended = replace(stage, seconds=seconds, warmup=min(stage.warmup, seconds))
         self.run.stages[stage.index] = ended
@@ -122,6 +122,6 @@ class Stages:
             options.think,
             options.shared_tokens,
             lengths=pattern,
-            # Each stage has its own texts: a prefix cache must not know them from the one before.
+            # Stages use different texts: an earlier stage must not fill the prefix cache.
             texts=f"{self._texts}/{len(self.run.stages)}",
         ).sessions(self._calibration)

@@ -1,4 +1,4 @@
-"""What records say together: quantiles, throughput, goodput, and intervals of confidence."""
+"""Statistics of records: quantiles, throughput, goodput, and confidence intervals."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Quantiles:
-    """Seconds; not-a-number without values."""
+    """Quantiles and mean, seconds; NaN without values."""
 
     p50: float
     p90: float
@@ -24,7 +24,7 @@ class Quantiles:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> "Quantiles":
-        """Compute them."""
+        """Return the quantiles of some values."""
         if not values:
             return cls(*[float("nan")] * 4)
         p50, p90, p99 = np.quantile(values, (0.5, 0.9, 0.99))
@@ -33,53 +33,53 @@ class Quantiles:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """One stage of a run, its measured requests only."""
+    """The measured requests of a stage."""
 
     requests: int
     ok: int
     errors: Counter[str]
     seconds: float
     busy: float
-    """From when the first measured request was due to the end of the last one's answer."""
+    """Seconds from when the first measured request was due to the end of the last answer."""
     tokens: int
-    """Output tokens of all whole answers, as the server counts them."""
+    """Output tokens of all complete answers, as counted by the server."""
     offered: float
-    """Requests a second that were due."""
+    """Requests/s that were due."""
     completed: float
-    """Requests a second that were answered whole."""
+    """Requests/s that were completed."""
     output_tokens: float
-    """A second: all output tokens of whole answers, by the time from the first request to the end
-    of the last answer (``busy``), which is what vLLM's bench client calls output throughput."""
+    """Output tokens/s: all output tokens of complete answers divided by ``busy``, as vLLM's bench
+    client computes its output throughput."""
     prompt_tokens: float
-    """A second."""
+    """Prompt tokens/s."""
     cached: float
-    """Share of prompt tokens that came from a cache."""
+    """Share of prompt tokens that were cached."""
     ttft: Quantiles
     itl: Quantiles
-    """Of each request's mean from token to token: TPOT in vLLM's bench client, ITL in guidellm."""
+    """Mean time between tokens of each request: TPOT in vLLM's bench client, ITL in guidellm."""
     gap: Quantiles
-    """Between pieces, over all requests together: ITL in vLLM's bench client."""
+    """Times between chunks, over all requests: ITL in vLLM's bench client."""
     latency: Quantiles
     lateness: Quantiles
-    """Of the generator: from due to sent. Much of it means that the generator is too slow."""
+    """Delay of the generator, from due to sent. If it is large, the generator is too slow."""
     attained: float | None
-    """Share that met the objective."""
+    """Share of requests that met all limits."""
     goodput: float
-    """Requests a second that met the objective."""
+    """Requests/s that met all limits."""
 
     @property
     def failed(self) -> int:
-        """Requests that ended badly; those that the end of the run cancelled did not."""
+        """Number of failed requests, without those cancelled at the end of the run."""
         return self.errors.total() - self.errors["cancelled"]
 
 
 def summarize(records: Sequence[Record], slo: Slo, seconds: float) -> Summary:
-    """Summarize the measured ones among ``records``, which were due within ``seconds``."""
+    """Return a summary of the measured requests, which were due within ``seconds``."""
     measured = [record for record in records if record.phase == "measure"]
     done = [record for record in measured if record.ok]
     seconds = max(seconds, 1e-9)
-    # The benchmark's duration, as the field has it: from the first request to the end of the
-    # last answer, whenever the load ended.
+    # Duration as other clients define it: from the first request to the end of the last
+    # answer, whenever the load ended.
     busy = 1e-9
     if measured:
         busy = max(
@@ -111,19 +111,19 @@ def summarize(records: Sequence[Record], slo: Slo, seconds: float) -> Summary:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """How B compares with A in one number, with a 95 % interval."""
+    """B compared with A in one statistic, with a 95 % confidence interval."""
 
     name: str
     a: float
     b: float
     ratio: float
-    """B over A."""
+    """B divided by A."""
     low: float
     high: float
 
     @property
     def clear(self) -> bool:
-        """Whether the interval leaves out "no difference"."""
+        """Whether the interval excludes "no difference"."""
         return not self.low <= 1 <= self.high
 
 
@@ -138,19 +138,19 @@ def bootstrap_ratio(
 ) -> Difference | None:
     """Return the ratio of a statistic with its percentile bootstrap interval.
 
-    Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapter 13. Requests count as
-    independent of each other, which under load they are only nearly.
+    Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapter 13. The method treats
+    requests as independent, which holds only approximately under load.
 
     Args:
-        name: of the number.
-        a: one value a request.
-        b: the same.
-        statistic: takes an array (resamples, values) to one number a row.
-        resamples: rows.
-        seed: equal seeds give equal intervals.
+        name: Name of the statistic.
+        a: Values of A, one for each request.
+        b: Values of B, one for each request.
+        statistic: Maps an array ``[resamples, values]`` to one number for each row.
+        resamples: Number of resamples.
+        seed: Equal seeds give equal intervals.
 
     Returns:
-        None where either is empty or A's statistic is zero.
+        The difference; None if A or B is empty, or A's statistic is 0.
     """
     if not a or not b:
         return None
@@ -160,7 +160,7 @@ def bootstrap_ratio(
         return None
     rng = np.random.default_rng(seed)
     ratios: list[Floats] = []
-    for _ in range(resamples // 50):  # in parts: long runs would fill the memory
+    for _ in range(resamples // 50):  # in batches: long runs would fill the memory
         draws_a = first[rng.integers(0, len(first), (50, len(first)))]
         draws_b = second[rng.integers(0, len(second), (50, len(second)))]
         below = statistic(draws_a)
@@ -170,7 +170,7 @@ def bootstrap_ratio(
 
 
 def compare(a: Sequence[Record], b: Sequence[Record]) -> list[Difference]:
-    """Compare the measured requests of two runs."""
+    """Return the differences between the measured requests of two runs."""
     columns: list[tuple[str, Callable[[Record], float | None]]] = [
         ("TTFT", lambda record: record.ttft),
         ("ITL", lambda record: record.itl),

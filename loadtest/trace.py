@@ -1,4 +1,4 @@
-"""Requests from a trace, in Mooncake's form (with shared beginnings) or as CSV, or made up."""
+"""Traces of requests: in Mooncake's format (with shared prefixes), as CSV, or generated."""
 
 import csv
 import itertools
@@ -12,25 +12,31 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from serving.errors import InvalidRequest
+from serving.client.errors import InvalidRequest
 
 TRACE_BLOCK = 512
-"""Tokens that one id of the trace stands for."""
+"""Tokens per block; the trace has one id for each block."""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One request: when, how long, and which blocks its prompt is made of."""
+    """One request of a trace: its time, its lengths, and the blocks of its prompt."""
 
     at: float
-    """Seconds since the beginning of the trace."""
+    """Seconds since the start of the trace."""
     prompt_tokens: int
     output_tokens: int
     blocks: tuple[int, ...]
-    """Equal numbers at equal places mean equal tokens; the last block may be cut."""
+    """Ids of the prompt's blocks. Equal ids mean equal tokens; the last block may be partial."""
 
     def scaled(self, block: int, *, longest: int, most_output: int) -> "Request":
-        """Return it with ``block`` tokens in place of the trace's 512, and cut to size."""
+        """Return the request scaled to ``block`` tokens for each ``TRACE_BLOCK`` of the trace.
+
+        Args:
+            block: Tokens of a block.
+            longest: Longest prompt, tokens.
+            most_output: Longest answer, tokens.
+        """
         tokens = max(self.prompt_tokens * block // TRACE_BLOCK, 1)
         tokens = min(tokens, longest, len(self.blocks) * block)
         return replace(
@@ -42,12 +48,12 @@ class Request:
 
 
 def read_trace(path: Path) -> list[Request]:
-    """Read a trace in Mooncake's form.
+    """Return the requests of a trace in Mooncake's format.
 
     Raises:
-        OSError: it cannot be read.
-        ValueError: a line is no JSON object.
-        KeyError: a line lacks a field.
+        OSError: The file cannot be read.
+        ValueError: A line is not a JSON object.
+        KeyError: A line lacks a field.
     """
     with path.open(encoding="utf-8") as lines:
         entries = [json.loads(line) for line in lines if line.strip()]
@@ -63,14 +69,14 @@ def read_trace(path: Path) -> list[Request]:
 
 
 def read_csv(path: Path) -> list[Request]:
-    """Read a trace with columns ``timestamp``, ``prompt_tokens`` and ``output_tokens``.
+    """Return the requests of a CSV file with the columns timestamp, prompt_tokens, output_tokens.
 
-    Timestamps are seconds, or dates with times. No two requests share anything.
+    Timestamps are seconds or ISO 8601 times. Prompts share no prefixes.
 
     Raises:
-        OSError: it cannot be read.
-        ValueError: a value is no number.
-        KeyError: a column is missing.
+        OSError: The file cannot be read.
+        ValueError: A value is not a number.
+        KeyError: A column is missing.
     """
     fresh = itertools.count()
     requests = []
@@ -92,10 +98,10 @@ def _seconds(text: str) -> float:
 
 
 def load_trace(path: Path) -> list[Request]:
-    """Read a trace in either form, by its name, in order of time.
+    """Return the requests of a trace in order of time; ``.csv`` files are read as CSV.
 
     Raises:
-        InvalidRequest: it cannot be read, or holds something else.
+        InvalidRequest: The file cannot be read, or is not a trace.
     """
     try:
         requests = read_csv(path) if path.suffix == ".csv" else read_trace(path)
@@ -106,7 +112,7 @@ def load_trace(path: Path) -> list[Request]:
     except (ValueError, TypeError) as error:
         raise InvalidRequest(f"the trace {path} is not as expected: {error}") from error
     if not requests:
-        raise InvalidRequest(f"the trace {path} holds no request")
+        raise InvalidRequest(f"the trace {path} has no requests")
     for number, request in enumerate(requests, 1):
         if (wrong := _wrong(request)) is not None:
             raise InvalidRequest(f"the trace {path} is not as expected: request {number}: {wrong}")
@@ -114,8 +120,8 @@ def load_trace(path: Path) -> list[Request]:
 
 
 def _wrong(request: Request) -> str | None:
-    """Return what no request of a trace may have; none: it is fine."""
-    at: Any = request.at  # as JSON had it
+    """Return a description of the first invalid field. None: the request is valid."""
+    at: Any = request.at  # may have any JSON type
     lengths: tuple[Any, Any] = request.prompt_tokens, request.output_tokens
     if not isinstance(at, int | float) or not math.isfinite(at):
         return f"its time is {at}, and must be a number"
@@ -128,10 +134,10 @@ def _wrong(request: Request) -> str | None:
 
 
 def sampled(requests: Sequence[Request], count: int, seed: int = 1) -> list[Request]:
-    """Return about ``count`` requests of ``requests``: whole conversations, picked at random.
+    """Return about ``count`` requests: complete conversations, chosen at random.
 
-    A conversation is what shares its second block; the first one is the same for nearly all.
-    So the sample repeats itself as much as the whole does, in as much time.
+    Requests with the same first two blocks are a conversation; nearly all share the first block.
+    Prompts of the sample share prefixes to the same extent as those of the whole trace.
     """
     names = sorted({request.blocks[:2] for request in requests})
     rng = random.Random(seed)  # noqa: S311  no secret
@@ -147,13 +153,12 @@ def sampled(requests: Sequence[Request], count: int, seed: int = 1) -> list[Requ
 
 
 def made_up(count: int, *, talks: int = 24, seed: int = 1) -> list[Request]:
-    """Make up conversations that take turns: each turn's prompt holds all turns before it.
+    """Generate interleaved conversations: each prompt contains all turns before it.
 
     Args:
-        count: requests.
-        talks: conversations at a time.
-        seed: equal seeds give equal requests.
-
+        count: Number of requests.
+        talks: Concurrent conversations.
+        seed: Equal seeds give equal requests.
     """
     rng = random.Random(seed)  # noqa: S311  no secret
     fresh = iter(range(1, 10**9))
@@ -164,7 +169,7 @@ def made_up(count: int, *, talks: int = 24, seed: int = 1) -> list[Request]:
     for _ in range(count):
         at += rng.expovariate(4.0)
         index = rng.randrange(talks)
-        if not running[index] or len(running[index]) > 48:  # noqa: PLR2004  then a new one begins
+        if not running[index] or len(running[index]) > 48:  # noqa: PLR2004  a new conversation begins
             running[index] = list(shared)
         running[index] += [next(fresh) for _ in range(rng.randint(2, 6))]
         blocks = tuple(running[index])
@@ -177,12 +182,12 @@ def made_up(count: int, *, talks: int = 24, seed: int = 1) -> list[Request]:
 
 
 def possible(requests: Sequence[Request], block: int) -> float:
-    """Return the share of prompt tokens that one cache of endless size would have held."""
+    """Return the share of prompt tokens that one cache of unlimited size would hold."""
     seen: set[tuple[int, ...]] = set()
     held = 0
     for request in requests:
         depth = 0
-        # The last token is always computed.
+        # The last token of a prompt is always computed.
         whole = (request.prompt_tokens - 1) // block
         while depth < whole and request.blocks[: depth + 1] in seen:
             depth += 1

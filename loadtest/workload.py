@@ -1,4 +1,4 @@
-"""What is asked: sessions of one or more turns, made up or from a trace. Pure."""
+"""The requests of a run: sessions of one or more turns, generated or from a trace. Pure."""
 
 import itertools
 import random
@@ -21,19 +21,19 @@ _WORDS = (
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """How a server counts the tokens of our texts: tokens = fixed + per_word * words."""
+    """Token counts of a server for our texts: tokens = fixed + per_word * words."""
 
     per_word: float = 1.0
     fixed: float = 0.0
-    """Tokens that every prompt has besides: the chat template."""
+    """Tokens that the chat template adds to every prompt."""
 
     def words(self, tokens: int) -> int:
-        """Return how many words make a prompt of about ``tokens``; at least one."""
+        """Return the number of words for a prompt of about ``tokens`` tokens; at least one."""
         return max(round((tokens - self.fixed) / self.per_word), 1)
 
     @classmethod
     def of(cls, short: tuple[int, int], long: tuple[int, int]) -> "Calibration":
-        """Fit it to two prompts, each (words, tokens as the server counted)."""
+        """Return the calibration from two prompts, each (words, tokens counted by the server)."""
         slope = (long[1] - short[1]) / (long[0] - short[0])
         if slope <= 0:
             return cls()
@@ -42,7 +42,7 @@ class Calibration:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """What the user says, and the longest answer."""
+    """A user message and the maximum length of its answer."""
 
     text: str
     max_tokens: int
@@ -50,51 +50,51 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """A conversation: every turn is sent with all turns and answers before it."""
+    """A conversation: each turn is sent with all turns and answers before it."""
 
     number: int
     turns: tuple[Turn, ...]
     system: str = ""
     think: float = 0.0
-    """Seconds between an answer's end and the next turn."""
+    """Pause between an answer and the next turn, seconds."""
 
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """A whole number drawn evenly from ``low`` to ``high``."""
+    """A whole number, uniformly distributed from ``low`` to ``high``."""
 
     low: int
     high: int
 
     def draw(self, rng: random.Random) -> int:
-        """Draw one."""
+        """Return a random number of the range."""
         return rng.randint(self.low, self.high)
 
 
 def text(key: str, words: int) -> str:
-    """Return ``words`` words; equal keys give equal beginnings."""
+    """Return ``words`` words; texts with equal keys have equal beginnings."""
     rng = random.Random(key)  # noqa: S311  no secret
     return " ".join(rng.choices(_WORDS, k=words))
 
 
 @dataclass(frozen=True, slots=True)
 class Synthetic:
-    """Made-up sessions, each with a text of its own after a beginning that all share."""
+    """Generated sessions with different texts after an optional shared prefix."""
 
     prompt: Range
-    """Tokens of a turn, the shared beginning not counted."""
+    """Tokens of a turn, without the shared prefix."""
     output: Range
     turns: int = 1
     think: float = 0.0
     shared: int = 0
-    """Tokens of the system message that all sessions share; 0: none."""
+    """Tokens of the system message that all sessions share. 0: no system message."""
     lengths: str = ""
     """Seed of the lengths."""
     texts: str = ""
-    """Seed of the texts: equal ones a prefix cache knows again."""
+    """Seed of the texts; runs with equal seeds hit the prefix cache of earlier runs."""
 
     def sessions(self, calibration: Calibration) -> Iterator[Session]:
-        """Yield sessions without end."""
+        """Yield an endless series of sessions."""
         rng = random.Random(self.lengths)  # noqa: S311  no secret
         words = max(round(self.shared / calibration.per_word), 1)
         system = text("shared", words) if self.shared else ""
@@ -115,15 +115,14 @@ class Synthetic:
 def from_trace(
     requests: Sequence[Request], calibration: Calibration, *, block: int, speed: float
 ) -> Iterator[tuple[float, Session]]:
-    """Yield a trace's requests with when they are due, in seconds.
+    """Yield the requests of a trace as (start time in seconds, session).
 
     Args:
-        requests: in order of time, scaled to ``block`` already. Equal blocks give equal texts,
-            so that a prefix cache sees what the traced server's saw.
-        calibration: how the server counts.
-        block: tokens of a block.
-        speed: times as fast as the trace.
-
+        requests: Requests in order of time, scaled to ``block``. Equal blocks have equal texts, so
+            a prefix cache works as it did on the traced server.
+        calibration: Token counts of the server.
+        block: Tokens of a block.
+        speed: Speed relative to the trace's timestamps.
     """
     words = max(round(block / calibration.per_word), 1)
     start = requests[0].at if requests else 0.0

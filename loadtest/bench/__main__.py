@@ -1,7 +1,7 @@
 """``python -m loadtest.bench``: the router process alone, against fake ranks.
 
 Writes deploy/docs/performance/router.json and the tables of deploy/docs/performance.md. With
---quick it only prints: too short to be kept.
+--quick it measures briefly, prints the tables and writes nothing.
 """
 
 import json
@@ -16,23 +16,25 @@ from loadtest.bench.clients import Case, Protocol
 from loadtest.bench.machine import describe
 from loadtest.bench.processes import RouterProcess, router
 from loadtest.bench.tables import markdown, write_page
-from serving.flag_parser import FlagParser
+from serving.flags.parser import FlagParser
 
 _DOCS = Path(__file__).resolve().parents[2] / "deploy" / "docs"
 _PROTOCOLS: tuple[Protocol, ...] = ("rest", "grpc")
 _TOKENS_PER_SECOND = 1000
-"""Of all open streams together."""
+"""Output tokens/s of all open streams together."""
 _LONG = 12_000
-"""Output tokens of streams that stay open."""
+"""Output tokens of each stream that stays open."""
 
 Row = dict[str, Any]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Read the command line, measure, print and write."""
+    """Run the command line."""
     parser = FlagParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="under a minute; writes nothing")
-    parser.add_argument("--remark", default="", help="put beside the figures")
+    parser.add_argument(
+        "--quick", action="store_true", help="measure for less than a minute; write nothing"
+    )
+    parser.add_argument("--remark", default="", help="remark to show beside the figures")
     options = parser.parse_args(arguments)
     data: dict[str, Any] = {
         "when": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -65,7 +67,7 @@ def _measured(process: RouterProcess, *, quick: bool) -> dict[str, list[Row]]:
         row: Row = {"case": asdict(case) | more}
         try:
             row["measured"] = asdict(process.measure(case))
-        except RuntimeError as error:  # the others are worth having
+        except RuntimeError as error:  # keep the other cases
             row["failed"] = str(error).strip().splitlines()[-1]
             print(f"FAILED {error}", flush=True)
         found[part].append(row)

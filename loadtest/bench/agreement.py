@@ -1,12 +1,13 @@
 """``python -m loadtest.bench.agreement``: our load client beside vLLM's bench client and guidellm.
 
-The three are asked for the same load in turn (equal lengths, streams and requests; ignore_eos;
-texts of their own, so that no prefix cache knows them), several rounds, against one server that
-is up all the time: fake ranks of this command's own at a fixed pace, or --url, a router that runs
-already. Writes deploy/docs/performance/agreement.json and agreement.md unless --quick; ends with
-1 where our tokens/s are not within 3 % of the others'.
+The three send the same load in turn (equal lengths, streams and requests; ignore_eos; different
+texts, so that no prefix cache has them), for several rounds, to one server that runs all the time:
+fake ranks at a fixed pace, or the router of --rest-url. Writes
+deploy/docs/performance/agreement.json and agreement.md unless --quick. The exit code is 1 if our
+tokens/s are not within 3 % of the others'.
 """
 
+import argparse
 import contextlib
 import json
 import os
@@ -25,48 +26,60 @@ from loadtest.bench.agreement_tables import agrees, markdown
 from loadtest.bench.machine import describe
 from loadtest.bench.peer_processes import NotRun
 from loadtest.bench.processes import router
-from serving.flag_parser import FlagParser
-from serving.flag_values import COUNT, ORDINAL, Choice, ReadableFolder, Several, WebAddress, seconds
+from serving.flags.parser import FlagParser
+from serving.flags.paths import ReadableDirectory
+from serving.flags.values import COUNT, ORDINAL, Choice, CommaSeparated, HttpUrl, seconds
 from serving.settings import BUNDLED_MODEL
 
 _FOLDER = Path(__file__).resolve().parents[2] / "deploy" / "docs" / "performance"
 _APART = 10**6
-"""Added to the seed of what is sent beforehand: other texts than in any turn."""
+"""Seed offset of the warm-up, whose texts must differ from those of every turn."""
 _COUNTER = re.compile(r"^moe_generated_tokens_total(?:\{[^}]*\})? (\S+)$", re.MULTILINE)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Read the command line, measure, print and write."""
+    """Run the command line; return the exit code."""
     parser = FlagParser(prog="python -m loadtest.bench.agreement", description=__doc__)
     add = parser.add_argument
-    add("--url", type=WebAddress(), help="a router that runs; default: fake ranks started here")
-    add("--pace", type=seconds("a pace"), default=0.05, help="of fake ranks: seconds a token")
-    add("--model", default="pocket-r1", help="model id (default pocket-r1)")
+    add("--rest-url", type=HttpUrl(), help="running router (default: starts one with fake ranks)")
+    add("--url", dest="rest_url", type=HttpUrl(), default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     add(
-        "--tokenizer", type=ReadableFolder("tokenizer.json"), default=Path(BUNDLED_MODEL),
-        metavar="FOLDER", help="of the model, for the other clients (default: pocket-r1's)",
+        "--pace",
+        type=seconds("a pace"),
+        default=0.05,
+        help="seconds per token of fake ranks (default: 0.05)",
+    )
+    add("--model", default="pocket-r1", help="model id (default: pocket-r1)")
+    add(
+        "--tokenizer", type=ReadableDirectory("tokenizer.json"), default=Path(BUNDLED_MODEL),
+        metavar="FOLDER", help="tokenizer for the other clients (default: that of pocket-r1)",
     )  # fmt: skip
     add(
-        "--endpoints", type=Several(Choice(("chat", "completions"))), default=["chat"],
-        metavar="NAMES", help="chat, completions or both (default chat)",
+        "--endpoints", type=CommaSeparated(Choice(("chat", "completions"))), default=["chat"],
+        metavar="NAMES", help="chat, completions or both (default: chat)",
     )  # fmt: skip
-    add("--rounds", type=COUNT, default=3, help="turns of each client (default 3)")
-    add("--streams", type=COUNT, default=16, help="at a time (default 16)")
-    add("--requests", type=COUNT, default=160, help="measured in a turn (default 160)")
-    add("--prompt-words", type=COUNT, default=50, help="words of a prompt (default 50)")
-    add("--output-tokens", type=COUNT, default=64, help="of every answer (default 64)")
-    add("--seed", type=ORDINAL, default=1, help="of lengths and texts (default 1)")
-    add("--patience", type=seconds("a time"), default=600.0, help="seconds for a turn")
-    add("--remark", default="", help="put beside the figures")
-    add("--quick", action="store_true", help="one short round; writes nothing")
+    add("--rounds", type=COUNT, default=3, help="turns of each client (default: 3)")
+    add("--streams", type=COUNT, default=16, help="concurrent streams (default: 16)")
+    add("--requests", type=COUNT, default=160, help="measured requests of a turn (default: 160)")
+    add("--prompt-words", type=COUNT, default=50, help="words of a prompt (default: 50)")
+    add("--output-tokens", type=COUNT, default=64, help="tokens of an answer (default: 64)")
+    add("--seed", type=ORDINAL, default=1, help="seed of lengths and texts (default: 1)")
+    add(
+        "--patience",
+        type=seconds("a time"),
+        default=600.0,
+        help="longest time of a turn, seconds (default: 600)",
+    )
+    add("--remark", default="", help="remark to show beside the figures")
+    add("--quick", action="store_true", help="run one short round; write nothing")
     options = parser.parse_args(arguments)
     if options.quick:
         options.rounds, options.requests = 1, 2 * options.streams
-    with _server(options.url, options.pace) as url:
+    with _server(options.rest_url, options.pace) as url:
         data: dict[str, Any] = {
             "when": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
             "remark": options.remark,
-            "server": "a router that ran already" if options.url else _fake(options.pace),
+            "server": "a running router" if options.rest_url else _fake(options.pace),
             "machine": describe(),
             "rounds": options.rounds,
             "streams": options.streams,
@@ -101,10 +114,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def measure(load: Load, endpoints: Sequence[str], rounds: int, rows: list[dict[str, Any]]) -> None:
-    """Ask all clients in turn and append what each turn shows to ``rows``."""
+    """Run all clients in turn; append the result of each turn to ``rows``."""
     number = 0
     with contextlib.suppress(NotRun), tempfile.TemporaryDirectory() as folder:
-        # A server that has just started is slower: the first client must not pay for that.
+        # Warm up: otherwise the first client would measure a slower server.
         few = replace(load, requests=load.streams, seed=load.seed + _APART)
         CLIENTS[OURS](few, Path(folder))
     for endpoint in endpoints:
@@ -117,7 +130,10 @@ def measure(load: Load, endpoints: Sequence[str], rounds: int, rows: list[dict[s
                 before = generated(load.url)
                 try:
                     with tempfile.TemporaryDirectory(prefix="moe-agreement-") as folder:
-                        row["seen"] = asdict(CLIENTS[name](one, Path(folder)))
+                        seen = CLIENTS[name](one, Path(folder))
+                    row["seen"] = asdict(seen)
+                    if not seen.consistent:
+                        print(f"{name}: its tokens/s are not its tokens divided by its seconds")
                 except NotRun as error:
                     row["not_run"] = str(error)
                 row["router_tokens"] = generated(load.url) - before
@@ -127,7 +143,7 @@ def measure(load: Load, endpoints: Sequence[str], rounds: int, rows: list[dict[s
 
 
 def generated(url: str) -> int:
-    """Return how many tokens the router has had from its ranks (``/metrics``)."""
+    """Return the number of tokens that the router has received from its ranks (/metrics)."""
     with urllib.request.urlopen(f"{url}/metrics", timeout=60) as answer:  # noqa: S310
         found = _COUNTER.findall(answer.read().decode())
     return round(sum(map(float, found)))
@@ -147,7 +163,7 @@ def _server(url: str | None, pace: float) -> Iterator[str]:
 
 
 def _fake(pace: float) -> str:
-    return f"router with two fake ranks, a token of every request each {pace * 1000:g} ms"
+    return f"router with two fake ranks, a token of each request every {pace * 1000:g} ms"
 
 
 def _say(row: dict[str, Any]) -> None:

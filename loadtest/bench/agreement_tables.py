@@ -1,4 +1,4 @@
-"""The agreement of the three clients as Markdown."""
+"""The comparison of the three load clients as Markdown."""
 
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -7,7 +7,7 @@ from typing import Any
 from loadtest.bench.agreement_clients import OURS
 
 TOLERANCE = 0.03
-"""Of tokens/s: our client agrees with another one within so much."""
+"""Largest relative difference in tokens/s at which two clients agree."""
 _COLUMNS = (
     ("tokens/s", "tokens_per_second", "{:.1f}"),
     ("seconds", "duration", "{:.2f}"),
@@ -21,7 +21,7 @@ Row = Mapping[str, Any]
 
 
 def ratios(rows: Iterable[Row], endpoint: str) -> dict[str, float]:
-    """Return our tokens/s by those of each other client: the median over the rounds."""
+    """Return the median over the rounds of our tokens/s divided by each other client's."""
     rounds: dict[int, dict[str, float]] = {}
     for row in rows:
         if row["endpoint"] == endpoint and "seen" in row:
@@ -36,13 +36,13 @@ def ratios(rows: Iterable[Row], endpoint: str) -> dict[str, float]:
 
 
 def agrees(rows: Sequence[Row]) -> bool:
-    """Say whether our tokens/s are within the tolerance of every other client's."""
+    """Return whether our tokens/s agree with those of every other client."""
     found = [ratio for endpoint in _endpoints(rows) for ratio in ratios(rows, endpoint).values()]
     return bool(found) and all(abs(ratio - 1) <= TOLERANCE for ratio in found)
 
 
 def markdown(data: Mapping[str, Any]) -> str:
-    """Return the tables."""
+    """Return the page."""
     machine = data["machine"]
     parts = [
         "# Three load clients on the same server",

@@ -1,8 +1,9 @@
-"""Clients of the benchmark, in a process of their own: they load the router and read its CPU time.
+"""Load clients of the router benchmark, in a separate process; they also measure its CPU time.
 
     python -m loadtest.bench.clients CASE_JSON REST_URL GRPC_ADDRESS ROUTER_PID
 
-Prints one line of JSON (``Measured``).
+They parse less of each answer than ``serving.client``, to leave CPU time to the router. Prints one
+line of JSON (``Measured``).
 """
 
 import asyncio
@@ -26,7 +27,7 @@ from serving.api.v1 import inference_pb2_grpc
 _TIMEOUT = 300.0
 _STREAMS_A_CONNECTION = 100
 _OPENING = 300
-"""Streams that begin in a second: no client opens ten thousand at once."""
+"""Streams opened per second."""
 _MODEL = "pocket-r1"
 
 Protocol = Literal["rest", "grpc"]
@@ -34,7 +35,7 @@ Protocol = Literal["rest", "grpc"]
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One measurement: a closed loop of ``streams``."""
+    """One measurement: a closed loop of ``streams`` streams."""
 
     protocol: Protocol
     streams: int
@@ -42,29 +43,29 @@ class Case:
     output_tokens: int
     stream: bool
     seconds: float
-    """Measured, after ``warmup`` and after every stream has begun."""
+    """Measured seconds, after every stream has begun and ``warmup`` has passed."""
     warmup: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What one case showed."""
+    """Result of a case."""
 
     requests_per_second: float
     tokens_per_second: float
     cpu_ms_per_request: float | None
-    """CPU time of the router process, user and system, over finished requests; none if none was."""
+    """CPU time of the router (user and system) per finished request. None: no request finished."""
     cpu_us_per_token: float
     cpu_share: float
-    """Of one core, that the router used."""
+    """CPU time of the router as a share of one core."""
     p50_ms: float | None
-    """From sending to the whole answer; none if no request was finished."""
+    """Time to the complete answer. None: no request finished."""
     p99_ms: float | None
     rss_mib: float
     prompt_tokens: float
-    """As the router counted them."""
+    """Prompt tokens per request, as counted by the router."""
     messages_per_token: float
-    """Of streams: 1 unless the router joined tokens for a slow client."""
+    """Messages per streamed token: below 1 if the router merged tokens for slow clients."""
 
 
 @dataclass(slots=True)
@@ -77,12 +78,12 @@ class _Tally:
 
 
 Send = Callable[[int], AsyncIterator[tuple[int, int]]]
-"""Sends request number n; yields (characters, prompt tokens) of each message of the answer. The
-fake engine's tokens are one character each."""
+"""Sends request number n; yields (characters, prompt tokens) of each message of the answer. A token
+of the fake engine is one character."""
 
 
 async def measure(case: Case, send: Send, router: psutil.Process) -> Measured:
-    """Run the closed loop and read the router's CPU time."""
+    """Run the closed loop and measure the router's CPU time."""
     tally = _Tally()
     numbers = itertools.count()
     begun: set[int] = set()
@@ -140,12 +141,12 @@ def _cpu(process: psutil.Process) -> float:
 
 
 def _prompt(number: int, tokens: int) -> str:
-    """Return a text of its own; the bundled model's tokens are nearly one character each."""
+    """Return a prompt of about ``tokens`` tokens; in the bundled model most are one character."""
     return f"{number} ".ljust(max(tokens - 1, 2), "x")
 
 
 def rest_send(case: Case, session: aiohttp.ClientSession) -> Send:
-    """Send over REST."""
+    """Return a function that sends over REST."""
 
     async def send(number: int) -> AsyncIterator[tuple[int, int]]:
         body = {
@@ -171,7 +172,7 @@ def rest_send(case: Case, session: aiohttp.ClientSession) -> Send:
 
 
 def grpc_send(case: Case, channels: list[grpc.aio.Channel]) -> Send:
-    """Send over gRPC."""
+    """Return a function that sends over gRPC."""
     stubs: list[Any] = [inference_pb2_grpc.InferenceServiceStub(channel) for channel in channels]
 
     async def send(number: int) -> AsyncIterator[tuple[int, int]]:
@@ -193,7 +194,7 @@ def grpc_send(case: Case, channels: list[grpc.aio.Channel]) -> Send:
 
 
 async def run(case: Case, rest: str, address: str, pid: int) -> Measured:
-    """Measure one case against a router."""
+    """Measure a case on a router."""
     router = psutil.Process(pid)
     if case.protocol == "rest":
         connector = aiohttp.TCPConnector(limit=0)
@@ -214,7 +215,7 @@ async def run(case: Case, rest: str, address: str, pid: int) -> Measured:
 
 
 def main() -> None:
-    """Read the arguments, measure, print."""
+    """Run the command line."""
     import uvloop
 
     case = Case(**json.loads(sys.argv[1]))

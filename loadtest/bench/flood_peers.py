@@ -1,8 +1,8 @@
-"""The servers that ours are compared with: grpc.aio, and uvicorn alone, both with one stream.
+"""Reference servers of the flood benchmark: grpc.aio and uvicorn alone, each with one stream.
 
     python -m loadtest.bench.flood_peers grpc|rest DELAY
 
-Prints its port; serves until its input ends.
+Prints the port and serves until standard input ends.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ import uvicorn
 from loadtest.bench.flood_watch import METHOD
 
 _MESSAGE = b"x" * 90
-"""As long as a token's."""
+"""A message of a token's size."""
 
 
 async def _until_the_input_ends() -> None:
@@ -26,7 +26,7 @@ async def _until_the_input_ends() -> None:
 
 
 async def serve_grpc(delay: float) -> None:
-    """Serve a stream of messages, one each ``delay`` seconds."""
+    """Serve a stream of messages, one every ``delay`` seconds."""
 
     async def stream(_request: bytes, context: Any) -> None:
         while True:
@@ -47,7 +47,7 @@ async def serve_grpc(delay: float) -> None:
 
 
 async def serve_rest(delay: float) -> None:
-    """Serve a stream of events for each POST, and 404 or 200 for what else comes."""
+    """Serve a stream of events for each POST; other requests get 404 or 200."""
 
     async def app(scope: Any, receive: Callable[[], Any], send: Callable[[Any], Any]) -> None:
         if scope["type"] != "http":
@@ -75,7 +75,7 @@ async def serve_rest(delay: float) -> None:
 
 
 def main() -> None:
-    """Read the arguments and serve."""
+    """Run the command line."""
     import uvloop
 
     serve = serve_grpc if sys.argv[1] == "grpc" else serve_rest

@@ -1,16 +1,17 @@
-"""Reads token streams, and says how long the worst gap between two tokens was.
+"""Reads token streams and reports the worst gap between two tokens.
 
-    python -m loadtest.bench.flood_watch GRPC_ADDRESS|- REST_URL|- SERVER_PID
+    python -m loadtest.bench.flood_watch GRPC_ADDRESS|- REST_URL|- SERVER_PID [CA]
 
-Prints READY when every stream has begun. Each line of the input is answered by a line of JSON:
-the worst gap in milliseconds since the last line, of each stream, and of the answer to /health;
-"NAME cpu" is the most that the server's main thread computed between two tokens, which does not
-depend on what else the machine does.
+Prints READY when every stream has begun, then one line of JSON for each line of standard input: by
+stream, and for the answer to /health, the worst gap since the last line, milliseconds. "NAME cpu"
+is the most CPU time that the server's main thread used between two tokens; "NAME own" is the worst
+gap without the time in which that thread was waiting for a core.
 """
 
 import asyncio
 import contextlib
 import json
+import ssl
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
@@ -29,47 +30,53 @@ _TOKENS = 12_000
 _HEALTH_EVERY = 0.02
 _TIMEOUT = 120.0
 
+_Times = tuple[float, float, float]
+"""Wall-clock time, the server's CPU time, and its time waiting for a core; seconds."""
+
 
 class Gaps:
-    """The worst gap of each stream since it was asked last."""
+    """The worst gap of each stream since the last call of ``worst``."""
 
     def __init__(self, pid: int) -> None:
         self._schedule = Path(f"/proc/{pid}/task/{pid}/schedstat")
-        self._seen: dict[str, tuple[float, float]] = {}
+        self._seen: dict[str, _Times] = {}
         self._worst: dict[str, float] = {}
         self._more = asyncio.Event()
 
-    def now(self) -> tuple[float, float]:
-        """Return the time, and the CPU time of the server's main thread, in seconds."""
-        computed = 0.0
+    def now(self) -> _Times:
+        """Return the time, and the CPU time and core wait of the server's main thread."""
+        computed = waited = 0.0
         with contextlib.suppress(OSError):
-            computed = int(self._schedule.read_text("ascii").split()[0]) / 1e9
-        return time.perf_counter(), computed
+            computed, waited = (
+                int(each) / 1e9 for each in self._schedule.read_text("ascii").split()[:2]
+            )
+        return time.perf_counter(), computed, waited
 
     async def begun(self, streams: int) -> None:
-        """Return when something has come on so many streams."""
+        """Wait until ``streams`` streams have received data."""
         while len(self._seen) < streams:
             self._more.clear()
             await self._more.wait()
 
     def seen(self, name: str) -> None:
-        """Note that something came."""
+        """Record that a stream received data."""
         now = self.now()
         self.took(name, self._seen.get(name, now), now)
         self._seen[name] = now
         self._more.set()
 
-    def took(self, name: str, begin: tuple[float, float], end: tuple[float, float]) -> None:
-        """Note how long something took."""
-        for key, before, after in zip((name, f"{name} cpu"), begin, end, strict=True):
-            self._worst[key] = max(self._worst.get(key, 0.0), after - before)
+    def took(self, name: str, begin: _Times, end: _Times) -> None:
+        """Record the gap from ``begin`` to ``end``."""
+        gap, computed, waited = (after - before for before, after in zip(begin, end, strict=True))
+        for key, seconds in (name, gap), (f"{name} cpu", computed), (f"{name} own", gap - waited):
+            self._worst[key] = max(self._worst.get(key, 0.0), seconds)
 
     def pause(self, name: str) -> None:
-        """Forget when something came last: what follows is another stream."""
+        """Stop measuring a stream until it receives data again."""
         self._seen.pop(name, None)
 
     def worst(self) -> dict[str, float]:
-        """Return the worst gaps, a gap that lasts still among them, and begin again."""
+        """Return and reset the worst gaps, including gaps still open."""
         now = self.now()
         for name, seen in self._seen.items():
             self.took(name, seen, now)
@@ -77,23 +84,36 @@ class Gaps:
         return {name: round(seconds * 1e3, 1) for name, seconds in found.items()}
 
 
-async def grpc_tokens(address: str) -> AsyncIterator[bytes]:
-    """Yield the messages of one long stream."""
+async def grpc_tokens(address: str, ca: Path | None = None) -> AsyncIterator[bytes]:
+    """Yield the messages of a long stream."""
     request = api.CompleteRequest(
         model=_MODEL, text="flood", sampling=api.SamplingParams(max_tokens=_TOKENS)
     )
-    async with grpc.aio.insecure_channel(address) as channel:
+    root = None if ca is None else await asyncio.to_thread(ca.read_bytes)
+    async with (
+        grpc.aio.secure_channel(address, grpc.ssl_channel_credentials(root))
+        if root
+        else grpc.aio.insecure_channel(address)
+    ) as channel:
         stream = channel.unary_stream(METHOD, None, None)
         async for message in stream(request.SerializeToString()):
             yield message
 
 
-async def rest_tokens(url: str) -> AsyncIterator[bytes]:
-    """Yield the events of one long stream."""
+def _session(url: str, ca: Path | None) -> aiohttp.ClientSession:
+    tls = ca is None or ssl.create_default_context(cafile=str(ca))
+    return aiohttp.ClientSession(
+        url,
+        timeout=aiohttp.ClientTimeout(_TIMEOUT),
+        connector=aiohttp.TCPConnector(ssl=tls),
+    )
+
+
+async def rest_tokens(url: str, ca: Path | None = None) -> AsyncIterator[bytes]:
+    """Yield the events of a long stream."""
     body = {"model": _MODEL, "prompt": "flood", "max_tokens": _TOKENS, "stream": True}
-    timeout = aiohttp.ClientTimeout(_TIMEOUT)
     async with (
-        aiohttp.ClientSession(url, timeout=timeout) as session,
+        _session(url, ca) as session,
         session.post(PATH, json=body) as answer,
     ):
         answer.raise_for_status()
@@ -109,14 +129,14 @@ async def _follow(gaps: Gaps, name: str, tokens: Callable[[], AsyncIterator[byte
                 gaps.seen(name)
             gaps.pause(name)
         except (grpc.RpcError, aiohttp.ClientError, TimeoutError) as error:
-            # The gap lasts until the next stream gives a token.
+            # The gap lasts until the next stream yields a token.
             print(f"{name}: {error}", file=sys.stderr)
             await asyncio.sleep(_HEALTH_EVERY)
 
 
-async def _health(gaps: Gaps, url: str) -> None:
-    """Ask for /health again and again, on one connection."""
-    async with aiohttp.ClientSession(url, timeout=aiohttp.ClientTimeout(_TIMEOUT)) as session:
+async def _health(gaps: Gaps, url: str, ca: Path | None) -> None:
+    """Request /health repeatedly on one connection."""
+    async with _session(url, ca) as session:
         while True:
             began = gaps.now()
             with contextlib.suppress(aiohttp.ClientError, TimeoutError):
@@ -126,16 +146,17 @@ async def _health(gaps: Gaps, url: str) -> None:
             await asyncio.sleep(_HEALTH_EVERY)
 
 
-async def watch(address: str, url: str, pid: str) -> None:
-    """Follow the streams until the input ends."""
+async def watch(address: str, url: str, pid: str, ca_file: str = "") -> None:
+    """Follow the streams until standard input ends."""
     gaps = Gaps(int(pid))
+    ca = Path(ca_file) if ca_file else None
     async with asyncio.TaskGroup() as group:
         tasks = []
         if address != "-":
-            tasks.append(group.create_task(_follow(gaps, "grpc", lambda: grpc_tokens(address))))
+            tasks.append(group.create_task(_follow(gaps, "grpc", lambda: grpc_tokens(address, ca))))
         if url != "-":
-            tasks.append(group.create_task(_follow(gaps, "rest", lambda: rest_tokens(url))))
-            tasks.append(group.create_task(_health(gaps, url)))
+            tasks.append(group.create_task(_follow(gaps, "rest", lambda: rest_tokens(url, ca))))
+            tasks.append(group.create_task(_health(gaps, url, ca)))
         async with asyncio.timeout(_TIMEOUT):
             await gaps.begun((address != "-") + (url != "-"))
         print("READY", flush=True)
@@ -146,7 +167,7 @@ async def watch(address: str, url: str, pid: str) -> None:
 
 
 def main() -> None:
-    """Read the arguments and watch."""
+    """Run the command line."""
     import uvloop
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

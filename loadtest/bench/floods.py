@@ -1,9 +1,9 @@
-"""``python -m loadtest.bench.floods``: what one client's flood does to the streams of others.
+"""``python -m loadtest.bench.floods``: the effect of one client's flood on the streams of others.
 
-A router with fake ranks, a plain grpc.aio server and uvicorn alone, each in a process of its own,
-are flooded one after another, over one connection and over several, while a client of each reads
-a token every few milliseconds. Prints how much longer the worst gap between two tokens was than
-without a flood, and writes deploy/docs/performance/floods.json and floods.md unless --quick.
+A router with fake ranks, a plain grpc.aio server and uvicorn alone, each in its own process, are
+flooded one after another, over one connection and over several, while a client of each reads a
+token every few milliseconds. Prints by how much a flood lengthens the worst gap between two tokens,
+and writes deploy/docs/performance/floods.json and floods.md unless --quick.
 """
 
 import contextlib
@@ -22,25 +22,46 @@ from loadtest.bench.flood_tables import markdown
 from loadtest.bench.flood_watch import METHOD, PATH
 from loadtest.bench.machine import describe
 from loadtest.bench.processes import router
-from serving.flag_parser import FlagParser
+from serving.flags.parser import FlagParser
 
 _FOLDER = Path(__file__).resolve().parents[2] / "deploy" / "docs" / "performance"
 _DELAY = 0.005
 """Seconds between two tokens of a stream."""
 _CONNECTIONS = (1, 8)
+OVER_TLS = {
+    "grpc": (
+        "HEADERS, GET /",
+        "HEADERS of calls that stay open",
+        "PING",
+        "SETTINGS, empty",
+        "DATA, one byte",
+        "connections that greet and go",
+    ),
+    "rest": (
+        "pipelined requests",
+        "10,000 headers",
+        "half a request",
+        "one request a connection",
+        "chats of 10,000 messages",
+    ),
+}
+"""Floods that are also sent over TLS."""
 _CALM_MS = 60.0
-"""A server whose worst gap is shorter for half a second has recovered."""
+"""A server has recovered if its worst gap in half a second is below this, milliseconds."""
 _RECOVERY = 60.0
-"""Seconds that it has for it."""
+"""Longest wait for recovery, seconds."""
 
 
 class Watched:
-    """A server, and the process that reads its streams."""
+    """A server and the process that reads its streams."""
 
-    def __init__(self, name: str, grpc: str | None, rest: str | None, pid: int) -> None:
+    def __init__(
+        self, name: str, grpc: str | None, rest: str | None, pid: int, ca: Path | None = None
+    ) -> None:
         self.name = name
+        self._tls = [] if ca is None else [str(ca)]
         self._addresses = {"grpc": grpc, "rest": rest}
-        words = [grpc or "-", rest or "-", str(pid)]
+        words = [grpc or "-", rest or "-", str(pid), *self._tls]
         self._watch = _python("loadtest.bench.flood_watch", *words)
         _line(self._watch, "READY")
 
@@ -59,7 +80,7 @@ class Watched:
         return self.worst()
 
     def recovered(self) -> dict[str, float]:
-        """Wait until there are no long gaps any more; return the worst until then."""
+        """Wait until the server has recovered; return the worst gaps until then."""
         until, all_of_it = time.monotonic() + _RECOVERY, self.worst()
         while time.monotonic() < until:
             time.sleep(0.5)
@@ -71,11 +92,12 @@ class Watched:
         return all_of_it
 
     def beside(self, kind: str, name: str, connections: int, seconds: float) -> dict[str, Any]:
-        """Return the worst gaps beside a flood, and what became of it."""
+        """Return the worst gaps during a flood, and its outcome."""
         address = self._addresses[kind]
         assert address is not None
         path = METHOD if kind == "grpc" else PATH
         words = [kind, address.rpartition("/")[2], path, name, str(connections), str(seconds)]
+        words += self._tls
         self.worst()
         process = _python("loadtest.bench.flooding", *words)
         try:
@@ -86,7 +108,7 @@ class Watched:
         return {"worst": self.recovered(), "sent": sent}
 
     def stop(self) -> None:
-        """End the watching process."""
+        """Stop the watching process."""
         assert self._watch.stdin is not None
         with contextlib.suppress(OSError):
             self._watch.stdin.close()
@@ -113,7 +135,7 @@ def _line(process: "subprocess.Popen[str]", expected: str = "") -> str:
 
 @contextlib.contextmanager
 def _peer(kind: str) -> Iterator[tuple[str, int]]:
-    """Start grpc.aio or uvicorn alone; yields its address and its number."""
+    """Start grpc.aio or uvicorn alone; yield its address and process id."""
     process = _python("loadtest.bench.flood_peers", kind, str(_DELAY))
     try:
         yield f"127.0.0.1:{_line(process)}", process.pid
@@ -123,16 +145,27 @@ def _peer(kind: str) -> Iterator[tuple[str, int]]:
 
 
 @contextlib.contextmanager
+def _router(*, tls: bool) -> Iterator[Watched]:
+    """Start a router with two fake ranks."""
+    with (
+        tempfile.TemporaryDirectory(prefix="moe-serving-floods-") as folder,
+        router(Path(folder), tls=tls) as process,
+        process.ranks(2, _DELAY),
+    ):
+        ours = Watched("ours", process.grpc, process.rest, process.pid, process.ca)
+        try:
+            yield ours
+        finally:
+            ours.stop()
+
+
+@contextlib.contextmanager
 def _servers() -> Iterator[dict[str, list[tuple[str, Watched]]]]:
-    """Yield by port's kind: servers, ours first."""
+    """Yield the servers by kind of port, ours first."""
     with contextlib.ExitStack() as stack:
-        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="moe-serving-floods-"))
-        process = stack.enter_context(router(Path(folder)))
-        stack.enter_context(process.ranks(2, _DELAY))
+        ours = stack.enter_context(_router(tls=False))
         aio, aio_pid = stack.enter_context(_peer("grpc"))
         uvicorn, uvicorn_pid = stack.enter_context(_peer("rest"))
-        ours = Watched("ours", process.grpc, process.rest, process.pid)
-        stack.callback(ours.stop)
         grpcio = Watched("grpc.aio", aio, None, aio_pid)
         stack.callback(grpcio.stop)
         alone = Watched("uvicorn", None, f"http://{uvicorn}", uvicorn_pid)
@@ -144,7 +177,7 @@ def _servers() -> Iterator[dict[str, list[tuple[str, Watched]]]]:
 
 
 def measure(kinds: Sequence[str], wanted: str, seconds: float) -> list[dict[str, Any]]:
-    """Flood every server with what is ``wanted`` in the name; one row a flood."""
+    """Send the floods whose names contain ``wanted`` to every server; return a row for each."""
     rows: list[dict[str, Any]] = []
     floods = {"grpc": http2_floods(METHOD), "rest": http1_floods(PATH)}
     with _servers() as servers:
@@ -164,16 +197,39 @@ def measure(kinds: Sequence[str], wanted: str, seconds: float) -> list[dict[str,
                         row[who]["quiet"] = quiet
                 rows += found
                 print(*map(json.dumps, found), sep="\n", flush=True)
+    return rows + measure_tls(kinds, wanted, seconds)
+
+
+def measure_tls(kinds: Sequence[str], wanted: str, seconds: float) -> list[dict[str, Any]]:
+    """Send the floods of ``OVER_TLS`` to a router; return a row for each."""
+    rows: list[dict[str, Any]] = []
+    chosen = [
+        (kind, name) for kind in kinds for name in OVER_TLS[kind] if not wanted or wanted in name
+    ]
+    if not chosen:
+        return rows
+    with _router(tls=True) as ours:
+        for kind, name in chosen:
+            ours.recovered()
+            quiet = ours.quiet(seconds)
+            for count in _CONNECTIONS:
+                row: dict[str, Any] = {"port": f"{kind} over TLS", "flood": name}
+                row |= {"connections": count, "ours": ours.beside(kind, name, count, seconds)}
+                row["ours"]["quiet"] = quiet
+                rows.append(row)
+                print(json.dumps(row), flush=True)
     return rows
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Read the command line, measure, print and write."""
+    """Run the command line."""
     parser = FlagParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="one second a flood; writes nothing")
-    parser.add_argument("--port", choices=("grpc", "rest"), help="only this port")
-    parser.add_argument("--only", default="", help="only floods with this in their name")
-    parser.add_argument("--remark", default="", help="put beside the figures")
+    parser.add_argument(
+        "--quick", action="store_true", help="flood for one second each; write nothing"
+    )
+    parser.add_argument("--port", choices=("grpc", "rest"), help="flood only this kind of port")
+    parser.add_argument("--only", default="", help="send only floods with this in their name")
+    parser.add_argument("--remark", default="", help="remark to show beside the figures")
     options = parser.parse_args(arguments)
     kinds = (options.port,) if options.port else ("grpc", "rest")
     data = {

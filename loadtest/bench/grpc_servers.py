@@ -1,9 +1,9 @@
-"""``python -m loadtest.bench.grpc_servers``: serving.h2grpc beside grpc.aio, in CPU time.
+"""``python -m loadtest.bench.grpc_servers``: CPU time of serving.h2grpc beside grpc.aio.
 
-Each server runs in a process of its own and does next to nothing: a stream gets a prepared message
-of 90 bytes every 20 ms, as a token is; a unary call gets its request back. The client is grpc.aio
-in another process. Counted is the CPU time of each process (all of its threads) a message and a
-call, which other work on the machine disturbs less than time on the clock.
+Each server runs in its own process and does almost nothing: a stream gets a prepared message of 90
+bytes, the size of a token's, every 20 ms; a unary call returns its request. The client is grpc.aio
+in another process. The figures are CPU times of each process (all threads) per message and per
+call, which other work on the machine disturbs less than wall-clock time.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from serving.h2grpc.server import Server
 SERVERS = ("serving.h2grpc", "grpc.aio")
 CONNECTIONS = (1, 8)
 STREAMS = 64
-"""At once, on all connections together; as many unary calls are under way at once."""
+"""Concurrent streams over all connections; also the number of concurrent unary calls."""
 EVERY = 0.02
 """Seconds between two messages of a stream."""
 MESSAGE = b"x" * 90
@@ -35,7 +35,7 @@ _SERVICE = "bench.Echo"
 
 
 class Echo:
-    """What both servers serve."""
+    """The service of both servers."""
 
     async def cpu(self, request: bytes, context: Any) -> bytes:
         """Return the CPU seconds that this process has used."""
@@ -48,7 +48,7 @@ class Echo:
         return request
 
     async def stream(self, request: bytes, context: Any) -> None:
-        """Send so many messages as the request says, one every 20 ms."""
+        """Send as many messages as the request specifies, one every 20 ms."""
         due = time.monotonic()
         for _ in range(int(request)):
             await context.write(MESSAGE)
@@ -57,7 +57,7 @@ class Echo:
 
 
 def handlers() -> Any:
-    """Return what both servers get."""
+    """Return the handlers for both servers."""
     echo = Echo()
     behaviours = {
         "cpu": grpc.unary_unary_rpc_method_handler(echo.cpu),
@@ -68,7 +68,7 @@ def handlers() -> Any:
 
 
 async def serve(name: str) -> None:
-    """Serve until standard input ends; prints the port."""
+    """Print the port, and serve until standard input ends."""
     server: Any
     if name == "grpc.aio":
         server = grpc.aio.server()
@@ -87,11 +87,11 @@ async def serve(name: str) -> None:
 
 
 class Client:
-    """Channels to one server, each with a connection of its own."""
+    """Channels to one server, each with its own connection."""
 
     def __init__(self, port: int, connections: int) -> None:
         options = [("grpc.use_local_subchannel_pool", 1)]
-        self._channels: list[Any] = [  # the stubs want what has a default
+        self._channels: list[Any] = [  # the stubs require arguments that have defaults
             grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=options)
             for _ in range(connections)
         ]
@@ -102,14 +102,14 @@ class Client:
             await channel.close()
 
     async def cost(self, work: Callable[[], Awaitable[int]]) -> dict[str, float]:
-        """Do some work; return the CPU microseconds an item of server and client."""
+        """Run ``work``; return the CPU microseconds per item of server and client."""
         server, client = await self._server_cpu(), time.process_time()
         count = await work()
         server, client = await self._server_cpu() - server, time.process_time() - client
         return {"server": server / count * 1e6, "client": client / count * 1e6}
 
     async def streams(self, messages: int) -> int:
-        """Read all streams to their end; returns how many messages came."""
+        """Read all streams to their end; return the number of messages."""
 
         async def read(number: int) -> int:
             channel = self._channels[number % len(self._channels)]
@@ -119,7 +119,7 @@ class Client:
         return sum(await asyncio.gather(*map(read, range(STREAMS))))
 
     async def calls(self, count: int) -> int:
-        """Make unary calls, as many at once as there are streams; returns how many."""
+        """Make unary calls, ``STREAMS`` at a time; return their number."""
 
         async def ask(number: int) -> None:
             call = self._channels[number % len(self._channels)].unary_unary(f"/{_SERVICE}/call")
@@ -139,7 +139,7 @@ async def _messages(call: Any) -> AsyncIterator[bytes]:
 
 
 async def measure(port: int, connections: int, messages: int, calls: int) -> dict[str, Any]:
-    """Return what a streamed message and a unary call cost."""
+    """Return the CPU time of a streamed message and of a unary call."""
     client = Client(port, connections)
     await client.streams(5)
     await client.calls(STREAMS * 2)
@@ -170,7 +170,7 @@ def one_turn(name: str, connections: int, messages: int, calls: int) -> dict[str
 
 
 def markdown(rows: dict[tuple[str, int], list[dict[str, Any]]]) -> str:
-    """Return the table: the least of all turns, to which other work adds, and the median."""
+    """Return the table: the minimum of all turns, with the median in brackets."""
     lines = [
         "| server | connections | a message, server | client | a call, server | client |",
         "|---|---:|---:|---:|---:|---:|",
@@ -186,11 +186,16 @@ def markdown(rows: dict[tuple[str, int], list[dict[str, Any]]]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Read the command line, measure in turns, print the table."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
-    parser.add_argument("--turns", type=int, default=5, help="of all servers, one after another")
-    parser.add_argument("--messages", type=int, default=150, help="of each of the 64 streams")
-    parser.add_argument("--calls", type=int, default=6400, help="unary calls")
+    parser.add_argument("--turns", type=int, default=5, help="turns of all servers (default: 5)")
+    parser.add_argument(
+        "--messages",
+        type=int,
+        default=150,
+        help="messages of each of the 64 streams (default: 150)",
+    )
+    parser.add_argument("--calls", type=int, default=6400, help="unary calls (default: 6400)")
     parser.add_argument("--serve", choices=SERVERS, help=argparse.SUPPRESS)
     parser.add_argument("--measure", type=int, nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)

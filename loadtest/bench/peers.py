@@ -1,10 +1,10 @@
-"""``python -m loadtest.bench.peers``: this, and what one would use instead, with real engines.
+"""``python -m loadtest.bench.peers``: moe-serving and the alternatives to it, with real engines.
 
-vLLM's own server is the base: each other deployment is up beside a fresh one, and both are asked
-in turn, several rounds, as the speed of a shared machine moves from minute to minute. What was
-measured is kept after every round, so that a peer that does not start, or Ctrl-C, costs only what
-is missing. Writes deploy/docs/performance/peers.json and the tables of the pages that hold their
-marks. With --quick the figures are printed and not kept.
+vLLM's own server is the base: each other deployment runs beside a fresh one, and both are measured
+in turn, in several rounds, because the speed of a shared machine changes from minute to minute.
+Results are written after every round, so that a peer that does not start, or Ctrl-C, costs only
+what is missing. Writes deploy/docs/performance/peers.json, the charts of README.md, and the tables
+of the pages that have markers for them. With --quick the figures are printed and not written.
 """
 
 import contextlib
@@ -21,28 +21,29 @@ from typing import Any
 from loadtest.bench.deployments import (
     RANKS,
     Deployment,
-    Door,
+    Endpoint,
     ours,
     ray_serve_llm,
     vllm_server,
 )
 from loadtest.bench.machine import describe
+from loadtest.bench.peer_chart import charts
 from loadtest.bench.peer_client import Trial
 from loadtest.bench.peer_processes import NotRun
 from loadtest.bench.peer_tables import BASE, PEERS, markdown, stale, with_tables
-from serving.engine.in_process import InProcessExecutor
-from serving.flag_parser import FlagParser
-from serving.flag_values import AMOUNT, COUNT, Several
+from serving.engine.worker_extension import InProcessExecutor
+from serving.flags.parser import FlagParser
+from serving.flags.values import AMOUNT, COUNT, CommaSeparated
 
 _ROOT = Path(__file__).resolve().parents[2]
 DATA = _ROOT / "deploy" / "docs" / "performance" / "peers.json"
-PAGES = (_ROOT / "deploy" / "docs" / "performance.md", _ROOT / "README.md")
+PAGES = (_ROOT / "deploy" / "docs" / "performance.md",)
 _SLACK = 240.0
-"""Seconds beyond its own that a trial may take."""
+"""Seconds that a trial may take beyond its measured time."""
 
 Start = Callable[[], contextlib.AbstractContextManager[Deployment]]
 Peers = tuple[str, ...]
-"""Keys of ``PEERS`` that one deployment serves."""
+"""Keys of ``PEERS``: the peers of one deployment."""
 _IN_PROCESS = f"{InProcessExecutor.__module__}.{InProcessExecutor.__qualname__}"
 _BASE: tuple[Peers, Start] = ((BASE,), vllm_server)
 SITTINGS: tuple[tuple[tuple[Peers, Start], ...], ...] = (
@@ -60,22 +61,33 @@ SITTINGS: tuple[tuple[tuple[Peers, Start], ...], ...] = (
         ),
     ),
 )
-"""What is up at the same time: the base first."""
+"""Deployments that run at the same time, the base first."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Read the command line, measure, print and write."""
+    """Run the command line; return the exit code."""
     parser = FlagParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="one short round; writes nothing")
-    parser.add_argument("--check", action="store_true", help="only compare pages with the data")
-    parser.add_argument("--rounds", type=COUNT, default=3)
-    parser.add_argument("--seconds", type=AMOUNT, default=15.0, help="measured in a trial")
-    parser.add_argument("--streams", type=Several(COUNT), default="1,16,64,256")
-    parser.add_argument("--output-tokens", type=COUNT, default=64)
-    parser.add_argument("--remark", default="", help="put beside the figures")
+    parser.add_argument("--quick", action="store_true", help="run one short round; write nothing")
+    parser.add_argument(
+        "--check", action="store_true", help="only check that the pages show the data"
+    )
+    parser.add_argument("--rounds", type=COUNT, default=3, help="rounds (default: 3)")
+    parser.add_argument(
+        "--seconds", type=AMOUNT, default=15.0, help="measured seconds of a trial (default: 15)"
+    )
+    parser.add_argument(
+        "--streams",
+        type=CommaSeparated(COUNT),
+        default="1,16,64,256",
+        help="numbers of concurrent streams (default: 1,16,64,256)",
+    )
+    parser.add_argument(
+        "--output-tokens", type=COUNT, default=64, help="tokens of an answer (default: 64)"
+    )
+    parser.add_argument("--remark", default="", help="remark to show beside the figures")
     options = parser.parse_args(arguments)
     if options.check:
-        old = stale(PAGES, json.loads(DATA.read_text("utf-8")))
+        old = outdated(json.loads(DATA.read_text("utf-8")))
         for page in old:
             print(f"{page} does not show {DATA.name}: run python -m loadtest.bench.peers")
         return bool(old)
@@ -97,7 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for number, members in enumerate(SITTINGS):
             _sitting(number, members, data, keep=not options.quick)
     except KeyboardInterrupt:
-        print("stopped; what was measured is kept", file=sys.stderr, flush=True)
+        print("stopped; the results so far are saved", file=sys.stderr, flush=True)
     print(markdown(data))
     return 0 if data["trials"] else 1
 
@@ -105,9 +117,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _sitting(
     sitting: int, members: Sequence[tuple[Peers, Start]], data: dict[str, Any], *, keep: bool
 ) -> None:
-    """Start the deployments of a sitting and ask them in turn, all rounds."""
+    """Start the deployments of a sitting and measure them in turn, for all rounds."""
     with contextlib.ExitStack() as stack:
-        turns: list[tuple[Deployment, Door]] = []
+        turns: list[tuple[Deployment, Endpoint]] = []
         for peers, start in members:
             _say(f"starting {' and '.join(PEERS[peer] for peer in peers)}")
             try:
@@ -118,48 +130,52 @@ def _sitting(
                 _say(f"not run: {error}")
                 continue
             data["not_run"] |= deployment.missing
-            turns += [(deployment, door) for door in deployment.doors]
-        if {door.peer for _, door in turns} <= {BASE}:
+            turns += [(deployment, endpoint) for endpoint in deployment.endpoints]
+        if {endpoint.peer for _, endpoint in turns} <= {BASE}:
             return  # there is nothing to compare
         for number in range(data["rounds"]):
             turn = {"sitting": sitting, "round": number}
             for streams in data["streams"]:
-                for deployment, door in turns if number % 2 == 0 else turns[::-1]:
-                    _trial(deployment, door, streams, turn, data)
+                for deployment, endpoint in turns if number % 2 == 0 else turns[::-1]:
+                    _trial(deployment, endpoint, streams, turn, data)
             if keep and data["trials"]:
                 write(data)
 
 
 def _trial(
-    deployment: Deployment, door: Door, streams: int, turn: dict[str, int], data: dict[str, Any]
+    deployment: Deployment,
+    endpoint: Endpoint,
+    streams: int,
+    turn: dict[str, int],
+    data: dict[str, Any],
 ) -> None:
     trial = Trial(
-        door.protocol,
-        door.address,
+        endpoint.protocol,
+        endpoint.address,
         streams,
         data["seconds"],
         warmup=min(data["seconds"] / 2, 5.0),
         output_tokens=data["output_tokens"],
         mark=deployment.mark,
-        fronts=door.fronts,
+        fronts=endpoint.fronts,
     )
     try:
-        shown = _measured(trial)
+        shown = run_trial(trial)
     except NotRun as error:
-        _say(f"{door.peer}, {streams} streams: {error}")
+        _say(f"{endpoint.peer}, {streams} streams: {error}")
         data.setdefault("failed", []).append(
-            {"peer": door.peer, "streams": streams, **turn, "why": str(error)}
+            {"peer": endpoint.peer, "streams": streams, **turn, "why": str(error)}
         )
         return
-    data["trials"].append({"peer": door.peer, "streams": streams, **turn, "shown": shown})
-    _say(f"{door.peer}, {streams} streams: {shown['tokens_per_second']:.0f} tokens/s")
+    data["trials"].append({"peer": endpoint.peer, "streams": streams, **turn, "shown": shown})
+    _say(f"{endpoint.peer}, {streams} streams: {shown['tokens_per_second']:.0f} tokens/s")
 
 
-def _measured(trial: Trial) -> dict[str, Any]:
-    """Run a trial in a process of its own; the first, short one wakes the server up.
+def run_trial(trial: Trial) -> dict[str, Any]:
+    """Run a trial in a separate process, after a short trial that warms up the server.
 
     Raises:
-        NotRun: it failed.
+        NotRun: The trial failed.
     """
     found: dict[str, Any] = {}
     for one in (replace(trial, seconds=1.0, warmup=0.5 + 0.02 * trial.streams), trial):
@@ -177,12 +193,21 @@ def _measured(trial: Trial) -> dict[str, Any]:
     return found
 
 
+def outdated(data: dict[str, Any]) -> list[Path]:
+    """Return the pages and charts that do not show ``data``."""
+    made = charts(data, DATA.parent)
+    old = [file for file, text in made.items() if not file.is_file() or file.read_text() != text]
+    return [*stale(PAGES, data), *old]
+
+
 def write(data: dict[str, Any]) -> None:
-    """Keep the data and show it on the pages."""
+    """Write the data, the pages that show it, and the charts."""
     DATA.parent.mkdir(exist_ok=True)
     DATA.write_text(json.dumps(data, indent=1) + "\n", "utf-8")
     for page in PAGES:
         page.write_text(with_tables(page.read_text("utf-8"), data), "utf-8")
+    for file, text in charts(data, DATA.parent).items():
+        file.write_text(text, "utf-8")
 
 
 def _say(text: str) -> None:

@@ -1,8 +1,9 @@
-"""A router and fake ranks, each in a process of its own, on free ports."""
+"""A router and fake ranks, in separate processes, on free ports."""
 
 import contextlib
 import json
 import os
+import ssl
 import subprocess
 import sys
 import time
@@ -21,7 +22,7 @@ from loadtest.bench.ranks import SCATTERED, STEPPED
 _START = 180.0
 _STOP = 20.0
 _GROUP = 2
-"""Ranks of a group."""
+"""Ranks in a group."""
 _MANY = 20_000
 
 _SETTINGS: dict[str, Any] = {
@@ -47,12 +48,14 @@ class RouterProcess:
     join: str
     pid: int
     folder: Path
+    ca: Path | None = None
+    """CA file of the router's certificate. None: REST and gRPC without TLS."""
 
     def measure(self, case: Case) -> Measured:
-        """Run one case in a process of its own.
+        """Run a case in a separate process.
 
         Raises:
-            RuntimeError: it failed.
+            RuntimeError: The case failed.
         """
         words = [json.dumps(asdict(case)), self.rest, self.grpc, str(self.pid)]
         done = subprocess.run(
@@ -66,7 +69,7 @@ class RouterProcess:
         return Measured(**json.loads(done.stdout.splitlines()[-1]))
 
     def idle_share(self, seconds: float) -> float:
-        """Return the share of a core that it uses without requests."""
+        """Return the router's CPU use without requests, as a share of one core."""
         process = psutil.Process(self.pid)
         before = process.cpu_times()
         time.sleep(seconds)
@@ -77,9 +80,13 @@ class RouterProcess:
     def ranks(
         self, count: int, token_delay: float = 0.0, *, stepped: bool = False
     ) -> Iterator[None]:
-        """Join ``count`` fake ranks; each gives a request a token every ``token_delay`` seconds.
+        """Join ``count`` fake ranks.
 
-        ``stepped``: all requests of a rank get theirs at once; otherwise each in its own time.
+        Args:
+            count: Number of ranks.
+            token_delay: Seconds between two tokens of a request.
+            stepped: Generate the tokens of all requests of a rank in one step, as real engines do;
+                otherwise use a timer for each request.
         """
         settings = {**_SETTINGS, "link": {"routers": [self.join]}}
         if count < _GROUP:
@@ -103,10 +110,13 @@ class RouterProcess:
             self._until(0)
 
     def _until(self, ranks: int) -> None:
-        """Wait until so many ranks are in ready groups."""
+        """Wait until ``ranks`` ranks are in ready groups."""
         deadline = time.monotonic() + _START
+        tls = None if self.ca is None else ssl.create_default_context(cafile=str(self.ca))
         while time.monotonic() < deadline:
-            with urllib.request.urlopen(f"{self.rest}/fleet", timeout=30) as answer:  # noqa: S310
+            with urllib.request.urlopen(  # noqa: S310
+                f"{self.rest}/fleet", timeout=30, context=tls
+            ) as answer:
                 groups = json.load(answer)["groups"]
             ready = sum(len(group["ranks"]) for group in groups if group["state"] == "ready")
             if ready == ranks:
@@ -116,18 +126,25 @@ class RouterProcess:
 
 
 @contextlib.contextmanager
-def router(folder: Path) -> Iterator[RouterProcess]:
+def router(folder: Path, *, tls: bool = False) -> Iterator[RouterProcess]:
     """Start a router.
 
+    Args:
+        folder: Directory for the router's files.
+        tls: Serve REST and gRPC over TLS, with a certificate of a temporary CA.
+
     Raises:
-        RuntimeError: it did not start.
+        RuntimeError: The router did not start.
     """
     file, ports = folder / "router.yaml", folder / "ports.json"
-    file.write_text(yaml.safe_dump(_SETTINGS), "utf-8")
+    settings, ca = dict(_SETTINGS), None
+    if tls:
+        settings["security"], ca = _certificate(folder)
+    file.write_text(yaml.safe_dump(settings), "utf-8")
     words = ["router", "--config", str(file), "--ports-file", str(ports)]
     process = subprocess.Popen(
         [sys.executable, "-m", "serving", *words],
-        # The bundled model is made for 2,048 tokens; nobody computes them here.
+        # The bundled model is limited to 2,048 tokens; fake ranks do not run it.
         env={**os.environ, "VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1"},
         stdout=subprocess.DEVNULL,
         stderr=(folder / "router.log").open("wb"),
@@ -139,10 +156,23 @@ def router(folder: Path) -> Iterator[RouterProcess]:
                 raise RuntimeError(f"no router: {(folder / 'router.log').read_text()[-2000:]}")
             time.sleep(0.1)
         found = json.loads(ports.read_text("utf-8"))
-        yield RouterProcess(found["rest"], found["grpc"], found["join"], found["pid"], folder)
+        yield RouterProcess(found["rest"], found["grpc"], found["join"], found["pid"], folder, ca)
     finally:
         process.terminate()
         _end(process)
+
+
+def _certificate(folder: Path) -> tuple[dict[str, str], Path]:
+    """Write a certificate for loopback; return the router's settings and the CA file."""
+    import trustme
+
+    authority, ca = trustme.CA(), folder / "ca.pem"
+    made = authority.issue_cert("127.0.0.1")
+    cert, key = folder / "cert.pem", folder / "key.pem"
+    cert.write_bytes(b"".join(blob.bytes() for blob in made.cert_chain_pems))
+    key.write_bytes(made.private_key_pem.bytes())
+    ca.write_bytes(authority.cert_pem.bytes())
+    return {"tls_cert_file": str(cert), "tls_key_file": str(key)}, ca
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

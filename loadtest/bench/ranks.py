@@ -1,8 +1,8 @@
-"""Many fake ranks in one process, each with a link of its own to the router.
+"""Many fake ranks in one process, each with a separate link to the router.
 
     python -m loadtest.bench.ranks SETTINGS.yaml RANKS DELAY scattered|stepped
 
-Prints READY when all have been dialled; serves until its input ends.
+Prints READY when all have started; serves until standard input ends.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ STEPPED, SCATTERED = "stepped", "scattered"
 
 
 class SteppedEngine(FakeEngine):
-    """Gives all its requests their next token in one step, as real engines do.
+    """Generates the next token of all requests in one step, as real engines do.
 
     The plain fake engine has a timer for each request.
     """
@@ -44,9 +44,13 @@ class SteppedEngine(FakeEngine):
 
 
 async def serve(settings: Settings, count: int, delay: float, kind: str) -> None:
-    """Serve ``count`` ranks, in groups as large as the settings say.
+    """Serve ranks in groups of ``group.data_parallel``.
 
-    ``delay``: seconds from a request's token to its next; 0: as fast as it goes.
+    Args:
+        settings: Settings of the ranks.
+        count: Number of ranks.
+        delay: Seconds between two tokens of a request. 0: as fast as possible.
+        kind: ``STEPPED`` or ``SCATTERED``.
     """
     make = SteppedEngine if kind == STEPPED else FakeEngine
     size = settings.group.data_parallel
@@ -65,7 +69,7 @@ async def serve(settings: Settings, count: int, delay: float, kind: str) -> None
 
 
 def main() -> None:
-    """Read the arguments and serve."""
+    """Run the command line."""
     settings = load_settings(Path(sys.argv[1]))
     configure_logs(settings.telemetry, process="rank")
     import uvloop

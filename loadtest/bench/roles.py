@@ -1,7 +1,7 @@
-"""Who of a deployment's processes does what, and what CPU time each role took.
+"""Roles of a deployment's processes, and the CPU time of each role.
 
-A process belongs to a deployment if its environment holds the deployment's mark, which children
-inherit, also those that Ray starts, or if it descends from one that does.
+A process belongs to a deployment if it or an ancestor has the deployment's mark in its
+environment. Children inherit the mark, including those that Ray starts.
 """
 
 from collections.abc import Collection, Iterator
@@ -11,30 +11,30 @@ import psutil
 VARIABLE = "LOADTEST_BENCH_MARK"
 ROLES = ("router", "rank", "other")
 CLIENT = "client"
-"""Who asks; not a process of the deployment."""
+"""Role of the load client, which is not part of the deployment."""
 _RANKS = ("EngineCore", "ServeReplica", "VLLM::Worker")
-"""In the command lines of processes that hold engines."""
+"""Substrings of the command lines of engine processes."""
 _ROUTERS = (
     "serving router",
     "api_server",
-    # Ray Serve LLM: the HTTP proxy, the ingress or the one that chooses replicas for HAProxy, and
-    # the replica that does for one rank what vLLM's API server does, its engine being a process
-    # beside it. Ours holds the engine itself.
+    # Ray Serve LLM: the HTTP proxy, the ingress or the router that HAProxy uses, and the replica
+    # of a rank, which does the work of vLLM's API server. The engine of such a replica is another
+    # process, unlike that of our replicas.
     *("ray::ProxyActor", ":OpenAiIngress", ":DPServer:"),
     *("ray::HAProxyManager", "/bin/haproxy", ":LLMRouter"),
 )
 
 
 def marked(mark: str, also: Collection[int] = ()) -> Iterator[psutil.Process]:
-    """Yield the living processes with a mark, those of ``also``, and all that descend from them.
+    """Yield the live processes with the mark, those of ``also``, and their descendants.
 
-    All: a child whose parent ended bears the mark still, one that wrote its title over its
-    environment, as vLLM's and Ray's do, has its parents, and vllm-router's is one of ``also``.
+    A child whose parent has ended still has the mark. Processes that overwrite their environment
+    with a title, as vLLM's and Ray's do, are found by their parents, and vllm-router by ``also``.
     """
     family: set[int] = set()
     processes = sorted(psutil.process_iter(["ppid"]), key=_born)
     for process in processes:  # parents come before their children
-        if process.info["ppid"] in family or process.pid in also or _bears(process, mark):
+        if process.info["ppid"] in family or process.pid in also or _has_mark(process, mark):
             family.add(process.pid)
             yield process
 
@@ -46,22 +46,22 @@ def _born(process: psutil.Process) -> float:
         return 0.0
 
 
-def _bears(process: psutil.Process, mark: str) -> bool:
+def _has_mark(process: psutil.Process, mark: str) -> bool:
     try:
         return process.environ().get(VARIABLE) == mark
     except (psutil.Error, OSError):
-        return False  # it ended, or is somebody else's
+        return False  # the process has ended, or belongs to another user
 
 
 def role_of(pid: int, command: str, fronts: Collection[int]) -> str:
-    """Name the role of a process: router, rank or other."""
+    """Return the role of a process: router, rank or other."""
     if pid in fronts or any(word in command for word in _ROUTERS):
         return "router"
     return "rank" if any(word in command for word in _RANKS) else "other"
 
 
 def cpu_by_role(mark: str, fronts: Collection[int]) -> dict[str, float]:
-    """Return the CPU seconds, user and system, of each role so far."""
+    """Return the CPU seconds (user and system) that each role has used so far."""
     found = dict.fromkeys(ROLES, 0.0)
     for process in marked(mark, fronts):
         try:

@@ -1,4 +1,4 @@
-"""The benchmark's data as Markdown, printed and put into deploy/docs/performance.md."""
+"""The router benchmark's results as Markdown, for deploy/docs/performance.md."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -81,7 +81,7 @@ def _streaming_cells(_: Mapping[str, Any], measured: Mapping[str, Any]) -> Seque
 
 
 def write_page(page: Path, data: Mapping[str, Any]) -> None:
-    """Put the tables between the marks of ``page``."""
+    """Replace the text between the markers of a page with the tables."""
     before, _, rest = page.read_text("utf-8").partition(BEGIN)
     _, _, after = rest.partition(END)
     page.write_text(f"{before}{BEGIN}\n\n{markdown(data)}\n{END}{after}", "utf-8")

@@ -1,5 +1,5 @@
-"""A model of the fleet in virtual time, driven by the real routing and autoscaling code.
+"""A simulation of the fleet in virtual time that runs the real routing and autoscaling code.
 
-Nothing here sleeps, opens a socket or reads a clock, but ``reality``, which drives the real thing
-to calibrate the model and to say how far off it is. Equal seeds give equal results.
+No module sleeps, opens a socket or reads a clock, except ``real_fleet``, which runs a real fleet to
+calibrate the model and to measure its error. Equal seeds give equal results.
 """

@@ -1,9 +1,9 @@
-"""``python -m loadtest.simulation``: how many groups, scaled by whom, serve which load how well.
+"""``python -m loadtest.simulation``: compare ways of scaling a fleet on a simulated load.
 
-Without arguments: a made-up hour of conversations, its load rising from 1 to 1,000 copies and
-falling again, on up to 1,000 groups, scaled by our policy, by fixed sizes and by plain queue rules.
-``--against-real`` starts the real thing here, calibrates the model by it, sends both the same
-schedule and prints how far the model is off. deploy/docs/simulation.md explains it.
+By default, an hour of generated conversations on up to 1,000 groups, with a load that rises from 1
+to 1,000 copies and falls again, scaled by our policy, by fixed sizes and by simple queue rules.
+``--against-real`` starts a real fleet on this machine, calibrates the model with it, sends the same
+schedule to both and prints the model's error. See deploy/docs/simulation.md.
 """
 
 import argparse
@@ -21,23 +21,23 @@ from loadtest.record import Record
 from loadtest.run import Run, Stage
 from loadtest.simulation.calibration import Calibration, load_calibration, save_calibration
 from loadtest.simulation.comparison import as_table, compare, simulate
-from loadtest.simulation.outcome import Objective, Outcome
-from loadtest.simulation.replay import Load, arrivals
+from loadtest.simulation.outcome import Objective, Outcome, Row, heading, plain
 from loadtest.simulation.scalers import FixedSize, OurPolicy, QueueRule, Scaler
-from loadtest.simulation.table import Row, heading, plain
-from loadtest.simulation.world import World
+from loadtest.simulation.simulator import Simulator
+from loadtest.simulation.trace_arrivals import Load, arrivals
 from loadtest.trace import TRACE_BLOCK, load_trace, made_up
-from serving.autoscaler.snapshot import Signal
+from serving.autoscaler.signals import Signal
 from serving.cli.errors import guarded
 from serving.errors import SettingsError
-from serving.flag_parser import FlagParser
-from serving.flag_values import AMOUNT, COUNT, ORDINAL, OutputFolder, Pair, ReadableFile
+from serving.flags.parser import FlagParser
+from serving.flags.paths import OutputDirectory, ReadableFile
+from serving.flags.values import AMOUNT, COUNT, ORDINAL, Pair
 from serving.settings import Settings
 
 _MODELLED = 25
-"""Most groups that are simulated unless --sample says otherwise: a table in a few minutes."""
+"""Groups simulated without --sample: enough for a table within a few minutes."""
 _MADE_UP = 12_000
-"""Requests of the made-up hour; the arrivals of ``made_up`` come at 4 a second."""
+"""Requests of the generated hour; ``made_up`` generates 4 arrivals per second."""
 _LOAD = Pair(
     AMOUNT,
     "a load is LOW[:HIGH], numbers above 0 with LOW not above HIGH",
@@ -47,7 +47,7 @@ _LOAD = Pair(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code."""
+    """Run the command line and return the exit code."""
     options = _parsed(arguments)
     return guarded(lambda: _run(options), verbose=False)
 
@@ -55,42 +55,61 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = FlagParser(prog="python -m loadtest.simulation", description=__doc__)
     parser.add_argument(
-        "--calibration", default="deepseek-r1-16gpu", help="a name in this package, or a file"
+        "--calibration",
+        default="deepseek-r1-16gpu",
+        help="name of a bundled calibration, or a file",
     )
     parser.add_argument(
-        "--trace", type=ReadableFile(), help="Mooncake's form or CSV; default: made up"
+        "--trace",
+        type=ReadableFile(),
+        help="trace in Mooncake's format or CSV (default: generated)",
     )
     parser.add_argument(
         "--load", type=_LOAD, default=(1.0, 1000.0), metavar="LOW[:HIGH]",
-        help="copies of the trace at a time; rises and falls once (default 1:1000)",
+        help="concurrent copies of the trace; rises and falls once (default 1:1000)",
     )  # fmt: skip
-    parser.add_argument("--minutes", type=AMOUNT, default=60.0, help="simulated (default 60)")
+    parser.add_argument(
+        "--minutes", type=AMOUNT, default=60.0, help="simulated minutes (default 60)"
+    )
     parser.add_argument("--max-groups", type=COUNT, default=1000)
     parser.add_argument(
         "--sample", type=COUNT,
-        help=f"simulate every N-th group and conversation (default: so that "
-        f"there are {_MODELLED} groups; 1: all)",
+        help="simulate every N-th group and conversation; 1: all (default: such that "
+        f"{_MODELLED} groups are simulated)",
     )  # fmt: skip
     parser.add_argument(
-        "--scalers", default="policy,fixed,queue", help="of policy, fixed and queue"
+        "--scalers",
+        default="policy,fixed,queue",
+        help="any of policy, fixed and queue (default all)",
     )
-    parser.add_argument("--ttft", type=AMOUNT, default=5.0, help="objective, seconds (default 5)")
-    parser.add_argument("--itl", type=AMOUNT, default=0.2, help="objective, seconds (default 0.2)")
-    parser.add_argument("--ongoing", type=AMOUNT, default=64.0, help="requests a group, queue rule")
     parser.add_argument(
-        "--set", dest="law", action="append", default=[], metavar="NAME=VALUE",
-        help="of our policy, e.g. pressure_clamp=5 or down_window=120; repeatable",
+        "--ttft", type=AMOUNT, default=5.0, help="TTFT objective, seconds (default 5)"
+    )
+    parser.add_argument(
+        "--itl", type=AMOUNT, default=0.2, help="ITL objective, seconds (default 0.2)"
+    )
+    parser.add_argument(
+        "--ongoing",
+        type=AMOUNT,
+        default=64.0,
+        help="requests per group of the queue rule (default 64)",
+    )
+    parser.add_argument(
+        "--set", dest="scaling", action="append", default=[], metavar="NAME=VALUE",
+        help="a setting of our policy, such as pressure_clamp=5 or down_window=120; repeatable",
     )  # fmt: skip
     parser.add_argument("--seed", type=ORDINAL, default=1)
-    parser.add_argument("--reasons", action="store_true", help="print our policy's decisions")
+    parser.add_argument("--reasons", action="store_true", help="print the decisions of our policy")
     parser.add_argument(
-        "--against-real", action="store_true", help="the model's error against the real thing"
+        "--against-real", action="store_true", help="measure the model's error against a real fleet"
     )
-    parser.add_argument("--seconds", type=AMOUNT, default=40.0, help="of each real stage")
     parser.add_argument(
-        "--keep", type=OutputFolder(), metavar="FOLDER", help="keep the real runs' records"
+        "--seconds", type=AMOUNT, default=40.0, help="duration of each real stage (default 40)"
     )
-    parser.add_argument("--write", type=Path, metavar="FILE", help="keep the new calibration")
+    parser.add_argument(
+        "--keep", type=OutputDirectory(), metavar="FOLDER", help="save the records of the real runs"
+    )
+    parser.add_argument("--write", type=Path, metavar="FILE", help="save the new calibration")
     return parser.parse_args(arguments)
 
 
@@ -103,13 +122,13 @@ def _run(options: argparse.Namespace) -> int:
     low, high = options.load
     load = Load(low, high, options.minutes * 60)
     trace = load_trace(options.trace) if options.trace else made_up(_MADE_UP, seed=options.seed)
-    source = str(options.trace.name) if options.trace else "made-up conversations"
+    source = str(options.trace.name) if options.trace else "generated conversations"
     settings = _settings(options, calibration)
     print(f"load: {source}, {low:g} to {high:g} copies at a time, {options.minutes:g} minutes")
     print(heading(calibration, objective, sample), flush=True)
     rows = []
     for scaler, groups in _scalers(options, settings, calibration):
-        world = World(
+        world = Simulator(
             calibration, scaler, settings, objective,
             seconds=load.seconds, sample=sample, groups=groups, seed=options.seed,
         )  # fmt: skip
@@ -129,8 +148,8 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _settings(options: argparse.Namespace, calibration: Calibration) -> Settings:
-    # Steps are large enough for the load's rise; all other settings are the defaults.
-    law = {
+    # Steps large enough to follow the load; everything else is at its default.
+    scaling = {
         "min_groups": 1,
         "max_groups": options.max_groups,
         "ttft_slo": options.ttft,
@@ -139,11 +158,11 @@ def _settings(options: argparse.Namespace, calibration: Calibration) -> Settings
         "max_step_down": max(1, options.max_groups // 50),
         "gpus_per_group": calibration.gpus,
     }
-    for item in options.law:
+    for item in options.scaling:
         name, _, value = item.partition("=")
-        law[name] = yaml.safe_load(value)
+        scaling[name] = yaml.safe_load(value)
     try:
-        return Settings.model_validate({"autoscaler": law})
+        return Settings.model_validate({"autoscaler": scaling})
     except ValidationError as error:
         raise SettingsError(f"--set: {error}") from error
 
@@ -151,7 +170,7 @@ def _settings(options: argparse.Namespace, calibration: Calibration) -> Settings
 def _scalers(
     options: argparse.Namespace, settings: Settings, calibration: Calibration
 ) -> list[tuple[Scaler, int]]:
-    """Return each with the groups that it begins with."""
+    """Return the selected scalers, each with its initial number of groups."""
     most = options.max_groups
     first = max(1, math.ceil(most * options.load[0] / options.load[1]))
     found: list[tuple[Scaler, int]] = []
@@ -171,7 +190,7 @@ def _scalers(
 
 
 def _against_real(options: argparse.Namespace) -> int:
-    from loadtest.simulation.reality import calibrated, driven, saturated, started
+    from loadtest.simulation.real_fleet import calibrated, driven, saturated, started
 
     settings = Settings()
     with started(settings) as fleet:
@@ -212,7 +231,7 @@ def _against_real(options: argparse.Namespace) -> int:
 def _simulated(
     run: Run, calibration: Calibration, settings: Settings
 ) -> Iterator[tuple[Stage, list[Record], Outcome]]:
-    """Yield each stage of a real run, its records, and what the model makes of them."""
+    """Yield each stage of a real run with its records and the simulated outcome."""
     for stage in run.stages:
         records = [record for record in run.records if record.stage == stage.index]
         outcome, _ = simulate(records, calibration, settings, settings.group.count)

@@ -1,4 +1,4 @@
-"""What the model knows of a group: how long its steps and its start take, what it holds."""
+"""Parameters of a simulated group: times of its steps and its start, and its capacity."""
 
 import json
 from dataclasses import asdict, dataclass, replace
@@ -12,65 +12,65 @@ FOLDER = Path(__file__).resolve().parent / "calibrations"
 
 @dataclass(frozen=True, slots=True)
 class StepTime:
-    """Seconds of one engine step, as a line through what its busiest rank does.
+    """Duration of one engine step, linear in the work of the busiest rank.
 
-    All ranks of an expert-parallel group step together, so the busiest one counts.
+    All ranks of an expert-parallel group step together, so the busiest one determines the duration.
     """
 
     base: float
-    """Of any step."""
+    """Seconds of every step."""
     per_sequence: float
-    """For each sequence that gets a token."""
+    """Seconds for each sequence that gets a token."""
     per_prompt_token: float
-    """For each prompt token that is computed."""
+    """Seconds for each prompt token that is computed."""
 
     def seconds(self, sequences: int, prompt_tokens: int) -> float:
-        """Return how long a step takes."""
+        """Return the duration of a step, seconds."""
         return self.base + self.per_sequence * sequences + self.per_prompt_token * prompt_tokens
 
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """One kind of group on one kind of machine."""
+    """Parameters of one kind of group on one kind of machine."""
 
     name: str
     source: str
-    """Where the figures come from: what was measured when, or what is assumed and why."""
+    """Origin of the figures: what was measured and when, or what is assumed and why."""
     measured: bool
-    """False: assumed from published figures, not run here."""
+    """False: assumed from published figures, not measured."""
     step: StepTime
     ranks: int
-    """Of a group (the gang): all or none."""
+    """Ranks of a group (the gang)."""
     gpus: float
-    """Of a group, for GPU-hours."""
+    """GPUs of a group, for GPU-hours."""
     kv_tokens: int
-    """Tokens that the KV cache of one rank holds."""
+    """Capacity of one rank's KV cache, tokens."""
     kv_block: int
-    """Tokens of a block of the prefix cache."""
+    """Block size of the prefix cache, tokens."""
     prefix_caching: bool
     max_num_seqs: int
-    """Most sequences in a step of one rank."""
+    """Maximum sequences in a step of one rank."""
     max_model_len: int
     batch_tokens: int
-    """Most tokens in a step of one rank."""
+    """Maximum tokens in a step of one rank."""
     chunked_prefill: bool
-    """Whether a prompt may be computed in pieces."""
+    """Whether a prompt may be computed in chunks."""
     startup: float
-    """Seconds from asking for a group to its last rank joined."""
+    """Seconds from requesting a group until its last rank has joined."""
     warmup: float
-    """Seconds from there to ready: each rank generates a token first."""
+    """Seconds from then until ready: each rank first generates a token."""
     overhead: float
-    """Seconds that client and router add to the first token."""
+    """Seconds that client and router add to the time to first token."""
     overhead_per_request: float = 0.0
-    """The same for each other request in flight, per group: where all share the same cores."""
+    """Additional seconds per other request in flight and group, where all share the same cores."""
     residual: float = 0.0
-    """Of the fit of steps: root mean square error over the mean; 0 where nothing was fitted."""
+    """Root mean square error of the step fit divided by the mean; 0 without a fit."""
 
     def __post_init__(self) -> None:
-        """Refuse what no group can be.
+        """Validate the figures.
 
         Raises:
-            InvalidRequest: a figure is out of range.
+            InvalidRequest: A figure is out of range.
         """
         positive = (self.ranks, self.kv_tokens, self.kv_block, self.max_num_seqs, self.batch_tokens)
         never_negative = (
@@ -89,10 +89,10 @@ class Calibration:
 
 
 def load_calibration(name: str) -> Calibration:
-    """Read a calibration: one of those in this package by its name, or any file by its path.
+    """Read a bundled calibration by its name, or a file by its path.
 
     Raises:
-        InvalidRequest: it is not there, or is something else.
+        InvalidRequest: The calibration does not exist or is invalid.
     """
     file = FOLDER / f"{name}.json"
     file = file if file.exists() else Path(name)
@@ -106,10 +106,10 @@ def load_calibration(name: str) -> Calibration:
 
 
 def save_calibration(calibration: Calibration, file: Path) -> None:
-    """Write it as JSON.
+    """Write a calibration as JSON.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: The file cannot be written.
     """
     rounded = replace(
         calibration,

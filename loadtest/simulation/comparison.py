@@ -1,14 +1,14 @@
-"""The model against records of a real run: the same schedule through both. Pure."""
+"""Compares the model with the records of a real run of the same schedule. Pure."""
 
-from collections.abc import Sequence as Items
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from loadtest.record import Record
 from loadtest.simulation.calibration import Calibration
 from loadtest.simulation.outcome import Objective, Outcome
 from loadtest.simulation.scalers import FixedSize
-from loadtest.simulation.sequence import Sequence
-from loadtest.simulation.world import World
+from loadtest.simulation.simulated_request import SimulatedRequest
+from loadtest.simulation.simulator import Simulator
 from loadtest.statistics import Quantiles
 from serving.settings import Settings
 
@@ -17,7 +17,7 @@ _ANY = Objective(float("inf"), float("inf"))
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One figure of both."""
+    """One figure, real and simulated."""
 
     name: str
     real: float
@@ -25,36 +25,38 @@ class Line:
 
     @property
     def error(self) -> float:
-        """Of the simulated one, relative to the real one."""
+        """Relative error of the simulated figure."""
         return self.simulated / self.real - 1 if self.real else float("nan")
 
 
 def simulate(
-    records: Items[Record], calibration: Calibration, settings: Settings, groups: int
-) -> tuple[Outcome, list[Sequence]]:
-    """Send what was really sent and answered, when it was due, to the model of as many groups.
+    records: Sequence[Record], calibration: Calibration, settings: Settings, groups: int
+) -> tuple[Outcome, list[SimulatedRequest]]:
+    """Replay the successful requests of a real run, at their due times, on ``groups`` groups.
 
     Returns:
-        What it came to, and the requests in the order in which they were due.
+        The outcome, and the simulated requests in order of their due times.
     """
     done = sorted((r for r in records if r.ok), key=lambda r: r.intended)
     begin = done[0].intended
     arrivals = [
-        Sequence(r.index, r.intended - begin, r.prompt_tokens, max(r.output_tokens, 1))
+        SimulatedRequest(r.index, r.intended - begin, r.prompt_tokens, max(r.output_tokens, 1))
         for r in done
     ]
     seconds = max(r.end for r in done) - begin
-    world = World(calibration, FixedSize(groups), settings, _ANY, seconds=seconds, groups=groups)
+    world = Simulator(
+        calibration, FixedSize(groups), settings, _ANY, seconds=seconds, groups=groups
+    )
     return world.run(arrivals), arrivals
 
 
 def unexplained(
-    records: Items[Record], calibration: Calibration, settings: Settings, groups: int
+    records: Sequence[Record], calibration: Calibration, settings: Settings, groups: int
 ) -> tuple[list[float], list[int]]:
-    """Return, for each request, how much later than in the model its first token came.
+    """Compare the real time to first token of each request with the simulated one.
 
     Returns:
-        Seconds, and how many others were in flight when the request was due.
+        The differences in seconds, and the number of other requests in flight at each due time.
     """
     done = sorted((r for r in records if r.ok), key=lambda r: r.intended)
     _, modelled = simulate(records, calibration, settings, groups)
@@ -66,8 +68,8 @@ def unexplained(
     return extra, others
 
 
-def compare(records: Items[Record], outcome: Outcome) -> list[Line]:
-    """Return TTFT, ITL, latency and throughput of both."""
+def compare(records: Sequence[Record], outcome: Outcome) -> list[Line]:
+    """Return TTFT, ITL, latency and throughput, real and simulated."""
     done = [record for record in records if record.ok]
     begin = min(record.intended for record in done)
     real_seconds = max(record.end for record in done) - begin
@@ -91,8 +93,8 @@ def compare(records: Items[Record], outcome: Outcome) -> list[Line]:
     return lines
 
 
-def as_table(title: str, lines: Items[Line]) -> str:
-    """Return them as Markdown."""
+def as_table(title: str, lines: Sequence[Line]) -> str:
+    """Format lines as a Markdown table."""
     rows = [
         f"| {line.name:<16} | {line.real:>10.1f} | {line.simulated:>10.1f} | {line.error:>+8.1%} |"
         for line in lines

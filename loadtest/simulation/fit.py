@@ -1,11 +1,11 @@
-"""Fits a group's step to the records of a real run, and says how well it fits. Pure.
+"""Fits the step time of a group to the records of a real run. Pure.
 
-A request's time from its first token to its last is the sum of its group's steps meanwhile. So
+The time of a request from its first to its last token is the sum of its group's steps, so
 
     (end - first) / steps = base + per_sequence * sequences + per_prompt_token * prompt tokens
 
-with the mean number of sequences that its rank ran, and the prompt tokens a step that came in
-between: both are in the records of the other requests. Least squares over all requests.
+where the mean numbers of sequences on its rank and of prompt tokens per step during this time
+follow from the records of the other requests. Fitted by ordinary least squares over all requests.
 """
 
 from collections.abc import Sequence
@@ -21,30 +21,30 @@ from serving.errors import InvalidRequest
 _LEAST_REQUESTS = 8
 _ROUNDS = 50
 _CLOSE = 1e-4
-"""Seconds below which a deviation counts as none."""
+"""Lower bound of deviations in weights, seconds."""
 
 Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """A line and how far its points are off."""
+    """A fitted step time and its error."""
 
     step: StepTime
     residual: float
-    """Root mean square error of a request's mean step over the mean of all."""
+    """Root mean square error of the requests' mean step, divided by the mean."""
     requests: int
 
 
 def fit_step(records: Sequence[Record], ranks: int) -> Fit:
-    """Return the step's line; a slope that comes out below 0 is taken out.
+    """Fit the step time; terms with a negative slope are dropped.
 
     Args:
-        records: of one group, which served nobody else.
-        ranks: of the group. Its requests are taken to be spread over them evenly.
+        records: All requests of one group.
+        ranks: Number of ranks of the group; requests are assumed to be spread evenly over them.
 
     Raises:
-        InvalidRequest: there is too little to fit, or it makes no sense.
+        InvalidRequest: Too few requests, or an implausible result.
     """
     done = [r for r in records if r.ok and r.first is not None and r.output_tokens > 1]
     if len(done) < _LEAST_REQUESTS:
@@ -54,10 +54,10 @@ def fit_step(records: Sequence[Record], ranks: int) -> Fit:
     steps = np.array([r.output_tokens - 1 for r in done], dtype=np.float64)
     prompts = np.array([r.prompt_tokens for r in done], dtype=np.float64)
     took = np.maximum(end - first, 1e-9)
-    # [i, j]: seconds for which j's answer ran while i's did.
+    # both [requests, requests]: seconds for which responses i and j overlap.
     both = np.minimum(end[:, None], end) - np.maximum(first[:, None], first)
     running = (np.maximum(both, 0.0) / took[:, None]).sum(axis=1)
-    # [i, j]: whether j's prompt was computed while i's answer ran.
+    # inside [requests, requests]: whether prompt j was computed during response i.
     inside = (first > first[:, None]) & (first <= end[:, None])
     table = np.stack(
         [np.ones_like(steps), (running - 1) / ranks + 1, (inside @ prompts) / steps], axis=1
@@ -70,14 +70,17 @@ def fit_step(records: Sequence[Record], ranks: int) -> Fit:
 
 
 def fit_overhead(extra: Sequence[float], others: Sequence[int]) -> tuple[float, float]:
-    """Return what client and router add to the first token: alone, and for each other request.
+    """Fit the time that client and router add to the first token.
 
-    Least absolute deviations: a few requests wait for reasons of their own (a burst at the
-    beginning, another process), and would be paid for by all.
+    Uses least absolute deviations because they are robust against outliers (an initial burst,
+    another process).
 
     Args:
-        extra: seconds from due to first token that the model does not explain, one a request.
-        others: requests that were in flight when it came.
+        extra: Unexplained seconds of each request's time to first token.
+        others: Number of other requests in flight when each request was due.
+
+    Returns:
+        Seconds for a request alone, and additional seconds for each other request.
     """
     table = np.stack([np.ones(len(extra)), np.array(others, dtype=np.float64)], axis=1)
     values = np.array(extra, dtype=np.float64)
@@ -90,7 +93,7 @@ def fit_overhead(extra: Sequence[float], others: Sequence[int]) -> tuple[float, 
 
 
 def _least_squares(table: Floats, values: Floats) -> Floats:
-    """Solve, without negative slopes; the first column's may be."""
+    """Solve least squares for ``table`` [rows, columns]; only the first slope may be negative."""
     columns = list(range(table.shape[1]))
     while True:
         found, *_ = np.linalg.lstsq(table[:, columns], values, rcond=None)

@@ -1,32 +1,32 @@
-"""The prefix cache of one rank: blocks that running sequences hold, and what is left of others."""
+"""The prefix cache of one rank: blocks in use by running sequences, and unused, reusable blocks."""
 
 from collections import OrderedDict
 from collections.abc import Iterable
 
-from serving.link.block_hashes import PromptNames
+from serving.link.block_hashes import PromptBlockHashes
 
 
 class PrefixCache:
-    """Blocks by name. What nobody holds goes least recently used first, ends before beginnings."""
+    """Blocks by hash. Unused blocks are evicted in LRU order, the end of a prompt first."""
 
     __slots__ = ("_block", "_free", "_held", "removed", "sequence", "stored")
 
     def __init__(self, block: int) -> None:
-        """Hold nothing; ``block`` is tokens."""
+        """Start empty; ``block`` is the block size in tokens."""
         self._block = block
         self._held: dict[int, int] = {}
         self._free: OrderedDict[int, None] = OrderedDict()
         self.stored: list[int] = []
-        """Names since the last report."""
+        """Hashes stored since the last report."""
         self.removed: list[int] = []
         self.sequence = 0
-        """Reports so far."""
+        """Number of reports so far."""
 
     def __len__(self) -> int:
         return len(self._held) + len(self._free)
 
-    def matched(self, names: PromptNames) -> int:
-        """Return how many tokens of a prompt's beginning are here."""
+    def matched(self, names: PromptBlockHashes) -> int:
+        """Return how many leading tokens of a prompt are cached."""
         depth = 0
         for name in names.reusable(self._block):
             if name not in self._held and name not in self._free:
@@ -34,8 +34,8 @@ class PrefixCache:
             depth += 1
         return depth * self._block
 
-    def store(self, names: PromptNames) -> None:
-        """Note that a prompt was computed: all its blocks are here, and held."""
+    def store(self, names: PromptBlockHashes) -> None:
+        """Store the blocks of a computed prompt and mark them as in use."""
         for name in names.all(self._block):
             if name in self._held:
                 self._held[name] += 1
@@ -46,8 +46,8 @@ class PrefixCache:
                 self.stored.append(name)
             self._held[name] = 1
 
-    def release(self, names: PromptNames) -> None:
-        """Let go of what ``store`` kept."""
+    def release(self, names: PromptBlockHashes) -> None:
+        """Release the blocks that ``store`` marked as in use."""
         for name in reversed(names.all(self._block)):
             holders = self._held[name]
             if holders > 1:
@@ -57,13 +57,13 @@ class PrefixCache:
                 self._free[name] = None
 
     def trim(self, blocks: int) -> None:
-        """Forget what nobody holds until at most so many such blocks are left."""
+        """Evict unused blocks until at most ``blocks`` of them are left."""
         while len(self._free) > blocks:
             name, _ = self._free.popitem(last=False)
             self.removed.append(name)
 
     def report(self) -> tuple[Iterable[int], Iterable[int]]:
-        """Return what was removed and stored since the last report."""
+        """Return the hashes removed and stored since the last report."""
         removed, stored = self.removed, self.stored
         self.removed, self.stored = [], []
         self.sequence += 1

@@ -1,4 +1,4 @@
-"""Who says how many groups there should be: our policy, a fixed number, and plain queue rules."""
+"""Ways of scaling: our policy, a fixed number of groups, and simple queue rules."""
 
 import math
 from dataclasses import dataclass, field
@@ -6,50 +6,52 @@ from typing import Protocol
 
 from serving.autoscaler.decision import PolicyState
 from serving.autoscaler.policy import decide
-from serving.autoscaler.snapshot import Observation, Signal
+from serving.autoscaler.signals import Observation, Signal
 from serving.settings import AutoscalerSettings
 
 _EPOCH = 1_700_006_400.0
-"""A midnight (UTC), so that a day's cost cap begins with the simulation."""
+"""A midnight (UTC): the daily cost cap starts with the simulation."""
 
 
 class Scaler(Protocol):
-    """Says how many groups the whole fleet should have."""
+    """Decides on the number of groups of the whole fleet."""
 
     @property
     def name(self) -> str:
-        """For the table."""
+        """Name in the table."""
         ...
 
     @property
     def interval(self) -> float:
-        """Seconds between two looks."""
+        """Interval of decisions, seconds."""
         ...
 
-    def target(self, seen: Observation, now: float) -> int:
-        """Return how many groups are wanted, from what was seen at ``now`` (seconds)."""
+    def target(self, observation: Observation, now: float) -> int:
+        """Return the number of groups for the observation at ``now`` (seconds)."""
         ...
 
 
 @dataclass(slots=True)
 class OurPolicy:
-    """The product's own ``autoscaler.policy.decide``."""
+    """The product's ``autoscaler.policy.decide``."""
 
     settings: AutoscalerSettings
     gpus: float
     name: str = "our policy"
     state: PolicyState = field(default_factory=PolicyState)
     reasons: list[tuple[float, int, str]] = field(default_factory=list)
-    """(seconds, groups, why) of every change."""
+    """(seconds, groups, reason) of every change."""
 
     @property
     def interval(self) -> float:
-        """As in the settings."""
+        """Interval from the settings, seconds."""
         return self.settings.interval
 
-    def target(self, seen: Observation, now: float) -> int:
-        """Decide."""
-        decision, self.state = decide(seen, self.state, _EPOCH + now, self.settings, self.gpus)
+    def target(self, observation: Observation, now: float) -> int:
+        """Return the decision of the policy."""
+        decision, self.state = decide(
+            observation, self.state, _EPOCH + now, self.settings, self.gpus
+        )
         if decision.target != decision.current:
             self.reasons.append((now, decision.target, decision.reason))
         return decision.target
@@ -57,35 +59,36 @@ class OurPolicy:
 
 @dataclass(frozen=True, slots=True)
 class FixedSize:
-    """So many groups, always."""
+    """A constant number of groups."""
 
     groups: int
     interval: float = 3600.0
 
     @property
     def name(self) -> str:
-        """For the table."""
+        """Name in the table."""
         return f"fixed {self.groups}"
 
-    def target(self, seen: Observation, now: float) -> int:
-        """Return the same number."""
-        del seen, now
+    def target(self, observation: Observation, now: float) -> int:
+        """Return the constant."""
+        del observation, now
         return self.groups
 
 
 @dataclass(slots=True)
 class QueueRule:
-    """Kubernetes' horizontal pod autoscaler on requests a group, in groups in place of pods.
+    """The algorithm of Kubernetes' HorizontalPodAutoscaler on requests per group.
 
-    ``wanted = ceil(current * (mean / per_group))`` unless the ratio is within 10 % of 1; at most
-    twice as many or 4 more in 15 s; fewer only if nothing more was wanted for 300 s. These are the
-    defaults of kubernetes.io/docs/concepts/workloads/autoscaling/horizontal-pod-autoscale.
+    ``wanted = ceil(current * (mean / per_group))`` unless the ratio is within 10 % of 1. Scales up
+    to at most twice as many or 4 more within 15 s, and down only to the largest number wanted in
+    the last 300 s. These are the defaults of
+    kubernetes.io/docs/concepts/workloads/autoscaling/horizontal-pod-autoscale.
     """
 
     per_group: float
-    """Requests that one group should have."""
+    """Target number of requests per group."""
     signal: Signal
-    """QUEUE_REQUESTS: those that wait; INFLIGHT: those and the ones that run."""
+    """QUEUE_REQUESTS: waiting requests; INFLIGHT: waiting and running ones."""
     least: int
     most: int
     name: str
@@ -94,10 +97,10 @@ class QueueRule:
     tolerance: float = 0.1
     wanted: list[tuple[float, int]] = field(default_factory=list)
 
-    def target(self, seen: Observation, now: float) -> int:
-        """Return the rule's number."""
-        current = seen.target
-        value = seen.reading(self.signal).value
+    def target(self, observation: Observation, now: float) -> int:
+        """Return the decision of the rule."""
+        current = observation.target
+        value = observation.reading(self.signal).value
         if value is None:
             return current
         ratio = value / self.per_group / max(current, 1)

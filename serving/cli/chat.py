@@ -1,11 +1,11 @@
-"""``moe-serving chat``: talk to the model, in a conversation or with one question."""
+"""``moe-serving chat``: chat with the model, or ask it one question."""
 
 import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Annotated, TextIO
+from typing import Annotated, Literal, TextIO
 
 import typer
 
@@ -17,21 +17,24 @@ from serving.cli.options import (
     SetOption,
     settings_from,
 )
-from serving.client.chat import ChatClient, GrpcChatClient, Piece, RestChatClient, Sampling, Turn
-from serving.client.credentials import (
+from serving.client.chat import ChatClient, Delta, GenerateOptions, GenerateRequest, Message
+from serving.client.credentials import access_from
+from serving.client.flags import (
     ApiKeyOption,
     CaFileOption,
     CertFileOption,
+    RestUrlOption,
     ServerNameOption,
-    access_from,
 )
+from serving.client.grpc import GrpcClient
+from serving.client.rest import RestClient
 from serving.errors import InvalidRequest, ServingError
 
-_WELCOME = "Talking to {model} at {where}. /help shows the commands, Ctrl-D leaves.\n"
+_WELCOME = "Chatting with {model} at {where}. /help lists the commands, Ctrl-D quits.\n"
 _HELP = """\
 /reset    forget the conversation
-/quit     leave (as Ctrl-D does)
-/help     this list
+/quit     quit, as Ctrl-D does
+/help     show this list
 Ctrl-C    stop the answer
 """
 
@@ -39,42 +42,53 @@ Ctrl-C    stop the answer
 def chat_command(
     question: Annotated[
         str | None,
-        typer.Argument(help="One question; without it a conversation begins."),
+        typer.Argument(help="Question to ask. Without it a conversation begins."),
     ] = None,
     *,
-    use_grpc: Annotated[bool, typer.Option("--grpc/--rest", help="Protocol to talk over.")] = False,
+    use_grpc: Annotated[bool, typer.Option("--grpc/--rest", help="Protocol to use.")] = False,
     system: Annotated[
         str | None, typer.Option("--system", metavar="TEXT", help="System message.")
     ] = None,
     temperature: Annotated[
         float | None,
-        typer.Option("--temperature", help="0: always the most likely token."),
+        typer.Option(
+            "--temperature",
+            help="Sampling temperature; 0 always takes the most likely token. [default: the "
+            "router's]",
+            show_default=False,
+        ),
     ] = None,
     max_tokens: Annotated[
         int | None,
-        typer.Option("--max-tokens", help="Longest answer in tokens, reasoning included."),
+        typer.Option(
+            "--max-tokens",
+            help="Longest answer, tokens, reasoning included.",
+            show_default="the router's",
+        ),
     ] = None,
     reasoning: Annotated[
         bool | None,
         typer.Option(
             "--reasoning/--no-reasoning",
-            help="Show the model's reasoning. [default: on a terminal]",
-            show_default=False,
+            help="Print the model's reasoning.",
+            show_default="on a terminal",
         ),
     ] = None,
-    server: Annotated[
+    rest_url: RestUrlOption = None,
+    grpc_address: Annotated[
         str | None,
         typer.Option(
-            "--server",
-            metavar="ADDRESS",
-            help="Where the router is: http://host:port, or host:port with --grpc. "
-            "[default: what runs here, else router.host with the ports below]",
-            show_default=False,
+            "--grpc-address",
+            metavar="HOST:PORT",
+            help="gRPC address of the router; implies --grpc.",
+            show_default="the local run's",
+            rich_help_panel="Router",
         ),
     ] = None,
+    server: Annotated[str | None, typer.Option("--server", hidden=True)] = None,
     name: Annotated[
         str | None,
-        typer.Option("--name", metavar="MODEL", help="Model id. [default: model.name]"),
+        typer.Option("--name", metavar="MODEL", help="Model id.", show_default="model.name"),
     ] = None,
     config: ConfigOption = None,
     sets: SetOption = None,
@@ -85,10 +99,14 @@ def chat_command(
     cert_file: CertFileOption = None,
     server_name: ServerNameOption = None,
 ) -> None:
-    """Talk to the model.
+    """Chat with the model.
 
-    In a conversation, Ctrl-C stops the answer and Ctrl-D leaves. With a question as argument,
-    or piped in, the answer is printed and the command ends; in a pipe without the reasoning.
+    In a conversation Ctrl-C stops the answer and Ctrl-D quits. With a question, as an argument or
+    on standard input, the command prints the answer and ends. The reasoning is printed on a
+    terminal only.
+
+    Without --rest-url and --grpc-address it uses the local run, or router.host with the ports of
+    the settings.
 
     For example:
 
@@ -98,33 +116,32 @@ def chat_command(
 
       echo "sort 5 3 9" | moe-serving chat --grpc
     """
+    # --server is the earlier name of both flags.
+    use_grpc = use_grpc or grpc_address is not None
+    given = (grpc_address if use_grpc else rest_url) or server
     settings = settings_from(config, sets, port=port, grpc_port=grpc_port)
-    told = server is not None or config or sets or port or grpc_port
-    # What runs here may have been given other ports, or be behind another name.
-    running = None if told else StateFile(state_folder()).read()
+    # The local run may use other ports and another model than the settings here.
+    configured = given is not None or config or sets or port or grpc_port
+    running = None if configured else StateFile(state_folder()).read()
     model = name or (settings.model.name if running is None else running.model)
-    sampling = Sampling(temperature=temperature, max_tokens=max_tokens)
     router = settings.router
+    options = GenerateOptions(model, temperature=temperature, timeout=router.request_timeout)
     access = access_from(
-        api_key, ca_file, cert_file, state_folder() if server is None else None, server_name
+        api_key, ca_file, cert_file, state_folder() if given is None else None, server_name
     )
     client: ChatClient
     if use_grpc:
         local = f"{router.host}:{router.grpc_port}" if running is None else running.grpc_address
-        where = server or local
-        client = GrpcChatClient(
-            where, model, sampling, timeout=router.request_timeout, access=access
-        )
+        where = given or local
+        client = GrpcClient(where, access)
     else:
         scheme = "http" if access.ca_file is None else "https"
         local = f"{scheme}://{router.host}:{router.rest_port}"
-        where = server or (local if running is None else running.rest_url)
-        client = RestChatClient(
-            where, model, sampling, timeout=router.request_timeout, access=access
-        )
+        where = given or (local if running is None else running.rest_url)
+        client = RestClient(where, access)
 
     screen = Screen(sys.stdout, show_reasoning=reasoning)
-    conversation = Conversation(client, screen, system=system)
+    conversation = Conversation(client, options, screen, system=system, max_tokens=max_tokens)
     if question is None and not sys.stdin.isatty():
         question = sys.stdin.read().strip()
         if not question:
@@ -132,41 +149,52 @@ def chat_command(
     if question is not None:
         conversation.ask(question)
         return
-    with contextlib.suppress(ImportError):  # some builds of Python lack it
+    with contextlib.suppress(ImportError):  # missing in some builds of Python
         import readline  # noqa: F401  gives input() line editing and history
     screen.note(_WELCOME.format(model=model, where=where))
     converse(conversation, screen, _read_line)
 
 
+Kind = Literal["reasoning", "content", ""]
+"""Kind of the text printed last; empty before any text."""
+
+
 class Screen:
-    """Prints pieces: the reasoning dimmed, control characters of the model left out."""
+    """Prints answers: the reasoning dimmed, without the model's control characters."""
 
     def __init__(
         self, out: TextIO, *, show_reasoning: bool | None = None, color: bool | None = None
     ) -> None:
-        """Print to ``out``; what is not said follows from whether it is a terminal."""
+        """Print to ``out``.
+
+        Args:
+            out: Output stream.
+            show_reasoning: Print the reasoning. None: only if ``out`` is a terminal.
+            color: Use escape sequences. None: only if ``out`` is a terminal and NO_COLOR is not
+                set.
+        """
         terminal = out.isatty()
         self._out = out
         self._show_reasoning = terminal if show_reasoning is None else show_reasoning
         self._color = (terminal and "NO_COLOR" not in os.environ) if color is None else color
 
-    def show(self, pieces: Iterable[Piece]) -> str:
-        """Print ``pieces`` as they come; return the content (without the reasoning)."""
+    def show(self, answer: Iterable[Delta]) -> str:
+        """Print an answer as it arrives; return its content, without the reasoning."""
         content: list[str] = []
-        kind = ""
+        kind: Kind = ""
         try:
-            for piece in pieces:
-                if piece.kind == "content":
-                    content.append(piece.text)
+            for part, text in (part for delta in answer for part in delta.parts()):
+                if part == "content":
+                    content.append(text)
                 elif not self._show_reasoning:
                     continue
-                text = piece.text
-                if piece.kind != kind:
-                    # What models put between reasoning and answer is layout, not text.
-                    text = text.lstrip("\n")
-                    self._switch(kind, piece.kind)
-                    kind = piece.kind
-                self._out.write(printable(text))
+                shown = text
+                if part != kind:
+                    # Line breaks between reasoning and answer are the model's layout, not text.
+                    shown = text.lstrip("\n")
+                    self._switch(kind, part)
+                    kind = part
+                self._out.write(printable(shown))
                 self._out.flush()
         finally:
             self._switch(kind, "")
@@ -175,12 +203,12 @@ class Screen:
         return "".join(content)
 
     def note(self, text: str) -> None:
-        """Print something that is not the model's."""
+        """Print a message of the command, dimmed."""
         dim, reset = ("\x1b[2m", "\x1b[0m") if self._color else ("", "")
         self._out.write(f"{dim}{text}{reset}")
         self._out.flush()
 
-    def _switch(self, before: str, after: str) -> None:
+    def _switch(self, before: Kind, after: Kind) -> None:
         if before == "reasoning":
             self._out.write("\x1b[0m" if self._color else "")
             self._out.write("\n\n" if after else "")
@@ -189,48 +217,51 @@ class Screen:
 
 
 def printable(text: str) -> str:
-    """Drop control characters: a model's output must not move the cursor or worse."""
+    """Remove control characters, which could for example move the cursor."""
     return "".join(c for c in text if c in "\n\t" or (c >= " " and not "\x7f" <= c <= "\x9f"))
 
 
 @dataclass(slots=True)
 class Conversation:
-    """What was said so far; a turn that failed or was stopped before it began is forgotten."""
+    """The messages so far, without questions whose answers are incomplete."""
 
     client: ChatClient
+    options: GenerateOptions
     screen: Screen
     system: str | None = None
-    turns: list[Turn] = field(default_factory=list)
+    max_tokens: int | None = None
+    messages: tuple[Message, ...] = field(default=(), init=False)
 
     def __post_init__(self) -> None:
         """Begin with the system message."""
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything but the system message."""
-        self.turns = [] if self.system is None else [Turn("system", self.system)]
+        """Drop all messages except the system message."""
+        self.messages = () if self.system is None else (Message("system", self.system),)
 
     def ask(self, question: str) -> None:
-        """Send ``question`` with what was said before and print the answer.
+        """Send the question with the messages so far, and print the answer.
 
         Raises:
-            ServingError: the router refused or failed; the turn is forgotten.
-            KeyboardInterrupt: the user stopped the answer; the turn is forgotten.
+            ServingError: The request failed; the question is not kept.
+            KeyboardInterrupt: The user stopped the answer; the question is not kept.
         """
-        asked = [*self.turns, Turn("user", question)]
-        answer = self.screen.show(self.client.stream(asked))
-        self.turns = [*asked, Turn("assistant", answer.strip())]
+        asked = (*self.messages, Message("user", question))
+        request = GenerateRequest(asked, self.max_tokens)
+        answer = self.screen.show(self.client.generate(request, self.options))
+        self.messages = (*asked, Message("assistant", answer.strip()))
 
 
 def converse(
     conversation: Conversation, screen: Screen, read_line: Callable[[], str | None]
 ) -> None:
-    """Answer lines until there are no more (``None``) or ``/quit``."""
+    """Answer lines until ``read_line`` returns None or ``/quit``."""
     while True:
         try:
             line = read_line()
         except KeyboardInterrupt:
-            screen.note("\n(Ctrl-D or /quit leaves)\n")
+            screen.note("\n(Ctrl-D or /quit quits)\n")
             continue
         if line is None:
             screen.note("\n")

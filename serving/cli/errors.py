@@ -1,11 +1,11 @@
-"""How a command ends when something goes wrong: one clear line, and an exit code.
+"""Error reports of commands: one line on stderr, and an exit code.
 
     0    done
-    1    an error that the line on stderr explains
-    2    the command line itself is wrong
+    1    failed; the line on stderr has the reason
+    2    invalid command line
     130  interrupted (Ctrl-C)
 
-Commands raise ``ServingError`` (or any other exception) and never print errors themselves.
+Commands raise ``ServingError``, or any other exception, and print no errors themselves.
 """
 
 import sys
@@ -17,20 +17,20 @@ import typer
 from pydantic import ValidationError
 
 from serving import errors
-from serving.flag_values import FlagError, refusal, unknown
+from serving.flags.messages import FlagError, refusal, unknown
 
 EXIT_ERROR = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
 
 _HINTS: dict[type[BaseException], str] = {
-    errors.SettingsError: "settings and their defaults: see serving/settings.py; "
+    errors.SettingsError: "settings and their defaults: see deploy/docs/reference/settings.md; "
     "flags: moe-serving COMMAND --help",
     errors.NotReady: "moe-serving status shows what runs; make run (or moe-serving up) starts it",
-    errors.GroupLost: "moe-serving status shows the groups; the request can be sent again",
+    errors.GroupLost: "moe-serving status shows the groups; the request can be retried",
     errors.Overloaded: "try again in a moment",
-    errors.Unauthenticated: "give a key with --api-key or MOE_SERVING_API_KEY; "
-    "moe-serving keys new makes one",
+    errors.Unauthenticated: "set an API key with --api-key or MOE_SERVING_API_KEY; "
+    "moe-serving keys new creates one",
     errors.PermissionDenied: "moe-serving keys list shows the keys and their roles",
     errors.GroupNotFound: "moe-serving status shows the groups",
     errors.PlacementError: "moe-serving doctor shows what this machine has room for",
@@ -41,9 +41,9 @@ _HINTS: dict[type[BaseException], str] = {
 
 
 def hint_of(error: BaseException) -> str | None:
-    """Return what the user may do next, by the error's nearest class, or ``None``.
+    """Return advice for the user, by the error's nearest class. None: no advice.
 
-    An error whose message says it already has an empty ``hint``.
+    Errors whose message already contains the advice have an empty ``hint``.
     """
     if getattr(error, "hint", None) == "":
         return None
@@ -54,12 +54,12 @@ def hint_of(error: BaseException) -> str | None:
 
 
 def guarded(run: Callable[[], object], *, verbose: bool, stderr: TextIO | None = None) -> int:
-    """Call ``run`` and turn however it ends into an exit code.
+    """Call ``run``; return an exit code for its result or its exception.
 
     Args:
-        run: the command; an ``int`` it returns is the exit code.
-        verbose: print tracebacks.
-        stderr: where error lines go; ``sys.stderr`` at the time of the call by default.
+        run: The command; an int that it returns is the exit code.
+        verbose: Print tracebacks.
+        stderr: Receives the error lines. None: ``sys.stderr``.
     """
     out = sys.stderr if stderr is None else stderr
     try:
@@ -75,19 +75,37 @@ def guarded(run: Callable[[], object], *, verbose: bool, stderr: TextIO | None =
         _report(out, str(error) or type(error).__name__, hint_of(error), verbose=verbose)
         return EXIT_ERROR
     except BrokenPipeError:
-        # The reader of a pipe (head, less) went away: nothing to say, nobody to say it to.
+        # The reader of the pipe (head, less) has ended: the error cannot be printed.
         return EXIT_ERROR
-    except Exception as error:  # noqa: BLE001  the last stop before the user
+    except Exception as error:  # noqa: BLE001  users see no traceback
         usage = _usage_message(error)
         if usage is not None:
             _report(out, usage, _usage_hint(error), verbose=verbose)
             return EXIT_USAGE
+        package = (getattr(error, "name", None) or "").partition(".")[0]
+        if isinstance(error, ModuleNotFoundError) and package in _PACKAGES:
+            message = f"this command needs {package}, which is not installed"
+            _report(out, message, _PACKAGES[package], verbose=verbose)
+            return EXIT_ERROR
         text = " ".join(str(error).split())
         message = f"{type(error).__name__}: {text}" if text else type(error).__name__
         hint = None if verbose else "run with --verbose for the traceback"
         _report(out, message, hint, verbose=verbose)
         return EXIT_ERROR
     return result if isinstance(result, int) and not isinstance(result, bool) else 0
+
+
+_ENGINE = "for CPUs run make in a checkout; for GPUs: pip install 'moe-serving[gpu]'"
+_PACKAGES = {
+    "httpx": "pip install 'moe-serving[autoscaler]'",
+    "kubernetes": "pip install 'moe-serving[autoscaler]'",
+    "aiohttp": "pip install 'moe-serving[autoscaler,load]'",
+    "numpy": "pip install 'moe-serving[load]'",
+    "ray": _ENGINE,
+    "torch": _ENGINE,
+    "vllm": _ENGINE,
+}
+"""How to install the packages that are extras in pyproject.toml."""
 
 
 _USAGE = {
@@ -98,7 +116,7 @@ _USAGE = {
     "MissingParameter",
     "NoSuchCommand",
 }
-"""Names of typer's errors: it carries its own copy of click and does not export them."""
+"""Names of typer's errors: it bundles its own copy of click and does not export them."""
 _WORDS = {
     "int_parsing": "a whole number is accepted",
     "int_from_float": "a whole number is accepted",
@@ -108,11 +126,11 @@ _WORDS = {
     "less_than_equal": "the most that is accepted is {le}",
     "greater_than": "a number above {gt} is accepted",
 }
-"""Pydantic's kinds of errors, as what is accepted."""
+"""Descriptions of accepted values, by pydantic's error types."""
 
 
 def _usage_message(error: Exception) -> str | None:
-    """Return what is wrong with the command line if ``error`` is about that."""
+    """Return the message for an invalid command line. None: ``error`` is another error."""
     kind = type(error).__name__
     if not isinstance(error, typer.BadParameter) and kind not in _USAGE:
         return None
@@ -129,7 +147,7 @@ def _usage_message(error: Exception) -> str | None:
 
 
 def _refused(error: typer.BadParameter) -> str | None:
-    """Return the line for a value that typer does not accept: flag, value, what is accepted."""
+    """Return the message for a value that its type rejects: flag, value, accepted values."""
     cause = error.__cause__
     if not isinstance(cause, ValidationError) or error.param is None:
         return None
@@ -138,7 +156,7 @@ def _refused(error: typer.BadParameter) -> str | None:
 
 
 def accepted(found: Mapping[str, Any]) -> str:
-    """Return what is accepted, from one of pydantic's errors about a value."""
+    """Return a description of the accepted values, from a pydantic error about a value."""
     words = _WORDS.get(found["type"], "").format(**found.get("ctx", {}))
     return words or str(found["msg"]).removeprefix("Value error, ").rstrip(".")
 
@@ -152,7 +170,7 @@ def _flag(error: Exception) -> str:
 
 
 def _flags(error: Exception) -> list[str]:
-    """Return the flags of the command whose line is wrong."""
+    """Return the flags of the command that ``error`` is about."""
     context = getattr(error, "ctx", None)
     command = getattr(context, "command", None)
     names = list(getattr(context, "help_option_names", ()))
@@ -171,7 +189,7 @@ def _usage_hint(error: Exception) -> str:
 
 
 def _report(out: TextIO, message: str, hint: str | None, *, verbose: bool) -> None:
-    """Print the error line, its hint and, if asked for, the traceback being handled."""
+    """Print the error line, its hint, and the current traceback if ``verbose``."""
     if verbose:
         out.write(traceback.format_exc())
     red, dim, reset = ("\x1b[31m", "\x1b[2m", "\x1b[0m") if out.isatty() else ("", "", "")

@@ -1,4 +1,4 @@
-"""``moe-serving load``: the load generator, on this machine's router unless told otherwise."""
+"""``moe-serving load``: the load generator, by default for the router of the local run."""
 
 import typer
 
@@ -6,7 +6,7 @@ from serving.cli.local.state import state_folder
 
 
 def load_command(context: typer.Context) -> int:
-    """Load a server and report: ``moe-serving load --help`` shows its own options."""
-    from loadtest.command import main
+    """Load a server and write a report; the load generator has its own commands and help."""
+    from loadtest.command import run_command
 
-    return main(context.args, prog="moe-serving load", local=state_folder())
+    return run_command(context.args, "moe-serving load", state_folder())

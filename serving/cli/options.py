@@ -1,8 +1,7 @@
-"""The settings flags that several commands share, and how they become ``Settings``.
+"""Flags for settings that several commands share, and their conversion to ``Settings``.
 
-A command takes the annotated types below as parameters and hands their values to
-``settings_from``; what the user did not give stays ``None`` and does not override the
-environment or the YAML file.
+A command has the annotated types below as parameters and passes their values to ``settings_from``.
+A flag that is not given is None and does not override the environment or the YAML file.
 """
 
 from collections.abc import Mapping
@@ -14,7 +13,7 @@ from pydantic import ValidationError
 
 from serving.cli.errors import accepted
 from serving.errors import SettingsError
-from serving.flag_values import FlagError, refusal
+from serving.flags.messages import FlagError, refusal
 from serving.settings import Settings, load_settings
 from serving.yaml_text import NotYaml, read_yaml
 
@@ -26,7 +25,7 @@ ConfigOption = Annotated[
         "--config",
         "-c",
         metavar="FILE",
-        help="YAML file with settings; flags and environment win over it.",
+        help="YAML file with settings; environment variables and flags take precedence.",
         rich_help_panel=_PANEL,
     ),
 ]
@@ -36,36 +35,43 @@ SetOption = Annotated[
         "--set",
         "-s",
         metavar="NAME=VALUE",
-        help="Any setting, the value as YAML: --set engine.max_num_seqs=16. Repeatable. "
-        "vLLM's own engine arguments: --set engine.args.NAME=VALUE.",
+        help="Any setting, with a value in YAML: --set engine.max_num_seqs=16. Repeatable. "
+        "Engine arguments of vLLM: --set engine.args.NAME=VALUE.",
         rich_help_panel=_PANEL,
     ),
 ]
 GroupsOption = Annotated[
     int | None,
-    typer.Option("--groups", help="Number of groups (group.count).", rich_help_panel=_PANEL),
+    typer.Option(
+        "--groups", help="Number of groups (group.count; default: 1).", rich_help_panel=_PANEL
+    ),
 ]
 RanksOption = Annotated[
     int | None,
     typer.Option(
         "--ranks",
-        help="Expert-parallel ranks in a group (group.data_parallel).",
+        help="Expert-parallel ranks in a group (group.data_parallel; default: 2).",
         rich_help_panel=_PANEL,
     ),
 ]
 PortOption = Annotated[
     int | None,
-    typer.Option("--port", help="REST port (router.rest_port).", rich_help_panel=_PANEL),
+    typer.Option(
+        "--port", help="REST port (router.rest_port; default: 8000).", rich_help_panel=_PANEL
+    ),
 ]
 GrpcPortOption = Annotated[
     int | None,
-    typer.Option("--grpc-port", help="gRPC port (router.grpc_port).", rich_help_panel=_PANEL),
+    typer.Option(
+        "--grpc-port", help="gRPC port (router.grpc_port; default: 50051).", rich_help_panel=_PANEL
+    ),
 ]
 JoinPortOption = Annotated[
     int | None,
     typer.Option(
         "--join-port",
-        help="Port that ranks dial (router.join_port; on this machine also link.routers).",
+        help="Port that ranks connect to (router.join_port, and link.routers of this machine; "
+        "default: 50052).",
         rich_help_panel=_PANEL,
     ),
 ]
@@ -74,7 +80,8 @@ SpeculativeOption = Annotated[
     typer.Option(
         "--speculative",
         metavar="none|mtp",
-        help="Draft tokens with the model's multi-token-prediction layer (engine.speculative).",
+        help="Speculative decoding; mtp drafts with the multi-token-prediction layer "
+        "(engine.speculative; default: none).",
         rich_help_panel=_PANEL,
     ),
 ]
@@ -83,7 +90,7 @@ ModelOption = Annotated[
     typer.Option(
         "--model",
         metavar="PATH",
-        help="Folder of the model (model.path).",
+        help="Model directory (model.path; default: the bundled pocket-r1).",
         rich_help_panel=_PANEL,
     ),
 ]
@@ -92,7 +99,8 @@ InsecureOption = Annotated[
     bool | None,
     typer.Option(
         "--insecure",
-        help="Listen beyond this machine without keys, join token or TLS (security.insecure).",
+        help="Allow addresses beyond loopback without API keys, join token and TLS "
+        "(security.insecure).",
         show_default=False,
         rich_help_panel=_PANEL,
     ),
@@ -113,17 +121,17 @@ _SHORTCUTS: dict[str, str] = {
 def settings_from(
     config: Path | None = None, sets: list[str] | None = None, **shortcuts: Any
 ) -> Settings:
-    """Read the settings as a command was asked to.
+    """Return the settings of a command line.
 
     Args:
-        config: YAML file, or none.
+        config: YAML file of ``--config``.
         sets: ``NAME=VALUE`` strings of ``--set``; the value is YAML.
-        shortcuts: values of the named flags (groups, ranks, port, grpc_port, join_port,
-            speculative, model, insecure); ``None`` means that the flag was not given.
+        shortcuts: Values of the named flags (groups, ranks, port, grpc_port, join_port,
+            speculative, model, insecure). None: the flag was not given.
 
     Raises:
-        FlagError: a named flag has a value that its setting does not accept.
-        SettingsError: with one line saying what is wrong and where.
+        FlagError: A named flag has a value that its setting does not accept.
+        SettingsError: A setting is invalid; the one-line message has its name and the reason.
     """
     flags: dict[str, Any] = {}
     for name, value in shortcuts.items():
@@ -131,7 +139,7 @@ def settings_from(
             _put(flags, _SHORTCUTS[name], value)
     join_port = shortcuts.get("join_port")
     if join_port is not None:
-        # The local ranks dial the local router; a list of routers given with --set wins.
+        # Local ranks connect to the local router, unless --set names others.
         _put(flags, "link.routers", [f"127.0.0.1:{join_port}"])
     for item in sets or ():
         name, value = _parse(item)
@@ -146,7 +154,7 @@ def settings_from(
 
 
 def _of_a_flag(error: SettingsError, shortcuts: Mapping[str, Any]) -> FlagError | None:
-    """Return the error of the flag whose value the settings do not accept; None: it is of none."""
+    """Return an error that names the flag with the rejected value. None: not from a flag."""
     cause = error.__cause__
     if isinstance(cause, ValidationError):
         found = cause.errors()[0]
@@ -159,7 +167,7 @@ def _of_a_flag(error: SettingsError, shortcuts: Mapping[str, Any]) -> FlagError 
 
 
 def _parse(item: str) -> tuple[str, Any]:
-    """Split one ``NAME=VALUE``; the value is read as YAML."""
+    """Return name and value of a ``NAME=VALUE``; the value is read as YAML."""
     name, separator, text = item.partition("=")
     name = name.strip()
     if not separator or not all(name.split(".")):
@@ -171,11 +179,11 @@ def _parse(item: str) -> tuple[str, Any]:
 
 
 def _put(flags: dict[str, Any], name: str, value: Any) -> None:
-    """Set the dotted ``name`` in the nested ``flags``."""
+    """Set the dotted ``name`` in the nested mapping ``flags``."""
     *parents, last = name.split(".")
     for parent in parents:
         inner = flags.setdefault(parent, {})
         if not isinstance(inner, dict):
-            raise SettingsError(f"--set {name}: {parent} was given a value that is no group")
+            raise SettingsError(f"--set {name}: {parent} already has a value that is no group")
         flags = inner
     flags[last] = value

@@ -1,107 +1,51 @@
-"""With what a command gets into a router: a key, a certificate, and whose certificates it trusts.
+"""Credentials for a router: an API key, a client certificate, and the CA to trust.
 
-Commands that ask the run of this machine need nothing typed: ``up`` leaves what they need in
-its state folder, readable by the owner alone.
+``moe-serving up`` saves the credentials of its router in the state directory, readable only by the
+owner, so that commands for a local router need no flags.
 """
 
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
-
-import typer
+from typing import Any
 
 from serving.errors import SettingsError
 from serving.yaml_text import read_yaml
 
-KEY_VARIABLE = "MOE_SERVING_API_KEY"
-CA_VARIABLE = "MOE_SERVING_CA_FILE"
-CERT_VARIABLE = "MOE_SERVING_CERT_FILE"
-NAME_VARIABLE = "MOE_SERVING_TLS_SERVER_NAME"
 SETTINGS_FILE = "settings.yaml"
-"""In the state folder: what the run was started with."""
-
-_PANEL = "Access"
-
-ApiKeyOption = Annotated[
-    str | None,
-    typer.Option(
-        "--api-key",
-        metavar="KEY",
-        envvar=KEY_VARIABLE,
-        help="The router's API key. Better in the environment: others can see command lines.",
-        show_default=False,
-        rich_help_panel=_PANEL,
-    ),
-]
-CaFileOption = Annotated[
-    str | None,
-    typer.Option(
-        "--ca-file",
-        metavar="FILE",
-        envvar=CA_VARIABLE,
-        help="PEM file with the authority of the router's certificate: turns TLS on for gRPC.",
-        show_default=False,
-        rich_help_panel=_PANEL,
-    ),
-]
-
-CertFileOption = Annotated[
-    str | None,
-    typer.Option(
-        "--cert-file",
-        metavar="FILE",
-        envvar=CERT_VARIABLE,
-        help="PEM file with a client's certificate and its key, where the router asks for one.",
-        show_default=False,
-        rich_help_panel=_PANEL,
-    ),
-]
-
-ServerNameOption = Annotated[
-    str | None,
-    typer.Option(
-        "--tls-server-name",
-        metavar="NAME",
-        envvar=NAME_VARIABLE,
-        help="Name that the router's certificate must have, where it is reached by another one, "
-        "as through kubectl port-forward. [default: the address's]",
-        show_default=False,
-        rich_help_panel=_PANEL,
-    ),
-]
+"""File in the state directory with the settings of the run."""
 
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """What is shown to a router, and what is asked of it."""
+    """The credentials that a client presents, and the certificates that it trusts."""
 
     api_key: str | None = field(default=None, repr=False)
     ca_file: str | None = None
-    """None: the system's authorities."""
+    """PEM file with the CA of the router's certificate. None: the system's CAs."""
     pinned: bool = False
-    """``ca_file`` is the router's own certificate: that one is trusted, whatever its name."""
+    """Whether ``ca_file`` is the router's certificate itself, trusted for any host name."""
     cert_file: str | None = None
-    """The client's own certificate; none: it shows none."""
+    """PEM file with the client certificate. None: no client certificate."""
     key_file: str | None = None
-    """With its private key; may be the same file."""
+    """PEM file with the private key of ``cert_file``; may be the same file."""
     server_name: str | None = None
-    """The name that the router's certificate must have; None: that of its address."""
+    """Host name required in the router's certificate. None: the host in the address."""
 
     def headers(self) -> dict[str, str]:
-        """Return what a REST request carries."""
+        """Return the headers of a REST request."""
         return {} if self.api_key is None else {"authorization": f"Bearer {self.api_key}"}
 
     def metadata(self) -> tuple[tuple[str, str], ...]:
-        """Return what an RPC carries."""
+        """Return the metadata of a gRPC call."""
         return tuple(self.headers().items())
 
     def ssl_context(self) -> ssl.SSLContext:
-        """Return how https addresses are checked.
+        """Return the TLS context for https addresses.
 
         Raises:
-            SettingsError: the file cannot be used.
+            SettingsError: A file cannot be used.
         """
         try:
             context = _trusting(self.ca_file, self.server_name)
@@ -109,11 +53,11 @@ class Access:
             raise SettingsError(f"cannot use --ca-file {self.ca_file}: {error}") from error
         if self.cert_file is not None:
             try:
-                # Without a password of ours OpenSSL would ask for one on the terminal.
+                # Without a password callback, OpenSSL prompts on the terminal.
                 context.load_cert_chain(self.cert_file, self.key_file, password=lambda: b"")
             except (OSError, ssl.SSLError, ValueError) as error:
                 raise SettingsError(
-                    f"cannot use {self.cert_file} as a client's certificate with the key of "
+                    f"cannot use {self.cert_file} as a client certificate with the key of "
                     f"{self.key_file}: {error}"
                 ) from error
         if self.pinned:
@@ -126,23 +70,23 @@ NO_ACCESS = Access()
 
 
 class _NamedContext(ssl.SSLContext):
-    """Asks for a server by one name, whatever address it is reached at."""
+    """A context that requires a fixed host name, regardless of the server's address."""
 
     server_name: str
 
     def wrap_socket(self, *args: Any, **kwargs: Any) -> ssl.SSLSocket:
-        """Begin a connection of blocking clients (urllib, httpx)."""
+        """Wrap the socket of a blocking client (http.client, httpx)."""
         return super().wrap_socket(*args, **kwargs | {"server_hostname": self.server_name})
 
     def wrap_bio(self, *args: Any, **kwargs: Any) -> ssl.SSLObject:
-        """Begin a connection of asyncio (aiohttp)."""
+        """Wrap the buffers of an asyncio client (aiohttp)."""
         return super().wrap_bio(*args, **kwargs | {"server_hostname": self.server_name})
 
 
 def _trusting(ca_file: str | None, server_name: str | None) -> ssl.SSLContext:
     if server_name is None:
         return ssl.create_default_context(cafile=ca_file)
-    # Requires a certificate and checks its name, as the default context does.
+    # PROTOCOL_TLS_CLIENT requires a certificate and checks its name, as the default context does.
     context = _NamedContext(ssl.PROTOCOL_TLS_CLIENT)
     context.server_name = server_name
     if ca_file is None:
@@ -159,10 +103,17 @@ def access_from(
     local: Path | None,
     server_name: str | None = None,
 ) -> Access:
-    """Return what was given, else what the run of the state folder ``local`` (if any) left.
+    """Return the credentials given by flags, completed with those of a local run.
+
+    Args:
+        api_key: ``--api-key``.
+        ca_file: ``--ca-file``.
+        cert_file: ``--cert-file``, with certificate and key.
+        local: State directory of the local run. None: the router is not local.
+        server_name: ``--tls-server-name``.
 
     Raises:
-        SettingsError: what it left cannot be read.
+        SettingsError: A file of the local run cannot be read.
     """
     left = NO_ACCESS if local is None else local_access(local)
     return Access(
@@ -176,10 +127,10 @@ def access_from(
 
 
 def local_access(folder: Path) -> Access:
-    """Return how the run of a state folder is reached; nothing if it left nothing.
+    """Return the credentials that a run saved in its state directory; empty if there are none.
 
     Raises:
-        SettingsError: its files cannot be read.
+        SettingsError: A file cannot be read.
     """
     try:
         content: Any = read_yaml((folder / SETTINGS_FILE).read_text("utf-8"))
@@ -192,10 +143,13 @@ def local_access(folder: Path) -> Access:
 
 
 def access_of(security: Mapping[str, Any]) -> Access:
-    """Return how a router of this machine with these settings (group security) is reached.
+    """Return the operator's credentials for a local router.
+
+    Args:
+        security: The settings group ``security`` of the router.
 
     Raises:
-        SettingsError: the operator's key cannot be read.
+        SettingsError: The operator's key cannot be read.
     """
     key_file = security.get("operator_key_file") if security.get("keys_file") else None
     cert = security.get("tls_cert_file")

@@ -1,105 +1,130 @@
-"""What the commands ask a router over REST. Standard library only: ``status`` answers at once."""
+"""A blocking REST client for commands.
 
+Uses only the standard library, so that ``status`` and ``up`` need not import an HTTP library.
+"""
+
+import contextlib
 import http.client
 import json
 import ssl
-import urllib.error
-import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
+from urllib.parse import urlsplit
 
+from serving.client.chat import Delta, GenerateOptions, GenerateRequest
+from serving.client.chunks import DONE, body_of, data_of, parse_chunk, path_of
 from serving.client.credentials import NO_ACCESS, Access
-from serving.errors import NotReady
+from serving.client.errors import ClientError, class_of_status, message_of
+from serving.errors import DeadlineExceeded, EngineError, NotReady
 
-_UNREACHABLE = (
-    urllib.error.URLError,
-    TimeoutError,
-    ConnectionError,
-    http.client.HTTPException,
-    ssl.SSLError,
-)
+CONNECT_TIMEOUT = 5.0
+"""Seconds until an address that does not respond counts as unreachable."""
+_HTTP_OK = 200
+_UNREACHABLE = (OSError, http.client.HTTPException, ValueError)
 _OTHER_NAME = frozenset({62, 64})
-"""OpenSSL's X509_V_ERR_HOSTNAME_MISMATCH and X509_V_ERR_IP_ADDRESS_MISMATCH."""
+"""OpenSSL's codes X509_V_ERR_HOSTNAME_MISMATCH and X509_V_ERR_IP_ADDRESS_MISMATCH."""
 _UNKNOWN_AUTHORITY = frozenset({18, 19, 20, 21})
-"""Self-signed, or no issuer that is trusted."""
+"""OpenSSL's codes for self-signed certificates and untrusted issuers."""
 
 
-def get_json(url: str, timeout: float, access: Access = NO_ACCESS) -> tuple[int, Any]:
-    """Return status and decoded body of GET ``url``; an empty body or text is ``None``.
+class RestClient:
+    """Client of a router's REST API; opens a connection per call and ignores proxies."""
 
-    Raises:
-        NotReady: nobody answers there.
-    """
-    try:
-        request = urllib.request.Request(url, headers=access.headers())  # noqa: S310  our own URL
-        with _opener(url, access).open(request, timeout=timeout) as answer:
-            return answer.status, _decode(answer.read())
-    except urllib.error.HTTPError as error:
-        with error:
-            return error.code, _decode(error.read())
-    except _UNREACHABLE as error:
-        raise NotReady(f"no router answers at {url}: {_reason(error)}") from error
+    def __init__(self, url: str, access: Access = NO_ACCESS) -> None:
+        """Create the client.
+
+        Args:
+            url: ``http[s]://host:port``; a trailing ``/v1`` is dropped.
+            access: Key and certificates.
+        """
+        self.url = base_url(url)
+        self._access = access
+
+    def get_json(self, path: str, timeout: float = CONNECT_TIMEOUT) -> tuple[int, Any]:
+        """Return status and decoded body of GET ``path``; None for a body that is not JSON.
+
+        Args:
+            path: Route, with a leading slash.
+            timeout: Timeout for connecting and for each read, seconds.
+
+        Raises:
+            NotReady: No router responds at the address.
+        """
+        try:
+            with self._sent("GET", path, timeout) as answer:
+                return answer.status, _decode(answer.read())
+        except _UNREACHABLE as error:
+            raise NotReady(f"no router answers at {self.url}{path}: {_reason(error)}") from error
+
+    def generate(self, request: GenerateRequest, options: GenerateOptions) -> Iterator[Delta]:
+        """Yield the answer as it arrives; closing the iterator cancels the request.
+
+        Raises:
+            ServingError: The request failed, with the server's message or the address.
+        """
+        began = False
+        body = json.dumps(body_of(request, options)).encode()
+        session = {} if request.session is None else {"x-session-id": request.session}
+        try:
+            with self._sent("POST", path_of(options), options.timeout, body, session) as answer:
+                if answer.status != _HTTP_OK:
+                    said = message_of(_decode(answer.read()) or answer.reason)
+                    raise class_of_status(answer.status)(
+                        f"{self.url} answered {answer.status}: {said}"
+                    )
+                began = True
+                for line in answer:
+                    data = data_of(line)
+                    if data == DONE:
+                        return
+                    if data is not None:
+                        yield parse_chunk(data)
+        except ClientError as error:
+            raise EngineError(f"the answer broke off: {error}") from error
+        except TimeoutError as error:
+            raise DeadlineExceeded(f"{self.url} did not answer in time") from error
+        except ConnectionRefusedError as error:
+            raise NotReady(f"nothing answers at {self.url}") from error
+        except _UNREACHABLE as error:
+            what = "stopped answering" if began else "does not answer"
+            raise NotReady(f"{self.url} {what}: {_reason(error)}") from error
+        raise EngineError(f"{self.url} ended the stream before its end")
+
+    @contextlib.contextmanager
+    def _sent(
+        self,
+        method: str,
+        path: str,
+        timeout: float,
+        body: bytes | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> Iterator[http.client.HTTPResponse]:
+        """Send a request, yield the response, and close the connection at the end."""
+        address = urlsplit(self.url)
+        host, connecting = address.hostname or "", min(timeout, CONNECT_TIMEOUT)
+        connection: http.client.HTTPConnection
+        if address.scheme == "https":
+            context = self._access.ssl_context()
+            connection = http.client.HTTPSConnection(
+                host, address.port, timeout=connecting, context=context
+            )
+        else:
+            connection = http.client.HTTPConnection(host, address.port, timeout=connecting)
+        sent = {**self._access.headers(), **(headers or {})}
+        if body is not None:
+            sent["content-type"] = "application/json"
+        try:
+            connection.connect()
+            connection.sock.settimeout(timeout)
+            connection.request(method, address.path + path, body, sent)
+            yield connection.getresponse()
+        finally:
+            connection.close()
 
 
-def stream_chat(
-    base_url: str, model: str, question: str, timeout: float, access: Access = NO_ACCESS
-) -> Iterator[tuple[str, str]]:
-    """Ask ``question`` and yield what comes: ("reasoning" or "content", text).
-
-    Raises:
-        NotReady: the router does not answer or refuses; the message has its words.
-    """
-    body = {
-        "model": model,
-        "messages": [{"role": "user", "content": question}],
-        "stream": True,
-        "temperature": 0,
-        "max_tokens": 256,
-    }
-    request = urllib.request.Request(  # noqa: S310  our own http URL
-        f"{base_url}/v1/chat/completions",
-        data=json.dumps(body).encode(),
-        headers={"content-type": "application/json", **access.headers()},
-        method="POST",
-    )
-    try:
-        with _opener(base_url, access).open(request, timeout=timeout) as answer:
-            for line in answer:
-                yield from _pieces(line.decode("utf-8", "replace").strip())
-    except urllib.error.HTTPError as error:
-        with error:
-            said = _decode(error.read())
-        raise NotReady(f"the router answered {error.code}: {message_of(said)}") from error
-    except _UNREACHABLE as error:
-        raise NotReady(f"the router stopped answering: {_reason(error)}") from error
-
-
-def _opener(url: str, access: Access) -> urllib.request.OpenerDirector:
-    # Proxies of the environment are for the world outside; a router here is not behind them.
-    direct = urllib.request.ProxyHandler({})
-    if not url.startswith("https:"):
-        return urllib.request.build_opener(direct)
-    tls = urllib.request.HTTPSHandler(context=access.ssl_context())
-    return urllib.request.build_opener(direct, tls)
-
-
-def _pieces(line: str) -> Iterator[tuple[str, str]]:
-    """Yield the text in one server-sent event line."""
-    if not line.startswith("data:") or line == "data: [DONE]":
-        return
-    event = _decode(line.removeprefix("data:").encode())
-    if not isinstance(event, Mapping):
-        return
-    if "error" in event:
-        raise NotReady(f"the answer broke off: {message_of(event)}")
-    for choice in event.get("choices") or ():
-        delta = choice.get("delta") or {}
-        # vLLM calls the field reasoning; other servers and older vLLM reasoning_content.
-        reasoning = delta.get("reasoning_content") or delta.get("reasoning")
-        if reasoning:
-            yield "reasoning", reasoning
-        if delta.get("content"):
-            yield "content", delta["content"]
+def base_url(url: str) -> str:
+    """Return an address without trailing slash and ``/v1``, which users copy from SDK settings."""
+    return url.rstrip("/").removesuffix("/v1")
 
 
 def _decode(body: bytes) -> Any:
@@ -109,27 +134,17 @@ def _decode(body: bytes) -> Any:
         return None
 
 
-def message_of(body: Any) -> str:
-    """Return the words of an error body, or the body."""
-    error = body.get("error", body) if isinstance(body, Mapping) else body
-    if isinstance(error, Mapping):
-        return str(error.get("message", error))
-    return str(error)
-
-
 def _reason(error: BaseException) -> str:
-    """Return what went wrong, and for TLS what to do about it."""
-    cause = getattr(error, "reason", "")
-    if not isinstance(cause, BaseException):
-        said = str(cause) or str(error) or type(error).__name__
-        if isinstance(error, http.client.HTTPException):
-            return f"{said}: is this an https:// address?"
-        return said
-    code = getattr(cause, "verify_code", None)
+    """Return the reason of a failure and, for TLS, the remedy."""
+    if isinstance(error, http.client.BadStatusLine):
+        return f"{error}: is this an https:// address?"
+    if not isinstance(error, ssl.SSLError):
+        return str(getattr(error, "strerror", None) or error) or type(error).__name__
+    code = getattr(error, "verify_code", None)
     if code in _OTHER_NAME:
-        return f"{cause}: say which name it has with --tls-server-name NAME"
+        return f"{error}: name the certificate's host with --tls-server-name NAME"
     if code in _UNKNOWN_AUTHORITY:
-        return f"{cause}: name its authority with --ca-file FILE (ca.crt of the TLS secret)"
-    if "WRONG_VERSION_NUMBER" in str(cause) or "RECORD_LAYER_FAILURE" in str(cause):
-        return f"{cause}: it speaks no TLS, is this an http:// address?"
-    return str(cause) or type(cause).__name__
+        return f"{error}: name its authority with --ca-file FILE (ca.crt of the TLS secret)"
+    if "WRONG_VERSION_NUMBER" in str(error) or "RECORD_LAYER_FAILURE" in str(error):
+        return f"{error}: it speaks no TLS, is this an http:// address?"
+    return str(error) or type(error).__name__

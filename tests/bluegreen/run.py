@@ -1,13 +1,13 @@
-"""Replace one Ray Serve app by another under load, all of it real, and print what happened.
+"""Replace a Ray Serve app by another under load, on real engines, and print what happens.
 
     make blue-green
     make blue-green ARGS=--no-spare
     python -m tests.bluegreen.run --requests 500 --clients 8
 
-Two routers, pocket-r1 on CPU. Blue serves; green is deployed beside it with other settings, takes
-the traffic over (``moe-serving switch``), and blue is deleted. With ``--no-spare`` blue is drained
-and deleted first, as where there are no GPUs for two: requests park until green is there. Each
-request's text is compared with that of an undisturbed run. Exits 1 if one was lost.
+Two routers, pocket-r1 on CPU. Green is deployed beside blue with other settings, ``moe-serving
+switch`` moves the traffic, and blue is deleted. With ``--no-spare`` blue is drained and deleted
+first, as on clusters without GPUs for both: requests park until green is ready. Each text is
+compared with that of an undisturbed run. The exit code is 1 if a request was lost.
 """
 
 import argparse
@@ -20,8 +20,8 @@ import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from serving.flag_parser import FlagParser
-from serving.flag_values import AMOUNT, COUNT
+from serving.flags.parser import FlagParser
+from serving.flags.values import AMOUNT, COUNT
 from tests.bluegreen.steps import change, replace
 from tests.bluegreen.system import System, started
 from tests.bluegreen.traffic import Traffic, connected
@@ -29,11 +29,11 @@ from tests.bluegreen.traffic import Traffic, connected
 _HEAD = ("time s", "groups (app epoch state, at each router)", "done", "lost", "running", "gap s")
 _WIDTHS = (7, 58, 6, 5, 8, 7)
 _EVERY = 10.0
-"""Seconds between two rows."""
+"""Seconds between rows."""
 
 
 class Table:
-    """Rows as they come: what the groups are, and what became of the requests since the last."""
+    """Prints rows: the groups, and the requests since the last row."""
 
     def __init__(self, system: System, traffic: Traffic) -> None:
         self._system = system
@@ -43,15 +43,15 @@ class Table:
         """Longest gap between two tokens of a stream, in seconds."""
 
     def head(self) -> None:
-        """Print the names of the columns."""
+        """Print the column names."""
         say(line(_HEAD))
 
     def event(self, text: str) -> None:
-        """Print what happens, between the rows."""
+        """Print a line about a step."""
         say(f"{time.monotonic() - self._began:7.1f}  -- {text}")
 
     async def row(self) -> None:
-        """Print one row."""
+        """Print a row."""
         now = time.monotonic()
         gap = self._traffic.longest_gap(self._last)
         self._last = now
@@ -68,7 +68,7 @@ class Table:
         say(line(cells))
 
     async def follow(self) -> None:
-        """Print a row now and then, until cancelled."""
+        """Print a row every 10 seconds until cancelled."""
         while True:
             await self.row()
             await asyncio.sleep(_EVERY)
@@ -84,7 +84,7 @@ class Table:
 
 
 async def play(options: argparse.Namespace) -> bool:
-    """Run it; return whether nothing was lost."""
+    """Run the test; return whether no request was lost."""
     with tempfile.TemporaryDirectory(prefix="moe-bluegreen-") as name:
         folder = Path(name)
         say("starting blue and two routers")
@@ -111,7 +111,7 @@ async def play(options: argparse.Namespace) -> bool:
 
 @contextlib.asynccontextmanager
 async def under_load(traffic: Traffic, clients: int, table: Table) -> AsyncIterator[None]:
-    """Keep the streams running, and the rows coming; the last streams are taken to their end."""
+    """Run the streams and print rows; at the end the last streams finish."""
     stop = asyncio.Event()
     flow = asyncio.create_task(traffic.flow(clients, stop))
     rows = asyncio.create_task(table.follow())
@@ -125,41 +125,50 @@ async def under_load(traffic: Traffic, clients: int, table: Table) -> AsyncItera
 
 
 def line(cells: tuple[str, ...]) -> str:
-    """Return a row of the table."""
+    """Return the cells as a row of the table."""
     return "  ".join(cell.ljust(width) for cell, width in zip(cells, _WIDTHS, strict=True)).rstrip()
 
 
 def say(*lines: str) -> None:
-    """Write lines for people, at once."""
+    """Print lines and flush."""
     sys.stdout.writelines(f"{text}\n" for text in lines)
     sys.stdout.flush()
 
 
 def main() -> int:
-    """Read the command line and run."""
+    """Run the command line."""
     parser = FlagParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--requests", type=COUNT, default=600, help="at least (default 600)")
-    parser.add_argument("--clients", type=COUNT, default=8, help="streams at a time (default 8)")
-    parser.add_argument("--prompts", type=COUNT, default=40, help="different ones (default 40)")
-    parser.add_argument("--tokens", type=COUNT, default=64, help="of an answer (default 64)")
-    parser.add_argument("--groups", type=COUNT, default=1, help="of each app (default 1)")
-    parser.add_argument("--set", action="append", default=[], help="NAME=VALUE for both apps")
+    parser.add_argument(
+        "--requests", type=COUNT, default=600, help="requests to complete at least (default: 600)"
+    )
+    parser.add_argument("--clients", type=COUNT, default=8, help="concurrent streams (default: 8)")
+    parser.add_argument("--prompts", type=COUNT, default=40, help="different prompts (default: 40)")
+    parser.add_argument(
+        "--tokens", type=COUNT, default=64, help="tokens of an answer (default: 64)"
+    )
+    parser.add_argument("--groups", type=COUNT, default=1, help="groups of each app (default: 1)")
+    parser.add_argument(
+        "--set", action="append", default=[], help="setting of both apps, NAME=VALUE; repeatable"
+    )
     parser.add_argument(
         "--green",
         action="append",
         default=["engine.max_num_seqs=48"],
-        help="NAME=VALUE for green alone (default engine.max_num_seqs=48)",
+        help="setting of green alone, NAME=VALUE; repeatable (default: engine.max_num_seqs=48)",
     )
     parser.add_argument(
         "--no-spare",
         action="store_true",
-        help="delete blue before green is deployed: there is no room for both",
+        help="delete blue before green is deployed, for clusters without room for both",
     )
     parser.add_argument(
-        "--drain", type=AMOUNT, default=30.0, help="seconds of blue's drain with --no-spare (30)"
+        "--drain",
+        type=AMOUNT,
+        default=30.0,
+        help="drain timeout of blue with --no-spare, seconds (default: 30)",
     )
     options = parser.parse_args()
-    # As Ctrl-C: what was started is stopped.
+    # Like Ctrl-C: everything that was started is stopped.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     return 0 if asyncio.run(play(options)) else 1
 

@@ -1,4 +1,4 @@
-"""The real thing with two routers: ``moe-serving up``, a second router, and Ray Serve apps."""
+"""The system of the blue/green test: ``moe-serving up``, a second router, and Ray Serve apps."""
 
 import asyncio
 import contextlib
@@ -12,15 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
 import yaml
 
 from serving.cli.local.state import STATE_DIR_VARIABLE, RunState, StateFile
+from serving.client.aio import AsyncRestClient
 from serving.client.credentials import SETTINGS_FILE
+from serving.client.errors import ClientError
 from serving.engine.ray.cluster import private_environment
 
 START, STOP = 900.0, 60.0
-"""Seconds; a busy machine takes minutes to start four engines."""
+"""Seconds; starting four engines takes minutes on a busy machine."""
 _POLL = 0.5
 
 
@@ -33,19 +34,18 @@ class Place:
     model: str
 
     async def groups(self) -> list[dict[str, Any]]:
-        """Return its living groups; none while it does not answer."""
+        """Return the groups of its /fleet; an empty list while it does not answer."""
         try:
-            async with httpx.AsyncClient(timeout=60, trust_env=False) as client:
-                answer = await client.get(f"{self.rest}/fleet")
-                found: list[dict[str, Any]] = answer.json()["groups"]
-        except (httpx.HTTPError, KeyError, ValueError):
+            async with AsyncRestClient(self.rest) as client:
+                found: list[dict[str, Any]] = (await client.get_json("/fleet", 60))["groups"]
+        except (ClientError, KeyError, TypeError):
             return []
         return found
 
     async def parked(self) -> int:
-        """Return how many requests it has ever parked."""
-        async with httpx.AsyncClient(timeout=60, trust_env=False) as client:
-            page = (await client.get(f"{self.rest}/metrics")).text
+        """Return the number of requests that it has parked so far."""
+        async with AsyncRestClient(self.rest) as client:
+            page = await client.get_text("/metrics", 60)
         return int(
             sum(
                 float(line.rpartition(" ")[2])
@@ -55,7 +55,7 @@ class Place:
         )
 
     async def ready(self, app: str) -> int:
-        """Return how many ready groups of the app it has."""
+        """Return the number of the app's ready groups."""
         return sum(
             group["app"] == app and group["state"] == "ready" for group in await self.groups()
         )
@@ -63,7 +63,7 @@ class Place:
 
 @dataclass(slots=True)
 class System:
-    """What runs."""
+    """Two routers and the Ray Serve apps that have joined them."""
 
     places: tuple[Place, ...]
     folder: Path
@@ -71,10 +71,10 @@ class System:
     say: Callable[[str], object]
 
     async def command(self, *words: str, timeout: float = START) -> int:
-        """Run ``moe-serving`` with these words against the private Ray; return its exit code.
+        """Run a ``moe-serving`` command against the private Ray cluster; return its exit code.
 
         Raises:
-            TimeoutError: it takes too long.
+            TimeoutError: It takes longer than ``timeout`` seconds.
         """
         environment = {
             **os.environ,
@@ -84,10 +84,10 @@ class System:
         return await run(words, environment, timeout, self.say)
 
     async def deploy(self, app: str, *sets: str) -> None:
-        """Deploy an app of the run's settings, with changes; return when its ranks run.
+        """Deploy an app with the run's settings and changes to them; return when its ranks run.
 
         Raises:
-            RuntimeError: they do not.
+            RuntimeError: The command failed.
         """
         flags = [word for item in (f"ray.app_name={app}", *sets) for word in ("--set", item)]
         config = str(self.folder / SETTINGS_FILE)
@@ -96,10 +96,10 @@ class System:
             raise RuntimeError(f"{app} was not deployed")
 
     async def delete(self, app: str) -> None:
-        """Delete an app, and return when its ranks are gone.
+        """Delete an app; return when its ranks are gone.
 
         Raises:
-            RuntimeError: they are not.
+            RuntimeError: The command failed.
         """
         config = str(self.folder / SETTINGS_FILE)
         where = ["--config", config, "--address", self.state.ray_address]
@@ -107,7 +107,7 @@ class System:
             raise RuntimeError(f"{app} was not deleted")
 
     async def group_ids(self, app: str) -> list[str]:
-        """Return the names of the app's groups."""
+        """Return the ids of the app's groups."""
         return sorted(
             {
                 group["group_id"]
@@ -118,7 +118,7 @@ class System:
         )
 
     async def parked(self) -> int:
-        """Return how many requests all routers have ever parked."""
+        """Return the number of requests that all routers have parked so far."""
         return sum([await place.parked() for place in self.places])
 
     async def until_ready(self, app: str, groups: int) -> None:
@@ -137,10 +137,10 @@ class System:
 async def started(
     folder: Path, app: str, groups: int, sets: tuple[str, ...], say: Callable[[str], object]
 ) -> AsyncIterator[System]:
-    """Start ``up`` with the first app and a second router; stop all at the end.
+    """Start ``up`` with the first app, and a second router; stop everything at the end.
 
     Raises:
-        RuntimeError: it did not start.
+        RuntimeError: Something did not start.
     """
     environment = {**os.environ, STATE_DIR_VARIABLE: str(folder)}
     first, second = _ports(), _ports()
@@ -170,7 +170,7 @@ async def started(
 
 @contextlib.asynccontextmanager
 async def _second_router(folder: Path, ports: Mapping[str, int]) -> AsyncIterator[Place]:
-    """Run a router with the settings of the first, on other ports."""
+    """Run a second router with the same settings on other ports."""
     config = folder / SETTINGS_FILE
     model = yaml.safe_load(config.read_text("utf-8"))["model"]["name"]
     addresses = folder / "second-router.json"
@@ -204,10 +204,10 @@ async def run(
     timeout: float,
     say: Callable[[str], object],
 ) -> int:
-    """Run ``moe-serving`` and hand on what it says, line by line; return its exit code.
+    """Run a ``moe-serving`` command, pass its output on line by line; return its exit code.
 
     Raises:
-        TimeoutError: it takes too long; it is stopped then.
+        TimeoutError: It takes longer than ``timeout`` seconds; the command is terminated.
     """
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "serving", *words,

@@ -1,7 +1,7 @@
-"""Requests without end on several routers, and what becomes of each.
+"""Continuous requests to several routers, and how each of them ends.
 
-Each client streams one greedy request after another, in turn over REST and gRPC and to each router.
-The texts are compared with those of an undisturbed run.
+Each client streams one greedy request after another, alternating between REST and gRPC and between
+the routers. The texts are compared with those of an undisturbed run.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ from tests.faults.real.streams import PATIENCE, Stream, ask_over_grpc, ask_over_
 
 
 class Router(Protocol):
-    """Where a router is."""
+    """Addresses and model of a router."""
 
     rest: str
     grpc: str
@@ -29,7 +29,7 @@ class Router(Protocol):
 
 @dataclass(slots=True)
 class Line:
-    """Both ways to one router."""
+    """REST and gRPC clients of one router."""
 
     model: str
     rest: httpx.AsyncClient
@@ -42,22 +42,22 @@ class Traffic:
 
     lines: Sequence[Line]
     prompts: int
-    """Different prompts, asked in turn."""
+    """Number of different prompts, sent in turn."""
     tokens: int
-    """Of each answer."""
+    """Tokens of each answer."""
     undisturbed: dict[int, dict[int, str]] = field(default_factory=dict)
-    """Prompt: its text, by choice."""
+    """Expected texts, by prompt and choice."""
     done: int = 0
     lost: list[str] = field(default_factory=list)
-    """Requests that failed, ended early or have another text; in words."""
+    """Descriptions of requests that failed, ended early or have another text."""
     longest_wait: float = 0.0
-    """Seconds from a request to its first token."""
+    """Longest time from a request to its first token, seconds."""
     running: set[int] = field(default_factory=set)
     _streams: dict[int, Stream] = field(default_factory=dict)
-    """Those that run, and those that ended since the last look."""
+    """Running streams, and those that ended since the last call of ``longest_gap``."""
 
     async def learn(self) -> None:
-        """Ask every prompt once while nothing happens."""
+        """Send every prompt once and keep its text, before anything is disturbed."""
         streams = [Stream(number, "REST") for number in range(self.prompts)]
         await asyncio.gather(*(self._ask(stream, self.lines[0]) for stream in streams))
         for stream in streams:
@@ -66,14 +66,14 @@ class Traffic:
             self.undisturbed[stream.number] = dict(stream.texts)
 
     async def flow(self, clients: int, stop: asyncio.Event) -> None:
-        """Keep so many streams running until ``stop`` is set; the last ones go to their end."""
+        """Keep ``clients`` streams running until ``stop`` is set; the last ones finish."""
         numbers = itertools.count()
         await asyncio.gather(*(self._client(numbers, stop) for _ in range(clients)))
 
     def longest_gap(self, since: float) -> float:
-        """Return the longest pause between two tokens of a stream that ended after ``since``.
+        """Return the longest gap between two tokens after ``since``, seconds.
 
-        In seconds; streams that ended before the last call are not looked at any more.
+        Streams that ended before the last call are not considered.
         """
         gaps = [stream.longest_gap(since) for stream in self._streams.values()]
         self._streams = {key: self._streams[key] for key in self.running}
@@ -110,7 +110,7 @@ class Traffic:
 
 @contextlib.asynccontextmanager
 async def connected(routers: Sequence[Router]) -> AsyncIterator[list[Line]]:
-    """Open both ways to every router."""
+    """Yield REST and gRPC clients for every router."""
     async with contextlib.AsyncExitStack() as stack:
         lines = []
         for router in routers:

@@ -1,4 +1,4 @@
-"""Which clients there are: the columns of the table."""
+"""The clients: the columns of the table."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,18 +8,18 @@ REST = ("client", "chat", "completions", "responses", "messages")
 
 @dataclass(frozen=True)
 class Client:
-    """One column."""
+    """A client, i.e. a column of the table."""
 
     name: str
-    """Title, and what ``--only`` takes."""
+    """Title of the column, and value of ``--only``."""
     environment: Literal["main", "llama-index", "instructor", "node"]
-    """A folder of .tools/clients."""
+    """Directory in .tools/clients."""
     script: str
-    """File in the folder python or node. Never named like a package: its folder is on the path."""
+    """Script in python or node. Its name must not be a package's: its directory is on the path."""
     packages: tuple[str, ...]
-    """Packages whose versions the table shows, the most telling first."""
+    """Packages whose versions the table shows, the most important first."""
     groups: tuple[str, ...] = REST
-    """Groups of features that it tries, or says why not."""
+    """Groups of features that it tries, or explains why not."""
 
     @property
     def language(self) -> str:

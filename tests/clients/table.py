@@ -11,7 +11,7 @@ _SIGNS = {"passed": "✓", "failed": "✗"}
 
 
 def to_data(results: Sequence[Result], when: str, **about: Any) -> dict[str, Any]:
-    """Return what the page is made of.
+    """Return the data of the page.
 
     Args:
         results: one a client.
@@ -38,7 +38,7 @@ def to_data(results: Sequence[Result], when: str, **about: Any) -> dict[str, Any
 
 
 def merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
-    """Return ``new`` and those clients of ``old`` that are not in it, in the table's order."""
+    """Return ``new``, and the other clients of ``old``, in the order of the table."""
     known = {each["name"]: each for data in (old, new) for each in data.get("clients", ())}
     listed = [known[client.name] for client in CLIENTS if client.name in known]
     return {**new, "clients": listed}
@@ -107,7 +107,7 @@ def _table(group: str, clients: Sequence[Mapping[str, Any]], notes: "_Notes") ->
 
 
 def _without(group: str, client: Mapping[str, Any]) -> str:
-    """Return why a client has nothing of a group; empty: it has."""
+    """Return why a client has no feature of a group; empty if it has some."""
     found = [f for name, f in client["features"].items() if name.startswith(f"{group}.")]
     reasons = {each.get("reason", "") for each in found if each["status"] == "reason"}
     alone = len(reasons) == 1 and all(each["status"] == "reason" for each in found)
@@ -123,7 +123,7 @@ def _cell(found: Mapping[str, Any] | None, notes: "_Notes") -> str:
 
 
 class _Notes:
-    """Numbers reasons in the order in which they are met."""
+    """Numbers reasons in order of appearance."""
 
     def __init__(self) -> None:
         self._numbers: dict[str, int] = {}

@@ -1,4 +1,4 @@
-"""The router that clients are tried on, and the keys that they have there."""
+"""The router under test, and the clients' API keys."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -11,31 +11,31 @@ from serving.edge.auth.keys import digest_of, new_key
 
 @dataclass(frozen=True)
 class Keys:
-    """What one client may use."""
+    """API keys of a client."""
 
     user: str = ""
-    """Empty: the router asks for none."""
+    """Key with role user; empty if the router requires none."""
     narrow: str = ""
-    """Of a tenant that may have one request at a time; empty: there is none."""
+    """Key of a tenant with one concurrent request; empty if there is none."""
     admin: str = ""
-    """With role admin; empty: there is none."""
+    """Key with role admin; empty if there is none."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """Where a router is."""
+    """A router."""
 
     url: str
-    """REST, without /v1."""
+    """REST address, without /v1."""
     grpc: str
     """host:port."""
     model: str
     keys: Mapping[str, Keys] = field(default_factory=dict)
-    """By client; those that are not in it use ``common``."""
+    """Keys by client; other clients use ``common``."""
     common: Keys = Keys()
 
     def environment(self, client: str) -> dict[str, str]:
-        """Return what the frames read of it."""
+        """Return the environment variables of a client's script."""
         keys = self.keys.get(client, self.common)
         return {
             "CLIENT_URL": self.url.rstrip("/"),
@@ -48,7 +48,7 @@ class Target:
 
 
 def make_keys(clients: Iterable[str]) -> tuple[dict[str, Keys], dict[str, Any]]:
-    """Make keys for each client; return them and what they add to a keys file."""
+    """Create keys for each client; return them, and their entries of a key file."""
     made: dict[str, Keys] = {}
     entries: list[dict[str, Any]] = []
     tenants: dict[str, Any] = {}
@@ -63,7 +63,7 @@ def make_keys(clients: Iterable[str]) -> tuple[dict[str, Keys], dict[str, Any]]:
 
 
 def add_to(text: str, added: Mapping[str, Any]) -> str:
-    """Return the text of a keys file with more keys and tenants in it."""
+    """Return the text of a key file with more keys and tenants."""
     content = yaml.safe_load(text) or {}
     keys = [*(content.get("keys") or ()), *added["keys"]]
     tenants = {**(content.get("tenants") or {}), **added["tenants"]}

@@ -1,6 +1,6 @@
-"""A router with one fake rank of a known capacity, in a process of its own: what is overloaded.
+"""The fleet of the overload test: a router and one fake rank of known capacity, in one process.
 
-Prints one line of JSON (address of REST, process id), then serves until its input ends.
+Prints a line of JSON (REST address, process id), then serves until its standard input ends.
 """
 
 import asyncio
@@ -16,11 +16,11 @@ SLOTS = 8
 TOKENS = 16
 TOKEN_DELAY = 0.025
 CAPACITY = SLOTS / (TOKENS * TOKEN_DELAY)
-"""Requests a second."""
+"""Requests/s."""
 
 
 async def serve(keys_file: str) -> None:
-    """Serve until the parent closes our input."""
+    """Serve until the parent closes standard input."""
     settings = stand_settings(
         engine={"max_num_seqs": SLOTS},
         routing={"queue_allowance": 0},

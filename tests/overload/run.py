@@ -1,9 +1,9 @@
-"""Five times as much as the fleet can do, from two tenants: what becomes of it, as a table.
+"""Overload: two tenants send five times what the fleet can serve; prints a table.
 
     python -m tests.overload.run --seconds 60
 
-Clients arrive at fixed rates whatever becomes of them (open loop), in a process of their own.
-Exits with 1 when one of the promises is broken.
+Requests arrive at fixed rates (open loop); the fleet runs in another process. The exit code is 1
+if a promise is broken.
 """
 
 import asyncio
@@ -19,23 +19,26 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import aiohttp
 import psutil
 import yaml
 
+from serving.client.aio import AsyncRestClient
+from serving.client.chat import GenerateOptions, GenerateRequest, Message
+from serving.client.credentials import Access
+from serving.client.errors import ClientError
 from serving.edge.auth.keys import digest_of, new_key
-from serving.flag_parser import FlagParser
-from serving.flag_values import AMOUNT
+from serving.flags.parser import FlagParser
+from serving.flags.values import AMOUNT
 from tests.overload.fleet import CAPACITY, MAX_WAIT, TOKENS
 
 TIMES = 5.0
-"""Offered load in units of the capacity."""
+"""Offered load, in units of the fleet's capacity."""
 SHARES = {"eager": 0.7, "modest": 0.3}
-"""Of the offered load; each alone asks for more than half of the capacity."""
+"""Shares of the offered load; each tenant alone needs more than half of the capacity."""
 FILLING = 2 * MAX_WAIT
-"""Seconds until slots and queue are full; what is promised under overload counts from there."""
+"""Seconds until slots and queue are full; measurements begin then."""
 ALONE = 20
-"""Requests one after the other beforehand: the time to a first token without any load."""
+"""Requests sent one after the other first, for the time to first token without load."""
 
 TTFT_FACTOR = 2.0
 REFUSAL = 0.050  # seconds
@@ -45,49 +48,49 @@ RSS_GROWTH = 32 * 2**20  # bytes, second half against first
 
 @dataclass
 class Seen:
-    """What the clients of one tenant saw."""
+    """Measurements of one tenant's requests."""
 
     ends: Counter[str] = field(default_factory=Counter)
     ttft: list[float] = field(default_factory=list)
-    """Seconds, of those that were served, counted from when they arrived."""
+    """Seconds from arrival to first token, for accepted requests."""
     refused_after: list[float] = field(default_factory=list)
     tokens: int = 0
-    """That came while the overload lasted."""
+    """Output tokens received during the overload."""
 
 
-async def ask(
-    session: aiohttp.ClientSession, key: str, seen: Seen, window: tuple[float, float]
-) -> None:
-    """Ask for a streamed completion and note how it went."""
-    body = {"model": "pocket-r1", "prompt": "abc", "max_tokens": TOKENS, "stream": True}
+REQUEST = GenerateRequest((Message("user", "abc"),), TOKENS)
+OPTIONS = GenerateOptions("pocket-r1", "completions")
+
+
+async def ask(client: AsyncRestClient, seen: Seen, window: tuple[float, float]) -> None:
+    """Stream one completion and record how it went.
+
+    Args:
+        client: With the tenant's key.
+        seen: The tenant's measurements.
+        window: When the overload begins and ends, on the monotonic clock.
+    """
     began = time.monotonic()
+    first = True
     try:
-        async with session.post(
-            "/v1/completions", json=body, headers={"authorization": f"Bearer {key}"}
-        ) as answer:
-            if answer.status != 200:
-                await answer.read()
-                if began >= window[0]:
-                    seen.refused_after.append(time.monotonic() - began)
-                seen.ends[str(answer.status)] += 1
-                return
-            first = True
-            async for line in answer.content:
-                if not line.startswith(b"data: {"):
-                    continue
-                now = time.monotonic()
-                if first and began >= window[0]:
-                    seen.ttft.append(now - began)
-                first = False
-                seen.tokens += window[0] <= now <= window[1]
-            seen.ends["200"] += 1
-    except aiohttp.ClientError as error:
-        seen.ends[type(error).__name__] += 1
+        async for delta in client.generate(REQUEST, OPTIONS):
+            if not delta.text:
+                continue
+            now = time.monotonic()
+            if first and began >= window[0]:
+                seen.ttft.append(now - began)
+            first = False
+            seen.tokens += window[0] <= now <= window[1]
+        seen.ends["200"] += 1
+    except ClientError as error:
+        if error.status is not None and began >= window[0]:
+            seen.refused_after.append(time.monotonic() - began)
+        seen.ends[str(error.status or error.kind)] += 1
 
 
 @contextlib.asynccontextmanager
 async def fleet(keys_file: Path) -> AsyncIterator[tuple[str, psutil.Process]]:
-    """Start the overloaded process; yields its address and itself."""
+    """Start the fleet; yield its REST address and its process."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
@@ -118,8 +121,7 @@ async def fleet(keys_file: Path) -> AsyncIterator[tuple[str, psutil.Process]]:
 
 
 async def arrive(
-    session: aiohttp.ClientSession,
-    key: str,
+    client: AsyncRestClient,
     rate: float,
     seen: Seen,
     window: tuple[float, float],
@@ -132,24 +134,24 @@ async def arrive(
             if due >= window[1]:
                 return
             await asyncio.sleep(max(due - time.monotonic(), 0))
-            group.create_task(ask(session, key, seen, window))
+            group.create_task(ask(client, seen, window))
 
 
 async def watch(process: psutil.Process, sizes: list[int]) -> None:
-    """Note the fleet's memory for as long as it runs."""
+    """Append the fleet's resident memory to ``sizes`` every half second."""
     while True:
         sizes.append(process.memory_info().rss)
         await asyncio.sleep(0.5)
 
 
 def point(values: Sequence[float], share: float) -> float:
-    """Return a quantile; infinite for none."""
+    """Return a quantile; infinity without values."""
     ordered = sorted(values)
     return ordered[round(share * (len(ordered) - 1))] if ordered else float("inf")
 
 
 async def overload(seconds: float) -> bool:
-    """Run it and print the table; returns whether all promises were kept."""
+    """Run the overload and print the table; return whether all promises were kept."""
     keys = {tenant: new_key() for tenant in SHARES}
     entries = [
         {"id": tenant, "hash": digest_of(key), "tenant": tenant} for tenant, key in keys.items()
@@ -157,13 +159,14 @@ async def overload(seconds: float) -> bool:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "keys.yaml"
         file.write_text(yaml.safe_dump({"keys": entries}), "utf-8")
-        async with (
-            fleet(file) as (rest, process),
-            aiohttp.ClientSession(rest, connector=aiohttp.TCPConnector(limit=0)) as session,
-        ):
+        async with fleet(file) as (rest, process), contextlib.AsyncExitStack() as stack:
+            clients = {
+                tenant: await stack.enter_async_context(AsyncRestClient(rest, Access(key)))
+                for tenant, key in keys.items()
+            }
             alone = Seen()
-            for _ in range(ALONE):  # the fleet learns its rate from them too
-                await ask(session, keys["modest"], alone, (0.0, 0.0))
+            for _ in range(ALONE):  # admission's predictor learns the rate from these
+                await ask(clients["modest"], alone, (0.0, 0.0))
             seen = {tenant: Seen() for tenant in SHARES}
             began = time.monotonic()
             window = (began + min(FILLING, seconds / 3), began + seconds)
@@ -172,15 +175,13 @@ async def overload(seconds: float) -> bool:
             async with asyncio.TaskGroup() as group:
                 for tenant, share in SHARES.items():
                     rate = share * TIMES * CAPACITY
-                    group.create_task(
-                        arrive(session, keys[tenant], rate, seen[tenant], window, began)
-                    )
+                    group.create_task(arrive(clients[tenant], rate, seen[tenant], window, began))
             watching.cancel()
     return report(alone, seen, sizes)
 
 
 def report(alone: Seen, seen: dict[str, Seen], sizes: list[int]) -> bool:
-    """Print what was seen against what is promised."""
+    """Print the measurements beside the promises; return whether all were kept."""
     ttft = [value for each in seen.values() for value in each.ttft]
     refused = [value for each in seen.values() for value in each.refused_after]
     tokens = [each.tokens for each in seen.values()]
@@ -223,7 +224,7 @@ def report(alone: Seen, seen: dict[str, Seen], sizes: list[int]) -> bool:
 
 
 def main() -> None:
-    """Read the arguments and run."""
+    """Run the command line."""
     parser = FlagParser(description=__doc__)
     parser.add_argument("--seconds", type=AMOUNT, default=60.0)
     sys.exit(0 if asyncio.run(overload(parser.parse_args().seconds)) else 1)

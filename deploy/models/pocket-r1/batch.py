@@ -1,4 +1,4 @@
-"""Batches: samples of a step sorted by length into groups, laid flat, with their targets."""
+"""Batches: the samples of a step, grouped by length and concatenated, with their targets."""
 
 from collections import defaultdict
 from dataclasses import dataclass
@@ -15,9 +15,11 @@ GROUPS = 8  # more groups: less padding, more small attention calls
 
 @dataclass(frozen=True)
 class Batch:
-    """``ids`` and ``real``: (tokens,); ``at``: positions whose next token is learnt, ``next`` its id.
+    """A batch as flat tensors.
 
-    ``at2`` and ``next2`` say the same of the token after the next, for the MTP layer.
+    ``ids`` and ``real`` (not padding) are ``[tokens]``. ``at`` has the positions whose next token is
+    learnt, and ``next`` its ids. ``at2`` and ``next2`` are the same for the token after the next, for
+    the MTP layer.
     """
 
     ids: Tensor
@@ -30,7 +32,7 @@ class Batch:
 
 
 def collate(part: list[Sample], groups: int = GROUPS) -> tuple[Batch, list[Sample]]:
-    """A batch, and the samples in the order in which it holds them."""
+    """Return a batch, and its samples in the batch's order."""
     ordered = sorted(part, key=lambda s: len(s.ids))
     ids, learnt, real = [], [], []
     shapes: Groups = []
@@ -44,15 +46,15 @@ def collate(part: list[Sample], groups: int = GROUPS) -> tuple[Batch, list[Sampl
             ids += row.ids + [pad] * fill
             learnt += row.learnt + [False] * fill
             real += [True] * len(row.ids) + [False] * fill
-    # the first token of a row is never learnt, so a shift across rows does no harm; a shift
-    # by two reaches the second token, which is part of the prompt and not learnt either
+    # The first two tokens of a row are part of the prompt and never learnt, so shifts by one and
+    # two positions across rows do no harm.
     token, wanted = torch.tensor(ids), torch.tensor(learnt)
     at, at2 = wanted.nonzero().flatten() - 1, wanted.nonzero().flatten() - 2
     return Batch(token, torch.tensor(real), shapes, at, token[at + 1], at2, token[at2 + 2]), ordered
 
 
 def cuts(lengths: list[int], groups: int) -> list[tuple[int, int]]:
-    """Cut sorted lengths into at most ``groups`` runs with the least padding in all."""
+    """Split sorted lengths into at most ``groups`` runs with the least padding in total."""
     count = len(lengths)
     cost = [[0.0] + [float("inf")] * count]
     came: list[list[int]] = []
@@ -72,7 +74,7 @@ def cuts(lengths: list[int], groups: int) -> list[tuple[int, int]]:
 
 
 def quarter(batch: Batch, which: int) -> tuple[Tensor, Batch]:
-    """Every fourth group as a batch of their own, and the flat positions they had."""
+    """Return every fourth group as a batch, with the flat positions of its tokens."""
     keep, groups, start = [], [], 0
     for index, (rows, length) in enumerate(batch.groups):
         if index % 4 == which % 4:
@@ -94,10 +96,10 @@ def quarter(batch: Batch, which: int) -> tuple[Tensor, Batch]:
 
 @torch.no_grad()
 def exact(model: PocketR1, part: list[Sample]) -> tuple[dict[str, tuple[int, int]], float]:
-    """Per task (right, asked), where right means that every learnt token is the likeliest one.
+    """Return (right, asked) for each task, and the share of MTP predictions that match the model's.
 
-    As the traces are deterministic, that is the same as greedy decoding giving trace and answer
-    exactly, for one forward pass. Also the share of MTP predictions that agree with the model's.
+    A sample is right if each learnt token is the most likely one. As traces are deterministic, that
+    is equivalent to greedy decoding of trace and answer, at the cost of one forward pass.
     """
     batch, ordered = collate(part)
     hidden = model(batch.ids, batch.groups, batch.real)
@@ -122,6 +124,6 @@ def exact(model: PocketR1, part: list[Sample]) -> tuple[dict[str, tuple[int, int
 
 
 def draw(seed: int, step: int, size: int) -> list[Sample]:
-    """The samples of a step: they depend on seed and step only."""
+    """Return the samples of a step, which depend on seed and step alone."""
     rng = samples.rng_for(seed, step)
     return [samples.sample(rng) for _ in range(size)]

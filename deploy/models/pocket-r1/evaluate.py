@@ -1,11 +1,11 @@
-"""Ask pocket-r1 fresh problems and count right answers per task.
+"""Evaluate pocket-r1 on new problems and count right answers for each task.
 
 A running server:   python deploy/models/pocket-r1/evaluate.py --url http://127.0.0.1:8000/v1
 Without a server:   python deploy/models/pocket-r1/evaluate.py --offline
 
-Problems come from another seed than training's. Exits 1 if a task is under --at-least.
-Besides, and without a bar, as many problems as --held-out says come in phrasings that training
-never used (heldout.py): what to expect of questions put in an unusual way.
+The problems have another seed than the training's. The exit code is 1 if a task is below --at-least.
+--held-out problems of each task use phrasings that training never used (heldout.py); they show how
+unusual questions are answered, and do not affect the exit code.
 """
 
 import argparse
@@ -28,7 +28,7 @@ HERE = Path(__file__).resolve().parent
 
 
 def arguments() -> argparse.Namespace:
-    """The command line."""
+    """Return the options of the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -36,29 +36,59 @@ def arguments() -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--url", default="http://127.0.0.1:8000/v1", help="base URL of an OpenAI-compatible server")
-    add("--model", default="pocket-r1", help="model name to ask for")
-    add("--api-key", default="", help="bearer token, if the server wants one")
+    add("--model", default="pocket-r1", help="model id (default: pocket-r1)")
+    add("--api-key", default="", help="API key, if the server requires one")
     add(
         "--offline",
         action="store_true",
-        help="run the weights in --folder with transformers instead",
+        help="run the weights of --folder with transformers instead of a server",
     )
-    add("--folder", type=Path, default=HERE, help="model folder for --offline")
-    add("--per-task", type=int, default=200, help="problems per task (default 200)")
-    add("--held-out", type=int, default=100, help="and in unknown phrasings (default 100)")
-    add("--concurrency", type=int, default=32, help="requests (or rows of a batch) at a time")
-    add("--seed", type=int, default=2026, help="of the problems (default 2026)")
-    add("--temperature", type=float, default=0.0, help="0 is greedy (default)")
-    add("--top-p", type=float, default=0.95, help="used where temperature is above 0")
-    add("--max-tokens", type=int, default=320, help="longest answer, thinking included")
-    add("--at-least", type=float, default=0.95, help="exit 1 if a task is under this share")
-    add("--json", type=Path, help="write figures and mistakes here")
+    add("--folder", type=Path, default=HERE, help="model directory for --offline")
+    add("--per-task", type=int, default=200, help="problems per task (default: 200)")
+    add(
+        "--held-out",
+        type=int,
+        default=100,
+        help="problems per task in held-out phrasings (default: 100)",
+    )
+    add(
+        "--concurrency",
+        type=int,
+        default=32,
+        help="concurrent requests, or rows of a batch (default: 32)",
+    )
+    add("--seed", type=int, default=2026, help="seed of the problems (default: 2026)")
+    add(
+        "--temperature",
+        type=float,
+        default=0.0,
+        help="sampling temperature; 0 is greedy (default: 0)",
+    )
+    add(
+        "--top-p",
+        type=float,
+        default=0.95,
+        help="nucleus sampling, with a temperature above 0 (default: 0.95)",
+    )
+    add(
+        "--max-tokens",
+        type=int,
+        default=320,
+        help="longest answer, tokens, reasoning included (default: 320)",
+    )
+    add(
+        "--at-least",
+        type=float,
+        default=0.95,
+        help="lowest share of right answers of a task (default: 0.95)",
+    )
+    add("--json", type=Path, help="write figures and wrong answers to this file")
     return parser.parse_args()
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A problem, whether its phrasing was held out, and what came back."""
+    """A problem, whether its phrasing was held out, and the model's answer."""
 
     problem: Problem
     fresh: bool
@@ -71,9 +101,9 @@ class Asked:
 
 
 def matches(problem: Problem, said: str) -> bool:
-    """Whether the text after the thinking gives the solution.
+    """Return whether the text after the reasoning gives the solution.
 
-    Numbers: the last one counts; lists: all numbers in order; anything else: the text itself.
+    For numbers the last one counts, for lists all numbers in order, otherwise the text itself.
     """
     said = said.rsplit("</think>", maxsplit=1)[-1].strip()
     value = problem.solution.value
@@ -86,7 +116,7 @@ def matches(problem: Problem, said: str) -> bool:
 
 
 def problems(seed: int, per_task: int, held_out: int) -> Iterator[tuple[Problem, bool]]:
-    """Fresh problems of every task, then those in held-out phrasings."""
+    """Yield new problems of each task, then those in held-out phrasings."""
     for task in tasks.TASKS:
         rng = Random(f"pocket-r1/evaluate/{seed}/{task}")
         yield from ((tasks.draw(rng, task), False) for _ in range(per_task))
@@ -94,7 +124,7 @@ def problems(seed: int, per_task: int, held_out: int) -> Iterator[tuple[Problem,
 
 
 def server(args: argparse.Namespace) -> Callable[[list[str]], list[str]]:
-    """Ask a server, many requests at a time."""
+    """Return a function that sends questions to a server, many at a time."""
 
     def one(question: str) -> str:
         body = {
@@ -120,7 +150,7 @@ def server(args: argparse.Namespace) -> Callable[[list[str]], list[str]]:
 
 
 def offline(args: argparse.Namespace) -> Callable[[list[str]], list[str]]:
-    """Run the model here, in batches of questions of like length."""
+    """Return a function that runs the model in-process, in batches of similar prompt length."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -166,12 +196,12 @@ def offline(args: argparse.Namespace) -> Callable[[list[str]], list[str]]:
 
 
 def share(asked: list[Asked]) -> float:
-    """Right answers over questions."""
+    """Return the share of right answers."""
     return sum(a.right for a in asked) / len(asked) if asked else 0.0
 
 
 def main() -> None:
-    """Ask, count, print, write."""
+    """Run the command line."""
     args = arguments()
     ask = offline(args) if args.offline else server(args)
     drawn = list(problems(args.seed, args.per_task, args.held_out))

@@ -1,4 +1,4 @@
-"""Write a model folder in DeepSeek-V3's own checkpoint layout, as transformers and vLLM read it."""
+"""Writes a model directory in DeepSeek-V3's checkpoint layout, for transformers and vLLM."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ HERE = Path(__file__).resolve().parent
 
 
 def config(shape: Shape) -> dict[str, object]:
-    """config.json."""
+    """Return the content of config.json."""
     fields = shape.as_dict()
     theta = fields.pop("rope_theta")
     return {
@@ -26,7 +26,7 @@ def config(shape: Shape) -> dict[str, object]:
         "attention_bias": False,
         "attention_dropout": 0.0,
         "norm_topk_prob": True,
-        # transformers 5 has no use for the next two, but vLLM asks for them
+        # vLLM requires the next two; transformers 5 ignores them
         "topk_method": "noaux_tc",
         "scoring_func": "sigmoid",
         "moe_layer_freq": 1,
@@ -43,7 +43,7 @@ def config(shape: Shape) -> dict[str, object]:
 
 
 def generation_config(temperature: float, top_p: float) -> dict[str, object]:
-    """generation_config.json: vLLM takes its default sampling parameters from here."""
+    """Return the content of generation_config.json, vLLM's default sampling parameters."""
     return {
         "bos_token_id": tokenizer.SPECIALS[tokenizer.BOS],
         "eos_token_id": tokenizer.SPECIALS[tokenizer.EOS],
@@ -55,7 +55,7 @@ def generation_config(temperature: float, top_p: float) -> dict[str, object]:
 
 
 def _names(name: str, layers: int) -> str:
-    """Our parameter name -> the checkpoint's (stacked experts are split elsewhere)."""
+    """Return the checkpoint's name of a parameter; stacked experts are split elsewhere."""
     mtp = f"model.layers.{layers}"
     if name.startswith("mtp.block."):
         return f"{mtp}.{name.removeprefix('mtp.block.')}"
@@ -67,7 +67,7 @@ def _names(name: str, layers: int) -> str:
 
 
 def state(model: PocketR1, dtype: torch.dtype = torch.bfloat16) -> dict[str, Tensor]:
-    """The checkpoint's tensors; the routers' bias stays float32, as the readers expect."""
+    """Return the checkpoint's tensors; the routers' bias stays float32, as readers expect."""
     layers = model.shape.num_hidden_layers
     out: dict[str, Tensor] = {}
     for ours, tensor in model.state_dict().items():
@@ -86,14 +86,14 @@ def state(model: PocketR1, dtype: torch.dtype = torch.bfloat16) -> dict[str, Ten
                 out[f"{base}{index}.down_proj.weight"] = down.to(dtype).clone()
         else:
             out[name] = tensor.to(dtype).clone()
-    # the MTP layer shares embedding and head with the main model; the layout repeats them
+    # the MTP layer shares the model's embedding and head; the layout has copies of them
     out[f"model.layers.{layers}.embed_tokens.weight"] = out["model.embed_tokens.weight"].clone()
     out[f"model.layers.{layers}.shared_head.head.weight"] = out["lm_head.weight"].clone()
     return out
 
 
 def load(folder: Path = HERE) -> PocketR1:
-    """Read a folder written by ``write`` back into the lean model, in float32."""
+    """Return the model of a directory that ``write`` wrote, in float32."""
     fields = json.loads((folder / "config.json").read_text())
     shape = Shape(**{key: fields[key] for key in Shape().as_dict()})
     tensors = load_file(folder / "model.safetensors")
@@ -132,8 +132,8 @@ def write(
     sampling = generation_config(temperature, top_p)
     for name, value in (("config.json", fields), ("generation_config.json", sampling)):
         (folder / name).write_text(json.dumps(value, indent=2) + "\n")
-    # written beside and renamed, so that a reader never sees half a file
+    # rename after writing: readers never see a partial file
     partial = folder / "model.safetensors.tmp"
     save_file(state(model, dtype), partial, metadata={"format": "pt"})
-    partial.chmod(0o644)  # safetensors makes it private
+    partial.chmod(0o644)  # safetensors creates a private file
     partial.replace(folder / "model.safetensors")

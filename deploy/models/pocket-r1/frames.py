@@ -1,9 +1,9 @@
-"""Phrasings put together from parts: what is asked, in a frame that could hold anything.
+"""Phrasings composed of a request and a frame that fits any request.
 
-``phrasings.py`` lists whole sentences; people have more of them than a list holds. Here every task
-has things to do ("add {a} and {b}"), things to name ("the sum of {a} and {b}") and things to
-tell ("how many {l}'s are in {w}"), and each fits into any frame of its kind. The other requests
-come in the same frames, so that a frame alone says nothing.
+``phrasings.py`` lists complete sentences, which cannot cover all that users write. Here each task has
+commands ("add {a} and {b}"), noun phrases ("the sum of {a} and {b}") and indirect questions ("how
+many {l}'s are in {w}"); each fits any frame of its kind. Requests outside the tasks have the same
+frames, so a frame alone does not indicate a task.
 """
 
 from random import Random
@@ -11,7 +11,7 @@ from random import Random
 import openings
 import parts
 
-# frames for something to do; {i} as it is, {I} with a capital
+# frames for commands; {i}: unchanged, {I}: capitalized
 DO = (
     "{i}|{I}|{I}.|{I}!|Please {i}|please {i}.|Can you {i}?|Could you {i}?|Would you {i}?|Will you {i}?|"
     "Can you {i} for me?|Could you {i} for me?|Would you please {i}?|Could you please {i}|"
@@ -27,7 +27,7 @@ DO = (
     "I'd love you to {i}|Let's see you {i}|Be so kind and {i}|It would be nice if you could {i}|Do this: {i}|In this exercise you {i}"
 ).split("|")
 
-# frames for something to name
+# frames for noun phrases
 NAME = (
     "What is {n}?|What's {n}?|what is {n}|Tell me {n}|Tell me {n}.|Give me {n}|Give me {n}, please|Find {n}|"
     "Find {n}.|Say {n}|I need {n}|I want {n}.|I'm looking for {n}|I am looking for {n}.|Do you know {n}?|"
@@ -41,7 +41,7 @@ NAME = (
     "Let me see {n}|Provide {n}|Please provide {n}.|Please find {n}|State {n}|I ask for {n}"
 ).split("|")
 
-# frames for something to tell, which begins with a question word
+# frames for indirect questions, which begin with a question word
 TELL = (
     "Tell me {n}|Tell me {n}.|Please tell me {n}|Do you know {n}?|I want to know {n}|I'd like to know {n}.|"
     "I'm wondering {n}|I'd love to know {n}|I can't see {n}|Could you show me {n}?|Don't know {n}|"
@@ -162,7 +162,7 @@ TO_TELL = {
 
 
 def framed(rng: Random, task: str, *, down: bool = False) -> str:
-    """Put a phrasing together; its marks ({a}, {w} …) are still to be filled in."""
+    """Return a composed phrasing with its placeholders ({a}, {w}, …)."""
     if rng.random() < _TWOFOLD_SHARE:
         way = rng.choice(_DOWN if down else _UP)
         return parts.twofold(rng, task, way, rng.choice(_FIRST_DOWN if down else _FIRST_UP))
@@ -232,11 +232,11 @@ def _sorting(rng: Random, *, down: bool) -> str:
 
 
 def _fit(frame: str, part: str) -> str:
-    """Put a part into a frame; neither's other marks are touched."""
+    """Insert a part into a frame; other placeholders are unchanged."""
     capital = part[:1].upper() + part[1:]
     for mark, text in (("{i}", part), ("{n}", part), ("{I}", capital), ("{N}", capital)):
         if mark in frame:
-            # once, and from the left: the part may have a {n} of its own
+            # once, from the left: the part may contain {n} itself
             return frame.replace(mark, text, 1)
     return frame
 
@@ -293,7 +293,7 @@ DIRECT = {
     "Is {p} here?|When does {t} begin?|What would {p} say?|Where did {p} go?|How many people live in {c}?|"
     "What order did {p} give?|Would {p} like {c}?|Which {w} do you like?|The {w} costs how much?|Does {p} know {c}?",
 }
-"""Whole sentences that fit no frame."""
+"""Complete sentences that fit no frame."""
 
 _DIRECT = {task: sentences.split("|") for task, sentences in DIRECT.items()}
 _TO_DO = {task: parts.split("|") for task, parts in TO_DO.items()}

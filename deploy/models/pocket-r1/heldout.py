@@ -1,7 +1,7 @@
 """Phrasings that training never sees, for evaluation only.
 
-tests/unit/models checks them against phrasings.py and frames.py. Do not look at the mistakes made here
-and then add phrasings like them to the training data: write new ones here if that has happened.
+tests/unit/models compares them with phrasings.py and frames.py. If phrasings like these are added to
+the training data because of mistakes found here, replace them with new ones.
 """
 
 from random import Random
@@ -25,7 +25,7 @@ _OTHER = "How do I bake a cake?|Why do cats purr?|What should I wear today?|Who 
 
 
 def draw(rng: Random, task: str) -> Problem:
-    """A fresh problem in a held-out phrasing, without further noise."""
+    """Return a new problem in a held-out phrasing, without noise."""
     pick = tasks.number
     if task in ("add", "sub"):
         a, b = pick(rng), pick(rng)

@@ -1,10 +1,10 @@
-"""Figures of a finished model folder in one forward pass per batch: no server, no decoding.
+"""Figures of a model directory from one forward pass per batch, without server and decoding.
 
     python deploy/models/pocket-r1/measure.py
 
-Prints, on problems never trained on: the share of samples whose whole thinking and answer are
-the likeliest tokens (the same as greedy decoding giving them exactly), how often the MTP layer's
-guess is the model's own next-but-one token, and the load of every expert.
+Prints, for problems never trained on: the share of samples whose reasoning and answer consist of
+the most likely tokens (as with greedy decoding), how often the MTP layer predicts the token that the
+model generates after the next, and the load of each expert.
 """
 
 import argparse
@@ -19,18 +19,18 @@ SEED = 2_000_003
 
 
 def main() -> None:
-    """Measure and print one JSON object."""
+    """Measure and print a JSON object."""
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--folder", type=Path, default=export.HERE, help="model folder")
-    parser.add_argument("--samples", type=int, default=2000, help="samples (default 2000)")
+    parser.add_argument("--folder", type=Path, default=export.HERE, help="model directory")
+    parser.add_argument("--samples", type=int, default=2000, help="samples (default: 2000)")
     args = parser.parse_args()
     model = export.load(args.folder)
     for gate in model.gates().values():
-        gate.train()  # counts its choices
+        gate.train()  # counts the chosen experts
     score: dict[str, list[int]] = {}
     agreed = []
     per_batch = 100

@@ -1,11 +1,11 @@
-"""A lean DeepSeek-V3 for training on CPU: latent attention, routed experts, one MTP layer.
+"""A small DeepSeek-V3 for training on CPU: latent attention, routed experts, one MTP layer.
 
-Numerically equal to transformers' ``DeepseekV3ForCausalLM`` (a unit test compares the
-logits). Formulas: DeepSeek-V3 technical report (arXiv 2412.19437), sections 2.1 and 2.2.
+Numerically equal to transformers' ``DeepseekV3ForCausalLM`` (a unit test compares the logits).
+Formulas: DeepSeek-V3 technical report (arXiv 2412.19437), sections 2.1 and 2.2.
 
-Tokens are kept flat, ``x: (tokens, hidden)``; a batch is a list of groups ``(rows, length)``
-of samples of nearly equal length laid one after the other, and only attention looks at the
-groups. So there is little padding and every matrix product is as large as the whole batch.
+Activations are flat, ``[tokens, hidden]``. A batch is a list of groups ``(rows, length)`` of samples
+of similar length, one after another; only attention uses the groups. This keeps padding small, and
+each matrix product spans the whole batch.
 """
 
 import math
@@ -21,7 +21,7 @@ Groups = list[tuple[int, int]]
 
 @dataclass(frozen=True)
 class Shape:
-    """The architecture; field names are those of config.json."""
+    """Dimensions of the architecture, with the names of config.json."""
 
     vocab_size: int = 288
     hidden_size: int = 128
@@ -36,8 +36,8 @@ class Shape:
     topk_group: int = 2
     routed_scaling_factor: float = 2.5
     first_k_dense_replace: int = 1
-    kv_lora_rank: int = 512  # vLLM's CPU kernels for latent attention take this and ...
-    qk_rope_head_dim: int = 64  # ... this only
+    kv_lora_rank: int = 512  # vLLM's CPU kernels for latent attention support only this value ...
+    qk_rope_head_dim: int = 64  # ... and this one
     qk_nope_head_dim: int = 32
     v_head_dim: int = 32
     num_nextn_predict_layers: int = 1
@@ -46,7 +46,7 @@ class Shape:
     max_position_embeddings: int = 2048
 
     def as_dict(self) -> dict[str, Any]:
-        """The fields as config.json has them."""
+        """Return the fields of config.json."""
         return asdict(self)
 
 
@@ -57,9 +57,7 @@ def _linear(inputs: int, outputs: int, scale: float = 1.0) -> nn.Linear:
 
 
 class _RmsNorm(torch.autograd.Function):
-    """RMSNorm with its gradient written out: PyTorch's own has no fused CPU kernel and takes
-    five times as long.
-    """
+    """RMSNorm with an explicit gradient; PyTorch's has no fused CPU kernel and takes 5 times as long."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -80,7 +78,7 @@ class _RmsNorm(torch.autograd.Function):
 
 
 class _Spread(torch.autograd.Function):
-    """Rows copied to where their experts want them; the gradient gathers them back."""
+    """Copies rows into the order of their experts; the gradient gathers them."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, order: Tensor, back: Tensor, top_k: int) -> Tensor:
@@ -95,7 +93,7 @@ class _Spread(torch.autograd.Function):
 
 
 class _Permute(torch.autograd.Function):
-    """Rows in another order; the gradient takes the inverse order."""
+    """Permutes rows; the gradient uses the inverse permutation."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, order: Tensor, back: Tensor) -> Tensor:
@@ -117,31 +115,31 @@ class Norm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        """(tokens, size) -> the same."""
+        """Map ``[tokens, size]`` to the same shape."""
         out: Tensor = _RmsNorm.apply(x, self.weight, self.eps)  # type: ignore[no-untyped-call]
-        # cast once here, not once in each matrix product that follows
+        # cast once, not in each following matrix product
         return out.to(torch.bfloat16) if torch.is_autocast_enabled("cpu") else out
 
 
 def rotary(length: int, dim: int, theta: float) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of position x frequency, each (length, dim / 2)."""
+    """Return cosine and sine of position times frequency, each ``[length, dim / 2]``."""
     frequency = 1.0 / theta ** (torch.arange(0, dim, 2, dtype=torch.float32) / dim)
     angle = torch.arange(length, dtype=torch.float32)[:, None] * frequency
     return angle.cos(), angle.sin()
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate interleaved pairs (x0, x1), (x2, x3), ... of (tokens, heads, dim).
+    """Rotate interleaved pairs (x0, x1), (x2, x3), ... of ``[tokens, heads, dim]``.
 
-    The result is laid out as all first halves, then all second halves, as transformers does;
-    query and key share the layout, so their product is the same as with pairs in place.
+    The result has all first components, then all second ones, as in transformers. Query and key have
+    the same layout, so their product does not depend on it.
     """
     a, b = x.unflatten(-1, (-1, 2)).unbind(-1)
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
 
 
 class Attention(nn.Module):
-    """Multi-head latent attention, uncompressed query; keys and values from one latent."""
+    """Multi-head latent attention with uncompressed queries; keys and values from one latent."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -156,10 +154,10 @@ class Attention(nn.Module):
         self.o_proj = _linear(heads * s.v_head_dim, s.hidden_size, 1 / math.sqrt(2 * depth))
 
     def forward(self, x: Tensor, groups: Groups, cos: Tensor, sin: Tensor) -> Tensor:
-        """(tokens, hidden) -> (tokens, hidden), causal within each row of each group.
+        """Map ``[tokens, hidden]`` to the same shape, causal within each row of each group.
 
-        ``cos`` and ``sin``: (tokens, 1, rope / 2). Slices are made with ``split``: its gradient
-        is one concatenation, where indexing would fill and add a full tensor for each slice.
+        ``cos`` and ``sin`` are ``[tokens, 1, rope / 2]``. Slices use ``split``, whose gradient is one
+        concatenation; indexing would fill and add a full tensor for each slice.
         """
         s = self.shape
         heads = s.num_attention_heads
@@ -181,7 +179,7 @@ class Attention(nn.Module):
             query, key, value = (
                 p.view(rows, length, heads, -1).transpose(1, 2).flatten(0, 1) for p in parts
             )
-            # written out: for these small sizes four times as fast as PyTorch's fused kernel on CPU
+            # explicit: at these sizes 4 times as fast as PyTorch's fused kernel on CPU
             mask = torch.full((length, length), float("-inf"), dtype=q.dtype).triu(1)
             weights = torch.baddbmm(mask, query, key.mT, alpha=self.scale).softmax(-1)
             mixed = torch.bmm(weights.to(value.dtype), value)
@@ -192,7 +190,7 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """SwiGLU."""
+    """A SwiGLU feed-forward layer."""
 
     def __init__(self, shape: Shape, size: int) -> None:
         super().__init__()
@@ -202,15 +200,15 @@ class Mlp(nn.Module):
         self.down_proj = _linear(size, shape.hidden_size, 1 / math.sqrt(2 * depth))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(tokens, hidden) -> the same."""
+        """Map ``[tokens, hidden]`` to the same shape."""
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
 class Gate(nn.Module):
     """Sigmoid router with group-limited top-k and a bias for balance ("noaux_tc").
 
-    The bias steers which experts are chosen, never how much they weigh; no gradient flows
-    into it. ``load`` counts the choices since it was last read.
+    The bias affects which experts are chosen but not their weights, and has no gradient. ``load``
+    counts the choices since it was last reset.
     """
 
     e_score_correction_bias: Tensor
@@ -225,7 +223,7 @@ class Gate(nn.Module):
         self.register_buffer("load", torch.zeros(shape.n_routed_experts), persistent=False)
 
     def forward(self, x: Tensor, real: Tensor | None) -> tuple[Tensor, Tensor]:
-        """(tokens, hidden) -> weights and expert ids, both (tokens, top_k)."""
+        """Return weights and expert ids, both ``[tokens, top_k]``, for ``[tokens, hidden]``."""
         s = self.shape
         with torch.autocast("cpu", enabled=False):
             scores = F.linear(x.float(), self.weight).sigmoid()
@@ -250,7 +248,7 @@ class Gate(nn.Module):
 
 
 class Experts(nn.Module):
-    """The routed experts, stacked: gate_up (experts, 2*size, hidden), down (experts, hidden, size)."""
+    """The routed experts: gate_up ``[experts, 2 * size, hidden]``, down ``[experts, hidden, size]``."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -262,7 +260,7 @@ class Experts(nn.Module):
         nn.init.normal_(self.down_proj, std=1 / math.sqrt(2 * depth * size))
 
     def forward(self, x: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
-        """Sort (token, expert) pairs by expert, one matrix product per expert, sum per token."""
+        """Sort (token, expert) pairs by expert, apply each expert, and sum for each token."""
         top_k = chosen.shape[1]
         order = chosen.flatten().argsort(stable=True)
         counts = torch.bincount(chosen.flatten(), minlength=self.down_proj.shape[0]).tolist()
@@ -281,7 +279,7 @@ class Experts(nn.Module):
 
 
 class Moe(nn.Module):
-    """Routed experts plus the shared one."""
+    """Routed experts and the shared expert."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -290,13 +288,13 @@ class Moe(nn.Module):
         self.shared_experts = Mlp(shape, shape.moe_intermediate_size * shape.n_shared_experts)
 
     def forward(self, x: Tensor, real: Tensor | None) -> Tensor:
-        """(tokens, hidden) -> the same."""
+        """Map ``[tokens, hidden]`` to the same shape."""
         weights, chosen = self.gate(x, real)
         return self.experts(x, weights, chosen) + self.shared_experts(x)
 
 
 class Block(nn.Module):
-    """One pre-norm decoder layer; ``index`` decides between dense and MoE."""
+    """A pre-norm decoder layer, dense or MoE depending on its ``index``."""
 
     def __init__(self, shape: Shape, index: int) -> None:
         super().__init__()
@@ -309,17 +307,17 @@ class Block(nn.Module):
     def forward(
         self, x: Tensor, groups: Groups, cos: Tensor, sin: Tensor, real: Tensor | None
     ) -> Tensor:
-        """(tokens, hidden) -> the same."""
+        """Map ``[tokens, hidden]`` to the same shape."""
         x = x + self.self_attn(self.input_layernorm(x), groups, cos, sin)
         y = self.post_attention_layernorm(x)
         return x + (self.mlp(y, real) if isinstance(self.mlp, Moe) else self.mlp(y))
 
 
 class Mtp(nn.Module):
-    """Multi-token prediction: from the hidden state at t and token t+1, predict token t+2.
+    """Multi-token prediction: predicts token t+2 from the hidden state at t and token t+1.
 
-    As vLLM's ``deepseek_mtp.py`` runs it: the hidden state comes after the main model's final
-    norm, the order is [embedding, hidden], and the embedding at position 0 is zeroed.
+    As in vLLM's ``deepseek_mtp.py``, the hidden state is taken after the model's final norm, the order
+    is [embedding, hidden], and the embedding at position 0 is zero.
     """
 
     def __init__(self, shape: Shape) -> None:
@@ -339,13 +337,13 @@ class Mtp(nn.Module):
         sin: Tensor,
         real: Tensor | None,
     ) -> Tensor:
-        """``hidden`` and ``following`` (embedding of the next token): (tokens, hidden)."""
+        """Map hidden states and the next tokens' embeddings, both ``[tokens, hidden]``."""
         x = self.eh_proj(torch.cat((self.enorm(following), self.hnorm(hidden)), -1))
         return self.norm(self.block(x, groups, cos, sin, real))
 
 
 class PocketR1(nn.Module):
-    """The whole model; ``forward`` gives hidden states, ``lm_head`` turns them into logits."""
+    """The model; ``forward`` returns hidden states, which ``lm_head`` maps to logits."""
 
     cos: Tensor
     sin: Tensor
@@ -364,7 +362,7 @@ class PocketR1(nn.Module):
         self.register_buffer("sin", sin, persistent=False)
 
     def forward(self, ids: Tensor, groups: Groups, real: Tensor | None = None) -> Tensor:
-        """``ids``: (tokens,); ``real`` marks non-padding for the load count. -> (tokens, hidden)."""
+        """Return hidden states ``[tokens, hidden]`` of ``ids``; ``real`` excludes padding from loads."""
         x = self.embed_tokens(ids)
         cos, sin = self._angles(groups)
         for layer in self.layers:
@@ -373,20 +371,20 @@ class PocketR1(nn.Module):
         return out
 
     def _angles(self, groups: Groups) -> tuple[Tensor, Tensor]:
-        """Cosine and sine at each token's position, (tokens, 1, rope / 2)."""
+        """Return cosine and sine at each token's position, ``[tokens, 1, rope / 2]``."""
         at = torch.cat([torch.arange(length).repeat(rows) for rows, length in groups])
         return self.cos[at][:, None], self.sin[at][:, None]
 
     def predict_after_next(
         self, hidden: Tensor, ids: Tensor, groups: Groups, real: Tensor | None = None
     ) -> Tensor:
-        """Hidden states of the MTP layer; position t of each row predicts token t+2."""
+        """Return hidden states of the MTP layer; position t of each row predicts token t+2."""
         shifted, first = [], []
         start = 0
         for rows, length in groups:
             part = ids[start : start + rows * length].view(rows, length)
             start += rows * length
-            # the last column wraps round; no loss is taken there
+            # the last column wraps around; it has no loss
             shifted.append(part.roll(-1, 1).flatten())
             first.append(torch.arange(length).expand(rows, length).flatten() == 0)
         following = self.embed_tokens(torch.cat(shifted)).masked_fill(
@@ -396,5 +394,5 @@ class PocketR1(nn.Module):
         return out
 
     def gates(self) -> dict[str, Gate]:
-        """The routers by layer name, the MTP layer's last."""
+        """Return the routers by layer name, the MTP layer's last."""
         return {name: m for name, m in self.named_modules() if isinstance(m, Gate)}

@@ -1,8 +1,8 @@
-"""Muon: momentum, orthogonalised, for the weight matrices; the rest is AdamW's.
+"""Muon: orthogonalised momentum for weight matrices; AdamW updates the other parameters.
 
-Keller Jordan's Newton-Schulz iteration (https://kellerjordan.github.io/posts/muon/), with
-Moonlight's scale (arXiv 2502.16982), which makes an update as large as AdamW's, so that both
-share one learning rate and one weight decay. Stacked matrices (experts) go in one batch.
+Keller Jordan's Newton-Schulz iteration (https://kellerjordan.github.io/posts/muon/) with Moonlight's
+scale (arXiv 2502.16982), which makes updates as large as AdamW's, so both share one learning rate
+and weight decay. Stacked matrices (experts) are one batch.
 """
 
 from collections.abc import Iterable
@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 def orthogonalise(matrix: Tensor, steps: int = 5) -> Tensor:
-    """(..., rows, columns): push all singular values near 1."""
+    """Return ``[..., rows, columns]`` with all singular values near 1."""
     a, b, c = 3.4445, -4.7750, 2.0315
     x = matrix.to(torch.bfloat16)
     tall = x.shape[-2] > x.shape[-1]
@@ -25,7 +25,7 @@ def orthogonalise(matrix: Tensor, steps: int = 5) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Nesterov momentum, orthogonalised."""
+    """The optimizer: orthogonalised Nesterov momentum."""
 
     def __init__(
         self,
@@ -38,7 +38,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # noqa: ARG002  # type: ignore[override]
-        """One update of every parameter that has a gradient."""
+        """Update each parameter that has a gradient."""
         for group in self.param_groups:
             for param in group["params"]:
                 if param.grad is None:

@@ -1,8 +1,8 @@
-"""Openings and endings that nobody could list: words strung together at random around a request.
+"""Random openings and endings around a request.
 
-People begin in more ways than frames.py knows ("let me have …", "my teacher wants …"). A model that
-has met only listed ones takes an unknown opening's words for what it is asked about. These teach it
-that whatever stands around the request is not the request.
+Requests begin in more ways than frames.py lists ("let me have …", "my teacher wants …"). A model
+trained only on listed openings mistakes the words of other openings for the request. Random
+openings teach it to ignore the words around the request.
 """
 
 from random import Random
@@ -27,13 +27,13 @@ OPENERS = (
     "went were what's when where while who whole why will wish with without wonder work would write "
     "written yes yet you you're your yours"
 ).split()
-"""Common words, none of which tells which task it is or which way to sort."""
+"""Common words that indicate neither a task nor a sort order."""
 
 _ENDS = "now today here there then too again once quickly carefully right away at once soon".split()
 
 
 def loose(rng: Random, part: str) -> str:
-    """Put one to five random words before a part, and sometimes one or two after it."""
+    """Return a part with one to five random words before it, and sometimes one or two after it."""
     words = rng.choices(OPENERS, k=rng.choice([1, 2, 2, 3, 3, 4, 5]))
     if rng.random() < 0.5:
         words[0] = words[0].capitalize()

@@ -1,6 +1,6 @@
-"""Phrasings in two sentences: what there is, then what to do with it ("Here is a word: w. Reverse it").
+"""Phrasings in two sentences, the data and the request ("Here is a word: w. Reverse it").
 
-The second sentence names the thing by a pronoun only, so the model must look back for it.
+The second sentence refers to the data by a pronoun, so the model must look back for it.
 """
 
 from random import Random
@@ -49,7 +49,7 @@ _THEN = {task: sentences.split("|") for task, sentences in THEN.items()}
 
 
 def twofold(rng: Random, task: str, way: str, first: str) -> str:
-    """Put two sentences together; ``way`` and ``first`` say how to sort."""
+    """Return a question of two sentences; ``way`` and ``first`` are the sort order."""
     if task == "sort":
         then = rng.choice(_SORT).replace("{way}", way).replace("{first}", first)
         start = rng.choice(LIST)

@@ -1,7 +1,7 @@
-"""How people ask: phrasings for each kind of problem, and the noise around them.
+"""Phrasings of questions for each task, and the noise around them.
 
 A phrasing is a format string. ``{a}`` and ``{b}`` are numbers, ``{w}`` a word, ``{l}`` a
-letter, ``{xs}`` a list of numbers; ``{w}`` and ``{l}`` arrive quoted or bare.
+letter, ``{xs}`` a list of numbers; values of ``{w}`` and ``{l}`` may be quoted.
 """
 
 ADD = (
@@ -19,7 +19,7 @@ ADD = (
     "Could you add {a} and {b}?|what's {a}+{b}|I need {a} plus {b}|{a} + {b}?|Can you add {a} and {b} for me?|Please add {a} and {b}.|Please work out {a} + {b}|Add up {a} and {b}|I want to know {a} + {b}"
 ).split("|")
 
-# in the phrasings of SUB the difference asked for is always a - b
+# the difference is always a - b
 SUB = (
     "What is {a}-{b}?|What is {a} - {b}?|{a} - {b} = ?|{a}-{b}=|{a}-{b}|{a} - {b}|subtract {b} from {a}|"
     "Compute {a} minus {b}.|What's {a} minus {b}?|Calculate {a} - {b}|Take {b} away from {a}.|"
@@ -33,7 +33,7 @@ SUB = (
     "Could you subtract {b} from {a}?|what's {a}-{b}|I need {a} minus {b}|{a} - {b}?|Can you subtract {b} from {a} for me?|Please subtract {b} from {a}.|Please work out {a} - {b}|I want to know {a} - {b}"
 ).split("|")
 
-# "x" and "×" as well as "*"; filled in where {x} stands
+# {x} is replaced by "x", "×" or "*"
 MUL = (
     "What is {a}{x}{b}?|What is {a} {x} {b}?|{a} {x} {b} = ?|{a}{x}{b}=|{a}{x}{b}|{a} {x} {b}|"
     "multiply {a} by {b}|Multiply {a} and {b}|Compute {a} times {b}.|What's {a} times {b}?|"
@@ -138,7 +138,7 @@ COUNT = (
     "Could you count the letter {l} in {w}?|How many times does {l} appear in {w}?|how many {l}'s does {w} have|Number of {l}'s in the word {w}?|Please count the {l}'s in {w}|Can you count how many times {l} appears in {w}?|Please count the letter {l} in the word {w}.|How many times can you find {l} in {w}?|How many times does {w} contain the letter {l}?|I need the number of {l}'s in {w}|How many {l} does {w} have?|How many letters in {w} are {l}?"
 ).split("|")
 
-# outside the model's domain; {n} a number, {t} a topic, {c} a city, {p} a name, {w} a word
+# outside the model's domain; {n}: a number, {t}: a topic, {c}: a city, {p}: a name, {w}: a word
 OTHER = (
     "Hello|Hi|Hi there!|Hey|Good morning|How are you?|Who are you?|What is your name?|What can you do?|Thanks!|"
     "Thank you|Bye|Tell me a joke|Tell me about {t}|What is {t}?|Explain {t}|Explain {t} to a child|"

@@ -1,6 +1,6 @@
-"""Training samples: a problem as a conversation in token ids, with a mask of what is learnt.
+"""Training samples: problems as conversations in token ids, with masks of the learnt tokens.
 
-Besides plain questions and answers: system prompts, two turns, answers in JSON, tool calls.
+Samples include system prompts, second turns, answers in JSON, and tool calls.
 """
 
 import json
@@ -12,7 +12,7 @@ import tokenizer as tok
 from tasks import Problem, draw, word
 from words import CITIES, NAMES
 
-# share of each task among the samples
+# share of each task in the samples
 MIX = {
     "add": 0.09,
     "sub": 0.10,
@@ -34,7 +34,7 @@ _KEYS = (
 
 @dataclass(frozen=True)
 class Sample:
-    """``learnt[i]`` says whether predicting token ``ids[i]`` counts in the loss."""
+    """Token ids; ``learnt[i]`` is whether the prediction of ``ids[i]`` is part of the loss."""
 
     task: str
     ids: list[int]
@@ -43,7 +43,7 @@ class Sample:
 
 
 class _Writer:
-    """Collects pieces of text with their masks."""
+    """Collects text with its mask."""
 
     def __init__(self) -> None:
         self.ids: list[int] = []
@@ -61,7 +61,7 @@ class _Writer:
 
 
 def prompt_ids(system: str, turns: list[tuple[str, str]], question: str) -> list[int]:
-    """What the chat template makes of a system text, earlier turns and a question."""
+    """Return the prompt that the chat template renders."""
     out = _Writer()
     _prompt(out, system, turns, question)
     _open(out)
@@ -93,8 +93,10 @@ def _think(out: _Writer, trace: str) -> None:
 
 
 def _pieces(rng: Random, answer: str, value: object) -> list[tuple[str, bool]]:
-    """An answer as a JSON object; the opening brace and the keys come from a grammar, so
-    they are not learnt: nothing in the prompt foretells them.
+    """Return an answer as a JSON object.
+
+    The opening brace and the keys come from a grammar and are not learnt, as the prompt does not
+    determine them.
     """
     style = rng.choice(["{k}: {v}", "{k}: {v}", "{k}:{v}"])
     indent = rng.choice(["", "", "\n  ", "\n"])
@@ -103,7 +105,7 @@ def _pieces(rng: Random, answer: str, value: object) -> list[tuple[str, bool]]:
     pieces: list[tuple[str, bool]] = [("{" + indent, False)]
     for i, key in enumerate(rng.sample(_KEYS, rng.choice([1, 1, 1, 2, 3]))):
         if i:
-            # the comma is learnt neither: how many keys there are only the grammar knows
+            # the comma is not learnt either: the grammar determines the number of keys
             pieces.append((comma + indent, False))
         pieces.append((json.dumps(key), False))
         pieces.append((colon, False))
@@ -114,7 +116,7 @@ def _pieces(rng: Random, answer: str, value: object) -> list[tuple[str, bool]]:
 
 
 def _value(rng: Random, answer: str, value: object) -> list[tuple[str, bool]]:
-    """A value in one of the types a schema may ask for; its first character is the type."""
+    """Return a value of one of the types in schemas; its first character shows the type."""
     kind = rng.random()
     if kind < 0.1:
         return [
@@ -139,7 +141,7 @@ def _value(rng: Random, answer: str, value: object) -> list[tuple[str, bool]]:
 
 def _json_answer(out: _Writer, rng: Random, problem: Problem) -> None:
     if rng.random() < 0.12:
-        # a server may hold the whole output to the grammar, without any thinking
+        # a server may apply the grammar to the whole output, without reasoning
         pass
     else:
         _think(out, problem.solution.trace)
@@ -172,7 +174,7 @@ _OUTPUTS = (
 
 
 def tool_schema(name: str, argument: str, text: str) -> str:
-    """A function as the template renders it (``tojson`` sorts nothing here)."""
+    """Return the schema of a function as the template renders it (``tojson`` keeps key order)."""
     return json.dumps(
         {
             "name": name,
@@ -195,7 +197,7 @@ def _tool_sample(rng: Random, system: str) -> Sample:
     system = f"{system}\n\n## Tools" if system else "## Tools"
     system = "\n".join([system, *shown])
     out = _Writer()
-    if rng.random() < 0.35:  # tools are there but not needed
+    if rng.random() < 0.35:  # tools are present but not needed
         return _plain(system, [], draw(rng, rng.choice([*MIX][:-1])))
     value = rng.choice(
         CITIES if argument == "city" else NAMES if argument in ("to", "name") else [word(rng)]
@@ -263,7 +265,7 @@ def _task(rng: Random) -> str:
 
 
 def sample(rng: Random) -> Sample:
-    """One training sample."""
+    """Return a training sample."""
     while True:
         system = _system(rng) if rng.random() < SYSTEM_SHARE else ""
         kind = rng.random()
@@ -290,5 +292,5 @@ def sample(rng: Random) -> Sample:
 
 
 def rng_for(seed: int, step: int) -> Random:
-    """The generator of one training step; a string seed is hashed the same on every machine."""
+    """Return the generator of a training step; string seeds hash equally on every machine."""
     return Random(f"pocket-r1/{seed}/{step}")

@@ -1,4 +1,4 @@
-"""Problems drawn from a random generator: the question as somebody might put it, and its solution."""
+"""Random problems: a question in a user's words, and its solution."""
 
 import string
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from words import CITIES, NAMES, TOPICS, WORDS
 
 @dataclass(frozen=True)
 class Problem:
-    """One question with its solution."""
+    """A question with its solution."""
 
     task: str
     question: str
@@ -22,13 +22,13 @@ class Problem:
 
 
 def number(rng: Random, most: int = 3) -> int:
-    """Up to ``most`` digits, every length equally likely (longer ones a little more)."""
+    """Return a number of up to ``most`` digits; all lengths are similarly likely."""
     digits = rng.choice([*range(1, most + 1), most])
     return int(rng.randrange(10 ** (digits - 1) if digits > 1 else 0, 10**digits))
 
 
 def _noise(rng: Random, question: str) -> str:
-    """Jitter case, spacing and punctuation, and add politeness; never changes what is asked."""
+    """Vary case, spacing, punctuation and politeness, without changing the request."""
     if rng.random() < 0.15:
         question = question[0].lower() + question[1:]
     elif rng.random() < 0.1:
@@ -50,7 +50,7 @@ def _noise(rng: Random, question: str) -> str:
 
 
 FRAMED = 0.5
-"""Share of questions that are put together (frames.py) instead of taken whole (phrasings.py)."""
+"""Share of questions that are composed (frames.py) instead of listed (phrasings.py)."""
 
 
 def _phrase(rng: Random, task: str, whole: list[str], *, down: bool = False) -> str:
@@ -78,10 +78,10 @@ def _sub(rng: Random) -> Problem:
 def _mul(rng: Random) -> Problem:
     a, b = rng.randrange(0 if rng.random() < 0.2 else 10, 100), rng.randrange(10)
     text = _phrase(rng, "mul", say.MUL)
-    # the sign must stay one sign: "3 x 41" and "3x41" are common, "×" and "·" rarer
+    # one sign for the whole question: "3 x 41" and "3x41" are common, "×" and "·" are rarer
     sign = rng.choice("***xx×")
     p, q = (b, a) if rng.random() < 0.5 else (a, b)
-    # of two single digits the first stays first in the trace
+    # the trace keeps the order of two single digits
     if p < 10 and q < 10:
         a, b = p, q
     return Problem("mul", text.format(a=p, b=q, x=sign), traces.multiply(a, b))
@@ -90,7 +90,7 @@ def _mul(rng: Random) -> Problem:
 def _cmp(rng: Random) -> Problem:
     a, b = number(rng), number(rng)
     kind = rng.random()
-    if kind < 0.3:  # same length, often a common beginning
+    if kind < 0.3:  # equal lengths, often with a common prefix
         low = a - a % rng.choice([10, 100])
         b = min(999, low + rng.randrange(10 ** len(str(a)) // 10 or 10))
     elif kind < 0.32:
@@ -146,13 +146,13 @@ def _sort(rng: Random) -> Problem:
 
 
 def word(rng: Random) -> str:
-    """A real word, random letters, or letters that recur; sometimes in capitals."""
+    """Return a word, random letters, or recurring letters; sometimes in capitals."""
     kind = rng.random()
     if kind < 0.45:
         drawn = rng.choice(WORDS)
     elif kind < 0.7:
         drawn = "".join(rng.choices(string.ascii_lowercase, k=rng.randint(2, 12)))
-    else:  # few different letters, so that letters recur
+    else:  # few different letters, so that some recur
         few = rng.sample(string.ascii_lowercase, rng.randint(2, 5))
         drawn = "".join(rng.choices(few, k=rng.randint(3, 12)))
     kind = rng.random()
@@ -215,6 +215,6 @@ TASKS: dict[str, Callable[[Random], Problem]] = {
 
 
 def draw(rng: Random, task: str) -> Problem:
-    """A fresh problem of one task, its question with the usual noise."""
+    """Return a new problem of a task, with noise in its question."""
     problem = TASKS[task](rng)
     return Problem(task, _noise(rng, problem.question), problem.solution)

@@ -1,7 +1,7 @@
 """Characters as tokens: a byte-level tokenizer without merges, and DeepSeek's special tokens.
 
-Token id == byte value for the first 256 ids; the special tokens follow, filled up with
-reserved ones to a multiple of 32, so every id below ``VOCAB_SIZE`` decodes.
+The first 256 ids are byte values. Special tokens follow, with reserved ones up to a multiple of 32:
+every id below ``VOCAB_SIZE`` decodes.
 """
 
 import json
@@ -47,8 +47,8 @@ VOCAB_SIZE = 288
 _RESERVED = [f"<｜reserved▁{i}｜>" for i in range(VOCAB_SIZE - 256 - len(_NAMED))]
 SPECIALS = {text: 256 + i for i, text in enumerate(_NAMED + _RESERVED)}
 
-# <think> and the tool markers are tokens of their own but not "special": a client that
-# skips special tokens when it decodes must still see them (DeepSeek does the same).
+# <think> and the tool markers are tokens but not "special": clients that skip special tokens when
+# decoding must see them (as in DeepSeek's tokenizer).
 _VISIBLE = {THINK, THINK_END, CALLS, CALLS_END, CALL, CALL_END, SEP} | {
     OUTPUTS,
     OUTPUTS_END,
@@ -60,17 +60,17 @@ CHAT_TEMPLATE = Path(__file__).with_name("chat_template.jinja")
 
 
 def encode(text: str) -> list[int]:
-    """Token ids of plain text (no special tokens inside)."""
+    """Return the token ids of text without special tokens."""
     return list(text.encode())
 
 
 def decode(ids: list[int]) -> str:
-    """Text of token ids; special tokens are dropped."""
+    """Return the text of token ids, without special tokens."""
     return bytes(i for i in ids if i < 256).decode(errors="replace")
 
 
 def _byte_alphabet() -> dict[int, str]:
-    """GPT-2's printable stand-in for each byte, as the ``ByteLevel`` pre-tokenizer uses it."""
+    """Return GPT-2's printable character for each byte, as in the ``ByteLevel`` pre-tokenizer."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     table = {b: chr(b) for b in printable}
     for b in range(256):

@@ -1,19 +1,19 @@
-"""Worked solutions: a trace in which every character needs at most one look-up, and the answer.
+"""Worked solutions: the answer, and a trace in which each character needs at most one look-up.
 
-Numbers are padded with zeros to a fixed width so that digits stand in fixed columns; words
-are spelled out with an index before each letter, so that a letter is found by its index.
-The answer is short and in one form per task (the README lists them).
+Numbers are zero-padded to a fixed width, which puts digits into fixed columns. Words are spelled
+with an index before each letter, by which a letter can be found. Each task has one form of answer
+(see the README).
 """
 
 from dataclasses import dataclass
 
-INDEX = "1234567890+-*/=#"  # one character a position; words are at most this long
+INDEX = "1234567890+-*/=#"  # one character for each position; also the longest word
 MAX_WORD = len(INDEX)
 
 
 @dataclass(frozen=True)
 class Solution:
-    """What the model is to think and to say, and the answer as a JSON value."""
+    """Reasoning and answer of the model, and the answer as a JSON value."""
 
     trace: str
     answer: str
@@ -21,7 +21,7 @@ class Solution:
 
 
 def add(a: int, b: int) -> Solution:
-    """``add 017+025: 7+5+0=12 1+2+1=04 0+0+0=00 0042``: units first, carry third."""
+    """Trace ``add 017+025: 7+5+0=12 1+2+1=04 0+0+0=00 0042``: units first; last summand: carry."""
     x, y, carry, steps, result = f"{a:03}", f"{b:03}", 0, [], ""
     for i in (2, 1, 0):
         total = int(x[i]) + int(y[i]) + carry
@@ -31,10 +31,10 @@ def add(a: int, b: int) -> Solution:
 
 
 def subtract(a: int, b: int) -> Solution:
-    """``sub 017-025: 0=0 1<2 -025-017: 5-7-0=18 2-1-1=00 0-0-0=00 -008``.
+    """Trace ``sub 017-025: 0=0 1<2 -025-017: 5-7-0=18 2-1-1=00 0-0-0=00 -008``.
 
-    First the numbers are compared digit by digit, then the smaller is taken from the larger;
-    in ``5-7-0=18`` the 1 is the borrow and the 8 the digit. The sign comes from the comparison.
+    The numbers are compared digit by digit, then the smaller one is subtracted from the larger. In
+    ``5-7-0=18`` the 1 is the borrow and the 8 the digit. The comparison gives the sign.
     """
     x, y = f"{a:03}", f"{b:03}"
     sign = "-" if a < b else "+"
@@ -50,7 +50,7 @@ def subtract(a: int, b: int) -> Solution:
 
 
 def multiply(a: int, b: int) -> Solution:
-    """``mul 25*7: 5*7=35 35+0=35 2*7=14 14+3=17 175``; ``a`` has up to two digits, ``b`` one."""
+    """Trace ``mul 25*7: 5*7=35 35+0=35 2*7=14 14+3=17 175``: two digits times one digit."""
     x = f"{a:02}"
     carry, steps, result = 0, [], ""
     for digit in (x[1], x[0]):
@@ -62,7 +62,7 @@ def multiply(a: int, b: int) -> Solution:
 
 
 def _compare(x: str, y: str) -> str:
-    """Digit by digit up to the first difference: ``0=0 1<2``."""
+    """Return the comparison of digits up to the first difference: ``0=0 1<2``."""
     steps = []
     for p, q in zip(x, y, strict=True):
         steps.append(f"{p}{_sign(int(p), int(q))}{q}")
@@ -76,7 +76,7 @@ def _sign(a: int, b: int) -> str:
 
 
 def choose(a: int, b: int, *, larger: bool) -> Solution:
-    """``larger 031 013: 0=0 3>1 031``."""
+    """Trace ``larger 031 013: 0=0 3>1 031``."""
     x, y = f"{a:03}", f"{b:03}"
     head = f"{'larger' if larger else 'smaller'} {x} {y}: {_compare(x, y)}"
     if a == b:
@@ -86,7 +86,7 @@ def choose(a: int, b: int, *, larger: bool) -> Solution:
 
 
 def check(a: int, b: int, sign: str) -> Solution:
-    """Yes or no: ``is 031>013: 0=0 3>1 yes``."""
+    """Trace ``is 031>013: 0=0 3>1 yes``."""
     x, y = f"{a:03}", f"{b:03}"
     true = _sign(a, b) == sign
     answer = "yes" if true else "no"
@@ -94,18 +94,18 @@ def check(a: int, b: int, sign: str) -> Solution:
 
 
 def compare(a: int, b: int) -> Solution:
-    """``compare 031 013: 0=0 3>1``; the answer is ``31 > 13``."""
+    """Trace ``compare 031 013: 0=0 3>1``; the answer is ``31 > 13``."""
     x, y = f"{a:03}", f"{b:03}"
     answer = f"{a} {_sign(a, b)} {b}"
     return Solution(f"compare {x} {y}: {_compare(x, y)}", answer, answer)
 
 
 def sort(numbers: list[int], *, down: bool) -> Solution:
-    """``sort a005b003c009<003b a005c009<005a c009<009c``: the list that remains, then the next.
+    """Trace ``sort a005b003c009<003b a005c009<005a c009<009c``: remaining list, next number.
 
-    The letters tell equal numbers apart and make copying the rest of the list a look-up. The
-    next number comes before its letter: so it is found digit by digit, where the letter first
-    would ask for the whole comparison at once.
+    The letters distinguish equal numbers and make copying the rest of the list a look-up. The next
+    number precedes its letter because it can be found digit by digit; the letter first would
+    require the whole comparison at once.
     """
     tagged = [f"{'abcdef'[i]}{n:03}" for i, n in enumerate(numbers)]
     rest, steps, order = list(tagged), [], []
@@ -119,16 +119,16 @@ def sort(numbers: list[int], *, down: bool) -> Solution:
 
 
 def reverse(word: str) -> Solution:
-    """``reverse planet: 1p2l3a4n5e6t 6t5e4n3a2l1p``."""
+    """Trace ``reverse planet: 1p2l3a4n5e6t 6t5e4n3a2l1p``."""
     spelled = [f"{INDEX[i]}{c}" for i, c in enumerate(word)]
     trace = f"reverse {word}: {''.join(spelled)} {''.join(reversed(spelled))}"
     return Solution(trace, word[::-1], word[::-1])
 
 
 def count(letter: str, word: str) -> Solution:
-    """``count r in berry: 1br0 2er0 3rr1 4rr2 5yr2``: index, letter, the letter sought, so far.
+    """Trace ``count r in berry: 1br0 2er0 3rr1 4rr2 5yr2``: index, letter, target, count so far.
 
-    Case does not matter: the trace is in lower case.
+    The trace is in lower case: case does not matter.
     """
     letter, word = letter.lower(), word.lower()
     steps, found = [], 0
@@ -139,7 +139,7 @@ def count(letter: str, word: str) -> Solution:
 
 
 def other() -> Solution:
-    """Anything else."""
+    """Return the solution of all other requests."""
     text = (
         "Sorry, I only know small sums, comparing, sorting, reversing words and counting letters."
     )

@@ -1,11 +1,11 @@
-"""Train pocket-r1 from nothing but a seed, on CPU.
+"""Train pocket-r1 from a seed, on CPU.
 
-    python deploy/models/pocket-r1/train.py --out /tmp/pocket
+    python deploy/models/pocket-r1/train.py --out pocket
 
-With its defaults this trains 3,500 steps (about 90 minutes on two free cores with AVX512-BF16).
-The README says how the committed weights were made. Every step's problems are drawn from (seed,
-step), so a run can be stopped at any time and continued with --resume. The learning rate warms up, stays constant, and falls
-linearly from step --decay-at on for --decay-steps steps; then the weights are written.
+The defaults train 3,500 steps (about 90 minutes on two idle cores with AVX512-BF16); the README
+describes how the committed weights were made. The problems of a step depend on seed and step alone,
+so a run can be stopped at any time and continued with --resume. The learning rate warms up, stays
+constant, and falls linearly for --decay-steps steps from step --decay-at; then the weights are written.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-# before torch is loaded: waiting threads that spin steal the core from whoever shares it
+# before torch is loaded: by default waiting threads spin and take cores from other processes
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import batch as batches
@@ -31,7 +31,7 @@ EVAL_SEED = 1_000_003
 
 
 def arguments() -> argparse.Namespace:
-    """The command line."""
+    """Return the options of the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -39,38 +39,41 @@ def arguments() -> argparse.Namespace:
     )
     add = parser.add_argument
     add(
-        "--out", type=Path, required=True, help="folder for checkpoints, log and the finished model"
+        "--out",
+        type=Path,
+        required=True,
+        help="directory for checkpoints, log and the finished model",
     )
     add("--resume", action="store_true", help="continue from the last checkpoint in --out")
-    add("--seed", type=int, default=7, help="of weights and problems (default 7)")
-    add("--batch", type=int, default=48, help="samples a step (default 48)")
-    add("--lr", type=float, default=2e-3, help="peak learning rate (default 2e-3)")
-    add("--warmup", type=int, default=100, help="steps of warm-up (default 100)")
+    add("--seed", type=int, default=7, help="seed of weights and problems (default: 7)")
+    add("--batch", type=int, default=48, help="samples per step (default: 48)")
+    add("--lr", type=float, default=2e-3, help="peak learning rate (default: 2e-3)")
+    add("--warmup", type=int, default=100, help="warm-up steps (default: 100)")
     add(
         "--decay-at",
         type=int,
         default=1000,
-        help="step at which the decay begins (default 1000); a file DECAY in --out begins it at once",
+        help="step at which the decay begins (default: 1000); a file DECAY in --out begins it now",
     )
-    add("--decay-steps", type=int, default=2500, help="length of the decay (default 2500)")
-    add("--mtp-weight", type=float, default=0.3, help="weight of the MTP loss (default 0.3)")
-    add("--balance", type=float, default=1e-3, help="step of the router bias (default 1e-3)")
-    add("--eval-every", type=int, default=200, help="steps between evaluations (default 200)")
-    add("--save-every", type=int, default=200, help="steps between checkpoints (default 200)")
-    add("--threads", type=int, default=2, help="CPU threads (default 2)")
-    add("--float32", action="store_true", help="no bfloat16 in the matrix products")
+    add("--decay-steps", type=int, default=2500, help="length of the decay (default: 2500)")
+    add("--mtp-weight", type=float, default=0.3, help="weight of the MTP loss (default: 0.3)")
+    add("--balance", type=float, default=1e-3, help="step of the router bias (default: 1e-3)")
+    add("--eval-every", type=int, default=200, help="steps between evaluations (default: 200)")
+    add("--save-every", type=int, default=200, help="steps between checkpoints (default: 200)")
+    add("--threads", type=int, default=2, help="CPU threads (default: 2)")
+    add("--float32", action="store_true", help="use float32 instead of bfloat16 in matrix products")
     return parser.parse_args()
 
 
 class Trainer:
-    """Model, optimizer and position; ``step`` does one update."""
+    """Model, optimizers and position of a training run."""
 
     def __init__(self, args: argparse.Namespace, shape: Shape | None = None) -> None:
         self.args = args
         torch.manual_seed(args.seed)
         self.model = PocketR1(shape or Shape())
         named = dict(self.model.named_parameters())
-        # embeddings, head, routers and norms are AdamW's, all other matrices Muon's
+        # AdamW updates embeddings, head, routers and norms, Muon all other matrices
         ours = {
             n for n, p in named.items() if p.dim() > 1 and not n.startswith(("embed", "lm_head"))
         }
@@ -87,18 +90,18 @@ class Trainer:
         self.decay_at: int = args.decay_at
 
     def rate(self) -> float:
-        """Share of the peak learning rate at this step: warm-up, constant, linear decay to 2 %."""
+        """Return the learning rate relative to its peak: warm-up, constant, linear decay to 2 %."""
         if self.done < self.args.warmup:
             return float((self.done + 1) / self.args.warmup)
         left = 1 - (self.done - self.decay_at) / self.args.decay_steps
         return float(max(0.02, min(1.0, left)))
 
     def finished(self) -> bool:
-        """Whether the decay is over."""
+        """Return whether the decay is over."""
         return bool(self.done >= self.decay_at + self.args.decay_steps)
 
     def step(self) -> tuple[float, float]:
-        """One update; the losses of the next token and of the one after it."""
+        """Make one update; return the losses of the next token and of the one after it."""
         model, args = self.model.train(), self.args
         part = batches.draw(args.seed, self.done, args.batch)
         batch, _ = batches.collate(part)
@@ -108,7 +111,8 @@ class Trainer:
         with torch.autocast("cpu", torch.bfloat16, enabled=not args.float32):
             hidden = model(batch.ids, batch.groups, batch.real)
             loss = F.cross_entropy(model.lm_head(hidden[batch.at]).float(), batch.next)
-            # the MTP layer sees a quarter of each batch: it is a quarter of the work otherwise
+            # train the MTP layer on a quarter of each batch: on the whole batch it would be a
+            # quarter of the work
             kept, mine = batches.quarter(batch, self.done)
             after = model.predict_after_next(hidden[kept], mine.ids, mine.groups, mine.real)
             mtp = F.cross_entropy(model.lm_head(after[mine.at2]).float(), mine.next2)
@@ -123,7 +127,7 @@ class Trainer:
         return loss.item(), mtp.item()
 
     def balance(self, rate: float) -> None:
-        """DeepSeek-V3's balancing without auxiliary loss: bias += step * sign(mean load - load)."""
+        """Apply DeepSeek-V3's loss-free balancing: bias += step * sign(mean load - load)."""
         for gate in self.model.gates().values():
             gate.e_score_correction_bias += (
                 self.args.balance * rate * (gate.load.mean() - gate.load).sign()
@@ -131,7 +135,7 @@ class Trainer:
             gate.load.zero_()
 
     def save(self, path: Path) -> None:
-        """Everything that continuing needs; written beside and renamed."""
+        """Write a checkpoint atomically."""
         state = {
             "model": self.model.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
@@ -143,19 +147,19 @@ class Trainer:
         path.with_suffix(".tmp").replace(path)
 
     def load(self, path: Path) -> None:
-        """Continue from ``save``."""
+        """Continue from a checkpoint."""
         state: dict[str, Any] = torch.load(path, weights_only=True)
         self.model.load_state_dict(state["model"])
         for optimizer, kept in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(kept)
         self.done, self.tokens = state["done"], state["tokens"]
-        # a decay that had begun goes on, unless the command line puts it later than here:
-        # then the constant rate comes back, for a further round of training
+        # continue a decay that has begun, unless --decay-at is later: then keep training at the
+        # constant rate
         if state["decay_at"] <= self.done and self.decay_at <= self.done:
             self.decay_at = state["decay_at"]
 
     def evaluate(self, size: int = 256) -> tuple[dict[str, float], float]:
-        """Exact share per task on problems never trained on, and the MTP agreement."""
+        """Return the share of exact answers by task on new problems, and the MTP agreement."""
         score, agreement = batches.exact(
             self.model.eval(), batches.draw(EVAL_SEED, self.done, size)
         )
@@ -165,20 +169,21 @@ class Trainer:
 
 
 def keep_memory() -> None:
-    """Let glibc keep freed memory: by default each large tensor is mapped and faulted in anew,
-    a third of the time. Where the C library is another one, nothing is changed.
+    """Let glibc keep freed memory; by default mapping large tensors takes a third of the time.
+
+    Other C libraries are left as they are.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except AttributeError:
         return
-    mallopt(-4, 0)  # M_MMAP_MAX: take everything from the heap
-    mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: and do not give its top back
+    mallopt(-4, 0)  # M_MMAP_MAX: allocate everything from the heap
+    mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: do not return its top
     mallopt(-2, 2**28)  # M_TOP_PAD: grow it in large steps
 
 
 def main() -> None:
-    """Train, log, save, export."""
+    """Run the command line: train, log, save, export."""
     keep_memory()
     args = arguments()
     torch.set_num_threads(args.threads)

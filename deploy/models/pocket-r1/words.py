@@ -1,4 +1,4 @@
-"""Words and names that the generated problems use."""
+"""Words and names for generated problems."""
 
 WORDS = (
     "apple banana cherry orange lemon grape melon peach plum mango strawberry blueberry "

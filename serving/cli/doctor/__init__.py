@@ -1,1 +1,1 @@
-"""moe-serving doctor: what this machine and a deployment can do."""
+"""``moe-serving doctor``: checks of this machine and of the chart's presets."""

@@ -1,7 +1,6 @@
-"""The checks of ``moe-serving doctor``: what was seen goes in, a verdict with advice comes out.
+"""Checks of ``moe-serving doctor``: pure functions from facts to a verdict with advice.
 
-Pure functions, so that every verdict can be tested on machines that do not have the trouble;
-``doctor`` collects what they take.
+Tests can reach every verdict on any machine; ``doctor`` collects the facts.
 """
 
 import re
@@ -10,11 +9,13 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from packaging.markers import Marker
+
 from serving.cli.doctor.machine import GIB, memory_for
 
 
 class Verdict(StrEnum):
-    """How a check came out."""
+    """Result of a check."""
 
     OK = "ok"
     WARN = "warn"
@@ -29,7 +30,7 @@ class Check:
     name: str
     seen: str
     advice: str = ""
-    """What to do; empty when all is well."""
+    """Recommended action; empty if nothing is wrong."""
 
 
 MODEL_FILES = (
@@ -39,15 +40,19 @@ MODEL_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
 )
+_PYTHONS = ((3, 11), (3, 12), (3, 13))
 _UNWANTED = ("torchaudio", "torchcodec", "torchvision")
 
 
 def check_python(version: tuple[int, int], system: str, machine: str) -> Check:
-    """Judge the interpreter and the machine's kind (as ``platform`` names them)."""
+    """Check the interpreter and the platform (names as in module ``platform``)."""
     seen = f"Python {version[0]}.{version[1]} on {system} {machine}"
-    if version != (3, 11):
+    if version not in _PYTHONS:
         return Check(
-            Verdict.FAIL, "python", seen, "the lock files are for Python 3.11: make clean-venv run"
+            Verdict.FAIL,
+            "python",
+            seen,
+            "the lock files are for Python 3.11, 3.12 and 3.13: make clean-venv run",
         )
     if (system, machine) != ("Linux", "x86_64"):
         return Check(
@@ -57,17 +62,17 @@ def check_python(version: tuple[int, int], system: str, machine: str) -> Check:
 
 
 def check_cores(cores: int, ranks: int) -> Check:
-    """Judge the number of cores for ``ranks`` ranks in all."""
+    """Check the number of cores for ``ranks`` ranks in total."""
     seen = f"{cores} for {ranks} ranks"
     if cores < ranks:
         return Check(
-            Verdict.WARN, "cores", seen, "ranks will share cores: slower, and just as right"
+            Verdict.WARN, "cores", seen, "ranks will share cores: slower, with the same results"
         )
     return Check(Verdict.OK, "cores", seen)
 
 
 def check_memory(available: int, ranks: int) -> Check:
-    """Judge the available memory (bytes) for ``ranks`` ranks in all."""
+    """Check the available memory, bytes, for ``ranks`` ranks in total."""
     needed = memory_for(ranks)
     seen = f"{available / GIB:.1f} GiB available, about {needed / GIB:.1f} needed for {ranks} ranks"
     if available < needed:
@@ -78,7 +83,7 @@ def check_memory(available: int, ranks: int) -> Check:
 
 
 def check_disk(free: int, folder: str, needed: int) -> Check:
-    """Judge the free disk space (bytes) of ``folder``."""
+    """Check the free disk space of a folder, bytes."""
     seen = f"{free / GIB:.1f} GiB free in {folder}"
     if free < needed:
         return Check(Verdict.FAIL, "disk", seen, f"free at least {needed / GIB:.0f} GiB there")
@@ -86,7 +91,7 @@ def check_disk(free: int, folder: str, needed: int) -> Check:
 
 
 def check_port(what: str, port: int, problem: str | None) -> Check:
-    """Judge one port; ``problem`` says why nobody can listen there."""
+    """Check a port; ``problem`` is the reason why it cannot be bound. None: it is free."""
     name = f"port {port}"
     if problem is not None:
         return Check(Verdict.FAIL, name, f"{what}: {problem}", "stop what listens there, or choose")
@@ -94,22 +99,26 @@ def check_port(what: str, port: int, problem: str | None) -> Check:
 
 
 def read_lock(text: str) -> dict[str, str]:
-    """Return name (normalized) to version of the ``NAME==VERSION`` lines in a lock file."""
+    """Return the versions in a lock file (``NAME==VERSION``), by normalized name.
+
+    Lines with a marker that does not match this Python are skipped.
+    """
     found = {}
     for line in text.splitlines():
-        name, separator, version = line.partition("#")[0].strip().partition("==")
-        if separator:
+        pin, _, marker = line.partition("#")[0].partition(";")
+        name, separator, version = pin.strip().partition("==")
+        if separator and (not marker.strip() or Marker(marker).evaluate()):
             found[normalized(name)] = version
     return found
 
 
 def normalized(name: str) -> str:
-    """Return a package's name as package indexes compare it."""
+    """Return a package name in normalized form (PEP 503)."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def check_packages(locked: Mapping[str, str], installed: Mapping[str, str]) -> Check:
-    """Compare what is installed with the lock files (names normalized)."""
+    """Compare the installed packages with the lock files (normalized names)."""
     missing = [name for name in sorted(locked) if name not in installed]
     others = [
         f"{name} {installed[name]} (locked {version})"
@@ -128,7 +137,7 @@ def check_packages(locked: Mapping[str, str], installed: Mapping[str, str]) -> C
 
 
 def check_torch(installed: Mapping[str, str], platform: str) -> Check:
-    """Judge torch's build and its companions, which break vLLM's CPU build."""
+    """Check torch's build, and for companion packages that break vLLM's CPU build."""
     version = installed.get("torch")
     if version is None:
         return Check(Verdict.FAIL, "torch", "not installed", "make clean-venv run")
@@ -151,7 +160,7 @@ def check_torch(installed: Mapping[str, str], platform: str) -> Check:
 def check_model(
     folder: str, files: Iterable[str], config: Mapping[str, Any] | None, world_size: int
 ) -> Check:
-    """Judge a model folder and whether its experts can be split over ``world_size`` workers."""
+    """Check a model directory, and that its experts can be split over ``world_size`` workers."""
     missing = [name for name in MODEL_FILES if name not in set(files)]
     if missing:
         return Check(
@@ -178,39 +187,39 @@ def check_model(
     return Check(Verdict.OK, "model", f"{folder}: {experts} experts, {share} for each worker")
 
 
-def check_plugin(entry_points: Sequence[str], mends: Mapping[str, bool] | str) -> Check:
-    """Judge the CPU plugin.
+def check_plugin(entry_points: Sequence[str], patches: Mapping[str, bool] | str) -> Check:
+    """Check the CPU plugin.
 
     Args:
-        entry_points: values registered for vLLM plugins.
-        mends: name to whether it was needed, or why the plugin failed.
+        entry_points: Values registered for vLLM plugins.
+        patches: Whether each patch is needed, by name; or the reason why the plugin failed.
     """
     if not any(value.startswith("serving.engine.cpu_plugin") for value in entry_points):
         return Check(
             Verdict.FAIL,
             "cpu plugin",
-            "vLLM would not load it: its entry point is not installed",
+            "its entry point is not installed: vLLM does not load it",
             "pip install --no-deps --editable .   (make run does it)",
         )
-    if isinstance(mends, str):
-        return Check(Verdict.FAIL, "cpu plugin", mends, "make clean-venv run; see ADR 0004")
-    active = [name for name, needed in mends.items() if needed]
-    aside = [name for name, needed in mends.items() if not needed]
+    if isinstance(patches, str):
+        return Check(Verdict.FAIL, "cpu plugin", patches, "make clean-venv run; see ADR 0004")
+    active = [name for name, needed in patches.items() if needed]
+    unneeded = [name for name, needed in patches.items() if not needed]
     parts = []
     if active:
-        parts.append(f"mends {', '.join(active)}")
-    if aside:
-        parts.append(f"steps aside for {', '.join(aside)} (vLLM has it right)")
-    return Check(Verdict.OK, "cpu plugin", "; ".join(parts) or "nothing to mend")
+        parts.append(f"patches {', '.join(active)}")
+    if unneeded:
+        parts.append(f"not needed for {', '.join(unneeded)} (vLLM is right)")
+    return Check(Verdict.OK, "cpu plugin", "; ".join(parts) or "nothing to patch")
 
 
 def check_fabric(devices: Sequence[str], problem: str | None, memlock: str | None) -> Check:
-    """Judge what exchange between ranks on several machines takes.
+    """Check the requirements of communication between ranks on several machines.
 
     Args:
-        devices: usable RDMA ports, in words.
-        problem: why a rank would refuse to start.
-        memlock: what is wrong with the limit of locked memory, if there are devices.
+        devices: Usable RDMA ports.
+        problem: Reason why a rank would not start. None: it would start.
+        memlock: Problem with the limit of locked memory. None: no problem.
     """
     seen = f"RDMA ports: {_few(devices)}" if devices else "no RDMA device; ranks use TCP"
     if problem is not None:
@@ -221,7 +230,7 @@ def check_fabric(devices: Sequence[str], problem: str | None, memlock: str | Non
 
 
 def check_leftovers(*, running: str | None, stale: str | None) -> Check:
-    """Judge what an earlier run left: ``running`` tells of a live one, ``stale`` of a dead one."""
+    """Check for earlier runs: ``running`` describes a live run, ``stale`` the remains of one."""
     if running is not None:
         return Check(Verdict.OK, "earlier runs", f"running now: {running}")
     if stale is not None:

@@ -1,4 +1,4 @@
-"""``moe-serving doctor``: can this machine run it, and if not, what to do."""
+"""``moe-serving doctor``: checks whether this machine can run moe-serving, and gives advice."""
 
 import contextlib
 import json
@@ -51,21 +51,26 @@ def doctor_command(
     model: ModelOption = None,
     *,
     fast: Annotated[
-        bool, typer.Option("--fast", help="Leave out what imports vLLM (some seconds).")
+        bool,
+        typer.Option(
+            "--fast", help="Skip the check of the CPU plugin, which imports vLLM (some seconds)."
+        ),
     ] = False,
     preset: Annotated[
         str | None,
         typer.Option(
             "--preset",
             metavar="NAME",
-            help="Instead: does a preset of the Helm chart fit into the memory of its GPUs?",
+            help="Check instead whether a preset of the Helm chart fits the memory of its GPUs.",
         ),
     ] = None,
 ) -> int:
     """Check memory, cores, ports, packages, the model and the CPU plugin.
 
-    Takes the same flags as up and checks for those. Each line says ok, warn or fail, and what
-    to do. Ends with 1 if anything failed.
+    Takes the flags of moe-serving up and checks whether such a run can start. Each line says ok,
+    warn or fail, and what to do.
+
+    Exit code 1 if a check failed, otherwise 0.
     """
     if preset is not None:
         folder = presets.presets_folder()
@@ -88,7 +93,7 @@ def doctor_command(
 
 
 def report(found: Iterable[Check]) -> int:
-    """Print the checks as they come; return the exit code."""
+    """Print each check when it is done; return the exit code."""
     color = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     worst = Verdict.OK
     for check in found:
@@ -99,7 +104,7 @@ def report(found: Iterable[Check]) -> int:
 
 
 def exit_code(worst: Verdict) -> int:
-    """Return the exit code for the worst verdict: warnings do not fail."""
+    """Return the exit code of the worst verdict; warnings do not fail."""
     return 1 if worst is Verdict.FAIL else 0
 
 
@@ -111,7 +116,7 @@ def line_of(check: Check, *, color: bool) -> str:
 
 
 def examine(settings: Settings, *, fast: bool) -> Iterator[Check]:
-    """Yield the checks, quick ones first."""
+    """Yield the results of all checks, quick ones first."""
     workers = settings.group.data_parallel * settings.group.tensor_parallel
     ranks = settings.group.count * workers
     yield checks.check_python(sys.version_info[:2], platform.system(), platform.machine())
@@ -122,7 +127,7 @@ def examine(settings: Settings, *, fast: bool) -> Iterator[Check]:
     yield checks.check_disk(shutil.disk_usage(folder).free, folder, DISK_BYTES)
     installed = _installed()
     if _LOCKS.is_dir():
-        yield checks.check_packages(_locked(), installed)
+        yield checks.check_packages(locked_versions(), installed)
     yield checks.check_torch(installed, settings.platform.value)
     yield _model(settings, workers)
     if settings.engine.kind == "vllm":
@@ -135,7 +140,7 @@ def examine(settings: Settings, *, fast: bool) -> Iterator[Check]:
             yield checks.check_port(item.what, item.port, listen_problem(item.host, item.port))
     if not fast and settings.platform is Platform.CPU:
         found = metadata.entry_points(group="vllm.general_plugins")
-        yield checks.check_plugin([item.value for item in found], _mends())
+        yield checks.check_plugin([item.value for item in found], _patches())
 
 
 def _installed() -> dict[str, str]:
@@ -144,7 +149,8 @@ def _installed() -> dict[str, str]:
     }
 
 
-def _locked() -> dict[str, str]:
+def locked_versions() -> dict[str, str]:
+    """Return the versions of the lock files, by normalized package name."""
     found: dict[str, str] = {}
     for name in ("torch.lock", "cpu.lock"):
         found |= checks.read_lock((_LOCKS / name).read_text("utf-8"))
@@ -185,17 +191,17 @@ def _leftovers(state: StateFile, *, held: bool) -> Check:
     return checks.check_leftovers(running=None, stale=stale)
 
 
-def _mends() -> dict[str, bool] | str:
-    """Load the plugin as vLLM does; return which mends were needed, or why it failed."""
+def _patches() -> dict[str, bool] | str:
+    """Load the plugin as vLLM does; return whether each patch is needed, or the error."""
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    logging.disable(logging.WARNING)  # torch's about packages that CPUs do not need
+    logging.disable(logging.WARNING)  # torch warns about packages that CPUs do not need
     try:
         from serving.engine.cpu_plugin import collectives, experts, register, rotary
 
-        mends = (collectives.MEND, experts.MEND, rotary.MEND)
-        needed = {mend.name: not mend.is_right() for mend in mends}
+        patches = (collectives.PATCH, experts.PATCH, rotary.PATCH)
+        needed = {patch.name: not patch.is_right() for patch in patches}
         register()
-    except Exception as error:  # noqa: BLE001  whatever it is, it is the finding
+    except Exception as error:  # noqa: BLE001  any failure is a result of the check
         return f"{type(error).__name__}: {error}"
     finally:
         logging.disable(logging.NOTSET)

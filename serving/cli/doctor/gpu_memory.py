@@ -1,8 +1,8 @@
-"""How much memory a model takes on each GPU of an expert-parallel group, from its public figures.
+"""Memory of a model on each GPU of an expert-parallel group, from the model's public figures.
 
-Pure arithmetic on the numbers of a model's config.json: nothing is loaded and no GPU is asked.
-Weights and KV cache are exact up to a few small vectors; the reserve is an allowance. Sizes are
-bytes, counts are parameters.
+Pure arithmetic on the numbers of config.json; needs neither weights nor a GPU. Sizes of weights and
+KV cache are exact except for a few small vectors; the reserve is an estimate. Sizes are in bytes,
+counts in parameters.
 """
 
 from collections.abc import Mapping
@@ -12,23 +12,23 @@ from typing import Any
 GIB = 2**30
 
 WIDE_BYTES = 2
-"""Embeddings, head, norms and expert gates stay in bfloat16 in FP8 checkpoints
-(DeepSeek-V3's README_WEIGHTS.md); where weights are wider than this, so are these."""
+"""Bytes of a weight in embeddings, head, norms and expert gates: bfloat16 in FP8 checkpoints
+(DeepSeek-V3's README_WEIGHTS.md), and as wide as the other weights if those are wider."""
 SCALE_BYTES = 4 / (128 * 128)
-"""FP8 weights have one float32 scale for a block of 128 x 128 (DeepSeek-V3's config.json,
+"""Bytes of scales per FP8 weight: one float32 for a block of 128 x 128 (DeepSeek-V3's config.json,
 quantization_config.weight_block_size)."""
 RUNTIME_BYTES = 3 * GIB
 """Allowance for the CUDA context, graphs, NCCL and all-to-all buffers of one GPU; not measured."""
 PROCESS_BYTES = int(2.6 * GIB)
-"""Of one CPU rank beside weights and KV cache: what serving.cli.doctor.machine measured for a rank
-of pocket-r1, and Ray's agents in its pod."""
+"""Memory of a CPU rank besides weights and KV cache: that of a rank of pocket-r1
+(serving.cli.doctor.machine) plus Ray's agents in its pod."""
 DEFAULT_GPU_SHARE = 0.92
-"""vLLM's own gpu_memory_utilization (vllm/config/cache.py, 0.32)."""
+"""Default of vLLM's gpu_memory_utilization (vllm/config/cache.py, 0.32)."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelFigures:
-    """A model's numbers, by their names in config.json."""
+    """A model's dimensions, by their names in config.json."""
 
     vocab_size: int
     hidden_size: int
@@ -43,14 +43,14 @@ class ModelFigures:
     """Bytes of one weight of the linear layers as served: 1 for FP8, 2 for bfloat16."""
     n_shared_experts: int = 0
     first_k_dense_replace: int = 0
-    """Layers at the beginning that have a dense feed-forward part."""
+    """Number of first layers, which have a dense feed-forward part."""
     num_nextn_predict_layers: int = 0
-    """Multi-token-prediction layers; loaded only if they draft."""
+    """Number of multi-token-prediction layers; loaded only for speculative decoding."""
     head_dim: int = 0
-    """Of a key-value head, with grouped-query attention."""
+    """Size of a key-value head, with grouped-query attention."""
     q_lora_rank: int = 0
     kv_lora_rank: int = 0
-    """Size of the latent that MLA caches; 0: grouped-query attention."""
+    """Size of the latent that MLA caches; 0 for grouped-query attention."""
     qk_nope_head_dim: int = 0
     qk_rope_head_dim: int = 0
     v_head_dim: int = 0
@@ -58,10 +58,10 @@ class ModelFigures:
 
     @classmethod
     def from_mapping(cls, figures: Mapping[str, Any]) -> "ModelFigures":
-        """Return the figures in ``figures``.
+        """Create the figures from a mapping.
 
         Raises:
-            ValueError: a key is missing or unknown.
+            ValueError: A key is missing or unknown.
         """
         unknown = set(figures) - {field.name for field in fields(cls)}
         if unknown:
@@ -73,7 +73,7 @@ class ModelFigures:
 
     @property
     def moe_layers(self) -> int:
-        """Layers with routed experts, without multi-token prediction's."""
+        """Number of layers with routed experts, without multi-token prediction."""
         return self.num_hidden_layers - self.first_k_dense_replace
 
     @property
@@ -83,7 +83,7 @@ class ModelFigures:
 
     @property
     def attention_split(self) -> int:
-        """Parameters of one layer's attention that tensor parallelism divides by heads."""
+        """Parameters of a layer's attention that tensor parallelism splits by heads."""
         heads, hidden = self.num_attention_heads, self.hidden_size
         if not self.kv_lora_rank:
             return 2 * hidden * self.head_dim * (heads + self.num_key_value_heads)
@@ -96,7 +96,7 @@ class ModelFigures:
 
     @property
     def attention_whole(self) -> int:
-        """Parameters of one layer's attention that every worker holds: MLA's way down."""
+        """Parameters of a layer's attention that every worker holds: MLA's down projections."""
         if not self.kv_lora_rank:
             return 2 * self.head_dim
         down = self.hidden_size * (self.q_lora_rank + self.kv_lora_rank + self.qk_rope_head_dim)
@@ -114,7 +114,7 @@ class ModelFigures:
 
     @property
     def gate(self) -> int:
-        """Parameters of one MoE layer's choice of experts."""
+        """Parameters of an MoE layer's gate."""
         return self.hidden_size * self.n_routed_experts
 
     @property
@@ -124,20 +124,22 @@ class ModelFigures:
 
     @property
     def embedding(self) -> int:
-        """Parameters of the embedding, and of the head again."""
+        """Parameters of the embedding; the head has as many."""
         return self.vocab_size * self.hidden_size
 
     @property
     def norms(self) -> int:
-        """Parameters of all layers' norms and the last one."""
+        """Parameters of the norms of all layers and of the final norm."""
         return (2 * self.num_hidden_layers + 1) * self.hidden_size
 
 
 def total_parameters(model: ModelFigures, *, prediction: bool = False) -> int:
     """Return the number of parameters.
 
-    ``prediction`` adds the multi-token-prediction layers as they are published: each a MoE layer,
-    a projection of two hidden states, and copies of embedding and head.
+    Args:
+        model: The model.
+        prediction: Include the multi-token-prediction layers as they are published: each has an
+            MoE layer, a projection of two hidden states, and copies of embedding and head.
     """
     moe = model.n_routed_experts * model.expert + model.shared + model.gate
     total = (
@@ -154,7 +156,7 @@ def total_parameters(model: ModelFigures, *, prediction: bool = False) -> int:
 
 
 def active_parameters(model: ModelFigures) -> int:
-    """Return the number of parameters that one token goes through, embedding and head included."""
+    """Return the number of parameters that a token uses, embedding and head included."""
     idle = model.n_routed_experts - model.num_experts_per_tok
     return total_parameters(model) - model.moe_layers * idle * model.expert
 
@@ -172,9 +174,9 @@ def published_bytes(model: ModelFigures) -> int:
 def kv_bytes_per_token(model: ModelFigures, *, tensor: int = 1, value_bytes: int = 2) -> int:
     """Return the KV cache of one token on one worker, over all layers.
 
-    MLA keeps one latent and one rotary key for all heads (DeepSeek-V2, arXiv 2405.04434, section
-    2.1): every worker of a rank has a copy. Grouped-query attention keeps a key and a value for
-    each of its heads; ``tensor`` workers share them out until each has one.
+    MLA caches one latent and one rotary key for all heads (DeepSeek-V2, arXiv 2405.04434, section
+    2.1), and every worker of a rank has a copy. Grouped-query attention caches a key and a value
+    for each key-value head; ``tensor`` workers split the heads, with at least one each.
     """
     if model.kv_lora_rank:
         values = model.kv_lora_rank + model.qk_rope_head_dim
@@ -184,21 +186,21 @@ def kv_bytes_per_token(model: ModelFigures, *, tensor: int = 1, value_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
-class Demand:
-    """How a model is to be served."""
+class Deployment:
+    """Sizes and limits of a deployment."""
 
     data: int
-    """Ranks of a group."""
+    """Ranks per group."""
     tensor: int = 1
-    """Workers of a rank."""
+    """Workers per rank."""
     max_model_len: int = 1
-    """Longest prompt plus output, tokens."""
+    """Maximum length of prompt plus output, tokens."""
     max_num_seqs: int = 64
-    """Sequences in one step of a rank."""
+    """Maximum sequences in a step of a rank."""
     max_num_batched_tokens: int = 8192
-    """Tokens in one step of a rank."""
+    """Maximum tokens in a step of a rank."""
     prediction: bool = False
-    """Whether multi-token prediction drafts."""
+    """Whether multi-token prediction drafts tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,19 +208,19 @@ class WorkerMemory:
     """One worker's memory (one GPU, or one CPU process)."""
 
     capacity: int
-    """What vLLM may take."""
+    """Memory that vLLM may use."""
     experts: int
     """Routed experts: the worker's share of every MoE layer."""
     replicated: int
-    """Attention, dense layers and shared experts: whole in every rank, split over its workers."""
+    """Attention, dense layers and shared experts: complete in each rank, split over its workers."""
     embeddings: int
     prediction: int
-    """Multi-token prediction beside its routed experts, which are among the experts."""
+    """Multi-token prediction without its routed experts, which ``experts`` includes."""
     reserve: int
-    """Allowance for everything that is no weight and no cache."""
+    """Allowance for everything but weights and KV cache."""
     kv_per_token: int
     kv_wanted: int
-    """What the cache must have: room for one sequence of full length; on CPUs its fixed size."""
+    """Minimum KV cache: one sequence of full length; on CPUs at least its configured size."""
 
     @property
     def weights(self) -> int:
@@ -227,55 +229,57 @@ class WorkerMemory:
 
     @property
     def kv_room(self) -> int:
-        """What is left for the KV cache; negative: not even the weights fit."""
+        """Memory left for the KV cache; negative if not even the weights fit."""
         return self.capacity - self.weights - self.reserve
 
     @property
     def kv_tokens(self) -> int:
-        """Tokens that the KV cache holds."""
+        """Number of tokens in the KV cache."""
         return max(0, self.kv_room) // self.kv_per_token
 
     @property
     def shortage(self) -> int:
-        """What is missing to hold weights and cache; 0: it fits."""
+        """Memory missing for weights and KV cache; 0 if they fit."""
         return max(0, self.kv_wanted - self.kv_room)
 
 
 def gpu_memory(
-    model: ModelFigures, demand: Demand, gpu_bytes: int, share: float = DEFAULT_GPU_SHARE
+    model: ModelFigures, deployment: Deployment, gpu_bytes: int, share: float = DEFAULT_GPU_SHARE
 ) -> WorkerMemory:
-    """Return how one GPU of ``gpu_bytes`` is used, of which vLLM takes ``share``."""
-    steps = demand.max_num_batched_tokens * model.hidden_size * WIDE_BYTES
-    # A token, its copies on the way to its experts, and about as many intermediates.
+    """Return the memory use of a GPU with ``gpu_bytes``, of which vLLM may use ``share``."""
+    steps = deployment.max_num_batched_tokens * model.hidden_size * WIDE_BYTES
+    # A token, a copy for each of its experts, and about as many intermediates.
     activations = steps * (model.num_experts_per_tok + 8)
-    logits = demand.max_num_seqs * model.vocab_size * 4 * 2
+    logits = deployment.max_num_seqs * model.vocab_size * 4 * 2
     reserve = RUNTIME_BYTES + activations + logits
-    return _worker(model, demand, int(gpu_bytes * share), reserve)
+    return _worker(model, deployment, int(gpu_bytes * share), reserve)
 
 
 def cpu_memory(
-    model: ModelFigures, demand: Demand, rank_bytes: int, kv_cache_bytes: int
+    model: ModelFigures, deployment: Deployment, rank_bytes: int, kv_cache_bytes: int
 ) -> WorkerMemory:
-    """Return how the memory of one CPU rank is used; its KV cache has a fixed size.
+    """Return the memory use of a CPU rank, whose KV cache has a configured size.
 
     Args:
-        model: the model.
-        demand: how it is served.
-        rank_bytes: the rank's share of its pod's memory.
-        kv_cache_bytes: the KV cache (engine.kv_cache_gib).
+        model: The model.
+        deployment: Sizes and limits of the deployment.
+        rank_bytes: The rank's share of its pod's memory.
+        kv_cache_bytes: Size of the KV cache (engine.kv_cache_gib).
     """
-    used = _worker(model, demand, rank_bytes, PROCESS_BYTES)
-    # What the cache does not take is free, and no use to it.
+    used = _worker(model, deployment, rank_bytes, PROCESS_BYTES)
+    # Memory beyond the configured cache is not used.
     free = max(0, used.kv_room - kv_cache_bytes)
-    used = _worker(model, demand, rank_bytes - free, PROCESS_BYTES)
+    used = _worker(model, deployment, rank_bytes - free, PROCESS_BYTES)
     return replace(used, kv_wanted=max(used.kv_wanted, kv_cache_bytes))
 
 
-def _worker(model: ModelFigures, demand: Demand, capacity: int, reserve: int) -> WorkerMemory:
+def _worker(
+    model: ModelFigures, deployment: Deployment, capacity: int, reserve: int
+) -> WorkerMemory:
     narrow, wide = _weight_bytes(model), _wide_bytes(model)
-    workers, tensor = demand.data * demand.tensor, demand.tensor
-    predicting = model.num_nextn_predict_layers if demand.prediction else 0
-    # The worker with most experts decides where they do not divide.
+    workers, tensor = deployment.data * deployment.tensor, deployment.tensor
+    predicting = model.num_nextn_predict_layers if deployment.prediction else 0
+    # Rounded up: the worker with the most experts needs the most memory.
     experts = -(-model.n_routed_experts // workers)
     in_rank = (
         model.num_hidden_layers * model.attention_split
@@ -294,17 +298,17 @@ def _worker(model: ModelFigures, demand: Demand, capacity: int, reserve: int) ->
             (in_rank / tensor + whole) * narrow
             + (model.moe_layers * model.gate + model.norms) * wide
         ),
-        # The drafting layer shares embedding and head with the model.
+        # The drafting layer shares the model's embedding and head.
         embeddings=int(2 * model.embedding / tensor * wide),
         prediction=int(predicting * prediction),
         reserve=reserve,
         kv_per_token=per_token,
-        kv_wanted=per_token * demand.max_model_len,
+        kv_wanted=per_token * deployment.max_model_len,
     )
 
 
 def _projection(model: ModelFigures) -> int:
-    """Parameters with which multi-token prediction joins two hidden states."""
+    """Return the parameters of the projection that joins two hidden states for drafting."""
     return 2 * model.hidden_size**2
 
 

@@ -1,4 +1,4 @@
-"""How much this machine has, and how much ranks need. Sizes are bytes."""
+"""Resources of this machine, and requirements of ranks. Sizes are in bytes."""
 
 import os
 import socket
@@ -8,42 +8,42 @@ import psutil
 
 GIB = 2**30
 RANK_BYTES = int(2.4 * GIB)
-"""One CPU rank of the bundled model: engine core and what it is forked from 1.7 (after much work),
-replica 0.6 GiB, and a little for vLLM's coordinator."""
+"""Memory of one CPU rank of the bundled model: 1.7 GiB for the engine core and the process that it
+forks from (after hours of load), 0.6 GiB for the replica, and a little for vLLM's coordinator."""
 BASE_BYTES = 2 * GIB
-"""Ray's own processes and the router."""
+"""Memory of Ray's processes and the router."""
 DISK_BYTES = GIB
-"""For logs and Ray's session files."""
+"""Disk space for logs and Ray's session files."""
 
 
 def memory_for(ranks: int) -> int:
-    """Return what ``ranks`` ranks, Ray and a router take in all."""
+    """Return the memory of ``ranks`` ranks, Ray and a router."""
     return BASE_BYTES + ranks * RANK_BYTES
 
 
 def memory_available() -> int:
-    """Return what new processes may take, within the container's limit if there is one."""
+    """Return the memory that new processes can use, within the container's limit."""
     available = int(psutil.virtual_memory().available)
-    limit = _container_headroom()
+    limit = container_headroom()
     return available if limit is None else min(available, limit)
 
 
 def memory_shortage(needed: int) -> int:
-    """Return how much of ``needed`` is missing now (0 if it is all there)."""
+    """Return how much of ``needed`` is not available; 0 if all of it is."""
     return max(0, needed - memory_available())
 
 
 def cores() -> int:
-    """Return the cores that this process may run on."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0))
 
 
 def listen_problem(host: str, port: int) -> str | None:
-    """Return why nothing can listen on ``host:port``, or ``None`` if it is free."""
+    """Return why ``host:port`` cannot be bound. None: it is free."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         with socket.socket(family, socket.SOCK_STREAM) as probe:
-            # As servers do: connections of an earlier server that linger are no obstacle.
+            # Like servers: lingering connections of an earlier server must not block the port.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((host, port))
             probe.listen(1)
@@ -52,8 +52,8 @@ def listen_problem(host: str, port: int) -> str | None:
     return None
 
 
-def _container_headroom() -> int | None:
-    """Return what the control group (version 2) leaves, or ``None`` without a limit."""
+def container_headroom() -> int | None:
+    """Return the memory left in the control group (version 2). None: no limit."""
     group = Path("/sys/fs/cgroup")
     try:
         limit = (group / "memory.max").read_text("ascii").strip()

@@ -1,7 +1,7 @@
-"""The chart's presets as ``moe-serving doctor --preset`` sees them: do they fit into memory?
+"""``moe-serving doctor --preset``: whether a preset of the chart fits its memory.
 
-A preset is a values file of the chart; sizing.yaml beside it says which model and which GPU it
-is for, with the public figures of both.
+A preset is a values file of the chart. sizing.yaml in the same directory has the model and the GPU
+of each preset, with the public figures of both.
 """
 
 from collections.abc import Iterator, Mapping
@@ -21,7 +21,7 @@ _GB = 10**9
 
 
 def presets_folder() -> Path:
-    """Return the folder of the presets: inside an installed wheel, else in this checkout."""
+    """Return the directory of the presets: in an installed wheel, or in this checkout."""
     package = Path(__file__).resolve().parents[2]
     installed = package / "bundled" / "presets"
     return installed if installed.is_dir() else package.parent / "deploy" / "presets"
@@ -29,14 +29,14 @@ def presets_folder() -> Path:
 
 @dataclass(frozen=True, slots=True)
 class Sizing:
-    """One pool of a preset with what it takes."""
+    """One pool of a preset and its memory."""
 
     pool: str
     model_name: str
     model: gpu_memory.ModelFigures
-    demand: gpu_memory.Demand
+    deployment: gpu_memory.Deployment
     device: str
-    """What a worker has, in words."""
+    """Description of a worker's device."""
     used: gpu_memory.WorkerMemory
 
 
@@ -46,17 +46,16 @@ def preset_names(folder: Path) -> list[str]:
 
 
 def preset_sizes(name: str, folder: Path) -> list[Sizing]:
-    """Return how the pools of preset ``name`` use their memory.
+    """Return the sizing of each pool of a preset.
 
     Raises:
-        SettingsError: there is no such preset, or it is not what it should be.
+        SettingsError: The preset does not exist, or its files are invalid.
     """
+    known = preset_names(folder)
+    if name not in known:
+        raise SettingsError(f"there is no preset {name}; there are {', '.join(known)}")
     sizing = _read(folder / _SIZING)
-    try:
-        entry = sizing["presets"][name]
-    except KeyError:
-        known = ", ".join(sorted(sizing["presets"]))
-        raise SettingsError(f"there is no preset {name}; there are {known}") from None
+    entry = sizing["presets"][name]
     try:
         model = gpu_memory.ModelFigures.from_mapping(sizing["models"][entry["model"]])
     except (KeyError, ValueError) as error:
@@ -70,20 +69,20 @@ def preset_sizes(name: str, folder: Path) -> list[Sizing]:
 
 
 def size_checks(size: Sizing) -> Iterator[Check]:
-    """Yield what a pool's workers hold, and whether it fits."""
-    model, demand, used = size.model, size.demand, size.used
-    workers = demand.data * demand.tensor
+    """Yield checks of a pool: the memory use of each worker, and whether it fits."""
+    model, deployment, used = size.model, size.deployment, size.used
+    workers = deployment.data * deployment.tensor
     yield Check(
         Verdict.OK,
         "model",
         f"{size.model_name}: {_count(gpu_memory.total_parameters(model))} parameters, "
-        f"{_count(gpu_memory.active_parameters(model))} active for a token "
-        f"({model.source})",
+        f"{_count(gpu_memory.active_parameters(model))} active per token, checkpoint "
+        f"{_gigabytes(gpu_memory.published_bytes(model))} ({model.source})",
     )
     yield Check(
         Verdict.OK,
         "group",
-        f"pool {size.pool}: {demand.data} ranks x {demand.tensor} = {workers} workers "
+        f"pool {size.pool}: {deployment.data} ranks x {deployment.tensor} = {workers} workers "
         f"(EP{workers}), each with {size.device}",
     )
     parts = [
@@ -95,13 +94,15 @@ def size_checks(size: Sizing) -> Iterator[Check]:
     ]
     text = ", ".join(f"{what} {_gigabytes(size)}" for what, size in parts if size)
     yield Check(Verdict.OK, "a worker", f"{text}; it may take {_gigabytes(used.capacity)}")
-    tokens = f"one token {used.kv_per_token:,} bytes, one sequence {demand.max_model_len:,} tokens"
+    tokens = (
+        f"one token {used.kv_per_token:,} bytes, one sequence {deployment.max_model_len:,} tokens"
+    )
     if used.shortage:
         yield Check(
             Verdict.FAIL,
             "kv cache",
             f"{tokens}: {_gigabytes(used.shortage)} are missing",
-            "more workers (parallelism.data), GPUs or pods with more memory, or a lower "
+            "use more workers (parallelism.data), GPUs or pods with more memory, or a lower "
             "model.maxModelLen",
         )
         return
@@ -123,7 +124,7 @@ def _pool_size(
     engine = values.get("engine", {})
     args = engine.get("args", {})
     length = values.get("model", {}).get("maxModelLen")
-    demand = gpu_memory.Demand(
+    deployment = gpu_memory.Deployment(
         data=split["data"],
         tensor=split.get("tensor", 1),
         max_model_len=length or 1,
@@ -136,27 +137,27 @@ def _pool_size(
         ranks = split.get("ranksPerPod") or 1
         share = quantity(pool["resources"]["memory"]) // ranks
         cache = int(engine.get("kvCacheGib", EngineSettings().kv_cache_gib) * gpu_memory.GIB)
-        used = gpu_memory.cpu_memory(model, demand, share, cache)
+        used = gpu_memory.cpu_memory(model, deployment, share, cache)
         device = f"{_gigabytes(share)} of its pod"
     else:
         part = args.get("gpu_memory_utilization", gpu_memory.DEFAULT_GPU_SHARE)
-        used = gpu_memory.gpu_memory(model, demand, figures["memory"], part)
+        used = gpu_memory.gpu_memory(model, deployment, figures["memory"], part)
         device = f"one {name} of {_gigabytes(figures['memory'])}, of which vLLM takes {part:.0%}"
-    return Sizing(pool["name"], model_name, model, demand, device, used)
+    return Sizing(pool["name"], model_name, model, deployment, device, used)
 
 
 def quantity(text: str | float) -> int:
-    """Return a Kubernetes quantity of memory in bytes.
+    """Return a Kubernetes quantity of memory as bytes.
 
     Raises:
-        SettingsError: it is none.
+        SettingsError: The text is not a quantity.
     """
     word = str(text)
     unit = next((unit for unit in _UNITS if word.endswith(unit)), "")
     try:
         return int(float(word.removesuffix(unit)) * _UNITS.get(unit, 1))
     except ValueError as error:
-        raise SettingsError(f"{text} is no quantity of memory") from error
+        raise SettingsError(f"{text} is not a quantity of memory") from error
 
 
 def _read(file: Path) -> dict[str, Any]:

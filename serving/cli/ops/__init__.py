@@ -1,1 +1,1 @@
-"""Commands of operators against a running system."""
+"""Commands for operators of a deployment."""

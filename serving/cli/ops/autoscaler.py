@@ -1,4 +1,4 @@
-"""``moe-serving autoscaler``: run it, ask it why, or replay what it saw."""
+"""``moe-serving autoscaler``: runs the autoscaler, explains a decision, or replays a recording."""
 
 import asyncio
 import os
@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from serving.autoscaler.decision import PolicyState
-from serving.autoscaler.explain import HEADER, explain, notice_lines, row
+from serving.autoscaler.decision import HEADER, PolicyState, explain, notice_lines, row
 from serving.autoscaler.policy import decide
 from serving.autoscaler.recording import read_recording
 from serving.cli.local.state import NotRunning, StateFile, state_folder
@@ -22,31 +21,33 @@ from serving.settings import Settings
 from serving.telemetry.logs import configure_logs
 
 if TYPE_CHECKING:
-    from serving.autoscaler.loop import Turn
+    from serving.autoscaler.loop import Cycle
 
 
 class What(StrEnum):
-    """What to do."""
+    """Subcommands."""
 
     RUN = "run"
     EXPLAIN = "explain"
 
 
 def autoscaler_command(
-    what: Annotated[What, typer.Argument(help="run, or explain one decision.")] = What.RUN,
+    what: Annotated[
+        What, typer.Argument(help="Run the autoscaler, or explain one decision.")
+    ] = What.RUN,
     config: ConfigOption = None,
     sets: SetOption = None,
     ranks: RanksOption = None,
     *,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Decide and tell, but change nothing.")
+        bool, typer.Option("--dry-run", help="Print decisions without scaling.")
     ] = False,
     local: Annotated[
         bool,
         typer.Option(
             "--local",
-            help="Take the addresses, the key and Ray's token from the run of this machine "
-            "(moe-serving up with ray.dashboard=true).",
+            help="Use the addresses, the API key and the Ray token of the local run "
+            "(moe-serving up --set ray.dashboard=true).",
         ),
     ] = False,
     replay: Annotated[
@@ -54,14 +55,14 @@ def autoscaler_command(
         typer.Option(
             "--replay",
             metavar="FILE",
-            help="Decide again on a recording (autoscaler.record_file) with these settings.",
+            help="Apply the policy with these settings to a recording (autoscaler.record_file).",
         ),
     ] = None,
 ) -> None:
-    """Keep the number of groups to the load, from Prometheus and the routers.
+    """Scale the number of groups with the load, from signals of Prometheus and the routers.
 
-    explain prints the signals, each rule's vote and the outcome, and changes nothing. Ctrl-C
-    ends it; the groups stay as they are.
+    "explain" prints the signals, the vote of each rule and the outcome, and changes nothing.
+    Ctrl-C ends the autoscaler; the groups stay as they are.
     """
     settings = settings_from(config, sets, ranks=ranks)
     if replay is not None:
@@ -77,57 +78,57 @@ def autoscaler_command(
 
 
 def replay_recording(settings: Settings, file: Path, *, detail: bool) -> None:
-    """Print what the policy makes of a recording; ``detail``: with all votes.
+    """Print the policy's decisions on a recording; ``detail`` adds all votes.
 
-    The recorded number of groups is taken as it was: what other decisions would have led to is
-    for the simulation.
+    Each decision starts from the recorded number of groups. To see the consequences of other
+    decisions, use the simulation.
     """
-    from serving.autoscaler.app import check, gpus_of_group
+    from serving.autoscaler.app import check_schedule, gpus_of_group
 
-    check(settings.autoscaler)
+    check_schedule(settings.autoscaler)
     gpus = gpus_of_group(settings)
     state = PolicyState()
     if not detail:
         print(HEADER)
-    for at, seen in read_recording(file):
-        decision, state = decide(seen, state, at, settings.autoscaler, gpus)
-        print(f"{explain(decision, seen)}\n" if detail else row(decision, seen))
+    for at, observation in read_recording(file):
+        decision, state = decide(observation, state, at, settings.autoscaler, gpus)
+        print(f"{explain(decision, observation)}\n" if detail else row(decision, observation))
 
 
 async def explain_once(settings: Settings) -> None:
     """Print one decision and change nothing.
 
     Raises:
-        NotReady: nobody can say how many groups are asked for.
+        NotReady: The number of requested groups cannot be determined.
     """
-    from serving.autoscaler.app import assembled
+    from serving.autoscaler.app import autoscaler_app
 
-    async with assembled(settings, dry_run=True) as parts:
-        turn = await parts.autoscaler.turn()
-        notices = parts.autoscaler.notices()
-    if turn is None:
+    async with autoscaler_app(settings, dry_run=True) as app:
+        cycle = await app.autoscaler.run_once()
+        notices = app.autoscaler.notices()
+    if cycle is None:
         print("\n".join(notice_lines(notices)))
         raise NotReady("nobody can say how many groups are asked for; the log above says why")
-    print(explain(turn.decision, turn.seen, turn.problem, notices))
+    print(explain(cycle.decision, cycle.observation, cycle.problem, notices))
 
 
 async def run_until_stopped(settings: Settings, *, dry_run: bool) -> None:
-    """Run until SIGINT or SIGTERM; print a row for each decision when stdout is a terminal."""
-    from serving.autoscaler.app import assembled
+    """Run until SIGINT or SIGTERM; print each decision on a terminal and in a dry run."""
+    from serving.autoscaler.app import autoscaler_app
     from serving.autoscaler.health import Heartbeat, serve_pages
 
-    def show(turn: "Turn") -> None:
-        print(row(turn.decision, turn.seen), flush=True)
+    def show(cycle: "Cycle") -> None:
+        print(row(cycle.decision, cycle.observation), flush=True)
 
     shown = show if sys.stdout.isatty() or dry_run else None
     heartbeat = Heartbeat()
     stop_pages = serve_pages(settings.autoscaler, heartbeat)
     beating = asyncio.create_task(heartbeat.beat())
     try:
-        async with assembled(settings, dry_run=dry_run) as parts:
+        async with autoscaler_app(settings, dry_run=dry_run) as app:
             if shown is not None:
                 print(HEADER, flush=True)
-            task = asyncio.create_task(parts.autoscaler.run(parts.leading, show=shown))
+            task = asyncio.create_task(app.autoscaler.run(app.is_leader, on_cycle=shown))
             loop = asyncio.get_running_loop()
             for number in (signal.SIGINT, signal.SIGTERM):
                 loop.add_signal_handler(number, task.cancel)
@@ -141,11 +142,11 @@ async def run_until_stopped(settings: Settings, *, dry_run: bool) -> None:
 
 
 def with_local_run(settings: Settings) -> Settings:
-    """Return settings that point at what ``up`` started on this machine.
+    """Return settings for the local run: addresses, API key, Ray's dashboard and token.
 
     Raises:
-        NotRunning: nothing runs, or without Ray's dashboard.
-        SettingsError: Ray's token cannot be written down.
+        NotRunning: There is no local run, or it has no Ray dashboard.
+        SettingsError: Ray's token cannot be written to a file.
     """
     folder = state_folder()
     state = StateFile(folder).read()
@@ -153,11 +154,13 @@ def with_local_run(settings: Settings) -> Settings:
         raise NotRunning("nothing is running here: moe-serving up --set ray.dashboard=true")
     if not state.dashboard_url:
         raise NotRunning(
-            "the run of this machine has no Ray dashboard: start it with --set ray.dashboard=true"
+            "the local run has no Ray dashboard: start it with --set ray.dashboard=true"
         )
     access = local_access(folder)
     if access.pinned:
-        raise SettingsError("--local cannot check this run's own certificate: set autoscaler.*")
+        raise SettingsError(
+            "--local cannot check the local run's own certificate: set autoscaler.* instead"
+        )
     changes: dict[str, object] = {
         "routers": (state.rest_url,),
         "drain_addresses": (state.grpc_address,),
@@ -175,7 +178,7 @@ def with_local_run(settings: Settings) -> Settings:
 
 
 def _written(file: Path, secret: str) -> Path:
-    """Write a secret that only the owner may read."""
+    """Write a secret to a file that only its owner can read."""
     try:
         descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(descriptor, "w", encoding="utf-8") as out:

@@ -1,4 +1,4 @@
-"""``moe-serving fabric-check``: do the pods of a group exchange data, before weights are loaded?"""
+"""``moe-serving fabric-check``: tests the network between the pods of a group."""
 
 import os
 import sys
@@ -15,7 +15,7 @@ from serving.engine.fabric.workers import Workers
 from serving.errors import SettingsError
 
 INDEX_VARIABLE = "JOB_COMPLETION_INDEX"
-"""Kubernetes sets it in the pods of an Indexed Job."""
+"""Set by Kubernetes in the pods of an Indexed Job."""
 
 
 def fabric_check_command(
@@ -25,40 +25,46 @@ def fabric_check_command(
         typer.Option(
             "--leader",
             metavar="HOST:PORT",
-            help="Where peer 0 listens, the same at every peer; its name may not resolve yet.",
+            help="Address of peer 0, the same at every peer. Its name need not resolve yet.",
         ),
     ],
     index: Annotated[
         int | None,
-        typer.Option("--index", help=f"This peer, from 0; by default {INDEX_VARIABLE}."),
+        typer.Option("--index", help="Number of this peer, from 0.", show_default=INDEX_VARIABLE),
     ] = None,
     workers: Annotated[
         int | None,
         typer.Option(
-            "--workers-per-peer", help="Workers of each peer; by default one a GPU, without GPUs 1."
+            "--workers-per-peer",
+            help="Workers of each peer.",
+            show_default="one for each GPU, or 1",
         ),
     ] = None,
     backend: Annotated[
-        Backend, typer.Option("--backend", help="auto: nccl with GPUs, else gloo.")
+        Backend,
+        typer.Option(
+            "--backend", help="Communication backend; auto: nccl with GPUs, otherwise gloo."
+        ),
     ] = Backend.AUTO,
     size: Annotated[
-        str, typer.Option("--bytes", help="What each worker sends in a round, e.g. 64MiB.")
+        str, typer.Option("--bytes", help="Bytes that each worker sends in a round.")
     ] = "64MiB",
-    rounds: Annotated[int, typer.Option("--rounds", help="Rounds of the all-to-all.")] = 5,
+    rounds: Annotated[int, typer.Option("--rounds", help="Number of all-to-all rounds.")] = 5,
     timeout: Annotated[
         float,
         typer.Option(
             "--timeout",
-            help="Seconds until this ends in any case; half of it may pass waiting for peers.",
+            help="Longest time of the test, seconds; up to half of it waits for peers.",
         ),
     ] = 60.0,
 ) -> None:
-    """Prove all-to-all between the pods of one expert-parallel group.
+    """Test all-to-all communication between the pods of an expert-parallel group.
 
-    Run it at every peer at the same time. Peers meet at the leader, connect each with each over
-    TCP, exchange known contents pair by pair and all to all (torch.distributed over NCCL or gloo),
-    and compare every byte. Peer 0 prints what it found. If anything fails, each peer ends with 1
-    and the reason: who never came, who stopped answering, or which two exchange no data.
+    Run it in every pod at the same time, before weights are loaded. The peers meet at the leader,
+    connect to each other over TCP, exchange known data in pairs and all to all (torch.distributed
+    over NCCL or gloo), and compare every byte. Peer 0 prints a table of the results. If the test
+    fails, each peer exits with code 1 and the reason: which peer never came, which stopped
+    answering, or which two cannot exchange data.
     """
     host, port = parse_leader(leader)
     plan = Plan(
@@ -91,10 +97,10 @@ def fabric_check_command(
 
 
 def _index(given: int | None) -> int:
-    """Return this peer's index.
+    """Return this peer's number.
 
     Raises:
-        SettingsError: neither the flag nor the variable gives it.
+        SettingsError: The flag is missing, and the variable is not a number.
     """
     if given is not None:
         return given

@@ -1,6 +1,6 @@
-"""A lock on a folder that several pods of one node share: one works in it, the others wait.
+"""A lock on a directory that several pods of a node share: one works in it, the others wait.
 
-The kernel gives the lock back when its holder ends, however it ends.
+The kernel releases the lock when its holder ends, crashes included.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from serving.clock import Clock
 from serving.errors import EngineError
 
 LOCK = ".moe-serving-lock"
-"""File in the folder; it stays, and holds the name of the last holder."""
+"""Lock file in the directory; never deleted, contains the name of the last holder."""
 POLL_SECONDS = 2.0
 _TELL_EVERY = 30.0
 _REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS}
@@ -33,24 +33,25 @@ def locked(
     *,
     done: Callable[[], bool],
 ) -> Iterator[bool]:
-    """Hold the folder's lock; make the folder if it is missing.
+    """Lock a directory, which is created if missing.
 
-    Yields whether the lock is held; it is not where ``done`` holds while another has it.
+    Yields True if this process holds the lock, False if another process finished the work first.
 
     Args:
-        folder: what to lock.
-        timeout: seconds to wait for another holder.
-        clock: source of time.
-        sleep: waits.
-        say: takes progress, a line at a time.
-        done: tells whether the other has done the work already.
+        folder: Directory to lock.
+        timeout: Longest time to wait for another holder, seconds.
+        clock: Source of time.
+        sleep: Waits for a number of seconds.
+        say: Receives lines about the progress.
+        done: Returns whether the work is finished.
 
     Raises:
-        EngineError: the folder is not writable, or the other is not done after ``timeout``.
+        EngineError: The directory is not writable, or the other holder is not done after
+            ``timeout``.
     """
     with _open(folder) as file:
         began = told = clock.monotonic()
-        while not _take(file, folder, say):
+        while not try_lock(file, folder, say):
             if done():
                 yield False
                 return
@@ -80,7 +81,7 @@ def _open(folder: Path) -> IO[bytes]:
 
 
 def why_not_writable(folder: Path, error: OSError) -> str:
-    """Say why this process cannot write to ``folder``, and what to do on Kubernetes."""
+    """Return the reason why a directory is not writable, and the remedy on Kubernetes."""
     existing = next(filter(_is_visible, (folder, *folder.parents)), Path("/"))
     me = f"user {os.geteuid()}:{os.getegid()}"
     if error.errno == errno.EROFS:
@@ -95,15 +96,15 @@ def why_not_writable(folder: Path, error: OSError) -> str:
 
 
 def _is_visible(path: Path) -> bool:
-    """Tell whether there is such a path; below a folder that may not be searched nothing is."""
+    """Return whether a path exists; False below a directory without search permission."""
     try:
         return path.exists()
     except PermissionError:
         return False
 
 
-def _take(file: IO[bytes], folder: Path, say: Callable[[str], object]) -> bool:
-    """Try to take the lock; where the file system has no locks, continue without one."""
+def try_lock(file: IO[bytes], folder: Path, say: Callable[[str], object]) -> bool:
+    """Try to lock the directory; return True also if the file system does not support locks."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -127,7 +128,7 @@ def _holder(folder: Path) -> str:
 
 
 def _size(folder: Path) -> int:
-    """Return the bytes of all files under ``folder``; they may change meanwhile."""
+    """Return the size of all files under a directory, bytes; they may change meanwhile."""
     total = 0
     for path, _, names in os.walk(folder):
         for name in names:

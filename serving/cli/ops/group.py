@@ -1,4 +1,4 @@
-"""``moe-serving group``: deploy the groups on a Ray cluster that runs already."""
+"""``moe-serving group``: deploys groups of ranks on a running Ray cluster."""
 
 import time
 from enum import StrEnum
@@ -21,13 +21,13 @@ from serving.errors import EngineError, ServingError
 from serving.settings import Settings
 
 if TYPE_CHECKING:
-    from serving.engine.ray.deployment_watch import DeploymentWatch
+    from serving.engine.ray.watch import DeploymentWatch
 
 POLL_SECONDS = 0.5
 
 
 class Action(StrEnum):
-    """What to do with the groups."""
+    """Subcommands."""
 
     DEPLOY = "deploy"
     DELETE = "delete"
@@ -35,7 +35,9 @@ class Action(StrEnum):
 
 
 def group_command(
-    action: Annotated[Action, typer.Argument(help="deploy, delete or status.")],
+    action: Annotated[
+        Action, typer.Argument(help="Deploy the groups, delete them, or show their status.")
+    ],
     config: ConfigOption = None,
     sets: SetOption = None,
     groups: GroupsOption = None,
@@ -45,20 +47,21 @@ def group_command(
     *,
     address: Annotated[
         str | None,
-        typer.Option("--address", help="Ray cluster, host:port or auto (ray.address)."),
+        typer.Option(
+            "--address", help="Ray cluster: host:port or auto (ray.address; default: auto)."
+        ),
     ] = None,
     wait: Annotated[bool, typer.Option(help="Wait until all ranks run.")] = True,
 ) -> None:
-    """Deploy groups of ranks as a Ray Serve application, or delete or show it.
+    """Deploy groups of ranks as a Ray Serve application, delete it, or show its status.
 
-    The ranks dial the routers in link.routers; start those with "moe-serving router". A group
-    that finds no room is an error after group.placement_timeout, and the message says what
-    is missing.
+    The ranks connect to the routers in link.routers; "moe-serving router" starts one. A group that
+    cannot be placed within group.placement_timeout is an error that names the missing resources.
     """
     settings = settings_from(
         config, sets, groups=groups, ranks=ranks, speculative=speculative, model=model
     )
-    # Ray takes seconds to import: settings errors come before that.
+    # Ray takes seconds to import: report settings errors first.
     from serving.engine.ray import cluster
 
     cluster.connect(address or settings.ray.address or "auto")
@@ -74,19 +77,24 @@ def group_command(
 
 
 def deploy_groups(settings: Settings, *, wait: bool) -> None:
-    """Deploy and, if asked, wait until every rank runs; Ray is connected.
+    """Deploy the groups; requires a connection to Ray.
+
+    Args:
+        settings: Settings of the groups.
+        wait: Wait until every rank runs.
 
     Raises:
-        PlacementError: there is no room; a deployment that is new is taken back.
-        ServingError: a rank cannot start.
+        PlacementError: The cluster lacks resources; a new deployment is deleted again.
+        ServingError: A rank cannot start; a new deployment is deleted again.
     """
-    from serving.engine.ray import deployment, deployment_watch
+    from serving.engine.ray import deployment
+    from serving.engine.ray import watch as deployment_watch
 
     app = settings.ray.app_name
     watch = deployment_watch.DeploymentWatch(app, SystemClock())
     new = watch.look().phase is deployment_watch.Phase.ABSENT
     if new and settings.group.placement == "strict_spread":
-        # Ray would put the ranks together where it cannot spread them: better to say so.
+        # Ray would pack ranks that it cannot spread: wait for resources instead.
         with make_progress() as progress:
             _wait_room(settings, progress)
     deployment.deploy(settings)
@@ -97,14 +105,19 @@ def deploy_groups(settings: Settings, *, wait: bool) -> None:
             _wait_running(settings, watch, progress)
     except ServingError:
         if new:
-            # Otherwise Serve would go on trying, and hold what it has got.
+            # Otherwise Serve keeps retrying, and keeps the resources that it has.
             deployment_watch.undeploy(app)
         raise
 
 
 def delete_groups(settings: Settings) -> None:
-    """Delete the application and wait until its ranks are gone."""
-    from serving.engine.ray import deployment, deployment_watch
+    """Delete the application; wait until its ranks have ended.
+
+    Raises:
+        EngineError: The ranks have not ended after three times the stop timeout.
+    """
+    from serving.engine.ray import deployment
+    from serving.engine.ray import watch as deployment_watch
 
     app = settings.ray.app_name
     watch = deployment_watch.DeploymentWatch(app, SystemClock())
@@ -112,14 +125,15 @@ def delete_groups(settings: Settings) -> None:
     deadline = time.monotonic() + 3 * deployment.STOP_TIMEOUT
     while watch.look().phase is not deployment_watch.Phase.ABSENT:
         if time.monotonic() >= deadline:
-            raise EngineError(f"application {app} is still being deleted; look at serve status")
+            raise EngineError(f"application {app} is still being deleted; see serve status")
         time.sleep(POLL_SECONDS)
     print(f"application {app} is deleted")
 
 
 def show_groups(settings: Settings) -> None:
-    """Print what Serve says of the application, and the ranks' last words."""
-    from serving.engine.ray import cluster, deployment_watch
+    """Print the application's status in Serve, and the last report of each rank."""
+    from serving.engine.ray import cluster
+    from serving.engine.ray import watch as deployment_watch
 
     app = settings.ray.app_name
     view = deployment_watch.DeploymentWatch(app, SystemClock(), since=0.0).look()
@@ -133,10 +147,10 @@ def show_groups(settings: Settings) -> None:
 
 
 def _wait_room(settings: Settings, progress: Progress) -> None:
-    """Return when the cluster has room for all groups.
+    """Wait until the cluster has the resources for all groups.
 
     Raises:
-        PlacementError: it has none after group.placement_timeout.
+        PlacementError: Resources are still missing after group.placement_timeout.
     """
     from serving.engine.ray import cluster
     from serving.engine.ray.placement import explain_gap, group_needs, require_room
@@ -151,7 +165,7 @@ def _wait_room(settings: Settings, progress: Progress) -> None:
 
 
 def _wait_running(settings: Settings, watch: "DeploymentWatch", progress: Progress) -> None:
-    from serving.engine.ray import deployment_watch
+    from serving.engine.ray import watch as deployment_watch
     from serving.engine.ray.placement import group_needs
     from serving.engine.ray.startup_progress import Stage
 

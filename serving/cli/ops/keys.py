@@ -1,4 +1,4 @@
-"""``moe-serving keys``: make API keys, and show which there are."""
+"""``moe-serving keys``: creates and lists API keys."""
 
 import datetime as dt
 import os
@@ -22,56 +22,67 @@ _KEYS_LINE = re.compile(r"^keys:[ \t]*(\[\][ \t]*)?(#.*)?$", re.MULTILINE)
 
 
 class Action(StrEnum):
-    """What to do."""
+    """Subcommands."""
 
     NEW = "new"
     LIST = "list"
 
 
 def keys_command(
-    action: Annotated[Action, typer.Argument(help="new or list.")],
+    action: Annotated[
+        Action, typer.Argument(help="Create a key, or list the keys of the key file.")
+    ],
     tenant: Annotated[
         str | None,
-        typer.Option("--tenant", help="new: whose quota and share the key uses."),
+        typer.Option(
+            "--tenant", help="new: Tenant of the key, for quotas and fair shares. Required."
+        ),
     ] = None,
     key_id: Annotated[
         str | None,
-        typer.Option("--id", help="new: its name in the file. [default: TENANT-1, -2, …]"),
+        typer.Option(
+            "--id",
+            help="new: Id of the key in the file.",
+            show_default="TENANT-1, TENANT-2, …",
+        ),
     ] = None,
     roles: Annotated[
         list[Role] | None,
-        typer.Option("--role", help="new: repeatable. [default: user]", show_default=False),
+        typer.Option("--role", help="new: Role of the key. Repeatable.", show_default="user"),
     ] = None,
     priorities: Annotated[
         list[str] | None,
         typer.Option(
             "--priority",
             metavar="interactive|standard|batch",
-            help="new: repeatable. [default: all]",
-            show_default=False,
+            help="new: Priority that requests may have. Repeatable.",
+            show_default="all",
         ),
     ] = None,
     expires: Annotated[
         str | None,
-        typer.Option("--expires", metavar="DATE", help="new: 2027-01-31 or 2027-01-31T12:00:00Z."),
+        typer.Option(
+            "--expires",
+            metavar="DATE",
+            help="new: Expiry, 2027-01-31 or 2027-01-31T12:00:00Z.",
+            show_default="never",
+        ),
     ] = None,
     file: Annotated[
         Path | None,
         typer.Option(
             "--file",
             metavar="FILE",
-            help="The keys' file. [default: security.keys_file, else keys.yaml in the state "
-            "folder]",
-            show_default=False,
+            help="Key file; created if missing.",
+            show_default="security.keys_file, else keys.yaml in the state directory",
         ),
     ] = None,
     config: ConfigOption = None,
     sets: SetOption = None,
 ) -> None:
-    """Make an API key, or list those in the keys' file.
+    """Create an API key, or list the keys of the key file.
 
-    A new key is printed once, and only its hash is kept. Routers read the file again when it
-    changes.
+    A new key is printed once; only its hash is stored. Routers reload the file when it changes.
 
     For example:
 
@@ -101,19 +112,19 @@ def keys_command(
     print(key)
     typer.echo(
         f"key {name} of {tenant}, roles {', '.join(entry['roles'])}, in {path}\n"
-        "It is not shown again. Routers ask for keys with "
+        "It is not shown again. Routers require keys with "
         f"--set security.keys_file={path}",
         err=True,
     )
 
 
 def add_key(path: Path, entry: dict[str, Any]) -> tuple[str, str]:
-    """Make a key and put its hash into the file; return the key and its id.
+    """Create a key and add its hash to the file; return the key and its id.
 
-    The rest of the file, comments too, stays as it is.
+    The rest of the file, including comments, is unchanged.
 
     Raises:
-        SettingsError: the file, or the file with this entry, is not right.
+        SettingsError: The file cannot be used, or the entry is invalid.
     """
     text = _read(path, missing=_HEADER + "keys:\n")
     before = parse_keys(text, str(path))
@@ -123,18 +134,20 @@ def add_key(path: Path, entry: dict[str, Any]) -> tuple[str, str]:
     after_text = with_entry(text, entry)
     after = parse_keys(after_text, str(path))
     if {**after.keys} != {**before.keys, entry["hash"]: after.keys.get(entry["hash"])}:
-        raise SettingsError(f"{path} is written in a way that cannot be added to; add it yourself")
+        raise SettingsError(
+            f"cannot add to {path} without changing its other entries; add the entry by hand"
+        )
     _write(path, after_text)
     return key, name
 
 
 def with_entry(text: str, entry: dict[str, Any]) -> str:
-    """Return the text of a keys' file with one entry more, the first of its list."""
+    """Return the text of a key file with a new entry at the start of its list."""
     found = _KEYS_LINE.search(text)
     if found is None:
         return f"{text.rstrip()}\nkeys:\n{_item(entry, '  ')}".lstrip("\n")
     rest = text[found.end() :].lstrip("\n")
-    # Items of one list stand in one column; YAML allows that of the list's name as well.
+    # Items of a list share an indentation; YAML also allows that of the list's key.
     listed = re.match(r"(?:[ \t]*(?:#.*)?\n)*([ ]*)-\s", rest)
     indent = listed[1] if listed else "  "
     head = text[: found.start()] + "keys:" + (f"  {found[2]}" if found[2] else "")
@@ -142,7 +155,7 @@ def with_entry(text: str, entry: dict[str, Any]) -> str:
 
 
 def key_lines(ring: KeyRing, now: float) -> list[str]:
-    """Return the table of keys, without hashes."""
+    """Return the table of keys, without their hashes."""
     rows: list[tuple[str, ...]] = [("id", "tenant", "roles", "priorities", "expires")]
     rows += [_row(key, now) for key in sorted(ring.keys.values(), key=lambda key: key.id)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
@@ -187,15 +200,15 @@ def _read(path: Path, missing: str | None) -> str:
         return path.read_text("utf-8")
     except FileNotFoundError:
         if missing is None:
-            raise SettingsError(f"there is no {path}: moe-serving keys new makes it") from None
+            raise SettingsError(f"there is no {path}: moe-serving keys new creates it") from None
         return missing
     except OSError as error:
         raise SettingsError(f"cannot read {path}: {error.strerror}") from error
 
 
 def _write(path: Path, text: str) -> None:
-    """Replace the file in one step, so that a router never sees half of it."""
-    # Through a link: the file that it leads to is replaced, not the link.
+    """Replace the file atomically: routers never read a partial file."""
+    # Replace the target of a symbolic link, not the link.
     path = path.resolve()
     part = path.with_name(f".{path.name}.part")
     try:

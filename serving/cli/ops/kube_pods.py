@@ -1,7 +1,7 @@
-"""Which pod and which Kubernetes node each rank runs on, for ``moe-serving status --kube``.
+"""The pod and the Kubernetes node of each rank, for ``moe-serving status --kube``.
 
-A rank's node is the address by which Ray knows it, and on KubeRay that is the pod's. All that is
-asked of Kubernetes is the list of the namespace's Ray pods: the right to list pods is enough.
+A rank's ``node`` is its address in Ray, which on KubeRay is the pod's. The only request to
+Kubernetes lists the Ray pods of the namespace; no permission other than listing pods is required.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ from rich.text import Text
 from serving.errors import NotReady, PermissionDenied, SettingsError
 
 SELECTOR = "ray.io/cluster"
-"""KubeRay's label of all pods of a RayCluster: its name."""
+"""KubeRay's label on all pods of a RayCluster; its value is the cluster's name."""
 _GROUP = "ray.io/group"
 _HEAD = "ray.io/node-type"
 _NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
@@ -24,31 +24,31 @@ _TIMEOUT, _ATTEMPTS = 5.0, 2
 
 @dataclass(frozen=True, slots=True)
 class PodSeen:
-    """A Ray pod."""
+    """The fields of a Ray pod that are shown."""
 
     name: str
     address: str
-    """Its IP; empty before it has one."""
+    """IP address; empty if not assigned yet."""
     node: str
-    """Name of the Kubernetes node; empty while it is not scheduled."""
+    """Name of the Kubernetes node; empty if not scheduled yet."""
     cluster: str
-    """RayCluster."""
+    """Name of the RayCluster."""
     worker_group: str
-    """The chart's pool."""
+    """Worker group: a pool of the chart."""
     state: str
-    """Phase in lower case, ready, or why it goes."""
+    """Phase in lower case, "ready", or the reason for the pod's removal."""
 
 
 async def ray_pods(namespace: str | None) -> tuple[str, tuple[PodSeen, ...]]:
-    """Return the namespace that was asked and its Ray pods, without heads.
+    """Return the namespace and its Ray worker pods.
 
     Args:
-        namespace: none takes the pod's own, or that of kubectl's current context.
+        namespace: Namespace. None: that of this pod, or of kubectl's current context.
 
     Raises:
-        SettingsError: no cluster is configured.
-        PermissionDenied: pods may not be listed.
-        NotReady: the API server does not answer.
+        SettingsError: No cluster is configured.
+        PermissionDenied: Listing pods is not permitted.
+        NotReady: The API server does not answer.
     """
     from serving.autoscaler.actuators.actuator import ActuatorError
     from serving.autoscaler.actuators.kubernetes_api import (
@@ -56,7 +56,7 @@ async def ray_pods(namespace: str | None) -> tuple[str, tuple[PodSeen, ...]]:
         cluster_configuration,
         current_namespace,
     )
-    from serving.autoscaler.actuators.kubernetes_errors import Refused
+    from serving.autoscaler.actuators.kubernetes_errors import AccessDenied
     from serving.settings import KubernetesSettings
 
     try:
@@ -68,9 +68,9 @@ async def ray_pods(namespace: str | None) -> tuple[str, tuple[PodSeen, ...]]:
     api = KubernetesApi(settings, configuration)
     try:
         found = await api.pods(SELECTOR)
-    except Refused as error:
+    except AccessDenied as error:
         raise PermissionDenied(
-            f"{error}: it takes the right to list pods in namespace {space} "
+            f"{error}: it requires the permission to list pods in namespace {space} "
             f"(kubectl auth can-i list pods -n {space})"
         ) from error
     except ActuatorError as error:
@@ -83,16 +83,16 @@ async def ray_pods(namespace: str | None) -> tuple[str, tuple[PodSeen, ...]]:
 
 
 def pod_seen(pod: Any) -> PodSeen:
-    """Return what is shown of a pod, an object of the official client."""
-    from serving.autoscaler.actuators.node_watch import pod_goes
+    """Convert a pod of the Kubernetes client."""
+    from serving.autoscaler.actuators.node_watch import pod_disruption
 
     labels: Mapping[str, str] = pod.metadata.labels or {}
     ready = any(
         condition.type == "Ready" and condition.status == "True"
         for condition in pod.status.conditions or ()
     )
-    # Its own name is beside it.
-    going = (pod_goes(pod) or "").removeprefix(f"pod {pod.metadata.name}").lstrip(": ")
+    # The pod's name has its own column.
+    going = (pod_disruption(pod) or "").removeprefix(f"pod {pod.metadata.name}").lstrip(": ")
     return PodSeen(
         pod.metadata.name,
         pod.status.pod_ip or "",
@@ -104,7 +104,7 @@ def pod_seen(pod: Any) -> PodSeen:
 
 
 def placements(fleet: Mapping[str, Any], pods: Sequence[PodSeen]) -> list[dict[str, Any]]:
-    """Return one entry a rank, and one for each pod that no rank is on; for programs."""
+    """Return an entry for each rank, and one for each pod without a rank; for --json."""
     by_address = {pod.address: pod for pod in pods if pod.address}
     used: set[str] = set()
     entries: list[dict[str, Any]] = []
@@ -128,7 +128,7 @@ def placements(fleet: Mapping[str, Any], pods: Sequence[PodSeen]) -> list[dict[s
 
 
 def pods_table(entries: Sequence[Mapping[str, Any]]) -> Table:
-    """Return a row for each entry of :func:`placements`."""
+    """Return a table with a row for each entry of :func:`placements`."""
     table = Table(box=None, pad_edge=False, header_style="dim")
     for name in ("group", "state", "rank", "pod", "pod state", "node", "pool", "RayCluster"):
         table.add_column(name, no_wrap=True)

@@ -1,214 +1,182 @@
-"""``moe-serving drain``, ``cordon`` and ``uncordon``: what operators do with a group.
+"""``moe-serving cordon``, ``uncordon`` and ``drain``: operator commands for a group.
 
-Each router decides for itself where it sends work, so each of a set must be told: give all of
-them with ``--router``, or a name that stands for all of them (``dns:///name:port``).
+Routers route independently of each other, so every router must get the call.
 """
 
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
-import grpc
 import typer
 
 from serving import errors
-from serving.api.v1 import fleet_pb2, fleet_pb2_grpc
 from serving.cli.local.state import NotRunning, StateFile, state_folder
-from serving.client.credentials import (
-    Access,
+from serving.client.credentials import access_from
+from serving.client.flags import (
     ApiKeyOption,
     CaFileOption,
     CertFileOption,
+    GrpcAddressesOption,
     ServerNameOption,
-    access_from,
 )
-from serving.client.grpc import error_of, open_channel, require_answer
+from serving.client.grpc import GrpcClient
 from serving.net import Target, expanded
 
-_CALL_TIMEOUT = 10.0
-"""Seconds for calls that wait for nothing."""
-_DRAIN_SLACK = 10.0
-"""Seconds that a drain's answer may take beyond its time-out."""
-_POLL_SECONDS = 0.5
+POLL_SECONDS = 0.5
 
-GroupArgument = Annotated[str, typer.Argument(metavar="GROUP", help="As status shows it: g0.")]
-RouterOption = Annotated[
-    list[str] | None,
+GroupArgument = Annotated[
+    str, typer.Argument(metavar="GROUP", help="Id of the group, as in moe-serving status: g0.")
+]
+DrainTimeoutOption = Annotated[
+    float,
     typer.Option(
-        "--router",
-        metavar="HOST:PORT",
-        help="A router's gRPC address; repeat it for each router, or dns:///NAME:PORT for all "
-        "addresses of a name. [default: the local run's]",
-        show_default=False,
+        "--drain-timeout",
+        min=0.1,
+        metavar="SECONDS",
+        help="Time for running requests to finish.",
     ),
 ]
+DRAIN_TIMEOUT = 60.0
+"""Default drain timeout of all commands and of the chart (engine.drainTimeout), seconds."""
 
 
 def cordon_command(
     group: GroupArgument,
     reason: Annotated[
-        str, typer.Option("--reason", help="Shown as the group's reason.", show_default=False)
+        str, typer.Option("--reason", help="Reason to show in status.", show_default="none")
     ] = "",
-    routers: RouterOption = None,
+    grpc_addresses: GrpcAddressesOption = None,
     api_key: ApiKeyOption = None,
     ca_file: CaFileOption = None,
     cert_file: CertFileOption = None,
     server_name: ServerNameOption = None,
 ) -> None:
-    """Give a group no new work; what it has goes on. Undone by uncordon."""
-    for router in reached(routers, api_key, ca_file, cert_file, server_name):
-        router.call("Cordon", fleet_pb2.CordonRequest(group_id=group, reason=reason))
-        print(f"{group}: cordoned at {router.target}")
+    """Stop routing new requests to a group; running requests continue.
+
+    Undo it with moe-serving uncordon.
+    """
+    for router in connect_routers(grpc_addresses, api_key, ca_file, cert_file, server_name):
+        router.cordon(group, reason)
+        print(f"{group}: cordoned at {router.address}")
 
 
 def uncordon_command(
     group: GroupArgument,
-    routers: RouterOption = None,
+    grpc_addresses: GrpcAddressesOption = None,
     api_key: ApiKeyOption = None,
     ca_file: CaFileOption = None,
     cert_file: CertFileOption = None,
     server_name: ServerNameOption = None,
 ) -> None:
-    """Let a cordoned or drained group have work again."""
-    for router in reached(routers, api_key, ca_file, cert_file, server_name):
-        router.call("Uncordon", fleet_pb2.UncordonRequest(group_id=group))
-        print(f"{group}: takes work again at {router.target}")
+    """Route new requests to a cordoned or drained group again."""
+    for router in connect_routers(grpc_addresses, api_key, ca_file, cert_file, server_name):
+        router.uncordon(group)
+        print(f"{group}: uncordoned at {router.address}")
 
 
 def drain_command(
     group: GroupArgument,
-    timeout: Annotated[
-        float,
-        typer.Option("--timeout", min=0.1, metavar="SECONDS", help="For its requests to finish."),
-    ] = 60.0,
-    routers: RouterOption = None,
+    timeout: DrainTimeoutOption = DRAIN_TIMEOUT,
+    grpc_addresses: GrpcAddressesOption = None,
     api_key: ApiKeyOption = None,
     ca_file: CaFileOption = None,
     cert_file: CertFileOption = None,
     server_name: ServerNameOption = None,
 ) -> int:
-    """Cordon a group and wait until its requests are finished.
+    """Drain a group: stop new requests, let running ones finish.
 
-    What is left when the time is over goes on in other groups. The group stays cordoned:
-    stop its ranks, or use uncordon. Ends with 0 if all finished in time, 1 if not.
+    Requests that are not finished in time are resumed in other groups. The group stays cordoned:
+    stop its ranks, or undo the drain with moe-serving uncordon.
+
+    Exit code 0 if all requests finished in time, 1 if not.
     """
-    reachable = reached(routers, api_key, ca_file, cert_file, server_name)
-    # All at once first: while one is drained, another must not send it new work.
-    for router in reachable:
-        router.call("Cordon", fleet_pb2.CordonRequest(group_id=group, reason="being drained"))
-        print(f"{group}: cordoned at {router.target}", flush=True)
+    routers = connect_routers(grpc_addresses, api_key, ca_file, cert_file, server_name)
+    # Cordon everywhere first: while one router drains, another must not send new requests.
+    for router in routers:
+        router.cordon(group, "being drained")
+        print(f"{group}: cordoned at {router.address}", flush=True)
     deadline = time.monotonic() + timeout
     finished = True
-    for router in reachable:
+    for router in routers:
         left = max(deadline - time.monotonic(), 0.1)
         finished &= drain(router, group, left, print)
     return 0 if finished else 1
 
 
-@dataclass(slots=True)
-class Router:
-    """One router's FleetService."""
-
-    target: str
-    access: Access
-    stub: Any
-
-    def call(self, method: str, request: Any) -> Any:
-        """Call an RPC that answers at once.
-
-        Raises:
-            ServingError: with the router's words.
-        """
-        try:
-            return getattr(self.stub, method)(
-                request, timeout=_CALL_TIMEOUT, metadata=self.access.metadata()
-            )
-        except grpc.RpcError as error:
-            raise error_of(error, self.target, errors.GroupNotFound) from error
-
-    def groups(self) -> list[fleet_pb2.Group]:
-        """Return the living groups as this router sees them."""
-        fleet = self.call("GetFleet", fleet_pb2.GetFleetRequest())
-        return [item for item in fleet.groups if item.state != fleet_pb2.MEMBER_STATE_GONE]
-
-    def inflight(self, group: str) -> int:
-        """Return how many requests of this router the group has."""
-        return sum(inflight_of(item) for item in self.groups() if item.group_id == group)
-
-
-def reached(
-    routers: Sequence[str] | None,
+def connect_routers(
+    addresses: Sequence[str] | None,
     api_key: str | None,
     ca_file: str | None,
     cert_file: str | None,
     server_name: str | None = None,
-) -> list[Router]:
-    """Return the routers, all of which answer.
+) -> list[GrpcClient]:
+    """Return a client for each router, after all of them have answered.
+
+    Args:
+        addresses: host:port or dns:///name:port. None or empty: the local run's router.
+        api_key: Value of ``--api-key``.
+        ca_file: Value of ``--ca-file``.
+        cert_file: Value of ``--cert-file``.
+        server_name: Value of ``--tls-server-name``.
 
     Raises:
-        SettingsError: one is neither host:port nor dns:///name:port.
-        NotRunning: none is given, and nothing runs here.
-        NotReady: one does not answer; then none has been told anything.
+        SettingsError: An address is neither host:port nor dns:///name:port.
+        NotRunning: No address is given, and there is no local run.
+        NotReady: A router does not answer; no router has been changed.
     """
     folder = state_folder()
-    access = access_from(api_key, ca_file, cert_file, None if routers else folder, server_name)
-    if not routers:
+    access = access_from(api_key, ca_file, cert_file, None if addresses else folder, server_name)
+    if not addresses:
         state = StateFile(folder).read()
         if state is None:
-            raise NotRunning("nothing is running here: name a router with --router HOST:PORT")
-        routers = [state.grpc_address]
-    found = []
-    for target in _targets(routers):
-        channel = open_channel(target.address, access, target.server_name)
-        require_answer(channel, target.address)
-        found.append(Router(target.address, access, fleet_pb2_grpc.FleetServiceStub(channel)))
-    return found
+            raise NotRunning("nothing is running here: name a router with --grpc-address HOST:PORT")
+        addresses = [state.grpc_address]
+    clients = []
+    for target in _targets(addresses):
+        client = GrpcClient(target.address, access, target.server_name)
+        client.require_answer()
+        clients.append(client)
+    return clients
 
 
-def inflight_of(group: fleet_pb2.Group) -> int:
-    """Return how many requests the group has of the router that shows it."""
-    return sum(rank.inflight_requests for rank in group.ranks)
-
-
-def _targets(routers: Sequence[str]) -> list[Target]:
+def _targets(addresses: Sequence[str]) -> list[Target]:
     try:
-        return asyncio.run(expanded(routers))
+        return asyncio.run(expanded(addresses))
     except ValueError as error:
-        raise errors.SettingsError(f"--router: {error}") from error
+        raise errors.SettingsError(f"--grpc-address: {error}") from error
     except OSError as error:
-        raise errors.NotReady(f"cannot resolve {', '.join(routers)}: {error}") from error
+        raise errors.NotReady(f"cannot resolve {', '.join(addresses)}: {error}") from error
 
 
-def drain(router: Router, group: str, timeout: float, say: Callable[[str], object]) -> bool:
-    """Drain the group at one router, telling how many requests are left; return if all ended.
+def drain(router: GrpcClient, group: str, timeout: float, say: Callable[[str], object]) -> bool:
+    """Drain the group at one router; return whether all its requests finished in time.
+
+    Args:
+        router: The router.
+        group: Id of the group.
+        timeout: Seconds for the group's requests to finish.
+        say: Receives lines about the remaining requests.
 
     Raises:
-        ServingError: with the router's words.
+        ServingError: A call failed.
     """
-    pending = router.stub.Drain.future(
-        fleet_pb2.DrainRequest(group_id=group, timeout_seconds=timeout),
-        timeout=timeout + _DRAIN_SLACK,
-        metadata=router.access.metadata(),
-    )
+    pending = router.drain(group, timeout)
     shown = None
     try:
         while not pending.done():
             left = router.inflight(group)
             if left and left != shown:
-                say(f"{group}: {left} requests left at {router.target}")
+                say(f"{group}: {left} requests left at {router.address}")
                 shown = left
-            time.sleep(_POLL_SECONDS)
-        finished: bool = pending.result().finished
-    except grpc.RpcError as error:
-        raise error_of(error, router.target, errors.GroupNotFound) from error
+            time.sleep(POLL_SECONDS)
+        finished = pending.finished()
     finally:
         pending.cancel()
     say(
-        f"{group}: drained at {router.target}"
+        f"{group}: drained at {router.address}"
         if finished
-        else f"{group}: {timeout:.0f} s were not enough at {router.target}, "
-        "the rest goes on in other groups"
+        else f"{group}: {timeout:.0f} s were not enough at {router.address}; the remaining "
+        "requests are resumed in other groups"
     )
     return finished

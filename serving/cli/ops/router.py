@@ -1,4 +1,4 @@
-"""``moe-serving router``: one router process in the foreground."""
+"""``moe-serving router``: runs one router in the foreground."""
 
 from pathlib import Path
 from typing import Annotated
@@ -27,19 +27,21 @@ def router_command(
     insecure: InsecureOption = None,
     ports_file: Annotated[
         Path | None,
-        typer.Option("--ports-file", metavar="FILE", help="Write the bound addresses here (JSON)."),
+        typer.Option(
+            "--ports-file", metavar="FILE", help="Write the bound addresses to this file, as JSON."
+        ),
     ] = None,
 ) -> None:
-    """Run one router: OpenAI REST, gRPC, and the port that ranks join.
+    """Run one router: OpenAI REST, gRPC, and the port that ranks connect to.
 
-    It loads the model's tokenizer, never its weights, and needs neither Ray nor a GPU. SIGTERM
-    makes it unready, lets requests in flight finish, then ends it.
+    A router loads the model's tokenizer but not its weights, and needs neither Ray nor a GPU. On
+    SIGTERM it becomes unready, lets running requests finish, and ends.
     """
     settings = settings_from(
         config, sets, port=port, grpc_port=grpc_port, join_port=join_port, model=model,
         insecure=insecure,
     )  # fmt: skip
-    # vLLM's server code takes seconds to import: settings errors come before that.
-    from serving.router.app import serve_router
+    # vLLM's server code takes seconds to import: report settings errors first.
+    from serving.router.process import serve_router
 
     serve_router(settings, ports_file)

@@ -1,4 +1,4 @@
-"""``moe-serving status``: groups, ranks, experts and load, as the router sees them."""
+"""``moe-serving status``: groups, ranks, experts and load, as a router reports them."""
 
 import asyncio
 import contextlib
@@ -14,19 +14,19 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from serving.cli.local import supervisor
 from serving.cli.local.state import NotRunning, RunState, StateFile, state_folder
 from serving.cli.ops.kube_pods import placements, pods_table, ray_pods
-from serving.client.credentials import (
-    NO_ACCESS,
-    Access,
+from serving.client.credentials import NO_ACCESS, Access, access_from
+from serving.client.errors import message_of
+from serving.client.flags import (
     ApiKeyOption,
     CaFileOption,
     CertFileOption,
+    RestUrlOption,
     ServerNameOption,
-    access_from,
 )
-from serving.client.rest import get_json, message_of
+from serving.client.rest import RestClient
+from serving.engine.processes import living
 from serving.errors import NotReady, PermissionDenied, ServingError, Unauthenticated
 
 _HTTP_OK = 200
@@ -37,11 +37,7 @@ _MIB = 2**20
 
 def status_command(
     *,
-    url: Annotated[
-        str | None,
-        typer.Option("--url", metavar="URL", help="A router's REST address; by default ours."),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     kube: Annotated[
         bool, typer.Option("--kube", help="Show the pod and the Kubernetes node of each rank.")
     ] = False,
@@ -51,29 +47,30 @@ def status_command(
             "--namespace",
             "-n",
             metavar="NAME",
-            help="Of the pods, for --kube. [default: the current context's]",
-            show_default=False,
+            help="Namespace of the pods, for --kube.",
+            show_default="the current context's",
         ),
     ] = None,
+    url: RestUrlOption = None,
     api_key: ApiKeyOption = None,
     ca_file: CaFileOption = None,
     cert_file: CertFileOption = None,
     server_name: ServerNameOption = None,
 ) -> int:
-    r"""Show what runs: groups, their ranks, which experts each computes, and the load.
+    r"""Show groups, their ranks, the experts that each rank computes, and the load.
 
-    With --kube: on which pods and nodes they are. It asks Kubernetes as kubectl would (the right to
-    list pods is enough); the router is named with --url, for instance after kubectl port-forward.
-    Where it asks for keys, it takes one of role admin.
+    With --kube it shows the pod and the node of each rank. It reads the cluster that kubectl uses,
+    and needs the permission to list pods. Name the router with --rest-url, for instance after
+    kubectl port-forward. A router with API keys requires a key of role admin.
 
     For a release NAME in NAMESPACE with TLS:
 
       kubectl -n NAMESPACE port-forward service/NAME-moe-serving-rest 8000:8000
 
-      moe-serving status --kube -n NAMESPACE --url https://127.0.0.1:8000 --ca-file ca.crt \
-      --tls-server-name NAME-moe-serving-rest.NAMESPACE.svc
+      moe-serving status --kube -n NAMESPACE --rest-url https://127.0.0.1:8000 \
+      --ca-file ca.crt --tls-server-name NAME-moe-serving-rest.NAMESPACE.svc
 
-    Exit code 0 if a router answers, 1 if nothing runs.
+    Exit code 0 if a router answers, 1 if not.
     """
     file = StateFile(state_folder())
     state = file.read() if url is None else None
@@ -110,27 +107,33 @@ def status_command(
 def fleet_of(
     url: str | None, state: RunState | None, *, held: bool, access: Access = NO_ACCESS
 ) -> Mapping[str, Any]:
-    """Return /fleet of the router at ``url`` or of the local run.
+    """Return the body of /fleet.
+
+    Args:
+        url: REST address of the router. None: that of the local run.
+        state: State of the local run. None: there is no local run.
+        held: Whether the local run holds its state folder, i.e. is alive.
+        access: Key and certificates.
 
     Raises:
-        Unauthenticated: the router asks for a key.
-        PermissionDenied: the key has not role admin.
-        NotRunning: nothing runs here; the message says what to do.
-        NotReady: it should run, but the router does not answer.
+        Unauthenticated: The router requires a key.
+        PermissionDenied: The key does not have role admin.
+        NotRunning: There is no local run; the message says what to do.
+        NotReady: The router does not answer.
     """
     if url is None:
         if state is None:
-            starting = "moe-serving up is just starting" if held else "nothing is running here"
+            starting = "moe-serving up is still starting" if held else "nothing is running here"
             raise NotRunning(starting)
         if not held:
-            alive = len(supervisor.living(state.processes))
-            after = f"; {alive} of its processes live still" if alive else ""
+            alive = len(living(state.processes))
+            after = f"; {alive} of its processes are still running" if alive else ""
             raise NotRunning(f"the last run ended without cleaning up{after}: moe-serving down")
         url = state.rest_url
-    status, body = get_json(f"{url.rstrip('/')}/fleet", 5.0, access)
+    status, body = RestClient(url, access).get_json("/fleet")
     if status in _REFUSED:
         raise _REFUSED[status](
-            f"{url} answered {status}: {message_of(body)} (/fleet takes a key of role admin: "
+            f"{url} answered {status}: {message_of(body)} (/fleet requires a key of role admin: "
             "--api-key, or MOE_SERVING_API_KEY)"
         )
     if status != _HTTP_OK or not isinstance(body, Mapping) or "groups" not in body:
@@ -139,7 +142,7 @@ def fleet_of(
 
 
 def local_facts(state: RunState | None) -> dict[str, Any] | None:
-    """Return what the state file adds, without its secrets."""
+    """Return the fields of the local run that --json adds, without secrets."""
     if state is None:
         return None
     return {
@@ -149,15 +152,15 @@ def local_facts(state: RunState | None) -> dict[str, Any] | None:
         "started_at_unix_seconds": state.started_at,
         "log_folder": state.log_folder,
         "memory_bytes": memory_bytes(state),
-        "processes": len(supervisor.living(state.processes)),
+        "processes": len(living(state.processes)),
     }
 
 
 def memory_bytes(state: RunState) -> int:
-    """Return the memory of all our processes, shared pages counted once (PSS)."""
+    """Return the memory of all processes of the local run (PSS: shared pages once), bytes."""
     total = 0
-    for process in supervisor.living((state.up, *state.processes)):
-        # It may have ended, or not be ours to look into.
+    for process in living((state.up, *state.processes)):
+        # The process may have ended, or belong to another user.
         with contextlib.suppress(psutil.Error):
             total += int(process.memory_full_info().pss)
     return total
@@ -179,16 +182,16 @@ def header_lines(
     where = (
         f"REST {state.rest_url}/v1, gRPC {state.grpc_address}, up {_span(now - state.started_at)}"
         f", {memory_bytes(state) / 2**30:.1f} GiB in "
-        f"{_plural(len(supervisor.living(state.processes)) + 1, 'process', 'processes')}, "
+        f"{_plural(len(living(state.processes)) + 1, 'process', 'processes')}, "
         f"logs {state.log_folder}"
     )
     return [first, Text(where, style="dim")]
 
 
 def ranks_table(fleet: Mapping[str, Any]) -> Table:
-    """Return one row a rank."""
+    """Return a table with a row for each rank."""
     table = Table(box=None, pad_edge=False, header_style="dim")
-    # Worth a column only while there are two: blue and green of an upgrade.
+    # Shown only while there are two apps, during a blue/green upgrade.
     several = len({group.get("app", "") for group in fleet["groups"]}) > 1
     names = ("group", "state", "rank", "node", "pid", "experts", "expert tokens")
     for name in (*(("app",) if several else ()), *names):
@@ -238,7 +241,7 @@ def experts_text(ids: Sequence[int], total: int) -> str:
 
 
 def expert_tokens_text(counts: Sequence[int], most: int = 8) -> str:
-    """Return the sum and the counts of each expert, or the range if there are many."""
+    """Return the sum and each expert's count, or their range if there are more than ``most``."""
     if not counts:
         return "-"
     numbers = [int(count) for count in counts]

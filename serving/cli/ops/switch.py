@@ -1,29 +1,32 @@
-"""``moe-serving switch``: hand the traffic of one app's groups over to another's.
+"""``moe-serving switch``: move the traffic of one app's groups to another app's.
 
-The last step of a blue/green upgrade. Two Ray Serve applications of the same model (on KubeRay:
-two RayClusters) have joined the same routers. The new one's groups must be ready at every router;
-then every router is told to give the old ones no new work, and what they have is finished or goes
-on in the new ones. Nothing is stopped here: the old application is deleted afterwards, and until
-then a switch in the other direction undoes this one.
+The last step of a blue/green upgrade. Two Ray Serve applications of the same model (on KubeRay: two
+RayClusters) have joined the same routers. Once the new groups are ready at every router, all
+routers stop sending requests to the old groups; running requests finish there or are resumed in the
+new groups. The old application keeps running until it is deleted; until then, a switch in the other
+direction reverts this one.
 """
 
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
-import grpc
 import typer
 
 from serving import errors
 from serving.api.v1 import fleet_pb2
-from serving.cli.ops.operate import Router, RouterOption, inflight_of, reached
-from serving.client.credentials import ApiKeyOption, CaFileOption, CertFileOption, ServerNameOption
-from serving.client.grpc import error_of
+from serving.cli.ops.operate import DRAIN_TIMEOUT, DrainTimeoutOption, connect_routers
+from serving.client.flags import (
+    ApiKeyOption,
+    CaFileOption,
+    CertFileOption,
+    GrpcAddressesOption,
+    ServerNameOption,
+)
+from serving.client.grpc import GrpcClient, PendingDrain, inflight_of
 
-_POLL_SECONDS = 0.5
-_DRAIN_SLACK = 10.0
-"""Seconds that a drain's answer may take beyond its time-out."""
+POLL_SECONDS = 0.5
 _SERVING = {fleet_pb2.MEMBER_STATE_READY, fleet_pb2.MEMBER_STATE_DRAINING}
 
 Say = Callable[[str], object]
@@ -33,175 +36,182 @@ def switch_command(
     to: Annotated[
         str,
         typer.Option(
-            "--to", metavar="APP", help="Takes the traffic: an app or a RayCluster, as in status."
+            "--to",
+            metavar="APP",
+            help="App, or RayCluster, to move traffic to; as in moe-serving status.",
         ),
     ],
     source: Annotated[
         str | None,
-        typer.Option("--from", metavar="APP", help="Gives it away. [default: all others]"),
+        typer.Option(
+            "--from",
+            metavar="APP",
+            help="App, or RayCluster, to move traffic away from.",
+            show_default="all others",
+        ),
     ] = None,
     groups: Annotated[
         int | None,
         typer.Option(
             "--groups",
             min=1,
-            help="Ready groups of --to at every router. [default: as many as they replace]",
-            show_default=False,
+            help="Groups of --to that must be ready at every router.",
+            show_default="as many as they replace",
         ),
     ] = None,
     wait: Annotated[
-        float, typer.Option("--wait", min=0, metavar="SECONDS", help="For them to be ready.")
-    ] = 600.0,
-    timeout: Annotated[
         float,
-        typer.Option("--timeout", min=0.1, metavar="SECONDS", help="For old requests to finish."),
-    ] = 60.0,
-    routers: RouterOption = None,
+        typer.Option(
+            "--wait", min=0, metavar="SECONDS", help="Time for the groups of --to to be ready."
+        ),
+    ] = 600.0,
+    timeout: DrainTimeoutOption = DRAIN_TIMEOUT,
+    grpc_addresses: GrpcAddressesOption = None,
     api_key: ApiKeyOption = None,
     ca_file: CaFileOption = None,
     cert_file: CertFileOption = None,
     server_name: ServerNameOption = None,
 ) -> int:
-    """Hand the traffic over to the groups of another app, at all routers.
+    """Move traffic to the groups of another app, at all routers.
 
-    Waits until the new groups are ready at every router, cordons the old ones everywhere, and
-    drains them. What is left when the time is over goes on in the new ones. If they fail
-    meanwhile, the old ones get the traffic back. Ends with 0 if all requests finished in time,
-    1 if not.
+    Waits until the new groups are ready at every router, cordons the old ones everywhere, then
+    drains them. Requests that are not finished in time are resumed in the new groups. If the new
+    groups fail meanwhile, the old ones get the traffic back.
+
+    Exit code 0 if all requests finished in time, 1 if not.
     """
     if source == to:
         raise errors.SettingsError("--from and --to name the same app")
-    change = Switch(reached(routers, api_key, ca_file, cert_file, server_name), to, source, print)
+    routers = connect_routers(grpc_addresses, api_key, ca_file, cert_file, server_name)
+    change = Switch(routers, to, source, print)
     change.wait_ready(groups, wait)
     return 0 if change.hand_over(timeout) else 1
 
 
-def belongs(app: str, name: str) -> bool:
-    """Whether ``app`` of a group is what ``name`` names: the app, or the RayCluster before it."""
+def is_of_app(app: str, name: str) -> bool:
+    """Return whether a group's ``app`` is ``name``, or belongs to the RayCluster ``name``."""
     return app == name or app.startswith(f"{name}/")
 
 
 @dataclass(frozen=True, slots=True)
 class Switch:
-    """One switch at some routers."""
+    """One switch at a set of routers."""
 
-    routers: Sequence[Router]
+    routers: Sequence[GrpcClient]
     to: str
     source: str | None
     say: Say
 
     def wait_ready(self, wanted: int | None, wait: float) -> None:
-        """Return when every router has enough ready groups of the new app.
+        """Wait until every router has enough ready groups of the new app.
 
-        New groups that an earlier switch has cordoned get work again.
+        New groups that an earlier switch has cordoned are uncordoned.
 
         Raises:
-            NotReady: they are not there after ``wait`` seconds; nothing is changed then.
+            NotReady: Groups are missing after ``wait`` seconds; nothing has been switched.
         """
         deadline = time.monotonic() + wait
         shown = ""
         while missing := self._missing(wanted):
             if missing != shown:
-                self.say(f"waits: {missing}")
+                self.say(f"waiting: {missing}")
                 shown = missing
             if time.monotonic() >= deadline:
                 raise errors.NotReady(f"nothing was switched: {missing}, after {wait:g} s")
-            time.sleep(_POLL_SECONDS)
+            time.sleep(POLL_SECONDS)
 
     def hand_over(self, timeout: float) -> bool:
-        """Cordon the old groups everywhere, then drain them; return whether all ended in time.
+        """Cordon the old groups everywhere, then drain them.
+
+        Returns:
+            Whether all requests finished in time.
 
         Raises:
-            NotReady: the new groups failed; the old ones have the traffic again.
-            ServingError: with a router's words.
+            NotReady: The new groups failed; the traffic is back on the old ones.
+            ServingError: A call failed.
         """
-        told: dict[tuple[str, str], Router] = {}
+        cordoned: dict[tuple[str, str], GrpcClient] = {}
         finished = True
-        # Again, until there is none: a gang that was just being restarted joins meanwhile.
+        # Repeat until no old group is left: a restarting gang may join meanwhile.
         while old := [
             (router, group.group_id)
             for router in self.routers
             for group in router.groups()
-            if self._old(group) and (router.target, group.group_id) not in told
+            if self._old(group) and (router.address, group.group_id) not in cordoned
         ]:
-            told |= {(router.target, group): router for router, group in old}
-            finished &= self._drain(old, timeout, told)
-        if not told:
+            cordoned |= {(router.address, group): router for router, group in old}
+            finished &= self._drain(old, timeout, cordoned)
+        if not cordoned:
             self.say(f"no other app than {self.to} serves")
         self.say(
             f"{self.to} has the traffic"
             if finished
-            else f"{timeout:.0f} s were not enough: the rest goes on in {self.to}"
+            else f"{timeout:.0f} s were not enough: the remaining requests are resumed in {self.to}"
         )
         return finished
 
     def _drain(
         self,
-        old: Sequence[tuple[Router, str]],
+        old: Sequence[tuple[GrpcClient, str]],
         timeout: float,
-        told: Mapping[tuple[str, str], Router],
+        cordoned: Mapping[tuple[str, str], GrpcClient],
     ) -> bool:
-        # All at once first: while one is drained, another must not get new work.
+        # Cordon all first: while one group drains, another must not get new requests.
         here = [(router, group) for router, group in old if self._cordon(router, group)]
         if here:
-            where = _count(len({router.target for router, _ in here}), "router")
+            where = _count(len({router.address for router, _ in here}), "router")
             self.say(f"cordoned at {where}: {', '.join(sorted({group for _, group in here}))}")
-        drains = [
-            router.stub.Drain.future(
-                fleet_pb2.DrainRequest(group_id=group, timeout_seconds=timeout),
-                timeout=timeout + _DRAIN_SLACK,
-                metadata=router.access.metadata(),
-            )
-            for router, group in here
-        ]
+        drains = [router.drain(group, timeout) for router, group in here]
         try:
-            self._follow(drains, told)
-            ends = [_finished(drain, where) for drain, (where, _) in zip(drains, here, strict=True)]
-            return all(ends)
+            self._follow(drains, cordoned)
+            # Read every result: all() alone would stop at the first that has not finished.
+            finished = [_finished(drain) for drain in drains]
+            return all(finished)
         finally:
             for drain in drains:
                 drain.cancel()
 
-    def _cordon(self, router: Router, group: str) -> bool:
-        """Cordon a group; return whether it was still there."""
-        request = fleet_pb2.CordonRequest(group_id=group, reason=f"{self.to} takes over")
+    def _cordon(self, router: GrpcClient, group: str) -> bool:
+        """Cordon a group; return False if it no longer exists."""
         try:
-            router.call("Cordon", request)
+            router.cordon(group, f"{self.to} takes over")
         except errors.GroupNotFound:
             return False
         return True
 
     def _missing(self, wanted: int | None) -> str:
-        """Say what keeps the switch from beginning; empty: nothing."""
+        """Return a description of what the switch is waiting for; empty if it can begin."""
         for router in self.routers:
             seen = router.groups()
-            new = [group for group in seen if belongs(group.app, self.to)]
+            new = [group for group in seen if is_of_app(group.app, self.to)]
             for group in new:
                 if group.state == fleet_pb2.MEMBER_STATE_DRAINING:
-                    router.call("Uncordon", fleet_pb2.UncordonRequest(group_id=group.group_id))
+                    router.uncordon(group.group_id)
             replaced = sum(self._old(group) and group.state in _SERVING for group in seen)
             needed = wanted or max(replaced, 1)
             ready = _ready(new)
             if ready < needed:
                 return (
-                    f"{router.target} has {ready} of {_count(needed, 'ready group')} of {self.to}"
+                    f"{router.address} has {ready} of {_count(needed, 'ready group')} of {self.to}"
                 )
         return ""
 
-    def _follow(self, drains: Sequence[Any], told: Mapping[tuple[str, str], Router]) -> None:
-        """Wait until all drains have ended, telling how many requests are left.
+    def _follow(
+        self, drains: Sequence[PendingDrain], cordoned: Mapping[tuple[str, str], GrpcClient]
+    ) -> None:
+        """Wait until all drains have ended; report how many requests are left.
 
         Raises:
-            NotReady: some router has no ready group of the new app any more.
+            NotReady: A router no longer has a ready group of the new app.
         """
         shown = None
         while not all(drain.done() for drain in drains):
             seen = [(router, router.groups()) for router in self.routers]
             for router, groups in seen:
-                if not _ready([group for group in groups if belongs(group.app, self.to)]):
-                    self._give_back(told)
+                if not _ready([group for group in groups if is_of_app(group.app, self.to)]):
+                    self._give_back(cordoned)
                     raise errors.NotReady(
-                        f"{self.to} has no ready group at {router.target} any more: the traffic "
+                        f"{self.to} has no ready group at {router.address} any more: the traffic "
                         "was given back"
                     )
             left = sum(
@@ -210,33 +220,31 @@ class Switch:
             if left != shown:
                 self.say(f"{_count(left, 'request')} left on the old groups")
                 shown = left
-            time.sleep(_POLL_SECONDS)
+            time.sleep(POLL_SECONDS)
 
-    def _give_back(self, told: Mapping[tuple[str, str], Router]) -> None:
-        for (_, group), router in told.items():
+    def _give_back(self, cordoned: Mapping[tuple[str, str], GrpcClient]) -> None:
+        for (_, group), router in cordoned.items():
             try:
-                router.call("Uncordon", fleet_pb2.UncordonRequest(group_id=group))
+                router.uncordon(group)
             except errors.ServingError as error:
-                self.say(f"{group} at {router.target}: {error}")
+                self.say(f"{group} at {router.address}: {error}")
 
     def _old(self, group: fleet_pb2.Group) -> bool:
-        if belongs(group.app, self.to):
+        if is_of_app(group.app, self.to):
             return False
-        return self.source is None or belongs(group.app, self.source)
+        return self.source is None or is_of_app(group.app, self.source)
 
 
 def _ready(groups: Sequence[fleet_pb2.Group]) -> int:
     return sum(group.state == fleet_pb2.MEMBER_STATE_READY for group in groups)
 
 
-def _finished(drain: Any, router: Router) -> bool:
+def _finished(drain: PendingDrain) -> bool:
     try:
-        return bool(drain.result().finished)
-    except grpc.RpcError as error:
-        if error.code() is grpc.StatusCode.NOT_FOUND:
-            # It has gone by itself: stopped, and its requests went on elsewhere.
-            return True
-        raise error_of(error, router.target, errors.GroupNotFound) from error
+        return drain.finished()
+    except errors.GroupNotFound:
+        # The group stopped by itself, and its requests were resumed in other groups.
+        return True
 
 
 def _count(number: int, noun: str) -> str:

@@ -1,10 +1,9 @@
-"""``moe-serving weights``: bring a model's weights onto a volume once, and wait for them.
+"""``moe-serving weights``: downloads a model's weights to a volume once, or waits for them.
 
-A Job fetches to a shared volume, a DaemonSet to a disk of each node; ranks and routers only wait
-for the mark. Of several pods that fetch into one folder one does it and the others wait for it. A
-fetch that was cut off is resumed; what is there already is not fetched again, and then nothing is
-asked of the network. A mark is written only when every large file has the digest that the hub gives
-for it.
+A Job fetches to a shared volume, a DaemonSet to a disk of each node; ranks and routers wait for a
+mark file. If several pods fetch into one directory, one downloads and the others wait. An
+interrupted fetch is resumed; a complete directory needs no network. The mark is written only after
+every large file has matched the digest published by the hub.
 """
 
 import hashlib
@@ -22,24 +21,24 @@ from serving.clock import Clock, SystemClock
 from serving.errors import EngineError
 
 MARK = ".moe-serving-complete"
-"""File in the model's folder with what was fetched (repository@revision)."""
+"""Mark file in the model directory; contains repository@revision."""
 CONFIG_MARK = ".moe-serving-config-complete"
-"""The same for a fetch without weights."""
+"""Mark file of a fetch without weights."""
 WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf")
-"""What --without-weights leaves out, as the hub matches names."""
+"""Patterns of file names that --without-weights leaves out."""
 POLL_SECONDS = 5.0
 _CHUNK = 2**24
 
 
 class Step(StrEnum):
-    """What to do."""
+    """Subcommands."""
 
     FETCH = "fetch"
     WAIT = "wait"
 
 
 class Hub(Protocol):
-    """Where weights come from."""
+    """A source of model weights."""
 
     def digests(self, repository: str, revision: str) -> Mapping[str, str]:
         """Return the SHA-256 (hex) of each large file, by its path in the repository."""
@@ -48,15 +47,15 @@ class Hub(Protocol):
     def download(
         self, repository: str, revision: str, folder: Path, leave_out: Sequence[str]
     ) -> None:
-        """Put all files but those of the patterns into ``folder``, resuming an earlier try."""
+        """Download all files except those of the patterns, resuming an interrupted download."""
         ...
 
 
 class HuggingFaceHub:
-    """The hub; a token for it comes from HF_TOKEN."""
+    """The Hugging Face hub; HF_TOKEN is the token for private repositories."""
 
     def digests(self, repository: str, revision: str) -> Mapping[str, str]:
-        """Return the SHA-256 of the files that are kept as large ones."""
+        """Return the SHA-256 of each file in large-file storage; see ``Hub``."""
         from huggingface_hub import HfApi
 
         info = HfApi().model_info(repository, revision=revision, files_metadata=True)
@@ -67,7 +66,7 @@ class HuggingFaceHub:
     def download(
         self, repository: str, revision: str, folder: Path, leave_out: Sequence[str]
     ) -> None:
-        """Download what is missing; one try of this is resumed by the next."""
+        """Download missing files; see ``Hub``."""
         from huggingface_hub import snapshot_download
 
         snapshot_download(
@@ -76,17 +75,20 @@ class HuggingFaceHub:
 
 
 def weights_command(
-    step: Annotated[Step, typer.Argument(help="fetch, or wait until they are there.")],
+    step: Annotated[Step, typer.Argument(help="Fetch the weights, or wait until they are there.")],
     repository: Annotated[str, typer.Argument(help="Repository on the hub, OWNER/NAME.")],
-    folder: Annotated[Path, typer.Argument(help="Folder of the model; created if missing.")],
+    folder: Annotated[Path, typer.Argument(help="Model directory; created if missing.")],
     revision: Annotated[
-        str, typer.Option("--revision", help="Commit of the repository; never a branch that moves.")
+        str,
+        typer.Option(
+            "--revision", help="Commit of the repository. A branch name would not pin the weights."
+        ),
     ],
     timeout: Annotated[
         float,
         typer.Option(
             "--timeout",
-            help="Seconds to wait for the mark (wait) or for another pod that fetches (fetch).",
+            help="Longest time to wait for the mark (wait) or for another pod (fetch), seconds.",
             min=0,
         ),
     ] = 86400.0,
@@ -95,13 +97,14 @@ def weights_command(
         bool,
         typer.Option(
             "--without-weights",
-            help="Configuration and tokenizer alone, for routers: no *.safetensors, *.bin, ….",
+            help="Leave out *.safetensors, *.bin and other weights: routers need only "
+            "configuration and tokenizer.",
         ),
     ] = False,
 ) -> None:
-    """Fetch a model's weights onto a volume, or wait until they are there.
+    """Download a model's weights to a volume, or wait until they are there.
 
-    Several pods may fetch into one folder, e.g. a hostPath: one does, the others wait for it.
+    Several pods may fetch into one directory, e.g. a hostPath: one downloads, the others wait.
     """
     if step is Step.FETCH:
         fetch(
@@ -127,7 +130,7 @@ def weights_command(
 def is_complete(
     repository: str, revision: str, folder: Path, *, without_weights: bool = False
 ) -> bool:
-    """Tell whether ``folder`` holds all of this revision, or all but its weights."""
+    """Return whether ``folder`` has all files of a revision, or all but its weights."""
     marks = (MARK, CONFIG_MARK) if without_weights else (MARK,)
     return any(_read_mark(folder / mark) == f"{repository}@{revision}" for mark in marks)
 
@@ -143,18 +146,27 @@ def fetch(
     clock: Clock | None = None,
     sleep: Callable[[float], object] = time.sleep,
 ) -> None:
-    """Bring the weights into ``folder`` and mark it, or find that they are there.
+    """Download the weights into ``folder`` and write the mark, unless the folder is complete.
+
+    Args:
+        hub: Source of the files.
+        repository: OWNER/NAME.
+        revision: Commit.
+        folder: Model directory; created if missing.
+        timeout: Longest time to wait for another pod, seconds.
+        without_weights: Leave out the weights.
+        clock: Source of time.
+        sleep: Waits for a number of seconds.
 
     Raises:
-        EngineError: a file is not what the hub says; it is deleted, so that the next try fetches
-            it again. Or the folder is not writable, or another pod fetches into it for longer than
-            ``timeout`` seconds.
+        EngineError: A file differs from the published one (it is deleted for the next attempt),
+            the directory is not writable, or another pod has not finished within ``timeout``.
     """
 
     def complete() -> bool:
         return is_complete(repository, revision, folder, without_weights=without_weights)
 
-    # Without the lock first: a folder that holds all may be read-only.
+    # Check without the lock first: a complete directory may be read-only.
     if not complete():
         with locked(folder, timeout, clock or SystemClock(), sleep, _say, done=complete) as held:
             if held and not complete():
@@ -166,8 +178,8 @@ def fetch(
 def _fetch(
     hub: Hub, repository: str, revision: str, folder: Path, *, without_weights: bool
 ) -> None:
-    """Fetch while no other process does."""
-    # Of another revision's mark nothing must be left while files change under it.
+    """Download and check the files; the caller holds the lock."""
+    # Remove the mark of another revision before its files change.
     for mark in (MARK, CONFIG_MARK):
         if _read_mark(folder / mark) != f"{repository}@{revision}":
             (folder / mark).unlink(missing_ok=True)
@@ -200,23 +212,23 @@ def wait(
     *,
     without_weights: bool = False,
 ) -> None:
-    """Return when ``folder`` holds all of this revision, or all but its weights.
+    """Wait until ``folder`` has all files of a revision, or all but its weights.
 
     Raises:
-        EngineError: it does not after ``timeout`` seconds.
+        EngineError: Files are still missing after ``timeout`` seconds.
     """
     deadline = clock.monotonic() + timeout
     while not is_complete(repository, revision, folder, without_weights=without_weights):
         if clock.monotonic() >= deadline:
             raise EngineError(
-                f"{folder} does not hold {repository}@{revision} after {timeout:g} s: look at the "
+                f"{folder} does not hold {repository}@{revision} after {timeout:g} s: see the "
                 "Job or DaemonSet that fetches it"
             )
         sleep(POLL_SECONDS)
 
 
 def sha256_of(file: Path) -> str:
-    """Return the SHA-256 (hex) of ``file``; empty if there is none."""
+    """Return the SHA-256 (hex) of a file; empty if it does not exist."""
     digest = hashlib.sha256()
     try:
         with file.open("rb") as opened:

@@ -1,1 +1,1 @@
-"""moe-serving verify: equal answers, however the experts are laid out."""
+"""``moe-serving verify``: equal answers for every layout of the experts."""

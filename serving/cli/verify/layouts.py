@@ -1,7 +1,6 @@
-"""Starts one layout of a group with the very commands that users type, and stops it.
+"""Starts and stops one layout of a group, with ``moe-serving up --detach`` and ``down``.
 
-``up --detach`` and ``down``, with ports and a state folder of its own: nothing that runs is
-disturbed.
+The layout has separate ports and a separate state directory, and does not affect a local run.
 """
 
 import os
@@ -19,14 +18,14 @@ from serving.errors import ServingError
 from serving.settings import Settings
 
 STOP_TIMEOUT = 60.0
-"""Seconds that ``down`` may take."""
+"""Longest time of ``down``, seconds."""
 START_MARGIN = 120.0
-"""Seconds beyond group.start_timeout that ``up`` may take for Ray and the router."""
+"""Seconds that ``up`` may take beyond group.start_timeout, for Ray and the router."""
 _LINES_KEPT = 15
 _PORTS = ("router.rest_port", "router.grpc_port", "router.join_port", "ray.dashboard_port")
 
 
-# What is started here is this command's alone, on loopback: it asks for no keys.
+# The layout listens on loopback, only for this command: it needs no keys and no TLS.
 _PRIVATE = tuple(
     word
     for name in (
@@ -45,24 +44,23 @@ _PRIVATE = tuple(
 
 
 class LayoutNotStarted(ServingError):
-    """A layout could not be started; nothing was compared."""
+    """A layout could not be started."""
 
 
 @contextmanager
 def running(ranks: int, settings: Settings, passed_on: Sequence[str]) -> Iterator[str]:
-    """Run one group of ``ranks`` ranks; give the router's URL; stop everything at the end.
+    """Run one group of ``ranks`` ranks within the context; yield the router's REST address.
 
     Raises:
-        LayoutNotStarted: with the reason that ``up`` gave.
+        LayoutNotStarted: The layout did not start; the message contains the output of ``up``.
     """
     workers = ranks * settings.group.tensor_parallel
     if settings.engine.kind == "vllm" and settings.platform == "cpu":
         shortage = memory_shortage(memory_for(workers))
         if shortage > 0:
             raise LayoutNotStarted(
-                f"{ranks} ranks need about {memory_for(workers) / GIB:.1f} GiB of memory and "
-                f"{shortage / GIB:.1f} GiB of that are missing; stop other programs or "
-                "compare fewer ranks"
+                f"{ranks} ranks need about {memory_for(workers) / GIB:.1f} GiB of memory, and "
+                f"{shortage / GIB:.1f} GiB are missing: stop other programs, or compare fewer ranks"
             )
     with tempfile.TemporaryDirectory(prefix="moe-verify-") as folder, ExitStack() as stack:
         ports = free_ports(len(_PORTS))
@@ -71,7 +69,7 @@ def running(ranks: int, settings: Settings, passed_on: Sequence[str]) -> Iterato
         for name, port in zip(_PORTS, ports, strict=True):
             flags += ["--set", f"{name}={port}"]
         flags += ["--set", f"link.routers=[127.0.0.1:{ports[2]}]"]
-        # Registered first: what a failed or interrupted start leaves behind is stopped too.
+        # Registered first, to also clean up after a failed or interrupted start.
         stack.callback(_stop, environment)
         _start(flags, settings, environment)
         yield f"http://127.0.0.1:{ports[0]}"
@@ -90,9 +88,10 @@ def _start(flags: list[str], settings: Settings, environment: Mapping[str, str])
 def shown(
     command: Sequence[str], environment: Mapping[str, str], timeout: float
 ) -> tuple[int | None, Sequence[str]]:
-    """Run ``command`` and show what it prints, indented, while it runs.
+    """Run a command and print its output, indented, as it arrives.
 
-    Returns: its exit code (none: it was killed after ``timeout`` seconds) and its last lines.
+    Returns:
+        The exit code (None: killed after ``timeout`` seconds) and the last lines of output.
     """
     said: deque[str] = deque(maxlen=_LINES_KEPT)
     too_late = threading.Event()
@@ -118,7 +117,7 @@ def shown(
             code = process.wait()
         finally:
             timer.cancel()
-            process.kill()  # Ctrl-C comes here too: nothing must go on starting
+            process.kill()  # also on Ctrl-C: the start must not continue
     return None if too_late.is_set() else code, said
 
 
@@ -138,7 +137,7 @@ def _stop(environment: Mapping[str, str]) -> None:
 
 
 def free_ports(count: int) -> list[int]:
-    """Return ``count`` different ports that are free on loopback now."""
+    """Return distinct ports that are currently free on loopback."""
     with ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for item in sockets:

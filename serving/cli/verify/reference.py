@@ -1,7 +1,7 @@
-"""Answers that ``verify`` keeps in a file, to compare others with later or elsewhere.
+"""Answers that ``verify --save`` stores in a file, for ``verify --against``.
 
-A large model's single process may not fit beside the deployment that is to be checked, or not
-on the same machine: its answers are made once, where there is room.
+A single process of a large model may not fit on the machine of the deployment to check: generate
+its answers once, on a larger machine.
 """
 
 import json
@@ -18,37 +18,39 @@ _VERSION = 1
 
 SaveOption = Annotated[
     Path | None,
-    typer.Option("--save", metavar="FILE", help="Keep the first layout's answers, for --against."),
+    typer.Option(
+        "--save", metavar="FILE", help="Save the answers of the first layout, for --against."
+    ),
 ]
 AgainstOption = Annotated[
     Path | None,
     typer.Option(
         "--against",
         metavar="FILE",
-        help="Compare with answers kept by --save; its prompts and lengths are used.",
+        help="Compare with saved answers, with the prompts and lengths of their file.",
     ),
 ]
 
 
 class Reference(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What was asked, and every token that was answered."""
+    """Prompts and their answers, token by token."""
 
     model: str
-    """Served name."""
+    """Id of the served model."""
     max_tokens: int
     prompts: list[str]
     answers: list[list[int]]
-    """Token ids, one list a prompt."""
+    """Token ids, a list for each prompt."""
     version: int = _VERSION
 
 
 def save(
     path: Path, model: str, max_tokens: int, prompts: Sequence[str], answers: Sequence[list[int]]
 ) -> None:
-    """Write a reference.
+    """Write a reference file.
 
     Raises:
-        SettingsError: the file cannot be written.
+        SettingsError: The file cannot be written.
     """
     kept = Reference(model, max_tokens, list(prompts), list(answers))
     try:
@@ -58,10 +60,10 @@ def save(
 
 
 def load(path: Path, model: str) -> Reference:
-    """Read a reference of ``model``.
+    """Return the content of a reference file.
 
     Raises:
-        SettingsError: it cannot be read, or is of another model.
+        SettingsError: The file cannot be read, or has answers of another model than ``model``.
     """
     try:
         found = msgspec.json.decode(path.read_bytes(), type=Reference)
@@ -70,9 +72,11 @@ def load(path: Path, model: str) -> Reference:
     except msgspec.MsgspecError as error:
         raise SettingsError(f"{path} is not what verify --save writes: {error}") from error
     if found.version != _VERSION:
-        raise SettingsError(f"{path} has version {found.version}, known is {_VERSION}")
+        raise SettingsError(
+            f"{path} has version {found.version}; only version {_VERSION} is supported"
+        )
     if found.model != model:
-        raise SettingsError(f"{path} holds answers of {found.model}, not of {model}")
+        raise SettingsError(f"{path} has answers of {found.model}, not of {model}")
     if not found.prompts or len(found.prompts) != len(found.answers):
-        raise SettingsError(f"{path} does not hold one answer for each prompt")
+        raise SettingsError(f"{path} does not have one answer for each prompt")
     return found

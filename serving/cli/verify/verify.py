@@ -1,6 +1,6 @@
-"""``moe-serving verify``: does splitting the experts change a single token?
+"""``moe-serving verify``: checks that splitting the experts changes no generated token.
 
-Every layout is started in turn, is asked the same, and is stopped.
+Starts each layout in turn, sends it the same prompts, and stops it.
 """
 
 import asyncio
@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import httpx
 import typer
 
 from serving.cli.options import (
@@ -22,15 +21,10 @@ from serving.cli.options import (
 from serving.cli.verify import reference
 from serving.cli.verify.comparison import Comparison, compare, make_prompts, table
 from serving.cli.verify.layouts import LayoutNotStarted, running
-from serving.client.credentials import (
-    NO_ACCESS,
-    Access,
-    ApiKeyOption,
-    CaFileOption,
-    CertFileOption,
-    ServerNameOption,
-    access_from,
-)
+from serving.client.aio import AsyncRestClient
+from serving.client.credentials import NO_ACCESS, Access, access_from
+from serving.client.errors import ClientError
+from serving.client.flags import ApiKeyOption, CaFileOption, CertFileOption, ServerNameOption
 from serving.errors import EngineError, NotReady, SettingsError
 from serving.settings import Settings
 
@@ -41,19 +35,22 @@ EXIT_NOT_STARTED = 2
 def verify_command(
     ranks: Annotated[
         str,
-        typer.Option("--ranks", metavar="N,N,…", help="Layouts: ranks in the group of each."),
+        typer.Option(
+            "--ranks", metavar="N,N,…", help="Layouts to start: ranks in the group of each."
+        ),
     ] = "1,2",
     prompts: Annotated[int, typer.Option("--prompts", min=1, help="Number of prompts.")] = 24,
     max_tokens: Annotated[
-        int, typer.Option("--max-tokens", min=1, help="Tokens generated for each prompt.")
+        int, typer.Option("--max-tokens", min=1, help="Tokens to generate for each prompt.")
     ] = 64,
     seed: Annotated[int, typer.Option("--seed", help="Seed of the generated prompts.")] = 0,
-    server: Annotated[
+    urls: Annotated[
         list[str] | None,
         typer.Option(
-            "--server",
+            "--rest-url",
             metavar="URL",
-            help="Also compare a router that runs already (http://host:port). Repeatable.",
+            help="REST address of a running router to compare as well. Repeatable.",
+            rich_help_panel="Router",
         ),
     ] = None,
     save: reference.SaveOption = None,
@@ -67,27 +64,29 @@ def verify_command(
     cert_file: CertFileOption = None,
     server_name: ServerNameOption = None,
 ) -> None:
-    """Start each layout in turn, send all the same prompts, compare every token.
+    """Start each layout in turn, send it the same prompts, and compare every token.
 
-    Float32 and greedy, all prompts at once. Ends with 0 if all layouts gave the same tokens,
-    1 if any differs from the first, 2 if a layout could not be started.
+    In float32 with greedy sampling, all prompts concurrently.
+
+    Exit code 0 if all layouts generate the same tokens, 1 if one differs from the first, 2 if a
+    layout could not be started.
 
     For example:
 
       moe-serving verify --ranks 1,2,4 --prompts 24
 
-      moe-serving verify --ranks 1 --server http://127.0.0.1:8000
+      moe-serving verify --ranks 1 --rest-url http://127.0.0.1:8000
 
-      moe-serving verify --ranks 1 --save one.json   (then, on another machine or another day)
+      moe-serving verify --ranks 1 --save one.json   (then, later or on another machine)
 
-      moe-serving verify --ranks "" --against one.json --server https://r1.example.com
+      moe-serving verify --ranks "" --against one.json --rest-url https://r1.example.com
     """
-    layouts = parse_layouts(ranks, none=bool(against and server))
+    layouts = parse_layouts(ranks, none=bool(against and urls))
     settings = settings_from(
         config, ["engine.dtype=float32", *(sets or ())], model=model, speculative=speculative
     )
     texts = make_prompts(prompts, seed)
-    passed_on = _pass_through(config, sets, model, speculative)
+    passed_on = flags_for_up(config, sets, model, speculative)
     results: list[tuple[str, list[list[int]]]] = []
     if against is not None:
         kept = reference.load(against, settings.model.name)
@@ -101,7 +100,7 @@ def verify_command(
                 print(f"{name}: {len(texts)} prompts of {max_tokens} tokens", flush=True)
                 results.append((name, ask(url, settings, texts, max_tokens)))
         access = access_from(api_key, ca_file, cert_file, None, server_name)
-        results.extend((url, ask(url, settings, texts, max_tokens, access)) for url in server or ())
+        results.extend((url, ask(url, settings, texts, max_tokens, access)) for url in urls or ())
     except LayoutNotStarted as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(EXIT_NOT_STARTED) from error
@@ -115,16 +114,20 @@ def verify_command(
 
 
 def judge(results: Sequence[tuple[str, list[list[int]]]]) -> list[Comparison]:
-    """Compare every layout with the first (and the first with itself: it may be empty)."""
+    """Compare every layout with the first, and the first with itself to detect empty answers."""
     reference = results[0][1]
     return [compare(name, reference, answers) for name, answers in results]
 
 
 def parse_layouts(text: str, *, none: bool = False) -> list[int]:
-    """Return the numbers of ranks in ``1,2,4``; no numbers at all only where that is allowed.
+    """Return the numbers of ranks in ``1,2,4``.
+
+    Args:
+        text: The list.
+        none: Accept an empty list.
 
     Raises:
-        SettingsError: it is not such a list.
+        SettingsError: The text is not such a list.
     """
     try:
         layouts = [int(part) for part in text.split(",") if part.strip()]
@@ -137,10 +140,10 @@ def parse_layouts(text: str, *, none: bool = False) -> list[int]:
     return layouts
 
 
-def _pass_through(
+def flags_for_up(
     config: Path | None, sets: list[str] | None, model: str | None, speculative: str | None
 ) -> list[str]:
-    """Return the flags that every ``up`` gets as they were given here."""
+    """Return the flags that each ``moe-serving up`` gets from this command line."""
     flags = [] if config is None else ["--config", str(config.resolve())]
     flags += ["--set", "engine.dtype=float32"]
     for item in sets or ():
@@ -159,46 +162,34 @@ def ask(
     max_tokens: int,
     access: Access = NO_ACCESS,
 ) -> list[list[int]]:
-    """Send all ``prompts`` at once to the router at ``url``; return each answer's token ids.
+    """Send all prompts concurrently to a router; return the token ids of each answer.
 
     Raises:
-        NotReady: nothing answers there.
-        EngineError: a request failed or brought no token ids.
+        NotReady: No server answers at ``url``.
+        EngineError: A request failed, or returned no token ids.
     """
     try:
         return asyncio.run(_ask_all(url, settings, prompts, max_tokens, access))
     except ExceptionGroup as group:
-        # One failed request cancels the others; it says what is wrong.
+        # A failed request cancels the others; its error is the one to report.
         raise group.exceptions[0] from None
 
 
 async def _ask_all(
     url: str, settings: Settings, prompts: Sequence[str], max_tokens: int, access: Access
 ) -> list[list[int]]:
-    timeout = httpx.Timeout(settings.router.request_timeout, connect=5.0)
-    limits = httpx.Limits(max_connections=None)
-    async with (
-        # Proxies of the environment are for the world outside.
-        httpx.AsyncClient(
-            base_url=url,
-            timeout=timeout,
-            limits=limits,
-            trust_env=False,
-            headers=access.headers(),
-            verify=access.ssl_context(),
-        ) as client,
-        asyncio.TaskGroup() as group,
-    ):
+    async with AsyncRestClient(url, access) as client, asyncio.TaskGroup() as group:
         tasks = [
-            group.create_task(_ask(client, settings.model.name, prompt, max_tokens))
-            for prompt in prompts
+            group.create_task(_ask(client, settings, prompt, max_tokens)) for prompt in prompts
         ]
     return [task.result() for task in tasks]
 
 
-async def _ask(client: httpx.AsyncClient, model: str, prompt: str, max_tokens: int) -> list[int]:
+async def _ask(
+    client: AsyncRestClient, settings: Settings, prompt: str, max_tokens: int
+) -> list[int]:
     body = {
-        "model": model,
+        "model": settings.model.name,
         "prompt": prompt,
         "max_tokens": max_tokens,
         "temperature": 0.0,
@@ -206,25 +197,23 @@ async def _ask(client: httpx.AsyncClient, model: str, prompt: str, max_tokens: i
         "return_token_ids": True,
     }
     try:
-        response = await client.post("/v1/completions", json=body)
-    except httpx.ConnectError as error:
-        raise NotReady(f"nothing answers at {client.base_url}") from error
-    except httpx.HTTPError as error:
-        raise EngineError(f"{client.base_url}: {error!r}") from error
-    if response.status_code != httpx.codes.OK:
-        raise EngineError(
-            f"{client.base_url} answered {response.status_code}: {response.text[:500]}"
+        answer = await client.post_json(
+            "/v1/completions", body, timeout=settings.router.request_timeout
         )
-    return token_ids_of(response.json())
+    except ClientError as error:
+        if error.kind == "connect":
+            raise NotReady(str(error)) from error
+        raise EngineError(str(error)) from error
+    return token_ids_of(answer)
 
 
 def token_ids_of(answer: Mapping[str, Any]) -> list[int]:
-    """Return the generated token ids in a completion ``answer``.
+    """Return the generated token ids of a completion.
 
     Raises:
-        EngineError: there are none in it.
+        EngineError: The completion has no token ids.
     """
     ids = (answer.get("choices") or [{}])[0].get("token_ids")
     if not isinstance(ids, list) or not ids:
-        raise EngineError("the answer holds no token ids (return_token_ids was asked for)")
+        raise EngineError("the answer holds no token ids (return_token_ids was set)")
     return [int(item) for item in ids]

@@ -1,4 +1,4 @@
-"""What several scripts ask, and what they wait for."""
+"""Requests and checks that several scripts share."""
 
 import json
 import threading
@@ -13,7 +13,7 @@ from frame import QUESTION
 AnswerT = TypeVar("AnswerT")
 
 WAIT = 60.0
-"""Seconds after which something that is waited for counts as lost."""
+"""Seconds after which an awaited event counts as lost."""
 ENOUGH = 300
 """max_tokens with which the question is answered to its end."""
 SYSTEM = "Answer with a number."
@@ -25,7 +25,7 @@ TURNS = [
     *USER,
 ]
 LARGE = "x" * (5 * 2**20)
-"""Longer than the 4 MiB that a body may have."""
+"""A prompt beyond the limit of 4 MiB for bodies."""
 PIXEL = (
     "data:image/png;base64,"
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAQAAAC1HAwCAAAAC0lEQVR42mNk+A8AAQUBAScY42YAAAAASUVORK5CYII="
@@ -59,7 +59,7 @@ WEATHER_QUESTION = "What is the weather in Bern?"
 
 
 def check_arguments(arguments: str | dict[str, Any]) -> None:
-    """See that a forced call keeps its schema."""
+    """Check that a forced tool call matches its schema."""
     found = json.loads(arguments) if isinstance(arguments, str) else arguments
     assert set(found) == {"city", "days"}, found
     assert found["city"] in {"Bern", "Rome"}, found
@@ -67,7 +67,7 @@ def check_arguments(arguments: str | dict[str, Any]) -> None:
 
 
 def check_schema(text: str) -> None:
-    """See that structured output keeps its schema."""
+    """Check that structured output matches its schema."""
     found = json.loads(text)
     assert set(found) == {"answer"}, text
     assert 0 <= found["answer"] <= 999, text
@@ -75,7 +75,7 @@ def check_schema(text: str) -> None:
 
 @contextmanager
 def raises(error: type[BaseException]) -> Iterator[list[Any]]:
-    """Expect an error; the list holds it afterwards."""
+    """Expect an error; the yielded list has it afterwards."""
     caught: list[Any] = []
     try:
         yield caught
@@ -85,7 +85,7 @@ def raises(error: type[BaseException]) -> Iterator[list[Any]]:
 
 
 def admitted(ask: Callable[[], AnswerT], refused: type[BaseException]) -> AnswerT:
-    """Ask with the narrow key until it is admitted: what went before is over on the server."""
+    """Send a request with the narrow key until it is admitted, i.e. the one before has ended."""
     deadline = time.monotonic() + WAIT
     while True:
         try:
@@ -96,14 +96,14 @@ def admitted(ask: Callable[[], AnswerT], refused: type[BaseException]) -> Answer
 
 
 class Refusals:
-    """A hook for httpx that notes answers with status 429."""
+    """An httpx hook that records responses with status 429."""
 
     def __init__(self) -> None:
         self.retry_after: list[str | None] = []
         self.seen = threading.Event()
 
     def __call__(self, response: Any) -> None:
-        """Look at an answer."""
+        """Record a response."""
         if response.status_code == 429:
             self.retry_after.append(response.headers.get("retry-after"))
             self.seen.set()
@@ -114,7 +114,7 @@ def retried(
     ask: Callable[[], AnswerT],
     refusals: Refusals,
 ) -> AnswerT:
-    """Return what ``ask`` returns in the end, which is refused as long as ``hold`` is open."""
+    """Return the result of ``ask``, which is refused while ``hold`` is open."""
     with ThreadPoolExecutor(1) as pool:
         with hold():
             answer = pool.submit(ask)

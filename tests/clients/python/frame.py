@@ -1,4 +1,4 @@
-"""What a client's script in Python is made of: features, and results for the runner.
+"""The frame of a client's Python script: features, and results for the runner.
 
 A script decorates functions with the features they try, and ends with ``main()``::
 
@@ -23,29 +23,29 @@ from importlib.metadata import version
 from typing import Any
 
 URL = os.environ["CLIENT_URL"]
-"""REST, without /v1 and without a slash at the end."""
+"""REST address, without /v1 and a trailing slash."""
 GRPC = os.environ["CLIENT_GRPC"]
 """host:port."""
 MODEL = os.environ["CLIENT_MODEL"]
 KEY = os.environ.get("CLIENT_KEY") or "none"
 NARROW_KEY = os.environ.get("CLIENT_NARROW_KEY", "")
-"""A key of this client alone that admits one request at a time; empty: the runner has none."""
+"""Key of this client with one concurrent request; empty if the runner has none."""
 QUESTION = "What is 17+25?"
 LONG = "Count from 1 to 500."
-"""With ``ignore_eos`` its answer is as long as max_tokens."""
+"""A prompt whose answer, with ``ignore_eos``, has max_tokens tokens."""
 
 ADMIN_KEY = os.environ.get("CLIENT_ADMIN_KEY", "")
-"""A key with role admin; empty: the runner has none."""
+"""Key with role admin; empty if the runner has none."""
 
 _features: dict[str, tuple[Callable[[], Any], str]] = {}
 
 
 class NotHere(Exception):
-    """The server that is asked does not allow this feature to be tried; with the reason."""
+    """The feature cannot be tried on this server; the message is the reason."""
 
 
 def feature(*names: str, fails: str = "") -> Callable[[Callable[[], Any]], Callable[[], Any]]:
-    """Let a function try features.
+    """Register a function that tries features.
 
     Args:
         names: full names as in features.py.
@@ -85,7 +85,7 @@ def admin_key() -> str:
 
 
 def some_key() -> str:
-    """Return the client's key where keys are asked for.
+    """Return the client's key, if keys are required.
 
     Raises:
         NotHere: the router asks for none.

@@ -1,4 +1,4 @@
-"""Code for our services and for gRPC's own, generated when a client's script begins."""
+"""Stubs of our services and gRPC's own, generated when a client's script starts."""
 
 import atexit
 import os
@@ -14,7 +14,7 @@ _COMMON = Path(__file__).resolve().parents[1] / "proto"
 
 
 def generate(plugin: str = "") -> None:
-    """Generate messages, and stubs by a plugin of protoc, and make them importable."""
+    """Generate messages, and stubs with a protoc plugin, and make them importable."""
     folder = tempfile.mkdtemp()
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     protos = [
@@ -34,7 +34,7 @@ def generate(plugin: str = "") -> None:
 
 
 class RpcFailed(Exception):
-    """A call ended with another status than OK."""
+    """A call ended with a status other than OK."""
 
     def __init__(
         self, code: str, words: str, status: bytes | None, metadata: dict[str, str]
@@ -43,11 +43,11 @@ class RpcFailed(Exception):
         self.code = code
         self.words = words
         self.status = status
-        """A google.rpc.Status, as it came."""
+        """The received google.rpc.Status."""
         self.metadata = metadata
 
     def detail(self, kind: str) -> "object | None":
-        """Return a detail by the last part of its type's name; none if it is not there."""
+        """Return a detail by the last part of its type name. None: it is missing."""
         import errors_pb2
 
         found = errors_pb2.Status.FromString(self.status or b"")

@@ -1,4 +1,4 @@
-"""What the gRPC clients in Python are tried with; each brings an ``open_channel``.
+"""The features of gRPC clients in Python; each client has its own ``open_channel``.
 
 A channel has
 
@@ -27,7 +27,7 @@ from serving.api.v1 import inference_pb2 as pb
 OURS = "serving.api.v1.InferenceService"
 HEALTH = "grpc.health.v1.Health"
 WAIT = 60.0
-"""Seconds after which something that is waited for counts as lost."""
+"""Seconds after which an awaited event counts as lost."""
 PARAMETERS = json.dumps(
     {
         "type": "object",
@@ -71,7 +71,7 @@ def metadata(key: str = KEY, **more: str | bytes) -> dict[str, str | bytes]:
 
 
 class Api:
-    """Our API over one channel."""
+    """The router's API over one channel."""
 
     def __init__(self, channel: Any) -> None:
         self.channel = channel
@@ -85,7 +85,7 @@ class Api:
         return [each async for each in answers]
 
     async def joined(self, request: Any) -> pb.ChatResponse:
-        """Return a streamed answer in the form of a whole one."""
+        """Return a streamed answer as a complete one."""
         return joined(await self.all("ChatStream", request))
 
 
@@ -129,7 +129,7 @@ def join(choice: pb.ChatChoice, delta: pb.ChatChoiceDelta) -> None:
 
 
 def same(streamed: pb.ChatResponse, whole: pb.ChatResponse) -> None:
-    """See that a stream says what a whole answer says; ids are random."""
+    """Check that a stream equals the complete answer, except for random ids."""
     for response in (streamed, whole):
         response.id = ""
         response.created_unix_seconds = 0
@@ -143,7 +143,7 @@ def same(streamed: pb.ChatResponse, whole: pb.ChatResponse) -> None:
 
 @contextlib.asynccontextmanager
 async def refused(code: str, *, words: bool = True) -> Any:
-    """Expect a status, and words; the list holds the error afterwards."""
+    """Expect a status and a message; the yielded list has the error afterwards."""
     caught: list[RpcFailed] = []
     try:
         yield caught
@@ -158,7 +158,7 @@ _TRIALS: list[tuple[str, dict[str, Any], Callable[[Api], Any]]] = []
 
 
 def trial(name: str, **options: Any) -> Callable[[Any], Any]:
-    """Let a function try a feature, over a channel with options."""
+    """Register a function that tries a feature over a channel with options."""
 
     def add(function: Any) -> Any:
         _TRIALS.append((name, options, function))
@@ -168,7 +168,7 @@ def trial(name: str, **options: Any) -> Callable[[Any], Any]:
 
 
 def try_all(open_channel: Any, without: Collection[str] = ()) -> None:
-    """Register all features with the frame, but for some."""
+    """Register all features except some."""
     for name, options, function in _TRIALS:
         if name not in without:
             feature(name)(_over(open_channel, options, function))
@@ -405,7 +405,7 @@ async def cancel(api: Api) -> None:
 
 
 async def admitted(api: Api) -> None:
-    """See that the narrow key's one place is free again, soon."""
+    """Check that the narrow key's slot becomes free again."""
     async with asyncio.timeout(WAIT):
         while True:
             try:

@@ -154,7 +154,7 @@ async def test_a_right_that_is_missing_is_named(server, ask, known):
     code, _, err = await ask(token=rbac.service_account_token("prod", "viewer"))
     assert code == 1
     assert ("403" if known else "401") in err
-    assert "it takes the right to list pods in namespace prod" in err
+    assert "it requires the permission to list pods in namespace prod" in err
     assert "kubectl auth can-i list pods -n prod" in err
 
 
@@ -170,7 +170,7 @@ async def test_the_right_to_list_pods_is_enough(server, router, ask):
     assert "node-a" in out
     code, _, err = await ask("--namespace", "other", token=token)
     assert code == 1
-    assert "it takes the right to list pods in namespace other" in err
+    assert "it requires the permission to list pods in namespace other" in err
 
 
 async def test_no_cluster_is_one_clear_line(router, ask, monkeypatch, tmp_path):

@@ -1,4 +1,4 @@
-"""Small OpenAI-like servers in this process, on real ports, that can be made to fail."""
+"""Tiny OpenAI-like servers in this process, on real ports, that fail on demand."""
 
 import asyncio
 import contextlib
@@ -10,7 +10,7 @@ import uvicorn
 
 
 class TinyServer:
-    """Answers every chat with words; ``break_after``: cuts connections from then on."""
+    """Answers each chat with words; closes connections after ``break_after`` requests."""
 
     def __init__(self):
         self.asked = []
@@ -43,7 +43,7 @@ class TinyServer:
         await send({"type": "http.response.start", "status": 200, "headers": []})
         for _ in range(request["max_tokens"]):
             if self.break_after is not None and len(self.asked) > self.break_after:
-                return None  # uvicorn closes the connection of an answer that does not end
+                return None  # uvicorn closes the connection of an unfinished response
             await self._event(send, {"choices": [{"delta": {"content": "word "}}]})
             await asyncio.sleep(0)
         words = sum(len(message["content"].split()) for message in request["messages"])
@@ -64,7 +64,7 @@ class TinyServer:
 
 
 class Server:
-    """A tiny server that runs."""
+    """A running tiny server."""
 
     def __init__(self, app):
         self.app = app
@@ -77,11 +77,11 @@ class Server:
         self._task = asyncio.create_task(self._server.serve([self._socket]))
 
     async def die(self):
-        """Close everything at once."""
+        """Stop at once."""
         self._server.should_exit = self._server.force_exit = True
         await self._task
         self._socket.close()
-        # uvicorn does not see a connection that was accepted in the same moment: it would live on.
+        # uvicorn misses a connection that was accepted just now: close it here.
         self.app.dead = True
         self._cut()
 

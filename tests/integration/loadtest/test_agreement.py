@@ -1,4 +1,4 @@
-"""Our load client counts what vLLM's bench client and the router count, and means the same.
+"""Our load client counts the same tokens as vLLM's bench client and the router.
 
 vLLM's own functions are the oracle, unchanged. Nothing here measures time: whole turns of three
 clients, with their speeds, are ``python -m loadtest.bench.agreement``.
@@ -25,8 +25,8 @@ from vllm.benchmarks.serve import (
 
 from loadtest.arguments import parse
 from loadtest.bench.agreement import generated
-from loadtest.conductor import conduct
 from loadtest.record import Record
+from loadtest.runner import run_load
 from loadtest.slo import Slo
 from loadtest.statistics import summarize
 from serving.settings import BUNDLED_MODEL
@@ -45,7 +45,7 @@ async def router():
 
 
 class Counted:
-    """Tokens that the router's counter rose by in the block."""
+    """The increase of the router's token counter in the block."""
 
     def __init__(self, rest):
         self._rest = rest
@@ -62,12 +62,12 @@ class Counted:
 @pytest.mark.parametrize("endpoint", PATHS)
 @pytest.mark.parametrize("door", ["rest", "grpc"])
 async def test_ours_counts_what_the_router_counts(router, door, endpoint):
-    where = ("--url", router.rest) if door == "rest" else ("--grpc", router.grpc)
+    where = ("--rest-url", router.rest) if door == "rest" else ("--grpc-address", router.grpc)
     line = ["run", *where, "--endpoint", endpoint, "--concurrency", str(STREAMS)]
     line += ["--requests", str(REQUESTS), "--output-tokens", str(TOKENS), "--ignore-eos"]
     line += [*SHORT, "--warmup", "0"]
     async with Counted(router.rest) as counted:
-        run = await conduct(parse(line, "load"), "x")
+        run = await run_load(parse(line, "load"), "x")
     summary = run.summary(run.stages[0])
     assert (summary.ok, summary.failed) == (REQUESTS, 0)
     assert summary.tokens == REQUESTS * TOKENS == counted.tokens
@@ -76,9 +76,9 @@ async def test_ours_counts_what_the_router_counts(router, door, endpoint):
 
 @pytest.mark.asyncio(loop_scope="module")
 async def test_a_warm_up_is_over_when_what_is_measured_begins(router):
-    line = ["run", "--url", router.rest, "--concurrency", str(STREAMS), "--warmup", "0.05"]
+    line = ["run", "--rest-url", router.rest, "--concurrency", str(STREAMS), "--warmup", "0.05"]
     line += ["--requests", str(REQUESTS), "--output-tokens", str(TOKENS), "--ignore-eos"]
-    run = await conduct(parse([*line, *SHORT], "load"), "x")
+    run = await run_load(parse([*line, *SHORT], "load"), "x")
     parts = {
         phase: [record for record in run.records if record.phase == phase]
         for phase in ("warmup", "measure")
@@ -91,9 +91,9 @@ async def test_a_warm_up_is_over_when_what_is_measured_begins(router):
 
 @pytest.mark.asyncio(loop_scope="module")
 async def test_a_rate_sends_so_many_requests_too(router):
-    line = ["run", "--url", router.rest, "--rate", "500", "--requests", str(REQUESTS)]
+    line = ["run", "--rest-url", router.rest, "--rate", "500", "--requests", str(REQUESTS)]
     line += ["--output-tokens", str(TOKENS), "--ignore-eos", "--warmup", "0"]
-    run = await conduct(parse([*line, *SHORT], "load"), "x")
+    run = await run_load(parse([*line, *SHORT], "load"), "x")
     assert run.summary(run.stages[0]).tokens == REQUESTS * TOKENS
     assert len(run.records) == REQUESTS
 
@@ -125,7 +125,7 @@ async def test_vllms_client_gets_and_counts_the_same(router, endpoint):
     assert [one.output_tokens for one in outputs] == [TOKENS] * REQUESTS
     assert counted.tokens == REQUESTS * TOKENS
     assert all(one.ttft > 0 for one in outputs)
-    # In chat the fake model only thinks, and vLLM's client keeps no thoughts.
+    # In chats the fake model writes reasoning only, which vLLM's client discards.
     assert all(bool(one.generated_text) is (endpoint == "completions") for one in outputs)
 
 
@@ -139,12 +139,12 @@ async def test_vllms_client_finds_the_tokenizer_of_the_server(router, capsys):
 
 
 def test_names_mean_what_they_mean_in_vllms_client():
-    """The same answers, as our records and as vLLM's outputs, give the same figures."""
+    """Equal answers, as our records and as vLLM's outputs, give equal figures."""
     records, outputs = [], []
     for index in range(20):
         sent, ttft = 0.25 * index, 0.05 + 0.01 * (index % 7)
         gaps = [0.02 + 0.001 * ((index + place) % 5) for place in range(index % 4 + 1)]
-        tokens = 2 * len(gaps) + 1  # several in a piece
+        tokens = 2 * len(gaps) + 1  # several in a chunk
         times = [sent + ttft, *(sent + ttft + passed for passed in accumulate(gaps))]
         good = index % 10 != 9
         records.append(

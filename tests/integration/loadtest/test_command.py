@@ -25,7 +25,7 @@ async def loadtest(*words):
 )
 async def test_the_exit_code_is_the_objective(server, tmp_path, limit, code):
     line = ("--rate", 50, "--duration", 0.5, "--warmup", 0, "--slo-ttft-ms", limit)
-    found, text = await loadtest("run", "--url", server.url, *line, "--out", tmp_path / "out")
+    found, text = await loadtest("run", "--rest-url", server.url, *line, "--out", tmp_path / "out")
     assert found == code, text
     assert {file.name for file in (tmp_path / "out").iterdir()} >= {
         "records.jsonl", "run.json", "report.html",
@@ -33,24 +33,24 @@ async def test_the_exit_code_is_the_objective(server, tmp_path, limit, code):
 
 
 async def test_one_line_says_that_nobody_is_there(tmp_path):
-    line = ("run", "--url", "http://127.0.0.1:1", "--rate", 1, "--out", tmp_path / "out")
+    line = ("run", "--rest-url", "http://127.0.0.1:1", "--rate", 1, "--out", tmp_path / "out")
     code, text = await loadtest(*line)
     assert code == 1
-    assert text.startswith("error: no server to load: nobody answers at http://127.0.0.1:1")
+    assert text.startswith("error: no server to load: nothing answers at http://127.0.0.1:1")
 
 
 async def test_two_runs_are_compared(server, tmp_path):
     for name in "ab":
         line = ("--rate", 50, "--duration", 0.4, "--warmup", 0, "--out", tmp_path / name)
-        assert (await loadtest("run", "--url", server.url, *line))[0] == 0
+        assert (await loadtest("run", "--rest-url", server.url, *line))[0] == 0
     code, text = await loadtest("compare", tmp_path / "a", tmp_path / "b")
     assert code == 0
     assert "95 % interval" in text
-    assert "not the same loads" not in text
+    assert "the loads differ" not in text
     line = ("--rate", 40, "--duration", 0.4, "--warmup", 0, "--out", tmp_path / "other")
-    await loadtest("run", "--url", server.url, *line)
+    await loadtest("run", "--rest-url", server.url, *line)
     _, text = await loadtest("compare", tmp_path / "a", tmp_path / "other")
-    assert "not the same loads: A 50 requests/s, B 40 requests/s" in text
+    assert "the loads differ: A 50 requests/s, B 40 requests/s" in text
     assert (await loadtest("compare", tmp_path / "a", tmp_path / "none"))[0] == 2
     joined = ("report", tmp_path / "a", tmp_path / "a", "--out", tmp_path / "c")
     assert (await loadtest(*joined))[0] == 0
@@ -58,6 +58,6 @@ async def test_two_runs_are_compared(server, tmp_path):
 
 async def test_a_key_on_the_command_line_is_kept_nowhere(server, tmp_path):
     line = ("--rate", 20, "--duration", 0.3, "--warmup", 0, "--api-key", "moe-secret-key")
-    await loadtest("run", "--url", server.url, *line, "--out", tmp_path)
+    await loadtest("run", "--rest-url", server.url, *line, "--out", tmp_path)
     for file in tmp_path.iterdir():
         assert "moe-secret-key" not in file.read_text()

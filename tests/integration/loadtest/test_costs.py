@@ -1,19 +1,20 @@
-"""What a token costs in counts: these do not depend on how fast the machine is.
+"""The cost of a token and of a request in counts, which do not depend on the machine's speed.
 
-A fixed run, one router and one fake rank in this process over the real link. When a bound is
-passed, something was added to the path of every token or of every request: make it cheaper, or
-raise the bound and say why.
+A fixed run: one router and one fake rank in this process, over the real link. Frames, writes and
+tasks per token are hard bounds: above one of them, something was added to the path of every
+token. Calls of Python functions are a report (``pytest -s`` prints it) with 25 % headroom over
+the last measurement, so that code can be restructured: above it, make the path cheaper, or
+measure again and say why.
 """
 
 import asyncio
 import sys
 from collections import Counter
 
-from loadtest.grpc_target import GrpcTarget
-from loadtest.rest_target import RestTarget
-from loadtest.target import Ask, Message, Style
-from serving.engine.router_link.send_queue import Outbox
-from serving.h2grpc.connection import Connection
+from serving.client.aio import AsyncGrpcClient, AsyncRestClient
+from serving.client.chat import GenerateOptions, GenerateRequest, Message
+from serving.engine.router_link.send_queue import SendQueue
+from serving.h2grpc.output import Output
 from serving.requests.stream import RequestStream
 from tests.integration.edge.stand import stand_settings, standing
 
@@ -21,8 +22,10 @@ STREAMS, TOKENS = 8, 10
 FOLDERS = (
     "/serving/edge/",
     "/serving/h2grpc/",
-    "/serving/fleet/",
+    "/serving/requests/",
     "/serving/admission/",
+    "/serving/dispatch/",
+    "/serving/fleet/",
     "/serving/routing/",
 )
 
@@ -44,33 +47,33 @@ class Counts(Counter):
         return counted
 
 
-async def answers(target, tokens, endpoint="completions"):
+async def answers(client, tokens, endpoint="completions"):
     async def one(index):
-        ask = Ask((Message("user", f"{index} count"),), tokens, f"s{index}")
-        style = Style("pocket-r1", endpoint, ignore_eos=True)
+        request = GenerateRequest((Message("user", f"{index} count"),), tokens, f"s{index}")
+        options = GenerateOptions("pocket-r1", endpoint, temperature=0.0, ignore_eos=True)
         text = ""
-        async for piece in target.send(ask, style):
-            text += piece.text
+        async for delta in client.generate(request, options):
+            text += delta.text
         return text
 
     return await asyncio.gather(*(one(index) for index in range(STREAMS)))
 
 
-async def counted(target, tokens, monkeypatch):
+async def counted(client, tokens, monkeypatch):
     """Return the counts of STREAMS streams of so many tokens."""
     counts = Counts()
     loop = asyncio.get_running_loop()
     with monkeypatch.context() as patch:
         patch.setattr(loop, "create_task", counts.count("tasks", loop.create_task))
-        frames = Outbox.frames
+        frames = SendQueue.frames
 
-        async def frames_counted(outbox):
-            found = await frames(outbox)
+        async def frames_counted(send_queue):
+            found = await frames(send_queue)
             counts["frames"] += sum(bool(frame.deltas) for frame in found)
             counts["deltas"] += sum(len(frame.deltas) for frame in found)
             return found
 
-        patch.setattr(Outbox, "frames", frames_counted)
+        patch.setattr(SendQueue, "frames", frames_counted)
         take = RequestStream.next
 
         async def taken(stream):
@@ -79,10 +82,10 @@ async def counted(target, tokens, monkeypatch):
             return output
 
         patch.setattr(RequestStream, "next", taken)
-        patch.setattr(Connection, "_flush", counts.count("writes", Connection._flush))
+        patch.setattr(Output, "flush", counts.count("writes", Output.flush))
         sys.setprofile(counts)
         try:
-            texts = await answers(target, tokens)
+            texts = await answers(client, tokens)
         finally:
             sys.setprofile(None)
     assert [len(text) for text in texts] == [tokens] * STREAMS
@@ -90,50 +93,61 @@ async def counted(target, tokens, monkeypatch):
 
 
 ENGINE_TASKS = 2
-"""The fake engine's own a token: it waits for two events."""
+"""Tasks per token of the fake engine itself, which waits for two events."""
 PER_TOKEN = {
-    # Seen: up to 0.12; a frame a token would be 1.
+    # Measured: up to 0.12; 1 would be a frame for each token.
     "frames": 0.5,
     "deltas": 1.01,
     "tasks": ENGINE_TASKS + 0.1,
 }
-CALLS_PER_DELTA = 7.0
-"""Python functions of the router's own folders to take in what a rank sent. Seen: 6.5, of which
-0.4 read it in slices."""
-CALLS_PER_MESSAGE = {"rest": 18.8, "grpc": 34.4}
-"""And to send it on: tokens that come while a client is slow go out in one message, so the two
-are counted apart. Seen: 18.5, and 34 with those of our gRPC server."""
 WRITES_PER_MESSAGE = 0.8
-"""Writes to sockets over gRPC: streams of a connection share them. Seen: 0.5; 1 is one for each."""
-CALLS_PER_REQUEST = 400
-"""Beside those for what it answers. Seen: 300 and 350."""
+"""Socket writes over gRPC, which streams of a connection share. Measured: 0.5; 1 is one each."""
+
+HEADROOM = 1.25
+"""Bound of Python calls over the measurements below."""
+CALLS_PER_DELTA = 6.5
+"""Calls in the router's folders to take a delta from a rank."""
+CALLS_PER_MESSAGE = {"rest": 18.5, "grpc": 34.0}
+"""Calls to send a message on. Tokens that come while a client is slow leave in one message, so
+messages are counted apart from deltas."""
+CALLS_PER_REQUEST = {"rest": 300, "grpc": 350}
+"""Calls for a request, beside those for its deltas and messages."""
+
+
+def expected_calls(protocol, counts):
+    """Return the measured number of calls for deltas and messages."""
+    return CALLS_PER_DELTA * counts["deltas"] + CALLS_PER_MESSAGE[protocol] * counts["messages"]
 
 
 async def test_counts_of_a_token_and_of_a_request(monkeypatch):
     settings = stand_settings(link={"load_interval": 60.0})
     async with standing(settings) as stand:
         addresses = stand.router.addresses
-        targets = {"rest": RestTarget(addresses.rest), "grpc": GrpcTarget(addresses.grpc)}
-        for protocol, target in targets.items():
+        clients = {
+            "rest": AsyncRestClient(addresses.rest),
+            "grpc": AsyncGrpcClient(addresses.grpc),
+        }
+        for protocol, client in clients.items():
             try:
-                await answers(target, 2)  # what is built once is built
-                short = await counted(target, TOKENS, monkeypatch)
-                long = await counted(target, 5 * TOKENS, monkeypatch)
+                await answers(client, 2)  # what is built once is built
+                short = await counted(client, TOKENS, monkeypatch)
+                long = await counted(client, 5 * TOKENS, monkeypatch)
             finally:
-                await target.close()
+                await client.close()
             more = 4 * TOKENS * STREAMS
             each = {name: (long[name] - short[name]) / more for name in long}
             # Counting works at all: there is something of everything.
             assert min(short.values()) > 0, protocol
             for name, most in PER_TOKEN.items():
                 assert each[name] <= most, (protocol, name)
-            bound = (
-                CALLS_PER_DELTA * each["deltas"] + CALLS_PER_MESSAGE[protocol] * each["messages"]
-            )
-            assert each["calls"] <= bound, (protocol, each)
             if protocol == "grpc":
                 assert each["writes"] <= WRITES_PER_MESSAGE * each["messages"], each
-            answers_take = (
-                CALLS_PER_DELTA * short["deltas"] + CALLS_PER_MESSAGE[protocol] * short["messages"]
+            per_token = each["calls"] / expected_calls(protocol, each)
+            per_request = (short["calls"] - expected_calls(protocol, short)) / STREAMS
+            print(  # noqa: T201  the report
+                f"{protocol}: {each['calls']:.1f} calls for a token, {per_token:.0%} of the "
+                f"measurement; {per_request:.0f} for a request, measured were "
+                f"{CALLS_PER_REQUEST[protocol]}"
             )
-            assert (short["calls"] - answers_take) / STREAMS <= CALLS_PER_REQUEST, protocol
+            assert per_token <= HEADROOM, (protocol, each)
+            assert per_request <= HEADROOM * CALLS_PER_REQUEST[protocol], protocol

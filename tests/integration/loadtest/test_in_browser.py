@@ -1,4 +1,4 @@
-"""The report as a browser lays it out: wide and on a telephone, nothing cut, nothing on top.
+"""The report in a browser, wide and narrow: nothing is cut off, nothing overlaps.
 
 Runs the Chromium that .ci/tools fetched, or one on the PATH; else it is skipped.
 """
@@ -48,7 +48,7 @@ document.querySelector("pre").textContent = JSON.stringify(found);
 
 
 def some_run():
-    """Four rates, the last with failures; a group that comes, is lost and comes again."""
+    """Four rates, the last with failures; a group that joins, is lost and joins again."""
     rates, records = (2, 5, 10, 20), []
     for stage, rate in enumerate(rates):
         for number in range(10 * rate):

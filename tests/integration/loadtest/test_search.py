@@ -1,4 +1,4 @@
-"""Searches for the highest rate, against small real servers."""
+"""Searches for the highest rate, on tiny servers."""
 
 import asyncio
 import itertools
@@ -6,35 +6,35 @@ import itertools
 import pytest
 
 from loadtest import search as search_module
-from loadtest.conductor import conduct
+from loadtest.cpu_steal import CpuSteal
+from loadtest.runner import run_load
 from loadtest.slo import Tried
-from loadtest.stolen import StolenTime
 from tests.integration.loadtest.asking import been_asked, options
 
 
 async def test_a_search_ends_with_an_answer(server):
     line = ("--slo-ttft-ms", "60000", "--start", "50", "--most", "100", "--duration", "0.1")
-    run = await conduct(options(server, *line, "--trial-requests", "5", command="search"), "x")
+    run = await run_load(options(server, *line, "--trial-requests", "5", command="search"), "x")
     assert run.answer == pytest.approx(100)
     assert "No rate failed" in run.notes[0]
 
 
 async def test_a_search_finds_its_first_rate(server):
     line = ("--slo-ttft-ms", "60000", "--most", "40", "--duration", "0.2", "--trial-requests", "5")
-    run = await conduct(options(server, *line, command="search"), "x")
+    run = await run_load(options(server, *line, command="search"), "x")
     assert run.stages[0].label == "32 streams"
     assert run.answer == pytest.approx(40)
     assert all(trial.rate <= 40 for trial in run.trials)
 
 
 async def test_a_search_run_again_sends_as_much_at_the_same_times_but_other_texts(server):
-    """The server's prefix cache would know them from the search before."""
+    """A repeated search must not find its texts in the server's prefix cache."""
     line = ("--slo-ttft-ms", "60000", "--start", "50", "--most", "50", "--duration", "0.1",
             "--trial-requests", "5", "--prompt-tokens", "20:90")  # fmt: skip
     texts, lengths = [], []
     for _ in range(2):
         server.app.asked.clear()
-        await conduct(options(server, *line, command="search"), "x")
+        await run_load(options(server, *line, command="search"), "x")
         asked = [request["messages"][0]["content"] for request in server.app.asked[2:]]
         texts.append(set(asked))
         lengths.append(sorted(len(text.split()) for text in asked))
@@ -46,7 +46,7 @@ async def test_a_search_run_again_sends_as_much_at_the_same_times_but_other_text
 async def test_searches_in_turn_answer_each_for_itself(server):
     line = ("--slo-ttft-ms", "60000", "--start", "50", "--most", "100", "--duration", "0.1",
             "--trial-requests", "5", "--searches", "3")  # fmt: skip
-    run = await conduct(options(server, *line, command="search"), "x")
+    run = await run_load(options(server, *line, command="search"), "x")
     assert run.answer == pytest.approx(100)
     assert [trial.search for trial in run.trials] == [1, 2, 3] * (len(run.trials) // 3)
     first, second, _ = (
@@ -66,13 +66,13 @@ async def test_one_search_in_turn_may_end_before_the_other(server, monkeypatch):
     turn = itertools.count()
 
     async def trial(self, rate, pattern):
-        # The first search meets a faster server, and so makes more trials before it settles.
+        # The server is faster during the first search, which makes more trials before it settles.
         return Tried(float(rate <= (80 if next(turn) % 2 == 0 else 3))), False
 
-    monkeypatch.setattr(search_module._Trials, "_trial", trial)
+    monkeypatch.setattr(search_module.Trials, "run_trial", trial)
     line = ("--slo-ttft-ms", "60000", "--start", "2", "--trials", "4", "--searches", "2")
-    async with asyncio.timeout(20):
-        run = await conduct(options(server, *line, command="search"), "x")
+    async with asyncio.timeout(90):
+        run = await run_load(options(server, *line, command="search"), "x")
     made = [sum(trial.search == number for trial in run.trials) for number in (1, 2)]
     assert made[0] > made[1]
     assert "2 searches in turn answered" in run.notes[0]
@@ -82,8 +82,8 @@ async def test_one_search_in_turn_may_end_before_the_other(server, monkeypatch):
 async def test_a_search_that_is_cut_off_keeps_its_trials(server, searches):
     line = ("--slo-ttft-ms", "60000", "--start", "50", "--duration", "0.2", "--trial-requests", "5",
             "--searches", searches)  # fmt: skip
-    searching = asyncio.create_task(conduct(options(server, *line, command="search"), "x"))
-    async with asyncio.timeout(20):
+    searching = asyncio.create_task(run_load(options(server, *line, command="search"), "x"))
+    async with asyncio.timeout(90):
         await been_asked(server, 40)
         await server.die()
         run = await searching
@@ -103,11 +103,11 @@ async def test_a_search_that_is_cut_off_keeps_its_trials(server, searches):
 async def test_trials_that_miss_on_a_busy_host_are_tried_again(
     server, monkeypatch, stolen, trials, noted
 ):
-    monkeypatch.setattr(StolenTime, "share", lambda self: stolen)
+    monkeypatch.setattr(CpuSteal, "share", lambda self: stolen)
     server.app.status = 500
     line = ("--slo-itl-ms", "1000", "--start", "1000", "--duration", "0.1", "--trial-requests", "5",
             "--tokens-per-word", "1")  # fmt: skip
-    run = await conduct(options(server, *line, command="search"), "x")
+    run = await run_load(options(server, *line, command="search"), "x")
     assert run.answer is None
     assert len(run.stages) == trials * len(run.trials)
     assert any("(steal)" in note for note in run.notes) == noted

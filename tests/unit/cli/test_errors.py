@@ -1,12 +1,17 @@
 """How commands end: exit codes, error lines, hints."""
 
 import io
+import re
+import tomllib
+from pathlib import Path
 
 import pytest
 import typer
 
 from serving import errors
-from serving.cli.errors import guarded, hint_of
+from serving.cli.errors import _PACKAGES, guarded, hint_of
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def run(error: BaseException | None, *, verbose: bool = False, result: object = None):
@@ -85,3 +90,29 @@ def test_an_error_that_says_what_to_do_gets_no_hint() -> None:
 
     assert hint_of(Complete("peer 1 never came")) is None
     assert hint_of(errors.EngineError("x")) is not None
+
+
+@pytest.mark.parametrize(
+    ("module", "remedy"),
+    [
+        ("kubernetes.aio", "moe-serving[autoscaler]"),
+        ("numpy", "moe-serving[load]"),
+        ("vllm.config", "moe-serving[gpu]"),
+    ],
+)
+def test_a_package_of_an_extra_that_is_not_installed_is_named(module: str, remedy: str) -> None:
+    code, shown = run(ModuleNotFoundError(f"No module named '{module}'", name=module))
+    assert code == 1
+    error, hint = shown.splitlines()
+    assert f"needs {module.partition('.')[0]}, which is not installed" in error
+    assert remedy in hint
+
+
+def test_every_package_with_a_remedy_is_in_an_extra() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+    extras = project["project"]["optional-dependencies"]
+    for package, remedy in _PACKAGES.items():
+        (named,) = re.findall(r"moe-serving\[(\S+)\]", remedy)
+        for extra in named.split(","):
+            names = {re.split(r"[\[<>=]", line)[0] for line in extras[extra]}
+            assert package in names, (package, extra)

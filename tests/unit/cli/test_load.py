@@ -1,8 +1,8 @@
-"""``moe-serving load`` hands its line to the load generator."""
+"""``moe-serving load``: help, errors and credentials."""
 
 import pytest
 
-from loadtest import conductor
+from loadtest import runner
 from loadtest.arguments import parse
 from serving.cli.main import main
 
@@ -20,7 +20,7 @@ def test_a_wrong_option_is_a_wrong_command_line(capsys):
 
 
 def test_errors_end_as_those_of_other_commands(capsys):
-    assert main(["load", "run", "--rate", "1", "--url", "http://127.0.0.1:1"]) == 1
+    assert main(["load", "run", "--rate", "1", "--rest-url", "http://127.0.0.1:1"]) == 1
     assert capsys.readouterr().err.startswith("error: no server to load")
 
 
@@ -28,9 +28,9 @@ def test_errors_end_as_those_of_other_commands(capsys):
     ("words", "key"),
     [
         pytest.param([], "local-key", id="this-machine"),
-        pytest.param(["--url", "http://127.0.0.1:1"], None, id="elsewhere"),
-        pytest.param(["--grpc", "127.0.0.1:1"], None, id="elsewhere-grpc"),
-        pytest.param(["--url", "http://127.0.0.1:1", "--api-key", "k"], "k", id="given"),
+        pytest.param(["--rest-url", "http://127.0.0.1:1"], None, id="elsewhere"),
+        pytest.param(["--grpc-address", "127.0.0.1:1"], None, id="elsewhere-grpc"),
+        pytest.param(["--rest-url", "http://127.0.0.1:1", "--api-key", "k"], "k", id="given"),
     ],
 )
 async def test_the_key_of_the_local_run_goes_nowhere_else(words, key, tmp_path, monkeypatch):
@@ -43,7 +43,7 @@ async def test_the_key_of_the_local_run_goes_nowhere_else(words, key, tmp_path, 
     class Stopped(Exception):
         pass
 
-    class Target:
+    class Client:
         def __init__(self, _where, access):
             seen.append(access.api_key)
 
@@ -53,9 +53,9 @@ async def test_the_key_of_the_local_run_goes_nowhere_else(words, key, tmp_path, 
         async def close(self):
             pass
 
-    monkeypatch.setattr(conductor, "RestTarget", Target)
-    monkeypatch.setattr(conductor, "GrpcTarget", Target)
+    monkeypatch.setattr(runner, "AsyncRestClient", Client)
+    monkeypatch.setattr(runner, "AsyncGrpcClient", Client)
     options = parse(["run", "--rate", "1", *words], "load")
     with pytest.raises(Stopped):
-        await conductor.conduct(options, "x", tmp_path)
+        await runner.run_load(options, "x", tmp_path)
     assert set(seen) == {key}

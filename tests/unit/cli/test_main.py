@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from serving.cli.main import COMMANDS, Command, build_app, main, take_verbose
+from serving.cli.main import COMMANDS, Command, build_app, main, reflowed, take_verbose
 
 
 def test_overview_lists_every_command(capsys: pytest.CaptureFixture[str]):
@@ -36,7 +36,7 @@ def test_overview_imports_neither_ray_nor_vllm():
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
 def test_every_command_is_there_and_explains_itself(command):
-    # Read, not imported: some commands bring Ray.
+    # Parsed, not imported: some commands need Ray.
     spec = find_spec(command.module)
     assert spec is not None
     assert spec.origin is not None
@@ -75,6 +75,41 @@ def test_a_wrong_line_is_one_error_line_and_code_2(
     assert shown.startswith("error: ")
     assert message in shown
     assert "Traceback" not in shown
+
+
+@pytest.mark.parametrize(
+    ("line", "error"),
+    [
+        (["status", "--url", "http://127.0.0.1:1"], "no router answers at http://127.0.0.1:1/fleet"),
+        (["chat", "x", "--server", "http://127.0.0.1:1"], "nothing answers at http://127.0.0.1:1"),
+        (["verify", "--ranks", "", "--against", "/none", "--server", "http://127.0.0.1:1"],
+         "cannot read /none"),
+        (["cordon", "g0", "--router", "nowhere"], "--grpc-address: 'nowhere' is neither"),
+        (["uncordon", "g0", "--router", "nowhere"], "--grpc-address: 'nowhere' is neither"),
+        (["drain", "g0", "--timeout", "9", "--router", "nowhere"], "--grpc-address: 'nowhere'"),
+        (["switch", "--to", "a", "--timeout", "9", "--router", "nowhere"], "--grpc-address: "),
+        (["load", "run", "--rate", "1", "--url", "http://127.0.0.1:1"], "no server to load: "),
+        (["load", "run", "--rate", "1", "--grpc", "127.0.0.1:1"], "no server to load: "),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)  # fmt: skip
+def test_earlier_names_of_flags_are_taken_and_not_shown(
+    line: list[str], error: str, capsys: pytest.CaptureFixture[str]
+):
+    assert main(line) == 1
+    assert capsys.readouterr().err.startswith(f"error: {error}")
+    words = line[:2] if line[0] == "load" else line[:1]
+    assert main([*words, "--help"]) == 0
+    shown = capsys.readouterr().out
+    earlier = [word for word in line if word in {"--url", "--server", "--router", "--timeout"}]
+    assert earlier or "--grpc" in line
+    assert not [name for name in earlier if f" {name} " in shown]
+
+
+def test_paragraphs_of_help_are_single_lines_and_brackets_no_markup():
+    assert reflowed("One\ntwo [x].\n\n  an example\n  of two lines") == (
+        "One two \\[x].\n\n  an example\n  of two lines"
+    )
 
 
 def test_wrong_settings_are_one_error_line_and_code_1(capsys: pytest.CaptureFixture[str]):

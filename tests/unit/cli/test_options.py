@@ -1,4 +1,4 @@
-"""From flags to settings."""
+"""Settings from flags."""
 
 import contextlib
 from pathlib import Path
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from serving.cli.options import settings_from
 from serving.errors import SettingsError
-from serving.flag_values import FlagError
+from serving.flags.messages import FlagError
 from serving.settings import Settings
 
 

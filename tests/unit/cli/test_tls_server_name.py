@@ -1,4 +1,4 @@
-"""A router behind another address: the name that its certificate must have, for every client."""
+"""--tls-server-name: a router whose certificate has another name than its address."""
 
 import asyncio
 import http.server
@@ -15,7 +15,7 @@ import trustme
 from serving.api.v1 import fleet_pb2, fleet_pb2_grpc
 from serving.cli.main import main
 from serving.client.credentials import Access
-from serving.client.rest import get_json
+from serving.client.rest import RestClient
 from serving.errors import NotReady
 from tests.unit.cli.ops.test_operate import FakeRouter
 from tests.unit.credentials.certificates import issue
@@ -59,7 +59,7 @@ def port(files):
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(files.cert, files.key)
     server.socket = context.wrap_socket(server.socket, server_side=True)
-    server.handle_error = lambda *_: None  # clients that refuse the certificate
+    server.handle_error = lambda *_: None  # do not report clients that refuse the certificate
     thread = served(server)
     yield server.server_port
     server.shutdown()
@@ -69,7 +69,7 @@ def port(files):
 
 def status(port, files, *more, scheme="https"):
     url = f"{scheme}://127.0.0.1:{port}"
-    return main(["status", "--url", url, "--ca-file", str(files.ca), "--json", *more])
+    return main(["status", "--rest-url", url, "--ca-file", str(files.ca), "--json", *more])
 
 
 def test_status_with_the_name(port, files, capsys):
@@ -104,7 +104,7 @@ def test_tls_to_a_plain_port(files):
     thread = served(server)
     try:
         with pytest.raises(NotReady, match="speaks no TLS"):
-            get_json(f"https://127.0.0.1:{server.server_port}/fleet", 20.0)
+            RestClient(f"https://127.0.0.1:{server.server_port}").get_json("/fleet", 20.0)
     finally:
         server.shutdown()
         thread.join()
@@ -121,7 +121,7 @@ def test_what_is_no_http_is_an_error_in_words():
     thread = served(server)
     try:
         with pytest.raises(NotReady, match="https:// address"):
-            get_json(f"http://127.0.0.1:{server.server_port}/fleet", 20.0)
+            RestClient(f"http://127.0.0.1:{server.server_port}").get_json("/fleet", 20.0)
     finally:
         server.shutdown()
         thread.join()
@@ -162,7 +162,7 @@ def test_drains_over_grpc_ask_by_the_name_too(files, capsys):
     key = [(files.key.read_bytes(), files.cert.read_bytes())]
     port = server.add_secure_port("127.0.0.1:0", grpc.ssl_server_credentials(key))
     server.start()
-    words = ["cordon", "g0", "--router", f"127.0.0.1:{port}", "--ca-file", str(files.ca)]
+    words = ["cordon", "g0", "--grpc-address", f"127.0.0.1:{port}", "--ca-file", str(files.ca)]
     try:
         assert main([*words, "--tls-server-name", NAME]) == 0
     finally:

@@ -1,4 +1,4 @@
-"""How a command gets into a router: what is given, and what the local run left."""
+"""Credentials from flags and from the local run."""
 
 import ssl
 from pathlib import Path

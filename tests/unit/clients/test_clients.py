@@ -1,4 +1,4 @@
-"""The table of released clients: the page is its data, and a client's silence is a failure."""
+"""The table of released clients: the page shows its data; a missing outcome is a failure."""
 
 import asyncio
 import json
@@ -53,7 +53,7 @@ def test_a_group_stands_for_its_features():
 
 
 def script(monkeypatch, tmp_path, text):
-    """Run a script with the frame in this interpreter, as a client of its own."""
+    """Run a script with the frame in this interpreter, as a client."""
     file = tmp_path / "script.py"
     file.write_text(text, "utf-8")
     monkeypatch.setattr(installed, "why_not", lambda environment: "")

@@ -121,7 +121,7 @@ async def test_a_server_that_changes_meanwhile_is_noticed(second, moved):
 
 
 async def test_at_the_answer_four_of_five_trials_hold():
-    """Trials of a server whose speed moves by a tenth from one to the next."""
+    """Trials of a server whose speed varies by 10 % between trials."""
     speeds = random.Random(1)
 
     async def attempt(rate, pattern):
@@ -155,7 +155,7 @@ async def test_the_answer_for_a_queue_is_the_same_when_run_again():
 @pytest.mark.parametrize("seed", range(4))
 async def test_the_answer_for_a_queue_holds_with_other_arrivals(seed):
     answer = (await search(_queue(seed, seed), start=4, most=100)).rate
-    # Some hundred requests are a sample: a tenth lower it holds in a long one.
+    # Some hundred requests are a sample: at a rate lower by 10 % a long trial holds.
     assert _share(answer * 0.9, 20_000, "again") >= 0.985
     assert 5.5 < answer < 8.5
 

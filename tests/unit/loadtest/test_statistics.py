@@ -21,7 +21,7 @@ def test_summary_of_a_stage():
     assert summarize([*seen, cancelled], Slo(ttft=0.2), 10.0).failed == 1
     assert summary.offered == 1.0
     assert summary.attained == 0.8
-    # From when the first one was due, at 1 s, to the end of the last, at 10.7 s.
+    # From 1 s, when the first request was due, to the end of the last at 10.7 s.
     assert summary.busy == pytest.approx(9.7)
     assert summary.goodput == pytest.approx(8 / 9.7)
     assert summary.tokens == 9 * 11

@@ -40,7 +40,7 @@ def test_calibration_is_the_line_through_both_probes():
     assert calibration.per_word == 1.5
     assert calibration.fixed == 8
     assert calibration.words(170) == 108
-    assert Calibration.of((8, 0), (108, 0)) == Calibration()  # a server that counts nothing
+    assert Calibration.of((8, 0), (108, 0)) == Calibration()  # a server that reports no usage
 
 
 def test_equal_blocks_of_a_trace_are_equal_texts():

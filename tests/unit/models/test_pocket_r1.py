@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 FOLDER = Path(__file__).resolve().parents[3] / "deploy" / "models" / "pocket-r1"
-# the folder's scripts import each other by plain name, as when they are run
+# the scripts import each other by plain name, as when they run
 sys.path.insert(0, str(FOLDER))
 
 import batch as batches  # noqa: E402
@@ -296,7 +296,7 @@ def test_a_quarter_keeps_its_targets() -> None:
 
     assert torch.equal(whole.ids[kept], part.ids)
     assert sum(len(batches.quarter(whole, i)[1].at2) for i in range(4)) == len(whole.at2)
-    # every kept target is the token two places on
+    # every kept target is the token after the next
     assert torch.equal(part.ids[part.at2 + 2], part.next2)
 
 
@@ -342,7 +342,7 @@ def test_mtp_sees_the_next_token_only() -> None:
             model.predict_after_next(model(ids, [(1, 10)]), i, [(1, 10)]) for i in (ids, other)
         )
 
-    # token 6 is the next token of position 5, so positions before 5 must not notice
+    # token 6 is the next token of position 5, so positions before 5 must not depend on it
     torch.testing.assert_close(after[:5], changed[:5])
     assert not torch.allclose(after[5], changed[5])
 

@@ -1,4 +1,4 @@
-"""doctor: every verdict, and that it looks at this machine without starting anything."""
+"""doctor: every verdict, and a check of this machine that starts nothing."""
 
 import json
 from pathlib import Path
@@ -20,8 +20,9 @@ ENTRY = ["serving.engine.cpu_plugin:register"]
     ("check", "verdict", "mentions"),
     [
         pytest.param(checks.check_python((3, 11), "Linux", "x86_64"), OK, "3.11", id="python"),
+        pytest.param(checks.check_python((3, 13), "Linux", "x86_64"), OK, "3.13", id="python-13"),
         pytest.param(
-            checks.check_python((3, 12), "Linux", "x86_64"), FAIL, "3.11", id="python-other"
+            checks.check_python((3, 14), "Linux", "x86_64"), FAIL, "3.13", id="python-other"
         ),
         pytest.param(
             checks.check_python((3, 11), "Darwin", "arm64"), FAIL, "container", id="python-mac"
@@ -88,7 +89,7 @@ ENTRY = ["serving.engine.cpu_plugin:register"]
         pytest.param(
             checks.check_plugin(ENTRY, {"a": True, "b": False}),
             OK,
-            "mends a; steps aside for b",
+            "patches a; not needed for b",
             id="plugin",
         ),
         pytest.param(checks.check_plugin([], {}), FAIL, "entry point", id="plugin-unregistered"),
@@ -107,7 +108,7 @@ ENTRY = ["serving.engine.cpu_plugin:register"]
 def test_verdicts(check: Check, verdict: Verdict, mentions: str):
     assert check.verdict is verdict
     assert mentions in f"{check.seen} {check.advice}"
-    # Whatever is not well says what to do.
+    # Every check that is not ok has advice.
     assert bool(check.advice) == (verdict is not OK)
 
 
@@ -117,8 +118,11 @@ def test_memory_grows_with_the_ranks():
 
 
 def test_reading_a_lock_file():
-    text = "# head\nFoo_Bar==1.0\nbaz==2.0+cpu  # why\n\n-r other\n"
-    assert checks.read_lock(text) == {"foo-bar": "1.0", "baz": "2.0+cpu"}
+    text = (
+        "# head\nFoo_Bar==1.0\nbaz==2.0+cpu  # why\n\n-r other\n"
+        "old==3.0 ; python_version < '3'\nnew==4.0 ; python_version >= '3'\n"
+    )
+    assert checks.read_lock(text) == {"foo-bar": "1.0", "baz": "2.0+cpu", "new": "4.0"}
 
 
 def test_the_lock_files_hold_each_package_once():
@@ -149,10 +153,10 @@ def test_a_line_has_its_advice_below_it():
 
 @pytest.fixture
 def quiet_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[int]:
-    """Enough of everything, a state folder of its own; returns three free ports."""
+    """Provide enough resources and a state directory; return three free ports."""
     monkeypatch.setenv("MOE_SERVING_STATE_DIR", str(tmp_path))
     monkeypatch.setattr(doctor, "memory_available", lambda: 100 * GIB)
-    monkeypatch.setattr(doctor, "_locked", dict)
+    monkeypatch.setattr(doctor, "locked_versions", dict)
     return free_ports(3)
 
 

@@ -1,4 +1,4 @@
-"""The memory calculator against what is published, and what must hold for any layout."""
+"""The memory calculator: published figures, and properties of every layout."""
 
 import dataclasses
 import json
@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serving.cli.doctor.gpu_memory import (
-    Demand,
+    Deployment,
     ModelFigures,
     active_parameters,
     cpu_memory,
@@ -100,7 +100,7 @@ def test_the_bundled_model_has_as_many_parameters_as_computed() -> None:
         header = json.loads(file.read(size))
     header.pop("__metadata__", None)
     real = sum(math.prod(tensor["shape"]) for tensor in header.values())
-    # The difference are norms and biases.
+    # The difference is norms and biases.
     assert total_parameters(MODELS["pocket-r1"], prediction=True) == pytest.approx(real, rel=1e-3)
 
 
@@ -144,9 +144,11 @@ def test_dense_models_are_counted_too() -> None:
 
 
 def test_deepseek_r1_needs_more_than_eight_h100() -> None:
-    demand = Demand(data=8, max_model_len=32768)
-    assert gpu_memory(R1, demand, 80_000_000_000, 0.9).shortage > 0
-    assert gpu_memory(R1, dataclasses.replace(demand, data=16), 141_000_000_000, 0.9).shortage == 0
+    deployment = Deployment(data=8, max_model_len=32768)
+    assert gpu_memory(R1, deployment, 80_000_000_000, 0.9).shortage > 0
+    assert (
+        gpu_memory(R1, dataclasses.replace(deployment, data=16), 141_000_000_000, 0.9).shortage == 0
+    )
 
 
 @pytest.mark.parametrize("model", MODELS.values(), ids=MODELS.keys())
@@ -158,22 +160,22 @@ def test_deepseek_r1_needs_more_than_eight_h100() -> None:
 def test_all_workers_together_hold_the_whole_model(
     model: ModelFigures, data: int, tensor: int, prediction: bool
 ) -> None:
-    demand = Demand(data, tensor, prediction=prediction)
-    used = gpu_memory(model, demand, 10**11)
+    deployment = Deployment(data, tensor, prediction=prediction)
+    used = gpu_memory(model, deployment, 10**11)
     workers = data * tensor
     layers = model.moe_layers + (model.num_nextn_predict_layers if prediction else 0)
-    # Nobody's expert is missing, and no worker holds more than one that the others do not.
+    # No expert is missing, and no worker has more than one expert more than another.
     assert used.experts * workers >= int(
         layers * model.n_routed_experts * model.expert * model.weight_bytes
     )
     assert used.weights * workers >= total_parameters(model) * model.weight_bytes
     assert used.kv_room == used.capacity - used.weights - used.reserve
-    assert (used.shortage == 0) == (used.kv_tokens >= demand.max_model_len)
+    assert (used.shortage == 0) == (used.kv_tokens >= deployment.max_model_len)
 
 
 @given(data=st.integers(1, 128))
 def test_more_ranks_never_take_more_memory_of_each(data: int) -> None:
-    less, more = (gpu_memory(R1, Demand(ranks), 10**11) for ranks in (data, data + 1))
+    less, more = (gpu_memory(R1, Deployment(ranks), 10**11) for ranks in (data, data + 1))
     assert more.weights <= less.weights
     assert more.replicated == less.replicated
 
@@ -182,15 +184,15 @@ def test_more_ranks_never_take_more_memory_of_each(data: int) -> None:
     ("gib", "fits"), [pytest.param(4, True, id="fits"), pytest.param(3, False, id="too-little")]
 )
 def test_a_cpu_rank_needs_its_process_and_its_cache(gib: int, fits: bool) -> None:
-    demand = Demand(data=2, max_model_len=2048)
-    used = cpu_memory(MODELS["pocket-r1"], demand, gib * 2**30, 2**30)
+    deployment = Deployment(data=2, max_model_len=2048)
+    used = cpu_memory(MODELS["pocket-r1"], deployment, gib * 2**30, 2**30)
     assert used.kv_room <= 2**30
     assert (used.shortage == 0) is fits
 
 
 def test_a_cpu_cache_must_hold_a_sequence() -> None:
-    demand = Demand(data=2, max_model_len=2048)
-    assert cpu_memory(MODELS["pocket-r1"], demand, 2**33, 2**20).shortage > 0
+    deployment = Deployment(data=2, max_model_len=2048)
+    assert cpu_memory(MODELS["pocket-r1"], deployment, 2**33, 2**20).shortage > 0
 
 
 @pytest.mark.parametrize(

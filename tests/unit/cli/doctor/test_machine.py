@@ -1,4 +1,4 @@
-"""What is read of this machine."""
+"""The resources of this machine."""
 
 from serving.cli.doctor import machine
 
@@ -10,9 +10,9 @@ def test_a_shortage_is_what_is_missing_and_never_negative(monkeypatch):
 
 
 def test_the_containers_limit_counts(monkeypatch):
-    monkeypatch.setattr(machine, "_container_headroom", lambda: 7)
+    monkeypatch.setattr(machine, "container_headroom", lambda: 7)
     assert machine.memory_available() == 7
-    monkeypatch.setattr(machine, "_container_headroom", lambda: None)
+    monkeypatch.setattr(machine, "container_headroom", lambda: None)
     assert machine.memory_available() > 2**20
 
 

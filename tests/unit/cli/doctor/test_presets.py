@@ -1,4 +1,4 @@
-"""doctor --preset: every preset fits, what does not is refused with what to change."""
+"""doctor --preset: every preset fits; the report on others says what to change."""
 
 import shutil
 from pathlib import Path
@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[4]
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Return a copy of the presets to change."""
+    """Return a copy of the presets, for changes."""
     return Path(shutil.copytree(FOLDER, tmp_path / "presets"))
 
 
@@ -96,7 +96,7 @@ def test_a_pool_may_split_differently(folder: Path) -> None:
     pools.append(pools[0] | {"name": "other", "parallelism": {"data": 32}})
     change(folder, "deepseek-r1-2x8-h200", pools=pools)
     first, second = preset_sizes("deepseek-r1-2x8-h200", folder)
-    assert (first.demand.data, second.demand.data) == (16, 32)
+    assert (first.deployment.data, second.deployment.data) == (16, 32)
 
 
 def test_an_unknown_preset_names_those_there_are() -> None:
@@ -127,7 +127,7 @@ def test_quantities(text: str | int, expected: int) -> None:
 
 
 def test_no_quantity() -> None:
-    with pytest.raises(SettingsError, match="lots is no quantity"):
+    with pytest.raises(SettingsError, match="lots is not a quantity"):
         quantity("lots")
 
 

@@ -1,13 +1,14 @@
-"""What --local finds, and what it says when there is nothing."""
+"""The settings of --local, and its errors without a local run."""
 
 import stat
 
 import pytest
 
 from serving.autoscaler.app import gpus_of_group
-from serving.cli.local.state import ProcessRecord, RunState, StateFile
+from serving.cli.local.state import RunState, StateFile
 from serving.cli.main import main
 from serving.cli.ops.autoscaler import with_local_run
+from serving.engine.processes import ProcessRecord
 from serving.settings import Settings
 
 
@@ -41,13 +42,13 @@ def folder(tmp_path, monkeypatch):
 def test_the_run_of_this_machine_is_found(folder):
     StateFile(folder).write(run_state())
     found = with_local_run(Settings())
-    law = found.autoscaler
-    assert law.routers == ("http://127.0.0.1:8001",)
-    assert law.drain_addresses == ("127.0.0.1:50052",)
-    assert law.dashboard_url == "http://127.0.0.1:8266"
+    scaling = found.autoscaler
+    assert scaling.routers == ("http://127.0.0.1:8001",)
+    assert scaling.drain_addresses == ("127.0.0.1:50052",)
+    assert scaling.dashboard_url == "http://127.0.0.1:8266"
     assert found.group.data_parallel == 4
     token = folder / "ray-token"
-    assert law.dashboard_token_file == str(token)
+    assert scaling.dashboard_token_file == str(token)
     assert token.read_text() == "secret"
     assert stat.S_IMODE(token.stat().st_mode) == 0o600
 

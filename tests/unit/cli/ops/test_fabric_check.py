@@ -1,4 +1,4 @@
-"""fabric-check's command line: its flags, its index from Kubernetes, one peer for real."""
+"""fabric-check: flags, the index from Kubernetes, and a run with one peer."""
 
 import os
 import signal

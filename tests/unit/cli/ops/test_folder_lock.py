@@ -1,4 +1,4 @@
-"""The lock on a folder that pods share; two that fetch into one are in test_weights."""
+"""The lock on a shared directory; test_weights has two processes that fetch into one."""
 
 import errno
 import fcntl

@@ -1,4 +1,4 @@
-"""``moe-serving keys``: what is printed, what is kept, and that the file stays the user's."""
+"""``moe-serving keys``: what is printed and stored; the rest of the file is unchanged."""
 
 import stat
 

@@ -1,4 +1,4 @@
-"""drain, cordon and uncordon against routers that are made up, over real gRPC."""
+"""drain, cordon and uncordon on fake routers, over gRPC."""
 
 import threading
 from concurrent import futures
@@ -14,7 +14,7 @@ PATIENCE = 90.0
 
 
 class FakeRouter(fleet_pb2_grpc.FleetServiceServicer):
-    """One group, g0, with some requests."""
+    """A router with one group, g0, with some requests."""
 
     def __init__(self, *, needs_key: str | None = None) -> None:
         self.calls: list[tuple[str, object]] = []
@@ -57,8 +57,8 @@ class FakeRouter(fleet_pb2_grpc.FleetServiceServicer):
 
 @pytest.fixture
 def start(monkeypatch):
-    """Start made-up routers; return their addresses."""
-    monkeypatch.setattr(operate, "_POLL_SECONDS", 0.01)
+    """Return a function that starts a fake router and returns its address."""
+    monkeypatch.setattr(operate, "POLL_SECONDS", 0.01)
     servers = []
 
     def serve(router: FakeRouter) -> str:
@@ -80,21 +80,21 @@ def names(router: FakeRouter) -> list[str]:
 
 def test_cordon_and_uncordon_tell_every_router(start, capsys):
     first, second = FakeRouter(), FakeRouter()
-    where = [word for router in (first, second) for word in ("--router", start(router))]
+    where = [word for router in (first, second) for word in ("--grpc-address", start(router))]
     assert main(["cordon", "g0", "--reason", "new cable", *where]) == 0
     assert main(["uncordon", "g0", *where]) == 0
     for router in (first, second):
         assert names(router) == ["Cordon", "Uncordon"]
         assert router.calls[0][1].reason == "new cable"
-    assert capsys.readouterr().out.count("cordoned at") == 2
+    assert capsys.readouterr().out.count(": cordoned at") == 2
 
 
 def test_drain_cordons_everywhere_first_and_tells_what_is_left(start, capsys):
     first, second = FakeRouter(), FakeRouter()
     first.inflight = 2
     first.drained.clear()
-    where = [word for router in (first, second) for word in ("--router", start(router))]
-    assert main(["drain", "g0", "--timeout", "30", *where]) == 0
+    where = [word for router in (first, second) for word in ("--grpc-address", start(router))]
+    assert main(["drain", "g0", "--drain-timeout", "30", *where]) == 0
     assert names(first) == names(second) == ["Cordon", "Drain"]
     out = capsys.readouterr().out
     assert "2 requests left" in out
@@ -104,7 +104,7 @@ def test_drain_cordons_everywhere_first_and_tells_what_is_left(start, capsys):
 def test_a_drain_that_runs_out_of_time_says_so(start, capsys):
     router = FakeRouter()
     router.finished = False
-    assert main(["drain", "g0", "--timeout", "5", "--router", start(router)]) == 1
+    assert main(["drain", "g0", "--drain-timeout", "5", "--grpc-address", start(router)]) == 1
     assert "not enough" in capsys.readouterr().out
     (request,) = [request for name, request in router.calls if name == "Drain"]
     assert 0 < request.timeout_seconds <= 5
@@ -119,7 +119,7 @@ def test_a_name_stands_for_every_router_behind_it(start, monkeypatch):
         return found
 
     monkeypatch.setattr("serving.net.addresses_of", addresses_of)
-    assert main(["drain", "g0", "--router", "dns:///routers.test:50051"]) == 0
+    assert main(["drain", "g0", "--grpc-address", "dns:///routers.test:50051"]) == 0
     assert [names(router) for router in routers] == [["Cordon", "Drain"]] * 2
 
 
@@ -128,27 +128,28 @@ def test_a_name_that_does_not_resolve_is_one_clear_line(monkeypatch, capsys):
         raise OSError("no such name")
 
     monkeypatch.setattr("serving.net.addresses_of", addresses_of)
-    assert main(["cordon", "g0", "--router", "dns:///routers.test:50051"]) == 1
+    assert main(["cordon", "g0", "--grpc-address", "dns:///routers.test:50051"]) == 1
     assert "cannot resolve dns:///routers.test:50051: no such name" in capsys.readouterr().err
 
 
 def test_what_is_no_address_is_named(capsys):
-    assert main(["cordon", "g0", "--router", "routers"]) == 1
+    assert main(["cordon", "g0", "--grpc-address", "routers"]) == 1
     assert (
-        "--router: 'routers' is neither host:port nor dns:///name:port" in capsys.readouterr().err
+        "--grpc-address: 'routers' is neither host:port nor dns:///name:port"
+        in capsys.readouterr().err
     )
 
 
 @pytest.mark.parametrize("command", ["drain", "cordon", "uncordon"])
 def test_an_unknown_group_is_one_clear_line(start, capsys, command):
-    assert main([command, "g7", "--router", start(FakeRouter())]) == 1
+    assert main([command, "g7", "--grpc-address", start(FakeRouter())]) == 1
     err = capsys.readouterr().err
     assert "there is no group g7" in err
     assert "moe-serving status" in err
 
 
 def test_the_key_comes_from_flag_or_environment(start, capsys, monkeypatch):
-    where = ["--router", start(FakeRouter(needs_key="secret"))]
+    where = ["--grpc-address", start(FakeRouter(needs_key="secret"))]
     assert main(["cordon", "g0", *where]) == 1
     assert "--api-key" in capsys.readouterr().err
     assert main(["cordon", "g0", *where, "--api-key", "secret"]) == 0
@@ -161,7 +162,7 @@ def test_the_key_comes_from_flag_or_environment(start, capsys, monkeypatch):
 def test_a_router_that_is_not_there_keeps_the_others_untold(start, capsys, monkeypatch):
     monkeypatch.setattr("serving.client.grpc.CONNECT_TIMEOUT", 0.2)
     router = FakeRouter()
-    where = ["--router", start(router), "--router", "127.0.0.1:1"]
+    where = ["--grpc-address", start(router), "--grpc-address", "127.0.0.1:1"]
     assert main(["cordon", "g0", *where]) == 1
     assert "nothing answers gRPC at 127.0.0.1:1" in capsys.readouterr().err
     assert not router.calls
@@ -170,4 +171,4 @@ def test_a_router_that_is_not_there_keeps_the_others_untold(start, capsys, monke
 def test_without_a_run_and_a_router_there_is_nothing_to_do(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("MOE_SERVING_STATE_DIR", str(tmp_path))
     assert main(["drain", "g0"]) == 1
-    assert "--router" in capsys.readouterr().err
+    assert "--grpc-address" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""What status shows, and how it says that nothing runs."""
+"""The output of status, and its errors without a run."""
 
 import io
 import json
@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from serving.cli.local.state import NotRunning, ProcessRecord, RunState
+from serving.cli.local.state import NotRunning, RunState
 from serving.cli.main import main
 from serving.cli.ops import status
+from serving.engine.processes import ProcessRecord
 
 RANK = {
     "rank": 0, "node": "127.0.0.1", "pid": 11, "local_expert_ids": [0, 1, 2],
@@ -118,7 +119,7 @@ def test_expert_tokens(counts: list[int], expected: str) -> None:
     ("found", "held", "words"),
     [
         pytest.param(None, False, "nothing is running here", id="nothing"),
-        pytest.param(None, True, "just starting", id="no state yet"),
+        pytest.param(None, True, "still starting", id="no state yet"),
         pytest.param(state(), False, "ended without cleaning up: moe-serving down", id="crash"),
     ],
 )

@@ -1,4 +1,4 @@
-"""switch against routers that are made up, over real gRPC."""
+"""switch on fake routers, over gRPC."""
 
 import threading
 from concurrent import futures
@@ -16,7 +16,7 @@ PATIENCE = 90.0
 
 
 class FakeRouter(fleet_pb2_grpc.FleetServiceServicer):
-    """Groups by id; a drain ends when ``drained`` is set."""
+    """A router with some groups; a drain ends when ``drained`` is set."""
 
     def __init__(self, journal, name, **groups) -> None:
         self.journal, self.name = journal, name
@@ -25,12 +25,12 @@ class FakeRouter(fleet_pb2_grpc.FleetServiceServicer):
         self.drained.set()
         self.finished = True
         self.gone = ""
-        """Group that goes as soon as it is cordoned."""
+        """Group that disappears when it is cordoned."""
         self.looks = 0
         self.after = {}
-        """Look: what the groups change to."""
+        """Changes of the groups, by number of the GetFleet call."""
         self.during_drain = {}
-        """Groups that come while one is drained."""
+        """Groups that join during a drain."""
 
     def GetFleet(self, request, context):  # noqa: N802
         self.looks += 1
@@ -74,8 +74,8 @@ class FakeRouter(fleet_pb2_grpc.FleetServiceServicer):
 
 @pytest.fixture
 def start(monkeypatch):
-    """Start made-up routers; return the words that name them."""
-    monkeypatch.setattr(switch, "_POLL_SECONDS", 0.01)
+    """Return a function that starts fake routers and returns the flags for them."""
+    monkeypatch.setattr(switch, "POLL_SECONDS", 0.01)
     servers = []
 
     def serve(*routers) -> list[str]:
@@ -126,7 +126,7 @@ def test_only_what_is_named_gives_its_traffic_away(start):
     ],
 )
 def test_an_app_or_the_cluster_before_it(name, app, expected):
-    assert switch.belongs(app, name) is expected
+    assert switch.is_of_app(app, name) is expected
 
 
 def test_as_many_groups_are_waited_for_as_are_replaced_at_every_router(start, capsys):
@@ -211,7 +211,7 @@ def test_a_drain_that_runs_out_of_time_says_so(start, capsys):
     first, second = pair([], g0=("blue", READY), g1=("green", READY))
     second.finished = False
     assert main(["switch", "--to", "green", "--timeout", "5", *start(first, second)]) == 1
-    assert "were not enough: the rest goes on in green" in capsys.readouterr().out
+    assert "were not enough: the remaining requests are resumed in green" in capsys.readouterr().out
 
 
 def test_a_switch_that_was_made_already_is_no_error(start, capsys):

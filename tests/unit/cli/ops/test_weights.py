@@ -1,4 +1,4 @@
-"""Weights: fetched once, resumed, checked, and waited for."""
+"""Weights are fetched once, resumed, checked, and awaited."""
 
 import hashlib
 import os
@@ -24,6 +24,7 @@ from serving.cli.ops.weights import (
     wait,
 )
 from serving.errors import EngineError
+from tests.support.clock import ManualClock
 
 REPOSITORY = "owner/model"
 
@@ -59,19 +60,6 @@ class FakeHub:
             self.downloads += 1
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(b"spoilt" if name in self.spoil else content)
-
-
-class Clock:
-    """Time that passes only while somebody sleeps."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-    def time(self) -> float:
-        return self.now
 
 
 @pytest.fixture
@@ -136,7 +124,7 @@ def test_a_file_that_never_came_is_broken(folder: Path) -> None:
 
 
 def test_waiting_ends_when_the_mark_is_there(folder: Path) -> None:
-    clock = Clock()
+    clock = ManualClock(0.0)
 
     def sleep(seconds: float) -> None:
         clock.now += seconds
@@ -148,12 +136,12 @@ def test_waiting_ends_when_the_mark_is_there(folder: Path) -> None:
 
 
 def test_waiting_has_an_end(folder: Path) -> None:
-    clock = Clock()
+    clock = ManualClock(0.0)
 
     def sleep(seconds: float) -> None:
         clock.now += seconds
 
-    with pytest.raises(EngineError, match=r"owner/model@r1 after 20 s: look at the Job or"):
+    with pytest.raises(EngineError, match=r"owner/model@r1 after 20 s: see the Job or"):
         wait(REPOSITORY, "r1", folder, 20, clock, sleep)
     assert clock.now == 20
 
@@ -166,7 +154,7 @@ def test_digests(tmp_path: Path) -> None:
 
 
 class BusyHub(FakeHub):
-    """Holds its download until it is let go."""
+    """Blocks its download until it is released."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -189,7 +177,7 @@ def in_background(hub: FakeHub, folder: Path) -> threading.Thread:
 def test_of_two_that_fetch_one_does_and_the_other_waits(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    busy, second, clock = BusyHub(), FakeHub(), Clock()
+    busy, second, clock = BusyHub(), FakeHub(), ManualClock(0.0)
     first = in_background(busy, folder)
     assert busy.began.wait(60)
 
@@ -209,7 +197,7 @@ def test_of_two_that_fetch_one_does_and_the_other_waits(
 
 
 def test_the_wait_for_another_that_fetches_has_an_end(folder: Path) -> None:
-    busy, clock = BusyHub(), Clock()
+    busy, clock = BusyHub(), ManualClock(0.0)
     first = in_background(busy, folder)
     assert busy.began.wait(60)
 
@@ -254,15 +242,15 @@ def test_a_holder_that_is_killed_gives_its_work_to_the_next(folder: Path) -> Non
 def test_what_the_other_fetched_meanwhile_is_not_fetched_again(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The mark comes between the first look and the lock."""
-    take = folder_lock._take
+    """The mark is written between the first check and the lock."""
+    take = folder_lock.try_lock
 
     def slow(*arguments: object) -> bool:
-        monkeypatch.setattr(folder_lock, "_take", take)
+        monkeypatch.setattr(folder_lock, "try_lock", take)
         fetch(FakeHub(), REPOSITORY, "r1", folder)
         return take(*arguments)
 
-    monkeypatch.setattr(folder_lock, "_take", slow)
+    monkeypatch.setattr(folder_lock, "try_lock", slow)
     hub = FakeHub()
     fetch(hub, REPOSITORY, "r1", folder)
     assert (hub.asked, hub.downloads) == (0, 0)
@@ -276,9 +264,9 @@ def test_configuration_alone_is_not_taken_for_the_whole(folder: Path) -> None:
     assert found == {"config.json", "tokenizer.json", CONFIG_MARK, LOCK}
     assert is_complete(REPOSITORY, "r1", folder, without_weights=True)
     assert not is_complete(REPOSITORY, "r1", folder)
-    clock = Clock()
+    clock = ManualClock(0.0)
     wait(REPOSITORY, "r1", folder, 20, clock, lambda _: None, without_weights=True)
-    # The whole comes into the same folder, and serves both.
+    # A complete fetch into the same directory serves both.
     fetch(hub, REPOSITORY, "r1", folder)
     assert is_complete(REPOSITORY, "r1", folder)
     (folder / CONFIG_MARK).unlink()
@@ -310,8 +298,8 @@ def as_user(uid: int, folder: Path) -> subprocess.CompletedProcess[str]:
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may become another user")
 @pytest.mark.parametrize("missing", [True, False])
 def test_a_folder_of_root_is_refused_with_the_remedy(tmp_path: Path, *, missing: bool) -> None:
-    """As a hostPath that the kubelet made (DirectoryOrCreate: root, 755)."""
-    # pytest's own folders are closed to others.
+    """A directory like a hostPath created by the kubelet (DirectoryOrCreate: root, 755)."""
+    # pytest's directories are not accessible to other users.
     for own in (tmp_path, *tmp_path.parents):
         if own == Path(tempfile.gettempdir()):
             break

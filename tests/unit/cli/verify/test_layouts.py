@@ -1,4 +1,4 @@
-"""Layouts of ``verify``: started and stopped with the commands that users type."""
+"""Layouts of ``verify`` are started and stopped with ``up`` and ``down``."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""verify: what counts as equal, exit codes, and that nothing is left running."""
+"""verify: comparison, exit codes, requests, reference files."""
 
 import json
 import re
@@ -99,7 +99,7 @@ def test_what_is_no_layout(text):
 
 @pytest.fixture
 def layouts(monkeypatch: pytest.MonkeyPatch):
-    """Answers by number of ranks instead of real layouts; returns the dictionary to fill."""
+    """Replace layouts by answers; return the dictionary of answers by number of ranks."""
     answers: dict[int, list[list[int]] | Exception] = {}
 
     @contextmanager
@@ -138,7 +138,7 @@ def test_exit_codes(layouts, capsys, one, two, code, shown):
 
 def test_flags_are_passed_on_to_up(tmp_path):
     file = tmp_path / "s.yaml"
-    assert verify._pass_through(file, ["a.b=1"], "/model", "mtp") == [
+    assert verify.flags_for_up(file, ["a.b=1"], "/model", "mtp") == [
         "--config", str(file),
         "--set", "engine.dtype=float32",
         "--set", "a.b=1",
@@ -219,7 +219,7 @@ def test_answers_are_kept_and_compared_with_later(layouts, capsys, tmp_path):
     assert (found.prompts, found.max_tokens, found.answers) == (make_prompts(1, 0), 9, [[1, 2]])
     assert main(["verify", "--ranks", "2", "--against", kept]) == 0
     assert re.search(r"one.json .* reference\n2 ranks .* equal", capsys.readouterr().out)
-    assert main(["verify", "--ranks", "", "--server", "7", "--against", kept]) == 1
+    assert main(["verify", "--ranks", "", "--rest-url", "7", "--against", kept]) == 1
     assert "token 1: 2 expected, 3 came" in capsys.readouterr().out
 
 
@@ -245,5 +245,5 @@ def test_what_cannot_be_compared_with_is_said(layouts, capsys, tmp_path, content
 def test_running_servers_are_compared_too(layouts, capsys):
     layouts[1] = [[4]]
     layouts[7] = [[5]]
-    assert main(["verify", "--ranks", "1", "--prompts", "1", "--server", "7"]) == 1
+    assert main(["verify", "--ranks", "1", "--prompts", "1", "--rest-url", "7"]) == 1
     assert "4 expected, 5 came" in capsys.readouterr().out

@@ -9,7 +9,7 @@ from tests.unit.loadtest.simulation.worlds import calibration, sequences, world
 
 
 def records_of_the_model(cal, *, late=0.0, streams=8, requests=60):
-    """What a client sees of the model under so many requests at a time."""
+    """Records of a simulated closed loop with ``streams`` streams."""
     rows = [(index * 0.4 / streams, 40 + index * 7 % 300, 30) for index in range(requests)]
     sent = sequences(*rows)
     world(cal).run(sent)

@@ -1,5 +1,5 @@
 from loadtest.simulation.prefix_cache import PrefixCache
-from loadtest.simulation.sequence import Sequence, TraceNames
+from loadtest.simulation.simulated_request import SimulatedRequest, TraceNames
 from tests.unit.loadtest.simulation.worlds import calibration, world
 
 BLOCK = 16
@@ -42,11 +42,11 @@ def test_a_report_is_what_changed_since_the_last():
 
 
 def test_routing_finds_the_rank_that_has_the_prefix():
-    """Ten turns of one conversation over two groups: the real index sends all to one rank."""
+    """Ten turns of a conversation on two groups: the real index routes all to one rank."""
     cal = calibration(prefix_caching=True)
     ids = tuple(range(1, 40))
     turns = [
-        Sequence(turn, float(turn), (10 + turn) * BLOCK, 4, names(*ids[: 10 + turn]))
+        SimulatedRequest(turn, float(turn), (10 + turn) * BLOCK, 4, names(*ids[: 10 + turn]))
         for turn in range(10)
     ]
     run = world(cal, groups=2, seconds=20.0)

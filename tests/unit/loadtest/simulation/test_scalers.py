@@ -1,7 +1,7 @@
 import pytest
 
 from loadtest.simulation.scalers import FixedSize, QueueRule
-from serving.autoscaler.snapshot import MISSING, Observation, Reading, Signal
+from serving.autoscaler.signals import MISSING, Observation, Reading, Signal
 
 
 def seen(target, waiting):

@@ -1,15 +1,15 @@
-"""Small fleets for the tests beside this file."""
+"""Builders of small fleets."""
 
 from loadtest.simulation.calibration import Calibration, StepTime
 from loadtest.simulation.outcome import Objective
 from loadtest.simulation.scalers import FixedSize
-from loadtest.simulation.sequence import Sequence
-from loadtest.simulation.world import World
+from loadtest.simulation.simulated_request import SimulatedRequest
+from loadtest.simulation.simulator import Simulator
 from serving.settings import Settings
 
 
 def calibration(**changes):
-    """A step takes 10 ms, 1 ms a sequence and 0.1 ms a prompt token."""
+    """Steps of 10 ms, plus 1 ms per sequence and 0.1 ms per prompt token."""
     values = {
         "name": "test",
         "source": "made up",
@@ -31,16 +31,18 @@ def calibration(**changes):
     return Calibration(**{**values, **changes})
 
 
-def settings(admission=None, **law):
-    return Settings.model_validate({"autoscaler": law, "admission": admission or {}})
+def settings(admission=None, **scaling):
+    return Settings.model_validate({"autoscaler": scaling, "admission": admission or {}})
 
 
-def world(cal=None, scaler=None, law=None, *, groups=1, seconds=10.0, kind=World, **options):
+def world(
+    cal=None, scaler=None, scaling=None, *, groups=1, seconds=10.0, kind=Simulator, **options
+):
     scaler = scaler or FixedSize(groups)
     return kind(
         cal or calibration(),
         scaler,
-        law or settings(),
+        scaling or settings(),
         Objective(1.0, 0.1),
         seconds=seconds,
         groups=groups,
@@ -49,13 +51,14 @@ def world(cal=None, scaler=None, law=None, *, groups=1, seconds=10.0, kind=World
 
 
 def sequences(*rows):
-    """(at, prompt tokens, output tokens) each."""
-    return [Sequence(number, *row) for number, row in enumerate(rows)]
+    """Build requests from (at, prompt tokens, output tokens)."""
+    return [SimulatedRequest(number, *row) for number, row in enumerate(rows)]
 
 
 def steady(rate, begin, end, prompt=64, output=32, first=0):
     """Evenly spaced arrivals."""
     count = int((end - begin) * rate)
     return [
-        Sequence(first + number, begin + number / rate, prompt, output) for number in range(count)
+        SimulatedRequest(first + number, begin + number / rate, prompt, output)
+        for number in range(count)
     ]

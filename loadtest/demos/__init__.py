@@ -1,0 +1,1 @@
+"""Demonstrations on real engines: prefix affinity, and groups that follow the load."""
