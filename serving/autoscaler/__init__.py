@@ -1,5 +1,5 @@
-"""How many groups there should be: signals -> policy (pure) -> actuators.
+"""Decides how many groups the fleet has: signals -> policy (pure) -> actuators.
 
-A process of its own beside the routers. Nothing of the request path imports it or waits for it:
-without it the fleet keeps its size.
+Runs as a separate process. Nothing on the request path imports it or waits for it; without it, the
+number of groups does not change.
 """

@@ -1,4 +1,4 @@
-"""Builds the autoscaler from settings, and takes it apart again."""
+"""Builds the autoscaler from settings; leaving the context closes everything in reverse order."""
 
 import asyncio
 import os
@@ -15,13 +15,12 @@ import structlog
 from serving.autoscaler.actuators.actuator import Actuator
 from serving.autoscaler.actuators.ray_serve import RayServeActuator
 from serving.autoscaler.decision import PolicyState
-from serving.autoscaler.drains import Drains
+from serving.autoscaler.drains import RouterDrainer
 from serving.autoscaler.loop import Autoscaler
-from serving.autoscaler.prometheus import PrometheusApi
+from serving.autoscaler.prometheus import PrometheusApi, SignalReader
 from serving.autoscaler.recording import load_state
-from serving.autoscaler.routers import Routers
+from serving.autoscaler.routers import RouterReader
 from serving.autoscaler.schedule import parse_cron
-from serving.autoscaler.signals import Signals
 from serving.clock import SystemClock
 from serving.errors import SettingsError
 from serving.settings import AutoscalerSettings, Settings
@@ -31,116 +30,126 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger("serving.autoscaler")
 
 
 @dataclass(frozen=True, slots=True)
-class Assembly:
+class AutoscalerApp:
     """An autoscaler that is ready to run."""
 
     autoscaler: Autoscaler
-    leading: Callable[[], bool]
-    """Whether this process is the one that decides."""
+    is_leader: Callable[[], bool]
+    """Returns whether this process makes the decisions."""
 
 
 def gpus_of_group(settings: Settings) -> float:
-    """Return the GPUs that one group counts as for the cost cap."""
-    given = settings.autoscaler.gpus_per_group
+    """Return the number of GPUs per group, for the cost cap."""
+    configured = settings.autoscaler.gpus_per_group
     ranks = settings.group.data_parallel * settings.group.tensor_parallel
-    return float(ranks) if given is None else given
+    return float(ranks) if configured is None else configured
 
 
-def check(settings: AutoscalerSettings) -> None:
-    """Return if the schedule can be read.
+def check_schedule(settings: AutoscalerSettings) -> None:
+    """Check that every schedule entry parses.
 
     Raises:
-        SettingsError: it cannot.
+        SettingsError: An entry is invalid.
     """
     for entry in settings.schedule:
         parse_cron(entry.when, entry.timezone)
 
 
 @asynccontextmanager
-async def assembled(settings: Settings, *, dry_run: bool) -> AsyncIterator[Assembly]:
-    """Build the autoscaler; its connections are closed on leaving.
+async def autoscaler_app(settings: Settings, *, dry_run: bool) -> AsyncIterator[AutoscalerApp]:
+    """Build the autoscaler; leaving the context closes its connections and releases the lease.
+
+    Args:
+        settings: All settings.
+        dry_run: Make decisions without acting on them or taking part in the leader election.
 
     Raises:
-        SettingsError: a file or the schedule cannot be read.
+        SettingsError: A file or the schedule cannot be read, or no cluster is configured.
     """
-    law = settings.autoscaler
-    check(law)
+    scaling = settings.autoscaler
+    check_schedule(scaling)
     async with AsyncExitStack() as stack:
         client = await stack.enter_async_context(
-            # Proxies of the environment are for the world outside.
-            httpx.AsyncClient(trust_env=False, verify=_trust(law.ca_file))
+            # Ignores the environment's proxies, which are for destinations outside the cluster.
+            httpx.AsyncClient(trust_env=False, verify=_trust(scaling.ca_file))
         )
-        routers = Routers(client, law, settings.ray.app_name)
-        drains = Drains(law)
+        routers = RouterReader(client, scaling, settings.ray.app_name)
+        drains = RouterDrainer(scaling)
         serve = RayServeActuator(
             client,
-            law,
+            scaling,
             app=settings.ray.app_name,
             ranks=settings.group.data_parallel,
             groups=routers,
             drains=drains,
         )
         actuator: Actuator = serve
-        leading: Callable[[], bool] = _always
-        if law.kubernetes.enabled:
-            actuator, leading = await _on_kubernetes(stack, law, serve, routers, drains, dry_run)
+        is_leader: Callable[[], bool] = _always
+        if scaling.kubernetes.enabled:
+            actuator, is_leader = await _on_kubernetes(
+                stack, scaling, serve, routers, drains, dry_run
+            )
         else:
             metrics.AUTOSCALER_LEADER.set(1)
-        state = PolicyState() if law.state_file is None else load_state(Path(law.state_file))
-        signals = Signals(
-            PrometheusApi(client, law.prometheus_url, law.prometheus_timeout), routers, law
+        state = (
+            PolicyState() if scaling.state_file is None else load_state(Path(scaling.state_file))
+        )
+        signals = SignalReader(
+            PrometheusApi(client, scaling.prometheus_url, scaling.prometheus_timeout),
+            routers,
+            scaling,
         )
         autoscaler = Autoscaler(
             signals,
             actuator,
-            law,
+            scaling,
             SystemClock(),
             gpus=gpus_of_group(settings),
             state=state,
             dry_run=dry_run,
         )
-        yield Assembly(autoscaler, leading)
+        yield AutoscalerApp(autoscaler, is_leader)
 
 
 async def _on_kubernetes(
     stack: AsyncExitStack,
-    law: AutoscalerSettings,
+    scaling: AutoscalerSettings,
     serve: RayServeActuator,
-    routers: Routers,
-    drains: Drains,
-    dry_run: bool,  # noqa: FBT001  handed on
+    routers: RouterReader,
+    drains: RouterDrainer,
+    dry_run: bool,  # noqa: FBT001  passed on
 ) -> tuple[Actuator, Callable[[], bool]]:
-    """Add the worker group, the election and the watch over nodes; they end with ``stack``."""
+    """Add the worker group, the leader election and the node watch; ``stack`` closes them."""
     from serving.autoscaler.actuators.disruption_budget import DisruptionBudget
     from serving.autoscaler.actuators.kubernetes import KubernetesActuator, KubernetesObserver
     from serving.autoscaler.actuators.kubernetes_api import KubernetesApi, cluster_configuration
     from serving.autoscaler.actuators.lease import LeaseElection
     from serving.autoscaler.actuators.node_watch import NodeWatch
-    from serving.autoscaler.actuators.rights import missing
+    from serving.autoscaler.actuators.rbac import missing_access
     from serving.autoscaler.actuators.worker_group import WorkerGroupActuator
 
     try:
         configuration = await cluster_configuration()
     except SettingsError as error:
         raise SettingsError(f"autoscaler.kubernetes.enabled, and {error}") from error
-    api = KubernetesApi(law.kubernetes, configuration)
+    api = KubernetesApi(scaling.kubernetes, configuration)
     stack.push_async_callback(api.close)
-    workers = WorkerGroupActuator(api, law.kubernetes, routers, serve)
+    workers = WorkerGroupActuator(api, scaling.kubernetes, routers, serve)
     if dry_run:
-        # Asks for no lease: another one decides, this one only tells what it would do.
+        # No lease: a dry run reports what it would do while the leader acts.
         return KubernetesObserver(
-            serve, workers, lambda cluster: missing(api, law.kubernetes, cluster)
+            serve, workers, lambda cluster: missing_access(api, scaling.kubernetes, cluster)
         ), _always
     identity = f"{socket.gethostname()}-{os.getpid()}"
-    election = LeaseElection(api, law.kubernetes, identity, SystemClock())
-    watch = NodeWatch(api, workers, routers, drains, law)
+    election = LeaseElection(api, scaling.kubernetes, identity, SystemClock())
+    watch = NodeWatch(api, workers, routers, drains, scaling)
     watching = asyncio.create_task(watch.run(lambda: election.leading))
-    stack.push_async_callback(_ended, watching)
-    # In reverse: no more claims, then the lease is given back, then what may take a while.
+    stack.push_async_callback(_cancel, watching)
+    # Exit order is the reverse: stop renewing, release the lease, then the slower steps.
     stack.push_async_callback(election.release)
-    stack.push_async_callback(_ended, asyncio.create_task(election.run()))
-    named = law.kubernetes.disruption_budget
-    budget = DisruptionBudget(api, law.kubernetes) if named else None
+    stack.push_async_callback(_cancel, asyncio.create_task(election.run()))
+    named = scaling.kubernetes.disruption_budget
+    budget = DisruptionBudget(api, scaling.kubernetes) if named else None
     return KubernetesActuator(serve, workers, budget), lambda: election.leading
 
 
@@ -148,7 +157,7 @@ def _always() -> bool:
     return True
 
 
-async def _ended(task: asyncio.Task[None]) -> None:
+async def _cancel(task: asyncio.Task[None]) -> None:
     task.cancel()
     await asyncio.wait([task])
 
@@ -159,4 +168,4 @@ def _trust(ca_file: str | None) -> ssl.SSLContext | bool:
     try:
         return ssl.create_default_context(cafile=ca_file)
     except (OSError, ssl.SSLError) as error:
-        raise SettingsError(f"cannot use {ca_file}: {error}") from error
+        raise SettingsError(f"cannot load {ca_file}: {error}") from error

@@ -1,7 +1,7 @@
-"""Tells every router to empty a group before it goes, over FleetService.
+"""Drains a group at every router before it is removed, through FleetService.
 
-A drain that fails does not stop a scale-down that Ray Serve carries out anyway: a rank that is
-stopped drains by itself, and what is left of its requests goes on in other groups.
+A failed drain does not block a scale-down: a rank that is stopped by Ray Serve drains itself, and
+its remaining requests resume on other groups.
 """
 
 import asyncio
@@ -15,27 +15,31 @@ import grpc
 import structlog
 
 from serving.api.v1 import fleet_pb2, fleet_pb2_grpc
-from serving.autoscaler.routers import bearer
+from serving.autoscaler.routers import bearer_header
 from serving.errors import SettingsError
 from serving.net import Target, dns_name, expanded
 from serving.settings import AutoscalerSettings
 
 _CALL_TIMEOUT = 5.0
 _DRAIN_SLACK = 5.0
-"""Seconds that a drain's answer may take beyond its time-out."""
+"""Time for the response to a drain beyond the drain timeout, seconds."""
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger("serving.autoscaler")
 
 
 class Drainer(Protocol):
-    """Empties groups; ``Drains`` is the real one."""
+    """Drains groups; implemented by ``RouterDrainer``."""
 
     async def drain(self, group_id: str, reason: str) -> bool:
-        """Give the group no new work and wait for what it has; return whether all ended well."""
+        """Stop routing requests to the group and wait for the running ones.
+
+        Returns:
+            Whether all running requests finished.
+        """
         ...
 
     async def restore(self, group_id: str) -> None:
-        """Give it work again: it stays after all."""
+        """Route requests to the group again."""
         ...
 
 
@@ -45,14 +49,14 @@ class _Router:
     stub: Any
 
 
-class Drains:
-    """Drains at all routers. Never raises for a router that does not answer."""
+class RouterDrainer:
+    """Drains groups at all routers. A router that does not respond is logged, not raised."""
 
     def __init__(self, settings: AutoscalerSettings) -> None:
-        """Read what is needed; routers are looked up and dialled when there is something to say.
+        """Read key and certificates. Routers are resolved and connected for each call.
 
         Raises:
-            SettingsError: a file that the settings name cannot be read, or an address is none.
+            SettingsError: A file cannot be read, or an address is invalid.
         """
         for address in settings.drain_addresses:
             try:
@@ -60,34 +64,34 @@ class Drains:
             except ValueError as error:
                 raise SettingsError(f"autoscaler.drain_addresses: {error}") from error
         self._timeout = settings.drain_timeout
-        self._metadata = tuple(bearer(settings.api_key_file).items())
+        self._metadata = tuple(bearer_header(settings.api_key_file).items())
         self._addresses = settings.drain_addresses
         self._authorities = _authorities(settings.ca_file)
 
     async def drain(self, group_id: str, reason: str) -> bool:
-        """Cordon the group everywhere, then wait until it is empty everywhere."""
+        """Cordon the group at all routers, then wait until all have drained it."""
         cordon = fleet_pb2.CordonRequest(group_id=group_id, reason=reason)
         drain = fleet_pb2.DrainRequest(group_id=group_id, timeout_seconds=self._timeout)
         async with self._routers() as routers:
-            # All at once first: while one router drains it, another must not send it new work.
+            # Cordon everywhere first: while one router drains, others must not add requests.
             await self._all(routers, "Cordon", lambda stub: self._call(stub.Cordon, cordon))
             answers = await self._all(
                 routers,
                 "Drain",
                 lambda stub: self._call(stub.Drain, drain, self._timeout + _DRAIN_SLACK),
             )
-        # Where no router is known, nobody has been told.
+        # Without any router, nothing has been drained.
         return bool(answers) and all(answer is not None and answer.finished for answer in answers)
 
     async def restore(self, group_id: str) -> None:
-        """Uncordon the group everywhere."""
+        """Uncordon the group at all routers."""
         request = fleet_pb2.UncordonRequest(group_id=group_id)
         async with self._routers() as routers:
             await self._all(routers, "Uncordon", lambda stub: self._call(stub.Uncordon, request))
 
     @asynccontextmanager
     async def _routers(self) -> AsyncIterator[list[_Router]]:
-        """Connect to the routers that there are now; none if their name cannot be resolved."""
+        """Connect to the current routers; yield none if their name cannot be resolved."""
         targets: list[Target] = []
         try:
             targets = await expanded(self._addresses)
@@ -114,10 +118,10 @@ class Drains:
                 return await call(router.stub)
             except grpc.aio.AioRpcError as error:
                 if error.code() is grpc.StatusCode.NOT_FOUND:
-                    # A router that has just started: no rank of the group has joined it yet.
+                    # The router has just started, and no rank of the group has joined it yet.
                     return fleet_pb2.DrainResponse(finished=True)
                 log.warning(
-                    "router did not do it",
+                    "router call failed",
                     call=name,
                     router=router.address,
                     error=f"{error.code().name} {error.details()}",

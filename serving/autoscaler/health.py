@@ -1,8 +1,8 @@
-"""The autoscaler's own pages: /metrics, and /livez for a kubelet's probes.
+"""The autoscaler's HTTP pages: /metrics, and /livez for the kubelet's liveness probe.
 
-They are served by a thread, which answers while the event loop is stuck. So the loop leaves a mark
-every second, and /livez fails when the last one is old: a process that does nothing any more is
-restarted, and one that only waits for the lease, or for an API server that is away, is not.
+The pages are served by a thread, so they respond even while the event loop is stuck. The loop sets
+a heartbeat every second, and /livez fails once the heartbeat is too old. A process that hangs is
+therefore restarted; one that waits for the lease or an unreachable API server is not.
 """
 
 import asyncio
@@ -20,24 +20,24 @@ from serving.settings import AutoscalerSettings
 from serving.telemetry import metrics
 
 _EVERY = 1.0
-"""Seconds between two marks."""
+"""Interval of the heartbeat, seconds."""
 STUCK = 30.0
-"""Seconds without a mark after which the event loop counts as stuck."""
+"""Age of the heartbeat above which the event loop counts as stuck, seconds."""
 
 
 class Heartbeat:
-    """When the event loop ran last."""
+    """Records when the event loop last ran."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._at = clock()
 
     def silence(self) -> float:
-        """Return the seconds since the last mark; from any thread."""
+        """Return the seconds since the last heartbeat; callable from any thread."""
         return self._clock() - self._at
 
     async def beat(self, pause: Callable[[float], Awaitable[object]] = asyncio.sleep) -> None:
-        """Mark every second, for ever."""
+        """Set the heartbeat every second until cancelled."""
         while True:
             self._at = self._clock()
             await pause(_EVERY)
@@ -49,20 +49,23 @@ class _Server(socketserver.ThreadingMixIn, WSGIServer):
 
 class _Silent(WSGIRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  the base class's name
-        """Log nothing: probes come every few seconds."""
+        """Log nothing: probes arrive every few seconds."""
 
 
-def serve_pages(law: AutoscalerSettings, heartbeat: Heartbeat) -> Callable[[], None]:
-    """Serve /livez, and /metrics at any other path, in a thread; return what stops it.
+def serve_pages(settings: AutoscalerSettings, heartbeat: Heartbeat) -> Callable[[], None]:
+    """Serve /livez, and the metrics at any other path, in a thread.
+
+    Returns:
+        A function that stops the server.
 
     Raises:
-        SettingsError: the port cannot be had.
+        SettingsError: The port cannot be bound.
     """
-    shown = make_wsgi_app(metrics.AUTOSCALER_REGISTRY)
+    metrics_page = make_wsgi_app(metrics.AUTOSCALER_REGISTRY)
 
     def page(environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
         if environ["PATH_INFO"] != "/livez":
-            content: Iterable[bytes] = shown(environ, start)
+            content: Iterable[bytes] = metrics_page(environ, start)
             return content
         silence = heartbeat.silence()
         stuck = silence > STUCK
@@ -71,11 +74,15 @@ def serve_pages(law: AutoscalerSettings, heartbeat: Heartbeat) -> Callable[[], N
 
     try:
         server = make_server(
-            law.metrics_host, law.metrics_port, page, server_class=_Server, handler_class=_Silent
+            settings.metrics_host,
+            settings.metrics_port,
+            page,
+            server_class=_Server,
+            handler_class=_Silent,
         )
     except OSError as error:
         raise SettingsError(
-            f"cannot listen at {law.metrics_host}:{law.metrics_port} "
+            f"cannot listen at {settings.metrics_host}:{settings.metrics_port} "
             f"(autoscaler.metrics_port): {error.strerror}"
         ) from error
     thread = threading.Thread(target=server.serve_forever, daemon=True)

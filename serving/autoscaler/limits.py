@@ -1,4 +1,4 @@
-"""What no vote may pass: bounds, the schedule's floor, the cost cap, the step. Pure."""
+"""Limits that apply after the votes: bounds, schedule floor, cost cap and step size. Pure."""
 
 from dataclasses import dataclass, replace
 
@@ -12,7 +12,7 @@ _HOUR = 3600.0
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Least and most groups now, and what set them."""
+    """The smallest and largest permitted number of groups, and the reason for each."""
 
     least: int
     most: int
@@ -21,16 +21,16 @@ class Limits:
 
 
 def limits_at(state: PolicyState, now: float, gpus: float, settings: AutoscalerSettings) -> Limits:
-    """Return the bounds at ``now``. The cost cap wins over the schedule, min_groups over both.
+    """Return the bounds; min_groups overrides the cost cap, which overrides the schedule.
 
     Args:
-        state: already charged up to ``now``.
-        now: seconds since the Unix epoch.
+        state: Policy state, charged up to ``now``.
+        now: Unix time, seconds.
         gpus: GPUs of one group.
-        settings: the group ``autoscaler``.
+        settings: The settings group ``autoscaler``.
     """
     most, most_because = settings.max_groups, "max_groups"
-    cap = affordable(state, gpus, settings)
+    cap = affordable_groups(state, gpus, settings)
     if cap is not None and cap < most:
         most, most_because = cap, f"{state.spent:.3g} of {settings.gpu_hours_per_day:g} GPU-hours"
     least, least_because = settings.min_groups, "min_groups"
@@ -40,10 +40,11 @@ def limits_at(state: PolicyState, now: float, gpus: float, settings: AutoscalerS
     return Limits(least, max(least, most), least_because, most_because)
 
 
-def affordable(state: PolicyState, gpus: float, settings: AutoscalerSettings) -> int | None:
-    """Return how many groups the rest of the day's GPU-hours pays for, at least min_groups.
+def affordable_groups(state: PolicyState, gpus: float, settings: AutoscalerSettings) -> int | None:
+    """Return how many groups the day's remaining GPU-hours pay for, at least min_groups.
 
-    A group must be payable for one scale-down window, or it would go as soon as it came.
+    A group must be affordable for one scale-down window; otherwise it would be removed right after
+    its start. Returns None if there is no cost cap.
     """
     if settings.gpu_hours_per_day is None or gpus <= 0:
         return None
@@ -53,9 +54,9 @@ def affordable(state: PolicyState, gpus: float, settings: AutoscalerSettings) ->
 
 
 def charge(state: PolicyState, groups: int, gpus: float, now: float) -> PolicyState:
-    """Return the state with the GPU-hours of ``groups`` since it was last charged.
+    """Return ``state`` plus the GPU-hours that ``groups`` used since the last charge.
 
-    A day begins at 0:00 UTC with nothing spent; what ran over midnight counts from there.
+    Each day starts at 00:00 UTC with nothing spent; usage across midnight counts from midnight.
     """
     day = int(now // _DAY)
     begin = day * _DAY
@@ -65,6 +66,6 @@ def charge(state: PolicyState, groups: int, gpus: float, now: float) -> PolicySt
     return replace(state, spent_day=day, spent=spent + hours * groups * gpus, spent_at=now)
 
 
-def step_limited(current: int, wanted: int, settings: AutoscalerSettings) -> int:
-    """Return ``wanted``, or as near to it as one step goes."""
+def limit_step(current: int, wanted: int, settings: AutoscalerSettings) -> int:
+    """Return ``wanted``, limited to one step up or down from ``current``."""
     return max(min(wanted, current + settings.max_step_up), current - settings.max_step_down)

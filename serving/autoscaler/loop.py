@@ -1,4 +1,7 @@
-"""The loop: look, decide, act, every few seconds. Whatever fails, the groups stay as they are."""
+"""The control loop: observe, decide, act, every ``autoscaler.interval`` seconds.
+
+After any failure the number of groups stays unchanged until the next cycle.
+"""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -9,11 +12,11 @@ from typing import Protocol
 import structlog
 
 from serving.autoscaler.actuators.actuator import Actuator, ActuatorError
-from serving.autoscaler.decision import Action, Decision, PolicyState, Stance
+from serving.autoscaler.decision import Action, Decision, PolicyState, VoteKind
 from serving.autoscaler.policy import decide
-from serving.autoscaler.recording import line_of, save_state
-from serving.autoscaler.signals import Look
-from serving.autoscaler.snapshot import Observation
+from serving.autoscaler.prometheus import SignalSnapshot
+from serving.autoscaler.recording import format_line, save_state
+from serving.autoscaler.signals import Observation
 from serving.clock import Clock
 from serving.settings import AutoscalerSettings
 from serving.telemetry import metrics
@@ -22,27 +25,27 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger("serving.autoscaler")
 
 
 class SignalSource(Protocol):
-    """Looks at everything; ``signals.Signals`` is the real one."""
+    """Source of signals; implemented by ``prometheus.SignalReader``."""
 
-    async def look(self) -> Look:
-        """Return every signal as it is now. Never raises."""
+    async def read(self) -> SignalSnapshot:
+        """Return the current signals. Does not raise for an unavailable source."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
-    """What one turn of the loop came to."""
+class Cycle:
+    """The result of one cycle of the loop."""
 
     decision: Decision
-    seen: Observation
+    observation: Observation
     problem: str
-    """Why Prometheus gave nothing; empty when it did."""
+    """Why Prometheus is unavailable; empty if it responded."""
     notices: tuple[str, ...] = ()
-    """What an operator should change."""
+    """Problems that an operator should fix."""
 
 
 class Autoscaler:
-    """One fleet's autoscaler."""
+    """The autoscaler of one fleet."""
 
     def __init__(
         self,
@@ -55,7 +58,17 @@ class Autoscaler:
         state: PolicyState | None = None,
         dry_run: bool = False,
     ) -> None:
-        """Decide from ``signals``, act on ``actuator``; ``gpus`` is those of one group."""
+        """Decide from ``signals`` and act through ``actuator``.
+
+        Args:
+            signals: Source of the signals.
+            actuator: Reports and sets the number of groups.
+            settings: The settings group ``autoscaler``.
+            clock: Wall clock for decisions and monotonic clock for the interval.
+            gpus: GPUs of one group, for the cost cap.
+            state: State left by an earlier process; default: the initial state.
+            dry_run: Decide without acting.
+        """
         self._signals = signals
         self._actuator = actuator
         self._settings = settings
@@ -66,7 +79,7 @@ class Autoscaler:
         self._noticed: tuple[str, ...] = ()
 
     def notices(self) -> tuple[str, ...]:
-        """Return what an operator should change, as far as the last turn saw it."""
+        """Return problems that an operator should fix, as of the last cycle."""
         settings = self._settings
         fixed = []
         if settings.min_groups == settings.max_groups:
@@ -77,8 +90,8 @@ class Autoscaler:
             )
         return (*fixed, *self._actuator.notices())
 
-    async def turn(self) -> Turn | None:
-        """Look, decide and act once; None if nobody can say how many groups are asked for."""
+    async def run_once(self) -> Cycle | None:
+        """Run one cycle; return None if the current number of groups is unknown."""
         try:
             target = await self._actuator.target()
         except ActuatorError as error:
@@ -86,58 +99,58 @@ class Autoscaler:
             self._notice()
             return None
         self._notice()
-        look = await self._signals.look()
-        if look.problem:
+        snapshot = await self._signals.read()
+        if snapshot.problem:
             metrics.AUTOSCALER_FAILURES.labels("prometheus").inc()
-        if look.fleet is None:
+        if snapshot.fleet is None:
             metrics.AUTOSCALER_FAILURES.labels("routers").inc()
-        seen = Observation(target, look.fleet, look.signals)
+        observation = Observation(target, snapshot.fleet, snapshot.signals)
         now = self._clock.time()
-        self._record(now, seen)
-        decision, state = decide(seen, self._state, now, self._settings, self._gpus)
+        self._record(now, observation)
+        decision, state = decide(observation, self._state, now, self._settings, self._gpus)
         self._state = state
-        self._tell(decision)
+        self._report(decision)
         if decision.action is not Action.HOLD and not self._dry_run:
             try:
                 await self._actuator.scale(decision.target)
             except ActuatorError as error:
                 _failed("scale", error)
         self._save()
-        return Turn(decision, seen, look.problem, self.notices())
+        return Cycle(decision, observation, snapshot.problem, self.notices())
 
     async def run(
         self,
-        leading: Callable[[], bool],
+        is_leader: Callable[[], bool],
         pause: Callable[[float], Awaitable[object]] = asyncio.sleep,
-        show: Callable[[Turn], object] | None = None,
+        on_cycle: Callable[[Cycle], object] | None = None,
     ) -> None:
-        """Turn for ever, while ``leading`` says that this process is the one that decides.
+        """Run cycles until cancelled, skipping those for which this process is not the leader.
 
         Args:
-            leading: asked before each turn.
-            pause: waits so many seconds.
-            show: is told of each turn.
+            is_leader: Called before each cycle.
+            pause: Sleeps for the given number of seconds.
+            on_cycle: Called with the result of each cycle.
         """
         while True:
-            begun = self._clock.monotonic()
-            if leading():
-                turn = await self._guarded_turn()
-                if turn is not None and show is not None:
-                    show(turn)
-            took = self._clock.monotonic() - begun
-            await pause(max(0.0, self._settings.interval - took))
+            started = self._clock.monotonic()
+            if is_leader():
+                cycle = await self._guarded_cycle()
+                if cycle is not None and on_cycle is not None:
+                    on_cycle(cycle)
+            elapsed = self._clock.monotonic() - started
+            await pause(max(0.0, self._settings.interval - elapsed))
 
-    async def _guarded_turn(self) -> Turn | None:
+    async def _guarded_cycle(self) -> Cycle | None:
         try:
-            return await self.turn()
+            return await self.run_once()
         except Exception:
-            # A defect of ours must not end the process that would act on the next turn.
+            # A bug must not stop the process: the next cycle may succeed.
             metrics.AUTOSCALER_FAILURES.labels("target").inc()
-            log.exception("held: a turn failed")
+            log.exception("held: a cycle failed")
             return None
 
     def _notice(self) -> None:
-        """Log what is new among the notices, and what is no more, once each."""
+        """Log each notice once when it appears and once when it disappears."""
         now = self.notices()
         for text in now:
             if text not in self._noticed:
@@ -147,7 +160,7 @@ class Autoscaler:
                 log.info("notice no longer holds", text=text)
         self._noticed = now
 
-    def _tell(self, decision: Decision) -> None:
+    def _report(self, decision: Decision) -> None:
         metrics.AUTOSCALER_TARGET.set(decision.target)
         metrics.AUTOSCALER_CURRENT.set(decision.current)
         metrics.AUTOSCALER_BLIND.set(decision.blind)
@@ -155,10 +168,10 @@ class Autoscaler:
         metrics.AUTOSCALER_GPU_HOURS.set(self._state.spent)
         metrics.AUTOSCALER_VOTES.clear()
         for vote in decision.votes:
-            if vote.stance is not Stance.ABSTAIN:
+            if vote.kind is not VoteKind.ABSTAIN:
                 metrics.AUTOSCALER_VOTES.labels(vote.rule).set(vote.groups)
-        say = log.debug if decision.action is Action.HOLD else log.info
-        say(
+        emit = log.debug if decision.action is Action.HOLD else log.info
+        emit(
             "decision",
             action=str(decision.action),
             current=decision.current,
@@ -167,12 +180,12 @@ class Autoscaler:
             dry_run=self._dry_run,
         )
 
-    def _record(self, now: float, seen: Observation) -> None:
+    def _record(self, now: float, observation: Observation) -> None:
         if self._settings.record_file is None:
             return
         try:
             with Path(self._settings.record_file).open("a", encoding="utf-8") as out:
-                out.write(line_of(now, seen) + "\n")
+                out.write(format_line(now, observation) + "\n")
         except OSError as error:
             _failed("state", error)
 

@@ -1,4 +1,4 @@
-"""Observations as JSON lines, and the policy's state as a JSON file."""
+"""Reads and writes the autoscaler's files: observations as JSON lines, policy state as JSON."""
 
 import json
 import os
@@ -8,14 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from serving.autoscaler.decision import PolicyState
-from serving.autoscaler.snapshot import FleetCounts, Observation, Reading, Signal
+from serving.autoscaler.signals import FleetCounts, Observation, Reading, Signal
 from serving.errors import SettingsError
 
 
-def line_of(at: float, seen: Observation) -> str:
-    """Return one line of a recording: time (seconds since the Unix epoch) and what was seen.
+def format_line(at: float, observation: Observation) -> str:
+    """Format one observation as a line of a recording.
 
-    Ages beyond measure are written as null, as JSON has no infinity.
+    An infinite age is written as null, since JSON has no infinity.
+
+    Args:
+        at: Unix time, seconds.
+        observation: The observation to record.
     """
     signals = {
         str(signal): [
@@ -23,18 +27,18 @@ def line_of(at: float, seen: Observation) -> str:
             reading.age if reading.age != float("inf") else None,
             reading.gap,
         ]
-        for signal, reading in seen.signals.items()
+        for signal, reading in observation.signals.items()
     }
-    fleet = None if seen.fleet is None else asdict(seen.fleet)
-    content = {"at": at, "target": seen.target, "fleet": fleet, "signals": signals}
+    fleet = None if observation.fleet is None else asdict(observation.fleet)
+    content = {"at": at, "target": observation.target, "fleet": fleet, "signals": signals}
     return json.dumps(content, separators=(",", ":"), allow_nan=False)
 
 
 def parse_line(line: str) -> tuple[float, Observation]:
-    """Read what ``line_of`` wrote.
+    """Parse a line written by ``format_line``.
 
     Raises:
-        ValueError, TypeError, KeyError: it is no such line.
+        ValueError, TypeError, KeyError: The line was not written by ``format_line``.
     """
     content: dict[str, Any] = json.loads(line)
     fleet = content["fleet"]
@@ -47,10 +51,10 @@ def parse_line(line: str) -> tuple[float, Observation]:
 
 
 def read_recording(file: Path) -> Iterator[tuple[float, Observation]]:
-    """Yield the observations of a recording in their order.
+    """Yield the time and the observation of each line in a recording.
 
     Raises:
-        SettingsError: the file cannot be read; the message names the line.
+        SettingsError: The file or a line cannot be read; the message names the line.
     """
     try:
         with file.open(encoding="utf-8") as lines:
@@ -64,10 +68,10 @@ def read_recording(file: Path) -> Iterator[tuple[float, Observation]]:
 
 
 def save_state(file: Path, state: PolicyState) -> None:
-    """Write what outlives a restart: GPU-hours and learnt capacity.
+    """Write the part of the state that is kept across restarts: GPU-hours and learned capacity.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: The file cannot be written.
     """
     kept = {
         "capacity": state.capacity,
@@ -81,13 +85,13 @@ def save_state(file: Path, state: PolicyState) -> None:
 
 
 def load_state(file: Path) -> PolicyState:
-    """Return what was saved, or a new state if there is no such file.
+    """Return the saved state, or the initial state if the file does not exist.
 
-    The time in between is charged with the next decision, as if the groups had run on: they did,
-    since nobody scaled them.
+    The next decision charges the time since the state was saved as if the groups had kept running,
+    which they did, because nothing scaled them meanwhile.
 
     Raises:
-        SettingsError: the file cannot be read.
+        SettingsError: The file cannot be read.
     """
     try:
         content = json.loads(file.read_text("utf-8"))
@@ -100,4 +104,6 @@ def load_state(file: Path) -> PolicyState:
     except FileNotFoundError:
         return PolicyState()
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise SettingsError(f"cannot read {file}: {error}; delete it to begin anew") from error
+        raise SettingsError(
+            f"cannot read {file}: {error}; delete it to start with no state"
+        ) from error

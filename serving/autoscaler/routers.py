@@ -1,6 +1,7 @@
-"""What the routers say of themselves at this moment: ready groups and parked requests.
+"""Reads groups and parked requests from the routers' ``/fleet`` pages.
 
-A parked request must not wait for a scrape: ``/fleet`` is asked directly.
+The pages are read directly rather than through Prometheus, so that a parked request does not wait
+for a scrape.
 """
 
 import asyncio
@@ -12,67 +13,70 @@ import httpx
 import structlog
 
 from serving.autoscaler.actuators.actuator import ActuatorError
-from serving.autoscaler.snapshot import FleetCounts
+from serving.autoscaler.signals import FleetCounts
 from serving.errors import SettingsError
 from serving.net import addresses_of
 from serving.settings import AutoscalerSettings
 
-_ALL = "dns+"
-"""Scheme prefix: every address behind the name is a router."""
+_EVERY_ADDRESS = "dns+"
+"""Scheme prefix of a URL whose host name resolves to several routers."""
 _PORTS = {"http": 80, "https": 443}
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger("serving.autoscaler")
 
 
-class GroupSeen(NamedTuple):
-    """A living group as the routers see it."""
+class ObservedGroup(NamedTuple):
+    """A group that at least one router is connected to."""
 
     group_id: str
     since: float
-    """Seconds since the Unix epoch at which its state began."""
+    """Unix time of the last state change, seconds."""
     nodes: frozenset[str]
-    """Addresses of the nodes of its ranks."""
+    """Addresses of the nodes that the ranks run on."""
     ready: bool
 
 
-class Routers:
-    """The REST side of all routers of the fleet."""
+class RouterReader:
+    """Reads ``/fleet`` from all routers."""
 
     def __init__(
         self, client: httpx.AsyncClient, settings: AutoscalerSettings, app: str = ""
     ) -> None:
-        """Look at the groups of ``app``, a Serve application; empty: at all.
+        """Read the groups of the Ray Serve application ``app``; empty: all applications.
 
-        Others, such as those of another node pool, are scaled by others. Groups that do not say
-        what deployed them count.
+        Groups of other applications, such as those of another node pool, have separate autoscalers.
+        Groups without an application name are included.
+
+        Raises:
+            SettingsError: A URL is invalid or the key file cannot be read.
         """
         self._app = app
         self._client = client
         self._urls = tuple(_fleet_url(url) for url in settings.routers)
         self._timeout = settings.router_timeout
-        self._headers = bearer(settings.api_key_file)
+        self._headers = bearer_header(settings.api_key_file)
 
     async def counts(self) -> FleetCounts | None:
-        """Return ready groups and parked requests, or None if no router answers."""
+        """Return ready groups and parked requests; None if no router responds."""
         pages = await self._pages()
         if not pages:
             return None
         ready = (sum(group["state"] == "ready" for group in self._own(page)) for page in pages)
         return FleetCounts(max(ready), sum(map(_parked, pages)))
 
-    async def groups(self) -> tuple[GroupSeen, ...]:
-        """Return the living groups that any router sees, each once.
+    async def groups(self) -> tuple[ObservedGroup, ...]:
+        """Return the groups that any router is connected to, each once.
 
         Raises:
-            ActuatorError: no router answers: that is not the same as no group.
+            ActuatorError: No router responds, so the groups are unknown.
         """
         pages = await self._pages()
         if not pages:
-            raise ActuatorError("no router answers: which groups live is not known")
-        found: dict[str, GroupSeen] = {}
+            raise ActuatorError("no router answers: the running groups are unknown")
+        found: dict[str, ObservedGroup] = {}
         for page in pages:
             for group in self._own(page):
-                seen = GroupSeen(
+                seen = ObservedGroup(
                     str(group["group_id"]),
                     float(group["since_unix_seconds"]),
                     frozenset(str(rank["node"]) for rank in group["ranks"]),
@@ -82,7 +86,7 @@ class Routers:
         return tuple(found.values())
 
     def _own(self, page: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-        # Under KubeRay the RayCluster's name stands before the application's.
+        # Under KubeRay, the application's name is prefixed with the RayCluster's.
         names = {"", self._app}
         return [
             group
@@ -98,7 +102,7 @@ class Routers:
     async def _page(self, url: httpx.URL, name: str | None) -> Mapping[str, Any] | None:
         headers, extensions = dict(self._headers), {}
         if name is not None:
-            # Dialled by its address; it has the certificate of the name.
+            # The connection is to an address, but the certificate is for the name.
             headers["host"] = name if url.port is None else f"{name}:{url.port}"
             extensions["sni_hostname"] = name
         try:
@@ -107,7 +111,7 @@ class Routers:
             )
             answer.raise_for_status()
             page = answer.json()
-            _parked(page)  # a page that cannot be read counts as none
+            _parked(page)  # an unreadable page counts as no response
         except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
             log.warning(
                 "router does not answer", url=str(url), error=f"{type(error).__name__} {error}"
@@ -122,17 +126,17 @@ def _fleet_url(text: str) -> httpx.URL:
         url = httpx.URL(f"{text.rstrip('/')}/fleet")
     except httpx.InvalidURL as error:
         raise SettingsError(f"autoscaler.routers: {text!r}: {error}") from error
-    scheme = url.scheme.removeprefix(_ALL)
+    scheme = url.scheme.removeprefix(_EVERY_ADDRESS)
     if scheme not in _PORTS or not url.host:
         raise SettingsError(f"autoscaler.routers: {text!r} is no URL such as http://router:8000")
     return url
 
 
 async def _targets(url: httpx.URL) -> Sequence[tuple[httpx.URL, str | None]]:
-    """Return what to dial for one setting, and the name that the certificate must have."""
-    if not url.scheme.startswith(_ALL):
+    """Return the URLs that a setting resolves to, each with the server name to verify, if any."""
+    if not url.scheme.startswith(_EVERY_ADDRESS):
         return [(url, None)]
-    scheme = url.scheme.removeprefix(_ALL)
+    scheme = url.scheme.removeprefix(_EVERY_ADDRESS)
     port = url.port or _PORTS[scheme]
     try:
         found = await addresses_of(url.host, port)
@@ -142,11 +146,11 @@ async def _targets(url: httpx.URL) -> Sequence[tuple[httpx.URL, str | None]]:
     return [(httpx.URL(f"{scheme}://{address}/fleet"), url.host) for address in sorted(found)]
 
 
-def bearer(file: str | None) -> dict[str, str]:
-    """Return the header with the key or token in ``file``, or none.
+def bearer_header(file: str | None) -> dict[str, str]:
+    """Return the authorization header for the key or token in ``file``; empty without a file.
 
     Raises:
-        SettingsError: the file cannot be read.
+        SettingsError: The file cannot be read.
     """
     if file is None:
         return {}
@@ -161,7 +165,7 @@ def _ready(page: Mapping[str, Any]) -> int:
 
 
 def _parked(page: Mapping[str, Any]) -> int:
-    """Return the requests that wait while no group is ready; those on a rank do not count."""
+    """Return the number of requests that wait because no group is ready, without placed ones."""
     if _ready(page):
         return 0
     placed = sum(

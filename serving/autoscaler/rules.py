@@ -1,62 +1,62 @@
-"""One function a rule: what it sees in, its vote out. Pure.
+"""The rules of the policy: each maps an observation to a vote. Pure.
 
-A rule whose data is stale or missing stays: so the fleet never shrinks on old data, and grows
-only on the word of a rule whose data is fresh. The largest vote counts (``policy``).
+A rule with stale or missing data votes STAY: the fleet never shrinks on old data and grows only on
+fresh data. The largest vote wins (``policy``).
 
-    slo pressure   max(P90 TTFT / objective, P90 ITL / objective) over the groups that are ready
-    queue wait     the same with the wait in the admission queue
-    throughput     generated tokens per second, and queued tokens, against a group's capacity
-    activity       0 groups after autoscaler.idle_timeout without work, else at least 1
+    slo pressure   max(P90 TTFT / objective, P90 ITL / objective), over the ready groups
+    queue wait     P90 wait in the admission queue / objective, over the ready groups
+    throughput     generated and queued tokens, relative to the capacity of a group
+    activity       0 groups after autoscaler.idle_timeout without requests, otherwise at least 1
 """
 
 import math
 from dataclasses import dataclass
 
-from serving.autoscaler.decision import PolicyState, Stance, Vote
-from serving.autoscaler.snapshot import Observation, Reading, Signal
+from serving.autoscaler.decision import PolicyState, Vote, VoteKind
+from serving.autoscaler.signals import Observation, Reading, Signal
 from serving.settings import AutoscalerSettings
 
-_WAKING = "the first group is ready since less than a window: waits of parked requests are in it"
+_WAKING = "the window still has waits from before the first group was ready"
 _DOWN_SHARE = 5
-"""A low pressure gives up one group in so many, at least one: a latency that is far below its
-objective says little about how many groups could go, and large fleets must shrink too."""
+"""Low pressure removes one in this many groups, at least one. A latency far below its objective
+does not indicate how many groups are superfluous, and large fleets must shrink quickly."""
 _EPSILON = 1e-9
-"""Keeps ``ceil`` from counting rounding errors as groups."""
+"""Keeps ``ceil`` from turning rounding errors into groups."""
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
-    """An observation with what the policy has worked out of it."""
+class PolicyInputs:
+    """An observation and the values that the policy derives from it."""
 
-    seen: Observation
+    observation: Observation
     settings: AutoscalerSettings
     ready: int | None
-    """Groups that take work; None: nobody knows."""
+    """Ready groups; None: unknown."""
     warming: int
-    """Groups that are asked for and not ready, and still in their time for it: it begins anew
-    whenever one becomes ready."""
+    """Groups requested but not ready, within warming_timeout; a group that becomes ready restarts
+    the timeout."""
     lost: int
-    """Those whose time is over: they get no credit."""
+    """Groups not ready after warming_timeout, which are not expected to become ready."""
     idle_for: float
-    """Seconds without any work; 0 while there is some or it is not known."""
+    """Seconds without requests; 0 while there are requests or if unknown."""
     capacity: float | None
-    """Tokens per second of one group."""
+    """Tokens per second of one group; None: not known yet."""
     waking: bool
-    """The window still holds the waits of requests that were parked while no group was ready:
-    they say nothing about how many groups the load needs."""
+    """Whether the window still contains latencies of requests that were parked while no group was
+    ready, which do not indicate how many groups the load needs."""
 
     def usable(self, signal: Signal) -> bool:
-        """Return whether the signal is there and neither old nor full of gaps."""
-        reading = self.seen.reading(signal)
+        """Return whether the signal has a value and fresh data."""
+        reading = self.observation.reading(signal)
         return reading.value is not None and self._fresh(reading)
 
     def stale(self, signal: Signal) -> bool:
-        """Return whether nothing may be concluded from the signal, not even from its absence."""
-        return not self._fresh(self.seen.reading(signal))
+        """Return whether the data is too old or incomplete to rely on, even on a missing value."""
+        return not self._fresh(self.observation.reading(signal))
 
     def value(self, signal: Signal) -> float:
-        """Return a signal that is usable."""
-        value = self.seen.reading(signal).value
+        """Return the value of a usable signal."""
+        value = self.observation.reading(signal).value
         assert value is not None
         return value
 
@@ -64,16 +64,16 @@ class Facts:
         return reading.fresh(self.settings.max_age, self.settings.max_gap)
 
 
-def facts_of(
-    seen: Observation, state: PolicyState, now: float, settings: AutoscalerSettings
-) -> Facts:
-    """Work out what several rules need; ``state`` already belongs to ``now``."""
-    ready = ready_groups(seen, settings)
-    missing = 0 if ready is None else max(0, seen.target - ready)
+def policy_inputs(
+    observation: Observation, state: PolicyState, now: float, settings: AutoscalerSettings
+) -> PolicyInputs:
+    """Derive the values that the rules share; ``state`` is already updated to ``now``."""
+    ready = ready_groups(observation, settings)
+    missing = 0 if ready is None else max(0, observation.target - ready)
     since = now if state.warming_since is None else state.warming_since
     in_time = now - since <= settings.warming_timeout
-    return Facts(
-        seen=seen,
+    return PolicyInputs(
+        observation=observation,
         settings=settings,
         ready=ready,
         warming=missing if in_time else 0,
@@ -84,147 +84,149 @@ def facts_of(
     )
 
 
-def ready_groups(seen: Observation, settings: AutoscalerSettings) -> int | None:
-    """Return the groups that take work: as the routers say now, else as Prometheus has it."""
-    if seen.fleet is not None:
-        return seen.fleet.ready
-    reading = seen.reading(Signal.READY_GROUPS)
+def ready_groups(observation: Observation, settings: AutoscalerSettings) -> int | None:
+    """Return the number of ready groups, from the routers or Prometheus; None: unknown."""
+    if observation.fleet is not None:
+        return observation.fleet.ready
+    reading = observation.reading(Signal.READY_GROUPS)
     if reading.value is None or not reading.fresh(settings.max_age, settings.max_gap):
         return None
     return int(reading.value)
 
 
-def slo_pressure(facts: Facts) -> Vote:
-    """Vote by the worse of the two latencies, each over its objective."""
+def slo_pressure(inputs: PolicyInputs) -> Vote:
+    """Vote by the larger ratio of a latency to its objective."""
     rule = "slo pressure"
-    settings = facts.settings
-    if facts.waking:
-        return _stay(facts, rule, _WAKING)
-    if not facts.usable(Signal.REQUEST_RATE):
-        return _stay(facts, rule, "the request rate is stale or missing")
+    settings = inputs.settings
+    if inputs.waking:
+        return _stay(inputs, rule, _WAKING)
+    if not inputs.usable(Signal.REQUEST_RATE):
+        return _stay(inputs, rule, "the request rate is stale or missing")
     worst, what = 0.0, "no requests"
     for signal, objective, name in (
         (Signal.TTFT_P90, settings.ttft_slo, "TTFT"),
         (Signal.ITL_P90, settings.itl_slo, "ITL"),
     ):
-        if facts.usable(signal):
-            ratio = facts.value(signal) / objective
+        if inputs.usable(signal):
+            ratio = inputs.value(signal) / objective
             if ratio >= worst:
-                worst, what = ratio, f"P90 {name} {facts.value(signal):.3g} s of {objective:g} s"
-        elif facts.stale(signal) or (
-            signal is Signal.TTFT_P90 and facts.value(Signal.REQUEST_RATE) > 0
+                worst, what = ratio, f"P90 {name} {inputs.value(signal):.3g} s of {objective:g} s"
+        elif inputs.stale(signal) or (
+            signal is Signal.TTFT_P90 and inputs.value(Signal.REQUEST_RATE) > 0
         ):
-            return _stay(facts, rule, f"P90 {name} is stale or missing")
-    return _by_ratio(facts, rule, worst, what)
+            return _stay(inputs, rule, f"P90 {name} is stale or missing")
+    return _by_ratio(inputs, rule, worst, what)
 
 
-def queue_wait(facts: Facts) -> Vote:
-    """Vote by the wait in the admission queue over its objective."""
+def queue_wait(inputs: PolicyInputs) -> Vote:
+    """Vote by the ratio of the admission queue's wait to its objective."""
     rule = "queue wait"
     signal = Signal.QUEUE_WAIT_P90
-    if facts.waking:
-        return _stay(facts, rule, _WAKING)
-    if not facts.usable(Signal.QUEUE_REQUESTS):
-        return _stay(facts, rule, "the queue's length is stale or missing")
-    if facts.usable(signal):
-        wait = facts.value(signal)
-    elif facts.stale(signal) or facts.value(Signal.QUEUE_REQUESTS) > 0:
-        return _stay(facts, rule, "P90 queue wait is stale or missing")
+    if inputs.waking:
+        return _stay(inputs, rule, _WAKING)
+    if not inputs.usable(Signal.QUEUE_REQUESTS):
+        return _stay(inputs, rule, "the queue's length is stale or missing")
+    if inputs.usable(signal):
+        wait = inputs.value(signal)
+    elif inputs.stale(signal) or inputs.value(Signal.QUEUE_REQUESTS) > 0:
+        return _stay(inputs, rule, "P90 queue wait is stale or missing")
     else:
         wait = 0.0
-    objective = facts.settings.queue_wait_slo
+    objective = inputs.settings.queue_wait_slo
     return _by_ratio(
-        facts, rule, wait / objective, f"P90 queue wait {wait:.3g} s of {objective:g} s"
+        inputs, rule, wait / objective, f"P90 queue wait {wait:.3g} s of {objective:g} s"
     )
 
 
-def throughput(facts: Facts) -> Vote:
-    """Vote by the tokens that are asked for over what a group can do.
+def throughput(inputs: PolicyInputs) -> Vote:
+    """Vote by the demand for tokens relative to the capacity of a group.
 
-    ``demand = token rate + queued tokens / backlog_horizon``. More groups are wanted past
-    ``band_high`` of the capacity, fewer only below ``band_low``.
+    ``demand = token rate + queued tokens / backlog_horizon``, tokens per second. Votes for more
+    groups above ``band_high`` of the capacity and for fewer below ``band_low``.
     """
     rule = "throughput"
-    settings = facts.settings
-    if not (facts.usable(Signal.TOKEN_RATE) and facts.usable(Signal.QUEUE_TOKENS)):
-        return _stay(facts, rule, "token rate or queued tokens are stale or missing")
-    if facts.capacity is None:
-        return Vote(rule, Stance.ABSTAIN, 0, "the capacity of a group is not known yet")
-    queued = facts.value(Signal.QUEUE_TOKENS) / settings.backlog_horizon
-    demand = facts.value(Signal.TOKEN_RATE) + queued
-    least = _ceil(demand / (facts.capacity * settings.band_high))
-    most = _ceil(demand / (facts.capacity * settings.band_low))
-    text = f"{demand:.4g} tokens/s for {facts.capacity:.4g} of a group"
-    target = facts.seen.target
-    if least + facts.lost > target:
-        return Vote(rule, Stance.VOTE, least + facts.lost, _with_lost(facts, text))
-    if most < target and not facts.warming:
-        return Vote(rule, Stance.VOTE, most, text)
-    return Vote(rule, Stance.VOTE, target, f"{text}: inside the band{_credit(facts)}")
+    settings = inputs.settings
+    if not (inputs.usable(Signal.TOKEN_RATE) and inputs.usable(Signal.QUEUE_TOKENS)):
+        return _stay(inputs, rule, "token rate or queued tokens are stale or missing")
+    if inputs.capacity is None:
+        return Vote(rule, VoteKind.ABSTAIN, 0, "the capacity of a group is not known yet")
+    queued = inputs.value(Signal.QUEUE_TOKENS) / settings.backlog_horizon
+    demand = inputs.value(Signal.TOKEN_RATE) + queued
+    least = _ceil(demand / (inputs.capacity * settings.band_high))
+    most = _ceil(demand / (inputs.capacity * settings.band_low))
+    text = f"{demand:.4g} tokens/s for {inputs.capacity:.4g} of a group"
+    target = inputs.observation.target
+    if least + inputs.lost > target:
+        return Vote(rule, VoteKind.VOTE, least + inputs.lost, _with_lost(inputs, text))
+    if most < target and not inputs.warming:
+        return Vote(rule, VoteKind.VOTE, most, text)
+    return Vote(rule, VoteKind.VOTE, target, f"{text}: inside the band{_credit(inputs)}")
 
 
-def activity(facts: Facts) -> Vote:
-    """Vote 1 while there is work, or was of late; 0 when the fleet may sleep."""
+def activity(inputs: PolicyInputs) -> Vote:
+    """Vote for one group while there are requests or were recently, otherwise for zero groups."""
     rule = "activity"
-    if facts.settings.min_groups > 0:
-        return Vote(rule, Stance.ABSTAIN, 0, "min_groups keeps the fleet awake")
-    if not (facts.usable(Signal.INFLIGHT) and facts.usable(Signal.REQUEST_RATE)):
-        return _stay(facts, rule, "requests in flight are stale or missing")
-    timeout = facts.settings.idle_timeout
-    if facts.value(Signal.INFLIGHT) > 0 or facts.value(Signal.REQUEST_RATE) > 0:
-        return Vote(rule, Stance.VOTE, 1, "there is work")
-    if facts.idle_for >= timeout or facts.seen.target == 0:
-        return Vote(rule, Stance.VOTE, 0, f"no work for {facts.idle_for:.0f} s")
-    return Vote(rule, Stance.VOTE, 1, f"no work for {facts.idle_for:.0f} of {timeout:g} s")
+    if inputs.settings.min_groups > 0:
+        return Vote(rule, VoteKind.ABSTAIN, 0, "min_groups is above 0")
+    if not (inputs.usable(Signal.INFLIGHT) and inputs.usable(Signal.REQUEST_RATE)):
+        return _stay(inputs, rule, "requests in flight are stale or missing")
+    timeout = inputs.settings.idle_timeout
+    if inputs.value(Signal.INFLIGHT) > 0 or inputs.value(Signal.REQUEST_RATE) > 0:
+        return Vote(rule, VoteKind.VOTE, 1, "there is work")
+    if inputs.idle_for >= timeout or inputs.observation.target == 0:
+        return Vote(rule, VoteKind.VOTE, 0, f"no work for {inputs.idle_for:.0f} s")
+    return Vote(rule, VoteKind.VOTE, 1, f"no work for {inputs.idle_for:.0f} of {timeout:g} s")
 
 
-def parked(facts: Facts) -> Vote:
-    """Ask for a first group at once when requests wait for one. Needs no scrape."""
+def parked(inputs: PolicyInputs) -> Vote:
+    """Vote for a first group as soon as requests are parked; does not depend on a scrape."""
     rule = "parked"
-    fleet = facts.seen.fleet
+    fleet = inputs.observation.fleet
     if fleet is None:
-        return Vote(rule, Stance.ABSTAIN, 0, "no router answers")
+        return Vote(rule, VoteKind.ABSTAIN, 0, "no router answers")
     if fleet.parked and not fleet.ready:
-        return Vote(rule, Stance.VOTE, 1, f"{fleet.parked} requests are parked, no group is ready")
-    return Vote(rule, Stance.ABSTAIN, 0, "no request is parked")
+        return Vote(
+            rule, VoteKind.VOTE, 1, f"{fleet.parked} requests are parked, no group is ready"
+        )
+    return Vote(rule, VoteKind.ABSTAIN, 0, "no request is parked")
 
 
 RULES = (slo_pressure, queue_wait, throughput, activity)
-"""Those that need Prometheus; ``parked`` does not, and acts at once."""
+"""The rules on Prometheus data; ``parked`` does not use any and takes effect immediately."""
 
 
-def _by_ratio(facts: Facts, rule: str, ratio: float, what: str) -> Vote:
-    """Vote by a pressure (1 = the objective) that falls as groups are added."""
-    settings, ready, target = facts.settings, facts.ready, facts.seen.target
+def _by_ratio(inputs: PolicyInputs, rule: str, ratio: float, what: str) -> Vote:
+    """Vote by a ratio to an objective (1: objective just met) that falls as groups are added."""
+    settings, ready, target = inputs.settings, inputs.ready, inputs.observation.target
     if ready is None:
-        return _stay(facts, rule, "nobody tells how many groups are ready")
+        return _stay(inputs, rule, "the number of ready groups is unknown")
     if ratio > settings.band_high and ready:
         wanted = _ceil(ready * min(ratio, settings.pressure_clamp) / settings.band_high)
-        wanted = max(wanted, ready + 1) + facts.lost
+        wanted = max(wanted, ready + 1) + inputs.lost
         if wanted > target:
-            return Vote(rule, Stance.VOTE, wanted, _with_lost(facts, what))
-        return Vote(rule, Stance.VOTE, target, f"{what}: high{_credit(facts)}")
-    # Fewer only as far as that would not bring the pressure over the band again.
+            return Vote(rule, VoteKind.VOTE, wanted, _with_lost(inputs, what))
+        return Vote(rule, VoteKind.VOTE, target, f"{what}: high{_credit(inputs)}")
+    # Remove only as many groups as keep the ratio below the upper edge of the band.
     spare = ready - max(1, _ceil(ready * ratio / settings.band_high)) if ready > 1 else 1
     fewer = min(max(1, target // _DOWN_SHARE), spare)
-    if ratio < settings.band_low and fewer > 0 and target and not facts.warming:
-        return Vote(rule, Stance.VOTE, target - fewer, f"{what}: low")
-    return Vote(rule, Stance.VOTE, target, f"{what}: no change{_credit(facts)}")
+    if ratio < settings.band_low and fewer > 0 and target and not inputs.warming:
+        return Vote(rule, VoteKind.VOTE, target - fewer, f"{what}: low")
+    return Vote(rule, VoteKind.VOTE, target, f"{what}: no change{_credit(inputs)}")
 
 
-def _stay(facts: Facts, rule: str, reason: str) -> Vote:
-    return Vote(rule, Stance.STAY, facts.seen.target, reason)
+def _stay(inputs: PolicyInputs, rule: str, reason: str) -> Vote:
+    return Vote(rule, VoteKind.STAY, inputs.observation.target, reason)
 
 
 def _ceil(value: float) -> int:
     return max(0, math.ceil(value - _EPSILON))
 
 
-def _credit(facts: Facts) -> str:
-    return f", {facts.warming} warming" if facts.warming else ""
+def _credit(inputs: PolicyInputs) -> str:
+    return f", {inputs.warming} warming" if inputs.warming else ""
 
 
-def _with_lost(facts: Facts, text: str) -> str:
-    if not facts.lost:
+def _with_lost(inputs: PolicyInputs, text: str) -> str:
+    if not inputs.lost:
         return text
-    return f"{text}; {facts.lost} not ready after {facts.settings.warming_timeout:g} s"
+    return f"{text}; {inputs.lost} not ready after {inputs.settings.warming_timeout:g} s"

@@ -1,4 +1,4 @@
-"""The schedule floor: cron expressions as sets of minutes. Pure."""
+"""The schedule floor: cron expressions as sets of matching minutes. Pure."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,9 +14,9 @@ _SUNDAY = 7
 
 @dataclass(frozen=True, slots=True)
 class CronMinutes:
-    """The minutes that an expression matches, as crontab(5) has it.
+    """The minutes that a cron expression matches, with the semantics of crontab(5).
 
-    Where both day fields are restricted, a day that matches either one counts.
+    If both day fields are restricted, a day that matches either of them counts.
     """
 
     fields: tuple[frozenset[int], ...]
@@ -25,7 +25,7 @@ class CronMinutes:
     zone: ZoneInfo
 
     def matches(self, now: float) -> bool:
-        """Return whether the minute of ``now`` (seconds since the Unix epoch) belongs to them."""
+        """Return whether the minute of ``now`` (Unix time, seconds) matches."""
         at = datetime.fromtimestamp(now, UTC).astimezone(self.zone)
         minutes, hours, days, months, weekdays = self.fields
         day = at.day in days
@@ -35,10 +35,10 @@ class CronMinutes:
 
 
 def parse_cron(expression: str, timezone: str = "UTC") -> CronMinutes:
-    """Read five fields of numbers, ``*``, ranges, lists and steps.
+    """Parse a cron expression: five fields of numbers, ``*``, ranges, lists and steps.
 
     Raises:
-        SettingsError: it is none, or there is no such time zone.
+        SettingsError: Invalid expression or unknown time zone.
     """
     parts = expression.split()
     if len(parts) != len(_FIELDS):
@@ -56,7 +56,7 @@ def parse_cron(expression: str, timezone: str = "UTC") -> CronMinutes:
 
 
 def floor_at(schedule: Sequence[ScheduleFloor], now: float) -> tuple[int, str]:
-    """Return the highest floor that holds at ``now`` and its expression; 0 and "" if none does."""
+    """Return the highest floor active at ``now`` and its expression; 0 and "" if none is active."""
     best, because = 0, ""
     for entry in schedule:
         if entry.groups > best and parse_cron(entry.when, entry.timezone).matches(now):

@@ -1,76 +1,72 @@
-"""One look at everything: Prometheus, with age and gaps, and the routers. Never raises."""
+"""The input of the policy: signals from Prometheus and counts from the routers. Data only."""
 
-import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Protocol
-
-import structlog
-
-from serving.autoscaler.prometheus import PrometheusApi, PrometheusDown
-from serving.autoscaler.queries import age_query, samples_query, signal_queries
-from serving.autoscaler.snapshot import FleetCounts, Reading, Signal
-from serving.settings import AutoscalerSettings
-
-log: structlog.stdlib.BoundLogger = structlog.get_logger("serving.autoscaler")
+from dataclasses import dataclass, field
+from enum import StrEnum
 
 
-class FleetSource(Protocol):
-    """Says what the routers see now; ``routers.Routers`` is the real one."""
+class Signal(StrEnum):
+    """A value read from Prometheus; ``prometheus.signal_queries`` has the queries."""
 
-    async def counts(self) -> FleetCounts | None:
-        """Return ready groups and parked requests, or None if no router answers."""
-        ...
+    TTFT_P90 = "ttft_p90_seconds"
+    """P90 time to first token."""
+    ITL_P90 = "itl_p90_seconds"
+    """P90 inter-token latency."""
+    QUEUE_WAIT_P90 = "queue_wait_p90_seconds"
+    """P90 wait in the admission queue."""
+    QUEUE_REQUESTS = "queue_requests"
+    """Requests in the admission queues."""
+    QUEUE_TOKENS = "queue_tokens"
+    """Estimated tokens of the queued requests."""
+    TOKEN_RATE = "token_rate"  # noqa: S105  tokens that a model generates, per second
+    """Generated tokens per second."""
+    REQUEST_RATE = "request_rate"
+    """First tokens per second."""
+    INFLIGHT = "inflight_requests"
+    """Requests in flight, including queued ones."""
+    READY_GROUPS = "ready_groups"
+    """Groups that accept requests."""
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
-    """What one look gave."""
+class Reading:
+    """The value of one signal and the quality of its data."""
 
+    value: float | None
+    """The value; None: no such series, or a quantile over no observations."""
+    age: float = 0.0
+    """Age of the newest sample, seconds."""
+    gap: float = 0.0
+    """Fraction of the scrapes in the window that are missing, 0 to 1."""
+
+    def fresh(self, max_age: float, max_gap: float) -> bool:
+        """Return whether age and gap are within the limits; ``value`` may still be None."""
+        return self.age <= max_age and self.gap <= max_gap
+
+
+MISSING = Reading(None, age=float("inf"), gap=1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class FleetCounts:
+    """Current counts from the routers' ``/fleet`` pages, independent of scrapes."""
+
+    ready: int
+    """Groups that accept requests: the maximum over the routers."""
+    parked: int
+    """Requests that wait because no group is ready: the sum over the routers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """All inputs of one decision."""
+
+    target: int
+    """Groups currently requested from Ray Serve, running or not."""
     fleet: FleetCounts | None
-    signals: Mapping[Signal, Reading]
-    """Empty when Prometheus does not answer."""
-    problem: str = ""
-    """Why it did not."""
+    """Counts from the routers; None: no router responded."""
+    signals: Mapping[Signal, Reading] = field(default_factory=dict)
 
-
-class Signals:
-    """Reads all signals at once."""
-
-    def __init__(
-        self, prometheus: PrometheusApi, fleet: FleetSource, settings: AutoscalerSettings
-    ) -> None:
-        self._prometheus = prometheus
-        self._fleet = fleet
-        self._queries = signal_queries(settings.selector, settings.window)
-        self._age = age_query(settings.selector)
-        self._samples = samples_query(settings.selector, settings.window)
-        self._expected = max(1.0, settings.window / settings.scrape_interval)
-
-    async def look(self) -> Look:
-        """Return every signal as it is now; what cannot be had is missing."""
-        fleet, found = await asyncio.gather(self._fleet.counts(), self._ask())
-        if isinstance(found, PrometheusDown):
-            log.warning("blind", error=str(found))
-            return Look(fleet, {}, str(found))
-        return Look(fleet, found)
-
-    async def _ask(self) -> Mapping[Signal, Reading] | PrometheusDown:
-        texts = (self._age, self._samples, *self._queries.values())
-        answers = await asyncio.gather(
-            *(self._prometheus.number(text) for text in texts), return_exceptions=True
-        )
-        numbers: list[float | None] = []
-        for answer in answers:
-            if isinstance(answer, PrometheusDown):
-                return answer
-            if isinstance(answer, BaseException):
-                raise answer
-            numbers.append(answer)
-        age, samples, *values = numbers
-        gap = 1.0 - min(1.0, (samples or 0.0) / self._expected)
-        old = float("inf") if age is None else age
-        return {
-            signal: Reading(value, old, gap)
-            for signal, value in zip(self._queries, values, strict=True)
-        }
+    def reading(self, signal: Signal) -> Reading:
+        """Return the reading of ``signal``, or ``MISSING``."""
+        return self.signals.get(signal, MISSING)

@@ -1,6 +1,6 @@
-"""The project's one statement of what a Kubernetes API server does, served over real HTTP.
+"""A fake Kubernetes API server over real HTTP, with checks and errors of a real one.
 
-In a test with or without asyncio (the server has a thread)::
+In a test with or without asyncio (the server has its own thread)::
 
     from tests.kube.server import KubeServer
     from tests.kube import objects
@@ -17,22 +17,22 @@ In a test with or without asyncio (the server has a thread)::
         ...
         assert server.get("rayclusters", "moe")["spec"]["workerGroupSpecs"][0]["replicas"] == 4
 
-For another process, ``server.kubeconfig(tmp_path / "kubeconfig")`` is what KUBECONFIG names. For a
-service account with the rights of Roles that are in the server, pass
+For another process, set KUBECONFIG to ``server.kubeconfig(tmp_path / "kubeconfig")``. To act as a
+service account with the permissions of the server's Roles, pass
 ``token=rbac.service_account_token(namespace, name)`` to either.
 
-What can be done to it: ``server.patch("nodes", "n1", {"spec": {"unschedulable": True}})`` (JSON
+Changes and faults: ``server.patch("nodes", "n1", {"spec": {"unschedulable": True}})`` (JSON
 merge patch), ``server.delete("pods", "w0", grace=0)``, ``server.drop()`` (cuts connections),
-``server.stop()`` and ``server.start()`` (away and back on the same port),
+``server.stop()`` and ``server.start()`` (unreachable, and back on the same port),
 ``server.store.compact()`` (410 for older versions), ``server.store.bookmark("nodes")``,
-``server.faults.add(...)`` (errors, hanging or cut answers). ``server.requests`` is what was asked.
+``server.faults.add(...)`` (errors, hanging or cut responses). ``server.requests`` has the requests.
 
 Controllers: ``settle(server, KubeRay(), workloads, Kubelet())`` runs the fake operator, Deployments
-and nodes until nothing changes; ``with running(server, ...)`` does so beside Helm and other
-processes.
+and nodes until nothing changes; ``with running(server, ...)`` does so in the background, for
+Helm and other processes.
 
-``tests/integration/kube`` is the contract: the same exchanges are tried on the fake and, if
-MOE_TEST_KUBECONFIG names a kubeconfig, on a real cluster that has KubeRay.
+``tests/integration/kube`` is the contract: the same exchanges run against the fake and, if
+MOE_TEST_KUBECONFIG names a kubeconfig, against a real cluster with KubeRay.
 
-Each module says in its docstring which recorded exchange or which document it follows.
+The docstring of each module names the recorded exchange or the document that it follows.
 """

@@ -1,4 +1,4 @@
-"""Bodies of answers that are no single object: lists, and Status objects."""
+"""Response bodies other than single objects: lists and Status objects."""
 
 from typing import Any
 

@@ -1,9 +1,10 @@
-"""What a request does to the store: create, update, patch, delete, with all that is refused.
+"""The effect of requests on the store: create, update, patch, delete, and all their errors.
 
 Follows "Kubernetes API Concepts" (resource versions, dry runs, subresources) and the recorded
-exchanges: 409 AlreadyExists for a POST of what is there, 409 Conflict for an old resourceVersion,
-400 and 422 as :mod:`tests.kube.patches` and :mod:`tests.kube.validation` say. Methods are
-synchronous and take what HTTP carries, so that fake controllers use them as HTTP clients do.
+exchanges: 409 AlreadyExists for a POST of an existing object, 409 Conflict for an old
+resourceVersion, 400 and 422 as in :mod:`tests.kube.patches` and :mod:`tests.kube.validation`.
+Methods are synchronous and take the data of HTTP requests, so fake controllers use them as HTTP
+clients do.
 """
 
 import json
@@ -29,20 +30,20 @@ Item = dict[str, Any]
 
 @dataclass
 class Options:
-    """Query parameters and headers of a request that writes."""
+    """Query parameters and headers of a write request."""
 
     manager: str = "unknown"
     """fieldManager, or the first word of the user agent."""
     given_manager: bool = True
-    """Whether it is the former, as server-side apply asks for."""
+    """Whether ``fieldManager`` was given; server-side apply requires it."""
     validation: str = ""
     """fieldValidation."""
     dry_run: bool = False
     force: bool = False
-    """Of server-side apply."""
+    """The ``force`` parameter of server-side apply."""
     subresource: str = ""
     warnings: list[str] = field(default_factory=list)
-    """For the answer's Warning headers."""
+    """Texts of the response's Warning headers."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Place:
 
 
 class Api:
-    """One API server without its HTTP."""
+    """An API server without HTTP."""
 
     def __init__(self, store: Store):
         self.store = store
@@ -64,7 +65,7 @@ class Api:
     # -- create -----------------------------------------------------------------------------------
 
     def create(self, kind: Kind, namespace: str, body: Any, options: Options) -> Item:
-        """Make an object.
+        """Create an object.
 
         Raises:
             ApiError: 400, 403, 404 (its namespace), 409 or 422.
@@ -79,7 +80,7 @@ class Api:
                     "the request"
                 )
         if metadata.get("resourceVersion"):
-            # Not a Status of the API's own, hence no 400 (recorded).
+            # Not a Status object, hence no 400 (recorded).
             said = "resourceVersion should not be set on objects to be created"
             raise ApiError(500, said, "")
         name = metadata.get("name", "")
@@ -101,7 +102,7 @@ class Api:
             return item if options.dry_run else self.store.put(kind, item)
 
     def _allocate(self, kind: Kind, item: Item, live: Item | None) -> None:
-        """Give a Service its address, or the one that it has already."""
+        """Assign an address to a Service, or keep the one that it has."""
         if kind.plural != "services" or item["spec"].get("type") == "ExternalName":
             return
         given = item["spec"].get("clusterIP") or ((live or {}).get("spec") or {}).get("clusterIP")
@@ -127,7 +128,7 @@ class Api:
     # -- update and patch -------------------------------------------------------------------------
 
     def update(self, place: Place, body: Any, options: Options) -> tuple[Item, bool]:
-        """PUT; return the object and whether it is new.
+        """Handle a PUT; return the object and whether it is new.
 
         Raises:
             ApiError: 400, 404, 409 or 422.
@@ -151,7 +152,7 @@ class Api:
             return self._replace(place, live, item, options), False
 
     def patch(self, place: Place, patch: Any, content_type: str, options: Options) -> Item:
-        """PATCH, all but server-side apply.
+        """Handle a PATCH other than server-side apply.
 
         Raises:
             ApiError: 400, 404, 409, 415 or 422.
@@ -171,9 +172,9 @@ class Api:
     def _replace(
         self, place: Place, live: Item, item: Item, options: Options, *, owned: bool = False
     ) -> Item:
-        """Put ``item`` in the place of ``live``, as far as this subresource may change it.
+        """Replace ``live`` by ``item``, limited to what the subresource may change.
 
-        Owned: who owns what is noted in it already.
+        ``owned``: the managed fields of ``item`` are already up to date.
         """
         kind = place.kind
         self._check_versions(kind, live, item)
@@ -201,7 +202,7 @@ class Api:
 
     @staticmethod
     def _reachable(kind: Kind, live: Item, item: Item, subresource: str) -> Item:
-        """Return what comes of ``live`` when only the fields of this (sub)resource are taken."""
+        """Return ``live`` with the fields of this resource or subresource from the new object."""
         item = copied(item)
         if subresource == "status":
             found = copied(live)
@@ -221,7 +222,7 @@ class Api:
         return item
 
     def apply(self, place: Place, config: Any, options: Options) -> tuple[Item, bool]:
-        """Server-side apply; return the object and whether it is new.
+        """Handle a server-side apply; return the object and whether it is new.
 
         Raises:
             ApiError: 400, 404, 409 or 422.
@@ -266,7 +267,7 @@ class Api:
 
     @staticmethod
     def _own(kind: Kind, item: Item, live: Item | None, options: Options) -> None:
-        """Note who owns which field."""
+        """Update the managed fields."""
         entries = ownership.updated(kind, item, live, options.manager, options.subresource)
         item["metadata"].pop("managedFields", None)
         if entries:
@@ -275,7 +276,7 @@ class Api:
     # -- delete -----------------------------------------------------------------------------------
 
     def delete(self, place: Place, body: Any, options: Options) -> tuple[Item, bool]:
-        """DELETE with the DeleteOptions in ``body``; return the object and whether it is gone.
+        """Handle a DELETE with DeleteOptions ``body``; return the object and whether it is gone.
 
         Raises:
             ApiError: 404 or 409.
@@ -310,6 +311,6 @@ def _kept(item: Item, *keys: str) -> Item:
 
 
 def _counts(kind: Kind, item: Item) -> Item:
-    """Return what raises an object's generation when it changes."""
+    """Return the part of an object whose changes increment its generation."""
     left_out = {"metadata", *(["status"] if kind.has_status else [])}
     return {key: value for key, value in item.items() if key not in left_out}

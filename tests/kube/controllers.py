@@ -1,10 +1,10 @@
-"""What runs fake controllers: one pass over all of them after each change, until nothing changes.
+"""Runs fake controllers: a pass over all of them after each change, until nothing changes.
 
 A controller is a function of the server that reads objects (``server.view``, uncopied) and writes
-them through ``server.api``, with the checks that HTTP clients meet; a conflict or any other refusal
-is what it meets in its next pass again. ``settle`` runs them in the caller's thread, so that a test
-sees what came of its change; ``running`` runs them in a thread beside Helm and other processes.
-They do not use HTTP: a server that is stopped does not stop them, but leaving ``running`` does.
+them through ``server.api``, with the checks of HTTP requests; a conflict or any other
+refusal is retried in the next pass. ``settle`` runs them in the caller's thread, so that a test
+sees the effect of its change; ``running`` runs them in a thread beside Helm and other processes.
+They do not use HTTP: stopping the server does not stop them; leaving ``running`` does.
 """
 
 import threading
@@ -17,14 +17,14 @@ from tests.kube.server import KubeServer
 Controller = Callable[[KubeServer], None]
 _QUIET = 0.05
 _MOST = 60
-"""Passes after which controllers that never come to rest are at odds with each other."""
+"""Number of passes after which controllers are considered to be in an endless conflict."""
 
 
 def settle(server: KubeServer, *controllers: Controller) -> None:
     """Run controllers until a pass changes nothing.
 
     Raises:
-        AssertionError: they do not come to rest.
+        AssertionError: The changes do not end.
     """
     for _ in range(_MOST):
         with server.controlling:
@@ -33,7 +33,7 @@ def settle(server: KubeServer, *controllers: Controller) -> None:
                 try:
                     controller(server)
                 except ApiError as error:
-                    # A conflict is read again in the next pass; anything else is a fault of the
+                    # A conflict is retried in the next pass; anything else is a bug in the
                     # controller's.
                     if error.code not in {404, 409}:
                         raise
@@ -66,7 +66,7 @@ def running(server: KubeServer, *controllers: Controller) -> Iterator[None]:
     finally:
         stop.set()
         changed.set()
-        thread.join(20)
+        thread.join(60)
         server.store.listeners.remove(changed.set)
     assert not thread.is_alive(), "the controllers do not end"
     if faults:

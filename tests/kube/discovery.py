@@ -1,7 +1,7 @@
-"""What clients ask first: the version, the groups and kinds, and which parameters writes take.
+"""The discovery endpoints: version, groups and kinds, and the parameters of writes.
 
 Groups and kinds are served in the older, not aggregated form, which every client falls back to.
-The OpenAPI documents hold no schemas: kubectl and Helm look in them for the ``fieldValidation``
+The OpenAPI documents have no schemas: kubectl and Helm look in them for the ``fieldValidation``
 parameter of PATCH, and leave the checking to the server when it is there.
 """
 
@@ -14,7 +14,7 @@ _VERBS = ["create", "delete", "deletecollection", "get", "list", "patch", "updat
 
 
 def page(kinds: Kinds, seen: Seen) -> dict[str, Any] | None:
-    """Return the answer to a path that names no object; None: it is no such path."""
+    """Return the response of a discovery path; None for any other path."""
     if seen.method != "GET":
         return None
     parts = seen.path.strip("/").split("/")

@@ -1,4 +1,4 @@
-"""Refusals of an API server: a Status object with a code and a reason.
+"""Error responses of an API server: Status objects with a code and a reason.
 
 Messages follow the recorded exchanges and, where those are silent, the constructors of
 k8s.io/apimachinery/pkg/api/errors.
@@ -25,7 +25,7 @@ REASONS = {
 
 
 class ApiError(Exception):
-    """A request that is refused; ``status()`` is the answer's body."""
+    """A refused request; ``status()`` returns the response body."""
 
     def __init__(
         self, code: int, message: str, reason: str | None = None, details: dict | None = None
@@ -63,7 +63,7 @@ def not_found(kind, name):
 
 
 def no_such_path():
-    """A path that the server does not serve: no Status but plain text (recorded)."""
+    """A path that the server does not serve; the response is plain text (recorded)."""
     return ApiError(404, "404 page not found", "")
 
 
@@ -82,7 +82,7 @@ def conflict(kind, name, why=None):
 
 
 def invalid(kind, name, problems):
-    """Refuse values; ``problems`` is (reason, path, sentence) of each, as a field.Error says it."""
+    """Return the error for invalid values; ``problems`` are (reason, path, message) each."""
     sentences = [f"{path}: {sentence}" for _, path, sentence in problems]
     told = sentences[0] if len(sentences) == 1 else f"[{', '.join(sentences)}]"
     label = f"{kind.kind}.{kind.group}" if kind.group else kind.kind

@@ -1,4 +1,4 @@
-"""Evictions (``pods/eviction``), which disruption budgets may refuse.
+"""Evictions (``pods/eviction``), subject to disruption budgets.
 
 Recorded from Kubernetes 1.36.2: 429 with the budget as cause when it allows none, else 201, and the
 pod gets the condition DisruptionTarget and is deleted with its grace period.
@@ -14,7 +14,7 @@ Item = dict[str, Any]
 
 
 def evict(api: Api, place: Place, body: Item, options: Options) -> None:
-    """Delete a pod unless a budget is against it.
+    """Evict a pod unless a budget forbids it.
 
     Raises:
         ApiError: 404 or 429.
@@ -41,7 +41,7 @@ def evict(api: Api, place: Place, body: Item, options: Options) -> None:
 
 
 def _use(api: Api, budget: Item) -> None:
-    """Take one of the disruptions that a budget allows."""
+    """Use one of a budget's allowed disruptions."""
     status, name = budget.get("status") or {}, budget["metadata"]["name"]
     if not status.get("disruptionsAllowed"):
         told = (

@@ -1,4 +1,4 @@
-"""What was asked of the fake, and how it is told to misbehave."""
+"""Recorded requests, and injected faults."""
 
 import asyncio
 import json
@@ -15,7 +15,7 @@ from tests.kube.errors import REASONS, ApiError, bad_request
 
 @dataclass(frozen=True)
 class Seen:
-    """One request."""
+    """A recorded request."""
 
     method: str
     path: str
@@ -29,7 +29,7 @@ class Seen:
         return self.query.get("watch") in {"true", "1"}
 
     def parsed(self) -> Any:
-        """Return the body; None: it has none.
+        """Return the parsed body; None without one.
 
         Raises:
             ApiError: 400 if it is neither JSON nor, where that is taken, YAML; 415.
@@ -54,24 +54,24 @@ class Seen:
 
 @dataclass
 class Fault:
-    """An answer in place of the real one."""
+    """A response in place of the real one."""
 
     status: int | None = None
     message: str = ""
     headers: dict[str, str] = field(default_factory=dict)
     lines: list[bytes] | None = None
-    """A 200 whose body these are, and then the end."""
+    """Lines of the body of a response with status 200, which then ends."""
     hang: bool = False
-    """The headers of a 200, and then nothing, for as long as the connection is."""
+    """Send the headers of a response with status 200, then nothing while the connection lasts."""
     cut: bool = False
-    """The connection ends without an answer."""
+    """Close the connection without a response."""
     times: int | None = None
-    """For so many requests; None: for all of them."""
+    """Number of requests that it applies to; None: all."""
     method: str = ""
     path: str = ""
     watch: bool | None = None
     seen: int = 0
-    """For how many requests it was used."""
+    """Number of requests that it was applied to."""
 
     def fits(self, seen: Seen) -> bool:
         return (
@@ -82,7 +82,7 @@ class Fault:
         )
 
     async def answer(self, request: web.BaseRequest, stop: Any) -> web.StreamResponse | None:
-        """Return the answer that this fault makes."""
+        """Return the response of this fault."""
         if self.cut:
             assert request.transport is not None
             request.transport.abort()
@@ -105,16 +105,16 @@ class Fault:
 
 
 class Faults:
-    """The faults that are on; the first that fits is used."""
+    """The active faults; the first match applies."""
 
     def __init__(self):
         self._on: list[Fault] = []
 
     def add(self, path: str = "", **what: Any) -> Fault:
-        """Turn a fault on for paths in which the expression ``path`` is found; return it.
+        """Activate a fault for paths that match the regular expression ``path``; return the fault.
 
         ``method="GET"``, ``watch=True`` and ``times=3`` narrow it down; ``status=500``,
-        ``lines=[...]``, ``hang=True`` or ``cut=True`` say what happens: see :class:`Fault`.
+        ``lines=[...]``, ``hang=True`` or ``cut=True`` select the effect: see :class:`Fault`.
         """
         fault = Fault(path=path, **what)
         self._on.append(fault)

@@ -1,9 +1,9 @@
-"""Sets of fields, and how two objects differ in them: sigs.k8s.io/structured-merge-diff.
+"""Field sets and their differences between objects, as in sigs.k8s.io/structured-merge-diff.
 
 A path is a tuple of elements as FieldsV1 writes them: ``f:spec``, ``k:{"name":"a"}`` (an item of an
 associative list), ``v:"a"`` (an item of a set). Atomic lists and maps have no fields inside. The
-walks follow that library's ToFieldSet, Compare and Merge; the recorded managed fields of
-RayServices are what they must give.
+walks follow that library's ToFieldSet, Compare and Merge; their results are compared with
+the recorded managed fields of RayServices.
 """
 
 import json
@@ -19,11 +19,11 @@ Fields = set[Path]
 
 
 class Duplicate(ValueError):
-    """Two items of an associative list have the same keys; the text says where."""
+    """Two items of an associative list have the same keys; the message has the path."""
 
 
 def encoded(fields: Fields) -> dict[str, Any]:
-    """Return a set as FieldsV1."""
+    """Return a field set as FieldsV1."""
     root: dict[str, Any] = {}
     prefixes = {path[:n] for path in fields for n in range(1, len(path))}
     for path in sorted(fields):
@@ -36,7 +36,7 @@ def encoded(fields: Fields) -> dict[str, Any]:
 
 
 def decoded(raw: dict[str, Any], prefix: Path = ()) -> Fields:
-    """Return the set that FieldsV1 says."""
+    """Return the field set of a FieldsV1."""
     found: Fields = set()
     for element, below in raw.items():
         path = (*prefix, element)
@@ -50,7 +50,7 @@ def decoded(raw: dict[str, Any], prefix: Path = ()) -> Fields:
 
 
 def spoken(path: Path) -> str:
-    """Return a path as messages have it: ``.spec.containers[name="a"].image``."""
+    """Return a path as it appears in messages: ``.spec.containers[name="a"].image``."""
     said = ""
     for element in path:
         kind, rest = element[:1], element[2:]
@@ -65,7 +65,7 @@ def spoken(path: Path) -> str:
 
 
 def element_of(item: Any, schema: Schema) -> str:
-    """Return the element of a path that an item of an associative list or of a set is."""
+    """Return the path element of an item of an associative list or of a set."""
     if schema.is_set or not isinstance(item, dict):
         return "v:" + json.dumps(item, separators=(",", ":"))
     keys = {key: item.get(key, schema.key_default(key)) for key in sorted(schema.keys)}
@@ -84,7 +84,7 @@ def _items(value: Any, schema: Schema, path: Path) -> dict[str, Any]:
 
 
 def _leaf(value: Any, schema: Schema | None) -> bool:
-    """Whether a value has no fields inside."""
+    """Return whether a value has no fields inside."""
     if not isinstance(value, (dict, list)):
         return True
     if isinstance(value, list):
@@ -96,7 +96,7 @@ def fields_of(value: Any, schema: Schema | None, path: Path = ()) -> Fields:
     """Return the fields that an applied object names.
 
     Raises:
-        Duplicate: an associative list has an item twice.
+        Duplicate: An associative list contains an item twice.
     """
     if _leaf(value, schema):
         return {path}
@@ -121,7 +121,7 @@ def fields_of(value: Any, schema: Schema | None, path: Path = ()) -> Fields:
 
 @dataclass
 class Difference:
-    """What changed from one object to another."""
+    """The fields that differ between two objects."""
 
     added: Fields = field(default_factory=set)
     modified: Fields = field(default_factory=set)
@@ -132,7 +132,7 @@ _ABSENT = object()
 
 
 def compared(old: Any, new: Any, schema: Schema | None) -> Difference:
-    """Return in which fields ``new`` differs from ``old``."""
+    """Return the fields in which ``new`` differs from ``old``."""
     found = Difference()
     _compare(old, new, schema, (), found)
     return found
@@ -159,7 +159,7 @@ def _compare(old: Any, new: Any, schema: Schema | None, path: Path, found: Diffe
 def _children(
     old: Any, new: Any, schema: Schema | None, path: Path
 ) -> list[tuple[str, Any, Any, Schema | None]] | None:
-    """Return the elements below with both values; None: it is a leaf."""
+    """Return the child elements with both values; None for a leaf."""
     kinds = {type(value) for value in (old, new) if value is not _ABSENT and value is not None}
     if len(kinds) != 1 or any(_leaf(value, schema) for value in (old, new) if type(value) in kinds):
         return None
@@ -186,7 +186,7 @@ def _children(
 
 
 def merged(live: Any, applied: Any, schema: Schema | None) -> Any:
-    """Return ``live`` with what ``applied`` says."""
+    """Merge ``applied`` into ``live`` and return the result."""
     if type(live) is not type(applied) or _leaf(applied, schema):
         return copied(applied)
     if isinstance(applied, list):
@@ -206,7 +206,7 @@ def merged(live: Any, applied: Any, schema: Schema | None) -> Any:
 
 
 def _in_order(before: list[str], after: list[str], result: list, rest: list) -> list:
-    """Keep what was there in its order when the applied order agrees with it."""
+    """Keep the existing order if the applied order is consistent with it."""
     common = [element for element in before if element in after]
     if common != [element for element in after if element in before]:
         return [*result, *rest]
@@ -220,8 +220,8 @@ def _in_order(before: list[str], after: list[str], result: list, rest: list) -> 
 def without(value: Any, gone: Fields, kept: Fields, schema: Schema | None, path: Path = ()) -> Any:
     """Return ``value`` without the fields in ``gone``, all but those in ``kept``.
 
-    A container that was in ``gone``, or a struct of which the last field went, goes as well unless
-    something in it stays.
+    A container in ``gone``, or a struct without remaining fields, is removed unless it still
+    contains something.
     """
     if _leaf(value, schema):
         return value

@@ -1,8 +1,8 @@
 """The kinds of objects that the fake serves, with their schemas.
 
 Built-in kinds come from the JSON schemas of Kubernetes in ``kubernetes_validate``; custom ones from
-the CustomResourceDefinitions in tests/helm/crds. A RayCluster's ``spec`` is what a RayService has
-as ``rayClusterConfig`` (one Go type, ``RayClusterSpec``), so its schema is taken from there.
+the CustomResourceDefinitions in tests/helm/crds. The schema of a RayCluster's
+``spec`` is that of ``rayClusterConfig`` in a RayService (the same Go type, ``RayClusterSpec``).
 """
 
 import functools
@@ -16,7 +16,7 @@ from typing import Any
 from tests.kube.schemas import Schema
 
 VERSION = "1.36"
-"""Kubernetes' version that the fake says and whose schemas it has."""
+"""Kubernetes version that the fake reports and whose schemas it uses."""
 CRDS = Path(__file__).resolve().parents[1] / "helm" / "crds"
 
 _BUILT_IN = """
@@ -56,7 +56,7 @@ resource.k8s.io/v1 DeviceClass deviceclasses cluster
 """
 _PLURALS = {"HTTPRoute": "httproutes", "GRPCRoute": "grpcroutes"}
 _UNCONDITIONAL = {"leases": False}
-"""Whether a PUT without a resourceVersion is taken; built-in kinds not named here take it."""
+"""Whether a PUT without a resourceVersion is accepted; built-in kinds not listed accept it."""
 
 _COUNTED = {"apps", "batch", "policy", "networking.k8s.io"}
 """Groups whose objects have a generation."""
@@ -64,7 +64,7 @@ _COUNTED = {"apps", "batch", "policy", "networking.k8s.io"}
 
 @dataclass(frozen=True, eq=False)
 class Kind:
-    """One kind of objects in one version of its API group."""
+    """A kind in one version of its API group."""
 
     group: str
     version: str
@@ -81,7 +81,7 @@ class Kind:
 
     @property
     def resource(self) -> str:
-        """As error messages name it: ``leases.coordination.k8s.io``."""
+        """Name in error messages: ``leases.coordination.k8s.io``."""
         return f"{self.plural}.{self.group}" if self.group else self.plural
 
     @property
@@ -95,12 +95,12 @@ class Kind:
 
     @property
     def unconditional(self) -> bool:
-        """Whether a PUT may leave out the resourceVersion."""
+        """Whether a PUT may omit the resourceVersion."""
         return not self.custom and _UNCONDITIONAL.get(self.plural, True)
 
     @property
     def create_by_put(self) -> bool:
-        """Whether a PUT of an object that is not there makes it (AllowCreateOnUpdate)."""
+        """Whether a PUT creates a missing object (AllowCreateOnUpdate)."""
         return self.plural in {"leases", "events", "endpoints"}
 
     def __repr__(self):
@@ -108,7 +108,7 @@ class Kind:
 
 
 class Kinds:
-    """All kinds of one server; ``add`` takes more."""
+    """The kinds of one server; ``add`` adds one."""
 
     def __init__(self):
         self._known: list[Kind] = []
@@ -122,7 +122,7 @@ class Kinds:
         return iter(self._known)
 
     def find(self, group: str, version: str, plural: str) -> Kind | None:
-        """Return the kind at a path; None: there is none."""
+        """Return the kind at a path, or None."""
         wanted = (group, version, plural)
         return next((k for k in self._known if (k.group, k.version, k.plural) == wanted), None)
 
@@ -130,7 +130,7 @@ class Kinds:
         """Return the kind of an object.
 
         Raises:
-            KeyError: the server has no such kind.
+            KeyError: The server has no such kind.
         """
         wanted = (item.get("apiVersion"), item.get("kind"))
         found = next((k for k in self._known if (k.api_version, k.kind) == wanted), None)
@@ -197,7 +197,7 @@ def _custom() -> tuple[Kind, ...]:
 
 
 def custom_kind(api_version: str, kind: str, schema: dict[str, Any], plural: str = "") -> Kind:
-    """Return the kind that a CustomResourceDefinition makes of ``schema`` (openAPIV3Schema)."""
+    """Return the kind of a CustomResourceDefinition with ``schema`` (openAPIV3Schema)."""
     group, version = api_version.split("/")
     metadata = {"$ref": "#/$defs/io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta"}
     properties = schema["properties"] | {

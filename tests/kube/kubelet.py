@@ -1,8 +1,7 @@
-"""Nodes' work for tests: pods get a node and an address, become ready, and go when deleted.
+"""A fake scheduler and kubelet: pods get a node and an address, become ready, and end when deleted.
 
-Follows "Pod Lifecycle". What a container would answer to its probes is said by ``ready``; no
-container runs. Pods whose restartPolicy is not Always succeed at once unless ``fails`` says
-otherwise.
+Follows "Pod Lifecycle". No container runs; ``ready`` gives the result of its
+probes. Pods whose restartPolicy is not Always succeed at once unless ``fails`` is true for them.
 """
 
 from collections.abc import Callable
@@ -23,9 +22,9 @@ class Kubelet:
         self.ready = ready or (lambda pod: True)
         """Whether a running pod's readiness probes succeed."""
         self.fails: Says = lambda pod: False
-        """Whether a pod that ends has failed."""
+        """Whether a finished pod has failed."""
         self.schedules: Says = lambda pod: True
-        """Whether there is a node for a pod."""
+        """Whether a pod can be scheduled."""
         self.ends: Says = lambda pod: True
         """Whether a deleted pod's containers have ended."""
         self._addresses = 0
@@ -66,7 +65,7 @@ class Kubelet:
 
 
 def write_status(server: KubeServer, item: Item, status: Item, manager: str) -> None:
-    """Write an object's status if it is another one."""
+    """Write an object's status if it differs."""
     if status == item.get("status"):
         return
     kind = server.store.kinds.of(item)

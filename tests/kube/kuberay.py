@@ -45,11 +45,10 @@ _GROUPS = "ray.io/num-worker-groups"
 
 
 def proxy_health(server: KubeServer) -> Health:
-    """Return what is to be asked whether a pod is ready: Serve's proxy on a worker, of a head
-    nothing.
+    """Return the readiness check of a pod: Ray Serve's proxy on a worker, none on the head.
 
     The proxy answers ``/-/healthz`` with 200 when an application of the pod's RayService has a
-    route prefix; with none it answers 503 "Route table is not populated yet" for ever (recorded).
+    route prefix; with none it always answers 503 "Route table is not populated yet" (recorded).
     """
 
     def healthy(pod: Item) -> bool:
@@ -86,13 +85,13 @@ class KubeRay:
 
     def __init__(self, version: str = "v1.7.0", serves: Health | None = None):
         self.version = version
-        """Of the operator: another one than a cluster's is an upgrade."""
+        """Version of the operator; if a cluster has another one, it is an upgrade."""
         self.serves = serves or (lambda cluster: True)
-        """Whether a cluster's applications run, as Ray's dashboard would say."""
+        """Whether a cluster's applications are running, according to Ray's dashboard."""
         self.keep_old = False
-        """Leave clusters that a promotion replaced."""
+        """Keep clusters that a promotion replaced."""
         self.deleting: set[str] = set()
-        """Uids of pods that this process of the operator deleted; a restart forgets them."""
+        """UIDs of pods that this operator process deleted; lost on restart."""
         self._started_as = version
 
     def __call__(self, server: KubeServer) -> None:
@@ -145,7 +144,7 @@ class _Service(Writer):
                 self.delete(cluster)
 
     def _write(self, *, without_finalizer: bool = False) -> None:
-        """Update the whole object as Go writes it, with the finalizer or without."""
+        """Update the whole object as the Go client does, with or without the finalizer."""
         item = copied(self.item)
         item["spec"] = operator_form(item["spec"])
         others = [one for one in self.metadata.get("finalizers") or () if one != FINALIZER]
@@ -158,7 +157,7 @@ class _Service(Writer):
         return found
 
     def _cluster(self, name: str) -> Item:
-        """Return the RayCluster that the RayService describes."""
+        """Return the RayCluster described by the RayService."""
         metadata, spec = self.metadata, self._cluster_spec
         return {
             "apiVersion": "ray.io/v1",
@@ -183,7 +182,7 @@ class _Service(Writer):
         }
 
     def _in_place(self, cluster: Item | None, status: Item, *, active: bool) -> Item | None:
-        """Overwrite a cluster where another operator or appended groups ask for it."""
+        """Overwrite a cluster after an operator upgrade or if worker groups were appended."""
         if cluster is None:
             return None
         if active and is_true(status, "UpgradeInProgress"):

@@ -1,9 +1,9 @@
 """The RayCluster controller of the fake KubeRay: secret, service and pods of a cluster.
 
-Follows raycluster_controller.go of KubeRay 1.7.0, ``reconcilePods`` above all: ended pods go first
-and alone; then those named in ``workersToDelete``; then the number is brought to ``replicas``,
-held between ``minReplicas`` and ``maxReplicas``. While a pod that the operator deleted still exists
-it does nothing more for that worker group.
+Follows raycluster_controller.go of KubeRay 1.7.0, mainly ``reconcilePods``: finished pods are
+deleted first and alone, then those named in ``workersToDelete``; then the number is set to
+``replicas``, bounded by ``minReplicas`` and ``maxReplicas``. While a deleted pod still exists, the
+operator does nothing else for that worker group.
 """
 
 import base64
@@ -118,7 +118,7 @@ class Cluster(Writer):
 
 
 def spec_hash(spec: Item) -> str:
-    """Return the hash by which KubeRay tells clusters apart; ``spec`` is in the normal form."""
+    """Return KubeRay's hash of a cluster; ``spec`` is in normal form."""
     spec = copied(spec)
     spec.pop("upgradeStrategy", None)
     groups = spec.get("workerGroupSpecs", [])

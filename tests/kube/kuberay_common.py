@@ -1,4 +1,4 @@
-"""What both controllers of the fake KubeRay use: writing as the operator, pods, conditions."""
+"""Shared parts of the fake KubeRay controllers: writing as the operator, pods, conditions."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The pods that KubeRay makes of a RayCluster's templates.
+"""The pods that KubeRay creates from a RayCluster's templates.
 
 Follows the recorded pods of KubeRay 1.7.0: names, labels, annotations, environment, the command
 that starts Ray, probes, the init container that waits for the head, the head's shared memory.
@@ -147,7 +147,7 @@ def _pod(cluster: Item, group: Item, kind: str, name: str, serve: str) -> Item:
 
 
 def _start(container: Item, given: dict[str, str], address: str) -> str:
-    """Let the container start Ray; return the command."""
+    """Set the container's command to start Ray, and return it."""
     limits = (container.get("resources") or {}).get("limits") or {}
     params = {"dashboard-agent-listen-port": str(_AGENT), "metrics-export-port": "8080"} | given
     params["block"] = ""

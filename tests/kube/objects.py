@@ -1,4 +1,4 @@
-"""Whole objects that a real API server would take, for tests that want them small to write."""
+"""Builders of complete objects that a real API server accepts."""
 
 from typing import Any
 
@@ -96,10 +96,10 @@ def service_account(name: str, namespace: str, *rules: Item, cluster: bool = Fal
     """Return a service account and a role with ``rules`` that is bound to it.
 
     Args:
-        name: of all three.
-        namespace: of the account, and of the role and its binding unless ``cluster``.
-        rules: as a Role has them.
-        cluster: make them a ClusterRole and a ClusterRoleBinding.
+        name: name of all three objects.
+        namespace: namespace of the account, and of role and binding unless ``cluster``.
+        rules: rules of the role.
+        cluster: create a ClusterRole and a ClusterRoleBinding.
     """
     where = {"name": name, "namespace": namespace}
     place = {"name": name} if cluster else where

@@ -1,9 +1,9 @@
-"""Who owns which field: managedFields, and the conflicts of server-side apply.
+"""Field ownership: managedFields, and the conflicts of server-side apply.
 
-Follows "Server-Side Apply" and the recorded objects and refusals: an Update takes what it changes
-away from all others; an Apply may not change what another manager owns unless it is forced, takes
-what it names, and gives up (and, where nobody else owns it, removes) what it named before and does
-not name any more. Entries of a subresource are apart.
+Follows "Server-Side Apply" and the recorded objects and refusals: an Update takes
+ownership of the fields it changes. An Apply may not change fields of another manager unless forced;
+it owns the fields it contains, and releases those it no longer contains, removing them if they have
+no other owner. Subresources have separate entries.
 """
 
 from dataclasses import dataclass
@@ -23,12 +23,12 @@ _NOBODYS = (
     "resourceVersion", "deletionTimestamp", "deletionGracePeriodSeconds",
 )  # fmt: skip
 _MOST_UPDATERS = 10
-"""Update entries that an object keeps; the oldest are joined beyond it."""
+"""Maximum number of Update entries of an object; the oldest are merged beyond it."""
 
 
 @dataclass(frozen=True)
 class Manager:
-    """Who one entry of managedFields is of."""
+    """The identity of one entry of managedFields."""
 
     name: str
     operation: str
@@ -43,7 +43,7 @@ class Manager:
 
 
 class Owners:
-    """The entries of one object."""
+    """The managedFields entries of one object."""
 
     def __init__(self, entries: list[Item] | None):
         self.sets: dict[Manager, Fields] = {}
@@ -80,10 +80,10 @@ class Owners:
         return sorted(made, key=lambda e: (e["operation"], e["time"], e["manager"]))
 
     def take(self, manager: Manager, difference: fieldsets.Difference, *, force: bool) -> None:
-        """Let ``manager`` change what differs.
+        """Record that ``manager`` changes what differs.
 
         Raises:
-            ApiError: 409, others own it and ``force`` is not set.
+            ApiError: 409; another manager owns it and ``force`` is not set.
         """
         changed = difference.modified | difference.added
         conflicts = {
@@ -101,7 +101,7 @@ class Owners:
 
 
 def conflict(conflicts: dict[Manager, Fields]) -> ApiError:
-    """Return the refusal of an Apply, in the recorded form."""
+    """Return the error of a refused Apply, in the recorded form."""
     pairs = [
         (manager, fieldsets.spoken(path))
         for manager, fields in sorted(conflicts.items(), key=lambda one: str(one[0]))
@@ -132,9 +132,9 @@ def _owned(item: Item, *, status: bool) -> Item:
 
 
 def _empty(kind: Kind) -> Item:
-    """Return an object of which nothing is set yet, as far as Go's types of it are no pointers.
+    """Return an object with only the fields that are no pointers in Go.
 
-    What is there from the beginning is not added, so that nobody owns it as a whole (recorded).
+    These exist from the beginning, so adding them makes no manager their owner (recorded).
     """
     spec = None if kind.custom else kind.schema.at("spec")
     found: Item = {"metadata": {}}
@@ -154,11 +154,11 @@ def _status(kind: Kind, subresource: str) -> bool:
 def updated(
     kind: Kind, item: Item, live: Item | None, manager: str, subresource: str = ""
 ) -> list[Item]:
-    """Return the managedFields of ``item``, which ``manager`` made of ``live`` by other means.
+    """Return the managedFields of ``item``, changed from ``live`` by ``manager`` without an Apply.
 
-    A client may write managedFields itself: what it sends is then where this begins. ``[{}]``, and
-    for built-in kinds an empty list, leaves none, and an object that has none is not tracked any
-    more; nothing and null leave them as they were (recorded).
+    If the client sends managedFields, they are the starting point. ``[{}]``, and for built-in
+    kinds an empty list, removes them, and the object is then no longer tracked. Missing or null
+    fields leave them unchanged (recorded).
     """
     sent = item["metadata"].get("managedFields")
     known = (live or {}).get("metadata", {}).get("managedFields")
@@ -180,10 +180,10 @@ def updated(
 def applied(
     kind: Kind, config: Item, live: Item | None, manager: str, subresource: str, *, force: bool
 ) -> Item:
-    """Return what an Apply of ``config`` makes of ``live``, with its managedFields.
+    """Return the result of applying ``config`` to ``live``, with its managedFields.
 
     Raises:
-        ApiError: 409, another manager owns what would change; 500, the object is no such type.
+        ApiError: 409 if another manager owns a changed field; 500 if the object has another type.
     """
     status = _status(kind, subresource)
     base = copied(live) if live is not None else {}

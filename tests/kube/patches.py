@@ -1,9 +1,9 @@
-"""The patches that an API server takes: JSON patch, JSON merge patch, strategic merge patch.
+"""The patch formats of an API server: JSON patch, JSON merge patch, strategic merge patch.
 
-Refusals as recorded: a merge patch whose body is a JSON array is 400 with Go's own words; a JSON
-patch that cannot be applied, such as a failing ``test``, is 422 with ``reason: Invalid``.
+Errors as recorded: a merge patch whose body is a JSON array is 400 with Go's message; a JSON patch
+that does not apply, such as a failing ``test``, is 422 with ``reason: Invalid``.
 Strategic merge patch follows its design document (patchMergeKey, ``$patch``, ``$retainKeys``,
-``$setElementOrder``, ``$deleteFromPrimitiveList``); what is a list of which kind the schema says.
+``$setElementOrder``, ``$deleteFromPrimitiveList``); the schema determines the kind of each list.
 """
 
 from typing import Any
@@ -29,14 +29,14 @@ _GO_NAMES = {
 
 
 def unsupported(content_type: str, *, custom: bool) -> ApiError:
-    """Custom resources take no strategic merge patch: their Go types are unknown."""
+    """Custom resources have no strategic merge patch: their Go types are unknown."""
     taken = [JSON, MERGE, *([] if custom else [STRATEGIC]), APPLY[0], APPLY[1]]
     said = "the body of the request was in an unknown format - accepted media types include: "
     return ApiError(415, said + ", ".join(taken))
 
 
 def patched(live: Any, patch: Any, content_type: str, schema: Schema, *, custom: bool) -> Any:
-    """Return ``live`` with a patch applied to it; ``live`` stays as it is.
+    """Return a copy of ``live`` with a patch applied.
 
     Raises:
         ApiError: 400, 415 or 422.
@@ -61,7 +61,7 @@ def _an_object(patch: Any) -> dict[str, Any]:
 
 
 def json_patched(live: Any, patch: Any) -> Any:
-    """Apply RFC 6902."""
+    """Apply a JSON patch (RFC 6902)."""
     if not isinstance(patch, list):
         raise bad_request(
             f"error decoding patch: json: cannot unmarshal {_GO_NAMES.get(type(patch), 'null')} "
@@ -74,7 +74,7 @@ def json_patched(live: Any, patch: Any) -> Any:
 
 
 def merged(live: Any, patch: Any) -> Any:
-    """Apply RFC 7386."""
+    """Apply a JSON merge patch (RFC 7386)."""
     if not isinstance(patch, dict):
         return patch
     result = dict(live) if isinstance(live, dict) else {}
@@ -115,7 +115,7 @@ def strategic(live: Any, patch: dict[str, Any], schema: Schema | None) -> Any:
 
 
 def _directed_lists(result: dict[str, Any], patch: dict[str, Any], schema: Schema | None) -> None:
-    """Apply what the patch says of lists without values of their own."""
+    """Apply the list directives of a patch that have no values."""
     for directive, value in patch.items():
         word, _, key = directive.partition("/")
         if word == "$deleteFromPrimitiveList":
@@ -148,7 +148,7 @@ def _merged_list(live: list, patch: list, schema: Schema | None, order: list | N
 
 
 def _ordered(items: list, order: list, key: str) -> list:
-    """Sort as ``order`` says; items that it does not name keep their place after those before."""
+    """Sort by ``order``; items not in it keep their place after their predecessors."""
     names = [item.get(key) if isinstance(item, dict) else item for item in order]
     places, last = {}, -1
     for number, item in enumerate(items):

@@ -1,7 +1,7 @@
-"""What a request's address says: who asks, and for which object.
+"""Parses a request's path: its token and its object.
 
 Follows "API URL paths and terminology" of Kubernetes' API concepts. ``/as/TOKEN`` before a path is
-the fake's way to take the token of clients that send none over plain HTTP.
+how the fake gets the token of clients that send none over plain HTTP.
 """
 
 from aiohttp import web
@@ -11,7 +11,7 @@ from tests.kube.kinds import Kind, Kinds
 
 
 def resource_at(kinds: Kinds, path: str) -> tuple[Kind, str, str, str]:
-    """Return kind, namespace, name and subresource of a path; 404 if it has none."""
+    """Return kind, namespace, name and subresource of a path; raise 404 for other paths."""
     parts = path.strip("/").split("/")
     if parts[0] == "api" and len(parts) >= 3:
         group, version, rest = "", parts[1], parts[2:]
@@ -34,7 +34,7 @@ def resource_at(kinds: Kinds, path: str) -> tuple[Kind, str, str, str]:
 
 
 def addressed(request: web.BaseRequest) -> tuple[str | None, str]:
-    """Return the bearer token of a request and its path: ``/as/TOKEN/api/...`` says both."""
+    """Return the bearer token of a request and its path: ``/as/TOKEN/api/...`` contains both."""
     word, _, token = request.headers.get("Authorization", "").partition(" ")
     parts = request.path.split("/", 3)
     if parts[1:2] == ["as"] and len(parts) == 4:

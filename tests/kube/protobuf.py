@@ -1,7 +1,7 @@
-"""Protobuf bodies, as far as Helm and kubectl send them: release Secrets, deletions, reviews.
+"""Decodes the Protobuf bodies that Helm and kubectl send: release Secrets, deletions, reviews.
 
 Kubernetes' typed Go clients write built-in kinds as ``k8s\\0`` and a ``runtime.Unknown`` (API
-concepts, "Kubernetes Protobuf encoding"); answers may be JSON, which they accept as well. Field
+concepts, "Kubernetes Protobuf encoding"); responses may be JSON, which they accept too. Field
 numbers are those of generated.proto in k8s.io/apimachinery and k8s.io/api.
 """
 
@@ -71,10 +71,10 @@ _MESSAGES: dict[str, dict[int, tuple[str, Any]]] = {
 
 
 def parsed(body: bytes) -> dict[str, Any]:
-    """Return an object as JSON has it.
+    """Decode an object into its JSON form.
 
     Raises:
-        ApiError: 415, it is of no kind that is known here.
+        ApiError: 415; the kind is not supported.
     """
     if not body.startswith(_MAGIC):
         raise ApiError(415, "provided data does not have the protobuf magic")

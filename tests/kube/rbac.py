@@ -1,6 +1,6 @@
-"""Who may do what: Roles, ClusterRoles and their bindings, as "Using RBAC Authorization" says.
+"""Authorization by Roles, ClusterRoles and their bindings, as in "Using RBAC Authorization".
 
-The refusal's sentence is the recorded one; it names user, verb, resource, group and namespace.
+The error message is the recorded one, with user, verb, resource, group and namespace.
 """
 
 from collections.abc import Iterator
@@ -10,12 +10,12 @@ from typing import Any
 from tests.kube.errors import ApiError
 
 ADMIN_TOKEN = "admin"
-"""Bearer token of a user in ``system:masters``, who may do everything."""
+"""Bearer token of a user in ``system:masters``, which has all permissions."""
 
 
 @dataclass(frozen=True)
 class User:
-    """Who a request comes from."""
+    """The user of a request."""
 
     name: str
     groups: tuple[str, ...] = ()
@@ -26,7 +26,7 @@ ANONYMOUS = User("system:anonymous", ("system:unauthenticated",))
 
 
 def service_account_token(namespace: str, name: str) -> str:
-    """Return the bearer token of a service account; it is good while the account is there."""
+    """Return the bearer token of a service account, valid while the account exists."""
     return f"sa:{namespace}:{name}"
 
 
@@ -40,7 +40,7 @@ def service_account(namespace: str, name: str) -> User:
 
 
 def user_of(token: str | None, store: Any) -> User | None:
-    """Return who has this bearer token; None: nobody, which is 401."""
+    """Return the user of a bearer token; None (401) if it is invalid."""
     if token is None:
         return ANONYMOUS
     if token == ADMIN_TOKEN:
@@ -53,10 +53,10 @@ def user_of(token: str | None, store: Any) -> User | None:
 
 
 def impersonated(store: Any, user: User, name: str) -> User:
-    """Return who ``user`` wants to be (``Impersonate-User``).
+    """Return the user that ``user`` impersonates (``Impersonate-User``).
 
     Raises:
-        ApiError: 403, ``user`` may not.
+        ApiError: 403; ``user`` may not impersonate it.
     """
     parts = name.split(":")
     account = parts[:2] == ["system", "serviceaccount"] and len(parts) == 4
@@ -74,7 +74,7 @@ def impersonated(store: Any, user: User, name: str) -> User:
 def allowed(
     store: Any, user: User, verb: str, group: str, resource: str, namespace: str, name: str
 ) -> bool:
-    """Return whether ``user`` may; ``resource`` is a plural with its subresource (``pods/log``)."""
+    """Return whether ``user`` is allowed to; ``resource`` may have a subresource (``pods/log``)."""
     if "system:masters" in user.groups:
         return True
     return any(

@@ -1,7 +1,7 @@
-"""What a client may ask of itself: SelfSubjectAccessReview, and a token of a service account.
+"""SelfSubjectAccessReviews, and token requests of service accounts.
 
 Follows the API reference of authorization.k8s.io/v1 and TokenRequest; every authenticated user may
-ask the former (ClusterRole ``system:basic-user``).
+create the former (ClusterRole ``system:basic-user``).
 """
 
 from typing import Any
@@ -15,7 +15,7 @@ _REVIEW = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
 
 
 def answer(store: Any, seen: Seen, user: rbac.User) -> Item | None:
-    """Return the answer to a POST; None: it asks for something else.
+    """Return the response to a POST; None for any other path.
 
     Raises:
         ApiError: 403 or 404.

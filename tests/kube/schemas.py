@@ -1,7 +1,7 @@
-"""Schemas as an API server uses them: what a field is, how it merges, and what it may hold.
+"""Schemas as an API server uses them: types of fields, how they merge, and their valid values.
 
-The topology of a field (``x-kubernetes-list-type``, ``-map-type``, ``-list-map-keys``) decides who
-may own what of it in server-side apply; the patch strategy decides how Helm 3's strategic merge
+The topology of a field (``x-kubernetes-list-type``, ``-map-type``, ``-list-map-keys``) determines
+its ownership in server-side apply; the patch strategy decides how Helm 3's strategic merge
 patches merge it. Both are described in Kubernetes' API concepts and read from the schemas alone.
 """
 
@@ -31,7 +31,7 @@ _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)")
 
 
 class Schema:
-    """One place in a schema; None stands for "nothing is known" in what the methods return."""
+    """A node of a schema; methods return None for unknown parts."""
 
     def __init__(self, raw: dict[str, Any], definitions: dict[str, Any], over: Any = None):
         name = raw.get("$ref", "").removeprefix(_REF)
@@ -50,7 +50,7 @@ class Schema:
 
     @property
     def free(self) -> bool:
-        """Whether it says nothing of what is inside."""
+        """Whether the contents are unknown."""
         return self.name == _QUANTITY or bool(
             self.raw.get("x-kubernetes-preserve-unknown-fields")
             or self.raw.get("x-kubernetes-embedded-resource")
@@ -64,7 +64,7 @@ class Schema:
 
     @property
     def closed(self) -> bool:
-        """Whether other fields than the named ones are unknown."""
+        """Whether fields other than the named ones are unknown fields."""
         return bool(self.fields) and not self.free and not self.raw.get("additionalProperties")
 
     def at(self, key: str) -> "Schema | None":
@@ -80,7 +80,7 @@ class Schema:
 
     @property
     def atomic(self) -> bool:
-        """Whether it has one owner as a whole under server-side apply."""
+        """Whether it is atomic: owned as a whole under server-side apply."""
         if self.is_list:
             return self.raw.get("x-kubernetes-list-type", "atomic") == "atomic"
         return self.raw.get("x-kubernetes-map-type") == "atomic"
@@ -95,18 +95,18 @@ class Schema:
 
     @property
     def keys(self) -> list[str]:
-        """The fields that tell the items of an associative list apart."""
+        """The fields that identify the items of an associative list."""
         found: list[str] = self.raw.get("x-kubernetes-list-map-keys") or []
         return found
 
     @property
     def merge_key(self) -> str:
-        """The field by which strategic merge patch tells items apart; empty: it has none."""
+        """The field that identifies items in a strategic merge patch; empty: none."""
         return str(self.raw.get("x-kubernetes-patch-merge-key", ""))
 
     @property
     def strategies(self) -> list[str]:
-        """Of strategic merge patch: "merge", "replace", "retainKeys"."""
+        """Strategies of strategic merge patch: "merge", "replace", "retainKeys"."""
         return [*str(self.raw.get("x-kubernetes-patch-strategy", "")).split(",")]
 
     @property
@@ -119,14 +119,14 @@ class Schema:
         return "null" in self.types or bool(self.raw.get("nullable"))
 
     def key_default(self, key: str) -> Any:
-        """Return what an item's key is if the item does not say it: ``protocol`` is TCP."""
+        """Return the default of an item's missing key: ``protocol`` is TCP."""
         item = self.items
         found = None if item is None else (item.fields.get(key) or {}).get("default")
         return "TCP" if found is None and key == "protocol" else found
 
 
 def unknown_fields(value: Any, schema: Schema | None, path: str = "") -> list[str]:
-    """Return the paths of fields that the schema does not name (``spec.rplicas``)."""
+    """Return the paths of fields that are not in the schema (``spec.rplicas``)."""
     if schema is None or schema.free:
         return []
     if isinstance(value, list):
@@ -148,7 +148,7 @@ def unknown_fields(value: Any, schema: Schema | None, path: str = "") -> list[st
 
 
 def pruned(value: Any, schema: Schema | None) -> Any:
-    """Return ``value`` without fields that the schema does not name."""
+    """Return ``value`` without fields that are not in the schema."""
     if schema is None or schema.free:
         return value
     if isinstance(value, list):
@@ -180,7 +180,7 @@ def without_nulls(value: Any, schema: Schema | None, *, custom: bool) -> Any:
 
 
 def defaulted(value: Any, schema: Schema | None) -> Any:
-    """Return ``value`` with the defaults that the schema states (those of CRDs)."""
+    """Return ``value`` with the defaults of the schema (of CRDs)."""
     if schema is None:
         return value
     if isinstance(value, list):
@@ -195,7 +195,7 @@ def defaulted(value: Any, schema: Schema | None) -> Any:
 
 
 def problems(value: Any, schema: Schema | None, path: str = "") -> list[tuple[str, str, str]]:
-    """Return what is wrong with ``value``: (reason, path, sentence) as field errors say it."""
+    """Return the problems of ``value`` as (reason, path, message) of field errors."""
     if schema is None or schema.name == _QUANTITY or value is None:
         return []
     if schema.raw.get("x-kubernetes-int-or-string") or schema.name == _INT_OR_STRING:

@@ -1,4 +1,4 @@
-"""Label and field selectors, as Kubernetes' "Labels and Selectors" and "Field Selectors" say."""
+"""Label and field selectors, as in Kubernetes' "Labels and Selectors" and "Field Selectors"."""
 
 import re
 from collections.abc import Callable
@@ -27,14 +27,14 @@ _FIELDS = {
         "involvedObject.uid", "reason", "type",
     },
 }  # fmt: skip
-"""Fields by which a kind may be selected, beside metadata.name and metadata.namespace."""
+"""Selectable fields of a kind, in addition to metadata.name and metadata.namespace."""
 
 
 def label_test(text: str) -> Test:
-    """Return whether an object has labels as ``text`` says.
+    """Return whether an object matches the label selector ``text``.
 
     Raises:
-        ApiError: 400, it is no label selector.
+        ApiError: 400; invalid selector.
     """
     tests = [_label_part(part.strip()) for part in _COMMAS.split(text) if part.strip()]
     return lambda item: all(test(item["metadata"].get("labels") or {}) for test in tests)
@@ -58,10 +58,10 @@ def _label_part(part: str) -> Test:
 
 
 def field_test(text: str, plural: str) -> Test:
-    """Return whether an object has fields as ``text`` says (``spec.nodeName=n1``).
+    """Return whether an object matches the field selector ``text`` (``spec.nodeName=n1``).
 
     Raises:
-        ApiError: 400, objects of this kind are not selected by that field.
+        ApiError: 400; the field is not selectable for this kind.
     """
     known = {"metadata.name", "metadata.namespace"} | _FIELDS.get(plural, set())
     tests = []

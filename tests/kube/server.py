@@ -1,8 +1,8 @@
 """An API server over real HTTP on a loopback port, in a thread.
 
 ``with KubeServer() as server:`` serves from its own thread, so that tests with and without asyncio,
-Helm, and other processes use it alike. ``server.api`` and ``server.store`` change what it has
-without HTTP; ``server.requests`` says what was asked; ``server.faults`` breaks things.
+Helm, and other processes use it alike. ``server.api`` and ``server.store`` change its objects
+without HTTP; ``server.requests`` has the requests; ``server.faults`` injects faults.
 """
 
 import asyncio
@@ -29,17 +29,17 @@ _VERBS = {"POST": "create", "PUT": "update", "PATCH": "patch"}
 
 
 class KubeServer:
-    """One API server with its objects; they outlive ``stop`` and ``start``."""
+    """An API server with its objects, which persist across ``stop`` and ``start``."""
 
     def __init__(self, namespaces: tuple[str, ...] = ("default", "kube-system")):
         self.store = Store()
         self.api = Api(self.store)
         self.requests: list[Seen] = []
-        """Each request that came, in order, watches included."""
+        """All requests in order, watches included."""
         self.faults = Faults()
         self.watches = watching.Watches(self.store)
         self.controlling = threading.Lock()
-        """Held by one pass of controllers: a second one beside it would create the same again."""
+        """Held during a pass of controllers: concurrent passes would create objects twice."""
         self.host = "127.0.0.1"
         self.port = 0
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -56,12 +56,12 @@ class KubeServer:
         return f"http://{self.host}:{self.port}"
 
     def namespace(self, name: str) -> None:
-        """Make a namespace."""
+        """Create a namespace."""
         body = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}
         self.api.create(self.store.kinds.named("namespaces"), "", body, Options())
 
     def create(self, item: Item, manager: str = "test") -> Item:
-        """Create an object with all checks, and its status with it; return it."""
+        """Create an object, including its status, with all checks; return it."""
         kind = self.store.kinds.of(item)
         namespace = item["metadata"].get("namespace", "default") if kind.namespaced else ""
         options = Options(manager=manager, validation="Strict")
@@ -74,25 +74,25 @@ class KubeServer:
             return self.api.update(place, status, Options(manager, subresource="status"))[0]
 
     def get(self, plural: str, name: str, namespace: str = "default") -> Item | None:
-        """Return a copy of an object; None: there is none."""
+        """Return a copy of an object, or None."""
         return self.store.peek(plural, name, namespace)
 
     def items(
         self, plural: str, namespace: str = "", where: Callable[[Item], bool] | None = None
     ) -> list[Item]:
-        """Return copies of the objects of a kind of which ``where`` is true."""
+        """Return copies of the objects of a kind for which ``where`` is true."""
         return self.store.peek_all(plural, namespace, where)
 
     def view(
         self, plural: str, namespace: str = "", where: Callable[[Item], bool] | None = None
     ) -> list[Item]:
-        """Return them uncopied, for controllers, which look at all of them again and again."""
+        """Return the objects uncopied, for controllers, which read all of them repeatedly."""
         return self.store.view(self.store.kinds.named(plural), namespace, where)
 
     def patch(
         self, plural: str, name: str, patch: Item, namespace: str = "default", **more: Any
     ) -> Item:
-        """Apply a JSON merge patch; ``subresource="status"`` for a status, ``manager`` for who."""
+        """Apply a JSON merge patch as the field manager ``manager``."""
         kind = self.store.kinds.named(plural)
         place = Place(kind, name, namespace if kind.namespaced else "")
         return self.api.patch(place, patch, patches.MERGE, Options(**{"manager": "test", **more}))
@@ -118,7 +118,7 @@ class KubeServer:
     ) -> Path:
         """Write a kubeconfig and return its path.
 
-        The token is in the server's address too: kubectl and Helm send none over plain HTTP.
+        The server's address contains the token too: kubectl and Helm send none over plain HTTP.
         """
         context = {"cluster": "fake", "user": "user"}
         content = {
@@ -161,16 +161,16 @@ class KubeServer:
             target=lambda: asyncio.run(self._serve(listening, ready)), name="kube", daemon=True
         )
         self._thread.start()
-        assert ready.wait(20), "the fake API server did not start"
+        assert ready.wait(60), "the fake API server did not start"
 
     def stop(self) -> None:
-        """Be away: close the port and all connections. What it has stays."""
+        """Become unreachable: close the port and all connections. Objects are kept."""
         if self._thread is None:
             return
         assert self._loop is not None
         assert self._stop is not None
         self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join(20)
+        self._thread.join(60)
         assert not self._thread.is_alive(), "the fake API server did not stop"
         self._thread = None
 
@@ -193,7 +193,7 @@ class KubeServer:
         done = threading.Event()
         assert self._loop is not None
         self._loop.call_soon_threadsafe(lambda: (call(), done.set()))
-        assert done.wait(20), "the fake API server does not answer"
+        assert done.wait(60), "the fake API server does not answer"
 
     def _drop(self) -> None:
         for transport in [*self._transports]:
@@ -296,7 +296,7 @@ class KubeServer:
         raise ApiError(405, "the server does not allow this method on the requested resource")
 
     def _create_below(self, place: Place, seen: Seen, options: Options) -> Item:
-        """POST to a subresource: an eviction, or a binding, which gives a pod its node."""
+        """Handle a POST to a subresource: an eviction, or a binding of a pod to a node."""
         body = seen.parsed() or {}
         if options.subresource == "eviction":
             evictions.evict(self.api, place, body, options)

@@ -1,10 +1,10 @@
-"""What etcd and the API server's storage keep: objects, revisions, and the log that watches read.
+"""The storage of the API server: objects, revisions, and the log that watches read.
 
 Follows "Kubernetes API Concepts": one revision counter over all kinds; resourceVersion is the
-revision of an object's last change; after a compaction, changes up to it are forgotten. Deletion
-follows "Finalizers" and "Garbage Collection": with finalizers (or a grace period) an object gets a
-deletionTimestamp and stays; without owners that are there, it goes. Unlike in a cluster,
-dependents go in the same call as their owner.
+revision of an object's last change; a compaction discards the changes before it. Deletion
+follows "Finalizers" and "Garbage Collection": with finalizers or a grace period, an object gets
+a deletionTimestamp and stays; without existing owners, it is deleted. Unlike in a cluster,
+dependents are deleted in the same call as their owner.
 """
 
 import datetime as dt
@@ -26,7 +26,7 @@ _SUFFIX = "bcdfghjklmnpqrstvwxz2456789"
 
 @dataclass(frozen=True)
 class Event:
-    """One change; ``before`` is what was there, for watches with selectors."""
+    """A change; ``before`` is the previous object, for watches with selectors."""
 
     revision: int
     kind: Kind
@@ -36,16 +36,16 @@ class Event:
 
 
 class Store:
-    """All objects of one server. Thread-safe: hold ``lock`` for what must not be interleaved."""
+    """All objects of one server. Thread-safe; hold ``lock`` for atomic sequences."""
 
     def __init__(self, kinds: Kinds | None = None):
         self.kinds = kinds or Kinds()
         self.lock = threading.RLock()
         self.revision = 100
         self.oldest = 0
-        """No watch may begin before this revision any more."""
+        """Oldest revision at which a watch may start."""
         self.events: list[Event] = []
-        """All changes, and the bookmarks that were asked for; it only grows."""
+        """All changes and requested bookmarks; only grows."""
         self.listeners: list[Callable[[], None]] = []
         """Called after each change, in the thread that made it, with the lock held."""
         self._items: dict[Kind, dict[tuple[str, str], Item]] = {}
@@ -54,7 +54,7 @@ class Store:
     # -- reading ----------------------------------------------------------------------------------
 
     def find(self, kind: Kind, name: str, namespace: str = "") -> Item | None:
-        """Return the stored object itself, which nobody may change; None: there is none."""
+        """Return the stored object itself, which must not be changed, or None."""
         return self._items.get(kind, {}).get((namespace if kind.namespaced else "", name))
 
     def get(self, kind: Kind, name: str, namespace: str = "") -> Item:
@@ -72,13 +72,13 @@ class Store:
     def all(
         self, kind: Kind, namespace: str = "", where: Callable[[Item], bool] | None = None
     ) -> list[Item]:
-        """Return copies, in the order of namespace and name; no namespace: of all of them."""
+        """Return copies in the order of namespace and name; by default, of all namespaces."""
         return [copied(item) for item in self.view(kind, namespace, where)]
 
     def view(
         self, kind: Kind, namespace: str = "", where: Callable[[Item], bool] | None = None
     ) -> list[Item]:
-        """Return the same objects uncopied: they may be read and not be changed."""
+        """Return the same objects uncopied; they must not be changed."""
         with self.lock:
             items = self._items.get(kind, {})
             return [
@@ -88,7 +88,7 @@ class Store:
             ]
 
     def peek(self, plural: str, name: str, namespace: str = "") -> Item | None:
-        """Return a copy of an object by its plural; None: there is none."""
+        """Return a copy of an object by its plural, or None."""
         with self.lock:
             return copied(self.find(self.kinds.named(plural), name, namespace))
 
@@ -105,7 +105,7 @@ class Store:
     # -- changing ---------------------------------------------------------------------------------
 
     def born(self, item: Item) -> None:
-        """Give a new object what the server makes up: name, uid, creationTimestamp."""
+        """Set the generated fields of a new object: name, uid, creationTimestamp."""
         metadata = item["metadata"]
         if not metadata.get("name") and metadata.get("generateName"):
             metadata["name"] = metadata["generateName"] + self.suffix()
@@ -114,13 +114,13 @@ class Store:
         metadata["generation"] = 1
 
     def suffix(self) -> str:
-        """Return five letters and digits as generated names end with."""
+        """Return the five-character suffix of a generated name."""
         return "".join(self._random.choices(_SUFFIX, k=5))
 
     def put(self, kind: Kind, item: Item) -> Item:
         """Store a new or changed object under the next revision; return a copy of it.
 
-        A changed object that is being deleted and has no finalizer left goes.
+        A changed object that is being deleted and has no finalizers left is removed.
         """
         with self.lock:
             key = self._key(kind, item)
@@ -138,13 +138,13 @@ class Store:
     def delete(
         self, kind: Kind, name: str, namespace: str = "", policy: str = "Background"
     ) -> Item:
-        """Delete, or mark as being deleted where finalizers are left; return what it was last.
+        """Delete an object, or mark it as deleted if it has finalizers; return its last state.
 
         Args:
             kind: its kind.
             name: its name.
             namespace: its namespace.
-            policy: "Background", "Foreground" (dependents that block go first) or "Orphan".
+            policy: "Background", "Foreground" (blocking dependents first) or "Orphan".
 
         Raises:
             ApiError: 404.
@@ -171,13 +171,13 @@ class Store:
             return item
 
     def mark(self, kind: Kind, name: str, namespace: str, grace: int) -> Item:
-        """Set deletionTimestamp and the grace period; something else removes it later."""
+        """Set deletionTimestamp and the grace period; the object is removed later."""
         with self.lock:
             item = self.get(kind, name, namespace)
             return self._mark(kind, item, grace)
 
     def remove(self, kind: Kind, item: Item) -> None:
-        """Take an object away, and with it those that have no owner left."""
+        """Remove an object and the dependents that have no owner left."""
         with self.lock:
             before = self._items[kind].pop(self._key(kind, item))
             self._stamp(item)
@@ -192,12 +192,12 @@ class Store:
                 self._empty(item["metadata"]["name"])
 
     def compact(self) -> None:
-        """Forget all changes until now, as etcd's compaction does; open watches continue."""
+        """Discard all changes until now, as etcd's compaction does; open watches continue."""
         with self.lock:
             self.oldest = self.revision
 
     def bookmark(self, plural: str) -> int:
-        """Let the revision move on, and every watch of the kind be told; return it."""
+        """Advance the revision, send a bookmark to all watches of the kind; return the revision."""
         with self.lock:
             self.revision += 1
             self.events.append(Event(self.revision, self.kinds.named(plural), "BOOKMARK", {}, None))
@@ -261,7 +261,7 @@ class Store:
             self.delete(kind, name, namespace, policy)
 
     def _ownerless(self, kind: Kind, item: Item) -> bool:
-        """Whether it has owners and none of them is there."""
+        """Return whether it has owners, none of which exists."""
         references = item["metadata"].get("ownerReferences") or ()
         uids = {ref["uid"] for ref in references}
         return bool(uids) and not any(
@@ -279,7 +279,7 @@ class Store:
             self.put(kind, item)
 
     def _finish_foreground(self, uid: str) -> None:
-        """Let an owner go that waits for its dependents, if none that blocks it is left."""
+        """Remove an owner that waits for its dependents, if none blocks it any more."""
         if any(
             ref["uid"] == uid and ref.get("blockOwnerDeletion")
             for _, item in self._dependents(uid)
@@ -303,7 +303,7 @@ class Store:
 
 
 def grace_of(kind: Kind, item: Item) -> int:
-    """Return for how many seconds a deleted object stays: a pod on a node that has not ended."""
+    """Return the grace period of a deleted object, seconds; 0 except for running pods."""
     if kind.plural != "pods" or not item["spec"].get("nodeName"):
         return 0
     if (item.get("status") or {}).get("phase") in {"Succeeded", "Failed"}:
@@ -312,11 +312,11 @@ def grace_of(kind: Kind, item: Item) -> int:
 
 
 def owned_by(item: Item, uid: str) -> bool:
-    """Return whether an object names the one of this uid as an owner."""
+    """Return whether an object has an owner with this uid."""
     return any(ref["uid"] == uid for ref in item["metadata"].get("ownerReferences") or ())
 
 
 def now(later: int = 0) -> str:
-    """Return the time as objects have it, ``later`` seconds from now."""
+    """Return the timestamp of an object, ``later`` seconds from now."""
     at = dt.datetime.now(dt.UTC) + dt.timedelta(seconds=later)
     return at.strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,8 +1,8 @@
-"""What an API server refuses of an object, and what it makes of one that it takes.
+"""Validation and defaulting of objects.
 
-Schemas say types, required fields, bounds, unknown fields and (of custom resources) defaults;
-what built-in kinds check beyond their schemas is listed here, as far as this project's objects meet
-it: immutable fields, a Lease's numbers, names and labels, defaults of Go. Rules in CEL are not
+Schemas define types, required fields, bounds, unknown fields and (of custom resources) defaults.
+This module adds the checks of built-in kinds beyond their schemas that matter to this project's
+objects: immutable fields, a Lease's numbers, names and labels, defaults of Go. Rules in CEL are not
 evaluated.
 """
 
@@ -51,15 +51,15 @@ def decoded(
     *,
     defaults: bool = True,
 ) -> Item:
-    """Return the object in ``body`` as the server keeps it: pruned, without nulls, with defaults.
+    """Return the object in ``body`` as the server stores it: pruned, without nulls, with defaults.
 
     Args:
-        kind: what it must be.
+        kind: the expected kind.
         body: parsed JSON.
-        validation: of unknown fields: "Strict" refuses, "Warn" (the default) puts them into
+        validation: of unknown fields, "Strict" refuses, "Warn" (the default) puts them into
             ``warn``, "Ignore" drops them.
-        warn: what a Warning header is to say.
-        patch: the object as text if a patch made it: what is wrong is then 422, not 400.
+        warn: receives the texts of Warning headers.
+        patch: the object as text if it results from a patch; errors are then 422, not 400.
         defaults: whether to set them.
 
     Raises:
@@ -93,13 +93,13 @@ def decoded(
 
 
 def completed(kind: Kind, item: Item) -> Item:
-    """Return an object with the defaults that its CustomResourceDefinition states."""
+    """Return an object with the defaults of its CustomResourceDefinition."""
     found: Item = schemas.defaulted(item, kind.schema) if kind.custom else item
     return found
 
 
 def _check_types(kind: Kind, item: Item, patch: str) -> None:
-    """Refuse what Go cannot read into the struct of a built-in kind, or of any kind's metadata."""
+    """Raise for values that Go cannot decode into a built-in kind, or into any kind's metadata."""
     read = {"metadata": item["metadata"]} if kind.custom else item
     wrong = [p for p in schemas.problems(read, kind.schema) if p[0] == "FieldValueTypeInvalid"]
     if kind.plural == "leases":
@@ -127,7 +127,7 @@ def _invalid_patch(patch: str, said: str) -> ApiError:
 
 
 def check(kind: Kind, item: Item, live: Item | None) -> None:
-    """Refuse an object that may not be, or not become so from ``live``.
+    """Raise for an invalid object, or an invalid change from ``live``.
 
     Raises:
         ApiError: 422.
@@ -234,7 +234,7 @@ def _at(item: Any, path: str) -> Any:
 
 
 def filled(kind: Kind, item: Item) -> None:
-    """Set the defaults of built-in kinds that something here reads."""
+    """Set the defaults of built-in kinds that are read here."""
     spec = item.get("spec")
     if kind.plural == "services" and spec is not None:
         spec.setdefault("type", "ClusterIP")

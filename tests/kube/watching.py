@@ -1,7 +1,7 @@
-"""Watches, as "Efficient detection of changes" in Kubernetes' API concepts says.
+"""Watches, as in "Efficient detection of changes" of Kubernetes' API concepts.
 
-A watch from a resourceVersion sends what came after it. From "0" or from nothing it sends all
-objects as ADDED first. From a version that is forgotten it answers 200 and then an ERROR event
+A watch from a resourceVersion sends the later changes. From "0" or without one, it first sends all
+objects as ADDED. From an expired version, it answers 200 and then an ERROR event
 whose object is a Status with code 410 (recorded), or 410 at once when ``gone`` is "status". With
 selectors, an object that no longer fits is DELETED and one that begins to fit is ADDED. It ends
 after ``timeoutSeconds``, with a bookmark before the end if bookmarks were asked for.
@@ -19,17 +19,17 @@ from tests.kube.kinds import Kind
 from tests.kube.store import Event, Store
 
 _LONGEST = 1800.0
-"""Seconds that a watch lasts which does not say how long."""
+"""Default duration of a watch, seconds."""
 
 
 class Watches:
-    """Those of one server."""
+    """The watches of one server."""
 
     def __init__(self, store: Store):
         self.gone = "event"
-        """How a version that is forgotten is refused: "event" or "status"."""
+        """Response to an expired version: "event" or "status"."""
         self.open = 0
-        """How many watches are being served."""
+        """Number of open watches."""
         self._store = store
         self._news = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -53,7 +53,7 @@ class Watches:
     async def serve(
         self, request: web.BaseRequest, kind: Kind, namespace: str
     ) -> web.StreamResponse:
-        """Answer a watch until its time is over or its client is gone.
+        """Serve a watch until its timeout or until the client disconnects.
 
         Raises:
             ApiError: 400 or 410.

@@ -1,9 +1,9 @@
-"""Work of the controller manager for tests: Deployments, Jobs and PodDisruptionBudgets.
+"""A fake controller manager for Deployments, Jobs and PodDisruptionBudgets.
 
-Follows the documents of these kinds as far as Helm and this project look at them: a Deployment has
-a ReplicaSet of its template (a changed template replaces it at once), which has as many pods as it
-says; a Job has one pod and ends with it; a budget counts the ready pods of its selector. Endpoints,
-horizontal autoscaling and DaemonSets are left out.
+Covers the parts of these kinds that Helm and this project use. A Deployment has one ReplicaSet for
+its template (a changed template replaces it at once) with the given number of pods. A Job has one
+pod and ends with it. A budget counts the ready pods of its selector. Endpoints, horizontal
+autoscaling and DaemonSets are left out.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ _HASH = "pod-template-hash"
 
 
 def workloads(server: KubeServer) -> None:
-    """Be a controller for :mod:`tests.kube.controllers`."""
+    """Run one pass, for :mod:`tests.kube.controllers`."""
     for deployment in server.view("deployments"):
         _deployment(server, deployment)
     for job in server.view("jobs"):

@@ -1,1 +1,1 @@
-"""What makes the groups more or fewer: one module an outside system, all behind ``Actuator``."""
+"""Adds and removes groups: one module per external system, behind the ``Actuator`` interface."""

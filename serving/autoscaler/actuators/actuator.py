@@ -1,4 +1,4 @@
-"""What the loop asks of whoever makes groups more or fewer."""
+"""The interface through which the control loop adds and removes groups."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -7,33 +7,33 @@ from serving.errors import ServingError
 
 
 class ActuatorError(ServingError):
-    """The outside system refuses, conflicts or does not answer; nothing is known to have changed.
+    """An external system refused, conflicted or did not respond; the change may not have happened.
 
-    The loop holds and tries again with the next decision.
+    The loop leaves the groups unchanged and retries with the next decision.
     """
 
 
 class Actuator(Protocol):
-    """Sets the number of whole groups. Every call is bounded in time."""
+    """Reads and sets the number of groups. Every call has a timeout."""
 
     async def target(self) -> int:
-        """Return how many groups are asked for at present, running or not.
+        """Return the number of groups currently requested, running or not.
 
         Raises:
-            ActuatorError: nobody can say.
+            ActuatorError: The number is unknown.
         """
         ...
 
     async def scale(self, groups: int) -> None:
-        """Ask for so many groups and return when the request is accepted; safe to repeat.
+        """Request ``groups`` groups and return once the request is accepted. Idempotent.
 
-        Fewer groups are drained before they go.
+        Groups are drained before they are removed.
 
         Raises:
-            ActuatorError: it was not accepted.
+            ActuatorError: The request was not accepted.
         """
         ...
 
     def notices(self) -> Sequence[str]:
-        """Return what an operator should change, as seen by the last calls; empty: nothing."""
+        """Return problems that an operator should fix, as of the last calls."""
         ...

@@ -1,8 +1,8 @@
-"""The PodDisruptionBudget of the worker group: an eviction must not take pods of two groups.
+"""The PodDisruptionBudget of the worker group: prevents evictions from stopping two groups at once.
 
-A pod that is evicted takes its whole group with it. With several groups one pod may go at a time;
-with one group none may, before it is drained; with none there is nothing to keep. A budget without
-``minAvailable`` allows no eviction at all.
+Evicting one pod stops its whole group. With several groups, one pod may be evicted at a time. With
+one group, no pod may be evicted before the group is drained. With no groups, there is nothing to
+protect. A budget without ``minAvailable`` permits no evictions.
 """
 
 from collections.abc import Awaitable, Callable
@@ -10,8 +10,8 @@ from typing import Any
 
 import structlog
 
+from serving.autoscaler.actuators.field_ownership import patch_without_owning, release_ownership
 from serving.autoscaler.actuators.kubernetes_api import KubernetesApi
-from serving.autoscaler.actuators.unclaimed import disown, patch_unclaimed
 from serving.settings import KubernetesSettings
 
 POLICY = "policy/v1"
@@ -20,57 +20,57 @@ BUDGETS = "poddisruptionbudgets"
 log: structlog.stdlib.BoundLogger = structlog.get_logger("serving.autoscaler")
 
 
-def least_pods(groups: int, pods_per_group: int) -> int:
-    """Return ``minAvailable`` for so many groups."""
+def min_available(groups: int, pods_per_group: int) -> int:
+    """Return ``minAvailable`` for ``groups`` groups."""
     pods = groups * pods_per_group
     return pods - 1 if groups > 1 else pods
 
 
 class DisruptionBudget:
-    """Keeps one budget's ``minAvailable``."""
+    """Keeps ``minAvailable`` of one budget in step with the worker group."""
 
     def __init__(self, api: KubernetesApi, settings: KubernetesSettings) -> None:
         self._api = api
         self._settings = settings
 
-    async def follow(self, replicas: int, pods: Callable[[], Awaitable[list[Any]]]) -> None:
-        """Write what fits a worker group of ``replicas`` pods, where it differs.
+    async def update(self, replicas: int, pods: Callable[[], Awaitable[list[Any]]]) -> None:
+        """Set ``minAvailable`` for a worker group of ``replicas`` pods, if it differs.
 
-        More are kept only when they are there: pods that wait for a node for hours must not forbid
-        every eviction meanwhile.
+        The value is raised only once the pods are ready: pods that wait for a node for hours must
+        not block all evictions meanwhile.
 
         Args:
-            replicas: pods that are asked for.
-            pods: returns the worker group's pods; called only before more are kept.
+            replicas: Requested pods.
+            pods: Returns the pods of the worker group; called only if the value would be raised.
 
         Raises:
-            ActuatorError: the server does not answer or refuses.
+            ActuatorError: The server does not respond or refuses.
         """
         name = self._settings.disruption_budget
         live = await self._api.get(POLICY, BUDGETS, name)
         now = (live.get("spec") or {}).get("minAvailable")
         least = await self._least(replicas, now, pods)
         if least is None or least == now:
-            await disown(self._api, POLICY, BUDGETS, live)
+            await release_ownership(self._api, POLICY, BUDGETS, live)
             return
         patch = [{"op": "add", "path": "/spec/minAvailable", "value": least}]
-        await patch_unclaimed(self._api, POLICY, BUDGETS, name, patch)
+        await patch_without_owning(self._api, POLICY, BUDGETS, name, patch)
         log.info("disruption budget", name=name, min_available=least, before=now)
 
     async def _least(
         self, replicas: int, now: Any, pods: Callable[[], Awaitable[list[Any]]]
     ) -> int | None:
-        """Return what ``minAvailable`` should be; None: as it is."""
+        """Return the new ``minAvailable``; None: leave it unset."""
         each = self._settings.workers_per_group
-        least = least_pods(replicas // each, each)
+        least = min_available(replicas // each, each)
         if isinstance(now, int) and least <= now:
             return least
         ready = sum(map(_ready, await pods()))
-        least = min(least, least_pods(ready // each, each))
+        least = min(least, min_available(ready // each, each))
         if now is None:
-            # Before the first group is ready nothing may be evicted.
+            # Until the first group is ready, an unset budget blocks all evictions.
             return least if least or not replicas else None
-        # What is kept already stays while it is asked for, ready or not.
+        # Not lowered while the pods are still requested, ready or not.
         return max(least, now) if isinstance(now, int) else least
 
 

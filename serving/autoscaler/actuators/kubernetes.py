@@ -1,4 +1,4 @@
-"""Ray Serve's groups on Kubernetes: workers first on the way up, last on the way down."""
+"""Scales groups on Kubernetes: workers are added before groups and removed after them."""
 
 from collections.abc import Awaitable, Callable, Sequence
 
@@ -6,8 +6,8 @@ import structlog
 
 from serving.autoscaler.actuators.actuator import Actuator, ActuatorError
 from serving.autoscaler.actuators.disruption_budget import DisruptionBudget
-from serving.autoscaler.actuators.kubernetes_errors import Refused
-from serving.autoscaler.actuators.rights import REMEDY
+from serving.autoscaler.actuators.kubernetes_errors import AccessDenied
+from serving.autoscaler.actuators.rbac import REMEDY
 from serving.autoscaler.actuators.worker_group import WorkerGroupActuator
 from serving.telemetry import metrics
 
@@ -15,7 +15,7 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger("serving.autoscaler")
 
 
 class KubernetesActuator:
-    """Keeps a worker group, and its disruption budget, in step with a Ray Serve application."""
+    """Keeps a worker group and its disruption budget in step with a Ray Serve application."""
 
     def __init__(
         self,
@@ -27,40 +27,40 @@ class KubernetesActuator:
         self._workers = workers
         self._budget = budget
         self._refused: dict[str, str] = {}
-        """What the server forbids, by what was tried."""
+        """Denied operations, by what was attempted."""
 
     async def target(self) -> int:
-        """Return the groups that Ray Serve is asked for; brings the workers to it if need be.
+        """Return the number of groups requested from Ray Serve, and adjust the workers if needed.
 
-        Workers that could not be had or let go before are asked for again here, each turn.
+        Runs in every cycle, so earlier failures to add or remove workers are retried here.
         """
         groups = await self._groups.target()
-        if await self._tried("workers", lambda: self._workers.scale(groups)) and self._budget:
+        if await self._try("workers", lambda: self._workers.scale(groups)) and self._budget:
             budget, replicas, pods = self._budget, self._workers.replicas, self._workers.pods
-            await self._tried("disruption budget", lambda: budget.follow(replicas, pods))
+            await self._try("disruption budget", lambda: budget.update(replicas, pods))
         return groups
 
     async def scale(self, groups: int) -> None:
-        """Ask for workers, then for groups; fewer workers are left to the next turn.
+        """Request workers, then groups. Workers are removed in the next cycle.
 
-        By then the ranks are gone, and it is known which pods are unused.
+        By then the ranks have stopped, and the unused pods are known.
         """
         if groups > await self._groups.target():
             await self._workers.scale(groups)
         await self._groups.scale(groups)
 
     def notices(self) -> Sequence[str]:
-        """Return what the server forbids, and what is to be known of the RayService."""
+        """Return denied operations, and notices about Ray Serve and the RayService."""
         return (*self._groups.notices(), *self._refused.values(), *self._workers.notices())
 
-    async def _tried(self, what: str, change: Callable[[], Awaitable[None]]) -> bool:
-        """Return whether it was done; the API server's trouble does not hide the groups."""
+    async def _try(self, what: str, change: Callable[[], Awaitable[None]]) -> bool:
+        """Apply a change; return whether it succeeded. A failure is logged, not raised."""
         try:
             await change()
         except ActuatorError as error:
             metrics.AUTOSCALER_FAILURES.labels("scale").inc()
-            log.warning("stays as it is", what=what, error=str(error))
-            if isinstance(error, Refused):
+            log.warning("unchanged", what=what, error=str(error))
+            if isinstance(error, AccessDenied):
                 self._refused[what] = f"{error}. {REMEDY}"
             return False
         self._refused.pop(what, None)
@@ -68,7 +68,7 @@ class KubernetesActuator:
 
 
 class KubernetesObserver:
-    """The same without changing anything: what a dry run and ``explain`` look at."""
+    """A read-only ``KubernetesActuator``, for dry runs and ``explain``."""
 
     def __init__(
         self,
@@ -76,32 +76,32 @@ class KubernetesObserver:
         workers: WorkerGroupActuator,
         missing_rights: Callable[[str], Awaitable[Sequence[str]]],
     ) -> None:
-        """Look at ``workers``; ``missing_rights`` says what may not be done to its RayCluster."""
+        """Observe ``workers``; ``missing_rights`` returns the denied operations on a RayCluster."""
         self._groups = groups
         self._workers = workers
         self._missing = missing_rights
         self._found: tuple[str, ...] = ()
 
     async def target(self) -> int:
-        """Return the groups that Ray Serve is asked for, and look at the worker group."""
+        """Return the number of groups requested from Ray Serve; check workers and permissions."""
         found: list[str] = []
         try:
             await self._workers.target()
         except ActuatorError as error:
-            found.append(f"{error}. {REMEDY}" if isinstance(error, Refused) else str(error))
+            found.append(f"{error}. {REMEDY}" if isinstance(error, AccessDenied) else str(error))
         if lacking := await self._missing(self._workers.present):
             found.append(f"Kubernetes: this account may not {', '.join(lacking)}. {REMEDY}")
         self._found = tuple(found)
         return await self._groups.target()
 
     async def scale(self, groups: int) -> None:
-        """Refuse: a dry run changes nothing.
+        """Raise: a dry run changes nothing.
 
         Raises:
-            ActuatorError: always.
+            ActuatorError: Always.
         """
-        raise ActuatorError(f"a dry run does not ask for {groups} groups")
+        raise ActuatorError(f"a dry run does not request {groups} groups")
 
     def notices(self) -> Sequence[str]:
-        """Return what was found."""
+        """Return problems found by ``target``, and notices about Ray Serve and the RayService."""
         return (*self._groups.notices(), *self._found, *self._workers.notices())

@@ -1,11 +1,10 @@
-"""The API server through the official client: bounded calls, backoff, errors of ours.
+"""Calls to the API server through the official client, with timeouts, retries and typed errors.
 
-Retried: throttling (429, after as long as it asks), server errors, time-outs, lost connections.
-Not retried here: conflicts, since the caller must read again first (``kubernetes_errors``).
+Retried: throttling (429, honoring Retry-After), server errors, timeouts and lost connections. Not
+retried: conflicts, because the caller must read the object again first (``kubernetes_errors``).
 
-Every PATCH names its content type. The client's own choice is merge-patch, which a server refuses
-for a list of operations (400); and a JSON patch that is no list it would silently send as a
-strategic merge.
+Every PATCH sets its content type. By default the client sends a merge patch, which a server rejects
+for a list of operations (400), or silently a strategic merge patch if the body is not a list.
 """
 
 import asyncio
@@ -23,7 +22,7 @@ from kubernetes.aio import client, config
 from kubernetes.aio.client.exceptions import ApiException
 
 from serving.autoscaler.actuators.actuator import ActuatorError
-from serving.autoscaler.actuators.kubernetes_errors import MOST_BACKOFF, NotThere, check_final
+from serving.autoscaler.actuators.kubernetes_errors import MOST_BACKOFF, NotFound, raise_if_final
 from serving.errors import SettingsError
 from serving.settings import KubernetesSettings
 
@@ -31,11 +30,11 @@ _FIRST_BACKOFF = 0.25
 _JSON_PATCH = "application/json-patch+json"
 
 FIELD_MANAGER = "moe-serving-autoscaler"
-"""Who an object's managed fields say wrote what is written here."""
+"""Field manager of all writes, as recorded in an object's managed fields."""
 
 
 class KubernetesApi:
-    """One API server."""
+    """Client of one API server."""
 
     def __init__(
         self,
@@ -45,7 +44,7 @@ class KubernetesApi:
         pause: Callable[[float], Awaitable[object]] = asyncio.sleep,
         chance: Callable[[], float] = random.random,
     ) -> None:
-        """Talk to the server of ``configuration``; ``pause`` waits, ``chance`` jitters."""
+        """Connect with ``configuration``; ``pause`` sleeps, ``chance`` returns jitter (0 to 1)."""
         self._settings = settings
         self._client = client.ApiClient(configuration)
         self._custom = client.CustomObjectsApi(self._client)
@@ -54,15 +53,15 @@ class KubernetesApi:
         self._chance = chance
 
     def bounded(self, timeout: float, attempts: int) -> "KubernetesApi":
-        """Return the same server with the same connections for calls of other patience.
+        """Return a client with the same connections but different limits.
 
         Args:
-            timeout: seconds that the server may take for an answer.
-            attempts: tries of one call.
+            timeout: Timeout of one attempt, seconds.
+            attempts: Maximum attempts per call.
         """
         other = copy.copy(self)
         limits = {"api_timeout": timeout, "attempts": attempts}
-        other._settings = self._settings.model_copy(update=limits)  # noqa: SLF001  its own class
+        other._settings = self._settings.model_copy(update=limits)  # noqa: SLF001  the same class
         return other
 
     async def close(self) -> None:
@@ -70,11 +69,11 @@ class KubernetesApi:
         await self._client.close()  # type: ignore[no-untyped-call]
 
     async def get(self, group: str, plural: str, name: str) -> dict[str, Any]:
-        """Return an object of an API group (``group/version``) in the settings' namespace.
+        """Return an object of an API group (``group/version``) in the configured namespace.
 
         Raises:
-            NotThere: there is none.
-            ActuatorError: the server does not answer or refuses.
+            NotFound: The object does not exist.
+            ActuatorError: The server does not respond or refuses.
         """
         found: dict[str, Any] = await self._call(
             f"get {plural} {name}",
@@ -88,8 +87,8 @@ class KubernetesApi:
         """Create an object.
 
         Raises:
-            Conflict: there is one of that name already.
-            ActuatorError: as for ``get``.
+            Conflict: An object of that name exists.
+            ActuatorError: As for ``get``.
         """
         await self._call(
             f"create {plural}",
@@ -104,15 +103,15 @@ class KubernetesApi:
     async def patch(
         self, group: str, plural: str, name: str, patch: list[dict[str, Any]]
     ) -> dict[str, Any]:
-        """Apply a JSON patch (RFC 6902) and return the object as it is then.
+        """Apply a JSON patch (RFC 6902) and return the patched object.
 
-        Its ``test`` operations make it compare and swap; so does an operation that sets
-        ``/metadata/resourceVersion`` to the one that was read.
+        ``test`` operations turn it into a compare-and-swap, as does an operation that sets
+        ``/metadata/resourceVersion`` to the version that was read.
 
         Raises:
-            Conflict: a test failed, or the version is another one by now.
-            Invalid: the object would not be valid.
-            ActuatorError: as for ``get``.
+            Conflict: A test failed, or the object has another version.
+            Invalid: The patched object would be invalid.
+            ActuatorError: As for ``get``.
         """
         changed: dict[str, Any] = await self._call(
             f"patch {plural} {name}",
@@ -128,16 +127,16 @@ class KubernetesApi:
         return changed
 
     async def may(self, verb: str, group: str, plural: str, name: str = "") -> bool:
-        """Return whether this account has a right in the settings' namespace, by its own review.
+        """Return whether this account has a permission, by a SelfSubjectAccessReview.
 
         Args:
-            verb: such as "patch".
+            verb: RBAC verb, such as "patch".
             group: API group, with or without version; empty: core.
-            plural: the resource; nodes belong to no namespace.
-            name: of one object; empty: of any.
+            plural: Resource in the configured namespace, or "nodes" (not namespaced).
+            name: Name of one object; empty: all objects.
 
         Raises:
-            ActuatorError: the server does not say.
+            ActuatorError: The server does not respond or does not support the review.
         """
         where = "" if plural == "nodes" else self._settings.namespace
         resource = {
@@ -164,14 +163,14 @@ class KubernetesApi:
         )
         status = review.get("status") if isinstance(review, dict) else None
         if not isinstance(status, dict) or "allowed" not in status:
-            raise NotThere("Kubernetes: no answer to a SelfSubjectAccessReview")
+            raise NotFound("Kubernetes: no answer to a SelfSubjectAccessReview")
         return bool(status["allowed"])
 
     async def pods(self, selector: str) -> list[Any]:
-        """Return the pods of the namespace with these labels.
+        """Return the pods in the configured namespace that match a label selector.
 
         Raises:
-            ActuatorError: as for ``get``.
+            ActuatorError: As for ``get``.
         """
         found = await self._call(
             "list pods",
@@ -182,10 +181,13 @@ class KubernetesApi:
         return list(found.items)
 
     async def listed(self, plural: str, selector: str = "") -> tuple[list[Any], str]:
-        """Return the cluster's "nodes" or the namespace's "pods", and the version of that state.
+        """List the cluster's "nodes" or the namespace's "pods".
+
+        Returns:
+            The objects and the resource version of the list.
 
         Raises:
-            ActuatorError: as for ``get``.
+            ActuatorError: As for ``get``.
         """
         call, where = self._lister(plural)
         found = await self._call(
@@ -195,10 +197,10 @@ class KubernetesApi:
         return list(found.items), str(found.metadata.resource_version)
 
     async def opened(self, plural: str, **query: Any) -> Any:
-        """Return the HTTP answer to a watch over the same objects, whose body is the events.
+        """Open a watch on the objects of ``listed``; the response body contains the events.
 
         Raises:
-            ApiException: its status is not 200. (The client's own watch looks at no status.)
+            ApiException: The status is not 200. (The client's own watch ignores the status.)
         """
         call, where = self._lister(plural, raw=True)
         async with asyncio.timeout(self._timeout):
@@ -210,7 +212,7 @@ class KubernetesApi:
             raise error
 
     def _lister(self, plural: str, *, raw: bool = False) -> tuple[Any, dict[str, str]]:
-        """Return the client's call that lists or watches, and where; raw: as HTTP answers."""
+        """Return the client's list method and namespace; ``raw``: do not decode the response."""
         name = "list_node" if plural == "nodes" else "list_namespaced_pod"
         where = {} if plural == "nodes" else {"namespace": self._settings.namespace}
         return getattr(self._core, f"{name}_without_preload_content" if raw else name), where
@@ -228,11 +230,11 @@ class KubernetesApi:
         cause: Exception
         for attempt in range(1, self._settings.attempts + 1):
             try:
-                # The client's own time-out does not cover all that it does.
+                # The client's timeout does not cover all of its work.
                 async with asyncio.timeout(self._timeout):
                     return await call()
             except ApiException as error:
-                asked = check_final(what, error)
+                asked = raise_if_final(what, error)
                 reason, cause = f"{error.status} {error.reason}", error
             except (TimeoutError, aiohttp.ClientError, OSError) as error:
                 asked, reason, cause = 0.0, type(error).__name__, error
@@ -240,19 +242,19 @@ class KubernetesApi:
                 raise ActuatorError(
                     f"Kubernetes: {what} failed {attempt} times, at last with {reason}"
                 ) from cause
-            # Full jitter from half: several autoscalers must not come back together.
+            # Jitter between half and all of the backoff: autoscalers must not retry in step.
             await self._pause(max(asked, backoff * (0.5 + self._chance() / 2)))
             backoff = min(2 * backoff, MOST_BACKOFF)
         raise AssertionError("the last attempt returns or raises")
 
 
 async def cluster_configuration() -> Any:
-    """Return how the API server is reached: from inside a pod, else as kubectl does.
+    """Return the client configuration: the pod's service account, else kubectl's configuration.
 
     Raises:
-        SettingsError: neither is there.
+        SettingsError: Neither is available.
     """
-    configuration = client.Configuration()  # without retries of its own
+    configuration = client.Configuration()  # without the client's retries
     try:
         config.load_incluster_config(  # type: ignore[no-untyped-call]
             client_configuration=configuration
@@ -270,8 +272,10 @@ async def cluster_configuration() -> Any:
 
 
 def current_namespace(pods_own: Path) -> str:
-    """Return the pod's own namespace, as its service account's file says, or that of kubectl's
-    current context, or "default".
+    """Return the pod's namespace, that of kubectl's current context, or "default".
+
+    Args:
+        pods_own: Path of the service account's namespace file.
     """
     with suppress(OSError):
         return pods_own.read_text("utf-8").strip()

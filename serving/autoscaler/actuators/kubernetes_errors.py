@@ -1,8 +1,9 @@
-"""What the API server's refusals mean for a caller: again, read first, list first, or give up.
+"""Maps error responses of the API server to the caller's next action.
 
-The status alone does not say it. A JSON patch whose ``test`` does not hold and a patch that makes
-the object invalid are both 422 with reason Invalid; a changed object and a field that another
-manager owns are both 409 with reason Conflict. Every error carries the server's own sentence.
+The action is to retry, to read the object again, to list again, or to fail. The status alone does
+not determine it: a JSON patch whose ``test`` fails and a patch that makes the object invalid are
+both 422 with reason Invalid; a changed object and a field owned by another manager are both 409
+with reason Conflict. Every error contains the server's message.
 """
 
 import http
@@ -16,36 +17,36 @@ from kubernetes.aio.client.exceptions import ApiException
 from serving.autoscaler.actuators.actuator import ActuatorError
 
 MOST_BACKOFF = 4.0
-"""Seconds; also the most that the server's Retry-After is followed."""
+"""Maximum backoff, and cap on the server's Retry-After, seconds."""
 _EXPIRED = frozenset({"Expired", "Gone"})
 
 
 class Conflict(ActuatorError):
-    """Somebody else changed the object in between: read it again."""
+    """The object has changed since it was read, and must be read again."""
 
 
-class OwnedByOther(ActuatorError):
-    """Another field manager owns what an apply would change: reading again is no help."""
+class FieldConflict(ActuatorError):
+    """Another field manager owns a changed field; reading the object again does not help."""
 
 
-class NotThere(ActuatorError):
-    """There is no such object, or no such kind of object."""
+class NotFound(ActuatorError):
+    """The object, or its kind, does not exist."""
 
 
-class Refused(ActuatorError):
-    """The server does not know us (401), or we may not do that (403)."""
+class AccessDenied(ActuatorError):
+    """Not authenticated (401) or not authorized (403)."""
 
 
 class Invalid(ActuatorError):
-    """The change would make the object invalid (422), or the server cannot read it (400, 415)."""
+    """The object would be invalid (422), or the request is malformed (400, 415)."""
 
 
 class Expired(ActuatorError):
-    """The server no longer has the changes since that version: list again."""
+    """The server no longer has the changes since the requested version; a new list is needed."""
 
 
 class _Status(NamedTuple):
-    """What matters of a ``Status`` object; empty where the body is something else."""
+    """The relevant part of a ``Status`` object; empty if the body is something else."""
 
     reason: str
     message: str
@@ -53,46 +54,46 @@ class _Status(NamedTuple):
     """Reasons of ``details.causes``."""
 
 
-def check_final(what: str, error: ApiException) -> float:
-    """Return for how long to wait before another try, in seconds.
+def raise_if_final(what: str, error: ApiException) -> float:
+    """Return the delay before a retry, in seconds, or raise if a retry would not help.
 
     Args:
-        what: the call, for the message.
-        error: what the client raised for the answer.
+        what: The call, for the message.
+        error: The client's exception for the response.
 
     Raises:
-        ActuatorError: another try would not help; the subclass says why.
+        ActuatorError: A retry would not help; the subclass indicates the reason.
     """
     code = int(error.status or 0)
     status = _status(error)
-    told = f"Kubernetes: {what}: {code} {status.message or error.reason}"
+    message = f"Kubernetes: {what}: {code} {status.message or error.reason}"
     if code == http.HTTPStatus.GONE or status.reason in _EXPIRED:
-        raise Expired(told) from error
+        raise Expired(message) from error
     if code == http.HTTPStatus.CONFLICT:
         if "FieldManagerConflict" in status.causes:
-            raise OwnedByOther(told) from error
-        raise Conflict(told) from error
+            raise FieldConflict(message) from error
+        raise Conflict(message) from error
     if code == http.HTTPStatus.UNPROCESSABLE_ENTITY:
-        raise (Conflict if _test_failed(status) else Invalid)(told) from error
+        raise (Conflict if _test_failed(status) else Invalid)(message) from error
     if code == http.HTTPStatus.NOT_FOUND:
-        raise NotThere(told) from error
+        raise NotFound(message) from error
     if code in {http.HTTPStatus.UNAUTHORIZED, http.HTTPStatus.FORBIDDEN}:
-        raise Refused(told) from error
+        raise AccessDenied(message) from error
     if code in {http.HTTPStatus.BAD_REQUEST, http.HTTPStatus.UNSUPPORTED_MEDIA_TYPE}:
-        raise Invalid(told) from error
+        raise Invalid(message) from error
     throttled = code == http.HTTPStatus.TOO_MANY_REQUESTS
     if not throttled and 0 < code < http.HTTPStatus.INTERNAL_SERVER_ERROR:
-        raise ActuatorError(told) from error
-    with suppress(ValueError):  # it may be a date
+        raise ActuatorError(message) from error
+    with suppress(ValueError):  # Retry-After may also be a date
         return min(float((error.headers or {}).get("Retry-After", 0)), MOST_BACKOFF)
     return 0.0
 
 
 def _test_failed(status: _Status) -> bool:
-    """Return whether a 422 is a JSON patch that did not fit the object, not an invalid result.
+    """Return whether a 422 is a JSON patch that does not apply, rather than an invalid object.
 
-    Of a patch that it cannot apply the server only says "the server rejected our request due to an
-    error in our request"; of an invalid object it names the field as a cause.
+    For a patch that does not apply, the server's message is only "the server rejected our request
+    due to an error in our request". For an invalid object, it names the field as a cause.
     """
     return not status.causes and " is invalid" not in status.message
 

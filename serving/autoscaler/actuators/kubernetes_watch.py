@@ -1,8 +1,8 @@
-"""What the API server has of one kind, kept up to date: a list once, then a watch that goes on.
+"""Maintains an up-to-date copy of the objects of one kind: a list, followed by a watch.
 
-A watch goes on where it was when it ends or breaks off (``resourceVersion``, moved on by events and
-bookmarks). It starts with a new list when the server has forgotten that version (410) or answers
-anything else than events. In between it waits, longer each time and with jitter.
+A watch that ends or breaks off resumes at its last ``resourceVersion``, which events and bookmarks
+advance. If the server no longer has that version (410) or responds with anything but events, the
+objects are listed again. Retries back off exponentially with jitter.
 """
 
 import asyncio
@@ -20,23 +20,23 @@ from kubernetes.aio.watch import Watch
 
 from serving.autoscaler.actuators.actuator import ActuatorError
 from serving.autoscaler.actuators.kubernetes_api import KubernetesApi
-from serving.autoscaler.actuators.kubernetes_errors import check_final
+from serving.autoscaler.actuators.kubernetes_errors import raise_if_final
 from serving.settings import KubernetesSettings
 from serving.telemetry import metrics
 
 _FIRST_BACKOFF = 0.25
 _MOST_BACKOFF = 5.0
-"""Also what is between two lists where listing is allowed and watching is not."""
+"""Maximum backoff, seconds; also the list interval if listing is permitted but watching is not."""
 _SHORTEST = 1.0
-"""A watch that ends sooner (seconds) was not ended by its time."""
+"""Minimum duration of a watch that ended regularly, seconds; a shorter one counts as failed."""
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger("serving.autoscaler")
 
 Seen = TypeVar("Seen")
 
 
-class Dropped(ActuatorError):
-    """A watch broke off on the way; it can go on where it was."""
+class WatchInterrupted(ActuatorError):
+    """A watch broke off but can resume at its last version."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,14 +44,14 @@ class Change:
     """One event of a watch."""
 
     kind: str
-    """ADDED, MODIFIED, DELETED, or BOOKMARK (nothing but a newer version)."""
+    """ADDED, MODIFIED, DELETED, or BOOKMARK (only advances the version)."""
     item: Any
     version: str | None
-    """From where a later watch goes on; None: the server did not say."""
+    """Version at which a later watch can resume; None: not sent by the server."""
 
 
-class Mirror(Generic[Seen]):
-    """The cluster's "nodes" or the namespace's "pods", each boiled down to what matters of it."""
+class Informer(Generic[Seen]):
+    """Tracks the cluster's "nodes" or the namespace's "pods", each reduced by ``read``."""
 
     def __init__(
         self,
@@ -65,20 +65,20 @@ class Mirror(Generic[Seen]):
         pause: Callable[[float], Awaitable[object]] = asyncio.sleep,
         chance: Callable[[], float] = random.random,
     ) -> None:
-        """Mirror those with the labels of ``selector``.
+        """Track the objects that match ``selector``.
 
         Args:
-            api: the server.
-            settings: its time-outs.
+            api: The API server.
+            settings: Timeouts of API calls and watches.
             plural: "nodes" or "pods".
-            read: what is kept of an object; None: nothing.
-            changed: called when ``items`` is not what it was.
-            selector: label selector.
-            pause: waits so many seconds.
-            chance: 0 to 1, for the jitter.
+            read: Reduces an object to the data to keep; returns None to drop the object.
+            changed: Called after ``items`` has changed.
+            selector: Label selector; empty: all objects.
+            pause: Sleeps for the given number of seconds.
+            chance: Returns a number from 0 to 1, for the jitter.
         """
         self.items: dict[str, Seen] = {}
-        """By name; empty before the first list."""
+        """Reduced objects by name; empty before the first list."""
         self._api = api
         self._settings = settings
         self._plural = plural
@@ -89,18 +89,18 @@ class Mirror(Generic[Seen]):
         self._chance = chance
         self._version: str | None = None
         self._backoff = _FIRST_BACKOFF
-        self._trouble = ""
+        self._problem = ""
         metrics.AUTOSCALER_WATCHING.labels(plural).set(0)
 
     async def run(self) -> None:
-        """Keep ``items`` up to date for ever; whatever fails is said and tried again."""
+        """Keep ``items`` up to date until cancelled; failures are logged and retried."""
         while True:
             try:
                 if self._version is None:
                     await self._list()
                 await self._follow()
                 continue
-            except Dropped as error:
+            except WatchInterrupted as error:
                 self._stale(error)
             except ActuatorError as error:
                 self._version = None
@@ -109,7 +109,7 @@ class Mirror(Generic[Seen]):
                 self._version = None
                 log.exception("a watch failed", watch=self._plural)
                 self._stale(error)
-            # Full jitter from half: all watches of a server that was away must not come at once.
+            # Jitter between half and all of the backoff: watches must not reconnect in step.
             await self._pause(self._backoff * (0.5 + self._chance() / 2))
             self._backoff = min(2 * self._backoff, _MOST_BACKOFF)
 
@@ -132,7 +132,7 @@ class Mirror(Generic[Seen]):
                 if change.kind != "BOOKMARK":
                     self._take(change)
         if asyncio.get_running_loop().time() - begun < min(_SHORTEST, self._settings.watch_timeout):
-            raise Dropped(f"Kubernetes: watch {self._plural}: ended at once")
+            raise WatchInterrupted(f"Kubernetes: watch {self._plural}: ended at once")
         self._backoff = _FIRST_BACKOFF
 
     def _take(self, change: Change) -> None:
@@ -148,20 +148,20 @@ class Mirror(Generic[Seen]):
         self._changed()
 
     async def _changes(self) -> AsyncGenerator[Change]:
-        """Yield what happens after the version.
+        """Yield the changes since the last version.
 
-        Ends when the server has watched for ``watch_timeout``. A connection that died unnoticed is
-        given up ``api_timeout`` after that.
+        Ends when the server closes the watch after ``watch_timeout``. A dead connection times out
+        ``api_timeout`` later.
 
         Raises:
-            Dropped: the connection broke off.
-            ActuatorError: the server forgot the version, refuses or answers something else.
+            WatchInterrupted: The connection broke off.
+            ActuatorError: The version has expired, or the server refuses or sends something else.
         """
         what = f"watch {self._plural}"
         seconds = self._settings.watch_timeout
 
         async def opened(**query: Any) -> Any:
-            del query["_preload_content"]  # for calls that have no raw form of their own
+            del query["_preload_content"]  # only for calls without a raw variant
             answer = await self._api.opened(self._plural, **query)
             self._fresh()
             return answer
@@ -183,24 +183,24 @@ class Mirror(Generic[Seen]):
                     version = event["raw_object"].get("metadata", {}).get("resourceVersion")
                     yield Change(event["type"], event["object"], version)
         except ApiException as error:
-            check_final(what, error)
+            raise_if_final(what, error)
             raise ActuatorError(f"Kubernetes: {what}: {error.status} {error.reason}") from error
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
-            raise Dropped(f"Kubernetes: {what}: {type(error).__name__}") from error
+            raise WatchInterrupted(f"Kubernetes: {what}: {type(error).__name__}") from error
         except (ValueError, KeyError) as error:
-            # Among them an ERROR event whose status lacks what the client takes from it.
+            # Includes ERROR events whose status lacks fields that the client reads.
             raise ActuatorError(f"Kubernetes: {what}: unreadable event: {error!r}") from error
 
     def _fresh(self) -> None:
         metrics.AUTOSCALER_WATCHING.labels(self._plural).set(1)
-        if self._trouble:
+        if self._problem:
             log.info("watched again", watch=self._plural)
-        self._trouble = ""
+        self._problem = ""
 
     def _stale(self, error: Exception) -> None:
-        """Say it once for each trouble, count it each time."""
+        """Log each new problem once; count every failure."""
         metrics.AUTOSCALER_WATCHING.labels(self._plural).set(0)
         metrics.AUTOSCALER_FAILURES.labels("nodes").inc()
-        if str(error) != self._trouble:
-            self._trouble = str(error)
+        if str(error) != self._problem:
+            self._problem = str(error)
             log.warning("not watched: what is known is old", watch=self._plural, error=str(error))

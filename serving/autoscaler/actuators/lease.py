@@ -1,11 +1,12 @@
-"""Leader election by a Lease: of several autoscalers one decides.
+"""Leader election with a Lease: one of several autoscalers makes the decisions.
 
-Takes and renews by compare and swap: a JSON patch that carries the version that was read. Clocks of
-other machines do not matter: a lease is dead when it has not changed for its duration, as seen from
-here (the way of client-go). A leader that cannot renew in two thirds of it stops deciding.
+The lease is acquired and renewed by compare-and-swap: a JSON patch with the version that was read.
+Clocks of other machines do not matter: as in client-go, a lease has expired when it has not changed
+for its duration on the local clock. A leader that cannot renew within two thirds of the duration
+stops making decisions.
 
-The object may be there without a spec, as a chart renders it so that it goes with the release;
-where there is none it is created.
+The object may exist without a spec: the chart renders it that way, so that it is removed with the
+release. If it does not exist, it is created.
 """
 
 import asyncio
@@ -17,7 +18,7 @@ import structlog
 
 from serving.autoscaler.actuators.actuator import ActuatorError
 from serving.autoscaler.actuators.kubernetes_api import KubernetesApi
-from serving.autoscaler.actuators.kubernetes_errors import Conflict, NotThere
+from serving.autoscaler.actuators.kubernetes_errors import Conflict, NotFound
 from serving.clock import Clock
 from serving.settings import KubernetesSettings
 from serving.telemetry import metrics
@@ -25,49 +26,49 @@ from serving.telemetry import metrics
 LEASES_GROUP = "coordination.k8s.io/v1"
 LEASES = "leases"
 _RENEWALS = 7.5
-"""In one duration, as client-go has it: every 2 s of 15."""
-_LOOKS = 15
-"""Of one who waits, in one duration: every second of 15. A lease that is given back is taken within
-that, a dead one within that of its end."""
+"""Renewals per lease duration: every 2 s of 15 s, as in client-go."""
+_POLLS = 15
+"""Attempts of a waiting candidate per lease duration: every second of 15 s. A released or expired
+lease is acquired within this interval."""
 _SHORTEST = 0.02
-"""Seconds between two tries at least."""
-_ANSWERS = 5
-"""Answers that may be waited for in one duration: one that is late must not cost the lead."""
+"""Minimum interval between attempts, seconds."""
+_CALLS = 5
+"""API timeouts per lease duration, so that one late response does not cost the leadership."""
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger("serving.autoscaler")
 
 
 class LeaseElection:
-    """One candidate."""
+    """One candidate of the election."""
 
     def __init__(
         self, api: KubernetesApi, settings: KubernetesSettings, identity: str, clock: Clock
     ) -> None:
-        """Run for the settings' lease as ``identity``, which no other candidate may have."""
-        # One try each: the next one comes soon, and reads first.
-        self._api = api.bounded(min(settings.api_timeout, settings.lease_seconds / _ANSWERS), 1)
+        """Compete for the configured lease as ``identity``, which must be unique."""
+        # No retries: the next attempt follows soon, and starts with a read.
+        self._api = api.bounded(min(settings.api_timeout, settings.lease_seconds / _CALLS), 1)
         self._settings = settings
         self._identity = identity
         self._clock = clock
         self._seen: tuple[object, object] | None = None
         self._seen_at = 0.0
-        self._dead_at = 0.0
-        """When the lease that another one holds is dead if it does not change; on our clock."""
+        self._expires_at = 0.0
+        """Time at which another holder's lease expires unless it changes, monotonic seconds."""
         self._renewed_at: float | None = None
         self._claimed = False
-        """Whether a claim was sent since the last release; its answer may have been lost."""
-        self._trouble = ""
+        """Whether a claim was sent since the last release, even if its response was lost."""
+        self._problem = ""
 
     @property
     def leading(self) -> bool:
-        """Whether this process may decide now."""
+        """Whether this process may make decisions now."""
         if self._renewed_at is None:
             return False
         since = self._clock.monotonic() - self._renewed_at
         return since < self._settings.lease_seconds * 2 / 3
 
-    async def try_once(self) -> None:
-        """Take the lease if it is free or dead, or renew it. Never raises for a failed try."""
+    async def acquire_or_renew(self) -> None:
+        """Acquire a free or expired lease, or renew a held one. A failure is logged, not raised."""
         begun = self._clock.monotonic()
         try:
             won = await self._try(begun)
@@ -75,33 +76,33 @@ class LeaseElection:
             won = False
         except ActuatorError as error:
             metrics.AUTOSCALER_FAILURES.labels("leader").inc()
-            if str(error) != self._trouble:
-                self._trouble = str(error)
+            if str(error) != self._problem:
+                self._problem = str(error)
                 log.warning("lease", error=str(error))
             metrics.AUTOSCALER_LEADER.set(self.leading)
             return
-        self._trouble = ""
+        self._problem = ""
         if won != self.leading:
             log.info("leader" if won else "not the leader", identity=self._identity)
         self._renewed_at = begun if won else None
         metrics.AUTOSCALER_LEADER.set(won)
 
     async def run(self, pause: Callable[[float], Awaitable[object]] = asyncio.sleep) -> None:
-        """Try for ever."""
+        """Acquire and renew until cancelled."""
         while True:
-            await self.try_once()
+            await self.acquire_or_renew()
             await pause(self._rest())
 
     def _rest(self) -> float:
-        """Return the seconds until the next try: no later than another's lease is dead."""
+        """Return the seconds to the next attempt, at most until the holder's lease expires."""
         if self.leading:
             return self._settings.lease_seconds / _RENEWALS
-        left = self._dead_at - self._clock.monotonic()
-        look = self._settings.lease_seconds / _LOOKS
-        return max(_SHORTEST, min(look, left) if left > 0 else look)
+        left = self._expires_at - self._clock.monotonic()
+        poll = self._settings.lease_seconds / _POLLS
+        return max(_SHORTEST, min(poll, left) if left > 0 else poll)
 
     async def release(self) -> None:
-        """Let another one decide at once; if that fails, after the lease's duration."""
+        """Release the lease, so that another candidate takes over without waiting for expiry."""
         if not self._claimed:
             return
         self._claimed, self._renewed_at = False, None
@@ -114,7 +115,7 @@ class LeaseElection:
         try:
             await self._api.patch(LEASES_GROUP, LEASES, name, patch)
         except Conflict:
-            return  # another one has it, or nobody
+            return  # another candidate holds the lease
         except ActuatorError as error:
             log.warning("lease not released", error=str(error))
 
@@ -122,7 +123,7 @@ class LeaseElection:
         name = self._settings.lease
         try:
             lease = await self._api.get(LEASES_GROUP, LEASES, name)
-        except NotThere:
+        except NotFound:
             body = {
                 "apiVersion": LEASES_GROUP,
                 "kind": "Lease",
@@ -139,12 +140,12 @@ class LeaseElection:
             self._seen, self._seen_at = seen, now
         mine = holder == self._identity
         duration = float(spec.get("leaseDurationSeconds") or self._settings.lease_seconds)
-        self._dead_at = self._seen_at + duration
-        if holder and not mine and now < self._dead_at:
+        self._expires_at = self._seen_at + duration
+        if holder and not mine and now < self._expires_at:
             return False
         transitions = int(spec.get("leaseTransitions") or 0)
         new = self._spec(transitions=transitions + (not mine), taken=not mine)
-        # The version makes it a conflict (409) if anybody wrote since.
+        # With the version, the patch fails with a conflict (409) if the lease was written since.
         version = lease["metadata"]["resourceVersion"]
         patch = [{"op": "add", "path": "/metadata/resourceVersion", "value": version}]
         if isinstance(lease.get("spec"), dict):

@@ -1,7 +1,7 @@
-"""Hands groups over before their nodes go: drains, preemption and spot terminations.
+"""Drains groups before their nodes disappear: node drains, preemption, spot terminations.
 
-Watches the nodes and the worker pods. A group with a rank on a pod that goes is drained at the
-routers, at once: its streams go on in other groups while it still lives.
+Watches the nodes and the worker pods. A group with a rank on a pod or node that is being removed is
+drained at the routers immediately, so that its streams resume on other groups while it still runs.
 """
 
 import asyncio
@@ -14,14 +14,14 @@ import structlog
 
 from serving.autoscaler.actuators.actuator import ActuatorError
 from serving.autoscaler.actuators.kubernetes_api import KubernetesApi
-from serving.autoscaler.actuators.kubernetes_watch import Mirror
+from serving.autoscaler.actuators.kubernetes_watch import Informer
 from serving.autoscaler.actuators.ray_serve import GroupSource
 from serving.autoscaler.actuators.worker_group import WorkerGroupActuator
 from serving.autoscaler.drains import Drainer
 from serving.settings import AutoscalerSettings
 from serving.telemetry import metrics
 
-TAINTS = frozenset(
+DISRUPTION_TAINTS = frozenset(
     {
         "node.kubernetes.io/unschedulable",  # kubectl drain and cordon
         "node.kubernetes.io/out-of-service",
@@ -37,7 +37,7 @@ TAINTS = frozenset(
         "kubernetes.azure.com/scheduled-events",
     }
 )
-"""Keys that say that a node goes. A soft one (PreferNoSchedule) only makes a candidate."""
+"""Taints of nodes that are being removed. With effect PreferNoSchedule, they are only a notice."""
 
 _ENDED = frozenset({"Succeeded", "Failed"})
 
@@ -49,12 +49,12 @@ class _Pod:
     address: str
     node: str
     cluster: str
-    goes: str
-    """Why; empty: it stays."""
+    disruption: str
+    """Why the pod is being removed; empty: it is not."""
 
 
 class NodeWatch:
-    """Looks after the groups of one worker group."""
+    """Drains groups on the disrupted pods and nodes of one worker group."""
 
     def __init__(
         self,
@@ -70,10 +70,10 @@ class NodeWatch:
         self._interval = settings.interval
         self._changed = asyncio.Event()
         kubernetes = settings.kubernetes
-        self._nodes = Mirror(
-            api, kubernetes, "nodes", lambda node: node_goes(node) or "", self._changed.set
+        self._nodes = Informer(
+            api, kubernetes, "nodes", lambda node: node_disruption(node) or "", self._changed.set
         )
-        self._pods = Mirror(
+        self._pods = Informer(
             api,
             kubernetes,
             "pods",
@@ -82,13 +82,12 @@ class NodeWatch:
             selector=f"ray.io/group={kubernetes.worker_group}",
         )
         self._handed: dict[str, asyncio.Task[bool]] = {}
-        """Group: its hand-over, on its way or done, well or not."""
+        """Drain task of each group on a removed pod or node, running or done."""
 
-    async def run(self, leading: Callable[[], bool]) -> None:
-        """Watch for ever, and hand over while ``leading``.
+    async def run(self, is_leader: Callable[[], bool]) -> None:
+        """Watch until cancelled, and drain groups while ``is_leader`` returns True.
 
-        What is seen of the cluster is acted on when it changes, and what routers see of the groups
-        each ``interval``.
+        Reacts to changes in the cluster immediately, and to the routers' groups every ``interval``.
         """
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._nodes.run())
@@ -99,55 +98,55 @@ class NodeWatch:
                         async with asyncio.timeout(self._interval):
                             await self._changed.wait()
                     self._changed.clear()
-                    if leading():
-                        await self._guarded_look()
+                    if is_leader():
+                        await self._guarded_check()
             finally:
-                await _ended(self._handed.values())
+                await _cancel(self._handed.values())
 
-    async def _guarded_look(self) -> None:
+    async def _guarded_check(self) -> None:
         try:
-            await self._look()
+            await self._check()
         except ActuatorError as error:
             metrics.AUTOSCALER_FAILURES.labels("nodes").inc()
             log.warning("groups are not handed over", error=str(error))
         except Exception:
             metrics.AUTOSCALER_FAILURES.labels("nodes").inc()
-            log.exception("a look at the nodes failed")
+            log.exception("checking the nodes failed")
 
-    async def _look(self) -> None:
-        """Drain groups on what goes; give groups their work back whose nodes stay after all."""
-        goes = await self._fates()
-        if not any(goes.values()) and not self._handed:
+    async def _check(self) -> None:
+        """Drain groups whose nodes are being removed; restore them if the nodes stay after all."""
+        disruptions = await self._disruptions()
+        if not any(disruptions.values()) and not self._handed:
             return
-        living = {group.group_id: group for group in await self._groups.groups()}
-        for group_id, group in living.items():
-            why = next((goes[at] for at in sorted(group.nodes) if goes.get(at)), None)
+        running = {group.group_id: group for group in await self._groups.groups()}
+        for group_id, group in running.items():
+            why = next((disruptions[at] for at in sorted(group.nodes) if disruptions.get(at)), None)
             task = self._handed.get(group_id)
             if why is not None and (task is None or (task.done() and not task.result())):
                 if task is None:
                     metrics.AUTOSCALER_HANDOVERS.inc()
-                # Each on its own: a long drain must not keep the next group waiting. Again where
-                # a router was not told or had work left.
+                # One task per group, so that a long drain does not delay others. Repeated if a
+                # router was not reached or still had requests.
                 self._handed[group_id] = asyncio.create_task(self._hand_over(group_id, why))
-            elif why is None and task is not None and group.nodes <= goes.keys():
-                await _ended([self._handed.pop(group_id)])
+            elif why is None and task is not None and group.nodes <= disruptions.keys():
+                await _cancel([self._handed.pop(group_id)])
                 await self._drains.restore(group_id)
                 log.info("its nodes stay", group=group_id)
-        for group_id in set(self._handed) - set(living):
+        for group_id in set(self._handed) - set(running):
             if self._handed[group_id].done():
                 del self._handed[group_id]
 
-    async def _fates(self) -> dict[str, str]:
-        """Return why the workers at each address go, empty: they stay.
+    async def _disruptions(self) -> dict[str, str]:
+        """Return the reason for removal of the worker at each address; empty: it is not removed.
 
-        An address whose node is not known is not there, unless its pod goes by itself.
+        An address is omitted while its node is unknown, unless its pod itself is being removed.
         """
         cluster = self._workers.present or await self._workers.cluster()
         found: dict[str, str] = {}
         for pod in self._pods.items.values():
-            why = pod.goes or self._nodes.items.get(pod.node)
+            why = pod.disruption or self._nodes.items.get(pod.node)
             if pod.cluster == cluster and why is not None:
-                # With the host's network several pods have one address.
+                # With host networking, several pods share an address.
                 found[pod.address] = found.get(pod.address) or why
         return found
 
@@ -163,25 +162,25 @@ class NodeWatch:
         return finished
 
 
-async def _ended(tasks: Collection[asyncio.Task[bool]]) -> None:
+async def _cancel(tasks: Collection[asyncio.Task[bool]]) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def node_goes(node: Any) -> str | None:
-    """Return why a node goes, or None."""
+def node_disruption(node: Any) -> str | None:
+    """Return why a node is being removed; None if it is not."""
     name = node.metadata.name
     if node.metadata.deletion_timestamp is not None:
         return f"node {name} is being deleted"
     for taint in node.spec.taints or ():
-        if taint.key in TAINTS and taint.effect != "PreferNoSchedule":
+        if taint.key in DISRUPTION_TAINTS and taint.effect != "PreferNoSchedule":
             return f"node {name}: {taint.key}"
     return f"node {name} is cordoned" if node.spec.unschedulable else None
 
 
-def pod_goes(pod: Any) -> str | None:
-    """Return why a pod goes, or None."""
+def pod_disruption(pod: Any) -> str | None:
+    """Return why a pod is being removed; None if it is not."""
     if pod.metadata.deletion_timestamp is not None:
         return f"pod {pod.metadata.name} is being deleted"
     for condition in pod.status.conditions or ():
@@ -191,9 +190,9 @@ def pod_goes(pod: Any) -> str | None:
 
 
 def _pod(pod: Any) -> _Pod | None:
-    """Return what matters of a pod; None if nothing runs there (its address may be another's)."""
+    """Reduce a pod; None if it is not running, because its address may belong to another pod."""
     if not pod.status.pod_ip or pod.status.phase in _ENDED:
         return None
     labels = pod.metadata.labels or {}
     cluster = labels.get("ray.io/cluster", "")
-    return _Pod(pod.status.pod_ip, pod.spec.node_name or "", cluster, pod_goes(pod) or "")
+    return _Pod(pod.status.pod_ip, pod.spec.node_name or "", cluster, pod_disruption(pod) or "")

@@ -1,8 +1,8 @@
-"""Whole groups of a Ray Serve application, over the REST interface of Ray's dashboard.
+"""Scales the groups of a Ray Serve application through the REST API of Ray's dashboard.
 
-Ray Serve's external scaler (``POST /api/v1/applications/APP/deployments/DEP/scale``) takes a
-number of replicas. A number that is no multiple of the gang is answered 200 and silently not
-applied, so only whole groups are ever sent, and what Serve then holds is read back
+Ray Serve's external scaler (``POST /api/v1/applications/APP/deployments/DEP/scale``) accepts a
+number of replicas. It returns 200 for a number that is not a multiple of the gang size, but ignores
+it. Therefore only multiples are sent, and the resulting number is read back
 (deploy/docs/adr/0008-scaling-through-serves-external-scaler.md).
 """
 
@@ -14,32 +14,32 @@ import structlog
 
 from serving.autoscaler.actuators.actuator import ActuatorError
 from serving.autoscaler.drains import Drainer
-from serving.autoscaler.routers import GroupSeen, bearer
+from serving.autoscaler.routers import ObservedGroup, bearer_header
 from serving.settings import AutoscalerSettings
 
 DEPLOYMENT = "ranks"
-"""As serving.engine.ray.deployment names it; a test compares."""
+"""Deployment name, the same as in serving.engine.ray.deployment (checked by a test)."""
 _COMING = frozenset({"NOT_STARTED", "DEPLOYING"})
 _LEAVING = frozenset({"STOPPING", "STOPPED"})
-"""States of replicas that do not count towards the number that is asked for."""
+"""Replica states that do not count towards the requested number."""
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger("serving.autoscaler")
 
 
 class GroupSource(Protocol):
-    """Says which groups live; ``routers.Routers`` is the real one."""
+    """Source of the running groups; implemented by ``routers.RouterReader``."""
 
-    async def groups(self) -> Sequence[GroupSeen]:
-        """Return the living groups that any router sees.
+    async def groups(self) -> Sequence[ObservedGroup]:
+        """Return the groups that any router is connected to.
 
         Raises:
-            ActuatorError: no router answers.
+            ActuatorError: No router responds.
         """
         ...
 
 
 class RayServeActuator:
-    """Scales one application of ours."""
+    """Scales one Ray Serve application."""
 
     def __init__(
         self,
@@ -51,29 +51,38 @@ class RayServeActuator:
         groups: GroupSource,
         drains: Drainer,
     ) -> None:
-        """Scale application ``app``, whose groups have ``ranks`` ranks each."""
+        """Scale application ``app``.
+
+        Args:
+            client: HTTP client.
+            settings: The settings group ``autoscaler``.
+            app: Name of the application.
+            ranks: Ranks (replicas) per group.
+            groups: Source of the running groups.
+            drains: Drains groups before they are removed.
+        """
         self._client = client
         self._base = f"{settings.dashboard_url.rstrip('/')}/api"
-        self._headers = bearer(settings.dashboard_token_file)
+        self._headers = bearer_header(settings.dashboard_token_file)
         self._timeout = settings.ray_timeout
         self._app = app
         self._ranks = ranks
         self._groups = groups
         self._drains = drains
         self._leaving: set[str] = set()
-        """Groups that were drained and are expected to go."""
+        """Drained groups that Ray Serve is expected to stop."""
 
     async def target(self) -> int:
-        """Return the groups that Serve was asked for last."""
-        asked = await self._asked()
-        await self._restore_survivors(asked)
-        return asked
+        """Return the number of groups last requested from Ray Serve."""
+        requested = await self._requested()
+        await self._restore_survivors(requested)
+        return requested
 
     async def scale(self, groups: int) -> None:
-        """Ask for so many groups; the ones that are expected to go are drained first."""
+        """Request ``groups`` groups; drain the groups that are expected to be stopped first."""
         if groups < 0:
             raise ActuatorError(f"{groups} groups cannot be")
-        before = await self._asked()
+        before = await self._requested()
         leaving = await self._drain(before - groups, keep=groups) if groups < before else ()
         try:
             await self._set(groups)
@@ -84,19 +93,19 @@ class RayServeActuator:
         self._leaving.update(group.group_id for group in leaving)
 
     def notices(self) -> tuple[str, ...]:
-        """Return nothing: what is wrong with Ray Serve is an error of the call."""
+        """Return no notices: problems of Ray Serve are raised by the calls."""
         return ()
 
     async def occupied(self) -> frozenset[str]:
-        """Return the addresses of all nodes that hold a replica, in whatever state it is.
+        """Return the addresses of all nodes that have a replica in any state.
 
         Raises:
-            ActuatorError: Ray does not answer, or some replica has no node yet: any could get it.
+            ActuatorError: Ray does not respond, or a replica has no node yet.
         """
-        return occupied_nodes(await self._ask("GET", "/serve/applications/"))
+        return occupied_nodes(await self._call("GET", "/serve/applications/"))
 
-    async def _asked(self) -> int:
-        page = await self._ask("GET", "/serve/applications/")
+    async def _requested(self) -> int:
+        page = await self._call("GET", "/serve/applications/")
         try:
             deployment = page["applications"][self._app]["deployments"][DEPLOYMENT]
             replicas = int(deployment["target_num_replicas"])
@@ -115,44 +124,44 @@ class RayServeActuator:
 
     async def _set(self, groups: int) -> None:
         path = f"/v1/applications/{self._app}/deployments/{DEPLOYMENT}/scale"
-        await self._ask("POST", path, {"target_num_replicas": groups * self._ranks})
-        now = await self._asked()
+        await self._call("POST", path, {"target_num_replicas": groups * self._ranks})
+        now = await self._requested()
         if now != groups:
             raise ActuatorError(f"Ray Serve accepted {groups} groups and stays at {now}")
 
-    async def _drain(self, count: int, keep: int) -> Sequence[GroupSeen]:
-        """Empty the groups that Serve will stop: those that are not ready, then the newest.
+    async def _drain(self, count: int, keep: int) -> Sequence[ObservedGroup]:
+        """Drain the groups that Ray Serve will stop: those that are not ready, then the newest.
 
-        Serve prefers gangs that do not run yet, then, node for node, the newest. Where it
-        takes another one after all, that one's ranks drain by themselves while they stop, and
-        the drained one gets its work back as soon as that is known.
+        Ray Serve prefers gangs that are not running, then the newest on each node. If it stops
+        another group, the ranks of that group drain while they stop, and the group drained here is
+        restored as soon as the routers report which groups remain.
         """
-        living = sorted(await self._groups.groups(), key=lambda group: (group.ready, -group.since))
-        # Some of those that go may not have joined any router: nothing to drain there.
-        count = min(count, max(0, len(living) - keep))
-        leaving = [group for group in living[:count] if group.ready]
+        running = sorted(await self._groups.groups(), key=lambda group: (group.ready, -group.since))
+        # Groups that have not joined a router need no drain.
+        count = min(count, max(0, len(running) - keep))
+        leaving = [group for group in running[:count] if group.ready]
         for group in leaving:
             finished = await self._drains.drain(group.group_id, "scaled down")
             log.info("drained", group=group.group_id, finished=finished)
         return leaving
 
-    async def _restore_survivors(self, asked: int) -> None:
+    async def _restore_survivors(self, requested: int) -> None:
         if not self._leaving:
             return
         try:
-            living = {group.group_id for group in await self._groups.groups()}
+            running = {group.group_id for group in await self._groups.groups()}
         except ActuatorError:
-            return  # who survived is seen when a router answers
-        survivors = self._leaving & living
+            return  # decided once a router responds
+        survivors = self._leaving & running
         self._leaving = survivors
-        if len(living) <= asked:
-            # No more will go: whoever is left stays.
+        if len(running) <= requested:
+            # Ray Serve stops no further groups, so the remaining ones stay.
             for group_id in sorted(survivors):
                 log.info("stays after all", group=group_id)
                 await self._drains.restore(group_id)
             self._leaving = set()
 
-    async def _ask(self, method: str, path: str, body: Any = None) -> Any:
+    async def _call(self, method: str, path: str, body: Any = None) -> Any:
         try:
             answer = await self._client.request(
                 method,
@@ -167,19 +176,19 @@ class RayServeActuator:
                 f"Ray's dashboard at {self._base} does not answer: {type(error).__name__} {error}"
             ) from error
         if answer.is_error:
-            said = page.get("error", page) if isinstance(page, dict) else page
-            raise ActuatorError(f"Ray Serve answered {answer.status_code}: {said}")
+            message = page.get("error", page) if isinstance(page, dict) else page
+            raise ActuatorError(f"Ray Serve answered {answer.status_code}: {message}")
         return page
 
 
 def occupied_nodes(page: Any) -> frozenset[str]:
-    """Return the addresses of the nodes with a replica of any application; from Ray's own page.
+    """Return the addresses of the nodes with a replica of any application.
 
     Args:
-        page: what ``GET /api/serve/applications/`` answers.
+        page: Response of ``GET /api/serve/applications/``.
 
     Raises:
-        ActuatorError: a replica that is to come has no node yet, or the page cannot be read.
+        ActuatorError: A pending replica has no node yet, or the response cannot be parsed.
     """
     found: set[str] = set()
     try:
@@ -197,7 +206,7 @@ def _nodes_of(app: str, deployment: Any) -> set[str]:
     replicas = deployment["replicas"]
     staying = [replica for replica in replicas if replica["state"] not in _LEAVING]
     asked = int(deployment["target_num_replicas"])
-    # A gang is not listed before it has a place for all of its replicas.
+    # A gang is listed only once all of its replicas are placed.
     if len(staying) < asked:
         raise ActuatorError(
             f"application {app}: {asked - len(staying)} of {asked} replicas are to be placed"

@@ -1,10 +1,10 @@
-"""The RayService above the RayCluster: which cluster is the active one, and how many pods it keeps.
+"""The RayService that owns the RayCluster: its active cluster and its number of workers.
 
-KubeRay compares a RayService with its RayCluster without their numbers of replicas, so neither a
-number in the RayService nor one in the RayCluster is carried over in normal running. But a new
-version of the operator overwrites the whole spec of the active RayCluster from the RayService, and
-what is more than the number there is deleted at once, live ranks or not. So the RayService holds
-the number too, and never one below the pods that exist.
+KubeRay ignores replica counts when it compares a RayService with its RayCluster, so normally
+neither number affects the other. A new version of the operator, however, overwrites the spec of the
+active RayCluster with the RayService's, and deletes excess pods immediately, including those with
+running ranks. The RayService is therefore set to the same number, never below the number of
+existing pods.
 """
 
 from dataclasses import dataclass
@@ -13,9 +13,9 @@ from typing import Any
 import structlog
 
 from serving.autoscaler.actuators.actuator import ActuatorError
+from serving.autoscaler.actuators.field_ownership import patch_without_owning, release_ownership
 from serving.autoscaler.actuators.kubernetes_api import KubernetesApi
-from serving.autoscaler.actuators.kubernetes_errors import Invalid, OwnedByOther, Refused
-from serving.autoscaler.actuators.unclaimed import disown, patch_unclaimed
+from serving.autoscaler.actuators.kubernetes_errors import AccessDenied, FieldConflict, Invalid
 from serving.settings import KubernetesSettings
 
 RAY = "ray.io/v1"
@@ -25,34 +25,34 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger("serving.autoscaler")
 
 
 @dataclass(frozen=True, slots=True)
-class ServiceSeen:
-    """A RayService as it was read."""
+class ObservedRayService:
+    """A RayService as read from the API server."""
 
     live: dict[str, Any]
     cluster: str
-    """The active RayCluster; that of a RayService that has none yet is the pending one."""
+    """The active RayCluster, or the pending one if none is active yet."""
     pending: str
-    """A second RayCluster that is to replace the active one; empty: none."""
+    """The RayCluster that will replace the active one; empty: none."""
 
 
-class RayServiceNumbers:
-    """The numbers of one worker group in a RayService."""
+class RayServiceReplicas:
+    """Reads and writes the replicas of one worker group in a RayService."""
 
     def __init__(self, api: KubernetesApi, settings: KubernetesSettings) -> None:
         self._api = api
         self._settings = settings
-        self.trouble = ""
-        """Why the RayService does not hold the number, for an operator; empty: it does."""
+        self.problem = ""
+        """Why the RayService could not be set, for an operator; empty: no problem."""
 
-    async def read(self) -> ServiceSeen:
-        """Return the RayService and its cluster.
+    async def read(self) -> ObservedRayService:
+        """Return the RayService and its RayCluster.
 
-        KubeRay makes up the cluster's name, and another one at each blue/green upgrade. Until it
-        switches, the active cluster is the old one; only a RayService that has none yet has its
-        first one pending, and that needs its workers to become active.
+        KubeRay generates the cluster's name, and a new name for each blue/green upgrade. The old
+        cluster remains active until the switch. The first cluster of a new RayService is pending
+        and needs its workers to become active.
 
         Raises:
-            ActuatorError: it has no cluster yet, or as for ``KubernetesApi.get``.
+            ActuatorError: There is no cluster yet, or as for ``KubernetesApi.get``.
         """
         name = self._settings.service
         live = await self._api.get(RAY, SERVICES, name)
@@ -63,26 +63,26 @@ class RayServiceNumbers:
         )
         if not (active or pending):
             raise ActuatorError(f"RayService {name} has no RayCluster yet")
-        return ServiceSeen(live, active or pending, pending if active else "")
+        return ObservedRayService(live, active or pending, pending if active else "")
 
-    def held(self, seen: ServiceSeen) -> int:
-        """Return the replicas that the RayService holds; 0 where it has no such worker group."""
+    def replicas(self, seen: ObservedRayService) -> int:
+        """Return the number of replicas in the RayService; 0 if it has no such worker group."""
         _, spec = self._group(seen)
         return max(int(spec.get("replicas") or 0), int(spec.get("minReplicas") or 0))
 
-    async def hold(self, seen: ServiceSeen, replicas: int) -> None:
-        """Write the number where it differs.
+    async def set_replicas(self, seen: ObservedRayService, replicas: int) -> None:
+        """Write the number of replicas if it differs.
 
-        What would be refused again is told in ``trouble`` and stops nobody: without it only an
-        upgrade of the operator is dangerous.
+        A permanent refusal is reported in ``problem`` rather than raised: with a wrong number, only
+        an upgrade of the operator is dangerous.
 
         Raises:
-            Conflict: the RayService changed since it was read.
-            ActuatorError: the server does not answer.
+            Conflict: The RayService has changed since it was read.
+            ActuatorError: The server does not respond.
         """
         index, spec = self._group(seen)
         if index is None:
-            self.trouble = (
+            self.problem = (
                 f"RayService {self._settings.service} has no worker group "
                 f"{self._settings.worker_group}: set autoscaler.kubernetes.worker_group to one of "
                 "its own"
@@ -91,24 +91,24 @@ class RayServiceNumbers:
         now = tuple(spec.get(key) for key in ("replicas", "minReplicas"))
         try:
             if now == (replicas, replicas):
-                await disown(self._api, RAY, SERVICES, seen.live)
+                await release_ownership(self._api, RAY, SERVICES, seen.live)
             else:
-                patch = numbers_patch(
+                patch = replicas_patch(
                     f"/spec/rayClusterConfig/workerGroupSpecs/{index}", spec, replicas
                 )
-                await patch_unclaimed(self._api, RAY, SERVICES, self._settings.service, patch)
+                await patch_without_owning(self._api, RAY, SERVICES, self._settings.service, patch)
                 log.info("rayservice", replicas=replicas, before=spec.get("replicas"))
-        except (Refused, Invalid, OwnedByOther) as error:
-            self.trouble = (
+        except (AccessDenied, Invalid, FieldConflict) as error:
+            self.problem = (
                 f"RayService {self._settings.service} keeps {now[0]} replicas of worker group "
                 f"{self._settings.worker_group} instead of {replicas}: an upgrade of the KubeRay "
                 "operator would set the RayCluster back to that and delete pods with ranks. "
                 f"{error}"
             )
         else:
-            self.trouble = ""
+            self.problem = ""
 
-    def _group(self, seen: ServiceSeen) -> tuple[int | None, dict[str, Any]]:
+    def _group(self, seen: ObservedRayService) -> tuple[int | None, dict[str, Any]]:
         config = (seen.live.get("spec") or {}).get("rayClusterConfig") or {}
         for index, spec in enumerate(config.get("workerGroupSpecs") or ()):
             if spec.get("groupName") == self._settings.worker_group:
@@ -116,11 +116,16 @@ class RayServiceNumbers:
         return None, {}
 
 
-def numbers_patch(path: str, spec: dict[str, Any], replicas: int) -> list[dict[str, Any]]:
-    """Return the JSON patch that asks a worker group at ``path`` for exactly so many pods.
+def replicas_patch(path: str, spec: dict[str, Any], replicas: int) -> list[dict[str, Any]]:
+    """Return the JSON patch that sets a worker group to exactly ``replicas`` pods.
 
-    It fails where another group is at ``path`` by now, or its number is not the one in ``spec``.
-    ``maxReplicas`` is raised with it: KubeRay takes the number down to it without a word.
+    The patch fails if another group is at ``path`` or its number differs from ``spec``. It also
+    raises ``maxReplicas`` if needed, because KubeRay silently caps the number at it.
+
+    Args:
+        path: JSON pointer of the worker group.
+        spec: The worker group as read.
+        replicas: New number of pods.
     """
     patch: list[dict[str, Any]] = [
         {"op": "test", "path": f"{path}/groupName", "value": spec["groupName"]}
@@ -130,6 +135,6 @@ def numbers_patch(path: str, spec: dict[str, Any], replicas: int) -> list[dict[s
     values = {"replicas": replicas, "minReplicas": replicas}
     if int(spec.get("maxReplicas") or 0) < replicas:
         values["maxReplicas"] = replicas
-    # "add" also replaces what is there (RFC 6902, 4.1).
+    # "add" also replaces an existing value (RFC 6902, 4.1).
     patch += [{"op": "add", "path": f"{path}/{key}", "value": values[key]} for key in values]
     return patch

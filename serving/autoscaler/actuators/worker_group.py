@@ -1,9 +1,10 @@
-"""A KubeRay worker group: the nodes that the groups' ranks run on.
+"""Scales a KubeRay worker group: the pods that the ranks run on.
 
-Raised before Ray Serve is asked for more groups, so that GPU nodes are on their way when the gang
-asks for them; lowered when the ranks are gone. KubeRay would delete any pods, so those that nothing
-uses are named to it (``scaleStrategy.workersToDelete``). The RayService above holds the number too
-(``ray_service``): first on the way up, last on the way down.
+The worker group is scaled up before more groups are requested from Ray Serve, so that GPU nodes are
+being provisioned when the gang requests them, and scaled down once the ranks have stopped. KubeRay
+would delete arbitrary pods, so the unused ones are listed in ``scaleStrategy.workersToDelete``. The
+owning RayService is set to the same number (``ray_service``): first when scaling up, last when
+scaling down.
 """
 
 from collections.abc import Sequence
@@ -18,50 +19,50 @@ from serving.autoscaler.actuators.kubernetes_errors import Conflict
 from serving.autoscaler.actuators.ray_serve import GroupSource
 from serving.autoscaler.actuators.ray_service import (
     RAY,
-    RayServiceNumbers,
-    ServiceSeen,
-    numbers_patch,
+    ObservedRayService,
+    RayServiceReplicas,
+    replicas_patch,
 )
 from serving.clock import Clock, SystemClock
 from serving.settings import KubernetesSettings
 
 CLUSTERS = "rayclusters"
 _READS = 3
-"""Times that the objects are read again after a conflict."""
+"""Attempts after conflicts, each with a new read."""
 _FORGET = 60.0
-"""Seconds for which a pod that is gone stays named. The operator's view may be behind, and one that
-it still counts and that is no longer named would cost another pod."""
+"""Seconds for which a deleted pod stays listed for deletion. The operator's cache may be stale: if
+it counts a deleted pod that is not listed, it deletes another one."""
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger("serving.autoscaler")
 
 
 class ReplicaSource(Protocol):
-    """Says which nodes hold ranks or will; ``ray_serve.RayServeActuator`` is the real one."""
+    """Source of the nodes in use; implemented by ``ray_serve.RayServeActuator``."""
 
     async def occupied(self) -> frozenset[str]:
-        """Return the addresses of all nodes that hold a replica, starting and stopping ones too.
+        """Return the addresses of all nodes with a replica, including starting and stopping ones.
 
         Raises:
-            ActuatorError: that is not known, or a replica that is to come has no node yet.
+            ActuatorError: The nodes are unknown, or a pending replica has no node yet.
         """
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class _Step:
-    """What one call does to the worker group."""
+    """One change of the worker group."""
 
     replicas: int
     leaving: tuple[str, ...]
-    """Pods that are named to go, in this step."""
+    """Pods newly listed for deletion."""
     named: tuple[str, ...]
-    """All that are named after it, those of earlier steps among them."""
+    """All pods listed for deletion after the change, including those of earlier changes."""
     pods: int
-    """Most pods that there can be after it: the replicas, and named ones that still exist."""
+    """Upper bound of the pods after the change: replicas plus listed pods that still exist."""
 
 
 class WorkerGroupActuator:
-    """Sets replicas and minReplicas of one worker group; a group is ``workers_per_group`` pods."""
+    """Sets replicas and minReplicas of a worker group with ``workers_per_group`` pods per group."""
 
     def __init__(
         self,
@@ -71,51 +72,51 @@ class WorkerGroupActuator:
         placement: ReplicaSource,
         clock: Clock | None = None,
     ) -> None:
-        """Name only pods to go that neither a group of ``groups`` nor ``placement`` uses."""
+        """Delete only pods that neither ``groups`` nor ``placement`` reports as in use."""
         self._api = api
         self._settings = settings
         self._groups = groups
         self._placement = placement
         self._clock = clock or SystemClock()
-        self._numbers = RayServiceNumbers(api, settings)
+        self._service_replicas = RayServiceReplicas(api, settings)
         self._gone: dict[str, float] = {}
-        """Named pods that no longer exist, and since when."""
+        """Listed pods that no longer exist, with the time this was first seen (monotonic)."""
         self._kept = ""
-        """Why no pod was named last; said once."""
+        """Last logged reason for not listing any pod."""
         self._pending = ""
         self.present = settings.cluster
-        """Name of the RayCluster as read last; empty before."""
+        """Name of the RayCluster at the last read; empty before the first read."""
         self.replicas = 0
-        """Pods that are asked for, as read or written last."""
+        """Number of requested pods at the last read or write."""
 
     async def target(self) -> int:
-        """Return for how many whole groups workers are asked for; changes nothing."""
+        """Return the number of groups that the requested workers suffice for; read-only."""
         service = await self._service()
         _, spec = await self._read(self.present if service is None else service.cluster)
         self.replicas = int(spec.get("replicas") or 0)
         return self.replicas // self._settings.workers_per_group
 
     async def scale(self, groups: int) -> None:
-        """Ask for the workers of so many groups.
+        """Request the workers for ``groups`` groups.
 
-        Fewer: only as many go as are used by nobody; call again for the rest.
+        Scaling down removes only unused pods; call again to remove the others later.
         """
         if groups < 0:
             raise ActuatorError(f"{groups} groups cannot be")
         wanted = groups * self._settings.workers_per_group
-        said = ""
+        reason = ""
         for _ in range(_READS):
             try:
                 await self._scale_once(wanted)
             except Conflict as error:
-                said = str(error)
+                reason = str(error)
                 continue
             return
-        raise ActuatorError(f"RayCluster {self.present} is changed all the time: {said}")
+        raise ActuatorError(f"RayCluster {self.present} keeps changing: {reason}")
 
     def notices(self) -> tuple[str, ...]:
-        """Return what an operator should know of the RayService."""
-        found = [self._numbers.trouble] if self._numbers.trouble else []
+        """Return notices about the RayService."""
+        found = [self._service_replicas.problem] if self._service_replicas.problem else []
         if self._pending:
             found.append(
                 f"RayService {self._settings.service} has a second RayCluster pending, "
@@ -132,10 +133,10 @@ class WorkerGroupActuator:
         return await self._pods()
 
     async def cluster(self) -> str:
-        """Return the name of the RayCluster: the one that is set, or the RayService's present one.
+        """Return the name of the RayCluster: the configured one, or the RayService's active one.
 
         Raises:
-            ActuatorError: the RayService has none yet.
+            ActuatorError: The RayService has none yet.
         """
         await self._service()
         return self.present
@@ -145,11 +146,11 @@ class WorkerGroupActuator:
             f"ray.io/cluster={self.present},ray.io/group={self._settings.worker_group}"
         )
 
-    async def _service(self) -> ServiceSeen | None:
-        """Return the RayService, None where a RayCluster is set that nobody overwrites."""
+    async def _service(self) -> ObservedRayService | None:
+        """Return the RayService; None if a standalone RayCluster is configured."""
         if self._settings.cluster:
             return None
-        seen = await self._numbers.read()
+        seen = await self._service_replicas.read()
         self.present, self._pending = seen.cluster, seen.pending
         return seen
 
@@ -157,9 +158,9 @@ class WorkerGroupActuator:
         service = await self._service()
         index, spec = await self._read(self.present)
         step = await self._step(spec, wanted)
-        above = service is not None and step.pods > self._numbers.held(service)
+        above = service is not None and step.pods > self._service_replicas.replicas(service)
         if service is not None and above:
-            await self._numbers.hold(service, step.pods)
+            await self._service_replicas.set_replicas(service, step.pods)
         if patch := self._patch(index, spec, step):
             await self._api.patch(RAY, CLUSTERS, self.present, patch)
             log.info(
@@ -168,7 +169,7 @@ class WorkerGroupActuator:
             )  # fmt: skip
         self.replicas = step.replicas
         if service is not None and not above:
-            await self._numbers.hold(service, step.pods)
+            await self._service_replicas.set_replicas(service, step.pods)
 
     async def _read(self, name: str) -> tuple[int, dict[str, Any]]:
         cluster = await self._api.get(RAY, CLUSTERS, name)
@@ -181,7 +182,7 @@ class WorkerGroupActuator:
     async def _step(self, spec: dict[str, Any], wanted: int) -> _Step:
         now = int(spec.get("replicas") or 0)
         before = tuple((spec.get("scaleStrategy") or {}).get("workersToDelete") or ())
-        # A named pod counts until it is gone, and a name that was seen gone says nothing more.
+        # The pods matter only when scaling down or while listed pods may still exist.
         if wanted >= now and self._gone.keys() >= set(before):
             return _Step(wanted, (), before, wanted)
         pods = await self._pods()
@@ -196,27 +197,27 @@ class WorkerGroupActuator:
         return _Step(replicas, leaving, (*named, *leaving), replicas + going)
 
     def _still_named(self, before: Sequence[str], existing: set[str]) -> tuple[str, ...]:
-        """Return the names of earlier steps that a new list must hold too."""
+        """Return the pods of earlier changes that a new list must still contain."""
         now = self._clock.monotonic()
         self._gone = {name: self._gone.get(name, now) for name in before if name not in existing}
         return tuple(name for name in before if now - self._gone.get(name, now) < _FORGET)
 
     def _patch(self, index: int, spec: dict[str, Any], step: _Step) -> list[dict[str, Any]]:
-        """Return how the RayCluster becomes as ``step`` says; empty: it is so already."""
+        """Return the patch that applies ``step``; empty if the RayCluster matches already."""
         now = (spec.get("replicas"), spec.get("minReplicas"))
         if now == (step.replicas, step.replicas) and not step.leaving:
             return []
         path = f"/spec/workerGroupSpecs/{index}"
-        patch = numbers_patch(path, spec, step.replicas)
+        patch = replicas_patch(path, spec, step.replicas)
         if step.leaving:
             value = {"workersToDelete": list(step.named)}
             patch.append({"op": "add", "path": f"{path}/scaleStrategy", "value": value})
         return patch
 
     async def _unused(self, pods: Sequence[Any]) -> list[str]:
-        """Return the names of pods that hold nothing: those that go by themselves, then idle ones.
+        """Return the names of unused pods: those being deleted first, then idle ones.
 
-        None where a router or Ray Serve does not answer, or a replica is still to be placed.
+        Empty if a router or Ray Serve does not respond, or a replica is not placed yet.
         """
         try:
             used = {node for group in await self._groups.groups() for node in group.nodes}
@@ -233,7 +234,7 @@ class WorkerGroupActuator:
 
 
 def _addresses(pod: Any) -> set[str]:
-    """Return all addresses of a pod; empty before it has one."""
+    """Return all addresses of a pod; empty until it has one."""
     status = pod.status
     if status is None:
         return set()

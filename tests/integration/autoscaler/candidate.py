@@ -1,4 +1,4 @@
-"""A process that runs for the Lease argv[1] of its kubeconfig; prints whether it leads."""
+"""A candidate for the Lease argv[1] as a process; prints whether it is the leader."""
 
 import asyncio
 import sys

@@ -1,4 +1,4 @@
-"""A real Prometheus that scrapes a page which the test writes; the fake API server."""
+"""Fixtures: a real Prometheus that scrapes a page of the test, and the fake API server."""
 
 import contextlib
 import socket
@@ -19,7 +19,7 @@ TOOLS = Path(__file__).resolve().parents[3] / ".tools" / "prometheus"
 
 
 class Page(HttpFake):
-    """What Prometheus scrapes; ``text`` may change at any time, None answers 503."""
+    """The page that Prometheus scrapes: ``text``, changeable at any time; None: status 503."""
 
     def __init__(self):
         self.text: str | None = ""
@@ -30,7 +30,7 @@ class Page(HttpFake):
 
 
 class Prometheus:
-    """One prometheus process that scrapes ``target`` every ``interval``."""
+    """A Prometheus process that scrapes ``target`` every ``interval``."""
 
     def __init__(self, folder: Path, target: str, interval: str = "200ms"):
         with socket.create_server(("127.0.0.1", 0)) as free:
@@ -59,7 +59,7 @@ class Prometheus:
                 return float(answer.json()["data"]["result"][0]["value"][1])
         return None
 
-    def wait(self, query: str, patience: float = 30.0) -> float:
+    def wait(self, query: str, patience: float = 120.0) -> float:
         """Return the query's value once it is above 0."""
         end = time.monotonic() + patience
         while not (found := self.number(query)):
@@ -81,7 +81,7 @@ def page():
 
 @pytest.fixture(scope="module")
 def prometheus(tmp_path_factory, page):
-    """One for all tests of a module: it takes 5 s until it scrapes."""
+    """Shared by the tests of a module: the first scrape takes 5 s."""
     if not (TOOLS / "prometheus").exists():
         pytest.skip("no Prometheus in .tools: .ci/tools fetches it and says if it cannot")
     server = Prometheus(tmp_path_factory.mktemp("prometheus"), page.address)
@@ -97,7 +97,7 @@ def kube():
 
 @pytest.fixture
 async def connect(kube):
-    """Returns clients of ``kube``, an administrator's unless told otherwise; none really waits."""
+    """Return a factory of clients of ``kube``, by default an administrator's, without waits."""
     made, waits = [], []
 
     async def pause(seconds):

@@ -1,4 +1,4 @@
-"""A small real HTTP server in a thread, for what the autoscaler talks to."""
+"""A small HTTP server in a thread, for fakes of the autoscaler's peers."""
 
 import http.server
 import json
@@ -6,7 +6,7 @@ import threading
 
 
 class HttpFake:
-    """Subclasses say what is answered; ``url`` and ``address`` are where it listens."""
+    """Subclasses implement the responses; ``url`` and ``address`` are the address of the server."""
 
     def __init__(self):
         fake = self
@@ -39,7 +39,7 @@ class HttpFake:
         self.thread.start()
 
     def answer(self, path, sent):
-        """Return status and content: a string is text, all else JSON; ``sent`` is None in a GET."""
+        """Return status and content (a string as text, else JSON); ``sent`` is None for a GET."""
         raise NotImplementedError
 
     def close(self):

@@ -1,11 +1,11 @@
-"""What the tests of the Kubernetes actuator share: a fleet, the objects, an API client."""
+"""Shared by the tests of the Kubernetes actuator: a fleet, objects, an API client."""
 
 import copy
 from dataclasses import dataclass, field
 
 from serving.autoscaler.actuators.actuator import ActuatorError
 from serving.autoscaler.actuators.worker_group import WorkerGroupActuator
-from serving.autoscaler.routers import GroupSeen
+from serving.autoscaler.routers import ObservedGroup
 from serving.settings import KubernetesSettings
 from tests.kube import objects
 
@@ -17,13 +17,13 @@ TARGET = "/apis/ray.io/v1/namespaces/default/rayclusters/moe"
 
 @dataclass
 class Fleet:
-    """What the routers and Ray Serve say of where ranks are."""
+    """A fake of the routers and Ray Serve: the nodes of the ranks."""
 
     living: list = field(default_factory=list)
     placed: set = field(default_factory=set)
-    """Addresses of nodes with a replica that no group shows."""
+    """Addresses of nodes with a replica that is in no group."""
     unplaced: str = ""
-    """Why Ray Serve does not say, empty: it does."""
+    """Error of Ray Serve; empty: none."""
     silent: bool = False
     """No router answers."""
 
@@ -38,19 +38,8 @@ class Fleet:
         return frozenset(self.placed)
 
 
-class Clock:
-    def __init__(self):
-        self.now = 1000.0
-
-    def monotonic(self):
-        return self.now
-
-    def time(self):
-        return self.now
-
-
 def group(name, *nodes, ready=True):
-    return GroupSeen(name, 1.0, frozenset(nodes), ready)
+    return ObservedGroup(name, 1.0, frozenset(nodes), ready)
 
 
 def workers_of(api, settings=SETTINGS, fleet=None, clock=None):
@@ -59,7 +48,7 @@ def workers_of(api, settings=SETTINGS, fleet=None, clock=None):
 
 
 def put_cluster(server, name="moe", **spec):
-    """Make the RayCluster, or give its second worker group another number."""
+    """Create the RayCluster, or change the number of its second worker group."""
     groups = (objects.worker_group("other", replicas=9), objects.worker_group("ranks", **spec))
     if server.get("rayclusters", name) is None:
         server.create(objects.raycluster(name, *groups))
@@ -69,7 +58,7 @@ def put_cluster(server, name="moe", **spec):
 
 
 def put_pods(server, count, cluster="moe", first=0):
-    """Make pods w0, w1, … at 10.0.0.0, 10.0.0.1, …"""
+    """Create pods w0, w1, … at 10.0.0.0, 10.0.0.1, …"""
     for number in range(first, first + count):
         labels = objects.ray_labels(cluster)
         server.create(objects.pod(f"w{number}", f"10.0.0.{number}", "n1", labels=labels))
@@ -102,7 +91,7 @@ def writes(server):
 
 
 def fail_once(monkeypatch, api, *errors):
-    """Let the next calls of ``api`` end so, before they reach the server."""
+    """Make the next calls of ``api`` raise these errors before they reach the server."""
     left, call = list(errors), api._client.call_api
 
     async def flaky(*args, **kwargs):

@@ -1,7 +1,7 @@
-"""A release of the chart with its autoscaler in processes, on fakes of all that is around it.
+"""A release of the chart with autoscaler processes, and fakes of everything around them.
 
-The API server, the KubeRay operator, the kubelet, Ray Serve and a router are made up; the chart's
-rights and settings are rendered by Helm, and the autoscalers are the real command.
+API server, KubeRay operator, kubelet, Ray Serve and router are fakes; Helm renders the permissions
+and settings of the chart, and the autoscalers are the real command.
 """
 
 import json
@@ -9,7 +9,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from tests.kube.controllers import running
 from tests.kube.kubelet import Kubelet
 from tests.kube.kuberay import KubeRay
 from tests.kube.server import KubeServer
+from tests.support.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[3]
 SPACE, NAME, POOL = "prod", "serve-moe-serving", "cpu"
@@ -36,14 +36,6 @@ _KINDS = (
     "ServiceAccount", "Role", "RoleBinding", "ClusterRole", "ClusterRoleBinding", "Lease",
     "PodDisruptionBudget", "RayService",
 )  # fmt: skip
-
-
-def until(true, what):
-    end = time.monotonic() + PATIENCE
-    while not (found := true()):
-        assert time.monotonic() < end, f"waited in vain for {what}"
-        time.sleep(0.05)
-    return found
 
 
 class Ray(HttpFake):
@@ -90,7 +82,7 @@ class Ray(HttpFake):
 
 
 class Autoscaler:
-    """``moe-serving autoscaler run`` with the settings and the rights of the release."""
+    """``moe-serving autoscaler run`` with the settings and permissions of the release."""
 
     def __init__(self, folder: Path, settings: Path, kubeconfig: Path):
         self.log = folder / f"{settings.stem}.log"
@@ -107,7 +99,7 @@ class Autoscaler:
         )
 
     def metric(self, name):
-        """Return a metric's value; None: the process does not answer yet."""
+        """Return the value of a metric; None if the process does not respond yet."""
         try:
             text = httpx.get(f"{self.url}/metrics", timeout=60, trust_env=False).text
         except httpx.TransportError:
@@ -116,7 +108,7 @@ class Autoscaler:
         return float(lines[0].split()[1]) if lines else None
 
     def watches(self):
-        """Whether it watches nodes and pods."""
+        """Return whether it watches nodes and pods."""
         kinds = [f'moe_autoscaler_watching{{kind="{kind}"}}' for kind in ("nodes", "pods")]
         return all(self.metric(kind) == 1 for kind in kinds)
 
@@ -126,13 +118,13 @@ class Autoscaler:
         self.process.wait()
 
     def end(self):
-        """End it as a kubelet does; return its exit code."""
+        """Stop it as the kubelet does; return its exit code."""
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(PATIENCE)
 
 
 class Release:
-    """Everything; ``with Release(tmp_path) as release:``."""
+    """The release and its fakes; ``with Release(tmp_path) as release:``."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -158,8 +150,8 @@ class Release:
             stack.enter_context(self.server)
             self.apply()
             stack.enter_context(running(self.server, self.operator, self.kubelet))
-            until(self.active, "an active RayCluster")
-            until(lambda: len(self.alive()) == EACH, "the chart's pods")
+            wait_until(self.active, "an active RayCluster")
+            wait_until(lambda: len(self.alive()) == EACH, "the chart's pods")
             self._stack = stack.pop_all()
         return self
 
@@ -167,7 +159,7 @@ class Release:
         self._stack.close()
 
     def apply(self):
-        """Install or upgrade it as Helm 4 does, as far as the autoscaler is concerned."""
+        """Install or upgrade the objects that concern the autoscaler, as Helm 4 does."""
         for kind in _KINDS:
             for item in self.objects:
                 if item["kind"] == kind:
@@ -177,7 +169,7 @@ class Release:
                     )
                     self.server.api.apply(place, item, Options("helm"))
 
-    def start(self, number=0, **law):
+    def start(self, number=0, **scaling):
         """Start an autoscaler."""
         name = f"{NAME}-autoscaler"
         token = rbac.service_account_token(SPACE, name)
@@ -197,7 +189,7 @@ class Release:
             "interval": 0.2,
             "min_groups": 0,
             "max_groups": 8,
-        } | law
+        } | scaling
         own["kubernetes"] |= {
             "lease_seconds": LEASE_SECONDS, "watch_timeout": 5.0, "api_timeout": 2.0,
         }  # fmt: skip
@@ -223,7 +215,7 @@ class Release:
         return config["workerGroupSpecs"][0]["replicas"]
 
     def alive(self):
-        """Return name and address of the workers that run and that nobody deletes."""
+        """Return name and address of the running workers that are not being deleted."""
         return {
             pod["metadata"]["name"]: pod["status"]["podIP"]
             for pod in self.server.items("pods", SPACE)
@@ -240,7 +232,7 @@ class Release:
         return found.get("spec") or {}
 
     def leader(self, *autoscalers):
-        """Return the one that the Lease names and that says so itself; None: none does."""
+        """Return the autoscaler that holds the Lease and reports itself as leader, or None."""
         holder = self.lease().get("holderIdentity") or ""
         for one in autoscalers:
             if holder.endswith(f"-{one.process.pid}") and one.metric("moe_autoscaler_leader") == 1:
@@ -248,10 +240,12 @@ class Release:
         return None
 
     def scaled(self, groups):
-        """Ask Ray Serve for so many groups and wait until the pods are there."""
+        """Request groups from Ray Serve and wait until their pods exist."""
         self.ray.asked = groups * EACH
-        until(lambda: self.worker_group()["replicas"] == groups * EACH, f"{groups} groups of pods")
-        until(lambda: len(self.alive()) == groups * EACH, f"{groups} groups that run")
+        wait_until(
+            lambda: self.worker_group()["replicas"] == groups * EACH, f"{groups} groups of pods"
+        )
+        wait_until(lambda: len(self.alive()) == groups * EACH, f"{groups} groups that run")
 
 
 def _free_port() -> int:

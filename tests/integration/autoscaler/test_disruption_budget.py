@@ -2,11 +2,11 @@
 
 import pytest
 
-from serving.autoscaler.actuators.disruption_budget import DisruptionBudget, least_pods
-from serving.autoscaler.actuators.fake import FakeActuator
+from serving.autoscaler.actuators.disruption_budget import DisruptionBudget, min_available
 from serving.autoscaler.actuators.kubernetes import KubernetesActuator
 from tests.integration.autoscaler.kube import SETTINGS, put_cluster, put_pods, workers_of, writes
 from tests.kube.api import Options, Place
+from tests.support.fake_actuator import FakeActuator
 
 NAME = "moe-ranks"
 WITH = SETTINGS.model_copy(update={"disruption_budget": NAME})
@@ -33,7 +33,7 @@ def follower(connect, groups):
 
 @pytest.mark.parametrize(("groups", "expected"), [(0, 0), (1, 4), (2, 7), (5, 19)])
 def test_the_charts_rule(groups, expected):
-    assert least_pods(groups, 4) == expected
+    assert min_available(groups, 4) == expected
 
 
 async def test_it_follows_up_and_down(kube, connect):

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from serving.autoscaler.actuators.lease import LeaseElection
-from tests.integration.autoscaler.kube import LEASE, SETTINGS, Clock, fail_once
+from tests.integration.autoscaler.kube import LEASE, SETTINGS, fail_once
 from tests.integration.autoscaler.test_kubernetes import api_error
 from tests.kube import objects, rbac
+from tests.support.clock import ManualClock
 
 ROOT = Path(__file__).resolve().parents[3]
 CANDIDATE = Path(__file__).with_name("candidate.py")
@@ -21,7 +22,7 @@ PATIENCE = 60.0
 
 
 def put_lease(kube, **spec):
-    """Make the Lease as a chart renders it."""
+    """Create the Lease as the chart renders it."""
     kube.create(
         {
             "apiVersion": "coordination.k8s.io/v1",
@@ -37,33 +38,33 @@ def lease(kube):
 
 
 async def test_one_of_two_leads_and_the_other_takes_over(kube, connect):
-    clock = Clock()
+    clock = ManualClock()
     first, second = (LeaseElection(connect(), SETTINGS, name, clock) for name in ("a", "b"))
-    await first.try_once()
-    await second.try_once()
+    await first.acquire_or_renew()
+    await second.acquire_or_renew()
     assert (first.leading, second.leading) == (True, False)
     for _ in range(4):  # renewed: the other waits
         clock.now += 8.0
-        await first.try_once()
-        await second.try_once()
+        await first.acquire_or_renew()
+        await second.acquire_or_renew()
         assert (first.leading, second.leading) == (True, False)
     clock.now += 10.5  # the first is cut off: it stops before the other may start
     assert not first.leading
-    await second.try_once()
+    await second.acquire_or_renew()
     assert not second.leading
     clock.now += 5.0
-    await second.try_once()
+    await second.acquire_or_renew()
     assert second.leading
-    await first.try_once()
+    await first.acquire_or_renew()
     assert not first.leading
     assert (lease(kube)["holderIdentity"], lease(kube)["leaseTransitions"]) == ("b", 1)
 
 
 async def test_a_dead_leader_is_followed_within_the_lease_and_five_seconds(kube, connect):
-    """Counted on a clock of the test: the candidate tries as often as it does in a pod."""
-    clock = Clock()
+    """On a manual clock: the candidate tries as often as in a pod."""
+    clock = ManualClock()
     dead, other = (LeaseElection(connect(), SETTINGS, name, clock) for name in ("a", "b"))
-    await dead.try_once()
+    await dead.acquire_or_renew()
     died = clock.now + 0.01
     clock.now += 0.9  # the worst case: it has just not tried
     tries = []
@@ -81,12 +82,12 @@ async def test_a_dead_leader_is_followed_within_the_lease_and_five_seconds(kube,
 
 
 async def test_a_released_lease_is_taken_at_once(kube, connect):
-    clock = Clock()
+    clock = ManualClock()
     first, second = (LeaseElection(connect(), SETTINGS, name, clock) for name in ("a", "b"))
-    await first.try_once()
+    await first.acquire_or_renew()
     await first.release()
     assert not first.leading
-    await second.try_once()
+    await second.acquire_or_renew()
     assert second.leading
     await first.release()  # it is not its to give
     assert lease(kube)["holderIdentity"] == "b"
@@ -97,10 +98,10 @@ async def test_a_released_lease_is_taken_at_once(kube, connect):
 )
 async def test_a_lease_of_the_chart_has_no_spec(kube, connect, spec):
     put_lease(kube, **spec)
-    clock = Clock()
+    clock = ManualClock()
     first, second = (LeaseElection(connect(), SETTINGS, name, clock) for name in ("a", "b"))
-    await first.try_once()
-    await second.try_once()
+    await first.acquire_or_renew()
+    await second.acquire_or_renew()
     assert (first.leading, second.leading) == (True, False)
     assert lease(kube)["holderIdentity"] == "a"
     assert [seen.method for seen in kube.requests if seen.method == "POST"] == []
@@ -112,71 +113,71 @@ async def test_the_charts_rights_are_enough_for_the_charts_lease(kube, connect):
     for item in objects.service_account("scaler", "default", rule | {"verbs": ["get", "patch"]}):
         kube.create(item)
     token = rbac.service_account_token("default", "scaler")
-    election = LeaseElection(connect(token=token), SETTINGS, "a", Clock())
-    await election.try_once()
+    election = LeaseElection(connect(token=token), SETTINGS, "a", ManualClock())
+    await election.acquire_or_renew()
     assert election.leading
     await election.release()
     assert lease(kube)["holderIdentity"] == ""
 
 
 async def test_two_that_want_a_dead_lease_do_not_both_get_it(kube, connect):
-    clock = Clock()
+    clock = ManualClock()
     dead, one, two = (LeaseElection(connect(), SETTINGS, name, clock) for name in "abc")
-    await dead.try_once()
-    await one.try_once()
-    await two.try_once()
+    await dead.acquire_or_renew()
+    await one.acquire_or_renew()
+    await two.acquire_or_renew()
     clock.now += 16.0
     get = two._api.get
 
     async def get_then_lose(*args):
         found = copy.deepcopy(await get(*args))
-        await one.try_once()
+        await one.acquire_or_renew()
         return found
 
     two._api.get = get_then_lose
-    await two.try_once()
+    await two.acquire_or_renew()
     assert (one.leading, two.leading) == (True, False)
 
 
 async def test_two_that_create_it_do_not_both_get_it(kube, connect):
-    one, two = (LeaseElection(connect(), SETTINGS, name, Clock()) for name in "ab")
+    one, two = (LeaseElection(connect(), SETTINGS, name, ManualClock()) for name in "ab")
     create = two._api.create
 
     async def late(*args):
-        await one.try_once()
+        await one.acquire_or_renew()
         await create(*args)
 
     two._api.create = late
-    await two.try_once()
+    await two.acquire_or_renew()
     assert (one.leading, two.leading) == (True, False)
 
 
 async def test_a_renewal_that_the_server_cannot_read_is_none(kube, connect):
-    clock = Clock()
+    clock = ManualClock()
     election = LeaseElection(connect(), SETTINGS, "a", clock)
-    await election.try_once()
+    await election.acquire_or_renew()
     kube.faults.add(f"/leases/{LEASE}$", method="PATCH", status=http.HTTPStatus.BAD_REQUEST)
     clock.now += 10.5
-    await election.try_once()
+    await election.acquire_or_renew()
     assert not election.leading
 
 
 async def test_a_server_that_is_away_ends_leading_in_time(kube, connect, monkeypatch):
-    clock = Clock()
+    clock = ManualClock()
     api = connect()
     election = LeaseElection(api, SETTINGS, "a", clock)
-    await election.try_once()
+    await election.acquire_or_renew()
     fail_once(monkeypatch, api, *[api_error(500)] * 8)
     clock.now += 5.0
-    await election.try_once()
+    await election.acquire_or_renew()
     assert election.leading  # its lease holds still
     clock.now += 5.0
-    await election.try_once()
+    await election.acquire_or_renew()
     assert not election.leading
 
 
 async def test_a_killed_process_is_followed_by_the_other(kube, tmp_path):
-    """Two processes, one lease: the leader is killed (-9), the other leads."""
+    """Two processes, one lease: after the leader is killed (-9), the other one leads."""
     environment = {
         **os.environ,
         "PYTHONPATH": str(ROOT),

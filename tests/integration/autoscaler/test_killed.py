@@ -1,14 +1,13 @@
-"""Prometheus, the autoscaler or both are killed under load: requests notice nothing.
+"""Killing Prometheus, the autoscaler or both under load does not affect requests.
 
 A real router process, fake ranks over real links, a real Prometheus and the real autoscaler
-process; Ray Serve's REST interface alone is made up.
+process; only Ray Serve's REST API is a fake.
 """
 
 import asyncio
 import json
 import subprocess
 import sys
-import time
 
 import httpx
 import pytest
@@ -18,18 +17,19 @@ from loadtest.bench.processes import router
 from serving.autoscaler.actuators.ray_serve import DEPLOYMENT
 from tests.integration.autoscaler.conftest import TOOLS, Prometheus
 from tests.integration.autoscaler.http_fake import HttpFake
+from tests.support.waiting import eventually
 
 PATIENCE = 120.0
 STREAMS = 8
 EACH = 40
-"""Requests that have to be answered after each kill before the next."""
+"""Requests that must complete after each kill before the next."""
 TOKENS = 24
 AGE = 5.0
 """Seconds after which a reading is stale."""
 
 
 class ServeApi(HttpFake):
-    """Ray Serve, as far as the autoscaler asks: two groups of two ranks."""
+    """A fake of Ray Serve with two groups of two ranks."""
 
     def __init__(self):
         self.scaled = []
@@ -44,10 +44,10 @@ class ServeApi(HttpFake):
 
 
 class Autoscaler:
-    """``moe-serving autoscaler`` in a process of its own."""
+    """``moe-serving autoscaler`` as a process."""
 
     def __init__(self, folder, served, prometheus, serve_api):
-        law = {
+        scaling = {
             "min_groups": 1,
             "max_groups": 4,
             "interval": 0.5,
@@ -67,7 +67,7 @@ class Autoscaler:
         }
         self.looks = folder / "looks.jsonl"
         file = folder / "autoscaler.yaml"
-        content = {"autoscaler": law, "group": {"data_parallel": 2}}
+        content = {"autoscaler": scaling, "group": {"data_parallel": 2}}
         file.write_text(yaml.safe_dump(content), "utf-8")
         self.process = subprocess.Popen(
             [sys.executable, "-m", "serving", "autoscaler", "--config", str(file)],
@@ -76,7 +76,7 @@ class Autoscaler:
         )
 
     def sees(self):
-        """Return whether its last look had a fresh reading of Prometheus; none: it never looked."""
+        """Return whether its last observation had fresh signals; None if there was none."""
         if not self.looks.exists() or not (lines := self.looks.read_text().splitlines()):
             return None
         try:
@@ -87,7 +87,7 @@ class Autoscaler:
 
 
 class Load:
-    """Streams that ask again and again; every answer is counted."""
+    """Clients that send streaming requests in a loop; every response is counted."""
 
     def __init__(self, url):
         self.url = url
@@ -113,9 +113,9 @@ class Load:
             self.answered += 1
 
     async def more(self, count):
-        """Wait until so many more are answered."""
+        """Wait for ``count`` further responses."""
         goal = self.answered + count
-        await until(lambda: self.answered >= goal, "more answers")
+        await eventually(lambda: self.answered >= goal, "more answers")
 
     async def __aenter__(self):
         self._client = httpx.AsyncClient(trust_env=False)
@@ -126,13 +126,6 @@ class Load:
         self._stop.set()
         await asyncio.gather(*self._tasks)
         await self._client.aclose()
-
-
-async def until(true, what):
-    end = time.monotonic() + PATIENCE
-    while not true():
-        assert time.monotonic() < end, f"waited in vain for {what}"
-        await asyncio.sleep(0.05)
 
 
 @pytest.mark.timeout(600)
@@ -146,10 +139,10 @@ async def test_requests_notice_nothing(tmp_path):
         autoscaler = Autoscaler(tmp_path, served, prometheus, serve_api)
         try:
             async with Load(served.rest) as load:
-                await until(autoscaler.sees, "the autoscaler's first look")
+                await eventually(autoscaler.sees, "the autoscaler's first look")
                 await load.more(EACH)
                 prometheus.stop()  # SIGKILL
-                await until(lambda: autoscaler.sees() is False, "a blind autoscaler")
+                await eventually(lambda: autoscaler.sees() is False, "a blind autoscaler")
                 await load.more(EACH)
                 autoscaler.process.kill()
                 autoscaler.process.wait()

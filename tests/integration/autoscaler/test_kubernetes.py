@@ -7,13 +7,11 @@ import pytest
 from kubernetes.aio import client
 
 from serving.autoscaler.actuators.actuator import ActuatorError
-from serving.autoscaler.actuators.fake import FakeActuator
 from serving.autoscaler.actuators.kubernetes import KubernetesActuator
-from serving.autoscaler.actuators.kubernetes_errors import Invalid, Refused
+from serving.autoscaler.actuators.kubernetes_errors import AccessDenied, Invalid
 from tests.integration.autoscaler.kube import (
     BY_SERVICE,
     TARGET,
-    Clock,
     Fleet,
     fail_once,
     group,
@@ -26,6 +24,8 @@ from tests.integration.autoscaler.kube import (
     workers_of,
 )
 from tests.kube import objects, rbac
+from tests.support.clock import ManualClock
+from tests.support.fake_actuator import FakeActuator
 
 JSON_PATCH = "application/json-patch+json"
 
@@ -73,7 +73,7 @@ async def test_only_pods_that_no_group_uses_are_let_go(kube, connect):
 
 
 async def test_pods_of_a_group_that_is_being_placed_are_not_named(kube, connect):
-    """Ranks that load their weights for minutes have joined no router."""
+    """Ranks that are still loading weights have joined no router."""
     put_cluster(kube, replicas=6)
     put_pods(kube, 6)
     fleet = Fleet([group("g0", "10.0.0.0", "10.0.0.1")], placed={"10.0.0.4", "10.0.0.5"})
@@ -111,10 +111,10 @@ async def test_pods_that_end_or_never_ran_go_first(kube, connect):
 
 
 async def test_a_pod_that_still_ends_stays_named(kube, connect):
-    """KubeRay counts it: without its name another pod would be deleted for it."""
+    """KubeRay still counts it: if it were not named, another pod would be deleted."""
     put_cluster(kube, replicas=6)
     put_pods(kube, 6)
-    clock = Clock()
+    clock = ManualClock()
     fleet = Fleet([group("g0", *(f"10.0.0.{number}" for number in range(4)))])
     workers = workers_of(connect(), fleet=fleet, clock=clock)
     await workers.scale(2)
@@ -222,7 +222,7 @@ async def test_a_change_in_between_is_read_again(kube, connect):
 async def test_what_is_changed_all_the_time_is_an_error_with_the_servers_words(kube, connect):
     put_cluster(kube)
     kube.faults.add(TARGET, method="PATCH", status=409, message="the object has been modified")
-    with pytest.raises(ActuatorError, match=r"changed all the time.*has been modified"):
+    with pytest.raises(ActuatorError, match=r"keeps changing.*has been modified"):
         await workers_of(connect()).scale(2)
 
 
@@ -259,7 +259,7 @@ async def test_a_missing_right_names_who_lacks_it(kube, connect):
         'group "ray.io" in the namespace "default"'
     ) in notice
     assert "helm upgrade" in notice
-    with pytest.raises(Refused):
+    with pytest.raises(AccessDenied):
         await both.scale(4)
     for item in objects.service_account("more", "default", rule | {"verbs": ["patch"]})[1:]:
         item.get("subjects", [{}])[0].update(name="scaler")

@@ -1,6 +1,6 @@
-"""Nodes and pods are watched: what goes has its groups handed over at once.
+"""Groups on disrupted nodes and pods are drained at once.
 
-The turns of the loop are an hour apart here: only a watch can be what starts a hand-over.
+The interval is an hour here, so only a watch can trigger a drain.
 """
 
 import asyncio
@@ -10,14 +10,15 @@ import pytest
 import structlog
 
 from serving.autoscaler.actuators.kubernetes_api import KubernetesApi
-from serving.autoscaler.actuators.kubernetes_watch import Mirror
+from serving.autoscaler.actuators.kubernetes_watch import Informer
 from serving.autoscaler.actuators.node_watch import NodeWatch
 from serving.autoscaler.actuators.worker_group import WorkerGroupActuator
-from serving.autoscaler.routers import GroupSeen
+from serving.autoscaler.routers import ObservedGroup
 from serving.settings import AutoscalerSettings, KubernetesSettings
-from serving.telemetry import metrics
 from tests.kube import objects, rbac
 from tests.kube.server import KubeServer
+from tests.support.autoscaler_metrics import sample
+from tests.support.waiting import eventually
 
 NODES, PODS = "/api/v1/nodes", "/api/v1/namespaces/default/pods"
 SETTINGS = KubernetesSettings(
@@ -27,18 +28,18 @@ SPOT = {"key": "aws-node-termination-handler/spot-itn", "effect": "NoSchedule"}
 
 
 class Fleet:
-    """Two groups at three addresses, and what was asked for them."""
+    """Two groups at three addresses, and the recorded calls for them."""
 
     def __init__(self):
         self.living = [
-            GroupSeen("g0", 1.0, frozenset({"10.0.0.0", "10.0.0.1"}), True),
-            GroupSeen("g1", 2.0, frozenset({"10.0.0.2"}), True),
+            ObservedGroup("g0", 1.0, frozenset({"10.0.0.0", "10.0.0.1"}), True),
+            ObservedGroup("g1", 2.0, frozenset({"10.0.0.2"}), True),
         ]
         self.calls = []
         self.stuck = set()
         """Groups whose drain never ends."""
         self.unwell = 0
-        """Drains that some router did not finish, from the first."""
+        """Number of first drains that a router does not finish."""
 
     async def groups(self):
         return tuple(self.living)
@@ -54,20 +55,18 @@ class Fleet:
         self.calls.append(("restore", group_id))
 
     async def asked(self, *calls):
-        """Wait until that is what was asked for, in all."""
+        """Wait until exactly these calls were made."""
         with contextlib.suppress(TimeoutError):
-            await until(lambda: self.calls == list(calls))
+            await eventually(lambda: self.calls == list(calls))
         assert self.calls == list(calls)
 
 
-async def until(true):
-    async with asyncio.timeout(20):
-        while not true():  # noqa: ASYNC110  bounded above
-            await asyncio.sleep(0.01)
-
-
 def watching(kind):
-    return metrics.AUTOSCALER_REGISTRY.get_sample_value("moe_autoscaler_watching", {"kind": kind})
+    return sample("watching", kind=kind)
+
+
+def failures():
+    return sample("failures_total", stage="nodes")
 
 
 class Cluster:
@@ -80,7 +79,7 @@ class Cluster:
             self.pod(f"w{number}", f"10.0.0.{number}", f"n{number}")
 
     def node(self, name, **spec):
-        """Let a node be as ``spec`` says: cordoned, tainted, or neither."""
+        """Update the spec of a node: cordoned, tainted, or neither."""
         self.server.patch("nodes", name, {"spec": {"unschedulable": None, "taints": None} | spec})
 
     def pod(self, name, ip, node, *, cluster="moe", finalizers=(), **status):
@@ -89,15 +88,15 @@ class Cluster:
         self.server.create(made)
 
     def watches(self, path):
-        """Return the query of each watch that was asked for."""
+        """Return the query of each watch request."""
         return [seen.query for seen in self.server.requests if seen.watch and seen.path == path]
 
     def lists(self, path):
         return sum(not seen.watch and seen.path == path for seen in self.server.requests)
 
     async def watched(self, path, times=1):
-        """Wait until so many watches were asked for."""
-        await until(lambda: len(self.watches(path)) >= times)
+        """Wait for this number of watch requests."""
+        await eventually(lambda: len(self.watches(path)) >= times)
 
 
 @pytest.fixture
@@ -121,15 +120,17 @@ def cluster():
 
 @pytest.fixture
 async def start(cluster, connect):
-    """Starts a watch over ``cluster``; returns its fleet."""
+    """Return a function that starts a watch over ``cluster`` and returns its fleet."""
     tasks = []
 
     async def started(
         settings=SETTINGS, interval=3600.0, leading=lambda: True, token=rbac.ADMIN_TOKEN
     ):
         api, fleet = connect(settings, token), Fleet()
-        law = AutoscalerSettings(kubernetes=settings, interval=interval)
-        watch = NodeWatch(api, WorkerGroupActuator(api, settings, fleet, fleet), fleet, fleet, law)
+        scaling = AutoscalerSettings(kubernetes=settings, interval=interval)
+        watch = NodeWatch(
+            api, WorkerGroupActuator(api, settings, fleet, fleet), fleet, fleet, scaling
+        )
         tasks.append(asyncio.create_task(watch.run(leading)))
         return fleet
 
@@ -144,7 +145,7 @@ async def start(cluster, connect):
 
 @pytest.fixture
 async def fleet(cluster, start):
-    """One that is watched already."""
+    """A fleet whose cluster is watched."""
     found = await start()
     await cluster.watched(NODES)
     await cluster.watched(PODS)
@@ -243,24 +244,23 @@ async def test_a_node_that_is_gone_gives_its_group_no_work_again(cluster, fleet)
 async def test_a_long_drain_keeps_no_other_group_waiting(cluster, fleet):
     fleet.stuck = {"g0"}
     cluster.node("n1", unschedulable=True)
-    await until(lambda: len(fleet.calls) == 1)
+    await eventually(lambda: len(fleet.calls) == 1)
     cluster.node("n2", unschedulable=True)
-    await until(lambda: len(fleet.calls) == 2)
+    await eventually(lambda: len(fleet.calls) == 2)
     cluster.node("n1")  # restored, although its drain has not ended
-    await until(lambda: fleet.calls[2:] == [("restore", "g0")])
+    await eventually(lambda: fleet.calls[2:] == [("restore", "g0")])
 
 
 async def test_a_drain_that_not_all_routers_finished_is_asked_for_again(cluster, start):
     fleet = await start(interval=0.05)
     fleet.unwell = 2
-    turns = metrics.AUTOSCALER_HANDOVERS._value.get
-    before = turns()
+    before = sample("node_handovers_total")
     cluster.node("n1", unschedulable=True)
-    await until(lambda: len(fleet.calls) == 3)
+    await eventually(lambda: len(fleet.calls) == 3)
     cluster.node("n2", unschedulable=True)
-    await until(lambda: len(fleet.calls) == 4)
+    await eventually(lambda: len(fleet.calls) == 4)
     assert [group for _, group, _ in fleet.calls] == ["g0", "g0", "g0", "g1"]
-    assert turns() == before + 2  # groups, not tries
+    assert sample("node_handovers_total") == before + 2  # groups, not tries
 
 
 async def test_who_waits_for_the_lease_watches_and_hands_nothing_over(cluster, start):
@@ -275,7 +275,7 @@ async def test_who_waits_for_the_lease_watches_and_hands_nothing_over(cluster, s
     fleet = await start(interval=0.05, leading=leading)
     await cluster.watched(NODES)
     seen = turns
-    await until(lambda: turns > seen + 3)
+    await eventually(lambda: turns > seen + 3)
     assert fleet.calls == []
     leads = True
     await fleet.asked(("drain", "g0", "node n1 is cordoned"))
@@ -295,18 +295,18 @@ async def test_a_dropped_connection_goes_on_where_it_was(cluster, fleet):
     first, second = cluster.watches(NODES)
     assert first["allowWatchBookmarks"] == "true"
     assert int(first["resourceVersion"]) < seen == int(second["resourceVersion"])
-    await until(lambda: watching("nodes") == 1)
+    await eventually(lambda: watching("nodes") == 1)
 
 
 async def test_a_bookmark_moves_the_version_on(cluster, fleet):
     mark = cluster.server.store.bookmark("nodes")
     cluster.node("n2", taints=[SPOT])
-    await until(lambda: len(fleet.calls) == 1)  # so the bookmark was read too
+    await eventually(lambda: len(fleet.calls) == 1)  # so the bookmark was read too
     cluster.server.store.oldest = mark
     cluster.server.drop()
     await cluster.watched(NODES, 2)
     cluster.node("n1", unschedulable=True)
-    await until(lambda: len(fleet.calls) == 2)
+    await eventually(lambda: len(fleet.calls) == 2)
     assert cluster.lists(NODES) == 1
     assert int(cluster.watches(NODES)[1]["resourceVersion"]) >= mark
 
@@ -319,10 +319,10 @@ async def test_a_version_that_is_too_old_is_listed_anew(cluster, fleet, way):
     cluster.server.store.compact()
     await fleet.asked(("drain", "g0", "node n1 is cordoned"))
     assert cluster.lists(NODES) == 2
-    await until(lambda: watching("nodes") == 1)
+    await eventually(lambda: watching("nodes") == 1)
     assert int(cluster.watches(NODES)[-1]["resourceVersion"]) == cluster.server.store.revision
     cluster.node("n2", unschedulable=True)
-    await until(lambda: len(fleet.calls) == 2)
+    await eventually(lambda: len(fleet.calls) == 2)
 
 
 async def test_what_went_unseen_is_given_up_after_a_new_list(cluster, fleet):
@@ -352,23 +352,22 @@ async def test_without_the_right_to_watch_it_says_so_and_lists(cluster, start):
         assert watching("pods") == 1
         rules = [both, nodes | {"verbs": ["list", "watch"]}]
         cluster.server.patch("clusterroles", "sa", {"rules": rules})
-        await until(lambda: watching("nodes") == 1)
+        await eventually(lambda: watching("nodes") == 1)
     said = [entry["error"] for entry in logs if entry["event"].startswith("not watched")]
     assert said == [f"Kubernetes: watch nodes: 403 {words}"]
 
 
 async def test_a_server_that_is_away_is_said_once_and_found_again(cluster, fleet):
-    await until(lambda: watching("nodes") == watching("pods") == 1)
-    failed = metrics.AUTOSCALER_FAILURES.labels("nodes")._value.get
-    before = failed()
+    await eventually(lambda: watching("nodes") == watching("pods") == 1)
+    before = failures()
     with structlog.testing.capture_logs() as logs:
         cluster.server.stop()
-        await until(lambda: failed() >= before + 6)
+        await eventually(lambda: failures() >= before + 6)
         assert watching("nodes") == watching("pods") == 0
         cluster.server.start()
         cluster.node("n1", unschedulable=True)
         await fleet.asked(("drain", "g0", "node n1 is cordoned"))
-        await until(lambda: watching("nodes") == watching("pods") == 1)
+        await eventually(lambda: watching("nodes") == watching("pods") == 1)
     said = [entry["error"] for entry in logs if entry["event"].startswith("not watched")]
     # Broken off, then refused: each once for nodes and once for pods.
     assert len(said) == len(set(said)) == 4
@@ -378,9 +377,8 @@ async def test_a_server_that_is_away_is_said_once_and_found_again(cluster, fleet
 async def test_a_server_that_is_away_from_the_beginning(cluster, start):
     cluster.server.stop()
     fleet = await start()
-    failed = metrics.AUTOSCALER_FAILURES.labels("nodes")._value.get
-    before = failed()
-    await until(lambda: failed() >= before + 2)
+    before = failures()
+    await eventually(lambda: failures() >= before + 2)
     assert watching("nodes") == 0
     cluster.node("n1", unschedulable=True)
     cluster.server.start()
@@ -420,7 +418,7 @@ async def test_it_waits_longer_each_time(cluster, connect, answer, lists):
         if len(waits) == 6:
             raise asyncio.CancelledError
 
-    mirror = Mirror(
+    mirror = Informer(
         connect(), SETTINGS, "nodes", lambda _: "", list, pause=pause, chance=lambda: 1.0
     )
     with pytest.raises(asyncio.CancelledError):
@@ -443,7 +441,7 @@ async def test_the_wait_is_jittered_and_short_again_after_an_event(cluster, conn
         if len(waits) == 3:
             raise asyncio.CancelledError
 
-    mirror = Mirror(
+    mirror = Informer(
         connect(), SETTINGS, "nodes", lambda _: "", list, pause=pause, chance=lambda: next(chances)
     )
     with pytest.raises(asyncio.CancelledError):

@@ -1,14 +1,13 @@
-"""No pod with a rank goes, whatever the KubeRay operator and a release do to the numbers.
+"""No pod with a rank is deleted, whatever the KubeRay operator and a release do to the numbers.
 
-The actuator works on the fake API server beside a fake KubeRay and a fake kubelet; where ranks are
-is made up here as Ray Serve would place them.
+The actuator runs against the fake API server with a fake KubeRay and a fake kubelet; this module
+places ranks as Ray Serve does.
 """
 
 import random
 
 import pytest
 
-from serving.autoscaler.actuators.fake import FakeActuator
 from serving.autoscaler.actuators.kubernetes import KubernetesActuator
 from tests.helm.operator_form import operator_form
 from tests.integration.autoscaler.kube import BY_SERVICE, Fleet, group, workers_of
@@ -17,6 +16,7 @@ from tests.kube.api import Options, Place
 from tests.kube.controllers import settle
 from tests.kube.kubelet import Kubelet
 from tests.kube.kuberay import KubeRay
+from tests.support.fake_actuator import FakeActuator
 
 EACH = BY_SERVICE.workers_per_group
 
@@ -54,7 +54,7 @@ class World:
         assert not lost, f"pods with ranks went: {lost}"
 
     def alive(self):
-        """Return name and address of the worker pods that nobody deletes."""
+        """Return name and address of the worker pods that are not being deleted."""
         return {
             pod["metadata"]["name"]: pod["status"].get("podIP")
             for pod in self.kube.items("pods")
@@ -63,7 +63,7 @@ class World:
         }
 
     def place(self):
-        """Let Ray Serve stop its newest groups, or place missing ones on pods that are free."""
+        """Let Ray Serve stop its newest groups, or place missing ones on free pods."""
         while len(self.ranks) > self.serve.groups:
             self.ranks.popitem()
         taken = {name for names in self.ranks.values() for name in names}
@@ -77,7 +77,7 @@ class World:
         joined = list(self.ranks.items())[::2]
         self.fleet.living = [group(one, *map(self.alive().get, names)) for one, names in joined]
 
-    async def turn(self):
+    async def run_once(self):
         await self.autoscaler.target()
         self.settle()
         self.place()
@@ -109,22 +109,22 @@ async def test_an_upgrade_of_the_operator_takes_no_rank(world):
     assert len(world.ranks) == 3
     world.upgrade_operator()
     assert world.pods() == 3 * EACH
-    await world.turn()
+    await world.run_once()
     assert len(world.alive()) == 3 * EACH
 
 
 async def test_an_upgrade_while_pods_still_end_takes_no_rank(world):
-    """KubeRay counts pods that end, and forgets at its upgrade which ones it was to delete."""
+    """KubeRay counts terminating pods; an upgrade loses its list of pods to delete."""
     await world.scale(3)
     world.kubelet.ends = lambda pod: False
     await world.scale(2)
-    await world.turn()
+    await world.run_once()
     assert len(world.alive()) == 2 * EACH
     world.upgrade_operator()
-    await world.turn()
+    await world.run_once()
     world.kubelet.ends = lambda pod: True
     for _ in range(3):
-        await world.turn()
+        await world.run_once()
     assert len(world.alive()) == world.pods() == 2 * EACH
 
 
@@ -132,7 +132,7 @@ async def test_a_release_puts_its_number_back_and_an_upgrade_follows(world):
     await world.scale(3)
     world.release()
     world.settle()
-    await world.turn()
+    await world.run_once()
     world.upgrade_operator()
     assert world.pods() == 3 * EACH
 
@@ -142,12 +142,12 @@ async def test_scaling_in_two_steps_while_pods_still_end_takes_no_rank(world):
     world.kubelet.ends = lambda pod: False
     for groups in (3, 2, 1):
         await world.scale(groups)
-        await world.turn()
+        await world.run_once()
     # The operator leaves the worker group alone while a pod that it deleted still ends.
     assert len(world.alive()) == 3 * EACH
     world.kubelet.ends = lambda pod: True
     for _ in range(3):
-        await world.turn()
+        await world.run_once()
     assert len(world.alive()) == world.pods() == EACH
 
 
@@ -159,12 +159,12 @@ async def test_whatever_comes_in_whatever_order(world, seed):
             case "scale":
                 await world.scale(dice.randrange(5))
             case "turn":
-                await world.turn()
+                await world.run_once()
             case "upgrade":
                 world.upgrade_operator()
             case "release":
                 world.release(dice.randrange(1, 4) * EACH)
-                await world.turn()
+                await world.run_once()
             case "ends":
                 ends = dice.random() < 0.5
                 world.kubelet.ends = lambda pod, ends=ends: ends
@@ -176,6 +176,6 @@ async def test_whatever_comes_in_whatever_order(world, seed):
                     world.settle()
     world.kubelet.ends = lambda pod: True
     for _ in range(6):
-        await world.turn()
+        await world.run_once()
     assert len(world.ranks) == world.serve.groups
     assert len(world.alive()) == world.pods() == world.serve.groups * EACH

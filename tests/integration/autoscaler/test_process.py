@@ -1,19 +1,19 @@
-"""The command as a process: real Prometheus, made-up router and Ray dashboard, Ctrl-C.
+"""The command as a process, with a real Prometheus and fakes of router and Ray dashboard.
 
-The test that ends Prometheus is the last one.
+The last test stops Prometheus.
 """
 
 import signal
 import socket
 import subprocess
 import sys
-import time
 
 import httpx
 import pytest
 
 from serving.autoscaler.actuators.ray_serve import DEPLOYMENT
 from tests.integration.autoscaler.http_fake import HttpFake
+from tests.support.waiting import wait_until
 
 IDLE = """\
 moe_inflight_requests 0
@@ -21,7 +21,7 @@ moe_admission_queue_tokens 0
 moe_generated_tokens_total 0
 moe_time_to_first_token_seconds_count 0
 """
-PATIENCE = 45.0
+PATIENCE = 120.0
 
 
 class Outside(HttpFake):
@@ -79,13 +79,6 @@ def command(what, prometheus, outside, port, *more):
     return [sys.executable, "-m", "serving", "autoscaler", what, *flags, *more]
 
 
-def wait_for(what, condition):
-    end = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < end, what
-        time.sleep(0.05)
-
-
 def metric(port, name):
     try:
         text = httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=60, trust_env=False).text
@@ -126,15 +119,15 @@ def test_to_zero_then_blind_then_woken_by_a_parked_request_then_stopped(
             command("run", prometheus, outside, port), stdout=log, stderr=subprocess.STDOUT
         )
     try:
-        wait_for("no scale to zero", lambda: outside.replicas == 0)
+        wait_until(lambda: outside.replicas == 0, "no scale to zero")
         prometheus.stop()
-        wait_for("not blind", lambda: metric(port, "moe_autoscaler_blind") == 1)
+        wait_until(lambda: metric(port, "moe_autoscaler_blind") == 1, "not blind")
         assert outside.posts == [{"target_num_replicas": 0}]
         outside.parked = 2
-        wait_for("not woken", lambda: outside.replicas == 2)
+        wait_until(lambda: outside.replicas == 2, "not woken")
         outside.server.socket.close()  # Ray and the routers are away too: nothing ends
         failures = 'moe_autoscaler_failures_total{stage="target"}'
-        wait_for("no failure counted", lambda: (metric(port, failures) or 0) > 1)
+        wait_until(lambda: (metric(port, failures) or 0) > 1, "no failure counted")
         assert process.poll() is None
         process.send_signal(signal.SIGINT)
         assert process.wait(PATIENCE) == 0, (tmp_path / "log").read_text()

@@ -1,12 +1,11 @@
-"""The number of pods in the RayService above the RayCluster, and who owns what was written."""
+"""The number of pods in the RayService, and the ownership of the fields written."""
 
 import copy
 
 import pytest
 
-from serving.autoscaler.actuators.fake import FakeActuator
 from serving.autoscaler.actuators.kubernetes import KubernetesActuator, KubernetesObserver
-from serving.autoscaler.actuators.rights import missing
+from serving.autoscaler.actuators.rbac import missing_access
 from tests.integration.autoscaler.kube import (
     BY_SERVICE,
     SETTINGS,
@@ -25,19 +24,20 @@ from tests.integration.autoscaler.kube import (
 from tests.kube import objects, rbac
 from tests.kube.api import Options, Place
 from tests.kube.errors import ApiError
+from tests.support.fake_actuator import FakeActuator
 
 US = "moe-serving-autoscaler"
 SERVICE = "/rayservices/moe-service$"
 
 
 def setup(kube, replicas=2, service=None):
-    """Make a RayService and its cluster, both at that number."""
+    """Create a RayService and its cluster with the same number."""
     put_service(kube, active="moe", replicas=service or replicas, minReplicas=service or replicas)
     put_cluster(kube, replicas=replicas, minReplicas=replicas)
 
 
 def patched(kube):
-    """Return the kinds that were patched, in order."""
+    """Return the patched kinds in order."""
     return [seen.path.rsplit("/", 2)[1] for seen in writes(kube)]
 
 
@@ -125,7 +125,7 @@ async def test_the_next_apply_of_a_release_meets_no_conflict(kube, connect):
 
 
 async def test_without_the_second_patch_it_would_be_one(kube, connect):
-    """That the fake refuses it as a real server does."""
+    """Checks that the fake refuses it as a real server does."""
     applied(kube, replicas=2, minReplicas=2)
     spec = copy.deepcopy(kube.get("rayservices", "moe-service")["spec"])
     spec["rayClusterConfig"]["workerGroupSpecs"][1]["replicas"] = 6
@@ -156,7 +156,7 @@ async def test_what_was_not_given_up_is_at_the_next_turn(kube, connect):
 
 
 async def test_where_nobody_applies_there_is_one_patch(kube, connect):
-    """Helm 3 and KubeRay update: that makes no conflicts."""
+    """Helm 3 and KubeRay update rather than apply, which causes no conflicts."""
     setup(kube)
     await workers_of(connect(), BY_SERVICE).scale(2)
     assert patched(kube) == ["rayservices", "rayclusters"]
@@ -205,7 +205,9 @@ async def test_an_observer_tells_the_same_and_writes_nothing(kube, connect):
     before = {plural: kube.items(plural) for plural in ("rayservices", "rayclusters")}
     api = connect()
     observer = KubernetesObserver(
-        FakeActuator(3), workers_of(api, BY_SERVICE), lambda name: missing(api, BY_SERVICE, name)
+        FakeActuator(3),
+        workers_of(api, BY_SERVICE),
+        lambda name: missing_access(api, BY_SERVICE, name),
     )
     assert await observer.target() == 3
     assert any("moe-green" in notice for notice in observer.notices())
@@ -226,9 +228,9 @@ async def test_missing_rights_are_listed(kube, connect):
     for item in objects.service_account("scaler", "default", *rules):
         kube.create(item)
     api = connect(token=rbac.service_account_token("default", "scaler"))
-    assert await missing(api, SETTINGS, "") == [
+    assert await missing_access(api, SETTINGS, "") == [
         "patch rayclusters.ray.io moe",
         "list nodes",
         "watch nodes",
     ]
-    assert await missing(connect(), SETTINGS, "") == []
+    assert await missing_access(connect(), SETTINGS, "") == []

@@ -1,8 +1,9 @@
-"""Autoscaler processes on a release of the chart: who leads, and which pods go."""
+"""Autoscaler processes on a release of the chart: leadership, and deleted pods."""
 
 import pytest
 
-from tests.integration.autoscaler.release import EACH, NAME, SPACE, Release, until
+from tests.integration.autoscaler.release import EACH, NAME, SPACE, Release
+from tests.support.waiting import wait_until
 
 
 @pytest.fixture
@@ -13,11 +14,13 @@ def release(tmp_path):
 
 @pytest.fixture
 def two(release):
-    """Two autoscalers, of which one leads: it and the other."""
+    """Two autoscalers: the leader and the other one."""
     both = release.start(0), release.start(1)
-    leader = until(lambda: release.leader(*both), "a leader")
+    leader = wait_until(lambda: release.leader(*both), "a leader")
     other = both[1] if leader is both[0] else both[0]
-    until(lambda: other.metric("moe_autoscaler_leader") == 0 and other.watches(), "the other one")
+    wait_until(
+        lambda: other.metric("moe_autoscaler_leader") == 0 and other.watches(), "the other one"
+    )
     return leader, other
 
 
@@ -28,9 +31,9 @@ def test_a_killed_leader_is_followed_and_the_other_acts(release, two):
     release.scaled(2)
     leader.kill()
     release.ray.asked = 3 * EACH  # while nobody leads
-    until(lambda: release.leader(other), "the other to lead")
+    wait_until(lambda: release.leader(other), "the other to lead")
     assert release.lease()["leaseTransitions"] == transitions + 1
-    until(lambda: release.worker_group()["replicas"] == 3 * EACH, "the other to act")
+    wait_until(lambda: release.worker_group()["replicas"] == 3 * EACH, "the other to act")
 
 
 @pytest.mark.timeout(300)
@@ -38,7 +41,7 @@ def test_a_leader_that_ends_hands_over(release, two):
     leader, other = two
     renewals = release.lease()["renewTime"]
     assert leader.end() == 0
-    until(lambda: release.leader(other), "the other to lead")
+    wait_until(lambda: release.leader(other), "the other to lead")
     assert release.lease()["acquireTime"] > renewals
     release.scaled(2)
     assert "Traceback" not in leader.log.read_text()
@@ -48,15 +51,15 @@ def test_a_leader_that_ends_hands_over(release, two):
 def test_an_api_server_that_is_away_and_back_and_compacted(release, two):
     release.scaled(2)
     release.server.stop()
-    until(lambda: release.leader(*two) is None, "the leader to stop")
-    until(lambda: not any(one.watches() for one in two), "the watches to end")
+    wait_until(lambda: release.leader(*two) is None, "the leader to stop")
+    wait_until(lambda: not any(one.watches() for one in two), "the watches to end")
     release.ray.asked = 3 * EACH
     release.server.store.compact()
     before = len(release.server.requests)
     release.server.start()
-    until(lambda: release.leader(*two), "a leader")
-    until(lambda: all(one.watches() for one in two), "the watches")
-    until(lambda: release.worker_group()["replicas"] == 3 * EACH, "the leader to act")
+    wait_until(lambda: release.leader(*two), "a leader")
+    wait_until(lambda: all(one.watches() for one in two), "the watches")
+    wait_until(lambda: release.worker_group()["replicas"] == 3 * EACH, "the leader to act")
     lists = [seen for seen in release.server.requests[before:] if seen.path == "/api/v1/nodes"]
     assert any(not seen.watch for seen in lists)  # 410: a new list
     assert all(one.process.poll() is None for one in two)
@@ -78,7 +81,7 @@ def test_an_operator_upgrade_takes_no_rank(release):
         cluster = release.server.get("rayclusters", release.active(), SPACE)
         return cluster["metadata"]["annotations"]["ray.io/kuberay-version"] == "v1.8.0"
 
-    until(upgraded, "the operator's overwriting")
+    wait_until(upgraded, "the operator's overwriting")
     release.scaled(4)  # and on from there
     assert ranks.items() <= release.alive().items()
 
@@ -101,11 +104,11 @@ def test_no_pod_goes_while_a_group_is_to_be_placed(release):
     addresses = [*pods.values()]
     release.ray.groups = {"live": (addresses[:EACH], True)}
     release.ray.asked = 2 * EACH
-    until(lambda: "no pod is named to go" in autoscaler.log.read_text(), "its word")
+    wait_until(lambda: "no pod is named to go" in autoscaler.log.read_text(), "its word")
     assert release.alive() == pods
     assert release.worker_group()["replicas"] == 3 * EACH
     release.ray.groups["placed"] = (addresses[EACH : 2 * EACH], False)
-    until(lambda: len(release.alive()) == 2 * EACH, "the third group's pods to go")
+    wait_until(lambda: len(release.alive()) == 2 * EACH, "the third group's pods to go")
     assert sorted(release.alive().values()) == sorted(addresses[: 2 * EACH])
 
 
@@ -122,7 +125,7 @@ def test_the_next_upgrade_of_the_release_meets_no_conflict(release):
 def test_the_charts_rights_are_enough(release):
     autoscaler = release.start()
     release.scaled(3)
-    until(autoscaler.watches, "the watches")
+    wait_until(autoscaler.watches, "the watches")
     release.ray.groups = {"live": ([*release.alive().values()][:EACH], True)}
     release.scaled(1)
 
@@ -131,6 +134,6 @@ def test_the_charts_rights_are_enough(release):
             "minAvailable"
         )
 
-    until(lambda: least() == EACH, "the budget of one group")
-    until(lambda: release.held() == EACH, "the RayService to let go of the pods that went")
+    wait_until(lambda: least() == EACH, "the budget of one group")
+    wait_until(lambda: release.held() == EACH, "the RayService to let go of the pods that went")
     assert "403" not in autoscaler.log.read_text()

@@ -1,12 +1,11 @@
-"""The signals' queries, asked of a real Prometheus that scrapes the metrics as we declare them."""
+"""The queries of the signals, on a real Prometheus that scrapes our declared metrics."""
 
 import httpx
 import pytest
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from serving.autoscaler.prometheus import PrometheusApi
-from serving.autoscaler.signals import Signals
-from serving.autoscaler.snapshot import FleetCounts, Signal
+from serving.autoscaler.prometheus import PrometheusApi, SignalReader
+from serving.autoscaler.signals import FleetCounts, Signal
 from serving.settings import AutoscalerSettings
 from serving.telemetry import metrics
 
@@ -58,10 +57,10 @@ def settings(url: str, **changes) -> AutoscalerSettings:
     )
 
 
-async def look(law: AutoscalerSettings):
+async def look(scaling: AutoscalerSettings):
     async with httpx.AsyncClient(trust_env=False) as client:
-        api = PrometheusApi(client, law.prometheus_url, law.prometheus_timeout)
-        return await Signals(api, Fleet(), law).look()
+        api = PrometheusApi(client, scaling.prometheus_url, scaling.prometheus_timeout)
+        return await SignalReader(api, Fleet(), scaling).read()
 
 
 async def test_an_idle_router_has_no_quantiles_and_an_empty_queue(prometheus, page):
@@ -115,13 +114,13 @@ async def test_gaps_and_age_are_seen(prometheus, page):
     page.text = Router().text()
     prometheus.wait("moe_inflight_requests + 1")
     # With a window of 600 s at 200 ms there should be 3000 scrapes: nearly all are missing.
-    law = settings(prometheus.url).model_copy(update={"window": 600.0})
-    found = await look(law)
+    scaling = settings(prometheus.url).model_copy(update={"window": 600.0})
+    found = await look(scaling)
     assert found.signals[Signal.INFLIGHT].gap > 0.5
     page.text = None
     # A failed scrape ends the series: there is nothing left whose age could be told.
     prometheus.wait("absent(moe_inflight_requests)")
-    found = await look(law)
+    found = await look(scaling)
     assert not found.signals[Signal.INFLIGHT].fresh(5.0, 0.99)
     assert found.signals[Signal.INFLIGHT].value is None
 
@@ -135,5 +134,5 @@ async def test_prometheus_away_is_a_problem_and_no_error():
 
 async def test_a_broken_query_is_a_problem(prometheus):
     prometheus.wait("vector(1)")
-    law = settings(prometheus.url).model_copy(update={"selector": 'job="'})
-    assert "Prometheus answered 400" in (await look(law)).problem
+    scaling = settings(prometheus.url).model_copy(update={"selector": 'job="'})
+    assert "Prometheus answered 400" in (await look(scaling)).problem

@@ -1,6 +1,6 @@
 """Observations and settings for the policy's tests."""
 
-from serving.autoscaler.snapshot import FleetCounts, Observation, Reading, Signal
+from serving.autoscaler.signals import FleetCounts, Observation, Reading, Signal
 from serving.settings import AutoscalerSettings
 
 CALM = {
@@ -19,7 +19,7 @@ IDLE = dict.fromkeys(CALM, 0.0) | dict.fromkeys(
 
 
 def settings(**changes) -> AutoscalerSettings:
-    """A law with round numbers: objectives of 1 s, capacity 1000, band 0.5 to 0.8."""
+    """Settings with round numbers: objectives of 1 s, capacity 1000, band 0.5 to 0.8."""
     base = {
         "min_groups": 0,
         "max_groups": 8,
@@ -40,7 +40,7 @@ def settings(**changes) -> AutoscalerSettings:
 def observation(
     target=2, ready=None, parked=0, base=CALM, age=1.0, gap=0.0, fleet=True, **changes
 ) -> Observation:
-    """What is seen; signals by their member's name in lower case."""
+    """Build an observation; signals by their member name in lower case."""
     values = dict(base) | {Signal[name.upper()]: value for name, value in changes.items()}
     counts = FleetCounts(target if ready is None else ready, parked) if fleet else None
     readings = {signal: Reading(value, age, gap) for signal, value in values.items()}

@@ -1,11 +1,11 @@
-"""Drains at routers that are made up, over real gRPC."""
+"""RouterDrainer with fake routers over real gRPC."""
 
 import grpc
 import pytest
 
 from serving import net
 from serving.api.v1 import fleet_pb2, fleet_pb2_grpc
-from serving.autoscaler.drains import Drains
+from serving.autoscaler.drains import RouterDrainer
 from serving.errors import SettingsError
 from serving.settings import AutoscalerSettings
 
@@ -63,7 +63,7 @@ async def test_all_routers_are_told_before_any_is_drained(start, tmp_path):
     routers = [Router(journal, "a"), Router(journal, "b")]
     key = tmp_path / "key"
     key.write_text("sk-1\n")
-    drains = Drains(
+    drains = RouterDrainer(
         AutoscalerSettings(drain_addresses=await start(*routers), api_key_file=str(key))
     )
     assert await drains.drain("g0", "scaled down")
@@ -75,14 +75,14 @@ async def test_all_routers_are_told_before_any_is_drained(start, tmp_path):
 
 async def test_what_did_not_finish_is_told(start):
     found = await start(Router([], "a"), Router([], "b", finished=False))
-    drains = Drains(AutoscalerSettings(drain_addresses=found))
+    drains = RouterDrainer(AutoscalerSettings(drain_addresses=found))
     assert not await drains.drain("g0", "scaled down")
 
 
 async def test_a_router_that_is_away_does_not_keep_the_others(start):
     journal = []
     (address,) = await start(Router(journal, "a"))
-    drains = Drains(AutoscalerSettings(drain_addresses=("127.0.0.1:1", address)))
+    drains = RouterDrainer(AutoscalerSettings(drain_addresses=("127.0.0.1:1", address)))
     assert not await drains.drain("g0", "scaled down")
     assert [what for what, _, _ in journal] == ["cordon", "drain"]
 
@@ -97,7 +97,7 @@ async def test_every_address_behind_a_name_is_told(start, monkeypatch):
         return set(found)
 
     monkeypatch.setattr(net, "addresses_of", addresses_of)
-    drains = Drains(AutoscalerSettings(drain_addresses=("dns:///routers.test:50051",)))
+    drains = RouterDrainer(AutoscalerSettings(drain_addresses=("dns:///routers.test:50051",)))
     assert await drains.drain("g0", "scaled down")
     assert sorted(journal) == [(what, name, "g0") for what in ("cordon", "drain") for name in "ab"]
     found = found[:1]
@@ -111,22 +111,22 @@ async def test_a_name_that_does_not_resolve_is_no_finished_drain(monkeypatch):
         raise OSError("no such name")
 
     monkeypatch.setattr(net, "addresses_of", addresses_of)
-    drains = Drains(AutoscalerSettings(drain_addresses=("dns:///routers.test:50051",)))
+    drains = RouterDrainer(AutoscalerSettings(drain_addresses=("dns:///routers.test:50051",)))
     assert not await drains.drain("g0", "scaled down")
 
 
 async def test_a_router_that_does_not_know_the_group_has_nothing_to_drain(start):
     known, new = Router([], "a"), Router([], "b")
     new.missing = True
-    drains = Drains(AutoscalerSettings(drain_addresses=await start(known, new)))
+    drains = RouterDrainer(AutoscalerSettings(drain_addresses=await start(known, new)))
     assert await drains.drain("g0", "scaled down")
 
 
 def test_an_address_without_a_port_is_named():
     with pytest.raises(SettingsError, match=r"drain_addresses: 'dns:///routers' is neither"):
-        Drains(AutoscalerSettings(drain_addresses=("dns:///routers",)))
+        RouterDrainer(AutoscalerSettings(drain_addresses=("dns:///routers",)))
 
 
 def test_an_authority_that_cannot_be_read_is_named(tmp_path):
     with pytest.raises(SettingsError, match="cannot read"):
-        Drains(AutoscalerSettings(ca_file=str(tmp_path / "none")))
+        RouterDrainer(AutoscalerSettings(ca_file=str(tmp_path / "none")))

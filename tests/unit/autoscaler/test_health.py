@@ -1,4 +1,4 @@
-"""The autoscaler's own pages: metrics, and whether its event loop runs."""
+"""The autoscaler's HTTP pages: metrics and liveness."""
 
 import asyncio
 import socket
@@ -9,14 +9,7 @@ import pytest
 from serving.autoscaler.health import STUCK, Heartbeat, serve_pages
 from serving.errors import SettingsError
 from serving.settings import AutoscalerSettings
-
-
-class Clock:
-    def __init__(self):
-        self.now = 100.0
-
-    def __call__(self):
-        return self.now
+from tests.support.clock import ManualClock
 
 
 @pytest.fixture
@@ -30,8 +23,8 @@ def get(port, path):
 
 
 async def test_it_is_alive_while_the_loop_marks(port):
-    clock = Clock()
-    heartbeat = Heartbeat(clock)
+    clock = ManualClock()
+    heartbeat = Heartbeat(clock.monotonic)
     stop = serve_pages(AutoscalerSettings(metrics_port=port), heartbeat)
     try:
         assert (await asyncio.to_thread(get, port, "/livez")).status_code == 200
@@ -52,6 +45,6 @@ async def test_it_is_alive_while_the_loop_marks(port):
 
 def test_a_port_that_is_taken_is_named():
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        law = AutoscalerSettings(metrics_port=taken.getsockname()[1])
+        scaling = AutoscalerSettings(metrics_port=taken.getsockname()[1])
         with pytest.raises(SettingsError, match=r"autoscaler\.metrics_port"):
-            serve_pages(law, Heartbeat())
+            serve_pages(scaling, Heartbeat())

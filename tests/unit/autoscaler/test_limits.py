@@ -3,7 +3,7 @@
 import pytest
 
 from serving.autoscaler.decision import PolicyState
-from serving.autoscaler.limits import charge, limits_at, step_limited
+from serving.autoscaler.limits import charge, limit_step, limits_at
 from serving.settings import ScheduleFloor
 from tests.unit.autoscaler.observations import settings
 
@@ -51,4 +51,4 @@ def test_time_that_goes_back_costs_nothing():
     ("current", "wanted", "expected"), [(2, 9, 4), (2, 3, 3), (5, 0, 4), (5, 5, 5)]
 )
 def test_step(current, wanted, expected):
-    assert step_limited(current, wanted, settings(max_step_up=2, max_step_down=1)) == expected
+    assert limit_step(current, wanted, settings(max_step_up=2, max_step_down=1)) == expected

@@ -1,4 +1,4 @@
-"""The decision as a whole: windows, blindness, parking; and what must hold for any input."""
+"""The whole decision: windows, missing data, parked requests, and invariants for any input."""
 
 from dataclasses import replace
 from itertools import pairwise
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from serving.autoscaler.decision import Action, PolicyState
 from serving.autoscaler.policy import decide
-from serving.autoscaler.snapshot import FleetCounts, Observation, Reading, Signal
+from serving.autoscaler.signals import FleetCounts, Observation, Reading, Signal
 from serving.settings import ScheduleFloor
 from tests.unit.autoscaler.observations import CALM, IDLE, observation, settings
 
@@ -189,9 +189,9 @@ laws = st.builds(
 
 
 @given(st.integers(0, 20), fleets, signals, states, laws)
-def test_never_beyond_bounds(current, fleet, seen, state, law):
-    decision, _ = decide(Observation(current, fleet, seen), state, NOW, law, 2.0)
-    assert law.min_groups <= decision.target <= law.max_groups
+def test_never_beyond_bounds(current, fleet, seen, state, scaling):
+    decision, _ = decide(Observation(current, fleet, seen), state, NOW, scaling, 2.0)
+    assert scaling.min_groups <= decision.target <= scaling.max_groups
     assert decision.reason
 
 
@@ -220,7 +220,7 @@ def test_stale_data_never_scales(current, fleet, seen, state):
     states,
 )
 def test_one_stale_signal_never_shrinks_on_its_account(current, name, how, state):
-    """Whatever a rule would say with its data gone, it does not say "fewer"."""
+    """Without data, no rule votes for fewer groups."""
     seen = observation(current)
     reading = Reading(CALM[name], 99.0) if how == "old" else None
     left = {key: value for key, value in seen.signals.items() if key != name}
@@ -250,7 +250,7 @@ factors = st.floats(0, 100)
     st.fixed_dictionaries(dict.fromkeys(pressures, st.floats(0, 10))),
     st.fixed_dictionaries(dict.fromkeys(pressures, st.one_of(st.just(0.0), factors))),
 )
-def test_more_pressure_never_gives_fewer_groups(current, ready, state, law, base, more):
+def test_more_pressure_never_gives_fewer_groups(current, ready, state, scaling, base, more):
     def seen(extra):
         scale = {Signal.TOKEN_RATE: 1000.0, Signal.QUEUE_TOKENS: 1000.0}
         found = dict(CALM)
@@ -258,8 +258,8 @@ def test_more_pressure_never_gives_fewer_groups(current, ready, state, law, base
             found[signal] = (base[signal] + extra * more[signal]) * scale.get(signal, 1.0)
         return observation(current, ready=min(ready, current), base=found)
 
-    calm, _ = decide(seen(0), state, NOW, law, 2.0)
-    busy, _ = decide(seen(1), state, NOW, law, 2.0)
+    calm, _ = decide(seen(0), state, NOW, scaling, 2.0)
+    busy, _ = decide(seen(1), state, NOW, scaling, 2.0)
     assert busy.target >= calm.target
 
 
@@ -271,8 +271,8 @@ def test_more_pressure_never_gives_fewer_groups(current, ready, state, law, base
     known=st.booleans(),
 )
 def test_no_flapping_on_constant_load(demand, start, warm_up, known):
-    """A fleet with linear latencies under a constant load: it settles, and then stays."""
-    law = settings(group_tokens_per_second=1000.0 if known else None, max_step_down=1)
+    """With linear latencies and a constant load, the number of groups settles and stays."""
+    scaling = settings(group_tokens_per_second=1000.0 if known else None, max_step_down=1)
     groups, pending, state, path = start, [], PolicyState(), []
     ready, queue = start, 0.0
     for step in range(500):
@@ -296,7 +296,7 @@ def test_no_flapping_on_constant_load(demand, start, warm_up, known):
             request_rate=rate,
             inflight=demand / 100,
         )
-        decision, state = decide(seen, state, now, law, 2.0)
+        decision, state = decide(seen, state, now, scaling, 2.0)
         if decision.target > groups:
             pending.append((step + 1 + warm_up, decision.target - groups))
         if decision.target < groups:

@@ -1,12 +1,18 @@
-"""Recordings are read as they were written; replay and explain show them."""
+"""Recordings round-trip; replay and explain print them."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from serving.autoscaler.decision import PolicyState
-from serving.autoscaler.recording import line_of, load_state, parse_line, read_recording, save_state
-from serving.autoscaler.snapshot import FleetCounts, Observation, Reading, Signal
+from serving.autoscaler.recording import (
+    format_line,
+    load_state,
+    parse_line,
+    read_recording,
+    save_state,
+)
+from serving.autoscaler.signals import FleetCounts, Observation, Reading, Signal
 from serving.cli.main import main
 from serving.errors import SettingsError
 from tests.unit.autoscaler.observations import observation
@@ -28,7 +34,7 @@ observations = st.builds(
 
 @given(numbers, observations)
 def test_a_line_is_read_as_it_was_written(at, seen):
-    assert parse_line(line_of(at, seen)) == (at, seen)
+    assert parse_line(format_line(at, seen)) == (at, seen)
 
 
 def test_state_is_read_as_it_was_written(tmp_path):
@@ -40,13 +46,13 @@ def test_state_is_read_as_it_was_written(tmp_path):
 @pytest.mark.parametrize("text", ["{", "[]", '{"capacity": 1}'])
 def test_a_broken_state_is_named(tmp_path, text):
     (tmp_path / "state").write_text(text)
-    with pytest.raises(SettingsError, match="begin anew"):
+    with pytest.raises(SettingsError, match="delete it to start"):
         load_state(tmp_path / "state")
 
 
 def test_a_broken_line_is_named(tmp_path):
     file = tmp_path / "seen"
-    file.write_text(line_of(1.0, observation()) + "\n{}\n")
+    file.write_text(format_line(1.0, observation()) + "\n{}\n")
     with pytest.raises(SettingsError, match="line 2"):
         list(read_recording(file))
 
@@ -55,15 +61,15 @@ def test_a_broken_line_is_named(tmp_path):
 def recording(tmp_path):
     file = tmp_path / "seen.jsonl"
     moments = [(0.0, observation(1)), (5.0, observation(1, ttft_p90=9.0))]
-    file.write_text("".join(line_of(at, seen) + "\n" for at, seen in moments))
+    file.write_text("".join(format_line(at, seen) + "\n" for at, seen in moments))
     return str(file)
 
 
-LAW = ["--set", "autoscaler.max_groups=4", "--set", "autoscaler.pressure_clamp=2"]
+SCALING = ["--set", "autoscaler.max_groups=4", "--set", "autoscaler.pressure_clamp=2"]
 
 
 def test_replay_prints_a_row_a_look(recording, capsys):
-    assert main(["autoscaler", "--replay", recording, *LAW]) == 0
+    assert main(["autoscaler", "--replay", recording, *SCALING]) == 0
     header, calm, hot = capsys.readouterr().out.splitlines()
     assert header.startswith("time (UTC)")
     assert "1 -> 1" in calm
@@ -72,11 +78,11 @@ def test_replay_prints_a_row_a_look(recording, capsys):
 
 
 def test_explain_prints_signals_votes_and_outcome(recording, capsys):
-    assert main(["autoscaler", "explain", "--replay", recording, *LAW]) == 0
+    assert main(["autoscaler", "explain", "--replay", recording, *SCALING]) == 0
     text = capsys.readouterr().out
     assert "ttft_p90_seconds                  9   age 1.0 s, gaps 0%" in text
     assert "slo pressure   vote        3   P90 TTFT 9 s of 2 s" in text
-    assert "activity       abstain     -   min_groups keeps the fleet awake" in text
+    assert "activity       abstain     -   min_groups is above 0" in text
     assert "decision  1 -> 3 groups: slo pressure: P90 TTFT 9 s of 2 s" in text
 
 

@@ -1,11 +1,11 @@
-"""What is read from /fleet, with routers that are made up."""
+"""Reading /fleet, with fake routers."""
 
 import httpx
 import pytest
 
 from serving.autoscaler.actuators.actuator import ActuatorError
-from serving.autoscaler.routers import Routers
-from serving.autoscaler.snapshot import FleetCounts
+from serving.autoscaler.routers import RouterReader
+from serving.autoscaler.signals import FleetCounts
 from serving.errors import SettingsError
 from serving.settings import AutoscalerSettings
 
@@ -19,10 +19,12 @@ def page(*groups: dict, inflight: int = 0) -> dict:
     return {"groups": list(groups), "inflight_requests": inflight}
 
 
-def routers(*pages, app="", **changes) -> Routers:
+def routers(*pages, app="", tokens=None, **changes) -> RouterReader:
     names = tuple(f"http://router-{number}" for number in range(len(pages)))
 
     def answer(request: httpx.Request) -> httpx.Response:
+        if tokens is not None:
+            tokens.append(request.headers.get("authorization"))
         content = pages[names.index(f"http://{request.url.host}")]
         if isinstance(content, int):
             return httpx.Response(content)
@@ -31,7 +33,7 @@ def routers(*pages, app="", **changes) -> Routers:
         return httpx.Response(200, json=content)
 
     client = httpx.AsyncClient(transport=httpx.MockTransport(answer))
-    return Routers(client, AutoscalerSettings(routers=names, **changes), app)
+    return RouterReader(client, AutoscalerSettings(routers=names, **changes), app)
 
 
 @pytest.mark.parametrize(
@@ -101,7 +103,7 @@ async def test_every_address_behind_a_name_is_asked(monkeypatch, url, dialled, h
         return httpx.Response(200, json=page(inflight=3))
 
     client = httpx.AsyncClient(transport=httpx.MockTransport(answer))
-    found = Routers(client, AutoscalerSettings(routers=(url,)))
+    found = RouterReader(client, AutoscalerSettings(routers=(url,)))
     assert await found.counts() == FleetCounts(0, 6)
     assert {request.url for request in asked} == {
         httpx.URL(dialled.format(number)) for number in (1, 2)
@@ -116,20 +118,22 @@ async def test_a_name_that_does_not_resolve_is_a_router_that_is_away(monkeypatch
         raise OSError("no such name")
 
     monkeypatch.setattr("serving.autoscaler.routers.addresses_of", addresses_of)
-    found = Routers(httpx.AsyncClient(), AutoscalerSettings(routers=("dns+http://r.test:1",)))
+    found = RouterReader(httpx.AsyncClient(), AutoscalerSettings(routers=("dns+http://r.test:1",)))
     assert await found.counts() is None
 
 
 @pytest.mark.parametrize("url", ["routers.test:8000", "ftp://r.test", "dns:///r.test:1", "http://"])
 def test_what_is_no_url_is_refused(url):
     with pytest.raises(SettingsError, match=r"autoscaler\.routers"):
-        Routers(httpx.AsyncClient(), AutoscalerSettings(routers=(url,)))
+        RouterReader(httpx.AsyncClient(), AutoscalerSettings(routers=(url,)))
 
 
 async def test_the_key_is_shown(tmp_path):
     file = tmp_path / "key"
     file.write_text("sk-1\n")
-    assert routers(page(), api_key_file=str(file))._headers == {"authorization": "Bearer sk-1"}
+    tokens = []
+    await routers(page(), tokens=tokens, api_key_file=str(file)).counts()
+    assert tokens == ["Bearer sk-1"]
 
 
 def test_a_key_file_that_is_missing_is_named(tmp_path):

@@ -1,22 +1,22 @@
-"""Each rule by its table."""
+"""Each rule as a table of cases."""
 
 import pytest
 
 from serving.autoscaler import rules
-from serving.autoscaler.decision import PolicyState, Stance
-from serving.autoscaler.rules import facts_of
+from serving.autoscaler.decision import PolicyState, VoteKind
+from serving.autoscaler.rules import policy_inputs
 from tests.unit.autoscaler.observations import IDLE, observation, settings
 
 NOW = 1_000_000.0
-VOTE, STAY, ABSTAIN = Stance.VOTE, Stance.STAY, Stance.ABSTAIN
+VOTE, STAY, ABSTAIN = VoteKind.VOTE, VoteKind.STAY, VoteKind.ABSTAIN
 
 
 START = PolicyState()
 
 
 def vote(rule, seen, state=START, **changes):
-    found = rule(facts_of(seen, state, NOW, settings(**changes)))
-    return found.stance, found.groups
+    found = rule(policy_inputs(seen, state, NOW, settings(**changes)))
+    return found.kind, found.groups
 
 
 JUST_AWAKE = PolicyState(woke_at=NOW - 59)
@@ -181,5 +181,5 @@ def test_parked(seen, expected):
 
 
 def test_every_vote_says_why():
-    facts = facts_of(observation(2), PolicyState(), NOW, settings())
-    assert all(rule(facts).reason for rule in (*rules.RULES, rules.parked))
+    inputs = policy_inputs(observation(2), PolicyState(), NOW, settings())
+    assert all(rule(inputs).reason for rule in (*rules.RULES, rules.parked))

@@ -1,4 +1,4 @@
-"""Cron expressions, against tables of moments."""
+"""Cron expressions as tables of times."""
 
 from datetime import datetime
 from zoneinfo import ZoneInfo

@@ -1,4 +1,4 @@
-"""Ray Serve's REST interface, as far as scaling goes, with its habits."""
+"""A fake of the scaling part of Ray Serve's REST API."""
 
 import json
 
@@ -11,12 +11,13 @@ APP = "moe-serving"
 
 
 class ServeApi:
-    """One application; replicas change at once, or not at all where they are no whole gangs."""
+    """One application; replicas change at once, and not at all if they are no whole gangs."""
 
     def __init__(self, replicas: int = 4, gang: int = 2):
         self.replicas = replicas
         self.gang = gang
         self.requests: list[tuple[str, str, object]] = []
+        self.tokens: set[str | None] = set()
         self.status = 200
         self.error: Exception | None = None
         self.only_posts_fail = False
@@ -29,6 +30,7 @@ class ServeApi:
     def _answer(self, request: httpx.Request) -> httpx.Response:
         body = json.loads(request.content) if request.content else None
         self.requests.append((request.method, request.url.path, body))
+        self.tokens.add(request.headers.get("authorization"))
         if request.method == "POST" or not self.only_posts_fail:
             if self.error:
                 raise self.error
@@ -51,7 +53,7 @@ class ServeApi:
 
 
 class Groups:
-    """Groups that the routers see, and who was drained or restored."""
+    """Groups as the routers report them, with the recorded drains and restores."""
 
     def __init__(self, *groups):
         self.living = list(groups)

@@ -1,4 +1,4 @@
-"""What each answer of an API server becomes."""
+"""The error of each response of the API server."""
 
 import json
 
@@ -7,13 +7,13 @@ from kubernetes.aio.client.exceptions import ApiException
 
 from serving.autoscaler.actuators.actuator import ActuatorError
 from serving.autoscaler.actuators.kubernetes_errors import (
+    AccessDenied,
     Conflict,
     Expired,
+    FieldConflict,
     Invalid,
-    NotThere,
-    OwnedByOther,
-    Refused,
-    check_final,
+    NotFound,
+    raise_if_final,
 )
 
 PATCH_FAILED = "the server rejected our request due to an error in our request"
@@ -31,14 +31,14 @@ def answer(code, message="", reason="", causes=(), headers=None):
     ("error", "expected"),
     [
         pytest.param(answer(400, "json: cannot unmarshal array"), Invalid, id="merge-patch-array"),
-        pytest.param(answer(401, "Unauthorized"), Refused, id="401"),
-        pytest.param(answer(403, 'User "x" cannot patch'), Refused, id="403"),
-        pytest.param(answer(404, "not found"), NotThere, id="404"),
+        pytest.param(answer(401, "Unauthorized"), AccessDenied, id="401"),
+        pytest.param(answer(403, 'User "x" cannot patch'), AccessDenied, id="403"),
+        pytest.param(answer(404, "not found"), NotFound, id="404"),
         pytest.param(answer(409, "already exists", "AlreadyExists"), Conflict, id="exists"),
         pytest.param(answer(409, "object has been modified", "Conflict"), Conflict, id="modified"),
         pytest.param(
             answer(409, "Apply failed with 1 conflict", "Conflict", ["FieldManagerConflict"]),
-            OwnedByOther,
+            FieldConflict,
             id="field-manager",
         ),
         pytest.param(answer(410, "too old", "Expired"), Expired, id="410-expired"),
@@ -58,7 +58,7 @@ def answer(code, message="", reason="", causes=(), headers=None):
 )
 def test_final_answers_carry_the_servers_sentence(error, expected):
     with pytest.raises(ActuatorError) as found:
-        check_final("patch leases x", error)
+        raise_if_final("patch leases x", error)
     assert type(found.value) is expected
     said = json.loads(error.body)["message"] if error.body else error.reason
     assert str(found.value) == f"Kubernetes: patch leases x: {error.status} {said}"
@@ -76,10 +76,10 @@ def test_final_answers_carry_the_servers_sentence(error, expected):
     ],
 )
 def test_what_may_be_tried_again(error, seconds):
-    assert check_final("get", error) == seconds
+    assert raise_if_final("get", error) == seconds
 
 
 @pytest.mark.parametrize("body", [None, "", "<html>", "[]", '{"details": 1}', '{"details": {}}'])
 def test_answers_of_something_else_are_errors_too(body):
-    with pytest.raises(Refused, match="403"):
-        check_final("get", ApiException(403, "Forbidden", body=body))
+    with pytest.raises(AccessDenied, match="403"):
+        raise_if_final("get", ApiException(403, "Forbidden", body=body))

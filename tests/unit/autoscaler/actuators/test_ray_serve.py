@@ -1,31 +1,33 @@
-"""What holds for every actuator, real or fake; then what is Ray Serve's own."""
+"""The contract of every actuator, real or fake, and the specifics of Ray Serve."""
 
 import httpx
 import pytest
 
 from serving.autoscaler.actuators import ray_serve
 from serving.autoscaler.actuators.actuator import ActuatorError
-from serving.autoscaler.actuators.fake import FakeActuator
 from serving.autoscaler.actuators.ray_serve import RayServeActuator
-from serving.autoscaler.routers import GroupSeen
+from serving.autoscaler.routers import ObservedGroup
 from serving.engine.ray import deployment
 from serving.settings import AutoscalerSettings
-from tests.unit.autoscaler.serve_api import APP, Groups, ServeApi
+from tests.support.fake_actuator import FakeActuator
+from tests.unit.autoscaler.actuators.serve_api import APP, Groups, ServeApi
 
 
-def serve_actuator(api: ServeApi, groups: Groups, ranks: int = 2) -> RayServeActuator:
+def serve_actuator(
+    api: ServeApi, groups: Groups, ranks: int = 2, app: str = APP, **settings
+) -> RayServeActuator:
     return RayServeActuator(
         httpx.AsyncClient(transport=api.transport()),
-        AutoscalerSettings(dashboard_url="http://ray"),
-        app=APP,
+        AutoscalerSettings(dashboard_url="http://ray", **settings),
+        app=app,
         ranks=ranks,
         groups=groups,
         drains=groups,
     )
 
 
-def seen(name: str, since: float, *, ready: bool = True) -> GroupSeen:
-    return GroupSeen(name, since, frozenset({"n"}), ready)
+def seen(name: str, since: float, *, ready: bool = True) -> ObservedGroup:
+    return ObservedGroup(name, since, frozenset({"n"}), ready)
 
 
 # -- the contract ---------------------------------------------------------------------------------
@@ -122,8 +124,7 @@ async def test_refusals_are_told(status, error, said):
 
 async def test_an_application_that_is_not_there_is_named():
     api = ServeApi()
-    actuator = serve_actuator(api, Groups())
-    actuator._app = "other"
+    actuator = serve_actuator(api, Groups(), app="other")
     with pytest.raises(ActuatorError, match="no application other"):
         await actuator.target()
 
@@ -180,12 +181,9 @@ async def test_a_drained_group_that_went_is_forgotten():
 async def test_the_token_is_shown(tmp_path):
     token = tmp_path / "token"
     token.write_text("secret")
-    settings = AutoscalerSettings(dashboard_token_file=str(token))
-    groups = Groups()
-    actuator = RayServeActuator(
-        httpx.AsyncClient(), settings, app=APP, ranks=2, groups=groups, drains=groups
-    )
-    assert actuator._headers == {"authorization": "Bearer secret"}
+    api = ServeApi()
+    await serve_actuator(api, Groups(), dashboard_token_file=str(token)).target()
+    assert api.tokens == {"Bearer secret"}
 
 
 async def test_a_drained_group_is_not_forgotten_while_no_router_answers():

@@ -1,4 +1,4 @@
-"""Which pods may be named to go: a property over what Ray Serve and the routers say."""
+"""Which pods are named for deletion: a property over the states of Ray Serve and routers."""
 
 import asyncio
 import random
@@ -9,7 +9,7 @@ import pytest
 from serving.autoscaler.actuators.actuator import ActuatorError
 from serving.autoscaler.actuators.ray_serve import occupied_nodes
 from serving.autoscaler.actuators.worker_group import WorkerGroupActuator
-from serving.autoscaler.routers import GroupSeen
+from serving.autoscaler.routers import ObservedGroup
 from serving.settings import KubernetesSettings
 
 STATES = (
@@ -81,7 +81,7 @@ def test_a_page_that_cannot_be_read_says_nothing(unreadable):
 
 
 class Api:
-    """One worker group with pods, and the patches that it got."""
+    """A worker group with pods, and the patches that it received."""
 
     def __init__(self, pods, replicas):
         self.listed = pods
@@ -135,7 +135,7 @@ def test_no_pod_is_named_that_a_rank_is_on_or_may_come_to(seed):
         for number, address in enumerate(addresses)
     ]
     groups = [
-        GroupSeen(f"g{number}", 1.0, frozenset(dice.sample(addresses, 1)), dice.random() < 0.7)
+        ObservedGroup(f"g{number}", 1.0, frozenset(dice.sample(addresses, 1)), dice.random() < 0.7)
         for number in range(dice.randrange(3))
     ]
     replicas = [
