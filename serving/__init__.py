@@ -1,7 +1,8 @@
 """moe-serving: serve DeepSeek-class Mixture-of-Experts models with expert parallelism.
 
-The folders read as the path of a request: ``edge`` -> ``admission`` -> ``fleet`` (with
-``routing``) in the router process, ``engine`` in the ranks. See deploy/docs/concepts.md.
+The packages follow the path of a request: ``edge`` -> ``requests`` -> ``admission`` -> ``dispatch``
+-> ``fleet`` (with ``routing``) in the router process, ``engine`` in the ranks. See
+deploy/docs/concepts.md.
 """
 
 __version__ = "0.1.0"

@@ -1,4 +1,4 @@
-"""``python -m serving`` is ``moe-serving``."""
+"""Makes ``python -m serving`` an alias of ``moe-serving``."""
 
 import sys
 

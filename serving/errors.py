@@ -1,35 +1,35 @@
-"""Every error that leaves this package, and the one table that says how it leaves.
+"""All errors that a client can see, and the table of their statuses.
 
     ServingError
-    ├── InvalidRequest          the request itself is wrong
-    │   └── SettingsError       so are the settings, at start-up
-    ├── ModelNotFound           no such model is served here
-    ├── GroupNotFound           no group of that name is here
+    ├── InvalidRequest          the request is wrong
+    │   └── SettingsError       the settings are wrong, at start-up
+    ├── ModelNotFound           the model is not served here
+    ├── GroupNotFound           no group has that name
     ├── Unauthenticated         no valid key
-    ├── PermissionDenied        the key may not do this
-    ├── Overloaded              too much work; come back later
+    ├── PermissionDenied        the key lacks the permission
+    ├── Overloaded              too much work; retry later
     ├── NotReady                no group can take the request now
-    ├── GroupLost               the group died under the request
-    ├── PoisonRequest           groups die of the request
+    ├── GroupLost               the request's group was lost
+    ├── PoisonRequest           the request makes groups fail
     ├── DeadlineExceeded        the request's deadline passed
-    ├── Cancelled               the client went away
+    ├── Cancelled               the client disconnected
     ├── Unsupported             the model or this build cannot do it
     ├── EngineError             the engine failed on the request
-    ├── PlacementError          the cluster cannot hold the group
-    └── LinkRefused             router and rank do not fit together
+    ├── PlacementError          the cluster has no room for the group
+    └── LinkRefused             router and rank do not match
 
-``grpc`` is not imported here: the table names status codes as text.
+Status codes are names, so that this module does not import ``grpc``.
 """
 
 from dataclasses import dataclass
 
 
 class ServingError(Exception):
-    """Base of all errors that a user may see; the message says what to do."""
+    """Base of all errors that a user may see; the message names the remedy."""
 
 
 class InvalidRequest(ServingError):
-    """The request is malformed or asks for something out of range."""
+    """The request is malformed or a value is out of range."""
 
 
 class SettingsError(InvalidRequest):
@@ -41,7 +41,7 @@ class ModelNotFound(ServingError):
 
 
 class GroupNotFound(ServingError):
-    """No group of that name is known to this router."""
+    """This router has no group of that name."""
 
 
 class Unauthenticated(ServingError):
@@ -49,15 +49,15 @@ class Unauthenticated(ServingError):
 
 
 class PermissionDenied(ServingError):
-    """The credentials do not allow this."""
+    """The credentials do not permit this operation."""
 
 
 class Overloaded(ServingError):
-    """The system refuses work that it could not finish in time.
+    """The system rejects work that it could not finish in time.
 
     Args:
-        message: what there is too much of.
-        retry_after: seconds after which it is worth another try, if that is known.
+        message: The limit that was reached.
+        retry_after: Seconds after which a retry is worthwhile; None: unknown.
     """
 
     def __init__(self, message: str = "", retry_after: float | None = None) -> None:
@@ -70,14 +70,14 @@ class NotReady(ServingError):
 
 
 class GroupLost(ServingError):
-    """The group of ranks that ran the request was lost and it could not go on elsewhere.
+    """The group that ran the request was lost, and the request could not resume on another one.
 
     Args:
-        message: what happened.
-        planned: the group was taken away on purpose (drain, hand-over), so nothing speaks
-            against the request.
-        final: it must not be tried on a further group.
-        refused: the rank itself says that it takes no new work.
+        message: What happened.
+        planned: The group was removed on purpose (drain, hand-over), so the request is not a
+            suspect.
+        final: The request must not be retried on another group.
+        refused: The rank itself rejected the request because it is draining.
     """
 
     def __init__(
@@ -95,19 +95,19 @@ class GroupLost(ServingError):
 
 
 class PoisonRequest(ServingError):
-    """Groups died as soon as they ran this request; it is not tried on any more of them."""
+    """Groups failed as soon as they ran this request; it is not tried on another one."""
 
 
 class DeadlineExceeded(ServingError):
-    """The request's deadline passed before it was finished."""
+    """The request's deadline passed before it finished."""
 
 
 class Cancelled(ServingError):
-    """The client cancelled the request or went away."""
+    """The client cancelled the request or disconnected."""
 
 
 class Unsupported(ServingError):
-    """The model, or this build, cannot do what was asked for."""
+    """The model or this build does not support the request."""
 
 
 class EngineError(ServingError):
@@ -115,16 +115,16 @@ class EngineError(ServingError):
 
 
 class PlacementError(ServingError):
-    """The cluster has no room for a group; the message says what is missing."""
+    """The cluster has no room for a group; the message names what is missing."""
 
 
 class LinkRefused(ServingError):
-    """A router refused a rank, or a rank a router; the message says what differs."""
+    """A router rejected a rank, or a rank a router; the message names what differs."""
 
 
 @dataclass(frozen=True, slots=True)
 class ErrorStatus:
-    """How an error leaves: gRPC status name, HTTP status, reason (stable, for programs)."""
+    """Statuses of an error: gRPC status name, HTTP status, and a stable reason for programs."""
 
     grpc: str
     http: int
@@ -156,7 +156,7 @@ ERROR_TABLE: dict[type[ServingError], ErrorStatus] = {
 def status_of(error: BaseException) -> ErrorStatus:
     """Return the status of the error's nearest class in the table.
 
-    Errors that are not ours are internal: their text must not reach a client.
+    Errors of other classes are internal, and their text must not reach a client.
     """
     for cls in type(error).__mro__:
         if cls in ERROR_TABLE:

@@ -1,0 +1,159 @@
+"""Settings of the autoscaler: bounds, signals, objectives, schedule and Kubernetes."""
+
+from pydantic import Field, model_validator
+
+from serving.settings.base import Port, Seconds, SettingsGroup
+
+
+class ScheduleFloor(SettingsGroup):
+    """Minimum number of groups in every minute that a cron expression matches."""
+
+    when: str
+    """Five cron fields: minute hour day-of-month month day-of-week (0 or 7 is Sunday). The minimum
+    applies in each minute that matches: ``* 8-17 * * 1-5`` is 8:00 to 17:59 on weekdays."""
+    groups: int = Field(ge=0, le=1024)
+    """Minimum number of groups."""
+    timezone: str = "UTC"
+    """IANA time zone, e.g. Europe/Berlin."""
+
+
+class KubernetesSettings(SettingsGroup):
+    """The KubeRay worker group that provides nodes for the groups."""
+
+    enabled: bool = False
+    """Set the replicas of the worker group, and hand groups over before their nodes go away."""
+    namespace: str = "default"
+    """Namespace of the RayCluster or RayService."""
+    cluster: str = ""
+    """Name of the RayCluster (metadata.name)."""
+    service: str = ""
+    """Name of the RayService, instead of cluster: its RayCluster has a generated name."""
+    worker_group: str = "ranks"
+    """groupName in workerGroupSpecs."""
+    workers_per_group: int = Field(1, ge=1)
+    """Worker pods per expert-parallel group."""
+    api_timeout: Seconds = 10.0
+    """Timeout of a call to the API server, seconds."""
+    watch_timeout: Seconds = 30.0
+    """Duration of one watch on nodes or pods before the next one replaces it, seconds. A connection
+    that is silently lost is detected api_timeout after that."""
+    attempts: int = Field(4, ge=1)
+    """Attempts of a call that fails with a conflict, throttling, a server error or a timeout."""
+    lease: str = "moe-serving-autoscaler"
+    """Name of the Lease with which several autoscalers elect a leader."""
+    disruption_budget: str = ""
+    """Name of the worker group's PodDisruptionBudget, whose minAvailable follows the number of
+    groups. Empty: none."""
+    lease_seconds: Seconds = 15.0
+    """Time without a renewal after which the leader is replaced, seconds."""
+
+
+class AutoscalerSettings(SettingsGroup):
+    """How many groups there should be, and from which signals (deploy/docs/autoscaling.md)."""
+
+    min_groups: int = Field(1, ge=0, le=1024)
+    """Minimum number of groups. 0 allows scaling to zero; a request that then arrives waits and
+    starts a group."""
+    max_groups: int = Field(1, ge=1, le=1024)
+    """Maximum number of groups."""
+    interval: Seconds = 5.0
+    """Interval between decisions, seconds."""
+    prometheus_url: str = "http://127.0.0.1:9090"
+    """Base URL of the Prometheus server."""
+    prometheus_timeout: Seconds = 5.0
+    """Timeout of a Prometheus query, seconds."""
+    selector: str = ""
+    """Label matchers that select this fleet's routers, e.g. job="moe-routers". Empty: all."""
+    window: Seconds = 60.0
+    """Range of rates and quantiles in queries, seconds; at least four scrapes."""
+    scrape_interval: Seconds = 5.0
+    """Interval at which Prometheus scrapes the routers, seconds; used to detect gaps."""
+    max_age: Seconds = 30.0
+    """Age of the newest sample above which a signal is stale, seconds."""
+    max_gap: float = Field(0.5, ge=0, lt=1)
+    """Fraction of the window's scrapes that may be missing before a signal is stale."""
+    routers: tuple[str, ...] = ("http://127.0.0.1:8000",)
+    """REST URLs of all routers; their /fleet lists ready groups and parked requests.
+    dns+http://name:port (or dns+https) stands for all addresses behind the name."""
+    drain_addresses: tuple[str, ...] = ("127.0.0.1:50051",)
+    """gRPC addresses of all routers, each of which drains a group before it is removed.
+    dns:///name:port stands for all addresses behind the name, resolved at each drain."""
+    router_timeout: Seconds = 3.0
+    """Timeout of a REST call to a router, seconds."""
+    api_key_file: str | None = None
+    """File with an API key of role admin for the routers. Null: no key is sent."""
+    ca_file: str | None = None
+    """PEM file with the certificate authority of the routers' certificates. Null: drains use plain
+    text."""
+    dashboard_url: str = "http://127.0.0.1:8265"
+    """URL of Ray's dashboard, which hosts Ray Serve's REST API."""
+    dashboard_token_file: str | None = None
+    """File with the Ray cluster's token. Null: no token is sent."""
+    ray_timeout: Seconds = 10.0
+    """Timeout of a call to Ray Serve's REST API, seconds."""
+    drain_timeout: Seconds = 30.0
+    """Time for the requests of a group to finish before it is removed, seconds; the rest resume on
+    other groups."""
+    ttft_slo: Seconds = 2.0
+    """Target p90 time to first token, seconds."""
+    itl_slo: Seconds = 0.2
+    """Target p90 inter-token latency, seconds."""
+    queue_wait_slo: Seconds = 2.0
+    """Target p90 wait in the admission queue, seconds."""
+    group_tokens_per_second: float | None = Field(None, gt=0)
+    """Measured throughput of one group at full load, generated tokens per second. Null: it is
+    estimated while requests queue."""
+    band_low: float = Field(0.5, gt=0, lt=1)
+    """Fraction of a target, or of the capacity, below which groups are removed."""
+    band_high: float = Field(0.8, gt=0, le=1)
+    """Fraction of a target, or of the capacity, above which groups are added."""
+    pressure_clamp: float = Field(5.0, gt=1)
+    """Upper bound on the ratio of a latency to its target: how far a latency is above its target
+    does not show how many groups are missing. In the simulated ramp of
+    deploy/docs/simulation.md, 91 % of requests met the targets with 5 and 72 % with 2, for 9 % more
+    GPU-hours."""
+    backlog_horizon: Seconds = 30.0
+    """Time in which queued tokens should be processed, seconds."""
+    up_window: float = Field(0.0, ge=0)
+    """Time for which more groups must be wanted without interruption before one is added,
+    seconds."""
+    down_window: Seconds = 300.0
+    """Time for which fewer groups must be wanted without interruption before one is removed,
+    seconds."""
+    idle_timeout: Seconds = 300.0
+    """Idle time before scaling to zero, seconds (only if min_groups is 0). The last group is
+    removed down_window later."""
+    warming_timeout: Seconds = 600.0
+    """Time for a new group to become ready, seconds; after it another group is requested."""
+    max_step_up: int = Field(4, ge=1)
+    """Maximum number of groups added at once."""
+    max_step_down: int = Field(1, ge=1)
+    """Maximum number of groups removed at once."""
+    gpus_per_group: float | None = Field(None, ge=0)
+    """GPUs of one group, for the GPU-hours cap. Null: group.data_parallel x
+    group.tensor_parallel."""
+    gpu_hours_per_day: float | None = Field(None, gt=0)
+    """Maximum GPU-hours from 0:00 to 24:00 UTC; once used up, only min_groups are kept. Null: no
+    cap."""
+    schedule: tuple[ScheduleFloor, ...] = ()
+    """Minimum number of groups by time of day and week."""
+    state_file: str | None = None
+    """File that keeps used GPU-hours and the estimated capacity over a restart. Null: not kept."""
+    record_file: str | None = None
+    """File to which every reading of the signals is appended (JSON lines), for --replay. Null: not
+    recorded."""
+    metrics_host: str = "127.0.0.1"
+    """Address of the autoscaler's own /metrics."""
+    metrics_port: Port = 9464
+    """Port of the autoscaler's own /metrics."""
+    kubernetes: KubernetesSettings = KubernetesSettings()
+
+    @model_validator(mode="after")
+    def _check(self) -> "AutoscalerSettings":
+        if self.min_groups > self.max_groups:
+            raise ValueError("min_groups is more than max_groups")
+        if self.band_low >= self.band_high:
+            raise ValueError("band_low must be less than band_high")
+        if self.kubernetes.enabled and not (self.kubernetes.cluster or self.kubernetes.service):
+            raise ValueError("kubernetes.enabled needs kubernetes.cluster or kubernetes.service")
+        return self

@@ -1,0 +1,82 @@
+"""Settings of the ranks: the model, the shape of a group, the engine and the Ray cluster."""
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from serving.settings.base import BUNDLED_MODEL, Port, Seconds, SettingsGroup
+
+
+class ModelSettings(SettingsGroup):
+    """The model that is served, and the name under which clients request it."""
+
+    path: str = str(BUNDLED_MODEL)
+    """Folder with configuration, tokenizer and weights, or the id of a Hugging Face model that is
+    already in the local cache."""
+    name: str = "pocket-r1"
+    """Model id in the API."""
+
+
+class GroupSettings(SettingsGroup):
+    """Expert-parallel groups: how many there are, and how many ranks each has."""
+
+    count: int = Field(1, ge=0, le=1024)
+    """Number of groups."""
+    data_parallel: int = Field(2, ge=1, le=1024)
+    """Ranks in a group. The routed experts are split over data_parallel x tensor_parallel
+    workers."""
+    tensor_parallel: int = Field(1, ge=1, le=64)
+    """Workers in a rank (tensor parallelism)."""
+    placement: Literal["pack", "spread", "strict_spread"] = "pack"
+    """How Ray places the ranks of a group. pack: on as few nodes as possible. spread: one rank per
+    node where possible. strict_spread: exactly one rank per node, or the group is not placed."""
+    node_resource: str | None = Field(None, pattern=r"^[A-Za-z][A-Za-z0-9_.-]*$")
+    """Custom Ray resource that only the nodes of one pool offer; keeps a group within that pool.
+    Null: any node."""
+    cpus_per_rank: float = Field(1.0, gt=0)
+    """Ray CPUs reserved for a rank, in addition to the one of its Serve replica."""
+    start_timeout: Seconds = 600.0
+    """Time for all ranks of a group to become ready once they are requested from Ray, seconds."""
+    placement_timeout: Seconds = 60.0
+    """Time for Ray to find room for a group before this is reported as an error, seconds."""
+
+
+class EngineSettings(SettingsGroup):
+    """The vLLM engine of each rank."""
+
+    kind: Literal["vllm", "fake"] = "vllm"
+    """fake: an engine without a model that returns deterministic tokens; for tests and
+    simulation."""
+    dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
+    """Data type of weights and activations. In float32 greedy output does not depend on how the
+    group is split."""
+    max_model_len: int | None = Field(None, ge=16)
+    """Maximum of prompt plus output, tokens. Null: the limit in the model's configuration."""
+    max_num_seqs: int = Field(64, ge=1)
+    """Maximum number of sequences that a rank processes in one step."""
+    speculative: Literal["none", "mtp"] = "none"
+    """Speculative decoding. mtp: draft with the model's own multi-token-prediction layer."""
+    speculative_tokens: int = Field(1, ge=1, le=8)
+    """Tokens drafted per step with speculative: mtp."""
+    kv_cache_gib: float = Field(0.5, gt=0)
+    """Memory for the KV cache of a rank, GiB. CPU only."""
+    threads_per_rank: int = Field(1, ge=1)
+    """OpenMP threads of a worker. CPU only."""
+    args: dict[str, Any] = Field(default_factory=dict)
+    """Other vLLM engine arguments (fields of AsyncEngineArgs), validated by vLLM."""
+
+
+class RaySettings(SettingsGroup):
+    """The Ray cluster that runs the ranks."""
+
+    address: str | None = None
+    """Address of a running cluster. Null: start a private one on the loopback interface."""
+    app_name: str = "moe-serving"
+    """Name of the Ray Serve application."""
+    dashboard: bool = False
+    """Start the dashboard in a private cluster. It hosts Ray Serve's REST API, which the autoscaler
+    needs, and costs about 600 MB of memory and 5 s at start-up."""
+    dashboard_port: Port = 8265
+    """Port of the dashboard of a private cluster."""
+    num_cpus: float | None = None
+    """CPUs that a private cluster offers. Null: as many as the groups need."""

@@ -1,0 +1,28 @@
+"""Settings of telemetry: logs, metrics and traces."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from serving.settings.base import Port, SettingsGroup
+
+
+class TelemetrySettings(SettingsGroup):
+    """Logs, metrics and traces."""
+
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """Minimum level of log records."""
+    log_format: Literal["auto", "json", "console"] = "auto"
+    """Format of log records. auto: console on a terminal, else JSON."""
+    tenant_labels: int = Field(100, ge=0, le=10_000)
+    """Maximum number of tenants with their own metric label; the rest are counted as other."""
+    rank_metrics_port: Port = 0
+    """Port on which each rank serves its engine's metrics (plain HTTP, no key); the next free port
+    if several ranks share a node. The router's /metrics/targets lists them. 0: not served."""
+    otlp_endpoint: str | None = Field(None, pattern=r"^https?://")
+    """OpenTelemetry collector that routers and ranks send traces to, e.g. http://collector:4317.
+    Null: no traces."""
+    otlp_protocol: Literal["grpc", "http/protobuf"] = "grpc"
+    """OTLP transport. For http/protobuf the endpoint is the whole URL, …:4318/v1/traces."""
+    trace_ratio: float = Field(1.0, ge=0, le=1)
+    """Fraction of requests that are traced if the client's traceparent does not decide."""
