@@ -1,4 +1,4 @@
-"""What commands run against: the fake API server, and the programs by their plain names."""
+"""Environment of the commands: the fake API server, and the programs on the PATH."""
 
 import os
 import sys

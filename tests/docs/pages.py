@@ -14,7 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAMS = ("kubectl", "helm", "moe-serving", "openssl", "kind")
-"""What a code span must begin with to be a command."""
+"""Programs whose name at the start of a code span makes it a command."""
 
 _FENCE = re.compile(r"^ *```(?P<language>\w*)[^\n]*\n(?P<body>.*?)^ *```", re.MULTILINE | re.DOTALL)
 _SPAN = re.compile(r"`([^`]+)`")
@@ -30,7 +30,7 @@ class Command:
     line: int
     text: str
     typed: bool
-    """From a ``console`` block: meant to be typed as it stands. Else a code span of the text."""
+    """Whether it is in a ``console`` block and runs as written; otherwise it is a code span."""
 
     def __str__(self) -> str:
         return f"{self.page}:{self.line}: {self.text}"
@@ -40,7 +40,8 @@ def pages() -> list[Path]:
     """Return all Markdown pages of the project."""
     folders = [ROOT / "deploy", ROOT / "helm", ROOT / "loadtest", ROOT / "tests"]
     found = [path for folder in folders for path in folder.rglob("*.md")]
-    return sorted([ROOT / "README.md", *found])
+    top = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")]
+    return sorted([*top, *found])
 
 
 def commands(page: Path) -> list[Command]:
@@ -59,7 +60,7 @@ def commands(page: Path) -> list[Command]:
 
 
 def stray(page: Path) -> list[str]:
-    """Return lines that are commands in blocks of another kind, where no test would see them."""
+    """Return commands in blocks of another language, which the tests do not read."""
     return [
         line
         for fence in _FENCE.finditer(page.read_text("utf-8"))
@@ -93,7 +94,7 @@ def _typed(page: str, start: int, body: str) -> Iterator[Command]:
 
 
 def _continues(text: str) -> bool:
-    """Return whether a command goes on in the next line."""
+    """Return whether a command continues on the next line."""
     if text.endswith("\\"):
         return True
     if (here := _HERE_DOCUMENT.search(text)) is not None:

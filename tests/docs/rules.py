@@ -1,6 +1,6 @@
-"""How each command of a page is tried: most run as they stand, the others are listed here.
+"""How each command of a page is tested: most run as written, the exceptions are listed here.
 
-An unknown program is a failure, so that no command escapes.
+A command with an unknown program fails, so that every command is tested.
 """
 
 import re
@@ -12,25 +12,25 @@ from tests.docs.shell import programs
 
 
 class How(StrEnum):
-    """What is done with a command."""
+    """How a command is tested."""
 
     RUN = "run"
-    """Run as it stands."""
+    """Run as written."""
     FLAGS = "flags"
-    """Its programs are asked for help with its own flags: an unknown flag fails."""
+    """Its programs run with its flags and ``--help``: an unknown flag fails."""
     WATCH = "watch"
-    """Run until it has printed something: it does not end by itself."""
+    """Run until it prints something, because it does not end."""
     FORWARD = "forward"
-    """A real router is started where it would forward to."""
+    """A real router is started at the local port that it forwards."""
     EXEC = "exec"
-    """The object must exist; the command in the pod is asked for help with its own flags."""
+    """The object must exist; the command in the pod runs with its flags and ``--help``."""
     PARSED = "parsed"
-    """Read by bash alone."""
+    """Only parsed by bash."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """What is done with commands that match, and why they do not just run."""
+    """How matching commands are tested, and why they do not run as written."""
 
     pattern: str
     how: How
@@ -50,6 +50,7 @@ RULES = (
     Rule(r"\bmoe-serving (up|autoscaler|router)\b", How.FLAGS, "it runs until it is stopped"),
     Rule(r"^make \S", How.PARSED, "a part of the project's own tests"),
     Rule(r"^prometheus ", How.PARSED, "it runs until it is stopped"),
+    Rule(r"^kill ", How.PARSED, "it ends a rank of a system that is not running here"),
 )
 
 KNOWN = frozenset(
@@ -57,12 +58,12 @@ KNOWN = frozenset(
         "kubectl", "helm", "moe-serving", "openssl", "openssl.sh", "kind", "docker", "make",
         "curl", "prometheus",
         "echo", "export", "printf", "cat", "head", "tail", "grep", "sed", "sort", "base64",
-        "umask", "rm", "mkdir", "unset", "diff", "true",
+        "kill", "umask", "rm", "mkdir", "unset", "diff", "true",
     }
 )  # fmt: skip
-"""Programs that a page may use."""
+"""Programs that pages may use."""
 HELPFUL = frozenset({"kubectl", "helm", "moe-serving"})
-"""Those that check their flags when ``--help`` is the last of them."""
+"""Programs that check their flags although ``--help`` follows."""
 
 
 def rule_of(command: str) -> Rule:

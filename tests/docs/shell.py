@@ -94,7 +94,7 @@ def is_shell(command: str) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """What a command came to."""
+    """Exit code and output of a command."""
 
     code: int
     said: str
@@ -102,7 +102,7 @@ class Done:
 
 
 class Shell:
-    """One bash, so that variables stay from command to command."""
+    """One bash process, so that variables persist between commands."""
 
     def __init__(self, folder: Path, environment: Mapping[str, str]) -> None:
         self._process = subprocess.Popen(
@@ -117,10 +117,10 @@ class Shell:
         self._number = 0
 
     def run(self, command: str, seconds: float = 400.0) -> Done:
-        """Type a command and return what it came to.
+        """Run a command and return its result.
 
         Raises:
-            TimeoutError: it has not ended in time; the shell is ended then.
+            TimeoutError: it has not ended in time; the shell is killed then.
         """
         assert self._process.stdin is not None
         self._number += 1
@@ -132,14 +132,14 @@ class Shell:
         return Done(int(code), text.strip())
 
     def first_words(self, command: str, seconds: float = 200.0) -> Done:
-        """Run a command that does not end by itself until it has said something, then end it."""
+        """Run a command that does not end until it prints something, then stop it."""
         deadline = int(seconds * 10)
         return self.run(
             f"__out=$(mktemp); {{ {command}; }} >$__out 2>&1 & __pid=$!\n"
             f"for __n in $(seq {deadline}); do\n"
             "  [ -s $__out ] || ! kill -0 $__pid 2>/dev/null && break; sleep 0.1\n"
             "done\n"
-            # What fails says why first.
+            # A command that fails prints the reason first.
             "for __n in 1 2 3 4 5; do kill -0 $__pid 2>/dev/null || break; sleep 0.1; done\n"
             "kill -0 $__pid 2>/dev/null; __runs=$?; cat $__out; rm -f $__out\n"
             "kill $__pid 2>/dev/null; wait $__pid 2>/dev/null; (exit $__runs)",

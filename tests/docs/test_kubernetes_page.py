@@ -1,4 +1,4 @@
-"""deploy/docs/kubernetes.md, typed as it is written, from an empty cluster."""
+"""The commands of deploy/docs/kubernetes.md, run as written, from an empty cluster."""
 
 import json
 from collections import Counter
@@ -27,7 +27,7 @@ def typed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Typist]:
 
 
 def said(typed: Typist, begin: str) -> list[str]:
-    """Return what the commands said that have ``begin`` in them, in their order."""
+    """Return the output of the commands that contain ``begin``, in order."""
     found = [said for command, _, said in typed.done if begin in command.text]
     assert found, begin
     return found
@@ -47,7 +47,7 @@ def test_a_client_reaches_the_routers_with_its_key(typed: Typist) -> None:
 
 
 def test_status_shows_the_pods_with_and_without_tls(typed: Typist) -> None:
-    shown = said(typed, "moe-serving status --kube --url")
+    shown = said(typed, "moe-serving status --kube --rest-url")
     assert len(shown) == 2
     for text in shown:
         assert "2 Ray pods in namespace serving" in text

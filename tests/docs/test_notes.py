@@ -1,4 +1,4 @@
-"""What Helm prints after an installation, typed: it brings a release up and reaches it."""
+"""The commands that Helm prints after an installation start a release and reach it."""
 
 import json
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""The reading of pages and command lines, on texts made for it."""
+"""Parsing of pages and command lines."""
 
 from pathlib import Path
 

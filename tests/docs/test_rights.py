@@ -1,4 +1,4 @@
-"""The table of rights in autoscaling.md says what the chart's Role and ClusterRole give."""
+"""The table of permissions in autoscaling.md is what the chart's Role and ClusterRole grant."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""A page that is wrong fails: mistakes that pages have made, each typed into a cluster."""
+"""Wrong commands fail: mistakes of the kind that pages contain, each run in a cluster."""
 
 from collections.abc import Iterator
 

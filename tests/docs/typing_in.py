@@ -1,4 +1,4 @@
-"""Types the commands of a page into a shell that works on the fake cluster."""
+"""Runs the commands of a page in a shell that uses the fake cluster."""
 
 import re
 import tempfile
@@ -16,33 +16,33 @@ from tests.kube.server import KubeServer
 _FORWARD = re.compile(r"(?:service|svc)/(?P<service>[\w-]+) (?P<here>\d+):(?P<there>\d+)")
 _SPACE = re.compile(r"--namespace[ =](\S+)")
 _FAMILY = re.compile(r"^ *(Usage: )?\S.*(\[command\]| SUBCOMMAND| COMMAND \[ARGS\])", re.MULTILINE)
-"""In the usage line of what is no command but has some."""
+"""Usage line of a program that has subcommands."""
 _EXEC = re.compile(
     r"kubectl (?:--namespace (?P<space>\S+) )?exec (?P<outer>.*?) -- (?P<inner>.*)", re.DOTALL
 )
 
 
 class Failed(AssertionError):
-    """A command of a page does not do what it is there for."""
+    """A command of a page fails."""
 
 
 class Typist:
-    """Types commands in their order; what one leaves, the next ones find."""
+    """Runs commands in order, in one shell and one cluster."""
 
     def __init__(
         self, server: KubeServer, shell: Shell, folder: Path, *, runs: bool = True
     ) -> None:
-        """Take commands for ``server``; without ``runs`` only their flags are looked at."""
+        """Run commands against ``server``; without ``runs``, check only their flags."""
         self.shell = shell
         self._runs = runs
         self.done: list[tuple[Command, How, str]] = []
-        """What was typed, how it was tried, what it said."""
+        """Each command, how it was tested, and its output."""
         self._server = server
         self._folder = folder
         self._forwarded: dict[int, Forwarded] = {}
 
     def type(self, command: Command) -> None:
-        """Try a command.
+        """Test a command.
 
         Raises:
             Failed: it fails, or there is no rule for it.
@@ -54,7 +54,7 @@ class Typist:
         self.done.append((command, how, said))
 
     def close(self) -> None:
-        """End what was started."""
+        """Stop the shell and the forwarded routers."""
         for forwarded in self._forwarded.values():
             forwarded.close()
         self.shell.close()

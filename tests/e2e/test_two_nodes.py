@@ -1,7 +1,10 @@
-"""One group over two Ray nodes, each in a network of its own."""
+"""One group over two Ray nodes, each with its own network namespace."""
 
+import contextlib
+import os
 import subprocess
 import sys
+import uuid
 
 import psutil
 import pytest
@@ -16,6 +19,10 @@ pytestmark = [
 ]
 
 
+RUN = {"MOE_TEST_RUN": str(uuid.uuid4())}
+"""In the environment of every process that this file starts."""
+
+
 def run(*flags: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "tests.rig.two_nodes", *flags],
@@ -23,16 +30,18 @@ def run(*flags: str) -> subprocess.CompletedProcess[str]:
         text=True,
         check=False,
         timeout=580,
+        env=os.environ | RUN,
     )
 
 
 def leftovers() -> list[str]:
-    """Return processes of a two-node run that still live."""
-    return [
-        " ".join(process.info["cmdline"])[:120]
-        for process in psutil.process_iter(["cmdline"])
-        if "10.77.0." in " ".join(process.info["cmdline"] or ())
-    ]
+    """Return the processes of this file's runs that still exist."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().items() >= RUN.items():
+                found.append(" ".join(process.cmdline())[:120])
+    return found
 
 
 def test_one_rank_a_node_and_the_tokens_of_one_process(verified: Verified) -> None:

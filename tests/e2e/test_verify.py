@@ -1,4 +1,4 @@
-"""``moe-serving verify`` with real ranks: it passes what is right and fails what is broken."""
+"""``moe-serving verify`` with real ranks: it passes correct layouts and fails a broken one."""
 
 from pathlib import Path
 

@@ -11,15 +11,15 @@ _TIME_LIMIT = 540
 
 @dataclass(frozen=True)
 class Verified:
-    """One and two ranks were compared."""
+    """A comparison of one rank with two."""
 
     done: subprocess.CompletedProcess[str]
     kept: Path
-    """The single rank's answers."""
+    """File with the single rank's answers."""
 
 
 def verify(*flags: str, search_path: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """Run it to its end."""
+    """Run the command and wait for its end."""
     environment = dict(os.environ)
     if search_path is not None:
         environment["PYTHONPATH"] = str(search_path)

@@ -1,14 +1,14 @@
 """Clients of the simulated routers: send one request each, write down what comes."""
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 from vllm.exceptions import VLLMClientError
 from vllm.outputs import RequestOutput
 
 from serving.errors import ServingError, status_of
-from serving.fleet.deadline import deadline_var
-from serving.request_context import Caller, caller_var
+from serving.request_context import RequestContext, request_context_var
 from tests.faults.cluster import Cluster, SimRouter
 from tests.faults.history import Ended, Output, Piece, Submitted
 from tests.faults.simulation import process_var
@@ -21,10 +21,10 @@ async def run_client(cluster: Cluster, spec: Spec) -> None:
     await asyncio.sleep(spec.arrives)
     living = [router for router in cluster.routers if router.alive]
     router = living[spec.router % len(living)]
-    caller = Caller(tenant=spec.tenant, priority=spec.priority)
+    context = RequestContext(tenant=spec.tenant, priority=spec.priority)
     history, loop = cluster.history, cluster.loop
     history.add(Submitted(loop.time(), spec.name, router.name))
-    task = asyncio.create_task(_ask(cluster, router, spec, caller))
+    task = asyncio.create_task(_ask(cluster, router, spec, context))
     router.clients.add(task)
     task.add_done_callback(router.clients.discard)
     gone = False
@@ -47,15 +47,15 @@ async def run_client(cluster: Cluster, spec: Spec) -> None:
         how, message = "INVALID_REQUEST", str(error)
     except Exception as error:  # noqa: BLE001  the validators want to know
         how, message = "INTERNAL", f"{type(error).__name__}: {error}"
-    history.add(Ended(loop.time(), spec.name, how, message, retryable, caller.journal.resumes))
+    history.add(Ended(loop.time(), spec.name, how, message, retryable, context.record.resumes))
 
 
-async def _ask(cluster: Cluster, router: SimRouter, spec: Spec, caller: Caller) -> bool:
+async def _ask(cluster: Cluster, router: SimRouter, spec: Spec, context: RequestContext) -> bool:
     """Take all outputs; false if the client went away before the end."""
     history, loop = cluster.history, cluster.loop
-    caller_var.set(caller)
     if spec.deadline is not None:
-        deadline_var.set(loop.time() + spec.deadline)
+        context = replace(context, deadline=loop.time() + spec.deadline)
+    request_context_var.set(context)
     prompt: Any = {"type": "token", "prompt_token_ids": list(spec.prompt)}
     outputs = router.client.generate(
         prompt, spec.sampling_params(), spec.name, priority=spec.priority

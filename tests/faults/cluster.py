@@ -1,7 +1,7 @@
-"""Routers and gangs of fake ranks in one process, with somebody who restarts broken gangs.
+"""Routers and gangs of fake ranks in one process, with a supervisor that restarts broken gangs.
 
-The routers' and ranks' own code runs here: roster, client, link server, rank server. Simulated
-are the engine (``FakeEngine``), the wire (``network``) and Ray Serve (``Supervisor``).
+The code of routers and ranks is real: membership, client, join server, rank server. The engine
+(``FakeEngine``), the network (``network``) and Ray Serve (``Supervisor``) are simulated.
 """
 
 import asyncio
@@ -13,13 +13,14 @@ from typing import Any
 
 from serving.admission.controller import AdmissionController
 from serving.clock import Clock
+from serving.dispatch.dispatcher import Dispatcher
 from serving.engine.arguments import router_vllm_config
 from serving.engine.fake.engine import FakeEngine
 from serving.engine.router_link.server import RankIdentity, RankServer
 from serving.errors import EngineError
 from serving.fleet.canary import Canary
 from serving.fleet.join_server import LinkServer
-from serving.fleet.membership import Roster
+from serving.fleet.membership import FleetMembership
 from serving.link.protocol import model_fingerprint
 from serving.requests.client import FleetClient
 from serving.routing.snapshot import MemberState
@@ -30,31 +31,31 @@ from tests.faults.simulation import VirtualClock, VirtualLoop, process_var
 from tests.faults.traffic import MAX_MODEL_LEN, POISON
 
 CANARY = "-canary-"
-"""In the ids of the router's own requests."""
+"""Part of the ids of the router's own requests."""
 _HEALTH_PERIOD = 1.0
 _DRAIN, _STOP = 5.0, 12.0
-"""As ``serving.engine.ray.deployment`` has them."""
+"""As in ``serving.engine.ray.deployment``."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What the cluster is made of; times in seconds."""
+    """Sizes and times of a cluster, in seconds."""
 
     routers: int = 1
     groups: int = 2
     ranks: int = 2
     token_delay: float = 0.02
     slots: int = 8
-    """Requests in a rank's batch."""
+    """Maximum requests in a rank's batch."""
     stall_timeout: float = 3.0
     keepalive: float = 2.0
     restart: float = 2.0
-    """From the stop of a broken gang to its successor's start."""
+    """Seconds from the stop of a broken gang to the start of the next."""
     request_timeout: float = 120.0
     max_resumes: int = 3
     suspect_tokens: int = 4
     queue: int = 1024
-    """Requests that may wait for their turn."""
+    """Maximum number of queued requests."""
 
     def settings(self) -> Settings:
         return Settings(
@@ -76,7 +77,7 @@ class Shape:
 
 
 class SimEngine(FakeEngine):
-    """A fake engine that can be held still and slowed, and that the history hears of."""
+    """A fake engine that can be stalled and slowed, and records its requests in the history."""
 
     def __init__(
         self, settings: Settings, rank: int, clock: Clock, delay: float, history: History
@@ -97,7 +98,7 @@ class SimEngine(FakeEngine):
         self._go.set()
 
     def fail(self) -> None:
-        """Die, as after a fault in the worker: the process lives and reports it."""
+        """Fail as after a fault in the worker: the process lives and reports it."""
         self._dead.set()
         self._go.set()
 
@@ -154,7 +155,6 @@ class SimRank:
             self.engine,
             cluster.settings.link,
             identity,
-            clock=cluster.clock,
             rng=random.Random(cluster.rng.random()),
         )
         self._cluster = cluster
@@ -165,7 +165,7 @@ class SimRank:
         await self.server.start()
 
     def kill(self) -> None:
-        """``kill -9``: its connections break, its peers' collectives hang."""
+        """``kill -9``: its connections break, its peers' collective operations hang."""
         if not self.alive:
             return
         self.alive = False
@@ -176,7 +176,7 @@ class SimRank:
         self.hang_gang()
 
     def hang_gang(self) -> None:
-        """An expert-parallel step never ends without all ranks."""
+        """Stall: an expert-parallel step needs all ranks."""
         for rank in self._siblings:
             rank.engine.stall()
 
@@ -186,7 +186,7 @@ class SimRank:
                 rank.engine.resume()
 
     def stop_process(self) -> None:
-        """``SIGSTOP``: nothing moves, connections stay open until keepalive gives up."""
+        """``SIGSTOP``: nothing runs; connections stay open until the keepalive timeout."""
         self.stopped_since = self._cluster.loop.time()
         for wire in self._cluster.network.of(self.name):
             wire.freeze()
@@ -200,7 +200,7 @@ class SimRank:
         self.resume_gang()
 
     async def stop(self) -> None:
-        """Stop in good order, as Serve does; a process that does not obey is killed."""
+        """Stop in order, as Ray Serve does; kill a process that does not end."""
         if self.alive and self.stopped_since is None:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_STOP):
@@ -219,7 +219,7 @@ class SimRank:
 
 
 class Supervisor:
-    """Ray Serve for one group: keeps one gang running, restarts a broken one as a whole."""
+    """Ray Serve for one group: keeps one gang running and restarts a broken one as a whole."""
 
     def __init__(self, cluster: "Cluster", slot: int) -> None:
         self.ranks: list[SimRank] = []
@@ -234,7 +234,7 @@ class Supervisor:
         self._task = asyncio.create_task(self._run())
 
     def drain(self) -> None:
-        """Stop the gang in good order and start another, as when its node is drained."""
+        """Stop the gang in order and start another, as when its node is drained."""
         self._leave.set()
 
     async def stop(self) -> None:
@@ -289,7 +289,7 @@ def _now(cluster: "Cluster") -> float:
 
 
 class SimRouter:
-    """One router without its edges, built as ``serving.router.app`` does."""
+    """One router without REST and gRPC, built as in ``serving.router.app``."""
 
     def __init__(self, cluster: "Cluster", number: int, config: Any) -> None:
         settings = cluster.settings
@@ -297,16 +297,26 @@ class SimRouter:
         self.address = settings.link.routers[number]
         self.alive = True
         self.clients: set[asyncio.Task[Any]] = set()
-        """Of its clients; they lose their connection when it dies."""
-        self.roster = Roster(settings.fleet, cluster.clock, router_id=self.name)
-        self.admission = AdmissionController(
-            settings.admission, ready=lambda: self.roster.ready, clock=cluster.clock
+        """Tasks of its clients, which lose their connection when it dies."""
+        self.canary = Canary(token_id=40, timeout=settings.fleet.canary_timeout)
+        self.membership = FleetMembership(
+            settings.fleet, cluster.clock, router_id=self.name, canary=self.canary
         )
-        self.client = FleetClient(config, self.roster, settings, cluster.clock, self.admission)
-        self.client._random = random.Random(cluster.rng.random())  # type: ignore[assignment]
-        self.canary = Canary(self.roster, token_id=40, timeout=settings.fleet.canary_timeout)
+        self.admission = AdmissionController(
+            settings.admission,
+            Dispatcher(self.membership, settings.routing, cluster.clock),
+            clock=cluster.clock,
+        )
+        self.client = FleetClient(
+            config,
+            self.membership,
+            self.admission,
+            settings,
+            cluster.clock,
+            random.Random(cluster.rng.random()),
+        )
         self.server = LinkServer(
-            self.roster,
+            self.membership,
             settings.link,
             settings.router,
             model_name=settings.model.name,
@@ -315,7 +325,7 @@ class SimRouter:
         )
         self._cluster = cluster
         self._seen: dict[str, tuple[MemberState, str]] = {}
-        self.roster.subscribe(self._note_groups)
+        self.membership.subscribe(self._note_groups)
 
     async def start(self) -> None:
         self._cluster.network.listen(self.address, self.server.Join)
@@ -342,22 +352,22 @@ class SimRouter:
         self.client.shutdown()
 
     def leftovers(self) -> list[str]:
-        """Name what should be zero when nobody asks for anything."""
+        """Return the counts that should be zero without requests but are not."""
         if not self.alive:
             return []
-        fleet = self.roster.snapshot()
+        fleet = self.membership.snapshot()
         tokens = sum(rank.outstanding_tokens for group in fleet.groups for rank in group.ranks)
         streams = [name for link in self.server._links for name in link._streams]
         counts = {
             "requests in the client": self.client.inflight_requests,
             "requests on links": sum(CANARY not in name for name in streams),
             "outstanding tokens": tokens,
-            "requests in the queue": len(self.admission._room.queue),
+            "requests in the queue": self.admission.queue_length,
         }
         return [f"{self.name}: {count} {what}" for what, count in counts.items() if count]
 
     def _note_groups(self) -> None:
-        now = {group.group_id: group for group in self.roster.snapshot().groups}
+        now = {group.group_id: group for group in self.membership.snapshot().groups}
         for name in self._seen.keys() - now.keys():
             del self._seen[name]
             self._cluster.note(f"{self.name}: {name} is gone")
@@ -368,7 +378,7 @@ class SimRouter:
 
 
 class Cluster:
-    """All of it."""
+    """All routers and groups, and the network between them."""
 
     def __init__(self, shape: Shape, rng: random.Random, history: History) -> None:
         loop = asyncio.get_running_loop()
@@ -401,14 +411,14 @@ class Cluster:
         await asyncio.sleep(_STOP)
 
     def note(self, what: str) -> None:
-        """Write something that is no client's business into the history."""
+        """Record an event that belongs to no request."""
         self.history.add(Happened(self.loop.time(), what))
 
     def living(self) -> list[SimRank]:
         return [rank for group in self.groups for rank in group.ranks if rank.alive]
 
     def leftovers(self) -> list[str]:
-        """Name what should be zero when nobody asks for anything."""
+        """Return the counts that should be zero without requests but are not."""
         found = [line for router in self.routers for line in router.leftovers()]
         for rank in self.living():
             running = [name for name in rank.engine.requests if CANARY not in name]
@@ -417,7 +427,7 @@ class Cluster:
         return found
 
     async def inside(self, process: str, call: Callable[[], Awaitable[Any]]) -> Any:
-        """Await ``call()`` in the name of a process."""
+        """Await ``call()`` as a given process."""
         token = process_var.set(process)
         try:
             task: asyncio.Task[Any] = asyncio.create_task(_as_coroutine(call))
@@ -426,7 +436,7 @@ class Cluster:
         return await task
 
     def _complete(self, router: SimRouter) -> bool:
-        groups = router.roster.snapshot().groups
+        groups = router.membership.snapshot().groups
         ready = [group for group in groups if group.state is MemberState.READY]
         return len(ready) == self.shape.groups
 
@@ -442,7 +452,7 @@ _configs: dict[str, Any] = {}
 
 
 def _vllm_config(settings: Settings) -> Any:
-    """Return vLLM's configuration, which takes seconds to make, once for all histories."""
+    """Return vLLM's configuration; cached, because creating it takes seconds."""
     if settings.model.path not in _configs:
         _configs[settings.model.path] = router_vllm_config(settings)
     return _configs[settings.model.path]

@@ -1,4 +1,4 @@
-"""What goes wrong: one function a kind, and when."""
+"""The kinds of faults, one function each."""
 
 import asyncio
 import random
@@ -17,7 +17,7 @@ class Fault:
     name: str
     inject: Inject
     silent: bool = False
-    """The router cannot know of it at once: ends and aborts take until keepalive gives up."""
+    """Whether the router notices it only by the keepalive timeout, which delays ends and aborts."""
 
 
 def _rank(cluster: Cluster, rng: random.Random) -> SimRank | None:
@@ -45,7 +45,7 @@ async def fail_engine(cluster: Cluster, rng: random.Random) -> None:
 
 
 async def stall(cluster: Cluster, rng: random.Random) -> None:
-    """A step that takes for ever, or not quite as long."""
+    """A step that takes long, or never ends."""
     rank = _rank(cluster, rng)
     if rank is None:
         return
@@ -66,7 +66,7 @@ async def cut_link(cluster: Cluster, rng: random.Random) -> None:
 
 
 async def half_open(cluster: Cluster, rng: random.Random) -> None:
-    """Packets vanish, in one direction or both, for a while or until somebody notices."""
+    """Packets are lost, in one direction or both, for a while or until the keepalive timeout."""
     rank = _rank(cluster, rng)
     wires = cluster.network.of(rank.name) if rank is not None else []
     if not wires:
@@ -122,7 +122,7 @@ async def drain_group(cluster: Cluster, rng: random.Random) -> None:
 
 
 async def kill_all(cluster: Cluster, rng: random.Random) -> None:
-    """Every group loses a rank at once: nothing is left to go on with."""
+    """Every group loses a rank at once, so no group is ready."""
     del rng
     for group in cluster.groups:
         for rank in group.ranks[:1]:
@@ -136,17 +136,17 @@ async def kill_router(cluster: Cluster, rng: random.Random) -> None:
 
 
 async def hand_over(cluster: Cluster, rng: random.Random) -> None:
-    """An operator moves a group's requests elsewhere, and takes it back a moment later."""
+    """An operator hands a group's requests over, and uncordons it a moment later."""
     router = rng.choice([router for router in cluster.routers if router.alive])
-    groups = router.roster.snapshot().groups
+    groups = router.membership.snapshot().groups
     if not groups:
         return
     group = rng.choice(groups).group_id
     cluster.note(f"{router.name}: {group} hands over")
-    router.roster.hand_over(group, "by a test")
+    router.membership.hand_over(group, "by a test")
     await asyncio.sleep(1.0)
-    if any(found.group_id == group for found in router.roster.snapshot().groups):
-        router.roster.uncordon(group)
+    if any(found.group_id == group for found in router.membership.snapshot().groups):
+        router.membership.uncordon(group)
 
 
 FAULTS = {

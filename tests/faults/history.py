@@ -1,4 +1,4 @@
-"""What happened, in order: the record that validators judge and people read."""
+"""The record of a run in order, for validators and for printing."""
 
 from collections import defaultdict
 from collections.abc import Iterator
@@ -21,13 +21,13 @@ class Submitted:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """What one output holds of one choice."""
+    """One choice of one output."""
 
     index: int
     token_ids: tuple[int, ...]
     text: str
     logprob_ids: tuple[int, ...] | None
-    """The chosen token at each position; none if not asked for."""
+    """The chosen token at each position; empty if not requested."""
     finish_reason: str | None
     stop_reason: int | str | None
 
@@ -45,7 +45,7 @@ class Output:
     pieces: tuple[Piece, ...]
     finished: bool
     prompt_logprobs: int | None = None
-    """Positions in it; none if it holds none."""
+    """Number of positions; ``None`` without any."""
 
     def __str__(self) -> str:
         return "  ".join(map(str, self.pieces)) + (" (last)" if self.finished else "")
@@ -62,7 +62,7 @@ class Ended:
     message: str = ""
     retryable: bool = False
     resumes: int = 0
-    """How often it went on elsewhere, as the journal says."""
+    """Number of resumptions, according to the request record."""
 
     def __str__(self) -> str:
         return f"ENDS {self.how}" + (f": {self.message}" if self.message else "")
@@ -77,7 +77,7 @@ class Ran:
     rank: str
     began: bool
     attempt: str
-    """The id that the engine got: one for each time that the router submits it."""
+    """Id at the engine, different for each submission by the router."""
     prompt_tokens: int = 0
     seed: int | None = None
 
@@ -111,11 +111,11 @@ class History:
     specs: dict[str, Spec] = field(default_factory=dict)
     events: list[Event] = field(default_factory=list)
     leftovers: list[str] = field(default_factory=list)
-    """What was still there one second after the last request ended, and after the end."""
+    """What remained one second after the end of the last request, and at the end."""
 
     def add(self, event: Event) -> None:
-        """Append an event; time must not go back."""
-        assert not self.events or event.at >= self.events[-1].at, "time goes on"
+        """Append an event; times must not decrease."""
+        assert not self.events or event.at >= self.events[-1].at, "times decrease"
         self.events.append(event)
 
     def by_request(self) -> dict[str, list[Event]]:
@@ -127,7 +127,7 @@ class History:
         return {name: found.get(name, []) for name in self.specs}
 
     def faults(self) -> list[Happened]:
-        """Return what was done to the fleet and what it did."""
+        """Return faults and changes of the fleet."""
         return [event for event in self.events if isinstance(event, Happened)]
 
     def lines(self, only: str = "") -> Iterator[str]:

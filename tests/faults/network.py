@@ -1,9 +1,9 @@
-"""The link without sockets: grpc.aio's channel and server context, in memory, to be broken.
+"""The link without sockets: an in-memory channel and server context of grpc.aio, with faults.
 
 Messages are serialized as on the wire, arrive in order after a delay, and a direction holds
-only so many bytes. A wire can be cut (both ends see it at once), frozen (nothing passes, nobody
-is told, until the transport's keepalive gives up) or slowed. Only what the link uses of gRPC is
-here; ``test_over_sockets.py`` runs the same cluster over the real one.
+only so many bytes. A wire can be cut (both ends see it at once), frozen (nothing passes and no
+end sees an error until the keepalive timeout) or slowed. Only the parts of gRPC that the link uses
+are implemented; ``test_over_sockets.py`` runs the same cluster over real gRPC.
 """
 
 import asyncio
@@ -18,9 +18,9 @@ from serving.link.v1 import link_pb2
 from tests.faults.simulation import process_var
 
 SUFFIX = ".sim"
-"""Hosts that end so are in memory."""
+"""Suffix of host names that are in memory."""
 _WINDOW = 64 * 1024
-"""Bytes under way in one direction before a write waits."""
+"""Bytes in flight in one direction before a write waits."""
 _INSTANT = 1e-6
 """Seconds; the loop's own timers are not more exact than rounding allows."""
 _EOF = grpc.aio.EOF  # type: ignore[attr-defined]
@@ -29,7 +29,7 @@ Handler = Callable[[Any, Any], Awaitable[None]]
 
 
 class _Signal:
-    """Wakes all that wait, now and then also by itself."""
+    """Wakes all waiters; also periodically by itself."""
 
     def __init__(self) -> None:
         self._waiting: set[asyncio.Future[None]] = set()
@@ -67,11 +67,11 @@ class Pipe:
         self._changed = _Signal()
 
     def stir(self) -> None:
-        """Let both ends look again."""
+        """Wake both ends."""
         self._changed.fire()
 
     async def send(self, data: bytes) -> bool:
-        """Put a message in; false if the wire is broken."""
+        """Send a message; return False if the wire is broken."""
         while self._bytes >= _WINDOW and not self.broken:
             await self._changed.wait()
         if self.broken:
@@ -82,7 +82,7 @@ class Pipe:
         return True
 
     async def receive(self) -> bytes | None:
-        """Take the next message; none at the end, also at a bad one (see ``broken``)."""
+        """Return the next message; ``None`` at the end, orderly or not (see ``broken``)."""
         while not self.broken:
             if self._queue and not self.frozen:
                 due, data = self._queue[0]
@@ -117,7 +117,7 @@ class Wire:
         return self.up.broken
 
     def cut(self, why: str) -> None:
-        """Break it: both ends see a failed connection."""
+        """Break the connection; both ends see an error."""
         if self.broken:
             return
         self.why = why
@@ -128,7 +128,7 @@ class Wire:
         self.on_break()
 
     def freeze(self, *, up: bool = True, down: bool = True) -> None:
-        """Let nothing pass, unnoticed until keepalive gives up."""
+        """Let nothing pass, unnoticed until the keepalive timeout."""
         self.up.frozen = self.up.frozen or up
         self.down.frozen = self.down.frozen or down
         if self._timer is None and not self.broken:
@@ -138,14 +138,14 @@ class Wire:
             )
 
     def thaw(self) -> None:
-        """Let what waits pass."""
+        """Deliver what waits."""
         self._stop_timer()
         for pipe in (self.up, self.down):
             pipe.frozen = False
             pipe.stir()
 
     def slow(self, delay: float) -> None:
-        """Let messages take ``delay`` seconds."""
+        """Delay messages by ``delay`` seconds."""
         self.up.delay = self.down.delay = delay
 
     def _stop_timer(self) -> None:
@@ -155,7 +155,7 @@ class Wire:
 
 
 class Network:
-    """Who listens where, and the wires between."""
+    """All listeners, and the wires between processes."""
 
     def __init__(self, *, delay: float = 0.0005, keepalive: float = 5.0) -> None:
         self.wires: list[Wire] = []
@@ -168,16 +168,16 @@ class Network:
         self._listening[address] = (process_var.get(), handler)
 
     def close(self, address: str) -> None:
-        """Refuse new calls there."""
+        """Refuse new calls to an address."""
         self._listening.pop(address, None)
 
     def of(self, process: str) -> list[Wire]:
-        """Return the living wires that one end of which is in ``process``."""
+        """Return the unbroken wires with an end in ``process``."""
         self.wires = [wire for wire in self.wires if not wire.broken]
         return [wire for wire in self.wires if process in {wire.client, wire.server}]
 
     def connect(self, address: str) -> tuple[Wire, asyncio.Task[None]] | None:
-        """Dial from the current process; none if nobody listens."""
+        """Connect from the current process; return ``None`` without a listener."""
         found = self._listening.get(address)
         if found is None:
             return None
@@ -204,7 +204,7 @@ async def _serve(wire: Wire, handler: Handler) -> None:
 
 
 class _ServerContext:
-    """What a servicer sees of ``grpc.aio.ServicerContext``."""
+    """The part of ``grpc.aio.ServicerContext`` that servicers use."""
 
     def __init__(self, wire: Wire) -> None:
         self._wire = wire
@@ -225,7 +225,7 @@ class _ServerContext:
 
 
 class Channel:
-    """What a dialler sees of ``grpc.aio.Channel``."""
+    """The part of ``grpc.aio.Channel`` that clients use."""
 
     def __init__(self, network: Network, address: str) -> None:
         self._network = network
@@ -247,7 +247,7 @@ class Channel:
 
 
 class _Call:
-    """What a dialler sees of a stream."""
+    """The client's end of a stream."""
 
     def __init__(self, connected: tuple[Wire, asyncio.Task[None]] | None) -> None:
         self._wire, self._server = connected or (None, None)
@@ -289,7 +289,7 @@ class _Call:
 
 
 class patched_channels:  # noqa: N801  used as a function
-    """Let ``grpc.aio.insecure_channel`` give channels of ``network`` for hosts in memory."""
+    """Make ``grpc.aio.insecure_channel`` return channels of ``network`` for hosts in memory."""
 
     def __init__(self, network: Network) -> None:
         self._network = network

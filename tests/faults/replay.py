@@ -1,4 +1,4 @@
-"""Run one random history again and print it, or many and count.
+"""Repeat one random history and print it, or run many and count violations.
 
 python -m tests.faults.replay --seed 123 [--request r04]
 python -m tests.faults.replay --from 0 --count 500
@@ -10,14 +10,14 @@ import time
 from collections import Counter
 from collections.abc import Iterable
 
-from serving.flag_parser import FlagParser
-from serving.flag_values import COUNT, ORDINAL
+from serving.flags.parser import FlagParser
+from serving.flags.values import COUNT, ORDINAL
 from tests.faults.history import Ended, Ran
 from tests.faults.scenarios import Verdict, random_scenario, run_scenario
 
 
 def main() -> int:
-    """Print a history, or the violations of many; 1 if there are any."""
+    """Print a history, or the violations of many; return 1 if there are any."""
     parser = FlagParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--seed", type=ORDINAL, help="the history to print")
     parser.add_argument("--request", default="", help="only this request's events, and faults")
@@ -57,7 +57,7 @@ def _counted(verdict: Verdict) -> Iterable[str]:
 
 
 def say(*lines: str) -> None:
-    """Write lines for people."""
+    """Print lines."""
     sys.stdout.writelines(f"{line}\n" for line in lines)
     sys.stdout.flush()
 

@@ -1,4 +1,4 @@
-"""From a seed to a history: draw a cluster, traffic and faults, let them meet, look for leaks."""
+"""Draws a cluster, traffic and faults from a seed, runs them, and looks for leaks."""
 
 import asyncio
 import contextlib
@@ -18,14 +18,14 @@ from tests.faults.traffic import Mix, Spec, random_traffic
 from tests.faults.validate import Rules, violations
 
 _LONGEST = 400.0
-"""Virtual seconds in which every client must have had its end."""
+"""Virtual seconds within which every client's request must have ended."""
 _SETTLE = 1.0
-"""After the last client's end, until nothing of it may be left anywhere."""
+"""Seconds after the end of the last request by which nothing of it may be left."""
 
 
 @dataclass(frozen=True, slots=True)
 class Strike:
-    """A fault at its time, in seconds from the start of the traffic."""
+    """A fault, with its time in seconds from the start of the traffic."""
 
     at: float
     fault: Fault
@@ -33,7 +33,7 @@ class Strike:
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """All that a history is made from."""
+    """Everything that determines a history."""
 
     seed: int
     shape: Shape
@@ -52,7 +52,7 @@ class Scenario:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """A history and what is wrong with it."""
+    """A history and its violations."""
 
     history: History
     violations: list[str]
@@ -63,7 +63,7 @@ class Verdict:
 
 
 def random_scenario(seed: int) -> Scenario:
-    """Draw a scenario; everything in it, and all that follows, comes from the seed."""
+    """Draw a scenario; it and its history depend on the seed alone."""
     rng = random.Random(seed)
     shape = Shape(
         routers=rng.choice((1, 1, 1, 2)),
@@ -92,7 +92,7 @@ def random_scenario(seed: int) -> Scenario:
 
 
 def run_scenario(scenario: Scenario) -> Verdict:
-    """Run it in virtual time and judge it."""
+    """Run a scenario in virtual time and validate its history."""
     scenario = replace(scenario, rules=_rules(scenario))
     history = History(scenario.seed, str(scenario))
     history.specs = {spec.name: spec for spec in scenario.traffic}
@@ -135,7 +135,7 @@ async def _strike(cluster: Cluster, strike: Strike, seed: str) -> None:
 
 
 async def _settle(cluster: Cluster, scenario: Scenario) -> None:
-    """Give what is under way its time."""
+    """Wait for what is in flight."""
     await asyncio.sleep(max(scenario.rules.abort_seconds, _SETTLE))
     cluster.note("all clients have had their end")
 
@@ -149,7 +149,7 @@ def _tasks_left(loop: VirtualLoop) -> Iterator[str]:
 
 
 def _rules(scenario: Scenario) -> Rules:
-    """Allow for what cannot be noticed at once."""
+    """Return rules that allow for faults that cannot be noticed at once."""
     shape = scenario.shape
     settings = shape.settings()
     silent = any(strike.fault.silent for strike in scenario.strikes)
@@ -166,12 +166,12 @@ def _rules(scenario: Scenario) -> Rules:
 
 
 def _coincidences(scenario: Scenario) -> int:
-    """Count the losses that may meet a suspect while it is alone on its group."""
+    """Return the number of losses that may hit a suspect while it is alone on its group."""
     shape = scenario.shape
     by_faults = sum(
         shape.groups if strike.fault.name == "kill_all" else 1 for strike in scenario.strikes
     )
-    # Routers keep their own suspects apart, not those of others.
+    # A router isolates its own suspects, not those of other routers.
     by_poison = (
         sum(spec.poison for spec in scenario.traffic) * shape.settings().fleet.suspect_losses
     )
@@ -180,7 +180,7 @@ def _coincidences(scenario: Scenario) -> int:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the logs of hundreds of lost ranks to ourselves."""
+    """Suppress the logs of hundreds of lost ranks."""
     before = structlog.get_config()
     structlog.configure(
         processors=[],

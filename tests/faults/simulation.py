@@ -1,4 +1,4 @@
-"""Virtual time: an event loop that jumps to its next timer, and knows whose task is whose.
+"""Virtual time: an event loop that jumps to its next timer and assigns tasks to processes.
 
 A history of minutes takes milliseconds, and the same seed gives the same history: no thread and
 no real clock has a say in it. A "process" here is a name; what its tasks start belongs to it,
@@ -17,15 +17,15 @@ process_var: ContextVar[str] = ContextVar("tests.faults.process", default="test"
 _START = 1000.0
 _EPOCH = 1_700_000_000.0
 _MOST_TURNS = 100_000
-"""Turns of the loop at one moment of virtual time; more is a loop that does not end."""
+"""Maximum turns of the loop at one moment of virtual time; more is an endless loop."""
 
 
 class Deadlock(Exception):
-    """Nothing is left that could ever happen, or it happens for ever at one moment."""
+    """No event is left, or events repeat endlessly at one moment."""
 
 
 class _JumpingSelector(selectors.SelectSelector):
-    """Reports what is there, and lets the loop's clock pass instead of waiting."""
+    """A selector that advances the loop's clock instead of waiting."""
 
     loop: "VirtualLoop"
 
@@ -53,7 +53,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         return self._now
 
     def jump(self, seconds: float | None) -> None:
-        """Let ``seconds`` pass; none when no timer is set.
+        """Advance time by ``seconds``; ``None`` if no timer is set.
 
         Raises:
             Deadlock: there is no timer to wait for, or time has stood still for too long.
@@ -69,11 +69,11 @@ class VirtualLoop(asyncio.SelectorEventLoop):
             raise Deadlock("time stands still: some task never waits")
 
     def run_in_executor(self, executor: Any, func: Any, *args: Any) -> Any:
-        """Run ``func`` at once: a thread would bring real time in."""
+        """Run ``func`` at once, because a thread would depend on real time."""
         future = self.create_future()
         try:
             future.set_result(func(*args))
-        except Exception as error:  # noqa: BLE001  whoever awaits it gets it
+        except Exception as error:  # noqa: BLE001  raised where it is awaited
             future.set_exception(error)
         return future
 
@@ -111,7 +111,7 @@ class VirtualClock:
 
 
 def run_virtually(main: Coroutine[Any, Any, Any]) -> Any:
-    """Run ``main`` to its end in a loop of its own; what it left behind is cancelled."""
+    """Run ``main`` in a new loop; cancel the tasks that it leaves."""
     loop = VirtualLoop()
     try:
         return loop.run_until_complete(main)

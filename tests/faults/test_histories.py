@@ -1,4 +1,4 @@
-"""Random histories of a simulated cluster; a bug that is planted is found."""
+"""Random histories of a simulated cluster; planted bugs are found."""
 
 from dataclasses import replace
 
@@ -8,10 +8,10 @@ from vllm.sampling_params import RequestOutputKind
 import serving.requests.request as fleet_request
 from serving.errors import GroupLost
 from serving.fleet.rank_link import RankLink
-from serving.requests.output_buffer import Transcript
+from serving.requests.output_buffer import OutputBuffer
+from serving.requests.poison import LossHistory
 from serving.requests.request import FleetRequest
 from serving.requests.resume import Way
-from serving.requests.suspicion import Suspicion
 from tests.faults.cluster import Shape
 from tests.faults.faults import FAULTS
 from tests.faults.history import Ended, Happened, Ran
@@ -69,14 +69,14 @@ def forget_a_token(monkeypatch):
 
 def send_a_token_twice(monkeypatch):
     """What is skipped in a replay is one token too few."""
-    rewind = Transcript.rewind
+    rewind = OutputBuffer.rewind
 
     def wrong(self):
         rewind(self)
         for choice in self._choices:
             del choice.token_ids[-1:]
 
-    monkeypatch.setattr(Transcript, "rewind", wrong)
+    monkeypatch.setattr(OutputBuffer, "rewind", wrong)
 
 
 def do_not_abort(monkeypatch):
@@ -90,7 +90,7 @@ def do_not_resume(monkeypatch):
     async def wrong(self, error):
         raise GroupLost("it was lost")
 
-    monkeypatch.setattr(FleetRequest, "_go_on", wrong)
+    monkeypatch.setattr(FleetRequest, "_resume", wrong)
 
 
 def count_no_loss(monkeypatch):
@@ -99,15 +99,15 @@ def count_no_loss(monkeypatch):
 
 
 def blame_everybody(monkeypatch):
-    """Whoever was on two groups that died is refused, as if it had been alone."""
-    after_loss = Suspicion.after_loss
+    """A request that was on two lost groups is refused as if it had been alone on them."""
+    after_loss = LossHistory.after_loss
 
     def wrong(self, seen_tokens, settings, *, alone):
         del alone
         return after_loss(self, seen_tokens, settings, alone=True)
 
-    monkeypatch.setattr(Suspicion, "after_loss", wrong)
-    monkeypatch.setattr(Suspicion, "probation", lambda self, settings: 0)
+    monkeypatch.setattr(LossHistory, "after_loss", wrong)
+    monkeypatch.setattr(LossHistory, "trial_tokens", lambda self, settings: 0)
 
 
 @pytest.mark.parametrize(
@@ -205,7 +205,7 @@ def test_innocents_beside_a_poisonous_request_are_spared(groups, tokens):
     assert len(killed) == 2
 
 
-def test_a_slow_client_on_probation_does_not_hold_up_the_others():
+def test_a_slow_client_on_trial_does_not_hold_up_the_others():
     """It does not look at its answer, which is generated all the same."""
     slow = requests_named("a", 1, tokens=60, slow=20.0)
     told = scenario(Shape(groups=1, suspect_tokens=32), (*slow, *requests(6)), ("kill_rank", 0.1))

@@ -1,4 +1,4 @@
-"""What the rows about nodes are made of, without nodes."""
+"""The parts of the node rows, without nodes."""
 
 import pytest
 
@@ -10,7 +10,7 @@ pytestmark = pytest.mark.timeout(120)
 
 
 class Process:
-    """A process that ends when a test says so."""
+    """A process that ends when a test ends it."""
 
     def __init__(self):
         self.code = None
@@ -20,7 +20,7 @@ class Process:
 
 
 class Network:
-    """Counts how often everything on it was killed."""
+    """Counts how often all its processes were killed."""
 
     def __init__(self):
         self.cleared = 0

@@ -17,16 +17,16 @@ from serving.router.app import Router
 from serving.settings import Settings
 from tests.faults.real.link_proxy import LinkProxy
 from tests.faults.real.streams import ask_all, new_run
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-PATIENCE = 30.0
 COUNT, TOKENS, DELAY = 12, 50, 0.02
 
 
 @dataclass
 class Where:
-    """What ``ask_all`` needs to know."""
+    """The addresses that ``ask_all`` needs."""
 
     rest: str
     grpc: str
@@ -45,26 +45,24 @@ class Rank:
         await self.proxy.stop()
 
     async def kill(self):
-        dialers = list(self.server._dialers.values())
-        tasks = [*(dialer._task for dialer in dialers), *self.server._tasks]
+        connections = list(self.server._connections.values())
+        tasks = [*(connection._task for connection in connections), *self.server._tasks]
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks)
 
     async def fail(self):
-        self.engine._dead.set()
+        self.engine.faults.fail_after = 0
 
     async def drop(self):
-        for pair in tuple(self.proxy._pairs):
-            self.proxy._drop(pair)
+        self.proxy.drop()
 
     async def freeze(self):
-        for pair in self.proxy._pairs:
-            pair.flowing.clear()
+        self.proxy.freeze()
 
 
 class System:
-    """The router, and gangs that come and go."""
+    """A router and its gangs."""
 
     def __init__(self, router, settings, stack):
         self.router = router
@@ -76,7 +74,7 @@ class System:
     async def gang(self, group):
         ranks = [await self.rank(group, number) for number in range(2)]
         self.ranks.extend(ranks)
-        await self.until(lambda: group in self.ready(), f"readiness of {group}")
+        await eventually(lambda: group in self.ready(), f"readiness of {group}")
         return ranks
 
     async def rank(self, group, number):
@@ -92,39 +90,32 @@ class System:
         return rank
 
     def ready(self):
-        return [group.group_id for group in self.router.roster.snapshot().groups
+        return [group.group_id for group in self.router.membership.snapshot().groups
                 if group.state == "ready"]  # fmt: skip
 
-    async def until(self, condition, what):
-        try:
-            async with asyncio.timeout(PATIENCE):
-                while not condition():  # noqa: ASYNC110
-                    await asyncio.sleep(0.02)
-        except TimeoutError:
-            pytest.fail(f"{what} did not come in {PATIENCE} s")
-
     async def ask(self):
-        """Run all requests undisturbed; return the run."""
+        """Run all requests without a fault; return the run."""
         run = new_run(COUNT)
         await ask_all(self.where, run, TOKENS)
         return run
 
     async def ask_and(self, strike):
-        """Run them again and strike when all have begun; return the run."""
+        """Run all requests, inject a fault when all have begun, and return the run."""
         run = new_run(COUNT)
         asking = asyncio.create_task(ask_all(self.where, run, TOKENS))
-        await self.until(lambda: run.begun(5) == COUNT, "the first tokens of all")
+        await eventually(lambda: run.begun(5) == COUNT, "the first tokens of all")
         await strike()
         await asking
         return run
 
-    def nothing_left(self):
-        fleet = self.router.roster.snapshot()
+    async def nothing_left(self):
+        loads = [await rank.engine.load() for rank in self.ranks]
+        fleet = self.router.membership.snapshot()
         return not (
             self.router.client.inflight_requests
             or self.router.gate.inflight
             or fleet.inflight_requests
-            or any(rank.engine._requests for rank in self.ranks)
+            or any(load.running_requests + load.waiting_requests for load in loads)
         )
 
 
@@ -145,7 +136,7 @@ async def system(router):
     async with contextlib.AsyncExitStack() as stack:
         system = System(*router, stack)
         yield system
-    await system.until(lambda: not router[0].roster.snapshot().groups, "the end of all groups")
+    await eventually(lambda: not router[0].membership.snapshot().groups, "the end of all groups")
 
 
 @pytest.mark.parametrize("strike", ["kill", "fail", "drop", "freeze"])
@@ -155,7 +146,7 @@ async def test_streams_go_on_elsewhere(system, strike):
     undisturbed = await system.ask()
     struck = await system.ask_and(getattr(lost[1], strike))
     judge(struck, undisturbed)
-    await system.until(system.nothing_left, "the end of all requests")
+    await eventually(system.nothing_left, "the end of all requests")
 
 
 async def test_streams_wait_for_the_gangs_restart(system):
@@ -168,7 +159,7 @@ async def test_streams_wait_for_the_gangs_restart(system):
 
     struck = await system.ask_and(kill_and_restart)
     judge(struck, undisturbed)
-    await system.until(system.nothing_left, "the end of all requests")
+    await eventually(system.nothing_left, "the end of all requests")
 
 
 def judge(run, undisturbed):

@@ -1,16 +1,26 @@
-"""The real thing, in short: kill -9 of a rank with a second group, and with none."""
+"""The real thing, in short: kill -9 of a rank while no other group takes requests, and with one.
+
+Both tests share one system of two groups; each begins when both are ready.
+"""
 
 import asyncio
+import contextlib
 import time
 
 import pytest
+import pytest_asyncio
 
 from tests.faults.real.deployment import deployed
 from tests.faults.real.rows import disturbed, undisturbed
 from tests.faults.real.streams import KINDS
 from tests.faults.real.strikes import FAULTS
+from tests.support.waiting import eventually
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1500)]
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.asyncio(loop_scope="module"),
+    pytest.mark.timeout(1500),
+]
 
 COUNT, TOKENS = 20, 240
 """Each kind of request twice over each protocol, long enough to be struck and continued."""
@@ -20,35 +30,58 @@ AIM = 5.0
 """Seconds that a stream may pause when another group is there; printed, not asserted."""
 
 
-@pytest.mark.parametrize(
-    ("groups", "fault"),
-    [pytest.param(2, "kill-core", id="two"), pytest.param(1, "kill-actor", id="one")],
-)
-async def test_kill_9_of_a_rank_loses_nothing(groups, fault, record_property):
-    async with deployed(groups) as running:
-        if groups == 1:
-            reference = await without_serves_controller(running)
-        else:
-            reference, first = await undisturbed(running, COUNT, TOKENS, tuple(KINDS))
-            assert first.good, first.trouble
-        row = await disturbed(running, FAULTS[fault], reference, TOKENS, wait=False)
-    record_property("longest_gap_seconds", row.longest_gap)
-    assert row.resumed_on > 0, "the fault struck nobody"
-    assert row.trouble == ()
-    assert (row.completed, row.equal) == (COUNT, COUNT)
-    if groups > 1 and row.longest_gap > AIM:
-        print(f"longest gap {row.longest_gap:.1f} s, aimed at {AIM:g} s")  # noqa: T201
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def running():
+    async with deployed(groups=2) as system:
+        yield system
 
 
-async def without_serves_controller(running):
-    """See that the ranks serve while Ray replaces the controller; return what they said."""
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def reference(running):
+    """What the ranks answer undisturbed; without Serve's controller, which is killed before."""
     before, old = await running.ready(), running.controller()
     old.kill()
-    reference, row = await undisturbed(running, COUNT, TOKENS, tuple(KINDS))
+    answers, row = await undisturbed(running, COUNT, TOKENS, tuple(KINDS))
     assert row.good, row.trouble
-    # The new one looks at every rank within seconds, and stops those that cannot answer.
+
+    def replaced():
+        with contextlib.suppress(LookupError):
+            return running.controller().pid != old.pid
+        return False
+
+    await eventually(replaced, "a new controller")
+    # It checks every rank within seconds and stops those that do not answer.
     while running.controller().create_time() + TAKE_OVER > time.time():
         await asyncio.sleep(0.5)
         assert await running.ready() == before
-    assert running.controller().pid != old.pid
-    return reference
+    return answers
+
+
+async def strike(running, fault, reference, record_property):
+    """Strike while all requests stream; see that every answer is complete and the same."""
+    row = await disturbed(running, FAULTS[fault], reference, TOKENS, wait=False)
+    record_property("longest_gap_seconds", row.longest_gap)
+    assert row.resumed_on > 0, "the fault hit no request"
+    assert row.trouble == ()
+    assert (row.completed, row.equal) == (COUNT, COUNT)
+    return row
+
+
+async def test_kill_9_of_a_rank_loses_nothing_while_no_other_group_serves(
+    running, reference, record_property
+):
+    await running.until_whole()
+    first, other = await running.ready()
+    async with running.cordoned(other):
+        assert list(await running.ready()) == [first]
+        await strike(running, "kill-actor", reference, record_property)
+        assert first not in await running.ready(), "the requests waited for a new group"
+
+
+async def test_kill_9_of_a_rank_loses_nothing_while_another_group_serves(
+    running, reference, record_property
+):
+    await running.until_whole()
+    row = await strike(running, "kill-core", reference, record_property)
+    if row.longest_gap > AIM:
+        print(f"longest gap {row.longest_gap:.1f} s, aimed at {AIM:g} s")  # noqa: T201

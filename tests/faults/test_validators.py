@@ -1,4 +1,4 @@
-"""The judges themselves: a good history passes, each way of spoiling it is told."""
+"""Tests of the validators: a good history passes, and each kind of damage is reported."""
 
 from dataclasses import replace
 
@@ -121,10 +121,10 @@ def leave_something(history):
         pytest.param(lambda h: fail(h, "GROUP_LOST"), "GROUP_LOST after 0", id="lost"),
         pytest.param(lambda h: fail(h, "OVERLOADED"), "after it had begun", id="refused late"),
         pytest.param(lambda h: fail(h, "DEADLINE_EXCEEDED"), "DEADLINE", id="early deadline"),
-        pytest.param(lambda h: fail(h, "CANCELLED"), "CANCELLED", id="cancelled by nobody"),
+        pytest.param(lambda h: fail(h, "CANCELLED"), "CANCELLED", id="cancelled without a client"),
         pytest.param(lambda h: fail(h, "POISON_REQUEST"), "POISON", id="no poison"),
         pytest.param(lambda h: fail(h, "INTERNAL"), "INTERNAL", id="an error that is no answer"),
-        pytest.param(abort_late, "went on with it", id="late abort"),
+        pytest.param(abort_late, "continued it", id="late abort"),
         pytest.param(never_abort, "never ended it", id="no abort"),
         pytest.param(run_twice, "ran twice", id="one attempt twice"),
         pytest.param(leave_something, "left over", id="leak"),

@@ -1,4 +1,4 @@
-"""Random requests, and what their clients do with the answers."""
+"""Random requests and the behaviour of their clients."""
 
 import random
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from serving.request_context import Priority
 
 MAX_MODEL_LEN = 512
 POISON = 7
-"""A prompt with this token kills every rank that begins it."""
+"""A prompt with this token kills every rank that starts it."""
 _FIRST, _LAST = 32, 126
 """Printable ASCII, as the fake engine's own tokens."""
 _KINDS = (
@@ -25,24 +25,24 @@ _KINDS = (
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """One request and its client's manners."""
+    """One request and its client's behaviour."""
 
     name: str
     arrives: float
-    """Seconds from the start of the traffic."""
+    """Arrival, seconds from the start of the traffic."""
     prompt: tuple[int, ...]
     params: dict[str, Any]
     kind: RequestOutputKind
     priority: Priority = Priority.STANDARD
     tenant: str = "anonymous"
     deadline: float | None = None
-    """Seconds from its arrival."""
+    """Deadline, seconds from its arrival."""
     slow: float = 0.0
-    """Seconds that the client thinks over each output."""
+    """Seconds that the client waits after each output."""
     cancel_after: int | None = None
-    """Outputs after which the client goes away."""
+    """Number of outputs after which the client cancels."""
     cancel_at: float | None = None
-    """Seconds after which it does."""
+    """Seconds after which the client cancels."""
     router: int = 0
 
     @property
@@ -80,7 +80,7 @@ class Answer:
 
 
 def reference(spec: Spec, seed: int | None) -> list[Answer]:
-    """Return the undisturbed answers: the fake engine's language, without any engine.
+    """Compute the undisturbed answers of the fake engine, without an engine.
 
     Args:
         spec: the request.
@@ -107,17 +107,17 @@ def _answer(spec: Spec, params: FakeParams, seed: int) -> Answer:
 
 @dataclass(frozen=True, slots=True)
 class Mix:
-    """How likely what is."""
+    """Probabilities of the kinds of requests."""
 
     requests: int = 14
     seconds: float = 4.0
-    """Over which they arrive."""
+    """Period of arrivals, seconds."""
     most_tokens: int = 40
     cancels: float = 0.12
     deadlines: float = 0.08
     slow: float = 0.1
     poison: int = 0
-    """Poisonous requests, in number."""
+    """Number of poisonous requests."""
     routers: int = 1
 
 
@@ -187,7 +187,7 @@ def _manners(rng: random.Random, mix: Mix) -> dict[str, Any]:
 
 
 def _stop(rng: random.Random, spec: Spec) -> dict[str, Any]:
-    """Choose stop strings: one that the answer holds, most of the time."""
+    """Choose stop strings; most of the time one that occurs in the answer."""
     (answer, *_) = reference(spec, spec.params.get("seed"))
     start = rng.randrange(len(answer.text)) if answer.text else 0
     inside = answer.text[start : start + rng.randint(1, 4)] or "zz"

@@ -1,4 +1,4 @@
-"""Judges of a history. Each returns what is wrong, in words; nothing means all is well."""
+"""Validators of a history. Each returns violations as texts; an empty list means none."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,24 +12,24 @@ _EPSILON = 1e-6
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What a history has to hold to."""
+    """The limits for a history."""
 
     must_complete: bool = True
-    """No request may be lost to a fault, unless fleet.max_resumes groups died under it."""
+    """Whether no request may be lost to a fault, unless it lost fleet.max_resumes groups."""
     max_resumes: int = 3
     suspect_losses: int = 2
-    """Groups lost just after they began a request, before it is refused as poison."""
+    """Groups lost just after starting a request before it is rejected as poison."""
     suspects: bool = True
-    """Whether any request is taken for poison (fleet.suspect_tokens)."""
+    """Whether requests are suspected as poison at all (fleet.suspect_tokens)."""
     blamed: int = 0
-    """Innocent requests that a coincidence may make look like poison, at most."""
+    """Maximum number of innocent requests rejected as poison by coincidence."""
     abort_seconds: float = 1.0
-    """From a request's end to its end on every engine that lives."""
+    """Maximum time from a request's end to its end on every live engine, seconds."""
     request_timeout: float = 120.0
 
 
 def violations(history: History, rules: Rules) -> list[str]:
-    """Return everything that is wrong with the history."""
+    """Return all violations in the history."""
     found = [f"left over: {leftover}" for leftover in history.leftovers]
     events = history.by_request()
     for name, spec in history.specs.items():
@@ -66,7 +66,7 @@ def ends_once(spec: Spec, events: list[Event], rules: Rules) -> Iterator[str]:
 
 
 def ends_rightly(spec: Spec, events: list[Event], rules: Rules) -> Iterator[str]:
-    """It ends well, or for a reason that this request has."""
+    """Every request finishes, or ends for a reason that applies to it."""
     ended = _ended(events)
     if ended is None:
         return
@@ -79,7 +79,7 @@ def ends_rightly(spec: Spec, events: list[Event], rules: Rules) -> Iterator[str]
         "CANCELLED": spec.cancel_after is not None or spec.cancel_at is not None,
         "DIED": True,
         "DEADLINE_EXCEEDED": ended.at >= deadline - _EPSILON,
-        # The router cannot know whether a lost group had begun it.
+        # The router cannot know whether a lost group had started it.
         "POISON_REQUEST": resumed + 1 >= rules.suspect_losses,
         "GROUP_LOST": resumed >= rules.max_resumes or not rules.must_complete,
         "NOT_READY": not rules.must_complete,
@@ -94,11 +94,11 @@ def ends_rightly(spec: Spec, events: list[Event], rules: Rules) -> Iterator[str]
     if ended.how == "OVERLOADED" and _outputs(events):
         yield "was refused after it had begun to answer"
     if ended.how == "FINISHED" and begun == 0:
-        yield "was finished by nobody"
+        yield "was finished without an engine"
 
 
 def is_cleaned_up(spec: Spec, events: list[Event], rules: Rules) -> Iterator[str]:
-    """No engine goes on with it after its end, and none ends it twice."""
+    """No engine continues a request after its end, and none ends it twice."""
     del spec
     ended = _ended(events)
     begun: dict[tuple[str, str], float] = {}
@@ -113,12 +113,12 @@ def is_cleaned_up(spec: Spec, events: list[Event], rules: Rules) -> Iterator[str
         elif begun.pop(key, None) is None:
             yield f"{event.rank} ended what it had not begun"
         elif ended is not None and event.at > ended.at + rules.abort_seconds:
-            yield f"{event.rank} went on with it for {event.at - ended.at:.3f} s after its end"
+            yield f"{event.rank} continued it for {event.at - ended.at:.3f} s after its end"
     yield from (f"{rank} never ended it" for rank, _ in begun)
 
 
 def is_run_in_turn(spec: Spec, events: list[Event], rules: Rules) -> Iterator[str]:
-    """No rank is given the same attempt twice, and no more of them than the rules allow."""
+    """No rank gets an attempt twice, and there are no more attempts than the limits allow."""
     attempts = [
         event.attempt.rpartition("/")[2]
         for event in events
@@ -128,7 +128,7 @@ def is_run_in_turn(spec: Spec, events: list[Event], rules: Rules) -> Iterator[st
         yield f"an attempt ran twice: {attempts}"
     ended = _ended(events)
     if ended is not None and len(attempts) > ended.resumes + 1:
-        yield f"ran {len(attempts)} times, its journal says {ended.resumes} resumptions"
+        yield f"ran {len(attempts)} times, its record says {ended.resumes} resumptions"
     # Before a loss is suspicious, or where no loss is, the limit is another one.
     limit = max(rules.suspect_losses, 0 if rules.suspects else rules.max_resumes + 1)
     if spec.poison and len(attempts) > limit:

@@ -141,12 +141,12 @@ async def test_what_the_autoscaler_scaled_survives_upgrades(helm, tmp_path):
     with Cluster(helm, tmp_path).up() as cluster:
         cluster.helm("install", "serve", autoscaler=SCALER)
         cluster.settle()
-        async with _autoscaler(cluster) as (api, law):
-            workers = workers_of(api, law)
+        async with _autoscaler(cluster) as (api, scaling):
+            workers = workers_of(api, scaling)
             await workers.scale(2)
             cluster.settle()
             running = cluster.workers()
-            assert len(running) == 2 * law.workers_per_group
+            assert len(running) == 2 * scaling.workers_per_group
             cluster.helm("upgrade", "serve", autoscaler=SCALER)
             cluster.helm("upgrade", "serve", autoscaler=SCALER, router={"replicas": 3})
             cluster.settle()
@@ -165,9 +165,9 @@ async def test_nothing_is_left_after_an_uninstall(helm, tmp_path):
     with Cluster(helm, tmp_path).up() as cluster:
         cluster.helm("install", "serve", preset="everything")
         cluster.settle()
-        async with _autoscaler(cluster) as (api, law):
-            election = LeaseElection(api, law, "one", SystemClock())
-            await election.try_once()
+        async with _autoscaler(cluster) as (api, scaling):
+            election = LeaseElection(api, scaling, "one", SystemClock())
+            await election.acquire_or_renew()
             assert election.leading
         assert {"RayService serve-moe-serving", "Lease serve-moe-serving-autoscaler-leader"} <= (
             cluster.names()
@@ -190,15 +190,15 @@ async def _autoscaler(
         for item in cluster.server.items("configmaps", NAMESPACE)
         if "autoscaler.yaml" in item["data"]
     )
-    law = Settings(**yaml.safe_load(settings)).autoscaler.kubernetes
+    scaling = Settings(**yaml.safe_load(settings)).autoscaler.kubernetes
     [account] = (
         item["spec"]["template"]["spec"]["serviceAccountName"]
         for item in cluster.server.items("deployments", NAMESPACE)
         if item["metadata"]["name"].endswith("-autoscaler")
     )
     token = rbac.service_account_token(NAMESPACE, account)
-    api = KubernetesApi(law, cluster.server.configuration(token))
+    api = KubernetesApi(scaling, cluster.server.configuration(token))
     try:
-        yield api, law
+        yield api, scaling
     finally:
         await api.close()

@@ -9,7 +9,7 @@ from unittest import mock
 import pytest
 import yaml
 
-from serving.edge.auth.exposure import require_guarded
+from serving.edge.auth.security import require_secure_bind
 from serving.engine.ray.cluster import OBJECT_STORE_BYTES
 from serving.engine.ray.deployment import STOP_TIMEOUT
 from serving.engine.serve_app import build
@@ -99,7 +99,7 @@ def test_a_router_would_start_with_these_settings(preset: str, tmp_path: Any) ->
         find(render(preset), "ConfigMap", "-settings")["data"]["settings.yaml"], "utf-8"
     )
     # Refuses what is open to the network without keys, TLS or join credentials.
-    require_guarded(load_settings(file))
+    require_secure_bind(load_settings(file))
 
 
 def test_ray_keeps_no_memory_for_objects() -> None:
@@ -333,10 +333,10 @@ def test_the_autoscaler_follows_the_services_active_cluster() -> None:
 def test_the_autoscaler_tells_every_router(tls: str) -> None:
     """Behind a Service with an address of its own only one router would hear of a drain."""
     objects = render("everything", security={"tls": {"mode": tls}})
-    law = yaml.safe_load(find(objects, "ConfigMap", "-settings")["data"]["autoscaler.yaml"])[
+    scaling = yaml.safe_load(find(objects, "ConfigMap", "-settings")["data"]["autoscaler.yaml"])[
         "autoscaler"
     ]
-    (drain,), (rest,) = law["drain_addresses"], law["routers"]
+    (drain,), (rest,) = scaling["drain_addresses"], scaling["routers"]
     scheme = "https" if tls == "secret" else "http"
     assert drain == "dns:///serve-moe-serving-routers.prod.svc:50051"
     assert rest == f"dns+{scheme}://serve-moe-serving-routers.prod.svc:8000"
@@ -355,15 +355,17 @@ def test_the_autoscaler_is_told_the_worker_group() -> None:
     objects = render("everything")
     text = find(objects, "ConfigMap", "-settings")["data"]["autoscaler.yaml"]
     settings = yaml.safe_load(text)
-    law = settings["autoscaler"]
-    group = workers(objects)[law["kubernetes"]["worker_group"]]
-    assert law["max_groups"] * law["kubernetes"]["workers_per_group"] == group["maxReplicas"]
+    scaling = settings["autoscaler"]
+    group = workers(objects)[scaling["kubernetes"]["worker_group"]]
+    assert (
+        scaling["max_groups"] * scaling["kubernetes"]["workers_per_group"] == group["maxReplicas"]
+    )
     assert settings["ray"]["app_name"] == serve_config(objects)["applications"][0]["name"]
-    assert law["kubernetes"]["lease"] == find(objects, "Lease")["metadata"]["name"]
-    assert law["gpus_per_group"] == 16
-    assert law["ttft_slo"] == 1.5
+    assert scaling["kubernetes"]["lease"] == find(objects, "Lease")["metadata"]["name"]
+    assert scaling["gpus_per_group"] == 16
+    assert scaling["ttft_slo"] == 1.5
     spec = find(objects, "Deployment", "-autoscaler")["spec"]["template"]["spec"]
-    files = {value for key, value in law.items() if key.endswith("_file")}
+    files = {value for key, value in scaling.items() if key.endswith("_file")}
     assert files == set(_mounted(spec)) & files != set()
 
 

@@ -1,1 +1,1 @@
-"""Nodes of Ray in network namespaces of this machine: a rig for tests, not part of the product."""
+"""Test rig: Ray nodes in network namespaces of one machine. Not part of the product."""

@@ -1,7 +1,7 @@
-"""Separate nodes on one machine: networks of their own, joined by a bridge, and processes apart.
+"""Nodes on one machine: a network and process namespace each, joined by a bridge.
 
-The namespaces have no names: each belongs to a process, and ends with it. Whatever happens
-to us, nothing is left behind on the machine.
+The namespaces have no names: each belongs to a process and ends with it, so nothing is left on
+the machine even if this process is killed.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from typing import IO
 
 import psutil
 
-from serving.cli.local import supervisor
+from serving.engine.processes import spawn
 from serving.errors import EngineError, Unsupported
 
 _CLONE_NEWNET = 0x40000000
@@ -35,9 +35,9 @@ _HOLDER = (
     "import signal, sys; signal.signal(signal.SIGCHLD, signal.SIG_IGN);"
     "print('up', flush=True); sys.stdin.read()"
 )
-"""A node's first process: it takes over orphans, and when it ends the kernel kills the others."""
+"""A node's first process: it adopts orphans; when it ends, the kernel kills all others."""
 _SHARED_MEMORY = 'mount -t tmpfs moe-shm /dev/shm && exec "$0" "$@"'
-"""Shared memory of its own for each node: OpenMP names its files by process ids, which repeat."""
+"""Each node has its own shared memory: OpenMP names files by process id, and these repeat."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ class Iproute:
             capture_output=True,
             text=True,
             check=False,
-            timeout=20,
+            timeout=90,
             env=environment,
         )
         if done.returncode:
@@ -69,22 +69,22 @@ class Iproute:
 
 
 def why_not() -> str | None:
-    """Return what keeps this machine from having such nodes, or ``None``."""
+    """Return why this machine cannot have such nodes, or ``None`` if it can."""
     if sys.platform != "linux":
-        return "network namespaces are a thing of Linux"
+        return "network namespaces need Linux"
     if os.geteuid() != 0:
         return "network namespaces need root"
     for command in ("nsenter", "unshare"):
         if shutil.which(command) is None:
             return f"the command {command} (package util-linux) is missing"
     probe = subprocess.run(
-        ["unshare", *_NAMESPACES, "true"], capture_output=True, check=False, timeout=20
+        ["unshare", *_NAMESPACES, "true"], capture_output=True, check=False, timeout=90
     )
     return "this kernel or container refuses new network namespaces" if probe.returncode else None
 
 
 def find_iproute(tools: Path = TOOLS) -> Iproute:
-    """Return the ``ip`` command; if it is missing, unpack Debian's into ``tools``.
+    """Return the ``ip`` command; if missing, unpack Debian's package into ``tools``.
 
     Raises:
         Unsupported: it is missing and cannot be fetched.
@@ -104,7 +104,7 @@ def _fetch(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as downloads:
         for package in _PACKAGES:
-            # Not every Debian has each of the libraries; what is missing shows below.
+            # Not every Debian release has each library; a missing one is noticed below.
             subprocess.run(
                 ["apt-get", "download", package],
                 cwd=downloads,
@@ -121,13 +121,13 @@ def _fetch(folder: Path) -> None:
 
 @dataclass(slots=True)
 class Node:
-    """A network of its own with one address on the bridge, and processes of its own."""
+    """A network namespace with one address on the bridge, and a process namespace."""
 
     name: str
     address: str
     holder: subprocess.Popen[bytes]
     first: int
-    """The node's process 1, as this machine counts."""
+    """Process id, on this machine, of the node's process 1."""
 
     def command(self, arguments: Sequence[str]) -> list[str]:
         """Return the command line that runs ``arguments`` on this node."""
@@ -139,39 +139,39 @@ class Node:
     def spawn(
         self, arguments: Sequence[str], log: Path, environment: Mapping[str, str]
     ) -> subprocess.Popen[bytes]:
-        """Start a process on this node that ends with us."""
-        return supervisor.spawn(self.command(arguments), log=log, environment=environment)
+        """Start a process on this node; it ends when this process ends."""
+        return spawn(self.command(arguments), log=log, environment=environment)
 
     def processes(self) -> dict[int, int]:
-        """Return the processes of this node but the first: this machine's ids by the node's."""
+        """Return the process ids of this node except the first: the machine's by the node's."""
         found: dict[int, int] = {}
         try:
             mine = Path(f"/proc/{self.first}/ns/pid").readlink()
         except OSError:
             return found
         for pid in psutil.pids():
-            # A process may end while it is looked at.
+            # A process may end meanwhile.
             with contextlib.suppress(OSError):
                 if pid != self.first and Path(f"/proc/{pid}/ns/pid").readlink() == mine:
                     found[_inner_pid(pid)] = pid
         return found
 
     def clear(self) -> None:
-        """Kill all processes of this node at once and see them gone; node and network stay.
+        """Kill all processes of this node at once and wait until they are gone; keep its network.
 
         Raises:
-            EngineError: one of them is still there after 20 s.
+            EngineError: one of them is still there after 90 s.
         """
-        subprocess.run(self.command(["sh", "-c", "kill -9 -1"]), check=False, timeout=20)
-        # A killed process closes its connections first; it is there for a moment after that.
-        deadline = time.monotonic() + 20
+        subprocess.run(self.command(["sh", "-c", "kill -9 -1"]), check=False, timeout=90)
+        # A killed process closes its connections before it disappears.
+        deadline = time.monotonic() + 90
         while self.processes():
             if time.monotonic() > deadline:
                 raise EngineError(f"killed processes of node {self.name} do not end")
             time.sleep(0.01)
 
     def kill(self) -> None:
-        """Kill all processes of this node at once; its network goes with them."""
+        """Kill all processes of this node at once, and with them its network."""
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.first, signal.SIGKILL)
         self.holder.wait()
@@ -187,40 +187,40 @@ def _inner_pid(pid: int) -> int:
 
 
 class Networks:
-    """This process's own new network, with a bridge that nodes are joined to."""
+    """A new network namespace for this process, with a bridge that connects nodes."""
 
     def __init__(self, ip: Iproute, address: str) -> None:
-        """Move this process into a new network and make the bridge ``address`` there.
+        """Move this process into a new network namespace and create the bridge ``address`` in it.
 
         The process must have no other threads yet: a namespace belongs to a thread.
 
         Raises:
-            Unsupported: the machine refuses.
+            Unsupported: the kernel or container refuses.
         """
         self._ip = ip
         self.address = address
         self.nodes: list[Node] = []
         if ctypes.CDLL(None, use_errno=True).unshare(_CLONE_NEWNET) != 0:
             reason = os.strerror(ctypes.get_errno())
-            raise Unsupported(f"cannot make a network namespace: {reason}")
+            raise Unsupported(f"cannot create a network namespace: {reason}")
         ip.run("link", "set", "lo", "up")
         ip.run("link", "add", "moe0", "type", "bridge")
         ip.run("addr", "add", f"{address}/{_PREFIX_LENGTH}", "dev", "moe0")
         ip.run("link", "set", "moe0", "up")
 
     def add_node(self, name: str, address: str) -> Node:
-        """Make a network for a node and join it to the bridge.
+        """Create a node and connect it to the bridge.
 
         Raises:
-            Unsupported: the machine refuses.
+            Unsupported: the kernel or container refuses.
         """
         holder = subprocess.Popen(
             ["unshare", *_NAMESPACES, "sh", "-c", _SHARED_MEMORY, sys.executable, "-c", _HOLDER],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            # When its node is killed, it complains.
+            # It writes an error when its node is killed.
             stderr=subprocess.DEVNULL,
-            # Ctrl-C is for us, who stop the rest in order.
+            # Ctrl-C goes to this process alone, which stops the others in order.
             start_new_session=True,
         )
         try:
@@ -249,28 +249,28 @@ class Networks:
         return node
 
     def cut(self, node: Node) -> None:
-        """Pull a node's cable: nothing passes in either direction, and nobody is told."""
+        """Drop all traffic of a node in both directions, without any error to either side."""
         self._ip.run("link", "set", _cable(node), "down")
 
     def mend(self, node: Node) -> None:
-        """Plug it in again."""
+        """Let the node's traffic pass again."""
         self._ip.run("link", "set", _cable(node), "up")
 
     def lose(self, node: Node) -> None:
-        """Kill a node as a power cut does: nothing of its end is heard outside."""
+        """Kill a node as a power cut does: its connections are not closed."""
         self.cut(node)
         node.kill()
         self.nodes.remove(node)
 
     def close(self) -> None:
-        """End all nodes, their processes and their networks."""
+        """End all nodes with their processes and networks."""
         for node in self.nodes:
             node.kill()
         self.nodes.clear()
 
 
 def _cable(node: Node) -> str:
-    """Return the name of a node's cable at the bridge."""
+    """Return the name of a node's interface at the bridge."""
     return f"v-{node.name}"
 
 

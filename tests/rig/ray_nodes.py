@@ -1,7 +1,7 @@
-"""Ray on the nodes of ``netns``: a head, workers, and the groups deployed there by our own command.
+"""Ray on the nodes of ``netns``: a head, workers, and groups deployed by ``moe-serving group``.
 
-A node's Ray is a process that runs until one of its parts ends, as in a container; who starts it
-again, if anybody, is the caller's business.
+A node's Ray is one process that ends when any of Ray's own processes ends, as in a container.
+Callers restart it if they need to.
 """
 
 import re
@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from serving.cli.local import supervisor
 from serving.cli.local.handover import environment_without_settings
 from serving.cli.local.progress import Progress
-from serving.cli.local.stack import last_error
+from serving.cli.local.router_process import last_error
 from serving.client.credentials import Access
-from serving.client.rest import get_json
+from serving.client.rest import RestClient
+from serving.engine.processes import spawn
 from serving.engine.ray import cluster
 from serving.errors import EngineError, NotReady, ServingError
 from serving.settings import Settings
@@ -28,20 +28,20 @@ from tests.rig import netns
 
 GCS_PORT = 6379
 RAY_STARTS = (45.0, 90.0)
-"""Seconds that each try has. Seen here twice in twenty: a joining Ray hung in its first question to
-the head, for ever; the next one did not."""
+"""Timeout of each attempt, seconds. In 2 of 20 starts a joining Ray hung in its first call to the
+head; the second attempt succeeded."""
 OBJECT_STORE_BYTES = 80 * 2**20
 STARTED = "Ray runtime started"
-"""What ``ray start`` says when the node is part of the cluster."""
+"""What ``ray start`` prints when the node has joined the cluster."""
 _HTTP_OK = 200
 _POLL_SECONDS = 0.5
 _PROGRESS_LINE = re.compile(r"\[ *\d+\.\ds\] (?P<part>group[^:]*): (?P<text>.*)")
-"""As ``progress.LineProgress`` writes them."""
+"""A line of ``progress.LineProgress``."""
 
 
 _KEPT_PREFIX = "moe-nodes-logs-"
 _KEPT = 5
-"""Folders of logs that stay, this time's included."""
+"""Number of log folders to keep, including the current one."""
 
 
 def _changed_at(path: Path) -> float:
@@ -53,7 +53,7 @@ def _changed_at(path: Path) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Paths:
-    """Where a run keeps its files."""
+    """The files of a run."""
 
     folder: Path
     config: Path
@@ -83,16 +83,16 @@ class Paths:
 
 @dataclass(frozen=True, slots=True)
 class RayPlan:
-    """What a node's Ray is to be."""
+    """How to start a node's Ray."""
 
     head: str
-    """Address of the cluster's head; the node with this address is the head."""
+    """Address of the cluster's head node."""
     cpus: int
-    """That it offers."""
+    """CPUs that the node offers to Ray."""
 
 
 def node_environment(token: str) -> dict[str, str]:
-    """Return what the Ray processes and the deployer need beside our own environment."""
+    """Return the environment of the Ray processes and of ``moe-serving group``."""
     return {
         **environment_without_settings(),
         **cluster.ray_environment(token),
@@ -112,7 +112,7 @@ def spawn_ray(
         [
             sys.executable, "-m", "ray.scripts.scripts", "start", *role,
             f"--node-ip-address={node.address}", f"--num-cpus={plan.cpus}", "--block",
-            # Ray's sockets lie there: a path of their own for each node, and a short one.
+            # Ray puts its sockets there: one folder per node, with a short path.
             f"--temp-dir={paths.folder / node.name}",
             f"--object-store-memory={OBJECT_STORE_BYTES}",
             "--disable-usage-stats",
@@ -125,17 +125,17 @@ def spawn_ray(
 def came_up(
     node: netns.Node, process: "subprocess.Popen[bytes]", paths: Paths, seconds: float, said: int
 ) -> bool:
-    """Wait until the node's Ray is part of the cluster; false if it is not after ``seconds``.
+    """Wait until the node's Ray has joined the cluster; return False after ``seconds``.
 
     Args:
-        node: where it runs.
+        node: the node.
         process: its ``ray start``.
-        paths: of its log.
-        seconds: to wait at most.
-        said: bytes that were in its log before.
+        paths: the files of the run.
+        seconds: timeout.
+        said: size of its log before the start, bytes.
 
     Raises:
-        EngineError: it ended.
+        EngineError: Ray ended.
     """
     log = paths.ray_log(node)
     deadline = time.monotonic() + seconds
@@ -155,10 +155,10 @@ def start_ray(
     plan: RayPlan,
     progress: Progress,
 ) -> "subprocess.Popen[bytes]":
-    """Start Ray on ``node`` and return when it is part of the cluster.
+    """Start Ray on ``node`` and wait until it has joined the cluster.
 
     Raises:
-        EngineError: it ended, or did not start in time.
+        EngineError: Ray ended, or did not start in time.
     """
     part = f"node {node.name} ({node.address})"
     log = paths.ray_log(node)
@@ -169,14 +169,14 @@ def start_ray(
         if came_up(node, process, paths, seconds, said):
             progress.set(part, "Ray runs", done=True)
             return process
-        progress.set(part, f"starting Ray again: it did not come up in {seconds:.0f} s")
+        progress.set(part, f"restarting Ray: not up after {seconds:.0f} s")
         node.clear()
     raise EngineError(f"Ray on node {node.name} did not start: {last_error(log)}")
 
 
 def start_router(paths: Paths) -> "subprocess.Popen[bytes]":
-    """Start a router in our own network, with the settings in ``paths.config``."""
-    return supervisor.spawn(
+    """Start a router in this process's network, with the settings in ``paths.config``."""
+    return spawn(
         [sys.executable, "-m", "serving", "router", "--config", str(paths.config)],
         log=paths.logs / "router.log",
         environment=environment_without_settings(),
@@ -184,7 +184,7 @@ def start_router(paths: Paths) -> "subprocess.Popen[bytes]":
 
 
 def group_command(paths: Paths, action: str, head: str) -> list[str]:
-    """Return ``moe-serving group ACTION`` for the cluster of ``head``, an address."""
+    """Return the command ``moe-serving group ACTION`` for the cluster at address ``head``."""
     return [
         sys.executable, "-m", "serving", "group", action, "--config", str(paths.config),
         "--address", f"{head}:{GCS_PORT}",
@@ -197,7 +197,7 @@ def deploy(
     """Deploy the groups from the head's network, as an operator would.
 
     Raises:
-        ServingError: with what the command said.
+        ServingError: the command failed; has its last error.
     """
     log = paths.logs / "deploy.log"
     process = head.spawn(group_command(paths, "deploy", head.address), log, environment)
@@ -227,20 +227,20 @@ def wait_ready(
     """Return /fleet once a group is ready.
 
     Raises:
-        EngineError: the router ended, or calls none ready within group.start_timeout.
+        EngineError: the router ended, or no group is ready within group.start_timeout.
     """
     deadline = time.monotonic() + settings.group.start_timeout
     while True:
         if router.poll() is not None:
             raise EngineError(f"the router ended: {last_error(paths.logs / 'router.log')}")
         try:
-            status, _ = get_json(f"{url}/readyz", 5.0, access)
+            status, _ = RestClient(url, access).get_json("/readyz")
         except NotReady:
             status = 0
         if status == _HTTP_OK:
-            _, fleet = get_json(f"{url}/fleet", 5.0, access)
+            _, fleet = RestClient(url, access).get_json("/fleet")
             ready: Mapping[str, Any] = fleet
             return ready
         if time.monotonic() >= deadline:
-            raise EngineError("the ranks run, but the router does not call the group ready")
+            raise EngineError("the ranks run, but the router reports no group as ready")
         time.sleep(_POLL_SECONDS)

@@ -1,9 +1,8 @@
-"""``make two-nodes``: one expert-parallel group over two Ray nodes, and is it right?
+"""``make two-nodes``: compare one expert-parallel group over two Ray nodes with a single process.
 
-Three networks on this machine, each with its own address: the router's, and one for each
-node. A Ray head in one, a Ray worker in the other, both with the addresses of their networks
-and with token authentication; one group of two ranks, one rank a node. Then the same prompts
-go to a single process, and every token is compared.
+Three networks on this machine: one for the router, one for each node. One node runs a Ray head, the
+other a Ray worker, with token authentication; one group has one rank on each node. The same
+prompts then go to a single process, and every token is compared.
 
     router 10.77.0.1 ── bridge ──┬── node a 10.77.0.2: Ray head, rank
                                  └── node b 10.77.0.3: Ray worker, rank
@@ -20,7 +19,6 @@ from typing import Annotated, Any
 import typer
 
 from serving.cli.errors import guarded
-from serving.cli.local import supervisor
 from serving.cli.local.handover import write_settings
 from serving.cli.local.local_secrets import with_local_secrets
 from serving.cli.local.progress import make_progress
@@ -32,6 +30,7 @@ from serving.cli.verify.comparison import make_prompts, table
 from serving.cli.verify.layouts import running
 from serving.cli.verify.verify import ask, judge
 from serving.client.credentials import access_of
+from serving.engine.processes import descendants, end
 from serving.errors import ServingError, Unsupported
 from serving.settings import Settings
 from serving.temporary import temporary_folder
@@ -48,30 +47,31 @@ from tests.rig.ray_nodes import (
 
 ROUTER, NODE_A, NODE_B = "10.77.0.1", "10.77.0.2", "10.77.0.3"
 _CPUS = 2
-"""Of each node: what one rank takes."""
+"""CPUs of each node: what one rank needs."""
 
 
 def two_nodes(
     config: ConfigOption = None,
     sets: SetOption = None,
     prompts: Annotated[int, typer.Option(min=1, help="Number of prompts to compare.")] = 12,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Tokens of each answer.")] = 48,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Tokens per answer.")] = 48,
     placement: Annotated[
         str, typer.Option(help="strict_spread, spread or pack.")
     ] = "strict_spread",
     nodes: Annotated[
-        int, typer.Option(min=1, max=2, help="1 shows what a missing node looks like.")
+        int,
+        typer.Option(min=1, max=2, help="1 shows the error for a missing node."),
     ] = 2,
     against: reference.AgainstOption = None,
 ) -> int:
-    """Run one group over two nodes and compare its tokens with a single process's.
+    """Run one group over two nodes and compare its tokens with those of a single process.
 
-    Needs root and Linux network namespaces. Everything is gone afterwards. Ends with 0 if
-    all tokens are the same, 1 if not.
+    Needs root and Linux network namespaces; leaves nothing running. Exits with 0 if all tokens
+    are the same, 1 if not.
     """
     reason = netns.why_not()
     if reason is not None:
-        raise Unsupported(f"two nodes cannot be had here: {reason}")
+        raise Unsupported(f"two nodes are not possible on this machine: {reason}")
     settings = settings_from(
         config,
         [
@@ -79,7 +79,7 @@ def two_nodes(
             "group.count=1",
             "group.data_parallel=2",
             f"group.placement={placement}",
-            # Only ranks come from other machines; clients are in the router's network, too.
+            # Only ranks connect from other networks; the clients run in the router's.
             "router.host=127.0.0.1",
             f"router.join_host={ROUTER}",
             f"link.routers=[{ROUTER}:50052]",
@@ -97,7 +97,7 @@ def two_nodes(
         write_settings(settings, paths.config)
         networks = netns.Networks(netns.find_iproute(), ROUTER)
         stack.callback(networks.close)
-        # Last in, first out: the processes go before their networks.
+        # Last in, first out: processes end before their networks.
         stack.callback(_end_all)
         try:
             answers = _serve_and_ask(settings, networks, paths, nodes, texts, max_tokens)
@@ -152,7 +152,7 @@ def _serve_and_ask(
 
 
 def where_table(fleet: Mapping[str, Any]) -> str:
-    """Return which rank runs where, one line a rank."""
+    """Return a table of ranks and nodes, one line per rank."""
     lines = [f"\n{'group':10}{'rank':6}{'node':14}{'pid':9}experts"]
     for group in fleet["groups"]:
         for rank in group["ranks"]:
@@ -164,7 +164,7 @@ def where_table(fleet: Mapping[str, Any]) -> str:
 
 
 def _local_flags(config: Path | None, sets: Sequence[str] | None) -> list[str]:
-    """Return the flags of the single process: the user's own, on loopback."""
+    """Return the flags of the single process: the user's settings, on loopback."""
     flags = [] if config is None else ["--config", str(config.resolve())]
     for item in ("engine.dtype=float32", "router.host=127.0.0.1", *(sets or ())):
         flags += ["--set", item]
@@ -172,7 +172,7 @@ def _local_flags(config: Path | None, sets: Sequence[str] | None) -> list[str]:
 
 
 def _end_all() -> None:
-    left = supervisor.end(supervisor.descendants(os.getpid()), grace=3.0)
+    left = end(descendants(os.getpid()), grace=3.0)
     if left:
         print(f"could not end these processes: {left}", file=sys.stderr)
 

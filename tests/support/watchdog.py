@@ -1,14 +1,14 @@
-"""Finds turns of an event loop that compute too long.
+"""Finds turns of an event loop that use too much CPU time.
 
     with Watchdog() as dog:  # of the running loop
         ...
     dog.check()
 
-Time is the CPU time of the loop's own thread: neither a busy machine nor a wait for the network
-counts. A second thread looks at the loop's stack every few milliseconds while a turn lasts, and
-what it saw tells whose time it was: the innermost frame of ``serving/`` or ``tests/`` decides,
-since in tests clients often share the loop of the server. Time of the garbage collector is kept
-apart: a test process is full of objects that no server has.
+Only the CPU time of the loop's thread counts, so a busy machine and waits for the network do not
+matter. A second thread samples the loop's stack every few milliseconds during a turn. The innermost
+frame in ``serving/`` or ``tests/`` tells whether the time is the server's, since in tests clients
+often share its loop. The garbage collector's time is separate: a test process has many objects that
+a server has not.
 """
 
 import asyncio
@@ -23,17 +23,17 @@ from types import FrameType
 from typing import Any, Self
 
 LIMIT = 0.05
-"""Seconds of CPU time that one turn may take."""
+"""Maximum CPU time of one turn, seconds."""
 CROWDED = 0.25
-"""The same where other tests share the machine's caches and cores: a turn takes several times as
-long there, and only what freezes a router tells something."""
+"""The same where other tests share caches and cores: a turn takes several times as long there, and
+only one that freezes a router is significant."""
 _LOOK = 0.004
-"""Seconds between two looks at the stack."""
+"""Seconds between two samples of the stack."""
 _WORTH_A_LOOK = 0.01
 _MOST = 50
-"""Turns that are kept; all are counted."""
+"""Number of turns to keep; all are counted."""
 _DEPTH = 14
-"""Innermost frames that are shown of a stack."""
+"""Number of innermost frames to print of a stack."""
 
 _ROOT = Path(__file__).resolve().parents[2]
 _SERVING, _TESTS = f"{_ROOT}/serving/", f"{_ROOT}/tests/"
@@ -48,13 +48,13 @@ class Turn:
     """One turn that took too long."""
 
     cpu: float
-    """Seconds of the thread's CPU time, the collector's among them."""
+    """CPU time of the thread, including the garbage collector, seconds."""
     ours: float
-    """Seconds of it in code of the server."""
+    """Part of it in the server's code, seconds."""
     collecting: float
-    """Seconds of it in the garbage collector."""
+    """Part of it in the garbage collector, seconds."""
     stacks: dict[str, float] = field(default_factory=dict)
-    """What was seen, with its seconds."""
+    """Sampled stacks, with their seconds."""
 
     def __str__(self) -> str:
         head = (
@@ -67,10 +67,10 @@ class Turn:
 
 
 class Watchdog:
-    """Watches one event loop, from entering to leaving.
+    """Watches one event loop, as a context manager.
 
-    A loop of asyncio is measured turn by turn. In another one (uvloop) a timer of a few
-    milliseconds tells how long the turn took during which it came due.
+    An asyncio loop is measured turn by turn. In another loop (uvloop), a timer of a few
+    milliseconds measures the turn during which it expires.
     """
 
     def __init__(
@@ -81,22 +81,22 @@ class Watchdog:
         all_ours: bool = False,
         collector: bool = False,
     ) -> None:
-        """Prepare to watch.
+        """Set up; watching begins on entry.
 
         Args:
-            loop: to be watched; none: the running one. It must run in the thread that enters.
-            limit: seconds of CPU time that a turn may take of what is ours.
-            all_ours: all code counts as the server's, as in a process of its own.
-            collector: the time of the garbage collector counts, too.
+            loop: loop to watch; the running loop by default. Its thread must be the entering one.
+            limit: maximum CPU time of the server's code in one turn, seconds.
+            all_ours: count all code as the server's, as in a separate server process.
+            collector: count the time of the garbage collector.
         """
         self.loop = loop or asyncio.get_running_loop()
         self.limit = limit
         self.turns = 0
-        """Turns, or timers, that were measured."""
+        """Number of measured turns or timers."""
         self.worst = 0.0
-        """Seconds of CPU time that the longest of all turns took, also if it is not ours."""
+        """CPU time of the longest turn, in any code, seconds."""
         self.count = 0
-        """Turns over the limit."""
+        """Number of turns over the limit."""
         self.faults: list[Turn] = []
         """The first of them."""
         self._all_ours = all_ours
@@ -137,17 +137,17 @@ class Watchdog:
         self._began = None
 
     def check(self) -> None:
-        """See that no turn was too long.
+        """Assert that no turn was over the limit.
 
         Raises:
-            AssertionError: with the stacks of those that were.
+            AssertionError: a turn was; has the stacks.
         """
         assert self.turns, "the watchdog has seen no turn"
         found = "\n\n".join(map(str, self.faults[:5]))
         assert not self.count, f"{self.count} turns over {self.limit * 1e3:.0f} ms\n\n{found}"
 
     def found(self, turn: Turn) -> None:
-        """Keep a turn that was too long."""
+        """Record a turn over the limit."""
         self.count += 1
         if len(self.faults) < _MOST:
             self.faults.append(turn)
@@ -165,7 +165,7 @@ class Watchdog:
         return turn
 
     def _beat(self) -> None:
-        """End one turn and begin another: of all since the last time, at most this was not one."""
+        """End one turn and begin the next; at most ``_LOOK`` of the time between is idle."""
         self._end(_LOOK)
         self._begin()
         self._timer = self.loop.call_later(_LOOK, self._beat)
@@ -188,7 +188,7 @@ class Watchdog:
 
     def _judge(self, took: float, counted: float) -> None:
         seen, whole = self._seen, sum(each for each, _, _ in self._seen)
-        # Of a turn that nobody has looked into, nobody knows that it is not ours.
+        # A turn without samples counts as the server's.
         share = sum(each for each, ours, _ in seen if ours) / whole if whole else 1.0
         if counted * share <= self.limit:
             return
@@ -235,7 +235,7 @@ class Watchdog:
 
 
 def _is_the_loop(frame: FrameType) -> bool:
-    """Whether a frame runs the loop: those outside of it are the test's, whatever runs inside."""
+    """Return whether a frame belongs to the event loop itself; frames outside it are the test's."""
     return frame.f_code.co_filename.endswith(("/asyncio/base_events.py", "/asyncio/runners.py"))
 
 

@@ -1,9 +1,9 @@
-"""``python -m tests.support.watched REPORT router ...``: a server's process with a watchdog.
+"""``python -m tests.support.watched REPORT router ...``: a server process with a watchdog.
 
-As ``python -m serving router ...``. From the end of its start-up on, each turn of its event loop
-that computes too long (``WATCHDOG_LIMIT``: seconds) is a line of JSON in the file REPORT
-(``ours``, ``stacks``, ...), the collector's time included; the last line, written when the process
-ends in good order, says how many ``turns`` there were, and the ``worst``.
+Runs ``python -m serving router ...``. After start-up, each turn of the event loop that uses more
+CPU time than ``WATCHDOG_LIMIT`` seconds, including the garbage collector, becomes a line of JSON in
+the file REPORT (``ours``, ``stacks``, ...). The last line, written at an orderly end, has
+the number of ``turns`` and the ``worst`` one.
 """
 
 import asyncio
@@ -15,12 +15,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from serving import gc_tuning
+from serving import process_tuning
 from tests.support.watchdog import LIMIT, Turn, Watchdog
 
 
 class Reporting(Watchdog):
-    """Writes what it finds at once, and what it saw at the end."""
+    """Writes each long turn at once, and a summary at the end."""
 
     def __init__(self, report: Path) -> None:
         super().__init__(
@@ -42,7 +42,7 @@ def main() -> None:
     """Run the command line with the watchdog."""
     report = Path(sys.argv.pop(1))
     dogs: list[Reporting] = []
-    keep: Callable[[], None] = gc_tuning.keep_always
+    keep: Callable[[], None] = process_tuning.freeze_after_collections
 
     def keep_and_watch() -> None:
         keep()
@@ -50,7 +50,7 @@ def main() -> None:
         dogs.append(dog)
         asyncio.get_running_loop().call_soon(dog.__enter__)
 
-    gc_tuning.keep_always = keep_and_watch  # type: ignore[assignment]  # the last thing before it serves
+    process_tuning.freeze_after_collections = keep_and_watch  # type: ignore[assignment]  # the last thing before it serves
     from serving.cli.main import main as serve
 
     try:

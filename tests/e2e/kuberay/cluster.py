@@ -1,4 +1,4 @@
-"""A RayService as rendered, on this machine: Ray nodes for its pods, Serve's REST API for it.
+"""A rendered RayService on this machine: Ray nodes instead of pods, and Ray Serve's REST API.
 
     router 10.77.0.1 ── bridge ──┬── head   10.77.0.2: headGroupSpec
                                  ├── node b 10.77.0.3: a pod of workerGroupSpecs[0]
@@ -26,10 +26,10 @@ from typing import Any
 
 import httpx
 
-from serving.cli.local import supervisor
 from serving.cli.local.handover import environment_without_settings, write_settings
 from serving.cli.local.local_secrets import with_local_secrets
 from serving.cli.options import settings_from
+from serving.engine.processes import descendants, end
 from tests.e2e.kuberay import pods
 from tests.rig import netns
 from tests.rig.ray_nodes import Paths, came_up, start_router
@@ -38,13 +38,13 @@ ROUTER, HEAD, WORKERS = "10.77.0.1", "10.77.0.2", ("10.77.0.3", "10.77.0.4")
 GCS_PORT, DASHBOARD_PORT = 6379, 8265
 CLUSTER_NAME = "serve-moe-serving-abcde"
 START = 180.0
-"""Seconds for a node's Ray, and again for the application."""
+"""Timeout for a node's Ray, and again for the application, seconds."""
 POLL = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One setting of the rendered Serve configuration that cannot be the cluster's here."""
+    """One setting of the rendered Serve configuration that must differ on this machine."""
 
     path: tuple[str, ...]
     value: Any
@@ -52,7 +52,7 @@ class Change:
 
 
 def changes(join_token: str) -> tuple[Change, ...]:
-    """Return everything in which the submitted Serve configuration differs from the rendered."""
+    """Return all differences between the submitted and the rendered Serve configuration."""
     return (
         Change(("engine", "kind"), "fake", "an engine without weights starts in seconds"),
         Change(("link", "routers"), [f"{ROUTER}:50052"], "no cluster DNS"),
@@ -75,14 +75,14 @@ def submitted(config: Mapping[str, Any], join_token: str) -> dict[str, Any]:
 
 @dataclass(slots=True)
 class Pod:
-    """A node that stands for a pod."""
+    """A node in place of a pod."""
 
     node: netns.Node
     environment: dict[str, str]
 
     @property
     def address(self) -> str:
-        """Of its network."""
+        """The address of the node."""
         return self.node.address
 
     def execute(self, command: tuple[str, ...], timeout: float) -> tuple[int, str]:
@@ -99,13 +99,13 @@ class Pod:
 
 
 class Dashboard:
-    """The head's dashboard, as the operator talks to it."""
+    """The head's dashboard, accessed as the operator accesses it."""
 
     def __init__(self, token: str) -> None:
         self._client = httpx.Client(
             base_url=f"http://{HEAD}:{DASHBOARD_PORT}",
             headers={"x-ray-authorization": f"Bearer {token}"},
-            timeout=30,
+            timeout=90,
             trust_env=False,
         )
 
@@ -172,7 +172,7 @@ def running(spec: Mapping[str, Any], folder: Path) -> Iterator[tuple[dict[str, P
 def _start(
     networks: netns.Networks, paths: Paths, pod: Mapping[str, Any], address: str, token: str
 ) -> Pod:
-    """Make a node for a pod and start its Ray as the operator's command does."""
+    """Create a node for a pod and start Ray on it with the operator's command."""
     node = networks.add_node(f"n{address.rpartition('.')[2]}", address)
     command = pods.start_command(pod, head=None if address == HEAD else f"{HEAD}:{GCS_PORT}")
     temporary = paths.folder / node.name
@@ -193,4 +193,4 @@ def _start(
 
 
 def _end_all() -> None:
-    supervisor.end(supervisor.descendants(os.getpid()), grace=3.0)
+    end(descendants(os.getpid()), grace=3.0)

@@ -1,4 +1,4 @@
-"""What is seen of a rendered RayService on this machine, as JSON.
+"""Runs a rendered RayService on this machine and writes its observations as JSON.
 
 python -m tests.e2e.kuberay.observing RAYSERVICE.yaml OUT.json
 """
@@ -18,8 +18,9 @@ from typing import Any
 import httpx
 import yaml
 
+from serving.client.chat import GenerateOptions, GenerateRequest, Message
 from serving.client.credentials import Access, access_of
-from serving.client.rest import get_json, stream_chat
+from serving.client.rest import RestClient
 from tests.e2e.kuberay import pods
 from tests.e2e.kuberay.cluster import (
     HEAD,
@@ -32,11 +33,11 @@ from tests.e2e.kuberay.cluster import (
     until,
 )
 
-HEALTHY_WITHIN = 30.0
-"""Seconds that a proxy may take to answer 200 once the application runs."""
+HEALTHY_WITHIN = 120.0
+"""Timeout for a proxy to answer 200 once the application runs, seconds."""
 COMMAND_TIMEOUT = 30.0
 REQUESTS = 200
-"""Sent at once through one proxy."""
+"""Number of requests sent at once through one proxy."""
 BIG_BODY = b"x" * (8 << 20)
 
 
@@ -50,7 +51,7 @@ class Router:
 
     def groups(self) -> dict[str, str]:
         """Return the state of each group by its id."""
-        _, fleet = get_json(f"{self.url}/fleet", 10.0, self.access)
+        _, fleet = RestClient(self.url, self.access).get_json("/fleet", 10.0)
         return {group["group_id"]: group["state"] for group in fleet["groups"]}
 
     def ready(self) -> bool:
@@ -61,14 +62,16 @@ class Router:
 
     def answer(self) -> str:
         """Return an answer of the model."""
-        pieces = stream_chat(self.url, self.model, "What is 2+3?", 60.0, self.access)
-        return "".join(text for _, text in pieces)
+        request = GenerateRequest((Message("user", "What is 2+3?"),), max_tokens=256)
+        options = GenerateOptions(self.model, temperature=0.0, timeout=60.0)
+        answer = RestClient(self.url, self.access).generate(request, options)
+        return "".join(delta.text for delta in answer)
 
 
 def observe(
     started: Mapping[str, Pod], dashboard: Dashboard, config: Mapping[str, Any], router: Router
 ) -> dict[str, Any]:
-    """Submit the configuration, look at the proxies, use them, then take the route away."""
+    """Submit the configuration, probe and use the proxies, then remove the route."""
     seen: dict[str, Any] = {"put": dashboard.put(config)}
     (app,) = (item["name"] for item in config["applications"])
     seen["replicas"] = until(lambda: _running(dashboard, app), START, f"{app} RUNNING")
@@ -107,7 +110,7 @@ def _running(dashboard: Dashboard, app: str) -> list[dict[str, str]] | None:
 
 
 def _until_success(pod: Pod, command: tuple[str, ...]) -> dict[str, Any]:
-    """Run a probe until it succeeds; return its last code and output and how often it failed."""
+    """Run a probe until it succeeds; return its last code and output and its number of failures."""
     deadline = time.monotonic() + HEALTHY_WITHIN
     failed = 0
     while True:
@@ -119,7 +122,7 @@ def _until_success(pod: Pod, command: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _probes(pod: Pod) -> dict[str, Any]:
-    """Return what the probes of all supported operators get from a pod."""
+    """Return the results of the probes of all supported operator versions for a pod."""
     head = pod.address == HEAD
     commands = {"older": pods.OLDER_HEAD_HEALTH if head else pods.OLDER_WORKER_LIVENESS}
     gets = {"httpGet": pods.HTTP_GET} | ({"operator": pods.HEAD_SERVE_HEALTH} if head else {})
@@ -161,7 +164,7 @@ def _ask(address: str, app: str) -> list[dict[str, Any]]:
 
 
 async def _burst(url: str) -> dict[str, int]:
-    """Send many requests at once; return how many had which status."""
+    """Send many requests at once; return the number of answers by status."""
     limits = httpx.Limits(max_connections=REQUESTS)
     async with httpx.AsyncClient(timeout=120, limits=limits, trust_env=False) as client:
         answers = await asyncio.gather(*(client.post(url, json={}) for _ in range(REQUESTS)))
@@ -169,7 +172,7 @@ async def _burst(url: str) -> dict[str, int]:
 
 
 async def _websocket(address: str, path: str) -> str:
-    """Return the status line that answers a WebSocket's opening."""
+    """Return the status line of the answer to a WebSocket handshake."""
     async with asyncio.timeout(COMMAND_TIMEOUT):
         reader, writer = await asyncio.open_connection(address, 8000)
         writer.write(
@@ -186,7 +189,7 @@ async def _websocket(address: str, path: str) -> str:
 def _without_route(
     dashboard: Dashboard, config: Mapping[str, Any], nodes: list[str]
 ) -> dict[str, Any]:
-    """Submit the same without routes; return what the proxies say once they have heard of it."""
+    """Submit the configuration without routes; return what the proxies answer then."""
     bare = json.loads(json.dumps(config))
     for app in bare["applications"]:
         app["route_prefix"] = None
@@ -200,7 +203,7 @@ def _without_route(
 
 
 def main(rendered: Path, out: Path) -> None:
-    """Bring the RayService of a file up and write what was seen."""
+    """Start the RayService of a file and write the observations."""
     spec = yaml.safe_load(rendered.read_text("utf-8"))["spec"]
     config = yaml.safe_load(spec["serveConfigV2"])
     with tempfile.TemporaryDirectory(prefix="moe-kr-") as name:

@@ -1,4 +1,4 @@
-"""What KubeRay makes of a RayService's pods: start commands, environment and probes.
+"""Start commands, environment and probes that KubeRay gives to a RayService's pods.
 
 The literal texts are those of pods that the operator 1.7.0 made of this chart on Kubernetes
 1.36.2; the older head probe is the operator's source (1.5 and 1.6, Ray before 2.53).
@@ -33,11 +33,11 @@ OLDER_WORKER_LIVENESS = (
     "-c",
     "wget --tries 1 -T 2 -q -O- http://localhost:52365/api/local_raylet_healthz | grep success",
 )
-"""The same of a worker's liveness."""
+"""The same for a worker's liveness."""
 HTTP_GET = (52365, "/api/healthz")
 """Port and path of ``httpGet``: liveness of workers, liveness and readiness of the head."""
 HEAD_SERVE_HEALTH = (8000, "/-/healthz")
-"""What the operator itself asks of the head's proxy at each reconciliation."""
+"""The operator's own request to the head's proxy at each reconciliation."""
 
 ENVIRONMENT = {
     "RAY_AUTH_MODE": "token",
@@ -47,7 +47,7 @@ ENVIRONMENT = {
     "RAY_SERVE_KV_TIMEOUT_S": "5",
     "RAY_DASHBOARD_ENABLE_K8S_DISK_USAGE": "1",
 }
-"""What the operator adds to the environment of all Ray containers, less names of pods."""
+"""Variables that the operator adds to all Ray containers, except names of pods."""
 
 _UNITS = {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 
@@ -78,7 +78,7 @@ def start_command(pod: Mapping[str, Any], *, head: str | None = None) -> str:
 
 
 def environment(pod: Mapping[str, Any], token: str, cluster: str) -> dict[str, str]:
-    """Return a Ray container's environment: what the chart says, and what the operator adds."""
+    """Return a Ray container's environment: the chart's variables and the operator's."""
     container = pod["template"]["spec"]["containers"][0]
     said = {item["name"]: item["value"] for item in container["env"]}
     return {
@@ -90,5 +90,5 @@ def environment(pod: Mapping[str, Any], token: str, cluster: str) -> dict[str, s
 
 
 def _bytes(quantity: str) -> int:
-    """Return a quantity of memory with a binary suffix in bytes."""
+    """Convert a memory quantity with a binary suffix to bytes."""
     return int(quantity[:-2]) * _UNITS[quantity[-2:]]

@@ -1,4 +1,4 @@
-"""The start commands are those that the operator wrote into real pods."""
+"""The start commands equal those that the operator wrote into real pods."""
 
 import pytest
 

@@ -1,5 +1,5 @@
-"""KubeRay calls a worker pod ready when Serve's proxy in it answers; with the chart's rendering it
-does, on real Ray, and no request that reaches a proxy harms a rank."""
+"""KubeRay considers a worker pod ready when Ray Serve's proxy in it answers. With the chart's
+rendering it does, on real Ray, and no request to a proxy harms a rank."""
 
 import json
 import shutil
@@ -27,7 +27,7 @@ Seen = dict[str, Any]
 
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory: pytest.TempPathFactory) -> Seen:
-    """Bring the RayService of pocket-r1-cpu up and return what ``observing`` saw."""
+    """Start the RayService of pocket-r1-cpu and return the observations."""
     folder = tmp_path_factory.mktemp("kuberay")
     rendered, out = folder / "rayservice.yaml", folder / "seen.json"
     rendered.write_text(yaml.safe_dump(find(render("pocket-r1-cpu"), "RayService")), "utf-8")

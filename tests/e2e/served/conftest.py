@@ -1,6 +1,6 @@
-"""One running system for all end-to-end tests: ``up`` with what the chart gives its pods.
+"""One running system for all tests of this folder: ``up`` with the settings of the chart's pods.
 
-The settings are those that Helm renders for pocket-r1 on CPU nodes, so its clients need a key.
+The settings are those that Helm renders for pocket-r1 on CPU nodes, so clients need a key.
 ``MOE_TEST_UP_FLAGS`` adds flags of ``up``, such as ``--speculative mtp``.
 """
 
@@ -10,7 +10,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,42 +23,41 @@ from tests.clients.clients import CLIENTS
 from tests.clients.target import Keys, Target, add_to, make_keys
 from tests.e2e.running import STOP_LIMIT, Up, gone_within, started
 from tests.helm.chart import HELMS, find, render
-
-_IDLE_WITHIN = 30.0
+from tests.support.waiting import wait_until
 
 
 @dataclass(frozen=True)
 class Stack:
-    """Where the system listens, and who may ask it."""
+    """Addresses of the system, and keys for it."""
 
     up: Up
     rest: str
-    """URL."""
+    """URL of the REST server."""
     grpc: str
-    """host:port."""
+    """Address of the gRPC server, host:port."""
     model: str
     key: str
-    """A client's; empty: anybody may ask, as there was no Helm and ``up`` has its own settings."""
+    """A client's API key; empty without Helm, because ``up``'s own settings require none."""
     operator: Access
     client_keys: Mapping[str, Keys]
-    """Those of released clients, by name (tests/clients)."""
+    """Keys of the released clients in tests/clients, by client name."""
 
     @property
     def target(self) -> Target:
-        """Return where released clients are tried."""
+        """Return the target for released clients."""
         return Target(self.rest, self.grpc, self.model, self.client_keys)
 
     @property
     def headers(self) -> dict[str, str]:
-        """What a client's requests carry."""
+        """Headers of a client's requests."""
         return {"authorization": f"Bearer {self.key}"} if self.key else {}
 
 
 def chart_settings(folder: Path) -> tuple[str, ...]:
     """Write the settings file that Helm renders for pocket-r1 on CPU nodes; return up's flags.
 
-    The file is the ConfigMap's, unchanged. Given beside it is what a pod has and this machine has
-    not: the Secrets' files, and addresses. Nothing where there is no Helm.
+    The file is the ConfigMap's, unchanged. The flags add what a pod has and this machine has not:
+    the files of Secrets, and addresses. Without Helm, return no flags.
     """
     if not HELMS["4"].is_file():
         return ()
@@ -92,12 +90,12 @@ def add_client_keys(file: Path) -> Mapping[str, Keys]:
 
 @pytest.fixture(scope="package")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """One group of two ranks of the bundled model, on free ports; Ctrl-C ends all of it."""
+    """One group of two ranks of the bundled model, on free ports; ended by Ctrl-C."""
     folder = tmp_path_factory.mktemp("state")
     chart = chart_settings(folder)
     client_keys = add_client_keys(folder / "keys.yaml") if chart else {}
     with socket.create_server(("127.0.0.1", 0)) as free:
-        # The ranks take the first free ports from here on.
+        # The ranks take the first free ports from this one on.
         metrics = f"telemetry.rank_metrics_port={min(free.getsockname()[1], 65000)}"
     further = shlex.split(os.environ.get("MOE_TEST_UP_FLAGS", ""))
     with started(folder, *chart, "--set", metrics, *further) as up:
@@ -110,29 +108,23 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         processes = up.all_processes()
         os.killpg(up.process.pid, signal.SIGINT)
         assert gone_within(processes, STOP_LIMIT) == []
-        assert up.process.wait(5) == 0
+        assert up.process.wait(120) == 0
 
 
 @pytest.fixture(scope="module")
 def http(stack: Stack) -> Iterator[httpx.Client]:
-    """A client with a key."""
+    """An HTTP client with a key."""
     with httpx.Client(base_url=stack.rest, headers=stack.headers, timeout=120) as client:
         yield client
 
 
 @pytest.fixture
 def eventually_idle(stack: Stack) -> Callable[[], None]:
-    """Wait until no engine runs anything; a second is enough on an idle machine."""
+    """Wait until no engine has a request."""
 
-    def wait() -> None:
-        deadline = time.monotonic() + _IDLE_WITHIN
-        while True:
-            groups = stack.up.get("/fleet")["groups"]
-            ranks = [rank for group in groups for rank in group["ranks"]]
-            busy = sum(rank["running_requests"] + rank["inflight_requests"] for rank in ranks)
-            if busy == 0:
-                return
-            assert time.monotonic() < deadline, f"still {busy} requests: {groups}"
-            time.sleep(0.05)
+    def idle() -> bool:
+        groups = stack.up.get("/fleet")["groups"]
+        ranks = [rank for group in groups for rank in group["ranks"]]
+        return not any(rank["running_requests"] + rank["inflight_requests"] for rank in ranks)
 
-    return wait
+    return lambda: wait_until(idle, "the end of all requests")

@@ -1,4 +1,4 @@
-"""The five ways to ask for an answer, each whole and streamed, in one form to compare."""
+"""The five APIs, each with and without streaming, with answers in one form for comparison."""
 
 import asyncio
 import json
@@ -26,18 +26,18 @@ class Case:
     include_reasoning: bool
     json_object: bool
     slow: bool
-    """The client reads slowly."""
+    """Whether the client reads slowly."""
     seed: int = 1
 
     @property
     def sampling(self) -> dict[str, Any]:
-        """How tokens are chosen: several greedy choices are refused, for they would be the same."""
+        """Sampling parameters. Several greedy choices are refused, because they would be equal."""
         return {"temperature": 0.0} if self.n == 1 else {"temperature": 0.7, "seed": self.seed}
 
 
 @dataclass
 class Choice:
-    """What one choice said."""
+    """The content of one choice."""
 
     reasoning: str = ""
     content: str = ""
@@ -46,7 +46,7 @@ class Choice:
     stop_reason: Any = None
 
     def call(self, index: int, name: str, arguments: str) -> None:
-        """Add a call, or a part of one."""
+        """Add a tool call, or a part of one."""
         known = self.calls.setdefault(index, ["", ""])
         known[0] += name
         known[1] += arguments
@@ -56,21 +56,21 @@ Answer = dict[int, Choice]
 
 
 class Door(Protocol):
-    """One way to ask."""
+    """One API."""
 
     async def whole(self, case: Case, model: str, rest: httpx.AsyncClient, stub: Any) -> Any:
-        """Return the answer in one piece, put into ``Answer``; an error is its status."""
+        """Return the answer without streaming; for an error, its status."""
         ...
 
     async def streamed(self, case: Case, model: str, rest: httpx.AsyncClient, stub: Any) -> Any:
-        """Return the joined stream."""
+        """Return the answer assembled from a stream."""
         ...
 
 
 async def _events(
     rest: httpx.AsyncClient, path: str, body: dict[str, Any], *, slow: bool
 ) -> list[dict[str, Any]] | int | str:
-    """Return the events; the status where there is no stream; the error that ended it."""
+    """Return the events, the status if there is no stream, and the error that ended the stream."""
     found: list[dict[str, Any]] = []
     async with rest.stream("POST", path, json={**body, "stream": True}) as answer:
         if answer.status_code != 200:
@@ -115,7 +115,7 @@ class Chat:
         }
 
     async def whole(self, case: Case, model: str, rest: httpx.AsyncClient, stub: Any) -> Any:
-        """Ask for it in one piece."""
+        """Send the request without streaming."""
         answer = await rest.post(self.path, json=self.body(case, model))
         if answer.status_code != 200:
             return answer.status_code
@@ -133,7 +133,7 @@ class Chat:
         return found
 
     async def streamed(self, case: Case, model: str, rest: httpx.AsyncClient, stub: Any) -> Any:
-        """Ask for a stream."""
+        """Send the request with streaming."""
         events = await _events(rest, self.path, self.body(case, model), slow=case.slow)
         if isinstance(events, int | str):
             return events
@@ -169,7 +169,7 @@ class Completions:
         }
 
     async def whole(self, case: Case, model: str, rest: httpx.AsyncClient, stub: Any) -> Any:
-        """Ask for it in one piece."""
+        """Send the request without streaming."""
         answer = await rest.post(self.path, json=self.body(case, model))
         if answer.status_code != 200:
             return answer.status_code
@@ -183,7 +183,7 @@ class Completions:
         }
 
     async def streamed(self, case: Case, model: str, rest: httpx.AsyncClient, stub: Any) -> Any:
-        """Ask for a stream."""
+        """Send the request with streaming."""
         events = await _events(rest, self.path, self.body(case, model), slow=case.slow)
         if isinstance(events, int | str):
             return events
@@ -221,12 +221,12 @@ class Responses:
         }
 
     async def whole(self, case: Case, model: str, rest: httpx.AsyncClient, stub: Any) -> Any:
-        """Ask for it in one piece."""
+        """Send the request without streaming."""
         answer = await rest.post(self.path, json=self.body(case, model))
         return _of_response(answer.json()) if answer.status_code == 200 else answer.status_code
 
     async def streamed(self, case: Case, model: str, rest: httpx.AsyncClient, stub: Any) -> Any:
-        """Ask for a stream."""
+        """Send the request with streaming."""
         events = await _events(rest, self.path, self.body(case, model), slow=case.slow)
         if isinstance(events, int | str):
             return events
@@ -291,7 +291,7 @@ class Messages:
         }
 
     async def whole(self, case: Case, model: str, rest: httpx.AsyncClient, stub: Any) -> Any:
-        """Ask for it in one piece."""
+        """Send the request without streaming."""
         answer = await rest.post(self.path, json=self.body(case, model))
         if answer.status_code != 200:
             return answer.status_code
@@ -308,7 +308,7 @@ class Messages:
         return {0: choice}
 
     async def streamed(self, case: Case, model: str, rest: httpx.AsyncClient, stub: Any) -> Any:
-        """Ask for a stream."""
+        """Send the request with streaming."""
         events = await _events(rest, self.path, self.body(case, model), slow=case.slow)
         if isinstance(events, int | str):
             return events
@@ -369,7 +369,7 @@ class Grpc:
         return request
 
     async def whole(self, case: Case, model: str, rest: httpx.AsyncClient, stub: Any) -> Any:
-        """Ask for it in one piece."""
+        """Send the request without streaming."""
         calls, metadata = stub
         answer = await calls.Chat(self.request(case, model), metadata=metadata, timeout=300)
         found: Answer = {}
@@ -386,7 +386,7 @@ class Grpc:
         return found
 
     async def streamed(self, case: Case, model: str, rest: httpx.AsyncClient, stub: Any) -> Any:
-        """Ask for a stream."""
+        """Send the request with streaming."""
         calls, metadata = stub
         found: Answer = {}
         stream = calls.ChatStream(self.request(case, model), metadata=metadata, timeout=300)

@@ -1,6 +1,6 @@
-"""Released SDKs and frameworks for Python, unmodified, on the running system.
+"""Released SDKs and frameworks for Python, unmodified, against the running system.
 
-Each runs in an environment of .tools/clients, with the features that ``make clients`` tries, too.
+Each runs in an environment of .tools/clients, with the same features as in ``make clients``.
 """
 
 import asyncio
@@ -18,9 +18,9 @@ PYTHON = [client for client in CLIENTS if client.language == "Python"]
 
 @pytest.fixture(scope="module")
 def results(stack):
-    """Run all of them side by side, once."""
+    """Run all clients once, several at a time."""
     clients = [client for client in PYTHON if not installed.why_not(client.environment)]
-    found = asyncio.run(run_clients(clients, stack.target, at_once=3))
+    found = asyncio.run(run_clients(clients, stack.target, at_once=6))
     return {result.client.name: result for result in found}
 
 

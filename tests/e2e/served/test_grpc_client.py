@@ -22,7 +22,7 @@ class WithKey(
     grpc.UnaryStreamClientInterceptor,
     grpc.StreamStreamClientInterceptor,
 ):
-    """Shows a key with every call."""
+    """Sends a key with every call."""
 
     def __init__(self, key):
         self.key = key

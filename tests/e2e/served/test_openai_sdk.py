@@ -44,7 +44,7 @@ def client(stack):
 
 @pytest.fixture(scope="module")
 def ask(client, stack):
-    """Ask greedily."""
+    """Send a greedy request."""
 
     def ask(**options):
         defaults = {"model": stack.model, "messages": QUESTION, "temperature": 0}

@@ -1,4 +1,4 @@
-"""The bundled model, asked through the running server, is right about what it knows."""
+"""The bundled model answers its tasks correctly through the running server."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Each rank shows its engine's own metrics; the router says where."""
+"""Each rank exposes its engine's metrics; the router lists the addresses."""
 
 import re
 
@@ -17,7 +17,7 @@ def test_the_router_lists_the_ranks_pages_and_they_show_the_engine(stack, http):
     assert sorted(pages) == ["0", "1"]
     generated = 0.0
     for (address,) in pages.values():
-        page = httpx.get(f"http://{address}/metrics", timeout=30).text
+        page = httpx.get(f"http://{address}/metrics", timeout=90).text
         found = re.findall(r"^vllm:generation_tokens_total\{.*\} (\S+)$", page, re.MULTILINE)
         assert len(found) == 1
         generated += float(found[0])

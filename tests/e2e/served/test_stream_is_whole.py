@@ -1,4 +1,4 @@
-"""A stream says what the whole answer says, for seeded random requests at all five doors.
+"""A stream has the content of the unstreamed answer, for seeded random requests to all five APIs.
 
 ``STREAM_CASES`` says how many requests are tried, ``STREAM_SEED`` which.
 """
@@ -44,7 +44,7 @@ SCHEMA = {
 
 
 def made(number: int) -> Case:
-    """Make a case from its number alone."""
+    """Derive a case from its number."""
     pick = random.Random(f"{SEED} {number}")
     words = {"a": pick.randint(1, 99), "b": pick.randint(1, 99)}
     question = pick.choice(QUESTIONS).format(**words, w=pick.choice(["apple", "sees"]), l="e")

@@ -1,10 +1,10 @@
-"""What ``up`` with real engines says, shows and asks for."""
-
-import time
+"""Output, views and access control of ``up`` with real engines."""
 
 import httpx
 import psutil
 import pytest
+
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.e2e
 
@@ -53,11 +53,7 @@ def test_each_rank_holds_half_of_the_experts_and_counts_their_tokens(stack, http
         counts = [sum(rank["expert_tokens"]) for rank in now["ranks"]]
         return all(new > old for new, old in zip(counts, before, strict=True))
 
-    # Load snapshots come every half second.
-    deadline = time.monotonic() + 30
-    while not grown():
-        assert time.monotonic() < deadline, "no expert counted a token"
-        time.sleep(0.1)
+    wait_until(grown, "tokens counted by the experts of both ranks")
     shown = stack.up.run("status").stdout
     assert f"[0-{total // 2 - 1}] of {total}" in shown
     assert f"[{total // 2}-{total - 1}] of {total}" in shown

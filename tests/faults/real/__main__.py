@@ -1,9 +1,9 @@
-"""Kill ranks of the real thing under traffic and print what survived.
+"""Inject faults into a real system under traffic and print what each did to the streams.
 
     make faults
     python -m tests.faults.real --groups 2,1 --faults kill-core,drop-link --requests 32
 
-Exits 1 if any stream was lost or any text differs from the undisturbed run.
+Exits with 1 if a stream was lost or a text differs from the undisturbed run.
 """
 
 import argparse
@@ -16,8 +16,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from serving.flag_parser import FlagParser
-from serving.flag_values import COUNT, Several
+from serving.flags.parser import FlagParser
+from serving.flags.values import COUNT, CommaSeparated
 from tests.faults.real import node_rows, nodes
 from tests.faults.real.deployment import deployed
 from tests.faults.real.node_rows import NODE_ROWS
@@ -31,11 +31,11 @@ HERE = (*FAULTS, *ROUTER_ROWS)
 ALL = (*HERE, *NODE_ROWS)
 _KILLS = ("kill-core", "kill-actor")
 _NODES_STOP = 60.0
-"""Seconds that the nodes get to go when they are told to."""
+"""Timeout for the nodes to stop, seconds."""
 
 
 async def play(options: argparse.Namespace) -> list[Row]:
-    """Start each system in turn and run its faults."""
+    """Start each system in turn and run its rows."""
     rows = []
     for groups in options.groups:
         names = [name for name in options.faults if name in HERE]
@@ -62,7 +62,7 @@ async def play(options: argparse.Namespace) -> list[Row]:
 
 
 def rounds(kinds: list[str], names: list[str]) -> list[tuple[tuple[str, ...], list[str]]]:
-    """Return which kinds of requests meet which faults: kills first greedy ones alone."""
+    """Return pairs of request kinds and faults: kills with greedy requests alone come first."""
     if kinds:
         return [(tuple(kinds), names)]
     greedy = [name for name in names if name in _KILLS]
@@ -70,7 +70,7 @@ def rounds(kinds: list[str], names: list[str]) -> list[tuple[tuple[str, ...], li
 
 
 def play_nodes(options: argparse.Namespace) -> tuple[list[Row], list[str], int]:
-    """Run the rows about nodes in a process of their own.
+    """Run the node rows in a separate process.
 
     Returns:
         The rows, what was not run and why, and the exit code of that process.
@@ -89,9 +89,9 @@ def play_nodes(options: argparse.Namespace) -> tuple[list[Row], list[str], int]:
                 sys.executable, "-m", "tests.faults.real.node_run", "--faults", ",".join(names),
                 "--rows", str(file), *words, *(f"--set={item}" for item in options.set),
             ],
-            # It starts processes while it has calls open, which need nothing of gRPC.
+            # It starts processes while calls are open; these processes use no gRPC.
             env={**os.environ, "GRPC_ENABLE_FORK_SUPPORT": "0"},
-            # Ctrl-C reaches it through us, once.
+            # Ctrl-C reaches it through this process, once.
             start_new_session=True,
         )  # fmt: skip
         try:
@@ -109,7 +109,7 @@ def play_nodes(options: argparse.Namespace) -> tuple[list[Row], list[str], int]:
 def main() -> int:
     """Read the command line, run, print the table."""
     parser = FlagParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    numbers = {"type": Several(COUNT), "default": [2, 1]}
+    numbers = {"type": CommaSeparated(COUNT), "default": [2, 1]}
     names = {"type": lambda text: text.split(","), "default": []}
     parser.add_argument("--groups", **numbers, help="systems to try, in turn (default 2,1)")
     parser.add_argument("--ranks", type=COUNT, default=2, help="ranks in a group (default 2)")
@@ -133,7 +133,7 @@ def main() -> int:
         parser.error(f"no such fault: {', '.join(sorted(unknown))}")
     if unknown := set(options.kinds) - set(KINDS):
         parser.error(f"no such kind: {', '.join(sorted(unknown))}")
-    # As Ctrl-C: what was started is stopped.
+    # SIGTERM stops everything that was started, as Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     rows = asyncio.run(play(options))
     more, skipped, code = play_nodes(options)

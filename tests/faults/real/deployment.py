@@ -1,4 +1,4 @@
-"""The real thing on this machine: ``moe-serving up`` with its own state folder and free ports."""
+"""A real system on this machine: ``moe-serving up`` with its own state folder and free ports."""
 
 import asyncio
 import contextlib
@@ -19,19 +19,19 @@ from tests.faults.real.link_proxy import LinkProxy
 from tests.faults.real.system import START, System
 
 STOP = 60.0
-"""Seconds."""
+"""Timeout of ``moe-serving down``, seconds."""
 WRITE_TIMEOUT = 10.0
-"""Seconds, for clients that do not read; the default of a minute would only be waited for."""
+"""router.write_timeout, seconds. Shorter than the default, so that rows wait less."""
 
 
 @dataclass(slots=True)
 class Deployment(System):
-    """A system that ``up`` runs on this machine."""
+    """A system started by ``moe-serving up``."""
 
     proxy: LinkProxy
     state: dict[str, Any]
     stopped: list[psutil.Process] = field(default_factory=list)
-    """Processes under SIGSTOP, to be killed at the end if they are still there."""
+    """Processes stopped with SIGSTOP; killed at the end if they still exist."""
 
     def router_pid(self) -> int:
         """Return the router's process id."""
@@ -43,7 +43,7 @@ class Deployment(System):
         raise LookupError("the router does not run")
 
     def controller(self) -> psutil.Process:
-        """Return Serve's controller."""
+        """Return the process of Ray Serve's controller."""
         up = psutil.Process(self.state["up"]["pid"])
         for child in up.children(recursive=True):
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -52,7 +52,7 @@ class Deployment(System):
         raise LookupError("Serve's controller does not run")
 
     def finish_stopped(self) -> None:
-        """Kill what was stopped and is still there, so that nothing is left behind."""
+        """Kill the stopped processes that still exist."""
         for process in self.stopped:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.send_signal(signal.SIGKILL)
@@ -63,7 +63,7 @@ class Deployment(System):
 async def deployed(
     groups: int, ranks: int = 2, settings: tuple[str, ...] = ()
 ) -> AsyncIterator[Deployment]:
-    """Start a system, and stop it at the end whatever happened.
+    """Start a system; stop it at the end in any case.
 
     Args:
         groups: number of groups.
@@ -71,14 +71,14 @@ async def deployed(
         settings: further ``NAME=VALUE`` for ``--set``.
 
     Raises:
-        RuntimeError: it did not start; with what ``up`` said.
+        RuntimeError: it did not start; has the output of ``up``.
     """
     with tempfile.TemporaryDirectory(prefix="moe-serving-faults-") as folder:
         environment = {**os.environ, "MOE_SERVING_STATE_DIR": folder}
         join_port = _free_port()
         proxy = LinkProxy(join_port)
         await proxy.start()
-        # The ranks dial the proxy, so that their links can be broken.
+        # Ranks connect through the proxy, which can break their links.
         sets = (
             f"link.routers=[127.0.0.1:{proxy.port}]",
             f"router.write_timeout={WRITE_TIMEOUT}",

@@ -1,4 +1,4 @@
-"""Between ranks and router: a TCP proxy whose connections can be dropped or frozen."""
+"""A TCP proxy between ranks and router whose connections can be reset or frozen."""
 
 import asyncio
 import contextlib
@@ -13,10 +13,10 @@ _CHUNK = 64 * 1024
 
 @dataclass(eq=False, slots=True)
 class _Pair:
-    """One rank's connection and the one to the router."""
+    """A rank's connection to the proxy, and the proxy's to the router."""
 
     rank_port: int
-    """The rank's own port: names its process."""
+    """The rank's local port, which identifies its process."""
     writers: list[asyncio.StreamWriter]
     flowing: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -36,28 +36,30 @@ class LinkProxy:
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def stop(self) -> None:
-        """Drop everything and stop listening."""
+        """Reset all connections and stop listening."""
         if self._server is not None:
             self._server.close()
         for pair in tuple(self._pairs):
             self._drop(pair)
         await asyncio.sleep(0.1)
 
-    def drop(self, pid: int) -> int:
-        """Reset the connections of process ``pid``; returns how many there were."""
+    def drop(self, pid: int | None = None) -> int:
+        """Reset the connections of process ``pid``, or all; return how many there were."""
         mine = self._of(pid)
         for pair in mine:
             self._drop(pair)
         return len(mine)
 
-    def freeze(self, pid: int) -> int:
-        """Pass nothing on for process ``pid``, for ever; returns how many connections."""
+    def freeze(self, pid: int | None = None) -> int:
+        """Forward nothing more for process ``pid``, or for all; return how many connections."""
         mine = self._of(pid)
         for pair in mine:
             pair.flowing.clear()
         return len(mine)
 
-    def _of(self, pid: int) -> list[_Pair]:
+    def _of(self, pid: int | None) -> list[_Pair]:
+        if pid is None:
+            return list(self._pairs)
         ports = {
             connection.laddr.port
             for connection in psutil.Process(pid).net_connections("tcp")
@@ -69,7 +71,7 @@ class LinkProxy:
         for writer in pair.writers:
             raw = writer.get_extra_info("socket")
             with contextlib.suppress(OSError):
-                # Without lingering the peer gets a reset, as when a cable's other end forgets.
+                # With linger time 0 the peer gets a reset.
                 raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             writer.transport.abort()
         pair.flowing.set()

@@ -1,4 +1,4 @@
-"""Rows about whole nodes: one is lost, one's cable is cut, Ray's head loses its memory."""
+"""Rows about whole nodes: a lost node, a network partition, a restart of Ray's head."""
 
 import asyncio
 import time
@@ -14,18 +14,18 @@ from tests.rig import netns
 
 _POLL = 0.2
 SHORT, LONG = 15.0, 100.0
-"""Seconds that a cable is cut: longer than a link's keepalive, and longer than Ray's patience.
+"""Seconds of a partition: longer than a link's keepalive, and longer than Ray's node timeout.
 
-Between the two, from about 30 s on, Serve's health checks have failed: the ranks come back to the
-router, and some time after are restarted by Serve all the same.
+Between the two, from about 30 s on, Ray Serve's health checks have failed: the ranks join the
+router again, but Ray Serve restarts them some time later.
 """
 PATIENT = 60.0
-"""Seconds after a strike; a rank that Serve has missed would have been stopped by then."""
+"""Seconds after a fault by which Ray Serve would have stopped a rank that it considers lost."""
 
 
 async def _lose(running: OnNodes, rank: RankProcess) -> None:
     running.lose(rank.node)
-    # As whoever runs the machines would: a new one in its place.
+    # An operator or autoscaler would add a new node in its place.
     running.add_worker()
 
 
@@ -33,15 +33,15 @@ LOSE_NODE = RealFault("lose-node", "a whole node lost", _lose)
 
 
 async def lose_node(running: OnNodes, reference: Run, max_tokens: int) -> Row:
-    """All processes of a node die at once, its network with them; a new node takes its place."""
+    """Kill all processes of a node at once, with its network; add a new node in its place."""
     return await disturbed(running, LOSE_NODE, reference, max_tokens)
 
 
 def cut_for(seconds: float, *, restarts: bool) -> "NodeRow":
-    """Return the row of a cable that is cut for so long."""
+    """Return the row of a partition that lasts this long."""
 
     async def cut_cable(running: OnNodes, reference: Run, max_tokens: int) -> Row:
-        """Nothing passes to or from a node, and nobody is told; later the cable is mended."""
+        """Drop all packets to and from a node for a while, without an error to either side."""
         mending: list[asyncio.Task[None]] = []
 
         async def cut(running: OnNodes, rank: RankProcess) -> None:
@@ -72,10 +72,10 @@ async def _mend(running: OnNodes, node: netns.Node, after: float) -> None:
 
 
 async def kill_gcs(running: OnNodes, reference: Run, max_tokens: int) -> Row:
-    """``kill -9`` of Ray's GCS, whose state is in Redis; the head is started again.
+    """``kill -9`` of Ray's GCS, whose state is in Redis; the head is restarted.
 
-    No token passes there: no stream may notice, the ranks must stay the same. Afterwards Ray and
-    Serve must know them again, and replace a rank that is killed.
+    No token passes through it: no stream may be affected, and the ranks must remain the same.
+    Afterwards Ray and Ray Serve must know them again and replace a killed rank.
     """
     before = await running.ready()
     async with in_flight(running, reference, max_tokens) as (run, asking):
@@ -110,7 +110,7 @@ async def kill_gcs(running: OnNodes, reference: Run, max_tokens: int) -> Row:
 
 
 async def _known_again(running: OnNodes, started: int) -> float:
-    """Wait until a new head answers that the application runs."""
+    """Wait until the new head reports that the application runs."""
     async with asyncio.timeout(PATIENCE):
         while True:
             new = running.head.starts > started and running.head.up()
@@ -129,7 +129,7 @@ NODE_ROWS: dict[str, NodeRow] = {
 
 
 def why_not(name: str) -> str | None:
-    """Return what keeps this machine from one of the rows, beside the nodes, or ``None``."""
+    """Return why this machine cannot run a row, apart from the nodes, or ``None`` if it can."""
     if name == "kill-gcs" and not REDIS.exists():
         return "no Redis server in .tools/redis: .ci/tools fetches it and says if it cannot"
     return None

@@ -1,4 +1,4 @@
-"""The rows about nodes, in a process of their own: it moves to another network, for good.
+"""The node rows, in a separate process, because it moves into another network namespace for good.
 
 python -m tests.faults.real.node_run --faults kill-gcs,lose-node,cut-cable
 """
@@ -11,8 +11,8 @@ import sys
 import time
 from pathlib import Path
 
-from serving.flag_parser import FlagParser
-from serving.flag_values import COUNT
+from serving.flags.parser import FlagParser
+from serving.flags.values import COUNT
 from tests.faults.real import nodes
 from tests.faults.real.node_rows import NODE_ROWS
 from tests.faults.real.rows import undisturbed
@@ -23,7 +23,7 @@ GROUPS = 2
 
 
 def play(options: argparse.Namespace) -> None:
-    """Start the nodes, run the rows, append each to the file as soon as it is known."""
+    """Start the nodes and run the rows; append each row to the file when it is done."""
     what = "rank" if options.spread else "group"
     say(f"starting {GROUPS} x {options.ranks} ranks, a {what} a node, Ray's head on its own")
     began = time.monotonic()

@@ -1,11 +1,11 @@
-"""The real thing on three Ray nodes, each with a network and processes of its own.
+"""A real system on three Ray nodes, each with its own network and process namespace.
 
     router 10.77.0.1 ── bridge ──┬── head   10.77.0.2: Ray's head, no ranks
     Redis                        ├── node b 10.77.0.3: a group of ranks
                                  └── node c 10.77.0.4: another
 
-A node stands for a pod with its container: when its Ray ends, all of its processes do, and its
-Ray is started again.
+A node acts as a pod with one container: when its Ray ends, all its processes end and its Ray is
+restarted.
 """
 
 import asyncio
@@ -22,12 +22,12 @@ from pathlib import Path
 
 import psutil
 
-from serving.cli.local import supervisor
 from serving.cli.local.handover import write_settings
 from serving.cli.local.local_secrets import with_local_secrets
 from serving.cli.local.progress import make_progress
 from serving.cli.options import settings_from
 from serving.client.credentials import access_of
+from serving.engine.processes import descendants, end, spawn
 from serving.errors import EngineError
 from tests.faults.real.system import RankProcess, System
 from tests.rig import netns
@@ -48,7 +48,7 @@ _FIRST_WORKER = 3
 _REDIS_PORT = 6380
 REDIS = netns.TOOLS / "redis" / "redis-server"
 RECONNECT = 600
-"""Seconds that nodes wait for a lost head; KubeRay sets as many."""
+"""Seconds that nodes wait for a lost head, as KubeRay sets it."""
 _LOOK = 0.5
 _START = 180.0
 _COMMAND_TIMEOUT = 60.0
@@ -56,34 +56,34 @@ _CPUS_PER_RANK = 2
 
 
 def why_not() -> str | None:
-    """Return what keeps this machine from having the nodes, or ``None``."""
+    """Return why this machine cannot have the nodes, or ``None`` if it can."""
     return netns.why_not()
 
 
 @dataclass(slots=True)
 class RayNode:
-    """A node whose Ray is started again when it ends, or does not come up: as a kubelet does."""
+    """A node whose Ray is restarted when it ends or does not come up, as a kubelet does."""
 
     node: netns.Node
     start: "Callable[[], subprocess.Popen[bytes]]"
     log: Path
-    """Of its Ray."""
+    """Log of its Ray."""
     pause: float = 5.0
-    """Seconds between two starts at least."""
+    """Minimum seconds between two starts."""
     patience: float = 45.0
-    """Seconds that Ray may take to come up."""
+    """Timeout of a start of Ray, seconds."""
     starts: int = 0
     process: "subprocess.Popen[bytes] | None" = None
     _started_at: float = -math.inf
     _said_before: int = 0
 
     def up(self) -> bool:
-        """Return whether the Ray that runs now has come up."""
+        """Return whether the current Ray process has joined the cluster."""
         text = self.log.read_bytes()[self._said_before :] if self.log.exists() else b""
         return STARTED.encode() in text
 
     def look(self, now: float) -> None:
-        """Start Ray if it does not run; ``now`` is a monotonic clock's."""
+        """Start Ray if it does not run; ``now`` is monotonic time, seconds."""
         if self.process is not None:
             late = now >= self._started_at + self.patience
             if self.process.poll() is None and not (late and not self.up()):
@@ -106,16 +106,16 @@ class OnNodes(System):
     plan: RayPlan
     environment: Mapping[str, str]
     nodes: dict[str, RayNode] = field(default_factory=dict)
-    """By address; the head is one of them."""
+    """Nodes by address, including the head."""
     named: int = 0
 
     @property
     def head(self) -> RayNode:
-        """Ray's head."""
+        """The node with Ray's head."""
         return self.nodes[HEAD]
 
     def add(self, address: str) -> RayNode:
-        """Make a node and start its Ray; returns at once."""
+        """Create a node and start its Ray without waiting for it."""
         name = chr(ord("a") + self.named)
         self.named += 1
         node = self.networks.add_node(name, address)
@@ -132,15 +132,15 @@ class OnNodes(System):
         return made
 
     def add_worker(self) -> RayNode:
-        """Add a node for ranks with an address that none had before."""
+        """Add a node for ranks, with an unused address."""
         return self.add(f"10.77.0.{_FIRST_WORKER - 1 + self.named}")
 
     def lose(self, address: str) -> None:
-        """Lose a whole node at once; nothing of it comes back."""
+        """Remove a whole node at once, for good."""
         self.networks.lose(self.nodes.pop(address).node)
 
     def wait_up(self, node: RayNode) -> None:
-        """Return when the node's Ray is up.
+        """Wait until the node's Ray is up.
 
         Raises:
             EngineError: it is not after some starts.
@@ -153,7 +153,7 @@ class OnNodes(System):
             time.sleep(_LOOK)
 
     async def keep(self) -> None:
-        """Keep every node's Ray running, for ever."""
+        """Keep every node's Ray running, until cancelled."""
         while True:
             for node in self.nodes.values():
                 node.look(time.monotonic())
@@ -177,7 +177,7 @@ class OnNodes(System):
         raise LookupError(f"the head has no process {name}")
 
     async def group_status(self) -> str:
-        """Return what ``moe-serving group status`` says on the head; empty if it fails."""
+        """Return the output of ``moe-serving group status`` on the head; empty if it fails."""
         process = await asyncio.create_subprocess_exec(
             *self.head.node.command(group_command(self.paths, "status", HEAD)),
             env=dict(self.environment),
@@ -198,12 +198,12 @@ class OnNodes(System):
 def on_nodes(
     groups: int, ranks: int, sets: tuple[str, ...] = (), *, spread: bool = False
 ) -> Iterator[OnNodes]:
-    """Start a head, one node a group (spread: one a rank), a router and the groups; end them all.
+    """Start a head, a node per group (spread: per rank), a router and the groups; end them all.
 
-    This process moves to the router's network, for good; it must have no threads.
+    This process moves into the router's network namespace for good; it must have no threads.
 
     Raises:
-        ServingError: it did not start; the logs are kept and named.
+        ServingError: it did not start; the message names the folder of the logs.
     """
     settings = settings_from(
         None,
@@ -261,9 +261,9 @@ def on_nodes(
 
 
 def _start_redis(folder: Path, paths: Paths) -> None:
-    """Start the Redis that Ray's head keeps its state in; not on the head: it outlives it."""
+    """Start the Redis for the state of Ray's head; outside the head, because it must outlive it."""
     arguments = {"port": _REDIS_PORT, "bind": ROUTER, "save": "", "protected-mode": "no"}
-    supervisor.spawn(
+    spawn(
         [
             str(REDIS), "--dir", str(folder),
             *(str(word) for key, value in arguments.items() for word in (f"--{key}", value)),
@@ -273,6 +273,6 @@ def _start_redis(folder: Path, paths: Paths) -> None:
 
 
 def _end_all() -> None:
-    left = supervisor.end(supervisor.descendants(os.getpid()), grace=3.0)
+    left = end(descendants(os.getpid()), grace=3.0)
     if left:
         print(f"could not end these processes: {left}", flush=True)  # noqa: T201

@@ -1,4 +1,4 @@
-"""Rows that are about the router and its clients: it is killed; clients that do not read."""
+"""Rows about the router and its clients: a killed router, and clients that do not read."""
 
 import asyncio
 import contextlib
@@ -18,20 +18,20 @@ from tests.faults.real.system import RankProcess
 
 _POLL = 0.05
 _BUSY = 0.3
-"""Share of a core from which on an engine counts as working; an idle one polls at some percent."""
+"""Share of a core above which an engine counts as working; an idle one uses a few percent."""
 _STUCK = 8
-"""Clients that do not read, beside the others."""
+"""Number of clients that do not read."""
 GROWTH = 64 * 2**20
-"""Bytes that the router may grow with them: socket buffers and their whole answers, and what a
-process that has just served its first requests grows anyway."""
+"""Memory that the router may gain with them, bytes: socket buffers, whole answers, and the growth
+of a process that has just served its first requests."""
 
 
 async def kill_router(running: Deployment, reference: Run, max_tokens: int) -> Row:
     """``kill -9`` of the router while all streams run.
 
-    Its clients must lose their connections and have got nothing wrong until then, the engines
-    must stop working for them, the very same ranks must join the router that ``up`` starts anew,
-    and the same requests must then give the same texts.
+    Its clients must lose their connections and have received nothing wrong until then, the engines
+    must stop their requests, the same ranks must join the router that ``up`` restarts, and the
+    same requests must then give the same texts.
     """
     before = await running.ready()
     engines = [
@@ -64,10 +64,10 @@ async def kill_router(running: Deployment, reference: Run, max_tokens: int) -> R
 
 
 async def slow_consumers(running: Deployment, reference: Run, max_tokens: int) -> Row:
-    """Clients that ask for much and read nothing, beside all others.
+    """Clients that request long answers and read nothing, beside all others.
 
-    The others must not notice, the router must not grow, and nothing of the stuck ones may be in
-    flight ``router.write_timeout`` after they stopped taking.
+    The others must not be affected, the router must not grow, and no request of these clients may
+    be in flight ``router.write_timeout`` after they stopped reading.
     """
     router = psutil.Process(running.router_pid())
     run = again(reference)
@@ -93,7 +93,7 @@ async def slow_consumers(running: Deployment, reference: Run, max_tokens: int) -
 
 @contextlib.asynccontextmanager
 async def _not_reading(running: Deployment) -> AsyncIterator[float]:
-    """Ask for long answers over small buffers and leave them where they are."""
+    """Request long answers over connections with small buffers, and do not read them."""
     address = urlsplit(running.rest)
     assert address.hostname is not None
     with contextlib.ExitStack() as stack:
@@ -120,7 +120,7 @@ async def _not_reading(running: Deployment) -> AsyncIterator[float]:
 
 
 async def _quiet_after(engines: list[psutil.Process], since: float) -> float:
-    """Return when the engines did their last work for the streams, in seconds after ``since``."""
+    """Return the time of the engines' last work for the streams, in seconds after ``since``."""
     last_busy, spent, at = since, _cpu_seconds(engines), time.monotonic()
     while at - last_busy < 2.0:
         await asyncio.sleep(_POLL * 2)
@@ -145,12 +145,12 @@ def _pids(ranks: dict[str, list[RankProcess]]) -> list[int]:
 
 
 def _begins(lost: Stream, whole: Stream) -> bool:
-    """Whether what a broken stream got is a beginning of what it should have got."""
+    """Return whether a broken stream's text is a prefix of the complete text."""
     return all(whole.texts.get(index, "").startswith(text) for index, text in lost.texts.items())
 
 
 async def _inflight(running: Deployment) -> int:
-    """Return what the router has in flight, on ranks or not."""
+    """Return the number of requests that the router has in flight."""
     return sum(
         rank["inflight_requests"] for group in await running.fleet() for rank in group["ranks"]
     )

@@ -1,4 +1,4 @@
-"""One row of the table: the streams of an undisturbed run, again, with a fault in the middle."""
+"""One row of the table: the streams of an undisturbed run, repeated with a fault in the middle."""
 
 import asyncio
 import contextlib
@@ -10,17 +10,18 @@ from typing import TypeVar
 from tests.faults.real.streams import PATIENCE, Run, again, ask_all, new_run
 from tests.faults.real.strikes import RealFault
 from tests.faults.real.system import RankProcess, System
+from tests.support.waiting import eventually
 
 Running = TypeVar("Running", bound=System)
 
 _POLL = 0.05
 CHUNKS = 6
-"""Of every stream before the fault strikes: all are under way."""
+"""Chunks that every stream has received before the fault."""
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What a fault did to the streams."""
+    """The effect of a fault on the streams."""
 
     groups: int
     fault: str
@@ -28,27 +29,27 @@ class Row:
     completed: int
     equal: int
     longest_gap: float
-    """Of any stream, in seconds; in the undisturbed row the same without a fault."""
+    """Longest pause of any stream, seconds; in the undisturbed row, without a fault."""
     resumed_on: int
-    """Streams that were on the group that was struck, as far as the fleet showed."""
+    """Streams on the affected group, according to /fleet."""
     recovered: float | None
-    """Seconds from the fault to all groups ready; none if nobody waited."""
+    """Seconds from the fault until all groups were ready; ``None`` if not waited for."""
     trouble: tuple[str, ...] = ()
     note: str = ""
-    """What else was seen."""
+    """Other observations."""
     kinds: str = "greedy"
-    """Of requests: greedy alone, or all."""
+    """Kinds of requests: greedy, or all."""
 
     @property
     def good(self) -> bool:
-        """Whether nothing was lost and all texts are equal."""
+        """Whether no stream was lost and all texts are equal."""
         return not self.trouble and self.completed == self.equal == self.streams
 
 
 async def undisturbed(
     running: System, count: int, max_tokens: int, kinds: tuple[str, ...] = ("greedy",)
 ) -> tuple[Run, Row]:
-    """Record the run that all others are compared with."""
+    """Record the run that the others are compared with."""
     run = new_run(count, kinds)
     await ask_all(running, run, max_tokens)
     return run, row_of(running, "none", run, run, recovered=0.0)
@@ -58,13 +59,13 @@ async def undisturbed(
 async def in_flight(
     running: System, reference: Run, max_tokens: int
 ) -> AsyncIterator[tuple[Run, "asyncio.Task[None]"]]:
-    """Ask the same requests again; enter when all of them stream."""
+    """Send the same requests again; enter when all of them stream."""
     run = again(reference)
     asking = asyncio.create_task(ask_all(running, run, max_tokens))
     try:
-        async with asyncio.timeout(PATIENCE):
-            while run.begun(CHUNKS) < len(run.streams) and not asking.done():  # noqa: ASYNC110
-                await asyncio.sleep(_POLL)
+        await eventually(
+            lambda: run.begun(CHUNKS) >= len(run.streams) or asking.done(), timeout=PATIENCE
+        )
         yield run, asking
     finally:
         asking.cancel()
@@ -78,14 +79,14 @@ async def disturbed(
     *,
     wait: bool = True,
 ) -> Row:
-    """Run the same requests, strike while all of them stream, and compare.
+    """Run the same requests, inject a fault while all of them stream, and compare.
 
     Args:
-        running: the system, all groups ready.
-        fault: what is done.
+        running: the system, with all groups ready.
+        fault: the fault.
         reference: the undisturbed run.
-        max_tokens: as in that.
-        wait: for all groups to be ready again, which takes a gang's start.
+        max_tokens: tokens per answer, as in the reference.
+        wait: wait until all groups are ready again, which takes the start of a gang.
     """
     async with in_flight(running, reference, max_tokens) as (run, asking):
         victim, inflight = await _victim(running)
@@ -100,7 +101,7 @@ async def disturbed(
 
 
 async def _victim(running: System) -> tuple[RankProcess, int]:
-    """Choose rank 1 of the group with the most requests: not the one that the others meet at."""
+    """Choose the last rank of the busiest group; the others rendezvous at rank 0."""
     ready = await running.ready()
     inflight = {
         group["group_id"]: sum(rank["inflight_requests"] for rank in group["ranks"])
@@ -112,7 +113,7 @@ async def _victim(running: System) -> tuple[RankProcess, int]:
 
 
 async def whole_again(running: Running, fault: RealFault[Running], before: set[str]) -> float:
-    """Wait until all groups are ready, one of them newly so, or a new one where one must be."""
+    """Wait until all groups are ready again, one of them new or ready since the fault."""
     struck_at = time.time()
     async with asyncio.timeout(PATIENCE):
         while True:
@@ -134,7 +135,7 @@ def row_of(
     recovered: float | None,
     inflight: int = 0,
 ) -> Row:
-    """Compare a run with the undisturbed one."""
+    """Compare a run with the undisturbed run."""
     completed = [stream for stream in run.streams if stream.complete]
     pairs = zip(reference.streams, run.streams, strict=True)
     trouble = [f"{s.over} {s.number} {s.kind}: {s.error}" for s in run.streams if s.error]

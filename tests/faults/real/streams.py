@@ -1,4 +1,4 @@
-"""Streaming greedy requests over REST and gRPC, and what they saw of a fault."""
+"""Streaming requests over REST and gRPC, and the effect of a fault on them."""
 
 import asyncio
 import json
@@ -15,7 +15,7 @@ from serving.api.v1 import inference_pb2_grpc
 from tests.faults.real.system import System
 
 PATIENCE = 600.0
-"""Seconds until a stream is given up; the router's own time-out is as long."""
+"""Timeout of a stream, seconds; equal to the router's."""
 _TOPICS = (
     "the capital of France", "17+25", "a prime number", "the word abc reversed", "3*4",
     "the colour of the sky", "how many legs a spider has", "the largest planet",
@@ -27,34 +27,34 @@ KINDS: dict[str, dict[str, Any]] = {
     "stop": {"stop": ["<not there>"]},
     "choices": {"temperature": 0.7, "seed": 11, "n": 2},
 }
-"""What is asked of the sampler: greedy requests continue, the others are replayed."""
+"""Sampling parameters by kind: greedy requests are continued after a fault, the others replayed."""
 
 
 @dataclass(slots=True)
 class Stream:
-    """One request and what came."""
+    """One request and its answer."""
 
     number: int
     over: str
     """REST or gRPC."""
     kind: str = "greedy"
-    """Of :data:`KINDS`."""
+    """Key of :data:`KINDS`."""
     texts: dict[int, str] = field(default_factory=dict)
-    """By choice."""
+    """Text of each choice."""
     finishes: dict[int, str] = field(default_factory=dict)
-    """Why each choice ended."""
+    """Finish reason of each choice."""
     error: str = ""
     chunks: list[float] = field(default_factory=list)
-    """When each came, on this process's clock."""
+    """Arrival times, monotonic, seconds."""
     ended_at: float = 0.0
 
     @property
     def complete(self) -> bool:
-        """Whether every choice ended, and without an error."""
+        """Whether every choice ended without an error."""
         return not self.error and len(self.finishes) == KINDS[self.kind].get("n", 1)
 
     def take(self, choice: int, text: str, finish: str) -> None:
-        """Note a piece of one choice."""
+        """Add a piece of text to a choice."""
         self.chunks.append(time.monotonic())
         self.texts[choice] = self.texts.get(choice, "") + text
         if finish:
@@ -74,12 +74,12 @@ class Run:
     struck_at: float = 0.0
 
     def begun(self, chunks: int) -> int:
-        """Count the streams that have got at least so many chunks."""
+        """Return the number of streams with at least ``chunks`` chunks."""
         return sum(len(stream.chunks) >= chunks for stream in self.streams)
 
 
 async def ask_all(running: System, run: Run, max_tokens: int) -> None:
-    """Send all requests at once and take their streams to the end."""
+    """Send all requests at once and read their streams to the end."""
     limits = httpx.Limits(max_connections=None)
     async with (
         httpx.AsyncClient(base_url=running.rest, timeout=PATIENCE, limits=limits) as rest,
@@ -107,19 +107,19 @@ def new_run(count: int, kinds: tuple[str, ...] = ("greedy",)) -> Run:
 
 
 def again(reference: Run) -> Run:
-    """Return the same requests, not yet asked."""
+    """Return the same requests, not yet sent."""
     return Run([Stream(each.number, each.over, each.kind) for each in reference.streams])
 
 
 def prompt_of(number: int) -> str:
-    """Return a prompt of its own for each number."""
+    """Return a distinct prompt for each number."""
     return f"Question {number}: tell me about {_TOPICS[number % len(_TOPICS)]}.\nAnswer:"
 
 
 async def ask_over_rest(
     client: httpx.AsyncClient, model: str, stream: Stream, max_tokens: int
 ) -> None:
-    """Take one stream to its end, over REST."""
+    """Read one stream to its end, over REST."""
     body = {
         "model": model,
         "prompt": prompt_of(stream.number),
@@ -157,7 +157,7 @@ def _take_line(stream: Stream, line: str) -> None:
 async def ask_over_grpc(
     stub: inference_pb2_grpc.InferenceServiceStub, model: str, stream: Stream, max_tokens: int
 ) -> None:
-    """Take one stream to its end, over gRPC."""
+    """Read one stream to its end, over gRPC."""
     sampling = {"temperature": 0.0, "max_tokens": max_tokens, "ignore_eos": True}
     request = pb.CompleteRequest(
         model=model,
@@ -175,6 +175,6 @@ async def ask_over_grpc(
 
 
 def _finish(reason: int) -> str:
-    """Return gRPC's reason as REST writes it; empty while the choice goes on."""
+    """Return a gRPC finish reason in REST's form; empty while the choice continues."""
     name = pb.FinishReason.Name(reason) if reason else ""
     return name.removeprefix("FINISH_REASON_").lower()

@@ -1,4 +1,4 @@
-"""What is done to the real thing, by name."""
+"""Faults for a real system, by name."""
 
 import asyncio
 import signal
@@ -20,51 +20,51 @@ class RealFault(Generic[Struck]):
     what: str
     inject: Callable[[Struck, RankProcess], Awaitable[None]]
     restarts: bool = True
-    """Whether Serve has to start a gang anew."""
+    """Whether Ray Serve has to restart a gang."""
     fences: bool = True
-    """Whether a group is out of service because of it, for however short."""
+    """Whether the fault takes a group out of service, however briefly."""
 
 
 async def kill_core(running: Deployment, rank: RankProcess) -> None:
-    """The engine core: vLLM's scheduler and the model."""
+    """Kill the engine core: vLLM's scheduler and the model."""
     del running
     rank.named("EngineCore").send_signal(signal.SIGKILL)
 
 
 async def kill_actor(running: Deployment, rank: RankProcess) -> None:
-    """The Serve replica: its link breaks with it."""
+    """Kill the Serve replica, and its link with it."""
     del running
     rank.tree()[0].send_signal(signal.SIGKILL)
 
 
 async def stop_rank(running: Deployment, rank: RankProcess) -> None:
-    """SIGSTOP for the whole rank: connections stay open and nothing answers."""
+    """Stop the whole rank: its connections stay open but nothing answers."""
     for process in rank.tree():
         process.send_signal(signal.SIGSTOP)
         running.stopped.append(process)
 
 
 async def stop_core(running: Deployment, rank: RankProcess) -> None:
-    """SIGSTOP for the engine alone: the link lives and the engine stands still."""
+    """Stop the engine alone: the link works, the engine makes no step."""
     for process in rank.tree()[1:]:
         process.send_signal(signal.SIGSTOP)
         running.stopped.append(process)
 
 
 async def drop_link(running: Deployment, rank: RankProcess) -> None:
-    """A reset of the rank's connection to the router."""
+    """Reset the rank's connection to the router."""
     if not running.proxy.drop(rank.pid):
         raise LookupError(f"rank {rank.rank} of {rank.group} has no link through the proxy")
 
 
 async def half_open(running: Deployment, rank: RankProcess) -> None:
-    """Nothing passes on the rank's connection, and nobody is told."""
+    """Let nothing pass on the rank's connection, without an error to either side."""
     if not running.proxy.freeze(rank.pid):
         raise LookupError(f"rank {rank.rank} of {rank.group} has no link through the proxy")
 
 
 async def kill_controller(running: Deployment, rank: RankProcess) -> None:
-    """Serve's controller: Ray starts it anew; no token passes through it."""
+    """Kill Ray Serve's controller, which Ray restarts; no token passes through it."""
     del rank
     running.controller().send_signal(signal.SIGKILL)
     await asyncio.sleep(0)

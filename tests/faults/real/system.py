@@ -1,32 +1,36 @@
-"""What every row needs of a running system: its addresses, its groups, its ranks."""
+"""A running system: its addresses, groups and ranks."""
 
 import asyncio
 import contextlib
 import time
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
+import grpc.aio
 import httpx
 import psutil
 
+from serving.api.v1 import fleet_pb2, fleet_pb2_grpc
+
 START = 900.0
-"""Seconds; a busy machine takes minutes to start four engines."""
+"""Timeout of a start, seconds; a busy machine takes minutes to start four engines."""
 _POLL = 0.2
 
 
 @dataclass(frozen=True, slots=True)
 class RankProcess:
-    """A rank and what runs under it."""
+    """A rank's processes."""
 
     group: str
     rank: int
     pid: int
-    """Of its Serve replica, as its node counts."""
+    """Process id of its Serve replica, in its node's process namespace."""
     node: str
-    """Address."""
+    """The node's address."""
 
     def tree(self) -> list[psutil.Process]:
-        """Return the replica and all under it, the replica first."""
+        """Return the replica and its descendants, the replica first."""
         replica = psutil.Process(self.pid)
         return [replica, *replica.children(recursive=True)]
 
@@ -49,7 +53,7 @@ class System:
     model: str
 
     async def fleet(self) -> list[dict[str, Any]]:
-        """Return the groups as /fleet has them; none while the router does not answer."""
+        """Return the groups from /fleet; an empty list while the router does not answer."""
         try:
             async with httpx.AsyncClient(timeout=60) as client:
                 answer = await client.get(f"{self.rest}/fleet")
@@ -70,10 +74,10 @@ class System:
         }
 
     async def until_whole(self, timeout: float = START) -> float:
-        """Wait until every group is ready; return the seconds that took.
+        """Wait until every group is ready; return how long it took, in seconds.
 
         Raises:
-            TimeoutError: some group did not come.
+            TimeoutError: a group is not ready after ``timeout`` seconds.
         """
         began = time.monotonic()
         async with asyncio.timeout(timeout):
@@ -81,5 +85,17 @@ class System:
                 await asyncio.sleep(_POLL)
         return time.monotonic() - began
 
+    @contextlib.asynccontextmanager
+    async def cordoned(self, group: str) -> AsyncIterator[None]:
+        """Keep new requests away from a group; in the end, wait until every group is ready."""
+        async with grpc.aio.insecure_channel(self.grpc) as channel:
+            stub = fleet_pb2_grpc.FleetServiceStub(channel)
+            await stub.Cordon(fleet_pb2.CordonRequest(group_id=group))
+            try:
+                yield
+            finally:
+                await stub.Uncordon(fleet_pb2.UncordonRequest(group_id=group))
+                await self.until_whole()
+
     def finish_stopped(self) -> None:
-        """Kill what a strike has stopped and is still there; here none does."""
+        """Kill processes that a fault has stopped; this system's faults stop none."""

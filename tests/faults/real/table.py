@@ -1,4 +1,4 @@
-"""The table of rows, for people, and rows as lines that another process can read."""
+"""The table of rows, and rows as lines of JSON for another process."""
 
 import json
 import sys
@@ -45,13 +45,13 @@ def _line(cells: tuple[str, ...]) -> str:
 
 
 def say(*lines: str) -> None:
-    """Write lines for people, at once."""
+    """Print lines and flush."""
     sys.stdout.writelines(f"{text}\n" for text in lines)
     sys.stdout.flush()
 
 
 def say_row(row: Row) -> None:
-    """Write a row as soon as it is known, with what else was seen."""
+    """Print a row and its note."""
     say(line(row), *(f"  {text}" for text in (row.note, *row.trouble) if text))
 
 

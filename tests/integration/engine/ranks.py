@@ -13,6 +13,7 @@ from vllm.v1.metrics.loggers import PrometheusStatLogger
 
 from serving.engine.vllm_engine import VllmEngine
 from serving.link.v1 import link_pb2
+from tests.support.engines import share_fork_server
 
 DEADLINE = 120  # seconds; only reached when something is wrong
 _LOGGING = threading.Lock()
@@ -34,6 +35,7 @@ def _alone(start=PrometheusStatLogger.__init__):
 @contextlib.asynccontextmanager
 async def running(settings):
     """Start every rank of one group in this process; stop them, and see that nothing is left."""
+    share_fork_server()
     before = set(psutil.Process().children(recursive=True))
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))

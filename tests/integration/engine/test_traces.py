@@ -6,6 +6,7 @@ import pytest
 from serving.link.v1 import link_pb2
 from serving.settings import EngineSettings, GroupSettings, Settings, TelemetrySettings
 from tests.integration.telemetry.collector import Collector
+from tests.support.engines import share_fork_server
 
 pytestmark = pytest.mark.vllm
 
@@ -15,6 +16,7 @@ TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 async def test_vllms_span_is_a_child_of_the_span_that_the_link_carries():
     from serving.engine.vllm_engine import VllmEngine
 
+    share_fork_server()
     with Collector() as collector:
         engine = VllmEngine(
             Settings(

@@ -49,7 +49,7 @@ class Target:
         token = user.get("token")
         headers = {"authorization": f"Bearer {token}"} if token else {}
         return httpx.Client(
-            base_url=address, headers=headers, verify=verify, trust_env=False, timeout=30
+            base_url=address, headers=headers, verify=verify, trust_env=False, timeout=90
         )
 
     def as_user(self, token: str) -> httpx.Client:

@@ -49,8 +49,8 @@ def test_two_nodes_pass(tmp_path):
 def test_a_cable_cut_before_the_start(tmp_path):
     seen = play(tmp_path, "cable", 2, "--timeout", "24")
     assert seen["codes"] == [1, 1]
-    assert "peer 1 never came in 12 s" in reason(seen)
-    assert "the leader (peer 0, 10.79.0.2:29500) never came" in reason(seen, 1)
+    assert "peer 1 did not join within 12 s" in reason(seen)
+    assert "the leader (peer 0, 10.79.0.2:29500) did not answer" in reason(seen, 1)
     assert "10.79.0.2 does not answer" in reason(seen, 1)
 
 

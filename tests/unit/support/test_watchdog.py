@@ -113,7 +113,7 @@ def test_many_short_turns_are_no_long_one():
 
 
 def test_the_collector_counts_where_it_is_asked_for(run):
-    kept = [[] for _ in range(100_000)]
+    kept = [[] for _ in range(1_000_000)]
     collect = partial(ours["call"], gc.collect)
     dog = run(collect, limit=0.01)
     dog.check()

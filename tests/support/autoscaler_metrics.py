@@ -1,0 +1,9 @@
+"""The autoscaler's metrics, by their exported names."""
+
+from serving.telemetry import metrics
+
+
+def sample(name: str, **labels: str) -> float:
+    """Return the value of ``moe_autoscaler_NAME``; 0 if there is no such series yet."""
+    found = metrics.AUTOSCALER_REGISTRY.get_sample_value(f"moe_autoscaler_{name}", labels)
+    return found or 0.0

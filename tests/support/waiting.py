@@ -1,0 +1,83 @@
+"""Wait for a condition that no event announces.
+
+The timeout only ends a hang: tests assert what happens, never how long it takes, so it is long
+enough for a busy machine.
+"""
+
+import asyncio
+import inspect
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+PATIENCE = 120.0
+"""Default timeout, seconds."""
+
+
+async def eventually(
+    condition: Callable[[], Any | Awaitable[Any]],
+    what: str = "",
+    *,
+    timeout: float = PATIENCE,
+    interval: float = 0.005,
+) -> Any:
+    """Poll ``condition`` until it returns a true value.
+
+    Args:
+        condition: function or coroutine function without arguments.
+        what: names the awaited fact in the failure message; by default the condition's source.
+        timeout: seconds after which the test fails.
+        interval: seconds between two polls.
+
+    Returns:
+        The condition's first true value.
+
+    Raises:
+        AssertionError: the condition is still false after ``timeout``.
+    """
+    try:
+        async with asyncio.timeout(timeout) as deadline:
+            while True:
+                found = condition()
+                if inspect.isawaitable(found):
+                    found = await found
+                if found:
+                    return found
+                await asyncio.sleep(interval)
+    except TimeoutError:
+        if not deadline.expired():
+            raise
+        raise AssertionError(_in_vain(condition, what, timeout)) from None
+
+
+def wait_until(
+    condition: Callable[[], Any],
+    what: str = "",
+    *,
+    timeout: float = PATIENCE,
+    interval: float = 0.05,
+) -> Any:
+    """Poll ``condition`` until it returns a true value, blocking the thread.
+
+    Arguments, return value and failure are those of ``eventually``.
+    """
+    deadline = time.monotonic() + timeout
+    while not (found := condition()):
+        assert time.monotonic() < deadline, _in_vain(condition, what, timeout)
+        time.sleep(interval)
+    return found
+
+
+async def loop_turns(count: int = 5) -> None:
+    """Let tasks that are ready run, for ``count`` turns of the event loop."""
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+def _in_vain(condition: Callable[[], Any], what: str, timeout: float) -> str:
+    if not what:
+        try:
+            what = inspect.getsource(condition).strip()
+        except (OSError, TypeError):
+            what = repr(condition)
+    return f"waited {timeout:g} s in vain for: {what}"

@@ -1,0 +1,133 @@
+"""tests/unit mirrors the code: a module's tests are where a reader looks for them."""
+
+from itertools import chain
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+UNIT = ROOT / "tests" / "unit"
+
+TOPICS = {
+    "admission/test_documentation": "what deploy/docs say of quotas, against the settings",
+    "admission/test_simulation": "fairness and bounds of the whole controller under random load",
+    "cli/test_tls_server_name": "one option of every client command",
+    "edge/test_errors": "the error table as REST and gRPC send it",
+    "edge/test_http_floods": "the bounds of REST's protocol against hostile clients",
+    "edge/test_value_bounds_of_messages": "edge.value_bounds for gRPC",
+    "engine/test_engine_contract": "engine.base, for the fake engine and vLLM",
+    "h2grpc/test_floods": "the bounds of the whole server against hostile clients",
+    "h2grpc/test_oracle": "the whole server beside grpc.aio",
+    "h2grpc/test_oracle_context": "the handlers' context beside grpc.aio",
+    "h2grpc/test_oracle_endings": "the ends of calls beside grpc.aio",
+    "h2grpc/test_oracle_table": "that the comparison with grpc.aio is complete",
+    "h2grpc/test_rfc9113": "the whole server against the requirements of RFC 9113",
+    "h2grpc/test_tls": "the whole server over TLS",
+    "loadtest/bench/test_main": "the bench's command line",
+    "loadtest/simulation/test_command": "the simulation's command line",
+    "models/test_pocket_r1": "the bundled model in deploy/models",
+    "settings/test_contract": "names and defaults of all settings",
+    "settings/test_texts": "texts and units of all settings",
+    "test_call_order": "that no callback is assigned to another object, in all packages",
+    "test_dependencies": "pyproject.toml",
+    "test_images": "deploy/images",
+    "test_mirror": "tests/unit",
+    "test_packaging": "the wheel",
+    "test_setup_script": ".ci/setup",
+    "vllm_adapter/test_contract": "everything in the package that replaces a part of vLLM",
+}
+"""Test files that belong to no single module, and what they are about."""
+
+ELSEWHERE = {
+    "over a real API server's protocol in tests/integration/autoscaler": (
+        "autoscaler/actuators/",
+        "autoscaler/app",
+        "autoscaler/prometheus",
+        "autoscaler/signals",
+    ),
+    "over real connections in tests/integration/edge": (
+        "edge/auth/grpc",
+        "edge/grpc/server",
+        "edge/pages",
+        "edge/rest/",
+        "router/process",
+    ),
+    "over real connections in tests/integration/link": (
+        "engine/router_link/",
+        "fleet/join_server",
+        "link/protocol",
+        "requests/",
+    ),
+    "by the tests of the commands that use it": (
+        "__main__",
+        "cli/",
+        "client/",
+        "flags/",
+        "yaml_text",
+    ),
+    "by the tests of the package's policy as a whole": (
+        "admission/",
+        "autoscaler/decision",
+        "routing/",
+        "fleet/rank_handle",
+    ),
+    "by test_errors and test_requests, which compare whole messages": ("edge/grpc/",),
+    "by the contract of all engines, and with real ones in tests/integration/engine": (
+        "engine/base",
+        "engine/fake/",
+        "engine/fork_imports",
+        "engine/local_rank",
+        "engine/step_recorder",
+        "engine/vllm_engine",
+        "engine/worker_extension",
+    ),
+    "by test_cpu_plugin, patch by patch": ("engine/cpu_plugin/",),
+    "by test_run, with several peers": ("engine/fabric/",),
+    "by tests/unit/engine/ray and on real Ray in tests/e2e": ("engine/ray/",),
+    "byte by byte by test_connection and test_call": ("h2grpc/",),
+    "by test_contract of the package": ("settings/", "vllm_adapter/"),
+    "as an argument of all that keep time": ("clock",),
+}
+"""How modules are tested that have no test file of their own; ``x/`` stands for the rest of x."""
+
+
+def _names(folder: Path, pattern: str = "*.py") -> set[str]:
+    """Return the modules and packages under a folder, without their suffix."""
+    files = list(folder.rglob(pattern))
+    found = {file.relative_to(folder).as_posix().removesuffix(".py") for file in files}
+    found |= {file.parent.relative_to(folder).as_posix() for file in files}
+    return {name for name in found if name != "." and "__init__" not in name and "/v1" not in name}
+
+
+def _code() -> set[str]:
+    inside = {f"loadtest/{name}" for name in _names(ROOT / "loadtest")}
+    for helper in ("clients", "rig", "support"):
+        inside |= {f"{helper}/{name}" for name in _names(ROOT / "tests" / helper)}
+    return _names(ROOT / "serving") | inside
+
+
+def _about(test: str) -> str:
+    """Return the module or package that a test file is named after."""
+    folder, _, name = test.rpartition("/")
+    return f"{folder}/{name.removeprefix('test_')}".removeprefix("/")
+
+
+TESTS = {name for name in _names(UNIT, "test_*.py") if (UNIT / f"{name}.py").is_file()}
+
+
+def test_every_test_file_is_named_after_what_it_tests() -> None:
+    strays = {test for test in TESTS if _about(test) not in _code()}
+    assert strays == set(TOPICS)
+
+
+def test_every_module_has_a_test_file_or_a_reason() -> None:
+    tested = {_about(test) for test in TESTS}
+    reasons = tuple(chain(*ELSEWHERE.values()))
+    modules = {name for name in _names(ROOT / "serving") if (ROOT / f"serving/{name}.py").is_file()}
+    without = {name for name in modules if name not in tested}
+    unexplained = {name for name in without if not any(_covers(reason, name) for reason in reasons)}
+    assert unexplained == set()
+    idle = {reason for reason in reasons if not any(_covers(reason, name) for name in without)}
+    assert idle == set(), "these have test files now"
+
+
+def _covers(reason: str, name: str) -> bool:
+    return name.startswith(reason) if reason.endswith("/") else name == reason
