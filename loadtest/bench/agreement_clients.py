@@ -71,7 +71,7 @@ class Seen:
     tpot_mean: float
     """Mean over requests of the time from first to last token per token after the first."""
     itl_mean: float | None
-    """Mean time between chunks, over all answers. None: the client does not report it."""
+    """Mean time between chunks over all answers; None if the client does not report it."""
 
     @property
     def consistent(self) -> bool:

@@ -54,12 +54,12 @@ class Measured:
     requests_per_second: float
     tokens_per_second: float
     cpu_ms_per_request: float | None
-    """CPU time of the router (user and system) per finished request. None: no request finished."""
+    """User and system CPU time of the router per finished request; None if none finished."""
     cpu_us_per_token: float
     cpu_share: float
     """CPU time of the router as a share of one core."""
     p50_ms: float | None
-    """Time to the complete answer. None: no request finished."""
+    """Time to the complete answer; None if no request finished."""
     p99_ms: float | None
     rss_mib: float
     prompt_tokens: float

@@ -49,7 +49,7 @@ class RouterProcess:
     pid: int
     folder: Path
     ca: Path | None = None
-    """CA file of the router's certificate. None: REST and gRPC without TLS."""
+    """CA file of the router's certificate; None if REST and gRPC do not use TLS."""
 
     def measure(self, case: Case) -> Measured:
         """Run a case in a separate process.

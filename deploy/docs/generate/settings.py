@@ -115,7 +115,7 @@ def _group(field: FieldInfo) -> type[BaseModel] | None:
 
 
 def _item(field: FieldInfo) -> type[BaseModel] | None:
-    """Return the group class of a list's items. None: the items are not groups."""
+    """Return the class of a list's items if they are groups of settings, otherwise None."""
     for kind in get_args(field.annotation):
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             return kind
