@@ -19,20 +19,20 @@ ORDER = {
     "e2e": 7,
 }
 SLOW_MARKS = ("vllm", "e2e")
-SLOW_TIMEOUT = 600  # seconds, for tests that start engines or Ray
+SLOW_TIMEOUT = 1800  # seconds, for tests that start engines or Ray
 
-# Collecting imports millions of objects that stay for good: the garbage collector looks at none of
-# them, neither meanwhile nor afterwards. That saves a quarter of the suite's CPU time.
+# Collecting imports millions of objects that stay for good: the garbage collector scans none of
+# them during or after it. This saves a quarter of the suite's CPU time.
 gc.disable()
 
-# Examples are the same in every run, so that a red build means a change. No deadline per example,
-# because its time depends on the machine.
+# Examples are the same in every run, so that a failed build means a change. No deadline per
+# example, because its time depends on the machine.
 settings.register_profile("repeatable", derandomize=True, deadline=None, print_blob=True)
 settings.load_profile("repeatable")
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Import only the files with the mark that ``-m`` begins with, if it is a slow one.
+    """If ``-m`` begins with the mark of slow tests, import only the files with that mark.
 
     These are a few files; importing all others takes as long as many of their tests.
     """
@@ -45,7 +45,7 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 
 def pytest_collection_finish() -> None:
-    """Keep what was imported out of all further collections."""
+    """Exclude the imported objects from all further collections."""
     gc.collect()
     gc.freeze()
     gc.enable()

@@ -8,6 +8,9 @@ lanes take the runs of ``ENGINE_RUNS`` in turn. Each engine run is a fresh proce
 forks, and threads and channels of earlier tests break forked processes. It has its own folder for
 temporary files, because ranks on one machine find each other there (``moe-serving leave``).
 
+The output ends with the failed tests and a table of the runs. Both together have at most
+``SUMMARY`` characters, because some CI systems keep only the end of the output.
+
 Every test is in one run: the marks ``vllm`` and ``e2e`` divide the suite, and the run ``system``
 takes each end-to-end test outside the paths of the other runs.
 """
@@ -22,18 +25,26 @@ import sys
 import tempfile
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
 
+from tests.support import failures
+
 ROOT = Path(__file__).resolve().parents[1]
 INTERRUPTED, NO_TESTS = 2, 5
 """Exit statuses of pytest: after Ctrl-C, and when no test was selected."""
-WORKERS = (os.cpu_count() or 2) + 1
+CORES = len(psutil.Process().cpu_affinity()) if psutil.LINUX else os.cpu_count() or 2
+"""Number of cores that this process may use."""
+WORKERS = CORES + 1
 """Number of pytest processes for tests without engines."""
-ENGINE_LANES = 2 if psutil.virtual_memory().total >= 12 * 2**30 else 1
+ENGINE_LANES = 2 if CORES > 1 and psutil.virtual_memory().total >= 12 * 2**30 else 1
 """Number of engine runs at the same time; each needs up to 5 GiB."""
+SUMMARY = 2000
+"""Maximum size of the final summary, characters."""
+LISTED, LINE, SHORTEST_LINE = 30, 200, 70
+"""Maximum number of failed tests in the summary, and maximum and minimum length of a line."""
 LAYOUTS = ("tests/e2e/test_verify.py", "tests/e2e/test_two_nodes.py")
 SERVED, FAULTS = "tests/e2e/served", "tests/faults/test_real.py"
 
@@ -49,25 +60,39 @@ class Run:
     status: int = INTERRUPTED
     """Exit status; ``INTERRUPTED`` until it has ended."""
     seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    """CPU time of the process and of its descendants that were waited for."""
+    failures: list[str] = field(default_factory=list)
+    """Failed tests and errors, each with the first line of its message."""
 
     def __call__(self, more: list[str]) -> None:
         """Run it to its end and print its output, line by line."""
         began = time.monotonic()
         folder = tempfile.mkdtemp(prefix="t-") if self.own_folder else ""
+        descriptor, file = tempfile.mkstemp(prefix="failures-")
+        os.close(descriptor)
         process = subprocess.Popen(
-            [sys.executable, "-m", "pytest", *self.arguments, *more],
+            [sys.executable, "-m", "pytest", "-p", failures.__name__, *self.arguments, *more],
             cwd=ROOT,
-            env=os.environ | ({"TMPDIR": folder} if folder else {}),
+            env=_environment() | {failures.VARIABLE: file} | ({"TMPDIR": folder} if folder else {}),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
         )
         assert process.stdout is not None
+        last = ""
         for line in process.stdout:
             _print(f"{self.name:>7} | {line.rstrip()}")
-        self.status = process.wait()
+            last = line.strip() or last
+        _, status, usage = os.wait4(process.pid, 0)
+        self.status = process.returncode = os.waitstatus_to_exitcode(status)
+        self.cpu_seconds = usage.ru_utime + usage.ru_stime
         self.seconds = time.monotonic() - began
+        self.failures = Path(file).read_text("utf-8").splitlines()
+        Path(file).unlink()
+        if self.status not in {0, NO_TESTS} and not self.failures:
+            self.failures = [last]
         if folder and self.status in {0, NO_TESTS}:
             shutil.rmtree(folder, ignore_errors=True)
         elif folder:
@@ -75,7 +100,7 @@ class Run:
 
     def __str__(self) -> str:
         result = {0: "passed", NO_TESTS: "no tests"}.get(self.status, f"FAILED ({self.status})")
-        return f"{self.name:>7} | {result} in {self.seconds:.0f} s"
+        return f"{self.name:>7} | {result} in {self.seconds:.0f} s, CPU {self.cpu_seconds:.0f} s"
 
 
 UNITS = (
@@ -122,11 +147,38 @@ def main(arguments: list[str]) -> int:
         thread.start()
     for thread in threads:
         thread.join()
-    _print("", *map(str, (*others, units)))
+    _print("", *summary([*others, units]))
     found = {run.status for run in (*others, units)}
     if not found <= {0, NO_TESTS}:
         return 1
     return min(found)
+
+
+def _environment() -> dict[str, str]:
+    """Return the environment of the runs, in which processes start with less CPU time.
+
+    Each of thousands of processes would compile its modules, and pytest would rewrite the
+    assertions of all tests, without files of bytecode. Helm and kubectl end before they need to
+    collect garbage.
+    """
+    environment = {"GOGC": "400", **os.environ}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
+    return environment
+
+
+def summary(runs: list[Run]) -> list[str]:
+    """Return the lines at the end of the output: the failed tests, then all runs."""
+    table = [str(run) for run in runs]
+    failed = [f"{run.name}: {failure}" for run in runs for failure in run.failures]
+    if not failed:
+        return table
+    left = SUMMARY - sum(len(line) + 1 for line in table) - 100  # for the two lines below
+    width = min(LINE, max(SHORTEST_LINE, left // len(failed) - 1))
+    listed = failed[: min(LISTED, left // (width + 1))]
+    lines = [each if len(each) <= width else f"{each[: width - 1]}…" for each in listed]
+    if more := len(failed) - len(listed):
+        lines.append(f"… and {more} more, listed above")
+    return [f"failed: {len(failed)}", *lines, "", *table]
 
 
 _printing = threading.Lock()

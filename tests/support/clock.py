@@ -1,4 +1,4 @@
-"""Clocks for tests: time moves when a test says so, never with the machine."""
+"""Clocks for tests: time advances only when a test sets it."""
 
 
 class ManualClock:

@@ -12,7 +12,7 @@ ROUTING = RoutingRequest(1)
 
 @dataclass(eq=False)
 class SlotStream:
-    """Stands for a request's stream: a name, and the slots that it takes."""
+    """Replaces a request's stream: a name and the slots that it needs."""
 
     name: str = "x"
     size: int = 1
@@ -28,13 +28,13 @@ class SlotDispatcher:
         self.capacity = capacity
         self.ready = ready
         self.inside = 0
-        """Slots that are taken."""
+        """Occupied slots."""
         self.placed = []
         """Names of placed requests, in order."""
         self.tries = []
         """Names of requests, in the order in which their placement was tried."""
         self.refuse = {}
-        """Names to the errors that their placement raises if nothing else is inside."""
+        """Errors by name, raised by their placement if no other request is placed."""
         self.listeners = []
 
     def subscribe(self, listener):

@@ -14,10 +14,10 @@ from serving.settings import Settings
 def share_fork_server() -> None:
     """Fork all engines of this process from one server that has imported vLLM.
 
-    A rank's process has such a server of its own. Without it vLLM spawns its processes from a
+    Each rank's process has such a server. Without it vLLM spawns its processes from a
     test's, and each of them imports vLLM first: eight seconds of CPU time.
     """
-    # The server loads libraries that read their variables once.
+    # The server loads libraries that read environment variables only once.
     apply_environment(engine_environment(Settings()))
     folder = tempfile.mkdtemp(prefix="moe-tests-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)

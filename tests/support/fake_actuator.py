@@ -20,7 +20,7 @@ class FakeActuator:
     async def scale(self, groups: int) -> None:
         self._check()
         if groups < 0:
-            raise ActuatorError(f"{groups} groups cannot be")
+            raise ActuatorError(f"invalid number of groups: {groups}")
         self.asked.append(groups)
         self.groups = groups
 

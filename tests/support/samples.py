@@ -1,8 +1,8 @@
-"""Values of this package's metrics, as a scrape would show them."""
+"""Values of this package's metrics, as in a scrape."""
 
 from serving.telemetry.metrics import REGISTRY
 
 
 def sample(name: str, **labels: str) -> float:
-    """Return a sample by its exported name, ``_total`` included; 0 if there is none yet."""
+    """Return a sample by its exported name, ``_total`` included; 0 if it does not exist yet."""
     return REGISTRY.get_sample_value(name, labels) or 0.0

@@ -10,7 +10,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-PATIENCE = 120.0
+PATIENCE = 300.0
 """Default timeout, seconds."""
 
 
@@ -25,8 +25,8 @@ async def eventually(
 
     Args:
         condition: function or coroutine function without arguments.
-        what: names the awaited fact in the failure message; by default the condition's source.
-        timeout: seconds after which the test fails.
+        what: description of the condition in the failure message; by default the condition's
+        source. timeout: seconds after which the test fails.
         interval: seconds between two polls.
 
     Returns:

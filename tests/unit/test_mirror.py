@@ -1,4 +1,4 @@
-"""tests/unit mirrors the code: a module's tests are where a reader looks for them."""
+"""tests/unit mirrors the code: a module's tests are in the expected file."""
 
 from itertools import chain
 from pathlib import Path
@@ -26,6 +26,7 @@ TOPICS = {
     "models/test_pocket_r1": "the bundled model in deploy/models",
     "settings/test_contract": "names and defaults of all settings",
     "settings/test_texts": "texts and units of all settings",
+    "support/test_suite": "tests.suite",
     "test_call_order": "that no callback is assigned to another object, in all packages",
     "test_dependencies": "pyproject.toml",
     "test_images": "deploy/images",

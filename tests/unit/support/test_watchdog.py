@@ -1,4 +1,4 @@
-"""What the watchdog of the event loop finds, and what it does not."""
+"""What the watchdog of the event loop detects, and what it ignores."""
 
 import asyncio
 import gc
@@ -24,7 +24,7 @@ def call(function):
 
 
 def functions(name):
-    """Code that is in a file of this name, for whoever looks at the stack."""
+    """Code compiled with this file name, as it appears in the stack."""
     found = {}
     exec(compile(_SOURCE, name, "exec"), found)
     return found
