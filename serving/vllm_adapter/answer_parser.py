@@ -21,7 +21,7 @@ from vllm.reasoning.deepseek_r1_reasoning_parser import DeepSeekR1ReasoningParse
 from vllm.tool_parsers.deepseekv3_tool_parser import DeepSeekV3ToolParser
 
 from serving.vllm_adapter.deepseek_tool_calls import DeepSeekToolCalls
-from serving.vllm_adapter.token_text import TokenText, holds_text_back
+from serving.vllm_adapter.token_text import TokenText, text_may_differ
 from serving.vllm_adapter.tool_calls import CompletedToolCalls, tightened
 
 _HOLDERS = {
@@ -96,8 +96,11 @@ class AnswerParser(DelegatingParser):
             prompt_token_ids=prompt_token_ids,
             finished=finished,
         )
-        if delta is not None and delta.reasoning is not None:
-            delta.reasoning_content = delta.reasoning
+        if delta is None or delta.reasoning is None:
+            return delta
+        if not (delta.reasoning or delta.content or delta.tool_calls):
+            return None  # e.g. a part of a character; a stream would show empty reasoning
+        delta.reasoning_content = delta.reasoning
         return delta
 
     def extract_reasoning(self, model_output: str, request: Any) -> tuple[str | None, str | None]:
@@ -131,7 +134,7 @@ class AnswerParser(DelegatingParser):
         """Return the function to parse the deltas of this request with."""
         has_tools = bool(request.tools) and request.tool_choice != "none"
         other_tools = has_tools and not isinstance(self._tool_parser, DeepSeekToolCalls)
-        self._each_token = other_tools or holds_text_back(request)
+        self._each_token = other_tools or text_may_differ(request)
         if other_tools and self._tool_parser is not None:
             # /v1/responses without tool parsing has no tool parser.
             return CompletedToolCalls(self._parse_tokens, self._fresh, enable_auto_tools=True)

@@ -7,11 +7,12 @@ overrides, replaces or removes. If a new vLLM version changes a part, the test f
 import logging
 from argparse import Namespace
 from http import HTTPStatus
+from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
+from starlette.datastructures import State
 from starlette.exceptions import HTTPException
-from starlette.routing import BaseRoute
 from vllm.engine.protocol import EngineClient
 from vllm.entrypoints.anthropic import api_router
 from vllm.entrypoints.anthropic import serving as messages
@@ -23,6 +24,7 @@ from vllm.entrypoints.serve.exception_handling.handlers.vllm_error import vllm_e
 from vllm.exceptions import VLLMError
 
 from serving.errors import ServingError
+from serving.h2grpc.turns import TaskTurns
 from serving.vllm_adapter.answer_parser import install_answer_parser
 from serving.vllm_adapter.error_response import (
     FAILED,
@@ -31,36 +33,19 @@ from serving.vllm_adapter.error_response import (
     reason_of,
     response_of,
 )
-from serving.vllm_adapter.fail_fast import fail_fast
-from serving.vllm_adapter.handlers import install_handlers
-from serving.vllm_adapter.stream_bypass import bypass_middleware
+from serving.vllm_adapter.handlers import (
+    ChatBatchHandler,
+    ChatHandler,
+    CompletionHandler,
+    TokenizationHandler,
+    tokenize_short_texts_at_once,
+)
+from serving.vllm_adapter.long_chats import parse_long_chats_in_slices
+from serving.vllm_adapter.messages_handler import MessagesHandler
+from serving.vllm_adapter.responses_handler import ResponsesHandler, ResponsesRenderer
+from serving.vllm_adapter.routes import bypass_middleware, fail_fast, remove_routes
 
 TASKS = ("generate",)
-
-KEPT_ROUTES = frozenset(
-    {
-        "/v1/models",
-        "/v1/chat/completions",
-        "/v1/chat/completions/batch",
-        "/v1/completions",
-        "/v1/responses",
-        "/v1/responses/{response_id}",
-        "/v1/responses/{response_id}/cancel",
-        "/v1/messages",
-        "/v1/messages/count_tokens",
-        "/tokenize",
-        "/detokenize",
-        # SageMaker's single route for all of /v1; the fields of the body select the API.
-        "/invocations",
-        "/health",
-        "/version",
-    }
-)
-"""Routes of vLLM that the router serves.
-
-All others are removed: routes that control a single engine (LoRA loading, elastic EP, profiling,
-sleep), vLLM's metrics and load pages, which would describe the router as an engine, and the
-token-in-token-out protocol with its renderers, which vLLM answers with 403 unless it is enabled."""
 
 _FIXED_ARGS = {
     # Report cached prompt tokens in usage.
@@ -72,12 +57,22 @@ _FIXED_ARGS = {
 }
 """Arguments of vLLM's server with a fixed value in every router."""
 
+_HANDLERS: dict[str, type[Any]] = {
+    "openai_serving_chat": ChatHandler,
+    "openai_serving_chat_batch": ChatBatchHandler,
+    "openai_serving_completion": CompletionHandler,
+    "openai_serving_responses": ResponsesHandler,
+    "anthropic_serving_messages": MessagesHandler,
+    "serving_tokenization": TokenizationHandler,
+    "online_renderer": ResponsesRenderer,
+}
+
 _LOGGING_MODULES = (chat, completion, messages, api_router)
 """Modules of vLLM that log exceptions of requests."""
 
 
 async def build_vllm_app(
-    client: EngineClient, args: Namespace, *, generating: frozenset[str]
+    client: EngineClient, args: Namespace, *, generating: frozenset[str], turns: TaskTurns
 ) -> FastAPI:
     """Build vLLM's app and adapt it to a router.
 
@@ -85,6 +80,7 @@ async def build_vllm_app(
         client: engine client that represents the fleet.
         args: arguments of vLLM's server (``serving.engine.arguments.router_args``).
         generating: paths whose streamed responses bypass the app's middleware.
+        turns: shared by all requests with long steps.
 
     Raises:
         RuntimeError: this version of vLLM lacks a route in ``KEPT_ROUTES``.
@@ -97,10 +93,12 @@ async def build_vllm_app(
         **{**vars(args), **_FIXED_ARGS, "structured_outputs_config": structured_outputs}
     )
     app: FastAPI = build_app(args, TASKS, client.model_config)
-    _remove_routes(app)
+    remove_routes(app)
     _remove_middleware(app)
     _handle_errors(app)
     await init_app_state(client, app.state, args, TASKS)
+    tokenize_short_texts_at_once(client.renderer)
+    parse_long_chats_in_slices(client.renderer, turns)
     install_handlers(app.state)
     suppress_client_error_logs()
     install_answer_parser(app.state, compact_json=structured_outputs.disable_any_whitespace)
@@ -109,28 +107,36 @@ async def build_vllm_app(
     return app
 
 
-def _remove_routes(app: FastAPI) -> None:
-    app.router.routes[:] = [route for route in app.router.routes if _path(route) in KEPT_ROUTES]
-    missing = KEPT_ROUTES - {_path(route) for route in app.router.routes}
-    if missing:
-        raise RuntimeError(
-            f"vLLM's OpenAI app has no {', '.join(sorted(missing))}; this version is not supported"
-        )
-
-
-def _path(route: BaseRoute) -> str:
-    return str(getattr(route, "path", ""))
-
-
 def _remove_middleware(app: FastAPI) -> None:
     """Remove vLLM's middleware: HTTP metrics, elastic-EP switch and SageMaker hooks.
 
-    It adds cost to every request and is useless in a router. API keys and CORS are handled before
-    the app.
+    It adds cost to every request, and a router does not need it. API keys and CORS are handled
+    before the app.
     """
     app.user_middleware.clear()
     # SageMaker's bootstrap has built the stack; the first request rebuilds it.
     app.middleware_stack = None
+
+
+def install_handlers(state: State) -> None:
+    """Set the class of the handlers in vLLM's app state to the subclasses of this package.
+
+    vLLM has no replaceable factory for its handler objects. Its modules are not modified.
+
+    Args:
+        state: vLLM's app state after ``init_app_state``.
+
+    Raises:
+        TypeError: a handler has a class that this package does not extend.
+    """
+    for name, handler in _HANDLERS.items():
+        serving = getattr(state, name)
+        if type(serving) not in handler.__bases__:
+            raise TypeError(
+                f"vLLM's app state has a {type(serving).__name__} as {name}, which "
+                f"{handler.__name__} does not extend; this vLLM version is not supported"
+            )
+        serving.__class__ = handler
 
 
 def _handle_errors(app: FastAPI) -> None:
@@ -172,11 +178,11 @@ def _detail(error: HTTPException) -> str:
     """Return the error text, with the cause if FastAPI could not read the body."""
     cause = error.__cause__
     if isinstance(cause, RecursionError):
-        return "the body is nested too deeply"
+        return "the JSON body is nested too deeply"
     if isinstance(cause, UnicodeDecodeError):
         return f"the body is not valid {cause.encoding}: {cause.reason} at byte {cause.start}"
     if isinstance(cause, ValueError):
-        return f"the body cannot be read as JSON: {cause}"
+        return f"the body is not valid JSON: {cause}"
     return str(error.detail)
 
 

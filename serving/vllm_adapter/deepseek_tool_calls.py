@@ -78,7 +78,7 @@ class CallReader:
             return
         else:
             self._position = max(0, len(text) - len(_CALLS) + 1)
-            end = len(text) - _begun(text, _CALLS)
+            end = len(text) - _partial_match_length(text, _CALLS)
         if self.content_end or text[:end].strip():
             self.content_end = end
 
@@ -102,7 +102,7 @@ class CallReader:
         call = self.calls[-1]
         end = text.find(_END, self._position)
         if end < 0:
-            call.end = max(call.begin, len(text) - _begun(text, _END))
+            call.end = max(call.begin, len(text) - _partial_match_length(text, _END))
             self._position = max(call.begin, len(text) - len(_END) + 1)
             return False
         call.end = end
@@ -111,7 +111,7 @@ class CallReader:
         return True
 
 
-def _begun(text: str, mark: str) -> int:
+def _partial_match_length(text: str, mark: str) -> int:
     """Return the length of the longest suffix of ``text`` that is a proper prefix of ``mark``."""
     for length in range(min(len(mark) - 1, len(text)), 0, -1):
         if text.endswith(mark[:length]):

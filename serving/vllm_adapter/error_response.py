@@ -21,12 +21,12 @@ RETRY_AFTER_SECONDS = 1
 """Default ``retry_after`` of retryable errors; short because requests of a lost group resume within
 seconds."""
 
-UNREADABLE = "the request has a field of a wrong type that could not be made out more exactly"
+UNREADABLE = "a field of the request has the wrong type"
 _LONE_SURROGATE = (
-    "a text of the request has half a surrogate pair (\\ud800 to \\udfff in JSON), which is no "
-    "character: send the whole pair, or U+FFFD in its place"
+    "a string in the request contains an unpaired surrogate (\\ud800 to \\udfff in JSON): "
+    "send the whole pair, or replace it with U+FFFD"
 )
-INTERNAL_MESSAGE = "internal error; the router's log has it under this request's x-request-id"
+INTERNAL_MESSAGE = "internal error; see the router's log for this request's x-request-id"
 
 # vLLM reports invalid requests with these. Any other exception is a bug in the router or the
 # engine, and its text may reveal internals.
@@ -128,6 +128,18 @@ def response_to(
     if isinstance(message, Exception):
         return response_of(message)
     return create_error_response(message, err_type, status_code, param)
+
+
+class RouterErrors:
+    """Mixin that builds error bodies for the errors of ``serving.errors``."""
+
+    create_error_response = staticmethod(response_to)
+
+
+def retry_after_fields(error: ErrorInfo) -> dict[str, Any]:
+    """Return ``{"retry_after": seconds}`` for an error that has the field, else ``{}``."""
+    known = getattr(error, "retry_after", None)
+    return {} if known is None else {"retry_after": known}
 
 
 def event_response(event: bytes) -> tuple[ErrorResponse, dict[str, Any] | None]:

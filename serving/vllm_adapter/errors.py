@@ -48,10 +48,10 @@ def error_of(error: link_pb2.RequestError) -> ServingError:
         case _Code.INVALID_REQUEST:
             return InvalidRequest(error.message)
         case _Code.DRAINING:
-            return GroupLost(error.message or "the rank is going away; try again", refused=True)
+            return GroupLost(error.message or "the rank is draining; try again", refused=True)
         case _Code.OVERLOADED:
-            return Overloaded(error.message or "the rank is full; try again later")
+            return Overloaded(error.message or "the rank is at its request limit; try again later")
         case _Code.ABORTED:
-            return GroupLost(error.message or "the rank ended the request; try again")
+            return GroupLost(error.message or "the rank aborted the request; try again")
         case _:
             return EngineError(error.message or "the engine failed on the request")

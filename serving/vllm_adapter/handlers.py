@@ -1,32 +1,27 @@
-"""Subclasses of vLLM's request handlers, with the router's errors and corrected answers.
+"""Subclasses of vLLM's handlers of chats, completions and tokenization.
 
-vLLM has no replaceable factory for its handler objects. ``install_handlers`` therefore changes the
-class of the existing objects to a subclass. vLLM's modules are not modified.
+They have the router's errors, corrected answers, and generators that write chunks at less cost.
+``app`` sets them as the class of vLLM's handler objects.
 """
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import Any
 
-from starlette.datastructures import State
+import msgspec
 from vllm.entrypoints.openai.chat_completion.batch_serving import OpenAIServingChatBatch
 from vllm.entrypoints.openai.chat_completion.protocol import (
     BatchChatCompletionRequest,
     ChatCompletionRequest,
     ChatCompletionResponse,
+    ChatMessage,
 )
 from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
 from vllm.entrypoints.serve.tokenize.serving import ServingTokenization
+from vllm.outputs import RequestOutput
 
-from serving.vllm_adapter.answer_mixins import (
-    ChatAnswer,
-    ChatShape,
-    OurErrors,
-    ReasoningContent,
-    WholeChat,
-)
-from serving.vllm_adapter.error_response import response_to
+from serving.vllm_adapter.error_response import RouterErrors, response_to
 from serving.vllm_adapter.fast_chunks import (
     ChatChoice,
     ChatChunk,
@@ -34,15 +29,105 @@ from serving.vllm_adapter.fast_chunks import (
     TextChunk,
     with_names,
 )
-from serving.vllm_adapter.messages_handler import MessagesHandler
-from serving.vllm_adapter.responses_handler import ResponsesHandler, ResponsesRenderer
-from serving.vllm_adapter.running_usage import with_cached_tokens
 
+_OMITTED_IF_NULL = ("annotations", "function_call")
+"""Message fields that are omitted instead of null."""
 _NOT_IN_BATCHES = ("stream", "tools")
+_DATA = "data: "
+_END = "\n\n"
+SHORT = 2048
+"""Maximum length of a text that is tokenized on the event loop, characters.
+
+A fast tokenizer takes less than 0.5 ms for this length. A round trip to a thread costs about 0.2 ms
+of CPU time (deploy/docs/performance.md), which pays off only for longer texts.
+"""
 
 
-class ChatHandler(OurErrors, ReasoningContent, ChatShape, WholeChat, OpenAIServingChat):
-    """/v1/chat/completions."""
+class ChatAnswer(ChatCompletionResponse):
+    """A complete chat completion that omits the null fields of ``_OMITTED_IF_NULL``."""
+
+    def model_dump(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Return the JSON content of the completion."""
+        content: dict[str, Any] = super().model_dump(*args, **kwargs)
+        for choice in content["choices"]:
+            for name in _OMITTED_IF_NULL:
+                if choice["message"].get(name, ...) is None:
+                    del choice["message"][name]
+        return content
+
+
+class OpenAIChatFields:
+    """Mixin that adds fields that are always present in OpenAI's chat completions."""
+
+    def _create_chat_logprobs(self, *args: Any, **kwargs: Any) -> Any:
+        logprobs = super()._create_chat_logprobs(*args, **kwargs)  # type: ignore[misc]
+        logprobs.refusal = None
+        return logprobs
+
+
+class ConsistentChat:
+    """Mixin that aligns finish reasons and reasoning of complete answers with streamed ones."""
+
+    def _engine_reasoning_kwargs(
+        self,
+        request: ChatCompletionRequest,
+        parser: Any,
+        chat_template_kwargs: dict[str, Any],
+        prompt_token_ids: list[int] | None,
+    ) -> dict[str, Any]:
+        """Apply the request's grammar after the reasoning, even if the reasoning is hidden.
+
+        With ``include_reasoning: false``, vLLM applies it from the first token, and then treats the
+        whole answer as reasoning.
+        """
+        shown = request
+        if not request.include_reasoning and parser is not None and parser.reasoning_parser:
+            shown = request.model_copy(update={"include_reasoning": True})
+        arguments: dict[str, Any] = super()._engine_reasoning_kwargs(  # type: ignore[misc]
+            shown, parser, chat_template_kwargs, prompt_token_ids
+        )
+        return arguments
+
+    async def chat_completion_full_generator(
+        self, request: ChatCompletionRequest, result_generator: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Return a complete answer.
+
+        The finish reason is ``tool_calls`` only if it has tool calls and was not cut off.
+        """
+        reasons: dict[int, str | None] = {}
+        answer = await super().chat_completion_full_generator(  # type: ignore[misc]
+            request, _record_reasons(result_generator, reasons), *args, **kwargs
+        )
+        if isinstance(answer, ChatCompletionResponse):
+            for choice in answer.choices:
+                ended = reasons.get(choice.index)
+                if choice.finish_reason == "tool_calls" and (
+                    ended != "stop" or not choice.message.tool_calls
+                ):
+                    choice.finish_reason = ended or "stop"
+            answer.__class__ = ChatAnswer
+        return answer
+
+
+async def _record_reasons(
+    outputs: AsyncIterator[RequestOutput], reasons: dict[int, str | None]
+) -> AsyncGenerator[RequestOutput]:
+    """Yield ``outputs`` and record the finish reason of each choice in ``reasons``."""
+    async for output in outputs:
+        for choice in output.outputs:
+            if choice.finish_reason is not None:
+                reasons[choice.index] = choice.finish_reason
+        yield output
+
+
+class ChatHandler(RouterErrors, OpenAIChatFields, ConsistentChat, OpenAIServingChat):
+    """/v1/chat/completions.
+
+    Adds ``reasoning_content`` to messages, with the same value as ``reasoning``. DeepSeek's API and
+    its clients use this name; vLLM 0.32 emits only ``reasoning`` (and accepts both). The added name
+    is an extra field of the message object, so chunks are not serialized twice.
+    """
 
     _fast_stream = with_names(
         OpenAIServingChat.chat_completion_stream_generator,
@@ -61,8 +146,14 @@ class ChatHandler(OurErrors, ReasoningContent, ChatShape, WholeChat, OpenAIServi
             stream = self._fast_stream
         return with_cached_tokens(stream, request, *args, **kwargs)
 
+    def _create_chat_message(self, *args: Any, **kwargs: Any) -> ChatMessage:
+        message: ChatMessage = super()._create_chat_message(*args, **kwargs)
+        if message.reasoning is not None:
+            message.reasoning_content = message.reasoning
+        return message
 
-class ChatBatchHandler(OurErrors, ChatShape, OpenAIServingChatBatch):
+
+class ChatBatchHandler(RouterErrors, OpenAIChatFields, OpenAIServingChatBatch):
     """/v1/chat/completions/batch."""
 
     async def create_batch_chat_completion(
@@ -73,7 +164,7 @@ class ChatBatchHandler(OurErrors, ChatShape, OpenAIServingChatBatch):
         for name in _NOT_IN_BATCHES:
             # A streamed batch would return only the last token of each answer.
             if extra.get(name):
-                return response_to(f"batches of chats have no {name!r}: leave it out", param=name)
+                return response_to(f"{name!r} is not supported in chat batches", param=name)
         answer = await super().create_batch_chat_completion(request, *args, **kwargs)
         if isinstance(answer, ChatCompletionResponse):
             for choice in answer.choices:
@@ -90,7 +181,7 @@ class _EchoedChoice(TextChoice):
         self.prompt_token_ids = None
 
 
-class CompletionHandler(OurErrors, OpenAIServingCompletion):
+class CompletionHandler(RouterErrors, OpenAIServingCompletion):
     """/v1/completions."""
 
     _fast_stream = with_names(
@@ -113,35 +204,82 @@ class CompletionHandler(OurErrors, OpenAIServingCompletion):
         return with_cached_tokens(stream, request, *args, **kwargs)
 
 
-class TokenizationHandler(OurErrors, ServingTokenization):
+def with_cached_tokens(
+    stream: Callable[..., AsyncGenerator[str, None]],
+    request: Any,
+    *args: Any,
+    **kwargs: Any,
+) -> AsyncGenerator[str, None]:
+    """Return the events of a stream, with the number of cached prompt tokens in every usage.
+
+    vLLM 0.32 reports it only in the final usage. Streams without
+    ``stream_options.continuous_usage_stats`` are unchanged.
+
+    Args:
+        stream: vLLM's stream generator, a bound method.
+        request: the request, the first argument of ``stream``.
+        args: further arguments of ``stream``, including the asynchronous iterator over the outputs.
+        kwargs: keyword arguments of ``stream``.
+    """
+    options = request.stream_options
+    if not (options and options.include_usage and options.continuous_usage_stats):
+        return stream(request, *args, **kwargs)
+    seen: dict[str, int] = {}
+    recorded = [
+        _record_cached_tokens(arg, seen) if hasattr(arg, "__aiter__") else arg for arg in args
+    ]
+    return _add_cached_tokens(stream(request, *recorded, **kwargs), seen)
+
+
+async def _record_cached_tokens(
+    outputs: AsyncIterator[Any], seen: dict[str, int]
+) -> AsyncGenerator[Any]:
+    async for item in outputs:
+        # /v1/completions yields pairs of a prompt index and an output.
+        output = item[1] if isinstance(item, tuple) else item
+        if "cached_tokens" not in seen and output.num_cached_tokens is not None:
+            seen["cached_tokens"] = output.num_cached_tokens
+        yield item
+
+
+async def _add_cached_tokens(
+    events: AsyncGenerator[str, None], seen: dict[str, int]
+) -> AsyncGenerator[str, None]:
+    async for event in events:
+        yield _with_details(event, seen) if seen and '"usage":{' in event else event
+
+
+def _with_details(event: str, seen: dict[str, int]) -> str:
+    chunk = msgspec.json.decode(event.removeprefix(_DATA))
+    usage = chunk.get("usage") if isinstance(chunk, dict) else None
+    if not isinstance(usage, dict) or usage.get("prompt_tokens_details"):
+        return event
+    usage["prompt_tokens_details"] = dict(seen)
+    return f"{_DATA}{msgspec.json.encode(chunk).decode()}{_END}"
+
+
+class TokenizationHandler(RouterErrors, ServingTokenization):
     """/tokenize and /detokenize."""
 
 
-_HANDLERS: dict[str, type[Any]] = {
-    "openai_serving_chat": ChatHandler,
-    "openai_serving_chat_batch": ChatBatchHandler,
-    "openai_serving_completion": CompletionHandler,
-    "openai_serving_responses": ResponsesHandler,
-    "anthropic_serving_messages": MessagesHandler,
-    "serving_tokenization": TokenizationHandler,
-    "online_renderer": ResponsesRenderer,
-}
+def tokenize_short_texts_at_once(renderer: Any) -> None:
+    """Make a vLLM renderer use its threads only for long texts.
 
-
-def install_handlers(state: State) -> None:
-    """Set the class of the handlers in vLLM's app state to the subclasses of this package.
+    Concurrent use of the tokenizer is safe because each caller gets a copy.
 
     Args:
-        state: vLLM's app state after ``init_app_state``.
+        renderer: a ``vllm.renderers.base.BaseRenderer``, whose asynchronous tokenizing function is
+            replaced.
 
     Raises:
-        TypeError: a handler has a class that this package does not extend.
+        AttributeError: this version of vLLM has no such function.
     """
-    for name, handler in _HANDLERS.items():
-        serving = getattr(state, name)
-        if type(serving) not in handler.__bases__:
-            raise TypeError(
-                f"vLLM's app state has a {type(serving).__name__} as {name}, which "
-                f"{handler.__name__} does not extend; this vLLM version is not supported"
-            )
-        serving.__class__ = handler
+    in_a_thread = renderer._tokenize_prompt_async  # noqa: SLF001  vLLM has no setting for it
+    at_once = renderer._tokenize_prompt  # noqa: SLF001
+
+    async def tokenize(prompt: Any, params: Any) -> Any:
+        if len(prompt["prompt"]) <= SHORT:
+            return at_once(prompt, params)
+        return await in_a_thread(prompt, params)
+
+    renderer._tokenize_prompt_async = tokenize  # noqa: SLF001

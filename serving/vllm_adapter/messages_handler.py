@@ -13,12 +13,18 @@ from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.exceptions import VLLMValidationError
 
 from serving.errors import ServingError
-from serving.vllm_adapter.answer_mixins import OurErrors, WholeChat, retry_after_fields
 from serving.vllm_adapter.anthropic_errors import error_type
-from serving.vllm_adapter.error_response import reason_of, response_of
+from serving.vllm_adapter.error_response import (
+    RouterErrors,
+    reason_of,
+    response_of,
+    retry_after_fields,
+)
+from serving.vllm_adapter.handlers import ConsistentChat
+from serving.vllm_adapter.long_chats import MESSAGES
 
 
-class MessagesHandler(OurErrors, WholeChat, AnthropicServingMessages):
+class MessagesHandler(RouterErrors, ConsistentChat, AnthropicServingMessages):
     """/v1/messages. Errors keep their HTTP status; in streams they are sent as ``error`` events."""
 
     @classmethod
@@ -44,7 +50,7 @@ class MessagesHandler(OurErrors, WholeChat, AnthropicServingMessages):
         choice = anthropic_request.tool_choice
         if choice is not None and choice.type in {"any", "tool"}:
             raise VLLMValidationError(
-                f"tool_choice is {choice.type!r}, and tools is missing or empty",
+                f"tool_choice {choice.type!r} requires tools, but tools is missing or empty",
                 parameter="tool_choice",
             )
         req.tool_choice = "none"
@@ -63,26 +69,35 @@ class MessagesHandler(OurErrors, WholeChat, AnthropicServingMessages):
                 choice.finish_reason = "stop"
         return super().messages_full_converter(generator)
 
-    async def create_messages(self, *args: Any, **kwargs: Any) -> Any:
+    async def create_messages(self, request: Any, *args: Any, **kwargs: Any) -> Any:
         """Return an answer or an error body; vLLM's route maps every exception to a 500."""
         try:
-            return await super().create_messages(*args, **kwargs)
+            await self._wait_for_turn(request)
+            return await super().create_messages(request, *args, **kwargs)
         except (ServingError, TypeError, UnicodeEncodeError) as error:
             return response_of(error)
 
-    async def count_tokens(self, *args: Any, **kwargs: Any) -> Any:
+    async def count_tokens(self, request: Any, *args: Any, **kwargs: Any) -> Any:
         """Return the number of tokens or an error body."""
         try:
-            return await super().count_tokens(*args, **kwargs)
+            await self._wait_for_turn(request)
+            return await super().count_tokens(request, *args, **kwargs)
         except (ServingError, TypeError, UnicodeEncodeError) as error:
             return response_of(error)
+
+    async def _wait_for_turn(self, request: Any) -> None:
+        """Wait before a long conversation is converted to a chat, which takes milliseconds."""
+        contents = (each.content for each in request.messages)
+        if sum(1 if isinstance(each, str) else len(each) for each in contents) > MESSAGES:
+            client: Any = self.engine_client
+            await client.turns.turn()
 
     async def message_stream_converter(self, generator: AsyncIterator[str]) -> AsyncGenerator[str]:
         """Convert chat chunks to Anthropic's events, including errors."""
         failed: list[ErrorResponse] = []
-        calls = _StreamedCalls()
+        blocks = _StreamedBlocks()
         async for event in super().message_stream_converter(_until_error(generator, failed)):
-            yield calls.corrected(event)
+            yield blocks.corrected(event)
         if failed:
             error = {
                 "type": error_type(failed[0].error.code),
@@ -108,28 +123,41 @@ _THINKING = '"type":"thinking","thinking":""}'
 _SIGNED = '"type":"thinking","thinking":"","signature":""}'
 """Anthropic's ThinkingBlock already has a signature in its start event."""
 _USES_TOOL, _ENDS = '"stop_reason":"tool_use"', '"stop_reason":"end_turn"'
+_EMPTY_BLOCK = (
+    f"{_BLOCK_START}\n"
+    'data: {"type":"content_block_start","index":0,"content_block":{"type":"text","text":""}}\n\n'
+    "event: content_block_stop\n"
+    'data: {"type":"content_block_stop","index":0}\n\n'
+)
+"""Block of a streamed message without content. vLLM sends one only in complete messages."""
 
 
-class _StreamedCalls:
-    """Corrects the stop reason of a streamed message without a complete tool call.
+class _StreamedBlocks:
+    """Corrects the events of a streamed message.
 
-    Blocks with incomplete input have already been sent by then; complete messages omit them.
+    - The stop reason of a message without a complete tool call. Blocks with incomplete input have
+      already been sent by then; complete messages omit them.
+    - A message without content has one empty text block, as a complete message does.
     """
 
     def __init__(self) -> None:
         self._inputs: list[str] = []
+        self._empty = True
 
     def corrected(self, event: str) -> str:
-        """Return the event to send."""
+        """Return the event to send, or several joined ones."""
         if event.startswith(_BLOCK_DELTA):
             if self._inputs and '"input_json_delta"' in event:
                 self._inputs[-1] += _data(event)["delta"]["partial_json"]
         elif event.startswith(_BLOCK_START):
+            self._empty = False
             if '"type":"tool_use"' in event:
                 self._inputs.append("")
             return event.replace(_THINKING, _SIGNED)
-        elif event.startswith(_MESSAGE_DELTA) and not any(map(_is_input, self._inputs)):
-            return event.replace(_USES_TOOL, _ENDS)
+        elif event.startswith(_MESSAGE_DELTA):
+            if not any(map(_is_input, self._inputs)):
+                event = event.replace(_USES_TOOL, _ENDS)
+            return _EMPTY_BLOCK + event if self._empty else event
         return event
 
 

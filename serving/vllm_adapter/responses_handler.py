@@ -5,6 +5,8 @@ from typing import Any, Literal
 
 from openai.types.responses import (
     ResponseErrorEvent,
+    ResponseOutputMessage,
+    ResponseOutputText,
     ResponseReasoningItem,
     ResponseTextConfig,
 )
@@ -17,9 +19,15 @@ from vllm.renderers.online_renderer import OnlineRenderer
 
 from serving.errors import InvalidRequest
 from serving.request_context import current_context
-from serving.vllm_adapter.answer_mixins import OurErrors, retry_after_fields
-from serving.vllm_adapter.error_response import UNREADABLE, reason_of, response_of
+from serving.vllm_adapter.error_response import (
+    UNREADABLE,
+    RouterErrors,
+    reason_of,
+    response_of,
+    retry_after_fields,
+)
 from serving.vllm_adapter.fast_chunks import with_names
+from serving.vllm_adapter.response_logprobs import StreamedLogprobs, text_range
 
 
 def _input_messages(**given: Any) -> Any:
@@ -42,15 +50,6 @@ class ResponsesRenderer(OnlineRenderer):
     render_responses = with_names(
         OnlineRenderer.render_responses, construct_input_messages=_input_messages
     )
-
-
-def _after_reasoning(parser: Any, tokenizer: Any, token_ids: Sequence[int]) -> int:
-    """Return the index of the first token after the reasoning, or 0 if the reasoning has no end."""
-    reasoning = getattr(parser, "reasoning_parser_cls", None)
-    end: int | None = None
-    if reasoning is not None:
-        end = getattr(reasoning(tokenizer), "end_token_id", None)
-    return list(token_ids).index(end) + 1 if end is not None and end in token_ids else 0
 
 
 def _shaped(response: Any) -> Any:
@@ -102,7 +101,7 @@ def _with_final_name(event: Any) -> Any:
     )
 
 
-class ResponsesHandler(OurErrors, OpenAIServingResponses):
+class ResponsesHandler(RouterErrors, OpenAIServingResponses):
     """/v1/responses. An error in a stream is sent as an ``error`` event; vLLM disconnects.
 
     The first two events of a stream are held back until the answer begins, which lets a request
@@ -110,22 +109,45 @@ class ResponsesHandler(OurErrors, OpenAIServingResponses):
     keep-alive comment), the held events are sent before the error.
     """
 
-    def _create_response_logprobs(
-        self, token_ids: Sequence[int], logprobs: Any, tokenizer: Any, *args: Any, **kwargs: Any
+    def _make_response_output_items(
+        self, request: Any, final_output: Any, tokenizer: Any, parser: Any = None
     ) -> Any:
-        """Return log probabilities of the text only; the protocol has none for reasoning."""
-        begin = _after_reasoning(self.parser, tokenizer, token_ids)
-        return super()._create_response_logprobs(
-            token_ids[begin:], logprobs and logprobs[begin:], tokenizer, *args, **kwargs
-        )
+        """Return the items of a complete response.
 
-    def _make_response_output_items(self, *args: Any, **kwargs: Any) -> Any:
-        """Return the items of a complete response; mark reasoning as completed, as in streams."""
-        items = super()._make_response_output_items(*args, **kwargs)
+        Reasoning is marked as completed, as in streams. Text has the log probabilities of its own
+        tokens; vLLM's are those of all tokens.
+        """
+        items = super()._make_response_output_items(request, final_output, tokenizer, parser)
         for item in items:
             if isinstance(item, ResponseReasoningItem) and item.status is None:
                 item.status = "completed"
+            for part in item.content if isinstance(item, ResponseOutputMessage) else ():
+                if isinstance(part, ResponseOutputText) and part.logprobs:
+                    tokens = text_range(parser, request, final_output.token_ids)
+                    part.logprobs = part.logprobs[tokens]
         return items
+
+    async def _process_simple_streaming_events(
+        self, request: Any, params: Any, contexts: Any, context: Any, model: Any, tokenizer: Any,
+        *args: Any,
+    ) -> AsyncGenerator[Any]:  # fmt: skip
+        """Yield the events of a stream, with the log probabilities of all tokens of the text."""
+        logprobs: StreamedLogprobs | None = None
+        if request.is_include_output_logprobs() and request.include_reasoning:
+
+            def create(token_ids: Sequence[int], given: Any) -> Any:
+                return self._create_response_logprobs(
+                    token_ids, given, tokenizer, request.top_logprobs
+                )
+
+            logprobs = StreamedLogprobs(request, create)
+            contexts = logprobs.noting(contexts)
+        async for event in super()._process_simple_streaming_events(
+            request, params, contexts, context, model, tokenizer, *args
+        ):
+            if logprobs is not None:
+                logprobs.add_to(event)
+            yield event
 
     async def responses_full_generator(self, *args: Any, **kwargs: Any) -> Any:
         """Return a complete response."""

@@ -109,8 +109,10 @@ class TokenText:
         return text
 
 
-def holds_text_back(request: Any) -> bool:
-    """Return whether ranks may send the text of this request's tokens later than their ids."""
+def text_may_differ(request: Any) -> bool:
+    """Return whether a delta's text may differ from that of its tokens.
+
+    With stop strings, ranks send text later than its token ids, and cut the last token's text off.
+    """
     stop = getattr(request, "stop", None) or ()
-    longest = len(stop) if isinstance(stop, str) else max(map(len, stop), default=0)
-    return longest > 1 and not getattr(request, "include_stop_str_in_output", False)
+    return any(stop)

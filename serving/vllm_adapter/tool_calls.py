@@ -2,7 +2,8 @@
 
 vLLM's streaming tool parsers expect about one token at a time. With merged deltas (a slow client,
 several tokens accepted in one step), some parsers silently drop the rest of a call or a whole call.
-At the end of a choice, the streamed calls are therefore compared with those that vLLM's parser for
+They also hold text back that may begin a call, and drop it if the answer ends there. At the end of
+a choice, the streamed calls and text are therefore compared with those that vLLM's parser for
 complete answers finds, and missing parts are sent with the last delta.
 
 vLLM 0.32 passes a tool's schema to xgrammar in a structural tag. There, the white-space rule of
@@ -42,6 +43,8 @@ class CompletedToolCalls:
         self._enable_auto_tools = enable_auto_tools
         self._text = ""
         self._token_ids: list[int] = []
+        self._content = ""
+        """Content streamed so far."""
         self._arguments: dict[int, str] = {}
         """Arguments streamed so far, by call index."""
 
@@ -53,13 +56,20 @@ class CompletedToolCalls:
             return message
         self._text += delta["delta_text"]
         self._token_ids.extend(delta["delta_token_ids"])
-        self._note(message.tool_calls if message is not None else ())
+        if message is not None:
+            self._content += message.content or ""
+            self._note(message.tool_calls)
         if not delta["finished"]:
             return message
-        missing = list(self._missing(request, delta.get("prompt_token_ids")))
+        content, calls = self._complete(request, delta.get("prompt_token_ids"))
+        missing = list(self._missing(calls))
         if missing:
             message = message or DeltaMessage()
             message.tool_calls = [*message.tool_calls, *missing]
+        # Once a call has been streamed, the content of a complete answer may include its text.
+        if content and not self._arguments and content.startswith(self._content):
+            message = message or DeltaMessage()
+            message.content = (message.content or "") + content[len(self._content) :]
         return message
 
     def _note(self, calls: Iterable[DeltaToolCall]) -> None:
@@ -67,17 +77,21 @@ class CompletedToolCalls:
             arguments = (call.function and call.function.arguments) or ""
             self._arguments[call.index] = self._arguments.get(call.index, "") + arguments
 
-    def _missing(self, request: Any, prompt_ids: list[int] | None) -> Iterable[DeltaToolCall]:
+    def _complete(self, request: Any, prompt_ids: list[int] | None) -> tuple[str | None, Any]:
+        """Return the content and calls that vLLM finds in the complete answer."""
         parser = self._fresh_parser()
         if prompt_ids is not None:
             parser.set_prompt_token_ids(prompt_ids)
-        _, _, calls = parser.parse(
+        _, content, calls = parser.parse(
             self._text,
             request,
             enable_auto_tools=self._enable_auto_tools,
             model_output_token_ids=self._token_ids,
         )
-        for index, call in enumerate(calls or ()):
+        return content, calls or ()
+
+    def _missing(self, calls: Any) -> Iterable[DeltaToolCall]:
+        for index, call in enumerate(calls):
             streamed = self._arguments.get(index)
             if streamed is None:
                 yield DeltaToolCall(

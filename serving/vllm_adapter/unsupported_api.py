@@ -17,23 +17,12 @@ from serving.vllm_adapter.errors import as_vllm_error
 class UnsupportedEngineApi(EngineClient):
     """Base class of ``FleetClient``: rejects or ignores operations on a single engine."""
 
-    @property
-    @override
-    def is_running(self) -> bool:
-        """Always True: the client runs as long as the process."""
-        return True
-
-    @property
-    @override
-    def is_stopped(self) -> bool:
-        """Always False; see ``is_running``."""
-        return False
-
-    @property
-    @override
-    def errored(self) -> bool:
-        """Always False: the router handles lost ranks; vLLM must not stop the server for them."""
-        return False
+    is_running = True
+    """The client runs as long as the process."""
+    is_stopped = False
+    """See ``is_running``."""
+    errored = False
+    """The router handles lost ranks; vLLM must not stop the server for them."""
 
     @override
     def encode(
@@ -50,7 +39,7 @@ class UnsupportedEngineApi(EngineClient):
         """Reject: the served models only generate text."""
         del prompt, pooling_params, request_id, lora_request, trace_headers, priority
         del tokenization_kwargs, reasoning_ended
-        raise as_vllm_error(Unsupported("this model generates text; it has no embeddings"))
+        raise as_vllm_error(Unsupported("this model only generates text; use an embedding model"))
 
     @override
     async def abort(self, request_id: str | Iterable[str]) -> None:
@@ -157,5 +146,5 @@ class UnsupportedEngineApi(EngineClient):
 
 def _engine_only(name: str) -> ServingError:
     return as_vllm_error(
-        Unsupported(f"{name} is not offered by the router: it concerns one engine")
+        Unsupported(f"{name} applies to a single engine and is not supported by the router")
     )

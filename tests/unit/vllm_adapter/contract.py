@@ -1,4 +1,4 @@
-"""What the router overrides, replaces and removes in vLLM, FastAPI, Starlette and uvicorn.
+"""Overrides, replacements and removals by the router in vLLM, FastAPI, Starlette and uvicorn.
 
 ``test_contract.py`` compares these tables with the installed packages and with the router's code. A
 fingerprint is the beginning of the SHA-256 of the source.
@@ -7,8 +7,8 @@ fingerprint is the beginning of the SHA-256 of the source.
 from starlette.responses import StreamingResponse
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionResponse
 
-from serving.vllm_adapter.answer_mixins import ChatAnswer
-from serving.vllm_adapter.stream_bypass import EventStream
+from serving.vllm_adapter.handlers import ChatAnswer
+from serving.vllm_adapter.routes import EventStream
 
 OF_EVERY_CLASS = frozenset(
     {
@@ -100,8 +100,8 @@ _METHODS = {
         "completion_stream_generator": "c48fac9132",
     },
     "vllm.entrypoints.openai.responses.serving:OpenAIServingResponses": {
-        "_create_response_logprobs": "afbdf9bc80",
         "_make_response_output_items": "26b4b0d944",
+        "_process_simple_streaming_events": "edd978fdd1",
         "responses_full_generator": "d4fc27c210",
         "responses_stream_generator": "592bb23bab",
     },
@@ -155,13 +155,33 @@ REPLACED = {
         "e815d204b3",
         "wrapped (responses_handler.ResponsesRenderer)",
     ),
+    "vllm.renderers.hf:HfRenderer.render_messages_async": (
+        "e3d086b016",
+        "rebuilt with another parse_chat_messages_async (long_chats)",
+    ),
+    "vllm.renderers.deepseek_v32:DeepseekV32Renderer.render_messages_async": (
+        "cbc74c7fda",
+        "rebuilt with another parse_chat_messages_async (long_chats)",
+    ),
+    "vllm.renderers.chat_utils:parse_chat_messages_async": (
+        "5a6ddf0ecb",
+        "called with a part of the messages (long_chats)",
+    ),
+    "vllm.renderers.chat_utils:_parse_chat_message_content": (
+        "c6ec227ab2",
+        "parses a message independently of the others (long_chats)",
+    ),
+    "vllm.renderers.chat_utils:_postprocess_messages": (
+        "998b6c5144",
+        "changes each message independently of the others (long_chats)",
+    ),
     "vllm.renderers.base:BaseRenderer.__init__": (
         "51923ba375",
-        "creates _tokenize_prompt_async, which is replaced (tokenizing)",
+        "creates _tokenize_prompt_async, which is replaced (handlers)",
     ),
     "vllm.renderers.base:BaseRenderer._tokenize_prompt": (
         "c27e0f72db",
-        "called in place of _tokenize_prompt_async (tokenizing)",
+        "called in place of _tokenize_prompt_async (handlers)",
     ),
     "vllm.v1.engine.detokenizer:IncrementalDetokenizer.from_new_request": (
         "895065ebc8",
@@ -185,11 +205,11 @@ REPLACED = {
     ),
     "fastapi.routing:get_request_handler": (
         "37206807c6",
-        "calls dependant.call, which is replaced (stream_bypass)",
+        "calls dependant.call, which is replaced (routes)",
     ),
     "fastapi._compat.v2:ModelField": (
         "a614a294aa",
-        "validates with _type_adapter.validator, which is replaced (fail_fast)",
+        "validates with _type_adapter.validator, which is replaced (routes)",
     ),
 }
 """Functions that are rebuilt, replaced or called in an unusual way: fingerprint, and the use."""
@@ -201,6 +221,7 @@ ASSIGNED = frozenset(
         "call",
         "get_mp_context",
         "middleware_stack",
+        "render_messages_async",
         "validator",
     }
 )
@@ -210,20 +231,18 @@ CALLED = frozenset({"app.exception_handler", "app.user_middleware.clear", "setat
 SITES = {
     "serving/engine/fork_server.py": {"get_mp_context"},
     "serving/requests/resume.py": {"setattr"},
-    "serving/vllm_adapter/answer_mixins.py": {"__class__"},
     "serving/vllm_adapter/answer_parser.py": {"setattr"},
     "serving/vllm_adapter/app.py": {
+        "__class__",
         "app.exception_handler",
         "app.user_middleware.clear",
         "middleware_stack",
-        "routes",
         "setattr",
     },
-    "serving/vllm_adapter/fail_fast.py": {"validator"},
-    "serving/vllm_adapter/handlers.py": {"__class__", "with_names"},
+    "serving/vllm_adapter/handlers.py": {"__class__", "_tokenize_prompt_async", "with_names"},
+    "serving/vllm_adapter/long_chats.py": {"render_messages_async", "with_names"},
     "serving/vllm_adapter/responses_handler.py": {"with_names"},
-    "serving/vllm_adapter/stream_bypass.py": {"__class__", "call"},
-    "serving/vllm_adapter/tokenizing.py": {"_tokenize_prompt_async"},
+    "serving/vllm_adapter/routes.py": {"__class__", "call", "routes", "validator"},
 }
 """Modules that change objects of other packages, and how."""
 
@@ -280,7 +299,7 @@ EXCEPTION_HANDLERS = {
 """Exception handlers of vLLM's app, before ``app._handle_errors`` adds and replaces some."""
 
 SWAPPED = [(ChatCompletionResponse, ChatAnswer), (StreamingResponse, EventStream)]
-"""Classes of answers, and the classes that they get; those of handlers are in ``_HANDLERS``."""
+"""Classes of answers, and the classes that they get; those of handlers are in ``app._HANDLERS``."""
 
 _STATE = "vllm.entrypoints.launchers.api_server.app_state"
 _GENERATE = "vllm.entrypoints.generate.api_router"

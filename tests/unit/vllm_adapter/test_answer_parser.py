@@ -97,7 +97,11 @@ def asked(tools=(TOOL,), **fields):
 def generated(tokenizer, prompt, text, request, sizes):
     """Yield the deltas of a rank: text, tokens, and whether it is the last."""
     token_ids = tokenizer.encode(text, add_special_tokens=False)
-    params = SamplingParams(stop=request.stop, skip_special_tokens=False)
+    params = SamplingParams(
+        stop=request.stop,
+        include_stop_str_in_output=request.include_stop_str_in_output,
+        skip_special_tokens=False,
+    )
     detokenizer = IncrementalDetokenizer.from_new_request(
         tokenizer,
         SimpleNamespace(request_id="", prompt_token_ids=prompt, sampling_params=params),
@@ -173,13 +177,16 @@ def stream_and_whole(tokenizer, made, text, request, sizes):
     sizes=st.lists(st.integers(1, 9), max_size=120),
     tools=st.booleans(),
     forced=st.booleans(),
+    shown=st.booleans(),
 )
-@example(text=ANSWERS[0], stop=["\n\nZZZZ"], sizes=[1] * 99, tools=False, forced=False)
-@example(text=ANSWERS[6], stop=[], sizes=[1] * 99, tools=True, forced=True)
-@example(text=ANSWERS[12], stop=[], sizes=[1] * 99, tools=True, forced=True)
-@example(text=ANSWERS[0], stop=["</thinX"], sizes=[], tools=False, forced=False)
-def test_the_stream_is_the_whole(tokenizer, text, stop, sizes, tools, forced):
-    request = asked((TOOL,) if tools else (), stop=stop)
+@example(text=ANSWERS[0], stop=["\n\nZZZZ"], sizes=[1] * 99, tools=False, forced=False, shown=False)
+@example(text=ANSWERS[6], stop=[], sizes=[1] * 99, tools=True, forced=True, shown=False)
+@example(text=ANSWERS[12], stop=[], sizes=[1] * 99, tools=True, forced=True, shown=False)
+@example(text=ANSWERS[0], stop=["</thinX"], sizes=[], tools=False, forced=False, shown=False)
+@example(text=ANSWERS[0], stop=["<"], sizes=[1] * 99, tools=False, forced=False, shown=True)
+@example(text=ANSWERS[0], stop=["</th"], sizes=[1] * 99, tools=False, forced=False, shown=True)
+def test_the_stream_is_the_whole(tokenizer, text, stop, sizes, tools, forced, shown):
+    request = asked((TOOL,) if tools else (), stop=stop, include_stop_str_in_output=shown)
     if tools and forced:
         request.tool_choice = "required"
     streamed, whole = stream_and_whole(tokenizer, parser_class(tokenizer), text, request, sizes)
@@ -188,7 +195,7 @@ def test_the_stream_is_the_whole(tokenizer, text, stop, sizes, tools, forced):
 
 def test_a_planted_fault_is_seen(tokenizer, monkeypatch):
     """Token ids may arrive before their text."""
-    monkeypatch.setattr("serving.vllm_adapter.answer_parser.holds_text_back", lambda request: False)
+    monkeypatch.setattr("serving.vllm_adapter.answer_parser.text_may_differ", lambda request: False)
     made, request = parser_class(tokenizer), asked((), stop=["\n\nZZZZ"])
     streamed, whole = stream_and_whole(tokenizer, made, ANSWERS[0], request, [1] * 99)
     assert streamed != whole
@@ -218,6 +225,16 @@ def test_other_tool_parsers_see_one_token_at_a_time(tokenizer, size):
     assert streamed[2] == whole[2]
 
 
+@pytest.mark.parametrize("size", [1, 3, 50])
+@pytest.mark.parametrize("text", ["It is 3 <", "no <tool_call", 'cut <tool_call>\n{"name": "wea'])
+def test_text_that_may_begin_a_call_is_not_lost(tokenizer, text, size):
+    made = parser_class(tokenizer, "hermes")
+    streamed, whole = stream_and_whole(
+        tokenizer, made, f"look</think>{text}", asked(), [size] * 100
+    )
+    assert streamed == whole == ("look", text, [])
+
+
 def test_reasoning_has_both_names(tokenizer):
     parser = parser_class(tokenizer)(tokenizer, None)
     prompt = tokenizer.encode("<think>\n", add_special_tokens=False)
@@ -225,6 +242,14 @@ def test_reasoning_has_both_names(tokenizer):
         "hm", tokenizer.encode("hm"), asked(()), prompt_token_ids=prompt, finished=False
     )
     assert delta.model_dump(exclude_unset=True) == {"reasoning": "hm", "reasoning_content": "hm"}
+
+
+def test_a_part_of_a_character_is_no_reasoning(tokenizer):
+    """A response whose only token has no text has no reasoning item, as when it is complete."""
+    parser = parser_class(tokenizer)(tokenizer, None)
+    prompt = tokenizer.encode("<think>\n", add_special_tokens=False)
+    part = tokenizer.encode("🙂", add_special_tokens=False)[:1]
+    assert parser.parse_delta("", part, asked(()), prompt_token_ids=prompt, finished=True) is None
 
 
 def test_one_class_for_all_that_parse(tokenizer):

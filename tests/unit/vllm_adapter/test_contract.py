@@ -1,4 +1,4 @@
-"""What the router relies on in the code of vLLM, FastAPI, Starlette and uvicorn.
+"""Code of vLLM, FastAPI, Starlette and uvicorn that the router depends on.
 
 ``contract.py`` lists every method that is overridden, every function that is rebuilt or replaced,
 every class that is swapped, every route, middleware and exception handler that is removed or
@@ -24,9 +24,8 @@ from vllm.entrypoints.launchers.app import build_app
 
 from serving.engine.arguments import router_args, router_vllm_config
 from serving.settings import Settings
-from serving.vllm_adapter import answer_parser, app, handlers
-from serving.vllm_adapter.fail_fast import fail_fast
-from serving.vllm_adapter.stream_bypass import EventStream, bypass_middleware
+from serving.vllm_adapter import answer_parser, app, routes
+from serving.vllm_adapter.routes import EventStream, bypass_middleware, fail_fast
 from tests.unit.vllm_adapter import contract
 
 ROOT = Path(app.__file__).resolve().parents[2]
@@ -71,11 +70,11 @@ def overridden():
                 continue
             bases = [base for base in cls.__mro__ if is_foreign(base)]
             for ours in (base for base in cls.__mro__ if base.__module__.startswith("serving.")):
-                for name, value in vars(ours).items():
-                    if not is_code(value) or name in contract.OF_EVERY_CLASS:
+                for name in vars(ours):
+                    if name in contract.OF_EVERY_CLASS:
                         continue
                     for base in bases:
-                        if name in vars(base):
+                        if name in vars(base) and is_code(vars(base)[name]):
                             found.setdefault(named(base, name), set()).add(f"{path} {cls.__name__}")
                             break
     return found
@@ -97,7 +96,7 @@ def fingerprint(name):
 
 
 def changed(name, expected, uses):
-    """Return what to say of code that is not what it was, or None."""
+    """Return a message about changed code, or None."""
     try:
         actual = fingerprint(name)
     except (ImportError, AttributeError) as error:
@@ -183,8 +182,8 @@ def full_name(value):
 
 def test_routes(vllm_app):
     """A new route is either kept or removed on purpose."""
-    mounted = {app._path(route) for route in vllm_app.router.routes}
-    assert mounted == app.KEPT_ROUTES | contract.REMOVED_ROUTES
+    mounted = {routes._path(route) for route in vllm_app.router.routes}
+    assert mounted == routes.KEPT_ROUTES | contract.REMOVED_ROUTES
 
 
 def test_middleware_that_is_removed(vllm_app):
@@ -200,17 +199,17 @@ def test_exception_handlers(vllm_app):
 
 
 def test_app_without_a_route_is_refused(vllm_app, monkeypatch):
-    monkeypatch.setattr(app, "KEPT_ROUTES", app.KEPT_ROUTES | {"/v1/future"})
+    monkeypatch.setattr(routes, "KEPT_ROUTES", routes.KEPT_ROUTES | {"/v1/future"})
     copy = FastAPI()
     copy.router.routes[:] = vllm_app.router.routes
-    with pytest.raises(RuntimeError, match=r"no /v1/future; this version is not supported"):
-        app._remove_routes(copy)
+    with pytest.raises(RuntimeError, match=r"no /v1/future; this vLLM version is not supported"):
+        routes.remove_routes(copy)
 
 
 def test_streamed_routes_have_endpoints_that_can_be_replaced(vllm_app):
-    routes = {route.path: route for route in vllm_app.routes if isinstance(route, APIRoute)}
+    by_path = {route.path: route for route in vllm_app.routes if isinstance(route, APIRoute)}
     for path in ("/v1/chat/completions", "/v1/completions", "/v1/responses"):
-        assert routes[path].dependant.call is routes[path].endpoint
+        assert by_path[path].dependant.call is by_path[path].endpoint
 
 
 def test_vllms_modules_log_under_their_names():
@@ -221,10 +220,10 @@ def test_vllms_modules_log_under_their_names():
 # -- swapped classes ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", handlers._HANDLERS)
+@pytest.mark.parametrize("name", app._HANDLERS)
 def test_handlers_have_the_classes_that_are_extended(name):
     """``__class__`` can be set, and vLLM's app state is built from exactly this class."""
-    ours = handlers._HANDLERS[name]
+    ours = app._HANDLERS[name]
     (base,) = (each for each in ours.__bases__ if is_foreign(each))
     made = object.__new__(base)
     made.__class__ = ours
@@ -237,7 +236,7 @@ def test_handlers_have_the_classes_that_are_extended(name):
 @pytest.mark.parametrize("name", answer_parser._HOLDERS)
 def test_parser_classes_are_where_they_are_replaced(name):
     attribute = answer_parser._HOLDERS[name]
-    (base,) = (each for each in handlers._HANDLERS[name].__bases__ if is_foreign(each))
+    (base,) = (each for each in app._HANDLERS[name].__bases__ if is_foreign(each))
     sources = "".join(inspect.getsource(each) for each in base.__mro__ if is_foreign(each))
     assigned = re.search(rf"self\.{attribute}\b[^=\n]* = ", sources)
     assert assigned, f"{base.__name__} keeps its parser class elsewhere"

@@ -140,13 +140,13 @@ CACHED = re.compile(r',"prompt_tokens_details":\{"cached_tokens":\d+\}')
 CONTINUOUS = {"stream_options": {"include_usage": True, "continuous_usage_stats": True}}
 
 
-# What OpenAI's log-probabilities have and vLLM's have not, and the other way round for an echo.
+# Fields that only OpenAI's log-probabilities have, and only vLLM's for an echo.
 REFUSAL = ',"refusal":null'
 ECHOED = re.compile(r',"prompt_token_ids":\[[\d,]+\]')
 
 
 def without_cached(events, request_fields):
-    """Remove fields from running usage that vLLM's last usage alone has."""
+    """Remove fields from running usage that only vLLM's last usage has."""
     events = [event.replace(REFUSAL, "") for event in events]
     if request_fields is not CONTINUOUS:
         return events

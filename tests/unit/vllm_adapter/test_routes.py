@@ -9,7 +9,7 @@ from pydantic import BaseModel, model_validator
 from vllm.exceptions import VLLMValidationError
 
 from serving.errors import InvalidRequest
-from serving.vllm_adapter.fail_fast import fail_fast
+from serving.vllm_adapter.routes import fail_fast
 
 
 class Part(BaseModel):
@@ -62,7 +62,7 @@ def test_good_bodies_are_taken_as_before(client):
 
 
 def test_an_app_without_bodies_is_no_surprise():
-    with pytest.raises(RuntimeError, match="no bodies"):
+    with pytest.raises(RuntimeError, match="no body field"):
         fail_fast(FastAPI())
 
 
