@@ -6,16 +6,16 @@ connection's budget, which is refilled over time and by sent messages. A connect
 its budget is closed (RFC 9113, section 10.5).
 """
 
-MOST = 2048
+MAX_UNITS = 2048
 """Initial and maximum budget of a connection, units."""
-A_SECOND = 256
+REFILL_PER_SECOND = 256
 """Units refilled per second."""
-A_MESSAGE = 2
+REFILL_PER_MESSAGE = 2
 """Units refilled per DATA frame sent, since clients answer with WINDOW_UPDATE and PING."""
-UNSERVED = 3
+UNSERVED_COST = 3
 """Additional cost of a call that ends before its handler receives the request, units: an unknown
 method, no message, or not gRPC."""
-WORTH = 256
+FREE_BYTES = 256
 """Minimum size of a DATA frame that is free even if it completes no message, bytes."""
 MAX_PENDING_BYTES = 2**28
 """Default limit for ``PendingBytes``, bytes."""
@@ -28,11 +28,11 @@ class PendingBytes:
     up.
     """
 
-    __slots__ = ("held", "most")
+    __slots__ = ("limit", "used")
 
-    def __init__(self, most: int) -> None:
-        self.most = most
-        self.held = 0
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.used = 0
 
     def take(self, size: int) -> bool:
         """Add received bytes, unless the total would exceed the limit.
@@ -40,14 +40,14 @@ class PendingBytes:
         Returns:
             Whether the bytes were added. If False, the request must be refused.
         """
-        if self.held + size > self.most:
+        if self.used + size > self.limit:
             return False
-        self.held += size
+        self.used += size
         return True
 
-    def give_back(self, size: int) -> None:
+    def release(self, size: int) -> None:
         """Subtract bytes of a request that is complete or has ended."""
-        self.held -= size
+        self.used -= size
 
 
 class Budget:
@@ -56,7 +56,7 @@ class Budget:
     __slots__ = ("_at", "left", "messages")
 
     def __init__(self, now: float) -> None:
-        self.left = MOST
+        self.left = MAX_UNITS
         """Units left before the refill. If negative, call ``overdrawn``."""
         self.messages = 0
         """DATA frames sent since the last refill."""
@@ -66,9 +66,9 @@ class Budget:
         """Refill the budget and return whether it is still negative."""
         if self.left >= 0:
             return False
-        filled = int((now - self._at) * A_SECOND) + self.messages * A_MESSAGE
+        filled = int((now - self._at) * REFILL_PER_SECOND) + self.messages * REFILL_PER_MESSAGE
         if filled > 0:
-            self.left = min(self.left + filled, MOST)
+            self.left = min(self.left + filled, MAX_UNITS)
             self.messages = 0
             self._at = now
         return self.left < 0

@@ -12,49 +12,61 @@ from h2.stream import H2Stream
 from serving.h2grpc.context import EOF, Context
 from serving.h2grpc.head import NO_HEAD, NotGrpc, Refusal, Refused, RequestHead
 from serving.h2grpc.host import CallHost, Details
-from serving.h2grpc.incoming import Incoming
+from serving.h2grpc.request_reader import RequestReader
 from serving.h2grpc.wire import Headers
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 _Code = grpc.StatusCode
-_LATE = 1.0
+_DEADLINE_GRACE = 1.0
 """Grace period after a call's deadline before the server ends the call, seconds."""
-_TOO_MANY = Refusal(_Code.UNIMPLEMENTED, "the method takes one message, and more came")
-STOPPING = Refusal(_Code.UNAVAILABLE, "the server stops")
+_TOO_MANY_MESSAGES = Refusal(
+    _Code.UNIMPLEMENTED, "the client sent more than one message to a unary method"
+)
+STOPPING = Refusal(_Code.UNAVAILABLE, "the server is shutting down")
 
 
 class Call(Context):
     """One RPC."""
 
-    __slots__ = ("_only_one", "_refusal", "_task", "_timer", "began", "served", "went_well")
+    __slots__ = (
+        "_refusal",
+        "_task",
+        "_timer",
+        "_unary_received",
+        "served",
+        "started_at",
+        "succeeded",
+    )
 
     def __init__(self, connection: CallHost, stream: H2Stream, headers: Headers) -> None:
         super().__init__(connection, stream)
         server = connection.server
-        self.began = connection.loop.time()
+        self.started_at = connection.loop.time()
         self.served = False
         """Whether the handler has received the request."""
-        self.went_well = False
-        self._only_one = False
+        self.succeeded = False
+        self._unary_received = False
         """Whether the handler has received the one message of a unary request."""
         self._refusal: Refusal | None = None
         self._task: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._head = NO_HEAD
-        self._incoming = Incoming(connection, self.stream_id, "identity")
+        self._incoming = RequestReader(connection, self.stream_id, "identity")
         try:
             head = RequestHead.of(headers, server.max_metadata_bytes)
         except NotGrpc as error:
-            self._answer_http(error.status)
+            self._reject_http(error.status)
         except Refused as refused:
             self._refusal = refused.refusal
         else:
             self._head = head
-            self._incoming = Incoming(connection, self.stream_id, head.encoding)
+            self._incoming = RequestReader(connection, self.stream_id, head.encoding)
             if head.timeout is not None:
-                self._deadline = self.began + head.timeout
-                self._timer = connection.loop.call_at(self._deadline + _LATE, self._expire)
+                self._deadline = self.started_at + head.timeout
+                self._timer = connection.loop.call_at(
+                    self._deadline + _DEADLINE_GRACE, self._expire
+                )
 
     def start(self) -> None:
         """Start the handler in a task, unless the call is refused immediately."""
@@ -63,9 +75,9 @@ class Call(Context):
         if refusal is None and not self._ended and not self._incoming.begin():
             refusal = server.full
         if refusal is not None:
-            self._finish(*refusal)
+            self._send_status(*refusal)
         if self._ended:
-            self._over()
+            self._clean_up()
             return
         self._task = self._connection.loop.create_task(self._run())
         server.tasks.add(self._task)
@@ -83,9 +95,9 @@ class Call(Context):
         Returns:
             Whether the frame completes a message.
         """
-        complete = self._incoming.feed(data, size, wanted=not self._ended)
-        if complete and self._only_one:
-            self.end(_TOO_MANY)
+        complete = self._incoming.feed(data, size, keep=not self._ended)
+        if complete and self._unary_received:
+            self.end(_TOO_MANY_MESSAGES)
         return complete
 
     def half_close(self) -> None:
@@ -95,16 +107,16 @@ class Call(Context):
     def cancel(self) -> None:
         """End the call because the client has reset the stream or disconnected."""
         self._ended = self._cancelled = True
-        self._over()
+        self._clean_up()
 
     def end(self, refusal: Refusal) -> None:
         """End the call with a status chosen by the server."""
         if not self._ended:
             self._cancelled = True
-            self._finish(*refusal)
-            self._over()
+            self._send_status(*refusal)
+            self._clean_up()
 
-    # -- inside -------------------------------------------------------------------------
+    # -- internals ----------------------------------------------------------------------
 
     async def _run(self) -> None:
         try:
@@ -112,32 +124,33 @@ class Call(Context):
                 Details(self._head.method, self._head.metadata)
             )
             if handler is None:
-                await self.abort(_Code.UNIMPLEMENTED, f"there is no method {self._head.method}")
+                await self.abort(_Code.UNIMPLEMENTED, f"unknown method {self._head.method}")
             await self._serve(handler)
             code, details = self._status
-            self._finish(code or _Code.OK, details, self._trailing)
-            self.went_well = True
-        except grpc.aio.AbortError:
-            pass
+            self._send_status(code or _Code.OK, details, self._trailing)
+            self.succeeded = True
+        except grpc.aio.AbortError as error:
+            if not self._aborted:  # raised by the handler itself
+                self._handler_failed(error)
         except asyncio.CancelledError:
             # The server has cancelled the task; send the client a status.
             self._cancelled = True
             if not self._ended:
-                self._finish(_Code.CANCELLED, "the server gave the call up")
+                self._send_status(_Code.CANCELLED, "the server cancelled the call")
         except Exception as error:  # noqa: BLE001  it is logged
-            self._failed(error)
+            self._handler_failed(error)
         finally:
-            self._over()
+            self._clean_up()
 
-    def _failed(self, error: Exception) -> None:
+    def _handler_failed(self, error: Exception) -> None:
         """End a call whose handler raised an exception; a non-OK status it has set is kept."""
         code, details = self._status
         unexpected = f"Unexpected {type(error).__name__}"
         if code is None or code is _Code.OK:
             code, details = _Code.UNKNOWN, unexpected
         if not isinstance(error, NotImplementedError):  # raised by generated base methods
-            log.error("unhandled error in a call", method=self._head.method, exc_info=error)
-        self._finish(code, details or unexpected, self._trailing)
+            log.error("unhandled exception in a call", method=self._head.method, exc_info=error)
+        self._send_status(code, details or unexpected, self._trailing)
 
     async def _serve(self, handler: Any) -> None:
         """Run the handler and send its responses."""
@@ -146,14 +159,14 @@ class Call(Context):
         if handler.request_deserializer is not None:
             self._decode = handler.request_deserializer
         if handler.request_streaming:
-            given: Any = self._requests()
-            behaviour = handler.stream_stream or handler.stream_unary
+            argument: Any = self._requests()
+            method = handler.stream_stream or handler.stream_unary
         else:
-            given = await self._only_message()
-            behaviour = handler.unary_stream or handler.unary_unary
+            argument = await self._read_unary()
+            method = handler.unary_stream or handler.unary_unary
         self.served = True
         self._incoming.serve()
-        answer = behaviour(given, self)
+        answer = method(argument, self)
         if not handler.response_streaming:
             message = await answer
             if (self._status[0] or _Code.OK) is _Code.OK:  # otherwise the message is dropped
@@ -168,7 +181,7 @@ class Call(Context):
         else:
             await answer  # the handler calls ``write`` itself
 
-    async def _only_message(self) -> Any:
+    async def _read_unary(self) -> Any:
         """Return the message of a unary request; abort the call if there is not exactly one."""
         incoming = self._incoming
         if incoming:
@@ -178,12 +191,14 @@ class Call(Context):
                 async with asyncio.timeout(self._connection.server.request_timeout):
                     message = await self.read()
             except TimeoutError:
-                await self.abort(_Code.DEADLINE_EXCEEDED, "the request did not come")
+                await self.abort(
+                    _Code.DEADLINE_EXCEEDED, "the request message was not received in time"
+                )
         if message is EOF:
-            await self.abort(_Code.UNIMPLEMENTED, "the call ended without a message")
+            await self.abort(_Code.UNIMPLEMENTED, "the client sent no request message")
         if incoming:
-            await self.abort(*_TOO_MANY)
-        self._only_one = True
+            await self.abort(*_TOO_MANY_MESSAGES)
+        self._unary_received = True
         return message
 
     async def _requests(self) -> AsyncIterator[Any]:
@@ -191,15 +206,15 @@ class Call(Context):
             yield message
 
     def _expire(self) -> None:
-        self.end(Refusal(_Code.DEADLINE_EXCEEDED, "the deadline passed"))
+        self.end(Refusal(_Code.DEADLINE_EXCEEDED, "deadline exceeded"))
 
-    def _over(self) -> None:
+    def _clean_up(self) -> None:
         """Release all resources and cancel the task if it is running. Idempotent."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         self._incoming.drop()
-        self._connection.forget(self)
+        self._connection.remove_call(self)
         task, self._task = self._task, None
         if task is not None and not task.done() and task is not asyncio.current_task():
             task.cancel()
@@ -208,4 +223,4 @@ class Call(Context):
             try:
                 callback(self)
             except Exception:
-                log.exception("a callback failed at the end of a call", method=self._head.method)
+                log.exception("a done callback raised an exception", method=self._head.method)

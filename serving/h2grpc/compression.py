@@ -22,9 +22,9 @@ _NAMES = {
     grpc.Compression.Gzip: "gzip",
 }
 _WINDOW_BITS = {"gzip": zlib.MAX_WBITS | 16, "deflate": zlib.MAX_WBITS}
-PIECE_PACKED = 2**15
+COMPRESS_CHUNK = 2**15
 """Input size of one compression step, bytes; takes about 0.5 ms."""
-PIECE_UNPACKED = 2**18
+DECOMPRESS_CHUNK = 2**18
 """Maximum output size of one decompression step, bytes; takes about 0.5 ms."""
 MIN_BYTES = 128
 """Minimum size of compressed messages, bytes. Shorter ones, such as most streamed tokens, gain
@@ -59,34 +59,34 @@ def accepts(accept_encoding: bytes, encoding: str) -> bool:
     return any(each.strip() == encoding.encode() for each in accept_encoding.split(b","))
 
 
-def unpacked(message: bytes, encoding: str, limit: int) -> Iterator[bytes]:
+def decompressed(message: bytes, encoding: str, limit: int) -> Iterator[bytes]:
     """Decompress a message to at most ``limit`` bytes, yielding it in parts.
 
     Raises:
         LongMessage: the decompressed message exceeds ``limit``.
-        BadMessage: the message is damaged.
+        BadMessage: the message is corrupt.
     """
     engine = zlib.decompressobj(_WINDOW_BITS[encoding])
     size, rest = 0, message
     while not engine.eof:
         try:
-            part = engine.decompress(rest, min(PIECE_UNPACKED, limit + 1 - size))
+            part = engine.decompress(rest, min(DECOMPRESS_CHUNK, limit + 1 - size))
         except zlib.error as error:
-            raise BadMessage(f"a message is damaged: {error}") from error
+            raise BadMessage(f"cannot decompress the message: {error}") from error
         size += len(part)
         if size > limit:
-            raise LongMessage(f"a message has more than {limit} bytes when it is unpacked")
+            raise LongMessage(f"the decompressed message exceeds the limit of {limit} bytes")
         rest = engine.unconsumed_tail
         if not part and not rest and not engine.eof:
-            raise BadMessage("a message is damaged: its compressed form has no end")
+            raise BadMessage("cannot decompress the message: the compressed data is truncated")
         yield part
 
 
-def packed(message: bytes, encoding: str) -> Iterator[bytes]:
+def compressed_parts(message: bytes, encoding: str) -> Iterator[bytes]:
     """Compress a message, yielding the result in parts, which may be empty."""
-    memory = _SMALL_MEMORY if len(message) <= PIECE_PACKED else _LARGE_MEMORY
+    memory = _SMALL_MEMORY if len(message) <= COMPRESS_CHUNK else _LARGE_MEMORY
     engine = zlib.compressobj(_LEVEL, zlib.DEFLATED, _WINDOW_BITS[encoding], memory)
     view = memoryview(message)
-    for begin in range(0, len(view), PIECE_PACKED):
-        yield engine.compress(view[begin : begin + PIECE_PACKED])
+    for begin in range(0, len(view), COMPRESS_CHUNK):
+        yield engine.compress(view[begin : begin + COMPRESS_CHUNK])
     yield engine.flush()

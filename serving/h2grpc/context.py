@@ -7,19 +7,19 @@ import grpc
 import grpc.aio
 from h2.stream import H2Stream
 
-from serving.h2grpc.answer import Answer
 from serving.h2grpc.compression import name_of
 from serving.h2grpc.head import status_code
 from serving.h2grpc.host import CallHost
-from serving.h2grpc.incoming import Faulty
 from serving.h2grpc.peer import IDENTITY_KEYS
+from serving.h2grpc.request_reader import RequestError
+from serving.h2grpc.response_writer import ResponseWriter
 from serving.h2grpc.wire import Metadata
 
 EOF: Any = getattr(grpc.aio, "EOF")  # noqa: B009  missing in grpc's type stubs
 
 
-class Context(Answer):
-    """The handler's view of a call; ``write`` and ``try_write`` are inherited from ``Answer``."""
+class Context(ResponseWriter):
+    """The handler's view of a call, with ``write`` and ``try_write`` of ``ResponseWriter``."""
 
     __slots__ = (
         "_call_done",
@@ -55,15 +55,15 @@ class Context(Answer):
 
     def peer_identity_key(self) -> str | None:
         """Return the key of ``auth_context`` that identifies the client, or None."""
-        known = self._connection.auth_context()
-        return next((key for key in IDENTITY_KEYS if key in known), None)
+        properties = self._connection.auth_context()
+        return next((key for key in IDENTITY_KEYS if key in properties), None)
 
     def peer_identities(self) -> Iterable[bytes] | None:
         """Return the client's identities, or None without a client certificate."""
         key = self.peer_identity_key()
         return None if key is None else self._connection.auth_context()[key]
 
-    # -- the call's life ----------------------------------------------------------------
+    # -- lifecycle ----------------------------------------------------------------------
 
     def time_remaining(self) -> float | None:
         """Return the time to the client's deadline, seconds, or None without a deadline."""
@@ -92,9 +92,9 @@ class Context(Answer):
             UsageError: the headers have already been sent, or the call has ended.
         """
         self._check_open()
-        if self._started:
-            raise grpc.aio.UsageError("the initial metadata is out already")
-        self._start_answer(metadata)
+        if self._headers_sent:
+            raise grpc.aio.UsageError("the initial metadata has already been sent")
+        self._send_headers(metadata)
 
     def set_trailing_metadata(self, metadata: Iterable[tuple[str, str | bytes]]) -> None:
         """Set the metadata to send with the status.
@@ -117,8 +117,12 @@ class Context(Answer):
         return self._status[0]
 
     def set_details(self, details: str) -> None:
-        """Set the status message to send when the handler returns, or raises with a code set."""
-        self._status = (self._status[0], details)
+        """Set the status message to send when the handler returns, or raises with a code set.
+
+        Raises:
+            TypeError: ``details`` is not text.
+        """
+        self._status = (self._status[0], _text(details))
 
     def details(self) -> str:
         """Return the status message set so far."""
@@ -130,13 +134,13 @@ class Context(Answer):
         Raises:
             RuntimeError: the headers, which announce the compression, have been sent.
         """
-        if self._started:
-            raise RuntimeError("the compression is set after the initial metadata was sent")
-        self._said_encoding = name_of(compression)
+        if self._headers_sent:
+            raise RuntimeError("set_compression must be called before the initial metadata is sent")
+        self._requested_encoding = name_of(compression)
 
     def disable_next_message_compression(self) -> None:
         """Send the next message uncompressed."""
-        self._plain_next = True
+        self._next_uncompressed = True
 
     async def abort(
         self,
@@ -154,13 +158,13 @@ class Context(Answer):
         Raises:
             AbortError: always, except in the following cases.
             UsageError: the call has already been aborted.
-            TypeError: ``trailing_metadata`` is not a sequence of pairs.
+            TypeError: ``details`` is not text, or ``trailing_metadata`` not a sequence of pairs.
         """
         if self._aborted:
-            raise grpc.aio.UsageError("the call was aborted before")
-        details = details or self._status[1]
+            raise grpc.aio.UsageError("the call has already been aborted")
+        details = _text(details) or self._status[1]
         code = status_code(code)
-        self._finish(code, details, (*self._trailing, *_pairs(trailing_metadata)))
+        self._send_status(code, details, (*self._trailing, *_pairs(trailing_metadata)))
         self._aborted = True
         self._status = (code, details)
         raise grpc.aio.AbortError("the call was aborted")
@@ -175,7 +179,7 @@ class Context(Answer):
         """Return the client's next message, or EOF."""
         try:
             message = await self._incoming.read()
-        except Faulty as fault:
+        except RequestError as fault:
             await self.abort(*fault.refusal)
         if message is None:
             return EOF
@@ -186,9 +190,15 @@ class Context(Answer):
             raise
 
 
+def _text(details: Any) -> str:
+    if details is None or isinstance(details, str):
+        return details or ""
+    raise TypeError(f"details must be text, not {type(details).__name__}")
+
+
 def _pairs(metadata: Any) -> Metadata:
     if isinstance(metadata, Iterable) and not isinstance(metadata, Mapping | str | bytes):
         pairs = tuple(metadata)
         if all(isinstance(each, tuple | list) and len(each) == 2 for each in pairs):  # noqa: PLR2004
             return pairs
-    raise TypeError(f"trailing metadata are pairs of a name and a value, not {metadata!r}")
+    raise TypeError(f"trailing metadata must be a sequence of (key, value) pairs, not {metadata!r}")

@@ -34,7 +34,7 @@ class Frames(FrameBuffer):
         self.unread = self._data
         """Received data that has not been parsed; h2 modifies it in place."""
         self._max_headers = max_headers
-        self._greeted = False
+        self._settings_received = False
         """Whether the client's first frame (SETTINGS) has arrived."""
 
     def release(self) -> None:
@@ -47,27 +47,31 @@ class Frames(FrameBuffer):
         if len(head) == _HEAD_BYTES:
             length = head[0] << 16 | head[1] << 8 | head[2]
             if length > self.max_frame_size:
-                raise FrameTooLargeError(f"a frame has {length} bytes")
-            if not self._greeted:
-                self._greet(head)
-            begun = self._headers_buffer
-            if begun:
-                if sum(len(part.data) for part in begun) + length > self._max_headers:
-                    raise DenialOfServiceError("a block of headers is too long")
-            elif head[3] in _SPECIAL and (found := self._special(head, length)) is not None:
+                raise FrameTooLargeError(
+                    f"frame length {length} exceeds the maximum of {self.max_frame_size} bytes"
+                )
+            if not self._settings_received:
+                self._check_settings(head)
+            header_frames = self._headers_buffer
+            if header_frames:
+                if sum(len(part.data) for part in header_frames) + length > self._max_headers:
+                    raise DenialOfServiceError(
+                        f"header block exceeds the maximum of {self._max_headers} bytes"
+                    )
+            elif head[3] in _SPECIAL and (found := self._check_special(head, length)) is not None:
                 return found
         try:
             return super().__next__()
         except InvalidPaddingError as error:
-            raise ProtocolError("a frame's padding is longer than the frame") from error
+            raise ProtocolError("frame padding exceeds the frame length") from error
 
-    def _greet(self, head: bytearray) -> None:
+    def _check_settings(self, head: bytearray) -> None:
         """Check that the first frame is SETTINGS (section 3.4)."""
         if head[3] != SettingsFrame.type or head[4] & _ACK:
-            raise ProtocolError("the first frame is not SETTINGS")
-        self._greeted = True
+            raise ProtocolError("the first frame must be SETTINGS")
+        self._settings_received = True
 
-    def _special(self, head: bytearray, length: int) -> Frame | None:
+    def _check_special(self, head: bytearray, length: int) -> Frame | None:
         """Return a frame that hyperframe rejects but that is only a stream error, else None.
 
         Such frames are PRIORITY with a length other than five (section 6.3), returned without a
@@ -79,24 +83,24 @@ class Frames(FrameBuffer):
         stream_id = int.from_bytes(head[5:]) & 2**31 - 1
         if head[3] == SettingsFrame.type:
             if head[4] & _ACK and length:
-                raise BadFrameSize("an acknowledgement of SETTINGS is not empty")
+                raise BadFrameSize("a SETTINGS acknowledgement must be empty")
         elif len(self._data) < _HEAD_BYTES + length or not stream_id:
-            self._unreserve(head[3], length)
+            self._clear_reserved_bit(head[3], length)
         elif head[3] == PriorityFrame.type:
             if length != _PRIORITY_BYTES:
-                return self._taken(PriorityFrame(stream_id), length)
+                return self._consume(PriorityFrame(stream_id), length)
         elif length == _WINDOW_UPDATE_BYTES:
-            self._unreserve(head[3], length)
+            self._clear_reserved_bit(head[3], length)
             if not any(self._data[_HEAD_BYTES : _HEAD_BYTES + length]):
-                return self._taken(WindowUpdateFrame(stream_id), length)
+                return self._consume(WindowUpdateFrame(stream_id), length)
         return None
 
-    def _unreserve(self, kind: int, length: int) -> None:
+    def _clear_reserved_bit(self, kind: int, length: int) -> None:
         """Clear the reserved bit of a WINDOW_UPDATE increment (section 6.9)."""
         whole = len(self._data) >= _HEAD_BYTES + length
         if kind == WindowUpdateFrame.type and length == _WINDOW_UPDATE_BYTES and whole:
             self._data[_HEAD_BYTES] &= 0x7F
 
-    def _taken(self, frame: Frame, length: int) -> Frame:
+    def _consume(self, frame: Frame, length: int) -> Frame:
         del self._data[: _HEAD_BYTES + length]
         return frame

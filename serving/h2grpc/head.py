@@ -12,7 +12,7 @@ CONTENT_TYPE = b"application/grpc"
 _OVERHEAD = 32
 """Overhead per header in the size of a header list, bytes (RFC 9113, section 6.5.2)."""
 _Code = grpc.StatusCode
-_BY_NUMBER: dict[int, grpc.StatusCode] = {each.value[0]: each for each in _Code}
+_CODES: dict[int, grpc.StatusCode] = {each.value[0]: each for each in _Code}
 
 
 class Refusal(NamedTuple):
@@ -70,33 +70,36 @@ class RequestHead:
         if size > max_bytes:
             raise Refused(
                 _Code.RESOURCE_EXHAUSTED,
-                f"the metadata has {size} bytes, at most {max_bytes} may come",
+                f"the metadata has {size} bytes, above the limit of {max_bytes}",
             )
-        given = fields.get(b"grpc-timeout")
+        raw_timeout = fields.get(b"grpc-timeout")
         try:
             metadata = metadata_of(headers)
-            timeout = None if given is None else timeout_seconds(given)
+            timeout = None if raw_timeout is None else timeout_seconds(raw_timeout)
         except WireError as error:
             raise Refused(_Code.INTERNAL, str(error)) from error
         if timeout is not None and timeout <= 0:
-            raise Refused(_Code.DEADLINE_EXCEEDED, "the deadline had passed when the call came")
+            raise Refused(
+                _Code.DEADLINE_EXCEEDED, "the deadline had already passed when the call arrived"
+            )
         encoding = fields.get(b"grpc-encoding", b"identity").decode("latin-1")
         if encoding not in ENCODINGS:
             raise Refused(
                 _Code.UNIMPLEMENTED,
-                f"messages compressed as {encoding!r} are not read; known: {ACCEPTED}",
+                f"unsupported grpc-encoding {encoding!r}; supported: {ACCEPTED}",
             )
         method = fields.get(b":path", b"").decode("latin-1")
         accepted = fields.get(b"grpc-accept-encoding", b"")
         return cls(method, metadata, timeout, encoding, accepted)
 
-    def answers_as(self, said: str | None) -> str | None:
+    def response_encoding(self, requested: str | None) -> str | None:
         """Return the compression of responses, or None if they are uncompressed.
 
         Args:
-            said: compression set by the handler or the server. None: that of the client's messages.
+            requested: compression set by the handler or the server. None: same as the client's
+                messages.
         """
-        encoding = self.encoding if said is None else said
+        encoding = self.encoding if requested is None else requested
         if is_codec(encoding) and accepts(self.accept_encoding, encoding):
             return encoding
         return None
@@ -108,7 +111,7 @@ NO_HEAD = RequestHead("", (), None, "identity", b"")
 
 def status_code(code: grpc.StatusCode | int) -> grpc.StatusCode:
     """Return the status code with this number; UNKNOWN for other numbers, as in grpc.aio."""
-    return code if isinstance(code, grpc.StatusCode) else _BY_NUMBER.get(code, _Code.UNKNOWN)
+    return code if isinstance(code, grpc.StatusCode) else _CODES.get(code, _Code.UNKNOWN)
 
 
 def _is_grpc(content_type: bytes) -> bool:

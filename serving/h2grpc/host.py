@@ -1,6 +1,7 @@
 """Protocols: the parts of a server used by its connections, and of a connection used by its calls.
 
-They keep imports in one direction: server > connection > call > context > answer > incoming.
+Imports go in one direction: server > connection > call > context > response_writer >
+request_reader.
 """
 
 import asyncio
@@ -12,7 +13,7 @@ from h2.stream import H2Stream
 
 from serving.h2grpc.budget import PendingBytes
 from serving.h2grpc.head import Refusal
-from serving.h2grpc.turns import Allowance, Turns
+from serving.h2grpc.turns import IterationLimit, Turns
 from serving.h2grpc.wire import Headers, Metadata
 
 
@@ -29,7 +30,7 @@ class Stream(Protocol):
 
     stream: H2Stream
 
-    def has_room(self) -> None:
+    def retry_send(self) -> None:
         """Retry sending."""
 
 
@@ -48,11 +49,11 @@ class ServerHost(Protocol):
     encoding: str | None
     clock: Callable[[], float]
     turns: Turns
-    endings: Allowance
+    cancel_limit: IterationLimit
     pending: PendingBytes
     tasks: set[asyncio.Task[None]]
     stopping: bool
-    informed: asyncio.Event
+    goaway_confirmed: asyncio.Event
 
     def connected(self, connection: Any) -> None:
         """Register a connection."""
@@ -71,7 +72,7 @@ class Sender(Protocol):
     """The sending side of a connection as seen by its calls."""
 
     @property
-    def crowded(self) -> bool:
+    def congested(self) -> bool:
         """Whether writers should yield to the event loop."""
 
     def send_headers(self, stream_id: int, headers: Headers, *, end: bool = False) -> None:
@@ -80,14 +81,14 @@ class Sender(Protocol):
     def try_send(self, call: Stream, payload: bytes) -> bool:
         """Send the whole payload in one frame and return True, if flow control allows it now."""
 
-    def room_for(self, call: Stream) -> int:
+    def sendable_bytes(self, call: Stream) -> int:
         """Return the number of bytes that can be sent now in one frame."""
 
-    def wait_for_room(self, call: Stream) -> None:
-        """Call ``call.has_room`` whenever there may be room, until ``had_room``."""
+    def await_room(self, call: Stream) -> None:
+        """Call ``call.retry_send`` whenever there may be room, until ``stop_awaiting_room``."""
 
-    def had_room(self, call: Stream) -> None:
-        """Remove the call from the queue for room; ``wait_for_room`` adds it at the end."""
+    def stop_awaiting_room(self, call: Stream) -> None:
+        """Remove the call from the queue for room; ``await_room`` adds it at the end."""
 
     def reset(self, stream_id: int, code: ErrorCodes) -> None:
         """Reset a stream; no-op if it is closed."""
@@ -113,5 +114,5 @@ class CallHost(Protocol):
     def auth_context(self) -> Mapping[str, Iterable[bytes]]:
         """Return the TLS properties of the client, by gRPC's names."""
 
-    def forget(self, call: Any) -> None:
+    def remove_call(self, call: Any) -> None:
         """Remove a call that has ended."""

@@ -44,7 +44,10 @@ _MAX_RESETS = 2**12
 """Maximum number of streams remembered as reset by this server."""
 _MAX_SIZE_UPDATES = 2
 """Maximum number of size updates of the header table per block (RFC 7541, section 4.2)."""
-_USED: dict[int, int] = {SettingCodes.HEADER_TABLE_SIZE: 2**12, SettingCodes.MAX_FRAME_SIZE: 2**14}
+_MAX_SETTINGS: dict[int, int] = {
+    SettingCodes.HEADER_TABLE_SIZE: 2**12,
+    SettingCodes.MAX_FRAME_SIZE: 2**14,
+}
 """Upper bounds on client settings that cost this server memory and search time."""
 _KNOWN = frozenset(SettingCodes)
 _DEFAULT_WINDOW = 65_535
@@ -79,13 +82,13 @@ class _Decoder(Decoder):
         except OversizedHeaderListError:
             raise
         except HPACKError as error:
-            raise _CompressionError(f"headers cannot be decoded: {error}") from error
+            raise _CompressionError(f"cannot decode the header block: {error}") from error
         return [_stripped(each) for each in headers]
 
     def _update_encoding_context(self, data: bytes | memoryview) -> int:
         self._updates += 1
         if self._updates > _MAX_SIZE_UPDATES:
-            raise HPACKDecodingError("too many changes of the table's size")
+            raise HPACKDecodingError("too many dynamic table size updates in one header block")
         return super()._update_encoding_context(data)
 
 
@@ -101,17 +104,17 @@ class Http2(H2Connection):
     """The protocol state of one connection."""
 
     incoming_buffer: Frames
-    _counted = 0
+    _last_count = 0
 
     def __init__(
-        self, max_headers: int, *, max_streams: int = MAX_STREAMS, served: Sized = ()
+        self, max_headers: int, *, max_streams: int = MAX_STREAMS, open_streams: Sized = ()
     ) -> None:
         """Initialize the state.
 
         Args:
             max_headers: maximum size of a header list and of its encoded block, bytes.
             max_streams: maximum number of open streams; further ones are refused.
-            served: live collection with one item per open stream.
+            open_streams: live collection with one item per open stream.
         """
         super().__init__(_CONFIGURATION)
         self.decoder = _Decoder(max_headers)
@@ -129,7 +132,7 @@ class Http2(H2Connection):
         self._max_streams = max_streams
         self.refusing = False
         """Whether all new streams are refused."""
-        self._served = served
+        self._live_streams = open_streams
         self._resets: dict[int, None] = {}
         """Streams for which RST_STREAM has been sent; it is sent only once."""
 
@@ -165,9 +168,9 @@ class Http2(H2Connection):
 
         h2 iterates over all streams for each new one.
         """
-        if len(self.streams) > 2 * self._counted + 64:
-            self._counted = super().open_inbound_streams
-        return len(self._served)
+        if len(self.streams) > 2 * self._last_count + 64:
+            self._last_count = super().open_inbound_streams
+        return len(self._live_streams)
 
     def _receive_headers_frame(self, frame: HeadersFrame) -> tuple[list[Frame], list[Event]]:
         """Process HEADERS; reset the stream if they are malformed (section 8.1.1).
@@ -175,13 +178,13 @@ class Http2(H2Connection):
         Streams above the maximum number are reset too (section 5.1.2). In both cases h2 ends the
         connection.
         """
-        full = self.refusing or len(self._served) >= self._max_streams
+        full = self.refusing or len(self._live_streams) >= self._max_streams
         if full and frame.stream_id not in self.streams:
             return self._refuse(frame), []
         try:
             answer = super()._receive_headers_frame(frame)
         except (StreamClosedError, StreamIDTooLowError) as error:
-            if self._stream_is_closed_by_reset(error.stream_id) and not self._first(frame):
+            if self._stream_is_closed_by_reset(error.stream_id) and not self._mark_reset(frame):
                 return [], []
             raise
         except ProtocolError as error:
@@ -189,11 +192,11 @@ class Http2(H2Connection):
             # Subclasses and errors with a cause (decoder, state) are connection errors.
             if type(error) is not ProtocolError or error.__cause__ or not stream or not stream.open:
                 raise
-            return self._fail_stream(frame)
-        if "END_STREAM" in frame.flags and not _is_as_long_as_it_says(
+            return self._reset_malformed(frame)
+        if "END_STREAM" in frame.flags and not _matches_content_length(
             self.streams, frame.stream_id
         ):
-            return self._fail_stream(frame)
+            return self._reset_malformed(frame)
         return answer
 
     def _receive_data_frame(self, frame: DataFrame) -> tuple[list[Frame], list[Event]]:
@@ -201,7 +204,7 @@ class Http2(H2Connection):
         try:
             return super()._receive_data_frame(frame)
         except InvalidBodyLengthError:
-            frames, events = self._fail_stream(frame)
+            frames, events = self._reset_malformed(frame)
             manager = self._inbound_flow_control_window_manager
             if more := manager.process_bytes(frame.flow_controlled_length):
                 update = WindowUpdateFrame(0)
@@ -215,9 +218,9 @@ class Http2(H2Connection):
         """Process PRIORITY; reset the stream on errors (sections 5.3 and 6.3)."""
         if isinstance(frame, PriorityFrame):
             if not frame.body_len:
-                return self._fail_stream(frame, ErrorCodes.FRAME_SIZE_ERROR)
+                return self._reset_malformed(frame, ErrorCodes.FRAME_SIZE_ERROR)
             if frame.depends_on == frame.stream_id:
-                return self._fail_stream(frame)
+                return self._reset_malformed(frame)
         return super()._receive_priority_frame(frame)
 
     def _receive_window_update_frame(
@@ -227,17 +230,17 @@ class Http2(H2Connection):
         if not frame.window_increment:
             with contextlib.suppress(StreamClosedError):
                 self._get_stream_by_id(frame.stream_id)  # also raises for an idle stream
-            return self._fail_stream(frame)
+            return self._reset_malformed(frame)
         return super()._receive_window_update_frame(frame)
 
-    def _fail_stream(
+    def _reset_malformed(
         self, frame: Frame, code: ErrorCodes = ErrorCodes.PROTOCOL_ERROR
     ) -> tuple[list[Frame], list[Event]]:
         """Reset the stream of a malformed frame; no-op if it is closed."""
         stream = self.streams.get(frame.stream_id)
         if stream is None or stream.closed:
             return [], []
-        self._first(frame)
+        self._mark_reset(frame)
         reset = StreamReset(stream_id=frame.stream_id, error_code=code, remote_reset=False)
         return stream.reset_stream(code), [reset]
 
@@ -246,15 +249,15 @@ class Http2(H2Connection):
         try:
             self.decoder.decode(frame.data, raw=True)
         except HPACKError as error:
-            raise ProtocolError("headers cannot be decoded") from error
+            raise ProtocolError("cannot decode the header block") from error
         stream_id = frame.stream_id
         if stream_id <= self.highest_inbound_stream_id:
             raise StreamIDTooLowError(stream_id, self.highest_inbound_stream_id)
         if stream_id % 2 == 0:
-            raise ProtocolError("a client's streams have odd numbers")
+            raise ProtocolError("stream IDs of a client must be odd")
         self.highest_inbound_stream_id = stream_id
         self._closed_streams[stream_id] = StreamClosedBy.SEND_RST_STREAM
-        self._first(frame)
+        self._mark_reset(frame)
         reset = RstStreamFrame(stream_id)
         reset.error_code = ErrorCodes.REFUSED_STREAM
         return [reset]
@@ -269,11 +272,11 @@ class Http2(H2Connection):
     ) -> tuple[list[Frame], list[Event]]:
         """Send RST_STREAM only once per stream; h2 sends it for each frame in flight."""
         frames, events = super()._handle_data_on_closed_stream(events, exc, frame)
-        if not self._first(frame):
+        if not self._mark_reset(frame):
             frames = [each for each in frames if not isinstance(each, RstStreamFrame)]
         return frames, events
 
-    def _first(self, frame: Frame) -> bool:
+    def _mark_reset(self, frame: Frame) -> bool:
         """Mark the frame's stream as reset, and return True the first time."""
         if frame.stream_id in self._resets:
             return False
@@ -288,14 +291,14 @@ class Http2(H2Connection):
         return [], []
 
     def _receive_settings_frame(self, frame: SettingsFrame) -> tuple[list[Frame], list[Event]]:
-        """Process SETTINGS; cap values as in ``_USED`` and ignore unknown settings."""
+        """Process SETTINGS; cap values as in ``_MAX_SETTINGS`` and ignore unknown settings."""
         for code in tuple(frame.settings):
             if code not in _KNOWN:
                 del frame.settings[code]
                 continue
             self.remote_settings.validate_received_setting(code, frame.settings[code])
-            if code in _USED:
-                frame.settings[code] = min(frame.settings[code], _USED[code])
+            if code in _MAX_SETTINGS:
+                frame.settings[code] = min(frame.settings[code], _MAX_SETTINGS[code])
         answer = super()._receive_settings_frame(frame)
         changes = self.encoder.table_size_changes
         if len(changes) > 2:  # noqa: PLR2004  the smallest and the last are sent (RFC 7541, 4.2)
@@ -303,7 +306,7 @@ class Http2(H2Connection):
         return answer
 
 
-def _is_as_long_as_it_says(streams: dict[int, H2Stream], stream_id: int) -> bool:
+def _matches_content_length(streams: dict[int, H2Stream], stream_id: int) -> bool:
     """Return whether the received DATA of a stream matches its content-length, if any."""
     stream = streams.get(stream_id)
     if stream is None or (expected := stream._expected_content_length) is None:  # noqa: SLF001

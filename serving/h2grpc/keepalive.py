@@ -3,8 +3,8 @@
 import asyncio
 from collections.abc import Callable
 
-_STALL = 1.0
-"""Timer delay above which the event loop, not the client, is taken as stalled, seconds."""
+_MAX_DELAY = 1.0
+"""Timer delay above which the event loop, not the client, is considered stalled, seconds."""
 
 
 class Keepalive:
@@ -16,7 +16,7 @@ class Keepalive:
         timeout: float,
         *,
         ping: Callable[[], None],
-        dead: Callable[[float], None],
+        on_dead: Callable[[float], None],
         busy: Callable[[], bool],
     ) -> None:
         """Initialize; ``start`` begins watching.
@@ -25,7 +25,7 @@ class Keepalive:
             interval: idle time after which the client is pinged, seconds.
             timeout: time for the client to answer, seconds.
             ping: sends a PING.
-            dead: called with the idle time in seconds if the client does not answer.
+            on_dead: called with the idle time in seconds if the client does not answer.
             busy: returns whether reading from the client is paused, in which case idle time is
                 meaningless.
         """
@@ -33,19 +33,19 @@ class Keepalive:
         self._interval = interval
         self._timeout = timeout
         self._ping = ping
-        self._dead = dead
+        self._on_dead = on_dead
         self._busy = busy
-        self.heard_at = self._loop.time()
+        self.last_received = self._loop.time()
         """Loop time of the last data from the client, seconds."""
         self.pinged = False
-        """Whether a PING has been sent since ``heard_at``."""
+        """Whether a PING has been sent since ``last_received``."""
         self.due = 0.0
         """Loop time of the next check, seconds."""
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
         """Start watching."""
-        self._check_in(self._interval)
+        self._schedule_check(self._interval)
 
     def stop(self) -> None:
         """Stop watching."""
@@ -55,20 +55,20 @@ class Keepalive:
     def check(self) -> None:
         """Ping the client, or report it as dead, if it has been idle for too long."""
         now = self._loop.time()
-        silent = now - self.heard_at
-        if now - self.due > _STALL or self._busy():
+        idle = now - self.last_received
+        if now - self.due > _MAX_DELAY or self._busy():
             # Data from the client may still be in the socket.
-            self._check_in(_STALL)
+            self._schedule_check(_MAX_DELAY)
             return
-        if self.pinged and silent >= self._interval + self._timeout:
-            self._dead(silent)
+        if self.pinged and idle >= self._interval + self._timeout:
+            self._on_dead(idle)
             return
-        if silent >= self._interval and not self.pinged:
+        if idle >= self._interval and not self.pinged:
             self.pinged = True
             self._ping()
-        due = self._interval + (self._timeout if self.pinged else 0) - silent
-        self._check_in(max(due, 0.01))
+        due = self._interval + (self._timeout if self.pinged else 0) - idle
+        self._schedule_check(max(due, 0.01))
 
-    def _check_in(self, seconds: float) -> None:
+    def _schedule_check(self, seconds: float) -> None:
         self.due = self._loop.time() + seconds
         self._timer = self._loop.call_later(seconds, self.check)

@@ -21,7 +21,7 @@ MAX_UNSENT = 2**23
 """Maximum size of frames written while the client does not read, bytes. Calls stop at the
 transport's high-water mark; without this limit, answers to PING and SETTINGS could exhaust
 memory."""
-_CROWDED = 512
+_CONGESTED = 512
 """Number of frames per event-loop iteration above which writers should yield to the loop."""
 
 _data_head = struct.Struct(">HBBBI").pack
@@ -49,9 +49,9 @@ class Output:
         """Bytes written while ``paused``."""
 
     @property
-    def crowded(self) -> bool:
+    def congested(self) -> bool:
         """Whether writers should yield to the event loop."""
-        return len(self.unsent) > _CROWDED
+        return len(self.unsent) > _CONGESTED
 
     def write(self, data: bytes) -> None:
         """Queue frames; they are sent in the next iteration of the event loop."""
@@ -69,7 +69,7 @@ class Output:
         if self.paused:
             self._excess += len(data)
             if self._excess > MAX_UNSENT:
-                log.info("a client does not read what it is sent", peer=self.peer)
+                log.info("connection closed: the client does not read", peer=self.peer)
                 transport.abort()
                 return
         transport.write(data)
@@ -83,12 +83,12 @@ class Output:
     def wake(self) -> None:
         """Let all waiting calls retry sending."""
         for call in tuple(self.waiting):
-            call.has_room()
+            call.retry_send()
 
     def wake_one(self, call: Stream | None) -> None:
         """Let one call retry sending, if it is waiting."""
         if call is not None and call in self.waiting:
-            call.has_room()
+            call.retry_send()
 
     def flush_h2(self) -> None:
         """Send the frames that h2 has queued."""
@@ -123,7 +123,7 @@ class Output:
         self.write(head + payload)
         return True
 
-    def room_for(self, call: Stream) -> int:
+    def sendable_bytes(self, call: Stream) -> int:
         """Return the number of bytes that can be sent now in one frame."""
         if self.paused:
             return 0
@@ -135,12 +135,12 @@ class Output:
         )
         return room
 
-    def wait_for_room(self, call: Stream) -> None:
-        """Call ``call.has_room`` whenever there may be room, until ``had_room``."""
+    def await_room(self, call: Stream) -> None:
+        """Call ``call.retry_send`` whenever there may be room, until ``stop_awaiting_room``."""
         self.waiting.setdefault(call)
 
-    def had_room(self, call: Stream) -> None:
-        """Remove the call from the queue for room; ``wait_for_room`` adds it at the end."""
+    def stop_awaiting_room(self, call: Stream) -> None:
+        """Remove the call from the queue for room; ``await_room`` adds it at the end."""
         self.waiting.pop(call, None)
 
     def reset(self, stream_id: int, code: ErrorCodes) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from serving.h2grpc.accepting import Acceptor
+from serving.h2grpc.acceptor import Acceptor
 from serving.h2grpc.budget import MAX_PENDING_BYTES, PendingBytes
 from serving.h2grpc.call import STOPPING
 from serving.h2grpc.compression import name_of
@@ -19,21 +19,21 @@ from serving.h2grpc.connection import Connection
 from serving.h2grpc.head import Refusal
 from serving.h2grpc.host import Details
 from serving.h2grpc.http2 import MAX_STREAMS
-from serving.h2grpc.turns import Allowance, Turns
+from serving.h2grpc.turns import IterationLimit, Turns
 
-_LAST_WORDS = 1.0
+_STEP_TIMEOUT = 1.0
 """Time for clients to confirm a GOAWAY, for cancelled handlers to end, and for clients to read the
 last data, seconds each."""
-_MAX_ENDINGS = 32
+_MAX_CANCELS = 32
 """Maximum number of calls of lost connections that are cancelled per event-loop iteration. The
 handlers are cleaned up in the next iteration."""
 
-_TOO_MANY_CALLS = Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many calls at once")
+_TOO_MANY_CALLS = Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many concurrent calls")
 FULL = Refusal(
     grpc.StatusCode.RESOURCE_EXHAUSTED,
-    "requests that have not arrived in full take too much memory",
+    "incomplete requests use too much memory",
 )
-UNDECODABLE = Refusal(grpc.StatusCode.INVALID_ARGUMENT, "the bytes are no message of this RPC")
+UNDECODABLE = Refusal(grpc.StatusCode.INVALID_ARGUMENT, "cannot parse the request message")
 
 
 class Server:
@@ -90,21 +90,23 @@ class Server:
         self.undecodable = undecodable
         self.full = full
         self.encoding = name_of(compression)
-        self._most_calls = maximum_concurrent_rpcs
+        self._max_calls = maximum_concurrent_rpcs
         self.clock = time.perf_counter
         self.turns = Turns(self.clock)
-        self.endings = Allowance(_MAX_ENDINGS)
+        self.cancel_limit = IterationLimit(_MAX_CANCELS)
         self.connections: set[Connection] = set()
         self.tasks: set[asyncio.Task[None]] = set()
         self.stopping = False
         self._refusing = False
-        self.informed = asyncio.Event()
+        self.goaway_confirmed = asyncio.Event()
         """Set when a client has confirmed the shutdown or is disconnected."""
-        self._deserted = asyncio.Event()
-        self._deserted.set()
+        self._no_connections = asyncio.Event()
+        self._no_connections.set()
         self._interceptors = tuple(interceptors)
         if not all(isinstance(each, grpc.aio.ServerInterceptor) for each in interceptors):
-            raise ValueError(f"not all are grpc.aio.ServerInterceptor: {interceptors}")
+            raise ValueError(
+                f"interceptors must be grpc.aio.ServerInterceptor instances: {interceptors}"
+            )
         self._generic: list[Any] = []
         self._methods: dict[str, Any] = {}
         self._acceptor: Acceptor | None = None
@@ -121,19 +123,19 @@ class Server:
 
     # -- start and stop -----------------------------------------------------------------
 
-    async def start(self, listening: socket.socket, tls: ssl.SSLContext | None = None) -> int:
+    async def start(self, listener: socket.socket, tls: ssl.SSLContext | None = None) -> int:
         """Start serving on a bound socket.
 
         Args:
-            listening: the socket.
+            listener: the socket.
             tls: TLS context that offers ALPN ``h2``. None: plaintext.
 
         Returns:
             The port.
         """
-        self._acceptor = Acceptor(listening, lambda: Connection(self), tls)
+        self._acceptor = Acceptor(listener, lambda: Connection(self), tls)
         self._acceptor.start()
-        port: int = listening.getsockname()[1]
+        port: int = listener.getsockname()[1]
         return port
 
     async def leave(self) -> None:
@@ -144,10 +146,10 @@ class Server:
         for connection in tuple(self.connections):
             connection.go_away()
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_LAST_WORDS):
+            async with asyncio.timeout(_STEP_TIMEOUT):
                 while not all(each.refusing for each in self.connections):
-                    self.informed.clear()
-                    await self.informed.wait()
+                    self.goaway_confirmed.clear()
+                    await self.goaway_confirmed.wait()
 
     async def stop(self, grace: float) -> None:
         """Stop accepting connections, and cancel calls that have not ended after ``grace`` seconds.
@@ -162,18 +164,18 @@ class Server:
         if grace > 0:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(grace):
-                    await self._served()
+                    await self._calls_ended()
         self._refusing = True
         await self._cancel_calls()
         for connection in tuple(self.connections):
             connection.close()
         # Closing waits until the client has read all data.
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._deserted.wait(), _LAST_WORDS)
+            await asyncio.wait_for(self._no_connections.wait(), _STEP_TIMEOUT)
         for connection in tuple(self.connections):
             connection.abort()
 
-    async def _served(self) -> None:
+    async def _calls_ended(self) -> None:
         """Wait until all clients have confirmed the shutdown and all calls have ended."""
         await self.leave()
         while self.tasks:
@@ -185,46 +187,46 @@ class Server:
             for call in tuple(connection.calls.values()):
                 call.end(STOPPING)
         if left:
-            await asyncio.wait(left, timeout=_LAST_WORDS)
+            await asyncio.wait(left, timeout=_STEP_TIMEOUT)
 
     # -- called by connections ----------------------------------------------------------
 
     def connected(self, connection: Connection) -> None:
         """Register a connection."""
         self.connections.add(connection)
-        self._deserted.clear()
+        self._no_connections.clear()
 
     def disconnected(self, connection: Connection) -> None:
         """Remove a closed connection."""
         self.connections.discard(connection)
-        self.informed.set()
+        self.goaway_confirmed.set()
         if not self.connections:
-            self._deserted.set()
+            self._no_connections.set()
 
     def refusal(self) -> Refusal | None:
         """Return the status for new calls if none are accepted now, else None."""
         if self._refusing:
             return STOPPING
-        if self._most_calls is not None and len(self.tasks) >= self._most_calls:
+        if self._max_calls is not None and len(self.tasks) >= self._max_calls:
             return _TOO_MANY_CALLS
         return None
 
     async def handler_of(self, details: Details) -> Any:
         """Run the interceptors and return the call's handler, or None for an unknown method."""
         if not self._interceptors:
-            return self._find(details)
+            return self._lookup(details)
         return await self._intercepted(0, details)
 
     async def _intercepted(self, index: int, details: Any) -> Any:
         if index == len(self._interceptors):
-            return self._find(details)
+            return self._lookup(details)
 
         async def continuation(passed: Any) -> Any:
             return await self._intercepted(index + 1, passed)
 
         return await self._interceptors[index].intercept_service(continuation, details)
 
-    def _find(self, details: Any) -> Any:
+    def _lookup(self, details: Any) -> Any:
         known = self._methods.get(details.method)
         if known is not None:
             return known

@@ -19,7 +19,7 @@ TURN = 3e-3
 class Reader(Protocol):
     """A connection with unread data."""
 
-    def read_on(self, until: float) -> bool:
+    def read_until(self, until: float) -> bool:
         """Read at least one piece, and continue until the clock reaches ``until``.
 
         Returns:
@@ -30,23 +30,23 @@ class Reader(Protocol):
 class Turns:
     """Schedules the readers of one server."""
 
-    __slots__ = ("_at", "_known", "_newcomers", "_others", "_scheduled", "_spent", "clock")
+    __slots__ = ("_at", "_continued", "_new", "_queued", "_scheduled", "_spent", "clock")
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         self.clock = clock
         self._spent = 0.0
         """Time spent reading in ``arrived``, less the time elapsed since, seconds."""
         self._at = 0.0
-        self._known: set[Reader] = set()
+        self._queued: set[Reader] = set()
         """Readers queued below."""
-        self._newcomers: deque[Reader] = deque()
-        self._others: deque[Reader] = deque()
+        self._new: deque[Reader] = deque()
+        self._continued: deque[Reader] = deque()
         """Readers that have had a slice and still have unread data."""
         self._scheduled = False
 
     def __contains__(self, reader: Reader) -> bool:
         """Return whether a reader is queued."""
-        return reader in self._known
+        return reader in self._queued
 
     def arrived(self, reader: Reader) -> bool:
         """Let a reader read immediately, or queue it if reading recently took half of the time.
@@ -54,29 +54,29 @@ class Turns:
         Returns:
             Whether the reader is queued to read more.
         """
-        if reader in self._known:
+        if reader in self._queued:
             return True
         clock = self.clock
         began = clock()
         self._spent = max(self._spent - (began - self._at), 0.0)
         self._at = began
         if self._spent >= TURN:
-            self._queue(reader, self._newcomers)
+            self._queue(reader, self._new)
             return True
-        more = reader.read_on(began + SLICE)
+        more = reader.read_until(began + SLICE)
         self._at = ended = clock()
         self._spent += ended - began
         if more:
-            self._queue(reader, self._others)
+            self._queue(reader, self._continued)
         return more
 
     def wait(self, reader: Reader) -> None:
         """Queue a reader, if it is not queued yet."""
-        if reader not in self._known:
-            self._queue(reader, self._newcomers)
+        if reader not in self._queued:
+            self._queue(reader, self._new)
 
     def _queue(self, reader: Reader, waiting: deque[Reader]) -> None:
-        self._known.add(reader)
+        self._queued.add(reader)
         waiting.append(reader)
         if not self._scheduled:
             self._scheduled = True
@@ -89,22 +89,22 @@ class Turns:
         """
         began = now = self.clock()
         until = began + TURN
-        waiting = self._others or self._newcomers
+        waiting = self._continued or self._new
         try:
-            for _ in range(len(self._others) + len(self._newcomers)):
+            for _ in range(len(self._continued) + len(self._new)):
                 reader = waiting.popleft()
-                self._known.discard(reader)
-                if reader.read_on(min(now + SLICE, until)):
-                    self._queue(reader, self._others)
+                self._queued.discard(reader)
+                if reader.read_until(min(now + SLICE, until)):
+                    self._queue(reader, self._continued)
                 now = self.clock()
                 if now >= until:
                     break
-                waiting = self._newcomers or self._others
+                waiting = self._new or self._continued
         finally:
-            self._again(now - began)
+            self._reschedule(now - began)
 
-    def _again(self, took: float) -> None:
-        self._scheduled = bool(self._newcomers or self._others)
+    def _reschedule(self, took: float) -> None:
+        self._scheduled = bool(self._new or self._continued)
         if not self._scheduled:
             return
         loop = asyncio.get_running_loop()
@@ -115,24 +115,24 @@ class Turns:
             loop.call_soon(self._turn)
 
 
-class Allowance:
+class IterationLimit:
     """A limit on operations per event-loop iteration, shared by all connections."""
 
-    __slots__ = ("_left", "most")
+    __slots__ = ("_left", "limit")
 
-    def __init__(self, most: int) -> None:
-        self.most = self._left = most
+    def __init__(self, limit: int) -> None:
+        self.limit = self._left = limit
 
     def take(self, wanted: int) -> int:
         """Return how many of the wanted operations are allowed in this iteration."""
-        if self._left == self.most:
+        if self._left == self.limit:
             asyncio.get_running_loop().call_soon(self._renew)
         granted = min(wanted, self._left)
         self._left -= granted
         return granted
 
     def _renew(self) -> None:
-        self._left = self.most
+        self._left = self.limit
 
 
 class TaskTurns:

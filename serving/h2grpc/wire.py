@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 from urllib.parse import quote
 
-from serving.h2grpc.compression import BadMessage, LongMessage, is_codec, unpacked
+from serving.h2grpc.compression import BadMessage, LongMessage, decompressed, is_codec
 
 Metadata = tuple[tuple[str, str | bytes], ...]
 Headers = list[tuple[bytes, bytes]]
@@ -28,6 +28,12 @@ _VALUE = re.compile(r"[\x20-\x7e]*")
 _TEXT_SAFE = "".join(chr(code) for code in range(0x21, 0x7F) if chr(code) != "%")
 
 _NO_METADATA = frozenset({"te", "content-type", "connection", "host"})
+_NOT_SENT = frozenset({"te", "content-type", "content-length"})
+"""Keys of a handler's metadata that are ignored, as in grpc.aio: the server sets these headers."""
+_PROHIBITED = frozenset(
+    {"connection", "keep-alive", "proxy-connection", "transfer-encoding", "upgrade"}
+)
+"""Headers with which clients reject a response (RFC 9113, section 8.2.2)."""
 
 
 class WireError(Exception):
@@ -38,7 +44,7 @@ class MessageTooLarge(WireError):
     """A message exceeds the server's limit."""
 
 
-class Packed(bytes):
+class Compressed(bytes):
     """A compressed message."""
 
     __slots__ = ()
@@ -75,7 +81,7 @@ class MessageReader:
         return len(self._buffer)
 
     def feed(self, data: bytes) -> Iterator[bytes]:
-        """Add data and yield completed messages, compressed ones as ``Packed`` (see ``plain``).
+        """Add data and yield completed messages, compressed ones as ``Compressed`` (see ``plain``).
 
         Raises:
             MessageTooLarge: the length in a prefix exceeds the limit.
@@ -88,20 +94,22 @@ class MessageReader:
         while len(buffer) - begin >= PREFIX_BYTES:
             compressed, size = _prefix.unpack_from(buffer, begin)
             if size > self._limit:
-                raise MessageTooLarge(f"a message has {size} bytes, at most {self._limit} may come")
+                raise MessageTooLarge(
+                    f"the message has {size} bytes, above the limit of {self._limit}"
+                )
             if compressed > 1:
-                raise WireError(f"a message begins with {compressed}, neither 0 nor 1")
+                raise WireError(f"the compressed flag of a message is {compressed}, not 0 or 1")
             if compressed and not is_codec(self._encoding):
-                raise WireError("a message is compressed, and grpc-encoding does not say how")
+                raise WireError("the message is compressed, but grpc-encoding names no compression")
             end = begin + PREFIX_BYTES + size
             if len(buffer) < end:
                 break
             message = bytes(buffer[begin + PREFIX_BYTES : end])
-            yield Packed(message) if compressed else message
+            yield Compressed(message) if compressed else message
             begin = end
         del buffer[:begin]
 
-    def plain(self, message: Packed) -> Iterator[bytes]:
+    def plain(self, message: Compressed) -> Iterator[bytes]:
         """Decompress a message, yielding it in parts that take about 0.5 ms each.
 
         Raises:
@@ -109,7 +117,7 @@ class MessageReader:
             WireError: the message is corrupt.
         """
         try:
-            yield from unpacked(message, self._encoding, self._limit)
+            yield from decompressed(message, self._encoding, self._limit)
         except LongMessage as error:
             raise MessageTooLarge(str(error)) from error
         except BadMessage as error:
@@ -147,17 +155,22 @@ def headers_of(metadata: Iterable[tuple[str, str | bytes]]) -> Headers:
     value: Any
     for key, value in metadata:
         if not isinstance(key, str) or not isinstance(value, str | bytes):
-            text = f"metadata are texts or bytes by name, not {key!r}: {value!r}"
+            text = f"metadata must be a str key with a str or bytes value, not {key!r}: {value!r}"
             raise ValueError(text)  # noqa: TRY004  as for all unsendable metadata
-        if not _KEY.fullmatch(key) or (key.startswith("grpc-") and not key.endswith("-bin")):
-            raise ValueError(f"{key!r} is no name of metadata")
+        if key in _NOT_SENT:
+            continue
+        reserved = key in _PROHIBITED or (key.startswith("grpc-") and not key.endswith("-bin"))
+        if reserved or not _KEY.fullmatch(key):
+            raise ValueError(f"invalid metadata key {key!r}")
         if key.endswith("-bin"):
             raw = value if isinstance(value, bytes) else value.encode()
             found.append((key.encode(), base64.b64encode(raw).rstrip(b"=")))
         else:
             text = value if isinstance(value, str) else value.decode("latin-1")
             if not _VALUE.fullmatch(text):
-                raise ValueError(f"the value of {key} is not printable ASCII: {text!r}")
+                raise ValueError(
+                    f"the value of metadata key {key} is not printable ASCII: {text!r}"
+                )
             found.append((key.encode(), text.encode()))
     return found
 
@@ -170,7 +183,10 @@ def timeout_seconds(value: bytes) -> float:
     """
     match = _TIMEOUT.fullmatch(value.decode("latin-1"))
     if match is None:
-        raise WireError(f"grpc-timeout is {value.decode('latin-1')!r}: digits and one of HMSmun")
+        raise WireError(
+            f"invalid grpc-timeout {value.decode('latin-1')!r}: "
+            "expected 1 to 8 digits and a unit (H, M, S, m, u, n)"
+        )
     return int(match[1]) * _UNITS[match[2]]
 
 
@@ -183,7 +199,7 @@ def _binary(value: bytes, key: str) -> bytes:
     try:
         return base64.b64decode(value + b"=" * (-len(value) % 4), validate=True)
     except binascii.Error as error:
-        raise WireError(f"the value of {key} is not in base64") from error
+        raise WireError(f"the value of metadata key {key} is not valid base64") from error
 
 
 def _text(value: bytes) -> str:

@@ -56,7 +56,7 @@ class Case:
     steps: list[tuple[dict[str, Any], Ended]]
     compressed: tuple[bool | None, bool | None] = (None, None)
     """Whether requests and answers must have been compressed (None: they are small anyway). The
-    first and the last call ask for the bytes that went over the wire."""
+    first and the last call return the bytes sent over the wire."""
 
 
 def cases(m: Messages) -> dict[str, Case]:
@@ -263,7 +263,7 @@ def _compressed(m: Messages) -> dict[str, Case]:
     }
     found = {}
     for name, (steps, small) in measured.items():
-        # On the same channel as what is measured.
+        # On the same channel as the measured call.
         wire = call("WireBytes", m.Empty(), compressed=steps[0][0].get("compressed", []))
         found[name] = Case([(wire, ok()), *steps, (wire, ok())], compressed=small)
     return found

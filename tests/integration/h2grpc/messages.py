@@ -15,7 +15,7 @@ SERVICE = f"{PACKAGE}.TestService"
 
 def compile_descriptors(target: Path) -> Path:
     """Write the descriptor set of interop.proto for the client programs."""
-    from grpc_tools import protoc  # clients outside of our environment have none
+    from grpc_tools import protoc  # not installed in the clients' environments
 
     arguments = ["protoc", f"-I{PROTO.parent}", f"--descriptor_set_out={target}", PROTO.name]
     assert protoc.main(arguments) == 0

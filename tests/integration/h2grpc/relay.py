@@ -7,8 +7,8 @@ import contextlib
 class Relay:
     """Relays connections to one port; counts bytes by the client address that the server sees."""
 
-    def __init__(self, port: int) -> None:
-        self.upstream = port
+    def __init__(self, upstream: int = 0) -> None:
+        self.upstream = upstream
         """Port of the server."""
         self._counts: dict[int, list[int]] = {}
         self._by_port: dict[int, asyncio.Task] = {}
@@ -30,21 +30,20 @@ class Relay:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def counts(self, peer: str) -> tuple[int, int] | None:
+    def counts(self, peer: str) -> tuple[int, int]:
         """Return the bytes from and to a client, by gRPC's name of the peer."""
-        found = self._counts.get(int(peer.rpartition(":")[2]))
-        return None if found is None else (found[0], found[1])
+        received, sent = self._counts[_port(peer)]
+        return received, sent
 
     def cut(self, peer: str) -> None:
-        """Close a connection, if it is relayed here."""
-        if (task := self._by_port.get(int(peer.rpartition(":")[2]))) is not None:
-            task.cancel()
+        """Close a client's connection."""
+        self._by_port[_port(peer)].cancel()
 
     async def _relay(self, reader, writer) -> None:
         task = asyncio.current_task()
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        with contextlib.suppress(asyncio.CancelledError):  # in the end; streams log it else
+        with contextlib.suppress(asyncio.CancelledError):  # at shutdown; otherwise streams log it
             there, back = await asyncio.open_connection("127.0.0.1", self.upstream)
             port = back.get_extra_info("sockname")[1]
             counts = self._counts[port] = [0, 0]
@@ -63,3 +62,7 @@ class Relay:
                     await writer.drain()
         finally:
             writer.close()
+
+
+def _port(peer: str) -> int:
+    return int(peer.rpartition(":")[2])

@@ -28,7 +28,7 @@ class TestServicer:
     __test__ = False
 
     def __init__(self, messages: Messages, wire_bytes, cut) -> None:
-        """``wire_bytes`` tells for a peer how much its connection has carried; ``cut`` ends it."""
+        """``wire_bytes`` returns the bytes carried by a peer's connection; ``cut`` closes it."""
         self._messages = messages
         self._wire_bytes = wire_bytes
         self._cut = cut
@@ -93,7 +93,7 @@ class TestServicer:
         self._cut(context.peer())
         return self._messages.Empty()
 
-    # -- pieces -------------------------------------------------------------------------
+    # -- helpers ------------------------------------------------------------------------
 
     async def _answers(self, request, context):
         for wanted in request.response_parameters:
@@ -110,7 +110,7 @@ class TestServicer:
 
     @staticmethod
     def _compress_streams(context) -> None:
-        # Of a call; single messages are left plain below.
+        # For the call; single messages are sent uncompressed below.
         if dict(context.invocation_metadata()).get("x-compressed"):
             context.set_compression(grpc.Compression.Gzip)
 
@@ -136,7 +136,7 @@ class TestServicer:
     # -- serving ------------------------------------------------------------------------
 
     def handlers(self) -> grpc.GenericRpcHandler:
-        """Return what a server adds; counts the calls that run."""
+        """Return the interceptor of a server, which counts the running calls."""
         found = {}
         for method in self._messages.service.methods:
             behaviour = getattr(self, method.name, None)

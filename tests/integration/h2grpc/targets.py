@@ -17,8 +17,6 @@ from tests.support.waiting import eventually
 from tests.unit.credentials.certificates import issue
 from tests.unit.h2grpc.conftest import bound_socket
 
-PATIENCE = 100.0
-"""Timeout of waits, seconds; reached only by failing tests."""
 SECURITY = ("plain", "tls", "mtls")
 
 
@@ -28,41 +26,30 @@ class Targets:
     def __init__(self, folder: Path) -> None:
         self.descriptors = compile_descriptors(folder / "interop.pb")
         self.messages = Messages(self.descriptors)
-        self.servicers = {
-            name: TestServicer(self.messages, self._carried, self._cut)
-            for name in ("ours", "grpc.aio")
-        }
+        self.servicers: list[TestServicer] = []
         self.cases = cases(self.messages)
         self.specs: list[dict] = []
         self._files = issue(folder, trustme.CA())
         self._relays: list[Relay] = []
         self._stop: list = []
 
-    def _carried(self, peer: str) -> tuple[int, int]:
-        return next(found for each in self._relays if (found := each.counts(peer)))
-
-    def _cut(self, peer: str) -> None:
-        for relay in self._relays:
-            relay.cut(peer)
-
     async def start(self) -> None:
         for security in SECURITY:
             ours = Server(max_message_bytes=LIMIT)
-            ours.add_generic_rpc_handlers((self.servicers["ours"].handlers(),))
-            await self._relayed(
-                "ours", security, await ours.start(bound_socket(), self._context(security))
-            )
+            relay = self._serve(ours)
+            relay.upstream = await ours.start(bound_socket(), self._context(security))
+            await self._relayed(relay, "ours", security)
             self._stop.append(ours.stop)
 
             theirs = grpc.aio.server(options=[("grpc.max_receive_message_length", LIMIT)])
-            theirs.add_generic_rpc_handlers((self.servicers["grpc.aio"].handlers(),))
+            relay = self._serve(theirs)
             credentials = self._credentials(security)
             if credentials is None:
-                port = theirs.add_insecure_port("127.0.0.1:0")
+                relay.upstream = theirs.add_insecure_port("127.0.0.1:0")
             else:
-                port = theirs.add_secure_port("127.0.0.1:0", credentials)
+                relay.upstream = theirs.add_secure_port("127.0.0.1:0", credentials)
             await theirs.start()
-            await self._relayed("grpc.aio", security, port)
+            await self._relayed(relay, "grpc.aio", security)
             self._stop.append(theirs.stop)
 
     async def stop(self) -> None:
@@ -71,12 +58,22 @@ class Targets:
 
     async def idle(self) -> None:
         """Wait until no handler runs."""
-        await eventually(lambda: not any(each.running for each in self.servicers.values()))
+        await eventually(lambda: not any(each.running for each in self.servicers))
 
-    async def _relayed(self, name: str, security: str, port: int) -> None:
-        relay = Relay(port)
-        await relay.start()
+    def _serve(self, server) -> Relay:
+        """Add a servicer to a server; return its relay, which has no upstream port yet.
+
+        Each server has its own relay: connections to different ports may have the same client
+        port, so that the peer's name is unique on one server only.
+        """
+        relay = Relay()
         self._relays.append(relay)
+        self.servicers.append(TestServicer(self.messages, relay.counts, relay.cut))
+        server.add_generic_rpc_handlers((self.servicers[-1].handlers(),))
+        return relay
+
+    async def _relayed(self, relay: Relay, name: str, security: str) -> None:
+        await relay.start()
         tls = {}
         if security != "plain":
             tls["ca"] = str(self._files.ca)

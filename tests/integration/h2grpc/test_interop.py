@@ -21,7 +21,8 @@ from structlog.testing import capture_logs
 from tests.clients import installed
 from tests.integration.h2grpc.cases import ANY_FAILURE, OF_THE_CLIENT
 from tests.integration.h2grpc.clients import common, grpcio_aio, grpcio_sync
-from tests.integration.h2grpc.targets import PATIENCE, Targets
+from tests.integration.h2grpc.targets import Targets
+from tests.support.waiting import PATIENCE
 
 HERE = Path(__file__).parent
 SMALL = 20_000
@@ -49,13 +50,13 @@ CLIENTS = {
 }
 COMPRESSES_NOTHING = {"grpclib"}
 OF_THE_CLIENT_LIBRARY = {
-    ("nice-grpc", "deadline_seen_by_the_server"): "its deadlines are the client's alone",
-    ("connect-node", "metadata_with_an_error"): "its errors have both kinds of metadata in one",
+    ("nice-grpc", "deadline_seen_by_the_server"): "it enforces deadlines in the client only",
+    ("connect-node", "metadata_with_an_error"): "its errors merge initial and trailing metadata",
 }
 """Deviations from the cases on both servers."""
-_UNARY = "grpc.aio does nothing in a unary method that asks for compression"
-_SPACES = "grpc-js knows what a server reads by commas alone, and grpc.aio sends spaces after them"
-_UNREADABLE = "doc/compression.md; grpc.aio compresses also for a client that accepts nothing"
+_UNARY = "grpc.aio ignores set_compression in unary methods"
+_SPACES = "grpc-js splits grpc-accept-encoding at commas only; grpc.aio adds spaces after them"
+_UNREADABLE = "doc/compression.md; grpc.aio compresses for clients that accept no compression"
 DIFFERENT = {
     **{(client, "server_compressed_unary"): _UNARY for client in CLIENTS if client != "grpclib"},
     **{
@@ -75,7 +76,7 @@ async def outcomes_of(client, spec, targets):
         return await common.run(client, spec, targets.messages)
     environment = "node" if client.endswith(".cjs") else "main"
     if missing := installed.why_not(environment):
-        pytest.skip(f"not tried: {missing}")
+        pytest.skip(f"not run: {missing}")
     if environment == "node":
         program = [installed.NODE, HERE / "clients" / "node" / client]
     else:
@@ -114,15 +115,15 @@ def problems(targets, case, outcomes, *, compresses: bool) -> list[str]:
             continue
         if end.code == ANY_FAILURE:
             if outcome["code"] == "OK":
-                texts.append(f"{call['method']} went well")
+                texts.append(f"{call['method']} succeeded")
             continue
         wanted = json.loads(json.dumps(asdict(end)))
         got = json.loads(json.dumps(outcome))
         if isinstance(got, dict) and (end.details is None or end.code in OF_THE_CLIENT):
-            got["details"] = None if got["details"] else "no words"
+            got["details"] = None if got["details"] else "no details"
             wanted["details"] = None
         if got != wanted:
-            texts.append(f"{call['method']} ended {got}, wanted {wanted}")
+            texts.append(f"{call['method']} ended with {got}, expected {wanted}")
     for way, compressed in enumerate(case.compressed):
         if compressed is None:
             continue
@@ -143,7 +144,7 @@ def deviations(found, targets, client) -> list[str]:
             wrong = problems(targets, targets.cases[name], outcomes, compresses=compresses)
             if known in OF_THE_CLIENT_LIBRARY or (known in DIFFERENT and server == "grpc.aio"):
                 if not wrong:
-                    texts.append(f"{target}, {name}: goes well, and is listed as different")
+                    texts.append(f"{target}, {name}: passes, but is listed as different")
             else:
                 texts += [f"{target}, {name}: {text}" for text in wrong]
     for client_, name in OF_THE_CLIENT_LIBRARY:

@@ -1,4 +1,4 @@
-"""A server with the methods of a test, and clients of it."""
+"""A server with a test's methods, and its clients."""
 
 import contextlib
 import socket

@@ -1,6 +1,6 @@
 """A servicer whose methods end in all possible ways, in all six forms of handlers.
 
-A form is how messages come and go, an ending what the handler does at last: every ending is tried
+A form is the way messages are exchanged, an ending the handler's last action: every ending is tried
 in every form.
 """
 
@@ -112,6 +112,15 @@ async def aborts_twice(context):
     await context.abort(CODE.INTERNAL, "again")
 
 
+async def raises_abort_error(context):
+    raise grpc.aio.AbortError("x")
+
+
+async def sets_details_that_are_no_text(context):
+    context.set_code(CODE.NOT_FOUND)
+    context.set_details(b"x")
+
+
 async def initial_twice(context):
     await context.send_initial_metadata((("early", "x"),))
     await context.send_initial_metadata((("early", "y"),))
@@ -163,14 +172,23 @@ ENDINGS = {
     "sets-and-aborts": _then(_sets(SETTERS), _aborts(CODE.DATA_LOSS, "gone")),
     "sets-and-aborts-without-details": _then(_sets(SETTERS), _aborts(CODE.DATA_LOSS)),
     "sets-and-aborts-with-metadata": _then(_sets(SETTERS), _aborts(CODE.DATA_LOSS, "", MORE)),
+    "aborts-with-bytes": _aborts(CODE.NOT_FOUND, b"gone"),
+    "sets-bytes": sets_details_that_are_no_text,
+    "raises-abort-error": raises_abort_error,
+    **{
+        f"initial-{name}": _initial((name, value))
+        for name, value in {"content-type": "x", "te": "x", "content-length": "9"}.items()
+    },
     "initial": _initial(("early", "x"), ("early-bin", b"\xfe")),
     "initial-twice": initial_twice,
     "initial-and-aborts": _then(_initial(("early", "x")), _aborts(CODE.ABORTED, "gone")),
-    "trails-all-kinds": _trails(("a", "1"), ("a", "2"), ("b-bin", b""), ("c.d_e-f", "~ !")),
-    "trails-nothing": _trails(),
-    "trails-no-pairs": no_pairs,
+    "trailing-metadata-all-kinds": _trails(
+        ("a", "1"), ("a", "2"), ("b-bin", b""), ("c.d_e-f", "~ !")
+    ),
+    "trailing-metadata-nothing": _trails(),
+    "trailing-metadata-no-pairs": no_pairs,
     **{
-        f"trails-{name}": _trails(pair)
+        f"trailing-metadata-{name}": _trails(pair)
         for name, pair in {
             "upper-case": ("UPPER", "x"),
             "no-name": ("", "x"),
@@ -183,6 +201,11 @@ ENDINGS = {
             "empty": ("a", ""),
             "grpc-name": ("grpc-x", "y"),
             "pseudo": (":path", "x"),
+            "te": ("te", "x"),
+            "content-type": ("content-type", "x"),
+            "content-length": ("content-length", "9"),
+            "connection": ("connection", "close"),
+            "upgrade": ("upgrade", "h2c"),
         }.items()
     },
     "bad-trailing-and-raises": bad_then_raises,

@@ -21,8 +21,8 @@ from h2.events import (
 )
 from hyperframe.frame import GoAwayFrame
 
-PATIENCE = 60.0
-"""Timeout of waits, seconds; reached only by failing tests."""
+from tests.support.waiting import PATIENCE
+
 REQUEST = [
     (":method", "POST"),
     (":scheme", "http"),

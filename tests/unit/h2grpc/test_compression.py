@@ -42,11 +42,12 @@ async def answer_of(client, path="/t.T/uu", body=LONG, encoding=None, accepted=A
     client.data(stream_id, sent, end=True)
     answer = await client.answer(stream_id)
     assert answer.status == 0, answer.details
-    said = answer.headers.get("grpc-encoding")
+    encoding_used = answer.headers.get("grpc-encoding")
     read = [
-        (flag, UNPACK[said](data) if flag else data) for flag, data in frames_in(bytes(answer.data))
+        (flag, UNPACK[encoding_used](data) if flag else data)
+        for flag, data in frames_in(bytes(answer.data))
     ]
-    return said, read
+    return encoding_used, read
 
 
 async def echo(request, context):
@@ -68,8 +69,8 @@ async def echo(request, context):
 )
 async def test_answers_are_compressed_as_the_client_compresses(serve, encoding, accepted, expected):
     client = await (await serve(uu=echo)).raw()
-    said, read = await answer_of(client, encoding=encoding, accepted=accepted)
-    assert said == expected
+    encoding_used, read = await answer_of(client, encoding=encoding, accepted=accepted)
+    assert encoding_used == expected
     assert read == [(int(expected is not None), LONG)]
 
 
@@ -89,10 +90,10 @@ async def test_the_handler_then_the_server_then_the_client_decide(serve, default
     decided = of_handler if of_handler is not None else default
     names = ("identity", "deflate", "gzip")
     expected = "gzip" if decided is None else names[decided]
-    said, read = await answer_of(client, f"/t.T/{kind}", encoding="gzip")
-    assert (said or "identity", read) == (expected, [(int(expected != "identity"), LONG)])
-    said, read = await answer_of(client, f"/t.T/{kind}", accepted="identity")
-    assert (said, read) == (None, [(0, LONG)])
+    encoding_used, read = await answer_of(client, f"/t.T/{kind}", encoding="gzip")
+    assert (encoding_used or "identity", read) == (expected, [(int(expected != "identity"), LONG)])
+    encoding_used, read = await answer_of(client, f"/t.T/{kind}", accepted="identity")
+    assert (encoding_used, read) == (None, [(0, LONG)])
 
 
 async def test_what_is_not_worth_it_is_sent_as_it_is(serve):
@@ -105,8 +106,8 @@ async def test_what_is_not_worth_it_is_sent_as_it_is(serve):
         await context.write(LONG)
 
     client = await (await serve(us=us)).raw()
-    said, read = await answer_of(client, "/t.T/us", encoding="gzip")
-    assert said == "gzip"
+    encoding_used, read = await answer_of(client, "/t.T/us", encoding="gzip")
+    assert encoding_used == "gzip"
     assert [flag for flag, _ in read] == [0, 0, 0, 1, 0, 0, 1]
     assert [data for _, data in read][-3:] == [NOISE, LONG, LONG]
 
@@ -170,7 +171,7 @@ async def turns():
 
 
 async def test_the_loop_turns_while_a_large_answer_is_compressed(serve, turns):
-    size = 64 * compression.PIECE_PACKED
+    size = 64 * compression.COMPRESS_CHUNK
     between = []
 
     async def us(request, context):
@@ -189,7 +190,7 @@ async def test_the_loop_turns_while_a_large_answer_is_compressed(serve, turns):
     [pytest.param(1, 32, id="one-large"), pytest.param(32, 1, id="many")],
 )
 async def test_the_loop_turns_while_requests_are_unpacked(serve, turns, count, size):
-    body = b"\0" * (size * compression.PIECE_UNPACKED)
+    body = b"\0" * (size * compression.DECOMPRESS_CHUNK)
     between = []
 
     async def su(requests, context):

@@ -61,7 +61,7 @@ class Echo:
         return b"re:" + request
 
     async def us(self, request, context):
-        """Messages of a number and a size, each of another letter."""
+        """Yield a number of messages of a size, each with a different letter."""
         count, size = map(int, request.split())
         for n in range(count):
             await context.write(bytes([65 + n % 26]) * size)
@@ -134,7 +134,7 @@ def settings_frame(**values: int) -> bytes:
     return SettingsFrame(0, settings=codes).serialize()
 
 
-# -- who does not speak gRPC ----------------------------------------------------------------
+# -- clients that do not use gRPC -----------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -146,9 +146,9 @@ def settings_frame(**values: int) -> bytes:
     ],
 )
 async def test_http_1_gets_a_text(stand, data):
-    said = await raw_bytes(stand, data)
-    assert said.startswith(b"HTTP/1.1 400 Bad Request\r\n")
-    assert b"gRPC" in said.partition(b"\r\n\r\n")[2]
+    received = await raw_bytes(stand, data)
+    assert received.startswith(b"HTTP/1.1 400 Bad Request\r\n")
+    assert b"gRPC" in received.partition(b"\r\n\r\n")[2]
     await stand.deserted()
 
 
@@ -176,7 +176,7 @@ async def test_garbage_ends_its_connection_only(stand, data):
 
 
 @pytest.mark.parametrize("data", [b"", PREFACE[:5], PREFACE, PREFACE + b"\0\0"])
-async def test_who_hangs_up_early(stand, data):
+async def test_clients_that_disconnect_early(stand, data):
     await raw_bytes(stand, data, end=True)
     await stand.deserted()
 
@@ -289,8 +289,8 @@ async def test_continuations_without_end(stand):
 
 async def test_many_pings_are_answered_one_by_one(stand):
     client = await stand.raw()
-    client.send(PingFrame(0, b"12345678").serialize() * (budget.MOST - 100))
-    await client.until(lambda: client.answers.pongs == budget.MOST - 100)
+    client.send(PingFrame(0, b"12345678").serialize() * (budget.MAX_UNITS - 100))
+    await client.until(lambda: client.answers.pongs == budget.MAX_UNITS - 100)
 
 
 async def test_settings_again_and_again(stand):
@@ -307,7 +307,7 @@ async def test_settings_again_and_again(stand):
 
 
 async def test_calls_that_are_only_begun_and_cancelled(stand, monkeypatch):
-    monkeypatch.setattr(module, "_PREMATURE", PATIENCE)
+    monkeypatch.setattr(module, "_PREMATURE_AGE", PATIENCE)
     client = await stand.raw()
     with contextlib.suppress(ConnectionError):
         for _ in range(1100):
@@ -319,7 +319,7 @@ async def test_calls_that_are_only_begun_and_cancelled(stand, monkeypatch):
     await lives(stand)
 
 
-async def test_calls_that_are_reset_by_us_for_a_fault_of_the_client_count_too(stand):
+async def test_calls_reset_by_the_server_for_a_client_error_count_too(stand):
     """The flood of CVE-2025-8671."""
     client = await stand.raw()
     for _ in range(1100):
@@ -332,7 +332,7 @@ async def test_calls_that_are_reset_by_us_for_a_fault_of_the_client_count_too(st
 
 async def test_cancelled_calls_between_good_ones_are_no_flood(stand, monkeypatch):
     monkeypatch.setattr(module, "_MAX_PREMATURE", 20)
-    monkeypatch.setattr(module, "_PREMATURE", PATIENCE)  # they count on a slow machine, too
+    monkeypatch.setattr(module, "_PREMATURE_AGE", PATIENCE)  # so that they count on a slow machine
     client = await stand.raw()
     for _ in range(100):
         stream_id = client.begin("/t.T/su")
@@ -382,7 +382,7 @@ async def test_hundreds_of_calls_at_once_some_cancelled(stand, echo):
     assert len(stand.connection.h2.streams) <= 64 + 2
 
 
-# -- flow control, from us ------------------------------------------------------------------
+# -- flow control, from the server ----------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -539,7 +539,7 @@ async def test_how_much_a_client_may_send_ahead(stand):
 
 
 async def window(client: RawClient, stream_id: int, size: int) -> None:
-    """Wait until the windows allow to send this much."""
+    """Wait until the windows allow sending this much."""
     await client.until(lambda: client.h2.local_flow_control_window(stream_id) >= size)
 
 
@@ -622,7 +622,7 @@ async def test_data_beyond_the_window_ends_the_connection(stand):
 
 
 async def test_a_client_that_takes_its_next_calls_elsewhere_gets_its_answers(stand, echo):
-    """It sends GOAWAY and waits, like Java's and Node's clients; h2 alone would end its calls."""
+    """It sends GOAWAY and waits, like Java's and Node's clients; h2 would end its calls."""
     client = await stand.raw()
     waits = client.call("/t.T/uu_waits")
     streams = client.call("/t.T/us", b"10 20000")
@@ -679,7 +679,7 @@ async def test_closing_does_not_wait_for_ever(serve, echo):
 
 
 async def test_a_silent_client_is_asked_and_stays_while_it_answers(serve, echo, monkeypatch):
-    monkeypatch.setattr(keepalive, "_STALL", 0.05)  # this machine may be busy
+    monkeypatch.setattr(keepalive, "_MAX_DELAY", 0.05)  # this machine may be busy
     stand = await serve({"keepalive_time": 0.02, "keepalive_timeout": 0.4}, **echo.methods)
     client = await stand.raw()
     stream_id = client.call("/t.T/uu_waits")
@@ -691,8 +691,8 @@ async def test_a_silent_client_is_asked_and_stays_while_it_answers(serve, echo, 
 @pytest.mark.parametrize("data", [b"", b"PRI", PREFACE, PREFACE + settings_frame()])
 async def test_a_client_that_is_gone_is_noticed(serve, echo, data):
     stand = await serve({"keepalive_time": 0.02, "keepalive_timeout": 0.02}, **echo.methods)
-    said = await raw_bytes(stand, data)
-    assert bool(said) == bool(data)  # who says nothing is told nothing: it may speak HTTP/1.1
+    received = await raw_bytes(stand, data)
+    assert bool(received) == bool(data)  # no response to a silent client: it may use HTTP/1.1
     await stand.deserted()
 
 
@@ -714,7 +714,7 @@ async def test_a_stalled_loop_is_not_taken_for_a_silent_client():
     connection.connection_made(transport)
     connection.data_received(PREFACE + settings_frame())
     connection.keepalive.pinged = True
-    connection.keepalive.heard_at -= 100.0
+    connection.keepalive.last_received -= 100.0
     connection.keepalive.due -= 100.0
     connection.keepalive.check()
     assert not transport.closing

@@ -27,15 +27,15 @@ from serving.h2grpc import budget, http2, output, turns
 from serving.h2grpc import connection as module
 from serving.h2grpc.connection import Connection
 from serving.h2grpc.server import Server
-from tests.support.waiting import eventually
+from tests.support.waiting import PATIENCE, eventually
 from tests.unit.h2grpc.conftest import methods
-from tests.unit.h2grpc.raw_client import PATIENCE, ClientH2, message, request
+from tests.unit.h2grpc.raw_client import ClientH2, message, request
 from tests.unit.h2grpc.transport import Transport
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + SettingsFrame(0).serialize()
 GET = b"\x82\x86\x84"  # GET, http, /
 ENHANCE_YOUR_CALM = 11
-MANY = budget.MOST + 200
+MANY = budget.MAX_UNITS + 200
 """Number of frames that exceeds any budget."""
 
 
@@ -79,7 +79,7 @@ def no_surprise(monkeypatch):
 @pytest.fixture
 def no_refill(monkeypatch):
     """Disable refills by time, so that the speed of the machine does not matter."""
-    monkeypatch.setattr(budget, "A_SECOND", 0)
+    monkeypatch.setattr(budget, "REFILL_PER_SECOND", 0)
 
 
 def headers(stream_id, block, *flags):
@@ -96,7 +96,7 @@ def block_of(path, *, more=()):
     """Return a call's headers, encoded without the dynamic table."""
     client = ClientH2()
     client.encoder.header_table_size = 0
-    return client.encoder.encode(request(path, more))[1:]  # not the change of the table's size
+    return client.encoder.encode(request(path, more))[1:]  # without the table size update
 
 
 class Sink:
@@ -248,13 +248,13 @@ async def test_a_flood_whose_answers_are_not_read_ends_the_connection(stand, kin
 
 
 @pytest.mark.usefixtures("no_refill")
-async def test_what_is_answered_earns_what_clients_say_about_it(stand):
+async def test_sent_messages_pay_for_the_frames_that_acknowledge_them(stand):
     """Some clients send WINDOW_UPDATE and PING for each message."""
     client = await stand.raw()
     await client.ping()
     ack = WindowUpdateFrame(0, window_increment=1).serialize()
     ping = PingFrame(0, b"12345678").serialize()
-    for _ in range(2 * budget.MOST // 500):
+    for _ in range(2 * budget.MAX_UNITS // 500):
         answer = await client.answer(client.call("/t.T/us", b"500"))
         assert len(answer.messages) == 500
         client.send((ack + ping) * 500)
@@ -265,7 +265,7 @@ async def test_what_is_answered_earns_what_clients_say_about_it(stand):
 async def test_good_calls_cost_nothing(stand):
     client = await stand.raw()
     await client.ping()
-    for _ in range(budget.MOST // 100 + 2):
+    for _ in range(budget.MAX_UNITS // 100 + 2):
         calls = [client.call() for _ in range(100)]
         for call in calls:
             assert (await client.answer(call)).status == 0
@@ -275,11 +275,11 @@ async def test_time_fills_a_budget():
     mine = budget.Budget(100.0)
     mine.left = -1
     assert mine.overdrawn(100.0)
-    assert not mine.overdrawn(100.0 + 2 / budget.A_SECOND)
+    assert not mine.overdrawn(100.0 + 2 / budget.REFILL_PER_SECOND)
     assert mine.left == 1
     mine.left = -1
     assert not mine.overdrawn(10**6)
-    assert mine.left <= budget.MOST
+    assert mine.left <= budget.MAX_UNITS
 
 
 # -- one turn ---------------------------------------------------------------------------------
@@ -333,7 +333,7 @@ def pongs(transport):
 @pytest.mark.parametrize(
     ("step", "count", "most"),
     [
-        pytest.param(turns.SLICE / 1000, 500, module._FRAMES, id="a-fast-machine-by-frames"),
+        pytest.param(turns.SLICE / 1000, 500, module._MAX_FRAMES, id="a-fast-machine-by-frames"),
         pytest.param(turns.SLICE / 4, 500, 5, id="a-slow-machine-by-time"),
         pytest.param(turns.SLICE * 4, 20, 1, id="one-frame-at-least"),
     ],
@@ -341,7 +341,7 @@ def pongs(transport):
 async def test_one_write_is_read_in_slices(make, step, count, most):
     ((connection, transport),) = await make(step)
     connection.data_received(pings(count))
-    assert transport.paused  # what it sends next stays in its socket
+    assert transport.paused  # its further data stays in its socket
     seen = []
     while connection in connection.server.turns:
         before = pongs(transport)
@@ -356,11 +356,11 @@ async def test_one_write_is_read_in_slices(make, step, count, most):
 
 async def test_answers_that_are_not_read_are_bounded_in_bytes(make, monkeypatch):
     """The budget, which time refills, does not limit them."""
-    monkeypatch.setattr(budget, "MOST", 10**9)
+    monkeypatch.setattr(budget, "MAX_UNITS", 10**9)
     monkeypatch.setattr(output, "MAX_UNSENT", 2**14)
     ((connection, transport),) = await make(0.0)
     connection.pause_writing()
-    connection.data_received(pings(2**14 // 17 + module._FRAMES))
+    connection.data_received(pings(2**14 // 17 + module._MAX_FRAMES))
     await eventually(lambda: transport.closing)
     assert len(transport.written) <= 2**14
 
@@ -416,11 +416,11 @@ async def test_a_lost_connection_is_read_no_further(make):
 
 
 @pytest.mark.parametrize("clients", [1, 6])
-async def test_the_calls_of_clients_that_are_gone_end_a_few_at_a_time(make, clients):
+async def test_calls_of_lost_clients_are_cancelled_a_few_at_a_time(make, clients):
     """Also if many connections are lost in one turn of the event loop."""
     connections = await make(0.0, count=clients)
     server = connections[0][0].server
-    count = 4 * server.endings.most
+    count = 4 * server.cancel_limit.limit
     data = b"".join(
         headers(n, CALL, "END_HEADERS") + DataFrame(n, message(b"x")).serialize()
         for n in range(1, 2 * count, 2)
@@ -434,8 +434,8 @@ async def test_the_calls_of_clients_that_are_gone_end_a_few_at_a_time(make, clie
     while left[-1]:
         await asyncio.sleep(0)
         left.append(sum(len(connection.calls) for connection, _ in connections))
-    # Between two looks of this task, parts of two turns may lie.
-    assert max(before - after for before, after in pairwise(left)) <= 2 * server.endings.most
+    # Two checks of this task may span parts of two iterations.
+    assert max(before - after for before, after in pairwise(left)) <= 2 * server.cancel_limit.limit
     await eventually(lambda: not server.tasks)
 
 
@@ -454,7 +454,7 @@ async def test_streams_over_the_limit_are_refused_and_the_others_go_on(serve):
     answer = await client.answer(refused)
     assert (answer.reset, answer.headers) == (7, {})  # REFUSED_STREAM
     client.reset(waiting[0])
-    # The table of headers is what the client believes it is.
+    # The header table is still in sync with the client's.
     answer = await client.answer(client.call("/t.T/uu", more=[("a-new", "field-of-the-table")]))
     assert answer.status == 0
     assert not client.answers[waiting[1]].over
@@ -604,13 +604,13 @@ async def test_calls_without_a_message_are_bounded_over_all_connections(serve):
     answer = await clients[2].answer(clients[2].call())
     assert (answer.status, answer.details) == (
         8,
-        "requests%20that%20have%20not%20arrived%20in%20full%20take%20too%20much%20memory",
+        "incomplete%20requests%20use%20too%20much%20memory",
     )
     clients[0].data(begun[0], message(b"x"), end=True)
     assert (await clients[0].answer(begun[0])).messages == [b"re:x"]
     assert (await clients[2].answer(clients[2].call())).status == 0
     clients[1].abort()
-    await eventually(lambda: stand.server.pending.held == 2**12)
+    await eventually(lambda: stand.server.pending.used == 2**12)
 
 
 async def test_unfinished_messages_are_bounded_over_all_connections(serve):
@@ -621,10 +621,10 @@ async def test_unfinished_messages_are_bounded_over_all_connections(serve):
     for client, call in zip(clients, (waits, refused), strict=True):
         client.data(call, half)
         await client.ping()
-    assert stand.server.pending.held == 2**15
+    assert stand.server.pending.used == 2**15
     clients[1].data(refused, b"x")
     assert (await clients[1].answer(refused)).status == 8
-    await eventually(lambda: stand.server.pending.held == 2**14)
+    await eventually(lambda: stand.server.pending.used == 2**14)
     assert not clients[0].answers[waits].over
     assert (await clients[1].answer(clients[1].call())).status == 0
 
@@ -634,4 +634,4 @@ async def test_messages_that_are_whole_leave_nothing_pending(stand):
     for size in (0, 1, 10**4):
         answer = await client.answer(client.call(body=b"x" * size))
         assert answer.status == 0
-    assert stand.server.pending.held == 0
+    assert stand.server.pending.used == 0

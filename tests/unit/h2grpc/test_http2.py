@@ -20,8 +20,8 @@ def test_streams_are_not_all_counted_for_each_new_one(monkeypatch):
         return whole(connection, remainder)
 
     monkeypatch.setattr(http2.H2Connection, "_open_streams", counting)
-    served = range(64)
-    server = Http2(2**14, served=served)
+    open_streams = range(64)
+    server = Http2(2**14, open_streams=open_streams)
     server.streams = dict.fromkeys(range(1, 2 * 64, 2), None)
     assert [server.open_inbound_streams for _ in range(3)] == [64] * 3
     assert counted == []

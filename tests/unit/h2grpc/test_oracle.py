@@ -1,6 +1,6 @@
 """grpc.aio as the oracle: the same servicer and calls on both servers, with equal results.
 
-What differs, differs on purpose: ``DIFFERENT`` has each case with its reason.
+Differences are intended: ``DIFFERENT`` lists each case with its reason.
 """
 
 import asyncio
@@ -155,41 +155,53 @@ CASES = {
 }
 
 _SPEC = "doc/statuscodes.md"
-_SILENT = f"{_SPEC}; grpc.aio does not answer such a call at all"
+_SILENT = f"{_SPEC}; grpc.aio never responds"
 DIFFERENT = {
     "unary-without-a-message": ("uu", [], {}, CODE.UNIMPLEMENTED, _SILENT),
-    "stream-without-its-request": ("us_nothing", [], {}, CODE.UNIMPLEMENTED, _SILENT),
+    "stream-without-a-request": ("us_nothing", [], {}, CODE.UNIMPLEMENTED, _SILENT),
     "two-messages": (
         "uu",
         [ONE, ONE],
         {},
         CODE.UNIMPLEMENTED,
-        f"{_SPEC}; grpc.aio takes the first",
+        f"{_SPEC}; grpc.aio uses the first one",
     ),
-    "two-at-once": ("us_yields", [ONE + ONE], {}, CODE.UNIMPLEMENTED, f"{_SPEC}; as above"),
-    "a-message-cut-off": ("uu", [ONE[:-1]], {}, CODE.INTERNAL, "grpc.aio does not answer"),
-    "a-prefix-cut-off": ("uu", [ONE[:3]], {}, CODE.INTERNAL, "grpc.aio does not answer"),
-    "a-stream-cut-off": ("su", [ONE + ONE[:-1]], {}, CODE.INTERNAL, "grpc.aio drops the rest"),
-    "no-such-first-byte": (
+    "two-messages-in-one-frame": (
+        "us_yields",
+        [ONE + ONE],
+        {},
+        CODE.UNIMPLEMENTED,
+        f"{_SPEC}; as above",
+    ),
+    "truncated-message": ("uu", [ONE[:-1]], {}, CODE.INTERNAL, "grpc.aio never responds"),
+    "truncated-prefix": ("uu", [ONE[:3]], {}, CODE.INTERNAL, "grpc.aio never responds"),
+    "truncated-message-in-a-stream": (
+        "su",
+        [ONE + ONE[:-1]],
+        {},
+        CODE.INTERNAL,
+        "grpc.aio ignores the incomplete message",
+    ),
+    "unknown-compressed-flag": (
         "uu",
         [b"\2" + ONE[1:]],
         {},
         CODE.INTERNAL,
-        "doc/PROTOCOL-HTTP2.md knows 0 and 1; grpc.aio takes all for 0",
+        "doc/PROTOCOL-HTTP2.md defines 0 and 1; grpc.aio treats other values as 0",
     ),
     "unknown-compression": (
         "uu",
         [message(b"x", compressed=True)],
         {"grpc-encoding": "snappy"},
         CODE.UNIMPLEMENTED,
-        "doc/compression.md; grpc.aio says INTERNAL",
+        "doc/compression.md; grpc.aio returns INTERNAL",
     ),
-    "time-of-nine-digits": (
+    "timeout-of-nine-digits": (
         "uu",
         [ONE],
         {"grpc-timeout": "123456789n"},
         CODE.INTERNAL,
-        "doc/PROTOCOL-HTTP2.md allows eight",
+        "doc/PROTOCOL-HTTP2.md allows at most eight",
     ),
 }
 
@@ -252,7 +264,7 @@ async def test_calls_that_end_otherwise_on_purpose(servers, case):
 
 async def test_a_method_that_a_servicer_leaves_out(servers):
     """The generated base method: set_code, set_details, raise."""
-    said = []
+    received = []
     for port in servers:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
             for name in ("Check", "List"):
@@ -261,5 +273,5 @@ async def test_a_method_that_a_servicer_leaves_out(servers):
                     await call(b"")
                 with pytest.raises(grpc.aio.AioRpcError) as caught:
                     await call(b"")
-                said.append(caught.value.code())
-    assert said == [CODE.UNIMPLEMENTED] * 4
+                received.append(caught.value.code())
+    assert received == [CODE.UNIMPLEMENTED] * 4

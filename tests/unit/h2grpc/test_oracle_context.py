@@ -1,4 +1,4 @@
-"""Contexts of handlers, limits and endings of calls: this server beside grpc.aio's."""
+"""Contexts of handlers, limits and endings of calls, compared with grpc.aio."""
 
 import asyncio
 import contextlib
@@ -14,8 +14,8 @@ import pytest
 
 from serving.h2grpc.call import Call
 from serving.h2grpc.server import Server
+from tests.support.waiting import PATIENCE
 from tests.unit.h2grpc.conftest import bound_socket, methods
-from tests.unit.h2grpc.raw_client import PATIENCE
 
 CODE = grpc.StatusCode
 
@@ -57,25 +57,25 @@ async def stages():
 
 
 DIFFERENT = {
-    "`context.code()` after `set_code(5)`": "the status, not the number",
-    "`cancelled()` and `done()` of a call whose client gave up": (
-        "true; grpc.aio's do not change then"
+    "`context.code()` after `set_code(5)`": "returns the status; grpc.aio returns the number",
+    "`cancelled()` and `done()` of a call cancelled by the client": (
+        "return true; grpc.aio's do not change"
     ),
-    "a done callback that fails": "is logged, and the others are called; grpc.aio calls no more",
+    "a done callback that raises": "is logged, and the others run; grpc.aio skips the others",
     "handlers and interceptors that are plain functions": (
         "UNKNOWN: they would block the event loop; grpc.aio runs handlers in threads"
     ),
-    "an interceptor that raises": "UNKNOWN; grpc.aio does not answer",
+    "an interceptor that raises": "UNKNOWN; grpc.aio never responds",
     "text instead of bytes, without a serializer": "UNKNOWN; grpc.aio sends it as UTF-8",
-    "`set_compression` in a method with one answer": "compresses it; grpc.aio does not",
+    "`set_compression` in a method with one response": "compresses it; grpc.aio does not",
     "a client without `grpc-accept-encoding`": (
-        "gets what is not compressed (compression.md); grpc.aio compresses"
+        "gets uncompressed responses (doc/compression.md); grpc.aio compresses"
     ),
     "a client that compresses its requests": (
-        "gets answers compressed alike, unless server or handler say otherwise, from 128 bytes on "
-        "and where it is shorter; grpc.aio compresses only where they say so"
+        "gets responses with the same compression, unless the server or handler sets another; only "
+        "from 128 bytes and if the result is smaller. grpc.aio compresses only if one is set"
     ),
-    "`grpc.compression_enabled_algorithms_bitset`, channelz, `xds`": "are not there",
+    "`grpc.compression_enabled_algorithms_bitset`, channelz, `xds`": "not implemented",
 }
 """Intended differences other than endings."""
 
@@ -140,7 +140,7 @@ async def test_what_the_context_says(stages):
     assert codes == [CODE.NOT_FOUND] * 2
     await both((ours, theirs), lambda each: each.done.wait())
     *before, last = theirs.saw
-    # A number is given back as the status that it stands for.
+    # A number is returned as the status that it stands for.
     assert [row[0] for row in ours.saw[2:]] == [CODE.NOT_FOUND] * 2
     assert [row[0] for row in theirs.saw[2:]] == [5] * 2
     assert [row[1:] for row in ours.saw] == [row[1:] for row in (*before, last)]
@@ -201,7 +201,7 @@ async def test_a_handler_whose_client_gives_up(stages, name, how):
         async with asyncio.timeout(PATIENCE):
             if how == "deadline":
                 assert await call.code() is CODE.DEADLINE_EXCEEDED
-                # If it was so slow that no handler began, there is nothing to see.
+                # If no handler started in time, there is nothing to check.
                 if not stage.began.is_set():
                     return ["cancelled"]
             else:
@@ -274,7 +274,7 @@ async def test_a_limit_of_calls_at_once(stages):
 
 
 class Intercepts(grpc.aio.ServerInterceptor):
-    """Handlers that do what their method's name says."""
+    """Handlers named after what they do."""
 
     def __init__(self, seen):
         self.seen = seen
@@ -309,7 +309,7 @@ async def test_interceptors(stages, name):
     seen = []
     chain = [Intercepts(seen), Intercepts(seen)]
     found = await stages(make, interceptors=chain)
-    if name == "uu_raises":  # grpc.aio does not answer such a call
+    if name == "uu_raises":  # grpc.aio does not respond to such a call
         assert await code_of(uu(found[0], name)) is CODE.UNKNOWN
         return
     ours = await code_of(uu(found[0], name))
@@ -364,7 +364,7 @@ async def test_a_plain_function_is_no_handler(stages):
 
     ours, theirs = await stages(lambda _: {"uu": uu})
     assert await code_of(ours.channel.unary_unary("/t.T/uu")(b"")) is CODE.UNKNOWN
-    del theirs  # it has no pool of threads here
+    del theirs  # it has no thread pool here
 
 
 async def test_a_done_callback_that_fails_does_not_keep_others(stages):

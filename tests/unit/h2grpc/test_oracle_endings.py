@@ -1,6 +1,6 @@
 """Every ending in every form of handler has the same result here and on grpc.aio's server.
 
-``DIFFERENT`` has what ends otherwise, and why.
+``DIFFERENT`` lists deviations with their reasons.
 """
 
 import asyncio
@@ -18,18 +18,21 @@ from tests.unit.h2grpc.raw_client import RawClient, message
 
 CODE = grpc.StatusCode
 DIFFERENT = {
-    "sets-and-raises": (CODE.NOT_FOUND, "the details that were set are sent, not the exception"),
+    "sets-and-raises": (
+        CODE.NOT_FOUND,
+        "sends the details set by the handler; grpc.aio sends the exception",
+    ),
     "sets-and-aborts-with-metadata": (
         CODE.DATA_LOSS,
-        "abort adds its metadata to those that were set; grpc.aio drops these",
+        "sends the metadata set before and that of abort; grpc.aio drops the former",
     ),
-    "trails-a-number": (
+    "trailing-metadata-a-number": (
         CODE.INTERNAL,
-        "as all metadata that cannot be sent; grpc.aio makes an exception of it, UNKNOWN",
+        "as for all invalid metadata; grpc.aio raises an exception, UNKNOWN",
     ),
-    "trails-grpc-name": (
+    "trailing-metadata-grpc-name": (
         CODE.INTERNAL,
-        "names that begin with grpc- are reserved (PROTOCOL-HTTP2.md); grpc.aio sends them",
+        "the prefix grpc- is reserved (doc/PROTOCOL-HTTP2.md); grpc.aio sends such keys",
     ),
 }
 """Status on this server and the reason for the difference, by ending."""
@@ -38,10 +41,15 @@ UNCOMPARED = {
         CODE.UNKNOWN,
         "grpc.aio's message ends with a space, which HTTP/2 forbids (RFC 9113, 8.2.1)",
     ),
-    "trails-text-as-binary": (CODE.OK, "text is sent as UTF-8; grpc.aio does not answer"),
+    "trailing-metadata-connection": (
+        CODE.INTERNAL,
+        "HTTP/2 forbids this header (RFC 9113, 8.2.2); grpc.aio sends it",
+    ),
+    "trailing-metadata-upgrade": (CODE.INTERNAL, "as above"),
+    "trailing-metadata-text-as-binary": (CODE.OK, "text is sent as UTF-8; grpc.aio never responds"),
 }
-"""The same for endings where grpc.aio's answer is unreadable or missing."""
-_MADE_BY_LIBRARY = ("Unexpected", "Invalid metadata", "the server's metadata")
+"""The same for endings where grpc.aio's response is unreadable or missing."""
+_MADE_BY_LIBRARY = ("Unexpected", "Invalid metadata", "the server set invalid")
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +92,7 @@ async def end_of(client, name):
         initial, trailing = {}, initial
     unary = name[1] == "u"
     messages = [] if unary and answer.status else answer.messages
-    # An empty message beside an error: grpc.aio sends it, no client shows it.
+    # An empty message with an error: grpc.aio sends it, no client returns it.
     messages = [each for each in messages if each or answer.status == 0]
     details = unquote(answer.details or "")
     if details.startswith(_MADE_BY_LIBRARY):

@@ -10,12 +10,12 @@ BEGIN, END = "<!-- differences: begin -->\n", "<!-- differences: end -->"
 
 def table() -> str:
     """Return the table of the page."""
-    lines = ["| case | ends here | reason |", "|---|---|---|"]
+    lines = ["| case | status | reason |", "|---|---|---|"]
     for case, (*_, code, reason) in test_oracle.DIFFERENT.items():
         lines.append(f"| {case} | `{code.name}` | {reason} |")
     endings = test_oracle_endings.DIFFERENT | test_oracle_endings.UNCOMPARED
     for case, (code, reason) in endings.items():
-        lines.append(f"| a handler that {case} | `{code.name}` | {reason} |")
+        lines.append(f"| handler: {case} | `{code.name}` | {reason} |")
     for case, reason in test_oracle_context.DIFFERENT.items():
         lines.append(f"| {case} | | {reason} |")
     return "\n".join(lines) + "\n"

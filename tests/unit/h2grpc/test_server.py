@@ -15,10 +15,10 @@ from serving.credentials.tls import Alpn, TlsFiles, following_context, watch_tls
 from serving.h2grpc import budget
 from serving.h2grpc.server import Server
 from tests.integration.h2grpc.relay import Relay
-from tests.support.waiting import eventually
+from tests.support.waiting import PATIENCE, eventually
 from tests.unit.credentials.certificates import issue
 from tests.unit.h2grpc.conftest import bound_socket
-from tests.unit.h2grpc.raw_client import PATIENCE, RawClient, message
+from tests.unit.h2grpc.raw_client import RawClient, message
 
 CODE = grpc.StatusCode
 GRACE = 5.0
@@ -89,7 +89,10 @@ async def test_running_calls_are_ended_after_the_grace(stand, handlers):
     await eventually(lambda: handlers.running)
     await stand.server.stop(0.02)
     answer = await client.answer(stream_id)
-    assert (answer.status, answer.details) == (14, "the%20server%20stops")  # UNAVAILABLE
+    assert (answer.status, answer.details) == (
+        14,
+        "the%20server%20is%20shutting%20down",
+    )  # UNAVAILABLE
     await client.hung_up()
     await stand.deserted()
     assert handlers.running == 0
@@ -103,7 +106,7 @@ async def test_clients_are_told_to_go_elsewhere(stand, handlers):
     await client.until(lambda: client.goaway is not None)
     assert client.goaway == 0
     late = await client.answer(client.call())
-    assert late.reset == 7  # REFUSED_STREAM: clients try it elsewhere by themselves
+    assert late.reset == 7  # REFUSED_STREAM: clients retry it elsewhere automatically
     assert not client.answers[running].over
     with pytest.raises(OSError):
         await asyncio.open_connection("127.0.0.1", stand.port)
@@ -118,7 +121,7 @@ async def test_calls_on_the_way_are_served(stand, handlers):
     await eventually(lambda: handlers.running)
     stopping = asyncio.create_task(stand.server.stop(GRACE))
     await eventually(lambda: stand.server.stopping)
-    late = client.call()  # nothing that the server has said was read yet
+    late = client.call()  # nothing that the server has sent was read yet
     assert (await client.answer(late)).status == 0
     assert client.goaway == 0
     handlers.go_on.set()
@@ -207,7 +210,7 @@ async def test_a_client_that_has_not_spoken_does_not_hold_up_the_end(stand, data
     await eventually(lambda: stand.server.connections)
     await stand.server.stop(GRACE)
     async with asyncio.timeout(PATIENCE):
-        with contextlib.suppress(ConnectionResetError):  # what it sent was not read
+        with contextlib.suppress(ConnectionResetError):  # its data was not read
             assert await reader.read() == b""
     writer.close()
 
@@ -338,7 +341,7 @@ async def test_a_handshake_that_outlasts_the_listening_socket(secure, files):
     with contextlib.suppress(ssl.SSLWantReadError):
         tls.do_handshake()
     writer.write(outgoing.read())
-    incoming.write(await reader.read(2**16))  # the server is in the midst of it
+    incoming.write(await reader.read(2**16))  # the handshake is in progress
     stopping = asyncio.create_task(secure.server.stop(10 * PATIENCE))
     await eventually(lambda: secure.server.stopping)
     async with asyncio.timeout(PATIENCE):
@@ -364,7 +367,7 @@ async def test_a_flood_over_tls_ends_its_connection_and_no_other(secure, files):
     client, other = await tls_client(secure, files), await tls_client(secure, files)
     await client.ping()
     running = other.call("/t.T/uu_waits")
-    client.send(PingFrame(0, b"12345678").serialize() * 4 * budget.MOST)
+    client.send(PingFrame(0, b"12345678").serialize() * 4 * budget.MAX_UNITS)
     await client.hung_up()
     assert client.goaway == 11  # ENHANCE_YOUR_CALM
     await eventually(lambda: len(secure.server.connections) == 1)

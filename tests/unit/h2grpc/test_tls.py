@@ -10,9 +10,9 @@ import pytest
 import trustme
 
 from serving.credentials.tls import Alpn, TlsFiles, following_context, watch_tls
-from tests.support.waiting import eventually
+from tests.support.waiting import PATIENCE, eventually
 from tests.unit.credentials.certificates import issue
-from tests.unit.h2grpc.raw_client import PATIENCE, RawClient
+from tests.unit.h2grpc.raw_client import RawClient
 
 V1_1, V1_2, V1_3 = ssl.TLSVersion.TLSv1_1, ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3
 
@@ -142,8 +142,8 @@ async def test_a_client_shows_a_certificate(secure, files, authority, tmp_path):
     own.private_key_and_cert_chain_pem.write_to_path(tmp_path / "client.pem")
     context.load_cert_chain(tmp_path / "client.pem")
     client = await client_of(stand, context)
-    (said,) = (await client.answer(client.call("/t.T/uu_who"))).messages
-    assert said == b"([b'the client'], [b'client.test'])"
+    (received,) = (await client.answer(client.call("/t.T/uu_who"))).messages
+    assert received == b"([b'the client'], [b'client.test'])"
 
 
 @pytest.mark.parametrize("version", [V1_2, V1_3])
@@ -229,9 +229,9 @@ async def test_a_client_without_tls_on_a_port_with_it(secure):
     writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
     async with asyncio.timeout(PATIENCE):
         with contextlib.suppress(ConnectionError):
-            said = await reader.read()
+            received = await reader.read()
             # An alert of TLS at most; it is not kept waiting for the handshake's time limit.
-            assert said[:1] in {b"", b"\x15"}
+            assert received[:1] in {b"", b"\x15"}
     writer.close()
     await stand.deserted()
 

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from serving.h2grpc.turns import TURN, Allowance, TaskTurns
+from serving.h2grpc.turns import TURN, IterationLimit, TaskTurns
 
 
 class Clock:
@@ -99,7 +99,7 @@ async def test_a_task_that_is_cancelled_while_it_waits_holds_up_no_other():
 
 
 async def test_an_allowance_is_for_one_turn():
-    allowance = Allowance(5)
+    allowance = IterationLimit(5)
     assert [allowance.take(3), allowance.take(3), allowance.take(3)] == [3, 2, 0]
     await asyncio.sleep(0)
     assert allowance.take(3) == 3

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serving.h2grpc.wire import (
+    Compressed,
     MessageReader,
     MessageTooLarge,
-    Packed,
     WireError,
     framed,
     headers_of,
@@ -49,7 +49,7 @@ def read(reader: MessageReader, *chunks: bytes) -> tuple[list[bytes], type | Non
 
 
 def plain_of(reader: MessageReader, message: bytes) -> bytes:
-    return b"".join(reader.plain(message)) if isinstance(message, Packed) else message
+    return b"".join(reader.plain(message)) if isinstance(message, Compressed) else message
 
 
 def cut(data: bytes, places: list[int]) -> list[bytes]:
@@ -114,10 +114,8 @@ def test_a_message_is_unpacked_only_when_it_is_wanted():
 @pytest.mark.parametrize(
     ("encoding", "wire", "error"),
     [
-        pytest.param("identity", packed(b"x"), WireError, id="compressed-but-not-said-how"),
-        pytest.param(
-            "gzip", b"\2" + packed(b"x")[1:], WireError, id="a-first-byte-that-is-not-known"
-        ),
+        pytest.param("identity", packed(b"x"), WireError, id="compressed-without-an-encoding"),
+        pytest.param("gzip", b"\2" + packed(b"x")[1:], WireError, id="unknown-compressed-flag"),
         pytest.param("snappy", packed(b"x"), WireError, id="unknown"),
         pytest.param("gzip", packed(b"x"), WireError, id="damaged"),
         pytest.param("gzip", packed(b""), WireError, id="nothing"),
@@ -250,5 +248,5 @@ def test_the_text_of_a_status(text, expected):
 @given(st.text())
 def test_the_text_of_a_status_can_be_sent_and_read(text):
     sent = status_text(text)
-    assert all(0x20 < byte < 0x7F for byte in sent)  # no space: at the ends none may be
+    assert all(0x20 < byte < 0x7F for byte in sent)  # no space: forbidden at the ends of a value
     assert text == unquote(sent.decode())

@@ -103,7 +103,7 @@ def _kept(metadata: Any) -> list[tuple[str, str]]:
                 text = b64encode(value).decode() if key.endswith("-bin") else value.decode()
             else:
                 text = value + "=" * (-len(value) % 4) if key.endswith("-bin") else value
-            # Some clients show values of the same key so.
+            # Some clients join values of the same key.
             kept[key] = f"{kept[key]}, {text}" if key in kept else text
     return sorted(kept.items())
 
@@ -141,7 +141,7 @@ async def run(
         except Exception as error:  # noqa: BLE001  it is the outcome
             outcome.code, outcome.details = type(error).__name__, str(error)
         if outcome.code != "OK" and call.kind.endswith("unary"):
-            outcome.replies.clear()  # grpc.aio sends an empty one; most clients do not show it
+            outcome.replies.clear()  # grpc.aio's empty message; most clients hide it
         return vars(outcome)
 
     async def step(client: Client, channel: Any, raw: dict[str, Any]) -> Any:

@@ -81,7 +81,7 @@ class Connectrpc(Client):
                 outcome.details = error.message
         if call.cancel_after is None:
             outcome.keep(metadata.headers.allitems(), metadata.trailers.allitems())
-            if not outcome.replies:  # where no message came, one block of headers is both
+            if not outcome.replies:  # without a message, one header block is both
                 outcome.initial = [each for each in outcome.initial if each not in outcome.trailing]
 
     async def _talk(
@@ -120,7 +120,7 @@ class Stream:
         self._arrived = asyncio.Condition()
 
     async def requests(self) -> AsyncIterator[Any]:
-        """Yield the requests, each when it is due."""
+        """Yield each request when it is due."""
         wanted = 0
         for number, request in enumerate(self._call.requests):
             yield request

@@ -48,7 +48,7 @@ class GrpcAio(Client):
         try:
             await self._talk(made, call, outcome)
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
-            pass  # the other one: a request is to be written, and the call is over
+            pass  # the other error: a write after the end of the call
         except asyncio.CancelledError:
             if not made.cancelled():
                 raise

@@ -1,5 +1,5 @@
-// What the client programs for Node share: they read calls, make them and tell how each ended.
-// The same as common.py beside it; cases.py says what a call is.
+// Shared by the client programs for Node: read calls, make them, report their results.
+// The counterpart of ../common.py; cases.py describes calls.
 "use strict";
 const crypto = require("node:crypto");
 const fs = require("node:fs");
@@ -50,8 +50,8 @@ function callOf(raw) {
   };
 }
 
-// Requests of a stream as an iterator that waits where the call says so. `answered(n)` resolves
-// when n answers are there; `ended` when the call is over.
+// Requests of a stream as an iterator that waits as the call specifies. `answered(n)` resolves
+// after n answers; `ended` at the end of the call.
 async function* requestsOf(call, requests, answered, ended) {
   let wanted = 0;
   for (const [number, request] of requests.entries()) {
@@ -141,7 +141,7 @@ async function run(client, spec) {
 
 async function main(client) {
   const spec = JSON.parse(fs.readFileSync(0, "utf8"));
-  // Timers and connections of the library must not decide when this ends.
+  // Timers and connections of the library must not delay the exit.
   process.stdout.write(JSON.stringify(await run(client, spec)), () => process.exit());
 }
 

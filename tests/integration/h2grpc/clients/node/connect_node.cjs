@@ -1,4 +1,4 @@
-// @connectrpc/connect-node by the gRPC protocol, on descriptors that are read at run time.
+// @connectrpc/connect-node with the gRPC protocol, on descriptors read at run time.
 "use strict";
 const { createFileRegistry, fromBinary, toBinary } = require("@bufbuild/protobuf");
 const { FileDescriptorSetSchema } = require("@bufbuild/protobuf/wkt");
@@ -68,7 +68,7 @@ class Channel {
       if (!(error instanceof ConnectError)) throw error;
       outcome.code = error.code === Code.Canceled ? "CANCELLED" : CODES[error.code];
       outcome.details = error.rawMessage;
-      // Where no message came, one block of headers is both.
+      // Without a message, one header block contains both.
       if (!outcome.replies.length) this.#separate(outcome, kept(error.metadata));
     } finally {
       over();

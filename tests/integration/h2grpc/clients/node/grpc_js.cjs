@@ -56,7 +56,7 @@ class Channel {
     made.on("metadata", (initial) => (outcome.initial = kept(pairs(initial))));
     if (definition.responseStream) {
       made.on("data", (answer) => answers.got(definition.responseSerialize(answer)));
-      made.on("error", () => {}); // the status says the same
+      made.on("error", () => {}); // reported by the status as well
     }
     if (definition.requestStream) await this.#send(made, requests, call, answers);
     const status = await ended;

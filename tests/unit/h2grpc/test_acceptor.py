@@ -1,4 +1,4 @@
-"""Connections accepted and handshakes begun in one turn of the event loop."""
+"""Limits on accepted connections and started handshakes per event-loop iteration."""
 
 import asyncio
 import contextlib
@@ -10,11 +10,11 @@ from collections import Counter
 import pytest
 import trustme
 
-from serving.h2grpc import accepting
-from serving.h2grpc.accepting import Acceptor
-from tests.support.waiting import eventually
+from serving.h2grpc import acceptor as module
+from serving.h2grpc.acceptor import Acceptor
+from serving.h2grpc.turns import TURN
+from tests.support.waiting import PATIENCE, eventually, loop_turns
 from tests.unit.credentials.certificates import issue
-from tests.unit.h2grpc.raw_client import PATIENCE
 
 MANY = 50
 
@@ -96,10 +96,10 @@ async def listen():
     """Create an acceptor; returns it, its port and the list of its connections."""
     acceptors, made = [], []
 
-    def started(tls=None, *, accept=None):
+    def started(tls=None, *, accept=None, **options):
         listening = socket.create_server(("127.0.0.1", 0), backlog=2 * MANY)
         watched = listening if accept is None else Replaced(listening, accept)
-        acceptor = Acceptor(watched, lambda: Served(made), tls)
+        acceptor = Acceptor(watched, lambda: Served(made), tls, **options)
         acceptors.append(acceptor)
         return acceptor, listening.getsockname()[1], made
 
@@ -144,37 +144,105 @@ async def echoed(reader, writer):
 
 async def test_connections_are_taken_a_few_a_turn(listen, dial, turns, monkeypatch):
     acceptor, port, made = listen()
-    hand_over = acceptor._hand_over
-    monkeypatch.setattr(acceptor, "_hand_over", lambda each: (turns.count(), hand_over(each)))
+    start_connecting = acceptor._start_connecting
+    monkeypatch.setattr(
+        acceptor, "_start_connecting", lambda each: (turns.count(), start_connecting(each))
+    )
     for _ in range(MANY):
         dial(port)
     acceptor.start()
     await eventually(lambda: len(made) == MANY and acceptor.waiting == 0)
     # The reader's turn and the counter's may be one apart.
-    assert max(turns.seen.values()) <= 2 * accepting._AT_ONCE
+    assert max(turns.seen.values()) <= 2 * module._MAX_ACCEPTS
     assert sum(turns.seen.values()) == MANY
+
+
+class Clock:
+    """A clock on which every reading takes ``step`` seconds."""
+
+    def __init__(self, step):
+        self.now = 0.0
+        self.step = step
+
+    def __call__(self):
+        self.now += self.step
+        return self.now
+
+
+@pytest.mark.parametrize(
+    ("step", "expected"),
+    [
+        pytest.param(0.9 * TURN, False, id="they-take-little-time"),
+        pytest.param(2 * TURN, True, id="they-take-much-time"),
+    ],
+)
+@pytest.mark.parametrize("encrypted", [False, True], ids=["plain", "tls"])
+async def test_accepting_pauses_for_as_long_as_new_connections_took(
+    listen, dial, monkeypatch, server_tls, client_tls, step, expected, encrypted
+):
+    """At most half of the loop's time goes to a flood of connections."""
+    clock = Clock(step)
+    acceptor, port, _ = listen(server_tls if encrypted else None, clock=clock)
+    pauses = []
+    pause = acceptor._pause
+
+    def short(seconds):
+        pauses.append(seconds)
+        clock.now += seconds
+        pause(0.0)
+
+    monkeypatch.setattr(acceptor, "_pause", short)
+    started = []
+    start_connecting = acceptor._start_connecting
+    monkeypatch.setattr(
+        acceptor, "_start_connecting", lambda each: (started.append(1), start_connecting(each))
+    )
+    for _ in range(MANY):
+        client = dial(port)
+        if encrypted:
+            client.send(hello(client_tls)[2].read())
+    acceptor.start()
+    await eventually(lambda: len(started) == MANY)
+    assert bool(pauses) is expected
+    assert pauses == pytest.approx([step] * len(pauses))
+    if expected:
+        assert len(pauses) >= MANY // (module._MAX_ACCEPTS + module._MAX_HANDSHAKE_STARTS) - 1
+
+
+async def test_no_connection_is_accepted_during_a_pause(listen, dial):
+    acceptor, port, made = listen(clock=Clock(60.0))
+    dial(port)
+    acceptor.start()
+    await eventually(lambda: acceptor._pause_timer is not None)
+    dial(port)
+    await loop_turns(20)
+    assert len(made) == 1
+    acceptor.close()
+    assert acceptor._pause_timer.cancelled()
 
 
 async def test_handshakes_begin_a_few_a_turn(
     listen, dial, turns, monkeypatch, server_tls, client_tls
 ):
     acceptor, port, made = listen(server_tls)
-    hand_over = acceptor._hand_over
-    monkeypatch.setattr(acceptor, "_hand_over", lambda each: (turns.count(), hand_over(each)))
+    start_connecting = acceptor._start_connecting
+    monkeypatch.setattr(
+        acceptor, "_start_connecting", lambda each: (turns.count(), start_connecting(each))
+    )
     for _ in range(MANY):
         _, _, outgoing = hello(client_tls)
         dial(port).send(outgoing.read())
     acceptor.start()
     await eventually(lambda: sum(turns.seen.values()) == MANY)
-    assert max(turns.seen.values()) <= 2 * accepting._HANDSHAKES_AT_ONCE
+    assert max(turns.seen.values()) <= 2 * module._MAX_HANDSHAKE_STARTS
     streams = await asyncio.open_connection("127.0.0.1", port, ssl=client_tls)
     assert await echoed(*streams) == b"x"
     streams[1].transport.abort()
     assert len(made) >= 1
 
 
-async def test_a_tls_client_that_says_nothing_is_dropped(listen, dial, monkeypatch, server_tls):
-    monkeypatch.setattr(accepting, "_HANDSHAKE_TIMEOUT", 0.01)
+async def test_a_tls_client_that_sends_nothing_is_dropped(listen, dial, monkeypatch, server_tls):
+    monkeypatch.setattr(module, "_HANDSHAKE_TIMEOUT", 0.01)
     acceptor, port, made = listen(server_tls)
     acceptor.start()
     client = dial(port)
@@ -204,7 +272,7 @@ async def test_plain_text_to_a_tls_port_ends_its_connection_and_no_other(
 
 
 async def test_the_oldest_handshakes_make_room(listen, dial, monkeypatch, server_tls, client_tls):
-    monkeypatch.setattr(accepting, "_MOST_HANDSHAKES", 3)
+    monkeypatch.setattr(module, "_MAX_HANDSHAKES", 3)
     acceptor, port, _ = listen(server_tls)
     acceptor.start()
     clients = []
@@ -212,7 +280,7 @@ async def test_the_oldest_handshakes_make_room(listen, dial, monkeypatch, server
         _, _, outgoing = hello(client_tls)
         clients.append(dial(port))
         clients[-1].send(outgoing.read())
-        await eventually(lambda: not acceptor._silent and not acceptor._greeted)
+        await eventually(lambda: not acceptor._before_hello and not acceptor._handshake_queue)
     await eventually(lambda: acceptor.waiting == 3)
     reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=client_tls)
     assert await echoed(reader, writer) == b"x"
@@ -224,9 +292,9 @@ async def test_the_oldest_handshakes_make_room(listen, dial, monkeypatch, server
                 pass
 
 
-@pytest.mark.parametrize("code", sorted(accepting._FULL))
-async def test_without_descriptors_it_waits_and_goes_on(listen, dial, monkeypatch, code):
-    monkeypatch.setattr(accepting, "_REST", 0.01)
+@pytest.mark.parametrize("code", sorted(module._OUT_OF_RESOURCES))
+async def test_without_file_descriptors_it_pauses_and_resumes(listen, dial, monkeypatch, code):
+    monkeypatch.setattr(module, "_ACCEPT_PAUSE", 0.01)
     calls = []
 
     def accept(listening):
@@ -241,7 +309,7 @@ async def test_without_descriptors_it_waits_and_goes_on(listen, dial, monkeypatc
     await eventually(lambda: len(made) == 1)
 
 
-async def test_a_client_that_is_gone_before_it_is_taken_is_skipped(listen, dial):
+async def test_a_client_that_disconnects_before_accept_is_skipped(listen, dial):
     gone = [OSError(errno.ECONNABORTED, "gone")]
 
     def accept(listening):
@@ -261,7 +329,7 @@ async def test_closing_drops_what_is_not_a_connection_yet(listen, dial, server_t
     silent, begun = dial(port), dial(port)
     _, _, outgoing = hello(client_tls)
     begun.send(outgoing.read())
-    await eventually(lambda: len(acceptor._silent) == 1 and len(acceptor._open) == 1)
+    await eventually(lambda: len(acceptor._before_hello) == 1 and len(acceptor._handshakes) == 1)
     acceptor.close()
     acceptor.close()
     await eventually(lambda: acceptor.waiting == 0)

@@ -7,13 +7,13 @@ import grpc
 
 from serving.h2grpc.head import Refusal
 from serving.h2grpc.host import CallHost
-from serving.h2grpc.wire import MessageReader, MessageTooLarge, Packed, WireError
+from serving.h2grpc.wire import Compressed, MessageReader, MessageTooLarge, WireError
 
 _CALL_BYTES = 2**12
 """Approximate size of the headers and task of a call, which count as pending, bytes."""
 
 
-class Faulty(Exception):
+class RequestError(Exception):
     """The client violated the gRPC protocol; the call ends with ``refusal``."""
 
     def __init__(self, refusal: Refusal) -> None:
@@ -21,18 +21,18 @@ class Faulty(Exception):
         self.refusal = refusal
 
 
-class Incoming:
+class RequestReader:
     """The receiving side of one call."""
 
     __slots__ = (
         "_call_bytes",
         "_connection",
-        "_held",
         "_messages",
-        "_owed",
+        "_pending",
+        "_read_waiter",
         "_reader",
         "_stream_id",
-        "_waiting",
+        "_unacknowledged",
         "fault",
         "whole",
     )
@@ -46,60 +46,55 @@ class Incoming:
         self._stream_id = stream_id
         self._reader = MessageReader(connection.server.max_message_bytes, encoding)
         self._messages: deque[bytes] = deque()
-        self._owed = 0
+        self._unacknowledged = 0
         """Received bytes not yet returned to the client's flow-control window."""
-        self._waiting: asyncio.Future[None] | None = None
+        self._read_waiter: asyncio.Future[None] | None = None
         """Set while the handler waits for a message."""
         self._call_bytes = 0
-        self._held = 0
+        self._pending = 0
         """Bytes of this call counted as pending."""
 
     def __len__(self) -> int:
         """Return the number of unread messages."""
         return len(self._messages)
 
-    @property
-    def held(self) -> int:
-        """Size of the unread messages as received (possibly compressed), bytes."""
-        return sum(map(len, self._messages))
-
     def begin(self) -> bool:
         """Count the call as pending until ``serve``; return False if the limit is exceeded."""
         self._call_bytes = _CALL_BYTES
-        return self._hold(_CALL_BYTES)
+        return self._set_pending(_CALL_BYTES)
 
     def serve(self) -> None:
         """Stop counting the call itself as pending: its handler has received a request."""
         self._call_bytes = 0
-        self._hold(self._reader.unfinished)
+        self._set_pending(self._reader.unfinished)
 
-    def feed(self, data: bytes, size: int, *, wanted: bool) -> bool:
+    def feed(self, data: bytes, size: int, *, keep: bool) -> bool:
         """Add the contents of a DATA frame.
 
         Args:
             data: the contents.
             size: size of the frame in flow control, bytes.
-            wanted: whether the call still reads; otherwise the data is dropped.
+            keep: whether the call still reads; otherwise the data is dropped.
 
         Returns:
             Whether the frame completes a message.
         """
         messages = self._messages
         before = len(messages)
-        if wanted and self.fault is None:
+        if keep and self.fault is None:
             try:
                 messages.extend(self._reader.feed(data))
             except WireError as error:
                 self.fault = _refusal_of(error)
             # Nearly all messages arrive in one frame.
-            if (self._held or not self._reader.empty) and not self._hold(
+            if (self._pending or not self._reader.empty) and not self._set_pending(
                 self._call_bytes + self._reader.unfinished
             ):
                 self.fault = self._connection.server.full
         complete = len(messages) > before
         if messages:
             # Acknowledged once the messages are read, which throttles the client.
-            self._owed += size
+            self._unacknowledged += size
         else:
             self._connection.output.acknowledge(self._stream_id, size)
         if messages or self.fault is not None:
@@ -110,66 +105,66 @@ class Incoming:
         """Mark the end of the client's messages."""
         self.whole = True
         if not self._reader.empty and self.fault is None:
-            self.fault = Refusal(grpc.StatusCode.INTERNAL, "the last message is not whole")
+            self.fault = Refusal(grpc.StatusCode.INTERNAL, "the last message is incomplete")
         self._wake()
 
     async def read(self) -> bytes | None:
         """Return the next message, decompressed, or None after the last one.
 
         Raises:
-            Faulty: the client violated the gRPC protocol.
+            RequestError: the client violated the gRPC protocol.
         """
         while not self._messages:
             if self.fault is not None:
-                raise Faulty(self.fault)
+                raise RequestError(self.fault)
             if self.whole:
                 return None
-            self._waiting = self._connection.loop.create_future()
+            self._read_waiter = self._connection.loop.create_future()
             try:
-                await self._waiting
+                await self._read_waiter
             finally:
-                self._waiting = None
+                self._read_waiter = None
         message = self._messages.popleft()
         if not self._messages:
-            self._pay()
-        if type(message) is not Packed:
+            self._acknowledge()
+        if type(message) is not Compressed:
             return message
         try:
             return await self._unpack(message)
         except WireError as error:
             self.fault = _refusal_of(error)
-            raise Faulty(self.fault) from error
+            raise RequestError(self.fault) from error
 
     def drop(self) -> None:
         """Discard all unread messages."""
         self._messages.clear()
-        self._hold(0)
-        self._pay()
+        self._set_pending(0)
+        self._acknowledge()
 
-    def _hold(self, size: int) -> bool:
+    def _set_pending(self, size: int) -> bool:
         """Set the number of pending bytes, or return False if the limit would be exceeded."""
-        pending, more = self._connection.server.pending, size - self._held
+        pending, more = self._connection.server.pending, size - self._pending
         if more > 0 and not pending.take(more):
             return False
         if more < 0:
-            pending.give_back(-more)
-        self._held = size
+            pending.release(-more)
+        self._pending = size
         return True
 
-    async def _unpack(self, message: Packed) -> bytes:
+    async def _unpack(self, message: Compressed) -> bytes:
         parts = []
         for part in self._reader.plain(message):
             parts.append(part)
             await asyncio.sleep(0)  # many small messages may decompress to large ones
         return b"".join(parts)
 
-    def _pay(self) -> None:
-        owed, self._owed = self._owed, 0
-        self._connection.output.acknowledge(self._stream_id, owed)
+    def _acknowledge(self) -> None:
+        size, self._unacknowledged = self._unacknowledged, 0
+        self._connection.output.acknowledge(self._stream_id, size)
 
     def _wake(self) -> None:
-        if self._waiting is not None and not self._waiting.done():
-            self._waiting.set_result(None)
+        if self._read_waiter is not None and not self._read_waiter.done():
+            self._read_waiter.set_result(None)
 
 
 def _refusal_of(error: WireError) -> Refusal:

@@ -10,10 +10,10 @@ import structlog
 from h2.errors import ErrorCodes
 from h2.stream import H2Stream
 
-from serving.h2grpc.compression import ACCEPTED, MIN_BYTES, PIECE_PACKED, packed
+from serving.h2grpc.compression import ACCEPTED, COMPRESS_CHUNK, MIN_BYTES, compressed_parts
 from serving.h2grpc.head import CONTENT_TYPE, RequestHead
 from serving.h2grpc.host import CallHost
-from serving.h2grpc.incoming import Incoming
+from serving.h2grpc.request_reader import RequestReader
 from serving.h2grpc.wire import Headers, Metadata, framed, headers_of, status_text
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -23,25 +23,25 @@ _HEADERS: Headers = [
     (b"content-type", CONTENT_TYPE),
     (b"grpc-accept-encoding", ACCEPTED.encode()),
 ]
-_UNSENDABLE = (grpc.StatusCode.INTERNAL, "the server's metadata cannot be sent")
-_NOT_GRPC = b"this port speaks gRPC: POST with content-type application/grpc"
+_UNSENDABLE = (grpc.StatusCode.INTERNAL, "the server set invalid response metadata")
+_NOT_GRPC = b"this port serves gRPC: send POST with content-type application/grpc"
 
 
-class Answer:
+class ResponseWriter:
     """The sending side of a call."""
 
     __slots__ = (
         "_aborted",
         "_connection",
+        "_encoding",
         "_ended",
         "_head",
+        "_headers_sent",
         "_incoming",
-        "_plain_next",
-        "_room",
-        "_said_encoding",
-        "_sent_encoding",
+        "_next_uncompressed",
+        "_requested_encoding",
+        "_room_waiter",
         "_serialize",
-        "_started",
         "stream",
         "stream_id",
     )
@@ -51,21 +51,21 @@ class Answer:
         self.stream_id: int = stream.stream_id
         self._connection = connection
         self._head: RequestHead
-        self._incoming: Incoming
-        self._serialize: Callable[[Any], bytes] = _as_it_is
-        self._started = False
+        self._incoming: RequestReader
+        self._serialize: Callable[[Any], bytes] = _require_bytes
+        self._headers_sent = False
         """Whether the headers have been sent."""
         self._ended = False
         """Whether nothing more can be sent."""
         self._aborted = False
         """Whether the handler has called ``abort``."""
-        self._room: asyncio.Future[None] | None = None
+        self._room_waiter: asyncio.Future[None] | None = None
         """Set while the handler waits for flow control to send a message."""
-        self._said_encoding = connection.server.encoding
+        self._requested_encoding = connection.server.encoding
         """Compression set by the server or the handler. None: same as the client's messages."""
-        self._sent_encoding: str | None = None
+        self._encoding: str | None = None
         """Compression in use, valid once the headers are sent. None: uncompressed."""
-        self._plain_next = False
+        self._next_uncompressed = False
         """Whether to send the next message uncompressed."""
 
     async def write(self, message: Any) -> None:
@@ -77,8 +77,8 @@ class Answer:
         """
         if not self.try_write(message):
             self._check_open()
-            await self._write_slowly(message)
-        elif self._connection.output.crowded:
+            await self._write_blocking(message)
+        elif self._connection.output.congested:
             # A handler that never awaits would block the loop and exhaust memory.
             await asyncio.sleep(0)
 
@@ -91,93 +91,93 @@ class Answer:
         if self._ended:
             return False
         data = self._serialize(message)
-        if not self._started:
-            self._start_answer(())
-        if self._sent_encoding is None:
+        if not self._headers_sent:
+            self._send_headers(())
+        if self._encoding is None:
             return self._connection.output.try_send(self, framed(data))
-        if len(data) > PIECE_PACKED:
+        if len(data) > COMPRESS_CHUNK:
             return False
-        if len(data) >= MIN_BYTES and not self._plain_next:
-            payload = _smaller(data, list(packed(data, self._sent_encoding)))
+        if len(data) >= MIN_BYTES and not self._next_uncompressed:
+            payload = _smaller_of(data, list(compressed_parts(data, self._encoding)))
         else:
             payload = framed(data)
         if not self._connection.output.try_send(self, payload):
             return False
-        self._plain_next = False
+        self._next_uncompressed = False
         return True
 
-    def has_room(self) -> None:
+    def retry_send(self) -> None:
         """Wake the handler to retry sending."""
-        if self._room is not None and not self._room.done():
-            self._room.set_result(None)
+        if self._room_waiter is not None and not self._room_waiter.done():
+            self._room_waiter.set_result(None)
 
     def _check_open(self) -> None:
         if self._aborted:
             raise grpc.aio.AbortError("the call was aborted")
 
-    async def _packed(self, data: bytes) -> bytes:
+    async def _frame(self, data: bytes) -> bytes:
         """Return the framed message; yields to the event loop between pieces of compression."""
-        plain, self._plain_next = self._plain_next, False
-        if self._sent_encoding is None or plain or len(data) < MIN_BYTES:
+        plain, self._next_uncompressed = self._next_uncompressed, False
+        if self._encoding is None or plain or len(data) < MIN_BYTES:
             return framed(data)
         parts = []
-        for part in packed(data, self._sent_encoding):
+        for part in compressed_parts(data, self._encoding):
             parts.append(part)
             await asyncio.sleep(0)
-        return _smaller(data, parts)
+        return _smaller_of(data, parts)
 
-    async def _write_slowly(self, message: Any) -> None:
+    async def _write_blocking(self, message: Any) -> None:
         try:
             async with asyncio.timeout(self._connection.server.write_timeout):
-                await self._write_in_parts(await self._packed(self._serialize(message)))
+                await self._write_chunks(await self._frame(self._serialize(message)))
         except TimeoutError as error:
-            raise asyncio.CancelledError("the client does not take a message") from error
+            raise asyncio.CancelledError("the client did not read a message in time") from error
 
-    async def _write_in_parts(self, payload: bytes) -> None:
+    async def _write_chunks(self, payload: bytes) -> None:
         rest = memoryview(payload)
         connection = self._connection
         while rest:
             if self._ended:
                 await asyncio.sleep(0)  # this task is being cancelled
                 return
-            room = connection.output.room_for(self)
+            room = connection.output.sendable_bytes(self)
             if room <= 0:
-                self._room = connection.loop.create_future()
-                connection.output.wait_for_room(self)
+                self._room_waiter = connection.loop.create_future()
+                connection.output.await_room(self)
                 try:
-                    await self._room
+                    await self._room_waiter
                 finally:
-                    self._room = None
+                    self._room_waiter = None
                 continue
             connection.output.try_send(self, bytes(rest[:room]))
-            connection.output.had_room(self)
+            connection.output.stop_awaiting_room(self)
             rest = rest[room:]
-            if connection.output.crowded:
+            if connection.output.congested:
                 await asyncio.sleep(0)
 
-    def _start_answer(self, metadata: Iterable[tuple[str, str | bytes]]) -> None:
+    def _send_headers(self, metadata: Iterable[tuple[str, str | bytes]]) -> None:
         try:
             headers = [*_HEADERS, *headers_of(metadata)]
         except ValueError:
-            self._finish(*_UNSENDABLE)
+            self._send_status(*_UNSENDABLE)
             raise
-        self._started = True
-        encoding = self._sent_encoding = self._head.answers_as(self._said_encoding)
+        self._headers_sent = True
+        encoding = self._encoding = self._head.response_encoding(self._requested_encoding)
         if encoding is not None:
             headers.append((b"grpc-encoding", encoding.encode()))
         if not self._ended:
             self._connection.output.send_headers(self.stream_id, headers)
 
-    def _finish(self, code: grpc.StatusCode, details: str, trailing: Metadata = ()) -> None:
+    def _send_status(self, code: grpc.StatusCode, details: str, trailing: Metadata = ()) -> None:
         """Send the status, unless one was sent; INTERNAL if ``trailing`` cannot be sent."""
         if self._ended:
             return
         try:
             more = headers_of(trailing)
         except ValueError as error:
-            log.error("the trailing metadata cannot be sent", reason=str(error))  # noqa: TRY400
+            log.error("invalid trailing metadata", reason=str(error))  # noqa: TRY400
             (code, details), more = _UNSENDABLE, []
-        trailers: Headers = [] if self._started else list(_HEADERS)
+        trailers: Headers = [] if self._headers_sent else list(_HEADERS)
         trailers.append((b"grpc-status", str(code.value[0]).encode()))
         if details:
             trailers.append((b"grpc-message", status_text(details)))
@@ -188,7 +188,7 @@ class Answer:
             # Stop the client from sending its remaining messages.
             self._connection.output.reset(self.stream_id, ErrorCodes.NO_ERROR)
 
-    def _answer_http(self, status: bytes) -> None:
+    def _reject_http(self, status: bytes) -> None:
         """Respond to a request that is not gRPC with an HTTP status."""
         self._ended = True
         headers = [(b":status", status), (b"content-type", b"text/plain")]
@@ -198,14 +198,16 @@ class Answer:
         self._connection.output.reset(self.stream_id, ErrorCodes.NO_ERROR)
 
 
-def _smaller(data: bytes, parts: list[bytes]) -> bytes:
+def _smaller_of(data: bytes, parts: list[bytes]) -> bytes:
     """Return the framed message: ``parts`` (compressed) if smaller, else ``data``."""
     size = sum(map(len, parts))
     return framed(b"".join(parts), compressed=True) if size < len(data) else framed(data)
 
 
-def _as_it_is(message: Any) -> bytes:
+def _require_bytes(message: Any) -> bytes:
     """Return a message unchanged, for methods without a serializer; it must be bytes."""
     if isinstance(message, bytes | bytearray | memoryview):
         return bytes(message)
-    raise TypeError(f"without a serializer a message is bytes, not {type(message).__name__}")
+    raise TypeError(
+        f"a method without a serializer must return bytes, not {type(message).__name__}"
+    )
