@@ -1,21 +1,21 @@
 """All errors that a client can see, and the table of their statuses.
 
     ServingError
-    ├── InvalidRequest          the request is wrong
-    │   └── SettingsError       the settings are wrong, at start-up
-    ├── ModelNotFound           the model is not served here
+    ├── InvalidRequest          the request is invalid
+    │   └── SettingsError       the settings are invalid, at start-up
+    ├── ModelNotFound           the model is not served
     ├── GroupNotFound           no group has that name
     ├── Unauthenticated         no valid key
     ├── PermissionDenied        the key lacks the permission
-    ├── Overloaded              too much work; retry later
-    ├── NotReady                no group can take the request now
+    ├── Overloaded              too many requests; retry later
+    ├── NotReady                no group can run the request now
     ├── GroupLost               the request's group was lost
     ├── PoisonRequest           the request makes groups fail
     ├── DeadlineExceeded        the request's deadline passed
     ├── Cancelled               the client disconnected
-    ├── Unsupported             the model or this build cannot do it
+    ├── Unsupported             not supported by the model or this build
     ├── EngineError             the engine failed on the request
-    ├── PlacementError          the cluster has no room for the group
+    ├── PlacementError          the cluster has no capacity for the group
     └── LinkRefused             router and rank do not match
 
 Status codes are names, so that this module does not import ``grpc``.
@@ -25,7 +25,7 @@ from dataclasses import dataclass
 
 
 class ServingError(Exception):
-    """Base of all errors that a user may see; the message names the remedy."""
+    """Base of all errors that a user may see; the message states the remedy."""
 
 
 class InvalidRequest(ServingError):
@@ -37,15 +37,15 @@ class SettingsError(InvalidRequest):
 
 
 class ModelNotFound(ServingError):
-    """The requested model is not served here."""
+    """This router does not serve the requested model."""
 
 
 class GroupNotFound(ServingError):
-    """This router has no group of that name."""
+    """This router has no group with that name."""
 
 
 class Unauthenticated(ServingError):
-    """The request carries no valid credentials."""
+    """The request has no valid credentials."""
 
 
 class PermissionDenied(ServingError):
@@ -66,7 +66,7 @@ class Overloaded(ServingError):
 
 
 class NotReady(ServingError):
-    """No group of ranks is ready to take the request."""
+    """No group of ranks is ready to serve the request."""
 
 
 class GroupLost(ServingError):
@@ -74,7 +74,7 @@ class GroupLost(ServingError):
 
     Args:
         message: What happened.
-        planned: The group was removed on purpose (drain, hand-over), so the request is not a
+        planned: The group was removed on purpose (drained or replaced), so the request is not a
             suspect.
         final: The request must not be retried on another group.
         refused: The rank itself rejected the request because it is draining.
@@ -95,7 +95,7 @@ class GroupLost(ServingError):
 
 
 class PoisonRequest(ServingError):
-    """Groups failed as soon as they ran this request; it is not tried on another one."""
+    """Groups failed as soon as they ran this request; it is not retried."""
 
 
 class DeadlineExceeded(ServingError):
@@ -115,11 +115,11 @@ class EngineError(ServingError):
 
 
 class PlacementError(ServingError):
-    """The cluster has no room for a group; the message names what is missing."""
+    """The cluster has no capacity for a group; the message lists the missing resources."""
 
 
 class LinkRefused(ServingError):
-    """A router rejected a rank, or a rank a router; the message names what differs."""
+    """A router rejected a rank, or a rank rejected a router; the message states the mismatch."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from enum import IntEnum
 from typing import TypedDict
 
 from serving.routing.decision import RoutingDecision
-from serving.telemetry.tracing import NO_TRACE, RequestTrace
+from serving.telemetry.tracing import RequestTrace
 
 
 class Priority(IntEnum):
@@ -45,7 +45,8 @@ class RequestRecord:
     """Whether ``FleetClient.check_load`` has passed; it runs once per request."""
     responded: bool = False
     """Whether any part of the response has been sent, including a keep-alive comment."""
-    trace: RequestTrace = NO_TRACE
+    trace: RequestTrace | None = None
+    """The request's trace; None: tracing is off, or the request is not sampled."""
 
 
 class ContextFields(TypedDict):
@@ -91,7 +92,7 @@ class RequestContext:
             "group": last.rank_id.group_id if last else None,
             "rank": last.rank_id.rank if last else None,
             "cached_tokens": record.cached_tokens if last else None,
-            "trace_id": record.trace.trace_id,
+            "trace_id": record.trace.trace_id if record.trace else None,
         }
 
 

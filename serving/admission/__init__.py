@@ -1,1 +1,1 @@
-"""Admission: quotas, a fair queue, and early refusal of requests that would miss their deadline."""
+"""Admission: quotas, a fair queue, early rejection of requests that would miss their deadline."""

@@ -54,7 +54,7 @@ class Admission(Protocol):
     """Decides when a request is placed; implemented by ``controller.AdmissionController``."""
 
     def check(self, context: RequestContext) -> None:
-        """Refuse, before any work is done, a request that ``enter`` would refuse anyway.
+        """Reject, before any work is done, a request that ``enter`` would reject anyway.
 
         Raises:
             Overloaded: The queue is full, or the tenant's quota is exhausted.
@@ -66,7 +66,7 @@ class Admission(Protocol):
 
         Raises:
             Overloaded: The wait would be too long, or a quota is exhausted; raised immediately.
-            DeadlineExceeded: No rank took the request before its deadline.
+            DeadlineExceeded: No rank accepted the request before its deadline.
         """
         ...
 
@@ -74,7 +74,7 @@ class Admission(Protocol):
         """Place a request whose group was lost again, ahead of all queued requests.
 
         Raises:
-            DeadlineExceeded: No rank took the request before its deadline.
+            DeadlineExceeded: No rank accepted the request before its deadline.
         """
         ...
 

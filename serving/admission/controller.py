@@ -1,10 +1,10 @@
-"""Admission control: places requests in queue order and refuses those that would be too late.
+"""Admission control: places requests in queue order, rejects those that would be late.
 
 The path of one request:
 
 1. While the queue is empty, the request is placed immediately, without a task, timer or future.
 2. Otherwise it is checked before it is queued: does the queue have room, and will the request be
-   placed before its deadline (and within ``max_wait``)? If not, it is refused immediately, with
+   placed before its deadline (and within ``max_wait``)? If not, it is rejected immediately, with
    the time after which a retry is worthwhile.
 3. It waits. Whenever a request ends or a group joins, the head of the queue is placed, then the
    next one, until one does not fit. No request overtakes a head that does not fit; otherwise
@@ -30,7 +30,7 @@ from serving.settings import AdmissionSettings
 from serving.telemetry import metrics
 
 _UNKNOWN_RETRY = 1.0
-"""Retry-After of a refusal without a predicted wait, seconds."""
+"""Retry-After of a rejection without a predicted wait, seconds."""
 for _reason in ("queue_full", "predicted_wait"):
     metrics.ADMISSION_REFUSALS.labels(_reason)  # exported as 0 from the start
 _WAIT = {each: metrics.ADMISSION_WAIT.labels(each.name.lower()) for each in Priority}
@@ -38,7 +38,7 @@ _WAIT = {each: metrics.ADMISSION_WAIT.labels(each.name.lower()) for each in Prio
 
 @dataclass(frozen=True, slots=True)
 class _Smallest:
-    """The smallest request that a tenant can send: if it is refused, every request would be."""
+    """The smallest request that a tenant can send: if it is rejected, every request would be."""
 
     tenant: str
     priority: Priority
@@ -103,18 +103,19 @@ class AdmissionController:
         return self._runner.armed
 
     def check(self, context: RequestContext) -> None:
-        """Refuse a request that ``enter`` would refuse anyway; see ``Admission.check``.
+        """Reject a request that ``enter`` would reject anyway; see ``Admission.check``.
 
         Raises:
             Overloaded: The queue is full, or the tenant's quota is exhausted.
             NotReady: The router is shutting down.
         """
         self._check_open()
-        self._quotas.check(context.tenant)
+        limits = self._limits_of(context.tenant)
+        if limits.limited:
+            self._quotas.check(context.tenant)
         if self._runner.queue:
             now = self._clock.monotonic()
-            weight = self._limits_of(context.tenant).weight
-            self._predict(_Smallest(context.tenant, context.priority, weight), now)
+            self._predict(_Smallest(context.tenant, context.priority, limits.weight), now)
 
     async def enter(self, request: AdmissionRequest) -> Placement:
         """Wait for the request's turn and place it; see ``Admission.enter``.
@@ -123,7 +124,7 @@ class AdmissionController:
 
         Raises:
             Overloaded: The wait would be too long, or a quota is exhausted; raised immediately.
-            DeadlineExceeded: No rank took the request before its deadline.
+            DeadlineExceeded: No rank accepted the request before its deadline.
             NotReady: The router is shutting down, or quotas cannot be checked.
         """
         self._check_open()
@@ -151,7 +152,7 @@ class AdmissionController:
         """Place a request that has lost its rank; see ``Admission.resume``.
 
         Raises:
-            DeadlineExceeded: No rank took the request before its deadline.
+            DeadlineExceeded: No rank accepted the request before its deadline.
             NotReady: The router is shutting down.
         """
         self._check_open()
@@ -201,13 +202,13 @@ class AdmissionController:
             ahead = self._runner.queue.tokens_ahead(request, now)
             predicted = self._predictor.wait(ahead + request.tokens, now)
         if (full := self._runner.queue.full_for(request)) is not None:
-            raise _refusal("queue_full", full, predicted or _UNKNOWN_RETRY)
+            raise _rejection("queue_full", full, predicted or _UNKNOWN_RETRY)
         limit = request.deadline - now
         if self._settings.max_wait is not None and request.priority is not Priority.BATCH:
             limit = min(limit, self._settings.max_wait)
         if predicted is not None and predicted > limit:
-            why = f"it would wait about {predicted:.1f} s, {limit:.1f} s are its limit"
-            raise _refusal("predicted_wait", why, predicted - limit)
+            why = f"the predicted wait is {predicted:.1f} s, the limit is {limit:.1f} s"
+            raise _rejection("predicted_wait", why, predicted - limit)
         return predicted
 
     async def _wait(self, request: AdmissionRequest) -> Placement:
@@ -225,6 +226,6 @@ def _closing() -> NotReady:
     return NotReady("this router is shutting down; try again")
 
 
-def _refusal(reason: str, why: str, seconds: float) -> Overloaded:
+def _rejection(reason: str, why: str, seconds: float) -> Overloaded:
     metrics.ADMISSION_REFUSALS.labels(reason).inc()
-    return Overloaded(f"too much work: {why}; try again in {max(seconds, 1):.0f} s", seconds)
+    return Overloaded(f"overloaded: {why}; try again in {max(seconds, 1):.0f} s", seconds)

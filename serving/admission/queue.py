@@ -109,9 +109,9 @@ class FairQueue(Generic[T]):
     def full_for(self, item: Queued) -> str | None:
         """Return the reason why there is no room for ``item``; None: there is room."""
         if len(self._level) >= self._most_requests:
-            return f"{len(self._level)} requests wait already"
+            return f"{len(self._level)} requests are already queued"
         if self._level and self._tokens + item.tokens > self._most_tokens:
-            return f"requests of {self._tokens} tokens wait already"
+            return f"requests with {self._tokens} tokens are already queued"
         key = (item.tenant, item.priority)
         share = SHARES[item.priority] * item.weight
         requests, tokens = self._held_requests[key], self._held_tokens[key]
@@ -119,7 +119,7 @@ class FairQueue(Generic[T]):
             requests + 1 > share * (self._most_requests - len(self._level))
             or tokens + item.tokens > share * (self._most_tokens - self._tokens)
         ):
-            return f"{requests} of your {item.priority.name.lower()} requests wait already"
+            return f"{requests} of your {item.priority.name.lower()} requests are already queued"
         return None
 
     def push(self, item: T, now: float) -> None:

@@ -64,7 +64,7 @@ class QueueRunner:
         """Place a request now; return None and set ``request.why`` if no rank takes it.
 
         Raises:
-            InvalidRequest: No rank can ever take the request.
+            InvalidRequest: No rank can ever accept the request.
         """
         placed = self._dispatcher.try_place(request)
         if isinstance(placed, str):
@@ -101,7 +101,7 @@ class QueueRunner:
             resumed: Queue it ahead of all others.
 
         Raises:
-            DeadlineExceeded: No rank took the request before its deadline.
+            DeadlineExceeded: No rank accepted the request before its deadline.
             Exception: The error of its placement, or the one created by ``close``.
         """
         now = self._clock.monotonic()
@@ -139,8 +139,8 @@ class QueueRunner:
         while self._deadlines and self._deadlines[0][0] <= now:
             late = heappop(self._deadlines)[2]
             if late in self.queue:
-                text = f"no rank took it before its deadline: {late.why}"
-                self._give_up(late, DeadlineExceeded(text))
+                text = f"no rank accepted the request before its deadline: {late.why}"
+                self._fail(late, DeadlineExceeded(text))
         while (head := self.queue.head(now)) is not None:
             if head.turn is None or head.turn.done():
                 self.queue.discard(head)  # cancelled; its task has not run yet
@@ -148,7 +148,7 @@ class QueueRunner:
             try:
                 placement = self.try_place(head)
             except Exception as error:  # noqa: BLE001  an error of this request alone
-                self._give_up(head, error)
+                self._fail(head, error)
                 continue
             if placement is None:
                 break
@@ -159,7 +159,7 @@ class QueueRunner:
     def close(self, error: Callable[[], Exception]) -> None:
         """Fail all queued requests, each with an error created by ``error``."""
         while (request := self.queue.head(self._clock.monotonic())) is not None:
-            self._give_up(request, error())
+            self._fail(request, error())
         self._after_change()
 
     def _cancel(self, request: AdmissionRequest, turn: asyncio.Future[Placement]) -> None:
@@ -171,7 +171,7 @@ class QueueRunner:
         self._after_change()
         self.pump_soon()
 
-    def _give_up(self, request: AdmissionRequest, error: Exception) -> None:
+    def _fail(self, request: AdmissionRequest, error: Exception) -> None:
         self.queue.discard(request)
         if request.turn is not None and not request.turn.done():
             request.turn.set_exception(error)

@@ -27,7 +27,7 @@ WINDOW = 60
 """Length of a window in seconds."""
 
 _NO_LIMIT = 2**53
-"""Limit passed for charges, which are never refused: the largest integer exact in Lua."""
+"""Limit passed for charges, which are never rejected: the largest integer exact in Lua."""
 
 _OPEN_STREAM = """
 local time = redis.call('TIME')

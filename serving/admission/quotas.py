@@ -1,7 +1,7 @@
 """Quotas: per-tenant limits on requests per minute, tokens per minute and concurrent streams.
 
 Prompt tokens are charged when a request enters, generated tokens when it ends. The charge may
-exceed the limit; further requests are then refused until enough of the window has passed.
+exceed the limit; further requests are then rejected until enough of the window has passed.
 
 A request of a limited tenant costs a few calls to the store; a request of an unlimited tenant
 costs none. After a failure, the shared store is not called for one second, which limits the
@@ -79,7 +79,7 @@ def default_limits(settings: AdmissionSettings) -> LimitsOf:
 
 
 class Quotas:
-    """Counts usage per tenant, and refuses requests above the tenant's limits."""
+    """Counts usage per tenant, and rejects requests above the tenant's limits."""
 
     def __init__(
         self,
@@ -101,7 +101,7 @@ class Quotas:
                 respond; default: in memory.
             timeout: Timeout of a call to the shared store, seconds.
             down: While the shared store does not respond, count in this process ("open") or
-                refuse requests ("closed").
+                reject requests ("closed").
         """
         self._limits_of = limits_of
         self._clock = clock
@@ -110,7 +110,7 @@ class Quotas:
         self._down = down
         self._down_until = float("-inf")
         self._own = own
-        self._refused: dict[str, _Refused] = {}
+        self._rejected: dict[str, _Rejected] = {}
         self._streams = count()
         self._name = uuid4().hex[:12]
         # Charges and closed streams not yet written to a store in the background.
@@ -124,19 +124,19 @@ class Quotas:
         return bool(self._debts or self._ended)
 
     def check(self, tenant: str) -> None:
-        """Refuse a tenant that was refused recently and whose window has not passed yet.
+        """Reject a tenant that was rejected recently and whose window has not passed yet.
 
         Raises:
             Overloaded: The tenant's quota is exhausted.
         """
-        refused = self._refused.get(tenant)
-        if refused is None:
+        rejection = self._rejected.get(tenant)
+        if rejection is None:
             return
-        left = refused.until - self._clock.monotonic()
-        if left <= 0 or refused.limits != self._limits_of(tenant):
-            del self._refused[tenant]
+        left = rejection.until - self._clock.monotonic()
+        if left <= 0 or rejection.limits != self._limits_of(tenant):
+            del self._rejected[tenant]
             return
-        raise _refusal(refused.reason, left)
+        raise _rejection(rejection.reason, left)
 
     async def take(self, tenant: str, tokens: int, seconds: float) -> "Lease":
         """Count a request and its prompt tokens.
@@ -187,7 +187,7 @@ class Quotas:
         seconds = lease.until - self._clock.monotonic()
         most = limits.concurrent_streams
         if most is not None and not await store.open_stream(tenant, lease.stream, most, seconds):
-            raise _refusal("concurrent_streams", STREAM_RETRY_SECONDS)
+            raise _rejection("concurrent_streams", STREAM_RETRY_SECONDS)
         most = limits.tokens_per_minute
         if most is not None and (left := (await store.tokens(tenant)).seconds_until(most)) > 0:
             raise self._remembered(lease, "tokens_per_minute", left)
@@ -200,8 +200,8 @@ class Quotas:
 
     def _remembered(self, lease: "Lease", reason: str, seconds: float) -> Overloaded:
         until = self._clock.monotonic() + seconds
-        self._refused[lease.tenant] = _Refused(until, reason, lease.limits)
-        return _refusal(reason, seconds)
+        self._rejected[lease.tenant] = _Rejected(until, reason, lease.limits)
+        return _rejection(reason, seconds)
 
     async def _call(self, function: Callable[[QuotaStore], Awaitable[R]]) -> R:
         """Call the shared store, or the store of this process.
@@ -282,13 +282,13 @@ async def _charge(tenant: str, tokens: int, store: QuotaStore) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class _Refused:
-    """A refused tenant, and when a retry is worthwhile."""
+class _Rejected:
+    """A rejected tenant, and when a retry is worthwhile."""
 
     until: float
     reason: str
     limits: TenantLimits
-    """The limits at the time of the refusal; if they change, the refusal no longer applies."""
+    """The limits at the time of the rejection; if they change, it no longer applies."""
 
 
 @dataclass(slots=True, eq=False)
@@ -310,7 +310,7 @@ class Lease:
         self._settle(generated_tokens)
 
     def give_back(self, tokens: int | None = None) -> None:
-        """Refund the charge of a request that was refused after all.
+        """Refund the charge of a request that was rejected after all.
 
         Args:
             tokens: Tokens to refund; default: the prompt tokens.
@@ -324,14 +324,14 @@ class Lease:
 
 
 _WHAT = {
-    "requests_per_minute": "your requests of this minute are used up",
-    "tokens_per_minute": "your tokens of this minute are used up",
-    "concurrent_streams": "you have as many requests in flight as you may",
+    "requests_per_minute": "your request quota for this minute is used up",
+    "tokens_per_minute": "your token quota for this minute is used up",
+    "concurrent_streams": "you have reached your limit of concurrent requests",
 }
 for _reason in (*_WHAT, "quotas_unavailable"):
     metrics.ADMISSION_REFUSALS.labels(_reason)  # exported as 0 from the start
 
 
-def _refusal(reason: str, seconds: float) -> Overloaded:
+def _rejection(reason: str, seconds: float) -> Overloaded:
     metrics.ADMISSION_REFUSALS.labels(reason).inc()
     return Overloaded(f"{_WHAT[reason]}; try again in {max(seconds, 1):.0f} s", seconds)

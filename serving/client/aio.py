@@ -32,6 +32,12 @@ _KINDS: dict[grpc.StatusCode, ErrorKind] = {
 class AsyncClient(Protocol):
     """A client for asyncio; implemented by ``AsyncRestClient`` and ``AsyncGrpcClient``."""
 
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
     def generate(self, request: GenerateRequest, options: GenerateOptions) -> AsyncIterator[Delta]:
         """Yield the answer as it arrives; closing the iterator cancels the request.
 
@@ -53,7 +59,7 @@ class AsyncClient(Protocol):
         ...
 
 
-class AsyncRestClient:
+class AsyncRestClient(AsyncClient):
     """Client of a server's REST API; opens one connection per concurrent request."""
 
     def __init__(self, url: str, access: Access = NO_ACCESS) -> None:
@@ -72,18 +78,12 @@ class AsyncRestClient:
             trust_env=False,
         )
 
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.close()
-
     async def generate(
         self, request: GenerateRequest, options: GenerateOptions
     ) -> AsyncIterator[Delta]:
         """Yield the answer as it arrives; see ``AsyncClient``."""
         limit = aiohttp.ClientTimeout(total=options.timeout, sock_connect=_CONNECT_TIMEOUT)
-        began = False
+        started = False
         try:
             async with self._session.post(
                 self.url + path_of(options),
@@ -93,9 +93,9 @@ class AsyncRestClient:
             ) as answer:
                 if answer.status != _HTTP_OK:
                     kind: ErrorKind = "refused" if answer.status in _RETRY_LATER else "rejected"
-                    said = error_text(await answer.text(errors="replace"))
-                    raise ClientError(kind, f"HTTP {answer.status}: {said}", answer.status)
-                began = True
+                    detail = error_text(await answer.text(errors="replace"))
+                    raise ClientError(kind, f"HTTP {answer.status}: {detail}", answer.status)
+                started = True
                 async for data in _events(answer):
                     if data == DONE:
                         return
@@ -105,9 +105,9 @@ class AsyncRestClient:
         except aiohttp.ClientConnectorError as error:
             raise self._unreachable(error) from error
         except TimeoutError as error:
-            if not began and isinstance(error, aiohttp.ConnectionTimeoutError):
-                raise ClientError("connect", f"{self.url} does not answer") from error
-            raise ClientError("timeout", f"not done after {options.timeout:g} s") from error
+            if not started and isinstance(error, aiohttp.ConnectionTimeoutError):
+                raise ClientError("connect", f"cannot connect to {self.url}: timed out") from error
+            raise ClientError("timeout", f"timed out after {options.timeout:g} s") from error
         except (aiohttp.ClientError, OSError) as error:
             raise ClientError("broken", f"{type(error).__name__}: {error}") from error
         raise ClientError("broken", "the stream ended without [DONE]")
@@ -119,7 +119,7 @@ class AsyncRestClient:
             return [str(model["id"]) for model in content["data"]]
         except (KeyError, TypeError) as error:
             raise ClientError(
-                "rejected", f"{self.url}/v1/models answers, but not as an OpenAI server does"
+                "rejected", f"{self.url}/v1/models did not return an OpenAI model list"
             ) from error
 
     async def get_json(self, path: str, timeout: float = 2 * _CONNECT_TIMEOUT) -> Any:
@@ -160,17 +160,18 @@ class AsyncRestClient:
             ) as answer:
                 text = await answer.text(errors="replace")
                 if answer.status != _HTTP_OK:
-                    said = error_text(text)
+                    detail = error_text(text)
                     raise ClientError(
                         "rejected",
-                        f"{self.url}{path} answered {answer.status}: {said}",
+                        f"{self.url}{path} returned HTTP {answer.status}: {detail}",
                         answer.status,
                     )
                 return text
         except ValueError as error:  # invalid URL
             raise ClientError("rejected", f"{self.url}{path}: {error}") from error
         except TimeoutError as error:
-            raise ClientError("connect", f"{self.url} does not answer") from error
+            message = f"no response from {self.url}{path} within {timeout:g} s"
+            raise ClientError("connect", message) from error
         except (aiohttp.ClientError, OSError) as error:
             raise self._unreachable(error) from error
 
@@ -183,7 +184,7 @@ class AsyncRestClient:
     def _unreachable(self, error: Exception) -> ClientError:
         number = error.errno if isinstance(error, OSError) else None
         reason = os.strerror(number) if number and number > 0 else str(error)
-        return ClientError("connect", f"nothing answers at {self.url} ({reason})")
+        return ClientError("connect", f"cannot connect to {self.url}: {reason}")
 
 
 async def _events(answer: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
@@ -197,7 +198,7 @@ async def _events(answer: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
                 yield data
 
 
-class AsyncGrpcClient:
+class AsyncGrpcClient(AsyncClient):
     """Client of a router's gRPC API; distributes requests over several connections."""
 
     def __init__(self, address: str, access: Access = NO_ACCESS, *, connections: int = 4) -> None:
@@ -219,12 +220,6 @@ class AsyncGrpcClient:
         ]
         self._next = 0
 
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.close()
-
     async def generate(
         self, request: GenerateRequest, options: GenerateOptions
     ) -> AsyncIterator[Delta]:
@@ -232,13 +227,13 @@ class AsyncGrpcClient:
         self._next += 1
         stub = self._stubs[self._next % len(self._stubs)]
         call = start(stub, request, options, metadata_of(self._metadata, request))
-        began = False
+        started = False
         try:
             async for response in call:
-                began = True
+                started = True
                 yield delta_of(response, options)
         except grpc.aio.AioRpcError as error:
-            raise self._error(error, began=began) from error
+            raise self._error(error, started=started) from error
         finally:
             call.cancel()
 
@@ -251,7 +246,7 @@ class AsyncGrpcClient:
                 metadata=self._metadata,
             )
         except grpc.aio.AioRpcError as error:
-            raise self._error(error, began=False) from error
+            raise self._error(error, started=False) from error
         return [model.id for model in answer.models]
 
     async def close(self) -> None:
@@ -259,18 +254,18 @@ class AsyncGrpcClient:
         for channel in self._channels:
             await channel.close(None)
 
-    def _error(self, error: grpc.aio.AioRpcError, *, began: bool) -> ClientError:
+    def _error(self, error: grpc.aio.AioRpcError, *, started: bool) -> ClientError:
         code, details = error.code(), error.details() or ""
-        said = f"{code.name}: {details}"[:SHOWN]
+        message = f"{code.name}: {details}"[:SHOWN]
         if code is grpc.StatusCode.UNAVAILABLE:
             # gRPC has the same code for an absent router and for one that is not ready; only a
             # router's response has trailing metadata (its reason, a request id).
-            if began:
-                return ClientError("broken", said)
+            if started:
+                return ClientError("broken", message)
             if error.trailing_metadata():
-                return ClientError("refused", said)
-            return ClientError("connect", f"nothing answers at {self.address}: {details}"[:SHOWN])
-        return ClientError(_KINDS.get(code, "broken" if began else "rejected"), said)
+                return ClientError("refused", message)
+            return ClientError("connect", f"cannot connect to {self.address}: {details}"[:SHOWN])
+        return ClientError(_KINDS.get(code, "broken" if started else "rejected"), message)
 
 
 def _channel(address: str, access: Access, options: list[tuple[str, Any]]) -> grpc.aio.Channel:

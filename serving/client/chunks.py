@@ -115,7 +115,7 @@ def parse_unusual_chunk(data: bytes) -> Delta:
         usage = chunk.get("usage")
         return Delta(content, reasoning, None if usage is None else _usage(usage))
     except (ValueError, TypeError, AttributeError) as error:
-        raise ClientError("broken", f"not a chunk: {data[:SHOWN]!r}") from error
+        raise ClientError("broken", f"invalid chunk in the stream: {data[:SHOWN]!r}") from error
 
 
 def _usage(usage: dict[str, Any]) -> Usage:

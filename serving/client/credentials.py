@@ -48,7 +48,7 @@ class Access:
             SettingsError: A file cannot be used.
         """
         try:
-            context = _trusting(self.ca_file, self.server_name)
+            context = _client_context(self.ca_file, self.server_name)
         except (OSError, ssl.SSLError) as error:
             raise SettingsError(f"cannot use --ca-file {self.ca_file}: {error}") from error
         if self.cert_file is not None:
@@ -57,7 +57,7 @@ class Access:
                 context.load_cert_chain(self.cert_file, self.key_file, password=lambda: b"")
             except (OSError, ssl.SSLError, ValueError) as error:
                 raise SettingsError(
-                    f"cannot use {self.cert_file} as a client certificate with the key of "
+                    f"cannot use {self.cert_file} as a client certificate with the key in "
                     f"{self.key_file}: {error}"
                 ) from error
         if self.pinned:
@@ -83,7 +83,7 @@ class _NamedContext(ssl.SSLContext):
         return super().wrap_bio(*args, **kwargs | {"server_hostname": self.server_name})
 
 
-def _trusting(ca_file: str | None, server_name: str | None) -> ssl.SSLContext:
+def _client_context(ca_file: str | None, server_name: str | None) -> ssl.SSLContext:
     if server_name is None:
         return ssl.create_default_context(cafile=ca_file)
     # PROTOCOL_TLS_CLIENT requires a certificate and checks its name, as the default context does.
@@ -115,13 +115,13 @@ def access_from(
     Raises:
         SettingsError: A file of the local run cannot be read.
     """
-    left = NO_ACCESS if local is None else local_access(local)
+    saved = NO_ACCESS if local is None else local_access(local)
     return Access(
-        api_key=api_key or left.api_key,
-        ca_file=ca_file or left.ca_file,
-        pinned=ca_file is None and left.pinned,
-        cert_file=cert_file or left.cert_file,
-        key_file=cert_file or left.key_file,
+        api_key=api_key or saved.api_key,
+        ca_file=ca_file or saved.ca_file,
+        pinned=ca_file is None and saved.pinned,
+        cert_file=cert_file or saved.cert_file,
+        key_file=cert_file or saved.key_file,
         server_name=server_name,
     )
 

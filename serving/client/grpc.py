@@ -48,7 +48,8 @@ class GrpcClient:
             grpc.channel_ready_future(self._channel).result(timeout=CONNECT_TIMEOUT)
         except grpc.FutureTimeoutError as error:
             raise NotReady(
-                f"nothing answers gRPC at {self.address} (if it speaks TLS: --ca-file)"
+                f"cannot connect to {self.address} over gRPC "
+                "(if the router uses TLS, pass --ca-file)"
             ) from error
 
     def generate(self, request: GenerateRequest, options: GenerateOptions) -> Iterator[Delta]:
@@ -253,7 +254,7 @@ def error_of(
         not_found: Class to return for NOT_FOUND.
     """
     code: grpc.StatusCode = error.code()
-    message = str(error.details() or f"{address} answered {code.name}")
+    message = str(error.details() or f"{address} returned {code.name}")
     if code is grpc.StatusCode.NOT_FOUND:
         return not_found(message)
     return class_of_code(code.name)(message)

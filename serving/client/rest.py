@@ -21,9 +21,9 @@ CONNECT_TIMEOUT = 5.0
 """Seconds until an address that does not respond counts as unreachable."""
 _HTTP_OK = 200
 _UNREACHABLE = (OSError, http.client.HTTPException, ValueError)
-_OTHER_NAME = frozenset({62, 64})
+_NAME_MISMATCH = frozenset({62, 64})
 """OpenSSL's codes X509_V_ERR_HOSTNAME_MISMATCH and X509_V_ERR_IP_ADDRESS_MISMATCH."""
-_UNKNOWN_AUTHORITY = frozenset({18, 19, 20, 21})
+_UNTRUSTED_CA = frozenset({18, 19, 20, 21})
 """OpenSSL's codes for self-signed certificates and untrusted issuers."""
 
 
@@ -51,10 +51,12 @@ class RestClient:
             NotReady: No router responds at the address.
         """
         try:
-            with self._sent("GET", path, timeout) as answer:
+            with self._response("GET", path, timeout) as answer:
                 return answer.status, _decode(answer.read())
         except _UNREACHABLE as error:
-            raise NotReady(f"no router answers at {self.url}{path}: {_reason(error)}") from error
+            raise NotReady(
+                f"cannot reach the router at {self.url}{path}: {_reason(error)}"
+            ) from error
 
     def generate(self, request: GenerateRequest, options: GenerateOptions) -> Iterator[Delta]:
         """Yield the answer as it arrives; closing the iterator cancels the request.
@@ -62,17 +64,17 @@ class RestClient:
         Raises:
             ServingError: The request failed, with the server's message or the address.
         """
-        began = False
+        started = False
         body = json.dumps(body_of(request, options)).encode()
         session = {} if request.session is None else {"x-session-id": request.session}
         try:
-            with self._sent("POST", path_of(options), options.timeout, body, session) as answer:
+            with self._response("POST", path_of(options), options.timeout, body, session) as answer:
                 if answer.status != _HTTP_OK:
-                    said = message_of(_decode(answer.read()) or answer.reason)
+                    detail = message_of(_decode(answer.read()) or answer.reason)
                     raise class_of_status(answer.status)(
-                        f"{self.url} answered {answer.status}: {said}"
+                        f"{self.url} returned HTTP {answer.status}: {detail}"
                     )
-                began = True
+                started = True
                 for line in answer:
                     data = data_of(line)
                     if data == DONE:
@@ -80,18 +82,18 @@ class RestClient:
                     if data is not None:
                         yield parse_chunk(data)
         except ClientError as error:
-            raise EngineError(f"the answer broke off: {error}") from error
+            raise EngineError(f"the response stream failed: {error}") from error
         except TimeoutError as error:
-            raise DeadlineExceeded(f"{self.url} did not answer in time") from error
+            raise DeadlineExceeded(f"{self.url} did not respond in time") from error
         except ConnectionRefusedError as error:
-            raise NotReady(f"nothing answers at {self.url}") from error
+            raise NotReady(f"cannot connect to {self.url}: connection refused") from error
         except _UNREACHABLE as error:
-            what = "stopped answering" if began else "does not answer"
-            raise NotReady(f"{self.url} {what}: {_reason(error)}") from error
-        raise EngineError(f"{self.url} ended the stream before its end")
+            what = "lost the connection" if started else "cannot connect"
+            raise NotReady(f"{what} to {self.url}: {_reason(error)}") from error
+        raise EngineError(f"{self.url} closed the stream before [DONE]")
 
     @contextlib.contextmanager
-    def _sent(
+    def _response(
         self,
         method: str,
         path: str,
@@ -137,14 +139,14 @@ def _decode(body: bytes) -> Any:
 def _reason(error: BaseException) -> str:
     """Return the reason of a failure and, for TLS, the remedy."""
     if isinstance(error, http.client.BadStatusLine):
-        return f"{error}: is this an https:// address?"
+        return f"{error}: not an HTTP response; if the server uses TLS, use an https:// address"
     if not isinstance(error, ssl.SSLError):
         return str(getattr(error, "strerror", None) or error) or type(error).__name__
     code = getattr(error, "verify_code", None)
-    if code in _OTHER_NAME:
-        return f"{error}: name the certificate's host with --tls-server-name NAME"
-    if code in _UNKNOWN_AUTHORITY:
-        return f"{error}: name its authority with --ca-file FILE (ca.crt of the TLS secret)"
+    if code in _NAME_MISMATCH:
+        return f"{error}: pass the host name in the certificate with --tls-server-name NAME"
+    if code in _UNTRUSTED_CA:
+        return f"{error}: pass the CA certificate with --ca-file FILE (ca.crt of the TLS secret)"
     if "WRONG_VERSION_NUMBER" in str(error) or "RECORD_LAYER_FAILURE" in str(error):
-        return f"{error}: it speaks no TLS, is this an http:// address?"
+        return f"{error}: the server does not use TLS; use an http:// address"
     return str(error) or type(error).__name__

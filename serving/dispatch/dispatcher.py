@@ -83,7 +83,9 @@ class Dispatcher:
             InvalidRequest: No rank can ever take the request.
         """
         stream, record = request.stream, request.context.record
-        record.trace.start_placement(stream.work.trace_headers)
+        trace = record.trace
+        if trace is not None:
+            trace.start_placement(stream.work.trace_headers)
         routing = request.routing
         if request.isolation is not None:
             routing = replace(routing, avoid=request.isolation.occupied)
@@ -98,7 +100,7 @@ class Dispatcher:
         rank_id = decision.rank_id
         handle = self._membership.handle(rank_id)
         if handle is None:
-            return "the rank was lost just now"
+            return "the chosen rank was just lost"
         try:
             handle.submit(stream)
         except (GroupLost, Overloaded) as error:
@@ -106,9 +108,8 @@ class Dispatcher:
         if request.isolation is not None:
             request.isolation.placed(rank_id.group)
         record.decisions.append(decision)
-        record.trace.placed(
-            rank_id.group_id, rank_id.rank, decision.reason, decision.matched_tokens
-        )
+        if trace is not None:
+            trace.placed(rank_id.group_id, rank_id.rank, decision.reason, decision.matched_tokens)
         return Placement(decision, handle, self._clock.monotonic())
 
     def _choose(self, request: RoutingRequest) -> RoutingDecision | NoCandidate:

@@ -12,7 +12,7 @@ class DrainGate:
 
     def __init__(self) -> None:
         self._inflight = 0
-        self._closed_because: str | None = None
+        self._closed_reason: str | None = None
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -24,11 +24,11 @@ class DrainGate:
     @property
     def open(self) -> bool:
         """Whether new requests are accepted."""
-        return self._closed_because is None
+        return self._closed_reason is None
 
     def close(self, reason: str) -> None:
         """Refuse new requests from now on; requests in flight continue."""
-        self._closed_because = reason
+        self._closed_reason = reason
 
     def check(self) -> None:
         """Raise if new requests are not accepted.
@@ -36,8 +36,10 @@ class DrainGate:
         Raises:
             NotReady: the gate is closed.
         """
-        if self._closed_because is not None:
-            raise NotReady(f"this router takes no new work ({self._closed_because}): try again")
+        if self._closed_reason is not None:
+            raise NotReady(
+                f"this router accepts no new requests ({self._closed_reason}); try again"
+            )
 
     @contextmanager
     def track(self) -> Iterator[None]:

@@ -10,8 +10,7 @@ from fastapi.routing import APIRoute
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
-from serving.edge.auth.authenticator import principal_var
-from serving.edge.auth.permissions import METRICS_TARGETS, Permission
+from serving.edge.auth.authenticator import METRICS_TARGETS, Permission, principal_var
 from serving.edge.fleet_view import FleetView, metrics_targets, readiness
 from serving.edge.gate import DrainGate
 from serving.edge.rest.openapi import describe

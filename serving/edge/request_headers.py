@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from uuid import uuid4
 
 from serving.edge.auth.authenticator import Principal
-from serving.edge.auth.permissions import Role
+from serving.edge.auth.keys import Role
 from serving.errors import InvalidRequest, PermissionDenied
 from serving.request_context import Priority, RequestContext, RequestRecord
 
@@ -52,10 +52,12 @@ def timeout_of(headers: Mapping[str, str]) -> float | None:
     if given is None:
         return None
     if not (given.isascii() and given.isdigit() and len(given) <= len(str(_MAX_TIMEOUT_MS))):
-        raise InvalidRequest(f"{TIMEOUT} must be a whole number of milliseconds, got {given!r}")
+        raise InvalidRequest(f"{TIMEOUT} must be an integer number of milliseconds, got {given!r}")
     milliseconds = int(given)
     if not 1 <= milliseconds <= _MAX_TIMEOUT_MS:
-        raise InvalidRequest(f"{TIMEOUT} must be 1 to {_MAX_TIMEOUT_MS}, got {milliseconds}")
+        raise InvalidRequest(
+            f"{TIMEOUT} must be between 1 and {_MAX_TIMEOUT_MS}, got {milliseconds}"
+        )
     return milliseconds / 1000
 
 
@@ -103,7 +105,7 @@ def _priority_of(principal: Principal, given: str | None) -> Priority:
         raise InvalidRequest(f"{PRIORITY} must be one of {', '.join(_PRIORITIES)}")
     if priority not in principal.priorities:
         names = ", ".join(item.name.lower() for item in sorted(principal.priorities))
-        raise PermissionDenied(f"this API key may not use {PRIORITY} {given.lower()}, only {names}")
+        raise PermissionDenied(f"this API key permits {PRIORITY} {names}, not {given.lower()}")
     return priority
 
 
@@ -119,5 +121,5 @@ def _explain_of(principal: Principal, given: str | None) -> bool:
     if given != "1":
         raise InvalidRequest(f"{EXPLAIN} must be 0 or 1")
     if principal.roles.isdisjoint(_EXPLAIN_ROLES):
-        raise PermissionDenied(f"this API key may not use {EXPLAIN}: it takes role explain")
+        raise PermissionDenied(f"this API key does not permit {EXPLAIN}: role explain required")
     return True

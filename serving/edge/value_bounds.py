@@ -45,12 +45,12 @@ HEAVY = 1_024
 """Number of values above which parsing and validating a body takes milliseconds."""
 
 
-def max_values_of(path: str, most: int) -> int:
+def max_values_of(path: str, limit: int) -> int:
     """Return the maximum number of values in the body of a request to ``path``."""
-    return most // 2 if path in _COSTLY else most
+    return limit // 2 if path in _COSTLY else limit
 
 
-_AT_FIRST = 4
+_EXACT_COUNT_DIVISOR = 4
 """Bodies are counted exactly above the limit divided by this; most bodies stay below."""
 
 
@@ -62,13 +62,13 @@ class TooManyValues(ValueError):
 class JsonBounds:
     """Counts the values of one body."""
 
-    most_values: int = MAX_VALUES
-    most_ids: int = MAX_IDS
+    max_values: int = MAX_VALUES
+    max_ids: int = MAX_IDS
     whole: bool = False
     """Whether each part fed is a complete JSON text."""
     _pending: deque[bytes] = field(default_factory=deque)
     """Data not counted exactly yet: all of it while the body is far below the limit."""
-    _atmost: int = 0
+    _upper_bound: int = 0
     """Upper bound on the number of values, ignoring strings."""
     _values: int = 0
     _ids: int = 0
@@ -82,7 +82,7 @@ class JsonBounds:
     @property
     def heavy(self) -> bool:
         """Whether the body may hold so many values that parsing it takes milliseconds."""
-        return self._atmost > HEAVY
+        return self._upper_bound > HEAVY
 
     def feed(self, data: bytes) -> None:
         """Add bytes of the body, split at any position, and count them.
@@ -96,7 +96,7 @@ class JsonBounds:
 
     def take(self, data: bytes) -> None:
         """Add bytes of the body, split at any position; ``count_some`` counts them."""
-        self._atmost += sum(map(data.count, _OPEN))
+        self._upper_bound += sum(map(data.count, _OPEN))
         if data:
             self._pending.append(data)
         if self.whole:
@@ -105,7 +105,7 @@ class JsonBounds:
     @property
     def uncounted(self) -> bool:
         """Whether ``count_some`` must be called."""
-        return self._atmost > self.most_values // _AT_FIRST and bool(self._pending)
+        return self._upper_bound > self.max_values // _EXACT_COUNT_DIVISOR and bool(self._pending)
 
     def count_some(self) -> None:
         """Count up to ``SLICE`` of the added bytes.
@@ -122,7 +122,7 @@ class JsonBounds:
         Raises:
             TooManyValues: the total exceeds the limit.
         """
-        self._atmost += values
+        self._upper_bound += values
         self._add(values)
 
     def add_ids(self, ids: int) -> None:
@@ -132,12 +132,12 @@ class JsonBounds:
             TooManyValues: the total exceeds the limit.
         """
         self._ids += ids
-        if self._ids > self.most_ids:
-            raise TooManyValues(f"the request has more than {self.most_ids} token ids")
+        if self._ids > self.max_ids:
+            raise TooManyValues(f"the request has more than {self.max_ids} token ids")
 
     def _add(self, values: int) -> None:
         self._values += values
-        if self._values > self.most_values:
+        if self._values > self.max_values:
             raise self._too_many_values()
 
     def _next_slice(self) -> bytes:
@@ -177,7 +177,7 @@ class JsonBounds:
             strings.pop()
         self._strings += len(strings) - continues
         # Each value follows a comma or a bracket and has at most one name.
-        if self._strings > 2 * self.most_values + 2:
+        if self._strings > 2 * self.max_values + 2:
             raise self._too_many_values()
         if continues:
             strings[0] = b'"' + self._name
@@ -207,8 +207,8 @@ class JsonBounds:
 
     def _too_many_values(self) -> TooManyValues:
         return TooManyValues(
-            f"the request has more than {self.most_values} values, objects, lists and commas "
-            "(security.max_body_values; half of it for /v1/responses)"
+            f"the request has more than {self.max_values} values "
+            "(security.max_body_values; /v1/responses allows half as many)"
         )
 
 
@@ -217,16 +217,16 @@ def _name_of(string: bytes) -> bytes:
     return string[1 : 1 + _NAME_BYTES].partition(b'"')[0]
 
 
-def check_message(message: Message, most_values: int) -> None:
+def check_message(message: Message, max_values: int) -> None:
     """Check that a request is small enough to validate in one event-loop iteration.
 
     Raises:
-        InvalidRequest: the request holds more than ``most_values`` values.
+        InvalidRequest: the request holds more than ``max_values`` values.
     """
-    if message.ByteSize() < most_values:  # a value takes at least one byte
+    if message.ByteSize() < max_values:  # a value takes at least one byte
         return
     try:
-        _count_fields(message, JsonBounds(most_values, whole=True))
+        _count_fields(message, JsonBounds(max_values, whole=True))
     except TooManyValues as error:
         raise InvalidRequest(str(error)) from error
 

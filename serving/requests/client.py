@@ -40,6 +40,7 @@ from serving.errors import (
     status_of,
 )
 from serving.fleet.membership import FleetMembership
+from serving.h2grpc.turns import TaskTurns
 from serving.link.v1 import link_pb2
 from serving.request_context import RequestContext, current_context
 from serving.requests.output_buffer import OutputBuffer
@@ -51,7 +52,6 @@ from serving.settings import Settings
 from serving.telemetry import metrics
 from serving.telemetry.tenants import TenantTokens
 from serving.vllm_adapter.errors import as_vllm_error
-from serving.vllm_adapter.tokenizing import tokenize_short_texts_at_once
 from serving.vllm_adapter.unsupported_api import UnsupportedEngineApi
 
 _TRANSFERS = {"kv_transfer_params", "ec_transfer_params"}
@@ -85,7 +85,8 @@ class FleetClient(UnsupportedEngineApi):
         self.vllm_config = vllm_config
         self.model_config = vllm_config.model_config
         self.renderer = renderer_from_config(vllm_config)
-        tokenize_short_texts_at_once(self.renderer)
+        self.turns = TaskTurns()
+        """Turns of requests with long steps, shared by both edges."""
         self.input_processor = InputProcessor(vllm_config, self.renderer)
         self._grammars = ThreadPoolExecutor(_GRAMMAR_THREADS, "grammar")
         self.membership = membership
@@ -169,7 +170,7 @@ class FleetClient(UnsupportedEngineApi):
     def _check_inflight(self) -> None:
         limit = self._settings.router.max_inflight_requests
         if self._inflight >= limit:
-            raise Overloaded(f"this router holds {limit} requests already; try again later")
+            raise Overloaded(f"this router already has {limit} requests in flight; try again later")
 
     @contextmanager
     def _refusals(self) -> Iterator[None]:
@@ -234,9 +235,9 @@ class FleetClient(UnsupportedEngineApi):
             work.reasoning_parser_kwargs = msgspec.msgpack.encode(reasoning_parser_kwargs)
         unsupported = {
             "a streamed prompt": isinstance(prompt, AsyncGenerator),
-            "a prompt in the engine's own form": isinstance(prompt, EngineCoreRequest),
+            "a preprocessed engine request": isinstance(prompt, EngineCoreRequest),
             "a LoRA adapter": lora_request is not None,
-            "a data-parallel rank (the router picks one)": data_parallel_rank is not None,
+            "a data-parallel rank (the router chooses it)": data_parallel_rank is not None,
             "KV hints": kv_hints is not None,
         }
         if session_id is not None and context.session_id is None:
@@ -272,7 +273,9 @@ class FleetClient(UnsupportedEngineApi):
         prompt_text: str | None,
     ) -> AsyncGenerator[RequestOutput, None]:
         if unsupported:
-            raise as_vllm_error(Unsupported(f"{', '.join(unsupported)} cannot be served here"))
+            raise as_vllm_error(
+                Unsupported(f"{', '.join(unsupported)} not supported by this router")
+            )
         with self._refusals():
             # Checked again, because a completion with several prompts gets here once per prompt.
             self._check_choices(params.n)
@@ -347,7 +350,7 @@ class FleetClient(UnsupportedEngineApi):
             "KV or encoder-cache transfer": _TRANSFERS & (params.extra_args or {}).keys(),
         }
         if found := [name for name, given in unsupported.items() if given]:
-            raise as_vllm_error(Unsupported(f"{', '.join(found)} cannot be served here"))
+            raise as_vllm_error(Unsupported(f"{', '.join(found)} not supported by this router"))
         text, _, _ = extract_prompt_components(self.model_config, prompt)
         prompt_ids = list(request.prompt_token_ids or ())
         checked: SamplingParams = request.sampling_params

@@ -30,10 +30,11 @@ class _Choice:
 
     __slots__ = (
         "cumulative_logprob",
+        "detokenize",
         "finish_reason",
+        "has_new_output",
         "index",
         "logprobs",
-        "moved",
         "plain",
         "replayed_text",
         "replayed_tokens",
@@ -42,7 +43,6 @@ class _Choice:
         "taken_tokens",
         "texts",
         "token_ids",
-        "words",
     )
 
     def __init__(self, index: int, params: SamplingParams) -> None:
@@ -58,8 +58,8 @@ class _Choice:
         self.stop_reason: int | str | None = None
         self.taken_tokens = 0
         self.taken_texts = 0
-        self.moved = False
-        self.words = params.detokenize
+        self.has_new_output = False
+        self.detokenize = params.detokenize
         # Progress of a replay that has not reached the end of the emitted output; None: no replay.
         self.replayed_tokens: int | None = None
         self.replayed_text: str | None = None
@@ -89,7 +89,7 @@ class _Choice:
         self.token_ids.extend(token_ids)
         if text:
             self.texts.append(text)
-        self.moved = True
+        self.has_new_output = True
         return len(token_ids)
 
     def _apply(self, delta: link_pb2.ChoiceDelta) -> None:
@@ -97,20 +97,19 @@ class _Choice:
         text = self._new_text(delta.text)
         if self.replayed_tokens is not None and delta.finish_reason and not self.finish_reason:
             raise DivergedError(
-                f"the answer ended after {self.replayed_tokens} tokens, "
-                f"{len(self.token_ids)} were sent",
+                f"it ended after {self.replayed_tokens} of {len(self.token_ids)} sent tokens",
             )
         if self.finish_reason is not None:
             return  # already finished before the group was lost; the replay matches
         if known and known == len(delta.token_ids) and not text and not delta.finish_reason:
             return  # the replay repeated emitted output
-        self.moved = True
+        self.has_new_output = True
         self.token_ids.extend(delta.token_ids[known:])
         if text:
             self.texts.append(text)
         if self.logprobs is not None:
             for position in delta.logprobs[known:]:
-                self.logprobs.append(_candidates(position, words=self.words))
+                self.logprobs.append(_candidates(position, detokenize=self.detokenize))
                 # The chosen token comes first.
                 self.cumulative_logprob = (self.cumulative_logprob or 0.0) + position.logprobs[0]
         if delta.finish_reason:
@@ -134,7 +133,7 @@ class _Choice:
         if expected != delta.token_ids[: len(expected)] or (
             self.finish_reason and len(expected) < len(delta.token_ids)
         ):
-            raise DivergedError(f"other tokens came from position {begin} on")
+            raise DivergedError(f"tokens differ from position {begin}")
         self.replayed_tokens += len(expected)
         if self.replayed_tokens == len(self.token_ids) and not self.finish_reason:
             self.replayed_tokens = None
@@ -151,7 +150,7 @@ class _Choice:
         self.replayed_text += text
         known = "".join(self.texts)
         if not (known.startswith(self.replayed_text) or self.replayed_text.startswith(known)):
-            raise DivergedError(f"another text came for the {len(known)} characters sent")
+            raise DivergedError(f"text differs within the first {len(known)} characters")
         if len(self.replayed_text) < len(known):
             return ""
         fresh, self.replayed_text = self.replayed_text[len(known) :], None
@@ -164,7 +163,7 @@ class _Choice:
         if not delta:
             self.texts = [text]
         self.taken_tokens, self.taken_texts = len(self.token_ids), len(self.texts)
-        self.moved = False
+        self.has_new_output = False
         return CompletionOutput(
             index=self.index,
             text=text,
@@ -204,7 +203,7 @@ class OutputBuffer:
         self.cached_tokens = 0
         self._params = params
         self._kind = output_kind
-        self.gives_parts = output_kind is not RequestOutputKind.FINAL_ONLY
+        self.incremental = output_kind is not RequestOutputKind.FINAL_ONLY
         """Whether the consumer takes outputs before the request is finished."""
         self._choices = [_Choice(index, params) for index in range(params.n)]
         self._prompt_logprobs: PromptLogprobs | None = None
@@ -234,10 +233,10 @@ class OutputBuffer:
         """Whether ``take`` would return an output."""
         if self.finished and not self._finish_taken:
             return True
-        if not self.gives_parts:
+        if not self.incremental:
             return False
         for choice in self._choices:  # noqa: SIM110  any() costs more than everything else here
-            if choice.moved:
+            if choice.has_new_output:
                 return True
         return False
 
@@ -249,10 +248,10 @@ class OutputBuffer:
         Returns:
             The number of new tokens; None if the delta needs ``apply``.
         """
-        given = delta.choices
-        if len(given) != 1 or delta.finished:
+        choices = delta.choices
+        if len(choices) != 1 or delta.finished:
             return None
-        (choice,) = given
+        (choice,) = choices
         index = choice.index
         if index >= len(self._choices) or choice.finish_reason:
             return None
@@ -268,30 +267,30 @@ class OutputBuffer:
             DivergedError: The delta differs from the output that a replay must repeat; the
                 request cannot continue.
         """
-        known, given = self._choices, delta.choices
-        wanted = known[0].logprobs is not None
-        for choice in given:
+        known, choices = self._choices, delta.choices
+        has_logprobs = known[0].logprobs is not None
+        for choice in choices:
             if choice.index >= len(known):
-                raise ValueError(f"choice {choice.index} of {len(known)}")
-            if wanted:
+                raise ValueError(f"choice {choice.index}, but only {len(known)} requested")
+            if has_logprobs:
                 _check_logprobs(choice)
         if not self.started:
             self.started = True
             self.cached_tokens = delta.cached_tokens
             if self._prompt_logprobs is not None:
                 self._prompt_logprobs.extend(
-                    _candidates(position, words=self._params.detokenize) or None
+                    _candidates(position, detokenize=self._params.detokenize) or None
                     for position in delta.prompt_logprobs
                 )
         tokens = 0
-        for choice in given:
+        for choice in choices:
             tokens += known[choice.index].apply(choice)
         if delta.finished:
             self.finished = True
             for unfinished in known:
                 if unfinished.finish_reason is None:
                     unfinished.finish_reason = "abort"
-                    unfinished.moved = True
+                    unfinished.has_new_output = True
         return tokens
 
     def take(self) -> RequestOutput | None:
@@ -299,8 +298,10 @@ class OutputBuffer:
         if not self.takeable:
             return None
         delta = self._kind is RequestOutputKind.DELTA
-        whole = not self.gives_parts
-        outputs = [choice.take(delta=delta) for choice in self._choices if choice.moved or whole]
+        whole = not self.incremental
+        outputs = [
+            choice.take(delta=delta) for choice in self._choices if choice.has_new_output or whole
+        ]
         self._finish_taken = self.finished
         prompt_logprobs = self._prompt_logprobs
         if delta and prompt_logprobs:
@@ -335,14 +336,14 @@ def _check_logprobs(choice: link_pb2.ChoiceDelta) -> None:
             )
 
 
-def _candidates(position: link_pb2.PositionLogprobs, *, words: bool) -> dict[int, Logprob]:
+def _candidates(position: link_pb2.PositionLogprobs, *, detokenize: bool) -> dict[int, Logprob]:
     ranks, texts = position.vocab_ranks, position.decoded_tokens
     return {
         token: Logprob(
             logprob,
             (ranks[i] if i < len(ranks) else 0) or None,
             # Without detokenization vLLM has None here, which the link cannot represent.
-            texts[i] if words and i < len(texts) else None,
+            texts[i] if detokenize and i < len(texts) else None,
         )
         for i, (token, logprob) in enumerate(
             zip(position.token_ids, position.logprobs, strict=True),

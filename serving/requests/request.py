@@ -136,12 +136,14 @@ class FleetRequest:
                 yield
         except ServingError as error:
             self._end_resumption(status_of(error).reason)
-            self._trace.end_rank(str(error))
+            if self._trace is not None:
+                self._trace.end_rank(str(error))
             raise as_vllm_error(error) from error.__cause__
         finally:
             self._end_resumption("CANCELLED")
             self._release()
-            self._trace.end_rank()
+            if self._trace is not None:
+                self._trace.end_rank()
             if self._admitted:
                 self._account()
 
@@ -151,11 +153,13 @@ class FleetRequest:
         Raises:
             ServingError: The request was refused, or no rank took it in time.
         """
-        self._trace.start_admission()
+        if self._trace is not None:
+            self._trace.start_admission()
         try:
             placement = await self._services.admission.enter(self._admission_request)
         finally:
-            self._trace.end_admission()
+            if self._trace is not None:
+                self._trace.end_admission()
         self._admitted = True
         self._placed(placement)
         metrics.PROMPT_TOKENS.inc(len(self._request.buffer.prompt_token_ids))
@@ -175,7 +179,8 @@ class FleetRequest:
             if not self._has_output:
                 self._has_output = True
                 self._end_resumption("OK")
-                self._trace.first_token()
+                if self._trace is not None:
+                    self._trace.first_token()
             if output.finished:
                 metrics.CACHED_TOKENS.inc(self._request.buffer.cached_tokens)
             return output
@@ -217,7 +222,8 @@ class FleetRequest:
         request, stream = self._request, self._stream
         stream.timings.lost()
         self._end_resumption("LOST")
-        self._trace.end_rank(str(error))
+        if self._trace is not None:
+            self._trace.end_rank(str(error))
         self._report(error)
         self._release()
         if isinstance(error, GroupLost) and error.final:
@@ -233,7 +239,7 @@ class FleetRequest:
             expected_output=request.expected_output,
         )
         log.info(
-            "request continues on another rank",
+            "resuming request on another rank",
             request_id=request.request_id,
             way=following.way.value,
             emitted_tokens=request.buffer.emitted_tokens,
@@ -241,9 +247,10 @@ class FleetRequest:
             reason=str(error),
         )
         self._resuming = following.way
-        self._trace.resumed(following.way.value, request.buffer.emitted_tokens)
+        if self._trace is not None:
+            self._trace.resumed(following.way.value, request.buffer.emitted_tokens)
         if self._expired:
-            raise _too_late()
+            raise _deadline_exceeded()
         stream.restart(following.work, expected_output=following.expected_output)
         if tokens := self._loss_history.trial_tokens(self._services.settings):
             stream.trial = await self._enter_trial(tokens)
@@ -261,7 +268,7 @@ class FleetRequest:
         try:
             return await self._services.poison.enter(tokens, left)
         except TimeoutError as error:
-            raise _too_late() from error
+            raise _deadline_exceeded() from error
 
     def _report(self, error: GroupLost | EngineError) -> None:
         """Report a failed or draining rank to the membership.
@@ -272,7 +279,7 @@ class FleetRequest:
             return
         rank_id, handle = self._placement.decision.rank_id, self._placement.handle
         if isinstance(error, EngineError):
-            self._services.membership.fault(rank_id, handle, f"its engine failed: {error}")
+            self._services.membership.fault(rank_id, handle, f"engine failed: {error}")
         elif error.refused:
             self._services.membership.drain(rank_id, handle, str(error))
 
@@ -290,19 +297,19 @@ class FleetRequest:
         )
         if verdict is Verdict.POISON:
             log.error(
-                "request refused: groups die of it",
+                "request rejected: it makes groups fail",
                 request_id=self._request.request_id,
                 tenant=self._request.context.tenant,
                 losses=self._losses,
             )
             raise PoisonRequest(
-                f"{self._loss_history.losses} groups were lost just after they had started this "
-                "request; it is not tried again"
+                f"{self._loss_history.losses} groups failed right after starting this request; "
+                "it will not be retried"
             ) from error
         if self._losses > settings.max_resumes:
             raise GroupLost(
-                f"{self._losses} groups were lost under this request (fleet.max_resumes is "
-                f"{settings.max_resumes}); it can be sent again"
+                f"{self._losses} groups that ran this request were lost (fleet.max_resumes is "
+                f"{settings.max_resumes}); the request can be retried"
             ) from error
 
     def _end_resumption(self, outcome: str) -> None:
@@ -340,8 +347,8 @@ class FleetRequest:
     def _expire(self) -> None:
         self._expired = True
         self._release()  # before the consumer reads the error, so that the rank stops immediately
-        self._stream.fail(_too_late())
+        self._stream.fail(_deadline_exceeded())
 
 
-def _too_late() -> DeadlineExceeded:
-    return DeadlineExceeded("the request's deadline passed before it was finished")
+def _deadline_exceeded() -> DeadlineExceeded:
+    return DeadlineExceeded("the request's deadline passed before it finished")

@@ -106,7 +106,7 @@ class RequestStream:
             return
         tokens = buffer.add(delta)
         if tokens is not None:
-            seen, takeable = tokens, buffer.gives_parts
+            seen, takeable = tokens, buffer.incremental
         elif (applied := self._apply(delta)) is not None:
             seen, tokens = applied
             takeable = buffer.takeable
@@ -135,7 +135,7 @@ class RequestStream:
         for choice in delta.choices:
             if choice.finish_reason == _ABORT:
                 # This router releases a request before aborting it, so the rank aborted it.
-                self.fail(GroupLost("the rank ended the request; the request can be sent again"))
+                self.fail(GroupLost("the rank aborted the request; the request can be retried"))
                 return None
             seen += len(choice.token_ids)
         try:
@@ -143,13 +143,13 @@ class RequestStream:
         except DivergedError as error:
             self.fail(
                 GroupLost(
-                    f"its group was lost, and another one did not repeat the answer ({error}); "
-                    "the request can be sent again",
+                    f"the group was lost, and the replay on another group differed ({error}); "
+                    "the request can be retried",
                     final=True,
                 )
             )
         except ValueError as error:
-            self.fail(EngineError(f"the rank sent a delta that does not fit: {error}"))
+            self.fail(EngineError(f"the rank sent an invalid delta: {error}"))
         return None
 
     def fail(self, error: ServingError) -> None:

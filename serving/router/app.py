@@ -120,7 +120,8 @@ class Router:
         from serving.telemetry.tracing import tracing_of
 
         tracing = tracing_of(settings.telemetry)
-        undo.push_async_callback(tracing.close)
+        if tracing is not None:
+            undo.push_async_callback(tracing.close)
         security = Security.load(settings.security, clock)
         gate = DrainGate()
         vllm_config = router_vllm_config(settings)
@@ -178,7 +179,7 @@ class Router:
         return cls(addresses, gate, membership, admission, client, rest, grpc, join_server, undo)
 
     async def drain(self, timeout: float) -> bool:
-        """Become unready, refuse new requests, and wait for requests in flight.
+        """Become unready, reject new requests, and wait for requests in flight.
 
         Args:
             timeout: Maximum wait, seconds.
@@ -207,7 +208,7 @@ async def _build_edges(
     security: "Security",
     client: "FleetClient",
     gate: DrainGate,
-    tracing: "Tracing",
+    tracing: "Tracing | None",
 ) -> tuple[RestServer, "GrpcEdge"]:
     """Build the REST and the gRPC server on top of a client; neither listens yet."""
     import prometheus_client
@@ -265,6 +266,7 @@ async def _build_edges(
             settings.security.max_pending_bytes,
         ),
         tracing=tracing,
+        turns=client.turns,
     )
     return rest, grpc
 

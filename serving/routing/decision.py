@@ -39,7 +39,7 @@ class DecisionKind(StrEnum):
     """The deciding factor; used as a metric label."""
 
     ONLY = "only"
-    """No other rank could take the request."""
+    """No other rank could run the request."""
     SESSION = "session"
     """The rank served the session before."""
     PREFIX = "prefix"
@@ -49,14 +49,14 @@ class DecisionKind(StrEnum):
 
 
 class NoCandidateKind(StrEnum):
-    """The condition that must change before a rank can take the request."""
+    """The condition that must change before a rank can run the request."""
 
     NOT_READY = "not_ready"
     """A group must become ready."""
     NO_ROOM = "no_room"
     """A rank must finish other requests."""
     TOO_LARGE = "too_large"
-    """The request must be smaller: no rank of this fleet can ever take it."""
+    """The request must be smaller: no rank of this fleet can ever run it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +110,7 @@ class RoutingDecision:
 
 @dataclass(frozen=True, slots=True)
 class NoCandidate:
-    """No rank can take the request now, with the reason."""
+    """No rank can run the request now, with the reason."""
 
     reason: str
     kind: NoCandidateKind = NoCandidateKind.NOT_READY

@@ -1,4 +1,4 @@
-"""Filters: determine which ranks can take a request at all.
+"""Filters: determine which ranks can run a request at all.
 
 Pure functions; each one narrows the result of the previous one.
 """
@@ -85,7 +85,7 @@ FILTERS: dict[str, tuple[Filter, NoCandidateKind, str]] = {
     "long_enough": (
         long_enough,
         NoCandidateKind.TOO_LARGE,
-        "no rank takes a prompt of {prompt} tokens",
+        "no rank accepts a prompt of {prompt} tokens",
     ),
     "token_budget": (
         token_budget,
@@ -95,12 +95,12 @@ FILTERS: dict[str, tuple[Filter, NoCandidateKind, str]] = {
     "free_slot": (
         free_slot,
         NoCandidateKind.NO_ROOM,
-        "all ranks run as many requests as they take",
+        "all ranks run their maximum number of requests",
     ),
-    "short_queue": (short_queue, NoCandidateKind.NO_ROOM, "all engines have requests waiting"),
+    "short_queue": (short_queue, NoCandidateKind.NO_ROOM, "all engines have queued requests"),
 }
 """The filters in order, applied after the filter by group state. Each has a function, and the kind
-and text of the refusal if no candidate is left."""
+and text of the result if no candidate is left."""
 
 
 def survey(fleet: FleetSnapshot, request: RoutingRequest, settings: RoutingSettings) -> Survey:
@@ -126,13 +126,13 @@ def survey(fleet: FleetSnapshot, request: RoutingRequest, settings: RoutingSetti
 
 
 def why_none(fleet: FleetSnapshot, request: RoutingRequest, found: Survey) -> NoCandidate:
-    """Return the refusal for a survey without candidates."""
+    """Return the result for a survey without candidates."""
     if found.emptied_by != "ready_group":
         _, kind, words = FILTERS[found.emptied_by]
         reason = words.format(prompt=request.prompt_tokens, tokens=request.tokens)
         others = [name for name in found.filtered if name in FILTERS and name != found.emptied_by]
         if others:
-            reason += f" (other ranks were removed before, by {', '.join(others)})"
+            reason += f" (other ranks were removed by {', '.join(others)})"
         return NoCandidate(reason, kind)
     return NoCandidate(_why_not_ready(fleet), NoCandidateKind.NOT_READY)
 
@@ -140,11 +140,11 @@ def why_none(fleet: FleetSnapshot, request: RoutingRequest, found: Survey) -> No
 def _why_not_ready(fleet: FleetSnapshot) -> str:
     if not fleet.groups and fleet.history:
         last = fleet.history[0]
-        return f"no group is joined, the last one ({last.group_id}) is gone: {last.reason}"
+        return f"no group is connected; the last one ({last.group_id}) is gone: {last.reason}"
     if not fleet.groups:
         return "no group has joined this router yet"
     if fleet.ready:
-        return "the only ready groups are those that this request has to avoid"
+        return "the only ready groups are those that this request must avoid"
     return "no group is ready: " + "; ".join(
         f"{group.group_id} is {group.state} ({group.reason})" for group in fleet.groups
     )

@@ -224,12 +224,14 @@ def _words(
 ) -> str:
     tokens = chosen.outstanding_tokens
     why = {
-        DecisionKind.ONLY: "the only rank that can take it",
-        DecisionKind.SESSION: f"its session is here, {tokens} outstanding tokens",
+        DecisionKind.ONLY: "the only rank that can run the request",
+        DecisionKind.SESSION: f"served the session before, {tokens} outstanding tokens",
         DecisionKind.PREFIX: f"{matched} prompt tokens cached, {tokens} outstanding tokens",
         DecisionKind.LOAD: f"least load, {tokens} outstanding tokens",
     }[kind]
-    return f"{why}, of {candidates} ranks" + (f", turn among {equals}" if equals > 1 else "")
+    return f"{why}, out of {candidates} ranks" + (
+        f", in rotation among {equals} equal ranks" if equals > 1 else ""
+    )
 
 
 def _explained(

@@ -74,8 +74,8 @@ REQUEST_SECONDS = Histogram(
 )
 RESUMES = Counter(
     "moe_resumes",
-    "Resumptions of requests whose group was lost, by way (continue, replay) and outcome: OK (new "
-    "tokens arrived), LOST (the next group was lost too), CANCELLED, or the error reason.",
+    "Resumptions of requests whose group was lost, by method (continue, replay) and outcome: OK "
+    "(new tokens arrived), LOST (the next group was lost too), CANCELLED, or the error reason.",
     ["way", "outcome"],
     registry=REGISTRY,
 )
@@ -108,7 +108,7 @@ ADMISSION_QUEUE_TOKENS = Gauge(
 )
 ADMISSION_REFUSALS = Counter(
     "moe_admission_refusals",
-    "Requests refused by admission, by reason.",
+    "Requests rejected by admission, by reason.",
     ["reason"],
     registry=REGISTRY,
 )
@@ -138,7 +138,7 @@ QUOTA_STORE_FAILURES = Counter(
 )
 AUTH_FAILURES = Counter(
     "moe_auth_failures",
-    "Requests refused for their credentials, by protocol (rest, grpc) and reason.",
+    "Requests rejected for their credentials, by protocol (rest, grpc) and reason.",
     ["protocol", "reason"],
     registry=REGISTRY,
 )
@@ -155,7 +155,7 @@ LINK_DELTAS = Counter(
 )
 LINK_REFUSALS = Counter(
     "moe_link_refusals",
-    "Ranks refused on joining, by code.",
+    "Ranks rejected on joining, by code.",
     ["code"],
     registry=REGISTRY,
 )
@@ -314,6 +314,6 @@ AUTOSCALER_WATCHING = Gauge(
 )
 AUTOSCALER_HANDOVERS = Counter(
     "moe_autoscaler_node_handovers",
-    "Groups drained because one of their nodes is going away.",
+    "Groups drained because one of their nodes is being removed.",
     registry=AUTOSCALER_REGISTRY,
 )

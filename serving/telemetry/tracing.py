@@ -15,8 +15,6 @@ from collections.abc import Mapping, MutableMapping
 from time import time_ns
 from typing import TYPE_CHECKING, Any
 
-from typing_extensions import override
-
 from serving.settings import TelemetrySettings
 from serving.telemetry.logs import RequestLine
 
@@ -34,82 +32,10 @@ _FAILED_RPCS = frozenset(
 """gRPC statuses that OpenTelemetry's RPC conventions count as server errors."""
 
 
-class RequestTrace:
-    """The trace of one request; this base class records nothing."""
-
-    __slots__ = ()
-
-    @property
-    def trace_id(self) -> str | None:
-        """Trace id, 32 hexadecimal digits; None: the request is not recorded."""
-        return None
-
-    def start_admission(self) -> None:
-        """Start the admission span."""
-
-    def end_admission(self) -> None:
-        """End the admission span, whether the request was admitted or refused. Idempotent."""
-
-    def start_placement(self, headers: MutableMapping[str, str]) -> None:
-        """Start choosing a rank; add the trace context to ``headers``, which are sent to it."""
-
-    def placed(self, group: str, rank: int, reason: str, matched_tokens: int) -> None:
-        """Record that the request was placed on a rank.
-
-        Args:
-            group: Id of the rank's group.
-            rank: Index of the rank in its group.
-            reason: Why the rank was chosen.
-            matched_tokens: Prompt tokens that the rank had reported as cached.
-        """
-
-    def first_token(self) -> None:
-        """Record the arrival of the first tokens from the rank."""
-
-    def end_rank(self, error: str | None = None) -> None:
-        """End the rank span. Idempotent.
-
-        Args:
-            error: Reason why the request left the rank unfinished; None: it finished.
-        """
-
-    def resumed(self, way: str, emitted_tokens: int) -> None:
-        """Record a resumption on another group."""
-
-    def end(self, line: RequestLine) -> None:
-        """End the trace with the attributes of the request's log line."""
-
-
-NO_TRACE = RequestTrace()
-
-
-class Tracing:
-    """Starts traces; this base class starts none."""
-
-    def begin(
-        self, name: str, headers: Mapping[str, str], attributes: Mapping[str, str]
-    ) -> RequestTrace:
-        """Start the trace of a request that has just arrived.
-
-        Args:
-            name: Span name: method and route, or the full name of the RPC.
-            headers: Request headers with lower-case names; traceparent and tracestate are read.
-            attributes: Span attributes.
-        """
-        del name, headers, attributes
-        return NO_TRACE
-
-    async def close(self) -> None:
-        """Export the remaining spans; takes a few seconds if the collector is unreachable."""
-
-
-NO_TRACING = Tracing()
-
-
-def tracing_of(settings: TelemetrySettings) -> Tracing:
-    """Return tracing to ``telemetry.otlp_endpoint``, or ``NO_TRACING`` without an endpoint."""
+def tracing_of(settings: TelemetrySettings) -> "Tracing | None":
+    """Return tracing to ``telemetry.otlp_endpoint``, or None without an endpoint."""
     if settings.otlp_endpoint is None:
-        return NO_TRACING
+        return None
     from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
@@ -121,10 +47,10 @@ def tracing_of(settings: TelemetrySettings) -> Tracing:
         shutdown_on_exit=False,
     )
     provider.add_span_processor(BatchSpanProcessor(_exporter(settings)))
-    return OtelTracing(provider)
+    return Tracing(provider)
 
 
-class OtelTracing(Tracing):
+class Tracing:
     """Starts traces with a private OpenTelemetry provider; the global provider is not changed."""
 
     def __init__(self, provider: "TracerProvider") -> None:
@@ -135,10 +61,19 @@ class OtelTracing(Tracing):
         self._tracer = provider.get_tracer("serving")
         self._propagator = TraceContextTextMapPropagator()
 
-    @override
     def begin(
         self, name: str, headers: Mapping[str, str], attributes: Mapping[str, str]
-    ) -> RequestTrace:
+    ) -> "RequestTrace | None":
+        """Start the trace of a request that has just arrived.
+
+        Args:
+            name: Span name: method and route, or the full name of the RPC.
+            headers: Request headers with lower-case names; traceparent and tracestate are read.
+            attributes: Span attributes.
+
+        Returns:
+            The trace; None if the request is not sampled.
+        """
         from opentelemetry.trace import SpanKind
 
         parent = self._propagator.extract({key: headers[key] for key in _W3C if key in headers})
@@ -146,15 +81,17 @@ class OtelTracing(Tracing):
             name, context=parent, kind=SpanKind.SERVER, attributes=dict(attributes)
         )
         if not span.is_recording():
-            return NO_TRACE  # not sampled; the client's trace context is forwarded to the rank
-        return _RecordedTrace(self._tracer, span, self._propagator)
+            return None  # the client's trace context is forwarded to the rank
+        return RequestTrace(self._tracer, span, self._propagator)
 
-    @override
     async def close(self) -> None:
+        """Export the remaining spans; takes a few seconds if the collector is unreachable."""
         await asyncio.to_thread(self._provider.shutdown)
 
 
-class _RecordedTrace(RequestTrace):
+class RequestTrace:
+    """The trace of one request."""
+
     __slots__ = ("_admission", "_attempt", "_context", "_propagator", "_rank", "_root", "_tracer")
 
     def __init__(self, tracer: "Tracer", root: "Span", propagator: Any) -> None:
@@ -170,22 +107,22 @@ class _RecordedTrace(RequestTrace):
         self._rank: Span | None = None
 
     @property
-    @override
-    def trace_id(self) -> str | None:
+    def trace_id(self) -> str:
+        """Trace id, 32 hexadecimal digits."""
         return f"{self._root.get_span_context().trace_id:032x}"
 
-    @override
     def start_admission(self) -> None:
+        """Start the admission span."""
         self._admission = self._tracer.start_span("admission", context=self._context)
 
-    @override
     def end_admission(self) -> None:
+        """End the admission span, whether the request was admitted or rejected. Idempotent."""
         if self._admission is not None:
             self._admission.end()
             self._admission = None
 
-    @override
     def start_placement(self, headers: MutableMapping[str, str]) -> None:
+        """Start choosing a rank; add the trace context to ``headers``, which are sent to it."""
         from opentelemetry.trace import SpanKind, set_span_in_context
 
         # If no rank is found, the span is never ended, and therefore never exported.
@@ -193,8 +130,15 @@ class _RecordedTrace(RequestTrace):
         self._attempt = (span, time_ns())
         self._propagator.inject(headers, context=set_span_in_context(span))
 
-    @override
     def placed(self, group: str, rank: int, reason: str, matched_tokens: int) -> None:
+        """Record that the request was placed on a rank.
+
+        Args:
+            group: Id of the rank's group.
+            rank: Index of the rank in its group.
+            reason: Why the rank was chosen.
+            matched_tokens: Prompt tokens that the rank had reported as cached.
+        """
         assert self._attempt is not None
         self._rank, began = self._attempt
         self._attempt = None
@@ -208,13 +152,17 @@ class _RecordedTrace(RequestTrace):
         )
         pick.end()
 
-    @override
     def first_token(self) -> None:
+        """Record the arrival of the first tokens from the rank."""
         if self._rank is not None:
             self._rank.add_event("first token")
 
-    @override
     def end_rank(self, error: str | None = None) -> None:
+        """End the rank span. Idempotent.
+
+        Args:
+            error: Reason why the request left the rank unfinished; None: it finished.
+        """
         span, self._rank = self._rank, None
         if span is None:
             return
@@ -222,12 +170,12 @@ class _RecordedTrace(RequestTrace):
             _fail(span, error)
         span.end()
 
-    @override
     def resumed(self, way: str, emitted_tokens: int) -> None:
+        """Record a resumption on another group."""
         self._root.add_event("resumes", {"moe.way": way, "moe.emitted_tokens": emitted_tokens})
 
-    @override
     def end(self, line: RequestLine) -> None:
+        """End the trace with the attributes of the request's log line."""
         self.end_admission()
         self.end_rank()
         span = self._root

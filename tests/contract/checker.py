@@ -1,7 +1,7 @@
-"""Holds a JSON value against a recorded schema and names each difference.
+"""Compares a JSON value with a recorded schema and returns each difference.
 
-Only what clients depend on: fields that the record does not know, required fields that are missing,
-values of another type, null where there is none, names that are not in an enumeration.
+Only what clients depend on: unknown fields, required fields that are missing,
+values of another type, unexpected nulls, values that are not in an enumeration.
 """
 
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "null": (type(None),),
 }
 _WRONG_KIND = 1_000
-"""Weight of a difference that shows that another alternative is meant."""
+"""Weight of a difference that shows that the value belongs to another alternative."""
 
 
 class Checker:
@@ -35,7 +35,7 @@ class Checker:
         }
 
     def fields(self, schema: Schema) -> dict[str, Schema]:
-        """Return the properties of an object schema, parts of ``allOf`` put together."""
+        """Return the properties of an object schema, with the parts of ``allOf`` merged."""
         return self._flat(schema)[0]
 
     def _resolved(self, schema: Schema) -> Schema:
@@ -95,7 +95,7 @@ class Checker:
                 yield f"{path}.{name}", "is added", 1
 
     def _named(self, value: Any, alternatives: list[Schema]) -> list[Schema]:
-        """Return the alternatives that a value's ``type`` names."""
+        """Return the alternatives selected by a value's ``type``."""
         kind = value.get("type") if isinstance(value, dict) else None
         if kind is None:
             return []

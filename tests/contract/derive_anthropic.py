@@ -5,7 +5,7 @@ Anthropic publishes no OpenAPI document; the types of its SDKs are generated fro
     python -m venv sdk && sdk/bin/pip install anthropic
     sdk/bin/python tests/contract/derive_anthropic.py
 
-writes ``anthropic.json.gz`` beside this file, in the form of ``openai.json.gz``.
+writes ``anthropic.json.gz`` next to this file, in the form of ``openai.json.gz``.
 """
 
 import gzip

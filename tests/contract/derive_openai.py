@@ -1,4 +1,4 @@
-"""Derive the record of OpenAI's API, to compare answers with, from its OpenAPI document.
+"""Derive the record of OpenAI's API, used to compare answers, from its OpenAPI document.
 
     git clone https://github.com/openai/openai-openapi
     python tests/contract/derive_openai.py openai-openapi/openapi.json COMMIT
@@ -23,7 +23,7 @@ OPERATIONS = {
     "/models/{model}": ("get",),
 }
 _STREAMS = {"/chat/completions": "CreateChatCompletionStreamResponse"}
-"""Stream chunks that the document names only in words."""
+"""Stream chunks that the document mentions only in its texts."""
 _ROOTS = ("ErrorResponse", *_STREAMS.values())
 _KEPT = ("type", "enum", "const", "required", "nullable", "additionalProperties")
 _LISTS = ("anyOf", "oneOf", "allOf")

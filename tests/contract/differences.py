@@ -1,22 +1,22 @@
-"""Where answers differ from the published APIs, each with its reason. Anything else fails.
+"""Where answers differ from the published APIs, each with its reason. Any other difference fails.
 
 Keys are an operation, then ``answer`` (whole) or ``event`` (streamed), then ``path: difference`` as
 ``checker`` writes it.
 """
 
-_REASONING = "the reasoning of the model, which OpenAI's API does not return in chats"
-_TOKENS = "vLLM: with return_token_ids the tokens themselves; otherwise null"
+_REASONING = "the model's reasoning, which OpenAI's API does not return in chat completions"
+_TOKENS = "vLLM: the token ids with return_token_ids; otherwise null"
 _STOP = "vLLM: the stop string or token that ended the choice"
-_TRANSFER = "vLLM: prefill and decode on different engines; always null here"
-_ROUTED = "vLLM: with return of routed experts; always null here"
-_PROMPT = "vLLM: with prompt_logprobs; otherwise null"
+_TRANSFER = "vLLM: disaggregated prefill; always null here"
+_ROUTED = "vLLM: routed experts; always null here"
+_PROMPT = "vLLM: set with prompt_logprobs; otherwise null"
 _METRICS = "vLLM: per-request metrics; always null here"
-_CACHE = "vLLM: counts that OpenAI's usage does not have"
-_MESSAGES = "vLLM: with enable_response_messages; otherwise null"
-_PENALTY = "vLLM: the penalties that the response was made with"
-_OPTIONAL = "null where the document has the field missing; clients read both alike"
-_ASYNC = "a field of newer OpenAI types that this version of the document does not have"
-_UNFINISHED = "null until the choice ends, as in OpenAI's own streams; the document leaves it out"
+_CACHE = "vLLM: additional token counts"
+_MESSAGES = "vLLM: set with enable_response_messages; otherwise null"
+_PENALTY = "vLLM: the penalties used for the response"
+_OPTIONAL = "null instead of absent; clients treat both the same"
+_ASYNC = "a newer field of OpenAI's API, missing in this version of the document"
+_UNFINISHED = "null until the choice ends, as in OpenAI's own streams; not in the document"
 
 _CHAT_CHOICE = {
     "choices[].stop_reason: is added": _STOP,
@@ -114,16 +114,16 @@ previous_input_messages prompt_embeds response_format
 """
 _OF_CHATS = "frequency_penalty presence_penalty logit_bias seed stop temperature top_p"
 ADDED_FIELDS = {
-    **dict.fromkeys(_SAMPLING.split(), "vLLM: sampling and its limits"),
-    **dict.fromkeys(_TEMPLATE.split(), "vLLM: how messages become a prompt"),
-    **dict.fromkeys(_RETURNED.split(), "vLLM: what is returned beside the text"),
-    **dict.fromkeys(_SERVER.split(), "vLLM: identity, cache and transfer of a request"),
-    **dict.fromkeys(_OF_CHATS.split(), "sampling that another API's requests have"),
+    **dict.fromkeys(_SAMPLING.split(), "vLLM: sampling parameters"),
+    **dict.fromkeys(_TEMPLATE.split(), "vLLM: prompt rendering"),
+    **dict.fromkeys(_RETURNED.split(), "vLLM: additional outputs"),
+    **dict.fromkeys(_SERVER.split(), "vLLM: request id, caching and KV transfer"),
+    **dict.fromkeys(_OF_CHATS.split(), "sampling parameters of other OpenAI endpoints"),
 }
-"""Fields of requests that no published API has, and why they are taken."""
+"""Fields of requests that no published API has, and why they are accepted."""
 
-_IGNORED = "taken and ignored: it has no effect on a model of text that runs here"
-_HOSTED = "a service of the API's own host"
+_IGNORED = "accepted and ignored: no effect on a self-hosted text model"
+_HOSTED = "a service of the API's provider"
 _UNKNOWN_TO_CHATS = """
 metadata prediction prompt_cache_key prompt_cache_options prompt_cache_retention safety_identifier
 service_tier store verbosity
@@ -137,7 +137,7 @@ UNKNOWN_FIELDS: dict[str, dict[str, str]] = {
         **dict.fromkeys(["function_call", "functions"], "deprecated in favour of tools"),
         **dict.fromkeys(_UNKNOWN_TO_CHATS.split(), _IGNORED),
     },
-    "POST /completions": {"best_of": "taken and ignored, as in vLLM: n choices are returned"},
+    "POST /completions": {"best_of": "accepted and ignored, as in vLLM: n choices are returned"},
     "POST /responses": {
         **dict.fromkeys(["context_management", "conversation", "moderation"], _HOSTED),
         **dict.fromkeys(_UNKNOWN_TO_RESPONSES.split(), _IGNORED),
@@ -150,4 +150,4 @@ UNKNOWN_FIELDS: dict[str, dict[str, str]] = {
         ["cache_control", "speed", "user_profile_id", "workspace_id"], _IGNORED
     ),
 }
-"""Fields of the published requests that /openapi.json does not name."""
+"""Fields of the published requests that are missing in /openapi.json."""

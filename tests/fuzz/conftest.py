@@ -6,8 +6,8 @@ import httpx
 import pytest
 import pytest_asyncio
 
-from tests.fuzz.verdict import PATIENCE
 from tests.integration.edge.stand import stand_settings, standing
+from tests.support.waiting import PATIENCE
 from tests.support.watchdog import CROWDED, LIMIT, Watchdog
 
 

@@ -152,9 +152,9 @@ def _broken(rng: random.Random, encoded: bytes) -> bytes:
             del data[rng.randrange(len(data) + 1) :]
         case 2:
             data *= rng.choice((2, 3, 50))
-        case 3:  # a length that promises more than there is
+        case 3:  # a length beyond the end of the data
             data += bytes([0x0A]) + b"\xff\xff\xff\x7f"
-        case 4:  # groups, the deepest nesting that the wire format has
+        case 4:  # groups, the deepest nesting of the wire format
             data += b"\x0b" * rng.choice((5, 99, 101, 3000))
     return bytes(data)
 

@@ -97,7 +97,7 @@ def bytes_changed(rng: random.Random, data: bytes) -> bytes:
 
 
 def pieces(rng: random.Random, data: bytes) -> Iterator[bytes]:
-    """Cut bytes where a network might."""
+    """Split bytes as a network might."""
     at = 0
     while at < len(data):
         size = rng.choice((1, 2, 3, 8, 9, 10, 40, 200, 1000, 10_000))
@@ -223,7 +223,7 @@ def _frame_changed(rng: random.Random, data: bytes) -> bytes:
 
 
 def _headers_changed(rng: random.Random, data: bytes) -> bytes:
-    """Change the list of headers that a frame has; others are left."""
+    """Change the list of headers that a frame has; other frames are unchanged."""
     if len(data) < _HEAD or data[3] != _HEADERS or data[4] & 0x28:
         return data
     try:
@@ -231,7 +231,7 @@ def _headers_changed(rng: random.Random, data: bytes) -> bytes:
             (bytes(name), bytes(value)) for name, value in Decoder().decode(data[9:], raw=True)
         ]
     except (HPACKError, IndexError):
-        return data  # it refers to the table of the frames before
+        return data  # it refers to the table of the previous frames
     for _ in range(rng.choice((1, 1, 2))):
         at = rng.randrange(len(fields) + 1)
         match rng.randrange(5):
@@ -246,5 +246,5 @@ def _headers_changed(rng: random.Random, data: bytes) -> bytes:
             case _ if at < len(fields):
                 name, value = fields[at]
                 fields[at] = (bytes_changed(rng, name), bytes_changed(rng, value))
-    never = [(name, value, True) for name, value in fields]  # nothing for the table
+    never = [(name, value, True) for name, value in fields]  # not added to the table
     return frame(_HEADERS, data[4], int.from_bytes(data[5:9]), Encoder().encode(never))

@@ -107,10 +107,10 @@ def mutate(rng: random.Random, body: Any, fields: dict[str, tuple[Any, ...]]) ->
     """Return a copy of ``body`` with one to three defects.
 
     Args:
-        rng: decides.
-        body: a good request.
+        rng: random generator.
+        body: a valid request.
         fields: names of the request's fields, with values for each that are plausible or
-            known to be dangerous; any odd value may come instead.
+            known to be dangerous; any odd value may be used instead.
 
     """
     body = copy.deepcopy(body)

@@ -324,7 +324,7 @@ def raw(rng: random.Random) -> Case:  # noqa: C901, PLR0912  a table of ways
                 )
             )
         case 9:
-            content = [bytes([byte]) for byte in good]  # a chunk a byte
+            content = [bytes([byte]) for byte in good]  # one chunk per byte
         case 10:
             content = [good, b"", good]
         case 11:

@@ -1,4 +1,4 @@
-"""Parameters that pass the router's checks, on a real engine: it survives, and stays correct."""
+"""Parameters that pass the router's checks, on a real engine: it survives and stays correct."""
 
 import asyncio
 import contextlib
@@ -20,7 +20,7 @@ from serving.settings import LinkSettings, Settings
 from tests.fuzz.rest_cases import CHAT, DANGEROUS, MODEL, Case
 from tests.fuzz.verdict import rest_problem
 from tests.support.engines import share_fork_server
-from tests.support.waiting import eventually
+from tests.support.waiting import PATIENCE, eventually
 
 pytestmark = [
     pytest.mark.vllm,
@@ -29,7 +29,6 @@ pytestmark = [
 ]
 
 AT_ONCE = 6
-PATIENCE = 60.0  # seconds for one answer of a real engine on a busy machine
 QUESTION = {**CHAT, "temperature": 0, "max_tokens": 24}
 
 # The engine's configuration; only sampling parameters are fuzzed here.
@@ -39,7 +38,7 @@ BASES = (
     ("/v1/completions", {"model": MODEL, "prompt": "What is", "max_tokens": 6}),
     ("/v1/responses", {"model": MODEL, "input": "Hi", "max_output_tokens": 6}),
 )
-# Well-formed, but hard to compile or to follow.
+# Well-formed, but expensive to compile or to apply.
 PATHOLOGICAL = {
     "structured_outputs": (
         {"regex": "(a|b)*c"},
@@ -191,7 +190,7 @@ async def test_no_parameters_kill_or_wedge_a_real_engine(rank, seed):
                 if problem is not None:
                     problems.append(f"{problem}\n    {case}")
                     if (await engine.load()).health != link_pb2.LoadSnapshot.HEALTHY:
-                        problems.append("the engine is dead or stalled")
+                        problems.append("the engine has failed or stalled")
                         return
 
         async with asyncio.TaskGroup() as group:

@@ -9,8 +9,8 @@ import pytest
 import pytest_asyncio
 
 from tests.fuzz.grpc_cases import GOOD, SERVICES, Case, cases
-from tests.fuzz.verdict import PATIENCE, grpc_problem
-from tests.support.waiting import eventually
+from tests.fuzz.verdict import grpc_problem
+from tests.support.waiting import PATIENCE, eventually
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(3600)]
 
@@ -62,7 +62,7 @@ def good_cases():
 
 
 async def still_serves(stand, channel) -> None:
-    await eventually(lambda: stand.idle, "the end of all requests")
+    await eventually(lambda: stand.idle, "all requests to end")
     (group,) = stand.router.membership.snapshot().groups
     assert group.state == "ready"
     assert len(group.ranks) == stand.settings.group.data_parallel
@@ -87,7 +87,7 @@ async def test_random_bytes_and_mutated_messages(stand, channel, cases_in_all, s
     problems, statuses = await run(channel, cases(seed, count))
     show(statuses)
     assert not problems, f"{len(problems)} of {count}:\n" + "\n".join(problems[:40])
-    # A fuzzer whose cases are all refused by the first check finds nothing.
+    # A fuzzer whose cases are all rejected by the first check finds nothing.
     served = sum(times for (_, status), times in statuses.items() if status == "OK")
     assert count // 10 < served < count
     await still_serves(stand, channel)

@@ -1,4 +1,4 @@
-"""The targets of the guided fuzzer: what was found once, seeds, and some changed inputs each.
+"""The targets of the guided fuzzer: earlier findings, seeds, and some mutated inputs for each.
 
 ``make fuzz`` runs each for a while (``FUZZ_SECONDS``), led by coverage.
 """
@@ -25,7 +25,7 @@ CHANGED = {
     "keys": 150,
     "settings": 15,
 }
-"""Inputs beside the seeds. The others, which need a whole router, have tests beside this one."""
+"""Inputs in addition to the seeds. The others, which need a whole router, have separate tests."""
 
 
 @pytest.fixture(params=TARGETS if SECONDS else CHANGED)
@@ -39,14 +39,14 @@ def test_inputs_keep_the_promises(runner, seed):
     target, rng = runner.target, random.Random(seed)
     seeds = list(target.seeds())
     problems = [
-        said for data in [*seeds, *FOUND.get(target.name, ())] if (said := runner.run(data))
+        finding for data in [*seeds, *FOUND.get(target.name, ())] if (finding := runner.run(data))
     ]
     for _ in range(CHANGED.get(target.name, 0)):
         data = rng.choice(seeds)
         for _ in range(rng.choice((1, 2, 4))):
             data = target.mutate(rng, data)
-        if said := runner.run(data):
-            problems.append(f"{data!r}\n{said}")
+        if finding := runner.run(data):
+            problems.append(f"{data!r}\n{finding}")
     assert not problems, "\n\n".join(problems[:5])
 
 

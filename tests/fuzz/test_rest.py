@@ -7,8 +7,8 @@ import httpx
 import pytest
 
 from tests.fuzz.rest_cases import GOOD, Case, cases
-from tests.fuzz.verdict import PATIENCE, rest_problem
-from tests.support.waiting import eventually
+from tests.fuzz.verdict import rest_problem
+from tests.support.waiting import PATIENCE, eventually
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(3600)]
 
@@ -29,7 +29,7 @@ async def answer_to(rest: httpx.AsyncClient, case: Case) -> tuple[int, bytes]:
                 case.method, case.path, content=content, headers=case.headers
             )
     except TimeoutError:
-        return 599, b"no answer"
+        return 599, b"no response"
     except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError) as error:
         return 598, f"cut off: {error!r}".encode()
     return answer.status_code, answer.content
@@ -73,8 +73,8 @@ async def fields_of(stand) -> dict[str, list[str]]:
 
 
 async def still_serves(stand, rest) -> None:
-    """Assert that all ranks are there, nothing is left, and valid requests are answered."""
-    await eventually(lambda: stand.idle, "the end of all requests")
+    """Assert that all ranks are joined, nothing is left over, and valid requests succeed."""
+    await eventually(lambda: stand.idle, "all requests to end")
     (group,) = stand.router.membership.snapshot().groups
     assert group.state == "ready"
     assert len(group.ranks) == stand.settings.group.data_parallel
@@ -92,7 +92,7 @@ async def test_mutated_requests_and_raw_bytes(stand, rest, cases_in_all, seed, s
     problems, statuses = await run(rest, cases(seed, count, await fields_of(stand)))
     show(statuses)
     assert not problems, f"{len(problems)} of {count}:\n" + "\n".join(problems[:40])
-    # A fuzzer whose cases are all refused by the first check finds nothing.
+    # A fuzzer whose cases are all rejected by the first check finds nothing.
     served = sum(times for (_, status), times in statuses.items() if status == 200)
     assert count // 10 < served < count
     await still_serves(stand, rest)

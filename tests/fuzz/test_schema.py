@@ -15,7 +15,7 @@ from tests.fuzz.test_rest import run, still_serves
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(3600)]
 
 SHARE = 0.06
-"""Fraction of all cases; they are expensive, and most are refused by the first check."""
+"""Fraction of all cases; they are expensive, and most are rejected by the first check."""
 
 
 def made_by_schemathesis(document: dict[str, Any], number: int, count: int) -> list[Case]:
@@ -51,7 +51,7 @@ def _converted(case: Any, *, named: bool) -> Case:
     sent = case.as_transport_kwargs(base_url="http://router")
     body = sent.get("json")
     if isinstance(body, dict) and named:
-        body = {**body, "model": MODEL}  # a random name would end at the first check
+        body = {**body, "model": MODEL}  # a random name would fail the first check
     content = sent.get("data") or b""
     if body is not None:
         content = json.dumps(body).encode("utf-8", "surrogatepass")

@@ -1,6 +1,6 @@
-"""What released clients sent, changed: nobody else notices, nothing breaks, hangs or is left.
+"""Mutated traffic of released clients: no other client is affected, nothing hangs or leaks.
 
-``traffic/record.py`` has recorded it. While the changed connections come, a client streams over
+Recorded by ``traffic/record.py``. While the changed connections come, a client streams over
 REST and one over gRPC, again and again; each of their answers is the same as before.
 """
 
@@ -20,8 +20,7 @@ from serving.api.v1 import inference_pb2_grpc
 from tests.fuzz import mutators
 from tests.fuzz.guided.frames import _Written
 from tests.fuzz.traffic.record import FILE
-from tests.fuzz.verdict import PATIENCE
-from tests.support.waiting import eventually
+from tests.support.waiting import PATIENCE, eventually
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(3600)]
 
@@ -110,20 +109,20 @@ async def replay(stand, door, sent, chance):
         async with asyncio.timeout(PATIENCE):
             return await reading
     except ConnectionError:
-        return b""  # reset: the server closed before all was read
+        return b""  # reset: the server closed before reading everything
     finally:
         reading.cancel()
         writer.close()
 
 
-def problem_of(door, sent, said):
-    """Return what is wrong with a response; None if nothing is."""
+def problem_of(door, sent, output):
+    """Return the error in a response, or None."""
     if door == "rest":
-        bad = [status for status in _STATUS.findall(said) if status in _BAD]
+        bad = [status for status in _STATUS.findall(output) if status in _BAD]
         return f"status {bad}" if bad else None
     try:
         # The client disconnected at an arbitrary time, so the last frame may be incomplete.
-        whole = b"".join(each for each in mutators.frames_in(said) if _is_whole(each))
+        whole = b"".join(each for each in mutators.frames_in(output) if _is_whole(each))
         _Written(whole).check(len(sent))
     except AssertionError as error:
         return str(error)
@@ -181,12 +180,12 @@ async def test_recordings_are_of_many_clients():
 
 async def test_recorded_traffic_is_served_as_it_was(stand, watched):
     for client, door, sent in RECORDED:
-        said = await replay(stand, door, sent, 0.9)
-        assert problem_of(door, sent, said) is None, client
+        output = await replay(stand, door, sent, 0.9)
+        assert problem_of(door, sent, output) is None, client
         if door == "rest":
             # 100: sent to a half-closed client while it waits.
-            assert set(_STATUS.findall(said)) - {b"100"} == {b"200"}, client
-    await eventually(lambda: stand.idle, "the end of all requests")
+            assert set(_STATUS.findall(output)) - {b"100"} == {b"200"}, client
+    await eventually(lambda: stand.idle, "all requests to end")
 
 
 async def test_changed_traffic_disturbs_nobody(stand, rest, seed):
@@ -194,14 +193,14 @@ async def test_changed_traffic_disturbs_nobody(stand, rest, seed):
 
     async def work():
         for client, door, sent, chance in todo:
-            said = await replay(stand, door, sent, chance)
-            if problem := problem_of(door, sent, said):
+            output = await replay(stand, door, sent, chance)
+            if problem := problem_of(door, sent, output):
                 problems.append(f"{client}: {problem}\n    {sent!r:.1500}")
 
     async with grpc.aio.insecure_channel(stand.router.addresses.grpc) as channel:
         over.set()
         before = await beside(stand, rest, channel, over)
-        await eventually(lambda: stand.idle, "the end of all requests")
+        await eventually(lambda: stand.idle, "all requests to end")
         kept = connections(stand)
         over.clear()
         tasks = len(asyncio.all_tasks())
@@ -219,8 +218,8 @@ async def test_changed_traffic_disturbs_nobody(stand, rest, seed):
         assert before[0][1]
         assert before[0][2]
         assert len(during) > 3
-        await eventually(lambda: stand.idle, "the end of all requests")
-        await eventually(lambda: connections(stand) <= kept, "the end of all connections")
-        await eventually(lambda: len(asyncio.all_tasks()) <= tasks, "the end of all tasks")
+        await eventually(lambda: stand.idle, "all requests to end")
+        await eventually(lambda: connections(stand) <= kept, "all connections to end")
+        await eventually(lambda: len(asyncio.all_tasks()) <= tasks, "all tasks to end")
     (group,) = stand.router.membership.snapshot().groups
     assert group.state == "ready"

@@ -11,13 +11,11 @@ from typing import Any
 
 import grpc
 
-PATIENCE = 120.0  # seconds for one answer
-
 _ALLOWED_OVER_500 = {(501, "UNSUPPORTED")}
 
 
 def rest_problem(status: int, body: bytes, *, has_deadline: bool) -> str | None:
-    """Return what is wrong with a REST response; None if nothing is."""
+    """Return the error in a REST response, or None."""
     allowed = _ALLOWED_OVER_500 | ({(504, "DEADLINE_EXCEEDED")} if has_deadline else set())
     if status >= 500:
         reason = _reason(body)
@@ -35,7 +33,7 @@ def rest_problem(status: int, body: bytes, *, has_deadline: bool) -> str | None:
 
 
 def grpc_problem(code: grpc.StatusCode, details: str) -> str | None:
-    """Return what is wrong with the status of a call; None if nothing is."""
+    """Return the error in the status of a call, or None."""
     if code in {
         grpc.StatusCode.OK,
         grpc.StatusCode.INVALID_ARGUMENT,

@@ -1,23 +1,21 @@
-"""Authentication and authorization shared by REST and gRPC."""
+"""Authentication and authorization shared by REST and gRPC.
+
+A route or RPC without an entry in the tables requires ADMIN, so newly added routes are closed by
+default.
+"""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from enum import StrEnum
 
 from starlette.datastructures import Headers
 from starlette.types import Scope
 
 from serving.clock import Clock
 from serving.credentials.tokens import bearer_of
-from serving.edge.auth.keys import KeyRing
-from serving.edge.auth.permissions import (
-    ROLES_WITH,
-    Permission,
-    Role,
-    is_preflight,
-    route_permission,
-)
+from serving.edge.auth.keys import KeyRing, Role
 from serving.errors import InvalidRequest, PermissionDenied, ServingError, Unauthenticated
 from serving.request_context import Priority
 from serving.telemetry import metrics
@@ -27,6 +25,60 @@ API_KEY = "x-api-key"
 SECRET_HEADERS = frozenset({"authorization", API_KEY})
 """Headers removed from a request after authentication."""
 _SECRETS = frozenset(name.encode() for name in SECRET_HEADERS)
+_PREFLIGHT_HEADERS = ("origin", "access-control-request-method")
+
+
+class Permission(StrEnum):
+    """Permission required by a route or RPC. Values appear in error messages."""
+
+    PUBLIC = "no key"
+    ANY_KEY = "an API key"
+    USER = "role user"
+    METRICS = "role metrics"
+    ADMIN = "role admin"
+
+
+ROLES_WITH: dict[Permission, frozenset[Role]] = {
+    Permission.PUBLIC: frozenset(),
+    Permission.ANY_KEY: frozenset(Role),
+    Permission.USER: frozenset({Role.USER, Role.ADMIN}),
+    Permission.METRICS: frozenset({Role.METRICS, Role.ADMIN}),
+    Permission.ADMIN: frozenset({Role.ADMIN}),
+}
+"""Roles that grant each permission; one of them is sufficient."""
+
+METRICS_TARGETS = "/metrics/targets"
+
+ROUTES: dict[str, Permission] = {
+    "/livez": Permission.PUBLIC,
+    # The public response is only the boolean; the reasons require ADMIN.
+    "/readyz": Permission.PUBLIC,
+    "/health": Permission.PUBLIC,
+    "/ping": Permission.PUBLIC,
+    "/metrics": Permission.METRICS,
+    METRICS_TARGETS: Permission.METRICS,
+    "/load": Permission.METRICS,
+    "/fleet": Permission.ADMIN,
+    "/version": Permission.ANY_KEY,
+    "/openapi.json": Permission.ANY_KEY,
+    "/v1/models": Permission.ANY_KEY,
+    "/tokenize": Permission.USER,
+    "/detokenize": Permission.USER,
+    "/invocations": Permission.USER,
+}
+_ROUTE_PREFIXES: dict[str, Permission] = {
+    "/v1/models/": Permission.ANY_KEY,
+    "/v1/": Permission.USER,
+}
+
+_RPCS: dict[str, Permission] = {"/serving.api.v1.InferenceService/ListModels": Permission.ANY_KEY}
+_SERVICES: dict[str, Permission] = {
+    "/grpc.health.v1.Health/": Permission.PUBLIC,
+    "/grpc.reflection.v1.ServerReflection/": Permission.ANY_KEY,
+    "/grpc.reflection.v1alpha.ServerReflection/": Permission.ANY_KEY,
+    "/serving.api.v1.InferenceService/": Permission.USER,
+    "/serving.api.v1.FleetService/": Permission.ADMIN,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,13 +138,15 @@ class Authenticator:
             if required is Permission.PUBLIC:
                 return UNAUTHENTICATED
             raise Unauthenticated(
-                "no valid API key: send it as 'authorization: Bearer KEY'"
+                "invalid API key: send a valid key as 'authorization: Bearer KEY'"
                 if presented
-                else "an API key is needed: send it as 'authorization: Bearer KEY'"
+                else "API key required: send it as 'authorization: Bearer KEY'"
             )
         principal = Principal(key.tenant, key.roles, key.priorities)
         if not principal.has(required):
-            raise PermissionDenied(f"this API key may not do that: it takes {required.value}")
+            raise PermissionDenied(
+                f"this API key does not permit this operation: {required.value} required"
+            )
         return principal
 
 
@@ -127,9 +181,41 @@ def authenticate_rest(
         required = Permission.PUBLIC
     principal = authenticator.authenticate(headers, required)
     if "websocket" in headers.get("upgrade", "").lower():
-        raise InvalidRequest("WebSockets are not served here: use HTTP")
+        raise InvalidRequest("WebSockets are not supported: use HTTP")
     scope["headers"] = [pair for pair in scope["headers"] if pair[0].lower() not in _SECRETS]
     return principal
+
+
+def route_permission(path: str, *, open_metrics: bool = False) -> Permission:
+    """Return the permission that a REST path requires, for all methods."""
+    if open_metrics and path in {"/metrics", METRICS_TARGETS}:
+        return Permission.PUBLIC
+    return ROUTES.get(path) or _by_prefix(_ROUTE_PREFIXES, path)
+
+
+def rpc_permission(method: str) -> Permission:
+    """Return the permission that an RPC requires; ``method`` is /package.Service/Method."""
+    return _RPCS.get(method) or _by_prefix(_SERVICES, method)
+
+
+def is_preflight(method: str, names: frozenset[str]) -> bool:
+    """Return whether a request is a CORS preflight.
+
+    Browsers send preflights without credentials. The CORS middleware answers them, so they never
+    reach a route.
+
+    Args:
+        method: HTTP method.
+        names: the request's header names in lower case.
+    """
+    return method == "OPTIONS" and names.issuperset(_PREFLIGHT_HEADERS)
+
+
+def _by_prefix(table: dict[str, Permission], name: str) -> Permission:
+    return next(
+        (permission for prefix, permission in table.items() if name.startswith(prefix)),
+        Permission.ADMIN,
+    )
 
 
 def count_auth_failure(error: ServingError) -> None:

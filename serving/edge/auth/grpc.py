@@ -7,8 +7,12 @@ import grpc
 import grpc.aio
 
 from serving.clock import Clock
-from serving.edge.auth.authenticator import Authenticator, principal_var
-from serving.edge.auth.permissions import Permission, rpc_permission
+from serving.edge.auth.authenticator import (
+    Authenticator,
+    Permission,
+    principal_var,
+    rpc_permission,
+)
 from serving.edge.grpc.errors import rpc_error
 from serving.errors import ServingError
 from serving.telemetry import metrics
@@ -52,7 +56,7 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
     def _refusal(self, method: str, error: ServingError) -> Any:
         failure = rpc_error(error)
         metrics.AUTH_FAILURES.labels("grpc", failure.reason).inc()
-        began = self._clock.monotonic()
+        started_at = self._clock.monotonic()
 
         async def refuse(_: Any, context: Any) -> None:
             log_request(
@@ -63,7 +67,7 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
                     model=self._model,
                     outcome=failure.reason,
                     status=failure.code.name,
-                    duration=self._clock.monotonic() - began,
+                    duration=self._clock.monotonic() - started_at,
                 )
             )
             await context.abort(failure.code, failure.status.message, failure.trailers)

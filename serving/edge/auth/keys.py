@@ -24,6 +24,7 @@ import hmac
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from enum import StrEnum
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -31,7 +32,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from serving.admission.quotas import LimitsOf, TenantLimits
 from serving.credentials.tokens import read_tokens
 from serving.credentials.watched import Watched, read_text
-from serving.edge.auth.permissions import Role
 from serving.errors import SettingsError
 from serving.request_context import Priority
 from serving.settings import SecuritySettings
@@ -45,6 +45,19 @@ OPERATOR = "operator"
 """Id and tenant of the key in ``security.operator_key_file``."""
 
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._@-]{0,63}$"
+
+
+class Role(StrEnum):
+    """Role of an API key."""
+
+    USER = "user"
+    """Use the model."""
+    METRICS = "metrics"
+    """Read /metrics."""
+    EXPLAIN = "explain"
+    """Read routing explanations (x-explain-routing)."""
+    ADMIN = "admin"
+    """All routes and RPCs, including /fleet and FleetService."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,9 +160,9 @@ def parse_keys(text: str, where: str = "keys") -> KeyRing:
         content = read_yaml(text)
     except NotYaml as error:
         line = "" if error.line is None else f", line {error.line}"
-        raise SettingsError(f"{where}{line}: not YAML, or a value that YAML cannot read") from None
+        raise SettingsError(f"{where}{line}: invalid YAML") from None
     try:
-        read = _File.model_validate(_without_nothing(content))
+        read = _File.model_validate(_without_empty(content))
     except ValidationError as error:
         lines = [
             f"{'.'.join(str(part) for part in item['loc']) or 'file'}: {item['msg']}"
@@ -159,7 +172,7 @@ def parse_keys(text: str, where: str = "keys") -> KeyRing:
     return _ring(read, where)
 
 
-def _without_nothing(content: Any) -> Any:
+def _without_empty(content: Any) -> Any:
     """Return the content without top-level names that have no value, such as a bare ``keys:``."""
     if content is None:
         return {}
@@ -173,9 +186,9 @@ def _ring(read: "_File", where: str) -> KeyRing:
     ids: set[str] = set()
     for entry in read.keys:
         if entry.id in ids:
-            raise SettingsError(f"{where}: two keys have the id {entry.id}")
+            raise SettingsError(f"{where}: duplicate key id {entry.id}")
         if entry.hash in keys:
-            raise SettingsError(f"{where}: {keys[entry.hash].id} and {entry.id} are the same key")
+            raise SettingsError(f"{where}: {keys[entry.hash].id} and {entry.id} have the same hash")
         ids.add(entry.id)
         keys[entry.hash] = Key(
             entry.id,

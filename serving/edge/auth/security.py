@@ -16,7 +16,7 @@ from serving.edge.auth.keys import KeyRing, limits_with, watch_keys
 from serving.errors import SettingsError
 from serving.settings import SecuritySettings, Settings
 
-_REMEDY = "; or listen on 127.0.0.1, or pass --insecure (security.insecure) on a closed network"
+_REMEDY = "; or bind to 127.0.0.1; or, on a trusted network, pass --insecure (security.insecure)"
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger("serving.router")
 
@@ -52,8 +52,8 @@ class Security:
             None
             if tokens_file is None
             else Watched("join tokens", (tokens_file,), lambda: load_join_tokens(tokens_file)),
-            None if tls is None else watch_tls("certificates of REST and gRPC", tls),
-            None if join_tls is None else watch_tls("certificates of the join port", join_tls),
+            None if tls is None else watch_tls("REST and gRPC certificates", tls),
+            None if join_tls is None else watch_tls("join port certificates", join_tls),
         )
 
     def limits_of(self, default: LimitsOf) -> LimitsOf:
@@ -78,7 +78,7 @@ def require_secure_bind(settings: Settings) -> None:
     """
     problems = list(insecure_binds(settings))
     if problems and settings.security.insecure:
-        log.warning("open to the network", missing=problems)
+        log.warning("insecure port exposed to the network", missing=problems)
     elif problems:
         raise SettingsError("; ".join(problems) + _REMEDY)
 
@@ -87,16 +87,16 @@ def insecure_binds(settings: Settings) -> Iterator[str]:
     """Yield one message for each protection missing on an exposed port."""
     router, security = settings.router, settings.security
     if not is_loopback(router.host):
-        where = f"router.host {router.host or '(all addresses)'} can be reached from outside"
+        where = f"router.host {router.host or '(all addresses)'} is exposed to the network"
         if security.keys_file is None and security.tls_client_ca_file is None:
             yield (
-                f"{where}: set security.keys_file (moe-serving keys new makes one) or "
+                f"{where}: set security.keys_file (create one with moe-serving keys new) or "
                 "security.tls_client_ca_file"
             )
         if security.tls_cert_file is None and not security.tls_elsewhere:
             yield (
                 f"{where}: set security.tls_cert_file and security.tls_key_file, or "
-                "security.tls_elsewhere=true if TLS ends in front of the router"
+                "security.tls_elsewhere=true if a proxy in front of the router terminates TLS"
             )
     if (
         not is_loopback(router.join_host)
@@ -104,8 +104,9 @@ def insecure_binds(settings: Settings) -> Iterator[str]:
         and security.join_tls_client_ca_file is None
     ):
         yield (
-            f"router.join_host {router.join_host or '(all addresses)'} can be reached from "
-            "outside, and every process that joins answers requests: set security.join_token_file "
+            f"router.join_host {router.join_host or '(all addresses)'} is exposed to the "
+            "network, where any process could join and receive requests: set "
+            "security.join_token_file "
             "(and link.token_file for the ranks) or security.join_tls_client_ca_file"
         )
 

@@ -27,7 +27,7 @@ from serving.edge.request_headers import (
 from serving.errors import EngineError
 from serving.request_context import RequestContext, request_context_var
 from serving.telemetry.logs import RequestLine, log_request
-from serving.telemetry.tracing import NO_TRACING, Tracing
+from serving.telemetry.tracing import Tracing
 
 ResponseT = TypeVar("ResponseT")
 StreamedT = TypeVar("StreamedT", pb.ChatStreamResponse, pb.CompleteStreamResponse)
@@ -38,7 +38,7 @@ _ERROR = '{"error":'
 
 # Metadata that vLLM's handlers or this package read. All other metadata, in particular credentials,
 # is dropped.
-_PASSED_ON = ("x-session-id", "x-priority", "traceparent", "tracestate")
+_FORWARDED = ("x-session-id", "x-priority", "traceparent", "tracestate")
 
 _SERVICE = "serving.api.v1.InferenceService"
 
@@ -56,8 +56,8 @@ class Call:
     """Set once the metadata is parsed."""
     usage: pb.Usage | None = None
     """Set when the engine reports it, usually at the end."""
-    began: float = 0.0
-    first_at: float | None = None
+    arrived_at: float = 0.0
+    first_token_at: float | None = None
     status: str = "OK"
     outcome: str = "ok"
 
@@ -83,13 +83,13 @@ class CallRunner:
     gate: DrainGate
     model: str
     clock: Clock
-    tracing: Tracing = NO_TRACING
+    tracing: Tracing | None = None
 
     async def unary(
         self, method: str, context: Any, handler: Callable[[Call], Awaitable[ResponseT]]
     ) -> ResponseT:
         """Run an RPC with one response."""
-        call = Call(method, began=self.clock.monotonic())
+        call = Call(method, arrived_at=self.clock.monotonic())
         try:
             await self._admit(call, context)
             with self._running(call):
@@ -120,13 +120,13 @@ class CallRunner:
             begin: starts the response and returns vLLM's server-sent events.
             convert: converts the data of an event to a message.
         """
-        call = Call(method, began=self.clock.monotonic())
+        call = Call(method, arrived_at=self.clock.monotonic())
         call.status = call.outcome = "CANCELLED"
         try:
             await self._admit(call, context)
             with self._running(call):
                 async with aclosing(await begin(call)) as events:
-                    await self._pass_on(call, context, events, convert)
+                    await self._forward(call, context, events, convert)
             _explain(call, context)
             call.status, call.outcome = "OK", "ok"
         except Exception as error:  # noqa: BLE001  every exception has a status
@@ -134,7 +134,7 @@ class CallRunner:
         finally:
             self._log(call)
 
-    async def _pass_on(
+    async def _forward(
         self,
         call: Call,
         context: Any,
@@ -157,13 +157,13 @@ class CallRunner:
             if data.startswith(_ERROR):
                 raise rpc_error(ErrorResponse.model_validate_json(data))
             message = convert(data)
-            if call.first_at is None:
-                call.first_at = self.clock.monotonic()
+            if call.first_token_at is None:
+                call.first_token_at = self.clock.monotonic()
             if message.HasField("usage"):
                 call.usage = message.usage
             if not context.try_write(message):
                 await context.write(message)
-        raise EngineError("the stream ended before the answer was complete")
+        raise EngineError("the engine's stream ended before the response was complete")
 
     async def _admit(self, call: Call, context: Any) -> None:
         """Parse the metadata and check that the call is allowed.
@@ -182,13 +182,16 @@ class CallRunner:
         await context.send_initial_metadata(((REQUEST_ID, call.request_id),))
         call.request_context = request_context_of(principal_var.get(), metadata)
         record = call.request_context.record
-        record.arrived_at = call.began
-        record.trace = self.tracing.begin(
-            f"{_SERVICE}/{call.method}", metadata, {"rpc.system": "grpc", "rpc.method": call.method}
-        )
+        record.arrived_at = call.arrived_at
+        if self.tracing is not None:
+            record.trace = self.tracing.begin(
+                f"{_SERVICE}/{call.method}",
+                metadata,
+                {"rpc.system": "grpc", "rpc.method": call.method},
+            )
         self.gate.check()
-        passed_on = {key: metadata[key] for key in _PASSED_ON if key in metadata}
-        call.headers = {**passed_on, REQUEST_ID: call.request_id}
+        forwarded = {key: metadata[key] for key in _FORWARDED if key in metadata}
+        call.headers = {**forwarded, REQUEST_ID: call.request_id}
         limits = (timeout_of(metadata), context.time_remaining())
         seconds = min((limit for limit in limits if limit is not None), default=None)
         if seconds is not None:
@@ -208,7 +211,7 @@ class CallRunner:
         failure = rpc_error(error)
         call.status, call.outcome = failure.code.name, failure.reason
         if failure.reason == "INTERNAL":
-            _log.error("unhandled error", request_id=call.request_id, exc_info=error)
+            _log.error("unhandled exception", request_id=call.request_id, exc_info=error)
         task = asyncio.current_task()
         if context.cancelled() or (task is not None and task.cancelling()):
             # vLLM's handlers convert a cancellation to an error body; the client is gone by then.
@@ -216,12 +219,12 @@ class CallRunner:
             raise asyncio.CancelledError from error
         trailers = (*failure.trailers, *_explanation(call))
         await context.abort(failure.code, failure.status.message, trailers)
-        raise AssertionError("abort returned")
+        raise AssertionError("abort did not raise")
 
     def _log(self, call: Call) -> None:
-        first_at = call.first_at
-        if first_at is None and call.request_context is not None:
-            first_at = call.request_context.record.first_token_at
+        first_token_at = call.first_token_at
+        if first_token_at is None and call.request_context is not None:
+            first_token_at = call.request_context.record.first_token_at
         line = RequestLine(
             request_id=call.request_id,
             protocol="grpc",
@@ -229,14 +232,15 @@ class CallRunner:
             model=self.model,
             outcome=call.outcome,
             status=call.status,
-            duration=self.clock.monotonic() - call.began,
-            ttft=None if first_at is None else first_at - call.began,
+            duration=self.clock.monotonic() - call.arrived_at,
+            ttft=None if first_token_at is None else first_token_at - call.arrived_at,
             prompt_tokens=None if call.usage is None else call.usage.prompt_tokens,
             completion_tokens=None if call.usage is None else call.usage.completion_tokens,
         )
         if call.request_context is not None:
             line = replace(line, **call.request_context.log_fields())
-            call.request_context.record.trace.end(line)
+            if (trace := call.request_context.record.trace) is not None:
+                trace.end(line)
         log_request(line)
 
 

@@ -10,6 +10,7 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2  # type: ignore[i
 from grpc_status import rpc_status
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 
+from serving.api.v1 import inference_pb2 as pb
 from serving.errors import ERROR_TABLE, ErrorStatus, InvalidRequest
 from serving.vllm_adapter.error_response import reason_of, response_of, retry_after_of
 
@@ -21,32 +22,8 @@ _MAX_MESSAGE = 1000
 """Maximum length of an error message, characters. It is sent twice, once percent-encoded with three
 bytes per space."""
 
-# Proto paths of vLLM's parameters.
-_SAMPLING = {
-    name: f"sampling.{name}"
-    for name in (
-        "temperature",
-        "top_p",
-        "top_k",
-        "min_p",
-        "frequency_penalty",
-        "presence_penalty",
-        "repetition_penalty",
-        "max_tokens",
-        "min_tokens",
-        "n",
-        "seed",
-        "stop",
-        "stop_token_ids",
-        "ignore_eos",
-        "logit_bias",
-        "allowed_token_ids",
-        "bad_words",
-        "skip_special_tokens",
-    )
-}
-
-_FIELDS = _SAMPLING | {
+_FIELDS = {field.name: f"sampling.{field.name}" for field in pb.SamplingParams.DESCRIPTOR.fields}
+_FIELDS |= {
     "max_completion_tokens": "sampling.max_tokens",
     "include_stop_str_in_output": "sampling.include_stop_in_output",
     "structured_outputs": "response_format",
@@ -56,6 +33,7 @@ _FIELDS = _SAMPLING | {
     "return_token_strs": "return_token_strings",
     "chat_template_kwargs": "chat_template_kwargs_json",
 }
+"""Proto paths of vLLM's parameters; most parameters of sampling have their field's name."""
 
 
 class BadField(InvalidRequest):
@@ -137,4 +115,4 @@ def _short(text: str) -> str:
     """Truncate a text, since many clients accept at most 8 KB of response metadata."""
     if len(text) <= _MAX_MESSAGE:
         return text
-    return f"{text[:_MAX_MESSAGE]}... ({len(text) - _MAX_MESSAGE} more letters)"
+    return f"{text[:_MAX_MESSAGE]}... ({len(text) - _MAX_MESSAGE} more characters)"

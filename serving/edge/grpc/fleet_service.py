@@ -114,9 +114,9 @@ async def _operation(name: str, group_id: str, context: Any) -> AsyncIterator[No
     except Exception as error:  # noqa: BLE001  every exception has a status
         failure = rpc_error(error)
         if isinstance(error, ServingError):
-            operation_log.info("operator refused", reason=str(error))
+            operation_log.info("operation rejected", reason=str(error))
         else:
-            operation_log.exception("operator failed")
+            operation_log.exception("operation failed")
         await context.abort(failure.code, failure.status.message, failure.trailers)
 
 
@@ -134,5 +134,7 @@ def _reason(given: str) -> str:
 
 def _timeout(seconds: float) -> float:
     if not math.isfinite(seconds) or not 0 < seconds <= MAX_DRAIN_SECONDS:
-        raise BadField("timeout_seconds", f"must be more than 0 and at most {MAX_DRAIN_SECONDS:g}")
+        raise BadField(
+            "timeout_seconds", f"must be greater than 0 and at most {MAX_DRAIN_SECONDS:g}"
+        )
     return seconds

@@ -60,18 +60,25 @@ _COMPLETE: _Generation[pb.CompleteRequest, pb.CompleteResponse, pb.CompleteStrea
 class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
     """Serves ``serving.api.v1.InferenceService``."""
 
-    def __init__(self, app: FastAPI, runner: CallRunner, max_body_values: int = MAX_VALUES) -> None:
+    def __init__(
+        self,
+        app: FastAPI,
+        runner: CallRunner,
+        max_body_values: int = MAX_VALUES,
+        turns: TaskTurns | None = None,
+    ) -> None:
         """Create the service.
 
         Args:
             app: vLLM's app; its state holds the handlers.
             runner: runs the RPCs.
             max_body_values: maximum number of values in a request.
+            turns: shared by all requests with long steps. Default: one for this service.
         """
         self._app = app
         self._max_body_values = max_body_values
         self._runner = runner
-        self._turns = TaskTurns()
+        self._turns = turns or TaskTurns()
 
     async def Chat(self, request: pb.ChatRequest, context: Any) -> pb.ChatResponse:  # noqa: N802
         """Answer a conversation."""
@@ -104,9 +111,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
             names = ", ".join(
                 model.name for model in self._app.state.openai_serving_models.base_model_paths
             )
-            raise Unsupported(
-                f"{names} generates text and has no embeddings: use an embedding model"
-            )
+            raise Unsupported(f"{names} only generates text: use an embedding model")
 
         return await self._runner.unary("Embed", context, handle)
 

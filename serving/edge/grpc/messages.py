@@ -34,7 +34,7 @@ def messages_json(messages: Iterable[pb.Message], field: str = "messages") -> li
     """
     converted = [_message(message, f"{field}[{i}]") for i, message in enumerate(messages)]
     if not converted:
-        raise BadField(field, "must hold at least one message")
+        raise BadField(field, "must contain at least one message")
     return converted
 
 
@@ -49,7 +49,9 @@ def _message(message: pb.Message, field: str) -> dict[str, Any]:
         content["name"] = message.name
     if message.tool_calls:
         if message.role != pb.ROLE_ASSISTANT:
-            raise BadField(f"{field}.tool_calls", "belong to a message of ROLE_ASSISTANT")
+            raise BadField(
+                f"{field}.tool_calls", "are allowed only in messages with ROLE_ASSISTANT"
+            )
         content["tool_calls"] = [
             {
                 "id": call.id,
@@ -126,4 +128,4 @@ def json_object(text: str, field: str) -> dict[str, Any]:
 
 
 def _reject_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")
+    raise ValueError(f"{name} is not allowed in JSON")

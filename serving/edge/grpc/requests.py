@@ -155,7 +155,7 @@ def validated(model: type[ModelT], content: dict[str, Any]) -> ModelT:
         raise BadField(field_of(error.parameter or ""), str(error)) from error
     except Exception as error:
         # vLLM's validators access fields before pydantic has checked their types.
-        raise BadField("request", "has a field of a wrong type") from error
+        raise BadField("request", "contains a field of the wrong type") from error
 
 
 def _model_and_stream(model: str, *, stream: bool) -> dict[str, Any]:
@@ -169,7 +169,7 @@ def _model_and_stream(model: str, *, stream: bool) -> dict[str, Any]:
 def _required_model(model: str) -> str:
     # Over REST, vLLM substitutes the served model for a missing one; the proto requires it.
     if not model:
-        raise BadField("model", "is required; ListModels names the served ones")
+        raise BadField("model", "is required; ListModels returns the served models")
     return model
 
 
@@ -202,7 +202,7 @@ def _response_format(request: pb.ChatRequest | pb.CompleteRequest) -> dict[str, 
                 raise BadField("response_format.choices.values", "must not be empty")
             return {"structured_outputs": {"choice": list(given.choices.values)}}
         case _:
-            raise BadField("response_format", "is empty: set one of its formats")
+            raise BadField("response_format", "is empty: set one of the formats")
 
 
 def _sampling(sampling: pb.SamplingParams, *, max_tokens: str) -> dict[str, Any]:

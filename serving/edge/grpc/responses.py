@@ -93,7 +93,7 @@ def finish_reason(text: str | None) -> pb.FinishReason:
     if text is None:
         return pb.FINISH_REASON_UNSPECIFIED
     if text not in FINISH_REASONS:
-        raise EngineError(f"the engine ended a choice for an unknown reason ({text})")
+        raise EngineError(f"unknown finish reason from the engine: {text}")
     return FINISH_REASONS[text]
 
 

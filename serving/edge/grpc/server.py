@@ -24,9 +24,10 @@ from serving.errors import InvalidRequest, Overloaded
 from serving.h2grpc.budget import MAX_PENDING_BYTES
 from serving.h2grpc.head import Refusal
 from serving.h2grpc.server import Server
+from serving.h2grpc.turns import TaskTurns
 from serving.net import bind
 from serving.settings import RouterSettings
-from serving.telemetry.tracing import NO_TRACING, Tracing
+from serving.telemetry.tracing import Tracing
 
 INFERENCE = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name
 FLEET = fleet_pb2.DESCRIPTOR.services_by_name["FleetService"].full_name
@@ -67,16 +68,17 @@ class GrpcEdge:
         *,
         operator: FleetOperator,
         guard: GrpcGuard,
-        tracing: Tracing = NO_TRACING,
+        tracing: Tracing | None = None,
+        turns: TaskTurns | None = None,
     ) -> None:
         self._settings = settings
         self._tls = guard.tls
         self._health = HealthServicer()
-        bad_bytes = rpc_error(InvalidRequest("the bytes are no message of this RPC"))
+        bad_bytes = rpc_error(InvalidRequest("cannot parse the request message"))
         pending = guard.max_pending_bytes
         full = rpc_error(
             Overloaded(
-                f"requests that have not arrived in full hold {pending} bytes "
+                f"incomplete requests exceed the total limit of {pending} bytes "
                 "(security.max_pending_bytes)",
                 _RETRY_AFTER,
             )
@@ -94,7 +96,7 @@ class GrpcEdge:
         runner = CallRunner(pages.gate, pages.model, clock, tracing)
         server: Any = self.server  # the generated code is typed for grpcio's server
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(
-            InferenceService(app, runner, guard.max_body_values), server
+            InferenceService(app, runner, guard.max_body_values, turns), server
         )
         fleet_pb2_grpc.add_FleetServiceServicer_to_server(
             FleetService(pages.view, operator, settings.drain_timeout), server

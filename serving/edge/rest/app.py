@@ -16,7 +16,7 @@ from serving.edge.rest.middleware import GENERATING, EdgeMiddleware
 from serving.edge.value_bounds import MAX_VALUES
 from serving.h2grpc.budget import MAX_PENDING_BYTES
 from serving.requests.client import FleetClient
-from serving.telemetry.tracing import NO_TRACING, Tracing
+from serving.telemetry.tracing import Tracing
 from serving.vllm_adapter.app import build_vllm_app
 
 _EXPOSED_HEADERS = (REQUEST_ID, "request-id", "retry-after", EXPLAIN)
@@ -43,7 +43,7 @@ async def build_rest_app(
     clock: Clock,
     authenticator: Authenticator | None = None,
     open_metrics: bool = False,
-    tracing: Tracing = NO_TRACING,
+    tracing: Tracing | None = None,
     cors_origins: Sequence[str] = (),
 ) -> RestApp:
     """Build vLLM's app on ``client`` with the router's pages, behind the middleware.
@@ -59,10 +59,10 @@ async def build_rest_app(
         clock: the router's clock.
         authenticator: validates API keys. None: no key is required.
         open_metrics: whether /metrics is public.
-        tracing: starts the traces of requests.
+        tracing: starts the traces of requests. None: no traces.
         cors_origins: origins whose pages may call the router; "*" permits any.
     """
-    app = await build_vllm_app(client, args, generating=GENERATING)
+    app = await build_vllm_app(client, args, generating=GENERATING, turns=client.turns)
     add_pages(app, pages)
     asgi = EdgeMiddleware(
         app,
@@ -76,7 +76,8 @@ async def build_rest_app(
         authenticator=authenticator,
         open_metrics=open_metrics,
         tracing=tracing,
-        admit=client.check_load,
+        check_load=client.check_load,
+        turns=client.turns,
     )
     # CORS is outermost so that browsers can also read errors of the other middleware.
     return RestApp(

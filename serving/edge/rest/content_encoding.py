@@ -34,21 +34,23 @@ def decompressor(content_encoding: str, limit: int) -> "Decompressor | None":
     """Return a decompressor for a content-encoding, or None for identity.
 
     Args:
-        content_encoding: value of the header.
+        content_encoding: value of the header, a list. A body encoded more than once is not
+            supported.
         limit: maximum size of the decompressed body, bytes.
 
     Raises:
         UnknownEncoding: the encoding is not supported.
     """
-    given = content_encoding.strip().lower()
-    if given in {"", "identity"}:
+    listed = (name.strip().lower() for name in content_encoding.split(","))
+    given = [name for name in listed if name not in {"", "identity"}]
+    if not given:
         return None
-    if given not in _NAMES:
+    if len(given) > 1 or given[0] not in _NAMES:
         raise UnknownEncoding(
-            f"content-encoding {content_encoding[:40]!r} is not supported: send the body as it "
-            f"is, or as {' or '.join(SUPPORTED)}"
+            f"content-encoding {content_encoding[:40]!r} is not supported: send the body "
+            f"uncompressed or as {' or '.join(SUPPORTED)}"
         )
-    return Decompressor(_NAMES[given], limit)
+    return Decompressor(_NAMES[given[0]], limit)
 
 
 class Decompressor:
@@ -58,7 +60,7 @@ class Decompressor:
         self._name = name
         self._left = limit
         self._stream = zlib.decompressobj(_GZIP)
-        self._begun = False
+        self._member_open = False
         """Whether data of the current gzip member has arrived."""
 
     async def feed(self, data: bytes, *, last: bool) -> bytes:
@@ -73,26 +75,26 @@ class Decompressor:
             OversizedBody: the decompressed body exceeds the limit.
         """
         parts: list[bytes] = []
-        while data or self._begun:
-            if not self._begun:
-                self._begin(data)
+        while data or self._member_open:
+            if not self._member_open:
+                self._open_member(data)
             part = self._slice(data)
             parts.append(part)
             data = self._stream.unconsumed_tail
             if self._stream.eof:
-                self._begun = False
+                self._member_open = False
                 data = self._stream.unused_data
                 if data and self._name != "gzip":  # only gzip allows several members
-                    raise BrokenBody(f"more data follows the body's {self._name} stream")
+                    raise BrokenBody(f"the body has data after the end of its {self._name} stream")
             elif not part and not data:
                 break
             await asyncio.sleep(0)
-        if last and self._begun:
-            raise BrokenBody(f"the body's {self._name} data ends too early")
+        if last and self._member_open:
+            raise BrokenBody(f"the body's {self._name} data is truncated")
         return b"".join(parts)
 
-    def _begin(self, data: bytes) -> None:
-        self._begun = True
+    def _open_member(self, data: bytes) -> None:
+        self._member_open = True
         bits = _GZIP
         if self._name == "deflate":
             # HTTP requires the zlib header, but some clients omit it.

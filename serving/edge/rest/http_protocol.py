@@ -88,7 +88,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         """The current or last request to be answered; ``cycle`` is the last one parsed."""
         self._unread = bytearray()
         """Received data not parsed yet."""
-        self._holding = False
+        self._reading_paused = False
         """Whether reading from the transport is paused."""
         self._piece = b""
         """Data last passed to the parser."""
@@ -121,9 +121,9 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             return
         self._unread += data
         self.turns.arrived(self)
-        self._hold_or_go_on()
+        self._update_reading()
 
-    def read_on(self, until: float) -> bool:
+    def read_until(self, until: float) -> bool:
         """Parse until the clock reaches ``until``.
 
         Parsing pauses behind a request that waits for the previous one, and behind a body that is
@@ -145,22 +145,22 @@ class BoundedHttpProtocol(HttpToolsProtocol):
                 break
         if self._refusal is not None or self.transport.is_closing():
             unread.clear()
-        if self._half_closed and not unread and not self._may_answer():
+        if self._half_closed and not unread and not self._response_due():
             self._end()
-        if self._holding:
-            self._hold_or_go_on()
+        if self._reading_paused:
+            self._update_reading()
         return bool(unread)
 
     def pause_reading(self) -> None:
         """Pause reading; called by ``flow``, which stores the reason."""
-        self._hold_or_go_on()
+        self._update_reading()
 
     def resume_reading(self) -> None:
         """Resume reading, buffered data first; called by ``flow``."""
         if self._unread:
             self.turns.wait(self)
         else:
-            self._hold_or_go_on()
+            self._update_reading()
 
     def on_response_complete(self) -> None:
         """Start the next request and parse the data after it."""
@@ -171,12 +171,12 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         elif self._unread:
             self.turns.wait(self)
 
-    def _hold_or_go_on(self) -> None:
+    def _update_reading(self) -> None:
         """Pause or resume reading from the transport."""
         hold = bool(self._unread) or self.flow.read_paused
-        if hold is self._holding or self.transport.is_closing():
+        if hold is self._reading_paused or self.transport.is_closing():
             return
-        self._holding = hold
+        self._reading_paused = hold
         if hold:
             self.transport.pause_reading()
         else:
@@ -254,7 +254,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             Whether the connection stays open for writing.
         """
         encrypted = self.transport.get_extra_info("sslcontext") is not None
-        if encrypted or not (self._unread or self._may_answer()):
+        if encrypted or not (self._unread or self._response_due()):
             return False
         running = self._running
         if (
@@ -270,7 +270,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._check_half_closed(_FIRST_CHECK)
         return True
 
-    def _may_answer(self) -> bool:
+    def _response_due(self) -> bool:
         """Return whether a complete request awaits its response; drop an incomplete one."""
         if self.pipeline and self.cycle.more_body:
             self.pipeline.popleft()
@@ -299,7 +299,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._parsed += size
         if self._parsed > self.max_head_bytes:
             self._too_large = True
-            raise ValueError("the head is too large")
+            raise ValueError("the request head is too large")
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._running = cycle
@@ -312,7 +312,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._refusal = answer
         self._unread.clear()
         self._stop_timer()
-        if self._may_answer():
+        if self._response_due():
             return
         running = self._running
         if running is not None and running.more_body:
@@ -334,7 +334,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     def _timed_out(self) -> None:
         self._head_timer = None
-        if self._holding:
+        if self._reading_paused:
             self._expect_head()  # reading is paused, so the head cannot arrive
         else:
             self.transport.close()

@@ -30,7 +30,7 @@ from serving.h2grpc.budget import MAX_PENDING_BYTES, PendingBytes
 from serving.h2grpc.turns import TaskTurns
 from serving.request_context import use_request_context
 from serving.telemetry.logs import RequestLine, log_request
-from serving.telemetry.tracing import NO_TRACING, Tracing
+from serving.telemetry.tracing import Tracing
 from serving.vllm_adapter.error_response import (
     FAILED,
     INTERNAL_MESSAGE,
@@ -38,7 +38,7 @@ from serving.vllm_adapter.error_response import (
     reason_of_status,
     response_of,
 )
-from serving.vllm_adapter.stream_bypass import RESPONSE_STREAM
+from serving.vllm_adapter.routes import RESPONSE_STREAM
 
 _WORK_PREFIXES = ("/v1/", "/tokenize", "/detokenize", "/invocations")
 GENERATING = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses"})
@@ -66,11 +66,12 @@ class EdgeMiddleware:
         clock: Clock | None = None,
         authenticator: Authenticator | None = None,
         open_metrics: bool = False,
-        tracing: Tracing = NO_TRACING,
-        admit: Callable[[], None] | None = None,
+        tracing: Tracing | None = None,
+        check_load: Callable[[], None] | None = None,
+        turns: TaskTurns | None = None,
     ) -> None:
         self.app = app
-        self._admit = admit
+        self._check_load = check_load
         self._gate = gate
         self._model = model
         self._max_body_bytes = max_body_bytes
@@ -80,7 +81,7 @@ class EdgeMiddleware:
         self._authenticator = authenticator or Authenticator(None, self._clock)
         self._open_metrics = open_metrics
         self._tracing = tracing
-        self._turns = TaskTurns()
+        self._turns = turns or TaskTurns()
         self.pending = PendingBytes(max_pending_bytes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -133,14 +134,14 @@ class EdgeMiddleware:
             if gate is None and isinstance(error, Unauthenticated | PermissionDenied):
                 self._end(response)
             return
-        response.pass_id_on()
+        response.forward_request_id()
         with (
             authenticated_as(principal),
             use_request_context(response.request_context),
         ):
-            if self._admit is not None and gate is not None and scope["path"] in GENERATING:
+            if self._check_load is not None and gate is not None and scope["path"] in GENERATING:
                 try:
-                    self._admit()
+                    self._check_load()
                 except ServingError as error:
                     await response.fail(response_of(error))
                     return
@@ -164,12 +165,13 @@ class EdgeMiddleware:
         if response.request_context is None:
             return
         record, scope = response.request_context.record, response.scope
-        record.arrived_at = response.began
-        record.trace = self._tracing.begin(
-            f"{scope['method']} {scope['path']}",
-            Headers(scope=scope),
-            {"http.request.method": scope["method"], "url.path": scope["path"]},
-        )
+        record.arrived_at = response.arrived_at
+        if self._tracing is not None:
+            record.trace = self._tracing.begin(
+                f"{scope['method']} {scope['path']}",
+                Headers(scope=scope),
+                {"http.request.method": scope["method"], "url.path": scope["path"]},
+            )
 
     def _set_deadline(self, response: ResponseStream) -> None:
         seconds = timeout_of(Headers(scope=response.scope))
@@ -182,8 +184,9 @@ class EdgeMiddleware:
         """Write the request's log line and end its trace."""
         line = self._line(response)
         log_request(line)
-        if response.request_context is not None:
-            response.request_context.record.trace.end(line)
+        context = response.request_context
+        if context is not None and context.record.trace is not None:
+            context.record.trace.end(line)
 
     def _line(self, response: ResponseStream) -> RequestLine:
         scope, progress, context = response.scope, response.progress, response.request_context
@@ -199,9 +202,9 @@ class EdgeMiddleware:
         else:
             ok = progress.status < HTTPStatus.BAD_REQUEST
             outcome = "ok" if ok else reason_of_status(progress.status)
-        first_at = progress.started_at
-        if first_at is None and context is not None:
-            first_at = context.record.first_token_at
+        first_token_at = progress.started_at
+        if first_token_at is None and context is not None:
+            first_token_at = context.record.first_token_at
         line = RequestLine(
             request_id=response.request_id or "",
             protocol="rest",
@@ -209,8 +212,8 @@ class EdgeMiddleware:
             model=self._model,
             outcome=outcome,
             status=str(progress.status),
-            duration=self._clock.monotonic() - response.began,
-            ttft=None if first_at is None else first_at - response.began,
+            duration=self._clock.monotonic() - response.arrived_at,
+            ttft=None if first_token_at is None else first_token_at - response.arrived_at,
             prompt_tokens=None if usage is None else usage.prompt_tokens,
             completion_tokens=None if usage is None else usage.completion_tokens,
         )
@@ -225,7 +228,7 @@ class EdgeMiddleware:
         except Exception:
             if response.is_client_error:
                 return  # Starlette re-raises exceptions after its handlers have responded
-            _log.exception("unhandled error", request_id=response.request_id)
+            _log.exception("unhandled exception", request_id=response.request_id)
             if response.responded:
                 if not response.complete:
                     # Part of the response has been sent; closing the connection signals the error.

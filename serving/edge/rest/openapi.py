@@ -55,21 +55,21 @@ _TEXTS = ("/livez", "/metrics")
 _EMPTY = ("/health", "/ping")
 
 _ERRORS = {
-    "400": "The request is malformed or asks for something out of range",
-    "401": "No valid credentials",
-    "403": "The credentials do not allow this",
-    "404": "There is no such model or response",
-    "413": "The body is larger than router.max_body_bytes",
-    "415": "The body is compressed in a way that is not supported",
-    "429": "Too much work; retry-after says when to come back",
+    "400": "The request is malformed, or a value is out of range",
+    "401": "Missing or invalid credentials",
+    "403": "The credentials do not permit this operation",
+    "404": "The model or response does not exist",
+    "413": "The body exceeds router.max_body_bytes",
+    "415": "The content-encoding of the body is not supported",
+    "429": "Overloaded or over quota; retry after the time in retry-after",
     "500": "The router or an engine failed",
-    "501": "Not supported here",
-    "503": "No group of ranks is ready; retry-after says when to come back",
-    "504": "The request's deadline passed",
+    "501": "Not supported by the model or this build",
+    "503": "No group is ready; retry after the time in retry-after",
+    "504": "The request's deadline was exceeded",
 }
 _OURS = {
-    "reason": {"type": "string", "description": "What happened, as deploy/docs/errors.md lists"},
-    "retry_after": {"type": "number", "description": "Seconds after which to try again"},
+    "reason": {"type": "string", "description": "Error reason, see deploy/docs/errors.md"},
+    "retry_after": {"type": "number", "description": "Time to wait before a retry, seconds"},
 }
 """Fields that the router adds to error bodies."""
 _UNUSED = ("HTTPValidationError", "ValidationError")
@@ -107,7 +107,7 @@ def _responses(path: str, schema_of: Any, *, works: bool) -> dict[str, Any]:
         schema_of: returns the schema of a model.
         works: whether the path accepts work requests, which have more possible errors.
     """
-    answer: dict[str, Any] = {"description": "The answer"}
+    answer: dict[str, Any] = {"description": "The response"}
     if path in _TEXTS:
         answer["content"] = {_TEXT: {"schema": {"type": "string"}}}
     elif path not in _EMPTY:
@@ -118,9 +118,9 @@ def _responses(path: str, schema_of: Any, *, works: bool) -> dict[str, Any]:
         schema = {"type": "string"} if chunk is None else schema_of(chunk)
         answer["content"][_EVENTS] = {"schema": schema}
     error = schema_of(AnthropicErrorResponse if is_messages(path) else ErrorResponse)
-    wanted = _ERRORS if works else [status for status in ("401", "403", "404") if "/v1" in path]
+    statuses = _ERRORS if works else [status for status in ("401", "403", "404") if "/v1" in path]
     failures = {
         status: {"description": _ERRORS[status], "content": {_JSON: {"schema": error}}}
-        for status in wanted
+        for status in statuses
     }
     return {"200": answer, **failures}

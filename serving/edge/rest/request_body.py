@@ -43,9 +43,7 @@ class TooLarge(BadBody):
     """The body exceeds the limit, as sent or decompressed."""
 
     def __init__(self, limit: int) -> None:
-        super().__init__(
-            413, f"the request body is larger than {limit} bytes (router.max_body_bytes)"
-        )
+        super().__init__(413, f"the request body exceeds {limit} bytes (router.max_body_bytes)")
 
 
 class TooManyPending(BadBody):
@@ -53,7 +51,7 @@ class TooManyPending(BadBody):
 
     def __init__(self, limit: int) -> None:
         text = (
-            f"requests that have not arrived in full hold {limit} bytes "
+            f"incomplete requests exceed the total limit of {limit} bytes "
             "(security.max_pending_bytes)"
         )
         super().__init__(HTTPStatus.TOO_MANY_REQUESTS, text)
@@ -107,7 +105,7 @@ class RequestBody:
         self._received = 0
         self._complete = False
         self._decompressor: Decompressor | None = None
-        self.began = clock.monotonic()
+        self.arrived_at = clock.monotonic()
         """Arrival time of the request on the router's monotonic clock, seconds."""
         self.error: BadBody | None = None
         """Error with which the body was refused, or None."""
@@ -128,11 +126,11 @@ class RequestBody:
         Raises:
             BadBody: the encoding is not supported.
         """
-        encoding = Headers(scope=self._scope).get("content-encoding")
-        if encoding is None:
+        encodings = Headers(scope=self._scope).getlist("content-encoding")
+        if not encodings:
             return
         try:
-            self._decompressor = decompressor(encoding, self._max_bytes)
+            self._decompressor = decompressor(", ".join(encodings), self._max_bytes)
         except UnknownEncoding as error:
             supported = {"accept-encoding": ", ".join(SUPPORTED)}
             raise BadBody(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, str(error), supported) from error
@@ -159,7 +157,7 @@ class RequestBody:
     def release(self) -> None:
         """Stop counting the body as pending. Idempotent."""
         if self._held:
-            self._pending.give_back(self._held)
+            self._pending.release(self._held)
             self._held = 0
 
     async def _receive_in_time(self) -> Message:
@@ -168,7 +166,7 @@ class RequestBody:
         Raises:
             TooSlow: the body does not arrive in time.
         """
-        left = self.began + BODY_TIMEOUT - self._clock.monotonic()
+        left = self.arrived_at + BODY_TIMEOUT - self._clock.monotonic()
         try:
             async with asyncio.timeout(max(left, 0.0)):
                 return await self._receive()
@@ -206,7 +204,7 @@ class RequestBody:
         elif self._pending.take(len(body)):
             self._held += len(body)
         else:
-            raise TooManyPending(self._pending.most)
+            raise TooManyPending(self._pending.limit)
         bounds = self._bounds
         bounds.take(body)
         try:

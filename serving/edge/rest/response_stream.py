@@ -46,7 +46,7 @@ two, some decoders read the comment as an event without data."""
 
 
 class KeepAlive:
-    """Calls ``speak`` whenever nothing has been sent for ``interval`` seconds.
+    """Calls ``send_comment`` whenever nothing has been sent for ``interval`` seconds.
 
     A request may wait in the queue, for a group, or for its resumption longer than a proxy keeps an
     idle connection open. A single timer checks the time of the last event, so sending an event
@@ -56,42 +56,42 @@ class KeepAlive:
     def __init__(
         self,
         interval: float,
-        speak: Callable[[], Awaitable[None]],
+        send_comment: Callable[[], Awaitable[None]],
         loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         """Start the timer.
 
         Args:
             interval: maximum idle time, seconds.
-            speak: sends a comment.
+            send_comment: sends a comment.
             loop: event loop for time and timers. Default: the running loop.
         """
         self._interval = interval
-        self._speak = speak
+        self._send_comment = send_comment
         self._loop = loop or asyncio.get_running_loop()
-        self._heard_at = self._loop.time()
-        self._speaking: asyncio.Future[None] | None = None
+        self._last_sent = self._loop.time()
+        self._comment_task: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = self._loop.call_later(interval, self._check)
 
-    def heard(self) -> None:
+    def data_sent(self) -> None:
         """Record that data was sent."""
-        self._heard_at = self._loop.time()
+        self._last_sent = self._loop.time()
 
     def stop(self) -> None:
-        """Stop calling ``speak``. Idempotent."""
+        """Stop calling ``send_comment``. Idempotent."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self._speaking is not None:
-            self._speaking.cancel()
+        if self._comment_task is not None:
+            self._comment_task.cancel()
 
     def _check(self) -> None:
-        due_in = self._heard_at + self._interval - self._loop.time()
+        due_in = self._last_sent + self._interval - self._loop.time()
         if due_in <= 0:
             due_in = self._interval
             # A call still running is waiting for a client that does not read.
-            if self._speaking is None or self._speaking.done():
-                self._speaking = asyncio.ensure_future(self._speak())
+            if self._comment_task is None or self._comment_task.done():
+                self._comment_task = asyncio.ensure_future(self._send_comment())
         self._timer = self._loop.call_later(due_in, self._check)
 
 
@@ -106,7 +106,7 @@ class ResponseProgress:
     """Time when the first part was sent, on the router's monotonic clock, seconds."""
     streamed: bool = False
     """Whether the response is an event stream."""
-    flowing: bool = False
+    passthrough: bool = False
     """Whether events are passed on unchanged because the first part has been sent."""
     between_events: bool = True
     """Whether a stream is between two events, where a comment may be inserted."""
@@ -142,7 +142,7 @@ class ResponseStream:
         self.request_context: RequestContext | None = None
         """Context of an authenticated work request. None: a page, or not authenticated yet."""
         self.body = body
-        self.began = body.began
+        self.arrived_at = body.arrived_at
         self._send = send
         self._clock = clock
         self._keepalive_interval = keepalive_interval
@@ -167,7 +167,7 @@ class ResponseStream:
         bad, broken = HTTPStatus.BAD_REQUEST, HTTPStatus.INTERNAL_SERVER_ERROR
         return self.progress.complete and bad <= self.progress.status < broken
 
-    def pass_id_on(self) -> None:
+    def forward_request_id(self) -> None:
         """Add the request id to the request's headers, for vLLM's handlers."""
         assert self.request_id is not None
         name = REQUEST_ID.encode()
@@ -184,13 +184,13 @@ class ResponseStream:
     async def send(self, message: Message) -> None:
         """Send a message from the app; an error in the first part of a stream sets the status."""
         async with self._sending:
-            await self._pass_on(message)
+            await self._forward(message)
 
     async def push(self, event: bytes) -> None:
         """Send an event of a stream; a fast path of ``send``."""
         now = self.progress
         if (
-            not now.flowing
+            not now.passthrough
             or self._sending.locked()
             or event.startswith(_ERROR_EVENTS)
             or not event.endswith(_EVENT_END)
@@ -199,7 +199,7 @@ class ResponseStream:
             return
         # Nearly all events take this path: nothing is held back and no comment is being sent.
         if self._keepalive is not None:
-            self._keepalive.heard()
+            self._keepalive.data_sent()
         await self._send({"type": "http.response.body", "body": event, "more_body": True})
 
     def close(self) -> None:
@@ -208,7 +208,7 @@ class ResponseStream:
         if self._keepalive is not None:
             self._keepalive.stop()
 
-    async def _pass_on(self, message: Message) -> None:
+    async def _forward(self, message: Message) -> None:
         now = self.progress
         if now.replaced:
             return
@@ -251,21 +251,25 @@ class ResponseStream:
             now.started_at = now.started_at or self._clock.monotonic()
             now.between_events = body.endswith(_EVENT_END)
             if self._keepalive is not None:
-                self._keepalive.heard()
+                self._keepalive.data_sent()
         if body.startswith(_ERROR_EVENTS):
             now.reason = reason_of(event_response(body)[0].error)
-        if now.streamed and between_events and (why := self._take_explanation()) is not None:
+        if (
+            now.streamed
+            and between_events
+            and (explanation := self._take_explanation()) is not None
+        ):
             # The headers were sent before a rank was chosen; a comment precedes the first event.
-            comment = f": {EXPLAIN} {why}\n".encode()
+            comment = f": {EXPLAIN} {explanation}\n".encode()
             await self._send({"type": "http.response.body", "body": comment, "more_body": True})
         await self._send(message)
         explains = (
             self.request_context is not None and self.request_context.explain and not now.explained
         )
-        now.flowing = now.streamed and now.between_events and not explains
+        now.passthrough = now.streamed and now.between_events and not explains
         if not message.get("more_body", False):
             now.complete = True
-            now.flowing = False
+            now.passthrough = False
             self.close()
 
     async def _comment(self) -> None:
@@ -296,7 +300,7 @@ class ResponseStream:
             body: the error in the route's format. None: OpenAI's format.
         """
         self.close()
-        self.progress.flowing = False
+        self.progress.passthrough = False
         whole = body or content_of(response)
         if self._is_translated(response.error.code):
             code = response.error.code

@@ -12,7 +12,7 @@ from starlette.types import ASGIApp
 
 from serving.edge.rest.http_protocol import BoundedHttpProtocol
 from serving.errors import SettingsError
-from serving.h2grpc.accepting import Acceptor
+from serving.h2grpc.acceptor import Acceptor
 
 _KEEP_ALIVE = 75
 """Time an idle connection stays open, seconds; longer than in clients' connection pools."""
@@ -76,7 +76,7 @@ class RestServer(uvicorn.Server):
         try:
             await asyncio.wait({ready, self._task}, return_when=asyncio.FIRST_COMPLETED)
             if self._task.done():
-                raise SettingsError("the REST server did not start; its log lines say why")
+                raise SettingsError("the REST server did not start; see the log for the cause")
         finally:
             ready.cancel()
 

@@ -1,8 +1,8 @@
 """Coverage-guided fuzzing of one seam: ``python -m tests.fuzz.guided --target frames``.
 
 With the package atheris (libFuzzer for Python), if it is installed, else with ``guide``, which
-needs nothing. What breaks a promise is kept under ``--out`` and told; the run goes on. Inputs named
-as arguments are run once each.
+needs nothing. Inputs that violate an invariant are kept under ``--out`` and told; the run goes on.
+Inputs named as arguments are run once each.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from tests.fuzz.guided.finding import Finding, NotingLoop
 from tests.support.watchdog import Watchdog
 
 PATIENCE = 60.0
-"""Seconds for one input."""
+"""Timeout for one input, seconds."""
 TARGETS = {
     "frames": ("tests.fuzz.guided.frames", "Frames"),
     "http": ("tests.fuzz.guided.http", "Http"),
@@ -35,7 +35,7 @@ TARGETS = {
 
 
 def made(name: str) -> Any:
-    """Import a target and make it."""
+    """Import and create a target."""
     import importlib
 
     module, kind = TARGETS[name]
@@ -43,7 +43,7 @@ def made(name: str) -> Any:
 
 
 class Runner:
-    """Runs inputs on one event loop; keeps those that break a promise."""
+    """Runs inputs on one event loop; keeps those that violate an invariant."""
 
     def __init__(self, target: Any, out: Path) -> None:
         self.target = target
@@ -66,29 +66,29 @@ class Runner:
         self.loop.close()
 
     def run(self, data: bytes) -> str | None:
-        """Run one input; what is wrong with it, if anything is."""
+        """Run one input; return its violation, if any."""
         self.runs += 1
         if self.runs % 200 == 0:
             gc.collect()
-        said = self._once(data)
-        if said is None and self.dog.count:
-            said = self._slow(data)
-        return said
+        finding = self._once(data)
+        if finding is None and self.dog.count:
+            finding = self._slow(data)
+        return finding
 
     def keep(self, data: bytes) -> None:
         """Run one input, and write it down if something is wrong with it."""
-        said = self.run(data)
-        if said is None:
+        finding = self.run(data)
+        if finding is None:
             return
-        kind = said.splitlines()[-1].partition("|")[0][:100]
+        kind = finding.splitlines()[-1].partition("|")[0][:100]
         self.findings[kind] = self.findings.get(kind, 0) + 1
         if self.findings[kind] > 3:
             return
         self.out.mkdir(parents=True, exist_ok=True)
         file = self.out / f"{self.target.name}-{hashlib.sha256(data).hexdigest()[:12]}"
         file.write_bytes(data)
-        file.with_suffix(".txt").write_text(said)
-        print(f"FINDING {file}\n{said}", flush=True)  # noqa: T201
+        file.with_suffix(".txt").write_text(finding)
+        print(f"FINDING {file}\n{finding}", flush=True)  # noqa: T201
 
     def _once(self, data: bytes) -> str | None:
         self.dog.count = 0
@@ -107,12 +107,12 @@ class Runner:
         return None
 
     def _slow(self, data: bytes) -> str | None:
-        """Tell a slow input from a slow moment."""
+        """Distinguish a slow input from a slow machine."""
         for _ in range(3):
             self._once(data)
             if not self.dog.count:
                 return None
-        return f"{self.dog.faults[0]}\na turn takes too long"
+        return f"{self.dog.faults[0]}\nan event-loop iteration takes too long"
 
 
 def _with_atheris(options: argparse.Namespace, corpus: Path) -> None:
@@ -152,12 +152,12 @@ def _packages(name: str) -> tuple[str, ...]:
 
 
 def main() -> int:
-    """Fuzz, or run inputs again."""
+    """Fuzz, or repeat inputs."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--target", choices=TARGETS, required=True)
     parser.add_argument("--seconds", type=int, default=60)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--corpus", type=Path, help="kept from run to run")
+    parser.add_argument("--corpus", type=Path, help="corpus directory, kept between runs")
     parser.add_argument("--out", type=Path, default=Path("fuzz-findings"))
     parser.add_argument("--engine", choices=("auto", "atheris", "own"), default="auto")
     parser.add_argument("inputs", type=Path, nargs="*")
@@ -195,9 +195,9 @@ def _again(options: argparse.Namespace) -> int:
     bad = 0
     try:
         for file in options.inputs:
-            said = runner.run(file.read_bytes())
-            bad += said is not None
-            print(f"{file}: {said or 'good'}; longest turn {runner.dog.worst:.4f} s")  # noqa: T201
+            finding = runner.run(file.read_bytes())
+            bad += finding is not None
+            print(f"{file}: {finding or 'no finding'}; longest iteration {runner.dog.worst:.4f} s")  # noqa: T201
     finally:
         runner.close()
     return 1 if bad else 0

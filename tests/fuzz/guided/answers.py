@@ -1,4 +1,4 @@
-"""Text that a model might write, cut anywhere: the stream says what the whole answer says."""
+"""Model output, split anywhere: the stream has the same content as the complete answer."""
 
 import random
 from collections.abc import Iterable
@@ -65,7 +65,7 @@ _WORDS = (
 _STOPS = ((), ("\n\nZZZZ",), ("k>",), ("42",), ("json", "}"), ("🙂",), ("\n",), ("</think>", "zz"))
 _TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
 _END = 255
-"""Ends the words; what follows are the sizes of the deltas."""
+"""Ends the words; the sizes of the deltas follow."""
 
 
 class Answers:
@@ -130,7 +130,7 @@ class Answers:
         streamed, whole = self._both(text, request, [1 + size % 9 for size in sizes])
         demand(
             streamed == whole,
-            f"the stream differs | {text!r} {request.stop}: {streamed}, whole {whole}",
+            f"the stream differs | {text!r} {request.stop}: {streamed}, complete {whole}",
         )
 
     def _both(self, text: str, request: Any, sizes: list[int]) -> tuple[Any, Any]:

@@ -1,7 +1,7 @@
 """JSON bodies through the whole REST app, and protobuf through the gRPC services.
 
 A router with fake ranks in this process; requests go straight into the ASGI app, calls into a
-connection without a socket. An answer blames the request, in the form of its API, or serves it.
+connection without a socket. A response blames the request, in the form of its API, or serves it.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ from tests.unit.h2grpc.raw_client import ClientH2, message, request
 PACKAGES = ("serving.edge", "serving.fleet", "serving.admission", "serving.routing")
 PATHS = tuple(dict.fromkeys(path for path, _ in rest_cases.GOOD))
 _PIECES, _LEAVES = 1, 2
-"""Flags in the second byte: the body comes in pieces; the client goes when the answer begins."""
+"""Flags in the second byte: the body arrives in pieces; disconnect when the response begins."""
 _TURNS = 20_000
 
 
@@ -42,7 +42,7 @@ async def _start(size: int) -> tuple[Any, Stand]:
 
 
 class Bodies:
-    """Bodies of REST requests; the first byte says of which route."""
+    """Bodies of REST requests; the first byte selects the route."""
 
     name = "bodies"
     packages = PACKAGES
@@ -84,18 +84,18 @@ class Bodies:
     async def run(self, data: bytes) -> None:
         path = PATHS[data[0] % len(PATHS)] if data else PATHS[0]
         flags, body = data[1] if len(data) > 1 else 0, data[2:]
-        status, headers, said = await self.ask(path, body, flags)
+        status, headers, content = await self.ask(path, body, flags)
         if not flags & _LEAVES:
-            problem = rest_problem(status, said, has_deadline=False)
+            problem = rest_problem(status, content, has_deadline=False)
             demand(problem is None, f"{path}: {problem}")
-            check_form(path, status, headers, said)
-        await eventually(lambda: self.stand.idle, "the end of all requests")
+            check_form(path, status, headers, content)
+        await eventually(lambda: self.stand.idle, "all requests to end")
 
     async def ask(self, path: str, body: bytes, flags: int) -> tuple[int, dict[str, str], bytes]:
         """Send one request into the app; returns status, headers and body."""
         size = max(len(body) // 7, 1) if flags & _PIECES else len(body) or 1
         parts = [body[at : at + size] for at in range(0, len(body), size)] or [b""]
-        left, status, headers, said = asyncio.Event(), 0, {}, bytearray()
+        left, status, headers, content = asyncio.Event(), 0, {}, bytearray()
 
         async def receive() -> dict[str, Any]:
             if parts:
@@ -110,7 +110,7 @@ class Bodies:
                 status = event["status"]
                 headers.update((name.decode(), value.decode()) for name, value in event["headers"])
             else:
-                said.extend(event.get("body", b""))
+                content.extend(event.get("body", b""))
             if flags & _LEAVES:
                 left.set()
 
@@ -134,25 +134,25 @@ class Bodies:
             "state": {},
         }
         await self.app(scope, receive, send)
-        return status, headers, bytes(said)
+        return status, headers, bytes(content)
 
 
-def check_form(path: str, status: int, headers: dict[str, str], said: bytes) -> None:
+def check_form(path: str, status: int, headers: dict[str, str], content: bytes) -> None:
     """See that an answer has the form of its API: errors typed, streams whole and of JSON."""
     demand(status in {200, 400, 401, 404, 413, 415, 422, 501}, f"{path}: status {status}")
     if headers.get("content-type", "").startswith("text/event-stream"):
-        for block in said.split(b"\n\n"):
+        for block in content.split(b"\n\n"):
             for line in block.split(b"\n"):
                 kind, _, value = line.partition(b": ")
                 demand(kind in {b"", b"data", b"event", b":"}, f"{path}: a line {line[:100]!r}")
                 if kind == b"data" and value != b"[DONE]":
                     _json(path, value)
-        demand(said.endswith(b"\n\n"), f"{path}: the last event is cut off")
+        demand(content.endswith(b"\n\n"), f"{path}: the last event is truncated")
         return
-    whole = _json(path, said)
+    whole = _json(path, content)
     if status != 200:
         error = whole.get("error") if isinstance(whole, dict) else None
-        demand(isinstance(error, dict), f"{path}: {status} without an error: {said[:200]!r}")
+        demand(isinstance(error, dict), f"{path}: {status} without an error: {content[:200]!r}")
         demand(error.get("type") and error.get("message"), f"{path}: an empty error {error}")
 
 
@@ -164,11 +164,11 @@ def _json(path: str, data: bytes) -> Any:
     try:
         return json.loads(data, parse_constant=_refused)
     except ValueError:
-        demand(condition=False, what=f"{path}: no JSON: {data[:200]!r}")
+        demand(condition=False, what=f"{path}: invalid JSON: {data[:200]!r}")
 
 
 class Messages:
-    """Bytes of gRPC requests; the first byte says of which method."""
+    """Bytes of gRPC requests; the first byte selects the method."""
 
     name = "messages"
     packages = ("serving.edge", "serving.h2grpc", "serving.fleet")
@@ -213,10 +213,10 @@ class Messages:
         status, details = await self.call(path, data[1:])
         problem = grpc_problem(status, details)
         demand(problem is None, f"{path}: {problem}")
-        await eventually(lambda: self.stand.idle, "the end of all requests")
+        await eventually(lambda: self.stand.idle, "all requests to end")
 
     async def call(self, path: str, content: bytes) -> tuple[grpc.StatusCode, str]:
-        """Make one call on a connection of its own; returns the status."""
+        """Make one call on a separate connection; return the status."""
         server: Any = self.stand.router.grpc.server
         made = Connection(server)
         transport = Transport(made)

@@ -1,4 +1,4 @@
-"""Text of files and of Kubernetes: what cannot be read is refused in words."""
+"""Content of files and Kubernetes objects: unreadable content is rejected with a message."""
 
 import json
 import random
@@ -105,4 +105,4 @@ class SettingsFile(Keys):
         try:
             load_settings(self._file)
         except SettingsError as error:
-            demand(str(error), "a refusal without words")
+            demand(str(error), "a rejection without a message")

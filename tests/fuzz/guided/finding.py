@@ -1,4 +1,4 @@
-"""What a fuzzed input may not do, and what notes that it does."""
+"""Violations by fuzzed inputs, and their recorders."""
 
 import asyncio
 import contextlib
@@ -8,7 +8,7 @@ from unittest import mock
 
 
 class Finding(AssertionError):
-    """An input that breaks a promise."""
+    """An input that violates an invariant."""
 
 
 def demand(condition: object, what: str) -> None:
@@ -18,7 +18,7 @@ def demand(condition: object, what: str) -> None:
 
 
 class NotingLoop(asyncio.SelectorEventLoop):
-    """Notes what its callbacks raised."""
+    """Records the exceptions of its callbacks."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -30,12 +30,12 @@ class NotingLoop(asyncio.SelectorEventLoop):
 
 
 class Errors:
-    """Stands in for a module's log; keeps what is logged as an error."""
+    """Replaces a module's logger; keeps logged errors."""
 
     def __init__(self) -> None:
         self.found: list[str] = []
-        self.said: list[str] = []
-        """What is no error."""
+        self.lines: list[str] = []
+        """Ignored messages."""
 
     def error(self, event: str, **fields: Any) -> None:
         self.found.append(f"{event}: {fields}")
@@ -43,7 +43,7 @@ class Errors:
     exception = error
 
     def info(self, event: str, **fields: Any) -> None:
-        self.said.append(f"{event}: {fields}")
+        self.lines.append(f"{event}: {fields}")
 
     debug = warning = info
 

@@ -1,4 +1,4 @@
-"""Inputs that broke a promise once, by target."""
+"""Inputs that once violated an invariant, by target."""
 
 from serving.link.v1 import link_pb2
 
@@ -30,19 +30,19 @@ _NO_CANDIDATE = link_pb2.RankMessage(
 
 FOUND: dict[str, tuple[bytes, ...]] = {
     "http": (
-        # Half-closed while the first of two is being answered: 100 Continue in the middle.
+        # Half-closed during the response to the first of two requests: 100 Continue in the middle.
         b"\2\x07" + _SLOW + _GET,
-        # Nonsense behind a request that is being answered: 400 in the middle.
+        # Invalid bytes behind a running request: 400 in the middle of its response.
         b"\0\x05" + _SLOW + b"nonsense\r\n\r\n",
-        # The client goes while one request is behind another: the first is answered on.
+        # The client disconnects while a request is queued behind another: the first continued.
         b"\1\0GET /waits HTTP/1.1\r\nhost: x\r\n\r\n" + _GET,
-        # A body that cannot be read: HEAD is answered with a body.
+        # An unreadable body: HEAD was answered with a body.
         b"\0\0HEAD /len HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n",
     ),
     "link": (
-        # A load that the page of the fleet cannot show: no JSON has NaN, no message such a sum.
+        # A load that /fleet cannot show: JSON has no NaN, and the sum overflows the message.
         b"\1" + len(_NOT_A_NUMBER).to_bytes(2) + _NOT_A_NUMBER,
-        # A position without a candidate: its request ends, not the link.
+        # A position without a candidate: it must end the request, not the link.
         b"\1" + len(_NO_CANDIDATE).to_bytes(2) + _NO_CANDIDATE,
     ),
     "keys": (
@@ -53,11 +53,11 @@ FOUND: dict[str, tuple[bytes, ...]] = {
     ),
     "settings": (b"model: {name: !!timestamp x}", b"model: " + b"[" * 100_000, b"- a\n"),
     "answers": (
-        # The beginning of a call in the name of another one.
+        # The beginning of a tool call within another one's name.
         bytes((5, 1, 11, 0, 2, 3, 4, 5, 6, 3, 16, 7, 8, 9, 10, 255, 1)),
-        # tool_choice "required", white space in place of a call.
+        # tool_choice "required", whitespace instead of a call.
         bytes((0, 2, 12, 0, 10, 10, 255, 1)),
-        # A start of reasoning in the middle of the answer, or of the reasoning.
+        # The start tag of reasoning in the middle of the answer or of the reasoning.
         bytes((0, 0, 21, 0, 7, 1, 21, 255, 1)),
         bytes((0, 0, 21, 1, 7, 0, 21, 255, 1)),
     ),

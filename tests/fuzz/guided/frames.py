@@ -1,4 +1,4 @@
-"""Bytes into a gRPC connection: it answers or ends, in bounds, and nothing is left of it."""
+"""Bytes into a gRPC connection: it responds or ends, within bounds, and leaves nothing behind."""
 
 import asyncio
 import contextlib
@@ -24,18 +24,18 @@ from tests.support.clock import SteppingClock
 
 PACKAGES = ("serving.h2grpc", "h2", "hpack", "hyperframe")
 _PREFACE, _PAUSED, _CUT = 1, 2, 4
-"""Flags in the first byte: the preface comes first; the client stops reading; it goes at once.
-The second byte says how the rest is cut into reads; zero: not at all."""
+"""Flags in the first byte: send the preface first; stop reading; disconnect at once.
+The second byte determines how the rest is split into reads; zero: not split."""
 _STREAMS = 8
 _MESSAGE = 2**12
 _METADATA = 2**11
 _FRAME = 2**14
 _PING = mutators.frame(6, 0, 0, b"harness!")
 _PONG = mutators.frame(6, 1, 0, b"harness!")
-_MOST_READ = 2 * connection._FRAMES
+_MOST_READ = 2 * connection._MAX_FRAMES
 """Frames of one turn: those that come with the bytes, and those of the turn that follows."""
 _SETTLING = 400
-"""Turns of the loop in which everything that has begun is over."""
+"""Turns of the loop within which everything must have ended."""
 
 
 async def _uu(request: bytes, context: Any) -> bytes:
@@ -82,9 +82,9 @@ class Frames:
     packages = PACKAGES
 
     async def open(self) -> None:
-        """Make everything small, so that little input reaches every bound."""
+        """Set small bounds, so that short inputs reach them."""
         self._stack = contextlib.ExitStack()
-        self._stack.enter_context(mock.patch.object(budget, "MOST", 200))
+        self._stack.enter_context(mock.patch.object(budget, "MAX_UNITS", 200))
         self._stack.enter_context(mock.patch.object(connection, "_MAX_PREMATURE", 20))
         self._stack.enter_context(mock.patch.object(output, "MAX_UNSENT", 2**14))
         self._errors = self._stack.enter_context(errors_of(connection, call))
@@ -111,14 +111,14 @@ class Frames:
 
 
 class _Case:
-    """One connection's life."""
+    """The lifetime of one connection."""
 
     def __init__(self, errors: list[str], flags: int) -> None:
         server = Server(
             max_message_bytes=_MESSAGE, max_metadata_bytes=_METADATA, max_streams=_STREAMS
         )
         server.add_generic_rpc_handlers((_handlers(),))
-        server.clock = SteppingClock(step=SLICE / 8).monotonic  # eight readings a slice
+        server.clock = SteppingClock(step=SLICE / 8).monotonic  # eight reads per slice
         server.turns = Turns(server.clock)
         self.server = server
         self.errors = errors
@@ -169,7 +169,7 @@ class _Case:
             if not self.transport.paused or self.transport.closing:
                 return
             await self.turn()
-        demand(condition=False, what="the connection reads nothing any more")
+        demand(condition=False, what="the connection has stopped reading")
 
     async def settled(self) -> None:
         quiet = 0
@@ -182,10 +182,10 @@ class _Case:
                 return
 
     async def answers(self) -> None:
-        """Between two frames, a connection that lives answers a PING."""
+        """Between two frames, a live connection answers a PING."""
         made = self.connection
         frames = made.h2.incoming_buffer
-        between = made._greeted and not frames.unread and not frames._headers_buffer
+        between = made._preface_received and not frames.unread and not frames._headers_buffer
         if made.lost or self.transport.closing or not between or frames._preamble_len:
             return
         at = len(self.transport.written)
@@ -194,7 +194,7 @@ class _Case:
             await self.turn()
             if made.lost or self.transport.closing or _PONG in self.transport.written[at:]:
                 return
-        demand(condition=False, what="a PING has no answer")
+        demand(condition=False, what="a PING was not acknowledged")
 
     async def gone(self) -> None:
         server, made = self.server, self.connection
@@ -202,30 +202,30 @@ class _Case:
             if not (server.tasks or server.connections or made.calls or made in server.turns):
                 break
             await self.turn()
-        demand(not server.connections, "the server keeps the connection")
-        demand(not made.calls and not made.output.waiting, "a call is left")
-        demand(not server.tasks, "a task is left")
+        demand(not server.connections, "the connection was not closed")
+        demand(not made.calls and not made.output.waiting, "a call was not removed")
+        demand(not server.tasks, "a task was not removed")
 
     def bounded(self, arrived: int) -> None:
         h2 = self.connection.h2
         block = sum(len(part.data) for part in h2.incoming_buffer._headers_buffer)
-        demand(len(h2.incoming_buffer.unread) <= arrived + _FRAME + 9, "unread bytes pile up")
-        demand(block <= 2 * _METADATA + _FRAME, "a block of headers piles up")
-        demand(len(self.connection.calls) <= _STREAMS, "more calls than streams are allowed")
-        demand(len(h2.streams) <= 8 * _STREAMS + 140, "closed streams pile up")
-        demand(len(h2._resets) <= MAX_STREAMS * 4, "resets pile up")
-        held = sum(map(_held, self.connection.calls.values()))
-        demand(held <= 2**22, "messages pile up")
+        demand(len(h2.incoming_buffer.unread) <= arrived + _FRAME + 9, "too many unread bytes")
+        demand(block <= 2 * _METADATA + _FRAME, "header block too large")
+        demand(len(self.connection.calls) <= _STREAMS, "more calls than allowed streams")
+        demand(len(h2.streams) <= 8 * _STREAMS + 140, "too many closed streams")
+        demand(len(h2._resets) <= MAX_STREAMS * 4, "too many resets")
+        unread = sum(map(_unread_bytes, self.connection.calls.values()))
+        demand(unread <= 2**22, "too many unread messages")
 
 
-def _held(one: Any) -> int:
+def _unread_bytes(one: Any) -> int:
     """Return the bytes of the messages that a call keeps for its handler."""
-    keeper = getattr(one, "_incoming", one)
-    return sum(map(len, keeper._messages))
+    reader = getattr(one, "_incoming", one)
+    return sum(map(len, reader._messages))
 
 
 class _Written:
-    """What the server sent, read without its library: frames, order in a stream, headers."""
+    """Checks the server's output without its library: frames, order in a stream, headers."""
 
     def __init__(self, data: bytes) -> None:
         self.data = data
@@ -239,24 +239,24 @@ class _Written:
             return
         size = 0
         for frame in mutators.frames_in(self.data):
-            demand(len(frame) == 9 + int.from_bytes(frame[:3]), "a frame is cut off")
+            demand(len(frame) == 9 + int.from_bytes(frame[:3]), "a frame is truncated")
             demand(len(frame) <= 9 + _FRAME, "a frame is too long")
             if frame[3] == 0:
                 size += len(frame)
             self._frame(frame[3], frame[4], int.from_bytes(frame[5:9]), frame[9:])
         # Each request frame may bring one message forty times, beside status and headers.
-        demand(size <= 40 * (received + 100) * 8, "much is sent for little")
+        demand(size <= 40 * (received + 100) * 8, "too much output for the input")
 
     def _frame(self, kind: int, flags: int, stream: int, payload: bytes) -> None:
         demand(
             (stream == 0) == (kind in {4, 6, 7}) or kind == 8, f"frame {kind} on stream {stream}"
         )
         if kind == 3:
-            demand(stream not in self.resets, f"stream {stream} is reset twice")
+            demand(stream not in self.resets, f"stream {stream} was reset twice")
             self.resets.add(stream)
         if kind in {0, 1}:
-            demand(stream not in self.ended, f"stream {stream} goes on after its end")
-            demand(stream not in self.resets, f"stream {stream} goes on after its reset")
+            demand(stream not in self.ended, f"stream {stream} has frames after its end")
+            demand(stream not in self.resets, f"stream {stream} has frames after its reset")
         if kind == 1:
             self._headers(flags, stream, payload)
         elif kind == 0:
@@ -268,16 +268,16 @@ class _Written:
         try:
             fields = dict(self.decoder.decode(payload, raw=True))
         except HPACKError as error:
-            demand(condition=False, what=f"headers cannot be decoded: {error}")
+            demand(condition=False, what=f"cannot decode headers: {error}")
         if stream not in self.begun:
-            demand(b":status" in fields, "an answer without :status")
+            demand(b":status" in fields, "a response without :status")
         self.begun.add(stream)
         if flags & 1 and fields.get(b":status", b"200") == b"200":
-            demand(b"grpc-status" in fields, "an answer ends without a status")
+            demand(b"grpc-status" in fields, "a response ends without a status")
 
 
 def seeds() -> Iterable[bytes]:
-    """Calls of every kind, as a client writes them; recorded ones come on top."""
+    """Calls of every kind, as a client writes them, plus recorded ones."""
     from hpack import Encoder
 
     def request(path: str, *more: tuple[str, str]) -> bytes:

@@ -1,4 +1,4 @@
-"""A small coverage-guided fuzzer in plain Python, for where atheris is not installed.
+"""A small coverage-guided fuzzer in plain Python, used if atheris is not installed.
 
 An input that takes a line after a line as no input before it did joins the corpus, and is changed
 further. The same seed gives the same inputs, as long as the code under test is deterministic.
@@ -11,7 +11,7 @@ from types import CodeType, FrameType
 from typing import Any
 
 _MOST = 6000
-"""Bytes of an input."""
+"""Maximum length of an input, bytes."""
 
 
 class Edges:
@@ -65,7 +65,7 @@ def fuzz(runner: Any, seed: int, go_on: Callable[[], bool]) -> tuple[int, int]:
     for data in target.seeds():
         tried(data)
     while go_on():
-        # What was found last has been tried least.
+        # The latest findings have been tried least.
         data = rng.choice(corpus[-30:] if rng.random() < 0.5 else corpus)
         for _ in range(rng.choice((1, 1, 2, 4))):
             data = target.mutate(rng, data)

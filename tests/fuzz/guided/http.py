@@ -1,4 +1,4 @@
-"""Bytes into a REST connection: what comes back is HTTP, in bounds, and nothing is left of it.
+"""Bytes into a REST connection: the response is HTTP, within bounds, and nothing is left behind.
 
 h11, another implementation, reads what the server sent.
 """
@@ -25,13 +25,13 @@ from tests.fuzz.guided.transport import Transport
 
 PACKAGES = ("serving.edge.rest.http_protocol", "serving.h2grpc.turns", "uvicorn")
 _CUT, _HALF, _PAUSED = 1, 2, 4
-"""Flags in the first byte: the client goes in the middle; it ends its side; it reads slowly.
-The second byte says how the rest is cut into reads; zero: not at all."""
+"""Flags in the first byte: disconnect in the middle; half-close; read slowly.
+The second byte determines how the rest is split into reads; zero: not split."""
 _PIECE = 256
 _HEAD = 1024
 _SETTLING = 300
 _BODY = 2**16
-"""uvicorn's bound on what waits for an app."""
+"""uvicorn's bound on data queued for an app."""
 
 
 class Http:
@@ -41,10 +41,10 @@ class Http:
     packages = PACKAGES
 
     async def open(self) -> None:
-        """Make bounds small, and keep uvicorn's log quiet."""
+        """Set small bounds, and silence uvicorn's log."""
         self._stack = contextlib.ExitStack()
         self._stack.enter_context(mock.patch.object(http_protocol, "_PIECE", _PIECE))
-        # It asks the socket, and there is none.
+        # It queries the socket, which does not exist here.
         self._stack.enter_context(mock.patch.object(http_protocol, "_is_reset", return_value=False))
         log = logging.getLogger("uvicorn.error")
         self._stack.callback(log.setLevel, log.level)
@@ -124,7 +124,7 @@ def _lines_changed(rng: random.Random, data: bytes) -> bytes:
 
 
 class _Case:
-    """One connection's life."""
+    """The lifetime of one connection."""
 
     def __init__(self, flags: int) -> None:
         settings = SecuritySettings(max_header_bytes=_HEAD, max_headers=10)
@@ -140,7 +140,7 @@ class _Case:
         self.connection: BoundedHttpProtocol = kind(config, self.state, {})
         self.transport = Transport(self.connection)
         self.methods: list[str] = []
-        """Of the requests that the app got, in their order."""
+        """Requests that the app received, in order."""
         self.bad_length: list[str] = []
         self.now = 0.0
         self.waits = False
@@ -162,7 +162,7 @@ class _Case:
     async def _answer(self, path: str, receive: Any, send: Any) -> None:
         size = 0
         while path == "/waits":
-            self.waits = True  # what is behind it is not read
+            self.waits = True  # data after it is not read
             if (await receive())["type"] == "http.disconnect":
                 return
         while path != "/early":
@@ -194,10 +194,10 @@ class _Case:
             if self.flags & _PAUSED and number == 1:
                 made.pause_writing()
             made.data_received(piece)
-            demand(len(made._unread) <= len(piece) + _PIECE, "unread bytes pile up")
+            demand(len(made._unread) <= len(piece) + _PIECE, "too many unread bytes")
             cycle = made.cycle
-            demand(cycle is None or len(cycle.body) <= _BODY + _PIECE, "a body piles up")
-            demand(len(made.pipeline) <= _PIECE // 14, "requests pile up")
+            demand(cycle is None or len(cycle.body) <= _BODY + _PIECE, "unread body too large")
+            demand(len(made.pipeline) <= _PIECE // 14, "too many queued requests")
             if number % 3 == 0:
                 await asyncio.sleep(0)
             if self.flags & _PAUSED and number == 3:
@@ -220,11 +220,11 @@ class _Case:
             if not self.transport.paused or self.transport.closing:
                 return True
             if turn == _SETTLING:
-                self.connection.resume_writing()  # who reads no answer is not read either
+                self.connection.resume_writing()  # no reading from clients that do not read
             await asyncio.sleep(0)
             if self.waits and self.connection not in self.connection.turns:
                 return False
-        raise Finding("the connection reads nothing any more")
+        raise Finding("the connection has stopped reading")
 
     async def settled(self) -> None:
         quiet, seen = 0, -1
@@ -242,27 +242,27 @@ class _Case:
             if not (self.left or self.state.connections or self.state.tasks or made in made.turns):
                 break
             await asyncio.sleep(0)
-        demand(not self.state.connections, "the server keeps the connection")
-        demand(not self.left and not self.state.tasks, "a request is left")
-        demand(made._head_timer is None and made._check_timer is None, "a timer is left")
+        demand(not self.state.connections, "the connection was not closed")
+        demand(not self.left and not self.state.tasks, "a request was not removed")
+        demand(made._head_timer is None and made._check_timer is None, "a timer was not cancelled")
 
     def check(self, *, whole: bool) -> None:
-        """Read all of it as a client does that sent these requests."""
+        """Parse all output like a client that sent these requests."""
         rest, closed = bytes(self.transport.written), False
         for method in [*self.methods, "GET", None]:
             if not rest:
                 return
-            demand(method is not None, f"more answers than requests: {rest[:200]!r}")
-            demand(not closed, f"an answer after connection: close: {rest[:200]!r}")
+            demand(method is not None, f"more responses than requests: {rest[:200]!r}")
+            demand(not closed, f"a response after connection: close: {rest[:200]!r}")
             assert method is not None
             rest, closed = _one_answer(method, rest, whole=whole)
 
 
 def _one_answer(method: str, data: bytes, *, whole: bool) -> tuple[bytes, bool]:
-    """Read one answer; returns what is behind it, and whether nothing may be."""
+    """Read one response; return the remaining data, and whether it must be empty."""
     client = h11.Connection(h11.CLIENT)
     if method == "CONNECT":
-        method = "POST"  # its answer has no body only where there is a tunnel
+        method = "POST"  # its response has no body only if a tunnel is established
     client.send(h11.Request(method=method, target="/", headers=[("host", "x")]))
     client.send(h11.EndOfMessage())
     try:
@@ -280,7 +280,7 @@ def _one_answer(method: str, data: bytes, *, whole: bool) -> tuple[bytes, bool]:
                     client.their_state is h11.MUST_CLOSE or client.their_state is h11.CLOSED,
                 )
     except h11.RemoteProtocolError as error:
-        raise Finding(f"no HTTP: {error}: {data[:300]!r}") from error
+        raise Finding(f"invalid HTTP: {error}: {data[:300]!r}") from error
 
 
 def seeds() -> Iterable[bytes]:

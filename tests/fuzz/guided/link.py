@@ -47,12 +47,12 @@ from tests.unit.h2grpc.raw_client import ClientH2, message, request
 PACKAGES = ("serving.fleet", "serving.routing", "serving.link", "serving.edge.fleet_view")
 _LENGTH = struct.Struct(">H")
 _HELLO, _GREETED = 0, 1
-"""First byte: the messages begin with a Hello of the input; or a good one comes before them."""
+"""First byte: the messages start with the input's Hello, or a valid one precedes them."""
 _TURNS = 60
 
 
 def cut(data: bytes) -> Iterator[bytes]:
-    """Split an input into messages, each behind two bytes with its length."""
+    """Split an input into messages, each with a two-byte length prefix."""
     while len(data) >= _LENGTH.size:
         (size,) = _LENGTH.unpack_from(data)
         yield data[_LENGTH.size : _LENGTH.size + size]
@@ -102,7 +102,7 @@ _HEALTHY = link_pb2.LoadSnapshot(health=link_pb2.LoadSnapshot.HEALTHY, kv_usage=
 
 
 class _Still:
-    """A clock on which nobody is silent for long, however slow the machine is."""
+    """A clock on which no peer is silent for long, however slow the machine is."""
 
     def monotonic(self) -> float:
         return 100.0
@@ -112,7 +112,7 @@ class _Still:
 
 
 class Link:
-    """What a rank sends to a router."""
+    """Messages from a rank to a router."""
 
     name = "link"
     packages = PACKAGES
@@ -152,7 +152,7 @@ class Link:
             if so():
                 return
             await asyncio.sleep(0)
-        demand(condition=False, what="the good rank is not served any more")
+        demand(condition=False, what="the good rank gets no requests")
 
     def seeds(self) -> Iterable[bytes]:
         choice = link_pb2.ChoiceDelta(token_ids=[1, 2], text="ab")
@@ -193,7 +193,7 @@ class Link:
 
     async def run(self, data: bytes) -> None:
         self._errors.found.clear()
-        self._links.said.clear()
+        self._links.lines.clear()
         bad = _Rank(self.server)
         if data[:1] != bytes((_HELLO,)):
             bad.send(link_pb2.RankMessage(hello=_hello("bad")))
@@ -210,10 +210,10 @@ class Link:
         bad.close()
         await self._turns(_TURNS)
         demand(not self._errors.found, f"an error was logged: {self._errors.found}")
-        for line in self._links.said:
-            # Bytes that are no message end the call; what is one is refused by the request.
+        for line in self._links.lines:
+            # Invalid bytes end the call; valid messages are rejected by the request.
             failed = "its connection failed" in line and "AbortError" not in line
-            demand(not failed, f"a message ends a link: {line}")
+            demand(not failed, f"a message closed a link: {line}")
         for group in self.membership.snapshot().groups:
             demand(group.group_id == "good", f"group {group.group_id!r} outlives its link")
         for stream in streams:
@@ -249,19 +249,19 @@ class Link:
         return found
 
     def _look(self) -> None:
-        """Make the pages, and a choice of a rank."""
+        """Render the pages, and choose a rank."""
         snapshot = self.membership.snapshot()
         view = FleetView(snapshot, "m", 0)
-        json.dumps(view.to_json(), allow_nan=False)  # as the page has it
+        json.dumps(view.to_json(), allow_nan=False)  # as on the page
         view.to_proto()
         generate_latest(self.pages)
         settings = RoutingSettings()
         wanted = RoutingRequest(prompt_tokens=10, output_tokens=10)
         found = decide(snapshot, wanted, settings, AffinityHints(), 0)
-        demand(isinstance(found, RoutingDecision), f"no rank takes a request: {found}")
+        demand(isinstance(found, RoutingDecision), f"no rank accepts a request: {found}")
 
     async def _taken(self, stream: RequestStream) -> None:
-        """Take what came, as a caller does."""
+        """Read the output, as a caller does."""
         try:
             while True:
                 async with asyncio.timeout(0):
@@ -273,7 +273,7 @@ class Link:
 
     async def _good_works(self) -> None:
         handle = self.membership.handle(RankId("good", "e", 0))
-        demand(handle is not None, "the good rank is gone")
+        demand(handle is not None, "the good rank was removed")
         assert handle is not None
         stream = _stream("g", SamplingParams())
         handle.submit(stream)
@@ -285,7 +285,7 @@ class Link:
         self.good.send(link_pb2.RankMessage(deltas=[delta], load=_HEALTHY))
         await self._until(lambda: stream.done)
         output = await stream.next()
-        demand(output.outputs[0].text == "a", "the good rank's answer is lost")
+        demand(output.outputs[0].text == "a", "the good rank's output was lost")
         self.good.received.clear()
 
 
@@ -312,7 +312,7 @@ class _Rank:
         self._pass_on()
 
     def send(self, sent: link_pb2.RankMessage | bytes) -> None:
-        """Send one message, or what is none."""
+        """Send one message, valid or not."""
         data = sent if isinstance(sent, bytes) else sent.SerializeToString()
         framed = message(data)
         self._take_in()
@@ -328,7 +328,7 @@ class _Rank:
             self._take_in()
 
     def submits(self) -> list[link_pb2.Submit]:
-        """Return the requests that came down."""
+        """Return the received requests."""
         self._take_in()
         found: list[link_pb2.Submit] = []
         data = bytes(self.received)
@@ -360,7 +360,7 @@ class _Rank:
 
 
 class Submits:
-    """What a router sends to a rank."""
+    """Messages from a router to a rank."""
 
     name = "submits"
     packages = (
@@ -422,10 +422,10 @@ class Submits:
                 wanted -= 1
             await asyncio.sleep(0)
         await runner.idle()
-        demand(not trouble, "the engine is believed to be broken")
+        demand(not trouble, "the engine is reported as failed")
         demand(not self._errors.found, f"an error was logged: {self._errors.found}")
         if wanted > 0 and not send_queue.overflowed.is_set():
             frames = await send_queue.frames()
             ends = sum(delta.finished for frame in frames for delta in frame.deltas)
-            demand(ends >= wanted, f"{ends} of {wanted} requests end")
+            demand(ends >= wanted, f"{ends} of {wanted} requests ended")
         send_queue.close()

@@ -1,10 +1,10 @@
-"""A transport without a socket that a harness can look into."""
+"""A transport without a socket that a harness can inspect."""
 
 import asyncio
 
 
 class Transport(asyncio.Transport):
-    """Keeps what is written; reads nothing by itself."""
+    """Keeps written data; reads nothing by itself."""
 
     def __init__(self, protocol: asyncio.Protocol) -> None:
         super().__init__()
@@ -13,7 +13,7 @@ class Transport(asyncio.Transport):
         self.closing = False
         self.paused = False
         self.ended = False
-        """No more can be written."""
+        """No more data can be written."""
 
     def write(self, data: bytes) -> None:
         assert not self.ended

@@ -1,4 +1,4 @@
-// What released Node clients are asked to do while their traffic is recorded; see record.py.
+// Requests of released Node clients while their traffic is recorded; see record.py.
 // node ask.mjs CLIENT, beside node_modules, with the variables of ask.py.
 
 const { CLIENT_URL: url, CLIENT_GRPC: address, CLIENT_CALLS: calls } = process.env;

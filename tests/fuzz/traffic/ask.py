@@ -1,4 +1,4 @@
-"""What released Python clients are asked to do while their traffic is recorded; see ``record``.
+"""Requests of released Python clients while their traffic is recorded; see ``record``.
 
 Run with the Python of the clients' own environment: ``python ask.py CLIENT`` with CLIENT_URL,
 CLIENT_GRPC (host:port) and CLIENT_CALLS (JSON: [path, streamed, message as hex]).
@@ -48,7 +48,7 @@ def openai_client() -> None:
 
 
 def openai_async() -> None:
-    """Several streams at once, one of them left in the middle."""
+    """Several streams at once, one of them cancelled in the middle."""
     import openai
 
     async def all_of_it() -> None:
@@ -105,7 +105,7 @@ def litellm_client() -> None:
 
 
 def grpcio_client() -> None:
-    """All calls on one channel, one after the other and at once; deadlines, metadata, gzip."""
+    """All calls on one channel, sequential and concurrent; deadlines, metadata, gzip."""
     import grpc
 
     for options in ({}, {"compression": grpc.Compression.Gzip}):

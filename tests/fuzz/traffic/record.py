@@ -37,7 +37,7 @@ _NODE_CLIENTS = ("openai-node", "anthropic-node", "grpc-js")
 _CALLS = ("Chat", "ChatStream", "Complete", "CompleteStream", "Tokenize", "ListModels")
 _PATIENCE = 240.0
 _MOST = 24_000
-"""Bytes that are kept of a connection."""
+"""Maximum number of bytes kept per connection."""
 
 
 class Proxy:
@@ -72,7 +72,7 @@ class Proxy:
         await asyncio.gather(pass_on(reader, out, True), pass_on(inside, writer, False))
 
     def recorded(self, client: str) -> list[dict[str, str]]:
-        """Return what was kept, without the numbers of ports, and begin again."""
+        """Return the recorded bytes without port numbers, and start over."""
         kept, self.kept = self.kept, []
         return [
             {
@@ -125,7 +125,7 @@ async def _ask(client: str, rest: int, grpc: int, folder: Path) -> int:
 
 
 async def main(clients: list[str]) -> int:
-    """Record, keep what was recorded of other clients, and say who failed."""
+    """Record, keep the recordings of other clients, and report failed clients."""
     before = json.loads(FILE.read_text()) if FILE.exists() else []
     found = [each for each in before if each["client"] not in clients]
     failed = []

@@ -19,16 +19,16 @@ from serving.engine.router_link.server import RankIdentity, RankServer
 from serving.router.app import Router
 from serving.settings import Settings
 from serving.telemetry.metrics import REGISTRY
-from tests.support.waiting import eventually
+from tests.support.waiting import PATIENCE, eventually
 
 TOKENS = 20
 TOKEN_DELAY = 0.015
 SLOTS = 4
 CLIENTS = {"eager": 30, "modest": 10}
-"""Each asks again as soon as it has an answer: the fleet runs four requests at a time, the queue is
+"""A client sends its next request after each response: the fleet runs four at a time, the queue is
 never empty, on a fast machine and on a slow one."""
 COUNTED, STRETCH = 80, 12
-"""Launches while both tenants wait: so many in all, and so many in a row at least once."""
+"""Placements while both tenants wait: the total, and the longest required run in a row."""
 
 
 @dataclass
@@ -54,7 +54,7 @@ class Seen:
 
 
 class Launches:
-    """Counts who is launched from the queue while both tenants wait in it.
+    """Counts the placements by tenant while both tenants are queued.
 
     How often one of them waits alone depends on the machine; what each gets meanwhile is its own.
     """
@@ -137,7 +137,7 @@ async def start(tmp_path, keys):
 async def keep_asking(client, key, seen, enough):
     while not enough.is_set():
         await seen.ask(client, key)
-        await asyncio.sleep(0.25)  # a client that is refused comes back far too early
+        await asyncio.sleep(0.25)  # a rejected client retries far too early
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,6 @@ async def keep_asking(client, key, seen, enough):
         pytest.param({"max_wait": 1.0}, 1024, "predicted_wait", id="short-wait"),
     ],
 )
-@pytest.mark.timeout(300)  # both ends of many requests, on a busy machine
 async def test_overload(start, keys, admission, bound, reason, monkeypatch):
     router = await start(**admission)
     longest, peak = 0, QueueRunner._after_change
@@ -162,9 +161,9 @@ async def test_overload(start, keys, admission, bound, reason, monkeypatch):
     before = _refusals(reason)
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
     async with httpx.AsyncClient(
-        base_url=router.addresses.rest, timeout=240, limits=limits
+        base_url=router.addresses.rest, timeout=PATIENCE, limits=limits
     ) as client:
-        # One request alone, so that the fleet's rate is known; it is not counted.
+        # One request alone, so that the fleet's rate is known; not counted.
         await Seen().ask(client, keys["modest"])
         seen = {tenant: Seen() for tenant in CLIENTS}
         enough = asyncio.Event()
@@ -179,16 +178,16 @@ async def test_overload(start, keys, admission, bound, reason, monkeypatch):
             print(tenant, each.statuses, launches.longest, launches.worst)  # noqa: T201  pytest -s
         last = Seen()
         await last.ask(client, keys["eager"])
-        assert last.statuses == {200: 1}  # it is over when it is over
+        assert last.statuses == {200: 1}  # ends by itself
     eager, modest = seen["eager"], seen["modest"]
     for each in (eager, modest):
         assert set(each.statuses) == {200, 429}
-        # Accepted ones were served in full.
+        # Accepted requests were served completely.
         assert each.tokens == TOKENS * each.statuses[200]
         assert min(each.retry_after) >= 1
     assert _refusals(reason) > before
     assert 0 < longest <= bound
-    # Equal weights: they take turns, however often one of them asks.
+    # Equal weights: they alternate, however many requests one of them sends.
     assert launches.worst <= 2
     # Nothing is left behind.
     assert router.client.inflight_requests == 0
@@ -198,23 +197,23 @@ async def test_overload(start, keys, admission, bound, reason, monkeypatch):
 
 async def test_who_waits_is_told_when_the_router_stops(start, keys):
     router = await start()
-    async with httpx.AsyncClient(base_url=router.addresses.rest, timeout=60) as client:
+    async with httpx.AsyncClient(base_url=router.addresses.rest, timeout=PATIENCE) as client:
         headers = {"authorization": f"Bearer {keys['eager']}"}
         body = {"model": "pocket-r1", "prompt": "abc", "max_tokens": 1000}
-        asked = [
+        requests = [
             asyncio.create_task(client.post("/v1/completions", json=body, headers=headers))
             for _ in range(SLOTS + 3)
         ]
         await eventually(lambda: router.admission.queue_length >= 3)
         await router.stop()
-        answers = await asyncio.gather(*asked, return_exceptions=True)
-    # Those that run are cut off when the drain is over; those that wait are told.
-    told = [
+        answers = await asyncio.gather(*requests, return_exceptions=True)
+    # Running requests are cut off at the end of the drain; queued ones get an error.
+    reasons = [
         answer.json()["error"]["reason"]
         for answer in answers
         if isinstance(answer, httpx.Response) and answer.status_code == 503
     ]
-    assert told == ["NOT_READY"] * 3
+    assert reasons == ["NOT_READY"] * 3
 
 
 def _refusals(reason):

@@ -6,6 +6,7 @@ import time
 import pytest
 
 from serving.admission.quota_store import STORE_ERRORS, WINDOW, MemoryQuotas, RedisQuotas
+from tests.support.waiting import PATIENCE
 
 
 @pytest.fixture(params=["memory", "redis"])
@@ -52,7 +53,7 @@ async def test_streams_are_leases(store):
 
 async def test_a_lease_ends_by_itself(store):
     assert await store.open_stream("t", "1", 1, 0.05)
-    async with asyncio.timeout(90):
+    async with asyncio.timeout(PATIENCE):
         while not await store.open_stream("t", "2", 1, 60):  # noqa: ASYNC110  Redis has no event
             await asyncio.sleep(0.02)
 
@@ -88,7 +89,7 @@ async def test_a_server_that_is_gone_is_an_error_and_soon(redis_server):
         store.open_stream("t", "1", 5, 60),
         store.close_stream("t", "1"),
     ):
-        async with asyncio.timeout(90):
+        async with asyncio.timeout(PATIENCE):
             with pytest.raises(STORE_ERRORS):
                 await call
     redis_server.start()

@@ -16,6 +16,7 @@ from serving.request_context import RequestContext
 from serving.settings import AdmissionSettings
 from serving.telemetry.metrics import REGISTRY
 from tests.support.dispatching import ROUTING, SlotDispatcher, SlotStream
+from tests.support.waiting import PATIENCE
 
 LIMITS = {
     "streams": TenantLimits(concurrent_streams=3),
@@ -48,7 +49,7 @@ def controller(settings, limits_of=None):
 
 async def eventually(action):
     """Repeat ``action`` until it succeeds: releases are written to Redis in the background."""
-    async with asyncio.timeout(90):
+    async with asyncio.timeout(PATIENCE):
         while True:
             with suppress(Overloaded):
                 return await action()
@@ -82,7 +83,7 @@ async def test_streams_are_counted_over_both(routers):
         await enter(one, "streams"),
     ]
     for router in (one, two):
-        with pytest.raises(Overloaded, match="in flight"):
+        with pytest.raises(Overloaded, match="concurrent requests"):
             await enter(router, "streams")
     one.release(requests[0], generated_tokens=5)
     await eventually(lambda: enter(two, "streams"))
@@ -95,11 +96,11 @@ async def test_requests_are_counted_over_both(routers):
     for router in (one, two, one):
         router.release(await enter(router, "requests"), generated_tokens=0)
     for router in (two, one):
-        with pytest.raises(Overloaded, match="requests of this minute") as caught:
+        with pytest.raises(Overloaded, match="request quota for this minute") as caught:
             await enter(router, "requests")
         assert 0 < caught.value.retry_after <= 120
     with pytest.raises(Overloaded):
-        one.check(RequestContext("requests"))  # remembered: refused before any work from now on
+        one.check(RequestContext("requests"))  # remembered: rejected before any work from now on
     await enter(one, "somebody else")
 
 
@@ -108,11 +109,11 @@ async def test_tokens_are_counted_over_both_generated_ones_at_the_end(routers):
     request = await enter(one, "tokens", prompt_tokens=60)
     other = await enter(two, "tokens", prompt_tokens=30)
     two.release(other, generated_tokens=500)
-    async with asyncio.timeout(90):
+    async with asyncio.timeout(PATIENCE):
         shared = one._quotas._shared
         while (await shared.tokens("tokens")).used < 590:  # noqa: ASYNC110  Redis has no event
             await asyncio.sleep(0.01)
-    with pytest.raises(Overloaded, match="tokens of this minute"):
+    with pytest.raises(Overloaded, match="token quota for this minute"):
         await enter(one, "tokens")
     one.release(request, generated_tokens=1)
 
@@ -125,14 +126,14 @@ async def test_redis_gone_open_each_router_counts_for_itself(routers, redis_serv
     for router in (one, two):
         for _ in range(3):
             await enter(router, "streams")
-        with pytest.raises(Overloaded, match="in flight"):
+        with pytest.raises(Overloaded, match="concurrent requests"):
             await enter(router, "streams")
     assert failures() >= before + 2
-    # Once it is back the shared count holds again; what was released meanwhile is told then.
+    # Once Redis is back, the shared count applies again; releases in between are sent then.
     for request in held:
         one.release(request, generated_tokens=0)
     redis_server.start()
-    async with asyncio.timeout(90):
+    async with asyncio.timeout(PATIENCE):
         while True:
             pair = [r._quotas for r in (one, two)]
             if all(q._clock.monotonic() >= q._down_until and not q._ended for q in pair):
@@ -152,7 +153,7 @@ async def test_redis_gone_closed_limited_tenants_are_refused(routers, redis_serv
     for _ in range(20):
         with pytest.raises(NotReady, match="quotas cannot be checked"):
             await enter(one, "streams")
-    assert before + 1 <= failures() <= before + 5  # it is left alone for a while
+    assert before + 1 <= failures() <= before + 5  # it is not called for a while
     await enter(one, "unlimited")
     redis_server.start()
 
@@ -178,9 +179,9 @@ async def test_a_redis_that_hangs_delays_one_request_and_blocks_nobody(routers, 
                 beats += 1
 
         heart = asyncio.create_task(beat())
-        async with asyncio.timeout(90):
+        async with asyncio.timeout(PATIENCE):
             await enter(one, "requests")
-        assert beats >= 10  # the loop went on during the second that Redis was given
+        assert beats >= 10  # the event loop kept running while waiting for Redis
         for _ in range(2):
             await enter(one, "requests")
         heart.cancel()

@@ -17,6 +17,7 @@ from serving.link.protocol import model_fingerprint
 from serving.router.app import Router
 from serving.settings import Settings
 from tests.integration.edge.scripted_engine import ScriptedEngine
+from tests.support.waiting import PATIENCE
 
 MODEL = "pocket-r1"
 FREE_PORTS = {"rest_port": 0, "grpc_port": 0, "join_port": 0}
@@ -50,7 +51,7 @@ async def until(router: Router, *, ready: bool) -> None:
     changed = asyncio.Event()
     unsubscribe = router.membership.subscribe(changed.set)
     try:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(PATIENCE):
             while router.membership.ready is not ready:
                 changed.clear()
                 await changed.wait()
@@ -60,7 +61,7 @@ async def until(router: Router, *, ready: bool) -> None:
 
 @dataclass
 class Edge:
-    """Everything that a test needs."""
+    """The router, its rank and its clients."""
 
     router: Router
     rank: Rank
@@ -101,7 +102,7 @@ async def _shared_edge(settings) -> AsyncIterator[Edge]:
     router = await Router.start(settings)
     rank = await Rank.join(router, settings)
     async with (
-        httpx.AsyncClient(base_url=router.addresses.rest, timeout=90) as rest,
+        httpx.AsyncClient(base_url=router.addresses.rest, timeout=PATIENCE) as rest,
         openai.AsyncOpenAI(
             base_url=f"{router.addresses.rest}/v1", api_key="none", max_retries=0
         ) as sdk,
@@ -115,10 +116,10 @@ async def _shared_edge(settings) -> AsyncIterator[Edge]:
 @pytest_asyncio.fixture(loop_scope="session")
 async def edge(shared_edge) -> AsyncIterator[Edge]:
     shared_edge.engine.reset()
-    await until(shared_edge.router, ready=True)  # the test before may have fenced it
+    await until(shared_edge.router, ready=True)  # the previous test may have fenced it
     yield shared_edge
     # A request that outlives its test would be a leak.
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE):
         await shared_edge.engine.quiet.wait()
     # A client may have its answer (an expired deadline) before the server has cleaned up.
     assert await shared_edge.router.gate.wait_idle(60)

@@ -101,7 +101,7 @@ class Stand:
     async def soon(self, condition: Any, what: str) -> None:
         """Assert that ``condition()`` becomes true within a second of this process's CPU time.
 
-        Counted in looks: where others have the processor, that is not the router's slowness.
+        Counted in polls, because other processes may use the CPU.
         """
         for _ in range(_LOOKS):
             if condition():

@@ -20,7 +20,7 @@ from serving.edge.auth.keys import digest_of
 from serving.edge.rest import middleware
 from serving.h2grpc.server import Server
 from serving.router.app import Router
-from tests.support.waiting import eventually
+from tests.support.waiting import PATIENCE, eventually
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -99,7 +99,9 @@ async def guarded(tmp_path_factory, router_settings, join_rank):
 
 @pytest_asyncio.fixture(loop_scope="session")
 async def rest(guarded):
-    async with httpx.AsyncClient(base_url=guarded.router.addresses.rest, timeout=90) as client:
+    async with httpx.AsyncClient(
+        base_url=guarded.router.addresses.rest, timeout=PATIENCE
+    ) as client:
         yield client
 
 
@@ -111,7 +113,7 @@ async def channel(guarded):
 
 def routes_of(router: Router) -> list[tuple[str, str]]:
     """Return (method, path) of all routes of the app, including its documentation."""
-    app = router.rest.config.app  # what uvicorn calls: nothing is left out
+    app = router.rest.config.app  # the app that uvicorn calls, with all routes
     inner = app.app.app
     found = [
         (method, route.path.replace("{response_id}", "resp_1"))
@@ -188,7 +190,7 @@ async def test_anthropic_clients_key_header(rest):
 async def test_a_browsers_preflight_needs_no_key_but_reaches_no_route(rest):
     question = {"origin": "https://app", "access-control-request-method": "POST"}
     answer = await rest.options("/v1/chat/completions", headers=question)
-    assert "CORS" in answer.text  # vLLM's answer: which origins it allows is its setting
+    assert "CORS" in answer.text  # vLLM's response: allowed origins are one of its settings
     assert (await rest.options("/fleet")).status_code == 401
 
 
@@ -205,14 +207,14 @@ async def test_websockets_are_refused(rest):
 async def status_of(channel, method: str, key: str | None, *, write: bool) -> grpc.StatusCode:
     """Call an RPC with an empty message, or without one; return the status."""
     metadata = tuple(bearer(key).items())
-    call = channel.stream_stream(method)(metadata=metadata, timeout=90)
+    call = channel.stream_stream(method)(metadata=metadata, timeout=PATIENCE)
     try:
         if write:
             await call.write(b"")
             await call.done_writing()
         async for _ in call:
             if method.endswith("/Watch"):
-                call.cancel()  # it has no end
+                call.cancel()  # it does not end
                 return grpc.StatusCode.OK
     except grpc.aio.AioRpcError as error:
         return error.code()
@@ -241,7 +243,7 @@ async def test_every_rpc_without_a_key_but_health(channel, methods):
             continue
         for key in (None, "wrong", EXPIRED):
             is_open = split(method)[0] in OPEN_SERVICES
-            # Refused before a message is sent; an allowed call would wait for one.
+            # Rejected before a message is sent; an allowed call would wait for one.
             status = await status_of(channel, method, key, write=is_open)
             assert status is (grpc.StatusCode.OK if is_open else UNAUTHENTICATED), method
 
@@ -318,7 +320,7 @@ async def test_operators_reach_the_fleet(channel):
     await stub.Uncordon(fleet_pb2.UncordonRequest(group_id="g0"), metadata=metadata)
 
 
-# -- who asks ---------------------------------------------------------------------------
+# -- callers ----------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -396,7 +398,7 @@ async def test_a_key_that_is_added_works_and_one_that_is_taken_away_does_not(
         lambda *_, **__: loop.call_soon_threadsafe(seen.set),
     )
     guarded.keys_file.write_text("keys: [")
-    async with asyncio.timeout(90):
+    async with asyncio.timeout(PATIENCE):
         await seen.wait()
     assert await status() == 200
     guarded.keys_file.write_text(before)
@@ -411,7 +413,7 @@ async def test_metadata_over_the_limit_is_refused(guarded, channel):
         (limit, grpc.StatusCode.RESOURCE_EXHAUSTED),
     ):
         metadata = (*bearer(USER).items(), ("x-filler", "x" * size))
-        call = stub.ListModels(pb.ListModelsRequest(), metadata=metadata, timeout=90)
+        call = stub.ListModels(pb.ListModelsRequest(), metadata=metadata, timeout=PATIENCE)
         assert await call.code() is status
 
 

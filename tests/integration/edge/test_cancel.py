@@ -14,7 +14,7 @@ import pytest_asyncio
 from serving.api.v1 import inference_pb2 as pb
 from serving.api.v1 import inference_pb2_grpc
 from tests.integration.edge.stand import Stand, stand_settings, standing
-from tests.support.waiting import eventually
+from tests.support.waiting import PATIENCE, eventually
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -56,7 +56,7 @@ class Client:
         headers = {} if self._timeout is None else {"x-request-timeout-ms": f"{self._timeout:.0f}"}
         url = f"{self._stand.router.addresses.rest}/v1/completions"
         async with (
-            httpx.AsyncClient(timeout=60) as client,
+            httpx.AsyncClient(timeout=PATIENCE) as client,
             client.stream("POST", url, json=body, headers=headers) as answer,
         ):
             text = ""
@@ -93,7 +93,7 @@ async def running(stand: Stand, client: Client, way: str) -> None:
     """Wait until the request runs in the engine."""
     await eventually(lambda: stand.running >= 1, "the start in the engine")
     if "stream" in way:
-        async with asyncio.timeout(90):
+        async with asyncio.timeout(PATIENCE):
             await client.began.wait()
 
 
@@ -133,7 +133,7 @@ async def test_a_deadline_in_the_queue(stand, way):
     others = [Client(stand, "REST") for _ in range(SLOTS)]
     await eventually(lambda: stand.running == SLOTS, "full slots")
     client = Client(stand, way, timeout=300)
-    # Admission may also refuse it at once, because it cannot be served in time.
+    # Admission may also reject it at once, because it cannot be served in time.
     assert await client.task in {"DEADLINE_EXCEEDED", "429", "RESOURCE_EXHAUSTED"}
     await stand.soon(lambda: stand.router.client.inflight_requests == SLOTS, "the queue's end")
     assert not any(other.task.done() for other in others)
@@ -144,7 +144,7 @@ async def test_a_deadline_in_the_queue(stand, way):
 @pytest.mark.parametrize("timeout", [None, 300.0], ids=["leaves", "deadline"])
 @pytest.mark.parametrize("way", WAYS)
 async def test_parked(shared, way, timeout):
-    """Without a group a request waits for one; if its client leaves, it never runs."""
+    """Without a group a request waits for one; if its client disconnects, it never runs."""
     await shared.leave()
     client = Client(shared, way, timeout=timeout)
     await eventually(lambda: shared.router.client.inflight_requests == 1, "the parking")
@@ -164,7 +164,7 @@ async def test_parked(shared, way, timeout):
 
 async def test_a_parked_stream_hears_comments_and_goes_on():
     settings = stand_settings(router={"keepalive_interval": 0.05})
-    async with standing(settings, groups=0) as stand, httpx.AsyncClient(timeout=60) as client:
+    async with standing(settings, groups=0) as stand, httpx.AsyncClient(timeout=PATIENCE) as client:
         url = f"{stand.router.addresses.rest}/v1/chat/completions"
         body = {
             "model": "pocket-r1",
@@ -198,7 +198,7 @@ async def test_a_client_that_does_not_read_is_cut_off_and_holds_nothing(way):
     async with standing(settings, token_delay=0.002) as stand, not_reading(stand, way):
         await eventually(lambda: stand.router.gate.inflight == 1, "its request")
         url = f"{stand.router.addresses.rest}/v1/completions"
-        async with httpx.AsyncClient(timeout=60) as other:
+        async with httpx.AsyncClient(timeout=PATIENCE) as other:
             body = {"model": "pocket-r1", "prompt": "x", "max_tokens": 4}
             assert (await other.post(url, json=body)).status_code == 200
         await eventually(lambda: stand.idle, "the end of what nobody takes")

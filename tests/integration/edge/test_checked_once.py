@@ -1,4 +1,4 @@
-"""A request's load is checked once, at the first place that can refuse it."""
+"""A request's load is checked once, at the first place that can reject it."""
 
 import pytest
 
@@ -66,7 +66,7 @@ async def test_each_request_of_a_connection_is_checked(edge, calls):
 
 async def test_a_request_that_the_edge_refuses_goes_no_further(edge, calls, monkeypatch):
     def full(_controller, _context):
-        raise Overloaded("too much work", 3.0)
+        raise Overloaded("overloaded", 3.0)
 
     monkeypatch.setattr(AdmissionController, "check", full)
     response = await edge.rest.post("/v1/chat/completions", json=CHAT)

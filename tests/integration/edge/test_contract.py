@@ -1,4 +1,4 @@
-"""Live answers beside the published APIs: what differs is on the list, with its reason."""
+"""Live responses compared with the published APIs: every difference is listed with its reason."""
 
 import gzip
 import json
@@ -80,7 +80,7 @@ OLDER_THAN_THE_DOCUMENT = {"name"}
 
 
 def additions(value: object, path: str = "") -> set[str]:
-    """Return the paths of fields that an SDK's model does not know."""
+    """Return the paths of fields that are missing in an SDK's model."""
     if isinstance(value, list):
         return {each for item in value for each in additions(item, f"{path}[]")}
     if not isinstance(value, BaseModel):
@@ -95,7 +95,7 @@ def additions(value: object, path: str = "") -> set[str]:
 
 
 def unfinished(content: dict) -> bool:
-    """Tell whether an event of a text is one that the SDK's type has no place for."""
+    """Return whether the SDK's type cannot represent an event of a text."""
     return content.get("object") == "text_completion" and any(
         choice["finish_reason"] is None for choice in content["choices"]
     )
@@ -153,7 +153,7 @@ async def test_errors_are_the_documents(edge, path, body):
     listed = {
         "error.code: is integer",  # vLLM's, the HTTP status
         "error.reason: is added",  # ours, for programs
-        "error.param: is added",  # which field is wrong
+        "error.param: is added",  # the invalid field
         "request_id: null",
         "request_id: is missing",
     }

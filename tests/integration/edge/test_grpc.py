@@ -15,6 +15,7 @@ from grpc_status import rpc_status
 from serving.api.v1 import fleet_pb2
 from serving.api.v1 import inference_pb2 as pb
 from serving.link.v1 import link_pb2
+from tests.support.waiting import PATIENCE
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -268,7 +269,7 @@ async def test_message_over_the_limit(edge):
 async def test_cancel_aborts_in_the_engine(edge, rpc, hold_after):
     edge.engine.hold_after = hold_after
     call = getattr(edge.inference, rpc)(chat())
-    async with asyncio.timeout(90):
+    async with asyncio.timeout(PATIENCE):
         if rpc == "ChatStream" and hold_after:
             await call.read()
         await edge.engine.held.wait()
@@ -282,7 +283,7 @@ async def test_deadline_aborts_in_the_engine(edge, rpc):
     request = chat() if "Chat" in rpc else pb.CompleteRequest(model="pocket-r1", text="x")
     error = await failure_of(getattr(edge.inference, rpc)(request, timeout=0.3))
     assert error.code() == grpc.StatusCode.DEADLINE_EXCEEDED
-    async with asyncio.timeout(90):
+    async with asyncio.timeout(PATIENCE):
         await edge.engine.quiet.wait()
 
 

@@ -1,4 +1,4 @@
-"""Requests of few bytes that take much work: refused early, or processed in a thread."""
+"""Requests of few bytes that take much work: rejected early, or processed in a thread."""
 
 import threading
 

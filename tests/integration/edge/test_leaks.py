@@ -1,6 +1,6 @@
-"""After thousands of requests of all kinds everything is as it was: nothing leaks.
+"""After thousands of requests of all kinds all counts are unchanged: nothing leaks.
 
-``SOAK_REQUESTS`` says how many (``make soak``: 50,000).
+``SOAK_REQUESTS`` sets their number (``make soak``: 50,000).
 """
 
 import asyncio
@@ -29,7 +29,7 @@ AT_ONCE = 24
 WARM_UP = 600
 """Requests before the first measurement, which fill caches, pools and arenas."""
 GROWTH = 8 * 2**10
-"""Bytes for each of its requests that the second half may grow more than nothing. A leaked request
+"""Growth per request, bytes, that is allowed in the second half. A leaked request
 would hold at least its prompt, output buffer and tasks, some 20 kB."""
 
 POOLS = 8
@@ -39,7 +39,7 @@ are in the descriptors. One leaked by each hundredth request would be 100."""
 
 _LOOKS = 200
 _SAME = 6
-"""At twenty looks a second: at most ten, at least a third of a second."""
+"""At twenty polls per second: at most ten, at least a third of a second."""
 
 PROMPT = "What is 17+25? " * 4
 
@@ -201,7 +201,7 @@ async def measure(stand):
 
 
 async def send(stand, count, seed):
-    """Send the requests with new clients, and close those."""
+    """Send the requests with new clients, and close the clients."""
     connector = aiohttp.TCPConnector(limit=AT_ONCE)
     async with (
         aiohttp.ClientSession(connector=connector) as session,
@@ -243,7 +243,7 @@ async def test_nothing_is_left_of_thousands_of_requests(capsys):
         assert after["threads"] <= before["threads"] + POOLS
         assert after["rss"] - middle["rss"] < GROWTH * (REQUESTS // 2)
         assert outcomes.total() == REQUESTS
-        # All kinds of endings occurred; otherwise the test shows little.
+        # All kinds of endings occurred; otherwise the test would prove little.
         ends = {end for _, end in outcomes}
         assert {200, 400, 404, 504, "left", "OK", "DEADLINE_EXCEEDED", "INVALID_ARGUMENT"} <= ends
         assert not ends & {500, 503, "INTERNAL", "UNKNOWN", "UNAVAILABLE"}

@@ -7,6 +7,7 @@ import pytest
 
 from serving.link.v1 import link_pb2
 from serving.settings import BUNDLED_MODEL
+from tests.support.waiting import PATIENCE
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -283,7 +284,7 @@ async def test_disconnect_aborts_a_whole_answer_in_the_engine(edge):
 async def _hang_up_when_held(edge, request, *, stream):
     import asyncio
 
-    async with asyncio.timeout(90):
+    async with asyncio.timeout(PATIENCE):
         if stream:
             answer = await edge.rest.send(request, stream=True)
             await edge.engine.held.wait()
@@ -317,7 +318,7 @@ async def test_timeout_in_a_stream_is_an_error_event(edge):
 FAILURES = [
     pytest.param(link_pb2.RequestError.INVALID_REQUEST, 400, "INVALID_REQUEST", id="invalid"),
     pytest.param(link_pb2.RequestError.OVERLOADED, 429, "OVERLOADED", id="overloaded"),
-    # It waits for a group that can take it; here none joins before its deadline.
+    # It waits for a group that can run it; none joins before its deadline.
     pytest.param(link_pb2.RequestError.ENGINE_FAILED, 504, "DEADLINE_EXCEEDED", id="engine failed"),
 ]
 

@@ -12,6 +12,7 @@ from serving.api.v1 import inference_pb2 as pb
 from serving.api.v1 import inference_pb2_grpc
 from serving.errors import SettingsError
 from serving.router.app import Router
+from tests.support.waiting import PATIENCE
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -23,7 +24,7 @@ NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 async def test_readiness_and_health_follow_the_fleet(router_settings, join_rank):
     router = await Router.start(router_settings())
     async with (
-        httpx.AsyncClient(base_url=router.addresses.rest, timeout=90) as rest,
+        httpx.AsyncClient(base_url=router.addresses.rest, timeout=PATIENCE) as rest,
         grpc.aio.insecure_channel(router.addresses.grpc) as channel,
     ):
         inference = inference_pb2_grpc.InferenceServiceStub(channel)
@@ -72,7 +73,7 @@ async def test_drain_finishes_what_runs_and_refuses_what_is_new(router_settings,
     rank = await join_rank(router, router_settings())
     rank.engine.hold_after = 3
     async with (
-        httpx.AsyncClient(base_url=router.addresses.rest, timeout=90) as rest,
+        httpx.AsyncClient(base_url=router.addresses.rest, timeout=PATIENCE) as rest,
         grpc.aio.insecure_channel(router.addresses.grpc) as channel,
     ):
         running = asyncio.create_task(rest.post("/v1/chat/completions", json=CHAT))
@@ -105,10 +106,10 @@ async def test_drain_sends_channels_elsewhere_before_it_refuses(router_settings)
         await models(pb.ListModelsRequest())
         (connection,) = router.grpc.server.connections
         assert await router.drain(20)
-        assert connection._leaving
-        assert connection.refusing  # the client knows, and has no call on the way
+        assert connection._goaway_sent
+        assert connection.refusing  # the client is notified, and has no pending call
         with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await models(pb.ListModelsRequest())  # over a connection that it makes for it
+            await models(pb.ListModelsRequest())  # over a new connection
         assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
     await router.stop()
 
@@ -117,14 +118,14 @@ async def test_drain_gives_up_and_stop_cancels(router_settings, join_rank):
     router = await Router.start(router_settings())
     rank = await join_rank(router, router_settings())
     rank.engine.hold_after = 3
-    async with httpx.AsyncClient(base_url=router.addresses.rest, timeout=90) as rest:
+    async with httpx.AsyncClient(base_url=router.addresses.rest, timeout=PATIENCE) as rest:
         running = asyncio.create_task(rest.post("/v1/chat/completions", json=CHAT))
         await rank.engine.held.wait()
         assert not await router.drain(0.05)
         await router.stop()
         with pytest.raises(httpx.HTTPError):
             (await running).raise_for_status()
-        async with asyncio.timeout(90):
+        async with asyncio.timeout(PATIENCE):
             await rank.engine.quiet.wait()
     await rank.server.stop()
 

@@ -15,8 +15,9 @@ import pytest
 
 from serving.api.v1 import inference_pb2, inference_pb2_grpc
 from serving.edge.auth.keys import digest_of
+from tests.support.waiting import PATIENCE
 
-START_LIMIT = 100
+START_LIMIT = 300
 """Seconds; most of it is vLLM's imports on a busy machine."""
 FREE_PORTS = {"port": 0, "grpc-port": 0, "join-port": 0}
 
@@ -62,7 +63,7 @@ def test_start_serve_and_sigterm(tmp_path):
         assert httpx.get(f"{addresses['rest']}/readyz").status_code == 503
         for address in (addresses["grpc"], addresses["join"]):
             host, port = address.rsplit(":", 1)
-            socket.create_connection((host, int(port)), timeout=60).close()
+            socket.create_connection((host, int(port)), timeout=PATIENCE).close()
         refused = httpx.post(
             f"{addresses['rest']}/v1/completions",
             json={"model": "pocket-r1", "prompt": "secret words"},
@@ -72,7 +73,7 @@ def test_start_serve_and_sigterm(tmp_path):
         maps = Path(f"/proc/{router.process.pid}/maps").read_text()
         assert "/ray/_raylet" not in maps
         router.process.send_signal(signal.SIGTERM)
-        assert router.process.wait(120) == 0
+        assert router.process.wait(PATIENCE) == 0
         lines = [json.loads(line) for line in router.log.read_text().splitlines() if line]
         assert [line["event"] for line in lines if line["logger"] == "serving.router"] == [
             "router is up",
@@ -91,7 +92,7 @@ def test_no_key_and_no_prompt_is_logged_even_in_debug(tmp_path):
     flags = (f"security.keys_file={keys}", "telemetry.log_level=debug")
     with Process(tmp_path, *(word for flag in flags for word in ("--set", flag))) as router:
         addresses = router.addresses()
-        with httpx.Client(base_url=addresses["rest"], timeout=60) as rest:
+        with httpx.Client(base_url=addresses["rest"], timeout=PATIENCE) as rest:
             body = {"model": "pocket-r1", "prompt": prompt}
             soon = {"x-request-timeout-ms": "300"}
             statuses = []
@@ -121,7 +122,7 @@ def test_no_key_and_no_prompt_is_logged_even_in_debug(tmp_path):
                         timeout=1,
                     )
         router.process.send_signal(signal.SIGTERM)
-        assert router.process.wait(120) == 0
+        assert router.process.wait(PATIENCE) == 0
         text = router.log.read_text()
     lines = [json.loads(line) for line in text.splitlines() if line.startswith("{")]
     tenants = [line.get("tenant") for line in lines if line["event"] == "request"]

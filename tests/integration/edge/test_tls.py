@@ -24,13 +24,10 @@ from serving.link.protocol import model_fingerprint
 from serving.router.app import Router
 from serving.settings import Settings
 from tests.integration.edge.scripted_engine import ScriptedEngine
-from tests.support.waiting import eventually
+from tests.support.waiting import PATIENCE, eventually
 from tests.unit.credentials.certificates import issue
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
-
-PATIENCE = 90.0
-"""Seconds until a test gives up."""
 
 
 def settings_with(router_settings, link=None, **security) -> Settings:
@@ -196,7 +193,7 @@ def state_of(rank: RankServer) -> dict:
 
 
 async def settle(rank: RankServer) -> dict:
-    """Wait until the router has accepted or refused the rank."""
+    """Wait until the router has accepted or rejected the rank."""
 
     async def answered() -> bool:
         return state_of(rank)["state"] != "connecting"

@@ -1,4 +1,4 @@
-"""The controller: when it places requests, when it refuses them, and what it leaves behind."""
+"""The controller: placement, rejection, and cleanup."""
 
 import asyncio
 from contextlib import suppress
@@ -18,14 +18,14 @@ from serving.settings import AdmissionSettings
 from serving.telemetry.metrics import REGISTRY
 from tests.support.clock import ManualClock
 from tests.support.dispatching import ROUTING, SlotDispatcher, SlotStream
-from tests.support.waiting import loop_turns
+from tests.support.waiting import PATIENCE, loop_turns
 
 
 class World:
-    """A controller on slots, with a clock that only the test moves."""
+    """A controller on slots, with a manual clock."""
 
     def __init__(self, fleet, limits_of=None, **settings):
-        # A timer that never fires by itself: the test says when.
+        # A timer that fires only when the test triggers it.
         settings = {"recheck_interval": 1000.0, **settings}
         self.fleet = fleet
         self.clock = ManualClock()
@@ -87,7 +87,7 @@ class World:
         await loop_turns()
 
     async def warm(self, residence=2.0, tokens=10):
-        """Let one request end, so that waits can be predicted."""
+        """Finish one request, so that waits can be predicted."""
         request = await self.enter("warm", tokens=tokens)
         self.clock.now += residence
         await self.go(request)
@@ -97,7 +97,7 @@ class World:
 
 @pytest.fixture
 async def world():
-    """Make worlds, and check afterwards that nothing is left of them."""
+    """Create worlds, and check afterwards that they are empty."""
     worlds = []
 
     def make(capacity=1, *, ready=True, limits_of=None, **settings):
@@ -115,7 +115,7 @@ async def world():
         assert not each.controller.armed
         assert not each.fleet.listeners
     if left := asyncio.all_tasks() - {asyncio.current_task()}:
-        _, unfinished = await asyncio.wait(left, timeout=60)
+        _, unfinished = await asyncio.wait(left, timeout=PATIENCE)
         assert not unfinished
 
 
@@ -188,8 +188,8 @@ async def test_without_anything_happening_the_head_is_tried_again(world):
     w = world(recheck_interval=0.01)
     await w.enter("1")
     await w.come("2")
-    w.fleet.capacity = 2  # nobody says so
-    async with asyncio.timeout(90):
+    w.fleet.capacity = 2  # without a notification
+    async with asyncio.timeout(PATIENCE):
         await w.tasks["2"]
 
 
@@ -214,7 +214,7 @@ async def test_a_deadline_ends_the_wait_without_anything_happening(world):
     task = asyncio.create_task(w.enter("2", seconds=0.02))
     await asyncio.sleep(0)
     w.clock.now += 1.0  # the controller's timer is the loop's and fires after 0.02 s
-    async with asyncio.timeout(90):
+    async with asyncio.timeout(PATIENCE):
         with pytest.raises(DeadlineExceeded):
             await task
 
@@ -263,7 +263,7 @@ async def test_cancelled_when_it_had_just_been_placed(world):
     task.cancel()
     await loop_turns()
     assert task.cancelled()
-    assert w.fleet.inside == 0  # it is taken off its rank
+    assert w.fleet.inside == 0  # it is removed from its rank
     assert w.controller.outstanding_tokens == 0
 
 
@@ -275,7 +275,7 @@ async def test_release_is_safe_twice(world):
     assert w.controller.outstanding_tokens == 0
 
 
-# -- early refusal ------------------------------------------------------------------------
+# -- early rejection ----------------------------------------------------------------------
 
 
 async def test_a_wait_past_the_deadline_is_refused_at_once(world):
@@ -317,7 +317,7 @@ async def test_without_knowledge_nothing_is_refused_but_for_the_bound(world):
         run_to_end(w.enter("4", tenant="4"))
     assert caught.value.retry_after == 1.0
     assert refused("queue_full") == before + 1
-    assert w.fleet.tries.count("4") == 0  # refused before any work
+    assert w.fleet.tries.count("4") == 0  # rejected before any work
 
 
 async def test_check_refuses_what_enter_would(world):
@@ -325,9 +325,9 @@ async def test_check_refuses_what_enter_would(world):
     context = RequestContext(tenant="t")
     w.controller.check(context)
     await w.enter("1")
-    w.controller.check(context)  # nobody waits: it may try
+    w.controller.check(context)  # the queue is empty: it may try
     await w.come("2")
-    with pytest.raises(Overloaded, match="1 requests wait"):
+    with pytest.raises(Overloaded, match="1 requests are already queued"):
         w.controller.check(context)
 
 
@@ -336,7 +336,7 @@ async def test_check_refuses_a_long_wait(world):
     await w.warm(residence=20.0)
     await w.enter("1")
     await w.come("2", priority=Priority.BATCH)
-    with pytest.raises(Overloaded, match="would wait"):
+    with pytest.raises(Overloaded, match="the predicted wait"):
         w.controller.check(RequestContext())
     w.controller.check(RequestContext(priority=Priority.BATCH))
 
@@ -348,7 +348,7 @@ async def test_without_a_ready_group_requests_are_parked(world):
     w = world()
     await w.warm(residence=100.0)
     w.fleet.ready = False
-    task = await w.come("1", seconds=5)  # no prediction, no refusal
+    task = await w.come("1", seconds=5)  # no prediction, no rejection
     w.clock.now += 3.0
     w.fleet.ready = True
     w.controller.wake()
@@ -488,7 +488,7 @@ async def test_what_was_refused_for_the_queue_costs_no_tokens(world):
     w = world(limits_of=lambda _: limits, queue_requests=1)
     first = await w.enter("1", tokens=90)
     await w.come("2", tokens=1)
-    with pytest.raises(Overloaded, match="requests wait"):
+    with pytest.raises(Overloaded, match="requests are already queued"):
         await w.enter("3", tokens=5)
     await loop_turns()
     assert (await w.store.tokens("t")).used == 91
@@ -501,7 +501,7 @@ async def test_cancelled_in_the_queue_gives_the_quota_back(world):
     w = world(limits_of=lambda _: limits)
     await w.enter("1")
     task = await w.come("2")
-    with pytest.raises(Overloaded, match="in flight"):
+    with pytest.raises(Overloaded, match="concurrent requests"):
         await w.enter("3")
     task.cancel()
     await loop_turns()
@@ -632,7 +632,7 @@ async def live(history):
     while life.running:
         await life.end(0)
         await life.pump()
-    assert not life.waiting  # work goes on as long as there is any
+    assert not life.waiting  # run until the queue is empty
     controller = life.w.controller
     assert controller.outstanding_tokens == 0
     await controller.stop()

@@ -1,4 +1,4 @@
-"""Predicted waits: Little's law, from the first ended request on."""
+"""Predicted waits: Little's law, from the first finished request on."""
 
 import pytest
 from hypothesis import given
@@ -85,7 +85,7 @@ def test_the_short_ones_that_end_first_do_not_make_the_fleet_look_fast():
         predictor.placed(100, 0.0)
     predictor.ended(100, 0.0, 0.1)
     predictor.placed(100, 0.1)
-    # Ten requests spent 0.1 s and one ended: a request a second, not a hundred.
+    # Ten requests spent 0.1 s and one ended: one request per second, not a hundred.
     assert predictor.wait(1000, 0.1) == pytest.approx(1.0, rel=0.1)
 
 

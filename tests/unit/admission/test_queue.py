@@ -146,7 +146,7 @@ def test_pop_of_nothing():
     ("held", "new", "why"),
     [
         pytest.param([], Item(tokens=10**6), None, id="one of any size"),
-        pytest.param([Item(tokens=90)], Item(tokens=11), "tokens wait", id="tokens"),
+        pytest.param([Item(tokens=90)], Item(tokens=11), "tokens are already queued", id="tokens"),
         pytest.param([Item()] * 6, Item(), "of your standard requests", id="its own share"),
         pytest.param([Item()] * 6, Item(tenant="b"), None, id="room for another tenant"),
         pytest.param([Item()] * 6, Item(priority=TOP), None, id="room for a better priority"),
@@ -161,9 +161,9 @@ def test_room(held, new, why):
     queue = make(requests=9, tokens=100)
     for item in held:
         queue.push(Item(item.name, item.tenant, item.priority, item.tokens, item.weight), 0.0)
-    said = queue.full_for(new)
-    assert (said is None) == (why is None)
-    assert (why or "") in (said or "")
+    reason = queue.full_for(new)
+    assert (reason is None) == (why is None)
+    assert (why or "") in (reason or "")
 
 
 def test_resumed_requests_do_not_count_against_the_bound():
@@ -220,7 +220,7 @@ def test_nothing_is_lost_or_doubled_and_the_queue_never_stalls(history):
             queue.push_resumed(value)
             inside.append(value)
         elif step == "pop" and inside:
-            inside.remove(queue.pop(now))  # fails for one that is not inside
+            inside.remove(queue.pop(now))  # fails for an item that is not queued
         elif step == "discard" and inside:
             queue.discard(inside.pop(value % len(inside)))
         elif step == "pass":
@@ -276,17 +276,17 @@ def test_one_tenants_requests_of_one_priority_stay_in_order(arrivals):
     st.sampled_from([S, B]),
 )
 def test_a_stream_of_better_requests_does_not_starve_one(stream, priority):
-    """One request is served each second and better ones keep coming: ageing bounds the wait."""
+    """One request per second is served while higher classes arrive: ageing bounds the wait."""
     queue = make()
     waiting = Item("old", "old", priority, tokens=50)
     queue.push(waiting, 0.0)
     for second, (tenant, tokens) in enumerate(stream * 5):
-        # Two come for one that is served: the queue only grows.
+        # Two arrive for each one served: the queue only grows.
         queue.push(Item(tenant=tenant, priority=TOP, tokens=tokens), float(second))
         queue.push(Item(tenant=tenant, priority=TOP, tokens=tokens), float(second))
         if queue.pop(float(second)) is waiting:
             break
-    # It is interactive after its rises; then at most what fairness owes three others before it:
+    # After ageing it is interactive; then fairness serves at most this much of three others first:
     # their start tags are behind its own by a request each, of 50 tokens at most.
     assert waiting not in queue
     assert second <= AGEING * priority + 3 * 50

@@ -1,4 +1,4 @@
-"""Quotas of tenants: refusals, their retry time, and a shared store that fails."""
+"""Quotas of tenants: rejections, their retry time, and a failing shared store."""
 
 import asyncio
 from contextlib import suppress
@@ -10,7 +10,7 @@ from serving.admission.quota_store import MemoryQuotas
 from serving.admission.quotas import REST_SECONDS, Quotas, TenantLimits
 from serving.errors import NotReady, Overloaded
 from tests.support.clock import ManualClock
-from tests.support.waiting import eventually
+from tests.support.waiting import PATIENCE, eventually
 
 
 class Shared(MemoryQuotas):
@@ -100,9 +100,9 @@ async def test_requests_of_a_minute(make, wall):
     quotas = make(TenantLimits(requests_per_minute=2))
     for _ in range(2):
         await take(quotas)
-    with pytest.raises(Overloaded, match="requests of this minute") as caught:
+    with pytest.raises(Overloaded, match="request quota for this minute") as caught:
         await take(quotas)
-    # 30 s until the window is over; then it fades, and nothing of it may count less than one.
+    # 30 s until the window ends; then it fades until less than one request counts.
     assert caught.value.retry_after == pytest.approx(30.0)
     wall.now += 31 + 30
     await take(quotas)
@@ -111,11 +111,11 @@ async def test_requests_of_a_minute(make, wall):
 async def test_tokens_are_charged_at_both_ends_and_debts_block(make, wall):
     quotas = make(TenantLimits(tokens_per_minute=100))
     lease = await take(quotas, tokens=99)
-    await take(quotas, tokens=50)  # there was one left: it may go over
+    await take(quotas, tokens=50)  # one was left: it may exceed the limit
     lease.end(51)
     lease.end(51)
     await settled(quotas)
-    with pytest.raises(Overloaded, match="tokens of this minute") as caught:
+    with pytest.raises(Overloaded, match="token quota for this minute") as caught:
         await take(quotas, tokens=1)
     # 200 used: 30 s until the window is over, 30 s until half of it has faded.
     assert caught.value.retry_after == pytest.approx(60.0)
@@ -124,7 +124,7 @@ async def test_tokens_are_charged_at_both_ends_and_debts_block(make, wall):
 async def test_streams(make):
     quotas = make(TenantLimits(concurrent_streams=2))
     first, _ = await take(quotas), await take(quotas)
-    with pytest.raises(Overloaded, match="in flight"):
+    with pytest.raises(Overloaded, match="concurrent requests"):
         await take(quotas)
     first.end(5)
     await settled(quotas)
@@ -136,7 +136,7 @@ async def test_what_is_refused_holds_no_stream(make, wall, clock):
     quotas = make(TenantLimits(concurrent_streams=5, requests_per_minute=1), own=store)
     await take(quotas)
     for _ in range(10):
-        with pytest.raises(Overloaded, match="requests of this minute"):
+        with pytest.raises(Overloaded, match="request quota for this minute"):
             await take(quotas)
         await settled(quotas)
     assert store.open_streams("t") == 1
@@ -166,7 +166,7 @@ async def test_check_remembers_a_refusal_until_it_is_over(make, clock, wall):
     quotas = make(TenantLimits(requests_per_minute=1))
     quotas.check("t")
     await take(quotas)
-    quotas.check("t")  # nobody was refused yet
+    quotas.check("t")  # no tenant was rejected yet
     with pytest.raises(Overloaded) as first:
         await take(quotas)
     clock.now += 10
@@ -201,7 +201,7 @@ async def test_open_counts_here_meanwhile(make, clock, error):
     await take(quotas)
     with pytest.raises(Overloaded):
         await take(quotas)
-    assert shared.calls == 1  # and then it is left alone
+    assert shared.calls == 1  # then it is not called
     shared.error = None
     clock.now += REST_SECONDS
     await take(quotas)
@@ -226,7 +226,7 @@ async def test_a_store_that_hangs_is_given_up(make, clock):
     shared = Shared(clock)
     quotas = make(TenantLimits(concurrent_streams=1), shared=shared, timeout=0.02)
     shared.hangs = True
-    async with asyncio.timeout(90):
+    async with asyncio.timeout(PATIENCE):
         await take(quotas)
     shared.hangs = False
 
@@ -284,4 +284,4 @@ async def test_cancelled_while_the_store_is_called(make, clock):
     with pytest.raises(asyncio.CancelledError):
         await task
     await settled(quotas)
-    await take(quotas)  # it holds nothing
+    await take(quotas)  # it has no stream

@@ -22,7 +22,7 @@ SLOTS = 16
 PROMPT, LONGEST = 50, 350
 TOKEN_SECONDS = 0.01
 CAPACITY = SLOTS / (LONGEST / 2 * TOKEN_SECONDS)
-"""Requests a second that the slots serve, at the mean number of generated tokens."""
+"""Requests per second that the slots serve, at the mean number of generated tokens."""
 MINUTE = 60.0
 
 
@@ -190,7 +190,7 @@ def test_interactive_requests_wait_little_behind_a_flood_of_batch():
     people, batch = done.waits[Priority.INTERACTIVE], done.waits[Priority.BATCH]
     assert at_share(people, 0.95) < 1.0
     assert not [refusal for refusal in done.refused if refusal[0] is Priority.INTERACTIVE]
-    # Nor does batch starve: it gets what is left.
+    # Batch requests do not starve: they get the remaining capacity.
     assert len(batch) > 0.6 * CAPACITY * MINUTE
 
 

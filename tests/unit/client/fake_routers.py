@@ -10,6 +10,7 @@ import grpc
 
 from serving.api.v1 import inference_pb2, inference_pb2_grpc
 from serving.client.chat import GenerateRequest, Message
+from tests.support.waiting import PATIENCE
 
 
 def asked(*messages, max_tokens=None):
@@ -72,7 +73,7 @@ class Inference(inference_pb2_grpc.InferenceServiceServicer):
         for part in (delta(reasoning_content="hm"), delta(content="2")):
             yield inference_pb2.ChatStreamResponse(choices=[part])
         if self.endless:
-            self.ended.wait(60)
+            self.ended.wait(PATIENCE)
 
 
 @contextmanager
@@ -85,4 +86,4 @@ def grpc_router(servicer: Inference):
     try:
         yield f"127.0.0.1:{port}"
     finally:
-        server.stop(0).wait(60)
+        server.stop(0).wait(PATIENCE)

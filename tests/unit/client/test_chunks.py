@@ -39,10 +39,10 @@ def test_both_ways_give_the_same(event, piece):
     ("event", "says"),
     [
         (b'{"error":{"message":"gone"}}', "gone"),
-        (b"not json", "not a chunk"),
-        (b'{"choices":[{"delta":{"content":5}}]}', "not a chunk"),
-        (b'{"choices":5}', "not a chunk"),
-        (b"\xff", "not a chunk"),
+        (b"not json", "invalid chunk"),
+        (b'{"choices":[{"delta":{"content":5}}]}', "invalid chunk"),
+        (b'{"choices":5}', "invalid chunk"),
+        (b"\xff", "invalid chunk"),
     ],
 )
 def test_what_is_no_chunk_breaks_the_answer(event, says):

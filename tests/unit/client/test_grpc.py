@@ -7,6 +7,7 @@ from serving import errors
 from serving.api.v1 import inference_pb2
 from serving.client.chat import Delta, GenerateOptions
 from serving.client.grpc import GrpcClient
+from tests.support.waiting import PATIENCE
 from tests.unit.client.fake_routers import Inference, asked, grpc_router
 
 
@@ -33,7 +34,7 @@ def test_closing_the_stream_cancels_the_call():
         stream = GrpcClient(target).generate(asked(("user", "x")), GenerateOptions("m"))
         assert next(stream) == Delta(reasoning="hm")
         stream.close()
-        assert servicer.ended.wait(60)
+        assert servicer.ended.wait(PATIENCE)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The blocking REST client: answers, refusals, silence."""
+"""The blocking REST client: answers, errors, no response."""
 
 import json
 import sys
@@ -14,6 +14,7 @@ from serving.cli.local.up import ask_sample
 from serving.client.chat import Delta, GenerateOptions, GenerateRequest, Message, Usage
 from serving.client.rest import RestClient
 from serving.errors import EngineError, ModelNotFound, NotReady
+from tests.support.waiting import PATIENCE
 from tests.unit.client.fake_routers import asked, chunk, rest_router
 
 
@@ -51,7 +52,7 @@ def url() -> Iterator[str]:
 
 def stream_chat(url: str) -> Iterator[Delta]:
     request = GenerateRequest((Message("user", "What?"),))
-    return RestClient(url).generate(request, GenerateOptions("m", timeout=60))
+    return RestClient(url).generate(request, GenerateOptions("m", timeout=PATIENCE))
 
 
 def answer(status: int, body: str) -> None:
@@ -80,7 +81,7 @@ def test_get_json(url: str, status: int, body: str, expected: tuple[int, object]
 
 
 def test_nobody_answers() -> None:
-    with pytest.raises(NotReady, match=r"no router answers at http://127\.0\.0\.1:1"):
+    with pytest.raises(NotReady, match=r"cannot reach the router at http://127\.0\.0\.1:1"):
         RestClient("http://127.0.0.1:1").get_json("/fleet", 5)
 
 
@@ -97,13 +98,13 @@ def test_stream_tells_reasoning_from_content(url: str, field: str) -> None:
 
 def test_refusal_has_the_routers_words(url: str) -> None:
     answer(404, '{"error": {"message": "no model m"}}')
-    with pytest.raises(ModelNotFound, match="answered 404: no model m"):
+    with pytest.raises(ModelNotFound, match="returned HTTP 404: no model m"):
         list(stream_chat(url))
 
 
 def test_an_error_in_the_stream_is_an_error(url: str) -> None:
     answer(200, 'data: {"error": {"message": "group lost"}}\n\n')
-    with pytest.raises(EngineError, match="broke off: group lost"):
+    with pytest.raises(EngineError, match="stream failed: group lost"):
         list(stream_chat(url))
 
 
@@ -111,7 +112,7 @@ def test_a_stream_without_its_end_is_an_error(url: str) -> None:
     answer(200, 'data: {"choices": [{"delta": {"content": "4"}}]}\n\n')
     stream = stream_chat(url)
     assert next(stream) == Delta("4")
-    with pytest.raises(EngineError, match="before its end"):
+    with pytest.raises(EngineError, match="closed the stream before"):
         next(stream)
 
 

@@ -53,9 +53,9 @@ def test_requests_spread_over_the_whole_fleet(fleet):
     dispatcher = Dispatcher(membership, RoutingSettings(queue_allowance=0), ManualClock(1.0))
     for _ in range(GROUPS):
         assert not isinstance(place(dispatcher), str)
-    # One slot each: the last ones found theirs although the part they looked at had none.
+    # One slot each: the last requests found a slot although their sample had none.
     assert {handle.inflight_requests for handle in handles.values()} == {1}
-    assert place(dispatcher) == "all ranks run as many requests as they take"
+    assert place(dispatcher) == "all ranks run their maximum number of requests"
 
 
 def test_a_prompt_goes_where_its_beginning_is(fleet):
@@ -83,7 +83,7 @@ def test_a_group_that_is_lost_is_not_looked_at_again(fleet):
     place(dispatcher)
     for number in range(1, GROUPS):
         name = f"g{number:03}"
-        membership.hand_over(name, "goes")
+        membership.move_requests(name, "goes")
     for _ in range(3):
         handles["g000"].inflight_requests = 0
         assert place(dispatcher).rank_id.group_id == "g000"

@@ -11,9 +11,8 @@ from serving.edge.rest.server import RestServer
 from serving.h2grpc.turns import SLICE
 from serving.net import bind
 from serving.settings import SecuritySettings
-from tests.support.waiting import eventually
+from tests.support.waiting import PATIENCE, eventually
 
-PATIENCE = 60.0
 GET = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"
 MANY = 2000
 
@@ -138,7 +137,7 @@ async def test_one_write_is_parsed_a_piece_at_a_time(stand, data, count):
     writer.write(data)
     assert len(await answers(reader, count)) == count
     assert sum(size for _, size in stand.turns) == len(data)
-    # At most what arrives at once, and what its turn comes for.
+    # At most the data that arrives at once, plus one slice.
     assert max(size for _, size in stand.turns) <= 2 * http_protocol._PIECE
     await closed(writer)
 
@@ -173,7 +172,7 @@ async def test_requests_that_wait_for_one_before_them_are_few(stand):
 
 
 async def test_a_body_waits_for_who_reads_it(stand):
-    """In uvicorn's bounds: 64 KiB, and here what a piece adds."""
+    """Within uvicorn's bound of 64 KiB, plus one piece."""
     stand.may_read.clear()
     reader, writer = await stand.connect()
     size = 2**20
@@ -199,7 +198,7 @@ async def test_a_head_that_waits_behind_a_long_answer_is_not_late(stand):
     writer.write(GET * MANY)
     await parsed(stand, 2)
     (connection,) = stand.server.server_state.connections
-    assert connection._holding
+    assert connection._reading_paused
     connection._timed_out()
     stand.may_answer.set()
     assert len(await answers(reader, MANY)) == MANY
@@ -231,7 +230,7 @@ async def test_garbage_behind_good_requests_is_an_error_after_their_answers(stan
     reader, writer = await stand.connect()
     writer.write(GET * 200 + b"\x16\x03\x01 no HTTP\r\n\r\n" + b"x" * 100_000)
     async with asyncio.timeout(PATIENCE):
-        said = await reader.read()
-    assert said.count(b"HTTP/1.1 200") + said.count(b"HTTP/1.1 400") >= 1
-    assert said.count(b"HTTP/1.1 400") == 1
+        received = await reader.read()
+    assert received.count(b"HTTP/1.1 200") + received.count(b"HTTP/1.1 400") >= 1
+    assert received.count(b"HTTP/1.1 400") == 1
     await closed(writer)

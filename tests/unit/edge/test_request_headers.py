@@ -1,4 +1,4 @@
-"""Headers and metadata: what is accepted, what is refused, and the explanation sent back."""
+"""Headers and metadata: accepted and rejected values, and the returned explanation."""
 
 import json
 
@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serving.edge.auth.authenticator import ALLOW_ALL, Principal
-from serving.edge.auth.permissions import Role
+from serving.edge.auth.keys import Role
 from serving.edge.request_headers import (
     explanation_of,
     request_context_of,
@@ -22,7 +22,7 @@ USER = Principal("alice", frozenset({Role.USER}))
 
 
 class RoutingDecision:
-    """A decision whose explanation is its reason, or what is given."""
+    """A decision whose explanation is its reason, or the given text."""
 
     def __init__(self, reason: str, explained: object = None) -> None:
         self.reason = reason

@@ -60,9 +60,9 @@ def test_the_limit_is_exact_wherever_the_body_is_cut(monkeypatch, seed, size):
     found, body = some_body(rng)
     count = values_in(found)
     cuts = sorted(rng.randrange(len(body) + 1) for _ in range(rng.randrange(6)))
-    assert fits(JsonBounds(most_values=count), body, cuts)
+    assert fits(JsonBounds(max_values=count), body, cuts)
     if count > 1:
-        assert not fits(JsonBounds(most_values=count - 1), body, cuts)
+        assert not fits(JsonBounds(max_values=count - 1), body, cuts)
 
 
 @pytest.mark.parametrize("step", [1, 7, 1000])
@@ -74,12 +74,12 @@ def test_token_ids_have_a_limit_of_their_own(step, name, nested):
     cuts = range(step, len(body), step)
     if step == 1:
         # Each comma alone is too short a stretch to be seen as a list of ids.
-        assert not fits(JsonBounds(most_values=100), body, cuts)
+        assert not fits(JsonBounds(max_values=100), body, cuts)
         return
-    bounds = JsonBounds(most_values=1000)
+    bounds = JsonBounds(max_values=1000)
     assert fits(bounds, body, cuts) == (step == 1000)
     if step == 1000:
-        assert not fits(JsonBounds(most_values=1000, most_ids=4000), body, cuts)
+        assert not fits(JsonBounds(max_values=1000, max_ids=4000), body, cuts)
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_token_ids_have_a_limit_of_their_own(step, name, nested):
     ],
 )
 def test_what_is_no_list_of_token_ids_is_values(body):
-    assert not fits(JsonBounds(most_values=4000), json.dumps(body).encode())
+    assert not fits(JsonBounds(max_values=4000), json.dumps(body).encode())
 
 
 @pytest.mark.parametrize(
@@ -107,13 +107,13 @@ def test_what_is_no_list_of_token_ids_is_values(body):
     ],
 )
 def test_what_is_no_json_is_bounded_too(body):
-    assert not fits(JsonBounds(most_values=1000), body)
+    assert not fits(JsonBounds(max_values=1000), body)
 
 
 def test_text_is_free():
     body = json.dumps({"prompt": ',[{"\\' * 10**5}).encode()
-    assert fits(JsonBounds(most_values=2), body)
-    assert fits(JsonBounds(most_values=2), body, range(1, len(body), 999))
+    assert fits(JsonBounds(max_values=2), body)
+    assert fits(JsonBounds(max_values=2), body, range(1, len(body), 999))
 
 
 def test_an_ordinary_body_is_counted_only():
@@ -133,7 +133,7 @@ def test_the_steps_of_python_do_not_grow_with_the_strings(text):
         body = b'{"messages": [' + b",".join(
             [b'{"role": "user", "content": "%b"}' % text.encode()] * messages
         )
-        bounds, taken = JsonBounds(most_values=messages * 4), []
+        bounds, taken = JsonBounds(max_values=messages * 4), []
         bounds.take(body)
         sys.setprofile(lambda _frame, event, _arg: taken.append(event))
         try:
@@ -151,6 +151,6 @@ def test_a_slice_is_bounded(monkeypatch):
         JsonBounds, "_count", lambda self, data: (sizes.append(len(data)), counted(self, data))
     )
     body = b'[1, 2, "x"], ' * 10_000
-    JsonBounds(most_values=50_000).feed(body)
+    JsonBounds(max_values=50_000).feed(body)
     assert sum(sizes) == len(body)
     assert max(sizes) == value_bounds.SLICE

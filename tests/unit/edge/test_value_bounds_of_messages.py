@@ -1,4 +1,4 @@
-"""gRPC requests with too many values are refused before they are converted."""
+"""gRPC requests with too many values are rejected before they are converted."""
 
 import json
 
@@ -77,4 +77,4 @@ def test_what_fits(request_):
 def test_a_text_of_an_error_is_no_longer_than_clients_take():
     found = rpc_error(InvalidRequest("x " * 10**6))
     assert len(found.status.message) < 2000
-    assert found.status.message.endswith("more letters)")
+    assert found.status.message.endswith("more characters)")

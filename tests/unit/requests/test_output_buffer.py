@@ -112,7 +112,7 @@ def comparable(output: RequestOutput | None):
 def both(tokenizer, steps, *, reads, **params):
     """Feed the same steps to vLLM in the wanted kind, and through the link; return both reads.
 
-    ``reads`` says after which steps the caller looks.
+    ``reads`` are the steps after which the caller reads.
     """
     kind = params.pop("output_kind")
     prompt = [5, 6, 7]
@@ -320,7 +320,11 @@ def test_deltas_put_together_are_the_final_output(history):
 @pytest.mark.parametrize(
     ("delta", "words"),
     [
-        pytest.param(link_pb2.Delta(choices=[choice(2, [1], "a")]), "choice 2 of 2", id="index"),
+        pytest.param(
+            link_pb2.Delta(choices=[choice(2, [1], "a")]),
+            "choice 2, but only 2 requested",
+            id="index",
+        ),
         pytest.param(
             link_pb2.Delta(choices=[choice(0, [1, 2], "a", logprobs=[-1.0])]),
             "1 log-probabilities for 2 tokens",

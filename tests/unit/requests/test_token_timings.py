@@ -20,7 +20,7 @@ def seen(name, act):
 def test_the_first_token_is_timed_from_arrival_and_from_sending():
     clock = ManualClock(100.0)
     timings = TokenTimings(clock, arrived_at=97.0)
-    clock.now = 102.0  # it waited for its turn
+    clock.now = 102.0  # it was queued
     timings.sent(clock.now)
     clock.now = 102.5
     before = total("rank_time_to_first_token")
@@ -50,7 +50,7 @@ def test_the_gap_of_a_resumption_ends_with_the_next_token():
     timings.count(1)
     timings.lost()
     clock.now += 1.0
-    timings.lost()  # the next group too
+    timings.lost()  # the next group was lost too
     clock.now += 0.5
     assert seen("resume", lambda: timings.count(1)) == 1.5
     assert seen("resume", lambda: timings.count(1)) == 0.0

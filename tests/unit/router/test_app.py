@@ -38,13 +38,16 @@ class Failed(Exception):
 @pytest.fixture
 def settings():
     return Settings(
-        router={"rest_port": 0, "grpc_port": 0, "join_port": 0}, engine={"kind": "fake"}
+        router={"rest_port": 0, "grpc_port": 0, "join_port": 0},
+        engine={"kind": "fake"},
+        # Without an endpoint there is no tracing to close. Nothing is sent without requests.
+        telemetry={"otlp_endpoint": "http://127.0.0.1:1"},
     )
 
 
 @pytest.fixture
 def exits(monkeypatch):
-    """The parts that were ended, in order; each is ended for real too."""
+    """The parts that were ended, in order; each is really ended too."""
     ended = []
 
     def record(name, function):

@@ -101,7 +101,7 @@ FULL = {"inflight": 10, "max_num_seqs": 8}
             fleet(loads(0)),
             RoutingRequest(100, avoid={("g0", "e")}),
             NoCandidateKind.NOT_READY,
-            "has to avoid",
+            "must avoid",
             id="avoided",
         ),
         pytest.param(
@@ -129,7 +129,7 @@ FULL = {"inflight": 10, "max_num_seqs": 8}
             fleet(group(rank(0, **FULL), rank(1, max_model_len=100))),
             REQUEST,
             NoCandidateKind.NO_ROOM,
-            "removed before, by long_enough",
+            "removed by long_enough",
             id="a full one could take it",
         ),
     ],

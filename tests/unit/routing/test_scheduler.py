@@ -1,4 +1,4 @@
-"""RankScheduler, decide and Sessions: which rank, why, and what is remembered."""
+"""RankScheduler, decide and Sessions: choice of the rank, reason, and stored state."""
 
 import json
 from collections import Counter
@@ -175,7 +175,7 @@ def test_explains_the_best_few_and_the_one_that_was_picked():
     text = json.dumps(explained)
     assert len(text) < 2000, "it goes into a header"
     assert explained["kind"] == "load"
-    assert "turn among 50" in explained["reason"]
+    assert "in rotation among 50" in explained["reason"]
 
 
 def test_explains_scores_and_filters():
@@ -185,7 +185,7 @@ def test_explains_scores_and_filters():
         "group": "g0",
         "rank": 1,
         "kind": "prefix",
-        "reason": "64 prompt tokens cached, 100 outstanding tokens, of 2 ranks",
+        "reason": "64 prompt tokens cached, 100 outstanding tokens, out of 2 ranks",
         "matched_tokens": 64,
         "filtered": {"usable": 1},
         "candidates": [
@@ -205,7 +205,7 @@ def test_keeps_no_candidates_without_explain():
     assert decision(IDLE).candidates == ()
 
 
-# -- what is remembered -------------------------------------------------------------------
+# -- stored state -------------------------------------------------------------------------
 
 
 def tell(index, key, tokens):
@@ -267,7 +267,7 @@ def test_counts_picks_by_kind():
     assert sample("moe_routing_picks_total", reason="load") == before + 1
 
 
-# -- what always holds --------------------------------------------------------------------
+# -- invariants ---------------------------------------------------------------------------
 
 prompts = st.integers(0, 20_000)
 

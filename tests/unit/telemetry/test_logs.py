@@ -16,7 +16,7 @@ from serving.telemetry.logs import RequestLine, configure_logs, expected_errors,
 
 @pytest.fixture
 def lines(capsys):
-    """Configure as a process would; return what it wrote. Undone afterwards."""
+    """Configure logging as in a process, return its output, and undo it afterwards."""
     root = logging.getLogger()
     before = (root.handlers[:], root.level)
 
@@ -133,8 +133,8 @@ def test_tracebacks_do_not_show_variables(lines, capsys, form):
 
 
 def test_who_asked_is_in_the_line(lines):
-    asked = replace(LINE, tenant="alice", priority="batch", waited=0.1234567, resumes=0)
-    (line,) = lines(write=lambda: log_request(asked))
+    record = replace(LINE, tenant="alice", priority="batch", waited=0.1234567, resumes=0)
+    (line,) = lines(write=lambda: log_request(record))
     assert {name: line[name] for name in ("tenant", "priority", "waited", "resumes")} == {
         "tenant": "alice",
         "priority": "batch",

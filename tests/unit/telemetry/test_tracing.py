@@ -7,9 +7,10 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
+from serving.request_context import RequestContext
 from serving.settings import TelemetrySettings
 from serving.telemetry.logs import RequestLine
-from serving.telemetry.tracing import NO_TRACE, NO_TRACING, OtelTracing, tracing_of
+from serving.telemetry.tracing import Tracing, tracing_of
 
 LINE = RequestLine("r", "rest", "/v1/completions", "m", "ok", "200", 0.5)
 
@@ -23,19 +24,12 @@ def exporter():
 def tracing(exporter):
     provider = TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(SimpleSpanProcessor(exporter))
-    return OtelTracing(provider)
+    return Tracing(provider)
 
 
-def test_without_an_endpoint_there_is_one_object_that_does_nothing():
-    tracing = tracing_of(TelemetrySettings())
-    assert tracing is NO_TRACING
-    trace = tracing.begin("x", {"traceparent": "00-" + "1" * 32 + "-" + "2" * 16 + "-01"}, {})
-    assert trace is NO_TRACE
-    headers = {}
-    trace.start_placement(headers)
-    trace.placed("g", 0, "only", 0)
-    trace.end(LINE)
-    assert (headers, trace.trace_id) == ({}, None)
+def test_without_an_endpoint_there_is_no_tracing():
+    assert tracing_of(TelemetrySettings()) is None
+    assert RequestContext().log_fields()["trace_id"] is None
 
 
 @pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])
@@ -44,8 +38,8 @@ async def test_with_one_there_is_an_exporter(protocol):
         otlp_endpoint="http://127.0.0.1:1/v1/traces", otlp_protocol=protocol, trace_ratio=0.0
     )
     tracing = tracing_of(settings)
-    assert isinstance(tracing, OtelTracing)
-    assert tracing.begin("x", {}, {}) is NO_TRACE, "none is sampled"
+    assert isinstance(tracing, Tracing)
+    assert tracing.begin("x", {}, {}) is None, "none is sampled"
     await tracing.close()
 
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from serving.admission.quotas import TenantLimits
 from serving.edge.auth.keys import (
     KeyRing,
+    Role,
     digest_of,
     limits_with,
     load_keys,
@@ -16,7 +17,6 @@ from serving.edge.auth.keys import (
     parse_keys,
     watch_keys,
 )
-from serving.edge.auth.permissions import Role
 from serving.errors import SettingsError
 from serving.request_context import Priority
 from serving.settings import SecuritySettings
@@ -115,13 +115,13 @@ def test_a_limit_can_be_lifted():
         pytest.param(
             f'keys: [{{id: a, tenant: b, hash: "{digest_of("x")}"}}, '
             f'{{id: a, tenant: b, hash: "{digest_of("y")}"}}]',
-            "two keys have the id a",
+            "duplicate key id a",
             id="same-id",
         ),
         pytest.param(
             f'keys: [{{id: a, tenant: b, hash: "{digest_of("x")}"}}, '
             f'{{id: c, tenant: b, hash: "{digest_of("x")}"}}]',
-            "a and c are the same key",
+            "a and c have the same hash",
             id="same-key",
         ),
         pytest.param("tenants: {a: {weight: 0}}", "tenants.a.weight", id="no-weight"),
@@ -136,11 +136,11 @@ def test_a_limit_can_be_lifted():
 def test_what_is_wrong_is_named_and_not_quoted(text, problem):
     with pytest.raises(SettingsError) as caught:
         parse_keys(text, "keys.yaml")
-    said = str(caught.value)
-    assert problem in said
-    assert said.startswith("keys.yaml")
-    assert "secret" not in said
-    assert "sha256:" + "0" not in said
+    received = str(caught.value)
+    assert problem in received
+    assert received.startswith("keys.yaml")
+    assert "secret" not in received
+    assert "sha256:" + "0" not in received
     assert caught.value.__cause__ is None  # its text has the input
 
 
@@ -192,3 +192,7 @@ def test_limits_follow_the_file(tmp_path):
     file.write_text("tenants: {alice: {weight: 33}}")
     assert watched.refresh()
     assert limits("alice").weight == 33
+
+
+def test_roles_are_what_is_documented():
+    assert {role.value for role in Role} == {"user", "metrics", "explain", "admin"}

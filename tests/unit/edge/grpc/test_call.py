@@ -1,4 +1,4 @@
-"""What CallRunner does for every RPC."""
+"""Behaviour of CallRunner for every RPC."""
 
 import asyncio
 import json
@@ -51,7 +51,7 @@ class Context:
 
 
 class Answer:
-    """A stream of events that notes how it ended."""
+    """A stream of events that records how it ended."""
 
     def __init__(self, *events, then=None):
         self.events, self.then, self.closed, self.request_context = events, then, False, None

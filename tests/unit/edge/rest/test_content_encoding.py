@@ -26,6 +26,7 @@ def raw_deflate(data: bytes) -> bytes:
 ENCODERS = {
     "gzip": ("gzip", gzip.compress),
     "x-gzip": ("X-GZip", gzip.compress),
+    "a list": ("identity, gzip,", gzip.compress),
     "two members": ("gzip", lambda data: gzip.compress(data[:5]) + gzip.compress(data[5:])),
     "zlib": ("deflate", zlib.compress),
     "raw": ("deflate", raw_deflate),
@@ -69,7 +70,7 @@ async def test_a_bomb_stops_at_the_limit(encoder):
 async def test_half_a_body_is_refused(encoder):
     encoding, encode = ENCODERS[encoder]
     sent = encode(b"hello " * 100)
-    with pytest.raises(BrokenBody, match="too early"):
+    with pytest.raises(BrokenBody, match="truncated"):
         await decompressed(encoding, [sent[:-3]])
 
 
@@ -81,7 +82,7 @@ async def test_garbage_is_refused_or_decompressed(encoding, data):
 
 
 async def test_more_after_deflate_is_refused():
-    with pytest.raises(BrokenBody, match="more data"):
+    with pytest.raises(BrokenBody, match="after the end"):
         await decompressed("deflate", [zlib.compress(b"a") + b"b"])
 
 

@@ -9,11 +9,10 @@ from serving.edge.rest.http_protocol import bounded_protocol
 from serving.edge.rest.server import RestServer
 from serving.net import bind
 from serving.settings import SecuritySettings
-from tests.support.waiting import eventually
+from tests.support.waiting import PATIENCE, eventually
 
 LIMIT = 2048
 REQUEST = b"GET / HTTP/1.1\r\nhost: x\r\n%s\r\n"
-PATIENCE = 60.0
 
 
 async def app(scope, receive, send):
@@ -88,8 +87,8 @@ def head(*headers: bytes) -> bytes:
 )
 async def test_a_head_that_is_too_large_is_a_431_and_the_end(connect, data):
     reader, writer = await connect()
-    said = await answer_to(reader, writer, data)
-    assert said.startswith(b"HTTP/1.1 431 ")
+    received = await answer_to(reader, writer, data)
+    assert received.startswith(b"HTTP/1.1 431 ")
 
 
 async def test_a_head_that_grows_without_end_in_small_pieces_is_stopped(connect):
@@ -114,7 +113,7 @@ async def test_a_head_that_grows_without_end_in_small_pieces_is_stopped(connect)
 )
 async def test_heads_within_the_bounds_one_after_another(connect, data):
     reader, writer = await connect()
-    for _ in range(5):  # what is counted is one head, not the connection
+    for _ in range(5):  # the limit applies to one head, not to the connection
         writer.write(data)
         async with asyncio.timeout(PATIENCE):
             assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
@@ -129,8 +128,8 @@ async def test_a_large_body_is_no_head(connect):
         writer.write(b"x" * LIMIT)
         await writer.drain()
     async with asyncio.timeout(PATIENCE):
-        said = await reader.readuntil(b"\r\n\r\n")
-        assert said.startswith(b"HTTP/1.1 200")
+        received = await reader.readuntil(b"\r\n\r\n")
+        assert received.startswith(b"HTTP/1.1 200")
         assert await reader.readexactly(5) == str(size).encode()
 
 
@@ -163,15 +162,15 @@ async def test_a_slow_body_is_not_a_slow_head(connect):
 
 async def test_nonsense_is_a_400(connect):
     reader, writer = await connect()
-    said = await answer_to(reader, writer, b"\x16\x03\x01 no HTTP\r\n\r\n")
-    assert said.startswith(b"HTTP/1.1 400 ")
+    received = await answer_to(reader, writer, b"\x16\x03\x01 no HTTP\r\n\r\n")
+    assert received.startswith(b"HTTP/1.1 400 ")
 
 
 # -- old and half-closed clients ------------------------------------------------------------------
 
 
 async def late_app(scope, receive, send):
-    """Stream two parts when the test releases them; note a disconnect."""
+    """Stream two parts when the test releases them; record a disconnect."""
     if scope["type"] != "http":
         return
     state = late_app.state
@@ -284,13 +283,18 @@ async def test_nothing_is_said_in_the_middle_of_an_answer_to_a_client_that_half_
     reader, writer = await begun(late, NEXT)
     late.go.set()
     async with asyncio.timeout(PATIENCE):
-        said = await reader.readuntil(b"one,\r\n")
+        received = await reader.readuntil(b"one,\r\n")
         writer.write_eof()
         await asyncio.sleep(0.01)
         late.parts.set()
-        said += await reader.read()
+        received += await reader.read()
     writer.close()
-    assert said.count(b"HTTP/1.1 ") == said.count(b"HTTP/1.1 200 OK") == said.count(STREAMED) == 2
+    assert (
+        received.count(b"HTTP/1.1 ")
+        == received.count(b"HTTP/1.1 200 OK")
+        == received.count(STREAMED)
+        == 2
+    )
 
 
 @pytest.mark.parametrize(
@@ -311,13 +315,13 @@ async def test_what_is_refused_is_refused_behind_the_answers_under_way(late, dat
     reader, writer = await begun(late, b"")
     late.go.set()
     async with asyncio.timeout(PATIENCE):
-        said = await reader.readuntil(b"one,\r\n")
+        received = await reader.readuntil(b"one,\r\n")
         writer.write(data)
         await asyncio.sleep(0.01)
         late.parts.set()
-        said += await reader.read()
+        received += await reader.read()
     writer.close()
-    answers = said.split(b"HTTP/1.1 ")[1:]
+    answers = received.split(b"HTTP/1.1 ")[1:]
     assert [each[:3] for each in answers] == [b"200"] * (1 + data.count(NEXT)) + [status]
     assert all(each.endswith(STREAMED) for each in answers[:-1])
 
@@ -336,13 +340,13 @@ async def test_requests_that_came_whole_before_a_half_close_are_all_answered(con
     writer.write(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\nhalf")
     writer.write_eof()
     async with asyncio.timeout(PATIENCE):
-        said = await reader.read()
-    assert said.count(b"HTTP/1.1 200") == 300
+        received = await reader.read()
+    assert received.count(b"HTTP/1.1 200") == 300
 
 
 async def test_the_refusal_of_a_head_request_has_no_body(connect):
     reader, writer = await connect()
     data = b"HEAD / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n"
-    said = await answer_to(reader, writer, data)
-    assert said.startswith(b"HTTP/1.1 400 ")
-    assert said.endswith(b"\r\n\r\n")
+    received = await answer_to(reader, writer, data)
+    assert received.startswith(b"HTTP/1.1 400 ")
+    assert received.endswith(b"\r\n\r\n")

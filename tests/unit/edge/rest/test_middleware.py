@@ -17,7 +17,7 @@ from serving.edge.rest.middleware import EdgeMiddleware
 from serving.errors import Overloaded
 from serving.request_context import current_context, request_context_var
 from serving.telemetry import metrics
-from tests.support.waiting import eventually
+from tests.support.waiting import PATIENCE, eventually
 
 LIMIT = 2048
 
@@ -82,12 +82,12 @@ async def unread(scope, receive, send):
 
 
 def full():
-    raise Overloaded("too much work", 3.0)
+    raise Overloaded("overloaded", 3.0)
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/v1/responses"])
 async def test_work_that_would_be_refused_is_refused_before_it_is_read(serve, lines, path):
-    async with serve(unread, admit=full) as client:
+    async with serve(unread, check_load=full) as client:
         answer = await client.post(path, content=b"no json, and not looked at")
     assert (answer.status_code, answer.headers["retry-after"]) == (429, "3")
     assert answer.json()["error"]["reason"] == "OVERLOADED"
@@ -104,13 +104,13 @@ async def test_work_that_would_be_refused_is_refused_before_it_is_read(serve, li
     ],
 )
 async def test_what_is_not_refused_early_gets_through(serve, method, path):
-    async with serve(echo, admit=full) as client:
+    async with serve(echo, check_load=full) as client:
         assert (await client.request(method, path)).status_code == 200
 
 
 async def test_who_asks_is_known_when_work_is_refused_early(serve):
     seen = []
-    async with serve(echo, admit=lambda: seen.append(request_context_var.get())) as client:
+    async with serve(echo, check_load=lambda: seen.append(request_context_var.get())) as client:
         headers = {"x-priority": "batch"}
         answer = await client.post("/v1/completions", content=b"abc", headers=headers)
     assert answer.json()["length"] == 3
@@ -377,7 +377,7 @@ class Client:
         return self.messages[0]["status"]
 
     async def until(self, condition):
-        async with asyncio.timeout(90), self.came:
+        async with asyncio.timeout(PATIENCE), self.came:
             await self.came.wait_for(condition)
 
     def ask(self):
@@ -429,7 +429,7 @@ async def test_no_comment_inside_an_event(no_leak, lines):
     app.go.release()
     await client.until(lambda: client.text.endswith("data: be"))
     spoken = client.text.count(WAITING)
-    # Several intervals; a comment that came now would be seen below, however late.
+    # Several intervals; a late comment would still be seen below.
     await asyncio.sleep(0.05)
     assert client.text.count(WAITING) == spoken
     app.go.release()
@@ -674,7 +674,7 @@ def wrapped():
 async def test_bodies_that_do_not_end_are_bounded_over_all_connections(wrapped, path):
     app = wrapped(max_pending_bytes=3 * LIMIT)
     slow = [HalfBody(app, [bytes(LIMIT // 2)] * 2) for _ in range(3)]
-    await eventually(lambda: app.pending.held == 3 * LIMIT)
+    await eventually(lambda: app.pending.used == 3 * LIMIT)
     refused = HalfBody(app, [b"x"], path)
     await refused.task
     assert refused.status == 429
@@ -686,10 +686,10 @@ async def test_bodies_that_do_not_end_are_bounded_over_all_connections(wrapped, 
     slow[1].task.cancel()
     await asyncio.wait([slow[1].task])
     assert slow[0].status == 200
-    assert app.pending.held == LIMIT
+    assert app.pending.used == LIMIT
     slow[2].finish()
     await slow[2].task
-    assert app.pending.held == 0
+    assert app.pending.used == 0
 
 
 async def test_a_body_that_does_not_arrive_in_time_is_refused(monkeypatch, wrapped):

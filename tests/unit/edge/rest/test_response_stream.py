@@ -5,17 +5,17 @@ import asyncio
 import pytest
 
 from serving.edge.rest.response_stream import KeepAlive
-from tests.support.waiting import eventually
+from tests.support.waiting import PATIENCE, eventually
 
-SHORT = 0.01  # seconds; how long a test takes says nothing
+SHORT = 0.01  # seconds, independent of the test's duration
 
 
 @pytest.fixture
 def keep():
     made = []
 
-    def start(speak, interval=SHORT):
-        made.append(KeepAlive(interval, speak))
+    def start(send_comment, interval=SHORT):
+        made.append(KeepAlive(interval, send_comment))
         return made[-1]
 
     yield start
@@ -26,11 +26,11 @@ def keep():
 async def test_speaks_again_and_again_while_it_is_silent(keep):
     spoken = asyncio.Semaphore(0)
 
-    async def speak():
+    async def send_comment():
         spoken.release()
 
-    keep(speak)
-    async with asyncio.timeout(90):
+    keep(send_comment)
+    async with asyncio.timeout(PATIENCE):
         for _ in range(3):
             await spoken.acquire()
 
@@ -46,7 +46,7 @@ class Timer:
 
 
 class ManualTimers:
-    """Time and timers of an event loop; time passes when a test says so."""
+    """Time and timers of an event loop; a test advances the time."""
 
     def __init__(self):
         self.now, self.pending = 0.0, []
@@ -68,12 +68,12 @@ class ManualTimers:
 async def test_is_quiet_while_something_is_heard():
     spoken, timers = [], ManualTimers()
 
-    async def speak():
+    async def send_comment():
         spoken.append(1)
 
-    keepalive = KeepAlive(10.0, speak, timers)
+    keepalive = KeepAlive(10.0, send_comment, timers)
     timers.advance(9.0)
-    keepalive.heard()
+    keepalive.data_sent()
     timers.advance(1.0)
     await asyncio.sleep(0)
     assert not spoken
@@ -85,11 +85,11 @@ async def test_is_quiet_while_something_is_heard():
 async def test_waits_for_a_client_who_does_not_read():
     begun, timers = [], ManualTimers()
 
-    async def speak():
+    async def send_comment():
         begun.append(1)
         await asyncio.Event().wait()
 
-    keepalive = KeepAlive(10.0, speak, timers)
+    keepalive = KeepAlive(10.0, send_comment, timers)
     for _ in range(3):
         timers.advance(10.0)
         await asyncio.sleep(0)
@@ -100,10 +100,10 @@ async def test_waits_for_a_client_who_does_not_read():
 async def test_stop_ends_timer_and_task():
     before, timers = asyncio.all_tasks(), ManualTimers()
 
-    async def speak():
+    async def send_comment():
         await asyncio.Event().wait()
 
-    keepalive = KeepAlive(10.0, speak, timers)
+    keepalive = KeepAlive(10.0, send_comment, timers)
     timers.advance(10.0)
     assert asyncio.all_tasks() != before
     keepalive.stop()
