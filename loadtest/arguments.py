@@ -20,17 +20,18 @@ from serving.client.flags import (
     renamed_flags,
 )
 
-_RUN = ReadableDirectory(RUN, RECORDS, of="'load run' or 'load search' wrote")
+_RUN = ReadableDirectory(RUN, RECORDS, of="'load run' or 'load search'")
 _RENAMED = renamed_flags(url="rest-url", grpc="grpc-address")
 _HELP = (
-    "Load an OpenAI-compatible server over REST, or this router over gRPC, and write a report.\n\n"
-    "tokens/s is all output tokens of the measured requests, divided by the time from the first "
-    "request to the end of the last answer, as vLLM's bench client counts them."
+    "Load-test an OpenAI-compatible server over REST, or a router over gRPC, and write a "
+    "report.\n\n"
+    "tokens/s is the number of output tokens of all measured requests divided by the time from "
+    "the first request to the end of the last answer, as in vLLM's bench client."
 )
 _EPILOG = (
-    "Exit codes: 0: done, and the objective (if there is one) is met. 1: the run could not start, "
-    "or ended early (with a partial report); one line says why. 2: the command line is wrong. "
-    "3: the objective is missed. 130: interrupted (with a partial report)."
+    "Exit codes: 0: finished, and the objective, if any, was met. 1: the run could not start or "
+    "ended early (with a partial report); the error line contains the reason. 2: invalid command "
+    "line. 3: the objective was missed. 130: interrupted (with a partial report)."
 )
 _EXAMPLES = """\
 Examples:
@@ -83,7 +84,7 @@ def application() -> typer.Typer:
     _add(
         app,
         "run",
-        "Load a server at given rates, with given streams, or from a trace.",
+        "Load a server at fixed rates, with concurrent streams, or from a trace.",
         RUN_PANELS,
         _run,
     )
@@ -95,7 +96,7 @@ def application() -> typer.Typer:
         _search,
     )
     app.command("compare", help="Compare two runs, with confidence intervals.")(_compare)
-    app.command("report", help="Join the runs of several workers into one report.")(_report)
+    app.command("report", help="Merge the runs of several workers into one report.")(_report)
     return app
 
 
@@ -152,31 +153,39 @@ def _parameter(flag: Flag, panel: str) -> inspect.Parameter:
 
 def _target(options: argparse.Namespace) -> None:
     if options.rest_url and options.grpc_address:
-        raise FlagError("--rest-url and --grpc-address exclude each other: one server is loaded")
+        raise FlagError("--rest-url and --grpc-address are mutually exclusive")
 
 
 def _run(options: argparse.Namespace) -> None:
     _target(options)
     given = [name for name in _LOADS if getattr(options, name) is not None]
     if len(given) != 1:
-        what = " and ".join(f"--{name}" for name in given) + " exclude each other" if given else ""
+        what = (
+            " and ".join(f"--{name}" for name in given) + " are mutually exclusive" if given else ""
+        )
         raise FlagError(
-            f"{what or 'no load is given'}: a run needs exactly one of --rate, --ramp, "
-            "--concurrency, --trace"
+            f"{what or 'no load specified'}: set exactly one of --rate, --ramp, --concurrency, "
+            "--trace"
         )
     if options.shard[0] and options.concurrency:
-        raise FlagError("--shard is for rates and traces; give each worker its own --concurrency")
+        raise FlagError(
+            "--shard cannot be used with --concurrency: set it separately for each worker"
+        )
     if options.requests and options.trace:
-        raise FlagError("--requests and --trace exclude each other: a trace says what is sent")
+        raise FlagError(
+            "--requests and --trace are mutually exclusive: a trace defines its requests"
+        )
 
 
 def _search(options: argparse.Namespace) -> None:
     _target(options)
     if not (options.slo_ttft_ms or options.slo_itl_ms or options.slo_latency_ms):
-        raise FlagError("a search needs a limit: --slo-ttft-ms, --slo-itl-ms or --slo-latency-ms")
+        raise FlagError(
+            "a search requires a limit: --slo-ttft-ms, --slo-itl-ms or --slo-latency-ms"
+        )
     if options.start and options.start > options.most:
         raise FlagError(
-            refusal("--start", f"{options.start:g}", f"it is above --most {options.most:g}")
+            refusal("--start", f"{options.start:g}", f"must not be above --most {options.most:g}")
         )
 
 
@@ -193,7 +202,7 @@ def _compare(
 def _report(
     folders: Annotated[
         list[Path],
-        typer.Argument(parser=_RUN, metavar="FOLDER...", help="Directories of the workers."),
+        typer.Argument(parser=_RUN, metavar="FOLDER...", help="Directories of the workers' runs."),
     ],
     out: Annotated[
         Any,

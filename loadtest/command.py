@@ -79,7 +79,7 @@ def _finish(run: Run, options: argparse.Namespace) -> int:
         print("error: no request was due after the warm-up", file=sys.stderr)
         return EXIT_ERROR
     if not any(record.ok for record in measured):
-        print(f"error: no request was answered: {measured[0].message}", file=sys.stderr)
+        print(f"error: no request succeeded: {measured[0].message}", file=sys.stderr)
         return EXIT_ERROR
     return 0 if _met(run) else EXIT_MISSED
 
@@ -128,7 +128,7 @@ def _compare(options: argparse.Namespace) -> int:
     a, b = Run.load(options.a), Run.load(options.b)
     differences = compare(a.records, b.records)
     if not differences:
-        raise InvalidRequest("nothing to compare: a run has no measured answer")
+        raise InvalidRequest("nothing to compare: a run has no successful request")
     print(f"A: {options.a} ({a.command})\nB: {options.b} ({b.command})")
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("")
@@ -148,7 +148,7 @@ def _compare(options: argparse.Namespace) -> int:
     if loads[0] != loads[1]:
         print(f"note: the loads differ: A {loads[0]}, B {loads[1]}")
     print(
-        "Intervals by bootstrap over requests. With one run each they include what varies "
-        "between runs."
+        "Bootstrap confidence intervals over requests. With one run each, differences include "
+        "the variation between runs."
     )
     return 0

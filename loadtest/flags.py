@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from loadtest.slo import FEWEST
+from loadtest.slo import MIN_SETTLING
 from serving.client.flags import (
     CA_VARIABLE,
     CERT_VARIABLE,
@@ -30,8 +30,8 @@ _LIMIT = Number("a limit", "milliseconds", above=0, at_most=10**9)
 _TOKENS = WholeNumber("a length", of="tokens", at_most=MOST_TOKENS)
 _LENGTHS = Pair(
     _TOKENS,
-    f"a length is a whole number of tokens from 1 to {MOST_TOKENS}, or a range A:B of such "
-    "with A not above B",
+    f"a length must be a whole number of tokens from 1 to {MOST_TOKENS}, or a range A:B with "
+    "A <= B",
     single=True,
     holds=lambda low, high: low <= high,
 )
@@ -65,16 +65,16 @@ SERVER: Panel = (
         Flag(
             "--rest-url",
             HttpUrl(),
-            "REST address of the server; default: port 8000 of this machine.",
+            "REST address of the server; default: port 8000 on this machine.",
             "URL",
         ),
         Flag(
             "--grpc-address",
             GrpcAddress(),
-            "gRPC address of a router; loads it over gRPC instead of REST.",
+            "gRPC address of a router; sends the load over gRPC instead of REST.",
             "HOST:PORT",
         ),
-        Flag("--model", Text("a model id"), "Model id; default: the only one served.", "ID"),
+        Flag("--model", Text("a model id"), "Model id; default: the only served model.", "ID"),
         Flag(
             "--endpoint",
             Choice(("chat", "completions")),
@@ -86,7 +86,7 @@ SERVER: Panel = (
         Flag(
             "--ca-file",
             ReadableFile(),
-            "PEM file with the authority of the server's certificate.",
+            "PEM file with the certificate authority of the server's certificate.",
             "FILE",
             variable=CA_VARIABLE,
         ),
@@ -104,11 +104,11 @@ SERVER: Panel = (
             "default: --rest-url.",
             "URL",
         ),
-        Flag("--timeout", seconds("a timeout"), "Longest time of a request.", "SECONDS", "120"),
+        Flag("--timeout", seconds("a timeout"), "Request timeout.", "SECONDS", "120"),
         Flag(
             "--stop-after-failures",
             WholeNumber("a number of failures", at_least=0),
-            "Failed connections in a row after which the run ends; 0: never.",
+            "Consecutive failed connections after which the run ends; 0: never.",
             "N",
             "24",
         ),
@@ -127,7 +127,7 @@ REQUESTS: Panel = (
         Flag(
             "--output-tokens",
             _LENGTHS,
-            "Longest answer, tokens; A:B draws it from a range.",
+            "Maximum answer length, tokens; A:B draws it from a range.",
             "N|A:B",
             "32",
         ),
@@ -141,7 +141,7 @@ REQUESTS: Panel = (
         Flag(
             "--turns",
             WholeNumber("a number of turns", at_most=10_000),
-            "Requests of a session, each with the conversation so far.",
+            "Requests per session, each with the conversation so far.",
             "N",
             "1",
         ),
@@ -160,27 +160,27 @@ REQUESTS: Panel = (
         Flag(
             "--tokens-per-word",
             Number("a ratio", "tokens/word", above=0, at_most=1000),
-            "Tokens that the server counts for a word; default: measured with two requests.",
+            "Tokens per word, as counted by the server; default: measured with two requests.",
             "X",
         ),
         Flag(
             "--seed",
             WholeNumber("a seed", at_least=0, at_most=2**63),
-            "Runs with equal seeds send equal texts at equal times.",
+            "Random seed; runs with the same seed send the same texts at the same times.",
             "N",
             "0",
         ),
         Flag(
             "--warmup",
             seconds("a warm-up", zero=True),
-            "Start of each stage or trial that is not measured; at most half of its duration.",
+            "Unmeasured start of each stage or trial; at most half of its duration.",
             "SECONDS",
             "2",
         ),
         Flag(
             "--duration",
             seconds("a duration"),
-            "Time in which a stage or trial sends requests, warm-up included.",
+            "Duration of each stage or trial, warm-up included.",
             "SECONDS",
             "30",
         ),
@@ -217,7 +217,7 @@ OBJECTIVE: Panel = (
             "Limit on a request's mean time between tokens (TPOT).",
             "MS",
         ),
-        Flag("--slo-latency-ms", _LIMIT, "Limit on the time of a whole request.", "MS"),
+        Flag("--slo-latency-ms", _LIMIT, "Limit on the total time of a request.", "MS"),
         Flag(
             "--slo-share",
             Number("a share", above=0, at_most=1),
@@ -233,14 +233,14 @@ LOAD: Panel = (
         Flag(
             "--rate",
             CommaSeparated(RATE),
-            "Arrival rates, requests/s; one stage for each.",
+            "Arrival rates, requests/s; one stage per rate.",
             "R[,R…]",
         ),
         Flag(
             "--ramp",
             Pair(
                 _END,
-                "a ramp is FROM:TO, two numbers of requests/s from 0 to 1000000, not both 0",
+                "a ramp must be FROM:TO, two rates from 0 to 1000000 requests/s, not both 0",
                 holds=lambda start, end: start + end > 0,
             ),
             "One stage whose rate rises or falls from FROM to TO requests/s.",
@@ -249,7 +249,7 @@ LOAD: Panel = (
         Flag(
             "--concurrency",
             CommaSeparated(WholeNumber("a concurrency", at_most=100_000, of="streams")),
-            "Concurrent streams, each with one request at a time; one stage for each.",
+            "Concurrent streams, each with one request at a time; one stage per number.",
             "N[,N…]",
         ),
         Flag(
@@ -275,21 +275,21 @@ LOAD: Panel = (
         Flag(
             "--trace-block",
             WholeNumber("a block", at_most=1_000_000, of="tokens"),
-            "Tokens to send for each 512 of the trace; fewer scale its lengths down.",
+            "Tokens to send for every 512 of the trace; lower values scale all lengths down.",
             "TOKENS",
             "512",
         ),
         Flag(
             "--max-prompt-tokens",
             WholeNumber("a length", of="tokens"),
-            "Longest prompt of a trace, tokens; longer ones are cut.",
+            "Maximum prompt length of a trace, tokens; longer prompts are truncated.",
             "N",
             "1000000000",
         ),
         Flag(
             "--max-output-tokens",
             WholeNumber("a length", of="tokens"),
-            "Longest answer of a trace, tokens; longer ones are cut.",
+            "Maximum answer length of a trace, tokens; longer answers are truncated.",
             "N",
             "1000000000",
         ),
@@ -297,12 +297,12 @@ LOAD: Panel = (
             "--shard",
             Pair(
                 WholeNumber("a number", at_least=0),
-                "a shard is I/N, two whole numbers with I from 0 to N-1",
+                "a shard must be I/N, two whole numbers with I from 0 to N-1",
                 sign="/",
                 holds=lambda index, count: index < count,
             ),
-            "Send only every N-th request, beginning with number I from 0: the share of one of N "
-            "workers with the same seed. 'load report' joins their runs.",
+            "Send only every N-th request, starting with number I (from 0): the share of one of N "
+            "workers with the same seed. 'load report' merges their runs.",
             "I/N",
             "0/1",
         ),
@@ -321,22 +321,22 @@ SEARCH: Panel = (
         Flag(
             "--trial-requests",
             WholeNumber("a number of requests"),
-            "Requests of a trial; it lasts until they are due, and at least --duration.",
+            "Requests per trial; a trial lasts until all are due, at least --duration.",
             "N",
             "400",
         ),
         Flag(
             "--trials",
-            WholeNumber("a number of trials", at_least=FEWEST, at_most=100_000),
-            "Trials near the answer, after about six to find it; more narrow it down.",
+            WholeNumber("a number of trials", at_least=MIN_SETTLING, at_most=100_000),
+            "Trials near the result, after about six to locate it; more increase precision.",
             "N",
             "24",
         ),
         Flag(
             "--searches",
             WholeNumber("a number of searches", at_most=1000),
-            "Independent searches whose trials alternate, each with its own arrivals; shows how "
-            "well the answer repeats.",
+            "Independent searches with different arrivals, whose trials alternate; shows how "
+            "reproducible the result is.",
             "N",
             "1",
         ),

@@ -33,9 +33,9 @@ def changes(before: Mapping[str, Any], after: Mapping[str, Any], at: float) -> I
         was = old[name]["state"] if name in old else None
         again = name in old and old[name]["epoch"] != group["epoch"]
         if was is None:
-            yield FleetEvent(at, "scaling", f"{name} appears ({state})")
+            yield FleetEvent(at, "scaling", f"{name} added ({state})")
         elif again:
-            yield FleetEvent(at, "fault", f"{name} restarts ({state})")
+            yield FleetEvent(at, "fault", f"{name} restarted ({state})")
         elif was != state:
             kind: EventKind = "ready" if state == "ready" else "fault"
             kind = "scaling" if state == "draining" else kind
@@ -43,7 +43,7 @@ def changes(before: Mapping[str, Any], after: Mapping[str, Any], at: float) -> I
     for name in old.keys() - new.keys():
         reason = _last_reason(after, name)
         kind = "scaling" if old[name]["state"] == "draining" else "fault"
-        yield FleetEvent(at, kind, f"{name} is gone" + (f": {reason}" if reason else ""))
+        yield FleetEvent(at, kind, f"{name} removed" + (f": {reason}" if reason else ""))
 
 
 def _last_reason(picture: Mapping[str, Any], name: str) -> str:
@@ -55,7 +55,7 @@ def _last_reason(picture: Mapping[str, Any], name: str) -> str:
 async def watch(
     router: AsyncRestClient, now: Callable[[], float], note: Callable[[FleetEvent], None]
 ) -> str:
-    """Report changes of the fleet until cancelled, or until the server refuses /fleet.
+    """Report changes of the fleet until cancelled or until /fleet cannot be read.
 
     Args:
         router: Client of the router whose /fleet is read every second.
@@ -75,7 +75,7 @@ async def watch(
                 return str(error)
         else:
             if not isinstance(picture, dict) or "groups" not in picture:
-                return "its /fleet is not that of a moe-serving router"
+                return "its /fleet is not from a moe-serving router"
             if last is not None:
                 for event in changes(last, picture, now()):
                     note(event)

@@ -256,6 +256,6 @@ class Generator:
         if record.error == "connect":
             self._refused += 1
             if 0 < self.stop_after_failures <= self._refused:
-                self.stop(f"the server stopped answering: {record.message}")
+                self.stop(f"the server stopped responding: {record.message}")
         elif record.ok:
             self._refused = 0

@@ -84,7 +84,7 @@ def from_line(line: str) -> Record:
         content["gaps_ms"] = tuple(content["gaps_ms"])
         return Record(**{field.name: content[field.name] for field in fields(Record)})
     except (ValueError, KeyError, TypeError) as error:
-        raise InvalidRequest(f"not a record of moe-serving load: {line[:80]}") from error
+        raise InvalidRequest(f"not a moe-serving load record: {line[:80]}") from error
 
 
 def read_records(files: Iterable[Path]) -> Iterator[Record]:

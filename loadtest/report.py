@@ -30,8 +30,8 @@ def html(run: Run) -> str:
         "<h2>Stages</h2>",
         _stages(summaries),
         (
-            "<small>Latencies count from when a request was due, not from when it was sent. "
-            "ITL is each request's mean time between tokens. The warm-up is left out.</small>"
+            "<small>Latencies are measured from when a request was due, not from when it was "
+            "sent. ITL is each request's mean time between tokens. The warm-up is excluded.</small>"
         ),
         "<h2>Charts</h2><div class=charts>",
         *(chart.svg() for chart in (*search.charts(run), *_charts(run, summaries))),
@@ -122,17 +122,17 @@ def _charts(run: Run, summaries: Sequence[tuple[Stage, Summary]]) -> Iterable[Ch
     failed = [record for record in run.records if record.error and record.error != "cancelled"]
     yield Chart(
         "Timeline: time to first token of each request",
-        "seconds since the run began, when the request was due",
+        "due time of the request, seconds since the run began",
         "TTFT, ms",
         [
             Series("answered", _dots(done, lambda record: record.ttft), "dots", "c0"),
-            Series("failed (when it ended)", _dots(failed, lambda r: r.latency), "dots", "bad"),
+            Series("failed (at its end)", _dots(failed, lambda r: r.latency), "dots", "bad"),
         ],
         marks,
         limit,
         log_y=True,
-        note="Marks, from the router's /fleet: faults are red, scaling yellow, ready groups green. "
-        "Their numbers are those of the last table."
+        note="Marks show events from the router's /fleet: faults in red, scaling in yellow, ready "
+        "groups in green. The numbers refer to the last table."
         if marks
         else "",
     )
@@ -275,5 +275,5 @@ def _events(run: Run) -> str:
     )
     return (
         "<h2>The fleet</h2><div class=scroll><table><tr><th>mark<th>at, s<th class=text>kind"
-        f"<th class=text>what happened</tr>{rows}</table></div>"
+        f"<th class=text>event</tr>{rows}</table></div>"
     )

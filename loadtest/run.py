@@ -63,12 +63,12 @@ class Run:
         if not self.trials:
             return ""
         if self.answer is not None:
-            return f"highest rate that held: {self.answer:.3g} requests/s ({self.slo})"
+            return f"highest rate that met the objective: {self.answer:.3g} requests/s ({self.slo})"
         if not self.stopped:
-            return f"none of the rates tried held ({self.slo})"
+            return f"no rate met the objective ({self.slo})"
         best = max((trial.rate for trial in self.trials if trial.held), default=None)
         so_far = "none" if best is None else f"{best:.3g} requests/s"
-        return f"the search did not end; highest rate of a trial that held: {so_far} ({self.slo})"
+        return f"the search did not finish; highest rate of a met trial: {so_far} ({self.slo})"
 
     def save(self, folder: Path) -> list[Path]:
         """Write the run into a directory; return the files.
@@ -90,7 +90,7 @@ class Run:
             parquet = folder / "records.parquet"
             wrote = write_parquet(self.records, parquet)
         except OSError as error:
-            raise InvalidRequest(f"cannot write into {folder}: {error.strerror}") from error
+            raise InvalidRequest(f"cannot write to {folder}: {error.strerror}") from error
         return [records, folder / RUN, *([parquet] if wrote else [])]
 
     @classmethod
@@ -104,14 +104,14 @@ class Run:
         stages = [(stage.label, stage.seconds) for stage in first.stages]
         if any([(stage.label, stage.seconds) for stage in run.stages] != stages for run in runs):
             raise InvalidRequest(
-                "these runs have different stages: they are not workers of one run"
+                "the runs have different stages: they are not workers of the same run"
             )
         records = sorted((r for run in runs for r in run.records), key=lambda r: r.intended)
         return dataclasses.replace(
             first,
             records=records,
             stopped="; ".join(sorted({run.stopped for run in runs if run.stopped})),
-            notes=[*first.notes, f"Joined from {len(runs)} workers."],
+            notes=[*first.notes, f"Merged from {len(runs)} workers."],
         )
 
     @classmethod
@@ -129,4 +129,4 @@ class Run:
             content["trials"] = [Trial(**trial) for trial in content["trials"]]
             return cls(records=list(read_records([folder / RECORDS])), **content)
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InvalidRequest(f"no run of moe-serving load in {folder}: {error}") from error
+            raise InvalidRequest(f"no moe-serving load run in {folder}: {error}") from error

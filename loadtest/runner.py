@@ -119,8 +119,8 @@ async def _model(client: AsyncClient, where: str, wanted: str | None) -> str:
         served = await client.models()
     except errors.ClientError as error:
         if error.kind in {"connect", "timeout"}:
-            raise errors.NotReady(f"no server to load: {error}") from error
-        raise errors.NotReady(f"the server does not list its models: {error}") from error
+            raise errors.NotReady(f"the server is not available: {error}") from error
+        raise errors.NotReady(f"cannot list the server's models: {error}") from error
     if wanted is None and len(served) == 1:
         return served[0]
     if wanted in served and wanted is not None:
@@ -128,7 +128,7 @@ async def _model(client: AsyncClient, where: str, wanted: str | None) -> str:
     names = ", ".join(served) or "nothing"
     if wanted is None:
         raise FlagError(f"--model is missing: {where} serves several models: {names}")
-    raise FlagError(refusal("--model", wanted, f"{where} serves: {names}"))
+    raise FlagError(refusal("--model", wanted, f"must be a model that {where} serves: {names}"))
 
 
 async def _calibration(
@@ -152,7 +152,9 @@ async def _calibration(
                 async for delta in deltas:
                     tokens = delta.usage.prompt_tokens if delta.usage else tokens
         except errors.ClientError as error:
-            raise errors.EngineError(f"{where} lists {options.model}, but: {error}") from error
+            raise errors.EngineError(
+                f"cannot send requests for {options.model} to {where}: {error}"
+            ) from error
         counted.append((words, tokens))
     short, long = counted
     return Calibration.of(short, long)

@@ -20,11 +20,11 @@ _LATE = 0.5
 _STOLEN = 0.03
 """Share of stolen CPU time that disturbs a trial. On a quiet host most trials have less than 0.02;
 at 0.07 to 0.1, trials failed at rates that held otherwise."""
-_DISTURBED_AGAIN = 3
+_MAX_ATTEMPTS = 3
 """Attempts of a disturbed trial."""
-_BUSY = "Trials failed while the generator itself was late: the machine is too busy."
-_TAKEN = "Trials failed while the host gave this machine's processors to others (steal)."
-_FULL = 32
+_LATE_NOTE = "Trials failed while the load generator was late: this machine is too busy."
+_STEAL_NOTE = "Trials failed while other virtual machines used this machine's CPU time (steal)."
+_START_STREAMS = 32
 """Streams of the closed loop that determines where a search starts."""
 
 
@@ -74,17 +74,19 @@ def _answer(run: Run, found: Sequence[slo.Found]) -> None:
         run.answer = statistics.geometric_mean(rates)
     if len(found) > 1:
         each = ", ".join("none" if one.rate is None else f"{one.rate:.3g}" for one in found)
-        apart = f": {max(rates) / min(rates) - 1:.0%} apart" if run.answer else ""
-        run.notes.append(f"{len(found)} searches in turn answered {each} requests/s{apart}.")
+        apart = f"; spread {max(rates) / min(rates) - 1:.0%}" if run.answer else ""
+        run.notes.append(
+            f"Results of {len(found)} interleaved searches, requests/s: {each}{apart}."
+        )
     if run.answer is not None and not all(one.bounded for one in found):
-        run.notes.append("No rate failed: the highest one (--most) held.")
+        run.notes.append("No rate missed the objective, not even the highest (--most).")
     for number, one in enumerate(found, 1):
         if one.halves is not None and one.moved:
             first, second = one.halves
             which = f" (search {number})" if len(found) > 1 else ""
             run.notes.append(
-                f"The server changed meanwhile: {first:.3g} requests/s by the first half of "
-                f"the settling trials, {second:.3g} by the second{which}."
+                f"The server changed during the search: {first:.3g} requests/s from the first "
+                f"half of the settling trials, {second:.3g} from the second{which}."
             )
 
 
@@ -123,28 +125,28 @@ class Trials:
 
     async def first_rate(self) -> float:
         """Return half the throughput of a closed loop; a much lower start would take long."""
-        done = (await self._stages.closed(_FULL)).completed
+        done = (await self._stages.closed(_START_STREAMS)).completed
         if self._generator.stopped:
             raise _Ended
         rate = done / 2 or 1.0
-        print(f"  {_FULL} streams: {done:.4g} requests/s; the search starts at {rate:.4g}")
+        print(f"  {_START_STREAMS} streams: {done:.4g} requests/s; the search starts at {rate:.4g}")
         return rate
 
     async def attempt(self, rate: float, pattern: int, search: int) -> slo.Tried:
         """Try a rate; repeat a trial that missed while the machine disturbed it."""
         which = f"search {search + 1}: " if self.options.searches > 1 else ""
-        for _ in range(_DISTURBED_AGAIN):
+        for _ in range(_MAX_ATTEMPTS):
             host = CpuSteal()
             tried, late = await self.run_trial(
                 rate, f"{search}/{pattern}" if search else f"{pattern}"
             )
             stolen = host.share()
             met = tried.held and tried.share >= self.run.slo.share
-            verdict, note = "held" if met else "missed", ""
+            verdict, note = "met" if met else "missed", ""
             if not met and late:
-                verdict, note = "missed, generator late", _BUSY
+                verdict, note = "missed, generator late", _LATE_NOTE
             elif not met and stolen > _STOLEN:
-                verdict, note = f"missed, host took {stolen:.0%} of the processors", _TAKEN
+                verdict, note = f"missed, CPU steal {stolen:.0%}", _STEAL_NOTE
             number = f" (settling {pattern} of {self.options.trials})" if pattern else ""
             print(f"  {which}{rate:.4g} requests/s: {tried.share:.2%} {verdict}{number}")
             if not note:

@@ -34,9 +34,9 @@ def charts(run: Run) -> Iterable[Chart]:
                 )
             ),
             Series("held", [(at, t.rate) for at, t in tried if t.held], "dots", "good"),
-            Series("did not hold", [(at, t.rate) for at, t in tried if not t.held], "dots", "bad"),
+            Series("missed", [(at, t.rate) for at, t in tried if not t.held], "dots", "bad"),
         ],
-        limits=[(run.answer, f"answer: {run.answer:.3g}")] if run.answer else [],
+        limits=[(run.answer, f"result: {run.answer:.3g}")] if run.answer else [],
     )
 
 
@@ -48,10 +48,10 @@ def table(trials: Sequence[Trial]) -> str:
     rows = "".join(
         f"<tr><td>{number}</td>{f'<td>{trial.search}</td>' if several else ''}"
         f"<td>{trial.purpose}</td><td>{trial.rate:.3g}</td>"
-        f"<td>{trial.attained:.2%}</td><td>{'held' if trial.held else 'did not hold'}</td></tr>"
+        f"<td>{trial.attained:.2%}</td><td>{'met' if trial.held else 'missed'}</td></tr>"
         for number, trial in enumerate(trials, 1)
     )
     return (
         f"<h2>Search</h2><div class=scroll><table><tr><th>trial{'<th>search' if several else ''}"
-        f"<th>purpose<th>requests/s<th>met<th></tr>{rows}</table></div>"
+        f"<th>purpose<th>requests/s<th>share met<th>result</tr>{rows}</table></div>"
     )

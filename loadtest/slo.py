@@ -103,16 +103,16 @@ class Tried:
 Attempt = Callable[[float, int], Awaitable[Tried]]
 """Tries a rate with an arrival pattern; equal patterns give equal arrivals, scaled to the rate."""
 
-OFTEN = 0.8
+MET_SHARE = 0.8
 """Share of trials that hold at the resulting rate."""
-_UP = 0.015
+_STEP_UP = 0.015
 """Relative increase of the rate after a settling trial that held."""
-_DOWN = _UP * OFTEN / (1 - OFTEN)
-_COARSE = 1.15
+_STEP_DOWN = _STEP_UP * MET_SHARE / (1 - MET_SHARE)
+_BISECTION_RATIO = 1.15
 """Ratio of failed to held rate at which bisection ends: single trials are not more precise."""
-FEWEST = 4
+MIN_SETTLING = 4
 """Minimum number of settling trials, and their number if no rate failed."""
-_ON_THE_WAY = 4
+_SKIPPED_FRACTION = 4
 """Fraction (1/n) of the settling trials, at their start, to leave out of the result."""
 
 
@@ -164,7 +164,7 @@ async def search(
         start: First rate, requests/s.
         most: Highest rate to try, requests/s.
         share: Share of requests that must meet all limits.
-        settling: Number of trials in the neighbourhood, at least ``FEWEST``.
+        settling: Number of trials in the neighbourhood, at least ``MIN_SETTLING``.
         halvings: How often ``start`` may be halved while it does not hold.
         made: Receives each trial when it ends, for interrupted searches.
         number: Number of this search in ``made``.
@@ -173,13 +173,13 @@ async def search(
     low, high = await _bracket(tries, min(start, most), most, halvings)
     if not low:
         return Found(None, tuple(tries.made))
-    while high and high / low > _COARSE:
+    while high and high / low > _BISECTION_RATIO:
         middle = math.sqrt(low * high)
         if await tries.holds(middle, "bisect"):
             low = middle
         else:
             high = middle
-    count = settling if high else FEWEST
+    count = settling if high else MIN_SETTLING
     rates = await _settle(tries, low, most, count)
     if not any(trial.held for trial in tries.made[-count:]):
         return Found(None, tuple(tries.made))
@@ -212,8 +212,8 @@ async def _settle(tries: _Tries, rate: float, most: float, count: int) -> Sequen
         rates.append(rate)
         # Use other patterns than the trials that found the neighbourhood.
         held = await tries.holds(rate, "settle", number + 1)
-        rate = min(rate * (1 + _UP), most) if held else rate * (1 - _DOWN)
-    return rates[count // _ON_THE_WAY :]
+        rate = min(rate * (1 + _STEP_UP), most) if held else rate * (1 - _STEP_DOWN)
+    return rates[count // _SKIPPED_FRACTION :]
 
 
 def _middle(rates: Sequence[float]) -> float:

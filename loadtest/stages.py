@@ -68,7 +68,7 @@ class Stages:
         shard, count = options.shard
         name = f"{options.trace.name} at {options.speed:g}x"
         if options.trace_block != TRACE_BLOCK:
-            name += f", {options.trace_block / TRACE_BLOCK:.3g} of its lengths"
+            name += f", {options.trace_block / TRACE_BLOCK:.3g} of the lengths"
         # Include the last request, which is due exactly at the end of the trace.
         seconds = min(options.duration, length + 1e-6)
         rate = len(trace) / max(length, 1e-6)

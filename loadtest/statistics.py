@@ -187,7 +187,7 @@ def compare(a: Sequence[Record], b: Sequence[Record]) -> list[Difference]:
         [float(r.ok) for r in run if r.phase == "measure" and r.error != "cancelled"]
         for run in (a, b)
     )
-    found.append(bootstrap_ratio("answered share", fine_a, fine_b, _mean))
+    found.append(bootstrap_ratio("success rate", fine_a, fine_b, _mean))
     return [difference for difference in found if difference is not None]
 
 

@@ -108,28 +108,28 @@ def load_trace(path: Path) -> list[Request]:
     except OSError as error:
         raise InvalidRequest(f"cannot read the trace {path}: {error.strerror}") from error
     except KeyError as error:
-        raise InvalidRequest(f"the trace {path} lacks {error}") from error
+        raise InvalidRequest(f"the trace {path} has no {error}") from error
     except (ValueError, TypeError) as error:
-        raise InvalidRequest(f"the trace {path} is not as expected: {error}") from error
+        raise InvalidRequest(f"the trace {path} is invalid: {error}") from error
     if not requests:
         raise InvalidRequest(f"the trace {path} has no requests")
     for number, request in enumerate(requests, 1):
-        if (wrong := _wrong(request)) is not None:
-            raise InvalidRequest(f"the trace {path} is not as expected: request {number}: {wrong}")
+        if (problem := _problem(request)) is not None:
+            raise InvalidRequest(f"the trace {path} is invalid: request {number}: {problem}")
     return sorted(requests, key=lambda request: request.at)
 
 
-def _wrong(request: Request) -> str | None:
+def _problem(request: Request) -> str | None:
     """Return a description of the first invalid field. None: the request is valid."""
     at: Any = request.at  # may have any JSON type
     lengths: tuple[Any, Any] = request.prompt_tokens, request.output_tokens
     if not isinstance(at, int | float) or not math.isfinite(at):
-        return f"its time is {at}, and must be a number"
+        return f"the timestamp is {at}, must be a number"
     if not all(isinstance(one, int) and one >= 0 for one in lengths):
-        return f"its lengths are {lengths[0]} and {lengths[1]}, and must be whole numbers from 0"
+        return f"the lengths are {lengths[0]} and {lengths[1]}, must be whole numbers from 0"
     blocks: tuple[Any, ...] = request.blocks
     if not all(isinstance(one, int | str) for one in blocks):
-        return "its hash_ids must be numbers"
+        return "hash_ids must be numbers"
     return None
 
 
@@ -152,7 +152,7 @@ def sampled(requests: Sequence[Request], count: int, seed: int = 1) -> list[Requ
     return [request for request in requests if request.blocks[:2] in chosen]
 
 
-def made_up(count: int, *, talks: int = 24, seed: int = 1) -> list[Request]:
+def generated_requests(count: int, *, talks: int = 24, seed: int = 1) -> list[Request]:
     """Generate interleaved conversations: each prompt contains all turns before it.
 
     Args:
@@ -181,7 +181,7 @@ def made_up(count: int, *, talks: int = 24, seed: int = 1) -> list[Request]:
     return requests
 
 
-def possible(requests: Sequence[Request], block: int) -> float:
+def cacheable_share(requests: Sequence[Request], block: int) -> float:
     """Return the share of prompt tokens that one cache of unlimited size would hold."""
     seen: set[tuple[int, ...]] = set()
     held = 0

@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--quick", action="store_true", help="measure for less than a minute; write nothing"
     )
-    parser.add_argument("--remark", default="", help="remark to show beside the figures")
+    parser.add_argument("--remark", default="", help="note to print with the results")
     options = parser.parse_args(arguments)
     data: dict[str, Any] = {
         "when": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),

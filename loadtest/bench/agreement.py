@@ -60,17 +60,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )  # fmt: skip
     add("--rounds", type=COUNT, default=3, help="turns of each client (default: 3)")
     add("--streams", type=COUNT, default=16, help="concurrent streams (default: 16)")
-    add("--requests", type=COUNT, default=160, help="measured requests of a turn (default: 160)")
-    add("--prompt-words", type=COUNT, default=50, help="words of a prompt (default: 50)")
-    add("--output-tokens", type=COUNT, default=64, help="tokens of an answer (default: 64)")
+    add("--requests", type=COUNT, default=160, help="measured requests per turn (default: 160)")
+    add("--prompt-words", type=COUNT, default=50, help="words per prompt (default: 50)")
+    add("--output-tokens", type=COUNT, default=64, help="tokens per answer (default: 64)")
     add("--seed", type=ORDINAL, default=1, help="seed of lengths and texts (default: 1)")
     add(
         "--patience",
         type=seconds("a time"),
         default=600.0,
-        help="longest time of a turn, seconds (default: 600)",
+        help="timeout of a turn, seconds (default: 600)",
     )
-    add("--remark", default="", help="remark to show beside the figures")
+    add("--remark", default="", help="note to print with the results")
     add("--quick", action="store_true", help="run one short round; write nothing")
     options = parser.parse_args(arguments)
     if options.quick:
@@ -133,7 +133,9 @@ def measure(load: Load, endpoints: Sequence[str], rounds: int, rows: list[dict[s
                         seen = CLIENTS[name](one, Path(folder))
                     row["seen"] = asdict(seen)
                     if not seen.consistent:
-                        print(f"{name}: its tokens/s are not its tokens divided by its seconds")
+                        print(
+                            f"{name}: the reported tokens/s differ from tokens divided by seconds"
+                        )
                 except NotRun as error:
                     row["not_run"] = str(error)
                 row["router_tokens"] = generated(load.url) - before
@@ -168,9 +170,9 @@ def _fake(pace: float) -> str:
 
 def _say(row: dict[str, Any]) -> None:
     seen = row.get("seen")
-    said = f"{seen['tokens_per_second']:.1f} tokens/s" if seen else f"not run: {row['not_run']}"
+    result = f"{seen['tokens_per_second']:.1f} tokens/s" if seen else f"not run: {row['not_run']}"
     where = f"{row['endpoint']}, round {row['round'] + 1}, {row['client']}"
-    print(f"{datetime.now(UTC):%H:%M:%S} {where}: {said}", file=sys.stderr, flush=True)
+    print(f"{datetime.now(UTC):%H:%M:%S} {where}: {result}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

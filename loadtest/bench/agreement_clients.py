@@ -56,7 +56,7 @@ class Load:
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class ClientReport:
     """A client's report, in milliseconds and with the metric names of vLLM's bench client."""
 
     completed: int
@@ -91,7 +91,7 @@ def prompts(load: Load, count: int) -> list[str]:
     return [next(made).turns[0].text for _ in range(count)]
 
 
-def ours(load: Load, folder: Path) -> Seen:
+def ours(load: Load, folder: Path) -> ClientReport:
     """Run ``python -m loadtest run``."""
     out = folder / "ours"
     words = [
@@ -107,10 +107,10 @@ def ours(load: Load, folder: Path) -> Seen:
     return ours_of(Run.load(out))
 
 
-def ours_of(run: Run) -> Seen:
+def ours_of(run: Run) -> ClientReport:
     """Convert the summary of our tool's run."""
     summary = run.summary(run.stages[0])
-    return Seen(
+    return ClientReport(
         completed=summary.ok,
         failed=summary.failed,
         output_tokens=summary.tokens,
@@ -124,7 +124,7 @@ def ours_of(run: Run) -> Seen:
     )
 
 
-def vllm_bench(load: Load, folder: Path) -> Seen:
+def vllm_bench(load: Load, folder: Path) -> ClientReport:
     """Run vLLM's ``bench serve``."""
     file = folder / "prompts.jsonl"
     lines = [json.dumps({"prompt": prompt}) for prompt in prompts(load, load.requests)]
@@ -148,9 +148,9 @@ def vllm_bench(load: Load, folder: Path) -> Seen:
     return vllm_bench_of(json.loads((folder / "vllm.json").read_text("utf-8")))
 
 
-def vllm_bench_of(found: Mapping[str, Any]) -> Seen:
+def vllm_bench_of(found: Mapping[str, Any]) -> ClientReport:
     """Convert the content of a ``--save-result`` file."""
-    return Seen(
+    return ClientReport(
         completed=found["completed"],
         failed=found["failed"],
         output_tokens=found["total_output_tokens"],
@@ -164,7 +164,7 @@ def vllm_bench_of(found: Mapping[str, Any]) -> Seen:
     )
 
 
-def guidellm(load: Load, folder: Path) -> Seen:
+def guidellm(load: Load, folder: Path) -> ClientReport:
     """Run ``guidellm run``."""
     file, out = folder / "prompts.jsonl", folder / "guidellm.json"
     rows = [
@@ -194,7 +194,7 @@ def guidellm(load: Load, folder: Path) -> Seen:
     return guidellm_of(json.loads(out.read_text("utf-8")))
 
 
-def guidellm_of(found: Mapping[str, Any]) -> Seen:
+def guidellm_of(found: Mapping[str, Any]) -> ClientReport:
     """Convert guidellm's JSON report.
 
     guidellm's mean output tokens/s is total tokens divided by duration. What guidellm calls ITL is
@@ -205,7 +205,7 @@ def guidellm_of(found: Mapping[str, Any]) -> Seen:
     totals = metrics["request_totals"]
     ttft = metrics["time_to_first_token_ms"]["successful"]
     tokens = metrics["output_token_count"]["successful"]
-    return Seen(
+    return ClientReport(
         completed=totals["successful"],
         failed=totals["errored"] + totals["incomplete"],
         output_tokens=round(tokens["total_sum"]),
@@ -219,7 +219,7 @@ def guidellm_of(found: Mapping[str, Any]) -> Seen:
     )
 
 
-Client = Callable[[Load, Path], Seen]
+Client = Callable[[Load, Path], ClientReport]
 CLIENTS: dict[str, Client] = {
     "moe-serving load": ours,
     "vllm bench serve": vllm_bench,
@@ -250,9 +250,9 @@ def _run(words: list[str], load: Load, environment: Mapping[str, str] | None = N
             timeout=load.patience,
         )
     except subprocess.TimeoutExpired as error:
-        raise NotRun(f"{words[0]} did not end in {load.patience:g} s") from error
+        raise NotRun(f"{words[0]} did not finish in {load.patience:g} s") from error
     except OSError as error:
         raise NotRun(f"{words[0]}: {error.strerror}") from error
     if done.returncode != 0:
-        said = (done.stderr.strip() or done.stdout.strip() or "no output").splitlines()
-        raise NotRun(" ".join(said[-3:])[:500])
+        output = (done.stderr.strip() or done.stdout.strip() or "no output").splitlines()
+        raise NotRun(" ".join(output[-3:])[:500])

@@ -50,15 +50,16 @@ def markdown(data: Mapping[str, Any]) -> str:
             f"Measured {data['when']} on {machine['cores']} cores ({machine['cpu']}), Python "
             f"{machine['python']}; load average before: {machine['load_average_before'][0]}, "
             f"after: {data['load_average_after'][0]}. Server: {data['server']}. "
-            f"{data['streams']} streams, {data['requests']} requests a turn, prompts of "
+            f"{data['streams']} streams, {data['requests']} requests per turn, prompts of "
             f"{data['prompt_words']} words, answers of {data['output_tokens']} tokens "
-            f"(ignore_eos), {data['rounds']} rounds in turn"
+            f"(ignore_eos), {data['rounds']} alternating rounds"
             + (f"; {data['remark']}." if data.get("remark") else ".")
         ),
         (
-            "tokens/s: all output tokens by the time from the first request to the end of the "
-            "last answer. Router: tokens of its counter `moe_generated_tokens_total` meanwhile, "
-            "the client's warm-up among them. Each client's median over the rounds:"
+            "tokens/s: all output tokens divided by the time from the first request to the end of "
+            "the last answer. Router counted: increase of the router's counter "
+            "`moe_generated_tokens_total`, including the client's warm-up. Medians of each client "
+            "over the rounds:"
         ),
     ]
     for endpoint in _endpoints(data["rows"]):

@@ -206,8 +206,8 @@ def http1_floods(path: str) -> list[Flood]:
     chunked = f"POST {path} HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n"
     chunked += "content-type: application/json\r\n\r\n"
     missing = b"GET /no HTTP/1.1\r\nhost: x\r\n\r\n"
-    said = {"role": "user", "content": "hi"}
-    refused, taken = ({"model": "pocket-r1", "messages": [said] * n} for n in (10_000, 5_000))
+    message = {"role": "user", "content": "hi"}
+    refused, taken = ({"model": "pocket-r1", "messages": [message] * n} for n in (10_000, 5_000))
     numbers = b'{"model": "pocket-r1", "messages": [' + b"1," * 1_900_000 + b"1]}"
     extended = chunked.encode() + b"1;a=" + b"x" * 200 + b"\r\n \r\n"
     expecting = get[:-2].replace(b"GET /health", b"POST /v1/completions")

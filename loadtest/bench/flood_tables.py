@@ -32,12 +32,13 @@ def markdown(data: Mapping[str, Any]) -> str:
         f"{machine['load_average_before'][0]}"
         + (f"; {data['remark']}." if data.get("remark") else "."),
         (
-            f"A token every {data['delay_ms']:.0f} ms. Each figure: by how many milliseconds the "
-            "worst gap between two tokens (or the slowest answer to `/health`) was longer beside "
-            "the flood than without one, just before. Connections of the flood: 1 / 8. Own: the "
-            "longer of the streams' worst gaps without the time in which the router's event loop "
-            "was ready to run and other processes, the flooding ones among them, had the cores. "
-            "CPU: the most CPU time that the loop used between two tokens of a stream."
+            f"Each stream gets a token every {data['delay_ms']:.0f} ms. Each figure is the "
+            "increase, in milliseconds, of the worst gap between two tokens (or of the slowest "
+            "answer to `/health`) during the flood, compared with just before it. Connections of "
+            "the flood: 1 / 8. Own: the larger of the streams' worst gaps, excluding the time in "
+            "which the router's event loop was ready to run but waited for a core (the flooding "
+            "processes use the same cores). CPU: the most CPU time that the loop used between two "
+            "tokens of a stream."
         ),
     ]
     parts.append(verdict(data["rows"]))
@@ -60,9 +61,9 @@ def verdict(rows: list[Mapping[str, Any]]) -> str:
             tls = " over TLS" if "TLS" in row["port"] else ""
             over.append((own, f"{row['flood']}{tls}, {row['connections']} ({own:.0f} ms)"))
     text = (
-        f"Criterion: the worst gap of a stream of tokens, over gRPC or REST, is at most "
-        f"{MOST_MS:.0f} ms longer beside each flood. {kept} of {len(rows)} rows meet it, and "
-        f"{len(rows) - len(over)} without the waits for a core"
+        f"Criterion: a flood lengthens the worst gap of a token stream, over gRPC or REST, by at "
+        f"most {MOST_MS:.0f} ms. {kept} of {len(rows)} rows meet it, and {len(rows) - len(over)} "
+        f"when waits for a core are excluded"
     )
     if not over:
         return f"{text}."

@@ -52,7 +52,7 @@ _RECOVERY = 60.0
 """Longest wait for recovery, seconds."""
 
 
-class Watched:
+class WatchedServer:
     """A server and the process that reads its streams."""
 
     def __init__(
@@ -129,7 +129,7 @@ def _line(process: "subprocess.Popen[str]", expected: str = "") -> str:
     assert process.stdout is not None
     line = process.stdout.readline().strip()
     if not line.startswith(expected):
-        raise RuntimeError(f"{process.args!r}: said {line!r}")
+        raise RuntimeError(f"{process.args!r}: unexpected output {line!r}")
     return line
 
 
@@ -145,14 +145,14 @@ def _peer(kind: str) -> Iterator[tuple[str, int]]:
 
 
 @contextlib.contextmanager
-def _router(*, tls: bool) -> Iterator[Watched]:
+def _router(*, tls: bool) -> Iterator[WatchedServer]:
     """Start a router with two fake ranks."""
     with (
         tempfile.TemporaryDirectory(prefix="moe-serving-floods-") as folder,
         router(Path(folder), tls=tls) as process,
         process.ranks(2, _DELAY),
     ):
-        ours = Watched("ours", process.grpc, process.rest, process.pid, process.ca)
+        ours = WatchedServer("ours", process.grpc, process.rest, process.pid, process.ca)
         try:
             yield ours
         finally:
@@ -160,15 +160,15 @@ def _router(*, tls: bool) -> Iterator[Watched]:
 
 
 @contextlib.contextmanager
-def _servers() -> Iterator[dict[str, list[tuple[str, Watched]]]]:
+def _servers() -> Iterator[dict[str, list[tuple[str, WatchedServer]]]]:
     """Yield the servers by kind of port, ours first."""
     with contextlib.ExitStack() as stack:
         ours = stack.enter_context(_router(tls=False))
         aio, aio_pid = stack.enter_context(_peer("grpc"))
         uvicorn, uvicorn_pid = stack.enter_context(_peer("rest"))
-        grpcio = Watched("grpc.aio", aio, None, aio_pid)
+        grpcio = WatchedServer("grpc.aio", aio, None, aio_pid)
         stack.callback(grpcio.stop)
-        alone = Watched("uvicorn", None, f"http://{uvicorn}", uvicorn_pid)
+        alone = WatchedServer("uvicorn", None, f"http://{uvicorn}", uvicorn_pid)
         stack.callback(alone.stop)
         yield {
             "grpc": [("ours", ours), ("peer", grpcio)],
@@ -229,7 +229,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--port", choices=("grpc", "rest"), help="flood only this kind of port")
     parser.add_argument("--only", default="", help="send only floods with this in their name")
-    parser.add_argument("--remark", default="", help="remark to show beside the figures")
+    parser.add_argument("--remark", default="", help="note to print with the results")
     options = parser.parse_args(arguments)
     kinds = (options.port,) if options.port else ("grpc", "rest")
     data = {

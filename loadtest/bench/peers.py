@@ -46,7 +46,7 @@ Peers = tuple[str, ...]
 """Keys of ``PEERS``: the peers of one deployment."""
 _IN_PROCESS = f"{InProcessExecutor.__module__}.{InProcessExecutor.__qualname__}"
 _BASE: tuple[Peers, Start] = ((BASE,), vllm_server)
-SITTINGS: tuple[tuple[tuple[Peers, Start], ...], ...] = (
+DEPLOYMENT_SETS: tuple[tuple[tuple[Peers, Start], ...], ...] = (
     (
         ((BASE, "vllm-router"), partial(vllm_server, router=True)),
         (("ours-rest", "ours-grpc"), ours),
@@ -69,11 +69,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = FlagParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="run one short round; write nothing")
     parser.add_argument(
-        "--check", action="store_true", help="only check that the pages show the data"
+        "--check",
+        action="store_true",
+        help="only check that the pages are up to date with the data",
     )
     parser.add_argument("--rounds", type=COUNT, default=3, help="rounds (default: 3)")
     parser.add_argument(
-        "--seconds", type=AMOUNT, default=15.0, help="measured seconds of a trial (default: 15)"
+        "--seconds", type=AMOUNT, default=15.0, help="measured seconds per trial (default: 15)"
     )
     parser.add_argument(
         "--streams",
@@ -82,14 +84,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="numbers of concurrent streams (default: 1,16,64,256)",
     )
     parser.add_argument(
-        "--output-tokens", type=COUNT, default=64, help="tokens of an answer (default: 64)"
+        "--output-tokens", type=COUNT, default=64, help="tokens per answer (default: 64)"
     )
-    parser.add_argument("--remark", default="", help="remark to show beside the figures")
+    parser.add_argument("--remark", default="", help="note to print with the results")
     options = parser.parse_args(arguments)
     if options.check:
         old = outdated(json.loads(DATA.read_text("utf-8")))
         for page in old:
-            print(f"{page} does not show {DATA.name}: run python -m loadtest.bench.peers")
+            print(f"{page} is not up to date with {DATA.name}: run python -m loadtest.bench.peers")
         return bool(old)
     if options.quick:
         options.rounds, options.seconds, options.streams = 1, 6.0, [1, 16, 64]
@@ -106,18 +108,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "not_run": {},
     }
     try:
-        for number, members in enumerate(SITTINGS):
-            _sitting(number, members, data, keep=not options.quick)
+        for number, members in enumerate(DEPLOYMENT_SETS):
+            _measure_set(number, members, data, keep=not options.quick)
     except KeyboardInterrupt:
         print("stopped; the results so far are saved", file=sys.stderr, flush=True)
     print(markdown(data))
     return 0 if data["trials"] else 1
 
 
-def _sitting(
-    sitting: int, members: Sequence[tuple[Peers, Start]], data: dict[str, Any], *, keep: bool
+def _measure_set(
+    set_number: int, members: Sequence[tuple[Peers, Start]], data: dict[str, Any], *, keep: bool
 ) -> None:
-    """Start the deployments of a sitting and measure them in turn, for all rounds."""
+    """Start a set of deployments and measure them in turn, for all rounds."""
     with contextlib.ExitStack() as stack:
         turns: list[tuple[Deployment, Endpoint]] = []
         for peers, start in members:
@@ -134,7 +136,7 @@ def _sitting(
         if {endpoint.peer for _, endpoint in turns} <= {BASE}:
             return  # there is nothing to compare
         for number in range(data["rounds"]):
-            turn = {"sitting": sitting, "round": number}
+            turn = {"sitting": set_number, "round": number}
             for streams in data["streams"]:
                 for deployment, endpoint in turns if number % 2 == 0 else turns[::-1]:
                     _trial(deployment, endpoint, streams, turn, data)
@@ -185,7 +187,7 @@ def run_trial(trial: Trial) -> dict[str, Any]:
                 words, capture_output=True, text=True, check=False, timeout=trial.seconds + _SLACK
             )
         except subprocess.TimeoutExpired as error:
-            raise NotRun("the trial did not end") from error
+            raise NotRun("the trial timed out") from error
         if done.returncode != 0 and one is trial:
             raise NotRun(done.stderr.strip().splitlines()[-1][:300])
         if done.returncode == 0:

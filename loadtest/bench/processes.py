@@ -153,7 +153,9 @@ def router(folder: Path, *, tls: bool = False) -> Iterator[RouterProcess]:
         deadline = time.monotonic() + _START
         while not ports.is_file():
             if process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"no router: {(folder / 'router.log').read_text()[-2000:]}")
+                raise RuntimeError(
+                    f"the router did not start: {(folder / 'router.log').read_text()[-2000:]}"
+                )
             time.sleep(0.1)
         found = json.loads(ports.read_text("utf-8"))
         yield RouterProcess(found["rest"], found["grpc"], found["join"], found["pid"], folder, ca)

@@ -30,15 +30,16 @@ def markdown(data: Mapping[str, Any]) -> str:
                 f"{m['cpu_ms_per_request']:.2f}", f"{1e3 / m['cpu_ms_per_request']:.0f}",
             ),
         ),
-        ("Added latency: one request at a time, 100-token prompt, 1 output token, an engine that "
-        "takes no time. Client, router, link and rank together, so an upper bound:"),
+        ("Added latency: one request at a time, 100-token prompt, 1 output token, with an engine "
+        "that takes no time. The figures include client, router, link and rank, so they are an "
+        "upper bound:"),
         _table(
             ("protocol", "p50 ms", "p99 ms"),
             data["latency"],
             lambda _, m: (f"{m['p50_ms']:.2f}", f"{m['p99_ms']:.2f}"),
         ),
         *_streaming(data),
-        "Growth with ranks (REST, 100-token prompts, 1 output token):",
+        "By number of ranks (REST, 100-token prompts, 1 output token):",
         _table(
             ("protocol", "ranks", "CPU ms/request", "requests/s", "core share when idle", "MiB"),
             data["ranks"],
@@ -47,7 +48,7 @@ def markdown(data: Mapping[str, Any]) -> str:
                 f"{m['requests_per_second']:.0f}", f"{c['idle_share']:.1%}", f"{m['rss_mib']:.0f}",
             ),
         ),
-        "Growth with open streams (about as many tokens a second in all):",
+        "By number of open streams (about the same total tokens/s):",
         _table(
             ("protocol", "open streams", "tokens/s", "CPU µs/token", "router MiB"),
             data["open_streams"],
@@ -63,8 +64,11 @@ def markdown(data: Mapping[str, Any]) -> str:
 def _streaming(data: Mapping[str, Any]) -> list[str]:
     parts = []
     for part, words in (
-        ("stepped", "Streaming, 64 streams, a token every 20 ms, all streams of a rank at once:"),
-        ("streaming", "Streaming, 64 streams, a token every 20 ms each:"),
+        (
+            "stepped",
+            "Streaming, 64 streams, one token every 20 ms, all streams of a rank in the same step:",
+        ),
+        ("streaming", "Streaming, 64 streams, one token every 20 ms, each stream separately:"),
     ):
         if part in data:
             heads = ("protocol", "tokens/s", "messages per token", "CPU µs/token")

@@ -26,7 +26,7 @@ from statistics import mean
 
 from loadtest.demos.fleet import Router, ranks, settings_for
 from loadtest.demos.tiny_moe import make_tiny_moe
-from loadtest.trace import Request, made_up, possible, read_trace, sampled
+from loadtest.trace import Request, cacheable_share, generated_requests, read_trace, sampled
 from serving.flags.parser import FlagParser
 from serving.flags.paths import OutputDirectory, ReadableFile
 from serving.flags.values import AMOUNT, COUNT
@@ -78,7 +78,7 @@ def saving(affinity: Tally, alone: Tally, seed: int = 1) -> str:
     """Return a sentence on the time to first token that affinity saves, paired by request."""
     both = sorted(affinity.first_tokens.keys() & alone.first_tokens.keys())
     if not both:
-        return "no request was answered both ways"
+        return "no request succeeded with both routings"
     saved = [alone.first_tokens[number] - affinity.first_tokens[number] for number in both]
     base = mean(alone.first_tokens[number] for number in both)
     rng = random.Random(seed)  # noqa: S311  statistics
@@ -88,7 +88,7 @@ def saving(affinity: Tally, alone: Tally, seed: int = 1) -> str:
         f"affinity saves {mean(saved) * 1000:.0f} ms of {base * 1000:.0f} ms to the first token "
         f"({mean(saved) / base:.0%}; 95 % of {_RESAMPLES} resamples of the {len(both)} pairs: "
         f"{low * 1000:.0f} to {high * 1000:.0f} ms); "
-        f"{sum(each > 0 for each in saved)} requests were quicker with it"
+        f"{sum(each > 0 for each in saved)} requests were faster with it"
     )
 
 
@@ -258,7 +258,7 @@ def main() -> None:
     if options.trace:
         source = sampled(read_trace(options.trace)[: options.window], options.requests)
     else:
-        source = made_up(options.requests)
+        source = generated_requests(options.requests)
     requests = [
         request.scaled(BLOCK, longest=longest, most_output=options.max_output) for request in source
     ]
@@ -270,7 +270,7 @@ def main() -> None:
     print(
         f"\n{len(requests)} requests, {tokens} prompt tokens; "
         "one cache of unlimited size would hold "
-        f"{possible(requests, BLOCK):.1%} of them"
+        f"{cacheable_share(requests, BLOCK):.1%} of them"
         f"\n{'routing':<12} {'requests':>8} {'failed':>6} {'hit rate':>9} "
         f"{'TTFT p50':>10} {'p90 (ms)':>10} {'mean':>10}"
     )

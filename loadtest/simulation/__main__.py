@@ -25,7 +25,7 @@ from loadtest.simulation.outcome import Objective, Outcome, Row, heading, plain
 from loadtest.simulation.scalers import FixedSize, OurPolicy, QueueRule, Scaler
 from loadtest.simulation.simulator import Simulator
 from loadtest.simulation.trace_arrivals import Load, arrivals
-from loadtest.trace import TRACE_BLOCK, load_trace, made_up
+from loadtest.trace import TRACE_BLOCK, generated_requests, load_trace
 from serving.autoscaler.signals import Signal
 from serving.cli.errors import guarded
 from serving.errors import SettingsError
@@ -36,11 +36,11 @@ from serving.settings import Settings
 
 _MODELLED = 25
 """Groups simulated without --sample: enough for a table within a few minutes."""
-_MADE_UP = 12_000
-"""Requests of the generated hour; ``made_up`` generates 4 arrivals per second."""
+_GENERATED = 12_000
+"""Requests of the generated hour; ``generated_requests`` generates 4 arrivals per second."""
 _LOAD = Pair(
     AMOUNT,
-    "a load is LOW[:HIGH], numbers above 0 with LOW not above HIGH",
+    "a load must be LOW[:HIGH], numbers above 0 with LOW <= HIGH",
     single=True,
     holds=lambda low, high: low <= high,
 )
@@ -121,7 +121,11 @@ def _run(options: argparse.Namespace) -> int:
     sample = options.sample or math.ceil(options.max_groups / _MODELLED)
     low, high = options.load
     load = Load(low, high, options.minutes * 60)
-    trace = load_trace(options.trace) if options.trace else made_up(_MADE_UP, seed=options.seed)
+    trace = (
+        load_trace(options.trace)
+        if options.trace
+        else generated_requests(_GENERATED, seed=options.seed)
+    )
     source = str(options.trace.name) if options.trace else "generated conversations"
     settings = _settings(options, calibration)
     print(f"load: {source}, {low:g} to {high:g} copies at a time, {options.minutes:g} minutes")
@@ -202,8 +206,8 @@ def _against_real(options: argparse.Namespace) -> int:
     step = calibration.step
     print(calibration.source)
     print(
-        f"step = {step.base * 1e3:.2f} ms + {step.per_sequence * 1e3:.3f} ms a sequence + "
-        f"{step.per_prompt_token * 1e3:.4f} ms a prompt token, residual "
+        f"step = {step.base * 1e3:.2f} ms + {step.per_sequence * 1e3:.3f} ms per sequence + "
+        f"{step.per_prompt_token * 1e3:.4f} ms per prompt token, residual "
         f"{calibration.residual:.1%}; start {calibration.startup:g} s; client and router add "
         f"{calibration.overhead * 1e3:.1f} ms and {calibration.overhead_per_request * 1e3:.2f} ms "
         f"for each other request; best {best:.0f} tokens/s"
@@ -215,7 +219,7 @@ def _against_real(options: argparse.Namespace) -> int:
                 f"{name} {lines[name].real:.1f} / {lines[name].simulated:.1f}"
                 for name in ("TTFT p50, ms", "ITL p50, ms", "output tokens/s")
             )
-            print(f"calibrated by {stage.label}: {words} (real / simulated)")
+            print(f"calibrated with {stage.label}: {words} (real / simulated)")
     for stage, records, outcome in _simulated(real, calibration, settings):
         failed = sum(not record.ok for record in records)
         print(f"\n{stage.label}: {len(records)} requests, {failed} failed\n")

@@ -85,7 +85,9 @@ class Calibration:
         if min(positive) < 1 or min(never_negative) < 0 or self.step.base <= 0:
             raise InvalidRequest(f"calibration {self.name}: a figure is out of range")
         if self.kv_tokens < self.max_model_len:
-            raise InvalidRequest(f"calibration {self.name}: the longest sequence does not fit")
+            raise InvalidRequest(
+                f"calibration {self.name}: the longest sequence does not fit into the KV cache"
+            )
 
 
 def load_calibration(name: str) -> Calibration:
@@ -102,7 +104,9 @@ def load_calibration(name: str) -> Calibration:
         return Calibration(step=step, **content)
     except (OSError, ValueError, KeyError, TypeError) as error:
         known = ", ".join(sorted(path.stem for path in FOLDER.glob("*.json")))
-        raise InvalidRequest(f"no calibration {name} ({error}); known: {known}") from error
+        raise InvalidRequest(
+            f"cannot load calibration {name} ({error}); bundled calibrations: {known}"
+        ) from error
 
 
 def save_calibration(calibration: Calibration, file: Path) -> None:

@@ -48,7 +48,9 @@ def fit_step(records: Sequence[Record], ranks: int) -> Fit:
     """
     done = [r for r in records if r.ok and r.first is not None and r.output_tokens > 1]
     if len(done) < _LEAST_REQUESTS:
-        raise InvalidRequest(f"only {len(done)} answers to fit: load for longer")
+        raise InvalidRequest(
+            f"only {len(done)} answers, too few for a fit: run the load for longer"
+        )
     first = np.array([r.first for r in done], dtype=np.float64)
     end = np.array([r.end for r in done], dtype=np.float64)
     steps = np.array([r.output_tokens - 1 for r in done], dtype=np.float64)
@@ -64,7 +66,7 @@ def fit_step(records: Sequence[Record], ranks: int) -> Fit:
     )
     slopes = _least_squares(table, took / steps)
     if slopes[0] <= 0:
-        raise InvalidRequest("steps came out as taking no time: load with fewer streams too")
+        raise InvalidRequest("the fitted step time is 0: measure with fewer streams as well")
     error = np.sqrt(np.mean((table @ slopes - took / steps) ** 2)) / np.mean(took / steps)
     return Fit(StepTime(*(float(slope) for slope in slopes)), float(error), len(done))
 

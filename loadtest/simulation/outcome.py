@@ -139,7 +139,7 @@ def plain(rows: Sequence[Row], calibration: Calibration) -> str:
 
 def heading(calibration: Calibration, objective: Objective, sample: int) -> str:
     """Return the lines above the table: calibration, objective and sampling."""
-    kind = "measured" if calibration.measured else "ASSUMED, not run on such machines here"
+    kind = "measured" if calibration.measured else "ASSUMED, not measured on such machines"
     lines = [
         f"groups: {calibration.name} ({kind}): {calibration.source}",
         f"objective: TTFT <= {objective.ttft:g} s and a request's mean ITL <= {objective.itl:g} s",
@@ -147,7 +147,7 @@ def heading(calibration: Calibration, objective: Objective, sample: int) -> str:
     if sample > 1:
         lines.append(
             f"SUBSAMPLED: every {sample}th group and every {sample}th conversation is simulated; "
-            f"counts are given times {sample}"
+            f"counts are multiplied by {sample}"
         )
     return "\n".join(lines)
 

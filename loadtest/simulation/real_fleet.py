@@ -68,10 +68,10 @@ def started(settings: Settings) -> Iterator[Fleet]:
             )
             state = StateFile(Path(name)).read()
             if state is None:
-                raise EngineError("moe-serving up left no state")
+                raise EngineError("moe-serving up wrote no state file")
             yield Fleet(state.rest_url, time.monotonic() - begun)
         except subprocess.CalledProcessError as error:
-            raise EngineError("the real fleet did not start; its output is above") from error
+            raise EngineError("the real fleet did not start; see its output above") from error
         finally:
             subprocess.run([*command, "down"], cwd=_ROOT, env=environment, check=False)
 

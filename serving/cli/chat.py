@@ -32,17 +32,17 @@ from serving.errors import InvalidRequest, ServingError
 
 _WELCOME = "Chatting with {model} at {where}. /help lists the commands, Ctrl-D quits.\n"
 _HELP = """\
-/reset    forget the conversation
-/quit     quit, as Ctrl-D does
+/reset    start a new conversation
+/quit     quit (or press Ctrl-D)
 /help     show this list
-Ctrl-C    stop the answer
+Ctrl-C    stop the current answer
 """
 
 
 def chat_command(
     question: Annotated[
         str | None,
-        typer.Argument(help="Question to ask. Without it a conversation begins."),
+        typer.Argument(help="Question to ask. If omitted, a conversation starts."),
     ] = None,
     *,
     use_grpc: Annotated[bool, typer.Option("--grpc/--rest", help="Protocol to use.")] = False,
@@ -53,7 +53,7 @@ def chat_command(
         float | None,
         typer.Option(
             "--temperature",
-            help="Sampling temperature; 0 always takes the most likely token. [default: the "
+            help="Sampling temperature; 0 always picks the most likely token. [default: the "
             "router's]",
             show_default=False,
         ),
@@ -62,7 +62,7 @@ def chat_command(
         int | None,
         typer.Option(
             "--max-tokens",
-            help="Longest answer, tokens, reasoning included.",
+            help="Maximum length of the answer, reasoning included, tokens.",
             show_default="the router's",
         ),
     ] = None,
@@ -101,12 +101,12 @@ def chat_command(
 ) -> None:
     """Chat with the model.
 
-    In a conversation Ctrl-C stops the answer and Ctrl-D quits. With a question, as an argument or
-    on standard input, the command prints the answer and ends. The reasoning is printed on a
-    terminal only.
+    In a conversation, Ctrl-C stops the current answer and Ctrl-D quits. With a question, as an
+    argument or on standard input, the command prints the answer and exits. Reasoning is printed
+    only on a terminal.
 
-    Without --rest-url and --grpc-address it uses the local run, or router.host with the ports of
-    the settings.
+    Without --rest-url and --grpc-address, the command connects to the local run. If there is none,
+    or if settings are given, it connects to router.host and the ports in the settings.
 
     For example:
 
@@ -273,7 +273,7 @@ def converse(
             return
         if line == "/reset":
             conversation.reset()
-            screen.note("(forgotten)\n")
+            screen.note("(new conversation)\n")
         elif line.startswith("/"):
             screen.note(_HELP)
         else:

@@ -24,16 +24,17 @@ EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
 
 _HINTS: dict[type[BaseException], str] = {
-    errors.SettingsError: "settings and their defaults: see deploy/docs/reference/settings.md; "
-    "flags: moe-serving COMMAND --help",
-    errors.NotReady: "moe-serving status shows what runs; make run (or moe-serving up) starts it",
+    errors.SettingsError: "settings are listed in deploy/docs/reference/settings.md, flags by "
+    "moe-serving COMMAND --help",
+    errors.NotReady: "moe-serving status shows what is running; make run (or moe-serving up) "
+    "starts a router",
     errors.GroupLost: "moe-serving status shows the groups; the request can be retried",
     errors.Overloaded: "try again in a moment",
     errors.Unauthenticated: "set an API key with --api-key or MOE_SERVING_API_KEY; "
     "moe-serving keys new creates one",
     errors.PermissionDenied: "moe-serving keys list shows the keys and their roles",
     errors.GroupNotFound: "moe-serving status shows the groups",
-    errors.PlacementError: "moe-serving doctor shows what this machine has room for",
+    errors.PlacementError: "moe-serving doctor checks the resources of this machine",
     errors.LinkRefused: "run the same version and the same model on both sides",
     errors.EngineError: "moe-serving doctor checks this machine; --verbose shows the traceback",
     errors.ModelNotFound: "the served models are listed at /v1/models",
@@ -69,7 +70,7 @@ def guarded(run: Callable[[], object], *, verbose: bool, stderr: TextIO | None =
     except typer.Exit as stop:
         return stop.exit_code
     except FlagError as error:
-        _report(out, str(error), "--help shows what each flag accepts", verbose=verbose)
+        _report(out, str(error), "--help lists the flags and their values", verbose=verbose)
         return EXIT_USAGE
     except errors.ServingError as error:
         _report(out, str(error) or type(error).__name__, hint_of(error), verbose=verbose)
@@ -118,13 +119,13 @@ _USAGE = {
 }
 """Names of typer's errors: it bundles its own copy of click and does not export them."""
 _WORDS = {
-    "int_parsing": "a whole number is accepted",
-    "int_from_float": "a whole number is accepted",
-    "float_parsing": "a number is accepted",
-    "bool_parsing": "yes or no is accepted",
-    "greater_than_equal": "the least that is accepted is {ge}",
-    "less_than_equal": "the most that is accepted is {le}",
-    "greater_than": "a number above {gt} is accepted",
+    "int_parsing": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "float_parsing": "must be a number",
+    "bool_parsing": "must be true or false",
+    "greater_than_equal": "must be at least {ge}",
+    "less_than_equal": "must be at most {le}",
+    "greater_than": "must be greater than {gt}",
 }
 """Descriptions of accepted values, by pydantic's error types."""
 

@@ -48,7 +48,7 @@ COMMANDS: tuple[Command, ...] = (
         "verify",
         "serving.cli.verify.verify",
         "verify_command",
-        "Check that layouts generate equal tokens.",
+        "Check that all layouts generate the same tokens.",
         renamed={"server": "rest-url"},
     ),
     Command("doctor", "serving.cli.doctor.doctor", "doctor_command", "Check this machine."),
@@ -89,7 +89,9 @@ COMMANDS: tuple[Command, ...] = (
         renamed=_DRAINS,
     ),
     Command("keys", "serving.cli.ops.keys", "keys_command", "Create and list API keys."),
-    Command("load", "serving.cli.load", "load_command", "Load a server and write a report.", True),
+    Command(
+        "load", "serving.cli.load", "load_command", "Load-test a server and write a report.", True
+    ),
     Command(
         "weights",
         "serving.cli.ops.weights",

@@ -35,8 +35,8 @@ SetOption = Annotated[
         "--set",
         "-s",
         metavar="NAME=VALUE",
-        help="Any setting, with a value in YAML: --set engine.max_num_seqs=16. Repeatable. "
-        "Engine arguments of vLLM: --set engine.args.NAME=VALUE.",
+        help="Any setting; VALUE is YAML: --set engine.max_num_seqs=16. Repeatable. "
+        "vLLM engine arguments: --set engine.args.NAME=VALUE.",
         rich_help_panel=_PANEL,
     ),
 ]
@@ -99,7 +99,7 @@ InsecureOption = Annotated[
     bool | None,
     typer.Option(
         "--insecure",
-        help="Allow addresses beyond loopback without API keys, join token and TLS "
+        help="Allow non-loopback addresses without API keys, join token or TLS "
         "(security.insecure).",
         show_default=False,
         rich_help_panel=_PANEL,
@@ -171,7 +171,7 @@ def _parse(item: str) -> tuple[str, Any]:
     name, separator, text = item.partition("=")
     name = name.strip()
     if not separator or not all(name.split(".")):
-        raise SettingsError(f"--set {item}: write it as NAME=VALUE, e.g. --set group.count=2")
+        raise SettingsError(f"--set {item}: must be NAME=VALUE, e.g. --set group.count=2")
     try:
         return name, read_yaml(text)
     except NotYaml as error:
@@ -184,6 +184,6 @@ def _put(flags: dict[str, Any], name: str, value: Any) -> None:
     for parent in parents:
         inner = flags.setdefault(parent, {})
         if not isinstance(inner, dict):
-            raise SettingsError(f"--set {name}: {parent} already has a value that is no group")
+            raise SettingsError(f"--set {name}: conflicts with the value set for {parent}")
         flags = inner
     flags[last] = value

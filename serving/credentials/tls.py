@@ -85,7 +85,7 @@ def load_tls(files: TlsFiles) -> TlsMaterial:
     before = _contents(files)
     contexts = {alpn: _server_context(files, alpn) for alpn in Alpn}
     if _contents(files) != before:
-        raise SettingsError(f"{files.cert} and its key changed while they were read")
+        raise SettingsError(f"{files.cert} or its key changed while being read")
     cert, key, client_ca = before
     assert cert is not None
     assert key is not None
@@ -100,8 +100,8 @@ def _server_context(files: TlsFiles, alpn: Alpn) -> ssl.SSLContext:
         context.load_cert_chain(files.cert, files.key, password=lambda: b"")
     except (ssl.SSLError, ValueError) as error:
         raise SettingsError(
-            f"{files.cert} and {files.key} are no certificate and its key (PEM, without a "
-            f"password): {_words(error)}"
+            f"{files.cert} and {files.key} are not a matching PEM certificate and unencrypted "
+            f"key: {_words(error)}"
         ) from error
     if files.client_ca is not None:
         _trust(context, files.client_ca)
@@ -200,7 +200,9 @@ def _trust(context: ssl.SSLContext, path: str) -> None:
     try:
         context.load_verify_locations(path)
     except ssl.SSLError as error:
-        raise SettingsError(f"{path} holds no certificates (PEM): {_words(error)}") from error
+        raise SettingsError(
+            f"{path} contains no valid PEM certificates: {_words(error)}"
+        ) from error
 
 
 def _words(error: Exception) -> str:

@@ -52,7 +52,7 @@ def read_tokens(path: str) -> tuple[str, ...]:
     lines = (line.strip() for line in read_text(path, "join tokens").splitlines())
     tokens = tuple(line for line in lines if line and not line.startswith("#"))
     if not tokens:
-        raise SettingsError(f"{path} holds no join token: write a random one into it")
+        raise SettingsError(f"{path} contains no join token: write a random one to it")
     for number, token in enumerate(tokens, 1):
         visible = token.isascii() and token.isprintable() and " " not in token
         if len(token) < MIN_LENGTH or not visible:

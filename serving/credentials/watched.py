@@ -121,4 +121,4 @@ def read_text(path: str, what: str) -> str:
     except OSError as error:
         raise SettingsError(f"cannot read {what} {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise SettingsError(f"cannot read {what} {path}: it is not UTF-8 text") from error
+        raise SettingsError(f"cannot read {what} {path}: not UTF-8 text") from error

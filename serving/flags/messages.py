@@ -1,4 +1,4 @@
-"""One-line errors about command-line flags: the flag, its value, and what is accepted."""
+"""One-line errors about command-line flags: the flag, its value, and the accepted values."""
 
 import difflib
 from collections.abc import Collection
@@ -14,7 +14,7 @@ _SECRET_FLAGS = {"--api-key", "--token"}
 
 
 class BadValue(ValueError):
-    """A flag's value is not accepted; the message states what is accepted."""
+    """A flag's value is not accepted; the message states the accepted values."""
 
 
 class FlagError(InvalidRequest):
@@ -59,4 +59,4 @@ def unknown(word: str, known: Collection[str]) -> str:
     """Return the error message for a flag that does not exist, with the nearest known flag."""
     name = word.partition("=")[0]
     near = nearest(name, known)
-    return f"{name} is not a flag" + (f"; did you mean {near}?" if near else "")
+    return f"unknown flag {name}" + (f"; did you mean {near}?" if near else "")

@@ -1,8 +1,8 @@
 """The argument parser of all commands outside ``moe-serving``.
 
 Accepts flags only by their full names, whereas argparse by default accepts any unambiguous prefix.
-An error is one line with the flag, the value and what is accepted, and exit code 2. ``type=``
-accepts the readers of ``values`` and ``paths``; ``int`` and ``float`` get an error text in words.
+An error is one line with the flag, its value and the accepted values; the exit code is 2. ``type=``
+accepts the readers of ``values`` and ``paths``; ``int`` and ``float`` get readable error messages.
 """
 
 import argparse
@@ -45,7 +45,9 @@ class FlagParser(argparse.ArgumentParser):
         found, rest = self.parse_known_args(args, namespace)
         if rest:
             flags = [word for word in rest if word.startswith("-")]
-            self.error(unknown(flags[0], self.flags()) if flags else f"{rest[0]} is not accepted")
+            self.error(
+                unknown(flags[0], self.flags()) if flags else f"unexpected argument {rest[0]}"
+            )
         return found
 
     @override
@@ -61,7 +63,7 @@ class FlagParser(argparse.ArgumentParser):
         """Print an error and a hint, and exit with code 2."""
         text = message.removeprefix("argument ")
         text = text.replace("the following arguments are required:", "missing:")
-        text = text.replace("not allowed with argument", "not together with")
+        text = text.replace("not allowed with argument", "cannot be used with")
         sys.stderr.write(f"error: {text}\nhint:  {self.prog} --help lists the flags\n")
         raise SystemExit(EXIT_USAGE)
 
@@ -120,7 +122,7 @@ class FlagParser(argparse.ArgumentParser):
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is not None and value not in action.choices:
             words = ", ".join(map(str, action.choices))
-            self.error(refusal(_name(action), str(value), f"one of {words} is accepted"))
+            self.error(refusal(_name(action), str(value), f"must be one of {words}"))
 
 
 def _name(action: argparse.Action) -> str:
@@ -131,8 +133,8 @@ def _name(action: argparse.Action) -> str:
 
 def _accepted(action: argparse.Action) -> str:
     if action.choices is not None:
-        return f"one of {', '.join(map(str, action.choices))} is accepted"
+        return f"must be one of {', '.join(map(str, action.choices))}"
     reader = _READERS.get(action.type, action.type)
     if reader is None or isinstance(reader, type):
-        return action.help or "any text is accepted"
+        return action.help or "any text"
     return str(reader) if not hasattr(reader, "__name__") else action.help or str(action.metavar)

@@ -17,15 +17,15 @@ class ReadableFile:
         """
         path = _path(text, self)
         if not path.exists():
-            raise BadValue(f"there is no such file; {self}")
+            raise BadValue(f"no such file; {self}")
         if path.is_dir():
-            raise BadValue(f"that is a directory; {self}")
+            raise BadValue(f"is a directory; {self}")
         if not os.access(path, os.R_OK):
-            raise BadValue(f"this user may not read it; {self}")
+            raise BadValue(f"permission denied; {self}")
         return path
 
     def __str__(self) -> str:
-        return "a file that can be read is accepted"
+        return "must be a readable file"
 
 
 class ReadableDirectory:
@@ -36,7 +36,7 @@ class ReadableDirectory:
 
         Args:
             names: Names of the required files.
-            of: The command that writes such directories, as in "'load run' wrote".
+            of: The command that writes such directories, for the error message.
         """
         self.names = names
         self._of = of
@@ -49,16 +49,16 @@ class ReadableDirectory:
         """
         path = _path(text, self)
         if not path.exists():
-            raise BadValue(f"there is no such directory; {self}")
+            raise BadValue(f"no such directory; {self}")
         if not path.is_dir():
-            raise BadValue(f"that is no directory; {self}")
+            raise BadValue(f"not a directory; {self}")
         missing = [name for name in self.names if not (path / name).exists()]
         if missing:
-            raise BadValue(f"it has no {missing[0]}; {self}")
+            raise BadValue(f"contains no {missing[0]}; {self}")
         return path
 
     def __str__(self) -> str:
-        return f"a directory{f' that {self._of}' if self._of else ''} is accepted"
+        return f"must be a directory{f' written by {self._of}' if self._of else ''}"
 
 
 class OutputDirectory:
@@ -73,13 +73,13 @@ class OutputDirectory:
         path = _path(text, self)
         existing = next(one for one in (path, *path.absolute().parents) if one.exists())
         if not existing.is_dir():
-            raise BadValue(f"{existing} is a file; {self}")
+            raise BadValue(f"{existing} is not a directory; {self}")
         if not os.access(existing, os.W_OK | os.X_OK):
-            raise BadValue(f"this user may not write into {existing}; {self}")
+            raise BadValue(f"no permission to write to {existing}; {self}")
         return path
 
     def __str__(self) -> str:
-        return "a directory to write into is accepted; it is created if missing"
+        return "must be a writable directory; it is created if missing"
 
 
 def _path(text: str, reader: object) -> Path:

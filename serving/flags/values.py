@@ -1,7 +1,7 @@
 """Readers of flag values, for both typer and argparse.
 
-A reader is called with the text of a flag and returns its value, or raises ``BadValue`` with a
-sentence that states what is accepted: "a rate is a number of requests/s above 0". ``str(reader)``
+A reader is called with the text of a flag and returns its value, or raises ``BadValue`` with the
+accepted values as a sentence: "a rate must be a number of requests/s above 0". ``str(reader)``
 is that sentence. The command-line parser adds the flag and the text (``messages.refusal``).
 """
 
@@ -45,7 +45,7 @@ class WholeNumber:
 
     def __str__(self) -> str:
         of = f" of {self.of}" if self.of else ""
-        return f"{self.noun} is a whole number{of} from {self.at_least} to {self.at_most}"
+        return f"{self.noun} must be a whole number{of} from {self.at_least} to {self.at_most}"
 
 
 @dataclass(frozen=True)
@@ -79,10 +79,12 @@ class Number:
         if self.above is not None:
             bounds = f" above {self.above:g}" + (f", at most {most}" if most else "")
         elif self.at_least is not None:
-            bounds = f" from {self.at_least:g}" + (f" to {most}" if most else " up")
+            bounds = (
+                f" from {self.at_least:g} to {most}" if most else f", at least {self.at_least:g}"
+            )
         elif most:
             bounds = f", at most {most}"
-        return f"{self.noun} is a number{of}{bounds}"
+        return f"{self.noun} must be a number{of}{bounds}"
 
 
 COUNT = WholeNumber("the value")
@@ -108,7 +110,7 @@ class Pair(Generic[Value]):
     part: Callable[[str], Value]
     """Reader of each value."""
     accepts: str
-    """Sentence that states what is accepted, for the message."""
+    """The accepted values as a sentence, for the message."""
     sign: str = ":"
     single: bool = False
     """Whether a single value is accepted, which stands for both."""
@@ -143,7 +145,7 @@ class CommaSeparated(Generic[Value]):
         return [self.part(word) for word in text.split(",")]
 
     def __str__(self) -> str:
-        return f"{self.part}; several have commas between them"
+        return f"{self.part}; separate multiple values with commas"
 
 
 @dataclass(frozen=True)
@@ -159,7 +161,7 @@ class Choice:
         return text
 
     def __str__(self) -> str:
-        return f"one of {', '.join(self.words)} is accepted"
+        return f"must be one of {', '.join(self.words)}"
 
 
 @dataclass(frozen=True)
@@ -176,7 +178,7 @@ class Text:
         return text
 
     def __str__(self) -> str:
-        return f"{self.noun} is printable text, not empty"
+        return f"{self.noun} must be non-empty printable text"
 
 
 class HttpUrl:
@@ -201,7 +203,10 @@ class HttpUrl:
         return text
 
     def __str__(self) -> str:
-        return f"an address is http://HOST[:PORT] or https://HOST[:PORT], PORT from 1 to {MAX_PORT}"
+        return (
+            "an address must be http://HOST[:PORT] or https://HOST[:PORT], with PORT from 1 to "
+            f"{MAX_PORT}"
+        )
 
 
 class GrpcAddress:
@@ -219,7 +224,7 @@ class GrpcAddress:
         return text
 
     def __str__(self) -> str:
-        return f"an address is HOST:PORT, PORT from 1 to {MAX_PORT}"
+        return f"an address must be HOST:PORT, with PORT from 1 to {MAX_PORT}"
 
 
 def _is_ip(text: str) -> bool:

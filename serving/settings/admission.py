@@ -44,5 +44,5 @@ class AdmissionSettings(SettingsGroup):
     redis_timeout: Seconds = 0.25
     """Timeout of a Redis call, seconds."""
     redis_down: Literal["open", "closed"] = "open"
-    """Behaviour while Redis does not respond. open: each router counts separately until it does.
-    closed: requests of tenants with limits are rejected."""
+    """Behaviour while Redis does not respond. open: each router counts separately. closed: requests
+    of tenants with limits are rejected."""

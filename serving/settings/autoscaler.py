@@ -21,7 +21,7 @@ class KubernetesSettings(SettingsGroup):
     """The KubeRay worker group that provides nodes for the groups."""
 
     enabled: bool = False
-    """Set the replicas of the worker group, and hand groups over before their nodes go away."""
+    """Set the replicas of the worker group, and replace groups before their nodes are removed."""
     namespace: str = "default"
     """Namespace of the RayCluster or RayService."""
     cluster: str = ""
@@ -40,16 +40,16 @@ class KubernetesSettings(SettingsGroup):
     attempts: int = Field(4, ge=1)
     """Attempts of a call that fails with a conflict, throttling, a server error or a timeout."""
     lease: str = "moe-serving-autoscaler"
-    """Name of the Lease with which several autoscalers elect a leader."""
+    """Name of the Lease that replicas of the autoscaler use for leader election."""
     disruption_budget: str = ""
     """Name of the worker group's PodDisruptionBudget, whose minAvailable follows the number of
-    groups. Empty: none."""
+    groups. Empty: no PodDisruptionBudget is updated."""
     lease_seconds: Seconds = 15.0
     """Time without a renewal after which the leader is replaced, seconds."""
 
 
 class AutoscalerSettings(SettingsGroup):
-    """How many groups there should be, and from which signals (deploy/docs/autoscaling.md)."""
+    """The number of groups, and the signals that determine it (deploy/docs/autoscaling.md)."""
 
     min_groups: int = Field(1, ge=0, le=1024)
     """Minimum number of groups. 0 allows scaling to zero; a request that then arrives waits and
@@ -74,7 +74,7 @@ class AutoscalerSettings(SettingsGroup):
     """Fraction of the window's scrapes that may be missing before a signal is stale."""
     routers: tuple[str, ...] = ("http://127.0.0.1:8000",)
     """REST URLs of all routers; their /fleet lists ready groups and parked requests.
-    dns+http://name:port (or dns+https) stands for all addresses behind the name."""
+    dns:///name:port stands for all addresses behind the name, over HTTPS if ca_file is set."""
     drain_addresses: tuple[str, ...] = ("127.0.0.1:50051",)
     """gRPC addresses of all routers, each of which drains a group before it is removed.
     dns:///name:port stands for all addresses behind the name, resolved at each drain."""
@@ -108,23 +108,23 @@ class AutoscalerSettings(SettingsGroup):
     band_high: float = Field(0.8, gt=0, le=1)
     """Fraction of a target, or of the capacity, above which groups are added."""
     pressure_clamp: float = Field(5.0, gt=1)
-    """Upper bound on the ratio of a latency to its target: how far a latency is above its target
-    does not show how many groups are missing. In the simulated ramp of
+    """Upper bound on the ratio of a latency to its target, because the ratio is no measure of how
+    many groups are missing. In the simulated ramp of
     deploy/docs/simulation.md, 91 % of requests met the targets with 5 and 72 % with 2, for 9 % more
     GPU-hours."""
     backlog_horizon: Seconds = 30.0
     """Time in which queued tokens should be processed, seconds."""
     up_window: float = Field(0.0, ge=0)
-    """Time for which more groups must be wanted without interruption before one is added,
-    seconds."""
+    """Time that the desired number of groups must stay above the current one before groups are
+    added, seconds."""
     down_window: Seconds = 300.0
-    """Time for which fewer groups must be wanted without interruption before one is removed,
-    seconds."""
+    """Time that the desired number of groups must stay below the current one before groups are
+    removed, seconds."""
     idle_timeout: Seconds = 300.0
     """Idle time before scaling to zero, seconds (only if min_groups is 0). The last group is
     removed down_window later."""
     warming_timeout: Seconds = 600.0
-    """Time for a new group to become ready, seconds; after it another group is requested."""
+    """Time for a new group to become ready, seconds; after that, another group is requested."""
     max_step_up: int = Field(4, ge=1)
     """Maximum number of groups added at once."""
     max_step_down: int = Field(1, ge=1)
@@ -138,10 +138,10 @@ class AutoscalerSettings(SettingsGroup):
     schedule: tuple[ScheduleFloor, ...] = ()
     """Minimum number of groups by time of day and week."""
     state_file: str | None = None
-    """File that keeps used GPU-hours and the estimated capacity over a restart. Null: not kept."""
+    """File that keeps used GPU-hours and the estimated capacity across restarts. Null: not kept."""
     record_file: str | None = None
-    """File to which every reading of the signals is appended (JSON lines), for --replay. Null: not
-    recorded."""
+    """File to which the signals of every decision are appended (JSON lines), for --replay. Null:
+    not recorded."""
     metrics_host: str = "127.0.0.1"
     """Address of the autoscaler's own /metrics."""
     metrics_port: Port = 9464
@@ -151,9 +151,9 @@ class AutoscalerSettings(SettingsGroup):
     @model_validator(mode="after")
     def _check(self) -> "AutoscalerSettings":
         if self.min_groups > self.max_groups:
-            raise ValueError("min_groups is more than max_groups")
+            raise ValueError("min_groups must not be greater than max_groups")
         if self.band_low >= self.band_high:
             raise ValueError("band_low must be less than band_high")
         if self.kubernetes.enabled and not (self.kubernetes.cluster or self.kubernetes.service):
-            raise ValueError("kubernetes.enabled needs kubernetes.cluster or kubernetes.service")
+            raise ValueError("kubernetes.enabled requires kubernetes.cluster or kubernetes.service")
         return self

@@ -43,7 +43,7 @@ class LinkSettings(SettingsGroup):
     @model_validator(mode="after")
     def _check(self) -> "LinkSettings":
         if (self.tls_cert_file is None) != (self.tls_key_file is None):
-            raise ValueError("tls_cert_file and tls_key_file belong together: set both")
+            raise ValueError("tls_cert_file and tls_key_file must be set together")
         if self.tls_cert_file is not None and self.tls_ca_file is None:
-            raise ValueError("tls_cert_file needs tls_ca_file")
+            raise ValueError("tls_cert_file requires tls_ca_file")
         return self

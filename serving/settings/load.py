@@ -66,7 +66,7 @@ class Settings(BaseSettings):
         reserved = _RESERVED_ENGINE_ARGS & {key.replace("-", "_") for key in self.engine.args}
         if reserved:
             raise ValueError(
-                f"engine.args may not set {', '.join(sorted(reserved))}: "
+                f"engine.args cannot set {', '.join(sorted(reserved))}: "
                 "use the settings under model and group",
             )
         return self
@@ -92,7 +92,7 @@ class _YamlFile(YamlConfigSettingsSource):
     def _read_file(self, file_path: Any) -> dict[str, Any]:
         content = read_yaml(file_path.read_text("utf-8"))
         if not isinstance(content, dict | None):
-            raise NotYaml("names of settings and their values are expected", 1)
+            raise NotYaml("expected a mapping of settings to values", 1)
         return {str(name): value for name, value in (content or {}).items()}
 
 
@@ -105,10 +105,10 @@ def load_settings(file: Path | None = None, flags: dict[str, Any] | None = None)
 
     Args:
         file: YAML file with any of the settings. None: defaults.
-        flags: nested values that take precedence over environment and file.
+        flags: Nested values that take precedence over environment and file.
 
     Raises:
-        SettingsError: the file cannot be read, or a value is invalid; the message names the key of
+        SettingsError: The file cannot be read, or a value is invalid; the message names the key of
             each problem.
     """
     global _yaml_file  # noqa: PLW0603  pydantic-settings has no argument for it

@@ -38,7 +38,7 @@ class GroupSettings(SettingsGroup):
     start_timeout: Seconds = 600.0
     """Time for all ranks of a group to become ready once they are requested from Ray, seconds."""
     placement_timeout: Seconds = 60.0
-    """Time for Ray to find room for a group before this is reported as an error, seconds."""
+    """Time for Ray to place a group before an error is reported, seconds."""
 
 
 class EngineSettings(SettingsGroup):

@@ -37,7 +37,7 @@ class RouterSettings(SettingsGroup):
     proxies keep the connection open, seconds."""
     write_timeout: Seconds = 60.0
     """Time that a client may leave its response unread before the connection is closed and the
-    request aborted, seconds. Over REST on Linux only."""
+    request aborted, seconds. For REST, on Linux only."""
     drain_timeout: Seconds = 10.0
     """Time for running requests to finish after SIGTERM, seconds."""
     reasoning_parser: str | None = "deepseek_r1"

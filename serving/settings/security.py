@@ -6,8 +6,9 @@ from serving.settings.base import Seconds, SettingsGroup
 
 
 class SecuritySettings(SettingsGroup):
-    """Authentication, TLS and input limits of a router (deploy/docs/security.md). Files are read
-    again when they change; while a changed file is invalid, its previous content stays in force.
+    """Authentication, TLS and input limits of a router (deploy/docs/security.md). Files are
+    reloaded when they change; while a changed file is invalid, its last valid content stays in
+    effect.
     """
 
     insecure: bool = False
@@ -17,7 +18,7 @@ class SecuritySettings(SettingsGroup):
     """TLS is terminated in front of this process (ingress, service mesh), so plain text on
     non-loopback addresses is intended. API keys and join tokens are still required."""
     keys_file: str | None = None
-    """YAML file with hashed API keys, made by moe-serving keys new. Null: no key is required and
+    """YAML file with hashed API keys, created by moe-serving keys new. Null: no key is required and
     every client has all permissions."""
     operator_key_file: str | None = None
     """File with one additional key in plain text, with role admin, which moe-serving up creates for
@@ -37,8 +38,8 @@ class SecuritySettings(SettingsGroup):
     operator_tls_key_file: str | None = None
     """PEM file with the private key of that certificate, without a password."""
     join_token_file: str | None = None
-    """File with the join tokens of ranks, one per line: two during a rotation. Null: no token is
-    required."""
+    """File with the join tokens that ranks may present, one per line, e.g. two during a rotation.
+    Null: no token is required."""
     join_tls_cert_file: str | None = None
     """PEM file with the certificate chain of the join port. Null: plain text."""
     join_tls_key_file: str | None = None
@@ -71,11 +72,11 @@ class SecuritySettings(SettingsGroup):
             )
             if (cert is None) != (key is None):
                 raise ValueError(
-                    f"{prefix}tls_cert_file and {prefix}tls_key_file belong together: set both"
+                    f"{prefix}tls_cert_file and {prefix}tls_key_file must be set together"
                 )
             if ca is not None and cert is None:
                 raise ValueError(
-                    f"{prefix}tls_client_ca_file needs {prefix}tls_cert_file and "
+                    f"{prefix}tls_client_ca_file requires {prefix}tls_cert_file and "
                     f"{prefix}tls_key_file"
                 )
         return self

@@ -1,4 +1,4 @@
-"""The chart, rendered by a real Helm; the same values are rendered once a process."""
+"""The chart, rendered by a real Helm; each set of values is rendered once per process."""
 
 import functools
 import json
@@ -22,7 +22,7 @@ Object = dict[str, Any]
 
 
 class Refused(Exception):
-    """Helm refused the values; the text is its message."""
+    """Helm rejected the values; the text is its message."""
 
 
 def values_of(preset: str) -> Path | None:
@@ -42,7 +42,7 @@ def rendered_text(
     """Return what Helm renders for ``preset`` with ``changes`` (JSON) over it.
 
     Raises:
-        Refused: it does not.
+        Refused: Helm rejects the values.
     """
     program = HELMS[helm]
     if not program.is_file():
@@ -65,8 +65,8 @@ def rendered_text(
 
 
 def render(preset: str = "default", helm: str = "4", **changes: Any) -> list[Object]:
-    """Return the objects for ``preset`` with ``changes`` over its values; the caller's own."""
-    # A copy out of a pickle takes a fraction of the time that reading YAML takes.
+    """Return the objects for ``preset`` with ``changes`` over its values; a copy for the caller."""
+    # Unpickling a copy takes a fraction of the time of parsing YAML.
     loaded: list[Object] = pickle.loads(_parsed(preset, json.dumps(changes, sort_keys=True), helm))
     return loaded
 
@@ -111,7 +111,7 @@ def workers(objects: list[Object]) -> dict[str, Object]:
 
 
 def pod_specs(objects: list[Object]) -> dict[str, Object]:
-    """Return every pod specification in ``objects``, by what it is for."""
+    """Return every pod specification in ``objects``, by its purpose."""
     found: dict[str, Object] = {}
     for item in objects:
         if item["kind"] in {"Deployment", "Job", "DaemonSet"}:

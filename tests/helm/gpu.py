@@ -1,4 +1,4 @@
-"""Values for GPU pools, and how two pods are tied together: for the tests of placement."""
+"""Values for GPU pools, and the affinity of two pods, for the placement tests."""
 
 from typing import Any
 
@@ -40,10 +40,10 @@ def topology_terms(spec: Object, *, required: bool) -> list[Object]:
 
 
 def tied(term: Object, own: dict[str, str], other: dict[str, str]) -> bool:
-    """Tell whether ``term`` of a pod labelled ``own`` wants to be near a pod labelled ``other``.
+    """Return whether ``term`` of a pod labelled ``own`` selects a pod labelled ``other``.
 
     matchLabelKeys adds the pod's own values of these labels to the selector (Kubernetes API,
-    PodAffinityTerm); a key that the pod lacks is left out.
+    PodAffinityTerm); keys that the pod lacks are ignored.
     """
     wanted = dict(term["labelSelector"]["matchLabels"])
     assert "matchExpressions" not in term["labelSelector"]

@@ -25,7 +25,7 @@ _SERVERS_OWN = ("resourceVersion", "generation", "managedFields", "uid", "creati
 
 
 class Refused(AssertionError):
-    """Helm failed; the text is what it said."""
+    """Helm failed; the text is its output."""
 
 
 class Cluster:
@@ -43,12 +43,12 @@ class Cluster:
 
     @contextmanager
     def up(self) -> Iterator["Cluster"]:
-        """Serve, with controllers beside Helm."""
+        """Serve, with running controllers."""
         with self.server, running(self.server, *self.controllers):
             yield self
 
     def helm(self, command: str, name: str, *words: str, preset: str = "", **values: Any) -> str:
-        """Run ``helm COMMAND NAME``; for what renders, with ``values`` over the preset's.
+        """Run ``helm COMMAND NAME``; if it renders, with ``values`` over the preset's.
 
         Raises:
             Refused: it fails.
@@ -73,11 +73,11 @@ class Cluster:
         return done.stdout
 
     def settle(self) -> None:
-        """Wait until the controllers have nothing to do."""
+        """Wait until the controllers are idle."""
         settle(self.server, *self.controllers)
 
     def names(self) -> set[str]:
-        """Return kind and name of everything there is but namespaces."""
+        """Return kind and name of all objects except namespaces."""
         return {
             f"{item['kind']} {item['metadata']['name']}"
             for item in self.server.store.everything()
@@ -94,7 +94,7 @@ class Cluster:
         }
 
     def manifest(self, name: str) -> list[Object]:
-        """Return the objects of a release as the server has them, without what the server adds."""
+        """Return the objects of a release as stored by the server, without fields it adds."""
         found = []
         for item in self.server.store.everything():
             annotations = item["metadata"].get("annotations") or {}
@@ -106,5 +106,5 @@ class Cluster:
 
 
 def _made(item: Object) -> bool:
-    """Whether a controller made it: KubeRay copies annotations."""
+    """Whether a controller created it: KubeRay copies annotations."""
     return bool(item["metadata"].get("ownerReferences"))

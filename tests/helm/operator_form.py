@@ -1,4 +1,4 @@
-"""What a KubeRay operator's update of a whole RayService makes of its spec.
+"""The spec of a RayService after the KubeRay operator's update of the whole object.
 
 The API server fills in the CRD's defaults; the operator reads the object into Go's types and writes
 it back. This does the same with tables: the CRD's schema, and ``recorded/go-types.json.gz``.
@@ -20,7 +20,7 @@ def operator_form(spec: dict[str, Any]) -> dict[str, Any]:
     """Return a RayService's ``spec`` as the API server holds it after the operator's update.
 
     Raises:
-        AssertionError: it has a field that the operator's types do not have, or of another type.
+        AssertionError: A field is unknown to the operator's types, or has another type.
     """
     done = _written(_defaulted(spec, _schema()), "RayServiceSpec", "spec")
     assert isinstance(done, dict)
@@ -28,7 +28,7 @@ def operator_form(spec: dict[str, Any]) -> dict[str, Any]:
 
 
 def differences(ours: Any, theirs: Any, path: str = "") -> dict[str, tuple[Any, Any]]:
-    """Return what differs between two trees, by path; a number and its text differ."""
+    """Return what differs between two trees, by path; a number and its text count as different."""
     if isinstance(ours, dict) and isinstance(theirs, dict):
         found = {}
         for key in ours.keys() | theirs.keys():
@@ -131,7 +131,7 @@ def _field(given: Any, field: dict[str, str], path: str) -> Any:
     written = _written(given, kind, path)
     if omit == "omitzero" and written == {}:
         return _ABSENT
-    # Go's omitempty knows no empty struct, and a pointer to something empty is not empty.
+    # Go's omitempty does not omit empty structs or pointers to empty values.
     if omit and not struct and (written is None or (not kind.startswith("*") and not written)):
         return _ABSENT
     return written

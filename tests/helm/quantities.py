@@ -1,4 +1,4 @@
-"""Kubernetes' canonical form of a quantity, worked out with fractions.
+"""Kubernetes' canonical form of a quantity, computed with fractions.
 
 From the description of ``resource.Quantity``: no precision is lost, no fractional digits are
 written, the exponent is as large as possible; below 1024 a binary quantity is written as a decimal
@@ -14,10 +14,10 @@ _FORM = re.compile(r"([0-9]+\.?[0-9]*|\.[0-9]+)([numkMGTPE]?|[KMGTPE]i|[eE][-+]?
 
 
 def canonical(text: str) -> str:
-    """Return the form of ``text`` that Kubernetes writes.
+    """Return ``text`` in the form that Kubernetes writes.
 
     Raises:
-        ValueError: it is no quantity.
+        ValueError: The text is not a quantity.
     """
     found = _FORM.fullmatch(text)
     if found is None:

@@ -1,4 +1,4 @@
-"""Schemas of Kubernetes and of custom resources, with unknown fields refused."""
+"""Schemas of Kubernetes and of custom resources, with unknown fields rejected."""
 
 import functools
 import gzip
@@ -15,7 +15,7 @@ _CRDS = Path(__file__).parent / "crds"
 
 
 def problems(item: dict[str, Any], version: str) -> list[str]:
-    """Return what is wrong with ``item`` for Kubernetes ``version``, or for its own CRD."""
+    """Return the errors of ``item`` for Kubernetes ``version``, or for its CRD."""
     kind = (item["apiVersion"], item["kind"])
     checker = _custom().get(kind) or _built_in(version, *kind)
     return [f"{error.instance_path}: {error.message}" for error in checker.iter_errors(item)]
@@ -33,7 +33,7 @@ def _custom() -> dict[tuple[str, str], Any]:
 
 
 def closed(schema: Any) -> Any:
-    """Return ``schema`` with fields refused that it does not name, as an API server does."""
+    """Return ``schema`` with unknown fields rejected, as by an API server."""
     if isinstance(schema, list):
         return [closed(item) for item in schema]
     if not isinstance(schema, dict):
@@ -47,7 +47,7 @@ def closed(schema: Any) -> Any:
 
 @functools.cache
 def _definitions(version: str) -> tuple[dict[tuple[str, str], str], Any]:
-    """Return the definition's name of each kind, and a registry with all of them."""
+    """Return the definition's name of each kind, and a registry of all definitions."""
     package = importlib.util.find_spec("kubernetes_validate")
     assert package is not None
     assert package.origin is not None

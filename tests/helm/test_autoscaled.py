@@ -1,4 +1,4 @@
-"""What the chart renders for the autoscaler: its Lease, its pods, who scrapes, the budgets."""
+"""Rendered objects of the autoscaler: Lease, pods, scraping, disruption budgets."""
 
 import json
 import os
@@ -43,7 +43,7 @@ def pod_of(rendered: list[Object], component: str) -> Object:
 def test_the_leaders_lease_goes_with_the_release(tmp_path: Path) -> None:
     rendered = render(**scaler())
     lease = find(rendered, "Lease")
-    # The leader fills it in; a spec here would be taken back with each upgrade.
+    # The leader fills it in; a spec here would be reset by each upgrade.
     assert "spec" not in lease
     assert lease["metadata"]["name"] == settings(rendered, tmp_path).kubernetes.lease
     assert not [item for item in render() if item["kind"] == "Lease"]
@@ -51,13 +51,13 @@ def test_the_leaders_lease_goes_with_the_release(tmp_path: Path) -> None:
 
 def test_every_name_that_the_autoscaler_patches_is_in_its_role(tmp_path: Path) -> None:
     rendered = render(**scaler())
-    told = settings(rendered, tmp_path).kubernetes
+    loaded = settings(rendered, tmp_path).kubernetes
     rights = {rule["resources"][0]: rule for rule in find(rendered, "Role")["rules"]}
-    assert rights["rayservices"]["resourceNames"] == [told.service]
-    assert rights["leases"]["resourceNames"] == [told.lease]
-    assert rights["poddisruptionbudgets"]["resourceNames"] == [told.disruption_budget]
+    assert rights["rayservices"]["resourceNames"] == [loaded.service]
+    assert rights["leases"]["resourceNames"] == [loaded.lease]
+    assert rights["poddisruptionbudgets"]["resourceNames"] == [loaded.disruption_budget]
     assert find(rendered, "PodDisruptionBudget", "-cpu")["metadata"]["name"] == (
-        told.disruption_budget
+        loaded.disruption_budget
     )
     for resource in ("rayservices", "rayclusters", "leases", "poddisruptionbudgets"):
         assert rights[resource]["verbs"] == ["get", "patch"]
@@ -118,7 +118,7 @@ MONITOR = {"serviceMonitor": {"enabled": True, "existingSecret": "metrics"}}
 def test_pods_are_annotated_where_prometheus_can_read_them(
     values: dict[str, Any], routers: bool, autoscalers: bool
 ) -> None:
-    """Twice scraped is twice counted, and an annotation cannot give an API key."""
+    """Scraping twice counts twice, and an annotation cannot provide an API key."""
     rendered = render(**scaler(settings={"selector": 'job="x"'}) | values)
     for component, port, expected in (
         ("router", "8000", routers),
@@ -165,11 +165,11 @@ def test_the_selector_finds_the_series_of_either_way_to_scrape(
 def test_gaps_are_counted_by_the_interval_of_scraping(
     interval: str, seconds: float, tmp_path: Path
 ) -> None:
-    told = settings(render(**scaler(), monitoring={"interval": interval}), tmp_path)
-    assert told.scrape_interval == seconds
+    loaded = settings(render(**scaler(), monitoring={"interval": interval}), tmp_path)
+    assert loaded.scrape_interval == seconds
     # Four samples at least, and the newest may be as old as a missed scrape makes it.
-    assert told.window >= max(60, 4 * seconds)
-    assert told.max_age >= 2 * seconds
+    assert loaded.window >= max(60, 4 * seconds)
+    assert loaded.max_age >= 2 * seconds
 
 
 def test_insecure_leaves_rays_token_out() -> None:
@@ -224,7 +224,7 @@ OWNED: dict[str, Any] = {
 
 
 def rendered_in(server: KubeServer, folder: Path, helm: str, **values: Any) -> list[Object]:
-    """Return what Helm renders with a cluster to look things up in."""
+    """Return the objects that Helm renders with a cluster for lookups."""
     program = HELMS[helm]
     if not program.is_file():
         pytest.skip(f"no Helm {helm}: .ci/tools could not fetch it")
@@ -248,7 +248,7 @@ def rendered_in(server: KubeServer, folder: Path, helm: str, **values: Any) -> l
 def test_an_upgrade_keeps_the_number_of_pods_that_the_autoscaler_asked_for(
     helm: str, tmp_path: Path
 ) -> None:
-    """A new operator, and one that sees a pool added, takes it from the RayService."""
+    """A new operator, and one that detects an added pool, copies it from the RayService."""
     group = cluster_objects.worker_group("cpu", replicas=6, minReplicas=6, maxReplicas=12)
     other = cluster_objects.worker_group("spare", replicas=6, minReplicas=6, maxReplicas=12)
     pools = [POOL, POOL | {"name": "spare"}]
@@ -264,8 +264,8 @@ def test_an_upgrade_keeps_the_number_of_pods_that_the_autoscaler_asked_for(
         return spec["replicas"], spec["minReplicas"], spec["maxReplicas"]
 
     assert numbers(scaled, "cpu") == (6, 6, 12)
-    # What a second cluster of a blue/green upgrade begins with.
+    # The initial number of a second cluster in a blue/green upgrade.
     assert serve_config(scaled)["applications"][0]["deployments"][0]["num_replicas"] == 6
-    # Others are as the values say, and so is the pool without the autoscaler or without a cluster.
+    # Other pools follow the values, as does this one without the autoscaler or a cluster.
     assert numbers(scaled, "spare") == numbers(fixed, "cpu") == (2, 2, 2)
     assert numbers(render(**scaler(), pools=pools), "cpu") == (2, 2, 2)

@@ -1,4 +1,4 @@
-"""What is null or empty in a values file is as if it said nothing, and opens nothing."""
+"""Null or empty values act as if unset, and open nothing."""
 
 import re
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ def maps_of(values: dict[str, Any], path: str = "") -> Iterator[tuple[str, dict[
 
 
 OPTIONAL = re.compile(r"\bresources\b|\.dashboards\.labels$")
-"""Maps that have keys by default, and may be null all the same."""
+"""Maps that have keys by default, and may be null."""
 MAPS = [path for path, value in maps_of(VALUES) if not value or OPTIONAL.search(path)]
 GROUPS = [path for path, value in maps_of(VALUES) if value and not OPTIONAL.search(path)]
 LISTS = [
@@ -75,7 +75,7 @@ def test_every_object_stays_valid(paths: list[str], null: bool) -> None:
 @pytest.mark.parametrize("helm", ["3", "4"])
 @pytest.mark.parametrize("depth", [1, 2])
 def test_a_group_that_is_null_is_refused_by_name(helm: str, depth: int) -> None:
-    """Helm removes what is null with its defaults; one refusal names all that are missing."""
+    """Helm removes null keys with their defaults; one error names all missing keys."""
     groups = [path for path in GROUPS if path.count(".") == depth - 1]
     assert {1: "router", 2: "router.pdb"}[depth] in groups
     with pytest.raises(Refused) as refused:
@@ -104,7 +104,7 @@ def test_a_group_within_a_group_is_refused_by_name(helm: str) -> None:
 
 
 def test_no_peer_is_nobody() -> None:
-    """To a NetworkPolicy a rule without peers means everybody."""
+    """In a NetworkPolicy, a rule without peers allows all peers."""
     for item in render("everything", **all_at(PEERS, [])):
         if item["kind"] != "NetworkPolicy":
             continue
@@ -125,7 +125,7 @@ def test_no_peer_is_nobody() -> None:
 def test_lists_that_are_maps_to_kubernetes_have_each_key_once(
     values: dict[str, Any], pod: str
 ) -> None:
-    """A server-side apply refuses a key that is there twice."""
+    """A server-side apply rejects duplicate keys."""
     spec = pod_specs(render(**values))[pod]
     lists = [spec["containers"][0]["env"], spec.get("imagePullSecrets", [])]
     for entries in lists:

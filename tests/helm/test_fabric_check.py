@@ -61,7 +61,7 @@ def test_as_many_pods_as_a_group_meet_at_the_first() -> None:
     spec = job["spec"]
     assert spec["completionMode"] == "Indexed"
     assert spec["completions"] == spec["parallelism"] == 2
-    # One peer that fails is the answer: nothing is tried again.
+    # One failed peer decides the result: nothing is retried.
     assert spec["backoffLimit"] == 0
     assert spec["template"]["spec"]["restartPolicy"] == "Never"
     # Kubernetes names an Indexed Job's pods NAME-INDEX, below the subdomain's Service.
@@ -171,7 +171,7 @@ def test_it_checks_one_block_where_a_group_has_one() -> None:
         own = template["metadata"]["labels"]
         (term,) = topology_terms(template["spec"], required=True)
         assert tied(term, own, own)
-        # Neither to the ranks nor to the other group's check.
+        # Not to the ranks or the other group's check.
         ranks = workers(objects)[pool]["template"]["metadata"]["labels"]
         other = check(objects, "h200-1" if pool == "h200-0" else "h200-0")
         assert not tied(term, own, ranks)
@@ -186,7 +186,7 @@ def test_helm_waits_for_it_before_anything_is_installed() -> None:
     for item in made:
         found = item["metadata"]["annotations"]
         assert found["helm.sh/hook"] == "pre-install,test"
-        # Gone when it has succeeded; what failed stays until the next try, or its time is over.
+        # Deleted on success; a failed check stays until the next attempt or its expiry.
         policy = set(found["helm.sh/hook-delete-policy"].split(","))
         assert policy == {"before-hook-creation", "hook-succeeded"}
         weights[item["kind"]] = int(found["helm.sh/hook-weight"])
@@ -219,7 +219,7 @@ def test_only_its_own_pods_and_dns_reach_it(monkeypatch: pytest.MonkeyPatch) -> 
     objects = render(**gpu(), fabricCheck=ON)
     job = check(objects)
     assert labels.items() <= job["spec"]["template"]["metadata"]["labels"].items()
-    # Before the release's policies are there (install) and beside them (helm test).
+    # Before the release's policies exist (install) and in addition to them (helm test).
     for there in (
         [i for i in objects if "helm.sh/hook" in i["metadata"].get("annotations", {})],
         objects,
@@ -270,10 +270,10 @@ def test_labels_for_a_queue_are_the_jobs() -> None:
 @pytest.mark.parametrize(
     ("values", "part"),
     [
-        pytest.param({"fabricCheck": ON | {"backend": "nccl"}}, "needs GPUs", id="nccl-on-cpus"),
+        pytest.param({"fabricCheck": ON | {"backend": "nccl"}}, "requires GPUs", id="nccl-on-cpus"),
         pytest.param(
             {"fabricCheck": ON | {"timeout": 60, "deadlineSeconds": 60}},
-            "before the check can say why",
+            "before the check can report the reason",
             id="no-time-to-say-why",
         ),
         pytest.param({"fabricCheck": ON | {"hooks": []}}, "hooks", id="never"),
@@ -312,7 +312,7 @@ def test_the_program_takes_the_arguments() -> None:
     assert taken["backend"] == "nccl"
     host, port = parse_leader(taken["leader"])
     assert port == 29500
-    # Messages name the pods of the others by the leader's name.
+    # Messages derive the names of the other pods from the leader's name.
     assert host.startswith("serve-moe-serving-fabric-h200-0.")
 
 

@@ -1,4 +1,4 @@
-"""Real Helm runs the check of the fabric before anything else of a release exists, or stops there.
+"""Real Helm runs the fabric check before a release's other objects exist; a failure stops it.
 
 The API server, the Job controller and KubeRay are fakes (tests/kube); no container runs.
 """
@@ -19,12 +19,12 @@ OWN = {f"Job {JOB}", f"Service {JOB}", "NetworkPolicy serve-moe-serving-fabric-c
 
 
 class Fabric:
-    """A controller that sees each check, and ends it badly if the network is ``broken``."""
+    """A controller that records each check, and fails it if the network is ``broken``."""
 
     def __init__(self) -> None:
         self.broken = False
         self.beside: list[set[str]] = []
-        """What there was when a check began, by check."""
+        """Objects that existed at the start of a check, by check."""
         self._seen: set[str] = set()
 
     def __call__(self, server: KubeServer) -> None:
@@ -56,7 +56,7 @@ def cluster(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Cl
 def test_it_comes_before_everything_else(cluster: tuple[Cluster, Fabric]) -> None:
     there, fabric = cluster
     there.helm("install", "serve", "--timeout", "60s", **ON)
-    # Its Service and policy were there for it, and nothing that would load weights.
+    # Its Service and policy existed, and nothing that would load weights.
     assert fabric.beside == [OWN]
     assert "RayService serve-moe-serving" in there.names()
     assert not OWN & there.names()
@@ -71,7 +71,7 @@ def test_nothing_is_installed_on_a_network_that_does_not_work(
         there.helm("install", "serve", "--timeout", "60s", **ON)
     kinds = {name.partition(" ")[0] for name in there.names()}
     assert not kinds & {"RayService", "Deployment", "ConfigMap", "PodDisruptionBudget"}
-    # What failed can be looked at, and is no obstacle to the next try.
+    # A failed check can be examined, and does not block the next attempt.
     assert f"Job {JOB}" in there.names()
     fabric.broken = False
     there.helm("uninstall", "serve")

@@ -1,4 +1,4 @@
-"""Generated files are as generated; presets, rules and docs agree with the code."""
+"""Generated files are up to date; presets, rules and docs agree with the code."""
 
 import json
 import re
@@ -70,7 +70,7 @@ def test_the_charts_rules_are_those_of_deploy_for_one_release() -> None:
     rendered = {name(rule): rule for rule in rules()}
     for source in sources():
         rule = rendered.pop(name(source))
-        # Without its scope it says the same.
+        # Without its scope it is the same.
         plain = rule["expr"].replace(f"{{{own}}}", "").replace(f",{own}", "")
         assert plain == " ".join(source["expr"].split())
         assert rule["labels"] == labels | source.get("labels", {})
@@ -140,7 +140,7 @@ def test_the_dashboards_are_those_of_deploy() -> None:
 
 
 def test_a_generated_file_that_has_no_source_is_found(tmp_path: Path) -> None:
-    """A copy of the repository's part that generate.py needs, with one file too many."""
+    """A copy of the repository's part that generate.py needs, with one extra file."""
     for part in ("helm", "deploy/prometheus", "deploy/grafana", "serving"):
         shutil.copytree(ROOT / part, tmp_path / part, ignore=shutil.ignore_patterns("__pycache__"))
     for part in ("deploy/models",):

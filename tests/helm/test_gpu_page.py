@@ -1,4 +1,4 @@
-"""What the page on GPUs shows is taken by the chart."""
+"""The chart accepts the values on the page on GPUs."""
 
 import re
 import shlex
@@ -58,9 +58,9 @@ def test_the_installation_with_the_check_renders(helm: str) -> None:
         for item in yaml.safe_load_all(done.stdout)
         if item is not None and item["kind"] == "Job"
     ]
-    # Helm would give up before the Job says why it failed.
+    # Helm would time out before the Job reports the reason of its failure.
     assert minutes * 60 > job["spec"]["activeDeadlineSeconds"]
-    # The name by which the page leaves the check out of helm test.
+    # The name with which the page excludes the check from helm test.
     assert f"!name={job['metadata']['name']}" in PAGE
 
 

@@ -49,7 +49,7 @@ SAME_CLUSTER = {
     "settings",
     "network",
 }
-"""Groups of values that leave the Ray cluster running; the others bring a second one."""
+"""Groups of values that leave the Ray cluster running; all others start a second one."""
 
 
 @pytest.fixture(scope="module", params=["3", "4"])
@@ -73,7 +73,7 @@ def test_an_installed_release_is_ready(cluster):
 
 
 def test_the_operator_owns_no_field_that_helm_renders(cluster):
-    """What it spells otherwise it takes over, and the next upgrade is in conflict with it."""
+    """Fields that the operator spells differently become its own: the next upgrade conflicts."""
     cluster.settle()
     [service] = cluster.server.items("rayservices")
     owned = {
@@ -110,10 +110,10 @@ def test_an_upgrade_and_its_rollback(cluster, group):
 
 
 def test_a_release_whose_applications_do_not_run_is_not_ready(tmp_path):
-    """``--wait`` waits for the RayService's Ready condition, so the other tests mean something."""
+    """``--wait`` waits for the RayService's Ready condition, so the other tests are meaningful."""
     with Cluster("4", tmp_path).up() as cluster:
         cluster.operator.serves = lambda _: False
-        # Helm takes an object without a status for ready, so the operator comes first.
+        # Helm considers an object without a status ready, so the operator must start first.
         cluster.helm("install", "serve")
         cluster.settle()
         with pytest.raises(Refused, match=r"context deadline exceeded|not ready"):
@@ -122,7 +122,7 @@ def test_a_release_whose_applications_do_not_run_is_not_ready(tmp_path):
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_is_upgraded_with_itself(preset, tmp_path):
-    """The refusal of an identical upgrade was recorded for each of them, with Helm 4."""
+    """The rejection of an identical upgrade was recorded for each of them, with Helm 4."""
     with Cluster("4", tmp_path).up() as cluster:
         cluster.helm("install", "serve", preset=preset)
         cluster.settle()
@@ -137,7 +137,7 @@ def test_every_preset_is_upgraded_with_itself(preset, tmp_path):
 
 @pytest.mark.parametrize("helm", ["3", "4"])
 async def test_what_the_autoscaler_scaled_survives_upgrades(helm, tmp_path):
-    """With the rights and the settings that the chart gives it; upgrades of Helm and of KubeRay."""
+    """With the chart's permissions and settings; upgrades by Helm and of KubeRay."""
     with Cluster(helm, tmp_path).up() as cluster:
         cluster.helm("install", "serve", autoscaler=SCALER)
         cluster.settle()
@@ -161,7 +161,7 @@ async def test_what_the_autoscaler_scaled_survives_upgrades(helm, tmp_path):
 
 @pytest.mark.parametrize("helm", ["3", "4"])
 async def test_nothing_is_left_after_an_uninstall(helm, tmp_path):
-    """Nothing of the chart, and nothing that KubeRay or the autoscaler made."""
+    """No objects of the chart, KubeRay or the autoscaler remain."""
     with Cluster(helm, tmp_path).up() as cluster:
         cluster.helm("install", "serve", preset="everything")
         cluster.settle()
@@ -172,7 +172,7 @@ async def test_nothing_is_left_after_an_uninstall(helm, tmp_path):
         assert {"RayService serve-moe-serving", "Lease serve-moe-serving-autoscaler-leader"} <= (
             cluster.names()
         )
-        # Labels of all pods change, those of Jobs among them, which may not.
+        # Labels of all pods change, including those of Jobs, which are immutable.
         cluster.helm("upgrade", "serve", preset="everything", commonLabels={"a": "b"})
         cluster.settle()
         cluster.helm("uninstall", "serve", "--wait")
@@ -184,7 +184,7 @@ async def test_nothing_is_left_after_an_uninstall(helm, tmp_path):
 async def _autoscaler(
     cluster: Cluster,
 ) -> AsyncIterator[tuple[KubernetesApi, KubernetesSettings]]:
-    """Yield what the rendered autoscaler has: its rights at the API server and its settings."""
+    """Yield the rendered autoscaler's permissions and settings."""
     [settings] = (
         item["data"]["autoscaler.yaml"]
         for item in cluster.server.items("configmaps", NAMESPACE)

@@ -15,7 +15,7 @@ RELEASES = [
     "y", "n", "on", "off", "no", "yes", "true", "null", "1", "007", "1e3", "0x1f", "0b1", "1-2",
     "a.b", "1.5", "x" * 53, "9" * 53,
 ]  # fmt: skip
-"""Helm takes all of them."""
+"""Helm accepts all of them."""
 
 HOSTILE: dict[str, Any] = {
     "commonLabels": {"a": "y", "b": "1e3", "c": "null", "d": "0x1f", "e": "", "f": "012", "y": "z"},
@@ -87,7 +87,7 @@ AMBIGUOUS = re.compile(
     r"y|n|yes|no|on|off|true|false|null|[0-9]{4}-[0-9]{2}-[0-9]{2}",
     re.IGNORECASE,
 )
-"""What some reader of YAML 1.1 or 1.2 takes for something else than a text."""
+"""Plain text that some parser of YAML 1.1 or 1.2 does not read as a string."""
 
 TEXTS = {
     "labels", "annotations", "matchLabels", "nodeSelector", "selector", "rayStartParams", "data",
@@ -95,11 +95,11 @@ TEXTS = {
     "runtimeClassName", "ingressClassName", "image", "value", "key", "groupName", "path", "subPath",
     "mountPath", "host", "hosts", "hostname", "resourceNames", "replacement", "redisAddress",
 }  # fmt: skip
-"""Fields whose content is text, or a map of texts, wherever the chart has them."""
+"""Fields whose content is text, or a map of texts, anywhere in the chart."""
 
 
 def plain_texts(node: yaml.Node, *, text: bool = False) -> list[str]:
-    """Return the texts that are written so that a reader may take them for something else."""
+    """Return the strings that a parser may read as another type."""
     if isinstance(node, yaml.ScalarNode):
         return [node.value] if text and not node.style and AMBIGUOUS.fullmatch(node.value) else []
     if isinstance(node, yaml.SequenceNode):
@@ -129,7 +129,7 @@ def objects(text: str) -> list[Object]:
 
 
 def strings(item: Any, path: str = "") -> list[str]:
-    """Return the paths of labels, annotations and environment values that are no text."""
+    """Return the paths of labels, annotations and environment values that are not strings."""
     if isinstance(item, list):
         return list(itertools.chain(*(strings(i, f"{path}[{n}]") for n, i in enumerate(item))))
     if not isinstance(item, dict):
@@ -155,7 +155,8 @@ def test_a_release_may_have_any_name_that_helm_takes(name: str, helm: str) -> No
     namespace = name.replace(".", "-")
     text = rendered_text("everything", "{}", helm, release=name, namespace=namespace)
     assert unquoted(text) == []
-    for item in objects(text):
+    items = objects(text)
+    for item in items:
         assert schemas.problems(item, "1.36") == []
         assert strings(item) == []
         labels = item["metadata"].get("labels", {})
@@ -167,7 +168,7 @@ def test_a_release_may_have_any_name_that_helm_takes(name: str, helm: str) -> No
         assert len(own) <= (63 if "Cluster" not in item["kind"] else 253)
         assert isinstance(item["metadata"].get("namespace", ""), str)
     # KubeRay's limit: it adds to the name.
-    assert len(find_kind(objects(text), "RayService")["metadata"]["name"]) <= 47
+    assert len(find_kind(items, "RayService")["metadata"]["name"]) <= 47
 
 
 def find_kind(items: list[Object], kind: str) -> Object:
@@ -207,10 +208,10 @@ def test_a_large_user_id_is_an_integer() -> None:
 
 
 def templates(items: list[Object]) -> dict[str, Object]:
-    """Return the metadata of every object and pod template, by what it is."""
+    """Return the metadata of every object and pod template, by its role."""
     found = {}
     for item in items:
-        # A Job is named by a digest of its pods, which have these labels.
+        # A Job's name has a digest of its pod template, which has these labels.
         name = re.sub(r"-[0-9a-f]{8}$", "", f"{item['kind']} {item['metadata']['name']}")
         found[name] = item["metadata"]
         if item["kind"] in {"Deployment", "Job", "DaemonSet"}:

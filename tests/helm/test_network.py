@@ -1,4 +1,4 @@
-"""Who may talk to whom, worked out from the rendered NetworkPolicies as Kubernetes would."""
+"""Allowed connections, evaluated from the rendered NetworkPolicies as in Kubernetes."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ PODS["client"] = {"app": "client"}
 
 
 def matches(selector: dict[str, Any], labels: dict[str, str]) -> bool:
-    """Tell whether a label selector takes a pod."""
+    """Return whether a label selector matches a pod."""
     wanted: dict[str, str] = selector.get("matchLabels", {})
     return wanted.items() <= labels.items() and all(
         expression["operator"] == "In" and labels.get(expression["key"]) in expression["values"]
@@ -25,7 +25,7 @@ def matches(selector: dict[str, Any], labels: dict[str, str]) -> bool:
 
 
 def allowed(objects: list[dict[str, Any]], source: str, target: str, port: int) -> bool:
-    """Tell whether pods ``source`` may open ``port`` of pods ``target``, both sides asked."""
+    """Return whether both policies let pods ``source`` connect to ``port`` of pods ``target``."""
     return _side(objects, "Egress", source, target, port) and _side(
         objects, "Ingress", target, source, port
     )
@@ -131,7 +131,7 @@ def test_other_ports_move_everywhere() -> None:
 
 
 def test_pods_that_use_the_hosts_network_are_known() -> None:
-    # No NetworkPolicy holds for them; deploy/docs/kubernetes.md says so.
+    # No NetworkPolicy applies to them; see deploy/docs/kubernetes.md.
     groups = find(render("everything"), "RayService")["spec"]["rayClusterConfig"][
         "workerGroupSpecs"
     ]

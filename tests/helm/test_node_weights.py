@@ -1,4 +1,4 @@
-"""Weights fetched into a folder of every node: a DaemonSet for each pool."""
+"""Weights fetched into a folder on every node: a DaemonSet for each pool."""
 
 from typing import Any
 
@@ -58,7 +58,7 @@ def test_every_node_of_a_pool_is_filled() -> None:
     ranks = workers(objects)["h200"]["template"]["spec"]
     for key in ("nodeSelector", "tolerations"):
         assert spec[key] == ranks[key]
-    # It takes no GPU and no RDMA device from the ranks.
+    # It uses no GPU and no RDMA device.
     for container in [*spec["containers"], *spec["initContainers"]]:
         assert set(container["resources"]["limits"]) == {"memory"}
     folder, fetch = spec["initContainers"]
@@ -67,7 +67,7 @@ def test_every_node_of_a_pool_is_filled() -> None:
     assert folder["args"] == ["/models/r1", "1000:1000"]
     volume = model_volume(spec)
     assert volume["hostPath"] == {"path": "/mnt/nvme", "type": "DirectoryOrCreate"}
-    # The same folder that the ranks read.
+    # The folder that the ranks read.
     assert model_volume(ranks) == volume
     assert model_mount(fetch)["mountPath"] == model_mount(ranks["containers"][0])["mountPath"]
     assert not [i for i in objects if i["kind"] == "Job"]
@@ -104,7 +104,7 @@ def test_a_folder_that_is_prepared_needs_no_root() -> None:
 
 
 def test_the_folder_gets_the_charts_user() -> None:
-    # As OpenShift gives them out; a template prints such numbers as 1.00068e+09.
+    # As assigned by OpenShift; a template prints such numbers as 1.00068e+09.
     objects = render(**values(), security={"runAsUser": 1000680000})
     folder, fetch = filler(objects)["spec"]["template"]["spec"]["initContainers"]
     assert folder["args"][1] == "1000680000:1000680000"

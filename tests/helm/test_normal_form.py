@@ -23,19 +23,19 @@ ON_PURPOSE = [
     r"\.serveConfigV2",
     # The operator could not read the resources in double quotes.
     r"\.rayStartParams\.resources$",
-    # Ray's token is in a Secret that exists before, for the autoscaler to read.
+    # Ray's token is in a Secret that exists before, so the autoscaler can read it.
     r"\.rayClusterConfig\.authOptions\.secretName",
-    # RDMA devices are found in the pod, and memory is locked by another way than a capability.
+    # RDMA devices are found in the pod, and memory is locked without a capability.
     r"\.workerGroupSpecs\[0\]\.template\.spec\.containers\[0\]\.env$",
     r"\.securityContext\.capabilities\.add$",
-    # One group is put near itself where that can be, and each Ray cluster by itself.
+    # The pods of one group are placed close together if possible, separately for each Ray cluster.
     r"\.workerGroupSpecs\[0\]\.template\.spec\.affinity\.podAffinity",
-    # A change of one pool's settings is in that pool's pods; the head has none.
+    # A change of one pool's settings changes that pool's pods, not the head.
     r"\.headGroupSpec\.template\.metadata\.annotations$",
     # The head reads no weights from a node's disk.
     r"\.headGroupSpec\.template\.spec\.(volumes|containers\[0\]\.volumeMounts)$",
 ]
-"""Paths at which the chart says something else than on the day of the recording."""
+"""Paths at which the chart differs from the recording."""
 
 CPU: dict[str, Any] = {
     "name": "cpu",

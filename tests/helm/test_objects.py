@@ -1,4 +1,4 @@
-"""What the rendered objects say: sizes, places, ports, rights, and no secret."""
+"""The rendered objects: sizes, placement, ports, permissions, and no secrets."""
 
 import json
 import shlex
@@ -59,7 +59,7 @@ def test_a_groups_pods_hold_its_ranks(preset: str, pool: str) -> None:
     assert group["maxReplicas"] % pods == 0
     assert app["deployments"] == [{"name": "ranks", "num_replicas": groups * data}]
 
-    # Ray is told what the pod gets, and that is what its ranks ask for together.
+    # Ray's resources equal those of the pod and the sum of its ranks' requests.
     container = group["template"]["spec"]["containers"][0]
     start = group["rayStartParams"]
     assert (
@@ -72,7 +72,7 @@ def test_a_groups_pods_hold_its_ranks(preset: str, pool: str) -> None:
     assert options["num_gpus"] == (tensor if gpus else 0)
     assert a_pod * options["num_cpus"] == int(start["num-cpus"])
     assert options["resources"] == {f"pool-{pool}": 0.001}
-    # The shell takes the quotes away; KubeRay trims them and reads JSON.
+    # The shell removes the quotes; KubeRay trims them and reads JSON.
     assert shlex.split(start["resources"]) == [start["resources"].strip("'")]
     assert json.loads(start["resources"].strip("'\"` ")) == {f"pool-{pool}": 1}
 
@@ -98,7 +98,7 @@ def test_a_router_would_start_with_these_settings(preset: str, tmp_path: Any) ->
     file.write_text(
         find(render(preset), "ConfigMap", "-settings")["data"]["settings.yaml"], "utf-8"
     )
-    # Refuses what is open to the network without keys, TLS or join credentials.
+    # Rejects ports open to the network without keys, TLS or join credentials.
     require_secure_bind(load_settings(file))
 
 
@@ -135,12 +135,12 @@ def test_serve_takes_the_configuration(preset: str) -> None:
 
 @pytest.mark.parametrize("preset", ALL)
 def test_serve_makes_of_it_what_is_meant(preset: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What Serve's controller does with a configuration, without a cluster."""
+    """Apply a configuration as Serve's controller does, without a cluster."""
     from ray.serve._private import deploy_utils
     from ray.serve._private.application_state import override_deployment_info
     from ray.serve.schema import ServeDeploySchema
 
-    # Asking the real one would start a Ray.
+    # The real check would start Ray.
     runtime = mock.MagicMock()
     runtime.get_runtime_context.return_value.get_job_id.return_value = "01"
     monkeypatch.setattr(deploy_utils, "ray", runtime)
@@ -165,7 +165,7 @@ def test_serve_makes_of_it_what_is_meant(preset: str, monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("preset", ALL)
 def test_serves_proxies_have_a_route_for_each_application(preset: str) -> None:
-    """Without one they answer /-/healthz with 503, and KubeRay's worker pods are never ready."""
+    """Without a route, /-/healthz returns 503, and KubeRay's worker pods are never ready."""
     config = serve_config(render(preset))
     routes = [app["route_prefix"] for app in config["applications"]]
     assert routes == [f"/{app['name']}" for app in config["applications"]]
@@ -198,7 +198,7 @@ def test_ranks_dial_the_headless_service(preset: str) -> None:
     service = find(objects, "Service", "-join")
     (port,) = service["spec"]["ports"]
     assert service["spec"]["clusterIP"] == "None"
-    # A router is ready only when ranks have joined: its address must be there before.
+    # A router is ready only when ranks have joined: its address must exist before.
     assert service["spec"]["publishNotReadyAddresses"] is True
     assert settings_of(objects)["link"]["routers"] == [
         f"dns:///{service['metadata']['name']}.prod.svc.cluster.local:{port['port']}"
@@ -248,7 +248,7 @@ def test_ray_is_closed_and_outlives_its_head() -> None:
     assert cluster["authOptions"] == {"mode": "token", "secretName": "ray-token"}
     assert cluster["gcsFaultToleranceOptions"]["redisAddress"] == "redis:6379"
     assert "valueFrom" in cluster["gcsFaultToleranceOptions"]["redisPassword"]
-    # Named from the start: a name that came with the autoscaler would start a second cluster.
+    # Set from the start: a name added with the autoscaler would start a second cluster.
     assert find(render(), "RayService")["spec"]["rayClusterConfig"]["authOptions"] == {
         "mode": "token",
         "secretName": "moe-serving-ray",
@@ -275,7 +275,7 @@ def test_pods_have_no_rights_that_they_do_not_need(preset: str) -> None:
 
 def test_the_autoscalers_rights_are_the_least() -> None:
     objects = render("everything")
-    # What serving/autoscaler calls: the worker group's replicas, its pods, the Lease, the nodes.
+    # The calls of serving/autoscaler: the worker group's replicas, its pods, the Lease, the nodes.
     assert find(objects, "Role")["rules"] == [
         {
             "apiGroups": ["ray.io"],
@@ -283,10 +283,10 @@ def test_the_autoscalers_rights_are_the_least() -> None:
             "resourceNames": ["serve-moe-serving"],
             "verbs": ["get", "patch"],
         },
-        # Without a name: KubeRay makes it up.
+        # Without a name: KubeRay generates it.
         {"apiGroups": ["ray.io"], "resources": ["rayclusters"], "verbs": ["get", "patch"]},
         {"apiGroups": [""], "resources": ["pods"], "verbs": ["list", "watch"]},
-        # The chart makes the Lease, so nothing need be created.
+        # The chart creates the Lease, so no create permission is needed.
         {
             "apiGroups": ["coordination.k8s.io"],
             "resources": ["leases"],
@@ -324,22 +324,22 @@ def test_the_right_to_a_cluster_that_is_named_is_limited_to_it() -> None:
 def test_the_autoscaler_follows_the_services_active_cluster() -> None:
     objects = render("everything")
     text = find(objects, "ConfigMap", "-settings")["data"]["autoscaler.yaml"]
-    told = yaml.safe_load(text)["autoscaler"]["kubernetes"]
-    assert told["service"] == find(objects, "RayService")["metadata"]["name"]
-    assert told["cluster"] == ""
+    given = yaml.safe_load(text)["autoscaler"]["kubernetes"]
+    assert given["service"] == find(objects, "RayService")["metadata"]["name"]
+    assert given["cluster"] == ""
 
 
 @pytest.mark.parametrize("tls", ["secret", "elsewhere"])
 def test_the_autoscaler_tells_every_router(tls: str) -> None:
-    """Behind a Service with an address of its own only one router would hear of a drain."""
+    """Behind a Service with an address of its own only one router would receive a drain."""
     objects = render("everything", security={"tls": {"mode": tls}})
     scaling = yaml.safe_load(find(objects, "ConfigMap", "-settings")["data"]["autoscaler.yaml"])[
         "autoscaler"
     ]
     (drain,), (rest,) = scaling["drain_addresses"], scaling["routers"]
-    scheme = "https" if tls == "secret" else "http"
     assert drain == "dns:///serve-moe-serving-routers.prod.svc:50051"
-    assert rest == f"dns+{scheme}://serve-moe-serving-routers.prod.svc:8000"
+    assert rest == "dns:///serve-moe-serving-routers.prod.svc:8000"
+    assert ("ca_file" in scaling) is (tls == "secret"), "REST is read over HTTPS exactly with it"
     service = find(objects, "Service", "-routers")["spec"]
     assert service["clusterIP"] == "None"
     assert service["publishNotReadyAddresses"] is True
@@ -383,7 +383,7 @@ def test_a_pod_of_ranks_has_time_to_drain(preset: str) -> None:
         spec = group["template"]["spec"]
         command = spec["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
         assert command[:-1] == ["moe-serving", "leave", "--timeout"]
-        # Beyond the hook: what Serve gives a replica to stop.
+        # In addition to the hook: the time that Serve allows a replica to stop.
         assert spec["terminationGracePeriodSeconds"] >= float(command[-1]) + 5 + STOP_TIMEOUT
 
 
@@ -441,20 +441,20 @@ def test_no_secret_is_rendered(preset: str) -> None:
         for container in spec["containers"]:
             for variable in container.get("env", ()):
                 word = variable["name"].lower()
-                told = any(part in word for part in ("password", "token", "secret"))
-                assert not (told and "value" in variable), f"{name}: {variable['name']}"
+                secret = any(part in word for part in ("password", "token", "secret"))
+                assert not (secret and "value" in variable), f"{name}: {variable['name']}"
 
 
 @pytest.mark.parametrize("preset", ALL)
 def test_the_files_that_settings_name_are_mounted(preset: str) -> None:
     objects = render(preset)
     router = find(objects, "Deployment", "-router")["spec"]["template"]["spec"]
-    told = {"router": (settings_of(objects), router, {"security", "admission"})}
+    given = {"router": (settings_of(objects), router, {"security", "admission"})}
     for app, group in zip(
         serve_config(objects)["applications"], workers(objects).values(), strict=True
     ):
-        told[app["name"]] = (app["args"]["settings"], group["template"]["spec"], {"link"})
-    for settings, spec, groups in told.values():
+        given[app["name"]] = (app["args"]["settings"], group["template"]["spec"], {"link"})
+    for settings, spec, groups in given.values():
         wanted = {
             value
             for group in groups & set(settings)
@@ -468,7 +468,7 @@ def test_the_files_that_settings_name_are_mounted(preset: str) -> None:
 
 
 def _mounted(spec: dict[str, Any]) -> Iterator[str]:
-    """Yield the files that single items of Secrets appear as."""
+    """Yield the files of single items of Secrets."""
     volumes = {volume["name"]: volume for volume in spec["volumes"]}
     for mount in spec["containers"][0]["volumeMounts"]:
         for item in volumes[mount["name"]].get("secret", {}).get("items", ()):
@@ -476,7 +476,7 @@ def _mounted(spec: dict[str, Any]) -> Iterator[str]:
 
 
 def _whole(spec: dict[str, Any], file: str) -> bool:
-    """Tell whether a whole TLS Secret is mounted where ``file`` is."""
+    """Return whether a whole TLS Secret is mounted where ``file`` is."""
     folder, _, name = file.rpartition("/")
     volumes = {volume["name"]: volume for volume in spec["volumes"]}
     return name in {"tls.crt", "tls.key", "ca.crt"} and any(
@@ -517,11 +517,11 @@ def test_budgets_are_integers_that_leave_a_group() -> None:
         if item["kind"] == "PodDisruptionBudget"
     }
     assert budgets["router"]["maxUnavailable"] == 1
-    # The autoscaler sets it as groups come and go; until then an eviction is refused.
+    # The autoscaler sets it as groups come and go; until then evictions are rejected.
     assert "minAvailable" not in budgets["h200"]
     assert "maxUnavailable" not in budgets["h200"]
     assert budgets["h100-spot"]["minAvailable"] == 4
-    # Two groups of two pods: one pod, and so one group, may go. One group: nothing may.
+    # Two groups of two pods: one pod, and so one group, may go. One group: none may.
     fixed = find(
         render("everything", autoscaler={"enabled": False}), "PodDisruptionBudget", "-h200"
     )
@@ -613,7 +613,7 @@ def test_weights_are_fetched_once_and_waited_for() -> None:
     ],
 )
 def test_a_job_with_other_pods_is_another_job(values: dict[str, Any], same: bool) -> None:
-    """The API server refuses a change of a Job's pods, and Helm would try one at each upgrade."""
+    """The API server rejects changes to a Job's pods; Helm would attempt one at each upgrade."""
     before, after = (
         next(i for i in objects if i["kind"] == "Job" and "-weights-" in i["metadata"]["name"])
         for objects in (render("everything"), render("everything", **values))

@@ -17,7 +17,7 @@ def ranks_environment(**rdma: Any) -> dict[str, str]:
 
 def test_exact_names_reach_both_libraries() -> None:
     found = ranks_environment(hca=["mlx5_0", "mlx5_1:1"])
-    # NVSHMEM compares names exactly; NCCL takes prefixes unless the list begins with "=".
+    # NVSHMEM compares names exactly; NCCL accepts prefixes unless the list begins with "=".
     assert found["NVSHMEM_HCA_LIST"] == "mlx5_0,mlx5_1:1"
     assert found["NCCL_IB_HCA"] == "=mlx5_0,mlx5_1:1"
     assert "MOE_SERVING_RDMA_HCA" not in found
@@ -88,7 +88,7 @@ VARIANTS = [
 def test_a_capability_is_added_only_where_it_takes_effect(
     preset: str, values: dict[str, Any]
 ) -> None:
-    """Kubernetes sets no ambient capabilities: beyond user 0 an added one is not effective."""
+    """Kubernetes sets no ambient capabilities: an added one only affects user 0."""
     for name, spec in pod_specs(render(preset, **values)).items():
         for container in [*spec["containers"], *spec.get("initContainers", ())]:
             security = {**spec["securityContext"], **container["securityContext"]}
@@ -110,12 +110,12 @@ def test_root_locks_memory_and_keeps_its_group() -> None:
     specs = pod_specs(objects)
     for spec in (specs["pool h200"], specs[check]):
         assert spec["securityContext"]["runAsUser"] == 0
-        # Files of Secrets and volumes are the group's.
+        # Files of Secrets and volumes belong to the group.
         assert spec["securityContext"]["runAsGroup"] == spec["securityContext"]["fsGroup"] == 1000
         security = spec["containers"][0]["securityContext"]
         assert security["capabilities"] == {"drop": ["ALL"], "add": ["IPC_LOCK"]}
         assert security["allowPrivilegeEscalation"] is False
-    # Nobody else becomes root for it.
+    # No other container runs as root.
     for name, spec in specs.items():
         if name not in {"pool h200", check}:
             assert spec["securityContext"]["runAsUser"] == 1000

@@ -1,4 +1,4 @@
-"""What the chart refuses, and that its message says what to change."""
+"""Values that the chart rejects, with messages that state what to change."""
 
 import json
 from typing import Any
@@ -44,7 +44,7 @@ def cpu(**pool: Any) -> dict[str, Any]:
     return {"pools": [CPU | pool]}
 
 
-# What cannot be placed or would not work: values, and parts of the message.
+# Values that cannot be placed or would not work, and parts of the message.
 SENSELESS = [
     pytest.param(
         gpu(parallelism={"data": 12}),
@@ -53,7 +53,7 @@ SENSELESS = [
     ),
     pytest.param(
         gpu(parallelism={"data": 16, "ranksPerPod": 16}),
-        ["16 ranks a pod", "a node has 8", "ranksPerPod to 8"],
+        ["16 ranks per pod", "a node has 8", "ranksPerPod to 8"],
         id="more-local-ranks-than-gpus",
     ),
     pytest.param(
@@ -63,7 +63,7 @@ SENSELESS = [
     ),
     pytest.param(
         gpu(parallelism={"data": 2, "tensor": 16, "replicateKv": True}),
-        ["tensor 16 needs as many GPUs on one node", "gpusPerNode is 8"],
+        ["tensor 16 needs that many GPUs on one node", "gpusPerNode is 8"],
         id="rank-wider-than-a-node",
     ),
     pytest.param(
@@ -73,7 +73,7 @@ SENSELESS = [
     ),
     pytest.param(
         gpu({"attention": "gqa", "keyValueHeads": 4}, parallelism={"data": 1, "tensor": 8}),
-        ["more than the model's 4 key-value heads"],
+        ["exceeds the model's 4 key-value heads"],
         id="gqa-copies-its-cache",
     ),
     pytest.param(
@@ -92,31 +92,29 @@ SENSELESS = [
         id="experts-other-than-workers",
     ),
     pytest.param(cpu(accelerator="gpu"), ["pools.cpu", "set gpusPerNode"], id="no-number-of-gpus"),
-    pytest.param(cpu(gpusPerNode=8), ["needs accelerator: gpu"], id="gpus-on-cpus"),
+    pytest.param(cpu(gpusPerNode=8), ["requires accelerator: gpu"], id="gpus-on-cpus"),
     pytest.param(
-        cpu(rdma={"resource": "rdma/ib"}), ["rdma needs accelerator: gpu"], id="rdma-on-cpus"
+        cpu(rdma={"resource": "rdma/ib"}), ["rdma requires accelerator: gpu"], id="rdma-on-cpus"
     ),
     pytest.param(
         gpu(parallelism={"data": 16}, engine={"allToAll": "deepep_low_latency"}),
-        ["sends over RDMA", "spans 2 pods", "rdma.resource", "allgather_reducescatter"],
+        ["requires RDMA", "spans 2 pods", "rdma.resource", "allgather_reducescatter"],
         id="deepep-without-rdma",
     ),
     pytest.param(
-        {"engine": {"allToAll": "deepep_low_latency"}}, ["is for GPUs"], id="deepep-on-cpus"
+        {"engine": {"allToAll": "deepep_low_latency"}}, ["requires GPUs"], id="deepep-on-cpus"
     ),
     pytest.param(
         gpu(parallelism={"data": 8}, pool={"placement": "strict_spread"}),
-        ["one rank a node", "ranksPerPod to 1"],
+        ["one rank per node", "ranksPerPod to 1"],
         id="strict-spread-in-one-pod",
     ),
     pytest.param(
-        gpu(parallelism={"data": 8}, pool={"spot": True}), ["spot needs cloud"], id="spot-where"
+        gpu(parallelism={"data": 8}, pool={"spot": True}), ["spot requires cloud"], id="spot-where"
     ),
     pytest.param(cpu(groups=3, maxGroups=2), ["maxGroups 2 is less"], id="max-below-groups"),
-    pytest.param(
-        cpu(minAvailablePods=3), ["minAvailablePods 3 is more than the pool's 2"], id="budget"
-    ),
-    pytest.param(cpu(name="router"), ["that of another part"], id="pool-named-as-a-part"),
+    pytest.param(cpu(minAvailablePods=3), ["minAvailablePods 3 exceeds the pool's 2"], id="budget"),
+    pytest.param(cpu(name="router"), ["already used by another part"], id="pool-named-as-a-part"),
     pytest.param(
         {"commonLabels": {"app.kubernetes.io/instance": "x"}},
         ["commonLabels", "app.kubernetes.io/instance is set by the chart"],
@@ -129,13 +127,13 @@ SENSELESS = [
     ),
     pytest.param({"pools": [CPU, CPU]}, ["two pools are named cpu"], id="pools-of-one-name"),
     pytest.param({"pools": [CPU, GPU]}, ["install two releases"], id="cpu-and-gpu"),
-    pytest.param(cpu(groups=0), ["no pool has a group", "readyWhenParked"], id="no-group"),
+    pytest.param(cpu(groups=0), ["no pool has groups", "readyWhenParked"], id="no-group"),
     pytest.param(
         {"model": {"volume": {"type": "claim"}, "path": "/models/x"}}, ["claimName"], id="no-claim"
     ),
     pytest.param(
         {"model": {"volume": {"type": "hostPath"}, "path": "/models/x"}},
-        ["needs hostPath"],
+        ["requires hostPath"],
         id="no-host-path",
     ),
     pytest.param(
@@ -155,7 +153,7 @@ SENSELESS = [
         ["repository and revision"],
         id="download-what",
     ),
-    pytest.param({"model": {"path": "/models/x"}}, ["pocket-r1 alone"], id="path-in-the-image"),
+    pytest.param({"model": {"path": "/models/x"}}, ["only pocket-r1"], id="path-in-the-image"),
     pytest.param(
         {"model": {"path": "/x", "volume": {"type": "claim", "claimName": "w"}}},
         ["not under model.volume.mountPath"],
@@ -166,16 +164,18 @@ SENSELESS = [
     ),
     pytest.param(
         {"router": {"terminationGracePeriodSeconds": 30}},
-        ["would kill a router that drains", "75"],
+        ["would kill a draining router", "75"],
         id="grace-shorter-than-drain",
     ),
     pytest.param(
         {"router": {"autoscaling": {"enabled": True, "minReplicas": 9}}},
-        ["minReplicas is more"],
+        ["minReplicas is greater"],
         id="min-above-max",
     ),
     pytest.param(
-        {"router": {"pdb": {"maxUnavailable": 2}}}, ["all 2 routers go at once"], id="pdb-of-all"
+        {"router": {"pdb": {"maxUnavailable": 2}}},
+        ["all 2 routers to be evicted at once"],
+        id="pdb-of-all",
     ),
     pytest.param(
         {"security": {"apiKeys": {"existingSecret": ""}}}, ["security.apiKeys"], id="no-keys"
@@ -195,7 +195,7 @@ SENSELESS = [
         {"quotas": {"redisUrl": "redis://r:6379/0"}}, ["networkPolicy.redis"], id="redis-cut-off"
     ),
     pytest.param(
-        {"ray": {"gcsFaultTolerance": {"enabled": True}}}, ["needs redisAddress"], id="no-redis"
+        {"ray": {"gcsFaultTolerance": {"enabled": True}}}, ["requires redisAddress"], id="no-redis"
     ),
     pytest.param(
         {"monitoring": {"serviceMonitor": {"enabled": True}}},
@@ -213,7 +213,9 @@ SENSELESS = [
         id="stream-of-the-bundled-model",
     ),
     pytest.param(
-        {"model": STREAM | {"download": DOWNLOAD}}, ["use one of them"], id="stream-and-download"
+        {"model": STREAM | {"download": DOWNLOAD}},
+        ["cannot be combined with model.download"],
+        id="stream-and-download",
     ),
     pytest.param(
         {"model": STREAM, "engine": {"args": {"load_format": "auto"}}},
@@ -221,12 +223,12 @@ SENSELESS = [
         id="stream-and-load-format",
     ),
     pytest.param(
-        {"model": {"stream": {"existingSecret": "keys"}}}, ["need url"], id="keys-without-stream"
+        {"model": {"stream": {"existingSecret": "keys"}}}, ["require url"], id="keys-without-stream"
     ),
     pytest.param(
         {"model": STREAM | {"stream": {"url": "https://b/m"}}}, ["url"], id="stream-over-https"
     ),
-    pytest.param({"autoscaler": SCALER | {"pool": "x"}}, ["no pool x"], id="no-pool"),
+    pytest.param({"autoscaler": SCALER | {"pool": "x"}}, ["pool x does not exist"], id="no-pool"),
     pytest.param({"autoscaler": SCALER | {"cluster": "UPPER"}}, ["cluster"], id="odd-cluster"),
     pytest.param({"autoscaler": SCALER | {"prometheusUrl": ""}}, ["Prometheus"], id="no-metrics"),
     pytest.param({"autoscaler": SCALER | {"existingSecret": ""}}, ["role admin"], id="no-key"),
@@ -237,7 +239,7 @@ SENSELESS = [
     ),
     pytest.param(
         {"autoscaler": SCALER | {"minGroups": 3}},
-        ["minGroups 3 is more than maxGroups 2"],
+        ["minGroups 3 is greater than maxGroups 2"],
         id="least-above-most",
     ),
     pytest.param(
@@ -247,7 +249,12 @@ SENSELESS = [
     ),
     pytest.param(
         {"autoscaler": SCALER | {"settings": {}}},
-        ["would be blind", "serviceMonitor.enabled", "openMetrics", "autoscaler.settings.selector"],
+        [
+            "would have no data",
+            "serviceMonitor.enabled",
+            "openMetrics",
+            "autoscaler.settings.selector",
+        ],
         id="nobody-scrapes",
     ),
     pytest.param(
@@ -260,7 +267,7 @@ SENSELESS = [
             "router.readyWhenParked",
             "autoscaler.existingSecret",
             "ray.auth.existingSecret",
-            "would be blind",
+            "would have no data",
         ],
         id="all-at-once",
     ),
@@ -284,7 +291,7 @@ SENSELESS = [
     ),
 ]
 
-# What is no value at all: the schema's part. Helm 4 names the path as JSON pointer.
+# Invalid values, rejected by the schema. Helm 4 names the path as JSON pointer.
 MALFORMED = [
     pytest.param({"routers": {}}, "routers", id="unknown-at-the-top"),
     pytest.param({"router": {"replica": 2}}, "replica", id="unknown-below"),

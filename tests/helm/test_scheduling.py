@@ -1,4 +1,4 @@
-"""What batch schedulers read, images on nodes, and DNS of pods."""
+"""Annotations for batch schedulers, images on nodes, and DNS of pods."""
 
 import signal
 import subprocess
@@ -9,6 +9,7 @@ import pytest
 
 from tests.helm.chart import PRESETS, Refused, find, pod_specs, render, workers
 from tests.helm.gpu import gpu
+from tests.support.waiting import PATIENCE
 
 ALL = ["default", *PRESETS]
 SCHEDULING: dict[str, Any] = {
@@ -105,13 +106,13 @@ def test_a_pod_that_only_waits_ends_when_it_is_told() -> None:
     (container,) = prepull(objects, "cpu")["spec"]["template"]["spec"]["containers"]
     program, *arguments = container["command"]
     assert program == "python"
-    # In its own namespaces it is process 1, which takes no signal that it has not asked for.
+    # In its own namespaces it is process 1, which ignores signals without a handler.
     code = arguments[1].replace("signal.pause()", "print(flush=True); signal.pause()")
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as waiting:
         assert waiting.stdout is not None
         waiting.stdout.readline()
         waiting.send_signal(signal.SIGTERM)
-        assert waiting.wait(timeout=60) == 0
+        assert waiting.wait(timeout=PATIENCE) == 0
 
 
 # DNS.
@@ -142,7 +143,7 @@ def test_on_the_hosts_network_cluster_names_are_found(given: str) -> None:
 def test_the_policy_opens_dns_where_it_is_answered() -> None:
     policy = find(render(), "NetworkPolicy", "-dns")["spec"]["egress"]
     (rule,) = policy
-    # NodeLocal DNSCache runs on the host's network: no pod selector finds it.
+    # NodeLocal DNSCache runs on the host's network: no pod selector matches it.
     assert {"ipBlock": {"cidr": "169.254.20.10/32"}} in rule["to"]
     assert rule["ports"] == [{"protocol": p, "port": 53} for p in ("UDP", "TCP")]
     shift = {

@@ -1,4 +1,4 @@
-"""The examples of certificates: run, and used for the names that the chart's pods dial."""
+"""The certificate examples: run, and used for the names that the chart's pods connect to."""
 
 import base64
 import re
@@ -74,7 +74,7 @@ def handshake(folder: Path, name: str, *, client: bool) -> ssl.SSLObject:
     """Do a TLS handshake in memory and return the server's side.
 
     Raises:
-        ssl.SSLError: one side does not trust the other.
+        ssl.SSLError: One side does not trust the other.
     """
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     server.load_cert_chain(folder / "tls.crt", folder / "tls.key")
@@ -184,7 +184,7 @@ def test_cert_manager_makes_the_same_secrets_with_an_authority() -> None:
     assert {line.split("generic ")[1].split()[0] for line in SECRETS} <= set(made)
     for name in ("moe-serving-tls", "moe-serving-rank-tls"):
         issuer = issuers[made[name]["issuerRef"]["name"]]
-        # Only an issuer that knows its authority writes ca.crt.
+        # Only an issuer with a known CA writes ca.crt.
         assert made[issuer["ca"]["secretName"]]["isCA"] is True
     assert "server auth" in made["moe-serving-tls"]["usages"]
     assert "client auth" in made["moe-serving-rank-tls"]["usages"]

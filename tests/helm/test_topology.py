@@ -1,4 +1,4 @@
-"""A group's ranks near each other: tied within the group, not across groups or clusters."""
+"""Affinity of a group's ranks: within the group, not across groups or clusters."""
 
 from typing import Any
 
@@ -29,7 +29,7 @@ def test_each_group_has_a_block_of_its_own() -> None:
         for other in groups:
             same = tied(term, found[name] | BLUE, found[other] | BLUE)
             assert same is (name == other)
-        # The first pod of a group must match its own term, or it is never placed.
+        # The first pod of a group must match its own term, or it is never scheduled.
         assert tied(term, found[name] | BLUE, found[name] | BLUE)
 
 
@@ -46,7 +46,7 @@ def test_blue_and_green_are_not_tied(topology: dict[str, Any], groups: int) -> N
 
 
 def test_a_group_is_one_worker_group_and_one_application() -> None:
-    """Ray Serve takes any pods that offer the resource: only the group's own pods offer it."""
+    """Ray Serve uses any pods that offer the resource: only the group's pods offer it."""
     objects = render(**gpu({"groups": 2, "topology": REQUIRED, "minAvailablePods": 3}))
     applications = {app["name"]: app for app in serve_config(objects)["applications"]}
     assert set(applications) == {"serve-moe-serving-h200-0", "serve-moe-serving-h200-1"}
@@ -86,7 +86,7 @@ def test_a_group_of_one_pod_is_near_itself(most: int) -> None:
     objects = render(**gpu(pool, parallelism={"data": 8}))
     assert list(workers(objects)) == ["h200"]
     assert "affinity" not in workers(objects)["h200"]["template"]["spec"]
-    # All groups in one block is another wish.
+    # All groups in one block is a different setting.
     pool["topology"] = REQUIRED | {"scope": "pool"}
     spec = workers(render(**gpu(pool, parallelism={"data": 8})))["h200"]["template"]["spec"]
     assert len(topology_terms(spec, required=True)) == 1
@@ -147,7 +147,7 @@ def test_more_groups_of_one_block_each_are_valid_objects() -> None:
                     "existingSecret": "key",
                 },
             ),
-            ["scales one worker group", "scope to pool"],
+            ["only one worker group can be scaled", "scope to pool"],
             id="autoscaler",
         ),
     ],

@@ -1,4 +1,4 @@
-"""A change of values changes the objects that it must, and no others."""
+"""A change of values changes exactly the expected objects."""
 
 from typing import Any
 
@@ -135,7 +135,7 @@ def test_only_what_should_change_does(values: dict[str, Any], expected: set[str]
 
 
 def cluster(**values: Any) -> Any:
-    """Return what KubeRay compares to decide on a new cluster: all but the numbers of replicas."""
+    """Return the fields whose change starts a new cluster: all except replica numbers."""
     spec = find(render(**values), "RayService")["spec"]["rayClusterConfig"]
     numbers = {"replicas", "minReplicas", "maxReplicas"}
     groups = [
@@ -146,7 +146,7 @@ def cluster(**values: Any) -> Any:
 
 
 def test_more_groups_restart_nothing() -> None:
-    """KubeRay leaves the running cluster's number of pods alone: deploy/docs/kubernetes.md."""
+    """KubeRay does not change the running cluster's number of pods: deploy/docs/kubernetes.md."""
     grown = {"pools": [POOL | {"groups": 3}]}
     assert cluster(**grown) == cluster()
     assert workers(render(**grown))["cpu"]["replicas"] == 6
@@ -171,7 +171,7 @@ def test_more_groups_restart_nothing() -> None:
 def test_the_autoscaler_changes_nothing_of_the_rayservice(
     preset: str, values: dict[str, Any]
 ) -> None:
-    """KubeRay starts a second Ray cluster, with as many GPUs, for most changes of it."""
+    """KubeRay starts a second Ray cluster, with the same number of GPUs, for most changes to it."""
     without = {"autoscaler": {"enabled": False}}
     before = find(render(preset, **without), "RayService")
     assert find(render(preset, autoscaler=values), "RayService") == before
@@ -189,7 +189,7 @@ def test_who_scrapes_changes_nothing_of_the_rayservice(monitoring: dict[str, Any
 
 
 def partial(before: Any, after: Any) -> bool:
-    """Tell whether KubeRay adds worker groups to the running cluster instead of making another.
+    """Return whether KubeRay adds worker groups to the running cluster instead of starting another.
 
     It compares all but the groups at the end that are new (isClusterSpecHashEqual, partial).
     """
@@ -200,7 +200,7 @@ def partial(before: Any, after: Any) -> bool:
 def test_a_further_pool_joins_the_running_cluster() -> None:
     second = POOL | {"name": "more", "parallelism": {"data": 4}}
     assert partial(cluster(pools=[POOL]), cluster(pools=[POOL, second]))
-    # In front of the others it is another cluster, and so is one less.
+    # A group inserted before the others means another cluster, as does a removed one.
     assert not partial(cluster(pools=[POOL]), cluster(pools=[second, POOL]))
     assert not partial(cluster(pools=[POOL, second]), cluster(pools=[POOL]))
 

@@ -1,4 +1,4 @@
-"""Helm 3 and 4 take the chart with every preset, and Kubernetes would take what they render."""
+"""Helm 3 and 4 accept the chart with every preset, and the rendered objects are valid."""
 
 import copy
 

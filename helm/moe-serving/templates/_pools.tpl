@@ -12,16 +12,16 @@ cannot be placed and names the value to change. */}}
 {{- $perNode := int (default 0 $pool.gpusPerNode) -}}
 
 {{- if and $gpu (not $pool.gpusPerNode) -}}
-{{- fail (printf "%s: set gpusPerNode, the GPUs of one node" $where) -}}
+{{- fail (printf "%s: set gpusPerNode, the number of GPUs per node" $where) -}}
 {{- end -}}
 {{- if and (not $gpu) $pool.gpusPerNode -}}
-{{- fail (printf "%s: gpusPerNode needs accelerator: gpu" $where) -}}
+{{- fail (printf "%s: gpusPerNode requires accelerator: gpu" $where) -}}
 {{- end -}}
 {{- if and $split.experts (ne (int $split.experts) (int $workers)) -}}
-{{- fail (printf "%s: parallelism.experts is %d, but experts are split over data x tensor = %d workers: set it to %d or leave it out" $where (int $split.experts) $workers $workers) -}}
+{{- fail (printf "%s: parallelism.experts is %d, but experts are split over data x tensor = %d workers: set it to %d or omit it" $where (int $split.experts) $workers $workers) -}}
 {{- end -}}
 {{- if gt (int $workers) (int $model.routedExperts) -}}
-{{- fail (printf "%s: data x tensor = %d workers for %d routed experts leaves workers without any: lower parallelism.data or parallelism.tensor" $where $workers (int $model.routedExperts)) -}}
+{{- fail (printf "%s: data x tensor = %d workers for %d routed experts leaves some workers without experts: lower parallelism.data or parallelism.tensor" $where $workers (int $model.routedExperts)) -}}
 {{- end -}}
 {{- if mod (int $model.attentionHeads) $tensor -}}
 {{- fail (printf "%s: parallelism.tensor %d does not divide the model's %d attention heads: use a divisor" $where $tensor (int $model.attentionHeads)) -}}
@@ -30,7 +30,7 @@ cannot be placed and names the value to change. */}}
 {{- fail (printf "%s: with MLA the %d workers of a rank would each keep a copy of the same KV cache: set parallelism.tensor to 1 and parallelism.data to %d, or parallelism.replicateKv to true" $where $tensor $workers) -}}
 {{- end -}}
 {{- if and (eq $model.attention "gqa") (gt $tensor (int $model.keyValueHeads)) (not $split.replicateKv) -}}
-{{- fail (printf "%s: parallelism.tensor %d is more than the model's %d key-value heads, which would be copied: lower it, or set parallelism.replicateKv to true" $where $tensor (int $model.keyValueHeads)) -}}
+{{- fail (printf "%s: parallelism.tensor %d exceeds the model's %d key-value heads, which would be replicated: lower it, or set parallelism.replicateKv to true" $where $tensor (int $model.keyValueHeads)) -}}
 {{- end -}}
 
 {{- $perPod := 1 -}}
@@ -38,17 +38,17 @@ cannot be placed and names the value to change. */}}
 {{- $perPod = int $split.ranksPerPod -}}
 {{- else if $gpu -}}
 {{- if gt $tensor $perNode -}}
-{{- fail (printf "%s: a rank of parallelism.tensor %d needs as many GPUs on one node, and gpusPerNode is %d: lower parallelism.tensor and raise parallelism.data" $where $tensor $perNode) -}}
+{{- fail (printf "%s: a rank with parallelism.tensor %d needs that many GPUs on one node, but gpusPerNode is %d: lower parallelism.tensor and raise parallelism.data" $where $tensor $perNode) -}}
 {{- end -}}
 {{- $perPod = min $data (div $perNode $tensor) -}}
 {{- end -}}
 {{- $perPod = int $perPod -}}
 {{- $podGpus := ternary (mul $perPod $tensor) 0 $gpu -}}
 {{- if and $gpu (gt (int $podGpus) $perNode) -}}
-{{- fail (printf "%s: %d ranks a pod of %d GPUs each need %d GPUs, and a node has %d: lower parallelism.ranksPerPod to %d" $where $perPod $tensor $podGpus $perNode (div $perNode $tensor)) -}}
+{{- fail (printf "%s: %d ranks per pod with %d GPUs each need %d GPUs, but a node has %d: lower parallelism.ranksPerPod to %d" $where $perPod $tensor $podGpus $perNode (div $perNode $tensor)) -}}
 {{- end -}}
 {{- if mod $data $perPod -}}
-{{- fail (printf "%s: a group's %d x %d workers cannot be put into pods of %d ranks each: set parallelism.data to a multiple of %d, or parallelism.ranksPerPod to a divisor of %d" $where $data $tensor $perPod $perPod $data) -}}
+{{- fail (printf "%s: a group's %d x %d workers cannot be divided into pods of %d ranks each: set parallelism.data to a multiple of %d, or parallelism.ranksPerPod to a divisor of %d" $where $data $tensor $perPod $perPod $data) -}}
 {{- end -}}
 {{- if and $gpu (mod $perNode (int $podGpus)) -}}
 {{- fail (printf "%s: pods of %d GPUs leave %d of a node's %d GPUs unused: choose parallelism so that the GPUs of a pod divide those of a node" $where $podGpus (mod $perNode (int $podGpus)) $perNode) -}}
@@ -63,20 +63,20 @@ cannot be placed and names the value to change. */}}
 {{- $podsPerGroup := div $data $perPod -}}
 {{- $placement := default "pack" $pool.placement -}}
 {{- if and (eq $placement "strict_spread") (gt $perPod 1) -}}
-{{- fail (printf "%s: placement strict_spread allows one rank a node, and a pod has %d: set parallelism.ranksPerPod to 1 or placement to pack" $where $perPod) -}}
+{{- fail (printf "%s: placement strict_spread allows one rank per node, but a pod has %d: set parallelism.ranksPerPod to 1 or placement to pack" $where $perPod) -}}
 {{- end -}}
 {{- if and $pool.rdma (not $gpu) -}}
-{{- fail (printf "%s: rdma needs accelerator: gpu" $where) -}}
+{{- fail (printf "%s: rdma requires accelerator: gpu" $where) -}}
 {{- end -}}
 {{- if and .root.Values.engine.allToAll (not $gpu) -}}
-{{- fail (printf "%s: engine.allToAll %s is for GPUs: leave it empty" $where .root.Values.engine.allToAll) -}}
+{{- fail (printf "%s: engine.allToAll %s requires GPUs: set it to \"\"" $where .root.Values.engine.allToAll) -}}
 {{- end -}}
 {{- $deepep := has .root.Values.engine.allToAll (list "deepep_high_throughput" "deepep_low_latency" "nixl_ep" "mori_high_throughput" "mori_low_latency") -}}
 {{- if and $deepep (gt (int $podsPerGroup) 1) (not $pool.rdma) -}}
-{{- fail (printf "%s: engine.allToAll %s sends over RDMA when a group spans %d pods: set rdma.resource, or engine.allToAll to allgather_reducescatter" $where .root.Values.engine.allToAll $podsPerGroup) -}}
+{{- fail (printf "%s: engine.allToAll %s requires RDMA if a group spans %d pods: set rdma.resource, or engine.allToAll to allgather_reducescatter" $where .root.Values.engine.allToAll $podsPerGroup) -}}
 {{- end -}}
 {{- if and $pool.spot (eq .root.Values.cloud "none") (not $pool.nodeSelector) -}}
-{{- fail (printf "%s: spot needs cloud (gke, eks or aks), or a nodeSelector that finds the spot nodes" $where) -}}
+{{- fail (printf "%s: spot requires cloud (gke, eks or aks) or a nodeSelector that selects the spot nodes" $where) -}}
 {{- end -}}
 {{- $pods := mul $groups $podsPerGroup -}}
 {{- $maxPods := mul $most $podsPerGroup -}}
@@ -85,7 +85,7 @@ cannot be placed and names the value to change. */}}
 {{- if hasKey $pool "minAvailablePods" -}}
 {{- $minimum = int $pool.minAvailablePods -}}
 {{- if gt $minimum (int $pods) -}}
-{{- fail (printf "%s: minAvailablePods %d is more than the pool's %d pods" $where $minimum $pods) -}}
+{{- fail (printf "%s: minAvailablePods %d exceeds the pool's %d pods" $where $minimum $pods) -}}
 {{- end -}}
 {{- else -}}
 {{- $minimum = ternary (sub $pods 1) $pods (gt $groups 1) -}}

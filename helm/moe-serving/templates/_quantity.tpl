@@ -4,7 +4,7 @@
 {{- $text := trim (kindIs "string" .value | ternary .value (toJson .value)) -}}
 {{- $form := `^([0-9]+\.?[0-9]*|\.[0-9]+)(n|u|m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei|[eE][-+]?[0-9]{1,2})?$` -}}
 {{- if not (regexMatch $form $text) -}}
-{{- fail (printf "%s: %s is not a quantity: write for example 500m, 2 or 64Gi" .name $text) -}}
+{{- fail (printf "%s: %s is not a valid quantity, such as 500m, 2 or 64Gi" .name $text) -}}
 {{- end -}}
 {{- $number := regexFind `^[0-9.]+` $text -}}
 {{- $suffix := trimPrefix $number $text -}}

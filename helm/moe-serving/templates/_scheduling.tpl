@@ -21,7 +21,7 @@ group of a single pod needs no topology. */}}
 {{- end -}}
 {{- if and (gt $pods 1) (eq (default "group" $topology.scope) "group") (gt $most 1) -}}
 {{- if gt $most $groups -}}
-{{- fail (printf "pools.%s: with topology.required each group is a worker group of its pool, and there are as many as groups: set maxGroups to %d (or leave it out), topology.required to false, or topology.scope to pool (all groups in one %s)" .name $groups $topology.key) -}}
+{{- fail (printf "pools.%s: with topology.required each group is a worker group of its pool, and there are as many as groups: set maxGroups to %d (or omit it), topology.required to false, or topology.scope to pool (all groups in one %s)" .name $groups $topology.key) -}}
 {{- end -}}
 {{- range $slot := until $groups -}}
 {{- $one := merge (dict "name" (printf "%s-%d" $base.name $slot) "base" $base.name "groups" 1 "maxGroups" 1) (omit (deepCopy $base) "name" "groups" "maxGroups" "minAvailablePods") -}}

@@ -153,7 +153,7 @@ empty if the pool sets minAvailablePods. */}}
   "selector" (printf "namespace=%q,fleet=%q" .Release.Namespace $full)
   "scrape_interval" $scraped "window" (maxf 60 (mulf 4 $scraped)) "max_age" (maxf 30 (mulf 2 $scraped))
   "gpus_per_group" (mul $pool.podsPerGroup $pool.gpusPerPod)
-  "routers" (list (printf "dns+%s://%s:%d" $s.scheme (include "moe-serving.routersHost" .) (int .Values.router.ports.rest)))
+  "routers" (list (printf "dns:///%s:%d" (include "moe-serving.routersHost" .) (int .Values.router.ports.rest)))
   "drain_addresses" (list (printf "dns:///%s:%d" (include "moe-serving.routersHost" .) (int .Values.router.ports.grpc)))
   "dashboard_url" (printf "http://%s-head-svc.%s.svc:8265" $full .Release.Namespace)
   "metrics_host" "0.0.0.0" "metrics_port" 9464

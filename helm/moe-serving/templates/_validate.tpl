@@ -9,7 +9,7 @@
 {{- fail (printf "pools: two pools are named %s: names must differ" .name) -}}
 {{- end -}}
 {{- if has .name (list "router" "ray-head" "autoscaler") -}}
-{{- fail (printf "pools.%s: the name is that of another part of the release: choose another" .name) -}}
+{{- fail (printf "pools.%s: the name is already used by another part of the release: choose another name" .name) -}}
 {{- end -}}
 {{- $names = append $names .name -}}
 {{- $kinds = append $kinds .accelerator | uniq -}}
@@ -25,23 +25,23 @@
 {{- range $key, $_ := $texts -}}
 {{- range list "app.kubernetes.io/" "helm.sh/" "meta.helm.sh/" "moe-serving/" "ray.io/" "checksum/" -}}
 {{- if or (hasPrefix . $key) (eq $key "fleet") -}}
-{{- fail (printf "%s: %s is set by the chart, Helm or KubeRay itself: leave it out" $path $key) -}}
+{{- fail (printf "%s: %s is set by the chart, Helm or KubeRay: remove it" $path $key) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
 
 {{- if and (eq $v.model.volume.type "claim") (not $v.model.volume.claimName) -}}
-{{- fail "model.volume: type claim needs claimName" -}}
+{{- fail "model.volume: type claim requires claimName" -}}
 {{- end -}}
 {{- if and (eq $v.model.volume.type "hostPath") (not $v.model.volume.hostPath) -}}
-{{- fail "model.volume: type hostPath needs hostPath" -}}
+{{- fail "model.volume: type hostPath requires hostPath" -}}
 {{- end -}}
 {{- if and (ne $v.model.volume.type "bundled") (not $v.model.path) -}}
-{{- fail "model.path: name the model's folder under model.volume.mountPath" -}}
+{{- fail "model.path: set the model's directory under model.volume.mountPath" -}}
 {{- end -}}
 {{- if and $v.model.path (eq $v.model.volume.type "bundled") -}}
-{{- fail "model.path: the images hold pocket-r1 alone: set model.volume.type to claim or hostPath" -}}
+{{- fail "model.path: the images contain only pocket-r1: set model.volume.type to claim or hostPath" -}}
 {{- end -}}
 {{- if and $v.model.path (not (hasPrefix (trimSuffix "/" $v.model.volume.mountPath) $v.model.path)) -}}
 {{- fail (printf "model.path: %s is not under model.volume.mountPath %s" $v.model.path $v.model.volume.mountPath) -}}
@@ -49,25 +49,25 @@
 
 {{- if $v.model.stream.url -}}
 {{- if eq $v.model.volume.type "bundled" -}}
-{{- fail "model.stream: config and tokenizer come from a volume: set model.volume.type to claim or hostPath, and model.path" -}}
+{{- fail "model.stream: the configuration and the tokenizer come from a volume: set model.volume.type to claim or hostPath, and model.path" -}}
 {{- end -}}
 {{- if $v.model.download.enabled -}}
-{{- fail "model.stream: model.download fetches the weights onto the volume: use one of them" -}}
+{{- fail "model.stream: cannot be combined with model.download, which downloads the weights to the volume" -}}
 {{- end -}}
 {{- range list "load_format" "model_weights" "model_loader_extra_config" -}}
 {{- if hasKey (default dict $v.engine.args) . -}}
-{{- fail (printf "engine.args.%s is computed from model.stream: leave it out" .) -}}
+{{- fail (printf "engine.args.%s is computed from model.stream: remove it" .) -}}
 {{- end -}}
 {{- end -}}
 {{- else if or $v.model.stream.existingSecret $v.model.stream.serviceAccount -}}
-{{- fail "model.stream: existingSecret and serviceAccount need url" -}}
+{{- fail "model.stream: existingSecret and serviceAccount require url" -}}
 {{- end -}}
 {{- if $v.model.download.enabled -}}
 {{- if eq $v.model.volume.type "bundled" -}}
-{{- fail "model.download: it fetches onto a claim or into a folder of each node: set model.volume.type to claim or hostPath" -}}
+{{- fail "model.download: downloads to a claim or to a directory on each node: set model.volume.type to claim or hostPath" -}}
 {{- end -}}
 {{- if or (not $v.model.download.repository) (not $v.model.download.revision) -}}
-{{- fail "model.download: name repository and revision (a commit)" -}}
+{{- fail "model.download: set repository and revision (a commit)" -}}
 {{- end -}}
 {{- end -}}
 
@@ -91,7 +91,7 @@
 {{- $parts := splitList "." $path -}}
 {{- $at := get (default dict $v.settings) (first $parts) -}}
 {{- if and (hasKey (default dict $v.settings) (first $parts)) (or (eq (len $parts) 1) (hasKey (default (dict) $at) (last $parts))) -}}
-{{- fail (printf "settings.%s is computed by the chart: use the value %s" $path $value) -}}
+{{- fail (printf "settings.%s is computed by the chart: set the value %s instead" $path $value) -}}
 {{- end -}}
 {{- end -}}
 
@@ -102,58 +102,58 @@
 {{- $grace := $v.router.terminationGracePeriodSeconds -}}
 {{- $needed := add (int $v.router.preStopSeconds) (int $v.router.drainTimeout) 5 -}}
 {{- if and $grace (lt (int $grace) (int $needed)) -}}
-{{- fail (printf "router.terminationGracePeriodSeconds %d would kill a router that drains: at least preStopSeconds + drainTimeout + 5 = %d" (int $grace) $needed) -}}
+{{- fail (printf "router.terminationGracePeriodSeconds %d would kill a draining router: set at least preStopSeconds + drainTimeout + 5 = %d" (int $grace) $needed) -}}
 {{- end -}}
 {{- if and $v.router.autoscaling.enabled (gt (int $v.router.autoscaling.minReplicas) (int $v.router.autoscaling.maxReplicas)) -}}
-{{- fail "router.autoscaling: minReplicas is more than maxReplicas" -}}
+{{- fail "router.autoscaling: minReplicas is greater than maxReplicas" -}}
 {{- end -}}
 {{- $replicas := ternary (int $v.router.autoscaling.minReplicas) (int $v.router.replicas) $v.router.autoscaling.enabled -}}
 {{- if and $v.router.pdb.enabled (gt $replicas 1) (ge (int $v.router.pdb.maxUnavailable) $replicas) -}}
-{{- fail (printf "router.pdb.maxUnavailable %d lets all %d routers go at once: lower it" (int $v.router.pdb.maxUnavailable) $replicas) -}}
+{{- fail (printf "router.pdb.maxUnavailable %d allows all %d routers to be evicted at once: lower it" (int $v.router.pdb.maxUnavailable) $replicas) -}}
 {{- end -}}
 {{- if and (eq $groups 0) (not $v.router.readyWhenParked) (not $v.autoscaler.enabled) -}}
-{{- fail "pools: no pool has a group: set groups, or router.readyWhenParked to install without any" -}}
+{{- fail "pools: no pool has groups: set groups, or set router.readyWhenParked to install without groups" -}}
 {{- end -}}
 
 {{- $s := $v.security -}}
 {{- if not $s.insecure -}}
 {{- if not $s.apiKeys.existingSecret -}}
-{{- fail "security.apiKeys.existingSecret: name the Secret with the API keys, or set security.insecure" -}}
+{{- fail "security.apiKeys.existingSecret: set the Secret with the API keys, or set security.insecure" -}}
 {{- end -}}
 {{- if and (not $s.joinToken.existingSecret) (not $s.joinTls.rankSecret) -}}
-{{- fail "security.joinToken.existingSecret: name the Secret with the join token (or security.joinTls.rankSecret), or set security.insecure" -}}
+{{- fail "security.joinToken.existingSecret: set the Secret with the join token (or security.joinTls.rankSecret), or set security.insecure" -}}
 {{- end -}}
 {{- if and (eq $s.tls.mode "secret") (not $s.tls.existingSecret) -}}
-{{- fail "security.tls.existingSecret: name the Secret with the certificate, or set security.tls.mode to elsewhere" -}}
+{{- fail "security.tls.existingSecret: set the Secret with the certificate, or set security.tls.mode to elsewhere" -}}
 {{- end -}}
 {{- end -}}
 {{- if and $s.joinTls.enabled (not $s.joinTls.existingSecret) -}}
-{{- fail "security.joinTls.existingSecret: name the Secret with the join port's certificate" -}}
+{{- fail "security.joinTls.existingSecret: set the Secret with the join port's certificate" -}}
 {{- end -}}
 {{- if and $s.joinTls.rankSecret (not $s.joinTls.enabled) -}}
-{{- fail "security.joinTls.rankSecret needs security.joinTls.enabled" -}}
+{{- fail "security.joinTls.rankSecret requires security.joinTls.enabled" -}}
 {{- end -}}
 {{- if and $v.quotas.existingSecret (not $v.quotas.redisUrl) -}}
-{{- fail "quotas.existingSecret needs quotas.redisUrl" -}}
+{{- fail "quotas.existingSecret requires quotas.redisUrl" -}}
 {{- end -}}
 {{- $faultTolerant := include "moe-serving.gcsFaultTolerance" . -}}
 {{- if and $faultTolerant (not $v.ray.gcsFaultTolerance.redisAddress) -}}
-{{- fail "ray.gcsFaultTolerance: enabled needs redisAddress (host:port)" -}}
+{{- fail "ray.gcsFaultTolerance: enabled requires redisAddress (host:port)" -}}
 {{- end -}}
 {{- if and $v.networkPolicy.enabled (or $v.quotas.redisUrl $faultTolerant) (not $v.networkPolicy.redis) -}}
-{{- fail "networkPolicy.redis: name the peers that are Redis, or the policies would cut it off" -}}
+{{- fail "networkPolicy.redis: list the peers that run Redis; otherwise the NetworkPolicies block it" -}}
 {{- end -}}
 {{- if and $v.monitoring.serviceMonitor.enabled (not $v.monitoring.serviceMonitor.existingSecret) (not $s.openMetrics) (not $s.insecure) -}}
-{{- fail "monitoring.serviceMonitor: /metrics takes an API key of role metrics: name its Secret in existingSecret, or set security.openMetrics" -}}
+{{- fail "monitoring.serviceMonitor: /metrics requires an API key of role metrics: set existingSecret to its Secret, or set security.openMetrics" -}}
 {{- end -}}
 {{- if and $v.monitoring.prometheusRule.enabled (not $v.monitoring.serviceMonitor.enabled) -}}
-{{- fail "monitoring.prometheusRule: its rules look at what the ServiceMonitor scrapes: enable monitoring.serviceMonitor as well" -}}
+{{- fail "monitoring.prometheusRule: its rules use the metrics that the ServiceMonitor scrapes: enable monitoring.serviceMonitor as well" -}}
 {{- end -}}
 {{- include "moe-serving.validateAutoscaler" . -}}
 {{- if and $v.ingress.enabled (not $v.ingress.host) -}}
-{{- fail "ingress.host: name the host" -}}
+{{- fail "ingress.host: set the host name" -}}
 {{- end -}}
 {{- if and $v.gateway.enabled (not $v.gateway.parentRefs) -}}
-{{- fail "gateway.parentRefs: name the Gateway that the routes attach to" -}}
+{{- fail "gateway.parentRefs: set the Gateway that the routes attach to" -}}
 {{- end -}}
 {{- end -}}

@@ -9,17 +9,17 @@ names the value to change. */}}
 {{- end -}}
 {{- $names = append $names .name -}}
 {{- if and $v.autoscaler.enabled (eq .base (default (first $v.pools).name $v.autoscaler.pool)) (ne .base .name) -}}
-{{- fail (printf "autoscaler: it scales one worker group, and pools.%s has one for each group (topology.required): set topology.required to false, or topology.scope to pool (all groups in one %s)" .base .topology.key) -}}
+{{- fail (printf "autoscaler: only one worker group can be scaled, but pools.%s has one per group (topology.required): set topology.required to false, or topology.scope to pool (all groups in one %s)" .base .topology.key) -}}
 {{- end -}}
 {{- if and $v.fabricCheck.enabled (eq $v.fabricCheck.backend "nccl") (ne .accelerator "gpu") -}}
-{{- fail (printf "fabricCheck.backend: nccl needs GPUs, and pool %s has none: use auto or gloo" .base) -}}
+{{- fail (printf "fabricCheck.backend: nccl requires GPUs, but pool %s has none: use auto or gloo" .base) -}}
 {{- end -}}
 {{- end -}}
 {{- if and $v.fabricCheck.enabled (ge (int $v.fabricCheck.timeout) (int $v.fabricCheck.deadlineSeconds)) -}}
-{{- fail (printf "fabricCheck.timeout %d is not less than deadlineSeconds %d: the Job would end before the check can say why" (int $v.fabricCheck.timeout) (int $v.fabricCheck.deadlineSeconds)) -}}
+{{- fail (printf "fabricCheck.timeout %d must be less than deadlineSeconds %d: otherwise the Job ends before the check can report the reason" (int $v.fabricCheck.timeout) (int $v.fabricCheck.deadlineSeconds)) -}}
 {{- end -}}
 {{- if and (eq $v.dnsPolicy "None") (not $v.dnsConfig.nameservers) -}}
-{{- fail "dnsPolicy None: name the servers in dnsConfig.nameservers" -}}
+{{- fail "dnsPolicy None requires dnsConfig.nameservers" -}}
 {{- end -}}
 
 {{- $sets := dict
@@ -34,11 +34,11 @@ names the value to change. */}}
 {{- range $key, $value := first $set -}}
 {{- range $prefix := last $set -}}
 {{- if hasPrefix $prefix $key -}}
-{{- fail (printf "%s: %s is set by the chart, KubeRay or Kubernetes itself: leave it out (networks of a pool are pools[].rdma.networks)" $path $key) -}}
+{{- fail (printf "%s: %s is set by the chart, KubeRay or Kubernetes: remove it (networks of a pool are pools[].rdma.networks)" $path $key) -}}
 {{- end -}}
 {{- end -}}
 {{- if and (hasKey (default dict $v.commonLabels) $key) (contains "abels" $path) -}}
-{{- fail (printf "%s: %s is in commonLabels already: leave it out of one" $path $key) -}}
+{{- fail (printf "%s: %s is already in commonLabels: remove one of them" $path $key) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}

@@ -52,11 +52,11 @@ def check_python(version: tuple[int, int], system: str, machine: str) -> Check:
             Verdict.FAIL,
             "python",
             seen,
-            "the lock files are for Python 3.11, 3.12 and 3.13: make clean-venv run",
+            "use Python 3.11, 3.12 or 3.13, then make clean-venv run",
         )
     if (system, machine) != ("Linux", "x86_64"):
         return Check(
-            Verdict.FAIL, "python", seen, "the CPU set-up is for Linux x86_64; use a container"
+            Verdict.FAIL, "python", seen, "CPU ranks require Linux x86_64; use a container"
         )
     return Check(Verdict.OK, "python", seen)
 
@@ -77,7 +77,10 @@ def check_memory(available: int, ranks: int) -> Check:
     seen = f"{available / GIB:.1f} GiB available, about {needed / GIB:.1f} needed for {ranks} ranks"
     if available < needed:
         return Check(
-            Verdict.FAIL, "memory", seen, "stop other programs, or use fewer: --ranks 1 --groups 1"
+            Verdict.FAIL,
+            "memory",
+            seen,
+            "stop other programs, or use fewer ranks: --ranks 1 --groups 1",
         )
     return Check(Verdict.OK, "memory", seen)
 
@@ -86,7 +89,7 @@ def check_disk(free: int, folder: str, needed: int) -> Check:
     """Check the free disk space of a folder, bytes."""
     seen = f"{free / GIB:.1f} GiB free in {folder}"
     if free < needed:
-        return Check(Verdict.FAIL, "disk", seen, f"free at least {needed / GIB:.0f} GiB there")
+        return Check(Verdict.FAIL, "disk", seen, f"free up at least {needed / GIB:.0f} GiB")
     return Check(Verdict.OK, "disk", seen)
 
 
@@ -94,7 +97,12 @@ def check_port(what: str, port: int, problem: str | None) -> Check:
     """Check a port; ``problem`` is the reason why it cannot be bound. None: it is free."""
     name = f"port {port}"
     if problem is not None:
-        return Check(Verdict.FAIL, name, f"{what}: {problem}", "stop what listens there, or choose")
+        return Check(
+            Verdict.FAIL,
+            name,
+            f"{what}: {problem}",
+            "stop the process that uses it, or choose another port",
+        )
     return Check(Verdict.OK, name, f"{what}: free")
 
 
@@ -126,14 +134,12 @@ def check_packages(locked: Mapping[str, str], installed: Mapping[str, str]) -> C
         if name in installed and installed[name] != version
     ]
     if missing:
-        return Check(
-            Verdict.FAIL, "packages", f"missing: {_few(missing)}", "make clean-venv run installs"
-        )
+        return Check(Verdict.FAIL, "packages", f"missing: {_few(missing)}", "make clean-venv run")
     if others:
         return Check(
-            Verdict.WARN, "packages", f"other versions: {_few(others)}", "make clean-venv run"
+            Verdict.WARN, "packages", f"different versions: {_few(others)}", "make clean-venv run"
         )
-    return Check(Verdict.OK, "packages", f"{len(locked)} as locked")
+    return Check(Verdict.OK, "packages", f"{len(locked)} match the lock files")
 
 
 def check_torch(installed: Mapping[str, str], platform: str) -> Check:
@@ -167,7 +173,7 @@ def check_model(
             Verdict.FAIL,
             "model",
             f"{folder} lacks {_few(missing)}",
-            "bundled model: git checkout deploy/models; another: --model FOLDER",
+            "git checkout deploy/models, or choose another model: --model FOLDER",
         )
     if config is None:
         return Check(Verdict.FAIL, "model", f"{folder}/config.json is not JSON", "restore the file")
@@ -175,7 +181,12 @@ def check_model(
         (config[key] for key in ("n_routed_experts", "num_experts") if key in config), None
     )
     if not isinstance(experts, int):
-        return Check(Verdict.WARN, "model", f"{folder}: no routed experts", "nothing to split")
+        return Check(
+            Verdict.WARN,
+            "model",
+            f"{folder}: no routed experts",
+            "expert parallelism has no effect",
+        )
     if world_size > experts:
         return Check(
             Verdict.FAIL,
@@ -183,8 +194,8 @@ def check_model(
             f"{experts} experts for {world_size} workers",
             f"use at most {experts} ranks (--ranks)",
         )
-    share = f"{experts // world_size}" if experts % world_size == 0 else "an uneven share"
-    return Check(Verdict.OK, "model", f"{folder}: {experts} experts, {share} for each worker")
+    share = f"{experts // world_size}" if experts % world_size == 0 else "an uneven number"
+    return Check(Verdict.OK, "model", f"{folder}: {experts} experts, {share} per worker")
 
 
 def check_plugin(entry_points: Sequence[str], patches: Mapping[str, bool] | str) -> Check:
@@ -198,8 +209,8 @@ def check_plugin(entry_points: Sequence[str], patches: Mapping[str, bool] | str)
         return Check(
             Verdict.FAIL,
             "cpu plugin",
-            "its entry point is not installed: vLLM does not load it",
-            "pip install --no-deps --editable .   (make run does it)",
+            "entry point not installed: vLLM does not load the plugin",
+            "pip install --no-deps --editable .   (or make run)",
         )
     if isinstance(patches, str):
         return Check(Verdict.FAIL, "cpu plugin", patches, "make clean-venv run; see ADR 0004")
@@ -209,7 +220,7 @@ def check_plugin(entry_points: Sequence[str], patches: Mapping[str, bool] | str)
     if active:
         parts.append(f"patches {', '.join(active)}")
     if unneeded:
-        parts.append(f"not needed for {', '.join(unneeded)} (vLLM is right)")
+        parts.append(f"not needed: {', '.join(unneeded)}")
     return Check(Verdict.OK, "cpu plugin", "; ".join(parts) or "nothing to patch")
 
 
@@ -234,8 +245,8 @@ def check_leftovers(*, running: str | None, stale: str | None) -> Check:
     if running is not None:
         return Check(Verdict.OK, "earlier runs", f"running now: {running}")
     if stale is not None:
-        return Check(Verdict.WARN, "earlier runs", stale, "moe-serving down cleans up")
-    return Check(Verdict.OK, "earlier runs", "nothing left behind")
+        return Check(Verdict.WARN, "earlier runs", stale, "run moe-serving down to clean up")
+    return Check(Verdict.OK, "earlier runs", "none left to clean up")
 
 
 def _few(names: Sequence[str], most: int = 4) -> str:

@@ -61,14 +61,14 @@ def doctor_command(
         typer.Option(
             "--preset",
             metavar="NAME",
-            help="Check instead whether a preset of the Helm chart fits the memory of its GPUs.",
+            help="Check instead whether a preset of the Helm chart fits into its GPUs' memory.",
         ),
     ] = None,
 ) -> int:
     """Check memory, cores, ports, packages, the model and the CPU plugin.
 
-    Takes the flags of moe-serving up and checks whether such a run can start. Each line says ok,
-    warn or fail, and what to do.
+    Takes the flags of moe-serving up and checks whether moe-serving up with these flags can start.
+    Each line shows ok, warn or fail, and a recommended action.
 
     Exit code 1 if a check failed, otherwise 0.
     """
@@ -161,7 +161,7 @@ def _model(settings: Settings, workers: int) -> Check:
     folder = Path(settings.model.path)
     if not folder.is_dir():
         return Check(
-            Verdict.FAIL, "model", f"{folder} does not exist", "name a folder: --model FOLDER"
+            Verdict.FAIL, "model", f"{folder} does not exist", "choose a directory: --model FOLDER"
         )
     config = None
     with contextlib.suppress(OSError, ValueError):

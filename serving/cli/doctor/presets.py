@@ -53,7 +53,7 @@ def preset_sizes(name: str, folder: Path) -> list[Sizing]:
     """
     known = preset_names(folder)
     if name not in known:
-        raise SettingsError(f"there is no preset {name}; there are {', '.join(known)}")
+        raise SettingsError(f"unknown preset {name}; known presets: {', '.join(known)}")
     sizing = _read(folder / _SIZING)
     entry = sizing["presets"][name]
     try:
@@ -86,14 +86,14 @@ def size_checks(size: Sizing) -> Iterator[Check]:
         f"(EP{workers}), each with {size.device}",
     )
     parts = [
-        (f"routed experts, {-(-model.n_routed_experts // workers)} of a layer", used.experts),
+        (f"routed experts, {-(-model.n_routed_experts // workers)} per layer", used.experts),
         ("attention, dense and shared", used.replicated),
         ("embedding and head", used.embeddings),
         ("multi-token prediction", used.prediction),
         ("reserve (allowance)", used.reserve),
     ]
     text = ", ".join(f"{what} {_gigabytes(size)}" for what, size in parts if size)
-    yield Check(Verdict.OK, "a worker", f"{text}; it may take {_gigabytes(used.capacity)}")
+    yield Check(Verdict.OK, "per worker", f"{text}; limit {_gigabytes(used.capacity)}")
     tokens = (
         f"one token {used.kv_per_token:,} bytes, one sequence {deployment.max_model_len:,} tokens"
     )
@@ -101,7 +101,7 @@ def size_checks(size: Sizing) -> Iterator[Check]:
         yield Check(
             Verdict.FAIL,
             "kv cache",
-            f"{tokens}: {_gigabytes(used.shortage)} are missing",
+            f"{tokens}: {_gigabytes(used.shortage)} too little memory",
             "use more workers (parallelism.data), GPUs or pods with more memory, or a lower "
             "model.maxModelLen",
         )
@@ -109,7 +109,7 @@ def size_checks(size: Sizing) -> Iterator[Check]:
     yield Check(
         Verdict.OK,
         "kv cache",
-        f"{_gigabytes(used.kv_room)} left for {used.kv_tokens:,} tokens a rank; {tokens}",
+        f"{_gigabytes(used.kv_room)} left for {used.kv_tokens:,} tokens per rank; {tokens}",
     )
 
 
@@ -157,7 +157,7 @@ def quantity(text: str | float) -> int:
     try:
         return int(float(word.removesuffix(unit)) * _UNITS.get(unit, 1))
     except ValueError as error:
-        raise SettingsError(f"{text} is not a quantity of memory") from error
+        raise SettingsError(f"{text} is not a memory quantity") from error
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -62,12 +62,12 @@ def up_in_background(settings: Settings, state: StateFile, *, sample: bool) -> i
 
 
 def clean_up_after_crash(state: StateFile) -> None:
-    """End the processes of an ``up`` that was killed and remove its files.
+    """Stop the processes of an ``up`` that was killed, and remove its files.
 
     The caller must hold the lock.
 
     Raises:
-        ServingError: A process cannot be ended.
+        ServingError: A process cannot be stopped.
     """
     old = state.read()
     if old is None:
@@ -75,7 +75,7 @@ def clean_up_after_crash(state: StateFile) -> None:
     left = end(old.processes, grace=2.0)
     if left:
         raise ServingError(
-            f"processes of an earlier run cannot be ended: {', '.join(map(str, left))}"
+            f"could not stop processes of an earlier run: {', '.join(map(str, left))}"
         )
     remove_ray_folder(old.ray_folder)
     state.remove()
@@ -101,7 +101,9 @@ def _follow(child: subprocess.Popen[bytes], log: Path, state: StateFile, limit: 
             if code is not None:
                 return code or 1
             if ready:
-                print(f"in the background as process {child.pid}; moe-serving down stops it")
+                print(
+                    f"running in the background as process {child.pid}; moe-serving down stops it"
+                )
                 return 0
             if time.monotonic() >= deadline:
                 raise ServingError(f"not ready after {limit:.0f} s; log: {log}")

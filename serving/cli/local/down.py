@@ -15,7 +15,7 @@ STOP_TIMEOUT = 15.0
 
 
 def down_command() -> None:
-    """Stop what "moe-serving up" has started on this machine, in the background or not.
+    """Stop everything that "moe-serving up" started on this machine, detached or not.
 
     Running requests get a few seconds to finish. It is not an error if nothing is running.
     """
@@ -30,7 +30,7 @@ def down_command() -> None:
         print("nothing is running")
         return
     if found is None:
-        raise ServingError("moe-serving up is just starting or stopping; try again in a moment")
+        raise ServingError("moe-serving up is starting or stopping; try again in a moment")
     began = time.monotonic()
     if state.held():
         stop_running(found)
@@ -38,7 +38,7 @@ def down_command() -> None:
         # A crash, or an up that did not stop in time.
         left = end((found.up, *found.processes), grace=1.0)
         if left:
-            raise ServingError(f"could not end these processes: {', '.join(map(str, left))}")
+            raise ServingError(f"could not stop these processes: {', '.join(map(str, left))}")
     with state.hold():
         clean_up_after_crash(state)
     remove_ray_folder(found.ray_folder)

@@ -28,9 +28,9 @@ def with_local_secrets(settings: Settings, folder: Path) -> Settings:
     security, link = settings.security, settings.link
     if security.tls_client_ca_file is not None and security.operator_tls_cert_file is None:
         raise SettingsError(
-            "security.tls_client_ca_file: moe-serving up is a client of its own router: set "
-            "security.operator_tls_cert_file and security.operator_tls_key_file to a client's "
-            "certificate and key"
+            "security.tls_client_ca_file: moe-serving up also connects to the router: set "
+            "security.operator_tls_cert_file and security.operator_tls_key_file to a client "
+            "certificate and its key"
         )
     if security.join_token_file is None:
         made = _write(folder / JOIN_TOKEN)

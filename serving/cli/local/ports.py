@@ -21,7 +21,7 @@ class Listener:
 
 
 class PortTaken(ServingError):
-    """Another process listens on a port of the router."""
+    """A port of the router is in use by another process."""
 
 
 def listeners(settings: Settings) -> tuple[Listener, ...]:
@@ -38,13 +38,15 @@ def require_free(settings: Settings) -> None:
     """Check that the router can listen on all its addresses.
 
     Raises:
-        PortTaken: A port is taken; the message names it and the setting that changes it.
+        PortTaken: A port is in use; the message names the port and its setting.
         SettingsError: An address does not belong to this machine, or two ports are equal.
     """
     seen: dict[int, str] = {}
     for item in listeners(settings):
         if item.port and item.port in seen:
-            raise SettingsError(f"{seen[item.port]} and {item.setting} are both {item.port}")
+            raise SettingsError(
+                f"{seen[item.port]} and {item.setting} must differ; both are {item.port}"
+            )
         seen[item.port] = item.setting
         _probe(item)
 
@@ -99,8 +101,8 @@ def _probe(item: Listener) -> None:
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
                 raise PortTaken(
-                    f"the {item.what} port {item.port} on {item.host} is taken by another "
-                    f"process; choose another one with {item.setting}"
+                    f"the {item.what} port {item.port} on {item.host} is in use by another "
+                    f"process; choose another port with {item.setting}"
                 ) from error
             raise SettingsError(
                 f"cannot listen on {item.host}:{item.port} for {item.what}: {error.strerror}"

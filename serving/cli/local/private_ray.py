@@ -54,7 +54,7 @@ class RayProcesses:
             self.ray = cluster.start_private(self._settings)
         except cluster.RayNotStarted as error:
             require_alive()
-            self._progress.set("ray", "starting again: it did not come up in its 30 s")
+            self._progress.set("ray", "not up after 30 s; starting it again")
             left = (item for item in descendants(os.getpid()) if item.pid != keep)
             end(left, grace=0.0)
             cluster.disconnect()

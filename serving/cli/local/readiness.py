@@ -90,7 +90,7 @@ class Readiness:
         while True:
             require_alive()
             fleet = ask_fleet(self._rest_url, self._access)
-            view = self._watch.look()
+            view = self._watch.poll()
             show(self._progress, view, fleet, self._rest_url)
             failure = failure_of(view)
             if failure is not None:
@@ -99,7 +99,7 @@ class Readiness:
             if gap is None:
                 self._progress.drop("groups")
             else:
-                self._progress.set("groups", f"waiting for room: {gap}")
+                self._progress.set("groups", f"waiting for resources: {gap}")
             if fleet is not None and ready_groups(fleet) >= group.count:
                 self._progress.set("groups", f"{group.count} ready", done=True)
                 return
@@ -141,7 +141,7 @@ def ready_groups(fleet: Fleet) -> int:
 def why_not_ready(view: DeploymentView, fleet: Fleet | None) -> str:
     """Return a description of the parts that are not ready yet."""
     if fleet is None:
-        return "the router does not answer"
+        return "the router does not respond"
     groups = [f"group {item['group_id']} is {item['state']}" for item in fleet["groups"]]
     waiting = [f"rank {item.rank} of {item.gang_id} is {item.stage}" for item in view.reports]
     return "; ".join(groups or waiting) or "no rank has started"

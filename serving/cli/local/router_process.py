@@ -1,4 +1,4 @@
-"""The router process of ``up``: start, restart if it ends, and stop."""
+"""The router process of ``up``: start, restart if it exits, and stop."""
 
 import contextlib
 import subprocess
@@ -17,7 +17,7 @@ _STOP_TIMEOUT = 6.0
 """Longest time for the router to finish its requests when ``up`` stops, seconds."""
 _MAX_RESTARTS = 3
 _RESTART_PERIOD = 60.0
-"""Period for ``_MAX_RESTARTS``, seconds; a router that ends more often is not restarted."""
+"""Period for ``_MAX_RESTARTS``, seconds; a router that exits more often is not restarted."""
 _POLL_SECONDS = 0.05
 
 
@@ -72,25 +72,25 @@ class RouterProcess:
         self._process = self._spawn()
 
     def ended(self) -> bool:
-        """Return whether the router was started and has ended."""
+        """Return whether the router was started and has exited."""
         return self._process is not None and self._process.poll() is not None
 
     def require_alive(self, *, ready: bool) -> None:
-        """Check that the router has not ended.
+        """Check that the router has not exited.
 
         Args:
             ready: Whether the whole stack was ready before.
 
         Raises:
-            EngineError: The router has ended; the message contains its last error.
+            EngineError: The router has exited; the message contains its last error.
         """
         if self.ended():
             if not ready:
                 raise EngineError(f"the router did not start: {last_error(self.log)}")
-            raise EngineError(f"the router ended ({self._end()})")
+            raise EngineError(f"the router exited ({self._end()})")
 
     def restart(self, now: float) -> str | None:
-        """Restart a router that has ended, unless it ends too often.
+        """Restart a router that has exited, unless it exits too often.
 
         Args:
             now: Time of a monotonic clock, seconds.
@@ -100,7 +100,7 @@ class RouterProcess:
         """
         if not self.ended() or not self._restarts.allowed(now):
             return None
-        notice = f"the router ended ({self._end()}): restarting it"
+        notice = f"the router exited ({self._end()}): restarting it"
         self._process = self._spawn()
         return notice
 
@@ -145,4 +145,4 @@ def last_error(log: Path) -> str:
     errors = [line for line in lines if line.startswith("error:")]
     if errors:
         return errors[-1].removeprefix("error:").strip()
-    return lines[-1] if lines else f"there is no output in {log}"
+    return lines[-1] if lines else f"no output in {log}"

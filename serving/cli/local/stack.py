@@ -1,7 +1,7 @@
 """Everything that ``up`` runs on this machine: a router, a private Ray, and the groups on it.
 
     start   router and Ray -> deploy -> wait until every group is ready
-    watch   until the user stops it or Ray dies; a router that ends is restarted
+    watch   until the user stops it or Ray dies; a router that exits is restarted
     stop    router drains -> ranks stop -> Ray stops -> remaining processes are killed
 
 Everything runs in the main thread: the kernel ends a child process together with the thread that
@@ -120,11 +120,11 @@ class Stack:
     def watch(self, notice: Callable[[str], None]) -> None:
         """Watch the parts forever; call ``notice`` with a line when something changes.
 
-        A router that ends is restarted: the ranks reconnect, and only the requests on that router
+        A router that exits is restarted: the ranks reconnect, and only the requests on that router
         are lost.
 
         Raises:
-            EngineError: Ray ended by itself, or the router ended too often.
+            EngineError: Ray exited unexpectedly, or the router exited too often.
         """
         while True:
             time.sleep(WATCH_SECONDS)
@@ -179,7 +179,7 @@ class Stack:
     def _require_alive(self) -> None:
         self._router.require_alive(ready=self._state is not None and self._state.ready)
         if not self._ray.alive():
-            raise EngineError("Ray ended by itself")
+            raise EngineError("Ray exited unexpectedly")
 
     def _own_pid(self) -> int:
         return self._state.up.pid if self._state is not None else os.getpid()

@@ -95,7 +95,7 @@ class StateFile:
         except OSError as error:
             raise ServingError(
                 f"cannot write the state folder {self.folder}: {error.strerror}; "
-                f"set {STATE_DIR_VARIABLE} to another one"
+                f"set {STATE_DIR_VARIABLE} to another folder"
             ) from error
         try:
             try:
@@ -134,8 +134,7 @@ class StateFile:
             return decode(text)
         except (ValueError, TypeError, KeyError) as error:
             raise ServingError(
-                f"the state file {self.path} cannot be read ({error}); delete it if nothing is "
-                "running"
+                f"cannot read the state file {self.path} ({error}); delete it if nothing is running"
             ) from error
 
     def write(self, state: RunState) -> None:
@@ -155,7 +154,7 @@ class StateFile:
         with suppress(ServingError):
             state = self.read()
         where = "" if state is None else f" at {state.rest_url} (process {state.up.pid})"
-        return f"moe-serving is already up{where}; moe-serving down stops it"
+        return f"moe-serving is already running{where}; moe-serving down stops it"
 
 
 def encode(state: RunState) -> str:

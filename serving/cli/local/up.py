@@ -55,9 +55,9 @@ def up_command(
 ) -> int:
     """Start a router and groups of expert-parallel ranks on this machine.
 
-    Shows the progress of the start, prints a line beginning with READY and the URLs, asks a
-    sample question, and stays in the foreground. Ctrl-C stops every process; a second Ctrl-C
-    stops without waiting for running requests. Port 0 selects a free port.
+    Shows the start-up progress, prints a line that begins with READY and contains the URLs, asks a
+    sample question, and stays in the foreground. Ctrl-C stops all processes; a second Ctrl-C does
+    not wait for running requests. Port 0 selects a free port.
     """
     settings = settings_from(
         config, sets, groups=groups, ranks=ranks, port=port, grpc_port=grpc_port,
@@ -115,7 +115,7 @@ class Foreground:
             if sample and self._settings.group.count:
                 self._ask()
             if self._out.isatty():
-                self._say("Ctrl-C stops everything")
+                self._say("press Ctrl-C to stop everything")
             self._stack.mark_ready()
             self._stack.watch(lambda text: self._say(f"{time.strftime('%H:%M:%S')} {text}"))
         except (StopRequested, KeyboardInterrupt, SystemExit):
@@ -156,7 +156,7 @@ class Foreground:
         began = time.monotonic()
         left = self._stack.stop(hurry=lambda: self._signals > 1)
         if left:
-            raise ServingError(f"could not end these processes: {', '.join(map(str, left))}")
+            raise ServingError(f"could not stop these processes: {', '.join(map(str, left))}")
         self._say(f"stopped in {time.monotonic() - began:.1f} s")
 
     def _say(self, text: str) -> None:

@@ -59,10 +59,10 @@ def autoscaler_command(
         ),
     ] = None,
 ) -> None:
-    """Scale the number of groups with the load, from signals of Prometheus and the routers.
+    """Scale the number of groups with the load, using signals from Prometheus and the routers.
 
     "explain" prints the signals, the vote of each rule and the outcome, and changes nothing.
-    Ctrl-C ends the autoscaler; the groups stay as they are.
+    Ctrl-C stops the autoscaler and leaves the groups unchanged.
     """
     settings = settings_from(config, sets, ranks=ranks)
     if replay is not None:
@@ -108,7 +108,7 @@ async def explain_once(settings: Settings) -> None:
         notices = app.autoscaler.notices()
     if cycle is None:
         print("\n".join(notice_lines(notices)))
-        raise NotReady("nobody can say how many groups are asked for; the log above says why")
+        raise NotReady("the requested number of groups cannot be determined; see the log above")
     print(explain(cycle.decision, cycle.observation, cycle.problem, notices))
 
 
@@ -151,7 +151,10 @@ def with_local_run(settings: Settings) -> Settings:
     folder = state_folder()
     state = StateFile(folder).read()
     if state is None or not state.ray_address:
-        raise NotRunning("nothing is running here: moe-serving up --set ray.dashboard=true")
+        raise NotRunning(
+            "nothing is running on this machine: start it with moe-serving up --set "
+            "ray.dashboard=true"
+        )
     if not state.dashboard_url:
         raise NotRunning(
             "the local run has no Ray dashboard: start it with --set ray.dashboard=true"
@@ -159,7 +162,7 @@ def with_local_run(settings: Settings) -> Settings:
     access = local_access(folder)
     if access.pinned:
         raise SettingsError(
-            "--local cannot check the local run's own certificate: set autoscaler.* instead"
+            "--local cannot verify the certificate of the local run: set autoscaler.* instead"
         )
     changes: dict[str, object] = {
         "routers": (state.rest_url,),

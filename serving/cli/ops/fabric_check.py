@@ -30,13 +30,13 @@ def fabric_check_command(
     ],
     index: Annotated[
         int | None,
-        typer.Option("--index", help="Number of this peer, from 0.", show_default=INDEX_VARIABLE),
+        typer.Option("--index", help="Index of this peer, from 0.", show_default=INDEX_VARIABLE),
     ] = None,
     workers: Annotated[
         int | None,
         typer.Option(
             "--workers-per-peer",
-            help="Workers of each peer.",
+            help="Number of workers of each peer.",
             show_default="one for each GPU, or 1",
         ),
     ] = None,
@@ -47,24 +47,24 @@ def fabric_check_command(
         ),
     ] = Backend.AUTO,
     size: Annotated[
-        str, typer.Option("--bytes", help="Bytes that each worker sends in a round.")
+        str, typer.Option("--bytes", help="Bytes that each worker sends per round.")
     ] = "64MiB",
     rounds: Annotated[int, typer.Option("--rounds", help="Number of all-to-all rounds.")] = 5,
     timeout: Annotated[
         float,
         typer.Option(
             "--timeout",
-            help="Longest time of the test, seconds; up to half of it waits for peers.",
+            help="Time limit of the test, seconds; at most half of it is spent waiting for peers.",
         ),
     ] = 60.0,
 ) -> None:
     """Test all-to-all communication between the pods of an expert-parallel group.
 
-    Run it in every pod at the same time, before weights are loaded. The peers meet at the leader,
-    connect to each other over TCP, exchange known data in pairs and all to all (torch.distributed
-    over NCCL or gloo), and compare every byte. Peer 0 prints a table of the results. If the test
-    fails, each peer exits with code 1 and the reason: which peer never came, which stopped
-    answering, or which two cannot exchange data.
+    Run it in every pod at the same time, before weights are loaded. The peers register at the
+    leader, connect to each other over TCP, exchange known data in pairs and all-to-all
+    (torch.distributed over NCCL or gloo), and compare every byte. Peer 0 prints a table of the
+    results. If the test fails, each peer prints the reason (a peer that never connected, a peer
+    that stopped responding, or two peers that cannot exchange data) and exits with code 1.
     """
     host, port = parse_leader(leader)
     plan = Plan(
@@ -85,7 +85,7 @@ def fabric_check_command(
 
     facts = local.gather(plan)
     say(f"peer {plan.index} of {plan.peers}: {facts.name}")
-    say(f"RDMA ports usable here: {', '.join(facts.devices) or 'none'}; memlock {facts.memlock}")
+    say(f"usable RDMA ports: {', '.join(facts.devices) or 'none'}; memlock {facts.memlock}")
     for key, value in facts.variables.items():
         say(f"{key}={value}")
     for warning in facts.warnings:
@@ -97,7 +97,7 @@ def fabric_check_command(
 
 
 def _index(given: int | None) -> int:
-    """Return this peer's number.
+    """Return the index of this peer.
 
     Raises:
         SettingsError: The flag is missing, and the variable is not a number.
@@ -107,7 +107,7 @@ def _index(given: int | None) -> int:
     text = os.environ.get(INDEX_VARIABLE, "")
     if not text.isdecimal():
         raise SettingsError(
-            f"--index is missing, and {INDEX_VARIABLE} is {text or 'not set'}: give this peer's "
-            "number, from 0"
+            f"--index is missing, and {INDEX_VARIABLE} is {text or 'not set'}: set the index of "
+            "this peer, from 0"
         )
     return int(text)

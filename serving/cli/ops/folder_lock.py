@@ -18,7 +18,7 @@ from serving.errors import EngineError
 LOCK = ".moe-serving-lock"
 """Lock file in the directory; never deleted, contains the name of the last holder."""
 POLL_SECONDS = 2.0
-_TELL_EVERY = 30.0
+_REPORT_SECONDS = 30.0
 _REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS}
 _TAKEN = {errno.EWOULDBLOCK, errno.EACCES, errno.EAGAIN}
 
@@ -50,7 +50,7 @@ def locked(
             ``timeout``.
     """
     with _open(folder) as file:
-        began = told = clock.monotonic()
+        began = reported = clock.monotonic()
         while not try_lock(file, folder, say):
             if done():
                 yield False
@@ -59,12 +59,16 @@ def locked(
             holder = _holder(folder)
             if now - began >= timeout:
                 raise EngineError(
-                    f"{holder} still works in {folder} after {timeout:g} s (--timeout): see its log"
+                    f"{holder} is still downloading to {folder} after {timeout:g} s (--timeout): "
+                    "see its log"
                 )
-            if now == began or now - told >= _TELL_EVERY:
-                told = now
+            if now == began or now - reported >= _REPORT_SECONDS:
+                reported = now
                 size = _size(folder) / 2**30
-                say(f"waiting for {holder}, which works in {folder} ({size:.1f} GiB there)")
+                say(
+                    f"waiting for {holder}, which is downloading to {folder} "
+                    f"({size:.1f} GiB so far)"
+                )
             sleep(POLL_SECONDS)
         _write_holder(file)
         yield True
@@ -82,16 +86,17 @@ def _open(folder: Path) -> IO[bytes]:
 
 def why_not_writable(folder: Path, error: OSError) -> str:
     """Return the reason why a directory is not writable, and the remedy on Kubernetes."""
+    user, group = os.geteuid(), os.getegid()
     existing = next(filter(_is_visible, (folder, *folder.parents)), Path("/"))
-    me = f"user {os.geteuid()}:{os.getegid()}"
     if error.errno == errno.EROFS:
-        return f"{folder} is mounted read-only: mount it writable in the pod that fetches"
+        return f"{folder} is mounted read-only: mount it read-write in the pod that downloads"
     owner = existing.stat()
     return (
-        f"{folder} is not writable for {me}: {existing} belongs to {owner.st_uid}:{owner.st_gid}, "
-        f"mode {owner.st_mode & 0o7777:03o}. fsGroup does not apply to a hostPath: make the folder "
-        f"on the node with owner {os.geteuid()}:{os.getegid()} (install -d -o {os.geteuid()} "
-        f"-g {os.getegid()} FOLDER), or let an init container that runs as root chown it"
+        f"{folder} is not writable by user {user}:{group}: {existing} is owned by "
+        f"{owner.st_uid}:{owner.st_gid}, mode {owner.st_mode & 0o7777:03o}. fsGroup does "
+        "not apply to a hostPath: create the directory on the node with owner "
+        f"{user}:{group} (install -d -o {user} -g {group} "
+        "FOLDER), or let an init container that runs as root chown it"
     )
 
 
@@ -110,7 +115,7 @@ def try_lock(file: IO[bytes], folder: Path, say: Callable[[str], object]) -> boo
     except OSError as error:
         if error.errno in _TAKEN:
             return False
-        say(f"{folder} cannot be locked ({error.strerror}); only one pod at a time may fetch there")
+        say(f"cannot lock {folder} ({error.strerror}): run only one download to it at a time")
     return True
 
 

@@ -51,7 +51,7 @@ def group_command(
             "--address", help="Ray cluster: host:port or auto (ray.address; default: auto)."
         ),
     ] = None,
-    wait: Annotated[bool, typer.Option(help="Wait until all ranks run.")] = True,
+    wait: Annotated[bool, typer.Option(help="Wait until all ranks are running.")] = True,
 ) -> None:
     """Deploy groups of ranks as a Ray Serve application, delete it, or show its status.
 
@@ -92,7 +92,7 @@ def deploy_groups(settings: Settings, *, wait: bool) -> None:
 
     app = settings.ray.app_name
     watch = deployment_watch.DeploymentWatch(app, SystemClock())
-    new = watch.look().phase is deployment_watch.Phase.ABSENT
+    new = watch.poll().phase is deployment_watch.Phase.ABSENT
     if new and settings.group.placement == "strict_spread":
         # Ray would pack ranks that it cannot spread: wait for resources instead.
         with make_progress() as progress:
@@ -123,7 +123,7 @@ def delete_groups(settings: Settings) -> None:
     watch = deployment_watch.DeploymentWatch(app, SystemClock())
     deployment_watch.undeploy(app)
     deadline = time.monotonic() + 3 * deployment.STOP_TIMEOUT
-    while watch.look().phase is not deployment_watch.Phase.ABSENT:
+    while watch.poll().phase is not deployment_watch.Phase.ABSENT:
         if time.monotonic() >= deadline:
             raise EngineError(f"application {app} is still being deleted; see serve status")
         time.sleep(POLL_SECONDS)
@@ -136,9 +136,9 @@ def show_groups(settings: Settings) -> None:
     from serving.engine.ray import watch as deployment_watch
 
     app = settings.ray.app_name
-    view = deployment_watch.DeploymentWatch(app, SystemClock(), since=0.0).look()
+    view = deployment_watch.DeploymentWatch(app, SystemClock(), since=0.0).poll()
     print(f"application {app}: {view.phase}")
-    for report in deployment_watch.last_words(view.reports, cluster.gangs(app)):
+    for report in deployment_watch.final_reports(view.reports, cluster.gangs(app)):
         error = f": {report.error}" if report.error else ""
         print(
             f"  group {report.gang_id} rank {report.rank}/{report.world_size} "
@@ -158,7 +158,7 @@ def _wait_room(settings: Settings, progress: Progress) -> None:
     needs = group_needs(settings.group, settings.platform)
     deadline = time.monotonic() + settings.group.placement_timeout
     while (gap := explain_gap(cluster.nodes(), needs)) is not None:
-        progress.set("groups", f"waiting for room: {gap}")
+        progress.set("groups", f"waiting for resources: {gap}")
         if time.monotonic() >= deadline:
             require_room(cluster.nodes(), needs)
         time.sleep(POLL_SECONDS)
@@ -179,7 +179,7 @@ def _wait_running(settings: Settings, watch: "DeploymentWatch", progress: Progre
     )
     deadline = clock.monotonic() + group.start_timeout
     while True:
-        view = watch.look()
+        view = watch.poll()
         for report in view.reports:
             part = f"group {report.gang_id} rank {report.rank}"
             done = report.stage is Stage.JOINING
@@ -197,7 +197,7 @@ def _wait_running(settings: Settings, watch: "DeploymentWatch", progress: Progre
         if gap is None:
             progress.drop("groups")
         else:
-            progress.set("groups", f"waiting for room: {gap}")
+            progress.set("groups", f"waiting for resources: {gap}")
         if clock.monotonic() >= deadline:
             raise EngineError(f"not running after group.start_timeout ({group.start_timeout:g} s)")
         time.sleep(POLL_SECONDS)

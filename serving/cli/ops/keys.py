@@ -12,8 +12,7 @@ import yaml
 
 from serving.cli.local.state import state_folder
 from serving.cli.options import ConfigOption, SetOption, settings_from
-from serving.edge.auth.keys import Key, KeyRing, digest_of, new_key, parse_keys
-from serving.edge.auth.permissions import Role
+from serving.edge.auth.keys import Key, KeyRing, Role, digest_of, new_key, parse_keys
 from serving.errors import InvalidRequest, SettingsError
 from serving.request_context import Priority
 
@@ -55,7 +54,7 @@ def keys_command(
         typer.Option(
             "--priority",
             metavar="interactive|standard|batch",
-            help="new: Priority that requests may have. Repeatable.",
+            help="new: Priority that requests may use. Repeatable.",
             show_default="all",
         ),
     ] = None,
@@ -101,7 +100,7 @@ def keys_command(
             print(line)
         return
     if tenant is None:
-        raise InvalidRequest("moe-serving keys new needs --tenant")
+        raise InvalidRequest("moe-serving keys new requires --tenant")
     entry: dict[str, Any] = {"id": key_id or "", "tenant": tenant}
     entry["roles"] = [role.value for role in roles or (Role.USER,)]
     if priorities:
@@ -112,7 +111,7 @@ def keys_command(
     print(key)
     typer.echo(
         f"key {name} of {tenant}, roles {', '.join(entry['roles'])}, in {path}\n"
-        "It is not shown again. Routers require keys with "
+        "The key is not shown again. To require keys, start routers with "
         f"--set security.keys_file={path}",
         err=True,
     )
@@ -200,7 +199,9 @@ def _read(path: Path, missing: str | None) -> str:
         return path.read_text("utf-8")
     except FileNotFoundError:
         if missing is None:
-            raise SettingsError(f"there is no {path}: moe-serving keys new creates it") from None
+            raise SettingsError(
+                f"{path} does not exist: create it with moe-serving keys new"
+            ) from None
         return missing
     except OSError as error:
         raise SettingsError(f"cannot read {path}: {error.strerror}") from error

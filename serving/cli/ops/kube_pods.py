@@ -70,7 +70,7 @@ async def ray_pods(namespace: str | None) -> tuple[str, tuple[PodSeen, ...]]:
         found = await api.pods(SELECTOR)
     except AccessDenied as error:
         raise PermissionDenied(
-            f"{error}: it requires the permission to list pods in namespace {space} "
+            f"{error}: --kube requires permission to list pods in namespace {space} "
             f"(kubectl auth can-i list pods -n {space})"
         ) from error
     except ActuatorError as error:

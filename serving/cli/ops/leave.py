@@ -3,7 +3,7 @@
 import time
 
 from serving.cli.ops.operate import DRAIN_TIMEOUT, DrainTimeoutOption
-from serving.engine.router_link.node_drain import ask_to_leave, serving_ranks
+from serving.engine.router_link.node_drain import request_leave, serving_ranks
 
 _POLL_SECONDS = 0.2
 _SLACK = 5.0
@@ -14,21 +14,21 @@ def leave_command(timeout: DrainTimeoutOption = DRAIN_TIMEOUT) -> int:
     """Drain the ranks of this machine, which is about to shut down, at all their routers.
 
     The ranks and their groups get no new requests. Requests that are not finished in time are
-    resumed in other groups when the ranks are gone.
+    resumed in other groups when the ranks exit.
 
     Exit code 0 if all ranks have drained, 1 if not.
     """
     ranks = serving_ranks()
     if not ranks:
-        print("no rank runs here")
+        print("no ranks are running on this machine")
         return 0
-    ask_to_leave(timeout)
-    print(f"ranks asked to leave: {len(ranks)}", flush=True)
+    request_leave(timeout)
+    print(f"ranks to drain: {len(ranks)}", flush=True)
     deadline = time.monotonic() + timeout + _SLACK
     while left := serving_ranks():
         if time.monotonic() >= deadline:
-            print(f"ranks that have not left in time: {len(left)}")
+            print(f"ranks not drained in time: {len(left)}")
             return 1
         time.sleep(_POLL_SECONDS)
-    print("all have left")
+    print("all ranks have drained")
     return 0

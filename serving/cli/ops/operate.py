@@ -130,7 +130,9 @@ def connect_routers(
     if not addresses:
         state = StateFile(folder).read()
         if state is None:
-            raise NotRunning("nothing is running here: name a router with --grpc-address HOST:PORT")
+            raise NotRunning(
+                "nothing is running on this machine: specify a router with --grpc-address HOST:PORT"
+            )
         addresses = [state.grpc_address]
     clients = []
     for target in _targets(addresses):
@@ -176,7 +178,7 @@ def drain(router: GrpcClient, group: str, timeout: float, say: Callable[[str], o
     say(
         f"{group}: drained at {router.address}"
         if finished
-        else f"{group}: {timeout:.0f} s were not enough at {router.address}; the remaining "
+        else f"{group}: not drained after {timeout:.0f} s at {router.address}; the remaining "
         "requests are resumed in other groups"
     )
     return finished

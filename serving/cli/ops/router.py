@@ -35,7 +35,7 @@ def router_command(
     """Run one router: OpenAI REST, gRPC, and the port that ranks connect to.
 
     A router loads the model's tokenizer but not its weights, and needs neither Ray nor a GPU. On
-    SIGTERM it becomes unready, lets running requests finish, and ends.
+    SIGTERM it becomes unready, lets running requests finish, and exits.
     """
     settings = settings_from(
         config, sets, port=port, grpc_port=grpc_port, join_port=join_port, model=model,

@@ -59,9 +59,9 @@ def status_command(
 ) -> int:
     r"""Show groups, their ranks, the experts that each rank computes, and the load.
 
-    With --kube it shows the pod and the node of each rank. It reads the cluster that kubectl uses,
-    and needs the permission to list pods. Name the router with --rest-url, for instance after
-    kubectl port-forward. A router with API keys requires a key of role admin.
+    With --kube, also shows the pod and the node of each rank. This uses kubectl's current context
+    and requires permission to list pods. Specify the router with --rest-url, e.g. after kubectl
+    port-forward. A router with API keys requires a key of role admin.
 
     For a release NAME in NAMESPACE with TLS:
 
@@ -123,12 +123,14 @@ def fleet_of(
     """
     if url is None:
         if state is None:
-            starting = "moe-serving up is still starting" if held else "nothing is running here"
+            starting = (
+                "moe-serving up is still starting" if held else "nothing is running on this machine"
+            )
             raise NotRunning(starting)
         if not held:
             alive = len(living(state.processes))
             after = f"; {alive} of its processes are still running" if alive else ""
-            raise NotRunning(f"the last run ended without cleaning up{after}: moe-serving down")
+            raise NotRunning(f"the last run ended without cleaning up{after}: run moe-serving down")
         url = state.rest_url
     status, body = RestClient(url, access).get_json("/fleet")
     if status in _REFUSED:
@@ -137,7 +139,7 @@ def fleet_of(
             "--api-key, or MOE_SERVING_API_KEY)"
         )
     if status != _HTTP_OK or not isinstance(body, Mapping) or "groups" not in body:
-        raise NotReady(f"{url} is no moe-serving router (status {status} for /fleet)")
+        raise NotReady(f"{url} is not a moe-serving router (status {status} for /fleet)")
     return body
 
 

@@ -76,7 +76,7 @@ def switch_command(
 
     Waits until the new groups are ready at every router, cordons the old ones everywhere, then
     drains them. Requests that are not finished in time are resumed in the new groups. If the new
-    groups fail meanwhile, the old ones get the traffic back.
+    groups fail in the meantime, the traffic moves back to the old ones.
 
     Exit code 0 if all requests finished in time, 1 if not.
     """
@@ -117,7 +117,7 @@ class Switch:
                 self.say(f"waiting: {missing}")
                 shown = missing
             if time.monotonic() >= deadline:
-                raise errors.NotReady(f"nothing was switched: {missing}, after {wait:g} s")
+                raise errors.NotReady(f"nothing was switched: {missing} after {wait:g} s")
             time.sleep(POLL_SECONDS)
 
     def hand_over(self, timeout: float) -> bool:
@@ -142,11 +142,12 @@ class Switch:
             cordoned |= {(router.address, group): router for router, group in old}
             finished &= self._drain(old, timeout, cordoned)
         if not cordoned:
-            self.say(f"no other app than {self.to} serves")
+            self.say(f"no app other than {self.to} is serving")
         self.say(
-            f"{self.to} has the traffic"
+            f"{self.to} has all the traffic"
             if finished
-            else f"{timeout:.0f} s were not enough: the remaining requests are resumed in {self.to}"
+            else f"not drained after {timeout:.0f} s: the remaining requests are resumed in "
+            f"{self.to}"
         )
         return finished
 
@@ -174,7 +175,7 @@ class Switch:
     def _cordon(self, router: GrpcClient, group: str) -> bool:
         """Cordon a group; return False if it no longer exists."""
         try:
-            router.cordon(group, f"{self.to} takes over")
+            router.cordon(group, f"replaced by {self.to}")
         except errors.GroupNotFound:
             return False
         return True
@@ -209,10 +210,10 @@ class Switch:
             seen = [(router, router.groups()) for router in self.routers]
             for router, groups in seen:
                 if not _ready([group for group in groups if is_of_app(group.app, self.to)]):
-                    self._give_back(cordoned)
+                    self._move_back(cordoned)
                     raise errors.NotReady(
-                        f"{self.to} has no ready group at {router.address} any more: the traffic "
-                        "was given back"
+                        f"{self.to} no longer has a ready group at {router.address}: the traffic "
+                        "was moved back"
                     )
             left = sum(
                 inflight_of(group) for _, groups in seen for group in groups if self._old(group)
@@ -222,7 +223,7 @@ class Switch:
                 shown = left
             time.sleep(POLL_SECONDS)
 
-    def _give_back(self, cordoned: Mapping[tuple[str, str], GrpcClient]) -> None:
+    def _move_back(self, cordoned: Mapping[tuple[str, str], GrpcClient]) -> None:
         for (_, group), router in cordoned.items():
             try:
                 router.uncordon(group)

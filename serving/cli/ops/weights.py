@@ -75,7 +75,7 @@ class HuggingFaceHub:
 
 
 def weights_command(
-    step: Annotated[Step, typer.Argument(help="Fetch the weights, or wait until they are there.")],
+    step: Annotated[Step, typer.Argument(help="Download the weights, or wait for them.")],
     repository: Annotated[str, typer.Argument(help="Repository on the hub, OWNER/NAME.")],
     folder: Annotated[Path, typer.Argument(help="Model directory; created if missing.")],
     revision: Annotated[
@@ -88,7 +88,7 @@ def weights_command(
         float,
         typer.Option(
             "--timeout",
-            help="Longest time to wait for the mark (wait) or for another pod (fetch), seconds.",
+            help="Maximum wait for the download (wait) or for another pod (fetch), seconds.",
             min=0,
         ),
     ] = 86400.0,
@@ -97,14 +97,14 @@ def weights_command(
         bool,
         typer.Option(
             "--without-weights",
-            help="Leave out *.safetensors, *.bin and other weights: routers need only "
-            "configuration and tokenizer.",
+            help="Skip *.safetensors, *.bin and other weights: routers need only the "
+            "configuration and the tokenizer.",
         ),
     ] = False,
 ) -> None:
-    """Download a model's weights to a volume, or wait until they are there.
+    """Download a model's weights to a volume, or wait until they are complete.
 
-    Several pods may fetch into one directory, e.g. a hostPath: one downloads, the others wait.
+    Several pods may share one directory, e.g. a hostPath: one downloads, the others wait.
     """
     if step is Step.FETCH:
         fetch(
@@ -172,7 +172,7 @@ def fetch(
             if held and not complete():
                 _fetch(hub, repository, revision, folder, without_weights=without_weights)
                 return
-    print(f"{folder} holds {repository}@{revision} already")
+    print(f"{folder} already contains {repository}@{revision}")
 
 
 def _fetch(
@@ -195,11 +195,14 @@ def _fetch(
         (folder / name).unlink(missing_ok=True)
     if broken:
         raise EngineError(
-            f"{len(broken)} of {len(digests)} files are not as published and were deleted: "
-            f"{', '.join(sorted(broken))}; run it again"
+            f"{len(broken)} of {len(digests)} files do not match their published checksums and "
+            f"were deleted: {', '.join(sorted(broken))}; run the command again"
         )
     _write_mark(folder, CONFIG_MARK if without_weights else MARK, f"{repository}@{revision}")
-    print(f"{folder} holds {repository}@{revision}: {len(digests)} large files are as published")
+    print(
+        f"{folder} contains {repository}@{revision}: the checksums of {len(digests)} large files "
+        "match"
+    )
 
 
 def wait(
@@ -221,8 +224,8 @@ def wait(
     while not is_complete(repository, revision, folder, without_weights=without_weights):
         if clock.monotonic() >= deadline:
             raise EngineError(
-                f"{folder} does not hold {repository}@{revision} after {timeout:g} s: see the "
-                "Job or DaemonSet that fetches it"
+                f"{folder} does not contain {repository}@{revision} after {timeout:g} s: see the "
+                "Job or DaemonSet that downloads it"
             )
         sleep(POLL_SECONDS)
 

@@ -84,8 +84,8 @@ def table(comparisons: Sequence[Comparison], prompts: Sequence[str]) -> str:
             result = f"{item.differing} of {item.prompts} DIFFERENT"
             where = (
                 f"prompt {item.first.prompt} ({_short(prompts[item.first.prompt])}), "
-                f"token {item.first.position}: {_token(item.first.expected)} expected, "
-                f"{_token(item.first.got)} came"
+                f"token {item.first.position}: expected {_token(item.first.expected)}, "
+                f"got {_token(item.first.got)}"
             )
         rows.append((item.layout, str(item.prompts), str(item.tokens), result, where))
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
@@ -98,7 +98,7 @@ def table(comparisons: Sequence[Comparison], prompts: Sequence[str]) -> str:
 
 
 def _token(token: int | None) -> str:
-    return "the end" if token is None else str(token)
+    return "end of answer" if token is None else str(token)
 
 
 def _short(text: str, length: int = 32) -> str:

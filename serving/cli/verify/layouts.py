@@ -59,8 +59,9 @@ def running(ranks: int, settings: Settings, passed_on: Sequence[str]) -> Iterato
         shortage = memory_shortage(memory_for(workers))
         if shortage > 0:
             raise LayoutNotStarted(
-                f"{ranks} ranks need about {memory_for(workers) / GIB:.1f} GiB of memory, and "
-                f"{shortage / GIB:.1f} GiB are missing: stop other programs, or compare fewer ranks"
+                f"{ranks} ranks need about {memory_for(workers) / GIB:.1f} GiB of memory, "
+                f"{shortage / GIB:.1f} GiB more than available: stop other programs, or compare "
+                "fewer ranks"
             )
     with tempfile.TemporaryDirectory(prefix="moe-verify-") as folder, ExitStack() as stack:
         ports = free_ports(len(_PORTS))
@@ -82,7 +83,7 @@ def _start(flags: list[str], settings: Settings, environment: Mapping[str, str])
     if code is None:
         raise LayoutNotStarted(f"not ready after {timeout:.0f} s")
     if code != 0:
-        raise LayoutNotStarted("it could not be started:\n" + "\n".join(said))
+        raise LayoutNotStarted("moe-serving up failed:\n" + "\n".join(said))
 
 
 def shown(
@@ -133,7 +134,7 @@ def _stop(environment: Mapping[str, str]) -> None:
             check=False,
         )
     except subprocess.TimeoutExpired:
-        print("warning: moe-serving down did not end in time", file=sys.stderr)
+        print("warning: moe-serving down did not finish in time", file=sys.stderr)
 
 
 def free_ports(count: int) -> list[int]:

@@ -27,7 +27,7 @@ AgainstOption = Annotated[
     typer.Option(
         "--against",
         metavar="FILE",
-        help="Compare with saved answers, with the prompts and lengths of their file.",
+        help="Compare with the answers saved in FILE, using its prompts and lengths.",
     ),
 ]
 
@@ -70,13 +70,13 @@ def load(path: Path, model: str) -> Reference:
     except OSError as error:
         raise SettingsError(f"cannot read {path}: {error.strerror}") from error
     except msgspec.MsgspecError as error:
-        raise SettingsError(f"{path} is not what verify --save writes: {error}") from error
+        raise SettingsError(f"{path} is not a file written by verify --save: {error}") from error
     if found.version != _VERSION:
         raise SettingsError(
             f"{path} has version {found.version}; only version {_VERSION} is supported"
         )
     if found.model != model:
-        raise SettingsError(f"{path} has answers of {found.model}, not of {model}")
+        raise SettingsError(f"{path} contains answers of {found.model}, not {model}")
     if not found.prompts or len(found.prompts) != len(found.answers):
-        raise SettingsError(f"{path} does not have one answer for each prompt")
+        raise SettingsError(f"{path} does not contain one answer per prompt")
     return found

@@ -36,7 +36,7 @@ def verify_command(
     ranks: Annotated[
         str,
         typer.Option(
-            "--ranks", metavar="N,N,…", help="Layouts to start: ranks in the group of each."
+            "--ranks", metavar="N,N,…", help="Layouts to start: the number of ranks in each."
         ),
     ] = "1,2",
     prompts: Annotated[int, typer.Option("--prompts", min=1, help="Number of prompts.")] = 24,
@@ -49,7 +49,7 @@ def verify_command(
         typer.Option(
             "--rest-url",
             metavar="URL",
-            help="REST address of a running router to compare as well. Repeatable.",
+            help="REST address of a running router to include. Repeatable.",
             rich_help_panel="Router",
         ),
     ] = None,
@@ -66,7 +66,7 @@ def verify_command(
 ) -> None:
     """Start each layout in turn, send it the same prompts, and compare every token.
 
-    In float32 with greedy sampling, all prompts concurrently.
+    Uses float32 and greedy sampling, and sends all prompts concurrently.
 
     Exit code 0 if all layouts generate the same tokens, 1 if one differs from the first, 2 if a
     layout could not be started.
@@ -110,7 +110,7 @@ def verify_command(
     print("\n" + table(comparisons, texts))
     if not all(item.equal for item in comparisons):
         raise typer.Exit(EXIT_DIFFERENT)
-    print(f"\nall {len(comparisons)} layouts gave the same tokens")
+    print(f"\nall {len(comparisons)} layouts generated the same tokens")
 
 
 def judge(results: Sequence[tuple[str, list[list[int]]]]) -> list[Comparison]:
@@ -136,7 +136,9 @@ def parse_layouts(text: str, *, none: bool = False) -> list[int]:
     if not layouts and none and not text.strip():
         return []
     if not layouts or min(layouts) < 1:
-        raise SettingsError(f"--ranks {text}: write the numbers of ranks as 1,2,4")
+        raise SettingsError(
+            f"--ranks {text}: must be numbers of ranks, separated by commas, e.g. 1,2,4"
+        )
     return layouts
 
 
@@ -215,5 +217,5 @@ def token_ids_of(answer: Mapping[str, Any]) -> list[int]:
     """
     ids = (answer.get("choices") or [{}])[0].get("token_ids")
     if not isinstance(ids, list) or not ids:
-        raise EngineError("the answer holds no token ids (return_token_ids was set)")
+        raise EngineError("the answer contains no token ids although return_token_ids was set")
     return [int(item) for item in ids]

@@ -1,4 +1,4 @@
-"""status --kube against an API server that is made up, through the official client."""
+"""status --kube against a fake API server, through the official client."""
 
 import asyncio
 import http.server
@@ -31,7 +31,7 @@ def group(name, *nodes, state="ready"):
 
 @pytest.fixture
 def router():
-    """A router that shows whatever groups a test puts into the list."""
+    """A router that reports the groups in a list."""
     groups = []
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -154,7 +154,7 @@ async def test_a_right_that_is_missing_is_named(server, ask, known):
     code, _, err = await ask(token=rbac.service_account_token("prod", "viewer"))
     assert code == 1
     assert ("403" if known else "401") in err
-    assert "it requires the permission to list pods in namespace prod" in err
+    assert "--kube requires permission to list pods in namespace prod" in err
     assert "kubectl auth can-i list pods -n prod" in err
 
 
@@ -170,7 +170,7 @@ async def test_the_right_to_list_pods_is_enough(server, router, ask):
     assert "node-a" in out
     code, _, err = await ask("--namespace", "other", token=token)
     assert code == 1
-    assert "it requires the permission to list pods in namespace other" in err
+    assert "--kube requires permission to list pods in namespace other" in err
 
 
 async def test_no_cluster_is_one_clear_line(router, ask, monkeypatch, tmp_path):

@@ -139,7 +139,7 @@ async def test_vllms_client_finds_the_tokenizer_of_the_server(router, capsys):
 
 
 def test_names_mean_what_they_mean_in_vllms_client():
-    """Equal answers, as our records and as vLLM's outputs, give equal figures."""
+    """The same responses, as our records and as vLLM's outputs, yield the same figures."""
     records, outputs = [], []
     for index in range(20):
         sent, ttft = 0.25 * index, 0.05 + 0.01 * (index % 7)

@@ -36,7 +36,9 @@ async def test_one_line_says_that_nobody_is_there(tmp_path):
     line = ("run", "--rest-url", "http://127.0.0.1:1", "--rate", 1, "--out", tmp_path / "out")
     code, text = await loadtest(*line)
     assert code == 1
-    assert text.startswith("error: no server to load: nothing answers at http://127.0.0.1:1")
+    assert text.startswith(
+        "error: the server is not available: cannot connect to http://127.0.0.1:1"
+    )
 
 
 async def test_two_runs_are_compared(server, tmp_path):

@@ -60,7 +60,7 @@ async def answers(client, tokens, endpoint="completions"):
 
 
 async def counted(client, tokens, monkeypatch):
-    """Return the counts of STREAMS streams of so many tokens."""
+    """Return the counts of STREAMS streams with the given number of tokens."""
     counts = Counts()
     loop = asyncio.get_running_loop()
     with monkeypatch.context() as patch:
@@ -108,10 +108,10 @@ HEADROOM = 1.25
 CALLS_PER_DELTA = 6.5
 """Calls in the router's folders to take a delta from a rank."""
 CALLS_PER_MESSAGE = {"rest": 18.5, "grpc": 34.0}
-"""Calls to send a message on. Tokens that come while a client is slow leave in one message, so
+"""Calls to forward a message. Tokens that come while a client is slow leave in one message, so
 messages are counted apart from deltas."""
 CALLS_PER_REQUEST = {"rest": 300, "grpc": 350}
-"""Calls for a request, beside those for its deltas and messages."""
+"""Calls for a request, in addition to those for its deltas and messages."""
 
 
 def expected_calls(protocol, counts):
@@ -129,14 +129,14 @@ async def test_counts_of_a_token_and_of_a_request(monkeypatch):
         }
         for protocol, client in clients.items():
             try:
-                await answers(client, 2)  # what is built once is built
+                await answers(client, 2)  # build what is built once
                 short = await counted(client, TOKENS, monkeypatch)
                 long = await counted(client, 5 * TOKENS, monkeypatch)
             finally:
                 await client.close()
             more = 4 * TOKENS * STREAMS
             each = {name: (long[name] - short[name]) / more for name in long}
-            # Counting works at all: there is something of everything.
+            # Counting works: no count is zero.
             assert min(short.values()) > 0, protocol
             for name, most in PER_TOKEN.items():
                 assert each[name] <= most, (protocol, name)

@@ -1,6 +1,6 @@
-"""The report in a browser, wide and narrow: nothing is cut off, nothing overlaps.
+"""The report in a browser, wide and narrow: no text is cut off, no elements overlap.
 
-Runs the Chromium that .ci/tools fetched, or one on the PATH; else it is skipped.
+Runs the Chromium that .ci/tools fetched, or one on the PATH; otherwise skipped.
 """
 
 import json
@@ -16,6 +16,7 @@ from loadtest.fleet_watch import FleetEvent
 from loadtest.report import html
 from loadtest.run import Run, Stage
 from loadtest.slo import Slo
+from tests.support.waiting import PATIENCE
 from tests.unit.loadtest.records import record
 
 FETCHED = Path(__file__).parents[3] / ".tools" / "browser" / "chromium-headless-shell"
@@ -94,7 +95,7 @@ def test_nothing_is_cut_covered_or_too_small(browser, tmp_path):
         [browser, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
          "--disable-background-networking",
          f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", page.as_uri()],
-        capture_output=True, text=True, timeout=60, check=True,
+        capture_output=True, text=True, timeout=PATIENCE, check=True,
     )  # fmt: skip
     [text] = re.findall(r"<pre>(.*?)</pre>", done.stdout)
     found = json.loads(unescape(text))

@@ -122,7 +122,7 @@ def test_keys_and_commands():
     shown = talk(client, "", "  ", KeyboardInterrupt(), "/help", "/nonsense", "/quit", "never")
     assert client.asked == []
     assert "Ctrl-D or /quit quits" in shown
-    assert shown.count("/reset    forget") == 2
+    assert shown.count("/reset    start a new") == 2
 
 
 def test_one_question_in_a_pipe_prints_the_answer_alone(capsys):
@@ -151,7 +151,9 @@ def test_nothing_running_is_one_clear_line(capsys):
     assert main(["chat", "1+1?", "--port", str(port)]) == 1
     shown = capsys.readouterr()
     assert shown.out == ""
-    assert shown.err.splitlines()[0] == f"error: nothing answers at http://127.0.0.1:{port}"
+    assert shown.err.splitlines()[0] == (
+        f"error: cannot connect to http://127.0.0.1:{port}: connection refused"
+    )
     assert "make run" in shown.err
 
 

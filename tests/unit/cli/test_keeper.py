@@ -14,6 +14,7 @@ import pytest
 
 from serving.cli.local.state import RunState, StateFile
 from serving.engine.processes import record
+from tests.support.waiting import PATIENCE
 
 UP = (
     "import sys, time\n"
@@ -73,8 +74,8 @@ def test_what_a_killed_up_has_started_is_ended(tmp_path):
     with sleeper() as left, up(tmp_path) as (process, keeper):
         write(tmp_path, process.pid, left.pid)
         process.kill()
-        assert left.wait(60) != 0
-        keeper.wait(60)
+        assert left.wait(PATIENCE) != 0
+        keeper.wait(PATIENCE)
     # It stays for status and down, which report it and remove the files.
     assert StateFile(tmp_path).read() is not None
 
@@ -90,7 +91,7 @@ def test_nothing_else_is_touched(tmp_path, whose):
             assert found is not None
             state.write(replace(found, up=replace(found.up, pid=os.getpid())))
         process.kill()
-        keeper.wait(60)
+        keeper.wait(PATIENCE)
         assert other.is_running()
 
 
@@ -103,7 +104,7 @@ def test_a_later_process_with_the_same_id_is_not_touched(tmp_path):
         earlier = replace(listed, create_time=listed.create_time - 60)
         state.write(replace(found, processes=(earlier,)))
         process.kill()
-        keeper.wait(60)
+        keeper.wait(PATIENCE)
         assert other.is_running()
 
 
@@ -115,7 +116,7 @@ def test_a_run_of_an_earlier_process_with_the_same_id_is_not_touched(tmp_path):
         earlier = replace(found.up, create_time=found.up.create_time - 60)
         state.write(replace(found, up=earlier))
         process.kill()
-        keeper.wait(60)
+        keeper.wait(PATIENCE)
         assert other.is_running()
 
 
@@ -123,8 +124,8 @@ def test_a_killed_session_does_not_take_it_along(tmp_path):
     with sleeper() as left, up(tmp_path) as (process, keeper):
         write(tmp_path, process.pid, left.pid)
         os.killpg(process.pid, signal.SIGKILL)
-        assert left.wait(60) != 0
-        keeper.wait(60)
+        assert left.wait(PATIENCE) != 0
+        keeper.wait(PATIENCE)
 
 
 def test_an_up_that_ends_in_order_takes_it_along(tmp_path):

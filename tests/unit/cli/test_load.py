@@ -15,13 +15,13 @@ def test_its_own_help_is_shown(capsys):
 def test_a_wrong_option_is_a_wrong_command_line(capsys):
     assert main(["load", "run", "--rate", "none"]) == 2
     assert capsys.readouterr().err.startswith(
-        "error: --rate none: a rate is a number of requests/s"
+        "error: --rate none: a rate must be a number of requests/s"
     )
 
 
 def test_errors_end_as_those_of_other_commands(capsys):
     assert main(["load", "run", "--rate", "1", "--rest-url", "http://127.0.0.1:1"]) == 1
-    assert capsys.readouterr().err.startswith("error: no server to load")
+    assert capsys.readouterr().err.startswith("error: the server is not available: ")
 
 
 @pytest.mark.parametrize(

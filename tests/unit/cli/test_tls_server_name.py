@@ -59,7 +59,7 @@ def port(files):
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(files.cert, files.key)
     server.socket = context.wrap_socket(server.socket, server_side=True)
-    server.handle_error = lambda *_: None  # do not report clients that refuse the certificate
+    server.handle_error = lambda *_: None  # do not report clients that reject the certificate
     thread = served(server)
     yield server.server_port
     server.shutdown()
@@ -96,14 +96,14 @@ def test_an_unknown_authority_is_refused_and_the_option_named(port, tmp_path, ca
 
 def test_plain_http_to_a_port_with_tls(port, files, capsys):
     assert status(port, files, scheme="http") == 1
-    assert "no router answers" in json.loads(capsys.readouterr().out)["reason"]
+    assert "cannot reach the router" in json.loads(capsys.readouterr().out)["reason"]
 
 
 def test_tls_to_a_plain_port(files):
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Page)
     thread = served(server)
     try:
-        with pytest.raises(NotReady, match="speaks no TLS"):
+        with pytest.raises(NotReady, match="does not use TLS"):
             RestClient(f"https://127.0.0.1:{server.server_port}").get_json("/fleet", 20.0)
     finally:
         server.shutdown()

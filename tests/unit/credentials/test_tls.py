@@ -42,7 +42,7 @@ def handshake(server: ssl.SSLContext, client: ssl.SSLContext, name: str | None =
             except ssl.SSLWantReadError:
                 pass
         if len(done) == 2:
-            # With TLS 1.3 a client learns only here that its certificate was refused.
+            # With TLS 1.3 a client learns only here that its certificate was rejected.
             ours.write(b"x")
             theirs.read(1)
             return theirs.getpeercert()["serialNumber"]

@@ -1,4 +1,4 @@
-"""Join tokens: valid files, accepted tokens, and what is never shown."""
+"""Join tokens: valid files, accepted tokens, and secrecy."""
 
 import pytest
 

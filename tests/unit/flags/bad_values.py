@@ -1,4 +1,4 @@
-"""Values that the readers of flags must refuse."""
+"""Values that the flag parsers must reject."""
 
 import math
 from pathlib import Path
@@ -24,7 +24,7 @@ NOT_HOST_PORTS = ("", "h", ":1", "h:", "h:0", "h:65536", "h:x", "http://h:1", "h
 
 
 def bad_values(reads: object, folder: Path) -> list[str]:
-    """Return values that a reader must refuse, by its kind."""
+    """Return the values that a parser must reject, by its kind."""
     file = folder / "file"
     file.write_text("")
     no_path = ["", "a\0b", "n" * 5000]

@@ -29,19 +29,22 @@ def parser() -> FlagParser:
 @pytest.mark.parametrize(
     ("line", "error"),
     [
-        ("--sec 1", "--sec is not a flag; did you mean --seconds?"),
-        ("--seconds 0", "--seconds 0: the value is a number above 0, at most 1000000000"),
-        ("--seconds -inf", "--seconds -inf: the value is a number above 0, at most 1000000000"),
-        ("--seconds", "--seconds needs a value: the value is a number above 0, at most 1000000000"),
+        ("--sec 1", "unknown flag --sec; did you mean --seconds?"),
+        ("--seconds 0", "--seconds 0: the value must be a number above 0, at most 1000000000"),
+        ("--seconds -inf",
+         "--seconds -inf: the value must be a number above 0, at most 1000000000"),
+        ("--seconds",
+         "--seconds needs a value: the value must be a number above 0, at most 1000000000"),
         ("--seconds --quick",
-         "--seconds needs a value: the value is a number above 0, at most 1000000000"),
-        ("--kind c", "--kind c: one of a, b is accepted"),
-        ("--count 1.5", f"--count 1.5: the value is a whole number from -{10**18} to {10**18}"),
+         "--seconds needs a value: the value must be a number above 0, at most 1000000000"),
+        ("--kind c", "--kind c: must be one of a, b"),
+        ("--count 1.5",
+         f"--count 1.5: the value must be a whole number from -{10**18} to {10**18}"),
         ("--quick=1", "--quick: ignored explicit argument '1'"),
-        ("below --second-t 1", "--second-t is not a flag; did you mean --second-thing?"),
+        ("below --second-t 1", "unknown flag --second-t; did you mean --second-thing?"),
         ("below --second-thing 1,x",
-         "--second-thing 1,x: a size is a whole number from 1 to 1000000000"),
-        ("below more", "more is not accepted"),
+         "--second-thing 1,x: a size must be a whole number from 1 to 1000000000"),
+        ("below more", "unexpected argument more"),
     ],
 )  # fmt: skip
 def test_parsers_of_other_commands(parser, line, error, capsys):
@@ -75,14 +78,14 @@ def test_no_parser_of_the_repository_abbreviates():
 
 
 def test_argparse_would_have_abbreviated():
-    """What the parser is there for."""
+    """The purpose of the parser."""
     plain = vars(argparse)["ArgumentParser"]()
     plain.add_argument("--output-tokens")
     assert plain.parse_args(["--output", "5"]).output_tokens == "5"
 
 
 class Stopped(Exception):
-    """Carries a command's parser out of it."""
+    """Raised with a command's parser to return it."""
 
 
 @pytest.mark.parametrize(
@@ -122,4 +125,4 @@ def test_every_flag_of_the_other_commands(module, monkeypatch, tmp_path, capsys)
             assert "invalid" not in error
         with pytest.raises(SystemExit):
             parser.parse_args([flag[:-1], "1"])
-        assert f"{flag[:-1]} is not a flag; did you mean --" in capsys.readouterr().err
+        assert f"unknown flag {flag[:-1]}; did you mean --" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Which values flags accept, and the messages for those that they refuse."""
+"""Which values flags accept, and the messages for rejected values."""
 
 from pathlib import Path
 
@@ -13,8 +13,8 @@ from tests.unit.flags.bad_values import bad_values
 
 FLAGS = [flag for _, flags in (*RUN_PANELS, SEARCH) for flag in flags]
 VALUED = [flag for flag in FLAGS if flag.reads is not None]
-ONE_LOAD = "a run needs exactly one of --rate, --ramp, --concurrency, --trace"
-A_RUN = "a directory that 'load run' or 'load search' wrote is accepted"
+ONE_LOAD = "set exactly one of --rate, --ramp, --concurrency, --trace"
+A_RUN = "must be a directory written by 'load run' or 'load search'"
 
 
 @pytest.mark.parametrize("flag", VALUED, ids=lambda flag: flag.name)
@@ -56,29 +56,29 @@ def test_no_flag_is_abbreviated(flag: Flag, capsys: pytest.CaptureFixture[str]):
     short = flag.name[:-1]
     assert main(["load", command, short, "1"]) == 2
     error = capsys.readouterr().err
-    assert error.startswith(f"error: {short} is not a flag; did you mean {flag.name}")
+    assert error.startswith(f"error: unknown flag {short}; did you mean {flag.name}")
 
 
 @pytest.mark.parametrize(
     ("line", "error"),
     [
         (["run", "--rate", "1", "--output", "5"],
-         "--output is not a flag; did you mean --output-tokens?"),
+         "unknown flag --output; did you mean --output-tokens?"),
         (["run", "--rate", "0"],
-         "--rate 0: a rate is a number of requests/s above 0, at most 1000000"),
+         "--rate 0: a rate must be a number of requests/s above 0, at most 1000000"),
         (["run", "--rate"], "--rate needs a value"),
-        (["run"], f"no load is given: {ONE_LOAD}"),
+        (["run"], f"no load specified: {ONE_LOAD}"),
         (["run", "--rate", "1", "--concurrency", "1"],
-         f"--rate and --concurrency exclude each other: {ONE_LOAD}"),
+         f"--rate and --concurrency are mutually exclusive: {ONE_LOAD}"),
         (["run", "--rate", "1", "--rest-url", "http://h", "--grpc-address", "h:1"],
-         "--rest-url and --grpc-address exclude each other: one server is loaded"),
+         "--rest-url and --grpc-address are mutually exclusive"),
         (["run", "--concurrency", "1", "--shard", "1/2"],
-         "--shard is for rates and traces; give each worker its own --concurrency"),
-        (["search"], "a search needs a limit: --slo-ttft-ms, --slo-itl-ms or --slo-latency-ms"),
+         "--shard cannot be used with --concurrency: set it separately for each worker"),
+        (["search"], "a search requires a limit: --slo-ttft-ms, --slo-itl-ms or --slo-latency-ms"),
         (["search", "--slo-ttft-ms", "9", "--start", "5", "--most", "4"],
-         "--start 5: it is above --most 4"),
+         "--start 5: must not be above --most 4"),
         (["report"], "FOLDER... is missing"),
-        (["compare", "a"], f"A a: there is no such directory; {A_RUN}"),
+        (["compare", "a"], f"A a: no such directory; {A_RUN}"),
         (["nothing"], "No such command 'nothing'."),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -94,7 +94,7 @@ def test_a_key_is_in_no_error():
 
 def test_a_folder_must_hold_what_is_read(tmp_path: Path):
     reads = ReadableDirectory("run.json")
-    with pytest.raises(BadValue, match=r"it has no run\.json"):
+    with pytest.raises(BadValue, match=r"contains no run\.json"):
         reads(str(tmp_path))
     (tmp_path / "run.json").write_text("{}")
     assert reads(str(tmp_path)) == tmp_path
@@ -116,4 +116,4 @@ def test_the_nearest_flag(word, meant):
 
 
 def test_an_unknown_flag_without_a_near_one():
-    assert unknown("--zzz", ["--rate"]) == "--zzz is not a flag"
+    assert unknown("--zzz", ["--rate"]) == "unknown flag --zzz"

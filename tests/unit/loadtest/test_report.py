@@ -57,16 +57,16 @@ class _Balance(HTMLParser):
         pytest.param(
             {"trials": [Trial(4.0, True, 1.0, "probe")], "answer": 4.0},
             [
-                "banner good'>Highest rate that held: 4 requests/s",
+                "banner good'>Highest rate that met the objective: 4 requests/s",
                 "rates tried",
-                "answer: 4<",
-                "<td>held</td>",
+                "result: 4<",
+                "<td>met</td>",
             ],
             id="search",
         ),
         pytest.param(
             {"trials": [Trial(4.0, True, 1.0, "probe")], "stopped": "interrupted"},
-            ["did not end; highest rate of a trial that held: 4 requests/s"],
+            ["did not finish; highest rate of a met trial: 4 requests/s"],
             id="search-cut-off",
         ),
         pytest.param(
@@ -75,7 +75,9 @@ class _Balance(HTMLParser):
             id="searches-in-turn",
         ),
         pytest.param(
-            {"trials": [Trial(4.0, False, 0.9, "probe")]}, ["None of the rates tried"], id="no-rate"
+            {"trials": [Trial(4.0, False, 0.9, "probe")]},
+            ["No rate met the objective"],
+            id="no-rate",
         ),
         pytest.param({"records": [], "stages": [], "events": []}, ["nothing to show"], id="empty"),
     ],
@@ -110,7 +112,7 @@ def test_a_run_is_read_back_as_it_was(tmp_path):
     with pytest.raises(InvalidRequest):
         Run.load(tmp_path / "none")
     (tmp_path / "records.jsonl").write_text("{}\n")
-    with pytest.raises(InvalidRequest, match="not a record"):
+    with pytest.raises(InvalidRequest, match="not a moe-serving load record"):
         Run.load(tmp_path)
 
 
@@ -203,20 +205,20 @@ def group(state="ready", epoch="e1", name="g0", reason=""):
     ("before", "after", "events"),
     [
         pytest.param([group()], [group()], [], id="nothing"),
-        pytest.param([], [group("joining")], [("scaling", "g0 appears (joining)")], id="new"),
+        pytest.param([], [group("joining")], [("scaling", "g0 added (joining)")], id="new"),
         pytest.param(
             [group()], [group("fenced", reason="r")], [("fault", "g0 is fenced: r")], id="fenced"
         ),
         pytest.param([group("fenced")], [group()], [("ready", "g0 is ready")], id="back"),
         pytest.param(
-            [group("fenced")], [group("joining", "e2")], [("fault", "g0 restarts (joining)")],
+            [group("fenced")], [group("joining", "e2")], [("fault", "g0 restarted (joining)")],
             id="new-epoch",
         ),
         pytest.param(
             [group()], [group("draining")], [("scaling", "g0 is draining")], id="draining"
         ),
-        pytest.param([group("draining")], [], [("scaling", "g0 is gone: over")], id="drained"),
-        pytest.param([group()], [], [("fault", "g0 is gone: over")], id="lost"),
+        pytest.param([group("draining")], [], [("scaling", "g0 removed: over")], id="drained"),
+        pytest.param([group()], [], [("fault", "g0 removed: over")], id="lost"),
     ],
 )  # fmt: skip
 def test_what_happens_to_the_fleet(before, after, events):

@@ -72,7 +72,7 @@ def test_csv_and_json_lines(tmp_path):
         pytest.param("a.csv", "time,prompt_tokens\n1,2\n", "prompt|output|timestamp", id="column"),
         pytest.param("a.csv", "timestamp,prompt_tokens,output_tokens\n", "no request", id="empty"),
         pytest.param("a.csv", "timestamp,prompt_tokens,output_tokens\nx,1,1\n", "x", id="number"),
-        pytest.param("a.jsonl", "[]\n", "not as expected", id="not-an-object"),
+        pytest.param("a.jsonl", "[]\n", "is invalid", id="not-an-object"),
         pytest.param("a.jsonl", "{}\n", "timestamp", id="field"),
         pytest.param("none", None, "No such file", id="file"),
     ],

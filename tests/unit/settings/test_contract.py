@@ -12,7 +12,7 @@ BOUNDS = ("type", "enum", "minimum", "exclusiveMinimum", "maximum", "exclusiveMa
 
 
 def facts(node: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
-    """Return what the schema says of one value, without its texts."""
+    """Return the schema of one value, without its texts."""
     if "$ref" in node:
         node = definitions[node["$ref"].rpartition("/")[2]]
     said: dict[str, Any] = {name: node[name] for name in BOUNDS if name in node}

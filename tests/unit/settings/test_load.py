@@ -1,4 +1,4 @@
-"""Settings: pinned defaults, the order of the sources, and what is refused."""
+"""Settings: pinned defaults, the order of the sources, and rejected values."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 from serving.errors import SettingsError
 from serving.settings import Platform, Settings, bundled_model, load_settings
 
-# What users and scripts rely on. A change here is a change of the contract: CHANGELOG it.
+# Users and scripts depend on these. A change here changes the contract: add it to CHANGELOG.
 DEFAULTS = {
     "platform": "cpu",
     "model": {"name": "pocket-r1"},
@@ -260,7 +260,7 @@ def test_engine_arguments_pass_through():
         pytest.param({"engine": {"dtype": "int4"}}, "engine.dtype", id="not-offered"),
         pytest.param({"fleet": {"stall_timeout": 0}}, "fleet.stall_timeout", id="no-time"),
         pytest.param(
-            {"engine": {"args": {"model": "x"}}}, "engine.args may not set model", id="reserved"
+            {"engine": {"args": {"model": "x"}}}, "engine.args cannot set model", id="reserved"
         ),
         pytest.param(
             {"engine": {"args": {"tensor-parallel-size": 2}}},

@@ -36,13 +36,16 @@ ENTRY = ["serving.engine.cpu_plugin:register"]
             checks.check_memory(memory_for(2) - 1, 2), FAIL, "--ranks 1", id="memory-short"
         ),
         pytest.param(checks.check_disk(2 * GIB, "/tmp", GIB), OK, "/tmp", id="disk"),
-        pytest.param(checks.check_disk(GIB // 2, "/tmp", GIB), FAIL, "free at least", id="full"),
+        pytest.param(checks.check_disk(GIB // 2, "/tmp", GIB), FAIL, "free up at least", id="full"),
         pytest.param(checks.check_port("REST", 8000, None), OK, "free", id="port"),
         pytest.param(
             checks.check_port("REST", 8000, "address already in use"), FAIL, "in use", id="taken"
         ),
         pytest.param(
-            checks.check_packages({"a": "1"}, {"a": "1", "b": "2"}), OK, "1 as locked", id="locked"
+            checks.check_packages({"a": "1"}, {"a": "1", "b": "2"}),
+            OK,
+            "1 match the lock files",
+            id="locked",
         ),
         pytest.param(
             checks.check_packages({"a": "1"}, {"a": "2"}), WARN, "a 2 (locked 1)", id="other"
@@ -73,7 +76,10 @@ ENTRY = ["serving.engine.cpu_plugin:register"]
             id="torchvision",
         ),
         pytest.param(
-            checks.check_model("/m", FILES, {"n_routed_experts": 16}, 2), OK, "8 for", id="model"
+            checks.check_model("/m", FILES, {"n_routed_experts": 16}, 2),
+            OK,
+            "8 per worker",
+            id="model",
         ),
         pytest.param(
             checks.check_model("/m", FILES, {"num_experts": 16}, 3), OK, "uneven", id="uneven"
@@ -89,13 +95,16 @@ ENTRY = ["serving.engine.cpu_plugin:register"]
         pytest.param(
             checks.check_plugin(ENTRY, {"a": True, "b": False}),
             OK,
-            "patches a; not needed for b",
+            "patches a; not needed: b",
             id="plugin",
         ),
         pytest.param(checks.check_plugin([], {}), FAIL, "entry point", id="plugin-unregistered"),
         pytest.param(checks.check_plugin(ENTRY, "E: no"), FAIL, "E: no", id="plugin-fails"),
         pytest.param(
-            checks.check_leftovers(running=None, stale=None), OK, "nothing left", id="clean"
+            checks.check_leftovers(running=None, stale=None),
+            OK,
+            "none left to clean up",
+            id="clean",
         ),
         pytest.param(
             checks.check_leftovers(running="http://x", stale=None), OK, "http://x", id="running"
@@ -202,4 +211,4 @@ def test_an_address_of_another_machine_cannot_be_listened_on():
 def test_a_run_that_did_not_clean_up_is_found(quiet_machine, capsys, tmp_path):
     (tmp_path / "state.json").write_text(json.dumps({"not": "a state"}))
     assert main(flags(quiet_machine)) == 0
-    assert "moe-serving down cleans up" in capsys.readouterr().out
+    assert "run moe-serving down to clean up" in capsys.readouterr().out

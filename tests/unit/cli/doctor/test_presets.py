@@ -1,4 +1,4 @@
-"""doctor --preset: every preset fits; the report on others says what to change."""
+"""doctor --preset: every preset fits; the report on others states what to change."""
 
 import shutil
 from pathlib import Path
@@ -79,7 +79,7 @@ def test_what_does_not_fit_is_refused(name: str, values: dict[str, object], fold
     (size,) = preset_sizes(name, folder)
     *_, last = size_checks(size)
     assert last.verdict is Verdict.FAIL
-    assert "are missing" in last.seen
+    assert "too little memory" in last.seen
     assert "parallelism.data" in last.advice
 
 
@@ -100,7 +100,7 @@ def test_a_pool_may_split_differently(folder: Path) -> None:
 
 
 def test_an_unknown_preset_names_those_there_are() -> None:
-    with pytest.raises(SettingsError, match="there are deepseek-r1-2x8-h200, "):
+    with pytest.raises(SettingsError, match="known presets: deepseek-r1-2x8-h200, "):
         preset_sizes("deepseek-r2", FOLDER)
 
 
@@ -127,7 +127,7 @@ def test_quantities(text: str | int, expected: int) -> None:
 
 
 def test_no_quantity() -> None:
-    with pytest.raises(SettingsError, match="lots is not a quantity"):
+    with pytest.raises(SettingsError, match="lots is not a memory quantity"):
         quantity("lots")
 
 

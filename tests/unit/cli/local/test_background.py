@@ -11,6 +11,7 @@ import pytest
 from serving.cli.local.background import clean_up_after_crash, remove_ray_folder
 from serving.cli.local.state import RunState, StateFile
 from serving.engine.processes import ProcessRecord, record
+from tests.support.waiting import PATIENCE
 
 
 @pytest.fixture
@@ -46,7 +47,7 @@ def test_its_processes_end_and_its_files_go(tmp_path: Path, left: subprocess.Pop
     ray.mkdir()
     state = stale(tmp_path, recorded(left), ray_folder=str(ray))
     clean_up_after_crash(state)
-    assert left.wait(60) != 0
+    assert left.wait(PATIENCE) != 0
     assert state.read() is None
     assert not ray.exists()
 

@@ -29,12 +29,12 @@ def taken() -> Iterator[int]:
     [("rest_port", "--port"), ("grpc_port", "--grpc-port"), ("join_port", "--join-port")],
 )
 def test_taken_port_names_itself_and_its_flag(taken: int, field: str, flag: str) -> None:
-    with pytest.raises(PortTaken, match=rf"port {taken} .* taken .*\({flag}\)"):
+    with pytest.raises(PortTaken, match=rf"port {taken} .* in use .*\({flag}\)"):
         require_free(settings(**{field: taken}))
 
 
 def test_one_port_for_two_is_refused(taken: int) -> None:
-    with pytest.raises(SettingsError, match=f"are both {taken + 1}"):
+    with pytest.raises(SettingsError, match=f"both are {taken + 1}"):
         require_free(settings(grpc_port=taken + 1, join_port=taken + 1))
 
 

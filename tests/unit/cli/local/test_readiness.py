@@ -75,7 +75,7 @@ def test_line_of_a_rank(
 @pytest.mark.parametrize(
     ("reports", "seen", "words"),
     [
-        ((LOADING,), None, "the router does not answer"),
+        ((LOADING,), None, "the router does not respond"),
         ((LOADING,), fleet(None), "rank 0 of g is loading the model"),
         ((LOADING,), fleet("joining"), "group g is joining"),
         ((), fleet(None), "no rank has started"),
@@ -108,12 +108,12 @@ def waiting(
     looks: list[tuple[DeploymentView, dict[str, Any] | None]],
     missing: str | PlacementError | None = None,
 ) -> tuple[Readiness, Shown]:
-    """A wait that sees ``looks`` one after the other, then the last one forever."""
+    """A wait that returns ``looks`` one after the other, then repeats the last one."""
 
     class Watch:
         def __init__(self, *_: object) -> None: ...
 
-        def look(self) -> DeploymentView:
+        def poll(self) -> DeploymentView:
             return (looks.pop(0) if len(looks) > 1 else looks[0])[0]
 
     class Placement:

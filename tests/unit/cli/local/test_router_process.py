@@ -18,7 +18,7 @@ from serving.settings import Settings
         pytest.param("boot\nerror: port taken\nhint:  use --port\n", "port taken", id="error"),
         pytest.param("error: first\nerror: second\nbye\n", "second", id="the last error"),
         pytest.param("boot\nSegmentation fault\n\n", "Segmentation fault", id="last line"),
-        pytest.param("", "there is no output in ", id="silent"),
+        pytest.param("", "no output in ", id="silent"),
     ],
 )
 def test_last_error(tmp_path: Path, text: str, expected: str) -> None:
@@ -28,7 +28,7 @@ def test_last_error(tmp_path: Path, text: str, expected: str) -> None:
 
 
 def test_last_error_of_a_log_that_is_not_there(tmp_path: Path) -> None:
-    assert "there is no output" in last_error(tmp_path / "none")
+    assert "no output" in last_error(tmp_path / "none")
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def wait(router: RouterProcess) -> None:
     ("ready", "message"),
     [
         pytest.param(False, "did not start: no port", id="starting"),
-        pytest.param(True, r"ended \(exit status 3: no port\)", id="serving"),
+        pytest.param(True, r"exited \(exit status 3: no port\)", id="serving"),
     ],
 )
 def test_a_router_that_has_ended_is_an_error(

@@ -94,7 +94,9 @@ def test_file_holds_a_secret_and_is_the_owners_alone(tmp_path: Path) -> None:
 def test_a_damaged_file_is_a_clear_error(tmp_path: Path, content: str) -> None:
     file = StateFile(tmp_path)
     file.path.write_text(content)
-    with pytest.raises(ServingError, match=r"cannot be read .* delete it if nothing is running"):
+    with pytest.raises(
+        ServingError, match=r"cannot read the state file .* delete it if nothing is running"
+    ):
         file.read()
 
 
@@ -105,7 +107,9 @@ def test_only_one_holds_the_folder(tmp_path: Path) -> None:
         first.write(example())
         assert second.held()
         with (
-            pytest.raises(AlreadyRunning, match=r"already up at http://127.0.0.1:8000 \(process 7"),
+            pytest.raises(
+                AlreadyRunning, match=r"already running at http://127.0.0.1:8000 \(process 7"
+            ),
             second.hold(),
         ):
             pass

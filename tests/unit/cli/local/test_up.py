@@ -131,7 +131,7 @@ def test_processes_that_cannot_be_ended_are_named(tmp_path: Path) -> None:
     StandIn.hooks["watch"] = ctrl_c
     StandIn.left = (11, 12)
     run, _ = foreground(tmp_path)
-    with pytest.raises(ServingError, match="could not end these processes: 11, 12"):
+    with pytest.raises(ServingError, match="could not stop these processes: 11, 12"):
         run.run(sample=False)
 
 
@@ -153,7 +153,7 @@ def test_a_sample_that_fails_takes_nothing_down(
     [
         (["--set", "group.count=-1"], "group.count"),
         (["--config", "/no/such/file"], "/no/such/file does not exist"),
-        (["--port", "7001", "--grpc-port", "7001"], "are both 7001"),
+        (["--port", "7001", "--grpc-port", "7001"], "both are 7001"),
     ],
 )
 def test_wrong_settings_are_one_line(

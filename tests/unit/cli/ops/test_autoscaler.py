@@ -67,7 +67,7 @@ def test_its_key_is_used(folder):
 @pytest.mark.parametrize(
     ("state", "said"),
     [
-        pytest.param(None, "nothing is running here", id="nothing"),
+        pytest.param(None, "nothing is running on this machine", id="nothing"),
         pytest.param(run_state(dashboard_url=""), "ray.dashboard=true", id="no-dashboard"),
     ],
 )

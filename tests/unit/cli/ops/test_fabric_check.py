@@ -11,6 +11,7 @@ import pytest
 
 from serving.cli.main import main
 from serving.cli.ops.fabric_check import INDEX_VARIABLE
+from tests.support.waiting import PATIENCE
 
 
 def free_port():
@@ -20,26 +21,29 @@ def free_port():
 
 
 @pytest.mark.parametrize(
-    ("flags", "says"),
+    ("flags", "words"),
     [
-        (["--leader", "host"], "--leader host: write HOST:PORT"),
-        (["--leader", "h:1", "--bytes", "some"], "--bytes some"),
-        (["--leader", "h:1", "--index", "2"], "--index 2: with --peers 2 it is 0 to 1"),
+        (["--leader", "host"], "--leader must be HOST:PORT, the same on every peer, got host"),
+        (
+            ["--leader", "h:1", "--bytes", "some"],
+            "--bytes must be a whole number with B, KiB, MiB or GiB, got some",
+        ),
+        (["--leader", "h:1", "--index", "2"], "--index must be 0 to 1 with --peers 2, got 2"),
         (["--leader", "h:1"], f"--index is missing, and {INDEX_VARIABLE} is not set"),
     ],
 )
-def test_bad_flags_are_named(flags, says, capsys, monkeypatch):
+def test_bad_flags_are_named(flags, words, capsys, monkeypatch):
     monkeypatch.delenv(INDEX_VARIABLE, raising=False)
-    if "--index" not in flags and says.startswith("--bytes"):
+    if "--index" not in flags and words.startswith("--bytes"):
         flags = [*flags, "--index", "0"]
     assert main(["fabric-check", "--peers", "2", *flags]) == 1
-    assert says in capsys.readouterr().err
+    assert words in capsys.readouterr().err
 
 
 def test_the_index_comes_from_kubernetes(monkeypatch, capsys):
     monkeypatch.setenv(INDEX_VARIABLE, "5")
     assert main(["fabric-check", "--peers", "2", "--leader", "h:1"]) == 1
-    assert "--index 5" in capsys.readouterr().err
+    assert "--index must be 0 to 1 with --peers 2, got 5" in capsys.readouterr().err
 
 
 def command(*flags):
@@ -56,11 +60,11 @@ def test_one_peer_with_two_workers_for_real():
         capture_output=True,
         text=True,
         check=False,
-        timeout=110,
+        timeout=PATIENCE,
     )
     assert done.returncode == 0, done.stderr
-    assert "all-to-all: 2 workers (2 a peer), gloo" in done.stdout
-    assert "every byte as sent" in done.stdout
+    assert "all-to-all: 2 workers (2 per peer), gloo" in done.stdout
+    assert "no differences" in done.stdout
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
@@ -78,6 +82,6 @@ def test_whatever_ends_it_leaves_no_worker(number):
         workers = psutil.Process(process.pid).children()
         assert workers
         process.send_signal(number)
-        assert process.wait(60) == (-9 if number == signal.SIGKILL else 130)
-    _, alive = psutil.wait_procs(workers, timeout=90)
+        assert process.wait(PATIENCE) == (-9 if number == signal.SIGKILL else 130)
+    _, alive = psutil.wait_procs(workers, timeout=PATIENCE)
     assert not alive

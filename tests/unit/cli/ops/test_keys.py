@@ -1,4 +1,4 @@
-"""``moe-serving keys``: what is printed and stored; the rest of the file is unchanged."""
+"""``moe-serving keys``: output and file; other entries are unchanged."""
 
 import stat
 

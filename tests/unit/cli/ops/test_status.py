@@ -118,9 +118,9 @@ def test_expert_tokens(counts: list[int], expected: str) -> None:
 @pytest.mark.parametrize(
     ("found", "held", "words"),
     [
-        pytest.param(None, False, "nothing is running here", id="nothing"),
+        pytest.param(None, False, "nothing is running on this machine", id="nothing"),
         pytest.param(None, True, "still starting", id="no state yet"),
-        pytest.param(state(), False, "ended without cleaning up: moe-serving down", id="crash"),
+        pytest.param(state(), False, "ended without cleaning up: run moe-serving down", id="crash"),
     ],
 )
 def test_nothing_runs(found: RunState | None, held: bool, words: str) -> None:
@@ -133,7 +133,7 @@ def test_command_line_when_nothing_runs(
 ) -> None:
     monkeypatch.setenv("MOE_SERVING_STATE_DIR", str(tmp_path))
     assert main(["status"]) == 1
-    assert capsys.readouterr().err.startswith("error: nothing is running here\n")
+    assert capsys.readouterr().err.startswith("error: nothing is running on this machine\n")
     assert main(["status", "--json"]) == 1
     assert json.loads(capsys.readouterr().out)["running"] is False
     assert main(["down"]) == 0

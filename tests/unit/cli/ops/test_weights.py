@@ -25,6 +25,7 @@ from serving.cli.ops.weights import (
 )
 from serving.errors import EngineError
 from tests.support.clock import ManualClock
+from tests.support.waiting import PATIENCE
 
 REPOSITORY = "owner/model"
 
@@ -164,7 +165,7 @@ class BusyHub(FakeHub):
         self, repository: str, revision: str, folder: Path, leave_out: Sequence[str]
     ) -> None:
         self.began.set()
-        assert self.let_go.wait(60)
+        assert self.let_go.wait(PATIENCE)
         super().download(repository, revision, folder, leave_out)
 
 
@@ -179,38 +180,40 @@ def test_of_two_that_fetch_one_does_and_the_other_waits(
 ) -> None:
     busy, second, clock = BusyHub(), FakeHub(), ManualClock(0.0)
     first = in_background(busy, folder)
-    assert busy.began.wait(60)
+    assert busy.began.wait(PATIENCE)
 
     def sleep(seconds: float) -> None:
         clock.now += seconds
         if clock.now >= 70:
             busy.let_go.set()
-            first.join(60)
+            first.join(PATIENCE)
 
     fetch(second, REPOSITORY, "r1", folder, clock=clock, sleep=sleep)
     assert (busy.downloads, second.downloads, second.asked) == (3, 0, 0)
     said = capsys.readouterr().out
     # At once, after 30 s and after 60 s.
     assert said.count(f"waiting for {os.uname().nodename} (process {os.getpid()})") == 3
-    assert "GiB there" in said
+    assert "GiB so far" in said
     assert "already" in said
 
 
 def test_the_wait_for_another_that_fetches_has_an_end(folder: Path) -> None:
     busy, clock = BusyHub(), ManualClock(0.0)
     first = in_background(busy, folder)
-    assert busy.began.wait(60)
+    assert busy.began.wait(PATIENCE)
 
     def sleep(seconds: float) -> None:
         clock.now += seconds
 
     try:
-        with pytest.raises(EngineError, match=r"still works in .* after 10 s \(--timeout\)"):
+        with pytest.raises(
+            EngineError, match=r"is still downloading to .* after 10 s \(--timeout\)"
+        ):
             fetch(FakeHub(), REPOSITORY, "r1", folder, timeout=10, clock=clock, sleep=sleep)
         assert clock.now == 10
     finally:
         busy.let_go.set()
-        first.join(60)
+        first.join(PATIENCE)
     assert is_complete(REPOSITORY, "r1", folder)
 
 
@@ -266,7 +269,7 @@ def test_configuration_alone_is_not_taken_for_the_whole(folder: Path) -> None:
     assert not is_complete(REPOSITORY, "r1", folder)
     clock = ManualClock(0.0)
     wait(REPOSITORY, "r1", folder, 20, clock, lambda _: None, without_weights=True)
-    # A complete fetch into the same directory serves both.
+    # A complete fetch into the same directory satisfies both.
     fetch(hub, REPOSITORY, "r1", folder)
     assert is_complete(REPOSITORY, "r1", folder)
     (folder / CONFIG_MARK).unlink()
@@ -291,7 +294,7 @@ def as_user(uid: int, folder: Path) -> subprocess.CompletedProcess[str]:
     )
     return subprocess.run(
         [sys.executable, "-c", code, str(folder)],
-        capture_output=True, text=True, check=False, timeout=60,
+        capture_output=True, text=True, check=False, timeout=PATIENCE,
     )  # fmt: skip
 
 
@@ -308,8 +311,8 @@ def test_a_folder_of_root_is_refused_with_the_remedy(tmp_path: Path, *, missing:
     host_path.mkdir(mode=0o755)
     done = as_user(1000, host_path / "model" if missing else host_path)
     assert done.returncode == 1
-    assert "is not writable for user 1000:1000" in done.stderr
-    assert f"{host_path} belongs to 0:0, mode 755" in done.stderr
+    assert "is not writable by user 1000:1000" in done.stderr
+    assert f"{host_path} is owned by 0:0, mode 755" in done.stderr
     assert "fsGroup does not apply to a hostPath" in done.stderr
     assert "install -d -o 1000 -g 1000" in done.stderr
 
@@ -320,5 +323,5 @@ def test_a_folder_below_a_closed_one_is_refused_in_words(tmp_path: Path) -> None
     closed.mkdir(mode=0o700)
     done = as_user(1000, closed / "disk" / "model")
     assert done.returncode == 1
-    assert "is not writable for user 1000:1000" in done.stderr
+    assert "is not writable by user 1000:1000" in done.stderr
     assert "Traceback" not in done.stderr

@@ -80,7 +80,7 @@ def test_the_table_names_prompt_position_and_tokens():
     assert first.split() == ["layout", "prompts", "tokens", "result", "first", "difference"]
     assert reference.split()[-1] == "reference"
     assert "1 of 1 DIFFERENT" in other
-    assert "prompt 0 ('What is 1+1?'), token 1: 2 expected, the end came" in other
+    assert "prompt 0 ('What is 1+1?'), token 1: expected 2, got end of answer" in other
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def layouts(monkeypatch: pytest.MonkeyPatch):
 @pytest.mark.parametrize(
     ("one", "two", "code", "shown"),
     [
-        pytest.param([[1, 2]], [[1, 2]], 0, "all 2 layouts gave the same tokens", id="equal"),
+        pytest.param([[1, 2]], [[1, 2]], 0, "all 2 layouts generated the same tokens", id="equal"),
         pytest.param([[1, 2]], [[1, 3]], 1, "1 of 1 DIFFERENT", id="different"),
         pytest.param([[]], [[]], 1, "NO TOKENS", id="empty"),
         pytest.param(
@@ -193,7 +193,7 @@ def test_ask_sends_greedy_prompts_and_keeps_their_order():
 @pytest.mark.parametrize(
     ("status", "content", "message"),
     [
-        pytest.param(503, {"error": {"message": "no group"}}, "answered 503", id="refused"),
+        pytest.param(503, {"error": {"message": "no group"}}, "returned HTTP 503", id="refused"),
         pytest.param(200, {"choices": [{"text": "x"}]}, "no token ids", id="no-ids"),
         pytest.param(200, {"choices": [{"token_ids": []}]}, "no token ids", id="empty"),
         pytest.param(200, {}, "no token ids", id="no-choices"),
@@ -206,7 +206,7 @@ def test_ask_says_what_went_wrong(status, content, message):
 
 def test_ask_where_nobody_answers():
     (port,) = free_ports(1)
-    with pytest.raises(NotReady, match="nothing answers"):
+    with pytest.raises(NotReady, match="cannot connect"):
         verify.ask(f"http://127.0.0.1:{port}", settings_from(), ["a"], 5)
 
 
@@ -220,17 +220,21 @@ def test_answers_are_kept_and_compared_with_later(layouts, capsys, tmp_path):
     assert main(["verify", "--ranks", "2", "--against", kept]) == 0
     assert re.search(r"one.json .* reference\n2 ranks .* equal", capsys.readouterr().out)
     assert main(["verify", "--ranks", "", "--rest-url", "7", "--against", kept]) == 1
-    assert "token 1: 2 expected, 3 came" in capsys.readouterr().out
+    assert "token 1: expected 2, got 3" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("content", "said"),
     [
         pytest.param(None, "cannot read", id="missing"),
-        pytest.param("{", "not what verify --save writes", id="broken"),
-        pytest.param('{"model": "pocket-r1", "answers": [[1]]}', "not what", id="incomplete"),
+        pytest.param("{", "not a file written by verify --save", id="broken"),
+        pytest.param(
+            '{"model": "pocket-r1", "answers": [[1]]}',
+            "not a file written by verify --save",
+            id="incomplete",
+        ),
         pytest.param(KEPT.replace("pocket-r1", "other"), "answers of other", id="other-model"),
-        pytest.param(KEPT.replace("[[7]]", "[]"), "one answer for each", id="no-answer"),
+        pytest.param(KEPT.replace("[[7]]", "[]"), "one answer per prompt", id="no-answer"),
         pytest.param(KEPT.replace('"version": 1', '"version": 9'), "version 9", id="version"),
     ],
 )
@@ -246,4 +250,4 @@ def test_running_servers_are_compared_too(layouts, capsys):
     layouts[1] = [[4]]
     layouts[7] = [[5]]
     assert main(["verify", "--ranks", "1", "--prompts", "1", "--rest-url", "7"]) == 1
-    assert "4 expected, 5 came" in capsys.readouterr().out
+    assert "expected 4, got 5" in capsys.readouterr().out

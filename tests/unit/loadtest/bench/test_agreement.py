@@ -8,8 +8,8 @@ from loadtest.bench import agreement, agreement_clients
 from loadtest.bench.agreement_clients import (
     CLIENTS,
     OURS,
+    ClientReport,
     Load,
-    Seen,
     guidellm_of,
     prompts,
     turn,
@@ -37,7 +37,7 @@ def load(tmp_path, **changes):
 def row(client, rate, number=0, endpoint="chat"):
     seen = {**VLLM, "tokens_per_second": rate}
     kept = vllm_bench_of({**VLLM, "output_throughput": rate})
-    seen = {name: getattr(kept, name) for name in Seen.__slots__}
+    seen = {name: getattr(kept, name) for name in ClientReport.__slots__}
     return {
         "endpoint": endpoint, "round": number, "client": client, "seen": seen,
         "router_tokens": 2048, "load_average": 1.0,
@@ -61,7 +61,7 @@ def test_what_guidellms_file_says():
         "output_tokens_per_second": {"successful": {"mean": 6.0}},
     }
     seen = guidellm_of({"benchmarks": [{"duration": 2.0, "metrics": metrics}]})
-    assert seen == Seen(4, 3, 12, 2.0, 6.0, 20.0, 19.0, 40.0, 5.0, None)
+    assert seen == ClientReport(4, 3, 12, 2.0, 6.0, 20.0, 19.0, 40.0, 5.0, None)
     assert seen.consistent
 
 
@@ -117,5 +117,5 @@ def test_every_turn_is_in_the_tables_also_what_did_not_run(monkeypatch, tmp_path
 
 def test_a_client_that_fails_is_named_with_its_words(monkeypatch, tmp_path):
     monkeypatch.setattr(agreement_clients, "_ROOT", tmp_path)
-    with pytest.raises(NotRun, match=r"No module named loadtest|no server to load"):
+    with pytest.raises(NotRun, match=r"No module named loadtest|the server is not available"):
         CLIENTS[OURS](load(tmp_path, patience=120.0), tmp_path)

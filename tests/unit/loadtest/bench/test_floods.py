@@ -32,7 +32,7 @@ def test_what_is_longer_than_without_a_flood():
 
 @pytest.mark.parametrize("name", FLOODS)
 def test_a_flood_is_made_of_whole_frames(name):
-    """Headers, where they are complete, can be decoded by whoever has time for it."""
+    """Headers, where they are complete, can be decoded by a slow receiver."""
     flood = FLOODS[name]
     data = (flood.opening + next(flood.bodies())).removeprefix(PREFACE)
     assert len(data) >= 0.9 * WRITE

@@ -18,6 +18,7 @@ from loadtest.bench.peer_processes import NotRun, free_port, processes, until_re
 from loadtest.bench.peer_tables import BASE, END, PEERS, markdown, stale, with_tables
 from loadtest.bench.roles import VARIABLE, cpu_by_role, marked, role_of
 from serving.settings import Settings
+from tests.support.waiting import PATIENCE
 
 ROOT = Path(__file__).resolve().parents[4]
 
@@ -63,7 +64,7 @@ def test_processes_with_the_mark_and_their_children_are_found():
         assert cpu_by_role("here", {process.pid})["router"] > 0
         assert list(marked("elsewhere")) == []
     finally:
-        process.communicate(b"\n", timeout=60)
+        process.communicate(b"\n", timeout=PATIENCE)
 
 
 def shown(tokens, ttft=100.0):
@@ -118,11 +119,11 @@ def test_the_table_has_medians_of_ratios_and_names_what_was_not_run():
 
 
 def test_a_trial_without_figures_is_named():
-    why = {"peer": "ray-serve-llm", "round": 0, "why": "no request ended"}
+    why = {"peer": "ray-serve-llm", "round": 0, "why": "no request finished"}
     found = [why | {"streams": 16}, why | {"streams": 8}, why | {"peer": "vllm", "streams": 16}]
     text = markdown(some_data(failed=found))
-    assert text.count("no request ended") == 1
-    assert "- Ray Serve LLM, 16 streams: no request ended" in text
+    assert text.count("no request finished") == 1
+    assert "- Ray Serve LLM, 16 streams: no request finished" in text
 
 
 def test_a_peer_that_was_measured_has_its_note():
@@ -164,9 +165,9 @@ def test_haproxy_listens_on_loopback_only(tmp_path):
 
 
 def test_every_peer_has_a_deployment_and_a_name():
-    found = [peer for sitting in peers.SITTINGS for names, _ in sitting for peer in names]
+    found = [peer for sitting in peers.DEPLOYMENT_SETS for names, _ in sitting for peer in names]
     assert set(found) == set(PEERS)
-    assert found.count(BASE) == len(peers.SITTINGS)
+    assert found.count(BASE) == len(peers.DEPLOYMENT_SETS)
 
 
 def test_a_peer_that_ends_early_is_not_run_and_leaves_nothing(capsys):
@@ -177,7 +178,7 @@ def test_a_peer_that_ends_early_is_not_run_and_leaves_nothing(capsys):
     )
     url = f"http://127.0.0.1:{free_port()}"
     with (
-        pytest.raises(NotRun, match=r"it exited with code 3 \(no room\)"),
+        pytest.raises(NotRun, match=r"exited with code 3 \(no room\)"),
         processes(mark) as begin,
     ):
         until_ready(url, begin([sys.executable, "-c", words], {}))
@@ -284,10 +285,10 @@ def test_what_does_not_start_is_named_and_the_rest_is_measured(monkeypatch, tmp_
     ours = (("ours-rest", "ours-grpc"), broken)
     vllm = (("vllm", "vllm-router"), lambda: fake.start("vllm", missing={"vllm-router": "none"}))
     ray = (("ray-serve-llm",), lambda: fake.start("ray-serve-llm"))
-    monkeypatch.setattr(peers, "SITTINGS", ((vllm, ours), (vllm, ray)))
+    monkeypatch.setattr(peers, "DEPLOYMENT_SETS", ((vllm, ours), (vllm, ray)))
     assert peers.main(["--rounds", "2", "--streams", "1,64"]) == 0
     data = json.loads(peers.DATA.read_text())
-    # Nothing to compare in the first sitting; in the second both, the order turned round by round.
+    # Nothing to compare in the first run; in the second both, in an order that alternates by round.
     assert fake.asked == ["vllm", "ray-serve-llm", "ray-serve-llm", "vllm"]
     assert [(trial["sitting"], trial["round"]) for trial in data["trials"]] == [
         (1, 0),
@@ -308,6 +309,6 @@ def test_what_does_not_start_is_named_and_the_rest_is_measured(monkeypatch, tmp_
 def test_without_the_base_the_others_are_measured(monkeypatch, tmp_path):
     fake = Peers(monkeypatch, tmp_path)
     ours = (("ours-rest",), lambda: fake.start("ours-rest"))
-    monkeypatch.setattr(peers, "SITTINGS", ((((BASE,), broken), ours),))
+    monkeypatch.setattr(peers, "DEPLOYMENT_SETS", ((((BASE,), broken), ours),))
     assert peers.main(["--rounds", "1", "--streams", "1"]) == 0
     assert fake.asked == ["ours-rest"]

@@ -31,7 +31,7 @@ def test_a_row_of_nothing():
         pytest.param(
             {0: 0.3, 1: 0.1}, {0: 0.1, 1: 0.3}, "saves 0 ms of 200 ms", id="no difference"
         ),
-        pytest.param({0: 0.1}, {1: 0.1}, "no request was answered both ways", id="no pair"),
+        pytest.param({0: 0.1}, {1: 0.1}, "no request succeeded with both routings", id="no pair"),
     ],
 )
 def test_saving(affinity, alone, words):

@@ -19,7 +19,7 @@ def test_the_table_of_a_small_fleet(capsys):
         "our policy", "fixed 1", "fixed 2", "fixed 3", "fixed 4", "queue 5 waiting",
         "queue 64 ongoing",
     ]  # fmt: skip
-    assert "ASSUMED, not run on such machines here" in said
+    assert "ASSUMED, not measured on such machines" in said
     assert "SUBSAMPLED" not in said
 
 

@@ -3,9 +3,9 @@ from collections import Counter
 import pytest
 
 from loadtest.simulation.trace_arrivals import Load, arrivals
-from loadtest.trace import TRACE_BLOCK, made_up
+from loadtest.trace import TRACE_BLOCK, generated_requests
 
-TRACE = made_up(600, seed=3)
+TRACE = generated_requests(600, seed=3)
 LENGTH = TRACE[-1].at - TRACE[0].at
 
 
