@@ -58,8 +58,8 @@ def bind(
     except OSError as error:
         server.close()
         raise SettingsError(
-            f"cannot listen for {what} on {host}:{port} ({error.strerror}): stop what listens "
-            f"there, or set {setting} to a free port"
+            f"cannot listen for {what} on {host}:{port} ({error.strerror}): stop the process that "
+            f"listens there, or set {setting} to a free port"
         ) from error
     return server
 

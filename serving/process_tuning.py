@@ -120,7 +120,7 @@ def resident_bytes() -> int:
 def raise_open_files_limit() -> None:
     """Raise the soft open-file limit to ``MAX_OPEN_FILES`` or the hard limit, if lower.
 
-    Each client connection uses one file; the usual soft limit, 1024, would refuse more clients.
+    Each client connection uses one file; the usual soft limit is 1024.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     limit = MAX_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_OPEN_FILES)

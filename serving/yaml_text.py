@@ -41,7 +41,7 @@ def read_yaml(text: str) -> Any:
     except NotYaml:
         raise
     except Exception as error:
-        raise NotYaml(f"a value has not the form that it seems to have ({error})") from error
+        raise NotYaml(f"malformed value ({error})") from error
 
 
 def _check_depth(text: str) -> None:

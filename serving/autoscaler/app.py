@@ -131,7 +131,7 @@ async def _on_kubernetes(
     try:
         configuration = await cluster_configuration()
     except SettingsError as error:
-        raise SettingsError(f"autoscaler.kubernetes.enabled, and {error}") from error
+        raise SettingsError(f"autoscaler.kubernetes.enabled is set, but {error}") from error
     api = KubernetesApi(scaling.kubernetes, configuration)
     stack.push_async_callback(api.close)
     workers = WorkerGroupActuator(api, scaling.kubernetes, routers, serve)

@@ -113,7 +113,7 @@ def explain(
             f"  {signal:<24} {value:>10}   age {reading.age:.1f} s, gaps {reading.gap:.0%}"
         )
     if observation.fleet is None:
-        lines.append("  routers                  do not answer")
+        lines.append("  routers                  no response")
     else:
         lines.append(
             f"  routers                  {observation.fleet.ready} groups ready, "

@@ -70,7 +70,7 @@ def serve_pages(settings: AutoscalerSettings, heartbeat: Heartbeat) -> Callable[
         silence = heartbeat.silence()
         stuck = silence > STUCK
         start("503 Service Unavailable" if stuck else "200 OK", [("content-type", "text/plain")])
-        return [f"the event loop ran {silence:.0f} s ago\n".encode()]
+        return [f"the event loop last ran {silence:.0f} s ago\n".encode()]
 
     try:
         server = make_server(
@@ -82,7 +82,7 @@ def serve_pages(settings: AutoscalerSettings, heartbeat: Heartbeat) -> Callable[
         )
     except OSError as error:
         raise SettingsError(
-            f"cannot listen at {settings.metrics_host}:{settings.metrics_port} "
+            f"cannot listen on {settings.metrics_host}:{settings.metrics_port} "
             f"(autoscaler.metrics_port): {error.strerror}"
         ) from error
     thread = threading.Thread(target=server.serve_forever, daemon=True)

@@ -83,9 +83,12 @@ def _settle(
     if down < current:
         return down, text
     if wanted > current:
-        return current, f"{text} (more are wanted, but not for {settings.up_window:g} s)"
+        return current, f"{text} (more groups needed, but for less than {settings.up_window:g} s)"
     if wanted < current:
-        return current, f"{text} (fewer are enough, but not for {settings.down_window:g} s)"
+        return (
+            current,
+            f"{text} (fewer groups suffice, but for less than {settings.down_window:g} s)",
+        )
     return current, text
 
 

@@ -110,11 +110,11 @@ class PrometheusApi:
             content = response.json()
         except (httpx.HTTPError, ValueError) as error:
             raise PrometheusUnavailable(
-                f"Prometheus at {self._url} does not answer: {type(error).__name__} {error}"
+                f"Prometheus at {self._url} does not respond: {type(error).__name__} {error}"
             ) from error
         if not isinstance(content, dict) or content.get("status") != "success":
             message = content.get("error") if isinstance(content, dict) else content
-            raise PrometheusUnavailable(f"Prometheus answered {response.status_code}: {message}")
+            raise PrometheusUnavailable(f"Prometheus returned {response.status_code}: {message}")
         return _number(content)
 
 
@@ -124,9 +124,7 @@ def _number(content: dict[str, Any]) -> float | None:
         if not series:
             return None
         if len(series) > 1:
-            raise PrometheusUnavailable(
-                f"Prometheus returned {len(series)} series where one was expected"
-            )
+            raise PrometheusUnavailable(f"Prometheus returned {len(series)} series instead of one")
         value = float(series[0]["value"][1])
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise PrometheusUnavailable("Prometheus returned an unreadable response") from error

@@ -105,5 +105,5 @@ def load_state(file: Path) -> PolicyState:
         return PolicyState()
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise SettingsError(
-            f"cannot read {file}: {error}; delete it to start with no state"
+            f"cannot read {file}: {error}; delete it to start without state"
         ) from error

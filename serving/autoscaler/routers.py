@@ -15,11 +15,12 @@ import structlog
 from serving.autoscaler.actuators.actuator import ActuatorError
 from serving.autoscaler.signals import FleetCounts
 from serving.errors import SettingsError
-from serving.net import addresses_of
+from serving.net import DNS_SCHEME, addresses_of, dns_name
 from serving.settings import AutoscalerSettings
 
 _EVERY_ADDRESS = "dns+"
-"""Scheme prefix of a URL whose host name resolves to several routers."""
+"""Scheme prefix of a URL whose host name resolves to several routers. ``dns:///name:port`` is
+converted to such a URL; a setting may also contain one."""
 _PORTS = {"http": 80, "https": 443}
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger("serving.autoscaler")
@@ -52,7 +53,8 @@ class RouterReader:
         """
         self._app = app
         self._client = client
-        self._urls = tuple(_fleet_url(url) for url in settings.routers)
+        scheme = "http" if settings.ca_file is None else "https"
+        self._urls = tuple(_fleet_url(url, scheme) for url in settings.routers)
         self._timeout = settings.router_timeout
         self._headers = bearer_header(settings.api_key_file)
 
@@ -72,7 +74,7 @@ class RouterReader:
         """
         pages = await self._pages()
         if not pages:
-            raise ActuatorError("no router answers: the running groups are unknown")
+            raise ActuatorError("no router responds: the running groups are unknown")
         found: dict[str, ObservedGroup] = {}
         for page in pages:
             for group in self._own(page):
@@ -121,14 +123,17 @@ class RouterReader:
         return checked
 
 
-def _fleet_url(text: str) -> httpx.URL:
+def _fleet_url(text: str, scheme: str) -> httpx.URL:
+    """Return the URL of a router's page; ``scheme`` is that of a ``dns:///`` address."""
     try:
-        url = httpx.URL(f"{text.rstrip('/')}/fleet")
-    except httpx.InvalidURL as error:
+        base = text.rstrip("/")
+        if text.startswith(DNS_SCHEME) and (name := dns_name(text)) is not None:
+            base = f"{_EVERY_ADDRESS}{scheme}://{name[0]}:{name[1]}"
+        url = httpx.URL(f"{base}/fleet")
+    except (httpx.InvalidURL, ValueError) as error:
         raise SettingsError(f"autoscaler.routers: {text!r}: {error}") from error
-    scheme = url.scheme.removeprefix(_EVERY_ADDRESS)
-    if scheme not in _PORTS or not url.host:
-        raise SettingsError(f"autoscaler.routers: {text!r} is no URL such as http://router:8000")
+    if url.scheme.removeprefix(_EVERY_ADDRESS) not in _PORTS or not url.host:
+        raise SettingsError(f"autoscaler.routers: {text!r} is not a URL such as http://router:8000")
     return url
 
 

@@ -16,7 +16,7 @@ from serving.autoscaler.decision import PolicyState, Vote, VoteKind
 from serving.autoscaler.signals import Observation, Reading, Signal
 from serving.settings import AutoscalerSettings
 
-_WAKING = "the window still has waits from before the first group was ready"
+_WAKING = "the window still contains waits from before the first group was ready"
 _DOWN_SHARE = 5
 """Low pressure removes one in this many groups, at least one. A latency far below its objective
 does not indicate how many groups are superfluous, and large fleets must shrink quickly."""
@@ -110,7 +110,10 @@ def slo_pressure(inputs: PolicyInputs) -> Vote:
         if inputs.usable(signal):
             ratio = inputs.value(signal) / objective
             if ratio >= worst:
-                worst, what = ratio, f"P90 {name} {inputs.value(signal):.3g} s of {objective:g} s"
+                worst, what = (
+                    ratio,
+                    f"P90 {name} {inputs.value(signal):.3g} s, objective {objective:g} s",
+                )
         elif inputs.stale(signal) or (
             signal is Signal.TTFT_P90 and inputs.value(Signal.REQUEST_RATE) > 0
         ):
@@ -125,7 +128,7 @@ def queue_wait(inputs: PolicyInputs) -> Vote:
     if inputs.waking:
         return _stay(inputs, rule, _WAKING)
     if not inputs.usable(Signal.QUEUE_REQUESTS):
-        return _stay(inputs, rule, "the queue's length is stale or missing")
+        return _stay(inputs, rule, "the queue length is stale or missing")
     if inputs.usable(signal):
         wait = inputs.value(signal)
     elif inputs.stale(signal) or inputs.value(Signal.QUEUE_REQUESTS) > 0:
@@ -134,7 +137,7 @@ def queue_wait(inputs: PolicyInputs) -> Vote:
         wait = 0.0
     objective = inputs.settings.queue_wait_slo
     return _by_ratio(
-        inputs, rule, wait / objective, f"P90 queue wait {wait:.3g} s of {objective:g} s"
+        inputs, rule, wait / objective, f"P90 queue wait {wait:.3g} s, objective {objective:g} s"
     )
 
 
@@ -154,13 +157,13 @@ def throughput(inputs: PolicyInputs) -> Vote:
     demand = inputs.value(Signal.TOKEN_RATE) + queued
     least = _ceil(demand / (inputs.capacity * settings.band_high))
     most = _ceil(demand / (inputs.capacity * settings.band_low))
-    text = f"{demand:.4g} tokens/s for {inputs.capacity:.4g} of a group"
+    text = f"{demand:.4g} tokens/s, capacity {inputs.capacity:.4g} per group"
     target = inputs.observation.target
     if least + inputs.lost > target:
         return Vote(rule, VoteKind.VOTE, least + inputs.lost, _with_lost(inputs, text))
     if most < target and not inputs.warming:
         return Vote(rule, VoteKind.VOTE, most, text)
-    return Vote(rule, VoteKind.VOTE, target, f"{text}: inside the band{_credit(inputs)}")
+    return Vote(rule, VoteKind.VOTE, target, f"{text}: within the band{_credit(inputs)}")
 
 
 def activity(inputs: PolicyInputs) -> Vote:
@@ -172,10 +175,10 @@ def activity(inputs: PolicyInputs) -> Vote:
         return _stay(inputs, rule, "requests in flight are stale or missing")
     timeout = inputs.settings.idle_timeout
     if inputs.value(Signal.INFLIGHT) > 0 or inputs.value(Signal.REQUEST_RATE) > 0:
-        return Vote(rule, VoteKind.VOTE, 1, "there is work")
+        return Vote(rule, VoteKind.VOTE, 1, "requests in flight or arriving")
     if inputs.idle_for >= timeout or inputs.observation.target == 0:
-        return Vote(rule, VoteKind.VOTE, 0, f"no work for {inputs.idle_for:.0f} s")
-    return Vote(rule, VoteKind.VOTE, 1, f"no work for {inputs.idle_for:.0f} of {timeout:g} s")
+        return Vote(rule, VoteKind.VOTE, 0, f"idle for {inputs.idle_for:.0f} s")
+    return Vote(rule, VoteKind.VOTE, 1, f"idle for {inputs.idle_for:.0f} s of {timeout:g} s")
 
 
 def parked(inputs: PolicyInputs) -> Vote:
@@ -183,7 +186,7 @@ def parked(inputs: PolicyInputs) -> Vote:
     rule = "parked"
     fleet = inputs.observation.fleet
     if fleet is None:
-        return Vote(rule, VoteKind.ABSTAIN, 0, "no router answers")
+        return Vote(rule, VoteKind.ABSTAIN, 0, "no router responds")
     if fleet.parked and not fleet.ready:
         return Vote(
             rule, VoteKind.VOTE, 1, f"{fleet.parked} requests are parked, no group is ready"

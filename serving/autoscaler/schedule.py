@@ -42,11 +42,13 @@ def parse_cron(expression: str, timezone: str = "UTC") -> CronMinutes:
     """
     parts = expression.split()
     if len(parts) != len(_FIELDS):
-        raise SettingsError(f"autoscaler.schedule: {expression!r} has {len(parts)} fields, not 5")
+        raise SettingsError(
+            f"autoscaler.schedule: {expression!r} has {len(parts)} fields instead of 5"
+        )
     try:
         zone = ZoneInfo(timezone)
     except (ZoneInfoNotFoundError, ValueError) as error:
-        raise SettingsError(f"autoscaler.schedule: no time zone {timezone!r}") from error
+        raise SettingsError(f"autoscaler.schedule: unknown time zone {timezone!r}") from error
     sets = [
         _numbers(part, low, high, f"{expression!r}, field {name}")
         for part, (name, low, high) in zip(parts, _FIELDS, strict=True)

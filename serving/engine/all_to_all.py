@@ -63,12 +63,12 @@ def why_not_importable(
     except ModuleNotFoundError as error:
         if error.name == kind.module:
             return "not installed"
-        return f"it does not load: {error}"
+        return f"import failed: {error}"
     except Exception as error:  # noqa: BLE001  extension modules raise many kinds
         first = (str(error).splitlines() or [""])[0]
-        return f"it does not load: {type(error).__name__}: {first}"
+        return f"import failed: {type(error).__name__}: {first}"
     if kind.attribute and not hasattr(module, kind.attribute):
-        return f"the installed release is too old: it has no {kind.attribute}"
+        return f"the installed release is too old: it lacks {kind.attribute}"
     return None
 
 
@@ -101,4 +101,4 @@ def require(
 def _remedy(kind: Kind) -> str:
     if kind.module == "deep_ep":
         return f"Build {WHEELS} with --build-arg DEEPEP=build"
-    return f"Put its wheel into deploy/images/wheels and build {WHEELS}"
+    return f"Add its wheel to deploy/images/wheels and build {WHEELS}"

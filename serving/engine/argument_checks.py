@@ -19,7 +19,7 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 from serving.errors import SettingsError
 from serving.settings import Settings
 
-_REFUSALS = (VLLMError, ValueError, TypeError, NotImplementedError, AssertionError, OSError)
+_REJECTIONS = (VLLMError, ValueError, TypeError, NotImplementedError, AssertionError, OSError)
 """Exceptions that vLLM raises for invalid arguments."""
 
 
@@ -34,7 +34,7 @@ class ArgumentParser(FlexibleArgumentParser):
         """
         lines = [line.strip() for line in message.splitlines()]
         text = " ".join(line for line in lines if not line.startswith("For further"))
-        raise SettingsError(f"vLLM refuses its arguments: {text.partition(' [type=')[0]}")
+        raise SettingsError(f"vLLM rejects the engine arguments: {text.partition(' [type=')[0]}")
 
 
 def own_arguments(settings: Settings) -> dict[str, Any]:
@@ -72,8 +72,8 @@ def build_arguments(args: dict[str, Any]) -> AsyncEngineArgs:
         return AsyncEngineArgs(**args)
     except ValidationError as error:
         raise SettingsError(_explain(error)) from error
-    except _REFUSALS as error:
-        raise SettingsError(f"vLLM refuses its arguments: {first_line(error)}") from error
+    except _REJECTIONS as error:
+        raise SettingsError(f"vLLM rejects the engine arguments: {first_line(error)}") from error
 
 
 def engine_config(args: AsyncEngineArgs) -> VllmConfig:
@@ -86,8 +86,8 @@ def engine_config(args: AsyncEngineArgs) -> VllmConfig:
         return args.create_engine_config()
     except ValidationError as error:
         raise SettingsError(_explain(error)) from error
-    except _REFUSALS as error:
-        raise SettingsError(f"vLLM refuses its arguments: {first_line(error)}") from error
+    except _REJECTIONS as error:
+        raise SettingsError(f"vLLM rejects the engine arguments: {first_line(error)}") from error
 
 
 def flag(key: str, value: Any, known: set[str]) -> list[str]:
@@ -136,4 +136,4 @@ def _explain(error: ValidationError) -> str:
     for item in error.errors():
         where = ".".join(str(part) for part in item["loc"]) or error.title
         parts.append(f"{where}: {first_line(item['msg'])}")
-    return "vLLM refuses its arguments: " + "; ".join(parts)
+    return "vLLM rejects the engine arguments: " + "; ".join(parts)

@@ -70,7 +70,7 @@ def engine_args(
     if is_mixture(settings):
         args["enable_expert_parallel"] = ranks * settings.group.tensor_parallel > 1
         if ranks > 1:
-            _refuse_wrong_answers(settings)
+            _reject_wrong_output(settings)
             args |= {
                 "data_parallel_size": ranks,
                 "data_parallel_rank": rank,
@@ -181,12 +181,12 @@ def _executor(settings: Settings) -> type[Executor] | str:
     return "uni" if single else "mp"
 
 
-def _refuse_wrong_answers(settings: Settings) -> None:
+def _reject_wrong_output(settings: Settings) -> None:
     """Reject settings with which vLLM 0.32 silently computes wrong output on GPU."""
     gpu, workers = settings.platform is Platform.GPU, settings.group.tensor_parallel
     if gpu and workers > 1 and own_arguments(settings).get("enforce_eager"):
         raise SettingsError(
             "engine.args.enforce_eager: with group.data_parallel and group.tensor_parallel above "
-            "1, vLLM 0.32 generates nonsense for a request that is alone on its rank (vLLM "
+            "1, vLLM 0.32 generates wrong output for a request that is alone on its rank (vLLM "
             "issue 50154); omit it, or set group.tensor_parallel to 1"
         )

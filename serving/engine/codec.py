@@ -80,7 +80,7 @@ def encode_output(output: RequestOutput, request_id: str, *, first: bool) -> lin
     return delta
 
 
-def given_up(output: RequestOutput) -> bool:
+def failed_choice(output: RequestOutput) -> bool:
     """Return whether vLLM ended one of the choices with an error."""
     return any(choice.finish_reason == "error" for choice in output.outputs)
 
@@ -112,16 +112,18 @@ def failure_delta(request_id: str, error: Exception, *, alone: bool) -> link_pb2
     codes = link_pb2.RequestError
     cause = error.__cause__ if isinstance(error, EngineGenerateError) else error
     if isinstance(cause, EngineDeadError):
-        return error_delta(request_id, codes.ENGINE_FAILED, "a process of the engine died")
+        return error_delta(request_id, codes.ENGINE_FAILED, "an engine process died")
     if isinstance(cause, GracefulHTTPError):
         return error_delta(request_id, codes.OVERLOADED, str(cause))
     if isinstance(cause, InvalidRequest | VLLMClientError | ValueError | TypeError):
         return error_delta(request_id, codes.INVALID_REQUEST, str(cause))
     _log.error("request %s failed", request_id, exc_info=error)
     if alone:
-        message = "the engine cannot take this request: a parameter is not in the form it expects"
+        message = "the engine cannot process this request: a parameter has an invalid form"
         return error_delta(request_id, codes.INVALID_REQUEST, message)
-    return error_delta(request_id, codes.ENGINE_FAILED, "the engine failed on this request")
+    return error_delta(
+        request_id, codes.ENGINE_FAILED, "the engine failed while processing this request"
+    )
 
 
 def _encode_choice(choice: CompletionOutput) -> link_pb2.ChoiceDelta:

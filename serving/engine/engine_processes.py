@@ -91,7 +91,7 @@ class EngineProcesses:
         """
         if self._reaper is not None:
             self._reaper.started()
-        self._take()
+        self._update()
 
     def resident_bytes(self) -> int:
         """Return the resident bytes of this process and the engine's, read at most 2 s ago."""
@@ -109,7 +109,7 @@ class EngineProcesses:
     def end(self) -> None:
         """Wait for the engine's processes to end, then kill the rest. Safe to call twice."""
         if self._starting:
-            self._take()
+            self._update()
         reaper, self._reaper = self._reaper, None
         if reaper is not None:
             reaper.close()
@@ -127,7 +127,7 @@ class EngineProcesses:
             shutil.rmtree(self._folder, ignore_errors=True)
         self._processes = ()
 
-    def _take(self) -> None:
+    def _update(self) -> None:
         self._starting = False
         self._processes = tuple(
             item for item in descendants(os.getpid()) if item.pid not in self._before

@@ -105,8 +105,8 @@ def interface_of(address: str) -> str:
     interface = _interface_of(address)
     if interface is None:
         raise EngineError(
-            f"this node has no network interface with the address {address} that Ray gave it; "
-            "start Ray with --node-ip-address set to one of the node's own addresses"
+            f"no network interface of this node has the address {address} assigned by Ray; "
+            "start Ray with --node-ip-address set to an address of this node"
         )
     return interface
 

@@ -67,22 +67,22 @@ class KvMirror:
         before = ROOT if parent is None else self._name(parent)
         if before is None:
             return  # without the preceding block the content is unknown
-        came = []
+        added = []
         for key, name in zip(keys, block_hashes(token_ids, self.block_size, before), strict=False):
             block = self._blocks.get(key)
             if block is None:
                 self._blocks[key] = _Block(name, 1)
-                came.append(name)
+                added.append(name)
             else:
                 block.copies += 1
         if len(self._blocks) > self._limit:
             self.cleared()
             return
-        self._tell(came, present=True)
+        self._notify(added, present=True)
 
     def removed(self, keys: Iterable[Hashable]) -> None:
         """Record the removal of one copy of each block. Unknown keys are ignored."""
-        gone = []
+        removed_names = []
         for key in keys:
             block = self._blocks.get(key)
             if block is None:
@@ -90,8 +90,8 @@ class KvMirror:
             block.copies -= 1
             if block.copies == 0:
                 del self._blocks[key]
-                gone.append(block.name)
-        self._tell(gone, present=False)
+                removed_names.append(block.name)
+        self._notify(removed_names, present=False)
 
     def cleared(self) -> None:
         """Record that the cache is empty, or that its content is unknown."""
@@ -119,7 +119,7 @@ class KvMirror:
         block = self._blocks.get(key)
         return None if block is None else block.name
 
-    def _tell(self, names: list[int], *, present: bool) -> None:
+    def _notify(self, names: list[int], *, present: bool) -> None:
         if names:
             for feed in self._feeds:
                 feed.note(names, present=present)

@@ -102,7 +102,7 @@ class KvSource:
                 raise ValueError(f"{len(parts)} parts instead of {_PARTS}")  # noqa: TRY301
             batch = _decoder.decode(parts[2])
         except (msgspec.MsgspecError, ValueError) as error:
-            _log.warning("a KV-cache event cannot be read, the mirror is emptied: %s", error)
+            _log.warning("unreadable KV-cache event, clearing the mirror: %s", error)
             self.mirror.cleared()
             self._next += 1
             return

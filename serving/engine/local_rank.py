@@ -50,7 +50,7 @@ async def run_rank(
         log.info("rank runs", rank=identity.rank, group=identity.group_id, pid=os.getpid())
         await stopping.wait()
     finally:
-        await rank.stop("the rank was asked to stop")
+        await rank.stop("the rank is shutting down")
 
 
 def main() -> None:
@@ -58,7 +58,9 @@ def main() -> None:
     parser = FlagParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--rank", type=ORDINAL, default=0, help="index of the rank (default 0)")
     parser.add_argument("--group", default="g0", help="group id (default g0)")
-    parser.add_argument("--epoch", default="local", help="the same on all ranks (default local)")
+    parser.add_argument(
+        "--epoch", default="local", help="epoch of the group, the same on all ranks (default local)"
+    )
     parser.add_argument(
         "--world-size", type=COUNT, help="ranks in the group (default group.data_parallel)"
     )

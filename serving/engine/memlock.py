@@ -36,11 +36,11 @@ def problem(most: int | None, *, free: bool) -> str | None:
     if free or most is None or most >= NEEDED:
         return None
     return (
-        f"the limit of locked memory is {_size(most)}, and RDMA registers more than "
+        f"the locked-memory limit is {_size(most)}, while RDMA registers more than "
         f"{_size(NEEDED)}: raise it in the container runtime of the nodes "
         "(LimitMEMLOCK=infinity in containerd's systemd unit, then restart it), or run the pods "
-        "as root with IPC_LOCK (the chart's pools[].rdma.memlock: root); the capability alone has "
-        "no effect for another user"
+        "as root with IPC_LOCK (the chart's pools[].rdma.memlock: root); the capability has no "
+        "effect for other users"
     )
 
 

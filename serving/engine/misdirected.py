@@ -15,7 +15,7 @@ STATUS = 421
 """HTTP status Misdirected Request: this server cannot answer the request."""
 REASON = "MISDIRECTED_REQUEST"
 MESSAGE = (
-    "this port of Ray Serve is for health checks (/-/healthz) and carries no requests; "
+    "this Ray Serve port serves only health checks (/-/healthz); "
     "send requests to the router's REST or gRPC Service"
 )
 

@@ -30,7 +30,7 @@ import psutil
 from serving.engine import processes
 from serving.engine.processes import ProcessRecord
 
-_LOOK_EVERY = 1.0
+_SCAN_INTERVAL = 1.0
 """Interval between scans of a rank's descendants while the engine starts, seconds."""
 
 _STARTED = b"s"
@@ -75,7 +75,7 @@ class OrphanReaper:
         except (OSError, subprocess.TimeoutExpired) as error:
             os.close(answers)
             self.close()
-            raise OSError(f"cannot start the process that ends orphans: {error}") from error
+            raise OSError(f"cannot start the orphan reaper: {error}") from error
         finally:
             os.close(reader)
             os.close(answers_writer)
@@ -94,12 +94,12 @@ class OrphanReaper:
         ready, _, _ = select.select([self._answers], [], [], _ANSWER_TIMEOUT)
         if not ready:
             raise OSError(
-                f"the process that ends orphans did not answer within {_ANSWER_TIMEOUT:g} s: "
-                "this machine is out of memory or processor time"
+                f"the orphan reaper did not respond within {_ANSWER_TIMEOUT:g} s: "
+                "this machine is low on memory or CPU time"
             )
         answer = os.read(self._answers, _ANSWER_LIMIT)
         if not answer:
-            raise OSError("the process that ends orphans has ended")
+            raise OSError("the orphan reaper has exited")
         self._pid = int(answer)
 
     def started(self) -> None:
@@ -146,21 +146,21 @@ def detach() -> None:
         os._exit(0)
 
 
-def wait_for_owner(look: Callable[[], object] | None = None) -> None:
+def wait_for_owner(scan: Callable[[], object] | None = None) -> None:
     """Wait until standard input closes (the owner ended). Call in the reaper's process.
 
     Args:
-        look: Called every second until the owner reports that it has started.
+        scan: Called every second until the owner reports that it has started.
     """
     _answer()
     while True:
-        ready, _, _ = select.select([0], [], [], None if look is None else _LOOK_EVERY)
-        if look is not None:
-            look()
+        ready, _, _ = select.select([0], [], [], None if scan is None else _SCAN_INTERVAL)
+        if scan is not None:
+            scan()
         if ready:
             if not os.read(0, 1):
                 return
-            look = None
+            scan = None
             _answer()
 
 
@@ -173,7 +173,7 @@ class _StartedBelow:
         self._before = {_identity(item) for item in (*processes.descendants(owner), me) if item}
         self._found: dict[tuple[int, float], ProcessRecord] = {}
 
-    def look(self) -> None:
+    def scan(self) -> None:
         """Add the owner's current descendants."""
         for item in processes.descendants(self._owner):
             if _identity(item) not in self._before:
@@ -205,7 +205,7 @@ def main(owner: int, folder: str) -> None:
     try:
         rank = processes.record(owner)
         started = _StartedBelow(owner)
-        wait_for_owner(started.look)
+        wait_for_owner(started.scan)
         engine = started.found()
         processes.end(engine, grace=0.0, spare=_is_resource_tracker)
         for item in engine:

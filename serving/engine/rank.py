@@ -87,7 +87,7 @@ class Rank:
         """
         from serving.engine.router_link.server import RankServer
 
-        assert self._engine is not None, "load comes first"
+        assert self._engine is not None, "call load() first"
         identity = self._identity
         self._page = open_page(self._settings.telemetry, identity.node)
         if self._page is not None:

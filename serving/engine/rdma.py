@@ -184,7 +184,7 @@ def _named(variable: str, text: str, host: Host) -> tuple[Port, ...]:
             raise SettingsError(f"{variable}={text}: {_absent(word, host)}")
         chosen += [port for port in found if port not in chosen]
     if not chosen:
-        raise SettingsError(f"{variable}={text}: it names no device")
+        raise SettingsError(f"{variable}={text}: no device given")
     return tuple(chosen)
 
 
@@ -227,17 +227,17 @@ def _absent(word: str, host: Host) -> str:
         port.device == device for port in usable(host)
     ):
         return (
-            f"this pod may not use {device}: /dev/infiniband has no file for it (does the pod "
-            f"request the RDMA resource?); {_there(host)}"
+            f"this pod has no access to {device}: /dev/infiniband has no file for it (check that "
+            f"the pod requests the RDMA resource); {_there(host)}"
         )
-    return f"there is no device {word}; {_there(host)}"
+    return f"device {word} does not exist; {_there(host)}"
 
 
 def _there(host: Host) -> str:
     present = usable(host)
     if present:
         listed = ", ".join(str(port) for port in present)
-        return f"usable here: {listed}; {CHOICE}=auto takes the fastest"
+        return f"usable ports: {listed}; {CHOICE}=auto selects the fastest"
     return _nothing(host)
 
 
@@ -245,11 +245,11 @@ def _nothing(host: Host) -> str:
     """Return why no port is usable."""
     known = ports(host)
     if not known:
-        return "this node shows no RDMA device (/sys/class/infiniband is empty)"
+        return "this node has no RDMA device (/sys/class/infiniband is empty)"
     if any(port.active for port in known):
         return (
-            "this pod may use no RDMA device: /dev/infiniband has no files for the node's active "
-            f"ports ({', '.join(str(port) for port in known if port.active)}); the pod must "
+            "this pod has no access to RDMA devices: /dev/infiniband has no files for the node's "
+            f"active ports ({', '.join(str(port) for port in known if port.active)}); the pod must "
             "request the RDMA resource of the device plugin"
         )
     return f"no RDMA port is active: {', '.join(str(port) for port in known)}"

@@ -55,11 +55,9 @@ def fabric_environment(
     if rdma.usable(host):
         problem = lockable.problem(memlock(), free=lockable.locks_freely(host))
         if problem is not None and kind is not None and kind.rdma:
-            raise SettingsError(
-                f"engine.args.all2all_backend: {name} sends over RDMA, but {problem}"
-            )
+            raise SettingsError(f"engine.args.all2all_backend: {name} uses RDMA, but {problem}")
         if problem is not None:
-            _log.warning("there are RDMA devices, but %s", problem)
+            _log.warning("RDMA devices are present, but %s", problem)
     return variables
 
 

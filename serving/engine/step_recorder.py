@@ -63,10 +63,10 @@ class StepRecorder(StatLoggerBase):
         now = self._clock.monotonic()
         if self._busy:
             # Measured only between consecutive steps, to exclude idle time.
-            took = now - self._last_step
-            mean = load.step_seconds or took
-            load.step_seconds = mean + _SMOOTHING * (took - mean)
-            load.busy_seconds_total += took
+            duration = now - self._last_step
+            mean = load.step_seconds or duration
+            load.step_seconds = mean + _SMOOTHING * (duration - mean)
+            load.busy_seconds_total += duration
         self._last_step = now
         self._busy = scheduler_stats.num_running_reqs > 0
         load.engine_steps_total += 1

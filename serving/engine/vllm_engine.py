@@ -19,8 +19,8 @@ from serving.engine.codec import (
     decode_parser_kwargs,
     encode_output,
     error_delta,
+    failed_choice,
     failure_delta,
-    given_up,
 )
 from serving.engine.engine_processes import EngineProcesses
 from serving.engine.environment import apply_environment, engine_environment
@@ -43,8 +43,8 @@ _WARM_UP_TOKENS = 2
 
 _INVALID = link_pb2.RequestError.INVALID_REQUEST
 _DEAD_END = (
-    "structured_outputs: the engine gave up, because it cannot use the grammar, or the grammar "
-    "allows none of the model's tokens next"
+    "structured_outputs: the engine cannot continue: it does not support the grammar, or the "
+    "grammar allows none of the model's next tokens"
 )
 
 
@@ -146,7 +146,7 @@ class VllmEngine:
             )
             async with contextlib.aclosing(stream):
                 async for output in stream:
-                    if params.structured_outputs is not None and given_up(output):
+                    if params.structured_outputs is not None and failed_choice(output):
                         # The engine is healthy: the grammar allows no further token.
                         yield error_delta(request_id, _INVALID, _DEAD_END)
                         return
@@ -190,7 +190,7 @@ class VllmEngine:
         if llm is None:
             raise EngineError("the engine is not running")
         if llm.errored:
-            raise EngineError("a process of the engine died; its log has the reason")
+            raise EngineError("an engine process died; see its log")
         if llm.output_processor.get_num_unfinished_requests() == 0:
             # A rank without requests may run dummy batches for the other ranks of the group. If
             # these hang, the ranks with requests report the stall.
@@ -203,7 +203,7 @@ class VllmEngine:
         limit = self._settings.fleet.stall_timeout
         if still > limit:
             raise EngineError(
-                f"the engine has requests and has made no step for {still:.1f} s "
+                f"the engine has requests but has completed no step for {still:.1f} s "
                 f"(fleet.stall_timeout is {limit:g} s)",
             )
 
@@ -239,7 +239,7 @@ class VllmEngine:
         try:
             config = engine_config(args)
             if self._stopped:
-                raise EngineError("stopped while starting")  # noqa: TRY301
+                raise EngineError("stopped during the start")  # noqa: TRY301
             folder = os.environ["VLLM_RPC_BASE_PATH"] = self._processes.watch()
             publish_kv_events(config, folder)
             if self._processes.forked:
@@ -311,5 +311,5 @@ class VllmEngine:
             try:
                 llm.shutdown(timeout=_SHUTDOWN_TIMEOUT)
             except Exception:  # noqa: BLE001  remaining processes are killed below
-                _log.exception("vLLM did not shut down in order")
+                _log.exception("vLLM did not shut down cleanly")
         self._processes.end()

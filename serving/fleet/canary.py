@@ -137,7 +137,7 @@ class CanaryStream:
         self.finished = False
         self.done = False
         self._ended = ended
-        late = EngineError(f"none came in {timeout:g} s")
+        late = EngineError(f"no token within {timeout:g} s")
         self._timer = asyncio.get_running_loop().call_later(timeout, self.fail, late)
 
     @property

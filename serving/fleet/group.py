@@ -144,13 +144,13 @@ def waits_for(group: Group) -> str:
     if missing:
         return (
             f"{len(group.members)} of {group.world_size} ranks joined, "
-            f"waits for {', '.join(map(str, missing[:8]))}{' …' if len(missing) > 8 else ''}"  # noqa: PLR2004  only shortens the text
+            f"waiting for rank {', '.join(map(str, missing[:8]))}{' …' if len(missing) > 8 else ''}"  # noqa: PLR2004  only shortens the text
         )
     ill = [rank for rank, member in sorted(group.members.items()) if not member.snapshot.healthy]
     if ill:
-        return f"waits for a healthy report of rank {', '.join(map(str, ill[:8]))}"
+        return f"waiting for a healthy report from rank {', '.join(map(str, ill[:8]))}"
     if any(member.snapshot.draining for member in group.members.values()):
-        return "drains"
+        return "draining"
     if group.cordoned:
         return f"cordoned: {group.cordoned}"
     return ""

@@ -29,7 +29,7 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 _Refusal = link_pb2.Refusal
 _JOIN_SETTING = "router.join_host and router.join_port"
-_REFUSED_LINGER = 1.0
+_REJECTED_LINGER = 1.0
 """Seconds that the call of a rank without credentials stays open for the refusal to be read."""
 _STOP_GRACE = 1.0
 """Grace period for calls to return after their links were closed, seconds."""
@@ -59,10 +59,10 @@ class JoinGuard:
             return
         raise JoinRefused(
             link_pb2.Refusal.CREDENTIALS,
-            "the rank shows no join token: give it the router's with link.token_file"
+            "the rank sent no join token: set link.token_file of the rank to the router's token"
             if token is None
-            else "the rank's join token is not one of this router's: link.token_file of the rank "
-            "and security.join_token_file of the router must hold the same",
+            else "the rank's join token is not valid for this router: link.token_file of the rank "
+            "and security.join_token_file of the router must contain the same token",
         )
 
 
@@ -139,7 +139,7 @@ class LinkServer(link_pb2_grpc.RouterServiceServicer):
         """Close all links and stop listening. Safe to call twice."""
         self._stopping = True
         for link in tuple(self._links):
-            link.close("the router stops")
+            link.close("the router is stopping")
         server, self._server = self._server, None
         if server is not None:
             await server.stop(_STOP_GRACE)
@@ -174,7 +174,7 @@ class LinkServer(link_pb2_grpc.RouterServiceServicer):
             if refusal.code == _Refusal.CREDENTIALS:
                 # The rank's Hello may still be in flight: if the call ended first, the rank would
                 # see a failed call instead of the refusal. A real rank disconnects immediately.
-                await asyncio.sleep(_REFUSED_LINGER)
+                await asyncio.sleep(_REJECTED_LINGER)
             return
         log.info("rank joined", rank=str(link.rank_id), node=hello.node, pid=hello.pid, peer=peer)
         self._links.add(link)
@@ -223,10 +223,10 @@ class LinkServer(link_pb2_grpc.RouterServiceServicer):
         except TimeoutError as error:
             raise JoinRefused(
                 _Refusal.BAD_HELLO,
-                f"no Hello came within link.hello_timeout ({self._link.hello_timeout:g} s)",
+                f"no Hello received within link.hello_timeout ({self._link.hello_timeout:g} s)",
             ) from error
         if first is EOF or not first.HasField("hello"):
-            raise JoinRefused(_Refusal.BAD_HELLO, "the first frame was no Hello")
+            raise JoinRefused(_Refusal.BAD_HELLO, "the first frame is not a Hello")
         check_hello(first.hello, model_name=self._model_name, fingerprint=self._fingerprint)
         hello: link_pb2.Hello = first.hello
         return hello
@@ -249,22 +249,22 @@ def check_hello(hello: link_pb2.Hello, *, model_name: str, fingerprint: str) -> 
     if hello.protocol_version != PROTOCOL_VERSION:
         raise JoinRefused(
             _Refusal.PROTOCOL_VERSION,
-            f"the rank (moe-serving {hello.serving_version or 'unknown'}) speaks link protocol "
-            f"{hello.protocol_version}, this router (moe-serving {__version__}) speaks "
+            f"the rank (moe-serving {hello.serving_version or 'unknown'}) uses link protocol "
+            f"{hello.protocol_version}, this router (moe-serving {__version__}) uses "
             f"{PROTOCOL_VERSION}: run the same version on both",
         )
     if hello.model != model_name:
         raise JoinRefused(
             _Refusal.MODEL,
             f"the rank serves model {hello.model!r}, this router serves {model_name!r}: "
-            "give both the same model.name",
+            "set the same model.name on both",
         )
     if hello.model_fingerprint != fingerprint:
         raise JoinRefused(
             _Refusal.MODEL,
-            f"the rank's files of model {model_name!r} have fingerprint "
-            f"{hello.model_fingerprint!r}, this router's have {fingerprint!r}: config.json or "
-            "the tokenizer differ, give both the same model.path contents",
+            f"the files of model {model_name!r} have fingerprint {hello.model_fingerprint!r} on "
+            f"the rank and {fingerprint!r} on this router: config.json or the tokenizer differs, "
+            "use the same model files on both",
         )
     if not hello.group_id or not hello.epoch:
         raise JoinRefused(_Refusal.BAD_HELLO, "group_id and epoch must not be empty")
@@ -272,5 +272,5 @@ def check_hello(hello: link_pb2.Hello, *, model_name: str, fingerprint: str) -> 
         raise JoinRefused(
             _Refusal.BAD_HELLO,
             f"rank {hello.rank} is out of range for world size {hello.world_size}: "
-            "it must be 0 <= rank < world_size",
+            "must be 0 <= rank < world_size",
         )

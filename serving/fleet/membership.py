@@ -35,7 +35,7 @@ from serving.telemetry import metrics
 
 
 class JoinRefused(LinkRefused):
-    """The router refuses a rank; ``code`` is sent in the Refusal message."""
+    """The router rejects a rank; ``code`` is sent in the Refusal message."""
 
     def __init__(self, code: link_pb2.Refusal.Code, reason: str) -> None:
         super().__init__(reason)
@@ -103,15 +103,15 @@ class FleetMembership:
             if other is not None:
                 raise JoinRefused(
                     link_pb2.Refusal.DUPLICATE_RANK,
-                    f"{rank_id} is already joined from {other.node or 'an unnamed node'} "
-                    f"(pid {other.pid}): stop one of them, or give them different ranks",
+                    f"{rank_id} has already joined from {other.node or 'an unnamed node'} "
+                    f"(pid {other.pid}): stop one of them, or assign different ranks",
                 )
         elif group is not None:
             if self._is_older(hello, group):
                 raise JoinRefused(
                     link_pb2.Refusal.BAD_HELLO,
                     f"epoch {hello.epoch} of group {hello.group_id} was replaced by a newer "
-                    f"one ({group.epoch}): this rank is left over, stop it",
+                    f"one ({group.epoch}): this rank is stale, stop it",
                 )
             self._replaced.append((group.group_id, group.epoch))
             self._apply(group, GroupEvent.REPLACED, f"replaced by epoch {hello.epoch}")
@@ -190,7 +190,9 @@ class FleetMembership:
         group, member = found
         member.snapshot = replace(member.snapshot, draining=True)
         self._apply(
-            group, GroupEvent.DRAIN, f"rank {rank_id.rank} drains: {reason or 'no reason given'}"
+            group,
+            GroupEvent.DRAIN,
+            f"rank {rank_id.rank} is draining: {reason or 'no reason given'}",
         )
         self._changed()
 
@@ -247,7 +249,7 @@ class FleetMembership:
         self._settle(group)
         self._changed()
 
-    def hand_over(self, group_id: str, reason: str) -> None:
+    def move_requests(self, group_id: str, reason: str) -> None:
         """Cordon a group and move its running requests to other groups.
 
         Raises:
@@ -255,7 +257,9 @@ class FleetMembership:
         """
         self.cordon(group_id, reason)
         for member in tuple(self._group(group_id).members.values()):
-            member.handle.fence(f"group {group_id} hands over: {reason}", planned=True)
+            member.handle.fence(
+                f"group {group_id} moves its requests to other groups: {reason}", planned=True
+            )
 
     def inflight_requests(self, group_id: str) -> int:
         """Return the number of this router's requests on the group; 0 if it is not joined."""
@@ -332,7 +336,9 @@ class FleetMembership:
         group = self._groups.get(group_id)
         if group is None:
             here = ", ".join(sorted(self._groups)) or "none"
-            raise GroupNotFound(f"no group {group_id!r} is joined to this router; joined: {here}")
+            raise GroupNotFound(
+                f"no group {group_id!r} has joined this router; joined groups: {here}"
+            )
         return group
 
     def _is_older(self, hello: link_pb2.Hello, group: Group) -> bool:
@@ -352,7 +358,7 @@ class FleetMembership:
                 group,
                 GroupEvent.COMPLETE,
                 f"all {group.world_size} ranks are healthy"
-                + (" and generate" if self._canary is not None else ""),
+                + (" and generate tokens" if self._canary is not None else ""),
             )
         elif group.state is MemberState.JOINING:
             group.reason = waits
@@ -365,7 +371,7 @@ class FleetMembership:
                 member.canary_sent = True
                 canary.send(member.snapshot.rank_id, member.handle, self)
         ranks = ", ".join(str(member.snapshot.rank) for member in missing[:8])
-        return f"waits for the first token of rank {ranks}" if missing else ""
+        return f"waiting for the first token of rank {ranks}" if missing else ""
 
     def _apply(self, group: Group, event: GroupEvent, reason: str) -> None:
         after = TRANSITIONS.get((group.state, event))

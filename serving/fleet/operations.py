@@ -49,6 +49,8 @@ class FleetOperations:
                 while self._membership.inflight_requests(group_id):  # noqa: ASYNC110  bounded above
                     await asyncio.sleep(_POLL_INTERVAL)
         except TimeoutError:
-            self._membership.hand_over(group_id, f"drained, {timeout:g} s were not enough")
+            self._membership.move_requests(
+                group_id, f"drained, but requests were still running after {timeout:g} s"
+            )
             return False
         return True

@@ -19,7 +19,7 @@ class RankLink:
     """A ``rank_handle.RankHandle`` on a Join stream.
 
     Requests and aborts collect in the send queue and are sent in one frame when the sender task
-    runs. The queue is bounded: if the rank does not read its frames, new requests are refused.
+    runs. The queue is bounded: if the rank does not read its frames, new requests are rejected.
     """
 
     def __init__(
@@ -93,12 +93,12 @@ class RankLink:
             raise GroupLost(f"{self.rank_id} was lost: {self.close_reason}")
         if len(self._submits) >= self._send_limit:
             raise Overloaded(
-                f"{self.rank_id} does not take its requests fast enough "
-                f"({self._send_limit} wait): try again later",
+                f"{self.rank_id} does not accept requests fast enough "
+                f"({self._send_limit} are queued): try again later",
             )
         if (size := stream.work.ByteSize()) > self._frame_bytes:
             raise InvalidRequest(
-                f"the request takes {size} bytes on the link, {self._frame_bytes} fit: "
+                f"the request is {size} bytes on the link, the maximum is {self._frame_bytes}: "
                 "send a shorter prompt",
             )
         self._streams[stream.request_id] = stream
@@ -121,7 +121,7 @@ class RankLink:
         """Fail all requests on the rank with GroupLost and abort them there."""
         for stream in tuple(self._streams.values()):
             self.release(stream)
-            stream.fail(GroupLost(f"{reason}; the request can be sent again", planned=planned))
+            stream.fail(GroupLost(f"{reason}; the request can be retried", planned=planned))
 
     def close(self, reason: str) -> None:
         """End the link, which makes its Join call return."""
@@ -209,7 +209,7 @@ class RankLink:
             now = self._clock.monotonic()
             silent = now - self._heard_at
             if silent >= self._silence_limit:
-                self.close(f"nothing heard for {silent:.1f} s")
+                self.close(f"nothing received for {silent:.1f} s")
                 return
             quiet = silent >= self._silence_limit / 4
             if self._ping_sent_at is None and (quiet or now - pinged_at >= self._silence_limit):

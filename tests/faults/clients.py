@@ -1,4 +1,4 @@
-"""Clients of the simulated routers: send one request each, write down what comes."""
+"""Clients of the simulated routers: each sends one request and records the outputs."""
 
 import asyncio
 from dataclasses import replace
@@ -16,7 +16,7 @@ from tests.faults.traffic import Spec
 
 
 async def run_client(cluster: Cluster, spec: Spec) -> None:
-    """Wait for the request's time, send it, and stay until it ends one way or another."""
+    """Wait for the request's time, send it, and wait until it ends."""
     process_var.set(f"client {spec.name}")
     await asyncio.sleep(spec.arrives)
     living = [router for router in cluster.routers if router.alive]
@@ -27,11 +27,11 @@ async def run_client(cluster: Cluster, spec: Spec) -> None:
     task = asyncio.create_task(_ask(cluster, router, spec, context))
     router.clients.add(task)
     task.add_done_callback(router.clients.discard)
-    gone = False
+    cancelled = False
     if spec.cancel_at is not None:
         done, _ = await asyncio.wait([task], timeout=spec.cancel_at)
         if not done:
-            gone = task.cancel()
+            cancelled = task.cancel()
     how, message, retryable = "FINISHED", "", False
     try:
         if not await task:
@@ -39,7 +39,7 @@ async def run_client(cluster: Cluster, spec: Spec) -> None:
     except asyncio.CancelledError:
         if asyncio.current_task().cancelling():  # type: ignore[union-attr]
             raise
-        how = "CANCELLED" if gone else "DIED"
+        how = "CANCELLED" if cancelled else "DIED"
     except ServingError as error:
         status = status_of(error)
         how, message, retryable = status.reason, str(error), status.retryable
@@ -51,7 +51,7 @@ async def run_client(cluster: Cluster, spec: Spec) -> None:
 
 
 async def _ask(cluster: Cluster, router: SimRouter, spec: Spec, context: RequestContext) -> bool:
-    """Take all outputs; false if the client went away before the end."""
+    """Read all outputs; return False if the client disconnected before the end."""
     history, loop = cluster.history, cluster.loop
     if spec.deadline is not None:
         context = replace(context, deadline=loop.time() + spec.deadline)

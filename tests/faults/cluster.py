@@ -200,7 +200,7 @@ class SimRank:
         self.resume_gang()
 
     async def stop(self) -> None:
-        """Stop in order, as Ray Serve does; kill a process that does not end."""
+        """Stop gracefully, as Ray Serve does; kill a process that does not end."""
         if self.alive and self.stopped_since is None:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_STOP):
@@ -234,7 +234,7 @@ class Supervisor:
         self._task = asyncio.create_task(self._run())
 
     def drain(self) -> None:
-        """Stop the gang in order and start another, as when its node is drained."""
+        """Stop the gang gracefully and start another, as when its node is drained."""
         self._leave.set()
 
     async def stop(self) -> None:

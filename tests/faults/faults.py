@@ -38,7 +38,7 @@ async def kill_rank(cluster: Cluster, rng: random.Random) -> None:
 async def fail_engine(cluster: Cluster, rng: random.Random) -> None:
     rank = _rank(cluster, rng)
     if rank is not None:
-        cluster.note(f"the engine of {rank.name} fails")
+        cluster.note(f"engine of {rank.name} fails")
         rank.engine.fail()
         rank.hang_gang()
         rank.engine.resume()
@@ -98,7 +98,7 @@ async def stop_process(cluster: Cluster, rng: random.Random) -> None:
 async def slow_rank(cluster: Cluster, rng: random.Random) -> None:
     rank = _rank(cluster, rng)
     if rank is not None:
-        cluster.note(f"{rank.name} is ten times slower for 2 s")
+        cluster.note(f"{rank.name} runs at a tenth of its speed for 2 s")
         rank.engine.slowness = 10.0
         await asyncio.sleep(2.0)
         rank.engine.slowness = 1.0
@@ -109,7 +109,7 @@ async def slow_link(cluster: Cluster, rng: random.Random) -> None:
     wires = cluster.network.of(rank.name) if rank is not None else []
     if wires:
         wire = rng.choice(wires)
-        cluster.note(f"the link {wire.client} - {wire.server} takes 0.3 s for 2 s")
+        cluster.note(f"the link {wire.client} - {wire.server} has a latency of 0.3 s for 2 s")
         wire.slow(0.3)
         await asyncio.sleep(2.0)
         wire.slow(0.0005)
@@ -117,7 +117,7 @@ async def slow_link(cluster: Cluster, rng: random.Random) -> None:
 
 async def drain_group(cluster: Cluster, rng: random.Random) -> None:
     group = _group(cluster, rng)
-    cluster.note(f"{group.name} is drained")
+    cluster.note(f"draining {group.name}")
     group.drain()
 
 
@@ -136,14 +136,14 @@ async def kill_router(cluster: Cluster, rng: random.Random) -> None:
 
 
 async def hand_over(cluster: Cluster, rng: random.Random) -> None:
-    """An operator hands a group's requests over, and uncordons it a moment later."""
+    """An operator moves a group's requests to other groups, and uncordons it shortly afterwards."""
     router = rng.choice([router for router in cluster.routers if router.alive])
     groups = router.membership.snapshot().groups
     if not groups:
         return
     group = rng.choice(groups).group_id
-    cluster.note(f"{router.name}: {group} hands over")
-    router.membership.hand_over(group, "by a test")
+    cluster.note(f"{router.name}: handing over the requests of {group}")
+    router.membership.move_requests(group, "hand-over by the test")
     await asyncio.sleep(1.0)
     if any(found.group_id == group for found in router.membership.snapshot().groups):
         router.membership.uncordon(group)

@@ -16,7 +16,7 @@ class Submitted:
     router: str
 
     def __str__(self) -> str:
-        return f"client sends it to {self.router}"
+        return f"client submits it to {self.router}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """A client got an output."""
+    """A client received an output."""
 
     at: float
     request: str
@@ -83,8 +83,8 @@ class Ran:
 
     def __str__(self) -> str:
         if self.began:
-            return f"{self.rank} begins it with {self.prompt_tokens} prompt tokens"
-        return f"{self.rank} is done with it"
+            return f"{self.rank} starts it with {self.prompt_tokens} prompt tokens"
+        return f"{self.rank} ends it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +111,7 @@ class History:
     specs: dict[str, Spec] = field(default_factory=dict)
     events: list[Event] = field(default_factory=list)
     leftovers: list[str] = field(default_factory=list)
-    """What remained one second after the end of the last request, and at the end."""
+    """State that remained one second after the end of the last request, and at the end."""
 
     def add(self, event: Event) -> None:
         """Append an event; times must not decrease."""
@@ -143,4 +143,4 @@ class History:
             who = event.request or "--"
             yield f"{event.at - start:10.4f}  {who:6} {event}"
         for leftover in self.leftovers:
-            yield f"  left over: {leftover}"
+            yield f"  leak: {leftover}"

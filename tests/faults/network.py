@@ -128,7 +128,7 @@ class Wire:
         self.on_break()
 
     def freeze(self, *, up: bool = True, down: bool = True) -> None:
-        """Let nothing pass, unnoticed until the keepalive timeout."""
+        """Drop all messages, undetected until the keepalive timeout."""
         self.up.frozen = self.up.frozen or up
         self.down.frozen = self.down.frozen or down
         if self._timer is None and not self.broken:
@@ -138,7 +138,7 @@ class Wire:
             )
 
     def thaw(self) -> None:
-        """Deliver what waits."""
+        """Deliver the queued messages."""
         self._stop_timer()
         for pipe in (self.up, self.down):
             pipe.frozen = False
@@ -168,7 +168,7 @@ class Network:
         self._listening[address] = (process_var.get(), handler)
 
     def close(self, address: str) -> None:
-        """Refuse new calls to an address."""
+        """Refuse new connections to an address."""
         self._listening.pop(address, None)
 
     def of(self, process: str) -> list[Wire]:
@@ -273,7 +273,7 @@ class _Call:
 
     def cancel(self) -> None:
         if self._wire is not None:
-            self._wire.cut("the rank hung up")
+            self._wire.cut("the rank closed the stream")
 
     def _living(self) -> Wire:
         if self._wire is None:
@@ -289,7 +289,7 @@ class _Call:
 
 
 class patched_channels:  # noqa: N801  used as a function
-    """Make ``grpc.aio.insecure_channel`` return channels of ``network`` for hosts in memory."""
+    """Make ``grpc.aio.insecure_channel`` return channels of ``network`` for in-memory hosts."""
 
     def __init__(self, network: Network) -> None:
         self._network = network

@@ -19,10 +19,12 @@ from tests.faults.scenarios import Verdict, random_scenario, run_scenario
 def main() -> int:
     """Print a history, or the violations of many; return 1 if there are any."""
     parser = FlagParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--seed", type=ORDINAL, help="the history to print")
-    parser.add_argument("--request", default="", help="only this request's events, and faults")
-    parser.add_argument("--from", dest="first", type=ORDINAL, default=0, help="first of many seeds")
-    parser.add_argument("--count", type=COUNT, default=100, help="how many (without --seed)")
+    parser.add_argument("--seed", type=ORDINAL, help="seed of the history to print")
+    parser.add_argument(
+        "--request", default="", help="print only the events of this request, and faults"
+    )
+    parser.add_argument("--from", dest="first", type=ORDINAL, default=0, help="first seed")
+    parser.add_argument("--count", type=COUNT, default=100, help="number of seeds (without --seed)")
     options = parser.parse_args()
     if options.seed is not None:
         verdict = run_scenario(random_scenario(options.seed))
@@ -49,11 +51,11 @@ def _counted(verdict: Verdict) -> Iterable[str]:
         if isinstance(event, Ended):
             yield f"requests: {event.how}"
             if event.how == "POISON_REQUEST" and not verdict.history.specs[event.request].poison:
-                yield "requests: POISON_REQUEST of one that is none"
+                yield "requests: POISON_REQUEST, but not poison"
             if event.resumes and event.how == "FINISHED":
                 yield f"requests: FINISHED after {event.resumes} resumptions"
         elif isinstance(event, Ran) and event.began:
-            yield "requests begun by engines"
+            yield "requests started by engines"
 
 
 def say(*lines: str) -> None:

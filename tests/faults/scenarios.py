@@ -1,4 +1,4 @@
-"""Draws a cluster, traffic and faults from a seed, runs them, and looks for leaks."""
+"""Draws a cluster, traffic and faults from a seed, runs them, and checks for leaks."""
 
 import asyncio
 import contextlib
@@ -20,7 +20,7 @@ from tests.faults.validate import Rules, violations
 _LONGEST = 400.0
 """Virtual seconds within which every client's request must have ended."""
 _SETTLE = 1.0
-"""Seconds after the end of the last request by which nothing of it may be left."""
+"""Seconds after the end of the last request after which no trace of it may remain."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +58,10 @@ class Verdict:
     violations: list[str]
 
     def __str__(self) -> str:
-        told = "\n".join(f"  VIOLATION {line}" for line in self.violations) or "  no violation"
-        return f"{self.history.title}\n{told}\n  again: make faults-replay SEED={self.history.seed}"
+        listed = "\n".join(f"  VIOLATION {line}" for line in self.violations) or "  no violation"
+        return (
+            f"{self.history.title}\n{listed}\n  replay: make faults-replay SEED={self.history.seed}"
+        )
 
 
 def random_scenario(seed: int) -> Scenario:
@@ -100,7 +102,7 @@ def run_scenario(scenario: Scenario) -> Verdict:
         try:
             run_virtually(_play(scenario, history))
         except (Deadlock, TimeoutError) as error:
-            history.leftovers.append(f"it did not come to an end: {type(error).__name__} {error}")
+            history.leftovers.append(f"the run did not end: {type(error).__name__} {error}")
     return Verdict(history, violations(history, scenario.rules))
 
 
@@ -135,9 +137,9 @@ async def _strike(cluster: Cluster, strike: Strike, seed: str) -> None:
 
 
 async def _settle(cluster: Cluster, scenario: Scenario) -> None:
-    """Wait for what is in flight."""
+    """Wait until the work in flight has ended."""
     await asyncio.sleep(max(scenario.rules.abort_seconds, _SETTLE))
-    cluster.note("all clients have had their end")
+    cluster.note("all requests have ended")
 
 
 def _tasks_left(loop: VirtualLoop) -> Iterator[str]:
@@ -149,7 +151,7 @@ def _tasks_left(loop: VirtualLoop) -> Iterator[str]:
 
 
 def _rules(scenario: Scenario) -> Rules:
-    """Return rules that allow for faults that cannot be noticed at once."""
+    """Return rules that allow for faults that cannot be detected at once."""
     shape = scenario.shape
     settings = shape.settings()
     silent = any(strike.fault.silent for strike in scenario.strikes)

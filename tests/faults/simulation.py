@@ -82,7 +82,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         return set(self.tasks.get(process, ()))
 
     def kill(self, process: str) -> None:
-        """Cancel all tasks of a process. What they wrote before may still be on the wire."""
+        """Cancel all tasks of a process. Data that they wrote before may still be on the wire."""
         for task in sorted(self.alive(process), key=lambda task: task.get_name()):
             task.cancel()
 

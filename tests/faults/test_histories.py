@@ -32,7 +32,7 @@ def test_random_histories_hold(block):
 
 
 def test_random_histories_are_about_something():
-    """Faults hit: requests are resumed, cancelled, refused as poison, and late."""
+    """Faults hit: requests are resumed, cancelled, rejected as poison, and late."""
     ends = [
         event
         for seed in range(40)
@@ -51,7 +51,7 @@ def test_a_seed_always_gives_the_same_history(seed):
     assert list(first.lines()) == list(second.lines())
 
 
-# -- bugs that are planted ----------------------------------------------------------------
+# -- planted bugs ----------------------------------------------------------------
 
 
 def forget_a_token(monkeypatch):
@@ -68,7 +68,7 @@ def forget_a_token(monkeypatch):
 
 
 def send_a_token_twice(monkeypatch):
-    """What is skipped in a replay is one token too few."""
+    """A replay skips one token too few."""
     rewind = OutputBuffer.rewind
 
     def wrong(self):
@@ -80,7 +80,7 @@ def send_a_token_twice(monkeypatch):
 
 
 def do_not_abort(monkeypatch):
-    """A request whose client went away stays on its rank."""
+    """A request whose client disconnected stays on its rank."""
     monkeypatch.setattr(RankLink, "release", lambda self, stream: None)
 
 
@@ -99,7 +99,7 @@ def count_no_loss(monkeypatch):
 
 
 def blame_everybody(monkeypatch):
-    """A request that was on two lost groups is refused as if it had been alone on them."""
+    """A request that was on two lost groups is rejected as if it had been alone on them."""
     after_loss = LossHistory.after_loss
 
     def wrong(self, seen_tokens, settings, *, alone):
@@ -115,10 +115,10 @@ def blame_everybody(monkeypatch):
     [
         pytest.param(forget_a_token, "tokens differ", id="resume off by one token"),
         pytest.param(send_a_token_twice, "choice 0", id="replay off by one token"),
-        pytest.param(do_not_abort, "left over", id="no abort"),
+        pytest.param(do_not_abort, "leak", id="no abort"),
         pytest.param(do_not_resume, "GROUP_LOST", id="no resumption"),
-        pytest.param(blame_everybody, "could be meant", id="innocents are refused"),
-        pytest.param(count_no_loss, "poisonous request was begun", id="no limit to resumptions"),
+        pytest.param(blame_everybody, "rejected as poison", id="innocents are rejected"),
+        pytest.param(count_no_loss, "poison request was started", id="no limit to resumptions"),
     ],
 )
 def test_a_planted_bug_is_caught(monkeypatch, plant, words):
@@ -127,10 +127,10 @@ def test_a_planted_bug_is_caught(monkeypatch, plant, words):
         found = run_scenario(random_scenario(seed)).violations
         if any(words in line for line in found):
             return
-    pytest.fail("60 histories did not show it")
+    pytest.fail("not detected in 60 histories")
 
 
-# -- histories with a story ----------------------------------------------------------------
+# -- specific histories ----------------------------------------------------------------
 
 
 def requests(count, at=0.0, tokens=40, **more):
@@ -174,8 +174,8 @@ def test_a_drained_group_hands_over_or_finishes():
 
 def test_streams_of_a_dead_router_are_aborted_and_others_go_on():
     traffic = tuple(replace(spec, router=number % 2) for number, spec in enumerate(requests(12)))
-    told = scenario(Shape(routers=2), traffic, ("kill_router", 0.3))
-    _, ends = played(told)
+    scene = scenario(Shape(routers=2), traffic, ("kill_router", 0.3))
+    _, ends = played(scene)
     died = [end for end in ends.values() if end.how == "DIED"]
     assert len(died) == 6
     assert all(end.resumes == 0 for end in ends.values())
@@ -195,7 +195,7 @@ def test_poison_is_refused_before_it_has_killed_every_group():
 @pytest.mark.parametrize("groups", [1, 2, 3])
 @pytest.mark.parametrize("tokens", [3, 40], ids=["short", "long"])
 def test_innocents_beside_a_poisonous_request_are_spared(groups, tokens):
-    """They start with it, and move with it; two groups die, and it alone is refused."""
+    """Innocent requests move with a poison request; two groups die, only the latter is rejected."""
     poison = Spec("p00", 0.0, (40, POISON), {"temperature": 0, "max_tokens": 9}, DELTA)
     traffic = (*requests(8, tokens=tokens), poison, *requests_named("s", 8, tokens=tokens))
     history, ends = played(scenario(Shape(groups=groups, suspect_tokens=32, slots=32), traffic))
@@ -206,17 +206,17 @@ def test_innocents_beside_a_poisonous_request_are_spared(groups, tokens):
 
 
 def test_a_slow_client_on_trial_does_not_hold_up_the_others():
-    """It does not look at its answer, which is generated all the same."""
+    """It does not read its answer, which is generated anyway."""
     slow = requests_named("a", 1, tokens=60, slow=20.0)
-    told = scenario(Shape(groups=1, suspect_tokens=32), (*slow, *requests(6)), ("kill_rank", 0.1))
-    _, ends = played(told)
+    scene = scenario(Shape(groups=1, suspect_tokens=32), (*slow, *requests(6)), ("kill_rank", 0.1))
+    _, ends = played(scene)
     assert {end.how for end in ends.values()} == {"FINISHED"}
     assert max(ends[f"r{n:02}"].at for n in range(6)) < ends["a00"].at
 
 
 def test_a_client_that_goes_away_frees_its_rank():
-    gone = requests(6, tokens=60, cancel_at=0.2)
-    history, ends = played(scenario(Shape(), gone))
+    leaving = requests(6, tokens=60, cancel_at=0.2)
+    history, ends = played(scenario(Shape(), leaving))
     assert {end.how for end in ends.values()} == {"CANCELLED"}
     done = [event.at for event in history.events if isinstance(event, Ran) and not event.began]
     assert max(done) - min(end.at for end in ends.values()) < 1.0

@@ -6,8 +6,6 @@ from tests.faults.real.nodes import RayNode
 from tests.faults.real.rows import Row
 from tests.faults.real.table import from_json, to_json
 
-pytestmark = pytest.mark.timeout(120)
-
 
 class Process:
     """A process that ends when a test ends it."""
@@ -64,7 +62,7 @@ def test_what_is_left_goes_at_once_and_the_next_start_waits(node):
 def test_ray_that_does_not_come_up_is_started_again(node):
     node.process.code = 1
     node.look(200.0)
-    assert not node.up(), "what the first one said is not the second one's word"
+    assert not node.up(), "the output of the first process does not count for the second"
     node.look(229.9)
     assert node.starts == 2
     node.look(230.0)

@@ -1,4 +1,4 @@
-"""The real thing, in short: kill -9 of a rank while no other group takes requests, and with one.
+"""A short test on a real system: kill -9 of a rank, with and without another ready group.
 
 Both tests share one system of two groups; each begins when both are ready.
 """
@@ -23,9 +23,9 @@ pytestmark = [
 ]
 
 COUNT, TOKENS = 20, 240
-"""Each kind of request twice over each protocol, long enough to be struck and continued."""
+"""Each kind of request twice over each protocol, long enough to be interrupted and continued."""
 TAKE_OVER = 15.0
-"""Seconds from the start of a controller of Serve until it has asked every rank."""
+"""Seconds from the start of a controller of Serve until it has checked every rank."""
 AIM = 5.0
 """Seconds that a stream may pause when another group is there; printed, not asserted."""
 
@@ -38,7 +38,7 @@ async def running():
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def reference(running):
-    """What the ranks answer undisturbed; without Serve's controller, which is killed before."""
+    """The undisturbed answers; Serve's controller is killed before."""
     before, old = await running.ready(), running.controller()
     old.kill()
     answers, row = await undisturbed(running, COUNT, TOKENS, tuple(KINDS))
@@ -50,7 +50,7 @@ async def reference(running):
         return False
 
     await eventually(replaced, "a new controller")
-    # It checks every rank within seconds and stops those that do not answer.
+    # It checks every rank within seconds and stops those that do not respond.
     while running.controller().create_time() + TAKE_OVER > time.time():
         await asyncio.sleep(0.5)
         assert await running.ready() == before
@@ -58,7 +58,7 @@ async def reference(running):
 
 
 async def strike(running, fault, reference, record_property):
-    """Strike while all requests stream; see that every answer is complete and the same."""
+    """Inject the fault while all requests stream; check that all answers are complete."""
     row = await disturbed(running, FAULTS[fault], reference, TOKENS, wait=False)
     record_property("longest_gap_seconds", row.longest_gap)
     assert row.resumed_on > 0, "the fault hit no request"

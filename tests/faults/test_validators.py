@@ -112,25 +112,25 @@ def leave_something(history):
         pytest.param(lose_output, "tokens differ", id="a token missing"),
         pytest.param(swap_outputs, "tokens differ", id="tokens out of order"),
         pytest.param(other_text, "text is", id="another text"),
-        pytest.param(other_logprobs, "of other tokens", id="log-probabilities"),
-        pytest.param(other_reason, "ended by", id="another finish reason"),
+        pytest.param(other_logprobs, "belong to other tokens", id="log-probabilities"),
+        pytest.param(other_reason, "finish reason is", id="another finish reason"),
         pytest.param(end_twice, "ended 2 times", id="two ends"),
         pytest.param(never_end, "ended 0 times", id="no end"),
         pytest.param(output_after_end, "after its end", id="output after the end"),
-        pytest.param(end_early, "these were the last", id="finished without a last output"),
+        pytest.param(end_early, "the last outputs of", id="finished without a last output"),
         pytest.param(lambda h: fail(h, "GROUP_LOST"), "GROUP_LOST after 0", id="lost"),
-        pytest.param(lambda h: fail(h, "OVERLOADED"), "after it had begun", id="refused late"),
+        pytest.param(lambda h: fail(h, "OVERLOADED"), "after its first output", id="rejected late"),
         pytest.param(lambda h: fail(h, "DEADLINE_EXCEEDED"), "DEADLINE", id="early deadline"),
         pytest.param(lambda h: fail(h, "CANCELLED"), "CANCELLED", id="cancelled without a client"),
         pytest.param(lambda h: fail(h, "POISON_REQUEST"), "POISON", id="no poison"),
-        pytest.param(lambda h: fail(h, "INTERNAL"), "INTERNAL", id="an error that is no answer"),
-        pytest.param(abort_late, "continued it", id="late abort"),
+        pytest.param(lambda h: fail(h, "INTERNAL"), "INTERNAL", id="an unexpected error"),
+        pytest.param(abort_late, "ran it for", id="late abort"),
         pytest.param(never_abort, "never ended it", id="no abort"),
         pytest.param(run_twice, "ran twice", id="one attempt twice"),
-        pytest.param(leave_something, "left over", id="leak"),
+        pytest.param(leave_something, "leak", id="leak"),
     ],
 )
-def test_what_is_wrong_is_told(history, spoil, words):
+def test_violations_are_reported(history, spoil, words):
     assert violations(history, Rules()) == []
     spoil(history)
     found = violations(history, Rules())

@@ -13,7 +13,7 @@ from serving.request_context import Priority
 
 MAX_MODEL_LEN = 512
 POISON = 7
-"""A prompt with this token kills every rank that starts it."""
+"""A prompt with this token kills every rank that starts the request."""
 _FIRST, _LAST = 32, 126
 """Printable ASCII, as the fake engine's own tokens."""
 _KINDS = (
@@ -64,9 +64,9 @@ class Spec:
             "cancel_at": self.cancel_at,
             "poison": self.poison or None,
         }
-        told = " ".join(f"{name}={value}" for name, value in extras.items() if value is not None)
+        shown = " ".join(f"{name}={value}" for name, value in extras.items() if value is not None)
         params = " ".join(f"{name}={value!r}" for name, value in self.params.items())
-        return f"{self.kind.name} prompt of {len(self.prompt)}, {params} {told}".rstrip()
+        return f"{self.kind.name} prompt of {len(self.prompt)}, {params} {shown}".rstrip()
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,7 @@ def reference(spec: Spec, seed: int | None) -> list[Answer]:
 
     Args:
         spec: the request.
-        seed: what the engine was given; the router may have drawn one.
+        seed: the seed passed to the engine; the router may have drawn one.
     """
     encoded = msgspec.msgpack.encode(spec.sampling_params())
     params = msgspec.msgpack.decode(encoded, type=FakeParams)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from tests.faults.answers import says_the_same
+from tests.faults.answers import matches_reference
 from tests.faults.history import Ended, Event, History, Output, Ran, Submitted
 from tests.faults.traffic import Spec
 
@@ -30,7 +30,7 @@ class Rules:
 
 def violations(history: History, rules: Rules) -> list[str]:
     """Return all violations in the history."""
-    found = [f"left over: {leftover}" for leftover in history.leftovers]
+    found = [f"leak: {leftover}" for leftover in history.leftovers]
     events = history.by_request()
     for name, spec in history.specs.items():
         for judge in JUDGES:
@@ -41,7 +41,7 @@ def violations(history: History, rules: Rules) -> list[str]:
         if not spec.poison and (end := _ended(events[name])) and end.how == "POISON_REQUEST"
     ]
     if len(refused) > rules.blamed:
-        found.append(f"{', '.join(refused)} refused as poison; {rules.blamed} could be meant")
+        found.append(f"{', '.join(refused)} rejected as poison; at most {rules.blamed} allowed")
     return found
 
 
@@ -53,19 +53,19 @@ def ends_once(spec: Spec, events: list[Event], rules: Rules) -> Iterator[str]:
         yield f"ended {len(ends)} times"
         return
     if not any(isinstance(event, Submitted) for event in events):
-        yield "was never sent"
+        yield "was never submitted"
     after = events[events.index(ends[0]) + 1 :]
     if any(isinstance(event, Output) for event in after):
-        yield "got an output after its end"
+        yield "received an output after its end"
     outputs = _outputs(events)
     last = [number for number, output in enumerate(outputs) if output.finished]
     if ends[0].how == "FINISHED" and last != [len(outputs) - 1]:
-        yield f"finished, but of {len(outputs)} outputs these were the last: {last}"
+        yield f"finished, but the last outputs of {len(outputs)} are {last}"
     if ends[0].how not in {"FINISHED", "CANCELLED", "DIED"} and last:
-        yield f"was finished and then failed with {ends[0].how}"
+        yield f"failed with {ends[0].how} after its last output"
 
 
-def ends_rightly(spec: Spec, events: list[Event], rules: Rules) -> Iterator[str]:
+def ends_as_allowed(spec: Spec, events: list[Event], rules: Rules) -> Iterator[str]:
     """Every request finishes, or ends for a reason that applies to it."""
     ended = _ended(events)
     if ended is None:
@@ -79,7 +79,7 @@ def ends_rightly(spec: Spec, events: list[Event], rules: Rules) -> Iterator[str]
         "CANCELLED": spec.cancel_after is not None or spec.cancel_at is not None,
         "DIED": True,
         "DEADLINE_EXCEEDED": ended.at >= deadline - _EPSILON,
-        # The router cannot know whether a lost group had started it.
+        # The router cannot determine whether a lost group had started it.
         "POISON_REQUEST": resumed + 1 >= rules.suspect_losses,
         "GROUP_LOST": resumed >= rules.max_resumes or not rules.must_complete,
         "NOT_READY": not rules.must_complete,
@@ -92,9 +92,9 @@ def ends_rightly(spec: Spec, events: list[Event], rules: Rules) -> Iterator[str]
     if late > rules.abort_seconds and not spec.slow:
         yield f"ended {late:.3f} s after its deadline"
     if ended.how == "OVERLOADED" and _outputs(events):
-        yield "was refused after it had begun to answer"
+        yield "was rejected after its first output"
     if ended.how == "FINISHED" and begun == 0:
-        yield "was finished without an engine"
+        yield "finished although no engine ran it"
 
 
 def is_cleaned_up(spec: Spec, events: list[Event], rules: Rules) -> Iterator[str]:
@@ -109,11 +109,11 @@ def is_cleaned_up(spec: Spec, events: list[Event], rules: Rules) -> Iterator[str
         if event.began:
             begun[key] = event.at
             if ended is not None and event.at > ended.at + rules.abort_seconds:
-                yield f"{event.rank} began it {event.at - ended.at:.3f} s after its end"
+                yield f"{event.rank} started it {event.at - ended.at:.3f} s after its end"
         elif begun.pop(key, None) is None:
-            yield f"{event.rank} ended what it had not begun"
+            yield f"{event.rank} ended it without starting it"
         elif ended is not None and event.at > ended.at + rules.abort_seconds:
-            yield f"{event.rank} continued it for {event.at - ended.at:.3f} s after its end"
+            yield f"{event.rank} ran it for {event.at - ended.at:.3f} s after its end"
     yield from (f"{rank} never ended it" for rank, _ in begun)
 
 
@@ -128,18 +128,18 @@ def is_run_in_turn(spec: Spec, events: list[Event], rules: Rules) -> Iterator[st
         yield f"an attempt ran twice: {attempts}"
     ended = _ended(events)
     if ended is not None and len(attempts) > ended.resumes + 1:
-        yield f"ran {len(attempts)} times, its record says {ended.resumes} resumptions"
-    # Before a loss is suspicious, or where no loss is, the limit is another one.
+        yield f"ran {len(attempts)} times, but its record has {ended.resumes} resumptions"
+    # Without suspicion of poison, only fleet.max_resumes limits the attempts.
     limit = max(rules.suspect_losses, 0 if rules.suspects else rules.max_resumes + 1)
     if spec.poison and len(attempts) > limit:
-        yield f"a poisonous request was begun {len(attempts)} times"
+        yield f"a poison request was started {len(attempts)} times"
 
 
 Judge = Callable[[Spec, list[Event], Rules], Iterator[str]]
 JUDGES: tuple[Judge, ...] = (
     ends_once,
-    ends_rightly,
-    lambda spec, events, rules: says_the_same(spec, events),
+    ends_as_allowed,
+    lambda spec, events, rules: matches_reference(spec, events),
     is_cleaned_up,
     is_run_in_turn,
 )

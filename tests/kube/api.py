@@ -81,8 +81,8 @@ class Api:
                 )
         if metadata.get("resourceVersion"):
             # Not a Status object, hence no 400 (recorded).
-            said = "resourceVersion should not be set on objects to be created"
-            raise ApiError(500, said, "")
+            message = "resourceVersion should not be set on objects to be created"
+            raise ApiError(500, message, "")
         name = metadata.get("name", "")
         with self.store.lock:
             self._check_namespace(kind, namespace, name)
@@ -231,10 +231,10 @@ class Api:
         if not isinstance(config, dict):
             raise bad_request("error decoding YAML: the patch is no object")
         if not options.given_manager:
-            said = "Required value: is required for apply patch"
-            causes = [{"reason": "FieldValueRequired", "message": said, "field": "fieldManager"}]
+            message = "Required value: is required for apply patch"
+            causes = [{"reason": "FieldValueRequired", "message": message, "field": "fieldManager"}]
             what = 'PatchOptions.meta.k8s.io "" is invalid: fieldManager'
-            raise ApiError(422, f"{what}: {said}", details={"causes": causes})
+            raise ApiError(422, f"{what}: {message}", details={"causes": causes})
         if config.get("metadata", {}).get("managedFields"):
             raise bad_request("metadata.managedFields must be nil")
         strict = options.validation

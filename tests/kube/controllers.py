@@ -13,6 +13,7 @@ from contextlib import contextmanager
 
 from tests.kube.errors import ApiError
 from tests.kube.server import KubeServer
+from tests.support.waiting import PATIENCE
 
 Controller = Callable[[KubeServer], None]
 _QUIET = 0.05
@@ -33,7 +34,7 @@ def settle(server: KubeServer, *controllers: Controller) -> None:
                 try:
                     controller(server)
                 except ApiError as error:
-                    # A conflict is retried in the next pass; anything else is a bug in the
+                    # A conflict is retried in the next pass; any other error is a bug in the
                     # controller's.
                     if error.code not in {404, 409}:
                         raise
@@ -66,7 +67,7 @@ def running(server: KubeServer, *controllers: Controller) -> Iterator[None]:
     finally:
         stop.set()
         changed.set()
-        thread.join(60)
+        thread.join(PATIENCE)
         server.store.listeners.remove(changed.set)
     assert not thread.is_alive(), "the controllers do not end"
     if faults:

@@ -25,7 +25,7 @@ REASONS = {
 
 
 class ApiError(Exception):
-    """A refused request; ``status()`` returns the response body."""
+    """A rejected request; ``status()`` returns the response body."""
 
     def __init__(
         self, code: int, message: str, reason: str | None = None, details: dict | None = None
@@ -84,7 +84,7 @@ def conflict(kind, name, why=None):
 def invalid(kind, name, problems):
     """Return the error for invalid values; ``problems`` are (reason, path, message) each."""
     sentences = [f"{path}: {sentence}" for _, path, sentence in problems]
-    told = sentences[0] if len(sentences) == 1 else f"[{', '.join(sentences)}]"
+    message = sentences[0] if len(sentences) == 1 else f"[{', '.join(sentences)}]"
     label = f"{kind.kind}.{kind.group}" if kind.group else kind.kind
     causes = [
         {"reason": reason, "message": sentence, "field": path}
@@ -92,7 +92,7 @@ def invalid(kind, name, problems):
     ]
     details = {"name": name, "group": kind.group, "kind": kind.kind, "causes": causes}
     details = {key: value for key, value in details.items() if value}
-    return ApiError(422, f'{label} "{name}" is invalid: {told}', details=details)
+    return ApiError(422, f'{label} "{name}" is invalid: {message}', details=details)
 
 
 def wrong_uid(kind, name, given, uid):

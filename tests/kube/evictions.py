@@ -44,12 +44,12 @@ def _use(api: Api, budget: Item) -> None:
     """Use one of a budget's allowed disruptions."""
     status, name = budget.get("status") or {}, budget["metadata"]["name"]
     if not status.get("disruptionsAllowed"):
-        told = (
+        text = (
             f"The disruption budget {name} needs {status.get('desiredHealthy', 0)} healthy pods "
             f"and has {status.get('currentHealthy', 0)} currently"
         )
         message = "Cannot evict pod as it would violate the pod's disruption budget."
-        causes = [{"reason": "DisruptionBudget", "message": told}]
+        causes = [{"reason": "DisruptionBudget", "message": text}]
         raise ApiError(429, message, details={"causes": causes})
     left = status | {"disruptionsAllowed": status["disruptionsAllowed"] - 1}
     place = Place(api.store.kinds.of(budget), name, budget["metadata"]["namespace"])

@@ -51,17 +51,17 @@ def decoded(raw: dict[str, Any], prefix: Path = ()) -> Fields:
 
 def spoken(path: Path) -> str:
     """Return a path as it appears in messages: ``.spec.containers[name="a"].image``."""
-    said = ""
+    text = ""
     for element in path:
         kind, rest = element[:1], element[2:]
         if kind == "f":
-            said += f".{rest}"
+            text += f".{rest}"
         elif kind == "k":
             pairs = json.loads(rest).items()
-            said += "[" + ",".join(f"{key}={json.dumps(value)}" for key, value in pairs) + "]"
+            text += "[" + ",".join(f"{key}={json.dumps(value)}" for key, value in pairs) + "]"
         else:
-            said += f"[={rest}]" if kind == "v" else f"[{rest}]"
-    return said
+            text += f"[={rest}]" if kind == "v" else f"[{rest}]"
+    return text
 
 
 def element_of(item: Any, schema: Schema) -> str:

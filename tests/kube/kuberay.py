@@ -60,7 +60,7 @@ def proxy_health(server: KubeServer) -> Health:
         labels = cluster["metadata"].get("labels") or {}
         service = labels.get("ray.io/originated-from-cr-name")
         if service is None:
-            return True  # of a RayCluster without a RayService, Serve is not asked
+            return True  # for a RayCluster without a RayService, Serve is not queried
         found = server.get("rayservices", service, pod["metadata"]["namespace"])
         if found is None:
             return False
@@ -232,19 +232,19 @@ class _Service(Writer):
             for name in ("Ready", "UpgradeInProgress"):
                 set_condition(conditions, generation, name, "False", "Initializing", start)
         if endpoints:
-            said = "Number of serve endpoints is greater than 0"
-            set_condition(conditions, generation, "Ready", "True", "NonZeroServeEndpoints", said)
+            message = "Number of serve endpoints is greater than 0"
+            set_condition(conditions, generation, "Ready", "True", "NonZeroServeEndpoints", message)
         elif is_true(status, "Ready"):
-            said = "Number of serve endpoints dropped to 0"
-            set_condition(conditions, generation, "Ready", "False", "ZeroServeEndpoints", said)
+            message = "Number of serve endpoints dropped to 0"
+            set_condition(conditions, generation, "Ready", "False", "ZeroServeEndpoints", message)
         if active[0] and pending[0]:
-            said = "Both active and pending Ray clusters exist"
+            message = "Both active and pending Ray clusters exist"
             reason = "BothActivePendingClustersExist"
-            set_condition(conditions, generation, "UpgradeInProgress", "True", reason, said)
+            set_condition(conditions, generation, "UpgradeInProgress", "True", reason, message)
         elif active[0]:
-            said = "Active Ray cluster exists and no pending Ray cluster"
+            message = "Active Ray cluster exists and no pending Ray cluster"
             reason = "NoPendingCluster"
-            set_condition(conditions, generation, "UpgradeInProgress", "False", reason, said)
+            set_condition(conditions, generation, "UpgradeInProgress", "False", reason, message)
         new = {
             **{k: v for k, v in status.items() if k not in {"numServeEndpoints", "serviceStatus"}},
             "activeServiceStatus": _cluster_status(*active),

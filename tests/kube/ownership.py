@@ -1,6 +1,6 @@
 """Field ownership: managedFields, and the conflicts of server-side apply.
 
-Follows "Server-Side Apply" and the recorded objects and refusals: an Update takes
+Follows "Server-Side Apply" and the recorded objects and rejections: an Update takes
 ownership of the fields it changes. An Apply may not change fields of another manager unless forced;
 it owns the fields it contains, and releases those it no longer contains, removing them if they have
 no other owner. Subresources have separate entries.
@@ -36,10 +36,10 @@ class Manager:
     subresource: str = ""
 
     def __str__(self):
-        said = f'"{self.name}"'
+        message = f'"{self.name}"'
         if self.subresource:
-            said += f' with subresource "{self.subresource}"'
-        return f"{said} using {self.api_version}" if self.operation == "Update" else said
+            message += f' with subresource "{self.subresource}"'
+        return f"{message} using {self.api_version}" if self.operation == "Update" else message
 
 
 class Owners:
@@ -101,7 +101,7 @@ class Owners:
 
 
 def conflict(conflicts: dict[Manager, Fields]) -> ApiError:
-    """Return the error of a refused Apply, in the recorded form."""
+    """Return the error of a rejected Apply, in the recorded form."""
     pairs = [
         (manager, fieldsets.spoken(path))
         for manager, fields in sorted(conflicts.items(), key=lambda one: str(one[0]))
@@ -113,14 +113,14 @@ def conflict(conflicts: dict[Manager, Fields]) -> ApiError:
     ]
     if len(pairs) == 1:
         manager, path = pairs[0]
-        said = f"Apply failed with 1 conflict: conflict with {manager}: {path}"
+        message = f"Apply failed with 1 conflict: conflict with {manager}: {path}"
     else:
         lines = []
         for manager in dict.fromkeys(manager for manager, _ in pairs):
             lines.append(f"conflicts with {manager}:")
             lines += [f"- {path}" for other, path in pairs if other == manager]
-        said = f"Apply failed with {len(pairs)} conflicts: " + "\n".join(lines)
-    return ApiError(409, said, "Conflict", {"causes": causes})
+        message = f"Apply failed with {len(pairs)} conflicts: " + "\n".join(lines)
+    return ApiError(409, message, "Conflict", {"causes": causes})
 
 
 def _owned(item: Item, *, status: bool) -> Item:
@@ -132,7 +132,7 @@ def _owned(item: Item, *, status: bool) -> Item:
 
 
 def _empty(kind: Kind) -> Item:
-    """Return an object with only the fields that are no pointers in Go.
+    """Return an object with only the fields that are not pointers in Go.
 
     These exist from the beginning, so adding them makes no manager their owner (recorded).
     """
@@ -189,7 +189,7 @@ def applied(
     base = copied(live) if live is not None else {}
     owners = Owners(base.get("metadata", {}).get("managedFields"))
     if live is not None and not owners.sets:
-        # Nobody was tracked: what is there has an owner of this name (recorded).
+        # Without tracking, existing fields get an owner of this name (recorded).
         before = Manager("before-first-apply", "Update", kind.api_version)
         found = _owned(base, status=status)
         owners.sets[before] = fieldsets.compared(_empty(kind), found, kind.schema).added
@@ -202,8 +202,8 @@ def applied(
         last = owners.sets.get(who, set())
         owners.sets[who] = named
         everyones = set().union(*owners.sets.values())
-        if gone := last - named:
-            after = fieldsets.without(after, gone, everyones, kind.schema)
+        if dropped := last - named:
+            after = fieldsets.without(after, dropped, everyones, kind.schema)
         difference = fieldsets.compared(was, after, kind.schema)
     except fieldsets.Duplicate as error:
         space = config["metadata"].get("namespace", "")

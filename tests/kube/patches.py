@@ -31,8 +31,8 @@ _GO_NAMES = {
 def unsupported(content_type: str, *, custom: bool) -> ApiError:
     """Custom resources have no strategic merge patch: their Go types are unknown."""
     taken = [JSON, MERGE, *([] if custom else [STRATEGIC]), APPLY[0], APPLY[1]]
-    said = "the body of the request was in an unknown format - accepted media types include: "
-    return ApiError(415, said + ", ".join(taken))
+    message = "the body of the request was in an unknown format - accepted media types include: "
+    return ApiError(415, message + ", ".join(taken))
 
 
 def patched(live: Any, patch: Any, content_type: str, schema: Schema, *, custom: bool) -> Any:

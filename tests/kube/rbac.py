@@ -115,6 +115,6 @@ def _covers(rule: dict[str, Any], verb: str, group: str, resource: str, name: st
         has("verbs", verb)
         and has("apiGroups", group)
         and has("resources", resource, *anywhere)
-        # A name is unknown when something is created or all are asked for.
+        # The name is unknown for creates and lists.
         and (not names or name in names)
     )

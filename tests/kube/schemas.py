@@ -36,7 +36,7 @@ class Schema:
     def __init__(self, raw: dict[str, Any], definitions: dict[str, Any], over: Any = None):
         name = raw.get("$ref", "").removeprefix(_REF)
         target = definitions[name] if name else raw
-        # What stands beside a reference belongs to the field: patch strategy, list type.
+        # Keys next to a reference belong to the field: patch strategy, list type.
         self.raw: dict[str, Any] = {**target, **raw, **(over or {})} if name else raw
         self.name = name
         self._definitions = definitions
@@ -263,6 +263,6 @@ def _bounds(value: Any, schema: Schema, path: str) -> list[tuple[str, str, str]]
 
 def _wrong_type(path: str, value: Any, wanted: str) -> tuple[str, str, str]:
     is_now = _NAMES.get(type(value), "null")
-    said = f'"{value}"' if isinstance(value, str) else is_now
-    sentence = f'Invalid value: {said}: {path} in body must be of type {wanted}: "{is_now}"'
+    shown = f'"{value}"' if isinstance(value, str) else is_now
+    sentence = f'Invalid value: {shown}: {path} in body must be of type {wanted}: "{is_now}"'
     return ("FieldValueTypeInvalid", path, sentence)

@@ -23,6 +23,7 @@ from tests.kube.faults import Faults, Seen
 from tests.kube.kinds import Kind
 from tests.kube.paths import addressed, resource_at
 from tests.kube.store import Store
+from tests.support.waiting import PATIENCE
 
 Item = dict[str, Any]
 _VERBS = {"POST": "create", "PUT": "update", "PATCH": "patch"}
@@ -161,7 +162,7 @@ class KubeServer:
             target=lambda: asyncio.run(self._serve(listening, ready)), name="kube", daemon=True
         )
         self._thread.start()
-        assert ready.wait(60), "the fake API server did not start"
+        assert ready.wait(PATIENCE), "the fake API server did not start"
 
     def stop(self) -> None:
         """Become unreachable: close the port and all connections. Objects are kept."""
@@ -170,7 +171,7 @@ class KubeServer:
         assert self._loop is not None
         assert self._stop is not None
         self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join(60)
+        self._thread.join(PATIENCE)
         assert not self._thread.is_alive(), "the fake API server did not stop"
         self._thread = None
 
@@ -193,7 +194,7 @@ class KubeServer:
         done = threading.Event()
         assert self._loop is not None
         self._loop.call_soon_threadsafe(lambda: (call(), done.set()))
-        assert done.wait(60), "the fake API server does not answer"
+        assert done.wait(PATIENCE), "the fake API server does not answer"
 
     def _drop(self) -> None:
         for transport in [*self._transports]:
@@ -282,8 +283,8 @@ class KubeServer:
                 return (201 if new else 200), item
             return 200, self.api.patch(place, seen.parsed(), seen.content_type, options)
         if verb == "delete":
-            item, gone = self.api.delete(place, seen.parsed(), options)
-            if gone and kind.plural not in {"pods", "services", "namespaces"}:
+            item, deleted = self.api.delete(place, seen.parsed(), options)
+            if deleted and kind.plural not in {"pods", "services", "namespaces"}:
                 return 200, success(kind, item)
             return 200, item
         if verb == "deletecollection":

@@ -56,7 +56,7 @@ def decoded(
     Args:
         kind: the expected kind.
         body: parsed JSON.
-        validation: of unknown fields, "Strict" refuses, "Warn" (the default) puts them into
+        validation: of unknown fields, "Strict" rejects, "Warn" (the default) puts them into
             ``warn``, "Ignore" drops them.
         warn: receives the texts of Warning headers.
         patch: the object as text if it results from a patch; errors are then 422, not 400.
@@ -76,13 +76,15 @@ def decoded(
         )
     unknown = [f'unknown field "{path}"' for path in schemas.unknown_fields(body, kind.schema)]
     if unknown and validation == "Strict":
-        said = f"strict decoding error: {', '.join(unknown)}"
+        message = f"strict decoding error: {', '.join(unknown)}"
         if patch:
-            raise _invalid_patch(patch, said)
+            raise _invalid_patch(patch, message)
         if not kind.custom and not patch:
             version = kind.version
-            said = f'{kind.kind} in version "{version}" cannot be handled as a {kind.kind}: {said}'
-        raise bad_request(said)
+            message = (
+                f'{kind.kind} in version "{version}" cannot be handled as a {kind.kind}: {message}'
+            )
+        raise bad_request(message)
     if validation in {"", "Warn"}:
         warn += unknown
     item = schemas.pruned(copied(body), kind.schema)
@@ -112,11 +114,11 @@ def _check_types(kind: Kind, item: Item, patch: str) -> None:
     if not wrong:
         return
     _, path, sentence = wrong[0]
-    said = f"json: cannot unmarshal into Go struct field {kind.kind}.{path}: {sentence}"
+    message = f"json: cannot unmarshal into Go struct field {kind.kind}.{path}: {sentence}"
     if patch:
-        raise _invalid_patch(patch, said)
+        raise _invalid_patch(patch, message)
     raise bad_request(
-        f'{kind.kind} in version "{kind.version}" cannot be handled as a {kind.kind}: {said}'
+        f'{kind.kind} in version "{kind.version}" cannot be handled as a {kind.kind}: {message}'
     )
 
 

@@ -61,7 +61,7 @@ class Iproute:
             capture_output=True,
             text=True,
             check=False,
-            timeout=90,
+            timeout=300,
             env=environment,
         )
         if done.returncode:
@@ -78,9 +78,9 @@ def why_not() -> str | None:
         if shutil.which(command) is None:
             return f"the command {command} (package util-linux) is missing"
     probe = subprocess.run(
-        ["unshare", *_NAMESPACES, "true"], capture_output=True, check=False, timeout=90
+        ["unshare", *_NAMESPACES, "true"], capture_output=True, check=False, timeout=300
     )
-    return "this kernel or container refuses new network namespaces" if probe.returncode else None
+    return "this kernel or container forbids new network namespaces" if probe.returncode else None
 
 
 def find_iproute(tools: Path = TOOLS) -> Iproute:
@@ -113,7 +113,7 @@ def _fetch(folder: Path) -> None:
                 timeout=120,
             )
         for file in Path(downloads).glob("*.deb"):
-            subprocess.run(["dpkg", "-x", str(file), str(folder)], check=True, timeout=60)
+            subprocess.run(["dpkg", "-x", str(file), str(folder)], check=True, timeout=300)
     if not list(folder.rglob("sbin/ip")):
         shutil.rmtree(folder, ignore_errors=True)
         raise Unsupported("the command ip is missing; install it: apt-get install iproute2")
@@ -162,7 +162,7 @@ class Node:
         Raises:
             EngineError: one of them is still there after 90 s.
         """
-        subprocess.run(self.command(["sh", "-c", "kill -9 -1"]), check=False, timeout=90)
+        subprocess.run(self.command(["sh", "-c", "kill -9 -1"]), check=False, timeout=300)
         # A killed process closes its connections before it disappears.
         deadline = time.monotonic() + 90
         while self.processes():
@@ -195,7 +195,7 @@ class Networks:
         The process must have no other threads yet: a namespace belongs to a thread.
 
         Raises:
-            Unsupported: the kernel or container refuses.
+            Unsupported: The kernel or container does not permit it.
         """
         self._ip = ip
         self.address = address
@@ -212,7 +212,7 @@ class Networks:
         """Create a node and connect it to the bridge.
 
         Raises:
-            Unsupported: the kernel or container refuses.
+            Unsupported: The kernel or container does not permit it.
         """
         holder = subprocess.Popen(
             ["unshare", *_NAMESPACES, "sh", "-c", _SHARED_MEMORY, sys.executable, "-c", _HOLDER],

@@ -61,20 +61,20 @@ class Paths:
 
     @classmethod
     def under(cls, folder: Path) -> "Paths":
-        """Return the paths in ``folder``, with a folder for logs made."""
+        """Return the paths in ``folder``, with an existing log folder."""
         paths = cls(folder, folder / "settings.yaml", folder / "logs")
         paths.logs.mkdir()
         return paths
 
     def ray_log(self, node: netns.Node) -> Path:
-        """Return where the Ray of a node writes."""
+        """Return the folder for the Ray files of a node."""
         return self.logs / f"ray-{node.name}.log"
 
     def keep_logs(self) -> Path:
-        """Copy the logs to a folder that stays, the last few times, and return it."""
+        """Copy the logs to a permanent folder, keep the last few, and return its path."""
         kept = Path(tempfile.mkdtemp(prefix=_KEPT_PREFIX))
         shutil.copytree(self.logs, kept, dirs_exist_ok=True)
-        kept.touch()  # copytree gives it the time of what it copies
+        kept.touch()  # copytree copies the source's time
         earlier = [path for path in kept.parent.glob(f"{_KEPT_PREFIX}*") if path != kept]
         for path in sorted(earlier, key=_changed_at, reverse=True)[_KEPT - 1 :]:
             shutil.rmtree(path, ignore_errors=True)
@@ -132,7 +132,7 @@ def came_up(
         process: its ``ray start``.
         paths: the files of the run.
         seconds: timeout.
-        said: size of its log before the start, bytes.
+        logged: size of its log before the start, bytes.
 
     Raises:
         EngineError: Ray ended.
@@ -164,9 +164,9 @@ def start_ray(
     log = paths.ray_log(node)
     progress.set(part, "starting Ray")
     for seconds in RAY_STARTS:
-        said = log.stat().st_size if log.exists() else 0
+        offset = log.stat().st_size if log.exists() else 0
         process = spawn_ray(node, paths, environment, plan)
-        if came_up(node, process, paths, seconds, said):
+        if came_up(node, process, paths, seconds, offset):
             progress.set(part, "Ray runs", done=True)
             return process
         progress.set(part, f"restarting Ray: not up after {seconds:.0f} s")
@@ -206,9 +206,9 @@ def deploy(
         code = process.poll()
         lines = log.read_text("utf-8", "replace").splitlines()
         for line in lines[shown:]:
-            said = _PROGRESS_LINE.match(line)
-            if said is not None:
-                progress.set(said["part"], said["text"])
+            match = _PROGRESS_LINE.match(line)
+            if match is not None:
+                progress.set(match["part"], match["text"])
         shown = len(lines)
         if code == 0:
             return

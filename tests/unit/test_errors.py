@@ -10,7 +10,7 @@ from serving.errors import ERROR_TABLE, ServingError, status_of
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "deploy" / "docs" / "errors.md"
 
-# Both protocols tell a client the same: https://cloud.google.com/apis/design/errors
+# Both protocols return equivalent errors: https://cloud.google.com/apis/design/errors
 HTTP_OF = {
     "INVALID_ARGUMENT": {400},
     "FAILED_PRECONDITION": {400, 500, 503},

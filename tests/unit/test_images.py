@@ -1,4 +1,4 @@
-"""What can be said of the images without building them."""
+"""Checks of the images that do not build them."""
 
 import re
 from pathlib import Path
@@ -35,7 +35,7 @@ def stages(file: Path) -> list[tuple[str, str]]:
 
 
 def defaults(file: Path) -> dict[str, str]:
-    """Return the build arguments that are declared before the first stage: FROM knows no others."""
+    """Return the build arguments declared before the first stage: FROM can use no others."""
     found = {}
     for name, rest in instructions(file):
         if name == "FROM":
@@ -84,7 +84,7 @@ def test_containers_run_as_the_charts_user(file: Path) -> None:
 def test_the_last_stage_builds_nothing(file: Path) -> None:
     text = " ".join(rest for name, rest in last_stage(file) if name == "RUN")
     assert "pip" not in text
-    # Triton needs a compiler when it runs; nothing else does.
+    # Triton needs a compiler when it runs; no other image does.
     assert ("gcc" in text) is (file.name == "engine-gpu.Dockerfile")
 
 

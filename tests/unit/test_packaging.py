@@ -1,4 +1,4 @@
-"""What is shipped: the wheel's model files, the commands and the plugin's entry point."""
+"""The distribution: the wheel's model files, the commands and the plugin's entry point."""
 
 import ast
 import subprocess

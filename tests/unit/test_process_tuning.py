@@ -40,7 +40,7 @@ def test_who_has_turned_it_off_keeps_it_off() -> None:
 
 
 def test_what_is_kept_is_collected_no_more() -> None:
-    # In a process of its own: there is no way back for single objects.
+    # In a separate process: freezing single objects cannot be undone.
     code = (
         "import gc; from serving import process_tuning; before = gc.get_threshold(); "
         "process_tuning.freeze_existing(); "

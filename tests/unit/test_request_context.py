@@ -1,4 +1,4 @@
-"""The context of a request: where it is in force, and its part of the log line."""
+"""The context of a request: where it applies, and its part of the log line."""
 
 from serving.request_context import (
     Priority,
@@ -15,7 +15,7 @@ from serving.routing.snapshot import RankId
 def test_a_context_holds_in_its_block_alone():
     with use_request_context(RequestContext("alice")):
         assert current_context().tenant == "alice"
-        # The previous request of a connection must not lend its context to the next one.
+        # The previous request of a connection must not pass its context to the next one.
         with use_request_context(None):
             assert request_context_var.get() is None
         assert current_context().tenant == "alice"

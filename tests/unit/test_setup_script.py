@@ -1,4 +1,4 @@
-""".ci/setup: what it reports where it cannot install, and which Python it takes."""
+""".ci/setup: its error reports, and the Python that it selects."""
 
 import os
 import shutil

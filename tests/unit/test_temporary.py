@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from serving.temporary import remove_stale, temporary_folder
+from tests.support.waiting import PATIENCE
 
 HOLDER = """
 import sys
@@ -50,7 +51,7 @@ def test_what_a_killed_process_leaves_goes_when_the_next_one_starts(folder, hold
     with temporary_folder("held-"):
         assert (left / "file").exists(), "its process lives"
     holder.send_signal(signal.SIGKILL)
-    holder.wait(60)
+    holder.wait(PATIENCE)
     assert left.exists()
     with temporary_folder("other-"):
         assert left.exists(), "another purpose"

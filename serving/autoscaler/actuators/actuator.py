@@ -7,9 +7,10 @@ from serving.errors import ServingError
 
 
 class ActuatorError(ServingError):
-    """An external system refused, conflicted or did not respond; the change may not have happened.
+    """An external system rejected a change, reported a conflict or did not respond.
 
-    The loop leaves the groups unchanged and retries with the next decision.
+    The change may not have happened. The loop leaves the groups unchanged and retries with the
+    next decision.
     """
 
 

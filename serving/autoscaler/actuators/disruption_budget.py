@@ -44,7 +44,7 @@ class DisruptionBudget:
             pods: Returns the pods of the worker group; called only if the value would be raised.
 
         Raises:
-            ActuatorError: The server does not respond or refuses.
+            ActuatorError: The server does not respond or rejects the request.
         """
         name = self._settings.disruption_budget
         live = await self._api.get(POLICY, BUDGETS, name)

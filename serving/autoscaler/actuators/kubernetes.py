@@ -26,7 +26,7 @@ class KubernetesActuator:
         self._groups = groups
         self._workers = workers
         self._budget = budget
-        self._refused: dict[str, str] = {}
+        self._denied: dict[str, str] = {}
         """Denied operations, by what was attempted."""
 
     async def target(self) -> int:
@@ -51,7 +51,7 @@ class KubernetesActuator:
 
     def notices(self) -> Sequence[str]:
         """Return denied operations, and notices about Ray Serve and the RayService."""
-        return (*self._groups.notices(), *self._refused.values(), *self._workers.notices())
+        return (*self._groups.notices(), *self._denied.values(), *self._workers.notices())
 
     async def _try(self, what: str, change: Callable[[], Awaitable[None]]) -> bool:
         """Apply a change; return whether it succeeded. A failure is logged, not raised."""
@@ -61,9 +61,9 @@ class KubernetesActuator:
             metrics.AUTOSCALER_FAILURES.labels("scale").inc()
             log.warning("unchanged", what=what, error=str(error))
             if isinstance(error, AccessDenied):
-                self._refused[what] = f"{error}. {REMEDY}"
+                self._denied[what] = f"{error}. {REMEDY}"
             return False
-        self._refused.pop(what, None)
+        self._denied.pop(what, None)
         return True
 
 
@@ -74,12 +74,12 @@ class KubernetesObserver:
         self,
         groups: Actuator,
         workers: WorkerGroupActuator,
-        missing_rights: Callable[[str], Awaitable[Sequence[str]]],
+        missing_permissions: Callable[[str], Awaitable[Sequence[str]]],
     ) -> None:
-        """Observe ``workers``; ``missing_rights`` returns the denied operations on a RayCluster."""
+        """Observe ``workers``; ``missing_permissions`` returns those lacking for a RayCluster."""
         self._groups = groups
         self._workers = workers
-        self._missing = missing_rights
+        self._missing = missing_permissions
         self._found: tuple[str, ...] = ()
 
     async def target(self) -> int:
@@ -90,7 +90,9 @@ class KubernetesObserver:
         except ActuatorError as error:
             found.append(f"{error}. {REMEDY}" if isinstance(error, AccessDenied) else str(error))
         if lacking := await self._missing(self._workers.present):
-            found.append(f"Kubernetes: this account may not {', '.join(lacking)}. {REMEDY}")
+            found.append(
+                f"Kubernetes: this account lacks permission to {', '.join(lacking)}. {REMEDY}"
+            )
         self._found = tuple(found)
         return await self._groups.target()
 
@@ -100,7 +102,7 @@ class KubernetesObserver:
         Raises:
             ActuatorError: Always.
         """
-        raise ActuatorError(f"a dry run does not request {groups} groups")
+        raise ActuatorError(f"a dry run cannot request {groups} groups")
 
     def notices(self) -> Sequence[str]:
         """Return problems found by ``target``, and notices about Ray Serve and the RayService."""

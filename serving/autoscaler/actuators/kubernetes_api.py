@@ -73,7 +73,7 @@ class KubernetesApi:
 
         Raises:
             NotFound: The object does not exist.
-            ActuatorError: The server does not respond or refuses.
+            ActuatorError: The server does not respond or rejects the request.
         """
         found: dict[str, Any] = await self._call(
             f"get {plural} {name}",
@@ -152,7 +152,7 @@ class KubernetesApi:
             "spec": {"resourceAttributes": resource},
         }
         review = await self._call(
-            f"ask whether it may {verb} {plural}",
+            f"check the permission to {verb} {plural}",
             lambda: self._custom.create_cluster_custom_object(
                 "authorization.k8s.io",
                 "v1",
@@ -163,7 +163,7 @@ class KubernetesApi:
         )
         status = review.get("status") if isinstance(review, dict) else None
         if not isinstance(status, dict) or "allowed" not in status:
-            raise NotFound("Kubernetes: no answer to a SelfSubjectAccessReview")
+            raise NotFound("Kubernetes: no status in the response to a SelfSubjectAccessReview")
         return bool(status["allowed"])
 
     async def pods(self, selector: str) -> list[Any]:
@@ -234,16 +234,16 @@ class KubernetesApi:
                 async with asyncio.timeout(self._timeout):
                     return await call()
             except ApiException as error:
-                asked = raise_if_final(what, error)
+                retry_after = raise_if_final(what, error)
                 reason, cause = f"{error.status} {error.reason}", error
             except (TimeoutError, aiohttp.ClientError, OSError) as error:
-                asked, reason, cause = 0.0, type(error).__name__, error
+                retry_after, reason, cause = 0.0, type(error).__name__, error
             if attempt == self._settings.attempts:
                 raise ActuatorError(
-                    f"Kubernetes: {what} failed {attempt} times, at last with {reason}"
+                    f"Kubernetes: {what} failed {attempt} times; last error: {reason}"
                 ) from cause
             # Jitter between half and all of the backoff: autoscalers must not retry in step.
-            await self._pause(max(asked, backoff * (0.5 + self._chance() / 2)))
+            await self._pause(max(retry_after, backoff * (0.5 + self._chance() / 2)))
             backoff = min(2 * backoff, MOST_BACKOFF)
         raise AssertionError("the last attempt returns or raises")
 

@@ -132,7 +132,7 @@ class Informer(Generic[Seen]):
                 if change.kind != "BOOKMARK":
                     self._take(change)
         if asyncio.get_running_loop().time() - begun < min(_SHORTEST, self._settings.watch_timeout):
-            raise WatchInterrupted(f"Kubernetes: watch {self._plural}: ended at once")
+            raise WatchInterrupted(f"Kubernetes: watch {self._plural}: ended immediately")
         self._backoff = _FIRST_BACKOFF
 
     def _take(self, change: Change) -> None:
@@ -154,8 +154,8 @@ class Informer(Generic[Seen]):
         ``api_timeout`` later.
 
         Raises:
-            WatchInterrupted: The connection broke off.
-            ActuatorError: The version has expired, or the server refuses or sends something else.
+            WatchInterrupted: The connection was lost.
+            ActuatorError: The version expired, the watch was rejected, or an event is invalid.
         """
         what = f"watch {self._plural}"
         seconds = self._settings.watch_timeout
@@ -179,7 +179,7 @@ class Informer(Generic[Seen]):
             async with events:
                 async for event in events:
                     if not isinstance(event, dict):
-                        raise ActuatorError(f"Kubernetes: {what}: no event: {event[:80]!r}")
+                        raise ActuatorError(f"Kubernetes: {what}: not an event: {event[:80]!r}")
                     version = event["raw_object"].get("metadata", {}).get("resourceVersion")
                     yield Change(event["type"], event["object"], version)
         except ApiException as error:

@@ -81,7 +81,7 @@ class NodeWatch:
             self._changed.set,
             selector=f"ray.io/group={kubernetes.worker_group}",
         )
-        self._handed: dict[str, asyncio.Task[bool]] = {}
+        self._drain_tasks: dict[str, asyncio.Task[bool]] = {}
         """Drain task of each group on a removed pod or node, running or done."""
 
     async def run(self, is_leader: Callable[[], bool]) -> None:
@@ -101,7 +101,7 @@ class NodeWatch:
                     if is_leader():
                         await self._guarded_check()
             finally:
-                await _cancel(self._handed.values())
+                await _cancel(self._drain_tasks.values())
 
     async def _guarded_check(self) -> None:
         try:
@@ -116,25 +116,25 @@ class NodeWatch:
     async def _check(self) -> None:
         """Drain groups whose nodes are being removed; restore them if the nodes stay after all."""
         disruptions = await self._disruptions()
-        if not any(disruptions.values()) and not self._handed:
+        if not any(disruptions.values()) and not self._drain_tasks:
             return
         running = {group.group_id: group for group in await self._groups.groups()}
         for group_id, group in running.items():
             why = next((disruptions[at] for at in sorted(group.nodes) if disruptions.get(at)), None)
-            task = self._handed.get(group_id)
+            task = self._drain_tasks.get(group_id)
             if why is not None and (task is None or (task.done() and not task.result())):
                 if task is None:
                     metrics.AUTOSCALER_HANDOVERS.inc()
                 # One task per group, so that a long drain does not delay others. Repeated if a
                 # router was not reached or still had requests.
-                self._handed[group_id] = asyncio.create_task(self._hand_over(group_id, why))
+                self._drain_tasks[group_id] = asyncio.create_task(self._drain_group(group_id, why))
             elif why is None and task is not None and group.nodes <= disruptions.keys():
-                await _cancel([self._handed.pop(group_id)])
+                await _cancel([self._drain_tasks.pop(group_id)])
                 await self._drains.restore(group_id)
                 log.info("its nodes stay", group=group_id)
-        for group_id in set(self._handed) - set(running):
-            if self._handed[group_id].done():
-                del self._handed[group_id]
+        for group_id in set(self._drain_tasks) - set(running):
+            if self._drain_tasks[group_id].done():
+                del self._drain_tasks[group_id]
 
     async def _disruptions(self) -> dict[str, str]:
         """Return the reason for removal of the worker at each address; empty: it is not removed.
@@ -150,7 +150,7 @@ class NodeWatch:
                 found[pod.address] = found.get(pod.address) or why
         return found
 
-    async def _hand_over(self, group_id: str, why: str) -> bool:
+    async def _drain_group(self, group_id: str, why: str) -> bool:
         log.info("handing over", group=group_id, reason=why)
         try:
             finished = await self._drains.drain(group_id, why)

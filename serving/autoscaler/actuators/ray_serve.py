@@ -81,7 +81,7 @@ class RayServeActuator:
     async def scale(self, groups: int) -> None:
         """Request ``groups`` groups; drain the groups that are expected to be stopped first."""
         if groups < 0:
-            raise ActuatorError(f"{groups} groups cannot be")
+            raise ActuatorError(f"invalid number of groups: {groups}")
         before = await self._requested()
         leaving = await self._drain(before - groups, keep=groups) if groups < before else ()
         try:
@@ -117,8 +117,8 @@ class RayServeActuator:
         whole, rest = divmod(replicas, self._ranks)
         if rest:
             raise ActuatorError(
-                f"Ray Serve is asked for {replicas} ranks, and a group has {self._ranks}: are "
-                "group.data_parallel and the deployment the same?"
+                f"Ray Serve's target is {replicas} ranks, not a multiple of {self._ranks} per "
+                "group: group.data_parallel must match the deployment"
             )
         return whole
 
@@ -127,7 +127,9 @@ class RayServeActuator:
         await self._call("POST", path, {"target_num_replicas": groups * self._ranks})
         now = await self._requested()
         if now != groups:
-            raise ActuatorError(f"Ray Serve accepted {groups} groups and stays at {now}")
+            raise ActuatorError(
+                f"Ray Serve accepted {groups} groups, but its target is still {now}"
+            )
 
     async def _drain(self, count: int, keep: int) -> Sequence[ObservedGroup]:
         """Drain the groups that Ray Serve will stop: those that are not ready, then the newest.
@@ -173,11 +175,11 @@ class RayServeActuator:
             page = answer.json() if answer.content else {}
         except (httpx.HTTPError, ValueError) as error:
             raise ActuatorError(
-                f"Ray's dashboard at {self._base} does not answer: {type(error).__name__} {error}"
+                f"Ray's dashboard at {self._base} does not respond: {type(error).__name__} {error}"
             ) from error
         if answer.is_error:
             message = page.get("error", page) if isinstance(page, dict) else page
-            raise ActuatorError(f"Ray Serve answered {answer.status_code}: {message}")
+            raise ActuatorError(f"Ray Serve returned {answer.status_code}: {message}")
         return page
 
 
@@ -198,18 +200,20 @@ def occupied_nodes(page: Any) -> frozenset[str]:
             for deployment in app["deployments"].values():
                 found.update(_nodes_of(name, deployment))
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ActuatorError(f"Ray Serve does not say where its replicas are: {error!r}") from error
+        raise ActuatorError(
+            f"cannot read the nodes of the replicas from Ray Serve: {error!r}"
+        ) from error
     return frozenset(found)
 
 
 def _nodes_of(app: str, deployment: Any) -> set[str]:
     replicas = deployment["replicas"]
     staying = [replica for replica in replicas if replica["state"] not in _LEAVING]
-    asked = int(deployment["target_num_replicas"])
+    target = int(deployment["target_num_replicas"])
     # A gang is listed only once all of its replicas are placed.
-    if len(staying) < asked:
+    if len(staying) < target:
         raise ActuatorError(
-            f"application {app}: {asked - len(staying)} of {asked} replicas are to be placed"
+            f"application {app}: {target - len(staying)} of {target} replicas are not placed yet"
         )
     for replica in staying:
         if not replica["node_ip"]:

@@ -73,8 +73,8 @@ class RayServiceReplicas:
     async def set_replicas(self, seen: ObservedRayService, replicas: int) -> None:
         """Write the number of replicas if it differs.
 
-        A permanent refusal is reported in ``problem`` rather than raised: with a wrong number, only
-        an upgrade of the operator is dangerous.
+        A permanent rejection is reported in ``problem``, not raised: with a wrong number, only an
+        upgrade of the operator is dangerous.
 
         Raises:
             Conflict: The RayService has changed since it was read.
@@ -85,7 +85,7 @@ class RayServiceReplicas:
             self.problem = (
                 f"RayService {self._settings.service} has no worker group "
                 f"{self._settings.worker_group}: set autoscaler.kubernetes.worker_group to one of "
-                "its own"
+                "its worker groups"
             )
             return
         now = tuple(spec.get(key) for key in ("replicas", "minReplicas"))
@@ -100,9 +100,9 @@ class RayServiceReplicas:
                 log.info("rayservice", replicas=replicas, before=spec.get("replicas"))
         except (AccessDenied, Invalid, FieldConflict) as error:
             self.problem = (
-                f"RayService {self._settings.service} keeps {now[0]} replicas of worker group "
-                f"{self._settings.worker_group} instead of {replicas}: an upgrade of the KubeRay "
-                "operator would set the RayCluster back to that and delete pods with ranks. "
+                f"RayService {self._settings.service} still has {now[0]} replicas of worker group "
+                f"{self._settings.worker_group} instead of {replicas}: upgrading the KubeRay "
+                "operator would reset the RayCluster to that number and delete pods with ranks. "
                 f"{error}"
             )
         else:

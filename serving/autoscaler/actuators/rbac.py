@@ -8,8 +8,8 @@ from serving.autoscaler.actuators.kubernetes_api import KubernetesApi
 from serving.settings import KubernetesSettings
 
 REMEDY = (
-    "The chart's Role and ClusterRole <release>-moe-serving-autoscaler give every right that is "
-    "needed (helm upgrade); elsewhere see the table in deploy/docs/autoscaling.md"
+    "The chart's Role and ClusterRole <release>-moe-serving-autoscaler grant all required "
+    "permissions (run helm upgrade); without the chart, see deploy/docs/autoscaling.md"
 )
 
 

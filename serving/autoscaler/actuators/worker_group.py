@@ -102,7 +102,7 @@ class WorkerGroupActuator:
         Scaling down removes only unused pods; call again to remove the others later.
         """
         if groups < 0:
-            raise ActuatorError(f"{groups} groups cannot be")
+            raise ActuatorError(f"invalid number of groups: {groups}")
         wanted = groups * self._settings.workers_per_group
         reason = ""
         for _ in range(_READS):
@@ -112,18 +112,18 @@ class WorkerGroupActuator:
                 reason = str(error)
                 continue
             return
-        raise ActuatorError(f"RayCluster {self.present} keeps changing: {reason}")
+        raise ActuatorError(f"RayCluster {self.present} changed during each attempt: {reason}")
 
     def notices(self) -> tuple[str, ...]:
         """Return notices about the RayService."""
         found = [self._service_replicas.problem] if self._service_replicas.problem else []
         if self._pending:
             found.append(
-                f"RayService {self._settings.service} has a second RayCluster pending, "
-                f"{self._pending}: it asks for as many nodes again, and {self.present} keeps "
-                "serving until it is ready. If it does not get them, look at its pods (kubectl "
-                f"get pods -l ray.io/cluster={self._pending}) and add nodes, or free some: "
-                "upgradeStrategy None does not end one that is pending already."
+                f"RayService {self._settings.service} has a second, pending RayCluster "
+                f"{self._pending}: it requests the same number of nodes again, and {self.present} "
+                "keeps serving until it is ready. If its pods stay pending (kubectl get pods "
+                f"-l ray.io/cluster={self._pending}), add nodes or free some: upgradeStrategy "
+                "None does not remove a RayCluster that is already pending."
             )
         return tuple(found)
 

@@ -64,9 +64,9 @@ def register() -> None:
         if apply_if_needed(patch):
             _log.info("patched: %s", patch.name)
         else:
-            _log.warning("not patched, vLLM is right: %s", patch.name)
+            _log.warning("patch not needed: %s", patch.name)
     experts.install_counting()
-    experts.install_quantized_refusal()
+    experts.reject_quantized_expert_parallel()
     collectives.install_self_check()
     sockets.install()
     quick_exit.install()

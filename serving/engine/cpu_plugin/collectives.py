@@ -40,7 +40,7 @@ def all_gatherv(
         ValueError: A tensor's number of rows differs from ``sizes``.
     """
     if dim != 0:
-        raise NotImplementedError(f"all_gatherv on CPU over dimension {dim}; only 0 is there")
+        raise NotImplementedError(f"all_gatherv on CPU: dimension {dim} is not supported, only 0")
     tensors = [input_] if isinstance(input_, torch.Tensor) else list(input_)
     if self.world_size == 1:
         return input_
@@ -49,7 +49,7 @@ def all_gatherv(
     if any(tensor.shape[0] != sizes[self.rank_in_group] for tensor in tensors):
         raise ValueError(
             f"all_gatherv: rank {self.rank_in_group} has {[t.shape[0] for t in tensors]} "
-            f"rows where sizes say {sizes}",
+            f"rows, but sizes is {sizes}",
         )
     packed = [t.contiguous().view(rows, -1).view(torch.uint8) for t in tensors]
     widths = [piece.shape[1] for piece in packed]
@@ -95,13 +95,15 @@ def reduce_scatterv(
         ValueError: The number of rows of ``input_`` is not the sum of ``sizes``.
     """
     if dim not in (0, -input_.dim()):
-        raise NotImplementedError(f"reduce_scatterv on CPU over dimension {dim}; only 0 is there")
+        raise NotImplementedError(
+            f"reduce_scatterv on CPU: dimension {dim} is not supported, only 0"
+        )
     if self.world_size == 1:
         return input_
     if sizes is None:
         sizes = [input_.shape[0] // self.world_size] * self.world_size
     if sum(sizes) != input_.shape[0]:
-        raise ValueError(f"reduce_scatterv: {input_.shape[0]} rows where sizes say {sizes}")
+        raise ValueError(f"reduce_scatterv: {input_.shape[0]} rows, but sizes is {sizes}")
     mine = sizes[self.rank_in_group]
     parts = input_.new_empty(self.world_size * mine, *input_.shape[1:])
     dist.all_to_all_single(
@@ -187,7 +189,7 @@ def self_check(communicator: Any) -> None:
     everything = torch.cat([rows(index) for index in range(world)])
     owners = torch.repeat_interleave(torch.arange(world), torch.tensor(sizes))
     if not torch.equal(gathered, everything) or not torch.equal(ids[:, 1].long(), owners):
-        raise RuntimeError(f"all_gatherv over {communicator.unique_name} gives wrong rows")
+        raise RuntimeError(f"all_gatherv over {communicator.unique_name} returned wrong rows")
     reduced = communicator.reduce_scatterv(everything * (rank + 1), dim=0, sizes=sizes)
     if not torch.equal(reduced, rows(rank) * (world * (world + 1) // 2)):
-        raise RuntimeError(f"reduce_scatterv over {communicator.unique_name} gives wrong sums")
+        raise RuntimeError(f"reduce_scatterv over {communicator.unique_name} returned wrong sums")

@@ -174,7 +174,7 @@ def install_counting() -> None:
     @functools.wraps(load_weights)
     def process_weights_after_loading(self: Any, layer: Any) -> None:
         load_weights(self, layer)
-        refuse_unsupported(self, layer)
+        reject_unsupported(self, layer)
         local_ids = layer.expert_map_manager.get_local_expert_ids()
         setattr(self, _LOAD, expert_load.track(layer.layer_name, local_ids))
 
@@ -216,7 +216,7 @@ def install_counting() -> None:
     _Experts.apply = apply
 
 
-def refuse_unsupported(module: Any, layer: Any) -> None:
+def reject_unsupported(module: Any, layer: Any) -> None:
     """Reject a layer that expert parallelism on CPU computes incorrectly.
 
     Raises:
@@ -228,16 +228,16 @@ def refuse_unsupported(module: Any, layer: Any) -> None:
         # The kernel would ignore the weights, including the zeros of other processes' experts.
         raise NotImplementedError(
             f"{layer.layer_name} applies router weights to its input, which expert "
-            "parallelism on CPU does not handle: set group.data_parallel=1",
+            "parallelism on CPU does not support: set group.data_parallel=1",
         )
     if module._use_zentorch:
         raise NotImplementedError(
-            f"{layer.layer_name} would run in zentorch, which ignores the expert map: "
+            f"{layer.layer_name} would use zentorch, which ignores the expert map: "
             "uninstall zentorch, or set group.data_parallel=1",
         )
 
 
-def install_quantized_refusal() -> None:
+def reject_quantized_expert_parallel() -> None:
     """Make quantized CPU experts reject expert parallelism.
 
     Their kernels also ignore the expert map and would read memory out of bounds. They are not
@@ -250,10 +250,10 @@ def install_quantized_refusal() -> None:
             and issubclass(cls, cpu_moe.mk.FusedMoEExperts)
             and not issubclass(cls, _Experts)
         ):
-            _refuse_expert_parallel(cls)
+            _reject_expert_parallel(cls)
 
 
-def _refuse_expert_parallel(cls: Any) -> None:
+def _reject_expert_parallel(cls: Any) -> None:
     original = cls.__init__
 
     @functools.wraps(original)

@@ -27,7 +27,8 @@ def apply_if_needed(patch: Patch) -> bool:
     patch.apply()
     if not patch.is_right():
         raise RuntimeError(
-            f"vLLM on CPU is wrong, and still wrong after the patch of moe-serving "
-            f"({patch.name}); use vLLM 0.32.0, or report it to the maintainers of moe-serving",
+            f"vLLM computes wrong results on CPU, and moe-serving's patch "
+            f"({patch.name}) does not fix it; use vLLM 0.32.0, or report this to the maintainers "
+            "of moe-serving",
         )
     return True

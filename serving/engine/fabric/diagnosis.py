@@ -5,11 +5,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 LEADER = 0
-_ALIVE = "heartbeats over TCP come from every pod"
-_MTU = "if only large messages are lost, compare the MTUs along the way"
+_ALIVE = "heartbeats over TCP arrive from every pod"
+_MTU = "if only large messages are lost, compare the MTUs along the path"
 _RDMA = (
-    "look at the RDMA network (NCCL_IB_HCA, the ports' state, GID, partition and MTU, memlock); "
-    "NCCL_DEBUG=INFO in the ranks' environment says more"
+    "check the RDMA network (NCCL_IB_HCA, port state, GID, partition, MTU, memlock); set "
+    "NCCL_DEBUG=INFO in the ranks' environment for details"
 )
 
 
@@ -99,65 +99,65 @@ def _failure(seen: Evidence, failure: Failure) -> str:
 
 
 def _losses(seen: Evidence) -> Iterable[str]:
-    gone = sorted({lost for who, lost in seen.losses if who == LEADER})
-    silent = [peer for peer in gone if seen.losses[LEADER, peer].kind == "silent"]
+    lost_peers = sorted({lost for who, lost in seen.losses if who == LEADER})
+    silent = [peer for peer in lost_peers if seen.losses[LEADER, peer].kind == "silent"]
     if len(silent) > 1 and len(silent) == len(seen.names) - 1:
         yield (
-            f"all other peers stopped answering {seen.name(LEADER)} at once: its own cable or "
+            f"{seen.name(LEADER)} lost all other peers at once: its own cable or "
             f"network is cut ({seen.losses[LEADER, silent[0]].detail})"
         )
         return
-    for peer in gone:
-        yield _gone(seen, peer, gone)
-    told = set()
+    for peer in lost_peers:
+        yield _describe_loss(seen, peer, lost_peers)
+    reported = set()
     for who, lost in sorted(seen.losses):
         pair = frozenset((who, lost))
-        if LEADER in pair or pair & set(gone) or pair in told:
+        if LEADER in pair or pair & set(lost_peers) or pair in reported:
             continue
-        told.add(pair)
+        reported.add(pair)
         details = dict.fromkeys(
             seen.losses[ends].detail for ends in ((who, lost), (lost, who)) if ends in seen.losses
         )
         yield (
-            f"{seen.name(min(pair))} and {seen.name(max(pair))} do not reach each other "
-            f"({'; '.join(details)}) while both reach peer {LEADER}: look at the network between "
+            f"{seen.name(min(pair))} and {seen.name(max(pair))} cannot reach each other "
+            f"({'; '.join(details)}) but both reach peer {LEADER}: check the network between "
             "their nodes (cable, route, network policy)"
         )
-    if not gone and not told:
+    if not lost_peers and not reported:
         # A peer lost the leader, which still receives that peer's heartbeats.
         for who, lost in sorted(seen.losses):
             loss = seen.losses[who, lost]
-            yield f"{seen.name(who)} does not hear {seen.name(lost)}: {loss.detail}"
+            yield f"{seen.name(who)} receives nothing from {seen.name(lost)}: {loss.detail}"
 
 
-def _gone(seen: Evidence, peer: int, gone: Sequence[int]) -> str:
+def _describe_loss(seen: Evidence, peer: int, lost_peers: Sequence[int]) -> str:
     loss = seen.losses[LEADER, peer]
     if loss.kind == "left":
-        return f"{seen.name(peer)} left: {loss.detail}"
+        return f"{seen.name(peer)} disconnected: {loss.detail}"
     if loss.kind == "closed":
         return (
-            f"{seen.name(peer)} ended before the check was done ({loss.detail}): see its log and "
-            "whether its pod was killed or evicted"
+            f"{seen.name(peer)} exited before the check finished ({loss.detail}): check its log "
+            "and whether its pod was killed or evicted"
         )
-    others = [index for index in sorted(seen.names) if index not in {LEADER, peer, *gone}]
+    others = [index for index in sorted(seen.names) if index not in {LEADER, peer, *lost_peers}]
     lost_by = [index for index in others if (index, peer) in seen.losses]
-    hears = [index for index in others if index not in lost_by]
-    text = f"{seen.name(peer)} stopped answering: {loss.detail}"
-    if hears:
-        listed = ", ".join(f"peer {index}" for index in hears)
+    reached_by = [index for index in others if index not in lost_by]
+    text = f"{seen.name(peer)} stopped responding: {loss.detail}"
+    if reached_by:
+        listed = ", ".join(f"peer {index}" for index in reached_by)
         return (
-            f"{text}; its heartbeats still come to {listed}: the network between it and peer "
+            f"{text}; its heartbeats still reach {listed}: the network between it and peer "
             f"{LEADER} is cut"
         )
     if lost_by:
-        text += f", nor to {', '.join(f'peer {index}' for index in lost_by)}"
+        text += f" (also lost by {', '.join(f'peer {index}' for index in lost_by)})"
     return f"{text}: its cable or network is cut, or its node hangs"
 
 
 def _stall(seen: Evidence) -> str:
     """Return the step in which the slowest workers are stalled."""
     if not seen.steps:
-        return f"no worker began within {seen.stalled:.0f} s"
+        return f"no worker started within {seen.stalled:.0f} s"
     first = min(step.ordinal for step in seen.steps.values())
     behind = {who: step for who, step in seen.steps.items() if step.ordinal == first}
     pairs = {
@@ -173,15 +173,15 @@ def _stall(seen: Evidence) -> str:
         text = "; ".join(what)
     else:
         peers, step = _behind(seen)
-        text = f"no progress of {', '.join(map(seen.name, peers))} in: {step}"
+        text = f"{', '.join(map(seen.name, peers))} made no progress in: {step}"
     advice = _RDMA if seen.backend == "nccl" else _MTU
-    return f"{text}: nothing moved for {seen.stalled:.0f} s, though {_ALIVE}: {advice}"
+    return f"{text}: stalled for {seen.stalled:.0f} s, although {_ALIVE}: {advice}"
 
 
 def position(seen: Evidence) -> str:
     """Return the peers that are furthest behind, and their step."""
     if not seen.steps:
-        return "no worker has begun"
+        return "no worker has started"
     peers, text = _behind(seen)
     return f"furthest behind: {', '.join(map(seen.name, peers))} in: {text}"
 

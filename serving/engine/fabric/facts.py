@@ -100,7 +100,7 @@ def gather(
             "torch": _version("torch"),
             "DeepEP": _version("deep_ep") if util.find_spec("deep_ep") else "not installed",
             "--peers": str(plan.peers),
-            "--workers-per-peer": "one a GPU" if plan.workers is None else str(plan.workers),
+            "--workers-per-peer": "one per GPU" if plan.workers is None else str(plan.workers),
             "--backend": plan.backend.value,
             "--bytes": str(plan.size),
             "--rounds": str(plan.rounds),

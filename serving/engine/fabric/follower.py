@@ -19,22 +19,24 @@ _LOOK_UP = 5.0
 """Timeout of a name lookup, seconds."""
 _PAUSE = 0.5
 """Pause between attempts, seconds."""
-_TELL_EVERY = 5.0
+_PROGRESS_INTERVAL = 5.0
 """Interval between progress lines, seconds."""
-_LAST_WORDS = 3.0
+_VERDICT_GRACE = 3.0
 """Time to wait for the leader's verdict after this peer has failed or lost a peer, seconds."""
 
-Say = Callable[[str], None]
+PrintLine = Callable[[str], None]
 
 
 class Follower:
     """A follower's part in the check."""
 
-    def __init__(self, plan: Plan, facts: Facts, workers: WorkerPool, say: Say) -> None:
+    def __init__(
+        self, plan: Plan, facts: Facts, workers: WorkerPool, print_line: PrintLine
+    ) -> None:
         self._plan = plan
         self._facts = facts
         self._workers = workers
-        self._say = say
+        self._print_line = print_line
         self._neighbours = Neighbours(plan.silence)
         self._inbox: asyncio.Queue[Message] = asyncio.Queue()
         self._alone = asyncio.Event()
@@ -51,24 +53,24 @@ class Follower:
         """
         deadline = time.monotonic() + self._plan.join_limit
         leader, mesh, port = await self._reach(deadline)
-        goodbye = "it is being stopped"
+        leave_reason = "it is stopping"
         watching = None
         try:
             leader.send({"t": "hello", "facts": self._facts.as_message(), "port": port})
             self._neighbours.links[LEADER] = leader
             leader.start(self._inbox.put_nowait)
-            watching = asyncio.create_task(watch(self._neighbours, self._lose))
-            await self._take_part(leader, mesh, prepared, deadline)
-            goodbye = ""
+            watching = asyncio.create_task(watch(self._neighbours, self._on_loss))
+            await self._participate(leader, mesh, prepared, deadline)
+            leave_reason = ""
         except FabricError:
-            goodbye = ""
+            leave_reason = ""
             raise
         finally:
             if watching is not None:
                 watching.cancel()
                 await asyncio.gather(watching, return_exceptions=True)
             await mesh.close()
-            await self._neighbours.close(goodbye)
+            await self._neighbours.close(leave_reason)
 
     async def _reach(self, deadline: float) -> tuple[Link, Mesh, int]:
         """Connect to the leader; retry until ``deadline``.
@@ -81,8 +83,8 @@ class Follower:
         """
         host, port = self._plan.leader_host, self._plan.leader_port
         began = time.monotonic()
-        told = began - _TELL_EVERY
-        reason = "no answer"
+        last_printed = began - _PROGRESS_INTERVAL
+        reason = "no response"
         try:
             async with asyncio.timeout_at(
                 asyncio.get_running_loop().time() + deadline - time.monotonic()
@@ -102,23 +104,25 @@ class Follower:
                         reason = tried
                         await asyncio.sleep(_PAUSE)
                     now = time.monotonic()
-                    if now - told >= _TELL_EVERY:
-                        told = now
-                        self._say(
+                    if now - last_printed >= _PROGRESS_INTERVAL:
+                        last_printed = now
+                        self._print_line(
                             f"waiting for the leader {host}:{port} ({now - began:.0f} s of "
                             f"{self._plan.join_limit:g} s): {reason}"
                         )
         except TimeoutError:
             raise FabricError(
-                f"the leader (peer 0, {host}:{port}) did not answer within "
+                f"the leader (peer 0, {host}:{port}) did not respond within "
                 f"{self._plan.join_limit:g} s: {reason}"
             ) from None
 
-    async def _take_part(
+    async def _participate(
         self, leader: Link, mesh: Mesh, prepared: "asyncio.Task[Ready]", deadline: float
     ) -> None:
-        self._say(f"reached the leader at {leader.remote_address}; waiting for the other peers")
-        table = await self._next("table", deadline - time.monotonic() + _LAST_WORDS)
+        self._print_line(
+            f"reached the leader at {leader.remote_address}; waiting for the other peers"
+        )
+        table = await self._next("table", deadline - time.monotonic() + _VERDICT_GRACE)
         # From here on the leader enforces the same limits.
         deadline = time.monotonic() + self._plan.timeout / 2
         where = {
@@ -128,12 +132,12 @@ class Follower:
             self._neighbours.note(index, loss)
             self._report_loss(index, loss)
         if not self._neighbours.lost:
-            self._say("reached every other peer")
+            self._print_line("reached every other peer")
             leader.send({"t": "meshed"})
         preparing = asyncio.create_task(self._prepare(leader, prepared))
         try:
             job = await self._next("job", deadline - time.monotonic())
-            self._say("exchanging")
+            self._print_line("exchanging data")
             self._workers.start(self._jobs(leader, job), self._forward(leader))
             await self._next("verdict", deadline - time.monotonic())
         finally:
@@ -189,17 +193,17 @@ class Follower:
             if self._alone.is_set():
                 raise FabricError(await self._lost_leader())
             raise FabricError(
-                f"the leader (peer 0) sent no {kind} in time: see its log for what it waits for"
+                f"the leader (peer 0) did not send its {kind} message in time: see its log"
             )
         if message["t"] == "refused":
-            raise FabricError(f"the leader refused this peer: {message.get('text', '')}")
+            raise FabricError(f"the leader rejected this peer: {message.get('text', '')}")
         if message["t"] == "verdict" and not message.get("ok"):
             raise FabricError(str(message.get("text", "")))
         if message["t"] != kind:
             raise FabricError(f"the leader sent {message['t']} instead of {kind}")
         return message
 
-    def _lose(self, index: int, loss: Loss) -> None:
+    def _on_loss(self, index: int, loss: Loss) -> None:
         if index == LEADER:
             self._alone.set()
         else:
@@ -216,25 +220,25 @@ class Follower:
         if loss.kind == "silent":
             # A loss of the other peers is detected at about the same time.
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_LAST_WORDS):
-                    while self._neighbours.heard:  # noqa: ASYNC110  bounded above
+                async with asyncio.timeout(_VERDICT_GRACE):
+                    while self._neighbours.alive:  # noqa: ASYNC110  bounded above
                         await asyncio.sleep(_PAUSE)
         others = self._neighbours.links.keys() - {LEADER}
         # A peer that has closed its connection in the meantime was reachable.
         silent = {index for index, loss in self._neighbours.lost.items() if loss.kind == "silent"}
-        hears = sorted(others - silent)
-        text = f"peer 0 (the leader, {self._plan.leader_host}) stopped answering: {loss.detail}"
+        reachable = sorted(others - silent)
+        text = f"peer 0 (the leader, {self._plan.leader_host}) stopped responding: {loss.detail}"
         if loss.kind == "closed":
             text = (
-                f"peer 0 (the leader, {self._plan.leader_host}) ended: {loss.detail}; see its log"
+                f"peer 0 (the leader, {self._plan.leader_host}) exited: {loss.detail}; see its log"
             )
         if loss.kind == "left":
-            text = f"peer 0 (the leader) left: {loss.detail}"
+            text = f"peer 0 (the leader) disconnected: {loss.detail}"
         if loss.kind != "silent":
             return text
-        if hears:
-            listed = ", ".join(f"peer {index}" for index in hears)
-            return f"{text}; {listed} did answer: the leader's own cable or network is cut"
+        if reachable:
+            listed = ", ".join(f"peer {index}" for index in reachable)
+            return f"{text}; {listed} still responded: the leader's own cable or network is cut"
         if others:
-            return f"{text}, nor does any other peer: this pod's own cable or network is cut"
+            return f"{text}; no other peer responds either: this pod's own cable or network is cut"
         return f"{text}: the network between this pod and the leader is cut, or the leader hangs"

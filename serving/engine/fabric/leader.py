@@ -21,7 +21,7 @@ from serving.engine.fabric.workers import Ready, WorkerPool
 _SETTLE = 2.0
 """Time to wait for further reports after the first failure or loss, seconds."""
 
-Say = Callable[[str], None]
+PrintLine = Callable[[str], None]
 
 
 @dataclass(slots=True)
@@ -31,26 +31,28 @@ class _Progress:
     store_port: int = 0
     results: dict[tuple[int, int], Mapping[str, Any]] = field(default_factory=dict)
     last: float = field(default_factory=time.monotonic)
-    told: float = 0.0
+    printed: float = 0.0
 
     def due(self) -> bool:
         """Return whether a progress line is due; if so, record it as printed."""
-        if self.last - self.told < BEAT:
+        if self.last - self.printed < BEAT:
             return False
-        self.told = self.last
+        self.printed = self.last
         return True
 
 
 class Leader:
     """The leader's part in the check."""
 
-    def __init__(self, plan: Plan, facts: Facts, workers: WorkerPool, say: Say) -> None:
+    def __init__(
+        self, plan: Plan, facts: Facts, workers: WorkerPool, print_line: PrintLine
+    ) -> None:
         self._plan = plan
         self._facts = facts
         self._workers = workers
-        self._say = say
+        self._print_line = print_line
         self._neighbours = Neighbours(plan.silence)
-        self._roll_call = RollCall(plan, facts, self._neighbours, self._hear, say)
+        self._roll_call = RollCall(plan, facts, self._neighbours, self._on_message, print_line)
         self._peers = self._roll_call.peers
         self._changed = asyncio.Event()
         self._progress = _Progress()
@@ -65,7 +67,7 @@ class Leader:
         Raises:
             FabricError: The check failed; the message has the reason.
         """
-        verdict = "the leader is being stopped"
+        verdict = "the leader is stopping"
         try:
             await self._roll_call.run()
             findings = await self._check(prepared)
@@ -83,25 +85,27 @@ class Leader:
 
     async def _check(self, prepared: "asyncio.Task[Ready]") -> Findings:
         """Connect all peers to each other, run the exchange, and return the measurements."""
-        self._say(f"all {self._plan.peers} peers have joined; connecting them with each other")
+        self._print_line(f"all {self._plan.peers} peers have joined; connecting them to each other")
         self._seen.names = {index: str(peer) for index, peer in self._peers.items()}
         table = {index: (peer.address, peer.port) for index, peer in self._peers.items()}
-        self._tell({"t": "table", "peers": {str(index): where for index, where in table.items()}})
-        watching = asyncio.create_task(watch(self._neighbours, self._lose))
+        self._broadcast(
+            {"t": "table", "peers": {str(index): where for index, where in table.items()}}
+        )
+        watching = asyncio.create_task(watch(self._neighbours, self._on_loss))
         # Failures of the leader's workers are evidence like those of other peers' workers.
         own = asyncio.create_task(self._prepare(prepared))
         try:
             async with asyncio.timeout(self._plan.check_limit):
                 await self._until(lambda: all(peer.meshed for peer in self._peers.values()))
-                self._say("every pod reaches every other over TCP; waiting for the workers")
+                self._print_line("every pod reaches every other over TCP; waiting for the workers")
                 await self._until(lambda: all(peer.ready for peer in self._peers.values()))
                 jobs = self._jobs()
                 self._seen.backend = jobs.backend
-                self._say(f"exchanging: {jobs.world} workers, {jobs.backend}")
+                self._print_line(f"exchanging data: {jobs.world} workers, {jobs.backend}")
                 self._progress.last = time.monotonic()
                 self._workers.start({0: jobs.of(LEADER, 0)[0]}, self._own_work)
                 await self._until(lambda: self._progress.store_port > 0, stalls=True)
-                self._tell(jobs.message(self._progress.store_port))
+                self._broadcast(jobs.message(self._progress.store_port))
                 own_jobs = jobs.of(LEADER, self._progress.store_port)
                 del own_jobs[0]
                 self._workers.start(own_jobs, self._own_work)
@@ -133,8 +137,8 @@ class Leader:
             if peer.ready != mine:
                 assert peer.ready is not None
                 raise FabricError(
-                    f"peer {index} ({peer.facts.name}) has {peer.ready.workers} workers over "
-                    f"{peer.ready.backend}, peer 0 has {mine.workers} over {mine.backend}: the "
+                    f"peer {index} ({peer.facts.name}) has {peer.ready.workers} workers on "
+                    f"{peer.ready.backend}, peer 0 has {mine.workers} on {mine.backend}: all "
                     "pods of a group need the same GPUs"
                 )
         return Jobs(
@@ -180,22 +184,22 @@ class Leader:
         apart = [index for index, peer in self._peers.items() if not peer.meshed]
         if apart:
             who = self._roll_call.names(apart)
-            return f"{who} did not connect with the other peers within {limit}"
+            return f"{who} did not connect to the other peers within {limit}"
         late = [index for index, peer in self._peers.items() if peer.ready is None]
         if late:
             return f"the workers of {self._roll_call.names(late)} did not start within {limit}"
         return (
-            f"not done within {limit}, though data move: fewer --rounds or --bytes, or a larger "
-            f"--timeout; {diagnosis.position(self._seen)}"
+            f"not finished within {limit}, although data is transferred: lower --rounds or "
+            f"--bytes, or raise --timeout; {diagnosis.position(self._seen)}"
         )
 
-    def _hear(self, peer: int, message: Message) -> None:
+    def _on_message(self, peer: int, message: Message) -> None:
         """Handle a peer's message; malformed messages are ignored."""
         with contextlib.suppress(KeyError, TypeError, ValueError):
-            self._take(peer, message)
+            self._handle(peer, message)
         self._changed.set()
 
-    def _take(self, peer: int, message: Message) -> None:
+    def _handle(self, peer: int, message: Message) -> None:
         match message["t"]:
             case "meshed":
                 self._peers[peer].meshed = True
@@ -216,7 +220,7 @@ class Leader:
                 step = diagnosis.step_of(report)
                 self._seen.steps[peer, worker] = step
                 if worker == 0 and peer == LEADER and self._progress.due():
-                    self._say(step.text)
+                    self._print_line(step.text)
             case "store":
                 self._progress.store_port = int(report["port"])
             case "result":
@@ -229,11 +233,11 @@ class Leader:
     def _own_work(self, worker: int, report: Mapping[str, Any]) -> None:
         self._work(LEADER, worker, report)
 
-    def _lose(self, peer: int, loss: Loss) -> None:
+    def _on_loss(self, peer: int, loss: Loss) -> None:
         self._seen.losses.setdefault((LEADER, peer), loss)
         self._changed.set()
 
-    def _tell(self, message: Message) -> None:
+    def _broadcast(self, message: Message) -> None:
         for link in self._neighbours.links.values():
             link.send(message)
 

@@ -30,7 +30,7 @@ class Link:
         self._quiet_beats = 0
         self.ended = False
         """Whether the connection was closed by the other side or has failed."""
-        self.said_goodbye = ""
+        self.leave_reason = ""
         """Reason for leaving, sent by the other side; empty if none was sent."""
 
     @property
@@ -97,7 +97,7 @@ class Link:
                 if message is None:
                     break
                 if message["t"] == "bye":
-                    self.said_goodbye = str(message.get("why", ""))
+                    self.leave_reason = str(message.get("why", ""))
                 elif message["t"] != "ping":
                     on_message(message)
         except (OSError, ValueError):
@@ -115,7 +115,7 @@ async def dial(host: str, port: int, limit: float) -> Link:
     """Connect to a peer.
 
     Raises:
-        OSError: The peer refuses the connection or does not answer within ``limit`` seconds.
+        OSError: The peer refuses the connection or does not respond within ``limit`` seconds.
     """
     async with asyncio.timeout(limit):
         reader, writer = await asyncio.open_connection(host, port, limit=_LINE_LIMIT)

@@ -45,4 +45,4 @@ async def resolve(host: str, limit: float) -> str:
         async with asyncio.timeout(limit):
             return await answer
     except TimeoutError:
-        raise OSError(f"the name server did not answer for {host} in {limit:g} s") from None
+        raise OSError(f"the lookup of {host} timed out after {limit:g} s") from None

@@ -25,11 +25,11 @@ class Neighbours:
         self._silence = silence
 
     @property
-    def heard(self) -> set[int]:
+    def alive(self) -> set[int]:
         """Peers whose heartbeats arrive."""
         return self.links.keys() - self.lost.keys()
 
-    def look(self) -> dict[int, Loss]:
+    def find_lost(self) -> dict[int, Loss]:
         """Detect lost peers; return those lost since the last call."""
         fresh = {}
         for index, link in self.links.items():
@@ -44,20 +44,22 @@ class Neighbours:
         """Record an unreachable peer."""
         self.lost.setdefault(index, loss)
 
-    async def close(self, goodbye: str = "") -> None:
-        """Close all connections; send ``goodbye``, the reason for leaving, unless it is empty."""
+    async def close(self, reason: str = "") -> None:
+        """Close all connections; send ``reason``, the reason for leaving, unless it is empty."""
         for link in self.links.values():
-            if goodbye:
-                link.send({"t": "bye", "why": goodbye})
+            if reason:
+                link.send({"t": "bye", "why": reason})
         await asyncio.gather(*(link.close(FLUSH) for link in self.links.values()))
 
     def _loss(self, link: Link) -> Loss | None:
-        if link.said_goodbye:
-            return Loss("left", link.said_goodbye)
+        if link.leave_reason:
+            return Loss("left", link.leave_reason)
         if link.ended:
             return Loss("closed", "its connection was closed")
         if link.quiet >= self._silence:
-            return Loss("silent", f"nothing came from {link.remote_address} for {link.quiet:g} s")
+            return Loss(
+                "silent", f"nothing received from {link.remote_address} for {link.quiet:g} s"
+            )
         return None
 
 
@@ -108,7 +110,7 @@ class Mesh:
         return {
             index: Loss(
                 "unreachable",
-                f"peer {self._index} got no connection with {table[index][0]} in {limit:g} s"
+                f"peer {self._index} could not connect to {table[index][0]} within {limit:g} s"
                 + (f": {reasons[index]}" if index in reasons else ""),
             )
             for index in others - self._neighbours.links.keys()
@@ -128,7 +130,7 @@ class Mesh:
                 reasons[index] = reason
                 continue
             reason.send({"t": "mesh", "index": self._index})
-            self._take(index, reason)
+            self._add(index, reason)
             return
 
     def _accept(self, link: Link) -> None:
@@ -142,9 +144,9 @@ class Mesh:
         if not isinstance(index, int) or index in self._neighbours.links:
             await link.close()
             return
-        self._take(index, link)
+        self._add(index, link)
 
-    def _take(self, index: int, link: Link) -> None:
+    def _add(self, index: int, link: Link) -> None:
         link.start(_ignore)
         self._neighbours.links[index] = link
         self._arrived.set()
@@ -159,9 +161,9 @@ async def attempts(host: str, port: int) -> AsyncIterator[Link | str]:
         try:
             link = await dial(host, port, _TRY)
         except TimeoutError:
-            yield f"{host} does not answer (a cut cable, no route, or a network policy)"
+            yield f"{host} does not respond (cut cable, missing route, or network policy)"
         except ConnectionRefusedError:
-            yield f"{host} refuses connections to port {port} (nothing listens there yet)"
+            yield f"{host} refused the connection to port {port} (nothing is listening yet)"
         except OSError as error:
             yield f"{host}: {error.strerror or error}"
         else:
@@ -173,7 +175,7 @@ async def attempts(host: str, port: int) -> AsyncIterator[Link | str]:
 async def watch(neighbours: Neighbours, on_loss: Callable[[int, Loss], Any]) -> None:
     """Call ``on_loss`` for each lost peer until cancelled."""
     while True:
-        for index, loss in neighbours.look().items():
+        for index, loss in neighbours.find_lost().items():
             on_loss(index, loss)
         await asyncio.sleep(BEAT / 2)
 

@@ -54,19 +54,21 @@ class Plan:
             SettingsError: A value is out of range.
         """
         if self.peers < 1:
-            raise SettingsError(f"--peers {self.peers}: at least 1")
+            raise SettingsError(f"--peers must be at least 1, got {self.peers}")
         if not 0 <= self.index < self.peers:
             raise SettingsError(
-                f"--index {self.index}: with --peers {self.peers} it is 0 to {self.peers - 1}"
+                f"--index must be 0 to {self.peers - 1} with --peers {self.peers}, got {self.index}"
             )
         if self.workers is not None and self.workers < 1:
-            raise SettingsError(f"--workers-per-peer {self.workers}: at least 1")
+            raise SettingsError(f"--workers-per-peer must be at least 1, got {self.workers}")
         if self.size < _WORD:
-            raise SettingsError(f"--bytes {self.size}: at least {_WORD}")
+            raise SettingsError(f"--bytes must be at least {_WORD}, got {self.size}")
         if self.rounds < 1:
-            raise SettingsError(f"--rounds {self.rounds}: at least 1")
+            raise SettingsError(f"--rounds must be at least 1, got {self.rounds}")
         if self.timeout < MIN_TIMEOUT:
-            raise SettingsError(f"--timeout {self.timeout:g}: at least {MIN_TIMEOUT:g} seconds")
+            raise SettingsError(
+                f"--timeout must be at least {MIN_TIMEOUT:g} s, got {self.timeout:g}"
+            )
 
     @property
     def join_limit(self) -> float:
@@ -109,7 +111,7 @@ def parse_size(text: str) -> int:
     """
     match = _SIZE.fullmatch(text.strip())
     if match is None:
-        raise SettingsError(f"--bytes {text}: write a whole number with B, KiB, MiB or GiB")
+        raise SettingsError(f"--bytes must be a whole number with B, KiB, MiB or GiB, got {text}")
     return int(match.group(1)) * _UNITS[(match.group(2) or "").lower()]
 
 
@@ -122,7 +124,7 @@ def parse_leader(text: str) -> tuple[str, int]:
     host, colon, port = text.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
     if not colon or not host or not port.isdecimal() or not 0 < int(port) < 2**16:
-        raise SettingsError(f"--leader {text}: write HOST:PORT, the same at every peer")
+        raise SettingsError(f"--leader must be HOST:PORT, the same on every peer, got {text}")
     return host, int(port)
 
 

@@ -90,8 +90,9 @@ class Findings:
         )
         if sockets:
             found.append(
-                f"NCCL sent over TCP sockets at peers {', '.join(map(str, sockets))} though they "
-                "have RDMA devices: is ibverbs-providers in the image, and NCCL_IB_HCA right?"
+                f"NCCL used TCP sockets on peers {', '.join(map(str, sockets))} although they "
+                "have RDMA devices: check that the image has ibverbs-providers, and check "
+                "NCCL_IB_HCA"
             )
         return found
 
@@ -113,7 +114,7 @@ def table(findings: Findings) -> str:
         lines += [f"peer {index}: {key}={value}" for key, value in facts.variables.items()]
     rates = findings.pair_rates()
     if rates:
-        lines += ["", "pair    GB/s each way"]
+        lines += ["", "pair    GB/s per direction"]
         lines += [
             f"{f'{one}-{other}':<8}{rate / _GIGA:.3f}" for (one, other), rate in rates.items()
         ]
@@ -123,10 +124,10 @@ def table(findings: Findings) -> str:
     what = f"{findings.backend}{f' over {networks}' if networks else ''}"
     lines += [
         "",
-        f"all-to-all: {len(findings.measured)} workers ({findings.workers} a peer), {what}",
-        f"  {findings.rounds} rounds of {findings.size / 2**20:g} MiB a worker",
-        f"  {middle / _GIGA:.3f} GB/s a worker (median), {slowest / _GIGA:.3f} GB/s the slowest",
-        f"contents: {checked / 2**20:.0f} MiB compared, every byte as sent",
+        f"all-to-all: {len(findings.measured)} workers ({findings.workers} per peer), {what}",
+        f"  {findings.rounds} rounds of {findings.size / 2**20:g} MiB per worker",
+        f"  {middle / _GIGA:.3f} GB/s per worker (median), {slowest / _GIGA:.3f} GB/s (slowest)",
+        f"contents: {checked / 2**20:.0f} MiB compared, no differences",
         f"DeepEP over NVSHMEM: {_agreed([item.deep_ep for item in findings.measured.values()])}",
     ]
     lines += [f"warning: {text}" for text in findings.warnings()]

@@ -20,7 +20,7 @@ _LOOK_UP = 5.0
 """Timeout of a name lookup, seconds."""
 _LAST_LOOK_UP = 2.0
 """Timeout of the lookups for the report of missing peers, seconds."""
-_TELL_EVERY = 5.0
+_PROGRESS_INTERVAL = 5.0
 """Interval between progress lines, seconds."""
 
 
@@ -38,10 +38,10 @@ class Peer:
     """Workers of the peer; None until they are ready for a job."""
 
     def __str__(self) -> str:
-        words = [self.facts.name, self.address]
+        parts = [self.facts.name, self.address]
         if self.facts.node:
-            words.append(f"node {self.facts.node}")
-        return ", ".join(words)
+            parts.append(f"node {self.facts.node}")
+        return ", ".join(parts)
 
 
 class RollCall:
@@ -52,8 +52,8 @@ class RollCall:
         plan: Plan,
         facts: Facts,
         neighbours: Neighbours,
-        hear: Callable[[int, Message], None],
-        say: Callable[[str], None],
+        on_message: Callable[[int, Message], None],
+        print_line: Callable[[str], None],
     ) -> None:
         """Create the roll call without listening.
 
@@ -61,18 +61,18 @@ class RollCall:
             plan: Plan of the check.
             facts: Facts of peer 0, which the other peers must match.
             neighbours: Receives the connections of admitted peers.
-            hear: Called with each message of an admitted peer.
-            say: Called with progress lines.
+            on_message: Called with each message of an admitted peer.
+            print_line: Called with progress lines.
         """
         self._plan = plan
         self._facts = facts
         self._neighbours = neighbours
-        self._hear = hear
-        self._say = say
+        self._on_message = on_message
+        self._print_line = print_line
         self.peers: dict[int, Peer] = {}
-        self._refused = ""
+        self._rejected = ""
         self._over = False
-        self._came = asyncio.Event()
+        self._arrived = asyncio.Event()
         self._greetings: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
 
@@ -85,19 +85,19 @@ class RollCall:
         began = time.monotonic()
         deadline = began + self._plan.join_limit
         self.peers[LEADER] = Peer(self._facts, await self._open(deadline), meshed=True)
-        told = began - _TELL_EVERY
+        last_printed = began - _PROGRESS_INTERVAL
         while absent := self._absent():
             now = time.monotonic()
             if now >= deadline:
-                raise FabricError(await self._never_came(absent, now - began))
-            if now - told >= _TELL_EVERY:
-                told = now
+                raise FabricError(await self._missing_peers(absent, now - began))
+            if now - last_printed >= _PROGRESS_INTERVAL:
+                last_printed = now
                 limit = f"{now - began:.0f} s of {self._plan.join_limit:g} s"
-                self._say(f"waiting for {self.names(absent)} ({limit})")
-            self._came.clear()
+                self._print_line(f"waiting for {self.names(absent)} ({limit})")
+            self._arrived.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(BEAT):
-                    await self._came.wait()
+                    await self._arrived.wait()
         self._over = True
         problems = [
             f"peer {index} ({peer.facts.name}): {problem}"
@@ -126,7 +126,7 @@ class RollCall:
             FabricError: The name does not resolve to this pod before ``deadline``.
         """
         host, port = self._plan.leader_host, self._plan.leader_port
-        told = 0.0
+        last_printed = 0.0
         while True:
             try:
                 address = await resolve(host, _LOOK_UP)
@@ -137,12 +137,12 @@ class RollCall:
                 return address
             if time.monotonic() + BEAT >= deadline:
                 raise FabricError(
-                    f"peer 0 cannot listen at --leader {host}:{port}: {reason}. The name must "
+                    f"peer 0 cannot listen on --leader {host}:{port}: {reason}. The name must "
                     "resolve to this pod (a headless Service with publishNotReadyAddresses)"
                 )
-            if time.monotonic() - told >= _TELL_EVERY:
-                told = time.monotonic()
-                self._say(f"waiting: cannot listen at {host}:{port} yet: {reason}")
+            if time.monotonic() - last_printed >= _PROGRESS_INTERVAL:
+                last_printed = time.monotonic()
+                self._print_line(f"waiting: cannot listen on {host}:{port} yet: {reason}")
             await asyncio.sleep(BEAT)
 
     def _absent(self) -> list[int]:
@@ -151,11 +151,11 @@ class RollCall:
         Raises:
             FabricError: A peer was rejected because it does not match.
         """
-        for index, loss in self._neighbours.look().items():
-            self._say(f"peer {index} disconnected ({loss.detail}); waiting for it again")
+        for index, loss in self._neighbours.find_lost().items():
+            self._print_line(f"peer {index} disconnected ({loss.detail}); waiting for it to rejoin")
             self.peers.pop(index, None)
-        if self._refused:
-            raise FabricError(self._refused)
+        if self._rejected:
+            raise FabricError(self._rejected)
         return [index for index in range(self._plan.peers) if index not in self.peers]
 
     def _accept(self, link: Link) -> None:
@@ -165,24 +165,24 @@ class RollCall:
 
     async def _greet(self, link: Link) -> None:
         """Admit a peer, or reject it with the reason; other clients are ignored."""
-        came = _read_hello(await link.receive(_GREETING))
-        if came is None:
+        hello = _read_hello(await link.receive(_GREETING))
+        if hello is None:
             await link.close()
             return
-        facts, port = came
+        facts, port = hello
         reason = self._why_not(facts) or self._why_not_now(facts)
         if reason is not None:
             link.send({"t": "refused", "text": reason})
-            self._came.set()
+            self._arrived.set()
             await link.close(FLUSH)
             return
         before = self._neighbours.links.get(facts.index)
         self._neighbours.lost.pop(facts.index, None)
         self._neighbours.links[facts.index] = link
         self.peers[facts.index] = Peer(facts, link.remote_address, port)
-        link.start(lambda message: self._hear(facts.index, message))
-        self._say(f"peer {facts.index} has joined: {self.peers[facts.index]}")
-        self._came.set()
+        link.start(lambda message: self._on_message(facts.index, message))
+        self._print_line(f"peer {facts.index} has joined: {self.peers[facts.index]}")
+        self._arrived.set()
         if before is not None:
             await before.close()
 
@@ -191,29 +191,31 @@ class RollCall:
         reason = None
         differs = difference(self._facts, facts)
         if differs is not None:
-            reason = f"the peers must run the same: {differs}"
+            reason = f"the peers differ: {differs}"
         elif facts.index not in range(1, self._plan.peers):
-            reason = f"{facts.name} joined as peer {facts.index} of {self._plan.peers}"
+            reason = (
+                f"{facts.name} joined with --index {facts.index}, but --peers is {self._plan.peers}"
+            )
         if reason is not None and not self._over:
-            self._refused = self._refused or reason
+            self._rejected = self._rejected or reason
         return reason
 
     def _why_not_now(self, facts: Facts) -> str | None:
         """Return why a peer is too late or a duplicate, or ``None``."""
         if self._over:
-            return "the check has begun without it: it joined too late or was restarted"
-        if facts.index in self._neighbours.heard:
+            return "the check has already started: this peer joined too late or was restarted"
+        if facts.index in self._neighbours.alive:
             other = self.peers[facts.index].facts.name
             return f"{other} and {facts.name} both joined as peer {facts.index}"
         return None
 
-    async def _never_came(self, absent: list[int], waited: float) -> str:
+    async def _missing_peers(self, absent: list[int], waited: float) -> str:
         """Return an error text with the missing peers and whether their names resolve."""
         missing = "; ".join(await asyncio.gather(*map(self._missing, absent)))
         here = self.names(sorted(self.peers))
         return (
-            f"{missing} did not join within {waited:.0f} s (joined: {here}): look at its pod and "
-            "log (pending, pulling its image, no network?)"
+            f"{missing} did not join within {waited:.0f} s (joined: {here}): check its pod and "
+            "log (pending, pulling the image, no network?)"
         )
 
     async def _missing(self, index: int) -> str:
@@ -223,8 +225,8 @@ class RollCall:
         try:
             address = await resolve(name, _LAST_LOOK_UP)
         except OSError as error:
-            return f"peer {index} ({error}: its pod does not run yet)"
-        return f"peer {index} ({name}, whose name resolves to {address})"
+            return f"peer {index} ({error}: its pod is not running yet)"
+        return f"peer {index} ({name}, which resolves to {address})"
 
 
 def _read_hello(message: Message | None) -> tuple[Facts, int] | None:

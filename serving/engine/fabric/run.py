@@ -15,10 +15,12 @@ from serving.engine.fabric.workers import Ready, WorkerPool
 _AFTERWARDS = 3.0
 """Time after --timeout for the last messages and the end of the workers, seconds."""
 
-Say = Callable[[str], None]
+PrintLine = Callable[[str], None]
 
 
-async def run_peer(plan: Plan, facts: Facts, workers: WorkerPool, say: Say) -> Findings | None:
+async def run_peer(
+    plan: Plan, facts: Facts, workers: WorkerPool, print_line: PrintLine
+) -> Findings | None:
     """Participate in the check as peer ``plan.index``.
 
     Returns:
@@ -34,18 +36,20 @@ async def run_peer(plan: Plan, facts: Facts, workers: WorkerPool, say: Say) -> F
     try:
         async with asyncio.timeout(plan.timeout):
             if plan.index == LEADER:
-                return await Leader(plan, facts, workers, say).run(prepared)
-            await Follower(plan, facts, workers, say).run(prepared)
+                return await Leader(plan, facts, workers, print_line).run(prepared)
+            await Follower(plan, facts, workers, print_line).run(prepared)
             return None
     except TimeoutError:
-        raise FabricError(f"the check was not done within --timeout {plan.timeout:g} s") from None
+        raise FabricError(f"the check did not finish within --timeout {plan.timeout:g} s") from None
     finally:
         prepared.cancel()
         await asyncio.gather(prepared, return_exceptions=True)
         await workers.close()
 
 
-def run_until_stopped(plan: Plan, facts: Facts, workers: WorkerPool, say: Say) -> Findings | None:
+def run_until_stopped(
+    plan: Plan, facts: Facts, workers: WorkerPool, print_line: PrintLine
+) -> Findings | None:
     """Run ``run_peer``; SIGTERM and SIGINT stop it gracefully.
 
     Raises:
@@ -55,7 +59,7 @@ def run_until_stopped(plan: Plan, facts: Facts, workers: WorkerPool, say: Say) -
     stopped: list[int] = []
 
     async def main() -> Findings | None:
-        task = asyncio.ensure_future(run_peer(plan, facts, workers, say))
+        task = asyncio.ensure_future(run_peer(plan, facts, workers, print_line))
         loop = asyncio.get_running_loop()
 
         def stop(number: int) -> None:

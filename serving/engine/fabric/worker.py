@@ -34,7 +34,7 @@ _NETWORK = re.compile(r"Using network (\S+)")
 
 _NOISE = re.compile(r"^\[\S+:\d+\] | ?This is typically caused by .*")
 
-Say = Callable[..., None]
+SendReport = Callable[..., None]
 
 
 class WrongContents(Exception):
@@ -44,10 +44,12 @@ class WrongContents(Exception):
 class Exchange:
     """Steps of one worker in an initialized process group."""
 
-    def __init__(self, job: Mapping[str, Any], collectives: Any, device: str, say: Say) -> None:
+    def __init__(
+        self, job: Mapping[str, Any], collectives: Any, device: str, send_report: SendReport
+    ) -> None:
         self._dist = collectives
         self._device = device
-        self._say = say
+        self._send_report = send_report
         self._rank: int = job["rank"]
         self._world: int = job["world"]
         self._workers: int = job["workers"]
@@ -126,14 +128,14 @@ class Exchange:
             count, place = wrong
             peer, worker = divmod(source, self._workers)
             raise WrongContents(
-                f"{count} of {received.numel()} words from worker {worker} of peer {peer} are not "
-                f"what it sent, the first at byte {place}"
+                f"{count} of {received.numel()} words from worker {worker} of peer {peer} differ "
+                f"from what it sent, the first at byte {place}"
             )
         self.checked += received.numel() * _WORD
 
     def _step(self, text: str, partner: int | None) -> None:
         self._ordinal += 1
-        self._say(event="step", ordinal=self._ordinal, text=text, partner=partner)
+        self._send_report(event="step", ordinal=self._ordinal, text=text, partner=partner)
 
     def _synchronize(self) -> None:
         if self._device != "cpu":
@@ -148,7 +150,7 @@ def main() -> int:
     import torch
 
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    _say(event="ready", gpus=gpus)
+    _send_report(event="ready", gpus=gpus)
     line = sys.stdin.readline()
     if not line:
         return 1
@@ -156,10 +158,12 @@ def main() -> int:
     try:
         _run(job)
     except WrongContents as error:
-        _say(event="error", kind="contents", text=str(error))
+        _send_report(event="error", kind="contents", text=str(error))
         return 1
     except Exception as error:  # noqa: BLE001  the parent reports any error
-        _say(event="error", kind="group", text=f"{type(error).__name__}: {first_line(error)}")
+        _send_report(
+            event="error", kind="group", text=f"{type(error).__name__}: {first_line(error)}"
+        )
         return 1
     return 0
 
@@ -181,7 +185,7 @@ def _run(job: Mapping[str, Any]) -> None:
                 "NCCL_DEBUG_SUBSYS": "INIT,NET",
                 "NCCL_DEBUG_FILE": str(notes),
             }
-        _say(event="step", ordinal=1, text="form the group", partner=None)
+        _send_report(event="step", ordinal=1, text="create the process group", partner=None)
         dist.init_process_group(
             job["backend"],
             store=_store(job, dist),
@@ -191,11 +195,11 @@ def _run(job: Mapping[str, Any]) -> None:
             # NCCL's communicator must exist before a subset of the workers exchanges data.
             device_id=torch.device(device) if cuda else None,
         )
-        exchange = Exchange(job, dist, device, _say)
+        exchange = Exchange(job, dist, device, _send_report)
         rates = exchange.pairs()
         seconds = exchange.all_to_all()
-        _say(event="step", ordinal=10**6, text="start DeepEP and NVSHMEM", partner=None)
-        _say(
+        _send_report(event="step", ordinal=10**6, text="start DeepEP and NVSHMEM", partner=None)
+        _send_report(
             event="result",
             rates=rates,
             seconds=statistics.median(seconds),
@@ -228,7 +232,7 @@ def _store(job: Mapping[str, Any], dist: Any) -> Any:
         master_listen_fd=descriptor,
     )
     if job["rank"] == 0:
-        _say(event="store", port=port)
+        _send_report(event="store", port=port)
     return store
 
 
@@ -272,7 +276,7 @@ def first_line(error: Exception) -> str:
     return _NOISE.sub("", first).strip()
 
 
-def _say(**report: Any) -> None:
+def _send_report(**report: Any) -> None:
     sys.stdout.write(json.dumps(report) + "\n")
     sys.stdout.flush()
 

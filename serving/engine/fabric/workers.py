@@ -71,19 +71,19 @@ class Workers:
 
     async def prepare(self) -> Ready:
         """Start one worker, which reports the number of GPUs, then the other workers."""
-        gpus = await self._first_words(await self._spawn(), 0)
+        gpus = await self._first_report(await self._spawn(), 0)
         backend = self._plan.backend
         if backend is Backend.AUTO:
             backend = Backend.NCCL if gpus else Backend.GLOO
         count = self._plan.workers or max(1, gpus)
         if backend is Backend.NCCL and count > gpus:
             raise FabricError(
-                f"--backend nccl with {count} workers needs {count} GPUs, and torch sees {gpus} "
-                "here: does the pod request them, and does the image have the CUDA build of torch?"
+                f"--backend nccl with {count} workers needs {count} GPUs, but torch finds {gpus}: "
+                "check that the pod requests them and that the image has the CUDA build of torch"
             )
         others = [await self._spawn() for _ in range(count - 1)]
         await asyncio.gather(
-            *(self._first_words(process, place + 1) for place, process in enumerate(others))
+            *(self._first_report(process, place + 1) for place, process in enumerate(others))
         )
         return Ready(count, backend.value)
 
@@ -121,13 +121,13 @@ class Workers:
         self._processes.append(process)
         return process
 
-    async def _first_words(self, process: asyncio.subprocess.Process, number: int) -> int:
+    async def _first_report(self, process: asyncio.subprocess.Process, number: int) -> int:
         """Wait until a worker is ready; return the number of visible GPUs."""
         assert process.stdout is not None
         async for line in process.stdout:
-            said = _report_of(line)
-            if said is not None:
-                return int(said["gpus"])
+            message = _report_of(line)
+            if message is not None:
+                return int(message["gpus"])
         await process.wait()
         raise FabricError(f"worker {number} did not start: {self._why(number, process)}")
 
@@ -137,10 +137,10 @@ class Workers:
         assert process.stdout is not None
         done = False
         async for line in process.stdout:
-            said = _report_of(line)
-            if said is not None:
-                done = done or said["event"] in {"result", "error"}
-                report(number, said)
+            message = _report_of(line)
+            if message is not None:
+                done = done or message["event"] in {"result", "error"}
+                report(number, message)
         await process.wait()
         if not done:
             report(number, {"event": "error", "kind": "exit", "text": self._why(number, process)})
@@ -152,7 +152,7 @@ class Workers:
         )
         with self._log(number).open("r", encoding="utf-8", errors="replace") as log:
             last = " | ".join(text for line in deque(log, _TAIL_LINES) if (text := line.strip()))
-        return f"its process ended ({ended}){': ' + last if last else ''}"
+        return f"its process exited ({ended}){': ' + last if last else ''}"
 
     def _log(self, number: int) -> Path:
         return self._folder / f"worker-{number}.log"
@@ -161,7 +161,7 @@ class Workers:
 def _report_of(line: bytes) -> dict[str, Any] | None:
     """Decode a worker's report; return ``None`` for output of libraries."""
     try:
-        said = json.loads(line)
+        message = json.loads(line)
     except ValueError:
         return None
-    return said if isinstance(said, dict) and "event" in said else None
+    return message if isinstance(message, dict) and "event" in message else None

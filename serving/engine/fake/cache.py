@@ -44,10 +44,10 @@ class FakeCache:
                 block = token_ids[index * self._size : (index + 1) * self._size]
                 self.mirror.stored([name], parent, block)
             parent = name
-        gone = []
+        evicted = []
         while len(self._blocks) > self._most:
-            gone.append(self._blocks.popitem(last=False)[0])
-        self.mirror.removed(gone)
+            evicted.append(self._blocks.popitem(last=False)[0])
+        self.mirror.removed(evicted)
 
     def clear(self) -> None:
         """Remove everything."""

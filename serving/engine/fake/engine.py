@@ -36,7 +36,7 @@ class FakeFaults:
 
     start_error: str | None = None
     """Error message of ``start``."""
-    refuse: str | None = None
+    reject: str | None = None
     """Error message for new requests, which end with OVERLOADED."""
     fail_after: int | None = None
     """Total number of generated tokens after which the engine dies."""
@@ -134,8 +134,8 @@ class FakeEngine:
         if not self._running or self._dead.is_set():
             yield fake_error(request_id, codes.ENGINE_FAILED, "the engine is not running")
             return
-        if self.faults.refuse is not None:
-            yield fake_error(request_id, codes.OVERLOADED, self.faults.refuse)
+        if self.faults.reject is not None:
+            yield fake_error(request_id, codes.OVERLOADED, self.faults.reject)
             return
         try:
             params = self._checked(request)
@@ -195,12 +195,14 @@ class FakeEngine:
             EngineError: The engine has failed, is not running, or has requests and is stalled.
         """
         if self._dead.is_set():
-            raise EngineError("the fake engine was made to fail")
+            raise EngineError("the fake engine failed as configured")
         if not self._running:
             raise EngineError("the engine is not running")
         still = self._clock.monotonic() - self._last_step
         if self._requests and still > self._settings.fleet.stall_timeout:
-            raise EngineError(f"the engine has requests and has made no step for {still:.1f} s")
+            raise EngineError(
+                f"the engine has requests but has completed no step for {still:.1f} s"
+            )
 
     async def shutdown(self) -> None:
         """End all requests."""
@@ -219,11 +221,13 @@ class FakeEngine:
         if not prompt:
             raise ValueError("the prompt is empty")
         if len(prompt) >= self._max_len:
-            raise ValueError(f"the prompt ({len(prompt)}) is not shorter than {self._max_len}")
+            raise ValueError(
+                f"the prompt has {len(prompt)} tokens, more than the maximum of {self._max_len - 1}"
+            )
         if max(prompt) >= _VOCABULARY:
             raise ValueError(f"token id {max(prompt)} is out of vocabulary")
         if request.request_id in self._requests:
-            raise ValueError(f"request id {request.request_id} is in use")
+            raise ValueError(f"request id {request.request_id} is already in use")
         return params
 
     async def _run(
@@ -239,7 +243,7 @@ class FakeEngine:
         if not any(other.running for other in self._requests.values() if other is not state):
             self._last_step = self._clock.monotonic()  # idle time is not a stall
         first = True
-        said: list[int] = []
+        generated: list[int] = []
         cached = self._cache.cached_tokens(prompt)
         self._cache.keep(prompt)
         while not all(choice.finished for choice in choices):
@@ -247,7 +251,7 @@ class FakeEngine:
             delta = link_pb2.Delta(request_id=request.request_id)
             if self._dead.is_set():
                 code = link_pb2.RequestError.ENGINE_FAILED
-                text = "the fake engine was made to fail"
+                text = "the fake engine failed as configured"
                 yield fake_error(request.request_id, code, text)
                 return
             for index, choice in enumerate(choices):
@@ -259,7 +263,7 @@ class FakeEngine:
                     choice.finished = True
                 else:
                     self._count(choice.advance(message, self._max_len))
-            said += delta.choices[0].token_ids  # meaningful only for a single choice
+            generated += delta.choices[0].token_ids  # meaningful only for a single choice
             if first:
                 delta.prompt_tokens = len(prompt)
                 delta.cached_tokens = cached
@@ -268,7 +272,7 @@ class FakeEngine:
                 first = False
             delta.finished = all(choice.finished for choice in choices)
             if delta.finished:
-                self._cache.keep(prompt + said)
+                self._cache.keep(prompt + generated)
             yield delta
 
     async def _step(self, state: _State) -> None:

@@ -27,7 +27,7 @@ class RayNotStarted(EngineError):
     """A private Ray did not start."""
 
     def __init__(self, reason: str, folder: Path) -> None:
-        super().__init__(f"Ray did not start: {reason} Its logs: {folder}")
+        super().__init__(f"Ray did not start: {reason} Logs: {folder}")
         self.folder = folder
         """Folder of the session files."""
 

@@ -94,7 +94,7 @@ def explain_gap(nodes: Sequence[NodeRoom], needs: GroupNeeds) -> str | None:
     each = _resources_text(needs.rank)
     what = f"{_plural(needs.groups, 'group')} of {_plural(needs.ranks, 'rank')}"
     if strict:
-        what += ", one rank a node," if needs.groups == 1 else ", each with one rank a node,"
+        what += ", one rank per node," if needs.groups == 1 else ", each with one rank per node,"
     if wanted == 1:
         need = f"{what} needs {each} free on one node"
     elif strict and needs.groups == 1:

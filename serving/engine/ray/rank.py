@@ -156,5 +156,5 @@ def end_children(timeout: float, keep: frozenset[int] = frozenset()) -> None:
     children = [item for item in descendants(os.getpid()) if item.pid not in keep]
     left = wait_gone(children, timeout)
     for child in left:
-        _log.warning("process %d outlived the engine: killing it", child.pid)
+        _log.warning("process %d is still running after the engine stopped; killing it", child.pid)
     end(left, grace=0.0)

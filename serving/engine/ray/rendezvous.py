@@ -155,8 +155,8 @@ class Rendezvous:
                 return Meeting(**json.loads(value))
             if self._clock.monotonic() >= deadline:
                 raise EngineError(
-                    f"rank {self._member.rank} of gang {self._member.gang_id} waited "
-                    f"{timeout:g} s for rank 0, which did not appear"
+                    f"rank {self._member.rank} of gang {self._member.gang_id} timed out "
+                    f"after {timeout:g} s waiting for rank 0"
                 )
             await asyncio.sleep(_POLL_SECONDS)
 
@@ -177,7 +177,7 @@ class Rendezvous:
         holder = json.loads(self._store.get(key) or b"{}").get("rank", "another")
         raise PlacementError(
             f"group.placement strict_spread: ranks {holder} and {self._member.rank} were both "
-            f"placed on node {node}, no other node has room; add nodes, or set "
+            f"placed on node {node}, because no other node has room; add nodes, or set "
             "group.placement to spread or pack"
         )
 
@@ -194,8 +194,8 @@ class Rendezvous:
         meeting = Meeting(address, choose_port(address), secrets.token_hex(6), now)
         if not self._store.put_new(self._key, json.dumps(asdict(meeting)).encode()):
             raise EngineError(
-                f"gang {self._member.gang_id} has met before: a rank 0 was restarted in "
-                "place, and its peers hold the old address; the whole gang must restart"
+                f"gang {self._member.gang_id} has already formed: rank 0 was restarted in "
+                "place, but its peers have the old address; the whole gang must restart"
             )
         return meeting
 

@@ -17,7 +17,7 @@ class Stage(StrEnum):
     """Stages of a rank's start."""
 
     PLACED = "placed"
-    MEETING = "meeting its peers"
+    MEETING = "connecting to its peers"
     LOADING = "loading the model"
     JOINING = "joining the router"
     FAILED = "failed"

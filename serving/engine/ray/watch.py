@@ -73,10 +73,12 @@ def failure_of(view: DeploymentView) -> ServingError | None:
         if last.error_type in _ERRORS:
             return _ERRORS[last.error_type](last.error)
         return EngineError(f"rank {last.rank} did not start: {last.error}")
-    return EngineError(f"Ray Serve gave up: {_last_line(view.message)}")
+    return EngineError(f"Ray Serve failed the deployment: {_last_line(view.message)}")
 
 
-def last_words(reports: Sequence[RankReport], gangs: Mapping[str, str]) -> tuple[RankReport, ...]:
+def final_reports(
+    reports: Sequence[RankReport], gangs: Mapping[str, str]
+) -> tuple[RankReport, ...]:
     """Return the reports of existing gangs, and all reports of failures.
 
     A rank that was killed or lost with its node leaves a stale report.
@@ -109,7 +111,7 @@ class DeploymentWatch:
         # One second earlier, because the clocks of the nodes can differ.
         self._since = clock.time() - 1.0 if since is None else since
 
-    def look(self) -> DeploymentView:
+    def poll(self) -> DeploymentView:
         """Return the current state."""
         from ray import serve
 
@@ -177,4 +179,4 @@ def undeploy(app: str) -> None:
 
 def _last_line(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else "no reason was given"
+    return lines[-1] if lines else "no reason given"

@@ -122,7 +122,7 @@ class RouterConnection:
                 gone = self._closing.is_set()
                 self._note(
                     "stopped" if gone else "retrying",
-                    "this rank hung up" if gone else "the router closed the stream",
+                    "this rank disconnected" if gone else "the router closed the stream",
                 )
             except LinkRefused as refusal:
                 # Retried at the maximum interval: the router may be upgraded, or the conflicting
@@ -188,12 +188,12 @@ class RouterConnection:
                     await call.write(link_pb2.RankMessage(hello=self._hello))
                     answer = await call.read()
                 if answer is EOF:
-                    raise TimeoutError("the router closed the stream without an answer to Hello")
+                    raise TimeoutError("the router closed the stream without answering Hello")
                 if answer.HasField("refusal"):
                     code = link_pb2.Refusal.Code.Name(answer.refusal.code)
                     raise LinkRefused(f"{code}: {answer.refusal.reason}")
                 if not answer.HasField("welcome"):
-                    raise LinkRefused("the router answered Hello with something else")
+                    raise LinkRefused("the router sent an unexpected answer to Hello")
                 self._sessions += 1
                 self._note("connected", f"router {answer.welcome.router_id}")
                 await self._run(call)

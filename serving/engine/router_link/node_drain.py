@@ -54,11 +54,11 @@ class LeaveWatch:
         """Start watching. Logs a warning and does nothing if the folder is unusable."""
         self._since = self._clock.time()
         try:
-            # Requests are accepted from the same user only.
+            # Requests are accepted only from the same user.
             self._folder.mkdir(mode=0o700, exist_ok=True)
             found = self._folder.lstat()
             if found.st_uid != os.getuid() or not stat.S_ISDIR(found.st_mode):
-                raise PermissionError(f"{self._folder} is not a folder of this user")
+                raise PermissionError(f"{self._folder} is not a folder owned by this user")
             self._sweep()
             self._mine.touch()
         except OSError as error:
@@ -86,7 +86,7 @@ class LeaveWatch:
         while (timeout := self.requested()) is None:  # noqa: ASYNC110  file changes raise no event
             await asyncio.sleep(_POLL_SECONDS)
         log.info("the machine leaves: the rank drains", timeout=timeout)
-        finished = await self._drain("its machine is leaving", timeout)
+        finished = await self._drain("its node is being removed", timeout)
         log.info("the rank has left", finished=finished)
         with contextlib.suppress(OSError):
             self._mine.rename(self._left)
@@ -102,7 +102,7 @@ class LeaveWatch:
             return None
 
 
-def ask_to_leave(timeout: float, folder: Path | None = None) -> None:
+def request_leave(timeout: float, folder: Path | None = None) -> None:
     """Request all ranks of this machine to drain for at most ``timeout`` seconds each.
 
     Raises:

@@ -55,15 +55,15 @@ class RequestRunner:
         """Start a request, or reject it with an error delta."""
         request_id = request.request_id
         if self._drain_reason is not None:
-            self._refuse(request_id, _Error.DRAINING, f"the rank drains: {self._drain_reason}")
+            self._reject(request_id, _Error.DRAINING, f"the rank is draining: {self._drain_reason}")
         elif not request_id:
-            self._refuse(request_id, _Error.INVALID_REQUEST, "the request has no id")
+            self._reject(request_id, _Error.INVALID_REQUEST, "the request has no id")
         elif request_id in self._tasks:
-            self._refuse(
-                request_id, _Error.INVALID_REQUEST, f"request {request_id} is running already"
+            self._reject(
+                request_id, _Error.INVALID_REQUEST, f"request {request_id} is already running"
             )
         elif not request.prompt_token_ids:
-            self._refuse(request_id, _Error.INVALID_REQUEST, "the prompt has no tokens")
+            self._reject(request_id, _Error.INVALID_REQUEST, "the prompt has no tokens")
         else:
             self._idle.clear()
             task = asyncio.create_task(self._run(request))
@@ -114,13 +114,15 @@ class RequestRunner:
             log.exception("the engine raised on a request", request_id=request_id)
             self._report_trouble()
             if not finished:
-                self._refuse(
+                self._reject(
                     request_id, _Error.ENGINE_FAILED, f"{type(error).__name__} in the engine"
                 )
         else:
             if not finished:
-                self._refuse(
-                    request_id, _Error.ENGINE_FAILED, "the engine ended without a last delta"
+                self._reject(
+                    request_id,
+                    _Error.ENGINE_FAILED,
+                    "the engine ended the request without a final delta",
                 )
 
     def _ended(self, request_id: str) -> None:
@@ -128,7 +130,7 @@ class RequestRunner:
         if not self._tasks:
             self._idle.set()
 
-    def _refuse(self, request_id: str, code: link_pb2.RequestError.Code, message: str) -> None:
+    def _reject(self, request_id: str, code: link_pb2.RequestError.Code, message: str) -> None:
         self._queue.put(
             link_pb2.Delta(
                 request_id=request_id,

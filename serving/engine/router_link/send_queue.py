@@ -120,7 +120,7 @@ def _too_large(delta: link_pb2.Delta, length: int) -> link_pb2.Delta:
         finished=True,
         error=link_pb2.RequestError(
             code=link_pb2.RequestError.INVALID_REQUEST,
-            message=f"one step of this request's output takes {length} bytes, more than a "
-            "frame may hold: request fewer log-probabilities, or raise link.max_frame_bytes",
+            message=f"one step of this request's output is {length} bytes, more than a "
+            "frame can hold: request fewer log probabilities, or raise link.max_frame_bytes",
         ),
     )

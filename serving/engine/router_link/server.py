@@ -248,7 +248,8 @@ class RankServer:
             )
         except Exception as error:  # noqa: BLE001  every error is reported to the routers
             return _Snapshot(
-                health=_Snapshot.FAILED, health_reason=f"the engine reports no load: {error}"
+                health=_Snapshot.FAILED,
+                health_reason=f"the engine failed to report its load: {error}",
             )
         try:
             async with asyncio.timeout(_LOAD_DEADLINE):

@@ -86,8 +86,8 @@ class RouterStream:
                 return
             if self.queue.overflowed.is_set():
                 raise SlowRouterError(
-                    f"the router left more than {self._settings.outbox_limit} deltas waiting "
-                    "(link.outbox_limit); its requests were aborted",
+                    f"the router reads too slowly: more than {self._settings.outbox_limit} deltas "
+                    "are queued (link.outbox_limit); its requests were aborted",
                 )
             for task in (receiver, sender):
                 if task.done():

@@ -1,4 +1,4 @@
-"""Inject faults into a real system under traffic and print what each did to the streams.
+"""Inject faults into a real system under traffic and print the effect of each on the streams.
 
     make faults
     python -m tests.faults.real --groups 2,1 --faults kill-core,drop-link --requests 32

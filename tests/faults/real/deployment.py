@@ -121,13 +121,13 @@ async def _run(words: list[str], environment: dict[str, str], timeout: float) ->
     )
     try:
         async with asyncio.timeout(timeout):
-            said, _ = await process.communicate()
+            output, _ = await process.communicate()
     except BaseException:
         with contextlib.suppress(ProcessLookupError):
             process.terminate()
         raise
     if process.returncode:
-        raise RuntimeError(f"moe-serving {words[0]}: {said.decode(errors='replace')}")
+        raise RuntimeError(f"moe-serving {words[0]}: {output.decode(errors='replace')}")
 
 
 def _free_port() -> int:

@@ -50,8 +50,8 @@ REDIS = netns.TOOLS / "redis" / "redis-server"
 RECONNECT = 600
 """Seconds that nodes wait for a lost head, as KubeRay sets it."""
 _LOOK = 0.5
-_START = 180.0
-_COMMAND_TIMEOUT = 60.0
+_START = 600.0
+_COMMAND_TIMEOUT = 300.0
 _CPUS_PER_RANK = 2
 
 
@@ -70,7 +70,7 @@ class RayNode:
     """Log of its Ray."""
     pause: float = 5.0
     """Minimum seconds between two starts."""
-    patience: float = 45.0
+    patience: float = 120.0
     """Timeout of a start of Ray, seconds."""
     starts: int = 0
     process: "subprocess.Popen[bytes] | None" = None
@@ -186,12 +186,12 @@ class OnNodes(System):
         )
         try:
             async with asyncio.timeout(_COMMAND_TIMEOUT):
-                said, _ = await process.communicate()
+                output, _ = await process.communicate()
         except TimeoutError:
             process.kill()
             await process.wait()
             return ""
-        return said.decode() if process.returncode == 0 else ""
+        return output.decode() if process.returncode == 0 else ""
 
 
 @contextlib.contextmanager
@@ -200,7 +200,7 @@ def on_nodes(
 ) -> Iterator[OnNodes]:
     """Start a head, a node per group (spread: per rank), a router and the groups; end them all.
 
-    This process moves into the router's network namespace for good; it must have no threads.
+    This process moves into the router's network namespace permanently; it must have no threads.
 
     Raises:
         ServingError: it did not start; the message names the folder of the logs.
@@ -224,7 +224,7 @@ def on_nodes(
         settings = with_local_secrets(settings, folder)
         write_settings(settings, paths.config)
         networks = netns.Networks(netns.find_iproute(), ROUTER)
-        # Last in, first out: a node takes its processes with it, the others are ended after that.
+        # Last in, first out: removing a node ends its processes; the others are stopped afterwards.
         stack.callback(_end_all)
         stack.callback(networks.close)
         system = OnNodes(
@@ -275,4 +275,4 @@ def _start_redis(folder: Path, paths: Paths) -> None:
 def _end_all() -> None:
     left = end(descendants(os.getpid()), grace=3.0)
     if left:
-        print(f"could not end these processes: {left}", flush=True)  # noqa: T201
+        print(f"could not stop these processes: {left}", flush=True)  # noqa: T201

@@ -64,7 +64,7 @@ async def kill_router(running: Deployment, reference: Run, max_tokens: int) -> R
 
 
 async def slow_consumers(running: Deployment, reference: Run, max_tokens: int) -> Row:
-    """Clients that request long answers and read nothing, beside all others.
+    """Clients that request long answers and read nothing, in addition to all others.
 
     The others must not be affected, the router must not grow, and no request of these clients may
     be in flight ``router.write_timeout`` after they stopped reading.

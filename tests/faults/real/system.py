@@ -35,7 +35,7 @@ class RankProcess:
         return [replica, *replica.children(recursive=True)]
 
     def named(self, word: str) -> psutil.Process:
-        """Return the process whose title or command holds ``word``, such as EngineCore."""
+        """Return the process whose title or command contains ``word``, such as EngineCore."""
         for process in self.tree()[1:]:
             with contextlib.suppress(psutil.NoSuchProcess):
                 if word in process.name() or any(word in part for part in process.cmdline()):
@@ -53,7 +53,7 @@ class System:
     model: str
 
     async def fleet(self) -> list[dict[str, Any]]:
-        """Return the groups from /fleet; an empty list while the router does not answer."""
+        """Return the groups from /fleet; an empty list while the router does not respond."""
         try:
             async with httpx.AsyncClient(timeout=60) as client:
                 answer = await client.get(f"{self.rest}/fleet")
@@ -87,7 +87,7 @@ class System:
 
     @contextlib.asynccontextmanager
     async def cordoned(self, group: str) -> AsyncIterator[None]:
-        """Keep new requests away from a group; in the end, wait until every group is ready."""
+        """Cordon a group in the block; afterwards, wait until every group is ready."""
         async with grpc.aio.insecure_channel(self.grpc) as channel:
             stub = fleet_pb2_grpc.FleetServiceStub(channel)
             await stub.Cordon(fleet_pb2.CordonRequest(group_id=group))

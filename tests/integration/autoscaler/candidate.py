@@ -10,7 +10,7 @@ from serving.settings import KubernetesSettings
 
 
 async def main(lease: str, identity: str) -> None:
-    settings = KubernetesSettings(lease=lease, lease_seconds=1.5, api_timeout=1.0)
+    settings = KubernetesSettings(lease=lease, lease_seconds=9.0)
     api = KubernetesApi(settings, await cluster_configuration())
     election = LeaseElection(api, settings, identity, SystemClock())
     task = asyncio.create_task(election.run())

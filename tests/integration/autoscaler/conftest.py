@@ -14,6 +14,7 @@ from tests.integration.autoscaler.http_fake import HttpFake
 from tests.integration.autoscaler.kube import SETTINGS
 from tests.kube import rbac
 from tests.kube.server import KubeServer
+from tests.support.waiting import PATIENCE
 
 TOOLS = Path(__file__).resolve().parents[3] / ".tools" / "prometheus"
 
@@ -54,12 +55,14 @@ class Prometheus:
 
     def number(self, query: str) -> float | None:
         with contextlib.suppress(httpx.TransportError):
-            answer = httpx.get(f"{self.url}/api/v1/query", params={"query": query}, timeout=60)
+            answer = httpx.get(
+                f"{self.url}/api/v1/query", params={"query": query}, timeout=PATIENCE
+            )
             if answer.status_code == 200 and answer.json()["data"]["result"]:
                 return float(answer.json()["data"]["result"][0]["value"][1])
         return None
 
-    def wait(self, query: str, patience: float = 120.0) -> float:
+    def wait(self, query: str, patience: float = PATIENCE) -> float:
         """Return the query's value once it is above 0."""
         end = time.monotonic() + patience
         while not (found := self.number(query)):
@@ -89,6 +92,13 @@ def prometheus(tmp_path_factory, page):
     server.stop()
 
 
+class PatientApi(KubernetesApi):
+    """A client without short timeouts: on a busy machine they would cause retries."""
+
+    def bounded(self, timeout, attempts):
+        return super().bounded(max(timeout, PATIENCE), attempts)
+
+
 @pytest.fixture
 def kube():
     with KubeServer() as server:
@@ -105,7 +115,7 @@ async def connect(kube):
 
     def api(settings=SETTINGS, token=rbac.ADMIN_TOKEN):
         configuration = kube.configuration(token)
-        made.append(KubernetesApi(settings, configuration, pause=pause, chance=lambda: 1.0))
+        made.append(PatientApi(settings, configuration, pause=pause, chance=lambda: 1.0))
         return made[-1]
 
     api.waits = waits

@@ -8,8 +8,11 @@ from serving.autoscaler.actuators.worker_group import WorkerGroupActuator
 from serving.autoscaler.routers import ObservedGroup
 from serving.settings import KubernetesSettings
 from tests.kube import objects
+from tests.support.waiting import PATIENCE
 
-SETTINGS = KubernetesSettings(enabled=True, cluster="moe", workers_per_group=2, api_timeout=5.0)
+SETTINGS = KubernetesSettings(
+    enabled=True, cluster="moe", workers_per_group=2, api_timeout=PATIENCE
+)
 BY_SERVICE = SETTINGS.model_copy(update={"cluster": "", "service": "moe-service"})
 LEASE = SETTINGS.lease
 TARGET = "/apis/ray.io/v1/namespaces/default/rayclusters/moe"
@@ -25,11 +28,11 @@ class Fleet:
     unplaced: str = ""
     """Error of Ray Serve; empty: none."""
     silent: bool = False
-    """No router answers."""
+    """No router responds."""
 
     async def groups(self):
         if self.silent:
-            raise ActuatorError("no router answers")
+            raise ActuatorError("no router responds")
         return tuple(self.living)
 
     async def occupied(self):

@@ -23,15 +23,14 @@ from tests.kube.controllers import running
 from tests.kube.kubelet import Kubelet
 from tests.kube.kuberay import KubeRay
 from tests.kube.server import KubeServer
-from tests.support.waiting import wait_until
+from tests.support.waiting import PATIENCE, wait_until
 
 ROOT = Path(__file__).resolve().parents[3]
 SPACE, NAME, POOL = "prod", "serve-moe-serving", "cpu"
 APP = f"{NAME}-{POOL}"
 EACH = 2
 """Pods of a group, and ranks."""
-LEASE_SECONDS = 3.0
-PATIENCE = 90.0
+LEASE_SECONDS = 9.0
 _KINDS = (
     "ServiceAccount", "Role", "RoleBinding", "ClusterRole", "ClusterRoleBinding", "Lease",
     "PodDisruptionBudget", "RayService",
@@ -101,7 +100,7 @@ class Autoscaler:
     def metric(self, name):
         """Return the value of a metric; None if the process does not respond yet."""
         try:
-            text = httpx.get(f"{self.url}/metrics", timeout=60, trust_env=False).text
+            text = httpx.get(f"{self.url}/metrics", timeout=PATIENCE, trust_env=False).text
         except httpx.TransportError:
             return None
         lines = [line for line in text.splitlines() if line.startswith(f"{name} ")]
@@ -145,7 +144,7 @@ class Release:
         self._stack = ExitStack()
 
     def __enter__(self):
-        with ExitStack() as stack:  # what has begun ends also when the rest does not begin
+        with ExitStack() as stack:  # started processes also end if a later one does not start
             stack.callback(self.ray.close)
             stack.enter_context(self.server)
             self.apply()
@@ -191,7 +190,7 @@ class Release:
             "max_groups": 8,
         } | scaling
         own["kubernetes"] |= {
-            "lease_seconds": LEASE_SECONDS, "watch_timeout": 5.0, "api_timeout": 2.0,
+            "lease_seconds": LEASE_SECONDS, "watch_timeout": 5.0,
         }  # fmt: skip
         file = self.folder / f"autoscaler-{number}.yaml"
         file.write_text(json.dumps(settings), "utf-8")
@@ -199,7 +198,7 @@ class Release:
         self._stack.callback(made.kill)
         return made
 
-    # -- what there is ----------------------------------------------------------------------------
+    # -- state -----------------------------------------------------------------------------------
 
     def active(self):
         status = self.server.get("rayservices", NAME, SPACE).get("status") or {}
@@ -224,12 +223,20 @@ class Release:
             and (pod.get("status") or {}).get("podIP")
         }
 
+    def _lease_name(self):
+        text = find(self.objects, "ConfigMap", "-settings")["data"]["autoscaler.yaml"]
+        return yaml.safe_load(text)["autoscaler"]["kubernetes"]["lease"]
+
     def lease(self):
         """Return the spec of the autoscaler's Lease; empty before there is one."""
-        text = find(self.objects, "ConfigMap", "-settings")["data"]["autoscaler.yaml"]
-        name = yaml.safe_load(text)["autoscaler"]["kubernetes"]["lease"]
-        found = self.server.get("leases", name, SPACE) or {}
+        found = self.server.get("leases", self._lease_name(), SPACE) or {}
         return found.get("spec") or {}
+
+    def shorten_lease(self):
+        """Let the lease of a killed leader expire at once."""
+        self.server.patch(
+            "leases", self._lease_name(), {"spec": {"leaseDurationSeconds": 1}}, SPACE
+        )
 
     def leader(self, *autoscalers):
         """Return the autoscaler that holds the Lease and reports itself as leader, or None."""

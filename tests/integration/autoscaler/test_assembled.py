@@ -37,7 +37,7 @@ async def test_it_leads_and_lets_go(kube, settings):
     async with autoscaler_app(settings, dry_run=False) as app:
         await eventually(app.is_leader)
         assert kube.get("leases", LEASE)["spec"]["holderIdentity"]
-        # Ray's dashboard is away: a turn holds.
+        # Ray's dashboard does not respond: the cycle holds.
         assert await app.autoscaler.run_once() is None
     assert kube.get("leases", LEASE)["spec"]["holderIdentity"] == ""
 
@@ -73,12 +73,12 @@ async def test_explain_tells_what_keeps_it_from_working(kube, settings, capsys):
     scaling = settings.autoscaler.model_copy(
         update={"kubernetes": BY_SERVICE, "min_groups": 2, "max_groups": 2}
     )
-    with pytest.raises(NotReady):  # Ray's dashboard is away; the rest is told all the same
+    with pytest.raises(NotReady):  # from Ray's dashboard; the others are shown
         await explain_once(settings.model_copy(update={"autoscaler": scaling}))
     # The log goes to the same place here; the last heading is the command's own.
-    said = " ".join(capsys.readouterr().out.split()).rpartition("notices - ")[2]
-    assert said.startswith("min_groups and max_groups are both 2")
-    assert "may not patch rayservices.ray.io moe-service, " in said
-    assert "list nodes" in said
-    assert "second RayCluster pending, moe-green" in said
+    output = " ".join(capsys.readouterr().out.split()).rpartition("notices - ")[2]
+    assert output.startswith("min_groups and max_groups are both 2")
+    assert "lacks permission to patch rayservices.ray.io moe-service, " in output
+    assert "list nodes" in output
+    assert "second, pending RayCluster moe-green" in output
     assert [seen.path for seen in writes(kube) if "accessreviews" not in seen.path] == []

@@ -46,7 +46,7 @@ async def test_it_follows_up_and_down(kube, connect):
     assert least(kube) == 2
     groups.groups = 3
     await both.target()
-    assert least(kube) == 2  # the new pods are not there yet
+    assert least(kube) == 2  # the new pods do not exist yet
     put_pods(kube, 4, first=2)
     await both.target()
     assert least(kube) == 5
@@ -92,9 +92,9 @@ async def test_a_release_that_sets_it_again_meets_no_conflict(kube, connect):
     applied()
     await follower(connect, FakeActuator(2)).target()
     assert least(kube) == 3
-    applied()  # another upgrade with the autoscaler on leaves it
+    applied()  # another upgrade with the autoscaler enabled does not change it
     assert least(kube) == 3
-    applied(minAvailable=4)  # it is turned off
+    applied(minAvailable=4)  # it is disabled
     assert least(kube) == 4
 
 

@@ -15,10 +15,10 @@ from tests.integration.autoscaler.kube import LEASE, SETTINGS, fail_once
 from tests.integration.autoscaler.test_kubernetes import api_error
 from tests.kube import objects, rbac
 from tests.support.clock import ManualClock
+from tests.support.waiting import PATIENCE
 
 ROOT = Path(__file__).resolve().parents[3]
 CANDIDATE = Path(__file__).with_name("candidate.py")
-PATIENCE = 60.0
 
 
 def put_lease(kube, **spec):
@@ -43,12 +43,12 @@ async def test_one_of_two_leads_and_the_other_takes_over(kube, connect):
     await first.acquire_or_renew()
     await second.acquire_or_renew()
     assert (first.leading, second.leading) == (True, False)
-    for _ in range(4):  # renewed: the other waits
+    for _ in range(4):  # renewed: the other one waits
         clock.now += 8.0
         await first.acquire_or_renew()
         await second.acquire_or_renew()
         assert (first.leading, second.leading) == (True, False)
-    clock.now += 10.5  # the first is cut off: it stops before the other may start
+    clock.now += 10.5  # the first one is disconnected: it stops before the other one may start
     assert not first.leading
     await second.acquire_or_renew()
     assert not second.leading
@@ -89,7 +89,7 @@ async def test_a_released_lease_is_taken_at_once(kube, connect):
     assert not first.leading
     await second.acquire_or_renew()
     assert second.leading
-    await first.release()  # it is not its to give
+    await first.release()  # it does not hold the lease
     assert lease(kube)["holderIdentity"] == "b"
 
 
@@ -170,7 +170,7 @@ async def test_a_server_that_is_away_ends_leading_in_time(kube, connect, monkeyp
     fail_once(monkeypatch, api, *[api_error(500)] * 8)
     clock.now += 5.0
     await election.acquire_or_renew()
-    assert election.leading  # its lease holds still
+    assert election.leading  # its lease stays unchanged
     clock.now += 5.0
     await election.acquire_or_renew()
     assert not election.leading
@@ -207,6 +207,8 @@ async def test_a_killed_process_is_followed_by_the_other(kube, tmp_path):
         await says(second, "waiting")
         assert lease(kube)["holderIdentity"] == "first"
         first.kill()
+        # A shorter lease, so that the test does not wait for the whole of it.
+        kube.patch("leases", LEASE, {"spec": {"leaseDurationSeconds": 1}})
         await says(second, "leading")
         assert lease(kube)["holderIdentity"] == "second"
         assert lease(kube)["leaseTransitions"] == 1

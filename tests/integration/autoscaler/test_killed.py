@@ -17,9 +17,8 @@ from loadtest.bench.processes import router
 from serving.autoscaler.actuators.ray_serve import DEPLOYMENT
 from tests.integration.autoscaler.conftest import TOOLS, Prometheus
 from tests.integration.autoscaler.http_fake import HttpFake
-from tests.support.waiting import eventually
+from tests.support.waiting import PATIENCE, eventually
 
-PATIENCE = 120.0
 STREAMS = 8
 EACH = 40
 """Requests that must complete after each kill before the next."""
@@ -58,7 +57,7 @@ class Autoscaler:
             "routers": [served.rest],
             "drain_addresses": [served.grpc],
             "dashboard_url": serve_api.url,
-            # The fake ranks' pace is no matter here: two groups are to stay two.
+            # The fake ranks' speed does not matter here: the number of groups must stay two.
             "ttft_slo": 1000.0,
             "itl_slo": 1000.0,
             "queue_wait_slo": 1000.0,
@@ -81,7 +80,7 @@ class Autoscaler:
             return None
         try:
             inflight = json.loads(lines[-1])["signals"].get("inflight_requests")
-        except ValueError:  # half a line: it is being written
+        except ValueError:  # a partial line: it is being written
             return None
         return inflight is not None and inflight[0] is not None and (inflight[1] or 0) <= AGE
 
@@ -149,7 +148,7 @@ async def test_requests_notice_nothing(tmp_path):
                 await load.more(EACH)
                 prometheus = Prometheus(tmp_path, target, "1s")
                 await asyncio.to_thread(prometheus.wait, "up", PATIENCE)
-                await load.more(EACH)  # the autoscaler alone is away
+                await load.more(EACH)  # only the autoscaler is down
             assert load.lost == []
             assert load.answered >= 4 * EACH
             assert serve_api.scaled == []

@@ -54,7 +54,7 @@ async def test_what_is_so_already_is_not_written(kube, connect):
     assert [seen.method for seen in kube.requests] == ["GET"]
 
 
-# -- fewer ----------------------------------------------------------------------------------------
+# -- scaling down ---------------------------------------------------------------------------------
 
 
 async def test_only_pods_that_no_group_uses_are_let_go(kube, connect):
@@ -111,7 +111,7 @@ async def test_pods_that_end_or_never_ran_go_first(kube, connect):
 
 
 async def test_a_pod_that_still_ends_stays_named(kube, connect):
-    """KubeRay still counts it: if it were not named, another pod would be deleted."""
+    """KubeRay still counts it: if it were not listed, another pod would be deleted."""
     put_cluster(kube, replicas=6)
     put_pods(kube, 6)
     clock = ManualClock()
@@ -130,7 +130,7 @@ async def test_a_pod_that_still_ends_stays_named(kube, connect):
     await workers.scale(1)
     clock.now += 61
     fleet.living = []
-    await workers.scale(0)  # long gone: their names are dropped
+    await workers.scale(0)  # gone for long enough: their names are dropped
     assert sorted(named(worker_spec(kube))) == ["w0", "w1"]
 
 
@@ -198,7 +198,7 @@ async def test_a_cluster_that_is_not_there_is_named(kube, connect):
         await workers_of(connect()).target()
 
 
-# -- what the server says -------------------------------------------------------------------------
+# -- server responses -----------------------------------------------------------------------------
 
 
 async def test_a_change_in_between_is_read_again(kube, connect):
@@ -222,7 +222,7 @@ async def test_a_change_in_between_is_read_again(kube, connect):
 async def test_what_is_changed_all_the_time_is_an_error_with_the_servers_words(kube, connect):
     put_cluster(kube)
     kube.faults.add(TARGET, method="PATCH", status=409, message="the object has been modified")
-    with pytest.raises(ActuatorError, match=r"keeps changing.*has been modified"):
+    with pytest.raises(ActuatorError, match=r"changed during each attempt.*has been modified"):
         await workers_of(connect()).scale(2)
 
 
@@ -295,6 +295,7 @@ async def test_real_answers_of_500_end_in_an_error(kube, connect):
     kube.faults.add(TARGET, method="GET", status=500)
     with pytest.raises(ActuatorError, match="failed 4 times"):
         await workers_of(connect()).target()
+    assert connect.waits == [0.25, 0.5, 1.0]
     assert len(kube.requests) == 4
 
 
@@ -302,6 +303,7 @@ async def test_a_refusal_is_not_tried_again(kube, connect):
     kube.faults.add(TARGET, method="GET", status=403)
     with pytest.raises(ActuatorError, match="403"):
         await workers_of(connect()).target()
+    assert connect.waits == []
     assert len(kube.requests) == 1
 
 
@@ -336,4 +338,4 @@ async def test_without_workers_no_more_groups_are_asked_for(kube, connect):
     with pytest.raises(ActuatorError):
         await both.scale(2)
     assert groups.asked == []
-    assert await both.target() == 1  # the API server's trouble does not hide the groups
+    assert await both.target() == 1  # API server errors do not hide the groups

@@ -18,11 +18,11 @@ from serving.settings import AutoscalerSettings, KubernetesSettings
 from tests.kube import objects, rbac
 from tests.kube.server import KubeServer
 from tests.support.autoscaler_metrics import sample
-from tests.support.waiting import eventually
+from tests.support.waiting import PATIENCE, eventually
 
 NODES, PODS = "/api/v1/nodes", "/api/v1/namespaces/default/pods"
 SETTINGS = KubernetesSettings(
-    enabled=True, cluster="moe", api_timeout=5.0, attempts=1, watch_timeout=20.0
+    enabled=True, cluster="moe", api_timeout=PATIENCE, attempts=1, watch_timeout=PATIENCE
 )
 SPOT = {"key": "aws-node-termination-handler/spot-itn", "effect": "NoSchedule"}
 
@@ -152,7 +152,7 @@ async def fleet(cluster, start):
     return found
 
 
-# -- what goes ------------------------------------------------------------------------------------
+# -- removed nodes --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -191,7 +191,7 @@ async def test_other_taints_mean_nothing(cluster, fleet):
         {"key": "DeletionCandidateOfClusterAutoscaler", "effect": "PreferNoSchedule"},
     ]
     cluster.node("n1", taints=taints)
-    cluster.node("n2", taints=[SPOT])  # and this one is seen after it
+    cluster.node("n2", taints=[SPOT])  # and this one is detected after it
     await fleet.asked(("drain", "g1", f"node n2: {SPOT['key']}"))
 
 
@@ -260,7 +260,7 @@ async def test_a_drain_that_not_all_routers_finished_is_asked_for_again(cluster,
     cluster.node("n2", unschedulable=True)
     await eventually(lambda: len(fleet.calls) == 4)
     assert [group for _, group, _ in fleet.calls] == ["g0", "g0", "g0", "g1"]
-    assert sample("node_handovers_total") == before + 2  # groups, not tries
+    assert sample("node_handovers_total") == before + 2  # groups, not attempts
 
 
 async def test_who_waits_for_the_lease_watches_and_hands_nothing_over(cluster, start):
@@ -281,7 +281,7 @@ async def test_who_waits_for_the_lease_watches_and_hands_nothing_over(cluster, s
     await fleet.asked(("drain", "g0", "node n1 is cordoned"))
 
 
-# -- what breaks ----------------------------------------------------------------------------------
+# -- failures ------------------------------------------------------------------------------------
 
 
 async def test_a_dropped_connection_goes_on_where_it_was(cluster, fleet):
@@ -353,8 +353,8 @@ async def test_without_the_right_to_watch_it_says_so_and_lists(cluster, start):
         rules = [both, nodes | {"verbs": ["list", "watch"]}]
         cluster.server.patch("clusterroles", "sa", {"rules": rules})
         await eventually(lambda: watching("nodes") == 1)
-    said = [entry["error"] for entry in logs if entry["event"].startswith("not watched")]
-    assert said == [f"Kubernetes: watch nodes: 403 {words}"]
+    output = [entry["error"] for entry in logs if entry["event"].startswith("not watched")]
+    assert output == [f"Kubernetes: watch nodes: 403 {words}"]
 
 
 async def test_a_server_that_is_away_is_said_once_and_found_again(cluster, fleet):
@@ -368,9 +368,9 @@ async def test_a_server_that_is_away_is_said_once_and_found_again(cluster, fleet
         cluster.node("n1", unschedulable=True)
         await fleet.asked(("drain", "g0", "node n1 is cordoned"))
         await eventually(lambda: watching("nodes") == watching("pods") == 1)
-    said = [entry["error"] for entry in logs if entry["event"].startswith("not watched")]
-    # Broken off, then refused: each once for nodes and once for pods.
-    assert len(said) == len(set(said)) == 4
+    output = [entry["error"] for entry in logs if entry["event"].startswith("not watched")]
+    # Disconnected, then rejected: each once for nodes and once for pods.
+    assert len(output) == len(set(output)) == 4
     assert [e["event"] for e in logs if e["event"] == "watched again"] == ["watched again"] * 2
 
 
@@ -425,7 +425,7 @@ async def test_it_waits_longer_each_time(cluster, connect, answer, lists):
         await mirror.run()
     assert waits == [0.25, 0.5, 1.0, 2.0, 4.0, 5.0]
     assert cluster.lists(NODES) == lists
-    assert set(mirror.items) == {"n0", "n1", "n2"}  # what is known stays known
+    assert set(mirror.items) == {"n0", "n1", "n2"}  # known objects are kept
 
 
 async def test_the_wait_is_jittered_and_short_again_after_an_event(cluster, connect):

@@ -1,4 +1,4 @@
-"""No pod with a rank is deleted, whatever the KubeRay operator and a release do to the numbers.
+"""No pod with a rank is deleted, whatever the KubeRay operator and a release set as numbers.
 
 The actuator runs against the fake API server with a fake KubeRay and a fake kubelet; this module
 places ranks as Ray Serve does.
@@ -73,7 +73,7 @@ class World:
         missing = self.serve.groups - len(self.ranks)
         self.fleet.unplaced = f"{missing} groups are to be placed" if missing else ""
         self.fleet.placed = {self.alive()[name] for names in self.ranks.values() for name in names}
-        # Every second one still loads: the routers know nothing of it.
+        # Every second one is still loading and unknown to the routers.
         joined = list(self.ranks.items())[::2]
         self.fleet.living = [group(one, *map(self.alive().get, names)) for one, names in joined]
 
@@ -143,7 +143,7 @@ async def test_scaling_in_two_steps_while_pods_still_end_takes_no_rank(world):
     for groups in (3, 2, 1):
         await world.scale(groups)
         await world.run_once()
-    # The operator leaves the worker group alone while a pod that it deleted still ends.
+    # The operator does not change the worker group while a pod that it deleted is terminating.
     assert len(world.alive()) == 3 * EACH
     world.kubelet.ends = lambda pod: True
     for _ in range(3):

@@ -13,7 +13,7 @@ import pytest
 
 from serving.autoscaler.actuators.ray_serve import DEPLOYMENT
 from tests.integration.autoscaler.http_fake import HttpFake
-from tests.support.waiting import wait_until
+from tests.support.waiting import PATIENCE, wait_until
 
 IDLE = """\
 moe_inflight_requests 0
@@ -21,7 +21,6 @@ moe_admission_queue_tokens 0
 moe_generated_tokens_total 0
 moe_time_to_first_token_seconds_count 0
 """
-PATIENCE = 120.0
 
 
 class Outside(HttpFake):
@@ -66,7 +65,7 @@ def command(what, prometheus, outside, port, *more):
         "scrape_interval": 0.2,
         "window": 2,
         "max_age": 4,
-        # A busy machine misses scrapes of 200 ms; that gaps hold is for the policy's tests.
+        # A busy machine misses scrapes of 200 ms; the policy's tests cover gaps.
         "max_gap": 0.9,
         "down_window": 0.5,
         "idle_timeout": 0.5,
@@ -81,7 +80,7 @@ def command(what, prometheus, outside, port, *more):
 
 def metric(port, name):
     try:
-        text = httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=60, trust_env=False).text
+        text = httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=PATIENCE, trust_env=False).text
     except httpx.TransportError:
         return None
     lines = [line for line in text.splitlines() if line.startswith(f"{name} ")]
@@ -101,7 +100,7 @@ def test_explain_changes_nothing(prometheus, page, outside, port):
         command("explain", prometheus, outside, port),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE,
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -125,7 +124,7 @@ def test_to_zero_then_blind_then_woken_by_a_parked_request_then_stopped(
         assert outside.posts == [{"target_num_replicas": 0}]
         outside.parked = 2
         wait_until(lambda: outside.replicas == 2, "not woken")
-        outside.server.socket.close()  # Ray and the routers are away too: nothing ends
+        outside.server.socket.close()  # Ray and the routers are down too: the process keeps running
         failures = 'moe_autoscaler_failures_total{stage="target"}'
         wait_until(lambda: (metric(port, failures) or 0) > 1, "no failure counted")
         assert process.poll() is None

@@ -70,7 +70,7 @@ async def test_on_the_way_down_it_holds_what_exists_until_it_is_gone(kube, conne
     workers = workers_of(connect(), BY_SERVICE, fleet)
     await workers.scale(2)
     assert (worker_spec(kube)["replicas"], service_spec(kube)["replicas"]) == (4, 6)
-    kube.delete("pods", "w4")  # KubeRay: they end, for as long as their grace period is
+    kube.delete("pods", "w4")  # KubeRay: they terminate within their grace period
     kube.delete("pods", "w5")
     await workers.scale(2)
     assert service_spec(kube)["replicas"] == 6
@@ -90,7 +90,7 @@ async def test_what_a_release_puts_back_is_written_again(kube, connect):
     workers = workers_of(connect(), BY_SERVICE, Fleet([group("g0", *used)]))
     await workers.scale(3)
     assert service_spec(kube)["replicas"] == 6
-    assert patched(kube) == ["rayservices"]  # the running cluster is left alone
+    assert patched(kube) == ["rayservices"]  # the running cluster is not changed
 
 
 async def test_nothing_is_written_while_nothing_changes(kube, connect):
@@ -125,7 +125,7 @@ async def test_the_next_apply_of_a_release_meets_no_conflict(kube, connect):
 
 
 async def test_without_the_second_patch_it_would_be_one(kube, connect):
-    """Checks that the fake refuses it as a real server does."""
+    """Checks that the fake rejects it as a real server does."""
     applied(kube, replicas=2, minReplicas=2)
     spec = copy.deepcopy(kube.get("rayservices", "moe-service")["spec"])
     spec["rayClusterConfig"]["workerGroupSpecs"][1]["replicas"] = 6
@@ -162,7 +162,7 @@ async def test_where_nobody_applies_there_is_one_patch(kube, connect):
     assert patched(kube) == ["rayservices", "rayclusters"]
 
 
-# -- what an operator is told ---------------------------------------------------------------------
+# -- notices for operators ------------------------------------------------------------------------
 
 
 async def test_a_service_that_may_not_be_written_stops_nobody_and_is_told(kube, connect):
@@ -178,7 +178,7 @@ async def test_a_service_that_may_not_be_written_stops_nobody_and_is_told(kube, 
     await both.target()
     assert worker_spec(kube)["replicas"] == 6
     [notice] = both.notices()
-    assert "keeps 2 replicas of worker group ranks instead of 6" in notice
+    assert "still has 2 replicas of worker group ranks instead of 6" in notice
     assert 'cannot patch resource "rayservices"' in notice
 
 
@@ -188,7 +188,7 @@ async def test_a_second_cluster_that_is_pending_is_told(kube, connect):
     both = KubernetesActuator(FakeActuator(1), workers_of(connect(), BY_SERVICE))
     await both.target()
     [notice] = both.notices()
-    assert "second RayCluster pending, moe-green" in notice
+    assert "second, pending RayCluster moe-green" in notice
 
 
 async def test_a_first_cluster_that_is_pending_is_no_second_one(kube, connect):

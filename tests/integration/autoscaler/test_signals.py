@@ -102,7 +102,7 @@ async def test_every_signal_of_a_busy_router(prometheus, page):
     assert values[Signal.QUEUE_WAIT_P90] == pytest.approx(0.76)
     assert values[Signal.QUEUE_REQUESTS] == 5
     assert values[Signal.QUEUE_TOKENS] == 900
-    # Two queries, two evaluation times: the windows differ by a scrape at most.
+    # Two queries, two evaluation times: the windows differ by at most one scrape.
     assert values[Signal.TOKEN_RATE] == pytest.approx(values[Signal.REQUEST_RATE] * 5, rel=0.2)
     assert values[Signal.REQUEST_RATE] > 0
     assert values[Signal.INFLIGHT] == 7
@@ -118,7 +118,7 @@ async def test_gaps_and_age_are_seen(prometheus, page):
     found = await look(scaling)
     assert found.signals[Signal.INFLIGHT].gap > 0.5
     page.text = None
-    # A failed scrape ends the series: there is nothing left whose age could be told.
+    # A failed scrape ends the series: no sample is left that has an age.
     prometheus.wait("absent(moe_inflight_requests)")
     found = await look(scaling)
     assert not found.signals[Signal.INFLIGHT].fresh(5.0, 0.99)
@@ -129,10 +129,10 @@ async def test_prometheus_away_is_a_problem_and_no_error():
     found = await look(settings("http://127.0.0.1:1"))
     assert found.signals == {}
     assert found.fleet == FLEET
-    assert "does not answer" in found.problem
+    assert "does not respond" in found.problem
 
 
 async def test_a_broken_query_is_a_problem(prometheus):
     prometheus.wait("vector(1)")
     scaling = settings(prometheus.url).model_copy(update={"selector": 'job="'})
-    assert "Prometheus answered 400" in (await look(scaling)).problem
+    assert "Prometheus returned 400" in (await look(scaling)).problem

@@ -1,4 +1,4 @@
-"""Real vLLM ranks on loopback without Ray, for the tests beside this file."""
+"""Real vLLM ranks on loopback without Ray, for the tests in this folder."""
 
 import asyncio
 import contextlib
@@ -15,14 +15,14 @@ from serving.engine.vllm_engine import VllmEngine
 from serving.link.v1 import link_pb2
 from tests.support.engines import share_fork_server
 
-DEADLINE = 120  # seconds; only reached when something is wrong
+DEADLINE = 300  # seconds; reached only on failure
 _LOGGING = threading.Lock()
 
 
 def _alone(start=PrometheusStatLogger.__init__):
-    """Let one engine at a time take the other one's metrics out of the registry and its own in.
+    """Serialize the engines' replacement of each other's metrics in the registry.
 
-    A rank has a process of its own; here their threads would meet in between.
+    Each rank normally has a separate process; here their threads would meet in between.
     """
 
     def begin(*arguments, **options):
@@ -34,7 +34,7 @@ def _alone(start=PrometheusStatLogger.__init__):
 
 @contextlib.asynccontextmanager
 async def running(settings):
-    """Start every rank of one group in this process; stop them, and see that nothing is left."""
+    """Start every rank of one group in this process; stop them, and check that nothing is left."""
     share_fork_server()
     before = set(psutil.Process().children(recursive=True))
     with socket.socket() as sock:
@@ -74,7 +74,7 @@ class Scored:
 
 
 async def score(engine, name, prompt, length):
-    """Ask ``engine`` for ``length`` greedy tokens and all log-probabilities."""
+    """Request ``length`` greedy tokens from ``engine`` and all log-probabilities."""
     scored = Scored(list(prompt), [], [], [], link_pb2.SpeculationCounts())
     work = submit(name, prompt, max_tokens=length, logprobs=0, prompt_logprobs=0)
     async with asyncio.timeout(DEADLINE):

@@ -1,4 +1,4 @@
-"""A vLLM engine that stalls or loses a process says so, and leaves nothing behind."""
+"""A vLLM engine that stalls or loses a process reports that, and leaves nothing behind."""
 
 import asyncio
 import signal

@@ -1,4 +1,4 @@
-"""Right, not only equal: what ranks serve agrees with transformers' own DeepSeek-V3.
+"""Correct, not only equal: the ranks' output agrees with transformers' DeepSeek-V3.
 
 Layouts could all be equal and all be wrong: vLLM's rotary embedding on CPU was, and nothing
 but this comparison found it.
@@ -70,7 +70,7 @@ def largest_differences(reference, scored):
 
 
 async def score_layout(ranks, workers, speculative, prompts):
-    """Start the layout, answer every prompt at once over all ranks, and return what it said."""
+    """Start the layout, answer every prompt at once over all ranks, and return the results."""
     settings = Settings(
         group=GroupSettings(data_parallel=ranks, tensor_parallel=workers),
         engine=EngineSettings(speculative=speculative, kv_cache_gib=0.25, max_num_seqs=16),
@@ -79,11 +79,11 @@ async def score_layout(ranks, workers, speculative, prompts):
         experts = [list(engine.describe().experts.local_ids) for engine in engines]
         assert sorted(expert for ids in experts for expert in ids) == list(range(16))
         assert {len(ids) for ids in experts} == {16 // ranks}
-        # The last rank gets the odd ones and idles at the end, while the others go on.
+        # The last rank gets the remaining ones and idles at the end, while the others continue.
         scored = await asyncio.gather(
             *(score(engines[n % ranks], f"q{n}", p, LENGTH) for n, p in enumerate(prompts)),
         )
-        # A request alone: its rank's steps have a single token, the others none.
+        # A single request: its rank's steps have one token, those of the others none.
         scored.append(await score(engines[0], "alone", prompts[0], LENGTH))
         loads = [await engine.load() for engine in engines]
         assert {len(layer.tokens) for load in loads for layer in load.experts} == {16 // ranks}
@@ -118,7 +118,7 @@ async def test_log_probabilities_are_those_of_transformers(
 
 
 async def test_a_broken_combine_is_noticed(monkeypatch, prompts, reference):
-    # vLLM's processes take over this one's search path, and find the plugin there.
+    # vLLM's processes inherit this one's search path, and find the plugin there.
     monkeypatch.syspath_prepend(BROKEN)
     scored, _ = await score_layout(2, 1, "none", prompts)
     prefill, decode = largest_differences(reference, scored)

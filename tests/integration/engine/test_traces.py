@@ -1,4 +1,4 @@
-"""vLLM's own span hangs under the router's, by the trace headers of the link."""
+"""vLLM's span is a child of the router's, through the trace headers of the link."""
 
 import msgspec
 import pytest

@@ -1,4 +1,4 @@
-"""Where the contract is tried: the fake, or a real cluster that MOE_TEST_KUBECONFIG names."""
+"""The target of the contract tests: the fake, or a real cluster that MOE_TEST_KUBECONFIG names."""
 
 import base64
 import json
@@ -13,6 +13,7 @@ import httpx
 import yaml
 
 from tests.kube.server import KubeServer
+from tests.support.waiting import PATIENCE
 
 Item = dict[str, Any]
 JSON = "application/json"
@@ -45,11 +46,11 @@ class Target:
                 verify.load_cert_chain(certificate, _file(user, "client-key"))
         address = cluster["server"]
         if self.server is not None:
-            address = self.server.url  # the token goes into a header here
+            address = self.server.url  # the token is sent in a header here
         token = user.get("token")
         headers = {"authorization": f"Bearer {token}"} if token else {}
         return httpx.Client(
-            base_url=address, headers=headers, verify=verify, trust_env=False, timeout=90
+            base_url=address, headers=headers, verify=verify, trust_env=False, timeout=PATIENCE
         )
 
     def as_user(self, token: str) -> httpx.Client:

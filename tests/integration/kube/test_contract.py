@@ -1,4 +1,4 @@
-"""What an API server does over several requests: the same for the fake and for a real cluster."""
+"""Behaviour of an API server over several requests, on the fake and on a real cluster."""
 
 import itertools
 import json
@@ -80,17 +80,17 @@ def test_defaults_generation_and_status_of_a_custom_resource(target, name):
     grown = ok(target.send("PATCH", path, replicas, PATCH))
     assert grown["metadata"]["generation"] == 2
     both = {"spec": {"rayVersion": "9"}, "status": {"reason": "why"}}
-    told = ok(target.send("PATCH", f"{path}/status", both, MERGE))
-    assert told["status"]["reason"] == "why"
-    assert "rayVersion" not in told["spec"]
-    assert told["metadata"]["generation"] == 2
+    updated = ok(target.send("PATCH", f"{path}/status", both, MERGE))
+    assert updated["status"]["reason"] == "why"
+    assert "rayVersion" not in updated["spec"]
+    assert updated["metadata"]["generation"] == 2
 
 
 def test_finalizers_keep_an_object_until_they_are_removed(target, name):
     path, mine = f"{MAPS}/{name}", "example.com/a"
     ok(target.send("POST", MAPS, config_map(name, finalizers=[mine])))
-    gone = ok(target.send("DELETE", path))
-    assert "deletionTimestamp" in (gone if "metadata" in gone else {})["metadata"]
+    deleted = ok(target.send("DELETE", path))
+    assert "deletionTimestamp" in (deleted if "metadata" in deleted else {})["metadata"]
     assert "deletionTimestamp" in ok(target.send("GET", path))["metadata"]
     more = {"metadata": {"finalizers": [mine, "example.com/b"]}}
     refused = target.send("PATCH", path, more, MERGE)
@@ -102,9 +102,9 @@ def test_finalizers_keep_an_object_until_they_are_removed(target, name):
 
 def test_a_deleted_object_is_answered_with_a_status(target, name):
     made = ok(target.send("POST", LEASES, lease(name)))
-    gone = ok(target.send("DELETE", f"{LEASES}/{name}"))
-    assert (gone["kind"], gone["status"]) == ("Status", "Success")
-    assert gone["details"] == {
+    deleted = ok(target.send("DELETE", f"{LEASES}/{name}"))
+    assert (deleted["kind"], deleted["status"]) == ("Status", "Success")
+    assert deleted["details"] == {
         "name": name,
         "group": "coordination.k8s.io",
         "kind": "leases",
@@ -139,7 +139,7 @@ def test_a_list_in_pieces(target, name):
 
 
 def until(target, true):
-    """Let the controllers of a real cluster, or those of the fake, come to ``true``."""
+    """Run the fake's controllers, or wait for a real cluster's, until the condition holds."""
     if target.server is not None:
         settle(target.server, workloads, Kubelet(), KubeRay())
         assert true()
@@ -294,7 +294,7 @@ def test_a_watch_sends_what_came_after_its_version(target, name):
     before = ok(target.send("GET", MAPS))["metadata"]["resourceVersion"]
     made = ok(target.send("POST", MAPS, config_map(name, labels=labels)))
     ok(target.send("PATCH", path, {"data": {"a": "2"}}, MERGE))
-    ok(target.send("PATCH", path, {"metadata": {"labels": {"of": "x"}}}, MERGE))  # fits no more
+    ok(target.send("PATCH", path, {"metadata": {"labels": {"of": "x"}}}, MERGE))  # no match
     ok(target.send("PATCH", path, {"metadata": {"labels": labels}}, MERGE))
     ok(target.send("DELETE", path))
     seen = events(target, MAPS, resourceVersion=before, **query)
@@ -324,7 +324,7 @@ def test_a_watch_of_a_forgotten_version_is_an_error_410(target):
     assert "too old resource version" in status["message"]
 
 
-# -- who owns which field -------------------------------------------------------------------------
+# -- field ownership ------------------------------------------------------------------------------
 
 
 def test_owners_of_an_update(target, name):
@@ -341,7 +341,7 @@ def test_owners_of_an_update(target, name):
 
 
 def test_a_patch_of_the_managed_fields(target, name):
-    """A client may give up its entry; without any entry an object is not tracked any more."""
+    """A client may remove its entry; without any entry an object is no longer tracked."""
     ok(target.send("POST", LEASES, lease(name), fieldManager="one"))
     path = f"{LEASES}/{name}"
     two = {"spec": {"holderIdentity": "b"}}
@@ -423,7 +423,7 @@ def test_apply_takes_gives_up_and_conflicts(target, name):
 
 
 def test_an_update_takes_from_an_applier(target, name):
-    """What KubeRay's finalizer did: a full update that spells an atomic list another way."""
+    """As KubeRay's finalizer did: a full update that writes an atomic list in another form."""
     path = f"{CLUSTERS}/{name}"
     body = cluster(name)
     ok(target.send("PATCH", path, body, APPLY, fieldManager="helm"))

@@ -1,4 +1,4 @@
-"""What an API server answers to what: the same table for the fake and for a real cluster.
+"""Requests and the responses of an API server: one table for the fake and a real cluster.
 
 The rows of leases and RayClusters with patches, 409, 403 and 410 are recorded from Kubernetes
 1.36.2 with KubeRay 1.7.0; the others follow the OpenAPI document and "Kubernetes API Concepts".
@@ -71,7 +71,7 @@ OLD = {"metadata": {"resourceVersion": "1"}}
 
 @dataclass(frozen=True)
 class Row:
-    """A request, and what is answered."""
+    """A request and its response."""
 
     id: str
     method: str
@@ -81,7 +81,7 @@ class Row:
     status: int
     reason: str = ""
     message: str = ""
-    """An expression that the message has."""
+    """Regular expression that the message must match."""
     query: tuple[tuple[str, str], ...] = ()
 
 
@@ -102,7 +102,7 @@ ROWS = [
         "UnsupportedMediaType", "the body of the request was in an unknown format"),
     Row("no-patch-type", "PATCH", f"{LEASES}/there", J, {}, 415, "UnsupportedMediaType"),
     Row("not-json", "POST", LEASES, "text/plain", {}, 415, "UnsupportedMediaType"),
-    # -- patches: what does not hold --------------------------------------------------------------
+    # -- patches: failed preconditions -------------------------------------------------------------
     Row("test-fails", "PATCH", f"{LEASES}/there", PATCH, TEST_FAILS, 422, "Invalid",
         "the server rejected our request due to an error in our request"),
     Row("remove-of-nothing", "PATCH", f"{LEASES}/there", PATCH,
@@ -215,8 +215,8 @@ def test_exchange(made, row):
     assert answer.status_code == row.status, answer.text
     if row.status < 400:
         return
-    said = answer.json() if "json" in answer.headers["content-type"] else {"message": answer.text}
-    assert said.get("reason", row.reason) == row.reason, answer.text
-    assert re.search(row.message, said["message"]), answer.text
-    if "kind" in said:
-        assert (said["kind"], said["status"], said["code"]) == ("Status", "Failure", row.status)
+    body = answer.json() if "json" in answer.headers["content-type"] else {"message": answer.text}
+    assert body.get("reason", row.reason) == row.reason, answer.text
+    assert re.search(row.message, body["message"]), answer.text
+    if "kind" in body:
+        assert (body["kind"], body["status"], body["code"]) == ("Status", "Failure", row.status)

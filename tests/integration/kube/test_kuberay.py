@@ -1,4 +1,4 @@
-"""The fake KubeRay does what was recorded of the real one, and what its source says."""
+"""The fake KubeRay behaves like the recorded real one and its source code."""
 
 import gzip
 import json
@@ -31,7 +31,7 @@ class World:
         settle(self.server, self.operator, self.kubelet)
 
     def start(self, config=ROUTED, **group):
-        """Make RayService ``moe`` with one worker group, and wait for what comes of it."""
+        """Make RayService ``moe`` with one worker group, and wait for its effects."""
         service = objects.rayservice("moe", objects.worker_group("ranks", **group))
         service["spec"]["serveConfigV2"] = config
         self.server.create(service)
@@ -76,7 +76,7 @@ def world():
     return World()
 
 
-# -- what was recorded ----------------------------------------------------------------------------
+# -- recordings -----------------------------------------------------------------------------------
 
 
 def applied(server, recorded, spec):
@@ -88,7 +88,7 @@ def applied(server, recorded, spec):
 
 
 def rendered_otherwise(spec):
-    """Return the spec as a chart wrote it that did not know the operator's form."""
+    """Return the spec as written by a chart that does not use the operator's form."""
     spec = json.loads(json.dumps(spec))
     del spec["rayClusterConfig"]["workerGroupSpecs"][0]["scaleStrategy"]
     for port in spec["rayClusterConfig"]["headGroupSpec"]["template"]["spec"]["containers"][0][
@@ -196,7 +196,7 @@ def test_a_patched_number_is_honoured_and_stays(world):
     world.start(maxReplicas=6)
     world.scale(replicas=4)
     assert len(world.workers()) == 4
-    world.change(replicas=3)  # of the RayService: not compared, not taken over
+    world.change(replicas=3)  # of the RayService: not compared, not copied
     assert len(world.workers()) == 4
     assert len(world.clusters()) == 1
 
@@ -226,7 +226,7 @@ def test_named_pods_go_first_and_their_names_stay(world):
     [cluster] = world.clusters()
     strategy = cluster["spec"]["workerGroupSpecs"][0]["scaleStrategy"]
     assert strategy == {"workersToDelete": chosen}
-    world.scale(replicas=3)  # one more comes, and no name is that of a pod
+    world.scale(replicas=3)  # one more pod is added, and no listed name belongs to a pod
     assert len(world.workers()) == 3
 
 
@@ -304,7 +304,7 @@ def test_anything_else_brings_a_second_cluster_that_takes_over(world):
     assert len(world.clusters()) == 2
     assert world.condition("UpgradeInProgress")[0] == "True"
     assert world.service()["status"]["activeServiceStatus"]["rayClusterName"] == old
-    world.operator.version = "v1.8.0"  # leaves an upgrade alone
+    world.operator.version = "v1.8.0"  # does not affect an upgrade
     world.settle()
     versions = {
         one["metadata"]["annotations"]["ray.io/kuberay-version"] for one in world.clusters()

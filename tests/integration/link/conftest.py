@@ -188,7 +188,7 @@ def quick(**changes):
         "hello_timeout": 5.0,
         "connect_timeout": 5.0,
     } | dict(changes.pop("link", {}))
-    # Room for all requests of a test: what admission refuses is tested elsewhere.
+    # Room for all requests of a test: admission's rejections are tested elsewhere.
     admission = {"queue_requests": 10_000, "max_wait": None}
     return Settings(**{"link": LinkSettings(**link), "admission": admission, **changes})
 

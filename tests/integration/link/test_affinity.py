@@ -16,7 +16,7 @@ SETTINGS = Settings(engine={"max_model_len": 512, "max_num_seqs": 16})
 FINGERPRINT = model_fingerprint(SETTINGS.model.path)
 LOAD_ALONE = RoutingSettings(weights=RoutingWeights(prefix=0, session=0))
 BLOCKS = 96
-"""Of each rank's cache; all conversations below together need twice as many."""
+"""Blocks of each rank's cache; all conversations below together need twice as many."""
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def known(router, index):
 
 
 def in_step(ranks, *routers):
-    """Tell whether every router knows exactly what every rank holds."""
+    """Return whether every router's index equals every rank's cache."""
     return lambda: all(
         known(router, index) == rank.engine.kv_mirror.names
         for router in routers
@@ -64,7 +64,7 @@ async def test_every_router_knows_what_every_rank_holds_also_one_that_comes_late
     port = late.server.port
     await late.server.stop()
     ranks = await ranks_of(fleet, first, second, kv_blocks=BLOCKS)
-    # The address is dialled from the beginning on; somebody answers there only later.
+    # The address is dialled from the start; a router listens there only later.
     for rank in ranks:
         rank._dial(f"127.0.0.1:{port}")
     for number in range(6):
@@ -109,7 +109,7 @@ async def test_an_engine_without_a_prefix_cache_tells_nothing(fleet):
 
 
 async def hit_rate(fleet, name, routing):
-    """Continue conversations in turns; return the share of prompt tokens that were cached."""
+    """Continue conversations in rotation; return the share of cached prompt tokens."""
     router = await fleet.router(fingerprint=FINGERPRINT, routing=routing)
     ranks = await ranks_of(fleet, router, kv_blocks=BLOCKS)
     rng = random.Random(1)
@@ -137,7 +137,7 @@ async def test_prompts_find_their_cache(fleet):
 
 
 async def test_many_at_once_of_one_prompt_do_not_pile_up_on_one_rank(fleet):
-    # The prompt is cached on one rank; its load decides how much of the crowd it gets.
+    # The prompt is cached on one rank; its load determines its share of the requests.
     routing = RoutingSettings(affinity_slack=0)
     router = await fleet.router(fingerprint=FINGERPRINT, routing=routing)
     ranks = await ranks_of(fleet, router, token_delay=0.02)

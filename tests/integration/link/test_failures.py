@@ -14,7 +14,7 @@ from serving.link.v1 import link_pb2, link_pb2_grpc
 from serving.request_context import RequestContext, use_request_context
 from serving.routing.snapshot import MemberState
 from serving.settings import FleetSettings, RouterSettings
-from tests.support.waiting import eventually
+from tests.support.waiting import PATIENCE, eventually
 
 NO_RESUMES = FleetSettings(max_resumes=0)
 
@@ -64,7 +64,7 @@ async def test_a_killed_rank_fences_its_group_and_fails_all_its_requests(fleet):
     assert all(len(rank.engine.running) == 3 for rank in ranks)
     await kill(ranks[0])
     for stream in streams:
-        with pytest.raises(GroupLost, match="can be sent again"):
+        with pytest.raises(GroupLost, match="can be retried"):
             await anext(stream)
     assert group_of(router).state is MemberState.FENCED
     await eventually(lambda: not ranks[1].engine.running, "the abort on the surviving rank")
@@ -96,7 +96,7 @@ async def test_gang_restarts_in_a_new_epoch_while_an_old_rank_lingers(fleet):
     status = old[1].status()["routers"][router.address]
     await eventually(lambda: old[1].status()["routers"][router.address]["state"] == "refused")
     status = old[1].status()["routers"][router.address]
-    assert "left over, stop it" in status["reason"]
+    assert "stale, stop it" in status["reason"]
     await collect(router.generate())
 
 
@@ -112,7 +112,7 @@ async def test_health_that_fails_is_reported_at_once_and_fences(fleet):
 
     ranks[0].engine.generate = ranks[1].engine.generate = generate
     ranks[0].engine.fault = None
-    with pytest.raises(Exception, match=r"RuntimeError in the engine|can be sent again"):
+    with pytest.raises(Exception, match=r"RuntimeError in the engine|can be retried"):
         await collect(router.generate(name="poison"))
     ranks[1]._sample_now.set()
     await eventually(lambda: group_of(router).state is MemberState.FENCED)
@@ -129,7 +129,9 @@ async def test_health_that_fails_is_reported_at_once_and_fences(fleet):
     ("break_engine", "words"),
     [
         pytest.param(
-            lambda engine: setattr(engine, "load", None), "reports no load", id="load raises"
+            lambda engine: setattr(engine, "load", None),
+            "failed to report its load",
+            id="load raises",
         ),
         pytest.param(
             lambda engine: setattr(engine, "health", link_pb2.LoadSnapshot.STALLED),
@@ -163,16 +165,18 @@ async def test_a_rank_that_falls_silent_is_lost(fleet):
         await call.write(link_pb2.RankMessage(load=healthy))
         await eventually(lambda: router.membership.ready)
         await eventually(lambda: not router.membership.snapshot().groups)
-    (gone,) = router.membership.snapshot().history
-    assert "nothing heard for" in gone.reason
+    (lost,) = router.membership.snapshot().history
+    assert "nothing received for" in lost.reason
 
 
 async def test_an_idle_link_stays(fleet):
     router = await fleet.router(link={"keepalive": 0.1})
     (rank,) = await fleet.group(router, 1, keepalive=0.1, load_interval=60.0)
     await eventually(lambda: group_of(router).ranks[0].round_trip is not None, "a Pong")
-    heard = {group_of(router).ranks[0].round_trip}
-    await eventually(lambda: heard.add(group_of(router).ranks[0].round_trip) or len(heard) > 8)
+    round_trips = {group_of(router).ranks[0].round_trip}
+    await eventually(
+        lambda: round_trips.add(group_of(router).ranks[0].round_trip) or len(round_trips) > 8
+    )
     assert rank.status()["routers"][router.address]["sessions"] == 1
 
 
@@ -202,7 +206,7 @@ async def test_two_routers_share_ranks_and_do_not_meet(fleet):
 
 
 class DeafRouter(link_pb2_grpc.RouterServiceServicer):
-    """Welcomes a rank, gives it one endless request, and never reads again."""
+    """Welcomes a rank, sends it one endless request, and never reads again."""
 
     def __init__(self):
         self.left = asyncio.Event()
@@ -237,7 +241,7 @@ async def test_a_slow_router_is_cut_off_and_slows_nobody(fleet):
     for number in range(5):
         outputs = await collect(router.generate(name=f"r{number}"))
         assert outputs[-1].finished
-    async with asyncio.timeout(90):
+    async with asyncio.timeout(PATIENCE):
         await deaf.left.wait()
     await eventually(lambda: not rank.engine.running, "the abort of the endless request")
     await eventually(lambda: "link.outbox_limit" in rank.status()["routers"][address]["reason"])
@@ -291,8 +295,8 @@ async def test_drain_that_takes_too_long_says_so_and_stop_aborts(fleet):
     assert not await rank.drain("now", 0.05)
     await rank.stop()
     assert not rank.engine.running
-    # It waits for another group: its own went on purpose, so the loss does not count.
-    with pytest.raises(DeadlineExceeded, match="no group is joined"):
+    # It waits for another group: its own left on purpose, so the loss does not count.
+    with pytest.raises(DeadlineExceeded, match="no group is connected"):
         await anext(stream)
 
 

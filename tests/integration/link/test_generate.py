@@ -152,7 +152,7 @@ async def test_idle_ranks_take_turns(router, engines):
     assert [len(engine.started) for engine in engines] == [3, 3]
 
 
-# -- refusals before any work -------------------------------------------------------------
+# -- rejections before work ---------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -231,7 +231,7 @@ async def test_not_ready_says_what_is_missing(fleet, router):
             await collect(router.generate())
         rank = await fleet.rank(router, world=2)
         await eventually(lambda: router.membership.snapshot().groups)
-        with pytest.raises(DeadlineExceeded, match="waits for 1"):
+        with pytest.raises(DeadlineExceeded, match="waiting for rank 1"):
             await collect(router.generate())
     assert not rank.engine.started
 
@@ -271,7 +271,7 @@ async def test_overloaded_when_the_limit_is_reached(fleet):
     assert len(rank.engine.started) == 2
 
 
-# -- ends before the end ------------------------------------------------------------------
+# -- early ends ---------------------------------------------------------------------------
 
 
 async def test_closing_the_generator_aborts_on_the_rank(router, engines):
@@ -347,7 +347,7 @@ async def test_a_request_that_engines_fail_on_is_refused_as_poison(router, engin
 
     for engine in engines:
         engine.generate = Broken()
-    with pytest.raises(PoisonRequest, match="2 groups were lost"):
+    with pytest.raises(PoisonRequest, match="2 groups failed right after"):
         await collect(router.generate())
     assert router.client.inflight_requests == 0
 
@@ -367,14 +367,14 @@ async def test_a_rank_that_refuses_because_it_drains_is_not_asked_again(fleet, r
         )
 
     leaving.engine.generate = refuse
-    asked = asyncio.create_task(collect(router.generate()))
+    task = asyncio.create_task(collect(router.generate()))
     await refused.wait()
     await fleet.rank(router, group="g1")
-    assert (await asked)[-1].finished
+    assert (await task)[-1].finished
     assert len(refusals) == 1
 
 
-# -- many ---------------------------------------------------------------------------------
+# -- load ---------------------------------------------------------------------------------
 
 
 async def test_a_thousand_at_once_leave_nothing_behind(router, engines):

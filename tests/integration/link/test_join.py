@@ -1,4 +1,4 @@
-"""Joining, refusals on both sides, losing and finding routers again."""
+"""Joining, rejections on both sides, losing and finding routers again."""
 
 import asyncio
 import contextlib
@@ -12,7 +12,7 @@ from serving.errors import LinkRefused, SettingsError
 from serving.link.protocol import PROTOCOL_VERSION
 from serving.link.v1 import link_pb2, link_pb2_grpc
 from serving.routing.snapshot import MemberState
-from tests.support.waiting import eventually
+from tests.support.waiting import PATIENCE, eventually
 
 
 def state(rank, router):
@@ -68,7 +68,7 @@ async def dialled(router, *messages):
         pytest.param(
             hello(protocol_version=99),
             "PROTOCOL_VERSION",
-            ["speaks link protocol 99", f"speaks {PROTOCOL_VERSION}", "same version"],
+            ["uses link protocol 99", f"uses {PROTOCOL_VERSION}", "same version"],
             id="protocol",
         ),
         pytest.param(
@@ -82,8 +82,8 @@ async def dialled(router, *messages):
         ),
         pytest.param(hello(group_id=""), "BAD_HELLO", ["group_id"], id="no group"),
         pytest.param(hello(epoch=""), "BAD_HELLO", ["epoch"], id="no epoch"),
-        pytest.param(link_pb2.RankMessage(), "BAD_HELLO", ["no Hello"], id="no hello"),
-        pytest.param(None, "BAD_HELLO", ["no Hello"], id="nothing at all"),
+        pytest.param(link_pb2.RankMessage(), "BAD_HELLO", ["not a Hello"], id="no hello"),
+        pytest.param(None, "BAD_HELLO", ["not a Hello"], id="nothing at all"),
     ],
 )
 async def test_router_refuses_says_why_and_logs_it(fleet, message, code, words):
@@ -113,8 +113,8 @@ async def test_second_hello_ends_the_link(fleet):
         assert answer.HasField("welcome")
         while (await call.read()) is not grpc.aio.EOF:
             pass
-    (gone,) = router.membership.snapshot().history
-    assert "second Hello" in gone.reason
+    (lost,) = router.membership.snapshot().history
+    assert "second Hello" in lost.reason
 
 
 async def test_refused_rank_says_why_and_joins_when_it_can(fleet):
@@ -125,7 +125,7 @@ async def test_refused_rank_says_why_and_joins_when_it_can(fleet):
         second = await fleet.rank(router, node="there")
         await eventually(lambda: state(second, router)["state"] == "refused")
     assert "DUPLICATE_RANK" in state(second, router)["reason"]
-    assert "already joined from here" in state(second, router)["reason"]
+    assert "has already joined from here" in state(second, router)["reason"]
     assert any(entry["event"] == "router refused" for entry in logs)
     await first.stop()
     await eventually(lambda: state(second, router)["state"] == "connected")
@@ -192,7 +192,7 @@ async def test_backoff_grows_with_jitter_and_starts_anew_after_success(fleet, mo
     settings = {"backoff_initial": 0.2, "backoff_max": 5.0}
     monkeypatch.setattr("serving.engine.router_link.connection.asyncio.sleep", note)
     rank = await fleet.rank(router, **settings)
-    async with asyncio.timeout(90):
+    async with asyncio.timeout(PATIENCE):
         while len(waits) < 9:
             await sleep(0.005)
     bounds = [min(0.2 * 2**number, 5.0) for number in range(9)]
@@ -202,7 +202,7 @@ async def test_backoff_grows_with_jitter_and_starts_anew_after_success(fleet, mo
     assert len({round(wait / bound, 6) for wait, bound in zip(waits, bounds, strict=False)}) > 3
     router.server = router.make_server(port)
     await router.server.start()
-    async with asyncio.timeout(90):
+    async with asyncio.timeout(PATIENCE):
         while state(rank, router)["state"] != "connected":
             await sleep(0.005)
         waits.clear()
@@ -242,18 +242,18 @@ async def test_dns_name_is_followed(fleet, monkeypatch):
 
 async def test_name_that_does_not_resolve_keeps_what_is_there(fleet, monkeypatch):
     router = await fleet.router()
-    asked = []
+    lookups = []
 
     async def addresses(host, port):
-        asked.append(host)
-        if len(asked) > 1:
+        lookups.append(host)
+        if len(lookups) > 1:
             raise OSError("no such name")
         return {router.address}
 
     monkeypatch.setattr(server, "addresses_of", addresses)
     rank = await fleet.rank("dns:///routers.test:50052")
     await eventually(lambda: router.membership.ready)
-    await eventually(lambda: len(asked) > 3)
+    await eventually(lambda: len(lookups) > 3)
     assert state(rank, router)["state"] == "connected"
 
 

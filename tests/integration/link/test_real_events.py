@@ -1,4 +1,4 @@
-"""KV-cache events of a real vLLM over a real link: what the router knows is cached."""
+"""KV-cache events of a real vLLM over a real link: the router's index matches the cache."""
 
 import pytest
 
@@ -51,7 +51,7 @@ async def test_what_a_real_rank_caches_is_known_to_every_router(tmp_path):
                 await eventually(
                     lambda router=router: expected <= set(router.membership.prefixes.blocks(KEY))
                 )
-            # The same beginning, another end, and the other router.
+            # The same prefix, another suffix, and the other router.
             assert await ask(routers[1], prompt[:700] + prompt[:90], "warm") == 5 * BLOCK
             assert await ask(routers[1], prompt, "again") == 7 * BLOCK
     finally:

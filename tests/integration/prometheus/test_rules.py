@@ -1,4 +1,4 @@
-"""deploy/prometheus: valid, tested by promtool, and about metrics that there are."""
+"""deploy/prometheus: valid, tested by promtool, and using existing metrics."""
 
 import re
 import subprocess
@@ -25,7 +25,7 @@ def rules():
 
 
 def known_names() -> set[str]:
-    """Every name that the metrics module's metrics have in the text format."""
+    """Return the names of all declared metrics in the text format."""
     names = {"up"} | {rule["record"] for rule in rules() if "record" in rule}
     for value in vars(metrics).values():
         if isinstance(value, metrics.Family):

@@ -1,4 +1,4 @@
-"""An OpenTelemetry collector for tests: takes spans over gRPC and keeps them."""
+"""An OpenTelemetry collector for tests: receives spans over gRPC and keeps them."""
 
 import threading
 from concurrent import futures
@@ -7,9 +7,11 @@ import grpc
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as pb
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2_grpc as rpc
 
+from tests.support.waiting import PATIENCE
+
 
 class Collector(rpc.TraceServiceServicer):
-    """Listens on a free port of loopback while it is entered."""
+    """Listens on a free loopback port inside the context."""
 
     def __init__(self):
         self.spans = []
@@ -32,7 +34,7 @@ class Collector(rpc.TraceServiceServicer):
             self._arrived.notify_all()
         return pb.ExportTraceServiceResponse()
 
-    def named(self, name, trace_id=None, patience=20):
+    def named(self, name, trace_id=None, patience=PATIENCE):
         """Wait for a span of this name (and trace)."""
 
         def found():

@@ -1,4 +1,4 @@
-"""A real Prometheus on loopback, as .ci/tools fetches it."""
+"""A real Prometheus on loopback, as installed by .ci/tools."""
 
 import json
 import socket
@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.waiting import PATIENCE
+
 FOLDER = Path(__file__).resolve().parents[3] / ".tools" / "prometheus"
-PATIENCE = 120.0
-"""Seconds until a test gives up waiting."""
 
 
 class Prometheus:
@@ -46,10 +46,10 @@ class Prometheus:
         )
 
     def query(self, expression, at=None):
-        """Evaluate; returns [(labels, value)]. Raises HTTPError where it does not parse."""
+        """Evaluate; returns [(labels, value)]. Raises HTTPError if the query does not parse."""
         parameters = {"query": expression} | ({} if at is None else {"time": at})
         url = f"{self.url}/api/v1/query?{urllib.parse.urlencode(parameters)}"
-        with urllib.request.urlopen(url, timeout=60) as response:
+        with urllib.request.urlopen(url, timeout=PATIENCE) as response:
             result = json.load(response)["data"]["result"]
         return [(each["metric"], float(each["value"][1])) for each in result]
 
@@ -66,7 +66,7 @@ class Prometheus:
             time.sleep(0.05)
 
     def stop(self):
-        """End it."""
+        """Stop the process."""
         self._process.terminate()
-        self._process.wait(60)
+        self._process.wait(PATIENCE)
         self._log.close()

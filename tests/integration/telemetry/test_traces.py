@@ -15,10 +15,10 @@ from serving.api.v1 import inference_pb2_grpc
 from serving.edge.rest import middleware
 from serving.router.app import Router
 from serving.telemetry import tracing
-from serving.telemetry.tracing import OtelTracing
+from serving.telemetry.tracing import Tracing
 from tests.integration.edge.stand import stand_settings, standing
 from tests.integration.telemetry.collector import Collector
-from tests.support.waiting import eventually
+from tests.support.waiting import PATIENCE, eventually
 
 CHAT = {
     "model": "pocket-r1",
@@ -32,7 +32,7 @@ NOT_SAMPLED = f"00-{TRACE}-b7ad6b7169203331-00"
 
 
 class Spans:
-    """What was recorded."""
+    """The recorded spans."""
 
     def __init__(self, exporter):
         self._exporter = exporter
@@ -53,13 +53,13 @@ def spans(monkeypatch):
     exporter = InMemorySpanExporter()
     provider = TracerProvider(sampler=ParentBased(TraceIdRatioBased(1.0)), shutdown_on_exit=False)
     provider.add_span_processor(SimpleSpanProcessor(exporter))
-    monkeypatch.setattr(tracing, "tracing_of", lambda settings: OtelTracing(provider))
+    monkeypatch.setattr(tracing, "tracing_of", lambda settings: Tracing(provider))
     return Spans(exporter)
 
 
 @pytest.fixture
 def works(monkeypatch):
-    """What ranks were sent."""
+    """The messages sent to ranks."""
     seen = []
     from serving.fleet.rank_link import RankLink
 
@@ -79,7 +79,7 @@ def parent_of(span):
 
 
 async def post(stand, body=CHAT, **headers):
-    async with httpx.AsyncClient(base_url=stand.router.addresses.rest, timeout=90) as rest:
+    async with httpx.AsyncClient(base_url=stand.router.addresses.rest, timeout=PATIENCE) as rest:
         return await rest.post("/v1/chat/completions", json=body, headers=headers)
 
 
@@ -149,14 +149,14 @@ async def test_grpc_calls_are_traced_alike(spans):
 
 async def test_a_resumption_has_a_rank_each_and_an_event(spans):
     async with standing(stand_settings(), token_delay=0.02) as stand:
-        asked = asyncio.create_task(post(stand, CHAT | {"max_tokens": 40}))
+        posted = asyncio.create_task(post(stand, CHAT | {"max_tokens": 40}))
         await eventually(lambda: stand.running, "the request's start")
         lost, stand.servers = stand.servers, []
         await eventually(lambda: stand.engines[0]._tokens > 3, "the first tokens")
         await stand.join("g1")
         for server in lost:
             await server.stop()
-        assert (await asked).status_code == 200
+        assert (await posted).status_code == 200
     ranks = [span for span in spans.all() if span.name == "rank"]
     assert [span.attributes["moe.group"] for span in ranks] == ["g0", "g1"]
     assert [span.status.is_ok for span in ranks] == [False, True]
@@ -202,7 +202,7 @@ async def test_spans_reach_a_collector_before_the_router_is_gone():
 
 async def test_a_dead_collector_does_not_keep_a_router_from_stopping(unused_tcp_port):
     settings = stand_settings(telemetry={"otlp_endpoint": f"http://127.0.0.1:{unused_tcp_port}"})
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE):
         async with standing(settings) as stand:
             assert (await post(stand)).status_code == 200
         assert isinstance(stand.router, Router)

@@ -90,10 +90,10 @@ async def test_a_router_that_is_away_does_not_keep_the_others(start):
 async def test_every_address_behind_a_name_is_told(start, monkeypatch):
     journal = []
     found = await start(Router(journal, "a"), Router(journal, "b"))
-    asked = []
+    lookups = []
 
     async def addresses_of(host, port):
-        asked.append((host, port))
+        lookups.append((host, port))
         return set(found)
 
     monkeypatch.setattr(net, "addresses_of", addresses_of)
@@ -103,7 +103,7 @@ async def test_every_address_behind_a_name_is_told(start, monkeypatch):
     found = found[:1]
     await drains.restore("g0")
     assert journal[4:] == [("uncordon", "a", "g0")]
-    assert asked == [("routers.test", 50051)] * 2
+    assert lookups == [("routers.test", 50051)] * 2
 
 
 async def test_a_name_that_does_not_resolve_is_no_finished_drain(monkeypatch):

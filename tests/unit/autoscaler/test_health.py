@@ -10,6 +10,7 @@ from serving.autoscaler.health import STUCK, Heartbeat, serve_pages
 from serving.errors import SettingsError
 from serving.settings import AutoscalerSettings
 from tests.support.clock import ManualClock
+from tests.support.waiting import PATIENCE
 
 
 @pytest.fixture
@@ -19,7 +20,7 @@ def port():
 
 
 def get(port, path):
-    return httpx.get(f"http://127.0.0.1:{port}{path}", timeout=90, trust_env=False)
+    return httpx.get(f"http://127.0.0.1:{port}{path}", timeout=PATIENCE, trust_env=False)
 
 
 async def test_it_is_alive_while_the_loop_marks(port):
@@ -30,7 +31,7 @@ async def test_it_is_alive_while_the_loop_marks(port):
         assert (await asyncio.to_thread(get, port, "/livez")).status_code == 200
         clock.now += STUCK + 1
         answer = await asyncio.to_thread(get, port, "/livez")
-        assert (answer.status_code, answer.text) == (503, "the event loop ran 31 s ago\n")
+        assert (answer.status_code, answer.text) == (503, "the event loop last ran 31 s ago\n")
 
         async def once(_):
             raise asyncio.CancelledError

@@ -19,7 +19,7 @@ ALWAYS = (ScheduleFloor(when="* * * * *", groups=3),)
         pytest.param({"schedule": ALWAYS}, 0.0, (3, 8), id="schedule"),
         pytest.param({"schedule": ALWAYS, "max_groups": 2}, 0.0, (2, 2), id="schedule-over-max"),
         pytest.param({"schedule": ALWAYS, "min_groups": 4}, 0.0, (4, 8), id="schedule-under-min"),
-        # 2 GPUs for 300 s are 1/6 GPU-hour a group.
+        # 2 GPUs for 300 s are 1/6 GPU-hour per group.
         pytest.param({"gpu_hours_per_day": 10.0}, 9.5, (0, 3), id="cap-near"),
         pytest.param({"gpu_hours_per_day": 10.0}, 10.0, (0, 0), id="cap-reached"),
         pytest.param({"gpu_hours_per_day": 10.0, "min_groups": 1}, 99.0, (1, 1), id="cap-and-min"),

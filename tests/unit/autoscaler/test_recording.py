@@ -74,19 +74,19 @@ def test_replay_prints_a_row_a_look(recording, capsys):
     assert header.startswith("time (UTC)")
     assert "1 -> 1" in calm
     assert "1 -> 3" in hot
-    assert "P90 TTFT 9 s of 2 s" in hot
+    assert "P90 TTFT 9 s, objective 2 s" in hot
 
 
 def test_explain_prints_signals_votes_and_outcome(recording, capsys):
     assert main(["autoscaler", "explain", "--replay", recording, *SCALING]) == 0
     text = capsys.readouterr().out
     assert "ttft_p90_seconds                  9   age 1.0 s, gaps 0%" in text
-    assert "slo pressure   vote        3   P90 TTFT 9 s of 2 s" in text
+    assert "slo pressure   vote        3   P90 TTFT 9 s, objective 2 s" in text
     assert "activity       abstain     -   min_groups is above 0" in text
-    assert "decision  1 -> 3 groups: slo pressure: P90 TTFT 9 s of 2 s" in text
+    assert "decision  1 -> 3 groups: slo pressure: P90 TTFT 9 s, objective 2 s" in text
 
 
 def test_a_schedule_that_cannot_be_read_ends_it(recording, capsys):
     schedule = 'autoscaler.schedule=[{"when": "bad", "groups": 1}]'
     assert main(["autoscaler", "--replay", recording, "--set", schedule]) == 1
-    assert "has 1 fields, not 5" in capsys.readouterr().err
+    assert "has 1 fields instead of 5" in capsys.readouterr().err

@@ -84,33 +84,59 @@ async def test_groups_of_all_routers_each_once():
 
 
 @pytest.mark.parametrize(
-    ("url", "dialled", "host"),
+    ("url", "ca_file", "dialled", "host"),
     [
-        ("dns+http://routers.test:8000", "http://10.0.0.{}:8000/fleet", "routers.test:8000"),
-        ("dns+https://routers.test", "https://10.0.0.{}:443/fleet", "routers.test"),
+        pytest.param(
+            "dns:///routers.test:8000",
+            None,
+            "http://10.0.0.{}:8000/fleet",
+            "routers.test:8000",
+            id="http",
+        ),
+        pytest.param(
+            "dns:///routers.test:8000",
+            "ca.crt",
+            "https://10.0.0.{}:8000/fleet",
+            "routers.test:8000",
+            id="https",
+        ),
+        pytest.param(
+            "dns+http://routers.test:8000",
+            None,
+            "http://10.0.0.{}:8000/fleet",
+            "routers.test:8000",
+            id="alias-http",
+        ),
+        pytest.param(
+            "dns+https://routers.test",
+            None,
+            "https://10.0.0.{}:443/fleet",
+            "routers.test",
+            id="alias-https",
+        ),
     ],
 )
-async def test_every_address_behind_a_name_is_asked(monkeypatch, url, dialled, host):
+async def test_every_address_behind_a_name_is_asked(monkeypatch, url, ca_file, dialled, host):
     async def addresses_of(name, port):
         assert name == "routers.test"
         return {f"10.0.0.{number}:{port}" for number in (1, 2)}
 
     monkeypatch.setattr("serving.autoscaler.routers.addresses_of", addresses_of)
-    asked = []
+    requests = []
 
     def answer(request: httpx.Request) -> httpx.Response:
-        asked.append(request)
+        requests.append(request)
         return httpx.Response(200, json=page(inflight=3))
 
     client = httpx.AsyncClient(transport=httpx.MockTransport(answer))
-    found = RouterReader(client, AutoscalerSettings(routers=(url,)))
+    found = RouterReader(client, AutoscalerSettings(routers=(url,), ca_file=ca_file))
     assert await found.counts() == FleetCounts(0, 6)
-    assert {request.url for request in asked} == {
+    assert {request.url for request in requests} == {
         httpx.URL(dialled.format(number)) for number in (1, 2)
     }
     # Its certificate is for the name.
-    assert {request.headers["host"] for request in asked} == {host}
-    assert {request.extensions["sni_hostname"] for request in asked} == {"routers.test"}
+    assert {request.headers["host"] for request in requests} == {host}
+    assert {request.extensions["sni_hostname"] for request in requests} == {"routers.test"}
 
 
 async def test_a_name_that_does_not_resolve_is_a_router_that_is_away(monkeypatch):
@@ -118,11 +144,11 @@ async def test_a_name_that_does_not_resolve_is_a_router_that_is_away(monkeypatch
         raise OSError("no such name")
 
     monkeypatch.setattr("serving.autoscaler.routers.addresses_of", addresses_of)
-    found = RouterReader(httpx.AsyncClient(), AutoscalerSettings(routers=("dns+http://r.test:1",)))
+    found = RouterReader(httpx.AsyncClient(), AutoscalerSettings(routers=("dns:///r.test:1",)))
     assert await found.counts() is None
 
 
-@pytest.mark.parametrize("url", ["routers.test:8000", "ftp://r.test", "dns:///r.test:1", "http://"])
+@pytest.mark.parametrize("url", ["routers.test:8000", "ftp://r.test", "dns:///r.test", "http://"])
 def test_what_is_no_url_is_refused(url):
     with pytest.raises(SettingsError, match=r"autoscaler\.routers"):
         RouterReader(httpx.AsyncClient(), AutoscalerSettings(routers=(url,)))
@@ -142,6 +168,6 @@ def test_a_key_file_that_is_missing_is_named(tmp_path):
 
 
 async def test_that_no_router_answers_is_not_that_there_is_no_group():
-    with pytest.raises(ActuatorError, match="no router answers"):
+    with pytest.raises(ActuatorError, match="no router responds"):
         await routers(503, httpx.ConnectError("no")).groups()
     assert await routers(503, page()).groups() == ()

@@ -52,7 +52,7 @@ def test_a_time_zone_of_its_own():
         pytest.param("9-8 * * * *", "UTC", "out of range", id="backwards"),
         pytest.param("*/0 * * * *", "UTC", "out of range", id="no-step"),
         pytest.param("x * * * *", "UTC", "cannot read", id="text"),
-        pytest.param("* * * * *", "Mars/Olympus", "no time zone", id="no-zone"),
+        pytest.param("* * * * *", "Mars/Olympus", "unknown time zone", id="no-zone"),
     ],
 )
 def test_what_is_wrong_is_named(expression, zone, said):

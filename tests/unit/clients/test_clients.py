@@ -29,7 +29,7 @@ def test_what_is_in_the_table_is_complete():
     assert list(shown) == [client.name for client in CLIENTS if client.name in shown]
     for client in CLIENTS:
         if client.name not in shown:
-            continue  # the page says so
+            continue  # the page states it
         assert set(shown[client.name]["versions"]) >= set(client.packages)
         features = shown[client.name]["features"]
         assert set(features) == set(names(client.groups)), client.name

@@ -21,7 +21,7 @@ def main(rank: int, store: str) -> None:
         store=dist.FileStore(store, WORLD),
         rank=rank,
         world_size=WORLD,
-        timeout=timedelta(seconds=60),
+        timeout=timedelta(seconds=300),
     )
     group = SimpleNamespace(
         world_size=WORLD,

@@ -1,4 +1,4 @@
-"""The CPU plugin: its probes detect the bugs of this vLLM, and its patches are right."""
+"""The CPU plugin: its probes detect the bugs of this vLLM, and its patches fix them."""
 
 import functools
 import inspect
@@ -31,6 +31,7 @@ from serving.engine.cpu_plugin import (
     sequence_parallel,
 )
 from serving.engine.cpu_plugin.patch import Patch, apply_if_needed
+from tests.support.waiting import PATIENCE
 
 SIZE, INNER = 32, 64
 
@@ -122,7 +123,7 @@ def test_a_vllm_that_is_right_is_left_alone_and_the_log_says_so(monkeypatch, plu
     cpu_plugin.register()
 
     for patch in PATCHES:
-        assert f"not patched, vLLM is right: {patch.name}" in plugin_log.said
+        assert f"patch not needed: {patch.name}" in plugin_log.said
     assert RotaryEmbedding.forward_cpu is native
     assert CpuCommunicator.all_gatherv is gather
     assert rejection_sampler.expand_batch_to_tokens is right
@@ -150,7 +151,7 @@ def test_another_platform_is_not_touched(monkeypatch):
 
 
 def test_a_patch_that_does_not_cure_stops_the_process():
-    with pytest.raises(RuntimeError, match="still wrong after the patch"):
+    with pytest.raises(RuntimeError, match="does not fix it"):
         apply_if_needed(Patch("something", is_right=lambda: False, apply=lambda: None))
 
 
@@ -381,7 +382,7 @@ def test_a_layer_that_is_loaded_again_keeps_its_counts_unless_its_experts_change
 
 @pytest.mark.parametrize("cls", quantized_classes(), ids=lambda cls: cls.__name__)
 def test_quantized_experts_refuse_expert_parallelism(cls):
-    experts.install_quantized_refusal()
+    experts.reject_quantized_expert_parallel()
     config = SimpleNamespace(moe_parallel_config=SimpleNamespace(use_ep=True))
     with pytest.raises(NotImplementedError, match=r"group\.data_parallel=1"):
         cls(config, None)
@@ -400,9 +401,9 @@ def test_layers_that_would_go_wrong_are_refused(apply_on_input, zentorch, messag
     )
     module = SimpleNamespace(_use_zentorch=zentorch)
     with pytest.raises(NotImplementedError, match=message):
-        experts.refuse_unsupported(module, layer)
+        experts.reject_unsupported(module, layer)
     layer.expert_map_manager.expert_map = None
-    experts.refuse_unsupported(module, layer)
+    experts.reject_unsupported(module, layer)
 
 
 # ------------------------------------------------------------------------- collectives
@@ -420,7 +421,7 @@ def test_collectives_are_right_over_gloo(tmp_path):
         )
         for rank in range(2)
     ]
-    outputs = [rank.communicate(timeout=110)[0] for rank in ranks]
+    outputs = [rank.communicate(timeout=PATIENCE)[0] for rank in ranks]
     assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(outputs)
     assert all("40 rounds" in output for output in outputs)
 

@@ -1,4 +1,4 @@
-"""The processes of one engine: none is left, whatever was killed before."""
+"""The processes of one engine: none is left, whichever was killed before."""
 
 import signal
 import subprocess
@@ -10,6 +10,7 @@ import pytest
 from serving.clock import SystemClock
 from serving.engine import engine_processes, orphan_reaper
 from serving.engine.engine_processes import EngineProcesses
+from tests.support.waiting import PATIENCE
 
 
 @pytest.fixture
@@ -27,7 +28,7 @@ def test_ending_kills_what_was_started_in_between_and_removes_the_folder(engine)
     later = subprocess.Popen(["sleep", "601"])
     engine.end()
     engine.end()
-    assert child.wait(60) == -signal.SIGKILL
+    assert child.wait(PATIENCE) == -signal.SIGKILL
     assert later.poll() is None
     assert not folder.exists()
     later.kill()
@@ -46,7 +47,7 @@ def test_ending_does_not_depend_on_a_reaper_that_was_killed(engine, monkeypatch)
     engine.started()
     reaper.kill()
     engine.end()
-    assert child.wait(60) == -signal.SIGKILL
+    assert child.wait(PATIENCE) == -signal.SIGKILL
     assert not folder.exists()
 
 
@@ -57,12 +58,12 @@ def test_memory_is_this_process_and_the_engines(engine):
     engine.started()
     assert engine.resident_bytes() > alone > 0
     engine.end()
-    child.wait(60)
+    child.wait(PATIENCE)
 
 
 def test_a_reaper_that_does_not_start_leaves_nothing(monkeypatch, tmp_path, engine):
     monkeypatch.setattr(orphan_reaper.sys, "executable", str(tmp_path / "no-python"))
     monkeypatch.setattr(engine_processes.tempfile, "tempdir", str(tmp_path))
-    with pytest.raises(OSError, match="ends orphans"):
+    with pytest.raises(OSError, match="orphan reaper"):
         engine.watch()
     assert list(tmp_path.iterdir()) == []

@@ -10,6 +10,7 @@ import psutil
 import pytest
 
 from serving.engine.fork_server import _Context, fork_engines
+from tests.support.waiting import PATIENCE
 
 SCRIPT = """
 import json, os, sys
@@ -41,19 +42,19 @@ def test_a_process_is_forked_with_what_is_imported_and_its_own_environment(tmp_p
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-    ) as asker:
-        assert asker.stdout is not None
-        said = json.loads(asker.stdout.readline())
-        server = psutil.Process(said["server"])
-        assert said["parent"] == server.pid
-        assert server.ppid() == asker.pid
-        assert said["imported"]
-        assert (said["early"], said["late"]) == ("process", "process")
-        assert said["code"] == 0
-        assert len(said["sockets"]) == 1
-        asker.kill()
+    ) as client:
+        assert client.stdout is not None
+        output = json.loads(client.stdout.readline())
+        server = psutil.Process(output["server"])
+        assert output["parent"] == server.pid
+        assert server.ppid() == client.pid
+        assert output["imported"]
+        assert (output["early"], output["late"]) == ("process", "process")
+        assert output["code"] == 0
+        assert len(output["sockets"]) == 1
+        client.kill()
     # No process is left that could use it.
-    assert psutil.wait_procs([server], timeout=90)[1] == []
+    assert psutil.wait_procs([server], timeout=PATIENCE)[1] == []
 
 
 def test_vllm_takes_its_processes_from_there(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -81,8 +81,8 @@ def test_one_who_comes_later_hears_all_that_is_there():
 
 def test_what_came_and_went_in_between_costs_nothing_on_the_other_side():
     mirror = KvMirror(SIZE, 10)
-    feed, told = listen(mirror)
-    hear(feed, told)
+    feed, sent = listen(mirror)
+    hear(feed, sent)
     for _ in range(100):
         mirror.stored(["a"], None, [1, 2])
         mirror.removed(["a"])
@@ -93,8 +93,8 @@ def test_what_came_and_went_in_between_costs_nothing_on_the_other_side():
 
 def test_too_many_changes_become_one_reset():
     mirror = KvMirror(SIZE, 100, feed_limit=5)
-    feed, told = listen(mirror)
-    hear(feed, told)
+    feed, sent = listen(mirror)
+    hear(feed, sent)
     for number in range(8):
         mirror.stored([number], None, [number, number])
     (events,) = feed.take()
@@ -108,21 +108,21 @@ def test_large_states_are_cut_into_messages(monkeypatch):
     mirror = KvMirror(SIZE, 100)
     for number in range(8):
         mirror.stored([number], None, [number, number])
-    feed, told = listen(mirror)
-    assert hear(feed, told) == [0, 1, 2]
-    assert told == mirror.names
+    feed, sent = listen(mirror)
+    assert hear(feed, sent) == [0, 1, 2]
+    assert sent == mirror.names
 
 
 def test_more_than_the_engine_can_hold_means_that_something_was_missed():
     mirror = KvMirror(SIZE, 3)
-    feed, told = listen(mirror)
+    feed, sent = listen(mirror)
     for number in range(3):
         mirror.stored([number], None, [number, number])
-    hear(feed, told)
-    assert len(told) == 3
+    hear(feed, sent)
+    assert len(sent) == 3
     mirror.stored([3], None, [3, 3])
-    hear(feed, told)
-    assert told == mirror.names == set()
+    hear(feed, sent)
+    assert sent == mirror.names == set()
 
 
 def test_a_dropped_feed_hears_nothing_more():
@@ -167,6 +167,6 @@ def test_all_feeds_end_with_the_truth(limit, history):
             hear(*feeds[value % len(feeds)])
     truth = {names(value, value)[0] for value, count in copies.items() if count}
     assert mirror.names == truth
-    for feed, told in feeds:
-        hear(feed, told)
-        assert told == truth
+    for feed, sent in feeds:
+        hear(feed, sent)
+        assert sent == truth

@@ -1,4 +1,4 @@
-"""Lockable memory: when there is too little for RDMA, and what lifts the limit."""
+"""Lockable memory: when it is too low for RDMA, and what lifts it."""
 
 import resource
 from pathlib import Path
@@ -20,10 +20,10 @@ def test_enough(most, free):
 
 
 def test_too_little_is_told_with_the_remedy():
-    told = problem(2**23, free=False)
-    assert told is not None
+    message = problem(2**23, free=False)
+    assert message is not None
     for word in ("8 MiB", "1 GiB", "LimitMEMLOCK=infinity", "rdma.memlock: root"):
-        assert word in told
+        assert word in message
 
 
 def test_sizes_in_words():

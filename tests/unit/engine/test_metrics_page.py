@@ -12,12 +12,13 @@ from serving.engine.metrics_page import open_page as page_of
 from serving.errors import SettingsError
 from serving.settings import TelemetrySettings
 from tests.support.clock import ManualClock
+from tests.support.waiting import PATIENCE
 
 HOST = "127.0.0.1"
 
 
 def read(page, path="/metrics"):
-    with urllib.request.urlopen(f"http://{page.address}{path}", timeout=60) as response:
+    with urllib.request.urlopen(f"http://{page.address}{path}", timeout=PATIENCE) as response:
         return response.headers["content-type"], response.read().decode()
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from serving.engine import orphan_reaper
 from serving.engine.orphan_reaper import OrphanReaper
+from tests.support.waiting import PATIENCE
 
 RANK = """
 import os, subprocess, sys, tempfile
@@ -59,7 +60,7 @@ def wait_until_gone(processes):
     """Return those that do not end; zombies of another parent have ended."""
     _, alive = psutil.wait_procs(
         [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE],
-        timeout=90,
+        timeout=PATIENCE,
     )
     return [p for p in alive if p.status() != psutil.STATUS_ZOMBIE]
 
@@ -128,7 +129,7 @@ def test_one_that_does_not_answer_is_not_waited_for(monkeypatch, tmp_path):
     os.kill(reaper.pid, signal.SIGSTOP)
     monkeypatch.setattr(orphan_reaper, "_ANSWER_TIMEOUT", 0.2)
     try:
-        with pytest.raises(OSError, match="did not answer"):
+        with pytest.raises(OSError, match="did not respond"):
             reaper.started()
     finally:
         os.kill(reaper.pid, signal.SIGCONT)
@@ -138,5 +139,5 @@ def test_one_that_does_not_answer_is_not_waited_for(monkeypatch, tmp_path):
 
 def test_one_that_does_not_start_is_an_error(monkeypatch, tmp_path):
     monkeypatch.setattr(orphan_reaper.sys, "executable", str(tmp_path / "no-python"))
-    with pytest.raises(OSError, match="cannot start the process that ends orphans"):
+    with pytest.raises(OSError, match="cannot start the orphan reaper"):
         OrphanReaper()

@@ -1,4 +1,4 @@
-"""The right processes end, and no others."""
+"""Exactly the recorded processes end."""
 
 import contextlib
 import os
@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from serving.engine import processes
+from tests.support.waiting import PATIENCE
 
 STUBBORN = (
     "import signal, sys, time\n"
@@ -44,7 +45,7 @@ def test_one_that_ignores_sigterm_is_killed() -> None:
         item = processes.record(process.pid)
         assert item is not None
         assert processes.end([item], grace=0.1) == []
-        assert process.wait(60) == -signal.SIGKILL
+        assert process.wait(PATIENCE) == -signal.SIGKILL
 
 
 def test_children_go_too() -> None:
@@ -89,7 +90,7 @@ def test_spawned_processes_log_and_have_their_own_session(tmp_path: Path) -> Non
     log = tmp_path / "log"
     code = "import os; print(os.environ['WORD'], os.getsid(0) == os.getpid())"
     process = processes.spawn([sys.executable, "-c", code], log=log, environment={"WORD": "hey"})
-    assert process.wait(60) == 0
+    assert process.wait(PATIENCE) == 0
     assert log.read_text() == "hey True\n"
 
 
@@ -103,9 +104,9 @@ def test_spawned_processes_die_with_us(tmp_path: Path, number: signal.Signals) -
     with started(code) as (process, line):
         orphan = psutil.Process(int(line))
         process.send_signal(number)
-        process.wait(60)
+        process.wait(PATIENCE)
         assert processes.end([], grace=0.0) == []
         with contextlib.suppress(psutil.NoSuchProcess):
             # The kernel sends the signal; the time-out only bounds a failure.
-            orphan.wait(60)
+            orphan.wait(PATIENCE)
         assert not orphan.is_running()

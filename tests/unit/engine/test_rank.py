@@ -15,6 +15,7 @@ from serving.engine.router_link.server import RankIdentity
 from serving.errors import EngineError, SettingsError
 from serving.link.v1 import link_pb2, link_pb2_grpc
 from serving.settings import Settings
+from tests.support.waiting import PATIENCE
 
 HERE = "127.0.0.1"
 IDENTITY = RankIdentity("g0", "e1", 0, 1, HERE, started_at=12.5, app="blue")
@@ -74,7 +75,7 @@ async def test_a_rank_joins_serves_drains_and_leaves_nothing(router):
         await rank.load()
         await rank.check_health()
         await rank.join()
-        async with asyncio.timeout(90):
+        async with asyncio.timeout(PATIENCE):
             hello = await router.hello
         assert (hello.group_id, hello.epoch, hello.world_size) == ("g0", "e1", 1)
         assert (hello.epoch_started_unix_seconds, hello.app) == (12.5, "blue")
@@ -84,7 +85,7 @@ async def test_a_rank_joins_serves_drains_and_leaves_nothing(router):
             assert router.address in rank.status()["routers"]
             assert len(serving_ranks()) == 1
             await rank.stop("it is being stopped")
-            async with asyncio.timeout(90):
+            async with asyncio.timeout(PATIENCE):
                 assert await router.drained == "it is being stopped"
             with pytest.raises(httpx.ConnectError):
                 await client.get(page)
@@ -109,7 +110,7 @@ async def test_an_engine_that_takes_too_long_is_an_error_that_names_the_setting(
             await asyncio.Event().wait()
 
         async def shutdown(self):
-            """Nothing runs."""
+            """No process is running."""
 
     monkeypatch.setattr("serving.engine.rank.make_engine", lambda *_: Slow())
     async with rank_with(group={"start_timeout": 0.01}) as rank:

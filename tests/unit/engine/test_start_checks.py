@@ -15,6 +15,7 @@ from serving.engine.rdma import CHOICE, NCCL, NVSHMEM, Host
 from serving.engine.start_checks import fabric_environment
 from serving.errors import SettingsError
 from serving.settings import Settings
+from tests.support.waiting import PATIENCE
 
 LOW = 2**23
 
@@ -83,12 +84,12 @@ def test_devices_are_named_exactly(wired):
     found = check(settings("deepep_low_latency"), wired, environment={CHOICE: "auto"})
     assert found == {NVSHMEM: "mlx5_0:1", NCCL: "=mlx5_0:1"}
     assert check(settings(), wired, environment={NVSHMEM: "mlx5"}) == {NVSHMEM: "mlx5_0:1"}
-    with pytest.raises(SettingsError, match=r"NVSHMEM_HCA_LIST=ibp: .* usable here: mlx5_0:1"):
+    with pytest.raises(SettingsError, match=r"NVSHMEM_HCA_LIST=ibp: .* usable ports: mlx5_0:1"):
         check(settings(), wired, environment={NVSHMEM: "ibp"})
 
 
 def test_low_memlock_is_refused_where_rdma_is_a_must(wired, caplog):
-    with pytest.raises(SettingsError, match=r"deepep_low_latency sends over RDMA, .* 8 MiB"):
+    with pytest.raises(SettingsError, match=r"deepep_low_latency uses RDMA, .* 8 MiB"):
         check(settings("deepep_low_latency"), wired, memlock=LOW)
     assert check(settings("allgather_reducescatter"), wired, memlock=LOW) == {}
     assert "LimitMEMLOCK" in caplog.text
@@ -144,7 +145,7 @@ def test_a_local_rank_checks_too(tmp_path):
     )
     done = subprocess.run(
         [sys.executable, "-m", "serving.engine.local_rank", "--config", str(config)],
-        env=os.environ, capture_output=True, text=True, check=False, timeout=100,
+        env=os.environ, capture_output=True, text=True, check=False, timeout=PATIENCE,
     )  # fmt: skip
     assert done.returncode == 1
     assert "deepep_high_throughput needs DeepEP" in done.stderr
@@ -158,4 +159,4 @@ def test_it_brings_nothing_heavy():
         "fabric_environment(Settings(group={'data_parallel': 2}))\n"
         "assert not {'torch', 'vllm', 'ray'} & sys.modules.keys()"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=100)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=PATIENCE)

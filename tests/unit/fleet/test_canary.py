@@ -78,14 +78,14 @@ def answer(stream):
 async def test_a_group_is_ready_when_every_rank_has_generated(fleet):
     fleet.complete()
     assert fleet.group.state is MemberState.JOINING
-    assert fleet.group.reason == "waits for the first token of rank 0, 1"
+    assert fleet.group.reason == "waiting for the first token of rank 0, 1"
     first, second = (handle.streams[0] for handle in fleet.handles)
     assert list(first.work.prompt_token_ids) == [4]
     params = msgspec.msgpack.decode(first.work.sampling_params, type=SamplingParams)
     assert (params.max_tokens, params.temperature) == (1, 0.0)
     answer(first)
     await loop_turns()
-    assert fleet.group.reason == "waits for the first token of rank 1"
+    assert fleet.group.reason == "waiting for the first token of rank 1"
     answer(second)
     await loop_turns()
     assert fleet.group.state is MemberState.READY
@@ -117,9 +117,9 @@ async def test_a_failed_canary_fences_the_group_and_is_repeated(fleet, fail):
     await loop_turns()
     assert fleet.group.state is MemberState.FENCED
     assert "rank 1: did not generate a token: broken" in fleet.group.reason
-    fleet.report(1)  # healthy again, it says
+    fleet.report(1)  # reports itself healthy again
     assert [len(handle.streams) for handle in fleet.handles] == [2, 1]
-    async with asyncio.timeout(90):  # the one that failed is asked after a pause
+    async with asyncio.timeout(90):  # the failed rank gets another canary after a pause
         while len(fleet.handles[1].streams) == 1:  # noqa: ASYNC110  no event for it
             await asyncio.sleep(0.01)
     assert [len(handle.streams) for handle in fleet.handles] == [2, 2]
@@ -133,7 +133,7 @@ async def test_silence_counts_as_failure():
     fleet = Fleet(timeout=0.01)
     fleet.complete()
     await eventually(lambda: fleet.group.state is MemberState.FENCED)
-    assert "none came in 0.01 s" in fleet.group.reason
+    assert "no token within 0.01 s" in fleet.group.reason
     fleet.canary.stop()
 
 

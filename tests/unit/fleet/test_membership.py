@@ -1,4 +1,4 @@
-"""FleetMembership: transitions, refusals, fencing, and invariants under random histories."""
+"""FleetMembership: transitions, rejections, fencing, and invariants under random histories."""
 
 from itertools import product
 
@@ -97,10 +97,10 @@ def test_only_complete_makes_ready():
 def test_ready_when_all_ranks_joined_and_reported_healthy(fleet):
     fleet.join(0)
     assert fleet.group.state is MemberState.JOINING
-    assert "1 of 2 ranks joined, waits for 1" in fleet.group.reason
+    assert "1 of 2 ranks joined, waiting for rank 1" in fleet.group.reason
     fleet.report(0)
     fleet.join(1)
-    assert "healthy report of rank 1" in fleet.group.reason
+    assert "healthy report from rank 1" in fleet.group.reason
     assert not fleet.membership.ready
     fleet.report(1, UNKNOWN)
     assert not fleet.membership.ready
@@ -173,10 +173,10 @@ def test_group_is_gone_with_its_last_rank_and_kept_in_history(ready):
     ready.leave(1, "killed")
     snapshot = ready.membership.snapshot()
     assert snapshot.groups == ()
-    (gone,) = snapshot.history
-    assert gone.state is MemberState.GONE
-    assert gone.reason == "its last rank was lost: killed"
-    assert gone.since == 3000.0
+    (lost,) = snapshot.history
+    assert lost.state is MemberState.GONE
+    assert lost.reason == "its last rank was lost: killed"
+    assert lost.since == 3000.0
     ready.join(0)
     assert ready.group.state is MemberState.JOINING
 
@@ -197,9 +197,9 @@ def test_newer_epoch_replaces_the_old_one_and_closes_its_links(ready):
     assert ready.group.epoch == "e2"
     assert ready.group.state is MemberState.JOINING
     assert all(handle.fenced and handle.closed for handle in old.values())
-    (gone,) = ready.membership.snapshot().history
-    assert (gone.epoch, gone.reason) == ("e1", "replaced by epoch e2")
-    assert [rank.rank for rank in gone.ranks] == [0, 1]
+    (lost,) = ready.membership.snapshot().history
+    assert (lost.epoch, lost.reason) == ("e1", "replaced by epoch e2")
+    assert [rank.rank for rank in lost.ranks] == [0, 1]
 
 
 def test_what_an_old_link_says_is_not_taken_for_the_new_one(ready):
@@ -225,7 +225,7 @@ def test_left_over_rank_of_an_older_epoch_is_refused(fleet, first, second):
     if second is None:
         fleet.join(0, epoch="b")
         second = {"epoch": "a"}
-    with pytest.raises(JoinRefused, match="left over, stop it") as refused:
+    with pytest.raises(JoinRefused, match="stale, stop it") as refused:
         fleet.join(1, **second)
     assert refused.value.code == link_pb2.Refusal.BAD_HELLO
     assert fleet.group.epoch == "b"
@@ -305,15 +305,15 @@ def test_snapshot_does_not_change_afterwards(ready):
 
 
 def test_listeners_are_called_for_changes_but_not_for_every_report(ready):
-    heard = []
-    unsubscribe = ready.membership.subscribe(lambda: heard.append(ready.membership.ready))
+    notified = []
+    unsubscribe = ready.membership.subscribe(lambda: notified.append(ready.membership.ready))
     ready.report(0)
-    assert heard == []
+    assert notified == []
     ready.report(0, FAILED)
-    assert heard == [False]
+    assert notified == [False]
     unsubscribe()
     ready.report(0)
-    assert heard == [False]
+    assert notified == [False]
 
 
 def test_handle_leads_to_the_member_of_that_epoch_only(ready):

@@ -85,12 +85,12 @@ async def test_requests_left_after_the_timeout_move_to_other_groups(membership, 
     assert not await operations.drain("g", 0.01)
     ((reason, planned),) = handle.fenced
     assert planned
-    assert "hands over" in reason
+    assert "moves its requests" in reason
     assert group(membership).state is MemberState.DRAINING
 
 
 @pytest.mark.parametrize("name", ["cordon", "uncordon"])
 def test_an_unknown_group_is_named(operations, name):
     arguments = ("x", "") if name == "cordon" else ("x",)
-    with pytest.raises(GroupNotFound, match="no group 'x' is joined"):
+    with pytest.raises(GroupNotFound, match="no group 'x' has joined"):
         getattr(operations, name)(*arguments)

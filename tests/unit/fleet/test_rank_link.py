@@ -15,13 +15,29 @@ from serving.requests.token_timings import TokenTimings
 from serving.routing.snapshot import RankId
 from serving.settings import FleetSettings
 from tests.support.clock import ManualClock
+from tests.support.waiting import PATIENCE, eventually
 
 RANK = RankId("g0", "e1", 0)
 
 
+class CountingClock(ManualClock):
+    """Counts its readings."""
+
+    readings = 0
+
+    def monotonic(self):
+        self.readings += 1
+        return super().monotonic()
+
+    async def read_again(self):
+        """Wait for several passes of a task that reads the clock twice a pass."""
+        enough = self.readings + 6
+        await eventually(lambda: self.readings >= enough, "passes of the watch")
+
+
 @pytest.fixture
 def clock():
-    return ManualClock(100.0)
+    return CountingClock(100.0)
 
 
 @pytest.fixture
@@ -74,7 +90,7 @@ async def sent_by(link, count):
             enough.set()
 
     sender = asyncio.create_task(link.send(write))
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE):
         await enough.wait()
     sender.cancel()
     await asyncio.wait([sender])
@@ -112,10 +128,10 @@ async def test_a_request_larger_than_a_frame_is_refused(link):
 
 
 async def test_a_request_released_before_it_was_sent_never_goes_down(link):
-    gone = stream("gone")
-    link.submit(gone)
+    cancelled = stream("gone")
+    link.submit(cancelled)
     link.submit(stream("stays"))
-    link.release(gone)
+    link.release(cancelled)
     (only,) = await sent_by(link, 1)
     assert [work.request_id for work in only.submits] == ["stays"]
     assert not only.abort_request_ids
@@ -124,7 +140,7 @@ async def test_a_request_released_before_it_was_sent_never_goes_down(link):
 async def test_a_full_send_queue_refuses(link):
     for number in range(300):
         link.submit(stream(f"r{number}"))
-    with pytest.raises(Overloaded, match="300 wait"):
+    with pytest.raises(Overloaded, match="300 are queued"):
         link.submit(stream("more"))
     assert link.inflight_requests == 300
 
@@ -173,7 +189,7 @@ async def test_fencing_fails_all_and_aborts_them(link):
     output = await streams[0].next()
     assert list(output.outputs[0].token_ids) == [7], "what came before the loss is still given"
     for each in streams:
-        with pytest.raises(GroupLost, match="group g0 was fenced; the request can be sent again"):
+        with pytest.raises(GroupLost, match="group g0 was fenced; the request can be retried"):
             await each.next()
     (only,) = await sent_by(link, 1)
     assert sorted(only.abort_request_ids) == ["a", "b"]
@@ -219,12 +235,12 @@ async def test_delta_for_an_unknown_request_is_ignored(link):
 
 async def test_silence_closes_the_link(link, clock):
     watch = asyncio.create_task(link.watch())
-    await sent_by(link, 1)  # a Ping: the watch is at work
+    await sent_by(link, 1)  # a Ping: the watch is running
     clock.now += 1.0
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE):
         await watch
     assert link.closed.is_set()
-    assert link.close_reason == "nothing heard for 1.0 s"
+    assert link.close_reason == "nothing received for 1.0 s"
 
 
 async def test_a_rank_that_sends_frames_is_pinged_rarely(link, clock):
@@ -237,17 +253,17 @@ async def test_a_rank_that_sends_frames_is_pinged_rarely(link, clock):
     async def heard_after(seconds):
         clock.now += seconds
         link.receive(frame(load=link_pb2.LoadSnapshot(health=link_pb2.LoadSnapshot.HEALTHY)))
-        await asyncio.sleep(0.03)  # the watch looks every 0.01
+        await clock.read_again()
         return list(pings)
 
     tasks = [asyncio.create_task(link.watch()), asyncio.create_task(link.send(write))]
     assert await heard_after(0) == [1]
     for _ in range(5):
         assert await heard_after(0.005) == [1]
-    assert await heard_after(0.02) == [1, 2]  # the last one is as old as silence may be
+    assert await heard_after(0.02) == [1, 2]  # the last frame is as old as permitted
     clock.now += 0.01
-    await asyncio.sleep(0.03)
-    assert pings == [1, 2, 3]  # it is quiet
+    await clock.read_again()
+    assert pings == [1, 2, 3]  # no frames arrive
     for task in tasks:
         task.cancel()
     await asyncio.wait(tasks)

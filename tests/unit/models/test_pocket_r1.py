@@ -1,5 +1,5 @@
 """
-The bundled model: what it is told, how it is taught, and that all its readers agree.
+The bundled model: chat template, training, and agreement of all its readers.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Ray on nodes: a start that hangs is tried again."""
+"""Ray on nodes: a start that hangs is repeated."""
 
 import sys
 
@@ -14,7 +14,7 @@ ENDS = "import sys; sys.exit('error: no room')"
 
 
 class Node:
-    """Runs small programs, one a start, in place of Ray."""
+    """Runs small programs, one per start, in place of Ray."""
 
     name, address = "b", "10.0.0.2"
 

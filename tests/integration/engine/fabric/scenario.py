@@ -14,13 +14,13 @@ import time
 from pathlib import Path
 
 from tests.rig import netns
+from tests.support.waiting import PATIENCE
 
-PATIENCE = 150.0
 PORT = 29500
 
 
 def split(ip, one, other):
-    """Let nothing pass between two nodes; both still reach all others."""
+    """Drop all packets between two nodes; both still reach all others."""
     for here, there in ((one, other), (other, one)):
         inside = netns.Iproute("nsenter", ip.libraries)
         inside.run(
@@ -71,8 +71,8 @@ def main():
                 codes.append(None)
         seconds = None if cut_at is None else time.monotonic() - cut_at
         left = [sorted(node.processes()) for node in nodes]
-        said = [log.read_text() for log in logs]
-        found = {"codes": codes, "said": said, "left": left, "seconds": seconds}
+        lines = [log.read_text() for log in logs]
+        found = {"codes": codes, "said": lines, "left": left, "seconds": seconds}
         sys.stdout.write(json.dumps(found) + "\n")
     finally:
         networks.close()

@@ -1,4 +1,4 @@
-"""The fabric check between network namespaces with real gloo: passes, and names what is cut."""
+"""The fabric check between network namespaces with real gloo: passes, or names the cut."""
 
 import json
 import subprocess
@@ -11,21 +11,20 @@ from tests.rig import netns
 
 pytestmark = [
     pytest.mark.skipif(netns.why_not() is not None, reason=str(netns.why_not())),
-    pytest.mark.timeout(300),
 ]
 ENDLESS = ("--rounds", "100000", "--bytes", "1MiB", "--timeout", "120")
-"""Data that move until something is cut; the check itself has 58 s for that."""
+"""Amount of data that takes longer than the time until the cut; the check has 58 s for it."""
 
 
 def play(folder, fault, peers, *flags):
     done = subprocess.run(
         [sys.executable, str(Path(__file__).with_name("scenario.py")), str(folder), fault,
          str(peers), *flags],
-        capture_output=True, text=True, check=False, timeout=280,
+        capture_output=True, text=True, check=False, timeout=500,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     seen = json.loads(done.stdout)
-    # No peer hangs, whatever happens, and none leaves a worker behind.
+    # No peer hangs, and none leaves a worker behind.
     assert None not in seen["codes"], seen
     assert seen["left"] == [[]] * peers, seen
     return seen
@@ -40,9 +39,9 @@ def reason(seen, peer=0):
 def test_two_nodes_pass(tmp_path):
     seen = play(tmp_path, "nothing", 2, "--bytes", "2MiB", "--rounds", "2", "--timeout", "120")
     assert seen["codes"] == [0, 0], seen["said"]
-    assert "all-to-all: 2 workers (1 a peer), gloo" in seen["said"][0]
-    # A warm-up of 1 MiB, 2 MiB of the pair and two rounds, at both.
-    assert "contents: 14 MiB compared, every byte as sent" in seen["said"][0]
+    assert "all-to-all: 2 workers (1 per peer), gloo" in seen["said"][0]
+    # A warm-up of 1 MiB, 2 MiB of the pair and two rounds, on both.
+    assert "contents: 14 MiB compared, no differences" in seen["said"][0]
     assert "DeepEP over NVSHMEM: not checked: not installed" in seen["said"][0]
 
 
@@ -50,8 +49,8 @@ def test_a_cable_cut_before_the_start(tmp_path):
     seen = play(tmp_path, "cable", 2, "--timeout", "24")
     assert seen["codes"] == [1, 1]
     assert "peer 1 did not join within 12 s" in reason(seen)
-    assert "the leader (peer 0, 10.79.0.2:29500) did not answer" in reason(seen, 1)
-    assert "10.79.0.2 does not answer" in reason(seen, 1)
+    assert "the leader (peer 0, 10.79.0.2:29500) did not respond" in reason(seen, 1)
+    assert "10.79.0.2 does not respond" in reason(seen, 1)
 
 
 def test_a_cable_cut_while_data_move(tmp_path):
@@ -59,8 +58,8 @@ def test_a_cable_cut_while_data_move(tmp_path):
     assert seen["codes"] == [1, 1, 1]
     assert seen["seconds"] is not None, seen["said"][0]
     assert "peer 2 (" in reason(seen)
-    assert "10.79.0.4) stopped answering" in reason(seen)
-    assert "nor to peer 1" in reason(seen)
+    assert "10.79.0.4) stopped responding" in reason(seen)
+    assert "also lost by peer 1" in reason(seen)
     assert reason(seen, 1) == reason(seen)
     assert "this pod's own cable or network is cut" in reason(seen, 2)
 
@@ -71,6 +70,6 @@ def test_two_of_three_that_do_not_reach_each_other(tmp_path, fault):
     assert seen["codes"] == [1, 1, 1]
     text = reason(seen)
     assert "10.79.0.3) and peer 2 (" in text
-    assert "10.79.0.4) do not reach each other" in text
-    assert "while both reach peer 0" in text
+    assert "10.79.0.4) cannot reach each other" in text
+    assert "but both reach peer 0" in text
     assert reason(seen, 1) == reason(seen, 2) == text

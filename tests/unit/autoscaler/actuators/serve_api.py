@@ -11,7 +11,7 @@ APP = "moe-serving"
 
 
 class ServeApi:
-    """One application; replicas change at once, and not at all if they are no whole gangs."""
+    """One application; replicas change at once; numbers that are not whole gangs are ignored."""
 
     def __init__(self, replicas: int = 4, gang: int = 2):
         self.replicas = replicas
@@ -59,11 +59,11 @@ class Groups:
         self.living = list(groups)
         self.calls: list[tuple[str, str]] = []
         self.silent = False
-        """No router answers."""
+        """No router responds."""
 
     async def groups(self):
         if self.silent:
-            raise ActuatorError("no router answers")
+            raise ActuatorError("no router responds")
         return tuple(self.living)
 
     async def drain(self, group_id, reason):

@@ -60,8 +60,8 @@ def test_final_answers_carry_the_servers_sentence(error, expected):
     with pytest.raises(ActuatorError) as found:
         raise_if_final("patch leases x", error)
     assert type(found.value) is expected
-    said = json.loads(error.body)["message"] if error.body else error.reason
-    assert str(found.value) == f"Kubernetes: patch leases x: {error.status} {said}"
+    message = json.loads(error.body)["message"] if error.body else error.reason
+    assert str(found.value) == f"Kubernetes: patch leases x: {error.status} {message}"
 
 
 @pytest.mark.parametrize(

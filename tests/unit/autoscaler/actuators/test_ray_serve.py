@@ -95,8 +95,8 @@ async def test_only_whole_groups_are_sent():
 
 
 async def test_what_serve_did_not_apply_is_an_error():
-    api = ServeApi(replicas=4, gang=4)  # another gang size than the settings say
-    with pytest.raises(ActuatorError, match="accepted 3 groups and stays at 2"):
+    api = ServeApi(replicas=4, gang=4)  # a gang size other than in the settings
+    with pytest.raises(ActuatorError, match="accepted 3 groups, but its target is still 2"):
         await serve_actuator(api, Groups(), ranks=2).scale(3)
 
 
@@ -111,8 +111,8 @@ async def test_part_of_a_group_is_an_error():
         pytest.param(404, None, "404: said by Ray", id="not-deployed"),
         pytest.param(412, None, "412: said by Ray", id="external-scaler-off"),
         pytest.param(503, None, "503", id="controller-away"),
-        pytest.param(200, httpx.ConnectError("refused"), "does not answer", id="away"),
-        pytest.param(200, httpx.ReadTimeout("slow"), "does not answer", id="slow"),
+        pytest.param(200, httpx.ConnectError("refused"), "does not respond", id="away"),
+        pytest.param(200, httpx.ReadTimeout("slow"), "does not respond", id="slow"),
     ],
 )
 async def test_refusals_are_told(status, error, said):
@@ -162,7 +162,7 @@ async def test_a_drained_group_that_serve_keeps_gets_its_work_back():
     groups = Groups(seen("a", 1), seen("b", 2))
     actuator = serve_actuator(ServeApi(replicas=4), groups)
     await actuator.scale(1)
-    await actuator.target()  # both still live: nobody knows yet who goes
+    await actuator.target()  # both are still alive: it is unknown yet which one will stop
     groups.living = [seen("b", 2)]
     await actuator.target()
     await actuator.target()

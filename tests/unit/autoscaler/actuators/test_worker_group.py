@@ -1,4 +1,4 @@
-"""Which pods are named for deletion: a property over the states of Ray Serve and routers."""
+"""Which pods are listed for deletion: a property over the states of Ray Serve and routers."""
 
 import asyncio
 import random
@@ -41,13 +41,13 @@ def test_a_replica_without_a_node_could_get_any(state, node):
 
 
 def test_a_gang_that_is_not_listed_yet_could_get_any():
-    with pytest.raises(ActuatorError, match="2 of 4 replicas are to be placed"):
+    with pytest.raises(ActuatorError, match="2 of 4 replicas are not placed yet"):
         occupied_nodes(page(replica("10.0.0.1"), replica("10.0.0.2"), target=4))
 
 
 def test_replicas_that_stop_are_no_part_of_the_number():
     stopping = [replica(f"10.0.0.{number}", "STOPPING") for number in range(2)]
-    with pytest.raises(ActuatorError, match="2 of 2 replicas are to be placed"):
+    with pytest.raises(ActuatorError, match="2 of 2 replicas are not placed yet"):
         occupied_nodes(page(*stopping, target=2))
 
 
@@ -110,7 +110,7 @@ class Sources:
 
     async def groups(self):
         if self._groups is None:
-            raise ActuatorError("no router answers")
+            raise ActuatorError("no router responds")
         return self._groups
 
     async def occupied(self):
@@ -152,7 +152,7 @@ def test_no_pod_is_named_that_a_rank_is_on_or_may_come_to(seed):
     wanted = dice.randrange(count)
     asyncio.run(WorkerGroupActuator(api, settings, sources, sources).scale(wanted))
 
-    gone = set(named(api))
+    listed = set(named(api))
     unknown = (
         serve is None
         or seen is None
@@ -160,11 +160,11 @@ def test_no_pod_is_named_that_a_rank_is_on_or_may_come_to(seed):
         or any(one["node_ip"] is None for one in staying)
     )
     if unknown:
-        assert gone == set()
+        assert listed == set()
     held = {node for one in seen or () for node in one.nodes}
     held |= {one["node_ip"] for one in replicas}
     address_of = {one.metadata.name: one.status.pod_ip for one in pods}
-    assert not {address_of[name] for name in gone} - {None} & held
+    assert not {address_of[name] for name in listed} - {None} & held
     free = [name for name, address in address_of.items() if address is None or address not in held]
     if not unknown:
-        assert len(gone) == min(count - wanted, len(free))
+        assert len(listed) == min(count - wanted, len(free))

@@ -41,7 +41,7 @@ def test_zeros_and_shifted_data_are_wrong():
 
 
 class Wire:
-    """Collectives of a single rank: what it sends is returned as the other rank's data."""
+    """Collectives of a single rank: sent data is returned as the other rank's data."""
 
     isend, irecv = "isend", "irecv"
 
@@ -81,21 +81,21 @@ JOB = {"rank": 0, "world": 2, "workers": 1, "size": 4 * WORDS, "rounds": 3}
 
 
 def exchange(wire):
-    said = []
-    return Exchange(JOB, wire, "cpu", lambda **report: said.append(report)), said
+    reports = []
+    return Exchange(JOB, wire, "cpu", lambda **report: reports.append(report)), reports
 
 
 def test_all_that_came_is_compared():
-    one, said = exchange(Wire())
+    one, reports = exchange(Wire())
     assert set(one.pairs()) == {1}
     assert len(one.all_to_all()) == 3
     # Twice in pairs, and the rounds including its own part.
     assert one.checked == 4 * WORDS * 2 + 3 * 4 * WORDS
-    assert [report["text"] for report in said] == [
+    assert [report["text"] for report in reports] == [
         "exchange with peer 1",
         *(f"all-to-all, round {number} of 3" for number in (1, 2, 3)),
     ]
-    ordinals = [report["ordinal"] for report in said]
+    ordinals = [report["ordinal"] for report in reports]
     assert ordinals == sorted(set(ordinals))
 
 

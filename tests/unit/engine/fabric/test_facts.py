@@ -50,7 +50,7 @@ def test_low_memlock_is_a_problem_where_there_are_devices(tmp_path):
 
 def test_a_wrong_list_of_devices_is_a_problem(tmp_path):
     facts = gather(PLAN, {NVSHMEM: "mlx4"}, machine(tmp_path), memlock=lambda: None)
-    assert "no device mlx4; usable here: mlx5_0:1" in facts.problems[0]
+    assert "device mlx4 does not exist; usable ports: mlx5_0:1" in facts.problems[0]
     assert facts.variables == {NVSHMEM: "mlx4"}
 
 

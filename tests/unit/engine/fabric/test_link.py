@@ -23,16 +23,16 @@ async def pair():
 
 async def test_messages_and_heartbeats(pair):
     near, far = pair
-    heard = []
-    far.start(heard.append)
+    received = []
+    far.start(received.append)
     near.start(lambda _: None)
     near.send({"t": "x", "n": 1})
-    await eventually(lambda: heard)
+    await eventually(lambda: received)
     # Heartbeats are not messages.
-    assert heard == [{"t": "x", "n": 1}]
+    assert received == [{"t": "x", "n": 1}]
     await asyncio.sleep(3 * BEAT)
     assert far.quiet <= BEAT
-    assert heard == [{"t": "x", "n": 1}]
+    assert received == [{"t": "x", "n": 1}]
 
 
 async def test_silence_counts_up(pair):
@@ -58,10 +58,10 @@ async def receiver_of(junk):
 @pytest.mark.parametrize("junk", [b"{}\n", b"nothing\n", b"[1]\n", b'{"t": 1}\n', b"x" * 2**21])
 async def test_what_is_no_message_ends_the_connection(junk):
     link, writer = await receiver_of(junk)
-    heard = []
-    link.start(heard.append)
+    received = []
+    link.start(received.append)
     await eventually(lambda: link.ended)
-    assert heard == []
+    assert received == []
     await link.close()
     writer.transport.abort()
 
@@ -69,10 +69,10 @@ async def test_what_is_no_message_ends_the_connection(junk):
 async def test_a_goodbye_is_kept(pair):
     near, far = pair
     far.start(lambda _: None)
-    near.send({"t": "bye", "why": "it is being stopped"})
+    near.send({"t": "bye", "why": "it is stopping"})
     await near.close(flush=5.0)
     await eventually(lambda: far.ended)
-    assert far.said_goodbye == "it is being stopped"
+    assert far.leave_reason == "it is stopping"
 
 
 async def test_a_side_that_reads_nothing_is_cut_off(pair):
@@ -80,10 +80,10 @@ async def test_a_side_that_reads_nothing_is_cut_off(pair):
     for _ in range(400):
         near.send({"t": "x", "text": "y" * 2**16})
     near.send({"t": "more"})  # no effect, and no error
-    heard = []
-    far.start(heard.append)
+    received = []
+    far.start(received.append)
     await eventually(lambda: far.ended)
-    assert {"t": "more"} not in heard
+    assert {"t": "more"} not in received
 
 
 async def test_the_first_message_has_a_limit(pair):

@@ -14,19 +14,19 @@ def plan(**changes):
 
 
 @pytest.mark.parametrize(
-    ("changes", "says"),
+    ("changes", "words"),
     [
-        ({"peers": 0}, "--peers 0"),
+        ({"peers": 0}, "--peers must be at least 1, got 0"),
         ({"index": 2}, "0 to 1"),
         ({"index": -1}, "0 to 1"),
-        ({"workers": 0}, "--workers-per-peer 0"),
-        ({"size": 3}, "--bytes 3"),
-        ({"rounds": 0}, "--rounds 0"),
-        ({"timeout": 5}, "--timeout 5"),
+        ({"workers": 0}, "--workers-per-peer must be at least 1, got 0"),
+        ({"size": 3}, "--bytes must be at least 4, got 3"),
+        ({"rounds": 0}, "--rounds must be at least 1, got 0"),
+        ({"timeout": 5}, "--timeout must be at least 16 s, got 5"),
     ],
 )
-def test_what_cannot_be_run_is_refused(changes, says):
-    with pytest.raises(SettingsError, match=says):
+def test_what_cannot_be_run_is_refused(changes, words):
+    with pytest.raises(SettingsError, match=words):
         plan(**changes)
 
 

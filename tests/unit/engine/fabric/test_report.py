@@ -46,7 +46,7 @@ def test_the_table():
         "node-1",
         "mlx5_0:1 InfiniBand 400 Gbit/s ACTIVE",
         "0-1     20.000",
-        "4 workers (2 a peer), nccl over IB",
+        "4 workers (2 per peer), nccl over IB",
         "contents: 4 MiB compared",
         "DeepEP over NVSHMEM: started",
     ):
@@ -55,7 +55,7 @@ def test_the_table():
 
 
 def test_nccl_over_sockets_in_spite_of_devices_is_a_warning():
-    assert "warning: NCCL sent over TCP sockets at peers 0, 1" in table(
+    assert "warning: NCCL used TCP sockets on peers 0, 1" in table(
         findings("Socket", ("mlx5_0:1",))
     )
     assert "warning" not in table(findings("Socket"))

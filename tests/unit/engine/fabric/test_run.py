@@ -20,7 +20,7 @@ TIMEOUT = 16.0
 
 
 class FakeWorkers:
-    """Workers that at once report what a test gives them, by default a result."""
+    """Workers that immediately report a test's messages, by default a result."""
 
     def __init__(self, reports=None, *, ready=None, broken=""):
         self.reports = reports
@@ -39,7 +39,12 @@ class FakeWorkers:
         for number, job in jobs.items():
             if job["rank"] == 0:
                 report(number, {"event": "store", "port": 7})
-            step = {"event": "step", "ordinal": 1, "text": "form the group", "partner": None}
+            step = {
+                "event": "step",
+                "ordinal": 1,
+                "text": "create the process group",
+                "partner": None,
+            }
             report(number, step)
             for one in self.results(job) if self.reports is None else self.reports:
                 report(number, one)
@@ -73,7 +78,7 @@ def plan(port, peers, index, timeout=TIMEOUT):
 
 async def play(port, pools, *, facts=None, timeout=TIMEOUT, peers=None, skip=()):
     """Run a peer for each pool; return the result of each, and the leader's output."""
-    said = []
+    lines = []
     count = peers or len(pools)
     facts = facts or {}
     runs = [
@@ -81,14 +86,14 @@ async def play(port, pools, *, facts=None, timeout=TIMEOUT, peers=None, skip=())
             plan(port, count, index, timeout),
             facts.get(index, Facts(index, f"pod-{index}", same=SAME)),
             pool,
-            said.append if index == 0 else lambda text: None,
+            lines.append if index == 0 else lambda text: None,
         )
         for index, pool in enumerate(pools)
         if index not in skip
     ]
     ends = await asyncio.gather(*runs, return_exceptions=True)
     assert all(pool.closed for index, pool in enumerate(pools) if index not in skip)
-    return [str(end) if isinstance(end, BaseException) else end for end in ends], said
+    return [str(end) if isinstance(end, BaseException) else end for end in ends], lines
 
 
 @pytest.mark.parametrize("peers", [1, 2, 4])
@@ -104,23 +109,23 @@ async def test_all_is_well(port, peers):
     # Two workers per peer, 2 GB/s each.
     assert set(findings.pair_rates().values()) == ({4e9} if peers > 1 else set())
     text = table(findings)
-    assert f"{2 * peers} workers (2 a peer)" in text
+    assert f"{2 * peers} workers (2 per peer)" in text
     assert ("0-1     4.000" in text) == (peers > 1)
 
 
 async def test_a_peer_that_never_comes_is_named(port):
-    ends, said = await play(port, [FakeWorkers(), FakeWorkers()], peers=4)
+    ends, lines = await play(port, [FakeWorkers(), FakeWorkers()], peers=4)
     assert "peer 2; peer 3 did not join" in ends[0]
     assert "(joined: peer 0, peer 1)" in ends[0]
-    # The peer that did join gets the reason too.
+    # The peer that joined gets the reason too.
     assert ends[1] == ends[0]
-    assert any(text.startswith("waiting for peer") for text in said)
+    assert any(text.startswith("waiting for peer") for text in lines)
 
 
 async def test_a_leader_that_never_comes(port):
     ends, _ = await play(port, [FakeWorkers(), FakeWorkers()], skip={0})
-    assert f"the leader (peer 0, 127.0.0.1:{port}) did not answer" in ends[0]
-    assert "refuses connections" in ends[0]
+    assert f"the leader (peer 0, 127.0.0.1:{port}) did not respond" in ends[0]
+    assert "refused the connection" in ends[0]
 
 
 async def test_another_version_is_refused_at_both(port):
@@ -146,7 +151,7 @@ async def test_workers_that_do_not_start(port):
 
 async def test_pods_with_different_gpus(port):
     ends, _ = await play(port, [FakeWorkers(), FakeWorkers(ready=Ready(4, "nccl"))])
-    assert "peer 1 (pod-1) has 4 workers over nccl, peer 0 has 1 over gloo" in ends[0]
+    assert "peer 1 (pod-1) has 4 workers on nccl, peer 0 has 1 on gloo" in ends[0]
 
 
 async def test_wrong_data(port):
@@ -173,14 +178,14 @@ def start(port, index, pool, *, peers=2, timeout=60.0, name=None, said=None):
 
 
 async def test_a_peer_that_starts_again_while_the_others_wait_is_taken_back(port):
-    said = []
-    leader = start(port, 0, FakeWorkers(), peers=3, said=said)
+    lines = []
+    leader = start(port, 0, FakeWorkers(), peers=3, said=lines)
     first = start(port, 1, FakeWorkers(), peers=3)
-    await eventually(lambda: any(text.startswith("peer 1 has joined") for text in said))
+    await eventually(lambda: any(text.startswith("peer 1 has joined") for text in lines))
     first.cancel()
     await asyncio.gather(first, return_exceptions=True)
     again = start(port, 1, FakeWorkers(), peers=3, name="again")
-    await eventually(lambda: "peer 1 has joined: again, 127.0.0.1" in said)
+    await eventually(lambda: "peer 1 has joined: again, 127.0.0.1" in lines)
     findings, *others = await asyncio.gather(leader, again, start(port, 2, FakeWorkers(), peers=3))
     assert others == [None, None]
     assert findings.facts[1].name == "again"
@@ -190,13 +195,13 @@ async def test_a_peer_that_starts_again_during_the_check_is_too_late(port):
     pools = [FakeWorkers(), FakeWorkers([])]
     runs = [start(port, index, pool) for index, pool in enumerate(pools)]
     await eventually(lambda: pools[1].jobs)
-    with pytest.raises(FabricError, match="refused this peer: the check has begun without it"):
+    with pytest.raises(FabricError, match="rejected this peer: the check has already started"):
         await start(port, 1, FakeWorkers(), name="late")
     # The running check is not disturbed.
     assert not any(run.done() for run in runs)
     runs[0].cancel()
     ends = await asyncio.gather(*runs, return_exceptions=True)
-    assert str(ends[1]) == "the leader is being stopped"
+    assert str(ends[1]) == "the leader is stopping"
 
 
 async def test_a_peer_that_is_stopped_says_so(port):
@@ -206,15 +211,15 @@ async def test_a_peer_that_is_stopped_says_so(port):
     runs[1].cancel()
     ends = await asyncio.gather(*runs, return_exceptions=True)
     assert isinstance(ends[1], asyncio.CancelledError)
-    assert str(ends[0]) == "peer 1 (pod-1, 127.0.0.1) left: it is being stopped"
+    assert str(ends[0]) == "peer 1 (pod-1, 127.0.0.1) disconnected: it is stopping"
     assert all(pool.closed for pool in pools)
 
 
 async def test_strangers_and_second_comers_do_no_harm(port):
     pools = [FakeWorkers(), FakeWorkers(), FakeWorkers()]
-    said = []
+    lines = []
     leader = asyncio.create_task(
-        run_peer(plan(port, 3, 0), Facts(0, "pod-0", same=SAME), pools[0], said.append)
+        run_peer(plan(port, 3, 0), Facts(0, "pod-0", same=SAME), pools[0], lines.append)
     )
     for junk in (b"GET / HTTP/1.1\r\n\r\n", b"[]\n", b'{"t":"hello"}\n', b"\xff\xfe\n", b""):
         with contextlib.suppress(OSError):
@@ -231,7 +236,7 @@ async def test_strangers_and_second_comers_do_no_harm(port):
     first = asyncio.create_task(
         run_peer(plan(port, 3, 1), Facts(1, "pod-1", same=SAME), pools[1], lambda text: None)
     )
-    while not any(text.startswith("peer 1 has joined") for text in said):  # noqa: ASYNC110
+    while not any(text.startswith("peer 1 has joined") for text in lines):  # noqa: ASYNC110
         await asyncio.sleep(0.05)
     twin = FakeWorkers()
     with pytest.raises(FabricError, match="pod-1 and twin both joined as peer 1"):
@@ -266,6 +271,6 @@ async def test_silence_is_noticed_and_told_by_pairs(port, monkeypatch):
         return_exceptions=True,
     )
     assert str(ends[0]).startswith(
-        "peer 1 (pod-1, 127.0.0.1) and peer 2 (pod-2, 127.0.0.1) do not reach each other"
+        "peer 1 (pod-1, 127.0.0.1) and peer 2 (pod-2, 127.0.0.1) cannot reach each other"
     )
     assert str(ends[1]) == str(ends[2]) == str(ends[0])

@@ -1,4 +1,4 @@
-"""Worker processes: reports, ends of every kind, and none is left."""
+"""Worker processes: reports, all ways to end, and cleanup."""
 
 import asyncio
 import os
@@ -76,11 +76,11 @@ async def test_one_worker_a_gpu_unless_told_otherwise(pool, gpus, changes, expec
 
 async def test_nccl_without_enough_gpus_is_refused(pool):
     one = pool(CHATTY, gpus=4, workers=8)
-    with pytest.raises(FabricError, match="with 8 workers needs 8 GPUs, and torch sees 4 here"):
+    with pytest.raises(FabricError, match="with 8 workers needs 8 GPUs, but torch finds 4"):
         await one.prepare()
     await one.close()
     one = pool(CHATTY, backend=Backend.NCCL)
-    with pytest.raises(FabricError, match="torch sees 0 here"):
+    with pytest.raises(FabricError, match="torch finds 0"):
         await one.prepare()
     await one.close()
     assert not psutil.Process().children()

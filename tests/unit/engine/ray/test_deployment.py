@@ -1,4 +1,4 @@
-"""The deployment as given to Serve; tests/e2e test that Serve does it."""
+"""The deployment as given to Serve; tests/e2e test its effect."""
 
 import logging
 import logging.config
@@ -110,7 +110,7 @@ def test_a_local_deployment_has_no_proxies_and_no_route(monkeypatch: pytest.Monk
 @pytest.fixture
 def serve_log(tmp_path):
     logger = logging.getLogger("like.ray.serve")
-    logger.setLevel(logging.INFO)  # independent of what earlier tests have set
+    logger.setLevel(logging.INFO)  # independent of earlier tests
     target = RotatingFileHandler(tmp_path / "replica.log")
     handler = MemoryHandler(100, target=target)
     logger.addHandler(handler)
@@ -127,7 +127,7 @@ def configure():
 def test_configuring_takes_the_target_away(serve_log):
     _, handler, _ = serve_log
     configure()
-    assert handler.target is None  # otherwise kept_handlers is not needed any more
+    assert handler.target is None  # otherwise kept_handlers is no longer needed
 
 
 def test_kept_handlers_have_their_target_and_it_writes(serve_log):

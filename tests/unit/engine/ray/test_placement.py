@@ -39,7 +39,7 @@ def needs(groups: int, ranks: int, strategy: str, **rank: float) -> GroupNeeds:
         pytest.param(
             [node("127.0.0.1", 4, 3)],
             needs(1, 2, "strict_spread"),
-            "1 group of 2 ranks, one rank a node, needs 2 nodes with 2 CPUs free each; the "
+            "1 group of 2 ranks, one rank per node, needs 2 nodes with 2 CPUs free each; the "
             "cluster has room for 1 of 2: 127.0.0.1 (3 of 4 CPUs free)",
             id="strict needs nodes, not CPUs",
         ),
@@ -81,7 +81,7 @@ def needs(groups: int, ranks: int, strategy: str, **rank: float) -> GroupNeeds:
         pytest.param(
             [node("a", 8), node("b", 2)],
             needs(2, 2, "strict_spread"),
-            "2 groups of 2 ranks, each with one rank a node, needs room for 4 ranks of 2 CPUs "
+            "2 groups of 2 ranks, each with one rank per node, needs room for 4 ranks of 2 CPUs "
             "each; the cluster has room for 3 of 4: a (8 of 8 CPUs free), b (2 of 2 CPUs free)",
             id="room on one node does not help the second rank",
         ),

@@ -1,4 +1,4 @@
-"""A rank of a gang: its identity for routers, and no child is left behind."""
+"""A rank of a gang: its identity for routers, and cleanup of child processes."""
 
 import signal
 import subprocess
@@ -9,6 +9,7 @@ import pytest
 
 from serving.engine.ray.rank import end_children, identity_of, origin
 from serving.engine.ray.rendezvous import GangMember, Meeting
+from tests.support.waiting import PATIENCE
 
 
 @pytest.mark.parametrize(
@@ -37,4 +38,4 @@ def test_no_child_outlives_the_rank() -> None:
     ) as child:
         others = {process.pid for process in psutil.Process().children(recursive=True)}
         end_children(0.1, keep=frozenset(others - {child.pid}))
-        assert child.wait(60) == -signal.SIGKILL
+        assert child.wait(PATIENCE) == -signal.SIGKILL

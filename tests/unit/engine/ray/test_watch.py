@@ -11,7 +11,7 @@ from serving.engine.ray.watch import (
     Phase,
     PlacementWatch,
     failure_of,
-    last_words,
+    final_reports,
 )
 from serving.errors import EngineError, PlacementError, SettingsError
 from tests.support.clock import ManualClock
@@ -62,13 +62,13 @@ LATER_CRASH = report(1, Stage.FAILED, "EngineError", "port taken", at=2.0)
         pytest.param(
             DeploymentView(Phase.FAILED, "Traceback\n  File\nValueError: no such class\n\n", ()),
             EngineError,
-            "Ray Serve gave up: ValueError: no such class",
+            "Ray Serve failed the deployment: ValueError: no such class",
             id="no rank ever spoke",
         ),
         pytest.param(
             DeploymentView(Phase.FAILED, "", ()),
             EngineError,
-            "no reason was given",
+            "no reason given",
             id="nobody spoke",
         ),
         pytest.param(
@@ -148,7 +148,7 @@ def test_ranks_that_were_lost_with_their_node_are_not_shown():
         )
     ]
     states = {"here": "CREATED", "waits-for-its-node": "RESCHEDULING", "taken-away": "REMOVED"}
-    shown = last_words(reports, states)
+    shown = final_reports(reports, states)
     assert [report.gang_id for report in shown] == ["here", "waits-for-its-node", "crashed"]
 
 

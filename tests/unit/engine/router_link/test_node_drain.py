@@ -9,7 +9,7 @@ import pytest
 from serving.cli.main import main
 from serving.cli.ops import leave as command
 from serving.engine.router_link import node_drain
-from serving.engine.router_link.node_drain import LeaveWatch, ask_to_leave, serving_ranks
+from serving.engine.router_link.node_drain import LeaveWatch, request_leave, serving_ranks
 from tests.support.clock import ManualClock
 from tests.support.waiting import eventually
 
@@ -45,9 +45,9 @@ async def test_a_rank_that_is_asked_drains_and_has_left(tmp_path):
     watch = LeaveWatch(rank.drain, ManualClock(0.0), folder)
     watch.start()
     assert serving_ranks(folder) == [os.getpid()]
-    ask_to_leave(7.5, folder)
+    request_leave(7.5, folder)
     await eventually(lambda: rank.asked)
-    assert rank.asked == [("its machine is leaving", 7.5)]
+    assert rank.asked == [("its node is being removed", 7.5)]
     assert serving_ranks(folder) == [os.getpid()]
     rank.go.set()
     await eventually(lambda: not serving_ranks(folder))
@@ -58,7 +58,7 @@ async def test_a_rank_that_is_asked_drains_and_has_left(tmp_path):
 async def test_a_request_from_before_its_start_is_not_about_it(tmp_path):
     rank, folder = Rank(), tmp_path / "ranks"
     folder.mkdir()
-    ask_to_leave(5.0, folder)
+    request_leave(5.0, folder)
     later = (folder / "leave").stat().st_mtime + 1
     watch = LeaveWatch(rank.drain, ManualClock(later), folder)
     watch.start()
@@ -121,19 +121,19 @@ def test_the_command_waits_for_the_ranks(here, monkeypatch, capsys):
     monkeypatch.setattr(command, "serving_ranks", ranks)
     assert main(["leave", "--timeout", "9"]) == 0
     assert (folder / "leave").read_text() == "9"
-    assert capsys.readouterr().out == "ranks asked to leave: 1\nall have left\n"
+    assert capsys.readouterr().out == "ranks to drain: 1\nall ranks have drained\n"
 
 
 def test_a_rank_that_does_not_leave_in_time_is_told(here, monkeypatch, capsys):
     monkeypatch.setattr(command, "_SLACK", 0.0)
     assert main(["leave", "--timeout", "0.1"]) == 1
-    assert "ranks that have not left in time: 1" in capsys.readouterr().out
+    assert "ranks not drained in time: 1" in capsys.readouterr().out
 
 
 def test_where_no_rank_runs_there_is_nothing_to_do(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(node_drain, "FOLDER", tmp_path / "none")
     assert main(["leave"]) == 0
-    assert capsys.readouterr().out == "no rank runs here\n"
+    assert capsys.readouterr().out == "no ranks are running on this machine\n"
 
 
 async def test_a_rank_that_starts_removes_what_killed_ones_left(tmp_path, ended):

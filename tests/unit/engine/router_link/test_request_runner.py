@@ -7,6 +7,7 @@ import pytest
 from serving.engine.router_link.request_runner import RequestRunner
 from serving.engine.router_link.send_queue import SendQueue
 from serving.link.v1 import link_pb2
+from tests.support.waiting import PATIENCE
 
 CODES = link_pb2.RequestError
 
@@ -61,7 +62,7 @@ def work(name="a", *prompt):
 
 
 async def deltas(send_queue):
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE):
         return [delta for frame in await send_queue.frames() for delta in frame.deltas]
 
 
@@ -82,7 +83,7 @@ async def test_runs_under_its_own_id_and_answers_under_the_routers(runner, engin
             [link_pb2.Submit(request_id="a")], CODES.INVALID_REQUEST, "no tokens", id="no prompt"
         ),
         pytest.param(
-            [work("a", 9), work("a", 9)], CODES.INVALID_REQUEST, "running already", id="duplicate"
+            [work("a", 9), work("a", 9)], CODES.INVALID_REQUEST, "already running", id="duplicate"
         ),
     ],
 )
@@ -100,7 +101,7 @@ async def test_bad_submit_is_answered_not_raised(runner, engine, send_queue, sub
     ("script", "words"),
     [
         pytest.param([1, RuntimeError("secret")], "RuntimeError in the engine", id="raises"),
-        pytest.param([1], "without a last delta", id="just ends"),
+        pytest.param([1], "without a final delta", id="just ends"),
     ],
 )
 async def test_engine_that_breaks_its_word_fails_the_request(

@@ -9,6 +9,7 @@ from serving.engine import kv_mirror
 from serving.engine.kv_mirror import KvFeed, KvMirror
 from serving.engine.router_link.send_queue import SendQueue
 from serving.link.v1 import link_pb2
+from tests.support.waiting import PATIENCE
 
 MIB = 2**20
 SIZE = 2
@@ -80,7 +81,7 @@ async def test_delta_larger_than_a_frame_fails_its_request_alone():
 
 async def test_empty_means_handed_to_the_transport():
     send_queue = SendQueue(10, MIB)
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE):
         await send_queue.empty()
     send_queue.put(delta("a"))
     waiter = asyncio.create_task(send_queue.empty())
@@ -93,7 +94,7 @@ async def test_empty_means_handed_to_the_transport():
     assert not waiter.done(), "something came while the last frame was written"
     await send_queue.frames()
     send_queue.sent()
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE):
         await waiter
 
 
@@ -102,7 +103,7 @@ async def test_everything_wakes_the_sender(what):
     send_queue = SendQueue(10, MIB)
     value = {"load": link_pb2.LoadSnapshot(), "pong": 1, "drain": "why"}[what]
     getattr(send_queue, what)(value)
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE):
         (frame,) = await send_queue.frames()
     assert frame.HasField(what)
 
@@ -133,7 +134,7 @@ async def test_a_change_wakes_the_sender_and_nothing_changed_tells_nothing():
     (frame,) = await send_queue.frames()
     assert not frame.HasField("kv_events")
     numbered(mirror, 1)
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE):
         (frame,) = await send_queue.frames()
     assert len(frame.kv_events.stored) == 1
 
