@@ -136,7 +136,7 @@ bench: venv ## Measure the router's cost, alone and beside its peers; writes dep
 	@exec .venv/bin/python -m loadtest.bench.peers $(ARGS)
 
 .PHONY: load-agreement
-load-agreement: venv ## Compare our load client with vLLM's bench client and guidellm (ARGS="--url http://…"; ARGS=--quick)
+load-agreement: venv ## Compare our load client with vLLM's bench client and guidellm (ARGS="--rest-url http://…"; ARGS=--quick)
 	@exec .venv/bin/python -m loadtest.bench.agreement $(ARGS)
 
 .PHONY: floods

@@ -1,4 +1,4 @@
-"""Replace a Ray Serve app by another under load, on real engines, and print what happens.
+"""Replace a Ray Serve app by another under load, on real engines, and print the progress.
 
     make blue-green
     make blue-green ARGS=--no-spare
@@ -168,7 +168,7 @@ def main() -> int:
         help="drain timeout of blue with --no-spare, seconds (default: 30)",
     )
     options = parser.parse_args()
-    # Like Ctrl-C: everything that was started is stopped.
+    # As with Ctrl-C: all started processes are stopped.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     return 0 if asyncio.run(play(options)) else 1
 

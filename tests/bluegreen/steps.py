@@ -20,7 +20,7 @@ class Table(Protocol):
         ...
 
     async def row(self) -> None:
-        """Add a row with the present state."""
+        """Add a row with the current state."""
         ...
 
 
@@ -66,20 +66,20 @@ async def replace(
     began = time.monotonic()
     for group in await system.group_ids("blue"):
         table.event(f"moe-serving drain {group}")
-        # Exit code 1: some requests were not finished and continue in green.
+        # Exit code 1: some requests did not finish and continue in green.
         await system.command(
             "drain", group, "--drain-timeout", f"{options.drain:g}", *_routers(system)
         )
     table.event("deleting blue")
     await system.delete("blue")
-    gone = time.monotonic()
+    deleted_at = time.monotonic()
     await table.row()
     table.event("deploying green")
     await system.deploy("green", *options.green)
     await system.until_ready("green", options.groups)
     table.event(
         f"green is ready: no group for {time.monotonic() - began:.1f} s (blue drained and gone "
-        f"{gone - began:.1f} s, green up {time.monotonic() - gone:.1f} s); "
+        f"{deleted_at - began:.1f} s, green up {time.monotonic() - deleted_at:.1f} s); "
         f"{await system.parked() - parked} requests were parked"
     )
     await table.row()

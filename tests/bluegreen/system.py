@@ -34,7 +34,7 @@ class Place:
     model: str
 
     async def groups(self) -> list[dict[str, Any]]:
-        """Return the groups of its /fleet; an empty list while it does not answer."""
+        """Return the groups of its /fleet; an empty list while it does not respond."""
         try:
             async with AsyncRestClient(self.rest) as client:
                 found: list[dict[str, Any]] = (await client.get_json("/fleet", 60))["groups"]
@@ -43,7 +43,7 @@ class Place:
         return found
 
     async def parked(self) -> int:
-        """Return the number of requests that it has parked so far."""
+        """Return the number of requests parked so far."""
         async with AsyncRestClient(self.rest) as client:
             page = await client.get_text("/metrics", 60)
         return int(
@@ -122,10 +122,10 @@ class System:
         return sum([await place.parked() for place in self.places])
 
     async def until_ready(self, app: str, groups: int) -> None:
-        """Wait until every router has so many ready groups of the app.
+        """Wait until every router has the given number of ready groups of the app.
 
         Raises:
-            TimeoutError: it has not.
+            TimeoutError: The groups are not ready in time.
         """
         async with asyncio.timeout(START):
             for place in self.places:
@@ -148,7 +148,7 @@ async def started(
     changes = (
         f"ray.app_name={app}",
         f"link.routers=[{joins}]",
-        # Room for both apps: 2 CPUs a rank.
+        # Room for both apps: 2 CPUs per rank.
         f"ray.num_cpus={2 * groups * 4}",
         *sets,
     )

@@ -1,4 +1,4 @@
-"""Continuous requests to several routers, and how each of them ends.
+"""Continuous requests to several routers, and the result of each.
 
 Each client streams one greedy request after another, alternating between REST and gRPC and between
 the routers. The texts are compared with those of an undisturbed run.
@@ -49,7 +49,7 @@ class Traffic:
     """Expected texts, by prompt and choice."""
     done: int = 0
     lost: list[str] = field(default_factory=list)
-    """Descriptions of requests that failed, ended early or have another text."""
+    """Descriptions of requests that failed, ended early or have a different text."""
     longest_wait: float = 0.0
     """Longest time from a request to its first token, seconds."""
     running: set[int] = field(default_factory=set)
@@ -86,10 +86,10 @@ class Traffic:
             stream = Stream(number % self.prompts, over)
             self._streams[number] = stream
             self.running.add(number)
-            asked = time.monotonic()
+            sent_at = time.monotonic()
             await self._ask(stream, self.lines[number % len(self.lines)])
             if stream.chunks:
-                self.longest_wait = max(self.longest_wait, stream.chunks[0] - asked)
+                self.longest_wait = max(self.longest_wait, stream.chunks[0] - sent_at)
             self.running.discard(number)
             self._judge(number, stream)
 

@@ -28,7 +28,7 @@ def own_stack(sets: Sequence[str]) -> Iterator[tuple[Target, Up]]:
         keys, added = make_keys(client.name for client in CLIENTS)
         (folder / "keys.yaml").write_text(add_to("", added), "utf-8")
         with socket.create_server(("127.0.0.1", 0)) as free:
-            # The ranks take the first free ports from here on.
+            # The ranks use the first free ports from this one.
             metrics = f"telemetry.rank_metrics_port={min(free.getsockname()[1], 65000)}"
         flags = [f"security.keys_file={folder / 'keys.yaml'}", metrics, *sets]
         with started(folder, "--no-sample", *(w for s in flags for w in ("--set", s))) as up:
@@ -42,7 +42,7 @@ def own_stack(sets: Sequence[str]) -> Iterator[tuple[Target, Up]]:
 
 
 def still_busy(up: Up) -> int:
-    """Wait until no request runs; return the number of those that still do."""
+    """Wait until no request runs; return the number of those still running."""
     deadline = time.monotonic() + _IDLE_WITHIN
     while True:
         ranks = [rank for group in up.get("/fleet")["groups"] for rank in group["ranks"]]

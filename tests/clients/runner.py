@@ -1,4 +1,4 @@
-"""Runs the clients' scripts concurrently, and collects their outcome of each feature."""
+"""Runs the clients' scripts concurrently, and collects the outcome of each feature."""
 
 import asyncio
 import json
@@ -17,8 +17,8 @@ from tests.clients.features import expand, group_of, names
 from tests.clients.target import Target
 
 HERE = Path(__file__).resolve().parent
-LIMIT = 420.0
-"""Longest time for all features of a client, seconds."""
+LIMIT = 1200.0
+"""Maximum time for all features of a client, seconds."""
 
 Status = Literal["passed", "failed", "reason"]
 
@@ -65,10 +65,10 @@ async def run_clients(
     Args:
         clients: which.
         target: the router.
-        at_once: most scripts that run at the same time.
+        at_once: maximum number of concurrent scripts.
         only: full names of features; empty: all.
-        progress: called with each outcome as it comes.
-        done: called with each result as it comes.
+        progress: called with each outcome.
+        done: called with each result.
     """
     gate = asyncio.Semaphore(at_once)
 
@@ -107,8 +107,8 @@ async def _process(
 ) -> str:
     """Run the script; return why features are missing, if some are."""
     read, write = os.pipe()
-    said = folder / "said"
-    with said.open("wb") as output:
+    log = folder / "said"
+    with log.open("wb") as output:
         process = subprocess.Popen(  # noqa: ASYNC220  a fork takes milliseconds
             _command(client, folder),
             stdin=subprocess.DEVNULL,
@@ -130,7 +130,7 @@ async def _process(
     finally:
         process.kill()
         process.wait()
-    result.said = said.read_text("utf-8", "replace")
+    result.said = log.read_text("utf-8", "replace")
     last = result.said.strip().rpartition("\n")[2]
     return f"{ended} (exit status {process.returncode}): {last}"
 
@@ -157,7 +157,7 @@ def _take(line: Mapping[str, Any], result: Result, note: Callable[[str, Outcome]
             if group_of(name) in result.client.groups:
                 result.outcomes.setdefault(name, Outcome("reason", line["reason"]))
     else:
-        expand(line["feature"])  # a name that is in no table is an error of the script
+        expand(line["feature"])  # an unknown name is an error in the script
         note(
             line["feature"], Outcome(line["status"], line.get("reason", ""), line.get("trace", ""))
         )
@@ -175,7 +175,7 @@ def _fill(
 def _command(client: Client, folder: Path) -> list[str]:
     if client.environment != "node":
         return [str(installed.python(client.environment)), str(HERE / "python" / client.script)]
-    # Node looks for packages beside the script.
+    # Node searches packages next to the script.
     copy = folder / "node"
     shutil.copytree(HERE / "node", copy)
     (copy / "node_modules").symlink_to(installed.NODE_MODULES)
@@ -186,7 +186,7 @@ def _environment(client: Client, target: Target, folder: Path) -> dict[str, str]
     kept = {name: os.environ[name] for name in ("PATH", "LANG", "TMPDIR") if name in os.environ}
     return {
         **kept,
-        # Libraries keep caches and settings at home; none of this machine's may count.
+        # Libraries keep caches and settings at home; this machine's must not be used.
         "HOME": str(folder),
         "PYTHONUNBUFFERED": "1",
         "PYTHONDONTWRITEBYTECODE": "1",

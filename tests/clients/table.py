@@ -14,9 +14,9 @@ def to_data(results: Sequence[Result], when: str, **about: Any) -> dict[str, Any
     """Return the data of the page.
 
     Args:
-        results: one a client.
+        results: one per client.
         when: date of the run.
-        about: on what machine and with which engine.
+        about: machine and engine.
     """
     return {
         **about,
@@ -56,10 +56,10 @@ def markdown(data: Mapping[str, Any]) -> str:
 def _head(data: Mapping[str, Any]) -> str:
     machine = data["machine"]
     return (
-        "# Clients that work\n\n"
+        "# Tested clients\n\n"
         "Released clients, unmodified, against a router with two expert-parallel vLLM ranks of "
-        f"`{data['model']}`; `make clients` runs them and writes this page. ✓: tried and passed. "
-        "A number: why it is not there, or why the client fails, below. ✗: fails.\n\n"
+        f"`{data['model']}`; `make clients` runs them and writes this page. ✓: tested and passed. "
+        "A number refers to the reasons below why a feature is missing or fails. ✗: fails.\n\n"
         f"Run {_dates(data['clients'])} with vLLM {data['vllm']} on {machine['cores']} cores "
         f"({machine['cpu']}), Python {machine['python']}, Node {data['node']}."
     )
@@ -107,7 +107,7 @@ def _table(group: str, clients: Sequence[Mapping[str, Any]], notes: "_Notes") ->
 
 
 def _without(group: str, client: Mapping[str, Any]) -> str:
-    """Return why a client has no feature of a group; empty if it has some."""
+    """Return why a client has no features of a group; empty if it has some."""
     found = [f for name, f in client["features"].items() if name.startswith(f"{group}.")]
     reasons = {each.get("reason", "") for each in found if each["status"] == "reason"}
     alone = len(reasons) == 1 and all(each["status"] == "reason" for each in found)

@@ -26,7 +26,7 @@ TOOLS = {
 
 _MISSING = [name for name, path in TOOLS.items() if not path.is_file()]
 needs_tools = pytest.mark.skipif(
-    bool(_MISSING), reason=f".ci/tools could not fetch {', '.join(_MISSING)}"
+    bool(_MISSING), reason=f".ci/tools could not download {', '.join(_MISSING)}"
 )
 
 
@@ -42,7 +42,7 @@ def empty_cluster() -> Iterator[KubeServer]:
 
 
 def nodes(server: KubeServer) -> None:
-    """Make a Node of each name that a pod's ``nodeName`` has; a controller."""
+    """A controller that creates a Node for each ``nodeName`` of a pod."""
     for pod in server.items("pods"):
         name = pod["spec"].get("nodeName")
         if name and server.get("nodes", name, "") is None:
@@ -52,7 +52,7 @@ def nodes(server: KubeServer) -> None:
 def workplace(folder: Path, server: KubeServer) -> dict[str, str]:
     """Make a folder in which the commands run; return their environment.
 
-    The folder has links to what the pages name by relative path, and is the home folder.
+    The folder has links to the files that the pages use by relative path, and is the home folder.
     """
     programs = folder / "bin"
     programs.mkdir()
@@ -75,7 +75,7 @@ def workplace(folder: Path, server: KubeServer) -> dict[str, str]:
 
 
 def _cert_manager() -> Iterator[Kind]:
-    """Yield cert-manager's kinds, as far as its API reference names fields that are used here."""
+    """Yield cert-manager's kinds, with the fields of its API reference that are used here."""
     text, truth = {"type": "string"}, {"type": "boolean"}
     texts = {"type": "array", "items": text}
     reference = _closed({"name": text, "kind": text, "group": text}, "name")
@@ -98,7 +98,7 @@ def _cert_manager() -> Iterator[Kind]:
 
 
 def _closed(properties: dict[str, Any], *required: str) -> dict[str, Any]:
-    """Return the schema of an object that has these fields alone."""
+    """Return the schema of an object that has only these fields."""
     return {
         "type": "object",
         "properties": properties,

@@ -2,7 +2,7 @@
 
 The Deployment behind the Service is taken from the API server, its ConfigMap and Secrets are
 written where it mounts them (in a folder of the test), and the router runs as its container would:
-with the chart's settings, the page's keys and the page's certificate. Different are the addresses
+with the chart's settings, the page's keys and the page's certificate. Only the addresses differ
 (loopback, free ports) and ``engine.kind: fake``: no rank joins it.
 """
 
@@ -19,13 +19,13 @@ from tests.docs.pages import ROOT
 from tests.kube.server import KubeServer
 
 START = 300.0
-"""Seconds that a router may take to listen."""
+"""Timeout for a router to listen, seconds."""
 _CONFIG = "/etc/moe-serving"
 
 
 @dataclass(slots=True)
 class Forwarded:
-    """A running router that stands for a Service."""
+    """A running router in place of a Service."""
 
     process: "subprocess.Popen[bytes]"
     rest: int
@@ -40,7 +40,7 @@ def forward(server: KubeServer, namespace: str, service: str, port: int, folder:
     """Start the router behind ``service``; return when it listens.
 
     Raises:
-        LookupError: there is no such Service, or it does not have this port.
+        LookupError: The Service or the port does not exist.
         TimeoutError: the router did not start; the message has its log.
     """
     found = server.get("services", service, namespace)
@@ -93,13 +93,13 @@ def _mount(server: KubeServer, namespace: str, pod: dict[str, Any], folder: Path
         target = root / mount["mountPath"].removeprefix(f"{_CONFIG}/")
         target.mkdir(parents=True)
         for name, data in content.items():
-            # Settings name their files by the path in the pod.
+            # Settings contain the paths of files in the pod.
             (target / name).write_bytes(data.replace(_CONFIG.encode(), str(root).encode()))
     return root
 
 
 def _content(server: KubeServer, namespace: str, volume: dict[str, Any]) -> dict[str, bytes] | None:
-    """Return a volume's files; ``None`` if it is neither a Secret nor a ConfigMap."""
+    """Return a volume's files; ``None`` if it is not a Secret or a ConfigMap."""
     if "secret" in volume:
         kind, name, items = "secrets", volume["secret"]["secretName"], volume["secret"].get("items")
     elif "configMap" in volume:

@@ -71,7 +71,7 @@ def stray(page: Path) -> list[str]:
 
 
 def files(page: Path) -> dict[str, str]:
-    """Return the files that a page shows, by name; a later block of the same name replaces one."""
+    """Return the files that a page shows, by name; later blocks replace earlier ones."""
     found = {}
     for fence in _FENCE.finditer(page.read_text("utf-8")):
         if fence["language"] == "yaml" and (named := _FILE.match(fence["body"])):
@@ -83,12 +83,12 @@ def _typed(page: str, start: int, body: str) -> Iterator[Command]:
     lines = iter(enumerate(body.splitlines(), start))
     for number, line in lines:
         if not line.lstrip().startswith("$ "):
-            continue  # what a command prints
+            continue  # output of a command
         text = line.lstrip().removeprefix("$ ")
         while _continues(text):
             _, following = next(lines, (0, None))
             if following is None:
-                raise ValueError(f"{page}:{number}: a command without its end: {text}")
+                raise ValueError(f"{page}:{number}: incomplete command: {text}")
             text += "\n" + following
         yield Command(page, number, text, typed=True)
 

@@ -19,9 +19,9 @@ class How(StrEnum):
     FLAGS = "flags"
     """Its programs run with its flags and ``--help``: an unknown flag fails."""
     WATCH = "watch"
-    """Run until it prints something, because it does not end."""
+    """Run until it prints something, because it does not exit."""
     FORWARD = "forward"
-    """A real router is started at the local port that it forwards."""
+    """A real router is started on the local port that the command forwards."""
     EXEC = "exec"
     """The object must exist; the command in the pod runs with its flags and ``--help``."""
     PARSED = "parsed"
@@ -39,18 +39,18 @@ class Rule:
 
 RULES = (
     Rule(r"^kind ", How.PARSED, "kind needs a container engine"),
-    Rule(r"^docker ", How.PARSED, "the same"),
+    Rule(r"^docker ", How.PARSED, "as above"),
     Rule(r"^make images\b", How.PARSED, "images need a container engine"),
-    Rule(r"^helm repo ", How.FLAGS, "KubeRay's charts are on the network"),
-    Rule(r"^helm (install|upgrade) \S+ kuberay/", How.FLAGS, "the same"),
-    Rule(r"^kubectl .*--watch\b", How.WATCH, "it ends with Ctrl-C"),
+    Rule(r"^helm repo ", How.FLAGS, "needs network access to KubeRay's charts"),
+    Rule(r"^helm (install|upgrade) \S+ kuberay/", How.FLAGS, "as above"),
+    Rule(r"^kubectl .*--watch\b", How.WATCH, "runs until Ctrl-C"),
     Rule(r"^kubectl (--namespace \S+ )?port-forward ", How.FORWARD, "no kubelet"),
     Rule(r"^kubectl (--namespace \S+ )?exec ", How.EXEC, "no kubelet"),
     Rule(r"^kubectl (--namespace \S+ )?logs ", How.FLAGS, "no kubelet"),
-    Rule(r"\bmoe-serving (up|autoscaler|router)\b", How.FLAGS, "it runs until it is stopped"),
-    Rule(r"^make \S", How.PARSED, "a part of the project's own tests"),
-    Rule(r"^prometheus ", How.PARSED, "it runs until it is stopped"),
-    Rule(r"^kill ", How.PARSED, "it ends a rank of a system that is not running here"),
+    Rule(r"\bmoe-serving (up|autoscaler|router)\b", How.FLAGS, "runs until stopped"),
+    Rule(r"^make \S", How.PARSED, "runs the project's own tests"),
+    Rule(r"^prometheus ", How.PARSED, "runs until stopped"),
+    Rule(r"^kill ", How.PARSED, "kills a rank of a system that does not run in this test"),
 )
 
 KNOWN = frozenset(
@@ -63,14 +63,14 @@ KNOWN = frozenset(
 )  # fmt: skip
 """Programs that pages may use."""
 HELPFUL = frozenset({"kubectl", "helm", "moe-serving"})
-"""Programs that check their flags although ``--help`` follows."""
+"""Programs that check their flags even if ``--help`` follows."""
 
 
 def rule_of(command: str) -> Rule:
     """Return the first rule that a command matches.
 
     Raises:
-        LookupError: it runs a program that no page may use.
+        LookupError: The command runs a program that pages must not use.
     """
     unknown = sorted({Path(name).name for name in programs(command)} - KNOWN)
     if unknown:

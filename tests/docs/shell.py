@@ -1,4 +1,4 @@
-"""A shell that types a page's commands one after the other, and what a command is made of."""
+"""A shell that types a page's commands one after the other, and the parsing of commands."""
 
 import contextlib
 import os
@@ -10,6 +10,8 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+from tests.support.waiting import PATIENCE
 
 _ASSIGNMENT = re.compile(r"[A-Za-z_]\w*\+?=")
 _REDIRECTION = re.compile(r"\d*(>>|>&|<<<|<<-?|>|<)")
@@ -29,7 +31,7 @@ def programs(command: str) -> list[str]:
 
 
 def simple_commands(command: str) -> list[list[str]]:
-    """Return the simple commands of a line as words, less assignments and redirections.
+    """Return the simple commands of a line as words, without assignments and redirections.
 
     Words keep their quotes; a command in ``$(...)`` follows the one that it is part of.
     """
@@ -49,7 +51,7 @@ def simple_commands(command: str) -> list[list[str]]:
 
 
 def _split(text: str) -> list[list[str]]:
-    """Return the words of each simple command; a word may hold quotes and ``$(...)``."""
+    """Return the words of each simple command; a word may contain quotes and ``$(...)``."""
     found: list[list[str]] = [[]]
     word, at, skip = "", 0, False
 
@@ -85,9 +87,9 @@ def _split(text: str) -> list[list[str]]:
 
 
 def is_shell(command: str) -> str | None:
-    """Return why bash does not take a command, or ``None``."""
+    """Return why bash rejects a command, or ``None``."""
     done = subprocess.run(
-        ["bash", "-n"], input=command, capture_output=True, text=True, check=False, timeout=90
+        ["bash", "-n"], input=command, capture_output=True, text=True, check=False, timeout=PATIENCE
     )
     return done.stderr if done.returncode else None
 
@@ -97,7 +99,7 @@ class Done:
     """Exit code and output of a command."""
 
     code: int
-    said: str
+    output: str
     """Standard output and standard error together."""
 
 
@@ -120,18 +122,18 @@ class Shell:
         """Run a command and return its result.
 
         Raises:
-            TimeoutError: it has not ended in time; the shell is killed then.
+            TimeoutError: The command did not end in time; the shell is killed.
         """
         assert self._process.stdin is not None
         self._number += 1
         mark = f"--done-{self._number}-"
         self._process.stdin.write(f"{command}\nprintf '\\n{mark}%s\\n' $?\n".encode())
         self._process.stdin.flush()
-        said = self._read(mark.encode(), time.monotonic() + seconds, command)
-        text, _, code = said.decode("utf-8", "replace").rpartition(mark)
+        output = self._read(mark.encode(), time.monotonic() + seconds, command)
+        text, _, code = output.decode("utf-8", "replace").rpartition(mark)
         return Done(int(code), text.strip())
 
-    def first_words(self, command: str, seconds: float = 200.0) -> Done:
+    def first_output(self, command: str, seconds: float = 200.0) -> Done:
         """Run a command that does not end until it prints something, then stop it."""
         deadline = int(seconds * 10)
         return self.run(
@@ -147,7 +149,7 @@ class Shell:
         )
 
     def close(self) -> None:
-        """End the shell and all that it has started."""
+        """End the shell and all processes that it has started."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
@@ -157,15 +159,15 @@ class Shell:
 
     def _read(self, mark: bytes, deadline: float, command: str) -> bytes:
         assert self._process.stdout is not None
-        said = b""
+        output = b""
         with selectors.DefaultSelector() as selector:
             selector.register(self._process.stdout, selectors.EVENT_READ)
-            while not (mark in said and said.endswith(b"\n")):
+            while not (mark in output and output.endswith(b"\n")):
                 if not selector.select(max(0.0, deadline - time.monotonic())):
                     self.close()
-                    raise TimeoutError(f"{command}: no end; so far: {said.decode()}")
+                    raise TimeoutError(f"{command}: did not end; output so far: {output.decode()}")
                 part = os.read(self._process.stdout.fileno(), 65536)
                 if not part:
-                    raise EOFError(f"{command}: the shell ended: {said.decode()}")
-                said += part
-        return said
+                    raise EOFError(f"{command}: the shell exited: {output.decode()}")
+                output += part
+        return output

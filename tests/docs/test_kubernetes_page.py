@@ -26,9 +26,9 @@ def typed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Typist]:
         yield typed
 
 
-def said(typed: Typist, begin: str) -> list[str]:
+def output(typed: Typist, begin: str) -> list[str]:
     """Return the output of the commands that contain ``begin``, in order."""
-    found = [said for command, _, said in typed.done if begin in command.text]
+    found = [output for command, _, output in typed.done if begin in command.text]
     assert found, begin
     return found
 
@@ -40,14 +40,14 @@ def test_every_command_of_the_page_does_its_work(typed: Typist) -> None:
 
 
 def test_a_client_reaches_the_routers_with_its_key(typed: Typist) -> None:
-    answers = said(typed, "curl ")
+    answers = output(typed, "curl ")
     assert len(answers) == 2  # without TLS and with it
     for answer in answers:
         assert [model["id"] for model in json.loads(answer)["data"]] == ["pocket-r1"]
 
 
 def test_status_shows_the_pods_with_and_without_tls(typed: Typist) -> None:
-    shown = said(typed, "moe-serving status --kube --rest-url")
+    shown = output(typed, "moe-serving status --kube --rest-url")
     assert len(shown) == 2
     for text in shown:
         assert "2 Ray pods in namespace serving" in text
@@ -55,16 +55,16 @@ def test_status_shows_the_pods_with_and_without_tls(typed: Typist) -> None:
 
 
 def test_the_releases_tests_succeed(typed: Typist) -> None:
-    for text in said(typed, "helm test"):
+    for text in output(typed, "helm test"):
         assert "Phase:          Succeeded" in text
 
 
 def test_the_release_follows_the_number_of_groups(typed: Typist) -> None:
-    (text,) = said(typed, '"groups": 2')
+    (text,) = output(typed, '"groups": 2')
     assert "4 pods" in text
 
 
 def test_what_is_not_run_has_a_reason() -> None:
     assert all(rule.reason for rule in RULES)
     used = {rule_of(item.text) for page in pages.pages() for item in pages.commands(page)}
-    assert used >= set(RULES), "a rule that no command needs"
+    assert used >= set(RULES), "unused rule"

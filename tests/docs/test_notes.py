@@ -68,11 +68,11 @@ def test_the_notes_bring_a_release_up(typed: Typist, release: str) -> None:
     type_in(typed, install)
     for line in lines:
         if line not in secrets:
-            said = type_in(typed, line)
+            output = type_in(typed, line)
             if line.startswith("curl"):
-                assert json.loads(said[said.index("{") :])["data"][0]["id"] == "pocket-r1"
+                assert json.loads(output[output.index("{") :])["data"][0]["id"] == "pocket-r1"
             if "status --kube" in line:
-                assert "in namespace serving" in said
+                assert "in namespace serving" in output
     assert any("port-forward" in line for line in lines)
 
 

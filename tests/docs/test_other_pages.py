@@ -1,4 +1,4 @@
-"""The commands of the runbooks, of pages beside kubernetes.md, and of all others.
+"""The commands of the runbooks, of pages next to kubernetes.md, and of all others.
 
 Those of the runbooks run in a cluster with the release that they are written for, those of the
 pages in ``TYPED`` in an empty one; of the others only the flags are checked.
@@ -34,7 +34,7 @@ helm install pocket helm/moe-serving --values deploy/presets/pocket-r1-cpu.yaml 
     --set autoscaler.maxGroups=2 --set security.openMetrics=true
 kubectl wait rayservice/pocket-moe-serving --for=condition=Ready --timeout=60s
 rm keys.yaml"""
-"""The release of kubernetes.md, with the autoscaler; a command a line."""
+"""The release of kubernetes.md, with the autoscaler; one command per line."""
 
 
 def name_of(page: Path) -> str:

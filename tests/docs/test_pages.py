@@ -87,12 +87,12 @@ def test_what_bash_does_not_take() -> None:
 def test_a_shell_keeps_variables_and_says_how_a_command_ended(tmp_path: Path) -> None:
     shell = Shell(tmp_path, {"PATH": "/usr/bin:/bin"})
     try:
-        assert shell.run("A=3; echo one; echo two >&2").said == "one\ntwo"
+        assert shell.run("A=3; echo one; echo two >&2").output == "one\ntwo"
         assert shell.run('echo "$A"; false').code == 1
-        assert shell.run('printf "$A"').said == "3"
-        watched = shell.first_words("echo up; sleep 600")
-        assert (watched.code, watched.said) == (0, "up")
-        assert shell.first_words("echo no; exit 3").code == 1
+        assert shell.run('printf "$A"').output == "3"
+        watched = shell.first_output("echo up; sleep 600")
+        assert (watched.code, watched.output) == (0, "up")
+        assert shell.first_output("echo no; exit 3").code == 1
         with pytest.raises(TimeoutError, match="sleep 600"):
             shell.run("sleep 600", 0.5)
     finally:

@@ -1,4 +1,4 @@
-"""The table of permissions in autoscaling.md is what the chart's Role and ClusterRole grant."""
+"""The table of permissions in autoscaling.md matches the chart's Role and ClusterRole."""
 
 import re
 
@@ -24,9 +24,9 @@ def test_the_table_is_what_the_chart_gives() -> None:
         for resource in rule["resources"]
         for verb in rule["verbs"]
     }
-    said = {
+    listed = {
         ("" if group == "core" else group.strip("`"), resource, verb.strip())
         for group, resource, verbs in _ROW.findall(PAGE.read_text("utf-8"))
         for verb in verbs.split(",")
     }
-    assert said == given
+    assert listed == given

@@ -1,4 +1,4 @@
-"""Wrong commands fail: mistakes of the kind that pages contain, each run in a cluster."""
+"""Wrong commands fail: typical mistakes in pages, each run in a cluster."""
 
 from collections.abc import Iterator
 
@@ -36,19 +36,19 @@ def typed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Typist]:
             "kubectl get rayservices,pods --watch", "you may only specify a single", id="two-kinds"
         ),
         pytest.param("kubectl get pod missing", "not found", id="no-such-object"),
-        pytest.param("kubectl get pods | grep nothing", "ends with 1", id="exit-code"),
+        pytest.param("kubectl get pods | grep nothing", "exited with 1", id="exit-code"),
         pytest.param("helm test other", "release: not found", id="no-such-release"),
         pytest.param(
-            "helm repo ad kuberay https://x", "names no command of helm", id="no-such-subcommand"
+            "helm repo ad kuberay https://x", "is not a command of helm", id="no-such-subcommand"
         ),
         pytest.param("helm repo add a https://x --forse", "unknown flag", id="flags-of-not-run"),
-        pytest.param("moe-serving up --grops 2", "is not a flag", id="our-flags"),
+        pytest.param("moe-serving up --grops 2", "unknown flag", id="our-flags"),
         pytest.param(
             "kubectl exec deployment/other -- moe-serving switch --to x", "not found", id="exec"
         ),
         pytest.param(
             "kubectl exec deployment/pocket-moe-serving-router -- moe-serving switch --too x",
-            "is not a flag",
+            "unknown flag",
             id="exec-flags",
         ),
         pytest.param(
@@ -56,7 +56,7 @@ def typed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Typist]:
             "does not have a service port 8001",
             id="forward-port",
         ),
-        # The pods would wait for it: no Secret has been made.
+        # The pods would wait for the Secret, which does not exist.
         pytest.param(
             "kubectl port-forward service/pocket-moe-serving-rest 8000:8000",
             "secrets moe-serving-keys not found",

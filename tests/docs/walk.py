@@ -1,10 +1,10 @@
-"""The modules that one streamed request passes, as a profiler sees them.
+"""Records the modules that one streamed request passes, with a profiler.
 
-A module is passed when one of its functions does something: constructors, properties, operators and
-comprehensions do not count.
+A module counts if one of its functions is called, other than constructors, properties, operators
+and comprehensions.
 
-The router runs in this thread, its rank in another one, so that a profiler of this thread sees the
-router alone. A first request warms caches and imports; the second is watched.
+The router runs in this thread and its rank in another one, so that the profiler of this thread sees
+only the router. A first request warms up caches and imports; the second is recorded.
 """
 
 import asyncio
@@ -32,14 +32,14 @@ from tests.support.waiting import eventually
 SERVING = Path(__file__).resolve().parents[2] / "serving"
 GENERATED = ("api.", "link.v1.")
 QUIET = 60.0
-"""Interval of reports and pings, seconds: none of them happens while a request is watched."""
+"""Interval of reports and pings, seconds; long enough that none occurs while recording."""
 TOKENS = 6
 Call = tuple[str, str]
 """Module below ``serving`` and function."""
 
 
 class Recorder:
-    """Calls of our functions in this thread, in their order."""
+    """The calls of this project's functions in this thread, in order."""
 
     def __init__(self) -> None:
         self.calls: list[Call] = []
@@ -48,7 +48,7 @@ class Recorder:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Record what is called meanwhile."""
+        """Record the calls made within the block."""
         sys.setprofile(self._called)
         try:
             yield
@@ -69,7 +69,7 @@ class Recorder:
 
 
 def _properties() -> set[CodeType]:
-    """Return the code of all our properties, which give a value and are no steps."""
+    """Return the code objects of all properties, which do not count as steps."""
     classes = {
         value
         for name, module in list(sys.modules.items())
@@ -103,7 +103,7 @@ def down(calls: list[Call], *, beside: tuple[str, ...] = ()) -> list[str]:
 
     Args:
         calls: all calls of the request.
-        beside: modules that are left out, because what they do meanwhile is not of this request.
+        beside: modules to leave out because they work on something else meanwhile.
     """
     end = calls.index(("fleet.rank_link", "submit"))
     modules = dict.fromkeys(module for module, _ in calls[: end + 1])
@@ -111,7 +111,7 @@ def down(calls: list[Call], *, beside: tuple[str, ...] = ()) -> list[str]:
 
 
 def up(calls: list[Call]) -> list[str]:
-    """Return the modules that a token in the middle passes, from the link to the client."""
+    """Return the modules that a token passes from the link to the client."""
     received = [index for index, call in enumerate(calls) if call == ("fleet.rank_link", "receive")]
     arrived = [
         index for index, call in enumerate(calls) if call == ("h2grpc.connection", "data_received")
@@ -164,7 +164,7 @@ async def ask_grpc(router: Router) -> None:
 
 
 class _rank:  # noqa: N801  used as a function
-    """A fake rank with a thread and an event loop for itself."""
+    """A fake rank with a separate thread and event loop."""
 
     def __init__(self, settings: Settings, router: Router) -> None:
         self._settings = settings

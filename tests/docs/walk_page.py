@@ -1,7 +1,7 @@
-"""Updates the walk of concepts.md after modules moved: ``python -m tests.docs.walk_page``.
+"""Updates the walk in concepts.md after modules have moved: ``python -m tests.docs.walk_page``.
 
-The order is that of a real request's calls; the text of a module that the page has is kept. New
-modules get the first line of their docstring, to be rewritten as a step.
+The order is that of a real request's calls. Existing texts are kept; a new module gets the first
+line of its docstring, to be rewritten as a step.
 """
 
 import ast
@@ -14,7 +14,7 @@ from tests.docs.pages import ROOT
 PAGE = ROOT / "deploy" / "docs" / "concepts.md"
 LINK = ("h2grpc.connection", "h2grpc.frames", "h2grpc.http2", "h2grpc.budget")
 """Read and write frames of the link while a REST request is on its way."""
-TITLES = ("A request over REST", "A request over gRPC", "A token's way back")
+TITLES = ("A request over REST", "A request over gRPC", "A token's path to the client")
 _ROW = re.compile(r"^\| `([\w.]+)` \| (.+) \|$", re.MULTILINE)
 
 

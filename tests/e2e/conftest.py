@@ -1,4 +1,4 @@
-"""Fixtures that several end-to-end tests share."""
+"""Fixtures shared by several end-to-end tests."""
 
 import pytest
 

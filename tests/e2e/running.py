@@ -18,10 +18,11 @@ import psutil
 from serving.cli.local.state import RunState, StateFile
 from serving.client.credentials import local_access
 from serving.engine.processes import end, living
+from tests.support.waiting import PATIENCE
 
 STOP_LIMIT = 15.0
 """Seconds from Ctrl-C until every process is gone, on an idle machine."""
-START_LIMIT = 300
+START_LIMIT = 900
 FREE_PORTS = ("--port", "0", "--grpc-port", "0", "--join-port", "0")
 
 
@@ -44,7 +45,7 @@ class Up:
                 stderr=errors,
                 env=self.environment,
                 text=True,
-                # As in a terminal: Ctrl-C goes to the whole group.
+                # As in a terminal: Ctrl-C is sent to the whole group.
                 start_new_session=True,
             )
         self.lines: list[str] = []
@@ -94,7 +95,7 @@ class Up:
         """Return JSON from the router."""
         headers = local_access(self.folder).headers()
         request = urllib.request.Request(self.state().rest_url + path, headers=headers)
-        with urllib.request.urlopen(request, timeout=90) as answer:
+        with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
             return json.load(answer)
 
     def all_processes(self) -> list[psutil.Process]:
@@ -106,7 +107,7 @@ class Up:
         return list(found.values())
 
     def end(self) -> None:
-        """Kill everything that a failed test has left."""
+        """Kill everything left over from a failed test."""
         with contextlib.suppress(AssertionError):
             end(self.state().processes, grace=0.0)
         if self.process.poll() is None:
@@ -127,10 +128,10 @@ def gone_within(processes: list[psutil.Process], seconds: float) -> list[str]:
     """Wait for processes to end; return those that did not.
 
     ``seconds`` is what an idle machine needs. Taking longer is printed; only a process that is
-    still there after ten times as long is returned, because a busy machine proves nothing.
+    still there after ``PATIENCE`` is returned, because a busy machine proves nothing.
     """
     began = time.monotonic()
-    _, alive = psutil.wait_procs(processes, timeout=10 * seconds)
+    _, alive = psutil.wait_procs(processes, timeout=PATIENCE)
     if (took := time.monotonic() - began) > seconds:
         print(f"processes ended after {took:.1f} s, expected within {seconds:g} s")  # noqa: T201
     return [

@@ -24,12 +24,12 @@ import pytest
 from serving.cli.local.state import StateFile
 from serving.engine.processes import living
 from tests.e2e.running import FREE_PORTS, START_LIMIT, STOP_LIMIT, Up, gone_within, started
-from tests.support.waiting import wait_until
+from tests.support.waiting import PATIENCE, wait_until
 
 pytestmark = pytest.mark.e2e
 
 ORPHAN_LIMIT = 30.0
-"""Seconds after a kill -9 of up; its orphan reaper leaves them 3 to end by themselves."""
+"""Seconds after a kill -9 of up; its orphan reaper gives them 3 to end by themselves."""
 FAKE = ("--set", "engine.kind=fake")
 ONE_FAKE = (*FAKE, "--ranks", "1", "--no-sample")
 
@@ -48,7 +48,7 @@ def is_loopback(address: str) -> bool:
 
 @pytest.fixture(scope="module")
 def fake_up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
-    """A running system with fake engines that the tests below share."""
+    """A running system with fake engines shared by the tests below."""
     with (
         # "leave" must not reach ranks of other runs. A short path, because Ray puts sockets there.
         tempfile.TemporaryDirectory(prefix="l-", dir="/tmp") as short,
@@ -66,7 +66,7 @@ def test_ready_line_has_the_urls(fake_up: Up) -> None:
 
 
 def test_progress_names_everypart(fake_up: Up) -> None:
-    said = fake_up.errors.read_text()
+    printed = fake_up.errors.read_text()
     for words in (
         r"router: up at http",
         r"ray: running",
@@ -74,7 +74,7 @@ def test_progress_names_everypart(fake_up: Up) -> None:
         r"rank 1: \w+",
         r"1 ready",
     ):
-        assert re.search(words, said), f"{words} not in {said}"
+        assert re.search(words, printed), f"{words} not in {printed}"
 
 
 def test_fleet_and_status_show_the_group(fake_up: Up) -> None:
@@ -92,7 +92,7 @@ def test_fleet_and_status_show_the_group(fake_up: Up) -> None:
 def test_a_second_up_is_refused(fake_up: Up) -> None:
     second = fake_up.run("up", *FREE_PORTS, *FAKE)
     assert second.returncode == 1
-    assert second.stderr.startswith("error: moe-serving is already up at http://")
+    assert second.stderr.startswith("error: moe-serving is already running at http://")
     assert fake_up.process.poll() is None
 
 
@@ -137,15 +137,15 @@ def test_a_killed_rank_takes_its_gang_down_and_a_new_one_comes(fake_up: Up) -> N
 
 
 def test_ranks_whose_machine_goes_leave_the_router(fake_up: Up) -> None:
-    """This is what a pod's preStop hook does."""
+    """A pod's preStop hook does the same."""
     left = fake_up.run("leave", "--timeout", "60")
     assert left.returncode == 0, left.stdout + left.stderr
-    assert left.stdout == "ranks asked to leave: 2\nall have left\n"
+    assert left.stdout == "ranks to drain: 2\nall ranks have drained\n"
     fake_up.wait_line(r"group \w+: draining")
     (group,) = fake_up.get("/fleet")["groups"]
     assert group["state"] == "draining"
     assert [rank["draining"] for rank in group["ranks"]] == [True, True]
-    assert fake_up.run("leave").stdout == "no rank runs here\n"
+    assert fake_up.run("leave").stdout == "no ranks are running on this machine\n"
 
 
 def test_ctrl_c_ends_every_process(fake_up: Up) -> None:
@@ -153,10 +153,10 @@ def test_ctrl_c_ends_every_process(fake_up: Up) -> None:
     assert len(processes) > 5
     folder = Path(fake_up.state().ray_folder)
     assert folder.is_dir()
-    # A terminal sends it to the whole foreground group.
+    # A terminal sends the signal to the whole foreground group.
     os.killpg(fake_up.process.pid, signal.SIGINT)
     assert gone_within(processes, STOP_LIMIT) == []
-    assert fake_up.process.wait(120) == 0
+    assert fake_up.process.wait(PATIENCE) == 0
     assert "stopped in" in fake_up.read_rest()
     assert StateFile(fake_up.folder).read() is None
     assert not folder.exists()
@@ -200,7 +200,7 @@ def test_kill_9_of_up_leaves_no_orphan(tmp_path: Path) -> None:
         assert status.returncode == 1
         assert "ended without cleaning up" in status.stderr
         assert up.run("down").returncode == 0
-        assert "nothing is running here" in up.run("status").stderr
+        assert "nothing is running on this machine" in up.run("status").stderr
 
 
 def test_ray_that_dies_ends_up_with_an_error(tmp_path: Path) -> None:
@@ -212,7 +212,7 @@ def test_ray_that_dies_ends_up_with_an_error(tmp_path: Path) -> None:
         assert up.process.wait(START_LIMIT) == 1
         assert gone_within(processes, STOP_LIMIT) == []
         (line,) = up.error_lines()
-        assert "Ray ended by itself" in line
+        assert "Ray exited unexpectedly" in line
         assert f"logs: {tmp_path}/logs/router.log and {tmp_path}/logs/ray" in line
         assert (tmp_path / "logs" / "ray" / "gcs_server.out").exists()
         assert not folder.exists()

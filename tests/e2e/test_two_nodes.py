@@ -29,7 +29,7 @@ def run(*flags: str) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
         check=False,
-        timeout=580,
+        timeout=1500,
         env=os.environ | RUN,
     )
 

@@ -13,7 +13,7 @@ BROKEN_COMBINE = Path(__file__).resolve().parent.parent / "faults" / "broken_com
 
 def test_two_ranks_give_the_tokens_of_one(verified: Verified) -> None:
     assert verified.done.returncode == 0, verified.done.stdout + verified.done.stderr
-    assert "all 2 layouts gave the same tokens" in verified.done.stdout
+    assert "all 2 layouts generated the same tokens" in verified.done.stdout
 
 
 def test_a_broken_combine_is_found(verified: Verified) -> None:

@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-_TIME_LIMIT = 540
+_TIME_LIMIT = 1500
 
 
 @dataclass(frozen=True)

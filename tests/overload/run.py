@@ -107,7 +107,7 @@ async def fleet(keys_file: Path) -> AsyncIterator[tuple[str, psutil.Process]]:
         async with asyncio.timeout(180):
             while not (line := await process.stdout.readline()).startswith(b"FLEET "):
                 if not line:
-                    raise RuntimeError("the fleet did not start")
+                    raise RuntimeError("the fleet did not become ready")
         address = json.loads(line.removeprefix(b"FLEET "))
         yield address["rest"], psutil.Process(address["pid"])
     finally:
@@ -219,7 +219,7 @@ def report(alone: Seen, seen: dict[str, Seen], sizes: list[int]) -> bool:
         ("how requests ended", str(dict(ends)), "200 or 429", set(ends) == {"200", "429"}),
     ]
     for name, value, promise, kept in rows:
-        print(f"{'ok  ' if kept else 'FAIL'} {name:<52} {value:<38} promised: {promise}")  # noqa: T201
+        print(f"{'ok  ' if kept else 'FAIL'} {name:<52} {value:<38} limit: {promise}")  # noqa: T201
     return all(kept for *_, kept in rows)
 
 

@@ -26,7 +26,7 @@ const asking = (options = {}) => ({
 const ask = (options) => generateText(asking(options));
 const isRefusal = (error) => error instanceof APICallError && error.statusCode === 429;
 
-// What a stream says in the end; its parts have to agree.
+// Returns the final content of a stream; its parts must agree.
 async function streamed(options) {
   const result = streamText(asking({ onError: () => {}, ...options }));
   let text = "";
@@ -209,7 +209,7 @@ feature(["chat.tools_required", "chat.tools_named", "chat.tools_stream"], async 
       assert.equal(name, "weather");
       checkArguments(input);
     }
-    // A call by name ends with "stop", as with OpenAI.
+    // A call of a named tool ends with "stop", as with OpenAI.
     if (toolChoice === "required") assert.equal(found.finish, "tool-calls");
     assert.deepEqual(said(await streamed({ ...ASKING, toolChoice })), found);
   }
@@ -235,7 +235,7 @@ feature("chat.json_object", async () => {
     const { object } = await generateObject(asking({ output: "no-schema", maxOutputTokens: 400 }));
     assert.equal(typeof object, "object");
   } catch (error) {
-    // What this model writes without a schema may have no end.
+    // Without a schema, this model's output may be endless.
     if (!NoObjectGeneratedError.isInstance(error) || error.finishReason !== "length") throw error;
     assert.match(error.text, /^\s*\{/);
   }
@@ -332,7 +332,7 @@ feature(["messages.tools", "messages.tools_stream"], async () => {
     const options = { ...ASKING, model: messages, toolChoice };
     const found = callsOf((await ask(options)).toolCalls);
     assert.ok(found.length > 0);
-    // Sends strict only for models that it knows: the arguments are an object, no more.
+    // Sends strict only for known models: the arguments are only guaranteed to be an object.
     assert.equal(typeof found[0][1], "object");
     assert.deepEqual((await streamed(options)).calls, found);
   }
@@ -355,9 +355,9 @@ feature("messages.tools_back", async () => {
 await main({
   packages: ["ai", "@ai-sdk/openai-compatible", "@ai-sdk/openai", "@ai-sdk/anthropic"],
   cannot: {
-    "client.models": "has no call for it",
+    "client.models": "does not support it",
     "chat.n": "returns one choice",
     "chat.logprobs": "@ai-sdk/openai-compatible does not return them",
-    "messages.count_tokens": "has no call for it",
+    "messages.count_tokens": "does not support it",
   },
 });

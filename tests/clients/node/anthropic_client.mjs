@@ -30,7 +30,7 @@ const blocks = (message) =>
   );
 const kinds = (message) => message.content.map((block) => block.type);
 
-// The message that the SDK puts together of a stream; its events have to agree.
+// Returns the message that the SDK assembles from a stream; its events must agree.
 async function streamed(options) {
   const parts = [];
   const stream = client.messages.stream(asking(options));
@@ -108,7 +108,7 @@ feature("client.cancel", async () => {
   const narrow = make({ apiKey: narrowKey() });
   for await (const _ of await narrow.messages.create({ ...endless, stream: true })) {
     await caught(Anthropic.RateLimitError, short(narrow));
-    break; // closes it
+    break; // closes the stream
   }
   await admitted(() => short(narrow), isRefusal);
 });
@@ -202,7 +202,7 @@ feature("messages.count_tokens", async () => {
   }
 });
 
-const OTHER = "speaks Anthropic's API only";
+const OTHER = "supports only Anthropic's API";
 await main({
   packages: ["@anthropic-ai/sdk"],
   cannot: { "chat.*": OTHER, "completions.*": OTHER, "responses.*": OTHER },

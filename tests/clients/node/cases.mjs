@@ -1,10 +1,10 @@
-// What several scripts ask, and what they wait for.
+// Requests and checks shared by several scripts.
 
 import assert from "node:assert/strict";
 import { QUESTION } from "./frame.mjs";
 
-export const WAIT = 60_000; // ms after which something that is waited for counts as lost
-export const ENOUGH = 300; // max_tokens with which the question is answered to its end
+export const WAIT = 60_000; // ms after which an awaited event counts as lost
+export const ENOUGH = 300; // max_tokens with which the question is answered completely
 export const SYSTEM = "Answer with a number.";
 export const USER = [{ role: "user", content: QUESTION }];
 export const TURNS = [
@@ -13,7 +13,7 @@ export const TURNS = [
   { role: "assistant", content: "2" },
   ...USER,
 ];
-export const LARGE = "x".repeat(5 * 2 ** 20); // longer than the 4 MiB that a body may have
+export const LARGE = "x".repeat(5 * 2 ** 20); // beyond the limit of 4 MiB for bodies
 export const PIXEL =
   "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAQAAAC1HAwCAAAAC0lEQVR42mNk+A8AAQUBAScY42YAAAAASUVORK5CYII=";
 export const SCHEMA = {
@@ -37,7 +37,7 @@ export const WEATHER = {
   function: { name: "weather", description: ABOUT, strict: true, parameters: PARAMETERS },
 };
 export const WEATHER_QUESTION = "What is the weather in Bern?";
-// There is no ignore_eos in Anthropic's API: a call that the grammar makes long enough.
+// Anthropic's API has no ignore_eos: use a tool call that the grammar makes long enough.
 export const WRITE = {
   type: "object",
   properties: { text: { type: "string", minLength: 1200 } },
@@ -57,7 +57,7 @@ export function checkSchema(text) {
   assert.ok(found.answer >= 0 && found.answer <= 999);
 }
 
-// Returns the error that a promise ends with; it has to, and the error has to be of a kind.
+// Returns the error of a promise, which must fail with an error of this type.
 export async function caught(kind, promise) {
   try {
     await promise;
@@ -68,7 +68,7 @@ export async function caught(kind, promise) {
   assert.fail(`no ${kind.name}`);
 }
 
-// Asks with the narrow key until it is admitted: what went before is over on the server.
+// Sends a request with the narrow key until it is admitted, i.e. the previous one has ended.
 export async function admitted(ask, isRefusal) {
   const deadline = Date.now() + WAIT;
   for (;;) {
@@ -82,7 +82,7 @@ export async function admitted(ask, isRefusal) {
   }
 }
 
-// A fetch that notes refusals: {fetch, seen, retryAfter}; seen is a promise of the first.
+// A fetch that records rejections: {fetch, seen, retryAfter}; seen is a promise of the first.
 export function watchedFetch() {
   let first;
   const watch = { retryAfter: [], seen: new Promise((resolve) => (first = resolve)) };
@@ -97,7 +97,7 @@ export function watchedFetch() {
   return watch;
 }
 
-// Returns what ask() returns in the end, which is refused until release() is called.
+// Returns the final result of ask(), which is rejected until release() is called.
 export async function retried(release, ask, watch) {
   const answer = ask();
   await Promise.race([watch.seen, answer]);

@@ -1,4 +1,4 @@
-// @connectrpc/connect-node by the gRPC protocol, on descriptors that are read at run time.
+// @connectrpc/connect-node with the gRPC protocol, on descriptors read at run time.
 
 import { createFileRegistry, fromBinary, fromJson, toJson } from "@bufbuild/protobuf";
 import { FileDescriptorSetSchema } from "@bufbuild/protobuf/wkt";

@@ -1,9 +1,9 @@
-// What a client's script for Node is made of: features, and results for the runner.
+// The frame of a client's Node script: features, and results for the runner.
 //
 // A script tries features with functions, and ends with main():
 //
 //     feature("chat.stream", async () => { assert.equal(...) });
-//     await main({ packages: ["openai"], cannot: { "messages.*": "speaks OpenAI's API only" } });
+//     await main({ packages: ["openai"], cannot: { "messages.*": "supports only OpenAI's API" } });
 //
 // The runner runs a copy of this folder with node_modules beside it. The variables and the lines of
 // results are those of the frame in Python.
@@ -11,23 +11,23 @@
 import { readFileSync, writeSync } from "node:fs";
 
 const env = process.env;
-export const URL = env.CLIENT_URL; // REST, without /v1 and without a slash at the end
+export const URL = env.CLIENT_URL; // REST, without /v1 and without a trailing slash
 export const GRPC = env.CLIENT_GRPC; // host:port
 export const MODEL = env.CLIENT_MODEL;
 export const KEY = env.CLIENT_KEY || "none";
 export const QUESTION = "What is 17+25?";
-// With ignore_eos its answer is as long as max_tokens.
+// With ignore_eos its answer has max_tokens tokens.
 export const LONG = "Count from 1 to 500.";
 
 const features = new Map();
 
-// The server that is asked does not allow this feature to be tried; with the reason.
+// The feature is not available on this server; the message is the reason.
 export class NotHere extends Error {}
 
-// Let a function try features.
+// Registers a function that tries features.
 // names: full names as in features.py, one or a list.
-// fails: why it cannot work with this client. The function has to fail then: once it passes, the
-// reason has to go.
+// fails: why it cannot work with this client. The function must then fail: once it passes, the
+// reason must be removed.
 export function feature(names, run, { fails = "" } = {}) {
   for (const name of [names].flat()) {
     if (features.has(name)) throw new Error(`twice: ${name}`);
@@ -35,7 +35,7 @@ export function feature(names, run, { fails = "" } = {}) {
   }
 }
 
-// The key of this client alone that admits one request at a time.
+// This client's key that admits one request at a time.
 export function narrowKey() {
   if (!env.CLIENT_NARROW_KEY)
     throw new NotHere("needs a key that admits one request at a time (no --narrow-key was given)");
@@ -49,17 +49,17 @@ export function adminKey() {
   return env.CLIENT_ADMIN_KEY;
 }
 
-// The client's key where keys are asked for.
+// The client's key, if keys are required.
 export function someKey() {
   if (KEY === "none") throw new NotHere("this router asks for no keys");
   return KEY;
 }
 
-// Try all features and report each to the runner.
+// Tries all features and reports each to the runner.
 // packages: whose versions are reported. cannot: why features are not tried; "group.*" stands for
 // those of a group that the script does not try.
 export async function main({ packages, cannot }) {
-  // Libraries leave promises of streams that are closed; that must not end the other features.
+  // Libraries leave promises of closed streams, which must not affect other features.
   process.on("unhandledRejection", (error) => console.error("nobody awaited:", error));
   const fd = Number(env.CLIENT_RESULTS_FD ?? "1");
   const say = (line) => writeSync(fd, JSON.stringify(line) + "\n");
@@ -72,7 +72,7 @@ export async function main({ packages, cannot }) {
     if (!done.has(run)) done.set(run, await outcome(run, fails));
     say({ feature: name, ...done.get(run) });
   }
-  // Open connections must not decide when this ends.
+  // Open connections must not delay the exit.
   process.exit(0);
 }
 

@@ -5,7 +5,7 @@ import { mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
 
-// The environment in Python that this Node comes with has protoc.
+// The Python environment that contains this Node has protoc.
 const PYTHON = join(dirname(process.execPath), "../../../../../bin/python");
 const OURS = process.env.CLIENT_PROTO;
 const COMMON = join(OURS, "../tests/clients/proto");
@@ -29,7 +29,7 @@ export function descriptors() {
   }
 }
 
-// A call ended with another status than OK.
+// A call ended with a status other than OK.
 // details: of google.rpc.Status, as { type, value }, the last part of the type's name and bytes.
 export class RpcFailed extends Error {
   constructor(code, words, details = []) {

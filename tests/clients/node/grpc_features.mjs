@@ -1,4 +1,4 @@
-// What the gRPC clients for Node are tried with; each brings openChannel({compressed, maxBytes,
+// Features tried with the gRPC clients for Node; each provides openChannel({compressed, maxBytes,
 // ping}), which returns a channel with
 //
 // - unary(service, name, request, {metadata, timeout, signal}): { answer, metadata }
@@ -13,7 +13,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { adminKey, feature, KEY, LONG, MODEL, narrowKey, QUESTION, someKey } from "./frame.mjs";
 import { HEALTH, INFERENCE, RpcFailed } from "./grpc_code.mjs";
 
-const WAIT = 60; // seconds after which something that is waited for counts as lost
+const WAIT = 60; // seconds after which an awaited event counts as lost
 const SCHEMA = {
   type: "object",
   properties: { answer: { type: "integer", minimum: 0, maximum: 999 } },
@@ -73,7 +73,7 @@ class Api {
   }
 }
 
-// What counts of an answer, the same for a whole and for a streamed one.
+// The compared content of an answer, complete or streamed.
 function summary(answer) {
   return {
     usage: { ...answer.usage, cached_tokens: 0 },
@@ -157,7 +157,7 @@ async function refused(code, promise, { words = true } = {}) {
   throw new Error(`nothing refused; wanted ${code}`);
 }
 
-// The narrow key's one place is free again, soon.
+// Wait until the narrow key's slot is free again.
 async function admitted(api) {
   for (const until = Date.now() + WAIT * 1000; ; ) {
     try {
@@ -192,7 +192,7 @@ const FEATURES = {
   async stream(api) {
     const request = chat({ return_token_ids: true });
     const parts = await api.all("ChatStream", request);
-    assert.ok(parts.length > 1); // how many depends on how fast the client reads
+    assert.ok(parts.length > 1); // the number depends on how fast the client reads
     same(joined(parts), await api.call("Chat", request));
   },
 
@@ -367,7 +367,7 @@ const FEATURES = {
   },
 
   async large(api) {
-    const text = "Bern ".repeat(200_000); // a megabyte; its answer is as large
+    const text = "Bern ".repeat(200_000); // 1 MB; its answer has the same size
     assert.ok((await api.call("Tokenize", { model: MODEL, text })).token_ids.length > 200_000);
     const over = { model: MODEL, text: "x".repeat(5 * 2 ** 20) };
     await refused("RESOURCE_EXHAUSTED", api.call("Tokenize", over));
@@ -382,7 +382,7 @@ const FEATURES = {
 
   async ping(api) {
     assert.equal((await api.joined(long(300))).usage.completion_tokens, 300);
-    await sleep(2500); // and without a call
+    await sleep(2500); // also without a call
     await api.call("ListModels", {});
   },
 
@@ -397,7 +397,7 @@ const FEATURES = {
       }
     }
     const unknown = api.channel.unary(HEALTH, "Check", { service: "other" }, open);
-    await refused("NOT_FOUND", unknown, { words: false }); // gRPC's own servicer says none
+    await refused("NOT_FOUND", unknown, { words: false }); // gRPC's own servicer returns none
   },
 
   async reflection(api) {
@@ -422,7 +422,7 @@ const OPTIONS = {
   ping: { ping: 1 },
 };
 
-// Register all features with the frame, but for some.
+// Register all features with the frame, except some.
 export function tryAll(openChannel, without = []) {
   for (const [name, run] of Object.entries(FEATURES))
     if (!without.includes(name))

@@ -1,4 +1,4 @@
-// What grpc-js and nice-grpc, which is built on it, share.
+// Shared by grpc-js and nice-grpc, which is built on it.
 
 import grpc from "@grpc/grpc-js";
 import loader from "@grpc/proto-loader";
@@ -37,7 +37,7 @@ export function withMetadata(metadata) {
   return metadata.getMap();
 }
 
-// An error of ours for one of a call; with its details.
+// Returns our error, with details, for an error of a call.
 export function failed(error, metadata = error.metadata) {
   const [binary] = metadata?.get("grpc-status-details-bin") ?? [];
   return new RpcFailed(CODES[error.code], error.details, binary ? detailsOf(binary) : []);

@@ -51,7 +51,7 @@ async function* requestsOf(requests) {
   yield* requests;
 }
 
-// One call's options. Deadlines are the client's: a signal that aborts.
+// Options of one call. Deadlines are implemented by the client: a signal that aborts.
 class Made {
   constructor({ metadata, timeout, signal }) {
     this.came = {};

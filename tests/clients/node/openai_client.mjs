@@ -118,7 +118,7 @@ feature("client.cancel", async () => {
   const begin = () => narrow.chat.completions.create({ ...endless(), stream: true });
   for await (const _ of await begin()) {
     await caught(OpenAI.RateLimitError, short(narrow));
-    break; // closes it
+    break; // closes the stream
   }
   await admitted(() => short(narrow), isRefusal);
   const stream = await admitted(begin, isRefusal);
@@ -365,4 +365,4 @@ feature("responses.length", async () => {
   assert.equal(answer.incomplete_details.reason, "max_output_tokens");
 });
 
-await main({ packages: ["openai"], cannot: { "messages.*": "speaks OpenAI's API only" } });
+await main({ packages: ["openai"], cannot: { "messages.*": "supports only OpenAI's API" } });

@@ -28,7 +28,7 @@ from cases import (
 from frame import KEY, LONG, MODEL, QUESTION, URL, feature, main, narrow_key, some_key
 
 client = anthropic.Anthropic(base_url=URL, api_key=KEY, max_retries=0, timeout=WAIT * 2)
-# There is no ignore_eos in this API: a call that the grammar makes long enough.
+# This API has no ignore_eos: use a tool call that the grammar makes long enough.
 ENDLESS: Any = {
     "model": MODEL,
     "messages": [{"role": "user", "content": LONG}],
@@ -54,19 +54,19 @@ TOOL: Any = {
 
 
 def ask(**options: Any) -> Any:
-    """Ask greedily."""
+    """Send a greedy request."""
     return client.messages.create(**asking(**options))
 
 
 def asking(**options: Any) -> dict[str, Any]:
     """Return a greedy request."""
-    # The SDK knows no sampling parameters any more; the API has them.
+    # The SDK no longer has sampling parameters; the API has them.
     greedy = {"temperature": 0, **options.pop("extra_body", {})}
     return {"model": MODEL, "messages": USER, "max_tokens": ENOUGH, "extra_body": greedy, **options}
 
 
 def blocks(message: Any) -> list[tuple[str, Any]]:
-    """Return a message's blocks without what differs from one to the next."""
+    """Return a message's blocks without fields that differ between messages."""
     found: list[tuple[str, Any]] = []
     for block in message.content:
         if block.type == "tool_use":
@@ -82,7 +82,7 @@ def kinds(message: Any) -> list[str]:
 
 
 def streamed(**options: Any) -> Any:
-    """Return the message that the SDK puts together of a stream; see that its events agree."""
+    """Return the message that the SDK assembles from a stream; check that its events agree."""
     parts: dict[int, str] = {}
     with client.messages.stream(**asking(**options)) as stream:
         for event in stream:
@@ -115,7 +115,7 @@ def models() -> None:
 
 
 def refused(error: type[anthropic.APIStatusError], kind: str, words: str, **options: Any) -> None:
-    """See that a request is refused with the SDK's own error, our message and its id."""
+    """Check that a request is rejected with the SDK's error type, our message and its id."""
     request_id = f"refused-{uuid.uuid4()}"
     with raises(error) as caught:
         ask(extra_headers={"x-request-id": request_id}, **options)
@@ -267,8 +267,8 @@ def streamed_is_whole() -> None:
     assert joined.stop_reason == message.stop_reason
     assert joined.usage.output_tokens == message.usage.output_tokens
     assert joined.usage.input_tokens == message.usage.input_tokens
-    asked = {"thinking": {"type": "enabled", "budget_tokens": 1024}, "max_tokens": 1100}
-    assert kinds(ask(**asked))[0] == "thinking"
+    options = {"thinking": {"type": "enabled", "budget_tokens": 1024}, "max_tokens": 1100}
+    assert kinds(ask(**options))[0] == "thinking"
     cut = ask(max_tokens=4)
     assert (cut.stop_reason, cut.usage.output_tokens) == ("max_tokens", 4)
 
@@ -361,7 +361,7 @@ def count_tokens() -> None:
         assert counted.input_tokens == ask(**options, max_tokens=1).usage.input_tokens
 
 
-OTHER = "speaks Anthropic's API only"
+OTHER = "supports only Anthropic's API"
 main(
     packages=("anthropic",),
     cannot={"chat.*": OTHER, "completions.*": OTHER, "responses.*": OTHER},

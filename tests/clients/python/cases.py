@@ -15,7 +15,7 @@ AnswerT = TypeVar("AnswerT")
 WAIT = 60.0
 """Seconds after which an awaited event counts as lost."""
 ENOUGH = 300
-"""max_tokens with which the question is answered to its end."""
+"""max_tokens with which the question is answered completely."""
 SYSTEM = "Answer with a number."
 USER = [{"role": "user", "content": QUESTION}]
 TURNS = [
@@ -75,7 +75,7 @@ def check_schema(text: str) -> None:
 
 @contextmanager
 def raises(error: type[BaseException]) -> Iterator[list[Any]]:
-    """Expect an error; the yielded list has it afterwards."""
+    """Expect an error; it is in the yielded list afterwards."""
     caught: list[Any] = []
     try:
         yield caught
@@ -85,7 +85,7 @@ def raises(error: type[BaseException]) -> Iterator[list[Any]]:
 
 
 def admitted(ask: Callable[[], AnswerT], refused: type[BaseException]) -> AnswerT:
-    """Send a request with the narrow key until it is admitted, i.e. the one before has ended."""
+    """Send a request with the narrow key until it is admitted, i.e. the previous one has ended."""
     deadline = time.monotonic() + WAIT
     while True:
         try:
@@ -114,7 +114,7 @@ def retried(
     ask: Callable[[], AnswerT],
     refusals: Refusals,
 ) -> AnswerT:
-    """Return the result of ``ask``, which is refused while ``hold`` is open."""
+    """Return the result of ``ask``, which is rejected while ``hold`` is open."""
     with ThreadPoolExecutor(1) as pool:
         with hold():
             answer = pool.submit(ask)

@@ -1,5 +1,5 @@
 """connectrpc by the gRPC protocol; asynchronous, and its blocking interface."""
-# ruff: noqa: E402, I001  some imports are of what is generated here
+# ruff: noqa: E402, I001  some imports are of modules generated here
 
 import contextlib
 from base64 import b64decode, b64encode
@@ -35,7 +35,7 @@ MODULES = {
 
 
 def method_info(service: str, name: str) -> Any:
-    """Return a method as its own plugin of protoc writes it, which works for other messages."""
+    """Return a method as written by connectrpc's protoc plugin, which works for other messages."""
     described = MODULES[service].DESCRIPTOR.services_by_name[service.rpartition(".")[2]]
     method = described.methods_by_name[name]
     kinds = {
@@ -66,11 +66,11 @@ class Channel:
         self._client = client
 
     async def unary(self, service: str, name: str, request: Any, **more: Any) -> Any:
-        with ResponseMetadata() as came, translated(came):
+        with ResponseMetadata() as received, translated(received):
             answer = await self._client.execute_unary(
                 request=request, **options(service, name, more)
             )
-        return answer, dict([*came.headers.allitems(), *came.trailers.allitems()])
+        return answer, dict([*received.headers.allitems(), *received.trailers.allitems()])
 
     async def stream(self, service: str, name: str, requests: list[Any], **more: Any) -> Any:
         given = options(service, name, more)
@@ -78,7 +78,7 @@ class Channel:
             answers = self._client.execute_bidi_stream(request=iterated(requests), **given)
         else:
             answers = self._client.execute_server_stream(request=requests[0], **given)
-        with ResponseMetadata() as came, translated(came):
+        with ResponseMetadata() as received, translated(received):
             async with contextlib.aclosing(answers):
                 async for answer in answers:
                     yield answer
@@ -150,4 +150,4 @@ def blocking() -> None:
                     raise
 
 
-main(packages=("connectrpc",), cannot={"grpc.ping": "it sends no pings"})
+main(packages=("connectrpc",), cannot={"grpc.ping": "sends no pings"})

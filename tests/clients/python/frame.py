@@ -6,9 +6,9 @@ A script decorates functions with the features they try, and ends with ``main()`
     def streamed():
         assert ...
 
-    main(cannot={"messages.*": "speaks OpenAI's API only"})
+    main(cannot={"messages.*": "supports only OpenAI's API"})
 
-The runner says by environment variables where the router is, and reads one line of JSON for each
+The runner passes the router's address in environment variables, and reads one line of JSON for each
 feature from a file descriptor. A function may be a coroutine, and may stand for several features.
 """
 
@@ -41,7 +41,7 @@ _features: dict[str, tuple[Callable[[], Any], str]] = {}
 
 
 class NotHere(Exception):
-    """The feature cannot be tried on this server; the message is the reason."""
+    """The feature is not available on this server; the message is the reason."""
 
 
 def feature(*names: str, fails: str = "") -> Callable[[Callable[[], Any]], Callable[[], Any]]:
@@ -66,7 +66,7 @@ def narrow_key() -> str:
     """Return the key that admits one request at a time.
 
     Raises:
-        NotHere: there is none, as the router is not the runner's own.
+        NotHere: The router was not started by the runner.
     """
     if not NARROW_KEY:
         raise NotHere("needs a key that admits one request at a time (no --narrow-key was given)")
@@ -77,7 +77,7 @@ def admin_key() -> str:
     """Return the key with role admin.
 
     Raises:
-        NotHere: there is none, as the router is not the runner's own.
+        NotHere: The router was not started by the runner.
     """
     if not ADMIN_KEY:
         raise NotHere("needs a key with role admin (no --admin-key was given)")
@@ -88,7 +88,7 @@ def some_key() -> str:
     """Return the client's key, if keys are required.
 
     Raises:
-        NotHere: the router asks for none.
+        NotHere: The router requires no keys.
     """
     if KEY == "none":
         raise NotHere("this router asks for no keys")
@@ -118,7 +118,7 @@ def main(packages: tuple[str, ...], cannot: Mapping[str, str]) -> None:
                 if function not in done:
                     done[function] = _outcome(function, fails)
                 say(feature=name, **done[function])
-    # Libraries' threads and open connections must not decide when this ends.
+    # Threads and open connections of libraries must not delay the exit.
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)
@@ -136,7 +136,7 @@ def _outcome(function: Callable[[], Any], fails: str) -> dict[str, str]:
         if fails:
             return {"status": "reason", "reason": fails}
         trace = "".join(traceback.format_exception(error))
-        # A bare assertion says nothing but its line.
+        # A bare assertion shows only its line.
         words = str(error) or (traceback.extract_tb(error.__traceback__)[-1].line or "")
         return {"status": "failed", "reason": f"{type(error).__name__}: {words}", "trace": trace}
     if fails:

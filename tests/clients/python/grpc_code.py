@@ -21,12 +21,12 @@ def generate(plugin: str = "") -> None:
         str(each.relative_to(root)) for root in (_OURS, _COMMON) for each in root.rglob("*.proto")
     ]
     protos = [each for each in protos if not each.startswith("serving/link/")]
-    # Plugins that are programs lie beside the interpreter.
+    # Plugins that are programs are in the interpreter's folder.
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     given = ["protoc", f"-I{_OURS}", f"-I{_COMMON}", f"--python_out={folder}"]
     if plugin:
         given.append(f"--{plugin}_out={folder}")
-    # protoc's own protos (google/protobuf/any.proto) come with the package.
+    # protoc's own protos (google/protobuf/any.proto) are part of the package.
     include = Path(protoc.__file__).parent / "_proto"
     if protoc.main([*given, f"-I{include}", *protos]) != 0:
         raise RuntimeError("protoc failed")

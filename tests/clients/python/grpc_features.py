@@ -143,7 +143,7 @@ def same(streamed: pb.ChatResponse, whole: pb.ChatResponse) -> None:
 
 @contextlib.asynccontextmanager
 async def refused(code: str, *, words: bool = True) -> Any:
-    """Expect a status and a message; the yielded list has the error afterwards."""
+    """Expect a status and a message; the error is in the yielded list afterwards."""
     caught: list[RpcFailed] = []
     try:
         yield caught
@@ -206,7 +206,7 @@ async def whole(api: Api) -> None:
 async def stream(api: Api) -> None:
     request = chat(return_token_ids=True)
     parts = await api.all("ChatStream", request)
-    assert len(parts) > 1  # how many depends on how fast the client reads
+    assert len(parts) > 1  # the number depends on how fast the client reads
     assert [part.HasField("usage") for part in parts].index(True) == len(parts) - 1
     same(joined(parts), await api.call("Chat", request))
 
@@ -236,7 +236,7 @@ async def logprobs(api: Api) -> None:
     assert len(answer.choices[0].logprobs) == answer.usage.completion_tokens
     assert all(len(each.top) >= 2 and each.logprob <= 0 for each in answer.choices[0].logprobs)
     streamed = await api.joined(request)
-    for response in (answer, streamed):  # single runs differ in the last digits
+    for response in (answer, streamed):  # runs differ in the last digits
         for each in response.choices[0].logprobs:
             each.logprob = round(each.logprob, 3)
             for top in each.top:
@@ -367,11 +367,11 @@ async def ids(api: Api) -> None:
         other="ü".encode().hex(),
         more_bin=b"\0\xff",
     )
-    answer, came = await api.channel.unary(
+    answer, received = await api.channel.unary(
         OURS, "Chat", chat(max_tokens=4), metadata=more, timeout=WAIT
     )
     assert answer.id == "chatcmpl-it-is-mine"
-    assert came["x-request-id"] == "it-is-mine"
+    assert received["x-request-id"] == "it-is-mine"
 
 
 @trial("grpc.deadline")
@@ -405,7 +405,7 @@ async def cancel(api: Api) -> None:
 
 
 async def admitted(api: Api) -> None:
-    """Check that the narrow key's slot becomes free again."""
+    """Check that the narrow key's slot is released."""
     async with asyncio.timeout(WAIT):
         while True:
             try:
@@ -442,7 +442,7 @@ async def compression(api: Api) -> None:
 
 @trial("grpc.large")
 async def large(api: Api) -> None:
-    text = "Bern " * 200_000  # a megabyte; its answer is as large
+    text = "Bern " * 200_000  # 1 MB; its answer has the same size
     answer = await api.call("Tokenize", pb.TokenizeRequest(model=MODEL, text=text))
     assert len(answer.token_ids) > 200_000
     async with refused("RESOURCE_EXHAUSTED"):
@@ -477,7 +477,7 @@ async def health(api: Api) -> None:
         assert (await anext(watch)).status == health_pb2.HealthCheckResponse.SERVING
         await watch.aclose()
     unknown = health_pb2.HealthCheckRequest(service="other")
-    async with refused("NOT_FOUND", words=False):  # gRPC's own servicer says none
+    async with refused("NOT_FOUND", words=False):  # gRPC's own servicer returns none
         await api.channel.unary(HEALTH, "Check", unknown, metadata={}, timeout=WAIT)
 
 

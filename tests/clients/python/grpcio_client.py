@@ -1,5 +1,5 @@
 """grpcio, asynchronous, and its blocking interface."""
-# ruff: noqa: E402, I001  some imports are of what is generated here
+# ruff: noqa: E402, I001  some imports are of modules generated here
 
 import contextlib
 from typing import Any

@@ -1,5 +1,5 @@
 """grpclib, with the stubs of its own plugin."""
-# ruff: noqa: E402, I001  some imports are of what is generated here
+# ruff: noqa: E402, I001  some imports are of modules generated here
 
 import contextlib
 from typing import Any
@@ -86,8 +86,8 @@ try_all(open_channel, without={"grpc.compression", "grpc.own_limit"})
 main(
     packages=("grpclib",),
     cannot={
-        "grpc.compression": "it compresses nothing and accepts nothing compressed",
+        "grpc.compression": "does not support compression",
         "grpc.own_limit": "the client has no message size limit",
-        "grpc.blocking": "asynchronous alone",
+        "grpc.blocking": "asynchronous only",
     },
 )

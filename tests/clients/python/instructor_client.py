@@ -19,8 +19,8 @@ class Answer(BaseModel):
 
 
 NO_STRICT_TOOLS = (
-    "sends tools that are not strict, and this model alone keeps to no schema "
-    "(router.tool_strict_level: parameter makes the grammar keep it)"
+    "sends tools that are not strict, and this model does not follow a schema by itself "
+    "(router.tool_strict_level: parameter enforces it with the grammar)"
 )
 
 
@@ -30,7 +30,7 @@ def sdk(**options: Any) -> openai.OpenAI:
 
 
 def ask(mode: Any = instructor.Mode.JSON_SCHEMA, client: Any = None, **options: Any) -> Any:
-    """Ask greedily."""
+    """Send a greedy request."""
     defaults = {"model": MODEL, "messages": USER, "temperature": 0, "max_tokens": ENOUGH}
     patched = instructor.from_openai(client or sdk(), mode=mode)
     return patched.chat.completions.create(
@@ -39,7 +39,7 @@ def ask(mode: Any = instructor.Mode.JSON_SCHEMA, client: Any = None, **options: 
 
 
 def cause(error: Any) -> Any:
-    """Return the SDK's error that an error of Instructor's comes from."""
+    """Return the SDK's error that caused an error of Instructor."""
     while error is not None and not isinstance(error, openai.APIError):
         error = error.__cause__ or error.__context__
     return error
@@ -103,7 +103,7 @@ async def asynchronous() -> None:
             max_tokens=ENOUGH,
             response_model=Answer,
         )
-    # Not the objects: Instructor keeps the raw answer, with its id, in them.
+    # Compare without the raw answer, with its id, that Instructor adds to the objects.
     assert answer.answer == ask().answer
 
 
@@ -161,7 +161,7 @@ def messages() -> None:
     assert isinstance(answer, Answer)
 
 
-SDK = "passes it on to the SDK below: see openai and anthropic"
+SDK = "delegates to the underlying SDK: see openai and anthropic"
 main(
     packages=("instructor", "openai", "anthropic"),
     cannot=dict.fromkeys(("client.*", "chat.*", "completions.*", "responses.*", "messages.*"), SDK),

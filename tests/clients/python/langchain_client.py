@@ -30,7 +30,7 @@ def unsupported() -> None:
 @feature(
     "chat.reasoning",
     "chat.reasoning_stream",
-    fails="ChatOpenAI leaves out what OpenAI's own API does not have, reasoning_content among it; "
+    fails="ChatOpenAI omits fields that OpenAI's API does not have, such as reasoning_content; "
     "ChatDeepSeek shows it, and so does ChatOpenAI on /v1/responses",
 )
 def reasoning() -> None:
@@ -129,8 +129,8 @@ def responses_length() -> None:
 main(
     packages=("langchain-openai", "langchain-core"),
     cannot={
-        "client.models": "has no call for it",
-        "chat.reasoning_back": "ChatOpenAI keeps no reasoning that could be sent back",
-        "messages.*": "speaks OpenAI's API only",
+        "client.models": "does not support it",
+        "chat.reasoning_back": "ChatOpenAI does not keep the reasoning, so it cannot send it back",
+        "messages.*": "supports only OpenAI's API",
     },
 )

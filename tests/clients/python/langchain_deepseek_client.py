@@ -17,13 +17,13 @@ def reasoning() -> None:
     assert joined(make().stream(QUESTION)).additional_kwargs["reasoning_content"] == thought
 
 
-ONLY = "has chat completions only"
+ONLY = "supports only chat completions"
 main(
     packages=("langchain-deepseek",),
     cannot={
-        "client.models": "has no call for it",
-        "client.unsupported": "has no calls but chat",
-        "chat.reasoning_back": "sends no reasoning back (DeepSeek's own API asks for that)",
+        "client.models": "does not support it",
+        "client.unsupported": "supports only chat",
+        "chat.reasoning_back": "does not send reasoning back (DeepSeek's API requires this)",
         "completions.*": ONLY,
         "responses.*": ONLY,
         "messages.*": ONLY,

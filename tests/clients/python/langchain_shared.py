@@ -1,4 +1,4 @@
-"""What both of LangChain's chat models are tried with."""
+"""Features tried with both of LangChain's chat models."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -54,7 +54,7 @@ def maker(model_class: Any) -> Make:
 
 
 def joined(stream: Any) -> Any:
-    """Add a stream's chunks up, as LangChain's documentation does."""
+    """Sum a stream's chunks, as in LangChain's documentation."""
     total = None
     for chunk in stream:
         total = chunk if total is None else total + chunk
@@ -309,7 +309,7 @@ def json_object(make: Make) -> None:
     try:
         text = text_of(held.invoke(QUESTION))
     except openai.LengthFinishReasonError as cut:
-        # What this model writes without a schema may have no end.
+        # Without a schema, this model's output may be endless.
         text = cut.completion.choices[0].message.content
     assert text.lstrip().startswith("{")
 

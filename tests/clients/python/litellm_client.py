@@ -2,7 +2,7 @@
 
 import os
 
-os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # or importing it asks the internet
+os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # else the import accesses the internet
 
 import contextlib
 import json
@@ -43,7 +43,7 @@ API = {
 
 
 def ask(**options: Any) -> Any:
-    """Ask greedily."""
+    """Send a greedy request."""
     return litellm.completion(**asking(**options))
 
 
@@ -68,7 +68,7 @@ def said(message: Any) -> tuple[str, str, list[tuple[str, str]]]:
 
 
 def streamed(**options: Any) -> Any:
-    """Return the message that LiteLLM puts together of a stream."""
+    """Return the message that LiteLLM assembles from a stream."""
     chunks = list(ask(**options, stream=True))
     return litellm.stream_chunk_builder(chunks).choices[0].message
 
@@ -115,8 +115,8 @@ def unsupported() -> None:
 @feature("client.headers")
 def headers() -> None:
     answer = ask(max_tokens=1, extra_headers={"x-request-id": "mine-1"})
-    told = answer._hidden_params["additional_headers"]
-    assert told["llm_provider-x-request-id"] == "mine-1"
+    sent = answer._hidden_params["additional_headers"]
+    assert sent["llm_provider-x-request-id"] == "mine-1"
 
 
 def endless(**options: Any) -> Any:
@@ -300,7 +300,7 @@ def tools_forced() -> None:
                 assert name == "weather"
                 if provider == "openai":
                     check_arguments(arguments)
-                else:  # leaves out strict, so that the arguments are an object, no more
+                else:  # omits strict, so the arguments are only guaranteed to be an object
                     assert isinstance(json.loads(arguments), dict)
             assert said(streamed(**options)) == found
 
@@ -437,8 +437,8 @@ async def messages() -> None:
 
 @feature(
     "messages.stream",
-    fails="streamed messages import a part of its proxy that needs fastapi, which litellm alone "
-    "does not bring",
+    fails="streamed messages import a part of its proxy that needs fastapi, which litellm "
+    "does not install",
 )
 async def messages_streamed() -> None:
     whole = await message()
@@ -464,11 +464,11 @@ async def messages_system() -> None:
     assert found["stop_reason"] in {"stop_sequence", "end_turn"}
 
 
-PASSES = "passes the body on as it is: see anthropic"
+PASSES = "passes the body through unchanged: see anthropic"
 main(
     packages=("litellm",),
     cannot={
-        "client.models": "lists models from its built-in price table, not the server's",
+        "client.models": "lists the models of its built-in price table, not those of the server",
         "messages.thinking_off": PASSES,
         "messages.thinking_back": PASSES,
         "messages.tools_stream": PASSES,

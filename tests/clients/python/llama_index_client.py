@@ -323,10 +323,10 @@ def completions_options() -> None:
 main(
     packages=("llama-index-llms-openai-like", "llama-index-core", "openai"),
     cannot={
-        "client.models": "has no call for it",
-        "client.unsupported": "has no calls but chat and completions",
+        "client.models": "does not support it",
+        "client.unsupported": "supports only chat and completions",
         "chat.n": "returns one choice",
-        "responses.*": "OpenAILike speaks chat completions and completions only",
-        "messages.*": "speaks OpenAI's API only",
+        "responses.*": "OpenAILike supports only chat completions and completions",
+        "messages.*": "supports only OpenAI's API",
     },
 )

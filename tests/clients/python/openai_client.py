@@ -41,19 +41,19 @@ ENDLESS: Any = {
 
 
 class Answer(BaseModel):
-    """What structured answers are parsed into."""
+    """Type of structured answers."""
 
     answer: int = Field(ge=0, le=999)
 
 
 def ask(**options: Any) -> Any:
-    """Ask greedily."""
+    """Send a greedy request."""
     defaults = {"model": MODEL, "messages": USER, "temperature": 0, "max_tokens": ENOUGH}
     return client.chat.completions.create(**{**defaults, **options})
 
 
 def joined(stream: Any) -> dict[int, dict[str, Any]]:
-    """Return what each choice of a stream says, put together."""
+    """Return the assembled content of each choice of a stream."""
     found: dict[int, dict[str, Any]] = {}
     for chunk in stream:
         for choice in chunk.choices:
@@ -74,7 +74,7 @@ def joined(stream: Any) -> dict[int, dict[str, Any]]:
 
 
 def whole(completion: Any) -> dict[int, dict[str, Any]]:
-    """Return what each choice says, in the form of ``joined``."""
+    """Return the content of each choice, in the form of ``joined``."""
     return {
         choice.index: {
             "content": choice.message.content or "",
@@ -103,7 +103,7 @@ def models() -> None:
 
 
 def refused(error: type[openai.APIStatusError], status: int, words: str, **options: Any) -> None:
-    """See that a request is refused with the SDK's own error, our message and its id."""
+    """Check that a request is rejected with the SDK's error type, our message and its id."""
     request_id = f"refused-{uuid.uuid4()}"
     with raises(error) as caught:
         ask(extra_headers={"x-request-id": request_id}, **options)
@@ -262,7 +262,7 @@ def streamed_is_whole() -> None:
     assert answer[0]["content"].strip()
     assert "</think>" not in answer[0]["content"] + answer[0]["reasoning"]
     assert answer[0]["finish"] == "stop"
-    # The SDK's own way to put a stream together.
+    # The SDK's method to assemble a stream.
     with client.chat.completions.stream(
         model=MODEL, messages=USER, temperature=0, max_tokens=ENOUGH
     ) as stream:
@@ -476,7 +476,7 @@ def respond(**options: Any) -> Any:
 
 
 def said(response: Any) -> list[Any]:
-    """Return a response's output without what differs from one to the next."""
+    """Return a response's output without fields that differ between responses."""
     items = []
     for item in response.output:
         if item.type == "function_call":
@@ -556,4 +556,4 @@ def responses_length() -> None:
     assert list(respond(max_output_tokens=5, stream=True))[-1].type == "response.incomplete"
 
 
-main(packages=("openai",), cannot={"messages.*": "speaks OpenAI's API only"})
+main(packages=("openai",), cannot={"messages.*": "supports only OpenAI's API"})

@@ -4,8 +4,8 @@
                                  ├── node b 10.77.0.3: a pod of workerGroupSpecs[0]
                                  └── node c 10.77.0.4: another
 
-The process that starts it moves into a network of its own for good: ``observing`` is run apart
-from the tests, and ``test_serve_proxies`` asserts on what it wrote.
+The process that starts it moves permanently into a separate network: ``observing`` is run apart
+from the tests, and ``test_serve_proxies`` asserts on its output.
 
 What differs from a cluster: pods are network namespaces with processes of root; the settings
 of ``CHANGES``; Ray's session files lie in a folder of the run, and its home folder too.
@@ -37,7 +37,7 @@ from tests.rig.ray_nodes import Paths, came_up, start_router
 ROUTER, HEAD, WORKERS = "10.77.0.1", "10.77.0.2", ("10.77.0.3", "10.77.0.4")
 GCS_PORT, DASHBOARD_PORT = 6379, 8265
 CLUSTER_NAME = "serve-moe-serving-abcde"
-START = 180.0
+START = 600.0
 """Timeout for a node's Ray, and again for the application, seconds."""
 POLL = 0.5
 
@@ -130,7 +130,7 @@ def until(condition: Callable[[], Any], seconds: float, what: str) -> Any:
     """Return the condition's first true value.
 
     Raises:
-        TimeoutError: it has none in time; the message names ``what``.
+        TimeoutError: None in time; the message contains ``what``.
     """
     deadline = time.monotonic() + seconds
     while True:
@@ -146,7 +146,7 @@ def until(condition: Callable[[], Any], seconds: float, what: str) -> Any:
 def running(spec: Mapping[str, Any], folder: Path) -> Iterator[tuple[dict[str, Pod], str, Any]]:
     """Start router and Ray nodes of a RayService's ``spec``; yield pods, Ray token, settings.
 
-    This process moves to the router's network, for good; it must have no threads.
+    This process moves permanently to the router's network; it must have no threads.
     """
     paths = Paths.under(folder)
     settings = settings_from(
@@ -158,7 +158,7 @@ def running(spec: Mapping[str, Any], folder: Path) -> Iterator[tuple[dict[str, P
     group = spec["rayClusterConfig"]["workerGroupSpecs"][0]
     with contextlib.ExitStack() as stack:
         networks = netns.Networks(netns.find_iproute(), ROUTER)
-        # Last in, first out: a pod takes its processes with it, the router is ended after that.
+        # Last in, first out: removing a pod ends its processes; the router is stopped afterwards.
         stack.callback(_end_all)
         stack.callback(networks.close)
         start_router(paths)

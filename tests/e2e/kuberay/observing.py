@@ -35,7 +35,7 @@ from tests.e2e.kuberay.cluster import (
 
 HEALTHY_WITHIN = 120.0
 """Timeout for a proxy to answer 200 once the application runs, seconds."""
-COMMAND_TIMEOUT = 30.0
+COMMAND_TIMEOUT = 300.0
 REQUESTS = 200
 """Number of requests sent at once through one proxy."""
 BIG_BODY = b"x" * (8 << 20)
@@ -114,9 +114,9 @@ def _until_success(pod: Pod, command: tuple[str, ...]) -> dict[str, Any]:
     deadline = time.monotonic() + HEALTHY_WITHIN
     failed = 0
     while True:
-        code, said = pod.execute(command, COMMAND_TIMEOUT)
+        code, output = pod.execute(command, COMMAND_TIMEOUT)
         if code == 0 or time.monotonic() >= deadline:
-            return {"code": code, "said": said, "failed": failed}
+            return {"code": code, "said": output, "failed": failed}
         failed += 1
         time.sleep(POLL)
 

@@ -80,9 +80,9 @@ def start_command(pod: Mapping[str, Any], *, head: str | None = None) -> str:
 def environment(pod: Mapping[str, Any], token: str, cluster: str) -> dict[str, str]:
     """Return a Ray container's environment: the chart's variables and the operator's."""
     container = pod["template"]["spec"]["containers"][0]
-    said = {item["name"]: item["value"] for item in container["env"]}
+    variables = {item["name"]: item["value"] for item in container["env"]}
     return {
-        **said,
+        **variables,
         **ENVIRONMENT,
         "RAY_AUTH_TOKEN": token,
         "RAY_CLUSTER_NAME": cluster,

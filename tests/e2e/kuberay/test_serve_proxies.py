@@ -37,7 +37,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Seen:
         capture_output=True,
         text=True,
         check=False,
-        timeout=540,
+        timeout=1500,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     found: Seen = json.loads(out.read_text("utf-8"))
@@ -51,7 +51,7 @@ def workers(seen: Seen) -> set[str]:
 def test_serve_takes_the_rendered_configuration_from_the_operator(seen: Seen) -> None:
     assert seen["put"][0] == 200
     assert {replica["state"] for replica in seen["replicas"]} == {"RUNNING"}
-    # One rank a pod, none on the head.
+    # One rank per pod, none on the head.
     assert workers(seen) == set(cluster.WORKERS)
 
 
@@ -65,8 +65,8 @@ def test_every_pod_with_a_rank_becomes_ready(seen: Seen) -> None:
 def test_the_other_probes_of_the_operator_succeed(seen: Seen) -> None:
     assert set(seen["probes"]) == {cluster.HEAD, *cluster.WORKERS}
     for address, probes in seen["probes"].items():
-        code, said = probes.pop("older")
-        assert (code, "success" in said) == (0, True), (address, said)
+        code, output = probes.pop("older")
+        assert (code, "success" in output) == (0, True), (address, output)
         for name, (status, text) in probes.items():
             assert (status, "success" in text) == (200, True), (address, name, text)
     assert "operator" in seen["probes"][cluster.HEAD]
@@ -82,13 +82,13 @@ def test_a_request_to_the_applications_route_is_told_where_to_go(seen: Seen) -> 
             if not answer["request"].startswith("HEAD"):
                 error = json.loads(answer["body"])["error"]
                 assert (error["message"], error["code"]) == (misdirected.MESSAGE, 421)
-        # Serve's own words: no application answers at a router's paths.
+        # Serve's own message: no application serves a router's paths.
         assert elsewhere["status"] == 404, elsewhere
     assert seen["websocket"] == "HTTP/1.1 421 Misdirected Request"
 
 
 def test_a_burst_of_requests_leaves_the_ranks_alone(seen: Seen) -> None:
-    # The rest is Serve's own refusal: more than max_queued_requests wait.
+    # The rest are rejected by Serve: more than max_queued_requests are queued.
     assert sum(seen["burst"].values()) == observing.REQUESTS
     assert set(seen["burst"]) <= {"421", "503"}
     assert seen["burst"]["421"] > 0
@@ -96,11 +96,11 @@ def test_a_burst_of_requests_leaves_the_ranks_alone(seen: Seen) -> None:
     assert set(seen["groups"].values()) == {"ready"}
     assert seen["replicas_after"] == seen["replicas"]
     assert seen["answer"]
-    for code, said in seen["healthy_after"].values():
-        assert code == 0, said
+    for code, output in seen["healthy_after"].values():
+        assert code == 0, output
 
 
 def test_without_a_route_no_pod_would_be_ready(seen: Seen) -> None:
-    """The proxies' 200 comes from the route: the same applications without one end it."""
+    """The proxies return 200 because of the route: without it, the same applications yield 503."""
     assert seen["without_route"]["put"] == 200
     assert {status for status, _ in seen["without_route"]["health"].values()} == {503}

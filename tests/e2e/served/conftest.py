@@ -23,7 +23,7 @@ from tests.clients.clients import CLIENTS
 from tests.clients.target import Keys, Target, add_to, make_keys
 from tests.e2e.running import STOP_LIMIT, Up, gone_within, started
 from tests.helm.chart import HELMS, find, render
-from tests.support.waiting import wait_until
+from tests.support.waiting import PATIENCE, wait_until
 
 
 @dataclass(frozen=True)
@@ -108,13 +108,13 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         processes = up.all_processes()
         os.killpg(up.process.pid, signal.SIGINT)
         assert gone_within(processes, STOP_LIMIT) == []
-        assert up.process.wait(120) == 0
+        assert up.process.wait(PATIENCE) == 0
 
 
 @pytest.fixture(scope="module")
 def http(stack: Stack) -> Iterator[httpx.Client]:
     """An HTTP client with a key."""
-    with httpx.Client(base_url=stack.rest, headers=stack.headers, timeout=120) as client:
+    with httpx.Client(base_url=stack.rest, headers=stack.headers, timeout=PATIENCE) as client:
         yield client
 
 

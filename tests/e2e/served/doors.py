@@ -31,7 +31,7 @@ class Case:
 
     @property
     def sampling(self) -> dict[str, Any]:
-        """Sampling parameters. Several greedy choices are refused, because they would be equal."""
+        """Sampling parameters. Several greedy choices are rejected, because they would be equal."""
         return {"temperature": 0.0} if self.n == 1 else {"temperature": 0.7, "seed": self.seed}
 
 
@@ -329,7 +329,7 @@ class Messages:
             elif event["type"] == "message_delta":
                 choice.finish_reason = event["delta"]["stop_reason"]
                 choice.stop_reason = event["delta"].get("stop_sequence")
-        # A whole message has no call whose input is cut off, and shows inputs as objects.
+        # A complete message omits calls with incomplete input, and has inputs as objects.
         whole = [(name, _object(text)) for name, text in choice.calls.values()]
         kept = [(name, value) for name, value in whole if value is not None]
         choice.calls = {i: [name, json.dumps(value)] for i, (name, value) in enumerate(kept)}

@@ -92,7 +92,7 @@ def test_completion_with_logprobs(inference, stack):
     )
     whole = inference.Complete(request)
     assert len(whole.choices[0].logprobs) == whole.usage.completion_tokens
-    # Two candidates, and the chosen one if it is neither; equal texts come once, as over REST.
+    # Two candidates, plus the chosen one if it is not among them; without duplicates, as over REST.
     assert all(1 <= len(entry.top) <= 3 for entry in whole.choices[0].logprobs)
     text = "".join(
         choice.text for message in inference.CompleteStream(request) for choice in message.choices

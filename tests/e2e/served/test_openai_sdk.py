@@ -1,6 +1,6 @@
 """The OpenAI SDK against the running system: real engines, real model.
 
-The model is tiny: what it says is checked elsewhere, here the form and the protocol are.
+The model is tiny: its answers are checked elsewhere, form and protocol here.
 """
 
 import json
@@ -8,6 +8,8 @@ import json
 import httpx
 import openai
 import pytest
+
+from tests.support.waiting import PATIENCE
 
 pytestmark = pytest.mark.e2e
 
@@ -209,8 +211,8 @@ def test_bad_bytes_and_the_next_request_works(ask, http, content):
 def test_disconnect_empties_the_engine(stack, eventually_idle):
     body = {"model": stack.model, "prompt": "abc", "max_tokens": 1500, "ignore_eos": True}
     with (
-        # Of its own: its connection is what ends.
-        httpx.Client(base_url=stack.rest, headers=stack.headers, timeout=60) as http,
+        # A separate client, because its connection is closed.
+        httpx.Client(base_url=stack.rest, headers=stack.headers, timeout=PATIENCE) as http,
         http.stream("POST", "/v1/completions", json={**body, "stream": True}) as part,
     ):
         next(part.iter_lines())

@@ -9,9 +9,10 @@ import pytest
 pytestmark = pytest.mark.e2e
 
 EVALUATE = Path(__file__).resolve().parents[3] / "deploy" / "models" / "pocket-r1" / "evaluate.py"
-# The full measurement asks 200 a task (the model card has it). Answers are greedy in float32,
-# so that this smaller one gives the same share in every run. It is a floor that notices a broken
-# server; the 95 % that the model is meant to reach are asked for by evaluate.py itself.
+# The full measurement has 200 questions per task (see the model card). Answers are greedy in
+# float32, so this smaller one gives the same share in every run. It is a lower bound that detects a
+# broken
+# server; evaluate.py itself requires the model's target of 95 %.
 PROBLEMS_PER_TASK = 30
 AT_LEAST = 0.9
 

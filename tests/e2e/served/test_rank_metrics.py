@@ -5,6 +5,8 @@ import re
 import httpx
 import pytest
 
+from tests.support.waiting import PATIENCE
+
 pytestmark = pytest.mark.e2e
 
 
@@ -17,7 +19,7 @@ def test_the_router_lists_the_ranks_pages_and_they_show_the_engine(stack, http):
     assert sorted(pages) == ["0", "1"]
     generated = 0.0
     for (address,) in pages.values():
-        page = httpx.get(f"http://{address}/metrics", timeout=90).text
+        page = httpx.get(f"http://{address}/metrics", timeout=PATIENCE).text
         found = re.findall(r"^vllm:generation_tokens_total\{.*\} (\S+)$", page, re.MULTILINE)
         assert len(found) == 1
         generated += float(found[0])

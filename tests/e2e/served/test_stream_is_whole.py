@@ -1,6 +1,6 @@
 """A stream has the content of the unstreamed answer, for seeded random requests to all five APIs.
 
-``STREAM_CASES`` says how many requests are tried, ``STREAM_SEED`` which.
+``STREAM_CASES`` sets the number of requests, ``STREAM_SEED`` the seed.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from serving.api.v1 import inference_pb2_grpc
 from tests.e2e.served.doors import DOORS, Case
 
 CASES = int(os.environ.get("STREAM_CASES", "60"))
-# Ends a hang; a busy machine takes a few seconds a case.
+# Only ends a hang; a busy machine takes a few seconds per case.
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600 + 10 * CASES)]
 SEED = int(os.environ.get("STREAM_SEED", "1"))
 TOGETHER = 8

@@ -4,14 +4,14 @@ import httpx
 import psutil
 import pytest
 
-from tests.support.waiting import wait_until
+from tests.support.waiting import PATIENCE, wait_until
 
 pytestmark = pytest.mark.e2e
 
 
 def test_it_asks_a_sample_question_when_it_is_ready(stack):
-    said = [line.partition(":")[0].split()[0] for line in stack.up.lines if line]
-    assert said.index("READY") < said.index("you") < said.index("answer")
+    words = [line.partition(":")[0].split()[0] for line in stack.up.lines if line]
+    assert words.index("READY") < words.index("you") < words.index("answer")
 
 
 def test_a_request_needs_a_key(stack):
@@ -20,7 +20,7 @@ def test_a_request_needs_a_key(stack):
     body = {"model": stack.model, "prompt": "What is 1+1?", "max_tokens": 4}
     url = f"{stack.rest}/v1/completions"
     assert httpx.post(url, json=body).status_code == httpx.codes.UNAUTHORIZED
-    answer = httpx.post(url, json=body, headers=stack.headers, timeout=120)
+    answer = httpx.post(url, json=body, headers=stack.headers, timeout=PATIENCE)
     assert answer.json()["usage"]["completion_tokens"] == 4
 
 
