@@ -13,7 +13,7 @@ from google.protobuf.descriptor_pb2 import (
 from grpc_tools import protoc
 
 from deploy.docs.generate.markdown import prose, table
-from serving.edge.auth.permissions import rpc_permission
+from serving.edge.auth.authenticator import rpc_permission
 
 ROOT = Path(__file__).resolve().parents[3]
 FILES = ("serving/api/v1/inference.proto", "serving/api/v1/fleet.proto")

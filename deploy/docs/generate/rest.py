@@ -6,7 +6,7 @@ from typing import Any
 import httpx
 
 from deploy.docs.generate.markdown import prose, table
-from serving.edge.auth.permissions import route_permission
+from serving.edge.auth.authenticator import route_permission
 
 _HEAD = """\
 # REST API
