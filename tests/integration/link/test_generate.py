@@ -261,7 +261,7 @@ async def test_overloaded_when_the_limit_is_reached(fleet):
     streams = [router.generate(name=f"r{i}") for i in range(2)]
     for stream in streams:
         await anext(stream)
-    with pytest.raises(Overloaded, match="holds 2 requests"):
+    with pytest.raises(Overloaded, match="has 2 requests in flight"):
         router.client.check_admission()
     with pytest.raises(Overloaded):
         await collect(router.generate())

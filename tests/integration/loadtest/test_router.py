@@ -41,7 +41,7 @@ async def test_over_grpc_and_what_happens_to_the_fleet():
                 assert over_grpc == over_rest
                 assert over_grpc[1].output_tokens == 3
             await eventually(lambda: events, "an event")
-            assert events[0].label.startswith("g0 appears")
+            assert events[0].label.startswith("g0 added")
         finally:
             watching.cancel()
             await asyncio.wait({watching})
