@@ -14,7 +14,7 @@ from tests.docs.pages import ROOT
 PAGE = (ROOT / "deploy" / "docs" / "resumption.md").read_text("utf-8")
 SETTINGS = FleetSettings()
 _PARAMETERS = re.search(
-    r"every other\nparameter that is set means replay:\n\n(.*?)\n\n", PAGE, re.DOTALL
+    r"any other\nparameter that is set causes a replay:\n\n(.*?)\n\n", PAGE, re.DOTALL
 )
 _TRIALS = re.findall(r"^\| (\d) \| (none|\d+ tokens) \|$", PAGE, re.MULTILINE)
 _VERDICTS = re.findall(r"^\| (\d) \| (yes|no) \| (\w+) \|$", PAGE, re.MULTILINE)
