@@ -1,8 +1,8 @@
 """Coverage-guided fuzzing of one seam: ``python -m tests.fuzz.guided --target frames``.
 
-With the package atheris (libFuzzer for Python), if it is installed, else with ``guide``, which
-needs nothing. Inputs that violate an invariant are kept under ``--out`` and told; the run goes on.
-Inputs named as arguments are run once each.
+Uses the package atheris (libFuzzer for Python) if it is installed, otherwise ``guide``, which
+needs no package. Inputs that violate an invariant are saved under ``--out`` and reported; the run
+continues. Inputs given as arguments are run once each.
 """
 
 import argparse
@@ -17,10 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from tests.fuzz.guided.finding import Finding, NotingLoop
+from tests.support.waiting import PATIENCE
 from tests.support.watchdog import Watchdog
 
-PATIENCE = 60.0
-"""Timeout for one input, seconds."""
 TARGETS = {
     "frames": ("tests.fuzz.guided.frames", "Frames"),
     "http": ("tests.fuzz.guided.http", "Http"),
