@@ -114,7 +114,7 @@ def end(
     items: Iterable[ProcessRecord],
     *,
     grace: float,
-    kill_wait: float = 2.0,
+    kill_wait: float = 30.0,
     spare: Callable[[psutil.Process], bool] = lambda _: False,
 ) -> list[int]:
     """End processes and their descendants, except this process: SIGTERM, then SIGKILL.
@@ -122,7 +122,7 @@ def end(
     Args:
         items: Processes to end; ended ones are ignored.
         grace: Seconds between SIGTERM and SIGKILL; 0 sends SIGKILL immediately.
-        kill_wait: Seconds to wait after SIGKILL.
+        kill_wait: Maximum wait after SIGKILL, seconds; a busy machine frees memory slowly.
         spare: Returns whether to exclude a process.
 
     Returns:

@@ -226,7 +226,7 @@ def test_a_taken_port_is_refused_before_anything_starts(tmp_path: Path) -> None:
         with started(tmp_path, *FAKE, "--port", str(port)) as up:
             assert up.process.wait(START_LIMIT) == 1
             (line,) = up.error_lines()
-            assert f"the REST port {port} on 127.0.0.1 is taken" in line
+            assert f"the REST port {port} on 127.0.0.1 is in use" in line
             assert "ray" not in up.said().replace(str(tmp_path), "").lower()
 
 

@@ -27,12 +27,14 @@ from serving.settings import Settings
 from tests.rig import netns
 
 GCS_PORT = 6379
-RAY_STARTS = (45.0, 90.0)
+RAY_STARTS = (45.0, 90.0, 180.0, 300.0)
 """Timeout of each attempt, seconds. In 2 of 20 starts a joining Ray hung in its first call to the
 head; the second attempt succeeded."""
 OBJECT_STORE_BYTES = 80 * 2**20
 STARTED = "Ray runtime started"
 """What ``ray start`` prints when the node has joined the cluster."""
+_TOO_SLOW = b"timed out during startup"
+"""In the log of a ``ray start`` that exceeded Ray's own limit of 30 s."""
 _HTTP_OK = 200
 _POLL_SECONDS = 0.5
 _PROGRESS_LINE = re.compile(r"\[ *\d+\.\ds\] (?P<part>group[^:]*): (?P<text>.*)")
@@ -123,9 +125,11 @@ def spawn_ray(
 
 
 def came_up(
-    node: netns.Node, process: "subprocess.Popen[bytes]", paths: Paths, seconds: float, said: int
+    node: netns.Node, process: "subprocess.Popen[bytes]", paths: Paths, seconds: float, logged: int
 ) -> bool:
-    """Wait until the node's Ray has joined the cluster; return False after ``seconds``.
+    """Wait until the node's Ray has joined the cluster; return False if it needs another start.
+
+    That is after ``seconds``, or if Ray ended because its own limit of 30 s had passed.
 
     Args:
         node: the node.
@@ -139,8 +143,10 @@ def came_up(
     """
     log = paths.ray_log(node)
     deadline = time.monotonic() + seconds
-    while STARTED.encode() not in log.read_bytes()[said:]:
+    while STARTED.encode() not in log.read_bytes()[logged:]:
         if process.poll() is not None:
+            if _TOO_SLOW in log.read_bytes()[logged:]:
+                return False
             raise EngineError(f"Ray on node {node.name} ended: {last_error(log)}")
         if time.monotonic() >= deadline:
             return False

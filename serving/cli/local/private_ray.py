@@ -20,6 +20,8 @@ _UNDEPLOY_TIMEOUT = 2.0
 _RAY_STOP = 3.0
 """Seconds for Ray to stop; the caller kills processes that remain."""
 _POLL_SECONDS = 0.05
+_STARTS = 4
+"""Maximum number of attempts to start Ray."""
 
 
 class RayProcesses:
@@ -30,7 +32,7 @@ class RayProcesses:
 
         Args:
             settings: All settings.
-            progress: Shows a second attempt to start.
+            progress: Shows further attempts to start.
             logs: Folder that Ray's logs are moved to after a failure.
         """
         self.logs = logs
@@ -41,7 +43,7 @@ class RayProcesses:
         self._processes: tuple[ProcessRecord, ...] = ()
 
     def start(self, require_alive: Callable[[], None], keep: int | None) -> cluster.PrivateRay:
-        """Start Ray; try twice, because on a busy machine Ray may exceed its limit of 30 s.
+        """Start Ray; try several times, because on a busy machine it may exceed its limit of 30 s.
 
         Args:
             require_alive: Raises if the rest of the stack has ended in the meantime.
@@ -50,16 +52,19 @@ class RayProcesses:
         Raises:
             EngineError: Ray did not start; the message has the path of the logs.
         """
-        try:
-            self.ray = cluster.start_private(self._settings)
-        except cluster.RayNotStarted as error:
-            require_alive()
-            self._progress.set("ray", "not up after 30 s; starting it again")
-            left = (item for item in descendants(os.getpid()) if item.pid != keep)
-            end(left, grace=0.0)
-            cluster.disconnect()
-            cluster.forget(error.folder)
-            self.ray = cluster.start_private(self._settings)
+        left = _STARTS
+        while self.ray is None:
+            left -= 1
+            try:
+                self.ray = cluster.start_private(self._settings)
+            except cluster.RayNotStarted as error:
+                require_alive()
+                if not left:
+                    raise
+                self._progress.set("ray", "not up after 30 s; starting it again")
+                end((item for item in descendants(os.getpid()) if item.pid != keep), grace=0.0)
+                cluster.disconnect()
+                cluster.forget(error.folder)
         self._processes = tuple(
             item for item in descendants(os.getpid()) if item.name in {"gcs_server", "raylet"}
         )

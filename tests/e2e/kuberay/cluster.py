@@ -39,6 +39,8 @@ GCS_PORT, DASHBOARD_PORT = 6379, 8265
 CLUSTER_NAME = "serve-moe-serving-abcde"
 START = 600.0
 """Timeout for a node's Ray, and again for the application, seconds."""
+_STARTS = 5
+"""Maximum number of starts of a node's Ray."""
 POLL = 0.5
 
 
@@ -184,12 +186,16 @@ def _start(
         "PYTHONUNBUFFERED": "1",
     }
     log = paths.ray_log(node)
-    process = node.spawn(
-        ["/bin/bash", "-c", "--", f"{command} --temp-dir={temporary}"], log, environment
-    )
-    if not came_up(node, process, paths, START, 0):
-        raise TimeoutError(f"Ray on {address} did not start: {log.read_text('utf-8')[-2000:]}")
-    return Pod(node, environment)
+    # Kubernetes restarts the container of a Ray that ends.
+    for _ in range(_STARTS):
+        offset = log.stat().st_size if log.exists() else 0
+        process = node.spawn(
+            ["/bin/bash", "-c", "--", f"{command} --temp-dir={temporary}"], log, environment
+        )
+        if came_up(node, process, paths, START, offset):
+            return Pod(node, environment)
+        node.clear()
+    raise TimeoutError(f"Ray on {address} did not start: {log.read_text('utf-8')[-2000:]}")
 
 
 def _end_all() -> None:
