@@ -43,7 +43,7 @@ class Flag:
 
     name: str
     reads: Callable[[str], Any] | None
-    """Parser of the flag's value. None: the flag takes no value."""
+    """Parser of the flag's value; None for a flag without a value."""
     help: str
     metavar: str = ""
     default: str | None = None

@@ -36,7 +36,7 @@ class Generator:
     _refused: int = field(default=0, init=False)
     _index: int = field(default=0, init=False)
     _left: int | None = field(default=None, init=False)
-    """Measured requests that this stage may still send. None: unlimited."""
+    """Remaining number of measured requests of this stage; None if unlimited."""
 
     def begin(self) -> None:
         """Start the clock."""
@@ -74,7 +74,7 @@ class Generator:
             stage: Number of the stage, for the records.
             warmup: Seconds after this call before which requests are not measured.
             until: Seconds after this call from which no turn begins.
-            requests: Measured requests to send. None: all that are due.
+            requests: Number of measured requests to send; None sends all that are due.
         """
         began = self._begin_stage(requests)
         for after, session in schedule:

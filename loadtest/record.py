@@ -26,7 +26,7 @@ class Record:
     that accepts slowly would look fast (coordinated omission)."""
     sent: float
     first: float | None
-    """When the first chunk of the answer arrived. None: no chunk arrived."""
+    """Arrival time of the first chunk of the answer; None if no chunk arrived."""
     end: float
     prompt_tokens: int
     output_tokens: int
@@ -55,7 +55,7 @@ class Record:
 
     @property
     def itl(self) -> float | None:
-        """Mean time between tokens (TPOT), seconds. None: fewer than two tokens.
+        """Mean time between tokens (TPOT), seconds; None with fewer than two tokens.
 
         Counts tokens, not chunks, to be independent of how a server groups them.
         """

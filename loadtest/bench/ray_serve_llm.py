@@ -26,7 +26,7 @@ def configuration(settings: Settings, arguments: dict[str, Any]) -> dict[str, An
 
     Args:
         settings: All settings.
-        arguments: vLLM's engine arguments, equal to those of its own server.
+        arguments: Engine arguments of vLLM, the same as for vLLM's own server.
     """
     return {
         "llm_config": {

@@ -179,7 +179,7 @@ class SimulatedGroup:
     gone: bool = False
     ranks: list[SimulatedRank] = field(init=False)
     until: float | None = None
-    """End of the current steps. None: idle."""
+    """End of the current steps, seconds; None while idle."""
     version: int = 0
     """Version of the event that ends the current steps; other versions are stale."""
     dirty: bool = True

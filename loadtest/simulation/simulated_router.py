@@ -99,7 +99,7 @@ class SimulatedRouter:
         """Dispatch the head of the queue, or reject it after its deadline.
 
         Returns:
-            The request, its group (None: rejected) and whether the group's steps changed; None if
+            The request, its group (None if rejected) and whether the group's steps changed. None if
             the head has to wait.
         """
         head = self.queue.head(now)
