@@ -3,9 +3,12 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-builtin-rules
+COMMA := ,
 
 GROUPS ?= 1
 RANKS ?= 2
+# Models to serve, separated by commas: folders, names of bundled models, or NAME=PATH. Empty: the settings.
+MODELS ?=
 PORT ?= 8000
 GRPC_PORT ?= 50051
 # Interpreter for a new .venv, and uv or pip; empty: .ci/setup chooses.
@@ -25,9 +28,9 @@ help: ## Show this list
 	    sed -E 's/^([a-z0-9-]+):.*## (.*)$$/  \1\t\2/' | expand -t 18
 
 .PHONY: run
-run: venv ## Serve pocket-r1 on this machine until Ctrl-C (GROUPS=1 RANKS=2 PORT=8000 GRPC_PORT=50051)
+run: venv ## Serve pocket-r1 on this machine until Ctrl-C (GROUPS=1 RANKS=2 PORT=8000 GRPC_PORT=50051 MODELS=a=/a,b=/b)
 	@exec .venv/bin/moe-serving up --groups $(GROUPS) --ranks $(RANKS) \
-	    --port $(PORT) --grpc-port $(GRPC_PORT) $(ARGS)
+	    $(addprefix --model ,$(subst $(COMMA), ,$(MODELS))) --port $(PORT) --grpc-port $(GRPC_PORT) $(ARGS)
 
 .PHONY: test
 test: venv-dev ## Run all tests: unit, integration, end to end (ARGS="-k name" goes to pytest)
@@ -57,6 +60,16 @@ soak: venv-dev ## Send mixed requests and check for leaks of memory, tasks and f
 .PHONY: overload
 overload: venv-dev ## Load a fleet with five times its capacity and print the result (ARGS="--seconds 60")
 	@exec .venv/bin/python -m tests.overload.run $(ARGS)
+
+.PHONY: ledger
+ledger: venv-dev ## Kill router and PostgreSQL during 100,000 requests and compare the ledger with the clients' counts
+	@.ci/tools
+	@exec .venv/bin/python -m tests.ledger.run $(ARGS)
+
+.PHONY: batches
+batches: venv-dev ## Kill routers and PostgreSQL during 20 batches and check that every line is answered once
+	@.ci/tools
+	@exec .venv/bin/python -m tests.batch.run $(ARGS)
 
 .PHONY: check
 check: venv-dev ## Lint, formatting, types, import rules, dead code, generated code and pages, the site
@@ -88,7 +101,7 @@ coverage: venv-dev ## Line and branch coverage of the tests that need no real en
 chart: venv-dev ## Test the Helm chart with Helm 3 and 4: generated files, lint, rendering, schemas, refused values
 	@.ci/tools
 	@.venv/bin/python helm/generate.py --check
-	@.venv/bin/python -m pytest tests/helm tests/unit/cli/doctor/test_gpu_memory.py \
+	@.venv/bin/python -m pytest tests/helm tests/unit/planner/test_gpu_memory.py \
 	    tests/unit/engine/test_serve_app.py tests/unit/cli/doctor/test_presets.py $(ARGS)
 
 .PHONY: images

@@ -16,6 +16,8 @@ from serving.client.errors import InvalidRequest
 
 TRACE_BLOCK = 512
 """Tokens per block; the trace has one id for each block."""
+_MOST_TOKENS = 10**7
+"""Upper bound of a length, tokens; the blocks of a longer prompt would fill the memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +85,8 @@ def read_csv(path: Path) -> list[Request]:
     with path.open(encoding="utf-8", newline="") as lines:
         for row in csv.DictReader(lines, skipinitialspace=True):
             prompt = int(row["prompt_tokens"])
-            blocks = tuple(next(fresh) for _ in range(-(-prompt // TRACE_BLOCK)))
+            count = -(-min(prompt, _MOST_TOKENS) // TRACE_BLOCK)
+            blocks = tuple(next(fresh) for _ in range(count))
             requests.append(
                 Request(_seconds(row["timestamp"]), prompt, int(row["output_tokens"]), blocks)
             )
@@ -109,7 +112,7 @@ def load_trace(path: Path) -> list[Request]:
         raise InvalidRequest(f"cannot read the trace {path}: {error.strerror}") from error
     except KeyError as error:
         raise InvalidRequest(f"the trace {path} has no {error}") from error
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
         raise InvalidRequest(f"the trace {path} is invalid: {error}") from error
     if not requests:
         raise InvalidRequest(f"the trace {path} has no requests")
@@ -125,8 +128,11 @@ def _problem(request: Request) -> str | None:
     lengths: tuple[Any, Any] = request.prompt_tokens, request.output_tokens
     if not isinstance(at, int | float) or not math.isfinite(at):
         return f"the timestamp is {at}, must be a number"
-    if not all(isinstance(one, int) and one >= 0 for one in lengths):
-        return f"the lengths are {lengths[0]} and {lengths[1]}, must be whole numbers from 0"
+    if not all(isinstance(one, int) and 0 <= one <= _MOST_TOKENS for one in lengths):
+        return (
+            f"the lengths are {lengths[0]!r:.40} and {lengths[1]!r:.40}, must be whole numbers "
+            f"from 0 to {_MOST_TOKENS:,}"
+        )
     blocks: tuple[Any, ...] = request.blocks
     if not all(isinstance(one, int | str) for one in blocks):
         return "hash_ids must be numbers"

@@ -135,7 +135,7 @@ def main() -> None:
     extras = project["project"]["optional-dependencies"]
     serving = [
         *project["project"]["dependencies"],
-        *(line for name in ("cpu", "autoscaler", "load") for line in extras[name]),
+        *(line for name in ("cpu", "autoscaler", "ledger", "load", "s3") for line in extras[name]),
         *project["build-system"]["requires"],
     ]
     locked = _locked()

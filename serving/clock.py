@@ -1,5 +1,6 @@
 """Clocks, passed to the code that uses them so that tests and the simulator can control time."""
 
+import datetime as dt
 import time
 from typing import Protocol
 
@@ -21,3 +22,8 @@ class SystemClock:
 
     monotonic = staticmethod(time.monotonic)
     time = staticmethod(time.time)
+
+
+def rfc3339(seconds: int) -> str:
+    """Return a Unix time as text, e.g. 2026-12-01T00:00:00Z."""
+    return dt.datetime.fromtimestamp(seconds, dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -5,9 +5,13 @@
     │   └── SettingsError       the settings are invalid, at start-up
     ├── ModelNotFound           the model is not served
     ├── GroupNotFound           no group has that name
+    ├── ResourceNotFound        no file or batch has that id
+    ├── Conflict                the state of a file or batch does not permit this
+    ├── StorageFull             the storage of files and batches has no room
     ├── Unauthenticated         no valid key
     ├── PermissionDenied        the key lacks the permission
     ├── Overloaded              too many requests; retry later
+    ├── BudgetExceeded          the tenant's or the key's budget is used up
     ├── NotReady                no group can run the request now
     ├── GroupLost               the request's group was lost
     ├── PoisonRequest           the request makes groups fail
@@ -44,6 +48,18 @@ class GroupNotFound(ServingError):
     """This router has no group with that name."""
 
 
+class ResourceNotFound(ServingError):
+    """The tenant has no file or batch with that id."""
+
+
+class Conflict(ServingError):
+    """The state of a file or batch does not permit the operation."""
+
+
+class StorageFull(ServingError):
+    """The storage of files and batches has no room, or cannot be written."""
+
+
 class Unauthenticated(ServingError):
     """The request has no valid credentials."""
 
@@ -62,6 +78,28 @@ class Overloaded(ServingError):
 
     def __init__(self, message: str = "", retry_after: float | None = None) -> None:
         super().__init__(message)
+        self.retry_after = retry_after
+
+
+class BudgetExceeded(ServingError):
+    """The budget of the tenant or the key is used up until it renews.
+
+    Args:
+        message: The budget, and when it renews.
+        renews_at: Start of the budget's next period, Unix seconds; None: unknown.
+        retry_after: Seconds after which a retry is worthwhile: until the renewal, or less if only
+            requests in flight hold the rest of the budget. None: unknown.
+    """
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        renews_at: int | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.renews_at = renews_at
         self.retry_after = retry_after
 
 
@@ -106,6 +144,10 @@ class Cancelled(ServingError):
     """The client cancelled the request or disconnected."""
 
 
+class CancelledByOperator(Cancelled):
+    """An operator, or another user of the tenant, cancelled the request in the console."""
+
+
 class Unsupported(ServingError):
     """The model or this build does not support the request."""
 
@@ -138,14 +180,22 @@ ERROR_TABLE: dict[type[ServingError], ErrorStatus] = {
     SettingsError: ErrorStatus("FAILED_PRECONDITION", 500, "SETTINGS", retryable=False),
     ModelNotFound: ErrorStatus("NOT_FOUND", 404, "MODEL_NOT_FOUND", retryable=False),
     GroupNotFound: ErrorStatus("NOT_FOUND", 404, "GROUP_NOT_FOUND", retryable=False),
+    ResourceNotFound: ErrorStatus("NOT_FOUND", 404, "RESOURCE_NOT_FOUND", retryable=False),
+    Conflict: ErrorStatus("FAILED_PRECONDITION", 409, "CONFLICT", retryable=False),
+    StorageFull: ErrorStatus("RESOURCE_EXHAUSTED", 507, "STORAGE_FULL", retryable=True),
     Unauthenticated: ErrorStatus("UNAUTHENTICATED", 401, "UNAUTHENTICATED", retryable=False),
     PermissionDenied: ErrorStatus("PERMISSION_DENIED", 403, "PERMISSION_DENIED", retryable=False),
     Overloaded: ErrorStatus("RESOURCE_EXHAUSTED", 429, "OVERLOADED", retryable=True),
+    BudgetExceeded: ErrorStatus("RESOURCE_EXHAUSTED", 402, "BUDGET_EXCEEDED", retryable=False),
     NotReady: ErrorStatus("UNAVAILABLE", 503, "NOT_READY", retryable=True),
     GroupLost: ErrorStatus("UNAVAILABLE", 503, "GROUP_LOST", retryable=True),
     PoisonRequest: ErrorStatus("INTERNAL", 500, "POISON_REQUEST", retryable=False),
     DeadlineExceeded: ErrorStatus("DEADLINE_EXCEEDED", 504, "DEADLINE_EXCEEDED", retryable=False),
     Cancelled: ErrorStatus("CANCELLED", 499, "CANCELLED", retryable=False),
+    # Clients retry 409 by themselves, and vLLM's handlers do not know 499.
+    CancelledByOperator: ErrorStatus(
+        "PERMISSION_DENIED", 403, "CANCELLED_BY_OPERATOR", retryable=False
+    ),
     Unsupported: ErrorStatus("UNIMPLEMENTED", 501, "UNSUPPORTED", retryable=False),
     EngineError: ErrorStatus("INTERNAL", 500, "ENGINE", retryable=True),
     PlacementError: ErrorStatus("FAILED_PRECONDITION", 503, "PLACEMENT", retryable=True),

@@ -1,4 +1,4 @@
-"""Binds listening ports and resolves names that stand for several routers.
+"""Binds and holds ports, and resolves names that stand for several routers.
 
 A target is ``host:port`` (one address) or ``dns:///name:port`` (all addresses behind the name, for
 example of a headless Service). Each router decides independently where to send requests, and a
@@ -10,7 +10,7 @@ import socket
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from serving.errors import SettingsError
 
@@ -26,6 +26,40 @@ class Target:
     server_name: str | None = None
     """Name that was resolved to the address, which the certificate must contain. None: the target
     was an address."""
+
+
+class HeldPort:
+    """A free TCP port for a server that another process, or a later step, will start.
+
+    The port is bound, but nobody listens on it. Until it is released the kernel gives it to nobody
+    who asks for any free port or opens a connection; a server that names it, with SO_REUSEADDR as
+    servers do, can listen on it. Without this, another process can be given the port between its
+    choice and the start of the server.
+    """
+
+    def __init__(self, host: str = "127.0.0.1") -> None:
+        """Choose and hold a port on ``host``, an IPv4 or IPv6 address of this machine."""
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self._socket = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            self._socket.bind((host, 0))
+        except BaseException:
+            self._socket.close()
+            raise
+        self.port: int = self._socket.getsockname()[1]
+
+    def release(self) -> None:
+        """Give the port up; a server that listens on it by now keeps it."""
+        self._socket.close()
+
+    def __enter__(self) -> Self:
+        """Return the port, which is released at the end of the block."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Release the port."""
+        self.release()
 
 
 def bind(

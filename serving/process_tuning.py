@@ -86,7 +86,7 @@ def freeze_after_collections() -> None:
     gc.set_threshold(_YOUNG_THRESHOLD, _MIDDLE_THRESHOLD, _FULL_THRESHOLD)
     if _bound_collection not in gc.callbacks:
         gc.callbacks.append(_bound_collection)
-    _collect_and_freeze()
+    collect_and_freeze()
 
 
 async def collect_when_idle(idle: Callable[[], bool]) -> None:
@@ -103,7 +103,7 @@ async def collect_when_idle(idle: Callable[[], bool]) -> None:
         growth = resident_bytes() - before
         if growth > (_GROWTH_WHEN_IDLE if idle_checks >= _IDLE_CHECKS else _GROWTH_WHEN_BUSY):
             gc.unfreeze()
-            _collect_and_freeze()
+            collect_and_freeze()
             before = resident_bytes()
         elif growth < 0:
             before += growth
@@ -128,7 +128,7 @@ def raise_open_files_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
 
 
-def _collect_and_freeze() -> None:
+def collect_and_freeze() -> None:
     """Scan all objects and freeze the survivors.
 
     CPython postpones a full collection until the number of new objects reaches a quarter of the
@@ -160,5 +160,7 @@ def _bound_collection(phase: str, info: dict[str, int]) -> None:
     if phase == "stop":
         if generation == 2:  # noqa: PLR2004  the oldest generation
             gc.freeze()
-    elif sum(len(gc.get_objects(generation=each)) for each in range(generation + 1)) > _MAX_SCANNED:
+    # No bytecode runs between get_objects and len, so no other thread does. If one was building a
+    # tuple from a generator, a reference to the unfinished tuple would make it fail (SystemError).
+    elif sum(map(len, map(gc.get_objects, range(generation + 1)))) > _MAX_SCANNED:
         gc.freeze()

@@ -4,14 +4,15 @@ The edge creates the context and sets ``request_context_var``. Admission, routin
 the context and write to its ``record``.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import TypedDict
+from typing import Literal, Protocol, TypedDict, get_args
 
 from serving.routing.decision import RoutingDecision
+from serving.routing.snapshot import RankId
 from serving.telemetry.tracing import RequestTrace
 
 
@@ -23,12 +24,79 @@ class Priority(IntEnum):
     BATCH = 2
 
 
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+"""Values of ``reasoning_effort``, in vLLM's and OpenAI's APIs; in increasing order."""
+
+
+def is_above(effort: str, limit: str) -> bool:
+    """Return whether an effort is higher than another; unknown ones are higher than all."""
+    order = get_args(Effort)
+    return effort not in order or order.index(effort) > order.index(limit)
+
+
+@dataclass(frozen=True, slots=True)
+class ReasoningPolicy:
+    """Defaults and caps of the reasoning of an API key's requests. None: none."""
+
+    thinking_token_budget: int | None = None
+    """Reasoning tokens of requests that set no budget."""
+    max_thinking_token_budget: int | None = None
+    """Highest budget that a request may set, and the default without another."""
+    reasoning_effort: Effort | None = None
+    """Effort of requests that set none."""
+    max_reasoning_effort: Effort | None = None
+    """Highest effort that a request may set, and the default without another."""
+    hidden: bool = False
+    """Whether responses leave out the reasoning. It is generated, counted and resumed as usual."""
+
+
+@dataclass(slots=True)
+class Usage:
+    """What admitted prompts have used. Not frozen, because that triples the cost of creation."""
+
+    prompt_tokens: int = 0
+    """Prompt tokens, including cached ones."""
+    cached_tokens: int = 0
+    output_tokens: int = 0
+    """Tokens received from ranks, over all choices."""
+    drafted_tokens: int = 0
+    """Tokens drafted by speculative decoding, of finished choices."""
+    accepted_tokens: int = 0
+    """Drafted tokens that were accepted."""
+    rank_seconds: float = 0.0
+    """Time on ranks, over all resumptions, seconds."""
+    reasoning_tokens: int = 0
+    """Output tokens that are reasoning, of raw text (``RequestRecord.raw_text``)."""
+
+    def __add__(self, other: "Usage") -> "Usage":
+        """Return the sums."""
+        return Usage(
+            self.prompt_tokens + other.prompt_tokens,
+            self.cached_tokens + other.cached_tokens,
+            self.output_tokens + other.output_tokens,
+            self.drafted_tokens + other.drafted_tokens,
+            self.accepted_tokens + other.accepted_tokens,
+            self.rank_seconds + other.rank_seconds,
+            self.reasoning_tokens + other.reasoning_tokens,
+        )
+
+
+class Generation(Protocol):
+    """The generation of one prompt: a ``requests.request.FleetRequest``."""
+
+    def usage(self) -> Usage:
+        """Return the usage so far."""
+        ...
+
+
 @dataclass(slots=True)
 class RequestRecord:
     """Record of one request's processing; the edge reads it for headers and logs."""
 
     decisions: list[RoutingDecision] = field(default_factory=list)
     """All placements on a rank, in order; more than one after a resumption."""
+    model: str | None = None
+    """Name of the requested model; None: the router serves only one."""
     waited: float = 0.0
     """Seconds in the admission queue, including parked time."""
     parked: bool = False
@@ -41,12 +109,67 @@ class RequestRecord:
     """Arrival of the first token, monotonic seconds; None before it."""
     cached_tokens: int = 0
     """Prompt tokens that came from a KV cache."""
+    ended: Usage = field(default_factory=Usage)
+    """Usage of the prompts whose generation has ended."""
+    running: list[Generation] = field(default_factory=list)
+    """Prompts whose generation was admitted and has not ended."""
+    record_id: str | None = None
+    """Id of the request's record in the ledger, which its budgets' reservations refer to. None: it
+    gets one when it is recorded."""
+    budget_warning: str | None = None
+    """What to tell the client about a budget whose soft limit is reached, in ASCII."""
+    raw_text: bool = False
+    """Whether the response is raw text, whose reasoning is counted in ``usage``."""
+    reasoning_tokens: int | None = None
+    """Output tokens that are reasoning, where the handler reports them here. None: it does not."""
+    ledgered: bool = False
+    """Whether the request is in the ledger; it is recorded once."""
     load_checked: bool = False
     """Whether ``FleetClient.check_load`` has passed; it runs once per request."""
+    prompts: int = 0
+    """Number of prompts that have been started; a completion may have a thousand."""
     responded: bool = False
     """Whether any part of the response has been sent, including a keep-alive comment."""
     trace: RequestTrace | None = None
     """The request's trace; None: tracing is off, or the request is not sampled."""
+    on_resumed: Callable[[], None] | None = None
+    """Called when the request has been placed on another rank after a loss. None: nobody asks."""
+
+    def usage(self) -> Usage:
+        """Return the usage of all prompts so far.
+
+        A generator that was not closed after its client left is still running.
+        """
+        return sum((each.usage() for each in self.running), self.ended)
+
+
+class Yielding(Protocol):
+    """Lets a request of a batch run only while no other request needs its rank."""
+
+    async def turn(self, context: "RequestContext", tokens: int) -> None:
+        """Wait until the request may be placed; ``placed`` or ``declined`` must follow.
+
+        Args:
+            context: The request's context.
+            tokens: Prompt and expected output tokens.
+        """
+        ...
+
+    def placed(self, rank: RankId, give_way: Callable[[], None]) -> Callable[[], None]:
+        """Record that the request runs on a rank.
+
+        Args:
+            rank: The rank.
+            give_way: Takes the request off the rank; it then waits for its next turn.
+
+        Returns:
+            A function to call when the request has left the rank; safe to call twice.
+        """
+        ...
+
+    def declined(self) -> None:
+        """Record that no rank took the request."""
+        ...
 
 
 class ContextFields(TypedDict):
@@ -74,9 +197,17 @@ class RequestContext:
     explain: bool = False
     """Whether the client requested an explanation of the routing decision and is permitted to see
     it."""
+    shows_cost: bool = False
+    """Whether the client asked what the request costs and is permitted to see it."""
     deadline: float | None = None
     """The client's deadline, seconds on the router's monotonic clock. None: only
     ``router.request_timeout`` applies."""
+    key_id: str | None = None
+    """Id of the API key; None: no key is required."""
+    reasoning: ReasoningPolicy | None = None
+    """Defaults and caps of reasoning; None: there are none."""
+    yielding: Yielding | None = None
+    """Decides when the request of a batch runs. None: a client waits for the request."""
     record: RequestRecord = field(default_factory=RequestRecord, compare=False)
 
     def log_fields(self) -> ContextFields:

@@ -2,9 +2,11 @@
 
 For malformed values, PyYAML raises other exceptions (``2027-13-01``: ValueError,
 ``!!timestamp x``: AttributeError). At a nesting depth of a few thousand brackets, its C loader
-overflows the stack, which kills the process.
+overflows the stack, which kills the process. Of a key that occurs twice in a map, it silently takes
+the last: a second ``keys:`` in a key file would remove the first.
 """
 
+from dataclasses import dataclass, field
 from typing import Any
 
 import yaml
@@ -12,8 +14,18 @@ import yaml
 MAX_DEPTH = 64
 """Maximum nesting depth of lists and maps."""
 
+
+def _own(loader: Any) -> Any:
+    """Return a subclass with copies of what other packages in the process may change in PyYAML."""
+    resolvers = {first: list(known) for first, known in loader.yaml_implicit_resolvers.items()}
+    constructors = dict(loader.yaml_constructors)
+    own = {"yaml_implicit_resolvers": resolvers, "yaml_constructors": constructors}
+    return type(f"Own{loader.__name__}", (loader,), own)
+
+
 # If PyYAML was built with libyaml, its C loader is ten times as fast for thousands of keys.
-_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_Loader = _own(getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+_TextLoader = _own(getattr(yaml, "CBaseLoader", yaml.BaseLoader))
 
 
 class NotYaml(ValueError):
@@ -25,15 +37,26 @@ class NotYaml(ValueError):
         """Line number, starting at 1; None: unknown."""
 
 
-def read_yaml(text: str) -> Any:
+class RepeatedKey(NotYaml):
+    """A map has a key twice."""
+
+
+def read_yaml(text: str, *, scalars_as_text: bool = False) -> Any:
     """Return the value of a YAML document.
+
+    Args:
+        text: The document.
+        scalars_as_text: Return all scalars as strings, e.g. amounts of money, which must not
+            become floats, and times of day, which YAML 1.1 reads as numbers (16:30 is 990).
 
     Raises:
         NotYaml: The text is not valid YAML, contains a malformed value, or nests too deeply.
+        RepeatedKey: A map has a key twice.
     """
     try:
-        _check_depth(text)
-        return yaml.load(text, Loader=_Loader)  # noqa: S506  a safe loader
+        _check(text)
+        loader = _TextLoader if scalars_as_text else _Loader
+        return yaml.load(text, Loader=loader)  # noqa: S506  a safe loader
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         reason = getattr(error, "problem", None) or "it cannot be parsed"
@@ -44,14 +67,45 @@ def read_yaml(text: str) -> Any:
         raise NotYaml(f"malformed value ({error})") from error
 
 
-def _check_depth(text: str) -> None:
-    depth = 0
+@dataclass(slots=True)
+class _Collection:
+    """A list or map whose end has not been read."""
+
+    is_map: bool
+    keys: set[str] = field(default_factory=set)
+    at_key: bool = True
+    """Whether the next node of a map is a key."""
+
+
+def _check(text: str) -> None:
+    """Check the depth of a document and the keys of its maps.
+
+    Raises:
+        NotYaml: It nests too deeply.
+        RepeatedKey: A map has a key twice.
+    """
+    open_: list[_Collection] = []
     for event in yaml.parse(text, Loader=_Loader):
+        if isinstance(event, yaml.CollectionEndEvent):
+            open_.pop()
+            continue
+        if not isinstance(event, yaml.NodeEvent):
+            continue
+        if open_ and open_[-1].is_map:
+            _note_key(open_[-1], event)
         if isinstance(event, yaml.CollectionStartEvent):
-            depth += 1
-            if depth > MAX_DEPTH:
-                mark = event.start_mark
-                line = None if mark is None else mark.line + 1
-                raise NotYaml(f"nested more than {MAX_DEPTH} deep", line)
-        elif isinstance(event, yaml.CollectionEndEvent):
-            depth -= 1
+            if len(open_) >= MAX_DEPTH:
+                raise NotYaml(f"nested more than {MAX_DEPTH} deep", _line(event))
+            open_.append(_Collection(isinstance(event, yaml.MappingStartEvent)))
+
+
+def _note_key(inside: _Collection, event: yaml.NodeEvent) -> None:
+    if inside.at_key and isinstance(event, yaml.ScalarEvent):
+        if event.value in inside.keys:
+            raise RepeatedKey(f"key {event.value[:64]!r} occurs twice", _line(event))
+        inside.keys.add(event.value)
+    inside.at_key = not inside.at_key
+
+
+def _line(event: yaml.Event) -> int | None:
+    return None if event.start_mark is None else event.start_mark.line + 1

@@ -45,8 +45,7 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 
 def pytest_collection_finish() -> None:
-    """Exclude the imported objects from all further collections."""
-    gc.collect()
+    """Exclude the imported objects from all collections, the little garbage among them too."""
     gc.freeze()
     gc.enable()
 

@@ -43,7 +43,7 @@ ENGINE_LANES = 2 if CORES > 1 and psutil.virtual_memory().total >= 12 * 2**30 el
 """Number of engine runs at the same time; each needs up to 5 GiB."""
 SUMMARY = 2000
 """Maximum size of the final summary, characters."""
-LISTED, LINE, SHORTEST_LINE = 30, 200, 70
+LISTED, LINE, SHORTEST_LINE = 30, 400, 70
 """Maximum number of failed tests in the summary, and maximum and minimum length of a line."""
 LAYOUTS = ("tests/e2e/test_verify.py", "tests/e2e/test_two_nodes.py")
 SERVED, FAULTS = "tests/e2e/served", "tests/faults/test_real.py"
@@ -63,7 +63,7 @@ class Run:
     cpu_seconds: float = 0.0
     """CPU time of the process and of its descendants that were waited for."""
     failures: list[str] = field(default_factory=list)
-    """Failed tests and errors, each with the first line of its message."""
+    """Failed tests and errors, each with its message in one line."""
 
     def __call__(self, more: list[str]) -> None:
         """Run it to its end and print its output, line by line."""

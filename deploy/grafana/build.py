@@ -8,6 +8,7 @@ import argparse
 from pathlib import Path
 
 import autoscaler
+import cost
 import experts
 import fleet
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
@@ -16,6 +17,7 @@ DASHBOARDS = {
     "fleet": fleet.DASHBOARD,
     "experts": experts.DASHBOARD,
     "autoscaler": autoscaler.DASHBOARD,
+    "cost": cost.DASHBOARD,
 }
 
 

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -16,11 +15,13 @@ from pathlib import Path
 import psutil
 
 from loadtest.bench.roles import VARIABLE, marked
+from serving.net import HeldPort
 
 START = 420.0
 """Longest time until a deployment is ready, seconds; below 60 on an idle machine."""
 END = 40.0
 """Longest time for a deployment to stop, seconds."""
+_HELD: list[HeldPort] = []
 _TOOLS = Path(__file__).resolve().parents[2] / ".tools"
 PACKAGES = {
     "vllm-router": ("vllm-router==0.1.17", "setproctitle", "orjson", "requests"),
@@ -124,11 +125,9 @@ def until_ready(url: str | urllib.request.Request, process: subprocess.Popen[byt
 
 
 def free_port() -> int:
-    """Return a port that is currently free."""
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        port: int = server.getsockname()[1]
-        return port
+    """Return a port that nobody else is given until this process ends."""
+    _HELD.append(HeldPort())
+    return _HELD[-1].port
 
 
 def _last_line(text: str) -> str:

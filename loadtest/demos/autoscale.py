@@ -11,7 +11,6 @@ minutes. Needs .ci/tools for Prometheus.
 import asyncio
 import contextlib
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -30,6 +29,7 @@ from serving.client.chat import GenerateOptions, GenerateRequest, Message
 from serving.client.errors import ClientError
 from serving.flags.parser import FlagParser
 from serving.flags.values import AMOUNT
+from serving.net import HeldPort
 from serving.settings import Settings, load_settings
 from serving.telemetry.logs import configure_logs
 
@@ -159,7 +159,7 @@ async def follow(settings: Settings, url: str) -> Run:
 @contextlib.contextmanager
 def prometheus_of(target: str, folder: Path) -> Iterator[str]:
     """Run a Prometheus that scrapes ``target`` every second; yield its URL."""
-    port = free_port()
+    held = HeldPort()
     config = folder / "prometheus.yml"
     config.write_text(
         "global: {scrape_interval: 1s, scrape_timeout: 1s}\n"
@@ -171,21 +171,16 @@ def prometheus_of(target: str, folder: Path) -> Iterator[str]:
             str(PROMETHEUS),
             f"--config.file={config}",
             f"--storage.tsdb.path={folder / 'tsdb'}",
-            f"--web.listen-address=127.0.0.1:{port}",
+            f"--web.listen-address=127.0.0.1:{held.port}",
             "--log.level=error",
         ]
     )
     try:
-        yield f"http://127.0.0.1:{port}"
+        yield f"http://127.0.0.1:{held.port}"
     finally:
         process.terminate()
         process.wait()
-
-
-def free_port() -> int:
-    """Return a port that is currently free."""
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        return int(found.getsockname()[1])
+        held.release()
 
 
 def main() -> int:
@@ -206,7 +201,8 @@ def main() -> int:
         folder = Path(name)
         os.environ[STATE_DIR_VARIABLE] = str(folder / "state")
         command = [sys.executable, "-m", "serving"]
-        sets = ["ray.dashboard=true", f"ray.dashboard_port={free_port()}"]
+        dashboard = HeldPort()
+        sets = ["ray.dashboard=true", f"ray.dashboard_port={dashboard.port}"]
         sets.append(f"ray.num_cpus={2 * GROUP_CPUS}")
         flags = [part for item in sets for part in ("--set", item)]
         ports = ["--port", "0", "--grpc-port", "0", "--join-port", "0"]

@@ -26,6 +26,7 @@ class Router:
         from serving.engine.arguments import router_vllm_config
         from serving.fleet.join_server import LinkServer
         from serving.fleet.membership import FleetMembership
+        from serving.fleet.models import FleetModel, FleetModels
         from serving.link.protocol import model_fingerprint
         from serving.requests.client import FleetClient
 
@@ -34,12 +35,11 @@ class Router:
         self.admission = AdmissionController(settings.admission, dispatcher)
         config = router_vllm_config(settings)
         self.client = FleetClient(config, self.membership, self.admission, settings)
+        fingerprint = model_fingerprint(settings.model.path)
         self.server = LinkServer(
-            self.membership,
+            FleetModels([FleetModel(settings.model.name, self.membership, fingerprint)]),
             settings.link,
             settings.router,
-            model_name=settings.model.name,
-            fingerprint=model_fingerprint(settings.model.path),
         )
 
     async def stop(self) -> None:

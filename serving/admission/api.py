@@ -4,9 +4,11 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from serving.admission.budgets import Reservation
 from serving.admission.quotas import Lease
 from serving.dispatch.dispatcher import Placement, PlacementRequest
 from serving.request_context import Priority, RequestContext
+from serving.routing.snapshot import RankId
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -21,11 +23,15 @@ class AdmissionRequest(PlacementRequest):
     """Expected output tokens, over all choices."""
     deadline: float
     """Deadline, seconds on the router's monotonic clock."""
+    max_output_tokens: int = 0
+    """Most output tokens that the request may generate, over all choices."""
 
     weight: float = 1.0
     """The tenant's share of the fleet relative to other tenants."""
     lease: Lease | None = None
     """The request's share of its tenant's quotas; None: the tenant has no limits."""
+    reservation: Reservation | None = None
+    """What was reserved from the budgets of the request. None: no budget applies."""
     entered_at: float = 0.0
     """Start of the current wait, seconds on the monotonic clock."""
     placed_at: float | None = None
@@ -50,6 +56,18 @@ class AdmissionRequest(PlacementRequest):
         self.tokens = max(self.prompt_tokens + self.output_tokens, 1)
 
 
+class Bystander(Protocol):
+    """Work on the ranks that gives way to requests; implemented by ``serving.batch``."""
+
+    def arrived(self, rank: RankId) -> None:
+        """Called when a request was placed on a rank."""
+        ...
+
+    def make_room(self) -> bool:
+        """Called when no rank has room for a request; returns whether there may be room now."""
+        ...
+
+
 class Admission(Protocol):
     """Decides when a request is placed; implemented by ``controller.AdmissionController``."""
 
@@ -58,6 +76,7 @@ class Admission(Protocol):
 
         Raises:
             Overloaded: The queue is full, or the tenant's quota is exhausted.
+            BudgetExceeded: A budget is known to be used up.
         """
         ...
 
@@ -66,6 +85,7 @@ class Admission(Protocol):
 
         Raises:
             Overloaded: The wait would be too long, or a quota is exhausted; raised immediately.
+            BudgetExceeded: A budget is used up.
             DeadlineExceeded: No rank accepted the request before its deadline.
         """
         ...
@@ -78,6 +98,34 @@ class Admission(Protocol):
         """
         ...
 
-    def release(self, request: AdmissionRequest, *, generated_tokens: int) -> None:
+    async def reserve(self, request: AdmissionRequest) -> None:
+        """Reserve from the budgets that apply to a request, unless that was done.
+
+        ``enter`` does so itself.
+
+        Raises:
+            BudgetExceeded: A budget is used up.
+            NotReady: The budgets cannot be checked.
+        """
+        ...
+
+    def give_back(self, request: AdmissionRequest) -> None:
+        """Give back what a request that will not be placed has taken. Safe to call twice."""
+        ...
+
+    def place_in_gap(self, request: AdmissionRequest) -> Placement | None:
+        """Place a batch line's request now. None: other requests wait, or no rank has room.
+
+        It is neither queued nor counted in quotas and predicted waits.
+
+        Raises:
+            InvalidRequest: No rank can ever accept the request.
+            NotReady: The router is shutting down.
+        """
+        ...
+
+    def release(
+        self, request: AdmissionRequest, *, generated_tokens: int, cached_tokens: int = 0
+    ) -> None:
         """End a request that entered, whether it succeeded or not. Safe to call twice."""
         ...

@@ -17,7 +17,8 @@ deadline passes. Only the queue's size limit applies.
 from dataclasses import dataclass
 from math import inf
 
-from serving.admission.api import AdmissionRequest
+from serving.admission.api import AdmissionRequest, Bystander
+from serving.admission.budgets import Budgets, Prices
 from serving.admission.predictor import WaitPredictor
 from serving.admission.queue_runner import QueueRunner
 from serving.admission.quota_store import shared_store
@@ -48,7 +49,10 @@ class _Smallest:
 
 
 class AdmissionController:
-    """Implements ``api.Admission``. Not thread-safe: all calls come from one event loop."""
+    """Implements ``api.Admission`` for one model.
+
+    Not thread-safe: all calls come from one event loop.
+    """
 
     def __init__(
         self,
@@ -58,6 +62,8 @@ class AdmissionController:
         clock: Clock | None = None,
         limits_of: LimitsOf | None = None,
         quotas: Quotas | None = None,
+        budgets: Budgets | None = None,
+        prices: Prices | None = None,
     ) -> None:
         """Start with an empty queue.
 
@@ -66,26 +72,27 @@ class AdmissionController:
             dispatcher: Places requests.
             clock: Default: the system clock.
             limits_of: Returns a tenant's limits; default: those in the settings for every tenant.
-            quotas: Counts usage per tenant; default: counters in the configured store.
+            quotas: Counts usage per tenant, over all models; default: counters in the configured
+                store.
+            budgets: Reserves from budgets, of all models; None: there are none.
+            prices: The model's prices; needed with budgets.
 
         Raises:
             SettingsError: The configured Redis cannot be used.
         """
         self._settings = settings
         self._dispatcher = dispatcher
+        self._budgets = budgets
+        self._prices = prices
         self._clock = clock or SystemClock()
         self._limits_of = limits_of or default_limits(settings)
-        self._quotas = quotas or Quotas(
-            self._limits_of,
-            self._clock,
-            shared_store(settings),
-            timeout=2 * settings.redis_timeout,
-            down=settings.redis_down,
-        )
+        self._quotas = quotas or quotas_of(settings, self._limits_of, self._clock)
         self._predictor = WaitPredictor(settings.rate_window)
         self._runner = QueueRunner(settings, self._clock, dispatcher, self._predictor)
         self._unsubscribe = dispatcher.subscribe(self.wake)
         self._closed = False
+        self.bystander: Bystander | None = None
+        """Told of requests that need a rank. None: there are no batches."""
 
     @property
     def queue_length(self) -> int:
@@ -107,12 +114,15 @@ class AdmissionController:
 
         Raises:
             Overloaded: The queue is full, or the tenant's quota is exhausted.
+            BudgetExceeded: A budget is known to be used up.
             NotReady: The router is shutting down.
         """
         self._check_open()
         limits = self._limits_of(context.tenant)
         if limits.limited:
             self._quotas.check(context.tenant)
+        if self._budgets is not None:
+            self._budgets.check(context)
         if self._runner.queue:
             now = self._clock.monotonic()
             self._predict(_Smallest(context.tenant, context.priority, limits.weight), now)
@@ -124,8 +134,9 @@ class AdmissionController:
 
         Raises:
             Overloaded: The wait would be too long, or a quota is exhausted; raised immediately.
+            BudgetExceeded: A budget is used up.
             DeadlineExceeded: No rank accepted the request before its deadline.
-            NotReady: The router is shutting down, or quotas cannot be checked.
+            NotReady: The router is shutting down, or quotas or budgets cannot be checked.
         """
         self._check_open()
         now = request.entered_at = self._clock.monotonic()
@@ -137,16 +148,46 @@ class AdmissionController:
             seconds = max(request.deadline - now, 0.0)
             request.lease = await self._quotas.take(request.tenant, request.prompt_tokens, seconds)
         try:
+            await self.reserve(request)
             placement = None if self._runner.queue else self._runner.try_place(request)
+            if placement is None and self.bystander is not None:
+                placement = self._placed_instead(request)
             if placement is None:
                 placement = await self._wait(request)
         except BaseException:
-            if request.lease is not None:
-                request.lease.give_back()
-                request.lease = None
+            self.give_back(request)
             raise
         _WAIT[request.priority].observe(self._clock.monotonic() - now)
+        if self.bystander is not None:
+            self.bystander.arrived(placement.decision.rank_id)
         return placement
+
+    async def reserve(self, request: AdmissionRequest) -> None:
+        """Reserve from the budgets that apply to a request; see ``Admission.reserve``.
+
+        Raises:
+            BudgetExceeded: A budget is used up.
+            NotReady: The budgets cannot be checked.
+        """
+        if self._budgets is None or self._prices is None or request.reservation is not None:
+            return
+        if budgets := self._budgets.of(request.context):
+            request.reservation = await self._budgets.reserve(
+                request.context,
+                budgets,
+                self._prices,
+                request.prompt_tokens,
+                request.max_output_tokens,
+            )
+
+    def give_back(self, request: AdmissionRequest) -> None:
+        """Give back what a request that will not be placed has taken. Safe to call twice."""
+        if request.lease is not None:
+            request.lease.give_back()
+            request.lease = None
+        if request.reservation is not None:
+            request.reservation.give_back()
+            request.reservation = None
 
     async def resume(self, request: AdmissionRequest) -> Placement:
         """Place a request that has lost its rank; see ``Admission.resume``.
@@ -166,9 +207,30 @@ class AdmissionController:
                 return placement
         return await self._runner.wait(request, resumed=True)
 
-    def release(self, request: AdmissionRequest, *, generated_tokens: int) -> None:
+    def place_in_gap(self, request: AdmissionRequest) -> Placement | None:
+        """Place the request of a batch now, unless others wait; see ``Admission.place_in_gap``.
+
+        Raises:
+            InvalidRequest: No rank can ever accept the request.
+            NotReady: The router is shutting down.
+        """
+        self._check_open()
+        if self._runner.queue:
+            return None
+        placed = self._dispatcher.try_place(request)
+        return None if isinstance(placed, str) else placed
+
+    def release(
+        self, request: AdmissionRequest, *, generated_tokens: int, cached_tokens: int = 0
+    ) -> None:
         """End a request that entered, whether it succeeded or not. Safe to call twice."""
         self._runner.ended(request)
+        if request.context.yielding is not None:
+            self.wake()  # there is room where the line ran
+        if request.reservation is not None:
+            request.reservation.settle(
+                prompt=request.prompt_tokens, cached=cached_tokens, output=generated_tokens
+            )
         if request.lease is not None:
             request.lease.end(generated_tokens)
 
@@ -186,6 +248,16 @@ class AdmissionController:
         self.close()
         self._unsubscribe()
         await self._quotas.close()
+
+    def _placed_instead(self, request: AdmissionRequest) -> Placement | None:
+        """Place a request where work that gives way was running; None: there is no room."""
+        assert self.bystander is not None
+        if not self.bystander.make_room():
+            return None
+        if self._runner.queue:
+            self._runner.pump_soon()
+            return None
+        return self._runner.try_place(request)
 
     def _check_open(self) -> None:
         if self._closed:
@@ -220,6 +292,21 @@ class AdmissionController:
             metrics.ADMISSION_PREDICTED_WAIT.observe(predicted)
             metrics.ADMISSION_WAIT_ERROR.observe(waited - predicted)
         return placement
+
+
+def quotas_of(settings: AdmissionSettings, limits_of: LimitsOf, clock: Clock) -> Quotas:
+    """Return the quotas of a router, which the controllers of all its models share.
+
+    Raises:
+        SettingsError: The configured Redis cannot be used.
+    """
+    return Quotas(
+        limits_of,
+        clock,
+        shared_store(settings),
+        timeout=2 * settings.redis_timeout,
+        down=settings.redis_down,
+    )
 
 
 def _closing() -> NotReady:

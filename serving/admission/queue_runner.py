@@ -16,7 +16,12 @@ from serving.request_context import Priority
 from serving.settings import AdmissionSettings
 from serving.telemetry import metrics
 
-_GAUGES = {each: metrics.ADMISSION_QUEUE.labels(each.name.lower()) for each in Priority}
+_GAUGES = (
+    *(metrics.ADMISSION_QUEUE.labels(each.name.lower()) for each in Priority),
+    metrics.ADMISSION_QUEUE_TOKENS,
+    metrics.PARKED_REQUESTS,
+)
+"""Sums over the queues of all models."""
 
 
 class QueueRunner:
@@ -52,6 +57,8 @@ class QueueRunner:
         self._deadlines: list[tuple[float, int, AdmissionRequest]] = []
         self._unready_at = -inf
         """Last time at which no group was ready."""
+        self._shown: tuple[int, ...] = (0,) * len(_GAUGES)
+        """This queue's part of the values of ``_GAUGES``."""
         self._soon: asyncio.Handle | None = None
         self._timer: asyncio.TimerHandle | None = None
 
@@ -178,10 +185,14 @@ class QueueRunner:
 
     def _after_change(self) -> None:
         self._arm()
-        for priority, gauge in _GAUGES.items():
-            gauge.set(self.queue.requests(priority))
-        metrics.ADMISSION_QUEUE_TOKENS.set(self.queue.tokens)
-        metrics.PARKED_REQUESTS.set(0 if self._dispatcher.ready else len(self.queue))
+        values = (
+            *map(self.queue.requests, Priority),
+            self.queue.tokens,
+            0 if self._dispatcher.ready else len(self.queue),
+        )
+        for gauge, value, before in zip(_GAUGES, values, self._shown, strict=True):
+            gauge.inc(value - before)
+        self._shown = values
 
     def _arm(self) -> None:
         """Set the timer for the next deadline or recheck; stop it if the queue is empty."""

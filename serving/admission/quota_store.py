@@ -64,7 +64,7 @@ class Window:
         return self.previous * self.previous_left / WINDOW + self.current
 
     def seconds_until(self, limit: int) -> float:
-        """Return the seconds until ``used`` falls below ``limit`` without additions; 0: it is."""
+        """Return the seconds until ``used`` falls below ``limit`` by itself; 0 if it is below."""
         if self.used < limit:
             return 0.0
         if self.current < limit:

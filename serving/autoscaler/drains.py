@@ -96,7 +96,9 @@ class RouterDrainer:
         try:
             targets = await expanded(self._addresses)
         except OSError as error:
-            log.warning("routers cannot be resolved", names=self._addresses, error=str(error))
+            log.warning(
+                "cannot resolve the routers' names", names=self._addresses, error=str(error)
+            )
         async with AsyncExitStack() as stack:
             routers = []
             for target in targets:

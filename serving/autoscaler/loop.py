@@ -146,7 +146,7 @@ class Autoscaler:
         except Exception:
             # A bug must not stop the process: the next cycle may succeed.
             metrics.AUTOSCALER_FAILURES.labels("target").inc()
-            log.exception("held: a cycle failed")
+            log.exception("cycle failed: sizes unchanged")
             return None
 
     def _notice(self) -> None:
@@ -154,10 +154,10 @@ class Autoscaler:
         now = self.notices()
         for text in now:
             if text not in self._noticed:
-                log.warning("notice", text=text)
+                log.warning("warning", text=text)
         for text in self._noticed:
             if text not in now:
-                log.info("notice no longer holds", text=text)
+                log.info("warning cleared", text=text)
         self._noticed = now
 
     def _report(self, decision: Decision) -> None:
@@ -200,4 +200,4 @@ class Autoscaler:
 
 def _failed(stage: str, error: Exception) -> None:
     metrics.AUTOSCALER_FAILURES.labels(stage).inc()
-    log.warning("held", stage=stage, error=str(error))
+    log.warning("stage failed", stage=stage, error=str(error))

@@ -171,7 +171,7 @@ class SignalReader:
         """Return the current signals and counts; never raises for an unavailable source."""
         fleet, signals = await asyncio.gather(self._fleet.counts(), self._read_prometheus())
         if isinstance(signals, PrometheusUnavailable):
-            log.warning("blind", error=str(signals))
+            log.warning("no usable metrics", error=str(signals))
             return SignalSnapshot(fleet, {}, str(signals))
         return SignalSnapshot(fleet, signals)
 

@@ -146,7 +146,7 @@ async def _targets(url: httpx.URL) -> Sequence[tuple[httpx.URL, str | None]]:
     try:
         found = await addresses_of(url.host, port)
     except OSError as error:
-        log.warning("routers cannot be resolved", name=url.host, error=str(error))
+        log.warning("cannot resolve the routers' name", name=url.host, error=str(error))
         return []
     return [(httpx.URL(f"{scheme}://{address}/fleet"), url.host) for address in sorted(found)]
 

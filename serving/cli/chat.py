@@ -29,6 +29,7 @@ from serving.client.flags import (
 from serving.client.grpc import GrpcClient
 from serving.client.rest import RestClient
 from serving.errors import InvalidRequest, ServingError
+from serving.settings import served_models
 
 _WELCOME = "Chatting with {model} at {where}. /help lists the commands, Ctrl-D quits.\n"
 _HELP = """\
@@ -88,7 +89,13 @@ def chat_command(
     server: Annotated[str | None, typer.Option("--server", hidden=True)] = None,
     name: Annotated[
         str | None,
-        typer.Option("--name", metavar="MODEL", help="Model id.", show_default="model.name"),
+        typer.Option(
+            "--model",
+            "--name",
+            metavar="NAME",
+            help="Model id or alias.",
+            show_default="the first model",
+        ),
     ] = None,
     config: ConfigOption = None,
     sets: SetOption = None,
@@ -123,7 +130,7 @@ def chat_command(
     # The local run may use other ports and another model than the settings here.
     configured = given is not None or config or sets or port or grpc_port
     running = None if configured else StateFile(state_folder()).read()
-    model = name or (settings.model.name if running is None else running.model)
+    model = name or (served_models(settings)[0].name if running is None else running.model)
     router = settings.router
     options = GenerateOptions(model, temperature=temperature, timeout=router.request_timeout)
     access = access_from(

@@ -97,9 +97,14 @@ def guarded(run: Callable[[], object], *, verbose: bool, stderr: TextIO | None =
 
 
 _ENGINE = "for CPUs run make in a checkout; for GPUs: pip install 'moe-serving[gpu]'"
+_LEDGER = "pip install 'moe-serving[ledger]'"
 _PACKAGES = {
     "httpx": "pip install 'moe-serving[autoscaler]'",
     "kubernetes": "pip install 'moe-serving[autoscaler]'",
+    "alembic": _LEDGER,
+    "psycopg": _LEDGER,
+    "sqlalchemy": _LEDGER,
+    "boto3": "pip install 'moe-serving[s3]'",
     "aiohttp": "pip install 'moe-serving[autoscaler,load]'",
     "numpy": "pip install 'moe-serving[load]'",
     "ray": _ENGINE,

@@ -52,6 +52,12 @@ COMMANDS: tuple[Command, ...] = (
         renamed={"server": "rest-url"},
     ),
     Command("doctor", "serving.cli.doctor.doctor", "doctor_command", "Check this machine."),
+    Command(
+        "plan",
+        "serving.cli.plan.command",
+        "plan_command",
+        "Plan layouts, latencies and price of a deployment.",
+    ),
     Command("router", "serving.cli.ops.router", "router_command", "Run one router process."),
     Command(
         "drain",
@@ -87,6 +93,18 @@ COMMANDS: tuple[Command, ...] = (
         "leave_command",
         "Drain the ranks of this machine.",
         renamed=_DRAINS,
+    ),
+    Command(
+        "usage",
+        "serving.cli.ops.usage",
+        "usage_command",
+        "Show requests, tokens, price and cost, or write a report.",
+    ),
+    Command(
+        "batch",
+        "serving.cli.ops.batch",
+        "batch_command",
+        "Run files of requests in the gaps of other traffic.",
     ),
     Command("keys", "serving.cli.ops.keys", "keys_command", "Create and list API keys."),
     Command(

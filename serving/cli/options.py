@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from serving.cli.errors import accepted
 from serving.errors import SettingsError
 from serving.flags.messages import FlagError, refusal
-from serving.settings import Settings, load_settings
+from serving.settings import BUNDLED_MODEL, Settings, load_settings
 from serving.yaml_text import NotYaml, read_yaml
 
 _PANEL = "Settings"
@@ -95,6 +95,28 @@ ModelOption = Annotated[
     ),
 ]
 
+ModelsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--model",
+        metavar="[NAME=]PATH",
+        help="Model directory, or the name of a bundled model (model.path; default: the bundled "
+        "pocket-r1). Repeat it to serve several models (models[]); NAME is the model id in the "
+        "API, by default the directory's name.",
+        rich_help_panel=_PANEL,
+    ),
+]
+
+PoolOption = Annotated[
+    str | None,
+    typer.Option(
+        "--pool",
+        metavar="MODEL[/POOL]",
+        help="Pool of models[] that the command is for; not needed if there is only one.",
+        rich_help_panel=_PANEL,
+    ),
+]
+
 InsecureOption = Annotated[
     bool | None,
     typer.Option(
@@ -119,13 +141,18 @@ _SHORTCUTS: dict[str, str] = {
 
 
 def settings_from(
-    config: Path | None = None, sets: list[str] | None = None, **shortcuts: Any
+    config: Path | None = None,
+    sets: list[str] | None = None,
+    *,
+    models: list[str] | None = None,
+    **shortcuts: Any,
 ) -> Settings:
     """Return the settings of a command line.
 
     Args:
         config: YAML file of ``--config``.
         sets: ``NAME=VALUE`` strings of ``--set``; the value is YAML.
+        models: ``[NAME=]PATH`` strings of ``--model``.
         shortcuts: Values of the named flags (groups, ranks, port, grpc_port, join_port,
             speculative, model, insecure). None: the flag was not given.
 
@@ -137,6 +164,8 @@ def settings_from(
     for name, value in shortcuts.items():
         if value is not None:
             _put(flags, _SHORTCUTS[name], value)
+    if models:
+        _put_models(flags, models)
     join_port = shortcuts.get("join_port")
     if join_port is not None:
         # Local ranks connect to the local router, unless --set names others.
@@ -151,6 +180,29 @@ def settings_from(
         if found is None:
             raise
         raise found from error
+
+
+def _put_models(flags: dict[str, Any], texts: list[str]) -> None:
+    """Set one model in the short form, several as ``models[]``."""
+    entries = [_model_entry(text) for text in texts]
+    if len(entries) > 1:
+        flags["models"] = entries
+    elif "=" in texts[0]:
+        flags["model"] = entries[0]
+    else:
+        # Without a name, the model keeps the name in the settings.
+        _put(flags, "model.path", entries[0]["path"])
+
+
+def _model_entry(text: str) -> dict[str, Any]:
+    """Return name and path of a ``[NAME=]PATH``; a path may be the name of a bundled model."""
+    left, separator, right = text.partition("=")
+    path = right if separator else left
+    bundled = BUNDLED_MODEL.parent / path
+    name = left if separator else Path(path).resolve().name
+    if "/" not in path and not Path(path).exists() and bundled.is_dir():
+        path = str(bundled)
+    return {"name": name, "path": path}
 
 
 def _of_a_flag(error: SettingsError, shortcuts: Mapping[str, Any]) -> FlagError | None:

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from serving.errors import (
     Cancelled,
+    Conflict,
     DeadlineExceeded,
     EngineError,
     InvalidRequest,
@@ -14,6 +15,7 @@ from serving.errors import (
     PermissionDenied,
     ServingError,
     SettingsError,
+    StorageFull,
     Unauthenticated,
     Unsupported,
 )
@@ -38,10 +40,12 @@ _BY_STATUS: dict[int, type[ServingError]] = {
     401: Unauthenticated,
     403: PermissionDenied,
     404: ModelNotFound,
+    409: Conflict,
     422: InvalidRequest,
     429: Overloaded,
     503: NotReady,
     504: DeadlineExceeded,
+    507: StorageFull,
 }
 _BY_CODE: dict[str, type[ServingError]] = {
     "INVALID_ARGUMENT": InvalidRequest,

@@ -7,7 +7,7 @@ import contextlib
 import http.client
 import json
 import ssl
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -51,8 +51,8 @@ class RestClient:
             NotReady: No router responds at the address.
         """
         try:
-            with self._response("GET", path, timeout) as answer:
-                return answer.status, _decode(answer.read())
+            with self.response("GET", path, timeout) as answer:
+                return answer.status, decoded(answer.read())
         except _UNREACHABLE as error:
             raise NotReady(
                 f"cannot reach the router at {self.url}{path}: {_reason(error)}"
@@ -68,9 +68,9 @@ class RestClient:
         body = json.dumps(body_of(request, options)).encode()
         session = {} if request.session is None else {"x-session-id": request.session}
         try:
-            with self._response("POST", path_of(options), options.timeout, body, session) as answer:
+            with self.response("POST", path_of(options), options.timeout, body, session) as answer:
                 if answer.status != _HTTP_OK:
-                    detail = message_of(_decode(answer.read()) or answer.reason)
+                    detail = message_of(decoded(answer.read()) or answer.reason)
                     raise class_of_status(answer.status)(
                         f"{self.url} returned HTTP {answer.status}: {detail}"
                     )
@@ -93,15 +93,28 @@ class RestClient:
         raise EngineError(f"{self.url} closed the stream before [DONE]")
 
     @contextlib.contextmanager
-    def _response(
+    def response(
         self,
         method: str,
         path: str,
         timeout: float,
-        body: bytes | None = None,
+        body: bytes | Iterable[bytes] | None = None,
         headers: dict[str, str] | None = None,
     ) -> Iterator[http.client.HTTPResponse]:
-        """Send a request, yield the response, and close the connection at the end."""
+        """Send a request, yield the response, and close the connection at the end.
+
+        Args:
+            method: HTTP method.
+            path: Route, with a leading slash.
+            timeout: Timeout for each read and write, seconds.
+            body: The body, JSON unless ``headers`` has a content-type. A body in parts needs a
+                content-length.
+            headers: Further headers, in lower case.
+
+        Raises:
+            OSError: The connection fails.
+            HTTPException: The response is not HTTP.
+        """
         address = urlsplit(self.url)
         host, connecting = address.hostname or "", min(timeout, CONNECT_TIMEOUT)
         connection: http.client.HTTPConnection
@@ -114,7 +127,7 @@ class RestClient:
             connection = http.client.HTTPConnection(host, address.port, timeout=connecting)
         sent = {**self._access.headers(), **(headers or {})}
         if body is not None:
-            sent["content-type"] = "application/json"
+            sent.setdefault("content-type", "application/json")
         try:
             connection.connect()
             connection.sock.settimeout(timeout)
@@ -129,7 +142,8 @@ def base_url(url: str) -> str:
     return url.rstrip("/").removesuffix("/v1")
 
 
-def _decode(body: bytes) -> Any:
+def decoded(body: bytes) -> Any:
+    """Return a JSON body; None: it is empty or not JSON."""
     try:
         return json.loads(body) if body.strip() else None
     except ValueError:

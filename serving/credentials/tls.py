@@ -8,14 +8,10 @@ import ssl
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from serving.credentials.watched import Watched
 from serving.errors import SettingsError
 from serving.settings import LinkSettings, SecuritySettings
-
-if TYPE_CHECKING:
-    import grpc
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,14 +91,7 @@ def load_tls(files: TlsFiles) -> TlsMaterial:
 def _server_context(files: TlsFiles, alpn: Alpn) -> ssl.SSLContext:
     context = _bare_context(alpn)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    try:
-        # Without a password callback, OpenSSL prompts on the terminal if the key is encrypted.
-        context.load_cert_chain(files.cert, files.key, password=lambda: b"")
-    except (ssl.SSLError, ValueError) as error:
-        raise SettingsError(
-            f"{files.cert} and {files.key} are not a matching PEM certificate and unencrypted "
-            f"key: {_words(error)}"
-        ) from error
+    _present(context, files.cert, files.key)
     if files.client_ca is not None:
         _trust(context, files.client_ca)
         context.verify_mode = ssl.CERT_REQUIRED
@@ -147,34 +136,27 @@ def _bare_context(alpn: Alpn) -> ssl.SSLContext:
     return context
 
 
-@dataclass(frozen=True, slots=True)
-class DialTls:
-    """Certificates with which a rank dials a router (PEM); reloaded for each connection."""
+def load_dial_tls(settings: LinkSettings) -> ssl.SSLContext | None:
+    """Return a context with which a rank dials a router; None for plain text.
 
-    ca: bytes
-    cert: bytes | None
-    key: bytes | None = field(repr=False)
-
-    def channel_credentials(self) -> "grpc.ChannelCredentials":
-        """Return the credentials of a gRPC channel."""
-        import grpc
-
-        return grpc.ssl_channel_credentials(self.ca, self.key, self.cert)
-
-
-def load_dial_tls(settings: LinkSettings) -> DialTls | None:
-    """Load the certificates with which a rank dials a router; None for plain text.
+    The files are read at each call.
 
     Raises:
-        SettingsError: A file cannot be read.
+        SettingsError: A file cannot be read, or certificate and key do not match.
     """
     if settings.tls_ca_file is None:
         return None
-    return DialTls(
-        ca=_read(settings.tls_ca_file),
-        cert=None if settings.tls_cert_file is None else _read(settings.tls_cert_file),
-        key=None if settings.tls_key_file is None else _read(settings.tls_key_file),
-    )
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols([Alpn.H2])
+    _read(settings.tls_ca_file)  # reports a missing file with its name
+    _trust(context, settings.tls_ca_file)
+    cert, key = settings.tls_cert_file, settings.tls_key_file
+    if cert is not None and key is not None:
+        for path in (cert, key):
+            _read(path)
+        _present(context, cert, key)
+    return context
 
 
 def _files(cert: str | None, key: str | None, client_ca: str | None) -> TlsFiles | None:
@@ -194,6 +176,18 @@ def _read(path: str) -> bytes:
         return Path(path).read_bytes()
     except OSError as error:
         raise SettingsError(f"cannot read {path}: {error.strerror}") from error
+
+
+def _present(context: ssl.SSLContext, cert: str, key: str) -> None:
+    """Present a certificate in the context's handshakes."""
+    try:
+        # Without a password callback, OpenSSL prompts on the terminal if the key is encrypted.
+        context.load_cert_chain(cert, key, password=lambda: b"")
+    except (ssl.SSLError, ValueError) as error:
+        raise SettingsError(
+            f"{cert} and {key} are not a matching PEM certificate and unencrypted "
+            f"key: {_words(error)}"
+        ) from error
 
 
 def _trust(context: ssl.SSLContext, path: str) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 from serving import __version__
 from serving.api.v1 import fleet_pb2
 from serving.fleet.expert_balance import hottest, imbalances
+from serving.fleet.models import ModelStatus
 from serving.routing.snapshot import FleetSnapshot, GroupSnapshot, MemberState, RankSnapshot
 
 _STATES: dict[MemberState, fleet_pb2.MemberState] = {
@@ -18,6 +19,17 @@ _STATES: dict[MemberState, fleet_pb2.MemberState] = {
 
 
 @dataclass(frozen=True, slots=True)
+class PoolView:
+    """The groups of one pool of a model."""
+
+    name: str
+    groups: int
+    """Groups that have joined."""
+    ready_groups: int
+    """Groups that accept requests."""
+
+
+@dataclass(frozen=True, slots=True)
 class FleetView:
     """A snapshot of the fleet and of the router's state."""
 
@@ -26,6 +38,7 @@ class FleetView:
     inflight_requests: int
     """Number of requests in this router, queued or placed on a rank."""
     draining: bool = False
+    models: tuple[ModelStatus, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of /fleet, with the names and units of fleet.proto."""
@@ -36,6 +49,10 @@ class FleetView:
             "ready": self.snapshot.ready and not self.draining,
             "draining": self.draining,
             "inflight_requests": self.inflight_requests,
+            "models": [
+                asdict(status) | {"pools": [asdict(pool) for pool in self._pools(status)]}
+                for status in self.models
+            ],
             "groups": [_group_json(group) for group in self.snapshot.groups],
             "history": [_group_json(group) for group in self.snapshot.history],
         }
@@ -49,7 +66,29 @@ class FleetView:
             serving_version=__version__,
             groups=[_group_proto(group) for group in groups],
             inflight_requests=self.inflight_requests,
+            models=[
+                fleet_pb2.ServedModel(
+                    name=status.name,
+                    aliases=status.aliases,
+                    loaded=status.loaded,
+                    queued_requests=status.queued_requests,
+                    pools=[fleet_pb2.Pool(**asdict(pool)) for pool in self._pools(status)],
+                )
+                for status in self.models
+            ],
         )
+
+    def _pools(self, status: ModelStatus) -> list[PoolView]:
+        """Return the pools of a model; those without groups are included."""
+        groups = [group for group in self.snapshot.groups if group.model == status.name]
+        return [
+            PoolView(
+                name,
+                sum(group.pool == name for group in groups),
+                sum(group.pool == name and group.state is MemberState.READY for group in groups),
+            )
+            for name in status.pools
+        ]
 
 
 def metrics_targets(snapshot: FleetSnapshot) -> list[dict[str, Any]]:
@@ -84,6 +123,8 @@ def _group_json(group: GroupSnapshot) -> dict[str, Any]:
         "group_id": group.group_id,
         "epoch": group.epoch,
         "app": group.app,
+        "model": group.model,
+        "pool": group.pool,
         "state": group.state.value,
         "reason": group.reason,
         "since_unix_seconds": group.since,
@@ -133,6 +174,8 @@ def _group_proto(group: GroupSnapshot) -> fleet_pb2.Group:
         group_id=group.group_id,
         epoch=group.epoch,
         app=group.app,
+        model=group.model,
+        pool=group.pool,
         state=_STATES[group.state],
         reason=group.reason,
         since_unix_seconds=group.since,

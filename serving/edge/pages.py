@@ -1,7 +1,8 @@
 """Routes of the router itself: health, metrics, fleet, one model, and the OpenAPI document."""
 
+import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 
 from fastapi import FastAPI, Request, Response
@@ -11,10 +12,13 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
 from serving.edge.auth.authenticator import METRICS_TARGETS, Permission, principal_var
+from serving.edge.batch_pages import BatchAccess, add_batch_pages
 from serving.edge.fleet_view import FleetView, metrics_targets, readiness
 from serving.edge.gate import DrainGate
-from serving.edge.rest.openapi import describe
+from serving.edge.rest.openapi import ApiDocument
+from serving.edge.usage_pages import UsageReader, add_usage_pages
 from serving.errors import ModelNotFound
+from serving.fleet.models import ModelStatus
 from serving.routing.snapshot import FleetSnapshot
 
 
@@ -27,10 +31,23 @@ class RouterPages:
     """Registries exported on /metrics, in this order; metric names must not overlap."""
     gate: DrainGate
     model: str
+    """Name of the first model."""
+    models: Callable[[], tuple[ModelStatus, ...]] = tuple
+    """State of all models."""
+    usage: UsageReader = field(default_factory=lambda: UsageReader(None))
+    """Queries the ledger."""
+    batches: BatchAccess | None = None
+    """Files and batches. None: not configured."""
 
     def view(self) -> FleetView:
         """Return the current state of the fleet."""
-        return FleetView(self.fleet(), self.model, self.gate.inflight, draining=not self.gate.open)
+        return FleetView(
+            self.fleet(),
+            self.model,
+            self.gate.inflight,
+            draining=not self.gate.open,
+            models=self.models(),
+        )
 
 
 class _Pages:
@@ -97,7 +114,8 @@ class _Pages:
 
     async def openapi(self) -> JSONResponse:
         """Return the OpenAPI 3 document of this router."""
-        return JSONResponse(self._app.openapi())
+        # In a thread, because the first call generates the document.
+        return JSONResponse(await asyncio.to_thread(self._app.openapi))
 
 
 def add_pages(app: FastAPI, pages: RouterPages) -> None:
@@ -115,8 +133,11 @@ def add_pages(app: FastAPI, pages: RouterPages) -> None:
         ("/openapi.json", own.openapi),
     ):
         app.add_api_route(path, endpoint, methods=["GET"])
+    add_usage_pages(app, pages.usage)
+    add_batch_pages(app, pages.batches)
     app.title, app.version = "moe-serving", version("moe-serving")
-    describe(app)  # cached by the app; called before HEAD is added, to keep HEAD out of it
+    # Copies the routes before HEAD is added, to keep HEAD out of the document.
+    app.openapi = ApiDocument(app)  # type: ignore[method-assign]
     for route in app.routes:
         if isinstance(route, APIRoute) and "GET" in route.methods:
             # Probes and proxies use HEAD; uvicorn omits the body.

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from uuid import uuid4
 
 from serving.edge.auth.authenticator import Principal
-from serving.edge.auth.keys import Role
+from serving.edge.auth.key_file import Role
 from serving.errors import InvalidRequest, PermissionDenied
 from serving.request_context import Priority, RequestContext, RequestRecord
 
@@ -15,6 +15,9 @@ TIMEOUT = "x-request-timeout-ms"
 PRIORITY = "x-priority"
 SESSION_ID = "x-session-id"
 EXPLAIN = "x-explain-routing"
+COST = "x-request-cost"
+BUDGET_WARNING = "x-budget-warning"
+"""Header of responses, or trailing metadata, about a budget whose soft limit is reached."""
 
 # Visible ASCII: ids become part of headers, log lines and the engine's request id.
 _VALID_ID = re.compile(r"[\x21-\x7e]{1,128}")
@@ -23,6 +26,7 @@ _PRIORITIES = {priority.name.lower(): priority for priority in Priority}
 _DEFAULT_PRIORITIES = (Priority.STANDARD, Priority.BATCH, Priority.INTERACTIVE)
 """Default priority: the first of these that the key permits."""
 _EXPLAIN_ROLES = frozenset({Role.EXPLAIN, Role.ADMIN})
+_COST_ROLES = frozenset({Role.COST, Role.ADMIN})
 _MAX_EXPLANATION = 4096
 """Maximum length of an explanation, characters. Clients and proxies accept about 8 kB of headers in
 total."""
@@ -69,14 +73,17 @@ def request_context_of(principal: Principal, headers: Mapping[str, str]) -> Requ
 
     Raises:
         InvalidRequest: a header is malformed.
-        PermissionDenied: the key does not permit the priority or explanations.
+        PermissionDenied: the key does not permit the priority, explanations or costs.
     """
     return RequestContext(
         tenant=principal.tenant,
+        key_id=principal.key_id,
+        reasoning=principal.reasoning,
         priority=_priority_of(principal, headers.get(PRIORITY)),
         session_id=_session_of(headers.get(SESSION_ID)),
         roles=frozenset(role.value for role in principal.roles),
-        explain=_explain_of(principal, headers.get(EXPLAIN)),
+        explain=_asks(principal, headers, EXPLAIN, _EXPLAIN_ROLES, "explain"),
+        shows_cost=_asks(principal, headers, COST, _COST_ROLES, "cost"),
     )
 
 
@@ -115,11 +122,24 @@ def _session_of(given: str | None) -> str | None:
     return given
 
 
-def _explain_of(principal: Principal, given: str | None) -> bool:
+def _asks(
+    principal: Principal,
+    headers: Mapping[str, str],
+    name: str,
+    roles: frozenset[Role],
+    role: str,
+) -> bool:
+    """Return whether a request asks for something that requires a role.
+
+    Raises:
+        InvalidRequest: the header is neither 0 nor 1.
+        PermissionDenied: the key has none of the roles.
+    """
+    given = headers.get(name)
     if given in {None, "0"}:
         return False
     if given != "1":
-        raise InvalidRequest(f"{EXPLAIN} must be 0 or 1")
-    if principal.roles.isdisjoint(_EXPLAIN_ROLES):
-        raise PermissionDenied(f"this API key does not permit {EXPLAIN}: role explain required")
+        raise InvalidRequest(f"{name} must be 0 or 1")
+    if principal.roles.isdisjoint(roles):
+        raise PermissionDenied(f"this API key does not permit {name}: role {role} required")
     return True

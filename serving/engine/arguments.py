@@ -152,7 +152,7 @@ def _common(settings: Settings) -> dict[str, Any]:
     engine = settings.engine
     args: dict[str, Any] = {
         "model": settings.model.path,
-        "served_model_name": [settings.model.name],
+        "served_model_name": [settings.model.name, *settings.model.aliases],
         "dtype": engine.dtype,
         "max_num_seqs": engine.max_num_seqs,
         "structured_outputs_config": _COMPACT_JSON,

@@ -4,11 +4,30 @@ The implementations, ``vllm_engine.VllmEngine`` and ``fake.engine.FakeEngine``, 
 tests/unit/engine/test_engine_contract.py.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import Callable
 from typing import Protocol
 
 from serving.engine.kv_mirror import KvMirror
 from serving.link.v1 import link_pb2
+
+Deliver = Callable[[link_pb2.Delta], None]
+"""Receives the deltas of one request, all those of a step in one iteration of the event loop."""
+
+
+class RunningRequest(Protocol):
+    """A request that was submitted to an engine."""
+
+    def cancel(self) -> None:
+        """Abort the request and free its KV cache; no delta follows. Safe to call at any time."""
+        ...
+
+    def complete(self, index: int) -> bool:
+        """End choice ``index``, because its output is complete; no delta of it follows.
+
+        Returns:
+            Whether the request has ended: all its choices have.
+        """
+        ...
 
 
 class Engine(Protocol):
@@ -38,17 +57,14 @@ class Engine(Protocol):
         """
         ...
 
-    def generate(self, request: link_pb2.Submit, /) -> AsyncIterator[link_pb2.Delta]:
-        """Yield the request's new output, ending with exactly one ``finished`` delta.
+    def submit(self, request: link_pb2.Submit, deliver: Deliver, /) -> RunningRequest:
+        """Start a request; its deltas are passed to ``deliver``.
 
-        An invalid request ends with ``error`` set (INVALID_REQUEST), never with an exception,
-        and does not affect other requests. Closing the iterator aborts the request and frees
-        its KV cache.
+        The last delta is ``finished``, unless the request is cancelled or completed. An invalid
+        request ends with ``error`` set (INVALID_REQUEST), never with an exception, and does not
+        affect other requests. Deltas carry token ids only: stop strings are the router's.
+        ``deliver`` sets the deltas' request id, and may be called before the method returns.
         """
-        ...
-
-    async def abort(self, request_id: str) -> None:
-        """End a request early. Unknown ids are ignored."""
         ...
 
     async def load(self) -> link_pb2.LoadSnapshot:

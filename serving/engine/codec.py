@@ -6,23 +6,30 @@ from typing import Any
 
 import msgspec
 from vllm.exceptions import GracefulHTTPError, VLLMClientError
-from vllm.logprobs import FlatLogprobs
-from vllm.outputs import CompletionOutput, RequestOutput
+from vllm.logprobs import FlatLogprobs, create_sample_logprobs
 from vllm.sampling_params import RequestOutputKind, SamplingParams
-from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+from vllm.v1.engine import EngineCoreOutput, FinishReason
+from vllm.v1.engine.exceptions import EngineDeadError
+from vllm.v1.engine.logprobs import LogprobsProcessor
 
-from serving.errors import InvalidRequest
+from serving.errors import InvalidRequest, Overloaded
 from serving.link.v1 import link_pb2
 
 _log = logging.getLogger(__name__)
 
 _FINISH_REASONS = {
-    "stop": link_pb2.ChoiceDelta.STOP,
-    "length": link_pb2.ChoiceDelta.LENGTH,
-    "abort": link_pb2.ChoiceDelta.ABORT,
-    "error": link_pb2.ChoiceDelta.ERROR,
-    "repetition": link_pb2.ChoiceDelta.REPETITION,
+    FinishReason.STOP: link_pb2.ChoiceDelta.STOP,
+    FinishReason.LENGTH: link_pb2.ChoiceDelta.LENGTH,
+    FinishReason.ABORT: link_pb2.ChoiceDelta.ABORT,
+    FinishReason.ERROR: link_pb2.ChoiceDelta.ERROR,
+    FinishReason.REPETITION: link_pb2.ChoiceDelta.REPETITION,
 }
+
+DEAD_END = (
+    "structured_outputs: the engine cannot continue: it does not support the grammar, or the "
+    "grammar allows none of the model's next tokens"
+)
+"""Message for a request whose grammar allows no further token."""
 
 _params_decoder = msgspec.msgpack.Decoder(SamplingParams)
 
@@ -58,31 +65,47 @@ def decode_parser_kwargs(request: link_pb2.Submit) -> dict[str, Any] | None:
         raise InvalidRequest(f"reasoning_parser_kwargs: {error}") from error
 
 
-def encode_output(output: RequestOutput, request_id: str, *, first: bool) -> link_pb2.Delta:
-    """Return the message for an output that vLLM yields in delta mode.
+def encode_end(message: link_pb2.ChoiceDelta, output: EngineCoreOutput) -> None:
+    """Add the end of a choice: why it finished, and its speculative decoding.
 
     Args:
-        output: New output of one request in one step.
-        request_id: The router's id of the request.
-        first: Whether this is the request's first delta, which carries the prompt's token counts.
-
+        message: The choice's last delta.
+        output: The engine's last output for the choice; its finish reason is set.
     """
-    delta = link_pb2.Delta(
-        request_id=request_id,
-        choices=[_encode_choice(choice) for choice in output.outputs],
-        finished=output.finished,
+    reason = output.finish_reason
+    assert reason is not None
+    message.finish_reason = _FINISH_REASONS.get(reason, link_pb2.ChoiceDelta.ERROR)
+    if isinstance(output.stop_reason, str):
+        message.stop_string = output.stop_reason
+    elif output.stop_reason is not None:
+        message.stop_token_id = output.stop_reason
+    metrics = output.spec_decode_metrics
+    if metrics is not None:
+        message.speculation.draft_steps = sum(metrics.histogram)
+        message.speculation.proposed_tokens = metrics.num_draft_tokens
+        message.speculation.accepted_tokens = sum(
+            accepted * steps for accepted, steps in enumerate(metrics.histogram)
+        )
+
+
+def encode_logprobs(
+    processor: LogprobsProcessor, output: EngineCoreOutput
+) -> tuple[Iterable[link_pb2.PositionLogprobs], Iterable[link_pb2.PositionLogprobs]]:
+    """Return the log-probabilities of the prompt, complete once, and of the new tokens.
+
+    Args:
+        processor: vLLM's collector of the choice, without a tokenizer. Its collected
+            log-probabilities are removed.
+        output: The engine's output for the choice.
+    """
+    processor.update_from_output(output)
+    sampled = processor.logprobs
+    if sampled is not None:
+        processor.logprobs = create_sample_logprobs(isinstance(sampled, FlatLogprobs))
+    return (
+        _encode_positions(processor.pop_prompt_logprobs() or ()),
+        _encode_positions(sampled or ()),
     )
-    if first:
-        delta.prompt_tokens = len(output.prompt_token_ids or ())
-        delta.cached_tokens = output.num_cached_tokens or 0
-    if output.prompt_logprobs:
-        delta.prompt_logprobs.extend(_encode_logprobs(output.prompt_logprobs))
-    return delta
-
-
-def failed_choice(output: RequestOutput) -> bool:
-    """Return whether vLLM ended one of the choices with an error."""
-    return any(choice.finish_reason == "error" for choice in output.outputs)
 
 
 def error_delta(
@@ -110,13 +133,12 @@ def failure_delta(request_id: str, error: Exception, *, alone: bool) -> link_pb2
 
     """
     codes = link_pb2.RequestError
-    cause = error.__cause__ if isinstance(error, EngineGenerateError) else error
-    if isinstance(cause, EngineDeadError):
+    if isinstance(error, EngineDeadError):
         return error_delta(request_id, codes.ENGINE_FAILED, "an engine process died")
-    if isinstance(cause, GracefulHTTPError):
-        return error_delta(request_id, codes.OVERLOADED, str(cause))
-    if isinstance(cause, InvalidRequest | VLLMClientError | ValueError | TypeError):
-        return error_delta(request_id, codes.INVALID_REQUEST, str(cause))
+    if isinstance(error, Overloaded | GracefulHTTPError):
+        return error_delta(request_id, codes.OVERLOADED, str(error))
+    if isinstance(error, InvalidRequest | VLLMClientError | ValueError | TypeError):
+        return error_delta(request_id, codes.INVALID_REQUEST, str(error))
     _log.error("request %s failed", request_id, exc_info=error)
     if alone:
         message = "the engine cannot process this request: a parameter has an invalid form"
@@ -126,32 +148,7 @@ def failure_delta(request_id: str, error: Exception, *, alone: bool) -> link_pb2
     )
 
 
-def _encode_choice(choice: CompletionOutput) -> link_pb2.ChoiceDelta:
-    message = link_pb2.ChoiceDelta(
-        index=choice.index,
-        token_ids=choice.token_ids,
-        text=choice.text,
-    )
-    if choice.logprobs:
-        message.logprobs.extend(_encode_logprobs(choice.logprobs))
-    if choice.finish_reason is None:
-        return message
-    message.finish_reason = _FINISH_REASONS.get(choice.finish_reason, link_pb2.ChoiceDelta.ERROR)
-    if isinstance(choice.stop_reason, str):
-        message.stop_string = choice.stop_reason
-    elif choice.stop_reason is not None:
-        message.stop_token_id = choice.stop_reason
-    metrics = choice.spec_decode_metrics
-    if metrics is not None:
-        message.speculation.draft_steps = sum(metrics.histogram)
-        message.speculation.proposed_tokens = metrics.num_draft_tokens
-        message.speculation.accepted_tokens = sum(
-            accepted * steps for accepted, steps in enumerate(metrics.histogram)
-        )
-    return message
-
-
-def _encode_logprobs(
+def _encode_positions(
     logprobs: FlatLogprobs | Iterable[Any],
 ) -> Iterable[link_pb2.PositionLogprobs]:
     """Yield one message per position; vLLM puts the chosen token first in each."""
@@ -161,7 +158,6 @@ def _encode_logprobs(
                 token_ids=logprobs.token_ids[start:end],
                 logprobs=logprobs.logprobs[start:end],
                 vocab_ranks=[rank or 0 for rank in logprobs.ranks[start:end]],
-                decoded_tokens=[text or "" for text in logprobs.decoded_tokens[start:end]],
             )
         return
     for position in logprobs:
@@ -170,5 +166,4 @@ def _encode_logprobs(
             token_ids=entries.keys(),
             logprobs=[entry.logprob for entry in entries.values()],
             vocab_ranks=[entry.rank or 0 for entry in entries.values()],
-            decoded_tokens=[entry.decoded_token or "" for entry in entries.values()],
         )

@@ -13,6 +13,9 @@ from serving.settings import Platform, Settings
 _PRELOADS = ("libiomp5.so", "libtcmalloc_minimal.so.4")
 """Libraries that vLLM's CPU build needs preloaded: Intel OpenMP and tcmalloc."""
 
+EXCHANGE, EXCHANGE_SPIN_US = "MOE_EXCHANGE", "MOE_EXCHANGE_SPIN_US"
+"""Variables that tell the CPU plugin ``engine.exchange`` and ``engine.exchange_spin_us``."""
+
 _LIBRARY_FOLDERS = (
     Path(sys.prefix) / "lib",
     Path("/usr/lib/x86_64-linux-gnu"),
@@ -54,6 +57,8 @@ def engine_environment(settings: Settings, *, host: str = "127.0.0.1") -> dict[s
             # Binding threads to cores requires exclusive cores; ranks here share them.
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
             "OMP_NUM_THREADS": str(settings.engine.threads_per_rank),
+            EXCHANGE: settings.engine.exchange,
+            EXCHANGE_SPIN_US: str(settings.engine.exchange_spin_us),
             # Ranks run eagerly, but the sampler still uses torch.compile: the first request for
             # log-probabilities would run a C++ compiler for ten seconds, or fail where none is
             # installed.

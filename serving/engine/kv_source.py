@@ -9,8 +9,8 @@ import zmq.asyncio
 from vllm.config import VllmConfig
 from vllm.config.kv_events import KVEventsConfig
 from vllm.distributed.kv_events import AllBlocksCleared, BlockRemoved, BlockStored, KVEventBatch
-from vllm.v1.engine.async_llm import AsyncLLM
 
+from serving.engine.core.client import CoreClient
 from serving.engine.kv_mirror import KvMirror
 
 _log = logging.getLogger(__name__)
@@ -62,12 +62,12 @@ class KvSource:
         self._task: asyncio.Task[None] | None = None
 
     @classmethod
-    def of(cls, llm: AsyncLLM) -> "KvSource | None":
+    def of(cls, core: CoreClient) -> "KvSource | None":
         """Return the source of a started engine, or ``None`` if it publishes nothing over ZMQ."""
-        cache = llm.vllm_config.cache_config
+        cache = core.vllm_config.cache_config
         published = [
             source.endpoint
-            for source in llm.get_kv_event_sources().values()
+            for source in core.get_kv_event_sources().values()
             if source.publisher == "zmq"
         ]
         if not cache.enable_prefix_caching or not published:

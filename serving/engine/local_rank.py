@@ -22,7 +22,7 @@ from serving.errors import ServingError
 from serving.flags.parser import FlagParser
 from serving.flags.paths import ReadableFile
 from serving.flags.values import COUNT, MAX_PORT, ORDINAL, WholeNumber
-from serving.settings import Settings, load_settings
+from serving.settings import Settings, load_settings, pool_settings
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -47,7 +47,7 @@ async def run_rank(
         await rank.load()
         await rank.join()
         tune_rank_process(settings.engine.kind)
-        log.info("rank runs", rank=identity.rank, group=identity.group_id, pid=os.getpid())
+        log.info("rank started", rank=identity.rank, group=identity.group_id, pid=os.getpid())
         await stopping.wait()
     finally:
         await rank.stop("the rank is shutting down")
@@ -71,10 +71,11 @@ def main() -> None:
         default=0,
         help="vLLM's data-parallel RPC port on rank 0 (default 0)",
     )
+    parser.add_argument("--pool", help="MODEL[/POOL] of models[] (default: the only pool)")
     parser.add_argument("--config", type=ReadableFile(), help="settings file (YAML)")
     options = parser.parse_args()
     try:
-        settings = load_settings(options.config)
+        settings = pool_settings(load_settings(options.config), options.pool)
         identity = RankIdentity(
             options.group,
             options.epoch,

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from serving.engine.ray.deployment import application
 from serving.errors import SettingsError
-from serving.settings import load_settings
+from serving.settings import load_settings, pool_settings
 
 
 class Arguments(BaseModel):
@@ -39,4 +39,4 @@ def build(arguments: dict[str, Any]) -> Any:
             f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()
         )
         raise SettingsError(f"args of the Serve application: {wrong}") from error
-    return application(load_settings(flags=checked.settings))
+    return application(pool_settings(load_settings(flags=checked.settings)))

@@ -10,11 +10,11 @@ from typing import Any
 
 from typing_extensions import override
 from vllm.config import VllmConfig
-from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.metrics.loggers import StatLoggerBase
 from vllm.v1.metrics.stats import IterationStats, SchedulerStats
 
 from serving.clock import Clock
+from serving.engine.core.client import CoreClient
 from serving.link.v1 import link_pb2
 
 _SMOOTHING = 0.1
@@ -105,14 +105,14 @@ class StepRecorder(StatLoggerBase):
 class ExpertRecorder:
     """Experts held by the rank's workers, and the tokens that each expert has computed."""
 
-    def __init__(self, llm: AsyncLLM, clock: Clock) -> None:
+    def __init__(self, core: CoreClient, clock: Clock) -> None:
         """Start without figures.
 
         Args:
-            llm: The engine whose workers are read.
+            core: The engine whose workers are read.
             clock: Source of time.
         """
-        self._llm = llm
+        self._core = core
         self._clock = clock
         self._read_at = float("-inf")
         self._task: asyncio.Task[None] | None = None
@@ -136,7 +136,7 @@ class ExpertRecorder:
         """
         self._read_at = self._clock.monotonic()
         async with asyncio.timeout(_EXPERT_TIMEOUT):
-            workers = await self._llm.collective_rpc("moe_serving_expert_load")
+            workers = await self._core.collective_rpc("moe_serving_expert_load")
         # With tensor parallelism each worker holds part of the rank's experts.
         layers: dict[str, dict[int, int | None]] = {}
         total = 0

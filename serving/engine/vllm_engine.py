@@ -1,27 +1,23 @@
-"""Implementation of the Engine protocol with vLLM's AsyncLLM."""
+"""Implementation of the Engine protocol with vLLM's engine core.
+
+vLLM's own front end, ``AsyncLLM``, is not used: see :mod:`serving.engine.core`.
+"""
 
 import asyncio
-import contextlib
 import logging
 import os
-from collections.abc import AsyncIterator
 
-from vllm import SamplingParams, __version__
-from vllm.inputs.engine import tokens_input
-from vllm.sampling_params import RequestOutputKind
-from vllm.v1.engine.async_llm import AsyncLLM
+import msgspec
+from vllm import __version__
 
 from serving.clock import Clock, SystemClock
 from serving.engine.argument_checks import engine_config
 from serving.engine.arguments import engine_args
-from serving.engine.codec import (
-    decode_params,
-    decode_parser_kwargs,
-    encode_output,
-    error_delta,
-    failed_choice,
-    failure_delta,
-)
+from serving.engine.base import Deliver, RunningRequest
+from serving.engine.codec import error_delta
+from serving.engine.core.client import CoreClient
+from serving.engine.core.requests import CoreRequests
+from serving.engine.core.statistics import StepStatistics
 from serving.engine.engine_processes import EngineProcesses
 from serving.engine.environment import apply_environment, engine_environment
 from serving.engine.fork_server import fork_engines
@@ -41,10 +37,12 @@ _SHUTDOWN_TIMEOUT = 4.0
 _WARM_UP_TOKENS = 2
 """Tokens to generate before the engine counts as started."""
 
-_INVALID = link_pb2.RequestError.INVALID_REQUEST
-_DEAD_END = (
-    "structured_outputs: the engine cannot continue: it does not support the grammar, or the "
-    "grammar allows none of the model's next tokens"
+_WARM_UP = link_pb2.Submit(
+    request_id="warm-up",
+    prompt_token_ids=[1, 1],
+    sampling_params=msgspec.msgpack.encode(
+        {"max_tokens": _WARM_UP_TOKENS, "temperature": 0.0, "ignore_eos": True}
+    ),
 )
 
 
@@ -82,7 +80,8 @@ class VllmEngine:
         self._steps = StepRecorder(self._clock)
         self._starting: asyncio.Future[None] | None = None
         self._stopped = False
-        self._llm: AsyncLLM | None = None
+        self._core: CoreClient | None = None
+        self._requests: CoreRequests | None = None
         self._experts: ExpertRecorder | None = None
         self._kv_source: KvSource | None = None
         self._hello = link_pb2.Hello()
@@ -100,6 +99,7 @@ class VllmEngine:
             # Shielded because a thread cannot be cancelled; shutdown waits for it.
             self._starting = asyncio.ensure_future(asyncio.to_thread(self._start_blocking))
             await asyncio.shield(self._starting)
+            self._accept_requests()
             self._follow_kv_cache()
             await self._warm_up()
             await self._read_hello()
@@ -118,48 +118,20 @@ class VllmEngine:
         """Content of the prefix cache; see the protocol."""
         return None if self._kv_source is None else self._kv_source.mirror
 
-    async def generate(self, request: link_pb2.Submit) -> AsyncIterator[link_pb2.Delta]:
-        """Yield the request's deltas; see the protocol."""
-        request_id = request.request_id
-        llm = self._llm
-        if llm is None or llm.errored:
-            yield error_delta(
-                request_id,
-                link_pb2.RequestError.ENGINE_FAILED,
-                "the engine is not running",
+    def submit(self, request: link_pb2.Submit, deliver: Deliver) -> RunningRequest:
+        """Start a request; see the protocol."""
+        requests = self._requests
+        if requests is None:
+            deliver(
+                error_delta(
+                    request.request_id,
+                    link_pb2.RequestError.ENGINE_FAILED,
+                    "the engine is not running",
+                )
             )
-            return
-        self._note_busy(llm)
-        first = True
-        try:
-            params = decode_params(request)
-            stream = llm.generate(
-                tokens_input(list(request.prompt_token_ids)),
-                params,
-                request_id,
-                priority=request.priority,
-                trace_headers=dict(request.trace_headers) or None,
-                reasoning_ended=(
-                    request.reasoning_ended if request.HasField("reasoning_ended") else None
-                ),
-                reasoning_parser_kwargs=decode_parser_kwargs(request),
-            )
-            async with contextlib.aclosing(stream):
-                async for output in stream:
-                    if params.structured_outputs is not None and failed_choice(output):
-                        # The engine is healthy: the grammar allows no further token.
-                        yield error_delta(request_id, _INVALID, _DEAD_END)
-                        return
-                    yield encode_output(output, request_id, first=first)
-                    first = False
-        except Exception as error:  # noqa: BLE001  every failure ends the request with a delta
-            alone = first and not llm.errored
-            yield failure_delta(request_id, error, alone=alone)
-
-    async def abort(self, request_id: str) -> None:
-        """End the request; its stream then ends with finish reason ABORT."""
-        if self._llm is not None and not self._llm.errored:
-            await self._llm.abort(request_id)
+            return _NOT_RUNNING
+        self._note_busy(requests)
+        return requests.submit(request, deliver)
 
     async def load(self) -> link_pb2.LoadSnapshot:
         """Return the latest load figures without waiting for the engine."""
@@ -171,7 +143,7 @@ class VllmEngine:
         try:
             await self.check_health()
         except EngineError as error:
-            failed = self._llm is None or self._llm.errored
+            failed = self._requests is None or self._requests.failed
             snapshot.health = (
                 link_pb2.LoadSnapshot.FAILED if failed else link_pb2.LoadSnapshot.STALLED
             )
@@ -186,18 +158,18 @@ class VllmEngine:
         Raises:
             EngineError: The engine is not running, has failed or is stalled.
         """
-        llm = self._llm
-        if llm is None:
+        requests = self._requests
+        if requests is None:
             raise EngineError("the engine is not running")
-        if llm.errored:
+        if requests.failed:
             raise EngineError("an engine process died; see its log")
-        if llm.output_processor.get_num_unfinished_requests() == 0:
+        if requests.unfinished == 0:
             # A rank without requests may run dummy batches for the other ranks of the group. If
             # these hang, the ranks with requests report the stall.
             self._busy_since = None
             return
         now = self._clock.monotonic()
-        self._note_busy(llm)
+        self._note_busy(requests)
         assert self._busy_since is not None
         still = min(self._steps.since_last_step(), now - self._busy_since)
         limit = self._settings.fleet.stall_timeout
@@ -219,11 +191,14 @@ class VllmEngine:
             # Ending the processes makes vLLM's start fail, and its thread return.
             await asyncio.to_thread(self._processes.end)
             await asyncio.gather(self._starting, return_exceptions=True)
+        if self._requests is not None:
+            await self._requests.stop()
+            self._requests = None
         await asyncio.to_thread(self._shutdown_blocking)
 
-    def _note_busy(self, llm: AsyncLLM) -> None:
+    def _note_busy(self, requests: CoreRequests) -> None:
         """Record the time from which the engine has continuously had requests."""
-        if self._busy_since is None or llm.output_processor.get_num_unfinished_requests() == 0:
+        if self._busy_since is None or requests.unfinished == 0:
             self._busy_since = self._clock.monotonic()
 
     def _start_blocking(self) -> None:
@@ -244,54 +219,53 @@ class VllmEngine:
             publish_kv_events(config, folder)
             if self._processes.forked:
                 fork_engines()
-            self._llm = AsyncLLM.from_vllm_config(
-                config,
-                stat_loggers=[self._steps.factory],
-                disable_log_stats=True,
-                enable_log_requests=False,
-            )
+            self._core = CoreClient(config)
             self._processes.started()
         except (SettingsError, EngineError):
             raise
         except Exception as error:
             raise EngineError(f"the engine did not start: {error}") from error
 
+    def _accept_requests(self) -> None:
+        assert self._core is not None
+        statistics = StepStatistics(self._core, [self._steps.factory])
+        self._requests = CoreRequests(self._core, statistics)
+        self._requests.start()
+
     def _follow_kv_cache(self) -> None:
         """Subscribe before the first request: vLLM reports each cached block only once."""
-        assert self._llm is not None
-        self._kv_source = KvSource.of(self._llm)
+        assert self._core is not None
+        self._kv_source = KvSource.of(self._core)
         if self._kv_source is not None:
             self._kv_source.start()
 
     async def _warm_up(self) -> None:
         """Generate a few tokens to verify that the engine works."""
-        assert self._llm is not None
-        params = SamplingParams(
-            max_tokens=_WARM_UP_TOKENS,
-            temperature=0.0,
-            ignore_eos=True,
-            detokenize=False,
-            output_kind=RequestOutputKind.FINAL_ONLY,
-        )
-        try:
-            async for _ in self._llm.generate(tokens_input([1, 1]), params, "warm-up"):
-                pass
-        except Exception as error:
-            raise EngineError(f"the engine failed on its first tokens: {error}") from error
-        await self._llm.collective_rpc("moe_serving_reset_expert_load")
+        assert self._core is not None
+        ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+        def deliver(delta: link_pb2.Delta) -> None:
+            if delta.finished and not ended.done():
+                ended.set_result(delta.error.message)
+
+        self.submit(_WARM_UP, deliver)
+        if error := await ended:
+            raise EngineError(f"the engine failed on its first tokens: {error}")
+        await self._core.collective_rpc("moe_serving_reset_expert_load")
         self._steps.reset()
 
     async def _read_hello(self) -> None:
         """Read the workers' experts and build the engine's Hello."""
-        assert self._llm is not None
-        config = self._llm.vllm_config
-        self._experts = ExpertRecorder(self._llm, self._clock)
+        assert self._core is not None
+        config = self._core.vllm_config
+        self._experts = ExpertRecorder(self._core, self._clock)
         await self._experts.update()
         self._hello = link_pb2.Hello(
             protocol_version=PROTOCOL_VERSION,
             engine_version=f"vllm {__version__}",
             model=self._settings.model.name,
             model_fingerprint=model_fingerprint(self._settings.model.path),
+            pool=self._settings.group.pool,
             pid=os.getpid(),
             capacity=link_pb2.Capacity(
                 max_model_len=config.model_config.max_model_len,
@@ -304,12 +278,27 @@ class VllmEngine:
         )
 
     def _shutdown_blocking(self) -> None:
-        llm, self._llm = self._llm, None
-        if llm is not None:
+        core, self._core = self._core, None
+        if core is not None:
             # Suppresses vLLM's errors about the processes that it is about to kill.
             logging.getLogger("vllm").setLevel(logging.CRITICAL)
             try:
-                llm.shutdown(timeout=_SHUTDOWN_TIMEOUT)
+                core.shutdown(timeout=_SHUTDOWN_TIMEOUT)
             except Exception:  # noqa: BLE001  remaining processes are killed below
                 _log.exception("vLLM did not shut down cleanly")
         self._processes.end()
+
+
+class _NotRunning:
+    """The handle of a request that the engine did not accept."""
+
+    def cancel(self) -> None:
+        """Do nothing."""
+
+    def complete(self, index: int) -> bool:
+        """Do nothing: the request has ended."""
+        del index
+        return True
+
+
+_NOT_RUNNING = _NotRunning()

@@ -57,11 +57,11 @@ class CanaryResults(Protocol):
 class Canary:
     """Sends canaries to ranks and reports their results."""
 
-    def __init__(self, *, token_id: int, timeout: float) -> None:
+    def __init__(self, *, token_id: int | Callable[[], int], timeout: float) -> None:
         """Prepare the request.
 
         Args:
-            token_id: The only token of the prompt.
+            token_id: The only token of the prompt, or a function that returns it.
             timeout: Timeout for the rank's answer, seconds.
         """
         self._token_id = token_id
@@ -81,9 +81,10 @@ class Canary:
 
         A lost group is not reported, because the membership has already recorded the loss.
         """
+        token = self._token_id if isinstance(self._token_id, int) else self._token_id()
         work = link_pb2.Submit(
             request_id=f"{results.router_id}-canary-{next(self._numbers)}",
-            prompt_token_ids=[self._token_id],
+            prompt_token_ids=[token],
             sampling_params=_PARAMS,
         )
         loop = asyncio.get_running_loop()
@@ -154,14 +155,20 @@ class CanaryStream:
         """Stop the timer."""
         self._timer.cancel()
 
-    def receive(self, delta: link_pb2.Delta) -> None:
-        """Process the rank's answer."""
+    @property
+    def completed(self) -> list[int]:
+        """Always empty: the rank generates one token."""
+        return []
+
+    def receive(self, delta: link_pb2.Delta) -> bool:
+        """Process the rank's answer; see the protocol."""
         if delta.HasField("error"):
             self.finished = True
             self.fail(error_of(delta.error))
         elif delta.finished:
             self.finished = True
             self._end(None)
+        return self.done
 
     def fail(self, error: ServingError) -> None:
         """End the canary with an error."""

@@ -1,4 +1,4 @@
-"""Metrics of groups and ranks, read from the membership at every scrape.
+"""Metrics of groups and ranks, read at every scrape.
 
 Only joined groups are exported: a group's series end when the group is gone.
 """
@@ -12,7 +12,7 @@ from prometheus_client.registry import Collector
 from typing_extensions import override
 
 from serving.fleet.expert_balance import imbalances
-from serving.fleet.membership import FleetMembership
+from serving.fleet.models import ModelStatus
 from serving.routing.snapshot import FleetSnapshot, MemberState, RankSnapshot
 from serving.telemetry import metrics
 from serving.telemetry.metrics import Family
@@ -28,6 +28,7 @@ _RANK_VALUES: tuple[tuple[Family, Callable[[RankSnapshot], float | None]], ...] 
     (metrics.RANK_LINK_LAG, lambda rank: rank.round_trip),
     (metrics.RANK_REPORTED, lambda rank: rank.reported_at or None),
     (metrics.RANK_BUSY_SECONDS, lambda rank: rank.load.busy_seconds_total),
+    (metrics.RANK_GPUS, lambda rank: rank.tensor_parallel_size),
     (metrics.RANK_PROMPT_TOKENS, lambda rank: rank.load.prompt_tokens_total),
     (metrics.RANK_GENERATED_TOKENS, lambda rank: rank.load.generated_tokens_total),
     (metrics.RANK_ENGINE_STEPS, lambda rank: rank.load.engine_steps_total),
@@ -38,24 +39,38 @@ _RANK_VALUES: tuple[tuple[Family, Callable[[RankSnapshot], float | None]], ...] 
 """Reads each value from a rank; None: unknown, and not exported."""
 
 
-def fleet_registry(membership: FleetMembership) -> CollectorRegistry:
-    """Return a registry with the fleet metrics of one router."""
+def fleet_registry(
+    snapshot: Callable[[], FleetSnapshot],
+    models: Callable[[], tuple[ModelStatus, ...]] = tuple,
+) -> CollectorRegistry:
+    """Return a registry with the fleet metrics of one router.
+
+    Args:
+        snapshot: Returns all groups of the router.
+        models: Returns the state of all models.
+    """
     registry = CollectorRegistry()
-    registry.register(FleetCollector(membership))
+    registry.register(FleetCollector(snapshot, models))
     return registry
 
 
 class FleetCollector(Collector):
     """Converts a fleet snapshot into metric families."""
 
-    def __init__(self, membership: FleetMembership) -> None:
-        self._membership = membership
+    def __init__(
+        self,
+        snapshot: Callable[[], FleetSnapshot],
+        models: Callable[[], tuple[ModelStatus, ...]],
+    ) -> None:
+        self._snapshot = snapshot
+        self._models = models
 
     @override
     def collect(self) -> Iterator[Metric]:
         """Yield the metric families of one snapshot."""
-        fleet = self._membership.snapshot()
+        fleet = self._snapshot()
         yield _by_state(fleet)
+        yield from _by_model(fleet, self._models())
         yield _family(
             metrics.RANKS_JOINED,
             [((group.group_id,), len(group.ranks)) for group in fleet.groups],
@@ -93,6 +108,26 @@ def _by_state(fleet: FleetSnapshot) -> Metric:
     counts = Counter(group.state for group in fleet.groups)
     living = [state for state in MemberState if state is not MemberState.GONE]
     return _family(metrics.GROUPS, [((state.value,), counts[state]) for state in living])
+
+
+def _by_model(fleet: FleetSnapshot, models: tuple[ModelStatus, ...]) -> Iterator[Metric]:
+    yield _family(
+        metrics.GROUP_INFO,
+        [((group.group_id, group.model, group.pool, group.app), 1) for group in fleet.groups],
+    )
+    ready = Counter(
+        (group.model, group.pool) for group in fleet.groups if group.state is MemberState.READY
+    )
+    pools = [(model.name, pool) for model in models for pool in model.pools]
+    yield _family(metrics.POOL_READY_GROUPS, [(pool, ready[pool]) for pool in pools])
+    yield _family(
+        metrics.MODEL_QUEUED, [((model.name,), model.queued_requests) for model in models]
+    )
+    yield _family(
+        metrics.MODEL_PARKED,
+        [((model.name,), 0 if model.ready else model.queued_requests) for model in models],
+    )
+    yield _family(metrics.MODEL_LOADED, [((model.name,), model.loaded) for model in models])
 
 
 def _family(family: Family, values: list[tuple[tuple[str, ...], float]]) -> Metric:

@@ -2,8 +2,8 @@
 
 In each layer, a step of an expert-parallel group takes as long as its busiest rank, so the cost of
 imbalance is max / mean per layer. Sums over layers would hide it, because expert 3 of one layer is
-unrelated to expert 3 of another. ``imbalances`` and ``hottest`` are pure functions of a snapshot;
-``ExpertWindow`` computes the recent counts that they read.
+unrelated to expert 3 of another. The functions are pure functions of a snapshot; ``ExpertWindow``
+computes the recent counts that they read.
 """
 
 import re
@@ -47,6 +47,16 @@ class HotExpert:
     """Tokens in the last 30 to 60 s."""
     times_mean: float
     """Tokens of this expert divided by the mean of the layer's experts."""
+
+
+@dataclass(frozen=True, slots=True)
+class LayerLoad:
+    """Recent tokens of all experts of one MoE layer."""
+
+    number: int
+    """Index of the layer in the model."""
+    tokens: dict[int, int]
+    """Tokens in the last 30 to 60 s, by global expert id."""
 
 
 @dataclass(slots=True)
@@ -102,6 +112,11 @@ def imbalances(group: GroupSnapshot) -> tuple[Imbalance, ...]:
         )
         for name, band in [(ALL, layers), *bands]
     )
+
+
+def layer_loads(group: GroupSnapshot) -> tuple[LayerLoad, ...]:
+    """Return the recent tokens of each expert, by layer, in the order of the layers."""
+    return tuple(LayerLoad(layer.number, layer.experts()) for layer in _layers(group))
 
 
 def hottest(group: GroupSnapshot, most: int = 8) -> tuple[HotExpert, ...]:

@@ -92,6 +92,8 @@ class Group:
     """Start of the group's epoch, Unix time in seconds; 0: unknown."""
     total_experts: int = 0
     app: str = ""
+    model: str = ""
+    pool: str = ""
     cordoned: str = ""
     """The operator's reason for a cordon; empty: not cordoned."""
     members: dict[int, Member] = field(default_factory=dict)
@@ -185,6 +187,8 @@ def group_snapshot(group: Group) -> GroupSnapshot:
         group.total_experts,
         ranks,
         group.app,
+        group.model,
+        group.pool,
     )
     return group.shown
 

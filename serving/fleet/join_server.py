@@ -14,11 +14,12 @@ from serving.credentials.tls import Alpn, TlsMaterial, following_context
 from serving.credentials.tokens import JoinTokens, bearer_of
 from serving.credentials.watched import Watched
 from serving.errors import LinkRefused, SettingsError
-from serving.fleet.membership import FleetMembership, JoinRefused
+from serving.fleet.membership import JoinRefused
+from serving.fleet.models import FleetModel, FleetModels
 from serving.fleet.rank_link import RankLink
 from serving.h2grpc.context import EOF
 from serving.h2grpc.server import Server
-from serving.link.protocol import PROTOCOL_VERSION
+from serving.link.protocol import SERVED_VERSIONS
 from serving.link.v1 import link_pb2, link_pb2_grpc
 from serving.net import bind
 from serving.routing.snapshot import RankId
@@ -71,31 +72,25 @@ class LinkServer(link_pb2_grpc.RouterServiceServicer):
 
     def __init__(
         self,
-        membership: FleetMembership,
+        models: FleetModels,
         link: LinkSettings,
         router: RouterSettings,
         *,
-        model_name: str,
-        fingerprint: str,
         clock: Clock | None = None,
         guard: JoinGuard | None = None,
     ) -> None:
-        """Serve the ranks of one model.
+        """Serve the ranks of all models.
 
         Args:
-            membership: Receives joined ranks and their reports.
+            models: The models; they receive joined ranks and their reports.
             link: Limits and timeouts of the links.
             router: Settings with the address to listen on.
-            model_name: The model that ranks must serve.
-            fingerprint: The fingerprint that the ranks' model files must have.
             clock: Default: the system clock.
             guard: Required credentials; default: every rank may join, in plain text.
         """
-        self._membership = membership
+        self._models = models
         self._link = link
         self._router = router
-        self._model_name = model_name
-        self._fingerprint = fingerprint
         self._clock = clock or SystemClock()
         self._guard = guard or JoinGuard()
         self._links: set[RankLink] = set()
@@ -152,16 +147,17 @@ class LinkServer(link_pb2_grpc.RouterServiceServicer):
         try:
             # Before reading any frame from the peer.
             self._guard.check(context.invocation_metadata())
-            hello = await self._hello(context)
+            hello, model = await self._hello(context)
+            membership = model.membership
             link = RankLink(
                 RankId(hello.group_id, hello.epoch, hello.rank),
-                self._membership,
+                membership,
                 self._clock,
                 send_limit=self._link.outbox_limit,
                 max_frame_bytes=self._link.max_frame_bytes,
                 silence_limit=self._link.keepalive * 2,
             )
-            self._membership.join(hello, link)
+            self._models.join(hello, link)
         except JoinRefused as refusal:
             code = _Refusal.Code.Name(refusal.code)
             metrics.LINK_REFUSALS.labels(code).inc()
@@ -176,14 +172,22 @@ class LinkServer(link_pb2_grpc.RouterServiceServicer):
                 # see a failed call instead of the refusal. A real rank disconnects immediately.
                 await asyncio.sleep(_REJECTED_LINGER)
             return
-        log.info("rank joined", rank=str(link.rank_id), node=hello.node, pid=hello.pid, peer=peer)
+        log.info(
+            "rank joined",
+            rank=str(link.rank_id),
+            model=hello.model,
+            pool=hello.pool,
+            node=hello.node,
+            pid=hello.pid,
+            peer=peer,
+        )
         self._links.add(link)
         reason = "its connection ended"
         try:
             await context.write(
                 link_pb2.RouterMessage(
                     welcome=link_pb2.Welcome(
-                        router_id=self._membership.router_id,
+                        router_id=self._models.router_id,
                         serving_version=__version__,
                     ),
                 ),
@@ -193,7 +197,7 @@ class LinkServer(link_pb2_grpc.RouterServiceServicer):
             # No await before this point, because the call may be being cancelled.
             self._links.discard(link)
             link.close(reason)
-            self._membership.leave(link.rank_id, link, link.close_reason)
+            membership.leave(link.rank_id, link, link.close_reason)
             log.info("rank left", rank=str(link.rank_id), reason=link.close_reason)
 
     async def _serve(self, link: RankLink, context: Any) -> str:
@@ -215,7 +219,7 @@ class LinkServer(link_pb2_grpc.RouterServiceServicer):
                 task.cancel()
             await asyncio.wait(tasks)
 
-    async def _hello(self, context: Any) -> link_pb2.Hello:
+    async def _hello(self, context: Any) -> tuple[link_pb2.Hello, FleetModel]:
         if self._stopping:
             raise JoinRefused(_Refusal.CODE_UNSPECIFIED, "this router is stopping")
         try:
@@ -227,9 +231,11 @@ class LinkServer(link_pb2_grpc.RouterServiceServicer):
             ) from error
         if first is EOF or not first.HasField("hello"):
             raise JoinRefused(_Refusal.BAD_HELLO, "the first frame is not a Hello")
-        check_hello(first.hello, model_name=self._model_name, fingerprint=self._fingerprint)
         hello: link_pb2.Hello = first.hello
-        return hello
+        model = check_hello(hello, self._models)
+        await _check_files(hello, model)
+        hello.pool = hello.pool or model.pools[0]
+        return hello, model
 
 
 async def _receive(link: RankLink, context: Any) -> None:
@@ -240,31 +246,37 @@ async def _receive(link: RankLink, context: Any) -> None:
         link.receive(message)
 
 
-def check_hello(hello: link_pb2.Hello, *, model_name: str, fingerprint: str) -> None:
-    """Check a Hello on its own, regardless of other ranks.
+def check_hello(hello: link_pb2.Hello, models: FleetModels) -> FleetModel:
+    """Check a Hello on its own, regardless of other ranks and of the model's files.
+
+    Returns:
+        The rank's model.
 
     Raises:
         JoinRefused: The Hello does not match; the message states the difference and the remedy.
     """
-    if hello.protocol_version != PROTOCOL_VERSION:
+    if hello.protocol_version not in SERVED_VERSIONS:
+        served = " and ".join(map(str, SERVED_VERSIONS))
         raise JoinRefused(
             _Refusal.PROTOCOL_VERSION,
             f"the rank (moe-serving {hello.serving_version or 'unknown'}) uses link protocol "
-            f"{hello.protocol_version}, this router (moe-serving {__version__}) uses "
-            f"{PROTOCOL_VERSION}: run the same version on both",
+            f"{hello.protocol_version}, this router (moe-serving {__version__}) serves "
+            f"{served}: run the same version on both, and upgrade routers before ranks",
         )
-    if hello.model != model_name:
+    model = models.by_name.get(hello.model)
+    if model is None:
+        served = ", ".join(map(repr, models.by_name))
         raise JoinRefused(
             _Refusal.MODEL,
-            f"the rank serves model {hello.model!r}, this router serves {model_name!r}: "
+            f"the rank serves model {hello.model!r}, this router serves {served}: "
             "set the same model.name on both",
         )
-    if hello.model_fingerprint != fingerprint:
+    if hello.pool and hello.pool not in model.pools:
         raise JoinRefused(
             _Refusal.MODEL,
-            f"the files of model {model_name!r} have fingerprint {hello.model_fingerprint!r} on "
-            f"the rank and {fingerprint!r} on this router: config.json or the tokenizer differs, "
-            "use the same model files on both",
+            f"the rank belongs to pool {hello.pool!r} of model {hello.model!r}, this router has "
+            f"the pools {', '.join(map(repr, model.pools))}: set group.pool of the rank to one of "
+            "them, or add the pool to the model's pools on the router",
         )
     if not hello.group_id or not hello.epoch:
         raise JoinRefused(_Refusal.BAD_HELLO, "group_id and epoch must not be empty")
@@ -273,4 +285,26 @@ def check_hello(hello: link_pb2.Hello, *, model_name: str, fingerprint: str) -> 
             _Refusal.BAD_HELLO,
             f"rank {hello.rank} is out of range for world size {hello.world_size}: "
             "must be 0 <= rank < world_size",
+        )
+    return model
+
+
+async def _check_files(hello: link_pb2.Hello, model: FleetModel) -> None:
+    """Check that the rank has the same model files as the router.
+
+    Raises:
+        JoinRefused: The files differ, or the router cannot read its own.
+    """
+    try:
+        fingerprint = await model.fingerprint()
+    except (OSError, ValueError) as error:
+        raise JoinRefused(
+            _Refusal.MODEL, f"this router cannot read the files of model {model.name!r}: {error}"
+        ) from error
+    if hello.model_fingerprint != fingerprint:
+        raise JoinRefused(
+            _Refusal.MODEL,
+            f"the files of model {model.name!r} have fingerprint {hello.model_fingerprint!r} on "
+            f"the rank and {fingerprint!r} on this router: config.json or the tokenizer differs, "
+            "use the same model files on both",
         )

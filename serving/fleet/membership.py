@@ -86,6 +86,12 @@ class FleetMembership:
         """
         rank_id = RankId(hello.group_id, hello.epoch, hello.rank)
         group = self._groups.get(hello.group_id)
+        if group is not None and group.pool != hello.pool:
+            raise JoinRefused(
+                link_pb2.Refusal.BAD_HELLO,
+                f"{rank_id} belongs to pool {hello.pool!r}, the group has joined in pool "
+                f"{group.pool!r}: group ids must be unique in the fleet",
+            )
         if group is not None and group.epoch == hello.epoch:
             if group.world_size != hello.world_size:
                 raise JoinRefused(
@@ -126,6 +132,8 @@ class FleetMembership:
                 self._clock.time(),
                 hello.epoch_started_unix_seconds,
                 app=hello.app,
+                model=hello.model,
+                pool=hello.pool,
             )
             self._groups[hello.group_id] = group
         group.total_experts = max(group.total_experts, hello.experts.total)
@@ -287,6 +295,10 @@ class FleetMembership:
     def ready_groups(self) -> int:
         """Number of groups that accept requests."""
         return sum(group.state is MemberState.READY for group in self._groups.values())
+
+    def has_group(self, group_id: str) -> bool:
+        """Return whether ranks of the group are joined."""
+        return group_id in self._groups
 
     def handle(self, rank_id: RankId) -> RankHandle | None:
         """Return the connection to a rank; None if it is no longer a member."""

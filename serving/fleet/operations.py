@@ -2,7 +2,7 @@
 
 import asyncio
 
-from serving.fleet.membership import FleetMembership
+from serving.fleet.models import FleetModels
 
 _POLL_INTERVAL = 0.05
 """Interval at which a draining group is checked for running requests, seconds."""
@@ -11,8 +11,8 @@ _POLL_INTERVAL = 0.05
 class FleetOperations:
     """Operations on one router's groups; a cordon lasts until undone or until the group is gone."""
 
-    def __init__(self, membership: FleetMembership) -> None:
-        self._membership = membership
+    def __init__(self, models: FleetModels) -> None:
+        self._models = models
 
     def cordon(self, group_id: str, reason: str) -> None:
         """Stop routing new requests to a group; running requests continue.
@@ -20,7 +20,7 @@ class FleetOperations:
         Raises:
             GroupNotFound: No such group is joined.
         """
-        self._membership.cordon(group_id, reason)
+        self._models.owner(group_id).cordon(group_id, reason)
 
     def uncordon(self, group_id: str) -> None:
         """Route requests to a cordoned group again, once nothing else prevents it.
@@ -28,7 +28,7 @@ class FleetOperations:
         Raises:
             GroupNotFound: No such group is joined.
         """
-        self._membership.uncordon(group_id)
+        self._models.owner(group_id).uncordon(group_id)
 
     async def drain(self, group_id: str, timeout: float) -> bool:
         """Drain a group: stop new requests, let running ones finish, then move the rest.
@@ -43,13 +43,14 @@ class FleetOperations:
         Raises:
             GroupNotFound: No such group is joined.
         """
-        self._membership.cordon(group_id, "drained by an operator")
+        membership = self._models.owner(group_id)
+        membership.cordon(group_id, "drained by an operator")
         try:
             async with asyncio.timeout(timeout):
-                while self._membership.inflight_requests(group_id):  # noqa: ASYNC110  bounded above
+                while membership.inflight_requests(group_id):  # noqa: ASYNC110  bounded above
                     await asyncio.sleep(_POLL_INTERVAL)
         except TimeoutError:
-            self._membership.move_requests(
+            membership.move_requests(
                 group_id, f"drained, but requests were still running after {timeout:g} s"
             )
             return False

@@ -34,8 +34,17 @@ class LinkedStream(Protocol):
         """Tokens that the rank still has to compute for the request."""
         ...
 
-    def receive(self, delta: link_pb2.Delta) -> None:
-        """Process a delta from the rank."""
+    @property
+    def completed(self) -> list[int]:
+        """Choices that have ended without the rank's knowledge; the link removes them."""
+        ...
+
+    def receive(self, delta: link_pb2.Delta) -> bool:
+        """Process a delta from the rank.
+
+        Returns:
+            Whether the request is ``done`` or choices are ``completed``.
+        """
         ...
 
     def fail(self, error: ServingError) -> None:

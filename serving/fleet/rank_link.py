@@ -57,6 +57,7 @@ class RankLink:
         self._outstanding = 0
         self._submits: dict[str, link_pb2.Submit] = {}
         self._aborts: list[str] = []
+        self._completed: list[link_pb2.CompletedChoice] = []
         self._wake = asyncio.Event()
         self._ping_number = 0
         self._ping_due = False
@@ -171,17 +172,34 @@ class RankLink:
             if stream is None:
                 # The rank sent the delta before it received the abort.
                 continue
-            stream.receive(delta)
-            if stream.done:
-                self._forget(stream)
-                if not delta.finished:
-                    # The request failed in the router, so the rank still runs it.
-                    self._aborts.append(request_id)
-                    self._wake.set()
-            else:
-                now = stream.outstanding_tokens
-                self._outstanding += now - counted[request_id]
-                counted[request_id] = now
+            if stream.receive(delta) and self._ended(stream, delta):
+                continue
+            now = stream.outstanding_tokens
+            self._outstanding += now - counted[request_id]
+            counted[request_id] = now
+
+    def _ended(self, stream: LinkedStream, delta: link_pb2.Delta) -> bool:
+        """Tell the rank what has ended without its knowledge; return whether the request is done.
+
+        Args:
+            stream: The request.
+            delta: Its last delta.
+        """
+        for index in stream.completed:
+            self._completed.append(
+                link_pb2.CompletedChoice(request_id=stream.request_id, index=index)
+            )
+            self._wake.set()
+        stream.completed.clear()
+        if not stream.done:
+            return False
+        self._forget(stream)
+        if not delta.finished:
+            # It failed or ended in the router. After the completed choices, this is for a rank
+            # that waits for others.
+            self._aborts.append(stream.request_id)
+            self._wake.set()
+        return True
 
     async def send(self, write: Write) -> None:
         """Write frames until the link is closed."""
@@ -218,7 +236,7 @@ class RankLink:
                 self._wake.set()
 
     def _next_frame(self) -> link_pb2.RouterMessage | None:
-        if not self._submits and not self._aborts and not self._ping_due:
+        if not (self._submits or self._aborts or self._completed or self._ping_due):
             return None
         frame = link_pb2.RouterMessage()
         size = 0
@@ -231,6 +249,8 @@ class RankLink:
             del self._submits[request_id]
         frame.abort_request_ids.extend(self._aborts)
         self._aborts.clear()
+        frame.completed.extend(self._completed)
+        self._completed.clear()
         if self._ping_due:
             self._ping_due = False
             self._ping_number += 1

@@ -80,6 +80,8 @@ def decompressed(message: bytes, encoding: str, limit: int) -> Iterator[bytes]:
         if not part and not rest and not engine.eof:
             raise BadMessage("cannot decompress the message: the compressed data is truncated")
         yield part
+    if engine.unused_data:
+        raise BadMessage("cannot decompress the message: data follows the compressed data")
 
 
 def compressed_parts(message: bytes, encoding: str) -> Iterator[bytes]:

@@ -66,7 +66,9 @@ class RequestHead:
             raise NotGrpc(b"405")
         if not _is_grpc(fields.get(b"content-type", b"")):
             raise NotGrpc(b"415")
-        size = sum(len(name) + len(value) + _OVERHEAD for name, value in headers)
+        size = 0
+        for name, value in headers:
+            size += len(name) + len(value) + _OVERHEAD
         if size > max_bytes:
             raise Refused(
                 _Code.RESOURCE_EXHAUSTED,

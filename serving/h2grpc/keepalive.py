@@ -1,10 +1,10 @@
-"""Detects dead clients: pings idle ones and closes the connection if no answer arrives."""
+"""Detects dead peers: pings idle ones and closes the connection if no answer arrives."""
 
 import asyncio
 from collections.abc import Callable
 
 _MAX_DELAY = 1.0
-"""Timer delay above which the event loop, not the client, is considered stalled, seconds."""
+"""Timer delay above which the event loop, not the peer, is considered stalled, seconds."""
 
 
 class Keepalive:
@@ -22,11 +22,11 @@ class Keepalive:
         """Initialize; ``start`` begins watching.
 
         Args:
-            interval: idle time after which the client is pinged, seconds.
-            timeout: time for the client to answer, seconds.
+            interval: idle time after which the peer is pinged, seconds.
+            timeout: time for the peer to answer, seconds.
             ping: sends a PING.
-            on_dead: called with the idle time in seconds if the client does not answer.
-            busy: returns whether reading from the client is paused, in which case idle time is
+            on_dead: called with the idle time in seconds if the peer does not answer.
+            busy: returns whether reading from the peer is paused, in which case idle time is
                 meaningless.
         """
         self._loop = asyncio.get_running_loop()
@@ -36,7 +36,7 @@ class Keepalive:
         self._on_dead = on_dead
         self._busy = busy
         self.last_received = self._loop.time()
-        """Loop time of the last data from the client, seconds."""
+        """Loop time of the last data from the peer, seconds."""
         self.pinged = False
         """Whether a PING has been sent since ``last_received``."""
         self.due = 0.0
@@ -53,11 +53,11 @@ class Keepalive:
             self._timer.cancel()
 
     def check(self) -> None:
-        """Ping the client, or report it as dead, if it has been idle for too long."""
+        """Ping the peer, or report it as dead, if it has been idle for too long."""
         now = self._loop.time()
         idle = now - self.last_received
         if now - self.due > _MAX_DELAY or self._busy():
-            # Data from the client may still be in the socket.
+            # Data from the peer may still be in the socket.
             self._schedule_check(_MAX_DELAY)
             return
         if self.pinged and idle >= self._interval + self._timeout:

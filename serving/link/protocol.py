@@ -4,8 +4,11 @@ import hashlib
 import json
 from pathlib import Path
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 """Incremented by every change that an older peer would misinterpret."""
+
+SERVED_VERSIONS = (1, PROTOCOL_VERSION)
+"""Versions of ranks that a router serves, so that routers can be upgraded before ranks."""
 
 _FINGERPRINT_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json")
 

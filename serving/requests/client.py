@@ -8,7 +8,7 @@ import asyncio
 import functools
 import itertools
 import random
-from collections.abc import AsyncGenerator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -35,6 +35,7 @@ from serving.errors import (
     InvalidRequest,
     NotReady,
     Overloaded,
+    PermissionDenied,
     ServingError,
     Unsupported,
     status_of,
@@ -45,6 +46,7 @@ from serving.link.v1 import link_pb2
 from serving.request_context import RequestContext, current_context
 from serving.requests.output_buffer import OutputBuffer
 from serving.requests.poison import PoisonTracker
+from serving.requests.reasoning_count import ReasoningMarks
 from serving.requests.request import EngineRequest, FleetRequest, RequestServices
 from serving.requests.resume import needs_seed
 from serving.requests.token_timings import request_metrics
@@ -52,16 +54,69 @@ from serving.settings import Settings
 from serving.telemetry import metrics
 from serving.telemetry.tenants import TenantTokens
 from serving.vllm_adapter.errors import as_vllm_error
+from serving.vllm_adapter.reasoning_policy import limit_thinking
+from serving.vllm_adapter.rendering import SHORT
 from serving.vllm_adapter.unsupported_api import UnsupportedEngineApi
 
 _TRANSFERS = {"kv_transfer_params", "ec_transfer_params"}
 _TASKS: tuple[SupportedTask, ...] = ("generate",)
 _GRAMMAR_THREADS = 2
-"""Number of threads that compile schemas and grammars; the tokenizer has a separate thread."""
+"""Number of threads that compile schemas and grammars and tokenize ``bad_words``; the tokenizer has
+a separate thread."""
+
+
+_MAX_BAD_WORDS = 2**15
+"""Maximum length of a request's ``bad_words`` in total, characters; vLLM limits only the number of
+their tokenizations, 128."""
+_FEW_WORDS = 8
+"""Number of ``bad_words`` that are tokenized on the event loop; takes less than 0.5 ms."""
+
+
+_MODEL_SHARE = 4
+"""Maximum number of requests that one of several models may have in flight, as a multiple of those
+that remain free: one model alone can use four fifths of the limit, and leaves room for another."""
+
+
+class RouterShare:
+    """What the clients of all models of a router share."""
+
+    def __init__(self, settings: Settings, ready: Callable[[], bool], models: int = 1) -> None:
+        """Start without requests.
+
+        Args:
+            settings: All settings.
+            ready: Returns whether any group of any model accepts requests.
+            models: Number of models.
+        """
+        self.turns = TaskTurns()
+        """Turns of requests with long steps, shared by both edges."""
+        self.tenants = TenantTokens(settings.telemetry.tenant_labels)
+        self.ready = ready
+        self.inflight = 0
+        """Requests in flight, of all models."""
+        self._limit = settings.router.max_inflight_requests
+        self._several = models > 1
+
+    def check(self, own: int) -> None:
+        """Check that a model with ``own`` requests in flight may start another.
+
+        Raises:
+            Overloaded: The router, or the model's share of it, is full.
+        """
+        if self.inflight >= self._limit:
+            raise Overloaded(
+                f"this router already has {self._limit} requests in flight; try again later"
+            )
+        left = self._limit - self.inflight - 1
+        if self._several and own and own + 1 > _MODEL_SHARE * left:
+            raise Overloaded(
+                f"this router already has {own} requests of this model in flight, and keeps room "
+                f"for other models (router.max_inflight_requests is {self._limit}); try again later"
+            )
 
 
 class FleetClient(UnsupportedEngineApi):
-    """Generates on the ranks of a fleet."""
+    """Generates on the ranks of one model."""
 
     def __init__(
         self,
@@ -71,6 +126,9 @@ class FleetClient(UnsupportedEngineApi):
         settings: Settings,
         clock: Clock | None = None,
         rng: random.Random | None = None,
+        *,
+        share: RouterShare | None = None,
+        poison: PoisonTracker | None = None,
     ) -> None:
         """Load the tokenizer, and start the threads that compile grammars.
 
@@ -81,30 +139,38 @@ class FleetClient(UnsupportedEngineApi):
             settings: All settings.
             clock: Default: the system clock.
             rng: Draws seeds for requests that need one; default: the system's generator.
+            share: State shared with the clients of other models; default: this is the only model.
+            poison: Suspects on the model's groups; default: none yet.
         """
         self.vllm_config = vllm_config
         self.model_config = vllm_config.model_config
         self.renderer = renderer_from_config(vllm_config)
-        self.turns = TaskTurns()
-        """Turns of requests with long steps, shared by both edges."""
+        self._share = share or RouterShare(settings, lambda: membership.ready)
+        self.turns = self._share.turns
         self.input_processor = InputProcessor(vllm_config, self.renderer)
+        reasoning = vllm_config.reasoning_config
+        self._limits_thinking = reasoning is not None and reasoning.enabled
+        """Whether engines apply ``thinking_token_budget``; they need a reasoning parser."""
         self._grammars = ThreadPoolExecutor(_GRAMMAR_THREADS, "grammar")
         self.membership = membership
         self._settings = settings
         self._clock = clock or SystemClock()
         self._admission = admission
         self._inflight = 0
+        self._running: set[FleetRequest] = set()
         self._numbers = itertools.count(1)
         self._random = rng or random.SystemRandom()
-        poison = PoisonTracker(lambda: membership.ready_groups)
-        membership.subscribe(poison.wake)
+        if poison is None:
+            poison = PoisonTracker(lambda: membership.ready_groups)
+            membership.subscribe(poison.wake)
         self._services = RequestServices(
             admission=admission,
             membership=membership,
             poison=poison,
             settings=settings.fleet,
             clock=self._clock,
-            tenants=TenantTokens(settings.telemetry.tenant_labels),
+            tenants=self._share.tenants,
+            reasoning=ReasoningMarks.of(reasoning),
         )
 
     # -- called by vLLM's app -----------------------------------------------------------
@@ -117,8 +183,16 @@ class FleetClient(UnsupportedEngineApi):
 
     @property
     def inflight_requests(self) -> int:
-        """Number of requests in flight, placed on a rank or waiting."""
+        """Number of the model's requests in flight, placed on a rank or waiting."""
         return self._inflight
+
+    def requests(self) -> Iterator[FleetRequest]:
+        """Return the requests that have been validated and have not ended, in no order."""
+        return iter(self._running)
+
+    def explain_all(self, *, on: bool) -> None:
+        """Keep the scores of all routing decisions from now on, or only those asked for."""
+        self._services.explain_all = on
 
     @override
     async def get_supported_tasks(self) -> tuple[SupportedTask, ...]:
@@ -138,9 +212,10 @@ class FleetClient(UnsupportedEngineApi):
             NotReady: The router is shutting down.
         """
         context = current_context()
-        with self._refusals():
-            self._check_inflight()
-            self._admission.check(context)
+        with refusals():
+            self._share.check(self._inflight)
+            if context.yielding is None:
+                self._admission.check(context)
         context.record.load_checked = True
 
     @override
@@ -157,7 +232,7 @@ class FleetClient(UnsupportedEngineApi):
             NotReady: The router is shutting down.
         """
         del request_id
-        with self._refusals():
+        with refusals():
             self._check_choices(n)
         if not current_context().record.load_checked:
             self.check_load()
@@ -167,28 +242,14 @@ class FleetClient(UnsupportedEngineApi):
         if n > choices:
             raise InvalidRequest(f"n must be at most {choices}, got {n}")
 
-    def _check_inflight(self) -> None:
-        limit = self._settings.router.max_inflight_requests
-        if self._inflight >= limit:
-            raise Overloaded(f"this router already has {limit} requests in flight; try again later")
-
-    @contextmanager
-    def _refusals(self) -> Iterator[None]:
-        """Count refusals raised in the block, and convert them to vLLM errors."""
-        try:
-            yield
-        except ServingError as error:
-            metrics.REQUESTS.labels(status_of(error).reason).inc()
-            raise as_vllm_error(error) from error
-
     @override
     async def check_health(self) -> None:
-        """Check that a group is ready.
+        """Check that a group of any model is ready.
 
         Raises:
             NotReady: No group is ready.
         """
-        if not self.membership.ready:
+        if not self._share.ready():
             raise as_vllm_error(NotReady("no group is ready"))
 
     @override
@@ -223,7 +284,9 @@ class FleetClient(UnsupportedEngineApi):
         context = current_context()
         deadline = self._clock.monotonic() + self._settings.router.request_timeout
         if context.deadline is not None:
-            deadline = min(deadline, context.deadline)
+            # A request that gives way to others has the time of its batch.
+            waits = context.yielding is not None
+            deadline = context.deadline if waits else min(deadline, context.deadline)
         work = link_pb2.Submit(
             request_id=f"{self.membership.router_id}-{next(self._numbers):x}-{request_id}",
             priority=self._engine_priority(context),
@@ -276,13 +339,21 @@ class FleetClient(UnsupportedEngineApi):
             raise as_vllm_error(
                 Unsupported(f"{', '.join(unsupported)} not supported by this router")
             )
-        with self._refusals():
+        with refusals():
             # Checked again, because a completion with several prompts gets here once per prompt.
             self._check_choices(params.n)
-            self._check_inflight()
+            self._share.check(self._inflight)
         self._inflight += 1
+        self._share.inflight += 1
+        request: FleetRequest | None = None
         try:
-            with request_metrics(self._clock, context.record.arrived_at):
+            context.record.prompts += 1
+            if context.record.prompts > 1:
+                # vLLM starts all prompts of a request in one iteration of the event loop.
+                await self.turns.turn()
+            with request_metrics(
+                self._clock, context.record.arrived_at, unobserved=context.yielding is not None
+            ):
                 engine_request = await self._prepare(
                     prompt,
                     params,
@@ -294,6 +365,7 @@ class FleetClient(UnsupportedEngineApi):
                     prompt_text=prompt_text,
                 )
                 request = FleetRequest(engine_request, self._services)
+                self._running.add(request)
                 with request.running():
                     await request.begin()
                     finished = False
@@ -303,6 +375,9 @@ class FleetClient(UnsupportedEngineApi):
                         yield output
         finally:
             self._inflight -= 1
+            self._share.inflight -= 1
+            if request is not None:
+                self._running.discard(request)
 
     async def _prepare(
         self,
@@ -321,6 +396,7 @@ class FleetClient(UnsupportedEngineApi):
         Raises:
             VLLMValidationError: The request is invalid.
             Unsupported: The request uses a feature that the fleet does not serve.
+            PermissionDenied: The request may think more than its API key permits.
         """
         arguments: dict[str, Any] = {
             "supported_tasks": _TASKS,
@@ -328,8 +404,20 @@ class FleetClient(UnsupportedEngineApi):
             "trace_headers": dict(work.trace_headers),
             "priority": work.priority,
         }
-        if params.structured_outputs is not None:
-            # Compiling a grammar can take seconds, mostly with the GIL released.
+        if context.reasoning is not None and self._limits_thinking:
+            try:
+                limit_thinking(context.reasoning, params)
+            except PermissionDenied as error:
+                raise as_vllm_error(error) from error
+        words = params.bad_words or ()
+        length = sum(map(len, words))
+        if length > _MAX_BAD_WORDS:
+            raise as_vllm_error(
+                InvalidRequest(f"bad_words has {length} characters, the limit is {_MAX_BAD_WORDS}")
+            )
+        if params.structured_outputs is not None or length > SHORT or len(words) > _FEW_WORDS:
+            # Compiling a grammar can take seconds, mostly with the GIL released. Each bad word is
+            # tokenized twice.
             loop = asyncio.get_running_loop()
             process = self.input_processor.process_inputs
             call = functools.partial(process, request_id, prompt, params, **arguments)
@@ -355,7 +443,13 @@ class FleetClient(UnsupportedEngineApi):
         prompt_ids = list(request.prompt_token_ids or ())
         checked: SamplingParams = request.sampling_params
         buffer = OutputBuffer(
-            request_id, prompt_ids, checked, params.output_kind, prompt_text or text
+            request_id,
+            prompt_ids,
+            checked,
+            params.output_kind,
+            prompt_text or text,
+            tokenizer=self.renderer.tokenizer,
+            stream_interval=self.vllm_config.scheduler_config.stream_interval,
         )
         # Ranks always send deltas; the buffer returns outputs of the requested kind.
         checked.output_kind = RequestOutputKind.DELTA
@@ -371,3 +465,13 @@ class FleetClient(UnsupportedEngineApi):
         del timeout
         self._grammars.shutdown(wait=False, cancel_futures=True)
         self.renderer.shutdown()
+
+
+@contextmanager
+def refusals() -> Iterator[None]:
+    """Count refusals raised in the block, and convert them to vLLM errors."""
+    try:
+        yield
+    except ServingError as error:
+        metrics.REQUESTS.labels(status_of(error).reason).inc()
+        raise as_vllm_error(error) from error

@@ -9,7 +9,7 @@ The consumer sees one unbroken stream. A request that ends early raises one type
 """
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -21,6 +21,7 @@ from serving.admission.api import Admission, AdmissionRequest
 from serving.clock import Clock
 from serving.dispatch.dispatcher import Placement
 from serving.errors import (
+    CancelledByOperator,
     DeadlineExceeded,
     EngineError,
     GroupLost,
@@ -31,12 +32,14 @@ from serving.errors import (
 from serving.fleet.membership import FleetMembership
 from serving.link.block_hashes import PromptBlockHashes
 from serving.link.v1 import link_pb2
-from serving.request_context import RequestContext
+from serving.request_context import RequestContext, Usage, Yielding
 from serving.requests.output_buffer import OutputBuffer
 from serving.requests.poison import LossHistory, PoisonTracker, Trial, Verdict
+from serving.requests.reasoning_count import ReasoningMarks
 from serving.requests.resume import Way, plan
 from serving.requests.stream import RequestStream
 from serving.requests.token_timings import TokenTimings
+from serving.requests.view import Phase, RequestView
 from serving.routing.decision import RoutingRequest
 from serving.settings import FleetSettings
 from serving.telemetry import metrics
@@ -74,8 +77,13 @@ class EngineRequest:
         each = min(self.params.max_tokens or 1, EXPECTED_OUTPUT_LIMIT)
         return int(each * self.params.n)
 
+    @property
+    def max_output(self) -> int:
+        """Most output tokens, over all choices."""
+        return (self.params.max_tokens or 1) * int(self.params.n)
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(slots=True)
 class RequestServices:
     """Services shared by all requests of a router."""
 
@@ -85,6 +93,11 @@ class RequestServices:
     settings: FleetSettings
     clock: Clock
     tenants: TenantTokens
+    reasoning: ReasoningMarks | None = None
+    """Tokens around reasoning; None: unknown."""
+    explain_all: bool = False
+    """Whether the scores of all routing decisions are kept, not only of requests that ask for an
+    explanation. Changes while requests run."""
 
 
 class FleetRequest:
@@ -99,7 +112,11 @@ class FleetRequest:
         self._stream = RequestStream(
             engine_request.work,
             engine_request.buffer,
-            TokenTimings(services.clock, context.record.arrived_at),
+            TokenTimings(
+                services.clock,
+                context.record.arrived_at,
+                unobserved=context.yielding is not None,
+            ),
             expected_output=engine_request.expected_output,
         )
         self._admission_request = AdmissionRequest(
@@ -109,15 +126,21 @@ class FleetRequest:
             prompt_tokens=len(engine_request.buffer.prompt_token_ids),
             output_tokens=engine_request.expected_output,
             deadline=engine_request.deadline,
+            max_output_tokens=engine_request.max_output,
         )
         self._admitted = False
+        self._leave: Callable[[], None] | None = None
+        """Call on leaving the rank; None: not a request of a batch, or on no rank."""
         self._placement: Placement | None = None
         """Current placement; None while the request is on no rank."""
-        self._expired = False
+        self._ended: ServingError | None = None
+        """Why the request was ended from outside; None: it was not."""
         self._has_output = False
         """Whether the current rank has sent any output."""
         self._resuming: Way | None = None
         """Resumption in progress, until the first new token; None: none in progress."""
+        self._rank_seconds = 0.0
+        """Time on earlier ranks, seconds."""
         self._losses = 0
         """Unplanned losses of groups that ran the request."""
         self._loss_history = LossHistory()
@@ -156,11 +179,16 @@ class FleetRequest:
         if self._trace is not None:
             self._trace.start_admission()
         try:
-            placement = await self._services.admission.enter(self._admission_request)
+            placement = await (
+                self._services.admission.enter(self._admission_request)
+                if self._request.context.yielding is None
+                else self._turn(self._request.context.yielding)
+            )
         finally:
             if self._trace is not None:
                 self._trace.end_admission()
         self._admitted = True
+        self._record.running.append(self)
         self._placed(placement)
         metrics.PROMPT_TOKENS.inc(len(self._request.buffer.prompt_token_ids))
 
@@ -185,6 +213,64 @@ class FleetRequest:
                 metrics.CACHED_TOKENS.inc(self._request.buffer.cached_tokens)
             return output
 
+    def usage(self) -> Usage:
+        """Return what the request has used so far."""
+        buffer, placement = self._request.buffer, self._placement
+        drafted, accepted = buffer.speculation
+        here = 0.0 if placement is None else self._seconds_on(placement)
+        return Usage(
+            prompt_tokens=len(buffer.prompt_token_ids),
+            cached_tokens=buffer.cached_tokens,
+            output_tokens=buffer.emitted_tokens,
+            reasoning_tokens=self._reasoning_tokens() if self._record.raw_text else 0,
+            drafted_tokens=drafted,
+            accepted_tokens=accepted,
+            rank_seconds=self._rank_seconds + here,
+        )
+
+    def _reasoning_tokens(self) -> int:
+        buffer, marks = self._request.buffer, self._services.reasoning
+        if marks is None:
+            return 0
+        choices = map(buffer.emitted, range(self._request.params.n))
+        return sum(marks.count(buffer.prompt_token_ids, output) for output in choices)
+
+    @property
+    def context(self) -> RequestContext:
+        """Tenant, priority and record of the request."""
+        return self._request.context
+
+    def view(self) -> RequestView:
+        """Return the current state."""
+        request, record, waiting = self._request, self._record, self._admission_request
+        phase = Phase.QUEUED
+        if self._placement is not None:
+            phase = Phase.GENERATING if self._stream.seen_tokens else Phase.PREFILL
+        elif self._record.resumes:
+            phase = Phase.RESUMING
+        elif not self._services.membership.ready:
+            phase = Phase.PARKED
+        return RequestView(
+            number=request.work.request_id,
+            request_id=request.request_id,
+            context=request.context,
+            phase=phase,
+            decision=record.decisions[-1] if record.decisions else None,
+            waiting_for="" if self._placement is not None else waiting.why,
+            predicted_wait=waiting.predicted,
+            prompt_tokens=len(request.buffer.prompt_token_ids),
+            cached_tokens=request.buffer.cached_tokens,
+            output_tokens=request.buffer.emitted_tokens,
+        )
+
+    def cancel(self, reason: str) -> None:
+        """End the request with ``CancelledByOperator``, wherever it is."""
+        error = CancelledByOperator(reason)
+        turn = self._admission_request.turn
+        if self._placement is None and turn is not None and not turn.done():
+            turn.set_exception(error)  # the queue drops entries whose turn is done
+        self._end(error)
+
     # -- placement ----------------------------------------------------------------------
 
     def _routing_request(self) -> RoutingRequest:
@@ -195,19 +281,63 @@ class FleetRequest:
             self._stream.outstanding_output,
             prompt=PromptBlockHashes(work.prompt_token_ids),
             session_id=context.session_id and f"{context.tenant}/{context.session_id}",
-            explain=context.explain,
+            explain=context.explain or self._services.explain_all,
         )
+
+    async def _turn(self, yielding: Yielding) -> Placement:
+        """Wait until the request of a batch is on a rank.
+
+        Raises:
+            ServingError: The request was refused, or its deadline passed.
+        """
+        request, admission = self._admission_request, self._services.admission
+        try:
+            while True:
+                await yielding.turn(self._request.context, request.tokens)
+                try:
+                    self._require_not_ended()
+                    await admission.reserve(request)
+                    placement = admission.place_in_gap(request)
+                except BaseException:
+                    yielding.declined()
+                    raise
+                if placement is not None:
+                    self._leave = yielding.placed(placement.decision.rank_id, self._give_way)
+                    return placement
+                yielding.declined()
+        except BaseException:
+            if not self._admitted:
+                admission.give_back(request)
+            raise
+
+    def _give_way(self) -> None:
+        """Leave the rank at once; the consumer then waits for the next turn."""
+        self._release()
+        self._stream.fail(_GaveWay("the request gave way to others", planned=True))
 
     def _placed(self, placement: Placement) -> None:
         self._placement = placement
         self._has_output = False
         self._stream.timings.sent(placement.sent_at)
 
+    def _seconds_on(self, placement: Placement) -> float:
+        """Return the time on the current rank, seconds.
+
+        It ends with the last token of a finished request; the consumer may be late.
+        """
+        stream = self._stream
+        ended_at = stream.timings.last_at if stream.finished else self._services.clock.monotonic()
+        return max(ended_at - placement.sent_at, 0.0)
+
     def _release(self) -> None:
         """Release the request from its rank, and end its trial."""
         placement, self._placement = self._placement, None
         if placement is not None:
             placement.handle.release(self._stream)
+            self._rank_seconds += self._seconds_on(placement)
+        leave, self._leave = self._leave, None
+        if leave is not None:
+            leave()
         if self._stream.trial is not None:
             self._stream.trial.end()
 
@@ -238,25 +368,34 @@ class FleetRequest:
             attempt=self._record.resumes,
             expected_output=request.expected_output,
         )
-        log.info(
-            "resuming request on another rank",
-            request_id=request.request_id,
-            way=following.way.value,
-            emitted_tokens=request.buffer.emitted_tokens,
-            suspected=bool(self._loss_history.losses),
-            reason=str(error),
-        )
-        self._resuming = following.way
+        if not isinstance(error, _GaveWay):
+            log.info(
+                "resuming request on another rank",
+                request_id=request.request_id,
+                way=following.way.value,
+                emitted_tokens=request.buffer.emitted_tokens,
+                suspected=bool(self._loss_history.losses),
+                reason=str(error),
+            )
+            self._resuming = following.way
         if self._trace is not None:
             self._trace.resumed(following.way.value, request.buffer.emitted_tokens)
-        if self._expired:
-            raise _deadline_exceeded()
+        self._require_not_ended()
         stream.restart(following.work, expected_output=following.expected_output)
         if tokens := self._loss_history.trial_tokens(self._services.settings):
             stream.trial = await self._enter_trial(tokens)
         self._admission_request.routing = self._routing_request()
         self._admission_request.isolation = stream.trial
-        self._placed(await self._services.admission.resume(self._admission_request))
+        yielding = self._request.context.yielding
+        self._placed(
+            await (
+                self._services.admission.resume(self._admission_request)
+                if yielding is None
+                else self._turn(yielding)
+            )
+        )
+        if self._record.on_resumed is not None and yielding is None:
+            self._record.on_resumed()
 
     async def _enter_trial(self, tokens: int) -> Trial:
         """Wait until the request's trial starts.
@@ -324,7 +463,9 @@ class FleetRequest:
         """Record the request's token usage and release it from admission."""
         buffer, record = self._request.buffer, self._record
         generated = buffer.emitted_tokens
-        self._services.admission.release(self._admission_request, generated_tokens=generated)
+        self._services.admission.release(
+            self._admission_request, generated_tokens=generated, cached_tokens=buffer.cached_tokens
+        )
         self._services.tenants.count(
             self._request.context.tenant,
             prompt=len(buffer.prompt_token_ids),
@@ -332,6 +473,8 @@ class FleetRequest:
             generated=generated,
         )
         record.cached_tokens += buffer.cached_tokens
+        record.running.remove(self)
+        record.ended += self.usage()
         record.first_token_at = record.first_token_at or self._stream.timings.first_at
 
     @contextmanager
@@ -344,10 +487,21 @@ class FleetRequest:
         finally:
             timer.cancel()
 
+    def _require_not_ended(self) -> None:
+        if self._ended is not None:
+            raise self._ended
+
     def _expire(self) -> None:
-        self._expired = True
+        self._end(_deadline_exceeded())
+
+    def _end(self, error: ServingError) -> None:
+        self._ended = error
         self._release()  # before the consumer reads the error, so that the rank stops immediately
-        self._stream.fail(_deadline_exceeded())
+        self._stream.fail(error)
+
+
+class _GaveWay(GroupLost):
+    """The request of a batch left its rank for others; nothing was lost."""
 
 
 def _deadline_exceeded() -> DeadlineExceeded:

@@ -7,9 +7,11 @@ Pure functions of the request's parameters and its output buffer. Two ways:
   sampling.
 - REPLAY: the request runs again from the start; its output is compared with the emitted output
   and skipped. Used for requests with state other than the tokens: a grammar, a random generator,
-  penalties over the output, a stop string that may be split, several choices. A replay takes as
-  long as the answer took so far, and requires that the same tokens are generated. In float32 they
-  are; elsewhere, the first difference ends the request before a wrong token is sent.
+  penalties over the output, several choices. A replay takes as long as the answer took so far, and
+  requires that the same tokens are generated. In float32 they are; elsewhere, the first difference
+  ends the request before a wrong token is sent.
+
+Text and stop strings are made from the tokens in the output buffer, and need neither.
 
 deploy/docs/resumption.md has the table; tests/unit/requests/test_resume.py has a test per row.
 """
@@ -41,6 +43,9 @@ _CONTINUED = frozenset(
         "min_tokens",
         "prompt_logprobs",
         "prompt_logprob_start",
+        # The router finds stop strings in the whole output.
+        "stop",
+        "output_text_buffer_length",
         # Concern each token separately.
         "stop_token_ids",
         "ignore_eos",

@@ -99,11 +99,16 @@ class RequestStream:
         """Expected output tokens not received yet, over all choices; at least 1."""
         return max(self._expected_output - self._seen_tokens, 1)
 
-    def receive(self, delta: link_pb2.Delta) -> None:
-        """Process a delta from the rank. Ignored once the request is done."""
+    @property
+    def completed(self) -> list[int]:
+        """Choices that have ended without the rank's knowledge; the link removes them."""
+        return self.buffer.completed
+
+    def receive(self, delta: link_pb2.Delta) -> bool:
+        """Process a delta from the rank; see the protocol. Ignored once the request is done."""
         buffer = self.buffer
-        if self._error is not None or buffer.finished:
-            return
+        if self.done:
+            return True
         tokens = buffer.add(delta)
         if tokens is not None:
             seen, takeable = tokens, buffer.incremental
@@ -111,7 +116,7 @@ class RequestStream:
             seen, tokens = applied
             takeable = buffer.takeable
         else:
-            return
+            return True
         self._seen_tokens += seen
         left = self._expected_output - self._seen_tokens
         self.outstanding_tokens = 0 if buffer.finished else max(left, 1)
@@ -121,6 +126,7 @@ class RequestStream:
             self._update(self.trial)
         if takeable:
             self._wake()
+        return buffer.finished or bool(buffer.completed)
 
     def _apply(self, delta: link_pb2.Delta) -> tuple[int, int] | None:
         """Apply a delta of any kind.
@@ -167,7 +173,12 @@ class RequestStream:
         Raises:
             ServingError: The request failed.
         """
+        if self.buffer.backlog:
+            await asyncio.sleep(0)
         while True:
+            while self.buffer.unconverted:
+                self.buffer.convert_some()
+                await asyncio.sleep(0)
             output = self.buffer.take()
             if output is not None:
                 return output

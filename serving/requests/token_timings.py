@@ -16,15 +16,19 @@ for _reason in {"OK", "CANCELLED", *(status.reason for status in ERROR_TABLE.val
 
 
 @contextmanager
-def request_metrics(clock: Clock, arrived_at: float | None = None) -> Iterator[None]:
+def request_metrics(
+    clock: Clock, arrived_at: float | None = None, *, unobserved: bool = False
+) -> Iterator[None]:
     """Count a request as in flight during the block, and record its outcome at the end.
 
     Args:
         clock: The router's clock.
         arrived_at: Time of arrival, monotonic seconds; default: the start of the block.
+        unobserved: No client waits for the request: record its outcome only.
     """
     begun = clock.monotonic() if arrived_at is None else arrived_at
-    metrics.INFLIGHT_REQUESTS.inc()
+    if not unobserved:
+        metrics.INFLIGHT_REQUESTS.inc()
     outcome = "OK"
     try:
         yield
@@ -41,27 +45,41 @@ def request_metrics(clock: Clock, arrived_at: float | None = None) -> Iterator[N
         outcome = "INTERNAL"
         raise
     finally:
-        metrics.INFLIGHT_REQUESTS.dec()
         metrics.REQUESTS.labels(outcome).inc()
-        metrics.REQUEST_SECONDS.observe(clock.monotonic() - begun)
+        if not unobserved:
+            metrics.INFLIGHT_REQUESTS.dec()
+            metrics.REQUEST_SECONDS.observe(clock.monotonic() - begun)
 
 
 class TokenTimings:
     """Times of a request's tokens, across all ranks it ran on; feeds the latency metrics."""
 
-    __slots__ = ("_arrived_at", "_clock", "_last_at", "_lost_at", "_sent_at", "first_at")
+    __slots__ = (
+        "_arrived_at",
+        "_clock",
+        "_lost_at",
+        "_sent_at",
+        "_unobserved",
+        "first_at",
+        "last_at",
+    )
 
-    def __init__(self, clock: Clock, arrived_at: float | None = None) -> None:
+    def __init__(
+        self, clock: Clock, arrived_at: float | None = None, *, unobserved: bool = False
+    ) -> None:
         """Start timing.
 
         Args:
             clock: The router's clock.
             arrived_at: Time of arrival at the router, monotonic seconds; default: now.
+            unobserved: No client waits for the tokens: leave them out of the metrics, which are
+                the autoscaler's signals.
         """
+        self._unobserved = unobserved
         self._clock = clock
         now = clock.monotonic()
         self._arrived_at = now if arrived_at is None else arrived_at
-        self._sent_at = self._last_at = now
+        self._sent_at = self.last_at = now
         self._lost_at: float | None = None
         self.first_at: float | None = None
         """Time of the first token, monotonic seconds; None before it."""
@@ -73,17 +91,21 @@ class TokenTimings:
     def count(self, tokens: int) -> None:
         """Record that ``tokens`` new tokens arrived now."""
         now = self._clock.monotonic()
-        if self.first_at is None:
+        if self._unobserved:
+            self.first_at = self.first_at or now
+            self._lost_at = None
+        elif self.first_at is None:
             self.first_at = now
             metrics.TIME_TO_FIRST_TOKEN.observe(now - self._arrived_at)
             metrics.RANK_TIME_TO_FIRST_TOKEN.observe(now - self._sent_at)
         else:
-            metrics.INTER_TOKEN_LATENCY.observe((now - self._last_at) / tokens)
+            metrics.INTER_TOKEN_LATENCY.observe((now - self.last_at) / tokens)
         if self._lost_at is not None:
             metrics.RESUME_SECONDS.observe(now - self._lost_at)
             self._lost_at = None
-        self._last_at = now
-        metrics.GENERATED_TOKENS.inc(tokens)
+        self.last_at = now
+        if not self._unobserved:
+            metrics.GENERATED_TOKENS.inc(tokens)
 
     def lost(self) -> None:
         """Record the loss of the group; the gap is measured until the next new token."""

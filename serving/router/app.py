@@ -13,21 +13,34 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from serving import process_tuning
 from serving.clock import Clock, SystemClock
 from serving.credentials.tls import following_context
 from serving.edge.auth.security import require_secure_bind
 from serving.edge.gate import DrainGate
 from serving.edge.rest.server import RestServer
 from serving.net import bind
-from serving.settings import Settings
+from serving.router.optional_parts import (
+    batches_of,
+    budgets_of,
+    console_of,
+    ledger_of,
+    run_batches,
+)
+from serving.settings import Settings, served_models
 
 if TYPE_CHECKING:
     from serving.admission.controller import AdmissionController
+    from serving.batch.service import BatchService
+    from serving.console.routes import Console
     from serving.edge.auth.security import Security
     from serving.edge.grpc.server import GrpcEdge
     from serving.fleet.join_server import LinkServer
     from serving.fleet.membership import FleetMembership
+    from serving.fleet.models import FleetModels
+    from serving.ledger.ledger import Ledger
     from serving.requests.client import FleetClient
+    from serving.router.models import RouterModels
     from serving.telemetry.tracing import Tracing
 
 _STOP_GRACE = 1.0
@@ -58,14 +71,31 @@ class Router:
 
     addresses: Addresses
     gate: DrainGate
-    membership: "FleetMembership"
-    admission: "AdmissionController"
-    client: "FleetClient"
+    models: "RouterModels"
     rest: RestServer
     grpc: "GrpcEdge"
     join_server: "LinkServer"
+    ledger: "Ledger | None"
+    """None: not configured."""
+    batches: "BatchService | None"
+    """None: not configured."""
     _exit: contextlib.AsyncExitStack
     """Undoes the start in reverse order."""
+
+    @property
+    def membership(self) -> "FleetMembership":
+        """Membership of the first model."""
+        return self.models.first.membership
+
+    @property
+    def admission(self) -> "AdmissionController":
+        """Admission of the first model."""
+        return self.models.first.admission
+
+    @property
+    def client(self) -> "FleetClient":
+        """Client of the first model."""
+        return self.models.client
 
     @classmethod
     async def start(cls, settings: Settings, clock: Clock | None = None) -> "Router":
@@ -106,65 +136,66 @@ class Router:
 
         The join port opens last, because a rank that joins receives requests immediately.
         """
-        from serving.admission.controller import AdmissionController
         from serving.admission.quotas import default_limits
-        from serving.dispatch.dispatcher import Dispatcher
         from serving.edge.auth.security import Security
-        from serving.engine.arguments import router_vllm_config
-        from serving.fleet.canary import Canary, first_token_id
         from serving.fleet.join_server import JoinGuard, LinkServer
-        from serving.fleet.membership import FleetMembership
-        from serving.link.protocol import model_fingerprint
-        from serving.requests.client import FleetClient
-        from serving.routing.prefix_index import PrefixIndex
+        from serving.ledger.budget import why_no_budgets
+        from serving.router.models import RouterModels
         from serving.telemetry.tracing import tracing_of
 
         tracing = tracing_of(settings.telemetry)
         if tracing is not None:
             undo.push_async_callback(tracing.close)
-        security = Security.load(settings.security, clock)
+        names = [each.name for each in served_models(settings)]
+        no_budgets = why_no_budgets(settings.ledger, names, clock.time())
+        security = Security.load(settings.security, clock, no_budgets)
+        ledger = ledger_of(settings, clock)
+        if ledger is not None:
+            undo.push_async_callback(ledger.stop)
+        budgets = None if ledger is None else budgets_of(settings, security, ledger, clock)
+        if budgets is not None:
+            undo.push_async_callback(budgets.close)
+        limits_of = security.limits_of(default_limits(settings.admission))
         gate = DrainGate()
-        vllm_config = router_vllm_config(settings)
-        canary = Canary(
-            token_id=first_token_id(vllm_config.model_config.hf_text_config),
-            timeout=settings.fleet.canary_timeout,
-        )
-        undo.callback(canary.stop)
-        membership = FleetMembership(
-            settings.fleet,
+        models = RouterModels.of(
+            settings,
             clock,
-            prefixes=PrefixIndex(settings.routing.prefix_blocks, settings.routing.history_blocks),
-            canary=canary,
+            limits_of,
+            undo,
+            None if ledger is None else ledger.database.tariff,
+            budgets,
         )
-        admission = AdmissionController(
-            settings.admission,
-            Dispatcher(membership, settings.routing, clock),
-            clock=clock,
-            limits_of=security.limits_of(default_limits(settings.admission)),
-        )
-        undo.push_async_callback(admission.stop)
-        client = FleetClient(vllm_config, membership, admission, settings, clock)
-        undo.callback(client.shutdown)
         join_server = LinkServer(
-            membership,
+            models.fleet,
             settings.link,
             settings.router,
-            model_name=settings.model.name,
-            fingerprint=model_fingerprint(settings.model.path),
             clock=clock,
             guard=JoinGuard(security.join_tokens, security.join_tls),
         )
         undo.push_async_callback(join_server.stop)
-        rest, grpc = await _build_edges(settings, clock, listening, security, client, gate, tracing)
+        batches = batches_of(settings, clock, models, limits_of, undo)
+        rest, grpc, console = await _build_edges(
+            settings, clock, listening, security, models, gate, tracing, ledger, batches
+        )
         undo.push_async_callback(rest.stop)
+        if console is not None:
+            console.start()
+            undo.push_async_callback(console.stop)
+        # When it starts, vLLM's app scans all objects three times; frozen ones are left out.
+        process_tuning.collect_and_freeze()
         await rest.start()
         undo.push_async_callback(_stop_grpc, grpc, gate)
         grpc_port = await grpc.start()
         join_port = await join_server.start()
-        for background in (_follow(membership, gate, grpc), security.keep_fresh()):
+        backgrounds = [_follow(models.fleet, gate, grpc), security.keep_fresh()]
+        if ledger is not None:
+            backgrounds.append(_record_capacity(models.fleet, ledger, clock))
+            ledger.start()
+        for background in backgrounds:
             undo.push_async_callback(_cancel, asyncio.create_task(background))
+        run_batches(batches, rest, security, undo)
         # Pushed last and so run first: queued requests get a response, not a cut connection.
-        undo.callback(admission.close)
+        undo.callback(models.close_admission)
         undo.callback(gate.close, "it is shutting down")
         host, join_host = _in_url(settings.router.host), _in_url(settings.router.join_host)
         addresses = Addresses(
@@ -176,7 +207,7 @@ class Router:
             join_port=join_port,
             pid=os.getpid(),
         )
-        return cls(addresses, gate, membership, admission, client, rest, grpc, join_server, undo)
+        return cls(addresses, gate, models, rest, grpc, join_server, ledger, batches, undo)
 
     async def drain(self, timeout: float) -> bool:
         """Become unready, reject new requests, and wait for requests in flight.
@@ -190,6 +221,9 @@ class Router:
         await self.grpc.set_ready(ready=False)
         # Before the gate closes: a channel that gets GOAWAY now does not lose a call.
         await self.grpc.leave()
+        if self.batches is not None:
+            # Other routers, or the next process, run the lines again.
+            await self.batches.pause()
         self.gate.close("it is shutting down")
         finished = await self.gate.wait_idle(timeout)
         if not finished:
@@ -206,33 +240,54 @@ async def _build_edges(
     clock: Clock,
     listening: socket.socket,
     security: "Security",
-    client: "FleetClient",
+    models: "RouterModels",
     gate: DrainGate,
     tracing: "Tracing | None",
-) -> tuple[RestServer, "GrpcEdge"]:
-    """Build the REST and the gRPC server on top of a client; neither listens yet."""
+    ledger: "Ledger | None",
+    batches: "BatchService | None",
+) -> tuple[RestServer, "GrpcEdge", "Console | None"]:
+    """Build the REST and the gRPC server on top of the models; neither listens yet.
+
+    The console's routes are part of the REST server. None: it is disabled.
+    """
     import prometheus_client
 
     from serving.edge.grpc.server import GrpcEdge, GrpcGuard
     from serving.edge.pages import RouterPages
     from serving.edge.rest.app import build_rest_app
     from serving.edge.rest.http_protocol import bounded_protocol
+    from serving.edge.usage_pages import UsageReader
+    from serving.edge.usage_recorder import UsageRecorder
     from serving.engine.arguments import router_args
     from serving.fleet.collector import fleet_registry
     from serving.fleet.operations import FleetOperations
     from serving.telemetry import metrics
 
-    membership = client.membership
+    source = None
+    if ledger is not None:
+        from serving.ledger.view import LedgerView
+
+        source = LedgerView.of(settings.ledger, ledger.database)
+    fleet, first, client = models.fleet, models.first.served, models.client
     pages = RouterPages(
-        fleet=membership.snapshot,
+        fleet=fleet.snapshot,
         # Metrics of the process and vLLM, of this package, and of the fleet.
-        registries=(prometheus_client.REGISTRY, metrics.REGISTRY, fleet_registry(membership)),
+        registries=(
+            prometheus_client.REGISTRY,
+            metrics.REGISTRY,
+            fleet_registry(fleet.snapshot, models.status),
+        ),
         gate=gate,
-        model=settings.model.name,
+        model=first.name,
+        models=models.status,
+        usage=UsageReader(source),
+        batches=batches,
     )
+    usage = None if ledger is None else UsageRecorder(ledger, clock)
+    operator = FleetOperations(fleet)
     app = await build_rest_app(
         client,
-        router_args(settings),
+        router_args(first.settings),
         pages,
         max_body_bytes=settings.router.max_body_bytes,
         max_body_values=settings.security.max_body_values,
@@ -243,7 +298,18 @@ async def _build_edges(
         open_metrics=settings.security.open_metrics,
         tracing=tracing,
         cors_origins=settings.router.cors_origins,
+        usage=usage,
+        models=models if models.several else None,
+        check_load=models.check_load if models.several else None,
+        max_file_bytes=None if batches is None else settings.batch.max_file_bytes,
     )
+    if app.first is not None:
+        models.first_handlers = app.first
+    console = None
+    if settings.console.enabled:
+        tariff = None if source is None else source.tariff
+        console = console_of(settings, clock, models, operator, gate, tariff)
+        console.add_to(app.inner)
     rest = RestServer(
         app.asgi,
         listening,
@@ -257,7 +323,7 @@ async def _build_edges(
         pages,
         settings.router,
         clock,
-        operator=FleetOperations(membership),
+        operator=operator,
         guard=GrpcGuard(
             security.authenticator,
             security.tls,
@@ -267,8 +333,15 @@ async def _build_edges(
         ),
         tracing=tracing,
         turns=client.turns,
+        usage=usage,
     )
-    return rest, grpc
+    return rest, grpc, console
+
+
+async def _record_capacity(fleet: "FleetModels", ledger: "Ledger", clock: Clock) -> None:
+    from serving.router.capacity import record_capacity
+
+    await record_capacity(fleet.snapshot, ledger, clock)
 
 
 async def _stop_grpc(grpc: "GrpcEdge", gate: DrainGate) -> None:
@@ -280,14 +353,14 @@ async def _cancel(task: asyncio.Task[None]) -> None:
     await asyncio.wait({task})
 
 
-async def _follow(membership: "FleetMembership", gate: DrainGate, grpc: "GrpcEdge") -> None:
+async def _follow(fleet: "FleetModels", gate: DrainGate, grpc: "GrpcEdge") -> None:
     """Keep the gRPC health status in line with the readiness of the fleet and the gate."""
     changed = asyncio.Event()
-    unsubscribe = membership.subscribe(changed.set)
+    unsubscribe = fleet.subscribe(changed.set)
     try:
         while True:
             changed.clear()
-            await grpc.set_ready(ready=membership.ready and gate.open)
+            await grpc.set_ready(ready=fleet.ready and gate.open)
             await changed.wait()
     finally:
         unsubscribe()

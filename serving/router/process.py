@@ -81,7 +81,7 @@ async def run_router(settings: Settings, ports_file: Path | None = None) -> None
                 _write_atomically(ports_file, json.dumps(asdict(router.addresses)))
             log.info("router is up", **asdict(router.addresses))
             await stopping.wait()
-            log.info("router drains", inflight=router.gate.inflight)
+            log.info("router draining", inflight=router.gate.inflight)
             await router.drain(settings.router.drain_timeout)
         finally:
             gc_task.cancel()

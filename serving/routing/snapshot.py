@@ -182,6 +182,10 @@ class GroupSnapshot:
     """Joined ranks, in ascending order."""
     app: str = ""
     """Ray Serve application that deployed the group (``Hello.app``); empty: unknown."""
+    model: str = ""
+    """Model that the group serves."""
+    pool: str = ""
+    """Pool of the model that the group belongs to."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -15,25 +15,23 @@ from serving.errors import SettingsError
 from serving.settings.admission import AdmissionSettings
 from serving.settings.autoscaler import AutoscalerSettings
 from serving.settings.base import Platform
+from serving.settings.batch import BatchSettings
+from serving.settings.console import ConsoleSettings
+from serving.settings.ledger import LedgerSettings
 from serving.settings.link import LinkSettings
-from serving.settings.ranks import EngineSettings, GroupSettings, ModelSettings, RaySettings
+from serving.settings.models import ServedModelSettings, require_unique_names, with_defaults
+from serving.settings.ranks import (
+    EngineSettings,
+    GroupSettings,
+    ModelSettings,
+    RaySettings,
+    reserved_engine_args,
+)
 from serving.settings.router import FleetSettings, RouterSettings
 from serving.settings.routing import RoutingSettings
 from serving.settings.security import SecuritySettings
 from serving.settings.telemetry import TelemetrySettings
 from serving.yaml_text import NotYaml, read_yaml
-
-_RESERVED_ENGINE_ARGS = {
-    "model",
-    "served_model_name",
-    "data_parallel_size",
-    "data_parallel_rank",
-    "data_parallel_address",
-    "data_parallel_rpc_port",
-    "tensor_parallel_size",
-    "enable_expert_parallel",
-}
-"""Engine arguments that are derived from the settings under model and group."""
 
 
 class Settings(BaseSettings):
@@ -48,6 +46,9 @@ class Settings(BaseSettings):
 
     platform: Platform = Platform.CPU
     """Hardware that the ranks run on."""
+    models: tuple[ServedModelSettings, ...] = Field((), max_length=64)
+    """Models that the router serves, instead of the one under model. Empty: one model with one
+    pool, as described by model, group and engine."""
     model: ModelSettings = ModelSettings()
     group: GroupSettings = GroupSettings()
     engine: EngineSettings = EngineSettings()
@@ -60,15 +61,31 @@ class Settings(BaseSettings):
     autoscaler: AutoscalerSettings = AutoscalerSettings()
     telemetry: TelemetrySettings = TelemetrySettings()
     security: SecuritySettings = SecuritySettings()
+    ledger: LedgerSettings = LedgerSettings()
+    batch: BatchSettings = BatchSettings()
+    console: ConsoleSettings = ConsoleSettings()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in(cls, raw: Any) -> Any:
+        return with_defaults(raw) if isinstance(raw, dict) else raw
+
+    @field_validator("models")
+    @classmethod
+    def _check_models(
+        cls, models: tuple[ServedModelSettings, ...]
+    ) -> tuple[ServedModelSettings, ...]:
+        require_unique_names(models)
+        return models
 
     @model_validator(mode="after")
     def _check(self) -> "Settings":
-        reserved = _RESERVED_ENGINE_ARGS & {key.replace("-", "_") for key in self.engine.args}
-        if reserved:
+        if reserved := reserved_engine_args(self.engine):
             raise ValueError(
-                f"engine.args cannot set {', '.join(sorted(reserved))}: "
-                "use the settings under model and group",
+                f"engine.args cannot set {reserved}: use the settings under model and group",
             )
+        if self.models and self.model != ModelSettings():
+            raise ValueError("model cannot be combined with models: add it to models")
         return self
 
     @classmethod
@@ -118,12 +135,19 @@ def load_settings(file: Path | None = None, flags: dict[str, Any] | None = None)
     try:
         return Settings(**(flags or {}))
     except ValidationError as error:
-        lines = [
-            f"{'.'.join(str(part) for part in item['loc']) or 'settings'}: {item['msg']}"
-            for item in error.errors()
-        ]
-        raise SettingsError("invalid settings: " + "; ".join(lines)) from error
+        lines = "; ".join(_line(item["loc"], item["msg"]) for item in error.errors())
+        raise SettingsError(f"invalid settings: {lines}") from error
     except (OSError, ValueError) as error:
         raise SettingsError(f"cannot read settings: {error}") from error
     finally:
         _yaml_file = None
+
+
+def _line(place: tuple[int | str, ...], message: str) -> str:
+    """Return the text of an invalid value, e.g. ``models[1].pools[0].name: …``."""
+    name = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place)
+    # Validators of lists begin their message with the index of the item.
+    inner = message.removeprefix("Value error, ")
+    if name and inner != message and inner.startswith("["):
+        return f"{name[1:]}{inner}"
+    return f"{name[1:] or 'settings'}: {message}"

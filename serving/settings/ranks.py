@@ -1,10 +1,25 @@
 """Settings of the ranks: the model, the shape of a group, the engine and the Ray cluster."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from serving.settings.base import BUNDLED_MODEL, Port, Seconds, SettingsGroup
+
+ModelName = Annotated[str, Field(min_length=1, max_length=256)]
+POOL_NAME = r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$"
+
+_RESERVED_ENGINE_ARGS = {
+    "model",
+    "served_model_name",
+    "data_parallel_size",
+    "data_parallel_rank",
+    "data_parallel_address",
+    "data_parallel_rpc_port",
+    "tensor_parallel_size",
+    "enable_expert_parallel",
+}
+"""Engine arguments that are derived from the settings under model and group."""
 
 
 class ModelSettings(SettingsGroup):
@@ -15,6 +30,8 @@ class ModelSettings(SettingsGroup):
     already in the local cache."""
     name: str = "pocket-r1"
     """Model id in the API."""
+    aliases: tuple[ModelName, ...] = Field((), max_length=32)
+    """Other names under which clients may request the model."""
 
 
 class GroupSettings(SettingsGroup):
@@ -22,6 +39,8 @@ class GroupSettings(SettingsGroup):
 
     count: int = Field(1, ge=0, le=1024)
     """Number of groups."""
+    pool: str = Field("default", pattern=POOL_NAME)
+    """Pool of the model that the groups belong to. Under models[].pools[], the pool's name."""
     data_parallel: int = Field(2, ge=1, le=1024)
     """Ranks in a group. The routed experts are split over data_parallel x tensor_parallel
     workers."""
@@ -62,8 +81,21 @@ class EngineSettings(SettingsGroup):
     """Memory for the KV cache of a rank, GiB. CPU only."""
     threads_per_rank: int = Field(1, ge=1)
     """OpenMP threads of a worker. CPU only."""
+    exchange: Literal["auto", "shared_memory", "gloo"] = "auto"
+    """How the ranks of a group exchange tokens. shared_memory: through memory that all ranks map;
+    a group that spans nodes does not start. gloo: through sockets. auto: shared memory if all ranks
+    run on one node, otherwise gloo. CPU only."""
+    exchange_spin_us: int = Field(50, ge=0, le=10_000)
+    """Longest time that a rank polls for another before it sleeps, in each exchange through shared
+    memory, microseconds. Polling saves the wake-up, and takes a core meanwhile. CPU only."""
     args: dict[str, Any] = Field(default_factory=dict)
     """Other vLLM engine arguments (fields of AsyncEngineArgs), validated by vLLM."""
+
+
+def reserved_engine_args(engine: EngineSettings) -> str:
+    """Return the names in ``args`` that other settings determine, for a message; empty: none."""
+    given = {key.replace("-", "_") for key in engine.args}
+    return ", ".join(sorted(_RESERVED_ENGINE_ARGS & given))
 
 
 class RaySettings(SettingsGroup):

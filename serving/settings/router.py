@@ -27,6 +27,10 @@ class RouterSettings(SettingsGroup):
     max_inflight_requests: int = Field(4096, ge=1)
     """Maximum number of requests in progress, waiting ones included. Further requests are rejected
     with 429 / RESOURCE_EXHAUSTED."""
+    loaded_models: int = Field(8, ge=1)
+    """Maximum number of models whose tokenizer, chat template and parsers are in the router's
+    memory. A model is loaded with its first request; the least recently used one is dropped. The
+    first model of the settings is always loaded."""
     max_streams_per_connection: int = Field(1024, ge=1)
     """Maximum number of concurrent calls on one gRPC connection. Clients that honour the limit wait
     or open another connection; calls beyond it are rejected unprocessed (REFUSED_STREAM)."""

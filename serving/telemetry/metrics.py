@@ -23,7 +23,7 @@ REQUESTS = Counter(
 )
 INFLIGHT_REQUESTS = Gauge(
     "moe_inflight_requests",
-    "Requests in this router, waiting or running.",
+    "Requests in this router, waiting or running, without those of batches.",
     registry=REGISTRY,
 )
 PROMPT_TOKENS = Counter(
@@ -38,7 +38,7 @@ CACHED_TOKENS = Counter(
 )
 GENERATED_TOKENS = Counter(
     "moe_generated_tokens",
-    "Tokens received from ranks.",
+    "Tokens received from ranks, without those of batches.",
     registry=REGISTRY,
 )
 TENANT_TOKENS = Counter(
@@ -136,6 +136,117 @@ QUOTA_STORE_FAILURES = Counter(
     "Quota lookups that Redis did not answer in time.",
     registry=REGISTRY,
 )
+TENANT_PRICE = Counter(
+    "moe_tenant_price",
+    "Price of the requests that this router inserted into the ledger, by tenant, in the tariff's "
+    "currency. Tenants beyond telemetry.tenant_labels are counted as other.",
+    ["tenant"],
+    registry=REGISTRY,
+)
+GPU_HOUR_PRICE = Gauge(
+    "moe_gpu_hour_price",
+    "Price of one GPU for one hour (ledger.gpu_hour_price), in the tariff's currency. 0: not set.",
+    registry=REGISTRY,
+)
+BUDGET_REFUSALS = Counter(
+    "moe_budget_refusals",
+    "Requests refused because a budget is used up, by whose budget it is and by period.",
+    ["scope", "period"],
+    registry=REGISTRY,
+)
+BUDGET_WARNINGS = Counter(
+    "moe_budget_warnings",
+    "Prompts above the soft limit of a budget, by whose budget it is and by period.",
+    ["scope", "period"],
+    registry=REGISTRY,
+)
+BUDGET_STORE_FAILURES = Counter(
+    "moe_budget_store_failures",
+    "Reservations that the ledger's database did not answer in time, and transactions that failed.",
+    registry=REGISTRY,
+)
+LEDGER_WRITTEN = Counter(
+    "moe_ledger_records_written",
+    "Records inserted into the ledger's database.",
+    registry=REGISTRY,
+)
+LEDGER_DROPPED = Counter(
+    "moe_ledger_records_dropped",
+    "Records lost to the ledger's database: neither spool nor memory had room, or the database "
+    "refuses them.",
+    registry=REGISTRY,
+)
+LEDGER_SPOOL_BYTES = Gauge(
+    "moe_ledger_spool_bytes",
+    "Size of the records on disk that are not in the ledger's database yet.",
+    registry=REGISTRY,
+)
+LEDGER_BACKLOG = Gauge(
+    "moe_ledger_backlog_records",
+    "Records in memory because the spool cannot be written; lost if the router is killed.",
+    registry=REGISTRY,
+)
+LEDGER_LAG = Gauge(
+    "moe_ledger_lag_seconds",
+    "Age of the oldest record on disk that is not in the ledger's database; for records of an "
+    "earlier process, since this one started.",
+    registry=REGISTRY,
+)
+LEDGER_FAILURES = Counter(
+    "moe_ledger_failures",
+    "Attempts to insert records that failed.",
+    registry=REGISTRY,
+)
+BATCH_LINES = Gauge(
+    "moe_batch_lines",
+    "Lines of batches that have not ended, by state: open, claimed (by any router), completed, "
+    "failed.",
+    ["state"],
+    registry=REGISTRY,
+)
+BATCH_AGE = Gauge(
+    "moe_batch_oldest_age_seconds",
+    "Age of the oldest batch that has not ended; 0: none.",
+    registry=REGISTRY,
+)
+BATCH_RUNNING = Gauge(
+    "moe_batch_running_lines",
+    "Lines of this router on ranks.",
+    registry=REGISTRY,
+)
+BATCH_WAITING = Gauge(
+    "moe_batch_waiting_lines",
+    "Lines of this router that wait for room on a rank.",
+    registry=REGISTRY,
+)
+BATCH_PREEMPTIONS = Counter(
+    "moe_batch_preemptions",
+    "Times that a line was taken off its rank because other requests needed it.",
+    registry=REGISTRY,
+)
+BATCH_ANSWERS = Counter(
+    "moe_batch_answers",
+    "Lines answered by this router, by outcome: completed, failed.",
+    ["outcome"],
+    registry=REGISTRY,
+)
+BATCH_TOKENS = Counter(
+    "moe_batch_tokens",
+    "Tokens of answered lines, by kind: prompt, cached (part of prompt), generated.",
+    ["kind"],
+    registry=REGISTRY,
+)
+BATCH_FAILURES = Counter(
+    "moe_batch_failures",
+    "Failed attempts to validate, run or finish batches, which are repeated, by stage.",
+    ["stage"],
+    registry=REGISTRY,
+)
+BATCH_FILES = Gauge(
+    "moe_batch_file_bytes",
+    "Size of all files.",
+    registry=REGISTRY,
+)
 AUTH_FAILURES = Counter(
     "moe_auth_failures",
     "Requests rejected for their credentials, by protocol (rest, grpc) and reason.",
@@ -217,6 +328,28 @@ def _rank(name: str, help_: str, *, counter: bool = False) -> Family:
 
 
 GROUPS = Family("moe_groups", "Groups by state, without those that are gone.", ("state",))
+GROUP_INFO = Family(
+    "moe_group_info",
+    "1 for each joined group, with its model, its pool and its Serve application. Multiplied with "
+    "`* on(group) group_left(model, pool)`, it adds these labels to a metric of groups or ranks.",
+    ("group", "model", "pool", "app"),
+)
+POOL_READY_GROUPS = Family(
+    "moe_pool_ready_groups", "Groups of the pool that accept requests.", ("model", "pool")
+)
+MODEL_QUEUED = Family(
+    "moe_model_queued_requests", "Requests in the model's admission queue.", ("model",)
+)
+MODEL_PARKED = Family(
+    "moe_model_parked_requests",
+    "Requests waiting because no group of the model is ready.",
+    ("model",),
+)
+MODEL_LOADED = Family(
+    "moe_model_loaded",
+    "1 if the model's tokenizer, chat template and parsers are in the router's memory.",
+    ("model",),
+)
 RANKS_JOINED = Family("moe_ranks_joined", "Ranks of the group that have joined.", _GROUP)
 RANKS_EXPECTED = Family("moe_ranks_expected", "Ranks of the complete group.", _GROUP)
 RANK_INFLIGHT = _rank("rank_inflight_requests", "This router's requests on the rank.")
@@ -235,6 +368,7 @@ RANK_LINK_LAG = _rank(
 RANK_REPORTED = _rank("rank_report_timestamp_seconds", "Unix time of the rank's last load report.")
 RANK_ENGINE_STEPS = _rank("rank_engine_steps", "Engine steps.", counter=True)
 RANK_BUSY_SECONDS = _rank("rank_busy_seconds", "Time the engine has spent in steps.", counter=True)
+RANK_GPUS = _rank("rank_gpus", "Workers of the rank, one per GPU.")
 RANK_PROMPT_TOKENS = _rank(
     "rank_prompt_tokens", "Prompt tokens processed by the engine.", counter=True
 )

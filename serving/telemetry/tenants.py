@@ -40,6 +40,24 @@ class TenantTokens:
             increment(tokens)
 
 
+class TenantPrices:
+    """Sums prices like ``TenantTokens``."""
+
+    def __init__(self, limit: int) -> None:
+        """Sum the prices of at most ``limit`` tenants individually."""
+        self._limit = limit
+        self._known: set[str] = set()
+
+    def count(self, tenant: str, amount: float) -> None:
+        """Add the price of a tenant's requests, in the tariff's currency."""
+        if tenant not in self._known:
+            if len(self._known) >= self._limit:
+                tenant = OTHER
+            else:
+                self._known.add(tenant)
+        metrics.TENANT_PRICE.labels(tenant).inc(amount)
+
+
 def _counters(tenant: str) -> tuple[_Increment, _Increment, _Increment]:
     kinds = metrics.TENANT_TOKENS
     return (

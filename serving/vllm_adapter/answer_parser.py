@@ -61,6 +61,9 @@ def _served(tools: Any, reasoning: Any, strict_level: Any, compact: bool) -> typ
     return Served
 
 
+_DEEPSEEK_STREAMING = DeepSeekR1ReasoningParser.extract_reasoning_streaming
+
+
 class AnswerParser(DelegatingParser):
     """Parses one choice; subclasses set the reasoning parser and the tool parser."""
 
@@ -190,7 +193,25 @@ class AnswerParser(DelegatingParser):
             for number, (text, token_ids) in enumerate(pieces)
         )
 
+    def _only_reasoning(self, token_ids: Sequence[int]) -> bool:
+        """Return whether tokens in the middle of DeepSeek's reasoning continue it.
+
+        vLLM's parser searches all previous tokens for the markers, which takes 0.5 ms per token
+        after 30,000.
+        """
+        state, parser = self._stream_state, self._reasoning_parser
+        return (
+            state.prompt_reasoning_checked
+            and not state.reasoning_ended
+            and getattr(type(parser), "extract_reasoning_streaming", None) is _DEEPSEEK_STREAMING
+            and parser.start_token_id not in token_ids
+            and parser.end_token_id not in token_ids
+        )
+
     def _parse_one(self, *, finished: bool, **delta: Any) -> DeltaMessage | None:
+        if not finished and self._only_reasoning(delta["delta_token_ids"]):
+            shown = delta["request"].include_reasoning
+            return DeltaMessage(reasoning=delta["delta_text"]) if shown else None
         message = super().parse_delta(finished=finished, **delta)
         if finished and isinstance(self._tool_parser, DeepSeekToolCalls):
             return _merged((message, self._tool_parser.finish()))

@@ -1,8 +1,8 @@
 """Error bodies of /v1/messages in Anthropic's format.
 
 ``{"type": "error", "error": {"type", "message"}, "request_id"}``, with Anthropic's error types
-(docs.anthropic.com, API errors) and the router's ``reason`` and ``retry_after``. Anthropic clients
-read the request id from the header ``request-id`` instead of ``x-request-id``.
+(docs.anthropic.com, API errors) and the router's ``reason``, ``retry_after`` and ``renews_at``.
+Anthropic clients read the request id from the header ``request-id`` instead of ``x-request-id``.
 """
 
 import json
@@ -16,6 +16,7 @@ _VERSION = b"anthropic-version"
 _TYPES = {
     400: "invalid_request_error",
     401: "authentication_error",
+    402: "billing_error",
     403: "permission_error",
     404: "not_found_error",
     413: "request_too_large",
@@ -25,7 +26,7 @@ _TYPES = {
     529: "overloaded_error",
 }
 _CLIENT_ERRORS = range(400, 500)
-_KEPT = ("message", "param", "reason", "retry_after")
+_KEPT = ("message", "param", "reason", "retry_after", "renews_at")
 
 
 def error_type(status: int) -> str:

@@ -37,13 +37,20 @@ from serving.vllm_adapter.handlers import (
     ChatBatchHandler,
     ChatHandler,
     CompletionHandler,
-    TokenizationHandler,
+)
+from serving.vllm_adapter.messages_handler import MessagesHandler
+from serving.vllm_adapter.rendering import (
+    parse_long_chats_in_slices,
     tokenize_short_texts_at_once,
 )
-from serving.vllm_adapter.long_chats import parse_long_chats_in_slices
-from serving.vllm_adapter.messages_handler import MessagesHandler
 from serving.vllm_adapter.responses_handler import ResponsesHandler, ResponsesRenderer
-from serving.vllm_adapter.routes import bypass_middleware, fail_fast, remove_routes
+from serving.vllm_adapter.routes import (
+    bypass_middleware,
+    fail_fast,
+    remove_routes,
+    send_long_answers_in_parts,
+)
+from serving.vllm_adapter.tokenization_handler import TokenizationHandler
 
 TASKS = ("generate",)
 
@@ -86,25 +93,47 @@ async def build_vllm_app(
         RuntimeError: this version of vLLM lacks a route in ``KEPT_ROUTES``.
         TypeError: this version of vLLM uses other handler classes.
     """
-    # vLLM's server shares this object between its arguments and the engine's configuration, which
-    # stores the name of the reasoning parser in it.
-    structured_outputs = client.vllm_config.structured_outputs_config
-    args = Namespace(
-        **{**vars(args), **_FIXED_ARGS, "structured_outputs_config": structured_outputs}
-    )
-    app: FastAPI = build_app(args, TASKS, client.model_config)
+    app: FastAPI = build_app(_with_fixed(args, client), TASKS, client.model_config)
     remove_routes(app)
     _remove_middleware(app)
     _handle_errors(app)
-    await init_app_state(client, app.state, args, TASKS)
-    tokenize_short_texts_at_once(client.renderer)
-    parse_long_chats_in_slices(client.renderer, turns)
-    install_handlers(app.state)
+    await build_model_state(client, app.state, args, turns)
     suppress_client_error_logs()
-    install_answer_parser(app.state, compact_json=structured_outputs.disable_any_whitespace)
     bypass_middleware(app, generating)
+    send_long_answers_in_parts(app, turns)
     fail_fast(app)
     return app
+
+
+async def build_model_state(
+    client: EngineClient, state: State, args: Namespace, turns: TaskTurns
+) -> None:
+    """Build the handlers of one model, and adapt them to a router.
+
+    Args:
+        client: engine client that represents the model's groups.
+        state: receives the handlers; the app's state, or that of a further model.
+        args: arguments of vLLM's server (``serving.engine.arguments.router_args``).
+        turns: shared by all requests with long steps.
+
+    Raises:
+        TypeError: this version of vLLM uses other handler classes.
+    """
+    await init_app_state(client, state, _with_fixed(args, client), TASKS)
+    tokenize_short_texts_at_once(client.renderer)
+    parse_long_chats_in_slices(client.renderer, turns)
+    install_handlers(state)
+    structured_outputs = client.vllm_config.structured_outputs_config
+    install_answer_parser(state, compact_json=structured_outputs.disable_any_whitespace)
+
+
+def _with_fixed(args: Namespace, client: EngineClient) -> Namespace:
+    # vLLM's server shares this object between its arguments and the engine's configuration, which
+    # stores the name of the reasoning parser in it.
+    structured_outputs = client.vllm_config.structured_outputs_config
+    return Namespace(
+        **{**vars(args), **_FIXED_ARGS, "structured_outputs_config": structured_outputs}
+    )
 
 
 def _remove_middleware(app: FastAPI) -> None:

@@ -2,7 +2,7 @@
 
 ``{"error": {"message", "type", "param", "code", "reason"}}``. ``code`` is the HTTP status, as in
 vLLM. ``reason`` is an addition: a stable identifier for programs. ``retry_after`` (seconds) is
-present if known.
+present if known, and ``renews_at`` (RFC 3339) if a budget is used up.
 """
 
 import json
@@ -13,7 +13,8 @@ from vllm.entrypoints.serve.engine.protocol import ErrorInfo, ErrorResponse
 from vllm.entrypoints.serve.exception_handling.error_response import create_error_response
 from vllm.exceptions import VLLMError
 
-from serving.errors import ERROR_TABLE, ServingError, status_of
+from serving.clock import rfc3339
+from serving.errors import ERROR_TABLE, BudgetExceeded, ServingError, status_of
 
 FAILED = "moe_serving_failed"
 """Attribute of ``request.state`` that holds an error's reason for the request's log line."""
@@ -35,9 +36,11 @@ _REQUEST_ERRORS = (VLLMError, ValueError, TypeError, OverflowError, NotImplement
 _TYPES: dict[int, str] = {
     400: "BadRequestError",
     401: "AuthenticationError",
+    402: "PaymentRequiredError",
     403: "PermissionDeniedError",
     404: "NotFoundError",
     405: "MethodNotAllowedError",
+    409: "ConflictError",
     413: "RequestTooLargeError",
     415: "UnsupportedMediaTypeError",
     429: "RateLimitError",
@@ -46,14 +49,17 @@ _TYPES: dict[int, str] = {
     501: "NotImplementedError",
     503: "ServiceUnavailableError",
     504: "DeadlineExceededError",
+    507: "InsufficientStorageError",
 }
 
 # Reasons for vLLM's errors, which have only an HTTP status.
 _REASONS: dict[int, str] = {
     400: "INVALID_REQUEST",
     401: "UNAUTHENTICATED",
+    402: "BUDGET_EXCEEDED",
     403: "PERMISSION_DENIED",
     404: "MODEL_NOT_FOUND",
+    409: "CONFLICT",
     413: "INVALID_REQUEST",
     415: "INVALID_REQUEST",
     422: "INVALID_REQUEST",
@@ -62,10 +68,14 @@ _REASONS: dict[int, str] = {
     501: "UNSUPPORTED",
     503: "NOT_READY",
     504: "DEADLINE_EXCEEDED",
+    507: "STORAGE_FULL",
 }
 
 _STATUSES: dict[str, int] = {status.reason: status.http for status in ERROR_TABLE.values()}
 _DATA = b"data: "
+_RETRYABLE = frozenset(
+    {HTTPStatus.PAYMENT_REQUIRED, HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE}
+)
 
 
 def error_response(
@@ -75,6 +85,7 @@ def error_response(
     reason: str,
     param: str | None = None,
     retry_after: float | None = None,
+    renews_at: str | None = None,
 ) -> ErrorResponse:
     """Build an error body; ``reason`` is from ``serving.errors.ERROR_TABLE``."""
     return ErrorResponse(
@@ -86,6 +97,7 @@ def error_response(
                 "code": status,
                 "reason": reason,
                 **({} if retry_after is None else {"retry_after": retry_after}),
+                **({} if renews_at is None else {"renews_at": renews_at}),
             }
         )
     )
@@ -99,8 +111,13 @@ def response_of(error: BaseException) -> ErrorResponse:
         # Rounded to milliseconds for readability; never 0.
         known = getattr(error, "retry_after", None)
         retry_after = None if known is None else round(max(known, 0.001), 3)
+        renewal = error.renews_at if isinstance(error, BudgetExceeded) else None
         return error_response(
-            message, status=status.http, reason=status.reason, retry_after=retry_after
+            message,
+            status=status.http,
+            reason=status.reason,
+            retry_after=retry_after,
+            renews_at=None if renewal is None else rfc3339(renewal),
         )
     if _is_about_surrogates(error):
         return error_response(_LONE_SURROGATE, status=400, reason="INVALID_REQUEST")
@@ -136,10 +153,10 @@ class RouterErrors:
     create_error_response = staticmethod(response_to)
 
 
-def retry_after_fields(error: ErrorInfo) -> dict[str, Any]:
-    """Return ``{"retry_after": seconds}`` for an error that has the field, else ``{}``."""
-    known = getattr(error, "retry_after", None)
-    return {} if known is None else {"retry_after": known}
+def retry_fields(error: ErrorInfo) -> dict[str, Any]:
+    """Return ``retry_after`` and ``renews_at`` of an error, if it has them."""
+    known = {name: getattr(error, name, None) for name in ("retry_after", "renews_at")}
+    return {name: value for name, value in known.items() if value is not None}
 
 
 def event_response(event: bytes) -> tuple[ErrorResponse, dict[str, Any] | None]:
@@ -163,6 +180,7 @@ def event_response(event: bytes) -> tuple[ErrorResponse, dict[str, Any] | None]:
             reason=str(reason or "INTERNAL"),
             param=error.get("param"),
             retry_after=error.get("retry_after"),
+            renews_at=error.get("renews_at"),
         )
         if numeric and error.get("type"):
             response.error.type = error["type"]
@@ -181,12 +199,15 @@ def retry_after_of(error: ErrorInfo) -> float:
     return _seconds(getattr(error, "retry_after", None))
 
 
-def retry_after_in(body: bytes) -> float:
-    """Return ``retry_after`` of a JSON error body of any of vLLM's protocols, seconds."""
+def retry_after_in(body: bytes, status: int) -> float | None:
+    """Return ``retry_after`` of a JSON error body of any of vLLM's protocols, seconds.
+
+    None: the body of a used-up budget does not say when it renews.
+    """
     try:
         return _seconds(json.loads(body)["error"]["retry_after"])
     except (ValueError, TypeError, KeyError):
-        return _seconds(None)
+        return None if status == HTTPStatus.PAYMENT_REQUIRED else _seconds(None)
 
 
 def _seconds(known: Any) -> float:
@@ -205,5 +226,5 @@ def content_of(response: ErrorResponse) -> dict[str, Any]:
 
 
 def is_retryable(status: int) -> bool:
-    """Return whether an HTTP status means that the client may retry later."""
-    return status in {HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE}
+    """Return whether an HTTP status means that the client may retry later, with Retry-After."""
+    return status in _RETRYABLE

@@ -1,9 +1,10 @@
-"""Subclasses of vLLM's handlers of chats, completions and tokenization.
+"""Subclasses of vLLM's handlers of chats and completions.
 
 They have the router's errors, corrected answers, and generators that write chunks at less cost.
 ``app`` sets them as the class of vLLM's handler objects.
 """
 
+import functools
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import Any
 
@@ -16,11 +17,12 @@ from vllm.entrypoints.openai.chat_completion.protocol import (
     ChatMessage,
 )
 from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
-from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+from vllm.entrypoints.openai.completion.protocol import CompletionRequest, CompletionResponse
 from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
-from vllm.entrypoints.serve.tokenize.serving import ServingTokenization
 from vllm.outputs import RequestOutput
 
+from serving.errors import InvalidRequest
+from serving.request_context import current_context
 from serving.vllm_adapter.error_response import RouterErrors, response_to
 from serving.vllm_adapter.fast_chunks import (
     ChatChoice,
@@ -29,26 +31,32 @@ from serving.vllm_adapter.fast_chunks import (
     TextChunk,
     with_names,
 )
+from serving.vllm_adapter.long_answers import (
+    BuildLaterError,
+    MaybeLong,
+    built_in_thread,
+    finished,
+    received,
+    replayed,
+    takes_long,
+)
+from serving.vllm_adapter.reasoning_policy import limit_chat, refuse_raw_text
 
 _OMITTED_IF_NULL = ("annotations", "function_call")
 """Message fields that are omitted instead of null."""
 _NOT_IN_BATCHES = ("stream", "tools")
+_MAX_BATCH = 512
+"""Maximum number of conversations of a chat batch; they take 30 ms."""
 _DATA = "data: "
 _END = "\n\n"
-SHORT = 2048
-"""Maximum length of a text that is tokenized on the event loop, characters.
-
-A fast tokenizer takes less than 0.5 ms for this length. A round trip to a thread costs about 0.2 ms
-of CPU time (deploy/docs/performance.md), which pays off only for longer texts.
-"""
 
 
-class ChatAnswer(ChatCompletionResponse):
+class ChatAnswer(MaybeLong, ChatCompletionResponse):
     """A complete chat completion that omits the null fields of ``_OMITTED_IF_NULL``."""
 
-    def model_dump(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def model_dump(self, **options: Any) -> dict[str, Any]:
         """Return the JSON content of the completion."""
-        content: dict[str, Any] = super().model_dump(*args, **kwargs)
+        content = super().model_dump(**options)
         for choice in content["choices"]:
             for name in _OMITTED_IF_NULL:
                 if choice["message"].get(name, ...) is None:
@@ -67,6 +75,18 @@ class OpenAIChatFields:
 
 class ConsistentChat:
     """Mixin that aligns finish reasons and reasoning of complete answers with streamed ones."""
+
+    def create_chat_completion(
+        self, request: ChatCompletionRequest, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Return a coroutine that answers a request, as its API key permits.
+
+        Raises:
+            PermissionDenied: the key does not permit a field of the request.
+        """
+        if (policy := current_context().reasoning) is not None:
+            limit_chat(policy, request)
+        return super().create_chat_completion(request, *args, **kwargs)  # type: ignore[misc]
 
     def _engine_reasoning_kwargs(
         self,
@@ -96,9 +116,14 @@ class ConsistentChat:
         The finish reason is ``tool_calls`` only if it has tool calls and was not cut off.
         """
         reasons: dict[int, str | None] = {}
-        answer = await super().chat_completion_full_generator(  # type: ignore[misc]
-            request, _record_reasons(result_generator, reasons), *args, **kwargs
+        outputs = await received(_record_reasons(result_generator, reasons))
+        build = super().chat_completion_full_generator(  # type: ignore[misc]
+            request, replayed(outputs), *args, **kwargs
         )
+        if takes_long(outputs):
+            answer = await built_in_thread(functools.partial(finished, build), outputs)
+        else:
+            answer = await build
         if isinstance(answer, ChatCompletionResponse):
             for choice in answer.choices:
                 ended = reasons.get(choice.index)
@@ -159,7 +184,17 @@ class ChatBatchHandler(RouterErrors, OpenAIChatFields, OpenAIServingChatBatch):
     async def create_batch_chat_completion(
         self, request: BatchChatCompletionRequest, *args: Any, **kwargs: Any
     ) -> Any:
-        """Answer several conversations; reject parameters that vLLM mishandles in batches."""
+        """Answer several conversations; reject parameters that vLLM mishandles in batches.
+
+        Raises:
+            InvalidRequest: the batch is too large.
+            PermissionDenied: the key does not permit a field of the request.
+        """
+        if (policy := current_context().reasoning) is not None:
+            limit_chat(policy, request)
+        if len(request.messages) > _MAX_BATCH:
+            # vLLM starts all of them in one step, and collects their answers in another.
+            raise InvalidRequest(f"a chat batch may have at most {_MAX_BATCH} conversations")
         extra = request.model_extra or {}
         for name in _NOT_IN_BATCHES:
             # A streamed batch would return only the last token of each answer.
@@ -181,6 +216,10 @@ class _EchoedChoice(TextChoice):
         self.prompt_token_ids = None
 
 
+class TextAnswer(MaybeLong, CompletionResponse):
+    """A complete text completion."""
+
+
 class CompletionHandler(RouterErrors, OpenAIServingCompletion):
     """/v1/completions."""
 
@@ -194,6 +233,39 @@ class CompletionHandler(RouterErrors, OpenAIServingCompletion):
         CompletionStreamResponse=TextChunk,
         CompletionResponseStreamChoice=_EchoedChoice,
     )
+
+    async def create_completion(self, *args: Any, **kwargs: Any) -> Any:
+        """Answer a request; long answers are built in a thread.
+
+        Raises:
+            PermissionDenied: the key hides reasoning.
+        """
+        context = current_context()
+        context.record.raw_text = True
+        if context.reasoning is not None:
+            refuse_raw_text(context.reasoning)
+        try:
+            answer = await super().create_completion(*args, **kwargs)
+        except BuildLaterError as later:
+            answer = await built_in_thread(later.build, later.outputs)
+        if isinstance(answer, CompletionResponse):
+            answer.__class__ = TextAnswer
+        return answer
+
+    def request_output_to_completion_response(
+        self, final_res_batch: list[RequestOutput], *args: Any, **kwargs: Any
+    ) -> CompletionResponse:
+        """Return a complete answer.
+
+        Raises:
+            BuildLaterError: the answer is long; caught by ``create_completion``.
+        """
+        build = functools.partial(
+            super().request_output_to_completion_response, final_res_batch, *args, **kwargs
+        )
+        if takes_long(final_res_batch):
+            raise BuildLaterError(build, final_res_batch)
+        return build()
 
     def completion_stream_generator(
         self, request: CompletionRequest, *args: Any, **kwargs: Any
@@ -256,30 +328,3 @@ def _with_details(event: str, seen: dict[str, int]) -> str:
         return event
     usage["prompt_tokens_details"] = dict(seen)
     return f"{_DATA}{msgspec.json.encode(chunk).decode()}{_END}"
-
-
-class TokenizationHandler(RouterErrors, ServingTokenization):
-    """/tokenize and /detokenize."""
-
-
-def tokenize_short_texts_at_once(renderer: Any) -> None:
-    """Make a vLLM renderer use its threads only for long texts.
-
-    Concurrent use of the tokenizer is safe because each caller gets a copy.
-
-    Args:
-        renderer: a ``vllm.renderers.base.BaseRenderer``, whose asynchronous tokenizing function is
-            replaced.
-
-    Raises:
-        AttributeError: this version of vLLM has no such function.
-    """
-    in_a_thread = renderer._tokenize_prompt_async  # noqa: SLF001  vLLM has no setting for it
-    at_once = renderer._tokenize_prompt  # noqa: SLF001
-
-    async def tokenize(prompt: Any, params: Any) -> Any:
-        if len(prompt["prompt"]) <= SHORT:
-            return at_once(prompt, params)
-        return await in_a_thread(prompt, params)
-
-    renderer._tokenize_prompt_async = tokenize  # noqa: SLF001

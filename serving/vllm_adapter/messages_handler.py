@@ -18,10 +18,10 @@ from serving.vllm_adapter.error_response import (
     RouterErrors,
     reason_of,
     response_of,
-    retry_after_fields,
+    retry_fields,
 )
 from serving.vllm_adapter.handlers import ConsistentChat
-from serving.vllm_adapter.long_chats import MESSAGES
+from serving.vllm_adapter.rendering import MESSAGES
 
 
 class MessagesHandler(RouterErrors, ConsistentChat, AnthropicServingMessages):
@@ -103,7 +103,7 @@ class MessagesHandler(RouterErrors, ConsistentChat, AnthropicServingMessages):
                 "type": error_type(failed[0].error.code),
                 "message": failed[0].error.message,
                 "reason": reason_of(failed[0].error),
-                **retry_after_fields(failed[0].error),
+                **retry_fields(failed[0].error),
             }
             data = msgspec.json.encode({"type": "error", "error": error}).decode()
             yield f"event: error\ndata: {data}\n\n"

@@ -1,5 +1,6 @@
 """Handler of /v1/responses."""
 
+import functools
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any, Literal
 
@@ -11,7 +12,7 @@ from openai.types.responses import (
     ResponseTextConfig,
 )
 from openai.types.shared import ResponseFormatText
-from vllm.entrypoints.openai.responses.protocol import ResponseCompletedEvent
+from vllm.entrypoints.openai.responses.protocol import ResponseCompletedEvent, ResponsesResponse
 from vllm.entrypoints.openai.responses.serving import OpenAIServingResponses
 from vllm.entrypoints.openai.responses.utils import construct_input_messages
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
@@ -24,9 +25,20 @@ from serving.vllm_adapter.error_response import (
     RouterErrors,
     reason_of,
     response_of,
-    retry_after_fields,
+    retry_fields,
 )
 from serving.vllm_adapter.fast_chunks import with_names
+from serving.vllm_adapter.long_answers import (
+    MaybeLong,
+    built_in_thread,
+    encoded,
+    finished,
+    is_long,
+    received,
+    replayed,
+    takes_long,
+)
+from serving.vllm_adapter.reasoning_policy import limit_response
 from serving.vllm_adapter.response_logprobs import StreamedLogprobs, text_range
 
 
@@ -85,6 +97,14 @@ def _shape_event(event: Any) -> None:
         _shape_part(part)
 
 
+def _record_reasoning(response: Any) -> None:
+    """Report the reasoning tokens of a response for the ledger."""
+    if response.usage is not None:
+        details = response.usage.output_tokens_details
+        current_context().record.reasoning_tokens = details.reasoning_tokens
+
+
+_LAST = ("response.completed", "response.incomplete")
 _BEFORE_ANY_OUTPUT = ("response.created", "response.in_progress")
 
 
@@ -101,6 +121,22 @@ def _with_final_name(event: Any) -> Any:
     )
 
 
+class ResponseAnswer(MaybeLong, ResponsesResponse):
+    """A complete response."""
+
+
+class _EncodedEvent:
+    """An event whose JSON is known."""
+
+    def __init__(self, kind: str, text: str) -> None:
+        self.type = kind
+        self._text = text
+
+    def model_dump_json(self, **_options: Any) -> str:
+        """Return the JSON, like a pydantic object."""
+        return self._text
+
+
 class ResponsesHandler(RouterErrors, OpenAIServingResponses):
     """/v1/responses. An error in a stream is sent as an ``error`` event; vLLM disconnects.
 
@@ -108,6 +144,16 @@ class ResponsesHandler(RouterErrors, OpenAIServingResponses):
     rejected earlier fail with its HTTP status. If part of the response has already been sent (a
     keep-alive comment), the held events are sent before the error.
     """
+
+    async def create_responses(self, request: Any, *args: Any, **kwargs: Any) -> Any:
+        """Answer a request, as its API key permits.
+
+        Raises:
+            PermissionDenied: the key does not permit a field of the request.
+        """
+        if (policy := current_context().reasoning) is not None:
+            limit_response(policy, request)
+        return await super().create_responses(request, *args, **kwargs)
 
     def _make_response_output_items(
         self, request: Any, final_output: Any, tokenizer: Any, parser: Any = None
@@ -149,10 +195,33 @@ class ResponsesHandler(RouterErrors, OpenAIServingResponses):
                 logprobs.add_to(event)
             yield event
 
-    async def responses_full_generator(self, *args: Any, **kwargs: Any) -> Any:
+    async def _encoded(self, event: Any) -> Any:
+        """Return an event; a long one is encoded in slices."""
+        if event.type.endswith(".delta") or not is_long(event):
+            return event
+        # Events share the objects of items and parts.
+        options = {"mode": "json", "by_alias": True}
+        content = await encoded(event, self.engine_client.turns, options, last=False)
+        return _EncodedEvent(event.type, content.decode())
+
+    async def responses_full_generator(
+        self, request: Any, params: Any, contexts: Any, context: Any, *args: Any, **kwargs: Any
+    ) -> Any:
         """Return a complete response."""
-        answer = await super().responses_full_generator(*args, **kwargs)
-        return answer if isinstance(answer, ErrorResponse) else _shaped(answer)
+        await received(contexts)
+        build = super().responses_full_generator(
+            request, params, replayed(()), context, *args, **kwargs
+        )
+        outputs = [] if context.streamed_output_items else [context.final_output]
+        if takes_long(filter(None, outputs)) and not request.store:
+            answer = await built_in_thread(functools.partial(finished, build), outputs)
+        else:
+            answer = await build
+        if isinstance(answer, ErrorResponse):
+            return answer
+        _record_reasoning(answer)
+        answer.__class__ = ResponseAnswer
+        return _shaped(answer)
 
     async def responses_stream_generator(self, *args: Any, **kwargs: Any) -> AsyncGenerator[Any]:
         """Stream the events of a response."""
@@ -166,7 +235,9 @@ class ResponsesHandler(RouterErrors, OpenAIServingResponses):
                 for passed in (*held, _with_final_name(event)):
                     number += 1
                     _shape_event(passed)
-                    yield passed
+                    if passed.type in _LAST:
+                        _record_reasoning(passed.response)
+                    yield await self._encoded(passed)
                 held.clear()
         except Exception as error:  # noqa: BLE001  becomes the last event
             if current_context().record.responded:
@@ -181,5 +252,5 @@ class ResponsesHandler(RouterErrors, OpenAIServingResponses):
                 message=body.message,
                 param=body.param,
                 sequence_number=number,
-                **retry_after_fields(body),
+                **retry_fields(body),
             )

@@ -25,7 +25,9 @@ from starlette.types import Receive, Scope, Send
 from vllm.exceptions import VLLMError
 
 from serving.errors import InvalidRequest
+from serving.h2grpc.turns import TaskTurns
 from serving.vllm_adapter.error_response import UNREADABLE
+from serving.vllm_adapter.long_answers import LongAnswerError, response_in_parts
 
 KEPT_ROUTES = frozenset(
     {
@@ -54,6 +56,18 @@ token-in-token-out protocol with its renderers, which vLLM answers with 403 unle
 
 RESPONSE_STREAM = "moe_serving.response_stream"
 """Key of an ASGI scope that holds the request's ``ResponseStream`` (``serving.edge.rest``)."""
+
+_LONG_ANSWERS = frozenset(
+    {
+        "/v1/chat/completions",
+        "/v1/chat/completions/batch",
+        "/v1/completions",
+        "/v1/responses",
+        "/tokenize",
+        "/invocations",
+    }
+)
+"""Routes whose handlers return ``long_answers.MaybeLong``."""
 
 _LISTS = frozenset({"list", "set", "frozenset", "tuple"})
 
@@ -174,6 +188,25 @@ def bypass_middleware(app: FastAPI, paths: frozenset[str]) -> None:
     Raises:
         RuntimeError: a path has no route with an endpoint function.
     """
+    _wrap_endpoints(app, paths, _bypassing)
+
+
+def send_long_answers_in_parts(app: FastAPI, turns: TaskTurns) -> None:
+    """Encode the long answers of ``_LONG_ANSWERS`` in slices.
+
+    Args:
+        app: vLLM's app.
+        turns: shared by all requests with long steps.
+
+    Raises:
+        RuntimeError: a path has no route with an endpoint function.
+    """
+    _wrap_endpoints(app, _LONG_ANSWERS, functools.partial(_in_parts, turns=turns))
+
+
+def _wrap_endpoints(
+    app: FastAPI, paths: frozenset[str], wrap: Callable[[Callable[..., Any]], Callable[..., Any]]
+) -> None:
     routes = {route.path: route for route in app.routes if isinstance(route, APIRoute)}
     for path in paths:
         route = routes.get(path)
@@ -181,7 +214,7 @@ def bypass_middleware(app: FastAPI, paths: frozenset[str]) -> None:
             raise RuntimeError(
                 f"vLLM's app has no endpoint for {path}; this vLLM version is not supported"
             )
-        route.dependant.call = _bypassing(route.dependant.call)
+        route.dependant.call = wrap(route.dependant.call)
 
 
 def _bypassing(endpoint: Callable[..., Any]) -> Callable[..., Any]:
@@ -193,3 +226,14 @@ def _bypassing(endpoint: Callable[..., Any]) -> Callable[..., Any]:
         return response
 
     return bypassing
+
+
+def _in_parts(endpoint: Callable[..., Any], turns: TaskTurns) -> Callable[..., Any]:
+    @functools.wraps(endpoint)
+    async def in_parts(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return await endpoint(*args, **kwargs)
+        except LongAnswerError as long:
+            return await response_in_parts(long, turns)
+
+    return in_parts

@@ -1,20 +1,19 @@
 """Matches each token of a stream to exactly its text, for the streaming parsers.
 
 vLLM's streaming parsers make decisions on token ids but split text, so the two must correspond.
-They do not correspond if a rank sends token ids immediately but holds back text that may start a
-stop string, or if a delta contains several tokens (speculative decoding, a slow client). This
-module decodes the tokens again to find where each ends in the text, and yields a token once all of
-its text has arrived.
+They do not correspond if text that may start a stop string is held back while its token ids are
+not, or if a delta contains several tokens (speculative decoding, a slow client). This module
+decodes the tokens again to find where each ends in the text, and yields a token once all of its
+text has arrived.
 """
 
 from collections.abc import Iterator, Sequence
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 from vllm.sampling_params import SamplingParams
 from vllm.tokenizers import TokenizerLike
-from vllm.v1.engine import EngineCoreRequest
-from vllm.v1.engine.detokenizer import BaseIncrementalDetokenizer, IncrementalDetokenizer
+
+from serving.vllm_adapter.detokenizer import detokenizer_of
 
 Piece = tuple[str, list[int]]
 """Text and the ids of its tokens."""
@@ -31,7 +30,7 @@ class TokenText:
         skip_special_tokens: bool,
         spaces_between_special_tokens: bool,
     ) -> None:
-        """Set up decoding as on a rank with this prompt and these sampling parameters.
+        """Set up decoding as for the output after this prompt, with these sampling parameters.
 
         Args:
             tokenizer: the model's tokenizer.
@@ -43,14 +42,7 @@ class TokenText:
             skip_special_tokens=skip_special_tokens,
             spaces_between_special_tokens=spaces_between_special_tokens,
         )
-        # The detokenizer uses only three fields of a request.
-        request = SimpleNamespace(
-            request_id="", prompt_token_ids=list(prompt_token_ids), sampling_params=params
-        )
-        self._detokenizer = cast(
-            "BaseIncrementalDetokenizer",
-            IncrementalDetokenizer.from_new_request(tokenizer, cast("EngineCoreRequest", request)),
-        )
+        self._detokenizer = detokenizer_of(tokenizer, prompt_token_ids, params)
         self._slow = not hasattr(self._detokenizer, "stream")
         self._waiting: list[tuple[int, str]] = []
         """Tokens not yielded yet, with the text of each."""
@@ -112,7 +104,7 @@ class TokenText:
 def text_may_differ(request: Any) -> bool:
     """Return whether a delta's text may differ from that of its tokens.
 
-    With stop strings, ranks send text later than its token ids, and cut the last token's text off.
+    With stop strings, text arrives later than its token ids, and the last token's text is cut off.
     """
     stop = getattr(request, "stop", None) or ()
     return any(stop)

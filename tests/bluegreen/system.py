@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import json
 import os
-import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -19,6 +18,7 @@ from serving.client.aio import AsyncRestClient
 from serving.client.credentials import SETTINGS_FILE
 from serving.client.errors import ClientError
 from serving.engine.ray.cluster import private_environment
+from tests.support.ports import held_port
 
 START, STOP = 900.0, 60.0
 """Seconds; starting four engines takes minutes on a busy machine."""
@@ -227,15 +227,8 @@ async def run(
 
 
 def _ports() -> dict[str, int]:
-    return {name: _free_port() for name in ("--port", "--grpc-port", "--join-port")}
+    return {name: held_port() for name in ("--port", "--grpc-port", "--join-port")}
 
 
 def _flags(ports: Mapping[str, int]) -> list[str]:
     return [str(word) for pair in ports.items() for word in pair]
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

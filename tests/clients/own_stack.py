@@ -3,7 +3,6 @@
 import contextlib
 import os
 import signal
-import socket
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -12,6 +11,7 @@ from pathlib import Path
 from tests.clients.clients import CLIENTS
 from tests.clients.target import Target, add_to, make_keys
 from tests.e2e.running import STOP_LIMIT, Up, gone_within, started
+from tests.support.ports import held_port
 
 _IDLE_WITHIN = 30.0
 
@@ -27,9 +27,8 @@ def own_stack(sets: Sequence[str]) -> Iterator[tuple[Target, Up]]:
         folder = Path(name)
         keys, added = make_keys(client.name for client in CLIENTS)
         (folder / "keys.yaml").write_text(add_to("", added), "utf-8")
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            # The ranks use the first free ports from this one.
-            metrics = f"telemetry.rank_metrics_port={min(free.getsockname()[1], 65000)}"
+        # The ranks use the first free ports from this one.
+        metrics = f"telemetry.rank_metrics_port={min(held_port(), 65000)}"
         flags = [f"security.keys_file={folder / 'keys.yaml'}", metrics, *sets]
         with started(folder, "--no-sample", *(w for s in flags for w in ("--set", s))) as up:
             up.wait_line("^READY ")

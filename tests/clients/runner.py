@@ -189,7 +189,6 @@ def _environment(client: Client, target: Target, folder: Path) -> dict[str, str]
         # Libraries keep caches and settings at home; this machine's must not be used.
         "HOME": str(folder),
         "PYTHONUNBUFFERED": "1",
-        "PYTHONDONTWRITEBYTECODE": "1",
         "CLIENT_PROTO": str(HERE.parents[1] / "proto"),
         **target.environment(client.name),
     }

@@ -21,6 +21,7 @@ from serving.errors import EngineError
 from serving.fleet.canary import Canary
 from serving.fleet.join_server import LinkServer
 from serving.fleet.membership import FleetMembership
+from serving.fleet.models import FleetModel, FleetModels
 from serving.link.protocol import model_fingerprint
 from serving.requests.client import FleetClient
 from serving.routing.snapshot import MemberState
@@ -316,11 +317,17 @@ class SimRouter:
             random.Random(cluster.rng.random()),
         )
         self.server = LinkServer(
-            self.membership,
+            FleetModels(
+                [
+                    FleetModel(
+                        settings.model.name,
+                        self.membership,
+                        model_fingerprint(settings.model.path),
+                    )
+                ]
+            ),
             settings.link,
             settings.router,
-            model_name=settings.model.name,
-            fingerprint=model_fingerprint(settings.model.path),
             clock=cluster.clock,
         )
         self._cluster = cluster

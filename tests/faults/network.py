@@ -1,4 +1,4 @@
-"""The link without sockets: an in-memory channel and server context of grpc.aio, with faults.
+"""The link without sockets: an in-memory call and server context, with faults.
 
 Messages are serialized as on the wire, arrive in order after a delay, and a direction holds
 only so many bytes. A wire can be cut (both ends see it at once), frozen (nothing passes and no
@@ -7,13 +7,14 @@ are implemented; ``test_over_sockets.py`` runs the same cluster over real gRPC.
 """
 
 import asyncio
+import contextlib
 from collections import deque
-from collections.abc import Awaitable, Callable
-from typing import Any, Self
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
+from unittest import mock
 
-import grpc
-import grpc.aio
-
+from serving.h2grpc.client import CallError, ClientCall
+from serving.h2grpc.context import EOF
 from serving.link.v1 import link_pb2
 from tests.faults.simulation import process_var
 
@@ -23,7 +24,6 @@ _WINDOW = 64 * 1024
 """Bytes in flight in one direction before a write waits."""
 _INSTANT = 1e-6
 """Seconds; the loop's own timers are not more exact than rounding allows."""
-_EOF = grpc.aio.EOF  # type: ignore[attr-defined]
 
 Handler = Callable[[Any, Any], Awaitable[None]]
 
@@ -217,56 +217,33 @@ class _ServerContext:
 
     async def read(self) -> Any:
         data = await self._wire.up.receive()
-        return _EOF if data is None else link_pb2.RankMessage.FromString(data)
+        return EOF if data is None else link_pb2.RankMessage.FromString(data)
 
     async def write(self, message: link_pb2.RouterMessage) -> None:
         if not await self._wire.down.send(message.SerializeToString()):
             raise asyncio.CancelledError
 
 
-class Channel:
-    """The part of ``grpc.aio.Channel`` that clients use."""
-
-    def __init__(self, network: Network, address: str) -> None:
-        self._network = network
-        self._address = address
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        return None
-
-    def stream_stream(self, *_: Any, **__: Any) -> Callable[..., "_Call"]:
-        return lambda *_, **__: _Call(self._network.connect(self._address))
-
-    def unary_unary(self, *_: Any, **__: Any) -> None:
-        return None
-
-    unary_stream = stream_unary = unary_unary
-
-
 class _Call:
-    """The client's end of a stream."""
+    """The client's end of a stream: the part of ``ClientCall`` that ranks use."""
 
     def __init__(self, connected: tuple[Wire, asyncio.Task[None]] | None) -> None:
         self._wire, self._server = connected or (None, None)
+        self._living()
 
-    async def write(self, message: link_pb2.RankMessage) -> None:
+    async def write(self, message: bytes) -> None:
         wire = self._living()
-        if wire.down.ended or not await wire.up.send(message.SerializeToString()):
+        if wire.down.ended or not await wire.up.send(message):
             raise self._error(wire.why or "the call has ended")
 
-    async def read(self) -> Any:
+    async def read(self) -> bytes | None:
         wire = self._living()
         data = await wire.down.receive()
-        if data is not None:
-            return link_pb2.RouterMessage.FromString(data)
-        if wire.broken:
+        if data is None and wire.broken:
             raise self._error(wire.why)
-        return _EOF
+        return data
 
-    async def done_writing(self) -> None:
+    def done_writing(self) -> None:
         wire = self._living()
         wire.up.ended = True
         wire.up.stir()
@@ -283,27 +260,19 @@ class _Call:
         return self._wire
 
     @staticmethod
-    def _error(why: str) -> grpc.aio.AioRpcError:
-        metadata = grpc.aio.Metadata()
-        return grpc.aio.AioRpcError(grpc.StatusCode.UNAVAILABLE, metadata, metadata, why)
+    def _error(why: str) -> CallError:
+        return CallError("UNAVAILABLE", why)
 
 
-class patched_channels:  # noqa: N801  used as a function
-    """Make ``grpc.aio.insecure_channel`` return channels of ``network`` for in-memory hosts."""
+@contextlib.contextmanager
+def patched_calls(network: Network) -> Iterator[None]:
+    """Connect ranks to in-memory hosts through ``network``."""
+    real = ClientCall.open
 
-    def __init__(self, network: Network) -> None:
-        self._network = network
-        self._real: Any = None
+    async def opened(host: str, port: int, *args: Any) -> Any:
+        if host.endswith(SUFFIX):
+            return _Call(network.connect(f"{host}:{port}"))
+        return await real(host, port, *args)
 
-    def __enter__(self) -> None:
-        self._real = real = grpc.aio.insecure_channel
-
-        def channel(address: str, *args: Any, **kwargs: Any) -> Any:
-            if address.rpartition(":")[0].endswith(SUFFIX):
-                return Channel(self._network, address)
-            return real(address, *args, **kwargs)
-
-        grpc.aio.insecure_channel = channel  # type: ignore[assignment]
-
-    def __exit__(self, *_: object) -> None:
-        grpc.aio.insecure_channel = self._real
+    with mock.patch.object(ClientCall, "open", opened):
+        yield

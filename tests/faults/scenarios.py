@@ -12,7 +12,7 @@ from tests.faults.clients import run_client
 from tests.faults.cluster import Cluster, Shape
 from tests.faults.faults import FAULTS, Fault
 from tests.faults.history import History
-from tests.faults.network import patched_channels
+from tests.faults.network import patched_calls
 from tests.faults.simulation import Deadlock, VirtualLoop, run_virtually
 from tests.faults.traffic import Mix, Spec, random_traffic
 from tests.faults.validate import Rules, violations
@@ -111,7 +111,7 @@ async def _play(scenario: Scenario, history: History) -> None:
     assert isinstance(loop, VirtualLoop)
     rng = random.Random(f"run {scenario.seed}")
     cluster = Cluster(scenario.shape, rng, history)
-    with patched_channels(cluster.network):
+    with patched_calls(cluster.network):
         await cluster.start()
         clients = [asyncio.create_task(run_client(cluster, spec)) for spec in scenario.traffic]
         strikes = [

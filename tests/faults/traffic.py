@@ -93,16 +93,20 @@ def reference(spec: Spec, seed: int | None) -> list[Answer]:
 
 def _answer(spec: Spec, params: FakeParams, seed: int) -> Answer:
     choice = FakeChoice(list(spec.prompt), params, seed)
+    stops = spec.params.get("stop", ())
     text = ""
     token_ids = []
     while True:
         message = link_pb2.ChoiceDelta()
         token_ids.append(choice.advance(message, MAX_MODEL_LEN))
-        text += message.text
+        text += chr(token_ids[-1])
+        hit = next((stop for stop in stops if text.endswith(stop)), None)
+        if hit is not None:
+            kept = text if spec.params["include_stop_str_in_output"] else text[: -len(hit)]
+            return Answer(tuple(token_ids), kept, "stop", hit)
         if choice.finished:
             reason = link_pb2.ChoiceDelta.FinishReason.Name(message.finish_reason).lower()
-            stop = message.stop_string or message.stop_token_id or None
-            return Answer(tuple(token_ids), text, reason, stop)
+            return Answer(tuple(token_ids), text, reason, message.stop_token_id or None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,6 @@ import itertools
 import json
 import os
 import random
-import socket
 
 import httpx
 import pytest
@@ -20,6 +19,7 @@ from serving.settings import LinkSettings, Settings
 from tests.fuzz.rest_cases import CHAT, DANGEROUS, MODEL, Case
 from tests.fuzz.verdict import rest_problem
 from tests.support.engines import share_fork_server
+from tests.support.ports import held_port
 from tests.support.waiting import PATIENCE, eventually
 
 pytestmark = [
@@ -112,9 +112,7 @@ async def real_rank():
         engine={"kv_cache_gib": 0.25, "max_num_seqs": 16, "max_model_len": 256},
         fleet={"stall_timeout": 30.0},
     )
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port = sock.getsockname()[1]
+    port = held_port()
     share_fork_server()
     engine = VllmEngine(settings, 0, "127.0.0.1", port)
     try:

@@ -56,7 +56,7 @@ async def run(rest, all_cases, answer=answer_to):
 
 async def fields_of(stand) -> dict[str, list[str]]:
     """Return the field names of every route's request, from the OpenAPI document."""
-    document = stand.openapi
+    document = await asyncio.to_thread(lambda: stand.openapi)
     found = {}
     for path, methods in document["paths"].items():
         names = set()

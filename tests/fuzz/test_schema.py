@@ -71,8 +71,9 @@ def _converted(case: Any, *, named: bool) -> Case:
 
 async def test_cases_of_schemathesis(stand, rest, cases_in_all, seed, show):
     count = int(cases_in_all * SHARE)
-    # In a thread: it takes long, and this loop serves the ranks' connections.
-    made = await asyncio.to_thread(made_by_schemathesis, stand.openapi, seed, count)
+    # In threads: both take long, and this loop serves the ranks' connections.
+    document = await asyncio.to_thread(lambda: stand.openapi)
+    made = await asyncio.to_thread(made_by_schemathesis, document, seed, count)
     assert len(made) == count
     problems, statuses = await run(rest, iter(made))
     show(statuses)

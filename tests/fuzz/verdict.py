@@ -53,6 +53,8 @@ _ANTHROPIC = {"NotImplementedError": "UNSUPPORTED", "DeadlineExceededError": "DE
 def _reason(body: bytes) -> str | None:
     try:
         error: Any = json.loads(body)["error"]
+        if error["type"] == "api_error" and "not supported" in error["message"]:
+            return "UNSUPPORTED"  # Anthropic's errors have no reason
         return error.get("reason") or _ANTHROPIC.get(error["type"])
     except (ValueError, KeyError, TypeError):
         return None

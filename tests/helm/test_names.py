@@ -49,7 +49,16 @@ HOSTILE: dict[str, Any] = {
         "runAsUser": 1000670000,
     },
     "quotas": {"redisUrl": "redis://r:1/0", "existingSecret": "1", "secretKey": "1"},
-    "networkPolicy": {"redis": [{"podSelector": {"matchLabels": {"y": "1"}}}]},
+    "ledger": {
+        "databaseUrl": "postgresql://u@p:1/l",
+        "existingSecret": "1",
+        "secretKey": "1",
+        "tariff": {"currency": "USD", "models": {"1": {"cached": 1, "uncached": 1, "output": 1}}},
+    },
+    "networkPolicy": {
+        "postgres": [{"podSelector": {"matchLabels": {"z": "1"}}}],
+        "redis": [{"podSelector": {"matchLabels": {"y": "1"}}}],
+    },
     "monitoring": {
         "serviceMonitor": {"enabled": True, "existingSecret": "1", "secretKey": "1"},
         "podMonitor": {"enabled": True},

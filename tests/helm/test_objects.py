@@ -113,6 +113,13 @@ def test_settings_of_ones_own_win_over_the_defaults() -> None:
     settings = settings_of(render("everything"))
     assert settings["admission"]["queue_requests"] == 4096
     assert settings["admission"]["redis_url"] == "rediss://redis:6379/0"
+    assert settings["ledger"] == {
+        "directory": "/var/lib/moe-serving/ledger",
+        "database_url": "postgresql://moe@postgres:5432/ledger",
+        "database_password_file": "/etc/moe-serving/ledger/password",
+        "tariff_file": "/etc/moe-serving/settings/tariff.yaml",
+        "gpu_hour_price": 2.5,
+    }
     assert settings["link"]["max_frame_bytes"] == 2**27
     config = serve_config(render("everything"))["applications"][0]["args"]["settings"]
     assert config["link"]["max_frame_bytes"] == 2**27

@@ -190,6 +190,12 @@ SENSELESS = [
     pytest.param(
         {"security": {"joinTls": {"rankSecret": "x"}}}, ["joinTls.enabled"], id="rank-tls-alone"
     ),
+    pytest.param({"ledger": {"tariff": {"currency": "USD"}}}, ["ledger.databaseUrl"], id="tariff"),
+    pytest.param(
+        {"ledger": {"databaseUrl": "postgresql://u@p/l"}},
+        ["networkPolicy.postgres"],
+        id="postgres-cut-off",
+    ),
     pytest.param({"quotas": {"existingSecret": "x"}}, ["quotas.redisUrl"], id="password-of-none"),
     pytest.param(
         {"quotas": {"redisUrl": "redis://r:6379/0"}}, ["networkPolicy.redis"], id="redis-cut-off"
@@ -282,6 +288,11 @@ SENSELESS = [
         {"settings": {"group": {"data_parallel": 4}}},
         ["settings.group.data_parallel is computed", "parallelism.data"],
         id="computed-group",
+    ),
+    pytest.param(
+        {"settings": {"models": [{"name": "a", "path": "/a"}]}},
+        ["settings.models is computed", "one release for each model"],
+        id="several-models",
     ),
     pytest.param(
         {"settings": {"platform": "gpu"}}, ["pools[].accelerator"], id="computed-platform"

@@ -1,4 +1,4 @@
-"""A pytest plugin: writes each failed test, with the first line of its message, to a file.
+"""A pytest plugin: writes each failed test, with its message in one line, to a file.
 
 ``-p tests.support.failures``, with the file's path in the environment variable ``FAILURES_FILE``.
 Lines are written at once, so that they exist even if pytest is killed.
@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 VARIABLE = "FAILURES_FILE"
+FIRST = 60
+"""Length of the first line where the last is shown too, characters."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -32,6 +34,16 @@ class _Writer:
             return
         crash = getattr(report.longrepr, "reprcrash", None)
         message = crash.message if crash is not None else report.longreprtext
-        first = next((line for line in message.splitlines() if line.strip()), "")
         with Path(os.environ[VARIABLE]).open("a", encoding="utf-8") as file:
-            file.write(f"{report.nodeid} - {first}\n")
+            file.write(f"{report.nodeid} - {in_one_line(message)}\n")
+
+
+def in_one_line(message: str) -> str:
+    """Return the first line of a message; with the last, unless pytest compares values there.
+
+    The last line of a program's output says why it failed.
+    """
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    if len(lines) < 2 or lines[0].startswith(("assert ", "AssertionError")):
+        return "".join(lines[:1])
+    return f"{lines[0][:FIRST]} … {lines[-1]}"

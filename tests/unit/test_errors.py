@@ -13,11 +13,11 @@ DOCUMENT = Path(__file__).resolve().parents[2] / "deploy" / "docs" / "errors.md"
 # Both protocols return equivalent errors: https://cloud.google.com/apis/design/errors
 HTTP_OF = {
     "INVALID_ARGUMENT": {400},
-    "FAILED_PRECONDITION": {400, 500, 503},
+    "FAILED_PRECONDITION": {400, 409, 500, 503},
     "NOT_FOUND": {404},
     "UNAUTHENTICATED": {401},
     "PERMISSION_DENIED": {403},
-    "RESOURCE_EXHAUSTED": {429},
+    "RESOURCE_EXHAUSTED": {402, 429, 507},
     "UNAVAILABLE": {503},
     "DEADLINE_EXCEEDED": {504},
     "CANCELLED": {499},

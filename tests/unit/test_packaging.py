@@ -14,6 +14,7 @@ from hatchling.builders.sdist import SdistBuilder
 from hatchling.builders.wheel import WheelBuilder
 
 from serving.cli.doctor.checks import MODEL_FILES
+from serving.console.assets import assets
 from serving.settings import bundled_model
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -78,6 +79,7 @@ def test_the_wheel_holds_serving_and_the_load_generator_alone(wheel):
     folders = {name.split("/")[0] for name in names}
     assert folders == {"serving", "loadtest", "moe_serving-0.1.0.dist-info"}
     assert {"loadtest/command.py", "serving/cli/main.py", "serving/py.typed"} <= set(names)
+    assert {f"serving/console/static/{path}" for path in assets()} <= set(names)
     inside = {name.split("/")[1] for name in names if name.startswith("loadtest/")}
     assert all(name.endswith(".py") for name in inside), inside
     assert not [name for name in names if "test_" in name]

@@ -107,6 +107,27 @@ asyncio.run(main())
 print(gone() is None)
 """
 
+_TUPLES_IN_A_THREAD = """
+import sys, threading
+from serving import process_tuning
+sys.setswitchinterval(1e-6)
+stopped, failed = threading.Event(), 0
+def build():
+    global failed
+    while not stopped.is_set():
+        try:
+            tuple([each] for each in range(20))
+        except SystemError:
+            failed += 1
+thread = threading.Thread(target=build)
+thread.start()
+for _ in range(25_000):
+    process_tuning._bound_collection("start", {"generation": 1})
+stopped.set()
+thread.join()
+print(failed)
+"""
+
 
 def run(code: str) -> list[str]:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -137,6 +158,10 @@ def test_a_collection_looks_at_a_bounded_number_of_objects(code: str) -> None:
 )
 def test_rings_that_were_frozen_are_found_later(idle: bool, grown: str, found: bool) -> None:
     assert run(_RINGS.format(idle=idle, grown=grown)) == ["False", str(found)]
+
+
+def test_a_collection_does_not_disturb_tuples_that_other_threads_build() -> None:
+    assert run(_TUPLES_IN_A_THREAD) == ["0"]
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,11 @@ from deploy.docs.generate.markdown import prose, table
 from serving.edge.auth.authenticator import rpc_permission
 
 ROOT = Path(__file__).resolve().parents[3]
-FILES = ("serving/api/v1/inference.proto", "serving/api/v1/fleet.proto")
+FILES = (
+    "serving/api/v1/inference.proto",
+    "serving/api/v1/fleet.proto",
+    "serving/api/v1/usage.proto",
+)
 
 _HEAD = """\
 # gRPC API

@@ -10,7 +10,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from deploy.docs.generate.markdown import prose, table
-from serving.settings import BUNDLED_MODEL, Settings
+from serving.settings import BUNDLED_MODEL, EngineSettings, GroupSettings, Settings
 
 _HEAD = """\
 # Settings
@@ -34,14 +34,21 @@ This page is generated from [serving/settings](../../../serving/settings).
 """
 _HEADER = ("setting and environment variable", "type", "default", "description")
 
+_SHARED = (GroupSettings, EngineSettings)
+"""Groups that are described once and may be overridden for a pool."""
+
 
 def page() -> str:
     """Return the page."""
-    parts = [_HEAD, "\n", table(_HEADER, [_row("platform", Settings, "platform")])]
+    rows, sections = [], []
     for name, field in Settings.model_fields.items():
         if (group := _group(field)) is not None:
-            parts += _section(name, group)
-    return "".join(parts)
+            sections += _section(name, group)
+            continue
+        rows.append(_row(name, Settings, name))
+        if (item := _item(field)) is not None:
+            sections += _section(f"{name}[]", item)
+    return "".join([_HEAD, "\n", table(_HEADER, rows), *sections])
 
 
 def descriptions(cls: type[BaseModel]) -> dict[str, str]:
@@ -74,7 +81,11 @@ def _section(name: str, group: type[BaseModel]) -> list[str]:
     parts = [f"\n## {name}\n\n{prose(group.__doc__ or '')}\n\n"]
     rows, nested = [], []
     for key, field in group.model_fields.items():
-        if (inner := _group(field)) is not None:
+        if (inner := _group(field)) in _SHARED and "[]" in name:
+            text = prose(descriptions(group)[key])
+            rows.append((f"`{name}.{key}`", f"the settings of [{key}](#{key})", "", text))
+            continue
+        if inner is not None:
             nested += _section(f"{name}.{key}", inner)
             continue
         rows.append(_row(f"{name}.{key}", group, key))
@@ -102,6 +113,8 @@ def _default(field: FieldInfo) -> str:
         return "required"
     value = field.get_default(call_default_factory=True)
     assert value is not PydanticUndefined
+    if isinstance(value, tuple) and any(isinstance(item, BaseModel) for item in value):
+        return f"{len(value)} with defaults"
     if value == str(BUNDLED_MODEL):
         return "the bundled pocket-r1"
     if isinstance(value, float) and value.is_integer():

@@ -84,6 +84,14 @@ accept every group that joins and need no restart when the number changes. */}}
 {{- if $v.quotas.existingSecret }}{{- $_ := set $admission "redis_password_file" "/etc/moe-serving/quotas/password" }}{{- end -}}
 {{- $_ := set $result "admission" $admission -}}
 {{- end -}}
+{{- if $v.ledger.databaseUrl -}}
+{{- $ledger := dict "directory" "/var/lib/moe-serving/ledger" "database_url" $v.ledger.databaseUrl -}}
+{{- if $v.ledger.existingSecret }}{{- $_ := set $ledger "database_password_file" "/etc/moe-serving/ledger/password" }}{{- end -}}
+{{- if $v.ledger.tariff }}{{- $_ := set $ledger "tariff_file" "/etc/moe-serving/settings/tariff.yaml" }}{{- end -}}
+{{- if not (kindIs "invalid" $v.ledger.gpuHourPrice) }}{{- $_ := set $ledger "gpu_hour_price" $v.ledger.gpuHourPrice }}{{- end -}}
+{{- $_ := set $result "ledger" $ledger -}}
+{{- end -}}
+{{- $_ := set $result "console" (dict "enabled" $v.console.enabled) -}}
 {{- mustMergeOverwrite $result (deepCopy (default dict $v.settings)) | toYaml -}}
 {{- end -}}
 

@@ -74,6 +74,7 @@
 {{/* Settings that the chart computes, with the values that they are computed from. */}}
 {{- $computed := dict
   "platform" "pools[].accelerator" "model.name" "model.name" "model.path" "model.path"
+  "models" "model, in one release for each model,"
   "group.count" "pools[].groups" "group.data_parallel" "parallelism.data"
   "group.tensor_parallel" "parallelism.tensor" "group.placement" "pools[].placement"
   "group.cpus_per_rank" "pools[].cpusPerRank" "group.node_resource" "pools[].name"
@@ -132,6 +133,12 @@
 {{- end -}}
 {{- if and $s.joinTls.rankSecret (not $s.joinTls.enabled) -}}
 {{- fail "security.joinTls.rankSecret requires security.joinTls.enabled" -}}
+{{- end -}}
+{{- if and (or $v.ledger.existingSecret $v.ledger.tariff) (not $v.ledger.databaseUrl) -}}
+{{- fail "ledger.existingSecret and ledger.tariff require ledger.databaseUrl" -}}
+{{- end -}}
+{{- if and $v.networkPolicy.enabled $v.ledger.databaseUrl (not $v.networkPolicy.postgres) -}}
+{{- fail "networkPolicy.postgres: list the peers that run PostgreSQL; otherwise the NetworkPolicies block it" -}}
 {{- end -}}
 {{- if and $v.quotas.existingSecret (not $v.quotas.redisUrl) -}}
 {{- fail "quotas.existingSecret requires quotas.redisUrl" -}}

@@ -24,15 +24,15 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1aserving/api/v1/fleet.proto\x12\x0eserving.api.v1\"1\n\rCordonRequest\x12\x10\n\x08group_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x10\n\x0e\x43ordonResponse\"#\n\x0fUncordonRequest\x12\x10\n\x08group_id\x18\x01 \x01(\t\"\x12\n\x10UncordonResponse\"R\n\x0c\x44rainRequest\x12\x10\n\x08group_id\x18\x01 \x01(\t\x12\x1c\n\x0ftimeout_seconds\x18\x02 \x01(\x01H\x00\x88\x01\x01\x42\x12\n\x10_timeout_seconds\"!\n\rDrainResponse\x12\x10\n\x08\x66inished\x18\x01 \x01(\x08\"\x11\n\x0fGetFleetRequest\"\x8f\x01\n\x10GetFleetResponse\x12\x11\n\trouter_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x17\n\x0fserving_version\x18\x03 \x01(\t\x12%\n\x06groups\x18\x04 \x03(\x0b\x32\x15.serving.api.v1.Group\x12\x19\n\x11inflight_requests\x18\x05 \x01(\r\"\xcc\x02\n\x05Group\x12\x10\n\x08group_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\t\x12*\n\x05state\x18\x03 \x01(\x0e\x32\x1b.serving.api.v1.MemberState\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x1a\n\x12since_unix_seconds\x18\x05 \x01(\x01\x12\x12\n\nworld_size\x18\x06 \x01(\r\x12\x15\n\rtotal_experts\x18\x07 \x01(\r\x12#\n\x05ranks\x18\x08 \x03(\x0b\x32\x14.serving.api.v1.Rank\x12\x39\n\x10\x65xpert_imbalance\x18\t \x03(\x0b\x32\x1f.serving.api.v1.ExpertImbalance\x12\x32\n\x0fhottest_experts\x18\n \x03(\x0b\x32\x19.serving.api.v1.HotExpert\x12\x0b\n\x03\x61pp\x18\x0b \x01(\t\"A\n\x0f\x45xpertImbalance\x12\x0e\n\x06layers\x18\x01 \x01(\t\x12\x0f\n\x07\x65xperts\x18\x02 \x01(\x01\x12\r\n\x05ranks\x18\x03 \x01(\x01\"]\n\tHotExpert\x12\r\n\x05layer\x18\x01 \x01(\t\x12\x0e\n\x06\x65xpert\x18\x02 \x01(\r\x12\r\n\x05ranks\x18\x03 \x03(\r\x12\x0e\n\x06tokens\x18\x04 \x01(\x04\x12\x12\n\ntimes_mean\x18\x05 \x01(\x01\"\x8c\x04\n\x04Rank\x12\x0c\n\x04rank\x18\x01 \x01(\r\x12\x0c\n\x04node\x18\x02 \x01(\t\x12\x0b\n\x03pid\x18\x03 \x01(\r\x12\x1c\n\x14tensor_parallel_size\x18\x04 \x01(\r\x12\x18\n\x10local_expert_ids\x18\x05 \x03(\r\x12\x15\n\rexpert_tokens\x18\x06 \x03(\x04\x12\x19\n\x11inflight_requests\x18\x07 \x01(\r\x12\x1a\n\x12outstanding_tokens\x18\x08 \x01(\x04\x12\x18\n\x10running_requests\x18\t \x01(\r\x12\x18\n\x10waiting_requests\x18\n \x01(\r\x12\x10\n\x08kv_usage\x18\x0b \x01(\x01\x12\x1b\n\x13prompt_tokens_total\x18\x0c \x01(\x04\x12\x1e\n\x16generated_tokens_total\x18\r \x01(\x04\x12\x1a\n\x12\x65ngine_steps_total\x18\x0e \x01(\x04\x12!\n\x19mtp_proposed_tokens_total\x18\x0f \x01(\x04\x12!\n\x19mtp_accepted_tokens_total\x18\x10 \x01(\x04\x12\x16\n\x0e\x65ngine_version\x18\x11 \x01(\t\x12\x10\n\x08\x64raining\x18\x12 \x01(\x08\x12\x15\n\rhealth_reason\x18\x13 \x01(\t\x12\x16\n\x0eresident_bytes\x18\x14 \x01(\x04\x12\x17\n\x0fmetrics_address\x18\x15 \x01(\t*\xa8\x01\n\x0bMemberState\x12\x1c\n\x18MEMBER_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14MEMBER_STATE_JOINING\x10\x01\x12\x16\n\x12MEMBER_STATE_READY\x10\x02\x12\x19\n\x15MEMBER_STATE_DRAINING\x10\x03\x12\x17\n\x13MEMBER_STATE_FENCED\x10\x04\x12\x15\n\x11MEMBER_STATE_GONE\x10\x05\x32\xbb\x02\n\x0c\x46leetService\x12M\n\x08GetFleet\x12\x1f.serving.api.v1.GetFleetRequest\x1a .serving.api.v1.GetFleetResponse\x12G\n\x06\x43ordon\x12\x1d.serving.api.v1.CordonRequest\x1a\x1e.serving.api.v1.CordonResponse\x12M\n\x08Uncordon\x12\x1f.serving.api.v1.UncordonRequest\x1a .serving.api.v1.UncordonResponse\x12\x44\n\x05\x44rain\x12\x1c.serving.api.v1.DrainRequest\x1a\x1d.serving.api.v1.DrainResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1aserving/api/v1/fleet.proto\x12\x0eserving.api.v1\"1\n\rCordonRequest\x12\x10\n\x08group_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x10\n\x0e\x43ordonResponse\"#\n\x0fUncordonRequest\x12\x10\n\x08group_id\x18\x01 \x01(\t\"\x12\n\x10UncordonResponse\"R\n\x0c\x44rainRequest\x12\x10\n\x08group_id\x18\x01 \x01(\t\x12\x1c\n\x0ftimeout_seconds\x18\x02 \x01(\x01H\x00\x88\x01\x01\x42\x12\n\x10_timeout_seconds\"!\n\rDrainResponse\x12\x10\n\x08\x66inished\x18\x01 \x01(\x08\"\x11\n\x0fGetFleetRequest\"\xbc\x01\n\x10GetFleetResponse\x12\x11\n\trouter_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x17\n\x0fserving_version\x18\x03 \x01(\t\x12%\n\x06groups\x18\x04 \x03(\x0b\x32\x15.serving.api.v1.Group\x12\x19\n\x11inflight_requests\x18\x05 \x01(\r\x12+\n\x06models\x18\x06 \x03(\x0b\x32\x1b.serving.api.v1.ServedModel\"z\n\x0bServedModel\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x61liases\x18\x02 \x03(\t\x12#\n\x05pools\x18\x03 \x03(\x0b\x32\x14.serving.api.v1.Pool\x12\x0e\n\x06loaded\x18\x04 \x01(\x08\x12\x17\n\x0fqueued_requests\x18\x05 \x01(\r\":\n\x04Pool\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06groups\x18\x02 \x01(\r\x12\x14\n\x0cready_groups\x18\x03 \x01(\r\"\xe9\x02\n\x05Group\x12\x10\n\x08group_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\t\x12*\n\x05state\x18\x03 \x01(\x0e\x32\x1b.serving.api.v1.MemberState\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x1a\n\x12since_unix_seconds\x18\x05 \x01(\x01\x12\x12\n\nworld_size\x18\x06 \x01(\r\x12\x15\n\rtotal_experts\x18\x07 \x01(\r\x12#\n\x05ranks\x18\x08 \x03(\x0b\x32\x14.serving.api.v1.Rank\x12\x39\n\x10\x65xpert_imbalance\x18\t \x03(\x0b\x32\x1f.serving.api.v1.ExpertImbalance\x12\x32\n\x0fhottest_experts\x18\n \x03(\x0b\x32\x19.serving.api.v1.HotExpert\x12\x0b\n\x03\x61pp\x18\x0b \x01(\t\x12\r\n\x05model\x18\x0c \x01(\t\x12\x0c\n\x04pool\x18\r \x01(\t\"A\n\x0f\x45xpertImbalance\x12\x0e\n\x06layers\x18\x01 \x01(\t\x12\x0f\n\x07\x65xperts\x18\x02 \x01(\x01\x12\r\n\x05ranks\x18\x03 \x01(\x01\"]\n\tHotExpert\x12\r\n\x05layer\x18\x01 \x01(\t\x12\x0e\n\x06\x65xpert\x18\x02 \x01(\r\x12\r\n\x05ranks\x18\x03 \x03(\r\x12\x0e\n\x06tokens\x18\x04 \x01(\x04\x12\x12\n\ntimes_mean\x18\x05 \x01(\x01\"\x8c\x04\n\x04Rank\x12\x0c\n\x04rank\x18\x01 \x01(\r\x12\x0c\n\x04node\x18\x02 \x01(\t\x12\x0b\n\x03pid\x18\x03 \x01(\r\x12\x1c\n\x14tensor_parallel_size\x18\x04 \x01(\r\x12\x18\n\x10local_expert_ids\x18\x05 \x03(\r\x12\x15\n\rexpert_tokens\x18\x06 \x03(\x04\x12\x19\n\x11inflight_requests\x18\x07 \x01(\r\x12\x1a\n\x12outstanding_tokens\x18\x08 \x01(\x04\x12\x18\n\x10running_requests\x18\t \x01(\r\x12\x18\n\x10waiting_requests\x18\n \x01(\r\x12\x10\n\x08kv_usage\x18\x0b \x01(\x01\x12\x1b\n\x13prompt_tokens_total\x18\x0c \x01(\x04\x12\x1e\n\x16generated_tokens_total\x18\r \x01(\x04\x12\x1a\n\x12\x65ngine_steps_total\x18\x0e \x01(\x04\x12!\n\x19mtp_proposed_tokens_total\x18\x0f \x01(\x04\x12!\n\x19mtp_accepted_tokens_total\x18\x10 \x01(\x04\x12\x16\n\x0e\x65ngine_version\x18\x11 \x01(\t\x12\x10\n\x08\x64raining\x18\x12 \x01(\x08\x12\x15\n\rhealth_reason\x18\x13 \x01(\t\x12\x16\n\x0eresident_bytes\x18\x14 \x01(\x04\x12\x17\n\x0fmetrics_address\x18\x15 \x01(\t*\xa8\x01\n\x0bMemberState\x12\x1c\n\x18MEMBER_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14MEMBER_STATE_JOINING\x10\x01\x12\x16\n\x12MEMBER_STATE_READY\x10\x02\x12\x19\n\x15MEMBER_STATE_DRAINING\x10\x03\x12\x17\n\x13MEMBER_STATE_FENCED\x10\x04\x12\x15\n\x11MEMBER_STATE_GONE\x10\x05\x32\xbb\x02\n\x0c\x46leetService\x12M\n\x08GetFleet\x12\x1f.serving.api.v1.GetFleetRequest\x1a .serving.api.v1.GetFleetResponse\x12G\n\x06\x43ordon\x12\x1d.serving.api.v1.CordonRequest\x1a\x1e.serving.api.v1.CordonResponse\x12M\n\x08Uncordon\x12\x1f.serving.api.v1.UncordonRequest\x1a .serving.api.v1.UncordonResponse\x12\x44\n\x05\x44rain\x12\x1c.serving.api.v1.DrainRequest\x1a\x1d.serving.api.v1.DrainResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'serving.api.v1.fleet_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_MEMBERSTATE']._serialized_start=1481
-  _globals['_MEMBERSTATE']._serialized_end=1649
+  _globals['_MEMBERSTATE']._serialized_start=1739
+  _globals['_MEMBERSTATE']._serialized_end=1907
   _globals['_CORDONREQUEST']._serialized_start=46
   _globals['_CORDONREQUEST']._serialized_end=95
   _globals['_CORDONRESPONSE']._serialized_start=97
@@ -48,15 +48,19 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETFLEETREQUEST']._serialized_start=291
   _globals['_GETFLEETREQUEST']._serialized_end=308
   _globals['_GETFLEETRESPONSE']._serialized_start=311
-  _globals['_GETFLEETRESPONSE']._serialized_end=454
-  _globals['_GROUP']._serialized_start=457
-  _globals['_GROUP']._serialized_end=789
-  _globals['_EXPERTIMBALANCE']._serialized_start=791
-  _globals['_EXPERTIMBALANCE']._serialized_end=856
-  _globals['_HOTEXPERT']._serialized_start=858
-  _globals['_HOTEXPERT']._serialized_end=951
-  _globals['_RANK']._serialized_start=954
-  _globals['_RANK']._serialized_end=1478
-  _globals['_FLEETSERVICE']._serialized_start=1652
-  _globals['_FLEETSERVICE']._serialized_end=1967
+  _globals['_GETFLEETRESPONSE']._serialized_end=499
+  _globals['_SERVEDMODEL']._serialized_start=501
+  _globals['_SERVEDMODEL']._serialized_end=623
+  _globals['_POOL']._serialized_start=625
+  _globals['_POOL']._serialized_end=683
+  _globals['_GROUP']._serialized_start=686
+  _globals['_GROUP']._serialized_end=1047
+  _globals['_EXPERTIMBALANCE']._serialized_start=1049
+  _globals['_EXPERTIMBALANCE']._serialized_end=1114
+  _globals['_HOTEXPERT']._serialized_start=1116
+  _globals['_HOTEXPERT']._serialized_end=1209
+  _globals['_RANK']._serialized_start=1212
+  _globals['_RANK']._serialized_end=1736
+  _globals['_FLEETSERVICE']._serialized_start=1910
+  _globals['_FLEETSERVICE']._serialized_end=2225
 # @@protoc_insertion_point(module_scope)

@@ -63,21 +63,47 @@ class GetFleetRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetFleetResponse(_message.Message):
-    __slots__ = ("router_id", "model", "serving_version", "groups", "inflight_requests")
+    __slots__ = ("router_id", "model", "serving_version", "groups", "inflight_requests", "models")
     ROUTER_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     SERVING_VERSION_FIELD_NUMBER: _ClassVar[int]
     GROUPS_FIELD_NUMBER: _ClassVar[int]
     INFLIGHT_REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    MODELS_FIELD_NUMBER: _ClassVar[int]
     router_id: str
     model: str
     serving_version: str
     groups: _containers.RepeatedCompositeFieldContainer[Group]
     inflight_requests: int
-    def __init__(self, router_id: _Optional[str] = ..., model: _Optional[str] = ..., serving_version: _Optional[str] = ..., groups: _Optional[_Iterable[_Union[Group, _Mapping]]] = ..., inflight_requests: _Optional[int] = ...) -> None: ...
+    models: _containers.RepeatedCompositeFieldContainer[ServedModel]
+    def __init__(self, router_id: _Optional[str] = ..., model: _Optional[str] = ..., serving_version: _Optional[str] = ..., groups: _Optional[_Iterable[_Union[Group, _Mapping]]] = ..., inflight_requests: _Optional[int] = ..., models: _Optional[_Iterable[_Union[ServedModel, _Mapping]]] = ...) -> None: ...
+
+class ServedModel(_message.Message):
+    __slots__ = ("name", "aliases", "pools", "loaded", "queued_requests")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    ALIASES_FIELD_NUMBER: _ClassVar[int]
+    POOLS_FIELD_NUMBER: _ClassVar[int]
+    LOADED_FIELD_NUMBER: _ClassVar[int]
+    QUEUED_REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    aliases: _containers.RepeatedScalarFieldContainer[str]
+    pools: _containers.RepeatedCompositeFieldContainer[Pool]
+    loaded: bool
+    queued_requests: int
+    def __init__(self, name: _Optional[str] = ..., aliases: _Optional[_Iterable[str]] = ..., pools: _Optional[_Iterable[_Union[Pool, _Mapping]]] = ..., loaded: _Optional[bool] = ..., queued_requests: _Optional[int] = ...) -> None: ...
+
+class Pool(_message.Message):
+    __slots__ = ("name", "groups", "ready_groups")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    GROUPS_FIELD_NUMBER: _ClassVar[int]
+    READY_GROUPS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    groups: int
+    ready_groups: int
+    def __init__(self, name: _Optional[str] = ..., groups: _Optional[int] = ..., ready_groups: _Optional[int] = ...) -> None: ...
 
 class Group(_message.Message):
-    __slots__ = ("group_id", "epoch", "state", "reason", "since_unix_seconds", "world_size", "total_experts", "ranks", "expert_imbalance", "hottest_experts", "app")
+    __slots__ = ("group_id", "epoch", "state", "reason", "since_unix_seconds", "world_size", "total_experts", "ranks", "expert_imbalance", "hottest_experts", "app", "model", "pool")
     GROUP_ID_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -89,6 +115,8 @@ class Group(_message.Message):
     EXPERT_IMBALANCE_FIELD_NUMBER: _ClassVar[int]
     HOTTEST_EXPERTS_FIELD_NUMBER: _ClassVar[int]
     APP_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    POOL_FIELD_NUMBER: _ClassVar[int]
     group_id: str
     epoch: str
     state: MemberState
@@ -100,7 +128,9 @@ class Group(_message.Message):
     expert_imbalance: _containers.RepeatedCompositeFieldContainer[ExpertImbalance]
     hottest_experts: _containers.RepeatedCompositeFieldContainer[HotExpert]
     app: str
-    def __init__(self, group_id: _Optional[str] = ..., epoch: _Optional[str] = ..., state: _Optional[_Union[MemberState, str]] = ..., reason: _Optional[str] = ..., since_unix_seconds: _Optional[float] = ..., world_size: _Optional[int] = ..., total_experts: _Optional[int] = ..., ranks: _Optional[_Iterable[_Union[Rank, _Mapping]]] = ..., expert_imbalance: _Optional[_Iterable[_Union[ExpertImbalance, _Mapping]]] = ..., hottest_experts: _Optional[_Iterable[_Union[HotExpert, _Mapping]]] = ..., app: _Optional[str] = ...) -> None: ...
+    model: str
+    pool: str
+    def __init__(self, group_id: _Optional[str] = ..., epoch: _Optional[str] = ..., state: _Optional[_Union[MemberState, str]] = ..., reason: _Optional[str] = ..., since_unix_seconds: _Optional[float] = ..., world_size: _Optional[int] = ..., total_experts: _Optional[int] = ..., ranks: _Optional[_Iterable[_Union[Rank, _Mapping]]] = ..., expert_imbalance: _Optional[_Iterable[_Union[ExpertImbalance, _Mapping]]] = ..., hottest_experts: _Optional[_Iterable[_Union[HotExpert, _Mapping]]] = ..., app: _Optional[str] = ..., model: _Optional[str] = ..., pool: _Optional[str] = ...) -> None: ...
 
 class ExpertImbalance(_message.Message):
     __slots__ = ("layers", "experts", "ranks")

@@ -55,7 +55,7 @@ class DisruptionBudget:
             return
         patch = [{"op": "add", "path": "/spec/minAvailable", "value": least}]
         await patch_without_owning(self._api, POLICY, BUDGETS, name, patch)
-        log.info("disruption budget", name=name, min_available=least, before=now)
+        log.info("disruption budget updated", name=name, min_available=least, before=now)
 
     async def _least(
         self, replicas: int, now: Any, pods: Callable[[], Awaitable[list[Any]]]

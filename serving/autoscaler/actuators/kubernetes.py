@@ -59,7 +59,7 @@ class KubernetesActuator:
             await change()
         except ActuatorError as error:
             metrics.AUTOSCALER_FAILURES.labels("scale").inc()
-            log.warning("unchanged", what=what, error=str(error))
+            log.warning("update failed", what=what, error=str(error))
             if isinstance(error, AccessDenied):
                 self._denied[what] = f"{error}. {REMEDY}"
             return False

@@ -194,7 +194,7 @@ class Informer(Generic[Seen]):
     def _fresh(self) -> None:
         metrics.AUTOSCALER_WATCHING.labels(self._plural).set(1)
         if self._problem:
-            log.info("watched again", watch=self._plural)
+            log.info("watch restored", watch=self._plural)
         self._problem = ""
 
     def _stale(self, error: Exception) -> None:
@@ -203,4 +203,4 @@ class Informer(Generic[Seen]):
         metrics.AUTOSCALER_FAILURES.labels("nodes").inc()
         if str(error) != self._problem:
             self._problem = str(error)
-            log.warning("not watched: what is known is old", watch=self._plural, error=str(error))
+            log.warning("watch lost: its data is out of date", watch=self._plural, error=str(error))

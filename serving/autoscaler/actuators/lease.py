@@ -78,12 +78,14 @@ class LeaseElection:
             metrics.AUTOSCALER_FAILURES.labels("leader").inc()
             if str(error) != self._problem:
                 self._problem = str(error)
-                log.warning("lease", error=str(error))
+                log.warning("lease update failed", error=str(error))
             metrics.AUTOSCALER_LEADER.set(self.leading)
             return
         self._problem = ""
         if won != self.leading:
-            log.info("leader" if won else "not the leader", identity=self._identity)
+            log.info(
+                "became the leader" if won else "no longer the leader", identity=self._identity
+            )
         self._renewed_at = begun if won else None
         metrics.AUTOSCALER_LEADER.set(won)
 

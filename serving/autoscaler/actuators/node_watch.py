@@ -108,7 +108,7 @@ class NodeWatch:
             await self._check()
         except ActuatorError as error:
             metrics.AUTOSCALER_FAILURES.labels("nodes").inc()
-            log.warning("groups are not handed over", error=str(error))
+            log.warning("cannot hand over groups", error=str(error))
         except Exception:
             metrics.AUTOSCALER_FAILURES.labels("nodes").inc()
             log.exception("checking the nodes failed")
@@ -131,7 +131,7 @@ class NodeWatch:
             elif why is None and task is not None and group.nodes <= disruptions.keys():
                 await _cancel([self._drain_tasks.pop(group_id)])
                 await self._drains.restore(group_id)
-                log.info("its nodes stay", group=group_id)
+                log.info("hand-over cancelled: its nodes stay", group=group_id)
         for group_id in set(self._drain_tasks) - set(running):
             if self._drain_tasks[group_id].done():
                 del self._drain_tasks[group_id]
@@ -151,14 +151,14 @@ class NodeWatch:
         return found
 
     async def _drain_group(self, group_id: str, why: str) -> bool:
-        log.info("handing over", group=group_id, reason=why)
+        log.info("hand-over started", group=group_id, reason=why)
         try:
             finished = await self._drains.drain(group_id, why)
         except Exception:
             metrics.AUTOSCALER_FAILURES.labels("nodes").inc()
-            log.exception("a hand-over failed", group=group_id)
+            log.exception("hand-over failed", group=group_id)
             return False
-        log.info("handed over", group=group_id, reason=why, finished=finished)
+        log.info("hand-over ended", group=group_id, reason=why, finished=finished)
         return finished
 
 

@@ -159,7 +159,7 @@ class RayServeActuator:
         if len(running) <= requested:
             # Ray Serve stops no further groups, so the remaining ones stay.
             for group_id in sorted(survivors):
-                log.info("stays after all", group=group_id)
+                log.info("group kept: it is no longer to be removed", group=group_id)
                 await self._drains.restore(group_id)
             self._leaving = set()
 

@@ -97,7 +97,7 @@ class RayServiceReplicas:
                     f"/spec/rayClusterConfig/workerGroupSpecs/{index}", spec, replicas
                 )
                 await patch_without_owning(self._api, RAY, SERVICES, self._settings.service, patch)
-                log.info("rayservice", replicas=replicas, before=spec.get("replicas"))
+                log.info("RayService scaled", replicas=replicas, before=spec.get("replicas"))
         except (AccessDenied, Invalid, FieldConflict) as error:
             self.problem = (
                 f"RayService {self._settings.service} still has {now[0]} replicas of worker group "

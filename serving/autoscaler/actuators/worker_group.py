@@ -164,7 +164,8 @@ class WorkerGroupActuator:
         if patch := self._patch(index, spec, step):
             await self._api.patch(RAY, CLUSTERS, self.present, patch)
             log.info(
-                "workers", wanted=wanted, before=spec.get("replicas"), replicas=step.replicas,
+                "worker group scaled",
+                wanted=wanted, before=spec.get("replicas"), replicas=step.replicas,
                 leaving=step.leaving,
             )  # fmt: skip
         self.replicas = step.replicas
@@ -224,7 +225,7 @@ class WorkerGroupActuator:
             used |= await self._placement.occupied()
         except ActuatorError as error:
             if self._kept != str(error):
-                log.info("no pod is named to go", reason=str(error))
+                log.info("no pod chosen for removal", reason=str(error))
             self._kept = str(error)
             return []
         self._kept = ""

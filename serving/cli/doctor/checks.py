@@ -224,6 +224,24 @@ def check_plugin(entry_points: Sequence[str], patches: Mapping[str, bool] | str)
     return Check(Verdict.OK, "cpu plugin", "; ".join(parts) or "nothing to patch")
 
 
+def check_exchange(mode: str, problem: str) -> Check:
+    """Check how the ranks of a node will exchange tokens.
+
+    Args:
+        mode: ``engine.exchange``.
+        problem: Why this machine cannot share memory between ranks; empty if it can.
+    """
+    if mode == "gloo":
+        return Check(Verdict.OK, "exchange", "gloo (engine.exchange)")
+    if not problem:
+        return Check(Verdict.OK, "exchange", "shared memory between ranks of one node")
+    if mode == "shared_memory":
+        return Check(Verdict.FAIL, "exchange", problem, "set engine.exchange to auto or gloo")
+    return Check(
+        Verdict.WARN, "exchange", problem, "ranks exchange tokens over gloo, which is slower"
+    )
+
+
 def check_fabric(devices: Sequence[str], problem: str | None, memlock: str | None) -> Check:
     """Check the requirements of communication between ranks on several machines.
 

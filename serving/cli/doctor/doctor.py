@@ -32,6 +32,7 @@ from serving.cli.options import (
     settings_from,
 )
 from serving.engine import memlock, rdma
+from serving.engine.cpu_plugin.node_exchange.support import why_not_here
 from serving.engine.start_checks import fabric_environment
 from serving.errors import ServingError
 from serving.settings import Platform, Settings
@@ -132,6 +133,8 @@ def examine(settings: Settings, *, fast: bool) -> Iterator[Check]:
     yield _model(settings, workers)
     if settings.engine.kind == "vllm":
         yield _fabric(settings)
+        if settings.platform is Platform.CPU and workers > 1:
+            yield checks.check_exchange(settings.engine.exchange, why_not_here())
     state = StateFile(state_folder())
     held = state.held()
     yield _leftovers(state, held=held)

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from serving.cli.doctor import gpu_memory
 from serving.cli.doctor.checks import Check, Verdict
 from serving.errors import SettingsError
+from serving.planner import gpu_memory
 from serving.settings import EngineSettings
 from serving.yaml_text import read_yaml
 
@@ -40,9 +40,18 @@ class Sizing:
     used: gpu_memory.WorkerMemory
 
 
+def sizing(folder: Path) -> dict[str, Any]:
+    """Return sizing.yaml of ``folder``: models, GPUs, and the pair of each preset.
+
+    Raises:
+        SettingsError: It cannot be read.
+    """
+    return _read(folder / _SIZING)
+
+
 def preset_names(folder: Path) -> list[str]:
     """Return the names of the presets in ``folder``."""
-    return sorted(_read(folder / _SIZING)["presets"])
+    return sorted(sizing(folder)["presets"])
 
 
 def preset_sizes(name: str, folder: Path) -> list[Sizing]:
@@ -54,13 +63,13 @@ def preset_sizes(name: str, folder: Path) -> list[Sizing]:
     known = preset_names(folder)
     if name not in known:
         raise SettingsError(f"unknown preset {name}; known presets: {', '.join(known)}")
-    sizing = _read(folder / _SIZING)
-    entry = sizing["presets"][name]
+    table = sizing(folder)
+    entry = table["presets"][name]
     try:
-        model = gpu_memory.ModelFigures.from_mapping(sizing["models"][entry["model"]])
+        model = gpu_memory.ModelFigures.from_mapping(table["models"][entry["model"]])
     except (KeyError, ValueError) as error:
         raise SettingsError(f"{folder / _SIZING}: model {entry['model']}: {error}") from error
-    gpu = sizing["gpus"][entry["gpu"]] if "gpu" in entry else None
+    gpu = table["gpus"][entry["gpu"]] if "gpu" in entry else None
     values = _read(folder / f"{name}.yaml")
     return [
         _pool_size(values, pool, model, entry["model"], (entry.get("gpu"), gpu))

@@ -1,10 +1,13 @@
 """The ports of a router on this machine."""
 
+import contextlib
 import errno
 import socket
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from serving.errors import ServingError, SettingsError
+from serving.net import HeldPort
 from serving.settings import Settings
 
 _WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104
@@ -51,43 +54,37 @@ def require_free(settings: Settings) -> None:
         _probe(item)
 
 
-def with_chosen_ports(settings: Settings) -> Settings:
-    """Return the settings with every port 0 replaced by a free one, also for the ranks.
+@contextlib.contextmanager
+def with_chosen_ports(settings: Settings) -> Iterator[Settings]:
+    """Replace every port 0 by a free one, also for the ranks.
+
+    The ports are held until the end of the block: nobody else is given them before the router
+    listens, nor while it is restarted.
 
     ``link.routers`` is replaced only if it has its default or the join port was 0; a configured
     list is kept.
     """
     router = settings.router
-    chosen = {
-        name: _free(getattr(router, host))
-        for name, host in (
-            ("rest_port", "host"),
-            ("grpc_port", "host"),
-            ("join_port", "join_host"),
-        )
-        if getattr(router, name) == 0
-    }
-    router = router.model_copy(update=chosen)
-    link = settings.link
-    default = type(link)().routers
-    if link.routers == default or "join_port" in chosen:
-        dialled = _WILDCARDS.get(router.join_host, router.join_host)
-        link = link.model_copy(update={"routers": (f"{dialled}:{router.join_port}",)})
-    return settings.model_copy(update={"router": router, "link": link})
+    hosts = {"rest_port": "host", "grpc_port": "host", "join_port": "join_host"}
+    with contextlib.ExitStack() as stack:
+        chosen = {
+            name: stack.enter_context(HeldPort(getattr(router, host))).port
+            for name, host in hosts.items()
+            if getattr(router, name) == 0
+        }
+        router = router.model_copy(update=chosen)
+        link = settings.link
+        default = type(link)().routers
+        if link.routers == default or "join_port" in chosen:
+            dialled = _WILDCARDS.get(router.join_host, router.join_host)
+            link = link.model_copy(update={"routers": (f"{dialled}:{router.join_port}",)})
+        yield settings.model_copy(update={"router": router, "link": link})
 
 
 def url_host(host: str) -> str:
     """Return a listening address in the form that a client on this machine uses in a URL."""
     host = _WILDCARDS.get(host, host)
     return f"[{host}]" if ":" in host else host
-
-
-def _free(host: str) -> int:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.bind((host, 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def _probe(item: Listener) -> None:

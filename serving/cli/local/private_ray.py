@@ -12,7 +12,7 @@ from serving.cli.local.progress import Progress
 from serving.engine.processes import ProcessRecord, descendants, end, living
 from serving.engine.ray import cluster
 from serving.engine.ray.watch import undeploy
-from serving.settings import Settings
+from serving.settings import Settings, served_models
 
 _RANKS_STOP = 4.0
 """Seconds for the ranks to stop after their application is deleted."""
@@ -75,13 +75,22 @@ class RayProcesses:
         return len(living(self._processes)) == len(self._processes)
 
     def stop_ranks(self, hurry: Callable[[], bool]) -> None:
-        """Delete the application and wait, with a time limit, until its replicas have ended.
+        """Delete the applications and wait, with a time limit, until its replicas have ended.
 
         Args:
             hurry: Returns whether to stop waiting.
         """
-        app = self._settings.ray.app_name
-        if self._replicas() and call_within(lambda: undeploy(app), _UNDEPLOY_TIMEOUT):
+        apps = [
+            pool.settings.ray.app_name
+            for model in served_models(self._settings)
+            for pool in model.pools
+        ]
+
+        def undeploy_all() -> None:
+            for app in apps:
+                undeploy(app)
+
+        if self._replicas() and call_within(undeploy_all, _UNDEPLOY_TIMEOUT):
             deadline = time.monotonic() + _RANKS_STOP
             while self._replicas() and not hurry() and time.monotonic() < deadline:
                 time.sleep(_POLL_SECONDS)

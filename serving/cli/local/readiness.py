@@ -41,7 +41,7 @@ def ask_fleet(rest_url: str, access: Access = NO_ACCESS) -> Fleet | None:
 
 
 class Readiness:
-    """Waits for all groups of the settings."""
+    """Waits for all groups of one pool."""
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class Readiness:
         """Prepare to wait; earlier reports of ranks are ignored. Ray must be connected.
 
         Args:
-            settings: All settings.
+            settings: Settings of the pool.
             rest_url: Base URL of the router.
             progress: Shows the stages.
             clock: Source of time.
@@ -62,6 +62,7 @@ class Readiness:
         """
         group = settings.group
         self._group = group
+        self._model = settings.model.name
         self._rest_url = rest_url
         self._access = access
         self._progress = progress
@@ -100,7 +101,8 @@ class Readiness:
                 self._progress.drop("groups")
             else:
                 self._progress.set("groups", f"waiting for resources: {gap}")
-            if fleet is not None and ready_groups(fleet) >= group.count:
+            pool = None if fleet is None else of_pool(fleet, self._model, group.pool)
+            if pool is not None and ready_groups(pool) >= group.count:
                 self._progress.set("groups", f"{group.count} ready", done=True)
                 return
             if self._clock.monotonic() >= deadline:
@@ -131,6 +133,16 @@ def show(progress: Progress, view: DeploymentView, fleet: Fleet | None, rest_url
             progress.set(part, "ready", done=True)
         else:
             progress.set(part, f"joined, group {state}")
+
+
+def of_pool(fleet: Fleet, model: str, pool: str) -> Fleet:
+    """Return /fleet with the groups of one pool."""
+    groups = [
+        group
+        for group in fleet["groups"]
+        if (group.get("model", model), group.get("pool", pool)) == (model, pool)
+    ]
+    return {**fleet, "groups": groups}
 
 
 def ready_groups(fleet: Fleet) -> int:

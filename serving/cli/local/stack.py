@@ -28,7 +28,7 @@ from serving.engine.processes import ProcessRecord, descendants, end, record, st
 from serving.engine.ray import cluster, deployment
 from serving.engine.ray.placement import group_needs, require_room
 from serving.errors import EngineError
-from serving.settings import Settings
+from serving.settings import Settings, served_models
 
 WATCH_SECONDS = 1.0
 """Seconds between two checks of a running stack."""
@@ -60,6 +60,7 @@ class Stack:
             clock: Source of time.
         """
         self.settings = settings
+        self._pools = [pool.settings for model in served_models(settings) for pool in model.pools]
         router = settings.router
         scheme = "http" if settings.security.tls_cert_file is None else "https"
         self.access = access_of(settings.security.model_dump())
@@ -105,13 +106,19 @@ class Stack:
         self._save()
         self._require_alive()
         progress.set("ray", "deploying the groups")
-        readiness = Readiness(self.settings, self.urls.rest, progress, self._clock, self.access)
-        # No node will join a private Ray: missing resources are an error at once.
-        require_room(cluster.nodes(), group_needs(self.settings.group, self.settings.platform))
-        if self.settings.group.count:
-            deployment.deploy(self.settings)
+        waits = [
+            Readiness(pool, self.urls.rest, progress, self._clock, self.access)
+            for pool in self._pools
+        ]
+        for pool in self._pools:
+            # No node will join a private Ray: missing resources are an error at once.
+            require_room(cluster.nodes(), group_needs(pool.group, pool.platform))
+        for pool in self._pools:
+            if pool.group.count:
+                deployment.deploy(pool)
         progress.set("ray", f"running at {ray.address}", done=True)
-        readiness.wait(self._check)
+        for readiness in waits:
+            readiness.wait(self._check)
 
     def mark_ready(self) -> None:
         """Record that the READY line has been printed."""
@@ -194,9 +201,9 @@ class Stack:
             rest_url=self.urls.rest,
             grpc_address=self.urls.grpc,
             join_address=",".join(self.settings.link.routers),
-            groups=self.settings.group.count,
-            ranks=self.settings.group.data_parallel,
-            model=self.settings.model.name,
+            groups=sum(pool.group.count for pool in self._pools),
+            ranks=self._pools[0].group.data_parallel,
+            model=self._pools[0].model.name,
             started_at=self._clock.time() if old is None else old.started_at,
             log_folder=str(self.log_folder),
             ray_address="" if ray is None else ray.address,

@@ -18,7 +18,7 @@ from serving.cli.options import (
     GrpcPortOption,
     InsecureOption,
     JoinPortOption,
-    ModelOption,
+    ModelsOption,
     PortOption,
     RanksOption,
     SetOption,
@@ -31,7 +31,8 @@ from serving.client.rest import RestClient
 from serving.clock import SystemClock
 from serving.edge.auth.security import Security, require_secure_bind
 from serving.errors import ServingError
-from serving.settings import Settings
+from serving.ledger.budget import why_no_budgets
+from serving.settings import ServedModel, Settings, served_models
 
 SAMPLE_QUESTION = "What is 17+25?"
 
@@ -45,7 +46,7 @@ def up_command(
     grpc_port: GrpcPortOption = None,
     join_port: JoinPortOption = None,
     speculative: SpeculativeOption = None,
-    model: ModelOption = None,
+    model: ModelsOption = None,
     insecure: InsecureOption = None,
     *,
     detach: Annotated[
@@ -61,9 +62,13 @@ def up_command(
     """
     settings = settings_from(
         config, sets, groups=groups, ranks=ranks, port=port, grpc_port=grpc_port,
-        join_port=join_port, speculative=speculative, model=model, insecure=insecure,
+        join_port=join_port, speculative=speculative, models=model, insecure=insecure,
     )  # fmt: skip
-    settings = ports.with_chosen_ports(settings)
+    with ports.with_chosen_ports(settings) as chosen:
+        return _up(chosen, detach=detach, sample=sample)
+
+
+def _up(settings: Settings, *, detach: bool, sample: bool) -> int:
     state = StateFile(state_folder())
     if detach:
         return background.up_in_background(settings, state, sample=sample)
@@ -72,7 +77,9 @@ def up_command(
         settings = with_local_secrets(settings, state.folder)
         require_secure_bind(settings)
         # The router loads these files again; here errors are reported before Ray starts.
-        Security.load(settings.security, SystemClock())
+        names = [each.name for each in served_models(settings)]
+        no_budgets = why_no_budgets(settings.ledger, names, time.time())
+        Security.load(settings.security, SystemClock(), no_budgets)
         ports.require_free(settings)
         return Foreground(settings, state, sys.stdout).run(sample=sample)
 
@@ -112,7 +119,9 @@ class Foreground:
             self._say_ready()
             code = 0
             # Without groups (the autoscaler may add them later) nothing can answer.
-            if sample and self._settings.group.count:
+            if sample and any(
+                pool.settings.group.count for pool in served_models(self._settings)[0].pools
+            ):
                 self._ask()
             if self._out.isatty():
                 self._say("press Ctrl-C to stop everything")
@@ -132,17 +141,19 @@ class Foreground:
 
     def _say_ready(self) -> None:
         urls = self._stack.urls
-        group = self._settings.group
-        self._say(
-            f"READY {urls.rest}/v1 (REST) {urls.grpc} (gRPC) model {self._settings.model.name}, "
-            f"{group.count} x {group.data_parallel} ranks"
-        )
+        models = served_models(self._settings)
+        texts = [
+            f"{'model ' if len(models) == 1 else ''}{model.name}, {_shape(model)} ranks"
+            for model in models
+        ]
+        several = "models " if len(models) > 1 else ""
+        self._say(f"READY {urls.rest}/v1 (REST) {urls.grpc} (gRPC) {several}{'; '.join(texts)}")
 
     def _ask(self) -> None:
         try:
             ask_sample(
                 self._stack.urls.rest,
-                self._settings.model.name,
+                served_models(self._settings)[0].name,
                 self._out,
                 access=self._stack.access,
             )
@@ -171,6 +182,12 @@ class Foreground:
         self._signals += 1
         if not self._stopping and self._signals == 1:
             raise StopRequested
+
+
+def _shape(model: ServedModel) -> str:
+    """Return groups and ranks of each pool: ``2 x 4``."""
+    groups = [pool.settings.group for pool in model.pools]
+    return " + ".join(f"{group.count} x {group.data_parallel}" for group in groups)
 
 
 def ask_sample(

@@ -65,6 +65,11 @@ def autoscaler_command(
     Ctrl-C stops the autoscaler and leaves the groups unchanged.
     """
     settings = settings_from(config, sets, ranks=ranks)
+    if settings.models:
+        raise SettingsError(
+            "models: the autoscaler scales one pool of one model, and its signals cover all "
+            "models of a router: use model, group and engine, and a router for this model alone"
+        )
     if replay is not None:
         replay_recording(settings, replay, detail=what is What.EXPLAIN)
         return

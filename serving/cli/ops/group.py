@@ -11,6 +11,7 @@ from serving.cli.options import (
     ConfigOption,
     GroupsOption,
     ModelOption,
+    PoolOption,
     RanksOption,
     SetOption,
     SpeculativeOption,
@@ -18,7 +19,7 @@ from serving.cli.options import (
 )
 from serving.clock import SystemClock
 from serving.errors import EngineError, ServingError
-from serving.settings import Settings
+from serving.settings import Settings, pool_settings
 
 if TYPE_CHECKING:
     from serving.engine.ray.watch import DeploymentWatch
@@ -44,6 +45,7 @@ def group_command(
     ranks: RanksOption = None,
     speculative: SpeculativeOption = None,
     model: ModelOption = None,
+    pool: PoolOption = None,
     *,
     address: Annotated[
         str | None,
@@ -58,8 +60,11 @@ def group_command(
     The ranks connect to the routers in link.routers; "moe-serving router" starts one. A group that
     cannot be placed within group.placement_timeout is an error that names the missing resources.
     """
-    settings = settings_from(
-        config, sets, groups=groups, ranks=ranks, speculative=speculative, model=model
+    settings = pool_settings(
+        settings_from(
+            config, sets, groups=groups, ranks=ranks, speculative=speculative, model=model
+        ),
+        pool,
     )
     # Ray takes seconds to import: report settings errors first.
     from serving.engine.ray import cluster

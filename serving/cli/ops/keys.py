@@ -12,7 +12,8 @@ import yaml
 
 from serving.cli.local.state import state_folder
 from serving.cli.options import ConfigOption, SetOption, settings_from
-from serving.edge.auth.keys import Key, KeyRing, Role, digest_of, new_key, parse_keys
+from serving.edge.auth.key_file import Role
+from serving.edge.auth.keys import Key, KeyRing, digest_of, new_key, parse_keys
 from serving.errors import InvalidRequest, SettingsError
 from serving.request_context import Priority
 

@@ -10,7 +10,7 @@ from serving.cli.options import (
     GrpcPortOption,
     InsecureOption,
     JoinPortOption,
-    ModelOption,
+    ModelsOption,
     PortOption,
     SetOption,
     settings_from,
@@ -23,7 +23,7 @@ def router_command(
     port: PortOption = None,
     grpc_port: GrpcPortOption = None,
     join_port: JoinPortOption = None,
-    model: ModelOption = None,
+    model: ModelsOption = None,
     insecure: InsecureOption = None,
     ports_file: Annotated[
         Path | None,
@@ -38,7 +38,7 @@ def router_command(
     SIGTERM it becomes unready, lets running requests finish, and exits.
     """
     settings = settings_from(
-        config, sets, port=port, grpc_port=grpc_port, join_port=join_port, model=model,
+        config, sets, port=port, grpc_port=grpc_port, join_port=join_port, models=model,
         insecure=insecure,
     )  # fmt: skip
     # vLLM's server code takes seconds to import: report settings errors first.

@@ -176,7 +176,7 @@ def header_lines(
     ready = sum(group["state"] == "ready" for group in groups)
     first = Text.assemble(
         (f"{ready} of {_plural(len(groups), 'group')} ready", "bold"),
-        f", model {fleet.get('model', '?')}, "
+        f", {models_text(fleet)}, "
         f"{_plural(int(fleet.get('inflight_requests', 0)), 'request')} in flight",
     )
     if state is None:
@@ -190,13 +190,31 @@ def header_lines(
     return [first, Text(where, style="dim")]
 
 
+def models_text(fleet: Mapping[str, Any]) -> str:
+    """Return the model, or each of several with its ready groups and queued requests."""
+    models: Sequence[Mapping[str, Any]] = fleet.get("models", ())
+    if len(models) <= 1:
+        return f"model {fleet.get('model', '?')}"
+    parts = []
+    for model in models:
+        ready = sum(int(pool["ready_groups"]) for pool in model["pools"])
+        groups = sum(int(pool["groups"]) for pool in model["pools"])
+        queued = int(model["queued_requests"])
+        waiting = f", {_plural(queued, 'request')} waiting" if queued else ""
+        parts.append(f"{model['name']} ({ready} of {groups} ready{waiting})")
+    return f"models {', '.join(parts)}"
+
+
 def ranks_table(fleet: Mapping[str, Any]) -> Table:
     """Return a table with a row for each rank."""
     table = Table(box=None, pad_edge=False, header_style="dim")
-    # Shown only while there are two apps, during a blue/green upgrade.
-    several = len({group.get("app", "") for group in fleet["groups"]}) > 1
+    # Models are shown only if there are several; apps while a pool has two, during a blue/green
+    # upgrade.
+    by_pool = len({_pool_text(group) for group in fleet["groups"]}) > 1
+    apps = {(_pool_text(group), group.get("app", "")) for group in fleet["groups"]}
+    several = len(apps) > len({pool for pool, _ in apps})
     names = ("group", "state", "rank", "node", "pid", "experts", "expert tokens")
-    for name in (*(("app",) if several else ()), *names):
+    for name in (*(("model",) if by_pool else ()), *(("app",) if several else ()), *names):
         table.add_column(name, no_wrap=True)
     for name in ("in flight", "running", "waiting", "prompt tok", "output tok", "MiB"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -205,6 +223,7 @@ def ranks_table(fleet: Mapping[str, Any]) -> Table:
             state = str(group["state"])
             app = str(group.get("app", "")) if index == 0 else ""
             table.add_row(
+                *([_pool_text(group) if index == 0 else ""] if by_pool else []),
                 *([app] if several else []),
                 str(group["group_id"]) if index == 0 else "",
                 Text(state, style=_STATE_STYLE.get(state, "")) if index == 0 else "",
@@ -224,8 +243,14 @@ def ranks_table(fleet: Mapping[str, Any]) -> Table:
             )  # fmt: skip
         if group["state"] != "ready" and group.get("reason"):
             reason = Text(str(group["reason"]), style="dim")
-            table.add_row(*([""] if several else []), "", reason)
+            table.add_row(*[""] * (by_pool + several), "", reason)
     return table
+
+
+def _pool_text(group: Mapping[str, Any]) -> str:
+    """Return model and pool of a group; the pool only if it has a name of its own."""
+    model, pool = str(group.get("model", "")), str(group.get("pool", ""))
+    return f"{model}/{pool}" if pool not in {"", "default"} else model
 
 
 def experts_text(ids: Sequence[int], total: int) -> str:

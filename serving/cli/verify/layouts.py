@@ -4,7 +4,6 @@ The layout has separate ports and a separate state directory, and does not affec
 """
 
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -15,6 +14,7 @@ from contextlib import ExitStack, contextmanager
 
 from serving.cli.doctor.machine import GIB, memory_for, memory_shortage
 from serving.errors import ServingError
+from serving.net import HeldPort
 from serving.settings import Settings
 
 STOP_TIMEOUT = 60.0
@@ -64,7 +64,7 @@ def running(ranks: int, settings: Settings, passed_on: Sequence[str]) -> Iterato
                 "fewer ranks"
             )
     with tempfile.TemporaryDirectory(prefix="moe-verify-") as folder, ExitStack() as stack:
-        ports = free_ports(len(_PORTS))
+        ports = [stack.enter_context(HeldPort()).port for _ in _PORTS]
         environment = {**os.environ, "MOE_SERVING_STATE_DIR": folder}
         flags = [*passed_on, *_PRIVATE, "--groups", "1", "--ranks", str(ranks)]
         for name, port in zip(_PORTS, ports, strict=True):
@@ -135,12 +135,3 @@ def _stop(environment: Mapping[str, str]) -> None:
         )
     except subprocess.TimeoutExpired:
         print("warning: moe-serving down did not finish in time", file=sys.stderr)
-
-
-def free_ports(count: int) -> list[int]:
-    """Return distinct ports that are currently free on loopback."""
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for item in sockets:
-            item.bind(("127.0.0.1", 0))
-        return [int(item.getsockname()[1]) for item in sockets]

@@ -15,9 +15,10 @@ from starlette.types import Scope
 
 from serving.clock import Clock
 from serving.credentials.tokens import bearer_of
-from serving.edge.auth.keys import KeyRing, Role
+from serving.edge.auth.key_file import Role
+from serving.edge.auth.keys import KeyRing
 from serving.errors import InvalidRequest, PermissionDenied, ServingError, Unauthenticated
-from serving.request_context import Priority
+from serving.request_context import Priority, ReasoningPolicy
 from serving.telemetry import metrics
 
 API_KEY = "x-api-key"
@@ -65,10 +66,17 @@ ROUTES: dict[str, Permission] = {
     "/tokenize": Permission.USER,
     "/detokenize": Permission.USER,
     "/invocations": Permission.USER,
+    # The console's page holds no data; its handlers check what a key may see.
+    "/console": Permission.PUBLIC,
+    "/console/api/cancel": Permission.USER,
+    "/console/api/groups": Permission.ADMIN,
 }
 _ROUTE_PREFIXES: dict[str, Permission] = {
     "/v1/models/": Permission.ANY_KEY,
+    "/v1/organization/": Permission.ADMIN,
     "/v1/": Permission.USER,
+    "/console/api/": Permission.ANY_KEY,
+    "/console/": Permission.PUBLIC,
 }
 
 _RPCS: dict[str, Permission] = {"/serving.api.v1.InferenceService/ListModels": Permission.ANY_KEY}
@@ -78,6 +86,7 @@ _SERVICES: dict[str, Permission] = {
     "/grpc.reflection.v1alpha.ServerReflection/": Permission.ANY_KEY,
     "/serving.api.v1.InferenceService/": Permission.USER,
     "/serving.api.v1.FleetService/": Permission.ADMIN,
+    "/serving.api.v1.UsageService/": Permission.ADMIN,
 }
 
 
@@ -88,6 +97,10 @@ class Principal:
     tenant: str = "anonymous"
     roles: frozenset[Role] = frozenset()
     priorities: frozenset[Priority] = frozenset(Priority)
+    key_id: str | None = None
+    """Id of the key in the key file; None: no key is required."""
+    reasoning: ReasoningPolicy | None = None
+    """Defaults and caps of reasoning; None: there are none."""
 
     def has(self, permission: Permission) -> bool:
         """Return whether the permission is public or granted by one of the roles."""
@@ -142,7 +155,7 @@ class Authenticator:
                 if presented
                 else "API key required: send it as 'authorization: Bearer KEY'"
             )
-        principal = Principal(key.tenant, key.roles, key.priorities)
+        principal = Principal(key.tenant, key.roles, key.priorities, key.id, key.reasoning)
         if not principal.has(required):
             raise PermissionDenied(
                 f"this API key does not permit this operation: {required.value} required"

@@ -1,14 +1,4 @@
-"""The key file: hashes of API keys, with tenants, roles and expiry dates.
-
-    keys:
-      - id: alice-laptop            names the key in messages and logs
-        hash: sha256:9f86d08...     hash of the complete key
-        tenant: alice               tenant whose quota and fair share the key uses
-        roles: [user, explain]      default: [user]
-        priorities: [standard]      default: all
-        expires: 2027-01-31         optional; the key is invalid from this date on
-    tenants:                      omitted limits come from the admission settings
-      alice: {requests_per_minute: 600, concurrent_streams: 16, weight: 2}
+"""API keys: their hashes, tenants, roles and expiry dates, from the key file (``key_file``).
 
 Plain SHA-256 is sufficient. Slow password hashes (argon2, bcrypt) protect guessable secrets. These
 keys are 256 random bits, which cannot be guessed at any speed, and the hash must be computed for
@@ -24,18 +14,21 @@ import hmac
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from enum import StrEnum
-from typing import Annotated, Any
+from decimal import Decimal
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
+from serving.admission.budgets import BudgetsOf
 from serving.admission.quotas import LimitsOf, TenantLimits
 from serving.credentials.tokens import read_tokens
 from serving.credentials.watched import Watched, read_text
+from serving.edge.auth.key_file import KeyEntry, KeyFile, Role, TenantEntry
 from serving.errors import SettingsError
-from serving.request_context import Priority
+from serving.ledger.budget import Budget, Scope, units
+from serving.request_context import Priority, ReasoningPolicy
 from serving.settings import SecuritySettings
-from serving.yaml_text import NotYaml, read_yaml
+from serving.yaml_text import NotYaml, RepeatedKey, read_yaml
 
 PREFIX = "moe-"
 """Prefix of all generated keys; lets secret scanners recognize them."""
@@ -43,21 +36,6 @@ HASH_PREFIX = "sha256:"
 MAX_KEY_LENGTH = 512
 OPERATOR = "operator"
 """Id and tenant of the key in ``security.operator_key_file``."""
-
-_NAME = r"^[A-Za-z0-9][A-Za-z0-9._@-]{0,63}$"
-
-
-class Role(StrEnum):
-    """Role of an API key."""
-
-    USER = "user"
-    """Use the model."""
-    METRICS = "metrics"
-    """Read /metrics."""
-    EXPLAIN = "explain"
-    """Read routing explanations (x-explain-routing)."""
-    ADMIN = "admin"
-    """All routes and RPCs, including /fleet and FleetService."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +48,8 @@ class Key:
     priorities: frozenset[Priority]
     expires: float | None = None
     """Unix time from which the key is invalid, seconds. None: never."""
+    reasoning: ReasoningPolicy | None = None
+    """Defaults and caps of reasoning, of the key and its tenant. None: there are none."""
     digest: str = field(default="", repr=False)
 
 
@@ -81,6 +61,10 @@ class KeyRing:
     """Keys by digest."""
     tenants: Mapping[str, Mapping[str, Any]]
     """Limits in the file (fields of ``TenantLimits``), by tenant."""
+    budgets: Mapping[tuple[Scope, str], Sequence[Budget]] = field(default_factory=dict)
+    """Budgets of tenants and keys that have any."""
+    reasoning: Mapping[str, ReasoningPolicy] = field(default_factory=dict)
+    """Policies of keys that have any, by id."""
 
     def find(self, presented: str, now: float) -> Key | None:
         """Return the entry of a key, or None if unknown or expired at ``now`` (Unix time)."""
@@ -96,6 +80,14 @@ class KeyRing:
         """Return a tenant's limits; limits omitted in the file are taken from ``default``."""
         return replace(default, **self.tenants.get(tenant, {}))
 
+    def budgets_of(self, tenant: str, key_id: str | None) -> Sequence[Budget]:
+        """Return the budgets that apply to a request."""
+        if not self.budgets:
+            return ()
+        of_tenant = self.budgets.get((Scope.TENANT, tenant), ())
+        of_key = () if key_id is None else self.budgets.get((Scope.KEY, key_id), ())
+        return (*of_tenant, *of_key)
+
 
 def new_key() -> str:
     """Return a new random key (256 bits)."""
@@ -108,8 +100,15 @@ def digest_of(key: str) -> str:
     return HASH_PREFIX + hashlib.sha256(data).hexdigest()
 
 
-def watch_keys(settings: SecuritySettings) -> Watched[KeyRing] | None:
+def watch_keys(
+    settings: SecuritySettings, no_budgets: str | None = None
+) -> Watched[KeyRing] | None:
     """Load the key file and watch it for changes; return None if none is configured.
+
+    Args:
+        settings: names the files.
+        no_budgets: why budgets cannot be counted; files with budgets are then invalid. None: they
+            can.
 
     Raises:
         SettingsError: a file is missing or invalid.
@@ -117,7 +116,25 @@ def watch_keys(settings: SecuritySettings) -> Watched[KeyRing] | None:
     file, operator = settings.keys_file, settings.operator_key_file
     if file is None:
         return None
-    return Watched("API keys", (file, operator), lambda: load_keys(file, operator))
+
+    def load() -> KeyRing:
+        ring = load_keys(file, operator)
+        if ring.budgets and no_budgets is not None:
+            raise SettingsError(f"{file}: {no_budgets}")
+        return ring
+
+    return Watched("API keys", (file, operator), load)
+
+
+def budgets_with(keys: Watched[KeyRing] | None) -> BudgetsOf:
+    """Return a lookup of budgets in the current key file."""
+    if keys is None:
+        return lambda _tenant, _key_id: ()
+
+    def budgets_of(tenant: str, key_id: str | None) -> Sequence[Budget]:
+        return keys.value.budgets_of(tenant, key_id)
+
+    return budgets_of
 
 
 def limits_with(keys: Watched[KeyRing] | None, default: LimitsOf) -> LimitsOf:
@@ -143,7 +160,7 @@ def load_keys(file: str, operator_file: str | None = None) -> KeyRing:
         return ring
     digest = digest_of(read_tokens(operator_file)[0])
     operator = Key(OPERATOR, OPERATOR, frozenset({Role.ADMIN}), frozenset(Priority), digest=digest)
-    return KeyRing({**ring.keys, digest: operator}, ring.tenants)
+    return replace(ring, keys={**ring.keys, digest: operator})
 
 
 def parse_keys(text: str, where: str = "keys") -> KeyRing:
@@ -160,9 +177,11 @@ def parse_keys(text: str, where: str = "keys") -> KeyRing:
         content = read_yaml(text)
     except NotYaml as error:
         line = "" if error.line is None else f", line {error.line}"
-        raise SettingsError(f"{where}{line}: invalid YAML") from None
+        # The reason could quote a key.
+        reason = "a name occurs twice" if isinstance(error, RepeatedKey) else "invalid YAML"
+        raise SettingsError(f"{where}{line}: {reason}") from None
     try:
-        read = _File.model_validate(_without_empty(content))
+        read = KeyFile.model_validate(_without_empty(content))
     except ValidationError as error:
         lines = [
             f"{'.'.join(str(part) for part in item['loc']) or 'file'}: {item['msg']}"
@@ -181,7 +200,7 @@ def _without_empty(content: Any) -> Any:
     return {name: value for name, value in content.items() if value is not None}
 
 
-def _ring(read: "_File", where: str) -> KeyRing:
+def _ring(read: KeyFile, where: str) -> KeyRing:
     keys: dict[str, Key] = {}
     ids: set[str] = set()
     for entry in read.keys:
@@ -196,10 +215,38 @@ def _ring(read: "_File", where: str) -> KeyRing:
             frozenset(entry.roles),
             frozenset(Priority[name.upper()] for name in entry.priorities),
             _unix_time(entry.expires),
+            _reasoning(entry, read.tenants.get(entry.tenant)),
             entry.hash,
         )
-    tenants = {name: limits.model_dump(exclude_unset=True) for name, limits in read.tenants.items()}
-    return KeyRing(keys, tenants)
+    tenants = {
+        name: limits.model_dump(exclude_unset=True, exclude={"budgets", "reasoning"})
+        for name, limits in read.tenants.items()
+    }
+    given = (
+        *((Scope.TENANT, name, limits.budgets) for name, limits in read.tenants.items()),
+        *((Scope.KEY, entry.id, entry.budgets) for entry in read.keys),
+    )
+    budgets = {
+        (scope, name): tuple(
+            Budget(scope, name, period, _units(limits.soft), _units(limits.hard))
+            for period, limits in periods.items()
+        )
+        for scope, name, periods in given
+        if periods
+    }
+    policies = {key.id: key.reasoning for key in keys.values() if key.reasoning is not None}
+    return KeyRing(keys, tenants, budgets, policies)
+
+
+def _reasoning(key: KeyEntry, tenant: TenantEntry | None) -> ReasoningPolicy | None:
+    """Join the fields of a tenant and of its key, which take precedence."""
+    fields = {} if tenant is None else tenant.reasoning.model_dump(exclude_unset=True)
+    fields |= key.reasoning.model_dump(exclude_unset=True)
+    return ReasoningPolicy(**fields) if fields else None
+
+
+def _units(amount: Decimal | None) -> int | None:
+    return None if amount is None else units(amount)
 
 
 def _unix_time(moment: dt.datetime | dt.date | None) -> float | None:
@@ -210,31 +257,3 @@ def _unix_time(moment: dt.datetime | dt.date | None) -> float | None:
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=dt.UTC)
     return moment.timestamp()
-
-
-class _Model(BaseModel):
-    # Messages must not show input, which may be a key entered instead of its hash.
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
-
-
-class _Entry(_Model):
-    id: str = Field(pattern=_NAME)
-    hash: str = Field(pattern=r"^sha256:[0-9a-f]{64}$")
-    tenant: str = Field(pattern=_NAME)
-    roles: Sequence[Role] = (Role.USER,)
-    priorities: Sequence[Annotated[str, Field(pattern="^(interactive|standard|batch)$")]] = Field(
-        tuple(item.name.lower() for item in Priority), min_length=1
-    )
-    expires: dt.datetime | dt.date | None = None
-
-
-class _Limits(_Model):
-    requests_per_minute: int | None = Field(None, ge=1)
-    tokens_per_minute: int | None = Field(None, ge=1)
-    concurrent_streams: int | None = Field(None, ge=1)
-    weight: float = Field(1.0, gt=0, allow_inf_nan=False)
-
-
-class _File(_Model):
-    keys: list[_Entry] = []
-    tenants: dict[Annotated[str, Field(pattern=_NAME)], _Limits] = {}

@@ -6,14 +6,16 @@ from dataclasses import dataclass
 
 import structlog
 
+from serving.admission.budgets import BudgetsOf
 from serving.admission.quotas import LimitsOf
 from serving.clock import Clock
 from serving.credentials.tls import TlsMaterial, client_port_tls, join_port_tls, watch_tls
 from serving.credentials.tokens import JoinTokens, load_join_tokens
 from serving.credentials.watched import Watched, keep_fresh
 from serving.edge.auth.authenticator import Authenticator
-from serving.edge.auth.keys import KeyRing, limits_with, watch_keys
+from serving.edge.auth.keys import KeyRing, budgets_with, limits_with, watch_keys
 from serving.errors import SettingsError
+from serving.request_context import ReasoningPolicy
 from serving.settings import SecuritySettings, Settings
 
 _REMEDY = "; or bind to 127.0.0.1; or, on a trusted network, pass --insecure (security.insecure)"
@@ -36,13 +38,20 @@ class Security:
     join_tls: Watched[TlsMaterial] | None
 
     @classmethod
-    def load(cls, settings: SecuritySettings, clock: Clock) -> "Security":
+    def load(
+        cls, settings: SecuritySettings, clock: Clock, no_budgets: str | None = None
+    ) -> "Security":
         """Load all files named in the settings.
+
+        Args:
+            settings: names the files.
+            clock: time source for checking whether a key has expired.
+            no_budgets: why budgets in the key file cannot be counted. None: they can.
 
         Raises:
             SettingsError: a file is missing or its content is invalid.
         """
-        keys = watch_keys(settings)
+        keys = watch_keys(settings, no_budgets)
         tokens_file = settings.join_token_file
         tls, join_tls = client_port_tls(settings), join_port_tls(settings)
         return cls(
@@ -59,6 +68,16 @@ class Security:
     def limits_of(self, default: LimitsOf) -> LimitsOf:
         """Return a lookup of tenant limits in the current key file, falling back to ``default``."""
         return limits_with(self.keys, default)
+
+    def budgets_of(self) -> BudgetsOf:
+        """Return a lookup of budgets in the current key file."""
+        return budgets_with(self.keys)
+
+    def reasoning_of(self, key_id: str | None) -> ReasoningPolicy | None:
+        """Return the policy that the current key file has for a key; None: none, or no such key."""
+        if self.keys is None or key_id is None:
+            return None
+        return self.keys.value.reasoning.get(key_id)
 
     async def keep_fresh(self) -> None:
         """Reload changed files every ``security.reload_interval`` seconds, until cancelled."""

@@ -17,6 +17,8 @@ from serving.edge.auth.authenticator import principal_var
 from serving.edge.gate import DrainGate
 from serving.edge.grpc.errors import rpc_error
 from serving.edge.request_headers import (
+    BUDGET_WARNING,
+    COST,
     EXPLAIN,
     REQUEST_ID,
     explanation_of,
@@ -24,6 +26,7 @@ from serving.edge.request_headers import (
     request_id_of,
     timeout_of,
 )
+from serving.edge.usage_recorder import UsageRecorder
 from serving.errors import EngineError
 from serving.request_context import RequestContext, request_context_var
 from serving.telemetry.logs import RequestLine, log_request
@@ -58,6 +61,8 @@ class Call:
     """Set when the engine reports it, usually at the end."""
     arrived_at: float = 0.0
     first_token_at: float | None = None
+    state: dict[str, Any] = field(default_factory=dict)
+    """State of the request that vLLM's handlers get."""
     status: str = "OK"
     outcome: str = "ok"
 
@@ -71,7 +76,7 @@ class Call:
                 "query_string": b"",
                 "headers": [(key.encode(), value.encode()) for key, value in self.headers.items()],
                 "app": app,
-                "state": {},
+                "state": self.state,
             }
         )
 
@@ -84,6 +89,7 @@ class CallRunner:
     model: str
     clock: Clock
     tracing: Tracing | None = None
+    usage: UsageRecorder | None = None
 
     async def unary(
         self, method: str, context: Any, handler: Callable[[Call], Awaitable[ResponseT]]
@@ -94,7 +100,7 @@ class CallRunner:
             await self._admit(call, context)
             with self._running(call):
                 response = await handler(call)
-            _explain(call, context)
+            self._explain(call, context)
         except asyncio.CancelledError:
             call.status = call.outcome = "CANCELLED"
             raise
@@ -127,7 +133,7 @@ class CallRunner:
             with self._running(call):
                 async with aclosing(await begin(call)) as events:
                     await self._forward(call, context, events, convert)
-            _explain(call, context)
+            self._explain(call, context)
             call.status, call.outcome = "OK", "ok"
         except Exception as error:  # noqa: BLE001  every exception has a status
             await self._abort(call, context, error)
@@ -217,19 +223,56 @@ class CallRunner:
             # vLLM's handlers convert a cancellation to an error body; the client is gone by then.
             call.status = call.outcome = "CANCELLED"
             raise asyncio.CancelledError from error
-        trailers = (*failure.trailers, *_explanation(call))
+        trailers = (*failure.trailers, *self._about(call))
         await context.abort(failure.code, failure.status.message, trailers)
         raise AssertionError("abort did not raise")
 
+    def _explain(self, call: Call, context: Any) -> None:
+        trailers = self._about(call)
+        if trailers:
+            context.set_trailing_metadata(trailers)
+
+    def _about(self, call: Call) -> tuple[tuple[str, str], ...]:
+        """Return trailing metadata: decisions and costs, if requested, and budgets."""
+        request_context = call.request_context
+        if request_context is None:
+            return ()
+        record = request_context.record
+        found = []
+        if request_context.explain and record.decisions:
+            found.append((EXPLAIN, explanation_of(record)))
+        if record.budget_warning is not None:
+            found.append((BUDGET_WARNING, record.budget_warning))
+        if self.usage is not None and request_context.shows_cost and record.ended.prompt_tokens:
+            cost = self.usage.cost(request_context, self.model, _usage_of(call))
+            if cost is not None:
+                found.append((COST, cost))
+        return tuple(found)
+
+    def _record(self, call: Call, line: RequestLine) -> None:
+        """Record the call in the ledger; its status is sent after the handler has returned."""
+        if self.usage is None or call.request_context is None:
+            return
+        self.usage.record(line, call.request_context, _usage_of(call))
+
     def _log(self, call: Call) -> None:
+        line = self._line(call)
+        self._record(call, line)
+        context = call.request_context
+        if context is not None and context.record.trace is not None:
+            context.record.trace.end(line)
+        log_request(line)
+
+    def _line(self, call: Call) -> RequestLine:
         first_token_at = call.first_token_at
         if first_token_at is None and call.request_context is not None:
             first_token_at = call.request_context.record.first_token_at
+        context = call.request_context
         line = RequestLine(
             request_id=call.request_id,
             protocol="grpc",
             method=call.method,
-            model=self.model,
+            model=self.model if context is None else context.record.model or self.model,
             outcome=call.outcome,
             status=call.status,
             duration=self.clock.monotonic() - call.arrived_at,
@@ -237,25 +280,10 @@ class CallRunner:
             prompt_tokens=None if call.usage is None else call.usage.prompt_tokens,
             completion_tokens=None if call.usage is None else call.usage.completion_tokens,
         )
-        if call.request_context is not None:
-            line = replace(line, **call.request_context.log_fields())
-            if (trace := call.request_context.record.trace) is not None:
-                trace.end(line)
-        log_request(line)
+        return line if context is None else replace(line, **context.log_fields())
 
 
-def _explain(call: Call, context: Any) -> None:
-    trailers = _explanation(call)
-    if trailers:
-        context.set_trailing_metadata(trailers)
-
-
-def _explanation(call: Call) -> tuple[tuple[str, str], ...]:
-    request_context = call.request_context
-    if (
-        request_context is None
-        or not request_context.explain
-        or not request_context.record.decisions
-    ):
-        return ()
-    return ((EXPLAIN, explanation_of(request_context.record)),)
+def _usage_of(call: Call) -> Any:
+    """Return vLLM's ``UsageInfo``, which its handlers store in the request state; None: none."""
+    metadata = call.state.get("request_metadata")
+    return None if metadata is None else metadata.final_usage_info

@@ -1,7 +1,7 @@
 """Errors as gRPC statuses with google.rpc details, from the same table as REST.
 
-Every status carries ErrorInfo (a stable reason, domain "moe-serving"). Errors about a known field
-also carry BadRequest, and retryable errors RetryInfo.
+Every status carries ErrorInfo (a stable reason, domain "moe-serving"; ``renews_at`` of a budget in
+its metadata). Errors about a known field also carry BadRequest, and retryable errors RetryInfo.
 """
 
 import grpc
@@ -80,9 +80,14 @@ def rpc_error(error: BaseException | ErrorResponse) -> RpcError:
     if not field and body.param:
         field, problem = field_of(body.param), body.message
     entry = _BY_REASON.get(reason_of(body), _BY_REASON["INTERNAL"])
+    renews_at = getattr(body, "renews_at", None)
     details: list[any_pb2.Any] = []
     for detail in (
-        error_details_pb2.ErrorInfo(reason=entry.reason, domain=DOMAIN),
+        error_details_pb2.ErrorInfo(
+            reason=entry.reason,
+            domain=DOMAIN,
+            metadata=None if renews_at is None else {"renews_at": renews_at},
+        ),
         _bad_request(field, problem),
         _retry_info(retry_after_of(body)) if entry.retryable else None,
     ):

@@ -1,5 +1,6 @@
 """InferenceService: typed RPCs on top of the vLLM handlers that also serve REST."""
 
+import functools
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -18,6 +19,7 @@ from serving.edge.grpc.vllm_json import decode_chat, decode_text
 from serving.edge.value_bounds import MAX_VALUES, check_message
 from serving.errors import Unsupported
 from serving.h2grpc.turns import TaskTurns
+from serving.vllm_adapter.long_answers import built_in_thread, free, is_long
 
 _LONG = 2**12
 """Size above which a request may hold a thousand values, bytes."""
@@ -35,23 +37,44 @@ class _Generation(Generic[RequestT, ResponseT, ChunkT]):
     """Builds vLLM's request from the proto request; takes ``stream``."""
     handler: Callable[[State], Callable[..., Awaitable[Any]]]
     """Returns vLLM's handler from the app state."""
-    response: Callable[[str], ResponseT]
-    """Builds the response from vLLM's JSON."""
+    response: Callable[[Any], ResponseT]
+    """Builds the response from vLLM's answer."""
     chunk: Callable[[str], ChunkT]
     """Builds a stream message from the data of one vLLM event."""
+
+
+def _decoded(answer: Any, decode: Callable[[str], Any]) -> Any:
+    """Return vLLM's answer as decoded JSON, except for its log probabilities.
+
+    They may be large, and vLLM's objects have the fields of the JSON.
+    """
+    logprobs = [choice.logprobs for choice in answer.choices]
+    for choice in answer.choices:
+        choice.logprobs = None
+    decoded = decode(answer.model_dump_json())
+    for choice, vllm_choice, found in zip(decoded.choices, answer.choices, logprobs, strict=True):
+        choice.logprobs = vllm_choice.logprobs = found
+    return decoded
+
+
+def _of_long(kind: "_Generation[Any, ResponseT, Any]", answer: Any) -> ResponseT:
+    """Build the response from a long answer, and free the answer in slices."""
+    response = kind.response(answer)
+    free(answer)
+    return response
 
 
 _CHAT: _Generation[pb.ChatRequest, pb.ChatResponse, pb.ChatStreamResponse] = _Generation(
     requests.chat_request,
     lambda state: state.openai_serving_chat.create_chat_completion,
-    lambda data: responses.chat_response(decode_chat(data)),
+    lambda answer: responses.chat_response(_decoded(answer, decode_chat)),
     lambda data: responses.chat_stream_response(decode_chat(data)),
 )
 _COMPLETE: _Generation[pb.CompleteRequest, pb.CompleteResponse, pb.CompleteStreamResponse] = (
     _Generation(
         requests.complete_request,
         lambda state: state.openai_serving_completion.create_completion,
-        lambda data: responses.complete_response(decode_text(data)),
+        lambda answer: responses.complete_response(_decoded(answer, decode_text)),
         lambda data: responses.complete_stream_response(decode_text(data)),
     )
 )
@@ -185,7 +208,10 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
 
         async def handle(call: Call) -> ResponseT:
             answer = await self._begin(kind, request, call, stream=False)
-            response = kind.response(answer.model_dump_json())
+            if is_long(answer):
+                response = await built_in_thread(functools.partial(_of_long, kind, answer))
+            else:
+                response = kind.response(answer)
             call.usage = response.usage
             return response
 

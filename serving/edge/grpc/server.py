@@ -7,7 +7,14 @@ from fastapi import FastAPI
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 
-from serving.api.v1 import fleet_pb2, fleet_pb2_grpc, inference_pb2, inference_pb2_grpc
+from serving.api.v1 import (
+    fleet_pb2,
+    fleet_pb2_grpc,
+    inference_pb2,
+    inference_pb2_grpc,
+    usage_pb2,
+    usage_pb2_grpc,
+)
 from serving.clock import Clock
 from serving.credentials.tls import Alpn, TlsMaterial, following_context
 from serving.credentials.watched import Watched
@@ -18,7 +25,9 @@ from serving.edge.grpc.errors import rpc_error
 from serving.edge.grpc.fleet_service import FleetOperator, FleetService
 from serving.edge.grpc.inference_service import InferenceService
 from serving.edge.grpc.reflection import V1, V1ALPHA, add_reflection
+from serving.edge.grpc.usage_service import UsageService
 from serving.edge.pages import RouterPages
+from serving.edge.usage_recorder import UsageRecorder
 from serving.edge.value_bounds import MAX_VALUES
 from serving.errors import InvalidRequest, Overloaded
 from serving.h2grpc.budget import MAX_PENDING_BYTES
@@ -31,7 +40,8 @@ from serving.telemetry.tracing import Tracing
 
 INFERENCE = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name
 FLEET = fleet_pb2.DESCRIPTOR.services_by_name["FleetService"].full_name
-SERVICES = (INFERENCE, FLEET, health.SERVICE_NAME, V1, V1ALPHA)
+USAGE = usage_pb2.DESCRIPTOR.services_by_name["UsageService"].full_name
+SERVICES = (INFERENCE, FLEET, USAGE, health.SERVICE_NAME, V1, V1ALPHA)
 
 _PORT_SETTING = "router.grpc_port (--grpc-port)"
 
@@ -70,6 +80,7 @@ class GrpcEdge:
         guard: GrpcGuard,
         tracing: Tracing | None = None,
         turns: TaskTurns | None = None,
+        usage: UsageRecorder | None = None,
     ) -> None:
         self._settings = settings
         self._tls = guard.tls
@@ -93,7 +104,7 @@ class GrpcEdge:
             write_timeout=settings.write_timeout,
             undecodable=Refusal(bad_bytes.code, bad_bytes.status.message, bad_bytes.trailers),
         )
-        runner = CallRunner(pages.gate, pages.model, clock, tracing)
+        runner = CallRunner(pages.gate, pages.model, clock, tracing, usage)
         server: Any = self.server  # the generated code is typed for grpcio's server
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(
             InferenceService(app, runner, guard.max_body_values, turns), server
@@ -101,6 +112,7 @@ class GrpcEdge:
         fleet_pb2_grpc.add_FleetServiceServicer_to_server(
             FleetService(pages.view, operator, settings.drain_timeout), server
         )
+        usage_pb2_grpc.add_UsageServiceServicer_to_server(UsageService(pages.usage), server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         add_reflection(SERVICES, server)
 
@@ -132,7 +144,7 @@ class GrpcEdge:
             if ready
             else health_pb2.HealthCheckResponse.NOT_SERVING
         )
-        for name in (_OVERALL, INFERENCE, FLEET):
+        for name in (_OVERALL, INFERENCE, FLEET, USAGE):
             await self._health.set(name, status)
 
     async def leave(self) -> None:

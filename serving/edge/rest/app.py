@@ -1,7 +1,7 @@
 """Builds the REST app: vLLM's OpenAI app on the fleet, the router's routes, and middleware."""
 
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from fastapi import FastAPI
@@ -11,15 +11,17 @@ from starlette.types import ASGIApp
 from serving.clock import Clock
 from serving.edge.auth.authenticator import Authenticator
 from serving.edge.pages import RouterPages, add_pages
-from serving.edge.request_headers import EXPLAIN, REQUEST_ID
+from serving.edge.request_headers import BUDGET_WARNING, COST, EXPLAIN, REQUEST_ID
 from serving.edge.rest.middleware import GENERATING, EdgeMiddleware
+from serving.edge.usage_recorder import UsageRecorder
 from serving.edge.value_bounds import MAX_VALUES
 from serving.h2grpc.budget import MAX_PENDING_BYTES
 from serving.requests.client import FleetClient
 from serving.telemetry.tracing import Tracing
 from serving.vllm_adapter.app import build_vllm_app
+from serving.vllm_adapter.model_dispatch import Handlers, ModelStates, dispatch_models
 
-_EXPOSED_HEADERS = (REQUEST_ID, "request-id", "retry-after", EXPLAIN)
+_EXPOSED_HEADERS = (REQUEST_ID, "request-id", "retry-after", EXPLAIN, COST, BUDGET_WARNING)
 """Response headers that cross-origin pages may read."""
 
 
@@ -29,6 +31,8 @@ class RestApp:
 
     asgi: ASGIApp
     inner: FastAPI
+    first: Handlers | None = None
+    """Handlers of the first model of several. None: there is only one model."""
 
 
 async def build_rest_app(
@@ -45,6 +49,10 @@ async def build_rest_app(
     open_metrics: bool = False,
     tracing: Tracing | None = None,
     cors_origins: Sequence[str] = (),
+    usage: UsageRecorder | None = None,
+    models: ModelStates | None = None,
+    check_load: Callable[[], None] | None = None,
+    max_file_bytes: int | None = None,
 ) -> RestApp:
     """Build vLLM's app on ``client`` with the router's pages, behind the middleware.
 
@@ -61,8 +69,13 @@ async def build_rest_app(
         open_metrics: whether /metrics is public.
         tracing: starts the traces of requests. None: no traces.
         cors_origins: origins whose pages may call the router; "*" permits any.
+        usage: records requests in the ledger. None: no ledger.
+        models: handlers of several models, of which ``client`` serves the first. None: only one.
+        check_load: refuses a request before its body is read. None: ``client.check_load``.
+        max_file_bytes: maximum size of an uploaded file, bytes. None: no batches.
     """
     app = await build_vllm_app(client, args, generating=GENERATING, turns=client.turns)
+    first = None if models is None else dispatch_models(app.state, models)
     add_pages(app, pages)
     asgi = EdgeMiddleware(
         app,
@@ -76,8 +89,10 @@ async def build_rest_app(
         authenticator=authenticator,
         open_metrics=open_metrics,
         tracing=tracing,
-        check_load=client.check_load,
+        check_load=check_load or client.check_load,
         turns=client.turns,
+        usage=usage,
+        max_file_bytes=max_file_bytes,
     )
     # CORS is outermost so that browsers can also read errors of the other middleware.
     return RestApp(
@@ -89,4 +104,5 @@ async def build_rest_app(
             expose_headers=list(_EXPOSED_HEADERS),
         ),
         app,
+        first,
     )

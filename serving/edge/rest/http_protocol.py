@@ -1,19 +1,24 @@
-"""uvicorn's HTTP protocol with limits on size and time of request heads and on parsing time.
+"""uvicorn's HTTP protocol with the rules of RFC 9112 for heads, and limits on heads and parsing.
 
 uvicorn has no such limits: a client that sends endless headers exhausts memory, one that sends
 nothing keeps its connection open, and one that sends thousands of requests or chunks in one write
 blocks all other connections until they are parsed.
+
+A proxy in front and this server must agree on the end and the host of every request. Heads that
+servers understand differently are therefore refused, not interpreted.
 """
 
 import asyncio
-import socket
+import re
 import sys
+from collections.abc import Iterable
 from typing import Any, ClassVar, cast
 
 import httptools
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from serving.edge.rest.connection_end import UNTIL_CLOSE, is_reset
 from serving.edge.rest.http_upgrade import body_headers, parser_of_body
 from serving.h2grpc.turns import Turns
 from serving.settings import SecuritySettings
@@ -34,32 +39,12 @@ _BAD_HEAD = (
 )
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _WEBSOCKET = b"websocket"
+_VERSIONS = ("1.0", "1.1")
+_HOST = re.compile(rb"(\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z._~!$&'()*+,;=%-]*)(:[0-9]*)?")
+"""``uri-host [ ":" port ]`` (RFC 9110, section 7.2); the host may be empty."""
 _FIRST_CHECK, _LAST_CHECK = 0.05, 1.0
 """First and longest interval between checks whether a half-closed client is still connected,
 seconds; doubled each time."""
-_CLOSE_WAIT = 8
-"""tcpi_state of a connection whose client has sent FIN but no RST."""
-
-
-class _UntilClose(int):
-    """A content length that uvicorn's countdown accepts for a body of any size."""
-
-    def __lt__(self, other: object) -> bool:
-        return False
-
-    def __sub__(self, other: object) -> "_UntilClose":
-        return self
-
-    def __eq__(self, other: object) -> bool:
-        return other == 0
-
-    def __ne__(self, other: object) -> bool:
-        return other != 0
-
-    __hash__ = int.__hash__
-
-
-_UNTIL_CLOSE = _UntilClose()
 
 
 class BoundedHttpProtocol(HttpToolsProtocol):
@@ -165,6 +150,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """Start the next request and parse the data after it."""
         last = not self.pipeline
+        self._send_held_head()
         super().on_response_complete()
         if last and (self._refusal is not None or (self._half_closed and not self._unread)):
             self._end()
@@ -218,12 +204,21 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._in_head = False
         self._received = 0
         self._stop_timer()
+        version = self.parser.get_http_version()
+        if refusal := head_refusal(version, self.parser.get_method(), self.headers):
+            self._refuse(refusal)
+            raise ValueError("the request head is refused")
+        self.url = origin_form(self.url)
+        if version == "1.0":
+            self.expect_100_continue = False  # RFC 9110, section 10.1.1
         before = self.cycle
         super().on_headers_complete()
-        if self.cycle is not before and self.scope["http_version"] == "1.0":
-            # HTTP/1.0 has no chunked encoding: closing the connection ends the response.
-            self.cycle.chunked_encoding = False
-            self.cycle.expected_content_length = _UNTIL_CLOSE
+        if self.cycle is not before:
+            self.cycle.transport = cast("asyncio.Transport", JoinedHead(self.transport, self.loop))
+            if version == "1.0":
+                # HTTP/1.0 has no chunked encoding: closing the connection ends the response.
+                self.cycle.chunked_encoding = False
+                self.cycle.expected_content_length = UNTIL_CLOSE
         self._body_follows = self.parser.should_upgrade() and bool(body_headers(self.headers))
 
     def on_message_complete(self) -> None:
@@ -283,7 +278,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._check_timer = None
         if self.transport.is_closing():
             return
-        if _is_reset(self.transport):
+        if is_reset(self.transport):
             self.transport.abort()
             return
         self._check_timer = self.loop.call_later(
@@ -324,10 +319,16 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._end()
 
     def _end(self) -> None:
+        self._send_held_head()
         if not self.transport.is_closing():
             if self._refusal:
                 self.transport.write(self._refusal)
             self.transport.close()
+
+    def _send_held_head(self) -> None:
+        transport: object = None if self._running is None else self._running.transport
+        if isinstance(transport, JoinedHead):
+            transport.flush()
 
     def _expect_head(self) -> None:
         self._head_timer = self.loop.call_later(self.head_timeout, self._timed_out)
@@ -345,16 +346,46 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             self._head_timer = None
 
 
-def _is_reset(transport: asyncio.Transport) -> bool:
-    """Return whether a half-closed connection has been reset; always False outside Linux."""
-    info = getattr(socket, "TCP_INFO", None)
-    if info is None:
-        return False
-    try:
-        state: bytes = transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, info, 1)
-    except OSError:
-        return True
-    return state[0] != _CLOSE_WAIT
+class JoinedHead:
+    """The transport as seen by one response: the head leaves together with what follows it.
+
+    uvicorn writes head and body apart, each a system call, although nearly every body is there at
+    once. A head that nothing follows is sent in the event loop's next turn.
+    """
+
+    __slots__ = ("_head", "_loop", "_transport")
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._head: bytes | None = None
+        """The head while it is held; empty once it was sent."""
+
+    def write(self, data: bytes) -> None:
+        """Send data after the held head; hold the first."""
+        if self._head is None:
+            self._head = data
+            self._loop.call_soon(self.flush)
+        elif self._head:
+            data, self._head = self._head + data, b""
+            self._transport.write(data)
+        else:
+            self._transport.write(data)
+
+    def flush(self) -> None:
+        """Send the head now, if it is held."""
+        if self._head:
+            data, self._head = self._head, b""
+            self._transport.write(data)
+
+    def close(self) -> None:
+        """Close the connection after what was written."""
+        self.flush()
+        self._transport.close()
+
+    def is_closing(self) -> bool:
+        """Return whether the connection is closed or closing."""
+        return self._transport.is_closing()
 
 
 def bounded_protocol(settings: SecuritySettings) -> type[BoundedHttpProtocol]:
@@ -368,4 +399,51 @@ def bounded_protocol(settings: SecuritySettings) -> type[BoundedHttpProtocol]:
             "head_timeout": settings.header_timeout,
             "turns": Turns(),
         },
+    )
+
+
+def head_refusal(version: str, method: bytes, headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """Return the response to a head that must not be served, or empty bytes.
+
+    Args:
+        version: HTTP version of the request line.
+        method: method of the request; a response to HEAD has no content.
+        headers: the request's headers, with names in lower case.
+    """
+    hosts, codings = [], []
+    for name, value in headers:
+        if name == b"host":
+            hosts.append(value.strip(b" \t"))
+        elif name == b"transfer-encoding":
+            codings.append(value.strip(b" \t").lower())
+    if version not in _VERSIONS:
+        # Section 2.3 of RFC 9112. The parser also accepts HTTP/0.9, which has no headers.
+        return _answer(b"505 HTTP Version Not Supported", b"only HTTP/1.0 and 1.1", method)
+    if len(hosts) > 1 or (not hosts and version == "1.1"):
+        return _answer(b"400 Bad Request", b"exactly one host header is required", method)
+    if hosts and _HOST.fullmatch(hosts[0]) is None:
+        return _answer(b"400 Bad Request", b"the host header is invalid", method)
+    if codings and version == "1.0":
+        # Section 6.1: the framing is faulty.
+        return _answer(b"400 Bad Request", b"HTTP/1.0 has no transfer-encoding", method)
+    if codings and codings != [b"chunked"]:
+        text = b"the only supported transfer-encoding is chunked"
+        return _answer(b"501 Not Implemented", text, method)
+    return b""
+
+
+def origin_form(target: bytes) -> bytes:
+    """Return a request target with the path that an absolute one may omit (section 3.2.1)."""
+    scheme, mark, rest = target.partition(b"://")
+    if not mark or not scheme.isalpha():
+        return target
+    end = next((at for at, byte in enumerate(rest) if byte in b"/?#"), len(rest))
+    return target if rest[end : end + 1] == b"/" else b"/" + rest[end:]
+
+
+def _answer(status: bytes, text: bytes, method: bytes) -> bytes:
+    content = b"" if method == b"HEAD" else text
+    return (
+        b"HTTP/1.1 %b\r\ncontent-type: text/plain; charset=utf-8\r\n"
+        b"content-length: %d\r\nconnection: close\r\n\r\n%b" % (status, len(content), content)
     )

@@ -7,6 +7,7 @@ disconnect must abort the request in the engine.
 from collections.abc import Callable
 from dataclasses import replace
 from http import HTTPStatus
+from typing import Any
 
 import structlog
 from starlette.datastructures import Headers
@@ -22,8 +23,11 @@ from serving.edge.auth.authenticator import (
 )
 from serving.edge.gate import DrainGate
 from serving.edge.request_headers import request_context_of, request_id_of, timeout_of
+from serving.edge.rest.line_call import IN_PROCESS, InProcess
 from serving.edge.rest.request_body import BadBody, RequestBody
 from serving.edge.rest.response_stream import ResponseStream
+from serving.edge.rest.upload_body import UPLOADS, UploadBody
+from serving.edge.usage_recorder import UsageRecorder
 from serving.edge.value_bounds import MAX_VALUES
 from serving.errors import PermissionDenied, ServingError, Unauthenticated
 from serving.h2grpc.budget import MAX_PENDING_BYTES, PendingBytes
@@ -69,8 +73,11 @@ class EdgeMiddleware:
         tracing: Tracing | None = None,
         check_load: Callable[[], None] | None = None,
         turns: TaskTurns | None = None,
+        usage: UsageRecorder | None = None,
+        max_file_bytes: int | None = None,
     ) -> None:
         self.app = app
+        self._max_file_bytes = max_file_bytes
         self._check_load = check_load
         self._gate = gate
         self._model = model
@@ -82,6 +89,7 @@ class EdgeMiddleware:
         self._open_metrics = open_metrics
         self._tracing = tracing
         self._turns = turns or TaskTurns()
+        self._usage = usage
         self.pending = PendingBytes(max_pending_bytes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -92,7 +100,8 @@ class EdgeMiddleware:
         if scope["type"] != "http":
             await send({"type": "websocket.close", "code": _POLICY_VIOLATION})
             return
-        body = RequestBody(
+        uploads = self._max_file_bytes is not None and scope["path"] == UPLOADS
+        body = (UploadBody if uploads else RequestBody)(
             scope,
             receive,
             self._clock,
@@ -101,7 +110,16 @@ class EdgeMiddleware:
             turns=self._turns,
             pending=self.pending,
         )
-        response = ResponseStream(scope, send, body, self._clock, self._keepalive_interval)
+        if self._max_file_bytes is not None and isinstance(body, UploadBody):
+            body.max_file_bytes = self._max_file_bytes
+        response = ResponseStream(
+            scope,
+            send,
+            body,
+            self._clock,
+            self._keepalive_interval,
+            end=None if self._usage is None else self,
+        )
         scope[RESPONSE_STREAM] = response
         is_work = scope["path"].startswith(_WORK_PREFIXES) and scope["method"] == "POST"
         if not is_work:
@@ -149,6 +167,10 @@ class EdgeMiddleware:
 
     def _authenticate(self, response: ResponseStream, *, is_work: bool) -> Principal:
         scope = response.scope
+        origin: InProcess | None = scope.get(IN_PROCESS)
+        if origin is not None:
+            response.request_context = origin.context
+            return origin.principal
         try:
             principal = authenticate_rest(
                 scope, self._authenticator, open_metrics=self._open_metrics
@@ -166,6 +188,7 @@ class EdgeMiddleware:
             return
         record, scope = response.request_context.record, response.scope
         record.arrived_at = response.arrived_at
+        record.on_resumed = response.mark_resumed
         if self._tracing is not None:
             record.trace = self._tracing.begin(
                 f"{scope['method']} {scope['path']}",
@@ -184,17 +207,33 @@ class EdgeMiddleware:
         """Write the request's log line and end its trace."""
         line = self._line(response)
         log_request(line)
+        self._record(response, line)
         context = response.request_context
         if context is not None and context.record.trace is not None:
             context.record.trace.end(line)
 
+    def before_last_part(self, response: ResponseStream) -> None:
+        """Record the request in the ledger; see ``EndOfResponse``."""
+        context = response.request_context
+        if context is not None and not context.record.ledgered:
+            self._record(response, self._line(response))
+
+    def cost(self, response: ResponseStream) -> str | None:
+        """Return what a finished request costs; see ``EndOfResponse``."""
+        context = response.request_context
+        if self._usage is None or context is None or not context.record.ended.prompt_tokens:
+            return None
+        return self._usage.cost(context, self._model, _usage_of(response))
+
+    def _record(self, response: ResponseStream, line: RequestLine) -> None:
+        context = response.request_context
+        if self._usage is not None and context is not None:
+            self._usage.record(line, context, _usage_of(response))
+
     def _line(self, response: ResponseStream) -> RequestLine:
         scope, progress, context = response.scope, response.progress, response.request_context
-        state = scope.get("state", {})
-        # vLLM's handlers store the usage in the request state.
-        metadata = state.get("request_metadata")
-        usage = None if metadata is None else metadata.final_usage_info
-        reason = progress.reason or state.get(FAILED)
+        usage = _usage_of(response)
+        reason = progress.reason or scope.get("state", {}).get(FAILED)
         if reason is not None:
             outcome = reason
         elif response.disconnected:
@@ -207,9 +246,9 @@ class EdgeMiddleware:
             first_token_at = context.record.first_token_at
         line = RequestLine(
             request_id=response.request_id or "",
-            protocol="rest",
+            protocol="rest" if IN_PROCESS not in scope else scope[IN_PROCESS].protocol,
             method=scope["path"],
-            model=self._model,
+            model=self._model if context is None else context.record.model or self._model,
             outcome=outcome,
             status=str(progress.status),
             duration=self._clock.monotonic() - response.arrived_at,
@@ -237,3 +276,9 @@ class EdgeMiddleware:
             await response.fail(error_response(INTERNAL_MESSAGE, status=500, reason="INTERNAL"))
         finally:
             response.close()
+
+
+def _usage_of(response: ResponseStream) -> Any:
+    """Return vLLM's ``UsageInfo``, which its handlers store in the request state; None: none."""
+    metadata = response.scope.get("state", {}).get("request_metadata")
+    return None if metadata is None else metadata.final_usage_info

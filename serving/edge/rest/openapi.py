@@ -2,11 +2,17 @@
 
 FastAPI generates it from vLLM's routes, which declare few response schemas, and status 422 for
 errors sent as 400. Requests are described by vLLM's models.
+
+Generating it takes a second of CPU time. A router therefore generates it when a client first asks
+for it, in a thread, and not when it starts.
 """
 
+import copy
+import threading
 from typing import Any
 
 from fastapi import FastAPI
+from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 from vllm.entrypoints.anthropic.protocol import (
@@ -57,6 +63,7 @@ _EMPTY = ("/health", "/ping")
 _ERRORS = {
     "400": "The request is malformed, or a value is out of range",
     "401": "Missing or invalid credentials",
+    "402": "The budget of the tenant or key is used up; it renews at renews_at",
     "403": "The credentials do not permit this operation",
     "404": "The model or response does not exist",
     "413": "The body exceeds router.max_body_bytes",
@@ -70,9 +77,34 @@ _ERRORS = {
 _OURS = {
     "reason": {"type": "string", "description": "Error reason, see deploy/docs/errors.md"},
     "retry_after": {"type": "number", "description": "Time to wait before a retry, seconds"},
+    "renews_at": {"type": "string", "description": "Renewal of a used-up budget, RFC 3339"},
 }
 """Fields that the router adds to error bodies."""
 _UNUSED = ("HTTPValidationError", "ValidationError")
+
+
+class ApiDocument:
+    """The OpenAPI document of an app's routes as they are now, generated on the first call."""
+
+    def __init__(self, app: FastAPI) -> None:
+        """Copy the routes; later changes of the app and of its routes have no effect."""
+        routes = []
+        for route in map(copy.copy, app.routes):
+            if isinstance(route, APIRoute):
+                route.methods = set(route.methods)
+            routes.append(route)
+        self._app = copy.copy(app)
+        self._app.router = copy.copy(app.router)
+        self._app.router.routes = routes
+        self._generating = threading.Lock()
+        self._document: dict[str, Any] | None = None
+
+    def __call__(self) -> dict[str, Any]:
+        """Return the document. May take a second, so do not call it on a router's event loop."""
+        with self._generating:
+            if self._document is None:
+                self._document = describe(self._app)
+            return self._document
 
 
 def describe(app: FastAPI) -> dict[str, Any]:

@@ -205,6 +205,12 @@ class RequestBody:
             self._held += len(body)
         else:
             raise TooManyPending(self._pending.limit)
+        if b"\0" in body:
+            # Python's decoder also reads UTF-16 and UTF-32, whose values are not counted correctly.
+            raise BadBody(
+                HTTPStatus.BAD_REQUEST,
+                "the body must be JSON in UTF-8 (RFC 8259, section 8.1), which has no NUL bytes",
+            )
         bounds = self._bounds
         bounds.take(body)
         try:

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from starlette.types import Scope
 
-from serving.edge.request_headers import EXPLAIN, REQUEST_ID
+from serving.edge.request_headers import BUDGET_WARNING, COST, EXPLAIN, REQUEST_ID
 from serving.vllm_adapter import anthropic_errors
 from serving.vllm_adapter.error_response import is_retryable
 
@@ -22,6 +22,8 @@ def response_headers(
     request_id: str | None,
     retry_after: float | None,
     explanation: str | None,
+    budget_warning: str | None,
+    cost: str | None,
 ) -> Iterator[Header]:
     """Yield all headers of a response.
 
@@ -32,6 +34,8 @@ def response_headers(
         request_id: the request's id. None: the client sent a malformed one.
         retry_after: time after which the client may retry, seconds. None: unknown.
         explanation: the routing decisions. None: not requested or not known.
+        budget_warning: what to tell about a budget. None: nothing.
+        cost: what the request cost. None: not requested or not known.
     """
     present = list(present)
     yield from map(_without_origin, present)
@@ -48,6 +52,10 @@ def response_headers(
         yield b"www-authenticate", b"Bearer"
     if explanation is not None:
         yield EXPLAIN.encode(), explanation.encode()
+    if budget_warning is not None:
+        yield BUDGET_WARNING.encode(), budget_warning.encode()
+    if cost is not None:
+        yield COST.encode(), cost.encode()
 
 
 def _without_origin(header: Header) -> Header:

@@ -10,14 +10,14 @@ import json
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Protocol
 
 from starlette.datastructures import Headers
 from starlette.types import Message, Scope, Send
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 
 from serving.clock import Clock
-from serving.edge.request_headers import EXPLAIN, REQUEST_ID, explanation_of
+from serving.edge.request_headers import COST, EXPLAIN, REQUEST_ID, explanation_of
 from serving.edge.rest.request_body import BadBody, RequestBody
 from serving.edge.rest.response_headers import response_headers
 from serving.request_context import RequestContext
@@ -32,6 +32,15 @@ from serving.vllm_adapter.error_response import (
 )
 
 _ERROR_EVENTS = (b'data: {"error":', b"event: error\n")
+_LAST_EVENTS = (
+    b"data: [DONE]",
+    b"event: message_stop",
+    b"event: response.completed",
+    b"event: response.incomplete",
+    b"event: response.failed",
+)
+"""Events by which a client knows that the response is complete, before the connection says so."""
+_SLOW_EVENTS = (*_ERROR_EVENTS, *_LAST_EVENTS)
 _EVENT_END = b"\n\n"
 
 _KEPT_HEADERS = (b"access-control-", b"vary", b"accept-encoding")
@@ -43,6 +52,9 @@ _EVENT_STREAM_HEADERS = ((b"cache-control", b"no-cache"), (b"x-accel-buffering",
 COMMENT = b": waiting\n"
 """Comment in an event stream; clients skip lines that start with a colon. One newline only: with
 two, some decoders read the comment as an event without data."""
+RESUMED = "x-resumed"
+"""Comment in an event stream, before the first event after the request has resumed on another rank:
+``: x-resumed N``, where N is the number of resumptions so far."""
 
 
 class KeepAlive:
@@ -118,15 +130,35 @@ class ResponseProgress:
     complete: bool = False
     explained: bool = False
     """Whether the routing decision has been explained to the client."""
+    resumed: bool = False
+    """Whether the request has moved to another rank since the last event."""
     reason: str | None = None
     """Reason of the error sent, or None."""
+
+
+class EndOfResponse(Protocol):
+    """What is done before a client can see that its response is complete."""
+
+    def before_last_part(self, response: "ResponseStream") -> None:
+        """Called before the last part is sent, more than once if parts follow it."""
+        ...
+
+    def cost(self, response: "ResponseStream") -> str | None:
+        """Return what a finished request costs; None: it must not or cannot be told."""
+        ...
 
 
 class ResponseStream:
     """Passes the app's response to the client, replacing it with an error if necessary."""
 
     def __init__(
-        self, scope: Scope, send: Send, body: RequestBody, clock: Clock, keepalive_interval: float
+        self,
+        scope: Scope,
+        send: Send,
+        body: RequestBody,
+        clock: Clock,
+        keepalive_interval: float,
+        end: EndOfResponse | None = None,
     ) -> None:
         """Create the response to a request.
 
@@ -136,7 +168,9 @@ class ResponseStream:
             body: the body of the request.
             clock: the router's clock.
             keepalive_interval: idle time after which a comment is sent in a stream, seconds.
+            end: called before the last part of a response of the app.
         """
+        self._end = end
         self.scope = scope
         self.request_id: str | None = None
         self.request_context: RequestContext | None = None
@@ -192,7 +226,7 @@ class ResponseStream:
         if (
             not now.passthrough
             or self._sending.locked()
-            or event.startswith(_ERROR_EVENTS)
+            or event.startswith(_SLOW_EVENTS)
             or not event.endswith(_EVENT_END)
         ):
             await self.send({"type": "http.response.body", "body": event, "more_body": True})
@@ -201,6 +235,11 @@ class ResponseStream:
         if self._keepalive is not None:
             self._keepalive.data_sent()
         await self._send({"type": "http.response.body", "body": event, "more_body": True})
+
+    def mark_resumed(self) -> None:
+        """Tell the client with the next event that the request has moved to another rank."""
+        self.progress.resumed = True
+        self.progress.passthrough = False
 
     def close(self) -> None:
         """Stop sending comments and release the body."""
@@ -238,7 +277,7 @@ class ResponseStream:
         if now.held is not None and not now.streamed:
             if self._is_translated(now.held["status"]):
                 message = self._translated(now.held, message)
-            await self._start_held(now.held, retry_after_in(body))
+            await self._start_held(now.held, retry_after_in(body, now.held["status"]))
         elif now.held is not None:
             if body.startswith(_ERROR_EVENTS):
                 # Nothing has been sent, so the response can still get the error's status.
@@ -254,23 +293,49 @@ class ResponseStream:
                 self._keepalive.data_sent()
         if body.startswith(_ERROR_EVENTS):
             now.reason = reason_of(event_response(body)[0].error)
-        if (
-            now.streamed
-            and between_events
-            and (explanation := self._take_explanation()) is not None
-        ):
-            # The headers were sent before a rank was chosen; a comment precedes the first event.
-            comment = f": {EXPLAIN} {explanation}\n".encode()
-            await self._send({"type": "http.response.body", "body": comment, "more_body": True})
+        if now.streamed and between_events and (comments := self._comments()):
+            await self._send({"type": "http.response.body", "body": comments, "more_body": True})
+        complete = not message.get("more_body", False)
+        await self._announce(body, complete=complete)
         await self._send(message)
         explains = (
             self.request_context is not None and self.request_context.explain and not now.explained
         )
-        now.passthrough = now.streamed and now.between_events and not explains
-        if not message.get("more_body", False):
+        # The request may have resumed while this part was being sent.
+        now.passthrough = now.streamed and now.between_events and not explains and not now.resumed
+        if complete:
             now.complete = True
             now.passthrough = False
             self.close()
+
+    def _comments(self) -> bytes:
+        """Return what to tell the client before the next event of a stream."""
+        comments = b""
+        if (explanation := self._take_explanation()) is not None:
+            # The headers were sent before a rank was chosen.
+            comments = f": {EXPLAIN} {explanation}\n".encode()
+        if self.progress.resumed and self.request_context is not None:
+            self.progress.resumed = False
+            comments += f": {RESUMED} {self.request_context.record.resumes}\n".encode()
+        return comments
+
+    async def _announce(self, body: bytes, *, complete: bool) -> None:
+        """Call ``before_last_part`` if a client can see from this part that it is the last.
+
+        The last event of a stream is preceded by a comment with the request's cost, if requested.
+        """
+        last = body.startswith(_LAST_EVENTS)
+        if self._end is not None and (complete or last):
+            self._end.before_last_part(self)
+        if last and (cost := self._cost()) is not None:
+            comment = f": {COST} {cost}\n".encode()
+            await self._send({"type": "http.response.body", "body": comment, "more_body": True})
+
+    def _cost(self) -> str | None:
+        context = self.request_context
+        if self._end is None or context is None or not context.shows_cost:
+            return None
+        return self._end.cost(self)
 
     async def _comment(self) -> None:
         """Send a comment in an idle stream, preceded by the held-back start, if any."""
@@ -340,6 +405,7 @@ class ResponseStream:
 
     async def _start(self, message: Message, retry_after: float | None = None) -> None:
         status: int = message["status"]
+        record = None if self.request_context is None else self.request_context.record
         message["headers"] = list(
             response_headers(
                 self.scope,
@@ -349,12 +415,15 @@ class ResponseStream:
                 retry_after=retry_after,
                 # A streamed response starts with its first part, when the rank is usually known.
                 explanation=self._take_explanation(),
+                budget_warning=None if record is None else record.budget_warning,
+                # A stream tells it in a comment before its last event.
+                cost=None if self.progress.streamed else self._cost(),
             )
         )
         self.progress.status = status
         self.progress.responded = True
-        if self.request_context is not None:
-            self.request_context.record.responded = True
+        if record is not None:
+            record.responded = True
         await self._send(message)
 
     def _take_explanation(self) -> str | None:

@@ -53,6 +53,7 @@ class RestServer(uvicorn.Server):
                 timeout_graceful_shutdown=max(1, int(stop_grace)),
             )
         )
+        self.app = app
         self._listening = listening
         self._protocol_class = protocol
         self._acceptor: Acceptor | None = None

@@ -3,8 +3,12 @@
 vLLM's all-to-all on CPU ("allgather_reducescatter") gathers the tokens of all ranks before the
 experts and reduce-scatters the results after them. Ranks have different numbers of tokens, so both
 operations are ragged; ``CpuCommunicator`` of vLLM 0.32 implements neither.
+
+Groups whose ranks are all on one node exchange rows through shared memory
+(:mod:`serving.engine.cpu_plugin.node_exchange`), the others through gloo.
 """
 
+import inspect
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,6 +16,7 @@ import torch
 import torch.distributed as dist
 from vllm.distributed.device_communicators.cpu_communicator import CpuCommunicator
 
+from serving.engine.cpu_plugin.node_exchange import groups
 from serving.engine.cpu_plugin.patch import Patch
 
 
@@ -51,6 +56,10 @@ def all_gatherv(
             f"all_gatherv: rank {self.rank_in_group} has {[t.shape[0] for t in tensors]} "
             f"rows, but sizes is {sizes}",
         )
+    exchange = groups.exchange_of(self.device_group)
+    if exchange is not None:
+        gathered = exchange.gather([tensor.contiguous() for tensor in tensors], sizes)
+        return gathered[0] if isinstance(input_, torch.Tensor) else gathered
     packed = [t.contiguous().view(rows, -1).view(torch.uint8) for t in tensors]
     widths = [piece.shape[1] for piece in packed]
     most = max(sizes)
@@ -104,6 +113,9 @@ def reduce_scatterv(
         sizes = [input_.shape[0] // self.world_size] * self.world_size
     if sum(sizes) != input_.shape[0]:
         raise ValueError(f"reduce_scatterv: {input_.shape[0]} rows, but sizes is {sizes}")
+    exchange = groups.exchange_of(self.device_group)
+    if exchange is not None:
+        return exchange.reduce_scatter(input_.contiguous(), sizes)
     mine = sizes[self.rank_in_group]
     parts = input_.new_empty(self.world_size * mine, *input_.shape[1:])
     dist.all_to_all_single(
@@ -153,17 +165,20 @@ def apply() -> None:
 PATCH = Patch("ragged collectives", is_right, apply)
 
 
-def install_self_check() -> None:
-    """Run :func:`self_check` in every new multi-rank group before its first use."""
+def install() -> None:
+    """Let new multi-rank groups agree on an exchange, and check it, before their first use."""
     original = CpuCommunicator.__init__
 
     def init(self: Any, *args: Any, **kwargs: Any) -> None:
         original(self, *args, **kwargs)
         # Groups that carry tokens. All members create them at the same time.
         if self.world_size > 1 and self.unique_name.startswith(("dp", "ep")):
+            if inspect.unwrap(CpuCommunicator.all_gatherv) is all_gatherv:
+                groups.join(self)
             self_check(self)
 
     CpuCommunicator.__init__ = init
+    groups.install_sums()
 
 
 def self_check(communicator: Any) -> None:

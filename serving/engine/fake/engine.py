@@ -6,9 +6,10 @@ an answer continues the answer exactly. A token id is the code of a printable AS
 """
 
 import asyncio
+import contextlib
 import os
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import msgspec
 import psutil
@@ -16,6 +17,7 @@ import psutil
 from serving.clock import Clock, SystemClock
 from serving.engine.fake.cache import FakeCache
 from serving.engine.fake.tokens import FakeChoice, FakeParams, fake_error, fake_prompt_logprobs
+from serving.engine.generating import GeneratingEngine
 from serving.engine.kv_mirror import KvMirror
 from serving.errors import EngineError
 from serving.link.protocol import PROTOCOL_VERSION, model_fingerprint
@@ -46,11 +48,10 @@ class FakeFaults:
 
 @dataclass(slots=True)
 class _State:
-    aborted: asyncio.Event = field(default_factory=asyncio.Event)
     running: bool = False
 
 
-class FakeEngine:
+class FakeEngine(GeneratingEngine):
     """Implementation of the Engine protocol without vLLM."""
 
     def __init__(
@@ -116,6 +117,7 @@ class FakeEngine:
             engine_version="fake 1",
             model=self._settings.model.name,
             model_fingerprint=model_fingerprint(self._settings.model.path),
+            pool=self._settings.group.pool,
             pid=os.getpid(),
             capacity=link_pb2.Capacity(
                 max_model_len=self._max_len,
@@ -151,12 +153,6 @@ class FakeEngine:
                     yield delta
         finally:
             del self._requests[request_id]
-
-    async def abort(self, request_id: str) -> None:
-        """End the request with finish reason ABORT."""
-        state = self._requests.get(request_id)
-        if state is not None:
-            state.aborted.set()
 
     async def load(self) -> link_pb2.LoadSnapshot:
         """Return this engine's load and health."""
@@ -258,11 +254,7 @@ class FakeEngine:
                 if choice.finished:
                     continue
                 message = delta.choices.add(index=index)
-                if state.aborted.is_set():
-                    message.finish_reason = link_pb2.ChoiceDelta.ABORT
-                    choice.finished = True
-                else:
-                    self._count(choice.advance(message, self._max_len))
+                self._count(choice.advance(message, self._max_len))
             generated += delta.choices[0].token_ids  # meaningful only for a single choice
             if first:
                 delta.prompt_tokens = len(prompt)
@@ -276,22 +268,16 @@ class FakeEngine:
             yield delta
 
     async def _step(self, state: _State) -> None:
-        """Wait for the duration of a step, or indefinitely if stalled; failure or abort ends it."""
+        """Wait for the duration of a step, or indefinitely if stalled; failure ends it."""
+        del state
         limit = self.faults.stall_after
         stalled = limit is not None and self._tokens >= limit
-        waits = [asyncio.ensure_future(event.wait()) for event in (self._dead, state.aborted)]
-        try:
-            if stalled or self._token_delay > 0:
-                await asyncio.wait(
-                    waits,
-                    timeout=None if stalled else self._token_delay,
-                    return_when=asyncio.FIRST_COMPLETED,
-                )
-            else:
-                await asyncio.sleep(0)
-        finally:
-            for wait in waits:
-                wait.cancel()
+        if stalled or self._token_delay > 0:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(None if stalled else self._token_delay):
+                    await self._dead.wait()
+        else:
+            await asyncio.sleep(0)
         self._last_step = self._clock.monotonic()
         self._steps += 1
 

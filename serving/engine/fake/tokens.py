@@ -19,17 +19,10 @@ class FakeParams(msgspec.Struct):
     n: int = 1
     max_tokens: int | None = 16
     seed: int | None = None
-    stop: list[str] | str | None = None
     stop_token_ids: list[int] | None = None
-    include_stop_str_in_output: bool = False
     logprobs: int | None = None
     logprob_token_ids: list[int] | None = None
     prompt_logprobs: int | None = None
-
-    def stops(self) -> list[str]:
-        """Return the stop strings."""
-        stops = [self.stop] if isinstance(self.stop, str) else self.stop or []
-        return [stop for stop in stops if stop]
 
 
 class FakeChoice:
@@ -45,11 +38,8 @@ class FakeChoice:
         """
         self.finished = False
         self._params = params
-        self._stops = params.stops()
         self._length = len(prompt)
         self._tokens = 0
-        self._text = ""
-        self._shown = 0
         # The maximum seed plus a choice index exceeds 64 bits.
         self._state = zlib.crc32((seed % 2**64).to_bytes(8, "little"))
         for token in prompt:
@@ -59,35 +49,23 @@ class FakeChoice:
         """Generate one token into ``message`` and return it.
 
         Args:
-            message: Receives the token, its text and, at the end, the finish reason.
+            message: Receives the token and, at the end, the finish reason.
             max_len: Maximum number of tokens of prompt and answer together.
         """
         params = self._params
         token = _FIRST + self._state % _LETTERS
         self._read(token)
         self._tokens += 1
-        self._text += chr(token)
         message.token_ids.append(token)
         if params.logprobs is not None or params.logprob_token_ids is not None:
             count = params.logprobs or len(params.logprob_token_ids or ())
             message.logprobs.append(fake_logprobs(token, count))
-        hit = next((stop for stop in self._stops if self._text.endswith(stop)), None)
-        if hit is not None:
-            message.finish_reason = link_pb2.ChoiceDelta.STOP
-            message.stop_string = hit
-            if not params.include_stop_str_in_output:
-                self._text = self._text[: -len(hit)]
-        elif token in (params.stop_token_ids or ()):
+        if token in (params.stop_token_ids or ()):
             message.finish_reason = link_pb2.ChoiceDelta.STOP
             message.stop_token_id = token
         elif self._tokens == params.max_tokens or self._length + self._tokens >= max_len:
             message.finish_reason = link_pb2.ChoiceDelta.LENGTH
         self.finished = message.finish_reason != link_pb2.ChoiceDelta.FINISH_REASON_UNSPECIFIED
-        # Text that may become a stop string is held back, as in vLLM.
-        held = 0 if self.finished else max((len(stop) - 1 for stop in self._stops), default=0)
-        visible = max(self._shown, len(self._text) - held)
-        message.text = self._text[self._shown : visible]
-        self._shown = visible
         return token
 
     def _read(self, token: int) -> None:
@@ -101,7 +79,6 @@ def fake_logprobs(token: int, count: int) -> link_pb2.PositionLogprobs:
         token_ids=tokens,
         logprobs=[-0.5 * (rank + 1) for rank in range(len(tokens))],
         vocab_ranks=range(1, len(tokens) + 1),
-        decoded_tokens=[chr(one) for one in tokens],
     )
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from serving.engine.ray.placement import REPLICA_CPUS, NodeRoom
 from serving.errors import EngineError
-from serving.settings import Settings
+from serving.settings import GroupSettings, Settings, served_models
 
 LOOPBACK = "127.0.0.1"
 OBJECT_STORE_BYTES = 80 * 2**20
@@ -108,15 +108,21 @@ def needed_cpus(settings: Settings) -> int:
     """Return the Ray CPUs of a private cluster: ``ray.num_cpus``, or the sum over all groups."""
     if settings.ray.num_cpus is not None:
         return max(1, int(settings.ray.num_cpus))
-    group = settings.group
-    ranks = group.count * group.data_parallel
-    return max(1, int(ranks * (REPLICA_CPUS + group.cpus_per_rank) + 0.999))
+    needed = sum(
+        group.count * group.data_parallel * (REPLICA_CPUS + group.cpus_per_rank)
+        for group in _groups(settings)
+    )
+    return max(1, int(needed + 0.999))
 
 
 def own_resources(settings: Settings) -> dict[str, float]:
-    """Return the custom resources of a private cluster: ``group.node_resource``, if it is set."""
-    name = settings.group.node_resource
-    return {} if name is None else {name: 1.0}
+    """Return the custom resources of a private cluster: ``group.node_resource`` of each pool."""
+    names = [group.node_resource for group in _groups(settings)]
+    return {name: 1.0 for name in names if name is not None}
+
+
+def _groups(settings: Settings) -> list[GroupSettings]:
+    return [pool.settings.group for model in served_models(settings) for pool in model.pools]
 
 
 def start_private(settings: Settings) -> PrivateRay:

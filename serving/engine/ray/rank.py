@@ -14,11 +14,12 @@ from serving.clock import SystemClock
 from serving.engine.environment import network_environment
 from serving.engine.processes import descendants, end, wait_gone
 from serving.engine.rank import DataParallelAddress, Rank
-from serving.engine.ray.rendezvous import GangMember, GcsStore, Meeting, Rendezvous, free_port
+from serving.engine.ray.rendezvous import GangMember, GcsStore, Meeting, Rendezvous
 from serving.engine.ray.startup_progress import Stage, StageBoard, StageWriter
 from serving.engine.router_link.server import RankIdentity
 from serving.engine.start_checks import fabric_environment
 from serving.errors import EngineError
+from serving.net import HeldPort
 from serving.settings import Settings
 
 CHILD_TIMEOUT = 3.0
@@ -47,6 +48,8 @@ class GangRank:
         self._stages = StageWriter(self._board, member, address, os.getpid(), self._clock)
         self._rendezvous = Rendezvous(store, member, self._clock)
         self._rank: Rank | None = None
+        self._held_port: HeldPort | None = None
+        """Rank 0 only: the published port until the engine listens on it."""
 
     async def start(self) -> None:
         """Meet the gang, load the engine, join the routers.
@@ -94,7 +97,7 @@ class GangRank:
             self._rendezvous.claim_node(self._address)
         self._stages.enter(Stage.MEETING)
         meeting = await self._rendezvous.meet(
-            self._address, free_port, settings.group.start_timeout
+            self._address, self._hold_port, settings.group.start_timeout
         )
         self._rank = Rank(
             settings,
@@ -104,6 +107,7 @@ class GangRank:
         )
         self._stages.enter(Stage.LOADING)
         await self._rank.load()
+        self._release_port()
         self._stages.enter(Stage.JOINING)
         await self._rank.join()
 
@@ -111,7 +115,17 @@ class GangRank:
         rank, self._rank = self._rank, None
         if rank is not None:
             await rank.stop(reason)
+        self._release_port()
         await asyncio.to_thread(end_children, CHILD_TIMEOUT)
+
+    def _hold_port(self, address: str) -> int:
+        self._held_port = HeldPort(address)
+        return self._held_port.port
+
+    def _release_port(self) -> None:
+        held, self._held_port = self._held_port, None
+        if held is not None:
+            held.release()
 
 
 def identity_of(

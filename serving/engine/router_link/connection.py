@@ -5,17 +5,18 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-import grpc
-import grpc.aio
 import structlog
 
 from serving.credentials.tls import load_dial_tls
 from serving.credentials.tokens import join_metadata
 from serving.engine.base import Engine
-from serving.engine.router_link.stream import CLOSE_TIMEOUT, EOF, RouterStream, SlowRouterError
+from serving.engine.router_link.stream import CLOSE_TIMEOUT, RouterStream, SlowRouterError
 from serving.errors import LinkRefused, SettingsError
-from serving.link.v1 import link_pb2, link_pb2_grpc
+from serving.h2grpc.client import CallError, CallOptions, ClientCall
+from serving.link.v1 import link_pb2
 from serving.settings import LinkSettings
+
+_JOIN = "/serving.link.v1.RouterService/Join"
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -133,7 +134,7 @@ class RouterConnection:
                 # Unreadable credentials; the files can be fixed without restarting the rank.
                 self._note("refused", str(error))
                 wait = self._settings.backoff_max
-            except (grpc.aio.AioRpcError, TimeoutError, SlowRouterError) as error:
+            except (CallError, TimeoutError, SlowRouterError) as error:
                 self._note("retrying", _reason_of(error))
             except Exception as error:
                 log.exception("link failed", router=self.address)
@@ -159,62 +160,44 @@ class RouterConnection:
 
         Raises:
             LinkRefused: The router rejects this rank.
-            AioRpcError: The connection failed or could not be established.
+            CallError: The connection failed or could not be established.
             TimeoutError: The router did not answer Hello in time.
             SlowRouterError: The router does not read its stream.
             SettingsError: The credentials cannot be read.
         """
-        keepalive_ms = int(self._settings.keepalive * 1000)
-        options = [
-            ("grpc.max_receive_message_length", self._settings.max_frame_bytes),
-            ("grpc.max_send_message_length", self._settings.max_frame_bytes),
-            ("grpc.keepalive_time_ms", keepalive_ms),
-            ("grpc.keepalive_timeout_ms", keepalive_ms),
-            ("grpc.keepalive_permit_without_calls", 1),
-            ("grpc.http2.max_pings_without_data", 0),
-            # Disables gRPC's backoff, which would add to the backoff of ``_keep_connected``.
-            ("grpc.use_local_subchannel_pool", 1),
-            ("grpc.min_reconnect_backoff_ms", int(self._settings.connect_timeout * 1000)),
-            ("grpc.enable_http_proxy", 0),
-        ]
-        metadata = join_metadata(self._settings.token_file)
-        async with self._channel(options) as channel:
-            # Fails immediately if the port is closed; the first write connects.
-            join: Any = link_pb2_grpc.RouterServiceStub(channel).Join
-            call = join(wait_for_ready=False, metadata=metadata)
-            limit = self._settings.connect_timeout + self._settings.hello_timeout
-            try:
-                async with asyncio.timeout(limit):
-                    await call.write(link_pb2.RankMessage(hello=self._hello))
-                    answer = await call.read()
-                if answer is EOF:
-                    raise TimeoutError("the router closed the stream without answering Hello")
-                if answer.HasField("refusal"):
-                    code = link_pb2.Refusal.Code.Name(answer.refusal.code)
-                    raise LinkRefused(f"{code}: {answer.refusal.reason}")
-                if not answer.HasField("welcome"):
-                    raise LinkRefused("the router sent an unexpected answer to Hello")
-                self._sessions += 1
-                self._note("connected", f"router {answer.welcome.router_id}")
-                await self._run(call)
-            finally:
+        settings = self._settings
+        metadata = join_metadata(settings.token_file)
+        host, _, port = self.address.rpartition(":")
+        options = CallOptions(
+            max_message_bytes=settings.max_frame_bytes,
+            keepalive_time=settings.keepalive,
+            keepalive_timeout=settings.keepalive,
+            tls=load_dial_tls(settings),
+            server_name=settings.tls_server_name or self._server_name,
+        )
+        call: ClientCall | None = None
+        try:
+            async with asyncio.timeout(settings.connect_timeout + settings.hello_timeout):
+                call = await ClientCall.open(host.strip("[]"), int(port), _JOIN, options, metadata)
+                hello = link_pb2.RankMessage(hello=self._hello)
+                await call.write(hello.SerializeToString())
+                first = await call.read()
+            if first is None:
+                raise TimeoutError("the router closed the stream without answering Hello")
+            answer = link_pb2.RouterMessage.FromString(first)
+            if answer.HasField("refusal"):
+                code = link_pb2.Refusal.Code.Name(answer.refusal.code)
+                raise LinkRefused(f"{code}: {answer.refusal.reason}")
+            if not answer.HasField("welcome"):
+                raise LinkRefused("the router sent an unexpected answer to Hello")
+            self._sessions += 1
+            self._note("connected", f"router {answer.welcome.router_id}")
+            await self._run(call)
+        finally:
+            if call is not None:
                 call.cancel()
 
-    def _channel(self, options: list[tuple[str, Any]]) -> Any:
-        """Read the certificates and return a channel that is not connected yet.
-
-        Raises:
-            SettingsError: The certificates cannot be read.
-        """
-        tls = load_dial_tls(self._settings)
-        if tls is None:
-            return grpc.aio.insecure_channel(self.address, options=options)
-        name = self._settings.tls_server_name or self._server_name
-        if name:
-            options = [*options, ("grpc.ssl_target_name_override", name)]
-        return grpc.aio.secure_channel(self.address, tls.channel_credentials(), options=options)
-
-    async def _run(self, call: Any) -> None:
+    async def _run(self, call: ClientCall) -> None:
         stream = RouterStream(
             call,
             self._engine,
@@ -234,8 +217,6 @@ class RouterConnection:
 
 
 def _reason_of(error: BaseException) -> str:
-    if isinstance(error, grpc.aio.AioRpcError):
-        return f"{error.code().name}: {error.details()}"
     if isinstance(error, TimeoutError):
         return str(error) or "the router did not answer in time"
     return str(error)

@@ -85,7 +85,7 @@ class LeaveWatch:
     async def _watch(self) -> None:
         while (timeout := self.requested()) is None:  # noqa: ASYNC110  file changes raise no event
             await asyncio.sleep(_POLL_SECONDS)
-        log.info("the machine leaves: the rank drains", timeout=timeout)
+        log.info("draining: the machine is leaving", timeout=timeout)
         finished = await self._drain("its node is being removed", timeout)
         log.info("the rank has left", finished=finished)
         with contextlib.suppress(OSError):

@@ -1,12 +1,12 @@
-"""Execution of one router's requests: one task per request, ended exactly once."""
+"""Execution of one router's requests, each ended exactly once."""
 
 import asyncio
-import contextlib
 from collections.abc import Callable
+from functools import partial
 
 import structlog
 
-from serving.engine.base import Engine
+from serving.engine.base import Engine, RunningRequest
 from serving.engine.router_link.send_queue import SendQueue
 from serving.link.v1 import link_pb2
 
@@ -41,7 +41,8 @@ class RequestRunner:
         self._queue = queue
         self._prefix = prefix
         self._report_trouble = report_trouble
-        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._running: dict[str, RunningRequest | None] = {}
+        """Requests by the router's id; None while the engine is being asked."""
         self._drain_reason: str | None = None
         self._idle = asyncio.Event()
         self._idle.set()
@@ -49,7 +50,7 @@ class RequestRunner:
     @property
     def running(self) -> int:
         """Number of requests that have not ended."""
-        return len(self._tasks)
+        return len(self._running)
 
     def submit(self, request: link_pb2.Submit) -> None:
         """Start a request, or reject it with an error delta."""
@@ -58,23 +59,27 @@ class RequestRunner:
             self._reject(request_id, _Error.DRAINING, f"the rank is draining: {self._drain_reason}")
         elif not request_id:
             self._reject(request_id, _Error.INVALID_REQUEST, "the request has no id")
-        elif request_id in self._tasks:
+        elif request_id in self._running:
             self._reject(
                 request_id, _Error.INVALID_REQUEST, f"request {request_id} is already running"
             )
         elif not request.prompt_token_ids:
             self._reject(request_id, _Error.INVALID_REQUEST, "the prompt has no tokens")
         else:
-            self._idle.clear()
-            task = asyncio.create_task(self._run(request))
-            self._tasks[request_id] = task
-            task.add_done_callback(lambda _: self._ended(request_id))
+            self._start(request)
 
     def abort(self, request_id: str) -> None:
         """End a request without a further delta. Unknown ids are ignored."""
-        task = self._tasks.get(request_id)
-        if task is not None:
-            task.cancel()
+        running = self._running.get(request_id)
+        if running is not None:
+            running.cancel()
+            self._end(request_id)
+
+    def complete(self, request_id: str, index: int) -> None:
+        """End a choice whose output is complete. Unknown ids are ignored."""
+        running = self._running.get(request_id)
+        if running is not None and running.complete(index):
+            self._end(request_id)
 
     def drain(self, reason: str) -> None:
         """Reject new requests; running requests continue."""
@@ -84,50 +89,39 @@ class RequestRunner:
         """Wait until no request runs."""
         await self._idle.wait()
 
-    async def abort_all(self, timeout: float) -> None:
-        """Abort all requests; wait up to ``timeout`` seconds for the engine to free them."""
-        tasks = tuple(self._tasks.values())
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            _, pending = await asyncio.wait(tasks, timeout=timeout)
-            if pending:
-                log.warning("requests do not end", count=len(pending), after_seconds=timeout)
+    def abort_all(self) -> None:
+        """Abort all requests."""
+        for request_id in tuple(self._running):
+            self.abort(request_id)
 
-    async def _run(self, request: link_pb2.Submit) -> None:
+    def _start(self, request: link_pb2.Submit) -> None:
         request_id = request.request_id
-        prefixed = link_pb2.Submit()
-        prefixed.CopyFrom(request)
-        prefixed.request_id = self._prefix + request_id
-        finished = False
+        request.request_id = self._prefix + request_id
+        self._idle.clear()
+        self._running[request_id] = None
         try:
-            async with contextlib.aclosing(self._engine.generate(prefixed)) as deltas:  # type: ignore[type-var]
-                async for delta in deltas:
-                    delta.request_id = request_id
-                    finished = finished or delta.finished
-                    if delta.error.code == _Error.ENGINE_FAILED:
-                        self._report_trouble()
-                    self._queue.put(delta)
-        except asyncio.CancelledError:
-            raise
+            running = self._engine.submit(request, partial(self._deliver, request_id))
         except Exception as error:
             log.exception("the engine raised on a request", request_id=request_id)
             self._report_trouble()
-            if not finished:
-                self._reject(
-                    request_id, _Error.ENGINE_FAILED, f"{type(error).__name__} in the engine"
-                )
-        else:
-            if not finished:
-                self._reject(
-                    request_id,
-                    _Error.ENGINE_FAILED,
-                    "the engine ended the request without a final delta",
-                )
+            message = f"{type(error).__name__} in the engine"
+            self._reject(request_id, _Error.ENGINE_FAILED, message)
+            self._end(request_id)
+            return
+        if request_id in self._running:
+            self._running[request_id] = running
 
-    def _ended(self, request_id: str) -> None:
-        del self._tasks[request_id]
-        if not self._tasks:
+    def _deliver(self, request_id: str, delta: link_pb2.Delta) -> None:
+        delta.request_id = request_id
+        if delta.finished:
+            if delta.error.code == _Error.ENGINE_FAILED:
+                self._report_trouble()
+            self._end(request_id)
+        self._queue.put(delta)
+
+    def _end(self, request_id: str) -> None:
+        del self._running[request_id]
+        if not self._running:
             self._idle.set()
 
     def _reject(self, request_id: str, code: link_pb2.RequestError.Code, message: str) -> None:

@@ -73,6 +73,10 @@ class SendQueue:
         """Wait until all messages have been passed to the transport."""
         await self._empty.wait()
 
+    async def ready(self) -> None:
+        """Wait for messages."""
+        await self._wake.wait()
+
     async def frames(self) -> list[link_pb2.RankMessage]:
         """Wait for messages; return and remove all of them as frames, in order."""
         await self._wake.wait()

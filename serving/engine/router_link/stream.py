@@ -5,17 +5,19 @@ import contextlib
 from collections.abc import Callable
 from typing import Any
 
-import grpc
-import grpc.aio
-
 from serving.engine.base import Engine
 from serving.engine.router_link.request_runner import RequestRunner
 from serving.engine.router_link.send_queue import SendQueue
+from serving.h2grpc.client import CallError, ClientCall
+from serving.link.v1 import link_pb2
 from serving.settings import LinkSettings
 
-EOF: Any = getattr(grpc.aio, "EOF")  # noqa: B009  missing in grpc's type stubs
 CLOSE_TIMEOUT = 1.0
-"""Time for the requests of a lost router to end, and for a stream to close, seconds."""
+"""Time for a stream to close, seconds."""
+
+_FRAME_INTERVAL = 0.0005
+"""Minimum time between two frames, seconds; less than an engine's step. Without it, the output of
+requests that are not in step would reach the router one delta per frame."""
 
 
 class SlowRouterError(Exception):
@@ -27,7 +29,7 @@ class RouterStream:
 
     def __init__(
         self,
-        call: Any,
+        call: ClientCall,
         engine: Engine,
         settings: LinkSettings,
         *,
@@ -37,7 +39,7 @@ class RouterStream:
         """Create the stream without transferring messages; see :meth:`run`.
 
         Args:
-            call: gRPC call of ``RouterService.Join`` after Welcome was received.
+            call: Call of ``RouterService.Join`` after Welcome was received.
             engine: Engine that runs the requests.
             settings: Limits of the link.
             prefix: Prefix of request ids on the engine; prevents collisions between streams.
@@ -68,7 +70,7 @@ class RouterStream:
 
         Raises:
             SlowRouterError: More than ``link.outbox_limit`` deltas were queued.
-            AioRpcError: The connection failed.
+            CallError: The connection failed.
         """
         self.queue.follow(self._engine.kv_mirror)
         receiver = asyncio.create_task(self._receive())
@@ -100,28 +102,37 @@ class RouterStream:
             for task in tasks:
                 if not task.cancelled():
                     task.exception()  # mark as retrieved, or asyncio logs it
-            await self.runner.abort_all(CLOSE_TIMEOUT)
+            self.runner.abort_all()
 
     async def _receive(self) -> None:
-        while (message := await self._call.read()) is not EOF:
+        while (data := await self._call.read()) is not None:
+            message = link_pb2.RouterMessage.FromString(data)
             for submit in message.submits:
                 self.runner.submit(submit)
+            for choice in message.completed:
+                self.runner.complete(choice.request_id, choice.index)
             for request_id in message.abort_request_ids:
                 self.runner.abort(request_id)
             if message.HasField("ping"):
                 self.queue.pong(message.ping.number)
 
     async def _send(self) -> None:
+        loop = asyncio.get_running_loop()
+        next_at = loop.time()
         while True:
+            await self.queue.ready()
+            if (early := next_at - loop.time()) > 0:
+                await asyncio.sleep(early)
             for frame in await self.queue.frames():
-                await self._call.write(frame)
+                await self._call.write(frame.SerializeToString())
             self.queue.sent()
+            next_at = loop.time() + _FRAME_INTERVAL
 
     async def _close(self, receiver: "asyncio.Task[None]") -> None:
         """Close the stream after sending the queued output."""
-        await self.runner.abort_all(CLOSE_TIMEOUT)
-        with contextlib.suppress(TimeoutError, grpc.aio.AioRpcError):
+        self.runner.abort_all()
+        with contextlib.suppress(TimeoutError, CallError):
             async with asyncio.timeout(CLOSE_TIMEOUT):
                 await self.queue.empty()
-                await self._call.done_writing()
+                self._call.done_writing()
                 await asyncio.wait([receiver])

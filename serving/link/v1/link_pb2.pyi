@@ -24,21 +24,31 @@ class RankMessage(_message.Message):
     def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., deltas: _Optional[_Iterable[_Union[Delta, _Mapping]]] = ..., load: _Optional[_Union[LoadSnapshot, _Mapping]] = ..., drain: _Optional[_Union[Drain, _Mapping]] = ..., pong: _Optional[_Union[Pong, _Mapping]] = ..., kv_events: _Optional[_Union[KvEvents, _Mapping]] = ...) -> None: ...
 
 class RouterMessage(_message.Message):
-    __slots__ = ("welcome", "refusal", "submits", "abort_request_ids", "ping")
+    __slots__ = ("welcome", "refusal", "submits", "abort_request_ids", "ping", "completed")
     WELCOME_FIELD_NUMBER: _ClassVar[int]
     REFUSAL_FIELD_NUMBER: _ClassVar[int]
     SUBMITS_FIELD_NUMBER: _ClassVar[int]
     ABORT_REQUEST_IDS_FIELD_NUMBER: _ClassVar[int]
     PING_FIELD_NUMBER: _ClassVar[int]
+    COMPLETED_FIELD_NUMBER: _ClassVar[int]
     welcome: Welcome
     refusal: Refusal
     submits: _containers.RepeatedCompositeFieldContainer[Submit]
     abort_request_ids: _containers.RepeatedScalarFieldContainer[str]
     ping: Ping
-    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ..., submits: _Optional[_Iterable[_Union[Submit, _Mapping]]] = ..., abort_request_ids: _Optional[_Iterable[str]] = ..., ping: _Optional[_Union[Ping, _Mapping]] = ...) -> None: ...
+    completed: _containers.RepeatedCompositeFieldContainer[CompletedChoice]
+    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ..., submits: _Optional[_Iterable[_Union[Submit, _Mapping]]] = ..., abort_request_ids: _Optional[_Iterable[str]] = ..., ping: _Optional[_Union[Ping, _Mapping]] = ..., completed: _Optional[_Iterable[_Union[CompletedChoice, _Mapping]]] = ...) -> None: ...
+
+class CompletedChoice(_message.Message):
+    __slots__ = ("request_id", "index")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    index: int
+    def __init__(self, request_id: _Optional[str] = ..., index: _Optional[int] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("protocol_version", "serving_version", "engine_version", "model", "model_fingerprint", "group_id", "epoch", "rank", "world_size", "capacity", "experts", "node", "pid", "epoch_started_unix_seconds", "metrics_address", "app")
+    __slots__ = ("protocol_version", "serving_version", "engine_version", "model", "model_fingerprint", "group_id", "epoch", "rank", "world_size", "capacity", "experts", "node", "pid", "epoch_started_unix_seconds", "metrics_address", "app", "pool")
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     SERVING_VERSION_FIELD_NUMBER: _ClassVar[int]
     ENGINE_VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -55,6 +65,7 @@ class Hello(_message.Message):
     EPOCH_STARTED_UNIX_SECONDS_FIELD_NUMBER: _ClassVar[int]
     METRICS_ADDRESS_FIELD_NUMBER: _ClassVar[int]
     APP_FIELD_NUMBER: _ClassVar[int]
+    POOL_FIELD_NUMBER: _ClassVar[int]
     protocol_version: int
     serving_version: str
     engine_version: str
@@ -71,7 +82,8 @@ class Hello(_message.Message):
     epoch_started_unix_seconds: float
     metrics_address: str
     app: str
-    def __init__(self, protocol_version: _Optional[int] = ..., serving_version: _Optional[str] = ..., engine_version: _Optional[str] = ..., model: _Optional[str] = ..., model_fingerprint: _Optional[str] = ..., group_id: _Optional[str] = ..., epoch: _Optional[str] = ..., rank: _Optional[int] = ..., world_size: _Optional[int] = ..., capacity: _Optional[_Union[Capacity, _Mapping]] = ..., experts: _Optional[_Union[ExpertPlacement, _Mapping]] = ..., node: _Optional[str] = ..., pid: _Optional[int] = ..., epoch_started_unix_seconds: _Optional[float] = ..., metrics_address: _Optional[str] = ..., app: _Optional[str] = ...) -> None: ...
+    pool: str
+    def __init__(self, protocol_version: _Optional[int] = ..., serving_version: _Optional[str] = ..., engine_version: _Optional[str] = ..., model: _Optional[str] = ..., model_fingerprint: _Optional[str] = ..., group_id: _Optional[str] = ..., epoch: _Optional[str] = ..., rank: _Optional[int] = ..., world_size: _Optional[int] = ..., capacity: _Optional[_Union[Capacity, _Mapping]] = ..., experts: _Optional[_Union[ExpertPlacement, _Mapping]] = ..., node: _Optional[str] = ..., pid: _Optional[int] = ..., epoch_started_unix_seconds: _Optional[float] = ..., metrics_address: _Optional[str] = ..., app: _Optional[str] = ..., pool: _Optional[str] = ...) -> None: ...
 
 class Capacity(_message.Message):
     __slots__ = ("max_model_len", "max_num_seqs", "kv_blocks", "kv_block_size", "tensor_parallel_size")
@@ -169,7 +181,7 @@ class Delta(_message.Message):
     def __init__(self, request_id: _Optional[str] = ..., choices: _Optional[_Iterable[_Union[ChoiceDelta, _Mapping]]] = ..., prompt_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., prompt_logprobs: _Optional[_Iterable[_Union[PositionLogprobs, _Mapping]]] = ..., finished: _Optional[bool] = ..., error: _Optional[_Union[RequestError, _Mapping]] = ...) -> None: ...
 
 class ChoiceDelta(_message.Message):
-    __slots__ = ("index", "token_ids", "text", "logprobs", "finish_reason", "stop_string", "stop_token_id", "speculation")
+    __slots__ = ("index", "token_ids", "logprobs", "finish_reason", "stop_string", "stop_token_id", "speculation")
     class FinishReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         FINISH_REASON_UNSPECIFIED: _ClassVar[ChoiceDelta.FinishReason]
@@ -186,7 +198,6 @@ class ChoiceDelta(_message.Message):
     REPETITION: ChoiceDelta.FinishReason
     INDEX_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
-    TEXT_FIELD_NUMBER: _ClassVar[int]
     LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     FINISH_REASON_FIELD_NUMBER: _ClassVar[int]
     STOP_STRING_FIELD_NUMBER: _ClassVar[int]
@@ -194,13 +205,12 @@ class ChoiceDelta(_message.Message):
     SPECULATION_FIELD_NUMBER: _ClassVar[int]
     index: int
     token_ids: _containers.RepeatedScalarFieldContainer[int]
-    text: str
     logprobs: _containers.RepeatedCompositeFieldContainer[PositionLogprobs]
     finish_reason: ChoiceDelta.FinishReason
     stop_string: str
     stop_token_id: int
     speculation: SpeculationCounts
-    def __init__(self, index: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., text: _Optional[str] = ..., logprobs: _Optional[_Iterable[_Union[PositionLogprobs, _Mapping]]] = ..., finish_reason: _Optional[_Union[ChoiceDelta.FinishReason, str]] = ..., stop_string: _Optional[str] = ..., stop_token_id: _Optional[int] = ..., speculation: _Optional[_Union[SpeculationCounts, _Mapping]] = ...) -> None: ...
+    def __init__(self, index: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Iterable[_Union[PositionLogprobs, _Mapping]]] = ..., finish_reason: _Optional[_Union[ChoiceDelta.FinishReason, str]] = ..., stop_string: _Optional[str] = ..., stop_token_id: _Optional[int] = ..., speculation: _Optional[_Union[SpeculationCounts, _Mapping]] = ...) -> None: ...
 
 class SpeculationCounts(_message.Message):
     __slots__ = ("draft_steps", "proposed_tokens", "accepted_tokens")
@@ -213,16 +223,14 @@ class SpeculationCounts(_message.Message):
     def __init__(self, draft_steps: _Optional[int] = ..., proposed_tokens: _Optional[int] = ..., accepted_tokens: _Optional[int] = ...) -> None: ...
 
 class PositionLogprobs(_message.Message):
-    __slots__ = ("token_ids", "logprobs", "vocab_ranks", "decoded_tokens")
+    __slots__ = ("token_ids", "logprobs", "vocab_ranks")
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     VOCAB_RANKS_FIELD_NUMBER: _ClassVar[int]
-    DECODED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     token_ids: _containers.RepeatedScalarFieldContainer[int]
     logprobs: _containers.RepeatedScalarFieldContainer[float]
     vocab_ranks: _containers.RepeatedScalarFieldContainer[int]
-    decoded_tokens: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, token_ids: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Iterable[float]] = ..., vocab_ranks: _Optional[_Iterable[int]] = ..., decoded_tokens: _Optional[_Iterable[str]] = ...) -> None: ...
+    def __init__(self, token_ids: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Iterable[float]] = ..., vocab_ranks: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class RequestError(_message.Message):
     __slots__ = ("code", "message")

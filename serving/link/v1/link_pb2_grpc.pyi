@@ -8,8 +8,11 @@ The stream is the lease: the rank is a member while it is open, and lost when
 it ends. Requests go down, deltas and load go up. Ranks therefore need no
 listening port and routers need no registry.
 
-Compatibility: Hello.protocol_version must be equal on both sides. Fields are only added,
-never changed, within a protocol version.
+Compatibility: a router serves ranks of this protocol version and of the previous one, and refuses
+others. Fields are only added, never changed, within a protocol version.
+
+Version 2: a rank sends token ids only. The router detokenizes them, applies stop strings, and
+tells the rank which choices have ended for that reason.
 """
 
 from collections import abc as _abc

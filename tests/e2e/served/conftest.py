@@ -7,7 +7,6 @@ The settings are those that Helm renders for pocket-r1 on CPU nodes, so clients 
 import os
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -23,6 +22,7 @@ from tests.clients.clients import CLIENTS
 from tests.clients.target import Keys, Target, add_to, make_keys
 from tests.e2e.running import STOP_LIMIT, Up, gone_within, started
 from tests.helm.chart import HELMS, find, render
+from tests.support.ports import held_port
 from tests.support.waiting import PATIENCE, wait_until
 
 
@@ -94,9 +94,8 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     folder = tmp_path_factory.mktemp("state")
     chart = chart_settings(folder)
     client_keys = add_client_keys(folder / "keys.yaml") if chart else {}
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        # The ranks take the first free ports from this one on.
-        metrics = f"telemetry.rank_metrics_port={min(free.getsockname()[1], 65000)}"
+    # The ranks take the first free ports from this one on.
+    metrics = f"telemetry.rank_metrics_port={min(held_port(), 65000)}"
     further = shlex.split(os.environ.get("MOE_TEST_UP_FLAGS", ""))
     with started(folder, *chart, "--set", metrics, *further) as up:
         up.wait_line("^READY ")

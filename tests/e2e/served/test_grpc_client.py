@@ -13,7 +13,11 @@ from serving.api.v1 import inference_pb2 as pb
 pytestmark = pytest.mark.e2e
 
 USER = pb.Message(role=pb.ROLE_USER, content="What is 17+25?")
-SERVICES = {"serving.api.v1.InferenceService", "serving.api.v1.FleetService"}
+SERVICES = {
+    "serving.api.v1.InferenceService",
+    "serving.api.v1.FleetService",
+    "serving.api.v1.UsageService",
+}
 LONG = {"max_tokens": 1500, "ignore_eos": True}
 
 

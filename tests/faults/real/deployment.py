@@ -5,7 +5,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import sys
 import tempfile
 from collections.abc import AsyncIterator
@@ -17,6 +16,7 @@ import psutil
 
 from tests.faults.real.link_proxy import LinkProxy
 from tests.faults.real.system import START, System
+from tests.support.ports import held_port
 
 STOP = 60.0
 """Timeout of ``moe-serving down``, seconds."""
@@ -75,7 +75,7 @@ async def deployed(
     """
     with tempfile.TemporaryDirectory(prefix="moe-serving-faults-") as folder:
         environment = {**os.environ, "MOE_SERVING_STATE_DIR": folder}
-        join_port = _free_port()
+        join_port = held_port()
         proxy = LinkProxy(join_port)
         await proxy.start()
         # Ranks connect through the proxy, which can break their links.
@@ -89,8 +89,8 @@ async def deployed(
             where = {
                 "--groups": groups,
                 "--ranks": ranks,
-                "--port": _free_port(),
-                "--grpc-port": _free_port(),
+                "--port": held_port(),
+                "--grpc-port": held_port(),
                 "--join-port": join_port,
             }
             flags += [str(word) for pair in where.items() for word in pair]
@@ -128,10 +128,3 @@ async def _run(words: list[str], environment: dict[str, str], timeout: float) ->
         raise
     if process.returncode:
         raise RuntimeError(f"moe-serving {words[0]}: {output.decode(errors='replace')}")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

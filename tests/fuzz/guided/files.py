@@ -11,7 +11,7 @@ from serving.errors import SettingsError
 from tests.fuzz import mutators
 from tests.fuzz.guided.finding import demand
 
-PACKAGES = ("serving.edge.auth.keys", "serving.settings")
+PACKAGES = ("serving.edge.auth.key_file", "serving.edge.auth.keys", "serving.settings")
 _TOKENS = (
     *(b"2027-13-41", b"2027-01-31", b"!!int x", b"!!binary x", b"&a ", b"*a", b"? ", b"- ", b": "),
     *(b"{", b"}", b"[" * 300, b"0x_", b"0b_", b"1e999", b".nan", b"9" * 30, b"!!timestamp 1"),

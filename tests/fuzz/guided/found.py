@@ -19,11 +19,7 @@ _NO_CANDIDATE = link_pb2.RankMessage(
     deltas=[
         link_pb2.Delta(
             request_id="r1",
-            choices=[
-                link_pb2.ChoiceDelta(
-                    token_ids=[1], text="a", logprobs=[link_pb2.PositionLogprobs()]
-                )
-            ],
+            choices=[link_pb2.ChoiceDelta(token_ids=[1], logprobs=[link_pb2.PositionLogprobs()])],
         )
     ]
 ).SerializeToString()

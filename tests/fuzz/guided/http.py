@@ -45,7 +45,7 @@ class Http:
         self._stack = contextlib.ExitStack()
         self._stack.enter_context(mock.patch.object(http_protocol, "_PIECE", _PIECE))
         # It queries the socket, which does not exist here.
-        self._stack.enter_context(mock.patch.object(http_protocol, "_is_reset", return_value=False))
+        self._stack.enter_context(mock.patch.object(http_protocol, "is_reset", return_value=False))
         log = logging.getLogger("uvicorn.error")
         self._stack.callback(log.setLevel, log.level)
         log.setLevel(logging.CRITICAL + 1)

@@ -26,6 +26,7 @@ from serving.fleet import join_server as link_module
 from serving.fleet.collector import fleet_registry
 from serving.fleet.join_server import LinkServer
 from serving.fleet.membership import FleetMembership
+from serving.fleet.models import FleetModel, FleetModels
 from serving.h2grpc import call, connection
 from serving.h2grpc.connection import Connection
 from serving.h2grpc.server import Server
@@ -123,13 +124,11 @@ class Link:
         self._errors = self._stack.enter_context(errors_of(connection, call))
         self._links = self._stack.enter_context(errors_of(link_module))
         self.membership = FleetMembership(FleetSettings(history_groups=3), _Still())
-        self.pages = fleet_registry(self.membership)
+        self.pages = fleet_registry(self.membership.snapshot)
         self.servicer = LinkServer(
-            self.membership,
+            FleetModels([FleetModel("m", self.membership, "f")]),
             LinkSettings(hello_timeout=5),
             RouterSettings(join_port=0),
-            model_name="m",
-            fingerprint="f",
             clock=_Still(),
         )
         await self.servicer.start()
@@ -155,12 +154,10 @@ class Link:
         demand(condition=False, what="the good rank gets no requests")
 
     def seeds(self) -> Iterable[bytes]:
-        choice = link_pb2.ChoiceDelta(token_ids=[1, 2], text="ab")
-        logprobs = link_pb2.PositionLogprobs(
-            token_ids=[1], logprobs=[-0.5], vocab_ranks=[1], decoded_tokens=["a"]
-        )
+        choice = link_pb2.ChoiceDelta(token_ids=[1, 2])
+        logprobs = link_pb2.PositionLogprobs(token_ids=[1], logprobs=[-0.5], vocab_ranks=[1])
         last = link_pb2.ChoiceDelta(
-            token_ids=[3], text="c", finish_reason=link_pb2.ChoiceDelta.STOP, logprobs=[logprobs]
+            token_ids=[3], finish_reason=link_pb2.ChoiceDelta.STOP, logprobs=[logprobs]
         )
         error = link_pb2.RequestError(code=link_pb2.RequestError.INVALID_REQUEST, message="x")
         frame = link_pb2.RankMessage
@@ -280,12 +277,12 @@ class Link:
         await self._until(
             lambda: b"g" in {each.request_id.encode() for each in self.good.submits()}
         )
-        choice = link_pb2.ChoiceDelta(token_ids=[1], text="a", finish_reason=1)
+        choice = link_pb2.ChoiceDelta(token_ids=[1], finish_reason=1)
         delta = link_pb2.Delta(request_id="g", choices=[choice], finished=True)
         self.good.send(link_pb2.RankMessage(deltas=[delta], load=_HEALTHY))
         await self._until(lambda: stream.done)
         output = await stream.next()
-        demand(output.outputs[0].text == "a", "the good rank's output was lost")
+        demand(output.outputs[0].token_ids == [1], "the good rank's output was lost")
         self.good.received.clear()
 
 

@@ -1,12 +1,13 @@
 """A real Redis server on a free port, which a test may kill and restart."""
 
-import socket
 import subprocess
 import time
 from pathlib import Path
 
 import pytest
 import redis
+
+from tests.support.ports import held_port
 
 SERVER = Path(__file__).resolve().parents[3] / ".tools" / "redis" / "redis-server"
 
@@ -17,8 +18,7 @@ class RedisServer:
     def __init__(self, folder):
         self._folder = folder
         self.process = None
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port = free.getsockname()[1]
+        self.port = held_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"
 
     def start(self):

@@ -1,7 +1,6 @@
 """Fixtures: a real Prometheus that scrapes a page of the test, and the fake API server."""
 
 import contextlib
-import socket
 import subprocess
 import time
 from pathlib import Path
@@ -14,6 +13,7 @@ from tests.integration.autoscaler.http_fake import HttpFake
 from tests.integration.autoscaler.kube import SETTINGS
 from tests.kube import rbac
 from tests.kube.server import KubeServer
+from tests.support.ports import held_port
 from tests.support.waiting import PATIENCE
 
 TOOLS = Path(__file__).resolve().parents[3] / ".tools" / "prometheus"
@@ -34,8 +34,7 @@ class Prometheus:
     """A Prometheus process that scrapes ``target`` every ``interval``."""
 
     def __init__(self, folder: Path, target: str, interval: str = "200ms"):
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
+        port = held_port()
         self.url = f"http://127.0.0.1:{port}"
         config = folder / "prometheus.yml"
         config.write_text(

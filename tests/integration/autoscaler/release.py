@@ -23,6 +23,7 @@ from tests.kube.controllers import running
 from tests.kube.kubelet import Kubelet
 from tests.kube.kuberay import KubeRay
 from tests.kube.server import KubeServer
+from tests.support.ports import held_port
 from tests.support.waiting import PATIENCE, wait_until
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -184,7 +185,7 @@ class Release:
             "drain_timeout": 0.1,
             "dashboard_url": self.ray.url,
             "metrics_host": "127.0.0.1",
-            "metrics_port": _free_port(),
+            "metrics_port": held_port(),
             "interval": 0.2,
             "min_groups": 0,
             "max_groups": 8,
@@ -253,10 +254,3 @@ class Release:
             lambda: self.worker_group()["replicas"] == groups * EACH, f"{groups} groups of pods"
         )
         wait_until(lambda: len(self.alive()) == groups * EACH, f"{groups} groups that run")
-
-
-def _free_port() -> int:
-    import socket
-
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return int(free.getsockname()[1])

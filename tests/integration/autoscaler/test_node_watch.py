@@ -353,7 +353,7 @@ async def test_without_the_right_to_watch_it_says_so_and_lists(cluster, start):
         rules = [both, nodes | {"verbs": ["list", "watch"]}]
         cluster.server.patch("clusterroles", "sa", {"rules": rules})
         await eventually(lambda: watching("nodes") == 1)
-    output = [entry["error"] for entry in logs if entry["event"].startswith("not watched")]
+    output = [entry["error"] for entry in logs if entry["event"].startswith("watch lost")]
     assert output == [f"Kubernetes: watch nodes: 403 {words}"]
 
 
@@ -368,10 +368,10 @@ async def test_a_server_that_is_away_is_said_once_and_found_again(cluster, fleet
         cluster.node("n1", unschedulable=True)
         await fleet.asked(("drain", "g0", "node n1 is cordoned"))
         await eventually(lambda: watching("nodes") == watching("pods") == 1)
-    output = [entry["error"] for entry in logs if entry["event"].startswith("not watched")]
+    output = [entry["error"] for entry in logs if entry["event"].startswith("watch lost")]
     # Disconnected, then rejected: each once for nodes and once for pods.
     assert len(output) == len(set(output)) == 4
-    assert [e["event"] for e in logs if e["event"] == "watched again"] == ["watched again"] * 2
+    assert [e["event"] for e in logs if e["event"] == "watch restored"] == ["watch restored"] * 2
 
 
 async def test_a_server_that_is_away_from_the_beginning(cluster, start):

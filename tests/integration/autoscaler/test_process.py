@@ -4,7 +4,6 @@ The last test stops Prometheus.
 """
 
 import signal
-import socket
 import subprocess
 import sys
 
@@ -13,6 +12,7 @@ import pytest
 
 from serving.autoscaler.actuators.ray_serve import DEPLOYMENT
 from tests.integration.autoscaler.http_fake import HttpFake
+from tests.support.ports import held_port
 from tests.support.waiting import PATIENCE, wait_until
 
 IDLE = """\
@@ -89,8 +89,7 @@ def metric(port, name):
 
 @pytest.fixture
 def port():
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return free.getsockname()[1]
+    return held_port()
 
 
 def test_explain_changes_nothing(prometheus, page, outside, port):

@@ -99,7 +99,7 @@ def test_no_pod_goes_while_a_group_is_to_be_placed(release):
     addresses = [*pods.values()]
     release.ray.groups = {"live": (addresses[:EACH], True)}
     release.ray.asked = 2 * EACH
-    wait_until(lambda: "no pod is named to go" in autoscaler.log.read_text(), "its word")
+    wait_until(lambda: "no pod chosen for removal" in autoscaler.log.read_text(), "its word")
     assert release.alive() == pods
     assert release.worker_group()["replicas"] == 3 * EACH
     release.ray.groups["placed"] = (addresses[EACH : 2 * EACH], False)

@@ -8,6 +8,7 @@ import msgspec
 from tokenizers import Tokenizer
 from vllm.sampling_params import SamplingParams
 
+from serving.engine.generating import GeneratingEngine
 from serving.link.v1 import link_pb2
 from serving.settings import Settings
 
@@ -17,7 +18,7 @@ ANSWER = "17+25 is 42</think>It is 42"
 _Choice = link_pb2.ChoiceDelta
 
 
-class ScriptedEngine:
+class ScriptedEngine(GeneratingEngine):
     """Engine of one rank; every request gets ``script``."""
 
     kv_mirror = None
@@ -90,26 +91,28 @@ class ScriptedEngine:
                 request_id=work.request_id,
                 prompt_tokens=len(work.prompt_token_ids) if i == 0 else 0,
                 cached_tokens=self.cached_tokens if i == 0 else 0,
-                choices=[self._choice(n, token, params, reason, last) for n in range(params.n)],
-                finished=last,
+                choices=[
+                    self._choice(n, token, params, last and reason == _Choice.LENGTH)
+                    for n in range(params.n)
+                ],
+                finished=last and reason == _Choice.LENGTH,
             )
+        if reason == _Choice.STOP:
+            # As with a stop token, whose text is not part of the answer.
+            ends = [_Choice(index=n, finish_reason=reason) for n in range(params.n)]
+            yield link_pb2.Delta(request_id=work.request_id, choices=ends, finished=True)
 
     def _answer(self, params: SamplingParams) -> tuple[list[int], int]:
         text, reason = self.script, _Choice.STOP
-        for stop in params.stop or ():
-            text = text.partition(stop)[0]
         tokens = self._tokenizer.encode(text, add_special_tokens=False).ids
         if params.max_tokens is not None and len(tokens) > params.max_tokens:
             return tokens[: params.max_tokens], _Choice.LENGTH
         return tokens, reason
 
-    def _choice(self, index, token, params, reason, last) -> link_pb2.ChoiceDelta:
-        text = self._tokenizer.decode([token], skip_special_tokens=False)
-        choice = _Choice(index=index, token_ids=[token], text=text)
+    def _choice(self, index, token, params, last) -> link_pb2.ChoiceDelta:
+        choice = _Choice(index=index, token_ids=[token])
         if last:
-            choice.finish_reason = reason
-            if params.stop and reason == _Choice.STOP and params.stop[0] in self.script:
-                choice.stop_string = params.stop[0]
+            choice.finish_reason = _Choice.LENGTH
         if params.logprobs is not None:
             others = range(params.logprobs)
             choice.logprobs.append(
@@ -117,13 +120,9 @@ class ScriptedEngine:
                     token_ids=[token, *others],
                     logprobs=[-0.5, *(-1.0 - other for other in others)],
                     vocab_ranks=[1, *(2 + other for other in others)],
-                    decoded_tokens=[text, *(f"t{other}" for other in others)],
                 )
             )
         return choice
-
-    async def abort(self, request_id: str) -> None:
-        pass
 
     async def load(self) -> link_pb2.LoadSnapshot:
         return link_pb2.LoadSnapshot(

@@ -33,13 +33,24 @@ class Stand:
     engines: list[FakeEngine] = field(default_factory=list)
     servers: list[RankServer] = field(default_factory=list)
 
-    async def join(self, group: str = "g0", *, token_delay: float = 0.0, step: int = 1) -> None:
-        """Start a group of fake ranks, and wait until it is ready."""
-        size = self.settings.group.data_parallel
-        link = self.settings.link.model_copy(update={"routers": (self.router.addresses.join,)})
+    async def join(
+        self,
+        group: str = "g0",
+        *,
+        token_delay: float = 0.0,
+        step: int = 1,
+        settings: Settings | None = None,
+    ) -> None:
+        """Start a group of fake ranks, and wait until it is ready.
+
+        ``settings``: those of a pool; by default those of the router.
+        """
+        settings = settings or self.settings
+        size = settings.group.data_parallel
+        link = settings.link.model_copy(update={"routers": (self.router.addresses.join,)})
         ready = len(self.ready_groups()) + 1
         for rank in range(size):
-            engine = FakeEngine(self.settings, rank=rank, token_delay=token_delay)
+            engine = FakeEngine(settings, rank=rank, token_delay=token_delay)
             await engine.start()
             identity = RankIdentity(group, f"epoch-{step}", rank, size, "127.0.0.1")
             server = RankServer(engine, link, identity)
@@ -69,7 +80,7 @@ class Stand:
 
     def ready_groups(self) -> list[str]:
         """Names of the groups that accept requests."""
-        groups = self.router.membership.snapshot().groups
+        groups = self.router.models.fleet.snapshot().groups
         return [group.group_id for group in groups if group.state == "ready"]
 
     @property

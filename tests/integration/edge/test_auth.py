@@ -38,10 +38,12 @@ keys:
 """
 CHAT = {"model": "pocket-r1", "messages": [{"role": "user", "content": "hi"}]}
 OPEN_ROUTES = {"/livez", "/readyz", "/health", "/ping"}
+CONSOLE = {"/console": 307, "/console/{path:path}": 404}
+"""Open pages of the console, with the status of these very paths."""
 ADMIN_ROUTES = {"/fleet"}
 METRICS_ROUTES = {"/metrics", "/load"}
 OPEN_SERVICES = {"grpc.health.v1.Health"}
-ADMIN_SERVICES = {"serving.api.v1.FleetService"}
+ADMIN_SERVICES = {"serving.api.v1.FleetService", "serving.api.v1.UsageService"}
 REFLECTION = ("grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection")
 SERVICES = {
     "serving.api.v1.InferenceService",
@@ -136,8 +138,8 @@ async def test_every_route_without_a_key_but_health(guarded, rest):
     for method, path in routes:
         for headers in ({}, bearer("wrong"), bearer(EXPIRED), {"authorization": f"Basic {USER}"}):
             answer = await rest.request(method, path, headers=headers)
-            if path in OPEN_ROUTES:
-                assert answer.status_code == 200, (method, path)
+            if path in OPEN_ROUTES or path in CONSOLE:
+                assert answer.status_code == CONSOLE.get(path, 200), (method, path)
                 continue
             assert answer.status_code == 401, (method, path, headers)
             assert answer.headers["www-authenticate"] == "Bearer"
@@ -149,9 +151,13 @@ async def test_every_route_without_a_key_but_health(guarded, rest):
 async def test_every_route_with_a_users_key(guarded, rest):
     for method, path in routes_of(guarded.router):
         answer = await rest.request(method, path, headers=bearer(USER))
-        user_may_not = path not in OPEN_ROUTES and not path.startswith(
-            ("/v1/", "/tokenize", "/detokenize", "/invocations", "/version", "/openapi.json")
-        )
+        user_may_not = path.startswith(("/v1/organization/", "/console/api/groups")) or (
+            path not in OPEN_ROUTES
+            and not path.startswith(
+                ("/v1/", "/tokenize", "/detokenize", "/invocations", "/version", "/openapi.json",
+                 "/console")
+            )
+        )  # fmt: skip
         if user_may_not:
             assert answer.status_code == 403, (method, path)
             if method != "HEAD":

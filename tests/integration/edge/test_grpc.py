@@ -21,7 +21,11 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 USER = pb.Message(role=pb.ROLE_USER, content="What is 17+25?")
 REASONING, CONTENT = "17+25 is 42", "It is 42"
-SERVICES = ("serving.api.v1.InferenceService", "serving.api.v1.FleetService")
+SERVICES = (
+    "serving.api.v1.InferenceService",
+    "serving.api.v1.FleetService",
+    "serving.api.v1.UsageService",
+)
 
 
 def chat(**fields) -> pb.ChatRequest:
@@ -109,7 +113,7 @@ async def test_complete_with_stop_length_and_tokens(edge):
         pb.CompleteRequest(model="pocket-r1", text="x", sampling=sampling(stop=["is"]), logprobs=1)
     )
     assert (stopped.choices[0].text, stopped.choices[0].stop_reason) == ("17+25 ", "is")
-    assert [logprob.token for logprob in stopped.choices[0].logprobs] == list("17+25 ")
+    assert [logprob.token for logprob in stopped.choices[0].logprobs] == list("17+25 is")
     cut = await edge.inference.Complete(
         pb.CompleteRequest(
             model="pocket-r1", token_ids=pb.TokenIds(ids=[120]), sampling=sampling(max_tokens=3)

@@ -24,7 +24,7 @@ from tests.support.watchdog import CROWDED, LIMIT, Watchdog
 
 pytestmark = pytest.mark.timeout(3600)
 
-REQUESTS = int(os.environ.get("SOAK_REQUESTS", "4000"))
+REQUESTS = int(os.environ.get("SOAK_REQUESTS", "2400"))
 AT_ONCE = 24
 WARM_UP = 600
 """Requests before the first measurement, which fill caches, pools and arenas."""
@@ -35,7 +35,7 @@ would hold at least its prompt, output buffer and tasks, some 20 kB."""
 POOLS = 8
 """Threads that may come late: those of asyncio's and of gRPC's own pools, which start another one
 when all are busy at the same moment, up to their own bounds. Sockets and timers of such a thread
-are in the descriptors. One leaked by each hundredth request would be 100."""
+are in the descriptors. One leaked by each hundredth request would be 24."""
 
 _LOOKS = 200
 _SAME = 6

@@ -101,6 +101,13 @@ async def test_batches_refuse_what_they_would_drop(edge, fields):
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, *fields)
 
 
+async def test_batches_have_a_maximum_size(edge):
+    many = {"messages": [CHAT["messages"]] * 513}
+    answer = await posted(edge, "/v1/chat/completions/batch", BATCH, **many)
+    assert (answer.status_code, answer.json()["error"]["type"]) == (400, "BadRequestError")
+    assert "at most 512 conversations" in answer.json()["error"]["message"]
+
+
 async def test_batches_name_reasoning_as_chats_do(edge):
     answer = (await posted(edge, "/v1/chat/completions/batch", BATCH)).json()
     for choice in answer["choices"]:
@@ -179,6 +186,8 @@ async def test_a_slash_behind_models_is_no_name(edge):
     [
         (b"[" * 10_000, "nested too deeply"),
         (b'{"model":"\xff"}', "not valid utf-8"),
+        ('{"model":"\u2200"}'.encode("utf-16"), "must be JSON in UTF-8"),
+        ('{"model":"x"}'.encode("utf-32-le"), "must be JSON in UTF-8"),
         (b'{"seed":' + b"9" * 5_000 + b"}", "digits"),
     ],
 )

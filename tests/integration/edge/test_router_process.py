@@ -77,7 +77,7 @@ def test_start_serve_and_sigterm(tmp_path):
         lines = [json.loads(line) for line in router.log.read_text().splitlines() if line]
         assert [line["event"] for line in lines if line["logger"] == "serving.router"] == [
             "router is up",
-            "router drains",
+            "router draining",
             "router stopped",
         ]
         (request,) = [line for line in lines if line["event"] == "request"]

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import socket
 import threading
 from dataclasses import dataclass
 from unittest import mock
@@ -13,7 +12,8 @@ from vllm.v1.metrics.loggers import PrometheusStatLogger
 
 from serving.engine.vllm_engine import VllmEngine
 from serving.link.v1 import link_pb2
-from tests.support.engines import share_fork_server
+from tests.support.engines import generate, share_fork_server
+from tests.support.ports import held_port
 from tests.support.waiting import PATIENCE
 
 DEADLINE = 300  # seconds; reached only on failure
@@ -38,9 +38,7 @@ async def running(settings):
     """Start every rank of one group in this process; stop them, and check that nothing is left."""
     share_fork_server()
     before = set(psutil.Process().children(recursive=True))
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port = sock.getsockname()[1]
+    port = held_port()
     ranks = [
         VllmEngine(settings, rank, "127.0.0.1", port)
         for rank in range(settings.group.data_parallel)
@@ -82,7 +80,7 @@ async def score(engine, name, prompt, length):
     scored = Scored(list(prompt), [], [], [], link_pb2.SpeculationCounts())
     work = submit(name, prompt, max_tokens=length, logprobs=0, prompt_logprobs=0)
     async with asyncio.timeout(DEADLINE):
-        async for delta in engine.generate(work):
+        async for delta in generate(engine, work):
             assert not delta.HasField("error"), delta.error.message
             scored.prompt_logprobs += [p.logprobs[0] for p in delta.prompt_logprobs[1:]]
             for choice in delta.choices:
@@ -92,3 +90,14 @@ async def score(engine, name, prompt, length):
     assert len(scored.answer) == len(scored.answer_logprobs) == length
     assert len(scored.prompt_logprobs) == len(prompt) - 1
     return scored
+
+
+async def first_tokens(engine, name, prompt, length, **params):
+    """Return the first ``length`` greedy tokens."""
+    found = []
+    async with asyncio.timeout(DEADLINE):
+        async for delta in generate(engine, submit(name, prompt, max_tokens=length, **params)):
+            assert not delta.HasField("error"), delta.error.message
+            for choice in delta.choices:
+                found += choice.token_ids
+    return found

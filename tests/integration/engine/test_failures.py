@@ -15,22 +15,24 @@ from serving.settings import (
     GroupSettings,
     Settings,
 )
+from tests.support.engines import generate
 
 pytestmark = pytest.mark.vllm
 
-ALONE = Settings(
-    group=GroupSettings(data_parallel=1),
+ALONE = Settings(group=GroupSettings(data_parallel=1))
+PAIR = Settings(
+    group=GroupSettings(data_parallel=2),
     engine=EngineSettings(kv_cache_gib=0.25, max_num_seqs=4),
     fleet=FleetSettings(stall_timeout=1.0),
 )
 
 
-def core():
-    """Find the process that schedules and runs the model."""
+def core(rank):
+    """Find the process that schedules and runs the model of a rank."""
     found = [
         process
         for process in psutil.Process().children(recursive=True)
-        if process.name().startswith("VLLM::EngineCor")
+        if "".join(process.cmdline()).strip().startswith(f"VLLM::EngineCore_DP{rank}")
     ]
     assert len(found) == 1
     return found[0]
@@ -47,10 +49,10 @@ async def until_unhealthy(engine):
 
 
 async def test_a_stall_is_reported_and_forgiven_and_a_death_is_final():
-    async with running(ALONE) as (engine,):
+    async with running(PAIR) as (engine, other):
         await engine.check_health()
-        stalled = core()
-        stream = engine.generate(submit("slow", [1, 50, 51], max_tokens=200))
+        stalled = core(0)
+        stream = generate(engine, submit("slow", [1, 50, 51], max_tokens=200))
         await anext(stream)
         stalled.send_signal(signal.SIGSTOP)
         assert "no step" in await until_unhealthy(engine)
@@ -64,17 +66,21 @@ async def test_a_stall_is_reported_and_forgiven_and_a_death_is_final():
         assert not deltas[-1].HasField("error")
         await engine.check_health()
 
-        stream = engine.generate(submit("lost", [1, 50, 51], max_tokens=1500))
+        stream = generate(engine, submit("lost", [1, 50, 51], max_tokens=1500))
         await anext(stream)
-        core().kill()
-        async with asyncio.timeout(DEADLINE):
-            deltas = [delta async for delta in stream]
-        assert deltas[-1].finished
-        assert deltas[-1].error.code == link_pb2.RequestError.ENGINE_FAILED
+        # The engine of the other rank ends as well: it waits for the killed one in each layer.
+        second = generate(other, submit("also lost", [1, 50, 51], max_tokens=1500))
+        await anext(second)
+        core(1).kill()
+        for each in (stream, second):
+            async with asyncio.timeout(DEADLINE):
+                deltas = [delta async for delta in each]
+            assert deltas[-1].finished
+            assert deltas[-1].error.code == link_pb2.RequestError.ENGINE_FAILED
         with pytest.raises(EngineError, match="died"):
             await engine.check_health()
         assert (await engine.load()).health == link_pb2.LoadSnapshot.FAILED
-        refused = [delta async for delta in engine.generate(submit("late", [1, 2], max_tokens=2))]
+        refused = [delta async for delta in generate(engine, submit("late", [1, 2], max_tokens=2))]
         assert [delta.error.code for delta in refused] == [link_pb2.RequestError.ENGINE_FAILED]
 
 

@@ -7,11 +7,13 @@ but this comparison found it.
 import asyncio
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
-from ranks import running, score
+from ranks import first_tokens, running, score
 from transformers import AutoTokenizer, DeepseekV3ForCausalLM
 
+from serving.engine.cpu_plugin.node_exchange.segment import NAME
 from serving.settings import BUNDLED_MODEL, EngineSettings, GroupSettings, Settings
 
 pytestmark = pytest.mark.vllm
@@ -69,6 +71,16 @@ def largest_differences(reference, scored):
     return prefill, decode
 
 
+def sharing_memory():
+    """Count the engine processes that exchange tokens through shared memory."""
+    maps = (
+        Path(f"/proc/{process.pid}/maps").read_text()
+        for process in psutil.Process().children(recursive=True)
+        if process.status() != psutil.STATUS_ZOMBIE
+    )
+    return sum(f"/memfd:{NAME}" in each for each in maps)
+
+
 async def score_layout(ranks, workers, speculative, prompts):
     """Start the layout, answer every prompt at once over all ranks, and return the results."""
     settings = Settings(
@@ -79,15 +91,35 @@ async def score_layout(ranks, workers, speculative, prompts):
         experts = [list(engine.describe().experts.local_ids) for engine in engines]
         assert sorted(expert for ids in experts for expert in ids) == list(range(16))
         assert {len(ids) for ids in experts} == {16 // ranks}
+        assert sharing_memory() == (ranks * workers if ranks * workers > 1 else 0)
         # The last rank gets the remaining ones and idles at the end, while the others continue.
         scored = await asyncio.gather(
             *(score(engines[n % ranks], f"q{n}", p, LENGTH) for n, p in enumerate(prompts)),
         )
         # A single request: its rank's steps have one token, those of the others none.
         scored.append(await score(engines[0], "alone", prompts[0], LENGTH))
+        await check_thinking_budget(engines, prompts)
         loads = [await engine.load() for engine in engines]
         assert {len(layer.tokens) for load in loads for layer in load.experts} == {16 // ranks}
     return scored, loads
+
+
+async def check_thinking_budget(engines, prompts):
+    """Check that reasoning ends within its budget; some of vLLM's runners ignore it with MTP."""
+    end = AutoTokenizer.from_pretrained(BUNDLED_MODEL).convert_tokens_to_ids("</think>")
+    for budget in (None, 0, 5):
+        name = f"budget-{budget}"
+        params = {} if budget is None else {"thinking_token_budget": budget}
+        answers = await asyncio.gather(
+            *(
+                first_tokens(engines[n % len(engines)], f"{name}-{n}", prompt, 6, **params)
+                for n, prompt in enumerate(prompts)
+            )
+        )
+        if budget is None:
+            assert not any(end in answer for answer in answers)
+        else:
+            assert all(end in answer[: budget + 1] for answer in answers)
 
 
 @pytest.mark.parametrize(

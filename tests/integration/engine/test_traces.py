@@ -6,7 +6,7 @@ import pytest
 from serving.link.v1 import link_pb2
 from serving.settings import EngineSettings, GroupSettings, Settings, TelemetrySettings
 from tests.integration.telemetry.collector import Collector
-from tests.support.engines import share_fork_server
+from tests.support.engines import generate, share_fork_server
 
 pytestmark = pytest.mark.vllm
 
@@ -33,7 +33,7 @@ async def test_vllms_span_is_a_child_of_the_span_that_the_link_carries():
                 sampling_params=msgspec.msgpack.encode({"temperature": 0.0, "max_tokens": 4}),
                 trace_headers={"traceparent": f"00-{TRACE}-{SPAN}-01"},
             )
-            assert [delta async for delta in engine.generate(work)][-1].finished
+            assert [delta async for delta in generate(engine, work)][-1].finished
             span = collector.named("llm_request", TRACE)
         finally:
             await engine.shutdown()

@@ -12,10 +12,12 @@ from serving.admission.controller import AdmissionController
 from serving.clock import SystemClock
 from serving.dispatch.dispatcher import Dispatcher
 from serving.engine.arguments import router_vllm_config
+from serving.engine.generating import GeneratingEngine
 from serving.engine.router_link.server import RankIdentity, RankServer
 from serving.errors import EngineError
 from serving.fleet.join_server import LinkServer
 from serving.fleet.membership import FleetMembership
+from serving.fleet.models import FleetModel, FleetModels
 from serving.link.v1 import link_pb2
 from serving.requests.client import FleetClient
 from serving.settings import LinkSettings, Settings
@@ -24,7 +26,7 @@ from tests.support.waiting import eventually
 MODEL, FINGERPRINT = "pocket-r1", "f"
 
 
-class ScriptedEngine:
+class ScriptedEngine(GeneratingEngine):
     """Emits token ``prompt[-1] + i`` for choice 0, one more for each further choice.
 
     With ``pause`` set to n, requests stop after n tokens until ``go`` is set.
@@ -83,7 +85,6 @@ class ScriptedEngine:
         choice = link_pb2.ChoiceDelta(
             index=index,
             token_ids=[token],
-            text=f"{token} ",
             finish_reason=link_pb2.ChoiceDelta.LENGTH if last else 0,
         )
         if params.num_logprobs is not None:
@@ -93,7 +94,6 @@ class ScriptedEngine:
                 token_ids=[token, token + 1],
                 logprobs=values,
                 vocab_ranks=[1, 2],
-                decoded_tokens=[str(token), str(token + 1)],
             )
         return choice
 
@@ -120,11 +120,9 @@ class Router:
     def make_server(self, port=0, model_name=MODEL, fingerprint=FINGERPRINT):
         router = self.settings.router.model_copy(update={"join_port": port})
         return LinkServer(
-            self.membership,
+            FleetModels([FleetModel(model_name, self.membership, fingerprint)]),
             self.settings.link,
             router,
-            model_name=model_name,
-            fingerprint=fingerprint,
         )
 
     @property

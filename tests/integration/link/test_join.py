@@ -12,6 +12,7 @@ from serving.errors import LinkRefused, SettingsError
 from serving.link.protocol import PROTOCOL_VERSION
 from serving.link.v1 import link_pb2, link_pb2_grpc
 from serving.routing.snapshot import MemberState
+from tests.integration.link.conftest import ScriptedEngine
 from tests.support.waiting import PATIENCE, eventually
 
 
@@ -62,17 +63,29 @@ async def dialled(router, *messages):
         call.cancel()
 
 
+async def test_router_serves_ranks_of_the_previous_protocol(fleet):
+    router = await fleet.router()
+    async with dialled(router, hello(protocol_version=PROTOCOL_VERSION - 1)) as (_, answer):
+        assert answer.HasField("welcome")
+
+
 @pytest.mark.parametrize(
     ("message", "code", "words"),
     [
         pytest.param(
             hello(protocol_version=99),
             "PROTOCOL_VERSION",
-            ["uses link protocol 99", f"uses {PROTOCOL_VERSION}", "same version"],
+            ["uses link protocol 99", f"serves 1 and {PROTOCOL_VERSION}", "same version"],
             id="protocol",
         ),
         pytest.param(
             hello(model="other"), "MODEL", ["'other'", "'pocket-r1'", "model.name"], id="model"
+        ),
+        pytest.param(
+            hello(pool="large"),
+            "MODEL",
+            ["'large'", "'pocket-r1'", "'default'", "group.pool"],
+            id="pool",
         ),
         pytest.param(
             hello(model_fingerprint="g"), "MODEL", ["'g'", "'f'", "tokenizer"], id="fingerprint"
@@ -115,6 +128,32 @@ async def test_second_hello_ends_the_link(fleet):
             pass
     (lost,) = router.membership.snapshot().history
     assert "second Hello" in lost.reason
+
+
+async def test_rank_and_router_both_say_why_a_pool_is_refused(fleet, monkeypatch):
+    router = await fleet.router()
+    describe = ScriptedEngine.describe
+
+    def with_pool(engine):
+        described = describe(engine)
+        described.pool = "large"
+        return described
+
+    monkeypatch.setattr(ScriptedEngine, "describe", with_pool)
+    with capture_logs() as logs:
+        rank = await fleet.rank(router)
+        await eventually(lambda: state(rank, router)["state"] == "refused")
+    assert "belongs to pool 'large'" in state(rank, router)["reason"]
+    (line,) = [entry for entry in logs if entry["event"] == "refused a rank"]
+    assert line["reason"] in state(rank, router)["reason"]
+
+
+async def test_a_rank_that_names_no_pool_joins_the_first(fleet):
+    router = await fleet.router()
+    async with dialled(router, hello(world_size=1)) as (_, answer):
+        assert answer.HasField("welcome")
+        (group,) = router.membership.snapshot().groups
+        assert (group.model, group.pool) == ("pocket-r1", "default")
 
 
 async def test_refused_rank_says_why_and_joins_when_it_can(fleet):

@@ -5,10 +5,8 @@ Runs the Chromium that .ci/tools fetched, or one on the PATH; otherwise skipped.
 
 import json
 import re
-import shutil
 import subprocess
 from html import escape, unescape
-from pathlib import Path
 
 import pytest
 
@@ -16,11 +14,10 @@ from loadtest.fleet_watch import FleetEvent
 from loadtest.report import html
 from loadtest.run import Run, Stage
 from loadtest.slo import Slo
+from tests.support.browser import FLAGS, browser_or_skip
 from tests.support.waiting import PATIENCE
 from tests.unit.loadtest.records import record
 
-FETCHED = Path(__file__).parents[3] / ".tools" / "browser" / "chromium-headless-shell"
-BROWSERS = ("chromium-headless-shell", "chromium", "google-chrome")
 WIDTHS = (360, 390, 768, 900, 1400)
 LOOK = """
 const found = {};
@@ -74,12 +71,7 @@ def some_run():
 
 @pytest.fixture
 def browser():
-    if FETCHED.is_file():
-        return str(FETCHED)
-    found = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if found is None:
-        pytest.skip(f"no browser: .ci/tools fetched none, on the PATH is no {', '.join(BROWSERS)}")
-    return found
+    return browser_or_skip()
 
 
 def test_nothing_is_cut_covered_or_too_small(browser, tmp_path):
@@ -92,9 +84,8 @@ def test_nothing_is_cut_covered_or_too_small(browser, tmp_path):
     script = f"<script>addEventListener('load',()=>{{{LOOK}}})</script>"
     page.write_text(f"<!doctype html><meta charset=utf-8>{frames}<pre></pre>{script}", "utf-8")
     done = subprocess.run(
-        [browser, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
-         "--disable-background-networking",
-         f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", page.as_uri()],
+        [browser, "--headless", *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom",
+         page.as_uri()],
         capture_output=True, text=True, timeout=PATIENCE, check=True,
     )  # fmt: skip
     [text] = re.findall(r"<pre>(.*?)</pre>", done.stdout)

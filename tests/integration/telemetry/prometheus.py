@@ -1,7 +1,6 @@
 """A real Prometheus on loopback, as installed by .ci/tools."""
 
 import json
-import socket
 import subprocess
 import time
 import urllib.parse
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.ports import held_port
 from tests.support.waiting import PATIENCE
 
 FOLDER = Path(__file__).resolve().parents[3] / ".tools" / "prometheus"
@@ -23,9 +23,7 @@ class Prometheus:
         program = FOLDER / "prometheus"
         if not program.is_file():
             pytest.skip("no Prometheus: run .ci/tools")
-        with socket.socket() as taken:
-            taken.bind(("127.0.0.1", 0))
-            port = taken.getsockname()[1]
+        port = held_port()
         self.url = f"http://127.0.0.1:{port}"
         config = folder / "prometheus.yml"
         settings = {

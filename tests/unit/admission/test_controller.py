@@ -2,6 +2,7 @@
 
 import asyncio
 from contextlib import suppress
+from dataclasses import replace
 from itertools import count
 
 import pytest
@@ -637,3 +638,89 @@ async def live(history):
     assert controller.outstanding_tokens == 0
     await controller.stop()
     assert not controller.armed
+
+
+# -- batches ----------------------------------------------------------------------------
+
+
+class GivingWay:
+    """Work on the slots that gives way to requests."""
+
+    def __init__(self, fleet, work):
+        self.fleet = fleet
+        self.work = work
+        self.arrivals = 0
+
+    def arrived(self, rank):
+        del rank
+        self.arrivals += 1
+
+    def make_room(self):
+        if not self.work:
+            return False
+        self.fleet.release(self.work.pop())
+        return True
+
+
+def line(w, name, size=1):
+    """Return the request of a batch."""
+    request = w.request(name, size, priority=Priority.BATCH)
+    request.context = replace(request.context, yielding=object())
+    assert w.controller.place_in_gap(request) is not None
+    return request
+
+
+async def test_a_line_is_placed_only_if_no_request_waits(world):
+    w = world(capacity=2)
+    request = line(w, "line")
+    await w.come("large", size=2)
+    assert w.controller.place_in_gap(w.request("another")) is None
+    await w.go(request)
+    assert w.fleet.placed == ["line", "large"]
+    await w.go(w.tasks["large"].result())
+
+
+async def test_without_room_a_line_is_not_queued(world):
+    w = world(capacity=1)
+    request = line(w, "line")
+    assert w.controller.place_in_gap(w.request("another")) is None
+    assert not w.controller.queue_length
+    await w.go(request)
+
+
+async def test_a_line_counts_in_neither_quotas_nor_predictions(world):
+    limits = TenantLimits(requests_per_minute=1, tokens_per_minute=10)
+    w = world(capacity=4, limits_of=lambda _: limits)
+    lines = [line(w, str(number)) for number in range(3)]
+    assert w.controller.outstanding_tokens == 0
+    request = await w.enter("x", tokens=5)
+    for each in (*lines, request):
+        await w.go(each)
+
+
+async def test_a_request_without_room_takes_that_of_a_line_at_once(world):
+    w = world(capacity=1)
+    given = line(w, "line")
+    w.controller.bystander = GivingWay(w.fleet, [given.stream])
+    request = run_to_end(w.enter("x"))
+    assert w.fleet.placed == ["line", "x"]
+    assert w.controller.bystander.arrivals == 1
+    await w.go(request)
+
+
+async def test_a_request_is_queued_if_nothing_gives_way(world):
+    w = world(capacity=1)
+    first = await w.enter("first")
+    w.controller.bystander = GivingWay(w.fleet, [])
+    await w.come("second")
+    assert w.controller.queue_length == 1
+    await w.go(first)
+    assert w.controller.bystander.arrivals == 1
+    await w.go(w.tasks["second"].result())
+
+
+async def test_a_line_is_refused_while_the_router_shuts_down(world):
+    w = world()
+    w.controller.close()
+    with pytest.raises(NotReady):
+        w.controller.place_in_gap(w.request())

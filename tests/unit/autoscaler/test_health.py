@@ -10,13 +10,13 @@ from serving.autoscaler.health import STUCK, Heartbeat, serve_pages
 from serving.errors import SettingsError
 from serving.settings import AutoscalerSettings
 from tests.support.clock import ManualClock
+from tests.support.ports import held_port
 from tests.support.waiting import PATIENCE
 
 
 @pytest.fixture
 def port():
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return free.getsockname()[1]
+    return held_port()
 
 
 def get(port, path):

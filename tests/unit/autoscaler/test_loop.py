@@ -195,8 +195,8 @@ async def test_notices_are_logged_once_and_when_they_no_longer_hold():
         assert await made.run_once() is None
     logged = [(entry["event"], entry["text"]) for entry in logs if "text" in entry]
     assert logged == [
-        ("notice", "a right is missing"),
-        ("notice no longer holds", "a right is missing"),
+        ("warning", "a right is missing"),
+        ("warning cleared", "a right is missing"),
     ]
 
 

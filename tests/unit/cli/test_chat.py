@@ -9,9 +9,9 @@ from serving import errors
 from serving.cli import chat
 from serving.cli.local.state import RunState, StateFile
 from serving.cli.main import main
-from serving.cli.verify.layouts import free_ports
 from serving.client.chat import Delta, GenerateOptions, Message
 from serving.engine.processes import ProcessRecord
+from tests.support.ports import held_port
 from tests.unit.client.fake_routers import Inference, chunk, grpc_router, rest_router
 
 ANSWER = [Delta(reasoning="\n1+1"), Delta(reasoning=" is 2"), Delta("\n\n2")]
@@ -147,7 +147,7 @@ def test_an_empty_pipe_is_an_error(monkeypatch, capsys):
 
 
 def test_nothing_running_is_one_clear_line(capsys):
-    (port,) = free_ports(1)
+    port = held_port()
     assert main(["chat", "1+1?", "--port", str(port)]) == 1
     shown = capsys.readouterr()
     assert shown.out == ""

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from serving.cli.options import settings_from
 from serving.errors import SettingsError
 from serving.flags.messages import FlagError
-from serving.settings import Settings
+from serving.settings import BUNDLED_MODEL, Settings
 
 
 @pytest.mark.parametrize(
@@ -28,6 +28,36 @@ from serving.settings import Settings
 )
 def test_shortcuts(flags, read, expected):
     assert read(settings_from(**flags)) == expected
+
+
+@pytest.mark.parametrize(
+    ("texts", "path", "name"),
+    [
+        pytest.param(["/m"], "/m", "pocket-r1", id="path-keeps-the-name"),
+        pytest.param(["pocket-r1"], str(BUNDLED_MODEL), "pocket-r1", id="bundled"),
+        pytest.param(["mine=/m"], "/m", "mine", id="name"),
+        pytest.param(["mine=pocket-r1"], str(BUNDLED_MODEL), "mine", id="bundled-renamed"),
+        pytest.param(["nothing"], "nothing", "pocket-r1", id="hub-id"),
+    ],
+)
+def test_one_model(texts, path, name):
+    settings = settings_from(models=texts)
+    assert (settings.model.path, settings.model.name, settings.models) == (path, name, ())
+
+
+def test_several_models_share_the_flags_of_group_and_engine():
+    settings = settings_from(models=["pocket-r1", "b=/x/y", "/some/folder/"], ranks=1)
+    assert [(model.name, model.path) for model in settings.models] == [
+        ("pocket-r1", str(BUNDLED_MODEL)),
+        ("b", "/x/y"),
+        ("folder", "/some/folder/"),
+    ]
+    assert {model.pools[0].group.data_parallel for model in settings.models} == {1}
+
+
+def test_the_same_model_twice_is_refused_with_its_place():
+    with pytest.raises(SettingsError, match=r"models\[1\].name: 'pocket-r1' is already"):
+        settings_from(models=["pocket-r1", "pocket-r1"])
 
 
 def test_a_join_port_is_dialled_by_the_local_ranks():

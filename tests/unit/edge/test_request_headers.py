@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serving.edge.auth.authenticator import ALLOW_ALL, Principal
-from serving.edge.auth.keys import Role
+from serving.edge.auth.key_file import Role
 from serving.edge.request_headers import (
     explanation_of,
     request_context_of,

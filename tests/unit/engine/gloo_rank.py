@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 
 from serving.engine.cpu_plugin import collectives, sockets
+from serving.engine.cpu_plugin.node_exchange import groups
 
 WORLD = 2
 
@@ -23,15 +24,12 @@ def main(rank: int, store: str) -> None:
         world_size=WORLD,
         timeout=timedelta(seconds=300),
     )
-    group = SimpleNamespace(
-        world_size=WORLD,
-        rank_in_group=rank,
-        device_group=None,
-        unique_name="ep:0",
-    )
-    group.all_gatherv = lambda *a, **k: collectives.all_gatherv(group, *a, **k)
-    group.reduce_scatterv = lambda *a, **k: collectives.reduce_scatterv(group, *a, **k)
-    collectives.self_check(group)
+    over_gloo = ragged(rank, None)
+    collectives.self_check(over_gloo)
+    shared = ragged(rank, dist.group.WORLD)
+    groups.join(shared)
+    assert groups.exchange_of(shared.device_group) is not None
+    collectives.self_check(shared)
     rounds = 40
     random.seed(0)  # the same sizes in both processes
     for number in range(rounds):
@@ -39,11 +37,27 @@ def main(rank: int, store: str) -> None:
         sizes = [random.randint(1, 9), random.randint(1, 9)] if number % 5 else [3, 3]
         width, k = random.choice([1, 8, 33]), random.randint(1, 4)
         everyone = [tensors(number, other, sizes[other], width, k, dtype) for other in range(2)]
-        check_gather(group, everyone, sizes, uniform=not number % 5)
-        check_scatter(group, number, sizes, width, dtype)
+        for group in (over_gloo, shared):
+            check_gather(group, everyone, sizes, uniform=not number % 5)
+            check_scatter(group, number, sizes, width, dtype)
+        check_sums(number, rank)
     check_groups(rank)
     dist.destroy_process_group()
     sys.stdout.write(f"{rounds} rounds\n")
+
+
+def ragged(rank, group):
+    """What the collectives need of a communicator, over a torch.distributed group."""
+    made = SimpleNamespace(
+        world_size=WORLD,
+        rank_in_group=rank,
+        cpu_group=group,
+        device_group=group,
+        unique_name="ep:0",
+    )
+    made.all_gatherv = lambda *a, **k: collectives.all_gatherv(made, *a, **k)
+    made.reduce_scatterv = lambda *a, **k: collectives.reduce_scatterv(made, *a, **k)
+    return made
 
 
 def tensors(number, rank, rows, width, k, dtype):
@@ -83,6 +97,16 @@ def check_gather(group, everyone, sizes, *, uniform):
         assert torch.equal(tensor, want)
     alone = group.all_gatherv(mine[0], 0, sizes)
     assert torch.equal(alone, torch.cat([other[0] for other in everyone]))
+
+
+def check_sums(number, rank):
+    """The token counts of a step, as vLLM sums them."""
+    counts = torch.zeros(4, WORLD, dtype=torch.int32)
+    counts[:, rank] = number + rank
+    want = counts.clone()
+    dist.all_reduce(want)
+    groups._Distributed().all_reduce(counts, group=dist.group.WORLD)
+    assert torch.equal(counts, want)
 
 
 def check_scatter(group, number, sizes, width, dtype):

@@ -1,24 +1,28 @@
 """Requests and outputs are unchanged after encoding and decoding."""
 
 import msgspec
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from vllm import SamplingParams
-from vllm.logprobs import FlatLogprobs, Logprob
-from vllm.outputs import CompletionOutput, RequestOutput
+from vllm.exceptions import QueueOverflowError
 from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
-from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest, FinishReason
+from vllm.v1.engine.exceptions import EngineDeadError
+from vllm.v1.engine.logprobs import LogprobsProcessor
 from vllm.v1.metrics.stats import RequestSpecDecodeMetrics
+from vllm.v1.outputs import LogprobsLists
 
 from serving.engine.codec import (
     decode_params,
     decode_parser_kwargs,
-    encode_output,
+    encode_end,
+    encode_logprobs,
     error_delta,
     failure_delta,
 )
-from serving.errors import InvalidRequest
+from serving.errors import InvalidRequest, Overloaded
 from serving.link.v1 import link_pb2
 
 CHOICE = link_pb2.ChoiceDelta
@@ -80,126 +84,77 @@ def test_reasoning_parser_arguments():
         decode_parser_kwargs(link_pb2.Submit(reasoning_parser_kwargs=b"\xc1"))
 
 
-positions = st.lists(
-    st.dictionaries(
-        st.integers(0, 2**31),
-        st.builds(
-            Logprob,
-            logprob=st.floats(-50, 0, width=32),
-            rank=st.none() | st.integers(1, 2**31),
-            decoded_token=st.none() | st.text(max_size=4),
+@given(
+    st.lists(
+        st.tuples(
+            st.lists(st.integers(0, 2**31 - 1), min_size=3, max_size=3, unique=True),
+            st.lists(st.floats(-50, 0, width=32), min_size=3, max_size=3),
+            st.integers(1, 2**31 - 1),
         ),
+        min_size=1,
         max_size=4,
     ),
-    max_size=4,
+    st.booleans(),
 )
-
-
-@given(positions=positions, flat=st.booleans())
 def test_log_probabilities_arrive_in_either_form(positions, flat):
-    given_logprobs = positions
-    if flat:
-        given_logprobs = FlatLogprobs()
-        given_logprobs.extend(positions)
-    choice = completion(logprobs=given_logprobs)
-    delta = encode_output(output([choice]), "r", first=False)
-    got = [
-        {
-            token: (value, rank, text)
-            for token, value, rank, text in zip(
-                p.token_ids,
-                p.logprobs,
-                p.vocab_ranks,
-                p.decoded_tokens,
-                strict=True,
-            )
-        }
-        for p in delta.choices[0].logprobs
-    ]
-    assert got == [
-        {token: (one.logprob, one.rank or 0, one.decoded_token or "") for token, one in p.items()}
-        for p in positions
-    ]
-
-
-def completion(index=0, **fields):
-    return CompletionOutput(
-        **{
-            "index": index,
-            "text": "hé",
-            "token_ids": [5, 6],
-            "cumulative_logprob": None,
-            "logprobs": None,
-        }
-        | fields,
-    )
-
-
-def output(choices, *, finished=False, **fields):
-    return RequestOutput(
-        "inner", None, [1, 2, 3], fields.pop("prompt_logprobs", None), choices, finished, **fields
-    )
-
-
-def test_the_first_delta_carries_the_prompt_and_later_ones_do_not():
-    gained = output(
-        [completion()],
-        num_cached_tokens=2,
-        prompt_logprobs=[None, {2: Logprob(-1.0, 1, "b")}, {3: Logprob(-2.0, 4, "c")}],
-    )
-    first = encode_output(gained, "r", first=True)
-    assert (first.request_id, first.prompt_tokens, first.cached_tokens) == ("r", 3, 2)
-    assert [list(p.token_ids) for p in first.prompt_logprobs] == [[], [2], [3]]
-    later = encode_output(output([completion()]), "r", first=False)
-    assert (later.prompt_tokens, later.cached_tokens, len(later.prompt_logprobs)) == (0, 0, 0)
-    assert later.choices[0].text == "hé"
-    assert list(later.choices[0].token_ids) == [5, 6]
+    """The sampled token first, with its rank; then the most likely ones, ranked from 1."""
+    params = SamplingParams(logprobs=2, flat_logprobs=flat)
+    request = EngineCoreRequest("x", [1], None, params, None, 0.0, None, None, None)
+    processor = LogprobsProcessor.from_new_request(None, request)
+    ids, values, ranks = (np.array(column) for column in zip(*positions, strict=True))
+    output = EngineCoreOutput("x", [], new_logprobs=LogprobsLists(ids, values, ranks))
+    for _ in range(2):  # what was encoded is not encoded again
+        prompt, sampled = encode_logprobs(processor, output)
+        assert list(prompt) == []
+        assert [
+            (list(one.token_ids), list(one.logprobs), list(one.vocab_ranks)) for one in sampled
+        ] == [(tokens, logprobs, [rank, 1, 2]) for tokens, logprobs, rank in positions]
 
 
 @pytest.mark.parametrize(
     ("reason", "stop", "want", "which", "value"),
     [
-        pytest.param("stop", None, CHOICE.STOP, None, None, id="end-of-text"),
-        pytest.param("stop", "###", CHOICE.STOP, "stop_string", "###", id="string"),
-        pytest.param("stop", 0, CHOICE.STOP, "stop_token_id", 0, id="token-zero"),
-        pytest.param("length", None, CHOICE.LENGTH, None, None, id="length"),
-        pytest.param("abort", None, CHOICE.ABORT, None, None, id="abort"),
-        pytest.param("error", None, CHOICE.ERROR, None, None, id="error"),
+        pytest.param(FinishReason.STOP, None, CHOICE.STOP, None, None, id="end-of-text"),
+        pytest.param(FinishReason.STOP, 0, CHOICE.STOP, "stop_token_id", 0, id="token-zero"),
+        pytest.param(FinishReason.LENGTH, None, CHOICE.LENGTH, None, None, id="length"),
+        pytest.param(FinishReason.ABORT, None, CHOICE.ABORT, None, None, id="abort"),
+        pytest.param(FinishReason.ERROR, None, CHOICE.ERROR, None, None, id="error"),
         pytest.param(
-            "repetition",
+            FinishReason.REPETITION,
             "repetition_detected",
             CHOICE.REPETITION,
             "stop_string",
             "repetition_detected",
             id="repetition",
         ),
-        pytest.param("something new", None, CHOICE.ERROR, None, None, id="unknown"),
     ],
 )
 def test_finish_and_stop_reasons(reason, stop, want, which, value):
-    choice = completion(finish_reason=reason, stop_reason=stop)
-    message = encode_output(output([choice], finished=True), "r", first=False)
-    assert message.finished
-    assert message.choices[0].finish_reason == want
-    assert message.choices[0].WhichOneof("stop_reason") == which
+    message = CHOICE()
+    encode_end(message, EngineCoreOutput("x", [], finish_reason=reason, stop_reason=stop))
+    assert message.finish_reason == want
+    assert message.WhichOneof("stop_reason") == which
     if which is not None:
-        assert getattr(message.choices[0], which) == value
+        assert getattr(message, which) == value
+    assert not message.HasField("speculation")
+
+
+def test_every_finish_reason_of_vllm_is_known():
+    for reason in FinishReason:
+        message = CHOICE()
+        encode_end(message, EngineCoreOutput("x", [], finish_reason=reason))
+        assert (message.finish_reason == CHOICE.ERROR) is (reason is FinishReason.ERROR)
 
 
 def test_speculation_is_counted_at_the_end_of_a_choice():
     metrics = RequestSpecDecodeMetrics.new(2)
     for accepted in (0, 2, 1, 2):
         metrics.observe(2, accepted)
-    choice = completion(finish_reason="stop", spec_decode_metrics=metrics)
-    counts = encode_output(output([choice]), "r", first=False).choices[0].speculation
+    message = CHOICE()
+    end = EngineCoreOutput("x", [], finish_reason=FinishReason.STOP, spec_decode_metrics=metrics)
+    encode_end(message, end)
+    counts = message.speculation
     assert (counts.draft_steps, counts.proposed_tokens, counts.accepted_tokens) == (4, 8, 5)
-    running = encode_output(output([completion()]), "r", first=False).choices[0]
-    assert not running.HasField("speculation")
-
-
-def test_several_choices_travel_together():
-    delta = encode_output(output([completion(0), completion(2)]), "r", first=False)
-    assert [choice.index for choice in delta.choices] == [0, 2]
 
 
 def test_an_error_ends_the_request():
@@ -208,21 +163,16 @@ def test_an_error_ends_the_request():
     assert (delta.error.code, delta.error.message) == (link_pb2.RequestError.OVERLOADED, "full")
 
 
-def raised(cause):
-    """vLLM's form of an error in its front end."""
-    error = EngineGenerateError()
-    error.__cause__ = cause
-    return error
-
-
 @pytest.mark.parametrize(
     ("error", "alone", "code"),
     [
         pytest.param(EngineDeadError(), False, "ENGINE_FAILED", id="the engine died"),
+        pytest.param(Overloaded("x"), True, "OVERLOADED", id="full"),
+        pytest.param(QueueOverflowError(), True, "OVERLOADED", id="vLLM is full"),
         pytest.param(ValueError("x"), False, "INVALID_REQUEST", id="vLLM refuses it"),
         # A text for kv_transfer_params: if it fenced a group, one client could stop all groups.
-        pytest.param(raised(AttributeError("x")), True, "INVALID_REQUEST", id="fails alone"),
-        pytest.param(raised(AttributeError("x")), False, "ENGINE_FAILED", id="fails under way"),
+        pytest.param(AttributeError("x"), True, "INVALID_REQUEST", id="fails alone"),
+        pytest.param(AttributeError("x"), False, "ENGINE_FAILED", id="fails under way"),
     ],
 )
 def test_what_a_failure_is_called(error, alone, code):

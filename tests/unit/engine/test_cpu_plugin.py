@@ -19,6 +19,7 @@ from vllm.model_executor.layers.fused_moe.experts import cpu_moe
 from vllm.model_executor.layers.rotary_embedding.base import RotaryEmbedding
 from vllm.model_executor.models.deepseek_v2 import DeepseekV2DecoderLayer
 from vllm.v1.sample import rejection_sampler
+from vllm.v1.worker import dp_utils
 
 from serving.engine import cpu_plugin
 from serving.engine.cpu_plugin import (
@@ -30,6 +31,7 @@ from serving.engine.cpu_plugin import (
     sampling,
     sequence_parallel,
 )
+from serving.engine.cpu_plugin.node_exchange import groups
 from serving.engine.cpu_plugin.patch import Patch, apply_if_needed
 from tests.support.waiting import PATIENCE
 
@@ -55,6 +57,7 @@ def untouched_vllm(monkeypatch):
         inherited = inspect.unwrap(getattr(CpuCommunicator.__base__, name))
         monkeypatch.setattr(CpuCommunicator, name, inherited)
     monkeypatch.setattr(expert_load, "_layers", {})
+    monkeypatch.setattr(dp_utils, "dist", torch.distributed)
 
 
 def quantized_classes():
@@ -409,7 +412,7 @@ def test_layers_that_would_go_wrong_are_refused(apply_on_input, zentorch, messag
 # ------------------------------------------------------------------------- collectives
 
 
-def test_collectives_are_right_over_gloo(tmp_path):
+def test_collectives_are_right_over_gloo_and_through_shared_memory(tmp_path):
     """Two real processes; the script fails if any result is wrong."""
     script = Path(__file__).with_name("gloo_rank.py")
     ranks = [
@@ -455,6 +458,35 @@ def test_collectives_refuse_what_does_not_fit(call, message):
     group = SimpleNamespace(world_size=2, rank_in_group=0, device_group=None)
     with pytest.raises((ValueError, NotImplementedError), match=message):
         call(group)
+
+
+def test_token_counts_are_summed_by_the_exchange_of_their_group(monkeypatch):
+    """vLLM sums them with ``dp_utils.dist.all_reduce(tensor, group=group)``."""
+    group, summed = object(), []
+
+    def add(tensor):
+        summed.append(tensor.clone())
+        return tensor * 2
+
+    monkeypatch.setattr(groups, "_exchanges", {group: SimpleNamespace(sum=add)})
+    monkeypatch.setattr(
+        dp_utils,
+        "get_dp_group",
+        lambda: SimpleNamespace(device=torch.device("cpu"), device_group=group, cpu_group=group),
+    )
+    groups.install_sums()
+    config = SimpleNamespace(
+        data_parallel_size=2, data_parallel_rank=1, disable_nccl_for_dp_synchronization=True
+    )
+    counts = dp_utils._run_ar(
+        should_ubatch=False,
+        orig_num_tokens_per_ubatch=3,
+        padded_num_tokens_per_ubatch=4,
+        cudagraph_mode=0,
+        parallel_config=config,
+    )
+    assert counts.tolist() == [[0, 6], [0, 8], [0, 0], [0, 0]]
+    assert len(summed) == 1
 
 
 def test_the_self_check_notices_wrong_sums():

@@ -8,18 +8,23 @@ import psutil
 import pytest
 import pytest_asyncio
 from prometheus_client import REGISTRY
+from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
+from vllm.tokenizers import get_tokenizer
 
 from serving.engine.fake.engine import FakeEngine, FakeFaults
 from serving.errors import EngineError
 from serving.link.v1 import link_pb2
-from serving.settings import EngineSettings, GroupSettings, Settings
+from serving.requests.output_buffer import OutputBuffer
+from serving.requests.resume import plan
+from serving.settings import BUNDLED_MODEL, EngineSettings, GroupSettings, Settings
 from tests.support.clock import ManualClock
-from tests.support.engines import share_fork_server
+from tests.support.engines import generate, share_fork_server
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 ALONE = Settings(group=GroupSettings(data_parallel=1), engine=EngineSettings(max_num_seqs=8))
 PROMPT = [1, 40, 41, 42, 43]
+TOKENIZER = get_tokenizer(str(BUNDLED_MODEL))
 DEADLINE = 300  # seconds; reached only on failure
 # Only digits are allowed, after an unrelated prompt, so every token is random: without
 # that the trained model is so certain at temperature 1 that three choices may be the same.
@@ -64,7 +69,7 @@ def submit(request_id, prompt=PROMPT, **params):
 
 async def collect(engine, work):
     async with asyncio.timeout(DEADLINE):
-        return [delta async for delta in engine.generate(work)]
+        return [delta async for delta in generate(engine, work)]
 
 
 def tokens(deltas, index=0):
@@ -75,12 +80,6 @@ def tokens(deltas, index=0):
         if choice.index == index
         for token in choice.token_ids
     ]
-
-
-def text(deltas, index=0):
-    return "".join(
-        choice.text for delta in deltas for choice in delta.choices if choice.index == index
-    )
 
 
 def last(deltas, index=0):
@@ -164,7 +163,6 @@ async def test_log_probabilities_come_with_every_token(engine, flat):
         size = len(position.token_ids)
         assert size >= 2
         assert len(position.logprobs) == len(position.vocab_ranks) == size
-        assert len(position.decoded_tokens) == size
         assert all(value <= 0 for value in position.logprobs)
         assert position.vocab_ranks[0] == 1
     prompt = deltas[0].prompt_logprobs
@@ -174,18 +172,58 @@ async def test_log_probabilities_come_with_every_token(engine, flat):
     assert not any(delta.prompt_logprobs for delta in deltas[1:])
 
 
-async def test_a_stop_string_ends_the_text_before_it(engine):
-    # Printable characters only, so that there is text for any weights.
-    params = {"max_tokens": 32, "allowed_token_ids": list(range(33, 127))}
-    whole = text(await collect(engine, submit("whole", **params)))
-    assert len(whole) == 32
-    stop = whole[5:8]
-    deltas = await collect(engine, submit("stop", stop=[stop], **params))
-    assert text(deltas) == whole[: whole.index(stop)]
-    assert last(deltas).finish_reason == CHOICE.STOP
-    assert last(deltas).stop_string == stop
-    kept = submit("kept", stop=[stop], include_stop_str_in_output=True, **params)
-    assert text(await collect(engine, kept)) == whole[: whole.index(stop)] + stop
+async def test_stop_strings_are_left_to_the_router(engine):
+    whole = tokens(await collect(engine, submit("whole")))
+    deltas = await collect(engine, submit("stop", stop=[chr(token) for token in range(128)]))
+    assert tokens(deltas) == whole
+    assert last(deltas).finish_reason == CHOICE.LENGTH
+
+
+async def test_a_complete_request_ends_without_a_delta_and_counts_as_stopped(engine):
+    deltas, first = [], asyncio.Event()
+
+    def deliver(delta):
+        deltas.append(delta)
+        first.set()
+
+    before = stopped()
+    running = engine.submit(submit("complete", max_tokens=1500), deliver)
+    async with asyncio.timeout(DEADLINE):
+        await first.wait()
+    assert running.complete(0)
+    count = len(deltas)
+    assert running.complete(0)
+    running.cancel()
+    await until(engine, lambda load: load.running_requests == 0)
+    assert len(deltas) == count
+    assert not any(delta.finished for delta in deltas)
+    await collect(engine, submit("next"))
+    if engine.describe().engine_version.startswith("vllm"):
+        assert stopped() == before + 1
+
+
+def stopped():
+    """Return vLLM's count of requests that ended because of a stop string or token."""
+    labels = {"engine": "0", "model_name": "pocket-r1", "finished_reason": "stop"}
+    return REGISTRY.get_sample_value("vllm:request_success_total", labels) or 0
+
+
+async def test_a_request_with_several_choices_ends_when_all_of_them_have(engine):
+    deltas, done = [], asyncio.Event()
+
+    def deliver(delta):
+        deltas.append(delta)
+        if delta.finished:
+            done.set()
+
+    running = engine.submit(submit("some", n=2, **THROWN), deliver)
+    assert not running.complete(1)
+    async with asyncio.timeout(DEADLINE):
+        await done.wait()
+    assert len(tokens(deltas, 0)) == 24
+    both = engine.submit(submit("both", n=2, **THROWN | {"max_tokens": 1500}), deliver)
+    assert [both.complete(0), both.complete(1)] == [False, True]
+    await until(engine, lambda load: load.running_requests + load.waiting_requests == 0)
 
 
 async def test_a_stop_token_ends_the_stream(engine):
@@ -221,27 +259,94 @@ async def test_a_bad_request_ends_with_an_error_and_the_next_one_works(engine, w
 
 
 async def test_closing_the_iterator_aborts_the_request(engine):
-    stream = engine.generate(submit("closed", max_tokens=1500))
+    stream = generate(engine, submit("closed", max_tokens=1500))
     await anext(stream)
     await stream.aclose()
     load = await until(engine, lambda load: load.running_requests + load.waiting_requests == 0)
     assert load.kv_usage == 0
 
 
-async def test_abort_ends_the_stream_with_that_reason(engine):
-    stream = engine.generate(submit("aborted", max_tokens=1500))
-    deltas = [await anext(stream)]
-    await engine.abort("aborted")
-    async with asyncio.timeout(DEADLINE):
-        deltas += [delta async for delta in stream]
-    assert deltas[-1].finished
-    assert last(deltas).finish_reason == CHOICE.ABORT
-    await until(engine, lambda load: load.running_requests == 0)
+QUESTION = list(b"What is 17+25? Show the steps, then the result.")
+ROWS = [
+    pytest.param({"temperature": 0.0}, id="greedy"),
+    pytest.param({"temperature": 0.0, "stop": "answer"}, id="stop string"),
+    pytest.param(
+        {"temperature": 0.0, "stop": "answer", "include_stop_str_in_output": True},
+        id="stop string, kept",
+    ),
+    pytest.param({"temperature": 0.0, "stop": "answer", "min_tokens": 24}, id="late stop string"),
+    pytest.param({"temperature": 0.0, "logprobs": 2}, id="log-probabilities"),
+    pytest.param({"temperature": 0.0, "repetition_penalty": 1.2}, id="repetition penalty"),
+    pytest.param({"temperature": 0.0, "presence_penalty": 0.5}, id="presence penalty"),
+    pytest.param({"temperature": 1.0, "seed": 5}, id="seed"),
+    pytest.param({"temperature": 1.0, "seed": 5, "n": 2, "stop": "answer"}, id="choices"),
+    pytest.param({"temperature": 0.0, "structured_outputs": "[a-z ]{40,60}"}, id="grammar"),
+]
+CUTS = (1, 11, 23)
 
 
-async def test_aborting_what_is_not_there_is_ignored(engine):
-    await engine.abort("nobody")
-    await engine.check_health()
+@pytest.mark.parametrize("row", ROWS)
+async def test_a_request_that_changes_ranks_has_the_same_output(engine, row):
+    """The rows of resumption.md: each output is put together from four pieces."""
+    row = dict(row)
+    if "stop" in row:
+        # Part of the answer, so that it is found; a cut falls into it.
+        whole = await played(engine, {**row, "stop": None}, "whole")
+        row["stop"] = [whole[0]["text"][21:25]]
+    if "structured_outputs" in row:
+        row["structured_outputs"] = StructuredOutputsParams(regex=row["structured_outputs"])
+    undisturbed = await played(engine, row, "undisturbed")
+    assert await played(engine, row, "cut", cuts=CUTS) == undisturbed
+    if "stop" in row and row["temperature"] == 0:
+        assert undisturbed[0]["reason"] == ("stop", row["stop"][0])
+
+
+async def played(engine, row, name, cuts=()):
+    """Run a request as a router does, on another rank after each number of tokens in ``cuts``."""
+    sampling = SamplingParams(max_tokens=48, ignore_eos=True, **row)
+    buffer = OutputBuffer(name, QUESTION, sampling, RequestOutputKind.DELTA, tokenizer=TOKENIZER)
+    first = work = link_pb2.Submit(
+        request_id=name,
+        prompt_token_ids=QUESTION,
+        sampling_params=msgspec.msgpack.encode(sampling),
+    )
+    outputs = []
+    for attempt, cut in enumerate((*cuts, 10**6), 1):
+        async with asyncio.timeout(DEADLINE), contextlib.aclosing(generate(engine, work)) as deltas:
+            async for delta in deltas:
+                assert not delta.HasField("error"), delta.error.message
+                if buffer.add(delta) is None:
+                    buffer.apply(delta)
+                if (output := buffer.take()) is not None:
+                    outputs.append(output)
+                if buffer.finished or buffer.emitted_tokens >= cut:
+                    break
+        if buffer.finished:
+            break
+        work = plan(first, sampling, buffer, attempt=attempt, expected_output=48).work
+    assert buffer.finished
+    parts = [choice for output in outputs for choice in output.outputs]
+    return [
+        {
+            "tokens": buffer.emitted(index),
+            "text": "".join(part.text for part in parts if part.index == index),
+            "logprobs": [
+                {
+                    token: (round(one.logprob, 2), one.rank, one.decoded_token)
+                    for token, one in position.items()
+                }
+                for part in parts
+                if part.index == index
+                for position in part.logprobs or ()
+            ],
+            "reason": next(
+                (part.finish_reason, part.stop_reason)
+                for part in parts
+                if part.index == index and part.finish_reason
+            ),
+        }
+        for index in range(sampling.n)
+    ]
 
 
 async def test_load_counts_what_was_done(engine):
@@ -289,7 +394,7 @@ async def test_a_fake_engine_that_stalls_says_so_until_it_is_given_up():
     clock = ManualClock(0.0)
     engine = FakeEngine(ALONE, clock=clock, faults=FakeFaults(stall_after=2))
     await engine.start()
-    stream = engine.generate(submit("stalled"))
+    stream = generate(engine, submit("stalled"))
     assert len(tokens([await anext(stream), await anext(stream)])) == 2
     third = asyncio.ensure_future(anext(stream))
     await asyncio.sleep(0)
@@ -298,9 +403,10 @@ async def test_a_fake_engine_that_stalls_says_so_until_it_is_given_up():
     with pytest.raises(EngineError, match="no step"):
         await engine.check_health()
     assert (await engine.load()).health == link_pb2.LoadSnapshot.STALLED
-    await engine.abort("stalled")
-    assert last([await third]).finish_reason == CHOICE.ABORT
+    third.cancel()
+    await asyncio.gather(third, return_exceptions=True)
     await stream.aclose()
+    assert (await engine.load()).running_requests == 0
 
 
 async def test_a_fake_engine_refuses_when_told_to():

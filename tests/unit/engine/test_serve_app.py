@@ -30,6 +30,11 @@ def test_arguments_win_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
         pytest.param({}, "settings: Field required", id="none"),
         pytest.param({"settings": {}, "groups": 2}, "groups: Extra inputs", id="unknown"),
         pytest.param({"settings": {"grop": {}}}, "grop: Extra inputs", id="no-setting"),
+        pytest.param(
+            {"settings": {"models": [{"name": "a", "path": "/"}, {"name": "b", "path": "/"}]}},
+            "several pools are configured",
+            id="several-pools",
+        ),
     ],
 )
 def test_refusals(arguments: dict[str, Any], part: str) -> None:

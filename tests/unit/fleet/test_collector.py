@@ -18,7 +18,7 @@ def sample(text, name):
 
 def test_living_groups_are_shown_and_gone_ones_are_not():
     membership = FleetMembership()
-    registry = fleet_registry(membership)
+    registry = fleet_registry(membership.snapshot)
     handles = [
         RecordingHandle(inflight_requests=3, outstanding_tokens=40),
         RecordingHandle(inflight_requests=3, outstanding_tokens=40),

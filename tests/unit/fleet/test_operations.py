@@ -6,6 +6,7 @@ import pytest
 
 from serving.errors import GroupNotFound
 from serving.fleet.membership import FleetMembership
+from serving.fleet.models import FleetModel, FleetModels
 from serving.fleet.operations import FleetOperations
 from serving.routing.snapshot import MemberState
 from tests.support.fleets import RecordingHandle, hello, load
@@ -36,7 +37,7 @@ def membership(handle):
 
 @pytest.fixture
 def operations(membership):
-    return FleetOperations(membership)
+    return FleetOperations(FleetModels([FleetModel("m", membership, "f")]))
 
 
 def group(membership):

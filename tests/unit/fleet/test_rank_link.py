@@ -69,7 +69,7 @@ def stream(name, clock=None, *, prompt=3, max_tokens=10):
 
 
 def delta(name, *tokens, finished=False, **fields):
-    choice = link_pb2.ChoiceDelta(token_ids=tokens, text="x" * len(tokens))
+    choice = link_pb2.ChoiceDelta(token_ids=tokens)
     return link_pb2.Delta(request_id=name, choices=[choice], finished=finished, **fields)
 
 

@@ -617,6 +617,9 @@ async def test_unfinished_messages_are_bounded_over_all_connections(serve):
     stand = await serve({"max_pending_bytes": 2**15}, uu=uu, ss=ss)
     clients = [await stand.raw() for _ in range(2)]
     waits, refused = (client.begin("/t.T/ss") for client in clients)
+    for client in clients:
+        await client.ping()
+    await eventually(lambda: stand.server.pending.used == 0)  # both handlers have begun
     half = struct.pack(">BI", 0, 2**17) + bytes(2**14 - 5)
     for client, call in zip(clients, (waits, refused), strict=True):
         client.data(call, half)

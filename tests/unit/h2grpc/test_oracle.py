@@ -5,7 +5,9 @@ Differences are intended: ``DIFFERENT`` lists each case with its reason.
 
 import asyncio
 import contextlib
+import gzip
 import logging
+import zlib
 from urllib.parse import unquote
 
 import grpc
@@ -14,6 +16,7 @@ import pytest
 from grpc_health.v1 import health_pb2_grpc
 
 from serving.h2grpc.server import Server
+from tests.support.waiting import PATIENCE
 from tests.unit.h2grpc.conftest import bound_socket, methods
 from tests.unit.h2grpc.raw_client import RawClient, message
 
@@ -54,6 +57,9 @@ class Servicer:
 
     async def uu_number(self, request, context):
         context.set_code(5)
+
+    async def uu_waits(self, request, context):
+        await asyncio.sleep(PATIENCE)
 
     async def uu_nothing_of_the_sort(self, request, context):
         context.set_code(99)
@@ -133,9 +139,11 @@ class Servicer:
 
 
 NAMES = [name for name in vars(Servicer) if not name.startswith("_")]
+ELSEWHERE = {"uu_abort_with_more_metadata", "uu_waits"}
+"""Methods that tests name themselves."""
 ONE = message(b"x")
 CASES = {
-    **{name: (name, [ONE], {}) for name in NAMES if name != "uu_abort_with_more_metadata"},
+    **{name: (name, [ONE], {}) for name in NAMES if name not in ELSEWHERE},
     "no-method": ("none", [ONE], {}),
     "no-message-of-a-stream": ("su", [], {}),
     "three-of-a-stream": ("ss", [ONE, ONE + ONE], {}),
@@ -146,6 +154,21 @@ CASES = {
         {"grpc-encoding": "identity"},
     ),
     "damaged": ("uu", [message(b"xxxxxxxx", compressed=True)], {"grpc-encoding": "gzip"}),
+    "more-behind-gzip": (
+        "uu",
+        [message(gzip.compress(b"x") + b"more", compressed=True)],
+        {"grpc-encoding": "gzip"},
+    ),
+    "two-members-of-gzip": (
+        "uu",
+        [message(gzip.compress(b"x") * 2, compressed=True)],
+        {"grpc-encoding": "gzip"},
+    ),
+    "more-behind-deflate": (
+        "uu",
+        [message(zlib.compress(b"x") + b"more", compressed=True)],
+        {"grpc-encoding": "deflate"},
+    ),
     "too-large": ("uu", [message(b"x" * (LIMIT + 1))], {}),
     "no-time": ("uu", [ONE], {"grpc-timeout": "0n"}),
     "no-seconds": ("uu", [ONE], {"grpc-timeout": "0S"}),
@@ -160,7 +183,8 @@ DIFFERENT = {
     "unary-without-a-message": ("uu", [], {}, CODE.UNIMPLEMENTED, _SILENT),
     "stream-without-a-request": ("us_nothing", [], {}, CODE.UNIMPLEMENTED, _SILENT),
     "two-messages": (
-        "uu",
+        # A method that has ended before the second one arrives cannot notice it.
+        "uu_waits",
         [ONE, ONE],
         {},
         CODE.UNIMPLEMENTED,

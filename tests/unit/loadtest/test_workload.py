@@ -74,9 +74,14 @@ def test_csv_and_json_lines(tmp_path):
         pytest.param("a.csv", "timestamp,prompt_tokens,output_tokens\nx,1,1\n", "x", id="number"),
         pytest.param("a.jsonl", "[]\n", "is invalid", id="not-an-object"),
         pytest.param("a.jsonl", "{}\n", "timestamp", id="field"),
+        pytest.param("a.jsonl", "[" * 100_000, "recursion", id="nested"),
+        pytest.param(
+            "a.csv", "timestamp,prompt_tokens,output_tokens\n1,1000000000000,1\n",
+            "1000000000000 and 1, must be whole numbers from 0 to 10,000,000", id="long",
+        ),
         pytest.param("none", None, "No such file", id="file"),
     ],
-)
+)  # fmt: skip
 def test_a_bad_trace_is_one_clear_error(tmp_path, name, content, says):
     if content is not None:
         (tmp_path / name).write_text(content)

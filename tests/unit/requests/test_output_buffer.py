@@ -1,7 +1,10 @@
 """OutputBuffer: the same outputs as vLLM's own output processor, however deltas merge."""
 
 from copy import deepcopy
+from types import SimpleNamespace
+from unittest import mock
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -11,14 +14,20 @@ from vllm.logprobs import FlatLogprobs, Logprob
 from vllm.outputs import RequestOutput
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.tokenizers import get_tokenizer
-from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest, FinishReason
+from vllm.v1.engine import (
+    EngineCoreOutput,
+    EngineCoreOutputs,
+    EngineCoreRequest,
+    FinishReason,
+)
 from vllm.v1.engine.output_processor import OutputProcessor, RequestOutputCollector
 from vllm.v1.engine.parallel_sampling import ParentRequest
 from vllm.v1.metrics.stats import PrefillStats
 from vllm.v1.outputs import LogprobsLists, LogprobsTensors
 
-from serving.engine.codec import encode_output
+from serving.engine.core.requests import CoreRequests
 from serving.link.v1 import link_pb2
+from serving.requests import output_buffer
 from serving.requests.output_buffer import OutputBuffer
 from serving.settings import BUNDLED_MODEL
 
@@ -109,6 +118,67 @@ def comparable(output: RequestOutput | None):
     return fields
 
 
+class Statistics:
+    """In place of vLLM's metrics, which are registered once per process."""
+
+    def begin(self):
+        return None
+
+    def count(self, step, one, output, at):
+        one.prefilling = False
+        if output.prefill_stats is not None:
+            one.cached_tokens = output.prefill_stats.num_cached_tokens
+
+    def finished(self, one, reason, output):
+        pass
+
+    def end(self, outputs):
+        pass
+
+
+class Rank:
+    """The rank's side: takes engine outputs, returns deltas as they arrive at the router."""
+
+    def __init__(self, params, prompt_ids):
+        limits = SimpleNamespace(max_num_queued_reqs=None, max_num_queued_tokens=None)
+        core = SimpleNamespace(
+            vllm_config=SimpleNamespace(scheduler_config=limits),
+            dead=False,
+            traces=False,
+            input_processor=SimpleNamespace(process_inputs=self.process),
+        )
+        self.params = params
+        self.deltas = []
+        self.requests = CoreRequests(core, Statistics())
+        work = link_pb2.Submit(
+            request_id="x",
+            prompt_token_ids=prompt_ids,
+            sampling_params=msgspec.msgpack.encode(params),
+        )
+        self.request = self.requests.submit(work, self.deliver)
+        self.children = [choice.core_id for choice in self.request.choices.values()]
+
+    def process(self, request_id, prompt, params, **_):
+        return EngineCoreRequest(
+            request_id, prompt["prompt_token_ids"], None, params, None, 0.0, None, None, None
+        )
+
+    def deliver(self, delta):
+        self.deltas.append(link_pb2.Delta.FromString(delta.SerializeToString()))
+
+    def step(self, outputs):
+        self.requests._step(
+            EngineCoreOutputs(
+                outputs=[
+                    EngineCoreOutput(self.children[index], **deepcopy(fields))
+                    for index, fields in outputs.items()
+                ]
+            )
+        )
+        deltas, self.deltas = self.deltas, []
+        return deltas
+
+
 def both(tokenizer, steps, *, reads, **params):
     """Feed the same steps to vLLM in the wanted kind, and through the link; return both reads.
 
@@ -117,18 +187,15 @@ def both(tokenizer, steps, *, reads, **params):
     kind = params.pop("output_kind")
     prompt = [5, 6, 7]
     direct = Vllm(tokenizer, SamplingParams(output_kind=kind, **params), prompt)
-    rank = Vllm(tokenizer, SamplingParams(output_kind=DELTA, **params), prompt)
+    rank = Rank(SamplingParams(output_kind=DELTA, **params), prompt)
     wanted = SamplingParams(**params)
-    buffer = OutputBuffer("x", prompt, wanted, kind, "the prompt")
+    buffer = OutputBuffer("x", prompt, wanted, kind, "the prompt", tokenizer=tokenizer)
     seen, expected = [], []
-    first = True
     for number, step in enumerate(steps):
         direct.step(step)
-        rank.step(step)
-        if (output := rank.get()) is not None:
-            wire = encode_output(output, "x", first=first).SerializeToString()
-            buffer.apply(link_pb2.Delta.FromString(wire))
-            first = False
+        for delta in rank.step(step):
+            if not buffer.finished and buffer.add(delta) is None:
+                buffer.apply(delta)
         if number in reads or number == len(steps) - 1:
             expected.append(comparable(direct.get()))
             seen.append(comparable(buffer.take()))
@@ -233,7 +300,7 @@ def test_flat_log_probabilities_keep_their_form(kind):
     params = SamplingParams(logprobs=1, flat_logprobs=True)
     buffer = OutputBuffer("x", [1], params, kind)
     buffer.apply(
-        link_pb2.Delta(choices=[choice(0, [3], "c", length=True, logprobs=[-0.5])], finished=True)
+        link_pb2.Delta(choices=[choice(0, [3], length=True, logprobs=[-0.5])], finished=True)
     )
     output = buffer.take()
     assert output is not None
@@ -245,11 +312,10 @@ def test_flat_log_probabilities_keep_their_form(kind):
 # -- merging ------------------------------------------------------------------------------
 
 
-def choice(index, tokens, text, *, length=False, logprobs=()):
+def choice(index, tokens, *, length=False, logprobs=()):
     return link_pb2.ChoiceDelta(
         index=index,
         token_ids=tokens,
-        text=text,
         finish_reason=link_pb2.ChoiceDelta.LENGTH if length else 0,
         logprobs=[
             link_pb2.PositionLogprobs(token_ids=[token], logprobs=[value])
@@ -284,29 +350,36 @@ def gather(outputs, count):
     return tokens, texts
 
 
-@given(histories())
+@given(histories(), st.sampled_from([2, 4, 64]))
 @settings(max_examples=200)
-def test_deltas_put_together_are_the_final_output(history):
-    count, deltas = history
+def test_deltas_put_together_are_the_final_output(history, merged):
+    with mock.patch.object(output_buffer, "_MERGED", merged):
+        _put_together(*history, merged)
+
+
+def _put_together(count, deltas, merged):
     params = SamplingParams(n=count)
     by_kind = {kind: OutputBuffer("x", [1], params, kind) for kind in RequestOutputKind}
     outputs = {kind: [] for kind in RequestOutputKind}
     last = link_pb2.Delta(
-        choices=[choice(index, [7], "z", length=True) for index in range(count)], finished=True
+        choices=[choice(index, [7], length=True) for index in range(count)], finished=True
     )
     messages = [
-        (link_pb2.Delta(choices=[choice(index, tokens, str(tokens))]), looks)
-        for index, tokens, looks in deltas
+        (link_pb2.Delta(choices=[choice(index, tokens)]), looks) for index, tokens, looks in deltas
     ]
     for message, looks in [*messages, (last, True)]:
         for kind, buffer in by_kind.items():
             buffer.apply(message)
-            if looks and (output := buffer.take()) is not None:
+            while looks and (output := buffer.take()) is not None:
                 outputs[kind].append(output)
-            assert not (looks and buffer.takeable)
+                assert buffer.backlog is buffer.takeable
     (final,) = outputs[FINAL]
     cumulative = outputs[CUMULATIVE][-1]
     tokens, texts = gather(outputs[DELTA], count)
+    for output in outputs[DELTA]:
+        # A delta of up to three tokens is not split.
+        assert all(len(each.token_ids) <= max(merged, 3) for each in output.outputs)
+        assert output.finished or any(each.finish_reason is None for each in output.outputs)
     for index in range(count):
         assert final.outputs[index].token_ids == tokens[index]
         assert final.outputs[index].text == texts[index]
@@ -321,12 +394,12 @@ def test_deltas_put_together_are_the_final_output(history):
     ("delta", "words"),
     [
         pytest.param(
-            link_pb2.Delta(choices=[choice(2, [1], "a")]),
+            link_pb2.Delta(choices=[choice(2, [1])]),
             "choice 2, but only 2 requested",
             id="index",
         ),
         pytest.param(
-            link_pb2.Delta(choices=[choice(0, [1, 2], "a", logprobs=[-1.0])]),
+            link_pb2.Delta(choices=[choice(0, [1, 2], logprobs=[-1.0])]),
             "1 log-probabilities for 2 tokens",
             id="log-probabilities",
         ),
@@ -342,7 +415,17 @@ def test_delta_that_does_not_fit_changes_nothing(delta, words):
 
 def test_choices_that_never_spoke_are_aborted_at_the_end():
     buffer = OutputBuffer("x", [1], SamplingParams(n=2), FINAL)
-    buffer.apply(link_pb2.Delta(choices=[choice(0, [1], "a", length=True)], finished=True))
+    buffer.apply(link_pb2.Delta(choices=[choice(0, [1], length=True)], finished=True))
     output = buffer.take()
     assert output is not None
     assert [each.finish_reason for each in output.outputs] == ["length", "abort"]
+
+
+def test_speculation_is_that_of_each_choices_last_report():
+    buffer = OutputBuffer("x", [1], SamplingParams(n=2), DELTA)
+    reports = ((0, 4, 1), (1, 2, 2), (0, 8, 5))
+    for index, proposed, accepted in reports:
+        counts = link_pb2.SpeculationCounts(proposed_tokens=proposed, accepted_tokens=accepted)
+        choice = link_pb2.ChoiceDelta(index=index, token_ids=[5], speculation=counts)
+        buffer.apply(link_pb2.Delta(choices=[choice]))
+    assert buffer.speculation == (10, 7)

@@ -3,9 +3,13 @@
 import pytest
 
 from deploy.docs.generate.settings import descriptions, groups
-from serving.settings import ScheduleFloor
+from serving.settings import PoolSettings, ScheduleFloor, ServedModelSettings
 
-CLASSES = groups() | {"autoscaler.schedule[]": ScheduleFloor}
+CLASSES = groups() | {
+    "autoscaler.schedule[]": ScheduleFloor,
+    "models[]": ServedModelSettings,
+    "models[].pools[]": PoolSettings,
+}
 DURATIONS = ("timeout", "interval", "window", "_slo", "_ttl", "backoff", "ageing", "_seconds")
 FIELDS = [
     pytest.param(cls, name, id=f"{group}.{name}")

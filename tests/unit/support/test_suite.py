@@ -3,6 +3,7 @@
 import pytest
 
 from tests import suite
+from tests.support import failures
 
 NAMES = (*suite.ENGINE_RUNS, "units")
 
@@ -55,8 +56,25 @@ def test_failures_are_read_from_pytest(tmp_path, capsys) -> None:
     assert run.status == 1
     fails, breaks = run.failures
     assert fails.endswith(f"test_some.py::test_fails - ValueError: {'word ' * 19}word")
-    assert breaks.endswith("test_some.py::test_breaks - OSError: no")
+    assert breaks.endswith("test_some.py::test_breaks - OSError: no … answer")
     assert "   some | " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("message", "line"),
+    [
+        ("ValueError: no", "ValueError: no"),
+        ("assert 1 == 2\n + where 1 = f()", "assert 1 == 2"),
+        ("AssertionError: a\nassert False", "AssertionError: a"),
+        (
+            f"RuntimeError: up: {'x' * 50}\n\n[ 9.1s] ray: up\nerror: port 5 is in use\n\n",
+            f"RuntimeError: up: {'x' * 42} … error: port 5 is in use",
+        ),
+        ("", ""),
+    ],
+)
+def test_a_message_in_one_line(message: str, line: str) -> None:
+    assert failures.in_one_line(message) == line
 
 
 def test_a_run_without_a_report_is_a_failure(capsys) -> None:

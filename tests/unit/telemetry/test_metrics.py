@@ -50,6 +50,7 @@ def test_names_have_the_prefix_and_a_base_unit(name):
 def test_only_few_kinds_of_labels_exist():
     labels = {label for _, labels in declared().values() for label in labels}
     assert labels == {
-        "action", "code", "direction", "group", "kind", "layers", "outcome", "over", "priority",
-        "protocol", "rank", "reason", "rule", "scorer", "stage", "state", "tenant", "way",
+        "action", "app", "code", "direction", "group", "kind", "layers", "model", "outcome", "over",
+        "period", "pool", "priority", "protocol", "rank", "reason", "rule", "scope", "scorer",
+        "stage", "state", "tenant", "way",
     }  # fmt: skip

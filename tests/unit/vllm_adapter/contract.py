@@ -6,9 +6,18 @@ fingerprint is the beginning of the SHA-256 of the source.
 
 from starlette.responses import StreamingResponse
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionResponse
+from vllm.entrypoints.openai.completion.protocol import CompletionResponse
+from vllm.entrypoints.openai.responses.protocol import ResponsesResponse
+from vllm.entrypoints.serve.tokenize.protocol import (
+    TokenizeChatRequest,
+    TokenizeCompletionRequest,
+    TokenizeResponse,
+)
 
-from serving.vllm_adapter.handlers import ChatAnswer
+from serving.vllm_adapter.handlers import ChatAnswer, TextAnswer
+from serving.vllm_adapter.responses_handler import ResponseAnswer
 from serving.vllm_adapter.routes import EventStream
+from serving.vllm_adapter.tokenization_handler import TokenizeAnswer, _BoundedChat, _BoundedText
 
 OF_EVERY_CLASS = frozenset(
     {
@@ -25,6 +34,7 @@ OF_EVERY_CLASS = frozenset(
 """Attributes that nearly every class has; they are no overrides of interest."""
 
 _METHODS = {
+    "starlette.responses:Response": {"__call__": "02e103484e"},
     "starlette.responses:StreamingResponse": {
         "__call__": "b9c82e4929",
         "stream_response": "22466a7b40",
@@ -95,18 +105,31 @@ _METHODS = {
         "_engine_reasoning_kwargs": "241fee38d6",
         "chat_completion_full_generator": "3ac818c006",
         "chat_completion_stream_generator": "33280e012b",
+        "create_chat_completion": "aec4c1bebb",
     },
     "vllm.entrypoints.openai.completion.serving:OpenAIServingCompletion": {
         "completion_stream_generator": "c48fac9132",
+        "create_completion": "7a5fba5426",
+        "request_output_to_completion_response": "d8a7debb7d",
     },
     "vllm.entrypoints.openai.responses.serving:OpenAIServingResponses": {
         "_make_response_output_items": "26b4b0d944",
         "_process_simple_streaming_events": "edd978fdd1",
+        "create_responses": "ad4a37503a",
         "responses_full_generator": "d4fc27c210",
         "responses_stream_generator": "592bb23bab",
     },
     "vllm.entrypoints.serve.engine.serving:BaseServing": {
         "create_error_response": "47ec3d3202",
+    },
+    "vllm.entrypoints.serve.tokenize.protocol:TokenizeChatRequest": {
+        "build_tok_params": "16d8b53869",
+    },
+    "vllm.entrypoints.serve.tokenize.protocol:TokenizeCompletionRequest": {
+        "build_tok_params": "16d8b53869",
+    },
+    "vllm.entrypoints.serve.tokenize.serving:ServingTokenization": {
+        "create_tokenize": "29022e12f7",
     },
     "vllm.parser.abstract_parser:DelegatingParser": {
         "_apply_structural_tag": "13007b38a5",
@@ -157,31 +180,31 @@ REPLACED = {
     ),
     "vllm.renderers.hf:HfRenderer.render_messages_async": (
         "e3d086b016",
-        "rebuilt with another parse_chat_messages_async (long_chats)",
+        "rebuilt with another parse_chat_messages_async (rendering)",
     ),
     "vllm.renderers.deepseek_v32:DeepseekV32Renderer.render_messages_async": (
         "cbc74c7fda",
-        "rebuilt with another parse_chat_messages_async (long_chats)",
+        "rebuilt with another parse_chat_messages_async (rendering)",
     ),
     "vllm.renderers.chat_utils:parse_chat_messages_async": (
         "5a6ddf0ecb",
-        "called with a part of the messages (long_chats)",
+        "called with a part of the messages (rendering)",
     ),
     "vllm.renderers.chat_utils:_parse_chat_message_content": (
         "c6ec227ab2",
-        "parses a message independently of the others (long_chats)",
+        "parses a message independently of the others (rendering)",
     ),
     "vllm.renderers.chat_utils:_postprocess_messages": (
         "998b6c5144",
-        "changes each message independently of the others (long_chats)",
+        "changes each message independently of the others (rendering)",
     ),
     "vllm.renderers.base:BaseRenderer.__init__": (
         "51923ba375",
-        "creates _tokenize_prompt_async, which is replaced (handlers)",
+        "creates _tokenize_prompt_async, which is replaced (rendering)",
     ),
     "vllm.renderers.base:BaseRenderer._tokenize_prompt": (
         "c27e0f72db",
-        "called in place of _tokenize_prompt_async (handlers)",
+        "called in place of _tokenize_prompt_async (rendering)",
     ),
     "vllm.v1.engine.detokenizer:IncrementalDetokenizer.from_new_request": (
         "895065ebc8",
@@ -239,10 +262,17 @@ SITES = {
         "middleware_stack",
         "setattr",
     },
-    "serving/vllm_adapter/handlers.py": {"__class__", "_tokenize_prompt_async", "with_names"},
-    "serving/vllm_adapter/long_chats.py": {"render_messages_async", "with_names"},
-    "serving/vllm_adapter/responses_handler.py": {"with_names"},
+    "serving/vllm_adapter/handlers.py": {"__class__", "with_names"},
+    "serving/vllm_adapter/long_answers.py": {"setattr"},
+    "serving/vllm_adapter/model_dispatch.py": {"setattr"},
+    "serving/vllm_adapter/rendering.py": {
+        "_tokenize_prompt_async",
+        "render_messages_async",
+        "with_names",
+    },
+    "serving/vllm_adapter/responses_handler.py": {"__class__", "with_names"},
     "serving/vllm_adapter/routes.py": {"__class__", "call", "routes", "validator"},
+    "serving/vllm_adapter/tokenization_handler.py": {"__class__"},
 }
 """Modules that change objects of other packages, and how."""
 
@@ -298,7 +328,15 @@ EXCEPTION_HANDLERS = {
 }
 """Exception handlers of vLLM's app, before ``app._handle_errors`` adds and replaces some."""
 
-SWAPPED = [(ChatCompletionResponse, ChatAnswer), (StreamingResponse, EventStream)]
+SWAPPED = [
+    (ChatCompletionResponse, ChatAnswer),
+    (CompletionResponse, TextAnswer),
+    (ResponsesResponse, ResponseAnswer),
+    (TokenizeResponse, TokenizeAnswer),
+    (TokenizeChatRequest, _BoundedChat),
+    (TokenizeCompletionRequest, _BoundedText),
+    (StreamingResponse, EventStream),
+]
 """Classes of answers, and the classes that they get; those of handlers are in ``app._HANDLERS``."""
 
 _STATE = "vllm.entrypoints.launchers.api_server.app_state"

@@ -244,6 +244,21 @@ def test_reasoning_has_both_names(tokenizer):
     assert delta.model_dump(exclude_unset=True) == {"reasoning": "hm", "reasoning_content": "hm"}
 
 
+def test_the_cost_of_a_reasoning_token_does_not_grow(tokenizer):
+    """vLLM's parser searches all previous tokens."""
+    parser = parser_class(tokenizer)(tokenizer, None)
+    prompt = tokenizer.encode("<think>\n", add_special_tokens=False)
+    word = tokenizer.encode("hm", add_special_tokens=False)
+    seen = Streamed()
+    for _ in range(100):
+        seen.add(parser.parse_delta("hm", word, asked(()), prompt_token_ids=prompt, finished=False))
+    assert seen.reasoning == "hm" * 100
+    assert len(parser._stream_state.previous_token_ids) <= len(word)
+    end = tokenizer.encode("</think>42", add_special_tokens=False)
+    seen.add(parser.parse_delta("</think>42", end, asked(()), finished=True))
+    assert (seen.reasoning, seen.content) == ("hm" * 100, "42")
+
+
 def test_a_part_of_a_character_is_no_reasoning(tokenizer):
     """A response whose only token has no text has no reasoning item, as when it is complete."""
     parser = parser_class(tokenizer)(tokenizer, None)

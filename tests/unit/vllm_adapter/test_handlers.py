@@ -15,9 +15,9 @@ from vllm.reasoning.deepseek_r1_reasoning_parser import DeepSeekR1ReasoningParse
 from serving.errors import GroupLost
 from serving.vllm_adapter.answer_parser import _with_start
 from serving.vllm_adapter.errors import as_vllm_error
-from serving.vllm_adapter.handlers import SHORT, ChatHandler, tokenize_short_texts_at_once
-from serving.vllm_adapter.long_chats import MESSAGES
+from serving.vllm_adapter.handlers import ChatHandler
 from serving.vllm_adapter.messages_handler import MessagesHandler
+from serving.vllm_adapter.rendering import MESSAGES, SHORT, tokenize_short_texts_at_once
 from serving.vllm_adapter.responses_handler import ResponsesHandler
 
 

@@ -9,7 +9,7 @@ from serving.cli.doctor import checks, doctor
 from serving.cli.doctor.checks import Check, Verdict
 from serving.cli.doctor.machine import BASE_BYTES, GIB, RANK_BYTES, listen_problem, memory_for
 from serving.cli.main import main
-from serving.cli.verify.layouts import free_ports
+from tests.support.ports import held_port
 
 OK, WARN, FAIL = Verdict.OK, Verdict.WARN, Verdict.FAIL
 FILES = checks.MODEL_FILES
@@ -100,6 +100,12 @@ ENTRY = ["serving.engine.cpu_plugin:register"]
         ),
         pytest.param(checks.check_plugin([], {}), FAIL, "entry point", id="plugin-unregistered"),
         pytest.param(checks.check_plugin(ENTRY, "E: no"), FAIL, "E: no", id="plugin-fails"),
+        pytest.param(checks.check_exchange("auto", ""), OK, "shared memory", id="exchange"),
+        pytest.param(checks.check_exchange("gloo", "no"), OK, "gloo", id="exchange-gloo"),
+        pytest.param(checks.check_exchange("auto", "no memfd"), WARN, "memfd", id="no-exchange"),
+        pytest.param(
+            checks.check_exchange("shared_memory", "no memfd"), FAIL, "auto", id="must-exchange"
+        ),
         pytest.param(
             checks.check_leftovers(running=None, stale=None),
             OK,
@@ -166,7 +172,7 @@ def quiet_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[int]:
     monkeypatch.setenv("MOE_SERVING_STATE_DIR", str(tmp_path))
     monkeypatch.setattr(doctor, "memory_available", lambda: 100 * GIB)
     monkeypatch.setattr(doctor, "locked_versions", dict)
-    return free_ports(3)
+    return [held_port() for _ in range(3)]
 
 
 def flags(ports: list[int]) -> list[str]:

@@ -44,12 +44,15 @@ def test_foreign_address_is_refused() -> None:
 
 
 def test_port_0_becomes_a_free_one_and_ranks_dial_it() -> None:
-    chosen = with_chosen_ports(settings())
-    ports = [chosen.router.rest_port, chosen.router.grpc_port, chosen.router.join_port]
-    assert len(set(ports)) == 3
-    assert 0 not in ports
-    assert chosen.link.routers == (f"127.0.0.1:{chosen.router.join_port}",)
-    require_free(chosen)
+    with with_chosen_ports(settings()) as chosen:
+        ports = [chosen.router.rest_port, chosen.router.grpc_port, chosen.router.join_port]
+        assert len(set(ports)) == 3
+        assert 0 not in ports
+        assert chosen.link.routers == (f"127.0.0.1:{chosen.router.join_port}",)
+        require_free(chosen)
+        for port in ports:
+            with socket.socket() as other, pytest.raises(OSError, match="in use"):
+                other.bind(("127.0.0.1", port))
 
 
 @pytest.mark.parametrize(
@@ -70,7 +73,8 @@ def test_routers_that_ranks_dial(
     if routers is not None:
         flags["link"] = {"routers": routers}
     given = Settings(**flags)
-    assert with_chosen_ports(given).link.routers == expected
+    with with_chosen_ports(given) as chosen:
+        assert chosen.link.routers == expected
 
 
 @pytest.mark.parametrize(

@@ -91,6 +91,22 @@ def test_only_ready_groups_count() -> None:
     assert [ready_groups(fleet(state)) for state in ("ready", "fenced", None)] == [1, 0, 0]
 
 
+def test_only_groups_of_the_pool_count() -> None:
+    def group(state: str, **names: str) -> dict[str, str]:
+        return {"state": state} | names
+
+    groups = [
+        group("ready", model="m", pool="p"),
+        group("joining", model="m", pool="p"),
+        group("ready", model="m", pool="other"),
+        group("ready", model="other", pool="p"),
+        group("ready"),  # of a router that knows no pools
+    ]
+    found = readiness.of_pool({"groups": groups}, "m", "p")
+    assert readiness.ready_groups(found) == 2
+    assert len(found["groups"]) == 3
+
+
 def test_news_are_changes() -> None:
     news = GroupNews()
     assert news.look(fleet("ready")) == []

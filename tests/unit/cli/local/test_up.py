@@ -172,6 +172,16 @@ def test_wrong_settings_are_one_line(
     assert words in line
 
 
+def test_budgets_without_a_ledger_are_refused_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MOE_SERVING_STATE_DIR", str(tmp_path))
+    keys = tmp_path / "keys.yaml"
+    keys.write_text("tenants: {alice: {budgets: {day: {hard: 1}}}}\n")
+    assert main(["up", "--set", f"security.keys_file={keys}"]) == 1
+    assert "budgets require a ledger: set ledger.directory" in capsys.readouterr().err
+
+
 def test_where_table_has_a_row_a_rank() -> None:
     rank = {"rank": 0, "node": "10.77.0.2", "pid": 5, "local_expert_ids": [0, 1]}
     other = rank | {"rank": 1, "node": "10.77.0.3", "local_expert_ids": [2, 3]}

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 
@@ -11,13 +10,8 @@ import pytest
 
 from serving.cli.main import main
 from serving.cli.ops.fabric_check import INDEX_VARIABLE
+from tests.support.ports import held_port
 from tests.support.waiting import PATIENCE
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.mark.parametrize(
@@ -49,7 +43,7 @@ def test_the_index_comes_from_kubernetes(monkeypatch, capsys):
 def command(*flags):
     return [
         sys.executable, "-m", "serving", "fabric-check", "--peers", "1",
-        "--leader", f"127.0.0.1:{free_port()}", "--timeout", "120", *flags,
+        "--leader", f"127.0.0.1:{held_port()}", "--timeout", "120", *flags,
     ]  # fmt: skip
 
 

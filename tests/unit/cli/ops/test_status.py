@@ -64,6 +64,28 @@ def test_two_apps_are_told_apart() -> None:
     assert "blue" not in rendered(status.ranks_table(one))
 
 
+def test_models_and_pools_are_told_apart() -> None:
+    first, second = FLEET["groups"]
+    pools = [{"name": "default", "groups": 1, "ready_groups": 1}]
+    models = [
+        {"name": "m", "pools": pools, "queued_requests": 0},
+        {"name": "n", "pools": [pools[0] | {"ready_groups": 0}], "queued_requests": 3},
+    ]
+    groups = [
+        first | {"app": "a", "model": "m", "pool": "default"},
+        second | {"app": "b", "model": "n", "pool": "large"},
+    ]
+    fleet = FLEET | {"models": models, "groups": groups}
+    lines = [line.split() for line in rendered(status.ranks_table(fleet)).splitlines()]
+    # Each pool has one app: only the models are shown.
+    assert lines[0][:2] == ["model", "group"]
+    assert [line[0] for line in lines[1:4]] == ["m", "1/2", "n/large"]
+    assert (
+        status.models_text(fleet) == "models m (1 of 1 ready), n (0 of 1 ready, 3 requests waiting)"
+    )
+    assert status.models_text(FLEET | {"models": models[:1]}) == "model pocket-r1"
+
+
 def test_table_has_a_row_a_rank() -> None:
     lines = [line.split() for line in rendered(status.ranks_table(FLEET)).splitlines()]
     assert lines[1][:5] == ["aa11", "ready", "0/2", "127.0.0.1", "11"]

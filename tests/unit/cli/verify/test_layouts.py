@@ -56,10 +56,6 @@ def test_a_start_that_takes_too_long_is_not_started_and_stopped(monkeypatch):
     assert commands == ["up", "down"]
 
 
-def test_free_ports_are_different():
-    assert len(set(layouts.free_ports(20))) == 20
-
-
 def test_up_is_run_with_this_interpreter(monkeypatch):
     seen = []
 

@@ -14,8 +14,9 @@ from serving.cli.main import main
 from serving.cli.options import settings_from
 from serving.cli.verify import reference, verify
 from serving.cli.verify.comparison import Difference, compare, make_prompts, table
-from serving.cli.verify.layouts import LayoutNotStarted, free_ports
+from serving.cli.verify.layouts import LayoutNotStarted
 from serving.errors import EngineError, NotReady, SettingsError
+from tests.support.ports import held_port
 
 KEPT = '{"model": "pocket-r1", "max_tokens": 5, "prompts": ["a"], "answers": [[7]], "version": 1}'
 
@@ -205,7 +206,7 @@ def test_ask_says_what_went_wrong(status, content, message):
 
 
 def test_ask_where_nobody_answers():
-    (port,) = free_ports(1)
+    port = held_port()
     with pytest.raises(NotReady, match="cannot connect"):
         verify.ask(f"http://127.0.0.1:{port}", settings_from(), ["a"], 5)
 

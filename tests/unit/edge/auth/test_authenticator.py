@@ -14,7 +14,8 @@ from serving.edge.auth.authenticator import (
     route_permission,
     rpc_permission,
 )
-from serving.edge.auth.keys import Role, digest_of, parse_keys
+from serving.edge.auth.key_file import Role
+from serving.edge.auth.keys import digest_of, parse_keys
 from serving.errors import InvalidRequest, PermissionDenied, Unauthenticated
 
 USER, ADMIN, METRICS, OLD = "moe-user", "moe-admin", "moe-metrics", "moe-old"
@@ -205,6 +206,7 @@ def test_metrics_can_be_opened_and_nothing_else_with_them():
         ("/serving.api.v1.InferenceService/ListModels", Permission.ANY_KEY),
         ("/serving.api.v1.FleetService/GetFleet", Permission.ADMIN),
         ("/serving.api.v1.FleetService/Drain", Permission.ADMIN),
+        ("/serving.api.v1.UsageService/GetUsage", Permission.ADMIN),
         ("/serving.api.v1.Other/Do", Permission.ADMIN),
         ("/grpc.health.v1.HealthX/Check", Permission.ADMIN),
         ("", Permission.ADMIN),

@@ -7,9 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serving.admission.quotas import TenantLimits
+from serving.edge.auth.key_file import Role
 from serving.edge.auth.keys import (
     KeyRing,
-    Role,
+    budgets_with,
     digest_of,
     limits_with,
     load_keys,
@@ -18,7 +19,8 @@ from serving.edge.auth.keys import (
     watch_keys,
 )
 from serving.errors import SettingsError
-from serving.request_context import Priority
+from serving.ledger.budget import Budget, Period, Scope
+from serving.request_context import Priority, ReasoningPolicy
 from serving.settings import SecuritySettings
 
 KEY = "moe-a-key"
@@ -195,4 +197,80 @@ def test_limits_follow_the_file(tmp_path):
 
 
 def test_roles_are_what_is_documented():
-    assert {role.value for role in Role} == {"user", "metrics", "explain", "admin"}
+    assert {role.value for role in Role} == {"user", "metrics", "explain", "cost", "admin"}
+
+
+BUDGETS = f"""
+keys:
+  - {{id: a-1, tenant: alice, hash: "{digest_of(KEY)}", budgets: {{day: {{soft: 0.1, hard: 2}}}}}}
+tenants: {{alice: {{budgets: {{month: {{hard: 100}}}}}}}}
+"""
+
+
+def test_budgets_of_a_request_are_those_of_its_tenant_and_its_key():
+    ring = parse_keys(BUDGETS)
+    month = Budget(Scope.TENANT, "alice", Period.MONTH, hard=100 * 10**9)
+    day = Budget(Scope.KEY, "a-1", Period.DAY, soft=10**8, hard=2 * 10**9)
+    assert ring.budgets_of("alice", "a-1") == (month, day)
+    assert ring.budgets_of("alice", None) == (month,)
+    assert ring.budgets_of("bob", "b-1") == ()
+    assert parse_keys("keys: []").budgets_of("alice", "a-1") == ()
+    assert ring.limits_of("alice", DEFAULT) == DEFAULT
+
+
+@pytest.mark.parametrize(
+    ("budgets", "problem"),
+    [
+        ("{day: {}}", "must have soft, hard or both"),
+        ("{day: {soft: 2, hard: 1}}", "soft must not be above hard"),
+        ("{week: {hard: 1}}", "budgets.week"),
+        ("{day: {hard: -1}}", "greater than or equal"),
+        ("{day: {hard: .nan}}", "finite"),
+    ],
+)
+def test_broken_budgets_are_refused(budgets, problem):
+    with pytest.raises(SettingsError, match=problem):
+        parse_keys(f"tenants: {{alice: {{budgets: {budgets}}}}}")
+
+
+def test_budgets_that_cannot_be_counted_leave_the_last_valid_file_in_effect(tmp_path):
+    file = tmp_path / "keys.yaml"
+    file.write_text("tenants: {alice: {weight: 2}}")
+    watched = watch_keys(SecuritySettings(keys_file=str(file)), "there is no ledger")
+    file.write_text(BUDGETS)
+    assert not watched.refresh()
+    assert budgets_with(watched)("alice", "a-1") == ()
+    assert budgets_with(None)("alice", "a-1") == ()
+    with pytest.raises(SettingsError, match=r"keys\.yaml: there is no ledger"):
+        watch_keys(SecuritySettings(keys_file=str(file)), "there is no ledger")
+
+
+def test_reasoning_of_a_key_replaces_that_of_its_tenant():
+    tenant = "alice: {reasoning: {thinking_token_budget: 5, max_reasoning_effort: low}}"
+    key = ring(", reasoning: {thinking_token_budget: 7, hidden: true}", tenant).find(KEY, NOW)
+    assert key.reasoning == ReasoningPolicy(
+        thinking_token_budget=7, max_reasoning_effort="low", hidden=True
+    )
+    assert ring("", tenant).find(KEY, NOW).reasoning.thinking_token_budget == 5
+    assert ring().find(KEY, NOW).reasoning is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "problem"),
+    [
+        ("thinking_token_budget: 3, max_thinking_token_budget: 2", "must not be above max_think"),
+        ("reasoning_effort: high, max_reasoning_effort: low", "must not be above max_reasoning"),
+        ("reasoning_effort: huge", "reasoning.reasoning_effort"),
+        ("max_thinking_token_budget: -1", "greater than or equal"),
+        ("visible: false", "reasoning.visible"),
+    ],
+)
+def test_broken_reasoning_is_refused(fields, problem):
+    with pytest.raises(SettingsError, match=problem):
+        parse_keys(f"tenants: {{alice: {{reasoning: {{{fields}}}}}}}")
+
+
+def test_a_name_that_occurs_twice_is_refused_with_its_line():
+    """YAML's usual readers would take the second ``keys`` and forget the first."""
+    with pytest.raises(SettingsError, match=r"keys\.yaml, line 3: a name occurs twice"):
+        parse_keys("keys: []\ntenants: {}\nkeys: []\n", "keys.yaml")

@@ -236,6 +236,36 @@ async def test_stream_is_passed_on_unchanged(serve, lines):
     assert (line.outcome, line.status, line.ttft) == ("ok", "200", 0.0)
 
 
+async def test_a_resumption_is_a_comment_before_the_next_event(serve):
+    events = [f'data: {{"id": "{number}"}}\n\n' for number in range(5)]
+
+    async def parts():
+        record = current_context().record
+        for number, event in enumerate(events):
+            if number in {2, 4}:
+                record.resumes += 1
+                record.on_resumed()
+            yield event
+
+    async def app(scope, receive, send):
+        await StreamingResponse(parts(), media_type="text/event-stream")(scope, receive, send)
+
+    async with serve(app) as client:
+        answer = await client.post("/v1/x")
+    expected = [*events[:2], ": x-resumed 1\n", *events[2:4], ": x-resumed 2\n", events[4]]
+    assert answer.text == "".join(expected)
+
+
+async def test_a_whole_response_has_no_mark(serve):
+    async def app(scope, receive, send):
+        current_context().record.on_resumed()
+        await JSONResponse({"id": "1"})(scope, receive, send)
+
+    async with serve(app) as client:
+        answer = await client.post("/v1/x")
+    assert answer.text == '{"id":"1"}'
+
+
 @pytest.mark.parametrize(
     ("status", "retries"),
     [(200, False), (400, False), (429, True), (500, False), (503, True)],
@@ -673,7 +703,7 @@ def wrapped():
 @pytest.mark.parametrize("path", ["/v1/completions", "/v1/messages"])
 async def test_bodies_that_do_not_end_are_bounded_over_all_connections(wrapped, path):
     app = wrapped(max_pending_bytes=3 * LIMIT)
-    slow = [HalfBody(app, [bytes(LIMIT // 2)] * 2) for _ in range(3)]
+    slow = [HalfBody(app, [b" " * (LIMIT // 2)] * 2) for _ in range(3)]
     await eventually(lambda: app.pending.used == 3 * LIMIT)
     refused = HalfBody(app, [b"x"], path)
     await refused.task

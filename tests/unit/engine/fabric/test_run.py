@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import dataclasses
-import socket
 
 import pytest
 
@@ -13,6 +12,7 @@ from serving.engine.fabric.plan import FabricError, Plan
 from serving.engine.fabric.report import table
 from serving.engine.fabric.run import run_peer
 from serving.engine.fabric.workers import Ready
+from tests.support.ports import held_port
 from tests.support.waiting import eventually
 
 SAME = {"moe-serving": "1.0"}
@@ -67,9 +67,7 @@ class FakeWorkers:
 
 @pytest.fixture
 def port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    return held_port()
 
 
 def plan(port, peers, index, timeout=TIMEOUT):

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import socket
 
 import pytest
 
@@ -11,7 +10,6 @@ from serving.engine.ray.rendezvous import (
     GangMember,
     Meeting,
     Rendezvous,
-    free_port,
     sweep,
 )
 from serving.engine.ray.startup_progress import Stage, StageBoard, StageWriter
@@ -170,8 +168,3 @@ def test_a_failure_is_one_line_with_its_type() -> None:
     assert report.error == "engine.args.foo: unknown"
     board.remove(member(0))
     assert board.read() == ()
-
-
-def test_a_free_port_can_be_bound() -> None:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", free_port("127.0.0.1")))

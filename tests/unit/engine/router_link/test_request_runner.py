@@ -4,15 +4,16 @@ import asyncio
 
 import pytest
 
+from serving.engine.generating import GeneratingEngine
 from serving.engine.router_link.request_runner import RequestRunner
 from serving.engine.router_link.send_queue import SendQueue
 from serving.link.v1 import link_pb2
-from tests.support.waiting import PATIENCE
+from tests.support.waiting import PATIENCE, eventually
 
 CODES = link_pb2.RequestError
 
 
-class Engine:
+class Engine(GeneratingEngine):
     """Runs a script per prompt: tokens to yield, None to wait forever, an exception to raise."""
 
     def __init__(self):
@@ -54,11 +55,13 @@ async def runner(engine, send_queue):
     )
     runner.troubles = troubles
     yield runner
-    await runner.abort_all(5)
+    runner.abort_all()
 
 
 def work(name="a", *prompt):
-    return link_pb2.Submit(request_id=name, prompt_token_ids=prompt or (1,))
+    return link_pb2.Submit(
+        request_id=name, prompt_token_ids=prompt or (1,), sampling_params=b"\x80"
+    )
 
 
 async def deltas(send_queue):
@@ -132,7 +135,7 @@ async def test_abort_closes_the_engines_generator_and_says_nothing(runner, engin
     runner.abort("a")
     runner.abort("unknown")
     await runner.idle()
-    assert engine.running == set()
+    await eventually(lambda: not engine.running)
     waiter = asyncio.create_task(send_queue.frames())
     await asyncio.sleep(0)
     assert not waiter.done()
@@ -143,7 +146,7 @@ async def test_abort_before_the_first_step(runner, engine):
     runner.submit(work("a", 9))
     runner.abort("a")
     await runner.idle()
-    assert engine.running == set()
+    await eventually(lambda: not engine.running)
 
 
 async def test_drain_refuses_new_ones_and_lets_the_running_ones_end(runner, engine, send_queue):
@@ -164,6 +167,17 @@ async def test_abort_all_ends_everything(runner, engine):
     for name in "abc":
         runner.submit(work(name, 9))
     await asyncio.sleep(0)
-    await runner.abort_all(5)
+    runner.abort_all()
     assert runner.running == 0
-    assert engine.running == set()
+    await eventually(lambda: not engine.running)
+
+
+async def test_a_complete_request_ends_and_says_nothing(runner, engine, send_queue):
+    engine.scripts[9] = [1, None]
+    runner.submit(work("a", 9))
+    assert [each.request_id for each in await deltas(send_queue)] == ["a"]
+    runner.complete("a", 0)
+    runner.complete("unknown", 0)
+    assert runner.running == 0
+    runner.abort("a")
+    await eventually(lambda: not engine.running)

@@ -10,7 +10,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.cli.doctor.gpu_memory import (
+from serving.cli.doctor.presets import presets_folder
+from serving.planner.gpu_memory import (
     Deployment,
     ModelFigures,
     active_parameters,
@@ -20,7 +21,6 @@ from serving.cli.doctor.gpu_memory import (
     published_bytes,
     total_parameters,
 )
-from serving.cli.doctor.presets import presets_folder
 from serving.settings import BUNDLED_MODEL
 
 MODELS = {

@@ -1,7 +1,9 @@
-"""Parses the messages of long chats in slices.
+"""Changes to vLLM's renderer, which makes token ids of chats and texts.
 
 vLLM parses all messages of a chat in one iteration of the event loop, 6 us each. 5,000 messages
-block all streams for 30 ms.
+block all streams for 30 ms; here, long chats are parsed in slices.
+
+vLLM tokenizes every text in a thread; here, short ones are tokenized at once.
 """
 
 from typing import Any
@@ -11,6 +13,12 @@ from serving.vllm_adapter.fast_chunks import with_names
 
 MESSAGES = 256
 """Maximum number of messages parsed per event-loop iteration; takes about 1.5 ms."""
+SHORT = 2048
+"""Maximum length of a text that is tokenized on the event loop, characters.
+
+A fast tokenizer takes less than 0.5 ms for this length. A round trip to a thread costs about 0.2 ms
+of CPU time (deploy/docs/performance.md), which pays off only for longer texts.
+"""
 _PARSER = "parse_chat_messages_async"
 
 
@@ -45,3 +53,26 @@ def parse_long_chats_in_slices(renderer: Any, turns: TaskTurns) -> None:
 
     changed = with_names(render, **{_PARSER: parse_in_slices})
     renderer.render_messages_async = changed.__get__(renderer)
+
+
+def tokenize_short_texts_at_once(renderer: Any) -> None:
+    """Make a vLLM renderer use its threads only for long texts.
+
+    Concurrent use of the tokenizer is safe because each caller gets a copy.
+
+    Args:
+        renderer: a ``vllm.renderers.base.BaseRenderer``, whose asynchronous tokenizing function is
+            replaced.
+
+    Raises:
+        AttributeError: this version of vLLM has no such function.
+    """
+    in_a_thread = renderer._tokenize_prompt_async  # noqa: SLF001  vLLM has no setting for it
+    at_once = renderer._tokenize_prompt  # noqa: SLF001
+
+    async def tokenize(prompt: Any, params: Any) -> Any:
+        if len(prompt["prompt"]) <= SHORT:
+            return at_once(prompt, params)
+        return await in_a_thread(prompt, params)
+
+    renderer._tokenize_prompt_async = tokenize  # noqa: SLF001

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 import pytest
 
 from serving.h2grpc.turns import TaskTurns
-from serving.vllm_adapter.long_chats import MESSAGES, parse_long_chats_in_slices
+from serving.vllm_adapter.rendering import MESSAGES, parse_long_chats_in_slices
 
 CONFIG = SimpleNamespace(is_multimodal_model=False, enable_prompt_embeds=False)
 found = []

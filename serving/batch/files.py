@@ -1,0 +1,286 @@
+"""Files of tenants: their rows in the database, and their contents in the object store.
+
+A row exists before its content is written and until after it is deleted, so that no crash leaves a
+content that nobody knows of. All functions block.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, delete, func, select, text, update
+
+from serving.batch import owners
+from serving.batch.database import BatchDatabase
+from serving.batch.objects import ObjectStore, ObjectWriter, parts_of
+from serving.batch.records import BATCH_PURPOSE, ENDED, StoredFile, new_id
+from serving.batch.schema import BATCHES, FILES
+from serving.clock import Clock
+from serving.errors import Conflict, Overloaded, ResourceNotFound, StorageFull
+from serving.settings import BatchSettings
+
+_FIELDS = [FILES.c[name] for name in StoredFile.__dataclass_fields__]
+_DELETED = ""
+"""Owner of a file whose content remains to be deleted."""
+_FULL_RETRY = 60.0
+_TENANT_LOCK = 0x6D6F6566  # "moef"
+
+
+@dataclass(slots=True)
+class Upload:
+    """A file that is being written."""
+
+    file_id: str
+    tenant: str
+    writer: ObjectWriter
+    size: int = 0
+    """Bytes written."""
+
+    def write(self, data: bytes) -> None:
+        """Append data.
+
+        Raises:
+            StorageFull: The storage has no room, or cannot be written.
+        """
+        self.writer.write(data)
+        self.size += len(data)
+
+
+class FileStore:
+    """Files of all tenants."""
+
+    def __init__(
+        self,
+        database: BatchDatabase,
+        objects: ObjectStore,
+        settings: BatchSettings,
+        clock: Clock,
+        owner: str,
+    ) -> None:
+        """Use a database and an object store; ``owner`` names this process."""
+        self._database = database
+        self._objects = objects
+        self._settings = settings
+        self._clock = clock
+        self._owner = owner
+
+    def begin(self, tenant: str, purpose: str = BATCH_PURPOSE, expected: int = 0) -> Upload:
+        """Start to write a file.
+
+        Args:
+            tenant: The tenant.
+            purpose: OpenAI's purpose.
+            expected: Expected size, bytes; 0: unknown.
+
+        Raises:
+            Overloaded: The tenant has too many files.
+            StorageFull: The tenant's files are too large, or the storage cannot be written.
+        """
+        now = self._clock.time()
+        file_id = new_id("file", now)
+        with self._database.write() as connection:
+            if purpose == BATCH_PURPOSE:
+                self._check_room(connection, tenant, expected)
+            connection.execute(
+                FILES.insert().values(
+                    file_id=file_id,
+                    tenant=tenant,
+                    filename="",
+                    purpose=purpose,
+                    bytes=expected,
+                    created_at=int(now),
+                    owner=self._owner,
+                )
+            )
+        try:
+            return Upload(file_id, tenant, self._objects.create(file_id))
+        except BaseException:
+            self._forget(file_id)
+            raise
+
+    def finish(self, upload: Upload, filename: str, lifetime: int | None = None) -> StoredFile:
+        """Make a file visible.
+
+        Args:
+            upload: A file all of whose data is written.
+            filename: The name that the tenant gave it.
+            lifetime: Seconds until it is deleted. None: ``batch.retention``.
+
+        Raises:
+            StorageFull: The tenant's files are too large, or the storage cannot be written.
+        """
+        most = self._settings.retention
+        seconds = int(most if lifetime is None else min(lifetime, most))
+        try:
+            upload.writer.commit()
+            with self._database.write() as connection:
+                self._check_bytes(connection, upload.tenant, upload.size, without=upload.file_id)
+                connection.execute(
+                    update(FILES)
+                    .where(FILES.c.file_id == upload.file_id)
+                    .values(
+                        filename=filename,
+                        bytes=upload.size,
+                        expires_at=int(self._clock.time()) + seconds,
+                        owner=None,
+                    )
+                )
+        except BaseException:
+            self.abort(upload)
+            raise
+        return self.get(upload.tenant, upload.file_id)
+
+    def abort(self, upload: Upload) -> None:
+        """Discard a file that is not finished."""
+        upload.writer.abort()
+        self._objects.delete(upload.file_id)
+        self._forget(upload.file_id)
+
+    def get(self, tenant: str, file_id: str) -> StoredFile:
+        """Return a file.
+
+        Raises:
+            ResourceNotFound: The tenant has no such file.
+        """
+        query = select(*_FIELDS).where(
+            FILES.c.file_id == file_id, FILES.c.tenant == tenant, FILES.c.owner.is_(None)
+        )
+        with self._database.read() as connection:
+            row = connection.execute(query).one_or_none()
+        if row is None:
+            raise no_file(file_id)
+        return StoredFile(*row)
+
+    def page(
+        self,
+        tenant: str,
+        *,
+        after: str | None,
+        limit: int,
+        descending: bool,
+        purpose: str | None,
+    ) -> tuple[list[StoredFile], bool]:
+        """Return files in the order of their creation, and whether there are more.
+
+        Args:
+            tenant: The tenant.
+            after: Id of the last file of the previous page; None: the first page.
+            limit: Maximum number of files.
+            descending: Newest first.
+            purpose: Only files of this purpose. None: all.
+        """
+        key = FILES.c.file_id
+        query = select(*_FIELDS).where(FILES.c.tenant == tenant, FILES.c.owner.is_(None))
+        if purpose is not None:
+            query = query.where(FILES.c.purpose == purpose)
+        if after is not None:
+            query = query.where(key < after if descending else key > after)
+        query = query.order_by(key.desc() if descending else key).limit(limit + 1)
+        with self._database.read() as connection:
+            rows = [StoredFile(*row) for row in connection.execute(query)]
+        return rows[:limit], len(rows) > limit
+
+    def read(self, file_id: str, start: int, length: int) -> bytes:
+        """Return part of a content; see ``ObjectStore.read``."""
+        return self._objects.read(file_id, start, length)
+
+    def parts(self, file_id: str) -> Iterator[bytes]:
+        """Yield a content in parts; see ``parts_of``."""
+        return parts_of(self._objects, file_id)
+
+    def delete(self, tenant: str, file_id: str) -> None:
+        """Delete a file.
+
+        Raises:
+            ResourceNotFound: The tenant has no such file.
+            Conflict: A batch that has not ended reads it.
+        """
+        with self._database.write() as connection:
+            reader = connection.execute(
+                select(BATCHES.c.batch_id).where(
+                    BATCHES.c.tenant == tenant,
+                    BATCHES.c.input_file_id == file_id,
+                    BATCHES.c.status.not_in(ENDED),
+                )
+            ).first()
+            if reader is not None:
+                raise Conflict(f"{reader.batch_id} reads {file_id}: cancel it or wait for its end")
+            deleted = connection.execute(
+                update(FILES)
+                .where(
+                    FILES.c.file_id == file_id, FILES.c.tenant == tenant, FILES.c.owner.is_(None)
+                )
+                .values(owner=_DELETED)
+            )
+            if not deleted.rowcount:
+                raise no_file(file_id)
+        self._remove(file_id)
+
+    def sweep(self) -> int:
+        """Remove files that have expired, were deleted or have no writer any more.
+
+        Returns:
+            The number of files removed.
+        """
+        now = self._clock.time()
+        reading = select(BATCHES.c.input_file_id).where(BATCHES.c.status.not_in(ENDED))
+        expired = (FILES.c.expires_at <= int(now)) & FILES.c.file_id.not_in(reading)
+        with self._database.write() as connection:
+            connection.execute(update(FILES).where(expired).values(owner=_DELETED))
+            found = connection.execute(
+                select(FILES.c.file_id).where(owners.abandoned(FILES.c.owner, now)).limit(100)
+            )
+            names = list(found.scalars())
+        for name in names:
+            self._remove(name)
+        return len(names)
+
+    def sizes(self) -> tuple[int, int]:
+        """Return number and total size in bytes of all files."""
+        query = select(func.count(), func.coalesce(func.sum(FILES.c.bytes), 0))
+        with self._database.read() as connection:
+            count, size = connection.execute(query.select_from(FILES)).one()
+        return int(count), int(size)
+
+    def _check_room(self, connection: Connection, tenant: str, expected: int) -> None:
+        if self._database.shared:
+            # Two uploads of a tenant at different routers must not both take the last place.
+            lock = "SELECT pg_advisory_xact_lock(:number, hashtext(:tenant))"
+            connection.execute(text(lock), {"number": _TENANT_LOCK, "tenant": tenant})
+        count = connection.execute(
+            select(func.count()).select_from(FILES).where(FILES.c.tenant == tenant)
+        ).scalar_one()
+        most = self._settings.tenant_files
+        if count >= most:
+            raise Overloaded(
+                f"you have {count} files, the limit is {most} (batch.tenant_files): delete some",
+                _FULL_RETRY,
+            )
+        self._check_bytes(connection, tenant, expected)
+
+    def _check_bytes(
+        self, connection: Connection, tenant: str, more: int, without: str = ""
+    ) -> None:
+        query: Any = select(func.coalesce(func.sum(FILES.c.bytes), 0)).where(
+            FILES.c.tenant == tenant, FILES.c.file_id != without
+        )
+        size = int(connection.execute(query).scalar_one())
+        most = self._settings.tenant_bytes
+        if size + more > most:
+            raise StorageFull(
+                f"your files would have {size + more} bytes, the limit is {most} "
+                "(batch.tenant_bytes): delete some"
+            )
+
+    def _remove(self, file_id: str) -> None:
+        self._objects.delete(file_id)
+        self._forget(file_id)
+
+    def _forget(self, file_id: str) -> None:
+        with self._database.write() as connection:
+            connection.execute(delete(FILES).where(FILES.c.file_id == file_id))
+
+
+def no_file(file_id: str) -> ResourceNotFound:
+    """Return the error for a file that the tenant does not have."""
+    return ResourceNotFound(f"there is no file {file_id!r}")

@@ -1,0 +1,330 @@
+"""Runs batches: validates them, claims lines, sends them, and writes the results at the end.
+
+Every router with the same database runs the same loop. What it works on is leased to it
+(``owners``); what a killed router leaves behind is taken over when its lease ends.
+"""
+
+import asyncio
+import contextlib
+from collections import defaultdict
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any, TypeVar
+
+import structlog
+
+from serving.batch.answers import AnswerWriter
+from serving.batch.input_lines import parse_line
+from serving.batch.line_requests import (
+    LineRequest,
+    LineResponse,
+    SendLine,
+    Verdict,
+    answer_content,
+    usage_of,
+    verdict_on,
+)
+from serving.batch.records import Answer, Batch, Claim, Status
+from serving.batch.result_lines import content_of
+from serving.batch.scheduler import LineScheduler
+from serving.batch.schema import CLAIMED, COMPLETED, FAILED, OPEN
+from serving.batch.store import BatchStore
+from serving.clock import Clock
+from serving.errors import ResourceNotFound, ServingError
+from serving.settings import BatchSettings
+from serving.telemetry import metrics
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+_LOOKAHEAD = 16
+"""Least number of lines that are prepared beyond those that run, by tenant."""
+_CLAIMS = 4
+"""Fraction of a tenant's lines that are claimed at a time, to save transactions."""
+_FIRST_DELAY, _LONGEST_DELAY = 0.5, 30.0
+"""Delays before a line is sent again, seconds."""
+_RETRIES = 3
+"""Times that a line is sent after a failure of the engine."""
+_HOUSEKEEPING = 60.0
+"""Interval at which expired files and batches are removed, seconds."""
+_FLUSH = 5.0
+"""Time to record answers when the router stops, seconds."""
+_STATES = {OPEN: "open", CLAIMED: "claimed", COMPLETED: "completed", FAILED: "failed"}
+
+R = TypeVar("R")
+
+
+@dataclass(slots=True)
+class _Running:
+    """A line of this router."""
+
+    claim: Claim
+    tenant: str
+    task: asyncio.Task[None]
+
+
+class BatchRunner:
+    """The loop of one router."""
+
+    def __init__(
+        self,
+        store: BatchStore,
+        scheduler: LineScheduler,
+        send: SendLine,
+        settings: BatchSettings,
+        clock: Clock,
+    ) -> None:
+        """Prepare; ``run`` starts the loop.
+
+        Args:
+            store: Files, batches and lines.
+            scheduler: Decides when lines run on ranks.
+            send: Sends the request of a line.
+            settings: Limits and durations.
+            clock: The router's clock.
+        """
+        self._store = store
+        self._scheduler = scheduler
+        self._send = send
+        self._settings = settings
+        self._clock = clock
+        self._answers = AnswerWriter(
+            lambda batch_id, answers: store.run(store.lines.answer, batch_id, answers)
+        )
+        self._running: dict[tuple[str, int], _Running] = {}
+        self._jobs: dict[str, asyncio.Task[None]] = {}
+        """Validation or writing of results, by batch."""
+        self._wake = asyncio.Event()
+        self._stopping = False
+        self._look_at = self._sweep_at = self._take_over_at = float("-inf")
+        """Monotonic times of the next look, sweep and take-over, seconds."""
+        self._active: list[Batch] = []
+        """Batches in progress as of the last look."""
+        self._exhausted: set[str] = set()
+        """Batches without open lines as of the last claim."""
+
+    def look_soon(self) -> None:
+        """Look for work now; called when a batch was created or cancelled at this router."""
+        self._look_at = float("-inf")
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Run until cancelled; failures of storage and database are retried."""
+        while not self._stopping:
+            self._wake.clear()
+            try:
+                if self._clock.monotonic() >= self._look_at:
+                    self._look_at = self._clock.monotonic() + self._settings.interval
+                    await self._look()
+                await self._feed()
+            except Exception as error:  # noqa: BLE001  the loop must outlive any failure
+                metrics.BATCH_FAILURES.labels("look").inc()
+                _log("batches wait for their storage", error)
+                # Lines that end must not cause further attempts before the next look.
+                self._active = []
+            left = max(self._look_at - self._clock.monotonic(), 0.0)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(left):
+                    await self._wake.wait()
+
+    async def stop(self) -> None:
+        """Take all lines off their ranks and release them; other routers may run them. Idempotent.
+
+        Never raises: what cannot be released is taken over when the lease ends.
+        """
+        if self._stopping:
+            return
+        self._stopping = True
+        self._wake.set()
+        left = list(self._running.values())
+        tasks = [each.task for each in left]
+        for task in (*tasks, *self._jobs.values()):
+            task.cancel()
+        if waited := {*tasks, *self._jobs.values()}:
+            await asyncio.wait(waited)
+        await self._answers.flush(_FLUSH)
+        self._scheduler.stop()
+        try:
+            await self._store.run(self._store.leave)
+        except ServingError as error:
+            log.warning("lines were not released", reason=str(error))
+
+    # -- the loop -----------------------------------------------------------------------
+
+    async def _look(self) -> None:
+        store, now = self._store, self._clock.time()
+        batches = await store.run(store.renew)
+        ages = [now - batch.created_at for batch in batches]
+        metrics.BATCH_AGE.set(max(ages, default=0.0))
+        await self._sweep()
+        active = []
+        for batch in batches:
+            if batch.status is not Status.IN_PROGRESS:
+                self._start_job(batch)
+            elif not await self._close(batch, now):
+                active.append(batch)
+        running = {batch.batch_id for batch in active}
+        for line in list(self._running.values()):
+            if line.claim.batch_id not in running:
+                line.task.cancel()
+        if self._clock.monotonic() >= self._take_over_at:
+            self._take_over_at = self._clock.monotonic() + self._settings.lease / 3
+            for batch_id in running:
+                await store.run(store.lines.take_over, batch_id)
+        self._active = active
+        self._exhausted.clear()
+
+    async def _close(self, batch: Batch, now: float) -> bool:
+        """Stop running a batch that is done or whose window has passed."""
+        if batch.completed + batch.failed >= batch.total:
+            outcome = Status.COMPLETED
+        elif now >= batch.expires_at:
+            outcome = Status.EXPIRED
+        else:
+            return False
+        if await self._store.run(self._store.batches.close, batch.batch_id, outcome):
+            self.look_soon()
+        return True
+
+    def _start_job(self, batch: Batch) -> None:
+        if batch.batch_id in self._jobs:
+            return
+        job = self._validate if batch.status is Status.VALIDATING else self._finalize
+        task = asyncio.create_task(self._job(batch, job))
+        self._jobs[batch.batch_id] = task
+
+        def ended(_: asyncio.Task[None]) -> None:
+            del self._jobs[batch.batch_id]
+            self.look_soon()
+
+        task.add_done_callback(ended)
+
+    async def _job(self, batch: Batch, job: Callable[[Batch], Coroutine[Any, Any, None]]) -> None:
+        try:
+            if await self._store.run(self._store.batches.own, batch.batch_id, batch.status):
+                await job(batch)
+            else:
+                # Another router's; look again in a while.
+                await asyncio.sleep(self._settings.interval)
+        except Exception as error:  # noqa: BLE001  tried again, by whatever process
+            metrics.BATCH_FAILURES.labels(batch.status.value).inc()
+            _log("a batch waits", error, batch=batch.batch_id)
+            await asyncio.sleep(self._settings.interval)
+
+    async def _validate(self, batch: Batch) -> None:
+        await self._store.run_long(self._store.validate, batch)
+
+    async def _finalize(self, batch: Batch) -> None:
+        if await self._store.run_long(self._store.write_results, batch):
+            log.info("batch ended", batch=batch.batch_id, status=str(batch.outcome))
+
+    async def _sweep(self) -> None:
+        now = self._clock.monotonic()
+        if now < self._sweep_at:
+            return
+        self._sweep_at = now + _HOUSEKEEPING
+        counts, size = await self._store.run(self._store.sweep)
+        for state, name in _STATES.items():
+            metrics.BATCH_LINES.labels(name).set(counts.get(state, 0))
+        metrics.BATCH_FILES.set(size)
+
+    # -- lines --------------------------------------------------------------------------
+
+    async def _feed(self) -> None:
+        """Claim lines, as many for every tenant, those of a tenant's oldest batch first."""
+        by_tenant: defaultdict[str, list[Batch]] = defaultdict(list)
+        for batch in self._active:
+            if batch.batch_id not in self._exhausted:
+                by_tenant[batch.tenant].append(batch)
+        if not by_tenant or self._stopping:
+            return
+        # As many are prepared as run, so that a fleet that becomes idle is full within seconds.
+        ready = 2 * self._scheduler.running + len(by_tenant) * _LOOKAHEAD
+        each = max(min(self._settings.max_running_lines, ready) // len(by_tenant), 1)
+        for tenant, batches in by_tenant.items():
+            wanted = each - sum(line.tenant == tenant for line in self._running.values())
+            if wanted < max(each // _CLAIMS, 1):
+                continue
+            for batch in batches:
+                if wanted > 0:
+                    wanted -= await self._claim(batch, wanted)
+
+    async def _claim(self, batch: Batch, most: int) -> int:
+        store = self._store
+        claims = await store.run(store.lines.claim, batch.batch_id, most)
+        if len(claims) < most:
+            self._exhausted.add(batch.batch_id)
+        for claim in claims:
+            self._start(batch, claim)
+        return len(claims)
+
+    def _start(self, batch: Batch, claim: Claim) -> None:
+        key = (claim.batch_id, claim.line)
+        task = asyncio.create_task(self._line(batch, claim))
+        self._running[key] = _Running(claim, batch.tenant, task)
+
+        def ended(_: asyncio.Task[None]) -> None:
+            del self._running[key]
+            if batch.batch_id in self._exhausted:
+                self.look_soon()  # it may have been the last one
+            self._wake.set()
+
+        task.add_done_callback(ended)
+
+    async def _line(self, batch: Batch, claim: Claim) -> None:
+        """Run a line until it is answered."""
+        store = self._store
+        request_id = f"{batch.batch_id}-{claim.line}"
+        try:
+            data = await store.run(store.files.read, batch.input_file_id, claim.start, claim.length)
+            line = parse_line(data, batch.endpoint)
+            window = self._clock.monotonic() + batch.expires_at - self._clock.time()
+            request = LineRequest(
+                batch.tenant, batch.key_id, batch.endpoint, line.body, request_id, window
+            )
+            delay, retries = _FIRST_DELAY, 0
+            while True:
+                response = await self._response(request)
+                verdict = verdict_on(response)
+                retries += verdict is Verdict.RETRY
+                if verdict is Verdict.ANSWER or retries > _RETRIES:
+                    break
+                await asyncio.sleep(delay)
+                delay = min(2 * delay, _LONGEST_DELAY)
+            content = answer_content(line.custom_id, request_id, response)
+            completed = response.status == HTTPStatus.OK
+            usage = usage_of(response)
+        except ResourceNotFound as error:
+            fault = {"code": "input_file_lost", "message": str(error), "line": claim.line}
+            content, completed, usage = content_of(None, error=fault), False, None
+        except ServingError as error:
+            log.warning("a line waits", batch=batch.batch_id, line=claim.line, reason=str(error))
+            await self._give_back(claim)
+            return
+        await self._answers.record(Answer(batch.batch_id, claim.line, completed, content))
+        if usage is not None:
+            metrics.BATCH_TOKENS.labels("prompt").inc(usage.prompt)
+            metrics.BATCH_TOKENS.labels("cached").inc(usage.cached)
+            metrics.BATCH_TOKENS.labels("generated").inc(usage.generated)
+
+    async def _response(self, request: LineRequest) -> LineResponse:
+        try:
+            return await self._send(request)
+        except Exception as error:  # noqa: BLE001  as a client would see it
+            _log("a line failed", error, request_id=request.request_id)
+            return LineResponse(HTTPStatus.INTERNAL_SERVER_ERROR, b'{"error": {}}')
+
+    async def _give_back(self, claim: Claim) -> None:
+        await asyncio.sleep(self._settings.interval)
+        try:
+            await self._store.run(self._store.lines.give_back, [claim])
+        except ServingError as error:
+            log.warning("a line was not released", line=claim.line, reason=str(error))
+
+
+def _log(event: str, error: Exception, **fields: Any) -> None:
+    """Log a failure, with its traceback unless it is one that operators can act on."""
+    if isinstance(error, ServingError):
+        log.warning(event, reason=str(error), **fields)
+    else:
+        log.error(event, exc_info=error, **fields)

@@ -1,0 +1,123 @@
+"""Requests in progress: phase, rank and why it was chosen; never a text of prompt or output."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from heapq import nsmallest
+from typing import Any, Protocol
+
+import msgspec
+
+from serving.clock import Clock
+from serving.console.hub import Parts
+from serving.errors import InvalidRequest
+from serving.request_context import RequestContext
+from serving.requests.view import RequestView
+
+PREFIX = "requests"
+"""Beginning of the names of these feeds."""
+MAX_REQUESTS = 200
+"""Maximum number of requests in a snapshot, the oldest first; ``total`` counts all."""
+_encode = msgspec.json.Encoder().encode
+
+
+class RunningRequest(Protocol):
+    """A ``requests.request.FleetRequest``."""
+
+    @property
+    def context(self) -> RequestContext:
+        """Tenant, priority and record of the request."""
+        ...
+
+    def view(self) -> RequestView:
+        """Return the current state."""
+        ...
+
+    def cancel(self, reason: str) -> None:
+        """End the request."""
+        ...
+
+
+Source = Callable[[], Iterable[RunningRequest]]
+
+
+class RequestsFeed:
+    """Builds the part ``requests``: those of one tenant, or all."""
+
+    def __init__(self, source: Source, clock: Clock, tenant: str | None) -> None:
+        """Create the feed.
+
+        Args:
+            source: Returns the requests in progress.
+            clock: The router's clock, for ages.
+            tenant: Show only requests of this tenant. None: all.
+        """
+        self._source = source
+        self._clock = clock
+        self._tenant = tenant
+
+    def __call__(self) -> Parts:
+        """Return the part as JSON."""
+        requests = [
+            request
+            for request in self._source()
+            if self._tenant is None or request.context.tenant == self._tenant
+        ]
+        # Only those that are listed are looked at, because there may be thousands.
+        listed = [request.view() for request in nsmallest(MAX_REQUESTS, requests, key=_arrival)]
+        now = self._clock.monotonic()
+        content = {
+            "total": len(requests),
+            # Of the listed requests.
+            "phases": dict(Counter(str(view.phase) for view in listed)),
+            "requests": [_request(view, now) for view in listed],
+        }
+        return {PREFIX: _encode(content)}
+
+
+def cancel(source: Source, number: str, reason: str, tenant: str | None) -> None:
+    """Cancel a request.
+
+    Args:
+        source: Returns the requests in progress.
+        number: ``RequestView.number``.
+        reason: Message of the error that its client gets.
+        tenant: Cancel only a request of this tenant. None: of any.
+
+    Raises:
+        InvalidRequest: No such request is in progress.
+    """
+    for request in source():
+        if tenant in {None, request.context.tenant} and request.view().number == number:
+            request.cancel(reason)
+            return
+    raise InvalidRequest(f"no request {number} is in progress; it may have ended")
+
+
+def _arrival(request: RunningRequest) -> float:
+    # Requests without a time of arrival come from inside this process.
+    return request.context.record.arrived_at or 0.0
+
+
+def _request(view: RequestView, now: float) -> dict[str, Any]:
+    context, decision = view.context, view.decision
+    record = context.record
+    arrived = record.arrived_at
+    return {
+        "number": view.number,
+        "id": view.request_id,
+        "tenant": context.tenant,
+        "key": context.key_id,
+        "priority": context.priority.name.lower(),
+        "session": context.session_id,
+        "phase": view.phase.value,
+        # Tenths, so that a waiting request does not change with every snapshot's rounding.
+        "age": None if arrived is None else round(now - arrived, 1),
+        "waited": round(record.waited, 2),
+        "waiting_for": view.waiting_for,
+        "predicted_wait": view.predicted_wait,
+        "resumes": record.resumes,
+        "prompt_tokens": view.prompt_tokens,
+        "cached_tokens": view.cached_tokens,
+        "output_tokens": view.output_tokens,
+        "why": None if decision is None else decision.explain(),
+    }

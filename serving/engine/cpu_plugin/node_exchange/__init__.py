@@ -1,0 +1,23 @@
+"""Collectives between ranks of one node through shared memory.
+
+gloo sends each collective through sockets, at about 0.4 ms per call on loopback. With a model that
+computes a layer in less, ranks mostly wait. Here, ranks copy rows into memory that all of them map
+and wait for each other's sequence number, spinning briefly and then sleeping in the kernel.
+
+=============  ====================================================================
+module         purpose
+=============  ====================================================================
+futex          sleep until a word of shared memory changes
+segment        anonymous memory shared by the processes of a group
+arrivals       publish a rank's sequence number, wait for those of the others
+buffers        where tensors are in the memory
+exchange       gather, reduce-scatter and sum
+support        what the kernel must provide
+time_slice     let a rank run as soon as the others have arrived
+agreement      all ranks of a group decide together whether to use it
+groups         the exchanges of this process, for the collectives and for vLLM
+=============  ====================================================================
+
+x86-64 only: the order of loads and stores relies on total store order. Results are the same, bit
+for bit, as with the collectives over gloo in :mod:`serving.engine.cpu_plugin.collectives`.
+"""

@@ -1,0 +1,231 @@
+"""Budgets: what a tenant or a key may spend in a day or a month; no I/O (ADR 24).
+
+Amounts are whole billionths of the tariff's currency, so that databases sum them exactly. Periods
+are those of UTC.
+"""
+
+import datetime as dt
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from decimal import ROUND_CEILING, Decimal
+from enum import StrEnum
+
+from serving.ledger.query import DAY
+from serving.ledger.records import SECOND, RequestUsage
+from serving.ledger.tariff import QUARTERS, Amounts, Tariff, Tokens, load_tariff
+from serving.settings import LedgerSettings
+
+UNIT = 10**9
+"""Units of an amount in one unit of the currency."""
+_QUARTER = 900
+
+
+def units(amount: Decimal) -> int:
+    """Return an amount of money in billionths, rounded up."""
+    return int((amount * UNIT).to_integral_value(ROUND_CEILING))
+
+
+def money(amount: int) -> str:
+    """Return billionths as an amount of money, for messages."""
+    return f"{Decimal(amount) / UNIT:.6f}".rstrip("0").rstrip(".")
+
+
+class Scope(StrEnum):
+    """Whose requests a budget counts."""
+
+    TENANT = "tenant"
+    KEY = "key"
+
+
+class Period(StrEnum):
+    """Time after which a budget renews."""
+
+    DAY = "day"
+    MONTH = "month"
+
+    def bounds(self, now: float) -> tuple[int, int]:
+        """Return start and end (exclusive) of the period that contains ``now``, Unix seconds."""
+        day = dt.datetime.fromtimestamp(now, dt.UTC).replace(
+            hour=0, minute=0, second=0, microsecond=0
+        )
+        if self is Period.DAY:
+            end = day + dt.timedelta(days=1)
+        else:
+            day = day.replace(day=1)
+            end = (day + dt.timedelta(days=32)).replace(day=1)
+        return int(day.timestamp()), int(end.timestamp())
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What a tenant, or one of its keys, may spend in a period."""
+
+    scope: Scope
+    name: str
+    """Name of the tenant, or id of the key."""
+    period: Period
+    soft: int | None = None
+    """Amount from which responses carry a warning. None: no warning."""
+    hard: int | None = None
+    """Amount from which requests are refused. None: never."""
+
+    def renews_at(self, now: float) -> int:
+        """Return the end of the current period, Unix seconds."""
+        return self.period.bounds(now)[1]
+
+
+@dataclass(slots=True, eq=False)
+class Claim:
+    """The reservation that one prompt of a request asks for."""
+
+    record_id: str
+    """Id of the request's record in the ledger, which replaces the reservation."""
+    number: int
+    """Tells reservations with the same ``record_id`` apart."""
+    tenant: str
+    key_id: str | None
+    amount: int
+    """Highest possible price of the prompt."""
+    budgets: Sequence[Budget]
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """What an ended prompt really costs, in place of what was reserved."""
+
+    record_id: str
+    number: int
+    amount: int | None
+    """None: it used nothing, and no record will replace the reservation."""
+
+
+_WHOLE = None
+"""Stands for all keys of a tenant."""
+
+
+@dataclass(slots=True)
+class Level:
+    """What counts against the budgets of one tenant and its keys at one moment."""
+
+    spent: dict[tuple[str | None, Period], int] = field(default_factory=dict)
+    """Prices of recorded requests in the current periods, by key (None: all keys)."""
+    held: dict[str | None, int] = field(default_factory=dict)
+    """Reservations in force, by key (None: all keys)."""
+
+    def add(self, key_id: str, *, day: int = 0, month: int = 0, held: int = 0) -> None:
+        """Count what one key has spent in the current day and month, and what it holds."""
+        for key in (key_id, _WHOLE):
+            for period, amount in ((Period.DAY, day), (Period.MONTH, month)):
+                self.spent[key, period] = self.spent.get((key, period), 0) + amount
+            self.held[key] = self.held.get(key, 0) + held
+
+    def of(self, budget: Budget) -> tuple[int, int]:
+        """Return what is spent and what is held of a budget in its current period."""
+        key = budget.name if budget.scope is Scope.KEY else _WHOLE
+        return self.spent.get((key, budget.period), 0), self.held.get(key, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Whether a claim became a reservation."""
+
+    refused: tuple[Budget, int, int] | None = None
+    """The budget that is used up, and what is spent and held of it. None: reserved."""
+    warnings: tuple[tuple[Budget, int], ...] = ()
+    """Budgets whose soft limit is reached, and what is spent of them."""
+
+
+def judge(claim: Claim, level: Level) -> Verdict:
+    """Decide about a claim, and count it in ``level`` if it becomes a reservation.
+
+    A claim is reserved while less than the hard limit is spent and held. The last reservation may
+    exceed the limit, so a budget is overshot by less than one prompt's highest price, and all of it
+    can be spent.
+    """
+    warnings = []
+    for budget in claim.budgets:
+        spent, held = level.of(budget)
+        if budget.hard is not None and spent + held >= budget.hard:
+            return Verdict((budget, spent, held))
+        if budget.soft is not None and spent >= budget.soft:
+            warnings.append((budget, spent))
+    level.add(claim.key_id or "", held=claim.amount)
+    return Verdict(warnings=tuple(warnings))
+
+
+def quarter_of(now: float) -> int:
+    """Return the quarter of an hour of the day, 0 to 95."""
+    return int(now) // _QUARTER % QUARTERS
+
+
+Spending = tuple[str, str, int]
+"""Tenant, key (empty: none) and day (Unix seconds of its start) of requests."""
+
+
+def charges(records: Iterable[RequestUsage], tariff: Tariff) -> dict[Spending, int]:
+    """Return the price of records by tenant, key and day; models without a price cost nothing."""
+    # Lists, because the sum of two ``Tokens`` costs as much as the rest of an insert.
+    sums: dict[tuple[str, str | None, str, int], list[int]] = {}
+    for each in records:
+        group = (each.tenant, each.key_id, each.model, each.finished_us // (_QUARTER * SECOND))
+        counts = sums.get(group)
+        if counts is None:
+            counts = sums[group] = [0, 0, 0, 0]
+        counts[0] += each.prompt_tokens
+        counts[1] += each.cached_tokens
+        counts[2] += each.output_tokens
+        counts[3] += each.reasoning_tokens or 0
+    found: dict[Spending, int] = {}
+    for (tenant, key_id, model, quarter), counts in sums.items():
+        amounts = price(tariff, model, Tokens(0, *counts), quarter * _QUARTER)
+        if amounts is not None:
+            spending = (tenant, key_id or "", quarter // QUARTERS * DAY)
+            found[spending] = found.get(spending, 0) + units(amounts.total)
+    return found
+
+
+def price(tariff: Tariff, model: str, tokens: Tokens, at: float) -> Amounts | None:
+    """Return the price of tokens of requests that end at a Unix time; None: it has none."""
+    prices = tariff.prices(model, at)
+    return None if prices is None else prices.at(quarter_of(at), tokens)
+
+
+class ModelPrice:
+    """Prices of one model's requests, in ``UNIT``."""
+
+    def __init__(self, tariff: Tariff, model: str) -> None:
+        self._tariff = tariff
+        self._model = model
+
+    def highest(self, prompt: int, output: int, now: float) -> int:
+        """Return the highest price of a prompt and its output, whenever it ends in a day.
+
+        Args:
+            prompt: Prompt tokens.
+            output: Most output tokens, over all choices.
+            now: Unix time, seconds.
+        """
+        found = [self._tariff.prices(self._model, at) for at in (now, now + DAY)]
+        return max((units(each.highest(prompt, output)) for each in found if each), default=0)
+
+    def of(self, prompt: int, cached: int, output: int, now: float) -> int:
+        """Return the price of a request that ends now, without a separate price of reasoning."""
+        amounts = price(self._tariff, self._model, Tokens(1, prompt, cached, output), now)
+        return 0 if amounts is None else units(amounts.total)
+
+
+def why_no_budgets(settings: LedgerSettings, models: Sequence[str], now: float) -> str | None:
+    """Return why budgets cannot be counted with these settings; None: they can.
+
+    Raises:
+        SettingsError: The tariff cannot be used.
+    """
+    if settings.directory is None:
+        return "budgets require a ledger: set ledger.directory"
+    tariff = load_tariff(settings.tariff_file)
+    for model in models:
+        if tariff.prices(model, now) is None:
+            return (
+                f"budgets require prices: the tariff (ledger.tariff_file) has none of model {model}"
+            )
+    return None

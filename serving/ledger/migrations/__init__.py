@@ -1,0 +1,1 @@
+"""Alembic's revisions of the ledger's schema, run by ``serving.ledger.database``."""

@@ -1,0 +1,63 @@
+"""Questions to the ledger and sums of its records, without the database."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from serving.ledger.tariff import Tokens
+
+DAY = 86_400
+HOUR = 3_600
+
+
+class GroupBy(StrEnum):
+    """Fields of a request by which usage can be grouped."""
+
+    TENANT = "tenant"
+    MODEL = "model"
+    KEY = "key"
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """Which requests to sum up, and how."""
+
+    start: int
+    """First second, Unix time; a multiple of ``width``."""
+    end: int
+    """Last second, exclusive; a multiple of ``width``."""
+    width: int = DAY
+    """Length of a period, seconds."""
+    group_by: frozenset[GroupBy] = frozenset({GroupBy.TENANT, GroupBy.MODEL})
+    tenants: Sequence[str] = ()
+    """Only these; empty: all."""
+    models: Sequence[str] = ()
+    keys: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class UsageSum:
+    """Sums over requests with the same period, quarter of the day and group."""
+
+    start: int
+    """Start of the period, Unix time."""
+    quarter: int
+    """Quarter of an hour of the day (UTC) in which the requests ended, 0 to 95."""
+    model: str
+    tenant: str | None
+    """None: not grouped by tenant."""
+    key_id: str | None
+    """None: not grouped by key, or no key was required."""
+    tokens: Tokens = field(default_factory=Tokens)
+    rank_us: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class CapacitySum:
+    """GPU time of all groups in one period, microseconds."""
+
+    start: int
+    gpu_us: int
+    """Time that groups had GPUs."""
+    busy_us: int
+    """Part of it in engine steps, at most ``gpu_us``."""

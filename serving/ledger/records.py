@@ -1,0 +1,113 @@
+"""What the ledger records: requests, and the capacity and busy time of groups.
+
+A record is one line of JSON in the spool and one row in the database. Times are integers, so that
+sums are exact. New fields need a default, because a spool may hold lines of an older version.
+"""
+
+from itertools import count
+from uuid import uuid4
+
+import msgspec
+
+SECOND = 1_000_000
+"""Microseconds in a second."""
+
+
+def microseconds(seconds: float) -> int:
+    """Convert seconds to whole microseconds."""
+    return round(seconds * SECOND)
+
+
+class RequestUsage(msgspec.Struct, frozen=True, tag="request", tag_field="kind"):
+    """One request that reached a rank, over either protocol and with any outcome."""
+
+    record_id: str
+    """Unique in all routers, so that a record inserted twice counts once."""
+    finished_us: int
+    """End of the request, microseconds since the Unix epoch."""
+    request_id: str
+    """The client's request id, which need not be unique."""
+    tenant: str
+    key_id: str | None
+    """Id of the API key in the key file, never the key. None: no key is required."""
+    model: str
+    priority: str
+    protocol: str
+    """"rest" or "grpc"."""
+    route: str
+    """Route or RPC name."""
+    outcome: str
+    """"ok", "CANCELLED", or an error reason of ``serving.errors.ERROR_TABLE``."""
+    prompt_tokens: int
+    """Prompt tokens, over all prompts of the request, including cached ones."""
+    cached_tokens: int
+    """Prompt tokens that came from a KV cache."""
+    output_tokens: int
+    """Generated tokens received from ranks, over all choices."""
+    rank_us: int
+    """Time that the request spent on ranks, over all prompts and resumptions, microseconds."""
+    duration_us: int
+    """Time from arrival to end, microseconds."""
+    resumptions: int = 0
+    reasoning_tokens: int | None = None
+    """Part of the output tokens; None: unknown."""
+    drafted_tokens: int | None = None
+    """Tokens drafted by speculative decoding; None: not used, or unknown."""
+    accepted_tokens: int | None = None
+    """Drafted tokens that were accepted."""
+    ttft_us: int | None = None
+    """Time from arrival to the first token, microseconds; None: no token arrived."""
+    adapter: str | None = None
+    """LoRA adapter; always None, because the router serves none."""
+    pool: str | None = None
+    """Pool of groups; always None, because a router has one."""
+
+
+class GroupCapacity(msgspec.Struct, frozen=True, tag="capacity", tag_field="kind"):
+    """GPUs of one group and their busy time during one slot.
+
+    Every router records all groups; the first record of a slot and group counts.
+    """
+
+    slot: int
+    """Start of the slot, seconds since the Unix epoch, a multiple of its length."""
+    group_id: str
+    seconds: int
+    """Length of the slot, seconds."""
+    gpus: int
+    """Workers of all ranks of the group, one per GPU."""
+    busy_us: int
+    """Time spent in engine steps, summed over the GPUs, microseconds."""
+
+
+Record = RequestUsage | GroupCapacity
+
+_encoder = msgspec.json.Encoder()
+_decoder = msgspec.json.Decoder(Record)
+
+
+def to_line(record: Record) -> bytes:
+    """Return the record as a line of JSON."""
+    return _encoder.encode(record) + b"\n"
+
+
+def from_line(line: bytes) -> Record:
+    """Return the record of a line.
+
+    Raises:
+        ValueError: The line is not a record.
+    """
+    record: Record = _decoder.decode(line)
+    return record
+
+
+class RecordIds:
+    """Record ids of one router process: a random prefix and a number."""
+
+    def __init__(self) -> None:
+        self._prefix = uuid4().hex
+        self._numbers = count()
+
+    def __next__(self) -> str:
+        """Return an unused id, at most 64 characters."""
+        return f"{self._prefix}-{next(self._numbers):x}"

@@ -1,0 +1,188 @@
+"""The two views of the ledger: what tenants pay (price), and what serving them costs (cost).
+
+Price: tokens times the tariff. The list price ignores the tariff's windows.
+
+Cost: GPU time times the price of a GPU. The busy time of all GPUs in a period is shared among the
+requests that ended in it, in proportion to their time on ranks; the rest of the GPU time is idle
+and belongs to no request.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from decimal import Decimal
+
+from serving.ledger.query import CapacitySum, GroupBy, Query, UsageSum
+from serving.ledger.records import SECOND
+from serving.ledger.tariff import ZERO, Amounts, Tariff, Tokens
+
+_HOUR_US = Decimal(3_600 * SECOND)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Usage of one group of requests in one period."""
+
+    start: int
+    """Start of the period, Unix time."""
+    tenant: str | None
+    model: str | None
+    key_id: str | None
+    tokens: Tokens
+    rank_seconds: Decimal
+    list_price: Amounts | None
+    """None: the tariff has no prices of the model."""
+    price: Amounts | None
+    cost: Decimal | None
+    """Share of the busy GPU time; None: the price of a GPU is not set, or no GPU time is recorded
+    in the period."""
+
+
+@dataclass(frozen=True, slots=True)
+class PeriodCost:
+    """GPU time of one period, and what it costs."""
+
+    start: int
+    gpu_hours: Decimal
+    busy_hours: Decimal
+    """Part of it that requests used."""
+    total: Decimal
+    busy: Decimal
+    idle: Decimal
+    """Cost of the GPU time that no request used."""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Usage, price and cost of all periods."""
+
+    currency: str
+    rows: tuple[Row, ...]
+    periods: tuple[PeriodCost, ...]
+    """Periods with GPU time; empty without the price of a GPU."""
+
+    @property
+    def price(self) -> Decimal:
+        """Price of all rows that have one."""
+        return sum((row.price.total for row in self.rows if row.price), Decimal(0))
+
+    @property
+    def list_price(self) -> Decimal:
+        """List price of all rows that have one."""
+        return sum((row.list_price.total for row in self.rows if row.list_price), Decimal(0))
+
+    @property
+    def cost(self) -> Decimal:
+        """Cost of all GPU time, idle included."""
+        return sum((period.total for period in self.periods), Decimal(0))
+
+
+def merged(rows: Iterable[Row]) -> list[Row]:
+    """Return one row for each tenant, model and key over all periods; its start is the first's."""
+    found: dict[tuple[str | None, ...], Row] = {}
+    for row in rows:
+        group = (row.tenant, row.model, row.key_id)
+        before = found.get(group)
+        if before is None:
+            found[group] = row
+            continue
+        found[group] = replace(
+            before,
+            tokens=before.tokens + row.tokens,
+            rank_seconds=before.rank_seconds + row.rank_seconds,
+            list_price=_sum(before.list_price, row.list_price),
+            price=_sum(before.price, row.price),
+            # Periods without recorded GPU time have no cost.
+            cost=row.cost if before.cost is None else before.cost + (row.cost or 0),
+        )
+    return list(found.values())
+
+
+def _sum(first: Amounts | None, second: Amounts | None) -> Amounts | None:
+    return None if first is None or second is None else first + second
+
+
+def margin(price: Decimal, cost: Decimal) -> Decimal | None:
+    """Return the profit relative to the cost: (price - cost) / cost; None: there is no cost."""
+    return None if not cost else (price - cost) / cost
+
+
+def build_report(
+    query: Query,
+    tariff: Tariff,
+    gpu_hour_price: Decimal | None,
+    *,
+    usage: Iterable[UsageSum],
+    capacity: Mapping[int, CapacitySum],
+    rank_us: Mapping[int, int],
+) -> Report:
+    """Return usage, price and cost.
+
+    Args:
+        query: Which requests, and how they are grouped.
+        tariff: Prices of tokens.
+        gpu_hour_price: Price of a GPU for an hour; None: no costs.
+        usage: The requests' sums.
+        capacity: GPU time, by start of the period.
+        rank_us: Time of all requests on ranks, microseconds, by start of the period; unlike
+            ``usage`` without the query's filters.
+    """
+    periods: dict[int, PeriodCost] = {}
+    if gpu_hour_price is not None:
+        periods = {
+            start: _period(found, rank_us.get(start, 0), gpu_hour_price)
+            for start, found in sorted(capacity.items())
+        }
+    rows = tuple(
+        _row(group, sums, tariff, periods, rank_us) for group, sums in _grouped(usage, query)
+    )
+    return Report(tariff.currency, rows, tuple(periods.values()))
+
+
+_Group = tuple[int, str | None, str | None, str | None]
+
+
+def _grouped(sums: Iterable[UsageSum], query: Query) -> list[tuple[_Group, list[UsageSum]]]:
+    """Join the sums of a group, whose quarters of the day and models may have other prices."""
+    groups: dict[_Group, list[UsageSum]] = {}
+    for each in sums:
+        model = each.model if GroupBy.MODEL in query.group_by else None
+        groups.setdefault((each.start, each.tenant, model, each.key_id), []).append(each)
+    return sorted(groups.items(), key=lambda item: tuple(str(part or "") for part in item[0]))
+
+
+def _row(
+    group: _Group,
+    sums: list[UsageSum],
+    tariff: Tariff,
+    periods: Mapping[int, PeriodCost],
+    ranks: Mapping[int, int],
+) -> Row:
+    start, tenant, model, key_id = group
+    tokens, rank_us = Tokens(), 0
+    listed: Amounts | None = ZERO
+    billed: Amounts | None = ZERO
+    for each in sums:
+        tokens += each.tokens
+        rank_us += each.rank_us
+        prices = tariff.prices(each.model, each.start)
+        if prices is None or listed is None or billed is None:
+            # A sum without some of its parts would look like a bill.
+            listed = billed = None
+        else:
+            listed += prices.of(each.tokens)
+            billed += prices.at(each.quarter, each.tokens)
+    cost = None
+    if (period := periods.get(start)) is not None:
+        all_us = ranks.get(start, 0)
+        cost = period.busy * rank_us / all_us if all_us else Decimal(0)
+    return Row(
+        start, tenant, model, key_id, tokens, Decimal(rank_us) / SECOND, listed, billed, cost
+    )
+
+
+def _period(capacity: CapacitySum, rank_us: int, gpu_hour_price: Decimal) -> PeriodCost:
+    # Busy time without a request (canaries, the start of an engine) is idle.
+    busy_us = capacity.busy_us if rank_us else 0
+    hours, busy_hours = capacity.gpu_us / _HOUR_US, busy_us / _HOUR_US
+    total, busy = hours * gpu_hour_price, busy_hours * gpu_hour_price
+    return PeriodCost(capacity.start, hours, busy_hours, total, busy, total - busy)

@@ -1,0 +1,282 @@
+"""Tariffs: what the tokens of a model cost, by kind and time of day.
+
+A tariff is a YAML file (deploy/docs/usage.md). All amounts are decimals: its scalars are read as
+text and never become floats, and prices of a period are sums of tokens times a price, without
+intermediate rounding, so that a bill equals the sum over its requests.
+"""
+
+import datetime as dt
+import re
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from serving.credentials.watched import read_text
+from serving.errors import SettingsError
+from serving.yaml_text import NotYaml, read_yaml
+
+BUNDLED = Path(__file__).parent / "tariffs" / "deepseek-2025-02.yaml"
+QUARTERS = 96
+"""Quarters of an hour in a day; the resolution of a tariff's times."""
+ANY_MODEL = "*"
+"""Name of the prices of models that the tariff does not name."""
+
+_MILLION = Decimal(1_000_000)
+_TIME = re.compile(r"^([01][0-9]|2[0-3]):(00|15|30|45)$")
+
+_DAY = re.compile(r"^\d{4}-\d{2}-\d{2}$", re.ASCII)
+_DIGITS = 10
+"""Most digits of a price: products with up to 10**13 tokens and a discount have at most 28 digits,
+the precision of decimals."""
+
+Price = Annotated[Decimal, Field(ge=0, allow_inf_nan=False, max_digits=_DIGITS)]
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """Tokens of one or more requests of a model."""
+
+    requests: int = 0
+    prompt: int = 0
+    """Prompt tokens, including cached ones."""
+    cached: int = 0
+    output: int = 0
+    """Generated tokens, including reasoning."""
+    reasoning: int = 0
+    """Output tokens known to be reasoning."""
+
+    def __add__(self, other: "Tokens") -> "Tokens":
+        """Return the sums."""
+        return Tokens(
+            self.requests + other.requests,
+            self.prompt + other.prompt,
+            self.cached + other.cached,
+            self.output + other.output,
+            self.reasoning + other.reasoning,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Amounts:
+    """A price by kind of token, in the tariff's currency."""
+
+    cached: Decimal
+    uncached: Decimal
+    output: Decimal
+    reasoning: Decimal
+
+    @property
+    def total(self) -> Decimal:
+        """The sum."""
+        return self.cached + self.uncached + self.output + self.reasoning
+
+    def __add__(self, other: "Amounts") -> "Amounts":
+        """Return the sums."""
+        return Amounts(
+            self.cached + other.cached,
+            self.uncached + other.uncached,
+            self.output + other.output,
+            self.reasoning + other.reasoning,
+        )
+
+
+ZERO = Amounts(Decimal(0), Decimal(0), Decimal(0), Decimal(0))
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+
+class Prices(_Part):
+    """Prices of a million tokens."""
+
+    cached: Price
+    """Prompt tokens that came from a KV cache."""
+    uncached: Price
+    """Other prompt tokens."""
+    output: Price
+    """Generated tokens."""
+    reasoning: Price | None = None
+    """Generated tokens of the reasoning. None: as output."""
+
+    def of(self, tokens: Tokens) -> Amounts:
+        """Return the exact price of tokens."""
+        reasoning = self.output if self.reasoning is None else self.reasoning
+        return Amounts(
+            self.cached * tokens.cached / _MILLION,
+            self.uncached * (tokens.prompt - tokens.cached) / _MILLION,
+            self.output * (tokens.output - tokens.reasoning) / _MILLION,
+            reasoning * tokens.reasoning / _MILLION,
+        )
+
+    def without_cache(self, prompt: int, output: int) -> Decimal:
+        """Return the highest price of tokens, whatever part is cached or reasoning."""
+        input_price = max(self.cached, self.uncached)
+        output_price = max(self.output, self.reasoning or Decimal(0))
+        return (input_price * prompt + output_price * output) / _MILLION
+
+
+class Window(_Part):
+    """A part of every day with other prices: a discount in percent, or prices."""
+
+    from_quarter: int = Field(alias="from")
+    """Start, in quarters of an hour from 0:00 UTC."""
+    until_quarter: int = Field(alias="until")
+    """End (exclusive); before the start: on the next day."""
+    discount_percent: Annotated[Decimal, Field(ge=0, le=100, decimal_places=2)] | None = None
+    prices: Prices | None = None
+
+    @field_validator("from_quarter", "until_quarter", mode="before")
+    @classmethod
+    def _quarter(cls, value: Any) -> int:
+        found = _TIME.fullmatch(str(value))
+        if found is None:
+            raise ValueError("must be a time in UTC at a quarter of an hour, e.g. 16:30")
+        return int(found[1]) * 4 + int(found[2]) // 15
+
+    @model_validator(mode="after")
+    def _check(self) -> "Window":
+        if (self.discount_percent is None) == (self.prices is None):
+            raise ValueError("must have either discount_percent or prices")
+        if self.from_quarter == self.until_quarter:
+            raise ValueError("from and until must differ")
+        return self
+
+    def quarters(self) -> frozenset[int]:
+        """Return the quarters of the day in the window."""
+        length = (self.until_quarter - self.from_quarter) % QUARTERS
+        return frozenset((self.from_quarter + each) % QUARTERS for each in range(length))
+
+
+class ModelPrices(Prices):
+    """Prices of one model."""
+
+    windows: tuple[Window, ...] = ()
+
+    @model_validator(mode="after")
+    def _check(self) -> "ModelPrices":
+        taken: set[int] = set()
+        for window in self.windows:
+            if taken & window.quarters():
+                raise ValueError("windows overlap")
+            taken |= window.quarters()
+        return self
+
+    def at(self, quarter: int, tokens: Tokens) -> Amounts:
+        """Return the price of tokens of requests that ended in a quarter of a day."""
+        for window in self.windows:
+            if quarter not in window.quarters():
+                continue
+            if window.prices is not None:
+                return window.prices.of(tokens)
+            assert window.discount_percent is not None
+            rate = (100 - window.discount_percent) / Decimal(100)
+            full = self.of(tokens)
+            return Amounts(
+                full.cached * rate, full.uncached * rate, full.output * rate, full.reasoning * rate
+            )
+        return self.of(tokens)
+
+    def highest(self, prompt: int, output: int) -> Decimal:
+        """Return the highest price of a prompt and its output, at any time of day.
+
+        Discounts only lower it.
+        """
+        kinds = (self, *(each.prices for each in self.windows if each.prices is not None))
+        return max(each.without_cache(prompt, output) for each in kinds)
+
+
+Models = Annotated[Mapping[str, ModelPrices], Field(min_length=1)]
+
+
+def _date(value: Any) -> Any:
+    # Numbers, which pydantic takes as seconds since 1970, are mistakes.
+    if _DAY.fullmatch(str(value)) is None:
+        raise ValueError("must be a date, e.g. 2027-01-01")
+    return value
+
+
+class Change(_Part):
+    """New prices of some models; those of the others stay."""
+
+    start: Annotated[dt.date, BeforeValidator(_date)] = Field(alias="from")
+    """Day from which the prices are valid, from 0:00 UTC on."""
+    models: Models
+
+
+class Tariff(_Part):
+    """Prices of all models."""
+
+    currency: str = Field(pattern=r"^[A-Z]{3}$")
+    """ISO 4217 code."""
+    models: Models
+    """Prices by served model name; ``ANY_MODEL`` is for all others."""
+    changes: tuple[Change, ...] = ()
+
+    @model_validator(mode="after")
+    def _check(self) -> "Tariff":
+        days = [each.start for each in self.changes]
+        if days != sorted(set(days)):
+            raise ValueError("changes must have increasing dates")
+        return self
+
+    def prices(self, model: str, at: float) -> ModelPrices | None:
+        """Return a model's prices at a Unix time; None: the tariff has none."""
+        starts, versions = self._versions
+        models = versions[bisect_right(starts, at)]
+        return models.get(model) or models.get(ANY_MODEL)
+
+    @cached_property
+    def _versions(self) -> tuple[Sequence[float], Sequence[Mapping[str, ModelPrices]]]:
+        """The starts of the changes, Unix seconds, and all prices before and after each."""
+        starts, versions = [], [self.models]
+        for each in self.changes:
+            midnight = dt.datetime.combine(each.start, dt.time(), dt.UTC)
+            starts.append(midnight.timestamp())
+            versions.append({**versions[-1], **each.models})
+        return starts, versions
+
+
+def load_tariff(file: str | None) -> Tariff:
+    """Read a tariff file; None: the bundled one.
+
+    Raises:
+        SettingsError: The file cannot be read, or is invalid; the message names each problem.
+    """
+    path = str(BUNDLED) if file is None else file
+    return parse_tariff(read_text(path, "tariff"), path)
+
+
+def parse_tariff(text: str, where: str) -> Tariff:
+    """Parse the text of a tariff file.
+
+    Args:
+        text: The text.
+        where: Name of the file, for messages.
+
+    Raises:
+        SettingsError: The text is invalid.
+    """
+    try:
+        return Tariff.model_validate(read_yaml(text, scalars_as_text=True))
+    except NotYaml as error:
+        raise SettingsError(f"tariff {where}: {error}") from error
+    except ValidationError as error:
+        problems = [
+            f"{'.'.join(map(str, item['loc'])) or 'file'}: {item['msg']}" for item in error.errors()
+        ]
+        raise SettingsError(f"tariff {where}: {'; '.join(problems)}") from error

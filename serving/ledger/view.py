@@ -1,0 +1,60 @@
+"""Reads the ledger for its users: the pages of a router and `moe-serving usage`."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from decimal import Decimal
+
+from serving.errors import NotReady
+from serving.ledger.database import DATABASE_ERRORS, LedgerDatabase, location
+from serving.ledger.query import Query
+from serving.ledger.report import Report
+from serving.ledger.sums import read_report
+from serving.ledger.tariff import Tariff
+from serving.settings import LedgerSettings
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerView:
+    """The database with a tariff and the price of a GPU."""
+
+    database: LedgerDatabase
+    where: str
+    """The database's address without its password."""
+    tariff: Tariff
+    gpu_hour_price: Decimal | None
+
+    @classmethod
+    def of(cls, settings: LedgerSettings, database: LedgerDatabase) -> "LedgerView":
+        """Return the view that the settings describe."""
+        return cls(database, location(settings), database.tariff, settings.gpu_hour_price)
+
+    def check(self) -> None:
+        """Check that the database has the schema of this version.
+
+        Raises:
+            SettingsError: It has not.
+            NotReady: The database is unreachable or fails.
+        """
+        with self._answering():
+            self.database.check()
+
+    def report(self, query: Query) -> Report:
+        """Return usage, price and cost. Blocks; each statement takes at most the timeout.
+
+        Raises:
+            NotReady: The database is unreachable or fails.
+        """
+        with self._answering(), self.database.connect() as connection:
+            return read_report(connection, query, self.tariff, self.gpu_hour_price)
+
+    @contextmanager
+    def _answering(self) -> Iterator[None]:
+        try:
+            yield
+        except DATABASE_ERRORS as error:
+            reason = str(getattr(error, "orig", None) or error).partition("\n")[0]
+            raise NotReady(
+                f"the ledger's database {self.where} does not answer ({reason}); requests are "
+                "recorded meanwhile, try again later"
+            ) from error

@@ -1,0 +1,66 @@
+"""Times of the exchange of tokens between the experts of a group (all-to-all). Pure.
+
+Dispatch sends a token's hidden state in FP8 (one byte a value and a float32 scale for each 128),
+combine returns it in bfloat16, as in DeepEP. Bytes are those of the busiest link; traffic within
+and between nodes flows at the same time.
+"""
+
+from serving.planner.accelerators import Accelerator
+from serving.planner.constants import EXCHANGE_LATENCY, INTRA_NODE, NETWORK
+
+_DISPATCH = 1 + 4 / 128
+"""Bytes of a dispatched value."""
+_COMBINE = 2
+"""Bytes of a combined value."""
+
+
+def dispatch_bytes(hidden: int) -> float:
+    """Return the bytes of one dispatched token of ``hidden`` values."""
+    return hidden * _DISPATCH
+
+
+def combine_bytes(hidden: int) -> float:
+    """Return the bytes of one combined token of ``hidden`` values."""
+    return hidden * _COMBINE
+
+
+def direct_seconds(
+    gpu: Accelerator, workers: int, tokens: float, experts: int, token_bytes: float
+) -> float:
+    """Return the seconds of one exchange that sends each token to each of its experts.
+
+    DeepEP's low-latency kernels, for decoding: a copy per expert, none combined.
+
+    Args:
+        gpu: The hardware.
+        workers: GPUs of the group.
+        tokens: Tokens that each GPU sends.
+        experts: Routed experts of a token.
+        token_bytes: Bytes of one token.
+    """
+    if workers == 1:
+        return 0.0
+    copies = tokens * experts * token_bytes
+    local = min(workers, gpu.per_node)
+    between = copies * (workers - local) / workers / (gpu.network * NETWORK)
+    within = copies * (local - 1) / workers / (gpu.intra_node * INTRA_NODE)
+    return max(between, within) + EXCHANGE_LATENCY
+
+
+def forwarded_seconds(
+    gpu: Accelerator, workers: int, tokens: float, experts: int, token_bytes: float
+) -> float:
+    """Return the seconds of one exchange that sends each token once to each node.
+
+    DeepEP's normal kernels, for prefill: the receiving node forwards the token to its experts'
+    GPUs. The expected number of nodes assumes evenly distributed experts; the node limit of
+    DeepSeek-V3's gate (4 nodes) is not modelled, it matters above 4 nodes only.
+    """
+    if workers == 1:
+        return 0.0
+    nodes = -(-workers // gpu.per_node)
+    local = min(workers, gpu.per_node)
+    reached = nodes * (1 - (1 - 1 / nodes) ** experts)
+    between = tokens * token_bytes * reached * (nodes - 1) / nodes / (gpu.network * NETWORK)
+    within = tokens * token_bytes * experts * (local - 1) / local / (gpu.intra_node * INTRA_NODE)
+    return max(between, within) + EXCHANGE_LATENCY

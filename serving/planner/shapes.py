@@ -1,0 +1,154 @@
+"""The sizes that a group may have on given hardware, and their memory. Pure."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from serving.planner.accelerators import Accelerator
+from serving.planner.constants import Constants
+from serving.planner.gpu_memory import (
+    GIB,
+    Deployment,
+    ModelFigures,
+    WorkerMemory,
+    cpu_memory,
+    gpu_memory,
+)
+from serving.planner.group import Group, Role
+from serving.planner.roofline import Limit, StepModel
+
+CPU_KV_BYTES = GIB // 2
+"""KV cache of a CPU rank: the default of engine.kv_cache_gib."""
+GPU_SHARE = 0.9
+"""gpu_memory_utilization of all plans, as in the presets."""
+_KV_FILL = 0.9
+"""Share of the KV cache that decoding may fill; the rest is for prompts in progress."""
+_STEP_TOKENS = 256
+"""Most tokens of sequences in a step of one worker: what DeepEP's low-latency buffers hold in
+vLLM (VLLM_MOE_DP_CHUNK_SIZE) and what all anchors stay below."""
+_CPU_SEQUENCES = 64
+"""Default of engine.max_num_seqs."""
+TENSORS = (1, 2, 4, 8)
+"""Sizes of a rank that are tried."""
+_NODES = (2, 3, 4, 6, 8, 9, 12, 16, 18, 24, 32, 40)
+"""Nodes of groups that span several."""
+_CHUNKS = {
+    Role.MIXED: (8192, 2048, 1024, 512, 256, 128),
+    Role.PREFILL: (16384, 8192, 4096),
+    Role.DECODE: (512,),
+}
+"""Sizes of max_num_batched_tokens that are tried."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choices:
+    """What is left to the search, and what is fixed."""
+
+    max_model_len: int = 32_768
+    workers: int | None = None
+    """Expert-parallel size of mixed and decode groups; None: any."""
+    prefill_workers: int | None = None
+    """Expert-parallel size of prefill groups; None: any."""
+    tensor: int | None = None
+    """Workers of a rank; None: any."""
+    drafts: tuple[int, ...] = (0, 1)
+    """Numbers of drafted tokens to try, if the model can draft."""
+    acceptance: float = 0.85
+    """Share of the drafted tokens that are accepted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """A group and the memory of each of its workers."""
+
+    group: Group
+    memory: WorkerMemory
+
+    @property
+    def workers(self) -> int:
+        """GPUs of the group."""
+        return self.group.steps.workers
+
+
+def sizes(gpu: Accelerator, model: ModelFigures, most: int) -> list[int]:
+    """Return the numbers of workers that a group may have, at most ``most``, smallest first.
+
+    Below a node, powers of two; above, whole nodes. A worker has at least one expert.
+    """
+    within = [size for size in (1, 2, 4, 8, 16) if size <= gpu.per_node]
+    found = {*within, gpu.per_node, *(gpu.per_node * nodes for nodes in _NODES)}
+    experts = model.n_routed_experts or gpu.per_node
+    return sorted(size for size in found if size <= min(most, experts))
+
+
+def memory_of(
+    model: ModelFigures, gpu: Accelerator, deployment: Deployment, share: float = GPU_SHARE
+) -> WorkerMemory:
+    """Return the memory of a worker on ``gpu``."""
+    if gpu.cpu:
+        return cpu_memory(model, deployment, gpu.memory, CPU_KV_BYTES)
+    return gpu_memory(model, deployment, gpu.memory, share)
+
+
+def variants(
+    model: ModelFigures,
+    gpu: Accelerator,
+    known: Constants,
+    role: Role,
+    workers: int,
+    context: float,
+    choices: Choices,
+) -> Iterator[Variant]:
+    """Yield the groups of ``workers`` GPUs whose memory suffices.
+
+    Args:
+        model: The model.
+        gpu: The hardware.
+        known: Constants of the performance model.
+        role: What the groups do.
+        workers: GPUs of a group.
+        context: Mean length of a sequence that decodes, tokens.
+        choices: Fixed and free settings.
+    """
+    drafting = choices.drafts if model.num_nextn_predict_layers else (0,)
+    for tensor in TENSORS:
+        fits = workers % tensor == 0 and tensor <= gpu.per_node
+        if not fits or model.num_attention_heads % tensor:
+            continue
+        if choices.tensor not in {None, tensor}:
+            continue
+        steps = StepModel(model, gpu, workers // tensor, tensor, known)
+        for drafts in drafting if role is not Role.PREFILL else drafting[:1]:
+            for chunk in _CHUNKS[role]:
+                found = _variant(steps, role, chunk, drafts, context, choices)
+                if found is not None:
+                    yield found
+
+
+def _variant(
+    steps: StepModel, role: Role, chunk: int, drafts: int, context: float, choices: Choices
+) -> Variant | None:
+    deployment = Deployment(
+        data=steps.data,
+        tensor=steps.tensor,
+        max_model_len=choices.max_model_len,
+        max_num_seqs=_STEP_TOKENS * steps.tensor,
+        max_num_batched_tokens=chunk,
+        prediction=drafts > 0,
+    )
+    memory = memory_of(steps.model, steps.gpu, deployment)
+    if memory.shortage:
+        return None
+    held = memory.kv_tokens * _KV_FILL / context
+    allowed = _CPU_SEQUENCES if steps.gpu.cpu else _STEP_TOKENS * steps.tensor / (1 + drafts)
+    if held < 1 and role is not Role.PREFILL:
+        return None
+    group = Group(
+        steps=steps,
+        role=role,
+        chunk=chunk,
+        most_sequences=min(held, allowed),
+        most_limit=Limit.KV if held < allowed else Limit.SEQUENCES,
+        drafts=0 if role is Role.PREFILL else drafts,
+        acceptance=choices.acceptance,
+    )
+    return Variant(group, memory)

@@ -1,0 +1,77 @@
+"""Settings of batches: their storage and limits, and the room they get beside other requests."""
+
+from pydantic import Field, model_validator
+
+from serving.settings.base import Seconds, SettingsGroup
+
+
+class BatchSettings(SettingsGroup):
+    """OpenAI's files and batches, run in the gaps of interactive traffic (deploy/docs/batch.md)."""
+
+    directory: str | None = None
+    """Folder of the SQLite database, unless database_url is set, and of the files, unless
+    storage_url is set. Created if missing. Without database_url, each router needs its own; with
+    it and without storage_url, all routers need the same, such as a network file system. Null: no
+    batches; their routes answer 501."""
+    database_url: str | None = Field(None, pattern=r"^postgresql://")
+    """PostgreSQL database with which several routers run the same batches, e.g.
+    postgresql://moe@host/batches. Null: SQLite in directory."""
+    database_password_file: str | None = None
+    """File with the password of the PostgreSQL user. Null: the URL's, or none."""
+    database_timeout: Seconds = 10.0
+    """Timeout for connecting to PostgreSQL and for each statement, seconds."""
+    storage_url: str | None = Field(None, pattern=r"^s3://[^/]+")
+    """Bucket and prefix of the files in S3-compatible object storage, e.g. s3://bucket/batches.
+    Credentials come from the environment, files or the machine's role, as for all AWS clients.
+    Null: directory."""
+    storage_endpoint: str | None = Field(None, pattern=r"^https?://")
+    """URL of the object storage, e.g. https://minio:9000. Null: that of AWS."""
+    storage_timeout: Seconds = 10.0
+    """Timeout for connecting to the object storage and for each read, seconds."""
+    max_file_bytes: int = Field(2**30, ge=2**10)
+    """Maximum size of an uploaded file, bytes."""
+    max_lines: int = Field(1_000_000, ge=1)
+    """Maximum number of lines of a batch; further lines are not run."""
+    tenant_bytes: int = Field(10 * 2**30, ge=2**10)
+    """Maximum size of all files of a tenant, results included, bytes. Above it, uploads are
+    refused."""
+    tenant_files: int = Field(1000, ge=1)
+    """Maximum number of files of a tenant. Above it, uploads are refused."""
+    tenant_batches: int = Field(100, ge=1)
+    """Maximum number of a tenant's batches that have not ended."""
+    max_window: Seconds = 7 * 86400.0
+    """Maximum completion window of a batch, seconds."""
+    retention: Seconds = 30 * 86400.0
+    """Time after which a file is deleted unless its upload sets a shorter one, and a batch after
+    its completion window, seconds."""
+    max_running_lines: int = Field(256, ge=1)
+    """Maximum number of lines that a router runs or prepares at a time, over all batches."""
+    lease: Seconds = 30.0
+    """Time without a sign of life from a router after which others take over its lines, seconds.
+    The clocks of the routers may differ by a small part of it."""
+    interval: Seconds = 1.0
+    """Interval at which a router looks for new batches, seconds."""
+    itl_slo: Seconds | None = None
+    """Maximum duration of an engine step, and so of the inter-token latency, up to which lines run
+    beside other requests, seconds. Null: max_step_growth applies."""
+    max_step_growth: float = Field(0.1, ge=0)
+    """Fraction by which lines may lengthen an engine step of other requests, without itl_slo."""
+    ttft_slo: Seconds | None = None
+    """Target p90 time to first token of other requests, seconds. While it is exceeded, fewer lines
+    run beside them. Null: not considered."""
+    kv_reserve: float = Field(0.1, ge=0, lt=1)
+    """Fraction of a rank's KV cache that is kept free of lines."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "BatchSettings":
+        if self.database_url is not None and self.directory is None:
+            raise ValueError("database_url requires directory, which holds the files")
+        if self.database_password_file is not None and self.database_url is None:
+            raise ValueError("database_password_file requires database_url")
+        if self.storage_url is not None and self.directory is None:
+            raise ValueError("storage_url requires directory, which enables batches")
+        if self.storage_endpoint is not None and self.storage_url is None:
+            raise ValueError("storage_endpoint requires storage_url")
+        if self.lease < 3 * self.interval:
+            raise ValueError("lease must be at least three times interval")
+        return self

@@ -1,0 +1,11 @@
+"""A real PostgreSQL server that a test may kill."""
+
+import pytest
+
+from tests.support.postgres import postgres_or_skip
+
+
+@pytest.fixture(scope="session")
+def postgres():
+    with postgres_or_skip() as server:
+        yield server

@@ -1,0 +1,138 @@
+"""CPU of a request with and without ledger and budgets: `python -m tests.ledger.cost`.
+
+Routers with different settings, each with its fake rank in one process, get the same requests in
+alternating rounds. Prints the CPU time of a process for each request, as a median over the rounds,
+and the difference to the router without a ledger in the same round.
+"""
+
+import asyncio
+import os
+import statistics
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import aiohttp
+
+from serving.edge.auth.keys import digest_of
+from serving.flags.parser import FlagParser
+from tests.ledger.history import Fleet
+from tests.support.postgres import PostgresServer
+from tests.support.waiting import PATIENCE
+
+KEY = "moe-key-of-a-measurement"
+TARIFF = "currency: USD\nmodels: {pocket-r1: {cached: 1, uncached: 1, output: 1}}"
+_ENTRY = f'keys: [{{id: key, tenant: tenant, hash: "{digest_of(KEY)}"}}]\n'
+_BUDGET = "tenants: {tenant: {budgets: {month: {hard: 1000000}, day: {soft: 500000}}}}\n"
+_TICKS = os.sysconf("SC_CLK_TCK")
+
+
+def _fleets(folder: Path, server: PostgresServer) -> dict[str, Fleet]:
+    (folder / "tariff.yaml").write_text(TARIFF)
+    for name, text in (("plain", _ENTRY), ("budget", _ENTRY + _BUDGET)):
+        (folder / f"{name}.yaml").write_text(text)
+
+    def fleet(name, keys="plain", **ledger):
+        if ledger.pop("on", True):
+            ledger |= {
+                "directory": str(folder / name),
+                "tariff_file": str(folder / "tariff.yaml"),
+                "budget_timeout": PATIENCE,
+            }
+        return Fleet(ledger, security={"keys_file": str(folder / f"{keys}.yaml")})
+
+    shared = {"database_url": server.url()}
+    return {
+        "no ledger": fleet("none", on=False),
+        "ledger, SQLite": fleet("sqlite"),
+        "ledger, PostgreSQL": fleet("postgres", **shared),
+        "ledger and budgets, SQLite": fleet("budget-sqlite", "budget"),
+        "ledger and budgets, PostgreSQL": fleet("budget-postgres", "budget", **shared),
+    }
+
+
+async def run(rounds: int, requests: int, concurrency: int, folder: Path) -> None:
+    """Measure, and print a table.
+
+    Args:
+        rounds: Rounds in which each router gets ``requests`` requests; one more is not counted.
+        requests: Requests of a round.
+        concurrency: Requests at a time.
+        folder: Empty folder.
+    """
+    server = PostgresServer()
+    server.start()
+    fleets = _fleets(folder, server)
+    measured: dict[str, list[float]] = {name: [] for name in fleets}
+    headers = {"authorization": f"Bearer {KEY}"}
+    try:
+        for fleet in fleets.values():
+            await fleet.start()
+        async with aiohttp.ClientSession(headers=headers) as rest:
+            for number in range(rounds + 1):
+                for name, fleet in fleets.items():
+                    before = _cpu(fleet)
+                    await _round(rest, fleet, requests, concurrency)
+                    # What is written in the background is part of a request's cost.
+                    await asyncio.sleep(1.5)
+                    if number:
+                        measured[name].append((_cpu(fleet) - before) / requests * 1e6)
+    finally:
+        for fleet in fleets.values():
+            await fleet.close()
+        server.close()
+    base = measured["no ledger"]
+    for name, values in measured.items():
+        more = [100 * (value / other - 1) for value, other in zip(values, base, strict=True)]
+        print(
+            f"{name:34}{statistics.median(values):8.0f} us   {statistics.median(more):+6.1f} % "
+            f"({min(more):+.1f} to {max(more):+.1f})"
+        )
+
+
+async def _round(rest, fleet, requests, concurrency):
+    numbers = iter(range(requests))
+    url = f"{fleet.addresses['rest']}/v1/chat/completions"
+    body = {
+        "model": "pocket-r1",
+        "messages": [{"role": "user", "content": "abc"}],
+        "max_tokens": 8,
+        "ignore_eos": True,
+    }
+
+    async def work():
+        for _ in numbers:
+            async with rest.post(url, json=body, raise_for_status=True) as response:
+                await response.read()
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(concurrency):
+            group.create_task(work())
+
+
+def _cpu(fleet):
+    """Return the CPU time of a router's process, with its fake rank, seconds."""
+    fields = Path(f"/proc/{fleet.addresses['pid']}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / _TICKS
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command."""
+    import uvloop
+
+    parser = FlagParser(prog="python -m tests.ledger.cost", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5, help="Rounds.")
+    parser.add_argument("--requests", type=int, default=1500, help="Requests of a round.")
+    parser.add_argument("--concurrency", type=int, default=16, help="Requests at a time.")
+    flags = parser.parse_args(argv)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
+    ):
+        runner.run(run(flags.rounds, flags.requests, flags.concurrency, Path(folder)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

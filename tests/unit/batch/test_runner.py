@@ -1,0 +1,138 @@
+import json
+
+import pytest
+import pytest_asyncio
+
+from serving.batch.line_requests import LineResponse
+from serving.batch.records import Status
+from serving.clock import SystemClock
+from serving.errors import NotReady
+from tests.support.batches import BatchRouter, open_store, results
+from tests.support.waiting import eventually
+
+pytestmark = pytest.mark.asyncio
+
+
+@pytest_asyncio.fixture
+async def start(tmp_path):
+    started = []
+
+    def begin(**settings):
+        fields = {"interval": 0.05, "lease": 1.0} | settings
+        started.append(BatchRouter(open_store(tmp_path, SystemClock(), **fields)))
+        return started[-1]
+
+    yield begin
+    for each in started:
+        await each.stop()
+
+
+async def test_a_batch_runs_to_its_end(start):
+    router = start()
+    batch = await router.submit(*map(str, range(40)))
+    ended = await router.ended(batch)
+    assert (ended.status, ended.completed, ended.failed) == (Status.COMPLETED, 40, 0)
+    assert sorted(int(json.loads(each.body)["name"]) for each in router.sent) == [*range(40)]
+    assert len(results(router.store, ended.output_file_id)) == 40
+
+
+async def test_lines_are_sent_again_unless_they_are_at_fault(start):
+    router = start()
+    busy = LineResponse(503, b'{"error": {"reason": "NOT_READY"}}')
+    wrong = LineResponse(400, b'{"error": {"reason": "INVALID_REQUEST"}}')
+    router.responses = {"busy": [busy], "wrong": [wrong]}
+    ended = await router.ended(await router.submit("busy", "wrong", "fine"))
+    assert (ended.completed, ended.failed) == (2, 1)
+    (failed,) = results(router.store, ended.error_file_id)
+    assert (failed["custom_id"], failed["response"]["status_code"]) == ("wrong", 400)
+    assert len(router.sent) == 4
+
+
+async def test_a_line_has_the_time_of_its_batch(start):
+    router = start()
+    await router.ended(await router.submit("a", window=500))
+    (request,) = router.sent
+    assert 400 < request.deadline - SystemClock().monotonic() <= 500
+
+
+async def test_the_lines_of_a_cancelled_batch_stop(start):
+    router = start()
+    router.hold.clear()
+    batch = await router.submit("a", "b")
+    await eventually(lambda: len(router.sent) == 2, "the lines")
+    await router.store.run(router.store.batches.cancel, "t", batch.batch_id)
+    ended = await router.ended(batch)
+    assert (ended.status, ended.completed) == (Status.CANCELLED, 0)
+    await eventually(lambda: not router.runner._running, "the end of the lines")
+
+
+async def test_a_batch_ends_with_its_window(start):
+    router = start()
+    router.responses = {"late": [LineResponse(429, b"{}")] * 99}
+    batch = await router.submit("late", "soon", window=500)
+
+    async def answered():
+        found = await router.store.run(router.store.batches.get, "t", batch.batch_id)
+        return found.completed == 1
+
+    await eventually(answered, "the first answer")
+    router.clock.ahead = 501
+    ended = await router.ended(batch)
+    assert (ended.status, ended.completed, ended.failed) == (Status.EXPIRED, 1, 0)
+
+
+async def test_the_next_process_continues(start):
+    first = start()
+    first.hold.clear()
+    batch = await first.submit("a", "b", "c")
+    await eventually(lambda: len(first.sent) == 3, "the lines")
+    await first.stop()
+    second = start()
+    ended = await second.ended(batch)
+    assert (ended.status, ended.completed) == (Status.COMPLETED, 3)
+    assert len(second.sent) == 3
+
+
+async def test_tenants_run_at_the_same_time(start):
+    router = start(max_running_lines=4)
+    router.hold.clear()
+    await router.submit(*"abcdef", tenant="one")
+    await router.submit(*"abcdef", tenant="two")
+
+    def shared():
+        tenants = [each.tenant for each in router.sent]
+        return {"one", "two"} == {*tenants}
+
+    await eventually(lambda: router.sent, "the first tenant")
+    router.hold.set()
+    await eventually(shared, "both tenants")
+
+
+async def test_a_database_that_fails_only_delays(start, monkeypatch):
+    router = start()
+    answer, failures = router.store.lines.answer, []
+
+    def failing(batch_id, answers):
+        if not failures:
+            failures.append(answers)
+            raise NotReady("the database is down")
+        return answer(batch_id, answers)
+
+    monkeypatch.setattr(router.store.lines, "answer", failing)
+    ended = await router.ended(await router.submit("a"))
+    assert (ended.completed, len(failures), len(router.sent)) == (1, 1, 1)
+
+
+async def test_a_line_whose_request_raises_is_sent_a_few_times(start):
+    router = start()
+    respond, failures = router.runner._send, []
+
+    async def failing(request):
+        if json.loads(request.body)["name"] == "bad":
+            failures.append(request)
+            raise RuntimeError("a bug")
+        return await respond(request)
+
+    router.runner._send = failing
+    ended = await router.ended(await router.submit("bad", "good"))
+    assert (ended.completed, ended.failed, len(failures)) == (1, 1, 4)
