@@ -29,8 +29,10 @@ def test_a_client_finds_what_it_expects(client, results):
     if missing := installed.why_not(client.environment):
         pytest.skip(missing)
     result = results[client.name]
-    failed = {name: outcome.trace or outcome.reason for name, outcome in result.failed.items()}
-    assert not failed, result.said[-2000:]
+    # Reasons first: a summary of a run shows little more than the first line.
+    reasons = "; ".join(f"{name}: {outcome.reason}" for name, outcome in result.failed.items())
+    traces = "\n".join(outcome.trace for outcome in result.failed.values())
+    assert not result.failed, f"{reasons}\n{traces}\n{result.said[-2000:]}"
     assert any(outcome.status == "passed" for outcome in result.outcomes.values())
 
 
