@@ -43,6 +43,7 @@ class AnswerWriter:
         if self._task is not None and not self._task.done():
             await asyncio.wait({self._task}, timeout=seconds)
             self._task.cancel()
+            await asyncio.wait({self._task})
 
     async def _run(self) -> None:
         while self._pending:
@@ -50,9 +51,15 @@ class AnswerWriter:
             taken = self._pending.pop(batch_id)
             try:
                 await self._write(batch_id, [answer for answer, _ in taken])
-            except (ServingError, OSError) as error:
+            except Exception as error:
                 metrics.BATCH_FAILURES.labels("answer").inc()
-                log.warning("answers cannot be recorded", batch=batch_id, reason=str(error))
+                expected = isinstance(error, ServingError | OSError)
+                log.warning(
+                    "answers cannot be recorded",
+                    batch=batch_id,
+                    reason=str(error),
+                    exc_info=not expected,
+                )
                 self._pending[batch_id][:0] = taken
                 await asyncio.sleep(_RETRY)
                 continue

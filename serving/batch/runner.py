@@ -95,6 +95,8 @@ class BatchRunner:
         self._jobs: dict[str, asyncio.Task[None]] = {}
         """Validation or writing of results, by batch."""
         self._wake = asyncio.Event()
+        self._loop: asyncio.Task[None] | None = None
+        """The task of ``run``; None: it has not begun."""
         self._stopping = False
         self._look_at = self._sweep_at = self._take_over_at = float("-inf")
         """Monotonic times of the next look, sweep and take-over, seconds."""
@@ -109,7 +111,8 @@ class BatchRunner:
         self._wake.set()
 
     async def run(self) -> None:
-        """Run until cancelled; failures of storage and database are retried."""
+        """Run until ``stop`` or cancelled; failures of storage and database are retried."""
+        self._loop = asyncio.current_task()
         while not self._stopping:
             self._wake.clear()
             try:
@@ -135,13 +138,9 @@ class BatchRunner:
         if self._stopping:
             return
         self._stopping = True
-        self._wake.set()
-        left = list(self._running.values())
-        tasks = [each.task for each in left]
-        for task in (*tasks, *self._jobs.values()):
-            task.cancel()
-        if waited := {*tasks, *self._jobs.values()}:
-            await asyncio.wait(waited)
+        # First the loop, because it starts lines and jobs.
+        await _cancel({self._loop} if self._loop is not None else set())
+        await _cancel({*(line.task for line in self._running.values()), *self._jobs.values()})
         await self._answers.flush(_FLUSH)
         self._scheduler.stop()
         try:
@@ -320,6 +319,14 @@ class BatchRunner:
             await self._store.run(self._store.lines.give_back, [claim])
         except ServingError as error:
             log.warning("a line was not released", line=claim.line, reason=str(error))
+
+
+async def _cancel(tasks: set[asyncio.Task[None]]) -> None:
+    """Cancel tasks and wait for their ends."""
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        await asyncio.wait(tasks)
 
 
 def _log(event: str, error: Exception, **fields: Any) -> None:

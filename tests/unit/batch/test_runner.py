@@ -1,4 +1,6 @@
+import asyncio
 import json
+import threading
 
 import pytest
 import pytest_asyncio
@@ -8,7 +10,7 @@ from serving.batch.records import Status
 from serving.clock import SystemClock
 from serving.errors import NotReady
 from tests.support.batches import BatchRouter, open_store, results
-from tests.support.waiting import eventually
+from tests.support.waiting import PATIENCE, eventually
 
 pytestmark = pytest.mark.asyncio
 
@@ -93,6 +95,29 @@ async def test_the_next_process_continues(start):
     assert len(second.sent) == 3
 
 
+async def test_lines_claimed_while_it_stops_do_not_start(start, monkeypatch):
+    router = start()
+    claim = router.store.lines.claim
+    claiming, go_on = threading.Event(), threading.Event()
+
+    def slow(*args):
+        claiming.set()
+        assert go_on.wait(PATIENCE)
+        return claim(*args)
+
+    monkeypatch.setattr(router.store.lines, "claim", slow)
+    batch = await router.submit("a", "b")
+    await eventually(claiming.is_set, "the claim")
+    stopping = asyncio.create_task(router.runner.stop())
+    await eventually(lambda: router.runner._stopping)
+    go_on.set()
+    await stopping
+    await router.stop()
+    assert (router.sent, router.runner._running) == ([], {})
+    second = start()
+    assert (await second.ended(batch)).completed == 2
+
+
 async def test_tenants_run_at_the_same_time(start):
     router = start(max_running_lines=4)
     router.hold.clear()
@@ -116,6 +141,21 @@ async def test_a_database_that_fails_only_delays(start, monkeypatch):
         if not failures:
             failures.append(answers)
             raise NotReady("the database is down")
+        return answer(batch_id, answers)
+
+    monkeypatch.setattr(router.store.lines, "answer", failing)
+    ended = await router.ended(await router.submit("a"))
+    assert (ended.completed, len(failures), len(router.sent)) == (1, 1, 1)
+
+
+async def test_a_failure_that_nobody_expects_only_delays(start, monkeypatch):
+    router = start()
+    answer, failures = router.store.lines.answer, []
+
+    def failing(batch_id, answers):
+        if not failures:
+            failures.append(answers)
+            raise RuntimeError("a defect")
         return answer(batch_id, answers)
 
     monkeypatch.setattr(router.store.lines, "answer", failing)
