@@ -20,6 +20,7 @@ from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 from vllm.entrypoints.launchers.app import build_app
 from vllm.entrypoints.openai.chat_completion import serving as chat
 from vllm.entrypoints.openai.completion import serving as completion
+from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.entrypoints.serve.exception_handling.handlers.vllm_error import vllm_error_handler
 from vllm.exceptions import VLLMError
 
@@ -97,6 +98,7 @@ async def build_vllm_app(
     remove_routes(app)
     _remove_middleware(app)
     _handle_errors(app)
+    api_router.translate_error_response = _messages_error
     await build_model_state(client, app.state, args, turns)
     suppress_client_error_logs()
     bypass_middleware(app, generating)
@@ -192,6 +194,14 @@ async def _vllm_error_answer(request: Request, error: Exception) -> Response:
     assert isinstance(error, VLLMError)
     answer: Response = await vllm_error_handler(request, error)
     return answer
+
+
+def _messages_error(response: ErrorResponse) -> JSONResponse:
+    """Replace vLLM's function, which drops ``reason`` and the times of a retry.
+
+    Bodies of /v1/messages get Anthropic's format where all responses pass (anthropic_errors).
+    """
+    return JSONResponse(content_of(response), status_code=response.error.code)
 
 
 async def _http_error_answer(_: Request, error: Exception) -> Response:

@@ -5,6 +5,8 @@ import json
 import openai
 import pytest
 
+from serving.admission.controller import AdmissionController
+from serving.errors import BudgetExceeded, NotReady, Overloaded
 from serving.link.v1 import link_pb2
 from serving.settings import BUNDLED_MODEL
 from tests.support.waiting import PATIENCE
@@ -352,6 +354,44 @@ async def test_failure_at_once_has_its_status_in_other_streams_too(edge, path, b
     answer = await edge.rest.post(path, json={**body, "stream": True})
     assert (answer.status_code, answer.json()["error"]["message"]) == (429, "because")
     assert "retry-after" in answer.headers
+
+
+DOORS = [
+    pytest.param("/v1/chat/completions", CHAT, id="chat"),
+    pytest.param("/v1/completions", {"model": "pocket-r1", "prompt": "hi"}, id="completions"),
+    pytest.param("/v1/responses", {"model": "pocket-r1", "input": "hi"}, id="responses"),
+    pytest.param("/v1/messages", MESSAGES, id="messages"),
+]
+RETRIES = [
+    pytest.param(Overloaded("because", 7.25), 429, "OVERLOADED", "8", id="overloaded"),
+    pytest.param(NotReady("because"), 503, "NOT_READY", "1", id="not ready"),
+    pytest.param(
+        BudgetExceeded("because", renews_at=86400, retry_after=1.5),
+        402,
+        "BUDGET_EXCEEDED",
+        "2",
+        id="budget",
+    ),
+]
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@pytest.mark.parametrize(("path", "body"), DOORS)
+@pytest.mark.parametrize(("error", "status", "reason", "header"), RETRIES)
+async def test_every_door_says_when_to_retry(
+    edge, monkeypatch, path, body, stream, error, status, reason, header
+):
+    async def refuse(*_):
+        raise error
+
+    monkeypatch.setattr(AdmissionController, "enter", refuse)
+    answer = await edge.rest.post(path, json={**body, "stream": stream})
+    found = answer.json()["error"]
+    assert (answer.status_code, found["reason"], found["message"]) == (status, reason, "because")
+    assert answer.headers["retry-after"] == header
+    assert found.get("retry_after") == getattr(error, "retry_after", None)
+    renewal = getattr(error, "renews_at", None)
+    assert found.get("renews_at") == (None if renewal is None else "1970-01-02T00:00:00Z")
 
 
 async def test_failure_in_a_stream_is_an_event(edge):

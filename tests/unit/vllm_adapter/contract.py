@@ -222,6 +222,18 @@ REPLACED = {
         "8b045a0175",
         "replaced in vllm.v1.engine.coordinator and utils (engine.fork_server)",
     ),
+    "vllm.entrypoints.anthropic.api_router:translate_error_response": (
+        "4493bff758",
+        "replaced for all routes of the module (app)",
+    ),
+    "vllm.entrypoints.anthropic.api_router:create_messages": (
+        "45058bd719",
+        "calls translate_error_response, which is replaced (app)",
+    ),
+    "vllm.entrypoints.anthropic.api_router:count_tokens": (
+        "d5d9cf88c4",
+        "calls translate_error_response, which is replaced (app)",
+    ),
     "vllm.entrypoints.serve.exception_handling.handlers.vllm_error:vllm_error_handler": (
         "c146e8c6bf",
         "called by the handler that replaces it (app)",
@@ -245,6 +257,7 @@ ASSIGNED = frozenset(
         "get_mp_context",
         "middleware_stack",
         "render_messages_async",
+        "translate_error_response",
         "validator",
     }
 )
@@ -261,6 +274,7 @@ SITES = {
         "app.user_middleware.clear",
         "middleware_stack",
         "setattr",
+        "translate_error_response",
     },
     "serving/vllm_adapter/handlers.py": {"__class__", "with_names"},
     "serving/vllm_adapter/long_answers.py": {"setattr"},
