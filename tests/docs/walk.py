@@ -27,7 +27,7 @@ from serving.engine.router_link.server import RankIdentity, RankServer
 from serving.router.app import Router
 from serving.settings import Settings
 from tests.integration.edge.stand import stand_settings
-from tests.support.waiting import eventually
+from tests.support.waiting import PATIENCE, eventually
 
 SERVING = Path(__file__).resolve().parents[2] / "serving"
 GENERATED = ("api.", "link.v1.")
@@ -146,7 +146,10 @@ async def ask_rest(router: Router) -> None:
         "stream": True,
     }
     url = f"{router.addresses.rest}/v1/chat/completions"
-    async with httpx.AsyncClient() as client, client.stream("POST", url, json=body) as answer:
+    async with (
+        httpx.AsyncClient(timeout=PATIENCE) as client,
+        client.stream("POST", url, json=body) as answer,
+    ):
         events = [line async for line in answer.aiter_lines() if line.startswith("data: ")]
     assert json.loads(events[0].removeprefix("data: "))["object"] == "chat.completion.chunk"
 

@@ -10,6 +10,7 @@ OTHERS = {
     "credentials/tls.py": {"context.sni_callback"},
     "engine/fork_server.py": {"module.get_mp_context"},
     "engine/ray/deployment.py": {"replica.add_port_to_grpc_server"},
+    "vllm_adapter/app.py": {"api_router.translate_error_response"},
     "vllm_adapter/rendering.py": {"renderer._tokenize_prompt_async"},
 }
 """Attributes of objects of other packages, which offer no other way."""

@@ -35,6 +35,8 @@ _DESCRIPTIONS = {
 }
 """Descriptions of vLLM's routes; those of vLLM are only function names."""
 Row = tuple[str, str, str, str, str]
+_TIMEOUT = 300.0
+"""Limit of a request that a busy machine may need long for, seconds."""
 _METHODS = ("get", "post", "put", "patch", "delete")
 
 
@@ -65,7 +67,7 @@ async def document() -> dict[str, Any]:
     )
     router = await Router.start(settings)
     try:
-        async with httpx.AsyncClient() as client:
+        async with httpx.AsyncClient(timeout=_TIMEOUT) as client:
             answer = await client.get(f"{router.addresses.rest}/openapi.json")
             found: dict[str, Any] = answer.raise_for_status().json()
             return found

@@ -19,7 +19,7 @@ def test_a_request_needs_a_key(stack):
         pytest.skip("no Helm in .tools: the real thing ran, but with up's own settings")
     body = {"model": stack.model, "prompt": "What is 1+1?", "max_tokens": 4, "ignore_eos": True}
     url = f"{stack.rest}/v1/completions"
-    assert httpx.post(url, json=body).status_code == httpx.codes.UNAUTHORIZED
+    assert httpx.post(url, json=body, timeout=PATIENCE).status_code == httpx.codes.UNAUTHORIZED
     answer = httpx.post(url, json=body, headers=stack.headers, timeout=PATIENCE)
     assert answer.json()["usage"]["completion_tokens"] == 4
 

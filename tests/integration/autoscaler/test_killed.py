@@ -117,7 +117,7 @@ class Load:
         await eventually(lambda: self.answered >= goal, "more answers")
 
     async def __aenter__(self):
-        self._client = httpx.AsyncClient(trust_env=False)
+        self._client = httpx.AsyncClient(trust_env=False, timeout=PATIENCE)
         self._tasks = [asyncio.create_task(self.stream(self._client)) for _ in range(STREAMS)]
         return self
 
@@ -152,7 +152,7 @@ async def test_requests_notice_nothing(tmp_path):
             assert load.lost == []
             assert load.answered >= 4 * EACH
             assert serve_api.scaled == []
-            async with httpx.AsyncClient(trust_env=False) as client:
+            async with httpx.AsyncClient(trust_env=False, timeout=PATIENCE) as client:
                 fleet = (await client.get(f"{served.rest}/fleet", timeout=PATIENCE)).json()
             assert [group["state"] for group in fleet["groups"]] == ["ready", "ready"]
         finally:

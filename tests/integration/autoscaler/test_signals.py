@@ -8,6 +8,7 @@ from serving.autoscaler.prometheus import PrometheusApi, SignalReader
 from serving.autoscaler.signals import FleetCounts, Signal
 from serving.settings import AutoscalerSettings
 from serving.telemetry import metrics
+from tests.support.waiting import PATIENCE
 
 FLEET = FleetCounts(2, 0)
 
@@ -58,7 +59,7 @@ def settings(url: str, **changes) -> AutoscalerSettings:
 
 
 async def look(scaling: AutoscalerSettings):
-    async with httpx.AsyncClient(trust_env=False) as client:
+    async with httpx.AsyncClient(trust_env=False, timeout=PATIENCE) as client:
         api = PrometheusApi(client, scaling.prometheus_url, scaling.prometheus_timeout)
         return await SignalReader(api, Fleet(), scaling).read()
 

@@ -297,7 +297,7 @@ async def test_what_cannot_be_an_id_is_not_found(rest, path):
 
 
 async def test_a_key_is_required(stand):
-    async with httpx.AsyncClient(base_url=stand.router.addresses.rest) as nobody:
+    async with httpx.AsyncClient(base_url=stand.router.addresses.rest, timeout=PATIENCE) as nobody:
         for path in ("/v1/files", "/v1/batches", "/v1/files/x/content"):
             assert (await nobody.get(path)).status_code == 401
 

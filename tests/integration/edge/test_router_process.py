@@ -59,8 +59,8 @@ def test_start_serve_and_sigterm(tmp_path):
     with Process(tmp_path) as router:
         addresses = router.addresses()
         assert addresses["pid"] == router.process.pid
-        assert httpx.get(f"{addresses['rest']}/livez").status_code == 200
-        assert httpx.get(f"{addresses['rest']}/readyz").status_code == 503
+        assert httpx.get(f"{addresses['rest']}/livez", timeout=PATIENCE).status_code == 200
+        assert httpx.get(f"{addresses['rest']}/readyz", timeout=PATIENCE).status_code == 503
         for address in (addresses["grpc"], addresses["join"]):
             host, port = address.rsplit(":", 1)
             socket.create_connection((host, int(port)), timeout=PATIENCE).close()
@@ -68,6 +68,7 @@ def test_start_serve_and_sigterm(tmp_path):
             f"{addresses['rest']}/v1/completions",
             json={"model": "pocket-r1", "prompt": "secret words"},
             headers={"x-request-id": "mine", "x-request-timeout-ms": "300"},
+            timeout=PATIENCE,
         )
         assert refused.status_code == 504
         maps = Path(f"/proc/{router.process.pid}/maps").read_text()

@@ -58,7 +58,7 @@ async def test_certificates_are_replaced_under_live_connections(tmp_path, router
     router = await Router.start(settings)
     assert router.addresses.rest.startswith("https://")
     async with (
-        httpx.AsyncClient(base_url=router.addresses.rest, verify=old_ca) as rest,
+        httpx.AsyncClient(base_url=router.addresses.rest, verify=old_ca, timeout=PATIENCE) as rest,
         secure_channel(router, files) as channel,
     ):
         assert (await rest.get("/livez")).status_code == 200
@@ -69,7 +69,9 @@ async def test_certificates_are_replaced_under_live_connections(tmp_path, router
 
         async def new_one_is_shown() -> bool:
             try:
-                async with httpx.AsyncClient(base_url=router.addresses.rest, verify=new_ca) as new:
+                async with httpx.AsyncClient(
+                    base_url=router.addresses.rest, verify=new_ca, timeout=PATIENCE
+                ) as new:
                     return (await new.get("/livez")).status_code == 200
             except httpx.ConnectError:
                 return False
@@ -81,7 +83,9 @@ async def test_certificates_are_replaced_under_live_connections(tmp_path, router
         assert (await rest.get("/livez")).status_code == 200
         await models_over(channel)
         with pytest.raises(httpx.ConnectError):
-            async with httpx.AsyncClient(base_url=router.addresses.rest, verify=old_ca) as old:
+            async with httpx.AsyncClient(
+                base_url=router.addresses.rest, verify=old_ca, timeout=PATIENCE
+            ) as old:
                 await old.get("/livez")
     await router.stop()
 
@@ -102,7 +106,9 @@ async def test_clients_without_a_certificate_stay_outside(tmp_path, router_setti
         if own is not None:
             context.load_cert_chain(own.cert, own.key)
         async with (
-            httpx.AsyncClient(base_url=router.addresses.rest, verify=context) as rest,
+            httpx.AsyncClient(
+                base_url=router.addresses.rest, verify=context, timeout=PATIENCE
+            ) as rest,
             secure_channel(router, files, own) as channel,
         ):
             if let_in:
@@ -163,7 +169,7 @@ async def test_plain_text_is_not_understood(tmp_path, router_settings):
     router = await Router.start(settings)
     plain = router.addresses.rest.replace("https", "http")
     async with (
-        httpx.AsyncClient(base_url=plain) as rest,
+        httpx.AsyncClient(base_url=plain, timeout=PATIENCE) as rest,
         grpc.aio.insecure_channel(router.addresses.grpc) as channel,
     ):
         with pytest.raises(httpx.TransportError):

@@ -25,6 +25,7 @@ from tests.kube.controllers import settle
 from tests.kube.kubelet import Kubelet
 from tests.kube.kuberay import KubeRay
 from tests.kube.workloads import workloads
+from tests.support.waiting import PATIENCE
 
 _NAMES = (f"o{number}" for number in itertools.count())
 RIGHTS = "rbac.authorization.k8s.io"
@@ -507,6 +508,6 @@ def test_a_strategic_patch_deletes_and_orders(target, name):
 
 def test_a_request_without_a_token_has_no_rights(target):
     """The fake and a cluster with anonymous requests answer 403, one without them 401."""
-    with httpx.Client(verify=False, trust_env=False) as client:
+    with httpx.Client(verify=False, trust_env=False, timeout=PATIENCE) as client:
         answer = client.get(f"{str(target.client.base_url).rstrip('/')}/api/v1/nodes")
     assert answer.status_code in {401, 403}

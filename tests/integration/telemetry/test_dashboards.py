@@ -180,7 +180,7 @@ async def _scale(prometheus):
     """Decide a few times, once without effect; return when all samples are scraped."""
     scaling = AutoscalerSettings(min_groups=0, max_groups=3, max_age=60.0, max_gap=0.99)
     actuator = FakeActuator(1)
-    async with httpx.AsyncClient(trust_env=False) as client:
+    async with httpx.AsyncClient(trust_env=False, timeout=PATIENCE) as client:
         signals = SignalReader(PrometheusApi(client, prometheus.url, 10.0), OneGroup(), scaling)
         scaler = Autoscaler(signals, actuator, scaling, SystemClock(), gpus=2.0)
         for failing in ("away", "", ""):

@@ -144,14 +144,16 @@ async def test_a_name_that_does_not_resolve_is_a_router_that_is_away(monkeypatch
         raise OSError("no such name")
 
     monkeypatch.setattr("serving.autoscaler.routers.addresses_of", addresses_of)
-    found = RouterReader(httpx.AsyncClient(), AutoscalerSettings(routers=("dns:///r.test:1",)))
+    found = RouterReader(
+        httpx.AsyncClient(timeout=1), AutoscalerSettings(routers=("dns:///r.test:1",))
+    )
     assert await found.counts() is None
 
 
 @pytest.mark.parametrize("url", ["routers.test:8000", "ftp://r.test", "dns:///r.test", "http://"])
 def test_what_is_no_url_is_refused(url):
     with pytest.raises(SettingsError, match=r"autoscaler\.routers"):
-        RouterReader(httpx.AsyncClient(), AutoscalerSettings(routers=(url,)))
+        RouterReader(httpx.AsyncClient(timeout=1), AutoscalerSettings(routers=(url,)))
 
 
 async def test_the_key_is_shown(tmp_path):

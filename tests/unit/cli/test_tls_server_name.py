@@ -17,6 +17,7 @@ from serving.cli.main import main
 from serving.client.credentials import Access
 from serving.client.rest import RestClient
 from serving.errors import NotReady
+from tests.support.waiting import PATIENCE
 from tests.unit.cli.ops.test_operate import FakeRouter
 from tests.unit.credentials.certificates import issue
 
@@ -132,7 +133,7 @@ def test_other_clients_ask_by_the_name_too(port, files):
     context = Access(ca_file=str(files.ca), server_name=NAME).ssl_context()
     assert (context.check_hostname, context.verify_mode) == (True, ssl.CERT_REQUIRED)
     url = f"https://127.0.0.1:{port}/fleet"
-    with httpx.Client(verify=context, trust_env=False) as client:
+    with httpx.Client(verify=context, trust_env=False, timeout=PATIENCE) as client:
         assert client.get(url).json() == FLEET
 
     async def asked():
@@ -148,6 +149,7 @@ def test_other_clients_ask_by_the_name_too(port, files):
         httpx.Client(
             verify=Access(ca_file=str(files.ca), server_name="other.svc").ssl_context(),
             trust_env=False,
+            timeout=PATIENCE,
         ) as client,
     ):
         client.get(url)

@@ -80,7 +80,7 @@ async def test_a_rank_joins_serves_drains_and_leaves_nothing(router):
         assert (hello.group_id, hello.epoch, hello.world_size) == ("g0", "e1", 1)
         assert (hello.epoch_started_unix_seconds, hello.app) == (12.5, "blue")
         page = f"http://{hello.metrics_address}/metrics"
-        async with httpx.AsyncClient() as client:
+        async with httpx.AsyncClient(timeout=PATIENCE) as client:
             assert (await client.get(page)).status_code == HTTPStatus.OK
             assert router.address in rank.status()["routers"]
             assert len(serving_ranks()) == 1
