@@ -27,6 +27,7 @@ from vllm.exceptions import VLLMError
 from serving.errors import ServingError
 from serving.h2grpc.turns import TaskTurns
 from serving.vllm_adapter.answer_parser import install_answer_parser
+from serving.vllm_adapter.disconnects import cancel_with_clients
 from serving.vllm_adapter.error_response import (
     FAILED,
     content_of,
@@ -101,6 +102,7 @@ async def build_vllm_app(
     api_router.translate_error_response = _messages_error
     await build_model_state(client, app.state, args, turns)
     suppress_client_error_logs()
+    cancel_with_clients(app)
     bypass_middleware(app, generating)
     send_long_answers_in_parts(app, turns)
     fail_fast(app)

@@ -34,6 +34,7 @@ TOPICS = {
     "test_images": "deploy/images",
     "test_mirror": "tests/unit",
     "test_packaging": "the wheel",
+    "test_patience": "the clients in all tests",
     "test_setup_script": ".ci/setup",
     "vllm_adapter/test_contract": "everything in the package that replaces a part of vLLM",
 }
