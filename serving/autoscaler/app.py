@@ -24,7 +24,7 @@ from serving.autoscaler.schedule import parse_cron
 from serving.clock import SystemClock
 from serving.errors import SettingsError
 from serving.settings import AutoscalerSettings, Settings
-from serving.telemetry import metrics
+from serving.telemetry import autoscaler_metrics as metrics
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger("serving.autoscaler")
 

@@ -17,7 +17,7 @@ from prometheus_client import make_wsgi_app
 
 from serving.errors import SettingsError
 from serving.settings import AutoscalerSettings
-from serving.telemetry import metrics
+from serving.telemetry import autoscaler_metrics as metrics
 
 _EVERY = 1.0
 """Interval of the heartbeat, seconds."""

@@ -19,7 +19,7 @@ from serving.autoscaler.recording import format_line, save_state
 from serving.autoscaler.signals import Observation
 from serving.clock import Clock
 from serving.settings import AutoscalerSettings
-from serving.telemetry import metrics
+from serving.telemetry import autoscaler_metrics as metrics
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger("serving.autoscaler")
 

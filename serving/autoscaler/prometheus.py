@@ -1,7 +1,8 @@
 """Reads the signals from Prometheus: PromQL queries, HTTP API client, and snapshots.
 
-Metric names are those of ``serving.telemetry.metrics``. Each router counts only the requests it
-handles, so counts are summed. All routers see the same groups, so group counts use the maximum.
+Metric names are those of ``serving.telemetry.metrics`` and ``fleet_metrics``. Each router counts
+only the requests it handles, so counts are summed. All routers see the same groups, so group counts
+use the maximum.
 """
 
 import asyncio
@@ -16,7 +17,7 @@ import structlog
 from serving.autoscaler.signals import FleetCounts, Reading, Signal
 from serving.errors import ServingError
 from serving.settings import AutoscalerSettings
-from serving.telemetry import metrics
+from serving.telemetry import fleet_metrics as metrics
 
 _QUANTILE = 0.9
 

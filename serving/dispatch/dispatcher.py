@@ -56,6 +56,7 @@ class Dispatcher:
         self, membership: FleetMembership, settings: RoutingSettings, clock: Clock
     ) -> None:
         self._membership = membership
+        self._candidates = membership.candidates
         self._clock = clock
         self._scheduler = RankScheduler(settings, membership.prefixes)
         self._samples = 0
@@ -98,7 +99,7 @@ class Dispatcher:
                 raise InvalidRequest(decision.reason)
             return decision.reason
         rank_id = decision.rank_id
-        handle = self._membership.handle(rank_id)
+        handle = self._candidates.handle(rank_id)
         if handle is None:
             return "the chosen rank was just lost"
         try:
@@ -113,14 +114,21 @@ class Dispatcher:
         return Placement(decision, handle, self._clock.monotonic())
 
     def _choose(self, request: RoutingRequest) -> RoutingDecision | NoCandidate:
-        """Score a sample of a large fleet; score the whole fleet if no sampled rank fits."""
+        """Score a sample of a large fleet; score the whole fleet if no sampled rank fits.
+
+        A frozen snapshot of the whole fleet is taken only for an explanation: of the decision, if
+        the request asks for it, or of why no rank is found.
+        """
         now = self._clock.monotonic()
         hints = self._scheduler.hints(request, now)
         if not request.explain:
             self._samples += 1
-            sample = self._membership.sample_candidates(hints.groups(), self._samples)
-            if sample is not None:
-                decision = self._scheduler.choose(sample, request, now, hints)
-                if isinstance(decision, RoutingDecision):
-                    return decision
+            fleet = self._candidates.select(hints.ranks(), self._samples)
+            decision = self._scheduler.choose(fleet, request, now, hints)
+            if isinstance(decision, NoCandidate) and not fleet.complete:
+                decision = self._scheduler.choose(self._candidates.whole, request, now, hints)
+            if isinstance(decision, RoutingDecision):
+                return decision
+            if decision.kind is not NoCandidateKind.NOT_READY:
+                return decision
         return self._scheduler.choose(self._membership.snapshot(), request, now, hints)

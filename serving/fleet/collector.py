@@ -14,8 +14,8 @@ from typing_extensions import override
 from serving.fleet.expert_balance import imbalances
 from serving.fleet.models import ModelStatus
 from serving.routing.snapshot import FleetSnapshot, MemberState, RankSnapshot
-from serving.telemetry import metrics
-from serving.telemetry.metrics import Family
+from serving.telemetry import fleet_metrics as metrics
+from serving.telemetry.fleet_metrics import Family
 
 _RANK_VALUES: tuple[tuple[Family, Callable[[RankSnapshot], float | None]], ...] = (
     (metrics.RANK_INFLIGHT, lambda rank: rank.inflight_requests),

@@ -1,20 +1,18 @@
-"""One group: its states, its ranks, and the snapshot used by routing and status pages."""
+"""One group: its states, its ranks, and the snapshot used by status pages."""
 
 import math
-from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from operator import is_
+from typing import Any
 
 from serving.clock import Clock
+from serving.fleet.candidates import CandidateRank
 from serving.fleet.expert_balance import ExpertWindow
 from serving.fleet.rank_handle import RankHandle
 from serving.link.v1 import link_pb2
 from serving.routing.snapshot import GroupSnapshot, MemberState, RankLoad, RankSnapshot
 
-SAMPLE_RANKS = 32
-"""Number of ranks to score per request in a large fleet, in whole groups."""
-_LEAST_GROUPS = 2
 _MAX_COUNTER = 2**63 - 1
 """Cap on the sum of counters, which is a signed 64-bit number in the API."""
 
@@ -68,7 +66,10 @@ class Member:
     hello: link_pb2.Hello
     handle: RankHandle
     snapshot: RankSnapshot
-    """Snapshot of the rank, without the handle's numbers, which change with every frame."""
+    """Snapshot of the rank, without the handle's numbers, which change with every frame; changed
+    by ``update``."""
+    candidate: CandidateRank = field(init=False)
+    """The rank as routing sees it."""
     canary_sent: bool = False
     """Whether a canary was sent since the rank was last unhealthy or the group last fenced."""
     proven: bool = False
@@ -76,6 +77,15 @@ class Member:
     experts: ExpertWindow = field(default_factory=ExpertWindow)
     shown: tuple[RankSnapshot, RankSnapshot] | None = None
     """Cache: ``snapshot`` at the last freeze, and the frozen copy with the handle's numbers."""
+
+    def __post_init__(self) -> None:
+        """Show the rank to routing."""
+        self.candidate = CandidateRank(self.snapshot, self.handle)
+
+    def update(self, **changes: Any) -> None:
+        """Change fields of the snapshot, and what routing sees of them."""
+        self.snapshot = replace(self.snapshot, **changes)
+        self.candidate.update(self.snapshot)
 
 
 @dataclass(slots=True)
@@ -100,44 +110,6 @@ class Group:
     """Joined ranks, by rank number."""
     shown: GroupSnapshot | None = None
     """Cache: the last snapshot."""
-
-
-class ReadyGroups:
-    """The ready groups; provides a sample of them per request if there are many ranks.
-
-    Scoring all of 512 ranks takes longer than everything else that the router does for a request,
-    for almost no gain: the best of a few dozen is nearly the best of all (Mitzenmacher, "The power
-    of two choices in randomized load balancing", 2001). Valid until a group or a rank joins, leaves
-    or changes state.
-    """
-
-    def __init__(self, groups: Mapping[str, Group]) -> None:
-        """Collect the ready groups from ``groups``, a mapping by id."""
-        self._ready = {
-            name: groups[name] for name in sorted(groups) if groups[name].state is MemberState.READY
-        }
-        self._order = list(self._ready.values())
-        self._ranks = sum(len(group.members) for group in self._order)
-
-    def sample(self, wanted: Collection[str], turn: int) -> list[Group] | None:
-        """Return the wanted groups and enough others for a sample, ordered by id.
-
-        Args:
-            wanted: Ids of groups to include if they are ready.
-            turn: Number of earlier calls; each call continues after the previous call's groups.
-
-        Returns:
-            The sample; None if it would contain all or nearly all groups.
-        """
-        if self._ranks <= 2 * SAMPLE_RANKS or len(self._order) <= 2 * _LEAST_GROUPS:
-            return None
-        chosen = {name: self._ready[name] for name in wanted if name in self._ready}
-        width = max(_LEAST_GROUPS, -(-SAMPLE_RANKS * len(self._order) // self._ranks))
-        start = turn * width
-        for index in range(start, start + width):
-            group = self._order[index % len(self._order)]
-            chosen[group.group_id] = group
-        return [chosen[name] for name in sorted(chosen)]
 
 
 def waits_for(group: Group) -> str:

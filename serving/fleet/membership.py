@@ -7,19 +7,18 @@ for the canary.
 """
 
 from collections import deque
-from collections.abc import Callable, Collection
-from dataclasses import replace
+from collections.abc import Callable
 from uuid import uuid4
 
 from serving.clock import Clock, SystemClock
 from serving.errors import GroupNotFound, LinkRefused
 from serving.fleet.canary import Canary
+from serving.fleet.candidates import Candidates
 from serving.fleet.group import (
     TRANSITIONS,
     Group,
     GroupEvent,
     Member,
-    ReadyGroups,
     first_snapshot,
     group_snapshot,
     load_of,
@@ -67,7 +66,8 @@ class FleetMembership:
         self.router_id = router_id or uuid4().hex[:8]
         self.prefixes = prefixes if prefixes is not None else PrefixIndex()
         self._groups: dict[str, Group] = {}
-        self._ready_groups: ReadyGroups | None = None
+        self.candidates = Candidates()
+        """The ready groups, for routing."""
         self._history: deque[GroupSnapshot] = deque(maxlen=self._settings.history_groups)
         # Replaced epochs, for ranks that do not report their epoch's start time: a left-over rank
         # must not replace the current group. Bounded: such a rank exits long before 1024 further
@@ -138,7 +138,6 @@ class FleetMembership:
             self._groups[hello.group_id] = group
         group.total_experts = max(group.total_experts, hello.experts.total)
         group.members[hello.rank] = Member(hello, handle, first_snapshot(hello, self._clock))
-        self._ready_groups = None
         self._settle(group)
         self._changed()
         return rank_id
@@ -150,7 +149,6 @@ class FleetMembership:
             return
         group, _ = found
         del group.members[rank_id.rank]
-        self._ready_groups = None
         # The rank's own requests fail even if the group's state does not change.
         planned = group.state is MemberState.DRAINING
         handle.fence(f"{rank_id} was lost: {reason}", planned=planned)
@@ -169,8 +167,7 @@ class FleetMembership:
         group, member = found
         before = (group.state, group.reason)
         healthy = load.health == link_pb2.LoadSnapshot.HEALTHY
-        member.snapshot = replace(
-            member.snapshot,
+        member.update(
             healthy=healthy,
             health_reason=load.health_reason,
             load=load_of(load),
@@ -196,7 +193,7 @@ class FleetMembership:
         if found is None:
             return
         group, member = found
-        member.snapshot = replace(member.snapshot, draining=True)
+        member.update(draining=True)
         self._apply(
             group,
             GroupEvent.DRAIN,
@@ -214,7 +211,7 @@ class FleetMembership:
         if found is None:
             return
         group, member = found
-        member.snapshot = replace(member.snapshot, healthy=False, health_reason=reason)
+        member.update(healthy=False, health_reason=reason)
         member.proven = member.canary_sent = False
         self._apply(group, GroupEvent.FAULT, f"rank {rank_id.rank}: {reason}")
         self._settle(group)
@@ -289,12 +286,12 @@ class FleetMembership:
     @property
     def ready(self) -> bool:
         """Whether any group accepts requests."""
-        return self.ready_groups > 0
+        return len(self.candidates) > 0
 
     @property
     def ready_groups(self) -> int:
         """Number of groups that accept requests."""
-        return sum(group.state is MemberState.READY for group in self._groups.values())
+        return len(self.candidates)
 
     def has_group(self, group_id: str) -> bool:
         """Return whether ranks of the group are joined."""
@@ -312,23 +309,6 @@ class FleetMembership:
             tuple(group_snapshot(self._groups[name]) for name in sorted(self._groups)),
             tuple(reversed(self._history)),
         )
-
-    def sample_candidates(self, wanted: Collection[str], turn: int) -> FleetSnapshot | None:
-        """Return a sample of a large fleet, so that the cost of a decision is bounded.
-
-        Args:
-            wanted: Ids of groups to include if they are ready.
-            turn: Number of earlier calls; rotates through the other groups.
-
-        Returns:
-            Some of the ready groups; None if the fleet is small enough to be scored completely.
-        """
-        if self._ready_groups is None:
-            self._ready_groups = ReadyGroups(self._groups)
-        groups = self._ready_groups.sample(wanted, turn)
-        if groups is None:
-            return None
-        return FleetSnapshot(self.router_id, tuple(group_snapshot(group) for group in groups))
 
     # -- rules --------------------------------------------------------------------------
 
@@ -361,9 +341,10 @@ class FleetMembership:
 
     def _settle(self, group: Group) -> None:
         """Make the group ready if it is complete; otherwise record what is missing."""
+        if group.state not in {MemberState.JOINING, MemberState.FENCED}:
+            return  # no other state waits for ranks; most reports end here
         waits = waits_for(group)
-        needs_canary = group.state in {MemberState.JOINING, MemberState.FENCED}
-        if not waits and needs_canary and self._canary is not None:
+        if not waits and self._canary is not None:
             waits = self._prove(group, self._canary)
         if not waits:
             self._apply(
@@ -389,10 +370,14 @@ class FleetMembership:
         after = TRANSITIONS.get((group.state, event))
         if after is None:
             return
-        self._ready_groups = None
+        if group.state is MemberState.READY:
+            self.candidates.remove(group.group_id)
         planned = group.state is MemberState.DRAINING
         group.state, group.reason, group.since = after, reason, self._clock.time()
         members = tuple(group.members.values())
+        if after is MemberState.READY:
+            ranks = [member.candidate for _, member in sorted(group.members.items())]
+            self.candidates.add(group.group_id, group.epoch, ranks)
         if after is MemberState.FENCED:
             metrics.GROUPS_FENCED.inc()
             for member in members:

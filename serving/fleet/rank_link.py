@@ -54,7 +54,13 @@ class RankLink:
         self._streams: dict[str, LinkedStream] = {}
         # Outstanding tokens of each request as of its last frame, and their sum.
         self._counted: dict[str, int] = {}
-        self._outstanding = 0
+        # Attributes, not properties: routing reads them of every candidate.
+        self.inflight_requests = 0
+        """Number of this router's requests on the rank."""
+        self.outstanding_tokens = 0
+        """Tokens that the rank still has to compute for these requests."""
+        self.round_trip: float | None = None
+        """Seconds from the last Ping to its Pong; None before the first Pong."""
         self._submits: dict[str, link_pb2.Submit] = {}
         self._aborts: list[str] = []
         self._completed: list[link_pb2.CompletedChoice] = []
@@ -62,25 +68,9 @@ class RankLink:
         self._ping_number = 0
         self._ping_due = False
         self._ping_sent_at: float | None = None
-        self._round_trip: float | None = None
         self._heard_at = clock.monotonic()
 
     # -- RankHandle ---------------------------------------------------------------------
-
-    @property
-    def inflight_requests(self) -> int:
-        """Number of this router's requests on the rank."""
-        return len(self._streams)
-
-    @property
-    def outstanding_tokens(self) -> int:
-        """Tokens that the rank still has to compute for these requests."""
-        return self._outstanding
-
-    @property
-    def round_trip(self) -> float | None:
-        """Seconds from the last Ping to its Pong; None before the first Pong."""
-        return self._round_trip
 
     def submit(self, stream: LinkedStream) -> None:
         """Queue a request for the rank.
@@ -103,6 +93,7 @@ class RankLink:
                 "send a shorter prompt",
             )
         self._streams[stream.request_id] = stream
+        self.inflight_requests = len(self._streams)
         self._submits[stream.request_id] = stream.work
         self._count(stream)
         self._wake.set()
@@ -159,7 +150,7 @@ class RankLink:
             and message.pong.number == self._ping_number
             and self._ping_sent_at is not None
         ):
-            self._round_trip = self._heard_at - self._ping_sent_at
+            self.round_trip = self._heard_at - self._ping_sent_at
             self._ping_sent_at = None
 
     def _deliver(self, deltas: Sequence[link_pb2.Delta]) -> None:
@@ -175,7 +166,7 @@ class RankLink:
             if stream.receive(delta) and self._ended(stream, delta):
                 continue
             now = stream.outstanding_tokens
-            self._outstanding += now - counted[request_id]
+            self.outstanding_tokens += now - counted[request_id]
             counted[request_id] = now
 
     def _ended(self, stream: LinkedStream, delta: link_pb2.Delta) -> bool:
@@ -260,9 +251,10 @@ class RankLink:
 
     def _count(self, stream: LinkedStream) -> None:
         now = stream.outstanding_tokens
-        self._outstanding += now - self._counted.get(stream.request_id, 0)
+        self.outstanding_tokens += now - self._counted.get(stream.request_id, 0)
         self._counted[stream.request_id] = now
 
     def _forget(self, stream: LinkedStream) -> None:
         del self._streams[stream.request_id]
-        self._outstanding -= self._counted.pop(stream.request_id)
+        self.inflight_requests = len(self._streams)
+        self.outstanding_tokens -= self._counted.pop(stream.request_id)

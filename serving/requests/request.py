@@ -9,7 +9,7 @@ The consumer sees one unbroken stream. A request that ends early raises one type
 """
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -25,16 +25,17 @@ from serving.errors import (
     DeadlineExceeded,
     EngineError,
     GroupLost,
-    PoisonRequest,
     ServingError,
     status_of,
 )
 from serving.fleet.membership import FleetMembership
 from serving.link.block_hashes import PromptBlockHashes
 from serving.link.v1 import link_pb2
-from serving.request_context import RequestContext, Usage, Yielding
+from serving.request_context import RequestContext, Usage
+from serving.requests.batch_turn import BatchTurn
+from serving.requests.losses import GroupLosses
 from serving.requests.output_buffer import OutputBuffer
-from serving.requests.poison import LossHistory, PoisonTracker, Trial, Verdict
+from serving.requests.poison import PoisonTracker, Trial
 from serving.requests.reasoning_count import ReasoningMarks
 from serving.requests.resume import Way, plan
 from serving.requests.stream import RequestStream
@@ -129,8 +130,12 @@ class FleetRequest:
             max_output_tokens=engine_request.max_output,
         )
         self._admitted = False
-        self._leave: Callable[[], None] | None = None
-        """Call on leaving the rank; None: not a request of a batch, or on no rank."""
+        self._batch_turn: BatchTurn | None = None
+        """None: not a request of a batch."""
+        if context.yielding is not None:
+            self._batch_turn = BatchTurn(
+                context.yielding, services.admission, self._admission_request, self._give_way
+            )
         self._placement: Placement | None = None
         """Current placement; None while the request is on no rank."""
         self._ended: ServingError | None = None
@@ -141,9 +146,7 @@ class FleetRequest:
         """Resumption in progress, until the first new token; None: none in progress."""
         self._rank_seconds = 0.0
         """Time on earlier ranks, seconds."""
-        self._losses = 0
-        """Unplanned losses of groups that ran the request."""
-        self._loss_history = LossHistory()
+        self._losses = GroupLosses(services.settings, engine_request.request_id, context.tenant)
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -181,8 +184,8 @@ class FleetRequest:
         try:
             placement = await (
                 self._services.admission.enter(self._admission_request)
-                if self._request.context.yielding is None
-                else self._turn(self._request.context.yielding)
+                if self._batch_turn is None
+                else self._first_turn(self._batch_turn)
             )
         finally:
             if self._trace is not None:
@@ -284,30 +287,11 @@ class FleetRequest:
             explain=context.explain or self._services.explain_all,
         )
 
-    async def _turn(self, yielding: Yielding) -> Placement:
-        """Wait until the request of a batch is on a rank.
-
-        Raises:
-            ServingError: The request was refused, or its deadline passed.
-        """
-        request, admission = self._admission_request, self._services.admission
+    async def _first_turn(self, turn: BatchTurn) -> Placement:
         try:
-            while True:
-                await yielding.turn(self._request.context, request.tokens)
-                try:
-                    self._require_not_ended()
-                    await admission.reserve(request)
-                    placement = admission.place_in_gap(request)
-                except BaseException:
-                    yielding.declined()
-                    raise
-                if placement is not None:
-                    self._leave = yielding.placed(placement.decision.rank_id, self._give_way)
-                    return placement
-                yielding.declined()
+            return await turn.place(self._require_not_ended)
         except BaseException:
-            if not self._admitted:
-                admission.give_back(request)
+            self._services.admission.give_back(self._admission_request)
             raise
 
     def _give_way(self) -> None:
@@ -335,9 +319,8 @@ class FleetRequest:
         if placement is not None:
             placement.handle.release(self._stream)
             self._rank_seconds += self._seconds_on(placement)
-        leave, self._leave = self._leave, None
-        if leave is not None:
-            leave()
+        if self._batch_turn is not None:
+            self._batch_turn.leave()
         if self._stream.trial is not None:
             self._stream.trial.end()
 
@@ -359,7 +342,8 @@ class FleetRequest:
         if isinstance(error, GroupLost) and error.final:
             raise error
         if not (isinstance(error, GroupLost) and error.planned):
-            self._count_loss(error)
+            alone = stream.trial is not None and stream.trial.alone
+            self._losses.count(error, stream.seen_tokens, alone=alone)
         self._record.resumes += 1
         following = plan(
             request.work,
@@ -374,7 +358,7 @@ class FleetRequest:
                 request_id=request.request_id,
                 way=following.way.value,
                 emitted_tokens=request.buffer.emitted_tokens,
-                suspected=bool(self._loss_history.losses),
+                suspected=self._losses.suspected,
                 reason=str(error),
             )
             self._resuming = following.way
@@ -382,19 +366,19 @@ class FleetRequest:
             self._trace.resumed(following.way.value, request.buffer.emitted_tokens)
         self._require_not_ended()
         stream.restart(following.work, expected_output=following.expected_output)
-        if tokens := self._loss_history.trial_tokens(self._services.settings):
+        if tokens := self._losses.trial_tokens:
             stream.trial = await self._enter_trial(tokens)
         self._admission_request.routing = self._routing_request()
         self._admission_request.isolation = stream.trial
-        yielding = self._request.context.yielding
+        turn = self._batch_turn
         self._placed(
             await (
                 self._services.admission.resume(self._admission_request)
-                if yielding is None
-                else self._turn(yielding)
+                if turn is None
+                else turn.place(self._require_not_ended)
             )
         )
-        if self._record.on_resumed is not None and yielding is None:
+        if self._record.on_resumed is not None and turn is None:
             self._record.on_resumed()
 
     async def _enter_trial(self, tokens: int) -> Trial:
@@ -421,35 +405,6 @@ class FleetRequest:
             self._services.membership.fault(rank_id, handle, f"engine failed: {error}")
         elif error.refused:
             self._services.membership.drain(rank_id, handle, str(error))
-
-    def _count_loss(self, error: ServingError) -> None:
-        """Count the loss of a group that ran the request.
-
-        Raises:
-            PoisonRequest: The request is the cause.
-            GroupLost: The limit of resumptions is reached.
-        """
-        self._losses += 1
-        settings, trial = self._services.settings, self._stream.trial
-        self._loss_history, verdict = self._loss_history.after_loss(
-            self._stream.seen_tokens, settings, alone=trial is not None and trial.alone
-        )
-        if verdict is Verdict.POISON:
-            log.error(
-                "request rejected: it makes groups fail",
-                request_id=self._request.request_id,
-                tenant=self._request.context.tenant,
-                losses=self._losses,
-            )
-            raise PoisonRequest(
-                f"{self._loss_history.losses} groups failed right after starting this request; "
-                "it will not be retried"
-            ) from error
-        if self._losses > settings.max_resumes:
-            raise GroupLost(
-                f"{self._losses} groups that ran this request were lost (fleet.max_resumes is "
-                f"{settings.max_resumes}); the request can be retried"
-            ) from error
 
     def _end_resumption(self, outcome: str) -> None:
         """Count the outcome of the resumption in progress, if any."""

@@ -6,7 +6,8 @@ from vllm.outputs import RequestOutput
 
 from serving.errors import EngineError, GroupLost, ServingError
 from serving.link.v1 import link_pb2
-from serving.requests.output_buffer import DivergedError, OutputBuffer
+from serving.requests.choice_buffer import DivergedError
+from serving.requests.output_buffer import OutputBuffer
 from serving.requests.poison import Trial
 from serving.requests.token_timings import TokenTimings
 from serving.vllm_adapter.errors import error_of

@@ -7,10 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from serving.routing.decision import NoCandidate, NoCandidateKind, RoutingRequest
-from serving.routing.snapshot import FleetSnapshot, MemberState, RankSnapshot
+from serving.routing.snapshot import MemberState
+from serving.routing.views import FleetView, RankView
 from serving.settings import RoutingSettings
 
-Ranks = list[RankSnapshot]
+Ranks = list[RankView]
 Filter = Callable[[Ranks, RoutingRequest, RoutingSettings], Ranks]
 
 
@@ -103,7 +104,7 @@ FILTERS: dict[str, tuple[Filter, NoCandidateKind, str]] = {
 and text of the result if no candidate is left."""
 
 
-def survey(fleet: FleetSnapshot, request: RoutingRequest, settings: RoutingSettings) -> Survey:
+def survey(fleet: FleetView, request: RoutingRequest, settings: RoutingSettings) -> Survey:
     """Apply all filters to the ranks of ready groups."""
     filtered: dict[str, int] = {}
     ranks: Ranks = []
@@ -125,7 +126,7 @@ def survey(fleet: FleetSnapshot, request: RoutingRequest, settings: RoutingSetti
     return Survey(ranks, filtered)
 
 
-def why_none(fleet: FleetSnapshot, request: RoutingRequest, found: Survey) -> NoCandidate:
+def why_none(fleet: FleetView, request: RoutingRequest, found: Survey) -> NoCandidate:
     """Return the result for a survey without candidates."""
     if found.emptied_by != "ready_group":
         _, kind, words = FILTERS[found.emptied_by]
@@ -137,7 +138,7 @@ def why_none(fleet: FleetSnapshot, request: RoutingRequest, found: Survey) -> No
     return NoCandidate(_why_not_ready(fleet), NoCandidateKind.NOT_READY)
 
 
-def _why_not_ready(fleet: FleetSnapshot) -> str:
+def _why_not_ready(fleet: FleetView) -> str:
     if not fleet.groups and fleet.history:
         last = fleet.history[0]
         return f"no group is connected; the last one ({last.group_id}) is gone: {last.reason}"

@@ -48,6 +48,8 @@ class PrefixIndex:
         self._by_bit: dict[int, RankId] = {}
         self._holders: dict[int, int] = {}
         self._guessing: set[RankId] = set()
+        self._sizes: dict[int, int] = {}
+        """Number of ranks that hold blocks, by block size."""
 
     # -- reported by ranks ----------------------------------------------------------------
 
@@ -97,7 +99,8 @@ class PrefixIndex:
         Args:
             rank_id: The rank that the prompt was sent to.
             prompt: Block hashes of the prompt.
-            block_size: Tokens per block of that rank; 0: ``DEFAULT_BLOCK``.
+            block_size: Tokens per block of that rank; 0: ``DEFAULT_BLOCK``. Ignored if the rank
+                is in the index.
         """
         entry = self._ranks.get(rank_id)
         if not prompt.token_ids or (entry is not None and entry.reports):
@@ -105,11 +108,13 @@ class PrefixIndex:
         entry = entry or self._entry(rank_id, block_size or DEFAULT_BLOCK)
         self._guessing.add(rank_id)
         hashes = prompt.all(entry.block_size)[: self._guess_limit]
+        had_blocks = bool(entry.blocks)
         # Reversed, so that the end of a prompt is dropped before its beginning.
         for block in reversed(hashes):
             entry.blocks.pop(block, None)
             entry.blocks[block] = None
             self._holders[block] = self._holders.get(block, 0) | entry.bit
+        self._count_size(entry, had_blocks=had_blocks)
         excess = len(entry.blocks) - self._guess_limit
         if excess > 0:
             self._drop(
@@ -140,7 +145,7 @@ class PrefixIndex:
     def matches(self, prompt: PromptBlockHashes) -> dict[RankId, int]:
         """Return the number of leading prompt tokens cached by each rank that caches any."""
         found: dict[RankId, int] = {}
-        for size in {entry.block_size for entry in self._ranks.values() if entry.blocks}:
+        for size in self._sizes:
             depth, still = 0, 0
             for block in prompt.reusable(size):
                 here = self._holders.get(block, 0)
@@ -174,14 +179,17 @@ class PrefixIndex:
 
     def _add(self, entry: _Rank, hashes: Iterable[int], limit: int) -> None:
         bit, blocks, holders = entry.bit, entry.blocks, self._holders
+        had_blocks = bool(blocks)
         for block in hashes:
             if len(blocks) >= limit:
                 break
             blocks[block] = None
             holders[block] = holders.get(block, 0) | bit
+        self._count_size(entry, had_blocks=had_blocks)
 
     def _drop(self, entry: _Rank, hashes: Iterable[int]) -> None:
         bit, blocks, holders = entry.bit, entry.blocks, self._holders
+        had_blocks = bool(blocks)
         for block in hashes:
             if block not in blocks:
                 continue
@@ -191,3 +199,14 @@ class PrefixIndex:
                 holders[block] = left
             else:
                 del holders[block]
+        self._count_size(entry, had_blocks=had_blocks)
+
+    def _count_size(self, entry: _Rank, *, had_blocks: bool) -> None:
+        """Count or discount a rank that got its first or lost its last block."""
+        if had_blocks is bool(entry.blocks):
+            return
+        count = self._sizes.get(entry.block_size, 0) + (-1 if had_blocks else 1)
+        if count:
+            self._sizes[entry.block_size] = count
+        else:
+            del self._sizes[entry.block_size]

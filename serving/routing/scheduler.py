@@ -1,7 +1,8 @@
 """Chooses the rank for a request: filter, score, take the best.
 
-``decide`` is a pure function of a frozen snapshot and of affinity hints, so tests and the simulator
-run the same code. ``RankScheduler`` holds the state that the hints are read from.
+``decide`` is a pure function of a view of the fleet and of affinity hints, so tests and the
+simulator run the same code on frozen snapshots. ``RankScheduler`` holds the state that the hints
+are read from.
 """
 
 import heapq
@@ -26,7 +27,8 @@ from serving.routing.scorers import (
     ScoringContext,
     run_scorer,
 )
-from serving.routing.snapshot import FleetSnapshot, RankId, RankSnapshot
+from serving.routing.snapshot import RankId
+from serving.routing.views import FleetView, RankView
 from serving.settings import RoutingSettings
 from serving.telemetry import metrics
 
@@ -42,7 +44,7 @@ Scores = dict[str, Sequence[float]]
 
 
 def decide(
-    fleet: FleetSnapshot,
+    fleet: FleetView,
     request: RoutingRequest,
     settings: RoutingSettings,
     hints: AffinityHints,
@@ -52,7 +54,7 @@ def decide(
     """Choose a rank.
 
     Args:
-        fleet: Snapshot of the fleet, or a sample of it.
+        fleet: The fleet, or a sample of it.
         request: The request's requirements.
         settings: Weights and limits.
         hints: What the router remembers about the request.
@@ -155,7 +157,7 @@ class RankScheduler:
 
     def choose(
         self,
-        fleet: FleetSnapshot,
+        fleet: FleetView,
         request: RoutingRequest,
         now: float,
         hints: AffinityHints | None = None,
@@ -163,7 +165,7 @@ class RankScheduler:
         """Choose a rank for a request that is about to be sent, and record the decision.
 
         Args:
-            fleet: Snapshot of the fleet, or a sample of it.
+            fleet: The fleet, or a sample of it.
             request: The request's requirements.
             now: Seconds on a monotonic clock.
             hints: The result of ``hints``; None: look them up.
@@ -178,7 +180,7 @@ class RankScheduler:
         return decision
 
     def _remember(
-        self, fleet: FleetSnapshot, request: RoutingRequest, decision: RoutingDecision, now: float
+        self, fleet: FleetView, request: RoutingRequest, decision: RoutingDecision, now: float
     ) -> None:
         self._turn += 1
         rank_id = decision.rank_id
@@ -187,7 +189,9 @@ class RankScheduler:
         if rank_id not in self._prefixes.guessing:
             metrics.PREFIX_MATCHED_TOKENS.inc(decision.matched_tokens)
         if self._settings.history_trust:
-            self._prefixes.guess(rank_id, request.prompt, _block_size(fleet, rank_id))
+            known = rank_id in self._prefixes.ranks
+            size = 0 if known else _block_size(fleet, rank_id)
+            self._prefixes.guess(rank_id, request.prompt, size)
 
 
 def _timed(name: str, scorer: Scorer, context: ScoringContext) -> list[float] | None:
@@ -219,9 +223,7 @@ def _kind(scores: Scores, index: int, candidates: int) -> DecisionKind:
     return DecisionKind.LOAD
 
 
-def _words(
-    kind: DecisionKind, chosen: RankSnapshot, candidates: int, equals: int, matched: int
-) -> str:
+def _words(kind: DecisionKind, chosen: RankView, candidates: int, equals: int, matched: int) -> str:
     tokens = chosen.outstanding_tokens
     why = {
         DecisionKind.ONLY: "the only rank that can run the request",
@@ -235,7 +237,7 @@ def _words(
 
 
 def _explained(
-    candidates: list[RankSnapshot], scores: Scores, totals: list[float], chosen: int
+    candidates: list[RankView], scores: Scores, totals: list[float], chosen: int
 ) -> tuple[Scored, ...]:
     def worth(index: int) -> tuple[float, bool]:
         return totals[index], index == chosen
@@ -254,7 +256,7 @@ def _explained(
     )
 
 
-def _block_size(fleet: FleetSnapshot, rank_id: RankId) -> int:
+def _block_size(fleet: FleetView, rank_id: RankId) -> int:
     return next(
         (
             rank.kv_block_size

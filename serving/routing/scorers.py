@@ -10,11 +10,12 @@ from dataclasses import dataclass, field
 from heapq import nlargest
 
 from serving.routing.decision import RoutingRequest
-from serving.routing.snapshot import FleetSnapshot, RankId, RankSnapshot
+from serving.routing.snapshot import RankId
+from serving.routing.views import FleetView, RankView
 from serving.settings import RoutingSettings
 
 _BEST_MATCHES = 8
-"""Maximum prefix matches whose groups are always candidates. Limited, because all ranks may cache a
+"""Maximum prefix matches that are always candidates. Limited, because all ranks may cache a
 common system prompt."""
 
 
@@ -29,14 +30,14 @@ class AffinityHints:
     sticky: RankId | None = None
     """The rank that served the session last; None: no session, or a new or expired one."""
 
-    def groups(self) -> set[str]:
-        """Return the ids of the groups with the session or one of the longest prefix matches."""
+    def ranks(self) -> set[RankId]:
+        """Return the ranks with the session or one of the longest prefix matches."""
         best: Iterable[RankId] = self.matched
         if len(self.matched) > _BEST_MATCHES:
             best = nlargest(_BEST_MATCHES, self.matched, key=self.matched.__getitem__)
-        found = {rank_id.group_id for rank_id in best}
+        found = set(best)
         if self.sticky is not None:
-            found.add(self.sticky.group_id)
+            found.add(self.sticky)
         return found
 
 
@@ -48,7 +49,7 @@ class ScoringContext:
     once, into lists, without a function call per rank.
     """
 
-    candidates: list[RankSnapshot]
+    candidates: list[RankView]
     request: RoutingRequest
     settings: RoutingSettings
     hints: AffinityHints
@@ -62,8 +63,8 @@ class ScoringContext:
     @classmethod
     def of(
         cls,
-        fleet: FleetSnapshot,
-        candidates: list[RankSnapshot],
+        fleet: FleetView,
+        candidates: list[RankView],
         request: RoutingRequest,
         settings: RoutingSettings,
         hints: AffinityHints,

@@ -1,4 +1,4 @@
-"""A frozen snapshot of the fleet as seen by the router: the input of every routing decision."""
+"""Frozen snapshots of the fleet as seen by the router: for status pages, tests and simulation."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field

@@ -1,6 +1,6 @@
 """The autoscaler's metrics, by their exported names."""
 
-from serving.telemetry import metrics
+from serving.telemetry import autoscaler_metrics as metrics
 
 
 def sample(name: str, **labels: str) -> float:

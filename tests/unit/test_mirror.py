@@ -143,6 +143,10 @@ ELSEWHERE = {
         "planner/shapes",
     ),
     "as an argument of all that keep time": ("clock",),
+    "by test_metrics, all declarations together": (
+        "telemetry/autoscaler_metrics",
+        "telemetry/fleet_metrics",
+    ),
 }
 """How modules are tested that have no test file of their own; ``x/`` stands for the rest of x."""
 

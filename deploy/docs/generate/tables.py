@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from deploy.docs.generate.markdown import block_of, prose, replace_block, table
 from serving.errors import ERROR_TABLE
-from serving.telemetry import metrics
+from serving.telemetry import autoscaler_metrics, fleet_metrics, metrics
 
 ADVICE = re.compile(r"^\| `(moe_\w+)[^|]*\|.*\|([^|]*)\|$", re.MULTILINE)
 """Metric and last column of a row of metrics.md."""
@@ -41,12 +41,12 @@ def errors_page(page: str) -> str:
 def declared() -> dict[str, Metric]:
     """Return all declared metrics by the name under which they are exported."""
     found = {}
-    for registry in (metrics.REGISTRY, metrics.AUTOSCALER_REGISTRY):
+    for registry in (metrics.REGISTRY, autoscaler_metrics.AUTOSCALER_REGISTRY):
         for each in registry._collector_to_names:  # noqa: SLF001  the labels are not public
             suffix = "_total" if each._type == "counter" else ""  # type: ignore[attr-defined]  # noqa: SLF001
             name = each._name + suffix  # type: ignore[attr-defined]  # noqa: SLF001
             found[name] = Metric(name, each._type, each._labelnames, each._documentation)  # type: ignore[attr-defined]  # noqa: SLF001
-    for family in metrics.FAMILIES:
+    for family in fleet_metrics.FAMILIES:
         name = family.name + ("_total" if family.counter else "")
         kind = "counter" if family.counter else "gauge"
         found[name] = Metric(name, kind, family.labels, family.help)

@@ -9,7 +9,7 @@ from serving.autoscaler.actuators.disruption_budget import DisruptionBudget
 from serving.autoscaler.actuators.kubernetes_errors import AccessDenied
 from serving.autoscaler.actuators.rbac import REMEDY
 from serving.autoscaler.actuators.worker_group import WorkerGroupActuator
-from serving.telemetry import metrics
+from serving.telemetry import autoscaler_metrics as metrics
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger("serving.autoscaler")
 

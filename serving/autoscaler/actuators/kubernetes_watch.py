@@ -22,7 +22,7 @@ from serving.autoscaler.actuators.actuator import ActuatorError
 from serving.autoscaler.actuators.kubernetes_api import KubernetesApi
 from serving.autoscaler.actuators.kubernetes_errors import raise_if_final
 from serving.settings import KubernetesSettings
-from serving.telemetry import metrics
+from serving.telemetry import autoscaler_metrics as metrics
 
 _FIRST_BACKOFF = 0.25
 _MOST_BACKOFF = 5.0

@@ -21,7 +21,7 @@ from serving.autoscaler.actuators.kubernetes_api import KubernetesApi
 from serving.autoscaler.actuators.kubernetes_errors import Conflict, NotFound
 from serving.clock import Clock
 from serving.settings import KubernetesSettings
-from serving.telemetry import metrics
+from serving.telemetry import autoscaler_metrics as metrics
 
 LEASES_GROUP = "coordination.k8s.io/v1"
 LEASES = "leases"

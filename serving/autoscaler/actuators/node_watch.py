@@ -19,7 +19,7 @@ from serving.autoscaler.actuators.ray_serve import GroupSource
 from serving.autoscaler.actuators.worker_group import WorkerGroupActuator
 from serving.autoscaler.drains import Drainer
 from serving.settings import AutoscalerSettings
-from serving.telemetry import metrics
+from serving.telemetry import autoscaler_metrics as metrics
 
 DISRUPTION_TAINTS = frozenset(
     {

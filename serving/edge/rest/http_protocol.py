@@ -1,17 +1,12 @@
-"""uvicorn's HTTP protocol with the rules of RFC 9112 for heads, and limits on heads and parsing.
+"""uvicorn's HTTP protocol with limits on heads and parsing; heads must obey ``head_rules``.
 
 uvicorn has no such limits: a client that sends endless headers exhausts memory, one that sends
 nothing keeps its connection open, and one that sends thousands of requests or chunks in one write
 blocks all other connections until they are parsed.
-
-A proxy in front and this server must agree on the end and the host of every request. Heads that
-servers understand differently are therefore refused, not interpreted.
 """
 
 import asyncio
-import re
 import sys
-from collections.abc import Iterable
 from typing import Any, ClassVar, cast
 
 import httptools
@@ -19,7 +14,9 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from serving.edge.rest.connection_end import UNTIL_CLOSE, is_reset
+from serving.edge.rest.head_rules import head_refusal, origin_form
 from serving.edge.rest.http_upgrade import body_headers, parser_of_body
+from serving.edge.rest.joined_head import JoinedHead
 from serving.h2grpc.turns import Turns
 from serving.settings import SecuritySettings
 
@@ -39,9 +36,6 @@ _BAD_HEAD = (
 )
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _WEBSOCKET = b"websocket"
-_VERSIONS = ("1.0", "1.1")
-_HOST = re.compile(rb"(\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z._~!$&'()*+,;=%-]*)(:[0-9]*)?")
-"""``uri-host [ ":" port ]`` (RFC 9110, section 7.2); the host may be empty."""
 _FIRST_CHECK, _LAST_CHECK = 0.05, 1.0
 """First and longest interval between checks whether a half-closed client is still connected,
 seconds; doubled each time."""
@@ -346,48 +340,6 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             self._head_timer = None
 
 
-class JoinedHead:
-    """The transport as seen by one response: the head leaves together with what follows it.
-
-    uvicorn writes head and body apart, each a system call, although nearly every body is there at
-    once. A head that nothing follows is sent in the event loop's next turn.
-    """
-
-    __slots__ = ("_head", "_loop", "_transport")
-
-    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
-        self._transport = transport
-        self._loop = loop
-        self._head: bytes | None = None
-        """The head while it is held; empty once it was sent."""
-
-    def write(self, data: bytes) -> None:
-        """Send data after the held head; hold the first."""
-        if self._head is None:
-            self._head = data
-            self._loop.call_soon(self.flush)
-        elif self._head:
-            data, self._head = self._head + data, b""
-            self._transport.write(data)
-        else:
-            self._transport.write(data)
-
-    def flush(self) -> None:
-        """Send the head now, if it is held."""
-        if self._head:
-            data, self._head = self._head, b""
-            self._transport.write(data)
-
-    def close(self) -> None:
-        """Close the connection after what was written."""
-        self.flush()
-        self._transport.close()
-
-    def is_closing(self) -> bool:
-        """Return whether the connection is closed or closing."""
-        return self._transport.is_closing()
-
-
 def bounded_protocol(settings: SecuritySettings) -> type[BoundedHttpProtocol]:
     """Return a protocol class with the limits of the settings."""
     return type(
@@ -399,51 +351,4 @@ def bounded_protocol(settings: SecuritySettings) -> type[BoundedHttpProtocol]:
             "head_timeout": settings.header_timeout,
             "turns": Turns(),
         },
-    )
-
-
-def head_refusal(version: str, method: bytes, headers: Iterable[tuple[bytes, bytes]]) -> bytes:
-    """Return the response to a head that must not be served, or empty bytes.
-
-    Args:
-        version: HTTP version of the request line.
-        method: method of the request; a response to HEAD has no content.
-        headers: the request's headers, with names in lower case.
-    """
-    hosts, codings = [], []
-    for name, value in headers:
-        if name == b"host":
-            hosts.append(value.strip(b" \t"))
-        elif name == b"transfer-encoding":
-            codings.append(value.strip(b" \t").lower())
-    if version not in _VERSIONS:
-        # Section 2.3 of RFC 9112. The parser also accepts HTTP/0.9, which has no headers.
-        return _answer(b"505 HTTP Version Not Supported", b"only HTTP/1.0 and 1.1", method)
-    if len(hosts) > 1 or (not hosts and version == "1.1"):
-        return _answer(b"400 Bad Request", b"exactly one host header is required", method)
-    if hosts and _HOST.fullmatch(hosts[0]) is None:
-        return _answer(b"400 Bad Request", b"the host header is invalid", method)
-    if codings and version == "1.0":
-        # Section 6.1: the framing is faulty.
-        return _answer(b"400 Bad Request", b"HTTP/1.0 has no transfer-encoding", method)
-    if codings and codings != [b"chunked"]:
-        text = b"the only supported transfer-encoding is chunked"
-        return _answer(b"501 Not Implemented", text, method)
-    return b""
-
-
-def origin_form(target: bytes) -> bytes:
-    """Return a request target with the path that an absolute one may omit (section 3.2.1)."""
-    scheme, mark, rest = target.partition(b"://")
-    if not mark or not scheme.isalpha():
-        return target
-    end = next((at for at, byte in enumerate(rest) if byte in b"/?#"), len(rest))
-    return target if rest[end : end + 1] == b"/" else b"/" + rest[end:]
-
-
-def _answer(status: bytes, text: bytes, method: bytes) -> bytes:
-    content = b"" if method == b"HEAD" else text
-    return (
-        b"HTTP/1.1 %b\r\ncontent-type: text/plain; charset=utf-8\r\n"
-        b"content-length: %d\r\nconnection: close\r\n\r\n%b" % (status, len(content), content)
     )

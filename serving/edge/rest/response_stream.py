@@ -7,7 +7,7 @@ the data for the request's log line.
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, Protocol
@@ -18,6 +18,7 @@ from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 
 from serving.clock import Clock
 from serving.edge.request_headers import COST, EXPLAIN, REQUEST_ID, explanation_of
+from serving.edge.rest.keep_alive import KeepAlive
 from serving.edge.rest.request_body import BadBody, RequestBody
 from serving.edge.rest.response_headers import response_headers
 from serving.request_context import RequestContext
@@ -55,56 +56,6 @@ two, some decoders read the comment as an event without data."""
 RESUMED = "x-resumed"
 """Comment in an event stream, before the first event after the request has resumed on another rank:
 ``: x-resumed N``, where N is the number of resumptions so far."""
-
-
-class KeepAlive:
-    """Calls ``send_comment`` whenever nothing has been sent for ``interval`` seconds.
-
-    A request may wait in the queue, for a group, or for its resumption longer than a proxy keeps an
-    idle connection open. A single timer checks the time of the last event, so sending an event
-    does not reset a timer.
-    """
-
-    def __init__(
-        self,
-        interval: float,
-        send_comment: Callable[[], Awaitable[None]],
-        loop: asyncio.AbstractEventLoop | None = None,
-    ) -> None:
-        """Start the timer.
-
-        Args:
-            interval: maximum idle time, seconds.
-            send_comment: sends a comment.
-            loop: event loop for time and timers. Default: the running loop.
-        """
-        self._interval = interval
-        self._send_comment = send_comment
-        self._loop = loop or asyncio.get_running_loop()
-        self._last_sent = self._loop.time()
-        self._comment_task: asyncio.Future[None] | None = None
-        self._timer: asyncio.TimerHandle | None = self._loop.call_later(interval, self._check)
-
-    def data_sent(self) -> None:
-        """Record that data was sent."""
-        self._last_sent = self._loop.time()
-
-    def stop(self) -> None:
-        """Stop calling ``send_comment``. Idempotent."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        if self._comment_task is not None:
-            self._comment_task.cancel()
-
-    def _check(self) -> None:
-        due_in = self._last_sent + self._interval - self._loop.time()
-        if due_in <= 0:
-            due_in = self._interval
-            # A call still running is waiting for a client that does not read.
-            if self._comment_task is None or self._comment_task.done():
-                self._comment_task = asyncio.ensure_future(self._send_comment())
-        self._timer = self._loop.call_later(due_in, self._check)
 
 
 @dataclass(slots=True)

@@ -7,7 +7,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from serving.autoscaler.prometheus import PrometheusApi, SignalReader
 from serving.autoscaler.signals import FleetCounts, Signal
 from serving.settings import AutoscalerSettings
-from serving.telemetry import metrics
+from serving.telemetry import fleet_metrics, metrics
 from tests.support.waiting import PATIENCE
 
 FLEET = FleetCounts(2, 0)
@@ -30,7 +30,7 @@ class Router:
         self.queue = self._copy(Gauge, metrics.ADMISSION_QUEUE)
         self.queue_tokens = self._copy(Gauge, metrics.ADMISSION_QUEUE_TOKENS)
         self.tokens = self._copy(Counter, metrics.GENERATED_TOKENS)
-        family = metrics.GROUPS
+        family = fleet_metrics.GROUPS
         self.groups = Gauge(family.name, family.help, family.labels, registry=self.registry)
 
     def _copy(self, kind, metric):

@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import yaml
 from prometheus_client import CollectorRegistry
 
 from serving.errors import ERROR_TABLE
-from serving.telemetry import metrics
+from serving.telemetry import autoscaler_metrics, fleet_metrics, metrics
 
 ROOT = Path(__file__).resolve().parents[3]
 FOLDER = ROOT / "deploy" / "prometheus"
@@ -27,8 +28,9 @@ def rules():
 def known_names() -> set[str]:
     """Return the names of all declared metrics in the text format."""
     names = {"up"} | {rule["record"] for rule in rules() if "record" in rule}
-    for value in vars(metrics).values():
-        if isinstance(value, metrics.Family):
+    modules = (metrics, fleet_metrics, autoscaler_metrics)
+    for value in chain(*(vars(module).values() for module in modules)):
+        if isinstance(value, fleet_metrics.Family):
             names.add(value.name + ("_total" if value.counter else ""))
         if isinstance(value, CollectorRegistry):
             for metric in value._names_to_collectors:

@@ -27,7 +27,9 @@ from serving.engine.fake.engine import FakeEngine
 from serving.engine.metrics_page import MetricsPage
 from serving.engine.router_link.server import RankIdentity, RankServer
 from serving.settings import AutoscalerSettings
-from serving.telemetry.metrics import AUTOSCALER_REGISTRY, FAMILIES, REGISTRY
+from serving.telemetry.autoscaler_metrics import AUTOSCALER_REGISTRY
+from serving.telemetry.fleet_metrics import FAMILIES
+from serving.telemetry.metrics import REGISTRY
 from tests.integration.edge.stand import stand_settings, standing
 from tests.integration.telemetry.prometheus import Prometheus
 from tests.support.fake_actuator import FakeActuator

@@ -10,6 +10,7 @@ from serving.fleet.group import TRANSITIONS, GroupEvent
 from serving.fleet.membership import FleetMembership, JoinRefused
 from serving.link.v1 import link_pb2
 from serving.routing.snapshot import MemberState, RankId
+from serving.routing.views import RankView
 from serving.settings import FleetSettings
 from tests.support.clock import ManualClock
 from tests.support.fleets import RecordingHandle, hello, load
@@ -323,10 +324,27 @@ def test_handle_leads_to_the_member_of_that_epoch_only(ready):
     assert ready.membership.handle(RankId("g1", "e1", 0)) is None
 
 
+def test_a_ready_groups_ranks_are_found_while_it_is_ready(ready):
+    candidates = ready.membership.candidates
+    assert candidates.handle(RankId("g0", "e1", 1)) is ready.handles[1]
+    assert candidates.handle(RankId("g0", "e2", 1)) is None
+    assert candidates.handle(RankId("g1", "e1", 0)) is None
+    ready.leave(0)
+    assert candidates.handle(RankId("g0", "e1", 1)) is None
+
+
 # -- random histories ---------------------------------------------------------------------
 
 GROUPS = st.sampled_from(["g0", "g1"])
 RANKS = st.integers(0, 2)
+
+
+def seen_by_routing(group):
+    """Return everything that the views of ``routing.views`` show, except a group's reason."""
+    fields = [name for name in vars(RankView) if not name.startswith("_")]
+    ranks = [tuple(getattr(rank, name) for name in fields) for rank in group.ranks]
+    assert len(fields) == 12
+    return group.group_id, group.epoch, group.state, ranks
 
 
 class Histories(RuleBasedStateMachine):
@@ -375,7 +393,8 @@ class Histories(RuleBasedStateMachine):
         name = data.draw(st.sampled_from(sorted(self.live)))
         key, handle = self.live[name]
         self.health[name] = health
-        self.membership.report(key, handle, load(health))
+        used = data.draw(st.sampled_from([0.0, 0.5]))
+        self.membership.report(key, handle, load(health, kv_usage=used))
         if health != HEALTHY:
             assert self.state(name[0]) not in {MemberState.READY, MemberState.DRAINING}
 
@@ -419,6 +438,35 @@ class Histories(RuleBasedStateMachine):
             whole = len(group.ranks) == group.world_size
             if whole and all(rank.healthy and not rank.draining for rank in group.ranks):
                 assert group.state in {MemberState.READY, MemberState.DRAINING}
+
+    @precondition(lambda self: self.live)
+    @rule(data=st.data())
+    def fault(self, data):
+        key, handle = self.live[data.draw(st.sampled_from(sorted(self.live)))]
+        self.membership.fault(key, handle, "its engine failed")
+
+    @rule(group=GROUPS, on=st.booleans())
+    def cordon(self, group, on):
+        if self.membership.has_group(group):
+            if on:
+                self.membership.cordon(group, "")
+            else:
+                self.membership.uncordon(group)
+
+    @precondition(lambda self: self.live)
+    @rule(data=st.data(), requests=st.integers(0, 9))
+    def place(self, data, requests):
+        _, handle = self.live[data.draw(st.sampled_from(sorted(self.live)))]
+        handle.inflight_requests, handle.outstanding_tokens = requests, 100 * requests
+
+    @invariant()
+    def candidates_are_the_ready_groups_of_a_snapshot(self):
+        snapshot = self.membership.snapshot()
+        found = self.membership.candidates.select(set(), 0)
+        expected = [group for group in snapshot.groups if group.state is MemberState.READY]
+        assert self.membership.ready_groups == len(expected)
+        assert self.membership.ready is found.ready is snapshot.ready
+        assert list(map(seen_by_routing, found.groups)) == list(map(seen_by_routing, expected))
 
     @invariant()
     def members_are_those_that_live(self):

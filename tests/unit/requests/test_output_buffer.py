@@ -27,7 +27,7 @@ from vllm.v1.outputs import LogprobsLists, LogprobsTensors
 
 from serving.engine.core.requests import CoreRequests
 from serving.link.v1 import link_pb2
-from serving.requests import output_buffer
+from serving.requests import choice_buffer
 from serving.requests.output_buffer import OutputBuffer
 from serving.settings import BUNDLED_MODEL
 
@@ -353,7 +353,7 @@ def gather(outputs, count):
 @given(histories(), st.sampled_from([2, 4, 64]))
 @settings(max_examples=200)
 def test_deltas_put_together_are_the_final_output(history, merged):
-    with mock.patch.object(output_buffer, "_MERGED", merged):
+    with mock.patch.object(choice_buffer, "_MERGED", merged):
         _put_together(*history, merged)
 
 

@@ -13,7 +13,8 @@ from vllm.sampling_params import (
 from vllm.tokenizers import get_tokenizer
 
 from serving.link.v1 import link_pb2
-from serving.requests.output_buffer import DivergedError, OutputBuffer
+from serving.requests.choice_buffer import DivergedError
+from serving.requests.output_buffer import OutputBuffer
 from serving.requests.resume import Way, needs_seed, plan, way_of
 from serving.settings import BUNDLED_MODEL
 from serving.vllm_adapter.detokenizer import TextStream

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from serving.telemetry.metrics import AUTOSCALER_REGISTRY, FAMILIES, REGISTRY
+from serving.telemetry.autoscaler_metrics import AUTOSCALER_REGISTRY
+from serving.telemetry.fleet_metrics import FAMILIES
+from serving.telemetry.metrics import REGISTRY
 
 PAGE = Path(__file__).resolve().parents[3] / "deploy" / "docs" / "metrics.md"
 ROW = re.compile(r"^\| `(moe_\w+)(?:\{([\w,]+)\})?` \| (\w+) \| (.+?) \| (.*)\|$")
@@ -28,7 +30,10 @@ def documented():
 
 def declared():
     found = {}
-    for metric in (*REGISTRY._collector_to_names, *AUTOSCALER_REGISTRY._collector_to_names):
+    for metric in (
+        *REGISTRY._collector_to_names,
+        *AUTOSCALER_REGISTRY._collector_to_names,
+    ):
         suffix = "_total" if metric._type == "counter" else ""
         found[metric._name + suffix] = (metric._type, set(metric._labelnames))
     for family in FAMILIES:

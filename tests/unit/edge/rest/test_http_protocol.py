@@ -4,15 +4,8 @@ import asyncio
 import contextlib
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from serving.edge.rest.http_protocol import (
-    JoinedHead,
-    bounded_protocol,
-    head_refusal,
-    origin_form,
-)
+from serving.edge.rest.http_protocol import bounded_protocol
 from serving.edge.rest.server import RestServer
 from serving.net import bind
 from serving.settings import SecuritySettings
@@ -381,124 +374,6 @@ async def test_the_refusal_of_a_head_request_has_no_body(connect):
     received = await answer_to(reader, writer, data)
     assert received.startswith(b"HTTP/1.1 400 ")
     assert received.endswith(b"\r\n\r\n")
-
-
-# -- RFC 9112: one row per rule ------------------------------------------------------------
-
-HOST, CHUNKED = (b"host", b"x"), (b"transfer-encoding", b"chunked")
-
-
-@pytest.mark.parametrize(
-    ("version", "headers", "status"),
-    [
-        ("1.1", [HOST], None),
-        ("1.1", [(b"host", b"")], None),
-        ("1.1", [(b"host", b"router.moe-serving.svc:8000")], None),
-        ("1.1", [(b"host", b"[::1]:8000")], None),
-        ("1.1", [(b"host", b"x:")], None),
-        ("1.1", [], b"400"),
-        ("1.1", [HOST, HOST], b"400"),
-        ("1.1", [(b"host", b"a b")], b"400"),
-        ("1.1", [(b"host", b"user@x")], b"400"),
-        ("1.1", [(b"host", b"x/path")], b"400"),
-        ("1.1", [(b"host", b"x, y")], b"400"),
-        ("1.1", [(b"host", b"x:port")], b"400"),
-        ("1.0", [], None),
-        ("1.0", [HOST, HOST], b"400"),
-        ("1.0", [CHUNKED], b"400"),
-        ("0.9", [], b"505"),
-        ("2.0", [HOST], b"505"),
-        ("1.1", [HOST, CHUNKED], None),
-        ("1.1", [HOST, (b"transfer-encoding", b" Chunked ")], None),
-        ("1.1", [HOST, (b"transfer-encoding", b"gzip, chunked")], b"501"),
-        ("1.1", [HOST, (b"transfer-encoding", b"gzip"), CHUNKED], b"501"),
-        ("1.1", [HOST, CHUNKED, CHUNKED], b"501"),
-    ],
-)
-def test_the_rules_for_heads(version, headers, status):
-    for method in (b"GET", b"HEAD"):
-        answer = head_refusal(version, method, headers)
-        if status is None:
-            assert answer == b""
-        else:
-            head, _, body = answer.partition(b"\r\n\r\n")
-            assert head.startswith(b"HTTP/1.1 " + status)
-            assert bool(body) is (method == b"GET")
-
-
-@pytest.mark.parametrize(
-    ("target", "path"),
-    [
-        (b"/livez?to=http://x", b"/livez?to=http://x"),
-        (b"http://x/livez", b"http://x/livez"),
-        (b"http://x", b"/"),
-        (b"https://x:443?a=/b", b"/?a=/b"),
-        (b"*", b"*"),
-    ],
-)
-def test_the_form_of_targets(target, path):
-    assert origin_form(target) == path
-
-
-# -- heads leave together with what follows them ---------------------------------------------------
-
-
-class Wire:
-    """The transport below, and an event loop that only collects what it shall call."""
-
-    def __init__(self):
-        self.sent: list[bytes | None] = []
-        self.soon = []
-        self.call_soon = self.soon.append
-
-    def write(self, data):
-        self.sent.append(data)
-
-    def close(self):
-        self.sent.append(None)
-
-    def is_closing(self):
-        return None in self.sent
-
-    def turn(self):
-        due = self.soon[:]
-        self.soon.clear()
-        for each in due:
-            each()
-
-
-@pytest.mark.parametrize(
-    ("steps", "sent"),
-    [
-        pytest.param([b"head", b"body"], [b"headbody"], id="one write"),
-        pytest.param([b"head", b""], [b"head"], id="no body"),
-        pytest.param([b"head", "turn", b"a", b"b"], [b"head", b"a", b"b"], id="late body"),
-        pytest.param([b"head", b"a", "turn", b"b"], [b"heada", b"b"], id="stream"),
-        pytest.param([b"head", "close"], [b"head", None], id="closed without a body"),
-        pytest.param([b"head", b"body", "close", "turn"], [b"headbody", None], id="closed"),
-        pytest.param(["turn", "close"], [None], id="nothing"),
-    ],
-)
-def test_a_head_leaves_with_what_follows_it(steps, sent):
-    wire = Wire()
-    response = JoinedHead(wire, wire)
-    calls = {"turn": wire.turn, "close": response.close}
-    for step in steps:
-        calls[step]() if isinstance(step, str) else response.write(step)
-    wire.turn()
-    assert wire.sent == sent
-    assert response.is_closing() is (None in sent)
-
-
-@given(st.lists(st.one_of(st.just("turn"), st.just("flush"), st.binary(max_size=3))))
-def test_bytes_keep_their_order(steps):
-    wire = Wire()
-    response = JoinedHead(wire, wire)
-    calls = {"turn": wire.turn, "flush": response.flush}
-    for step in steps:
-        calls[step]() if isinstance(step, str) else response.write(step)
-    wire.turn()
-    assert b"".join(wire.sent) == b"".join(step for step in steps if isinstance(step, bytes))
 
 
 async def head_app(scope, receive, send):
