@@ -14,11 +14,6 @@ import signal
 import sys
 from dataclasses import asdict
 
-os.environ["OMP_NUM_THREADS"] = "1"
-os.environ["VLLM_CONFIGURE_LOGGING"] = "0"
-os.environ["TOKENIZERS_PARALLELISM"] = "false"
-sys.modules.setdefault("ray", None)
-
 READY = "READY "
 
 
@@ -37,6 +32,11 @@ async def serve(groups):
 
 
 def main():
+    os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ["VLLM_CONFIGURE_LOGGING"] = "0"
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    sys.modules.setdefault("ray", None)
+
     import uvloop
 
     import tests.integration.edge.stand  # noqa: F401
