@@ -27,7 +27,6 @@ from vllm.exceptions import VLLMError
 from serving.errors import ServingError
 from serving.h2grpc.turns import TaskTurns
 from serving.vllm_adapter.answer_parser import install_answer_parser
-from serving.vllm_adapter.disconnects import cancel_with_clients
 from serving.vllm_adapter.error_response import (
     FAILED,
     content_of,
@@ -48,6 +47,7 @@ from serving.vllm_adapter.rendering import (
 from serving.vllm_adapter.responses_handler import ResponsesHandler, ResponsesRenderer
 from serving.vllm_adapter.routes import (
     bypass_middleware,
+    cancel_with_clients,
     fail_fast,
     remove_routes,
     send_long_answers_in_parts,

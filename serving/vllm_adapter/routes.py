@@ -1,4 +1,4 @@
-"""vLLM's routes: those that are kept, validation of their bodies, and streams of their responses.
+"""vLLM's routes: those kept, validation of bodies, ends of handlers, streams of responses.
 
 Validation stops at the first invalid item of a list. pydantic reports every invalid item, for every
 type that the item might have. An input of 5,000 invalid items produces 300,000 errors, which blocks
@@ -6,22 +6,29 @@ the event loop for seconds. vLLM's validators access fields before pydantic has 
 so a string in place of an object raises ``AttributeError``. Such exceptions become
 ``InvalidRequest``: status 400, not 500.
 
+Handlers end when their client disconnects or the server cancels them. vLLM's ``with_cancellation``
+runs each handler in a separate task and waits for it or for the disconnection; if the server
+cancels the wait, at the end of its grace period, the handler continues without an owner. Here, the
+handler runs in the task of the request, and one other task cancels it when the client disconnects.
+
 Events of streamed responses bypass the app's middleware. Starlette passes each part of a response
 through every middleware of the app. None of them needs the parts of an event stream: CORS and error
 handlers are done once the response has started. Events therefore go directly to the router's
 ``ResponseStream``; the start and the end of the response take the normal path.
 """
 
+import asyncio
 import functools
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 from fastapi.routing import APIRoute
 from pydantic_core import SchemaValidator, ValidationError
 from starlette.responses import StreamingResponse
 from starlette.routing import BaseRoute
 from starlette.types import Receive, Scope, Send
+from vllm.entrypoints.serve.utils.api_utils import with_cancellation
 from vllm.exceptions import VLLMError
 
 from serving.errors import InvalidRequest
@@ -68,6 +75,8 @@ _LONG_ANSWERS = frozenset(
     }
 )
 """Routes whose handlers return ``long_answers.MaybeLong``."""
+
+Handler = Callable[..., Awaitable[Any]]
 
 _LISTS = frozenset({"list", "set", "frozenset", "tuple"})
 
@@ -237,3 +246,62 @@ def _in_parts(endpoint: Callable[..., Any], turns: TaskTurns) -> Callable[..., A
             return await response_in_parts(long, turns)
 
     return in_parts
+
+
+def cancel_with_clients(app: FastAPI) -> None:
+    """Replace vLLM's wrapper of route handlers.
+
+    Raises:
+        RuntimeError: no route has the wrapper; this vLLM version is not supported.
+    """
+    wrapper = with_cancellation(_nothing).__code__
+    routes = [route for route in app.routes if isinstance(route, APIRoute)]
+    wrapped = [each for each in routes if getattr(each.dependant.call, "__code__", None) is wrapper]
+    if not wrapped:
+        raise RuntimeError(
+            "vLLM's routes do not use with_cancellation; this vLLM version is not supported"
+        )
+    for route in wrapped:
+        route.dependant.call = ending_with_client(route.dependant.call.__wrapped__)  # type: ignore[union-attr]
+
+
+def ending_with_client(handler: Handler) -> Handler:
+    """Wrap a handler with the parameter ``raw_request``, whose body has been read.
+
+    The result of a handler whose client disconnects is what it returns when it is cancelled, or
+    None.
+    """
+
+    @functools.wraps(handler)
+    async def ending(*args: Any, raw_request: Request, **kwargs: Any) -> Any:
+        task = asyncio.current_task()
+        assert task is not None
+        cancelled_before = task.cancelling()
+        client = asyncio.create_task(_cancel_when_gone(raw_request, task))
+        try:
+            result = await handler(*args, raw_request=raw_request, **kwargs)
+        except asyncio.CancelledError:
+            if not _is_gone(client) or task.uncancel() > cancelled_before:
+                raise  # cancelled by the server
+            return None
+        finally:
+            client.cancel()
+        if _is_gone(client):
+            task.uncancel()
+        return result
+
+    return ending
+
+
+async def _cancel_when_gone(request: Request, task: "asyncio.Task[Any]") -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+    task.cancel()
+
+
+def _is_gone(client: "asyncio.Task[None]") -> bool:
+    return client.done() and not client.cancelled() and client.exception() is None
+
+
+async def _nothing() -> None:
+    """A handler, to get the code of vLLM's wrapper."""

@@ -36,6 +36,7 @@ TOPICS = {
     "test_packaging": "the wheel",
     "test_patience": "the clients in all tests",
     "test_setup_script": ".ci/setup",
+    "vllm_adapter/test_disconnects": "the ends of handlers in routes",
     "vllm_adapter/test_contract": "everything in the package that replaces a part of vLLM",
 }
 """Test files that belong to no single module, and what they are about."""

@@ -240,7 +240,7 @@ REPLACED = {
     ),
     "vllm.entrypoints.serve.utils.api_utils:with_cancellation": (
         "8e78e9c50c",
-        "replaced on every route (disconnects)",
+        "replaced on every route (routes)",
     ),
     "fastapi.routing:get_request_handler": (
         "37206807c6",
@@ -280,7 +280,6 @@ SITES = {
         "setattr",
         "translate_error_response",
     },
-    "serving/vllm_adapter/disconnects.py": {"call"},
     "serving/vllm_adapter/handlers.py": {"__class__", "with_names"},
     "serving/vllm_adapter/long_answers.py": {"setattr"},
     "serving/vllm_adapter/model_dispatch.py": {"setattr"},

@@ -5,7 +5,7 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from vllm.entrypoints.serve.utils.api_utils import with_cancellation
 
-from serving.vllm_adapter.disconnects import cancel_with_clients, ending_with_client
+from serving.vllm_adapter.routes import cancel_with_clients, ending_with_client
 from tests.support.waiting import PATIENCE
 
 pytestmark = pytest.mark.asyncio
