@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -88,12 +88,36 @@ class RouterProcess:
             stepped: Generate the tokens of all requests of a rank in one step, as real engines do;
                 otherwise use a timer for each request.
         """
-        settings = {**_SETTINGS, "link": {"routers": [self.join]}}
-        if count < _GROUP:
-            settings["group"] = {"data_parallel": 1}
-        file = self.folder / "ranks.yaml"
+        group = {"data_parallel": 1} if count < _GROUP else _SETTINGS["group"]
+        kind = STEPPED if stepped else SCATTERED
+        with self._joined(count, {"group": group}, str(token_delay), kind):
+            yield
+
+    @contextlib.contextmanager
+    def groups(self, models: Sequence[str]) -> Iterator[None]:
+        """Join groups of fake ranks, one after the other.
+
+        Args:
+            models: Name of each group's model, which the bundled model's files stand for.
+        """
+        with contextlib.ExitStack() as stack:
+            for number, model in enumerate(models, 1):
+                own = {"model": {"name": model}, "group": _SETTINGS["group"]}
+                words = ("0.0", SCATTERED, f"{number}-")
+                joined = self._joined(_GROUP, own, *words, ready=number * _GROUP)
+                stack.enter_context(joined)
+            yield
+
+    @contextlib.contextmanager
+    def _joined(
+        self, count: int, own: dict[str, Any], *words: str, ready: int | None = None
+    ) -> Iterator[None]:
+        """Run a process with ``count`` ranks until ``ready`` ranks (default: count) are ready."""
+        ready = count if ready is None else ready
+        settings = {**_SETTINGS, "link": {"routers": [self.join]}, **own}
+        file = self.folder / f"ranks-{ready}.yaml"
         file.write_text(yaml.safe_dump(settings), "utf-8")
-        words = [str(file), str(count), str(token_delay), STEPPED if stepped else SCATTERED]
+        words = (str(file), str(count), *words)
         process = subprocess.Popen(
             [sys.executable, "-m", "loadtest.bench.ranks", *words],
             stdin=subprocess.PIPE,
@@ -101,13 +125,13 @@ class RouterProcess:
             stderr=(self.folder / "ranks.log").open("ab"),
         )
         try:
-            self._until(count)
+            self._until(ready)
             yield
         finally:
             assert process.stdin is not None
             process.stdin.close()
             _end(process)
-            self._until(0)
+            self._until(ready - count)
 
     def _until(self, ranks: int) -> None:
         """Wait until ``ranks`` ranks are in ready groups."""
@@ -126,21 +150,27 @@ class RouterProcess:
 
 
 @contextlib.contextmanager
-def router(folder: Path, *, tls: bool = False) -> Iterator[RouterProcess]:
+def router(
+    folder: Path, *, tls: bool = False, settings: Mapping[str, Any] | None = None
+) -> Iterator[RouterProcess]:
     """Start a router.
 
     Args:
         folder: Directory for the router's files.
         tls: Serve REST and gRPC over TLS, with a certificate of a temporary CA.
+        settings: More settings, by group.
 
     Raises:
         RuntimeError: The router did not start.
     """
     file, ports = folder / "router.yaml", folder / "ports.json"
-    settings, ca = dict(_SETTINGS), None
+    chosen, ca = dict(_SETTINGS), None
+    for name, group in (settings or {}).items():
+        merged = isinstance(group, dict) and name in chosen
+        chosen[name] = chosen[name] | group if merged else group
     if tls:
-        settings["security"], ca = _certificate(folder)
-    file.write_text(yaml.safe_dump(settings), "utf-8")
+        chosen["security"], ca = _certificate(folder)
+    file.write_text(yaml.safe_dump(chosen), "utf-8")
     words = ["router", "--config", str(file), "--ports-file", str(ports)]
     process = subprocess.Popen(
         [sys.executable, "-m", "serving", *words],

@@ -1,6 +1,6 @@
 """Many fake ranks in one process, each with a separate link to the router.
 
-    python -m loadtest.bench.ranks SETTINGS.yaml RANKS DELAY scattered|stepped
+    python -m loadtest.bench.ranks SETTINGS.yaml RANKS DELAY scattered|stepped [PREFIX]
 
 Prints READY when all have started; serves until standard input ends.
 """
@@ -43,7 +43,7 @@ class SteppedEngine(FakeEngine):
         self._steps += 1
 
 
-async def serve(settings: Settings, count: int, delay: float, kind: str) -> None:
+async def serve(settings: Settings, count: int, delay: float, kind: str, prefix: str = "g") -> None:
     """Serve ranks in groups of ``group.data_parallel``.
 
     Args:
@@ -51,6 +51,7 @@ async def serve(settings: Settings, count: int, delay: float, kind: str) -> None
         count: Number of ranks.
         delay: Seconds between two tokens of a request. 0: as fast as possible.
         kind: ``STEPPED`` or ``SCATTERED``.
+        prefix: Beginning of the names of the groups.
     """
     make = SteppedEngine if kind == STEPPED else FakeEngine
     size = settings.group.data_parallel
@@ -59,7 +60,7 @@ async def serve(settings: Settings, count: int, delay: float, kind: str) -> None
         group, rank = divmod(number, size)
         engine = make(settings, rank=rank, token_delay=delay)
         await engine.start()
-        identity = RankIdentity(f"g{group}", "bench", rank, size, "127.0.0.1")
+        identity = RankIdentity(f"{prefix}{group}", "bench", rank, size, "127.0.0.1")
         server = RankServer(engine, settings.link, identity)
         await server.start()
         servers.append(server)
@@ -75,7 +76,7 @@ def main() -> None:
     import uvloop
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(serve(settings, int(sys.argv[2]), float(sys.argv[3]), sys.argv[4]))
+        runner.run(serve(settings, int(sys.argv[2]), float(sys.argv[3]), *sys.argv[4:]))
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from serving.errors import NotReady, Overloaded
 from serving.request_context import Priority, RequestContext
 from serving.settings import AdmissionSettings
 from serving.telemetry import metrics
+from serving.telemetry.model_counters import Distribution
 
 _UNKNOWN_RETRY = 1.0
 """Retry-After of a rejection without a predicted wait, seconds."""
@@ -64,6 +65,7 @@ class AdmissionController:
         quotas: Quotas | None = None,
         budgets: Budgets | None = None,
         prices: Prices | None = None,
+        waits: Distribution | None = None,
     ) -> None:
         """Start with an empty queue.
 
@@ -76,6 +78,7 @@ class AdmissionController:
                 store.
             budgets: Reserves from budgets, of all models; None: there are none.
             prices: The model's prices; needed with budgets.
+            waits: Counts the time to placement, seconds; None: not counted by model.
 
         Raises:
             SettingsError: The configured Redis cannot be used.
@@ -84,6 +87,7 @@ class AdmissionController:
         self._dispatcher = dispatcher
         self._budgets = budgets
         self._prices = prices
+        self._waits = waits
         self._clock = clock or SystemClock()
         self._limits_of = limits_of or default_limits(settings)
         self._quotas = quotas or quotas_of(settings, self._limits_of, self._clock)
@@ -98,6 +102,11 @@ class AdmissionController:
     def queue_length(self) -> int:
         """Number of queued requests."""
         return len(self._runner.queue)
+
+    @property
+    def queued_tokens(self) -> int:
+        """Prompt and expected output tokens of the queued requests."""
+        return self._runner.queue.tokens
 
     @property
     def outstanding_tokens(self) -> int:
@@ -157,7 +166,10 @@ class AdmissionController:
         except BaseException:
             self.give_back(request)
             raise
-        _WAIT[request.priority].observe(self._clock.monotonic() - now)
+        waited = self._clock.monotonic() - now
+        _WAIT[request.priority].observe(waited)
+        if self._waits is not None:
+            self._waits.observe(waited)
         if self.bystander is not None:
             self.bystander.arrived(placement.decision.rank_id)
         return placement

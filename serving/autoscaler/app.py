@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import httpx
 import structlog
@@ -23,8 +24,12 @@ from serving.autoscaler.routers import RouterReader
 from serving.autoscaler.schedule import parse_cron
 from serving.clock import SystemClock
 from serving.errors import SettingsError
-from serving.settings import AutoscalerSettings, Settings
+from serving.settings import AutoscalerSettings, KubernetesSettings, Settings, gpus_per_group
 from serving.telemetry import autoscaler_metrics as metrics
+
+if TYPE_CHECKING:
+    from serving.autoscaler.actuators.kubernetes_api import KubernetesApi
+    from serving.autoscaler.actuators.lease import LeaseElection
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger("serving.autoscaler")
 
@@ -40,9 +45,7 @@ class AutoscalerApp:
 
 def gpus_of_group(settings: Settings) -> float:
     """Return the number of GPUs per group, for the cost cap."""
-    configured = settings.autoscaler.gpus_per_group
-    ranks = settings.group.data_parallel * settings.group.tensor_parallel
-    return float(ranks) if configured is None else configured
+    return gpus_per_group(settings.autoscaler, settings.group)
 
 
 def check_schedule(settings: AutoscalerSettings) -> None:
@@ -71,7 +74,7 @@ async def autoscaler_app(settings: Settings, *, dry_run: bool) -> AsyncIterator[
     async with AsyncExitStack() as stack:
         client = await stack.enter_async_context(
             # Ignores the environment's proxies, which are for destinations outside the cluster.
-            httpx.AsyncClient(trust_env=False, verify=_trust(scaling.ca_file))
+            httpx.AsyncClient(trust_env=False, verify=trust(scaling.ca_file))
         )
         routers = RouterReader(client, scaling, settings.ray.app_name)
         drains = RouterDrainer(scaling)
@@ -84,7 +87,7 @@ async def autoscaler_app(settings: Settings, *, dry_run: bool) -> AsyncIterator[
             drains=drains,
         )
         actuator: Actuator = serve
-        is_leader: Callable[[], bool] = _always
+        is_leader: Callable[[], bool] = always
         if scaling.kubernetes.enabled:
             actuator, is_leader = await _on_kubernetes(
                 stack, scaling, serve, routers, drains, dry_run
@@ -120,40 +123,104 @@ async def _on_kubernetes(
     dry_run: bool,  # noqa: FBT001  passed on
 ) -> tuple[Actuator, Callable[[], bool]]:
     """Add the worker group, the leader election and the node watch; ``stack`` closes them."""
-    from serving.autoscaler.actuators.disruption_budget import DisruptionBudget
-    from serving.autoscaler.actuators.kubernetes import KubernetesActuator, KubernetesObserver
+    api = await connect(stack, scaling.kubernetes)
+    parts = PoolParts(serve, routers, drains)
+    if dry_run:
+        # No lease: a dry run reports what it would do while the leader acts.
+        return observed_workers(api, scaling, parts), always
+    election = election_of(api, scaling.kubernetes)
+    actuator = with_workers(stack, api, scaling, parts, lambda: election.leading)
+    campaign(stack, election)
+    return actuator, lambda: election.leading
+
+
+async def connect(stack: AsyncExitStack, settings: KubernetesSettings) -> "KubernetesApi":
+    """Return a client of the cluster's API server; ``stack`` closes it.
+
+    Raises:
+        SettingsError: No cluster is configured.
+    """
     from serving.autoscaler.actuators.kubernetes_api import KubernetesApi, cluster_configuration
-    from serving.autoscaler.actuators.lease import LeaseElection
-    from serving.autoscaler.actuators.node_watch import NodeWatch
-    from serving.autoscaler.actuators.rbac import missing_access
-    from serving.autoscaler.actuators.worker_group import WorkerGroupActuator
 
     try:
         configuration = await cluster_configuration()
     except SettingsError as error:
         raise SettingsError(f"autoscaler.kubernetes.enabled is set, but {error}") from error
-    api = KubernetesApi(scaling.kubernetes, configuration)
+    api = KubernetesApi(settings, configuration)
     stack.push_async_callback(api.close)
-    workers = WorkerGroupActuator(api, scaling.kubernetes, routers, serve)
-    if dry_run:
-        # No lease: a dry run reports what it would do while the leader acts.
-        return KubernetesObserver(
-            serve, workers, lambda cluster: missing_access(api, scaling.kubernetes, cluster)
-        ), _always
-    identity = f"{socket.gethostname()}-{os.getpid()}"
-    election = LeaseElection(api, scaling.kubernetes, identity, SystemClock())
-    watch = NodeWatch(api, workers, routers, drains, scaling)
-    watching = asyncio.create_task(watch.run(lambda: election.leading))
-    stack.push_async_callback(_cancel, watching)
-    # Exit order is the reverse: stop renewing, release the lease, then the slower steps.
+    return api
+
+
+def election_of(api: "KubernetesApi", settings: KubernetesSettings) -> "LeaseElection":
+    """Return this process as a candidate of the leader election, which ``campaign`` starts."""
+    from serving.autoscaler.actuators.lease import LeaseElection
+
+    return LeaseElection(api, settings, f"{socket.gethostname()}-{os.getpid()}", SystemClock())
+
+
+def campaign(stack: AsyncExitStack, election: "LeaseElection") -> None:
+    """Take part in the leader election until ``stack`` closes.
+
+    Called last: when the stack closes, the lease is released before the slower steps.
+    """
     stack.push_async_callback(election.release)
     stack.push_async_callback(_cancel, asyncio.create_task(election.run()))
-    named = scaling.kubernetes.disruption_budget
-    budget = DisruptionBudget(api, scaling.kubernetes) if named else None
-    return KubernetesActuator(serve, workers, budget), lambda: election.leading
 
 
-def _always() -> bool:
+@dataclass(frozen=True, slots=True)
+class PoolParts:
+    """What acts on the groups of one pool, without Kubernetes."""
+
+    serve: RayServeActuator
+    routers: RouterReader
+    drains: RouterDrainer
+
+
+def observed_workers(
+    api: "KubernetesApi", scaling: AutoscalerSettings, parts: PoolParts
+) -> Actuator:
+    """Return an actuator of one pool that only observes its worker group and the permissions."""
+    from serving.autoscaler.actuators.kubernetes import KubernetesObserver
+    from serving.autoscaler.actuators.rbac import missing_access
+    from serving.autoscaler.actuators.worker_group import WorkerGroupActuator
+
+    workers = WorkerGroupActuator(api, scaling.kubernetes, parts.routers, parts.serve)
+    return KubernetesObserver(
+        parts.serve, workers, lambda cluster: missing_access(api, scaling.kubernetes, cluster)
+    )
+
+
+def with_workers(
+    stack: AsyncExitStack,
+    api: "KubernetesApi",
+    scaling: AutoscalerSettings,
+    parts: PoolParts,
+    is_leader: Callable[[], bool],
+) -> Actuator:
+    """Return an actuator of one pool with its worker group, and watch the pool's nodes.
+
+    Args:
+        stack: Ends the watch.
+        api: The API server.
+        scaling: The settings of the pool.
+        parts: What acts on the pool's groups.
+        is_leader: Returns whether this process makes the decisions.
+    """
+    from serving.autoscaler.actuators.disruption_budget import DisruptionBudget
+    from serving.autoscaler.actuators.kubernetes import KubernetesActuator
+    from serving.autoscaler.actuators.node_watch import NodeWatch
+    from serving.autoscaler.actuators.worker_group import WorkerGroupActuator
+
+    kubernetes = scaling.kubernetes
+    workers = WorkerGroupActuator(api, kubernetes, parts.routers, parts.serve)
+    watch = NodeWatch(api, workers, parts.routers, parts.drains, scaling)
+    stack.push_async_callback(_cancel, asyncio.create_task(watch.run(is_leader)))
+    budget = DisruptionBudget(api, kubernetes) if kubernetes.disruption_budget else None
+    return KubernetesActuator(parts.serve, workers, budget)
+
+
+def always() -> bool:
+    """Return true: without an election, this process makes the decisions."""
     return True
 
 
@@ -162,7 +229,12 @@ async def _cancel(task: asyncio.Task[None]) -> None:
     await asyncio.wait([task])
 
 
-def _trust(ca_file: str | None) -> ssl.SSLContext | bool:
+def trust(ca_file: str | None) -> ssl.SSLContext | bool:
+    """Return the authorities that routers are verified with; True: those of the system.
+
+    Raises:
+        SettingsError: The file cannot be read.
+    """
     if ca_file is None:
         return True
     try:

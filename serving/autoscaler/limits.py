@@ -30,6 +30,12 @@ def limits_at(state: PolicyState, now: float, gpus: float, settings: AutoscalerS
         settings: The settings group ``autoscaler``.
     """
     most, most_because = settings.max_groups, "max_groups"
+    for capacity, each, name in (
+        (settings.max_gpus, gpus, "max_gpus"),
+        (settings.max_nodes, settings.kubernetes.workers_per_group, "max_nodes"),
+    ):
+        if capacity is not None and each > 0 and int(capacity // each) < most:
+            most, most_because = int(capacity // each), f"{name} {capacity:g}"
     cap = affordable_groups(state, gpus, settings)
     if cap is not None and cap < most:
         most, most_because = cap, f"{state.spent:.3g} of {settings.gpu_hours_per_day:g} GPU-hours"

@@ -4,12 +4,14 @@ After any failure the number of groups stays unchanged until the next cycle.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 import structlog
+from typing_extensions import override
 
 from serving.autoscaler.actuators.actuator import Actuator, ActuatorError
 from serving.autoscaler.decision import Action, Decision, PolicyState, VoteKind
@@ -20,6 +22,8 @@ from serving.autoscaler.signals import Observation
 from serving.clock import Clock
 from serving.settings import AutoscalerSettings
 from serving.telemetry import autoscaler_metrics as metrics
+
+Result = TypeVar("Result")
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger("serving.autoscaler")
 
@@ -44,7 +48,67 @@ class Cycle:
     """Problems that an operator should fix."""
 
 
-class Autoscaler:
+class ControlLoop(ABC, Generic[Result]):
+    """Runs cycles at a fixed interval; what a cycle does is up to the subclass."""
+
+    def __init__(self, interval: float, clock: Clock) -> None:
+        """Run a cycle every ``interval`` seconds of ``clock``."""
+        self._interval = interval
+        self._clock = clock
+        self._noticed: tuple[str, ...] = ()
+
+    @abstractmethod
+    def notices(self) -> tuple[str, ...]:
+        """Return problems that an operator should fix, as of the last cycle."""
+
+    @abstractmethod
+    async def run_once(self) -> Result | None:
+        """Run one cycle; return None if nothing could be decided."""
+
+    async def run(
+        self,
+        is_leader: Callable[[], bool],
+        pause: Callable[[float], Awaitable[object]] = asyncio.sleep,
+        on_cycle: Callable[[Result], object] | None = None,
+    ) -> None:
+        """Run cycles until cancelled, skipping those for which this process is not the leader.
+
+        Args:
+            is_leader: Called before each cycle.
+            pause: Sleeps for the given number of seconds.
+            on_cycle: Called with the result of each cycle.
+        """
+        while True:
+            started = self._clock.monotonic()
+            if is_leader():
+                cycle = await self._guarded_cycle()
+                if cycle is not None and on_cycle is not None:
+                    on_cycle(cycle)
+            elapsed = self._clock.monotonic() - started
+            await pause(max(0.0, self._interval - elapsed))
+
+    async def _guarded_cycle(self) -> Result | None:
+        try:
+            return await self.run_once()
+        except Exception:
+            # A bug must not stop the process: the next cycle may succeed.
+            metrics.AUTOSCALER_FAILURES.labels("target").inc()
+            log.exception("cycle failed: sizes unchanged")
+            return None
+
+    def _notice(self) -> None:
+        """Log each notice once when it appears and once when it disappears."""
+        now = self.notices()
+        for text in now:
+            if text not in self._noticed:
+                log.warning("warning", text=text)
+        for text in self._noticed:
+            if text not in now:
+                log.info("warning cleared", text=text)
+        self._noticed = now
+
+
+class Autoscaler(ControlLoop[Cycle]):
     """The autoscaler of one fleet."""
 
     def __init__(
@@ -69,15 +133,15 @@ class Autoscaler:
             state: State left by an earlier process; default: the initial state.
             dry_run: Decide without acting.
         """
+        super().__init__(settings.interval, clock)
         self._signals = signals
         self._actuator = actuator
         self._settings = settings
-        self._clock = clock
         self._gpus = gpus
         self._state = state or PolicyState()
         self._dry_run = dry_run
-        self._noticed: tuple[str, ...] = ()
 
+    @override
     def notices(self) -> tuple[str, ...]:
         """Return problems that an operator should fix, as of the last cycle."""
         settings = self._settings
@@ -90,12 +154,13 @@ class Autoscaler:
             )
         return (*fixed, *self._actuator.notices())
 
+    @override
     async def run_once(self) -> Cycle | None:
         """Run one cycle; return None if the current number of groups is unknown."""
         try:
             target = await self._actuator.target()
         except ActuatorError as error:
-            _failed("target", error)
+            failed("target", error)
             self._notice()
             return None
         self._notice()
@@ -106,7 +171,7 @@ class Autoscaler:
             metrics.AUTOSCALER_FAILURES.labels("routers").inc()
         observation = Observation(target, snapshot.fleet, snapshot.signals)
         now = self._clock.time()
-        self._record(now, observation)
+        record(self._settings.record_file, now, [observation])
         decision, state = decide(observation, self._state, now, self._settings, self._gpus)
         self._state = state
         self._report(decision)
@@ -114,51 +179,9 @@ class Autoscaler:
             try:
                 await self._actuator.scale(decision.target)
             except ActuatorError as error:
-                _failed("scale", error)
+                failed("scale", error)
         self._save()
         return Cycle(decision, observation, snapshot.problem, self.notices())
-
-    async def run(
-        self,
-        is_leader: Callable[[], bool],
-        pause: Callable[[float], Awaitable[object]] = asyncio.sleep,
-        on_cycle: Callable[[Cycle], object] | None = None,
-    ) -> None:
-        """Run cycles until cancelled, skipping those for which this process is not the leader.
-
-        Args:
-            is_leader: Called before each cycle.
-            pause: Sleeps for the given number of seconds.
-            on_cycle: Called with the result of each cycle.
-        """
-        while True:
-            started = self._clock.monotonic()
-            if is_leader():
-                cycle = await self._guarded_cycle()
-                if cycle is not None and on_cycle is not None:
-                    on_cycle(cycle)
-            elapsed = self._clock.monotonic() - started
-            await pause(max(0.0, self._settings.interval - elapsed))
-
-    async def _guarded_cycle(self) -> Cycle | None:
-        try:
-            return await self.run_once()
-        except Exception:
-            # A bug must not stop the process: the next cycle may succeed.
-            metrics.AUTOSCALER_FAILURES.labels("target").inc()
-            log.exception("cycle failed: sizes unchanged")
-            return None
-
-    def _notice(self) -> None:
-        """Log each notice once when it appears and once when it disappears."""
-        now = self.notices()
-        for text in now:
-            if text not in self._noticed:
-                log.warning("warning", text=text)
-        for text in self._noticed:
-            if text not in now:
-                log.info("warning cleared", text=text)
-        self._noticed = now
 
     def _report(self, decision: Decision) -> None:
         metrics.AUTOSCALER_TARGET.set(decision.target)
@@ -180,24 +203,33 @@ class Autoscaler:
             dry_run=self._dry_run,
         )
 
-    def _record(self, now: float, observation: Observation) -> None:
-        if self._settings.record_file is None:
-            return
-        try:
-            with Path(self._settings.record_file).open("a", encoding="utf-8") as out:
-                out.write(format_line(now, observation) + "\n")
-        except OSError as error:
-            _failed("state", error)
-
     def _save(self) -> None:
         if self._settings.state_file is None or self._dry_run:
             return
         try:
             save_state(Path(self._settings.state_file), self._state)
         except OSError as error:
-            _failed("state", error)
+            failed("state", error)
 
 
-def _failed(stage: str, error: Exception) -> None:
+def record(file: str | None, now: float, observations: Iterable[Observation]) -> None:
+    """Append observations to a recording; a failure is logged, not raised.
+
+    Args:
+        file: The recording; None: nothing is recorded.
+        now: Unix time, seconds.
+        observations: One of each pool.
+    """
+    if file is None:
+        return
+    try:
+        with Path(file).open("a", encoding="utf-8") as out:
+            out.writelines(f"{format_line(now, each)}\n" for each in observations)
+    except OSError as error:
+        failed("state", error)
+
+
+def failed(stage: str, error: Exception) -> None:
+    """Count and log the failure of one stage of a cycle."""
     metrics.AUTOSCALER_FAILURES.labels(stage).inc()
     log.warning("stage failed", stage=stage, error=str(error))

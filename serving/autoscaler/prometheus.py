@@ -7,7 +7,7 @@ use the maximum.
 
 import asyncio
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -45,13 +45,13 @@ def signal_queries(selector: str, window: float) -> dict[Signal, str]:
         selector: Label matchers without braces; may be empty.
         window: Range of rates and quantiles, seconds.
     """
-    span = f"{{{selector}}}[{_duration(window)}]"
+    span = f"{{{selector}}}[{duration(window)}]"
     here = f"{{{selector}}}"
     ready = f'{selector},state="ready"' if selector else 'state="ready"'
     return {
-        Signal.TTFT_P90: _quantile(_TTFT, span),
-        Signal.ITL_P90: _quantile(_ITL, span),
-        Signal.QUEUE_WAIT_P90: _quantile(_WAIT, span),
+        Signal.TTFT_P90: quantile_query(_TTFT, span),
+        Signal.ITL_P90: quantile_query(_ITL, span),
+        Signal.QUEUE_WAIT_P90: quantile_query(_WAIT, span),
         # A router whose queue was never used exports no such series: count its queue as empty.
         Signal.QUEUE_REQUESTS: f"sum(moe_admission_queue_requests{here}) or 0 * sum({PULSE}{here})",
         Signal.QUEUE_TOKENS: f"sum(moe_admission_queue_tokens{here})",
@@ -69,14 +69,23 @@ def age_query(selector: str) -> str:
 
 def samples_query(selector: str, window: float) -> str:
     """Return the query for the largest number of scrapes of one router in the window."""
-    return f"max(count_over_time({PULSE}{{{selector}}}[{_duration(window)}]))"
+    return f"max(count_over_time({PULSE}{{{selector}}}[{duration(window)}]))"
 
 
-def _quantile(histogram: str, span: str) -> str:
-    return f"histogram_quantile({_QUANTILE}, sum by (le) (rate({histogram}_bucket{span})))"
+def quantile_query(histogram: str, span: str, *labels: str) -> str:
+    """Return the query for the P90 of a histogram.
+
+    Args:
+        histogram: Name of the metric.
+        span: Label matchers in braces and the range in brackets.
+        labels: Labels by which the result is divided.
+    """
+    by = ", ".join(("le", *labels))
+    return f"histogram_quantile({_QUANTILE}, sum by ({by}) (rate({histogram}_bucket{span})))"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Return a duration in the form of PromQL."""
     return f"{round(seconds * 1000)}ms"
 
 
@@ -101,6 +110,28 @@ class PrometheusApi:
         Raises:
             PrometheusUnavailable: Timeout, error response, or more than one series.
         """
+        return _number(await self._query(query))
+
+    async def numbers(self, query: str, labels: Sequence[str]) -> dict[tuple[str, ...], float]:
+        """Run an instant query that returns one series for each combination of ``labels``.
+
+        Returns:
+            The finite values, by the values of ``labels``.
+
+        Raises:
+            PrometheusUnavailable: Timeout, error response, or a series without one of the labels.
+        """
+        content = await self._query(query)
+        try:
+            found = {
+                tuple(series["metric"][label] for label in labels): float(series["value"][1])
+                for series in content["data"]["result"]
+            }
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise PrometheusUnavailable("Prometheus returned an unreadable response") from error
+        return {key: value for key, value in found.items() if math.isfinite(value)}
+
+    async def _query(self, query: str) -> dict[str, Any]:
         try:
             # POST keeps the query out of proxy logs and caches.
             response = await self._client.post(
@@ -116,7 +147,7 @@ class PrometheusApi:
         if not isinstance(content, dict) or content.get("status") != "success":
             message = content.get("error") if isinstance(content, dict) else content
             raise PrometheusUnavailable(f"Prometheus returned {response.status_code}: {message}")
-        return _number(content)
+        return content
 
 
 def _number(content: dict[str, Any]) -> float | None:

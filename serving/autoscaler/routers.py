@@ -37,66 +37,35 @@ class ObservedGroup(NamedTuple):
     ready: bool
 
 
-class RouterReader:
-    """Reads ``/fleet`` from all routers."""
+class RouterPages:
+    """The ``/fleet`` pages of all routers."""
 
-    def __init__(
-        self, client: httpx.AsyncClient, settings: AutoscalerSettings, app: str = ""
-    ) -> None:
-        """Read the groups of the Ray Serve application ``app``; empty: all applications.
-
-        Groups of other applications, such as those of another node pool, have separate autoscalers.
-        Groups without an application name are included.
+    def __init__(self, client: httpx.AsyncClient, settings: AutoscalerSettings) -> None:
+        """Read the routers in the settings.
 
         Raises:
             SettingsError: A URL is invalid or the key file cannot be read.
         """
-        self._app = app
         self._client = client
+        self._reading: asyncio.Task[Sequence[Mapping[str, Any]]] | None = None
         scheme = "http" if settings.ca_file is None else "https"
         self._urls = tuple(_fleet_url(url, scheme) for url in settings.routers)
         self._timeout = settings.router_timeout
         self._headers = bearer_header(settings.api_key_file)
 
-    async def counts(self) -> FleetCounts | None:
-        """Return ready groups and parked requests; None if no router responds."""
-        pages = await self._pages()
-        if not pages:
-            return None
-        ready = (sum(group["state"] == "ready" for group in self._own(page)) for page in pages)
-        return FleetCounts(max(ready), sum(map(_parked, pages)))
+    async def read(self) -> Sequence[Mapping[str, Any]]:
+        """Return the page of each router that responds; concurrent calls share one reading."""
+        if self._reading is None:
+            self._reading = asyncio.create_task(self._read())
+            self._reading.add_done_callback(self._forget)
+        # A caller that is cancelled must not fail the others.
+        return await asyncio.shield(self._reading)
 
-    async def groups(self) -> tuple[ObservedGroup, ...]:
-        """Return the groups that any router is connected to, each once.
+    def _forget(self, done: "asyncio.Task[Sequence[Mapping[str, Any]]]") -> None:
+        del done
+        self._reading = None
 
-        Raises:
-            ActuatorError: No router responds, so the groups are unknown.
-        """
-        pages = await self._pages()
-        if not pages:
-            raise ActuatorError("no router responds: the running groups are unknown")
-        found: dict[str, ObservedGroup] = {}
-        for page in pages:
-            for group in self._own(page):
-                seen = ObservedGroup(
-                    str(group["group_id"]),
-                    float(group["since_unix_seconds"]),
-                    frozenset(str(rank["node"]) for rank in group["ranks"]),
-                    group["state"] == "ready",
-                )
-                found.setdefault(seen.group_id, seen)
-        return tuple(found.values())
-
-    def _own(self, page: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-        # Under KubeRay, the application's name is prefixed with the RayCluster's.
-        names = {"", self._app}
-        return [
-            group
-            for group in page["groups"]
-            if not self._app or str(group.get("app", "")).rpartition("/")[2] in names
-        ]
-
-    async def _pages(self) -> Sequence[Mapping[str, Any]]:
+    async def _read(self) -> Sequence[Mapping[str, Any]]:
         targets = [target for urls in map(_targets, self._urls) for target in await urls]
         pages = await asyncio.gather(*(self._page(*target) for target in targets))
         return [page for page in pages if page is not None]
@@ -121,6 +90,81 @@ class RouterReader:
             return None
         checked: Mapping[str, Any] = page
         return checked
+
+
+class RouterReader:
+    """Reads the groups of one Ray Serve application from all routers."""
+
+    def __init__(
+        self,
+        client: httpx.AsyncClient,
+        settings: AutoscalerSettings,
+        app: str = "",
+        *,
+        pool: tuple[str, str] | None = None,
+        pages: RouterPages | None = None,
+    ) -> None:
+        """Read the groups of the Ray Serve application ``app``; empty: all applications.
+
+        Groups of other applications, such as those of another node pool, have separate autoscalers.
+        Groups without an application name are included.
+
+        Args:
+            client: HTTP client.
+            settings: The settings group ``autoscaler``.
+            app: Name of the application.
+            pool: Model and pool of the groups; None: all.
+            pages: The routers' pages, which readers of several pools share; default: own ones.
+
+        Raises:
+            SettingsError: A URL is invalid or the key file cannot be read.
+        """
+        self._app = app
+        self._pool = pool
+        self._pages = pages or RouterPages(client, settings)
+
+    async def counts(self) -> FleetCounts | None:
+        """Return ready groups and parked requests; None if no router responds."""
+        pages = await self._pages.read()
+        if not pages:
+            return None
+        ready = (self.ready(page) for page in pages)
+        return FleetCounts(max(ready), sum(map(_parked, pages)))
+
+    async def groups(self) -> tuple[ObservedGroup, ...]:
+        """Return the groups that any router is connected to, each once.
+
+        Raises:
+            ActuatorError: No router responds, so the groups are unknown.
+        """
+        pages = await self._pages.read()
+        if not pages:
+            raise ActuatorError("no router responds: the running groups are unknown")
+        found: dict[str, ObservedGroup] = {}
+        for page in pages:
+            for group in self._own(page):
+                seen = ObservedGroup(
+                    str(group["group_id"]),
+                    float(group["since_unix_seconds"]),
+                    frozenset(str(rank["node"]) for rank in group["ranks"]),
+                    group["state"] == "ready",
+                )
+                found.setdefault(seen.group_id, seen)
+        return tuple(found.values())
+
+    def ready(self, page: Mapping[str, Any]) -> int:
+        """Return the number of ready groups on one router's page."""
+        return sum(group["state"] == "ready" for group in self._own(page))
+
+    def _own(self, page: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+        # Under KubeRay, the application's name is prefixed with the RayCluster's.
+        names = {"", self._app}
+        return [
+            group
+            for group in page["groups"]
+            if (not self._app or str(group.get("app", "")).rpartition("/")[2] in names)
+            and (self._pool is None or self._pool == (group.get("model"), group.get("pool")))
+        ]
 
 
 def _fleet_url(text: str, scheme: str) -> httpx.URL:

@@ -66,6 +66,8 @@ class Observation:
     fleet: FleetCounts | None
     """Counts from the routers; None: no router responded."""
     signals: Mapping[Signal, Reading] = field(default_factory=dict)
+    pool: str = ""
+    """The pool, as MODEL/POOL; empty: the groups of the short form of the settings."""
 
     def reading(self, signal: Signal) -> Reading:
         """Return the reading of ``signal``, or ``MISSING``."""

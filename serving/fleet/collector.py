@@ -4,10 +4,15 @@ Only joined groups are exported: a group's series end when the group is gone.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
 from prometheus_client.registry import Collector
 from typing_extensions import override
 
@@ -16,6 +21,7 @@ from serving.fleet.models import ModelStatus
 from serving.routing.snapshot import FleetSnapshot, MemberState, RankSnapshot
 from serving.telemetry import fleet_metrics as metrics
 from serving.telemetry.fleet_metrics import Family
+from serving.telemetry.model_counters import Distribution, ModelCounters
 
 _RANK_VALUES: tuple[tuple[Family, Callable[[RankSnapshot], float | None]], ...] = (
     (metrics.RANK_INFLIGHT, lambda rank: rank.inflight_requests),
@@ -42,15 +48,17 @@ _RANK_VALUES: tuple[tuple[Family, Callable[[RankSnapshot], float | None]], ...] 
 def fleet_registry(
     snapshot: Callable[[], FleetSnapshot],
     models: Callable[[], tuple[ModelStatus, ...]] = tuple,
+    counters: Mapping[str, ModelCounters] | None = None,
 ) -> CollectorRegistry:
     """Return a registry with the fleet metrics of one router.
 
     Args:
         snapshot: Returns all groups of the router.
         models: Returns the state of all models.
+        counters: What has been measured of each model, by its name.
     """
     registry = CollectorRegistry()
-    registry.register(FleetCollector(snapshot, models))
+    registry.register(FleetCollector(snapshot, models, counters or {}))
     return registry
 
 
@@ -61,9 +69,11 @@ class FleetCollector(Collector):
         self,
         snapshot: Callable[[], FleetSnapshot],
         models: Callable[[], tuple[ModelStatus, ...]],
+        counters: Mapping[str, ModelCounters],
     ) -> None:
         self._snapshot = snapshot
         self._models = models
+        self._counters = counters
 
     @override
     def collect(self) -> Iterator[Metric]:
@@ -71,6 +81,7 @@ class FleetCollector(Collector):
         fleet = self._snapshot()
         yield _by_state(fleet)
         yield from _by_model(fleet, self._models())
+        yield from _measured(self._counters)
         yield _family(
             metrics.RANKS_JOINED,
             [((group.group_id,), len(group.ranks)) for group in fleet.groups],
@@ -124,10 +135,41 @@ def _by_model(fleet: FleetSnapshot, models: tuple[ModelStatus, ...]) -> Iterator
         metrics.MODEL_QUEUED, [((model.name,), model.queued_requests) for model in models]
     )
     yield _family(
+        metrics.MODEL_QUEUED_TOKENS, [((model.name,), model.queued_tokens) for model in models]
+    )
+    yield _family(
         metrics.MODEL_PARKED,
         [((model.name,), 0 if model.ready else model.queued_requests) for model in models],
     )
     yield _family(metrics.MODEL_LOADED, [((model.name,), model.loaded) for model in models])
+
+
+def _measured(counters: Mapping[str, ModelCounters]) -> Iterator[Metric]:
+    yield _histogram(
+        metrics.MODEL_ADMISSION_WAIT, [((name,), model.wait) for name, model in counters.items()]
+    )
+    pools = [
+        ((name, pool), found)
+        for name, model in counters.items()
+        for pool, found in model.pools.items()
+    ]
+    yield _histogram(
+        metrics.POOL_TIME_TO_FIRST_TOKEN, [(key, found.first_token) for key, found in pools]
+    )
+    yield _histogram(
+        metrics.POOL_INTER_TOKEN_LATENCY, [(key, found.inter_token) for key, found in pools]
+    )
+    yield _family(
+        metrics.POOL_GENERATED_TOKENS, [(key, found.generated_tokens) for key, found in pools]
+    )
+    yield _family(metrics.POOL_INFLIGHT, [(key, found.inflight_requests) for key, found in pools])
+
+
+def _histogram(family: Family, values: list[tuple[tuple[str, ...], Distribution]]) -> Metric:
+    metric = HistogramMetricFamily(family.name, family.help, labels=family.labels)
+    for labels, found in values:
+        metric.add_metric(labels, found.buckets(), found.total)
+    return metric
 
 
 def _family(family: Family, values: list[tuple[tuple[str, ...], float]]) -> Metric:

@@ -297,6 +297,11 @@ class FleetMembership:
         """Return whether ranks of the group are joined."""
         return group_id in self._groups
 
+    def pool_of(self, group_id: str) -> str:
+        """Return the pool of a joined group; empty if it has not joined or named one."""
+        group = self._groups.get(group_id)
+        return "" if group is None else group.pool
+
     def handle(self, rank_id: RankId) -> RankHandle | None:
         """Return the connection to a rank; None if it is no longer a member."""
         member = self._member(rank_id)

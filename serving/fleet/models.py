@@ -62,6 +62,8 @@ class ModelStatus:
     loaded: bool = True
     """Whether tokenizer, chat template and parsers are in memory."""
     queued_requests: int = 0
+    queued_tokens: int = 0
+    """Prompt and expected output tokens of the queued requests."""
     ready: bool = False
     """Whether any group of the model accepts requests; otherwise requests park."""
 

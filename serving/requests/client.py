@@ -52,6 +52,7 @@ from serving.requests.resume import needs_seed
 from serving.requests.token_timings import request_metrics
 from serving.settings import Settings
 from serving.telemetry import metrics
+from serving.telemetry.model_counters import PoolCounters
 from serving.telemetry.tenants import TenantTokens
 from serving.vllm_adapter.errors import as_vllm_error
 from serving.vllm_adapter.reasoning_policy import limit_thinking
@@ -129,6 +130,7 @@ class FleetClient(UnsupportedEngineApi):
         *,
         share: RouterShare | None = None,
         poison: PoisonTracker | None = None,
+        pools: Mapping[str, PoolCounters] | None = None,
     ) -> None:
         """Load the tokenizer, and start the threads that compile grammars.
 
@@ -141,6 +143,7 @@ class FleetClient(UnsupportedEngineApi):
             rng: Draws seeds for requests that need one; default: the system's generator.
             share: State shared with the clients of other models; default: this is the only model.
             poison: Suspects on the model's groups; default: none yet.
+            pools: Counters of the model's pools, by name; default: not counted by pool.
         """
         self.vllm_config = vllm_config
         self.model_config = vllm_config.model_config
@@ -170,6 +173,7 @@ class FleetClient(UnsupportedEngineApi):
             settings=settings.fleet,
             clock=self._clock,
             tenants=self._share.tenants,
+            pools=pools or {},
             reasoning=ReasoningMarks.of(reasoning),
         )
 

@@ -9,9 +9,9 @@ The consumer sees one unbroken stream. A request that ends early raises one type
 """
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import structlog
 from vllm.outputs import RequestOutput
@@ -44,6 +44,7 @@ from serving.requests.view import Phase, RequestView
 from serving.routing.decision import RoutingRequest
 from serving.settings import FleetSettings
 from serving.telemetry import metrics
+from serving.telemetry.model_counters import PoolCounters
 from serving.telemetry.tenants import TenantTokens
 from serving.vllm_adapter.errors import as_vllm_error
 
@@ -94,6 +95,8 @@ class RequestServices:
     settings: FleetSettings
     clock: Clock
     tenants: TenantTokens
+    pools: Mapping[str, PoolCounters] = field(default_factory=dict)
+    """Counters of the model's pools, by name."""
     reasoning: ReasoningMarks | None = None
     """Tokens around reasoning; None: unknown."""
     explain_all: bool = False
@@ -302,7 +305,9 @@ class FleetRequest:
     def _placed(self, placement: Placement) -> None:
         self._placement = placement
         self._has_output = False
-        self._stream.timings.sent(placement.sent_at)
+        services = self._services
+        pool = services.membership.pool_of(placement.decision.rank_id.group_id)
+        self._stream.timings.sent(placement.sent_at, services.pools.get(pool))
 
     def _seconds_on(self, placement: Placement) -> float:
         """Return the time on the current rank, seconds.
@@ -319,6 +324,7 @@ class FleetRequest:
         if placement is not None:
             placement.handle.release(self._stream)
             self._rank_seconds += self._seconds_on(placement)
+            self._stream.timings.left()
         if self._batch_turn is not None:
             self._batch_turn.leave()
         if self._stream.trial is not None:

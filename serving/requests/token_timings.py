@@ -9,6 +9,7 @@ from vllm.exceptions import VLLMClientError
 from serving.clock import Clock
 from serving.errors import ERROR_TABLE, InvalidRequest, ServingError, status_of
 from serving.telemetry import metrics
+from serving.telemetry.model_counters import PoolCounters
 
 # Exported as 0 from the start; otherwise Prometheus would not see the first error as an increase.
 for _reason in {"OK", "CANCELLED", *(status.reason for status in ERROR_TABLE.values())}:
@@ -58,6 +59,7 @@ class TokenTimings:
         "_arrived_at",
         "_clock",
         "_lost_at",
+        "_pool",
         "_sent_at",
         "_unobserved",
         "first_at",
@@ -83,14 +85,29 @@ class TokenTimings:
         self._lost_at: float | None = None
         self.first_at: float | None = None
         """Time of the first token, monotonic seconds; None before it."""
+        self._pool: PoolCounters | None = None
+        """Counters of the pool that the request runs on; None: none, or not counted."""
 
-    def sent(self, at: float) -> None:
-        """Record the time at which the request was sent to a rank."""
+    def sent(self, at: float, pool: PoolCounters | None = None) -> None:
+        """Record the time at which the request was sent to a rank, and the rank's pool."""
         self._sent_at = at
+        self._enter(None if self._unobserved else pool)
+
+    def left(self) -> None:
+        """Record that the request is on no rank any more. Safe to call twice."""
+        self._enter(None)
+
+    def _enter(self, pool: PoolCounters | None) -> None:
+        if self._pool is not None:
+            self._pool.inflight_requests -= 1
+        if pool is not None:
+            pool.inflight_requests += 1
+        self._pool = pool
 
     def count(self, tokens: int) -> None:
         """Record that ``tokens`` new tokens arrived now."""
         now = self._clock.monotonic()
+        pool = self._pool
         if self._unobserved:
             self.first_at = self.first_at or now
             self._lost_at = None
@@ -98,14 +115,21 @@ class TokenTimings:
             self.first_at = now
             metrics.TIME_TO_FIRST_TOKEN.observe(now - self._arrived_at)
             metrics.RANK_TIME_TO_FIRST_TOKEN.observe(now - self._sent_at)
+            if pool is not None:
+                pool.first_token.observe(now - self._arrived_at)
         else:
-            metrics.INTER_TOKEN_LATENCY.observe((now - self.last_at) / tokens)
+            each = (now - self.last_at) / tokens
+            metrics.INTER_TOKEN_LATENCY.observe(each)
+            if pool is not None:
+                pool.inter_token.observe(each)
         if self._lost_at is not None:
             metrics.RESUME_SECONDS.observe(now - self._lost_at)
             self._lost_at = None
         self.last_at = now
         if not self._unobserved:
             metrics.GENERATED_TOKENS.inc(tokens)
+            if pool is not None:
+                pool.generated_tokens += tokens
 
     def lost(self) -> None:
         """Record the loss of the group; the gap is measured until the next new token."""

@@ -275,7 +275,7 @@ async def _build_edges(
         registries=(
             prometheus_client.REGISTRY,
             metrics.REGISTRY,
-            fleet_registry(fleet.snapshot, models.status),
+            fleet_registry(fleet.snapshot, models.status, models.counters()),
         ),
         gate=gate,
         model=first.name,

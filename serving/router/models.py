@@ -7,7 +7,7 @@ the model; at most ``router.loaded_models`` are kept.
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from itertools import chain
@@ -40,6 +40,7 @@ from serving.requests.poison import PoisonTracker
 from serving.requests.request import FleetRequest
 from serving.routing.prefix_index import PrefixIndex
 from serving.settings import ServedModel, Settings, served_models
+from serving.telemetry.model_counters import ModelCounters
 from serving.vllm_adapter.app import build_model_state
 from serving.vllm_adapter.model_dispatch import Handlers, ListedModel
 
@@ -60,6 +61,7 @@ class RouterModel:
     membership: FleetMembership
     admission: AdmissionController
     poison: PoisonTracker
+    counters: ModelCounters
 
 
 @dataclass(slots=True)
@@ -136,6 +138,7 @@ class RouterModels:
                 prefixes=PrefixIndex(routing.prefix_blocks, routing.history_blocks),
                 canary=canary,
             )
+            counters = ModelCounters(pool.name for pool in served.pools)
             admission = AdmissionController(
                 settings.admission,
                 Dispatcher(membership, routing, clock),
@@ -144,11 +147,14 @@ class RouterModels:
                 quotas=quotas,
                 budgets=budgets,
                 prices=None if tariff is None else ModelPrice(tariff, served.name),
+                waits=counters.wait,
             )
             undo.push_async_callback(admission.stop)
             poison = PoisonTracker(_ready_groups(membership))
             membership.subscribe(poison.wake)
-            models.append(RouterModel(served, config, canary, membership, admission, poison))
+            models.append(
+                RouterModel(served, config, canary, membership, admission, poison, counters)
+            )
         fleet = FleetModels(
             [
                 FleetModel(
@@ -252,10 +258,15 @@ class RouterModels:
                 pools=tuple(pool.name for pool in model.served.pools),
                 loaded=model is self.first or name in self._loaded,
                 queued_requests=model.admission.queue_length,
+                queued_tokens=model.admission.queued_tokens,
                 ready=model.membership.ready,
             )
             for name, model in self._models.items()
         )
+
+    def counters(self) -> Mapping[str, ModelCounters]:
+        """Return what has been measured of each model, by its name."""
+        return {name: model.counters for name, model in self._models.items()}
 
     def requests(self) -> Iterator[FleetRequest]:
         """Return the requests of all models that have been validated and have not ended."""
@@ -345,6 +356,7 @@ class RouterModels:
             self._clock,
             share=self._share,
             poison=model.poison,
+            pools=model.counters.pools,
         )
 
 

@@ -15,6 +15,7 @@ from serving.settings.ledger import LedgerSettings
 from serving.settings.link import LinkSettings
 from serving.settings.load import Settings, load_settings
 from serving.settings.models import PoolSettings, ServedModelSettings
+from serving.settings.pool_scaling import PoolScalingSettings, gpus_per_group
 from serving.settings.ranks import EngineSettings, GroupSettings, ModelSettings, RaySettings
 from serving.settings.router import FleetSettings, RouterSettings
 from serving.settings.routing import RoutingSettings, RoutingWeights
@@ -37,6 +38,7 @@ __all__ = [
     "ModelSettings",
     "Platform",
     "Pool",
+    "PoolScalingSettings",
     "PoolSettings",
     "Port",
     "RaySettings",
@@ -51,6 +53,7 @@ __all__ = [
     "Settings",
     "TelemetrySettings",
     "bundled_model",
+    "gpus_per_group",
     "load_settings",
     "pool_settings",
     "served_models",

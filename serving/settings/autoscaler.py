@@ -133,8 +133,13 @@ class AutoscalerSettings(SettingsGroup):
     """GPUs of one group, for the GPU-hours cap. Null: group.data_parallel x
     group.tensor_parallel."""
     gpu_hours_per_day: float | None = Field(None, gt=0)
-    """Maximum GPU-hours from 0:00 to 24:00 UTC; once used up, only min_groups are kept. Null: no
-    cap."""
+    """Maximum GPU-hours from 0:00 to 24:00 UTC, of all pools; once used up, only min_groups are
+    kept. Null: no cap."""
+    max_gpus: float | None = Field(None, gt=0)
+    """Maximum number of GPUs of all groups of all pools. Null: no limit."""
+    max_nodes: int | None = Field(None, ge=1)
+    """Maximum number of worker pods of all pools (groups x kubernetes.workers_per_group). Null: no
+    limit."""
     schedule: tuple[ScheduleFloor, ...] = ()
     """Minimum number of groups by time of day and week."""
     state_file: str | None = None
@@ -154,6 +159,4 @@ class AutoscalerSettings(SettingsGroup):
             raise ValueError("min_groups must not be greater than max_groups")
         if self.band_low >= self.band_high:
             raise ValueError("band_low must be less than band_high")
-        if self.kubernetes.enabled and not (self.kubernetes.cluster or self.kubernetes.service):
-            raise ValueError("kubernetes.enabled requires kubernetes.cluster or kubernetes.service")
         return self

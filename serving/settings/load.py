@@ -20,6 +20,7 @@ from serving.settings.console import ConsoleSettings
 from serving.settings.ledger import LedgerSettings
 from serving.settings.link import LinkSettings
 from serving.settings.models import ServedModelSettings, require_unique_names, with_defaults
+from serving.settings.pool_scaling import require_cluster, require_room, scaling_of_pool
 from serving.settings.ranks import (
     EngineSettings,
     GroupSettings,
@@ -86,7 +87,37 @@ class Settings(BaseSettings):
             )
         if self.models and self.model != ModelSettings():
             raise ValueError("model cannot be combined with models: add it to models")
+        self._check_scaling()
         return self
+
+    def _check_scaling(self) -> None:
+        """Check the autoscaler's settings of each pool, and that all minimums fit the limits."""
+        if not self.models:
+            try:
+                require_cluster(self.autoscaler)
+                require_room(self.autoscaler, [(self.autoscaler, self.group)])
+            except ValueError as error:
+                raise ValueError(f"autoscaler: {error}") from error
+            return
+        pools = []
+        for index, model in enumerate(self.models):
+            for number, pool in enumerate(model.pools):
+                try:
+                    scaling = scaling_of_pool(self.autoscaler, pool.autoscaler)
+                    require_cluster(scaling)
+                except ValidationError as error:
+                    told = "; ".join(
+                        item["msg"].removeprefix("Value error, ") for item in error.errors()
+                    )
+                    raise ValueError(
+                        f"models[{index}].pools[{number}].autoscaler: {told}"
+                    ) from error
+                except ValueError as error:
+                    raise ValueError(
+                        f"models[{index}].pools[{number}].autoscaler: {error}"
+                    ) from error
+                pools.append((scaling, pool.group))
+        require_room(self.autoscaler, pools)
 
     @classmethod
     def settings_customise_sources(

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field, field_validator
 
 from serving.settings.base import SettingsGroup
+from serving.settings.pool_scaling import PoolScalingSettings
 from serving.settings.ranks import (
     POOL_NAME,
     EngineSettings,
@@ -35,6 +36,7 @@ class PoolSettings(SettingsGroup):
     engine: EngineSettings = EngineSettings()
     """Engine of the pool's ranks. Default of each field: the setting under engine; args are
     merged."""
+    autoscaler: PoolScalingSettings = PoolScalingSettings()
 
 
 class ServedModelSettings(SettingsGroup):

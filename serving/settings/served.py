@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from serving.errors import SettingsError
 from serving.settings.load import Settings
 from serving.settings.models import ServedModelSettings, app_suffix
+from serving.settings.pool_scaling import scaling_of_pool
 from serving.settings.ranks import ModelSettings
 
 
@@ -96,6 +97,7 @@ def _served(settings: Settings, model: ServedModelSettings, place: str) -> Serve
                     "model": own,
                     "group": pool.group.model_copy(update={"pool": pool.name}),
                     "engine": pool.engine,
+                    "autoscaler": scaling_of_pool(settings.autoscaler, pool.autoscaler),
                     "router": router,
                     "ray": settings.ray.model_copy(
                         update={

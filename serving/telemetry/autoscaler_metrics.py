@@ -43,6 +43,30 @@ AUTOSCALER_GPU_HOURS = Gauge(
     "GPU-hours of the groups since 0:00 UTC.",
     registry=AUTOSCALER_REGISTRY,
 )
+AUTOSCALER_POOL_TARGET = Gauge(
+    "moe_autoscaler_pool_target_groups",
+    "Groups of the pool that the last decision requests, within the limits of all pools.",
+    ["model", "pool"],
+    registry=AUTOSCALER_REGISTRY,
+)
+AUTOSCALER_POOL_CURRENT = Gauge(
+    "moe_autoscaler_pool_current_groups",
+    "Groups of the pool requested before the last decision.",
+    ["model", "pool"],
+    registry=AUTOSCALER_REGISTRY,
+)
+AUTOSCALER_POOL_WANTED = Gauge(
+    "moe_autoscaler_pool_wanted_groups",
+    "Groups that the pool would get without the limits that all pools share.",
+    ["model", "pool"],
+    registry=AUTOSCALER_REGISTRY,
+)
+AUTOSCALER_POOL_VOTES = Gauge(
+    "moe_autoscaler_pool_vote_groups",
+    "Groups that a rule votes for; absent for a rule that abstains.",
+    ["model", "pool", "rule"],
+    registry=AUTOSCALER_REGISTRY,
+)
 AUTOSCALER_LEADER = Gauge(
     "moe_autoscaler_leader",
     "1 while this process holds the lease and decides.",

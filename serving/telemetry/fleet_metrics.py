@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from serving.telemetry.metrics import LATENCY_BUCKETS, TOKEN_BUCKETS, WAIT_BUCKETS
+
 
 @dataclass(frozen=True, slots=True)
 class Family:
@@ -12,6 +14,8 @@ class Family:
     help: str
     labels: tuple[str, ...]
     counter: bool = False
+    buckets: tuple[float, ...] = ()
+    """Upper bounds of a histogram's buckets; empty: not a histogram."""
 
 
 _GROUP = ("group",)
@@ -39,6 +43,42 @@ MODEL_PARKED = Family(
     "moe_model_parked_requests",
     "Requests waiting because no group of the model is ready.",
     ("model",),
+)
+MODEL_QUEUED_TOKENS = Family(
+    "moe_model_queued_tokens",
+    "Prompt and expected output tokens of the requests in the model's admission queue.",
+    ("model",),
+)
+MODEL_ADMISSION_WAIT = Family(
+    "moe_model_admission_wait_seconds",
+    "Time from entering the model's admission to placement on a rank; 0 for most requests.",
+    ("model",),
+    buckets=WAIT_BUCKETS,
+)
+POOL_INFLIGHT = Family(
+    "moe_pool_inflight_requests",
+    "This router's requests on ranks of the pool, without those of batches.",
+    ("model", "pool"),
+)
+POOL_GENERATED_TOKENS = Family(
+    "moe_pool_generated_tokens",
+    "Tokens received from ranks of the pool, without those of batches.",
+    ("model", "pool"),
+    counter=True,
+)
+POOL_TIME_TO_FIRST_TOKEN = Family(
+    "moe_pool_time_to_first_token_seconds",
+    "Time from a request's arrival at the router to its first token, by the pool that generated "
+    "it.",
+    ("model", "pool"),
+    buckets=LATENCY_BUCKETS,
+)
+POOL_INTER_TOKEN_LATENCY = Family(
+    "moe_pool_inter_token_latency_seconds",
+    "Time between tokens of a request as they arrive at the router, by the pool that generates "
+    "them.",
+    ("model", "pool"),
+    buckets=TOKEN_BUCKETS,
 )
 MODEL_LOADED = Family(
     "moe_model_loaded",

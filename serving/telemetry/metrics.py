@@ -11,9 +11,11 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 REGISTRY = CollectorRegistry()
 """Metrics of a router process; /metrics lists them after those of Python and vLLM."""
 
-_LATENCY_BUCKETS = (
+LATENCY_BUCKETS = (
     0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 1.5, 3.0, 6.0, 12.0, 30.0, 60.0,
 )  # fmt: skip
+TOKEN_BUCKETS = (0.001, 0.0025, *LATENCY_BUCKETS[:11])
+WAIT_BUCKETS = (0.001, *LATENCY_BUCKETS, 120.0, 300.0, 600.0)
 
 REQUESTS = Counter(
     "moe_requests",
@@ -51,25 +53,25 @@ TENANT_TOKENS = Counter(
 TIME_TO_FIRST_TOKEN = Histogram(
     "moe_time_to_first_token_seconds",
     "Time from a request's arrival at the router to its first token, as the client sees it.",
-    buckets=_LATENCY_BUCKETS,
+    buckets=LATENCY_BUCKETS,
     registry=REGISTRY,
 )
 RANK_TIME_TO_FIRST_TOKEN = Histogram(
     "moe_rank_time_to_first_token_seconds",
     "Time from sending a request to a rank to its first token; excludes the admission queue.",
-    buckets=_LATENCY_BUCKETS,
+    buckets=LATENCY_BUCKETS,
     registry=REGISTRY,
 )
 INTER_TOKEN_LATENCY = Histogram(
     "moe_inter_token_latency_seconds",
     "Time between tokens of a request as they arrive at the router.",
-    buckets=(0.001, 0.0025, *_LATENCY_BUCKETS[:11]),
+    buckets=TOKEN_BUCKETS,
     registry=REGISTRY,
 )
 REQUEST_SECONDS = Histogram(
     "moe_request_seconds",
     "Time from arrival to end of a request, for all outcomes.",
-    buckets=(*_LATENCY_BUCKETS[3:], 120.0, 300.0, 600.0),
+    buckets=(*LATENCY_BUCKETS[3:], 120.0, 300.0, 600.0),
     registry=REGISTRY,
 )
 RESUMES = Counter(
@@ -82,7 +84,7 @@ RESUMES = Counter(
 RESUME_SECONDS = Histogram(
     "moe_resume_seconds",
     "Time from the loss of a request's group to its next new token.",
-    buckets=_LATENCY_BUCKETS,
+    buckets=LATENCY_BUCKETS,
     registry=REGISTRY,
 )
 PARKED_REQUESTS = Gauge(
@@ -116,13 +118,13 @@ ADMISSION_WAIT = Histogram(
     "moe_admission_wait_seconds",
     "Time from entering admission to placement on a rank, by priority; 0 for most requests.",
     ["priority"],
-    buckets=(0.001, *_LATENCY_BUCKETS, 120.0, 300.0, 600.0),
+    buckets=WAIT_BUCKETS,
     registry=REGISTRY,
 )
 ADMISSION_PREDICTED_WAIT = Histogram(
     "moe_admission_predicted_wait_seconds",
     "Predicted wait of requests that waited and were placed.",
-    buckets=(0.001, *_LATENCY_BUCKETS, 120.0, 300.0, 600.0),
+    buckets=(0.001, *LATENCY_BUCKETS, 120.0, 300.0, 600.0),
     registry=REGISTRY,
 )
 ADMISSION_WAIT_ERROR = Histogram(

@@ -45,6 +45,7 @@ ELSEWHERE = {
     "over a real API server's protocol in tests/integration/autoscaler": (
         "autoscaler/actuators/",
         "autoscaler/app",
+        "autoscaler/pool_app",
         "autoscaler/prometheus",
         "autoscaler/signals",
     ),

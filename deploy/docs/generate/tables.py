@@ -48,7 +48,7 @@ def declared() -> dict[str, Metric]:
             found[name] = Metric(name, each._type, each._labelnames, each._documentation)  # type: ignore[attr-defined]  # noqa: SLF001
     for family in fleet_metrics.FAMILIES:
         name = family.name + ("_total" if family.counter else "")
-        kind = "counter" if family.counter else "gauge"
+        kind = "counter" if family.counter else "histogram" if family.buckets else "gauge"
         found[name] = Metric(name, kind, family.labels, family.help)
     return found
 

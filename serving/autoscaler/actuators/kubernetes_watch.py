@@ -8,6 +8,7 @@ objects are listed again. Retries back off exponentially with jitter.
 import asyncio
 import math
 import random
+from collections import defaultdict
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -29,6 +30,9 @@ _MOST_BACKOFF = 5.0
 """Maximum backoff, seconds; also the list interval if listing is permitted but watching is not."""
 _SHORTEST = 1.0
 """Minimum duration of a watch that ended regularly, seconds; a shorter one counts as failed."""
+
+_INTERRUPTED: defaultdict[str, set[object]] = defaultdict(set)
+"""Running watches that are not established, by kind: each pool watches its own."""
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger("serving.autoscaler")
 
@@ -94,6 +98,13 @@ class Informer(Generic[Seen]):
 
     async def run(self) -> None:
         """Keep ``items`` up to date until cancelled; failures are logged and retried."""
+        _INTERRUPTED[self._plural].add(self)
+        try:
+            await self._run()
+        finally:
+            _INTERRUPTED[self._plural].discard(self)
+
+    async def _run(self) -> None:
         while True:
             try:
                 if self._version is None:
@@ -192,13 +203,15 @@ class Informer(Generic[Seen]):
             raise ActuatorError(f"Kubernetes: {what}: unreadable event: {error!r}") from error
 
     def _fresh(self) -> None:
-        metrics.AUTOSCALER_WATCHING.labels(self._plural).set(1)
+        _INTERRUPTED[self._plural].discard(self)
+        metrics.AUTOSCALER_WATCHING.labels(self._plural).set(not _INTERRUPTED[self._plural])
         if self._problem:
             log.info("watch restored", watch=self._plural)
         self._problem = ""
 
     def _stale(self, error: Exception) -> None:
         """Log each new problem once; count every failure."""
+        _INTERRUPTED[self._plural].add(self)
         metrics.AUTOSCALER_WATCHING.labels(self._plural).set(0)
         metrics.AUTOSCALER_FAILURES.labels("nodes").inc()
         if str(error) != self._problem:

@@ -9,6 +9,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated
@@ -25,7 +26,7 @@ from serving.cli.options import (
     GroupsOption,
     GrpcPortOption,
     JoinPortOption,
-    ModelOption,
+    ModelsOption,
     PortOption,
     RanksOption,
     SetOption,
@@ -35,7 +36,7 @@ from serving.engine import memlock, rdma
 from serving.engine.cpu_plugin.node_exchange.support import why_not_here
 from serving.engine.start_checks import fabric_environment
 from serving.errors import ServingError
-from serving.settings import Platform, Settings
+from serving.settings import Platform, Settings, served_models
 
 _COLORS = {Verdict.OK: "\x1b[32m", Verdict.WARN: "\x1b[33m", Verdict.FAIL: "\x1b[31m"}
 _LOCKS = Path(__file__).resolve().parents[3] / "requirements"
@@ -49,7 +50,7 @@ def doctor_command(
     port: PortOption = None,
     grpc_port: GrpcPortOption = None,
     join_port: JoinPortOption = None,
-    model: ModelOption = None,
+    model: ModelsOption = None,
     *,
     fast: Annotated[
         bool,
@@ -88,7 +89,7 @@ def doctor_command(
         port=port,
         grpc_port=grpc_port,
         join_port=join_port,
-        model=model,
+        models=model,
     )
     return report(examine(settings, fast=fast))
 
@@ -118,11 +119,13 @@ def line_of(check: Check, *, color: bool) -> str:
 
 def examine(settings: Settings, *, fast: bool) -> Iterator[Check]:
     """Yield the results of all checks, quick ones first."""
-    workers = settings.group.data_parallel * settings.group.tensor_parallel
-    ranks = settings.group.count * workers
+    models = served_models(settings)
+    pools = [(model, pool) for model in models for pool in model.pools]
+    ranks = sum(pool.settings.group.count * _workers(pool.settings) for _, pool in pools)
     yield checks.check_python(sys.version_info[:2], platform.system(), platform.machine())
     yield checks.check_cores(cores(), ranks)
-    if settings.engine.kind == "vllm" and settings.platform is Platform.CPU:
+    real = any(pool.settings.engine.kind == "vllm" for _, pool in pools)
+    if real and settings.platform is Platform.CPU:
         yield checks.check_memory(memory_available(), ranks)
     folder = tempfile.gettempdir()
     yield checks.check_disk(shutil.disk_usage(folder).free, folder, DISK_BYTES)
@@ -130,11 +133,17 @@ def examine(settings: Settings, *, fast: bool) -> Iterator[Check]:
     if _LOCKS.is_dir():
         yield checks.check_packages(locked_versions(), installed)
     yield checks.check_torch(installed, settings.platform.value)
-    yield _model(settings, workers)
-    if settings.engine.kind == "vllm":
-        yield _fabric(settings)
-        if settings.platform is Platform.CPU and workers > 1:
-            yield checks.check_exchange(settings.engine.exchange, why_not_here())
+    for model, pool in pools:
+        check = _model(pool.settings, _workers(pool.settings))
+        named = f"{model.name}/{pool.name}: {check.seen}"
+        yield check if len(pools) == 1 else replace(check, seen=named)
+    engines = [pool.settings for _, pool in pools if pool.settings.engine.kind == "vllm"]
+    if engines:
+        yield _fabric(engines[0])
+        together = [pool for pool in engines if _workers(pool) > 1]
+        for exchange in dict.fromkeys(pool.engine.exchange for pool in together):
+            if settings.platform is Platform.CPU:
+                yield checks.check_exchange(exchange, why_not_here())
     state = StateFile(state_folder())
     held = state.held()
     yield _leftovers(state, held=held)
@@ -144,6 +153,10 @@ def examine(settings: Settings, *, fast: bool) -> Iterator[Check]:
     if not fast and settings.platform is Platform.CPU:
         found = metadata.entry_points(group="vllm.general_plugins")
         yield checks.check_plugin([item.value for item in found], _patches())
+
+
+def _workers(settings: Settings) -> int:
+    return settings.group.data_parallel * settings.group.tensor_parallel
 
 
 def _installed() -> dict[str, str]:

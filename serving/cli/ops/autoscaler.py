@@ -14,6 +14,7 @@ from serving.autoscaler.decision import HEADER, PolicyState, explain, notice_lin
 from serving.autoscaler.policy import decide
 from serving.autoscaler.recording import read_recording
 from serving.cli.local.state import NotRunning, StateFile, state_folder
+from serving.cli.ops.autoscaler_pools import explain_pools, header, replay_pools, rows
 from serving.cli.options import ConfigOption, RanksOption, SetOption, settings_from
 from serving.client.credentials import local_access
 from serving.errors import NotReady, SettingsError
@@ -22,6 +23,7 @@ from serving.telemetry.logs import configure_logs
 
 if TYPE_CHECKING:
     from serving.autoscaler.loop import Cycle
+    from serving.autoscaler.pool_loop import PoolsCycle
 
 
 class What(StrEnum):
@@ -65,19 +67,15 @@ def autoscaler_command(
     Ctrl-C stops the autoscaler and leaves the groups unchanged.
     """
     settings = settings_from(config, sets, ranks=ranks)
-    if settings.models:
-        raise SettingsError(
-            "models: the autoscaler scales one pool of one model, and its signals cover all "
-            "models of a router: use model, group and engine, and a router for this model alone"
-        )
     if replay is not None:
-        replay_recording(settings, replay, detail=what is What.EXPLAIN)
+        replays = replay_pools if settings.models else replay_recording
+        replays(settings, replay, detail=what is What.EXPLAIN)
         return
     if local:
         settings = with_local_run(settings)
     configure_logs(settings.telemetry, process="autoscaler")
     if what is What.EXPLAIN:
-        asyncio.run(explain_once(settings))
+        asyncio.run(explain_pools(settings) if settings.models else explain_once(settings))
     else:
         asyncio.run(run_until_stopped(settings, dry_run=dry_run))
 
@@ -96,6 +94,11 @@ def replay_recording(settings: Settings, file: Path, *, detail: bool) -> None:
     if not detail:
         print(HEADER)
     for at, observation in read_recording(file):
+        if observation.pool:
+            raise SettingsError(
+                f"{file} was recorded for pool {observation.pool} of models[], but these settings "
+                "have no models: use the settings of the recorded autoscaler"
+            )
         decision, state = decide(observation, state, at, settings.autoscaler, gpus)
         print(f"{explain(decision, observation)}\n" if detail else row(decision, observation))
 
@@ -119,31 +122,51 @@ async def explain_once(settings: Settings) -> None:
 
 async def run_until_stopped(settings: Settings, *, dry_run: bool) -> None:
     """Run until SIGINT or SIGTERM; print each decision on a terminal and in a dry run."""
-    from serving.autoscaler.app import autoscaler_app
     from serving.autoscaler.health import Heartbeat, serve_pages
 
-    def show(cycle: "Cycle") -> None:
-        print(row(cycle.decision, cycle.observation), flush=True)
-
-    shown = show if sys.stdout.isatty() or dry_run else None
+    shown = sys.stdout.isatty() or dry_run
     heartbeat = Heartbeat()
     stop_pages = serve_pages(settings.autoscaler, heartbeat)
     beating = asyncio.create_task(heartbeat.beat())
     try:
-        async with autoscaler_app(settings, dry_run=dry_run) as app:
-            if shown is not None:
-                print(HEADER, flush=True)
-            task = asyncio.create_task(app.autoscaler.run(app.is_leader, on_cycle=shown))
-            loop = asyncio.get_running_loop()
-            for number in (signal.SIGINT, signal.SIGTERM):
-                loop.add_signal_handler(number, task.cancel)
-            await asyncio.wait([task])
-            if not task.cancelled():
-                task.result()
+        run = _run_pools if settings.models else _run_one
+        task = asyncio.create_task(run(settings, dry_run=dry_run, shown=shown))
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, task.cancel)
+        await asyncio.wait([task])
+        if not task.cancelled():
+            task.result()
     finally:
         beating.cancel()
         await asyncio.wait([beating])
         await asyncio.to_thread(stop_pages)
+
+
+async def _run_one(settings: Settings, *, dry_run: bool, shown: bool) -> None:
+    from serving.autoscaler.app import autoscaler_app
+
+    def show(cycle: "Cycle") -> None:
+        print(row(cycle.decision, cycle.observation), flush=True)
+
+    async with autoscaler_app(settings, dry_run=dry_run) as app:
+        if shown:
+            print(HEADER, flush=True)
+        await app.autoscaler.run(app.is_leader, on_cycle=show if shown else None)
+
+
+async def _run_pools(settings: Settings, *, dry_run: bool, shown: bool) -> None:
+    from serving.autoscaler.pool_app import pools_app, scaled_pools
+
+    keys = [pool.key for pool in scaled_pools(settings)]
+
+    def show(cycle: "PoolsCycle") -> None:
+        print(rows(keys, cycle.decisions, cycle.observations), flush=True)
+
+    async with pools_app(settings, dry_run=dry_run) as app:
+        if shown:
+            print(header(keys), flush=True)
+        await app.autoscaler.run(app.is_leader, on_cycle=show if shown else None)
 
 
 def with_local_run(settings: Settings) -> Settings:

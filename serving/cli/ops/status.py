@@ -191,18 +191,22 @@ def header_lines(
 
 
 def models_text(fleet: Mapping[str, Any]) -> str:
-    """Return the model, or each of several with its ready groups and queued requests."""
+    """Return the model, or each model with its pools, ready groups and queued requests."""
     models: Sequence[Mapping[str, Any]] = fleet.get("models", ())
-    if len(models) <= 1:
+    if len(models) <= 1 and all(len(model["pools"]) <= 1 for model in models):
         return f"model {fleet.get('model', '?')}"
     parts = []
     for model in models:
-        ready = sum(int(pool["ready_groups"]) for pool in model["pools"])
-        groups = sum(int(pool["groups"]) for pool in model["pools"])
+        several = len(model["pools"]) > 1
+        pools = ", ".join(
+            f"{str(pool['name']) + ' ' if several else ''}"
+            f"{pool['ready_groups']} of {pool['groups']} ready"
+            for pool in model["pools"]
+        )
         queued = int(model["queued_requests"])
         waiting = f", {_plural(queued, 'request')} waiting" if queued else ""
-        parts.append(f"{model['name']} ({ready} of {groups} ready{waiting})")
-    return f"models {', '.join(parts)}"
+        parts.append(f"{model['name']} ({pools}{waiting})")
+    return f"{'models' if len(models) > 1 else 'model'} {', '.join(parts)}"
 
 
 def ranks_table(fleet: Mapping[str, Any]) -> Table:

@@ -161,6 +161,31 @@ async def test_grpc(two):
             assert "a, org/b, b" in str(caught.value.details())
 
 
+async def test_latencies_and_tokens_are_counted_by_model_and_pool(two):
+    """The autoscaler decides for each pool from these."""
+    stand, rest = two
+
+    async def page():
+        return (await rest.get("/metrics")).text
+
+    def value(text, name, model):
+        labels = f'{{model="{model}",pool="default"}} '
+        return float(text.split(f"\n{name}{labels}")[1].split()[0])
+
+    before = await page()
+    assert (await ask(rest, "b")).status_code == 200
+    await eventually(lambda: not stand.router.models.client.inflight_requests, "the end")
+    after = await page()
+    tokens, first = "moe_pool_generated_tokens_total", "moe_pool_time_to_first_token_seconds_count"
+    for name in (tokens, first):
+        assert value(after, name, "a") == value(before, name, "a")
+        assert value(after, name, "org/b") > value(before, name, "org/b")
+    assert value(after, "moe_pool_inflight_requests", "org/b") == 0.0
+    waits = 'moe_model_admission_wait_seconds_count{model="org/b"} '
+    assert after.split(waits)[1].split()[0] != before.split(waits)[1].split()[0]
+    assert 'moe_model_queued_tokens{model="a"} 0.0' in after
+
+
 async def test_fleet_and_metrics_name_model_and_pool(two):
     stand, rest = two
     fleet = (await rest.get("/fleet")).json()
@@ -197,6 +222,7 @@ async def test_requests_for_a_model_without_ranks_wait_for_its_ranks():
         assert not waiting.done()
         page = (await rest.get("/metrics")).text
         assert 'moe_model_parked_requests{model="b"} 1.0' in page
+        assert 'moe_model_queued_tokens{model="b"} 0.0' not in page
         await stand.join("group-b", settings=pool_of(stand, "b"))
         assert (await waiting).status_code == 200
 

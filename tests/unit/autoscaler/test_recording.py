@@ -1,5 +1,7 @@
 """Recordings round-trip; replay and explain print them."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -8,15 +10,18 @@ from serving.autoscaler.decision import PolicyState
 from serving.autoscaler.recording import (
     format_line,
     load_state,
+    load_states,
     parse_line,
     read_recording,
     save_state,
+    save_states,
 )
 from serving.autoscaler.signals import FleetCounts, Observation, Reading, Signal
 from serving.cli.main import main
 from serving.errors import SettingsError
 from tests.unit.autoscaler.observations import observation
 
+NOW = 1_000_000.0
 numbers = st.floats(0, 1e9)
 readings = st.builds(
     Reading,
@@ -90,3 +95,22 @@ def test_a_schedule_that_cannot_be_read_ends_it(recording, capsys):
     schedule = 'autoscaler.schedule=[{"when": "bad", "groups": 1}]'
     assert main(["autoscaler", "--replay", recording, "--set", schedule]) == 1
     assert "has 1 fields instead of 5" in capsys.readouterr().err
+
+
+def test_the_pool_is_kept():
+    seen = replace(observation(2), pool="m/default")
+    assert parse_line(format_line(NOW, seen)) == (NOW, seen)
+
+
+def test_the_state_of_one_pool_belongs_to_the_first(tmp_path):
+    """The day's GPU-hours still count when models[] replaces the short form."""
+    file = tmp_path / "state.json"
+    state = PolicyState(capacity=120.0, spent_day=11574, spent=1.5, spent_at=NOW)
+    save_state(file, state)
+    assert load_states(file, ["a/x", "b/x"]) == {"a/x": state, "b/x": PolicyState()}
+    save_states(file, {"a/x": state, "gone/x": state})
+    assert load_states(file, ["b/x", "a/x"]) == {"a/x": state, "b/x": PolicyState()}
+    assert load_states(tmp_path / "none", ["a/x"]) == {"a/x": PolicyState()}
+    file.write_text("[]")
+    with pytest.raises(SettingsError, match="delete it"):
+        load_states(file, ["a/x"])

@@ -208,6 +208,8 @@ DEFAULTS = {
         "max_step_down": 1,
         "gpus_per_group": None,
         "gpu_hours_per_day": None,
+        "max_gpus": None,
+        "max_nodes": None,
         "schedule": [],
         "state_file": None,
         "record_file": None,

@@ -3,12 +3,20 @@
 import pytest
 
 from deploy.docs.generate.settings import descriptions, groups
-from serving.settings import PoolSettings, ScheduleFloor, ServedModelSettings
+from serving.settings import (
+    PoolScalingSettings,
+    PoolSettings,
+    ScheduleFloor,
+    ServedModelSettings,
+)
+from serving.settings.pool_scaling import PoolKubernetesSettings
 
 CLASSES = groups() | {
     "autoscaler.schedule[]": ScheduleFloor,
     "models[]": ServedModelSettings,
     "models[].pools[]": PoolSettings,
+    "models[].pools[].autoscaler": PoolScalingSettings,
+    "models[].pools[].autoscaler.kubernetes": PoolKubernetesSettings,
 }
 DURATIONS = ("timeout", "interval", "window", "_slo", "_ttl", "backoff", "ageing", "_seconds")
 FIELDS = [

@@ -38,6 +38,7 @@ def declared():
         found[metric._name + suffix] = (metric._type, set(metric._labelnames))
     for family in FAMILIES:
         suffix, kind = ("_total", "counter") if family.counter else ("", "gauge")
+        kind = "histogram" if family.buckets else kind
         found[family.name + suffix] = (kind, set(family.labels))
     return found
 

@@ -9,6 +9,7 @@ from serving.cli.doctor import checks, doctor
 from serving.cli.doctor.checks import Check, Verdict
 from serving.cli.doctor.machine import BASE_BYTES, GIB, RANK_BYTES, listen_problem, memory_for
 from serving.cli.main import main
+from serving.settings import BUNDLED_MODEL
 from tests.support.ports import held_port
 
 OK, WARN, FAIL = Verdict.OK, Verdict.WARN, Verdict.FAIL
@@ -218,3 +219,20 @@ def test_a_run_that_did_not_clean_up_is_found(quiet_machine, capsys, tmp_path):
     (tmp_path / "state.json").write_text(json.dumps({"not": "a state"}))
     assert main(flags(quiet_machine)) == 0
     assert "run moe-serving down to clean up" in capsys.readouterr().out
+
+
+def test_each_pool_of_several_models_is_checked(quiet_machine, capsys):
+    """The experts of one model and the folder of another do not fit."""
+    bundled = str(BUNDLED_MODEL)
+    models = ["--model", f"a={bundled}", "--model", "b=/nowhere"]
+    assert main([*flags(quiet_machine), *models]) == 1
+    shown = capsys.readouterr().out
+    assert f"a/default: {bundled}: 16 experts" in shown
+    assert "b/default: /nowhere does not exist" in shown
+
+
+def test_the_ranks_of_all_pools_count(quiet_machine, capsys):
+    pools = [{"name": f"p{number}", "group": {"count": 15}} for number in range(2)]
+    model = {"name": "a", "path": str(BUNDLED_MODEL), "pools": pools}
+    assert main([*flags(quiet_machine), "--set", f"models={json.dumps([model])}"]) == 1
+    assert "for 60 ranks" in capsys.readouterr().out

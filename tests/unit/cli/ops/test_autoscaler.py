@@ -7,9 +7,8 @@ import pytest
 from serving.autoscaler.app import gpus_of_group
 from serving.cli.local.state import RunState, StateFile
 from serving.cli.main import main
-from serving.cli.ops.autoscaler import What, autoscaler_command, with_local_run
+from serving.cli.ops.autoscaler import with_local_run
 from serving.engine.processes import ProcessRecord
-from serving.errors import SettingsError
 from serving.settings import Settings
 
 
@@ -88,9 +87,3 @@ def test_what_is_missing_is_said(folder, capsys, state, said):
 )
 def test_gpus_of_a_group(settings, expected):
     assert gpus_of_group(Settings(**settings)) == expected
-
-
-def test_several_models_are_refused() -> None:
-    models = ['models=[{"name": "a", "path": "/a"}, {"name": "b", "path": "/b"}]']
-    with pytest.raises(SettingsError, match="the autoscaler scales one pool of one model"):
-        autoscaler_command(What.EXPLAIN, sets=models)

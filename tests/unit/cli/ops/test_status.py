@@ -84,6 +84,11 @@ def test_models_and_pools_are_told_apart() -> None:
         status.models_text(fleet) == "models m (1 of 1 ready), n (0 of 1 ready, 3 requests waiting)"
     )
     assert status.models_text(FLEET | {"models": models[:1]}) == "model pocket-r1"
+    large = pools[0] | {"name": "large", "groups": 2}
+    one = models[0] | {"pools": [*pools, large], "queued_requests": 1}
+    assert status.models_text(FLEET | {"models": [one]}) == (
+        "model m (default 1 of 1 ready, large 1 of 2 ready, 1 request waiting)"
+    )
 
 
 def test_table_has_a_row_a_rank() -> None:
