@@ -50,13 +50,18 @@ def pytest_collection_finish() -> None:
     gc.enable()
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run fast tests first; give slow ones a longer timeout unless they set one."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Run fast tests first; give slow ones a longer timeout unless they set one.
+
+    Several processes (pytest-xdist) begin with the slow files instead, in the order of
+    ``testpaths``: a file runs in one process, and none of the long ones may be left for the end.
+    """
     for item in items:
         slow = any(item.get_closest_marker(mark) for mark in SLOW_MARKS)
         if slow and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(SLOW_TIMEOUT))
-    items.sort(key=_position)
+    if not hasattr(config, "workerinput"):
+        items.sort(key=_position)
 
 
 def _position(item: pytest.Item) -> tuple[int, bool]:

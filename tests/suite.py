@@ -3,10 +3,11 @@
     python -m tests.suite [ARGUMENT of pytest ...]
 
 Tests with real engines or whole systems mostly wait for processes to start and stop, so tests
-without engines run at the same time: one lane runs these, in several processes, and the other
-lanes take the runs of ``ENGINE_RUNS`` in turn. Each engine run is a fresh process, because vLLM
-forks, and threads and channels of earlier tests break forked processes. It has its own folder for
-temporary files, because ranks on one machine find each other there (``moe-serving leave``).
+without engines run at the same time: one lane runs these, in several processes that are forked
+with vLLM imported (``tests.support.warm``), and the other lanes take the runs of ``ENGINE_RUNS``
+in turn. Each engine run is a fresh process, because vLLM forks, and threads and channels of earlier
+tests break forked processes. It has its own folder for temporary files, because ranks on one
+machine find each other there (``moe-serving leave``).
 
 The output ends with the failed tests and a table of the runs. Both together have at most
 ``SUMMARY`` characters, because some CI systems keep only the end of the output.
@@ -30,7 +31,7 @@ from pathlib import Path
 
 import psutil
 
-from tests.support import failures
+from tests.support import failures, warm
 
 ROOT = Path(__file__).resolve().parents[1]
 INTERRUPTED, NO_TESTS = 2, 5
@@ -64,6 +65,8 @@ class Run:
     """CPU time of the process and of its descendants that were waited for."""
     failures: list[str] = field(default_factory=list)
     """Failed tests and errors, each with its message in one line."""
+    server: warm.Server | None = None
+    """Forks the processes of the run."""
 
     def __call__(self, more: list[str]) -> None:
         """Run it to its end and print its output, line by line."""
@@ -74,7 +77,10 @@ class Run:
         process = subprocess.Popen(
             [sys.executable, "-m", "pytest", "-p", failures.__name__, *self.arguments, *more],
             cwd=ROOT,
-            env=_environment() | {failures.VARIABLE: file} | ({"TMPDIR": folder} if folder else {}),
+            env=_environment()
+            | {failures.VARIABLE: file}
+            | ({"TMPDIR": folder} if folder else {})
+            | ({warm.VARIABLE: self.server.path} if self.server else {}),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -88,6 +94,7 @@ class Run:
         _, status, usage = os.wait4(process.pid, 0)
         self.status = process.returncode = os.waitstatus_to_exitcode(status)
         self.cpu_seconds = usage.ru_utime + usage.ru_stime
+        self.cpu_seconds += self.server.close() if self.server else 0.0
         self.seconds = time.monotonic() - began
         self.failures = Path(file).read_text("utf-8").splitlines()
         Path(file).unlink()
@@ -103,10 +110,7 @@ class Run:
         return f"{self.name:>7} | {result} in {self.seconds:.0f} s, CPU {self.cpu_seconds:.0f} s"
 
 
-UNITS = (
-    "-m", "not vllm and not e2e", "-n", str(WORKERS), "--dist", "loadfile",
-    "--no-loadscope-reorder",
-)  # fmt: skip
+UNITS = ("-m", "not vllm and not e2e", "--dist", "loadfile", "--no-loadscope-reorder")
 ENGINES = ("-m", "vllm and not e2e")
 ENGINE_RUNS = {
     "layouts": ("-m", "e2e", *LAYOUTS),
@@ -130,7 +134,9 @@ def main(arguments: list[str]) -> int:
     signal.signal(signal.SIGINT, lambda *_: interrupted.set())
     chosen = any((ROOT / each.partition("::")[0]).exists() for each in arguments)
     engine_runs = {"engines": ENGINES, "e2e": ("-m", "e2e")} if chosen else ENGINE_RUNS
-    units = Run("units", UNITS, own_folder=False)
+    server = warm.Server()
+    workers = f"{WORKERS}*popen//python={server.command}"
+    units = Run("units", (*UNITS, "--tx", workers), own_folder=False, server=server)
     others = [Run(name, words) for name, words in engine_runs.items()]
     waiting: queue.SimpleQueue[Run] = queue.SimpleQueue()
     for run in others:

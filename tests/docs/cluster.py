@@ -1,7 +1,6 @@
 """Environment of the commands: the fake API server, and the programs on the PATH."""
 
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.docs.pages import ROOT
+from tests.helm.chart import go_environment
 from tests.kube import objects
 from tests.kube.controllers import running
 from tests.kube.kinds import Kind, custom_kind
@@ -17,6 +17,7 @@ from tests.kube.kubelet import Kubelet
 from tests.kube.kuberay import KubeRay, proxy_health
 from tests.kube.server import KubeServer
 from tests.kube.workloads import workloads
+from tests.support import warm
 
 TOOLS = {
     "kubectl": ROOT / ".tools" / "kubectl" / "kubectl",
@@ -60,12 +61,12 @@ def workplace(folder: Path, server: KubeServer) -> dict[str, str]:
         (programs / name).symlink_to(path)
     command = programs / "moe-serving"
     command.write_text(
-        f"#!/bin/sh\nexec env PYTHONPATH='{ROOT}' '{sys.executable}' -m serving \"$@\"\n", "utf-8"
+        f"#!/bin/sh\nexec env PYTHONPATH='{ROOT}' {warm.command()} -m serving \"$@\"\n", "utf-8"
     )
     command.chmod(0o755)
     for name in ("deploy", "helm", "Makefile"):
         (folder / name).symlink_to(ROOT / name)
-    return {
+    return go_environment() | {
         "PATH": f"{programs}:{os.environ['PATH']}",
         "HOME": str(folder),
         "LANG": "C.UTF-8",

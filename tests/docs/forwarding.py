@@ -8,15 +8,13 @@ with the chart's settings, the page's keys and the page's certificate. Only the 
 
 import base64
 import json
-import subprocess
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.docs.pages import ROOT
 from tests.kube.server import KubeServer
+from tests.support import warm
 
 START = 300.0
 """Timeout for a router to listen, seconds."""
@@ -27,7 +25,7 @@ _CONFIG = "/etc/moe-serving"
 class Forwarded:
     """A running router in place of a Service."""
 
-    process: "subprocess.Popen[bytes]"
+    process: warm.Started
     rest: int
     """Its port for REST."""
 
@@ -54,13 +52,13 @@ def forward(server: KubeServer, namespace: str, service: str, port: int, folder:
     arguments = [word.replace(_CONFIG, str(mounted)) for word in pod["containers"][0]["args"]]
     changes = ["engine.kind=fake", "router.host=127.0.0.1", "router.join_host=127.0.0.1"]
     with log.open("wb") as out:
-        process = subprocess.Popen(
+        process = warm.start(
             [
-                sys.executable, "-m", "serving", *arguments, "--ports-file", str(ports),
+                "-m", "serving", *arguments, "--ports-file", str(ports),
                 "--port", "0", "--grpc-port", "0", "--join-port", "0",
                 *(word for change in changes for word in ("--set", change)),
             ],
-            cwd=ROOT, stdout=out, stderr=subprocess.STDOUT,
+            log=out,
         )  # fmt: skip
     deadline = time.monotonic() + START
     while not ports.exists():

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import os
 import pickle
 import subprocess
 from pathlib import Path
@@ -19,6 +20,14 @@ PRESETS = {
 """Every values file in the chart's ci folder: the presets, and one with everything switched on."""
 
 Object = dict[str, Any]
+
+
+def go_environment() -> dict[str, str]:
+    """Return what Helm and kubectl need of this process's environment.
+
+    ``GOGC`` is how often they collect garbage; ``make test`` sets it.
+    """
+    return {name: os.environ[name] for name in ("PATH", "GOGC") if name in os.environ}
 
 
 class Refused(Exception):

@@ -1,7 +1,6 @@
 """A release in a fake cluster, changed by a real Helm."""
 
 import json
-import os
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.helm.chart import CHART, HELMS, values_of
+from tests.helm.chart import CHART, HELMS, go_environment, values_of
 from tests.kube import kuberay
 from tests.kube.controllers import running, settle
 from tests.kube.kubelet import Kubelet
@@ -63,7 +62,7 @@ class Cluster:
         done = subprocess.run(
             arguments,
             input=json.dumps(values),
-            env={"PATH": os.environ["PATH"], "HOME": str(self._folder), "KUBECONFIG": str(config)},
+            env=go_environment() | {"HOME": str(self._folder), "KUBECONFIG": str(config)},
             capture_output=True,
             text=True,
             check=False,

@@ -6,6 +6,7 @@ patches merge it. Both are described in Kubernetes' API concepts and read from t
 """
 
 import re
+from functools import cached_property
 from typing import Any
 
 _REF = "#/$defs/"
@@ -19,6 +20,10 @@ _TYPES = {
     "object": dict,
     "array": list,
 }
+_BOUNDS = {
+    "enum", "format", "maximum", "maxItems", "maxLength", "minimum", "minItems", "minLength",
+    "pattern",
+}  # fmt: skip
 _NAMES = {
     bool: "boolean",
     int: "integer",
@@ -48,7 +53,7 @@ class Schema:
             self._children[key] = Schema(raw, self._definitions) if known else None
         return self._children[key]
 
-    @property
+    @cached_property
     def free(self) -> bool:
         """Whether the contents are unknown."""
         return self.name == _QUANTITY or bool(
@@ -56,13 +61,13 @@ class Schema:
             or self.raw.get("x-kubernetes-embedded-resource")
         )
 
-    @property
+    @cached_property
     def fields(self) -> dict[str, Any]:
         """The named fields of a struct; empty for a map."""
         found: dict[str, Any] = self.raw.get("properties") or {}
         return found
 
-    @property
+    @cached_property
     def closed(self) -> bool:
         """Whether fields other than the named ones are unknown fields."""
         return bool(self.fields) and not self.free and not self.raw.get("additionalProperties")
@@ -78,14 +83,14 @@ class Schema:
         """The schema of a list's items."""
         return self._made("[]", self.raw.get("items"))
 
-    @property
+    @cached_property
     def atomic(self) -> bool:
         """Whether it is atomic: owned as a whole under server-side apply."""
         if self.is_list:
             return self.raw.get("x-kubernetes-list-type", "atomic") == "atomic"
         return self.raw.get("x-kubernetes-map-type") == "atomic"
 
-    @property
+    @cached_property
     def is_list(self) -> bool:
         return "array" in self.types
 
@@ -109,12 +114,22 @@ class Schema:
         """Strategies of strategic merge patch: "merge", "replace", "retainKeys"."""
         return [*str(self.raw.get("x-kubernetes-patch-strategy", "")).split(",")]
 
-    @property
+    @cached_property
     def types(self) -> list[str]:
         found = self.raw.get("type", [])
         return [found] if isinstance(found, str) else [*found]
 
-    @property
+    @cached_property
+    def value_types(self) -> list[str]:
+        """The types of a value that is not null."""
+        return [name for name in self.types if name != "null"]
+
+    @cached_property
+    def bounded(self) -> bool:
+        """Whether values of the right type may be invalid."""
+        return not _BOUNDS.isdisjoint(self.raw)
+
+    @cached_property
     def nullable(self) -> bool:
         return "null" in self.types or bool(self.raw.get("nullable"))
 
@@ -200,10 +215,10 @@ def problems(value: Any, schema: Schema | None, path: str = "") -> list[tuple[st
         return []
     if schema.raw.get("x-kubernetes-int-or-string") or schema.name == _INT_OR_STRING:
         return [] if isinstance(value, (int, str)) else [_wrong_type(path, value, "int-or-string")]
-    wanted = [name for name in schema.types if name != "null"]
+    wanted = schema.value_types
     if wanted and not any(_is(value, name) for name in wanted):
         return [_wrong_type(path, value, wanted[0])]
-    found = _bounds(value, schema, path)
+    found = _bounds(value, schema, path) if schema.bounded else []
     if isinstance(value, list):
         for number, item in enumerate(value):
             found += problems(item, schema.items, f"{path}[{number}]")

@@ -39,6 +39,7 @@ def main():
 
     import uvloop
 
+    import serving.edge.rest.app  # noqa: F401  a router imports it, and vLLM, when it starts
     import tests.integration.edge.stand  # noqa: F401
 
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel forgets children that end

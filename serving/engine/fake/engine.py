@@ -86,6 +86,7 @@ class FakeEngine(GeneratingEngine):
         self._dead = asyncio.Event()
         self._requests: dict[str, _State] = {}
         self._slots = asyncio.Semaphore(settings.engine.max_num_seqs)
+        self._process = psutil.Process()
         self._last_step = self._clock.monotonic()
         self._steps = self._prompt_tokens = self._tokens = 0
         ranks = settings.group.data_parallel
@@ -178,7 +179,7 @@ class FakeEngine(GeneratingEngine):
                 link_pb2.LayerExpertLoad(layer=f"model.layers.{layer}.mlp.experts", tokens=tokens)
                 for layer, tokens in self._expert_tokens.items()
             ],
-            resident_bytes=psutil.Process().memory_info().rss,
+            resident_bytes=self._process.memory_info().rss,
             step_seconds=self._token_delay,
             busy_seconds_total=self._steps * self._token_delay,
             speculation=self._speculation(),

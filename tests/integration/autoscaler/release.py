@@ -7,8 +7,6 @@ and settings of the chart, and the autoscalers are the real command.
 import json
 import os
 import signal
-import subprocess
-import sys
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -23,6 +21,7 @@ from tests.kube.controllers import running
 from tests.kube.kubelet import Kubelet
 from tests.kube.kuberay import KubeRay
 from tests.kube.server import KubeServer
+from tests.support import warm
 from tests.support.ports import held_port
 from tests.support.waiting import PATIENCE, wait_until
 
@@ -88,11 +87,10 @@ class Autoscaler:
         self.log = folder / f"{settings.stem}.log"
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "KUBECONFIG": str(kubeconfig)}
         with self.log.open("wb") as out:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "serving", "autoscaler", "run", "--config", str(settings)],
-                stdout=out,
-                stderr=subprocess.STDOUT,
-                env=environment,
+            self.process = warm.start(
+                ["-m", "serving", "autoscaler", "run", "--config", str(settings)],
+                log=out,
+                environment=environment,
             )
         self.url = (
             f"http://127.0.0.1:{yaml.safe_load(settings.read_text())['autoscaler']['metrics_port']}"

@@ -15,6 +15,7 @@ import pytest
 
 from serving.api.v1 import inference_pb2, inference_pb2_grpc
 from serving.edge.auth.keys import digest_of
+from tests.support import warm
 from tests.support.waiting import PATIENCE
 
 START_LIMIT = 300
@@ -25,17 +26,19 @@ FREE_PORTS = {"port": 0, "grpc-port": 0, "join-port": 0}
 class Process:
     """A router process; ended with the test."""
 
-    def __init__(self, folder: Path, *more: str, **ports: int) -> None:
+    def __init__(self, folder: Path, *more: str, new: bool = True, **ports: int) -> None:
+        """Start it as a new Python, or else as ``tests.support.warm`` does."""
         self.ports_file = folder / "ports.json"
         self.log = folder / "log"
         flags = [f"--{name}={port}" for name, port in {**FREE_PORTS, **ports}.items()]
         flags += more
+        words = ["-m", "serving", "router", *flags]
+        environment = {**os.environ, "MOE_SERVING_PORTS_FILE": str(self.ports_file)}
         with self.log.open("wb") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "serving", "router", *flags],
-                env={**os.environ, "MOE_SERVING_PORTS_FILE": str(self.ports_file)},
-                stdout=log,
-                stderr=log,
+            self.process: warm.Started = (
+                subprocess.Popen([sys.executable, *words], env=environment, stdout=log, stderr=log)
+                if new
+                else warm.start(words, log=log, environment=environment)
             )
 
     def addresses(self) -> dict:
@@ -91,7 +94,8 @@ def test_no_key_and_no_prompt_is_logged_even_in_debug(tmp_path):
     keys = tmp_path / "keys.yaml"
     keys.write_text(f'keys: [{{id: a, tenant: alice, hash: "{digest_of(key)}"}}]')
     flags = (f"security.keys_file={keys}", "telemetry.log_level=debug")
-    with Process(tmp_path, *(word for flag in flags for word in ("--set", flag))) as router:
+    words = [word for flag in flags for word in ("--set", flag)]
+    with Process(tmp_path, *words, new=False) as router:
         addresses = router.addresses()
         with httpx.Client(base_url=addresses["rest"], timeout=PATIENCE) as rest:
             body = {"model": "pocket-r1", "prompt": prompt}
