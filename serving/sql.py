@@ -13,7 +13,7 @@ WRITES = {"writes": True}
 
 
 def sqlite_engine(file: Path, timeout: float) -> Engine:
-    """Return an engine for a SQLite file, which is created on first use.
+    """Return an engine for an SQLite file, which is created on first use.
 
     Args:
         file: The database; its folder must exist by then.
@@ -30,9 +30,9 @@ def postgresql_engine(group: str, url: str, password_file: str | None, timeout: 
     """Return an engine for a PostgreSQL database.
 
     Args:
-        group: Group of the settings ``database_url`` and ``database_password_file``, for errors.
+        group: Settings group of ``database_url`` and ``database_password_file``, for errors.
         url: ``postgresql://user@host/database``.
-        password_file: File with the password. None: the URL's, or none.
+        password_file: File with the password. None: use the URL's password, if any.
         timeout: Timeout for connecting and for each statement, seconds.
 
     Raises:
@@ -55,7 +55,7 @@ def postgresql_engine(group: str, url: str, password_file: str | None, timeout: 
         pool_timeout=timeout,
         connect_args={
             "connect_timeout": max(round(timeout), 1),
-            # A server that disappears without closing the connection must not block the writer.
+            # A server that vanishes without closing the connection must not block the writer.
             "tcp_user_timeout": milliseconds,
             "options": f"-c statement_timeout={milliseconds} -c lock_timeout={milliseconds}",
         },
@@ -67,12 +67,12 @@ def _prepare_sqlite(connection: Any, _record: Any) -> None:
     connection.isolation_level = None
     # Queries do not block the writer, and the writer does not block queries.
     connection.execute("PRAGMA journal_mode=WAL")
-    # A segment is removed after the commit, so the commit must survive a failure of power.
+    # A segment is deleted after the commit, so the commit must survive a power failure.
     connection.execute("PRAGMA synchronous=FULL")
 
 
 def _watch_file(engine: Engine, file: Path) -> None:
-    """Replace connections to a file that was removed or replaced: commits to it would be lost."""
+    """Replace connections to a file that was removed or replaced; their commits would be lost."""
 
     def inode() -> int | None:
         try:

@@ -24,14 +24,14 @@ class AdmissionRequest(PlacementRequest):
     deadline: float
     """Deadline, seconds on the router's monotonic clock."""
     max_output_tokens: int = 0
-    """Most output tokens that the request may generate, over all choices."""
+    """Maximum output tokens of the request, over all choices."""
 
     weight: float = 1.0
     """The tenant's share of the fleet relative to other tenants."""
     lease: Lease | None = None
     """The request's share of its tenant's quotas; None: the tenant has no limits."""
     reservation: Reservation | None = None
-    """What was reserved from the budgets of the request. None: no budget applies."""
+    """The request's budget reservation. None: no budget applies."""
     entered_at: float = 0.0
     """Start of the current wait, seconds on the monotonic clock."""
     placed_at: float | None = None
@@ -57,10 +57,10 @@ class AdmissionRequest(PlacementRequest):
 
 
 class Bystander(Protocol):
-    """Work on the ranks that gives way to requests; implemented by ``serving.batch``."""
+    """Preemptible work on the ranks; implemented by ``serving.batch``."""
 
     def arrived(self, rank: RankId) -> None:
-        """Called when a request was placed on a rank."""
+        """Called after a request was placed on a rank."""
         ...
 
     def make_room(self) -> bool:
@@ -99,9 +99,9 @@ class Admission(Protocol):
         ...
 
     async def reserve(self, request: AdmissionRequest) -> None:
-        """Reserve from the budgets that apply to a request, unless that was done.
+        """Reserve from the budgets that apply to a request, unless this was done before.
 
-        ``enter`` does so itself.
+        ``enter`` calls it.
 
         Raises:
             BudgetExceeded: A budget is used up.
@@ -110,13 +110,13 @@ class Admission(Protocol):
         ...
 
     def give_back(self, request: AdmissionRequest) -> None:
-        """Give back what a request that will not be placed has taken. Safe to call twice."""
+        """Release what was reserved for a request that will not be placed. Safe to call twice."""
         ...
 
     def place_in_gap(self, request: AdmissionRequest) -> Placement | None:
-        """Place a batch line's request now. None: other requests wait, or no rank has room.
+        """Place a batch line's request now; None if other requests wait or no rank has room.
 
-        It is neither queued nor counted in quotas and predicted waits.
+        The request is neither queued nor counted in quotas and predicted waits.
 
         Raises:
             InvalidRequest: No rank can ever accept the request.

@@ -1,12 +1,12 @@
-"""Budgets of tenants and keys: reservations on a request's path, and what happens without them.
+"""Budgets of tenants and keys: reservations on the request path, and the policy during outages.
 
 A request of a tenant or key with a budget reserves its highest possible price before it is placed.
-It waits for the database for at most ``ledger.budget_timeout``; requests that wait together share
-one transaction. Requests without a budget cost two look-ups, and tokens none at all.
+It waits for the database for at most ``ledger.budget_timeout``; concurrent requests share one
+transaction. A request without a budget costs two lookups; tokens cost nothing.
 
-While the database does not answer, ``ledger.budget_down`` decides. Budgets known to be used up stay
+While the database does not answer, ``ledger.budget_down`` applies. Budgets known to be used up stay
 so, and every request is recorded in the ledger's spool and counts as spent afterwards. After a
-failure the database is not asked for one second.
+failure, the database is not queried for one second.
 """
 
 import asyncio
@@ -27,18 +27,18 @@ from serving.request_context import RequestContext
 from serving.telemetry import metrics
 
 REST_SECONDS = 1.0
-"""Seconds after a failure during which the database is not asked."""
+"""Time after a failure during which the database is not queried, seconds."""
 RENEW_SECONDS = 20.0
-"""Interval at which leases are renewed; a third of ``budget_store.LEASE``."""
+"""Interval at which leases are renewed, seconds; a third of ``budget_store.LEASE``."""
 SETTLE_SECONDS = 0.1
-"""Time for which a settlement waits for a transaction of other requests."""
+"""Maximum time that a settlement waits to share a transaction with requests, seconds."""
 HELD_RETRY_SECONDS = 1.0
-"""Retry-After while requests in flight hold the rest of a budget."""
+"""Retry-After while requests in flight reserve the rest of a budget, seconds."""
 _BATCH = 256
-"""Maximum number of claims, and of settlements, in a transaction."""
+"""Maximum number of claims, and of settlements, per transaction."""
 _BACKLOG = 100_000
-"""Maximum number of settlements that wait for the database. Without its settlement, a reservation
-ends when its request is recorded or its lease expires."""
+"""Maximum number of settlements waiting for the database. Without a settlement, a reservation ends
+when its request is recorded or its lease expires."""
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -51,12 +51,12 @@ for _reason in ("budget", "budgets_unavailable"):
 
 
 class Store(Protocol):
-    """What is needed of ``serving.ledger.budget_store.BudgetStore``."""
+    """The part of ``serving.ledger.budget_store.BudgetStore`` that is used here."""
 
     def update(
         self, claims: Sequence[Claim], settlements: Sequence[Settlement], *, renew: bool, now: int
     ) -> list[Verdict]:
-        """Decide about claims and write settlements. Blocks; raises any exception."""
+        """Decide on claims and write settlements. Blocks; may raise any exception."""
         ...
 
 
@@ -73,7 +73,7 @@ class Prices(Protocol):
 
 
 BudgetsOf = Callable[[str, str | None], Sequence[Budget]]
-"""Returns the budgets of a tenant and a key; must not block."""
+"""Function that returns the budgets of a tenant and a key; must not block."""
 
 
 @dataclass(slots=True, eq=False)
@@ -86,7 +86,7 @@ class Reservation:
     _over: bool = field(default=False, init=False)
 
     def settle(self, *, prompt: int, cached: int, output: int) -> None:
-        """Replace the reserved price by that of what was used. Safe to call twice."""
+        """Replace the reserved price by the price of the used tokens. Safe to call twice."""
         if not self._over:
             self._over = True
             self.budgets.settle(self.claim, self.prices, prompt, cached, output)
@@ -105,7 +105,7 @@ class _Waiting:
 
 
 class Budgets:
-    """Reserves in a store. Not thread-safe: all calls come from one event loop."""
+    """Reserves from budgets in a store. Not thread-safe: all calls come from one event loop."""
 
     def __init__(
         self,
@@ -122,13 +122,13 @@ class Budgets:
 
         Args:
             budgets_of: Returns the budgets that apply to a request.
-            store: Called in one thread, which this object owns.
+            store: The store; called in a thread that this object owns.
             clock: The router's clock.
             record_ids: Ids of the ledger's records.
             timeout: Maximum wait of a request for the store, seconds.
-            down: While the store does not answer, admit requests without a reservation ("open") or
-                refuse them ("closed").
-            currency: Code for messages.
+            down: Whether to admit requests without a reservation ("open") or refuse them ("closed")
+                while the store does not answer.
+            currency: Currency code for messages.
         """
         self._budgets_of = budgets_of
         self._store = store
@@ -141,12 +141,12 @@ class Budgets:
         self._waiting: list[_Waiting] = []
         self._settlements: list[Settlement] = []
         self._held: set[int] = set()
-        """Numbers of the claims that may be reserved in the store and are not settled."""
+        """Numbers of the claims that may be reserved in the store and are not settled yet."""
         self._down_until = float("-inf")
         self._used_up: dict[Budget, int] = {}
-        """Budgets known to be used up, and the Unix time until which they are."""
+        """Budgets known to be used up, and the Unix time at which they renew."""
         self._warned: dict[Budget, int] = {}
-        """End of the period for which a budget's soft limit has been logged."""
+        """Budgets whose soft limit has been logged, and the end of the period of the log line."""
         self._thread = ThreadPoolExecutor(1, "budgets")
         self._runner: asyncio.Task[None] | None = None
         self._renewal: asyncio.TimerHandle | None = None
@@ -155,7 +155,7 @@ class Budgets:
         self._settlements_due = False
 
     def start(self) -> None:
-        """Reach the store, which takes longer the first time than a request should wait."""
+        """Connect to the store: the first connection takes longer than a request should wait."""
         self._renewal_due = True
         self._run()
 
@@ -167,7 +167,7 @@ class Budgets:
         """Refuse a request whose budget is known to be used up.
 
         Raises:
-            BudgetExceeded: It is.
+            BudgetExceeded: A budget is known to be used up.
         """
         if not self._used_up:
             return
@@ -188,12 +188,12 @@ class Budgets:
         prompt: int,
         output: int,
     ) -> Reservation:
-        """Reserve the highest price of a prompt, and note warnings in the request's record.
+        """Reserve the highest price of a prompt, and add warnings to the request's record.
 
         Args:
             context: The request's context.
-            budgets: Those of ``of``, at least one.
-            prices: Those of the request's model.
+            budgets: Budgets returned by ``of``, at least one.
+            prices: Prices of the request's model.
             prompt: Prompt tokens.
             output: Maximum output tokens, over all choices.
 
@@ -231,7 +231,7 @@ class Budgets:
         return Reservation(self, prices, claim)
 
     def settle(self, claim: Claim, prices: Prices, prompt: int, cached: int, output: int) -> None:
-        """Replace a claim by what was used, in the background."""
+        """Replace a claim by the price of the used tokens, in the background."""
         amount = prices.of(prompt, cached, output, self._clock.time())
         self._end(claim, amount)
 
@@ -240,7 +240,7 @@ class Budgets:
         self._end(claim, None)
 
     async def close(self) -> None:
-        """Write pending settlements for at most the timeout, and stop."""
+        """Write pending settlements, for at most the timeout, and stop."""
         self._settle()
         for timer in (self._renewal, self._settling):
             if timer is not None:
@@ -277,11 +277,11 @@ class Budgets:
         )
 
     def _warn(self, budget: Budget, now: float, spent: int) -> str:
-        """Count and log a warning, and return its text, in ASCII for a header."""
+        """Count and log a warning; return its text, in ASCII for a header."""
         scope, period = budget.scope.value, budget.period.value
         metrics.BUDGET_WARNINGS.labels(scope, period).inc()
         renews_at = budget.renews_at(now)
-        if self._warned.get(budget) != renews_at:  # once in a period
+        if self._warned.get(budget) != renews_at:  # once per period
             self._warned[budget] = renews_at
             log.warning(
                 "a budget's soft limit is reached",
@@ -304,8 +304,8 @@ class Budgets:
     # -- the store ----------------------------------------------------------------------
 
     async def _ask(self, claim: Claim) -> Verdict | None:
-        """Return the store's verdict. None: no answer within the timeout, or the store is skipped
-        for ``REST_SECONDS`` after a failure.
+        """Return the store's verdict. None: no answer within the timeout, or the store is not
+        queried for ``REST_SECONDS`` after a failure.
         """
         if self._clock.monotonic() < self._down_until:
             return None
@@ -325,7 +325,7 @@ class Budgets:
 
     def _end(self, claim: Claim, amount: int | None) -> None:
         if claim.number not in self._held:
-            return  # the store was not asked for it
+            return  # the store never received it
         self._held.discard(claim.number)
         if len(self._settlements) < _BACKLOG:
             self._settlements.append(Settlement(claim.record_id, claim.number, amount))
@@ -334,7 +334,7 @@ class Budgets:
                 self._settling = loop.call_later(SETTLE_SECONDS, self._settle)
 
     def _run(self) -> None:
-        """Start to write what is pending, unless that is going on."""
+        """Start writing what is pending, unless a write is in progress."""
         loop = asyncio.get_running_loop()
         if self._runner is None or self._runner.done():
             self._runner = loop.create_task(self._write())
@@ -356,7 +356,7 @@ class Budgets:
             self._run()
 
     async def _write(self) -> None:
-        """Write until nothing is due; settlements and renewals are tried again."""
+        """Write until nothing is due; failed settlements and renewals are retried."""
         while self._waiting or self._settlements_due or self._renewal_due:
             if not await self._write_batch():
                 await asyncio.sleep(max(self._down_until - self._clock.monotonic(), 0.0))
@@ -374,7 +374,7 @@ class Budgets:
             verdicts: Sequence[Verdict | None] = await asyncio.get_running_loop().run_in_executor(
                 self._thread, update
             )
-        except Exception as error:  # noqa: BLE001  whatever fails, the policy decides
+        except Exception as error:  # noqa: BLE001  the policy applies to any failure
             self._failed(repr(error))
             verdicts, failed = [None] * len(waiting), True
         else:

@@ -73,11 +73,11 @@ class AdmissionController:
             settings: Limits and durations.
             dispatcher: Places requests.
             clock: Default: the system clock.
-            limits_of: Returns a tenant's limits; default: those in the settings for every tenant.
+            limits_of: Returns a tenant's limits. Default: the settings' limits for all tenants.
             quotas: Counts usage per tenant, over all models; default: counters in the configured
                 store.
-            budgets: Reserves from budgets, of all models; None: there are none.
-            prices: The model's prices; needed with budgets.
+            budgets: Reserves from budgets, over all models. None: there are no budgets.
+            prices: The model's prices; required with budgets.
             waits: Counts the time to placement, seconds; None: not counted by model.
 
         Raises:
@@ -96,7 +96,7 @@ class AdmissionController:
         self._unsubscribe = dispatcher.subscribe(self.wake)
         self._closed = False
         self.bystander: Bystander | None = None
-        """Told of requests that need a rank. None: there are no batches."""
+        """Notified of requests that need a rank. None: there are no batches."""
 
     @property
     def queue_length(self) -> int:
@@ -193,7 +193,7 @@ class AdmissionController:
             )
 
     def give_back(self, request: AdmissionRequest) -> None:
-        """Give back what a request that will not be placed has taken. Safe to call twice."""
+        """Release what was reserved for a request that will not be placed. Safe to call twice."""
         if request.lease is not None:
             request.lease.give_back()
             request.lease = None
@@ -238,7 +238,7 @@ class AdmissionController:
         """End a request that entered, whether it succeeded or not. Safe to call twice."""
         self._runner.ended(request)
         if request.context.yielding is not None:
-            self.wake()  # there is room where the line ran
+            self.wake()  # the line leaves room on its rank
         if request.reservation is not None:
             request.reservation.settle(
                 prompt=request.prompt_tokens, cached=cached_tokens, output=generated_tokens
@@ -262,7 +262,7 @@ class AdmissionController:
         await self._quotas.close()
 
     def _placed_instead(self, request: AdmissionRequest) -> Placement | None:
-        """Place a request where work that gives way was running; None: there is no room."""
+        """Place a request where preemptible work was running, or return None without room."""
         assert self.bystander is not None
         if not self.bystander.make_room():
             return None

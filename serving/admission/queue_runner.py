@@ -58,7 +58,7 @@ class QueueRunner:
         self._unready_at = -inf
         """Last time at which no group was ready."""
         self._shown: tuple[int, ...] = (0,) * len(_GAUGES)
-        """This queue's part of the values of ``_GAUGES``."""
+        """This queue's contribution to the values of ``_GAUGES``."""
         self._soon: asyncio.Handle | None = None
         self._timer: asyncio.TimerHandle | None = None
 

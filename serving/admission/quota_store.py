@@ -64,7 +64,7 @@ class Window:
         return self.previous * self.previous_left / WINDOW + self.current
 
     def seconds_until(self, limit: int) -> float:
-        """Return the seconds until ``used`` falls below ``limit`` by itself; 0 if it is below."""
+        """Return the seconds until ``used`` decays below ``limit``; 0 if it is below already."""
         if self.used < limit:
             return 0.0
         if self.current < limit:

@@ -1,4 +1,4 @@
-"""Files and batches as JSON, with the names and limits of OpenAI's API."""
+"""JSON of files and batches, with the names and limits of OpenAI's API."""
 
 import re
 from typing import Annotated, Any
@@ -14,7 +14,7 @@ _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _WINDOW = re.compile(r"([1-9]\d{0,4})([mhd])")
 _SECONDS = {"m": 60, "h": 3600, "d": 86400}
 _LIFETIME = (3600, 30 * 86400)
-"""Minimum and maximum of ``seconds`` of an expiry."""
+"""Minimum and maximum of an expiry's ``seconds``."""
 
 Key = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
 Value = Annotated[str, msgspec.Meta(max_length=512)]
@@ -119,7 +119,7 @@ def new_batch(body: bytes, tenant: str, key_id: str | None, max_window: float) -
 
 
 def lifetime_of(anchor: str | None, seconds: str | None) -> int | None:
-    """Return the seconds until a file is deleted; None: not given.
+    """Return the seconds until a file is deleted, or None if not given.
 
     Raises:
         InvalidRequest: The values are invalid.
@@ -139,17 +139,17 @@ def check_purpose(purpose: str | None) -> None:
     """Check the purpose of an upload.
 
     Raises:
-        InvalidRequest: It is not ``batch``.
+        InvalidRequest: The purpose is not ``batch``.
     """
     if purpose != BATCH_PURPOSE:
         raise InvalidRequest(f"purpose must be {BATCH_PURPOSE}, got {purpose!r}")
 
 
 def checked_id(text: str) -> str:
-    """Return the id of a file or batch.
+    """Parse the id of a file or batch.
 
     Raises:
-        ResourceNotFound: It cannot be an id, so there is no such file or batch.
+        ResourceNotFound: The text is not an id, so there is no such file or batch.
     """
     if not _ID.fullmatch(text):
         raise ResourceNotFound(f"there is no file or batch {text[:64]!r}")
@@ -157,7 +157,7 @@ def checked_id(text: str) -> str:
 
 
 def limit_of(params: QueryParams, *, default: int, most: int) -> int:
-    """Return the maximum number of items of a page.
+    """Return the maximum number of items on a page.
 
     Raises:
         InvalidRequest: ``limit`` is out of range.

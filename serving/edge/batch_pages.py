@@ -1,4 +1,4 @@
-"""OpenAI's routes of files and batches. Each tenant has files and batches of its own."""
+"""OpenAI's routes for files and batches. A tenant sees only its own files and batches."""
 
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any, Protocol

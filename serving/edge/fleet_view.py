@@ -79,7 +79,7 @@ class FleetView:
         )
 
     def _pools(self, status: ModelStatus) -> list[PoolView]:
-        """Return the pools of a model; those without groups are included."""
+        """Return the pools of a model, including those without groups."""
         groups = [group for group in self.snapshot.groups if group.model == status.name]
         return [
             PoolView(

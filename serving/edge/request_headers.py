@@ -17,7 +17,7 @@ SESSION_ID = "x-session-id"
 EXPLAIN = "x-explain-routing"
 COST = "x-request-cost"
 BUDGET_WARNING = "x-budget-warning"
-"""Header of responses, or trailing metadata, about a budget whose soft limit is reached."""
+"""Response header, or trailing metadata, about a budget whose soft limit is reached."""
 
 # Visible ASCII: ids become part of headers, log lines and the engine's request id.
 _VALID_ID = re.compile(r"[\x21-\x7e]{1,128}")

@@ -1,7 +1,7 @@
 """The ledger over REST, in the form of OpenAI's organization usage and costs API.
 
-A tenant is a project. Costs are what tenants pay, i.e. prices of the tariff. Fields of OpenAI's
-results that this system does not have are null or 0.
+A tenant is a project. Costs are what tenants pay, i.e. tariff prices. Fields of OpenAI's results
+that do not exist here are null or 0.
 """
 
 import asyncio
@@ -21,14 +21,14 @@ from serving.ledger.query import Query
 from serving.ledger.report import Report, Row
 
 _THREADS = 2
-"""Threads for queries; a slow database delays queries, never requests for tokens."""
+"""Threads for queries; a slow database delays queries, but never inference requests."""
 
 # Amounts are written as decimal numbers and never become floats here.
 _encoder = msgspec.json.Encoder(decimal_format="number")
 
 
 class UsageSource(Protocol):
-    """What the pages read: a ``serving.ledger.view.LedgerView``, which needs SQLAlchemy."""
+    """What the pages read: a ``serving.ledger.view.LedgerView``, which requires SQLAlchemy."""
 
     def report(self, query: Query) -> Report:
         """Return usage, price and cost. Blocks.
@@ -73,7 +73,7 @@ class _Pages:
         return _page(asked, [_usage_result(row) for row in found.rows])
 
     async def costs(self, request: Request) -> Response:
-        """Return what tokens cost by day, project, key and line item (OpenAI)."""
+        """Return costs by day, project, key and line item (OpenAI)."""
         asked = usage_query(COSTS, request.query_params, time.time())
         found = await self._reader.report(asked)
         by_item = LINE_ITEM in asked.groups
@@ -87,7 +87,7 @@ class _Pages:
 
 @dataclass(frozen=True, slots=True)
 class _Item:
-    """A line of costs; ``name`` is None for a whole row."""
+    """A line item of costs; ``name`` is None for a whole row."""
 
     name: str | None
     quantity: int | None
@@ -117,7 +117,7 @@ def _costs_result(row: Row, currency: str, item: _Item) -> tuple[int, dict[str, 
         amount = {"value": item.amount, "currency": currency.lower()}
     return row.start, {
         "object": "organization.costs.result",
-        # Null if the tariff has no price of a model in this result.
+        # Null if the tariff has no price for a model in this result.
         "amount": amount,
         "line_item": item.name,
         "project_id": row.tenant,

@@ -16,7 +16,7 @@ _LIMITS = {
     USAGE: {"1m": (60, 1440), "1h": (24, 168), "1d": (7, 31)},
     COSTS: {"1d": (7, 180)},
 }
-"""Default and maximum of ``limit``, by route and width of a bucket."""
+"""Default and maximum of ``limit``, by route and bucket width."""
 _GROUPS = {"project_id": GroupBy.TENANT, "model": GroupBy.MODEL, "api_key_id": GroupBy.KEY}
 _ALLOWED_GROUPS = {
     USAGE: frozenset(_GROUPS),
@@ -25,7 +25,7 @@ _ALLOWED_GROUPS = {
 _FILTERS = {USAGE: ("project_ids", "models", "api_key_ids"), COSTS: ("project_ids", "api_key_ids")}
 _SINGLE = ("start_time", "end_time", "bucket_width", "limit", "page")
 _MAX_TIME = 2**37
-"""Exclusive maximum of a time, Unix seconds; the year 6325."""
+"""Upper bound (exclusive) of a time, Unix seconds; in the year 6325."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class UsageQuery:
     groups: frozenset[str]
     """Values of ``group_by``."""
     next_page: str | None
-    """Cursor of the next page; None: this is the last."""
+    """Cursor of the next page. None: this is the last page."""
 
 
 def usage_query(route: str, params: QueryParams, now: float) -> UsageQuery:

@@ -1,7 +1,7 @@
 """Writes a request's record into the ledger before its client can see that it has finished.
 
 The protocols call ``record`` at the last part of a complete response, before sending it, and again
-when a request has ended in any other way; the second call of a request does nothing.
+when a request has ended in any other way; the second call for a request has no effect.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -25,7 +25,7 @@ class UsageRecorder:
         self._clock = clock
 
     def cost(self, context: RequestContext, model: str, usage: Any = None) -> str | None:
-        """Return what a finished request costs, as text; None: it must not or cannot be told.
+        """Return the price of a finished request as text; None if not permitted or not known.
 
         Args:
             context: Its context.
@@ -42,7 +42,7 @@ class UsageRecorder:
         return None if amounts is None else f"{amounts.total.normalize():f} {tariff.currency}"
 
     def record(self, line: RequestLine, context: RequestContext, usage: Any = None) -> None:
-        """Record a request unless it reached no rank or is recorded already.
+        """Record a request, unless it reached no rank or is already recorded.
 
         Requests that reached no rank used nothing, and a flood of them must not fill the ledger;
         metrics and log lines show them.
@@ -87,7 +87,7 @@ class UsageRecorder:
 
 
 def _reasoning_tokens(record: RequestRecord, used: Usage, usage: Any) -> int | None:
-    """Return the output tokens that are reasoning; None: unknown."""
+    """Return the number of reasoning tokens in the output, or None if unknown."""
     details = getattr(usage, "completion_tokens_details", None)
     if details is not None:
         found: int | None = details.reasoning_tokens

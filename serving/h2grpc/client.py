@@ -1,7 +1,7 @@
-"""A gRPC client for one long-lived bidirectional call, on a connection of its own.
+"""A gRPC client for one long-lived bidirectional call on a dedicated connection.
 
-grpc.aio's client passes each message through its completion queue and a thread. Here a message is
-written to the socket in the iteration of the event loop in which it is sent. Messages are bytes;
+grpc.aio's client passes each message through its completion queue and a thread. Here, a message is
+written to the socket in the same event-loop iteration in which it is sent. Messages are bytes;
 compression, retries and several calls per connection are not supported.
 """
 
@@ -33,7 +33,7 @@ from serving.h2grpc.keepalive import Keepalive
 from serving.h2grpc.wire import MessageReader, WireError, framed, headers_of
 
 _WINDOW = 2**20
-"""Flow-control window for the server, bytes; unread messages take at most this and one message."""
+"""Flow-control window for the server, bytes; unread messages take at most this plus one message."""
 _MAX_HEADERS = 2**14
 """Maximum size of the server's headers, bytes."""
 _CONFIGURATION = H2Configuration(client_side=True, header_encoding="utf-8")
@@ -49,7 +49,7 @@ class CallError(Exception):
 
         Args:
             code: Name of the gRPC status.
-            details: The server's text, or what happened to the connection.
+            details: The server's message, or what happened to the connection.
         """
         super().__init__(f"{code}: {details}")
         self.code = code
@@ -58,17 +58,17 @@ class CallError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class CallOptions:
-    """How to connect, and limits of the call."""
+    """How to connect, and the limits of the call."""
 
     max_message_bytes: int
     keepalive_time: float
-    """Idle time after which the server is pinged, seconds."""
+    """Idle time after which a ping is sent to the server, seconds."""
     keepalive_timeout: float
     """Time for the server to answer a ping, seconds."""
     tls: ssl.SSLContext | None = None
-    """Client context with ALPN h2; None: plain text."""
+    """Client context with ALPN h2. None: plain text."""
     server_name: str | None = None
-    """Name that the certificate must contain; None: the host."""
+    """Name that the certificate must contain. None: the host."""
 
 
 class ClientCall(asyncio.Protocol):
@@ -139,7 +139,7 @@ class ClientCall(asyncio.Protocol):
         return call
 
     async def write(self, message: bytes) -> None:
-        """Send a message; waits while the server does not read.
+        """Send a message; waits while the server does not read messages.
 
         Raises:
             CallError: The call has ended.
@@ -153,13 +153,13 @@ class ClientCall(asyncio.Protocol):
             self._raise_if_over()
 
     def done_writing(self) -> None:
-        """Tell the server that no message follows."""
+        """Tell the server that no more messages follow."""
         if not self._closed:
             self._h2.end_stream(self._stream)
             self._flush()
 
     async def read(self) -> bytes | None:
-        """Return the next message; None when the server has ended the call without an error.
+        """Return the next message, or None if the server has ended the call without an error.
 
         Raises:
             CallError: The call failed.
@@ -186,7 +186,7 @@ class ClientCall(asyncio.Protocol):
     # -- asyncio.Protocol ---------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Send the connection's preface."""
+        """Send the connection preface."""
         self._transport = cast("asyncio.Transport", transport)
         self._h2.local_settings = Settings(
             client=True,
@@ -202,7 +202,7 @@ class ClientCall(asyncio.Protocol):
         self._flush()
 
     def data_received(self, data: bytes) -> None:
-        """Process frames of the server."""
+        """Process frames from the server."""
         self._keepalive.last_received = asyncio.get_running_loop().time()
         self._keepalive.pinged = False
         if self._closed:
@@ -219,11 +219,11 @@ class ClientCall(asyncio.Protocol):
                 self._send()
 
     def pause_writing(self) -> None:
-        """The socket's buffer is full."""
+        """Stop sending: the socket's buffer is full."""
         self._paused = True
 
     def resume_writing(self) -> None:
-        """The socket accepts data again."""
+        """Resume sending: the socket accepts data again."""
         self._paused = False
         self._writable.set()
 
@@ -273,7 +273,7 @@ class ClientCall(asyncio.Protocol):
             self._end(CallError("UNAVAILABLE", text))
 
     def _check_response(self, headers: dict[str, str]) -> None:
-        """Check the response's headers, which contain the status if the server refuses the call."""
+        """Check the response headers, which contain the status if the server refuses the call."""
         status = headers.get(":status")
         if status != "200":
             self._end(CallError("UNAVAILABLE", f"the server answered with HTTP status {status}"))
@@ -288,14 +288,14 @@ class ClientCall(asyncio.Protocol):
         self._status = code, unquote(headers.get("grpc-message", ""))
 
     def _acknowledge(self) -> None:
-        """Return received bytes to the server's window, unless many messages are unread."""
+        """Credit received bytes to the server's window, unless many messages are unread."""
         if self._unacknowledged and self._received_bytes < _WINDOW and not self._closed:
             size, self._unacknowledged = self._unacknowledged, 0
             self._h2.acknowledge_received_data(size, self._stream)
             self._flush()
 
     def _send(self) -> None:
-        """Send as much of the queued messages as flow control allows."""
+        """Send as many of the queued bytes as flow control allows."""
         h2, stream = self._h2, self._stream
         while self._unsent:
             data = self._unsent[0]
@@ -330,7 +330,7 @@ class ClientCall(asyncio.Protocol):
             raise self._error or CallError(_OK, "the server has ended the call")
 
     def _end(self, error: CallError | None) -> None:
-        """End the call once; messages that were received can still be read."""
+        """End the call, once; received messages can still be read."""
         if self._closed:
             return
         self._closed = True

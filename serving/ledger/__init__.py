@@ -1,1 +1,1 @@
-"""The record of every request, and what it says about price and cost (deploy/docs/usage.md)."""
+"""A record of every request, and the price and cost computed from it (deploy/docs/usage.md)."""

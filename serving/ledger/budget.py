@@ -1,7 +1,7 @@
-"""Budgets: what a tenant or a key may spend in a day or a month; no I/O (ADR 24).
+"""Budgets: how much a tenant or a key may spend per day or month; no I/O (ADR 24).
 
-Amounts are whole billionths of the tariff's currency, so that databases sum them exactly. Periods
-are those of UTC.
+Amounts are whole billionths of the tariff's currency, so that databases sum them exactly. Days and
+months begin at 0:00 UTC.
 """
 
 import datetime as dt
@@ -16,7 +16,7 @@ from serving.ledger.tariff import QUARTERS, Amounts, Tariff, Tokens, load_tariff
 from serving.settings import LedgerSettings
 
 UNIT = 10**9
-"""Units of an amount in one unit of the currency."""
+"""Amount that equals one unit of the currency."""
 _QUARTER = 900
 
 
@@ -26,7 +26,7 @@ def units(amount: Decimal) -> int:
 
 
 def money(amount: int) -> str:
-    """Return billionths as an amount of money, for messages."""
+    """Format billionths as an amount of money, for messages."""
     return f"{Decimal(amount) / UNIT:.6f}".rstrip("0").rstrip(".")
 
 
@@ -38,7 +38,7 @@ class Scope(StrEnum):
 
 
 class Period(StrEnum):
-    """Time after which a budget renews."""
+    """How often a budget renews."""
 
     DAY = "day"
     MONTH = "month"
@@ -58,7 +58,7 @@ class Period(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """What a tenant, or one of its keys, may spend in a period."""
+    """How much a tenant, or one of its keys, may spend in a period."""
 
     scope: Scope
     name: str
@@ -76,12 +76,12 @@ class Budget:
 
 @dataclass(slots=True, eq=False)
 class Claim:
-    """The reservation that one prompt of a request asks for."""
+    """A request for a reservation, for one prompt."""
 
     record_id: str
-    """Id of the request's record in the ledger, which replaces the reservation."""
+    """Id of the request's future ledger record, which replaces the reservation."""
     number: int
-    """Tells reservations with the same ``record_id`` apart."""
+    """Distinguishes reservations with the same ``record_id``."""
     tenant: str
     key_id: str | None
     amount: int
@@ -91,12 +91,12 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Settlement:
-    """What an ended prompt really costs, in place of what was reserved."""
+    """The actual price of a finished prompt, which replaces the reserved one."""
 
     record_id: str
     number: int
     amount: int | None
-    """None: it used nothing, and no record will replace the reservation."""
+    """None: the prompt used nothing, and no record will replace the reservation."""
 
 
 _WHOLE = None
@@ -105,7 +105,7 @@ _WHOLE = None
 
 @dataclass(slots=True)
 class Level:
-    """What counts against the budgets of one tenant and its keys at one moment."""
+    """Snapshot of what counts against the budgets of one tenant and its keys."""
 
     spent: dict[tuple[str | None, Period], int] = field(default_factory=dict)
     """Prices of recorded requests in the current periods, by key (None: all keys)."""
@@ -113,14 +113,14 @@ class Level:
     """Reservations in force, by key (None: all keys)."""
 
     def add(self, key_id: str, *, day: int = 0, month: int = 0, held: int = 0) -> None:
-        """Count what one key has spent in the current day and month, and what it holds."""
+        """Add what one key has spent in the current day and month, and what it has reserved."""
         for key in (key_id, _WHOLE):
             for period, amount in ((Period.DAY, day), (Period.MONTH, month)):
                 self.spent[key, period] = self.spent.get((key, period), 0) + amount
             self.held[key] = self.held.get(key, 0) + held
 
     def of(self, budget: Budget) -> tuple[int, int]:
-        """Return what is spent and what is held of a budget in its current period."""
+        """Return how much of a budget is spent and reserved in its current period."""
         key = budget.name if budget.scope is Scope.KEY else _WHOLE
         return self.spent.get((key, budget.period), 0), self.held.get(key, 0)
 
@@ -130,17 +130,17 @@ class Verdict:
     """Whether a claim became a reservation."""
 
     refused: tuple[Budget, int, int] | None = None
-    """The budget that is used up, and what is spent and held of it. None: reserved."""
+    """The budget that is used up, and its spent and reserved amounts. None: reserved."""
     warnings: tuple[tuple[Budget, int], ...] = ()
-    """Budgets whose soft limit is reached, and what is spent of them."""
+    """Budgets whose soft limit is reached, and their spent amounts."""
 
 
 def judge(claim: Claim, level: Level) -> Verdict:
-    """Decide about a claim, and count it in ``level`` if it becomes a reservation.
+    """Decide on a claim, and add it to ``level`` if it becomes a reservation.
 
-    A claim is reserved while less than the hard limit is spent and held. The last reservation may
-    exceed the limit, so a budget is overshot by less than one prompt's highest price, and all of it
-    can be spent.
+    A claim is granted while the spent and reserved amounts are below the hard limit. The last
+    reservation may exceed the limit: the whole budget can be spent, and is exceeded by less than
+    the highest price of one prompt.
     """
     warnings = []
     for budget in claim.budgets:
@@ -154,17 +154,17 @@ def judge(claim: Claim, level: Level) -> Verdict:
 
 
 def quarter_of(now: float) -> int:
-    """Return the quarter of an hour of the day, 0 to 95."""
+    """Return the quarter hour of the day, 0 to 95."""
     return int(now) // _QUARTER % QUARTERS
 
 
 Spending = tuple[str, str, int]
-"""Tenant, key (empty: none) and day (Unix seconds of its start) of requests."""
+"""Tenant, key (empty: no key) and day (Unix time of its start) of requests."""
 
 
 def charges(records: Iterable[RequestUsage], tariff: Tariff) -> dict[Spending, int]:
-    """Return the price of records by tenant, key and day; models without a price cost nothing."""
-    # Lists, because the sum of two ``Tokens`` costs as much as the rest of an insert.
+    """Return the price of records by tenant, key and day; models without prices cost nothing."""
+    # Lists, because adding two ``Tokens`` takes as long as the rest of an insert.
     sums: dict[tuple[str, str | None, str, int], list[int]] = {}
     for each in records:
         group = (each.tenant, each.key_id, each.model, each.finished_us // (_QUARTER * SECOND))
@@ -185,7 +185,7 @@ def charges(records: Iterable[RequestUsage], tariff: Tariff) -> dict[Spending, i
 
 
 def price(tariff: Tariff, model: str, tokens: Tokens, at: float) -> Amounts | None:
-    """Return the price of tokens of requests that end at a Unix time; None: it has none."""
+    """Return the price of tokens of requests that end at a Unix time; None if unknown."""
     prices = tariff.prices(model, at)
     return None if prices is None else prices.at(quarter_of(at), tokens)
 
@@ -198,24 +198,24 @@ class ModelPrice:
         self._model = model
 
     def highest(self, prompt: int, output: int, now: float) -> int:
-        """Return the highest price of a prompt and its output, whenever it ends in a day.
+        """Return the highest possible price of a prompt and its output if it ends within a day.
 
         Args:
             prompt: Prompt tokens.
-            output: Most output tokens, over all choices.
+            output: Maximum output tokens, over all choices.
             now: Unix time, seconds.
         """
         found = [self._tariff.prices(self._model, at) for at in (now, now + DAY)]
         return max((units(each.highest(prompt, output)) for each in found if each), default=0)
 
     def of(self, prompt: int, cached: int, output: int, now: float) -> int:
-        """Return the price of a request that ends now, without a separate price of reasoning."""
+        """Return the price of a request that ends now, with reasoning priced as output."""
         amounts = price(self._tariff, self._model, Tokens(1, prompt, cached, output), now)
         return 0 if amounts is None else units(amounts.total)
 
 
 def why_no_budgets(settings: LedgerSettings, models: Sequence[str], now: float) -> str | None:
-    """Return why budgets cannot be counted with these settings; None: they can.
+    """Return why budgets cannot be counted with these settings, or None if they can.
 
     Raises:
         SettingsError: The tariff cannot be used.

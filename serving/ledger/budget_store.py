@@ -1,9 +1,9 @@
-"""Reservations of budgets in the ledger's database, which routers may share.
+"""Budget reservations in the ledger's database, which several routers may share.
 
-One transaction serves all waiting requests of a router. Reservations of a tenant are decided one
-router after the other, so that two routers never give away the same money. A reservation ends when
-its request's record is inserted (``LedgerDatabase.insert``), or when its lease expires: routers
-renew the leases of running requests, and a router that died does not.
+One transaction serves all waiting requests of a router. Only one router at a time decides on the
+reservations of a tenant, so two routers never reserve the same money. A reservation ends when its
+request's record is inserted (``LedgerDatabase.insert``) or when its lease expires: routers renew
+the leases of running requests, so those of a router that died expire.
 """
 
 from collections.abc import Sequence
@@ -31,14 +31,14 @@ from serving.ledger.database import LedgerDatabase
 from serving.ledger.schema import RESERVATIONS, SPENDING
 
 LEASE = 60
-"""Time for which a reservation counts unless its router renews it, seconds. Also the time in which
-the record of an ended request must arrive."""
+"""Time after which a reservation expires unless its router renews it, seconds. Also the time within
+which the record of a finished request must arrive."""
 
 _HELD, _SPENT = RESERVATIONS.c, SPENDING.c
 
 
 class BudgetStore:
-    """Reservations of one router. Methods block; they are called from one thread at a time."""
+    """The reservations of one router. Methods block; call them from one thread at a time."""
 
     def __init__(self, database: LedgerDatabase) -> None:
         self._database = database
@@ -48,11 +48,11 @@ class BudgetStore:
     def update(
         self, claims: Sequence[Claim], settlements: Sequence[Settlement], *, renew: bool, now: int
     ) -> list[Verdict]:
-        """Decide about claims and write settlements, in one transaction.
+        """Decide on claims and write settlements, in one transaction.
 
         Args:
-            claims: In the order in which they are decided.
-            settlements: Ended prompts; those without a reservation are ignored.
+            claims: The claims, decided in this order.
+            settlements: Finished prompts; those without a reservation are ignored.
             renew: Whether to renew the leases of this router's reservations.
             now: Unix time, seconds.
 
@@ -61,15 +61,15 @@ class BudgetStore:
 
         Raises:
             SettingsError: The database's schema is of a later version.
-            DATABASE_ERRORS: The database is unreachable or fails; nothing was changed, unless the
-                answer to the commit was lost.
+            DATABASE_ERRORS: The database is unreachable or fails. Nothing was changed, unless only
+                the response to the commit was lost.
         """
         if not self._ready:
             self._database.migrate()
             self._ready = True
         try:
             with self._database.write() as connection:
-                # Before others wait for this transaction's locks.
+                # Done first, before others wait for this transaction's locks.
                 self._settle(connection, settlements, now)
                 if renew:
                     self._renew(connection, now)
@@ -79,7 +79,7 @@ class BudgetStore:
             raise
 
     def _decide(self, connection: Connection, claims: Sequence[Claim], now: int) -> list[Verdict]:
-        # In one order at all routers, because each tenant is locked until the commit.
+        # All routers use the same order, because each tenant is locked until the commit.
         tenants = sorted({claim.tenant for claim in claims})
         levels = {tenant: self._level(connection, tenant, now) for tenant in tenants}
         verdicts = [judge(claim, levels[claim.tenant]) for claim in claims]
@@ -121,7 +121,7 @@ class BudgetStore:
             connection.execute(_REMOVE, unused)
 
     def _renew(self, connection: Connection, now: int) -> None:
-        """Renew this router's leases, and remove those of any router that have expired."""
+        """Renew this router's leases, and delete expired ones of all routers."""
         connection.execute(_RENEW, {"mine": self._holder, "until": now + LEASE})
         connection.execute(_EXPIRE, {"now": now})
 
@@ -138,7 +138,8 @@ def _row(settlement: Settlement, now: int) -> dict[str, Any]:
 def _level_of_a_tenant() -> CompoundSelect[Any]:
     """Return the statement that reads what each key has spent today and this month, and holds.
 
-    One statement: a record that is inserted meanwhile is seen as spent or as held, not as neither.
+    One statement, so that a record inserted in the meantime is seen as spent or as reserved, never
+    as neither.
     """
     tenant: BindParameter[str] = bindparam("tenant")
     today = case((_SPENT.day >= bindparam("today"), _SPENT.amount), else_=0)
@@ -158,15 +159,15 @@ def _level_of_a_tenant() -> CompoundSelect[Any]:
 def _free(*conditions: ColumnElement[bool]) -> ColumnElement[bool]:
     """Return a condition for the rows that no other transaction has locked.
 
-    The router's writer, in another thread, locks those that it deletes; waiting for it could end in
-    a deadlock.
+    The router's writer, in another thread, locks the rows that it deletes; waiting for it could
+    deadlock.
     """
     names = (_HELD.record_id, _HELD.number)
     found = select(*names).where(*conditions).with_for_update(skip_locked=True)
     return tuple_(*names).in_(found)
 
 
-# Built once, because building them takes longer than running them.
+# Built once, because building the statements takes longer than running them.
 _LOCK = text("SELECT pg_advisory_xact_lock(hashtextextended('budget/' || :tenant, 0))")
 _LEVEL = _level_of_a_tenant()
 _RESERVE = insert(RESERVATIONS)
@@ -174,8 +175,8 @@ _ONE = _free(_HELD.record_id == bindparam("the_record"), _HELD.number == bindpar
 _SETTLE = (
     update(RESERVATIONS)
     .where(_ONE)
-    # A reservation that was committed late, after the record was inserted, has no holder now, so
-    # that its lease ends.
+    # A reservation that was committed late, after the record was inserted, no longer has a holder,
+    # so its lease expires.
     .values(amount=bindparam("used"), expires=bindparam("until"), holder="")
 )
 _REMOVE = delete(RESERVATIONS).where(_ONE)

@@ -1,6 +1,6 @@
-"""The ledger's database: SQLite in the ledger's folder, or PostgreSQL that routers share.
+"""The ledger's database: SQLite in the ledger's directory, or PostgreSQL shared by routers.
 
-Inserts are idempotent: a record that is already there is skipped.
+Inserts are idempotent: existing records are skipped.
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,22 +23,22 @@ from serving.telemetry.tenants import TenantPrices
 DATABASE_ERRORS = (SQLAlchemyError, OSError)
 """Exceptions raised while the database is unreachable or fails."""
 ROW_ERRORS = (DataError, IntegrityError, OverflowError)
-"""Exceptions raised because of a row, which would be raised again for the same row."""
+"""Exceptions caused by a row, which would occur again for the same row."""
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
 _MIGRATION_LOCK = 0x6D6F65  # "moe"
-"""Number of PostgreSQL's advisory lock that migrations hold."""
+"""Key of the PostgreSQL advisory lock that migrations hold."""
 
 
 class LedgerDatabase:
     """Connections to the database; safe to use from several threads."""
 
     def __init__(self, settings: LedgerSettings, tenant_labels: int = 0) -> None:
-        """Prepare connections, which are opened when they are needed.
+        """Prepare connections, which are opened on demand.
 
         Args:
             settings: All settings of the ledger.
-            tenant_labels: Maximum number of tenants whose prices are metrics.
+            tenant_labels: Maximum number of tenants with price metrics.
 
         Raises:
             SettingsError: The URL is invalid, the password file cannot be read, or the tariff
@@ -51,7 +51,7 @@ class LedgerDatabase:
         self._insert = Inserts(self._engine.dialect.name, self.tariff)
 
     def migrate(self) -> None:
-        """Create the schema, or bring it from an earlier version to this one.
+        """Create the schema, or migrate it from an earlier version.
 
         Raises:
             SettingsError: The schema is of a later version.
@@ -61,7 +61,7 @@ class LedgerDatabase:
 
         with self.write() as connection:
             if connection.dialect.name == "postgresql":
-                # Routers that start together migrate one after the other.
+                # Routers that start at the same time migrate one after another.
                 connection.execute(text(f"SELECT pg_advisory_xact_lock({_MIGRATION_LOCK})"))
             if _is_current(connection):
                 return
@@ -73,7 +73,7 @@ class LedgerDatabase:
         """Check that the schema is of this version, without changing it.
 
         Raises:
-            SettingsError: It is not, or there is none.
+            SettingsError: The schema is of another version, or missing.
             DATABASE_ERRORS: The database is unreachable or fails.
         """
         if self._settings.database_url is None and not _sqlite_file(self._settings).exists():
@@ -89,9 +89,9 @@ class LedgerDatabase:
                 )
 
     def insert(self, records: Sequence[Record]) -> None:
-        """Insert records in one transaction; those that are already there are skipped.
+        """Insert records in one transaction; existing ones are skipped.
 
-        What the inserted requests cost counts as spent, in place of their reservations.
+        The price of the inserted requests counts as spent and replaces their reservations.
 
         Raises:
             ROW_ERRORS: The database refuses a record; none is inserted.
@@ -151,7 +151,7 @@ def _is_current(connection: Connection) -> bool:
     """Return whether the schema is of this version.
 
     Raises:
-        SettingsError: It is of a later version.
+        SettingsError: The schema is of a later version.
     """
     from alembic.runtime.migration import MigrationContext
     from alembic.script import ScriptDirectory

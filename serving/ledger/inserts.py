@@ -1,6 +1,6 @@
-"""Inserts records with less CPU than SQLAlchemy's own statements (ADR 18), and counts spending.
+"""Inserts records with less CPU time than SQLAlchemy's statements (ADR 18), and adds up spending.
 
-Records that are already there are skipped and count nothing.
+Existing records are skipped and not counted.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,7 +30,7 @@ class Inserts:
 
         Args:
             dialect: "sqlite" or "postgresql".
-            tariff: Prices of what is spent.
+            tariff: Prices for the spending.
         """
         self._tariff = tariff
         self._rows = _PostgresRows() if dialect == "postgresql" else _SqliteRows()
@@ -39,7 +39,7 @@ class Inserts:
         """Insert records in a transaction that holds SQLite's write lock.
 
         Returns:
-            The price of those that were not there, in ``budget.UNIT``.
+            The price of the new records, in ``budget.UNIT``.
         """
         if capacity := [each for each in records if isinstance(each, GroupCapacity)]:
             self._rows.insert_capacity(connection, capacity)
@@ -68,7 +68,7 @@ class _SqliteRows:
     ) -> Sequence[str]:
         """Insert records; return the ids of those that were not there."""
         ids = [each.record_id for each in records]
-        # The write lock is held, so no other process inserts them meanwhile.
+        # The write lock is held, so no other process can insert them in the meantime.
         known = set(
             connection.exec_driver_sql(
                 "SELECT record_id FROM ledger_requests "
@@ -99,7 +99,7 @@ class _SqliteRows:
 
 
 class _PostgresRows:
-    """Records are one JSON parameter, which PostgreSQL takes apart."""
+    """Passes the records as one JSON parameter, which PostgreSQL expands into rows."""
 
     def __init__(self) -> None:
         self._statements = {table: self._statement(table) for table in (REQUESTS, CAPACITY)}

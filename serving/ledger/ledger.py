@@ -1,4 +1,4 @@
-"""The ledger of a router: takes records on the request's path and never waits for the database."""
+"""The ledger of a router: accepts records on the request path without waiting for the database."""
 
 import asyncio
 from pathlib import Path
@@ -17,18 +17,18 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
 class Ledger:
-    """Spool, writer and database of one router."""
+    """The spool, writer and database of one router."""
 
     def __init__(self, settings: LedgerSettings, clock: Clock, tenant_labels: int = 0) -> None:
-        """Lock the ledger's folder; the database is reached later, by the writer.
+        """Lock the ledger's directory; the writer connects to the database later.
 
         Args:
             settings: ``directory`` must be set.
             clock: The router's clock.
-            tenant_labels: Maximum number of tenants whose prices are metrics.
+            tenant_labels: Maximum number of tenants with price metrics.
 
         Raises:
-            SettingsError: The folder cannot be used, or the database's settings are invalid.
+            SettingsError: The directory cannot be used, or the database settings are invalid.
         """
         assert settings.directory is not None
         self._settings = settings
@@ -47,14 +47,14 @@ class Ledger:
         self.record_ids = RecordIds()
 
     def start(self) -> None:
-        """Start to insert records, those of an earlier process first."""
+        """Start inserting records, beginning with those of an earlier process."""
         self._writer.start()
 
     def append(self, record: Record) -> None:
-        """Record something; afterwards the record survives the end of this process.
+        """Write a record, which then survives the end of this process.
 
-        Takes about 20 µs. While the spool cannot be written, records are kept in memory for the
-        database; if there are too many, they are dropped and counted. Never raises.
+        Takes about 20 µs. While the spool cannot be written, records wait in memory for the
+        database; if there are too many, further ones are dropped and counted. Never raises.
         """
         try:
             self._spool.append(to_line(record), self._clock.monotonic())
@@ -71,6 +71,6 @@ class Ledger:
             self._spooled = True
 
     async def stop(self) -> None:
-        """Insert what is left, for at most ``ledger.database_timeout`` seconds."""
+        """Insert the remaining records, for at most ``ledger.database_timeout`` seconds."""
         await asyncio.to_thread(self._writer.stop, self._settings.database_timeout)
         self._spool.close()

@@ -1,4 +1,4 @@
-"""Questions to the ledger and sums of its records, without the database."""
+"""Queries to the ledger and the sums that answer them; no I/O."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -23,26 +23,26 @@ class Query:
     """Which requests to sum up, and how."""
 
     start: int
-    """First second, Unix time; a multiple of ``width``."""
+    """Start, Unix seconds; a multiple of ``width``."""
     end: int
-    """Last second, exclusive; a multiple of ``width``."""
+    """End (exclusive), Unix seconds; a multiple of ``width``."""
     width: int = DAY
     """Length of a period, seconds."""
     group_by: frozenset[GroupBy] = frozenset({GroupBy.TENANT, GroupBy.MODEL})
     tenants: Sequence[str] = ()
-    """Only these; empty: all."""
+    """Values to include; empty: all."""
     models: Sequence[str] = ()
     keys: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class UsageSum:
-    """Sums over requests with the same period, quarter of the day and group."""
+    """Sums over requests with the same period, quarter hour of the day and group."""
 
     start: int
     """Start of the period, Unix time."""
     quarter: int
-    """Quarter of an hour of the day (UTC) in which the requests ended, 0 to 95."""
+    """Quarter hour of the day (UTC) in which the requests ended, 0 to 95."""
     model: str
     tenant: str | None
     """None: not grouped by tenant."""
@@ -58,6 +58,6 @@ class CapacitySum:
 
     start: int
     gpu_us: int
-    """Time that groups had GPUs."""
+    """GPU time allocated to groups."""
     busy_us: int
-    """Part of it in engine steps, at most ``gpu_us``."""
+    """Part of ``gpu_us`` spent in engine steps."""

@@ -1,7 +1,7 @@
-"""What the ledger records: requests, and the capacity and busy time of groups.
+"""The ledger's records: requests, and the capacity and busy time of groups.
 
 A record is one line of JSON in the spool and one row in the database. Times are integers, so that
-sums are exact. New fields need a default, because a spool may hold lines of an older version.
+sums are exact. New fields need a default, because a spool may contain lines of an older version.
 """
 
 from itertools import count
@@ -19,10 +19,10 @@ def microseconds(seconds: float) -> int:
 
 
 class RequestUsage(msgspec.Struct, frozen=True, tag="request", tag_field="kind"):
-    """One request that reached a rank, over either protocol and with any outcome."""
+    """A request that reached a rank, over either protocol and with any outcome."""
 
     record_id: str
-    """Unique in all routers, so that a record inserted twice counts once."""
+    """Unique across routers, so that a record inserted twice counts once."""
     finished_us: int
     """End of the request, microseconds since the Unix epoch."""
     request_id: str
@@ -58,7 +58,7 @@ class RequestUsage(msgspec.Struct, frozen=True, tag="request", tag_field="kind")
     ttft_us: int | None = None
     """Time from arrival to the first token, microseconds; None: no token arrived."""
     adapter: str | None = None
-    """LoRA adapter; always None, because the router serves none."""
+    """LoRA adapter; always None, because the router does not serve adapters."""
     pool: str | None = None
     """Pool of groups; always None, because a router has one."""
 
@@ -92,7 +92,7 @@ def to_line(record: Record) -> bytes:
 
 
 def from_line(line: bytes) -> Record:
-    """Return the record of a line.
+    """Parse a line into a record.
 
     Raises:
         ValueError: The line is not a record.

@@ -1,4 +1,4 @@
-"""The two views of the ledger: what tenants pay (price), and what serving them costs (cost).
+"""The two views of the ledger: what tenants pay (price) and what serving them costs (cost).
 
 Price: tokens times the tariff. The list price ignores the tariff's windows.
 
@@ -20,7 +20,7 @@ _HOUR_US = Decimal(3_600 * SECOND)
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Usage of one group of requests in one period."""
+    """Usage of a group of requests in a period."""
 
     start: int
     """Start of the period, Unix time."""
@@ -30,7 +30,7 @@ class Row:
     tokens: Tokens
     rank_seconds: Decimal
     list_price: Amounts | None
-    """None: the tariff has no prices of the model."""
+    """None: the tariff has no prices for the model."""
     price: Amounts | None
     cost: Decimal | None
     """Share of the busy GPU time; None: the price of a GPU is not set, or no GPU time is recorded
@@ -39,12 +39,12 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class PeriodCost:
-    """GPU time of one period, and what it costs."""
+    """GPU time of a period, and its cost."""
 
     start: int
     gpu_hours: Decimal
     busy_hours: Decimal
-    """Part of it that requests used."""
+    """Part of the GPU time that requests used."""
     total: Decimal
     busy: Decimal
     idle: Decimal
@@ -58,26 +58,26 @@ class Report:
     currency: str
     rows: tuple[Row, ...]
     periods: tuple[PeriodCost, ...]
-    """Periods with GPU time; empty without the price of a GPU."""
+    """Periods with GPU time; empty if no GPU price is set."""
 
     @property
     def price(self) -> Decimal:
-        """Price of all rows that have one."""
+        """Sum of the rows' prices; rows without a price are left out."""
         return sum((row.price.total for row in self.rows if row.price), Decimal(0))
 
     @property
     def list_price(self) -> Decimal:
-        """List price of all rows that have one."""
+        """Sum of the rows' list prices; rows without one are left out."""
         return sum((row.list_price.total for row in self.rows if row.list_price), Decimal(0))
 
     @property
     def cost(self) -> Decimal:
-        """Cost of all GPU time, idle included."""
+        """Cost of all GPU time, including idle time."""
         return sum((period.total for period in self.periods), Decimal(0))
 
 
 def merged(rows: Iterable[Row]) -> list[Row]:
-    """Return one row for each tenant, model and key over all periods; its start is the first's."""
+    """Return one row per tenant, model and key over all periods, starting with its first one."""
     found: dict[tuple[str | None, ...], Row] = {}
     for row in rows:
         group = (row.tenant, row.model, row.key_id)
@@ -91,7 +91,7 @@ def merged(rows: Iterable[Row]) -> list[Row]:
             rank_seconds=before.rank_seconds + row.rank_seconds,
             list_price=_sum(before.list_price, row.list_price),
             price=_sum(before.price, row.price),
-            # Periods without recorded GPU time have no cost.
+            # Periods without GPU records have no cost.
             cost=row.cost if before.cost is None else before.cost + (row.cost or 0),
         )
     return list(found.values())
@@ -102,7 +102,7 @@ def _sum(first: Amounts | None, second: Amounts | None) -> Amounts | None:
 
 
 def margin(price: Decimal, cost: Decimal) -> Decimal | None:
-    """Return the profit relative to the cost: (price - cost) / cost; None: there is no cost."""
+    """Return the profit relative to the cost, (price - cost) / cost, or None without a cost."""
     return None if not cost else (price - cost) / cost
 
 
@@ -118,10 +118,10 @@ def build_report(
     """Return usage, price and cost.
 
     Args:
-        query: Which requests, and how they are grouped.
+        query: Which requests to include, and how to group them.
         tariff: Prices of tokens.
-        gpu_hour_price: Price of a GPU for an hour; None: no costs.
-        usage: The requests' sums.
+        gpu_hour_price: Price of a GPU-hour. None: do not compute costs.
+        usage: Sums over the requests.
         capacity: GPU time, by start of the period.
         rank_us: Time of all requests on ranks, microseconds, by start of the period; unlike
             ``usage`` without the query's filters.
@@ -142,7 +142,7 @@ _Group = tuple[int, str | None, str | None, str | None]
 
 
 def _grouped(sums: Iterable[UsageSum], query: Query) -> list[tuple[_Group, list[UsageSum]]]:
-    """Join the sums of a group, whose quarters of the day and models may have other prices."""
+    """Combine the sums of a group whose models and quarter hours may differ in price."""
     groups: dict[_Group, list[UsageSum]] = {}
     for each in sums:
         model = each.model if GroupBy.MODEL in query.group_by else None
@@ -166,7 +166,7 @@ def _row(
         rank_us += each.rank_us
         prices = tariff.prices(each.model, each.start)
         if prices is None or listed is None or billed is None:
-            # A sum without some of its parts would look like a bill.
+            # An incomplete sum would look like a bill.
             listed = billed = None
         else:
             listed += prices.of(each.tokens)

@@ -1,4 +1,4 @@
-"""Tables of the ledger's database, for queries and inserts; ``migrations`` creates them.
+"""Tables of the ledger's database, for queries and inserts; ``migrations`` creates the tables.
 
 Columns of records have the names and units of the fields in ``serving.ledger.records``.
 """
@@ -46,7 +46,7 @@ SPENDING = Table(
     "ledger_spending",
     METADATA,
     Column("tenant", String, primary_key=True),
-    # Empty: no key was required; a primary key has no nulls.
+    # Empty: no key was required (a primary key cannot contain null).
     Column("key_id", String, primary_key=True),
     # Unix seconds of its start.
     Column("day", BigInteger, primary_key=True),
@@ -62,9 +62,9 @@ RESERVATIONS = Table(
     Column("tenant", String, nullable=False, index=True),
     Column("key_id", String, nullable=False),
     Column("amount", BigInteger, nullable=False),
-    # The router that renews it. Empty: the request has ended and its record is on its way.
+    # The router that renews it. Empty: the request has ended, its record is not inserted yet.
     Column("holder", String, nullable=False, index=True),
-    # Unix seconds from which it does not count.
+    # Unix time from which it no longer counts, seconds.
     Column("expires", BigInteger, nullable=False),
 )
-"""Budgets' reservations of requests that are not in ``REQUESTS`` yet."""
+"""Budget reservations of requests that are not in ``REQUESTS`` yet."""

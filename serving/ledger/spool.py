@@ -1,13 +1,13 @@
 """Records on disk that are not in the database yet.
 
-A record is appended with one write to the end of the newest file (segment) before its client sees
-the end of the response. The page cache keeps it when the process is killed. The writer takes whole
-segments, and removes one after its records are committed: a crash in between makes the next process
-insert them again, which the record ids make harmless.
+A record is appended to the newest file (segment) in a single write, before its client sees the end
+of the response. If the process is killed, the page cache keeps it. The writer takes whole segments
+and deletes each one after its records are committed. After a crash in between, the next process
+inserts them again, which is harmless because of the record ids.
 
-    spool/lock           held by the router that uses the folder
+    spool/lock           locked by the router that uses the directory
     spool/00000007.jsonl one record per line
-    spool/00000003.bad   lines that are no records, kept for inspection
+    spool/00000003.bad   lines that could not be inserted, kept for inspection
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from pathlib import Path
 from serving.errors import SettingsError
 
 SEGMENT_BYTES = 2**23
-"""Size at which a segment is closed, bytes. The writer reads a segment as a whole."""
+"""Size at which a segment is closed, bytes. The writer reads whole segments."""
 _SUFFIX = ".jsonl"
 
 
@@ -32,19 +32,19 @@ class Segment:
     size: int
     """Bytes."""
     since: float
-    """Monotonic time before which no record in it was written, seconds."""
+    """Lower bound for the time of its records, monotonic seconds."""
 
     def lines(self) -> list[bytes]:
-        """Return the records as lines, without a line that was cut off by a crash."""
+        """Return the records as lines, without one that a crash cut off."""
         *whole, _cut = self.path.read_bytes().split(b"\n")
         return whole
 
 
 class Spool:
-    """Appends records and hands over segments; ``append`` and ``seal`` may run in two threads."""
+    """Appends records and hands over segments; two threads may call ``append`` and ``seal``."""
 
     def __init__(self, folder: Path, max_bytes: int, now: float) -> None:
-        """Lock the folder, and find the segments that an earlier process left.
+        """Lock the directory, and find the segments left by an earlier process.
 
         Args:
             folder: Created if missing.
@@ -52,13 +52,13 @@ class Spool:
             now: Monotonic time, seconds.
 
         Raises:
-            SettingsError: The folder cannot be written, or another process uses it.
+            SettingsError: The directory cannot be written, or another process uses it.
         """
         self._folder = folder
         self._max_bytes = max_bytes
         self._guard = threading.Lock()
         self._lock_file = lock_folder(folder, "ledger.directory")
-        # Other files, such as copies that somebody made, are not touched.
+        # Other files, such as copies made by an administrator, are left alone.
         found = sorted(each for each in folder.glob(f"*{_SUFFIX}") if each.stem.isdecimal())
         self._sealed = [Segment(path, path.stat().st_size, now) for path in found]
         used = [*found, *(each for each in folder.glob("*.bad") if each.stem.isdecimal())]
@@ -75,21 +75,21 @@ class Spool:
 
     @property
     def oldest_since(self) -> float | None:
-        """``Segment.since`` of the oldest segment with records; None: there is none."""
+        """``Segment.since`` of the oldest segment with records, or None without records."""
         with self._guard:
             if self._sealed:
                 return self._sealed[0].since
             return self._since if self._size else None
 
     def append(self, line: bytes, now: float) -> None:
-        """Write a record; it outlives this process, but not a failure of power.
+        """Write a record, which then survives the end of this process, but not a power failure.
 
         Args:
             line: The record, ending with a line break.
             now: Monotonic time, seconds.
 
         Raises:
-            OSError: The disk is full, or the spool has reached its maximum size; nothing is
+            OSError: The disk is full, or the spool has reached its maximum size. Nothing is
                 written.
         """
         with self._guard:
@@ -101,7 +101,7 @@ class Spool:
                 self._since = now
             written = os.write(self._descriptor, line)
             if written < len(line):
-                # The disk is full. The part would spoil the next record.
+                # The disk is full. A partial record would corrupt the next one.
                 os.ftruncate(self._descriptor, self._size)
                 raise OSError(f"only {written} of {len(line)} bytes could be written")
             self._size += written
@@ -109,7 +109,7 @@ class Spool:
                 self._close_segment()
 
     def seal(self) -> list[Segment]:
-        """Start a new segment if the newest has records; return all others, oldest first."""
+        """Start a new segment if the newest one has records; return all others, oldest first."""
         with self._guard:
             if self._size:
                 self._close_segment()
@@ -119,7 +119,7 @@ class Spool:
         """Delete a segment whose records are in the database.
 
         Raises:
-            OSError: The file cannot be deleted; it stays in the list.
+            OSError: The file cannot be deleted; the segment stays in the list.
         """
         segment.path.unlink(missing_ok=True)
         with self._guard:
@@ -127,7 +127,7 @@ class Spool:
             self._sealed_bytes -= segment.size
 
     def keep_bad(self, segment: Segment, lines: list[bytes]) -> None:
-        """Keep lines that cannot be inserted in a file of their own.
+        """Move lines that cannot be inserted to a separate file.
 
         Raises:
             OSError: The file cannot be written.
@@ -135,7 +135,7 @@ class Spool:
         segment.path.with_suffix(".bad").write_bytes(b"\n".join(lines) + b"\n")
 
     def close(self) -> None:
-        """Close the files and release the folder; the records stay."""
+        """Close the files and release the directory; the records stay."""
         with self._guard:
             if self._descriptor is not None:
                 os.close(self._descriptor)
@@ -156,10 +156,11 @@ class Spool:
 
 
 def lock_folder(folder: Path, setting: str) -> int:
-    """Create and lock a folder; return the descriptor of the lock, which closing releases.
+    """Create and lock a directory; return the lock's descriptor. Closing it releases the lock.
 
     Raises:
-        SettingsError: The folder cannot be written, or another process uses it; names ``setting``.
+        SettingsError: The directory cannot be written, or another process uses it; the message
+            names ``setting``.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -30,7 +30,7 @@ def read_report(
 
 
 def usage_sums(connection: Connection, query: Query) -> Iterator[UsageSum]:
-    """Yield the sums by period, quarter of the day, model, and the query's groups."""
+    """Yield the sums by period, quarter hour of the day, model, and the query's groups."""
     table = REQUESTS.c
     start = (table.finished_us // (query.width * SECOND) * query.width).label("start")
     quarter = (table.finished_us // _QUARTER_US % QUARTERS).label("quarter")
@@ -70,7 +70,7 @@ def usage_sums(connection: Connection, query: Query) -> Iterator[UsageSum]:
             row.model,
             row.tenant if tenant else None,
             row.key_id if key else None,
-            # PostgreSQL's sums of BIGINT are NUMERIC.
+            # PostgreSQL returns sums of BIGINT as NUMERIC.
             Tokens(
                 row.requests,
                 int(row.prompt),
@@ -83,7 +83,7 @@ def usage_sums(connection: Connection, query: Query) -> Iterator[UsageSum]:
 
 
 def rank_sums(connection: Connection, query: Query) -> dict[int, int]:
-    """Return the time of all requests on ranks, microseconds, by period, without filters."""
+    """Return the time of all requests on ranks by period, unfiltered, microseconds."""
     start = (REQUESTS.c.finished_us // (query.width * SECOND) * query.width).label("start")
     statement = (
         select(start, func.sum(REQUESTS.c.rank_us).label("rank_us"))

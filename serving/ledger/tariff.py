@@ -1,7 +1,7 @@
 """Tariffs: what the tokens of a model cost, by kind and time of day.
 
-A tariff is a YAML file (deploy/docs/usage.md). All amounts are decimals: its scalars are read as
-text and never become floats, and prices of a period are sums of tokens times a price, without
+A tariff is a YAML file (deploy/docs/usage.md). All amounts are decimals: scalars are read as text
+and never become floats. The price of a period is the sum of tokens times prices, without
 intermediate rounding, so that a bill equals the sum over its requests.
 """
 
@@ -31,17 +31,17 @@ from serving.yaml_text import NotYaml, read_yaml
 
 BUNDLED = Path(__file__).parent / "tariffs" / "deepseek-2025-02.yaml"
 QUARTERS = 96
-"""Quarters of an hour in a day; the resolution of a tariff's times."""
+"""Quarter hours per day: the resolution of a tariff's times."""
 ANY_MODEL = "*"
-"""Name of the prices of models that the tariff does not name."""
+"""Key for the prices of all models that the tariff does not name."""
 
 _MILLION = Decimal(1_000_000)
 _TIME = re.compile(r"^([01][0-9]|2[0-3]):(00|15|30|45)$")
 
 _DAY = re.compile(r"^\d{4}-\d{2}-\d{2}$", re.ASCII)
 _DIGITS = 10
-"""Most digits of a price: products with up to 10**13 tokens and a discount have at most 28 digits,
-the precision of decimals."""
+"""Maximum number of digits of a price: its product with up to 10**13 tokens and a discount then has
+at most 28 digits, the precision of decimals."""
 
 Price = Annotated[Decimal, Field(ge=0, allow_inf_nan=False, max_digits=_DIGITS)]
 
@@ -57,7 +57,7 @@ class Tokens:
     output: int = 0
     """Generated tokens, including reasoning."""
     reasoning: int = 0
-    """Output tokens known to be reasoning."""
+    """Output tokens that are known to be reasoning."""
 
     def __add__(self, other: "Tokens") -> "Tokens":
         """Return the sums."""
@@ -102,7 +102,7 @@ class _Part(BaseModel):
 
 
 class Prices(_Part):
-    """Prices of a million tokens."""
+    """Prices per million tokens."""
 
     cached: Price
     """Prompt tokens that came from a KV cache."""
@@ -111,7 +111,7 @@ class Prices(_Part):
     output: Price
     """Generated tokens."""
     reasoning: Price | None = None
-    """Generated tokens of the reasoning. None: as output."""
+    """Reasoning tokens. None: same as output."""
 
     def of(self, tokens: Tokens) -> Amounts:
         """Return the exact price of tokens."""
@@ -124,19 +124,19 @@ class Prices(_Part):
         )
 
     def without_cache(self, prompt: int, output: int) -> Decimal:
-        """Return the highest price of tokens, whatever part is cached or reasoning."""
+        """Return the highest possible price, for any share of cached and reasoning tokens."""
         input_price = max(self.cached, self.uncached)
         output_price = max(self.output, self.reasoning or Decimal(0))
         return (input_price * prompt + output_price * output) / _MILLION
 
 
 class Window(_Part):
-    """A part of every day with other prices: a discount in percent, or prices."""
+    """A time of day with different prices: a discount in percent, or prices."""
 
     from_quarter: int = Field(alias="from")
-    """Start, in quarters of an hour from 0:00 UTC."""
+    """Start, in quarter hours after 0:00 UTC."""
     until_quarter: int = Field(alias="until")
-    """End (exclusive); before the start: on the next day."""
+    """End (exclusive); if before the start, on the next day."""
     discount_percent: Annotated[Decimal, Field(ge=0, le=100, decimal_places=2)] | None = None
     prices: Prices | None = None
 
@@ -157,7 +157,7 @@ class Window(_Part):
         return self
 
     def quarters(self) -> frozenset[int]:
-        """Return the quarters of the day in the window."""
+        """Return the quarter hours of the day that are in the window."""
         length = (self.until_quarter - self.from_quarter) % QUARTERS
         return frozenset((self.from_quarter + each) % QUARTERS for each in range(length))
 
@@ -177,7 +177,7 @@ class ModelPrices(Prices):
         return self
 
     def at(self, quarter: int, tokens: Tokens) -> Amounts:
-        """Return the price of tokens of requests that ended in a quarter of a day."""
+        """Return the price of the tokens of requests that ended in a quarter hour of the day."""
         for window in self.windows:
             if quarter not in window.quarters():
                 continue
@@ -192,9 +192,9 @@ class ModelPrices(Prices):
         return self.of(tokens)
 
     def highest(self, prompt: int, output: int) -> Decimal:
-        """Return the highest price of a prompt and its output, at any time of day.
+        """Return the highest possible price of a prompt and its output, at any time of day.
 
-        Discounts only lower it.
+        Discounts can be ignored, because they only lower it.
         """
         kinds = (self, *(each.prices for each in self.windows if each.prices is not None))
         return max(each.without_cache(prompt, output) for each in kinds)
@@ -204,17 +204,17 @@ Models = Annotated[Mapping[str, ModelPrices], Field(min_length=1)]
 
 
 def _date(value: Any) -> Any:
-    # Numbers, which pydantic takes as seconds since 1970, are mistakes.
+    # A number is a mistake: pydantic would read it as seconds since 1970.
     if _DAY.fullmatch(str(value)) is None:
         raise ValueError("must be a date, e.g. 2027-01-01")
     return value
 
 
 class Change(_Part):
-    """New prices of some models; those of the others stay."""
+    """New prices for some models; other prices stay the same."""
 
     start: Annotated[dt.date, BeforeValidator(_date)] = Field(alias="from")
-    """Day from which the prices are valid, from 0:00 UTC on."""
+    """First day of the prices, starting at 0:00 UTC."""
     models: Models
 
 
@@ -235,14 +235,14 @@ class Tariff(_Part):
         return self
 
     def prices(self, model: str, at: float) -> ModelPrices | None:
-        """Return a model's prices at a Unix time; None: the tariff has none."""
+        """Return a model's prices at a Unix time, or None if the tariff has none."""
         starts, versions = self._versions
         models = versions[bisect_right(starts, at)]
         return models.get(model) or models.get(ANY_MODEL)
 
     @cached_property
     def _versions(self) -> tuple[Sequence[float], Sequence[Mapping[str, ModelPrices]]]:
-        """The starts of the changes, Unix seconds, and all prices before and after each."""
+        """The start of each change, Unix seconds, and all prices before and after each."""
         starts, versions = [], [self.models]
         for each in self.changes:
             midnight = dt.datetime.combine(each.start, dt.time(), dt.UTC)
@@ -252,7 +252,7 @@ class Tariff(_Part):
 
 
 def load_tariff(file: str | None) -> Tariff:
-    """Read a tariff file; None: the bundled one.
+    """Read a tariff file. None: the bundled tariff.
 
     Raises:
         SettingsError: The file cannot be read, or is invalid; the message names each problem.

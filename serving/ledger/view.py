@@ -1,4 +1,4 @@
-"""Reads the ledger for its users: the pages of a router and `moe-serving usage`."""
+"""Reads the ledger, for the router's pages and for `moe-serving usage`."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +16,7 @@ from serving.settings import LedgerSettings
 
 @dataclass(frozen=True, slots=True)
 class LedgerView:
-    """The database with a tariff and the price of a GPU."""
+    """The database, a tariff, and the price of a GPU-hour."""
 
     database: LedgerDatabase
     where: str
@@ -33,7 +33,7 @@ class LedgerView:
         """Check that the database has the schema of this version.
 
         Raises:
-            SettingsError: It has not.
+            SettingsError: It does not.
             NotReady: The database is unreachable or fails.
         """
         with self._answering():

@@ -1,7 +1,7 @@
 """The thread that moves records from the spool to the database.
 
-The database is never waited for on a request's path. While it is unreachable, segments stay in the
-spool and the thread retries with increasing pauses.
+Requests never wait for the database. While it is unreachable, segments stay in the spool and the
+thread retries with exponential backoff.
 """
 
 import threading
@@ -22,20 +22,20 @@ BATCH = 1000
 BACKLOG = 10_000
 """Maximum number of records kept in memory while the spool cannot be written."""
 MAX_PAUSE = 30.0
-"""Maximum pause between attempts to reach the database, seconds."""
+"""Maximum time between attempts to reach the database, seconds."""
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
 class Database(Protocol):
-    """What the writer needs of ``serving.ledger.database.LedgerDatabase``."""
+    """The part of ``serving.ledger.database.LedgerDatabase`` that the writer uses."""
 
     def migrate(self) -> None:
-        """Create the schema or bring it to this version."""
+        """Create the schema, or migrate it to this version."""
         ...
 
     def insert(self, records: Sequence[Record]) -> None:
-        """Insert records in one transaction, skipping those that are already there."""
+        """Insert records in one transaction, skipping existing ones."""
         ...
 
     def close(self) -> None:
@@ -78,7 +78,7 @@ class LedgerWriter:
         self._thread.start()
 
     def stop(self, timeout: float) -> None:
-        """Insert what is left, and end the thread; what cannot be inserted stays in the spool.
+        """Insert the remaining records and end the thread; the rest stays in the spool.
 
         Does nothing if the thread was not started.
 
@@ -201,7 +201,7 @@ class LedgerWriter:
             self._failures = min(self._failures + 1, 16)
             return
         except Exception:
-            # The thread must go on: without it the spool would only grow.
+            # The thread must not end: without it, the spool would only grow.
             metrics.LEDGER_FAILURES.inc()
             log.exception("the ledger's writer failed")
             self._failures = min(self._failures + 1, 16)

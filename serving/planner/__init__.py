@@ -1,5 +1,6 @@
-"""Capacity planning: the layout of a model on given hardware, and what it serves at what price.
+"""Capacity planning: layouts of a model on given hardware, their throughput and their price.
 
-Arithmetic on public figures, without I/O. No GPU was available when it was written: it is a model,
-checked against published measurements (``anchors``), and every output says so.
+Arithmetic on published figures, without I/O. It was written without access to a GPU: the results
+are those of a model, checked against published measurements (``anchors``), and every output says
+so.
 """

@@ -30,12 +30,12 @@ class Accelerator:
     network: float = _NIC
     """Bandwidth to other nodes, bytes/s in one direction."""
     per_node: int = 8
-    """GPUs of a node."""
+    """GPUs per node."""
     price: float = 0.0
     """Price of a GPU-hour, dollars."""
     price_source: str = "assumption"
     product: str = ""
-    """Value of the node label nvidia.com/gpu.product; empty: nodes have another label."""
+    """Value of the node label nvidia.com/gpu.product; empty: nodes have a different label."""
     source: str = ""
     cpu: bool = False
     """Whether a worker is a CPU process."""
@@ -80,7 +80,7 @@ ACCELERATORS: dict[str, Accelerator] = {
 
 
 def accelerator(name: str) -> Accelerator:
-    """Return the accelerator with a name; upper and lower case are equal.
+    """Return the accelerator with a name, ignoring case.
 
     Raises:
         InvalidRequest: There is none; the message lists all names.

@@ -1,6 +1,6 @@
 """Times of the exchange of tokens between the experts of a group (all-to-all). Pure.
 
-Dispatch sends a token's hidden state in FP8 (one byte a value and a float32 scale for each 128),
+Dispatch sends a token's hidden state in FP8 (one byte per value, one float32 scale per 128 values),
 combine returns it in bfloat16, as in DeepEP. Bytes are those of the busiest link; traffic within
 and between nodes flows at the same time.
 """
@@ -29,7 +29,7 @@ def direct_seconds(
 ) -> float:
     """Return the seconds of one exchange that sends each token to each of its experts.
 
-    DeepEP's low-latency kernels, for decoding: a copy per expert, none combined.
+    DeepEP's low-latency kernels, for decoding: one copy per expert, none shared.
 
     Args:
         gpu: The hardware.
@@ -54,7 +54,7 @@ def forwarded_seconds(
 
     DeepEP's normal kernels, for prefill: the receiving node forwards the token to its experts'
     GPUs. The expected number of nodes assumes evenly distributed experts; the node limit of
-    DeepSeek-V3's gate (4 nodes) is not modelled, it matters above 4 nodes only.
+    DeepSeek-V3's gate (4 nodes) is not modelled; it only matters with more than 4 nodes.
     """
     if workers == 1:
         return 0.0

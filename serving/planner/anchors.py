@@ -20,17 +20,17 @@ _SGLANG = "https://lmsys.org/blog/2025-05-05-large-scale-ep"
 _MTP = "https://lmsys.org/blog/2025-07-17-mtp"
 _NODE = 8
 _TOKENS = 128
-"""Tokens of each GPU in DeepEP's table."""
+"""Tokens per GPU in DeepEP's table."""
 _BATCH = 256
-"""Sequences per GPU where a source states none: the most that DeepEP's low-latency kernels
-recommend (its README), and what SGLang used."""
+"""Sequences per GPU where a source does not state them: the maximum that DeepEP's README recommends
+for its low-latency kernels, and what SGLang used."""
 _DAY_ITL = 1 / 21
 """Seconds per token of DeepSeek's users: 20 to 22 tokens/s."""
 _DAY_CONTEXT = 4989
-"""Mean length of the KV cache per output token of DeepSeek's day."""
+"""Mean length of the KV cache per output token on DeepSeek's day."""
 _DAY_CACHED, _DAY_COMPUTED = 2466, 1914
-"""Tokens of a prompt of DeepSeek's day: 56.3 % cached; a prompt of 4,380 and an output of 1,210
-tokens have its ratio of 608 to 168 and nearly its mean KV length."""
+"""Tokens of a prompt on DeepSeek's day, 56.3 % of them cached. A prompt of 4,380 and an output of
+1,210 tokens match its ratio of 608 to 168, and its mean KV length approximately."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +42,9 @@ class Anchor:
     published: float
     source: str
     fitted: str
-    """The constant that was fitted to it, among others; empty: it is a check."""
+    """The constant fitted to this figure; empty: the figure is a check."""
     setup: str
-    """Operating point, with what the source leaves open and is assumed here."""
+    """Operating point, including what the source does not state and is assumed here."""
     predict: Callable[[ModelFigures], float]
 
     def error(self, model: ModelFigures) -> float:
@@ -63,7 +63,7 @@ def _decode(
     accepted: float = 1.0,
     per: int = 1,
 ) -> Callable[[ModelFigures], float]:
-    """Return a prediction of output tokens/s of ``per`` GPUs that decode."""
+    """Return a function that predicts the output tokens/s of ``per`` decoding GPUs."""
 
     def predict(model: ModelFigures) -> float:
         group = StepModel(model, ACCELERATORS[gpu], workers, 1, known)
@@ -75,7 +75,7 @@ def _decode(
 def _prefill(
     gpu: str, workers: int, computed: int, *, cached: int = 0, used: float = 1.0
 ) -> Callable[[ModelFigures], float]:
-    """Return a prediction of input tokens/s of a node, cached ones included."""
+    """Return a function that predicts the input tokens/s of a node, including cached ones."""
     tokens = 16_384
 
     def predict(model: ModelFigures) -> float:
@@ -88,13 +88,13 @@ def _prefill(
 
 
 def _day_decode(model: ModelFigures) -> float:
-    """Return output tokens/s of a node at the speed that DeepSeek's users saw."""
+    """Return the output tokens/s of a node at the speed that DeepSeek's users saw."""
     group = StepModel(model, ACCELERATORS["h800"], 144, 1, PEERS)
     sequences = largest(lambda b: group.decode(b, _DAY_CONTEXT).seconds <= _DAY_ITL, _BATCH)
     return _NODE * sequences / group.decode(sequences, _DAY_CONTEXT).seconds
 
 
-_IN, _OUT, _GPU = "input tokens/s a node", "output tokens/s a node", "output tokens/s a GPU"
+_IN, _OUT, _GPU = "input tokens/s per node", "output tokens/s per node", "output tokens/s per GPU"
 
 ANCHORS: tuple[Anchor, ...] = (
     Anchor(
@@ -113,7 +113,7 @@ ANCHORS: tuple[Anchor, ...] = (
     ),
     Anchor(
         "SGLang, 2 drafted tokens", _GPU, 81.5, _MTP, "draft_seconds",
-        "as above, 2.18 tokens a step",
+        "as above, 2.18 tokens per step",
         _decode("h200", 16, 2, 67_584, PEERS, drafts=2, accepted=2.18),
     ),
     Anchor(
@@ -149,11 +149,11 @@ ANCHORS: tuple[Anchor, ...] = (
     ),
     Anchor(
         "SGLang, simulated MTP", _OUT, 17_373, _SGLANG, "",
-        "H100, EP72, 128 sequences of 4,000 tokens, 2 tokens a step",
+        "H100, EP72, 128 sequences of 4,000 tokens, 2 tokens per step",
         _decode("h100", 72, 128, 4000, PEERS, drafts=1, accepted=2.0, per=_NODE),
     ),
     Anchor(
-        "SGLang, 3 drafted tokens", _GPU, 82.0, _MTP, "", "H200, EP16, 2 sequences, 2.44 a step",
+        "SGLang, 3 drafted tokens", _GPU, 82.0, _MTP, "", "H200, EP16, 2 sequences, 2.44 per step",
         _decode("h200", 16, 2, 67_584, PEERS, drafts=3, accepted=2.44),
     ),
     Anchor(
@@ -169,7 +169,7 @@ ANCHORS: tuple[Anchor, ...] = (
         _decode("b200", 16, _BATCH, 1500, VLLM),
     ),
 )  # fmt: skip
-"""All anchors, those to which constants were fitted first."""
+"""All anchors; those to which constants were fitted come first."""
 
 ALL_TO_ALL: tuple[tuple[int, float, float], ...] = (
     (8, 77e-6, 114e-6),
@@ -184,7 +184,7 @@ dispatch and of combine, for 128 tokens of 7,168 values to 8 experts."""
 
 
 def exchanges(model: ModelFigures) -> list[tuple[str, float, float]]:
-    """Return name, published and predicted seconds of each exchange of ``ALL_TO_ALL``."""
+    """Return name, published and predicted seconds of each exchange in ``ALL_TO_ALL``."""
     sizes = dispatch_bytes(model.hidden_size), combine_bytes(model.hidden_size)
     return [
         (

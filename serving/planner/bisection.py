@@ -9,7 +9,8 @@ _ROUNDS = 15
 def largest(holds: Callable[[float], bool], most: float, least: float = 0.0) -> float:
     """Return the largest number from ``least`` to ``most`` for which ``holds`` is true.
 
-    ``holds`` must be true up to some number and false above. ``least`` if it never is.
+    ``holds`` must be true up to some number and false above it. If it is never true, the result is
+    ``least``.
     """
     if holds(most):
         return most

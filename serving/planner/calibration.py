@@ -1,8 +1,8 @@
-"""Constants of a running deployment, fitted to loads of a closed loop. Pure.
+"""Constants of a running deployment, fitted to closed-loop loads. Pure.
 
 The mean time between tokens of each load is linear in three unknowns: the overhead of a step, a
-factor on the roofline of decoding, and one on that of prompts. They are fitted by least squares of
-the relative errors; a negative one is set to zero.
+factor on the roofline of decoding, and one on that of prompts. They are fitted by least squares on
+the relative errors; a negative value is set to zero.
 """
 
 import itertools
@@ -21,7 +21,7 @@ _SINGULAR = 1e-12
 
 @dataclass(frozen=True, slots=True)
 class Observed:
-    """What one load saw; times are means in seconds."""
+    """Results of one load; times are means in seconds."""
 
     prompt: float
     """Prompt tokens of a request."""
@@ -33,22 +33,22 @@ class Observed:
     itl: float
     """Time between tokens."""
     groups: int = 1
-    """Groups that shared the load."""
+    """Number of groups that shared the load."""
 
     @property
     def latency(self) -> float:
-        """Seconds of a request."""
+        """Duration of a request, seconds."""
         return self.ttft + self.itl * (self.output - 1)
 
     @property
     def load(self) -> Workload:
-        """The load of the deployment."""
+        """The load as a workload of the planner."""
         return Workload(self.rate, self.prompt, self.output)
 
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """Fitted constants and their error on the loads that they were fitted to."""
+    """Fitted constants and their error on the loads to which they were fitted."""
 
     known: Constants
     residual: float
@@ -60,7 +60,7 @@ def fit(group: Group, observed: Sequence[Observed]) -> Fit:
     """Fit the constants of a group to its loads.
 
     Args:
-        group: The running group with any constants; its factors are replaced.
+        group: The running group, with arbitrary constants; its factors are replaced.
         observed: Loads with different numbers of streams and lengths of prompts.
 
     Raises:
@@ -98,7 +98,7 @@ def fit(group: Group, observed: Sequence[Observed]) -> Fit:
 
 
 def _row(steps: StepModel, group: Group, one: Observed) -> tuple[float, float, float]:
-    """Return the factors of the three unknowns in the mean step of a load."""
+    """Return the coefficients of the three unknowns in the mean step of a load."""
     step = one.itl * group.accepted
     each = one.rate / one.groups / steps.data
     sequences = max(1.0, each * one.output * one.itl)
@@ -116,7 +116,7 @@ def _row(steps: StepModel, group: Group, one: Observed) -> tuple[float, float, f
 def _first_token(group: Group, observed: Sequence[Observed]) -> tuple[float, float]:
     """Return what client and router add to the first token: seconds, and seconds per sequence.
 
-    Fitted to what the model leaves unexplained, by least squares.
+    Fitted by least squares to the part that the model does not explain.
     """
     rows: list[tuple[float, ...]] = []
     extra: list[float] = []
@@ -135,7 +135,7 @@ def _first_token(group: Group, observed: Sequence[Observed]) -> tuple[float, flo
 def _least_squares(
     rows: Sequence[tuple[float, ...]], values: Sequence[float]
 ) -> tuple[list[float], float]:
-    """Return the non-negative solution with the least relative error, and that error.
+    """Return the non-negative solution with the smallest relative error, and that error.
 
     Tries each subset of the columns: there are three.
     """
@@ -170,7 +170,7 @@ def _error(
 
 
 def _solve(rows: Sequence[Sequence[float]]) -> list[float] | None:
-    """Return the least-squares solution of ``rows @ x = 1``; None: it is not unique."""
+    """Return the least-squares solution of ``rows @ x = 1``, or None if it is not unique."""
     width = len(rows[0])
     scale = [max(abs(row[c]) for row in rows) or 1.0 for c in range(width)]
     scaled = [[row[c] / scale[c] for c in range(width)] for row in rows]

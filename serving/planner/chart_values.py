@@ -17,7 +17,7 @@ def deployable(plans: list[Plan]) -> Plan:
     """Return the best plan that the chart can deploy.
 
     Raises:
-        InvalidRequest: There is none: the chart's groups compute prompts and outputs.
+        InvalidRequest: There is none: in the chart, every group computes prompts and outputs.
     """
     found = next((plan for plan in plans if plan.mode is Mode.MIXED), None)
     if found is None:
@@ -36,8 +36,8 @@ def chart_values(
     Args:
         question: The question that the plan answers.
         plan: A plan of mode mixed.
-        model_values: The section ``model`` of a preset of the same model. None: it is built; the
-            claim with the weights and the parsers are to be filled in.
+        model_values: The section ``model`` of a preset of the same model. None: the section is
+            generated, and the user must fill in the volume claim and the parsers.
 
     Raises:
         InvalidRequest: The model has no experts.
@@ -83,7 +83,7 @@ def _model(question: Question) -> dict[str, Any]:
 
 
 def _claim(name: str) -> str:
-    """Return a model's name as that of a Kubernetes object (RFC 1123 label)."""
+    """Return a model's name in the form of a Kubernetes object name (RFC 1123 label)."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower())[:63].strip("-") or "model"
 
 
@@ -107,7 +107,7 @@ def _engine(question: Question, pool: Pool) -> dict[str, Any]:
 
 
 def _redundant(model: ModelFigures, workers: int) -> int:
-    """Return the copies of experts without which they cannot be spread evenly."""
+    """Return the number of redundant experts needed to spread all experts evenly."""
     return -model.n_routed_experts % workers
 
 

@@ -1,4 +1,4 @@
-"""The constants of the performance model: six fitted to measurements, the rest published.
+"""The constants of the performance model: six are fitted to measurements, the rest are published.
 
 ``anchors`` has the measurements; deploy/docs/planner.md has the table of errors.
 """
@@ -14,7 +14,7 @@ NETWORK = 43 / 50
 INTRA_NODE = 160 / 200
 """Attained share of the bandwidth within a node: DeepEP's figure for H800."""
 EXCHANGE_LATENCY = 20e-6
-"""Seconds of an exchange without its bytes: DeepEP's low-latency table, EP16 to EP256."""
+"""Fixed time of an exchange, seconds: DeepEP's low-latency table, EP16 to EP256."""
 ACCEPTANCE = 0.85
 """Share of the first drafted tokens that are accepted: DeepSeek-V3 (arXiv 2412.19437, section
 5.4.3), 85 to 90 %."""
@@ -25,31 +25,31 @@ class Constants:
     """Fitted constants. The defaults are those of vLLM on GPUs; ``calibration`` replaces them."""
 
     matmul: float = 0.325
-    """Attained share of the peak in matrix multiplications, the imbalance of experts and small
-    kernels included. Fitted with ``overlap`` and ``layer_seconds`` to three figures of SGLang:
+    """Attained share of the peak in matrix multiplications, including the imbalance of experts and
+    small kernels. Fitted with ``overlap`` and ``layer_seconds`` to three figures of SGLang:
     prefill and decode on 96 H100, and decode of two sequences per GPU on 16 H200."""
     overlap: float = 0.58
     """Share of the shorter of computation and communication that is hidden behind the longer."""
     layer_seconds: float = 304e-6
-    """Seconds of every step for each layer, regardless of its work."""
+    """Overhead per layer and step, seconds, regardless of the work."""
     draft_seconds: float = 4.75e-3
-    """Seconds of a step for each drafted token, besides the drafting layer's own work. Fitted to
+    """Overhead per step and drafted token, seconds, besides the drafting layer's work. Fitted to
     SGLang's figure with two drafted tokens."""
     engine: float = 1.33
-    """Factor on the whole step. Fitted to vLLM's 2,200 tokens/s per H200; prefill is assumed to
-    differ by the same factor, as no figure of it is published."""
+    """Factor on the whole step. Fitted to vLLM's 2,200 tokens/s per H200; no figure for prefill is
+    published, so the same factor is assumed."""
     utilisation: float = 0.705
     """Highest planned utilisation of prefill: the share of its capacity that DeepSeek's fleet used
-    on average over a day while it was scaled with the load. Fitted to its prefill figure."""
+    on average over a day, while it was scaled with the load. Fitted to its prefill figure."""
     decode: float = 1.0
     """Factor on the work of decoding; 1 unless calibrated."""
     prefill: float = 1.0
     """Factor on the work of prefill; 1 unless calibrated."""
     first_token_seconds: float = 0.02
-    """Seconds that client and router add to the first token; an allowance unless calibrated."""
+    """Time that client and router add to the first token, seconds; estimated unless calibrated."""
     first_token_per_sequence: float = 0.0
-    """The same for each sequence of the group, where router and ranks share cores; 0 unless
-    calibrated."""
+    """Time added to the first token per sequence of the group, seconds, if router and ranks share
+    cores; 0 unless calibrated."""
 
 
 VLLM = Constants()

@@ -1,8 +1,8 @@
-"""What tokens cost on a plan, and GPU-hours of a day. Pure.
+"""Prices of tokens under a plan. Pure.
 
-All GPU-hours are paid for, idle ones included. A mixed group's cost is split between prompts and
-outputs by the time that its steps spend on each. Of a prompt's cost, cached tokens bear what would
-be saved without them: later tokens attend to them, and MLA expands them.
+All GPU-hours are paid for, including idle ones. The cost of a mixed group is split between prompts
+and outputs by the time that its steps spend on each. Cached tokens bear the part of a prompt's cost
+that would be saved without them: later tokens attend to them, and MLA expands them.
 """
 
 from dataclasses import dataclass
@@ -21,15 +21,15 @@ class Cost:
     """Prices in dollars."""
 
     hour: float
-    """All GPUs for an hour."""
+    """All GPUs, per hour."""
     input: float
-    """A million prompt tokens that are computed."""
+    """One million computed prompt tokens."""
     cached: float | None
-    """A million prompt tokens from the cache; None: there are none."""
+    """One million prompt tokens from the cache. None: no token is cached."""
     output: float
-    """A million output tokens."""
+    """One million output tokens."""
     request: float
-    """A mean request; equals its tokens at the prices above."""
+    """An average request; equals its tokens at the prices above."""
 
 
 def cost_of(plan: Plan, load: Workload, price: float) -> Cost:
@@ -37,7 +37,7 @@ def cost_of(plan: Plan, load: Workload, price: float) -> Cost:
 
     Args:
         plan: The plan.
-        load: Lengths of the requests; the plan has the rate.
+        load: Lengths of the requests; the rate is the plan's.
         price: Dollars per GPU-hour.
     """
     requests = plan.rate * _HOUR

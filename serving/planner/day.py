@@ -1,9 +1,9 @@
-"""GPU-hours of a day: of a fixed number of groups, and with the autoscaler. Pure.
+"""GPU-hours of a day, with a fixed number of groups and with the autoscaler. Pure.
 
 The load rises and falls once a day, as a raised cosine. The autoscaler's own policy
-(``autoscaler.policy``) decides, on latencies and rates that the performance model predicts for the
-number of ready groups at that time, without random fluctuations. Its objectives are set such that
-the upper edge of their band is the plan's objective; it knows the capacity of a group.
+(``autoscaler.policy``) decides from the latencies and rates that the performance model predicts for
+the number of ready groups, without random fluctuations. Its targets are set so that the upper edge
+of their tolerance band is the plan's objective, and it knows the capacity of a group.
 """
 
 import math
@@ -19,9 +19,9 @@ from serving.settings import AutoscalerSettings
 
 _DAY = 86_400.0
 _INTERVAL = 60.0
-"""Seconds between two decisions: longer than the default, as the model has no fluctuations."""
+"""Seconds between two decisions: longer than the default, because the model has no fluctuations."""
 _MIDNIGHT = 1_700_006_400.0
-"""A midnight (UTC), from which the time of the decisions counts."""
+"""A midnight (UTC), at which the simulated day begins."""
 _GRID = math.log(1.01)
 _OVERLOADED = 60.0
 """Time to first token of an overloaded fleet, seconds; the policy clamps it."""
@@ -32,11 +32,11 @@ class Day:
     """The GPU-hours of a day."""
 
     fixed: float
-    """With the planned groups all day."""
+    """With the planned number of groups all day."""
     autoscaled: float
     """With the autoscaler."""
     overloaded: float
-    """Share of the autoscaled day in which the ready groups miss a latency objective."""
+    """Share of the autoscaled day during which the ready groups miss a latency objective."""
 
 
 def day_of(plan: Plan, load: Workload, objective: Objective, *, low: float, startup: float) -> Day:
@@ -46,8 +46,8 @@ def day_of(plan: Plan, load: Workload, objective: Objective, *, low: float, star
         plan: The plan, for the busiest hour.
         load: Lengths of the requests.
         objective: Objectives of the plan.
-        low: Rate at the quietest time as a share of the planned one, 0 to 1.
-        startup: Seconds until a new group is ready.
+        low: Rate at the quietest time, as a share of the planned rate, 0 to 1.
+        startup: Time until a new group is ready, seconds.
     """
     scaled = [
         _autoscaled(pool, load, objective, peak=plan.rate, low=low, startup=startup)
@@ -82,7 +82,7 @@ def _settings(pool: Pool, load: Workload, objective: Objective) -> AutoscalerSet
 def _autoscaled(
     pool: Pool, load: Workload, objective: Objective, *, peak: float, low: float, startup: float
 ) -> tuple[float, float]:
-    """Return GPU-hours of a day, and the share of it in which an objective is missed."""
+    """Return the GPU-hours of a day, and the share of it during which an objective is missed."""
     if pool.count == 1:
         return pool.gpus * _DAY / 3600, 0.0
     settings, state = _settings(pool, load, objective), PolicyState()
@@ -112,7 +112,7 @@ def _autoscaled(
 
 
 def _fewer(starting: list[tuple[float, int]], groups: int) -> list[tuple[float, int]]:
-    """Return the groups that still start after ``groups`` of them, the latest first, are not."""
+    """Return the starting groups without the ``groups`` that were started last."""
     kept = []
     for at, number in reversed(starting):
         gone = min(number, groups)
@@ -128,14 +128,14 @@ def _within(served: Served, objective: Objective) -> bool:
 
 @dataclass(slots=True)
 class _Grid:
-    """A group under rates that are rounded up by at most 1 %, each computed once."""
+    """Caches the results of a group, for rates rounded up by at most 1 %."""
 
     group: Group
     load: Workload
     known: dict[int, Served | None] = field(default_factory=dict)
 
     def serve(self, rate: float) -> Served | None:
-        """Return the group under a rate; None: it cannot keep up."""
+        """Return the group under a rate, or None if it cannot keep up."""
         power = math.ceil(math.log(rate) / _GRID)
         if power not in self.known:
             self.known[power] = self.group.serve(self.load, math.exp(power * _GRID))

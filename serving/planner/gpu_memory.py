@@ -1,8 +1,8 @@
 """Memory of a model on each GPU of an expert-parallel group, from the model's public figures.
 
-Pure arithmetic on the numbers of config.json; needs neither weights nor a GPU. Sizes of weights and
-KV cache are exact except for a few small vectors; the reserve is an estimate. Sizes are in bytes,
-counts in parameters.
+Pure arithmetic on the numbers in config.json; needs neither weights nor a GPU. The sizes of weights
+and KV cache are exact except for a few small vectors; the reserve is an estimate. Sizes are in
+bytes, counts in parameters.
 """
 
 from collections.abc import Mapping
@@ -40,10 +40,10 @@ class ModelFigures:
     n_routed_experts: int
     num_experts_per_tok: int
     weight_bytes: int
-    """Bytes of one weight of the linear layers as served: 1 for FP8, 2 for bfloat16."""
+    """Bytes per weight of the linear layers as served: 1 for FP8, 2 for bfloat16."""
     n_shared_experts: int = 0
     first_k_dense_replace: int = 0
-    """Number of first layers, which have a dense feed-forward part."""
+    """Number of leading layers with a dense feed-forward part."""
     num_nextn_predict_layers: int = 0
     """Number of multi-token-prediction layers; loaded only for speculative decoding."""
     head_dim: int = 0
@@ -138,7 +138,7 @@ def total_parameters(model: ModelFigures, *, prediction: bool = False) -> int:
 
     Args:
         model: The model.
-        prediction: Include the multi-token-prediction layers as they are published: each has an
+        prediction: Whether to include the multi-token-prediction layers as published: each has an
             MoE layer, a projection of two hidden states, and copies of embedding and head.
     """
     moe = model.n_routed_experts * model.expert + model.shared + model.gate
@@ -210,7 +210,7 @@ class WorkerMemory:
     capacity: int
     """Memory that vLLM may use."""
     experts: int
-    """Routed experts: the worker's share of every MoE layer."""
+    """Routed experts: this worker's share of every MoE layer."""
     replicated: int
     """Attention, dense layers and shared experts: complete in each rank, split over its workers."""
     embeddings: int
@@ -220,7 +220,7 @@ class WorkerMemory:
     """Allowance for everything but weights and KV cache."""
     kv_per_token: int
     kv_wanted: int
-    """Minimum KV cache: one sequence of full length; on CPUs at least its configured size."""
+    """Minimum KV cache: one sequence of full length; on CPU at least the configured size."""
 
     @property
     def weights(self) -> int:
@@ -229,7 +229,7 @@ class WorkerMemory:
 
     @property
     def kv_room(self) -> int:
-        """Memory left for the KV cache; negative if not even the weights fit."""
+        """Memory left for the KV cache; negative if the weights alone do not fit."""
         return self.capacity - self.weights - self.reserve
 
     @property
@@ -248,7 +248,7 @@ def gpu_memory(
 ) -> WorkerMemory:
     """Return the memory use of a GPU with ``gpu_bytes``, of which vLLM may use ``share``."""
     steps = deployment.max_num_batched_tokens * model.hidden_size * WIDE_BYTES
-    # A token, a copy for each of its experts, and about as many intermediates.
+    # A token, one copy for each of its experts, and about as many intermediate values.
     activations = steps * (model.num_experts_per_tok + 8)
     logits = deployment.max_num_seqs * model.vocab_size * 4 * 2
     reserve = RUNTIME_BYTES + activations + logits
@@ -267,7 +267,7 @@ def cpu_memory(
         kv_cache_bytes: Size of the KV cache (engine.kv_cache_gib).
     """
     used = _worker(model, deployment, rank_bytes, PROCESS_BYTES)
-    # Memory beyond the configured cache is not used.
+    # Memory beyond the configured cache stays unused.
     free = max(0, used.kv_room - kv_cache_bytes)
     used = _worker(model, deployment, rank_bytes - free, PROCESS_BYTES)
     return replace(used, kv_wanted=max(used.kv_wanted, kv_cache_bytes))

@@ -1,13 +1,13 @@
 """Latencies of one group under a load, and the highest load that meets the objectives. Pure.
 
-All ranks of an expert-parallel group step together, so a prompt on one rank delays them all. If
-each of ``data`` ranks computes prompt tokens in a share ``q`` of the steps, the mean step is
+All ranks of an expert-parallel group step together, so a prompt on one rank delays all of them. If
+each of ``data`` ranks computes prompt tokens in a share ``q`` of the steps, the mean step time is
 
     decode + (both - decode) * (1 - (1 - q) ** data)
 
-where ``both`` is a step with prompt tokens as well. The numbers of sequences and prompt tokens in a
-step follow from its length by Little's law; the fixed point is found by iteration. Requests are
-spread evenly over the ranks.
+where ``both`` is the time of a step that also has prompt tokens. The numbers of sequences and
+prompt tokens in a step follow from its duration by Little's law; the fixed point is found by
+iteration. Requests are spread evenly over the ranks.
 """
 
 import math
@@ -22,7 +22,7 @@ from serving.planner.workload import Workload
 _ROUNDS = 80
 _CLOSE = 5e-4
 _IDLE = 1e-6
-"""Share of a group's capacity at which requests are alone."""
+"""Share of a group's capacity at which a request practically runs alone."""
 _NONE = Step(0.0, Limit.OVERHEAD)
 
 
@@ -41,9 +41,9 @@ class Objective:
     ttft: float = 2.0
     """90th percentile of the time to first token, seconds."""
     itl: float = 0.1
-    """A request's mean time between tokens at the 90th percentile of the load, seconds."""
+    """Mean time between a request's tokens at the 90th percentile of the load, seconds."""
     price: float = math.inf
-    """Dollars per million output tokens."""
+    """Maximum price, dollars per million output tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +56,9 @@ class Served:
     itl: float
     """Mean time between tokens; 0 for a group that only computes prompts."""
     itl_p90: float
-    """The same at the 90th percentile of the number of sequences."""
+    """Mean time between tokens at the 90th percentile of the number of sequences."""
     sequences: float
-    """Mean sequences of a rank."""
+    """Mean number of sequences per rank."""
     sequences_p90: float
     load: float
     """Utilisation of prefill, 0 to 1."""
@@ -75,28 +75,28 @@ class Group:
     steps: StepModel
     role: Role
     chunk: int
-    """Most prompt tokens in a step of a rank."""
+    """Maximum prompt tokens in a step of a rank."""
     most_sequences: float
-    """Most sequences of a rank, by KV room and settings."""
+    """Maximum sequences per rank, by KV cache and settings."""
     most_limit: Limit
-    """What ``most_sequences`` comes from."""
+    """What limits ``most_sequences``."""
     drafts: int = 0
-    """Tokens drafted in a step for each sequence."""
+    """Tokens drafted per step and sequence."""
     acceptance: float = 0.0
     """Share of drafted tokens that are accepted."""
 
     @property
     def accepted(self) -> float:
-        """Mean tokens that a step adds to a sequence.
+        """Mean number of tokens that a step adds to a sequence.
 
         A draft counts only if all before it were accepted (Leviathan et al., arXiv 2211.17192).
         """
         return sum(self.acceptance**n for n in range(self.drafts + 1))
 
     def serve(self, load: Workload, rate: float) -> Served | None:
-        """Return the group under ``rate`` requests/s of the lengths of ``load``.
+        """Return the group under ``rate`` requests/s with the lengths of ``load``.
 
-        None: it cannot keep up.
+        None if it cannot keep up.
         """
         each = rate / self.steps.data
         found = self._settle(load, each)
@@ -123,10 +123,10 @@ class Group:
         )
 
     def _settle(self, load: Workload, each: float) -> tuple[float, float, Step, Step] | None:
-        """Return sequences, mean step, step without prompts and step with them, for ``each``
-        requests/s of a rank.
+        """Return sequences, mean step, step without prompts and step with prompts, for ``each``
+        requests/s per rank.
 
-        None: more arrives than is served.
+        None if more requests arrive than are served.
         """
         step, decode, both = 0.0, _NONE, _NONE
         for _ in range(_ROUNDS):
@@ -149,12 +149,12 @@ class Group:
         return None
 
     def meets(self, load: Workload, rate: float, objective: Objective) -> bool:
-        """Return whether the group serves ``rate`` requests/s within objectives and limits."""
+        """Return whether the group serves ``rate`` requests/s within its objectives and limits."""
         found = self.serve(load, rate)
         return found is not None and self._excess(found, objective) is None
 
     def capacity(self, load: Workload, objective: Objective) -> float:
-        """Return the highest rate that meets the objectives, requests/s; 0 if none does."""
+        """Return the highest rate that meets the objectives, requests/s; 0 if no rate does."""
         bound = self.bound(load)
         if not self.meets(load, bound * _IDLE, objective):
             return 0.0
@@ -172,7 +172,7 @@ class Group:
         return found
 
     def _excess(self, found: Served, objective: Objective) -> Limit | None:
-        """Return the resource behind a bound that is exceeded; None: none is."""
+        """Return the resource whose limit is exceeded, or None."""
         if found.sequences_p90 > self.most_sequences:
             return self.most_limit
         if found.load > self.steps.constants.utilisation or found.ttft_p90 > objective.ttft:
@@ -191,7 +191,7 @@ class Group:
         return self.role is not Role.DECODE
 
     def bound(self, load: Workload) -> float:
-        """Return a rate that the group cannot exceed, requests/s."""
+        """Return an upper bound of the group's rate, requests/s."""
         bounds = []
         if self._decodes:
             step = self._decode(load, self.most_sequences).seconds
@@ -202,7 +202,7 @@ class Group:
         return min(bounds) * self.steps.data
 
     def _decode(self, load: Workload, sequences: float) -> Step:
-        """Return a step without prompts; a request sees at least itself."""
+        """Return a step without prompts, with at least the request itself."""
         if not self._decodes:
             return _NONE
         return self.steps.decode(max(sequences, 1.0), load.context, self.drafts)
@@ -230,8 +230,8 @@ class Group:
 
         Args:
             load: The workload.
-            each: Requests/s of a rank.
-            sequences: Sequences of a rank.
+            each: Requests/s per rank.
+            sequences: Sequences per rank.
             step: Mean step, which must end before a new prompt begins.
         """
         if not self._prefills:
@@ -243,7 +243,7 @@ class Group:
         used = each * service
         own = self._step(load, sequences, min(load.computed, self.chunk)).seconds
         alone = max(1.0, load.computed / self.chunk) * own
-        # A group that only computes prompts steps only while there are some.
+        # A group that only computes prompts does not step without one.
         rest = step if self._decodes else own * (1 - (1 - min(used, 1.0)) ** ranks)
         known = self.steps.constants
         first = known.first_token_seconds + known.first_token_per_sequence * sequences * ranks

@@ -1,4 +1,4 @@
-"""The planner's question and its answers: load, hardware, choices; pools, plans. Data only."""
+"""The planner's input (load, hardware, choices) and output (pools, plans). Data only."""
 
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -12,13 +12,13 @@ from serving.planner.shapes import Choices, Variant
 from serving.planner.workload import Workload
 
 MOST_NODES = 4096
-"""Upper bound of the nodes of a plan."""
+"""Maximum number of nodes in a plan."""
 MOST_GROUPS = 1024
-"""Upper bound of the groups of a pool: that of autoscaler.max_groups."""
+"""Maximum number of groups in a pool: the upper bound of autoscaler.max_groups."""
 
 
 class Mode(StrEnum):
-    """Whether prompts are computed by groups of their own."""
+    """Whether separate groups compute the prompts."""
 
     MIXED = "mixed"
     DISAGGREGATED = "disaggregated"
@@ -32,25 +32,25 @@ class Question:
     model_name: str
     gpu: Accelerator
     load: Workload
-    """Without a rate to plan for, its rate is ignored (``nodes`` is set)."""
+    """Load to plan for. Its rate is ignored if ``nodes`` is set and no rate is given."""
     objective: Objective
     known: Constants
     choices: Choices = field(default_factory=Choices)
     modes: tuple[Mode, ...] = (Mode.MIXED, Mode.DISAGGREGATED)
     nodes: int | None = None
-    """Nodes that there are; None: any number."""
+    """Number of available nodes. None: unlimited."""
     saturate: bool = False
     """Find the highest rate for ``nodes`` instead of the smallest layout for the load's rate."""
 
     @property
     def most_gpus(self) -> int:
-        """GPUs that there are."""
+        """Number of available GPUs."""
         return (MOST_NODES if self.nodes is None else self.nodes) * self.gpu.per_node
 
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """Equal groups of a plan."""
+    """Identical groups of a plan."""
 
     variant: Variant
     count: int
@@ -67,17 +67,17 @@ class Pool:
 
     @property
     def gpus(self) -> int:
-        """GPUs of all groups."""
+        """Total number of GPUs in the groups."""
         return self.count * self.variant.workers
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A layout, and what it serves."""
+    """A layout and its throughput."""
 
     mode: Mode
     pools: tuple[Pool, ...]
-    """One pool, or prefill and decode."""
+    """One mixed pool, or a prefill and a decode pool."""
     rate: float
     """Planned requests/s."""
     ttft: float
@@ -87,7 +87,7 @@ class Plan:
 
     @property
     def gpus(self) -> int:
-        """GPUs of the plan."""
+        """Total number of GPUs in the plan."""
         return sum(pool.gpus for pool in self.pools)
 
     @property

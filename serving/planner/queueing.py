@@ -1,4 +1,4 @@
-"""Waiting times and fluctuations of random arrivals. Pure."""
+"""Waiting times and fluctuations with random arrivals. Pure."""
 
 import math
 
@@ -6,13 +6,13 @@ from serving.planner.workload import Z90
 
 
 def mean_wait(load: float, service: float, servers: int, spread: float) -> float:
-    """Return the mean wait of Poisson arrivals at ``servers`` equal servers, seconds.
+    """Return the mean wait of Poisson arrivals at ``servers`` identical servers, seconds.
 
     Sakasegawa's approximation of M/G/k (Ann. Inst. Statist. Math. 29A, 1977):
     ``(1 + spread) / 2 * service / servers * load ** (sqrt(2 * (servers + 1)) - 1) / (1 - load)``.
 
     Args:
-        load: Utilisation of the servers; infinite wait from 1.
+        load: Utilisation of the servers; from 1, the wait is infinite.
         service: Mean service time, seconds.
         servers: Number of servers.
         spread: Squared coefficient of variation of the service time.
@@ -26,7 +26,7 @@ def mean_wait(load: float, service: float, servers: int, spread: float) -> float
 def p90_wait(load: float, service: float, servers: int, spread: float) -> float:
     """Return the 90th percentile of the wait, seconds.
 
-    A fraction of the arrivals waits at all, for an exponentially distributed time.
+    Only a fraction of the arrivals waits, for an exponentially distributed time.
     """
     mean = mean_wait(load, service, servers, spread)
     queued = _queued(load, servers)

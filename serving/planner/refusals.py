@@ -1,4 +1,4 @@
-"""Why there is no plan, in words with the remedy. Pure."""
+"""Error messages for questions without a plan, with the cause and the remedy. Pure."""
 
 import math
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from serving.planner.shapes import GPU_SHARE, TENSORS, Choices, memory_of, varia
 
 
 def possible(question: Question, allowed: Sequence[int]) -> Choices:
-    """Return the choices without drafting for models that cannot draft.
+    """Return the choices, without drafting if the model cannot draft.
 
     Raises:
         InvalidRequest: A fixed size or drafting is not possible.
@@ -44,13 +44,13 @@ def possible(question: Question, allowed: Sequence[int]) -> Choices:
 
 
 def wanted(choices: Choices, role: Role, allowed: Sequence[int]) -> Sequence[int]:
-    """Return the sizes of groups of a role that are to be evaluated."""
+    """Return the group sizes to evaluate for a role."""
     fixed = choices.prefill_workers if role is Role.PREFILL else choices.workers
     return allowed if fixed is None else (fixed,)
 
 
 def reason(question: Question, allowed: Sequence[int], *, fitting: bool) -> str:
-    """Return why there is no plan, and what would help."""
+    """Return the error that says why there is no plan, and what would help."""
     gpu, model, load = question.gpu, question.model, question.load
     asked = [
         size

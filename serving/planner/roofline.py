@@ -1,7 +1,7 @@
 """Duration of an engine step by the roofline of each of its parts. Pure.
 
-A part takes the longer of its arithmetic and its memory traffic (Williams et al., "Roofline",
-CACM 52(4), 2009). Parts add up; communication is partly hidden behind computation:
+A part takes as long as its arithmetic or its memory traffic, whichever is longer (Williams et al.,
+"Roofline", CACM 52(4), 2009). Parts add up; communication is partly hidden behind computation:
 
     busy = work + exchange - overlap * min(work, exchange)
     step = (busy + layers * layer_seconds) * engine + drafts * draft_seconds
@@ -35,7 +35,7 @@ _ACTIVATION = 2
 
 
 class Limit(StrEnum):
-    """What takes most of a step, or ends its growth."""
+    """What takes most of a step, or limits its size."""
 
     COMPUTE = "compute"
     MEMORY = "memory bandwidth"
@@ -47,14 +47,14 @@ class Limit(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What a rank computes in one step: a token of each sequence, and prompt tokens."""
+    """What a rank computes in one step: one token of each sequence, and prompt tokens."""
 
     sequences: float = 0.0
     """Sequences that get a token."""
     context: float = 0.0
     """Their mean length so far, tokens."""
     drafts: int = 0
-    """Drafted tokens of each sequence, which the step verifies."""
+    """Drafted tokens per sequence, which the step verifies."""
     prompt: float = 0.0
     """Prompt tokens."""
     attended: float = 0.0
@@ -62,12 +62,12 @@ class Batch:
     cached: float = 0.0
     """Tokens of the cached prefixes of these prompts."""
     mean_prompt: float | None = None
-    """Prompt tokens of an average rank of the group, whose experts are shared. None: all ranks have
-    ``prompt`` ones."""
+    """Prompt tokens of an average rank of the group; matters because experts are shared. None: all
+    ranks have ``prompt`` tokens."""
 
     @property
     def tokens(self) -> float:
-        """Tokens that extend sequences, drafted ones included."""
+        """Tokens that extend sequences, including drafted ones."""
         return self.sequences * (1 + self.drafts)
 
 
@@ -81,7 +81,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """Seconds of the arithmetic and of the memory traffic of one part."""
+    """Duration of the arithmetic and of the memory traffic of one part, seconds."""
 
     flops: float
     reads: float
@@ -108,7 +108,7 @@ class StepModel:
 
     @property
     def overhead(self) -> float:
-        """Seconds of a step without its work."""
+        """Overhead of a step, seconds."""
         return self.constants.layer_seconds * self.model.num_hidden_layers * self.constants.engine
 
     def decode(self, sequences: float, context: float, drafts: int = 0) -> Step:
@@ -145,7 +145,7 @@ class StepModel:
         return work + exchange - self.constants.overlap * min(work, exchange)
 
     def _work(self, batch: Batch) -> tuple[tuple[_Part, ...], float]:
-        """Return the parts of the computation, and the seconds of the communication."""
+        """Return the parts of the computation, and the duration of the communication in seconds."""
         experts = batch.prompt if batch.mean_prompt is None else batch.mean_prompt
         parts = (
             self._decoding(batch),
@@ -178,8 +178,8 @@ class StepModel:
     def _prompts(self, batch: Batch) -> _Part:
         """Return the attention of prompt tokens to all tokens before them.
 
-        MLA computes prompts with keys and values of all heads, to which it expands the latents of
-        cached tokens (the same section).
+        For prompts, MLA computes keys and values of all heads, to which it expands the latents of
+        cached tokens (same section).
         """
         model = self.model
         if model.kv_lora_rank:
@@ -199,7 +199,7 @@ class StepModel:
         return _Part(flops / (gpu.bf16 * ATTENTION), tokens * each / (gpu.bandwidth * MEMORY))
 
     def _dense(self, tokens: float, logits: float) -> _Part:
-        """Return the linear layers that every rank has: projections, dense layers and the head."""
+        """Return the linear layers of every rank: projections, dense layers and the head."""
         model = self.model
         weights = (
             model.num_hidden_layers * (model.attention_split / self.tensor + model.attention_whole)
@@ -229,7 +229,7 @@ class StepModel:
         return _Part(flops, size / (gpu.bandwidth * MEMORY))
 
     def _exchange(self, tokens: float, one_way: Callable[..., float]) -> float:
-        """Return the seconds of all dispatches and combines of a step."""
+        """Return the duration of all dispatches and combines of a step, seconds."""
         model = self.model
         if not tokens:
             return 0.0
@@ -240,7 +240,7 @@ class StepModel:
         return both * model.moe_layers
 
     def _reduce(self, tokens: float) -> float:
-        """Return the seconds of the all-reduces after attention (ring, within a node)."""
+        """Return the duration of the all-reduces after attention (ring, within a node), seconds."""
         if self.tensor == 1:
             return 0.0
         share = 2 * (self.tensor - 1) / self.tensor

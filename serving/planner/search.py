@@ -1,8 +1,8 @@
 """Searches the layouts of a model on given hardware, and ranks them. Pure.
 
-For each size of a group the best settings are found, and the number of groups that the rate needs.
-Without a rate, it is the highest that the given nodes serve. Groups are independent: adding one
-never makes the others slower.
+For each group size, finds the best settings and the number of groups that the rate needs; without a
+rate, the highest rate that the given nodes serve. Groups are independent: adding one never slows
+down the others.
 """
 
 import math
@@ -20,17 +20,17 @@ from serving.planner.shapes import Variant, sizes, variants
 _SLACK = 1 - 1e-3
 """Share of its capacity at which a full group is evaluated: bisection ends just below it."""
 _WORTH = 2
-"""Groups of more GPUs than this many times the cheapest pool so far are not evaluated."""
+"""Groups with more than this many times the GPUs of the cheapest pool so far are skipped."""
 
 Progress = Callable[[int, int], None]
-"""Called with the numbers of evaluated and of all sizes."""
+"""Called with the number of evaluated sizes and the total number of sizes."""
 
 
 def search(question: Question, progress: Progress = lambda _done, _all: None) -> list[Plan]:
     """Return the plans that meet the objectives, best first.
 
-    With a rate, the cheapest first; without one, the one with the highest rate. Equal ones are
-    ordered by their time between tokens.
+    With a rate, the cheapest plan comes first; without one, the plan with the highest rate. Ties
+    are ordered by time between tokens.
 
     Raises:
         InvalidRequest: The model does not fit, or no layout meets the objectives.
@@ -108,7 +108,7 @@ def _mixed(question: Question, found: Sequence[tuple[Variant, float]]) -> Iterat
 
 
 def _groups(question: Question, capacity: float, workers: int) -> int:
-    """Return the number of groups of a pool; 0: there are too few GPUs, or too many groups."""
+    """Return the number of groups of a pool; 0 if there are too few GPUs or too many groups."""
     possible = min(question.most_gpus // workers, MOST_GROUPS)
     if question.saturate:
         return possible
@@ -143,7 +143,7 @@ def _disaggregated(
 def _split(
     question: Question, prefill: tuple[Variant, float], decode: tuple[Variant, float]
 ) -> tuple[int, int] | None:
-    """Return the numbers of prefill and decode groups; None: too few GPUs, or too many groups."""
+    """Return the numbers of prefill and decode groups; None if too few GPUs or too many groups."""
     workers = prefill[0].workers, decode[0].workers
     most = question.most_gpus
     if question.saturate:
@@ -174,7 +174,7 @@ def _pool(
 
 
 def _joined(question: Question, prefill: Pool, decode: Pool, rate: float) -> Plan:
-    """Return the plan of two pools; the prompt's KV cache is sent from one to the other."""
+    """Return the plan of two pools; a prompt's KV cache is sent from one to the other."""
     model, gpu = question.model, question.gpu
     size = question.load.prompt * kv_bytes_per_token(model, value_bytes=max(2, model.weight_bytes))
     more = size / (gpu.network * NETWORK) + decode.served.itl * decode.group.accepted
@@ -191,6 +191,6 @@ def _joined(question: Question, prefill: Pool, decode: Pool, rate: float) -> Pla
 
 
 def _affordable(question: Question, plan: Plan) -> bool:
-    """Return whether all costs, on output tokens alone, are within the objective."""
+    """Return whether the price is within the objective if output tokens bear all costs."""
     tokens = plan.rate * question.load.output * 3600
     return plan.gpus * question.gpu.price / tokens * 1e6 <= question.objective.price

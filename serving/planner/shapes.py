@@ -1,4 +1,4 @@
-"""The sizes that a group may have on given hardware, and their memory. Pure."""
+"""The possible sizes of a group on given hardware, and their memory. Pure."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,31 +17,31 @@ from serving.planner.group import Group, Role
 from serving.planner.roofline import Limit, StepModel
 
 CPU_KV_BYTES = GIB // 2
-"""KV cache of a CPU rank: the default of engine.kv_cache_gib."""
+"""KV cache of a CPU rank, bytes: the default of engine.kv_cache_gib."""
 GPU_SHARE = 0.9
 """gpu_memory_utilization of all plans, as in the presets."""
 _KV_FILL = 0.9
 """Share of the KV cache that decoding may fill; the rest is for prompts in progress."""
 _STEP_TOKENS = 256
-"""Most tokens of sequences in a step of one worker: what DeepEP's low-latency buffers hold in
-vLLM (VLLM_MOE_DP_CHUNK_SIZE) and what all anchors stay below."""
+"""Maximum decoded tokens per step and worker: what DeepEP's low-latency buffers hold in vLLM
+(VLLM_MOE_DP_CHUNK_SIZE); no anchor exceeds it."""
 _CPU_SEQUENCES = 64
 """Default of engine.max_num_seqs."""
 TENSORS = (1, 2, 4, 8)
-"""Sizes of a rank that are tried."""
+"""Rank sizes to try."""
 _NODES = (2, 3, 4, 6, 8, 9, 12, 16, 18, 24, 32, 40)
-"""Nodes of groups that span several."""
+"""Numbers of nodes to try for groups that span several nodes."""
 _CHUNKS = {
     Role.MIXED: (8192, 2048, 1024, 512, 256, 128),
     Role.PREFILL: (16384, 8192, 4096),
     Role.DECODE: (512,),
 }
-"""Sizes of max_num_batched_tokens that are tried."""
+"""Values of max_num_batched_tokens to try."""
 
 
 @dataclass(frozen=True, slots=True)
 class Choices:
-    """What is left to the search, and what is fixed."""
+    """Which sizes are fixed, and which are left to the search."""
 
     max_model_len: int = 32_768
     workers: int | None = None
@@ -70,9 +70,9 @@ class Variant:
 
 
 def sizes(gpu: Accelerator, model: ModelFigures, most: int) -> list[int]:
-    """Return the numbers of workers that a group may have, at most ``most``, smallest first.
+    """Return the numbers of workers that a group may have, at most ``most``, in increasing order.
 
-    Below a node, powers of two; above, whole nodes. A worker has at least one expert.
+    Within a node, powers of two; beyond, whole nodes. A worker has at least one expert.
     """
     within = [size for size in (1, 2, 4, 8, 16) if size <= gpu.per_node]
     found = {*within, gpu.per_node, *(gpu.per_node * nodes for nodes in _NODES)}
@@ -98,7 +98,7 @@ def variants(
     context: float,
     choices: Choices,
 ) -> Iterator[Variant]:
-    """Yield the groups of ``workers`` GPUs whose memory suffices.
+    """Yield the groups of ``workers`` GPUs with sufficient memory.
 
     Args:
         model: The model.
@@ -106,7 +106,7 @@ def variants(
         known: Constants of the performance model.
         role: What the groups do.
         workers: GPUs of a group.
-        context: Mean length of a sequence that decodes, tokens.
+        context: Mean length of a decoding sequence, tokens.
         choices: Fixed and free settings.
     """
     drafting = choices.drafts if model.num_nextn_predict_layers else (0,)

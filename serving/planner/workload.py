@@ -19,7 +19,7 @@ _MOST_RATIO = math.exp(Z90**2 / 2)
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """A load in its busiest hour."""
+    """A load during its busiest hour."""
 
     rate: float
     """Requests per second."""
@@ -38,7 +38,7 @@ class Workload:
         """Check the figures.
 
         Raises:
-            InvalidRequest: A figure is no number, or out of range.
+            InvalidRequest: A figure is not a number, or is out of range.
         """
         _within("the rate", self.rate, _MOST_RATE, "requests/s", least=_LEAST_RATE)
         _within("the prompts' mean length", self.prompt, _MOST_TOKENS, "tokens", least=1)
@@ -64,7 +64,7 @@ class Workload:
 
     @property
     def context(self) -> float:
-        """Mean length of a sequence when it gets a token; long outputs have more tokens."""
+        """Mean length of a sequence per decoded token; long outputs weigh more."""
         return self.prompt + self.output * (1 + self.output_spread) / 2
 
     @property
@@ -80,10 +80,10 @@ def p90_ratio(spread: float) -> float:
 
 
 def spread_of(mean: float, p90: float) -> float:
-    """Return the squared coefficient of variation from mean and 90th percentile.
+    """Return the squared coefficient of variation for a mean and a 90th percentile.
 
     Raises:
-        InvalidRequest: No log-normal distribution has them.
+        InvalidRequest: No log-normal distribution has this mean and percentile.
     """
     ratio = p90 / mean
     if not 1 <= ratio <= _MOST_RATIO:
@@ -99,7 +99,7 @@ def of_lengths(rate: float, lengths: Sequence[tuple[int, int]], cached: float) -
     """Return the workload of requests with these (prompt, output) lengths, tokens.
 
     Raises:
-        InvalidRequest: There is no request, or the figures are out of range.
+        InvalidRequest: There are no requests, or a figure is out of range.
     """
     if not lengths:
         raise InvalidRequest("the workload has no requests")

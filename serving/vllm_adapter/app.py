@@ -116,7 +116,7 @@ async def build_model_state(
 
     Args:
         client: engine client that represents the model's groups.
-        state: receives the handlers; the app's state, or that of a further model.
+        state: receives the handlers: the app's state, or the state of an additional model.
         args: arguments of vLLM's server (``serving.engine.arguments.router_args``).
         turns: shared by all requests with long steps.
 
@@ -199,9 +199,9 @@ async def _vllm_error_answer(request: Request, error: Exception) -> Response:
 
 
 def _messages_error(response: ErrorResponse) -> JSONResponse:
-    """Replace vLLM's function, which drops ``reason`` and the times of a retry.
+    """Replace vLLM's function, which drops ``reason``, ``retry_after`` and ``renews_at``.
 
-    Bodies of /v1/messages get Anthropic's format where all responses pass (anthropic_errors).
+    /v1/messages errors get Anthropic's format later, where all responses pass (anthropic_errors).
     """
     return JSONResponse(content_of(response), status_code=response.error.code)
 

@@ -1,8 +1,8 @@
-"""Text of a choice's tokens, by vLLM's incremental detokenizer, and the search for stop strings.
+"""Detokenizes a choice with vLLM's incremental detokenizer, and finds stop strings.
 
-vLLM does this in ``OutputProcessor``, next to the engine. Here it is done in the router, where a
-request's output outlives the rank that generates it: a stop string, or a character of several
-tokens, is found even if its tokens come from different ranks.
+vLLM does this in ``OutputProcessor``, next to the engine. Here, the router does it, where a
+request's output outlives the rank that generates it: a stop string or a multi-token character is
+found even if its tokens come from different ranks.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,14 +23,14 @@ from vllm.v1.engine.detokenizer import (
 from vllm.v1.engine.logprobs import LogprobsProcessor
 
 _CONTEXT = 8
-"""Tokens of the prompt that are decoded before the first new token. vLLM decodes all of them, which
-takes milliseconds for a long prompt; the text of a token depends on a few before it."""
+"""Number of prompt tokens that are decoded before the first new token. vLLM decodes the whole
+prompt, which takes milliseconds if it is long; a token's text depends only on a few before it."""
 
 
 def detokenizer_of(
     tokenizer: TokenizerLike, prompt_token_ids: Sequence[int], params: SamplingParams
 ) -> BaseIncrementalDetokenizer:
-    """Return vLLM's detokenizer for the output after a prompt.
+    """Create vLLM's detokenizer for the output after a prompt.
 
     Args:
         tokenizer: The model's tokenizer.
@@ -52,20 +52,20 @@ def _context(
     tokenizer: TokenizerLike, prompt_token_ids: Sequence[int], params: SamplingParams
 ) -> Sequence[int]:
     if len(prompt_token_ids) <= _CONTEXT or not uses_fast_detokenizer(tokenizer):
-        return prompt_token_ids  # the slow detokenizer looks at the last tokens only
+        return prompt_token_ids  # the slow detokenizer only uses the last tokens
     end = prompt_token_ids[-_CONTEXT:]
     fast: Any = tokenizer
     visible = fast._tokenizer.decode(  # noqa: SLF001  as vLLM's detokenizer
         list(end), skip_special_tokens=params.skip_special_tokens
     )
-    # Without text before it, some tokenizers treat a token as the beginning of a text; and an
-    # incomplete character at the end makes vLLM return the prompt's text with the first token.
+    # Without preceding text, some tokenizers treat a token as the beginning of a text; and if the
+    # prompt ends in an incomplete character, vLLM returns the prompt's text with the first token.
     plain = visible and not visible.endswith("\N{REPLACEMENT CHARACTER}")
     return end if plain else prompt_token_ids
 
 
 class TextStream:
-    """The text of one choice, as its tokens arrive."""
+    """The text of a choice as its tokens arrive."""
 
     __slots__ = ("_detokenizer", "_keep_stop_token", "decode_one")
 
@@ -76,7 +76,7 @@ class TextStream:
         self._detokenizer = detokenizer_of(tokenizer, prompt_token_ids, params)
         self._keep_stop_token = params.include_stop_str_in_output
         self.decode_one: Callable[[int], str] | None = None
-        """Returns the text of the next token, instead of ``add``; None if the request has stop
+        """A faster ``add`` that returns the text of the next token. None: the request has stop
         strings, or the tokenizer needs more than the token."""
         if not params.stop and hasattr(self._detokenizer, "stream"):
             self.decode_one = self._detokenizer.decode_next
@@ -88,13 +88,13 @@ class TextStream:
 
         Args:
             token_ids: The new tokens, [tokens].
-            stop_token: Whether the last of them ended the choice; its text is left out unless
+            stop_token: Whether the last one ended the choice; its text is omitted unless
                 ``include_stop_str_in_output`` is set.
             finished: Whether the choice ends with them.
 
         Returns:
-            The number of tokens up to the end of a stop string, or all; the text that they add;
-            and the stop string that ended the choice, or None.
+            The number of tokens up to the end of a stop string (without one, of all tokens), the
+            text that they add, and the stop string that ended the choice, or None.
         """
         decode_one = self.decode_one
         if decode_one is not None:
@@ -109,7 +109,7 @@ class TextStream:
 
 
 class CandidateTexts:
-    """Texts of the candidates in log-probabilities; each token is decoded once per tokenizer."""
+    """Texts of log-probability candidates; each token is decoded once per tokenizer."""
 
     def __init__(self, tokenizer: TokenizerLike) -> None:
         """Start without texts.
@@ -145,9 +145,9 @@ _candidate_texts: WeakKeyDictionary[Any, CandidateTexts] = WeakKeyDictionary()
 
 
 def candidate_texts(tokenizer: TokenizerLike) -> CandidateTexts:
-    """Return the texts of a tokenizer's tokens, shared by all requests.
+    """Return the cache of a tokenizer's token texts, which all requests share.
 
-    At most one text for each entry of the vocabulary is kept.
+    The cache holds at most one text per vocabulary entry.
     """
     found = _candidate_texts.get(tokenizer)
     if found is None:

@@ -2,7 +2,7 @@
 
 ``{"error": {"message", "type", "param", "code", "reason"}}``. ``code`` is the HTTP status, as in
 vLLM. ``reason`` is an addition: a stable identifier for programs. ``retry_after`` (seconds) is
-present if known, and ``renews_at`` (RFC 3339) if a budget is used up.
+present if known, ``renews_at`` (RFC 3339) if a budget is used up.
 """
 
 import json
@@ -202,7 +202,7 @@ def retry_after_of(error: ErrorInfo) -> float:
 def retry_after_in(body: bytes, status: int) -> float | None:
     """Return ``retry_after`` of a JSON error body of any of vLLM's protocols, seconds.
 
-    None: the body of a used-up budget does not say when it renews.
+    None: the budget is used up and the body does not say when it renews.
     """
     try:
         return _seconds(json.loads(body)["error"]["retry_after"])

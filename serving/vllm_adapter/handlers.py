@@ -1,6 +1,6 @@
-"""Subclasses of vLLM's handlers of chats and completions.
+"""Subclasses of vLLM's handlers for chats and completions.
 
-They have the router's errors, corrected answers, and generators that write chunks at less cost.
+They add the router's errors, corrected answers, and generators that write chunks more cheaply.
 ``app`` sets them as the class of vLLM's handler objects.
 """
 
@@ -46,7 +46,7 @@ _OMITTED_IF_NULL = ("annotations", "function_call")
 """Message fields that are omitted instead of null."""
 _NOT_IN_BATCHES = ("stream", "tools")
 _MAX_BATCH = 512
-"""Maximum number of conversations of a chat batch; they take 30 ms."""
+"""Maximum number of conversations in a chat batch; so many take 30 ms."""
 _DATA = "data: "
 _END = "\n\n"
 
@@ -79,7 +79,7 @@ class ConsistentChat:
     def create_chat_completion(
         self, request: ChatCompletionRequest, *args: Any, **kwargs: Any
     ) -> Any:
-        """Return a coroutine that answers a request, as its API key permits.
+        """Return a coroutine that answers a request within the limits of its API key.
 
         Raises:
             PermissionDenied: the key does not permit a field of the request.
@@ -193,7 +193,7 @@ class ChatBatchHandler(RouterErrors, OpenAIChatFields, OpenAIServingChatBatch):
         if (policy := current_context().reasoning) is not None:
             limit_chat(policy, request)
         if len(request.messages) > _MAX_BATCH:
-            # vLLM starts all of them in one step, and collects their answers in another.
+            # vLLM starts all of them in one event-loop iteration, and collects answers in another.
             raise InvalidRequest(f"a chat batch may have at most {_MAX_BATCH} conversations")
         extra = request.model_extra or {}
         for name in _NOT_IN_BATCHES:

@@ -1,9 +1,9 @@
 """Answers that are too long to be built and encoded in one event-loop iteration.
 
 A small request may have a large answer: a thousand tokens with 20 log probabilities each are 20,000
-objects, and vLLM builds and encodes them in steps of a tenth of a second. Here a thread builds
-them, in which the event loop can interrupt vLLM's code at any time. A call of the JSON encoder
-cannot be interrupted, so long lists are encoded in slices.
+objects, and vLLM blocks the event loop for a tenth of a second at a time to build and encode them.
+Here, they are built in a thread, in which the event loop can interrupt vLLM's code at any time. A
+call of the JSON encoder cannot be interrupted, so long lists are encoded in slices.
 """
 
 import asyncio
@@ -23,11 +23,11 @@ T = TypeVar("T")
 
 LONG = 1_024
 """Number of log probabilities, ids or strings above which an answer is long. An answer with so many
-log probabilities takes 5 ms."""
+log probabilities takes 5 ms to build."""
 _SLICE = 1_024
 """Approximate number of values that are encoded at a time."""
 _OF_A_CHOICE = 2
-"""Number of log probabilities that take as long as a choice."""
+"""Number of log probabilities that take as long as one choice."""
 _FREED = 64
 """Number of items that are freed at a time."""
 _SENT = 2**18
@@ -38,7 +38,7 @@ _builder = ThreadPoolExecutor(1, "answers")
 
 
 class LongAnswerError(Exception):
-    """Carries a long answer through a route of vLLM, which would encode it in one step."""
+    """Carries a long answer through vLLM's route, which would encode it in one step."""
 
     def __init__(self, answer: BaseModel, options: dict[str, Any]) -> None:
         super().__init__("a long answer must be encoded in parts")
@@ -48,7 +48,7 @@ class LongAnswerError(Exception):
 
 
 class BuildLaterError(Exception):
-    """Carries the rest of a synchronous function to the asynchronous one that called it."""
+    """Carries the rest of a synchronous function's work to its asynchronous caller."""
 
     def __init__(self, build: Callable[[], Any], outputs: Iterable[Any]) -> None:
         super().__init__("a long answer must be built in a thread")
@@ -58,7 +58,7 @@ class BuildLaterError(Exception):
 
 
 class MaybeLong(BaseModel):
-    """Mixin for answers that a route of vLLM encodes: ``model_dump`` refuses long ones."""
+    """Mixin for answers that vLLM's routes encode: ``model_dump`` refuses long ones."""
 
     def model_dump(self, **options: Any) -> dict[str, Any]:
         """Return the content for the JSON encoder.
@@ -72,7 +72,7 @@ class MaybeLong(BaseModel):
 
 
 def takes_long(outputs: Iterable[Any]) -> bool:
-    """Return whether vLLM's request outputs have so many log probabilities or choices."""
+    """Return whether vLLM's request outputs make a long answer."""
     found = 0
     for output in outputs:
         prompt = output.prompt_logprobs or ()
@@ -105,10 +105,10 @@ async def built_in_thread(build: Callable[[], T], used: Iterable[Any] = ()) -> T
 
 
 def finished(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Return the result of a coroutine that does not wait for anything.
+    """Return the result of a coroutine that never waits.
 
     Raises:
-        RuntimeError: it waits, so this version of vLLM is not supported.
+        RuntimeError: the coroutine waits, so this version of vLLM is not supported.
     """
     try:
         coroutine.send(None)
@@ -120,13 +120,13 @@ def finished(coroutine: Coroutine[Any, Any, T]) -> T:
 
 
 async def replayed(outputs: Iterable[T]) -> AsyncGenerator[T]:
-    """Yield outputs that have been received."""
+    """Yield outputs that have already been received."""
     for output in outputs:
         yield output
 
 
 async def received(outputs: AsyncIterator[T]) -> list[T]:
-    """Return all outputs of a request."""
+    """Collect all outputs of a request."""
     return [output async for output in outputs]
 
 
@@ -192,7 +192,7 @@ def _free(values: Any) -> None:
 def _long_lists(
     value: BaseModel, path: tuple[str | int, ...]
 ) -> Iterator[tuple[tuple[str | int, ...], BaseModel, str, list[Any]]]:
-    """Yield path, owner, name and values of each list that takes long to encode."""
+    """Yield path, owner, name and values of each list that takes a long time to encode."""
     for name in getattr(type(value), "model_fields", ()):
         found = getattr(value, name, None)
         if isinstance(found, BaseModel):
@@ -208,7 +208,7 @@ def _long_lists(
 
 
 def _weight(values: list[Any]) -> int:
-    """Return the approximate number of values that one item of a list has."""
+    """Return the approximate number of values in one item of a list."""
     last = values[-1]  # the first position of a prompt has no log probabilities
     if isinstance(last, dict):
         return len(last) + 1

@@ -1,9 +1,9 @@
 """Several models in vLLM's app: each request goes to the handlers of the model that it names.
 
-vLLM's routes take their handlers from the app's state, which describes one model. Here the app's
-state belongs to the first model, and its handlers are replaced by ones that pass each request on
-to the same handler in the state of its model. A request without a model, or with an unknown one,
-goes to the first model: its handler answers an unknown model with 404 in the format of the route,
+vLLM's routes take their handlers from the app's state, which describes one model. Here, the app's
+state belongs to the first model, and its handlers are replaced by ones that forward each request
+to the corresponding handler in the state of its model. A request without a model, or for an unknown
+one, goes to the first model: for an unknown model, its handler returns 404 in the route's format
 and lists all names.
 """
 
@@ -21,7 +21,7 @@ from serving.errors import ServingError
 from serving.vllm_adapter.error_response import response_of
 
 Handlers = Any
-"""An object with an attribute for each key of ``_METHODS``, e.g. vLLM's app state."""
+"""An object with an attribute for each key of ``_METHODS``, such as vLLM's app state."""
 
 _METHODS: dict[str, tuple[str, ...]] = {
     "openai_serving_chat": ("create_chat_completion",),
@@ -31,7 +31,7 @@ _METHODS: dict[str, tuple[str, ...]] = {
     "anthropic_serving_messages": ("create_messages", "count_tokens"),
     "serving_tokenization": ("create_tokenize", "create_detokenize"),
 }
-"""Handlers in the app's state, and their methods whose first argument names a model."""
+"""Handlers in the app's state, with their methods whose first argument names a model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +48,10 @@ class ModelStates(Protocol):
     """The states of all models; implemented by ``router.models.RouterModels``."""
 
     def loaded(self, name: str | None) -> Handlers | None:
-        """Return the handlers of a model for one request; None: it is not loaded.
+        """Return the handlers of a model for one request, or None if it is not loaded.
 
         Args:
-            name: Name or alias; a name that is missing or unknown stands for the first model.
+            name: Name or alias; a missing or unknown name stands for the first model.
         """
         ...
 
@@ -92,7 +92,7 @@ def dispatch_models(state: State, states: ModelStates) -> Handlers:
 
 
 class _HandlerByModel:
-    """A handler in the app's state that passes each request to the handler of its model."""
+    """A handler in the app's state that forwards each request to the handler of its model."""
 
     def __init__(
         self, kind: str, methods: Sequence[str], first: Handlers, states: ModelStates

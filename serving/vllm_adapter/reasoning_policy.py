@@ -1,8 +1,8 @@
-"""Applies an API key's defaults and caps of reasoning to requests of vLLM's protocols.
+"""Applies an API key's defaults and caps for reasoning to requests of vLLM's protocols.
 
-A request that sets more than its key permits is refused, like one with a priority that the key does
-not permit. Hidden reasoning is left out of responses only; the router receives all tokens, counts
-them and resumes with them.
+A request that asks for more than its key permits is refused, like one with a priority that the key
+does not permit. Hidden reasoning is only left out of responses; the router receives all tokens,
+counts them and resumes with them.
 """
 
 from typing import Any
@@ -13,11 +13,11 @@ from serving.errors import PermissionDenied
 from serving.request_context import Effort, ReasoningPolicy, is_above
 
 _TEMPLATE_SWITCHES = ("reasoning_effort", "enable_thinking", "thinking")
-"""Arguments of chat templates that change the effort, past ``reasoning_effort``."""
+"""Chat-template arguments that change the effort, bypassing ``reasoning_effort``."""
 
 
 def limit_thinking(policy: ReasoningPolicy, params: SamplingParams) -> None:
-    """Set the default of ``thinking_token_budget``, and enforce its cap, for any protocol.
+    """Set the default for ``thinking_token_budget`` and enforce its cap, for any protocol.
 
     Raises:
         PermissionDenied: The request sets a higher budget than the key permits.
@@ -37,7 +37,7 @@ def limit_chat(policy: ReasoningPolicy, request: Any) -> None:
     """Set effort and visibility of a chat or a batch of chats; changes the request.
 
     Args:
-        policy: The key's.
+        policy: The key's policy.
         request: vLLM's ``ChatCompletionRequest`` or ``BatchChatCompletionRequest``, which has some
             fields only if they are given.
 
@@ -70,10 +70,10 @@ def limit_response(policy: ReasoningPolicy, request: Any) -> None:
 
 
 def refuse_raw_text(policy: ReasoningPolicy) -> None:
-    """Refuse a route whose responses do not tell reasoning from the answer.
+    """Refuse a route whose responses do not separate reasoning from the answer.
 
     Raises:
-        PermissionDenied: The key's reasoning is hidden.
+        PermissionDenied: The key hides reasoning.
     """
     if policy.hidden:
         raise PermissionDenied(

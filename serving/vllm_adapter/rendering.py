@@ -1,9 +1,9 @@
-"""Changes to vLLM's renderer, which makes token ids of chats and texts.
+"""Changes to vLLM's renderer, which turns chats and texts into token ids.
 
-vLLM parses all messages of a chat in one iteration of the event loop, 6 us each. 5,000 messages
-block all streams for 30 ms; here, long chats are parsed in slices.
+vLLM parses all messages of a chat in one event-loop iteration, at 6 µs each: 5,000 messages block
+all streams for 30 ms. Here, long chats are parsed in slices.
 
-vLLM tokenizes every text in a thread; here, short ones are tokenized at once.
+vLLM tokenizes every text in a thread. Here, short texts are tokenized on the event loop.
 """
 
 from typing import Any

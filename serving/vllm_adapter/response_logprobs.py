@@ -1,7 +1,7 @@
 """Log probabilities of the text of a streamed response.
 
 vLLM 0.32 attaches to a text delta only the log probabilities of the same delta's tokens. Those of
-tokens without text of their own are lost: parts of a character, text held back for a stop string,
+tokens that add no text are lost: parts of a character, text held back for a stop string,
 the token that ends the answer. Here they are kept until the next event that carries some, so that a
 stream has the log probabilities of a complete response.
 """

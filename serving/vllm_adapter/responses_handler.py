@@ -126,14 +126,14 @@ class ResponseAnswer(MaybeLong, ResponsesResponse):
 
 
 class _EncodedEvent:
-    """An event whose JSON is known."""
+    """An event whose JSON is already encoded."""
 
     def __init__(self, kind: str, text: str) -> None:
         self.type = kind
         self._text = text
 
     def model_dump_json(self, **_options: Any) -> str:
-        """Return the JSON, like a pydantic object."""
+        """Return the JSON, as a pydantic object does."""
         return self._text
 
 
@@ -146,7 +146,7 @@ class ResponsesHandler(RouterErrors, OpenAIServingResponses):
     """
 
     async def create_responses(self, request: Any, *args: Any, **kwargs: Any) -> Any:
-        """Answer a request, as its API key permits.
+        """Answer a request within the limits of its API key.
 
         Raises:
             PermissionDenied: the key does not permit a field of the request.
@@ -199,7 +199,7 @@ class ResponsesHandler(RouterErrors, OpenAIServingResponses):
         """Return an event; a long one is encoded in slices."""
         if event.type.endswith(".delta") or not is_long(event):
             return event
-        # Events share the objects of items and parts.
+        # Events share the item and part objects.
         options = {"mode": "json", "by_alias": True}
         content = await encoded(event, self.engine_client.turns, options, last=False)
         return _EncodedEvent(event.type, content.decode())

@@ -30,7 +30,7 @@ class TokenText:
         skip_special_tokens: bool,
         spaces_between_special_tokens: bool,
     ) -> None:
-        """Set up decoding as for the output after this prompt, with these sampling parameters.
+        """Prepare to decode the output after a prompt, with the request's sampling parameters.
 
         Args:
             tokenizer: the model's tokenizer.

@@ -19,10 +19,10 @@ from serving.vllm_adapter.error_response import RouterErrors
 from serving.vllm_adapter.long_answers import MaybeLong
 
 MAX_TOKENS = 2**20
-"""Maximum number of tokens in an answer. Over gRPC, building and encoding so many takes 22 ms in
-one step."""
+"""Maximum number of tokens in an answer. Over gRPC, building and encoding so many takes 22 ms in a
+single step."""
 MAX_STRINGS = 2**18
-"""Maximum number of tokens in an answer with their strings."""
+"""Maximum number of tokens in an answer that includes their strings."""
 _STRINGS = 2**12
 """Number of ids that are converted to strings per event-loop iteration; takes 0.5 ms."""
 
@@ -45,7 +45,7 @@ class TokenizationHandler(RouterErrors, ServingTokenization):
     """/tokenize and /detokenize."""
 
     async def create_tokenize(self, request: Any, raw_request: Any) -> Any:
-        """Tokenize a text or a chat of at most ``MAX_TOKENS``.
+        """Tokenize a text or a chat of at most ``MAX_TOKENS`` tokens.
 
         Raises:
             InvalidRequest: there are more tokens, or more than ``MAX_STRINGS`` with strings.

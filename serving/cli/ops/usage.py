@@ -27,7 +27,7 @@ _MICRO = Decimal("0.000001")
 
 
 class By(StrEnum):
-    """Groups of ``--by``."""
+    """Values of ``--by``."""
 
     DAY = "day"
     HOUR = "hour"
@@ -57,14 +57,14 @@ _GROUPS = {By.TENANT: GroupBy.TENANT, By.MODEL: GroupBy.MODEL, By.KEY: GroupBy.K
 
 def usage_command(
     action: Annotated[
-        Action, typer.Argument(help="Print the usage, or write a page with charts (HTML).")
+        Action, typer.Argument(help="Print the usage, or write an HTML page with charts.")
     ] = Action.SHOW,
     begin: Annotated[
         str | None,
         typer.Option(
             "--from",
             metavar="DATE",
-            help="First day, or hour (2026-11-30T16:00), UTC.",
+            help="First day or hour (2026-11-30T16:00), UTC.",
             show_default="six days ago",
         ),
     ] = None,
@@ -73,7 +73,7 @@ def usage_command(
         typer.Option(
             "--until",
             metavar="DATE",
-            help="Day or hour before which to end, UTC.",
+            help="Day or hour at which to end (exclusive), UTC.",
             show_default="the end of today",
         ),
     ] = None,
@@ -99,11 +99,11 @@ def usage_command(
     config: ConfigOption = None,
     sets: SetOption = None,
 ) -> None:
-    """Show the requests, tokens, price and cost of the ledger, or write them as a page.
+    """Show the requests, tokens, price and cost in the ledger, or write them as a page.
 
-    Reads the database of the settings ledger.*, which must be those of the routers; a removed
-    tenant stays in it. The price follows ledger.tariff_file; the cost is the tenant's share of the
-    busy GPU time at ledger.gpu_hour_price. Times are in UTC.
+    Reads the database that the settings ledger.* name; they must be those of the routers. Tenants
+    that were removed from the key file are included. The price follows ledger.tariff_file; the cost
+    is the tenant's share of the busy GPU time at ledger.gpu_hour_price. Times are in UTC.
 
     For example:
 
@@ -152,7 +152,7 @@ def query_of(
     tenants: Sequence[str],
     models: Sequence[str],
 ) -> Query:
-    """Return the query of the flags.
+    """Return the query that the flags describe.
 
     Raises:
         FlagError: A date is invalid, or ``until`` is not after ``begin``.
@@ -162,7 +162,7 @@ def query_of(
     end = today + dt.timedelta(days=1)
     start = start if begin is None else _time("--from", begin)
     end = end if until is None else _time("--until", until)
-    # Whole days are cheaper to sum up, but would add hours to the bill that were not asked for.
+    # Summing whole days is cheaper, but would bill hours outside the requested period.
     parts = By.DAY not in groups and any(map(_within_a_day, (start, end)))
     width = HOUR if By.HOUR in groups or parts else DAY
     first = int(start.timestamp()) // width * width
@@ -212,7 +212,7 @@ def fields_of(row: Row, groups: Sequence[By]) -> dict[str, Any]:
 
 
 _NO_ROW = Row(0, None, None, None, Tokens(), Decimal(0), None, None, None)
-"""A row for the names of the columns."""
+"""The names of the columns, as a row."""
 
 
 def _total(amounts: Amounts | None) -> Decimal | None:
@@ -241,7 +241,7 @@ def _print_json(found: Report, rows: Iterable[Row], groups: Sequence[By], out: T
         "gpus": [_gpu_fields(period) for period in found.periods],
         "totals": _totals(found),
     }
-    # Amounts are strings: most JSON readers make floats of numbers.
+    # Amounts are strings, because most JSON readers turn numbers into floats.
     json.dump(document, out, default=_exact, indent=2)
     out.write("\n")
 

@@ -1,6 +1,7 @@
 """The page of ``moe-serving usage report``: one HTML file without external resources.
 
-Names of tenants and models are escaped, and the page's own policy forbids scripts and requests.
+Names of tenants and models are escaped, and the page's security policy forbids scripts and
+requests.
 """
 
 import datetime as dt
@@ -17,7 +18,7 @@ _MILLION = 10**6
 _CENT = Decimal("0.01")
 _MICRO = Decimal("0.000001")
 _LARGEST = len(COLOURS) - 1
-"""Tenants with a line of their own."""
+"""Maximum number of tenants with a separate line."""
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 _CARDS = """
 .cards{display:flex;flex-wrap:wrap;gap:12px;margin:18px 0}
@@ -32,8 +33,8 @@ def page(found: Report, query: Query, now: dt.datetime, where: str) -> str:
 
     Args:
         found: Usage by day, tenant and model.
-        query: What it answers; its periods are days.
-        now: When the page is written.
+        query: The query behind the usage; its periods are days.
+        now: Time shown as the time of writing.
         where: The database's address, without a password.
     """
     days = list(range(query.start, query.end, DAY))
@@ -137,7 +138,7 @@ def _charts(found: Report, days: Sequence[int]) -> Iterable[Chart]:
 def _tenants(
     rows: Sequence[Row], points: Callable[..., list[tuple[float, float]]]
 ) -> Iterable[Series]:
-    """Yield the largest tenants' prices, and those of all others together."""
+    """Yield the prices of the largest tenants, and the sum of all others."""
     sums: dict[str, dict[int, Decimal]] = {}
     for row in rows:
         days = sums.setdefault(row.tenant or "", {})

@@ -1,1 +1,1 @@
-"""``moe-serving plan``: layouts of a model on given hardware, and what they serve at what price."""
+"""``moe-serving plan``: layouts of a model on given hardware, their throughput and their price."""

@@ -29,10 +29,10 @@ def as_json(measured: Measured) -> dict[str, Any]:
 
 
 def read_calibration(file: Path) -> Measured:
-    """Read a calibration that ``as_json`` describes.
+    """Read a calibration written by ``as_json``.
 
     Raises:
-        InvalidRequest: The file cannot be read, or is no calibration.
+        InvalidRequest: The file cannot be read, or is not a calibration.
     """
     try:
         content = json.loads(file.read_text("utf-8"))

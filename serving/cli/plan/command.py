@@ -42,7 +42,7 @@ _MODES = {
 _DRAFTS = {"auto": (0, 1), "none": (0,), "mtp": (1,)}
 _DEFAULT_RATE = 10.0
 _START_SECONDS = 600.0
-"""Time in which a new group starts: loading 700 GB takes several minutes."""
+"""Start-up time of a new group, seconds: loading 700 GB takes several minutes."""
 
 
 def plan_command(
@@ -83,20 +83,20 @@ def plan_command(
     seconds: options.SecondsOption = "20",
     api_key: ApiKeyOption = None,
 ) -> int:
-    r"""Plan a deployment: rank layouts of a model on given hardware by price.
+    r"""Plan a deployment: rank the layouts of a model on given hardware by price.
 
     Without any GPU, computes for each layout (sizes of groups and ranks, prefill and decode groups
-    or mixed ones) its memory, throughput and latencies, GPU-hours a day, dollars per million
+    or mixed ones) its memory, throughput and latencies, GPU-hours per day, dollars per million
     tokens, and what limits it.
 
-    All figures are a model's, fitted to published measurements; deploy/docs/planner.md has its
-    formulas and its errors. --calibrate fits it to a running deployment instead.
+    All figures come from a model that is fitted to published measurements; deploy/docs/planner.md
+    has its formulas and its errors. --calibrate fits it to a running deployment instead.
 
     The cheapest layouts for 10 requests per second:
 
     moe-serving plan --model deepseek-r1 --gpu h200 --rate 10
 
-    The highest rate of four nodes, and values of the Helm chart for it:
+    The highest rate of four nodes, and Helm values for the plan:
 
     moe-serving plan --gpu h100 --nodes 4 --values values.yaml
 
@@ -131,7 +131,7 @@ def plan_command(
     load = workload(chosen, prompt_tokens, output_tokens, cached, trace)
     if load.prompt + load.output > max_model_len:
         raise InvalidRequest(
-            f"prompt and output have {load.prompt + load.output:,.0f} tokens in the mean, more "
+            f"prompt and output have {load.prompt + load.output:,.0f} tokens on average, more "
             f"than --max-model-len {max_model_len:,}"
         )
     question = Question(
@@ -203,7 +203,7 @@ def _calibration(
     seconds: float,
     api_key: str | None,
 ) -> Measured | None:
-    """Return the calibration of ``--calibrate`` or ``--calibration``, or None without both."""
+    """Return the calibration of ``--calibrate`` or ``--calibration``, or None without either."""
     if file is not None:
         return read_calibration(file)
     if url is None:
@@ -227,7 +227,7 @@ def _calibration(
 
 
 class _Progress:
-    """A line on stderr, on terminals only."""
+    """A progress line on stderr, shown only on terminals."""
 
     def __init__(self) -> None:
         self._wanted = sys.stderr.isatty()
@@ -239,11 +239,11 @@ class _Progress:
         self.say("")
 
     def sizes(self, done: int, total: int) -> None:
-        """Show the number of evaluated sizes."""
+        """Show how many sizes have been evaluated."""
         self.say(f"size {done} of {total}")
 
     def say(self, text: str) -> None:
-        """Replace the line."""
+        """Replace the line's text."""
         if self._wanted:
             sys.stderr.write(f"\r\x1b[2K{text}")
             sys.stderr.flush()

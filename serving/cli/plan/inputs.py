@@ -1,4 +1,4 @@
-"""The plan's question from flags, presets, a model's config.json and traces."""
+"""Builds the planner's question from flags, presets, a model's config.json and traces."""
 
 import json
 import os
@@ -19,16 +19,16 @@ from serving.yaml_text import read_yaml
 
 _CUSTOM = "custom"
 _LARGEST = 10**9
-"""Upper bound of every figure of a model."""
+"""Upper bound for every figure of a model."""
 _LARGEST_FILE = 2**20
-"""Upper bound of a config.json, bytes."""
+"""Maximum size of a config.json, bytes."""
 _ALIASES = {
     "n_routed_experts": ("num_experts", "num_local_experts"),
     "num_experts_per_tok": ("num_experts_per_token", "moe_topk"),
     "num_key_value_heads": ("num_attention_heads",),
     "moe_intermediate_size": ("intermediate_size",),
 }
-"""Other names of figures in config.json, tried in this order."""
+"""Alternative names of figures in config.json, tried in this order."""
 _REQUIRED = (
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
     "num_key_value_heads",
@@ -42,10 +42,10 @@ _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 def model_named(name: str) -> tuple[str, ModelFigures]:
-    """Return name and figures of a preset's model, or of a config.json or its directory.
+    """Return the name and figures of a preset's model, or of a config.json or its directory.
 
     Raises:
-        InvalidRequest: There is no such model or file, or it lacks a figure.
+        InvalidRequest: The model or file does not exist, or lacks a figure.
     """
     known = sizing(presets_folder())["models"]
     if name in known:
@@ -69,7 +69,7 @@ def _json_of(file: Path) -> Any:
     """Return the content of a config.json.
 
     Raises:
-        InvalidRequest: It is no regular file, too large, or not JSON.
+        InvalidRequest: The file is not a regular file, is too large, or is not JSON.
     """
     try:
         if not stat.S_ISREG(file.stat().st_mode):
@@ -88,9 +88,9 @@ def _json_of(file: Path) -> Any:
 
 
 def figures_of(config: Mapping[str, Any], source: str) -> ModelFigures:
-    """Return the figures of a config.json in the form of transformers.
+    """Return the figures of a config.json in transformers' format.
 
-    A model without experts counts as one of dense layers only.
+    All layers of a model without experts count as dense.
 
     Raises:
         InvalidRequest: A figure is missing or out of range.
@@ -150,12 +150,12 @@ def _weight_bytes(config: Mapping[str, Any]) -> int:
 
 
 def hardware(name: str, figures: Mapping[str, float | None], price: float | None) -> Accelerator:
-    """Return a GPU of the table with the figures that flags replace.
+    """Return a GPU of the table, with the figures given by flags replaced.
 
     Args:
         name: Its name, or "custom".
         figures: Values of the flags by the names in ``_FIGURES``; None if not given.
-        price: Dollars per GPU-hour; None: the table's.
+        price: Dollars per GPU-hour. None: the price in the table.
 
     Raises:
         InvalidRequest: There is no such GPU.
@@ -198,7 +198,7 @@ def workload(
     cached: float,
     trace: Path | None,
 ) -> Workload:
-    """Return the load of the flags; with a trace, its lengths, cacheable share and mean rate.
+    """Return the load given by the flags, or the lengths, cacheable share and rate of a trace.
 
     Raises:
         InvalidRequest: The trace is invalid, or a length is out of range.
@@ -220,7 +220,7 @@ def workload(
 
 
 def preset_model_values(name: str) -> dict[str, Any] | None:
-    """Return the section ``model`` of the first preset of a model; None: there is none."""
+    """Return the section ``model`` of a model's first preset, or None if it has no preset."""
     folder = presets_folder()
     for preset, entry in sizing(folder)["presets"].items():
         if entry["model"] == name:
@@ -230,12 +230,12 @@ def preset_model_values(name: str) -> dict[str, Any] | None:
 
 
 def write_text(file: Path, text: str) -> None:
-    """Write a file that a flag names, regular files atomically.
+    """Write the file named by a flag; a regular file is replaced atomically.
 
-    Devices, pipes and the targets of symbolic links keep their places: /dev/stdout can be named.
+    Devices, pipes and targets of symbolic links are written in place, so /dev/stdout works.
 
     Raises:
-        InvalidRequest: It cannot be written.
+        InvalidRequest: The file cannot be written.
     """
     part: Path | None = None
     try:

@@ -1,7 +1,7 @@
-"""``plan --calibrate``: loads a running deployment and fits the planner's constants to it.
+"""``plan --calibrate``: puts load on a running deployment and fits the planner's constants to it.
 
-Three closed loops with prompts of two lengths are fitted. Then a load that the fit does not use,
-an open loop with other lengths, shows the error.
+The fit uses three closed loops, each with prompts of two lengths. An open loop with other lengths,
+which the fit does not use, then shows the error.
 """
 
 import asyncio
@@ -22,9 +22,9 @@ _STREAMS = (1, 4, 16)
 _SHORT = 0.25
 """Length of the short prompts as a share of the planned one."""
 _CHECK_PROMPT, _CHECK_OUTPUT, _CHECK_RATE = 0.6, 0.75, 0.5
-"""The check's lengths as shares of the planned ones, and its rate as a share of the best."""
+"""The check's lengths as shares of the planned ones, and its rate as a share of the highest."""
 _LEAST_PROMPT, _LEAST_OUTPUT = 24, 8
-"""Shortest lengths: chat templates add some tokens; a time between tokens needs several."""
+"""Minimum lengths: chat templates add some tokens, and a time between tokens needs several."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +34,12 @@ class Deployment:
     url: str
     groups: int
     ranks: int
-    """Ranks of a group."""
+    """Ranks per group."""
 
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """A figure of the check, as predicted and as seen."""
+    """A figure of the check, predicted and measured."""
 
     name: str
     predicted: float
@@ -95,14 +95,14 @@ def calibrate(
     seconds: float,
     api_key: str | None,
 ) -> Measured:
-    """Load a deployment for six times ``seconds``, and fit the constants to it.
+    """Put load on a deployment for six times ``seconds``, and fit the constants to it.
 
     Args:
-        group: The running group, with any constants.
+        group: The running group, with arbitrary constants.
         at: The deployment.
         load: The planned lengths; the loads use similar ones.
         seconds: Duration of each load.
-        api_key: Key of the deployment; None: none.
+        api_key: API key for the deployment. None: no key.
 
     Raises:
         EngineError: A load failed.
@@ -149,7 +149,7 @@ def _compare(group: Group, seen: Observed) -> tuple[Compared, ...]:
 def _loaded(
     at: Deployment, words: Sequence[str], prompt: int, output: int, api_key: str | None
 ) -> list[Observed]:
-    """Run the load generator; return what each of its stages saw.
+    """Run the load generator; return the results of each stage.
 
     Raises:
         EngineError: The load ended early, or requests failed.

@@ -51,8 +51,8 @@ RateOption = Annotated[
         Number("a rate", "requests/s", at_least=1e-4, at_most=1e6),
         "N",
         _LOAD,
-        "Requests per second in the busiest hour. Without it and with --nodes: the highest rate "
-        "that the nodes serve.",
+        "Requests per second in the busiest hour. With --nodes and without --rate: the highest "
+        "rate that the nodes serve.",
         "10, or the highest",
     ),
 ]
@@ -71,7 +71,7 @@ CachedOption = Annotated[
         Number("a share", at_least=0, at_most=0.999),
         "SHARE",
         _LOAD,
-        "Share of the prompts' tokens that the prefix cache holds.",
+        "Share of the prompt tokens that are in the prefix cache.",
     ),
 ]
 TraceOption = Annotated[
@@ -81,8 +81,8 @@ TraceOption = Annotated[
         ReadableFile(),
         "FILE",
         _LOAD,
-        "Take lengths, cacheable share and mean rate from a trace in Mooncake's format or CSV, as "
-        "moe-serving load; --rate takes precedence.",
+        "Take lengths, cacheable share and mean rate from a trace in the formats of moe-serving "
+        "load (Mooncake's, or CSV); --rate takes precedence.",
         "none",
     ),
 ]
@@ -113,7 +113,7 @@ MostPriceOption = Annotated[
         Number("a price", "dollars", above=0, at_most=1e9),
         "DOLLARS",
         _LOAD,
-        "Highest cost of all GPUs per million output tokens.",
+        "Maximum cost of all GPUs per million output tokens.",
         "none",
     ),
 ]
@@ -124,7 +124,7 @@ LowOption = Annotated[
         Number("a share", above=0, at_most=1),
         "SHARE",
         _LOAD,
-        "Rate at the quietest time of the day, as a share of the busiest; for autoscaled "
+        "Rate at the quietest time of the day, as a share of the busiest; used for the autoscaled "
         "GPU-hours.",
     ),
 ]
@@ -133,7 +133,7 @@ GpuOption = Annotated[
     typer.Option(
         "--gpu",
         metavar="NAME",
-        help="h800, h100, h200, b200, mi300x, cpu, or custom (then set the first three flags "
+        help="h800, h100, h200, b200, mi300x, cpu, or custom (requires the first three flags "
         "below).",
         rich_help_panel=_HARDWARE,
     ),
@@ -145,7 +145,7 @@ NodesOption = Annotated[
         WholeNumber("a number of nodes", at_most=4096),
         "N",
         _HARDWARE,
-        "Nodes that there are.",
+        "Number of available nodes.",
         "any number",
     ),
 ]
@@ -166,7 +166,7 @@ MemoryOption = Annotated[Any, _figure("--gpu-memory-gb", "GB", "Memory of a GPU,
 TflopsOption = Annotated[
     Any,
     _figure(
-        "--gpu-tflops", "TFLOP/s", "Peak of the model's matrix multiplications, dense TFLOP/s."
+        "--gpu-tflops", "TFLOP/s", "Peak rate of the model's matrix multiplications, dense TFLOP/s."
     ),
 ]
 BandwidthOption = Annotated[
@@ -189,7 +189,7 @@ PerNodeOption = Annotated[
         WholeNumber("a number of GPUs", at_most=64),
         "N",
         _HARDWARE,
-        "GPUs of a node.",
+        "GPUs per node.",
         "the GPU's, 8",
     ),
 ]
@@ -212,7 +212,7 @@ ModeOption = Annotated[
         "NAME",
         _LAYOUT,
         "mixed: all groups compute prompts and outputs; disaggregated: prefill and decode groups. "
-        "The Helm chart deploys mixed ones.",
+        "The Helm chart deploys mixed layouts only.",
     ),
 ]
 EpOption = Annotated[
@@ -266,11 +266,11 @@ LengthOption = Annotated[
 ]
 OutputOption = Annotated[
     Any,
-    _flag("--output", Choice(("text", "json")), "FORMAT", _OUTPUT, "text or json."),
+    _flag("--output", Choice(("text", "json")), "FORMAT", _OUTPUT, "Output format: text or json."),
 ]
 TopOption = Annotated[
     Any,
-    _flag("--top", WholeNumber("a number", at_most=100), "N", _OUTPUT, "Plans to print."),
+    _flag("--top", WholeNumber("a number", at_most=100), "N", _OUTPUT, "Number of plans to print."),
 ]
 ValuesOption = Annotated[
     Path | None,
@@ -296,8 +296,8 @@ CalibrateOption = Annotated[
         HttpUrl(),
         "URL",
         _MEASURED,
-        "Load this deployment of the model (about six times --seconds), replace the fitted "
-        "constants by what it shows, and print the error.",
+        "Put load on this deployment of the model for about six times --seconds, fit the "
+        "constants to the result, and print the error.",
         "none",
     ),
 ]

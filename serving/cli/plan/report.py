@@ -1,4 +1,4 @@
-"""The answer of ``moe-serving plan``: as tables, and as JSON."""
+"""The output of ``moe-serving plan``: tables or JSON."""
 
 import math
 from collections.abc import Sequence
@@ -39,7 +39,7 @@ _WIDTH = 140
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A plan with its cost and its day."""
+    """A plan with its cost and the GPU-hours of its day."""
 
     plan: Plan
     cost: Cost
@@ -47,7 +47,7 @@ class Answer:
 
 
 def notice(measured: Measured | None) -> str:
-    """Return what the figures are worth."""
+    """Return the notice about the accuracy of the figures."""
     return NOTICE if measured is None else _CALIBRATED.format(source=measured.source)
 
 
@@ -55,7 +55,7 @@ def notice(measured: Measured | None) -> str:
 
 
 def show(question: Question, answers: Sequence[Answer], measured: Measured | None) -> None:
-    """Print the plans, the best in detail."""
+    """Print the plans, and details of the best one."""
     console = Console()
     if not console.is_terminal:
         console = Console(width=_WIDTH)
@@ -127,7 +127,7 @@ def _performance(question: Question, answers: Sequence[Answer]) -> Table:
 
 
 def _prices(answers: Sequence[Answer]) -> Table:
-    table = _grid("$ an hour", "GPU-h a day", "scaled", "$/M input", "cached", "output")
+    table = _grid("$ per hour", "GPU-h per day", "scaled", "$/M input", "cached", "output")
     for answer in answers:
         cost, day = answer.cost, answer.day
         table.add_row(
@@ -143,7 +143,7 @@ def _prices(answers: Sequence[Answer]) -> Table:
 
 
 def short(plan: Plan) -> str:
-    """Return a plan's layout in short: ``2 x EP16`` or ``P 5 x EP16 + D 1 x EP96``."""
+    """Return a plan's layout in short form: ``2 x EP16`` or ``P 5 x EP16 + D 1 x EP96``."""
     return " + ".join(
         f"{_LETTERS[pool.group.role]}{pool.count} x EP{pool.variant.workers}"
         + (f" TP{pool.group.steps.tensor}" if pool.group.steps.tensor > 1 else "")
@@ -158,21 +158,22 @@ def _details(question: Question, answer: Answer) -> list[str]:
     for pool in answer.plan.pools:
         memory, group = pool.variant.memory, pool.group
         steps = group.steps
-        most = f"{group.chunk} prompt tokens a rank"
+        most = f"{group.chunk} prompt tokens per rank"
         if group.role is Role.MIXED:
             most = f"{int(group.most_sequences)} sequences and {most}"
         elif group.role is Role.DECODE:
-            most = f"{int(group.most_sequences)} sequences a rank"
+            most = f"{int(group.most_sequences)} sequences per rank"
         lines.append(
             f"  {group.role}: {_many(pool.count, 'group')} of {_many(steps.data, 'rank')}, each of "
-            f"{_many(steps.tensor, 'GPU')}; {_many(ranks_per_pod(question, pool), 'rank')} a pod; "
-            f"at most {most} in a step; {pool.served.sequences:.0f} sequences a rank at this rate"
+            f"{_many(steps.tensor, 'GPU')}; "
+            f"{_many(ranks_per_pod(question, pool), 'rank')} per pod; at most {most} in a step; "
+            f"{pool.served.sequences:.0f} sequences per rank at this rate"
         )
         lines.append(
             f"  memory of a GPU: {memory.capacity / _GB:.1f} GB usable = experts "
             f"{memory.experts / _GB:.1f}, other weights "
             f"{(memory.weights - memory.experts) / _GB:.1f}, reserve {memory.reserve / _GB:.1f}, "
-            f"KV cache {memory.kv_room / _GB:.1f} for {memory.kv_tokens:,} tokens a rank"
+            f"KV cache {memory.kv_room / _GB:.1f} for {memory.kv_tokens:,} tokens per rank"
         )
     if answer.day.overloaded:
         lines.append(
@@ -187,13 +188,13 @@ def _many(count: int, what: str) -> str:
 
 
 def ranks_per_pod(question: Question, pool: Pool) -> int:
-    """Return the ranks in one pod: those of a node."""
+    """Return the number of ranks in a pod, i.e. on a node."""
     mine = min(pool.variant.workers, question.gpu.per_node)
     return max(1, mine // pool.group.steps.tensor)
 
 
 def show_errors(model: ModelFigures) -> None:
-    """Print the errors of the performance model on published measurements of ``model``."""
+    """Print the performance model's errors on published measurements of ``model``."""
     table = Table(box=None, pad_edge=False, header_style="dim")
     for head in ("measurement", "operating point", "source"):
         table.add_column(head, overflow="fold")

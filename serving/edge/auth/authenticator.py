@@ -66,7 +66,7 @@ ROUTES: dict[str, Permission] = {
     "/tokenize": Permission.USER,
     "/detokenize": Permission.USER,
     "/invocations": Permission.USER,
-    # The console's page holds no data; its handlers check what a key may see.
+    # The console's page contains no data; its handlers check what a key may see.
     "/console": Permission.PUBLIC,
     "/console/api/cancel": Permission.USER,
     "/console/api/groups": Permission.ADMIN,
@@ -98,9 +98,9 @@ class Principal:
     roles: frozenset[Role] = frozenset()
     priorities: frozenset[Priority] = frozenset(Priority)
     key_id: str | None = None
-    """Id of the key in the key file; None: no key is required."""
+    """Id of the key in the key file. None: no key is required."""
     reasoning: ReasoningPolicy | None = None
-    """Defaults and caps of reasoning; None: there are none."""
+    """Defaults and caps for reasoning. None: unrestricted."""
 
     def has(self, permission: Permission) -> bool:
         """Return whether the permission is public or granted by one of the roles."""

@@ -15,7 +15,7 @@
         budgets: {month: {soft: 80, hard: 100}}
         reasoning: {max_thinking_token_budget: 2000}
 
-Keys may have budgets and reasoning, too.
+Keys may have budgets and reasoning as well.
 """
 
 import datetime as dt
@@ -48,12 +48,12 @@ class Role(StrEnum):
 
 
 class _Part(BaseModel):
-    # Messages must not show input, which may be a key entered instead of its hash.
+    # Messages must not show the input, which may be a key entered instead of its hash.
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
 
 class BudgetEntry(_Part):
-    """What may be spent in a period, in the tariff's currency."""
+    """Spending limits for a period, in the tariff's currency."""
 
     soft: Money | None = None
     hard: Money | None = None
@@ -68,7 +68,7 @@ class BudgetEntry(_Part):
 
 
 class ReasoningEntry(_Part):
-    """Defaults and caps of reasoning (``ReasoningPolicy``)."""
+    """Defaults and caps for reasoning (``ReasoningPolicy``)."""
 
     thinking_token_budget: int | None = Field(None, ge=0)
     max_thinking_token_budget: int | None = Field(None, ge=0)

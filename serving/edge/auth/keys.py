@@ -49,7 +49,7 @@ class Key:
     expires: float | None = None
     """Unix time from which the key is invalid, seconds. None: never."""
     reasoning: ReasoningPolicy | None = None
-    """Defaults and caps of reasoning, of the key and its tenant. None: there are none."""
+    """Defaults and caps for reasoning, of the key and its tenant. None: unrestricted."""
     digest: str = field(default="", repr=False)
 
 
@@ -107,8 +107,8 @@ def watch_keys(
 
     Args:
         settings: names the files.
-        no_budgets: why budgets cannot be counted; files with budgets are then invalid. None: they
-            can.
+        no_budgets: why budgets cannot be counted, which makes files with budgets invalid. None:
+            they can be.
 
     Raises:
         SettingsError: a file is missing or invalid.
@@ -127,7 +127,7 @@ def watch_keys(
 
 
 def budgets_with(keys: Watched[KeyRing] | None) -> BudgetsOf:
-    """Return a lookup of budgets in the current key file."""
+    """Return a function that looks up budgets in the current key file."""
     if keys is None:
         return lambda _tenant, _key_id: ()
 
@@ -239,7 +239,7 @@ def _ring(read: KeyFile, where: str) -> KeyRing:
 
 
 def _reasoning(key: KeyEntry, tenant: TenantEntry | None) -> ReasoningPolicy | None:
-    """Join the fields of a tenant and of its key, which take precedence."""
+    """Merge the fields of a tenant and of its key; those of the key take precedence."""
     fields = {} if tenant is None else tenant.reasoning.model_dump(exclude_unset=True)
     fields |= key.reasoning.model_dump(exclude_unset=True)
     return ReasoningPolicy(**fields) if fields else None

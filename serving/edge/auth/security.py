@@ -46,7 +46,7 @@ class Security:
         Args:
             settings: names the files.
             clock: time source for checking whether a key has expired.
-            no_budgets: why budgets in the key file cannot be counted. None: they can.
+            no_budgets: why budgets in the key file cannot be counted. None: they can be.
 
         Raises:
             SettingsError: a file is missing or its content is invalid.
@@ -70,11 +70,11 @@ class Security:
         return limits_with(self.keys, default)
 
     def budgets_of(self) -> BudgetsOf:
-        """Return a lookup of budgets in the current key file."""
+        """Return a function that looks up budgets in the current key file."""
         return budgets_with(self.keys)
 
     def reasoning_of(self, key_id: str | None) -> ReasoningPolicy | None:
-        """Return the policy that the current key file has for a key; None: none, or no such key."""
+        """Return a key's policy in the current key file; None without a policy or such a key."""
         if self.keys is None or key_id is None:
             return None
         return self.keys.value.reasoning.get(key_id)

@@ -62,7 +62,7 @@ class Call:
     arrived_at: float = 0.0
     first_token_at: float | None = None
     state: dict[str, Any] = field(default_factory=dict)
-    """State of the request that vLLM's handlers get."""
+    """Request state that is passed to vLLM's handlers."""
     status: str = "OK"
     outcome: str = "ok"
 
@@ -233,7 +233,7 @@ class CallRunner:
             context.set_trailing_metadata(trailers)
 
     def _about(self, call: Call) -> tuple[tuple[str, str], ...]:
-        """Return trailing metadata: decisions and costs, if requested, and budgets."""
+        """Return trailing metadata: decisions and cost, if requested, and budget warnings."""
         request_context = call.request_context
         if request_context is None:
             return ()
@@ -250,7 +250,7 @@ class CallRunner:
         return tuple(found)
 
     def _record(self, call: Call, line: RequestLine) -> None:
-        """Record the call in the ledger; its status is sent after the handler has returned."""
+        """Record the call in the ledger; its status is sent after the handler returns."""
         if self.usage is None or call.request_context is None:
             return
         self.usage.record(line, call.request_context, _usage_of(call))
@@ -284,6 +284,6 @@ class CallRunner:
 
 
 def _usage_of(call: Call) -> Any:
-    """Return vLLM's ``UsageInfo``, which its handlers store in the request state; None: none."""
+    """Return vLLM's ``UsageInfo``, which its handlers store in the request state, if any."""
     metadata = call.state.get("request_metadata")
     return None if metadata is None else metadata.final_usage_info

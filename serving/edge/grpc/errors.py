@@ -1,6 +1,6 @@
 """Errors as gRPC statuses with google.rpc details, from the same table as REST.
 
-Every status carries ErrorInfo (a stable reason, domain "moe-serving"; ``renews_at`` of a budget in
+Every status carries ErrorInfo (a stable reason, domain "moe-serving"; for budgets, ``renews_at`` in
 its metadata). Errors about a known field also carry BadRequest, and retryable errors RetryInfo.
 """
 

@@ -46,7 +46,7 @@ class _Generation(Generic[RequestT, ResponseT, ChunkT]):
 def _decoded(answer: Any, decode: Callable[[str], Any]) -> Any:
     """Return vLLM's answer as decoded JSON, except for its log probabilities.
 
-    They may be large, and vLLM's objects have the fields of the JSON.
+    These may be large, and vLLM's objects have the same fields as the JSON.
     """
     logprobs = [choice.logprobs for choice in answer.choices]
     for choice in answer.choices:
@@ -58,7 +58,7 @@ def _decoded(answer: Any, decode: Callable[[str], Any]) -> Any:
 
 
 def _of_long(kind: "_Generation[Any, ResponseT, Any]", answer: Any) -> ResponseT:
-    """Build the response from a long answer, and free the answer in slices."""
+    """Build the response from a long answer, freeing the answer in slices."""
     response = kind.response(answer)
     free(answer)
     return response

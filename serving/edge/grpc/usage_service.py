@@ -20,7 +20,7 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger("serving.edge")
 
 
 class UsageService(usage_pb2_grpc.UsageServiceServicer):
-    """Serves ``serving.api.v1.UsageService``, also while the router drains."""
+    """Serves ``serving.api.v1.UsageService``, even while the router drains."""
 
     def __init__(self, reader: UsageReader) -> None:
         """Create the service; ``reader`` queries the ledger."""
@@ -42,7 +42,7 @@ class UsageService(usage_pb2_grpc.UsageServiceServicer):
 
 
 def _params(request: pb.GetUsageRequest) -> Iterator[tuple[str, str]]:
-    """Yield the fields that are set as parameters of the REST route, which have the same names."""
+    """Yield the fields that are set, as parameters of the REST route, which have the same names."""
     for field, value in request.ListFields():
         for each in value if field.is_repeated else (value,):
             yield field.name, str(each)

@@ -67,12 +67,12 @@ async def build_rest_app(
         clock: the router's clock.
         authenticator: validates API keys. None: no key is required.
         open_metrics: whether /metrics is public.
-        tracing: starts the traces of requests. None: no traces.
+        tracing: starts the traces of requests. None: no tracing.
         cors_origins: origins whose pages may call the router; "*" permits any.
         usage: records requests in the ledger. None: no ledger.
         models: handlers of several models, of which ``client`` serves the first. None: only one.
-        check_load: refuses a request before its body is read. None: ``client.check_load``.
-        max_file_bytes: maximum size of an uploaded file, bytes. None: no batches.
+        check_load: rejects a request before its body is read. None: ``client.check_load``.
+        max_file_bytes: maximum size of an uploaded file, bytes. None: batches are disabled.
     """
     app = await build_vllm_app(client, args, generating=GENERATING, turns=client.turns)
     first = None if models is None else dispatch_models(app.state, models)

@@ -1,4 +1,4 @@
-"""Connections whose end has a meaning: of a body over HTTP/1.0, or of what a client sends."""
+"""Connections whose end is significant: the end of an HTTP/1.0 body, or a half-closed client."""
 
 import asyncio
 import socket
@@ -26,7 +26,7 @@ class _UntilClose(int):
 
 
 UNTIL_CLOSE = _UntilClose()
-"""The length of a body that ends with the connection."""
+"""The length of a body that ends when the connection closes."""
 
 
 def is_reset(transport: asyncio.Transport) -> bool:

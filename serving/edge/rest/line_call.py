@@ -1,7 +1,7 @@
 """Sends the requests of batch lines through the REST app of this process, without a connection.
 
-They pass the same middleware, validation, admission, metrics and ledger as requests of clients. In
-place of an API key they bring the principal that created the batch.
+They pass through the same middleware, validation, admission, metrics and ledger as clients'
+requests. Instead of an API key, they carry the principal that created the batch.
 """
 
 import asyncio
@@ -18,11 +18,11 @@ from serving.edge.request_headers import REQUEST_ID
 from serving.request_context import Priority, ReasoningPolicy, RequestContext, Yielding
 
 IN_PROCESS = "moe_serving.in_process"
-"""Key of an ASGI scope that holds an ``InProcess``. Servers create the scopes of clients, so a
-client cannot set it."""
+"""Key of an ASGI scope that holds an ``InProcess``. A client cannot set it, because the server
+creates the scope of a client's request."""
 
 _ABORT_SECONDS = 5.0
-"""Time for a cancelled request to end, seconds."""
+"""Maximum time for a cancelled request to end, seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class InProcess:
     principal: Principal
     context: RequestContext
     protocol: str = "batch"
-    """Name of the protocol in logs and in the ledger."""
+    """Protocol name in logs and in the ledger."""
 
 
 class LineCall:
@@ -44,12 +44,12 @@ class LineCall:
         yielding: Yielding,
         reasoning_of: Callable[[str | None], ReasoningPolicy | None] = lambda _: None,
     ) -> None:
-        """Create the function.
+        """Create the function that sends requests.
 
         Args:
             app: The REST app with its middleware.
             yielding: Decides when the requests run.
-            reasoning_of: Returns the policy of a key, by its id.
+            reasoning_of: Returns the reasoning policy of a key, by its id.
         """
         self._app = app
         self._yielding = yielding
@@ -75,7 +75,7 @@ class LineCall:
         try:
             await asyncio.shield(running)
         except asyncio.CancelledError:
-            # vLLM's handlers run in tasks of their own, which only a disconnect cancels.
+            # vLLM's handlers run in separate tasks, which only a disconnect cancels.
             exchange.disconnected.set()
             await asyncio.wait({running}, timeout=_ABORT_SECONDS)
             running.cancel()
@@ -107,7 +107,7 @@ def _scope(request: LineRequest, origin: InProcess) -> dict[str, Any]:
 
 
 class _Exchange:
-    """The body of a request, and the parts of its response."""
+    """The body of a request and the parts of its response."""
 
     def __init__(self, body: bytes) -> None:
         self._body: bytes | None = body

@@ -279,6 +279,6 @@ class EdgeMiddleware:
 
 
 def _usage_of(response: ResponseStream) -> Any:
-    """Return vLLM's ``UsageInfo``, which its handlers store in the request state; None: none."""
+    """Return vLLM's ``UsageInfo``, which its handlers store in the request state, if any."""
     metadata = response.scope.get("state", {}).get("request_metadata")
     return None if metadata is None else metadata.final_usage_info

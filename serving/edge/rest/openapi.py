@@ -1,10 +1,10 @@
 """The OpenAPI document of the router's routes, with the responses they actually send.
 
-FastAPI generates it from vLLM's routes, which declare few response schemas, and status 422 for
-errors sent as 400. Requests are described by vLLM's models.
+FastAPI generates it from vLLM's routes, which declare few response schemas, and declare status 422
+for errors that are sent as 400. Requests are described by vLLM's models.
 
 Generating it takes a second of CPU time. A router therefore generates it when a client first asks
-for it, in a thread, and not when it starts.
+for it, in a thread, instead of at start-up.
 """
 
 import copy
@@ -87,7 +87,7 @@ class ApiDocument:
     """The OpenAPI document of an app's routes as they are now, generated on the first call."""
 
     def __init__(self, app: FastAPI) -> None:
-        """Copy the routes; later changes of the app and of its routes have no effect."""
+        """Copy the routes; later changes to the app or its routes have no effect."""
         routes = []
         for route in map(copy.copy, app.routes):
             if isinstance(route, APIRoute):

@@ -206,7 +206,7 @@ class RequestBody:
         else:
             raise TooManyPending(self._pending.limit)
         if b"\0" in body:
-            # Python's decoder also reads UTF-16 and UTF-32, whose values are not counted correctly.
+            # Python's decoder also accepts UTF-16 and UTF-32, whose values are miscounted.
             raise BadBody(
                 HTTPStatus.BAD_REQUEST,
                 "the body must be JSON in UTF-8 (RFC 8259, section 8.1), which has no NUL bytes",

@@ -34,7 +34,7 @@ def response_headers(
         request_id: the request's id. None: the client sent a malformed one.
         retry_after: time after which the client may retry, seconds. None: unknown.
         explanation: the routing decisions. None: not requested or not known.
-        budget_warning: what to tell about a budget. None: nothing.
+        budget_warning: warning about a budget. None: no warning.
         cost: what the request cost. None: not requested or not known.
     """
     present = list(present)

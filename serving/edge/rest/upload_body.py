@@ -1,4 +1,4 @@
-"""The body of a file upload: larger than other bodies, and passed on part by part."""
+"""The body of a file upload: larger than other bodies, and streamed part by part."""
 
 import asyncio
 from http import HTTPStatus
@@ -10,18 +10,18 @@ from serving.edge.rest.request_body import BODY_TIMEOUT, BadBody, RequestBody, T
 
 UPLOADS = "/v1/files"
 _FRAME_BYTES = 2**16
-"""Room for the form around the file, bytes."""
+"""Allowance for the form around the file, bytes."""
 
 
 class FileTooLarge(BadBody):
-    """The upload exceeds the limit on files."""
+    """The upload exceeds the size limit for files."""
 
     def __init__(self, limit: int) -> None:
         super().__init__(413, f"the file exceeds {limit} bytes (batch.max_file_bytes)")
 
 
 class UploadBody(RequestBody):
-    """Limits the size of an upload, and the time between its parts.
+    """Limits the size of an upload and the time between its parts.
 
     The parts are not JSON, and are written to storage as they arrive, so neither their values nor
     their memory is counted.
@@ -41,7 +41,7 @@ class UploadBody(RequestBody):
             self._check(int(length))
 
     def decode(self) -> None:
-        """Refuse compressed uploads, which could be a thousand times as large.
+        """Refuse compressed uploads, which could expand to a thousand times their size.
 
         Raises:
             BadBody: The upload has a content-encoding.

@@ -1,4 +1,4 @@
-"""Reads the form of a file upload, and writes the file to storage as it arrives."""
+"""Parses the form of a file upload, and writes the file to storage as it arrives."""
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -23,7 +23,7 @@ _MAX_NAME = 255
 
 @dataclass(slots=True)
 class UploadForm:
-    """A complete form. Its file is written, but not visible yet."""
+    """A complete form, whose file is written but not visible yet."""
 
     upload: "Upload"
     filename: str
@@ -100,7 +100,7 @@ class _Reader:
 
 
 async def read_form(request: Request, store: "BatchStore", tenant: str) -> UploadForm:
-    """Read a form with one file; what was written is discarded if it is invalid.
+    """Read a form with one file; if the form is invalid, the written data is discarded.
 
     Raises:
         InvalidRequest: The form is malformed or incomplete.

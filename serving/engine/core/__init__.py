@@ -1,1 +1,1 @@
-"""vLLM's engine core without vLLM's front end: requests go in, token ids come out step by step."""
+"""vLLM's engine core without its front end: takes requests and returns token ids step by step."""

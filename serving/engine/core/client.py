@@ -1,7 +1,7 @@
 """vLLM's client of an engine core, and the parts of vLLM that prepare requests for it.
 
-``AsyncLLM`` builds the same objects. What it does besides (detokenizing, stop strings, one
-generator a request) happens in the router.
+``AsyncLLM`` builds the same objects. The rest of its work (detokenizing, stop strings, a generator
+per request) is done in the router.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from vllm.v1.metrics.prometheus import shutdown_prometheus
 
 
 class CoreClient:
-    """A started engine core; with data parallelism, this rank's one of the group."""
+    """A running engine core; with data parallelism, this rank's engine core of the group."""
 
     def __init__(self, config: VllmConfig) -> None:
         """Start the engine core's processes; blocks until the model is loaded.
@@ -30,7 +30,7 @@ class CoreClient:
             config: vLLM's configuration of this rank.
 
         Raises:
-            Exception: vLLM's error if a process does not start.
+            Exception: A process does not start; the error is vLLM's.
         """
         configure_logging_if_needed(config.logging_config)
         maybe_register_config_serialize_by_value()
@@ -47,7 +47,7 @@ class CoreClient:
 
     @property
     def engine_indexes(self) -> list[int]:
-        """Indexes of the engine cores that this client started: one, the rank's."""
+        """Indices of the engine cores that this client started: only the rank's."""
         return list(self._client.engine_ranks_managed)
 
     @property
@@ -56,7 +56,7 @@ class CoreClient:
         return bool(self._client.resources.engine_dead)
 
     def get_kv_event_sources(self) -> dict[int, KVEventsConfig]:
-        """Return where the engine publishes the changes of its prefix cache."""
+        """Return the address at which the engine publishes changes to its prefix cache."""
         sources: dict[int, KVEventsConfig] = self._client.get_kv_event_sources()
         return sources
 
@@ -69,7 +69,7 @@ class CoreClient:
         await self._client.add_request_async(request)
 
     async def abort(self, request_ids: Sequence[str]) -> None:
-        """Send aborts to the engine; ids that it does not know are ignored."""
+        """Send aborts to the engine; it ignores unknown ids."""
         await self._client.abort_requests_async(list(request_ids))
 
     async def outputs(self) -> EngineCoreOutputs:
@@ -82,7 +82,7 @@ class CoreClient:
         return outputs
 
     async def collective_rpc(self, method: str) -> list[Any]:
-        """Call a method of all workers, between two steps; return their results."""
+        """Call a method on all workers, between two steps; return their results."""
         results: list[Any] = await self._client.collective_rpc_async(method)
         return results
 

@@ -1,4 +1,4 @@
-"""The requests that run on an engine core: their inputs, and the deltas of each step."""
+"""The requests running on an engine core: their inputs, and the deltas of each step."""
 
 import asyncio
 import logging
@@ -56,7 +56,7 @@ class _Choice:
 
 
 class CoreRequest:
-    """One router's request on the engine core, with one or several choices."""
+    """A router's request on the engine core, with one or more choices."""
 
     __slots__ = ("_requests", "begun", "choices", "deliver", "request_id", "structured")
 
@@ -84,7 +84,7 @@ class CoreRequest:
 
 
 class CoreRequests:
-    """Runs requests on an engine core and delivers each step's output in one go."""
+    """Runs requests on an engine core, and delivers the output of each step at once."""
 
     def __init__(self, core: CoreClient, statistics: StepStatistics) -> None:
         """Start without requests; see :meth:`start`.
@@ -123,7 +123,7 @@ class CoreRequests:
         ]
 
     async def stop(self) -> None:
-        """Stop the tasks, and fail the requests that still run. Safe to call twice."""
+        """Stop the tasks, and fail all running requests. Safe to call twice."""
         tasks, self._tasks = self._tasks, []
         for task in tasks:
             task.cancel()
@@ -177,7 +177,7 @@ class CoreRequests:
         core.reasoning_parser_kwargs = decode_parser_kwargs(work)
         self._numbers += 1
         core.external_req_id = work.request_id
-        # Unique, also when a router reuses an id while the engine still knows the previous one.
+        # Unique even if a router reuses an id while the engine still knows the previous request.
         core.request_id = f"{work.request_id}-{self._numbers}"
         checked = core.sampling_params
         assert checked is not None
@@ -199,7 +199,7 @@ class CoreRequests:
         self._wake.set()
 
     def _check_room(self, choices: int) -> None:
-        """Apply vLLM's limits of queued requests and tokens, which are unset by default.
+        """Apply vLLM's limits on queued requests and tokens, which are unset by default.
 
         Raises:
             Overloaded: A limit is reached.
@@ -239,7 +239,7 @@ class CoreRequests:
             self._fail(error)
 
     async def _add_to_core(self, choice: _Choice, request: EngineCoreRequest) -> None:
-        """Send a request; one that cannot be encoded fails alone.
+        """Send a request; if it cannot be encoded, only this request fails.
 
         Raises:
             EngineDeadError: A process of the engine has ended.
@@ -279,7 +279,7 @@ class CoreRequests:
             for output in outputs.outputs:
                 choice = choices.get(output.request_id)
                 if choice is None:
-                    continue  # ended in the router while the engine computed this step
+                    continue  # the router ended it while the engine computed this step
                 prefilling = choice.statistics.prefilling
                 count(step, choice.statistics, output, at)
                 if prefilling or choice.logprobs is not None or output.finish_reason is not None:
@@ -294,7 +294,7 @@ class CoreRequests:
         statistics.end(outputs)
 
     def _deliver(self, choice: _Choice, output: EngineCoreOutput) -> None:
-        """Deliver an output that has more than new tokens."""
+        """Deliver an output that contains more than new tokens."""
         request = choice.owner
         delta = link_pb2.Delta(request_id=request.request_id)
         message = delta.choices.add(index=choice.index, token_ids=output.new_token_ids)

@@ -41,14 +41,14 @@ class RequestStatistics:
 
 
 class StepStatistics:
-    """Collects the statistics of one step, and records them in vLLM's stat loggers."""
+    """Collects the statistics of a step, and records them in vLLM's stat loggers."""
 
     def __init__(self, core: CoreClient, loggers: Iterable[StatLoggerFactory]) -> None:
-        """Create vLLM's Prometheus metrics and the given loggers.
+        """Create vLLM's Prometheus metrics and additional loggers.
 
         Args:
             core: The engine.
-            loggers: Factories of further stat loggers.
+            loggers: Factories of the additional stat loggers.
         """
         self._traces = core.traces
         self._lora = LoRARequestStates(log_stats=True)
@@ -61,7 +61,7 @@ class StepStatistics:
         self._manager.log_engine_initialized()
         self._step: IterationStats | None = None
         self._ended: IterationStats | None = None
-        """Requests that ended between two steps; recorded with the next one."""
+        """Requests that ended between two steps; recorded with the next step."""
 
     def begin(self) -> IterationStats:
         """Begin a step with outputs."""
@@ -76,7 +76,7 @@ class StepStatistics:
         Args:
             one: The request's statistics.
             reason: Why it ended.
-            output: Its last output; None if the router ended it between two steps.
+            output: Its last output. None: the router ended it between two steps.
         """
         step = self._step
         if step is None:

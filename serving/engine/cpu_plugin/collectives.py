@@ -166,7 +166,7 @@ PATCH = Patch("ragged collectives", is_right, apply)
 
 
 def install() -> None:
-    """Let new multi-rank groups agree on an exchange, and check it, before their first use."""
+    """Let new multi-rank groups agree on an exchange and check it before its first use."""
     original = CpuCommunicator.__init__
 
     def init(self: Any, *args: Any, **kwargs: Any) -> None:

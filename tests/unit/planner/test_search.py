@@ -85,7 +85,7 @@ def test_looser_objectives_never_cost_more(asked: Question) -> None:
 
 
 def test_deepseeks_own_layout_decodes_what_deepseek_published() -> None:
-    # vLLM's constants; 18 nodes of 144 GPUs at 14,800 tokens/s a node are DeepSeek's.
+    # vLLM's constants; 18 nodes of 144 GPUs at 14,800 tokens/s per node are DeepSeek's.
     asked = question(
         gpu=ACCELERATORS["h800"],
         load=Workload(1.0, 4380, 1210, 0.563),

@@ -1,7 +1,7 @@
-"""The decision of a group's ranks, taken together once, how to exchange tokens.
+"""How the ranks of a group jointly decide, once, how to exchange tokens.
 
-All ranks use shared memory, or all use gloo: a rank that cannot take part says why, and every rank
-receives the reasons of all.
+Either all ranks use shared memory, or all use gloo: a rank that cannot share memory states why, and
+every rank receives the reasons of all.
 """
 
 import os
@@ -31,18 +31,18 @@ class Wish:
 
     mode: Mode = "auto"
     spin: float = 0.0
-    """Longest time to spin for another rank before sleeping, seconds."""
+    """Maximum time to spin for another rank before sleeping, seconds."""
 
     @classmethod
     def of(cls, environment: Mapping[str, str] = os.environ) -> "Wish":
-        """Read the environment that :mod:`serving.engine.environment` has made."""
+        """Read the environment set by :mod:`serving.engine.environment`."""
         mode = cast("Mode", environment.get(EXCHANGE, "auto"))
         return cls(mode, int(environment.get(EXCHANGE_SPIN_US, "0")) * 1e-6)
 
 
 @dataclass(frozen=True, slots=True)
 class _Introduction:
-    """What a rank tells the others first."""
+    """The first message of a rank to the others."""
 
     mode: Mode
     problem: str
@@ -58,12 +58,12 @@ class ExchangeRefused(RuntimeError):
 
 
 def agree(group: Any, wish: Wish, timeout: float) -> tuple[NodeExchange | None, str]:
-    """Decide how the group exchanges tokens; called by all ranks of the group together.
+    """Decide how the group exchanges tokens; all ranks of the group must call this.
 
     Args:
         group: A torch.distributed group on gloo, for the ranks' messages.
         wish: This rank's settings.
-        timeout: Longest time that a rank waits for another in a collective, seconds.
+        timeout: Maximum time that a rank waits for another in a collective, seconds.
 
     Returns:
         The exchange, or ``None`` and the reason for using gloo. The same on all ranks.
@@ -109,9 +109,9 @@ def agree(group: Any, wish: Wish, timeout: float) -> tuple[NodeExchange | None, 
 
 
 def _node() -> str:
-    """Return what processes have in common if they run on one node and see the same pids.
+    """Return a value that is equal for processes on the same node that see the same pids.
 
-    Network namespaces count as nodes: they have addresses of their own, and can be cut off.
+    Network namespaces count as nodes: they have separate addresses, and can be cut off.
     """
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()

@@ -1,4 +1,4 @@
-"""Sequence numbers by which the ranks of a group see how far the others are."""
+"""Sequence numbers that show the ranks of a group how far the others are."""
 
 import os
 import select
@@ -9,15 +9,15 @@ from serving.engine.cpu_plugin.node_exchange import futex
 from serving.engine.cpu_plugin.node_exchange.segment import Segment
 
 STRIDE = 64
-"""Bytes between the words of two ranks: a cache line, so that ranks do not slow each other."""
+"""Bytes between the words of two ranks: a cache line, which avoids false sharing."""
 
 _WORDS = STRIDE // 4
 _CHECKS = 16
-"""Looks at the word between two looks at the clock."""
+"""Number of polls of the word between two reads of the clock."""
 _SLICE = 0.05
-"""Longest sleep before checking that the other process is alive, seconds."""
+"""Maximum sleep before checking that the other process is alive, seconds."""
 _MOST_SKIPPED = 63
-"""Most waits without spinning after spins that were in vain."""
+"""Maximum number of waits without spinning after failed spins."""
 _MODULUS = 2**32
 
 
@@ -29,8 +29,8 @@ class Spin:
     """Decides whether to spin at the next wait.
 
     Spinning saves a sleep if the other rank runs on another core. If the two share a core, or
-    others need it, it only delays the other rank. So each spin in vain doubles the number of waits
-    without spinning that follow, and a successful one resets it.
+    other processes need it, spinning only delays the other rank. So each failed spin doubles the
+    number of subsequent waits without spinning, and a successful one resets it.
     """
 
     def __init__(self) -> None:
@@ -51,8 +51,8 @@ class Spin:
 class Arrivals:
     """This rank's sequence number, and those of the other ranks.
 
-    The numbers count the collectives that a rank has entered, modulo 2**32. A rank enters the next
-    one only when all others have entered the current one, so numbers differ by at most 1.
+    A number counts the collectives that its rank has entered, modulo 2**32. A rank enters the next
+    collective only after all others have entered the current one, so numbers differ by at most 1.
     """
 
     def __init__(
@@ -71,9 +71,9 @@ class Arrivals:
             segment: Memory with the words, zero at first, one per rank every ``STRIDE`` bytes.
             offset: Byte offset of the first word.
             rank: This rank.
-            pids: Process ids by rank. The processes must be alive until all ranks are here.
-            spin: Longest time to spin before sleeping, seconds.
-            timeout: Longest time to wait for a rank, seconds.
+            pids: Process ids by rank. They must stay alive until all ranks have called this.
+            spin: Maximum time to spin before sleeping, seconds.
+            timeout: Maximum time to wait for a rank, seconds.
 
         Raises:
             OSError: A process cannot be watched.
@@ -104,10 +104,10 @@ class Arrivals:
         self._handles.clear()
 
     def enter(self, check: int) -> None:
-        """Announce that this rank has written its data of the next collective.
+        """Announce that this rank has written its data for the next collective.
 
         Args:
-            check: Value that is equal on all ranks if they agree about the collective.
+            check: Value that is equal on all ranks if they agree on the collective.
         """
         self.number = (self.number + 1) % _MODULUS
         word = self._first + self._rank * _WORDS
@@ -120,7 +120,7 @@ class Arrivals:
         """Wait until all ranks have entered the current collective.
 
         Args:
-            check: This rank's value of :meth:`enter`.
+            check: The value that this rank passed to :meth:`enter`.
 
         Raises:
             PeerLost: A process has ended, or the timeout has passed.
@@ -160,7 +160,7 @@ class Arrivals:
                 )
 
     def _spin_for(self, word: int, before: int) -> bool:
-        """Look at a word until it changes; return False if it does not within the limit."""
+        """Poll a word until it changes; return False if it does not change within the limit."""
         words, end = self._words, time.monotonic_ns() + self._limit
         while time.monotonic_ns() < end:
             for _ in range(_CHECKS):

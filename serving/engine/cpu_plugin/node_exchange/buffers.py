@@ -1,4 +1,4 @@
-"""Where the tensors of a collective are in the ranks' buffers."""
+"""The layout of a collective's tensors in the ranks' buffers."""
 
 import itertools
 import math
@@ -15,9 +15,9 @@ class Places:
     """Views of the buffers for collectives of one shape."""
 
     turns: list[list[list[torch.Tensor]]]
-    """For each of the two turns, a list of lists of views."""
+    """Lists of lists of views, for each of the two turns."""
     check: int
-    """Equal on ranks that agree about the shape: bytes, modulo 2**32."""
+    """Equal on ranks that agree on the shape: bytes, modulo 2**32."""
 
 
 def places_of_columns(
@@ -25,7 +25,7 @@ def places_of_columns(
     tensors: Sequence[torch.Tensor],
     sizes: Sequence[int],
 ) -> Places:
-    """Lay out tensors one after the other in each rank's buffer.
+    """Lay out tensors one after another in each rank's buffer.
 
     Args:
         buffers: Bytes by turn and rank.

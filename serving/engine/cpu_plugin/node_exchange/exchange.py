@@ -20,12 +20,12 @@ from serving.engine.cpu_plugin.node_exchange.buffers import (
 from serving.engine.cpu_plugin.node_exchange.segment import Segment
 
 BUFFER_BYTES = 4 * 2**20
-"""Size of a buffer. Larger collectives are carried out in several parts. The kernel provides
-memory only for the pages that are written."""
+"""Size of a buffer, bytes. Larger collectives are split into parts. The kernel only allocates
+memory for pages that are written."""
 
 _PAGE = 4096
 _KEPT = 256
-"""Most shapes of collectives whose places in the buffers are kept."""
+"""Maximum number of collective shapes whose buffer layouts are cached."""
 
 
 def segment_bytes(world_size: int, buffer_bytes: int = BUFFER_BYTES) -> int:
@@ -41,7 +41,7 @@ def _header_bytes(world_size: int) -> int:
 class NodeExchange:
     """Collectives of one group. All ranks call the same ones in the same order.
 
-    Not thread-safe. After an error the exchange cannot be used any more.
+    Not thread-safe. The exchange is unusable after an error.
     """
 
     def __init__(
@@ -60,8 +60,8 @@ class NodeExchange:
             segment: The group's segment, of ``segment_bytes`` bytes.
             rank: This rank.
             pids: Process ids by rank.
-            spin: Longest time to spin for a rank before sleeping, seconds.
-            timeout: Longest time to wait for a rank, seconds.
+            spin: Maximum time to spin for a rank before sleeping, seconds.
+            timeout: Maximum time to wait for a rank, seconds.
             buffer_bytes: Size of each buffer, the same on all ranks; a multiple of 64.
 
         Raises:
@@ -173,7 +173,7 @@ class NodeExchange:
         whole, *shares = places.turns[(self._arrivals.number + 1) % 2]
         whole[0].copy_(rows)
         self._meet(places)
-        # The order of the additions is that over gloo, for equal results.
+        # The additions are in the same order as over gloo, so that results are equal.
         total = shares[0][0].float() + shares[1][0].float()
         for share in shares[2:]:
             total += share[0].float()
@@ -184,12 +184,12 @@ class NodeExchange:
         self._arrivals.wait(places.check)
 
     def _known(self, key: Hashable, find: Callable[[], Places]) -> Places:
-        """Return the places of a collective of this kind, from the last one if there was one."""
+        """Return the layout of a collective of this shape, cached if it has occurred before."""
         places = self._places.get(key)
         if places is None:
             if len(self._places) >= _KEPT:
                 self._places.clear()
-            # A view made in inference mode could not be written outside of it.
+            # A view created in inference mode cannot be written outside of it.
             with torch.inference_mode(mode=False):
                 places = self._places[key] = find()
         return places

@@ -20,7 +20,7 @@ class _Timespec(ctypes.Structure):
 def wait(address: int, value: int, timeout: float) -> None:
     """Sleep while the word equals ``value``, until it is woken, or until the timeout.
 
-    May return early; callers check the word again. Other threads of the process run meanwhile.
+    May return early; callers check the word again. Other threads of the process keep running.
 
     Args:
         address: Address of a 4-byte-aligned word.
@@ -47,7 +47,7 @@ def wait(address: int, value: int, timeout: float) -> None:
 
 
 def wake(address: int) -> None:
-    """Wake all threads, of any process, that wait on the word. Includes a full memory barrier."""
+    """Wake all threads of all processes that wait on the word. Includes a full memory barrier."""
     _syscall(
         ctypes.c_long(_SYSCALL_NUMBER),
         ctypes.c_void_p(address),

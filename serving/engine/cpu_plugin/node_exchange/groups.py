@@ -13,16 +13,16 @@ from serving.engine.cpu_plugin.node_exchange.exchange import NodeExchange
 _log = logging.getLogger("vllm.moe_serving.cpu_plugin")
 
 _exchanges: dict[Any, NodeExchange] = {}
-"""By torch.distributed group; both groups of a vLLM communicator have the same exchange."""
+"""Exchanges by torch.distributed group; both groups of a vLLM communicator share one."""
 
 
 def exchange_of(group: Any) -> NodeExchange | None:
-    """Return the exchange of a group; ``None`` if it uses gloo."""
+    """Return the exchange of a group, or ``None`` if it uses gloo."""
     return _exchanges.get(group)
 
 
 def join(communicator: Any) -> None:
-    """Let a new group agree on its exchange; all members call this together.
+    """Let a new group agree on its exchange; all members must call this.
 
     Args:
         communicator: A ``CpuCommunicator`` with more than one member.
@@ -31,7 +31,7 @@ def join(communicator: Any) -> None:
         ExchangeRefused: ``engine.exchange`` is ``shared_memory`` and the group cannot use it.
     """
     group = communicator.cpu_group
-    # As long as gloo waits for a rank.
+    # The same timeout as gloo's.
     timeout = group._get_backend(torch.device("cpu")).options._timeout.total_seconds()
     exchange, reason = agree(group, Wish.of(), timeout)
     if exchange is None:
@@ -57,13 +57,13 @@ def install_sums() -> None:
 
 
 class _Distributed:
-    """``torch.distributed``, with sums over groups that have an exchange carried out by it."""
+    """``torch.distributed``, except that exchanges compute the sums over their groups."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(dist, name)
 
     def all_reduce(self, tensor: torch.Tensor, *args: Any, group: Any = None, **named: Any) -> Any:
-        """Sum in place, as ``torch.distributed.all_reduce``."""
+        """Sum in place, like ``torch.distributed.all_reduce``."""
         exchange = exchange_of(group)
         if exchange is None or args or named:
             return dist.all_reduce(tensor, *args, group=group, **named)

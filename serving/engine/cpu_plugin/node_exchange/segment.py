@@ -1,9 +1,9 @@
 """Anonymous memory that the processes of a group share.
 
-The memory is a memfd: it has no name, is not subject to the size of /dev/shm, and the kernel frees
-it when the last process that maps it ends, however it ends. Another process opens it through
-``/proc/PID/fd``; a random token in its first bytes proves that it is the expected one, and thus
-that both processes run on one node and see the same process ids.
+The memory is a memfd: it has no name, is not limited by the size of /dev/shm, and is freed by the
+kernel when the last process that maps it ends, for whatever reason. Another process opens it
+through ``/proc/PID/fd``; a random token in its first bytes proves that it is the expected memory,
+and thus that both processes run on one node and see the same process ids.
 """
 
 import mmap
@@ -20,7 +20,7 @@ TOKEN_BYTES = 16
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """What another process needs to open a segment."""
+    """The information that another process needs to open a segment."""
 
     pid: int
     descriptor: int
@@ -50,10 +50,10 @@ class Segment:
 
 
 class OwnedSegment(Segment):
-    """A segment that this process has created and offers to others."""
+    """A segment that this process created and offers to others."""
 
     def __init__(self, size: int) -> None:
-        """Create ``size`` bytes of zeroed memory; pages take memory once they are written.
+        """Create ``size`` bytes of zeroed memory; a page uses memory once it is written.
 
         Raises:
             OSError: The kernel has no memfd, or a limit is reached.
@@ -79,7 +79,7 @@ def attach(offer: Offer) -> Segment:
 
     Raises:
         OSError: The process is not visible from here, belongs to another user, or has withdrawn
-            the offer; or what is found there is not the offered memory.
+            the offer; or its descriptor is not the offered memory.
     """
     descriptor = os.open(f"/proc/{offer.pid}/fd/{offer.descriptor}", os.O_RDWR | os.O_CLOEXEC)
     try:

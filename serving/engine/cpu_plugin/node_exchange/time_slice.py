@@ -1,9 +1,9 @@
 """A short time slice for threads that other ranks wait for (sched_setattr(2), Linux 6.12).
 
-A rank that waits sleeps, and is woken when the last rank arrives. If another process runs on its
+A waiting rank sleeps, and is woken when the last rank arrives. If another process is running on its
 core at that time, Linux lets it finish its time slice, in practice until the next tick (4 ms at
-250 Hz), unless the woken thread has asked for a shorter slice. The share of the CPU that a thread
-gets does not depend on its slice. Before Linux 6.12 the request has no effect.
+250 Hz), unless the woken thread has asked for a shorter slice. A thread's share of the CPU does not
+depend on its slice. Before Linux 6.12, the request has no effect.
 """
 
 import ctypes
@@ -14,7 +14,7 @@ _SETATTR, _GETATTR = 314, 315
 SHORTEST = 100_000
 """The shortest slice that Linux grants, nanoseconds."""
 DEFAULT = 0
-"""The slice of threads that have not asked for one."""
+"""The slice of threads that have not asked for a shorter one."""
 _FAIR = (os.SCHED_OTHER, os.SCHED_BATCH)
 
 _syscall = ctypes.CDLL(None, use_errno=True).syscall
@@ -40,7 +40,7 @@ def request(nanoseconds: int) -> bool:
     """Ask for a time slice for the calling thread; keep its policy and nice value.
 
     Returns:
-        Whether Linux accepted the request. It does not for threads with a real-time policy, and a
+        Whether Linux accepted the request. It refuses threads with a real-time policy, and a
         container may forbid the system call.
     """
     now = _read()

@@ -1,4 +1,4 @@
-"""The table of the groups' capacity and busy time."""
+"""The table of the capacity and busy time of groups."""
 
 import sqlalchemy as sa
 from alembic import op

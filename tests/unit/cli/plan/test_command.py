@@ -28,7 +28,7 @@ def test_a_plan_as_text(capsys: pytest.CaptureFixture[str]) -> None:
     for part in (
         "deepseek-r1 on 8 h200 ($2.5 a GPU-hour: assumption): 10 requests/s",
         NOTICE, "1 x EP16", "P 1 x EP8 + D 1 x EP16", "TTFT p90", "$/M input", "limited by",
-        "KV cache", "ranks a pod",
+        "KV cache", "ranks per pod",
     ):  # fmt: skip
         assert part in shown
 
