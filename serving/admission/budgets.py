@@ -67,8 +67,8 @@ class Prices(Protocol):
         """Return the highest price of a prompt and its output, in ``budget.UNIT``."""
         ...
 
-    def of(self, prompt: int, cached: int, output: int, now: float) -> int:
-        """Return the price of a request that ends now, in ``budget.UNIT``."""
+    def of(self, prompt: int, cached: int, output: int, now: float, *, batch: bool) -> int:
+        """Return the price of a request or a batch's line that ends now, in ``budget.UNIT``."""
         ...
 
 
@@ -83,13 +83,17 @@ class Reservation:
     budgets: "Budgets"
     prices: Prices
     claim: Claim
+    batch: bool = False
+    """Whether the prompt is a line of a batch."""
     _over: bool = field(default=False, init=False)
 
     def settle(self, *, prompt: int, cached: int, output: int) -> None:
         """Replace the reserved price by the price of the used tokens. Safe to call twice."""
         if not self._over:
             self._over = True
-            self.budgets.settle(self.claim, self.prices, prompt, cached, output)
+            now = self.budgets.clock.time()
+            amount = self.prices.of(prompt, cached, output, now, batch=self.batch)
+            self.budgets.settle(self.claim, amount)
 
     def give_back(self) -> None:
         """End the reservation of a prompt that used nothing. Safe to call twice."""
@@ -132,7 +136,7 @@ class Budgets:
         """
         self._budgets_of = budgets_of
         self._store = store
-        self._clock = clock
+        self.clock = clock
         self._record_ids = record_ids
         self._timeout = timeout
         self._down = down
@@ -171,7 +175,7 @@ class Budgets:
         """
         if not self._used_up:
             return
-        now = self._clock.time()
+        now = self.clock.time()
         for budget in self.of(context):
             until = self._used_up.get(budget)
             if until is None:
@@ -202,7 +206,8 @@ class Budgets:
             NotReady: The store does not answer, and ``down`` is "closed".
         """
         self.check(context)
-        record, now = context.record, self._clock.time()
+        record, now = context.record, self.clock.time()
+        batch = context.yielding is not None
         if record.record_id is None:
             record.record_id = next(self._record_ids)
         claim = Claim(
@@ -219,7 +224,7 @@ class Budgets:
                 self.give_back(claim)
                 metrics.ADMISSION_REFUSALS.labels("budgets_unavailable").inc()
                 raise NotReady("budgets cannot be checked at the moment; try again")
-            return Reservation(self, prices, claim)
+            return Reservation(self, prices, claim, batch)
         if verdict.refused is not None:
             self._held.discard(claim.number)
             budget, spent, held = verdict.refused
@@ -228,11 +233,10 @@ class Budgets:
             raise self._refusal(budget, now, spent, held)
         for budget, spent in verdict.warnings:
             record.budget_warning = self._warn(budget, now, spent)
-        return Reservation(self, prices, claim)
+        return Reservation(self, prices, claim, batch)
 
-    def settle(self, claim: Claim, prices: Prices, prompt: int, cached: int, output: int) -> None:
+    def settle(self, claim: Claim, amount: int) -> None:
         """Replace a claim by the price of the used tokens, in the background."""
-        amount = prices.of(prompt, cached, output, self._clock.time())
         self._end(claim, amount)
 
     def give_back(self, claim: Claim) -> None:
@@ -307,7 +311,7 @@ class Budgets:
         """Return the store's verdict. None: no answer within the timeout, or the store is not
         queried for ``REST_SECONDS`` after a failure.
         """
-        if self._clock.monotonic() < self._down_until:
+        if self.clock.monotonic() < self._down_until:
             return None
         self._held.add(claim.number)
         waiting = _Waiting(claim, asyncio.get_running_loop().create_future())
@@ -359,7 +363,7 @@ class Budgets:
         """Write until nothing is due; failed settlements and renewals are retried."""
         while self._waiting or self._settlements_due or self._renewal_due:
             if not await self._write_batch():
-                await asyncio.sleep(max(self._down_until - self._clock.monotonic(), 0.0))
+                await asyncio.sleep(max(self._down_until - self.clock.monotonic(), 0.0))
 
     async def _write_batch(self) -> bool:
         # Requests that no longer wait must not reserve.
@@ -368,7 +372,7 @@ class Budgets:
         settlements, renew = self._settlements[:_BATCH], self._renewal_due
         claims = [each.claim for each in waiting]
         update = partial(
-            self._store.update, claims, settlements, renew=renew, now=int(self._clock.time())
+            self._store.update, claims, settlements, renew=renew, now=int(self.clock.time())
         )
         try:
             verdicts: Sequence[Verdict | None] = await asyncio.get_running_loop().run_in_executor(
@@ -388,7 +392,7 @@ class Budgets:
         return not failed
 
     def _failed(self, reason: str) -> None:
-        now = self._clock.monotonic()
+        now = self.clock.monotonic()
         metrics.BUDGET_STORE_FAILURES.inc()
         if now >= self._down_until:
             log.warning("the budgets' database does not answer", down=self._down, reason=reason)

@@ -42,6 +42,7 @@ class BatchService:
         self.store = BatchStore(settings, clock, max_line_bytes=max_line_bytes)
         self.scheduler = LineScheduler(snapshot, settings, weight_of)
         self.max_window = settings.max_window
+        self.max_file_bytes = settings.max_file_bytes
         self.runner: BatchRunner | None = None
         self._task: asyncio.Task[None] | None = None
 

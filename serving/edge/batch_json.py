@@ -13,6 +13,11 @@ from serving.errors import InvalidRequest, ResourceNotFound
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _WINDOW = re.compile(r"([1-9]\d{0,4})([mhd])")
 _SECONDS = {"m": 60, "h": 3600, "d": 86400}
+_MAX_NAME = 255
+MOST_FILES = 10_000
+"""Maximum number of files of a page, and the default."""
+MOST_BATCHES, SOME_BATCHES = 100, 20
+"""Maximum number of batches of a page, and the default."""
 _LIFETIME = (3600, 30 * 86400)
 """Minimum and maximum of an expiry's ``seconds``."""
 
@@ -143,6 +148,11 @@ def check_purpose(purpose: str | None) -> None:
     """
     if purpose != BATCH_PURPOSE:
         raise InvalidRequest(f"purpose must be {BATCH_PURPOSE}, got {purpose!r}")
+
+
+def filename_of(text: str) -> str:
+    """Return the name under which a file is stored; it is only shown."""
+    return text.replace("\0", "")[:_MAX_NAME] or "upload"
 
 
 def checked_id(text: str) -> str:

@@ -11,6 +11,9 @@ from serving.batch.objects import PART_BYTES
 from serving.batch.records import Batch, NewBatch, StoredFile
 from serving.edge.auth.authenticator import principal_var
 from serving.edge.batch_json import (
+    MOST_BATCHES,
+    MOST_FILES,
+    SOME_BATCHES,
     batch_json,
     check_purpose,
     checked_id,
@@ -26,9 +29,6 @@ from serving.errors import InvalidRequest, Unsupported
 if TYPE_CHECKING:  # imports SQLAlchemy, which a router without batches does not need
     from serving.batch.store import BatchStore
 
-_MOST_FILES = 10_000
-_MOST_BATCHES, _SOME_BATCHES = 100, 20
-
 
 class BatchAccess(Protocol):
     """What the pages use; implemented by ``serving.batch.service.BatchService``."""
@@ -36,6 +36,8 @@ class BatchAccess(Protocol):
     store: "BatchStore"
     max_window: float
     """Maximum completion window, seconds."""
+    max_file_bytes: int
+    """Maximum size of a file, bytes."""
 
     async def create(self, new: NewBatch) -> Batch:
         """Create a batch and start it."""
@@ -78,7 +80,7 @@ class _Pages:
             store.files.page,
             principal_var.get().tenant,
             after=_after(request),
-            limit=limit_of(params, default=_MOST_FILES, most=_MOST_FILES),
+            limit=limit_of(params, default=MOST_FILES, most=MOST_FILES),
             descending=order == "desc",
             purpose=None if purpose is None else checked_id(purpose),
         )
@@ -116,7 +118,7 @@ class _Pages:
             store.batches.page,
             principal_var.get().tenant,
             after=_after(request),
-            limit=limit_of(params, default=_SOME_BATCHES, most=_MOST_BATCHES),
+            limit=limit_of(params, default=SOME_BATCHES, most=MOST_BATCHES),
         )
         return _json(page_json([batch_json(batch) for batch in batches], more=more))
 

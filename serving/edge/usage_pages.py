@@ -142,7 +142,7 @@ def _usage_result(row: Row) -> tuple[int, dict[str, Any]]:
         "user_id": None,
         "api_key_id": row.key_id,
         "model": row.model,
-        "batch": None,
+        "batch": row.batch,
     }
 
 

@@ -1,5 +1,6 @@
 """Query parameters of the usage and costs routes, with the names and limits of OpenAI's API."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from starlette.datastructures import QueryParams
@@ -17,12 +18,19 @@ _LIMITS = {
     COSTS: {"1d": (7, 180)},
 }
 """Default and maximum of ``limit``, by route and bucket width."""
-_GROUPS = {"project_id": GroupBy.TENANT, "model": GroupBy.MODEL, "api_key_id": GroupBy.KEY}
+_GROUPS = {
+    "project_id": GroupBy.TENANT,
+    "model": GroupBy.MODEL,
+    "api_key_id": GroupBy.KEY,
+    "batch": GroupBy.BATCH,
+}
 _ALLOWED_GROUPS = {
     USAGE: frozenset(_GROUPS),
     COSTS: frozenset({"project_id", "api_key_id", LINE_ITEM}),
 }
+_FLAGS: Mapping[str, tuple[str, ...]] = {USAGE: ("batch",), COSTS: ()}
 _FILTERS = {USAGE: ("project_ids", "models", "api_key_ids"), COSTS: ("project_ids", "api_key_ids")}
+_FLAG = {"true": True, "false": False}
 _SINGLE = ("start_time", "end_time", "bucket_width", "limit", "page")
 _MAX_TIME = 2**37
 """Upper bound (exclusive) of a time, Unix seconds; in the year 6325."""
@@ -52,7 +60,7 @@ def usage_query(route: str, params: QueryParams, now: float) -> UsageQuery:
     Raises:
         InvalidRequest: A parameter is unknown or invalid.
     """
-    known = {*_SINGLE, "group_by", *_FILTERS[route]}
+    known = {*_SINGLE, "group_by", *_FILTERS[route], *_FLAGS[route]}
     for name in params:
         if name.removesuffix("[]") not in known:
             raise InvalidRequest(
@@ -92,6 +100,7 @@ def usage_query(route: str, params: QueryParams, now: float) -> UsageQuery:
         tenants=_list(params, "project_ids"),
         models=_list(params, "models"),
         keys=_list(params, "api_key_ids"),
+        batch=_flag(params, "batch"),
     )
     return UsageQuery(query, groups, str(page_end) if page_end < end else None)
 
@@ -104,6 +113,15 @@ def _number(params: QueryParams, name: str, limit: int) -> int:
     if value >= limit:
         raise InvalidRequest(f"{name} must be below {limit}")
     return value
+
+
+def _flag(params: QueryParams, name: str) -> bool | None:
+    if name not in params:
+        return None
+    found = _FLAG.get(params[name].lower())
+    if found is None:
+        raise InvalidRequest(f"{name} must be true or false")
+    return found
 
 
 def _list(params: QueryParams, name: str) -> list[str]:

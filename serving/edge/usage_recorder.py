@@ -38,7 +38,9 @@ class UsageRecorder:
         used = context.record.usage()
         reasoning = _reasoning_tokens(context.record, used, usage) or 0
         tokens = Tokens(1, used.prompt_tokens, used.cached_tokens, used.output_tokens, reasoning)
-        amounts = price(tariff, model, tokens, self._clock.time())
+        amounts = price(
+            tariff, model, tokens, self._clock.time(), batch=context.yielding is not None
+        )
         return None if amounts is None else f"{amounts.total.normalize():f} {tariff.currency}"
 
     def record(self, line: RequestLine, context: RequestContext, usage: Any = None) -> None:

@@ -11,7 +11,7 @@ from decimal import ROUND_CEILING, Decimal
 from enum import StrEnum
 
 from serving.ledger.query import DAY
-from serving.ledger.records import SECOND, RequestUsage
+from serving.ledger.records import BATCH_PROTOCOL, SECOND, RequestUsage
 from serving.ledger.tariff import QUARTERS, Amounts, Tariff, Tokens, load_tariff
 from serving.settings import LedgerSettings
 
@@ -165,9 +165,10 @@ Spending = tuple[str, str, int]
 def charges(records: Iterable[RequestUsage], tariff: Tariff) -> dict[Spending, int]:
     """Return the price of records by tenant, key and day; models without prices cost nothing."""
     # Lists, because adding two ``Tokens`` takes as long as the rest of an insert.
-    sums: dict[tuple[str, str | None, str, int], list[int]] = {}
+    sums: dict[tuple[str, str | None, str, int, bool], list[int]] = {}
     for each in records:
-        group = (each.tenant, each.key_id, each.model, each.finished_us // (_QUARTER * SECOND))
+        quarter, batch = each.finished_us // (_QUARTER * SECOND), each.protocol == BATCH_PROTOCOL
+        group = (each.tenant, each.key_id, each.model, quarter, batch)
         counts = sums.get(group)
         if counts is None:
             counts = sums[group] = [0, 0, 0, 0]
@@ -176,18 +177,28 @@ def charges(records: Iterable[RequestUsage], tariff: Tariff) -> dict[Spending, i
         counts[2] += each.output_tokens
         counts[3] += each.reasoning_tokens or 0
     found: dict[Spending, int] = {}
-    for (tenant, key_id, model, quarter), counts in sums.items():
-        amounts = price(tariff, model, Tokens(0, *counts), quarter * _QUARTER)
+    for (tenant, key_id, model, quarter, batch), counts in sums.items():
+        amounts = price(tariff, model, Tokens(0, *counts), quarter * _QUARTER, batch=batch)
         if amounts is not None:
             spending = (tenant, key_id or "", quarter // QUARTERS * DAY)
             found[spending] = found.get(spending, 0) + units(amounts.total)
     return found
 
 
-def price(tariff: Tariff, model: str, tokens: Tokens, at: float) -> Amounts | None:
-    """Return the price of tokens of requests that end at a Unix time; None if unknown."""
+def price(
+    tariff: Tariff, model: str, tokens: Tokens, at: float, *, batch: bool = False
+) -> Amounts | None:
+    """Return the price of tokens of requests that end at a Unix time; None if unknown.
+
+    Args:
+        tariff: Prices of all models.
+        model: Name of the model.
+        tokens: The requests' tokens.
+        at: Unix time, seconds.
+        batch: Whether they are lines of batches.
+    """
     prices = tariff.prices(model, at)
-    return None if prices is None else prices.at(quarter_of(at), tokens)
+    return None if prices is None else prices.at(quarter_of(at), tokens, batch=batch)
 
 
 class ModelPrice:
@@ -208,9 +219,10 @@ class ModelPrice:
         found = [self._tariff.prices(self._model, at) for at in (now, now + DAY)]
         return max((units(each.highest(prompt, output)) for each in found if each), default=0)
 
-    def of(self, prompt: int, cached: int, output: int, now: float) -> int:
+    def of(self, prompt: int, cached: int, output: int, now: float, *, batch: bool) -> int:
         """Return the price of a request that ends now, with reasoning priced as output."""
-        amounts = price(self._tariff, self._model, Tokens(1, prompt, cached, output), now)
+        tokens = Tokens(1, prompt, cached, output)
+        amounts = price(self._tariff, self._model, tokens, now, batch=batch)
         return 0 if amounts is None else units(amounts.total)
 
 

@@ -16,6 +16,8 @@ class GroupBy(StrEnum):
     TENANT = "tenant"
     MODEL = "model"
     KEY = "key"
+    BATCH = "batch"
+    """Whether the request was the line of a batch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +35,8 @@ class Query:
     """Values to include; empty: all."""
     models: Sequence[str] = ()
     keys: Sequence[str] = ()
+    batch: bool | None = None
+    """Only lines of batches, or only other requests. None: all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +54,8 @@ class UsageSum:
     """None: not grouped by key, or no key was required."""
     tokens: Tokens = field(default_factory=Tokens)
     rank_us: int = 0
+    batch: bool = False
+    """Whether the requests were lines of batches, which have other prices."""
 
 
 @dataclass(frozen=True, slots=True)

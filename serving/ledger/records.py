@@ -9,6 +9,8 @@ from uuid import uuid4
 
 import msgspec
 
+BATCH_PROTOCOL = "batch"
+"""Protocol of the lines of batches, which have prices of their own."""
 SECOND = 1_000_000
 """Microseconds in a second."""
 
@@ -33,7 +35,7 @@ class RequestUsage(msgspec.Struct, frozen=True, tag="request", tag_field="kind")
     model: str
     priority: str
     protocol: str
-    """"rest" or "grpc"."""
+    """"rest", "grpc", or ``BATCH_PROTOCOL`` of a batch's line."""
     route: str
     """Route or RPC name."""
     outcome: str

@@ -1,6 +1,6 @@
 """The two views of the ledger: what tenants pay (price) and what serving them costs (cost).
 
-Price: tokens times the tariff. The list price ignores the tariff's windows.
+Price: tokens times the tariff. The list price ignores the tariff's windows and batch prices.
 
 Cost: GPU time times the price of a GPU. The busy time of all GPUs in a period is shared among the
 requests that ended in it, in proportion to their time on ranks; the rest of the GPU time is idle
@@ -35,6 +35,8 @@ class Row:
     cost: Decimal | None
     """Share of the busy GPU time; None: the price of a GPU is not set, or no GPU time is recorded
     in the period."""
+    batch: bool | None = None
+    """Whether the requests were lines of batches; None: not grouped by it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,10 +79,10 @@ class Report:
 
 
 def merged(rows: Iterable[Row]) -> list[Row]:
-    """Return one row per tenant, model and key over all periods, starting with its first one."""
-    found: dict[tuple[str | None, ...], Row] = {}
+    """Return one row per group over all periods, starting with its first one."""
+    found: dict[tuple[str | bool | None, ...], Row] = {}
     for row in rows:
-        group = (row.tenant, row.model, row.key_id)
+        group = (row.tenant, row.model, row.key_id, row.batch)
         before = found.get(group)
         if before is None:
             found[group] = row
@@ -138,7 +140,7 @@ def build_report(
     return Report(tariff.currency, rows, tuple(periods.values()))
 
 
-_Group = tuple[int, str | None, str | None, str | None]
+_Group = tuple[int, str | None, str | None, str | None, bool | None]
 
 
 def _grouped(sums: Iterable[UsageSum], query: Query) -> list[tuple[_Group, list[UsageSum]]]:
@@ -146,7 +148,8 @@ def _grouped(sums: Iterable[UsageSum], query: Query) -> list[tuple[_Group, list[
     groups: dict[_Group, list[UsageSum]] = {}
     for each in sums:
         model = each.model if GroupBy.MODEL in query.group_by else None
-        groups.setdefault((each.start, each.tenant, model, each.key_id), []).append(each)
+        batch = each.batch if GroupBy.BATCH in query.group_by else None
+        groups.setdefault((each.start, each.tenant, model, each.key_id, batch), []).append(each)
     return sorted(groups.items(), key=lambda item: tuple(str(part or "") for part in item[0]))
 
 
@@ -157,7 +160,7 @@ def _row(
     periods: Mapping[int, PeriodCost],
     ranks: Mapping[int, int],
 ) -> Row:
-    start, tenant, model, key_id = group
+    start, tenant, model, key_id, batch = group
     tokens, rank_us = Tokens(), 0
     listed: Amounts | None = ZERO
     billed: Amounts | None = ZERO
@@ -170,13 +173,22 @@ def _row(
             listed = billed = None
         else:
             listed += prices.of(each.tokens)
-            billed += prices.at(each.quarter, each.tokens)
+            billed += prices.at(each.quarter, each.tokens, batch=each.batch)
     cost = None
     if (period := periods.get(start)) is not None:
         all_us = ranks.get(start, 0)
         cost = period.busy * rank_us / all_us if all_us else Decimal(0)
     return Row(
-        start, tenant, model, key_id, tokens, Decimal(rank_us) / SECOND, listed, billed, cost
+        start,
+        tenant,
+        model,
+        key_id,
+        tokens,
+        Decimal(rank_us) / SECOND,
+        listed,
+        billed,
+        cost,
+        batch,
     )
 
 

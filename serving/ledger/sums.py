@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator
 from decimal import Decimal
+from typing import Any
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, Label, func, literal_column, select
 
 from serving.ledger.query import CapacitySum, GroupBy, Query, UsageSum
-from serving.ledger.records import SECOND
+from serving.ledger.records import BATCH_PROTOCOL, SECOND
 from serving.ledger.report import Report, build_report
 from serving.ledger.schema import CAPACITY, REQUESTS
 from serving.ledger.tariff import QUARTERS, Tariff, Tokens
@@ -30,14 +31,16 @@ def read_report(
 
 
 def usage_sums(connection: Connection, query: Query) -> Iterator[UsageSum]:
-    """Yield the sums by period, quarter hour of the day, model, and the query's groups."""
+    """Yield the sums by period, quarter hour of the day, model, kind, and the query's groups."""
     table = REQUESTS.c
     start = (table.finished_us // (query.width * SECOND) * query.width).label("start")
     quarter = (table.finished_us // _QUARTER_US % QUARTERS).label("quarter")
-    # Prices depend on the model, so the database always groups by it.
+    # Prices depend on the model and on batches, so the database always groups by them.
     tenant = [table.tenant] if GroupBy.TENANT in query.group_by else []
     key = [table.key_id] if GroupBy.KEY in query.group_by else []
-    groups = [start, quarter, table.model, *tenant, *key]
+    # Without parameters, so that PostgreSQL sees that it groups by what it selects.
+    batch: Label[Any] = literal_column(f"(protocol = '{BATCH_PROTOCOL}')").label("batch")
+    groups = [start, quarter, table.model, batch, *tenant, *key]
     statement = (
         select(
             *groups,
@@ -63,6 +66,9 @@ def usage_sums(connection: Connection, query: Query) -> Iterator[UsageSum]:
     for column, wanted in filters:
         if wanted:
             statement = statement.where(column.in_(wanted))
+    if query.batch is not None:
+        is_batch = table.protocol == BATCH_PROTOCOL
+        statement = statement.where(is_batch if query.batch else ~is_batch)
     for row in connection.execute(statement):
         yield UsageSum(
             int(row.start),
@@ -79,6 +85,7 @@ def usage_sums(connection: Connection, query: Query) -> Iterator[UsageSum]:
                 int(row.reasoning),
             ),
             int(row.rank_us),
+            bool(row.batch),
         )
 
 

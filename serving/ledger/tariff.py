@@ -93,6 +93,22 @@ class Amounts:
             self.reasoning + other.reasoning,
         )
 
+    def discounted(self, percent: Decimal) -> "Amounts":
+        """Return the amounts less a discount in percent."""
+        rate = (100 - percent) / Decimal(100)
+        return Amounts(
+            self.cached * rate, self.uncached * rate, self.output * rate, self.reasoning * rate
+        )
+
+    def lower(self, other: "Amounts") -> "Amounts":
+        """Return the lower amount of each kind."""
+        return Amounts(
+            min(self.cached, other.cached),
+            min(self.uncached, other.uncached),
+            min(self.output, other.output),
+            min(self.reasoning, other.reasoning),
+        )
+
 
 ZERO = Amounts(Decimal(0), Decimal(0), Decimal(0), Decimal(0))
 
@@ -130,6 +146,30 @@ class Prices(_Part):
         return (input_price * prompt + output_price * output) / _MILLION
 
 
+class BatchPrices(_Part):
+    """Prices of the lines of batches: a discount in percent, or prices."""
+
+    discount_percent: Annotated[Decimal, Field(ge=0, le=100, decimal_places=2)] | None = None
+    prices: Prices | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> "BatchPrices":
+        _check_one_price(self.discount_percent, self.prices)
+        return self
+
+    def of(self, full: Amounts, tokens: Tokens) -> Amounts:
+        """Return the price of tokens with the list price ``full``."""
+        if self.prices is not None:
+            return self.prices.of(tokens)
+        assert self.discount_percent is not None
+        return full.discounted(self.discount_percent)
+
+
+def _check_one_price(discount: Decimal | None, prices: Prices | None) -> None:
+    if (discount is None) == (prices is None):
+        raise ValueError("must have either discount_percent or prices")
+
+
 class Window(_Part):
     """A time of day with different prices: a discount in percent, or prices."""
 
@@ -150,8 +190,7 @@ class Window(_Part):
 
     @model_validator(mode="after")
     def _check(self) -> "Window":
-        if (self.discount_percent is None) == (self.prices is None):
-            raise ValueError("must have either discount_percent or prices")
+        _check_one_price(self.discount_percent, self.prices)
         if self.from_quarter == self.until_quarter:
             raise ValueError("from and until must differ")
         return self
@@ -166,6 +205,8 @@ class ModelPrices(Prices):
     """Prices of one model."""
 
     windows: tuple[Window, ...] = ()
+    batch: BatchPrices | None = None
+    """Lines of batches. None: as other requests."""
 
     @model_validator(mode="after")
     def _check(self) -> "ModelPrices":
@@ -176,25 +217,34 @@ class ModelPrices(Prices):
             taken |= window.quarters()
         return self
 
-    def at(self, quarter: int, tokens: Tokens) -> Amounts:
-        """Return the price of the tokens of requests that ended in a quarter hour of the day."""
+    def at(self, quarter: int, tokens: Tokens, *, batch: bool = False) -> Amounts:
+        """Return the price of tokens of requests that ended in a quarter hour of the day.
+
+        Args:
+            quarter: The quarter, 0 to 95.
+            tokens: The requests' tokens.
+            batch: Whether they are lines of batches, which pay for every kind of token the lower
+                of the batch price and the price at that time.
+        """
+        found = self._at(quarter, tokens)
+        if not batch or self.batch is None:
+            return found
+        return found.lower(self.batch.of(self.of(tokens), tokens))
+
+    def _at(self, quarter: int, tokens: Tokens) -> Amounts:
         for window in self.windows:
             if quarter not in window.quarters():
                 continue
             if window.prices is not None:
                 return window.prices.of(tokens)
             assert window.discount_percent is not None
-            rate = (100 - window.discount_percent) / Decimal(100)
-            full = self.of(tokens)
-            return Amounts(
-                full.cached * rate, full.uncached * rate, full.output * rate, full.reasoning * rate
-            )
+            return self.of(tokens).discounted(window.discount_percent)
         return self.of(tokens)
 
     def highest(self, prompt: int, output: int) -> Decimal:
         """Return the highest possible price of a prompt and its output, at any time of day.
 
-        Discounts can be ignored, because they only lower it.
+        Discounts and batch prices can be ignored, because they only lower it.
         """
         kinds = (self, *(each.prices for each in self.windows if each.prices is not None))
         return max(each.without_cache(prompt, output) for each in kinds)

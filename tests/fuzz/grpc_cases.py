@@ -9,7 +9,7 @@ from google.protobuf.descriptor import FieldDescriptor, MethodDescriptor
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
-from serving.api.v1 import fleet_pb2, usage_pb2
+from serving.api.v1 import batch_pb2, fleet_pb2, usage_pb2
 from serving.api.v1 import inference_pb2 as pb
 
 MODEL = "pocket-r1"
@@ -59,6 +59,7 @@ SERVICES = (
     pb.DESCRIPTOR.services_by_name["InferenceService"],
     fleet_pb2.DESCRIPTOR.services_by_name["FleetService"],
     usage_pb2.DESCRIPTOR.services_by_name["UsageService"],
+    batch_pb2.DESCRIPTOR.services_by_name["BatchService"],
 )
 
 _INTEGERS = (0, 1, 2, 3, 5, 20, 21, 127, 128, 129, 16384, 2**31 - 1, 2**32 - 1, 2**63 - 1)

@@ -20,6 +20,7 @@ FILES = (
     "serving/api/v1/inference.proto",
     "serving/api/v1/fleet.proto",
     "serving/api/v1/usage.proto",
+    "serving/api/v1/batch.proto",
 )
 
 _HEAD = """\

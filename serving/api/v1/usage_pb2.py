@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1aserving/api/v1/usage.proto\x12\x0eserving.api.v1\"\xdc\x01\n\x0fGetUsageRequest\x12\x17\n\nstart_time\x18\x01 \x01(\x03H\x00\x88\x01\x01\x12\x15\n\x08\x65nd_time\x18\x02 \x01(\x03H\x01\x88\x01\x01\x12\x14\n\x0c\x62ucket_width\x18\x03 \x01(\t\x12\x10\n\x08group_by\x18\x04 \x03(\t\x12\x13\n\x0bproject_ids\x18\x05 \x03(\t\x12\x0e\n\x06models\x18\x06 \x03(\t\x12\x13\n\x0b\x61pi_key_ids\x18\x07 \x03(\t\x12\r\n\x05limit\x18\x08 \x01(\x05\x12\x0c\n\x04page\x18\t \x01(\tB\r\n\x0b_start_timeB\x0b\n\t_end_time\"e\n\x10GetUsageResponse\x12,\n\x07\x62uckets\x18\x01 \x03(\x0b\x32\x1b.serving.api.v1.UsageBucket\x12\x11\n\tnext_page\x18\x02 \x01(\t\x12\x10\n\x08\x63urrency\x18\x03 \x01(\t\"a\n\x0bUsageBucket\x12\x12\n\nstart_time\x18\x01 \x01(\x03\x12\x10\n\x08\x65nd_time\x18\x02 \x01(\x03\x12,\n\x07results\x18\x03 \x03(\x0b\x32\x1b.serving.api.v1.UsageResult\"\x9e\x02\n\x0bUsageResult\x12\x17\n\nproject_id\x18\x01 \x01(\tH\x00\x88\x01\x01\x12\x12\n\x05model\x18\x02 \x01(\tH\x01\x88\x01\x01\x12\x17\n\napi_key_id\x18\x03 \x01(\tH\x02\x88\x01\x01\x12\x1a\n\x12num_model_requests\x18\x04 \x01(\x04\x12\x14\n\x0cinput_tokens\x18\x05 \x01(\x04\x12\x1b\n\x13input_cached_tokens\x18\x06 \x01(\x04\x12\x15\n\routput_tokens\x18\x07 \x01(\x04\x12\x18\n\x10reasoning_tokens\x18\x08 \x01(\x04\x12\r\n\x05price\x18\t \x01(\t\x12\x12\n\nlist_price\x18\n \x01(\tB\r\n\x0b_project_idB\x08\n\x06_modelB\r\n\x0b_api_key_id2]\n\x0cUsageService\x12M\n\x08GetUsage\x12\x1f.serving.api.v1.GetUsageRequest\x1a .serving.api.v1.GetUsageResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1aserving/api/v1/usage.proto\x12\x0eserving.api.v1\"\xfa\x01\n\x0fGetUsageRequest\x12\x17\n\nstart_time\x18\x01 \x01(\x03H\x00\x88\x01\x01\x12\x15\n\x08\x65nd_time\x18\x02 \x01(\x03H\x01\x88\x01\x01\x12\x14\n\x0c\x62ucket_width\x18\x03 \x01(\t\x12\x10\n\x08group_by\x18\x04 \x03(\t\x12\x13\n\x0bproject_ids\x18\x05 \x03(\t\x12\x0e\n\x06models\x18\x06 \x03(\t\x12\x13\n\x0b\x61pi_key_ids\x18\x07 \x03(\t\x12\r\n\x05limit\x18\x08 \x01(\x05\x12\x0c\n\x04page\x18\t \x01(\t\x12\x12\n\x05\x62\x61tch\x18\n \x01(\x08H\x02\x88\x01\x01\x42\r\n\x0b_start_timeB\x0b\n\t_end_timeB\x08\n\x06_batch\"e\n\x10GetUsageResponse\x12,\n\x07\x62uckets\x18\x01 \x03(\x0b\x32\x1b.serving.api.v1.UsageBucket\x12\x11\n\tnext_page\x18\x02 \x01(\t\x12\x10\n\x08\x63urrency\x18\x03 \x01(\t\"a\n\x0bUsageBucket\x12\x12\n\nstart_time\x18\x01 \x01(\x03\x12\x10\n\x08\x65nd_time\x18\x02 \x01(\x03\x12,\n\x07results\x18\x03 \x03(\x0b\x32\x1b.serving.api.v1.UsageResult\"\xbc\x02\n\x0bUsageResult\x12\x17\n\nproject_id\x18\x01 \x01(\tH\x00\x88\x01\x01\x12\x12\n\x05model\x18\x02 \x01(\tH\x01\x88\x01\x01\x12\x17\n\napi_key_id\x18\x03 \x01(\tH\x02\x88\x01\x01\x12\x1a\n\x12num_model_requests\x18\x04 \x01(\x04\x12\x14\n\x0cinput_tokens\x18\x05 \x01(\x04\x12\x1b\n\x13input_cached_tokens\x18\x06 \x01(\x04\x12\x15\n\routput_tokens\x18\x07 \x01(\x04\x12\x18\n\x10reasoning_tokens\x18\x08 \x01(\x04\x12\r\n\x05price\x18\t \x01(\t\x12\x12\n\nlist_price\x18\n \x01(\t\x12\x12\n\x05\x62\x61tch\x18\x0b \x01(\x08H\x03\x88\x01\x01\x42\r\n\x0b_project_idB\x08\n\x06_modelB\r\n\x0b_api_key_idB\x08\n\x06_batch2]\n\x0cUsageService\x12M\n\x08GetUsage\x12\x1f.serving.api.v1.GetUsageRequest\x1a .serving.api.v1.GetUsageResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,13 +32,13 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'serving.api.v1.usage_pb2', 
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_GETUSAGEREQUEST']._serialized_start=47
-  _globals['_GETUSAGEREQUEST']._serialized_end=267
-  _globals['_GETUSAGERESPONSE']._serialized_start=269
-  _globals['_GETUSAGERESPONSE']._serialized_end=370
-  _globals['_USAGEBUCKET']._serialized_start=372
-  _globals['_USAGEBUCKET']._serialized_end=469
-  _globals['_USAGERESULT']._serialized_start=472
-  _globals['_USAGERESULT']._serialized_end=758
-  _globals['_USAGESERVICE']._serialized_start=760
-  _globals['_USAGESERVICE']._serialized_end=853
+  _globals['_GETUSAGEREQUEST']._serialized_end=297
+  _globals['_GETUSAGERESPONSE']._serialized_start=299
+  _globals['_GETUSAGERESPONSE']._serialized_end=400
+  _globals['_USAGEBUCKET']._serialized_start=402
+  _globals['_USAGEBUCKET']._serialized_end=499
+  _globals['_USAGERESULT']._serialized_start=502
+  _globals['_USAGERESULT']._serialized_end=818
+  _globals['_USAGESERVICE']._serialized_start=820
+  _globals['_USAGESERVICE']._serialized_end=913
 # @@protoc_insertion_point(module_scope)

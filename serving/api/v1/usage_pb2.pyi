@@ -7,7 +7,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class GetUsageRequest(_message.Message):
-    __slots__ = ("start_time", "end_time", "bucket_width", "group_by", "project_ids", "models", "api_key_ids", "limit", "page")
+    __slots__ = ("start_time", "end_time", "bucket_width", "group_by", "project_ids", "models", "api_key_ids", "limit", "page", "batch")
     START_TIME_FIELD_NUMBER: _ClassVar[int]
     END_TIME_FIELD_NUMBER: _ClassVar[int]
     BUCKET_WIDTH_FIELD_NUMBER: _ClassVar[int]
@@ -17,6 +17,7 @@ class GetUsageRequest(_message.Message):
     API_KEY_IDS_FIELD_NUMBER: _ClassVar[int]
     LIMIT_FIELD_NUMBER: _ClassVar[int]
     PAGE_FIELD_NUMBER: _ClassVar[int]
+    BATCH_FIELD_NUMBER: _ClassVar[int]
     start_time: int
     end_time: int
     bucket_width: str
@@ -26,7 +27,8 @@ class GetUsageRequest(_message.Message):
     api_key_ids: _containers.RepeatedScalarFieldContainer[str]
     limit: int
     page: str
-    def __init__(self, start_time: _Optional[int] = ..., end_time: _Optional[int] = ..., bucket_width: _Optional[str] = ..., group_by: _Optional[_Iterable[str]] = ..., project_ids: _Optional[_Iterable[str]] = ..., models: _Optional[_Iterable[str]] = ..., api_key_ids: _Optional[_Iterable[str]] = ..., limit: _Optional[int] = ..., page: _Optional[str] = ...) -> None: ...
+    batch: bool
+    def __init__(self, start_time: _Optional[int] = ..., end_time: _Optional[int] = ..., bucket_width: _Optional[str] = ..., group_by: _Optional[_Iterable[str]] = ..., project_ids: _Optional[_Iterable[str]] = ..., models: _Optional[_Iterable[str]] = ..., api_key_ids: _Optional[_Iterable[str]] = ..., limit: _Optional[int] = ..., page: _Optional[str] = ..., batch: _Optional[bool] = ...) -> None: ...
 
 class GetUsageResponse(_message.Message):
     __slots__ = ("buckets", "next_page", "currency")
@@ -49,7 +51,7 @@ class UsageBucket(_message.Message):
     def __init__(self, start_time: _Optional[int] = ..., end_time: _Optional[int] = ..., results: _Optional[_Iterable[_Union[UsageResult, _Mapping]]] = ...) -> None: ...
 
 class UsageResult(_message.Message):
-    __slots__ = ("project_id", "model", "api_key_id", "num_model_requests", "input_tokens", "input_cached_tokens", "output_tokens", "reasoning_tokens", "price", "list_price")
+    __slots__ = ("project_id", "model", "api_key_id", "num_model_requests", "input_tokens", "input_cached_tokens", "output_tokens", "reasoning_tokens", "price", "list_price", "batch")
     PROJECT_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     API_KEY_ID_FIELD_NUMBER: _ClassVar[int]
@@ -60,6 +62,7 @@ class UsageResult(_message.Message):
     REASONING_TOKENS_FIELD_NUMBER: _ClassVar[int]
     PRICE_FIELD_NUMBER: _ClassVar[int]
     LIST_PRICE_FIELD_NUMBER: _ClassVar[int]
+    BATCH_FIELD_NUMBER: _ClassVar[int]
     project_id: str
     model: str
     api_key_id: str
@@ -70,4 +73,5 @@ class UsageResult(_message.Message):
     reasoning_tokens: int
     price: str
     list_price: str
-    def __init__(self, project_id: _Optional[str] = ..., model: _Optional[str] = ..., api_key_id: _Optional[str] = ..., num_model_requests: _Optional[int] = ..., input_tokens: _Optional[int] = ..., input_cached_tokens: _Optional[int] = ..., output_tokens: _Optional[int] = ..., reasoning_tokens: _Optional[int] = ..., price: _Optional[str] = ..., list_price: _Optional[str] = ...) -> None: ...
+    batch: bool
+    def __init__(self, project_id: _Optional[str] = ..., model: _Optional[str] = ..., api_key_id: _Optional[str] = ..., num_model_requests: _Optional[int] = ..., input_tokens: _Optional[int] = ..., input_cached_tokens: _Optional[int] = ..., output_tokens: _Optional[int] = ..., reasoning_tokens: _Optional[int] = ..., price: _Optional[str] = ..., list_price: _Optional[str] = ..., batch: _Optional[bool] = ...) -> None: ...

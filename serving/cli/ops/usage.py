@@ -34,6 +34,7 @@ class By(StrEnum):
     TENANT = "tenant"
     MODEL = "model"
     KEY = "key"
+    BATCH = "batch"
 
 
 class Format(StrEnum):
@@ -52,7 +53,12 @@ class Action(StrEnum):
 
 
 _PAGE_GROUPS = (By.DAY, By.TENANT, By.MODEL)
-_GROUPS = {By.TENANT: GroupBy.TENANT, By.MODEL: GroupBy.MODEL, By.KEY: GroupBy.KEY}
+_GROUPS = {
+    By.TENANT: GroupBy.TENANT,
+    By.MODEL: GroupBy.MODEL,
+    By.KEY: GroupBy.KEY,
+    By.BATCH: GroupBy.BATCH,
+}
 
 
 def usage_command(
@@ -195,6 +201,7 @@ def fields_of(row: Row, groups: Sequence[By]) -> dict[str, Any]:
         By.TENANT: row.tenant,
         By.MODEL: row.model,
         By.KEY: row.key_id,
+        By.BATCH: row.batch,
     }
     tokens = row.tokens
     return {
@@ -282,7 +289,7 @@ def _print_table(found: Report, rows: Iterable[Row], groups: Sequence[By], out: 
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         fields = fields_of(row, groups)
-        places = [str(fields[each] or "-") for each in groups]
+        places = [_PLACES.get(fields[each], fields[each]) for each in groups]
         counts = [f"{fields[f'{name}']:,}" for name in ("requests", *_TOKENS)]
         money = [_money(fields[name]) for name in ("list_price", "price", "cost")]
         table.add_row(*places, *counts, *money)
@@ -301,6 +308,8 @@ def _print_table(found: Report, rows: Iterable[Row], groups: Sequence[By], out: 
         console.print("- means that the tariff has no price of the model (ledger.tariff_file)")
 
 
+_PLACES = {None: "-", "": "-", True: "yes", False: "no"}
+"""Values of a group that are shown as other texts."""
 _TOKENS = ("prompt_tokens", "cached_tokens", "output_tokens", "reasoning_tokens")
 
 

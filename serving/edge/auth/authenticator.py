@@ -87,6 +87,7 @@ _SERVICES: dict[str, Permission] = {
     "/serving.api.v1.InferenceService/": Permission.USER,
     "/serving.api.v1.FleetService/": Permission.ADMIN,
     "/serving.api.v1.UsageService/": Permission.ADMIN,
+    "/serving.api.v1.BatchService/": Permission.USER,
 }
 
 

@@ -1,4 +1,4 @@
-"""The gRPC server of a router: inference, fleet, health and reflection on one port."""
+"""The gRPC server of a router: all services, with health and reflection, on one port."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -8,6 +8,8 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 
 from serving.api.v1 import (
+    batch_pb2,
+    batch_pb2_grpc,
     fleet_pb2,
     fleet_pb2_grpc,
     inference_pb2,
@@ -20,6 +22,7 @@ from serving.credentials.tls import Alpn, TlsMaterial, following_context
 from serving.credentials.watched import Watched
 from serving.edge.auth.authenticator import Authenticator
 from serving.edge.auth.grpc import AuthInterceptor
+from serving.edge.grpc.batch_service import BatchService
 from serving.edge.grpc.call import CallRunner
 from serving.edge.grpc.errors import rpc_error
 from serving.edge.grpc.fleet_service import FleetOperator, FleetService
@@ -41,7 +44,8 @@ from serving.telemetry.tracing import Tracing
 INFERENCE = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name
 FLEET = fleet_pb2.DESCRIPTOR.services_by_name["FleetService"].full_name
 USAGE = usage_pb2.DESCRIPTOR.services_by_name["UsageService"].full_name
-SERVICES = (INFERENCE, FLEET, USAGE, health.SERVICE_NAME, V1, V1ALPHA)
+BATCHES = batch_pb2.DESCRIPTOR.services_by_name["BatchService"].full_name
+SERVICES = (INFERENCE, FLEET, USAGE, BATCHES, health.SERVICE_NAME, V1, V1ALPHA)
 
 _PORT_SETTING = "router.grpc_port (--grpc-port)"
 
@@ -113,6 +117,9 @@ class GrpcEdge:
             FleetService(pages.view, operator, settings.drain_timeout), server
         )
         usage_pb2_grpc.add_UsageServiceServicer_to_server(UsageService(pages.usage), server)
+        batch_pb2_grpc.add_BatchServiceServicer_to_server(
+            BatchService(pages.batches, pages.gate), server
+        )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         add_reflection(SERVICES, server)
 
@@ -144,7 +151,7 @@ class GrpcEdge:
             if ready
             else health_pb2.HealthCheckResponse.NOT_SERVING
         )
-        for name in (_OVERALL, INFERENCE, FLEET, USAGE):
+        for name in (_OVERALL, INFERENCE, FLEET, USAGE, BATCHES):
             await self._health.set(name, status)
 
     async def leave(self) -> None:

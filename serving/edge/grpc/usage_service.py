@@ -76,6 +76,7 @@ def _result(row: Row) -> pb.UsageResult:
         input_cached_tokens=tokens.cached,
         output_tokens=tokens.output,
         reasoning_tokens=tokens.reasoning,
+        batch=row.batch,
         price=_text(row.price),
         list_price=_text(row.list_price),
     )

@@ -15,6 +15,7 @@ from serving.batch.line_requests import LineRequest, LineResponse
 from serving.edge.auth.authenticator import Principal
 from serving.edge.auth.key_file import Role
 from serving.edge.request_headers import REQUEST_ID
+from serving.ledger.records import BATCH_PROTOCOL
 from serving.request_context import Priority, ReasoningPolicy, RequestContext, Yielding
 
 IN_PROCESS = "moe_serving.in_process"
@@ -31,7 +32,7 @@ class InProcess:
 
     principal: Principal
     context: RequestContext
-    protocol: str = "batch"
+    protocol: str = BATCH_PROTOCOL
     """Protocol name in logs and in the ledger."""
 
 

@@ -10,6 +10,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect
 
 from serving.batch.objects import PART_BYTES
+from serving.edge.batch_json import filename_of
 from serving.errors import Cancelled, InvalidRequest
 
 if TYPE_CHECKING:  # import SQLAlchemy, which a router without batches does not need
@@ -18,7 +19,6 @@ if TYPE_CHECKING:  # import SQLAlchemy, which a router without batches does not 
 
 _MAX_FIELD_BYTES = 4096
 _MAX_FIELDS = 16
-_MAX_NAME = 255
 
 
 @dataclass(slots=True)
@@ -76,8 +76,7 @@ class _Reader:
         if self.filename is not None:
             raise InvalidRequest("the form has more than one file")
         self._part.is_file = True
-        shown = (filename or b"upload").decode("utf-8", "replace")
-        self.filename = shown.replace("\0", "")[:_MAX_NAME]
+        self.filename = filename_of((filename or b"").decode("utf-8", "replace"))
 
     def data(self, data: bytes, start: int, end: int) -> None:
         if self._part.is_file:

@@ -17,6 +17,7 @@ SERVICES = {
     "serving.api.v1.InferenceService",
     "serving.api.v1.FleetService",
     "serving.api.v1.UsageService",
+    "serving.api.v1.BatchService",
 }
 LONG = {"max_tokens": 1500, "ignore_eos": True}
 

@@ -47,6 +47,7 @@ ADMIN_SERVICES = {"serving.api.v1.FleetService", "serving.api.v1.UsageService"}
 REFLECTION = ("grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection")
 SERVICES = {
     "serving.api.v1.InferenceService",
+    "serving.api.v1.BatchService",
     *REFLECTION,
     *OPEN_SERVICES,
     *ADMIN_SERVICES,

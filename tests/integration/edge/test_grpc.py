@@ -25,6 +25,7 @@ SERVICES = (
     "serving.api.v1.InferenceService",
     "serving.api.v1.FleetService",
     "serving.api.v1.UsageService",
+    "serving.api.v1.BatchService",
 )
 
 

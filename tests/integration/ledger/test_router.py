@@ -425,7 +425,7 @@ async def test_usage_over_grpc_is_that_over_rest_with_exact_prices(served):
         for wrong, code in (
             (usage_pb2.GetUsageRequest(), grpc.StatusCode.INVALID_ARGUMENT),
             (
-                usage_pb2.GetUsageRequest(start_time=0, group_by=["batch"]),
+                usage_pb2.GetUsageRequest(start_time=0, group_by=["user_id"]),
                 grpc.StatusCode.INVALID_ARGUMENT,
             ),
         ):

@@ -54,8 +54,8 @@ class Prices:
     def highest(self, prompt, output, now):
         return (prompt + output) * UNIT
 
-    def of(self, prompt, cached, output, now):
-        return (prompt - cached + output) * UNIT
+    def of(self, prompt, cached, output, now, *, batch):
+        return (prompt - cached + output) * UNIT // (2 if batch else 1)
 
 
 @pytest.fixture
@@ -256,3 +256,13 @@ async def test_requests_without_a_budget_do_not_reach_the_store(world):
     assert budgets.of(context()) == []
     budgets.check(context())
     assert world.store.batches == []
+
+
+@pytest.mark.parametrize(("yielding", "spent"), [(None, 4), (object(), 2)], ids=["other", "line"])
+async def test_a_batchs_line_is_settled_at_its_price(world, yielding, spent):
+    budgets = world.make()
+    given = RequestContext("t", key_id="k", yielding=yielding)
+    reservation = await reserve(budgets, given=given)
+    reservation.settle(prompt=2, cached=0, output=2)
+    await eventually(lambda: world.store.settled)
+    assert [each.amount for each in world.store.settled] == [spent * UNIT]

@@ -53,6 +53,18 @@ def test_lists_are_repeated_bracketed_or_separated_by_commas(text):
     assert (asked.query.tenants, asked.query.keys, asked.query.models) == (["a", "b"], ["k"], [])
 
 
+@pytest.mark.parametrize(
+    ("text", "batch"), [("", None), ("&batch=true", True), ("&batch=False", False)]
+)
+def test_usage_is_filtered_and_grouped_by_batch(text, batch):
+    asked = ask(f"start_time=0&group_by=batch{text}")
+    assert (asked.query.group_by, asked.query.batch) == ({GroupBy.BATCH}, batch)
+    with pytest.raises(InvalidRequest, match="batch must be true or false"):
+        ask("start_time=0&batch=1")
+    with pytest.raises(InvalidRequest, match="unknown parameter 'batch'"):
+        ask("start_time=0&batch=true", COSTS)
+
+
 def test_line_items_need_the_model():
     asked = ask("start_time=0&group_by=line_item", COSTS)
     assert asked.query.group_by == {GroupBy.MODEL}
@@ -80,7 +92,7 @@ def test_line_items_need_the_model():
         ("start_time=0&group_by=user_id", "group_by user_id is not supported"),
         ("start_time=0&group_by=line_item", "group_by line_item is not supported"),
         ("start_time=0&project_ids=a%00", "project_ids must not contain NUL"),
-        ("start_time=0&batch=true", "unknown parameter 'batch'"),
+        ("start_time=0&user_ids=u", "unknown parameter 'user_ids'"),
     ],
 )
 def test_invalid_parameters_are_refused(text, message):

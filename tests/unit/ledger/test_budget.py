@@ -139,7 +139,8 @@ def test_no_request_is_dearer_than_what_is_reserved_for_it(
         prices = TARIFF.prices("deepseek-r1", end)
         tokens = Tokens(1, prompt, cached, output, thought)
         assert units(prices.at(quarter, tokens).total) <= most
-        assert price.of(prompt, cached, output, end) <= most
+        whole = price.of(prompt, cached, output, end, batch=False)
+        assert price.of(prompt, cached, output, end, batch=True) <= whole <= most
 
 
 def test_amounts_are_rounded_up_and_shown_exactly():

@@ -4,6 +4,7 @@ from decimal import Decimal
 
 import pytest
 
+from serving.ledger.budget import charges, units
 from serving.ledger.database import LedgerDatabase
 from serving.ledger.query import DAY as DAY_SECONDS
 from serving.ledger.query import HOUR, GroupBy, Query
@@ -165,3 +166,35 @@ def test_a_model_without_prices_makes_the_sum_unknown_not_smaller(database):
     assert whole.list_price is None
     assert whole.tokens.requests == 2
     assert found.price > 0
+
+
+BATCH = parse_tariff(
+    "currency: EUR\n"
+    "models: {m: {cached: 1, uncached: 2, output: 3, batch: {discount_percent: 50}}}\n",
+    "test",
+)
+BOTH = frozenset({GroupBy.TENANT, GroupBy.BATCH})
+
+
+def test_lines_of_batches_have_their_price_in_any_grouping(database):
+    tokens = {"model": "m", "prompt_tokens": MILLION, "cached_tokens": 0, "output_tokens": 0}
+    records = [
+        usage("line", protocol="batch", priority="batch", **tokens),
+        # The priority alone makes no line.
+        usage("low", priority="batch", **tokens),
+        usage("rest", **tokens),
+    ]
+    database.insert(records)
+    day = (DAY, DAY + DAY_SECONDS)
+    (together,) = read(database, Query(*day, group_by=TENANT), tariff=BATCH).rows
+    assert (together.batch, together.list_price.total, together.price.total) == (None, 6, 5)
+    apart = read(database, Query(*day, group_by=BOTH), tariff=BATCH).rows
+    assert [(row.batch, row.tokens.requests, row.price.total) for row in apart] == [
+        (False, 2, 4),
+        (True, 1, 1),
+    ]
+    for batch, price in ((True, 1), (False, 4)):
+        (row,) = read(database, Query(*day, group_by=TENANT, batch=batch), tariff=BATCH).rows
+        assert row.price.total == price
+    spent = charges(records, BATCH)
+    assert sum(spent.values()) == units(together.price.total)

@@ -147,9 +147,51 @@ def test_a_missing_file_is_named(tmp_path):
         load_tariff(str(tmp_path / "none.yaml"))
 
 
+@pytest.mark.parametrize(
+    ("batch", "listed", "night"),
+    [
+        # Of a million tokens each: cached 8, uncached 16, output 32; at night 2, 12, 32.
+        ("{discount_percent: 50}", (4, 8, 16), (2, 8, 16)),
+        ("{discount_percent: 0}", (8, 16, 32), (2, 12, 32)),
+        ("{discount_percent: 100}", (0, 0, 0), (0, 0, 0)),
+        ("{prices: {cached: 9, uncached: 1, output: 31}}", (8, 1, 31), (2, 1, 31)),
+    ],
+    ids=["half", "none", "free", "prices"],
+)
+def test_a_batchs_line_pays_the_lower_price_for_each_kind_of_token(batch, listed, night):
+    window = '{from: "00:00", until: "06:00", prices: {cached: 2, uncached: 12, output: 32}}'
+    text = f"cached: 8, uncached: 16, output: 32, windows: [{window}], batch: {batch}"
+    prices = tariff(prices=text).prices("m", NOW)
+    tokens = Tokens(1, 2 * MILLION, MILLION, MILLION)
+    for time, expected in (("06:00", listed), ("00:00", night)):
+        found = prices.at(at(time), tokens, batch=True)
+        assert (found.cached, found.uncached, found.output) == expected
+    assert prices.at(at("06:00"), tokens) == prices.of(tokens)
+
+
+def test_without_batch_prices_a_line_pays_as_other_requests():
+    prices = tariff().prices("m", NOW)
+    tokens = Tokens(1, MILLION, 0, MILLION)
+    assert prices.at(0, tokens, batch=True) == prices.at(0, tokens)
+
+
+def test_the_bundled_tariff_halves_the_list_price_of_lines():
+    prices = load_tariff(None).prices("deepseek-r1", NOW)
+    tokens = Tokens(1, 2 * MILLION, MILLION, MILLION, MILLION // 2)
+    assert prices.at(at("12:00"), tokens, batch=True).total * 2 == prices.of(tokens).total
+
+
+@pytest.mark.parametrize("batch", ["{}", f"{{discount_percent: 1, prices: {{{PLAIN}}}}}"])
+def test_broken_batch_prices_are_refused(batch):
+    with pytest.raises(SettingsError, match=r"batch: .*either discount_percent or prices"):
+        tariff(prices=f"{PLAIN}, batch: {batch}")
+
+
 COUNTS = st.integers(0, 10**9)
 REQUESTS = st.lists(
-    st.tuples(st.integers(0, 95), COUNTS, COUNTS, COUNTS, COUNTS), min_size=1, max_size=20
+    st.tuples(st.integers(0, 95), st.booleans(), COUNTS, COUNTS, COUNTS, COUNTS),
+    min_size=1,
+    max_size=20,
 )
 
 
@@ -157,15 +199,19 @@ REQUESTS = st.lists(
 def test_a_bill_is_the_sum_of_its_requests_in_any_grouping(requests, rng: random.Random):
     prices = load_tariff(None).prices("deepseek-r1", NOW)
     made = [
-        (quarter, Tokens(1, cached + uncached, cached, output + reasoning, reasoning))
-        for quarter, cached, uncached, output, reasoning in requests
+        ((quarter, batch), Tokens(1, cached + uncached, cached, output + reasoning, reasoning))
+        for quarter, batch, cached, uncached, output, reasoning in requests
     ]
-    each = sum((prices.at(quarter, tokens) for quarter, tokens in made), ZERO)
+
+    def total(items):
+        return sum((prices.at(when, used, batch=batch) for (when, batch), used in items), ZERO)
+
+    each = total(made)
     rng.shuffle(made)
-    grouped: dict[int, Tokens] = {}
-    for quarter, tokens in made:
-        grouped[quarter] = grouped.get(quarter, Tokens()) + tokens
-    assert sum((prices.at(*item) for item in grouped.items()), ZERO) == each
+    grouped: dict[tuple[int, bool], Tokens] = {}
+    for key, tokens in made:
+        grouped[key] = grouped.get(key, Tokens()) + tokens
+    assert total(grouped.items()) == each
 
 
 M = "m: {cached: 1, uncached: 2, output: 4}"

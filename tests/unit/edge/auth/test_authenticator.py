@@ -207,6 +207,7 @@ def test_metrics_can_be_opened_and_nothing_else_with_them():
         ("/serving.api.v1.FleetService/GetFleet", Permission.ADMIN),
         ("/serving.api.v1.FleetService/Drain", Permission.ADMIN),
         ("/serving.api.v1.UsageService/GetUsage", Permission.ADMIN),
+        ("/serving.api.v1.BatchService/GetBatch", Permission.USER),
         ("/serving.api.v1.Other/Do", Permission.ADMIN),
         ("/grpc.health.v1.HealthX/Check", Permission.ADMIN),
         ("", Permission.ADMIN),
