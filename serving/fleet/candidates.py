@@ -138,7 +138,7 @@ class Candidates:
 
     def remove(self, group_id: str) -> None:
         """Remove a group that is no longer ready."""
-        index = self._names.index(group_id)
+        index = bisect_left(self._names, group_id)
         del self._names[index]
         self._ranks -= len(self._groups.pop(index).ranks)
 
@@ -163,7 +163,7 @@ class Candidates:
         groups = self._groups
         count = len(groups)
         width = min(max(_LEAST_GROUPS, -(-SAMPLE_RANKS * count // self._ranks)), count)
-        each = -(-SAMPLE_RANKS // width)
+        each = SAMPLE_RANKS // min(_LEAST_GROUPS, count)
         lap, start = divmod(turn * width, count)
         rest = start + width - count
         sample = groups[start : start + width] if rest <= 0 else groups[:rest] + groups[start:]

@@ -66,6 +66,22 @@ def test_a_sample_has_enough_ranks_and_not_many_more(groups, size, turn):
     assert ranks(found) == sorted(set(ranks(found)))
 
 
+@given(
+    sizes=st.lists(SIZES, min_size=2, max_size=40).filter(lambda sizes: sum(sizes) > 64),
+    turns=st.integers(1, 50),
+)
+def test_a_sample_of_groups_of_different_sizes_has_parts_of_large_ones_only(sizes, turns):
+    candidates = Candidates()
+    for name, size in zip(names(len(sizes)), sizes, strict=True):
+        add(candidates, name, size)
+    by_name = dict(zip(names(len(sizes)), sizes, strict=True))
+    for turn in range(turns):
+        found = candidates.select(set(), turn)
+        assert len(found.groups) >= 2
+        for group in found.groups:
+            assert len(group.ranks) == min(by_name[group.group_id], SAMPLE_RANKS // 2)
+
+
 @given(groups=st.integers(1, 12), size=SIZES)
 def test_all_ranks_have_their_turn(groups, size):
     candidates = fleet(groups, size)
