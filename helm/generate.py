@@ -104,10 +104,30 @@ def settings_schema() -> tuple[dict[str, Any], dict[str, Any]]:
     return plain(whole), definitions
 
 
+def served_model(properties: dict[str, Any]) -> dict[str, Any]:
+    """Return the schema of an entry of ``models``: the values of ``model``, and what differs."""
+    more = {
+        "aliases": {"type": "array", "maxItems": 32, "items": {"type": "string", "minLength": 1}},
+        "engine": properties["engine"],
+        "parallelism": properties["parallelism"],
+        "pools": properties["pools"],
+    }
+    own = dict(properties["model"]["properties"]) | more
+    own["path"] = {"type": "string", "pattern": "^/.+"}
+    own["volume"] = properties["model"]["properties"]["volume"] | {"required": ["type"]}
+    figures = ["attention", "attentionHeads", "keyValueHeads", "routedExperts", "dtype"]
+    return {
+        "type": "object",
+        "required": ["name", "path", "volume", "pools", *figures],
+        "properties": own,
+    }
+
+
 def schema_text() -> str:
     """Return values.schema.json."""
     source = yaml.safe_load((HERE / "values.schema.yaml").read_text("utf-8"))
     defaults = yaml.safe_load((CHART / "values.yaml").read_text("utf-8"))
+    source["definitions"]["servedModel"] = served_model(source["properties"])
     schema = closed(with_groups(source, defaults))
     settings, definitions = settings_schema()
     schema["properties"]["settings"] = settings

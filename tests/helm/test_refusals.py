@@ -291,7 +291,7 @@ SENSELESS = [
     ),
     pytest.param(
         {"settings": {"models": [{"name": "a", "path": "/a"}]}},
-        ["settings.models is computed", "one release for each model"],
+        ["settings.models is computed", "set the value models"],
         id="several-models",
     ),
     pytest.param(

@@ -111,7 +111,7 @@ the operator. */}}
 {{- $v := .root.Values -}}
 {{- $found := dict -}}
 {{- if and $v.autoscaler.enabled (not $v.autoscaler.cluster) (eq .pool.name (default (first $v.pools).name $v.autoscaler.pool)) -}}
-{{- $service := lookup "ray.io/v1" "RayService" .root.Release.Namespace (include "moe-serving.fullname" .root) -}}
+{{- $service := lookup "ray.io/v1" "RayService" .root.Release.Namespace (include "moe-serving.serviceName" .root) -}}
 {{- $name := .pool.name -}}
 {{- range dig "spec" "rayClusterConfig" "workerGroupSpecs" list $service -}}
 {{- if eq .groupName $name -}}{{- $found = pick . "replicas" "maxReplicas" -}}{{- end -}}

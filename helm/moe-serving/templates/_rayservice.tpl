@@ -1,3 +1,19 @@
+{{/* The RayService of a unit. */}}
+{{- define "moe-serving.rayServiceObject" -}}
+{{- $spec := include "moe-serving.rayService" . | fromYaml }}
+{{- with $spec.Error }}
+{{- fail (printf "the RayService is not valid YAML: %s" .) }}
+{{- end }}
+{{- include "moe-serving.normal" (dict "node" $spec) }}
+apiVersion: ray.io/v1
+kind: RayService
+metadata:
+  name: {{ include "moe-serving.serviceName" . | quote }}
+  {{- include "moe-serving.metadata" (merge (pick .Values.scheduling "labels" "annotations") (dict "root" $ "component" "ranks")) | nindent 2 }}
+spec:
+  {{- toYaml $spec | nindent 2 }}
+{{ end -}}
+
 {{/* The RayService spec before conversion to the operator's form. */}}
 {{- define "moe-serving.rayService" -}}
 {{- $s := include "moe-serving.security" . | fromJson }}
@@ -51,7 +67,9 @@ rayClusterConfig:
       object-store-memory: "100000000"
     template:
       metadata:
-        {{- include "moe-serving.podMetadata" (dict "root" $ "component" "ray-head") | nindent 8 }}
+        {{- $labels := dict }}
+        {{- with .Values.unit }}{{ $labels = dict "moe-serving/pool" .slug }}{{ end }}
+        {{- include "moe-serving.podMetadata" (dict "root" $ "component" "ray-head" "labels" $labels) | nindent 8 }}
       spec:
         automountServiceAccountToken: false
         enableServiceLinks: false

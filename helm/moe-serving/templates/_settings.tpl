@@ -40,8 +40,9 @@ ranks use, because every change restarts them. group.count is omitted: num_repli
 {{- $result := dict "platform" (ternary "gpu" "cpu" $pool.gpu) "model" $model "engine" $engine
   "group" $group "link" $link
   "router" (dict "reasoning_parser" $v.model.reasoningParser)
-  "ray" (dict "app_name" (printf "%s-%s" (include "moe-serving.fullname" .root) $pool.name))
+  "ray" (dict "app_name" (include "moe-serving.appName" (dict "root" .root "name" $pool.name)))
   "telemetry" (dict "log_format" "json") -}}
+{{- with $v.unit }}{{- $_ := set $group "pool" .pool }}{{- end -}}
 {{- range list "engine" "group" "link" "ray" "telemetry" -}}
 {{- if hasKey $own . -}}
 {{- $_ := mustMergeOverwrite $result (pick (deepCopy $own) .) -}}
@@ -54,13 +55,21 @@ ranks use, because every change restarts them. group.count is omitted: num_repli
 accept every group that joins and need no restart when the number changes. */}}
 {{- define "moe-serving.settings" -}}
 {{- $v := .Values -}}
-{{- $first := first (include "moe-serving.pools" . | fromJsonArray) -}}
-{{- $result := include "moe-serving.rankSettings" (dict "root" $ "pool" $first) | fromJson -}}
+{{- $out := dict -}}
+{{- include "moe-serving.units" (dict "root" $ "out" $out) -}}
+{{- $unit := first $out.units -}}
+{{- $first := first (include "moe-serving.pools" $unit | fromJsonArray) -}}
+{{- $result := include "moe-serving.rankSettings" (dict "root" $unit "pool" $first) | fromJson -}}
 {{- $_ := set $result "router" (dict "host" "0.0.0.0" "join_host" "0.0.0.0"
   "rest_port" (int $v.router.ports.rest) "grpc_port" (int $v.router.ports.grpc)
   "join_port" (int $v.router.ports.join) "request_timeout" $v.router.requestTimeout
   "drain_timeout" $v.router.drainTimeout "reasoning_parser" $v.model.reasoningParser
   "tool_parser" $v.model.toolParser) -}}
+{{- if $v.models -}}
+{{- $result = omit $result "model" "group" "engine" -}}
+{{- $_ := set $result "models" (include "moe-serving.modelsSettings" (dict "root" $ "for" "router") | fromJsonArray) -}}
+{{- $_ := set $result.ray "app_name" (include "moe-serving.fullname" $) -}}
+{{- end -}}
 {{- $s := include "moe-serving.security" . | fromJson -}}
 {{- $security := dict -}}
 {{- if $s.insecure }}{{- $_ := set $security "insecure" true }}{{- end -}}
@@ -126,7 +135,8 @@ accept every group that joins and need no restart when the number changes. */}}
 
 {{/* Maximum number of groups of the scaled pool. */}}
 {{- define "moe-serving.mostGroups" -}}
-{{- default (include "moe-serving.scaledPool" . | fromJson).maxGroups .Values.autoscaler.maxGroups | int -}}
+{{- $own := (include "moe-serving.scaledPool" . | fromJson).maxGroups -}}
+{{- default $own .Values.autoscaler.maxGroups | int -}}
 {{- end -}}
 
 {{/* Name of the Lease for the autoscaler's leader election. */}}
@@ -154,9 +164,11 @@ empty if the pool sets minAvailablePods. */}}
 {{- $full := include "moe-serving.fullname" . -}}
 {{- $a := .Values.autoscaler -}}
 {{- $s := include "moe-serving.security" . | fromJson -}}
-{{- $pool := include "moe-serving.scaledPool" . | fromJson -}}
+{{- $out := dict -}}
+{{- include "moe-serving.units" (dict "root" $ "out" $out) -}}
+{{- $pool := include "moe-serving.scaledPool" (first $out.units) | fromJson -}}
 {{- $scraped := include "moe-serving.seconds" .Values.monitoring.interval | float64 -}}
-{{- $own := dict "min_groups" (int $a.minGroups) "max_groups" (int (include "moe-serving.mostGroups" .))
+{{- $own := dict "min_groups" (int $a.minGroups) "max_groups" (int (include "moe-serving.mostGroups" (first $out.units)))
   "prometheus_url" $a.prometheusUrl
   "selector" (printf "namespace=%q,fleet=%q" .Release.Namespace $full)
   "scrape_interval" $scraped "window" (maxf 60 (mulf 4 $scraped)) "max_age" (maxf 30 (mulf 2 $scraped))
@@ -167,13 +179,24 @@ empty if the pool sets minAvailablePods. */}}
   "metrics_host" "0.0.0.0" "metrics_port" 9464
   "kubernetes" (dict "enabled" true "namespace" .Release.Namespace "service" $full
     "cluster" $a.cluster "worker_group" $pool.name "workers_per_group" (int $pool.podsPerGroup)
-    "lease" (include "moe-serving.lease" .) "disruption_budget" (include "moe-serving.scaledBudget" .)) -}}
+    "lease" (include "moe-serving.lease" .) "disruption_budget" (include "moe-serving.scaledBudget" (first $out.units))) -}}
 {{- if $s.autoscalerKey }}{{- $_ := set $own "api_key_file" "/etc/moe-serving/autoscaler/key" }}{{- end -}}
 {{- if eq $s.scheme "https" }}{{- $_ := set $own "ca_file" "/etc/moe-serving/tls/ca.crt" }}{{- end -}}
 {{- if $s.rayToken }}{{- $_ := set $own "dashboard_token_file" "/etc/moe-serving/ray/auth_token" }}{{- end -}}
+{{- if .Values.models -}}
+{{- $own = omit $own "min_groups" "max_groups" "gpus_per_group" "dashboard_url" -}}
+{{- $_ := set $own "kubernetes" (pick $own.kubernetes "enabled" "namespace" "lease") -}}
+{{- with $a.maxGpus }}{{- $_ := set $own "max_gpus" . }}{{- end -}}
+{{- with $a.maxNodes }}{{- $_ := set $own "max_nodes" (int .) }}{{- end -}}
+{{- dict "platform" (ternary "gpu" "cpu" $pool.gpu) "ray" (dict "app_name" $full)
+  "models" (include "moe-serving.modelsSettings" (dict "root" $ "for" "autoscaler") | fromJsonArray)
+  "telemetry" (dict "log_format" "json")
+  "autoscaler" (mustMergeOverwrite $own (deepCopy (default dict $a.settings))) | toYaml -}}
+{{- else -}}
 {{- $groups := dict "data_parallel" (int $pool.data) "tensor_parallel" (int $pool.tensor) -}}
 {{- dict "platform" (ternary "gpu" "cpu" $pool.gpu) "group" $groups
   "ray" (dict "app_name" (printf "%s-%s" $full $pool.name))
   "telemetry" (dict "log_format" "json")
   "autoscaler" (mustMergeOverwrite $own (deepCopy (default dict $a.settings))) | toYaml -}}
+{{- end -}}
 {{- end -}}

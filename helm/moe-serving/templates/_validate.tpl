@@ -4,7 +4,11 @@
 {{- $names := list -}}
 {{- $kinds := list -}}
 {{- $groups := 0 -}}
-{{- range $v.pools -}}
+{{- include "moe-serving.validateModels" . -}}
+{{- $out := dict -}}
+{{- include "moe-serving.units" (dict "root" $ "out" $out) -}}
+{{- range $unit := $out.units -}}
+{{- range $unit.Values.pools -}}
 {{- if has .name $names -}}
 {{- fail (printf "pools: two pools are named %s: names must differ" .name) -}}
 {{- end -}}
@@ -13,10 +17,11 @@
 {{- end -}}
 {{- $names = append $names .name -}}
 {{- $kinds = append $kinds .accelerator | uniq -}}
-{{- $pool := include "moe-serving.pool" (dict "root" $ "pool" .) | fromJson -}}
+{{- $pool := include "moe-serving.pool" (dict "root" $unit "pool" .) | fromJson -}}
 {{- $groups = add $groups (int $pool.givenGroups) -}}
 {{- end -}}
-{{- include "moe-serving.validateNodes" . -}}
+{{- include "moe-serving.validateNodes" $unit -}}
+{{- end -}}
 {{- if gt (len $kinds) 1 -}}
 {{- fail "pools: cpu and gpu pools need different images and settings: install two releases" -}}
 {{- end -}}
@@ -31,50 +36,12 @@
 {{- end -}}
 {{- end -}}
 
-{{- if and (eq $v.model.volume.type "claim") (not $v.model.volume.claimName) -}}
-{{- fail "model.volume: type claim requires claimName" -}}
-{{- end -}}
-{{- if and (eq $v.model.volume.type "hostPath") (not $v.model.volume.hostPath) -}}
-{{- fail "model.volume: type hostPath requires hostPath" -}}
-{{- end -}}
-{{- if and (ne $v.model.volume.type "bundled") (not $v.model.path) -}}
-{{- fail "model.path: set the model's directory under model.volume.mountPath" -}}
-{{- end -}}
-{{- if and $v.model.path (eq $v.model.volume.type "bundled") -}}
-{{- fail "model.path: the images contain only pocket-r1: set model.volume.type to claim or hostPath" -}}
-{{- end -}}
-{{- if and $v.model.path (not (hasPrefix (trimSuffix "/" $v.model.volume.mountPath) $v.model.path)) -}}
-{{- fail (printf "model.path: %s is not under model.volume.mountPath %s" $v.model.path $v.model.volume.mountPath) -}}
-{{- end -}}
-
-{{- if $v.model.stream.url -}}
-{{- if eq $v.model.volume.type "bundled" -}}
-{{- fail "model.stream: the configuration and the tokenizer come from a volume: set model.volume.type to claim or hostPath, and model.path" -}}
-{{- end -}}
-{{- if $v.model.download.enabled -}}
-{{- fail "model.stream: cannot be combined with model.download, which downloads the weights to the volume" -}}
-{{- end -}}
-{{- range list "load_format" "model_weights" "model_loader_extra_config" -}}
-{{- if hasKey (default dict $v.engine.args) . -}}
-{{- fail (printf "engine.args.%s is computed from model.stream: remove it" .) -}}
-{{- end -}}
-{{- end -}}
-{{- else if or $v.model.stream.existingSecret $v.model.stream.serviceAccount -}}
-{{- fail "model.stream: existingSecret and serviceAccount require url" -}}
-{{- end -}}
-{{- if $v.model.download.enabled -}}
-{{- if eq $v.model.volume.type "bundled" -}}
-{{- fail "model.download: downloads to a claim or to a directory on each node: set model.volume.type to claim or hostPath" -}}
-{{- end -}}
-{{- if or (not $v.model.download.repository) (not $v.model.download.revision) -}}
-{{- fail "model.download: set repository and revision (a commit)" -}}
-{{- end -}}
-{{- end -}}
+{{- range $out.units -}}{{- include "moe-serving.validateModel" . -}}{{- end -}}
 
 {{/* Settings that the chart computes, with the values that they are computed from. */}}
 {{- $computed := dict
   "platform" "pools[].accelerator" "model.name" "model.name" "model.path" "model.path"
-  "models" "model, in one release for each model,"
+  "models" "models"
   "group.count" "pools[].groups" "group.data_parallel" "parallelism.data"
   "group.tensor_parallel" "parallelism.tensor" "group.placement" "pools[].placement"
   "group.cpus_per_rank" "pools[].cpusPerRank" "group.node_resource" "pools[].name"

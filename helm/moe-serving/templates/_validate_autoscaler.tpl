@@ -5,18 +5,21 @@
 {{- if $a.enabled -}}
 {{- $names := list -}}
 {{- range $v.pools -}}{{- $names = append $names .name -}}{{- end -}}
+{{- $out := dict -}}
+{{- include "moe-serving.units" (dict "root" $ "out" $out) -}}
 {{- if and $a.pool (not (has $a.pool $names)) -}}
 {{- fail (printf "autoscaler.pool: pool %s does not exist" $a.pool) -}}
 {{- end -}}
 {{- $missing := list -}}
 {{- $insecure := $v.security.insecure -}}
-{{- $scaled := include "moe-serving.scaledPool" . | fromJson -}}
-{{- $least := int $a.minGroups -}}
-{{- $most := include "moe-serving.mostGroups" . | int -}}
-
 {{- if not $a.prometheusUrl -}}
 {{- $missing = append $missing "autoscaler.prometheusUrl: set the URL of the Prometheus that scrapes the routers, for example --set autoscaler.prometheusUrl=http://prometheus-operated.monitoring.svc:9090" -}}
 {{- end -}}
+{{- range $unit := $out.units -}}
+{{- $scaled := include "moe-serving.scaledPool" $unit | fromJson -}}
+{{- $least := int $a.minGroups -}}
+{{- with $unit.Values.unit -}}{{- $least = int .minGroups -}}{{- end -}}
+{{- $most := include "moe-serving.mostGroups" $unit | int -}}
 {{- if gt $least $most -}}
 {{- $missing = append $missing (printf "autoscaler.minGroups %d is greater than maxGroups %d of pool %s: raise autoscaler.maxGroups" $least $most $scaled.name) -}}
 {{- else if eq $least $most -}}
@@ -24,6 +27,7 @@
 {{- end -}}
 {{- if and (eq $least 0) (not $v.router.readyWhenParked) -}}
 {{- $missing = append $missing "autoscaler.minGroups 0 requires router.readyWhenParked: otherwise no router is ready to accept the request that starts a group" -}}
+{{- end -}}
 {{- end -}}
 {{- if not $insecure -}}
 {{- if not $a.existingSecret -}}

@@ -65,16 +65,41 @@ def preset_sizes(name: str, folder: Path) -> list[Sizing]:
         raise SettingsError(f"unknown preset {name}; known presets: {', '.join(known)}")
     table = sizing(folder)
     entry = table["presets"][name]
-    try:
-        model = gpu_memory.ModelFigures.from_mapping(table["models"][entry["model"]])
-    except (KeyError, ValueError) as error:
-        raise SettingsError(f"{folder / _SIZING}: model {entry['model']}: {error}") from error
-    gpu = table["gpus"][entry["gpu"]] if "gpu" in entry else None
     values = _read(folder / f"{name}.yaml")
+    if "models" not in values:
+        return _model_sizes(values, entry["model"], entry.get("gpu"), table, folder)
     return [
-        _pool_size(values, pool, model, entry["model"], (entry.get("gpu"), gpu))
-        for pool in values["pools"]
+        size
+        for model in values["models"]
+        for size in _model_sizes(
+            _of_model(values, model), model["name"], entry["models"][model["name"]], table, folder
+        )
     ]
+
+
+def _model_sizes(
+    values: Mapping[str, Any],
+    name: str,
+    gpu: str | None,
+    table: Mapping[str, Any],
+    folder: Path,
+) -> list[Sizing]:
+    """Return the sizing of each pool of one model, from the values of a release with this model."""
+    try:
+        model = gpu_memory.ModelFigures.from_mapping(table["models"][name])
+    except (KeyError, ValueError) as error:
+        raise SettingsError(f"{folder / _SIZING}: model {name}: {error}") from error
+    device = None if gpu is None else table["gpus"][gpu]
+    return [_pool_size(values, pool, model, name, (gpu, device)) for pool in values["pools"]]
+
+
+def _of_model(values: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of a release with one of several models alone."""
+    merged = {
+        group: {**values.get(group, {}), **model.get(group, {})}
+        for group in ("engine", "parallelism")
+    }
+    return {**values, "model": model, "pools": model["pools"], **merged}
 
 
 def size_checks(size: Sizing) -> Iterator[Check]:

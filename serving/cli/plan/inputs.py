@@ -223,7 +223,7 @@ def preset_model_values(name: str) -> dict[str, Any] | None:
     """Return the section ``model`` of a model's first preset, or None if it has no preset."""
     folder = presets_folder()
     for preset, entry in sizing(folder)["presets"].items():
-        if entry["model"] == name:
+        if entry.get("model") == name:
             values = read_yaml((folder / f"{preset}.yaml").read_text("utf-8"))
             return dict(values["model"])
     return None

@@ -47,6 +47,17 @@ def test_every_preset_fits(name: str, capsys: pytest.CaptureFixture[str]) -> Non
     assert "-> " not in shown
 
 
+def test_each_model_of_a_preset_of_several_is_sized_as_in_its_own() -> None:
+    both = {size.model_name: size for size in preset_sizes("two-models", FOLDER)}
+    for preset, model in (
+        ("deepseek-r1-2x8-h200", "deepseek-r1"),
+        ("qwen3-30b-a3b-1x2", "qwen3-30b-a3b"),
+    ):
+        (alone,) = preset_sizes(preset, FOLDER)
+        assert both[model].used == alone.used
+        assert both[model].device == alone.device
+
+
 def test_the_issues_example() -> None:
     (size,) = preset_sizes("deepseek-r1-2x8-h200", FOLDER)
     text = "\n".join(check.seen for check in size_checks(size))
