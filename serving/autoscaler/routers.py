@@ -195,6 +195,24 @@ async def _targets(url: httpx.URL) -> Sequence[tuple[httpx.URL, str | None]]:
     return [(httpx.URL(f"{scheme}://{address}/fleet"), url.host) for address in sorted(found)]
 
 
+async def router_targets(
+    settings: AutoscalerSettings, path: str
+) -> Sequence[tuple[httpx.URL, str | None]]:
+    """Return the URL of a page at every router, each with the server name to verify, if any.
+
+    Args:
+        settings: Names the routers.
+        path: Path of the page; starts with a slash.
+    """
+    scheme = "http" if settings.ca_file is None else "https"
+    pages = [
+        page for router in settings.routers for page in await _targets(_fleet_url(router, scheme))
+    ]
+    return [
+        (url.copy_with(path=url.path.removesuffix("/fleet") + path), name) for url, name in pages
+    ]
+
+
 def bearer_header(file: str | None) -> dict[str, str]:
     """Return the authorization header for the key or token in ``file``; empty without a file.
 

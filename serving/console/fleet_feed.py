@@ -1,7 +1,8 @@
 """The fleet as consoles see it: what changes rarely, and the numbers that change all the time.
 
-Two parts, so that a tick of a large fleet costs 30 bytes a rank: ``fleet`` holds names, states and
-reasons, ``load`` a row of integers for each rank, in the same order.
+Three parts, so that a tick of a large fleet costs 30 bytes a rank: ``fleet`` holds names, states
+and reasons, ``load`` a row of integers for each rank, in the same order, and ``models`` the models
+with their pools and queues.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,6 +12,7 @@ import msgspec
 from serving import __version__
 from serving.clock import Clock
 from serving.console.hub import Parts
+from serving.fleet.models import ModelStatus
 from serving.routing.snapshot import FleetSnapshot, GroupSnapshot, RankId, RankSnapshot
 
 MAX_RANKS = 2048
@@ -19,35 +21,43 @@ _encode = msgspec.json.Encoder().encode
 
 
 class FleetFeed:
-    """Builds the parts ``fleet`` and ``load``."""
+    """Builds the parts ``fleet``, ``load`` and ``models``."""
 
-    def __init__(self, fleet: Callable[[], FleetSnapshot], model: str, clock: Clock) -> None:
+    def __init__(
+        self,
+        fleet: Callable[[], FleetSnapshot],
+        models: Callable[[], Sequence[ModelStatus]],
+        clock: Clock,
+    ) -> None:
         """Create the feed.
 
         Args:
             fleet: Returns the current snapshot.
-            model: Name of the served model.
+            models: Returns the state of each served model.
             clock: Measures the time between two snapshots.
         """
         self._fleet = fleet
-        self._model = model
+        self._models = models
         self._clock = clock
         self._tokens: dict[RankId, int] = {}
         self._at = 0.0
 
     def __call__(self) -> Parts:
-        """Return both parts as JSON."""
+        """Return the parts as JSON."""
         snapshot = self._fleet()
         shown = _shown(snapshot.groups)
         content = {
             "router": snapshot.router_id,
-            "model": self._model,
             "version": __version__,
             "hidden_groups": len(snapshot.groups) - len(shown),
             "groups": [_group(group) for group in shown],
             "history": [_former(group) for group in snapshot.history],
         }
-        return {"fleet": _encode(content), "load": _encode(self._rows(shown))}
+        return {
+            "fleet": _encode(content),
+            "load": _encode(self._rows(shown)),
+            "models": _encode([_model(status) for status in self._models()]),
+        }
 
     def _rows(self, groups: Sequence[GroupSnapshot]) -> list[list[int]]:
         """Return a row for each rank.
@@ -89,11 +99,24 @@ def _shown(groups: Sequence[GroupSnapshot]) -> list[GroupSnapshot]:
     return shown
 
 
+def _model(status: ModelStatus) -> dict[str, object]:
+    return {
+        "name": status.name,
+        "aliases": status.aliases,
+        "pools": status.pools,
+        "loaded": status.loaded,
+        "queued": status.queued_requests,
+        "ready": status.ready,
+    }
+
+
 def _former(group: GroupSnapshot) -> dict[str, object]:
     return {
         "id": group.group_id,
         "epoch": group.epoch,
         "app": group.app,
+        "model": group.model,
+        "pool": group.pool,
         "state": group.state.value,
         "reason": group.reason,
         "since": group.since,

@@ -106,6 +106,8 @@ def _request(view: RequestView, now: float) -> dict[str, Any]:
         "number": view.number,
         "id": view.request_id,
         "tenant": context.tenant,
+        # None: the router serves one model.
+        "model": record.model,
         "key": context.key_id,
         "priority": context.priority.name.lower(),
         "session": context.session_id,

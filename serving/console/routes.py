@@ -7,7 +7,7 @@ header; no cookie exists, so another site cannot act with a user's rights.
 import asyncio
 import contextlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Any, Protocol
@@ -19,22 +19,32 @@ from fastapi.responses import JSONResponse, RedirectResponse
 from serving import __version__
 from serving.clock import Clock
 from serving.console.assets import INDEX, SECURITY_HEADERS, Asset, assets
+from serving.console.decisions import DecisionLog
 from serving.console.experts_feed import MAX_GROUPS, ExpertsFeed
 from serving.console.fleet_feed import FleetFeed
 from serving.console.hub import Parts, SnapshotHub
-from serving.console.prices import price_list
+from serving.console.prices import price_lists
 from serving.console.requests_feed import PREFIX, RequestsFeed, Source, cancel
+from serving.console.spending import Spending
 from serving.console.stream import SnapshotStream
 from serving.console.timeline import Timeline
 from serving.edge.auth.authenticator import ALLOW_ALL, Permission, Principal, principal_var
 from serving.edge.auth.key_file import Role
-from serving.errors import GroupNotFound, InvalidRequest, Overloaded, PermissionDenied
+from serving.errors import (
+    GroupNotFound,
+    InvalidRequest,
+    Overloaded,
+    PermissionDenied,
+    Unsupported,
+)
+from serving.fleet.models import ModelStatus
 from serving.ledger.tariff import Tariff
 from serving.routing.snapshot import FleetSnapshot
 from serving.settings import ConsoleSettings
 
 _MAX_NAME = 300
 _EXPERTS = "experts:"
+_MAX_FEEDS = 5
 _JSON_HEADERS = {**SECURITY_HEADERS, "cache-control": "no-store"}
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger("serving.operator")
@@ -66,9 +76,14 @@ class ConsoleSources:
     """Called with whether somebody watches requests."""
     inflight: Callable[[], int]
     operator: Operator
-    model: str
+    models: Callable[[], Sequence[ModelStatus]]
+    """Returns the state of each served model; the first is the default."""
     tariff: Tariff | None
     """Prices of tokens. None: there is no ledger."""
+    spending: Spending | None
+    """Usage and budgets. None: there is no ledger."""
+    batches: bool
+    """Whether the router has files and batches."""
     grpc_port: int
     drain_timeout: float
     """Time for running requests to finish in a drain, seconds."""
@@ -88,6 +103,7 @@ class Console:
             on_readers=lambda hub: sources.explain_all(bool(hub.reading(PREFIX))),
         )
         self._timeline = Timeline(sources.fleet, sources.inflight, clock)
+        self._decisions = DecisionLog()
         self._sampling: asyncio.Task[None] | None = None
         self._drains: set[asyncio.Task[None]] = set()
 
@@ -97,6 +113,8 @@ class Console:
             ("/console", self._redirect, "GET"),
             ("/console/api/session", self._session, "GET"),
             ("/console/api/stream", self._stream, "GET"),
+            ("/console/api/spending", self._spending, "GET"),
+            ("/console/api/autoscaler", self._decision, "POST"),
             ("/console/api/cancel", self._cancel, "POST"),
             ("/console/api/groups", self._operate, "POST"),
             ("/console/{path:path}", self._asset, "GET"),
@@ -118,6 +136,8 @@ class Console:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
+        if self._sources.spending is not None:
+            self._sources.spending.close()
 
     # -- files --------------------------------------------------------------------------
 
@@ -135,8 +155,12 @@ class Console:
 
     async def _session(self) -> Response:
         """Return who the key belongs to and what it may see."""
-        principal, tariff, model = principal_var.get(), self._sources.tariff, self._sources.model
-        prices = None if tariff is None else price_list(tariff, model, self._clock.time())
+        principal, tariff, models = (
+            principal_var.get(),
+            self._sources.tariff,
+            self._sources.models(),
+        )
+        prices = {} if tariff is None else price_lists(tariff, models, self._clock.time())
         return JSONResponse(
             {
                 "tenant": principal.tenant,
@@ -145,8 +169,9 @@ class Console:
                 "admin": principal.has(Permission.ADMIN),
                 "explain": not principal.roles.isdisjoint({Role.EXPLAIN, Role.ADMIN}),
                 "keys_required": principal is not ALLOW_ALL,
-                "model": model,
+                "model": models[0].name,
                 "prices": prices,
+                "batches": self._sources.batches,
                 "version": __version__,
                 "ledger": tariff is not None,
                 "grpc_port": self._sources.grpc_port,
@@ -164,8 +189,8 @@ class Console:
             Overloaded: Too many consoles are open, or experts of too many groups are watched.
         """
         names = frozenset(request.query_params.getlist("feed"))
-        if not 0 < len(names) <= len(("fleet", "timeline", "requests", "experts")):
-            raise InvalidRequest("name one to four feeds: ?feed=fleet")
+        if not 0 < len(names) <= _MAX_FEEDS:
+            raise InvalidRequest(f"name one to {_MAX_FEEDS} feeds: ?feed=fleet")
         principal = principal_var.get()
         feeds = dict(self._feed(name, principal) for name in sorted(names))
         return SnapshotStream(self.hub, feeds, stall_timeout=self._settings.stall_timeout)
@@ -179,9 +204,11 @@ class Console:
             return key, RequestsFeed(sources.requests, self._clock, tenant)
         _require(principal, Permission.ADMIN)
         if name == "fleet":
-            return name, FleetFeed(sources.fleet, sources.model, self._clock)
+            return name, FleetFeed(sources.fleet, sources.models, self._clock)
         if name == "timeline":
             return name, self._timeline
+        if name == "autoscaling":
+            return name, self._decisions
         group = name.removeprefix(_EXPERTS)
         if group == name or not 0 < len(group) <= _MAX_NAME:
             raise InvalidRequest(f"unknown feed {name[:_MAX_NAME]!r}")
@@ -189,6 +216,32 @@ class Console:
         if name not in watched and len(watched) >= MAX_GROUPS:
             raise Overloaded(f"the experts of {MAX_GROUPS} groups are being watched; try later")
         return name, ExpertsFeed(sources.fleet, group)
+
+    async def _spending(self) -> Response:
+        """Return usage since midnight UTC and budgets, as far as the key may see them.
+
+        Raises:
+            Unsupported: The router has no ledger.
+            NotReady: The ledger's database does not answer.
+        """
+        if self._sources.spending is None:
+            raise Unsupported("this router has no ledger: set ledger.directory")
+        principal = principal_var.get()
+        _require(principal, Permission.USER)
+        return JSONResponse(await self._sources.spending.today(principal), headers=_JSON_HEADERS)
+
+    async def _decision(self, request: Request) -> Response:
+        """Keep a decision that the autoscaler reports.
+
+        Raises:
+            PermissionDenied: A browser sent it.
+            InvalidRequest: It is malformed.
+        """
+        # Every browser sends this header with a POST, the autoscaler does not.
+        if "origin" in request.headers:
+            raise PermissionDenied("decisions are accepted from the autoscaler only")
+        self._decisions.add(await request.body())
+        return JSONResponse({}, headers=_JSON_HEADERS)
 
     # -- actions ------------------------------------------------------------------------
 

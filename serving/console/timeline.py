@@ -9,6 +9,7 @@ import msgspec
 from serving.clock import Clock
 from serving.console.hub import Parts
 from serving.routing.snapshot import FleetSnapshot, MemberState
+from serving.telemetry.metrics import ADMISSION_PREDICTED_WAIT, ADMISSION_WAIT_ERROR
 
 PERIOD = 10.0
 """Seconds between two samples."""
@@ -33,7 +34,8 @@ class Timeline:
         self._fleet = fleet
         self._inflight = inflight
         self._clock = clock
-        self._samples: deque[tuple[float | int, ...]] = deque(maxlen=SAMPLES)
+        self._waits = _waits()
+        self._samples: deque[tuple[float | int | None, ...]] = deque(maxlen=SAMPLES)
         self._tokens: int | None = None
         self._at = 0.0
 
@@ -42,7 +44,8 @@ class Timeline:
 
         A row is: Unix time in seconds, groups, ready groups, requests in this router, requests on
         ranks (of all routers), waiting in engines, KV use in 1/1000 (mean of the ranks of ready
-        groups), generated tokens/s.
+        groups), generated tokens/s; mean predicted and mean actual wait of the requests that waited
+        for a rank and were placed since the last sample, milliseconds (null: none was).
         """
         return {"timeline": _encode({"period": PERIOD, "rows": list(self._samples)})}
 
@@ -57,6 +60,11 @@ class Timeline:
         new = max(tokens - (tokens if self._tokens is None else self._tokens), 0)
         rate = new / max(now - self._at, 1e-3)
         self._tokens, self._at = tokens, now
+        before, self._waits = self._waits, _waits()
+        waited, predicted, error = (
+            after - earlier for after, earlier in zip(self._waits, before, strict=True)
+        )
+        means = (predicted / waited, (predicted + error) / waited) if waited else (None, None)
         self._samples.append(
             (
                 round(self._clock.time()),
@@ -67,6 +75,7 @@ class Timeline:
                 sum(rank.load.waiting_requests for rank in ranks),
                 round(1000 * sum(used) / len(used)) if used else 0,
                 round(rate),
+                *(None if mean is None else round(1000 * mean) for mean in means),
             )
         )
 
@@ -75,3 +84,13 @@ class Timeline:
         while True:
             self.sample()
             await asyncio.sleep(PERIOD)
+
+
+def _waits() -> tuple[float, float, float]:
+    """Return the number of requests that waited, and sums of predicted waits and their errors."""
+    samples = [sample for family in ADMISSION_PREDICTED_WAIT.collect() for sample in family.samples]
+    values = {sample.name: sample.value for sample in samples if not sample.labels}
+    name = "moe_admission_predicted_wait_seconds"
+    # prometheus_client does not export the sum of a histogram with negative buckets.
+    error = ADMISSION_WAIT_ERROR._sum.get()  # noqa: SLF001
+    return values[f"{name}_count"], values[f"{name}_sum"], error

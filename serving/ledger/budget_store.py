@@ -104,13 +104,7 @@ class BudgetStore:
         """Lock a tenant until the end of the transaction, and return what counts against it."""
         if connection.dialect.name == "postgresql":
             connection.execute(_LOCK, {"tenant": tenant})
-        today, _ = Period.DAY.bounds(now)
-        month, _ = Period.MONTH.bounds(now)
-        level = Level()
-        given = {"tenant": tenant, "today": today, "month": month, "now": now}
-        for key_id, spent_today, spent, held in connection.execute(_LEVEL, given):
-            level.add(key_id, day=int(spent_today), month=int(spent), held=int(held))
-        return level
+        return read_level(connection, tenant, now)
 
     def _settle(self, connection: Connection, settlements: Sequence[Settlement], now: int) -> None:
         used = [_row(each, now) for each in settlements if each.amount is not None]
@@ -124,6 +118,17 @@ class BudgetStore:
         """Renew this router's leases, and delete expired ones of all routers."""
         connection.execute(_RENEW, {"mine": self._holder, "until": now + LEASE})
         connection.execute(_EXPIRE, {"now": now})
+
+
+def read_level(connection: Connection, tenant: str, now: int) -> Level:
+    """Return what counts against a tenant's budgets at ``now`` (Unix time); locks nothing."""
+    today, _ = Period.DAY.bounds(now)
+    month, _ = Period.MONTH.bounds(now)
+    level = Level()
+    given = {"tenant": tenant, "today": today, "month": month, "now": now}
+    for key_id, spent_today, spent, held in connection.execute(_LEVEL, given):
+        level.add(key_id, day=int(spent_today), month=int(spent), held=int(held))
+    return level
 
 
 def _row(settlement: Settlement, now: int) -> dict[str, Any]:

@@ -1,11 +1,13 @@
 """Reads the ledger, for the router's pages and for `moe-serving usage`."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from decimal import Decimal
 
 from serving.errors import NotReady
+from serving.ledger.budget import Level
+from serving.ledger.budget_store import read_level
 from serving.ledger.database import DATABASE_ERRORS, LedgerDatabase, location
 from serving.ledger.query import Query
 from serving.ledger.report import Report
@@ -47,6 +49,19 @@ class LedgerView:
         """
         with self._answering(), self.database.connect() as connection:
             return read_report(connection, query, self.tariff, self.gpu_hour_price)
+
+    def levels(self, tenants: Iterable[str], now: int) -> dict[str, Level]:
+        """Return what each tenant has spent and reserved. Blocks, one statement for each tenant.
+
+        Args:
+            tenants: Names.
+            now: Unix time, seconds.
+
+        Raises:
+            NotReady: The database is unreachable or fails.
+        """
+        with self._answering(), self.database.connect() as connection:
+            return {tenant: read_level(connection, tenant, now) for tenant in tenants}
 
     @contextmanager
     def _answering(self) -> Iterator[None]:

@@ -307,8 +307,7 @@ async def _build_edges(
         models.first_handlers = app.first
     console = None
     if settings.console.enabled:
-        tariff = None if source is None else source.tariff
-        console = console_of(settings, clock, models, operator, gate, tariff)
+        console = console_of(settings, clock, models, operator, gate, security, source)
         console.add_to(app.inner)
     rest = RestServer(
         app.asgi,

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from serving.edge.auth.security import Security
     from serving.fleet.operations import FleetOperations
     from serving.ledger.ledger import Ledger
-    from serving.ledger.tariff import Tariff
+    from serving.ledger.view import LedgerView
     from serving.router.models import RouterModels
 
 
@@ -29,19 +29,26 @@ def console_of(
     models: "RouterModels",
     operator: "FleetOperations",
     gate: DrainGate,
-    tariff: "Tariff | None",
+    security: "Security",
+    ledger: "LedgerView | None",
 ) -> "Console":
     """Create the web console."""
     from serving.console.routes import Console, ConsoleSources
+    from serving.console.spending import Spending
 
+    keys = security.keys
     sources = ConsoleSources(
         fleet=models.fleet.snapshot,
         requests=models.requests,
         explain_all=lambda on: models.explain_all(on=on),
         inflight=lambda: gate.inflight,
         operator=operator,
-        model=settings.model.name,
-        tariff=tariff,
+        models=models.status,
+        tariff=None if ledger is None else ledger.tariff,
+        spending=None
+        if ledger is None
+        else Spending(ledger, None if keys is None else lambda: keys.value, clock),
+        batches=settings.batch.directory is not None,
         grpc_port=settings.router.grpc_port,
         drain_timeout=settings.router.drain_timeout,
     )

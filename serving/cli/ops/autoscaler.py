@@ -145,28 +145,42 @@ async def run_until_stopped(settings: Settings, *, dry_run: bool) -> None:
 
 async def _run_one(settings: Settings, *, dry_run: bool, shown: bool) -> None:
     from serving.autoscaler.app import autoscaler_app
+    from serving.autoscaler.reports import decision_reports
 
-    def show(cycle: "Cycle") -> None:
-        print(row(cycle.decision, cycle.observation), flush=True)
+    async with (
+        autoscaler_app(settings, dry_run=dry_run) as app,
+        decision_reports(settings.autoscaler) as reports,
+    ):
 
-    async with autoscaler_app(settings, dry_run=dry_run) as app:
+        def on_cycle(cycle: "Cycle") -> None:
+            reports.send(cycle.decision, cycle.observation, dry_run=dry_run)
+            if shown:
+                print(row(cycle.decision, cycle.observation), flush=True)
+
         if shown:
             print(HEADER, flush=True)
-        await app.autoscaler.run(app.is_leader, on_cycle=show if shown else None)
+        await app.autoscaler.run(app.is_leader, on_cycle=on_cycle)
 
 
 async def _run_pools(settings: Settings, *, dry_run: bool, shown: bool) -> None:
     from serving.autoscaler.pool_app import pools_app, scaled_pools
+    from serving.autoscaler.reports import decision_reports
 
     keys = [pool.key for pool in scaled_pools(settings)]
+    async with (
+        pools_app(settings, dry_run=dry_run) as app,
+        decision_reports(settings.autoscaler) as reports,
+    ):
 
-    def show(cycle: "PoolsCycle") -> None:
-        print(rows(keys, cycle.decisions, cycle.observations), flush=True)
+        def on_cycle(cycle: "PoolsCycle") -> None:
+            for key, decision in cycle.decisions.items():
+                reports.send(decision, cycle.observations[key], pool=key, dry_run=dry_run)
+            if shown:
+                print(rows(keys, cycle.decisions, cycle.observations), flush=True)
 
-    async with pools_app(settings, dry_run=dry_run) as app:
         if shown:
             print(header(keys), flush=True)
-        await app.autoscaler.run(app.is_leader, on_cycle=show if shown else None)
+        await app.autoscaler.run(app.is_leader, on_cycle=on_cycle)
 
 
 def with_local_run(settings: Settings) -> Settings:

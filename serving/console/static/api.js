@@ -32,7 +32,12 @@ export async function call(path, { method = "GET", body, headers = {}, signal } 
     if (error.name === "AbortError") throw error;
     throw new Failure(0, "The router cannot be reached.");
   }
-  if (!response.ok) throw await failure(response);
+  if (!response.ok) {
+    const error = await failure(response);
+    // A key that expired or was removed: the page asks for another one.
+    if (error.status === 401) dispatchEvent(new CustomEvent("console:unauthenticated", { detail: error.message }));
+    throw error;
+  }
   return response;
 }
 

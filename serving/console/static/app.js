@@ -2,7 +2,7 @@
 
 import { Failure, json, signIn, signedIn } from "./api.js";
 import { Chat } from "./chat.js";
-import { button, dialog, el, field, toast, visible } from "./dom.js";
+import { button, dialog, el, field, text, toast, visible } from "./dom.js";
 
 const VIEWS = [
   { name: "chat", label: "Chat", allowed: (who) => who.chat, load: async (who) => new Chat(who) },
@@ -10,10 +10,12 @@ const VIEWS = [
   { name: "requests", label: "Requests", allowed: (who) => who.chat, load: async (who) => new (await import("./requests.js")).Requests(who) },
   { name: "experts", label: "Experts", allowed: (who) => who.admin, load: async (who) => new (await import("./experts.js")).Experts(who) },
   { name: "load", label: "Load", allowed: (who) => who.admin, load: async (who) => new (await import("./timeline.js")).Timeline(who) },
+  { name: "cost", label: "Cost", allowed: (who) => who.ledger && who.chat, load: async (who) => new (await import("./cost.js")).Cost(who) },
+  { name: "batches", label: "Batches", allowed: (who) => who.batches && who.chat, load: async (who) => new (await import("./batches.js")).Batches(who) },
 ];
 const SHORTCUTS = [
   ["Enter", "Send the message"], ["Shift + Enter", "New line"], ["Esc", "Stop the answer, cancel an edit"], ["/", "Go to the message field"],
-  ["Alt + N", "New conversation"], ["Alt + 1 … 5", "Switch views"], ["?", "This list"],
+  ["Alt + N", "New conversation"], ["Alt + 1 … 7", "Switch views"], ["?", "This list"],
 ];
 
 const main = document.querySelector("main");
@@ -50,11 +52,13 @@ function signInForm(problem) {
 }
 
 async function start() {
+  // Another key may belong to another tenant.
+  loaded.clear();
   try {
     who = await json("api/session");
   } catch (error) {
     who = null;
-    if (error instanceof Failure && error.status === 401) return signInForm(signedIn() ? error.message : "");
+    if (error instanceof Failure && error.status === 401) return undefined; // the form is shown
     main.replaceChildren(el("div.sign-in", {}, el("h1", {}, "Not available"), el("p.error", { role: "alert" }, visible(error.message)), button("Try again", start, { kind: "primary" })));
     return undefined;
   }
@@ -115,5 +119,11 @@ action("sign-out").addEventListener("click", () => {
 });
 document.addEventListener("keydown", keyboard);
 addEventListener("hashchange", show);
+addEventListener("console:unauthenticated", ({ detail }) => {
+  if (document.querySelector("form.sign-in")) return text(document.querySelector("#problem"), visible(detail));
+  shown?.hide?.();
+  who = shown = null;
+  return signInForm(signedIn() ? detail : "");
+});
 theme();
 start();

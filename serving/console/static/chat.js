@@ -185,6 +185,12 @@ export class Chat {
     return { model: this.model.value, messages: this.current.messages(leaf), stream: true, stream_options: { include_usage: true }, ...this.current.sampling };
   }
 
+  // Prices of a model; an adapter has those of its base model.
+  prices(name) {
+    const { prices } = this.session, { parent } = this.models.find((each) => each.id === name) ?? {};
+    return Object.hasOwn(prices, name) ? prices[name] : Object.hasOwn(prices, parent ?? "") ? prices[parent] : null;
+  }
+
   // Asks for an answer to a message of the user.
   async ask(node) {
     if (this.aborter) return;
@@ -201,7 +207,7 @@ export class Chat {
     const message = (this.running = this.messages.at(-1));
     message.stream(true);
     await complete(answer, body, {
-      session: conversation.id, explain: this.session.explain, prices: this.session.prices, signal: this.aborter.signal,
+      session: conversation.id, explain: this.session.explain, prices: this.prices(body.model), signal: this.aborter.signal,
       changed: () => {
         const pinned = this.scroller.scrollHeight - this.scroller.scrollTop - this.scroller.clientHeight < 80;
         message.changed();

@@ -2,6 +2,7 @@
 
 import { json, watch } from "./api.js";
 import { button, compact, confirm, dialog, el, number, seconds, set, text, toast, visible } from "./dom.js";
+import { Figures, Table } from "./table.js";
 
 const LARGE = 24; // ranks of a group above which they are small squares
 const ACTIONS = {
@@ -20,10 +21,12 @@ export class Fleet {
     this.totals = el("dl.totals");
     this.groups = el("div.groups");
     this.notice = el("p.muted");
+    this.models = new Table("Models", ["Model", "State", "Pools: ready of joined groups", "Queued"], 3);
+    this.served = el("section.card", { hidden: true }, el("h2", {}, "Models"), this.models.element);
     this.history = el("tbody");
     this.former = el("section.card", { hidden: true }, el("h2", {}, "Former groups"), el("div.scroll", { tabIndex: 0, role: "region", "aria-label": "Former groups" },
       el("table", {}, el("thead", {}, el("tr", {}, ["Group", "Since", "Reason"].map((name) => el("th", { scope: "col" }, name)))), this.history)));
-    this.element = el("section.view", { "aria-label": "Fleet" }, el("div.bar", {}, el("h1", {}, "Fleet"), this.state), this.totals, this.notice, this.groups, this.former);
+    this.element = el("section.view", { "aria-label": "Fleet" }, el("div.bar", {}, el("h1", {}, "Fleet"), this.state), this.totals, this.served, this.notice, this.groups, this.former);
   }
 
   show() {
@@ -39,7 +42,23 @@ export class Fleet {
       this.content = data;
       this.drawGroups();
     } else if (event === "load") this.rows = data;
-    if (this.content) this.drawLoad();
+    else if (event === "models") this.status = data;
+    if (!this.content) return;
+    if (event === "load") this.drawLoad();
+    else this.drawModels();
+  }
+
+  // Only where there is a choice: with one model in one pool the groups say it all.
+  drawModels() {
+    const models = this.status ?? [], { groups } = this.content;
+    this.served.hidden = models.length < 2 && !models.some((model) => model.pools.length > 1);
+    if (this.served.hidden) return;
+    this.models.draw(models.map((model) => [`${model.name}${model.aliases.length ? ` (${model.aliases.join(", ")})` : ""}`,
+      `${model.ready ? "ready" : "no ready group: requests park"}${model.loaded ? "" : ", not loaded"}`,
+      model.pools.map((pool) => {
+        const own = groups.filter((group) => group.model === model.name && group.pool === pool);
+        return `${pool} ${own.filter((group) => group.state === "ready").length} of ${own.length}`;
+      }).join(", "), number(model.queued)]), "");
   }
 
   drawGroups() {
@@ -52,7 +71,9 @@ export class Fleet {
       card.update(group);
       this.cards.set(name, card);
     }
-    const wanted = [...this.cards.values()].map((card) => card.element);
+    // By model and pool; the order of the ranks' rows stays that of the groups.
+    const place = ({ group }) => [group.model, group.pool, group.id].join("\n");
+    const wanted = [...this.cards.values()].sort((a, b) => (place(a) < place(b) ? -1 : 1)).map((card) => card.element);
     // A node that is moved loses the keyboard's focus, so only a changed order is applied.
     if (wanted.length !== this.groups.children.length || wanted.some((node, n) => this.groups.children[n] !== node)) this.groups.replaceChildren(...wanted);
     this.notice.hidden = groups.length > 0 && !more;
@@ -94,25 +115,6 @@ export class Fleet {
   }
 }
 
-// Named figures whose values change in place.
-export class Figures {
-  constructor(list) {
-    this.list = list;
-    this.values = new Map();
-  }
-
-  draw(figures) {
-    for (const [name, value] of Object.entries(figures)) {
-      if (!this.values.has(name)) {
-        const node = el("dd");
-        this.values.set(name, node);
-        this.list.append(el("div", {}, el("dt", {}, name), node));
-      }
-      text(this.values.get(name), value);
-    }
-  }
-}
-
 class GroupCard {
   constructor(fleet) {
     this.fleet = fleet;
@@ -132,7 +134,7 @@ class GroupCard {
     this.element.setAttribute("aria-label", `Group ${visible(group.id)}, ${group.state}`);
     this.pill.className = `pill ${group.state}`;
     text(this.pill, group.state);
-    const parts = [group.reason, group.app && `app ${group.app}`, `${group.ranks.length} of ${group.size} ranks`, group.experts && `${group.experts} experts`];
+    const parts = [group.reason, group.model && `model ${group.model}`, group.pool && group.pool !== "default" && `pool ${group.pool}`, group.app && `app ${group.app}`, `${group.ranks.length} of ${group.size} ranks`, group.experts && `${group.experts} experts`];
     text(this.reason, visible(parts.filter(Boolean).join(" · ")));
     this.grid.classList.toggle("dense", group.ranks.length > LARGE);
     if (this.ranks.length !== group.ranks.length) {

@@ -2,8 +2,8 @@
 
 import { json, watch } from "./api.js";
 import { button, confirm, el, number, seconds, text, toast, visible } from "./dom.js";
-import { Figures } from "./fleet.js";
 import { showDecision } from "./message.js";
+import { Figures } from "./table.js";
 
 const COLUMNS = ["Request", "Phase", "Rank", "Age", "Prompt", "Output", "Resumed", ""];
 
@@ -72,7 +72,7 @@ class Row {
   update(request) {
     this.request = request;
     text(this.name, visible(request.id));
-    text(this.who, visible([request.tenant, request.priority, request.session && `session ${request.session}`].filter(Boolean).join(" · ")));
+    text(this.who, visible([request.tenant, request.model, request.priority, request.session && `session ${request.session}`].filter(Boolean).join(" · ")));
     this.pill.className = `pill ${request.phase}`;
     text(this.pill, request.phase);
     const wait = request.waiting_for && request.predicted_wait != null ? ` (about ${seconds(request.predicted_wait)})` : "";

@@ -70,6 +70,7 @@ ROUTES: dict[str, Permission] = {
     "/console": Permission.PUBLIC,
     "/console/api/cancel": Permission.USER,
     "/console/api/groups": Permission.ADMIN,
+    "/console/api/autoscaler": Permission.ADMIN,
 }
 _ROUTE_PREFIXES: dict[str, Permission] = {
     "/v1/models/": Permission.ANY_KEY,

@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 from typing_extensions import override
 
@@ -18,13 +19,15 @@ from tests.integration.edge.scripted_engine import ScriptedEngine
 from tests.support.waiting import eventually
 
 USER, ADMIN, METRICS, OTHER = (f"moe-{name}-key-of-the-console" for name in "uamo")
+BUDGETS = "{month: {soft: 50, hard: 80}}"
 KEYS = f"""
 keys:
-  - {{id: user, tenant: alice, hash: "{digest_of(USER)}"}}
+  - {{id: user, tenant: alice, hash: "{digest_of(USER)}", budgets: {BUDGETS}}}
   - {{id: admin, tenant: ops, roles: [admin], hash: "{digest_of(ADMIN)}"}}
   - {{id: metrics, tenant: prometheus, roles: [metrics], hash: "{digest_of(METRICS)}"}}
   - {{id: other, tenant: bob, hash: "{digest_of(OTHER)}"}}
 """
+TARIFF = "currency: EUR\nmodels: {pocket-r1: {cached: 1000, uncached: 1000, output: 100000}}"
 EXPERTS, LAYERS = 16, (3, 4, 5)
 
 
@@ -75,15 +78,23 @@ class ConsoleEngine(ScriptedEngine):
         return load
 
 
-def settings(folder: Path, **console) -> Settings:
-    """Settings with keys; without a folder's keys file, no key is required."""
-    file = folder / "keys.yaml"
+def settings(folder: Path, *, router=MappingProxyType({}), **console) -> Settings:
+    """Settings with keys, a ledger and batches, whose files are in ``folder``."""
+    file, tariff = folder / "keys.yaml", folder / "tariff.yaml"
     file.write_text(KEYS)
+    tariff.write_text(TARIFF)
     return Settings(
-        router={"rest_port": 0, "grpc_port": 0, "join_port": 0},
+        router={"rest_port": 0, "grpc_port": 0, "join_port": 0} | router,
         engine={"kind": "fake"},
         link={"load_interval": 0.05, "backoff_initial": 0.05},
-        security={"keys_file": str(file)},
+        security={"keys_file": str(file), "reload_interval": 0.05},
+        ledger={
+            "directory": str(folder / "ledger"),
+            "tariff_file": str(tariff),
+            "flush_interval": 0.02,
+            "gpu_hour_price": 2,
+        },
+        batch={"directory": str(folder / "batch"), "interval": 0.05},
         console={"interval": 0.05, **console},
     )
 

@@ -9,23 +9,21 @@ import json
 import os
 import re
 import shlex
-from contextlib import asynccontextmanager
+from functools import partial
 
 import pytest
 import pytest_asyncio
 from google.protobuf import json_format
 
 from serving.api.v1 import inference_pb2
+from tests.integration.console.browsing import MILLISECONDS, PHONE, WIDE, visiting
 from tests.integration.console.stack import ADMIN, USER, running, settings
 from tests.support.browser import AXE, FLAGS, browser_or_skip
-from tests.support.waiting import PATIENCE, eventually
+from tests.support.waiting import eventually
 
 playwright_api = pytest.importorskip("playwright.async_api")
 expect = playwright_api.expect
 pytestmark = pytest.mark.asyncio(loop_scope="module")
-
-WIDE, PHONE = {"width": 1280, "height": 800}, {"width": 390, "height": 780}
-MILLISECONDS = 1000 * PATIENCE
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -49,39 +47,9 @@ async def browser():
 @pytest_asyncio.fixture(loop_scope="module")
 async def visit(stack, browser):
     """Open the console as a key; a page that logs an error or leaves the origin fails the test."""
-    faults = []
-
-    @asynccontextmanager
-    async def visiting(key, view="", *, scheme="light", viewport=WIDE, refused=False):
-        context = await browser.new_context(viewport=viewport, color_scheme=scheme)
-        context.set_default_timeout(MILLISECONDS)
-        page = await context.new_page()
-
-        def note(message):
-            # Chromium logs each refused request; a sign-in with a wrong key is one.
-            if message.type == "error" and not (refused and "401" in message.text):
-                faults.append(message.text)
-
-        page.on("console", note)
-        page.on("pageerror", lambda error: faults.append(str(error)))
-        page.on(
-            "request",
-            lambda sent: (
-                None
-                if sent.url.startswith((stack.router.addresses.rest, "data:", "blob:"))
-                else faults.append(sent.url)
-            ),
-        )
-        if key:
-            await context.add_init_script(f"sessionStorage.setItem('moe-console-key', '{key}')")
-        await page.goto(f"{stack.url}#{view}")
-        yield page
-        await context.close()
-
-    yield visiting
+    yield partial(visiting, browser, stack.url)
     stack.release()
     await stack.idle()
-    assert faults == []
 
 
 async def send(page, text):
@@ -91,7 +59,7 @@ async def send(page, text):
 
 async def test_a_key_is_needed_and_is_not_in_the_address(stack, visit):
     stack.script("I think</think>It is 42")
-    async with visit(None, refused=True) as page:
+    async with visit(None, expected=["401"]) as page:
         field = page.get_by_label("API key")
         await field.fill("moe-wrong")
         await page.keyboard.press("Enter")
@@ -100,7 +68,12 @@ async def test_a_key_is_needed_and_is_not_in_the_address(stack, visit):
         await page.keyboard.press("Enter")
         await expect(page.get_by_role("link", name="Chat")).to_be_visible()
         # A user sees chat and requests, not the fleet.
-        assert await page.locator("nav.tabs a").all_inner_texts() == ["Chat", "Requests"]
+        assert await page.locator("nav.tabs a").all_inner_texts() == [
+            "Chat",
+            "Requests",
+            "Cost",
+            "Batches",
+        ]
         assert USER not in page.url
         await page.reload()
         await expect(page.get_by_label("Message", exact=True)).to_be_focused()
@@ -247,7 +220,6 @@ HOSTILE = (
 async def test_hostile_output_is_text(stack, visit):
     stack.script(f"{HOSTILE}</think>{HOSTILE}\n\n```html\n<b>{HOSTILE}</b>\n```")
     async with visit(USER) as page:
-        page.on("dialog", lambda dialog: pytest.fail(dialog.message))
         await send(page, HOSTILE)
         await expect(page.locator(".assistant figure.code")).to_be_visible()
         article = page.locator(".thread")
@@ -388,7 +360,7 @@ async def test_every_view_is_accessible_and_fits(stack, visit, scheme, viewport)
         await page.evaluate(source)
         await send(page, "hello")
         await expect(page.locator(".assistant .stats")).to_contain_text("tokens")
-        for view in ("chat", "fleet", "requests", "experts", "load"):
+        for view in ("chat", "fleet", "requests", "experts", "load", "cost", "batches"):
             await page.evaluate(f"location.hash = '{view}'")
             await expect(page.locator(f"nav a[href='#{view}']")).to_have_attribute(
                 "aria-current", "page"

@@ -10,18 +10,25 @@ from serving.console.fleet_feed import MAX_RANKS, FleetFeed, _spans
 from serving.console.requests_feed import MAX_REQUESTS, RequestsFeed, cancel
 from serving.console.timeline import SAMPLES, Timeline
 from serving.errors import InvalidRequest
+from serving.fleet.models import ModelStatus
 from serving.request_context import RequestContext, RequestRecord
 from serving.requests.view import Phase, RequestView
 from serving.routing.decision import RoutingDecision
 from serving.routing.snapshot import LayerTokens, RankId, RankLoad, RecentExperts
+from serving.telemetry.metrics import ADMISSION_PREDICTED_WAIT, ADMISSION_WAIT_ERROR
 from tests.support.clock import ManualClock
 from tests.support.fleets import fleet, group, loads, rank
+
+MODELS = (
+    ModelStatus("a", ("b",), ("fast", "slow"), queued_requests=3),
+    ModelStatus("c", loaded=False),
+)
 
 
 def feed_of(*snapshots):
     clock = ManualClock()
     source = iter(snapshots)
-    return FleetFeed(lambda: next(source), "pocket-r1", clock), clock
+    return FleetFeed(lambda: next(source), lambda: MODELS, clock), clock
 
 
 def counted(tokens, **fields):
@@ -36,6 +43,13 @@ def test_rows_are_in_the_order_of_the_groups():
     content, rows = json.loads(parts["fleet"]), json.loads(parts["load"])
     assert [len(each["ranks"]) for each in content["groups"]] == [2, 1]
     assert [row[:2] for row in rows] == [[1, 5], [0, 0], [1, 7]]
+
+
+def test_models_have_their_pools_and_queues():
+    feed, _ = feed_of(fleet())
+    first, second = json.loads(feed()["models"])
+    assert (first["name"], first["pools"], first["queued"]) == ("a", ["fast", "slow"], 3)
+    assert (second["pools"], second["loaded"]) == (["default"], False)
 
 
 def test_the_rate_is_that_between_two_snapshots():
@@ -160,4 +174,15 @@ def test_the_timeline_keeps_an_hour():
         clock.now += 10
     rows = json.loads(timeline()["timeline"])["rows"]
     assert len(rows) == SAMPLES
-    assert rows[-1][1:] == [1, 1, 4, 0, 0, 0, 10]
+    assert rows[-1][1:] == [1, 1, 4, 0, 0, 0, 10, None, None]
+
+
+def test_predicted_waits_are_shown_beside_actual_ones():
+    timeline = Timeline(lambda: counted(0), lambda: 0, ManualClock())
+    for predicted, actual in ((2, 3), (4, 5)):
+        ADMISSION_PREDICTED_WAIT.observe(predicted)
+        ADMISSION_WAIT_ERROR.observe(actual - predicted)
+    timeline.sample()
+    timeline.sample()
+    rows = json.loads(timeline()["timeline"])["rows"]
+    assert [row[8:] for row in rows] == [[3000, 4000], [None, None]]

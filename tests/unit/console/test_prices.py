@@ -2,7 +2,8 @@
 
 import pytest
 
-from serving.console.prices import price_list
+from serving.console.prices import price_list, price_lists
+from serving.fleet.models import ModelStatus
 from serving.ledger.tariff import parse_tariff
 
 TARIFF = parse_tariff(
@@ -37,3 +38,10 @@ def test_the_window_of_the_day_decides(hour, prices):
 
 def test_a_model_without_a_price_has_no_list():
     assert price_list(TARIFF, "other", 0) is None
+
+
+def test_each_model_has_its_own_list_under_all_its_names():
+    models = (ModelStatus("r1", ("short",)), ModelStatus("other"))
+    found = price_lists(TARIFF, models, 0)
+    assert sorted(found) == ["r1", "short"]
+    assert found["short"] == price_list(TARIFF, "r1", 0)
