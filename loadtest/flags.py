@@ -180,7 +180,7 @@ REQUESTS: Panel = (
         Flag(
             "--duration",
             seconds("a duration"),
-            "Duration of each stage or trial, warm-up included.",
+            "Duration of each stage or trial, including the warm-up.",
             "SECONDS",
             "30",
         ),

@@ -30,7 +30,7 @@ class Stage:
     """Seconds since the run began."""
     warmup: float
     seconds: float
-    """Duration, warm-up included."""
+    """Duration, including the warm-up, seconds."""
 
 
 @dataclass(slots=True)

@@ -86,7 +86,7 @@ class Found:
 
     @property
     def moved(self) -> bool:
-        """Whether the two halves differ by more than 10 %: the server changed meanwhile."""
+        """Whether the two halves differ by more than 10 %: the server changed during the search."""
         return self.halves is not None and max(self.halves) > 1.1 * min(self.halves)
 
 

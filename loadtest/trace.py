@@ -17,7 +17,7 @@ from serving.client.errors import InvalidRequest
 TRACE_BLOCK = 512
 """Tokens per block; the trace has one id for each block."""
 _MOST_TOKENS = 10**7
-"""Upper bound of a length, tokens; the blocks of a longer prompt would fill the memory."""
+"""Maximum length, tokens; the blocks of a longer prompt would exhaust the memory."""
 
 
 @dataclass(frozen=True, slots=True)

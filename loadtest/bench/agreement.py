@@ -1,6 +1,6 @@
 """``python -m loadtest.bench.agreement``: our load client beside vLLM's bench client and guidellm.
 
-The three send the same load in turn (equal lengths, streams and requests; ignore_eos; different
+All three send the same load in turn (equal lengths, streams and requests; ignore_eos; different
 texts, so that no prefix cache has them), for several rounds, to one server that runs all the time:
 fake ranks at a fixed pace, or the router of --rest-url. Writes
 deploy/docs/performance/agreement.json and agreement.md unless --quick. The exit code is 1 if our

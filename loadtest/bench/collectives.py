@@ -1,8 +1,8 @@
-"""``python -m loadtest.bench.collectives``: the exchange between ranks, gloo beside shared memory.
+"""``python -m loadtest.bench.collectives``: exchange between ranks, gloo against shared memory.
 
 Each rank is a process that computes for a while, then gathers the rows of an MoE layer of pocket-r1
-and reduce-scatters the results, as the CPU plugin does. All variants run in turn in the same
-processes, on idle cores and with a busy process for each core. Prints a table.
+and reduce-scatters the results, as the CPU plugin does. All variants run alternately in the same
+processes, on idle cores and with a busy process per core. Prints a table.
 """
 
 import contextlib
@@ -27,14 +27,14 @@ from serving.flags.values import COUNT, CommaSeparated
 
 _TIMEOUT = 60.0
 _HIDDEN, _EXPERTS = 128, 4
-"""Width of a row, and experts per token, of pocket-r1."""
+"""Row width and experts per token of pocket-r1."""
 _ROWS = (8, 32)
 _WORK = (0, 1000)
 """Computation between two layers, microseconds."""
 _ROUNDS = 3
 
 Times = dict[tuple[str, int, int], tuple[list[float], float]]
-"""Microseconds of each call, and CPU microseconds of the rank per call, computation excluded; by
+"""Duration of each call and CPU time of the rank per call, microseconds, without computation; by
 variant, rows per rank and computation."""
 
 
@@ -99,7 +99,7 @@ def _rank(
     calls: int,
     results: Connection,
 ) -> None:
-    """Run one rank; the first sends its times."""
+    """Run one rank; the first one sends its times."""
     import torch
     import torch.distributed as dist
 
@@ -137,7 +137,7 @@ def _rank(
         time_slice.request(time_slice.SHORTEST if shared else time_slice.DEFAULT)
         for _ in range(calls):
             _compute(work)
-            before = time.process_time()  # of all threads, gloo's included
+            before = time.process_time()  # of all threads, including gloo's
             started = time.perf_counter()
             layer(rows)
             times[case].append((time.perf_counter() - started) * 1e6)
@@ -149,7 +149,7 @@ def _rank(
 
 
 def _layer(collectives: Any, communicator: Any, torch: Any) -> Callable[[int], None]:
-    """Return a function with the collectives of one MoE layer, for a number of rows per rank."""
+    """Return a function that runs the collectives of one MoE layer with some rows per rank."""
     world = communicator.world_size
     inputs = {
         rows: (

@@ -1,7 +1,7 @@
 """``python -m loadtest.bench.consoles``: what open consoles cost a router with many fake ranks.
 
-Measures the router's CPU time and memory without and with consoles, alternately, in one run: first
-with an idle fleet, then with streams that change the numbers of every snapshot. Prints a table.
+Alternately measures the router's CPU time and memory without and with consoles: first with an idle
+fleet, then with streams that change the figures in every snapshot. Prints a table.
 """
 
 import asyncio
@@ -20,18 +20,18 @@ from serving.flags.parser import FlagParser
 
 _PIECE = 2**16
 _LONG = 12_000
-"""Output tokens of each request; then the next one follows."""
+"""Output tokens per request of a stream, which then sends the next one."""
 
 
 @dataclass
 class _Shares:
-    """CPU use of the router as shares of one core, and its resident bytes."""
+    """CPU use of the router as a share of one core, and its resident memory in bytes."""
 
     without: list[float] = field(default_factory=list)
     open: list[float] = field(default_factory=list)
     resident: list[int] = field(default_factory=list)
     received: int = 0
-    """Bytes that all consoles received."""
+    """Bytes received by all consoles."""
 
 
 async def _read(session: aiohttp.ClientSession, url: str, shares: _Shares) -> None:

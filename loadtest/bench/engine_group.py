@@ -1,4 +1,4 @@
-"""A group of vLLM ranks without a router, one process per rank, for measurements of the engine."""
+"""A group of vLLM ranks without a router, one process per rank, to measure the engine."""
 
 import contextlib
 import json
@@ -30,15 +30,15 @@ class EngineGroup:
 
         Args:
             streams: Streams of the whole group, spread evenly over the ranks.
-            tokens: Tokens of each stream.
-            seed: Seed of the prompts.
+            tokens: Tokens per stream.
+            seed: Seed for the prompts.
 
         Returns:
             Generated tokens per second, from the start of the round to its last token, and a
             digest of all tokens.
 
         Raises:
-            RuntimeError: A rank has ended, or generated another number of tokens.
+            RuntimeError: A rank has ended, or generated a different number of tokens.
         """
         share = streams // len(self.ranks)
         started = time.monotonic()

@@ -2,9 +2,9 @@
 
     python -m loadtest.bench.engine_rank SETTINGS.yaml RANK PORT
 
-Each line of input is a JSON object with the fields of :class:`Round`. Each answer is the line
-``TOKENS N DIGEST`` once all streams of the round have ended, with their number of tokens and a
-digest of them. The process ends with its input.
+Each line of input is a JSON object with the fields of :class:`Round`. The answer, once all streams
+of the round have ended, is the line ``TOKENS N DIGEST`` with the number of tokens and a digest of
+them. The process ends at the end of its input.
 """
 
 import asyncio
@@ -31,12 +31,12 @@ if TYPE_CHECKING:
 READY, TOKENS = "READY", "TOKENS"
 _VOCABULARY = 256
 _PROMPT = 32
-"""Tokens of a prompt."""
+"""Tokens per prompt."""
 
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """Load of one rank: streams that run at the same time."""
+    """Load of one rank: concurrent streams."""
 
     streams: int
     tokens: int

@@ -1,8 +1,9 @@
-"""``python -m loadtest.bench.exchange``: speed and CPU use of a group, with two sets of settings.
+"""``python -m loadtest.bench.exchange``: speed and CPU use of a group with two sets of settings.
 
-Starts two groups of ranks without a router that differ in settings under engine only, by default
-exchange=gloo and exchange=shared_memory. They run the same streams in turn, several rounds each, so
-that other load on the machine affects both alike. Fails if they generate different tokens.
+Starts two groups of ranks without a router that only differ in settings under engine, by default
+exchange=gloo and exchange=shared_memory. They run the same streams alternately, in several
+rounds, so that other load on the machine affects both equally. Fails if they generate different
+tokens.
 """
 
 import contextlib
@@ -27,9 +28,9 @@ class _Side:
 
     group: EngineGroup
     speeds: list[float] = field(default_factory=list)
-    """Tokens per second of each round."""
+    """Tokens per second, by round."""
     cpu: list[float] = field(default_factory=list)
-    """CPU seconds per 1,000 tokens of each round, of ranks and engines."""
+    """CPU seconds of ranks and engines per 1,000 tokens, by round."""
 
     def run(self, streams: int, tokens: int, number: int) -> str:
         """Run one round; return the digest of its tokens."""
@@ -98,7 +99,7 @@ def compare(
 
 
 def settings_of(text: str) -> Mapping[str, str]:
-    """Return the settings of KEY=VALUE,KEY=VALUE."""
+    """Parse settings of the form KEY=VALUE,KEY=VALUE."""
     return dict(item.split("=", 1) for item in text.split(","))
 
 
@@ -115,7 +116,7 @@ def cpu_seconds(group: EngineGroup) -> float:
 
 
 def _idle_share(group: EngineGroup, seconds: float = 10.0) -> float:
-    """Return the CPU use of a rank and its engine without requests, as a share of one core."""
+    """Return the CPU use of an idle rank and its engine, as a share of one core."""
     before = cpu_seconds(group)
     time.sleep(seconds)
     return (cpu_seconds(group) - before) / seconds / len(group.ranks)

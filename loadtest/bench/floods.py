@@ -49,7 +49,7 @@ OVER_TLS = {
 _CALM_MS = 60.0
 """A server has recovered if its worst gap in half a second is below this, milliseconds."""
 _RECOVERY = 60.0
-"""Longest wait for recovery, seconds."""
+"""Maximum wait for recovery, seconds."""
 
 
 class WatchedServer:

@@ -18,9 +18,9 @@ from loadtest.bench.roles import VARIABLE, marked
 from serving.net import HeldPort
 
 START = 420.0
-"""Longest time until a deployment is ready, seconds; below 60 on an idle machine."""
+"""Maximum time until a deployment is ready, seconds; below 60 on an idle machine."""
 END = 40.0
-"""Longest time for a deployment to stop, seconds."""
+"""Maximum time for a deployment to stop, seconds."""
 _HELD: list[HeldPort] = []
 _TOOLS = Path(__file__).resolve().parents[2] / ".tools"
 PACKAGES = {
@@ -125,7 +125,7 @@ def until_ready(url: str | urllib.request.Request, process: subprocess.Popen[byt
 
 
 def free_port() -> int:
-    """Return a port that nobody else is given until this process ends."""
+    """Return a port that is not given to any other process until this one ends."""
     _HELD.append(HeldPort())
     return _HELD[-1].port
 

@@ -1,7 +1,7 @@
 """A vLLM plugin that records what an engine core does in each step, for loadtest.bench.steps.
 
 The engine core's process appends its events to ``$STEP_TRACE/PID.jsonl`` when it becomes idle. All
-processes of a machine share the clock (CLOCK_MONOTONIC), so the events of several ranks can be
+processes on a machine share a clock (CLOCK_MONOTONIC), so the events of several ranks can be
 compared.
 """
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 FOLDER = "STEP_TRACE"
-"""Environment variable: the folder of the recordings."""
+"""Environment variable with the folder for the recordings."""
 
 Event = tuple[str, int, int, str]
 """Name, start and end in nanoseconds, detail."""
@@ -23,7 +23,7 @@ _events: list[Event] = []
 
 
 def register() -> None:
-    """Record the calls of this process; without the environment variable, do nothing."""
+    """Record the calls of this process, if the environment variable is set."""
     folder = os.environ.get(FOLDER)
     if not folder or _events:
         return
@@ -36,7 +36,7 @@ def register() -> None:
 
     from serving.engine import cpu_plugin
 
-    cpu_plugin.register()  # its collectives must be in place before they are wrapped
+    cpu_plugin.register()  # its collectives must be installed before they are wrapped
     _events.append(("begin", time.monotonic_ns(), time.monotonic_ns(), ""))
     rank: Callable[..., str] = lambda core, *_: str(core.dp_rank)  # noqa: E731
     for owner, name, event, detail in (

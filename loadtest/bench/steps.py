@@ -1,8 +1,8 @@
 """``python -m loadtest.bench.steps``: what the ranks of a group do in each engine step.
 
-Starts a group on this machine, records one round of streams on the clock that all ranks share, and
-prints two tables: the parts of a step, and its collectives. A collective is divided into the wait
-for the last rank to arrive and the exchange from then on.
+Starts a group on this machine, records one round of streams on the ranks' common clock, and prints
+two tables: the parts of a step, and its collectives. A collective is divided into the wait for the
+last rank to arrive and the exchange that follows.
 """
 
 import json
@@ -21,7 +21,7 @@ from serving.flags.values import COUNT
 
 _PARTS = ("schedule", "forward", "draft", "sample", "output", "dummy step")
 _IDLE = 20.0
-"""Longest time for a group to become idle, seconds."""
+"""Maximum time for a group to become idle, seconds."""
 COLLECTIVES = ("token counts", "gather", "scatter", "wave")
 
 
@@ -33,15 +33,15 @@ class Collective:
     bytes: int
     """Bytes that the first rank contributed; 0 if not recorded."""
     wait: float
-    """From the first rank's arrival to the last one's."""
+    """Time from the first rank's arrival to the last one's."""
     exchange: float
-    """From the last rank's arrival until all ranks have returned."""
+    """Time from the last rank's arrival until all ranks have returned."""
 
 
 def collectives(ranks: Sequence[Sequence[Event]]) -> list[Collective]:
-    """Match the collectives of several ranks, which are in the same order on each.
+    """Match the collectives of several ranks, which are in the same order on each rank.
 
-    From the last one, which all ranks have recorded, to the first one that all have.
+    Goes backwards from the last one, which all ranks have recorded, to the first one that all have.
     """
     found = []
     each = [[event for event in events if event[0] in COLLECTIVES][::-1] for events in ranks]
@@ -134,10 +134,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _recordings(folder: Path, ranks: int, begin: int) -> list[list[Event]]:
-    """Return each rank's events since ``begin``, which are written when the group becomes idle.
+    """Return each rank's events since ``begin``; ranks write them when the group becomes idle.
 
     Raises:
-        RuntimeError: A rank has written nothing.
+        RuntimeError: A rank has not written any events.
     """
     deadline = time.monotonic() + _IDLE
     while time.monotonic() < deadline:

@@ -60,7 +60,7 @@ class SimulatedRank:
 
     @property
     def inflight(self) -> int:
-        """Requests on this rank, waiting ones included."""
+        """Requests on this rank, including waiting ones."""
         return len(self.waiting) + len(self.prefilling) + len(self.running)
 
     def submit(self, sequence: SimulatedRequest) -> None:

@@ -272,7 +272,7 @@ class Budgets:
             retry_after = min(retry_after, HELD_RETRY_SECONDS)
             why = (
                 f"{what} has {self._amount(spent)} spent, and requests in flight may use the rest "
-                f"({self._amount(held)}): try again when they have ended, or at its renewal"
+                f"({self._amount(held)}): try again when they have ended, or after its renewal"
             )
         else:
             why = f"{what} is used up: it renews"

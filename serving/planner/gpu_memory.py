@@ -156,13 +156,13 @@ def total_parameters(model: ModelFigures, *, prediction: bool = False) -> int:
 
 
 def active_parameters(model: ModelFigures) -> int:
-    """Return the number of parameters that a token uses, embedding and head included."""
+    """Return the number of parameters that a token uses, including embedding and head."""
     idle = model.n_routed_experts - model.num_experts_per_tok
     return total_parameters(model) - model.moe_layers * idle * model.expert
 
 
 def published_bytes(model: ModelFigures) -> int:
-    """Return the size of the published checkpoint, multi-token prediction included."""
+    """Return the size of the published checkpoint, including multi-token prediction."""
     whole = total_parameters(model, prediction=True)
     layers = model.num_nextn_predict_layers
     wide = (

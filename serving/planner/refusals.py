@@ -74,7 +74,7 @@ def reason(question: Question, allowed: Sequence[int], *, fitting: bool) -> str:
             f"{needed / GPU_SHARE / 1e9:.0f} GB each (weights {used.weights / 1e9:.0f}, reserve "
             f"{used.reserve / 1e9:.0f}, KV cache of one sequence of "
             f"{question.choices.max_model_len:,} tokens {used.kv_wanted / 1e9:.1f}; vLLM uses "
-            f"{GPU_SHARE:.0%}), and have {gpu.memory / 1e9:.0f}: take GPUs with more memory, more "
+            f"{GPU_SHARE:.0%}), and have {gpu.memory / 1e9:.0f}: use GPUs with more memory, more "
             "of them, or a lower --max-model-len"
         )
     fastest = _fastest(question, allowed)
@@ -90,7 +90,7 @@ def reason(question: Question, allowed: Sequence[int], *, fitting: bool) -> str:
     text += "" if question.saturate else f" at {load.rate:g} requests/s"
     text += f" in at most {MOST_GROUPS:,} groups of a kind"
     if fastest is None:
-        return f"{text}; not even one request is served: take faster GPUs, or shorter prompts"
+        return f"{text}; not even one request can be served: use faster GPUs, or shorter prompts"
     return (
         f"{text}; a single request is predicted to get TTFT {fastest[0]:.2f} s and ITL "
         f"{fastest[1] * 1e3:.0f} ms at best: raise --ttft, --itl, --max-price or --nodes, or lower "

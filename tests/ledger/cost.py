@@ -1,8 +1,8 @@
-"""CPU of a request with and without ledger and budgets: `python -m tests.ledger.cost`.
+"""CPU time of a request with and without ledger and budgets: `python -m tests.ledger.cost`.
 
-Routers with different settings, each with its fake rank in one process, get the same requests in
-alternating rounds. Prints the CPU time of a process for each request, as a median over the rounds,
-and the difference to the router without a ledger in the same round.
+Routers with different settings, each in one process with its fake rank, get the same requests in
+alternating rounds. Prints the CPU time of a process per request, as a median over the rounds, and
+the difference from the router without a ledger in the same round.
 """
 
 import asyncio
@@ -56,10 +56,10 @@ async def run(rounds: int, requests: int, concurrency: int, folder: Path) -> Non
     """Measure, and print a table.
 
     Args:
-        rounds: Rounds in which each router gets ``requests`` requests; one more is not counted.
-        requests: Requests of a round.
-        concurrency: Requests at a time.
-        folder: Empty folder.
+        rounds: Rounds in which each router gets ``requests`` requests, after one uncounted round.
+        requests: Requests per round.
+        concurrency: Number of concurrent requests.
+        folder: An empty folder.
     """
     server = PostgresServer()
     server.start()
@@ -74,7 +74,7 @@ async def run(rounds: int, requests: int, concurrency: int, folder: Path) -> Non
                 for name, fleet in fleets.items():
                     before = _cpu(fleet)
                     await _round(rest, fleet, requests, concurrency)
-                    # What is written in the background is part of a request's cost.
+                    # Background writes are part of a request's cost.
                     await asyncio.sleep(1.5)
                     if number:
                         measured[name].append((_cpu(fleet) - before) / requests * 1e6)
@@ -123,8 +123,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     parser = FlagParser(prog="python -m tests.ledger.cost", description=__doc__)
     parser.add_argument("--rounds", type=int, default=5, help="Rounds.")
-    parser.add_argument("--requests", type=int, default=1500, help="Requests of a round.")
-    parser.add_argument("--concurrency", type=int, default=16, help="Requests at a time.")
+    parser.add_argument("--requests", type=int, default=1500, help="Requests per round.")
+    parser.add_argument("--concurrency", type=int, default=16, help="Concurrent requests.")
     flags = parser.parse_args(argv)
     with (
         tempfile.TemporaryDirectory() as folder,

@@ -2,8 +2,8 @@
 
     python -m tests.ledger.fleet
 
-Each line of standard input is a JSON object with the settings of one router; its process prints a
-line with its addresses when it is ready, and serves until SIGTERM, or until it is killed.
+Each line of standard input is a JSON object with the settings of one router. The router's process
+prints a line with its addresses when it is ready, and serves until SIGTERM or until it is killed.
 """
 
 import asyncio
@@ -42,7 +42,7 @@ def main():
     import serving.edge.rest.app  # noqa: F401  a router imports it, and vLLM, when it starts
     import tests.integration.edge.stand  # noqa: F401
 
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel forgets children that end
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps children that end
     gc.freeze()
     for line in sys.stdin:
         if os.fork() == 0:

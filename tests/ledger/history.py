@@ -1,8 +1,8 @@
-"""Requests of every protocol while router and database are killed, and a comparison afterwards.
+"""Requests over every protocol while router and database are killed, and a comparison afterwards.
 
-Clients count the tokens of each request that they saw finish, from the response alone. Afterwards
-the ledger must have exactly one record of each of these requests with the same counts, and no
-record twice.
+Clients count the tokens of each request that they saw finish, from the response alone. Afterwards,
+the ledger must have exactly one record of each of these requests, with the same counts, and no
+duplicate record.
 """
 
 import asyncio
@@ -41,7 +41,7 @@ _LOST = (aiohttp.ClientError, grpc.aio.AioRpcError, OSError, asyncio.IncompleteR
 
 
 class Fleet:
-    """The router's process, which can be killed and started again on the same ports."""
+    """The router's process, which can be killed and restarted on the same ports."""
 
     def __init__(self, ledger, **groups):
         self._groups = {
@@ -56,7 +56,7 @@ class Fleet:
         self._forker = None
         self.kills = 0
         self._pid = None
-        """Process of the running router; None: there is none."""
+        """Process of the running router. None: not running."""
 
     async def start(self):
         if self._forker is None:
@@ -78,14 +78,14 @@ class Fleet:
         self.ready.set()
 
     async def kill(self):
-        """Kill the router as SIGKILL does, and start the next."""
+        """Kill the router with SIGKILL, and start the next one."""
         self.ready.clear()
         await self._end(signal.SIGKILL)
         self.kills += 1
         await self.start()
 
     async def stop(self):
-        """Stop the router, which inserts what is left."""
+        """Stop the router, which inserts the remaining records."""
         await self._end(signal.SIGTERM)
 
     async def close(self):
@@ -103,7 +103,7 @@ class Fleet:
 
 @dataclass
 class History:
-    """The requests, and what clients counted."""
+    """The requests, and the clients' counts."""
 
     fleets: Sequence[Fleet]
     """The routers; each client uses one of them."""
@@ -111,7 +111,7 @@ class History:
     finished: dict[str, Counts] = field(default_factory=dict)
     """Counts of the requests that a client saw finish, by request id."""
     lost: int = 0
-    """Attempts that ended with an error, which is no end that a client could count."""
+    """Attempts that ended with an error, whose tokens a client cannot count."""
     _number: int = 0
 
     async def run(
@@ -121,12 +121,12 @@ class History:
 
         Args:
             number: Requests to finish.
-            concurrency: Requests at a time.
-            events: Coroutine functions, with the number of finished requests to call each at.
+            concurrency: Number of concurrent requests.
+            events: Coroutine functions, with the number of finished requests at which to call each.
         """
         self._number = number
         numbers = iter(range(number))
-        # A router that was killed must not be retried for seconds after the next is ready.
+        # Clients must not wait for seconds before they retry when the next router is ready.
         options = [("grpc.max_reconnect_backoff_ms", 100)]
         async with AsyncExitStack() as stack:
             connector = aiohttp.TCPConnector(limit=0)
@@ -157,7 +157,7 @@ class History:
         kinds = (self._rest_whole, self._rest_stream, self._grpc_whole, self._grpc_stream)
         for number in numbers:
             kind = kinds[number % len(kinds)]
-            # A common start, whose tokens the fake rank caches.
+            # A common beginning, whose tokens the fake rank caches.
             text = "abc " * rng.randint(0, 20) + "".join(rng.choices("abc ", k=rng.randint(1, 60)))
             tokens = rng.randint(1, 6)
             for attempt in itertools.count():
@@ -247,7 +247,7 @@ class Comparison:
     missing: Sequence[str]
     """Finished requests without a record."""
     different: Sequence[str]
-    """Finished requests whose record has other counts."""
+    """Finished requests whose record has different counts."""
     repeated: Sequence[str]
     """Requests with more than one record."""
     unseen: int

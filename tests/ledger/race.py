@@ -1,8 +1,8 @@
 """Clients of several routers race for one budget: `python -m tests.ledger.race`.
 
-Each client repeats a request that is refused only because requests in flight hold the rest of the
-budget. Prints what was spent; the exit code is 1 if the budget is overshot by the highest price of
-a request or more, or if clients were refused before it was used up.
+Each client retries a request that is refused only because requests in flight have reserved the
+rest of the budget. Prints the spending; the exit code is 1 if the budget is exceeded by the highest
+price of a request or more, or if clients were refused before it was used up.
 """
 
 import asyncio
@@ -33,14 +33,14 @@ TOKEN = 1000
 async def run(
     routers: int, requests: int, affordable: int, most: int, folder: Path, *, early: bool
 ) -> bool:
-    """Let all requests start at once, and print what came of them.
+    """Start all requests at once, and print the result.
 
     Args:
         routers: Number of routers, which share a PostgreSQL database.
-        requests: Requests, all at once.
-        affordable: Requests that the budget is for.
-        most: Output tokens that each may use, which it reserves.
-        folder: Empty folder.
+        requests: Number of concurrent requests.
+        affordable: Number of requests that the budget covers.
+        most: Maximum output tokens of each request, which it reserves.
+        folder: An empty folder.
         early: Let requests end at a vowel or space, so that they use less than they reserve.
     """
     hard = affordable * most * TOKEN
@@ -99,7 +99,7 @@ async def run(
 
 
 async def _client(rest, fleet, most, early):
-    """Return the tokens used (None: refused until the renewal), and how often it was refused."""
+    """Return the tokens used (None: refused until the renewal), and the number of refusals."""
     refused = 0
     body = {
         "model": "pocket-r1",
@@ -139,10 +139,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     parser = FlagParser(prog="python -m tests.ledger.race", description=__doc__)
     parser.add_argument("--routers", type=int, default=2, help="Routers.")
-    parser.add_argument("--requests", type=int, default=500, help="Requests, all at once.")
-    parser.add_argument("--affordable", type=int, default=100, help="Requests that are paid for.")
-    parser.add_argument("--most", type=int, default=100, help="Tokens that each may use.")
-    parser.add_argument("--early", action="store_true", help="Requests use less than they may.")
+    parser.add_argument("--requests", type=int, default=500, help="Concurrent requests.")
+    parser.add_argument(
+        "--affordable", type=int, default=100, help="Requests that the budget covers."
+    )
+    parser.add_argument("--most", type=int, default=100, help="Maximum output tokens per request.")
+    parser.add_argument("--early", action="store_true", help="Use less than reserved.")
     flags = parser.parse_args(argv)
     with (
         tempfile.TemporaryDirectory() as folder,

@@ -1,7 +1,7 @@
 """The ledger while router and database are killed: `python -m tests.ledger.run --requests 100000`.
 
-Prints a comparison of the ledger with the clients' own counts; the exit code is 1 if they differ.
-Each router runs in one process with its fake rank, clients in another.
+Compares the ledger with the clients' own counts; the exit code is 1 if they differ. Each router
+runs in one process with its fake rank; the clients run in another.
 """
 
 import asyncio
@@ -111,9 +111,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="One PostgreSQL server for all routers, or an SQLite file for each.",
     )
     parser.add_argument("--routers", type=int, default=2, help="Routers.")
-    parser.add_argument("--kills", type=int, default=5, help="Kills of a router and PostgreSQL.")
-    parser.add_argument("--concurrency", type=int, default=32, help="Requests at a time.")
-    parser.add_argument("--seed", type=int, default=1, help="Seed of prompts and lengths.")
+    parser.add_argument(
+        "--kills", type=int, default=5, help="Kills of a router, and of PostgreSQL."
+    )
+    parser.add_argument("--concurrency", type=int, default=32, help="Concurrent requests.")
+    parser.add_argument("--seed", type=int, default=1, help="Seed for prompts and lengths.")
     flags = parser.parse_args(argv)
     with (
         tempfile.TemporaryDirectory() as folder,

@@ -120,10 +120,10 @@ def usage_command(
       moe-serving usage report --config settings.yaml --from 2026-11-01 --output november.html
     """
     if action is Action.REPORT and by:
-        raise FlagError("--by is not for usage report, which is by day, tenant and model")
+        raise FlagError("usage report does not accept --by: it groups by day, tenant and model")
     settings = settings_from(config, sets).ledger
     if settings.directory is None:
-        raise SettingsError("there is no ledger: set ledger.directory to that of the routers")
+        raise SettingsError("no ledger: set ledger.directory to the routers' directory")
     from serving.ledger.database import LedgerDatabase
     from serving.ledger.view import LedgerView
 
@@ -305,7 +305,7 @@ def _print_table(found: Report, rows: Iterable[Row], groups: Sequence[By], out: 
         line += f"; margin {totals['margin_percent']:,} % of the cost"
     console.print(line)
     if totals["unpriced_rows"]:
-        console.print("- means that the tariff has no price of the model (ledger.tariff_file)")
+        console.print("- means that the tariff has no price for the model (ledger.tariff_file)")
 
 
 _PLACES = {None: "-", "": "-", True: "yes", False: "no"}

@@ -77,7 +77,7 @@ def _cards(found: Report) -> str:
     if found.list_price != found.price:
         cards.append(("List price", _money(found.list_price)))
     if found.periods:
-        cards += [("GPU cost", _money(found.cost)), ("Idle, part of it", _money(idle))]
+        cards += [("GPU cost", _money(found.cost)), ("Idle part of GPU cost", _money(idle))]
         if tokens:
             cards.append(("Cost per million tokens", _money(found.cost * _MILLION / tokens)))
     if (ratio := margin(found.price, found.cost)) is not None:
@@ -96,12 +96,12 @@ def _notes(found: Report) -> Iterable[str]:
     if unpriced:
         names = ", ".join(map(escape, unpriced))
         yield (
-            f"<div class='banner note'>The tariff has no price of {names}: these requests are "
-            "counted, but not in the price.</div>"
+            f"<div class='banner note'>The tariff has no price for {names}: these requests are "
+            "counted, but not included in the price.</div>"
         )
     yield (
         "<p class=sub>The price is exact. The cost shares the busy GPU time of a day among its "
-        "requests by their time on ranks, which is a model; idle time belongs to nobody.</p>"
+        "requests by their time on ranks, which is a model; idle time is not shared.</p>"
     )
 
 

@@ -48,7 +48,9 @@ def read_calibration(file: Path) -> Measured:
     except OSError as error:
         raise InvalidRequest(f"cannot read the calibration {file}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise InvalidRequest(f"{file} is no calibration of plan --calibrate: {error}") from error
+        raise InvalidRequest(
+            f"{file} is not a calibration from plan --save-calibration: {error}"
+        ) from error
 
 
 def _constants(content: Mapping[str, Any]) -> Constants:
@@ -56,5 +58,5 @@ def _constants(content: Mapping[str, Any]) -> Constants:
     if set(constants) != _NAMES:
         raise ValueError(f"its constants must be {', '.join(sorted(_NAMES))}")
     if not all(math.isfinite(value) and value >= 0 for value in constants.values()):
-        raise ValueError("its constants must be numbers from 0")
+        raise ValueError("its constants must be numbers of at least 0")
     return Constants(**constants)

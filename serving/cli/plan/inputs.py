@@ -213,7 +213,7 @@ def workload(
     seconds = requests[-1].at - requests[0].at
     if rate is None and seconds <= 0:
         raise InvalidRequest(
-            f"the requests of {trace} have one time: it has no rate, set it with --rate"
+            f"all requests of {trace} have the same time, so it has no rate: set it with --rate"
         )
     mean = rate or (len(requests) - 1) / seconds
     return of_lengths(mean, lengths, min(cacheable_share(requests, TRACE_BLOCK), 0.999))

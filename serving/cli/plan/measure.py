@@ -69,14 +69,14 @@ def deployment(url: str, api_key: str | None) -> Deployment:
 
     Raises:
         NotReady: No router answers, or it has no ready group.
-        InvalidRequest: The groups differ, or the server is no router of moe-serving.
+        InvalidRequest: The groups differ, or the server is not a moe-serving router.
     """
     status, content = RestClient(url, access_from(api_key, None, None, None)).get_json("/fleet")
     groups = content.get("groups") if isinstance(content, dict) else None
     if groups is None:
         raise InvalidRequest(
-            f"{url}/fleet answered {status} without groups: --calibrate needs a router of "
-            "moe-serving, and --api-key one with permission to see the fleet"
+            f"{url}/fleet answered {status} without groups: --calibrate requires a moe-serving "
+            "router, and an --api-key that may see the fleet"
         )
     sizes = {int(group["world_size"]) for group in groups if group["state"] == "ready"}
     if not sizes:

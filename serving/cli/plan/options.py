@@ -261,7 +261,7 @@ LengthOption = Annotated[
         WholeNumber("a length", at_most=10**7, of="tokens"),
         "TOKENS",
         _LAYOUT,
-        "Longest sequence that must fit.",
+        "Maximum sequence length that must fit, tokens.",
     ),
 ]
 OutputOption = Annotated[

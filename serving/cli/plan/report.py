@@ -19,7 +19,7 @@ from serving.planner.plans import Plan, Pool, Question
 
 NOTICE = (
     "A model, not a measurement: it computes steps from the GPUs' data sheets, with constants "
-    "fitted to published figures. Of nine figures that it was not fitted to, eight are within 14 % "
+    "fitted to published figures. Of nine figures outside the fit, eight are within 14 % "
     "and one within 21 % (deploy/docs/planner.md)."
 )
 _CALIBRATED = "A model whose constants were fitted to a running deployment ({source})."
@@ -90,7 +90,7 @@ def _errors(measured: Measured) -> str:
     ]
     return (
         f"Fitted to {measured.found.loads} loads, ITL within {measured.found.residual:.0%} (root "
-        f"mean square). On a load that was not fitted, {measured.check}: {'; '.join(parts)}."
+        f"mean square). On a load outside the fit, {measured.check}: {'; '.join(parts)}."
     )
 
 
@@ -177,8 +177,8 @@ def _details(question: Question, answer: Answer) -> list[str]:
         )
     if answer.day.overloaded:
         lines.append(
-            f"  the autoscaled fleet misses a latency objective for {answer.day.overloaded:.1%} of "
-            "the day, while groups start"
+            f"  the autoscaled fleet misses a latency objective during {answer.day.overloaded:.1%} "
+            "of the day, while groups start"
         )
     return lines
 

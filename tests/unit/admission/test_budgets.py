@@ -1,4 +1,4 @@
-"""Budgets on a request's path: waits, refusals, warnings, and a database that is away."""
+"""Budgets on the request path: waits, refusals, warnings, and an unavailable database."""
 
 import asyncio
 import threading
@@ -22,7 +22,7 @@ SOFT = Budget(Scope.KEY, "k", Period.MONTH, soft=2 * UNIT)
 
 
 class Store:
-    """One level in memory; may fail or hang, as a database does."""
+    """A store with one level in memory, which may fail or hang like a database."""
 
     def __init__(self):
         self.level = Level()
@@ -192,7 +192,7 @@ async def test_while_the_database_is_away_open_admits_and_settles_afterwards(wor
         world.store.error = OSError("gone")
     reservation = await reserve(budgets)
     assert failures() > before
-    # It is not asked again for a while.
+    # It is not queried again for a while.
     again = await reserve(budgets)
     assert world.store.batches == []
     reservation.settle(prompt=1, cached=0, output=0)
@@ -200,11 +200,11 @@ async def test_while_the_database_is_away_open_admits_and_settles_afterwards(wor
     calls = world.store.calls
     for _ in range(30):
         await asyncio.to_thread(int)
-    assert world.store.calls <= calls + 1  # nor is it in the background
+    assert world.store.calls <= calls + 1  # nor in the background
     world.store.error = None
     world.store.go.set()
     world.clock.now += REST_SECONDS
-    # The second was never asked for.
+    # The second claim never reached the store.
     await eventually(
         lambda: [each.number for each in world.store.settled] == [reservation.claim.number]
     )
@@ -227,7 +227,7 @@ async def test_a_request_that_gave_up_reserves_nothing(world):
         each.cancel()
     await asyncio.wait(tasks)
     world.store.go.set()
-    # The first claim was in a transaction already, and is given back.
+    # The first claim was already in a transaction, and is released.
     await eventually(lambda: len(world.store.settled) == 2)
     assert world.store.batches[0] == 1
     assert sum(world.store.batches) == 1

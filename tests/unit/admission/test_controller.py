@@ -644,7 +644,7 @@ async def live(history):
 
 
 class GivingWay:
-    """Work on the slots that gives way to requests."""
+    """Preemptible work on the slots."""
 
     def __init__(self, fleet, work):
         self.fleet = fleet
@@ -663,7 +663,7 @@ class GivingWay:
 
 
 def line(w, name, size=1):
-    """Return the request of a batch."""
+    """Return a batch line's request."""
     request = w.request(name, size, priority=Priority.BATCH)
     request.context = replace(request.context, yielding=object())
     assert w.controller.place_in_gap(request) is not None

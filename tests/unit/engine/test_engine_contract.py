@@ -287,10 +287,10 @@ CUTS = (1, 11, 23)
 
 @pytest.mark.parametrize("row", ROWS)
 async def test_a_request_that_changes_ranks_has_the_same_output(engine, row):
-    """The rows of resumption.md: each output is put together from four pieces."""
+    """The rows of resumption.md: each output is assembled from four pieces."""
     row = dict(row)
     if "stop" in row:
-        # Part of the answer, so that it is found; a cut falls into it.
+        # Part of the answer, so that it is found; one of the cuts is inside it.
         whole = await played(engine, {**row, "stop": None}, "whole")
         row["stop"] = [whole[0]["text"][21:25]]
     if "structured_outputs" in row:
@@ -302,7 +302,7 @@ async def test_a_request_that_changes_ranks_has_the_same_output(engine, row):
 
 
 async def played(engine, row, name, cuts=()):
-    """Run a request as a router does, on another rank after each number of tokens in ``cuts``."""
+    """Run a request as a router does, changing ranks after each number of tokens in ``cuts``."""
     sampling = SamplingParams(max_tokens=48, ignore_eos=True, **row)
     buffer = OutputBuffer(name, QUESTION, sampling, RequestOutputKind.DELTA, tokenizer=TOKENIZER)
     first = work = link_pb2.Submit(

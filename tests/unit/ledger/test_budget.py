@@ -71,7 +71,7 @@ def test_a_claim_is_reserved_until_spent_and_held_reach_the_hard_limit():
     # The key has now spent 20 of 50 this month and holds 25.
     assert judge(claim(7), level).refused is None
     assert judge(claim(1), level).refused == (KEY, 20, 32)
-    # The other key is bound by the tenant's budget only: 50 spent today, 32 held.
+    # The other key is only limited by the tenant's budget: 50 spent today, 32 held.
     assert judge(claim(17, "alice-2", (TENANT,)), level).refused is None
     assert judge(claim(1, "alice-2", (TENANT,)), level).refused is None
     assert judge(claim(1, "alice-2", (TENANT,)), level).refused == (TENANT, 50, 50)
@@ -130,7 +130,7 @@ def test_records_are_charged_by_tenant_key_and_day_at_the_tariff_of_their_end():
 def test_no_request_is_dearer_than_what_is_reserved_for_it(
     prompt, output, cached, thought, quarter
 ):
-    """At any time of the day, with any part cached or reasoning, also after a change of prices."""
+    """At any time of day, for any cached or reasoning part, and after a price change."""
     price = ModelPrice(TARIFF, "deepseek-r1")
     cached, thought = int(prompt * cached), int(output * thought)
     for now in (DAY, DAY - 86_400, DAY + 86_400):

@@ -1,4 +1,4 @@
-"""Records as lines: what an older version wrote, and ids."""
+"""Records as lines, including those of an older version, and record ids."""
 
 import pytest
 

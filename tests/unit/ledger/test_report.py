@@ -86,9 +86,9 @@ def test_deepseeks_day_from_records_through_the_code_that_bills_a_tenant(databas
     assert by_tenant.cost == Decimal(87072)
     assert int(margin(by_tenant.list_price, by_tenant.cost) * 100) == 545
 
-    # What tenants really paid is less: a third of the day had discount prices.
+    # Tenants actually paid less: a third of the day had discounted prices.
     assert by_tenant.price < by_tenant.list_price
-    # Every bill is exact, and together they are the whole.
+    # Every bill is exact, and together they add up to the total.
     assert sum(row.list_price.total for row in merged(by_tenant.rows)) == Decimal(562100)
     assert len(merged(by_tenant.rows)) == 7
     # Three quarters of the GPU time were busy, and are shared completely; the rest is idle.
@@ -138,7 +138,7 @@ def test_busy_time_without_requests_is_idle(database):
 
 
 def test_more_busy_time_than_time_is_all_of_it(database):
-    """Two routers may sample a slot's counters a little apart."""
+    """Two routers may sample a slot's counters at slightly different times."""
     database.insert([capacity(seconds=HOUR, gpus=1, busy=1.5), usage("a", model="m")])
     (period,) = read(database, Query(DAY, DAY + DAY_SECONDS)).periods
     assert (period.busy, period.idle) == (2, 0)

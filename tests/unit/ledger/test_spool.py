@@ -1,4 +1,4 @@
-"""The spool: what it holds after crashes, on a full disk, at its bound, and between threads."""
+"""The spool after crashes, on a full disk, at its maximum size, and with several threads."""
 
 import errno
 import os
@@ -22,7 +22,7 @@ def lines(segments):
 
 
 def test_records_are_readable_as_soon_as_they_are_appended(tmp_path):
-    """What another process would read after this one was killed."""
+    """What the next process would read if this one were killed."""
     written = spool(tmp_path)
     written.append(b"one\n", 1.0)
     written.append(b"two\n", 2.0)
@@ -109,7 +109,7 @@ def test_the_bound_holds_over_all_segments(tmp_path):
 
 @pytest.mark.parametrize("written_bytes", [0, 3])
 def test_a_full_disk_spoils_no_record(tmp_path, monkeypatch, written_bytes):
-    """A write that fails, or writes a part, leaves nothing of its record."""
+    """A write that fails, or is incomplete, leaves nothing of its record."""
     real = os.write
 
     def full(descriptor, data):
@@ -128,7 +128,7 @@ def test_a_full_disk_spoils_no_record(tmp_path, monkeypatch, written_bytes):
 
 
 def test_a_segment_is_closed_before_it_is_too_large_to_be_read(tmp_path, monkeypatch):
-    """The database may be away for days."""
+    """The database may be unavailable for days."""
     monkeypatch.setattr(module, "SEGMENT_BYTES", 10)
     written = spool(tmp_path)
     for number in range(7):

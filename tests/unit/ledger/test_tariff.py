@@ -31,7 +31,7 @@ def test_each_kind_of_token_has_its_price():
     amounts = prices.of(tokens)
     assert (amounts.cached, amounts.uncached, amounts.output, amounts.reasoning) == (4, 12, 15, 10)
     assert amounts.total == 41
-    # Without a price of its own, reasoning is output.
+    # Without a separate price, reasoning is priced as output.
     assert tariff().prices("m", NOW).of(tokens).total == 4 + 12 + 21
 
 

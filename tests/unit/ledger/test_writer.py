@@ -1,4 +1,4 @@
-"""The writer: outages of the database, records it refuses, a full disk, and the end."""
+"""The writer: database outages, refused records, a full disk, and shutdown."""
 
 import threading
 
@@ -116,7 +116,7 @@ def test_records_wait_while_the_database_is_down_and_none_counts_twice(setup):
     assert metric("lag_seconds") == 20.0
     assert metric("spool_bytes") == setup.spool.size - len(to_line(usage("b2")))
     setup.database.down = False
-    # The commit succeeds, but its answer is lost: the records are inserted again.
+    # The commit succeeds, but its response is lost: the records are inserted again.
     setup.database.lose_answer = True
     with pytest.raises(OperationalError):
         setup.writer.flush()

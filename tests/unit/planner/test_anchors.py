@@ -1,4 +1,4 @@
-"""The model's errors on published measurements, and the same numbers on the documentation page."""
+"""The model's errors on published measurements; the documentation page has the same figures."""
 
 import sys
 from pathlib import Path
@@ -54,6 +54,6 @@ def test_the_page_has_the_table(anchor: Anchor) -> None:
 
 @pytest.mark.parametrize(("name", "published", "predicted"), exchanges(R1))
 def test_exchanges_of_deepep(name: str, published: float, predicted: float) -> None:
-    # Within a node the kernels of that time used the network as well; there the model is faster.
+    # Within a node, the kernels of that time also used the network, so the model is faster.
     assert abs(predicted / published - 1) < (0.21 if name.endswith("EP8") else 0.09)
     assert f"{published * 1e6:.0f} / {predicted * 1e6:.0f}" in PAGE

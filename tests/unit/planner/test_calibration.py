@@ -1,4 +1,4 @@
-"""Constants fitted to loads: those of a model are found again, and noise is tolerated."""
+"""Constants fitted to loads: a model's constants are recovered, and noise is tolerated."""
 
 import dataclasses
 import random

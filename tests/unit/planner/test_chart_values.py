@@ -1,4 +1,4 @@
-"""Values of the chart, from plans; tests/helm renders some."""
+"""Chart values generated from plans; tests/helm renders some of them."""
 
 import dataclasses
 

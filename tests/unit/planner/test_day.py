@@ -37,7 +37,7 @@ def test_the_autoscaler_saves_gpu_hours_and_keeps_the_objectives(mode: Mode) -> 
     plan = plan_at(150.0, mode)
     day = a_day(plan, 0.2)
     assert day.fixed == plan.gpus * 24
-    # The least that could serve the load at each time, were groups divisible.
+    # The minimum that could serve the load at each time if groups were divisible.
     least = sum(
         pool.variant.workers * rate_at(hour * 3600, plan.rate, 0.2) / pool.capacity
         for pool in plan.pools

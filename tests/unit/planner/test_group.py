@@ -1,4 +1,4 @@
-"""One group: latencies grow with the load, and the capacity is the edge of the objectives."""
+"""A group: latencies grow with the load, and the capacity is where the objectives end."""
 
 import dataclasses
 
@@ -25,7 +25,7 @@ def test_more_load_is_never_faster(group: Group, load: Workload, share: float) -
     less, more = group.serve(load, rate / 2), group.serve(load, rate)
     assume(more is not None)
     assert less is not None
-    # The fixed point is found to half a thousandth.
+    # The fixed point is accurate to 0.05 %.
     for name in ("ttft", "ttft_p90", "itl", "itl_p90", "sequences", "load"):
         assert getattr(less, name) <= getattr(more, name) * 1.01 + 1e-9, name
 

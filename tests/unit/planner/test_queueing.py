@@ -1,4 +1,4 @@
-"""Waits: exact where theory is, and monotone elsewhere."""
+"""Waits: exact where an exact theory exists, and monotone elsewhere."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Steps: monotone in their work, and limited by what one expects."""
+"""Steps: monotone in their work, and limited by the expected resource."""
 
 import dataclasses
 
@@ -53,7 +53,7 @@ def test_the_overhead_is_what_remains_without_work() -> None:
 
 
 def test_prompts_of_one_gpu_take_two_operations_per_active_parameter() -> None:
-    # Without communication, overhead and attention to long prompts, the roofline is the peak.
+    # Without communication, overhead and long-prompt attention, the roofline is the peak rate.
     model, gpu = MODELS["deepseek-v2-lite"], ACCELERATORS["h100"]
     known = dataclasses.replace(PEERS, layer_seconds=0.0, matmul=1.0)
     tokens = 8192

@@ -1,4 +1,4 @@
-"""Plans: they meet their objectives, and more hardware or a smaller load is never worse."""
+"""Plans meet their objectives, and more hardware or a smaller load is never worse."""
 
 import dataclasses
 import math
@@ -39,7 +39,7 @@ questions = st.builds(
 
 
 def best(asked: Question) -> float:
-    """Return the GPUs of the cheapest plan, or the highest rate of all."""
+    """Return the number of GPUs of the cheapest plan, or the highest rate of all plans."""
     plan = search(asked)[0]
     return plan.rate if asked.saturate else plan.gpus
 

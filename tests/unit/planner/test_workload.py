@@ -1,4 +1,4 @@
-"""Loads: what is rejected, and the moments of lengths."""
+"""Workloads: rejected values, and the moments of lengths."""
 
 import math
 

@@ -1,8 +1,8 @@
 """Gather, reduce-scatter and sum over the ranks of one node.
 
-Each rank has two buffers, used in turn. It writes its rows into one, enters the collective, waits
-until all ranks have entered, and reads theirs. A buffer is written again two collectives later.
-By then all ranks have entered the collective in between, so they have finished reading.
+Each rank has two buffers, used alternately. It writes its rows into one, enters the collective,
+waits until all ranks have entered, and reads their rows. A buffer is written again two collectives
+later. By then, all ranks have entered the collective in between, so they have finished reading.
 """
 
 from collections.abc import Callable, Hashable, Sequence

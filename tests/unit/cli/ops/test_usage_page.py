@@ -101,7 +101,7 @@ def test_totals_are_those_of_the_report(folder):
     assert shown["Price"] == f"{price:,.2f}"
     assert shown["Requests"] == "28"
     assert shown["GPU cost"] == "40.00"
-    assert shown["Idle, part of it"] == "25.00"
+    assert shown["Idle part of GPU cost"] == "25.00"
 
 
 def test_an_empty_ledger_without_gpu_price_is_a_page(tmp_path):

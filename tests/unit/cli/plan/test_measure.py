@@ -104,7 +104,7 @@ def test_a_calibration_replaces_the_constants_and_states_its_error(
     assert again["plans"] == found["plans"]
     assert main([*LINE, "--calibration", str(file)]) == 0
     shown = " ".join(capsys.readouterr().out.split())
-    assert "On a load that was not fitted" in shown
+    assert "On a load outside the fit" in shown
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def test_a_calibration_replaces_the_constants_and_states_its_error(
         pytest.param(
             {"groups": [{"state": "joining", "world_size": 2}]}, "no group is ready", id="j"
         ),
-        pytest.param({"detail": "no"}, "needs a router of moe-serving", id="another server"),
+        pytest.param({"detail": "no"}, "requires a moe-serving router", id="another server"),
         pytest.param(
             {"groups": [{"state": "ready", "world_size": n} for n in (1, 2)]},
             "[1, 2] ranks",
@@ -151,4 +151,4 @@ def test_broken_calibration_files(
     file = tmp_path / "calibration.json"
     file.write_text(content, "utf-8")
     assert main([*LINE, "--calibration", str(file)]) == 1
-    assert "is no calibration of plan --calibrate" in capsys.readouterr().err
+    assert "is not a calibration from plan --save-calibration" in capsys.readouterr().err

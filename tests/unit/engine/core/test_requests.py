@@ -18,7 +18,7 @@ CODES = link_pb2.RequestError
 
 
 class Core:
-    """A core client that records what it is sent, and whose outputs a test provides."""
+    """A core client that records what is sent to it, with outputs provided by the test."""
 
     traces = False
     dead = False
@@ -91,7 +91,7 @@ class Stand:
         return self.requests.submit(work, self.deltas.append)
 
     def step(self, **outputs):
-        """One step; keyword: token ids or a finish reason by the number of the request."""
+        """One step. Keywords: token ids or a finish reason, by the number of the request."""
         self.core.steps.put_nowait(
             EngineCoreOutputs(
                 outputs=[

@@ -1,4 +1,4 @@
-"""All ranks of a group use shared memory, or none does."""
+"""All ranks of a group use shared memory, or none do."""
 
 import os
 import platform
@@ -124,7 +124,7 @@ def test_this_machine_supports_it():
 
 
 def test_a_node_is_a_machine_and_its_namespaces():
-    """Network namespaces stand for nodes in tests, and pods have their own."""
+    """Network namespaces represent nodes in tests, and each pod has one."""
     boot, pids, network = agreement._node().split()
     assert boot == Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     assert (pids[:5], network[:5]) == ("pid:[", "net:[")

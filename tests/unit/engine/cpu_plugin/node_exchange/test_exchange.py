@@ -26,7 +26,7 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.int32, torch.int64
 
 @contextmanager
 def group(world, *, buffer_bytes=SMALL, spin=0.0, timeout=PATIENCE, pids=None):
-    """One exchange per rank, each with a mapping of its own."""
+    """One exchange per rank, each with a separate mapping."""
     pids = pids or [os.getpid()] * world
     owned = OwnedSegment(segment_bytes(world, buffer_bytes))
     ranks = [
@@ -181,7 +181,7 @@ def exchange_forever(exchange):
 
 
 def test_a_killed_process_ends_the_wait_of_the_others():
-    """The child exchanges tokens without end until it is killed in the middle."""
+    """The child exchanges tokens in an endless loop, in which it is killed."""
     owned = OwnedSegment(segment_bytes(2, SMALL))
     parent = os.getpid()
     with warnings.catch_warnings():

@@ -1,4 +1,4 @@
-"""The time slice of a thread; each test changes a thread of its own."""
+"""The time slice of a thread; each test uses a separate thread."""
 
 import os
 from concurrent.futures import ThreadPoolExecutor
