@@ -10,14 +10,20 @@ from hypothesis import settings
 ROOT = Path(__file__).resolve().parent
 ORDER = {
     "unit": 0,
-    "helm": 1,
-    "integration": 2,
-    "bluegreen": 3,
-    "faults": 4,
-    "fuzz": 5,
-    "docs": 6,
+    "docs": 1,
+    "helm": 2,
+    "faults": 3,
+    "integration": 4,
+    "bluegreen": 5,
+    "fuzz": 6,
     "e2e": 7,
 }
+"""Order of the folders.
+
+Unit tests come first: they look at their process, where other tests leave threads, connections and
+databases. Then the files that take longest: a file runs in one process of pytest-xdist, and none of
+them may be left for the end.
+"""
 SLOW_MARKS = ("vllm", "e2e")
 SLOW_TIMEOUT = 1800  # seconds, for tests that start engines or Ray
 
@@ -50,18 +56,13 @@ def pytest_collection_finish() -> None:
     gc.enable()
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Run fast tests first; give slow ones a longer timeout unless they set one.
-
-    Several processes (pytest-xdist) begin with the slow files instead, in the order of
-    ``testpaths``: a file runs in one process, and none of the long ones may be left for the end.
-    """
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Order the tests; give slow ones a longer timeout unless they set one."""
     for item in items:
         slow = any(item.get_closest_marker(mark) for mark in SLOW_MARKS)
         if slow and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(SLOW_TIMEOUT))
-    if not hasattr(config, "workerinput"):
-        items.sort(key=_position)
+    items.sort(key=_position)
 
 
 def _position(item: pytest.Item) -> tuple[int, bool]:

@@ -1,5 +1,6 @@
 """Which values flags accept, and the messages for rejected values."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,8 @@ def test_bad_values_are_refused_in_words(flag: Flag, tmp_path: Path):
         assert words.startswith(f"{flag.name} ")
         assert words.isprintable()
         assert "object at" not in words
-        assert "_" not in words.replace(text, "").replace(str(tmp_path), "")
+        # A long path is cut off.
+        assert "_" not in re.sub(r"/\S*", "", words.replace(text, ""))
 
 
 @pytest.mark.parametrize("flag", VALUED, ids=lambda flag: flag.name)
