@@ -155,10 +155,13 @@ class Yielding(Protocol):
         """
         ...
 
-    def placed(self, rank: RankId, give_way: Callable[[], None]) -> Callable[[], None]:
+    def placed(
+        self, context: "RequestContext", rank: RankId, give_way: Callable[[], None]
+    ) -> Callable[[], None]:
         """Record that the request runs on a rank.
 
         Args:
+            context: The request's context.
             rank: The rank.
             give_way: Takes the request off the rank; it then waits for its next turn.
 
@@ -167,7 +170,7 @@ class Yielding(Protocol):
         """
         ...
 
-    def declined(self) -> None:
+    def declined(self, context: "RequestContext") -> None:
         """Record that no rank took the request."""
         ...
 

@@ -8,6 +8,7 @@ import argparse
 from pathlib import Path
 
 import autoscaler
+import batches
 import cost
 import experts
 import fleet
@@ -18,6 +19,7 @@ DASHBOARDS = {
     "experts": experts.DASHBOARD,
     "autoscaler": autoscaler.DASHBOARD,
     "cost": cost.DASHBOARD,
+    "batches": batches.DASHBOARD,
 }
 
 

@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import structlog
 
@@ -27,7 +27,6 @@ from serving.batch.line_requests import (
 )
 from serving.batch.records import Answer, Batch, Claim, Status
 from serving.batch.result_lines import content_of
-from serving.batch.scheduler import LineScheduler
 from serving.batch.schema import CLAIMED, COMPLETED, FAILED, OPEN
 from serving.batch.store import BatchStore
 from serving.clock import Clock
@@ -53,6 +52,9 @@ _STATES = {OPEN: "open", CLAIMED: "claimed", COMPLETED: "completed", FAILED: "fa
 
 R = TypeVar("R")
 
+for _stage in ("look", "answer", Status.VALIDATING, Status.FINALIZING, Status.CANCELLING):
+    metrics.BATCH_FAILURES.labels(str(_stage))  # exported as 0 from the start
+
 
 @dataclass(slots=True)
 class _Running:
@@ -63,13 +65,26 @@ class _Running:
     task: asyncio.Task[None]
 
 
+class Lines(Protocol):
+    """What the loop needs of ``model_schedulers.ModelSchedulers``."""
+
+    @property
+    def running(self) -> int:
+        """Number of lines on ranks."""
+        ...
+
+    def stop(self) -> None:
+        """Stop granting turns."""
+        ...
+
+
 class BatchRunner:
     """The loop of one router."""
 
     def __init__(
         self,
         store: BatchStore,
-        scheduler: LineScheduler,
+        scheduler: Lines,
         send: SendLine,
         settings: BatchSettings,
         clock: Clock,

@@ -55,7 +55,7 @@ class _Rank:
 
 
 class LineScheduler:
-    """Implements ``request_context.Yielding`` and ``admission.api.Bystander``."""
+    """Implements ``admission.api.Bystander``, for the groups of one model."""
 
     def __init__(
         self,
@@ -66,7 +66,7 @@ class LineScheduler:
         """Start without lines.
 
         Args:
-            snapshot: Returns the fleet now.
+            snapshot: Returns the groups of the model now.
             settings: Objectives and reserves.
             weight_of: Returns the weight of a tenant.
         """
@@ -81,6 +81,8 @@ class LineScheduler:
         self._models: dict[tuple[str, str], StepModel] = {}
         self._steps: dict[tuple[str, str], int] = {}
         self._factor = 1.0
+        self._room = 0
+        """This scheduler's part of ``moe_batch_room_lines``."""
         self._slow = RecentQuantile(metrics.RANK_TIME_TO_FIRST_TOKEN, _SLOW_LOOKS)
         # uvloop's handles do not know their time.
         self._timer: asyncio.Handle | None = None
@@ -96,7 +98,7 @@ class LineScheduler:
         """Number of lines that wait for their turn."""
         return len(self._queue)
 
-    # -- Yielding -----------------------------------------------------------------------
+    # -- lines --------------------------------------------------------------------------
 
     async def turn(self, context: RequestContext, tokens: int) -> None:
         """Wait until a rank has room for the line; see ``Yielding.turn``."""
@@ -111,7 +113,7 @@ class LineScheduler:
             self._queue.push_resumed(turn)
         else:
             self._queue.push(turn, 0.0)
-        metrics.BATCH_WAITING.set(self.waiting)
+        metrics.BATCH_WAITING.inc()
         self._arm(0.0)
         try:
             await turn.granted
@@ -121,20 +123,20 @@ class LineScheduler:
             self._queue.discard(turn)
             raise
         finally:
-            metrics.BATCH_WAITING.set(self.waiting)
+            metrics.BATCH_WAITING.dec()
 
     def placed(self, rank: RankId, give_way: Callable[[], None]) -> Callable[[], None]:
         """Record that a line runs on a rank; see ``Yielding.placed``."""
         self._granted -= 1
         number = next(self._numbers)
         self._ranks[rank].lines[number] = give_way
-        metrics.BATCH_RUNNING.set(self.running)
+        metrics.BATCH_RUNNING.inc()
 
         lines = self._ranks[rank].lines
 
         def left() -> None:
             if lines.pop(number, None) is not None:
-                metrics.BATCH_RUNNING.set(self.running)
+                metrics.BATCH_RUNNING.dec()
                 self._arm(0.0)
 
         return left
@@ -165,6 +167,7 @@ class LineScheduler:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        self._show_room(0)
 
     def _arm(self, seconds: float) -> None:
         loop = asyncio.get_running_loop()
@@ -184,8 +187,14 @@ class LineScheduler:
         found = self._rooms(fleet)
         self._preempt(found)
         self._grant(found)
-        if self._queue or self.running or self._granted:
+        busy = bool(self._queue or self.running or self._granted)
+        self._show_room(sum(room.lines for room in found.values()) if busy else 0)
+        if busy:
             self._arm(INTERVAL)
+
+    def _show_room(self, lines: int) -> None:
+        metrics.BATCH_ROOM.inc(lines - self._room)
+        self._room = lines
 
     def _rooms(self, fleet: FleetSnapshot | None = None) -> dict[RankId, Room]:
         uses = {

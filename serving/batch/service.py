@@ -1,12 +1,12 @@
 """Files and batches of one router: storage, scheduler and runner, started and stopped together."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from serving.batch.line_requests import SendLine
+from serving.batch.model_schedulers import ModelSchedulers
 from serving.batch.records import Batch, NewBatch
 from serving.batch.runner import BatchRunner
-from serving.batch.scheduler import LineScheduler
 from serving.batch.store import BatchStore
 from serving.clock import Clock
 from serving.routing.snapshot import FleetSnapshot
@@ -21,7 +21,7 @@ class BatchService:
         settings: BatchSettings,
         clock: Clock,
         *,
-        snapshot: Callable[[], FleetSnapshot],
+        snapshots: Mapping[str, Callable[[], FleetSnapshot]],
         weight_of: Callable[[str], float],
         max_line_bytes: int,
     ) -> None:
@@ -30,7 +30,7 @@ class BatchService:
         Args:
             settings: ``directory`` must be set.
             clock: The router's clock.
-            snapshot: Returns the fleet now.
+            snapshots: Functions that return the groups of a model now, by model.
             weight_of: Returns the weight of a tenant.
             max_line_bytes: Maximum length of a line, bytes.
 
@@ -40,7 +40,7 @@ class BatchService:
         self._settings = settings
         self._clock = clock
         self.store = BatchStore(settings, clock, max_line_bytes=max_line_bytes)
-        self.scheduler = LineScheduler(snapshot, settings, weight_of)
+        self.scheduler = ModelSchedulers(snapshots, settings, weight_of)
         self.max_window = settings.max_window
         self.max_file_bytes = settings.max_file_bytes
         self.runner: BatchRunner | None = None

@@ -40,19 +40,21 @@ class BatchTurn:
         Raises:
             ServingError: The request was refused, or it was ended.
         """
+        context = self._request.context
         while True:
-            await self._yielding.turn(self._request.context, self._request.tokens)
+            await self._yielding.turn(context, self._request.tokens)
             try:
                 require_not_ended()
                 await self._admission.reserve(self._request)
                 placement = self._admission.place_in_gap(self._request)
             except BaseException:
-                self._yielding.declined()
+                self._yielding.declined(context)
                 raise
             if placement is not None:
-                self._leave = self._yielding.placed(placement.decision.rank_id, self._give_way)
+                rank = placement.decision.rank_id
+                self._leave = self._yielding.placed(context, rank, self._give_way)
                 return placement
-            self._yielding.declined()
+            self._yielding.declined(context)
 
     def leave(self) -> None:
         """Record that the request has left its rank. Safe to call twice."""

@@ -39,6 +39,7 @@ from serving.requests.client import FleetClient, RouterShare, refusals
 from serving.requests.poison import PoisonTracker
 from serving.requests.request import FleetRequest
 from serving.routing.prefix_index import PrefixIndex
+from serving.routing.snapshot import FleetSnapshot
 from serving.settings import ServedModel, Settings, served_models
 from serving.telemetry.model_counters import ModelCounters
 from serving.vllm_adapter.app import build_model_state
@@ -278,10 +279,18 @@ class RouterModels:
         for client in self._clients():
             client.explain_all(on=on)
 
-    def run_beside(self, bystander: Bystander) -> None:
-        """Let ``bystander`` give way to the requests of all models."""
-        for model in self._models.values():
-            model.admission.bystander = bystander
+    def snapshots(self) -> dict[str, Callable[[], FleetSnapshot]]:
+        """Return functions that return a snapshot of a model's groups, by model."""
+        return {name: model.membership.snapshot for name, model in self._models.items()}
+
+    def run_beside(self, bystanders: Mapping[str, Bystander]) -> None:
+        """Let work give way to requests of the same model.
+
+        Args:
+            bystanders: The work, by model.
+        """
+        for name, model in self._models.items():
+            model.admission.bystander = bystanders[name]
 
     def close_admission(self) -> None:
         """Refuse new requests, and fail queued ones with NotReady. Safe to call twice."""

@@ -109,12 +109,12 @@ def batches_of(
     batches = BatchService(
         settings.batch,
         clock,
-        snapshot=models.fleet.snapshot,
+        snapshots=models.snapshots(),
         weight_of=lambda tenant: limits_of(tenant).weight,
         max_line_bytes=settings.router.max_body_bytes,
     )
     undo.push_async_callback(batches.stop)
-    models.run_beside(batches.scheduler)
+    models.run_beside(batches.scheduler.by_model)
     return batches
 
 

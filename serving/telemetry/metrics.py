@@ -216,6 +216,12 @@ BATCH_RUNNING = Gauge(
     "Lines of this router on ranks.",
     registry=REGISTRY,
 )
+BATCH_ROOM = Gauge(
+    "moe_batch_room_lines",
+    "Lines for which ranks have room, those of this router that run included; 0 while no line "
+    "waits or runs.",
+    registry=REGISTRY,
+)
 BATCH_WAITING = Gauge(
     "moe_batch_waiting_lines",
     "Lines of this router that wait for room on a rank.",

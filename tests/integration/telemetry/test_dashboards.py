@@ -32,13 +32,14 @@ from serving.telemetry.fleet_metrics import FAMILIES
 from serving.telemetry.metrics import REGISTRY
 from tests.integration.edge.stand import stand_settings, standing
 from tests.integration.telemetry.prometheus import Prometheus
+from tests.support.batches import line
 from tests.support.fake_actuator import FakeActuator
 from tests.support.waiting import PATIENCE, eventually
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 GRAFANA = Path(__file__).resolve().parents[3] / "deploy" / "grafana"
-NAMES = ("fleet", "experts", "autoscaler", "cost")
+NAMES = ("fleet", "experts", "autoscaler", "cost", "batches")
 CHAT = {"model": "pocket-r1", "ignore_eos": True}
 TARIFF = 'currency: USD\nmodels: {"*": {cached: 1, uncached: 2, output: 3}}'
 
@@ -67,6 +68,14 @@ class Traffic:
         body = CHAT | {"messages": [{"role": "user", "content": text}], "max_tokens": tokens}
         answer = await self.rest.post("/v1/chat/completions", json=body, headers=headers)
         return answer.status_code
+
+    async def batch(self):
+        """Submit a batch of six lines."""
+        content = b"\n".join(line(str(n), model="pocket-r1", max_tokens=8) for n in range(6))
+        form = {"files": {"file": content}, "data": {"purpose": "batch"}}
+        file = (await self.rest.post("/v1/files", **form)).json()["id"]
+        body = {"endpoint": "/v1/chat/completions", "completion_window": "1h"}
+        await self.rest.post("/v1/batches", json=body | {"input_file_id": file})
 
     async def join(self, group):
         """A group of two fake ranks with a metrics page each."""
@@ -100,6 +109,7 @@ async def scraped(tmp_path_factory):
             "gpu_hour_price": 2,
             "flush_interval": 0.2,
         },
+        batch={"directory": str(folder / "batches"), "interval": 0.2},
         engine={"max_num_seqs": 2, "speculative": "mtp"},
         admission={"requests_per_minute": 60},
     )
@@ -152,6 +162,7 @@ async def _act(traffic, prometheus):
     await wait("moe_parked_requests == 0 and moe_requests_parked_total > 0")
     await traffic.join("g1")
     await wait('count(up{job="moe-ranks"} == 1) == 4')
+    await traffic.batch()
     crowd = await asyncio.gather(*(traffic.ask(f"{n} queue up {n}") for n in range(24)))
     assert set(crowd) == {200}
     for _ in range(3):
@@ -171,6 +182,7 @@ async def _act(traffic, prometheus):
     await wait('rate(moe_admission_refusals_total{reason="requests_per_minute"}[1m]) > 0')
     await wait("moe_rank_link_round_trip_seconds")
     await wait("rate(moe_tenant_price_total[1m]) > 0")
+    await wait("rate(moe_batch_answers_total[1m]) > 0")
 
 
 class OneGroup:
