@@ -87,6 +87,7 @@ async function show() {
   document.title = `${view.label} · moe-serving`;
   main.replaceChildren(shown.element);
   shown.show?.();
+  nav.querySelector("[aria-current]")?.scrollIntoView({ block: "nearest", inline: "nearest" });
   if (matchMedia("(hover: hover)").matches) shown.focus?.();
 }
 

@@ -4,7 +4,7 @@ import { json } from "./api.js";
 import { button, confirm, el, number, text, toast, visible } from "./dom.js";
 import { Table } from "./table.js";
 
-const COLUMNS = ["Batch", "State", "Lines", "Completed", "Failed", "Created", "Ends by", ""];
+const COLUMNS = ["Batch", "State", "Lines", "Completed", "Failed", "Created", "Ended, or ends by", ""];
 const EVERY = 5000; // milliseconds
 const ENDED = new Set(["failed", "completed", "expired", "cancelled", "cancelling"]);
 

@@ -33,7 +33,7 @@ export async function complete(node, body, { session, explain, prices, signal, c
         node.reasoning += thought;
         node.content += delta.content ?? "";
         meta.ttft = (first - started) / 1000;
-        meta.rate = parts > 1 ? (1000 * (parts - 1)) / (last - first) : 0;
+        meta.rate = parts > 1 && last > first ? (1000 * (parts - 1)) / (last - first) : 0;
       }
       if (choice?.finish_reason) meta.finish = choice.finish_reason;
       if (chunk.usage) usage(meta, chunk.usage, last - first, prices);

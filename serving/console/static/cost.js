@@ -21,7 +21,7 @@ export class Cost {
       session.admin ? el("section.card", {}, el("h2", {}, "Usage since midnight UTC"), this.usage.element) : null,
       el("section.card", {}, el("h2", {}, session.admin ? "Budgets" : "Your budgets"), this.budgets.element),
       el("p.muted", {}, "From the ledger, every 15 seconds: requests appear when they have ended. ",
-        session.admin ? "Price is what tenants pay by the tariff; cost is the requests' share of the GPU time." : "Reserved is the highest price of requests in flight."));
+        session.admin ? "Price is what tenants pay by the tariff; cost is the requests' share of the GPU time (with ledger.gpu_hour_price)." : "Reserved is the highest price of requests in flight."));
   }
 
   show() {
@@ -45,10 +45,10 @@ export class Cost {
   draw({ usage, hidden_usage: moreUsage, total, budgets, hidden_budgets: moreBudgets }) {
     const money = (value) => (value == null ? "–" : number(value, 6));
     if (total) {
-      const of = (value) => (value == null ? "not set" : `${number(value, 4)} ${visible(total.currency)}`);
+      const of = (value) => (value == null ? "–" : `${number(value, 4)} ${visible(total.currency)}`);
       this.figures.draw({
         Requests: number(total.requests), "Output tokens": number(total.output), Price: of(total.price), "Cost of GPUs": of(total.cost),
-        "Cost per million output tokens": of(total.cost_per_million), "GPU hours": total.cost == null ? "not set" : `${number(total.gpu_hours, 2)}, busy ${number(total.busy_hours, 2)}`,
+        "Cost per million output tokens": of(total.cost_per_million), "GPU hours": total.cost == null ? "–" : `${number(total.gpu_hours, 2)}, busy ${number(total.busy_hours, 2)}`,
       });
       this.usage.draw(usage.map((row) => [row.tenant, row.model, number(row.requests), number(row.prompt), number(row.cached), number(row.output), money(row.price), money(row.cost)]),
         "No request has ended today.", moreUsage);
