@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from serving.autoscaler.actuators.ray_serve import DEPLOYMENT
+from serving.autoscaler.reports import PATH
 from tests.integration.autoscaler.http_fake import HttpFake
 from tests.support.ports import held_port
 from tests.support.waiting import PATIENCE, wait_until
@@ -30,9 +31,13 @@ class Outside(HttpFake):
         self.parked = 0
         self.replicas = 2
         self.posts: list[dict] = []
+        self.reports: list[dict] = []
         super().__init__()
 
     def answer(self, path, sent):
+        if path == PATH:
+            self.reports.append(sent)
+            return 200, {}
         if sent is not None:
             self.posts.append(sent)
             self.replicas = sent["target_num_replicas"]
@@ -105,7 +110,7 @@ def test_explain_changes_nothing(prometheus, page, outside, port):
     assert done.returncode == 0, done.stderr
     assert "decision  1 -> 1 groups" in done.stdout
     assert "inflight_requests                 0   age" in done.stdout
-    assert outside.posts == []
+    assert outside.posts == outside.reports == []
 
 
 def test_to_zero_then_blind_then_woken_by_a_parked_request_then_stopped(
@@ -123,6 +128,19 @@ def test_to_zero_then_blind_then_woken_by_a_parked_request_then_stopped(
         assert outside.posts == [{"target_num_replicas": 0}]
         outside.parked = 2
         wait_until(lambda: outside.replicas == 2, "not woken")
+        # Routers have seen both changes, for their consoles.
+        changes = [(1, 0), (0, 1)]
+        wait_until(
+            lambda: (
+                [
+                    (each["current"], each["target"])
+                    for each in outside.reports
+                    if each["current"] != each["target"]
+                ][:2]
+                == changes
+            ),
+            "the changes were not reported",
+        )
         outside.server.socket.close()  # Ray and the routers are down too: the process keeps running
         failures = 'moe_autoscaler_failures_total{stage="target"}'
         wait_until(lambda: (metric(port, failures) or 0) > 1, "no failure counted")
