@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from serving.autoscaler.actuators.ray_serve import DEPLOYMENT
+from serving.autoscaler.reports import PATH
 from tests.integration.autoscaler.http_fake import HttpFake
 from tests.support.ports import held_port
 from tests.support.waiting import PATIENCE, wait_until
@@ -24,9 +25,13 @@ class Outside(HttpFake):
         self.parked = dict.fromkeys(("a", "b"), 0)
         self.replicas = {"moe-serving-a-default": 2, "moe-serving-b-default": 0}
         self.posts: list[tuple[str, int]] = []
+        self.reported: set[str] = set()
         super().__init__()
 
     def answer(self, path, sent):
+        if path == PATH:
+            self.reported.add(sent["pool"])
+            return 200, {}
         if sent is not None:
             app = path.split("/")[4]
             self.posts.append((app, sent["target_num_replicas"]))
@@ -131,6 +136,8 @@ def test_a_model_at_zero_is_woken_alone_and_its_recording_replays(outside, confi
         assert outside.posts == []
         outside.parked["b"] = 2
         wait_until(lambda: outside.posts, "not woken")
+        pools = {"a/default", "b/default"}
+        wait_until(lambda: outside.reported == pools, "reports for the console")
         process.send_signal(signal.SIGINT)
         assert process.wait(PATIENCE) == 0, (tmp_path / "log").read_text()
     finally:
