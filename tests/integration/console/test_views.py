@@ -154,8 +154,8 @@ async def test_batches_are_listed_with_hostile_metadata_and_cancelled(stack, htt
         await expect(row).to_contain_text("U+202E")
         await row.get_by_role("button", name="Cancel").click()
         await page.get_by_role("dialog").get_by_role("button", name="Cancel the batch").click()
-        stack.release()
         await expect(row.locator(".pill")).to_contain_text("cancel")
+        stack.release()
         await expect(page.locator(ELEMENTS)).to_have_count(0)
 
 
@@ -215,6 +215,7 @@ async def test_a_key_that_is_removed_while_the_page_is_open_asks_for_another(
 async def test_the_whole_page_is_used_with_the_keyboard(stack, http, browser):
     stack.script("a</think>b")
     async with visiting(browser, stack.url, ADMIN) as page:
+        await expect(page.get_by_role("textbox", name="Message")).to_be_focused()
         await page.keyboard.type("hello")
         await page.keyboard.press("Enter")
         await expect(page.locator(".assistant .body")).to_have_text("b")
