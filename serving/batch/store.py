@@ -1,6 +1,7 @@
 """Files, batches and lines of one router, and the threads in which their blocking calls run."""
 
 import asyncio
+import contextlib
 import os
 import secrets
 from collections.abc import Callable
@@ -11,14 +12,14 @@ from typing import ParamSpec, TypeVar
 from serving.batch import owners
 from serving.batch.batches import BatchTable
 from serving.batch.database import DATABASE_ERRORS, BatchDatabase
-from serving.batch.files import FileStore
+from serving.batch.files import FileStore, Upload
 from serving.batch.lines import LineTable
 from serving.batch.objects import Folder, ObjectStore
 from serving.batch.records import Batch
 from serving.batch.results import write_results
 from serving.batch.validation import Validator
 from serving.clock import Clock
-from serving.errors import NotReady, SettingsError
+from serving.errors import NotReady, ServingError, SettingsError
 from serving.ledger.spool import lock_folder
 from serving.settings import BatchSettings
 
@@ -68,6 +69,8 @@ class BatchStore:
         )
         self._threads = ThreadPoolExecutor(_THREADS, "batch")
         self._long_threads = ThreadPoolExecutor(_LONG_THREADS, "batch-long")
+        self._aborting: set[asyncio.Task[None]] = set()
+        """Ends of uploads that were cancelled while they began."""
         self._open()
 
     def _open(self) -> None:
@@ -99,6 +102,24 @@ class BatchStore:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._long_threads, lambda: function(*args, **kwargs))
 
+    async def begin_upload(self, tenant: str, *, expected: int) -> Upload:
+        """Begin an upload; see ``FileStore.begin``. If the call is cancelled, no upload is left."""
+        begun = asyncio.ensure_future(self.run(self.files.begin, tenant, expected=expected))
+        try:
+            return await asyncio.shield(begun)
+        except asyncio.CancelledError:
+            # The thread cannot be stopped.
+            task = asyncio.create_task(self._abort_unused(begun))
+            self._aborting.add(task)
+            task.add_done_callback(self._aborting.discard)
+            raise
+
+    async def _abort_unused(self, begun: asyncio.Future[Upload]) -> None:
+        await asyncio.wait({begun})
+        if begun.exception() is None:
+            with contextlib.suppress(ServingError):  # it is removed when it expires
+                await self.run(self.files.abort, begun.result())
+
     def renew(self) -> list[Batch]:
         """Extend the lease of this process; return all batches that have not ended."""
         with self._database.write() as connection:
@@ -129,6 +150,8 @@ class BatchStore:
         if self._stopping:
             return
         self._stopping = True
+        if self._aborting:
+            await asyncio.wait(self._aborting)
         await asyncio.to_thread(self._threads.shutdown)
         await asyncio.to_thread(self._long_threads.shutdown)
         self._database.close()

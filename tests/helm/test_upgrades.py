@@ -110,6 +110,7 @@ def changed(**values: Any) -> set[str]:
             {"monitoring": {"dashboards": {"enabled": True}}},
             {
                 "ConfigMap -dashboard-autoscaler",
+                "ConfigMap -dashboard-batches",
                 "ConfigMap -dashboard-cost",
                 "ConfigMap -dashboard-experts",
                 "ConfigMap -dashboard-fleet",

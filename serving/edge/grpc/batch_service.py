@@ -63,7 +63,7 @@ class BatchService(batch_pb2_grpc.BatchServiceServicer):
             expected = described.expected_bytes
             _check_size(expected, access.max_file_bytes)
             tenant = principal_var.get().tenant
-            upload = await store.run(store.files.begin, tenant, expected=expected)
+            upload = await store.begin_upload(tenant, expected=expected)
             try:
                 await _receive(request_iterator, store, upload, access.max_file_bytes)
             except BaseException:

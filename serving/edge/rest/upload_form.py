@@ -115,7 +115,7 @@ async def read_form(request: Request, store: "BatchStore", tenant: str) -> Uploa
         )
     length = request.headers.get("content-length", "")
     expected = int(length) if length.isascii() and length.isdigit() else 0
-    upload = await store.run(store.files.begin, tenant, expected=expected)
+    upload = await store.begin_upload(tenant, expected=expected)
     try:
         reader = await _read(request.stream(), boundary, store, upload)
     except BaseException:

@@ -14,6 +14,7 @@ from serving.routing.snapshot import FleetSnapshot, GroupSnapshot, MemberState
 from serving.settings import AutoscalerSettings
 from serving.telemetry import metrics
 from serving.telemetry.model_counters import ModelCounters
+from tests.support.waiting import PATIENCE
 
 FLEET = FleetPools({"a/x": 1}, {}, {})
 
@@ -62,7 +63,7 @@ async def look(url, **changes):
         max_age=5.0,
         **changes,
     )
-    async with httpx.AsyncClient(trust_env=False) as client:
+    async with httpx.AsyncClient(trust_env=False, timeout=PATIENCE) as client:
         api = PrometheusApi(client, settings.prometheus_url, settings.prometheus_timeout)
         pools = [("a", "x"), ("a", "y"), ("org/b", "x")]
         return await PoolSignalReader(api, Fleet(), settings, pools).read()

@@ -1,7 +1,9 @@
 """Files, batches, lines, validation and results in a SQLite database and a folder."""
 
+import asyncio
 import errno
 import json
+import threading
 
 import pytest
 
@@ -17,6 +19,7 @@ from serving.errors import (
 )
 from tests.support.batches import line, new, open_store, put, results, running
 from tests.support.clock import ManualClock
+from tests.support.waiting import PATIENCE, eventually
 
 
 @pytest.fixture
@@ -78,6 +81,28 @@ def test_pages_follow_the_order_of_creation(store, clock):
     newest, more = store.files.page("t", after=None, limit=4, descending=True, purpose=None)
     assert (newest, more) == (made[:0:-1], True)
     assert store.files.page("t", after=None, limit=9, descending=True, purpose="x") == ([], False)
+
+
+@pytest.mark.asyncio
+async def test_an_upload_that_is_cancelled_while_it_begins_leaves_nothing(store, monkeypatch):
+    begin, begun, go_on = store.files.begin, threading.Event(), threading.Event()
+
+    def slow(*args, **fields):
+        upload = begin(*args, **fields)
+        begun.set()
+        assert go_on.wait(PATIENCE)
+        return upload
+
+    monkeypatch.setattr(store.files, "begin", slow)
+    uploading = asyncio.create_task(store.begin_upload("t", expected=7))
+    await eventually(begun.is_set, "the beginning")
+    assert store.files.sizes() != (0, 0)
+    uploading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await uploading
+    go_on.set()
+    await eventually(lambda: store.files.sizes() == (0, 0), "the end of the upload")
+    await store.close()
 
 
 def test_an_aborted_upload_leaves_nothing(store, tmp_path):
