@@ -40,6 +40,8 @@ class AdmissionRequest(PlacementRequest):
     """Resolves with the placement, or fails with the request's error; None: never queued."""
     predicted: float | None = None
     """Predicted wait in seconds; None: unknown."""
+    ended: Exception | None = None
+    """Why the request was ended from outside, perhaps before it was queued. None: it was not."""
     why: str = "other requests are before it"
     """Why the last attempt to place the request failed."""
 

@@ -158,6 +158,7 @@ class AdmissionController:
             request.lease = await self._quotas.take(request.tenant, request.prompt_tokens, seconds)
         try:
             await self.reserve(request)
+            _check_ended(request)
             placement = None if self._runner.queue else self._runner.try_place(request)
             if placement is None and self.bystander is not None:
                 placement = self._placed_instead(request)
@@ -209,6 +210,7 @@ class AdmissionController:
             NotReady: The router is shutting down.
         """
         self._check_open()
+        _check_ended(request)
         now = request.entered_at = self._clock.monotonic()
         if request.placed_at is not None:
             self._predictor.lost(request.tokens, request.placed_at, now)
@@ -319,6 +321,12 @@ def quotas_of(settings: AdmissionSettings, limits_of: LimitsOf, clock: Clock) ->
         timeout=2 * settings.redis_timeout,
         down=settings.redis_down,
     )
+
+
+def _check_ended(request: AdmissionRequest) -> None:
+    """Raise the error of a request that was ended while it had no turn."""
+    if request.ended is not None:
+        raise request.ended
 
 
 def _closing() -> NotReady:

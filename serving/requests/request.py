@@ -456,7 +456,7 @@ class FleetRequest:
         self._end(_deadline_exceeded())
 
     def _end(self, error: ServingError) -> None:
-        self._ended = error
+        self._ended = self._admission_request.ended = error
         self._release()  # before the consumer reads the error, so that the rank stops immediately
         self._stream.fail(error)
 

@@ -13,7 +13,13 @@ from serving.admission.api import AdmissionRequest
 from serving.admission.controller import AdmissionController
 from serving.admission.quota_store import MemoryQuotas
 from serving.admission.quotas import Quotas, TenantLimits, default_limits
-from serving.errors import DeadlineExceeded, InvalidRequest, NotReady, Overloaded
+from serving.errors import (
+    CancelledByOperator,
+    DeadlineExceeded,
+    InvalidRequest,
+    NotReady,
+    Overloaded,
+)
 from serving.request_context import Priority, RequestContext
 from serving.settings import AdmissionSettings
 from serving.telemetry.metrics import REGISTRY
@@ -509,6 +515,37 @@ async def test_cancelled_in_the_queue_gives_the_quota_back(world):
     await w.come("4")
     assert not w.tasks["4"].done()
     assert (await w.store.tokens("t")).used == 20
+
+
+@pytest.mark.parametrize("ready", [True, False], ids=["with room", "parked"])
+async def test_a_request_that_is_ended_while_its_quota_is_checked(world, monkeypatch, ready):
+    w = world(limits_of=lambda _: TenantLimits(concurrent_streams=1), ready=ready)
+    open_stream, checked = w.store.open_stream, asyncio.Event()
+
+    async def slow(*args):
+        await checked.wait()
+        return await open_stream(*args)
+
+    monkeypatch.setattr(w.store, "open_stream", slow)
+    request = w.request()
+    entering = asyncio.create_task(w.controller.enter(request))
+    await loop_turns()
+    request.ended = CancelledByOperator("by a test")
+    checked.set()
+    with pytest.raises(CancelledByOperator, match="by a test"):
+        await entering
+    await loop_turns()
+    assert (w.fleet.placed, w.controller.queue_length) == ([], 0)
+    assert await open_stream("t", "another", 1, 60.0)  # its share was given back
+
+
+async def test_a_request_that_is_ended_between_two_ranks(world):
+    w = world(ready=False)
+    request = w.request()
+    request.ended = CancelledByOperator("by a test")
+    with pytest.raises(CancelledByOperator, match="by a test"):
+        await w.controller.resume(request)
+    assert w.controller.queue_length == 0
 
 
 # -- metrics ------------------------------------------------------------------------------
