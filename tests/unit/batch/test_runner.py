@@ -20,7 +20,8 @@ async def start(tmp_path):
     started = []
 
     def begin(**settings):
-        fields = {"interval": 0.05, "lease": 1.0} | settings
+        # A machine that stops for seconds must not end a lease: the lines would be sent again.
+        fields = {"interval": 0.05, "lease": 60.0} | settings
         started.append(BatchRouter(open_store(tmp_path, SystemClock(), **fields)))
         return started[-1]
 
