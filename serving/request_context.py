@@ -175,7 +175,7 @@ class Yielding(Protocol):
         ...
 
 
-class ContextFields(TypedDict):
+class ContextFields(TypedDict, total=False):
     """Fields of a request's log line that come from its context."""
 
     tenant: str

@@ -19,6 +19,7 @@ from serving.edge.rest.openapi import ApiDocument
 from serving.edge.usage_pages import UsageReader, add_usage_pages
 from serving.errors import ModelNotFound
 from serving.fleet.models import ModelStatus
+from serving.h2grpc.turns import TaskTurns
 from serving.routing.snapshot import FleetSnapshot
 
 
@@ -38,9 +39,13 @@ class RouterPages:
     """Queries the ledger."""
     batches: BatchAccess | None = None
     """Files and batches. None: not configured."""
+    turns: TaskTurns = field(default_factory=TaskTurns)
+    """Shared by all requests with long steps, so that pages which many clients load at the same
+    time do not delay streams by the time of all of them."""
 
-    def view(self) -> FleetView:
-        """Return the current state of the fleet."""
+    async def view(self) -> FleetView:
+        """Return the current state of the fleet, in a turn that lasts until the next await."""
+        await self.turns.turn()
         return FleetView(
             self.fleet(),
             self.model,
@@ -81,16 +86,20 @@ class _Pages:
 
     async def metrics(self) -> Response:
         """Return all metrics of this process in Prometheus' text format."""
-        page = b"".join(generate_latest(registry) for registry in self._pages.registries)
-        return Response(page, media_type=CONTENT_TYPE_PLAIN_0_0_4)
+        parts = []
+        for registry in self._pages.registries:
+            await self._pages.turns.turn()
+            parts.append(generate_latest(registry))
+        return Response(b"".join(parts), media_type=CONTENT_TYPE_PLAIN_0_0_4)
 
     async def targets(self) -> JSONResponse:
         """Return the ranks' metrics addresses for Prometheus' HTTP service discovery."""
+        await self._pages.turns.turn()
         return JSONResponse(metrics_targets(self._pages.fleet()))
 
     async def fleet(self) -> JSONResponse:
         """Return groups, ranks, load, and the reasons for their states."""
-        return JSONResponse(self._pages.view().to_json())
+        return JSONResponse((await self._pages.view()).to_json())
 
     async def load(self) -> JSONResponse:
         """Return the number of requests in flight in this router."""

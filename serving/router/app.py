@@ -282,6 +282,7 @@ async def _build_edges(
         models=models.status,
         usage=UsageReader(source),
         batches=batches,
+        turns=client.turns,
     )
     usage = None if ledger is None else UsageRecorder(ledger, clock)
     operator = FleetOperations(fleet)

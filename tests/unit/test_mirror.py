@@ -52,7 +52,6 @@ ELSEWHERE = {
     "over real connections in tests/integration/edge": (
         "edge/auth/grpc",
         "edge/grpc/server",
-        "edge/pages",
         "edge/rest/",
         "router/models",
         "router/optional_parts",

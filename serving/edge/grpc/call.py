@@ -268,7 +268,8 @@ class CallRunner:
         if first_token_at is None and call.request_context is not None:
             first_token_at = call.request_context.record.first_token_at
         context = call.request_context
-        line = RequestLine(
+        fields = {} if context is None else context.log_fields()
+        return RequestLine(
             request_id=call.request_id,
             protocol="grpc",
             method=call.method,
@@ -279,8 +280,8 @@ class CallRunner:
             ttft=None if first_token_at is None else first_token_at - call.arrived_at,
             prompt_tokens=None if call.usage is None else call.usage.prompt_tokens,
             completion_tokens=None if call.usage is None else call.usage.completion_tokens,
+            **fields,
         )
-        return line if context is None else replace(line, **context.log_fields())
 
 
 def _usage_of(call: Call) -> Any:

@@ -1,7 +1,7 @@
 """FleetService: the content of /fleet over gRPC, and cordon, uncordon and drain of groups."""
 
 import math
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any, Protocol
 
@@ -55,12 +55,15 @@ class FleetService(fleet_pb2_grpc.FleetServiceServicer):
     """Serves ``serving.api.v1.FleetService``, also while the router drains."""
 
     def __init__(
-        self, view: Callable[[], FleetView], operator: FleetOperator, drain_timeout: float
+        self,
+        view: Callable[[], Awaitable[FleetView]],
+        operator: FleetOperator,
+        drain_timeout: float,
     ) -> None:
         """Create the service.
 
         Args:
-            view: returns the current state of the fleet.
+            view: returns the current state of the fleet, in the caller's turn of long steps.
             operator: executes operations.
             drain_timeout: default timeout of Drain, seconds.
         """
@@ -73,7 +76,7 @@ class FleetService(fleet_pb2_grpc.FleetServiceServicer):
     ) -> fleet_pb2.GetFleetResponse:
         """Return the current state of the fleet."""
         del request, context
-        return self._view().to_proto()
+        return (await self._view()).to_proto()
 
     async def Cordon(  # noqa: N802
         self, request: fleet_pb2.CordonRequest, context: Any

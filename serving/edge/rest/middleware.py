@@ -215,7 +215,7 @@ class EdgeMiddleware:
     def before_last_part(self, response: ResponseStream) -> None:
         """Record the request in the ledger; see ``EndOfResponse``."""
         context = response.request_context
-        if context is not None and not context.record.ledgered:
+        if self._usage is not None and context is not None and not context.record.ledgered:
             self._record(response, self._line(response))
 
     def cost(self, response: ResponseStream) -> str | None:
@@ -244,7 +244,8 @@ class EdgeMiddleware:
         first_token_at = progress.started_at
         if first_token_at is None and context is not None:
             first_token_at = context.record.first_token_at
-        line = RequestLine(
+        fields = {} if context is None else context.log_fields()
+        return RequestLine(
             request_id=response.request_id or "",
             protocol="rest" if IN_PROCESS not in scope else scope[IN_PROCESS].protocol,
             method=scope["path"],
@@ -255,8 +256,8 @@ class EdgeMiddleware:
             ttft=None if first_token_at is None else first_token_at - response.arrived_at,
             prompt_tokens=None if usage is None else usage.prompt_tokens,
             completion_tokens=None if usage is None else usage.completion_tokens,
+            **fields,
         )
-        return line if context is None else replace(line, **context.log_fields())
 
     async def _run(self, response: ResponseStream) -> None:
         try:
