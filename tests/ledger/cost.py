@@ -2,7 +2,8 @@
 
 Routers with different settings, each in one process with its fake rank, get the same requests in
 alternating rounds. Prints the CPU time of a process per request, as a median over the rounds, and
-the difference from the router without a ledger in the same round.
+the difference from the router without a ledger: the mean of its rounds just before and just after.
+The first row compares that router with itself, which shows the error of the method.
 """
 
 import asyncio
@@ -25,6 +26,7 @@ KEY = "moe-key-of-a-measurement"
 TARIFF = "currency: USD\nmodels: {pocket-r1: {cached: 1, uncached: 1, output: 1}}"
 _ENTRY = f'keys: [{{id: key, tenant: tenant, hash: "{digest_of(KEY)}"}}]\n'
 _BUDGET = "tenants: {tenant: {budgets: {month: {hard: 1000000}, day: {soft: 500000}}}}\n"
+_BASE = "no ledger"
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -44,7 +46,7 @@ def _fleets(folder: Path, server: PostgresServer) -> dict[str, Fleet]:
 
     shared = {"database_url": server.url()}
     return {
-        "no ledger": fleet("none", on=False),
+        _BASE: fleet("none", on=False),
         "ledger, SQLite": fleet("sqlite"),
         "ledger, PostgreSQL": fleet("postgres", **shared),
         "ledger and budgets, SQLite": fleet("budget-sqlite", "budget"),
@@ -52,52 +54,70 @@ def _fleets(folder: Path, server: PostgresServer) -> dict[str, Fleet]:
     }
 
 
-async def run(rounds: int, requests: int, concurrency: int, folder: Path) -> None:
+async def run(
+    rounds: int, requests: int, concurrency: int, tokens: int, only: str, folder: Path
+) -> None:
     """Measure, and print a table.
 
     Args:
-        rounds: Rounds in which each router gets ``requests`` requests, after one uncounted round.
+        rounds: Rounds in which each router gets ``requests`` requests, after an uncounted one.
         requests: Requests per round.
         concurrency: Number of concurrent requests.
+        tokens: Output tokens per request.
+        only: Part of the names of the routers that are compared with the one without a ledger.
         folder: An empty folder.
     """
     server = PostgresServer()
     server.start()
-    fleets = _fleets(folder, server)
-    measured: dict[str, list[float]] = {name: [] for name in fleets}
+    fleets = {
+        name: fleet
+        for name, fleet in _fleets(folder, server).items()
+        if only in name or name == _BASE
+    }
+    base = fleets.pop(_BASE)
+    measured: dict[str, list[tuple[float, float]]] = {_BASE: [], **{name: [] for name in fleets}}
     headers = {"authorization": f"Bearer {KEY}"}
+
+    async def cost(fleet: Fleet) -> float:
+        before = _cpu(fleet)
+        await _round(rest, fleet, requests, concurrency, tokens)
+        # Background writes are part of a request's cost.
+        await asyncio.sleep(1.5)
+        return (_cpu(fleet) - before) / requests * 1e6
+
     try:
-        for fleet in fleets.values():
+        for fleet in (base, *fleets.values()):
             await fleet.start()
         async with aiohttp.ClientSession(headers=headers) as rest:
-            for number in range(rounds + 1):
-                for name, fleet in fleets.items():
-                    before = _cpu(fleet)
-                    await _round(rest, fleet, requests, concurrency)
-                    # Background writes are part of a request's cost.
-                    await asyncio.sleep(1.5)
-                    if number:
-                        measured[name].append((_cpu(fleet) - before) / requests * 1e6)
+            for fleet in (base, *fleets.values()):
+                await cost(fleet)
+            for _ in range(rounds):
+                before = await cost(base)
+                for name, fleet in {_BASE: base, **fleets}.items():
+                    found, after = await cost(fleet), await cost(base)
+                    measured[name].append((found, (before + after) / 2))
+                    before = after
     finally:
-        for fleet in fleets.values():
+        for fleet in (base, *fleets.values()):
             await fleet.close()
         server.close()
-    base = measured["no ledger"]
-    for name, values in measured.items():
-        more = [100 * (value / other - 1) for value, other in zip(values, base, strict=True)]
+    for name, pairs in measured.items():
+        more = sorted(100 * (found / beside - 1) for found, beside in pairs)
+        quarter = len(more) // 4
         print(
-            f"{name:34}{statistics.median(values):8.0f} us   {statistics.median(more):+6.1f} % "
-            f"({min(more):+.1f} to {max(more):+.1f})"
+            f"{name:34}{statistics.median(found for found, _ in pairs):8.0f} us   "
+            f"{statistics.median(more):+6.1f} % "
+            f"(quartiles {more[quarter]:+.1f} to {more[-1 - quarter]:+.1f})"
         )
 
 
-async def _round(rest, fleet, requests, concurrency):
+async def _round(rest, fleet, requests, concurrency, tokens):
     numbers = iter(range(requests))
     url = f"{fleet.addresses['rest']}/v1/chat/completions"
     body = {
         "model": "pocket-r1",
         "messages": [{"role": "user", "content": "abc"}],
-        "max_tokens": 8,
+        "max_tokens": tokens,
         "ignore_eos": True,
     }
 
@@ -122,15 +142,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     import uvloop
 
     parser = FlagParser(prog="python -m tests.ledger.cost", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5, help="Rounds.")
-    parser.add_argument("--requests", type=int, default=1500, help="Requests per round.")
+    parser.add_argument("--rounds", type=int, default=12, help="Rounds.")
+    parser.add_argument("--requests", type=int, default=400, help="Requests per round.")
     parser.add_argument("--concurrency", type=int, default=16, help="Concurrent requests.")
+    parser.add_argument("--tokens", type=int, default=64, help="Output tokens per request.")
+    parser.add_argument("--only", default="", help="Compare only routers with this in their name.")
     flags = parser.parse_args(argv)
     with (
         tempfile.TemporaryDirectory() as folder,
         asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
     ):
-        runner.run(run(flags.rounds, flags.requests, flags.concurrency, Path(folder)))
+        runner.run(
+            run(
+                flags.rounds,
+                flags.requests,
+                flags.concurrency,
+                flags.tokens,
+                flags.only,
+                Path(folder),
+            )
+        )
     return 0
 
 
