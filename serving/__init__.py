@@ -1,4 +1,4 @@
-"""moe-serving: serve DeepSeek-class Mixture-of-Experts models with expert parallelism.
+"""moe-serving: serves DeepSeek-class mixture-of-experts models with expert parallelism.
 
 The packages follow the path of a request: ``edge`` -> ``requests`` -> ``admission`` -> ``dispatch``
 -> ``fleet`` (with ``routing``) in the router process, ``engine`` in the ranks. See

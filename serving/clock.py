@@ -18,7 +18,7 @@ class Clock(Protocol):
 
 
 class SystemClock:
-    """The machine's clock; its methods are the functions of ``time``, without an extra call."""
+    """The machine's clock; its methods are the functions of ``time`` themselves, to save a call."""
 
     monotonic = staticmethod(time.monotonic)
     time = staticmethod(time.time)

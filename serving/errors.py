@@ -7,7 +7,7 @@
     ├── GroupNotFound           no group has that name
     ├── ResourceNotFound        no file or batch has that id
     ├── Conflict                the state of a file or batch does not permit this
-    ├── StorageFull             the storage of files and batches has no room
+    ├── StorageFull             the storage of files and batches is full
     ├── Unauthenticated         no valid key
     ├── PermissionDenied        the key lacks the permission
     ├── Overloaded              too many requests; retry later
@@ -29,7 +29,7 @@ from dataclasses import dataclass
 
 
 class ServingError(Exception):
-    """Base of all errors that a user may see; the message states the remedy."""
+    """Base class of all errors that a user can see; the message states the remedy."""
 
 
 class InvalidRequest(ServingError):
@@ -57,7 +57,7 @@ class Conflict(ServingError):
 
 
 class StorageFull(ServingError):
-    """The storage of files and batches has no room, or cannot be written."""
+    """The storage of files and batches is full or cannot be written."""
 
 
 class Unauthenticated(ServingError):
@@ -73,7 +73,7 @@ class Overloaded(ServingError):
 
     Args:
         message: The limit that was reached.
-        retry_after: Seconds after which a retry is worthwhile; None: unknown.
+        retry_after: Time after which a retry is worthwhile, seconds. None if unknown.
     """
 
     def __init__(self, message: str = "", retry_after: float | None = None) -> None:
@@ -86,9 +86,9 @@ class BudgetExceeded(ServingError):
 
     Args:
         message: The budget, and when it renews.
-        renews_at: Start of the budget's next period, Unix seconds; None: unknown.
-        retry_after: Seconds after which a retry is worthwhile: until the renewal, or less if only
-            requests in flight hold the rest of the budget. None: unknown.
+        renews_at: Start of the budget's next period, Unix seconds. None if unknown.
+        retry_after: Time after which a retry is worthwhile, seconds: the time until the renewal, or
+            less if only requests in flight hold the rest of the budget. None if unknown.
     """
 
     def __init__(
@@ -111,11 +111,11 @@ class GroupLost(ServingError):
     """The group that ran the request was lost, and the request could not resume on another one.
 
     Args:
-        message: What happened.
-        planned: The group was removed on purpose (drained or replaced), so the request is not a
-            suspect.
-        final: The request must not be retried on another group.
-        refused: The rank itself rejected the request because it is draining.
+        message: Description of the loss.
+        planned: Whether the group was removed on purpose (drained or replaced); the request is then
+            not a suspect.
+        final: Whether the request must not be retried on another group.
+        refused: Whether the rank itself rejected the request because it is draining.
     """
 
     def __init__(
@@ -192,7 +192,7 @@ ERROR_TABLE: dict[type[ServingError], ErrorStatus] = {
     PoisonRequest: ErrorStatus("INTERNAL", 500, "POISON_REQUEST", retryable=False),
     DeadlineExceeded: ErrorStatus("DEADLINE_EXCEEDED", 504, "DEADLINE_EXCEEDED", retryable=False),
     Cancelled: ErrorStatus("CANCELLED", 499, "CANCELLED", retryable=False),
-    # Clients retry 409 by themselves, and vLLM's handlers do not know 499.
+    # Client libraries retry 409 automatically, and vLLM's handlers do not support 499.
     CancelledByOperator: ErrorStatus(
         "PERMISSION_DENIED", 403, "CANCELLED_BY_OPERATOR", retryable=False
     ),

@@ -22,19 +22,19 @@ class Target:
     """One address to connect to."""
 
     address: str
-    """host:port."""
+    """Address in the form host:port."""
     server_name: str | None = None
-    """Name that was resolved to the address, which the certificate must contain. None: the target
+    """Name that was resolved to the address; the certificate must contain it. None if the target
     was an address."""
 
 
 class HeldPort:
     """A free TCP port for a server that another process, or a later step, will start.
 
-    The port is bound, but nobody listens on it. Until it is released the kernel gives it to nobody
-    who asks for any free port or opens a connection; a server that names it, with SO_REUSEADDR as
-    servers do, can listen on it. Without this, another process can be given the port between its
-    choice and the start of the server.
+    The port is bound but not listening. Until it is released, the kernel does not assign it to
+    processes that request any free port or open a connection. A server that binds this port number
+    with SO_REUSEADDR, as servers do, can listen on it. If the port were not held, the kernel could
+    assign it to another process before the server starts.
     """
 
     def __init__(self, host: str = "127.0.0.1") -> None:
@@ -50,7 +50,7 @@ class HeldPort:
         self.port: int = self._socket.getsockname()[1]
 
     def release(self) -> None:
-        """Give the port up; a server that listens on it by now keeps it."""
+        """Release the port; a server that already listens on it keeps it."""
         self._socket.close()
 
     def __enter__(self) -> Self:
@@ -68,15 +68,15 @@ def bind(
     """Bind a TCP socket; the caller listens on it.
 
     Args:
-        what: name of the protocol, for the error message.
+        what: Name of the protocol, for the error message.
         host: IPv4 or IPv6 address.
-        port: port number. 0: any free port.
-        setting: name of the port's setting, for the error message.
-        cut_after: time after which the kernel closes a connection whose peer does not acknowledge
-            data, seconds (TCP_USER_TIMEOUT, Linux only). None: the system default.
+        port: Port number. 0 means any free port.
+        setting: Name of the port's setting, for the error message.
+        cut_after: Time after which the kernel closes a connection whose peer does not acknowledge
+            data, seconds (TCP_USER_TIMEOUT, Linux only). None means the system default.
 
     Raises:
-        SettingsError: the address cannot be bound.
+        SettingsError: The address cannot be bound.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # The protocol is explicit because asyncio sets TCP_NODELAY only on sockets that name it.
@@ -84,8 +84,8 @@ def bind(
     try:
         server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if cut_after is not None and sys.platform == "linux":
-            # Accepted connections inherit the option. Closing a stalled connection from here would
-            # wait until its send buffer is empty.
+            # Accepted connections inherit the option. Closing a stalled connection in this process
+            # would instead wait until its send buffer is empty.
             limit = int(cut_after * 1000)
             server.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, limit)
         server.bind((host, port))
@@ -102,7 +102,7 @@ def dns_name(target: str) -> tuple[str, int] | None:
     """Return the name and port of ``dns:///name:port``, or None for ``host:port``.
 
     Raises:
-        ValueError: the target has neither form.
+        ValueError: The target has neither form.
     """
     host, _, port = target.removeprefix(DNS_SCHEME).rpartition(":")
     if not host or not port.isdecimal():
@@ -114,7 +114,7 @@ async def addresses_of(host: str, port: int) -> set[str]:
     """Return all addresses behind a host name, as host:port.
 
     Raises:
-        OSError: the name cannot be resolved.
+        OSError: The name cannot be resolved.
     """
     found = await asyncio.get_running_loop().getaddrinfo(
         host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP
@@ -126,8 +126,8 @@ async def expanded(targets: Iterable[str]) -> list[Target]:
     """Resolve targets to addresses, without duplicates and in a stable order.
 
     Raises:
-        OSError: a name cannot be resolved.
-        ValueError: a target is neither host:port nor dns:///name:port.
+        OSError: A name cannot be resolved.
+        ValueError: A target is neither host:port nor dns:///name:port.
     """
     found: dict[str, Target] = {}
     for target in targets:

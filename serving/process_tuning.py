@@ -1,7 +1,7 @@
 """Process-wide tuning of long-running servers: garbage collection and the open-file limit.
 
 A full garbage collection stops the process while it scans every object that is not frozen. With
-thousands of open streams that takes a large part of a second. A router therefore freezes the
+thousands of open streams, this takes a large part of a second. A router therefore freezes the
 survivors of each full collection (``gc.freeze``), and the next one scans only objects created
 since. Reference counting still frees frozen objects. Only reference cycles among them leak;
 ``collect_when_idle`` collects those while the router is idle or when the process has grown a lot.
@@ -16,12 +16,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 _YOUNG_THRESHOLD = 3_000
-"""Net new objects that trigger a collection of the young generation (Python's default: 700)."""
+"""Number of net new objects that trigger a collection of the young generation (Python's default:
+700)."""
 _MIDDLE_THRESHOLD = 2
-"""Collections of the young generation that trigger one of the middle generation."""
+"""Number of collections of the young generation that trigger one of the middle generation."""
 _FULL_THRESHOLD = 1
-"""Collections of the middle generation that trigger a full one. CPython collects each generation
-one or two counts later than its threshold says."""
+"""Number of collections of the middle generation that trigger a full one. CPython collects each
+generation one or two counts later than its threshold says."""
 _MAX_SCANNED = _YOUNG_THRESHOLD * (_MIDDLE_THRESHOLD + 2) * (_FULL_THRESHOLD + 2)
 """Maximum number of objects that one collection scans, which takes 10 to 20 ms. The thresholds
 count created objects minus freed ones. If old requests end as fast as new ones begin, that count
@@ -30,7 +31,8 @@ beyond this number is frozen without a scan."""
 _CHECK_INTERVAL = 10.0
 """Time between two checks of the process size, seconds."""
 _IDLE_CHECKS = 30
-"""Consecutive idle checks after which frozen objects may be scanned at the lower growth limit."""
+"""Number of consecutive idle checks after which frozen objects may be scanned at the lower growth
+limit."""
 _GROWTH_WHEN_IDLE, _GROWTH_WHEN_BUSY = 2**27, 2**30
 """Growth after which frozen objects are scanned, for an idle and for a busy process, bytes."""
 _STATM = Path("/proc/self/statm")
@@ -52,7 +54,7 @@ def tune_process() -> None:
 
 @contextlib.contextmanager
 def gc_paused() -> Iterator[None]:
-    """Disable garbage collection within the block; for long imports.
+    """Disable garbage collection within the block, for long imports.
 
     While vLLM is imported, the collector scans an ever-growing number of objects and finds no
     garbage. Measured cost: one fifth of a ten-second import.
@@ -80,8 +82,8 @@ def freeze_existing() -> None:
 def freeze_after_collections() -> None:
     """Freeze all existing objects now, and the survivors of every full collection from now on.
 
-    For servers with many requests. Also run ``collect_when_idle``, which collects reference cycles
-    among the frozen objects.
+    Intended for servers with many requests. Also run ``collect_when_idle``, which collects
+    reference cycles among the frozen objects.
     """
     gc.set_threshold(_YOUNG_THRESHOLD, _MIDDLE_THRESHOLD, _FULL_THRESHOLD)
     if _bound_collection not in gc.callbacks:
@@ -93,8 +95,8 @@ async def collect_when_idle(idle: Callable[[], bool]) -> None:
     """Collect frozen garbage when the process has grown; runs until cancelled.
 
     Args:
-        idle: returns whether the process is idle. A busy process is collected only after growing
-            by ``_GROWTH_WHEN_BUSY``.
+        idle: Returns whether the process is idle. A busy process is collected only after growing by
+            ``_GROWTH_WHEN_BUSY``.
     """
     before, idle_checks = resident_bytes(), 0
     while True:
@@ -160,7 +162,8 @@ def _bound_collection(phase: str, info: dict[str, int]) -> None:
     if phase == "stop":
         if generation == 2:  # noqa: PLR2004  the oldest generation
             gc.freeze()
-    # No bytecode runs between get_objects and len, so no other thread does. If one was building a
-    # tuple from a generator, a reference to the unfinished tuple would make it fail (SystemError).
+    # No bytecode runs between get_objects and len, so no other thread runs either. If one was
+    # building a tuple from a generator, a reference to the unfinished tuple would make it fail
+    # (SystemError).
     elif sum(map(len, map(gc.get_objects, range(generation + 1)))) > _MAX_SCANNED:
         gc.freeze()

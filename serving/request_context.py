@@ -25,48 +25,49 @@ class Priority(IntEnum):
 
 
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
-"""Values of ``reasoning_effort``, in vLLM's and OpenAI's APIs; in increasing order."""
+"""Values of ``reasoning_effort`` in vLLM's and OpenAI's APIs, in increasing order."""
 
 
 def is_above(effort: str, limit: str) -> bool:
-    """Return whether an effort is higher than another; unknown ones are higher than all."""
+    """Return whether an effort exceeds a limit; unknown efforts exceed every limit."""
     order = get_args(Effort)
     return effort not in order or order.index(effort) > order.index(limit)
 
 
 @dataclass(frozen=True, slots=True)
 class ReasoningPolicy:
-    """Defaults and caps of the reasoning of an API key's requests. None: none."""
+    """Defaults and caps for reasoning in an API key's requests. None means no default or no cap."""
 
     thinking_token_budget: int | None = None
-    """Reasoning tokens of requests that set no budget."""
+    """Budget of reasoning tokens for requests that do not set one."""
     max_thinking_token_budget: int | None = None
-    """Highest budget that a request may set, and the default without another."""
+    """Maximum budget that a request may set; also the default if no other is set."""
     reasoning_effort: Effort | None = None
-    """Effort of requests that set none."""
+    """Effort of requests that do not set one."""
     max_reasoning_effort: Effort | None = None
-    """Highest effort that a request may set, and the default without another."""
+    """Maximum effort that a request may set; also the default if no other is set."""
     hidden: bool = False
     """Whether responses leave out the reasoning. It is generated, counted and resumed as usual."""
 
 
 @dataclass(slots=True)
 class Usage:
-    """What admitted prompts have used. Not frozen, because that triples the cost of creation."""
+    """Usage of admitted prompts. Not frozen, because freezing triples the cost of creation."""
 
     prompt_tokens: int = 0
-    """Prompt tokens, including cached ones."""
+    """Number of prompt tokens, including cached ones."""
     cached_tokens: int = 0
     output_tokens: int = 0
-    """Tokens received from ranks, over all choices."""
+    """Number of tokens received from ranks, over all choices."""
     drafted_tokens: int = 0
-    """Tokens drafted by speculative decoding, of finished choices."""
+    """Number of tokens drafted by speculative decoding, in finished choices."""
     accepted_tokens: int = 0
-    """Drafted tokens that were accepted."""
+    """Number of drafted tokens that were accepted."""
     rank_seconds: float = 0.0
     """Time on ranks, over all resumptions, seconds."""
     reasoning_tokens: int = 0
-    """Output tokens that are reasoning, of raw text (``RequestRecord.raw_text``)."""
+    """Number of reasoning tokens among the output tokens of raw-text responses
+    (``RequestRecord.raw_text``)."""
 
     def __add__(self, other: "Usage") -> "Usage":
         """Return the sums."""
@@ -82,7 +83,7 @@ class Usage:
 
 
 class Generation(Protocol):
-    """The generation of one prompt: a ``requests.request.FleetRequest``."""
+    """The generation of one prompt; implemented by ``requests.request.FleetRequest``."""
 
     def usage(self) -> Usage:
         """Return the usage so far."""
@@ -96,34 +97,35 @@ class RequestRecord:
     decisions: list[RoutingDecision] = field(default_factory=list)
     """All placements on a rank, in order; more than one after a resumption."""
     model: str | None = None
-    """Name of the requested model; None: the router serves only one."""
+    """Name of the requested model. None if the router serves only one."""
     waited: float = 0.0
-    """Seconds in the admission queue, including parked time."""
+    """Time in the admission queue, including parked time, seconds."""
     parked: bool = False
     """Whether the request waited because no group was ready."""
     resumes: int = 0
     """Number of resumptions on another group after a loss."""
     arrived_at: float | None = None
-    """Arrival at the edge, monotonic seconds."""
+    """Time of arrival at the edge, monotonic seconds."""
     first_token_at: float | None = None
-    """Arrival of the first token, monotonic seconds; None before it."""
+    """Time of arrival of the first token, monotonic seconds. None until then."""
     cached_tokens: int = 0
-    """Prompt tokens that came from a KV cache."""
+    """Number of prompt tokens that came from a KV cache."""
     ended: Usage = field(default_factory=Usage)
     """Usage of the prompts whose generation has ended."""
     running: list[Generation] = field(default_factory=list)
     """Prompts whose generation was admitted and has not ended."""
     record_id: str | None = None
-    """Id of the request's record in the ledger, which its budgets' reservations refer to. None: it
-    gets one when it is recorded."""
+    """Id of the request's record in the ledger, to which the reservations of its budgets refer. If
+    None, an id is assigned when the request is recorded."""
     budget_warning: str | None = None
-    """What to tell the client about a budget whose soft limit is reached, in ASCII."""
+    """Warning for the client about a budget whose soft limit is reached; ASCII text."""
     raw_text: bool = False
-    """Whether the response is raw text, whose reasoning is counted in ``usage``."""
+    """Whether the response is raw text; its reasoning tokens are counted in ``usage``."""
     reasoning_tokens: int | None = None
-    """Output tokens that are reasoning, where the handler reports them here. None: it does not."""
+    """Number of reasoning tokens among the output tokens, as reported by the handler. None if the
+    handler does not report them."""
     ledgered: bool = False
-    """Whether the request is in the ledger; it is recorded once."""
+    """Whether the request has been recorded in the ledger, which happens once."""
     load_checked: bool = False
     """Whether ``FleetClient.check_load`` has passed; it runs once per request."""
     prompts: int = 0
@@ -131,14 +133,14 @@ class RequestRecord:
     responded: bool = False
     """Whether any part of the response has been sent, including a keep-alive comment."""
     trace: RequestTrace | None = None
-    """The request's trace; None: tracing is off, or the request is not sampled."""
+    """The request's trace. None if tracing is off or the request is not sampled."""
     on_resumed: Callable[[], None] | None = None
-    """Called when the request has been placed on another rank after a loss. None: nobody asks."""
+    """Called when the request has been placed on another rank after a loss."""
 
     def usage(self) -> Usage:
         """Return the usage of all prompts so far.
 
-        A generator that was not closed after its client left is still running.
+        A generator that was not closed after its client disconnected is included.
         """
         return sum((each.usage() for each in self.running), self.ended)
 
@@ -163,15 +165,15 @@ class Yielding(Protocol):
         Args:
             context: The request's context.
             rank: The rank.
-            give_way: Takes the request off the rank; it then waits for its next turn.
+            give_way: Removes the request from the rank; it then waits for its next turn.
 
         Returns:
-            A function to call when the request has left the rank; safe to call twice.
+            A function to call when the request has left the rank; it can be called more than once.
         """
         ...
 
     def declined(self, context: "RequestContext") -> None:
-        """Record that no rank took the request."""
+        """Record that no rank accepted the request."""
         ...
 
 
@@ -201,16 +203,16 @@ class RequestContext:
     """Whether the client requested an explanation of the routing decision and is permitted to see
     it."""
     shows_cost: bool = False
-    """Whether the client asked what the request costs and is permitted to see it."""
+    """Whether the client requested the cost of the request and is permitted to see it."""
     deadline: float | None = None
-    """The client's deadline, seconds on the router's monotonic clock. None: only
+    """The client's deadline, seconds on the router's monotonic clock. If None, only
     ``router.request_timeout`` applies."""
     key_id: str | None = None
-    """Id of the API key; None: no key is required."""
+    """Id of the API key. None if no key is required."""
     reasoning: ReasoningPolicy | None = None
-    """Defaults and caps of reasoning; None: there are none."""
+    """Defaults and caps for reasoning. If None, no policy applies."""
     yielding: Yielding | None = None
-    """Decides when the request of a batch runs. None: a client waits for the request."""
+    """Decides when a request of a batch runs. None if the request does not belong to a batch."""
     record: RequestRecord = field(default_factory=RequestRecord, compare=False)
 
     def log_fields(self) -> ContextFields:
@@ -245,8 +247,8 @@ def current_context() -> RequestContext:
 def use_request_context(context: RequestContext | None) -> Iterator[None]:
     """Set ``request_context_var`` in the block.
 
-    None must be set too: uvicorn may read the next request of a connection in the context of the
-    previous request, which must not apply to the next.
+    None must be set explicitly: uvicorn can read the next request of a connection in the context of
+    the previous one, whose value must not apply to the next request.
     """
     token = request_context_var.set(context)
     try:

@@ -16,7 +16,7 @@ def sqlite_engine(file: Path, timeout: float) -> Engine:
     """Return an engine for an SQLite file, which is created on first use.
 
     Args:
-        file: The database; its folder must exist by then.
+        file: The database file. Its folder must exist before the first use.
         timeout: Maximum wait for another writer, seconds.
     """
     engine = create_engine(f"sqlite:///{file}", connect_args={"timeout": timeout})
@@ -32,7 +32,7 @@ def postgresql_engine(group: str, url: str, password_file: str | None, timeout: 
     Args:
         group: Settings group of ``database_url`` and ``database_password_file``, for errors.
         url: ``postgresql://user@host/database``.
-        password_file: File with the password. None: use the URL's password, if any.
+        password_file: File with the password. None means the URL's password, if any.
         timeout: Timeout for connecting and for each statement, seconds.
 
     Raises:
@@ -55,7 +55,7 @@ def postgresql_engine(group: str, url: str, password_file: str | None, timeout: 
         pool_timeout=timeout,
         connect_args={
             "connect_timeout": max(round(timeout), 1),
-            # A server that vanishes without closing the connection must not block the writer.
+            # A server that disappears without closing the connection must not block the writer.
             "tcp_user_timeout": milliseconds,
             "options": f"-c statement_timeout={milliseconds} -c lock_timeout={milliseconds}",
         },

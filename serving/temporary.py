@@ -42,7 +42,7 @@ def temporary_folder(prefix: str) -> Iterator[Path]:
 
 
 def remove_stale(prefix: str) -> list[Path]:
-    """Remove the directories with a prefix whose process has ended.
+    """Remove the directories with a given prefix whose owner process has ended.
 
     Keeps directories of other users, and directories without a complete owner file, which are being
     set up or were not created by ``temporary_folder``.

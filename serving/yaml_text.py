@@ -1,9 +1,9 @@
 """Reads YAML from files and flags, with one exception type for all errors.
 
-For malformed values, PyYAML raises other exceptions (``2027-13-01``: ValueError,
-``!!timestamp x``: AttributeError). At a nesting depth of a few thousand brackets, its C loader
-overflows the stack, which kills the process. Of a key that occurs twice in a map, it silently takes
-the last: a second ``keys:`` in a key file would remove the first.
+For malformed values, PyYAML raises other exceptions (``2027-13-01``: ValueError, ``!!timestamp x``:
+AttributeError). At a nesting depth of a few thousand brackets, its C loader overflows the stack,
+which crashes the process. If a key occurs twice in a map, PyYAML silently uses the last one: a
+second ``keys:`` in a key file would replace the first.
 """
 
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ MAX_DEPTH = 64
 
 
 def _own(loader: Any) -> Any:
-    """Return a subclass with copies of what other packages in the process may change in PyYAML."""
+    """Return a subclass with copies of the state of PyYAML that other packages can change."""
     resolvers = {first: list(known) for first, known in loader.yaml_implicit_resolvers.items()}
     constructors = dict(loader.yaml_constructors)
     own = {"yaml_implicit_resolvers": resolvers, "yaml_constructors": constructors}
@@ -34,11 +34,11 @@ class NotYaml(ValueError):
     def __init__(self, reason: str, line: int | None = None) -> None:
         super().__init__(reason if line is None else f"line {line}: {reason}")
         self.line = line
-        """Line number, starting at 1; None: unknown."""
+        """Line number, starting at 1. None if unknown."""
 
 
 class RepeatedKey(NotYaml):
-    """A map has a key twice."""
+    """A map contains the same key twice."""
 
 
 def read_yaml(text: str, *, scalars_as_text: bool = False) -> Any:
@@ -46,12 +46,12 @@ def read_yaml(text: str, *, scalars_as_text: bool = False) -> Any:
 
     Args:
         text: The document.
-        scalars_as_text: Return all scalars as strings, e.g. amounts of money, which must not
-            become floats, and times of day, which YAML 1.1 reads as numbers (16:30 is 990).
+        scalars_as_text: Whether to return all scalars as strings, e.g. amounts of money, which must
+            not become floats, and times of day, which YAML 1.1 reads as numbers (16:30 is 990).
 
     Raises:
         NotYaml: The text is not valid YAML, contains a malformed value, or nests too deeply.
-        RepeatedKey: A map has a key twice.
+        RepeatedKey: A map contains the same key twice.
     """
     try:
         _check(text)
@@ -81,8 +81,8 @@ def _check(text: str) -> None:
     """Check the depth of a document and the keys of its maps.
 
     Raises:
-        NotYaml: It nests too deeply.
-        RepeatedKey: A map has a key twice.
+        NotYaml: The document nests too deeply.
+        RepeatedKey: A map contains the same key twice.
     """
     open_: list[_Collection] = []
     for event in yaml.parse(text, Loader=_Loader):

@@ -1,1 +1,1 @@
-"""Admission: quotas, a fair queue, early rejection of requests that would miss their deadline."""
+"""Admission: quotas, a fair queue, and early rejection of requests that would be late."""

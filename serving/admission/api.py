@@ -20,7 +20,7 @@ class AdmissionRequest(PlacementRequest):
 
     prompt_tokens: int
     output_tokens: int
-    """Expected output tokens, over all choices."""
+    """Number of expected output tokens, over all choices."""
     deadline: float
     """Deadline, seconds on the router's monotonic clock."""
     max_output_tokens: int = 0
@@ -29,19 +29,19 @@ class AdmissionRequest(PlacementRequest):
     weight: float = 1.0
     """The tenant's share of the fleet relative to other tenants."""
     lease: Lease | None = None
-    """The request's share of its tenant's quotas; None: the tenant has no limits."""
+    """The request's share of its tenant's quotas. None if the tenant has no limits."""
     reservation: Reservation | None = None
-    """The request's budget reservation. None: no budget applies."""
+    """The request's budget reservation. None if no budget applies."""
     entered_at: float = 0.0
-    """Start of the current wait, seconds on the monotonic clock."""
+    """Start time of the current wait, seconds on the monotonic clock."""
     placed_at: float | None = None
-    """Time of placement on the current rank, monotonic seconds; None while not placed."""
+    """Time of placement on the current rank, monotonic seconds. None while not placed."""
     turn: asyncio.Future[Placement] | None = None
-    """Resolves with the placement, or fails with the request's error; None: never queued."""
+    """Resolves with the placement, or fails with the request's error. None if never queued."""
     predicted: float | None = None
-    """Predicted wait in seconds; None: unknown."""
+    """Predicted wait, seconds. None if unknown."""
     ended: Exception | None = None
-    """Why the request was ended from outside, perhaps before it was queued. None: it was not."""
+    """Why the request was ended from outside, possibly before it was queued. None if it was not."""
     why: str = "other requests are before it"
     """Why the last attempt to place the request failed."""
 
@@ -49,7 +49,7 @@ class AdmissionRequest(PlacementRequest):
     """The tenant whose quotas and share apply."""
     priority: Priority = field(init=False)
     tokens: int = field(init=False)
-    """Prompt and expected output tokens; at least 1."""
+    """Number of prompt tokens plus expected output tokens; at least 1."""
 
     def __post_init__(self) -> None:
         """Copy the fields that the queue compares."""
@@ -62,11 +62,11 @@ class Bystander(Protocol):
     """Preemptible work on the ranks; implemented by ``serving.batch``."""
 
     def arrived(self, rank: RankId) -> None:
-        """Called after a request was placed on a rank."""
+        """Called after a request has been placed on a rank."""
         ...
 
     def make_room(self) -> bool:
-        """Called when no rank has room for a request; returns whether there may be room now."""
+        """Called when no rank has capacity for a request; returns whether one may have it now."""
         ...
 
 
@@ -74,7 +74,7 @@ class Admission(Protocol):
     """Decides when a request is placed; implemented by ``controller.AdmissionController``."""
 
     def check(self, context: RequestContext) -> None:
-        """Reject, before any work is done, a request that ``enter`` would reject anyway.
+        """Reject a request that ``enter`` would reject anyway, before any work is done for it.
 
         Raises:
             Overloaded: The queue is full, or the tenant's quota is exhausted.
@@ -93,7 +93,7 @@ class Admission(Protocol):
         ...
 
     async def resume(self, request: AdmissionRequest) -> Placement:
-        """Place a request whose group was lost again, ahead of all queued requests.
+        """Place a request again after the loss of its group, ahead of all queued requests.
 
         Raises:
             DeadlineExceeded: No rank accepted the request before its deadline.
@@ -101,9 +101,9 @@ class Admission(Protocol):
         ...
 
     async def reserve(self, request: AdmissionRequest) -> None:
-        """Reserve from the budgets that apply to a request, unless this was done before.
+        """Reserve from the budgets that apply to a request, unless this has been done already.
 
-        ``enter`` calls it.
+        Called by ``enter``.
 
         Raises:
             BudgetExceeded: A budget is used up.
@@ -112,11 +112,11 @@ class Admission(Protocol):
         ...
 
     def give_back(self, request: AdmissionRequest) -> None:
-        """Release what was reserved for a request that will not be placed. Safe to call twice."""
+        """Release the reservations of a request that will not be placed. Safe to call twice."""
         ...
 
     def place_in_gap(self, request: AdmissionRequest) -> Placement | None:
-        """Place a batch line's request now; None if other requests wait or no rank has room.
+        """Place a batch line's request now; None if other requests wait or no rank has capacity.
 
         The request is neither queued nor counted in quotas and predicted waits.
 

@@ -1,12 +1,12 @@
 """Budgets of tenants and keys: reservations on the request path, and the policy during outages.
 
-A request of a tenant or key with a budget reserves its highest possible price before it is placed.
-It waits for the database for at most ``ledger.budget_timeout``; concurrent requests share one
-transaction. A request without a budget costs two lookups; tokens cost nothing.
+A request of a tenant or key with a budget reserves its maximum price before it is placed. It waits
+for the database for at most ``ledger.budget_timeout``; concurrent requests share one transaction. A
+request without a budget costs two lookups, and there is no cost per token.
 
-While the database does not answer, ``ledger.budget_down`` applies. Budgets known to be used up stay
-so, and every request is recorded in the ledger's spool and counts as spent afterwards. After a
-failure, the database is not queried for one second.
+While the database does not respond, ``ledger.budget_down`` applies. Budgets known to be used up
+remain so. Every request is recorded in the ledger's spool and counts as spent once the database has
+the record. After a failure, the database is not queried for one second.
 """
 
 import asyncio
@@ -31,9 +31,9 @@ REST_SECONDS = 1.0
 RENEW_SECONDS = 20.0
 """Interval at which leases are renewed, seconds; a third of ``budget_store.LEASE``."""
 SETTLE_SECONDS = 0.1
-"""Maximum time that a settlement waits to share a transaction with requests, seconds."""
+"""Maximum time that a settlement waits in order to share a transaction with requests, seconds."""
 HELD_RETRY_SECONDS = 1.0
-"""Retry-After while requests in flight reserve the rest of a budget, seconds."""
+"""Retry-After while the rest of a budget is reserved by requests in flight, seconds."""
 _BATCH = 256
 """Maximum number of claims, and of settlements, per transaction."""
 _BACKLOG = 100_000
@@ -56,7 +56,7 @@ class Store(Protocol):
     def update(
         self, claims: Sequence[Claim], settlements: Sequence[Settlement], *, renew: bool, now: int
     ) -> list[Verdict]:
-        """Decide on claims and write settlements. Blocks; may raise any exception."""
+        """Decide on claims and write settlements. The call blocks and can raise any exception."""
         ...
 
 
@@ -64,7 +64,7 @@ class Prices(Protocol):
     """Prices of one model: ``serving.ledger.budget.ModelPrice``."""
 
     def highest(self, prompt: int, output: int, now: float) -> int:
-        """Return the highest price of a prompt and its output, in ``budget.UNIT``."""
+        """Return the maximum price of a prompt and its output, in ``budget.UNIT``."""
         ...
 
     def of(self, prompt: int, cached: int, output: int, now: float, *, batch: bool) -> int:
@@ -88,7 +88,7 @@ class Reservation:
     _over: bool = field(default=False, init=False)
 
     def settle(self, *, prompt: int, cached: int, output: int) -> None:
-        """Replace the reserved price by the price of the used tokens. Safe to call twice."""
+        """Replace the reserved price with the price of the used tokens. Safe to call twice."""
         if not self._over:
             self._over = True
             now = self.budgets.clock.time()
@@ -96,7 +96,7 @@ class Reservation:
             self.budgets.settle(self.claim, amount)
 
     def give_back(self) -> None:
-        """End the reservation of a prompt that used nothing. Safe to call twice."""
+        """End the reservation of a prompt that used no tokens. Safe to call twice."""
         if not self._over:
             self._over = True
             self.budgets.give_back(self.claim)
@@ -129,9 +129,9 @@ class Budgets:
             store: The store; called in a thread that this object owns.
             clock: The router's clock.
             record_ids: Ids of the ledger's records.
-            timeout: Maximum wait of a request for the store, seconds.
-            down: Whether to admit requests without a reservation ("open") or refuse them ("closed")
-                while the store does not answer.
+            timeout: Maximum time that a request waits for the store, seconds.
+            down: Whether to admit requests without a reservation ("open") or reject them ("closed")
+                while the store does not respond.
             currency: Currency code for messages.
         """
         self._budgets_of = budgets_of
@@ -150,7 +150,7 @@ class Budgets:
         self._used_up: dict[Budget, int] = {}
         """Budgets known to be used up, and the Unix time at which they renew."""
         self._warned: dict[Budget, int] = {}
-        """Budgets whose soft limit has been logged, and the end of the period of the log line."""
+        """Budgets whose soft limit has been logged, and the end of the period of that log line."""
         self._thread = ThreadPoolExecutor(1, "budgets")
         self._runner: asyncio.Task[None] | None = None
         self._renewal: asyncio.TimerHandle | None = None
@@ -159,7 +159,7 @@ class Budgets:
         self._settlements_due = False
 
     def start(self) -> None:
-        """Connect to the store: the first connection takes longer than a request should wait."""
+        """Connect to the store; the first connection takes longer than a request should wait."""
         self._renewal_due = True
         self._run()
 
@@ -168,7 +168,7 @@ class Budgets:
         return self._budgets_of(context.tenant, context.key_id)
 
     def check(self, context: RequestContext) -> None:
-        """Refuse a request whose budget is known to be used up.
+        """Reject a request whose budget is known to be used up.
 
         Raises:
             BudgetExceeded: A budget is known to be used up.
@@ -192,7 +192,7 @@ class Budgets:
         prompt: int,
         output: int,
     ) -> Reservation:
-        """Reserve the highest price of a prompt, and add warnings to the request's record.
+        """Reserve the maximum price of a prompt, and add warnings to the request's record.
 
         Args:
             context: The request's context.
@@ -203,7 +203,7 @@ class Budgets:
 
         Raises:
             BudgetExceeded: A budget is used up.
-            NotReady: The store does not answer, and ``down`` is "closed".
+            NotReady: The store does not respond, and ``down`` is "closed".
         """
         self.check(context)
         record, now = context.record, self.clock.time()
@@ -236,7 +236,7 @@ class Budgets:
         return Reservation(self, prices, claim, batch)
 
     def settle(self, claim: Claim, amount: int) -> None:
-        """Replace a claim by the price of the used tokens, in the background."""
+        """Replace a claim with the price of the used tokens, in the background."""
         self._end(claim, amount)
 
     def give_back(self, claim: Claim) -> None:
@@ -281,7 +281,7 @@ class Budgets:
         )
 
     def _warn(self, budget: Budget, now: float, spent: int) -> str:
-        """Count and log a warning; return its text, in ASCII for a header."""
+        """Count and log a warning; return its text as ASCII, for a header."""
         scope, period = budget.scope.value, budget.period.value
         metrics.BUDGET_WARNINGS.labels(scope, period).inc()
         renews_at = budget.renews_at(now)
@@ -308,9 +308,7 @@ class Budgets:
     # -- the store ----------------------------------------------------------------------
 
     async def _ask(self, claim: Claim) -> Verdict | None:
-        """Return the store's verdict. None: no answer within the timeout, or the store is not
-        queried for ``REST_SECONDS`` after a failure.
-        """
+        """Return the store's verdict; None if it does not respond in time or has just failed."""
         if self.clock.monotonic() < self._down_until:
             return None
         self._held.add(claim.number)
@@ -338,7 +336,7 @@ class Budgets:
                 self._settling = loop.call_later(SETTLE_SECONDS, self._settle)
 
     def _run(self) -> None:
-        """Start writing what is pending, unless a write is in progress."""
+        """Start writing pending claims and settlements, unless a write is in progress."""
         loop = asyncio.get_running_loop()
         if self._runner is None or self._runner.done():
             self._runner = loop.create_task(self._write())

@@ -1,14 +1,14 @@
-"""Admission control: places requests in queue order, rejects those that would be late.
+"""Admission control: places requests in queue order, and rejects those that would be late.
 
 The path of one request:
 
 1. While the queue is empty, the request is placed immediately, without a task, timer or future.
-2. Otherwise it is checked before it is queued: does the queue have room, and will the request be
-   placed before its deadline (and within ``max_wait``)? If not, it is rejected immediately, with
-   the time after which a retry is worthwhile.
-3. It waits. Whenever a request ends or a group joins, the head of the queue is placed, then the
-   next one, until one does not fit. No request overtakes a head that does not fit; otherwise
-   large requests would starve behind small ones.
+2. Otherwise, before it is queued, the controller checks whether the queue has space and whether the
+  request will be placed before its deadline (and within ``max_wait``). If not, the request is
+  rejected immediately, with the time after which a retry is worthwhile.
+3. The request waits. Whenever a request ends or a group joins, the head of the queue is placed,
+   then the next one, until one does not fit. No request overtakes a head that does not fit;
+   otherwise large requests would starve behind small ones.
 
 While no group is ready, no wait is predicted: requests are parked until a group joins or their
 deadline passes. Only the queue's size limit applies.
@@ -40,7 +40,7 @@ _WAIT = {each: metrics.ADMISSION_WAIT.labels(each.name.lower()) for each in Prio
 
 @dataclass(frozen=True, slots=True)
 class _Smallest:
-    """The smallest request that a tenant can send: if it is rejected, every request would be."""
+    """The smallest request that a tenant can send: if it is rejected, so is every other request."""
 
     tenant: str
     priority: Priority
@@ -72,13 +72,13 @@ class AdmissionController:
         Args:
             settings: Limits and durations.
             dispatcher: Places requests.
-            clock: Default: the system clock.
-            limits_of: Returns a tenant's limits. Default: the settings' limits for all tenants.
-            quotas: Counts usage per tenant, over all models; default: counters in the configured
-                store.
-            budgets: Reserves from budgets, over all models. None: there are no budgets.
+            clock: Source of time; the system clock by default.
+            limits_of: Returns a tenant's limits. By default, the limits in the settings apply to
+                all tenants.
+            quotas: Counts usage per tenant, over all models; uses the configured store by default.
+            budgets: Reserves from budgets, over all models. None means no budgets.
             prices: The model's prices; required with budgets.
-            waits: Counts the time to placement, seconds; None: not counted by model.
+            waits: Counts the time to placement, seconds. None means not counted by model.
 
         Raises:
             SettingsError: The configured Redis cannot be used.
@@ -96,7 +96,7 @@ class AdmissionController:
         self._unsubscribe = dispatcher.subscribe(self.wake)
         self._closed = False
         self.bystander: Bystander | None = None
-        """Notified of requests that need a rank. None: there are no batches."""
+        """Notified of requests that need a rank. None if there are no batches."""
 
     @property
     def queue_length(self) -> int:
@@ -152,7 +152,7 @@ class AdmissionController:
         limits = self._limits_of(request.tenant)
         request.weight = limits.weight
         if self._runner.queue:
-            request.predicted = self._predict(request, now)  # before charging its tenant
+            request.predicted = self._predict(request, now)  # reject before the tenant is charged
         if limits.limited:
             seconds = max(request.deadline - now, 0.0)
             request.lease = await self._quotas.take(request.tenant, request.prompt_tokens, seconds)
@@ -194,7 +194,7 @@ class AdmissionController:
             )
 
     def give_back(self, request: AdmissionRequest) -> None:
-        """Release what was reserved for a request that will not be placed. Safe to call twice."""
+        """Release the reservations of a request that will not be placed. Safe to call twice."""
         if request.lease is not None:
             request.lease.give_back()
             request.lease = None
@@ -240,7 +240,7 @@ class AdmissionController:
         """End a request that entered, whether it succeeded or not. Safe to call twice."""
         self._runner.ended(request)
         if request.context.yielding is not None:
-            self.wake()  # the line leaves room on its rank
+            self.wake()  # the line frees capacity on its rank
         if request.reservation is not None:
             request.reservation.settle(
                 prompt=request.prompt_tokens, cached=cached_tokens, output=generated_tokens
@@ -249,11 +249,11 @@ class AdmissionController:
             request.lease.end(generated_tokens)
 
     def wake(self) -> None:
-        """Schedule another attempt to place the head of the queue after a change of the fleet."""
+        """Schedule another attempt to place the head of the queue after a change in the fleet."""
         self._runner.pump_soon()
 
     def close(self) -> None:
-        """Refuse new requests, and fail queued ones with NotReady. Safe to call twice."""
+        """Reject new requests, and fail queued ones with NotReady. Safe to call twice."""
         self._closed = True
         self._runner.close(_closing)
 
@@ -264,7 +264,7 @@ class AdmissionController:
         await self._quotas.close()
 
     def _placed_instead(self, request: AdmissionRequest) -> Placement | None:
-        """Place a request where preemptible work was running, or return None without room."""
+        """Place a request in place of preemptible work; return None if that is not possible."""
         assert self.bystander is not None
         if not self.bystander.make_room():
             return None
@@ -278,7 +278,7 @@ class AdmissionController:
             raise _closing()
 
     def _predict(self, request: AdmissionRequest | _Smallest, now: float) -> float | None:
-        """Predict the wait of a request that has to be queued, seconds; None: unknown.
+        """Predict the wait of a request that has to be queued, seconds; None if unknown.
 
         Raises:
             Overloaded: The wait would be too long, or the queue is full.

@@ -10,7 +10,7 @@ waits
 
 Both sides count the same expected tokens, so answers that end earlier than expected do not distort
 the result. The rate changes as soon as a group joins or leaves, and is known before the fleet has
-ever been saturated. The time of requests that have not ended counts too; otherwise short requests,
+ever been saturated. The time of requests that have not ended also counts; otherwise short requests,
 which end first, would make the fleet look faster than it is. When engines slow down and the mean
 age of requests in flight exceeds ``residence``, the mean age is used instead.
 """
@@ -25,7 +25,7 @@ class WaitPredictor:
         """Start without data.
 
         Args:
-            window: Seconds after which an event's weight has decayed to 1/e.
+            window: Time after which an event's weight has decayed to 1/e, seconds.
         """
         self._window = window
         self._outstanding = 0
@@ -63,17 +63,17 @@ class WaitPredictor:
             self._placed_moment = 0.0  # keeps rounding errors from accumulating
 
     def rate(self, now: float) -> float | None:
-        """Return the tokens per second that the fleet accepts; None before any request ended."""
+        """Return the tokens per second that the fleet accepts; None until a request has ended."""
         self._sum_up(now)
         if not self._outstanding or not self._ended_tokens:
             return None
         age = now - self._placed_moment / self._outstanding
         residence = max(self._token_seconds / self._ended_tokens, age)
-        # Finite even if answers take no time.
+        # The result is finite even if answers take no time.
         return self._outstanding / max(residence, 1e-6)
 
     def wait(self, tokens: int, now: float) -> float | None:
-        """Return the seconds until ``tokens`` are placed; None before any request ended."""
+        """Return the seconds until ``tokens`` are placed; None until a request has ended."""
         rate = self.rate(now)
         return None if rate is None else tokens / rate
 

@@ -2,7 +2,7 @@
 
 Order, from the front:
 
-1. Resumed requests (their group was lost), in the order in which they were queued again.
+1. Resumed requests (whose group was lost), in the order in which they were queued again.
 2. Interactive, then standard, then batch. A request rises by one class for every ``ageing``
    seconds of waiting, so no request waits forever behind a higher class.
 3. Within a class, start-time fair queuing (Goyal, Vin, Cheng 1996): each tenant with requests in
@@ -12,10 +12,10 @@ Order, from the front:
 4. Within a tenant and class, first in, first out.
 
 Dynamic thresholds (Choudhury, Hahne 1998) divide the capacity: the requests that one tenant has
-queued at one priority may use at most its share times the free capacity. There is always room for
+queued at one priority may use at most its share times the free capacity. There is always space for
 another tenant and for a higher priority, even if one tenant floods the queue.
 
-Pure: no waiting and no clock. All operations are O(log n) in requests and tenants.
+The queue neither waits nor reads a clock. All operations are O(log n) in requests and tenants.
 """
 
 from collections import Counter, OrderedDict
@@ -49,7 +49,9 @@ class Queued(Protocol):
 
     @property
     def tokens(self) -> int:
-        """Cost: prompt and expected output tokens; at least 1."""
+        """The cost of the request: its prompt tokens plus the expected output tokens; at least
+        1.
+        """
         ...
 
     @property
@@ -69,8 +71,9 @@ class FairQueue(Generic[T]):
 
         Args:
             requests: Maximum number of requests, not counting resumed ones.
-            tokens: Maximum total tokens of these requests; a single request may be larger.
-            ageing: Seconds of waiting after which a request rises by one class.
+            tokens: Maximum total number of tokens of these requests; a single request may be
+                larger.
+            ageing: Waiting time after which a request rises by one class, seconds.
         """
         self._most_requests = requests
         self._most_tokens = tokens
@@ -107,7 +110,7 @@ class FairQueue(Generic[T]):
         return self._by_priority[priority]
 
     def full_for(self, item: Queued) -> str | None:
-        """Return the reason why there is no room for ``item``; None: there is room."""
+        """Return the reason why the queue has no space for ``item``, or None if it has."""
         if len(self._level) >= self._most_requests:
             return f"{len(self._level)} requests are already queued"
         if self._level and self._tokens + item.tokens > self._most_tokens:
@@ -227,7 +230,7 @@ class _Flow(Generic[T]):
         self.items: OrderedDict[T, None] = OrderedDict()
         self.tokens = 0
         self.start = start
-        """Start tag: virtual time at which the next request starts."""
+        """The start tag, i.e. the virtual time at which the next request starts."""
         self.turn = 0
         """Number of the flow's valid entry in the heap."""
 
@@ -237,7 +240,7 @@ class _Flow(Generic[T]):
 
 
 class _Class(Generic[T]):
-    """One priority: start-time fair queuing between tenants."""
+    """The requests of one priority, in the order of start-time fair queuing between tenants."""
 
     def __init__(self) -> None:
         self.tokens = 0
@@ -246,7 +249,8 @@ class _Class(Generic[T]):
         self._flows: dict[str, _Flow[T]] = {}
         self._heap: list[tuple[float, int, str]] = []
         self._finishes: dict[str, float] = {}
-        """Start tags of tenants that were served ahead of the others and have nothing queued."""
+        """Start tags of tenants that were served ahead of the others and have no queued
+        requests."""
 
     def add(self, item: T, numbers: "count[int]") -> None:
         flow = self._flows.get(item.tenant)
@@ -287,7 +291,7 @@ class _Class(Generic[T]):
             return
         del self._flows[item.tenant]
         if not self._flows:
-            # No tenant is waiting: reset, so that all tenants start equal.
+            # No tenant is waiting, so reset: all tenants start equally.
             self._virtual = 0.0
             self._heap.clear()
             self._finishes.clear()

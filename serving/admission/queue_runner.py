@@ -68,7 +68,7 @@ class QueueRunner:
         return self._soon is not None or self._timer is not None
 
     def try_place(self, request: AdmissionRequest) -> Placement | None:
-        """Place a request now; return None and set ``request.why`` if no rank takes it.
+        """Place a request now; return None and set ``request.why`` if no rank accepts it.
 
         Raises:
             InvalidRequest: No rank can ever accept the request.
@@ -94,7 +94,7 @@ class QueueRunner:
             self._soon = asyncio.get_running_loop().call_soon(self.pump)
 
     def is_ready(self, now: float) -> bool:
-        """Return whether any group accepts requests; while none does, waiting ones are parked."""
+        """Return whether any group accepts requests; otherwise, waiting requests are parked."""
         if self._dispatcher.ready:
             return True
         self._unready_at = now
@@ -104,8 +104,8 @@ class QueueRunner:
         """Queue a request and return when it is placed.
 
         Args:
-            request: The request; room in the queue is not checked here.
-            resumed: Queue it ahead of all others.
+            request: The request; free space in the queue is not checked here.
+            resumed: Whether to queue it ahead of all others.
 
         Raises:
             DeadlineExceeded: No rank accepted the request before its deadline.
@@ -121,7 +121,7 @@ class QueueRunner:
         heappush(self._deadlines, (request.deadline, next(self._numbers), request))
         self.is_ready(now)
         if overtakes and self.queue.head(now) is request:
-            self.pump()  # it is now ahead of a head that did not fit, and may fit
+            self.pump()  # it is now ahead of the old head, which did not fit, and may itself fit
         else:
             self._after_change()
         record = request.context.record
@@ -137,7 +137,7 @@ class QueueRunner:
                 metrics.REQUESTS_PARKED.inc()
 
     def pump(self) -> None:
-        """Fail requests whose deadline has passed, then place the head until one does not fit."""
+        """Fail requests that are past their deadline, then place from the head while it fits."""
         if self._soon is not None:
             self._soon.cancel()
             self._soon = None

@@ -22,12 +22,13 @@ from serving.errors import SettingsError
 from serving.settings import AdmissionSettings
 
 STORE_ERRORS = (RedisError, OSError, TimeoutError)
-"""Exceptions raised when a shared store fails."""
+"""Exceptions that a shared store raises when it fails."""
 WINDOW = 60
-"""Length of a window in seconds."""
+"""Length of a window, seconds."""
 
 _NO_LIMIT = 2**53
-"""Limit passed for charges, which are never rejected: the largest integer exact in Lua."""
+"""Limit passed for charges, which are never rejected: the largest integer that Lua represents
+exactly."""
 
 _OPEN_STREAM = """
 local time = redis.call('TIME')
@@ -50,17 +51,17 @@ class Window:
     """A sliding window: the previous window counts in proportion to its remaining overlap."""
 
     previous: int
-    """Count of the previous window."""
+    """Amount counted in the previous window."""
     previous_left: float
-    """Seconds until the previous window no longer counts."""
+    """Time until the previous window no longer counts, seconds."""
     current: int
-    """Count of the current window."""
+    """Amount counted in the current window."""
     current_left: float
-    """Seconds until the current window ends."""
+    """Time until the current window ends, seconds."""
 
     @property
     def used(self) -> float:
-        """The weighted count now."""
+        """The current weighted count."""
         return self.previous * self.previous_left / WINDOW + self.current
 
     def seconds_until(self, limit: int) -> float:
@@ -75,14 +76,14 @@ class Window:
 
 
 class QuotaStore(Protocol):
-    """Counters per tenant. Every method may raise one of ``STORE_ERRORS``."""
+    """Counters per tenant. Every method can raise one of ``STORE_ERRORS``."""
 
     async def count_request(self, tenant: str, limit: int) -> bool:
-        """Count a request unless the window would exceed ``limit``; return whether it counted."""
+        """Count a request unless the window would exceed ``limit``; return whether it did."""
         ...
 
     async def requests(self, tenant: str) -> Window:
-        """Return the window of requests."""
+        """Return the window that counts requests."""
         ...
 
     async def charge_tokens(self, tenant: str, tokens: int) -> None:
@@ -188,7 +189,7 @@ class RedisQuotas(_Windows):
         Args:
             url: redis://, rediss:// or unix://.
             timeout: Timeout for connecting and for each response, seconds.
-            password: None: no password.
+            password: Password of the Redis user. None means no password.
             prefix: Prefix of all keys.
 
         Raises:

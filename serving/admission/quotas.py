@@ -1,7 +1,8 @@
 """Quotas: per-tenant limits on requests per minute, tokens per minute and concurrent streams.
 
 Prompt tokens are charged when a request enters, generated tokens when it ends. The charge may
-exceed the limit; further requests are then rejected until enough of the window has passed.
+exceed the limit; further requests are then rejected until a sufficient part of the window has
+passed.
 
 A request of a limited tenant costs a few calls to the store; a request of an unlimited tenant
 costs none. After a failure, the shared store is not called for one second, which limits the
@@ -25,9 +26,9 @@ from serving.settings import AdmissionSettings
 from serving.telemetry import metrics
 
 REST_SECONDS = 1.0
-"""Seconds after a failure during which the shared store is not called."""
+"""Time after a failure during which the shared store is not called, seconds."""
 STREAM_RETRY_SECONDS = 1.0
-"""Retry-After for a tenant with too many streams; the time until one ends is unknown."""
+"""Retry-After for a tenant with too many streams, seconds; the time until one ends is unknown."""
 
 R = TypeVar("R")
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -35,13 +36,13 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class TenantLimits:
-    """Limits of one tenant. None: unlimited."""
+    """Limits of one tenant. None means unlimited."""
 
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
-    """Prompt and generated tokens together."""
+    """Maximum number of prompt and generated tokens per minute."""
     concurrent_streams: int | None = None
-    """Requests in flight, including queued ones."""
+    """Maximum number of requests in flight, including queued ones."""
     weight: float = 1.0
     """Share relative to other tenants while the fleet is saturated."""
 
@@ -96,12 +97,13 @@ class Quotas:
         Args:
             limits_of: Returns a tenant's limits.
             clock: The clock for waits and leases.
-            shared: The store shared by several routers; None: count in this process only.
+            shared: The store shared by several routers. If None, usage is counted in this process
+                only.
             own: The store of this process, used without a shared store or while it does not
-                respond; default: in memory.
+                respond; in memory by default.
             timeout: Timeout of a call to the shared store, seconds.
-            down: While the shared store does not respond, count in this process ("open") or
-                reject requests ("closed").
+            down: Whether to count in this process ("open") or reject requests ("closed") while the
+                shared store does not respond.
         """
         self._limits_of = limits_of
         self._clock = clock
@@ -124,7 +126,7 @@ class Quotas:
         return bool(self._debts or self._ended)
 
     def check(self, tenant: str) -> None:
-        """Reject a tenant that was rejected recently and whose window has not passed yet.
+        """Reject a tenant that was rejected recently and whose window has not ended yet.
 
         Raises:
             Overloaded: The tenant's quota is exhausted.
@@ -231,7 +233,9 @@ class Quotas:
     # -- written in the background ------------------------------------------------------
 
     def settle(self, lease: "Lease", tokens: int) -> None:
-        """Charge ``tokens`` (negative: refund) and close the stream, in the background."""
+        """Charge ``tokens`` (a negative number is a refund) and close the stream, in the
+        background.
+        """
         if tokens and lease.limits.tokens_per_minute is not None:
             key = (lease.store, lease.tenant)
             self._debts[key] = self._debts.get(key, 0) + tokens
@@ -283,12 +287,12 @@ async def _charge(tenant: str, tokens: int, store: QuotaStore) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Rejected:
-    """A rejected tenant, and when a retry is worthwhile."""
+    """A rejected tenant, and the time from which a retry is worthwhile."""
 
     until: float
     reason: str
     limits: TenantLimits
-    """The limits at the time of the rejection; if they change, it no longer applies."""
+    """The limits at the time of the rejection; if they change, the rejection no longer applies."""
 
 
 @dataclass(slots=True, eq=False)
@@ -310,10 +314,10 @@ class Lease:
         self._settle(generated_tokens)
 
     def give_back(self, tokens: int | None = None) -> None:
-        """Refund the charge of a request that was rejected after all.
+        """Refund the charge of a request that was rejected after it was charged.
 
         Args:
-            tokens: Tokens to refund; default: the prompt tokens.
+            tokens: Tokens to refund; the prompt tokens by default.
         """
         self._settle(-self.prompt_tokens if tokens is None else -tokens)
 

@@ -64,7 +64,8 @@ async def autoscaler_app(settings: Settings, *, dry_run: bool) -> AsyncIterator[
 
     Args:
         settings: All settings.
-        dry_run: Make decisions without acting on them or taking part in the leader election.
+        dry_run: Whether to make decisions without acting on them and without joining the leader
+            election.
 
     Raises:
         SettingsError: A file or the schedule cannot be read, or no cluster is configured.
@@ -126,7 +127,7 @@ async def _on_kubernetes(
     api = await connect(stack, scaling.kubernetes)
     parts = PoolParts(serve, routers, drains)
     if dry_run:
-        # No lease: a dry run reports what it would do while the leader acts.
+        # A dry run needs no lease: it reports what it would do while the leader acts.
         return observed_workers(api, scaling, parts), always
     election = election_of(api, scaling.kubernetes)
     actuator = with_workers(stack, api, scaling, parts, lambda: election.leading)
@@ -159,7 +160,7 @@ def election_of(api: "KubernetesApi", settings: KubernetesSettings) -> "LeaseEle
 
 
 def campaign(stack: AsyncExitStack, election: "LeaseElection") -> None:
-    """Take part in the leader election until ``stack`` closes.
+    """Run for leader until ``stack`` closes.
 
     Called last: when the stack closes, the lease is released before the slower steps.
     """
@@ -169,7 +170,7 @@ def campaign(stack: AsyncExitStack, election: "LeaseElection") -> None:
 
 @dataclass(frozen=True, slots=True)
 class PoolParts:
-    """What acts on the groups of one pool, without Kubernetes."""
+    """The parts that act on the groups of one pool, without Kubernetes."""
 
     serve: RayServeActuator
     routers: RouterReader
@@ -203,7 +204,7 @@ def with_workers(
         stack: Ends the watch.
         api: The API server.
         scaling: The settings of the pool.
-        parts: What acts on the pool's groups.
+        parts: The parts that act on the pool's groups.
         is_leader: Returns whether this process makes the decisions.
     """
     from serving.autoscaler.actuators.disruption_budget import DisruptionBudget
@@ -220,7 +221,7 @@ def with_workers(
 
 
 def always() -> bool:
-    """Return true: without an election, this process makes the decisions."""
+    """Return True, because without an election this process makes the decisions."""
     return True
 
 
@@ -230,7 +231,7 @@ async def _cancel(task: asyncio.Task[None]) -> None:
 
 
 def trust(ca_file: str | None) -> ssl.SSLContext | bool:
-    """Return the authorities that routers are verified with; True: those of the system.
+    """Return the authorities that routers are verified with; True means the system's authorities.
 
     Raises:
         SettingsError: The file cannot be read.

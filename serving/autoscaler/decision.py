@@ -1,4 +1,4 @@
-"""The policy's result, the state carried to the next decision, and their text form. Pure."""
+"""The policy's result, the state carried to the next decision, and their text form."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ class VoteKind(StrEnum):
     VOTE = "vote"
     """The number of groups that this rule needs; the largest vote wins."""
     STAY = "stay"
-    """The rule's data is stale or missing: keep at least the current number of groups."""
+    """The rule's data is stale or missing, so at least the current number of groups is kept."""
     ABSTAIN = "abstain"
     """The rule does not apply."""
 
@@ -67,21 +67,23 @@ class PolicyState:
     wanted: tuple[tuple[float, int], ...] = ()
     """(time, groups) of the winning votes, over the longer of the two windows."""
     idle_since: float | None = None
-    """Unix time since which the fleet has had no requests; None: it has or may have requests."""
+    """Unix time since which the fleet has had no requests; None while it has or may have
+    requests."""
     ready: int | None = None
-    """Ready groups at the last observation that included them."""
+    """Number of ready groups at the last observation that included it."""
     warming_since: float | None = None
     """Unix time since which groups have been missing without any becoming ready."""
     asleep: bool = False
-    """Whether no group was ready at the last observation that included them."""
+    """Whether no group was ready at the last observation that included the number of ready
+    groups."""
     woke_at: float | None = None
-    """Unix time at which the first group became ready after none was."""
+    """Unix time at which the first group became ready after a time without ready groups."""
     capacity: float | None = None
-    """Tokens per second of one group, learned while requests are queued."""
+    """Throughput of one group, tokens per second, learned while requests are queued."""
     spent_day: int = 0
     """The day that ``spent`` belongs to, as days since the Unix epoch."""
     spent: float = 0.0
-    """GPU-hours used on that day."""
+    """Number of GPU-hours used on that day."""
     spent_at: float | None = None
     """Unix time up to which ``spent`` is charged."""
 

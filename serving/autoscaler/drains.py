@@ -73,14 +73,14 @@ class RouterDrainer:
         cordon = fleet_pb2.CordonRequest(group_id=group_id, reason=reason)
         drain = fleet_pb2.DrainRequest(group_id=group_id, timeout_seconds=self._timeout)
         async with self._routers() as routers:
-            # Cordon everywhere first: while one router drains, others must not add requests.
+            # Cordon at all routers first, so that none adds requests while another drains.
             await self._all(routers, "Cordon", lambda stub: self._call(stub.Cordon, cordon))
             answers = await self._all(
                 routers,
                 "Drain",
                 lambda stub: self._call(stub.Drain, drain, self._timeout + _DRAIN_SLACK),
             )
-        # Without any router, nothing has been drained.
+        # If no router was called, nothing has been drained.
         return bool(answers) and all(answer is not None and answer.finished for answer in answers)
 
     async def restore(self, group_id: str) -> None:

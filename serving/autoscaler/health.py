@@ -49,7 +49,7 @@ class _Server(socketserver.ThreadingMixIn, WSGIServer):
 
 class _Silent(WSGIRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  the base class's name
-        """Log nothing: probes arrive every few seconds."""
+        """Log nothing, because probes arrive every few seconds."""
 
 
 def serve_pages(settings: AutoscalerSettings, heartbeat: Heartbeat) -> Callable[[], None]:

@@ -1,4 +1,4 @@
-"""Limits that apply after the votes: bounds, schedule floor, cost cap and step size. Pure."""
+"""Limits that apply after the votes: bounds, schedule floor, cost cap and step size."""
 
 from dataclasses import dataclass, replace
 
@@ -12,7 +12,7 @@ _HOUR = 3600.0
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The smallest and largest permitted number of groups, and the reason for each."""
+    """The minimum and maximum number of groups, and the reason for each."""
 
     least: int
     most: int

@@ -1,6 +1,6 @@
 """The control loop: observe, decide, act, every ``autoscaler.interval`` seconds.
 
-After any failure the number of groups stays unchanged until the next cycle.
+After any failure, the number of groups stays unchanged until the next cycle.
 """
 
 import asyncio
@@ -49,7 +49,7 @@ class Cycle:
 
 
 class ControlLoop(ABC, Generic[Result]):
-    """Runs cycles at a fixed interval; what a cycle does is up to the subclass."""
+    """Runs cycles at a fixed interval; subclasses define the cycle."""
 
     def __init__(self, interval: float, clock: Clock) -> None:
         """Run a cycle every ``interval`` seconds of ``clock``."""
@@ -59,7 +59,7 @@ class ControlLoop(ABC, Generic[Result]):
 
     @abstractmethod
     def notices(self) -> tuple[str, ...]:
-        """Return problems that an operator should fix, as of the last cycle."""
+        """Return problems that an operator should fix, as found by the last cycle."""
 
     @abstractmethod
     async def run_once(self) -> Result | None:
@@ -130,8 +130,8 @@ class Autoscaler(ControlLoop[Cycle]):
             settings: The settings group ``autoscaler``.
             clock: Wall clock for decisions and monotonic clock for the interval.
             gpus: GPUs of one group, for the cost cap.
-            state: State left by an earlier process; default: the initial state.
-            dry_run: Decide without acting.
+            state: State saved by an earlier process; the initial state by default.
+            dry_run: Whether to decide without acting.
         """
         super().__init__(settings.interval, clock)
         self._signals = signals
@@ -143,7 +143,7 @@ class Autoscaler(ControlLoop[Cycle]):
 
     @override
     def notices(self) -> tuple[str, ...]:
-        """Return problems that an operator should fix, as of the last cycle."""
+        """Return problems that an operator should fix, as found by the last cycle."""
         settings = self._settings
         fixed = []
         if settings.min_groups == settings.max_groups:
@@ -216,9 +216,9 @@ def record(file: str | None, now: float, observations: Iterable[Observation]) ->
     """Append observations to a recording; a failure is logged, not raised.
 
     Args:
-        file: The recording; None: nothing is recorded.
+        file: The recording. None disables recording.
         now: Unix time, seconds.
-        observations: One of each pool.
+        observations: One observation per pool.
     """
     if file is None:
         return

@@ -1,4 +1,4 @@
-"""Combines votes, windows and limits into a decision. Pure.
+"""Combines votes, windows and limits into a decision. Pure functions.
 
     votes of the rules -> largest vote -> windows (up: smallest recent vote, down: largest)
                        -> parked requests (immediate) -> one step -> limits
@@ -104,7 +104,7 @@ def _bounded(current: int, stepped: int, limits: Limits, reason: str) -> tuple[i
 def _timed(
     observation: Observation, state: PolicyState, now: float, settings: AutoscalerSettings
 ) -> PolicyState:
-    """Update the times since which the fleet is idle, awake, or lacks groups."""
+    """Update the times since when the fleet has been idle, awake, or short of groups."""
     ready = ready_groups(observation, settings)
     missing = ready is not None and ready < observation.target
     # Each group that becomes ready restarts the timer, so a long ramp-up loses no groups.
@@ -138,7 +138,7 @@ def _idle(observation: Observation, settings: AutoscalerSettings) -> bool:
 def _remember(
     state: PolicyState, now: float, wanted: int, current: int, settings: AutoscalerSettings
 ) -> PolicyState:
-    """Append the winning vote and drop those older than the longer window.
+    """Append the winning vote and drop votes that are older than the longer window.
 
     The first entry of a new state is ``current``, so that scaling down takes a whole window after a
     restart. The same applies after a period without data, during which ``wanted`` is ``current``.

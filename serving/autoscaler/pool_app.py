@@ -1,7 +1,7 @@
 """Builds the autoscaler of several pools; leaving the context closes everything in reverse order.
 
-All pools share the routers' pages, the queries to Prometheus and the leader election. Each has an
-actuator for its Ray Serve application and, on Kubernetes, for its worker group.
+All pools share the routers' pages, the queries to Prometheus and the leader election. Each pool has
+an actuator for its Ray Serve application and, on Kubernetes, for its worker group.
 """
 
 from collections.abc import AsyncIterator, Callable
@@ -66,7 +66,8 @@ async def pools_app(settings: Settings, *, dry_run: bool) -> AsyncIterator[Pools
 
     Args:
         settings: All settings, with ``models``.
-        dry_run: Make decisions without acting on them or taking part in the leader election.
+        dry_run: Whether to make decisions without acting on them and without joining the leader
+            election.
 
     Raises:
         SettingsError: A file or a schedule cannot be read, or no cluster is configured.

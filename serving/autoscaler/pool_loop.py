@@ -1,6 +1,7 @@
-"""The control loop of several pools: observe all, decide for each, keep the shared limits, act.
+"""The control loop of several pools: observe all, decide for each, apply the shared limits, act.
 
-A pool whose number of groups is unknown keeps it; the others are decided as usual.
+A pool whose number of groups is unknown stays unchanged; decisions for the others are made as
+usual.
 """
 
 import asyncio
@@ -59,19 +60,19 @@ def decide_pools(
     now: float,
     settings: AutoscalerSettings,
 ) -> tuple[dict[str, Decision], dict[str, Decision], dict[str, PolicyState]]:
-    """Decide on the number of groups of each pool. Pure.
+    """Decide on the number of groups of each pool; a pure function.
 
     Args:
         pools: All pools, in the order of the settings.
-        observations: Observation by pool; a pool without one is not decided.
+        observations: Observation by pool; no decision is made for a pool without one.
         states: State of each pool from the previous decision.
-        held: Groups of the pools that are not decided.
+        held: Number of groups of the pools without a decision.
         now: Unix time, seconds.
         settings: The settings group ``autoscaler``, whose limits the pools share.
 
     Returns:
-        The decision of each pool with the shared limits, the same without them, and the states for
-        the next decision.
+        The decision for each pool with the shared limits, the decision without them, and the states
+        for the next decision.
     """
     states = dict(states)
     wanted: dict[str, Decision] = {}
@@ -79,7 +80,7 @@ def decide_pools(
         observation = observations.get(pool.key)
         if observation is None:
             continue
-        # The day's GPU-hours are a limit of all pools together.
+        # The limit on GPU-hours per day applies to all pools together.
         own = pool.settings.model_copy(update={"gpu_hours_per_day": None})
         wanted[pool.key], states[pool.key] = decide(
             observation, states.get(pool.key, PolicyState()), now, own, pool.gpus
@@ -89,7 +90,7 @@ def decide_pools(
 
 
 def spent_today(states: Mapping[str, PolicyState], now: float) -> float:
-    """Return the GPU-hours of all pools since 0:00 UTC."""
+    """Return the GPU-hours used by all pools since 0:00 UTC."""
     return sum(state.spent for state in states.values() if state.spent_day == int(now // _DAY))
 
 
@@ -115,8 +116,8 @@ class PoolsAutoscaler(ControlLoop[PoolsCycle]):
             actuators: Reports and sets the number of groups, by pool.
             settings: The settings group ``autoscaler``, whose limits the pools share.
             clock: Wall clock for decisions and monotonic clock for the interval.
-            states: States left by an earlier process; default: the initial state.
-            dry_run: Decide without acting.
+            states: States saved by an earlier process; the initial state by default.
+            dry_run: Whether to decide without acting.
         """
         super().__init__(settings.interval, clock)
         self._pools = pools
@@ -126,13 +127,14 @@ class PoolsAutoscaler(ControlLoop[PoolsCycle]):
         self._states = dict(states or {})
         self._dry_run = dry_run
         self._last: dict[str, int] = {}
-        """Last known number of groups of each pool; the larger one while it changes."""
+        """Last known number of groups of each pool; during a change, the larger of the two
+        numbers."""
         self._acting: dict[str, asyncio.Task[None]] = {}
         """Change in progress of each pool."""
 
     @override
     def notices(self) -> tuple[str, ...]:
-        """Return problems that an operator should fix, each with the pool, as of the last cycle."""
+        """Return problems that an operator should fix, each with its pool, from the last cycle."""
         return tuple(
             f"pool {pool.key}: {text}"
             for pool in self._pools
@@ -172,7 +174,7 @@ class PoolsAutoscaler(ControlLoop[PoolsCycle]):
         await asyncio.gather(*self._acting.values(), return_exceptions=True)
 
     async def _targets(self) -> dict[str, int]:
-        """Return the number of groups of each pool for which it is known and not changing."""
+        """Return the number of groups of each pool, except where it is unknown or changing."""
 
         async def one(pool: ScaledPool) -> int | None:
             try:
@@ -193,7 +195,7 @@ class PoolsAutoscaler(ControlLoop[PoolsCycle]):
         return targets
 
     def _held(self, targets: Mapping[str, int]) -> dict[str, int]:
-        """Return the groups that the other pools may have, for the shared limits."""
+        """Return the number of groups to assume for each other pool in the shared limits."""
         return {
             pool.key: self._last.get(pool.key, pool.settings.max_groups)
             for pool in self._pools
@@ -201,9 +203,9 @@ class PoolsAutoscaler(ControlLoop[PoolsCycle]):
         }
 
     async def _act(self, decisions: Mapping[str, Decision]) -> None:
-        """Scale all pools; wait at most one interval, because draining a group may take longer.
+        """Scale all pools; wait at most one interval, because draining a group can take longer.
 
-        A pool is not decided again before its change has been made.
+        No new decision is made for a pool until its change is complete.
         """
         for key, decision in decisions.items():
             if decision.action is not Action.HOLD:

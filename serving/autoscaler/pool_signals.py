@@ -69,7 +69,7 @@ class PoolsSnapshot:
     """All signals and counts of all pools, read at the same time."""
 
     fleet: FleetPools | None
-    """None: no router responded."""
+    """Counts from the routers. None if no router responded."""
     measured: Measured
     problem: str = ""
     """Why Prometheus is unavailable; empty if it responded."""
@@ -123,7 +123,7 @@ class PoolSignalReader:
         settings: AutoscalerSettings,
         pools: Sequence[tuple[str, str]],
     ) -> None:
-        """Read the signals of ``pools``, each with its model's name and its own."""
+        """Read the signals of ``pools``, given as (model name, pool name)."""
         self._prometheus = prometheus
         self._fleet = fleet
         self._pools = pools

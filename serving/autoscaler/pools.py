@@ -1,9 +1,9 @@
-"""From what was measured of all models and pools to one observation for each pool. Pure.
+"""Derives one observation per pool from the measurements of all models and pools. Pure functions.
 
-A pool's latencies, tokens and requests in flight are its own. The admission queue belongs to the
-model, whose pools share it: each sees the queue's wait, and the part of its tokens that corresponds
-to its part of the model's groups. Requests that wait while the model has no ready group are
-attributed to one pool, which starts a group for them.
+Latencies, tokens and requests in flight are measured per pool. The admission queue belongs to the
+model and is shared by its pools: each pool sees the queue's wait, and a share of the queued tokens
+that corresponds to its share of the model's groups. Requests that wait while the model has no ready
+group are attributed to one pool, which starts a group for them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,9 +23,9 @@ class ScaledPool:
     model: str
     name: str
     settings: AutoscalerSettings
-    """The settings group ``autoscaler``, with what the pool sets."""
+    """The settings group ``autoscaler``, with the values that the pool sets."""
     gpus: float
-    """GPUs of one group."""
+    """Number of GPUs of one group."""
 
     @property
     def key(self) -> str:
@@ -34,7 +34,7 @@ class ScaledPool:
 
     @property
     def nodes(self) -> int:
-        """Worker pods of one group."""
+        """Number of worker pods of one group."""
         return self.settings.kubernetes.workers_per_group
 
 
@@ -43,11 +43,11 @@ class FleetPools:
     """Current counts from the routers' ``/fleet`` pages, by pool and by model."""
 
     ready: Mapping[str, int]
-    """Groups of each pool, MODEL/POOL, that accept requests: the maximum over the routers."""
+    """Number of groups that accept requests, by pool (MODEL/POOL): the maximum over the routers."""
     waiting: Mapping[str, int]
-    """Requests in the queue of each model: the sum over the routers."""
+    """Number of requests in the queue, by model: the sum over the routers."""
     parked: Mapping[str, int]
-    """Those of them that wait at a router where no group of the model is ready."""
+    """Number of queued requests at routers where no group of the model is ready, by model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +55,9 @@ class Measured:
     """The readings of one cycle from Prometheus."""
 
     pools: Mapping[str, Mapping[Signal, Reading]] = field(default_factory=dict)
-    """By pool, MODEL/POOL: latencies, rates, requests on ranks, ready groups."""
+    """Latencies, rates, requests on ranks and ready groups, by pool (MODEL/POOL)."""
     models: Mapping[str, Mapping[Signal, Reading]] = field(default_factory=dict)
-    """By model: the signals of its admission queue."""
+    """Signals of the admission queue, by model."""
 
 
 def observe(
@@ -73,7 +73,7 @@ def observe(
     Args:
         pools: All pools, in the order of the settings.
         targets: Groups currently requested, by pool; a pool whose number is unknown is missing.
-        fleet: Counts from the routers; None: no router responded.
+        fleet: Counts from the routers. None if no router responded.
         measured: Readings from Prometheus; empty if it is unavailable.
         states: State of each pool before this cycle.
         now: Unix time, seconds.
@@ -110,12 +110,12 @@ def waking_pool(
     states: Mapping[str, PolicyState],
     now: float,
 ) -> str | None:
-    """Return the pool that starts a group for the model's waiting requests; None: no pool has to.
+    """Return the pool that starts a group for the model's waiting requests; None if not needed.
 
     Without a ready group, this is a pool whose groups are starting already, otherwise the first
     pool of the settings. A pool without a ready group after its ``warming_timeout`` is skipped.
-    While groups are ready, it is the first pool without groups, once those before it have
-    ``max_groups``.
+    While groups are ready, it is the first pool without groups, once all pools before it have
+    ``max_groups`` groups.
 
     Args:
         pools: The pools of one model, in the order of the settings.
@@ -140,7 +140,7 @@ def waking_pool(
 
 
 def _waiting(pools: Sequence[ScaledPool], fleet: FleetPools) -> int:
-    """Return the waiting requests that ready groups cannot be expected to take."""
+    """Return the number of waiting requests that the ready groups are not expected to accept."""
     model = pools[0].model
     ready = any(fleet.ready.get(pool.key, 0) for pool in pools)
     return (fleet.waiting if ready else fleet.parked).get(model, 0)
@@ -152,7 +152,7 @@ def _late(pool: ScaledPool, state: PolicyState | None, now: float) -> bool:
 
 
 def _queue(queue: Mapping[Signal, Reading], share: float) -> dict[Signal, Reading]:
-    """Return the part of the model's queue that one pool sees; nothing of it if it has no share."""
+    """Return the part of the model's queue that one pool sees; empty if the pool has no share."""
     found = {signal: queue[signal] for signal in _QUEUE if signal in queue}
     for signal, reading in found.items():
         if not share:

@@ -1,8 +1,8 @@
 """Reads the signals from Prometheus: PromQL queries, HTTP API client, and snapshots.
 
-Metric names are those of ``serving.telemetry.metrics`` and ``fleet_metrics``. Each router counts
-only the requests it handles, so counts are summed. All routers see the same groups, so group counts
-use the maximum.
+Metric names come from ``serving.telemetry.metrics`` and ``fleet_metrics``. Each router counts only
+the requests it handles, so counts are summed. All routers see the same groups, so group counts use
+the maximum.
 """
 
 import asyncio
@@ -52,7 +52,7 @@ def signal_queries(selector: str, window: float) -> dict[Signal, str]:
         Signal.TTFT_P90: quantile_query(_TTFT, span),
         Signal.ITL_P90: quantile_query(_ITL, span),
         Signal.QUEUE_WAIT_P90: quantile_query(_WAIT, span),
-        # A router whose queue was never used exports no such series: count its queue as empty.
+        # A router whose queue was never used does not export the series; count its queue as empty.
         Signal.QUEUE_REQUESTS: f"sum(moe_admission_queue_requests{here}) or 0 * sum({PULSE}{here})",
         Signal.QUEUE_TOKENS: f"sum(moe_admission_queue_tokens{here})",
         Signal.TOKEN_RATE: f"sum(rate(moe_generated_tokens_total{span}))",
@@ -78,14 +78,14 @@ def quantile_query(histogram: str, span: str, *labels: str) -> str:
     Args:
         histogram: Name of the metric.
         span: Label matchers in braces and the range in brackets.
-        labels: Labels by which the result is divided.
+        labels: Labels by which the result is grouped.
     """
     by = ", ".join(("le", *labels))
     return f"histogram_quantile({_QUANTILE}, sum by ({by}) (rate({histogram}_bucket{span})))"
 
 
 def duration(seconds: float) -> str:
-    """Return a duration in the form of PromQL."""
+    """Return a duration in PromQL syntax."""
     return f"{round(seconds * 1000)}ms"
 
 
@@ -108,7 +108,8 @@ class PrometheusApi:
             The value; None if there is no series or the value is not finite.
 
         Raises:
-            PrometheusUnavailable: Timeout, error response, or more than one series.
+            PrometheusUnavailable: The query failed or timed out, or it returned more than one
+                series.
         """
         return _number(await self._query(query))
 
@@ -119,7 +120,8 @@ class PrometheusApi:
             The finite values, by the values of ``labels``.
 
         Raises:
-            PrometheusUnavailable: Timeout, error response, or a series without one of the labels.
+            PrometheusUnavailable: The query failed or timed out, or a series lacks one of the
+                labels.
         """
         content = await self._query(query)
         try:

@@ -17,7 +17,7 @@ from serving.errors import SettingsError
 def format_line(at: float, observation: Observation) -> str:
     """Format one observation as a line of a recording.
 
-    An infinite age is written as null, since JSON has no infinity.
+    An infinite age is written as null, because JSON cannot represent infinity.
 
     Args:
         at: Unix time, seconds.
@@ -78,7 +78,7 @@ def read_recording(file: Path) -> Iterator[tuple[float, Observation]]:
 
 
 def read_cycles(file: Path) -> Iterator[tuple[float, list[Observation]]]:
-    """Yield the time and the observations of each cycle: one of each pool, at the same time.
+    """Yield the time and the observations of each cycle, one observation per pool.
 
     Raises:
         SettingsError: As for ``read_recording``.
@@ -123,8 +123,8 @@ def _write(file: Path, content: Mapping[str, Any]) -> None:
 def load_state(file: Path) -> PolicyState:
     """Return the saved state, or the initial state if the file does not exist.
 
-    The next decision charges the time since the state was saved as if the groups had kept running,
-    which they did, because nothing scaled them meanwhile.
+    The next decision also charges the time since the state was saved. The groups were running
+    during that time, because nothing else scales them.
 
     Raises:
         SettingsError: The file cannot be read.
@@ -140,8 +140,8 @@ def load_state(file: Path) -> PolicyState:
 def load_states(file: Path, pools: Sequence[str]) -> dict[str, PolicyState]:
     """Return the saved state of each pool, or the initial state.
 
-    A file of one pool without a name belongs to the first pool, so that the day's GPU-hours still
-    count after ``models`` has replaced the short form.
+    A file that contains the state of one unnamed pool applies to the first pool, so that the day's
+    GPU-hours still count after ``models`` has replaced the short form.
 
     Args:
         file: The state file.

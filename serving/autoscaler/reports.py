@@ -1,6 +1,6 @@
-"""Sends each decision to every router, whose web console shows it.
+"""Sends each decision to every router, which shows it in its web console.
 
-Decisions never wait for it: a router that does not take a report in time misses it.
+Decisions never wait for reports: a router that does not accept a report in time misses it.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ class DecisionReports:
     """Sends decisions in the background."""
 
     def __init__(self, client: httpx.AsyncClient, settings: AutoscalerSettings) -> None:
-        """Send nothing yet; ``decision_reports`` creates and closes the client.
+        """Prepare to send reports; ``decision_reports`` creates and closes the client.
 
         Raises:
             SettingsError: The key file cannot be read.
@@ -43,13 +43,13 @@ class DecisionReports:
     def send(
         self, decision: Decision, observation: Observation, *, pool: str = "", dry_run: bool = False
     ) -> None:
-        """Start to send a decision to all routers.
+        """Start sending a decision to all routers.
 
         Args:
             decision: The decision.
-            observation: What it is based on.
-            pool: Model and pool; empty: the only one.
-            dry_run: Whether the decision is only shown.
+            observation: The observation that the decision is based on.
+            pool: Model and pool; empty if there is only one.
+            dry_run: Whether the decision is only shown, not executed.
         """
         if len(self._tasks) >= _UNSENT:
             return
@@ -59,7 +59,7 @@ class DecisionReports:
         task.add_done_callback(self._tasks.discard)
 
     async def close(self) -> None:
-        """Drop what is not sent."""
+        """Drop all reports that have not been sent."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -115,7 +115,7 @@ def _trust(ca_file: str | None) -> ssl.SSLContext | bool:
 def report(
     decision: Decision, observation: Observation, pool: str, *, dry_run: bool
 ) -> dict[str, Any]:
-    """Return a decision as routers take it (``serving.console.decisions.ReportedDecision``)."""
+    """Return a decision in the format of ``serving.console.decisions.ReportedDecision``."""
     return {
         "pool": pool,
         "at": decision.at,

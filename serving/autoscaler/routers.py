@@ -20,7 +20,7 @@ from serving.settings import AutoscalerSettings
 
 _EVERY_ADDRESS = "dns+"
 """Scheme prefix of a URL whose host name resolves to several routers. ``dns:///name:port`` is
-converted to such a URL; a setting may also contain one."""
+converted to such a URL; a setting can also contain one."""
 _PORTS = {"http": 80, "https": 443}
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger("serving.autoscaler")
@@ -104,7 +104,7 @@ class RouterReader:
         pool: tuple[str, str] | None = None,
         pages: RouterPages | None = None,
     ) -> None:
-        """Read the groups of the Ray Serve application ``app``; empty: all applications.
+        """Read the groups of Ray Serve application ``app``, or of all applications if it is empty.
 
         Groups of other applications, such as those of another node pool, have separate autoscalers.
         Groups without an application name are included.
@@ -113,8 +113,8 @@ class RouterReader:
             client: HTTP client.
             settings: The settings group ``autoscaler``.
             app: Name of the application.
-            pool: Model and pool of the groups; None: all.
-            pages: The routers' pages, which readers of several pools share; default: own ones.
+            pool: Model and pool of the groups. None means all groups.
+            pages: The routers' pages, shared by the readers of several pools; created if omitted.
 
         Raises:
             SettingsError: A URL is invalid or the key file cannot be read.
@@ -168,7 +168,7 @@ class RouterReader:
 
 
 def _fleet_url(text: str, scheme: str) -> httpx.URL:
-    """Return the URL of a router's page; ``scheme`` is that of a ``dns:///`` address."""
+    """Return the URL of a router's page; ``scheme`` applies to ``dns:///`` addresses."""
     try:
         base = text.rstrip("/")
         if text.startswith(DNS_SCHEME) and (name := dns_name(text)) is not None:
@@ -201,7 +201,7 @@ async def router_targets(
     """Return the URL of a page at every router, each with the server name to verify, if any.
 
     Args:
-        settings: Names the routers.
+        settings: Settings that contain the routers' addresses.
         path: Path of the page; starts with a slash.
     """
     scheme = "http" if settings.ca_file is None else "https"
@@ -232,7 +232,7 @@ def _ready(page: Mapping[str, Any]) -> int:
 
 
 def _parked(page: Mapping[str, Any]) -> int:
-    """Return the number of requests that wait because no group is ready, without placed ones."""
+    """Return the number of requests that have not been placed because no group is ready."""
     if _ready(page):
         return 0
     placed = sum(

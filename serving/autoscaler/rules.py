@@ -1,4 +1,4 @@
-"""The rules of the policy: each maps an observation to a vote. Pure.
+"""The rules of the policy: each maps an observation to a vote. Pure functions.
 
 A rule with stale or missing data votes STAY: the fleet never shrinks on old data and grows only on
 fresh data. The largest vote wins (``policy``).
@@ -18,8 +18,9 @@ from serving.settings import AutoscalerSettings
 
 _WAKING = "the window still contains waits from before the first group was ready"
 _DOWN_SHARE = 5
-"""Low pressure removes one in this many groups, at least one. A latency far below its objective
-does not indicate how many groups are superfluous, and large fleets must shrink quickly."""
+"""At low pressure, one in this many groups is removed, but at least one. A latency far below its
+objective does not indicate how many groups are unnecessary, and large fleets must shrink
+quickly."""
 _EPSILON = 1e-9
 """Keeps ``ceil`` from turning rounding errors into groups."""
 
@@ -31,16 +32,16 @@ class PolicyInputs:
     observation: Observation
     settings: AutoscalerSettings
     ready: int | None
-    """Ready groups; None: unknown."""
+    """Number of ready groups. None if unknown."""
     warming: int
-    """Groups requested but not ready, within warming_timeout; a group that becomes ready restarts
-    the timeout."""
+    """Number of groups requested but not ready, within warming_timeout; a group that becomes ready
+    restarts the timeout."""
     lost: int
-    """Groups not ready after warming_timeout, which are not expected to become ready."""
+    """Number of groups not ready after warming_timeout, which are not expected to become ready."""
     idle_for: float
-    """Seconds without requests; 0 while there are requests or if unknown."""
+    """Time without requests, seconds; 0 while there are requests or if unknown."""
     capacity: float | None
-    """Tokens per second of one group; None: not known yet."""
+    """Throughput of one group, tokens per second. None if not known yet."""
     waking: bool
     """Whether the window still contains latencies of requests that were parked while no group was
     ready, which do not indicate how many groups the load needs."""
@@ -51,7 +52,7 @@ class PolicyInputs:
         return reading.value is not None and self._fresh(reading)
 
     def stale(self, signal: Signal) -> bool:
-        """Return whether the data is too old or incomplete to rely on, even on a missing value."""
+        """Return whether the data is too old or too incomplete to rely on, even without a value."""
         return not self._fresh(self.observation.reading(signal))
 
     def value(self, signal: Signal) -> float:
@@ -85,7 +86,7 @@ def policy_inputs(
 
 
 def ready_groups(observation: Observation, settings: AutoscalerSettings) -> int | None:
-    """Return the number of ready groups, from the routers or Prometheus; None: unknown."""
+    """Return the number of ready groups, from the routers or Prometheus, or None if unknown."""
     if observation.fleet is not None:
         return observation.fleet.ready
     reading = observation.reading(Signal.READY_GROUPS)
@@ -167,7 +168,7 @@ def throughput(inputs: PolicyInputs) -> Vote:
 
 
 def activity(inputs: PolicyInputs) -> Vote:
-    """Vote for one group while there are requests or were recently, otherwise for zero groups."""
+    """Vote for one group while there are or recently were requests, otherwise for zero groups."""
     rule = "activity"
     if inputs.settings.min_groups > 0:
         return Vote(rule, VoteKind.ABSTAIN, 0, "min_groups is above 0")
@@ -182,7 +183,7 @@ def activity(inputs: PolicyInputs) -> Vote:
 
 
 def parked(inputs: PolicyInputs) -> Vote:
-    """Vote for a first group as soon as requests are parked; does not depend on a scrape."""
+    """Vote for a first group as soon as requests are parked, without waiting for a scrape."""
     rule = "parked"
     fleet = inputs.observation.fleet
     if fleet is None:
@@ -199,7 +200,7 @@ RULES = (slo_pressure, queue_wait, throughput, activity)
 
 
 def _by_ratio(inputs: PolicyInputs, rule: str, ratio: float, what: str) -> Vote:
-    """Vote by a ratio to an objective (1: objective just met) that falls as groups are added."""
+    """Vote by a ratio to an objective (1 means just met) that falls as groups are added."""
     settings, ready, target = inputs.settings, inputs.ready, inputs.observation.target
     if ready is None:
         return _stay(inputs, rule, "the number of ready groups is unknown")
@@ -209,7 +210,7 @@ def _by_ratio(inputs: PolicyInputs, rule: str, ratio: float, what: str) -> Vote:
         if wanted > target:
             return Vote(rule, VoteKind.VOTE, wanted, _with_lost(inputs, what))
         return Vote(rule, VoteKind.VOTE, target, f"{what}: high{_credit(inputs)}")
-    # Remove only as many groups as keep the ratio below the upper edge of the band.
+    # Remove only so many groups that the ratio stays below the upper edge of the band.
     spare = ready - max(1, _ceil(ready * ratio / settings.band_high)) if ready > 1 else 1
     fewer = min(max(1, target // _DOWN_SHARE), spare)
     if ratio < settings.band_low and fewer > 0 and target and not inputs.warming:

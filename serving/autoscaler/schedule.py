@@ -1,4 +1,4 @@
-"""The schedule floor: cron expressions as sets of matching minutes. Pure."""
+"""The schedule floor: cron expressions as sets of matching minutes. Pure functions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -38,7 +38,7 @@ def parse_cron(expression: str, timezone: str = "UTC") -> CronMinutes:
     """Parse a cron expression: five fields of numbers, ``*``, ranges, lists and steps.
 
     Raises:
-        SettingsError: Invalid expression or unknown time zone.
+        SettingsError: The expression is invalid or the time zone is unknown.
     """
     parts = expression.split()
     if len(parts) != len(_FIELDS):

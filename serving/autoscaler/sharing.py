@@ -1,10 +1,11 @@
-"""Limits that all pools share: GPUs, worker pods, and the day's GPU-hours. Pure.
+"""Limits that all pools share: GPUs, worker pods, and the day's GPU-hours. Pure functions.
 
-Each pool decides for itself, then the numbers are reduced until all shared limits hold:
+Decisions are made for each pool independently. The numbers are then reduced until all shared limits
+hold:
 
-    1. A limit that is exceeded already removes groups above min_groups.
-    2. Groups are added while there is room, first up to min_groups, then for models without a ready
-       group, then for the pool with the smallest part of the groups that it wants.
+    1. If a limit is already exceeded, groups above min_groups are removed.
+    2. Groups are added while the limits permit, first up to min_groups, then for models without a
+       ready group, then for the pool with the smallest fraction of the groups that it wants.
 
 A group that is being removed occupies its GPUs until the next decision. No pool gives up a group so
 that another may grow.
@@ -26,7 +27,7 @@ class SharedLimit:
     """A limit on the sum over the groups of all pools."""
 
     reason: str
-    """What is limited, for the reason of a decision."""
+    """Name of the limited resource, shown in the reason of a decision."""
     capacity: float
     costs: Mapping[str, float]
     """Cost of one group of each pool."""
@@ -34,7 +35,7 @@ class SharedLimit:
     """Whether min_groups takes precedence over the limit."""
 
     def used(self, groups: Mapping[str, int]) -> float:
-        """Return the cost of ``groups``, the number by pool."""
+        """Return the cost of ``groups``, the number of groups by pool."""
         return sum(self.costs[pool] * number for pool, number in groups.items())
 
 
@@ -46,7 +47,7 @@ def shared_limits(
     Args:
         settings: The settings group ``autoscaler``.
         pools: All pools.
-        spent: GPU-hours of all pools since 0:00 UTC.
+        spent: GPU-hours used by all pools since 0:00 UTC.
     """
     gpus = {pool.key: pool.gpus for pool in pools}
     limits = []
@@ -76,12 +77,12 @@ def apply_limits(
     held: Mapping[str, int],
     limits: Sequence[SharedLimit],
 ) -> dict[str, Decision]:
-    """Return the decisions with targets that keep the shared limits.
+    """Return the decisions with targets within the shared limits.
 
     Args:
         decisions: The decision of each pool whose number of groups is known.
         pools: All pools, in the order of the settings.
-        held: Groups of the other pools, which do not change in this cycle.
+        held: Number of groups of each other pool, which does not change in this cycle.
         limits: The limits.
     """
     if not limits:
@@ -111,7 +112,7 @@ def _shrink(
 ) -> None:
     """Remove groups one by one until the limit holds.
 
-    Each is taken from the pool that uses most of the limited resource above its minimum.
+    Each group is taken from the pool that uses the most of the limited resource above its minimum.
     """
     while limit.used(granted) + limit.used(held) > limit.capacity + _EPSILON:
         spare = {

@@ -33,7 +33,7 @@ class Reading:
     """The value of one signal and the quality of its data."""
 
     value: float | None
-    """The value; None: no such series, or a quantile over no observations."""
+    """The value. None if there is no such series, or for a quantile over no observations."""
     age: float = 0.0
     """Age of the newest sample, seconds."""
     gap: float = 0.0
@@ -52,9 +52,9 @@ class FleetCounts:
     """Current counts from the routers' ``/fleet`` pages, independent of scrapes."""
 
     ready: int
-    """Groups that accept requests: the maximum over the routers."""
+    """Number of groups that accept requests: the maximum over the routers."""
     parked: int
-    """Requests that wait because no group is ready: the sum over the routers."""
+    """Number of requests that wait because no group is ready: the sum over the routers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +62,12 @@ class Observation:
     """All inputs of one decision."""
 
     target: int
-    """Groups currently requested from Ray Serve, running or not."""
+    """Number of groups currently requested from Ray Serve, running or not."""
     fleet: FleetCounts | None
-    """Counts from the routers; None: no router responded."""
+    """Counts from the routers. None if no router responded."""
     signals: Mapping[Signal, Reading] = field(default_factory=dict)
     pool: str = ""
-    """The pool, as MODEL/POOL; empty: the groups of the short form of the settings."""
+    """The pool, as MODEL/POOL; empty for the groups in the short form of the settings."""
 
     def reading(self, signal: Signal) -> Reading:
         """Return the reading of ``signal``, or ``MISSING``."""

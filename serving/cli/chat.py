@@ -1,4 +1,4 @@
-"""``moe-serving chat``: chat with the model, or ask it one question."""
+"""``moe-serving chat``: chats with the model, or asks it one question."""
 
 import contextlib
 import os
@@ -63,7 +63,7 @@ def chat_command(
         int | None,
         typer.Option(
             "--max-tokens",
-            help="Maximum length of the answer, reasoning included, tokens.",
+            help="Maximum length of the answer including its reasoning, tokens.",
             show_default="the router's",
         ),
     ] = None,
@@ -176,9 +176,10 @@ class Screen:
 
         Args:
             out: Output stream.
-            show_reasoning: Print the reasoning. None: only if ``out`` is a terminal.
-            color: Use escape sequences. None: only if ``out`` is a terminal and NO_COLOR is not
-                set.
+            show_reasoning: Whether to print the reasoning. None means to print it only if ``out``
+                is a terminal.
+            color: Whether to use escape sequences. None means to use them only if ``out`` is a
+                terminal and NO_COLOR is not set.
         """
         terminal = out.isatty()
         self._out = out
@@ -230,7 +231,7 @@ def printable(text: str) -> str:
 
 @dataclass(slots=True)
 class Conversation:
-    """The messages so far, without questions whose answers are incomplete."""
+    """The messages of a conversation, without questions whose answers are incomplete."""
 
     client: ChatClient
     options: GenerateOptions

@@ -42,7 +42,7 @@ _HINTS: dict[type[BaseException], str] = {
 
 
 def hint_of(error: BaseException) -> str | None:
-    """Return advice for the user, by the error's nearest class. None: no advice.
+    """Return advice for the user by the error's nearest class, or None if there is none.
 
     Errors whose message already contains the advice have an empty ``hint``.
     """
@@ -59,8 +59,8 @@ def guarded(run: Callable[[], object], *, verbose: bool, stderr: TextIO | None =
 
     Args:
         run: The command; an int that it returns is the exit code.
-        verbose: Print tracebacks.
-        stderr: Receives the error lines. None: ``sys.stderr``.
+        verbose: Whether to print tracebacks.
+        stderr: Receives the error lines. None means ``sys.stderr``.
     """
     out = sys.stderr if stderr is None else stderr
     try:
@@ -122,7 +122,7 @@ _USAGE = {
     "MissingParameter",
     "NoSuchCommand",
 }
-"""Names of typer's errors: it bundles its own copy of click and does not export them."""
+"""Names of typer's errors; typer bundles a copy of click and does not export its errors."""
 _WORDS = {
     "int_parsing": "must be a whole number",
     "int_from_float": "must be a whole number",
@@ -136,7 +136,9 @@ _WORDS = {
 
 
 def _usage_message(error: Exception) -> str | None:
-    """Return the message for an invalid command line. None: ``error`` is another error."""
+    """Return the message for an invalid command line. None if ``error`` is another kind of
+    error.
+    """
     kind = type(error).__name__
     if not isinstance(error, typer.BadParameter) and kind not in _USAGE:
         return None

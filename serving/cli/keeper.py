@@ -1,8 +1,8 @@
 """Orphan reaper of ``moe-serving up``: ends the processes in the state file if ``up`` is killed.
 
-The kernel ends the router and Ray with their parent process, but not Ray's children: Ray's agents
-try to report the loss for a minute, holding memory and ports. An orderly stop removes the state
-file; then there is nothing to do.
+The kernel ends the router and Ray together with ``up``, but not Ray's children. Ray's agents try to
+report the loss for a minute and hold memory and ports until they exit. An orderly stop removes the
+state file, so that nothing is left to do.
 """
 
 import os
@@ -14,10 +14,10 @@ from serving.engine import processes
 from serving.engine.orphan_reaper import OrphanReaper, detach, wait_for_owner
 
 _OWN_TIME = 3.0
-"""Seconds for the processes to end by themselves: ranks then remove their shared memory."""
+"""Time for the processes to exit on their own, seconds; ranks then remove their shared memory."""
 
 _GRACE = 1.0
-"""Seconds from SIGTERM to SIGKILL for processes that have not ended by themselves."""
+"""Time from SIGTERM to SIGKILL for processes that have not exited on their own, seconds."""
 
 
 def start_orphan_reaper(folder: Path) -> OrphanReaper:

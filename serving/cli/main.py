@@ -25,7 +25,7 @@ class Command:
     function: str
     summary: str
     own_options: bool = False
-    """Whether the command parses its arguments itself, ``--help`` included."""
+    """Whether the command parses its arguments itself, including ``--help``."""
     renamed: Mapping[str, str] = field(default_factory=dict)
     """Current names of flags by their earlier names, which are still accepted."""
 
@@ -104,7 +104,7 @@ COMMANDS: tuple[Command, ...] = (
         "batch",
         "serving.cli.ops.batch",
         "batch_command",
-        "Run files of requests in the gaps of other traffic.",
+        "Run files of requests on idle capacity.",
     ),
     Command("keys", "serving.cli.ops.keys", "keys_command", "Create and list API keys."),
     Command(
@@ -145,7 +145,7 @@ _EPILOG = "--verbose, anywhere on the command line, prints the traceback of an e
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command line (default: ``sys.argv``); return the exit code."""
+    """Run a command line, ``sys.argv`` by default; return the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     arguments, verbose = take_verbose(arguments)
     arguments = arguments or ["--help"]

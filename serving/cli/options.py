@@ -50,7 +50,7 @@ RanksOption = Annotated[
     int | None,
     typer.Option(
         "--ranks",
-        help="Expert-parallel ranks in a group (group.data_parallel; default: 2).",
+        help="Number of expert-parallel ranks in a group (group.data_parallel; default: 2).",
         rich_help_panel=_PANEL,
     ),
 ]
@@ -112,7 +112,7 @@ PoolOption = Annotated[
     typer.Option(
         "--pool",
         metavar="MODEL[/POOL]",
-        help="Pool of models[] that the command is for; not needed if there is only one.",
+        help="Pool of models[] that the command applies to; optional if there is only one pool.",
         rich_help_panel=_PANEL,
     ),
 ]
@@ -154,11 +154,11 @@ def settings_from(
         sets: ``NAME=VALUE`` strings of ``--set``; the value is YAML.
         models: ``[NAME=]PATH`` strings of ``--model``.
         shortcuts: Values of the named flags (groups, ranks, port, grpc_port, join_port,
-            speculative, model, insecure). None: the flag was not given.
+            speculative, model, insecure). None if the flag was not given.
 
     Raises:
         FlagError: A named flag has a value that its setting does not accept.
-        SettingsError: A setting is invalid; the one-line message has its name and the reason.
+        SettingsError: A setting is invalid; the one-line message contains its name and the reason.
     """
     flags: dict[str, Any] = {}
     for name, value in shortcuts.items():
@@ -206,7 +206,7 @@ def _model_entry(text: str) -> dict[str, Any]:
 
 
 def _of_a_flag(error: SettingsError, shortcuts: Mapping[str, Any]) -> FlagError | None:
-    """Return an error that names the flag with the rejected value. None: not from a flag."""
+    """Return an error that names the flag with the rejected value; None for other values."""
     cause = error.__cause__
     if isinstance(cause, ValidationError):
         found = cause.errors()[0]

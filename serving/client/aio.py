@@ -126,7 +126,7 @@ class AsyncRestClient(AsyncClient):
         """Return the decoded JSON body of GET ``path``.
 
         Raises:
-            ClientError: The server does not respond or refuses, or the body is not JSON.
+            ClientError: The server does not respond or rejects the request, or returns no JSON.
         """
         return self._decoded(path, await self.get_text(path, timeout))
 
@@ -134,7 +134,7 @@ class AsyncRestClient(AsyncClient):
         """Return the body of GET ``path``.
 
         Raises:
-            ClientError: The server does not respond, or refuses.
+            ClientError: The server does not respond, or rejects the request.
         """
         return await self._body("GET", path, None, timeout)
 
@@ -142,7 +142,7 @@ class AsyncRestClient(AsyncClient):
         """Return the decoded JSON body of POST ``path``, within ``timeout`` seconds.
 
         Raises:
-            ClientError: The server does not respond or refuses, or the body is not JSON.
+            ClientError: The server does not respond or rejects the request, or returns no JSON.
         """
         return self._decoded(path, await self._body("POST", path, body, timeout))
 
@@ -188,7 +188,7 @@ class AsyncRestClient(AsyncClient):
 
 
 async def _events(answer: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
-    """Yield the data of server-sent events; lines may have any length."""
+    """Yield the data of server-sent events; lines can have any length."""
     rest = b""
     async for received in answer.content.iter_any():
         *lines, rest = (rest + received).split(b"\n")
@@ -207,8 +207,8 @@ class AsyncGrpcClient(AsyncClient):
         Args:
             address: ``host:port``.
             access: Key and certificates; TLS is used if it has a CA file.
-            connections: Number of HTTP/2 connections; each one carries few streams and is served
-                by one thread.
+            connections: Number of HTTP/2 connections; each of them carries few streams and is
+                served by one thread.
         """
         self.address = address
         self._metadata = access.metadata()
@@ -258,7 +258,7 @@ class AsyncGrpcClient(AsyncClient):
         code, details = error.code(), error.details() or ""
         message = f"{code.name}: {details}"[:SHOWN]
         if code is grpc.StatusCode.UNAVAILABLE:
-            # gRPC has the same code for an absent router and for one that is not ready; only a
+            # gRPC uses the same code for an absent router and for one that is not ready; only a
             # router's response has trailing metadata (its reason, a request id).
             if started:
                 return ClientError("broken", message)

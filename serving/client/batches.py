@@ -1,4 +1,4 @@
-"""A blocking client of files and batches over REST; contents are streamed in both directions."""
+"""A blocking REST client for files and batches; file contents are streamed in both directions."""
 
 import http.client
 import secrets
@@ -20,7 +20,7 @@ Progress = Callable[[int, int], None]
 
 
 class BatchClient:
-    """Files and batches at one router."""
+    """Client for the files and batches of one router."""
 
     def __init__(self, rest: RestClient) -> None:
         """Use a REST client."""
@@ -31,7 +31,7 @@ class BatchClient:
 
         Raises:
             InvalidRequest: The file cannot be read.
-            ServingError: The router refused it, or is not reachable.
+            ServingError: The router rejected the request, or is not reachable.
         """
         boundary = secrets.token_hex(16)
         head = (
@@ -57,7 +57,7 @@ class BatchClient:
         """Create a batch from a JSON body; return OpenAI's batch object.
 
         Raises:
-            ServingError: The router refused it, or is not reachable.
+            ServingError: The router rejected the request, or is not reachable.
         """
         return self._call("POST", "/v1/batches", body)
 
@@ -65,7 +65,7 @@ class BatchClient:
         """Return a batch.
 
         Raises:
-            ServingError: There is none, or the router is not reachable.
+            ServingError: There is no such batch, or the router is not reachable.
         """
         return self._call("GET", f"/v1/batches/{batch_id}")
 
@@ -82,7 +82,7 @@ class BatchClient:
         """Cancel a batch; return it.
 
         Raises:
-            ServingError: It has ended, or the router is not reachable.
+            ServingError: The batch has ended, or the router is not reachable.
         """
         return self._call("POST", f"/v1/batches/{batch_id}/cancel", b"{}")
 

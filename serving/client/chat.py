@@ -24,9 +24,9 @@ class GenerateRequest:
 
     messages: tuple[Message, ...]
     max_tokens: int | None = None
-    """Maximum length of the answer, tokens; None: the server's default."""
+    """Maximum length of the answer, tokens. None means the server's default."""
     session: str | None = None
-    """Session id (header ``x-session-id``): requests of a session prefer the same group."""
+    """Session id (header ``x-session-id``); requests of a session prefer the same rank."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +36,9 @@ class GenerateOptions:
     model: str
     endpoint: Endpoint = "chat"
     temperature: float | None = None
-    """Sampling temperature; None: the server's default."""
+    """Sampling temperature. None means the server's default."""
     ignore_eos: bool = False
-    """Generate exactly ``max_tokens`` (vLLM and this router)."""
+    """Whether to generate exactly ``max_tokens`` tokens (vLLM and this router)."""
     timeout: float = 600.0
     """Timeout of a whole request (asyncio, gRPC) or between two chunks (blocking REST), seconds."""
 
@@ -78,7 +78,7 @@ class ChatClient(Protocol):
         """Yield the answer as it arrives; closing the iterator cancels the request.
 
         Raises:
-            ServingError: The request failed; the message has the reason or names the address.
+            ServingError: The request failed; the message contains the reason or the address.
         """
         ...
 

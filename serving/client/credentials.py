@@ -23,15 +23,15 @@ class Access:
 
     api_key: str | None = field(default=None, repr=False)
     ca_file: str | None = None
-    """PEM file with the CA of the router's certificate. None: the system's CAs."""
+    """PEM file with the CA of the router's certificate. None means the system's CAs."""
     pinned: bool = False
     """Whether ``ca_file`` is the router's certificate itself, trusted for any host name."""
     cert_file: str | None = None
-    """PEM file with the client certificate. None: no client certificate."""
+    """PEM file with the client certificate. None means no client certificate."""
     key_file: str | None = None
     """PEM file with the private key of ``cert_file``; may be the same file."""
     server_name: str | None = None
-    """Host name required in the router's certificate. None: the host in the address."""
+    """Host name required in the router's certificate. None means the host in the address."""
 
     def headers(self) -> dict[str, str]:
         """Return the headers of a REST request."""
@@ -86,7 +86,7 @@ class _NamedContext(ssl.SSLContext):
 def _client_context(ca_file: str | None, server_name: str | None) -> ssl.SSLContext:
     if server_name is None:
         return ssl.create_default_context(cafile=ca_file)
-    # PROTOCOL_TLS_CLIENT requires a certificate and checks its name, as the default context does.
+    # Like the default context, PROTOCOL_TLS_CLIENT requires a certificate and checks its name.
     context = _NamedContext(ssl.PROTOCOL_TLS_CLIENT)
     context.server_name = server_name
     if ca_file is None:
@@ -109,7 +109,7 @@ def access_from(
         api_key: ``--api-key``.
         ca_file: ``--ca-file``.
         cert_file: ``--cert-file``, with certificate and key.
-        local: State directory of the local run. None: the router is not local.
+        local: State directory of the local run. If None, the router is not local.
         server_name: ``--tls-server-name``.
 
     Raises:

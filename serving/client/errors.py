@@ -76,7 +76,7 @@ class ClientError(Exception):
         super().__init__(message)
         self.kind = kind
         self.status = status
-        """HTTP status. None: no response, or a gRPC call."""
+        """HTTP status. None if there was no response, and for gRPC calls."""
 
 
 def class_of_status(status: int) -> type[ServingError]:

@@ -119,7 +119,7 @@ ServerNameOption = Annotated[
         "--tls-server-name",
         metavar="NAME",
         envvar=NAME_VARIABLE,
-        help="Host name in the router's certificate, if it differs from that of the address, as "
+        help="Host name in the certificate, if it differs from the host in the address, as "
         "with kubectl port-forward.",
         show_default=False,
         rich_help_panel=_PANEL,

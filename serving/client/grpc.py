@@ -13,7 +13,7 @@ from serving.client.errors import ServingError, class_of_code
 from serving.errors import GroupNotFound, ModelNotFound, NotReady, SettingsError
 
 CONNECT_TIMEOUT = 5.0
-"""Seconds until an address that does not respond counts as unreachable."""
+"""Time after which an address that does not respond counts as unreachable, seconds."""
 CALL_TIMEOUT = 10.0
 """Timeout of RPCs that respond immediately, seconds."""
 DRAIN_SLACK = 10.0
@@ -56,7 +56,7 @@ class GrpcClient:
         """Yield the answer as it arrives; closing the iterator cancels the call.
 
         Raises:
-            ServingError: The request failed, with the router's message or the address.
+            ServingError: The request failed; the text contains the router's message or the address.
         """
         self.require_answer()
         metadata = metadata_of(self._metadata, request)
@@ -105,7 +105,7 @@ class GrpcClient:
         self._call("Uncordon", fleet_pb2.UncordonRequest(group_id=group))
 
     def drain(self, group: str, timeout: float) -> "PendingDrain":
-        """Start to drain a group: stop new requests, give running ones ``timeout`` seconds."""
+        """Start draining a group: stop new requests, let running ones finish for ``timeout`` s."""
         future = self._fleet.Drain.future(
             fleet_pb2.DrainRequest(group_id=group, timeout_seconds=timeout),
             timeout=timeout + DRAIN_SLACK,
@@ -162,8 +162,8 @@ def open_channel(address: str, access: Access, server_name: str | None = None) -
     Args:
         address: ``host:port``.
         access: Key and certificates; TLS is used if it has a CA file.
-        server_name: Host name required in the certificate if ``access`` has none. None: the host
-            in the address.
+        server_name: Host name required in the certificate if ``access`` has none. None means the
+            host in the address.
 
     Raises:
         SettingsError: A file of ``access`` cannot be read.

@@ -18,7 +18,7 @@ from serving.client.errors import ClientError, class_of_status, message_of
 from serving.errors import DeadlineExceeded, EngineError, NotReady
 
 CONNECT_TIMEOUT = 5.0
-"""Seconds until an address that does not respond counts as unreachable."""
+"""Time after which an address that does not respond counts as unreachable, seconds."""
 _HTTP_OK = 200
 _UNREACHABLE = (OSError, http.client.HTTPException, ValueError)
 _NAME_MISMATCH = frozenset({62, 64})
@@ -62,7 +62,7 @@ class RestClient:
         """Yield the answer as it arrives; closing the iterator cancels the request.
 
         Raises:
-            ServingError: The request failed, with the server's message or the address.
+            ServingError: The request failed; the text contains the server's message or the address.
         """
         started = False
         body = json.dumps(body_of(request, options)).encode()
@@ -143,7 +143,7 @@ def base_url(url: str) -> str:
 
 
 def decoded(body: bytes) -> Any:
-    """Return a JSON body; None: it is empty or not JSON."""
+    """Return a decoded JSON body, or None if it is empty or not JSON."""
     try:
         return json.loads(body) if body.strip() else None
     except ValueError:
@@ -151,7 +151,7 @@ def decoded(body: bytes) -> Any:
 
 
 def _reason(error: BaseException) -> str:
-    """Return the reason of a failure and, for TLS, the remedy."""
+    """Return the reason for a failure and, for TLS, the remedy."""
     if isinstance(error, http.client.BadStatusLine):
         return f"{error}: not an HTTP response; if the server uses TLS, use an https:// address"
     if not isinstance(error, ssl.SSLError):

@@ -29,7 +29,7 @@ _H2_CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
 
 
 class Alpn(StrEnum):
-    """Application protocol that a server negotiates in the handshake (RFC 7301)."""
+    """Application protocols that a server negotiates in the handshake (RFC 7301)."""
 
     HTTP_1_1 = "http/1.1"
     H2 = "h2"
@@ -37,7 +37,7 @@ class Alpn(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class TlsMaterial:
-    """Content of the files at one moment, and the server contexts built from it."""
+    """Content of the files at one point in time, and the server contexts built from it."""
 
     cert: bytes
     key: bytes = field(repr=False)

@@ -16,7 +16,7 @@ from serving.errors import SettingsError
 AUTHORIZATION = "authorization"
 _SCHEME = "bearer "
 MIN_LENGTH = 20
-"""Minimum token length, characters; 20 random base64 characters hold 120 bits."""
+"""Minimum token length, characters; 20 random base64 characters contain 120 bits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,7 @@ def join_metadata(path: str | None) -> tuple[tuple[str, str], ...]:
     """Return the gRPC metadata with which a rank joins.
 
     Args:
-        path: Token file, read at each call; the first token is sent. None: no token.
+        path: Token file, read at each call; the first token is sent. If None, no token is sent.
 
     Raises:
         SettingsError: See ``read_tokens``.

@@ -57,7 +57,7 @@ class Watched(Generic[ValueT]):
 
     @property
     def version(self) -> int:
-        """Number of values loaded so far; starts at 1."""
+        """Number of successful loads; starts at 1."""
         return self._version
 
     def refresh(self) -> bool:

@@ -36,7 +36,7 @@ class PlacementRequest:
     """The message to send, and the receiver of its deltas."""
     routing: RoutingRequest
     isolation: GroupIsolation | None = None
-    """Isolation of a request that is suspected of killing groups; None: not a suspect."""
+    """Isolation of a request that is suspected of killing groups. None if it is not a suspect."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ class Dispatcher:
         return self._membership.ready
 
     def subscribe(self, listener: Callable[[], None]) -> Callable[[], None]:
-        """Call ``listener`` whenever a change of the fleet may make room for a refused request.
+        """Call ``listener`` whenever a change in the fleet may have freed capacity.
 
         Returns:
             A function that unsubscribes the listener.
@@ -78,10 +78,10 @@ class Dispatcher:
         """Send the request to the rank that routing chooses.
 
         Returns:
-            The placement, or the reason why no rank takes the request now.
+            The placement, or the reason why no rank accepts the request now.
 
         Raises:
-            InvalidRequest: No rank can ever take the request.
+            InvalidRequest: No rank can ever accept the request.
         """
         stream, record = request.stream, request.context.record
         trace = record.trace
@@ -116,8 +116,8 @@ class Dispatcher:
     def _choose(self, request: RoutingRequest) -> RoutingDecision | NoCandidate:
         """Score a sample of a large fleet; score the whole fleet if no sampled rank fits.
 
-        A frozen snapshot of the whole fleet is taken only for an explanation: of the decision, if
-        the request asks for it, or of why no rank is found.
+        A frozen snapshot of the whole fleet is taken only to explain the decision, if the request
+        asks for it, or to explain why no rank was found.
         """
         now = self._clock.monotonic()
         hints = self._scheduler.hints(request, now)

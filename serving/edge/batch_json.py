@@ -1,4 +1,4 @@
-"""JSON of files and batches, with the names and limits of OpenAI's API."""
+"""JSON representations of files and batches, with the names and limits of OpenAI's API."""
 
 import re
 from typing import Annotated, Any
@@ -15,11 +15,11 @@ _WINDOW = re.compile(r"([1-9]\d{0,4})([mhd])")
 _SECONDS = {"m": 60, "h": 3600, "d": 86400}
 _MAX_NAME = 255
 MOST_FILES = 10_000
-"""Maximum number of files of a page, and the default."""
+"""Maximum number of files on a page, which is also the default."""
 MOST_BATCHES, SOME_BATCHES = 100, 20
-"""Maximum number of batches of a page, and the default."""
+"""Maximum number of batches on a page, and the default."""
 _LIFETIME = (3600, 30 * 86400)
-"""Minimum and maximum of an expiry's ``seconds``."""
+"""Minimum and maximum of ``seconds`` in ``expires_after``."""
 
 Key = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
 Value = Annotated[str, msgspec.Meta(max_length=512)]
@@ -151,7 +151,7 @@ def check_purpose(purpose: str | None) -> None:
 
 
 def filename_of(text: str) -> str:
-    """Return the name under which a file is stored; it is only shown."""
+    """Return the display name of a file."""
     return text.replace("\0", "")[:_MAX_NAME] or "upload"
 
 

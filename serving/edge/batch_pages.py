@@ -31,7 +31,7 @@ if TYPE_CHECKING:  # imports SQLAlchemy, which a router without batches does not
 
 
 class BatchAccess(Protocol):
-    """What the pages use; implemented by ``serving.batch.service.BatchService``."""
+    """Operations that the pages use; implemented by ``serving.batch.service.BatchService``."""
 
     store: "BatchStore"
     max_window: float
@@ -163,7 +163,7 @@ def _json(content: dict[str, Any]) -> Response:
 
 
 def add_batch_pages(app: FastAPI, batches: BatchAccess | None) -> None:
-    """Add the routes to the router's app. None: the router has no batches."""
+    """Add the routes to the router's app. If ``batches`` is None, the router has no batches."""
     pages = _Pages(batches)
     for method, path, endpoint in (
         ("POST", "/v1/files", pages.upload),

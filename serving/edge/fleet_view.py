@@ -24,9 +24,9 @@ class PoolView:
 
     name: str
     groups: int
-    """Groups that have joined."""
+    """Number of groups that have joined."""
     ready_groups: int
-    """Groups that accept requests."""
+    """Number of groups that accept requests."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +105,7 @@ def metrics_targets(snapshot: FleetSnapshot) -> list[dict[str, Any]]:
 
 
 def readiness(snapshot: FleetSnapshot, *, draining: bool) -> dict[str, Any]:
-    """Return the content of /readyz: whether this router can serve, and the reason if not."""
+    """Return the content of /readyz: whether this router can serve, or the reason why not."""
     states = {group.group_id: f"{group.state}: {group.reason}" for group in snapshot.groups}
     if draining:
         reason = "this router is shutting down"

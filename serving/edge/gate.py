@@ -1,4 +1,4 @@
-"""Drain gate: tracks requests in flight and refuses new ones while the router drains."""
+"""Drain gate: tracks requests in flight and rejects new ones while the router drains."""
 
 import asyncio
 from collections.abc import Iterator
@@ -27,14 +27,14 @@ class DrainGate:
         return self._closed_reason is None
 
     def close(self, reason: str) -> None:
-        """Refuse new requests from now on; requests in flight continue."""
+        """Reject new requests from now on; requests in flight continue."""
         self._closed_reason = reason
 
     def check(self) -> None:
-        """Raise if new requests are not accepted.
+        """Check that new requests are accepted.
 
         Raises:
-            NotReady: the gate is closed.
+            NotReady: The gate is closed.
         """
         if self._closed_reason is not None:
             raise NotReady(
@@ -57,7 +57,7 @@ class DrainGate:
         """Wait until no request is in flight.
 
         Args:
-            timeout: maximum wait, seconds.
+            timeout: Maximum wait, seconds.
 
         Returns:
             Whether the router became idle in time.

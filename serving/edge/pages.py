@@ -1,4 +1,4 @@
-"""Routes of the router itself: health, metrics, fleet, one model, and the OpenAPI document."""
+"""Routes of the router itself: health, metrics, the fleet, models, and the OpenAPI document."""
 
 import asyncio
 from collections.abc import Callable
@@ -38,10 +38,10 @@ class RouterPages:
     usage: UsageReader = field(default_factory=lambda: UsageReader(None))
     """Queries the ledger."""
     batches: BatchAccess | None = None
-    """Files and batches. None: not configured."""
+    """Files and batches. None if they are not configured."""
     turns: TaskTurns = field(default_factory=TaskTurns)
-    """Shared by all requests with long steps, so that pages which many clients load at the same
-    time do not delay streams by the time of all of them."""
+    """Turns of all requests with long steps. Pages take part so that many clients that load a page
+    at the same time do not delay streams for the sum of its rendering times."""
 
     async def view(self) -> FleetView:
         """Return the current state of the fleet, in a turn that lasts until the next await."""
@@ -63,13 +63,13 @@ class _Pages:
         self._pages = pages
 
     async def livez(self) -> PlainTextResponse:
-        """Answer 200 while the event loop runs."""
+        """Return 200 while the event loop runs."""
         return PlainTextResponse("ok\n")
 
     async def readyz(self, request: Request) -> JSONResponse:
-        """Answer 200 if a request would be served now, else 503.
+        """Return 200 if a request would be served now, otherwise 503.
 
-        With ``?parked=ok`` also answer 200 if it would wait for a group to become ready.
+        With ``?parked=ok``, also return 200 if it would wait for a group to become ready.
         """
         draining = not self._pages.gate.open
         content = readiness(self._pages.fleet(), draining=draining)
@@ -80,7 +80,9 @@ class _Pages:
         return JSONResponse(content, status_code=200 if content["ready"] or parked else 503)
 
     async def ping(self) -> Response:
-        """Answer 200 while a group is ready, else 503; some hosting platforms probe this name."""
+        """Return 200 while a group is ready, otherwise 503; some hosting platforms probe this
+        path.
+        """
         ready = readiness(self._pages.fleet(), draining=not self._pages.gate.open)["ready"]
         return Response(status_code=200 if ready else 503)
 
@@ -109,7 +111,7 @@ class _Pages:
         """Describe one model as /v1/models does; ``/v1/models/`` returns the list.
 
         Raises:
-            ModelNotFound: no model of that name is served.
+            ModelNotFound: No model of that name is served.
         """
         models = await self._app.state.openai_serving_models.show_available_models()
         model_id = model_id.rstrip("/")
@@ -123,7 +125,7 @@ class _Pages:
 
     async def openapi(self) -> JSONResponse:
         """Return the OpenAPI 3 document of this router."""
-        # In a thread, because the first call generates the document.
+        # Runs in a thread, because the first call generates the document.
         return JSONResponse(await asyncio.to_thread(self._app.openapi))
 
 

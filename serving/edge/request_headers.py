@@ -36,7 +36,7 @@ def request_id_of(headers: Mapping[str, str]) -> str:
     """Return the client's request id, or a new one.
 
     Raises:
-        InvalidRequest: the id is not 1 to 128 visible ASCII characters.
+        InvalidRequest: The id is not 1 to 128 visible ASCII characters.
     """
     given = headers.get(REQUEST_ID)
     if given is None:
@@ -50,7 +50,7 @@ def timeout_of(headers: Mapping[str, str]) -> float | None:
     """Return the timeout set by the client in seconds, or None.
 
     Raises:
-        InvalidRequest: the header is not an integer from 1 ms to one day, in milliseconds.
+        InvalidRequest: The header is not a whole number of milliseconds from 1 ms to one day.
     """
     given = headers.get(TIMEOUT)
     if given is None:
@@ -72,8 +72,8 @@ def request_context_of(principal: Principal, headers: Mapping[str, str]) -> Requ
     that misconfigured clients notice.
 
     Raises:
-        InvalidRequest: a header is malformed.
-        PermissionDenied: the key does not permit the priority, explanations or costs.
+        InvalidRequest: A header is malformed.
+        PermissionDenied: The key does not permit the priority, explanations or costs.
     """
     return RequestContext(
         tenant=principal.tenant,
@@ -132,8 +132,8 @@ def _asks(
     """Return whether a request asks for something that requires a role.
 
     Raises:
-        InvalidRequest: the header is neither 0 nor 1.
-        PermissionDenied: the key has none of the roles.
+        InvalidRequest: The header is neither 0 nor 1.
+        PermissionDenied: The key has none of the roles.
     """
     given = headers.get(name)
     if given in {None, "0"}:

@@ -1,7 +1,7 @@
-"""The ledger over REST, in the form of OpenAI's organization usage and costs API.
+"""The ledger over REST, in the format of OpenAI's organization usage and costs API.
 
-A tenant is a project. Costs are what tenants pay, i.e. tariff prices. Fields of OpenAI's results
-that do not exist here are null or 0.
+A project in OpenAI's API is a tenant here, and costs are the prices in the tariff, which tenants
+pay. Fields of OpenAI's results that do not apply here are null or 0.
 """
 
 import asyncio
@@ -21,17 +21,17 @@ from serving.ledger.query import Query
 from serving.ledger.report import Report, Row
 
 _THREADS = 2
-"""Threads for queries; a slow database delays queries, but never inference requests."""
+"""Number of threads for queries; a slow database delays queries, but never inference requests."""
 
-# Amounts are written as decimal numbers and never become floats here.
+# Amounts are encoded as decimal numbers and never converted to floats here.
 _encoder = msgspec.json.Encoder(decimal_format="number")
 
 
 class UsageSource(Protocol):
-    """What the pages read: a ``serving.ledger.view.LedgerView``, which requires SQLAlchemy."""
+    """Source of the pages: a ``serving.ledger.view.LedgerView``, which requires SQLAlchemy."""
 
     def report(self, query: Query) -> Report:
-        """Return usage, price and cost. Blocks.
+        """Return usage, price and cost. The call blocks.
 
         Raises:
             NotReady: The database is unreachable or fails.
@@ -43,7 +43,7 @@ class UsageReader:
     """Queries the ledger in threads, for both protocols."""
 
     def __init__(self, source: UsageSource | None) -> None:
-        """Create the reader. None: the router has no ledger."""
+        """Create the reader; ``source`` is None if the router has no ledger."""
         self._source = source
         self._threads = ThreadPoolExecutor(_THREADS, "ledger-query")
 

@@ -33,7 +33,7 @@ _FILTERS = {USAGE: ("project_ids", "models", "api_key_ids"), COSTS: ("project_id
 _FLAG = {"true": True, "false": False}
 _SINGLE = ("start_time", "end_time", "bucket_width", "limit", "page")
 _MAX_TIME = 2**37
-"""Upper bound (exclusive) of a time, Unix seconds; in the year 6325."""
+"""Exclusive upper bound on times, Unix seconds (in the year 6325)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class UsageQuery:
     groups: frozenset[str]
     """Values of ``group_by``."""
     next_page: str | None
-    """Cursor of the next page. None: this is the last page."""
+    """Cursor of the next page. None on the last page."""
 
 
 def usage_query(route: str, params: QueryParams, now: float) -> UsageQuery:

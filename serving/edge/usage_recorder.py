@@ -1,4 +1,4 @@
-"""Writes a request's record into the ledger before its client can see that it has finished.
+"""Writes a request's record to the ledger before its client can see that it has finished.
 
 The protocols call ``record`` at the last part of a complete response, before sending it, and again
 when a request has ended in any other way; the second call for a request has no effect.
@@ -28,7 +28,7 @@ class UsageRecorder:
         """Return the price of a finished request as text; None if not permitted or not known.
 
         Args:
-            context: Its context.
+            context: The request's context.
             model: Name of the model.
             usage: See ``record``.
         """
@@ -44,15 +44,15 @@ class UsageRecorder:
         return None if amounts is None else f"{amounts.total.normalize():f} {tariff.currency}"
 
     def record(self, line: RequestLine, context: RequestContext, usage: Any = None) -> None:
-        """Record a request, unless it reached no rank or is already recorded.
+        """Record a request that has reached a rank, unless it is already recorded.
 
-        Requests that reached no rank used nothing, and a flood of them must not fill the ledger;
-        metrics and log lines show them.
+        Requests that have not reached a rank used no tokens, and a flood of them must not fill the
+        ledger; metrics and log lines report them.
 
         Args:
             line: The request's log line.
-            context: Its context.
-            usage: vLLM's ``UsageInfo``, which has the reasoning tokens of chats. None: unknown.
+            context: The request's context.
+            usage: vLLM's ``UsageInfo``, which has the reasoning tokens of chats. None if unknown.
         """
         record = context.record
         if record.ledgered:

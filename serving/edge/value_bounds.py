@@ -1,7 +1,7 @@
 """Limits on the number of values in a request (JSON body or proto message).
 
-A size limit does not bound the cost of a body: four megabytes can hold two million values, whose
-parsing and validation blocks all other requests for seconds. Values are therefore counted as the
+A size limit does not bound the cost of a body: four megabytes can contain two million values, whose
+parsing and validation block all other requests for seconds. Values are therefore counted as the
 body arrives, before it is parsed. Lists of token ids are cheap and have a separate limit.
 """
 
@@ -19,12 +19,12 @@ MAX_VALUES = 16_384
 """Default limit on objects, lists, and commas outside strings; one tool use in a conversation has
 about fifteen."""
 _COSTLY = frozenset({"/v1/responses"})
-"""Paths where values cost more, because an input item may have about thirty types."""
+"""Paths where values cost more, because an input item can have one of about thirty types."""
 MAX_IDS = 2**18
 """Limit on integers in lists under a name in ``_IDS``; more than the context of DeepSeek-R1."""
 _IDS = frozenset({b"prompt", b"tokens", b"input"})
 _LONG = 64
-"""Minimum number of commas in a stretch without strings to be treated as token ids."""
+"""Minimum number of commas between two strings for the data to be treated as token ids."""
 _OPEN = (b",", b"{", b"[")
 _OF_IDS = b"0123456789 ,\t\r\n:[]}"
 _NAME_BYTES = 16
@@ -32,15 +32,16 @@ _STRING = re.compile(rb'("(?:[^"\\]++|\\.)*+\\?+"?+)', re.DOTALL)
 """A string, or the beginning of one cut off by the end of the data. Matches at every opening quote,
 so the time is linear in the length of the data."""
 _ID_FIELDS = frozenset({"ids", "token_ids"})
-"""Proto fields that hold the token ids of a prompt."""
+"""Proto fields that contain the token ids of a prompt."""
 _JSON_SUFFIX = "_json"
-"""Suffix of proto fields that hold JSON text."""
+"""Suffix of proto fields that contain JSON text."""
 _MARK = b"\x01"
 _END = b""
 """Marks the end of a JSON text in the data to count."""
 
 SLICE = 2**15
-"""Bytes counted at a time; takes 0.5 ms for a chat, at most 3 ms (only quotes)."""
+"""Number of bytes counted at a time; takes 0.5 ms for a chat, at most 3 ms (data of quotes
+only)."""
 HEAVY = 1_024
 """Number of values above which parsing and validating a body takes milliseconds."""
 
@@ -55,7 +56,7 @@ _EXACT_COUNT_DIVISOR = 4
 
 
 class TooManyValues(ValueError):
-    """The body holds more values than the limit."""
+    """The body contains more values than the limit."""
 
 
 @dataclass(slots=True)
@@ -77,18 +78,18 @@ class JsonBounds:
     _escaped: bool = False
     """Whether the data ends inside a string, with a backslash that escapes the next byte."""
     _name: bytes = b""
-    """The beginning of the last string."""
+    """First bytes of the last string."""
 
     @property
     def heavy(self) -> bool:
-        """Whether the body may hold so many values that parsing it takes milliseconds."""
+        """Whether the body may contain so many values that parsing it takes milliseconds."""
         return self._upper_bound > HEAVY
 
     def feed(self, data: bytes) -> None:
         """Add bytes of the body, split at any position, and count them.
 
         Raises:
-            TooManyValues: the body holds more values than the limit.
+            TooManyValues: The body contains more values than the limit.
         """
         self.take(data)
         while self.uncounted:
@@ -111,7 +112,7 @@ class JsonBounds:
         """Count up to ``SLICE`` of the added bytes.
 
         Raises:
-            TooManyValues: the body holds more values than the limit.
+            TooManyValues: The body contains more values than the limit.
         """
         if data := self._next_slice():
             self._count(data)
@@ -120,7 +121,7 @@ class JsonBounds:
         """Count ``values`` values that are not in the fed data.
 
         Raises:
-            TooManyValues: the total exceeds the limit.
+            TooManyValues: The total exceeds the limit.
         """
         self._upper_bound += values
         self._add(values)
@@ -129,7 +130,7 @@ class JsonBounds:
         """Count ``ids`` token ids.
 
         Raises:
-            TooManyValues: the total exceeds the limit.
+            TooManyValues: The total exceeds the limit.
         """
         self._ids += ids
         if self._ids > self.max_ids:
@@ -192,8 +193,8 @@ class JsonBounds:
         """Count lists of token ids, and return the number of ids in them.
 
         Args:
-            between: the stretches outside strings.
-            strings: the string before each stretch; surplus strings are ignored.
+            between: The data between strings.
+            strings: The string before each item of ``between``; surplus strings are ignored.
         """
         ids = 0
         for stretch, string in zip(between, strings, strict=False):
@@ -221,7 +222,7 @@ def check_message(message: Message, max_values: int) -> None:
     """Check that a request is small enough to validate in one event-loop iteration.
 
     Raises:
-        InvalidRequest: the request holds more than ``max_values`` values.
+        InvalidRequest: The request contains more than ``max_values`` values.
     """
     if message.ByteSize() < max_values:  # a value takes at least one byte
         return

@@ -27,7 +27,7 @@ class ArgumentParser(FlexibleArgumentParser):
     """Argument parser that raises ``SettingsError`` instead of exiting the process."""
 
     def error(self, message: str) -> NoReturn:
-        """Raise the message that argparse would print.
+        """Raise an error with the message that argparse would print.
 
         Raises:
             SettingsError: Always.
@@ -38,7 +38,7 @@ class ArgumentParser(FlexibleArgumentParser):
 
 
 def own_arguments(settings: Settings) -> dict[str, Any]:
-    """Return ``engine.args`` keyed by field name of ``AsyncEngineArgs``, each value type-checked.
+    """Return ``engine.args`` by field name of ``AsyncEngineArgs``, with type-checked values.
 
     Raises:
         SettingsError: vLLM has no such argument, or the value has the wrong type.

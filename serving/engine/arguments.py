@@ -139,7 +139,7 @@ def is_mixture(settings: Settings) -> bool:
             revision=args.get("revision"),
         )
     except Exception as error:
-        # transformers raises many types; each means that the path or id is not a model.
+        # transformers raises errors of many types; each means that the path or id is not a model.
         raise SettingsError(
             f"model.path: cannot read the model {path}: {first_line(error)}",
         ) from error
@@ -174,7 +174,7 @@ def _common(settings: Settings) -> dict[str, Any]:
 
 
 def _executor(settings: Settings) -> type[Executor] | str:
-    """Return vLLM's executor explicitly: the default inside a placement group is Ray."""
+    """Return vLLM's executor explicitly, because the default inside a placement group is Ray."""
     single = settings.group.tensor_parallel == 1
     if settings.platform is Platform.CPU and single:
         return InProcessExecutor

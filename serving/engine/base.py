@@ -11,21 +11,22 @@ from serving.engine.kv_mirror import KvMirror
 from serving.link.v1 import link_pb2
 
 Deliver = Callable[[link_pb2.Delta], None]
-"""Receives the deltas of one request, all those of a step in one iteration of the event loop."""
+"""Function that receives the deltas of one request; all deltas of a step arrive in one iteration of
+the event loop."""
 
 
 class RunningRequest(Protocol):
-    """A request that was submitted to an engine."""
+    """A request that has been submitted to an engine."""
 
     def cancel(self) -> None:
         """Abort the request and free its KV cache; no delta follows. Safe to call at any time."""
         ...
 
     def complete(self, index: int) -> bool:
-        """End choice ``index``, because its output is complete; no delta of it follows.
+        """End choice ``index``, because its output is complete; no further delta of it follows.
 
         Returns:
-            Whether the request has ended: all its choices have.
+            Whether the request has ended because all its choices have ended.
         """
         ...
 
@@ -51,7 +52,7 @@ class Engine(Protocol):
 
     @property
     def kv_mirror(self) -> KvMirror | None:
-        """Content of the prefix cache; None without a cache or if the engine does not report it.
+        """Content of the prefix cache. None without a cache, or if the engine does not report it.
 
         Available after ``start``; the same object until ``shutdown``.
         """
@@ -62,7 +63,7 @@ class Engine(Protocol):
 
         The last delta is ``finished``, unless the request is cancelled or completed. An invalid
         request ends with ``error`` set (INVALID_REQUEST), never with an exception, and does not
-        affect other requests. Deltas carry token ids only: stop strings are the router's.
+        affect other requests. Deltas carry only token ids; the router applies stop strings.
         ``deliver`` sets the deltas' request id, and may be called before the method returns.
         """
         ...

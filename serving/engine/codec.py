@@ -66,7 +66,7 @@ def decode_parser_kwargs(request: link_pb2.Submit) -> dict[str, Any] | None:
 
 
 def encode_end(message: link_pb2.ChoiceDelta, output: EngineCoreOutput) -> None:
-    """Add the end of a choice: why it finished, and its speculative decoding.
+    """Add the end of a choice: its finish reason, and its speculative decoding counts.
 
     Args:
         message: The choice's last delta.
@@ -91,7 +91,7 @@ def encode_end(message: link_pb2.ChoiceDelta, output: EngineCoreOutput) -> None:
 def encode_logprobs(
     processor: LogprobsProcessor, output: EngineCoreOutput
 ) -> tuple[Iterable[link_pb2.PositionLogprobs], Iterable[link_pb2.PositionLogprobs]]:
-    """Return the log-probabilities of the prompt, complete once, and of the new tokens.
+    """Return the log-probabilities of the prompt (all at once, then none) and of the new tokens.
 
     Args:
         processor: vLLM's collector of the choice, without a tokenizer. Its collected
@@ -127,9 +127,9 @@ def failure_delta(request_id: str, error: Exception, *, alone: bool) -> link_pb2
     Args:
         request_id: Id of the request.
         error: Exception raised by vLLM.
-        alone: Whether the engine is alive and has generated nothing for the request, which means
-            that the request is at fault. Reporting an engine failure instead would fence the
-            group, and every retry would fence another.
+        alone: Whether the engine is alive and has generated no tokens for the request, which means
+            that the request is at fault. Reporting an engine failure instead would fence the group,
+            and every retry would fence another.
 
     """
     codes = link_pb2.RequestError

@@ -94,7 +94,7 @@ class EngineProcesses:
         self._update()
 
     def resident_bytes(self) -> int:
-        """Return the resident bytes of this process and the engine's, read at most 2 s ago."""
+        """Return the resident bytes of this and the engine's processes, read at most 2 s ago."""
         now = self._clock.monotonic()
         if now - self._memory_read >= _MEMORY_INTERVAL:
             self._memory_read = now

@@ -11,10 +11,10 @@ from serving.errors import EngineError
 from serving.settings import Platform, Settings
 
 _PRELOADS = ("libiomp5.so", "libtcmalloc_minimal.so.4")
-"""Libraries that vLLM's CPU build needs preloaded: Intel OpenMP and tcmalloc."""
+"""Libraries that vLLM's CPU build requires to be preloaded: Intel OpenMP and tcmalloc."""
 
 EXCHANGE, EXCHANGE_SPIN_US = "MOE_EXCHANGE", "MOE_EXCHANGE_SPIN_US"
-"""Variables that tell the CPU plugin ``engine.exchange`` and ``engine.exchange_spin_us``."""
+"""Variables that pass ``engine.exchange`` and ``engine.exchange_spin_us`` to the CPU plugin."""
 
 _LIBRARY_FOLDERS = (
     Path(sys.prefix) / "lib",

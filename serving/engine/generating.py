@@ -64,7 +64,7 @@ class GeneratingRequest:
         self._task.cancel()
 
     def complete(self, index: int) -> bool:
-        """End a choice; see the protocol. The choice runs on until all others are complete."""
+        """End a choice; see the protocol. It continues to run until all others are complete."""
         self._completed.add(index)
         params = msgspec.msgpack.decode(self._request.sampling_params, type=_Params)
         if len(self._completed) == params.n:

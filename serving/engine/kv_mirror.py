@@ -12,7 +12,7 @@ from serving.link.block_hashes import ROOT, block_hashes
 from serving.link.v1 import link_pb2
 
 _CHUNK = 32768
-"""Maximum number of hashes in one message: 256 KiB, well under the smallest frame."""
+"""Maximum number of hashes in one message: 256 KiB, well below the smallest frame size."""
 _FEED_LIMIT = 65536
 """Maximum number of changes in a feed; beyond this the feed sends the whole state again."""
 
@@ -21,7 +21,8 @@ _FEED_LIMIT = 65536
 class _Block:
     name: int
     copies: int
-    """Blocks with this content. Concurrent requests for one prompt fill a block each."""
+    """Number of blocks with this content. Concurrent requests with the same prompt each fill a
+    block."""
 
 
 class KvMirror:

@@ -32,7 +32,7 @@ def publish_kv_events(config: VllmConfig, folder: str) -> None:
 
     Args:
         config: Modified in place; an existing ``kv_events_config`` is kept.
-        folder: Folder for the socket; it must be private, because events hold prompts.
+        folder: Folder for the socket; it must be private, because events contain prompts.
 
     """
     if config.cache_config.enable_prefix_caching and config.kv_events_config is None:

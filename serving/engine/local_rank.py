@@ -1,4 +1,4 @@
-"""Run one rank without Ray in the foreground, for tests and for examining a single rank.
+"""Runs one rank without Ray in the foreground, for tests and for examining a single rank.
 
     python -m serving.engine.local_rank --rank 0 --group g0 --config settings.yaml
 

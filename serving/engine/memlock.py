@@ -31,7 +31,7 @@ def problem(most: int | None, *, free: bool) -> str | None:
 
     Args:
         most: Result of ``limit()``, bytes; ``None`` for unlimited.
-        free: Result of ``locks_freely()``.
+        free: The result of ``locks_freely()``.
     """
     if free or most is None or most >= NEEDED:
         return None

@@ -21,7 +21,8 @@ from serving.errors import SettingsError
 from serving.settings import TelemetrySettings
 
 TRIES = 64
-"""Number of ports to try, from the configured one upwards; also the maximum ranks per node."""
+"""Number of ports to try, from the configured one upwards; also the maximum number of ranks per
+node."""
 _FRESH = 1.0
 """Time for which a rendered page is reused, seconds."""
 _SOCKET_TIMEOUT = 5.0
@@ -139,7 +140,7 @@ def _handler(page: RenderedPage) -> type[BaseHTTPRequestHandler]:
 
         @override
         def log_message(self, format: str, *args: object) -> None:
-            """Do nothing: scrapes are not logged."""
+            """Log nothing, because scrapes are frequent."""
 
     return Handler
 

@@ -1,9 +1,9 @@
 """Response to HTTP requests that reach a rank through Ray Serve's proxy.
 
-On Kubernetes every node runs a Serve proxy, because KubeRay marks a pod ready only when the proxy's
-``/-/healthz`` returns 200, which requires an application with a route. Clients must send requests
-to the routers instead. The response states this, without reading the request body or calling the
-engine.
+On Kubernetes, every node runs a Serve proxy, because KubeRay marks a pod ready only when the
+proxy's ``/-/healthz`` returns 200, which requires an application with a route. Clients must send
+requests to the routers instead. The response states this, without reading the request body or
+calling the engine.
 """
 
 from typing import TYPE_CHECKING

@@ -103,7 +103,7 @@ class OrphanReaper:
         self._pid = int(answer)
 
     def started(self) -> None:
-        """Make the reaper scan a last time; it ignores children that the owner starts later.
+        """Make the reaper scan one last time; it ignores children that the owner starts later.
 
         Raises:
             OSError: The reaper ended, or did not answer in time.
@@ -115,7 +115,7 @@ class OrphanReaper:
         """Make the reaper end the remaining processes, and wait for it. Safe to call twice.
 
         Args:
-            timeout: Seconds after which the reaper itself is killed.
+            timeout: Time after which the reaper itself is killed, seconds.
         """
         if self._writer < 0:
             return
@@ -165,7 +165,7 @@ def wait_for_owner(scan: Callable[[], object] | None = None) -> None:
 
 
 class _StartedBelow:
-    """Processes started below an owner from now on, including those whose parent has died."""
+    """Descendants that an owner starts from now on, including those whose parent has died."""
 
     def __init__(self, owner: int) -> None:
         self._owner = owner
@@ -186,7 +186,7 @@ class _StartedBelow:
 
 
 def _identity(item: ProcessRecord) -> tuple[int, float]:
-    # Without the name: processes rename themselves.
+    # The name is ignored, because processes rename themselves.
     return item.pid, item.create_time
 
 

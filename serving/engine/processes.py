@@ -121,7 +121,7 @@ def end(
 
     Args:
         items: Processes to end; ended ones are ignored.
-        grace: Seconds between SIGTERM and SIGKILL; 0 sends SIGKILL immediately.
+        grace: Time between SIGTERM and SIGKILL, seconds; 0 sends SIGKILL immediately.
         kill_wait: Maximum wait after SIGKILL, seconds; a busy machine frees memory slowly.
         spare: Returns whether to exclude a process.
 

@@ -28,7 +28,7 @@ class Port:
     device: str
     number: int
     state: str
-    """Kernel state: ACTIVE, DOWN, INIT or ARMED."""
+    """State reported by the kernel: ACTIVE, DOWN, INIT or ARMED."""
     layer: str
     """InfiniBand or Ethernet (RoCE)."""
     gigabits: float

@@ -27,7 +27,8 @@ def build(arguments: dict[str, Any]) -> Any:
     """Return the groups as a Serve application.
 
     Set the number of replicas, and thus of groups, with ``num_replicas`` in the config file: Serve
-    applies it without restarting running replicas, whereas any change of ``args`` restarts all.
+    applies it without restarting running replicas, whereas any change of ``args`` restarts all
+    replicas.
 
     Raises:
         SettingsError: The arguments are not valid settings.

@@ -119,7 +119,7 @@ class ExpertRecorder:
         self.placement = link_pb2.ExpertPlacement()
         """Experts of this rank; empty for a model without experts."""
         self.loads: list[link_pb2.LayerExpertLoad] = []
-        """Tokens by layer as of the last read; empty if the workers do not count tokens."""
+        """Tokens by layer at the last read; empty if the workers do not count tokens."""
 
     def refresh(self) -> None:
         """Start a background read if the last one is at least ``_EXPERT_INTERVAL`` old."""
@@ -137,7 +137,7 @@ class ExpertRecorder:
         self._read_at = self._clock.monotonic()
         async with asyncio.timeout(_EXPERT_TIMEOUT):
             workers = await self._core.collective_rpc("moe_serving_expert_load")
-        # With tensor parallelism each worker holds part of the rank's experts.
+        # With tensor parallelism, each worker holds part of the rank's experts.
         layers: dict[str, dict[int, int | None]] = {}
         total = 0
         for worker in workers:

@@ -35,7 +35,7 @@ _SHUTDOWN_TIMEOUT = 4.0
 """Time for vLLM's processes to exit, seconds; they usually take 1 s."""
 
 _WARM_UP_TOKENS = 2
-"""Tokens to generate before the engine counts as started."""
+"""Number of tokens to generate before the engine counts as started."""
 
 _WARM_UP = link_pb2.Submit(
     request_id="warm-up",
@@ -93,7 +93,7 @@ class VllmEngine:
 
         Raises:
             SettingsError: vLLM rejects the arguments.
-            EngineError: A process of the engine failed; its log has the reason.
+            EngineError: A process of the engine failed; its log contains the reason.
         """
         try:
             # Shielded because a thread cannot be cancelled; shutdown waits for it.
@@ -153,7 +153,7 @@ class VllmEngine:
         return snapshot
 
     async def check_health(self) -> None:
-        """Check that the engine is alive and makes steps while it has requests.
+        """Check that the engine is alive and executes steps while it has requests.
 
         Raises:
             EngineError: The engine is not running, has failed or is stalled.
@@ -233,7 +233,7 @@ class VllmEngine:
         self._requests.start()
 
     def _follow_kv_cache(self) -> None:
-        """Subscribe before the first request: vLLM reports each cached block only once."""
+        """Subscribe before the first request, because vLLM reports each cached block only once."""
         assert self._core is not None
         self._kv_source = KvSource.of(self._core)
         if self._kv_source is not None:
@@ -296,7 +296,7 @@ class _NotRunning:
         """Do nothing."""
 
     def complete(self, index: int) -> bool:
-        """Do nothing: the request has ended."""
+        """Do nothing, because the request has ended."""
         del index
         return True
 

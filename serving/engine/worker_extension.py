@@ -18,7 +18,7 @@ class WorkerExtension:
     model_runner: Any
 
     def moe_serving_expert_load(self) -> list[tuple[str, int, list[int], list[int]]]:
-        """Return the experts of every MoE layer.
+        """Return the load of the experts of every MoE layer.
 
         Returns:
             For each layer: name, total number of experts, global ids of the worker's experts, and
@@ -39,7 +39,7 @@ class WorkerExtension:
         expert_load.reset()
 
     def _moe_serving_layers(self) -> list[tuple[str, int, list[int]]]:
-        """Return name, expert count and local experts' global ids per layer, drafter included."""
+        """Return name, expert count and local experts' global ids, by layer."""
         models = [self.model_runner.get_model()]
         drafter = getattr(getattr(self.model_runner, "drafter", None), "model", None)
         if drafter is not None:

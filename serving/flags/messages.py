@@ -29,7 +29,7 @@ def refusal(flag: str, text: str, accepted: object) -> str:
     Args:
         flag: Name of the flag, for example "--rate".
         text: The value as given.
-        accepted: What the flag accepts: a reader, or the ``BadValue`` that it raised.
+        accepted: The accepted values: a reader, or the ``BadValue`` that it raised.
     """
     shown = "…" if flag in _SECRET_FLAGS else text
     if len(shown) > _MAX_SHOWN:

@@ -68,7 +68,7 @@ class OutputDirectory:
         """Return the path.
 
         Raises:
-            BadValue: The nearest existing parent is a file, or is not writable for the user.
+            BadValue: The nearest existing parent is a file, or is not writable by the user.
         """
         path = _path(text, self)
         existing = next(one for one in (path, *path.absolute().parents) if one.exists())
@@ -83,7 +83,7 @@ class OutputDirectory:
 
 
 def _path(text: str, reader: object) -> Path:
-    """Return the path if it is valid for the file system, else raise ``BadValue``."""
+    """Return the path if it is valid for the file system, otherwise raise ``BadValue``."""
     if not text.strip() or "\0" in text:
         raise BadValue(str(reader))
     path = Path(text)

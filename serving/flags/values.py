@@ -97,7 +97,7 @@ def seconds(noun: str, *, zero: bool = False) -> Number:
 
     Args:
         noun: Name of the duration, with an article.
-        zero: Accept 0 as well.
+        zero: Whether 0 is accepted.
     """
     low: dict[str, float] = {"at_least": 0.0} if zero else {"above": 0.0}
     return Number(noun, "seconds", at_most=MAX_SECONDS, **low)
@@ -113,7 +113,7 @@ class Pair(Generic[Value]):
     """The accepted values as a sentence, for the message."""
     sign: str = ":"
     single: bool = False
-    """Whether a single value is accepted, which stands for both."""
+    """Whether a single value is accepted and used for both."""
     holds: Callable[[Value, Value], bool] = lambda _first, _second: True
     """Returns whether the two values are a valid combination."""
 

@@ -1,8 +1,8 @@
 """The canary: one token that each rank must generate before its group accepts requests.
 
-A rank can report itself healthy although its engine does not generate; in vLLM, the health
-endpoints of a failed engine's peers do. Only a generated token proves that a whole step works,
-including the collectives between ranks.
+A rank can report itself healthy although its engine does not generate; in vLLM, the peers of a
+failed engine do so. Only a generated token proves that a whole step works, including the
+collectives between ranks.
 """
 
 import asyncio
@@ -42,7 +42,7 @@ class CanaryResults(Protocol):
 
     @property
     def router_id(self) -> str:
-        """Prefix of request ids."""
+        """The router's id, which is the prefix of request ids."""
         ...
 
     def proven(self, rank_id: RankId, handle: RankHandle) -> None:
@@ -132,7 +132,7 @@ class CanaryStream:
         Args:
             work: The request.
             ended: Called once with the error, or None after a token.
-            timeout: Seconds after which the canary fails.
+            timeout: Time after which the canary fails, seconds.
         """
         self.work = work
         self.finished = False
@@ -148,7 +148,7 @@ class CanaryStream:
 
     @property
     def outstanding_tokens(self) -> int:
-        """Always 0: one token does not count as load."""
+        """Always 0, because one token does not count as load."""
         return 0
 
     def cancel(self) -> None:
@@ -157,7 +157,7 @@ class CanaryStream:
 
     @property
     def completed(self) -> list[int]:
-        """Always empty: the rank generates one token."""
+        """Always empty, because the rank generates only one token."""
         return []
 
     def receive(self, delta: link_pb2.Delta) -> bool:

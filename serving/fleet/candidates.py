@@ -1,7 +1,7 @@
 """The ranks that routing may choose from, kept up to date by the events that change them.
 
-A request reads them as they are: nothing is collected or copied for it. They are what a snapshot
-of the ready groups would be, without the parts that routing does not read.
+Requests read them in place: nothing is collected or copied per request. They have the contents of a
+snapshot of the ready groups, without the parts that routing does not read.
 """
 
 from bisect import bisect_left
@@ -52,7 +52,7 @@ class CandidateRank:
         self.update(snapshot)
 
     def update(self, snapshot: RankSnapshot) -> None:
-        """Take over what a report or an event has changed."""
+        """Apply the changes of a report or an event."""
         self.healthy = snapshot.healthy
         self.draining = snapshot.draining
         self.load = snapshot.load
@@ -92,9 +92,9 @@ class CandidateFleet:
     """All ready ranks, or a sample of them: a ``routing.views.FleetView``."""
 
     groups: Sequence[CandidateGroup]
-    """Ordered by id."""
+    """The groups, ordered by id."""
     complete: bool
-    """Whether all ranks of all ready groups are in it."""
+    """Whether it contains all ranks of all ready groups."""
     history: Sequence[GroupSnapshot] = ()
 
     @property
@@ -143,7 +143,7 @@ class Candidates:
         self._ranks -= len(self._groups.pop(index).ranks)
 
     def handle(self, rank_id: RankId) -> RankHandle | None:
-        """Return the connection to a rank of a ready group; None if it is not one any more."""
+        """Return the connection to a rank; None if its group is no longer ready."""
         rank = self._find(rank_id)
         return None if rank is None else rank.handle
 
@@ -156,7 +156,7 @@ class Candidates:
 
         Returns:
             All ranks if there are few; otherwise the wanted ranks and enough others for a sample:
-            whole groups, or a part of at least two groups if groups are large.
+            whole groups, or parts of at least two groups if groups are large.
         """
         if self._ranks <= 2 * SAMPLE_RANKS:
             return self.whole
@@ -169,7 +169,7 @@ class Candidates:
         sample = groups[start : start + width] if rest <= 0 else groups[:rest] + groups[start:]
         for index, group in enumerate(sample):
             if len(group.ranks) > each:
-                # Groups before the start are in their next lap.
+                # Groups before the start begin their next round.
                 sample[index] = group.part((lap + (index < rest)) * each, each)
         for rank_id in wanted:
             self._include(sample, rank_id)

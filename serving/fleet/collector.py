@@ -42,7 +42,7 @@ _RANK_VALUES: tuple[tuple[Family, Callable[[RankSnapshot], float | None]], ...] 
     (metrics.MTP_PROPOSED, lambda rank: rank.load.mtp_proposed_tokens),
     (metrics.MTP_ACCEPTED, lambda rank: rank.load.mtp_accepted_tokens),
 )
-"""Reads each value from a rank; None: unknown, and not exported."""
+"""Functions that read each value from a rank; None means unknown, and the value is not exported."""
 
 
 def fleet_registry(
@@ -55,7 +55,7 @@ def fleet_registry(
     Args:
         snapshot: Returns all groups of the router.
         models: Returns the state of all models.
-        counters: What has been measured of each model, by its name.
+        counters: Measurements of each model, by model name.
     """
     registry = CollectorRegistry()
     registry.register(FleetCollector(snapshot, models, counters or {}))

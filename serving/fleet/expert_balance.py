@@ -16,15 +16,16 @@ from serving.routing.snapshot import CountedLayer, GroupSnapshot, RecentExperts
 
 ALL = "all"
 _BANDS = 4
-"""Bands of layers, with one value each, so that the number of labels is independent of depth."""
+"""Number of bands of layers. Each band has one value, so the number of labels does not depend on
+the depth."""
 SPAN = 30.0
-"""Seconds between two retained counts; "recent" is the last one to two spans."""
+"""Time between two retained counts, seconds; "recent" covers the last one to two spans."""
 _NUMBER = re.compile(r"\.(\d+)\.")
 
 
 @dataclass(frozen=True, slots=True)
 class Imbalance:
-    """Busiest load divided by mean load, averaged over some layers; 1: balanced."""
+    """Busiest load divided by mean load, averaged over some layers; 1 means balanced."""
 
     layers: str
     """``all``, or the numbers of the first and the last layer, e.g. ``3-17``."""
@@ -44,7 +45,7 @@ class HotExpert:
     ranks: tuple[int, ...]
     """Ranks that host the expert."""
     tokens: int
-    """Tokens in the last 30 to 60 s."""
+    """Number of tokens in the last 30 to 60 s."""
     times_mean: float
     """Tokens of this expert divided by the mean of the layer's experts."""
 
@@ -171,7 +172,7 @@ def _mean(values: Iterable[float]) -> float:
 
 
 class ExpertWindow:
-    """Keeps the expert counts from 30 to 60 s ago, to be subtracted from the newest ones.
+    """Keeps the expert counts from 30 to 60 s ago, which are subtracted from the newest ones.
 
     The imbalance since the engine's start would hide the current one. During the first span, and
     after a restart of the rank's engine, counts cover the time since the engine's start.

@@ -71,19 +71,19 @@ class Member:
     candidate: CandidateRank = field(init=False)
     """The rank as routing sees it."""
     canary_sent: bool = False
-    """Whether a canary was sent since the rank was last unhealthy or the group last fenced."""
+    """Whether a canary has been sent since the rank was last unhealthy or the group last fenced."""
     proven: bool = False
     """Whether the rank has generated a canary's token since the group was last incomplete."""
     experts: ExpertWindow = field(default_factory=ExpertWindow)
     shown: tuple[RankSnapshot, RankSnapshot] | None = None
-    """Cache: ``snapshot`` at the last freeze, and the frozen copy with the handle's numbers."""
+    """Cached ``snapshot`` of the last freeze, and the frozen copy with the handle's numbers."""
 
     def __post_init__(self) -> None:
-        """Show the rank to routing."""
+        """Make the rank visible to routing."""
         self.candidate = CandidateRank(self.snapshot, self.handle)
 
     def update(self, **changes: Any) -> None:
-        """Change fields of the snapshot, and what routing sees of them."""
+        """Change fields of the snapshot, and update the fields that routing sees."""
         self.snapshot = replace(self.snapshot, **changes)
         self.candidate.update(self.snapshot)
 
@@ -99,21 +99,21 @@ class Group:
     reason: str
     since: float
     started: float = 0.0
-    """Start of the group's epoch, Unix time in seconds; 0: unknown."""
+    """Start time of the group's epoch, seconds since the Unix epoch; 0 if unknown."""
     total_experts: int = 0
     app: str = ""
     model: str = ""
     pool: str = ""
     cordoned: str = ""
-    """The operator's reason for a cordon; empty: not cordoned."""
+    """The operator's reason for a cordon; empty if not cordoned."""
     members: dict[int, Member] = field(default_factory=dict)
     """Joined ranks, by rank number."""
     shown: GroupSnapshot | None = None
-    """Cache: the last snapshot."""
+    """The last snapshot, cached."""
 
 
 def waits_for(group: Group) -> str:
-    """Return what prevents the group from being ready, except canaries; empty: nothing."""
+    """Return what prevents the group from being ready, except canaries; empty if nothing does."""
     missing = [rank for rank in range(group.world_size) if rank not in group.members]
     if missing:
         return (

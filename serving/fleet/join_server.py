@@ -31,9 +31,10 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 _Refusal = link_pb2.Refusal
 _JOIN_SETTING = "router.join_host and router.join_port"
 _REJECTED_LINGER = 1.0
-"""Seconds that the call of a rank without credentials stays open for the refusal to be read."""
+"""Time that the call of a rank without credentials stays open so that the rank can read the
+refusal, seconds."""
 _STOP_GRACE = 1.0
-"""Grace period for calls to return after their links were closed, seconds."""
+"""Time for calls to return after their links have been closed, seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +42,10 @@ class JoinGuard:
     """Credentials that protect the join port, because a joined rank receives requests."""
 
     tokens: Watched[JoinTokens] | None = None
-    """Accepted join tokens; None: no token is required."""
+    """Accepted join tokens. None if no token is required."""
     tls: Watched[TlsMaterial] | None = None
-    """The server's certificate; None: plain text. If client CAs are set, ranks without a client
-    certificate are rejected during the handshake."""
+    """The server's certificate. None means plain text. If client CAs are set, ranks without a
+    client certificate are rejected during the handshake."""
 
     def check(self, metadata: Iterable[tuple[str, str | bytes]] | None) -> None:
         """Check the credentials in a call's metadata.
@@ -85,8 +86,8 @@ class LinkServer(link_pb2_grpc.RouterServiceServicer):
             models: The models; they receive joined ranks and their reports.
             link: Limits and timeouts of the links.
             router: Settings with the address to listen on.
-            clock: Default: the system clock.
-            guard: Required credentials; default: every rank may join, in plain text.
+            clock: Source of time; the system clock by default.
+            guard: Required credentials. By default, every rank can join, in plain text.
         """
         self._models = models
         self._link = link
@@ -97,7 +98,7 @@ class LinkServer(link_pb2_grpc.RouterServiceServicer):
         self._stopping = False
         self._server: Server | None = None
         self.port = 0
-        """Port that ranks connect to; 0 before ``start``."""
+        """Port that ranks connect to; 0 until ``start`` is called."""
 
     async def start(self) -> int:
         """Listen on the join address.
@@ -109,7 +110,7 @@ class LinkServer(link_pb2_grpc.RouterServiceServicer):
             LinkRefused: The address cannot be bound.
         """
         router = self._router
-        server: Any = Server(  # Any: the generated stubs accept only grpc's server
+        server: Any = Server(  # Any, because the generated stubs accept only grpc's server
             max_message_bytes=self._link.max_frame_bytes,
             keepalive_time=self._link.keepalive,
             keepalive_timeout=self._link.keepalive,
@@ -247,7 +248,7 @@ async def _receive(link: RankLink, context: Any) -> None:
 
 
 def check_hello(hello: link_pb2.Hello, models: FleetModels) -> FleetModel:
-    """Check a Hello on its own, regardless of other ranks and of the model's files.
+    """Check the Hello itself, without comparing it with other ranks or the model's files.
 
     Returns:
         The rank's model.

@@ -56,10 +56,11 @@ class FleetMembership:
 
         Args:
             settings: Settings with the length of the history.
-            clock: Default: the system clock.
-            router_id: Prefix of request ids; default: random.
+            clock: Source of time; the system clock by default.
+            router_id: Prefix of request ids; random by default.
             prefixes: Index of the ranks' KV caches, filled by links and read by routing.
-            canary: Sends a canary to each rank before its group is ready; default: no canaries.
+            canary: Sends a canary to each rank before its group is ready. If omitted, no canaries
+                are sent.
         """
         self._settings = settings or FleetSettings()
         self._clock = clock or SystemClock()
@@ -70,8 +71,8 @@ class FleetMembership:
         """The ready groups, for routing."""
         self._history: deque[GroupSnapshot] = deque(maxlen=self._settings.history_groups)
         # Replaced epochs, for ranks that do not report their epoch's start time: a left-over rank
-        # must not replace the current group. Bounded: such a rank exits long before 1024 further
-        # replacements.
+        # must not replace the current group. The number is bounded, because such a rank exits long
+        # before 1024 further replacements.
         self._replaced: deque[tuple[str, str]] = deque(maxlen=1024)
         self._listeners: list[Callable[[], None]] = []
         self._canary = canary
@@ -101,7 +102,7 @@ class FleetMembership:
                 )
             other = group.members[hello.rank].hello if hello.rank in group.members else None
             if other is not None and _same_process(hello, other):
-                # The rank detected before the router did that its old connection is dead.
+                # The rank has detected the loss of its old connection before the router has.
                 old = group.members[hello.rank].handle
                 self.leave(rank_id, old, "its process reconnected")
                 old.close("its process reconnected")
@@ -273,7 +274,7 @@ class FleetMembership:
         return sum(member.handle.inflight_requests for member in members)
 
     def subscribe(self, listener: Callable[[], None]) -> Callable[[], None]:
-        """Call ``listener`` after each change of a group's state or ranks.
+        """Call ``listener`` after each change to a group's state or ranks.
 
         Returns:
             A function that unsubscribes the listener.
@@ -298,7 +299,7 @@ class FleetMembership:
         return group_id in self._groups
 
     def pool_of(self, group_id: str) -> str:
-        """Return the pool of a joined group; empty if it has not joined or named one."""
+        """Return the pool of a joined group; empty if it has not joined or has no pool name."""
         group = self._groups.get(group_id)
         return "" if group is None else group.pool
 

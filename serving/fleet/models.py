@@ -32,7 +32,7 @@ class FleetModel:
             membership: The model's groups.
             fingerprint: Fingerprint of the model's files on this router, or a function that reads
                 it; called when the first rank joins, in a thread.
-            pools: Names of the pools, at least one; ranks that do not name theirs belong to the
+            pools: Names of the pools, at least one; ranks that do not name a pool belong to the
                 first.
         """
         self.name = name
@@ -63,9 +63,9 @@ class ModelStatus:
     """Whether tokenizer, chat template and parsers are in memory."""
     queued_requests: int = 0
     queued_tokens: int = 0
-    """Prompt and expected output tokens of the queued requests."""
+    """Number of prompt tokens plus expected output tokens of the queued requests."""
     ready: bool = False
-    """Whether any group of the model accepts requests; otherwise requests park."""
+    """Whether any group of the model accepts requests; otherwise requests are parked."""
 
 
 class FleetModels:
@@ -112,7 +112,7 @@ class FleetModels:
         )
 
     def subscribe(self, listener: Callable[[], None]) -> Callable[[], None]:
-        """Call ``listener`` after each change of a group's state or ranks.
+        """Call ``listener`` after each change to a group's state or ranks.
 
         Returns:
             A function that unsubscribes the listener.

@@ -9,7 +9,7 @@ _POLL_INTERVAL = 0.05
 
 
 class FleetOperations:
-    """Operations on one router's groups; a cordon lasts until undone or until the group is gone."""
+    """Operations on one router's groups; a cordon lasts until it is undone or the group is gone."""
 
     def __init__(self, models: FleetModels) -> None:
         self._models = models

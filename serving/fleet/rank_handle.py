@@ -26,7 +26,7 @@ class LinkedStream(Protocol):
 
     @property
     def done(self) -> bool:
-        """Whether the request finished or failed: no more output is expected."""
+        """Whether the request finished or failed, so that no more output is expected."""
         ...
 
     @property
@@ -67,7 +67,7 @@ class RankHandle(Protocol):
 
     @property
     def round_trip(self) -> float | None:
-        """Seconds from the last Ping to its Pong; None before the first Pong."""
+        """Time from the last Ping to its Pong, seconds. None before the first Pong."""
         ...
 
     def submit(self, stream: LinkedStream) -> None:
@@ -89,7 +89,8 @@ class RankHandle(Protocol):
 
         Args:
             reason: The reason, as a sentence.
-            planned: The rank is removed on purpose, so its requests do not become suspects.
+            planned: Whether the rank is removed on purpose; its requests then do not become
+                suspects.
         """
         ...
 

@@ -40,7 +40,7 @@ class RankLink:
             clock: The router's clock.
             send_limit: Maximum number of requests in the send queue.
             max_frame_bytes: Maximum frame size; requests fill at most half of it.
-            silence_limit: Seconds without a frame after which the link is closed.
+            silence_limit: Time without a frame after which the link is closed, seconds.
         """
         self.rank_id = rank_id
         self.closed = asyncio.Event()
@@ -48,19 +48,19 @@ class RankLink:
         self._membership = membership
         self._clock = clock
         self._send_limit = send_limit
-        # Half, to leave room for the frame's other fields and protobuf's overhead.
+        # Half of the frame, because its other fields and protobuf's overhead also need space.
         self._frame_bytes = max_frame_bytes // 2
         self._silence_limit = silence_limit
         self._streams: dict[str, LinkedStream] = {}
-        # Outstanding tokens of each request as of its last frame, and their sum.
+        # Outstanding tokens of each request after its last frame, and their sum.
         self._counted: dict[str, int] = {}
-        # Attributes, not properties: routing reads them of every candidate.
+        # Attributes rather than properties, because routing reads them for every candidate.
         self.inflight_requests = 0
         """Number of this router's requests on the rank."""
         self.outstanding_tokens = 0
-        """Tokens that the rank still has to compute for these requests."""
+        """Number of tokens that the rank still has to compute for these requests."""
         self.round_trip: float | None = None
-        """Seconds from the last Ping to its Pong; None before the first Pong."""
+        """Time from the last Ping to its Pong, seconds. None before the first Pong."""
         self._submits: dict[str, link_pb2.Submit] = {}
         self._aborts: list[str] = []
         self._completed: list[link_pb2.CompletedChoice] = []
@@ -170,7 +170,7 @@ class RankLink:
             counted[request_id] = now
 
     def _ended(self, stream: LinkedStream, delta: link_pb2.Delta) -> bool:
-        """Tell the rank what has ended without its knowledge; return whether the request is done.
+        """Tell the rank which choices the router has ended; return whether the request is done.
 
         Args:
             stream: The request.
@@ -186,8 +186,8 @@ class RankLink:
             return False
         self._forget(stream)
         if not delta.finished:
-            # It failed or ended in the router. After the completed choices, this is for a rank
-            # that waits for others.
+            # It failed or ended in the router. The completed choices do not suffice for a rank that
+            # still waits for others.
             self._aborts.append(stream.request_id)
             self._wake.set()
         return True

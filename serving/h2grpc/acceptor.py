@@ -2,8 +2,8 @@
 
 asyncio's servers accept the whole backlog, possibly thousands of connections, in one iteration and
 answer the first TLS message of each. Each handshake takes up to several milliseconds, during which
-no other connection is served. New connections also take at most half of the loop's time: clients
-may open and close thousands of them per second.
+no other connection is served. New connections also use at most half of the event loop's time:
+clients can open and close thousands of them per second.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ _MAX_ACCEPTS = 8
 _MAX_HANDSHAKE_STARTS = 2
 """Maximum number of TLS handshakes started per event-loop iteration; each computes a signature."""
 _STEPS = 4
-"""Event-loop iterations that a short connection takes: accept, connect, read, close."""
+"""Number of event-loop iterations that a short connection takes: accept, connect, read, close."""
 _MAX_HANDSHAKES = 256
 """Maximum number of handshakes in progress; beyond that, the oldest is cancelled."""
 _HANDSHAKE_TIMEOUT = 20.0
@@ -50,10 +50,10 @@ class Acceptor:
         """Initialize the acceptor; ``start`` begins listening.
 
         Args:
-            listener: bound socket; ``close`` closes it.
-            protocol_factory: factory for the protocol of a connection.
-            tls: TLS context. None: plaintext.
-            clock: measures the time that new connections take, seconds.
+            listener: Bound socket; ``close`` closes it.
+            protocol_factory: Factory for the protocol of a connection.
+            tls: TLS context. None means plaintext.
+            clock: Measures the time that new connections take, seconds.
         """
         self._loop = asyncio.get_running_loop()
         self._listener = listener

@@ -9,9 +9,10 @@ its budget is closed (RFC 9113, section 10.5).
 MAX_UNITS = 2048
 """Initial and maximum budget of a connection, units."""
 REFILL_PER_SECOND = 256
-"""Units refilled per second."""
+"""Number of units refilled per second."""
 REFILL_PER_MESSAGE = 2
-"""Units refilled per DATA frame sent, since clients answer with WINDOW_UPDATE and PING."""
+"""Number of units refilled per DATA frame sent, because clients answer with WINDOW_UPDATE and
+PING."""
 UNSERVED_COST = 3
 """Additional cost of a call that ends before its handler receives the request, units: an unknown
 method, no message, or not gRPC."""
@@ -24,8 +25,8 @@ MAX_PENDING_BYTES = 2**28
 class PendingBytes:
     """Total size of incomplete requests across all connections of a server.
 
-    Limits per request and per connection are not enough: with thousands of slow clients they add
-    up.
+    Limits per request and per connection do not suffice, because they add up with thousands of slow
+    clients.
     """
 
     __slots__ = ("limit", "used")
@@ -38,7 +39,7 @@ class PendingBytes:
         """Add received bytes, unless the total would exceed the limit.
 
         Returns:
-            Whether the bytes were added. If False, the request must be refused.
+            Whether the bytes were added. If False, the request must be rejected.
         """
         if self.used + size > self.limit:
             return False
@@ -59,7 +60,7 @@ class Budget:
         self.left = MAX_UNITS
         """Units left before the refill. If negative, call ``overdrawn``."""
         self.messages = 0
-        """DATA frames sent since the last refill."""
+        """Number of DATA frames sent since the last refill."""
         self._at = now
 
     def overdrawn(self, now: float) -> bool:

@@ -89,8 +89,8 @@ class Call(Context):
         """Add the contents of a DATA frame.
 
         Args:
-            data: the contents.
-            size: size of the frame in flow control, bytes.
+            data: The contents.
+            size: Size of the frame in flow control, bytes.
 
         Returns:
             Whether the frame completes a message.

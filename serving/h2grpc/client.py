@@ -66,9 +66,9 @@ class CallOptions:
     keepalive_timeout: float
     """Time for the server to answer a ping, seconds."""
     tls: ssl.SSLContext | None = None
-    """Client context with ALPN h2. None: plain text."""
+    """Client context with ALPN h2. None means plain text."""
     server_name: str | None = None
-    """Name that the certificate must contain. None: the host."""
+    """Name that the certificate must contain. None means the host."""
 
 
 class ClientCall(asyncio.Protocol):
@@ -219,11 +219,11 @@ class ClientCall(asyncio.Protocol):
                 self._send()
 
     def pause_writing(self) -> None:
-        """Stop sending: the socket's buffer is full."""
+        """Stop sending, because the socket's buffer is full."""
         self._paused = True
 
     def resume_writing(self) -> None:
-        """Resume sending: the socket accepts data again."""
+        """Resume sending, because the socket accepts data again."""
         self._paused = False
         self._writable.set()
 

@@ -1,11 +1,11 @@
 """Compression of messages with gzip or deflate, a piece at a time.
 
-A small message may decompress to a large one, and compressing a large one takes time. The
+A small message can decompress to a large one, and compressing a large one takes time. The
 generators here do a bounded amount of work per item, which lets the event loop run in between.
 
 The compression of responses (grpc/grpc, doc/compression.md) is set by the handler
-(``set_compression``), else by the server, else it is that of the client's messages. It is used only
-if the client accepts it and the result is smaller.
+(``set_compression``) or by the server; otherwise it is the same as for the client's messages. It is
+used only if the client accepts it and the result is smaller.
 """
 
 import zlib
@@ -30,10 +30,12 @@ MIN_BYTES = 128
 """Minimum size of compressed messages, bytes. Shorter ones, such as most streamed tokens, gain
 almost nothing: the format adds 12 to 18 bytes."""
 _LEVEL = 3
-"""zlib's compression level: a quarter of the time of the default, 6, for 8 % more bytes (JSON)."""
+"""zlib's compression level; takes a quarter of the time of the default level, 6, and produces 8 %
+more bytes (JSON)."""
 _SMALL_MEMORY = 5
 _LARGE_MEMORY = 8
-"""zlib's ``memLevel``. At level 8, clearing the memory takes 50 us; compressing 1 KiB, 10 us."""
+"""zlib's ``memLevel``. At level 8, clearing the memory takes 50 us, whereas compressing 1 KiB takes
+10 us."""
 
 
 class BadMessage(Exception):
@@ -63,8 +65,8 @@ def decompressed(message: bytes, encoding: str, limit: int) -> Iterator[bytes]:
     """Decompress a message to at most ``limit`` bytes, yielding it in parts.
 
     Raises:
-        LongMessage: the decompressed message exceeds ``limit``.
-        BadMessage: the message is corrupt.
+        LongMessage: The decompressed message exceeds ``limit``.
+        BadMessage: The message is corrupt.
     """
     engine = zlib.decompressobj(_WINDOW_BITS[encoding])
     size, rest = 0, message

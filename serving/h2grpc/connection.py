@@ -39,7 +39,7 @@ _MAX_FRAMES = 64
 _MAX_CANCELS = 16
 """Maximum number of calls of a lost connection that are cancelled per slice."""
 _LINGER = 1.0
-"""Time for a flooding client to read the GOAWAY, seconds. Its data is dropped meanwhile; a closed
+"""Time for a flooding client to read the GOAWAY, seconds. Until then, its data is dropped; a closed
 socket would reply with a TCP reset, which discards the GOAWAY."""
 _MAX_DROPPED = 2**24
 """Maximum amount of data dropped on a lost connection, bytes; beyond that, it is aborted."""
@@ -172,7 +172,7 @@ class Connection(asyncio.Protocol):
         return True
 
     def pause_writing(self) -> None:
-        """Pause sending: the client is reading too slowly."""
+        """Pause sending, because the client is reading too slowly."""
         self.output.paused = True
 
     def resume_writing(self) -> None:
@@ -186,7 +186,7 @@ class Connection(asyncio.Protocol):
         self.server.disconnected(self)
 
     def auth_context(self) -> Mapping[str, Iterable[bytes]]:
-        """Return the TLS properties of the client, by gRPC's names."""
+        """Return the TLS properties of the client, keyed by gRPC's property names."""
         assert self._transport is not None
         return auth_context_of(self._transport)
 
@@ -222,7 +222,7 @@ class Connection(asyncio.Protocol):
 
     @property
     def refusing(self) -> bool:
-        """Whether new calls are refused after ``go_away``; also True if it has not been called."""
+        """Whether new calls are refused after ``go_away``; True if it has not been called."""
         return self.h2.refusing or not self._goaway_sent
 
     def close(self) -> None:

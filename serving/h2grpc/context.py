@@ -50,7 +50,7 @@ class Context(ResponseWriter):
         return self._connection.peer
 
     def auth_context(self) -> Mapping[str, Iterable[bytes]]:
-        """Return the TLS properties of the connection and the client, by gRPC's names."""
+        """Return the TLS properties of connection and client, keyed by gRPC's property names."""
         return self._connection.auth_context()
 
     def peer_identity_key(self) -> str | None:
@@ -89,7 +89,7 @@ class Context(ResponseWriter):
         """Send the response headers immediately, with ``metadata``.
 
         Raises:
-            UsageError: the headers have already been sent, or the call has ended.
+            UsageError: The headers have already been sent, or the call has ended.
         """
         self._check_open()
         if self._headers_sent:
@@ -132,7 +132,7 @@ class Context(ResponseWriter):
         """Set the compression of messages; used if the client accepts it.
 
         Raises:
-            RuntimeError: the headers, which announce the compression, have been sent.
+            RuntimeError: The headers, which announce the compression, have been sent.
         """
         if self._headers_sent:
             raise RuntimeError("set_compression must be called before the initial metadata is sent")
@@ -151,14 +151,14 @@ class Context(ResponseWriter):
         """End the call with an error, and raise an exception to end the handler.
 
         Args:
-            code: the status code.
-            details: the status message. Empty: the one set by ``set_details``.
-            trailing_metadata: sent in addition to the metadata of ``set_trailing_metadata``.
+            code: The status code.
+            details: The status message. If empty, the one set by ``set_details``.
+            trailing_metadata: Sent in addition to the metadata of ``set_trailing_metadata``.
 
         Raises:
-            AbortError: always, except in the following cases.
-            UsageError: the call has already been aborted.
-            TypeError: ``details`` is not text, or ``trailing_metadata`` not a sequence of pairs.
+            AbortError: Always, except in the following cases.
+            UsageError: The call has already been aborted.
+            TypeError: ``details`` is not text, or ``trailing_metadata`` is not a sequence of pairs.
         """
         if self._aborted:
             raise grpc.aio.UsageError("the call has already been aborted")

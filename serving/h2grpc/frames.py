@@ -72,13 +72,13 @@ class Frames(FrameBuffer):
         self._settings_received = True
 
     def _check_special(self, head: bytearray, length: int) -> Frame | None:
-        """Return a frame that hyperframe rejects but that is only a stream error, else None.
+        """Return a frame that hyperframe rejects but that is only a stream error, or None.
 
         Such frames are PRIORITY with a length other than five (section 6.3), returned without a
         body, and WINDOW_UPDATE on a stream with an increment of 0 (section 6.9).
 
         Raises:
-            BadFrameSize: a SETTINGS acknowledgement is not empty (section 6.5).
+            BadFrameSize: A SETTINGS acknowledgement is not empty (section 6.5).
         """
         stream_id = int.from_bytes(head[5:]) & 2**31 - 1
         if head[3] == SettingsFrame.type:

@@ -46,7 +46,7 @@ class RequestHead:
     method: str
     metadata: Metadata
     timeout: float | None
-    """Timeout set by the client, seconds. None: no timeout."""
+    """Timeout set by the client, seconds. None means no timeout."""
     encoding: str
     """Compression of the client's messages."""
     accept_encoding: bytes
@@ -57,8 +57,8 @@ class RequestHead:
         """Parse headers of at most ``max_bytes``, counted as in HTTP/2.
 
         Raises:
-            NotGrpc: the request is not gRPC.
-            Refused: the headers are malformed or too large, or name an unknown compression, or the
+            NotGrpc: The request is not gRPC.
+            Refused: The headers are malformed or too large, or name an unknown compression, or the
                 timeout is zero.
         """
         fields = dict(headers)
@@ -98,8 +98,8 @@ class RequestHead:
         """Return the compression of responses, or None if they are uncompressed.
 
         Args:
-            requested: compression set by the handler or the server. None: same as the client's
-                messages.
+            requested: Compression set by the handler or the server. None means the same as the
+                client's messages.
         """
         encoding = self.encoding if requested is None else requested
         if is_codec(encoding) and accepts(self.accept_encoding, encoding):

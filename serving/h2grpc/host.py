@@ -62,7 +62,7 @@ class ServerHost(Protocol):
         """Remove a closed connection."""
 
     def refusal(self) -> Refusal | None:
-        """Return the status for new calls if none are accepted now, else None."""
+        """Return the status for new calls if none are accepted now, otherwise None."""
 
     async def handler_of(self, details: Details) -> Any:
         """Run the interceptors and return the call's handler, or None for an unknown method."""
@@ -85,10 +85,10 @@ class Sender(Protocol):
         """Return the number of bytes that can be sent now in one frame."""
 
     def await_room(self, call: Stream) -> None:
-        """Call ``call.retry_send`` whenever there may be room, until ``stop_awaiting_room``."""
+        """Call ``call.retry_send`` when the window may have grown, until ``stop_awaiting_room``."""
 
     def stop_awaiting_room(self, call: Stream) -> None:
-        """Remove the call from the queue for room; ``await_room`` adds it at the end."""
+        """Remove the call from the queue of waiting calls; ``await_room`` adds it at the end."""
 
     def reset(self, stream_id: int, code: ErrorCodes) -> None:
         """Reset a stream; no-op if it is closed."""
@@ -112,7 +112,7 @@ class CallHost(Protocol):
         """The connection's sending side."""
 
     def auth_context(self) -> Mapping[str, Iterable[bytes]]:
-        """Return the TLS properties of the client, by gRPC's names."""
+        """Return the TLS properties of the client, keyed by gRPC's property names."""
 
     def remove_call(self, call: Any) -> None:
         """Remove a call that has ended."""

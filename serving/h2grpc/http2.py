@@ -112,9 +112,9 @@ class Http2(H2Connection):
         """Initialize the state.
 
         Args:
-            max_headers: maximum size of a header list and of its encoded block, bytes.
-            max_streams: maximum number of open streams; further ones are refused.
-            open_streams: live collection with one item per open stream.
+            max_headers: Maximum size of a header list and of its encoded block, bytes.
+            max_streams: Maximum number of open streams; further ones are refused.
+            open_streams: Live collection with one item per open stream.
         """
         super().__init__(_CONFIGURATION)
         self.decoder = _Decoder(max_headers)

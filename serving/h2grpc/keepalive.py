@@ -22,11 +22,11 @@ class Keepalive:
         """Initialize; ``start`` begins watching.
 
         Args:
-            interval: idle time after which the peer is pinged, seconds.
-            timeout: time for the peer to answer, seconds.
-            ping: sends a PING.
-            on_dead: called with the idle time in seconds if the peer does not answer.
-            busy: returns whether reading from the peer is paused, in which case idle time is
+            interval: Idle time after which the peer is pinged, seconds.
+            timeout: Time for the peer to answer, seconds.
+            ping: Sends a PING.
+            on_dead: Called with the idle time in seconds if the peer does not answer.
+            busy: Returns whether reading from the peer is paused, in which case idle time is
                 meaningless.
         """
         self._loop = asyncio.get_running_loop()

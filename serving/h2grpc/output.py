@@ -46,7 +46,7 @@ class Output:
         self._budget = budget
         self._loop = asyncio.get_running_loop()
         self._excess = 0
-        """Bytes written while ``paused``."""
+        """Number of bytes written while ``paused``."""
 
     @property
     def congested(self) -> bool:
@@ -75,7 +75,7 @@ class Output:
         transport.write(data)
 
     def resume(self) -> None:
-        """Resume sending: the client is reading again."""
+        """Resume sending, because the client is reading again."""
         self.paused = False
         self._excess = 0
         self.wake()
@@ -136,11 +136,11 @@ class Output:
         return room
 
     def await_room(self, call: Stream) -> None:
-        """Call ``call.retry_send`` whenever there may be room, until ``stop_awaiting_room``."""
+        """Call ``call.retry_send`` when the window may have grown, until ``stop_awaiting_room``."""
         self.waiting.setdefault(call)
 
     def stop_awaiting_room(self, call: Stream) -> None:
-        """Remove the call from the queue for room; ``await_room`` adds it at the end."""
+        """Remove the call from the queue of waiting calls; ``await_room`` adds it at the end."""
         self.waiting.pop(call, None)
 
     def reset(self, stream_id: int, code: ErrorCodes) -> None:

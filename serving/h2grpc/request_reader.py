@@ -47,12 +47,12 @@ class RequestReader:
         self._reader = MessageReader(connection.server.max_message_bytes, encoding)
         self._messages: deque[bytes] = deque()
         self._unacknowledged = 0
-        """Received bytes not yet returned to the client's flow-control window."""
+        """Number of received bytes not yet returned to the client's flow-control window."""
         self._read_waiter: asyncio.Future[None] | None = None
         """Set while the handler waits for a message."""
         self._call_bytes = 0
         self._pending = 0
-        """Bytes of this call counted as pending."""
+        """Number of bytes of this call counted as pending."""
 
     def __len__(self) -> int:
         """Return the number of unread messages."""
@@ -64,7 +64,7 @@ class RequestReader:
         return self._set_pending(_CALL_BYTES)
 
     def serve(self) -> None:
-        """Stop counting the call itself as pending: its handler has received a request."""
+        """Stop counting the call itself as pending, because its handler has received a request."""
         self._call_bytes = 0
         self._set_pending(self._reader.unfinished)
 
@@ -72,9 +72,9 @@ class RequestReader:
         """Add the contents of a DATA frame.
 
         Args:
-            data: the contents.
-            size: size of the frame in flow control, bytes.
-            keep: whether the call still reads; otherwise the data is dropped.
+            data: The contents.
+            size: Size of the frame in flow control, bytes.
+            keep: Whether the call still reads; otherwise the data is dropped.
 
         Returns:
             Whether the frame completes a message.
@@ -112,7 +112,7 @@ class RequestReader:
         """Return the next message, decompressed, or None after the last one.
 
         Raises:
-            RequestError: the client violated the gRPC protocol.
+            RequestError: The client violated the gRPC protocol.
         """
         while not self._messages:
             if self.fault is not None:

@@ -62,9 +62,10 @@ class ResponseWriter:
         self._room_waiter: asyncio.Future[None] | None = None
         """Set while the handler waits for flow control to send a message."""
         self._requested_encoding = connection.server.encoding
-        """Compression set by the server or the handler. None: same as the client's messages."""
+        """Compression set by the server or the handler. None means the same as the client's
+        messages."""
         self._encoding: str | None = None
-        """Compression in use, valid once the headers are sent. None: uncompressed."""
+        """Compression in use, valid once the headers are sent. None if uncompressed."""
         self._next_uncompressed = False
         """Whether to send the next message uncompressed."""
 
@@ -72,8 +73,8 @@ class ResponseWriter:
         """Send a message; returns once it has been passed to the transport.
 
         Raises:
-            CancelledError: the client did not read for the server's ``write_timeout``.
-            AbortError: the call has been aborted.
+            CancelledError: The client did not read for the server's ``write_timeout``.
+            AbortError: The call has been aborted.
         """
         if not self.try_write(message):
             self._check_open()
@@ -199,7 +200,7 @@ class ResponseWriter:
 
 
 def _smaller_of(data: bytes, parts: list[bytes]) -> bytes:
-    """Return the framed message: ``parts`` (compressed) if smaller, else ``data``."""
+    """Return the framed message: ``parts`` (compressed) if they are smaller, otherwise ``data``."""
     size = sum(map(len, parts))
     return framed(b"".join(parts), compressed=True) if size < len(data) else framed(data)
 

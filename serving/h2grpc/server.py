@@ -23,7 +23,7 @@ from serving.h2grpc.turns import IterationLimit, Turns
 
 _STEP_TIMEOUT = 1.0
 """Time for clients to confirm a GOAWAY, for cancelled handlers to end, and for clients to read the
-last data, seconds each."""
+last data, each in seconds."""
 _MAX_CANCELS = 32
 """Maximum number of calls of lost connections that are cancelled per event-loop iteration. The
 handlers are cleaned up in the next iteration."""
@@ -59,25 +59,25 @@ class Server:
         """Initialize the server; ``start`` begins serving.
 
         Args:
-            interceptors: invoked for each call in this order, as in grpc.aio.
-            max_message_bytes: maximum uncompressed size of a request message.
-            max_metadata_bytes: maximum size of a call's headers, counted as in HTTP/2.
-            max_streams: maximum number of concurrent calls per connection; further ones are
+            interceptors: Invoked for each call in this order, as in grpc.aio.
+            max_message_bytes: Maximum uncompressed size of a request message.
+            max_metadata_bytes: Maximum size of a call's headers, counted as in HTTP/2.
+            max_streams: Maximum number of concurrent calls per connection; further ones are
                 refused as not processed.
-            max_pending_bytes: maximum total size of incomplete requests across all connections.
-            keepalive_time: idle time after which a client is pinged, seconds.
-            keepalive_timeout: time for the client to answer the ping, seconds.
-            request_timeout: time for the message of a unary request to arrive, seconds.
-            write_timeout: time for a client to read a message, seconds. None: no limit.
-            undecodable: status of calls whose message cannot be decoded.
-            full: status of calls that exceed ``max_pending_bytes``.
-            compression: compression of responses if the client accepts it; handlers may override
-                it. None: same as the client's messages.
-            maximum_concurrent_rpcs: maximum number of concurrent calls on all connections; further
-                ones end with RESOURCE_EXHAUSTED. None: no limit.
+            max_pending_bytes: Maximum total size of incomplete requests across all connections.
+            keepalive_time: Idle time after which a client is pinged, seconds.
+            keepalive_timeout: Time for the client to answer the ping, seconds.
+            request_timeout: Time for the message of a unary request to arrive, seconds.
+            write_timeout: Time for a client to read a message, seconds. None means no limit.
+            undecodable: Status of calls whose message cannot be decoded.
+            full: Status of calls that exceed ``max_pending_bytes``.
+            compression: Compression of responses if the client accepts it; handlers may override
+                it. None means the same as the client's messages.
+            maximum_concurrent_rpcs: Maximum number of concurrent calls on all connections; further
+                ones end with RESOURCE_EXHAUSTED. None means no limit.
 
         Raises:
-            ValueError: an interceptor is not a ``grpc.aio.ServerInterceptor``.
+            ValueError: An interceptor is not a ``grpc.aio.ServerInterceptor``.
         """
         self.max_message_bytes = max_message_bytes
         self.max_metadata_bytes = max_metadata_bytes
@@ -127,8 +127,8 @@ class Server:
         """Start serving on a bound socket.
 
         Args:
-            listener: the socket.
-            tls: TLS context that offers ALPN ``h2``. None: plaintext.
+            listener: The socket.
+            tls: TLS context that offers ALPN ``h2``. None means plaintext.
 
         Returns:
             The port.
@@ -204,7 +204,7 @@ class Server:
             self._no_connections.set()
 
     def refusal(self) -> Refusal | None:
-        """Return the status for new calls if none are accepted now, else None."""
+        """Return the status for new calls if none are accepted now, otherwise None."""
         if self._refusing:
             return STOPPING
         if self._max_calls is not None and len(self.tasks) >= self._max_calls:

@@ -1,6 +1,6 @@
 """Shares the event loop fairly among connections with unread data and tasks with long steps.
 
-Data that a client sends in one write may take seconds to process. A connection therefore reads one
+Data that a client sends in one write can take seconds to process. A connection therefore reads one
 time slice at a time and then yields to other connections and to the rest of the event loop.
 """
 
@@ -38,7 +38,7 @@ class Turns:
         """Time spent reading in ``arrived``, less the time elapsed since, seconds."""
         self._at = 0.0
         self._queued: set[Reader] = set()
-        """Readers queued below."""
+        """Readers in the queues below."""
         self._new: deque[Reader] = deque()
         self._continued: deque[Reader] = deque()
         """Readers that have had a slice and still have unread data."""
@@ -149,7 +149,7 @@ class TaskTurns:
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._scheduled = False
         self._released_at: float | None = None
-        """When the task of the current step was released. None: no step is running."""
+        """Time at which the task of the current step was released. None if no step is running."""
 
     async def turn(self) -> None:
         """Wait for the task's turn, which lasts until its next await."""
@@ -162,7 +162,7 @@ class TaskTurns:
         await released
 
     def _release(self) -> None:
-        """Release the next task; after a step over ``TURN``, first pause for as long as it took."""
+        """Release the next task, after an equally long pause if the last step exceeded ``TURN``."""
         now = self._clock()
         released_at, self._released_at = self._released_at, None
         loop = asyncio.get_running_loop()

@@ -84,8 +84,8 @@ class MessageReader:
         """Add data and yield completed messages, compressed ones as ``Compressed`` (see ``plain``).
 
         Raises:
-            MessageTooLarge: the length in a prefix exceeds the limit.
-            WireError: a message is compressed although the call announced no compression, or its
+            MessageTooLarge: The length in a prefix exceeds the limit.
+            WireError: A message is compressed although the call announced no compression, or its
                 first byte is neither 0 nor 1.
         """
         buffer = self._buffer
@@ -113,8 +113,8 @@ class MessageReader:
         """Decompress a message, yielding it in parts that take about 0.5 ms each.
 
         Raises:
-            MessageTooLarge: the decompressed message exceeds the limit.
-            WireError: the message is corrupt.
+            MessageTooLarge: The decompressed message exceeds the limit.
+            WireError: The message is corrupt.
         """
         try:
             yield from decompressed(message, self._encoding, self._limit)
@@ -128,7 +128,7 @@ def metadata_of(headers: Iterable[tuple[bytes, bytes]]) -> Metadata:
     """Return a client's metadata: all headers that HTTP or gRPC does not reserve.
 
     Raises:
-        WireError: a binary value is not base64.
+        WireError: A binary value is not base64.
     """
     found: list[tuple[str, str | bytes]] = []
     for raw_key, raw_value in headers:
@@ -148,7 +148,7 @@ def headers_of(metadata: Iterable[tuple[str, str | bytes]]) -> Headers:
     """Return metadata as HTTP/2 headers.
 
     Raises:
-        ValueError: a key or value cannot be sent.
+        ValueError: A key or value cannot be sent.
     """
     found: Headers = []
     key: Any  # handlers may pass values of other types
@@ -179,7 +179,7 @@ def timeout_seconds(value: bytes) -> float:
     """Return the value of ``grpc-timeout`` in seconds.
 
     Raises:
-        WireError: the value is malformed.
+        WireError: The value is malformed.
     """
     match = _TIMEOUT.fullmatch(value.decode("latin-1"))
     if match is None:

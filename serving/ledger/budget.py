@@ -31,7 +31,7 @@ def money(amount: int) -> str:
 
 
 class Scope(StrEnum):
-    """Whose requests a budget counts."""
+    """The requests that a budget counts."""
 
     TENANT = "tenant"
     KEY = "key"
@@ -65,9 +65,9 @@ class Budget:
     """Name of the tenant, or id of the key."""
     period: Period
     soft: int | None = None
-    """Amount from which responses carry a warning. None: no warning."""
+    """Amount from which responses carry a warning. None means no warning."""
     hard: int | None = None
-    """Amount from which requests are refused. None: never."""
+    """Amount from which requests are rejected. None means no hard limit."""
 
     def renews_at(self, now: float) -> int:
         """Return the end of the current period, Unix seconds."""
@@ -85,7 +85,7 @@ class Claim:
     tenant: str
     key_id: str | None
     amount: int
-    """Highest possible price of the prompt."""
+    """Maximum price of the prompt."""
     budgets: Sequence[Budget]
 
 
@@ -96,7 +96,8 @@ class Settlement:
     record_id: str
     number: int
     amount: int | None
-    """None: the prompt used nothing, and no record will replace the reservation."""
+    """Actual price. None if the prompt used no tokens, so that no record will replace the
+    reservation."""
 
 
 _WHOLE = None
@@ -105,15 +106,15 @@ _WHOLE = None
 
 @dataclass(slots=True)
 class Level:
-    """Snapshot of what counts against the budgets of one tenant and its keys."""
+    """Snapshot of the amounts that count against the budgets of one tenant and its keys."""
 
     spent: dict[tuple[str | None, Period], int] = field(default_factory=dict)
-    """Prices of recorded requests in the current periods, by key (None: all keys)."""
+    """Prices of recorded requests in the current periods, by key (key None: all keys)."""
     held: dict[str | None, int] = field(default_factory=dict)
-    """Reservations in force, by key (None: all keys)."""
+    """Reservations in force, by key (key None: all keys)."""
 
     def add(self, key_id: str, *, day: int = 0, month: int = 0, held: int = 0) -> None:
-        """Add what one key has spent in the current day and month, and what it has reserved."""
+        """Add the amounts that one key has spent in the current day and month and has reserved."""
         for key in (key_id, _WHOLE):
             for period, amount in ((Period.DAY, day), (Period.MONTH, month)):
                 self.spent[key, period] = self.spent.get((key, period), 0) + amount
@@ -130,7 +131,8 @@ class Verdict:
     """Whether a claim became a reservation."""
 
     refused: tuple[Budget, int, int] | None = None
-    """The budget that is used up, and its spent and reserved amounts. None: reserved."""
+    """The budget that is used up, and its spent and reserved amounts. None if the claim was
+    granted."""
     warnings: tuple[tuple[Budget, int], ...] = ()
     """Budgets whose soft limit is reached, and their spent amounts."""
 
@@ -140,7 +142,7 @@ def judge(claim: Claim, level: Level) -> Verdict:
 
     A claim is granted while the spent and reserved amounts are below the hard limit. The last
     reservation may exceed the limit: the whole budget can be spent, and is exceeded by less than
-    the highest price of one prompt.
+    the maximum price of one prompt.
     """
     warnings = []
     for budget in claim.budgets:
@@ -159,7 +161,7 @@ def quarter_of(now: float) -> int:
 
 
 Spending = tuple[str, str, int]
-"""Tenant, key (empty: no key) and day (Unix time of its start) of requests."""
+"""Tenant, key (empty without a key) and day (Unix time of its start) of requests."""
 
 
 def charges(records: Iterable[RequestUsage], tariff: Tariff) -> dict[Spending, int]:
@@ -209,7 +211,7 @@ class ModelPrice:
         self._model = model
 
     def highest(self, prompt: int, output: int, now: float) -> int:
-        """Return the highest possible price of a prompt and its output if it ends within a day.
+        """Return the maximum price of a prompt and its output if it ends within a day.
 
         Args:
             prompt: Prompt tokens.

@@ -3,7 +3,7 @@
 One transaction serves all waiting requests of a router. Only one router at a time decides on the
 reservations of a tenant, so two routers never reserve the same money. A reservation ends when its
 request's record is inserted (``LedgerDatabase.insert``) or when its lease expires: routers renew
-the leases of running requests, so those of a router that died expire.
+the leases of running requests, so the leases of a router that died expire.
 """
 
 from collections.abc import Sequence
@@ -60,7 +60,7 @@ class BudgetStore:
             A verdict for each claim.
 
         Raises:
-            SettingsError: The database's schema is of a later version.
+            SettingsError: The database's schema has a later version.
             DATABASE_ERRORS: The database is unreachable or fails. Nothing was changed, unless only
                 the response to the commit was lost.
         """
@@ -101,7 +101,7 @@ class BudgetStore:
         return verdicts
 
     def _level(self, connection: Connection, tenant: str, now: int) -> Level:
-        """Lock a tenant until the end of the transaction, and return what counts against it."""
+        """Lock a tenant until the transaction ends; return the amounts that count against it."""
         if connection.dialect.name == "postgresql":
             connection.execute(_LOCK, {"tenant": tenant})
         return read_level(connection, tenant, now)
@@ -121,7 +121,7 @@ class BudgetStore:
 
 
 def read_level(connection: Connection, tenant: str, now: int) -> Level:
-    """Return what counts against a tenant's budgets at ``now`` (Unix time); locks nothing."""
+    """Return, without locking, the amounts that count against a tenant's budgets at a Unix time."""
     today, _ = Period.DAY.bounds(now)
     month, _ = Period.MONTH.bounds(now)
     level = Level()
@@ -141,10 +141,10 @@ def _row(settlement: Settlement, now: int) -> dict[str, Any]:
 
 
 def _level_of_a_tenant() -> CompoundSelect[Any]:
-    """Return the statement that reads what each key has spent today and this month, and holds.
+    """Return the statement that reads each key's spending (day, month) and reservations.
 
-    One statement, so that a record inserted in the meantime is seen as spent or as reserved, never
-    as neither.
+    It is a single statement, so that a record inserted concurrently counts as spent or as reserved,
+    never as neither.
     """
     tenant: BindParameter[str] = bindparam("tenant")
     today = case((_SPENT.day >= bindparam("today"), _SPENT.amount), else_=0)

@@ -54,7 +54,7 @@ class LedgerDatabase:
         """Create the schema, or migrate it from an earlier version.
 
         Raises:
-            SettingsError: The schema is of a later version.
+            SettingsError: The schema has a later version.
             DATABASE_ERRORS: The database is unreachable or fails.
         """
         from alembic import command
@@ -70,10 +70,10 @@ class LedgerDatabase:
             command.upgrade(config, "head")
 
     def check(self) -> None:
-        """Check that the schema is of this version, without changing it.
+        """Check that the schema has this version, without changing it.
 
         Raises:
-            SettingsError: The schema is of another version, or missing.
+            SettingsError: The schema is missing or has another version.
             DATABASE_ERRORS: The database is unreachable or fails.
         """
         if self._settings.database_url is None and not _sqlite_file(self._settings).exists():
@@ -94,7 +94,7 @@ class LedgerDatabase:
         The price of the inserted requests counts as spent and replaces their reservations.
 
         Raises:
-            ROW_ERRORS: The database refuses a record; none is inserted.
+            ROW_ERRORS: The database rejects a record; none is inserted.
             DATABASE_ERRORS: The database is unreachable or fails; none is inserted.
         """
         with self.write() as connection:
@@ -148,10 +148,10 @@ def _alembic_config() -> Any:
 
 
 def _is_current(connection: Connection) -> bool:
-    """Return whether the schema is of this version.
+    """Return whether the schema has this version.
 
     Raises:
-        SettingsError: The schema is of a later version.
+        SettingsError: The schema has a later version.
     """
     from alembic.runtime.migration import MigrationContext
     from alembic.script import ScriptDirectory

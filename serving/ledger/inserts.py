@@ -66,7 +66,7 @@ class _SqliteRows:
     def insert_requests(
         self, connection: Connection, records: Sequence[RequestUsage]
     ) -> Sequence[str]:
-        """Insert records; return the ids of those that were not there."""
+        """Insert records; return the ids of those that did not exist."""
         ids = [each.record_id for each in records]
         # The write lock is held, so no other process can insert them in the meantime.
         known = set(
@@ -107,7 +107,7 @@ class _PostgresRows:
     def insert_requests(
         self, connection: Connection, records: Sequence[RequestUsage]
     ) -> Sequence[str]:
-        """Insert records; return the ids of those that were not there."""
+        """Insert records; return the ids of those that did not exist."""
         statement = text(f"{self._statements[REQUESTS]} RETURNING record_id")
         given = {"records": msgspec.json.encode(records).decode()}
         return connection.execute(statement, given).scalars().all()

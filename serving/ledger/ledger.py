@@ -23,7 +23,7 @@ class Ledger:
         """Lock the ledger's directory; the writer connects to the database later.
 
         Args:
-            settings: ``directory`` must be set.
+            settings: Settings of the ledger; ``directory`` must be set.
             clock: The router's clock.
             tenant_labels: Maximum number of tenants with price metrics.
 
@@ -54,7 +54,8 @@ class Ledger:
         """Write a record, which then survives the end of this process.
 
         Takes about 20 µs. While the spool cannot be written, records wait in memory for the
-        database; if there are too many, further ones are dropped and counted. Never raises.
+        database; if there are too many, further ones are dropped and counted. Never raises an
+        exception.
         """
         try:
             self._spool.append(to_line(record), self._clock.monotonic())

@@ -1,4 +1,4 @@
-"""Queries to the ledger and the sums that answer them; no I/O."""
+"""Queries to the ledger, and the sums that they return; no I/O."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,12 +17,12 @@ class GroupBy(StrEnum):
     MODEL = "model"
     KEY = "key"
     BATCH = "batch"
-    """Whether the request was the line of a batch."""
+    """Whether the request was a line of a batch."""
 
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """Which requests to sum up, and how."""
+    """The requests to sum, and how to group them."""
 
     start: int
     """Start, Unix seconds; a multiple of ``width``."""
@@ -32,11 +32,12 @@ class Query:
     """Length of a period, seconds."""
     group_by: frozenset[GroupBy] = frozenset({GroupBy.TENANT, GroupBy.MODEL})
     tenants: Sequence[str] = ()
-    """Values to include; empty: all."""
+    """Values to include; empty for all."""
     models: Sequence[str] = ()
     keys: Sequence[str] = ()
     batch: bool | None = None
-    """Only lines of batches, or only other requests. None: all."""
+    """Whether to include only lines of batches (True) or only other requests (False). None means
+    all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +50,9 @@ class UsageSum:
     """Quarter hour of the day (UTC) in which the requests ended, 0 to 95."""
     model: str
     tenant: str | None
-    """None: not grouped by tenant."""
+    """Name of the tenant. None if not grouped by tenant."""
     key_id: str | None
-    """None: not grouped by key, or no key was required."""
+    """Id of the key. None if not grouped by key, or if no key was required."""
     tokens: Tokens = field(default_factory=Tokens)
     rank_us: int = 0
     batch: bool = False

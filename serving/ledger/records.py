@@ -10,9 +10,9 @@ from uuid import uuid4
 import msgspec
 
 BATCH_PROTOCOL = "batch"
-"""Protocol of the lines of batches, which have prices of their own."""
+"""Protocol of the lines of batches, which have separate prices."""
 SECOND = 1_000_000
-"""Microseconds in a second."""
+"""Number of microseconds in a second."""
 
 
 def microseconds(seconds: float) -> int:
@@ -26,12 +26,12 @@ class RequestUsage(msgspec.Struct, frozen=True, tag="request", tag_field="kind")
     record_id: str
     """Unique across routers, so that a record inserted twice counts once."""
     finished_us: int
-    """End of the request, microseconds since the Unix epoch."""
+    """End time of the request, microseconds since the Unix epoch."""
     request_id: str
     """The client's request id, which need not be unique."""
     tenant: str
     key_id: str | None
-    """Id of the API key in the key file, never the key. None: no key is required."""
+    """Id of the API key in the key file, never the key. None if no key is required."""
     model: str
     priority: str
     protocol: str
@@ -41,26 +41,26 @@ class RequestUsage(msgspec.Struct, frozen=True, tag="request", tag_field="kind")
     outcome: str
     """"ok", "CANCELLED", or an error reason of ``serving.errors.ERROR_TABLE``."""
     prompt_tokens: int
-    """Prompt tokens, over all prompts of the request, including cached ones."""
+    """Number of prompt tokens, over all prompts of the request, including cached ones."""
     cached_tokens: int
-    """Prompt tokens that came from a KV cache."""
+    """Number of prompt tokens that came from a KV cache."""
     output_tokens: int
-    """Generated tokens received from ranks, over all choices."""
+    """Number of generated tokens received from ranks, over all choices."""
     rank_us: int
     """Time that the request spent on ranks, over all prompts and resumptions, microseconds."""
     duration_us: int
     """Time from arrival to end, microseconds."""
     resumptions: int = 0
     reasoning_tokens: int | None = None
-    """Part of the output tokens; None: unknown."""
+    """Number of reasoning tokens among the output tokens. None if unknown."""
     drafted_tokens: int | None = None
-    """Tokens drafted by speculative decoding; None: not used, or unknown."""
+    """Number of tokens drafted by speculative decoding. None if not used or unknown."""
     accepted_tokens: int | None = None
-    """Drafted tokens that were accepted."""
+    """Number of drafted tokens that were accepted."""
     ttft_us: int | None = None
-    """Time from arrival to the first token, microseconds; None: no token arrived."""
+    """Time from arrival to the first token, microseconds. None if no token arrived."""
     adapter: str | None = None
-    """LoRA adapter; always None, because the router does not serve adapters."""
+    """LoRA adapter; always None, because routers do not serve adapters."""
     pool: str | None = None
     """Pool of groups; always None, because a router has one."""
 
@@ -72,12 +72,12 @@ class GroupCapacity(msgspec.Struct, frozen=True, tag="capacity", tag_field="kind
     """
 
     slot: int
-    """Start of the slot, seconds since the Unix epoch, a multiple of its length."""
+    """Start time of the slot, seconds since the Unix epoch; a multiple of the slot's length."""
     group_id: str
     seconds: int
     """Length of the slot, seconds."""
     gpus: int
-    """Workers of all ranks of the group, one per GPU."""
+    """Number of workers of all ranks of the group, one per GPU."""
     busy_us: int
     """Time spent in engine steps, summed over the GPUs, microseconds."""
 

@@ -30,13 +30,13 @@ class Row:
     tokens: Tokens
     rank_seconds: Decimal
     list_price: Amounts | None
-    """None: the tariff has no prices for the model."""
+    """Price without windows and batch prices. None if the tariff has no prices for the model."""
     price: Amounts | None
     cost: Decimal | None
-    """Share of the busy GPU time; None: the price of a GPU is not set, or no GPU time is recorded
-    in the period."""
+    """Cost of the requests' share of the busy GPU time. None if the price of a GPU is not set, or
+    if no GPU time is recorded in the period."""
     batch: bool | None = None
-    """Whether the requests were lines of batches; None: not grouped by it."""
+    """Whether the requests were lines of batches. None if the report is not grouped by batch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,13 +120,13 @@ def build_report(
     """Return usage, price and cost.
 
     Args:
-        query: Which requests to include, and how to group them.
+        query: The requests to include, and how to group them.
         tariff: Prices of tokens.
-        gpu_hour_price: Price of a GPU-hour. None: do not compute costs.
+        gpu_hour_price: Price of a GPU-hour. If None, costs are not computed.
         usage: Sums over the requests.
         capacity: GPU time, by start of the period.
-        rank_us: Time of all requests on ranks, microseconds, by start of the period; unlike
-            ``usage`` without the query's filters.
+        rank_us: Time of all requests on ranks, microseconds, by start of the period. The query's
+            filters do not apply to it.
     """
     periods: dict[int, PeriodCost] = {}
     if gpu_hour_price is not None:

@@ -46,9 +46,9 @@ SPENDING = Table(
     "ledger_spending",
     METADATA,
     Column("tenant", String, primary_key=True),
-    # Empty: no key was required (a primary key cannot contain null).
+    # Empty if no key was required (a primary key cannot contain null).
     Column("key_id", String, primary_key=True),
-    # Unix seconds of its start.
+    # Start of the day, Unix seconds.
     Column("day", BigInteger, primary_key=True),
     # Billionths of the tariff's currency, as in serving.ledger.budget.
     Column("amount", BigInteger, nullable=False),
@@ -62,9 +62,10 @@ RESERVATIONS = Table(
     Column("tenant", String, nullable=False, index=True),
     Column("key_id", String, nullable=False),
     Column("amount", BigInteger, nullable=False),
-    # The router that renews it. Empty: the request has ended, its record is not inserted yet.
+    # The router that renews the lease. Empty if the request has ended and its record is not
+    # inserted yet.
     Column("holder", String, nullable=False, index=True),
-    # Unix time from which it no longer counts, seconds.
+    # Unix time from which the reservation no longer counts, seconds.
     Column("expires", BigInteger, nullable=False),
 )
 """Budget reservations of requests that are not in ``REQUESTS`` yet."""

@@ -1,9 +1,9 @@
 """Records on disk that are not in the database yet.
 
 A record is appended to the newest file (segment) in a single write, before its client sees the end
-of the response. If the process is killed, the page cache keeps it. The writer takes whole segments
-and deletes each one after its records are committed. After a crash in between, the next process
-inserts them again, which is harmless because of the record ids.
+of the response. If the process is killed, the page cache keeps the record. The writer reads whole
+segments and deletes each one after its records are committed. After a crash in between, the next
+process inserts them again, which is harmless because of the record ids.
 
     spool/lock           locked by the router that uses the directory
     spool/00000007.jsonl one record per line
@@ -26,16 +26,16 @@ _SUFFIX = ".jsonl"
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A file that gets no more records."""
+    """A file to which no more records are appended."""
 
     path: Path
     size: int
-    """Bytes."""
+    """Size of the file, bytes."""
     since: float
     """Lower bound for the time of its records, monotonic seconds."""
 
     def lines(self) -> list[bytes]:
-        """Return the records as lines, without one that a crash cut off."""
+        """Return the records as lines, without a record that was truncated by a crash."""
         *whole, _cut = self.path.read_bytes().split(b"\n")
         return whole
 
@@ -47,7 +47,7 @@ class Spool:
         """Lock the directory, and find the segments left by an earlier process.
 
         Args:
-            folder: Created if missing.
+            folder: Directory of the spool; created if missing.
             max_bytes: Maximum size of all segments, bytes.
             now: Monotonic time, seconds.
 
@@ -58,7 +58,7 @@ class Spool:
         self._max_bytes = max_bytes
         self._guard = threading.Lock()
         self._lock_file = lock_folder(folder, "ledger.directory")
-        # Other files, such as copies made by an administrator, are left alone.
+        # Other files, such as copies made by an administrator, are ignored.
         found = sorted(each for each in folder.glob(f"*{_SUFFIX}") if each.stem.isdecimal())
         self._sealed = [Segment(path, path.stat().st_size, now) for path in found]
         used = [*found, *(each for each in folder.glob("*.bad") if each.stem.isdecimal())]

@@ -38,7 +38,7 @@ def usage_sums(connection: Connection, query: Query) -> Iterator[UsageSum]:
     # Prices depend on the model and on batches, so the database always groups by them.
     tenant = [table.tenant] if GroupBy.TENANT in query.group_by else []
     key = [table.key_id] if GroupBy.KEY in query.group_by else []
-    # Without parameters, so that PostgreSQL sees that it groups by what it selects.
+    # No bound parameters, so that PostgreSQL recognizes the selected expression as the grouped one.
     batch: Label[Any] = literal_column(f"(protocol = '{BATCH_PROTOCOL}')").label("batch")
     groups = [start, quarter, table.model, batch, *tenant, *key]
     statement = (

@@ -31,7 +31,7 @@ from serving.yaml_text import NotYaml, read_yaml
 
 BUNDLED = Path(__file__).parent / "tariffs" / "deepseek-2025-02.yaml"
 QUARTERS = 96
-"""Quarter hours per day: the resolution of a tariff's times."""
+"""Number of quarter hours per day: the resolution of a tariff's times."""
 ANY_MODEL = "*"
 """Key for the prices of all models that the tariff does not name."""
 
@@ -52,12 +52,12 @@ class Tokens:
 
     requests: int = 0
     prompt: int = 0
-    """Prompt tokens, including cached ones."""
+    """Number of prompt tokens, including cached ones."""
     cached: int = 0
     output: int = 0
-    """Generated tokens, including reasoning."""
+    """Number of generated tokens, including reasoning."""
     reasoning: int = 0
-    """Output tokens that are known to be reasoning."""
+    """Number of output tokens that are known to be reasoning."""
 
     def __add__(self, other: "Tokens") -> "Tokens":
         """Return the sums."""
@@ -81,7 +81,7 @@ class Amounts:
 
     @property
     def total(self) -> Decimal:
-        """The sum."""
+        """Sum over all kinds of tokens."""
         return self.cached + self.uncached + self.output + self.reasoning
 
     def __add__(self, other: "Amounts") -> "Amounts":
@@ -127,7 +127,7 @@ class Prices(_Part):
     output: Price
     """Generated tokens."""
     reasoning: Price | None = None
-    """Reasoning tokens. None: same as output."""
+    """Reasoning tokens. None means the same as output."""
 
     def of(self, tokens: Tokens) -> Amounts:
         """Return the exact price of tokens."""
@@ -140,7 +140,7 @@ class Prices(_Part):
         )
 
     def without_cache(self, prompt: int, output: int) -> Decimal:
-        """Return the highest possible price, for any share of cached and reasoning tokens."""
+        """Return the maximum price, for any share of cached and reasoning tokens."""
         input_price = max(self.cached, self.uncached)
         output_price = max(self.output, self.reasoning or Decimal(0))
         return (input_price * prompt + output_price * output) / _MILLION
@@ -206,7 +206,7 @@ class ModelPrices(Prices):
 
     windows: tuple[Window, ...] = ()
     batch: BatchPrices | None = None
-    """Lines of batches. None: as other requests."""
+    """Prices of lines of batches. None means the same as for other requests."""
 
     @model_validator(mode="after")
     def _check(self) -> "ModelPrices":
@@ -242,7 +242,7 @@ class ModelPrices(Prices):
         return self.of(tokens)
 
     def highest(self, prompt: int, output: int) -> Decimal:
-        """Return the highest possible price of a prompt and its output, at any time of day.
+        """Return the maximum price of a prompt and its output, at any time of day.
 
         Discounts and batch prices can be ignored, because they only lower it.
         """
@@ -254,7 +254,7 @@ Models = Annotated[Mapping[str, ModelPrices], Field(min_length=1)]
 
 
 def _date(value: Any) -> Any:
-    # A number is a mistake: pydantic would read it as seconds since 1970.
+    # Numbers are rejected, because pydantic would read them as seconds since 1970.
     if _DAY.fullmatch(str(value)) is None:
         raise ValueError("must be a date, e.g. 2027-01-01")
     return value
@@ -302,7 +302,7 @@ class Tariff(_Part):
 
 
 def load_tariff(file: str | None) -> Tariff:
-    """Read a tariff file. None: the bundled tariff.
+    """Read a tariff file. None means the bundled tariff.
 
     Raises:
         SettingsError: The file cannot be read, or is invalid; the message names each problem.
@@ -315,7 +315,7 @@ def parse_tariff(text: str, where: str) -> Tariff:
     """Parse the text of a tariff file.
 
     Args:
-        text: The text.
+        text: Content of the file.
         where: Name of the file, for messages.
 
     Raises:

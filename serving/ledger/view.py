@@ -35,14 +35,14 @@ class LedgerView:
         """Check that the database has the schema of this version.
 
         Raises:
-            SettingsError: It does not.
+            SettingsError: The schema is missing or has another version.
             NotReady: The database is unreachable or fails.
         """
         with self._answering():
             self.database.check()
 
     def report(self, query: Query) -> Report:
-        """Return usage, price and cost. Blocks; each statement takes at most the timeout.
+        """Return usage, price and cost. The call blocks, at most for the timeout per statement.
 
         Raises:
             NotReady: The database is unreachable or fails.
@@ -51,10 +51,11 @@ class LedgerView:
             return read_report(connection, query, self.tariff, self.gpu_hour_price)
 
     def levels(self, tenants: Iterable[str], now: int) -> dict[str, Level]:
-        """Return what each tenant has spent and reserved. Blocks, one statement for each tenant.
+        """Return the amounts that each tenant has spent and reserved. The call blocks for one query
+        per tenant.
 
         Args:
-            tenants: Names.
+            tenants: Names of the tenants.
             now: Unix time, seconds.
 
         Raises:

@@ -44,7 +44,7 @@ class Database(Protocol):
 
 
 class LedgerWriter:
-    """Inserts the records of the spool, and those that the spool could not take."""
+    """Inserts the records of the spool, and those that the spool could not store."""
 
     def __init__(
         self,
@@ -60,7 +60,7 @@ class LedgerWriter:
             spool: Source of the records.
             database: Destination.
             interval: Time between two inserts, seconds.
-            monotonic: Monotonic time, seconds.
+            monotonic: Returns the monotonic time, seconds.
         """
         self._spool = spool
         self._database = database
@@ -101,7 +101,7 @@ class LedgerWriter:
         """Insert all records.
 
         Raises:
-            SettingsError: The schema is of a later version.
+            SettingsError: The schema has a later version.
             DATABASE_ERRORS: The database is unreachable or fails, or a file cannot be removed.
         """
         try:
@@ -149,7 +149,7 @@ class LedgerWriter:
         self._spool.remove(segment)
 
     def _insert(self, records: list[Record]) -> list[bytes]:
-        """Insert records; return those that the database refuses as lines."""
+        """Insert records; return the ones that the database rejects, as lines."""
         try:
             self._database.insert(records)
         except ROW_ERRORS:

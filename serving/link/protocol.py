@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 PROTOCOL_VERSION = 2
-"""Incremented by every change that an older peer would misinterpret."""
+"""Version of the protocol; incremented by every change that an older peer would misinterpret."""
 
 SERVED_VERSIONS = (1, PROTOCOL_VERSION)
 """Versions of ranks that a router serves, so that routers can be upgraded before ranks."""

@@ -1,6 +1,5 @@
 """Capacity planning: layouts of a model on given hardware, their throughput and their price.
 
-Arithmetic on published figures, without I/O. It was written without access to a GPU: the results
-are those of a model, checked against published measurements (``anchors``), and every output says
-so.
+Arithmetic on published figures, without I/O. The results come from a model that was checked against
+published measurements (``anchors``), without access to a GPU, and every output states this.
 """

@@ -30,12 +30,12 @@ class Accelerator:
     network: float = _NIC
     """Bandwidth to other nodes, bytes/s in one direction."""
     per_node: int = 8
-    """GPUs per node."""
+    """Number of GPUs per node."""
     price: float = 0.0
     """Price of a GPU-hour, dollars."""
     price_source: str = "assumption"
     product: str = ""
-    """Value of the node label nvidia.com/gpu.product; empty: nodes have a different label."""
+    """Value of the node label nvidia.com/gpu.product; empty if nodes have a different label."""
     source: str = ""
     cpu: bool = False
     """Whether a worker is a CPU process."""
@@ -83,7 +83,7 @@ def accelerator(name: str) -> Accelerator:
     """Return the accelerator with a name, ignoring case.
 
     Raises:
-        InvalidRequest: There is none; the message lists all names.
+        InvalidRequest: There is no such accelerator; the message lists all names.
     """
     found = ACCELERATORS.get(name.lower())
     if found is None:

@@ -1,8 +1,8 @@
-"""Times of the exchange of tokens between the experts of a group (all-to-all). Pure.
+"""Duration of the exchange of tokens between the experts of a group (all-to-all). Pure functions.
 
 Dispatch sends a token's hidden state in FP8 (one byte per value, one float32 scale per 128 values),
-combine returns it in bfloat16, as in DeepEP. Bytes are those of the busiest link; traffic within
-and between nodes flows at the same time.
+combine returns it in bfloat16, as in DeepEP. Byte counts refer to the busiest link; traffic within
+and between nodes flows concurrently.
 """
 
 from serving.planner.accelerators import Accelerator
@@ -29,14 +29,15 @@ def direct_seconds(
 ) -> float:
     """Return the seconds of one exchange that sends each token to each of its experts.
 
-    DeepEP's low-latency kernels, for decoding: one copy per expert, none shared.
+    Models DeepEP's low-latency kernels, used for decoding, which send a separate copy to each
+    expert.
 
     Args:
         gpu: The hardware.
-        workers: GPUs of the group.
-        tokens: Tokens that each GPU sends.
-        experts: Routed experts of a token.
-        token_bytes: Bytes of one token.
+        workers: Number of GPUs of the group.
+        tokens: Number of tokens that each GPU sends.
+        experts: Number of routed experts of a token.
+        token_bytes: Size of one token, bytes.
     """
     if workers == 1:
         return 0.0
@@ -52,9 +53,9 @@ def forwarded_seconds(
 ) -> float:
     """Return the seconds of one exchange that sends each token once to each node.
 
-    DeepEP's normal kernels, for prefill: the receiving node forwards the token to its experts'
-    GPUs. The expected number of nodes assumes evenly distributed experts; the node limit of
-    DeepSeek-V3's gate (4 nodes) is not modelled; it only matters with more than 4 nodes.
+    Models DeepEP's normal kernels, used for prefill: the receiving node forwards the token to its
+    experts' GPUs. The expected number of nodes assumes evenly distributed experts; the node limit
+    of DeepSeek-V3's gate (4 nodes) is not modelled; it only matters with more than 4 nodes.
     """
     if workers == 1:
         return 0.0

@@ -1,6 +1,7 @@
-"""Published measurements of DeepSeek-V3 and R1, and what the model predicts for each. Pure.
+"""Published measurements of DeepSeek-V3 and R1, and the model's prediction for each.
 
 The constants are fitted to the anchors marked ``fitted``, and checked with the others.
+The functions of this module are pure.
 """
 
 from collections.abc import Callable
@@ -20,10 +21,10 @@ _SGLANG = "https://lmsys.org/blog/2025-05-05-large-scale-ep"
 _MTP = "https://lmsys.org/blog/2025-07-17-mtp"
 _NODE = 8
 _TOKENS = 128
-"""Tokens per GPU in DeepEP's table."""
+"""Number of tokens per GPU in DeepEP's table."""
 _BATCH = 256
-"""Sequences per GPU where a source does not state them: the maximum that DeepEP's README recommends
-for its low-latency kernels, and what SGLang used."""
+"""Number of sequences per GPU where a source does not state it: the maximum that DeepEP's README
+recommends for its low-latency kernels, which SGLang used."""
 _DAY_ITL = 1 / 21
 """Seconds per token of DeepSeek's users: 20 to 22 tokens/s."""
 _DAY_CONTEXT = 4989
@@ -42,9 +43,9 @@ class Anchor:
     published: float
     source: str
     fitted: str
-    """The constant fitted to this figure; empty: the figure is a check."""
+    """The constant fitted to this figure; empty if the figure is a check."""
     setup: str
-    """Operating point, including what the source does not state and is assumed here."""
+    """Operating point, including assumptions where the source does not state it."""
     predict: Callable[[ModelFigures], float]
 
     def error(self, model: ModelFigures) -> float:
@@ -88,7 +89,7 @@ def _prefill(
 
 
 def _day_decode(model: ModelFigures) -> float:
-    """Return the output tokens/s of a node at the speed that DeepSeek's users saw."""
+    """Return the output of a node, in tokens/s, at the speed that DeepSeek's users observed."""
     group = StepModel(model, ACCELERATORS["h800"], 144, 1, PEERS)
     sequences = largest(lambda b: group.decode(b, _DAY_CONTEXT).seconds <= _DAY_ITL, _BATCH)
     return _NODE * sequences / group.decode(sequences, _DAY_CONTEXT).seconds

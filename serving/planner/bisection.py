@@ -1,9 +1,9 @@
-"""Bisection on monotone conditions. Pure."""
+"""Bisection on monotone conditions. Pure functions."""
 
 from collections.abc import Callable
 
 _ROUNDS = 15
-"""The result is exact to 0.003 % of the range."""
+"""Number of steps; the result is accurate to 0.003 % of the range."""
 
 
 def largest(holds: Callable[[float], bool], most: float, least: float = 0.0) -> float:

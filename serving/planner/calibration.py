@@ -1,4 +1,4 @@
-"""Constants of a running deployment, fitted to closed-loop loads. Pure.
+"""Constants of a running deployment, fitted to closed-loop loads. Pure functions.
 
 The mean time between tokens of each load is linear in three unknowns: the overhead of a step, a
 factor on the roofline of decoding, and one on that of prompts. They are fitted by least squares on
@@ -24,11 +24,11 @@ class Observed:
     """Results of one load; times are means in seconds."""
 
     prompt: float
-    """Prompt tokens of a request."""
+    """Number of prompt tokens of a request."""
     output: float
-    """Output tokens of a request."""
+    """Number of output tokens of a request."""
     rate: float
-    """Completed requests per second."""
+    """Rate of completed requests, requests/s."""
     ttft: float
     itl: float
     """Time between tokens."""
@@ -114,9 +114,9 @@ def _row(steps: StepModel, group: Group, one: Observed) -> tuple[float, float, f
 
 
 def _first_token(group: Group, observed: Sequence[Observed]) -> tuple[float, float]:
-    """Return what client and router add to the first token: seconds, and seconds per sequence.
+    """Return the time that client and router add to the first token: seconds, seconds per sequence.
 
-    Fitted by least squares to the part that the model does not explain.
+    The two values are fitted by least squares to the part that the model does not explain.
     """
     rows: list[tuple[float, ...]] = []
     extra: list[float] = []
@@ -137,7 +137,7 @@ def _least_squares(
 ) -> tuple[list[float], float]:
     """Return the non-negative solution with the smallest relative error, and that error.
 
-    Tries each subset of the columns: there are three.
+    Tries each subset of the three columns.
     """
     width = len(rows[0])
     best: tuple[float, list[float]] | None = None

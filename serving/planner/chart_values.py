@@ -1,4 +1,4 @@
-"""Values of the Helm chart for a plan. Pure."""
+"""Values of the Helm chart for a plan. Pure functions."""
 
 import re
 from collections.abc import Mapping
@@ -17,7 +17,8 @@ def deployable(plans: list[Plan]) -> Plan:
     """Return the best plan that the chart can deploy.
 
     Raises:
-        InvalidRequest: There is none: in the chart, every group computes prompts and outputs.
+        InvalidRequest: The chart cannot deploy any of them, because its groups compute both prompts
+            and outputs.
     """
     found = next((plan for plan in plans if plan.mode is Mode.MIXED), None)
     if found is None:
@@ -36,7 +37,7 @@ def chart_values(
     Args:
         question: The question that the plan answers.
         plan: A plan of mode mixed.
-        model_values: The section ``model`` of a preset of the same model. None: the section is
+        model_values: The section ``model`` of a preset of the same model. If None, the section is
             generated, and the user must fill in the volume claim and the parsers.
 
     Raises:

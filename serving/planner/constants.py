@@ -1,6 +1,6 @@
 """The constants of the performance model: six are fitted to measurements, the rest are published.
 
-``anchors`` has the measurements; deploy/docs/planner.md has the table of errors.
+``anchors`` contains the measurements; deploy/docs/planner.md contains the table of errors.
 """
 
 from dataclasses import dataclass, replace
@@ -22,7 +22,7 @@ ACCEPTANCE = 0.85
 
 @dataclass(frozen=True, slots=True)
 class Constants:
-    """Fitted constants. The defaults are those of vLLM on GPUs; ``calibration`` replaces them."""
+    """Fitted constants. The defaults apply to vLLM on GPUs; ``calibration`` replaces them."""
 
     matmul: float = 0.325
     """Attained share of the peak in matrix multiplications, including the imbalance of experts and
@@ -33,13 +33,13 @@ class Constants:
     layer_seconds: float = 304e-6
     """Overhead per layer and step, seconds, regardless of the work."""
     draft_seconds: float = 4.75e-3
-    """Overhead per step and drafted token, seconds, besides the drafting layer's work. Fitted to
-    SGLang's figure with two drafted tokens."""
+    """Overhead per step and drafted token, seconds, in addition to the drafting layer's work.
+    Fitted to SGLang's figure with two drafted tokens."""
     engine: float = 1.33
     """Factor on the whole step. Fitted to vLLM's 2,200 tokens/s per H200; no figure for prefill is
     published, so the same factor is assumed."""
     utilisation: float = 0.705
-    """Highest planned utilisation of prefill: the share of its capacity that DeepSeek's fleet used
+    """Maximum planned utilisation of prefill: the share of its capacity that DeepSeek's fleet used
     on average over a day, while it was scaled with the load. Fitted to its prefill figure."""
     decode: float = 1.0
     """Factor on the work of decoding; 1 unless calibrated."""

@@ -1,4 +1,4 @@
-"""Prices of tokens under a plan. Pure.
+"""Prices of tokens under a plan. Pure functions.
 
 All GPU-hours are paid for, including idle ones. The cost of a mixed group is split between prompts
 and outputs by the time that its steps spend on each. Cached tokens bear the part of a prompt's cost
@@ -21,15 +21,15 @@ class Cost:
     """Prices in dollars."""
 
     hour: float
-    """All GPUs, per hour."""
+    """Cost of all GPUs per hour."""
     input: float
-    """One million computed prompt tokens."""
+    """Price of one million computed prompt tokens."""
     cached: float | None
-    """One million prompt tokens from the cache. None: no token is cached."""
+    """Price of one million prompt tokens from the cache. None if no token is cached."""
     output: float
-    """One million output tokens."""
+    """Price of one million output tokens."""
     request: float
-    """An average request; equals its tokens at the prices above."""
+    """Price of an average request: its tokens at the prices above."""
 
 
 def cost_of(plan: Plan, load: Workload, price: float) -> Cost:
@@ -37,7 +37,7 @@ def cost_of(plan: Plan, load: Workload, price: float) -> Cost:
 
     Args:
         plan: The plan.
-        load: Lengths of the requests; the rate is the plan's.
+        load: Lengths of the requests; the plan's rate applies.
         price: Dollars per GPU-hour.
     """
     requests = plan.rate * _HOUR

@@ -1,6 +1,6 @@
-"""GPU-hours of a day, with a fixed number of groups and with the autoscaler. Pure.
+"""GPU-hours of a day, with a fixed number of groups and with the autoscaler. Pure functions.
 
-The load rises and falls once a day, as a raised cosine. The autoscaler's own policy
+The load rises and falls once a day, as a raised cosine. The autoscaler's policy
 (``autoscaler.policy``) decides from the latencies and rates that the performance model predicts for
 the number of ready groups, without random fluctuations. Its targets are set so that the upper edge
 of their tolerance band is the plan's objective, and it knows the capacity of a group.
@@ -19,7 +19,8 @@ from serving.settings import AutoscalerSettings
 
 _DAY = 86_400.0
 _INTERVAL = 60.0
-"""Seconds between two decisions: longer than the default, because the model has no fluctuations."""
+"""Time between two decisions, seconds; longer than the default, because the model has no
+fluctuations."""
 _MIDNIGHT = 1_700_006_400.0
 """A midnight (UTC), at which the simulated day begins."""
 _GRID = math.log(1.01)
@@ -32,9 +33,9 @@ class Day:
     """The GPU-hours of a day."""
 
     fixed: float
-    """With the planned number of groups all day."""
+    """GPU-hours with the planned number of groups all day."""
     autoscaled: float
-    """With the autoscaler."""
+    """GPU-hours with the autoscaler."""
     overloaded: float
     """Share of the autoscaled day during which the ready groups miss a latency objective."""
 
@@ -145,7 +146,7 @@ class _Grid:
 def _seen(
     pool: Pool, served: Served | None, rate: float, tokens: float, target: int, ready: int
 ) -> Observation:
-    """Return what the autoscaler observes with ``ready`` groups under ``rate`` requests/s."""
+    """Return the autoscaler's observation with ``ready`` groups under ``rate`` requests/s."""
     signals = {
         Signal.REQUEST_RATE: rate,
         Signal.TOKEN_RATE: min(rate, ready * pool.capacity) * tokens,

@@ -20,8 +20,8 @@ quantization_config.weight_block_size)."""
 RUNTIME_BYTES = 3 * GIB
 """Allowance for the CUDA context, graphs, NCCL and all-to-all buffers of one GPU; not measured."""
 PROCESS_BYTES = int(2.6 * GIB)
-"""Memory of a CPU rank besides weights and KV cache: that of a rank of pocket-r1
-(serving.cli.doctor.machine) plus Ray's agents in its pod."""
+"""Memory of a CPU rank in addition to weights and KV cache: as for a rank of pocket-r1
+(serving.cli.doctor.machine), plus Ray's agents in its pod."""
 DEFAULT_GPU_SHARE = 0.92
 """Default of vLLM's gpu_memory_utilization (vllm/config/cache.py, 0.32)."""
 
@@ -190,15 +190,15 @@ class Deployment:
     """Sizes and limits of a deployment."""
 
     data: int
-    """Ranks per group."""
+    """Number of ranks per group."""
     tensor: int = 1
-    """Workers per rank."""
+    """Number of workers per rank."""
     max_model_len: int = 1
     """Maximum length of prompt plus output, tokens."""
     max_num_seqs: int = 64
-    """Maximum sequences in a step of a rank."""
+    """Maximum number of sequences in a step of a rank."""
     max_num_batched_tokens: int = 8192
-    """Maximum tokens in a step of a rank."""
+    """Maximum number of tokens in a step of a rank."""
     prediction: bool = False
     """Whether multi-token prediction drafts tokens."""
 
@@ -210,12 +210,12 @@ class WorkerMemory:
     capacity: int
     """Memory that vLLM may use."""
     experts: int
-    """Routed experts: this worker's share of every MoE layer."""
+    """Memory of the routed experts of this worker in all MoE layers."""
     replicated: int
     """Attention, dense layers and shared experts: complete in each rank, split over its workers."""
     embeddings: int
     prediction: int
-    """Multi-token prediction without its routed experts, which ``experts`` includes."""
+    """Weights for multi-token prediction, except routed experts, which ``experts`` includes."""
     reserve: int
     """Allowance for everything but weights and KV cache."""
     kv_per_token: int

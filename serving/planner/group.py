@@ -1,4 +1,4 @@
-"""Latencies of one group under a load, and the highest load that meets the objectives. Pure.
+"""Latencies of one group under a load, and the highest load that meets the objectives.
 
 All ranks of an expert-parallel group step together, so a prompt on one rank delays all of them. If
 each of ``data`` ranks computes prompt tokens in a share ``q`` of the steps, the mean step time is
@@ -7,7 +7,8 @@ each of ``data`` ranks computes prompt tokens in a share ``q`` of the steps, the
 
 where ``both`` is the time of a step that also has prompt tokens. The numbers of sequences and
 prompt tokens in a step follow from its duration by Little's law; the fixed point is found by
-iteration. Requests are spread evenly over the ranks.
+iteration. Requests are spread evenly over the ranks. The functions of this
+module are pure.
 """
 
 import math
@@ -27,7 +28,7 @@ _NONE = Step(0.0, Limit.OVERHEAD)
 
 
 class Role(StrEnum):
-    """What a group does."""
+    """The work of a group."""
 
     MIXED = "mixed"
     PREFILL = "prefill"
@@ -75,13 +76,13 @@ class Group:
     steps: StepModel
     role: Role
     chunk: int
-    """Maximum prompt tokens in a step of a rank."""
+    """Maximum number of prompt tokens in a step of a rank."""
     most_sequences: float
-    """Maximum sequences per rank, by KV cache and settings."""
+    """Maximum number of sequences per rank, by KV cache and settings."""
     most_limit: Limit
-    """What limits ``most_sequences``."""
+    """The resource that limits ``most_sequences``."""
     drafts: int = 0
-    """Tokens drafted per step and sequence."""
+    """Number of tokens drafted per step and sequence."""
     acceptance: float = 0.0
     """Share of drafted tokens that are accepted."""
 
@@ -89,7 +90,8 @@ class Group:
     def accepted(self) -> float:
         """Mean number of tokens that a step adds to a sequence.
 
-        A draft counts only if all before it were accepted (Leviathan et al., arXiv 2211.17192).
+        A draft counts only if all drafts before it were accepted (Leviathan et al., arXiv
+        2211.17192).
         """
         return sum(self.acceptance**n for n in range(self.drafts + 1))
 
@@ -161,7 +163,7 @@ class Group:
         return largest(lambda rate: self.meets(load, rate, objective), bound)
 
     def limit(self, load: Workload, rate: float, objective: Objective) -> Limit:
-        """Return what keeps the group from serving more than ``rate`` requests/s."""
+        """Return the resource that prevents the group from exceeding ``rate`` requests/s."""
         more = self.serve(load, rate * 1.02)
         at = more or self.serve(load, rate)
         if at is None:

@@ -26,7 +26,7 @@ class Mode(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What to plan."""
+    """The input of the planner."""
 
     model: ModelFigures
     model_name: str
@@ -38,9 +38,10 @@ class Question:
     choices: Choices = field(default_factory=Choices)
     modes: tuple[Mode, ...] = (Mode.MIXED, Mode.DISAGGREGATED)
     nodes: int | None = None
-    """Number of available nodes. None: unlimited."""
+    """Number of available nodes. None means unlimited."""
     saturate: bool = False
-    """Find the highest rate for ``nodes`` instead of the smallest layout for the load's rate."""
+    """Whether to find the highest rate for ``nodes`` rather than the smallest layout for the load's
+    rate."""
 
     @property
     def most_gpus(self) -> int:
@@ -55,10 +56,10 @@ class Pool:
     variant: Variant
     count: int
     capacity: float
-    """Highest rate of one group within the objectives, requests/s."""
+    """Maximum rate of one group within the objectives, requests/s."""
     served: Served
     limit: Limit
-    """What keeps a group from serving more."""
+    """The resource that prevents a group from serving more."""
 
     @property
     def group(self) -> Group:
@@ -79,7 +80,7 @@ class Plan:
     pools: tuple[Pool, ...]
     """One mixed pool, or a prefill and a decode pool."""
     rate: float
-    """Planned requests/s."""
+    """Planned rate, requests/s."""
     ttft: float
     ttft_p90: float
     itl: float
@@ -92,5 +93,5 @@ class Plan:
 
     @property
     def capacity(self) -> float:
-        """Highest rate within the objectives, requests/s."""
+        """Maximum rate within the objectives, requests/s."""
         return min(pool.count * pool.capacity for pool in self.pools)

@@ -1,4 +1,4 @@
-"""Error messages for questions without a plan, with the cause and the remedy. Pure."""
+"""Error messages for questions without a plan, with the cause and the remedy. Pure functions."""
 
 import math
 from collections.abc import Sequence
@@ -50,7 +50,7 @@ def wanted(choices: Choices, role: Role, allowed: Sequence[int]) -> Sequence[int
 
 
 def reason(question: Question, allowed: Sequence[int], *, fitting: bool) -> str:
-    """Return the error that says why there is no plan, and what would help."""
+    """Return the error that states why there is no plan, and the remedy."""
     gpu, model, load = question.gpu, question.model, question.load
     asked = [
         size
@@ -99,7 +99,7 @@ def reason(question: Question, allowed: Sequence[int], *, fitting: bool) -> str:
 
 
 def _fastest(question: Question, allowed: Sequence[int]) -> tuple[float, float] | None:
-    """Return the lowest TTFT and ITL of any group without other requests."""
+    """Return the lowest TTFT and ITL that any group reaches with a single request."""
     found = [
         served
         for role in (Role.MIXED, Role.PREFILL, Role.DECODE)

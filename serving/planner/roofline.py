@@ -1,4 +1,4 @@
-"""Duration of an engine step by the roofline of each of its parts. Pure.
+"""Duration of an engine step by the roofline of each of its parts. Pure functions.
 
 A part takes as long as its arithmetic or its memory traffic, whichever is longer (Williams et al.,
 "Roofline", CACM 52(4), 2009). Parts add up; communication is partly hidden behind computation:
@@ -6,7 +6,7 @@ A part takes as long as its arithmetic or its memory traffic, whichever is longe
     busy = work + exchange - overlap * min(work, exchange)
     step = (busy + layers * layer_seconds) * engine + drafts * draft_seconds
 
-Sizes are of one worker (GPU) of a rank: tensor parallelism splits attention by heads, and expert
+Sizes refer to one worker (GPU) of a rank: tensor parallelism splits attention by heads, and expert
 parallelism spreads the routed experts over all workers of the group.
 """
 
@@ -35,7 +35,7 @@ _ACTIVATION = 2
 
 
 class Limit(StrEnum):
-    """What takes most of a step, or limits its size."""
+    """The part that takes most of a step, or the resource that limits its size."""
 
     COMPUTE = "compute"
     MEMORY = "memory bandwidth"
@@ -47,23 +47,23 @@ class Limit(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What a rank computes in one step: one token of each sequence, and prompt tokens."""
+    """The work of a rank in one step: one token of each sequence, and prompt tokens."""
 
     sequences: float = 0.0
-    """Sequences that get a token."""
+    """Number of sequences that get a token."""
     context: float = 0.0
-    """Their mean length so far, tokens."""
+    """Mean current length of these sequences, tokens."""
     drafts: int = 0
-    """Drafted tokens per sequence, which the step verifies."""
+    """Number of drafted tokens per sequence, which the step verifies."""
     prompt: float = 0.0
-    """Prompt tokens."""
+    """Number of prompt tokens."""
     attended: float = 0.0
     """Mean number of tokens that a prompt token attends to."""
     cached: float = 0.0
-    """Tokens of the cached prefixes of these prompts."""
+    """Number of tokens of the cached prefixes of these prompts."""
     mean_prompt: float | None = None
-    """Prompt tokens of an average rank of the group; matters because experts are shared. None: all
-    ranks have ``prompt`` tokens."""
+    """Number of prompt tokens of an average rank of the group; matters because experts are shared.
+    If None, all ranks have ``prompt`` tokens."""
 
     @property
     def tokens(self) -> float:
@@ -103,7 +103,7 @@ class StepModel:
 
     @property
     def workers(self) -> int:
-        """GPUs of the group; the expert-parallel size."""
+        """Number of GPUs of the group, i.e. the expert-parallel size."""
         return self.data * self.tensor
 
     @property
@@ -116,7 +116,7 @@ class StepModel:
         return self.step(Batch(sequences, context, drafts))
 
     def prefill(self, tokens: float, attended: float, cached: float = 0.0) -> Step:
-        """Return a step of prompt tokens alone, as many on each rank; see ``Batch``."""
+        """Return a step with only prompt tokens, the same number on each rank; see ``Batch``."""
         return self.step(Batch(prompt=tokens, attended=attended, cached=cached))
 
     def step(self, batch: Batch) -> Step:

@@ -1,4 +1,4 @@
-"""Searches the layouts of a model on given hardware, and ranks them. Pure.
+"""Searches the layouts of a model on given hardware, and ranks them. Pure functions.
 
 For each group size, finds the best settings and the number of groups that the rate needs; without a
 rate, the highest rate that the given nodes serve. Groups are independent: adding one never slows
@@ -20,7 +20,7 @@ from serving.planner.shapes import Variant, sizes, variants
 _SLACK = 1 - 1e-3
 """Share of its capacity at which a full group is evaluated: bisection ends just below it."""
 _WORTH = 2
-"""Groups with more than this many times the GPUs of the cheapest pool so far are skipped."""
+"""Groups are skipped if they have more than this many times the GPUs of the cheapest pool found."""
 
 Progress = Callable[[int, int], None]
 """Called with the number of evaluated sizes and the total number of sizes."""

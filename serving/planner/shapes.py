@@ -1,4 +1,4 @@
-"""The possible sizes of a group on given hardware, and their memory. Pure."""
+"""The possible sizes of a group on given hardware, and their memory. Pure functions."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,8 +23,8 @@ GPU_SHARE = 0.9
 _KV_FILL = 0.9
 """Share of the KV cache that decoding may fill; the rest is for prompts in progress."""
 _STEP_TOKENS = 256
-"""Maximum decoded tokens per step and worker: what DeepEP's low-latency buffers hold in vLLM
-(VLLM_MOE_DP_CHUNK_SIZE); no anchor exceeds it."""
+"""Maximum number of decoded tokens per step and worker: the capacity of DeepEP's low-latency
+buffers in vLLM (VLLM_MOE_DP_CHUNK_SIZE); no anchor exceeds it."""
 _CPU_SEQUENCES = 64
 """Default of engine.max_num_seqs."""
 TENSORS = (1, 2, 4, 8)
@@ -45,11 +45,11 @@ class Choices:
 
     max_model_len: int = 32_768
     workers: int | None = None
-    """Expert-parallel size of mixed and decode groups; None: any."""
+    """Expert-parallel size of mixed and decode groups. None means any size."""
     prefill_workers: int | None = None
-    """Expert-parallel size of prefill groups; None: any."""
+    """Expert-parallel size of prefill groups. None means any size."""
     tensor: int | None = None
-    """Workers of a rank; None: any."""
+    """Number of workers of a rank. None means any number."""
     drafts: tuple[int, ...] = (0, 1)
     """Numbers of drafted tokens to try, if the model can draft."""
     acceptance: float = 0.85
@@ -65,12 +65,12 @@ class Variant:
 
     @property
     def workers(self) -> int:
-        """GPUs of the group."""
+        """Number of GPUs of the group."""
         return self.group.steps.workers
 
 
 def sizes(gpu: Accelerator, model: ModelFigures, most: int) -> list[int]:
-    """Return the numbers of workers that a group may have, at most ``most``, in increasing order.
+    """Return the numbers of workers that a group can have, at most ``most``, in increasing order.
 
     Within a node, powers of two; beyond, whole nodes. A worker has at least one expert.
     """
@@ -104,7 +104,7 @@ def variants(
         model: The model.
         gpu: The hardware.
         known: Constants of the performance model.
-        role: What the groups do.
+        role: The work of the groups.
         workers: GPUs of a group.
         context: Mean length of a decoding sequence, tokens.
         choices: Fixed and free settings.

@@ -1,7 +1,7 @@
-"""The load to plan for: rate, lengths and the cached share of the prompts. Pure.
+"""The load to plan for: rate, lengths and the cached share of the prompts. Pure functions.
 
 Lengths are log-normal, given by their mean and their squared coefficient of variation (variance
-divided by the square of the mean; 0: all equal).
+divided by the square of the mean; 0 if all are equal).
 """
 
 import math
@@ -22,7 +22,7 @@ class Workload:
     """A load during its busiest hour."""
 
     rate: float
-    """Requests per second."""
+    """Request rate, requests/s."""
     prompt: float
     """Mean length of a prompt, tokens."""
     output: float

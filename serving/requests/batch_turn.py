@@ -1,4 +1,4 @@
-"""Places the request of a batch whenever its turn comes, and takes it off its rank for others."""
+"""Places the request of a batch when its turn comes, and removes it when others need the rank."""
 
 from collections.abc import Callable
 
@@ -17,13 +17,13 @@ class BatchTurn:
         request: AdmissionRequest,
         give_way: Callable[[], None],
     ) -> None:
-        """Start on no rank.
+        """Start without a rank.
 
         Args:
-            yielding: Says when the request may run.
+            yielding: Decides when the request may run.
             admission: Places the request.
             request: The request.
-            give_way: Takes the request off its rank at once.
+            give_way: Removes the request from its rank immediately.
         """
         self._yielding = yielding
         self._admission = admission
@@ -38,7 +38,7 @@ class BatchTurn:
             require_not_ended: Raises the error of a request that was ended from outside.
 
         Raises:
-            ServingError: The request was refused, or it was ended.
+            ServingError: The request was rejected or ended.
         """
         context = self._request.context
         while True:

@@ -1,4 +1,4 @@
-"""The emitted output of one choice: detokenizes deltas, merges them until they are taken.
+"""The emitted output of one choice: detokenizes deltas and merges them until they are taken.
 
 After a rank is lost, the deltas of a replay are compared with the emitted output and skipped.
 """
@@ -74,14 +74,14 @@ class ChoiceBuffer:
         Args:
             index: Number of the choice, from 0.
             params: Sampling parameters of the request.
-            make_text: Makes the choice's detokenizer when the first tokens arrive; None: without
-                text.
-            delta: Whether ``take`` returns only the output since the last one taken.
+            make_text: Creates the choice's detokenizer when the first tokens arrive. If None, the
+                output has no text.
+            delta: Whether ``take`` returns only the output since the last ``take``.
             interval: Minimum number of tokens in an output, except for the first and the last one.
         """
         self.index = index
         self.make_text = make_text
-        """Makes ``text`` when the first tokens arrive; None: without text."""
+        """Creates ``text`` when the first tokens arrive. If None, the output has no text."""
         self.text: TextStream | None = None
         self.candidates: CandidateTexts | None = None
         self.interval = interval
@@ -100,10 +100,11 @@ class ChoiceBuffer:
         self.taken_tokens = 0
         self.taken_texts = 0
         self.has_new_output = False
-        # Progress of a replay that has not reached the end of the emitted output; None: no replay.
+        # Progress of a replay until it reaches the end of the emitted output; None if there is no
+        # replay.
         self.replayed_tokens: int | None = None
         self.stopped = False
-        """Whether a stop string ended the choice, of which the rank does not know."""
+        """Whether a stop string ended the choice; the rank does not know of it."""
         self.completed = False
         """Whether the rank must be told that the choice has ended."""
         self.drafted_tokens = 0
@@ -124,7 +125,7 @@ class ChoiceBuffer:
         """
         before = len(self.token_ids)
         if delta.HasField("speculation"):
-            # Counts of the current rank; those of a rank that was lost are not added.
+            # These are the counts of the current rank; the counts of a lost rank are not added.
             self.drafted_tokens = delta.speculation.proposed_tokens
             self.accepted_tokens = delta.speculation.accepted_tokens
         self._apply(delta)
@@ -193,14 +194,14 @@ class ChoiceBuffer:
                 return "", None
             self.text = self.make_text()
         reason = delta.finish_reason
-        # Ranks of version 1 of the protocol apply stop strings too, and say so.
+        # Ranks with protocol version 1 also apply stop strings, and report it.
         by_token = reason == link_pb2.ChoiceDelta.STOP and not delta.HasField("stop_string")
         kept, text, stop = self.text.add(token_ids, stop_token=by_token, finished=bool(reason))
         del token_ids[kept:]
         return text, stop
 
     def _due(self) -> bool:
-        """Return whether the output since the last one taken is to be taken (stream_interval)."""
+        """Return whether the output since the last ``take`` is due (stream_interval)."""
         new = len(self.token_ids) - self.taken_tokens
         return self.taken_tokens == 0 or new >= self.interval or self.finish_reason is not None
 
@@ -213,7 +214,7 @@ class ChoiceBuffer:
             self.cumulative_logprob = (self.cumulative_logprob or 0.0) + position.logprobs[0]
 
     def _mark(self) -> None:
-        """Note the end of the last delta if it has not been taken; call before adding one."""
+        """Record the end of the last delta if it has not been taken; call before adding a delta."""
         if self.has_new_output and self.marks is not None:
             self.marks.append((len(self.token_ids), len(self.texts)))
 

@@ -74,12 +74,12 @@ _FEW_WORDS = 8
 
 
 _MODEL_SHARE = 4
-"""Maximum number of requests that one of several models may have in flight, as a multiple of those
-that remain free: one model alone can use four fifths of the limit, and leaves room for another."""
+"""Maximum number of requests in flight of one of several models, as a multiple of the slots that
+remain free: one model alone can use four fifths of the limit, which leaves slots for another."""
 
 
 class RouterShare:
-    """What the clients of all models of a router share."""
+    """State shared by the clients of all models of a router."""
 
     def __init__(self, settings: Settings, ready: Callable[[], bool], models: int = 1) -> None:
         """Start without requests.
@@ -94,7 +94,7 @@ class RouterShare:
         self.tenants = TenantTokens(settings.telemetry.tenant_labels)
         self.ready = ready
         self.inflight = 0
-        """Requests in flight, of all models."""
+        """Number of requests in flight, over all models."""
         self._limit = settings.router.max_inflight_requests
         self._several = models > 1
 
@@ -102,7 +102,7 @@ class RouterShare:
         """Check that a model with ``own`` requests in flight may start another.
 
         Raises:
-            Overloaded: The router, or the model's share of it, is full.
+            Overloaded: The router, or the model's share of it, is at its limit.
         """
         if self.inflight >= self._limit:
             raise Overloaded(
@@ -139,11 +139,13 @@ class FleetClient(UnsupportedEngineApi):
             membership: Receives failures that requests detect, and reports readiness.
             admission: Places requests on ranks.
             settings: All settings.
-            clock: Default: the system clock.
-            rng: Draws seeds for requests that need one; default: the system's generator.
-            share: State shared with the clients of other models; default: this is the only model.
-            poison: Suspects on the model's groups; default: none yet.
-            pools: Counters of the model's pools, by name; default: not counted by pool.
+            clock: Source of time; the system clock by default.
+            rng: Draws seeds for requests that need one; the system's generator by default.
+            share: State shared with the clients of other models. If omitted, this is the only
+                model.
+            poison: Suspects on the model's groups; initially none if omitted.
+            pools: Counters of the model's pools, by name. If omitted, requests are not counted by
+                pool.
         """
         self.vllm_config = vllm_config
         self.model_config = vllm_config.model_config
@@ -191,11 +193,11 @@ class FleetClient(UnsupportedEngineApi):
         return self._inflight
 
     def requests(self) -> Iterator[FleetRequest]:
-        """Return the requests that have been validated and have not ended, in no order."""
+        """Return the requests that have been validated and have not ended, in arbitrary order."""
         return iter(self._running)
 
     def explain_all(self, *, on: bool) -> None:
-        """Keep the scores of all routing decisions from now on, or only those asked for."""
+        """Keep the scores of all routing decisions from now on, or only the requested ones."""
         self._services.explain_all = on
 
     @override
@@ -204,7 +206,7 @@ class FleetClient(UnsupportedEngineApi):
         return _TASKS
 
     def check_load(self) -> None:
-        """Refuse the current request if the router is overloaded, before any work is done for it.
+        """Reject the current request if the router is overloaded, before any work is done for it.
 
         Called once per request: by the edge before it reads the body, or otherwise by vLLM's
         handlers through ``check_admission``. A fleet without ready groups is not overloaded:
@@ -224,7 +226,7 @@ class FleetClient(UnsupportedEngineApi):
 
     @override
     def check_admission(self, n: int = 1, request_id: str | None = None) -> None:
-        """Refuse a request before its response starts; vLLM calls this once per request.
+        """Reject a request before its response starts; vLLM calls this once per request.
 
         Args:
             n: Number of choices over all prompts.
@@ -276,9 +278,9 @@ class FleetClient(UnsupportedEngineApi):
     ) -> AsyncGenerator[RequestOutput, None]:
         """Generate on the fleet; closing the generator aborts the request on its rank immediately.
 
-        The request's context is read in this call, because the first output may be read in
-        another task. See ``EngineClient`` for the arguments; ``priority`` is ignored, because the
-        API key determines it and not the body.
+        The request's context is read in this call, because the first output may be read in another
+        task. See ``EngineClient`` for the arguments; ``priority`` is ignored, because the priority
+        is determined by the API key, not by the body.
 
         Raises:
             VLLMValidationError: The request is invalid; raised when outputs are read.
@@ -288,7 +290,7 @@ class FleetClient(UnsupportedEngineApi):
         context = current_context()
         deadline = self._clock.monotonic() + self._settings.router.request_timeout
         if context.deadline is not None:
-            # A request that gives way to others has the time of its batch.
+            # A request that yields to others can take as long as its batch.
             waits = context.yielding is not None
             deadline = context.deadline if waits else min(deadline, context.deadline)
         work = link_pb2.Submit(
@@ -344,7 +346,7 @@ class FleetClient(UnsupportedEngineApi):
                 Unsupported(f"{', '.join(unsupported)} not supported by this router")
             )
         with refusals():
-            # Checked again, because a completion with several prompts gets here once per prompt.
+            # Checked again, because a completion with several prompts calls this once per prompt.
             self._check_choices(params.n)
             self._share.check(self._inflight)
         self._inflight += 1
@@ -400,7 +402,8 @@ class FleetClient(UnsupportedEngineApi):
         Raises:
             VLLMValidationError: The request is invalid.
             Unsupported: The request uses a feature that the fleet does not serve.
-            PermissionDenied: The request may think more than its API key permits.
+            PermissionDenied: The request sets a higher reasoning budget or effort than its key
+                permits.
         """
         arguments: dict[str, Any] = {
             "supported_tasks": _TASKS,
@@ -438,7 +441,7 @@ class FleetClient(UnsupportedEngineApi):
             "prompt embeddings": request.prompt_embeds is not None,
             "cache_salt": request.cache_salt,
             "prompt_logprob_token_ids": params.prompt_logprob_token_ids is not None,
-            # vLLM's engine does not check the type of these: a string makes the engine fail.
+            # vLLM does not check the type of these, and a string makes the engine fail.
             "KV or encoder-cache transfer": _TRANSFERS & (params.extra_args or {}).keys(),
         }
         if found := [name for name, given in unsupported.items() if given]:
@@ -473,7 +476,7 @@ class FleetClient(UnsupportedEngineApi):
 
 @contextmanager
 def refusals() -> Iterator[None]:
-    """Count refusals raised in the block, and convert them to vLLM errors."""
+    """Count rejections raised in the block, and convert them to vLLM errors."""
     try:
         yield
     except ServingError as error:

@@ -1,4 +1,4 @@
-"""Converts log-probabilities of the link to vLLM's form."""
+"""Converts log-probabilities received over the link to vLLM's format."""
 
 from collections import deque
 
@@ -8,7 +8,7 @@ from serving.link.v1 import link_pb2
 from serving.vllm_adapter.detokenizer import CandidateTexts
 
 _CONVERTED = 64
-"""Positions of a prompt whose log-probabilities are converted at a time."""
+"""Number of prompt positions whose log-probabilities are converted at a time."""
 
 
 def convert_some(
@@ -21,7 +21,7 @@ def convert_some(
     Args:
         positions: Positions to convert; converted ones are removed.
         converted: Converted positions; new ones are appended.
-        candidates: Texts of tokens; None: without texts.
+        candidates: Texts of tokens. If None, texts are omitted.
     """
     for _ in range(min(_CONVERTED, len(positions))):
         converted.append(candidates_at(positions.popleft(), candidates, converted) or None)
@@ -50,11 +50,11 @@ def candidates_at(
     candidates: CandidateTexts | None,
     before: SampleLogprobs | PromptLogprobs,
 ) -> dict[int, Logprob]:
-    """Return vLLM's form of a position's log-probabilities.
+    """Return a position's log-probabilities in vLLM's format.
 
     Args:
         position: The position as received.
-        candidates: Texts of tokens; None: without texts.
+        candidates: Texts of tokens. If None, texts are omitted.
         before: Log-probabilities of the positions before it.
     """
     ranks, tokens = position.vocab_ranks, position.token_ids

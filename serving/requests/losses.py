@@ -33,7 +33,7 @@ class GroupLosses:
 
     @property
     def trial_tokens(self) -> int:
-        """Tokens that the request must generate on trial before it is resumed; 0: no trial."""
+        """Tokens that the request must generate on trial before it is resumed; 0 for no trial."""
         return self._history.trial_tokens(self._settings)
 
     def count(self, error: ServingError, seen_tokens: int, *, alone: bool) -> None:

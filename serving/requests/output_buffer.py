@@ -1,7 +1,7 @@
 """Converts link deltas to vLLM's ``RequestOutput``, as vLLM's own output processor emits it.
 
-An ``OutputBuffer`` keeps the prompt and, in a ``ChoiceBuffer`` each, everything that the request's
-choices have emitted, and how much of it the consumer has taken. Deltas that arrive while the
+An ``OutputBuffer`` keeps the prompt and one ``ChoiceBuffer`` per choice, which holds everything
+that the choice has emitted and how much of it the consumer has taken. Deltas that arrive while the
 consumer is busy are merged, and a resumption reads the prompt and the emitted token ids from here.
 """
 
@@ -39,10 +39,10 @@ class OutputBuffer:
             prompt_token_ids: The prompt, [tokens].
             params: Sampling parameters, validated by vLLM.
             output_kind: Kind of outputs that ``take`` returns.
-            prompt: Text of the prompt, set on the outputs; None: unknown.
-            tokenizer: The model's tokenizer; None: outputs have no text.
-            stream_interval: Minimum number of tokens of a choice in an output, except for the
-                first and the last one; the request may ask for more.
+            prompt: Text of the prompt, set on the outputs. None if unknown.
+            tokenizer: The model's tokenizer. If None, outputs have no text.
+            stream_interval: Minimum number of tokens of a choice in an output, except for the first
+                and the last one; the request can ask for a larger minimum.
         """
         self.request_id = request_id
         self.prompt_token_ids = prompt_token_ids
@@ -67,15 +67,16 @@ class OutputBuffer:
             for index in range(params.n)
         ]
         self.completed: list[int] = []
-        """Choices of which the rank must be told that they have ended; the link removes them."""
+        """Choices that have ended without the rank's knowledge; the link informs the rank and
+        removes them."""
         self._prompt_logprobs: PromptLogprobs | None = None
         if params.prompt_logprobs is not None:
             self._prompt_logprobs = FlatLogprobs() if params.flat_logprobs else []
         self.unconverted: deque[link_pb2.PositionLogprobs] = deque()
-        """Log-probabilities of the prompt, received and not converted: call ``convert_some``."""
+        """Received log-probabilities of the prompt that ``convert_some`` has not converted yet."""
         self._finish_taken = False
         self.backlog = False
-        """Whether ``take`` has left output behind."""
+        """Whether output remains after the last ``take``."""
 
     def _make_text(self) -> TextStream:
         assert self._tokenizer is not None
@@ -180,7 +181,7 @@ class OutputBuffer:
         return tokens
 
     def _start(self, delta: link_pb2.Delta) -> None:
-        """Take from the first delta what only it has."""
+        """Read the fields that only the first delta contains."""
         self.started = True
         self.cached_tokens = delta.cached_tokens
         if self._choices[0].logprobs is not None:

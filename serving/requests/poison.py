@@ -1,9 +1,10 @@
 """Poison requests: detects requests that kill groups, and isolates suspects from each other.
 
-A group dies as a whole, and the router cannot see which rank failed first: the others fail in the
-same collective and may be noticed earlier. Every request that the group had only just started is
-therefore a suspect, but none is refused yet. Each suspect continues on trial: for its first
-tokens, it is the only suspect on its group. If that group dies too, the request is the cause.
+A group fails as a whole, and the router cannot determine which rank failed first: the other ranks
+fail in the same collective, and their failure may be detected earlier. Every request that the group
+had only just started is therefore a suspect, but none is rejected yet. Each suspect continues on
+trial: for its first tokens, it is the only suspect on its group. If that group fails too, the
+request is the cause.
 
 At most one request per ready group is on trial. The others wait here in order of arrival, not in
 the admission queue, where they would block requests that are not suspects. A trial takes a few
@@ -19,9 +20,10 @@ from enum import Enum, auto
 from serving.settings import FleetSettings
 
 TRIAL_TOKENS = 2
-"""Tokens that a suspect must generate before the next trial may start. A request that kills a
-group with its prompt, or at the token it had reached, does so in the first step, or in the second
-if a step was in flight when the group died. A longer trial would only delay innocent requests."""
+"""Number of tokens that a suspect must generate before the next trial can start. A request that
+kills a group with its prompt, or at a specific token, does so again in the first step, or in the
+second if a step was in flight when the group failed. A longer trial would only delay innocent
+requests."""
 
 GroupKey = tuple[str, str]
 """Group id and epoch."""
@@ -33,7 +35,7 @@ class Verdict(Enum):
     INNOCENT = auto()
     """The request ran long enough before the loss to be ruled out; earlier losses are cleared."""
     SUSPECT = auto()
-    """The request may be the cause; other requests may be too."""
+    """The request may be the cause, but so may other requests."""
     POISON = auto()
     """The request is the only possible cause."""
 
@@ -43,10 +45,10 @@ class LossHistory:
     """The losses that count against a request."""
 
     losses: int = 0
-    """Number of consecutive groups lost just after they had started the request."""
+    """Number of consecutive groups that were lost soon after they had started the request."""
 
     def trial_tokens(self, settings: FleetSettings) -> int:
-        """Return the tokens that the request must generate on trial; 0: no trial.
+        """Return the tokens that the request must generate on trial; 0 if there is no trial.
 
         From the second loss on, the trial is longer, because some requests kill groups later.
         """
@@ -61,8 +63,8 @@ class LossHistory:
 
         Args:
             seen_tokens: Tokens of the request that the group had generated.
-            settings: A request with ``suspect_tokens`` tokens is innocent; after
-                ``suspect_losses`` losses it is refused.
+            settings: A request with ``suspect_tokens`` tokens is innocent; after ``suspect_losses``
+                losses it is rejected.
             alone: Whether the request was on trial without another suspect on the group.
         """
         if seen_tokens >= settings.suspect_tokens:

@@ -1,4 +1,4 @@
-"""Counts the reasoning in raw text, which vLLM's handlers of completions do not parse."""
+"""Counts the reasoning tokens of raw text, which vLLM's completion handlers do not parse."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,14 +7,14 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class ReasoningMarks:
-    """The tokens around reasoning, e.g. those of <think> and </think>."""
+    """The tokens that delimit reasoning, e.g. the tokens of <think> and </think>."""
 
     start: int
     end: int
 
     @classmethod
     def of(cls, reasoning_config: Any) -> "ReasoningMarks | None":
-        """Return the marks of vLLM's ``ReasoningConfig``; None: none, or more than one token."""
+        """Return the marks of vLLM's ``ReasoningConfig``; None unless each is a single token."""
         if reasoning_config is None or not reasoning_config.enabled:
             return None
         marks = (
@@ -27,10 +27,10 @@ class ReasoningMarks:
         return cls(start, end)
 
     def count(self, prompt: Sequence[int], output: Sequence[int]) -> int:
-        """Return the output tokens that are reasoning, without the marks.
+        """Return the number of reasoning tokens in the output, without the marks.
 
         Args:
-            prompt: Token ids of the prompt, [tokens]; it may have started the reasoning.
+            prompt: Token ids of the prompt, [tokens]; the prompt can begin the reasoning.
             output: Token ids of one choice, [tokens].
         """
         total = at = 0

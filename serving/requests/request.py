@@ -81,7 +81,7 @@ class EngineRequest:
 
     @property
     def max_output(self) -> int:
-        """Most output tokens, over all choices."""
+        """Maximum number of output tokens, over all choices."""
         return (self.params.max_tokens or 1) * int(self.params.n)
 
 
@@ -98,10 +98,10 @@ class RequestServices:
     pools: Mapping[str, PoolCounters] = field(default_factory=dict)
     """Counters of the model's pools, by name."""
     reasoning: ReasoningMarks | None = None
-    """Tokens around reasoning; None: unknown."""
+    """Tokens that delimit reasoning. None if unknown."""
     explain_all: bool = False
-    """Whether the scores of all routing decisions are kept, not only of requests that ask for an
-    explanation. Changes while requests run."""
+    """Whether the scores of all routing decisions are kept, not only those of requests that ask for
+    an explanation. Can change while requests run."""
 
 
 class FleetRequest:
@@ -134,19 +134,19 @@ class FleetRequest:
         )
         self._admitted = False
         self._batch_turn: BatchTurn | None = None
-        """None: not a request of a batch."""
+        """Turns of a request that belongs to a batch; otherwise None."""
         if context.yielding is not None:
             self._batch_turn = BatchTurn(
                 context.yielding, services.admission, self._admission_request, self._give_way
             )
         self._placement: Placement | None = None
-        """Current placement; None while the request is on no rank."""
+        """Current placement. None while the request is not on a rank."""
         self._ended: ServingError | None = None
-        """Why the request was ended from outside; None: it was not."""
+        """Why the request was ended from outside. None if it was not."""
         self._has_output = False
         """Whether the current rank has sent any output."""
         self._resuming: Way | None = None
-        """Resumption in progress, until the first new token; None: none in progress."""
+        """Resumption in progress, until the first new token. None if none is in progress."""
         self._rank_seconds = 0.0
         """Time on earlier ranks, seconds."""
         self._losses = GroupLosses(services.settings, engine_request.request_id, context.tenant)
@@ -180,7 +180,7 @@ class FleetRequest:
         """Wait for admission and placement on a rank.
 
         Raises:
-            ServingError: The request was refused, or no rank took it in time.
+            ServingError: The request was rejected, or no rank accepted it in time.
         """
         if self._trace is not None:
             self._trace.start_admission()
@@ -220,7 +220,7 @@ class FleetRequest:
             return output
 
     def usage(self) -> Usage:
-        """Return what the request has used so far."""
+        """Return the request's usage so far."""
         buffer, placement = self._request.buffer, self._placement
         drafted, accepted = buffer.speculation
         here = 0.0 if placement is None else self._seconds_on(placement)
@@ -270,7 +270,7 @@ class FleetRequest:
         )
 
     def cancel(self, reason: str) -> None:
-        """End the request with ``CancelledByOperator``, wherever it is."""
+        """End the request with ``CancelledByOperator``, in any state."""
         error = CancelledByOperator(reason)
         turn = self._admission_request.turn
         if self._placement is None and turn is not None and not turn.done():
@@ -280,7 +280,7 @@ class FleetRequest:
     # -- placement ----------------------------------------------------------------------
 
     def _routing_request(self) -> RoutingRequest:
-        """Describe the next work to be sent."""
+        """Return the routing request for the work to be sent next."""
         work, context = self._stream.work, self._request.context
         return RoutingRequest(
             len(work.prompt_token_ids),
@@ -298,7 +298,7 @@ class FleetRequest:
             raise
 
     def _give_way(self) -> None:
-        """Leave the rank at once; the consumer then waits for the next turn."""
+        """Leave the rank immediately; the consumer then waits for the next turn."""
         self._release()
         self._stream.fail(_GaveWay("the request gave way to others", planned=True))
 
@@ -312,7 +312,8 @@ class FleetRequest:
     def _seconds_on(self, placement: Placement) -> float:
         """Return the time on the current rank, seconds.
 
-        It ends with the last token of a finished request; the consumer may be late.
+        For a finished request, the time ends with its last token, because the consumer may read it
+        late.
         """
         stream = self._stream
         ended_at = stream.timings.last_at if stream.finished else self._services.clock.monotonic()
@@ -462,7 +463,7 @@ class FleetRequest:
 
 
 class _GaveWay(GroupLost):
-    """The request of a batch left its rank for others; nothing was lost."""
+    """The request of a batch has left its rank to other requests; nothing was lost."""
 
 
 def _deadline_exceeded() -> DeadlineExceeded:

@@ -1,19 +1,19 @@
-"""Resumes a request after its group was lost: continues where it was, or replays it.
+"""Resumes a request after its group was lost: continues it where it stopped, or replays it.
 
-Pure functions of the request's parameters and its output buffer. Two ways:
+Pure functions of the request's parameters and its output buffer. There are two ways:
 
 - CONTINUE: the prompt and the emitted tokens become the prompt of the remaining work, which costs
   one prefill. Exact if the next token depends only on the tokens before it: greedy and unseeded
   sampling.
-- REPLAY: the request runs again from the start; its output is compared with the emitted output
-  and skipped. Used for requests with state other than the tokens: a grammar, a random generator,
+- REPLAY: the request runs again from the start; its output is compared with the emitted output and
+  skipped. Used for requests with state other than the tokens: a grammar, a random generator,
   penalties over the output, several choices. A replay takes as long as the answer took so far, and
-  requires that the same tokens are generated. In float32 they are; elsewhere, the first difference
-  ends the request before a wrong token is sent.
+  requires that the same tokens are generated. In float32 they are; with other data types, the first
+  difference ends the request before a wrong token is sent.
 
-Text and stop strings are made from the tokens in the output buffer, and need neither.
+Text and stop strings are derived from the tokens in the output buffer, so they require neither.
 
-deploy/docs/resumption.md has the table; tests/unit/requests/test_resume.py has a test per row.
+deploy/docs/resumption.md contains the table; tests/unit/requests/test_resume.py has a test per row.
 """
 
 import copy
@@ -29,16 +29,17 @@ from serving.requests.output_buffer import OutputBuffer
 
 _CONTINUED = frozenset(
     {
-        # Shape the distribution of a single position.
+        # These shape the distribution at a single position.
         "temperature",
         "top_p",
         "top_k",
         "min_p",
         "logit_bias",
         "allowed_token_ids",
-        # Applies to prompt and output together (vllm/v1/sample/ops/penalties.py).
+        # This applies to prompt and output together (vllm/v1/sample/ops/penalties.py).
         "repetition_penalty",
-        # Adapted to the remaining tokens, or concern the prompt, which was already processed.
+        # These are adapted to the remaining tokens, or concern the prompt, which was already
+        # processed.
         "max_tokens",
         "min_tokens",
         "prompt_logprobs",
@@ -46,13 +47,13 @@ _CONTINUED = frozenset(
         # The router finds stop strings in the whole output.
         "stop",
         "output_text_buffer_length",
-        # Concern each token separately.
+        # These concern each token separately.
         "stop_token_ids",
         "ignore_eos",
         "logprobs",
         "logprob_token_ids",
         "flat_logprobs",
-        # Concern how the output is returned.
+        # These concern how the output is returned.
         "detokenize",
         "skip_special_tokens",
         "spaces_between_special_tokens",
@@ -90,7 +91,7 @@ class Plan:
     way: Way
     work: link_pb2.Submit
     expected_output: int
-    """Tokens that the next rank is expected to generate, over all choices."""
+    """Number of tokens that the next rank is expected to generate, over all choices."""
 
 
 def way_of(params: SamplingParams) -> Way:

@@ -18,9 +18,9 @@ _ABORT = link_pb2.ChoiceDelta.ABORT
 class RequestStream:
     """One request across the ranks it runs on; wakes the consumer at most once per frame.
 
-    Memory is bounded by the request: outputs that the consumer has not taken merge in the buffer,
-    which holds at most the prompt and max_tokens for each choice. After a rank is lost, ``restart``
-    prepares the stream for the next one and keeps the buffer and the timings.
+    The request bounds the memory use: outputs that the consumer has not taken are merged in the
+    buffer, which holds at most the prompt and max_tokens for each choice. After a rank is lost,
+    ``restart`` prepares the stream for the next one and keeps the buffer and the timings.
     """
 
     __slots__ = (
@@ -87,7 +87,7 @@ class RequestStream:
 
     @property
     def done(self) -> bool:
-        """Whether the request finished or failed: no more output is expected."""
+        """Whether the request finished or failed, so that no more output is expected."""
         return self.buffer.finished or self._error is not None
 
     @property
@@ -133,7 +133,8 @@ class RequestStream:
         """Apply a delta of any kind.
 
         Returns:
-            The tokens in the delta, and how many of them are new; None if the request failed.
+            The number of tokens in the delta, and how many of them are new; None if the request
+            failed.
         """
         if delta.HasField("error"):
             self.fail(error_of(delta.error))
@@ -141,7 +142,8 @@ class RequestStream:
         seen = 0
         for choice in delta.choices:
             if choice.finish_reason == _ABORT:
-                # This router releases a request before aborting it, so the rank aborted it.
+                # This router releases a request before aborting it, so the rank must have aborted
+                # it.
                 self.fail(GroupLost("the rank aborted the request; the request can be retried"))
                 return None
             seen += len(choice.token_ids)
@@ -160,7 +162,7 @@ class RequestStream:
         return None
 
     def fail(self, error: ServingError) -> None:
-        """End the request with an error, raised after the buffered outputs were taken."""
+        """End the request with an error, raised once the buffered outputs have been taken."""
         if not self.done:
             self._error = error
             self.outstanding_tokens = 0

@@ -24,8 +24,8 @@ def request_metrics(
 
     Args:
         clock: The router's clock.
-        arrived_at: Time of arrival, monotonic seconds; default: the start of the block.
-        unobserved: No client waits for the request: record its outcome only.
+        arrived_at: Time of arrival, monotonic seconds; the start of the block by default.
+        unobserved: Whether no client waits for the request; then only its outcome is recorded.
     """
     begun = clock.monotonic() if arrived_at is None else arrived_at
     if not unobserved:
@@ -73,9 +73,10 @@ class TokenTimings:
 
         Args:
             clock: The router's clock.
-            arrived_at: Time of arrival at the router, monotonic seconds; default: now.
-            unobserved: No client waits for the tokens: leave them out of the metrics, which are
-                the autoscaler's signals.
+            arrived_at: Time of arrival at the router, monotonic seconds; the current time by
+                default.
+            unobserved: Whether no client waits for the tokens; they are then left out of the
+                metrics, which are the autoscaler's signals.
         """
         self._unobserved = unobserved
         self._clock = clock
@@ -84,9 +85,10 @@ class TokenTimings:
         self._sent_at = self.last_at = now
         self._lost_at: float | None = None
         self.first_at: float | None = None
-        """Time of the first token, monotonic seconds; None before it."""
+        """Time of the first token, monotonic seconds. None until then."""
         self._pool: PoolCounters | None = None
-        """Counters of the pool that the request runs on; None: none, or not counted."""
+        """Counters of the pool that the request runs on. None if it is on no rank or not counted by
+        pool."""
 
     def sent(self, at: float, pool: PoolCounters | None = None) -> None:
         """Record the time at which the request was sent to a rank, and the rank's pool."""
@@ -94,7 +96,7 @@ class TokenTimings:
         self._enter(None if self._unobserved else pool)
 
     def left(self) -> None:
-        """Record that the request is on no rank any more. Safe to call twice."""
+        """Record that the request is no longer on a rank. Safe to call twice."""
         self._enter(None)
 
     def _enter(self, pool: PoolCounters | None) -> None:

@@ -1,4 +1,4 @@
-"""What an operator sees of one request in progress."""
+"""The view of one request in progress that operators see."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -8,7 +8,7 @@ from serving.routing.decision import RoutingDecision
 
 
 class Phase(StrEnum):
-    """Where a request is."""
+    """Stage of a request."""
 
     PARKED = "parked"
     """Waiting in the queue because no group is ready."""
@@ -18,7 +18,7 @@ class Phase(StrEnum):
     """On a rank that has not sent output yet."""
     GENERATING = "generating"
     RESUMING = "resuming"
-    """Its group was lost; waiting for another rank."""
+    """Waiting for another rank after the loss of its group."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +32,12 @@ class RequestView:
     context: RequestContext
     phase: Phase
     decision: RoutingDecision | None
-    """The last placement; None before the first."""
+    """The last placement. None before the first one."""
     waiting_for: str
-    """Why it is on no rank, as a sentence; empty: it is on one."""
+    """Why the request is not on a rank, as a sentence; empty if it is on one."""
     predicted_wait: float | None
-    """Wait that admission predicted, seconds; None: it did not wait, or unknown."""
+    """Wait predicted by admission, seconds. None if the request did not wait or the wait is
+    unknown."""
     prompt_tokens: int
     cached_tokens: int
     output_tokens: int

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from serving.telemetry.tracing import Tracing
 
 _STOP_GRACE = 1.0
-"""Grace period for requests cancelled at the end of a drain, seconds."""
+"""Time for requests that are cancelled at the end of a drain to return, seconds."""
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger("serving.router")
 
@@ -76,9 +76,9 @@ class Router:
     grpc: "GrpcEdge"
     join_server: "LinkServer"
     ledger: "Ledger | None"
-    """None: not configured."""
+    """None if it is not configured."""
     batches: "BatchService | None"
-    """None: not configured."""
+    """None if it is not configured."""
     _exit: contextlib.AsyncExitStack
     """Undoes the start in reverse order."""
 
@@ -181,7 +181,7 @@ class Router:
         if console is not None:
             console.start()
             undo.push_async_callback(console.stop)
-        # When it starts, vLLM's app scans all objects three times; frozen ones are left out.
+        # During start-up, vLLM's app scans all objects three times; frozen objects are skipped.
         process_tuning.collect_and_freeze()
         await rest.start()
         undo.push_async_callback(_stop_grpc, grpc, gate)
@@ -194,7 +194,8 @@ class Router:
         for background in backgrounds:
             undo.push_async_callback(_cancel, asyncio.create_task(background))
         run_batches(batches, rest, security, undo)
-        # Pushed last and so run first: queued requests get a response, not a cut connection.
+        # Pushed last, so it runs first: queued requests get a response rather than a closed
+        # connection.
         undo.callback(models.close_admission)
         undo.callback(gate.close, "it is shutting down")
         host, join_host = _in_url(settings.router.host), _in_url(settings.router.join_host)
@@ -219,10 +220,11 @@ class Router:
             Whether all requests finished in time.
         """
         await self.grpc.set_ready(ready=False)
-        # Before the gate closes: a channel that gets GOAWAY now does not lose a call.
+        # This precedes the closing of the gate, so that a channel that receives GOAWAY now does not
+        # lose a call.
         await self.grpc.leave()
         if self.batches is not None:
-            # Other routers, or the next process, run the lines again.
+            # Other routers or the next process run the lines again.
             await self.batches.pause()
         self.gate.close("it is shutting down")
         finished = await self.gate.wait_idle(timeout)
@@ -246,9 +248,9 @@ async def _build_edges(
     ledger: "Ledger | None",
     batches: "BatchService | None",
 ) -> tuple[RestServer, "GrpcEdge", "Console | None"]:
-    """Build the REST and the gRPC server on top of the models; neither listens yet.
+    """Build the REST and gRPC servers on top of the models; neither listens yet.
 
-    The console's routes are part of the REST server. None: it is disabled.
+    The console's routes are part of the REST server; None is returned for a disabled console.
     """
     import prometheus_client
 
@@ -271,7 +273,7 @@ async def _build_edges(
     fleet, first, client = models.fleet, models.first.served, models.client
     pages = RouterPages(
         fleet=fleet.snapshot,
-        # Metrics of the process and vLLM, of this package, and of the fleet.
+        # Metrics of the process and of vLLM, of this package, and of the fleet.
         registries=(
             prometheus_client.REGISTRY,
             metrics.REGISTRY,

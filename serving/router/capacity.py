@@ -9,14 +9,15 @@ from serving.ledger.records import GroupCapacity, microseconds
 from serving.routing.snapshot import FleetSnapshot, GroupSnapshot
 
 SLOT = 60
-"""Length of a slot, seconds. Slots begin at multiples of it, so that all routers have the same."""
+"""Length of a slot, seconds. Slots begin at multiples of this length, so that they are the same on
+all routers."""
 
 
 class CapacitySampler:
-    """Computes the capacity and the busy time of each group in a slot from the fleet at its ends.
+    """Computes each group's capacity and busy time in a slot from snapshots at its start and end.
 
-    A group counts for the whole slot if it was there at both ends, and its ranks count whether
-    they get requests or not.
+    A group counts for the whole slot if it is present in both snapshots. Its ranks count whether or
+    not they get requests.
     """
 
     def __init__(self) -> None:
@@ -25,7 +26,7 @@ class CapacitySampler:
         """Busy seconds of each rank since its engine started, at the start of the slot."""
 
     def sample(self, boundary: int, snapshot: FleetSnapshot) -> list[GroupCapacity]:
-        """Return the records of the slot that ends, and begin the next.
+        """Return the records of the slot that ends, and begin the next slot.
 
         Args:
             boundary: End of a slot, Unix time.
@@ -71,7 +72,7 @@ def _record(slot: int, group: GroupSnapshot, before: dict[int, float]) -> GroupC
     for rank in group.ranks:
         gpus += rank.tensor_parallel_size
         now = rank.load.busy_seconds_total
-        # A counter that fell belongs to an engine that was restarted.
+        # A counter that has decreased belongs to an engine that was restarted.
         seconds = min(max(now - before.get(rank.rank, now), 0.0), SLOT)
         busy += seconds * rank.tensor_parallel_size
     return GroupCapacity(slot, group.group_id, SLOT, gpus, microseconds(busy))

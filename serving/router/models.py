@@ -1,8 +1,8 @@
-"""The models of a router: groups and admission of each, and its vLLM handlers when it is in use.
+"""The models of a router: the groups and admission of each, and its vLLM handlers while loaded.
 
 Membership, admission and prefix index of every model exist from the start, so that ranks can join
-and requests can wait. Tokenizer, chat template and parsers are loaded with the first request for
-the model; at most ``router.loaded_models`` are kept.
+and requests can wait. Tokenizer, chat template and parsers are loaded at the first request for the
+model; at most ``router.loaded_models`` are kept.
 """
 
 import asyncio
@@ -46,15 +46,15 @@ from serving.vllm_adapter.app import build_model_state
 from serving.vllm_adapter.model_dispatch import Handlers, ListedModel
 
 _CLOSE_AFTER = 60.0
-"""Seconds between dropping a model and stopping its tokenizer's threads; requests that were being
-tokenized have ended by then."""
+"""Time between dropping a model and stopping its tokenizer's threads, seconds; requests that were
+being tokenized have ended by then."""
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger("serving.router")
 
 
 @dataclass(frozen=True, slots=True)
 class RouterModel:
-    """One model: what exists whether the model is loaded or not."""
+    """The parts of one model that exist whether or not the model is loaded."""
 
     served: ServedModel
     config: VllmConfig
@@ -114,12 +114,12 @@ class RouterModels:
             limits_of: Returns a tenant's limits.
             undo: Receives a clean-up for each part.
             tariff: Prices of the models; needed with budgets.
-            budgets: Reserves from budgets, over all models; the caller closes them. None: there are
-                none.
+            budgets: Reserves from budgets, over all models; closed by the caller. None means no
+                budgets.
 
         Raises:
             SettingsError: vLLM rejects the arguments or the files of a model; the message names the
-                model's place in the settings.
+                model's position in the settings.
         """
         quotas = quotas_of(settings.admission, limits_of, clock)
         router_id = uuid4().hex[:8]
@@ -179,7 +179,7 @@ class RouterModels:
     # -- vllm_adapter.model_dispatch.ModelStates ------------------------------------------
 
     def loaded(self, name: str | None) -> Handlers | None:
-        """Return the handlers of a model for the current request; None: it is not loaded."""
+        """Return the handlers of a model for the current request; None if it is not loaded."""
         model = self._by_name.get(name or "", self.first)
         current_context().record.model = model.served.name
         if model is self.first:
@@ -226,9 +226,9 @@ class RouterModels:
     # -- router ---------------------------------------------------------------------------
 
     def check_load(self) -> None:
-        """Refuse the current request if no model would accept it, before its body is read.
+        """Reject the current request before its body is read if no model would accept it.
 
-        For several models: with one, ``FleetClient.check_load`` is called instead.
+        Used with several models; with one model, ``FleetClient.check_load`` is called instead.
         ``FleetClient.check_admission`` checks the request's own model later.
 
         Raises:
@@ -266,7 +266,7 @@ class RouterModels:
         )
 
     def counters(self) -> Mapping[str, ModelCounters]:
-        """Return what has been measured of each model, by its name."""
+        """Return the counters of each model, by model name."""
         return {name: model.counters for name, model in self._models.items()}
 
     def requests(self) -> Iterator[FleetRequest]:
@@ -274,7 +274,7 @@ class RouterModels:
         return chain.from_iterable(client.requests() for client in self._clients())
 
     def explain_all(self, *, on: bool) -> None:
-        """Keep the scores of all routing decisions from now on, or only those asked for."""
+        """Keep the scores of all routing decisions from now on, or only the requested ones."""
         self._explains_all = on
         for client in self._clients():
             client.explain_all(on=on)
@@ -284,21 +284,21 @@ class RouterModels:
         return {name: model.membership.snapshot for name, model in self._models.items()}
 
     def run_beside(self, bystanders: Mapping[str, Bystander]) -> None:
-        """Let work give way to requests of the same model.
+        """Make lower-priority work yield to requests of the same model.
 
         Args:
-            bystanders: The work, by model.
+            bystanders: The work that yields, by model.
         """
         for name, model in self._models.items():
             model.admission.bystander = bystanders[name]
 
     def close_admission(self) -> None:
-        """Refuse new requests, and fail queued ones with NotReady. Safe to call twice."""
+        """Reject new requests, and fail queued ones with NotReady. Safe to call twice."""
         for model in self._models.values():
             model.admission.close()
 
     async def stop(self) -> None:
-        """Stop loading, and the threads of all clients."""
+        """Stop loading models, and stop the threads of all clients."""
         for task in tuple(self._loading.values()):
             task.cancel()
         await asyncio.gather(*self._loading.values(), return_exceptions=True)
@@ -326,13 +326,13 @@ class RouterModels:
         return built
 
     def _build(self, model: RouterModel) -> _Loaded:
-        """Read the tokenizer and build the handlers; takes up to seconds."""
+        """Read the tokenizer and build the handlers; can take several seconds."""
         client = self._client(model)
         try:
             state = State()
             args = router_args(model.served.settings)
-            # A loop of this thread: vLLM's function is a coroutine, but it waits for nothing and
-            # starts no task, and would block the router's loop.
+            # Use a separate event loop in this thread: vLLM's function is a coroutine that never
+            # waits and starts no task, so it would block the router's loop.
             asyncio.run(build_model_state(client, state, args, client.turns))
         except BaseException:
             client.shutdown()

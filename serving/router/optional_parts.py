@@ -56,7 +56,7 @@ def console_of(
 
 
 def ledger_of(settings: Settings, clock: Clock) -> "Ledger | None":
-    """Create the ledger; None: it is not configured.
+    """Create the ledger; None if it is not configured.
 
     Raises:
         SettingsError: A setting of the ledger is invalid.
@@ -97,7 +97,7 @@ def batches_of(
     limits_of: "LimitsOf",
     undo: contextlib.AsyncExitStack,
 ) -> "BatchService | None":
-    """Create the service of files and batches; None: it is not configured.
+    """Create the service for files and batches; None if it is not configured.
 
     Raises:
         SettingsError: A setting is invalid, or the storage cannot be used.
@@ -124,7 +124,7 @@ def run_batches(
     security: "Security",
     undo: contextlib.AsyncExitStack,
 ) -> None:
-    """Start to run batches, now that requests can be served."""
+    """Start running batches, once requests can be served."""
     if batches is None:
         return
     from serving.edge.rest.line_call import LineCall

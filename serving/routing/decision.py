@@ -18,17 +18,18 @@ class RoutingRequest:
 
     prompt_tokens: int
     output_tokens: int = 0
-    """Expected output tokens, over all choices."""
+    """Number of expected output tokens, over all choices."""
     prompt: PromptBlockHashes = field(default_factory=PromptBlockHashes, compare=False, repr=False)
-    """Block hashes of the prompt; empty: unknown, so no cached prefix is looked up."""
+    """Block hashes of the prompt; if empty, they are unknown and no cached prefix is looked up."""
     session_id: str | None = None
-    """Requests of one session prefer the same rank if its load permits. None: no session."""
+    """Requests of one session prefer the same rank if its load permits. None if there is no
+    session."""
     avoid: Collection[tuple[str, str]] = ()
     """Groups (id, epoch) to exclude, because another suspect is on trial there."""
     explain: bool = False
     """Whether to keep the scores of the best candidates in the decision."""
     tokens: int = field(init=False, compare=False)
-    """Prompt and expected output tokens."""
+    """Number of prompt tokens plus expected output tokens."""
 
     def __post_init__(self) -> None:
         """Compute the total once for all filters and scorers."""
@@ -45,7 +46,7 @@ class DecisionKind(StrEnum):
     PREFIX = "prefix"
     """The rank caches the beginning of the prompt."""
     LOAD = "load"
-    """None of the above: load, KV-cache room and balance decided."""
+    """None of the above: load, free KV cache and balance decided."""
 
 
 class NoCandidateKind(StrEnum):
@@ -89,7 +90,7 @@ class RoutingDecision:
     """Reason for the choice, as a sentence."""
     kind: DecisionKind = DecisionKind.LOAD
     matched_tokens: int = 0
-    """Prompt tokens that the rank presumably has cached."""
+    """Number of prompt tokens that the rank presumably has cached."""
     candidates: tuple[Scored, ...] = ()
     """The best candidates, best first; empty unless ``explain`` is set in the request."""
     filtered: Mapping[str, int] = field(default_factory=dict)

@@ -33,17 +33,17 @@ def usable(ranks: Ranks, request: RoutingRequest, settings: RoutingSettings) -> 
 
 
 def long_enough(ranks: Ranks, request: RoutingRequest, settings: RoutingSettings) -> Ranks:
-    """Keep ranks whose maximum sequence length has room for the prompt and one output token."""
+    """Keep ranks whose maximum sequence length exceeds the length of the prompt."""
     del settings
     tokens = request.prompt_tokens
     return [rank for rank in ranks if not rank.max_model_len or tokens < rank.max_model_len]
 
 
 def token_budget(ranks: Ranks, request: RoutingRequest, settings: RoutingSettings) -> Ranks:
-    """Keep ranks whose KV cache has room for this router's outstanding tokens and this request.
+    """Keep ranks whose KV cache has space for this router's outstanding tokens and this request.
 
-    Like the filters below, always keeps a rank on which this router has no requests, whatever the
-    rank reports: a request that does not fit alongside others must be able to run alone, and
+    Like the filters below, always keeps a rank on which this router has no requests, regardless of
+    the rank's reports: a request that does not fit alongside others must be able to run alone, and
     reports may be out of date.
     """
     tokens, headroom = request.tokens, settings.kv_headroom

@@ -12,7 +12,7 @@ from serving.routing.snapshot import RankId
 from serving.telemetry import metrics
 
 DEFAULT_BLOCK = 64
-"""Assumed tokens per block of a rank that does not report its block size."""
+"""Assumed number of tokens per block of a rank that does not report its block size."""
 
 
 class _Rank:
@@ -25,7 +25,7 @@ class _Rank:
         """Block hashes; if they are guesses, ordered by use, least recent first."""
         self.reports = False
         self.next_sequence: int | None = None
-        """Expected number of the next event; None: events are ignored until the next reset."""
+        """Expected number of the next event. If None, events are ignored until the next reset."""
 
 
 class PrefixIndex:
@@ -36,11 +36,11 @@ class PrefixIndex:
     """
 
     def __init__(self, blocks_per_rank: int = 262_144, guesses_per_rank: int = 4096) -> None:
-        """Start empty.
+        """Create an empty index.
 
         Args:
-            blocks_per_rank: Maximum blocks kept for a rank that reports its cache.
-            guesses_per_rank: Maximum blocks kept for a rank that does not.
+            blocks_per_rank: Maximum number of blocks kept for a rank that reports its cache.
+            guesses_per_rank: Maximum number of blocks kept for a rank that does not.
         """
         self._limit = blocks_per_rank
         self._guess_limit = guesses_per_rank
@@ -99,8 +99,8 @@ class PrefixIndex:
         Args:
             rank_id: The rank that the prompt was sent to.
             prompt: Block hashes of the prompt.
-            block_size: Tokens per block of that rank; 0: ``DEFAULT_BLOCK``. Ignored if the rank
-                is in the index.
+            block_size: Tokens per block of that rank; 0 means ``DEFAULT_BLOCK``. Ignored if the
+                rank is in the index.
         """
         entry = self._ranks.get(rank_id)
         if not prompt.token_ids or (entry is not None and entry.reports):
@@ -143,7 +143,7 @@ class PrefixIndex:
         return frozenset(entry.blocks) if entry is not None else frozenset()
 
     def matches(self, prompt: PromptBlockHashes) -> dict[RankId, int]:
-        """Return the number of leading prompt tokens cached by each rank that caches any."""
+        """Return how many leading prompt tokens each rank caches; ranks with 0 are omitted."""
         found: dict[RankId, int] = {}
         for size in self._sizes:
             depth, still = 0, 0
@@ -202,7 +202,7 @@ class PrefixIndex:
         self._count_size(entry, had_blocks=had_blocks)
 
     def _count_size(self, entry: _Rank, *, had_blocks: bool) -> None:
-        """Count or discount a rank that got its first or lost its last block."""
+        """Update the count of ranks for an entry that got its first or lost its last block."""
         if had_blocks is bool(entry.blocks):
             return
         count = self._sizes.get(entry.block_size, 0) + (-1 if had_blocks else 1)

@@ -33,9 +33,9 @@ from serving.settings import RoutingSettings
 from serving.telemetry import metrics
 
 EXPLAINED = 8
-"""Maximum candidates in an explained decision, whose scores are sent in a header."""
+"""Maximum number of candidates in an explained decision, whose scores are sent in a header."""
 _TIE = 1e-9
-"""Totals that differ by less count as equal, because sums of floats are rounded."""
+"""Totals that differ by less than this count as equal, because sums of floats are rounded."""
 
 _DECISIONS = {kind: metrics.ROUTING_PICKS.labels(kind.value).inc for kind in DecisionKind}
 _SCORER_SECONDS = {name: metrics.SCORER_SECONDS.labels(name).inc for name in SCORERS}
@@ -57,7 +57,7 @@ def decide(
         fleet: The fleet, or a sample of it.
         request: The request's requirements.
         settings: Weights and limits.
-        hints: What the router remembers about the request.
+        hints: State that the router remembers about the request.
         turn: Number of earlier decisions; rotates through ranks with equal totals, ordered by
             group id and rank.
         run: Runs a scorer.
@@ -91,11 +91,12 @@ class Sessions:
     """
 
     def __init__(self, limit: int, ttl: float) -> None:
-        """Start empty.
+        """Start without sessions.
 
         Args:
-            limit: Maximum number of sessions; the least recently used are dropped. 0: no affinity.
-            ttl: Seconds from a session's last request until it expires.
+            limit: Maximum number of sessions; the least recently used are dropped. 0 means no
+                affinity.
+            ttl: Time from a session's last request until it expires, seconds.
         """
         self._limit = limit
         self._ttl = ttl
@@ -131,11 +132,11 @@ class RankScheduler:
     """Chooses ranks, and keeps the state for later decisions: prefixes, sessions, turn."""
 
     def __init__(self, settings: RoutingSettings, prefixes: PrefixIndex | None = None) -> None:
-        """Start with no sessions.
+        """Start without sessions.
 
         Args:
             settings: Weights and limits.
-            prefixes: Index of the ranks' caches, filled from reports; default: an empty index.
+            prefixes: Index of the ranks' caches, filled from reports; an empty index by default.
         """
         self._settings = settings
         self._prefixes = prefixes if prefixes is not None else PrefixIndex()
@@ -143,7 +144,7 @@ class RankScheduler:
         self._turn = 0
 
     def hints(self, request: RoutingRequest, now: float) -> AffinityHints:
-        """Look up what the router remembers about a request.
+        """Look up the state that the router remembers about a request.
 
         Args:
             request: The request's requirements.
@@ -168,7 +169,7 @@ class RankScheduler:
             fleet: The fleet, or a sample of it.
             request: The request's requirements.
             now: Seconds on a monotonic clock.
-            hints: The result of ``hints``; None: look them up.
+            hints: The result of ``hints``. If None, they are looked up.
         """
         begun = perf_counter()
         if hints is None:

@@ -1,7 +1,7 @@
 """Scorers: rate how well each candidate suits a request, from 0 to 1.
 
 Pure functions of one ``ScoringContext``. A scorer that does not apply (no session, no matching
-prefix) returns None, which counts as 0 for every candidate. deploy/docs/routing.md has the
+prefix) returns None, which counts as 0 for every candidate. deploy/docs/routing.md contains the
 formulas.
 """
 
@@ -15,8 +15,8 @@ from serving.routing.views import FleetView, RankView
 from serving.settings import RoutingSettings
 
 _BEST_MATCHES = 8
-"""Maximum prefix matches that are always candidates. Limited, because all ranks may cache a
-common system prompt."""
+"""Maximum number of prefix matches that are always candidates; limited because all ranks can cache
+a common system prompt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,8 @@ class AffinityHints:
     guessed: Collection[RankId] = ()
     """Ranks that do not report their cache; their ``matched`` is based on prompts sent to them."""
     sticky: RankId | None = None
-    """The rank that served the session last; None: no session, or a new or expired one."""
+    """The rank that served the session last; None if there is no session, or if it is new or
+    expired."""
 
     def ranks(self) -> set[RankId]:
         """Return the ranks with the session or one of the longest prefix matches."""
@@ -90,7 +91,8 @@ class ScoringContext:
 
 Scorer = Callable[[ScoringContext], list[float] | None]
 RunScorer = Callable[[str, Scorer, ScoringContext], list[float] | None]
-"""Runs a scorer, given its name. Measures time outside of the scorers, which stay pure."""
+"""Function that runs a scorer, given its name; measures time outside the scorers, which stay
+pure."""
 
 
 def run_scorer(name: str, scorer: Scorer, context: ScoringContext) -> list[float] | None:

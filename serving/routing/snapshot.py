@@ -27,7 +27,7 @@ class RankId(NamedTuple):
 
 
 class MemberState(StrEnum):
-    """State of a group; ``serving.fleet.group.TRANSITIONS`` has the transitions."""
+    """State of a group; ``serving.fleet.group.TRANSITIONS`` contains the transitions."""
 
     JOINING = "joining"
     """Some ranks of the epoch have not joined, or are not proven healthy yet."""
@@ -67,14 +67,15 @@ class CountedLayer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class RecentExperts:
-    """Two sets of cumulative counts, subtracted only when read.
+    """Two sets of cumulative counts, whose difference is computed only when read.
 
     Every rank reports twice per second, but the difference is read a few times per minute.
     """
 
     newest: Sequence[CountedLayer] = ()
     base: Sequence[CountedLayer] = ()
-    """Counts from 30 to 60 s before ``newest``; empty: counts cover the engine's whole run."""
+    """Counts from 30 to 60 s before ``newest``; if empty, the counts cover the engine's whole
+    run."""
 
     def layers(self) -> Iterator[LayerTokens]:
         """Yield the tokens computed between the two counts, by layer.
@@ -103,11 +104,11 @@ class RankLoad:
     generated_tokens_total: int = 0
     engine_steps_total: int = 0
     since_last_step: float = 0.0
-    """Seconds since the last engine step ended."""
+    """Time since the last engine step ended, seconds."""
     step_seconds: float = 0.0
     """Mean duration of recent engine steps, seconds."""
     busy_seconds_total: float = 0.0
-    """Seconds spent in engine steps."""
+    """Time spent in engine steps, seconds."""
     expert_tokens: tuple[int, ...] = ()
     """Tokens of each local expert, summed over the layers; [local experts]."""
     mtp_proposed_tokens: int = 0
@@ -123,13 +124,14 @@ class RankSnapshot:
     epoch: str
     rank: int
     healthy: bool
-    """Health according to the last report; false before the first report."""
+    """Whether the rank is healthy according to its last report; false before the first report."""
     health_reason: str = ""
     draining: bool = False
     inflight_requests: int = 0
     """Number of this router's requests on the rank."""
     outstanding_tokens: int = 0
-    """Prompt and expected output tokens still to compute for this router's requests."""
+    """Number of prompt tokens plus expected output tokens still to compute for this router's
+    requests."""
     load: RankLoad = RankLoad()
     node: str = ""
     pid: int = 0
@@ -137,22 +139,22 @@ class RankSnapshot:
     serving_version: str = ""
     tensor_parallel_size: int = 1
     max_model_len: int = 0
-    """Maximum tokens of prompt and output together; 0: unknown."""
+    """Maximum number of tokens in prompt plus output; 0 if unknown."""
     max_num_seqs: int = 0
-    """Maximum number of concurrent sequences; 0: unknown."""
+    """Maximum number of concurrent sequences; 0 if unknown."""
     kv_blocks: int = 0
-    """Number of KV-cache blocks; 0: unknown."""
+    """Number of KV-cache blocks; 0 if unknown."""
     kv_block_size: int = 0
-    """Tokens per KV-cache block; 0: unknown."""
+    """Number of tokens per KV-cache block; 0 if unknown."""
     local_expert_ids: tuple[int, ...] = ()
     recent_experts: RecentExperts = RecentExperts()
     """Tokens computed by the local experts in the last 30 to 60 s."""
     metrics_address: str = ""
-    """host:port of the engine's metrics page; empty: none."""
+    """host:port of the engine's metrics page; empty if there is none."""
     reported_at: float = 0.0
     """Time of the last report, seconds since the Unix epoch; 0 before the first report."""
     round_trip: float | None = None
-    """Seconds from the last Ping to its Pong; None before the first Pong."""
+    """Time from the last Ping to its Pong, seconds. None before the first Pong."""
     joined_at: float = 0.0
     """Time of joining, seconds since the Unix epoch."""
     rank_id: RankId = field(init=False, repr=False, compare=False)
@@ -165,7 +167,7 @@ class RankSnapshot:
 
 @dataclass(frozen=True, slots=True)
 class GroupSnapshot:
-    """One group: all ranks of one epoch."""
+    """The state of one group, which consists of the ranks of one epoch."""
 
     group_id: str
     epoch: str
@@ -173,15 +175,15 @@ class GroupSnapshot:
     reason: str
     """Reason for the state, as a sentence."""
     since: float
-    """Start of the state, seconds since the Unix epoch."""
+    """Time at which the state began, seconds since the Unix epoch."""
     world_size: int
     """Number of ranks in the group, joined or not."""
     total_experts: int = 0
-    """Routed experts per MoE layer of the whole model; 0: unknown."""
+    """Number of routed experts per MoE layer of the whole model; 0 if unknown."""
     ranks: tuple[RankSnapshot, ...] = ()
     """Joined ranks, in ascending order."""
     app: str = ""
-    """Ray Serve application that deployed the group (``Hello.app``); empty: unknown."""
+    """Ray Serve application that deployed the group (``Hello.app``); empty if unknown."""
     model: str = ""
     """Model that the group serves."""
     pool: str = ""
@@ -190,7 +192,7 @@ class GroupSnapshot:
 
 @dataclass(frozen=True, slots=True)
 class FleetSnapshot:
-    """All groups at one moment."""
+    """All groups at one point in time."""
 
     router_id: str
     groups: tuple[GroupSnapshot, ...] = ()

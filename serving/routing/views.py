@@ -1,7 +1,8 @@
-"""What a routing decision reads of the fleet.
+"""The parts of the fleet that a routing decision reads.
 
 Tests and the simulation decide on frozen snapshots. The router decides on the fleet's live records,
-so that nothing is copied for a request; they do not change during a decision, which never waits.
+so that nothing is copied per request. The records do not change during a decision, because a
+decision never waits.
 """
 
 from collections.abc import Sequence
@@ -30,7 +31,7 @@ class RankView(Protocol):
 
     @property
     def healthy(self) -> bool:
-        """Health according to the last report."""
+        """Whether the rank is healthy according to its last report."""
         ...
 
     @property
@@ -55,22 +56,22 @@ class RankView(Protocol):
 
     @property
     def max_model_len(self) -> int:
-        """Maximum tokens of prompt and output together; 0: unknown."""
+        """Maximum number of tokens in prompt plus output; 0 if unknown."""
         ...
 
     @property
     def max_num_seqs(self) -> int:
-        """Maximum number of concurrent sequences; 0: unknown."""
+        """Maximum number of concurrent sequences; 0 if unknown."""
         ...
 
     @property
     def kv_blocks(self) -> int:
-        """Number of KV-cache blocks; 0: unknown."""
+        """Number of KV-cache blocks; 0 if unknown."""
         ...
 
     @property
     def kv_block_size(self) -> int:
-        """Tokens per KV-cache block; 0: unknown."""
+        """Tokens per KV-cache block; 0 if unknown."""
         ...
 
 
@@ -84,7 +85,7 @@ class GroupView(Protocol):
 
     @property
     def epoch(self) -> str:
-        """The epoch of its ranks."""
+        """The epoch of the group's ranks."""
         ...
 
     @property

@@ -1,6 +1,7 @@
-"""The one settings object: YAML file < environment < flags, frozen and validated.
+"""The settings of all processes, read from a YAML file, the environment and flags.
 
-One module per group of settings; a process reads them once at start-up and passes the groups down.
+Each group of settings has a module. Flags take precedence over the environment, and the environment
+over the file. A process reads the settings once at start-up; they are validated and frozen.
 Environment variables are ``MOE_SERVING_<GROUP>__<FIELD>``, e.g.
 ``MOE_SERVING_ROUTER__REST_PORT=8080``. Durations are in seconds, sizes in bytes.
 deploy/docs/reference/settings.md is generated from the texts below the fields.

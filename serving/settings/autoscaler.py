@@ -21,29 +21,32 @@ class KubernetesSettings(SettingsGroup):
     """The KubeRay worker group that provides nodes for the groups."""
 
     enabled: bool = False
-    """Set the replicas of the worker group, and replace groups before their nodes are removed."""
+    """Whether to set the replicas of the worker group, and to replace groups before their nodes are
+    removed."""
     namespace: str = "default"
     """Namespace of the RayCluster or RayService."""
     cluster: str = ""
     """Name of the RayCluster (metadata.name)."""
     service: str = ""
-    """Name of the RayService, instead of cluster: its RayCluster has a generated name."""
+    """Name of the RayService; set it instead of cluster, because a RayService generates the name of
+    its RayCluster."""
     worker_group: str = "ranks"
-    """groupName in workerGroupSpecs."""
+    """Name of the worker group (groupName in workerGroupSpecs)."""
     workers_per_group: int = Field(1, ge=1)
-    """Worker pods per expert-parallel group."""
+    """Number of worker pods per expert-parallel group."""
     api_timeout: Seconds = 10.0
     """Timeout of a call to the API server, seconds."""
     watch_timeout: Seconds = 30.0
-    """Duration of one watch on nodes or pods before the next one replaces it, seconds. A connection
-    that is silently lost is detected api_timeout after that."""
+    """Duration of one watch on nodes or pods before the next one replaces it, seconds. A silently
+    lost connection is detected api_timeout later."""
     attempts: int = Field(4, ge=1)
-    """Attempts of a call that fails with a conflict, throttling, a server error or a timeout."""
+    """Maximum number of attempts for a call that fails with a conflict, throttling, a server error
+    or a timeout."""
     lease: str = "moe-serving-autoscaler"
     """Name of the Lease that replicas of the autoscaler use for leader election."""
     disruption_budget: str = ""
     """Name of the worker group's PodDisruptionBudget, whose minAvailable follows the number of
-    groups. Empty: no PodDisruptionBudget is updated."""
+    groups. If empty, no PodDisruptionBudget is updated."""
     lease_seconds: Seconds = 15.0
     """Time without a renewal after which the leader is replaced, seconds."""
 
@@ -63,9 +66,10 @@ class AutoscalerSettings(SettingsGroup):
     prometheus_timeout: Seconds = 5.0
     """Timeout of a Prometheus query, seconds."""
     selector: str = ""
-    """Label matchers that select this fleet's routers, e.g. job="moe-routers". Empty: all."""
+    """Label matchers that select this fleet's routers, e.g. job="moe-routers". Empty means all
+    routers."""
     window: Seconds = 60.0
-    """Range of rates and quantiles in queries, seconds; at least four scrapes."""
+    """Range of rates and quantiles in queries, seconds; it must cover at least four scrapes."""
     scrape_interval: Seconds = 5.0
     """Interval at which Prometheus scrapes the routers, seconds; used to detect gaps."""
     max_age: Seconds = 30.0
@@ -81,14 +85,14 @@ class AutoscalerSettings(SettingsGroup):
     router_timeout: Seconds = 3.0
     """Timeout of a REST call to a router, seconds."""
     api_key_file: str | None = None
-    """File with an API key of role admin for the routers. Null: no key is sent."""
+    """File with an API key of role admin for the routers. If null, no key is sent."""
     ca_file: str | None = None
-    """PEM file with the certificate authority of the routers' certificates. Null: drains use plain
-    text."""
+    """PEM file with the certificate authority of the routers' certificates. If null, drains use
+    plain text."""
     dashboard_url: str = "http://127.0.0.1:8265"
     """URL of Ray's dashboard, which hosts Ray Serve's REST API."""
     dashboard_token_file: str | None = None
-    """File with the Ray cluster's token. Null: no token is sent."""
+    """File with the Ray cluster's token. If null, no token is sent."""
     ray_timeout: Seconds = 10.0
     """Timeout of a call to Ray Serve's REST API, seconds."""
     drain_timeout: Seconds = 30.0
@@ -101,16 +105,16 @@ class AutoscalerSettings(SettingsGroup):
     queue_wait_slo: Seconds = 2.0
     """Target p90 wait in the admission queue, seconds."""
     group_tokens_per_second: float | None = Field(None, gt=0)
-    """Measured throughput of one group at full load, generated tokens per second. Null: it is
+    """Measured throughput of one group at full load, generated tokens per second. If null, it is
     estimated while requests queue."""
     band_low: float = Field(0.5, gt=0, lt=1)
     """Fraction of a target, or of the capacity, below which groups are removed."""
     band_high: float = Field(0.8, gt=0, le=1)
     """Fraction of a target, or of the capacity, above which groups are added."""
     pressure_clamp: float = Field(5.0, gt=1)
-    """Upper bound on the ratio of a latency to its target, because the ratio is no measure of how
-    many groups are missing. In the simulated ramp of
-    deploy/docs/simulation.md, 91 % of requests met the targets with 5 and 72 % with 2, for 9 % more
+    """Upper bound on the ratio of a latency to its target, because the ratio does not show how many
+    groups are missing. In the simulated ramp of deploy/docs/simulation.md, 91 % of requests met the
+    targets with a bound of 5 and 72 % with a bound of 2; the higher bound used 9 % more
     GPU-hours."""
     backlog_horizon: Seconds = 30.0
     """Time in which queued tokens should be processed, seconds."""
@@ -130,27 +134,28 @@ class AutoscalerSettings(SettingsGroup):
     max_step_down: int = Field(1, ge=1)
     """Maximum number of groups removed at once."""
     gpus_per_group: float | None = Field(None, ge=0)
-    """GPUs of one group, for the GPU-hours cap. Null: group.data_parallel x
+    """Number of GPUs of one group, for the GPU-hours cap. Null means group.data_parallel x
     group.tensor_parallel."""
     gpu_hours_per_day: float | None = Field(None, gt=0)
-    """Maximum GPU-hours from 0:00 to 24:00 UTC, of all pools; once used up, only min_groups are
-    kept. Null: no cap."""
+    """Maximum GPU-hours per day (UTC), over all pools; once they are used up, only min_groups are
+    kept. Null means no cap."""
     max_gpus: float | None = Field(None, gt=0)
-    """Maximum number of GPUs of all groups of all pools. Null: no limit."""
+    """Maximum number of GPUs, over all groups of all pools. Null means no limit."""
     max_nodes: int | None = Field(None, ge=1)
-    """Maximum number of worker pods of all pools (groups x kubernetes.workers_per_group). Null: no
-    limit."""
+    """Maximum number of worker pods, over all pools (groups x kubernetes.workers_per_group). Null
+    means no limit."""
     schedule: tuple[ScheduleFloor, ...] = ()
     """Minimum number of groups by time of day and week."""
     state_file: str | None = None
-    """File that keeps used GPU-hours and the estimated capacity across restarts. Null: not kept."""
+    """File that keeps used GPU-hours and the estimated capacity across restarts. If null, neither
+    is kept."""
     record_file: str | None = None
-    """File to which the signals of every decision are appended (JSON lines), for --replay. Null:
-    not recorded."""
+    """File to which the signals of every decision are appended (JSON lines), for --replay. If null,
+    signals are not recorded."""
     metrics_host: str = "127.0.0.1"
-    """Address of the autoscaler's own /metrics."""
+    """Address on which the autoscaler serves its /metrics."""
     metrics_port: Port = 9464
-    """Port of the autoscaler's own /metrics."""
+    """Port on which the autoscaler serves its /metrics."""
     kubernetes: KubernetesSettings = KubernetesSettings()
 
     @model_validator(mode="after")

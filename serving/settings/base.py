@@ -1,4 +1,4 @@
-"""What the groups of settings share: their base class, common types and the bundled model."""
+"""Base class of the settings groups, common types, and the path of the bundled model."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 def bundled_model() -> Path:
-    """Return the folder of pocket-r1: inside an installed wheel, else in this checkout."""
+    """Return the folder of pocket-r1, in the installed wheel or in this checkout."""
     package = Path(__file__).resolve().parents[1]
     installed = package / "bundled" / "pocket-r1"
     return installed if installed.is_dir() else package.parent / "deploy" / "models" / "pocket-r1"
@@ -28,6 +28,6 @@ class Platform(StrEnum):
 
 
 class SettingsGroup(BaseModel):
-    """Base of all groups: frozen, and unknown keys are errors."""
+    """Base class of all settings groups: frozen, and rejects unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -9,8 +9,8 @@ class ConsoleSettings(SettingsGroup):
     """The web console, which a router serves at /console (deploy/docs/console.md)."""
 
     enabled: bool = True
-    """Serve the console. Its page is public; everything it shows requires an API key with the
-    matching role, or none if the router has no keys file."""
+    """Whether to serve the console. Its page is public; all data that it shows requires an API key
+    with the matching role, unless the router has no keys file."""
     interval: Seconds = 1.0
     """Interval between two snapshots that the router sends to open consoles, seconds."""
     max_streams: int = Field(64, ge=1)

@@ -28,17 +28,18 @@ class LinkSettings(SettingsGroup):
     max_frame_bytes: int = Field(64 * 2**20, ge=2**20)
     """Maximum size of a message on the link, bytes."""
     token_file: str | None = None
-    """File on the rank's machine with the join token; its first line is sent. Null: no token."""
+    """File with the join token, on the rank's machine; its first line is sent. Null means no
+    token."""
     tls_ca_file: str | None = None
-    """PEM file with the certificate authorities for routers' certificates. Null: ranks connect in
-    plain text."""
+    """PEM file with the certificate authorities for routers' certificates. If null, ranks connect
+    in plain text."""
     tls_cert_file: str | None = None
     """PEM file with the rank's client certificate, for routers that require one."""
     tls_key_file: str | None = None
-    """PEM file with the private key of that certificate."""
+    """PEM file with the private key of the certificate in tls_cert_file."""
     tls_server_name: str | None = None
-    """Name that a router's certificate must contain. Null: the host that the rank connects to; for
-    dns:/// addresses, the name that is resolved."""
+    """Name that a router's certificate must contain. Null means the host that the rank connects to;
+    for dns:/// addresses, the name that is resolved."""
 
     @model_validator(mode="after")
     def _check(self) -> "LinkSettings":

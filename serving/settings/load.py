@@ -1,4 +1,4 @@
-"""The settings object of all processes, and how it is read: file < environment < flags."""
+"""The settings object of all processes, and the function that reads and validates it."""
 
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,7 @@ class Settings(BaseSettings):
     platform: Platform = Platform.CPU
     """Hardware that the ranks run on."""
     models: tuple[ServedModelSettings, ...] = Field((), max_length=64)
-    """Models that the router serves, instead of the one under model. Empty: one model with one
+    """Models that the router serves, instead of the one under model. Empty means one model with one
     pool, as described by model, group and engine."""
     model: ModelSettings = ModelSettings()
     group: GroupSettings = GroupSettings()
@@ -152,7 +152,7 @@ def load_settings(file: Path | None = None, flags: dict[str, Any] | None = None)
     """Read and validate the settings.
 
     Args:
-        file: YAML file with any of the settings. None: defaults.
+        file: YAML file with any of the settings. None means all defaults.
         flags: Nested values that take precedence over environment and file.
 
     Raises:
@@ -175,7 +175,7 @@ def load_settings(file: Path | None = None, flags: dict[str, Any] | None = None)
 
 
 def _line(place: tuple[int | str, ...], message: str) -> str:
-    """Return the text of an invalid value, e.g. ``models[1].pools[0].name: …``."""
+    """Return the error line for an invalid value, e.g. ``models[1].pools[0].name: …``."""
     name = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place)
     # Validators of lists begin their message with the index of the item.
     inner = message.removeprefix("Value error, ")

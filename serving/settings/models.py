@@ -30,7 +30,7 @@ class PoolSettings(SettingsGroup):
     """Name of the pool, unique within its model. Metrics, /fleet and the Ray Serve application of
     the pool contain it."""
     role: Literal["mixed"] = "mixed"
-    """Work of the pool's groups. mixed: prefill and decode."""
+    """Kind of work of the pool's groups. mixed: prefill and decode."""
     group: GroupSettings = GroupSettings()
     """Shape and number of the pool's groups. Default of each field: the setting under group."""
     engine: EngineSettings = EngineSettings()
@@ -50,10 +50,10 @@ class ServedModelSettings(SettingsGroup):
     aliases: tuple[ModelName, ...] = Field((), max_length=32)
     """Other names under which clients may request the model."""
     reasoning_parser: str | None = "deepseek_r1"
-    """vLLM reasoning parser. Null: reasoning stays in the content. Default:
+    """vLLM reasoning parser. If null, reasoning stays in the content. Default:
     router.reasoning_parser."""
     tool_parser: str | None = "deepseek_v3"
-    """vLLM tool-call parser for tool_choice auto. Null: that choice is disabled. Default:
+    """vLLM tool-call parser for tool_choice auto. If null, that choice is disabled. Default:
     router.tool_parser."""
     tool_strict_level: Literal["auto", "function", "parameter"] = "auto"
     """How much of a tool call the grammar enforces. Default: router.tool_strict_level."""
@@ -83,7 +83,8 @@ def require_unique_names(models: tuple[ServedModelSettings, ...]) -> None:
     """Check that no two models share a name, an alias, or the name of a Ray Serve application.
 
     Raises:
-        ValueError: Two models share one; the message begins with the index of the second.
+        ValueError: Two models share one of them; the message begins with the index of the second
+            model.
     """
     owners: dict[str, int] = {}
     for index, model in enumerate(models):
@@ -115,7 +116,7 @@ def app_suffix(model: str, pool: str) -> str:
 def with_defaults(raw: Mapping[str, Any]) -> dict[str, Any]:
     """Return the raw values of all settings, with the defaults of each model and pool filled in.
 
-    Malformed values are returned unchanged; validation reports them with their place.
+    Malformed values are returned unchanged; validation then reports where they are.
 
     Args:
         raw: Values by setting, before validation; nested mappings or settings objects.

@@ -14,20 +14,21 @@ class PoolKubernetesSettings(SettingsGroup):
     """The KubeRay worker group of a pool."""
 
     cluster: str | None = None
-    """Name of the RayCluster of the pool. Null: autoscaler.kubernetes.cluster."""
+    """Name of the RayCluster of the pool. Null means autoscaler.kubernetes.cluster."""
     service: str | None = None
-    """Name of the RayService of the pool. Null: autoscaler.kubernetes.service."""
+    """Name of the RayService of the pool. Null means autoscaler.kubernetes.service."""
     worker_group: str | None = None
-    """groupName of the pool in workerGroupSpecs. Null: autoscaler.kubernetes.worker_group."""
+    """Name of the pool's worker group (groupName in workerGroupSpecs). Null means
+    autoscaler.kubernetes.worker_group."""
     workers_per_group: int | None = Field(None, ge=1)
-    """Worker pods per group. Null: autoscaler.kubernetes.workers_per_group."""
+    """Number of worker pods per group. Null means autoscaler.kubernetes.workers_per_group."""
     disruption_budget: str | None = None
-    """Name of the worker group's PodDisruptionBudget. Null:
+    """Name of the worker group's PodDisruptionBudget. Null means
     autoscaler.kubernetes.disruption_budget."""
 
 
 class PoolScalingSettings(SettingsGroup):
-    """The number of groups of a pool. Null: the setting of the same name under autoscaler."""
+    """The number of groups of a pool. Null means the setting of the same name under autoscaler."""
 
     min_groups: int | None = Field(None, ge=0, le=1024)
     """Minimum number of groups of the pool."""
@@ -46,7 +47,7 @@ class PoolScalingSettings(SettingsGroup):
     warming_timeout: Seconds | None = None
     """Time for a new group to become ready, seconds; after that, another group is requested."""
     gpus_per_group: float | None = Field(None, ge=0)
-    """GPUs of one group of the pool, for the limits on GPUs and GPU-hours."""
+    """Number of GPUs of one group of the pool, for the limits on GPUs and GPU-hours."""
     schedule: tuple[ScheduleFloor, ...] | None = None
     """Minimum number of groups of the pool by time of day and week."""
     dashboard_url: str | None = None
@@ -61,7 +62,7 @@ def scaling_of_pool(shared: AutoscalerSettings, pool: PoolScalingSettings) -> Au
 
     Args:
         shared: The settings group ``autoscaler``.
-        pool: What the pool sets.
+        pool: Settings of the pool.
 
     Raises:
         ValueError: The values contradict each other; the message names the keys.
@@ -69,7 +70,7 @@ def scaling_of_pool(shared: AutoscalerSettings, pool: PoolScalingSettings) -> Au
     own = _given(pool)
     kubernetes = own.pop("kubernetes", {})
     merged = shared.kubernetes.model_dump() | kubernetes
-    # Of cluster and service, the pool's own one applies.
+    # A pool's service takes precedence over the shared cluster.
     if kubernetes.get("service") and not kubernetes.get("cluster"):
         merged["cluster"] = ""
     changes = own | {"kubernetes": KubernetesSettings(**merged)}
@@ -85,14 +86,14 @@ def gpus_per_group(scaling: AutoscalerSettings, group: GroupSettings) -> float:
 def require_room(
     shared: AutoscalerSettings, pools: Sequence[tuple[AutoscalerSettings, GroupSettings]]
 ) -> None:
-    """Check that the minimum numbers of groups of all pools fit the shared limits together.
+    """Check that the minimum numbers of groups of all pools together fit the shared limits.
 
     Args:
         shared: The settings group ``autoscaler``.
         pools: Settings of the autoscaler for each pool, and the shape of its groups.
 
     Raises:
-        ValueError: They do not; the message has both numbers.
+        ValueError: The minimums exceed a limit; the message contains both numbers.
     """
     gpus = sum(scaling.min_groups * gpus_per_group(scaling, group) for scaling, group in pools)
     if shared.max_gpus is not None and gpus > shared.max_gpus:
@@ -112,7 +113,7 @@ def require_cluster(scaling: AutoscalerSettings) -> None:
     """Check that the worker group's cluster is named if Kubernetes is enabled.
 
     Raises:
-        ValueError: It is not.
+        ValueError: The cluster is not named.
     """
     kubernetes = scaling.kubernetes
     if kubernetes.enabled and not (kubernetes.cluster or kubernetes.service):

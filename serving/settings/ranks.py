@@ -35,25 +35,25 @@ class ModelSettings(SettingsGroup):
 
 
 class GroupSettings(SettingsGroup):
-    """Expert-parallel groups: how many there are, and how many ranks each has."""
+    """Number, shape and placement of the expert-parallel groups."""
 
     count: int = Field(1, ge=0, le=1024)
     """Number of groups."""
     pool: str = Field("default", pattern=POOL_NAME)
     """Pool of the model that the groups belong to. Under models[].pools[], the pool's name."""
     data_parallel: int = Field(2, ge=1, le=1024)
-    """Ranks in a group. The routed experts are split over data_parallel x tensor_parallel
+    """Number of ranks in a group. The routed experts are split over data_parallel x tensor_parallel
     workers."""
     tensor_parallel: int = Field(1, ge=1, le=64)
-    """Workers in a rank (tensor parallelism)."""
+    """Number of workers in a rank (tensor parallelism)."""
     placement: Literal["pack", "spread", "strict_spread"] = "pack"
     """How Ray places the ranks of a group. pack: on as few nodes as possible. spread: one rank per
     node where possible. strict_spread: exactly one rank per node, or the group is not placed."""
     node_resource: str | None = Field(None, pattern=r"^[A-Za-z][A-Za-z0-9_.-]*$")
     """Custom Ray resource that only the nodes of one pool offer; keeps a group within that pool.
-    Null: any node."""
+    Null means any node."""
     cpus_per_rank: float = Field(1.0, gt=0)
-    """Ray CPUs reserved for a rank, in addition to the one of its Serve replica."""
+    """Number of Ray CPUs reserved for a rank, in addition to the one of its Serve replica."""
     start_timeout: Seconds = 600.0
     """Time for all ranks of a group to become ready once they are requested from Ray, seconds."""
     placement_timeout: Seconds = 60.0
@@ -67,33 +67,35 @@ class EngineSettings(SettingsGroup):
     """fake: an engine without a model that returns deterministic tokens; for tests and
     simulation."""
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
-    """Data type of weights and activations. In float32 greedy output does not depend on how the
+    """Data type of weights and activations. In float32, greedy output does not depend on how the
     group is split."""
     max_model_len: int | None = Field(None, ge=16)
-    """Maximum of prompt plus output, tokens. Null: the limit in the model's configuration."""
+    """Maximum length of prompt plus output, tokens. Null means the limit in the model's
+    configuration."""
     max_num_seqs: int = Field(64, ge=1)
     """Maximum number of sequences that a rank processes in one step."""
     speculative: Literal["none", "mtp"] = "none"
-    """Speculative decoding. mtp: draft with the model's own multi-token-prediction layer."""
+    """Speculative decoding. mtp: draft with the model's multi-token-prediction layer."""
     speculative_tokens: int = Field(1, ge=1, le=8)
-    """Tokens drafted per step with speculative: mtp."""
+    """Number of tokens drafted per step with speculative: mtp."""
     kv_cache_gib: float = Field(0.5, gt=0)
     """Memory for the KV cache of a rank, GiB. CPU only."""
     threads_per_rank: int = Field(1, ge=1)
-    """OpenMP threads of a worker. CPU only."""
+    """Number of OpenMP threads of a worker. CPU only."""
     exchange: Literal["auto", "shared_memory", "gloo"] = "auto"
     """How the ranks of a group exchange tokens. shared_memory: through memory that all ranks map;
     a group that spans nodes does not start. gloo: through sockets. auto: shared memory if all ranks
     run on one node, otherwise gloo. CPU only."""
     exchange_spin_us: int = Field(50, ge=0, le=10_000)
-    """Longest time that a rank polls for another before it sleeps, in each exchange through shared
-    memory, microseconds. Polling saves the wake-up, and takes a core meanwhile. CPU only."""
+    """Maximum time that a rank polls for another rank before it sleeps, in each exchange through
+    shared memory, microseconds. Polling avoids the delay of a wake-up but keeps a core busy. CPU
+    only."""
     args: dict[str, Any] = Field(default_factory=dict)
     """Other vLLM engine arguments (fields of AsyncEngineArgs), validated by vLLM."""
 
 
 def reserved_engine_args(engine: EngineSettings) -> str:
-    """Return the names in ``args`` that other settings determine, for a message; empty: none."""
+    """Return the names in ``args`` that other settings determine, as text; may be empty."""
     given = {key.replace("-", "_") for key in engine.args}
     return ", ".join(sorted(_RESERVED_ENGINE_ARGS & given))
 
@@ -102,13 +104,13 @@ class RaySettings(SettingsGroup):
     """The Ray cluster that runs the ranks."""
 
     address: str | None = None
-    """Address of a running cluster. Null: start a private one on the loopback interface."""
+    """Address of a running cluster. If null, a private one is started on the loopback interface."""
     app_name: str = "moe-serving"
     """Name of the Ray Serve application."""
     dashboard: bool = False
-    """Start the dashboard in a private cluster. It hosts Ray Serve's REST API, which the autoscaler
-    needs, and costs about 600 MB of memory and 5 s at start-up."""
+    """Whether to start the dashboard in a private cluster. It hosts Ray Serve's REST API, which the
+    autoscaler needs, and costs about 600 MB of memory and 5 s at start-up."""
     dashboard_port: Port = 8265
     """Port of the dashboard of a private cluster."""
     num_cpus: float | None = None
-    """CPUs that a private cluster offers. Null: as many as the groups need."""
+    """Number of CPUs that a private cluster offers. Null means as many as the groups need."""

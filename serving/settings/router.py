@@ -25,36 +25,37 @@ class RouterSettings(SettingsGroup):
     request_timeout: Seconds = 600.0
     """Deadline of requests that do not set one, seconds."""
     max_inflight_requests: int = Field(4096, ge=1)
-    """Maximum number of requests in progress, waiting ones included. Further requests are rejected
+    """Maximum number of requests in progress, including waiting ones. Further requests are rejected
     with 429 / RESOURCE_EXHAUSTED."""
     loaded_models: int = Field(8, ge=1)
-    """Maximum number of models whose tokenizer, chat template and parsers are in the router's
-    memory. A model is loaded with its first request; the least recently used one is dropped. The
+    """Maximum number of models whose tokenizer, chat template and parsers are kept in the router's
+    memory. A model is loaded at its first request; the least recently used one is dropped. The
     first model of the settings is always loaded."""
     max_streams_per_connection: int = Field(1024, ge=1)
     """Maximum number of concurrent calls on one gRPC connection. Clients that honour the limit wait
-    or open another connection; calls beyond it are rejected unprocessed (REFUSED_STREAM)."""
+    or open another connection; calls beyond it are rejected without being processed
+    (REFUSED_STREAM)."""
     max_choices: int = Field(128, ge=1)
-    """Maximum number of choices (n) of one request; each choice is one sequence in a rank."""
+    """Maximum number of choices (n) of one request; each choice is one sequence on a rank."""
     keepalive_interval: Seconds = 10.0
     """Interval without output after which a streamed REST response gets an SSE comment, so that
     proxies keep the connection open, seconds."""
     write_timeout: Seconds = 60.0
     """Time that a client may leave its response unread before the connection is closed and the
-    request aborted, seconds. For REST, on Linux only."""
+    request aborted, seconds. For REST, applies on Linux only."""
     drain_timeout: Seconds = 10.0
     """Time for running requests to finish after SIGTERM, seconds."""
     reasoning_parser: str | None = "deepseek_r1"
-    """vLLM reasoning parser. Null: reasoning stays in the content."""
+    """vLLM reasoning parser. If null, reasoning stays in the content."""
     tool_parser: str | None = "deepseek_v3"
-    """vLLM tool-call parser for tool_choice auto. Null: that choice is disabled."""
+    """vLLM tool-call parser for tool_choice auto. If null, that choice is disabled."""
     tool_strict_level: Literal["auto", "function", "parameter"] = "auto"
     """How much of a tool call the grammar enforces (vLLM's --tool-strict-level). auto: calls that a
     request forces, and the arguments of tools with strict: true. function: the format of every
     call. parameter: also the arguments of every call."""
     cors_origins: tuple[str, ...] = ()
     """Origins whose web pages may call the REST API, e.g. https://chat.example.com; "*" allows
-    every origin. Empty: no origin."""
+    every origin. If empty, no web page can call it."""
 
 
 class FleetSettings(SettingsGroup):
@@ -73,8 +74,8 @@ class FleetSettings(SettingsGroup):
     count."""
     suspect_tokens: int = Field(32, ge=0)
     """A request becomes a suspect if its group is lost before the request has generated this many
-    tokens there. 0: no request becomes a suspect."""
+    tokens there. If 0, no request becomes a suspect."""
     suspect_losses: int = Field(2, ge=1)
-    """Consecutive group losses, the last one with no other suspect on the group, after which a
-    request is rejected with POISON_REQUEST. 1: rejected at the first loss, even with other suspects
-    on the group."""
+    """Number of consecutive group losses, the last one with no other suspect on the group, after
+    which a request is rejected with POISON_REQUEST. 1: rejected at the first loss, even with other
+    suspects on the group."""

@@ -27,7 +27,7 @@ class ServedModel:
     place: str
     """Where the model is configured, for error messages: ``model`` or ``models[i]``."""
     pools: tuple[Pool, ...]
-    """At least one. Ranks that do not name their pool belong to the first."""
+    """Pools of the model, at least one. Ranks that do not name their pool belong to the first."""
 
     @property
     def settings(self) -> Settings:
@@ -36,7 +36,7 @@ class ServedModel:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The name and the aliases."""
+        """The name and the aliases of the model."""
         return (self.name, *self.aliases)
 
 
@@ -56,7 +56,7 @@ def pool_settings(settings: Settings, chosen: str | None = None) -> Settings:
 
     Args:
         settings: All settings.
-        chosen: ``MODEL/POOL``, or ``MODEL`` if the model has one pool. None: the only pool.
+        chosen: ``MODEL/POOL``, or ``MODEL`` if the model has one pool. None means the only pool.
 
     Raises:
         SettingsError: There is no such pool, or there are several; the message lists the names.

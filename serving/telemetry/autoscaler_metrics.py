@@ -3,7 +3,7 @@
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
 AUTOSCALER_REGISTRY = CollectorRegistry()
-"""Metrics that /metrics of an autoscaler lists."""
+"""Metrics that an autoscaler exports on /metrics."""
 
 AUTOSCALER_TARGET = Gauge(
     "moe_autoscaler_target_groups",
@@ -74,7 +74,7 @@ AUTOSCALER_LEADER = Gauge(
 )
 AUTOSCALER_WATCHING = Gauge(
     "moe_autoscaler_watching",
-    "1 while the watch on nodes or pods (kind) is established; 0: known objects may be stale.",
+    "1 while the watch on nodes or pods (kind) is established; at 0, known objects may be stale.",
     ["kind"],
     registry=AUTOSCALER_REGISTRY,
 )

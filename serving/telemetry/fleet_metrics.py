@@ -15,7 +15,7 @@ class Family:
     labels: tuple[str, ...]
     counter: bool = False
     buckets: tuple[float, ...] = ()
-    """Upper bounds of a histogram's buckets; empty: not a histogram."""
+    """Upper bounds of a histogram's buckets; empty for other types."""
 
 
 _GROUP = ("group",)
@@ -118,7 +118,7 @@ EXPERT_TOKENS = _rank(
 EXPERT_IMBALANCE = Family(
     "moe_expert_imbalance_ratio",
     "Busiest over mean load of the last 30 to 60 seconds, over experts or ranks; mean of the MoE "
-    "layers named (all, or from-to). 1: balanced. Absent while nothing is computed.",
+    "layers named (all, or from-to). 1 means balanced. Absent while no tokens are computed.",
     ("group", "layers", "over"),
 )
 MTP_PROPOSED = _rank(

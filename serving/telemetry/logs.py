@@ -58,14 +58,14 @@ class RequestLine:
     duration: float
     """Duration of the request, seconds."""
     ttft: float | None = None
-    """Seconds to the first part of a streamed response, otherwise to the first token. None: no
-    token arrived."""
+    """Time to the first part of a streamed response, otherwise to the first token, seconds. None if
+    no token arrived."""
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     tenant: str | None = None
     priority: str | None = None
     waited: float | None = None
-    """Seconds in the admission queue, including parked time."""
+    """Time in the admission queue, including parked time, seconds."""
     resumes: int | None = None
     """Number of resumptions on another group after a loss."""
     parked: bool | None = None
@@ -74,9 +74,9 @@ class RequestLine:
     """Last group on which the request ran."""
     rank: int | None = None
     cached_tokens: int | None = None
-    """Prompt tokens that came from a KV cache."""
+    """Number of prompt tokens that came from a KV cache."""
     trace_id: str | None = None
-    """Trace id; None: the request is not traced."""
+    """Trace id. None if the request is not traced."""
 
 
 _REQUEST_LOG = "serving.request"

@@ -1,6 +1,7 @@
 """Prometheus metrics of a router's requests; deploy/docs/metrics.md explains how to act on each.
 
-``fleet_metrics`` has those of groups and ranks, ``autoscaler_metrics`` those of the autoscaler.
+``fleet_metrics`` contains the metrics of groups and ranks, ``autoscaler_metrics`` those of the
+autoscaler.
 
 Label values are bounded: fixed words, the current groups and ranks, and up to
 ``telemetry.tenant_labels`` tenants. Request ids and text are never label values.
@@ -147,18 +148,18 @@ TENANT_PRICE = Counter(
 )
 GPU_HOUR_PRICE = Gauge(
     "moe_gpu_hour_price",
-    "Price of one GPU for one hour (ledger.gpu_hour_price), in the tariff's currency. 0: not set.",
+    "Price of one GPU-hour (ledger.gpu_hour_price), in the tariff's currency; 0 if not set.",
     registry=REGISTRY,
 )
 BUDGET_REFUSALS = Counter(
     "moe_budget_refusals",
-    "Requests refused because a budget is used up, by whose budget it is and by period.",
+    "Requests rejected because a budget is used up, by scope (tenant, key) and period.",
     ["scope", "period"],
     registry=REGISTRY,
 )
 BUDGET_WARNINGS = Counter(
     "moe_budget_warnings",
-    "Prompts above the soft limit of a budget, by whose budget it is and by period.",
+    "Prompts above the soft limit of a budget, by scope (tenant, key) and period.",
     ["scope", "period"],
     registry=REGISTRY,
 )
@@ -174,8 +175,8 @@ LEDGER_WRITTEN = Counter(
 )
 LEDGER_DROPPED = Counter(
     "moe_ledger_records_dropped",
-    "Records lost to the ledger's database: neither spool nor memory had room, or the database "
-    "refuses them.",
+    "Records missing in the ledger's database, because spool and memory were full or the database "
+    "rejected them.",
     registry=REGISTRY,
 )
 LEDGER_SPOOL_BYTES = Gauge(
@@ -191,7 +192,7 @@ LEDGER_BACKLOG = Gauge(
 LEDGER_LAG = Gauge(
     "moe_ledger_lag_seconds",
     "Age of the oldest record on disk that is not in the ledger's database; for records of an "
-    "earlier process, since this one started.",
+    "earlier process, the time since this process started.",
     registry=REGISTRY,
 )
 LEDGER_FAILURES = Counter(
@@ -208,28 +209,28 @@ BATCH_LINES = Gauge(
 )
 BATCH_AGE = Gauge(
     "moe_batch_oldest_age_seconds",
-    "Age of the oldest batch that has not ended; 0: none.",
+    "Age of the oldest batch that has not ended; 0 if there is none.",
     registry=REGISTRY,
 )
 BATCH_RUNNING = Gauge(
     "moe_batch_running_lines",
-    "Lines of this router on ranks.",
+    "Lines of this router that run on ranks.",
     registry=REGISTRY,
 )
 BATCH_ROOM = Gauge(
     "moe_batch_room_lines",
-    "Lines for which ranks have room, those of this router that run included; 0 while no line "
+    "Lines for which ranks have capacity, including running lines of this router; 0 while no line "
     "waits or runs.",
     registry=REGISTRY,
 )
 BATCH_WAITING = Gauge(
     "moe_batch_waiting_lines",
-    "Lines of this router that wait for room on a rank.",
+    "Lines of this router that wait for capacity on a rank.",
     registry=REGISTRY,
 )
 BATCH_PREEMPTIONS = Counter(
     "moe_batch_preemptions",
-    "Times that a line was taken off its rank because other requests needed it.",
+    "Number of times that a line was removed from its rank because other requests needed the rank.",
     registry=REGISTRY,
 )
 BATCH_ANSWERS = Counter(
@@ -246,13 +247,13 @@ BATCH_TOKENS = Counter(
 )
 BATCH_FAILURES = Counter(
     "moe_batch_failures",
-    "Failed attempts to validate, run or finish batches, which are repeated, by stage.",
+    "Failed attempts to validate, run or finish batches, by stage; they are retried.",
     ["stage"],
     registry=REGISTRY,
 )
 BATCH_FILES = Gauge(
     "moe_batch_file_bytes",
-    "Size of all files.",
+    "Total size of all files.",
     registry=REGISTRY,
 )
 AUTH_FAILURES = Counter(

@@ -43,7 +43,7 @@ class Distribution:
 
 
 class PoolCounters:
-    """What the requests of one pool have measured. Without those of batches."""
+    """Measurements of the requests of one pool, without requests of batches."""
 
     __slots__ = ("first_token", "generated_tokens", "inflight_requests", "inter_token")
 
@@ -52,16 +52,16 @@ class PoolCounters:
         self.inter_token = Distribution(metrics.POOL_INTER_TOKEN_LATENCY)
         self.generated_tokens = 0
         self.inflight_requests = 0
-        """Requests on ranks of the pool."""
+        """Number of requests on ranks of the pool."""
 
 
 class ModelCounters:
-    """What the requests of one model have measured."""
+    """Measurements of the requests of one model."""
 
     __slots__ = ("pools", "wait")
 
     def __init__(self, pools: Iterable[str] = ()) -> None:
-        """Start with zeros; ``pools`` are the names of the model's pools."""
+        """Start all counters at zero; ``pools`` are the names of the model's pools."""
         self.wait = Distribution(metrics.MODEL_ADMISSION_WAIT)
         """Time from entering admission to placement on a rank, seconds."""
         self.pools: Mapping[str, PoolCounters] = {name: PoolCounters() for name in pools}

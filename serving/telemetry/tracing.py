@@ -122,7 +122,7 @@ class RequestTrace:
             self._admission = None
 
     def start_placement(self, headers: MutableMapping[str, str]) -> None:
-        """Start choosing a rank; add the trace context to ``headers``, which are sent to it."""
+        """Start choosing a rank; add the trace context to ``headers`` for the rank."""
         from opentelemetry.trace import SpanKind, set_span_in_context
 
         # If no rank is found, the span is never ended, and therefore never exported.
@@ -161,7 +161,7 @@ class RequestTrace:
         """End the rank span. Idempotent.
 
         Args:
-            error: Reason why the request left the rank unfinished; None: it finished.
+            error: Reason why the request left the rank unfinished. None if it finished.
         """
         span, self._rank = self._rank, None
         if span is None:

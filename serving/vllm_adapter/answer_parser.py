@@ -39,7 +39,7 @@ def install_answer_parser(state: State, *, compact_json: bool) -> None:
 
     Args:
         state: vLLM's app state after ``init_app_state``.
-        compact_json: whether to forbid optional white space in the JSON of forced tool calls.
+        compact_json: Whether to forbid optional white space in the JSON of forced tool calls.
     """
     for name, attribute in _HOLDERS.items():
         holder = getattr(state, name)
@@ -134,7 +134,7 @@ class AnswerParser(DelegatingParser):
         return request
 
     def _choose(self, request: Any) -> Callable[..., DeltaMessage | None]:
-        """Return the function to parse the deltas of this request with."""
+        """Return the function that parses the deltas of this request."""
         has_tools = bool(request.tools) and request.tool_choice != "none"
         other_tools = has_tools and not isinstance(self._tool_parser, DeepSeekToolCalls)
         self._each_token = other_tools or text_may_differ(request)

@@ -1,4 +1,4 @@
-"""vLLM's OpenAI app adapted to the fleet: routes kept, parts replaced.
+"""vLLM's OpenAI app adapted to the fleet: keeps some routes and replaces some parts.
 
 tests/unit/vllm_adapter/test_contract.py lists every part of vLLM and FastAPI that this package
 overrides, replaces or removes. If a new vLLM version changes a part, the test fails and names it.
@@ -86,14 +86,14 @@ async def build_vllm_app(
     """Build vLLM's app and adapt it to a router.
 
     Args:
-        client: engine client that represents the fleet.
-        args: arguments of vLLM's server (``serving.engine.arguments.router_args``).
-        generating: paths whose streamed responses bypass the app's middleware.
-        turns: shared by all requests with long steps.
+        client: Engine client that represents the fleet.
+        args: Arguments of vLLM's server (``serving.engine.arguments.router_args``).
+        generating: Paths whose streamed responses bypass the app's middleware.
+        turns: Shared by all requests with long steps.
 
     Raises:
-        RuntimeError: this version of vLLM lacks a route in ``KEPT_ROUTES``.
-        TypeError: this version of vLLM uses other handler classes.
+        RuntimeError: This version of vLLM lacks a route in ``KEPT_ROUTES``.
+        TypeError: This version of vLLM uses other handler classes.
     """
     app: FastAPI = build_app(_with_fixed(args, client), TASKS, client.model_config)
     remove_routes(app)
@@ -115,13 +115,13 @@ async def build_model_state(
     """Build the handlers of one model, and adapt them to a router.
 
     Args:
-        client: engine client that represents the model's groups.
-        state: receives the handlers: the app's state, or the state of an additional model.
-        args: arguments of vLLM's server (``serving.engine.arguments.router_args``).
-        turns: shared by all requests with long steps.
+        client: Engine client that represents the model's groups.
+        state: Receives the handlers: the app's state, or the state of an additional model.
+        args: Arguments of vLLM's server (``serving.engine.arguments.router_args``).
+        turns: Shared by all requests with long steps.
 
     Raises:
-        TypeError: this version of vLLM uses other handler classes.
+        TypeError: This version of vLLM uses other handler classes.
     """
     await init_app_state(client, state, _with_fixed(args, client), TASKS)
     tokenize_short_texts_at_once(client.renderer)
@@ -160,7 +160,7 @@ def install_handlers(state: State) -> None:
         state: vLLM's app state after ``init_app_state``.
 
     Raises:
-        TypeError: a handler has a class that this package does not extend.
+        TypeError: A handler has a class that this package does not extend.
     """
     for name, handler in _HANDLERS.items():
         serving = getattr(state, name)
@@ -176,7 +176,7 @@ def _handle_errors(app: FastAPI) -> None:
     app.exception_handler(ServingError)(_error_answer)
     # Errors of FleetClient are also VLLMErrors, and Starlette finds that class first.
     app.exception_handler(VLLMError)(_vllm_error_answer)
-    # Replaces vLLM's handlers for these, which do not recognize tokenizer errors.
+    # These replace vLLM's handlers, which do not recognize tokenizer errors.
     app.exception_handler(TypeError)(_error_answer)
     app.exception_handler(UnicodeEncodeError)(_error_answer)
     app.exception_handler(Exception)(_error_answer)
@@ -201,7 +201,8 @@ async def _vllm_error_answer(request: Request, error: Exception) -> Response:
 def _messages_error(response: ErrorResponse) -> JSONResponse:
     """Replace vLLM's function, which drops ``reason``, ``retry_after`` and ``renews_at``.
 
-    /v1/messages errors get Anthropic's format later, where all responses pass (anthropic_errors).
+    Errors of /v1/messages are converted to Anthropic's format later, at a point that all responses
+    pass (anthropic_errors).
     """
     return JSONResponse(content_of(response), status_code=response.error.code)
 

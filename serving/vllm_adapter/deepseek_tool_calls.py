@@ -35,9 +35,10 @@ class Call:
     name: str
     begin: int
     end: int
-    """Position where the arguments end so far; they start at ``begin``."""
+    """Current end of the arguments, which start at ``begin``."""
     streamed: int = -1
-    """Position up to which the arguments were streamed. -1: not even the name was streamed."""
+    """Position up to which the arguments have been streamed; -1 if the name has not been streamed
+    yet."""
 
 
 class CallReader:
@@ -58,8 +59,8 @@ class CallReader:
         """Continue parsing ``text``, which must start with the text of the previous call.
 
         Args:
-            text: content, followed by tool calls.
-            finished: whether the text is complete. If not, a suffix that may be the start of a
+            text: Content, followed by tool calls.
+            finished: Whether the text is complete. If not, a suffix that may be the start of a
                 marker is held back.
         """
         if not self.marked:

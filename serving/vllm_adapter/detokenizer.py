@@ -24,7 +24,8 @@ from vllm.v1.engine.logprobs import LogprobsProcessor
 
 _CONTEXT = 8
 """Number of prompt tokens that are decoded before the first new token. vLLM decodes the whole
-prompt, which takes milliseconds if it is long; a token's text depends only on a few before it."""
+prompt, which takes milliseconds if it is long; a token's text depends only on a few tokens before
+it."""
 
 
 def detokenizer_of(
@@ -76,8 +77,8 @@ class TextStream:
         self._detokenizer = detokenizer_of(tokenizer, prompt_token_ids, params)
         self._keep_stop_token = params.include_stop_str_in_output
         self.decode_one: Callable[[int], str] | None = None
-        """A faster ``add`` that returns the text of the next token. None: the request has stop
-        strings, or the tokenizer needs more than the token."""
+        """A faster ``add`` that returns the text of the next token. None if the request has stop
+        strings, or if the tokenizer needs more than the token."""
         if not params.stop and hasattr(self._detokenizer, "stream"):
             self.decode_one = self._detokenizer.decode_next
 

@@ -163,8 +163,8 @@ def event_response(event: bytes) -> tuple[ErrorResponse, dict[str, Any] | None]:
     """Parse an error event of any of vLLM's protocols.
 
     Returns:
-        The error, and the event's JSON if it can be the body of a non-streamed error. None: use
-        OpenAI's format.
+        The error, and the event's JSON if it can be the body of a non-streamed error. If it cannot,
+        the second value is None and the body must have OpenAI's format.
     """
     try:
         data = json.loads(event[event.index(_DATA) + len(_DATA) :])
@@ -202,7 +202,7 @@ def retry_after_of(error: ErrorInfo) -> float:
 def retry_after_in(body: bytes, status: int) -> float | None:
     """Return ``retry_after`` of a JSON error body of any of vLLM's protocols, seconds.
 
-    None: the budget is used up and the body does not say when it renews.
+    None if a budget is used up and the body does not state when it renews.
     """
     try:
         return _seconds(json.loads(body)["error"]["retry_after"])

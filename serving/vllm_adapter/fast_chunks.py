@@ -125,8 +125,8 @@ def with_names(function: FunctionT, **names: Any) -> FunctionT:
     """Return a copy of a function in which some global names refer to other objects.
 
     Args:
-        function: a plain Python function.
-        names: replacement objects, by the global name that the function uses.
+        function: A plain Python function.
+        names: Replacement objects, by the global name that the function uses.
 
     Raises:
         TypeError: ``function`` is not a plain function or does not use one of the names, so this

@@ -46,7 +46,7 @@ _OMITTED_IF_NULL = ("annotations", "function_call")
 """Message fields that are omitted instead of null."""
 _NOT_IN_BATCHES = ("stream", "tools")
 _MAX_BATCH = 512
-"""Maximum number of conversations in a chat batch; so many take 30 ms."""
+"""Maximum number of conversations in a chat batch; processing this many takes 30 ms."""
 _DATA = "data: "
 _END = "\n\n"
 
@@ -82,7 +82,7 @@ class ConsistentChat:
         """Return a coroutine that answers a request within the limits of its API key.
 
         Raises:
-            PermissionDenied: the key does not permit a field of the request.
+            PermissionDenied: The key does not permit a field of the request.
         """
         if (policy := current_context().reasoning) is not None:
             limit_chat(policy, request)
@@ -187,8 +187,8 @@ class ChatBatchHandler(RouterErrors, OpenAIChatFields, OpenAIServingChatBatch):
         """Answer several conversations; reject parameters that vLLM mishandles in batches.
 
         Raises:
-            InvalidRequest: the batch is too large.
-            PermissionDenied: the key does not permit a field of the request.
+            InvalidRequest: The batch is too large.
+            PermissionDenied: The key does not permit a field of the request.
         """
         if (policy := current_context().reasoning) is not None:
             limit_chat(policy, request)
@@ -238,7 +238,7 @@ class CompletionHandler(RouterErrors, OpenAIServingCompletion):
         """Answer a request; long answers are built in a thread.
 
         Raises:
-            PermissionDenied: the key hides reasoning.
+            PermissionDenied: The key hides reasoning.
         """
         context = current_context()
         context.record.raw_text = True
@@ -258,7 +258,7 @@ class CompletionHandler(RouterErrors, OpenAIServingCompletion):
         """Return a complete answer.
 
         Raises:
-            BuildLaterError: the answer is long; caught by ``create_completion``.
+            BuildLaterError: The answer is long; caught by ``create_completion``.
         """
         build = functools.partial(
             super().request_output_to_completion_response, final_res_batch, *args, **kwargs
@@ -289,9 +289,9 @@ def with_cached_tokens(
 
     Args:
         stream: vLLM's stream generator, a bound method.
-        request: the request, the first argument of ``stream``.
-        args: further arguments of ``stream``, including the asynchronous iterator over the outputs.
-        kwargs: keyword arguments of ``stream``.
+        request: The request, the first argument of ``stream``.
+        args: Further arguments of ``stream``, including the asynchronous iterator over the outputs.
+        kwargs: Keyword arguments of ``stream``.
     """
     options = request.stream_options
     if not (options and options.include_usage and options.continuous_usage_stats):

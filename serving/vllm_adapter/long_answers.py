@@ -1,6 +1,6 @@
 """Answers that are too long to be built and encoded in one event-loop iteration.
 
-A small request may have a large answer: a thousand tokens with 20 log probabilities each are 20,000
+A small request can have a large answer: a thousand tokens with 20 log probabilities each are 20,000
 objects, and vLLM blocks the event loop for a tenth of a second at a time to build and encode them.
 Here, they are built in a thread, in which the event loop can interrupt vLLM's code at any time. A
 call of the JSON encoder cannot be interrupted, so long lists are encoded in slices.
@@ -22,8 +22,8 @@ from serving.h2grpc.turns import TaskTurns
 T = TypeVar("T")
 
 LONG = 1_024
-"""Number of log probabilities, ids or strings above which an answer is long. An answer with so many
-log probabilities takes 5 ms to build."""
+"""Number of log probabilities, ids or strings above which an answer is long. An answer with this
+many log probabilities takes 5 ms to build."""
 _SLICE = 1_024
 """Approximate number of values that are encoded at a time."""
 _OF_A_CHOICE = 2
@@ -34,7 +34,8 @@ _SENT = 2**18
 """Size of the parts of a response that are sent, bytes."""
 
 _builder = ThreadPoolExecutor(1, "answers")
-"""A single thread: the event loop would wait for each one to release the interpreter."""
+"""Executor with a single thread, because the event loop would wait for every further thread to
+release the interpreter."""
 
 
 class LongAnswerError(Exception):
@@ -58,13 +59,13 @@ class BuildLaterError(Exception):
 
 
 class MaybeLong(BaseModel):
-    """Mixin for answers that vLLM's routes encode: ``model_dump`` refuses long ones."""
+    """Mixin for answers that vLLM's routes encode: ``model_dump`` rejects long ones."""
 
     def model_dump(self, **options: Any) -> dict[str, Any]:
         """Return the content for the JSON encoder.
 
         Raises:
-            LongAnswerError: the answer is long; see ``response_in_parts``.
+            LongAnswerError: The answer is long; see ``response_in_parts``.
         """
         if is_long(self):
             raise LongAnswerError(self, options)
@@ -72,7 +73,7 @@ class MaybeLong(BaseModel):
 
 
 def takes_long(outputs: Iterable[Any]) -> bool:
-    """Return whether vLLM's request outputs make a long answer."""
+    """Return whether vLLM's request outputs result in a long answer."""
     found = 0
     for output in outputs:
         prompt = output.prompt_logprobs or ()
@@ -88,7 +89,7 @@ async def built_in_thread(build: Callable[[], T], used: Iterable[Any] = ()) -> T
     """Return the result of ``build``, called in a thread with the current context.
 
     Args:
-        build: builds an answer.
+        build: Builds an answer.
         used: vLLM's request outputs that only ``build`` needs; their log probabilities are freed.
     """
 
@@ -108,7 +109,7 @@ def finished(coroutine: Coroutine[Any, Any, T]) -> T:
     """Return the result of a coroutine that never waits.
 
     Raises:
-        RuntimeError: the coroutine waits, so this version of vLLM is not supported.
+        RuntimeError: The coroutine waits, so this version of vLLM is not supported.
     """
     try:
         coroutine.send(None)
@@ -148,9 +149,9 @@ async def encoded(
 
     Args:
         answer: vLLM's answer.
-        turns: shared by all requests with long steps.
-        options: arguments of ``model_dump``.
-        last: whether the answer is not used again; its long lists are freed.
+        turns: Shared by all requests with long steps.
+        options: Arguments of ``model_dump``.
+        last: Whether the answer is not used again; its long lists are freed.
     """
     lists = list(_long_lists(answer, ()))
     for _, owner, name, _ in lists:
@@ -184,7 +185,7 @@ async def response_in_parts(long: LongAnswerError, turns: TaskTurns) -> Streamin
 
 
 def _free(values: Any) -> None:
-    """Empty a list in slices: freeing it in one step would hold the interpreter."""
+    """Empty a list in slices, because freeing it in one step would hold the interpreter."""
     while isinstance(values, list) and values:
         del values[-_FREED:]
 

@@ -42,7 +42,7 @@ class MessagesHandler(RouterErrors, ConsistentChat, AnthropicServingMessages):
         """Convert the tools; without tools, do not parse tool calls, as in /v1/chat/completions.
 
         Raises:
-            VLLMValidationError: a tool call is forced, but there are no tools.
+            VLLMValidationError: A tool call is forced, but there are no tools.
         """
         super()._convert_tools(anthropic_request, req)
         if req.tools:

@@ -39,7 +39,7 @@ class ListedModel:
     """A model in the list of models."""
 
     names: tuple[str, ...]
-    """Its name and its aliases."""
+    """Name and aliases of the model."""
     path: str
     max_model_len: int
 
@@ -72,8 +72,8 @@ def dispatch_models(state: State, states: ModelStates) -> Handlers:
     """Replace the handlers in the app's state.
 
     Args:
-        state: state of the app, which belongs to the first model.
-        states: states of all models.
+        state: State of the app, which belongs to the first model.
+        states: States of all models.
 
     Returns:
         The handlers of the first model.

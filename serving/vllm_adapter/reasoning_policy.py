@@ -1,6 +1,6 @@
 """Applies an API key's defaults and caps for reasoning to requests of vLLM's protocols.
 
-A request that asks for more than its key permits is refused, like one with a priority that the key
+A request that asks for more than its key permits is rejected, like one with a priority that the key
 does not permit. Hidden reasoning is only left out of responses; the router receives all tokens,
 counts them and resumes with them.
 """
@@ -70,7 +70,7 @@ def limit_response(policy: ReasoningPolicy, request: Any) -> None:
 
 
 def refuse_raw_text(policy: ReasoningPolicy) -> None:
-    """Refuse a route whose responses do not separate reasoning from the answer.
+    """Reject requests to a route whose responses do not separate reasoning from the answer.
 
     Raises:
         PermissionDenied: The key hides reasoning.

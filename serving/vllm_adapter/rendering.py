@@ -29,9 +29,9 @@ def parse_long_chats_in_slices(renderer: Any, turns: TaskTurns) -> None:
     which vLLM numbers across messages.
 
     Args:
-        renderer: a ``vllm.renderers.base.BaseRenderer``, whose asynchronous rendering function is
+        renderer: A ``vllm.renderers.base.BaseRenderer``, whose asynchronous rendering function is
             replaced. Renderers that do not use vLLM's parser are left unchanged.
-        turns: shared by all requests with long steps.
+        turns: Shared by all requests with long steps.
     """
     render = type(renderer).render_messages_async
     if _PARSER not in render.__code__.co_names:
@@ -61,11 +61,11 @@ def tokenize_short_texts_at_once(renderer: Any) -> None:
     Concurrent use of the tokenizer is safe because each caller gets a copy.
 
     Args:
-        renderer: a ``vllm.renderers.base.BaseRenderer``, whose asynchronous tokenizing function is
+        renderer: A ``vllm.renderers.base.BaseRenderer``, whose asynchronous tokenizing function is
             replaced.
 
     Raises:
-        AttributeError: this version of vLLM has no such function.
+        AttributeError: This version of vLLM has no such function.
     """
     in_a_thread = renderer._tokenize_prompt_async  # noqa: SLF001  vLLM has no setting for it
     at_once = renderer._tokenize_prompt  # noqa: SLF001

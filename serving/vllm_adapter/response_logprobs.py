@@ -1,9 +1,9 @@
 """Log probabilities of the text of a streamed response.
 
 vLLM 0.32 attaches to a text delta only the log probabilities of the same delta's tokens. Those of
-tokens that add no text are lost: parts of a character, text held back for a stop string,
-the token that ends the answer. Here they are kept until the next event that carries some, so that a
-stream has the log probabilities of a complete response.
+tokens that add no text are lost: parts of a character, text held back for a stop string, the token
+that ends the answer. Here they are kept until the next event that carries log probabilities, so
+that a stream contains the same log probabilities as a complete response.
 """
 
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
@@ -19,8 +19,8 @@ def text_range(parser: Any, request: Any, token_ids: Sequence[int]) -> slice:
 
     Args:
         parser: vLLM's parser of the answer, or None.
-        request: the request of /v1/responses.
-        token_ids: all tokens of the answer.
+        request: The request of /v1/responses.
+        token_ids: All tokens of the answer.
     """
     end, calls = _marks(parser, request)
     ids = list(token_ids)
@@ -41,11 +41,11 @@ class StreamedLogprobs:
     """The log probabilities of one stream."""
 
     def __init__(self, request: Any, create: Callable[[Sequence[int], Any], list[Any]]) -> None:
-        """Start with no tokens.
+        """Start without tokens.
 
         Args:
-            request: the request of /v1/responses.
-            create: converts tokens and their log probabilities to the protocol's objects.
+            request: The request of /v1/responses.
+            create: Converts tokens and their log probabilities to the protocol's objects.
         """
         self._request = request
         self._create = create
@@ -53,7 +53,7 @@ class StreamedLogprobs:
         self._pending: list[Any] = []
         """Log probabilities not sent yet."""
         self._sent: list[Any] = []
-        """Those of the current message."""
+        """Log probabilities of the current message that have been sent."""
         self._in_text = False
         """Whether the reasoning has ended."""
         self._in_calls = False

@@ -48,7 +48,7 @@ def _input_messages(**given: Any) -> Any:
     vLLM accesses the first part of an item without checking that it has one.
 
     Raises:
-        InvalidRequest: an item cannot be read.
+        InvalidRequest: An item cannot be read.
     """
     try:
         return construct_input_messages(**given)
@@ -140,8 +140,8 @@ class _EncodedEvent:
 class ResponsesHandler(RouterErrors, OpenAIServingResponses):
     """/v1/responses. An error in a stream is sent as an ``error`` event; vLLM disconnects.
 
-    The first two events of a stream are held back until the answer begins, which lets a request
-    rejected earlier fail with its HTTP status. If part of the response has already been sent (a
+    The first two events of a stream are held back until the answer begins, so that a request that
+    is rejected earlier fails with its HTTP status. If part of the response has already been sent (a
     keep-alive comment), the held events are sent before the error.
     """
 
@@ -149,7 +149,7 @@ class ResponsesHandler(RouterErrors, OpenAIServingResponses):
         """Answer a request within the limits of its API key.
 
         Raises:
-            PermissionDenied: the key does not permit a field of the request.
+            PermissionDenied: The key does not permit a field of the request.
         """
         if (policy := current_context().reasoning) is not None:
             limit_response(policy, request)
@@ -161,7 +161,7 @@ class ResponsesHandler(RouterErrors, OpenAIServingResponses):
         """Return the items of a complete response.
 
         Reasoning is marked as completed, as in streams. Text has the log probabilities of its own
-        tokens; vLLM's are those of all tokens.
+        tokens, whereas vLLM attaches those of all tokens.
         """
         items = super()._make_response_output_items(request, final_output, tokenizer, parser)
         for item in items:

@@ -1,4 +1,4 @@
-"""vLLM's routes: those kept, validation of bodies, ends of handlers, streams of responses.
+"""vLLM's routes: which are kept, body validation, handler cancellation, response streams.
 
 Validation stops at the first invalid item of a list. pydantic reports every invalid item, for every
 type that the item might have. An input of 5,000 invalid items produces 300,000 errors, which blocks
@@ -104,7 +104,7 @@ def fail_fast(app: FastAPI) -> None:
     """Replace the body validators of an app's routes.
 
     Raises:
-        RuntimeError: this version of FastAPI stores the validators elsewhere.
+        RuntimeError: This version of FastAPI stores the validators elsewhere.
     """
     changed = sum(map(_change, _fields(app.router.routes)))
     if not changed:
@@ -140,8 +140,8 @@ class _BodyValidator:
 
         Raises:
             ValidationError: pydantic rejects the body.
-            VLLMError: one of vLLM's validators rejects it.
-            InvalidRequest: one of vLLM's validators failed with another exception.
+            VLLMError: One of vLLM's validators rejects it.
+            InvalidRequest: One of vLLM's validators failed with another exception.
         """
         try:
             return self._validator.validate_python(value, **options)
@@ -192,10 +192,10 @@ def bypass_middleware(app: FastAPI, paths: frozenset[str]) -> None:
 
     Args:
         app: vLLM's app.
-        paths: paths of the routes.
+        paths: Paths of the routes.
 
     Raises:
-        RuntimeError: a path has no route with an endpoint function.
+        RuntimeError: A path has no route with an endpoint function.
     """
     _wrap_endpoints(app, paths, _bypassing)
 
@@ -205,10 +205,10 @@ def send_long_answers_in_parts(app: FastAPI, turns: TaskTurns) -> None:
 
     Args:
         app: vLLM's app.
-        turns: shared by all requests with long steps.
+        turns: Shared by all requests with long steps.
 
     Raises:
-        RuntimeError: a path has no route with an endpoint function.
+        RuntimeError: A path has no route with an endpoint function.
     """
     _wrap_endpoints(app, _LONG_ANSWERS, functools.partial(_in_parts, turns=turns))
 
@@ -252,7 +252,7 @@ def cancel_with_clients(app: FastAPI) -> None:
     """Replace vLLM's wrapper of route handlers.
 
     Raises:
-        RuntimeError: no route has the wrapper; this vLLM version is not supported.
+        RuntimeError: No route has the wrapper; this vLLM version is not supported.
     """
     wrapper = with_cancellation(_nothing).__code__
     routes = [route for route in app.routes if isinstance(route, APIRoute)]
@@ -268,8 +268,7 @@ def cancel_with_clients(app: FastAPI) -> None:
 def ending_with_client(handler: Handler) -> Handler:
     """Wrap a handler with the parameter ``raw_request``, whose body has been read.
 
-    The result of a handler whose client disconnects is what it returns when it is cancelled, or
-    None.
+    If the client disconnects, the result is what the handler returns when it is cancelled, or None.
     """
 
     @functools.wraps(handler)
@@ -304,4 +303,4 @@ def _is_gone(client: "asyncio.Task[None]") -> bool:
 
 
 async def _nothing() -> None:
-    """A handler, to get the code of vLLM's wrapper."""
+    """Do nothing; this handler serves to obtain the code of vLLM's wrapper."""

@@ -33,10 +33,10 @@ class TokenText:
         """Prepare to decode the output after a prompt, with the request's sampling parameters.
 
         Args:
-            tokenizer: the model's tokenizer.
-            prompt_token_ids: token ids of the prompt.
-            skip_special_tokens: as in the request's sampling parameters.
-            spaces_between_special_tokens: as in the request's sampling parameters.
+            tokenizer: The model's tokenizer.
+            prompt_token_ids: Token ids of the prompt.
+            skip_special_tokens: As in the request's sampling parameters.
+            spaces_between_special_tokens: As in the request's sampling parameters.
         """
         params = SamplingParams(
             skip_special_tokens=skip_special_tokens,

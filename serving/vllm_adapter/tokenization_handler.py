@@ -19,8 +19,8 @@ from serving.vllm_adapter.error_response import RouterErrors
 from serving.vllm_adapter.long_answers import MaybeLong
 
 MAX_TOKENS = 2**20
-"""Maximum number of tokens in an answer. Over gRPC, building and encoding so many takes 22 ms in a
-single step."""
+"""Maximum number of tokens in an answer. Over gRPC, building and encoding this many takes 22 ms in
+a single step."""
 MAX_STRINGS = 2**18
 """Maximum number of tokens in an answer that includes their strings."""
 _STRINGS = 2**12
@@ -48,7 +48,7 @@ class TokenizationHandler(RouterErrors, ServingTokenization):
         """Tokenize a text or a chat of at most ``MAX_TOKENS`` tokens.
 
         Raises:
-            InvalidRequest: there are more tokens, or more than ``MAX_STRINGS`` with strings.
+            InvalidRequest: There are more tokens, or more than ``MAX_STRINGS`` with strings.
         """
         wants_strings = request.return_token_strs
         request.return_token_strs = False

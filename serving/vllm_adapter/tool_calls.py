@@ -110,8 +110,8 @@ def tightened(params: StructuredOutputsParams, *, compact: bool) -> StructuredOu
     """Restrict the arguments in a tool-call grammar to JSON objects.
 
     Args:
-        params: result of vLLM's ``Parser.adjust_request`` for the request's tools.
-        compact: whether to forbid optional white space in the JSON.
+        params: Result of vLLM's ``Parser.adjust_request`` for the request's tools.
+        compact: Whether to forbid optional white space in the JSON.
     """
     if params.structural_tag is None:
         return params

@@ -36,14 +36,14 @@ class UnsupportedEngineApi(EngineClient):
         tokenization_kwargs: dict[str, Any] | None = None,
         reasoning_ended: bool | None = None,
     ) -> AsyncGenerator[PoolingRequestOutput, None]:
-        """Reject: the served models only generate text."""
+        """Reject the call, because the served models only generate text."""
         del prompt, pooling_params, request_id, lora_request, trace_headers, priority
         del tokenization_kwargs, reasoning_ended
         raise as_vllm_error(Unsupported("this model only generates text; use an embedding model"))
 
     @override
     async def abort(self, request_id: str | Iterable[str]) -> None:
-        """Do nothing: a request is aborted by closing its generator."""
+        """Do nothing, because a request is aborted by closing its generator."""
 
     @override
     async def notify_kv_transfer_request_rejected(
@@ -53,16 +53,16 @@ class UnsupportedEngineApi(EngineClient):
         *,
         data_parallel_rank: int | None = None,
     ) -> None:
-        """Do nothing: no KV transfer is configured in the router."""
+        """Do nothing, because no KV transfer is configured in the router."""
 
     @override
     async def is_tracing_enabled(self) -> bool:
-        """Return False: the router handles tracing."""
+        """Return False, because the router handles tracing."""
         return False
 
     @override
     async def do_log_stats(self) -> None:
-        """Do nothing: the router has its own metrics."""
+        """Do nothing, because the router has its own metrics."""
 
     @override
     async def start_profile(
@@ -72,22 +72,22 @@ class UnsupportedEngineApi(EngineClient):
         delay_iterations: int | None = None,
         max_iterations: int | None = None,
     ) -> None:
-        """Reject: profile a rank on its node."""
+        """Reject the call, because a rank is profiled on its node."""
         del profile_prefix, delay_iterations, max_iterations
         raise _engine_only("start_profile")
 
     @override
     async def stop_profile(self) -> None:
-        """Reject; see ``start_profile``."""
+        """Reject the call; see ``start_profile``."""
         raise _engine_only("stop_profile")
 
     @override
     async def reset_mm_cache(self) -> None:
-        """Do nothing: there is no multi-modal cache."""
+        """Do nothing, because there is no multi-modal cache."""
 
     @override
     async def reset_encoder_cache(self) -> None:
-        """Do nothing: there is no encoder cache."""
+        """Do nothing, because there is no encoder cache."""
 
     @override
     async def reset_prefix_cache(
@@ -95,52 +95,52 @@ class UnsupportedEngineApi(EngineClient):
         reset_running_requests: bool = False,
         reset_connector: bool = False,
     ) -> bool:
-        """Reject: caches belong to the ranks."""
+        """Reject the call, because caches belong to the ranks."""
         del reset_running_requests, reset_connector
         raise _engine_only("reset_prefix_cache")
 
     @override
     async def sleep(self, level: int = 1, mode: str = "abort") -> None:
-        """Reject: scale the group instead."""
+        """Reject the call, because groups are scaled instead."""
         del level, mode
         raise _engine_only("sleep")
 
     @override
     async def release_kv_cache_memory(self) -> None:
-        """Reject: caches belong to the ranks."""
+        """Reject the call, because caches belong to the ranks."""
         raise _engine_only("release_kv_cache_memory")
 
     @override
     async def wake_up(self, tags: list[str] | None = None) -> bool:
-        """Reject; see ``sleep``."""
+        """Reject the call; see ``sleep``."""
         del tags
         raise _engine_only("wake_up")
 
     @override
     async def is_sleeping(self) -> bool:
-        """False."""
+        """Return False."""
         return False
 
     @override
     async def add_lora(self, lora_request: LoRARequest) -> bool:
-        """Reject: LoRA adapters are not supported."""
+        """Reject the call, because LoRA adapters are not supported."""
         del lora_request
         raise _engine_only("add_lora")
 
     @override
     async def pause_generation(self, *, mode: str = "abort", clear_cache: bool = True) -> None:
-        """Reject: drain the group instead."""
+        """Reject the call, because groups are drained instead."""
         del mode, clear_cache
         raise _engine_only("pause_generation")
 
     @override
     async def resume_generation(self) -> None:
-        """Reject; see ``pause_generation``."""
+        """Reject the call; see ``pause_generation``."""
         raise _engine_only("resume_generation")
 
     @override
     async def is_paused(self) -> bool:
-        """False."""
+        """Return False."""
         return False
 
 

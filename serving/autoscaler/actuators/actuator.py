@@ -9,8 +9,8 @@ from serving.errors import ServingError
 class ActuatorError(ServingError):
     """An external system rejected a change, reported a conflict or did not respond.
 
-    The change may not have happened. The loop leaves the groups unchanged and retries with the
-    next decision.
+    The change may or may not have been made. The loop leaves the groups unchanged and retries with
+    the next decision.
     """
 
 
@@ -36,5 +36,5 @@ class Actuator(Protocol):
         ...
 
     def notices(self) -> Sequence[str]:
-        """Return problems that an operator should fix, as of the last calls."""
+        """Return problems found by the latest calls that an operator should fix."""
         ...

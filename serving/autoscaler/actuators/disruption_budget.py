@@ -1,7 +1,7 @@
 """The PodDisruptionBudget of the worker group: prevents evictions from stopping two groups at once.
 
 Evicting one pod stops its whole group. With several groups, one pod may be evicted at a time. With
-one group, no pod may be evicted before the group is drained. With no groups, there is nothing to
+one group, no pod may be evicted before the group is drained. Without groups, there is nothing to
 protect. A budget without ``minAvailable`` permits no evictions.
 """
 
@@ -37,7 +37,7 @@ class DisruptionBudget:
         """Set ``minAvailable`` for a worker group of ``replicas`` pods, if it differs.
 
         The value is raised only once the pods are ready: pods that wait for a node for hours must
-        not block all evictions meanwhile.
+        not block all evictions during that time.
 
         Args:
             replicas: Requested pods.
@@ -60,7 +60,7 @@ class DisruptionBudget:
     async def _least(
         self, replicas: int, now: Any, pods: Callable[[], Awaitable[list[Any]]]
     ) -> int | None:
-        """Return the new ``minAvailable``; None: leave it unset."""
+        """Return the new ``minAvailable``, or None to leave it unset."""
         each = self._settings.workers_per_group
         least = min_available(replicas // each, each)
         if isinstance(now, int) and least <= now:
@@ -70,7 +70,7 @@ class DisruptionBudget:
         if now is None:
             # Until the first group is ready, an unset budget blocks all evictions.
             return least if least or not replicas else None
-        # Not lowered while the pods are still requested, ready or not.
+        # Do not lower it while the pods are still requested, whether ready or not.
         return max(least, now) if isinstance(now, int) else least
 
 

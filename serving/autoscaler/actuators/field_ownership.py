@@ -1,6 +1,6 @@
 """Writes to an object of a Helm release without becoming an owner of its fields.
 
-Under server-side apply (Helm 4, Argo CD, Flux) a field belongs to its last writer, and a list such
+Under server-side apply (Helm 4, Argo CD, Flux), a field belongs to its last writer, and a list such
 as ``workerGroupSpecs`` is one field. Patching a number in it makes this process the owner of the
 whole list, and the next ``helm upgrade`` fails with a conflict. A second patch therefore removes
 this process from ``metadata.managedFields``. The field then has no owner and keeps its value, and
@@ -62,7 +62,7 @@ def managed_fields_of_others(live: Mapping[str, Any]) -> list[Any] | None:
     """Return the managed fields without this process's entry; None if there is nothing to release.
 
     Only objects with an applying manager need a release: managers that update (Helm 3, KubeRay) do
-    not run into conflicts. This process does not write status.
+    not get conflicts. This process does not write status.
     """
     entries = list(live["metadata"].get("managedFields") or ())
     others = [entry for entry in entries if not _ours(entry)]

@@ -27,7 +27,7 @@ class KubernetesActuator:
         self._workers = workers
         self._budget = budget
         self._denied: dict[str, str] = {}
-        """Denied operations, by what was attempted."""
+        """Denied operations, by name of the attempted operation."""
 
     async def target(self) -> int:
         """Return the number of groups requested from Ray Serve, and adjust the workers if needed.
@@ -76,7 +76,7 @@ class KubernetesObserver:
         workers: WorkerGroupActuator,
         missing_permissions: Callable[[str], Awaitable[Sequence[str]]],
     ) -> None:
-        """Observe ``workers``; ``missing_permissions`` returns those lacking for a RayCluster."""
+        """Observe ``workers``; ``missing_permissions`` returns the missing ones by RayCluster."""
         self._groups = groups
         self._workers = workers
         self._missing = missing_permissions
@@ -97,7 +97,7 @@ class KubernetesObserver:
         return await self._groups.target()
 
     async def scale(self, groups: int) -> None:
-        """Raise: a dry run changes nothing.
+        """Reject the call, because a dry run changes nothing.
 
         Raises:
             ActuatorError: Always.

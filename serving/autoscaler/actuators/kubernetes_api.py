@@ -3,8 +3,8 @@
 Retried: throttling (429, honoring Retry-After), server errors, timeouts and lost connections. Not
 retried: conflicts, because the caller must read the object again first (``kubernetes_errors``).
 
-Every PATCH sets its content type. By default the client sends a merge patch, which a server rejects
-for a list of operations (400), or silently a strategic merge patch if the body is not a list.
+Every PATCH sets its content type. By default, the client sends a list of operations as a merge
+patch, which the server rejects (400), and silently sends any other body as a strategic merge patch.
 """
 
 import asyncio
@@ -57,7 +57,7 @@ class KubernetesApi:
 
         Args:
             timeout: Timeout of one attempt, seconds.
-            attempts: Maximum attempts per call.
+            attempts: Maximum number of attempts per call.
         """
         other = copy.copy(self)
         limits = {"api_timeout": timeout, "attempts": attempts}
@@ -131,9 +131,9 @@ class KubernetesApi:
 
         Args:
             verb: RBAC verb, such as "patch".
-            group: API group, with or without version; empty: core.
+            group: API group, with or without version; empty for the core group.
             plural: Resource in the configured namespace, or "nodes" (not namespaced).
-            name: Name of one object; empty: all objects.
+            name: Name of one object; empty for all objects.
 
         Raises:
             ActuatorError: The server does not respond or does not support the review.
@@ -212,7 +212,7 @@ class KubernetesApi:
             raise error
 
     def _lister(self, plural: str, *, raw: bool = False) -> tuple[Any, dict[str, str]]:
-        """Return the client's list method and namespace; ``raw``: do not decode the response."""
+        """Return the client's list method and namespace; ``raw`` leaves the response undecoded."""
         name = "list_node" if plural == "nodes" else "list_namespaced_pod"
         where = {} if plural == "nodes" else {"namespace": self._settings.namespace}
         return getattr(self._core, f"{name}_without_preload_content" if raw else name), where
@@ -249,7 +249,7 @@ class KubernetesApi:
 
 
 async def cluster_configuration() -> Any:
-    """Return the client configuration: the pod's service account, else kubectl's configuration.
+    """Return the client configuration of the pod's service account, or of kubectl.
 
     Raises:
         SettingsError: Neither is available.
@@ -272,7 +272,7 @@ async def cluster_configuration() -> Any:
 
 
 def current_namespace(pods_own: Path) -> str:
-    """Return the pod's namespace, that of kubectl's current context, or "default".
+    """Return the namespace of this pod or of kubectl's current context, or "default".
 
     Args:
         pods_own: Path of the service account's namespace file.

@@ -34,7 +34,7 @@ class NotFound(ActuatorError):
 
 
 class AccessDenied(ActuatorError):
-    """Not authenticated (401) or not authorized (403)."""
+    """This process is not authenticated (401) or not authorized (403)."""
 
 
 class Invalid(ActuatorError):
@@ -84,7 +84,7 @@ def raise_if_final(what: str, error: ApiException) -> float:
     throttled = code == http.HTTPStatus.TOO_MANY_REQUESTS
     if not throttled and 0 < code < http.HTTPStatus.INTERNAL_SERVER_ERROR:
         raise ActuatorError(message) from error
-    with suppress(ValueError):  # Retry-After may also be a date
+    with suppress(ValueError):  # Retry-After can also be a date
         return min(float((error.headers or {}).get("Retry-After", 0)), MOST_BACKOFF)
     return 0.0
 

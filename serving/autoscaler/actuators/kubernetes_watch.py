@@ -1,8 +1,8 @@
 """Maintains an up-to-date copy of the objects of one kind: a list, followed by a watch.
 
-A watch that ends or breaks off resumes at its last ``resourceVersion``, which events and bookmarks
-advance. If the server no longer has that version (410) or responds with anything but events, the
-objects are listed again. Retries back off exponentially with jitter.
+A watch that ends or is interrupted resumes at its last ``resourceVersion``, which events and
+bookmarks advance. If the server no longer has that version (410) or responds with anything but
+events, the objects are listed again. Retries back off exponentially with jitter.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ _SHORTEST = 1.0
 """Minimum duration of a watch that ended regularly, seconds; a shorter one counts as failed."""
 
 _INTERRUPTED: defaultdict[str, set[object]] = defaultdict(set)
-"""Running watches that are not established, by kind: each pool watches its own."""
+"""Running watches that are not established, by kind; there is one watch of each kind per pool."""
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger("serving.autoscaler")
 
@@ -40,7 +40,7 @@ Seen = TypeVar("Seen")
 
 
 class WatchInterrupted(ActuatorError):
-    """A watch broke off but can resume at its last version."""
+    """A watch was interrupted but can resume at its last version."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class Change:
     """ADDED, MODIFIED, DELETED, or BOOKMARK (only advances the version)."""
     item: Any
     version: str | None
-    """Version at which a later watch can resume; None: not sent by the server."""
+    """Version at which a later watch can resume; None if the server did not send it."""
 
 
 class Informer(Generic[Seen]):
@@ -77,7 +77,7 @@ class Informer(Generic[Seen]):
             plural: "nodes" or "pods".
             read: Reduces an object to the data to keep; returns None to drop the object.
             changed: Called after ``items`` has changed.
-            selector: Label selector; empty: all objects.
+            selector: Label selector; empty for all objects.
             pause: Sleeps for the given number of seconds.
             chance: Returns a number from 0 to 1, for the jitter.
         """

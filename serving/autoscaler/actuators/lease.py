@@ -1,11 +1,11 @@
 """Leader election with a Lease: one of several autoscalers makes the decisions.
 
 The lease is acquired and renewed by compare-and-swap: a JSON patch with the version that was read.
-Clocks of other machines do not matter: as in client-go, a lease has expired when it has not changed
-for its duration on the local clock. A leader that cannot renew within two thirds of the duration
-stops making decisions.
+The clocks of other machines are not used: as in client-go, a lease has expired when it has not
+changed for its duration according to the local clock. A leader that cannot renew within two thirds
+of the duration stops making decisions.
 
-The object may exist without a spec: the chart renders it that way, so that it is removed with the
+The object can exist without a spec: the chart renders it that way, so that it is removed with the
 release. If it does not exist, it is created.
 """
 
@@ -26,14 +26,15 @@ from serving.telemetry import autoscaler_metrics as metrics
 LEASES_GROUP = "coordination.k8s.io/v1"
 LEASES = "leases"
 _RENEWALS = 7.5
-"""Renewals per lease duration: every 2 s of 15 s, as in client-go."""
+"""Number of renewals per lease duration: one every 2 s for 15 s, as in client-go."""
 _POLLS = 15
-"""Attempts of a waiting candidate per lease duration: every second of 15 s. A released or expired
-lease is acquired within this interval."""
+"""Number of attempts of a waiting candidate per lease duration: one per second for 15 s. A released
+or expired lease is acquired within this interval."""
 _SHORTEST = 0.02
 """Minimum interval between attempts, seconds."""
 _CALLS = 5
-"""API timeouts per lease duration, so that one late response does not cost the leadership."""
+"""Number of API timeouts per lease duration, so that one late response does not cost the
+leadership."""
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger("serving.autoscaler")
 
@@ -96,7 +97,7 @@ class LeaseElection:
             await pause(self._rest())
 
     def _rest(self) -> float:
-        """Return the seconds to the next attempt, at most until the holder's lease expires."""
+        """Return the seconds until the next attempt, or until the holder's lease expires."""
         if self.leading:
             return self._settings.lease_seconds / _RENEWALS
         left = self._expires_at - self._clock.monotonic()
@@ -147,7 +148,8 @@ class LeaseElection:
             return False
         transitions = int(spec.get("leaseTransitions") or 0)
         new = self._spec(transitions=transitions + (not mine), taken=not mine)
-        # With the version, the patch fails with a conflict (409) if the lease was written since.
+        # With the version, the patch fails with a conflict (409) if the lease has been written
+        # since.
         version = lease["metadata"]["resourceVersion"]
         patch = [{"op": "add", "path": "/metadata/resourceVersion", "value": version}]
         if isinstance(lease.get("spec"), dict):

@@ -1,4 +1,4 @@
-"""Drains groups before their nodes disappear: node drains, preemption, spot terminations.
+"""Drains groups before their nodes disappear in a node drain, preemption or spot termination.
 
 Watches the nodes and the worker pods. A group with a rank on a pod or node that is being removed is
 drained at the routers immediately, so that its streams resume on other groups while it still runs.
@@ -37,7 +37,8 @@ DISRUPTION_TAINTS = frozenset(
         "kubernetes.azure.com/scheduled-events",
     }
 )
-"""Taints of nodes that are being removed. With effect PreferNoSchedule, they are only a notice."""
+"""Taints of nodes that are being removed. Taints with effect PreferNoSchedule only announce a
+removal and are ignored."""
 
 _ENDED = frozenset({"Succeeded", "Failed"})
 
@@ -50,7 +51,7 @@ class _Pod:
     node: str
     cluster: str
     disruption: str
-    """Why the pod is being removed; empty: it is not."""
+    """Reason why the pod is being removed; empty if it is not."""
 
 
 class NodeWatch:
@@ -87,7 +88,7 @@ class NodeWatch:
     async def run(self, is_leader: Callable[[], bool]) -> None:
         """Watch until cancelled, and drain groups while ``is_leader`` returns True.
 
-        Reacts to changes in the cluster immediately, and to the routers' groups every ``interval``.
+        Reacts to changes in the cluster immediately, and to changes of groups every ``interval``.
         """
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._nodes.run())
@@ -114,7 +115,7 @@ class NodeWatch:
             log.exception("checking the nodes failed")
 
     async def _check(self) -> None:
-        """Drain groups whose nodes are being removed; restore them if the nodes stay after all."""
+        """Drain groups whose nodes are being removed; restore them if the removal is cancelled."""
         disruptions = await self._disruptions()
         if not any(disruptions.values()) and not self._drain_tasks:
             return
@@ -125,8 +126,8 @@ class NodeWatch:
             if why is not None and (task is None or (task.done() and not task.result())):
                 if task is None:
                     metrics.AUTOSCALER_HANDOVERS.inc()
-                # One task per group, so that a long drain does not delay others. Repeated if a
-                # router was not reached or still had requests.
+                # One task per group, so that a long drain does not delay others. A drain is
+                # repeated if a router was not reached or still had requests.
                 self._drain_tasks[group_id] = asyncio.create_task(self._drain_group(group_id, why))
             elif why is None and task is not None and group.nodes <= disruptions.keys():
                 await _cancel([self._drain_tasks.pop(group_id)])
@@ -137,7 +138,7 @@ class NodeWatch:
                 del self._drain_tasks[group_id]
 
     async def _disruptions(self) -> dict[str, str]:
-        """Return the reason for removal of the worker at each address; empty: it is not removed.
+        """Return, by address, the reason for removing the worker; empty if it is not being removed.
 
         An address is omitted while its node is unknown, unless its pod itself is being removed.
         """

@@ -57,7 +57,7 @@ class RayServeActuator:
             client: HTTP client.
             settings: The settings group ``autoscaler``.
             app: Name of the application.
-            ranks: Ranks (replicas) per group.
+            ranks: Number of ranks (replicas) per group.
             groups: Source of the running groups.
             drains: Drains groups before they are removed.
         """

@@ -32,7 +32,7 @@ class ObservedRayService:
     cluster: str
     """The active RayCluster, or the pending one if none is active yet."""
     pending: str
-    """The RayCluster that will replace the active one; empty: none."""
+    """The RayCluster that will replace the active one; empty if there is none."""
 
 
 class RayServiceReplicas:
@@ -42,7 +42,8 @@ class RayServiceReplicas:
         self._api = api
         self._settings = settings
         self.problem = ""
-        """Why the RayService could not be set, for an operator; empty: no problem."""
+        """Why the RayService could not be updated, for an operator; empty if there is no
+        problem."""
 
     async def read(self) -> ObservedRayService:
         """Return the RayService and its RayCluster.
@@ -73,8 +74,8 @@ class RayServiceReplicas:
     async def set_replicas(self, seen: ObservedRayService, replicas: int) -> None:
         """Write the number of replicas if it differs.
 
-        A permanent rejection is reported in ``problem``, not raised: with a wrong number, only an
-        upgrade of the operator is dangerous.
+        A permanent rejection is reported in ``problem``, not raised: a wrong number is harmful only
+        during an upgrade of the operator.
 
         Raises:
             Conflict: The RayService has changed since it was read.
@@ -120,7 +121,7 @@ def replicas_patch(path: str, spec: dict[str, Any], replicas: int) -> list[dict[
     """Return the JSON patch that sets a worker group to exactly ``replicas`` pods.
 
     The patch fails if another group is at ``path`` or its number differs from ``spec``. It also
-    raises ``maxReplicas`` if needed, because KubeRay silently caps the number at it.
+    raises ``maxReplicas`` if needed, because KubeRay silently caps the number at this maximum.
 
     Args:
         path: JSON pointer of the worker group.

@@ -20,7 +20,7 @@ class RequiredAccess(NamedTuple):
     group: str
     plural: str
     name: str = ""
-    """Name of one object; empty: all."""
+    """Name of one object; empty for all objects."""
 
     def __str__(self) -> str:
         kind = f"{self.plural}.{self.group}" if self.group else self.plural

@@ -28,10 +28,10 @@ from serving.settings import KubernetesSettings
 
 CLUSTERS = "rayclusters"
 _READS = 3
-"""Attempts after conflicts, each with a new read."""
+"""Number of attempts after conflicts, each with a new read."""
 _FORGET = 60.0
-"""Seconds for which a deleted pod stays listed for deletion. The operator's cache may be stale: if
-it counts a deleted pod that is not listed, it deletes another one."""
+"""Time for which a deleted pod stays listed for deletion, seconds. The operator's cache may be
+stale: if it counts a deleted pod that is not listed, it deletes another pod."""
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger("serving.autoscaler")
 
@@ -58,7 +58,8 @@ class _Step:
     named: tuple[str, ...]
     """All pods listed for deletion after the change, including those of earlier changes."""
     pods: int
-    """Upper bound of the pods after the change: replicas plus listed pods that still exist."""
+    """Upper bound on the number of pods after the change: replicas plus listed pods that still
+    exist."""
 
 
 class WorkerGroupActuator:
@@ -90,7 +91,7 @@ class WorkerGroupActuator:
         """Number of requested pods at the last read or write."""
 
     async def target(self) -> int:
-        """Return the number of groups that the requested workers suffice for; read-only."""
+        """Return the number of groups that the requested workers can host; changes nothing."""
         service = await self._service()
         _, spec = await self._read(self.present if service is None else service.cluster)
         self.replicas = int(spec.get("replicas") or 0)
@@ -136,7 +137,7 @@ class WorkerGroupActuator:
         """Return the name of the RayCluster: the configured one, or the RayService's active one.
 
         Raises:
-            ActuatorError: The RayService has none yet.
+            ActuatorError: The RayService does not have a RayCluster yet.
         """
         await self._service()
         return self.present

@@ -1,6 +1,6 @@
 """Checks of ``moe-serving doctor``: pure functions from facts to a verdict with advice.
 
-Tests can reach every verdict on any machine; ``doctor`` collects the facts.
+``doctor`` collects the facts, so that tests can produce every verdict on any machine.
 """
 
 import re
@@ -94,7 +94,7 @@ def check_disk(free: int, folder: str, needed: int) -> Check:
 
 
 def check_port(what: str, port: int, problem: str | None) -> Check:
-    """Check a port; ``problem`` is the reason why it cannot be bound. None: it is free."""
+    """Check a port; ``problem`` is the reason why it cannot be bound, or None."""
     name = f"port {port}"
     if problem is not None:
         return Check(
@@ -143,7 +143,7 @@ def check_packages(locked: Mapping[str, str], installed: Mapping[str, str]) -> C
 
 
 def check_torch(installed: Mapping[str, str], platform: str) -> Check:
-    """Check torch's build, and for companion packages that break vLLM's CPU build."""
+    """Check torch's build, and that no companion package breaks vLLM's CPU build."""
     version = installed.get("torch")
     if version is None:
         return Check(Verdict.FAIL, "torch", "not installed", "make clean-venv run")
@@ -247,8 +247,8 @@ def check_fabric(devices: Sequence[str], problem: str | None, memlock: str | Non
 
     Args:
         devices: Usable RDMA ports.
-        problem: Reason why a rank would not start. None: it would start.
-        memlock: Problem with the limit of locked memory. None: no problem.
+        problem: Reason why a rank would not start. None if it would start.
+        memlock: Problem with the limit of locked memory. None if there is no problem.
     """
     seen = f"RDMA ports: {_few(devices)}" if devices else "no RDMA device; ranks use TCP"
     if problem is not None:

@@ -54,9 +54,7 @@ def doctor_command(
     *,
     fast: Annotated[
         bool,
-        typer.Option(
-            "--fast", help="Skip the check of the CPU plugin, which imports vLLM (some seconds)."
-        ),
+        typer.Option("--fast", help="Skip the check of the CPU plugin, which takes a few seconds."),
     ] = False,
     preset: Annotated[
         str | None,
@@ -106,7 +104,7 @@ def report(found: Iterable[Check]) -> int:
 
 
 def exit_code(worst: Verdict) -> int:
-    """Return the exit code of the worst verdict; warnings do not fail."""
+    """Return the exit code of the worst verdict; warnings do not count as failures."""
     return 1 if worst is Verdict.FAIL else 0
 
 

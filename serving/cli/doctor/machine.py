@@ -17,7 +17,7 @@ DISK_BYTES = GIB
 
 
 def memory_for(ranks: int) -> int:
-    """Return the memory of ``ranks`` ranks, Ray and a router."""
+    """Return the memory that ``ranks`` ranks, Ray and a router need."""
     return BASE_BYTES + ranks * RANK_BYTES
 
 
@@ -39,11 +39,12 @@ def cores() -> int:
 
 
 def listen_problem(host: str, port: int) -> str | None:
-    """Return why ``host:port`` cannot be bound. None: it is free."""
+    """Return why ``host:port`` cannot be bound, or None if it can."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         with socket.socket(family, socket.SOCK_STREAM) as probe:
-            # Like servers: lingering connections of an earlier server must not block the port.
+            # As servers do, so that lingering connections of an earlier server do not block the
+            # port.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((host, port))
             probe.listen(1)
@@ -53,7 +54,7 @@ def listen_problem(host: str, port: int) -> str | None:
 
 
 def container_headroom() -> int | None:
-    """Return the memory left in the control group (version 2). None: no limit."""
+    """Return the memory left in the control group (version 2), or None if it is unlimited."""
     group = Path("/sys/fs/cgroup")
     try:
         limit = (group / "memory.max").read_text("ascii").strip()

@@ -1,7 +1,7 @@
-"""``moe-serving doctor --preset``: whether a preset of the chart fits its memory.
+"""``moe-serving doctor --preset``: whether a preset of the chart fits the memory of its GPUs.
 
-A preset is a values file of the chart. sizing.yaml in the same directory has the model and the GPU
-of each preset, with the public figures of both.
+A preset is a values file of the chart. sizing.yaml in the same directory contains the model and the
+GPU of each preset, with the published figures of both.
 """
 
 from collections.abc import Iterator, Mapping
@@ -41,10 +41,10 @@ class Sizing:
 
 
 def sizing(folder: Path) -> dict[str, Any]:
-    """Return sizing.yaml of ``folder``: models, GPUs, and the pair of each preset.
+    """Return the content of sizing.yaml: models, GPUs, and which of them each preset uses.
 
     Raises:
-        SettingsError: It cannot be read.
+        SettingsError: The file cannot be read.
     """
     return _read(folder / _SIZING)
 
@@ -94,7 +94,7 @@ def _model_sizes(
 
 
 def _of_model(values: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values of a release with one of several models alone."""
+    """Return the values of a release that serves only one of several models."""
     merged = {
         group: {**values.get(group, {}), **model.get(group, {})}
         for group in ("engine", "parallelism")

@@ -15,7 +15,7 @@ from serving.settings import Settings
 
 _POLL_SECONDS = 0.1
 _SLACK_SECONDS = 120.0
-"""Seconds added to group.start_timeout for Ray, the router and the sample question."""
+"""Time added to group.start_timeout for Ray, the router and the sample question, seconds."""
 
 
 def up_in_background(settings: Settings, state: StateFile, *, sample: bool) -> int:
@@ -32,10 +32,10 @@ def up_in_background(settings: Settings, state: StateFile, *, sample: bool) -> i
         Exit code.
 
     Raises:
-        ServingError: ``up`` is already running, a port is taken, or the start timed out.
+        ServingError: ``up`` is already running, a port is in use, or the start timed out.
     """
     with state.hold():
-        # Only to report errors before the child starts; the child takes the lock itself.
+        # Acquired only to report errors before the child starts, which acquires the lock itself.
         ports.require_free(settings)
     config = state.folder / "detached.yaml"
     write_settings(settings, config)

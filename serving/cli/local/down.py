@@ -1,4 +1,4 @@
-"""``moe-serving down``: stop the processes of ``up`` on this machine, leftovers included."""
+"""``moe-serving down``: stops the processes of ``up`` on this machine, including leftovers."""
 
 import contextlib
 import time
@@ -11,7 +11,7 @@ from serving.engine.processes import end, find, living
 from serving.errors import ServingError
 
 STOP_TIMEOUT = 15.0
-"""Seconds for ``up`` to stop after SIGTERM, before it is killed."""
+"""Time for ``up`` to stop after SIGTERM before it is killed, seconds."""
 
 
 def down_command() -> None:
@@ -35,7 +35,7 @@ def down_command() -> None:
     if state.held():
         stop_running(found)
     if living((found.up, *found.processes)):
-        # A crash, or an up that did not stop in time.
+        # After a crash, or if up did not stop in time.
         left = end((found.up, *found.processes), grace=1.0)
         if left:
             raise ServingError(f"could not stop these processes: {', '.join(map(str, left))}")

@@ -44,7 +44,7 @@ def with_local_secrets(settings: Settings, folder: Path) -> Settings:
 
 
 def _write(path: Path) -> str:
-    # A new file each time: an existing one may be readable by others.
+    # A new file is created each time, because an existing one may be readable by others.
     path.unlink(missing_ok=True)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "w", encoding="ascii") as out:

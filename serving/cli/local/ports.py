@@ -56,10 +56,10 @@ def require_free(settings: Settings) -> None:
 
 @contextlib.contextmanager
 def with_chosen_ports(settings: Settings) -> Iterator[Settings]:
-    """Replace every port 0 by a free one, also for the ranks.
+    """Replace every port 0 with a free port, also in the settings of the ranks.
 
-    The ports are held until the end of the block: nobody else is given them before the router
-    listens, nor while it is restarted.
+    The ports are held until the end of the block, so that the kernel assigns them to no other
+    process before the router listens or while it restarts.
 
     ``link.routers`` is replaced only if it has its default or the join port was 0; a configured
     list is kept.
@@ -90,7 +90,7 @@ def url_host(host: str) -> str:
 def _probe(item: Listener) -> None:
     family = socket.AF_INET6 if ":" in item.host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
-        # Like servers: lingering connections of an earlier server must not block the port.
+        # As servers do, so that lingering connections of an earlier server do not block the port.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((item.host, item.port))

@@ -15,10 +15,10 @@ from serving.engine.ray.watch import undeploy
 from serving.settings import Settings, served_models
 
 _RANKS_STOP = 4.0
-"""Seconds for the ranks to stop after their application is deleted."""
+"""Time for the ranks to stop after their application is deleted, seconds."""
 _UNDEPLOY_TIMEOUT = 2.0
 _RAY_STOP = 3.0
-"""Seconds for Ray to stop; the caller kills processes that remain."""
+"""Time for Ray to stop, seconds; the caller kills processes that remain."""
 _POLL_SECONDS = 0.05
 _STARTS = 4
 """Maximum number of attempts to start Ray."""
@@ -37,20 +37,20 @@ class RayProcesses:
         """
         self.logs = logs
         self.ray: cluster.PrivateRay | None = None
-        """Address and folder of the running Ray. None: not started."""
+        """Address and folder of the running Ray. None if it has not been started."""
         self._settings = settings
         self._progress = progress
         self._processes: tuple[ProcessRecord, ...] = ()
 
     def start(self, require_alive: Callable[[], None], keep: int | None) -> cluster.PrivateRay:
-        """Start Ray; try several times, because on a busy machine it may exceed its limit of 30 s.
+        """Start Ray; try several times, because on a busy machine it can exceed its limit of 30 s.
 
         Args:
             require_alive: Raises if the rest of the stack has ended in the meantime.
             keep: Id of a child process that does not belong to Ray and is not ended.
 
         Raises:
-            EngineError: Ray did not start; the message has the path of the logs.
+            EngineError: Ray did not start; the message contains the path of the logs.
         """
         left = _STARTS
         while self.ray is None:
@@ -75,7 +75,7 @@ class RayProcesses:
         return len(living(self._processes)) == len(self._processes)
 
     def stop_ranks(self, hurry: Callable[[], bool]) -> None:
-        """Delete the applications and wait, with a time limit, until its replicas have ended.
+        """Delete the applications and wait, with a time limit, until their replicas have ended.
 
         Args:
             hurry: Returns whether to stop waiting.
@@ -100,7 +100,7 @@ class RayProcesses:
         call_within(cluster.disconnect, _RAY_STOP)
 
     def remove_files(self, *, keep_logs: bool) -> None:
-        """Delete the session folder of the stopped Ray; ``keep_logs``: copy its logs first."""
+        """Delete the session folder of the stopped Ray; with ``keep_logs``, copy its logs first."""
         if self.ray is None:
             return
         if keep_logs:
@@ -118,7 +118,7 @@ class RayProcesses:
 def call_within(call: Callable[[], object], timeout: float) -> bool:
     """Run a function in a thread and return whether it succeeded within ``timeout`` seconds.
 
-    Ray's client can wait forever for a cluster that has died.
+    Ray's client can block forever when its cluster has died.
     """
     succeeded = threading.Event()
 

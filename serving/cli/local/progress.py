@@ -25,7 +25,7 @@ class Progress(Protocol):
         ...
 
     def __enter__(self) -> Self:
-        """Begin."""
+        """Start showing progress."""
         ...
 
     def __exit__(
@@ -77,7 +77,7 @@ class LineProgress:
         self._parts.pop(part, None)
 
     def __enter__(self) -> Self:
-        """Begin."""
+        """Start showing progress."""
         return self
 
     def __exit__(

@@ -160,10 +160,10 @@ def why_not_ready(view: DeploymentView, fleet: Fleet | None) -> str:
 
 
 class GroupNews:
-    """Reports changes of the groups' states."""
+    """Reports changes in the groups' states."""
 
     def __init__(self) -> None:
-        """Start without states: the first call of ``look`` reports no changes."""
+        """Start without states, so the first call of ``look`` reports no changes."""
         self._states: dict[str, str] | None = None
 
     def look(self, fleet: Fleet) -> list[str]:

@@ -14,7 +14,7 @@ from serving.errors import EngineError
 from serving.settings import Settings
 
 _STOP_TIMEOUT = 6.0
-"""Longest time for the router to finish its requests when ``up`` stops, seconds."""
+"""Maximum time for the router to finish its requests when ``up`` stops, seconds."""
 _MAX_RESTARTS = 3
 _RESTART_PERIOD = 60.0
 """Period for ``_MAX_RESTARTS``, seconds; a router that exits more often is not restarted."""
@@ -137,7 +137,7 @@ class RouterProcess:
 
 
 def last_error(log: Path) -> str:
-    """Return the last error line of a log, else its last line, else a note that it is empty."""
+    """Return the last error line of a log, or its last line, or a note that it is empty."""
     lines: list[str] = []
     with contextlib.suppress(OSError):
         lines = [line.strip() for line in log.read_text("utf-8", "replace").splitlines()]

@@ -31,9 +31,9 @@ from serving.errors import EngineError
 from serving.settings import Settings, served_models
 
 WATCH_SECONDS = 1.0
-"""Seconds between two checks of a running stack."""
+"""Time between two checks of a running stack, seconds."""
 _KILL_GRACE = 0.5
-"""Seconds from SIGTERM to SIGKILL for processes left after an orderly stop. Together with the
+"""Time from SIGTERM to SIGKILL for processes left after an orderly stop, seconds. Together with the
 limits of the router and Ray, the whole stop takes less than 15 s."""
 
 
@@ -111,7 +111,7 @@ class Stack:
             for pool in self._pools
         ]
         for pool in self._pools:
-            # No node will join a private Ray: missing resources are an error at once.
+            # No node will join a private Ray, so missing resources are reported immediately.
             require_room(cluster.nodes(), group_needs(pool.group, pool.platform))
         for pool in self._pools:
             if pool.group.count:
@@ -170,7 +170,7 @@ class Stack:
         return left
 
     def clear_ray_files(self, *, keep_logs: bool) -> None:
-        """Delete the session folder of the stopped Ray; ``keep_logs``: copy its logs first."""
+        """Delete the session folder of the stopped Ray; with ``keep_logs``, copy its logs first."""
         self._ray.remove_files(keep_logs=keep_logs)
 
     def logs_hint(self) -> str:

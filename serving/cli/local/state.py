@@ -1,8 +1,8 @@
 """The state file: processes and addresses of a local ``up``, for ``down`` and ``status``.
 
-The folder is ``MOE_SERVING_STATE_DIR``, else ``$XDG_STATE_HOME/moe-serving``, else
-``~/.local/state/moe-serving``. ``up`` holds a lock while it is alive, which shows whether the file
-is current; a process id alone would not, because ids are reused.
+The folder is ``MOE_SERVING_STATE_DIR`` if set, otherwise ``$XDG_STATE_HOME/moe-serving`` or, by
+default, ``~/.local/state/moe-serving``. ``up`` holds a lock while it is alive, which shows whether
+the file is current; a process id alone would not, because ids are reused.
 """
 
 import fcntl
@@ -34,7 +34,7 @@ class RunState:
     ranks: int
     model: str
     started_at: float
-    """Start of the run, seconds since the Unix epoch."""
+    """Start time of the run, seconds since the Unix epoch."""
     log_folder: str
     ray_address: str
     ray_token: str

@@ -92,7 +92,7 @@ class Foreground:
     """An ``up`` in the foreground: its output, its signals and its exit code."""
 
     def __init__(self, settings: Settings, state: StateFile, out: TextIO) -> None:
-        # Ray takes seconds to import: report settings errors first.
+        # Importing Ray takes seconds, so report settings errors first.
         from serving.cli.local.stack import Stack
 
         self._settings = settings
@@ -103,7 +103,7 @@ class Foreground:
         self._stopping = False
 
     def run(self, *, sample: bool) -> int:
-        """Start, serve until a signal arrives, stop; return the exit code.
+        """Start, serve until a signal arrives, and stop; return the exit code.
 
         Args:
             sample: Whether to ask the sample question.
@@ -158,7 +158,7 @@ class Foreground:
                 access=self._stack.access,
             )
         except ServingError as error:
-            # The system keeps serving.
+            # The system continues to serve requests.
             self._say(f"the sample question failed: {error}")
 
     def _end(self) -> None:
@@ -185,7 +185,7 @@ class Foreground:
 
 
 def _shape(model: ServedModel) -> str:
-    """Return groups and ranks of each pool: ``2 x 4``."""
+    """Return groups and ranks of each pool, e.g. ``2 x 4``."""
     groups = [pool.settings.group for pool in model.pools]
     return " + ".join(f"{group.count} x {group.data_parallel}" for group in groups)
 
@@ -199,7 +199,7 @@ def ask_sample(
         base_url: Base URL of the router.
         model: Name of the model.
         out: Output stream.
-        timeout: Seconds to wait for the answer.
+        timeout: Maximum time to wait for the answer, seconds.
         access: Credentials for the router.
 
     Raises:

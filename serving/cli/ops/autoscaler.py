@@ -81,7 +81,7 @@ def autoscaler_command(
 
 
 def replay_recording(settings: Settings, file: Path, *, detail: bool) -> None:
-    """Print the policy's decisions on a recording; ``detail`` adds all votes.
+    """Print the policy's decisions for a recording; ``detail`` adds all votes.
 
     Each decision starts from the recorded number of groups. To see the consequences of other
     decisions, use the simulation.
@@ -184,7 +184,7 @@ async def _run_pools(settings: Settings, *, dry_run: bool, shown: bool) -> None:
 
 
 def with_local_run(settings: Settings) -> Settings:
-    """Return settings for the local run: addresses, API key, Ray's dashboard and token.
+    """Return settings for the local run: its addresses, API key, Ray dashboard and Ray token.
 
     Raises:
         NotRunning: There is no local run, or it has no Ray dashboard.

@@ -18,7 +18,7 @@ from serving.settings import Settings
 
 
 def header(pools: Iterable[str]) -> str:
-    """Return the heading over ``rows``; ``pools`` are the names of all pools."""
+    """Return the heading above ``rows``; ``pools`` are the names of all pools."""
     return f"{'pool':<{_width(pools)}} {HEADER}"
 
 
@@ -47,12 +47,12 @@ def explained(
 
 
 def replay_pools(settings: Settings, file: Path, *, detail: bool) -> None:
-    """Print the decisions on a recording; ``detail`` adds all votes.
+    """Print the decisions for a recording; ``detail`` adds all votes.
 
     A recording of one pool without a name is applied to the only pool of the settings.
 
     Raises:
-        SettingsError: The file cannot be read, or has a pool that the settings do not have.
+        SettingsError: The file cannot be read, or contains a pool that is not in the settings.
     """
     from serving.autoscaler.pool_app import scaled_pools
     from serving.autoscaler.pool_loop import decide_pools

@@ -65,7 +65,10 @@ def batch_command(
         typer.Option("--wait", help="submit, status: Show progress until the batch has ended."),
     ] = False,
     errors: Annotated[
-        bool, typer.Option("--errors", help="results: Lines that failed, instead of the others.")
+        bool,
+        typer.Option(
+            "--errors", help="results: Fetch the failed lines instead of the successful ones."
+        ),
     ] = False,
     output: Annotated[
         Path | None,
@@ -82,7 +85,7 @@ def batch_command(
     cert_file: CertFileOption = None,
     server_name: ServerNameOption = None,
 ) -> None:
-    """Run files of requests in the gaps of other traffic.
+    """Run files of requests on capacity that other requests leave idle.
 
     The router needs the setting batch.directory.
 
@@ -119,7 +122,7 @@ def _client(
     cert_file: str | None,
     server_name: str | None,
 ) -> BatchClient:
-    """Return a client of the named router, else of the local run.
+    """Return a client of the given router, or of the local run if none is given.
 
     Raises:
         NotRunning: No address is given, and there is no local run.
@@ -136,7 +139,7 @@ def _client(
 
 
 def summary_of(batch: dict[str, Any]) -> str:
-    """Return one line about a batch."""
+    """Return a one-line summary of a batch."""
     counts = batch["request_counts"]
     text = f"{batch['id']}  {batch['status']}"
     if counts["total"]:
@@ -190,7 +193,7 @@ def _write(client: BatchClient, file_id: str | None, file: BinaryIO) -> None:
 
 
 class _Line:
-    """A line of a terminal that is overwritten; nothing elsewhere."""
+    """A status line that is overwritten on a terminal; prints nothing if there is no terminal."""
 
     def __init__(self) -> None:
         self._width = 0

@@ -15,7 +15,7 @@ from serving.engine.fabric.workers import Workers
 from serving.errors import SettingsError
 
 INDEX_VARIABLE = "JOB_COMPLETION_INDEX"
-"""Set by Kubernetes in the pods of an Indexed Job."""
+"""Environment variable that Kubernetes sets in the pods of an Indexed Job."""
 
 
 def fabric_check_command(
@@ -25,7 +25,7 @@ def fabric_check_command(
         typer.Option(
             "--leader",
             metavar="HOST:PORT",
-            help="Address of peer 0, the same at every peer. Its name need not resolve yet.",
+            help="Address of peer 0, the same for every peer. Its name need not resolve at first.",
         ),
     ],
     index: Annotated[
@@ -60,7 +60,7 @@ def fabric_check_command(
 ) -> None:
     """Test all-to-all communication between the pods of an expert-parallel group.
 
-    Run it in every pod at the same time, before weights are loaded. The peers register at the
+    Run it in every pod at the same time, before weights are loaded. The peers register with the
     leader, connect to each other over TCP, exchange known data in pairs and all-to-all
     (torch.distributed over NCCL or gloo), and compare every byte. Peer 0 prints a table of the
     results. If the test fails, each peer prints the reason (a peer that never connected, a peer

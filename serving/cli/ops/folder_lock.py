@@ -1,6 +1,6 @@
-"""A lock on a directory that several pods of a node share: one works in it, the others wait.
+"""A lock on a directory that several pods of a node share: one pod works in it while others wait.
 
-The kernel releases the lock when its holder ends, crashes included.
+The kernel releases the lock when its holder exits or crashes.
 """
 
 import contextlib
@@ -39,14 +39,14 @@ def locked(
 
     Args:
         folder: Directory to lock.
-        timeout: Longest time to wait for another holder, seconds.
+        timeout: Maximum time to wait for another holder, seconds.
         clock: Source of time.
         sleep: Waits for a number of seconds.
         say: Receives lines about the progress.
         done: Returns whether the work is finished.
 
     Raises:
-        EngineError: The directory is not writable, or the other holder is not done after
+        EngineError: The directory is not writable, or another holder has not finished within
             ``timeout``.
     """
     with _open(folder) as file:
@@ -133,7 +133,7 @@ def _holder(folder: Path) -> str:
 
 
 def _size(folder: Path) -> int:
-    """Return the size of all files under a directory, bytes; they may change meanwhile."""
+    """Return the size of all files under a directory, bytes; they may change during the call."""
     total = 0
     for path, _, names in os.walk(folder):
         for name in names:

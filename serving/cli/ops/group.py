@@ -57,8 +57,9 @@ def group_command(
 ) -> None:
     """Deploy groups of ranks as a Ray Serve application, delete it, or show its status.
 
-    The ranks connect to the routers in link.routers; "moe-serving router" starts one. A group that
-    cannot be placed within group.placement_timeout is an error that names the missing resources.
+    The ranks connect to the routers in link.routers; "moe-serving router" starts one. If a group
+    cannot be placed within group.placement_timeout, the command fails with an error that names the
+    missing resources.
     """
     settings = pool_settings(
         settings_from(
@@ -66,7 +67,7 @@ def group_command(
         ),
         pool,
     )
-    # Ray takes seconds to import: report settings errors first.
+    # Importing Ray takes seconds, so report settings errors first.
     from serving.engine.ray import cluster
 
     cluster.connect(address or settings.ray.address or "auto")
@@ -86,7 +87,7 @@ def deploy_groups(settings: Settings, *, wait: bool) -> None:
 
     Args:
         settings: Settings of the groups.
-        wait: Wait until every rank runs.
+        wait: Whether to wait until every rank is running.
 
     Raises:
         PlacementError: The cluster lacks resources; a new deployment is deleted again.
@@ -99,7 +100,7 @@ def deploy_groups(settings: Settings, *, wait: bool) -> None:
     watch = deployment_watch.DeploymentWatch(app, SystemClock())
     new = watch.poll().phase is deployment_watch.Phase.ABSENT
     if new and settings.group.placement == "strict_spread":
-        # Ray would pack ranks that it cannot spread: wait for resources instead.
+        # Ray would pack ranks that it cannot spread, so wait for resources first.
         with make_progress() as progress:
             _wait_room(settings, progress)
     deployment.deploy(settings)
@@ -110,7 +111,7 @@ def deploy_groups(settings: Settings, *, wait: bool) -> None:
             _wait_running(settings, watch, progress)
     except ServingError:
         if new:
-            # Otherwise Serve keeps retrying, and keeps the resources that it has.
+            # Otherwise Serve keeps retrying and holds the resources that it already has.
             deployment_watch.undeploy(app)
         raise
 

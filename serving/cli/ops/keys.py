@@ -147,7 +147,7 @@ def with_entry(text: str, entry: dict[str, Any]) -> str:
     if found is None:
         return f"{text.rstrip()}\nkeys:\n{_item(entry, '  ')}".lstrip("\n")
     rest = text[found.end() :].lstrip("\n")
-    # Items of a list share an indentation; YAML also allows that of the list's key.
+    # Items of a list share an indentation; YAML also allows the indentation of the list's key.
     listed = re.match(r"(?:[ \t]*(?:#.*)?\n)*([ ]*)-\s", rest)
     indent = listed[1] if listed else "  "
     head = text[: found.start()] + "keys:" + (f"  {found[2]}" if found[2] else "")
@@ -209,7 +209,7 @@ def _read(path: Path, missing: str | None) -> str:
 
 
 def _write(path: Path, text: str) -> None:
-    """Replace the file atomically: routers never read a partial file."""
+    """Replace the file atomically, so that routers never read a partial file."""
     # Replace the target of a symbolic link, not the link.
     path = path.resolve()
     part = path.with_name(f".{path.name}.part")

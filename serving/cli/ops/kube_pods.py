@@ -1,6 +1,6 @@
 """The pod and the Kubernetes node of each rank, for ``moe-serving status --kube``.
 
-A rank's ``node`` is its address in Ray, which on KubeRay is the pod's. The only request to
+A rank's ``node`` is its address in Ray, which on KubeRay is the pod's address. The only request to
 Kubernetes lists the Ray pods of the namespace; no permission other than listing pods is required.
 """
 
@@ -34,7 +34,7 @@ class PodSeen:
     cluster: str
     """Name of the RayCluster."""
     worker_group: str
-    """Worker group: a pool of the chart."""
+    """Name of the worker group, which is a pool of the chart."""
     state: str
     """Phase in lower case, "ready", or the reason for the pod's removal."""
 
@@ -43,7 +43,7 @@ async def ray_pods(namespace: str | None) -> tuple[str, tuple[PodSeen, ...]]:
     """Return the namespace and its Ray worker pods.
 
     Args:
-        namespace: Namespace. None: that of this pod, or of kubectl's current context.
+        namespace: Namespace. None means the namespace of this pod, or of kubectl's current context.
 
     Raises:
         SettingsError: No cluster is configured.
@@ -91,7 +91,7 @@ def pod_seen(pod: Any) -> PodSeen:
         condition.type == "Ready" and condition.status == "True"
         for condition in pod.status.conditions or ()
     )
-    # The pod's name has its own column.
+    # The pod's name has a separate column.
     going = (pod_disruption(pod) or "").removeprefix(f"pod {pod.metadata.name}").lstrip(": ")
     return PodSeen(
         pod.metadata.name,

@@ -1,4 +1,4 @@
-"""``moe-serving leave``: drain the ranks of this machine. A pod's preStop hook runs it."""
+"""``moe-serving leave``: drains the ranks of this machine. A pod's preStop hook runs it."""
 
 import time
 
@@ -7,7 +7,7 @@ from serving.engine.router_link.node_drain import request_leave, serving_ranks
 
 _POLL_SECONDS = 0.2
 _SLACK = 5.0
-"""Seconds beyond the drain timeout after which a rank counts as unresponsive."""
+"""Time beyond the drain timeout after which a rank counts as unresponsive, seconds."""
 
 
 def leave_command(timeout: DrainTimeoutOption = DRAIN_TIMEOUT) -> int:

@@ -1,6 +1,6 @@
 """``moe-serving cordon``, ``uncordon`` and ``drain``: operator commands for a group.
 
-Routers route independently of each other, so every router must get the call.
+Routers route independently of each other, so every router is called.
 """
 
 import asyncio
@@ -92,7 +92,7 @@ def drain_command(
     Exit code 0 if all requests finished in time, 1 if not.
     """
     routers = connect_routers(grpc_addresses, api_key, ca_file, cert_file, server_name)
-    # Cordon everywhere first: while one router drains, another must not send new requests.
+    # Cordon at all routers first, so that none sends new requests while another drains.
     for router in routers:
         router.cordon(group, "being drained")
         print(f"{group}: cordoned at {router.address}", flush=True)
@@ -157,7 +157,7 @@ def drain(router: GrpcClient, group: str, timeout: float, say: Callable[[str], o
     Args:
         router: The router.
         group: Id of the group.
-        timeout: Seconds for the group's requests to finish.
+        timeout: Time for the group's requests to finish, seconds.
         say: Receives lines about the remaining requests.
 
     Raises:

@@ -41,7 +41,7 @@ def router_command(
         config, sets, port=port, grpc_port=grpc_port, join_port=join_port, models=model,
         insecure=insecure,
     )  # fmt: skip
-    # vLLM's server code takes seconds to import: report settings errors first.
+    # Importing vLLM's server code takes seconds, so report settings errors first.
     from serving.router.process import serve_router
 
     serve_router(settings, ports_file)

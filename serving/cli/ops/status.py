@@ -1,4 +1,4 @@
-"""``moe-serving status``: groups, ranks, experts and load, as a router reports them."""
+"""``moe-serving status``: groups, ranks, experts and load, as reported by a router."""
 
 import asyncio
 import contextlib
@@ -110,15 +110,15 @@ def fleet_of(
     """Return the body of /fleet.
 
     Args:
-        url: REST address of the router. None: that of the local run.
-        state: State of the local run. None: there is no local run.
+        url: REST address of the router. None means the address of the local run.
+        state: State of the local run. None if there is no local run.
         held: Whether the local run holds its state folder, i.e. is alive.
         access: Key and certificates.
 
     Raises:
         Unauthenticated: The router requires a key.
         PermissionDenied: The key does not have role admin.
-        NotRunning: There is no local run; the message says what to do.
+        NotRunning: There is no local run; the message states the remedy.
         NotReady: The router does not answer.
     """
     if url is None:
@@ -159,10 +159,10 @@ def local_facts(state: RunState | None) -> dict[str, Any] | None:
 
 
 def memory_bytes(state: RunState) -> int:
-    """Return the memory of all processes of the local run (PSS: shared pages once), bytes."""
+    """Return the memory of all processes of the local run (proportional set size), bytes."""
     total = 0
     for process in living((state.up, *state.processes)):
-        # The process may have ended, or belong to another user.
+        # The process may have ended, or may belong to another user.
         with contextlib.suppress(psutil.Error):
             total += int(process.memory_full_info().pss)
     return total
@@ -212,8 +212,8 @@ def models_text(fleet: Mapping[str, Any]) -> str:
 def ranks_table(fleet: Mapping[str, Any]) -> Table:
     """Return a table with a row for each rank."""
     table = Table(box=None, pad_edge=False, header_style="dim")
-    # Models are shown only if there are several; apps while a pool has two, during a blue/green
-    # upgrade.
+    # Models are shown only if there are several, and apps only while a pool has two of them, during
+    # a blue/green upgrade.
     by_pool = len({_pool_text(group) for group in fleet["groups"]}) > 1
     apps = {(_pool_text(group), group.get("app", "")) for group in fleet["groups"]}
     several = len(apps) > len({pool for pool, _ in apps})
@@ -252,13 +252,13 @@ def ranks_table(fleet: Mapping[str, Any]) -> Table:
 
 
 def _pool_text(group: Mapping[str, Any]) -> str:
-    """Return model and pool of a group; the pool only if it has a name of its own."""
+    """Return model and pool of a group; the pool is omitted if it has the default name."""
     model, pool = str(group.get("model", "")), str(group.get("pool", ""))
     return f"{model}/{pool}" if pool not in {"", "default"} else model
 
 
 def experts_text(ids: Sequence[int], total: int) -> str:
-    """Return expert ids as ranges: ``[0-7] of 16``."""
+    """Return expert ids as ranges, e.g. ``[0-7] of 16``."""
     if not ids:
         return "-"
     ranges: list[tuple[int, int]] = []

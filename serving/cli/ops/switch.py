@@ -1,4 +1,4 @@
-"""``moe-serving switch``: move the traffic of one app's groups to another app's.
+"""``moe-serving switch``: moves the traffic of one app's groups to another app's groups.
 
 The last step of a blue/green upgrade. Two Ray Serve applications of the same model (on KubeRay: two
 RayClusters) have joined the same routers. Once the new groups are ready at every router, all
@@ -62,7 +62,7 @@ def switch_command(
     wait: Annotated[
         float,
         typer.Option(
-            "--wait", min=0, metavar="SECONDS", help="Time for the groups of --to to be ready."
+            "--wait", min=0, metavar="SECONDS", help="Time for the groups of --to to become ready."
         ),
     ] = 600.0,
     timeout: DrainTimeoutOption = DRAIN_TIMEOUT,
@@ -74,7 +74,7 @@ def switch_command(
 ) -> int:
     """Move traffic to the groups of another app, at all routers.
 
-    Waits until the new groups are ready at every router, cordons the old ones everywhere, then
+    Waits until the new groups are ready at every router, cordons the old ones at all routers, then
     drains them. Requests that are not finished in time are resumed in the new groups. If the new
     groups fail in the meantime, the traffic moves back to the old ones.
 
@@ -121,7 +121,7 @@ class Switch:
             time.sleep(POLL_SECONDS)
 
     def hand_over(self, timeout: float) -> bool:
-        """Cordon the old groups everywhere, then drain them.
+        """Cordon the old groups at all routers, then drain them.
 
         Returns:
             Whether all requests finished in time.
@@ -132,7 +132,7 @@ class Switch:
         """
         cordoned: dict[tuple[str, str], GrpcClient] = {}
         finished = True
-        # Repeat until no old group is left: a restarting gang may join meanwhile.
+        # Repeat until no old group is left: a restarting gang may join during the drain.
         while old := [
             (router, group.group_id)
             for router in self.routers
@@ -157,7 +157,7 @@ class Switch:
         timeout: float,
         cordoned: Mapping[tuple[str, str], GrpcClient],
     ) -> bool:
-        # Cordon all first: while one group drains, another must not get new requests.
+        # Cordon all groups first, so that none gets new requests while another drains.
         here = [(router, group) for router, group in old if self._cordon(router, group)]
         if here:
             where = _count(len({router.address for router, _ in here}), "router")
@@ -244,7 +244,7 @@ def _finished(drain: PendingDrain) -> bool:
     try:
         return drain.finished()
     except errors.GroupNotFound:
-        # The group stopped by itself, and its requests were resumed in other groups.
+        # The group has stopped on its own, and its requests were resumed in other groups.
         return True
 
 

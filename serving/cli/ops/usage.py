@@ -107,9 +107,10 @@ def usage_command(
 ) -> None:
     """Show the requests, tokens, price and cost in the ledger, or write them as a page.
 
-    Reads the database that the settings ledger.* name; they must be those of the routers. Tenants
-    that were removed from the key file are included. The price follows ledger.tariff_file; the cost
-    is the tenant's share of the busy GPU time at ledger.gpu_hour_price. Times are in UTC.
+    Reads the database that the ledger.* settings specify; they must be the same as the routers'
+    settings. Tenants that were removed from the key file are included. The price follows
+    ledger.tariff_file; the cost is the tenant's share of the busy GPU time at
+    ledger.gpu_hour_price. Times are in UTC.
 
     For example:
 
@@ -227,7 +228,7 @@ def _total(amounts: Amounts | None) -> Decimal | None:
 
 
 def _exact(value: Decimal) -> str:
-    """Return a decimal without an exponent and trailing zeros."""
+    """Return a decimal without an exponent or trailing zeros."""
     text = f"{value:f}"
     return text.rstrip("0").rstrip(".") if "." in text else text
 
@@ -278,7 +279,7 @@ def _totals(found: Report) -> dict[str, Any]:
 
 
 def _print_table(found: Report, rows: Iterable[Row], groups: Sequence[By], out: TextIO) -> None:
-    # Wide enough for a pipe or a file, which have no width.
+    # A pipe or a file has no width, so use one that is wide enough.
     console = Console(file=out, highlight=False, markup=False, width=None if out.isatty() else 250)
     table = Table(box=None, pad_edge=False, header_style="bold")
     for each in groups:
@@ -309,7 +310,7 @@ def _print_table(found: Report, rows: Iterable[Row], groups: Sequence[By], out: 
 
 
 _PLACES = {None: "-", "": "-", True: "yes", False: "no"}
-"""Values of a group that are shown as other texts."""
+"""Display texts for special values of a group."""
 _TOKENS = ("prompt_tokens", "cached_tokens", "output_tokens", "reasoning_tokens")
 
 

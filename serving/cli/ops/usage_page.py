@@ -34,7 +34,7 @@ def page(found: Report, query: Query, now: dt.datetime, where: str) -> str:
     Args:
         found: Usage by day, tenant and model.
         query: The query behind the usage; its periods are days.
-        now: Time shown as the time of writing.
+        now: Time shown as the creation time of the page.
         where: The database's address, without a password.
     """
     days = list(range(query.start, query.end, DAY))

@@ -1,6 +1,6 @@
 """``moe-serving weights``: downloads a model's weights to a volume once, or waits for them.
 
-A Job fetches to a shared volume, a DaemonSet to a disk of each node; ranks and routers wait for a
+A Job fetches to a shared volume, a DaemonSet to a disk on each node; ranks and routers wait for a
 mark file. If several pods fetch into one directory, one downloads and the others wait. An
 interrupted fetch is resumed; a complete directory needs no network. The mark is written only after
 every large file has matched the digest published by the hub.
@@ -47,7 +47,7 @@ class Hub(Protocol):
     def download(
         self, repository: str, revision: str, folder: Path, leave_out: Sequence[str]
     ) -> None:
-        """Download all files except those of the patterns, resuming an interrupted download."""
+        """Download the files that match no pattern in ``leave_out``; resume a partial download."""
         ...
 
 
@@ -104,7 +104,8 @@ def weights_command(
 ) -> None:
     """Download a model's weights to a volume, or wait until they are complete.
 
-    Several pods may share one directory, e.g. a hostPath: one downloads, the others wait.
+    Several pods may share one directory, e.g. a hostPath volume: one downloads while the others
+    wait.
     """
     if step is Step.FETCH:
         fetch(
@@ -153,8 +154,8 @@ def fetch(
         repository: OWNER/NAME.
         revision: Commit.
         folder: Model directory; created if missing.
-        timeout: Longest time to wait for another pod, seconds.
-        without_weights: Leave out the weights.
+        timeout: Maximum time to wait for another pod, seconds.
+        without_weights: Whether to leave out the weights.
         clock: Source of time.
         sleep: Waits for a number of seconds.
 

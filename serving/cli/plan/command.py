@@ -1,4 +1,4 @@
-"""``moe-serving plan``: the command."""
+"""``moe-serving plan``: ranks the layouts of a model by price."""
 
 import json
 import math
@@ -90,7 +90,7 @@ def plan_command(
     tokens, and what limits it.
 
     All figures come from a model that is fitted to published measurements; deploy/docs/planner.md
-    has its formulas and its errors. --calibrate fits it to a running deployment instead.
+    documents its formulas and its errors. --calibrate fits it to a running deployment instead.
 
     The cheapest layouts for 10 requests per second:
 

@@ -19,7 +19,7 @@ from serving.yaml_text import read_yaml
 
 _CUSTOM = "custom"
 _LARGEST = 10**9
-"""Upper bound for every figure of a model."""
+"""Upper bound on every figure of a model."""
 _LARGEST_FILE = 2**20
 """Maximum size of a config.json, bytes."""
 _ALIASES = {
@@ -51,7 +51,7 @@ def model_named(name: str) -> tuple[str, ModelFigures]:
     if name in known:
         return name, ModelFigures.from_mapping(known[name])
     path = Path(name)
-    # Not Path.exists, which raises for names that are too long.
+    # Path.exists would raise for names that are too long.
     if not name or not os.path.exists(path):  # noqa: PTH110
         raise InvalidRequest(
             f"no model {name}: known models are {', '.join(known)}; others are given as the path "
@@ -153,9 +153,9 @@ def hardware(name: str, figures: Mapping[str, float | None], price: float | None
     """Return a GPU of the table, with the figures given by flags replaced.
 
     Args:
-        name: Its name, or "custom".
+        name: Name of the GPU, or "custom".
         figures: Values of the flags by the names in ``_FIGURES``; None if not given.
-        price: Dollars per GPU-hour. None: the price in the table.
+        price: Dollars per GPU-hour. None means the price in the table.
 
     Raises:
         InvalidRequest: There is no such GPU.

@@ -18,23 +18,25 @@ from serving.planner.group import Group
 from serving.planner.workload import Workload
 
 _STREAMS = (1, 4, 16)
-"""Streams per group of the closed loops."""
+"""Numbers of streams per group in the closed loops."""
 _SHORT = 0.25
-"""Length of the short prompts as a share of the planned one."""
+"""Length of the short prompts as a fraction of the planned length."""
 _CHECK_PROMPT, _CHECK_OUTPUT, _CHECK_RATE = 0.6, 0.75, 0.5
-"""The check's lengths as shares of the planned ones, and its rate as a share of the highest."""
+"""The check's lengths as fractions of the planned ones, and its rate as a fraction of the highest
+rate."""
 _LEAST_PROMPT, _LEAST_OUTPUT = 24, 8
-"""Minimum lengths: chat templates add some tokens, and a time between tokens needs several."""
+"""Minimum lengths, because chat templates add some tokens and an inter-token latency needs
+several."""
 
 
 @dataclass(frozen=True, slots=True)
 class Deployment:
-    """What runs at an address."""
+    """The deployment at an address."""
 
     url: str
     groups: int
     ranks: int
-    """Ranks per group."""
+    """Number of ranks per group."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +63,7 @@ class Measured:
     """Load of the check."""
     compared: tuple[Compared, ...]
     observed: tuple[Observed, ...] = ()
-    """The loads of the fit, and that of the check."""
+    """The loads of the fit, and the load of the check."""
 
 
 def deployment(url: str, api_key: str | None) -> Deployment:
@@ -102,7 +104,7 @@ def calibrate(
         at: The deployment.
         load: The planned lengths; the loads use similar ones.
         seconds: Duration of each load.
-        api_key: API key for the deployment. None: no key.
+        api_key: API key for the deployment. None means no key.
 
     Raises:
         EngineError: A load failed.

@@ -285,7 +285,7 @@ ErrorsOption = Annotated[
     bool,
     typer.Option(
         "--errors",
-        help="Print the model's errors on published measurements instead of a plan.",
+        help="Print the performance model's errors on published measurements instead of a plan.",
         rich_help_panel=_OUTPUT,
     ),
 ]

@@ -18,14 +18,14 @@ from serving.net import HeldPort
 from serving.settings import Settings
 
 STOP_TIMEOUT = 60.0
-"""Longest time of ``down``, seconds."""
+"""Timeout of ``down``, seconds."""
 START_MARGIN = 120.0
-"""Seconds that ``up`` may take beyond group.start_timeout, for Ray and the router."""
+"""Time that ``up`` may take beyond group.start_timeout, for Ray and the router, seconds."""
 _LINES_KEPT = 15
 _PORTS = ("router.rest_port", "router.grpc_port", "router.join_port", "ray.dashboard_port")
 
 
-# The layout listens on loopback, only for this command: it needs no keys and no TLS.
+# The layout listens on loopback and serves only this command, so it needs no keys and no TLS.
 _PRIVATE = tuple(
     word
     for name in (
@@ -92,7 +92,7 @@ def shown(
     """Run a command and print its output, indented, as it arrives.
 
     Returns:
-        The exit code (None: killed after ``timeout`` seconds) and the last lines of output.
+        The exit code (None if killed after ``timeout`` seconds) and the last lines of output.
     """
     said: deque[str] = deque(maxlen=_LINES_KEPT)
     too_late = threading.Event()

@@ -1,7 +1,7 @@
 """Answers that ``verify --save`` stores in a file, for ``verify --against``.
 
-A single process of a large model may not fit on the machine of the deployment to check: generate
-its answers once, on a larger machine.
+A single process of a large model may not fit on the machine of the deployment that is checked. In
+that case, generate its answers once, on a larger machine.
 """
 
 import json
@@ -63,7 +63,7 @@ def load(path: Path, model: str) -> Reference:
     """Return the content of a reference file.
 
     Raises:
-        SettingsError: The file cannot be read, or has answers of another model than ``model``.
+        SettingsError: The file cannot be read, or contains answers of another model than ``model``.
     """
     try:
         found = msgspec.json.decode(path.read_bytes(), type=Reference)

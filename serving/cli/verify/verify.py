@@ -124,7 +124,7 @@ def parse_layouts(text: str, *, none: bool = False) -> list[int]:
 
     Args:
         text: The list.
-        none: Accept an empty list.
+        none: Whether an empty list is accepted.
 
     Raises:
         SettingsError: The text is not such a list.

@@ -52,7 +52,7 @@ METRICS_TARGETS = "/metrics/targets"
 
 ROUTES: dict[str, Permission] = {
     "/livez": Permission.PUBLIC,
-    # The public response is only the boolean; the reasons require ADMIN.
+    # The public response contains only the boolean; the reasons require ADMIN.
     "/readyz": Permission.PUBLIC,
     "/health": Permission.PUBLIC,
     "/ping": Permission.PUBLIC,
@@ -66,7 +66,7 @@ ROUTES: dict[str, Permission] = {
     "/tokenize": Permission.USER,
     "/detokenize": Permission.USER,
     "/invocations": Permission.USER,
-    # The console's page contains no data; its handlers check what a key may see.
+    # The console's page contains no data; its handlers check the permissions of the key.
     "/console": Permission.PUBLIC,
     "/console/api/cancel": Permission.USER,
     "/console/api/groups": Permission.ADMIN,
@@ -100,9 +100,9 @@ class Principal:
     roles: frozenset[Role] = frozenset()
     priorities: frozenset[Priority] = frozenset(Priority)
     key_id: str | None = None
-    """Id of the key in the key file. None: no key is required."""
+    """Id of the key in the key file. None if no key is required."""
     reasoning: ReasoningPolicy | None = None
-    """Defaults and caps for reasoning. None: unrestricted."""
+    """Defaults and caps for reasoning. None means unrestricted."""
 
     def has(self, permission: Permission) -> bool:
         """Return whether the permission is public or granted by one of the roles."""
@@ -125,9 +125,9 @@ class Authenticator:
         """Create an authenticator.
 
         Args:
-            keys: returns the current key ring; called for each request, since the key file may
-                change. None: no key is required.
-            clock: time source for checking whether a key has expired.
+            keys: Returns the current key ring; called for each request, because the key file can
+                change. If None, no key is required.
+            clock: Time source for checking whether a key has expired.
         """
         self._keys = keys
         self._clock = clock
@@ -138,12 +138,12 @@ class Authenticator:
         Args:
             headers: REST headers or gRPC metadata; names are lower case unless the mapping is
                 case-insensitive.
-            required: permission required by the route or RPC.
+            required: Permission required by the route or RPC.
 
         Raises:
-            Unauthenticated: the key is missing, unknown or expired; the message does not reveal
-                which of the latter two.
-            PermissionDenied: none of the key's roles grants ``required``.
+            Unauthenticated: The key is missing, unknown or expired; the message does not
+                distinguish the latter two.
+            PermissionDenied: None of the key's roles grants ``required``.
         """
         if self._keys is None:
             return ALLOW_ALL
@@ -182,13 +182,13 @@ def authenticate_rest(
 
     Args:
         scope: ASGI scope of the request.
-        authenticator: validates the API key.
-        open_metrics: whether /metrics is public.
+        authenticator: Validates the API key.
+        open_metrics: Whether /metrics is public.
 
     Raises:
-        Unauthenticated: the route requires a key, but the request has no valid one.
-        PermissionDenied: the key's roles do not permit the route.
-        InvalidRequest: the request is a WebSocket handshake.
+        Unauthenticated: The route requires a key, but the request has no valid one.
+        PermissionDenied: The key's roles do not permit the route.
+        InvalidRequest: The request is a WebSocket handshake.
     """
     headers = Headers(scope=scope)
     required = route_permission(scope["path"], open_metrics=open_metrics)
@@ -221,7 +221,7 @@ def is_preflight(method: str, names: frozenset[str]) -> bool:
 
     Args:
         method: HTTP method.
-        names: the request's header names in lower case.
+        names: The request's header names in lower case.
     """
     return method == "OPTIONS" and names.issuperset(_PREFLIGHT_HEADERS)
 

@@ -20,7 +20,7 @@ from serving.telemetry.logs import RequestLine, log_request
 
 
 class AuthInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
-    """Refuses RPCs without the required permission and sets ``principal_var`` for the others.
+    """Rejects RPCs without the required permission and sets ``principal_var`` for the others.
 
     Must be the last interceptor, because it looks up the handler before authenticating the call.
     gRPC runs the interceptors and the handler of a call in one task, so ``principal_var`` needs no
@@ -35,7 +35,7 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
     async def intercept_service(
         self, continuation: Callable[[Any], Awaitable[Any]], handler_call_details: Any
     ) -> Any:
-        """Return the handler of the RPC, or a handler that refuses the call."""
+        """Return the handler of the RPC, or a handler that rejects the call."""
         method: str = handler_call_details.method
         metadata = {
             key: value

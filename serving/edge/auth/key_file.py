@@ -15,7 +15,7 @@
         budgets: {month: {soft: 80, hard: 100}}
         reasoning: {max_thinking_token_budget: 2000}
 
-Keys may have budgets and reasoning as well.
+Keys can also have ``budgets`` and ``reasoning``.
 """
 
 import datetime as dt
@@ -42,13 +42,13 @@ class Role(StrEnum):
     EXPLAIN = "explain"
     """Read routing explanations (x-explain-routing)."""
     COST = "cost"
-    """Read what a request cost (x-request-cost)."""
+    """Read the cost of a request (x-request-cost)."""
     ADMIN = "admin"
     """All routes and RPCs, including /fleet and FleetService."""
 
 
 class _Part(BaseModel):
-    # Messages must not show the input, which may be a key entered instead of its hash.
+    # Messages must not show the input, which can be a key entered by mistake in place of its hash.
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
 

@@ -1,11 +1,11 @@
 """API keys: their hashes, tenants, roles and expiry dates, from the key file (``key_file``).
 
 Plain SHA-256 is sufficient. Slow password hashes (argon2, bcrypt) protect guessable secrets. These
-keys are 256 random bits, which cannot be guessed at any speed, and the hash must be computed for
-every request.
+keys are 256 random bits, which cannot be guessed however fast the hash is, and the hash must be
+computed for every request.
 
-Keys are looked up by digest. Lookup timing could at most reveal something about stored digests,
-from which a key cannot be computed; the final comparison is constant-time anyway.
+Keys are looked up by digest. Lookup timing could reveal at most parts of the stored digests, from
+which a key cannot be computed, and the final comparison takes constant time.
 """
 
 import datetime as dt
@@ -47,9 +47,10 @@ class Key:
     roles: frozenset[Role]
     priorities: frozenset[Priority]
     expires: float | None = None
-    """Unix time from which the key is invalid, seconds. None: never."""
+    """Unix time from which the key is invalid, seconds. None if the key does not expire."""
     reasoning: ReasoningPolicy | None = None
-    """Defaults and caps for reasoning, of the key and its tenant. None: unrestricted."""
+    """Defaults and caps for reasoning, merged from the key and its tenant. None means
+    unrestricted."""
     digest: str = field(default="", repr=False)
 
 
@@ -106,12 +107,12 @@ def watch_keys(
     """Load the key file and watch it for changes; return None if none is configured.
 
     Args:
-        settings: names the files.
-        no_budgets: why budgets cannot be counted, which makes files with budgets invalid. None:
-            they can be.
+        settings: Settings that name the files.
+        no_budgets: Why budgets cannot be counted, which makes files with budgets invalid. None if
+            they can be counted.
 
     Raises:
-        SettingsError: a file is missing or invalid.
+        SettingsError: A file is missing or invalid.
     """
     file, operator = settings.keys_file, settings.operator_key_file
     if file is None:
@@ -148,12 +149,12 @@ def load_keys(file: str, operator_file: str | None = None) -> KeyRing:
     """Read a key file.
 
     Args:
-        file: path of the key file.
-        operator_file: file with one plaintext key that is granted role admin.
+        file: Path of the key file.
+        operator_file: File with one plaintext key that is granted role admin.
 
     Raises:
-        SettingsError: a file is missing or invalid; the message has the position but never a hash
-            or key.
+        SettingsError: A file is missing or invalid; the message contains the position but never a
+            hash or key.
     """
     ring = parse_keys(read_text(file, "API keys"), file)
     if operator_file is None:
@@ -167,11 +168,11 @@ def parse_keys(text: str, where: str = "keys") -> KeyRing:
     """Parse the content of a key file.
 
     Args:
-        text: the content.
-        where: file name for error messages.
+        text: The content.
+        where: File name for error messages.
 
     Raises:
-        SettingsError: the content is invalid.
+        SettingsError: The content is invalid.
     """
     try:
         content = read_yaml(text)
@@ -239,7 +240,7 @@ def _ring(read: KeyFile, where: str) -> KeyRing:
 
 
 def _reasoning(key: KeyEntry, tenant: TenantEntry | None) -> ReasoningPolicy | None:
-    """Merge the fields of a tenant and of its key; those of the key take precedence."""
+    """Merge the fields of a tenant and of its key; the key's fields take precedence."""
     fields = {} if tenant is None else tenant.reasoning.model_dump(exclude_unset=True)
     fields |= key.reasoning.model_dump(exclude_unset=True)
     return ReasoningPolicy(**fields) if fields else None

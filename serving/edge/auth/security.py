@@ -44,12 +44,12 @@ class Security:
         """Load all files named in the settings.
 
         Args:
-            settings: names the files.
-            clock: time source for checking whether a key has expired.
-            no_budgets: why budgets in the key file cannot be counted. None: they can be.
+            settings: Settings that name the files.
+            clock: Time source for checking whether a key has expired.
+            no_budgets: Why budgets in the key file cannot be counted. None if they can be counted.
 
         Raises:
-            SettingsError: a file is missing or its content is invalid.
+            SettingsError: A file is missing or its content is invalid.
         """
         keys = watch_keys(settings, no_budgets)
         tokens_file = settings.join_token_file
@@ -74,7 +74,7 @@ class Security:
         return budgets_with(self.keys)
 
     def reasoning_of(self, key_id: str | None) -> ReasoningPolicy | None:
-        """Return a key's policy in the current key file; None without a policy or such a key."""
+        """Return a key's policy in the current key file; None if the key has none or is unknown."""
         if self.keys is None or key_id is None:
             return None
         return self.keys.value.reasoning.get(key_id)
@@ -93,7 +93,8 @@ def require_secure_bind(settings: Settings) -> None:
     With ``security.insecure``, log the problems as a warning instead.
 
     Raises:
-        SettingsError: lists all problems and their remedies in one line.
+        SettingsError: A port is unprotected; the message lists all problems and remedies in one
+            line.
     """
     problems = list(insecure_binds(settings))
     if problems and settings.security.insecure:

@@ -45,8 +45,8 @@ class BatchService(batch_pb2_grpc.BatchServiceServicer):
         """Create the service.
 
         Args:
-            batches: Files and batches. None: the router has none.
-            gate: Refuses calls while the router drains, as over REST.
+            batches: Files and batches. If None, batches are disabled.
+            gate: Rejects calls while the router drains, as over REST.
         """
         self._batches = batches
         self._gate = gate
@@ -136,7 +136,7 @@ class BatchService(batch_pb2_grpc.BatchServiceServicer):
         """Create a batch."""
         async with self._answering(context) as access:
             principal = principal_var.get()
-            # The same validation as over REST, which a second one could only drift away from.
+            # Reuses the validation of the REST route, so that the two cannot differ.
             body: dict[str, Any] = {
                 "input_file_id": request.input_file_id,
                 "endpoint": request.endpoint,
@@ -208,7 +208,7 @@ class BatchService(batch_pb2_grpc.BatchServiceServicer):
 
 
 async def _next(requests: AsyncIterator[pb.UploadFileRequest]) -> pb.UploadFileRequest | None:
-    """Return the next message of an upload; None: it is complete.
+    """Return the next message of an upload; None when it is complete.
 
     Raises:
         DeadlineExceeded: The client pauses for too long.
@@ -226,7 +226,7 @@ async def _described(requests: AsyncIterator[pb.UploadFileRequest]) -> pb.FileDe
     """Return the first message of an upload.
 
     Raises:
-        InvalidRequest: It has no description.
+        InvalidRequest: The message does not contain a description.
     """
     first = await _next(requests)
     if first is None or first.WhichOneof("part") != "description":
@@ -244,7 +244,7 @@ async def _receive(
 
     Raises:
         InvalidRequest: A message has no data, or the file is too large.
-        StorageFull: The storage has no room, or cannot be written.
+        StorageFull: The storage is full or cannot be written.
     """
     while (message := await _next(requests)) is not None:
         if message.WhichOneof("part") != "data":

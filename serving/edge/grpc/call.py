@@ -121,10 +121,10 @@ class CallRunner:
         """Run an RPC with a stream of responses.
 
         Args:
-            method: name of the RPC.
+            method: Name of the RPC.
             context: gRPC's servicer context.
-            begin: starts the response and returns vLLM's server-sent events.
-            convert: converts the data of an event to a message.
+            begin: Starts the response and returns vLLM's server-sent events.
+            convert: Converts the data of an event to a message.
         """
         call = Call(method, arrived_at=self.clock.monotonic())
         call.status = call.outcome = "CANCELLED"
@@ -150,9 +150,9 @@ class CallRunner:
         """Send events as messages until the event [DONE].
 
         Raises:
-            RpcError: an event is an error.
-            EngineError: the stream ends without [DONE].
-            CancelledError: the client does not read the messages in time.
+            RpcError: An event is an error.
+            EngineError: The stream ends without [DONE].
+            CancelledError: The client does not read the messages in time.
         """
         async for event in events:
             if not event.startswith(_DATA):
@@ -175,9 +175,9 @@ class CallRunner:
         """Parse the metadata and check that the call is allowed.
 
         Raises:
-            InvalidRequest: the metadata is malformed.
-            PermissionDenied: the key does not permit an option in the metadata.
-            NotReady: the router is draining.
+            InvalidRequest: The metadata is malformed.
+            PermissionDenied: The key does not permit an option in the metadata.
+            NotReady: The router is draining.
         """
         metadata = {
             key: value
@@ -207,8 +207,8 @@ class CallRunner:
 
     @contextmanager
     def _running(self, call: Call) -> Iterator[None]:
-        # Not reset: each call has its own context, and after a disconnect the generator of a stream
-        # is closed from a different one.
+        # The variable is not reset: each call has a separate context, and after a disconnect the
+        # generator of a stream is closed from a different one.
         request_context_var.set(call.request_context)
         with self.gate.track():
             yield
@@ -220,7 +220,8 @@ class CallRunner:
             _log.error("unhandled exception", request_id=call.request_id, exc_info=error)
         task = asyncio.current_task()
         if context.cancelled() or (task is not None and task.cancelling()):
-            # vLLM's handlers convert a cancellation to an error body; the client is gone by then.
+            # vLLM's handlers convert a cancellation to an error body; the client has disconnected
+            # by then.
             call.status = call.outcome = "CANCELLED"
             raise asyncio.CancelledError from error
         trailers = (*failure.trailers, *self._about(call))

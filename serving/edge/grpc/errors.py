@@ -37,7 +37,7 @@ _FIELDS |= {
 
 
 class BadField(InvalidRequest):
-    """A field of the request is invalid; ``field`` is the proto path."""
+    """A field of the request is invalid; ``field`` is its proto path."""
 
     def __init__(self, field: str, problem: str) -> None:
         super().__init__(f"{field}: {problem}")
@@ -117,7 +117,7 @@ def _retry_info(seconds: float) -> error_details_pb2.RetryInfo:
 
 
 def _short(text: str) -> str:
-    """Truncate a text, since many clients accept at most 8 KB of response metadata."""
+    """Truncate a text, because many clients accept at most 8 KB of response metadata."""
     if len(text) <= _MAX_MESSAGE:
         return text
     return f"{text[:_MAX_MESSAGE]}... ({len(text) - _MAX_MESSAGE} more characters)"

@@ -1,4 +1,4 @@
-"""FleetService: the content of /fleet over gRPC, and cordon, uncordon and drain of groups."""
+"""FleetService: the content of /fleet over gRPC, and RPCs to cordon, uncordon and drain groups."""
 
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -27,7 +27,7 @@ class FleetOperator(Protocol):
         """Stop routing new requests to a group; running requests continue.
 
         Raises:
-            GroupNotFound: no such group has joined this router.
+            GroupNotFound: No such group has joined this router.
         """
         ...
 
@@ -35,7 +35,7 @@ class FleetOperator(Protocol):
         """Route requests to a group again.
 
         Raises:
-            GroupNotFound: no such group has joined this router.
+            GroupNotFound: No such group has joined this router.
         """
         ...
 
@@ -46,7 +46,7 @@ class FleetOperator(Protocol):
             Whether all requests finished in time; unfinished ones resume on another group.
 
         Raises:
-            GroupNotFound: no such group has joined this router.
+            GroupNotFound: No such group has joined this router.
         """
         ...
 
@@ -63,9 +63,9 @@ class FleetService(fleet_pb2_grpc.FleetServiceServicer):
         """Create the service.
 
         Args:
-            view: returns the current state of the fleet, in the caller's turn of long steps.
-            operator: executes operations.
-            drain_timeout: default timeout of Drain, seconds.
+            view: Returns the current state of the fleet, in the caller's turn of long steps.
+            operator: Executes operations.
+            drain_timeout: Default timeout of Drain, seconds.
         """
         self._view = view
         self._operator = operator

@@ -22,7 +22,7 @@ from serving.h2grpc.turns import TaskTurns
 from serving.vllm_adapter.long_answers import built_in_thread, free, is_long
 
 _LONG = 2**12
-"""Size above which a request may hold a thousand values, bytes."""
+"""Size above which a request can contain more than a thousand values, bytes."""
 
 RequestT = TypeVar("RequestT", bound=Message)
 ResponseT = TypeVar("ResponseT", pb.ChatResponse, pb.CompleteResponse)
@@ -94,9 +94,10 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
 
         Args:
             app: vLLM's app; its state holds the handlers.
-            runner: runs the RPCs.
-            max_body_values: maximum number of values in a request.
-            turns: shared by all requests with long steps. Default: one for this service.
+            runner: Runs the RPCs.
+            max_body_values: Maximum number of values in a request.
+            turns: Turns shared by all requests with long steps. By default, the service creates
+                turns for its own requests.
         """
         self._app = app
         self._max_body_values = max_body_values
@@ -126,7 +127,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         await self._stream("CompleteStream", _COMPLETE, request, context)
 
     async def Embed(self, request: pb.EmbedRequest, context: Any) -> pb.EmbedResponse:  # noqa: N802
-        """Reject: the served models only generate text."""
+        """Reject the call, because the served models only generate text."""
         del request
 
         async def handle(call: Call) -> pb.EmbedResponse:
@@ -247,11 +248,11 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
     async def _check_size(self, request: Message) -> None:
         """Check the number of values in a request.
 
-        Long requests are processed one per iteration of the event loop, since counting and
+        Long requests are processed one per iteration of the event loop, because counting and
         converting one takes milliseconds.
 
         Raises:
-            InvalidRequest: the request holds too many values.
+            InvalidRequest: The request contains too many values.
         """
         if request.ByteSize() > _LONG:
             await self._turns.turn()
@@ -263,7 +264,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         """Return the answer of a vLLM handler to a request.
 
         Raises:
-            RpcError: the handler returned an error body.
+            RpcError: The handler returned an error body.
         """
         answer = await handler(request, call.raw_request(self._app))
         if isinstance(answer, ErrorResponse):

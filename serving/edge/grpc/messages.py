@@ -26,11 +26,11 @@ def messages_json(messages: Iterable[pb.Message], field: str = "messages") -> li
     """Convert a conversation.
 
     Args:
-        messages: the messages, oldest first.
-        field: proto path of the list, for errors.
+        messages: The messages, oldest first.
+        field: Proto path of the list, for errors.
 
     Raises:
-        BadField: the list is empty, or a message is malformed.
+        BadField: The list is empty, or a message is malformed.
     """
     converted = [_message(message, f"{field}[{i}]") for i, message in enumerate(messages)]
     if not converted:
@@ -82,7 +82,7 @@ def tool_json(tool: pb.Tool, index: int) -> dict[str, Any]:
     """Convert a tool.
 
     Raises:
-        BadField: the name is missing, or the parameters are not a JSON object.
+        BadField: The name is missing, or the parameters are not a JSON object.
     """
     if not tool.name:
         raise BadField(f"tools[{index}].name", "is required")
@@ -102,7 +102,7 @@ def tool_choice_json(choice: pb.ToolChoice) -> str | dict[str, Any]:
     """Convert a tool choice.
 
     Raises:
-        BadField: the choice is empty.
+        BadField: The choice is empty.
     """
     if choice.WhichOneof("choice") == "function_name":
         return {"type": "function", "function": {"name": choice.function_name}}
@@ -116,7 +116,7 @@ def json_object(text: str, field: str) -> dict[str, Any]:
     """Parse JSON text that must be an object; key order is preserved.
 
     Raises:
-        BadField: the text is not valid JSON, or not an object.
+        BadField: The text is not valid JSON, or not an object.
     """
     try:
         value = json.loads(text, parse_constant=_reject_constant)

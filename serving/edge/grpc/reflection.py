@@ -24,8 +24,8 @@ def add_reflection(services: Sequence[str], server: Any) -> None:
     """Add the reflection services to a server.
 
     Args:
-        services: full names of the services to list, including reflection.
-        server: a gRPC server.
+        services: Full names of the services to list, including reflection.
+        server: A gRPC server.
     """
     _describe_v1()
     servicer = ReflectionServicer(services)

@@ -1,6 +1,6 @@
-"""Converts proto requests to vLLM's request models, which validate as over REST. No I/O.
+"""Converts proto requests to vLLM's request models, which validate them as over REST. No I/O.
 
-Only fields that are set are passed on, so defaults are vLLM's.
+Only fields that are set are passed on, so vLLM's defaults apply to the others.
 """
 
 import math
@@ -43,7 +43,7 @@ def chat_request(request: pb.ChatRequest, *, stream: bool) -> ChatCompletionRequ
     """Build vLLM's chat request.
 
     Raises:
-        BadField: a field is missing or malformed.
+        BadField: A field is missing or malformed.
     """
     content = _model_and_stream(request.model, stream=stream)
     content["messages"] = messages_json(request.messages)
@@ -73,7 +73,7 @@ def complete_request(request: pb.CompleteRequest, *, stream: bool) -> Completion
     """Build vLLM's completion request.
 
     Raises:
-        BadField: a field is missing or malformed.
+        BadField: A field is missing or malformed.
     """
     content = _model_and_stream(request.model, stream=stream)
     match request.WhichOneof("prompt"):
@@ -102,7 +102,7 @@ def tokenize_request(
     """Build vLLM's tokenize request.
 
     Raises:
-        BadField: a field is missing or malformed.
+        BadField: A field is missing or malformed.
     """
     content: dict[str, Any] = {"model": _required_model(request.model)}
     if request.HasField("add_special_tokens"):
@@ -128,7 +128,7 @@ def detokenize_request(request: pb.DetokenizeRequest) -> DetokenizeRequest:
     """Build vLLM's detokenize request.
 
     Raises:
-        BadField: the model is missing.
+        BadField: The model is missing.
     """
     return validated(
         DetokenizeRequest,
@@ -140,7 +140,7 @@ def validated(model: type[ModelT], content: dict[str, Any]) -> ModelT:
     """Validate ``content`` with a request model of vLLM.
 
     Raises:
-        BadField: the model rejects a field.
+        BadField: The model rejects a field.
     """
     try:
         return model.model_validate(content)
@@ -232,7 +232,7 @@ def _finite(value: float, field: str) -> float:
     """Return the value; vLLM checks only some parameters for NaN and infinity.
 
     Raises:
-        BadField: the value is NaN or infinite.
+        BadField: The value is NaN or infinite.
     """
     if not math.isfinite(value):
         raise BadField(field, f"must be a finite number, got {value}")

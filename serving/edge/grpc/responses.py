@@ -88,7 +88,7 @@ def finish_reason(text: str | None) -> pb.FinishReason:
     """Convert a finish reason; UNSPECIFIED while the choice is still being generated.
 
     Raises:
-        EngineError: the reason is unknown to this version.
+        EngineError: The reason is unknown to this version.
     """
     if text is None:
         return pb.FINISH_REASON_UNSPECIFIED

@@ -1,4 +1,4 @@
-"""The gRPC server of a router: all services, with health and reflection, on one port."""
+"""The gRPC server of a router: all services, including health and reflection, on one port."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -61,7 +61,7 @@ class GrpcGuard:
 
     authenticator: Authenticator
     tls: Watched[TlsMaterial] | None = None
-    """TLS certificates. None: plaintext."""
+    """TLS certificates. None means plaintext."""
     max_header_bytes: int = 32 * 2**10
     """Maximum size of an RPC's metadata, bytes."""
     max_body_values: int = MAX_VALUES
@@ -130,7 +130,7 @@ class GrpcEdge:
             The port.
 
         Raises:
-            SettingsError: the address cannot be bound.
+            SettingsError: The address cannot be bound.
         """
         settings = self._settings
         listening = bind(
@@ -159,5 +159,5 @@ class GrpcEdge:
         await self.server.leave()
 
     async def stop(self, grace: float) -> None:
-        """Refuse new calls, and cancel running ones after ``grace`` seconds."""
+        """Reject new calls, and cancel running ones after ``grace`` seconds."""
         await self.server.stop(grace)

@@ -27,12 +27,12 @@ _EXPOSED_HEADERS = (REQUEST_ID, "request-id", "retry-after", EXPLAIN, COST, BUDG
 
 @dataclass(frozen=True, slots=True)
 class RestApp:
-    """The app to serve, and vLLM's app inside, whose handlers the gRPC edge uses."""
+    """The app to serve, and vLLM's app inside it, whose handlers the gRPC edge uses."""
 
     asgi: ASGIApp
     inner: FastAPI
     first: Handlers | None = None
-    """Handlers of the first model of several. None: there is only one model."""
+    """Handlers of the first of several models. None if there is only one model."""
 
 
 async def build_rest_app(
@@ -58,21 +58,22 @@ async def build_rest_app(
 
     Args:
         client: vLLM engine client that represents the fleet.
-        args: arguments of vLLM's server (``serving.engine.arguments.router_args``).
-        pages: data sources of the router's pages.
-        max_body_bytes: maximum size of a request body, bytes.
-        max_body_values: maximum number of JSON values in a request body.
-        max_pending_bytes: maximum total size of incomplete request bodies, bytes.
-        keepalive_interval: idle time after which a comment is sent in a stream, seconds.
-        clock: the router's clock.
-        authenticator: validates API keys. None: no key is required.
-        open_metrics: whether /metrics is public.
-        tracing: starts the traces of requests. None: no tracing.
-        cors_origins: origins whose pages may call the router; "*" permits any.
-        usage: records requests in the ledger. None: no ledger.
-        models: handlers of several models, of which ``client`` serves the first. None: only one.
-        check_load: rejects a request before its body is read. None: ``client.check_load``.
-        max_file_bytes: maximum size of an uploaded file, bytes. None: batches are disabled.
+        args: Arguments of vLLM's server (``serving.engine.arguments.router_args``).
+        pages: Data sources of the router's pages.
+        max_body_bytes: Maximum size of a request body, bytes.
+        max_body_values: Maximum number of JSON values in a request body.
+        max_pending_bytes: Maximum total size of incomplete request bodies, bytes.
+        keepalive_interval: Idle time after which a comment is sent in a stream, seconds.
+        clock: The router's clock.
+        authenticator: Validates API keys. If None, no key is required.
+        open_metrics: Whether /metrics is public.
+        tracing: Starts the traces of requests. None means no tracing.
+        cors_origins: Origins whose pages may call the router; "*" permits any.
+        usage: Records requests in the ledger. None means no ledger.
+        models: Handlers of several models; ``client`` serves the first one. If None, there is only
+            one model.
+        check_load: Rejects a request before its body is read. None means ``client.check_load``.
+        max_file_bytes: Maximum size of an uploaded file, bytes. If None, batches are disabled.
     """
     app = await build_vllm_app(client, args, generating=GENERATING, turns=client.turns)
     first = None if models is None else dispatch_models(app.state, models)

@@ -34,12 +34,12 @@ def decompressor(content_encoding: str, limit: int) -> "Decompressor | None":
     """Return a decompressor for a content-encoding, or None for identity.
 
     Args:
-        content_encoding: value of the header, a list. A body encoded more than once is not
-            supported.
-        limit: maximum size of the decompressed body, bytes.
+        content_encoding: Value of the header, which is a list. A body that is encoded more than
+            once is not supported.
+        limit: Maximum size of the decompressed body, bytes.
 
     Raises:
-        UnknownEncoding: the encoding is not supported.
+        UnknownEncoding: The encoding is not supported.
     """
     listed = (name.strip().lower() for name in content_encoding.split(","))
     given = [name for name in listed if name not in {"", "identity"}]
@@ -67,12 +67,12 @@ class Decompressor:
         """Decompress the next bytes of the body.
 
         Args:
-            data: compressed bytes, split at any position.
-            last: whether these are the last bytes.
+            data: Compressed bytes, split at any position.
+            last: Whether these are the last bytes.
 
         Raises:
-            BrokenBody: the data is corrupt or incomplete.
-            OversizedBody: the decompressed body exceeds the limit.
+            BrokenBody: The data is corrupt or incomplete.
+            OversizedBody: The decompressed body exceeds the limit.
         """
         parts: list[bytes] = []
         while data or self._member_open:

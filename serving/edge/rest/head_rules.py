@@ -1,7 +1,7 @@
 """The rules of RFC 9112 for the head of a request.
 
-A proxy in front and this server must agree on the end and the host of every request. Heads that
-servers understand differently are therefore refused, not interpreted.
+This server and a proxy in front of it must agree on the end and the host of every request. Heads
+that servers interpret differently are therefore rejected.
 """
 
 import re
@@ -17,8 +17,8 @@ def head_refusal(version: str, method: bytes, headers: Iterable[tuple[bytes, byt
 
     Args:
         version: HTTP version of the request line.
-        method: method of the request; a response to HEAD has no content.
-        headers: the request's headers, with names in lower case.
+        method: Method of the request; a response to HEAD has no content.
+        headers: The request's headers, with names in lower case.
     """
     hosts, codings = [], []
     for name, value in headers:

@@ -37,8 +37,8 @@ _BAD_HEAD = (
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _WEBSOCKET = b"websocket"
 _FIRST_CHECK, _LAST_CHECK = 0.05, 1.0
-"""First and longest interval between checks whether a half-closed client is still connected,
-seconds; doubled each time."""
+"""First and maximum interval between checks whether a half-closed client is still connected,
+seconds; the interval doubles each time."""
 
 
 class BoundedHttpProtocol(HttpToolsProtocol):
@@ -56,12 +56,13 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._check_timer: asyncio.TimerHandle | None = None
         self._in_head = True
         self._received = 0
-        """Received bytes of the current head."""
+        """Number of received bytes of the current head."""
         self._parsed = 0
-        """Parsed bytes of the current head."""
+        """Number of parsed bytes of the current head."""
         self._too_large = False
         self._refusal: bytes | None = None
-        """Response to send after those in progress, before closing. Empty: only close."""
+        """Response to send after the responses in progress, before closing. If empty, the
+        connection is closed without a response."""
         self._half_closed = False
         self._running: RequestResponseCycle | None = None
         """The current or last request to be answered; ``cycle`` is the last one parsed."""
@@ -105,8 +106,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     def read_until(self, until: float) -> bool:
         """Parse until the clock reaches ``until``.
 
-        Parsing pauses behind a request that waits for the previous one, and behind a body that is
-        not being read yet.
+        Parsing pauses while a request waits for the previous one, and while a body is not being
+        read yet.
 
         Returns:
             Whether more data can be parsed now.
@@ -163,7 +164,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             self.transport.resume_reading()
 
     def _parse(self, data: bytes) -> None:
-        """Parse data, and refuse a head that exceeds the limit."""
+        """Parse data, and reject a head that exceeds the limit."""
         if self._in_head:
             # The parser does not report an incomplete header, so received bytes are counted too.
             self._received += len(data)
@@ -228,7 +229,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         """
         error = sys.exception()
         if self._get_upgrade() == _WEBSOCKET or not isinstance(error, httptools.HttpParserUpgrade):
-            # The middleware refuses WebSockets; the data after the head is not HTTP.
+            # The middleware rejects WebSockets; the data after the head is not HTTP.
             self._unread.clear()
             return
         if self._body_follows:
@@ -280,7 +281,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         )
 
     def send_400_response(self, msg: str) -> None:
-        """Refuse data rejected by the parser or by one of its callbacks above."""
+        """Respond to data rejected by the parser or by one of its callbacks above."""
         del msg
         self._refuse(_TOO_LARGE if self._too_large else _BAD_HEAD + _BAD_TEXT)
 

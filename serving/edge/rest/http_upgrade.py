@@ -2,7 +2,7 @@
 
 Java's HTTP client, which langchain4j and Spring AI use, sends the offer with the first request of
 each connection. A server may ignore it (RFC 9110, section 7.8). uvicorn does, but its parser treats
-the data after the head as the other protocol's, and the request would lose its body.
+the data after the head as data of the other protocol, and the request would lose its body.
 """
 
 from collections.abc import Iterable
@@ -17,7 +17,7 @@ def body_headers(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
     """Return the header lines that announce a request body, or empty bytes without a body.
 
     Args:
-        headers: the request's headers, with names in lower case.
+        headers: The request's headers, with names in lower case.
     """
     found = [(name, value) for name, value in headers if name in _BODY_HEADERS]
     if all(name == b"content-length" and value.strip() == b"0" for name, value in found):
@@ -29,7 +29,7 @@ def parser_of_body(protocol: Any, headers: bytes) -> httptools.HttpRequestParser
     """Return a parser in the state after a request head, for the body and later requests.
 
     Args:
-        protocol: receives the parser's events.
+        protocol: Receives the parser's events.
         headers: ``body_headers`` of the request.
     """
     events = _EventsBehindHead(protocol)

@@ -4,10 +4,11 @@ import asyncio
 
 
 class JoinedHead:
-    """The transport as seen by one response: the head leaves together with what follows it.
+    """The transport as seen by one response: sends the head together with the data that follows it.
 
-    uvicorn writes head and body apart, each a system call, although nearly every body is there at
-    once. A head that nothing follows is sent in the event loop's next turn.
+    uvicorn writes head and body separately, with a system call for each, although the body is
+    nearly always available immediately. A head without following data is sent in the next iteration
+    of the event loop.
     """
 
     __slots__ = ("_head", "_loop", "_transport")
@@ -16,10 +17,10 @@ class JoinedHead:
         self._transport = transport
         self._loop = loop
         self._head: bytes | None = None
-        """The head while it is held; empty once it was sent."""
+        """The head while it is held; empty once it has been sent."""
 
     def write(self, data: bytes) -> None:
-        """Send data after the held head; hold the first."""
+        """Hold the head, which is the first data; send it together with the next data."""
         if self._head is None:
             self._head = data
             self._loop.call_soon(self.flush)
@@ -36,7 +37,7 @@ class JoinedHead:
             self._transport.write(data)
 
     def close(self) -> None:
-        """Close the connection after what was written."""
+        """Send the written data, then close the connection."""
         self.flush()
         self._transport.close()
 

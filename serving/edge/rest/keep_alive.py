@@ -1,4 +1,4 @@
-"""Decides when an idle event stream gets a comment."""
+"""Decides when a comment is sent in an idle event stream."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -7,9 +7,9 @@ from collections.abc import Awaitable, Callable
 class KeepAlive:
     """Calls ``send_comment`` whenever nothing has been sent for ``interval`` seconds.
 
-    A request may wait in the queue, for a group, or for its resumption longer than a proxy keeps an
-    idle connection open. A single timer checks the time of the last event, so sending an event
-    does not reset a timer.
+    A request can wait in the queue, for a group, or for its resumption longer than a proxy keeps an
+    idle connection open. A single timer checks the time of the last event, so sending an event does
+    not reset a timer.
     """
 
     def __init__(
@@ -21,9 +21,9 @@ class KeepAlive:
         """Start the timer.
 
         Args:
-            interval: maximum idle time, seconds.
-            send_comment: sends a comment.
-            loop: event loop for time and timers. Default: the running loop.
+            interval: Maximum idle time, seconds.
+            send_comment: Sends a comment.
+            loop: Event loop for time and timers; the running loop by default.
         """
         self._interval = interval
         self._send_comment = send_comment

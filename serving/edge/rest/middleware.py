@@ -1,7 +1,7 @@
 """ASGI middleware around vLLM's app: authentication, request ids, deadlines, limits, request log.
 
-Plain ASGI, because Starlette's ``BaseHTTPMiddleware`` hides disconnects from the app, and a
-disconnect must abort the request in the engine.
+This is plain ASGI middleware, because Starlette's ``BaseHTTPMiddleware`` hides disconnects from the
+app, and a disconnect must abort the request in the engine.
 """
 
 from collections.abc import Callable
@@ -219,7 +219,7 @@ class EdgeMiddleware:
             self._record(response, self._line(response))
 
     def cost(self, response: ResponseStream) -> str | None:
-        """Return what a finished request costs; see ``EndOfResponse``."""
+        """Return the cost of a finished request; see ``EndOfResponse``."""
         context = response.request_context
         if self._usage is None or context is None or not context.record.ended.prompt_tokens:
             return None

@@ -3,8 +3,8 @@
 FastAPI generates it from vLLM's routes, which declare few response schemas, and declare status 422
 for errors that are sent as 400. Requests are described by vLLM's models.
 
-Generating it takes a second of CPU time. A router therefore generates it when a client first asks
-for it, in a thread, instead of at start-up.
+Generating it takes a second of CPU time. A router therefore generates it in a thread at the first
+request for it, not at start-up.
 """
 
 import copy
@@ -55,7 +55,8 @@ _CHUNKS: dict[str, type[BaseModel]] = {
     "/v1/chat/completions": ChatCompletionStreamResponse,
     "/v1/completions": CompletionStreamResponse,
 }
-"""Schema of an event's data. /v1/responses and /v1/messages have many event types instead."""
+"""Schema of an event's data, by route. /v1/responses and /v1/messages have several event types and
+are not included."""
 _STREAMS = (*_CHUNKS, "/v1/responses", "/v1/messages", "/invocations")
 _TEXTS = ("/livez", "/metrics")
 _EMPTY = ("/health", "/ping")
@@ -84,7 +85,7 @@ _UNUSED = ("HTTPValidationError", "ValidationError")
 
 
 class ApiDocument:
-    """The OpenAPI document of an app's routes as they are now, generated on the first call."""
+    """The OpenAPI document of an app's current routes, generated on the first call."""
 
     def __init__(self, app: FastAPI) -> None:
         """Copy the routes; later changes to the app or its routes have no effect."""
@@ -100,7 +101,7 @@ class ApiDocument:
         self._document: dict[str, Any] | None = None
 
     def __call__(self) -> dict[str, Any]:
-        """Return the document. May take a second, so do not call it on a router's event loop."""
+        """Return the document; takes up to a second, so do not call it on a router's event loop."""
         with self._generating:
             if self._document is None:
                 self._document = describe(self._app)
@@ -135,9 +136,9 @@ def _responses(path: str, schema_of: Any, *, works: bool) -> dict[str, Any]:
     """Return the responses of a path.
 
     Args:
-        path: path in the document.
-        schema_of: returns the schema of a model.
-        works: whether the path accepts work requests, which have more possible errors.
+        path: Path in the document.
+        schema_of: Returns the schema of a model.
+        works: Whether the path accepts work requests, which have more possible errors.
     """
     answer: dict[str, Any] = {"description": "The response"}
     if path in _TEXTS:

@@ -32,7 +32,7 @@ _BODY_HEADERS = frozenset({b"content-encoding", b"content-length"})
 
 
 class BadBody(HTTPException):
-    """The body is refused. An HTTPException because FastAPI does not wrap those."""
+    """The body is rejected. This is an HTTPException because FastAPI does not wrap those."""
 
     def __init__(self, status: int, text: str, headers: dict[str, str] | None = None) -> None:
         super().__init__(status_code=status, detail=text, headers=headers)
@@ -87,11 +87,11 @@ class RequestBody:
         Args:
             scope: ASGI scope of the request.
             receive: ASGI's receive function.
-            clock: the router's clock.
-            max_bytes: maximum size, both as sent and decompressed.
-            max_values: maximum number of JSON values.
-            turns: shared by all requests; long bodies are counted and parsed one per turn.
-            pending: shared by all requests; total size of incomplete bodies.
+            clock: The router's clock.
+            max_bytes: Maximum size, both as sent and decompressed.
+            max_values: Maximum number of JSON values.
+            turns: Shared by all requests; long bodies are counted and parsed one per turn.
+            pending: Shared by all requests; total size of incomplete bodies.
         """
         self._scope = scope
         self._receive = receive
@@ -101,20 +101,20 @@ class RequestBody:
         self._turns = turns
         self._pending = pending
         self._held = 0
-        """Bytes counted as pending."""
+        """Number of bytes counted as pending."""
         self._received = 0
         self._complete = False
         self._decompressor: Decompressor | None = None
         self.arrived_at = clock.monotonic()
         """Arrival time of the request on the router's monotonic clock, seconds."""
         self.error: BadBody | None = None
-        """Error with which the body was refused, or None."""
+        """Error with which the body was rejected, or None."""
 
     def check_length(self) -> None:
-        """Refuse a body whose content-length exceeds the limit.
+        """Reject a body whose content-length exceeds the limit.
 
         Raises:
-            TooLarge: content-length exceeds the limit.
+            TooLarge: The content-length exceeds the limit.
         """
         length = Headers(scope=self._scope).get("content-length", "")
         if length.isdigit() and int(length) > self._max_bytes:
@@ -124,7 +124,7 @@ class RequestBody:
         """Set up decompression according to content-encoding.
 
         Raises:
-            BadBody: the encoding is not supported.
+            BadBody: The encoding is not supported.
         """
         encodings = Headers(scope=self._scope).getlist("content-encoding")
         if not encodings:
@@ -143,7 +143,7 @@ class RequestBody:
         """Return the next ASGI message of the request.
 
         Raises:
-            BadBody: the body exceeds a limit, is corrupt, or arrives too slowly.
+            BadBody: The body exceeds a limit, is corrupt, or arrives too slowly.
         """
         message = await (self._receive() if self._complete else self._receive_in_time())
         if message["type"] != "http.request":
@@ -164,7 +164,7 @@ class RequestBody:
         """Return the next part of the body.
 
         Raises:
-            TooSlow: the body does not arrive in time.
+            TooSlow: The body does not arrive in time.
         """
         left = self.arrived_at + BODY_TIMEOUT - self._clock.monotonic()
         try:
@@ -192,9 +192,9 @@ class RequestBody:
         return {"type": "http.request", "body": body, "more_body": more}
 
     async def _check_part(self, body: bytes, *, last: bool) -> None:
-        """Refuse a body that would block other requests or exhaust memory.
+        """Reject a body that would block other requests or exhaust memory.
 
-        A body is refused if it has too many values to process in one event-loop iteration, or if
+        A body is rejected if it has too many values to process in one event-loop iteration, or if
         incomplete bodies take too much memory. Long bodies are counted, and later parsed, one per
         iteration.
         """

@@ -30,12 +30,12 @@ def response_headers(
     Args:
         scope: ASGI scope of the request.
         status: HTTP status of the response.
-        present: headers sent by the app.
-        request_id: the request's id. None: the client sent a malformed one.
-        retry_after: time after which the client may retry, seconds. None: unknown.
-        explanation: the routing decisions. None: not requested or not known.
-        budget_warning: warning about a budget. None: no warning.
-        cost: what the request cost. None: not requested or not known.
+        present: Headers sent by the app.
+        request_id: The request's id. None if the client sent a malformed one.
+        retry_after: Time after which the client may retry, seconds. None if unknown.
+        explanation: The routing decisions. None if not requested or not known.
+        budget_warning: Warning about a budget. None if there is none.
+        cost: The cost of the request. None if not requested or not known.
     """
     present = list(present)
     yield from map(_without_origin, present)
@@ -59,7 +59,7 @@ def response_headers(
 
 
 def _without_origin(header: Header) -> Header:
-    """Remove scheme and host from a redirect, since those of a proxy in front differ."""
+    """Remove scheme and host from a redirect, because those of a proxy in front differ."""
     name, value = header
     if name.lower() != b"location":
         return header

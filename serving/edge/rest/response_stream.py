@@ -1,8 +1,8 @@
 """The response to a REST request.
 
-The start of a streamed response is held back until its first part, so that an early error gets its
-proper status. Comments keep the connections of idle streams alive. ``ResponseProgress`` provides
-the data for the request's log line.
+The start of a streamed response is held back until its first part is available, so that an early
+error gets the correct status. Comments keep the connections of idle streams alive.
+``ResponseProgress`` provides the data for the request's log line.
 """
 
 import asyncio
@@ -40,7 +40,7 @@ _LAST_EVENTS = (
     b"event: response.incomplete",
     b"event: response.failed",
 )
-"""Events by which a client knows that the response is complete, before the connection says so."""
+"""Events that tell a client that the response is complete, before the connection is closed."""
 _SLOW_EVENTS = (*_ERROR_EVENTS, *_LAST_EVENTS)
 _EVENT_END = b"\n\n"
 
@@ -51,8 +51,8 @@ _EVENT_STREAM_HEADERS = ((b"cache-control", b"no-cache"), (b"x-accel-buffering",
 """Headers that prevent proxies from caching or buffering an event stream."""
 
 COMMENT = b": waiting\n"
-"""Comment in an event stream; clients skip lines that start with a colon. One newline only: with
-two, some decoders read the comment as an event without data."""
+"""Comment in an event stream; clients skip lines that start with a colon. It ends with one newline
+only: with two, some decoders read the comment as an event without data."""
 RESUMED = "x-resumed"
 """Comment in an event stream, before the first event after the request has resumed on another rank:
 ``: x-resumed N``, where N is the number of resumptions so far."""
@@ -84,18 +84,18 @@ class ResponseProgress:
     resumed: bool = False
     """Whether the request has moved to another rank since the last event."""
     reason: str | None = None
-    """Reason of the error sent, or None."""
+    """Reason of the error that was sent, or None."""
 
 
 class EndOfResponse(Protocol):
-    """What is done before a client can see that its response is complete."""
+    """Steps to take before a client can see that its response is complete."""
 
     def before_last_part(self, response: "ResponseStream") -> None:
         """Called before the last part is sent, more than once if parts follow it."""
         ...
 
     def cost(self, response: "ResponseStream") -> str | None:
-        """Return what a finished request costs; None: it must not or cannot be told."""
+        """Return the cost of a finished request; None if it is not permitted or not known."""
         ...
 
 
@@ -116,16 +116,16 @@ class ResponseStream:
         Args:
             scope: ASGI scope of the request.
             send: ASGI's send function.
-            body: the body of the request.
-            clock: the router's clock.
-            keepalive_interval: idle time after which a comment is sent in a stream, seconds.
-            end: called before the last part of a response of the app.
+            body: The body of the request.
+            clock: The router's clock.
+            keepalive_interval: Idle time after which a comment is sent in a stream, seconds.
+            end: Called before the last part of the app's response.
         """
         self._end = end
         self.scope = scope
         self.request_id: str | None = None
         self.request_context: RequestContext | None = None
-        """Context of an authenticated work request. None: a page, or not authenticated yet."""
+        """Context of an authenticated work request. None for a page, or before authentication."""
         self.body = body
         self.arrived_at = body.arrived_at
         self._send = send
@@ -260,7 +260,7 @@ class ResponseStream:
             self.close()
 
     def _comments(self) -> bytes:
-        """Return what to tell the client before the next event of a stream."""
+        """Return the comments to send before the next event of a stream."""
         comments = b""
         if (explanation := self._take_explanation()) is not None:
             # The headers were sent before a rank was chosen.
@@ -311,9 +311,9 @@ class ResponseStream:
         """Send an error body; further messages from the app are dropped.
 
         Args:
-            response: the error.
-            headers_of_app: the app's headers; those that browsers need are kept.
-            body: the error in the route's format. None: OpenAI's format.
+            response: The error.
+            headers_of_app: The app's headers; those that browsers need are kept.
+            body: The error in the route's format. None means OpenAI's format.
         """
         self.close()
         self.progress.passthrough = False
@@ -336,7 +336,7 @@ class ResponseStream:
         self.progress.complete = self.progress.replaced = True
 
     async def fail_body(self, error: BadBody) -> None:
-        """Send the error of a refused body."""
+        """Send the error of a rejected body."""
         headers = [(n.encode(), v.encode()) for n, v in (error.headers or {}).items()]
         await self.fail(error.response, headers)
 
@@ -367,7 +367,7 @@ class ResponseStream:
                 # A streamed response starts with its first part, when the rank is usually known.
                 explanation=self._take_explanation(),
                 budget_warning=None if record is None else record.budget_warning,
-                # A stream tells it in a comment before its last event.
+                # A stream reports the cost in a comment before its last event.
                 cost=None if self.progress.streamed else self._cost(),
             )
         )

@@ -1,4 +1,4 @@
-"""uvicorn embedded in the router, which starts and stops it, without signal handlers."""
+"""uvicorn embedded in the router, without signal handlers; the router starts and stops it."""
 
 import asyncio
 import contextlib
@@ -15,7 +15,7 @@ from serving.errors import SettingsError
 from serving.h2grpc.acceptor import Acceptor
 
 _KEEP_ALIVE = 75
-"""Time an idle connection stays open, seconds; longer than in clients' connection pools."""
+"""Time that an idle connection stays open, seconds; longer than in clients' connection pools."""
 
 
 class RestServer(uvicorn.Server):
@@ -33,11 +33,11 @@ class RestServer(uvicorn.Server):
         """Create the server; ``start`` begins serving.
 
         Args:
-            app: the ASGI app.
-            listening: a bound socket.
-            stop_grace: time for running requests to finish when the server stops, seconds.
-            protocol: protocol class of connections, from ``bounded_protocol``.
-            tls: TLS context. None: plaintext.
+            app: The ASGI app.
+            listening: A bound socket.
+            stop_grace: Time for running requests to finish when the server stops, seconds.
+            protocol: Protocol class of connections, from ``bounded_protocol``.
+            tls: TLS context. None means plaintext.
         """
         super().__init__(
             uvicorn.Config(
@@ -70,7 +70,7 @@ class RestServer(uvicorn.Server):
         """Start serving.
 
         Raises:
-            SettingsError: the app did not start.
+            SettingsError: The app did not start.
         """
         self._task = asyncio.create_task(self.serve(sockets=[self._listening]))
         ready = asyncio.create_task(self._ready.wait())
@@ -89,7 +89,7 @@ class RestServer(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Do not install signal handlers; the process has its own."""
+        """Do not install signal handlers, because the process has installed others."""
         yield
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:

@@ -31,17 +31,17 @@ class UploadBody(RequestBody):
     """Maximum size of the file, bytes; set by the middleware."""
 
     def check_length(self) -> None:
-        """Refuse an upload whose content-length exceeds the limit.
+        """Reject an upload whose content-length exceeds the limit.
 
         Raises:
-            FileTooLarge: content-length exceeds the limit.
+            FileTooLarge: The content-length exceeds the limit.
         """
         length = Headers(scope=self._scope).get("content-length", "")
         if length.isdigit():
             self._check(int(length))
 
     def decode(self) -> None:
-        """Refuse compressed uploads, which could expand to a thousand times their size.
+        """Reject compressed uploads, which could expand to a thousand times their size.
 
         Raises:
             BadBody: The upload has a content-encoding.

@@ -23,7 +23,7 @@ _MAX_FIELDS = 16
 
 @dataclass(slots=True)
 class UploadForm:
-    """A complete form, whose file is written but not visible yet."""
+    """A complete form, whose file has been written but is not visible yet."""
 
     upload: "Upload"
     filename: str
@@ -105,7 +105,7 @@ async def read_form(request: Request, store: "BatchStore", tenant: str) -> Uploa
         InvalidRequest: The form is malformed or incomplete.
         Cancelled: The client disconnected.
         Overloaded: The tenant has too many files.
-        StorageFull: The storage has no room.
+        StorageFull: The storage is full.
     """
     kind, options = parse_options_header(request.headers.get("content-type", ""))
     boundary = options.get(b"boundary")

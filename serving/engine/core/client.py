@@ -30,7 +30,7 @@ class CoreClient:
             config: vLLM's configuration of this rank.
 
         Raises:
-            Exception: A process does not start; the error is vLLM's.
+            Exception: vLLM's error if a process does not start.
         """
         configure_logging_if_needed(config.logging_config)
         maybe_register_config_serialize_by_value()
@@ -47,7 +47,7 @@ class CoreClient:
 
     @property
     def engine_indexes(self) -> list[int]:
-        """Indices of the engine cores that this client started: only the rank's."""
+        """Indices of the engine cores that this client started; it is only the rank's."""
         return list(self._client.engine_ranks_managed)
 
     @property
@@ -73,7 +73,7 @@ class CoreClient:
         await self._client.abort_requests_async(list(request_ids))
 
     async def outputs(self) -> EngineCoreOutputs:
-        """Wait for the outputs of the next step.
+        """Wait for the outputs of the next step and return them.
 
         Raises:
             EngineDeadError: A process of the engine has ended.
@@ -82,7 +82,7 @@ class CoreClient:
         return outputs
 
     async def collective_rpc(self, method: str) -> list[Any]:
-        """Call a method on all workers, between two steps; return their results."""
+        """Call a method on all workers between two steps; return their results."""
         results: list[Any] = await self._client.collective_rpc_async(method)
         return results
 

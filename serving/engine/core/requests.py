@@ -32,7 +32,7 @@ _TASKS = ("generate",)
 
 
 class _Choice:
-    """One choice of a request: one request to the engine core."""
+    """One choice of a request, which is one request to the engine core."""
 
     __slots__ = ("core_id", "index", "logprobs", "owner", "statistics")
 
@@ -51,7 +51,7 @@ class _Choice:
         self.statistics = RequestStatistics(request, parent)
         self.logprobs: LogprobsProcessor | None = None
         if params.num_logprobs is not None or params.prompt_logprobs is not None:
-            # Without a tokenizer: routers decode the candidates.
+            # No tokenizer is needed, because routers decode the candidates.
             self.logprobs = LogprobsProcessor.from_new_request(None, request)
 
 
@@ -84,7 +84,7 @@ class CoreRequest:
 
 
 class CoreRequests:
-    """Runs requests on an engine core, and delivers the output of each step at once."""
+    """Runs requests on an engine core, and delivers all output of a step together."""
 
     def __init__(self, core: CoreClient, statistics: StepStatistics) -> None:
         """Start without requests; see :meth:`start`.

@@ -27,7 +27,7 @@ class RequestStatistics:
 
         Args:
             request: The request; its sampling parameters are set.
-            parent: vLLM's record of a request with several choices; None with one choice.
+            parent: vLLM's record of a request with several choices. None for one choice.
         """
         params = request.sampling_params
         assert params is not None
@@ -76,7 +76,7 @@ class StepStatistics:
         Args:
             one: The request's statistics.
             reason: Why it ended.
-            output: Its last output. None: the router ended it between two steps.
+            output: Its last output. None if the router ended it between two steps.
         """
         step = self._step
         if step is None:

@@ -3,7 +3,7 @@
 vLLM loads the entry point ``vllm.general_plugins: moe_serving_cpu`` in each of its processes and
 calls :func:`register`, which does nothing on platforms other than CPU.
 
-Each patch has a probe that tests vLLM's behaviour, independent of the version. If vLLM behaves
+Each patch has a probe that tests vLLM's behaviour, independently of the version. If vLLM behaves
 correctly, the patch is skipped with a log message.
 
 =================  =================================================================

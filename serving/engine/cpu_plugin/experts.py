@@ -1,6 +1,6 @@
 """CPU experts: apply the expert map, count tokens, reject unsupported layers.
 
-With expert parallelism a process holds some of the experts and receives the tokens of all ranks.
+With expert parallelism, a process holds some of the experts and receives the tokens of all ranks.
 ``CPUUnquantizedExperts.apply`` of vLLM 0.32 ignores ``expert_map``: it indexes local weights with
 global ids, which reads memory out of bounds or crashes.
 """
@@ -46,7 +46,7 @@ def to_local(
 
 
 def is_right() -> bool:
-    """Run two tokens through four tiny experts, of which the map contains only two.
+    """Return whether four tiny experts, two of them in the map, compute two tokens correctly.
 
     All four experts have weights, so code that ignores the map stays within bounds; the probe
     detects that it computes the wrong experts.

@@ -11,7 +11,7 @@ class Patch:
     name: str
     """Name for the log, e.g. ``"expert map"``."""
     is_right: Callable[[], bool]
-    """Probe: runs vLLM's current code on a small input and checks the result."""
+    """Runs vLLM's current code on a small input and checks the result."""
     apply: Callable[[], None]
     """Replaces the faulty code in this process."""
 

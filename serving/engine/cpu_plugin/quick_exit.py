@@ -1,8 +1,8 @@
 """Exit of vLLM's processes without interpreter teardown.
 
 The teardown of an interpreter that has loaded torch takes seconds of CPU time, and longer when
-several processes exit at once on few cores. vLLM then times out and kills the processes, which
-leave shared memory behind.
+several processes exit at the same time on few cores. vLLM then times out and kills the processes,
+which leave shared memory behind.
 """
 
 import atexit

@@ -1,6 +1,6 @@
 """Sampling parameters of draft tokens on CPU: temperature, top-k and top-p.
 
-With speculative decoding vLLM expands them from one value per request to one per draft token. In
+With speculative decoding, vLLM expands them from one value per request to one per draft token. In
 vLLM 0.32 the wrapper of the C++ kernel fills an int64 copy of the output, so the actual output
 stays uninitialized memory. If any request of a batch uses sampling, the logits of all requests in
 the batch, including greedy ones, are divided by these values.
@@ -39,7 +39,9 @@ def expand_batch_to_tokens(
 
 
 def is_right() -> bool:
-    """Expand a temperature and a top-k into memory that held other values before."""
+    """Return whether a temperature and a top-k are expanded correctly into memory with other
+    values.
+    """
     counts = torch.tensor([1, 1, 4], dtype=torch.int32)
     for values, replace_to in (
         (torch.tensor([0.0, 0.5, 0.7]), 1),

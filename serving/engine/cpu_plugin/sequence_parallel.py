@@ -1,6 +1,6 @@
-"""Workaround for DeepSeek layers with one token, where vLLM 0.32 takes a share for all rows.
+"""Workaround for DeepSeek layers with one token, where vLLM 0.32 mistakes a share for all rows.
 
-With data, tensor and expert parallelism each worker of a rank holds a share of the tokens between
+With data, tensor and expert parallelism, each worker of a rank holds a share of the tokens between
 two MoE layers (``use_sequence_parallel_moe``), padded to equal shares. ``DeepseekV2DecoderLayer``
 distinguishes a share from all rows by the number of rows, which is ambiguous with one token: one
 worker has one row, the other one row of padding. The layer then continues without gathering, and
@@ -26,7 +26,7 @@ _PADDING = -1.0
 
 
 def is_right() -> bool:
-    """Run two layers with one token on the worker that holds padding; check the attended rows.
+    """Return whether the worker with padding attends to the right rows of one token in two layers.
 
     The layers are stubs without weights; the collectives simulate two workers.
     """

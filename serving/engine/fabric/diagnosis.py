@@ -1,4 +1,4 @@
-"""Diagnosis of a failed check from the peers' reports. Pure: evidence in, text out."""
+"""Diagnosis of a failed check from the peers' reports. Pure functions."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ _RDMA = (
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """Loss of one peer, as seen by another."""
+    """Loss of one peer, as detected by another peer."""
 
     kind: str
     """``silent``: no heartbeats arrive. ``closed``: the connection was closed. ``left``: the peer
@@ -29,7 +29,7 @@ class Failure:
 
     peer: int
     worker: int | None
-    """Number of the worker; None if the peer itself failed."""
+    """Number of the worker. None if the peer itself failed."""
     kind: str
     """``contents`` (wrong data), ``group`` (communication), ``exit`` (process end) or ``peer``."""
     text: str
@@ -43,7 +43,7 @@ class Step:
     """Position in the order of all steps."""
     text: str
     partner: int | None
-    """The other peer in a pairwise exchange; None in other steps."""
+    """The other peer in a pairwise exchange. None in other steps."""
 
 
 @dataclass(slots=True)
@@ -82,7 +82,7 @@ def diagnose(seen: Evidence) -> str:
 
 
 def communication_failed(seen: Evidence) -> bool:
-    """Return whether all failures are of workers; a lost peer may then be the cause."""
+    """Return whether only workers' communication failed; a lost peer may then be the cause."""
     return bool(seen.failures) and all(item.kind in {"group", "exit"} for item in seen.failures)
 
 

@@ -49,7 +49,7 @@ class Follower:
             prepared: Preparation of this peer's workers.
 
         Raises:
-            FabricError: The check failed; the message has the reason.
+            FabricError: The check failed; the message contains the reason.
         """
         deadline = time.monotonic() + self._plan.join_limit
         leader, mesh, port = await self._reach(deadline)
@@ -169,7 +169,7 @@ class Follower:
         )
 
     async def _next(self, kind: str, limit: float) -> Message:
-        """Return the leader's next message, which must be of this kind.
+        """Return the leader's next message, whose type must be ``kind``.
 
         Raises:
             FabricError: The verdict arrived instead, the leader is lost, or no message arrived

@@ -65,7 +65,7 @@ class Leader:
             prepared: Preparation of this peer's workers.
 
         Raises:
-            FabricError: The check failed; the message has the reason.
+            FabricError: The check failed; the message contains the reason.
         """
         verdict = "the leader is stopping"
         try:

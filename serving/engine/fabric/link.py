@@ -1,6 +1,6 @@
 """TCP connection between two peers: JSON lines, with heartbeats in both directions.
 
-Heartbeats show which pods still reach each other while a collective hangs; collectives libraries
+Heartbeats show which pods still reach each other while a collective hangs; communication libraries
 do not report this. Sending never blocks: messages are small, and a connection whose buffer exceeds
 the limit is closed.
 """

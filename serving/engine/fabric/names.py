@@ -9,14 +9,14 @@ async def resolve(host: str, limit: float) -> str:
     """Return the first address of ``host``.
 
     The lookup runs in a thread that is not joined, because the system's resolver cannot be
-    interrupted and may block for half a minute.
+    interrupted and can block for half a minute.
 
     Args:
         host: Name or address.
-        limit: Seconds to wait.
+        limit: Maximum time to wait, seconds.
 
     Raises:
-        OSError: The name does not resolve in time; the message has the reason.
+        OSError: The name does not resolve in time; the message contains the reason.
     """
     loop = asyncio.get_running_loop()
     answer: asyncio.Future[str] = loop.create_future()

@@ -85,7 +85,7 @@ class Mesh:
 
         Args:
             table: Address and port by peer.
-            limit: Seconds for all connections together.
+            limit: Maximum time for all connections together, seconds.
 
         Returns:
             The peers that were not connected in time.

@@ -17,13 +17,13 @@ _WORD = 4
 
 
 class FabricError(EngineError):
-    """The pods of a group cannot exchange data; the message has the pods and the reason."""
+    """The pods of a group cannot exchange data; the message names the pods and the reason."""
 
     hint = ""
 
 
 class Backend(StrEnum):
-    """Collectives library."""
+    """Communication library."""
 
     AUTO = "auto"
     GLOO = "gloo"
@@ -39,13 +39,14 @@ class Plan:
     leader_host: str
     leader_port: int
     workers: int | None = None
-    """Workers per peer; None: one per GPU, or one without a GPU."""
+    """Number of workers per peer. None means one per GPU, or one if there is no GPU."""
     backend: Backend = Backend.AUTO
     size: int = 2**26
-    """Bytes that each worker sends per round."""
+    """Number of bytes that each worker sends per round."""
     rounds: int = 5
     timeout: float = 60.0
-    """Maximum duration of the check, seconds; half of it to wait for other peers."""
+    """Maximum duration of the check, seconds; at most half of it is spent waiting for other
+    peers."""
 
     def __post_init__(self) -> None:
         """Validate the values.
@@ -91,7 +92,9 @@ class Plan:
         return min(60.0, self.timeout / 6)
 
     def name(self, index: int) -> str:
-        """Return the name of a peer's pod if the leader's is JOB-0.SERVICE; otherwise ``""``."""
+        """Return the name of a peer's pod if the leader is named JOB-0.SERVICE, otherwise
+        ``""``.
+        """
         label, dot, domain = self.leader_host.partition(".")
         stem, dash, number = label.rpartition("-")
         if number != "0" or not dash:

@@ -19,7 +19,7 @@ class Measured:
     seconds: float
     """Median duration of the all-to-all rounds, seconds."""
     checked: int
-    """Bytes received and verified."""
+    """Number of bytes received and verified."""
     network: str
     """Network used by NCCL; empty if unknown."""
     deep_ep: str
@@ -43,9 +43,9 @@ class Findings:
 
     backend: str
     workers: int
-    """Workers per peer."""
+    """Number of workers per peer."""
     size: int
-    """Bytes that each worker sent per round."""
+    """Number of bytes that each worker sent per round."""
     rounds: int
     facts: Mapping[int, Facts]
     addresses: Mapping[int, str]

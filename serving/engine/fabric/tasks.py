@@ -15,7 +15,7 @@ class Jobs:
 
     plan: Plan
     workers: int
-    """Workers per peer."""
+    """Number of workers per peer."""
     backend: str
     store_host: str
     """Address of the group's store."""

@@ -28,7 +28,8 @@ from serving.engine.fabric.plan import pairings
 _PR_SET_PDEATHSIG = 1
 _WORD = 4
 _WARM_UP = 2**18
-"""Words of the first message between two workers, which also establishes the connection."""
+"""Number of words of the first message between two workers, which also establishes the
+connection."""
 _NETWORK = re.compile(r"Using network (\S+)")
 """Log line of NCCL about the selected network."""
 
@@ -58,7 +59,7 @@ class Exchange:
         self._rounds: int = job["rounds"]
         self._ordinal = 1
         self.checked = 0
-        """Bytes received and verified."""
+        """Number of bytes received and verified."""
 
     def pairs(self) -> dict[int, float]:
         """Exchange data with the corresponding worker of every other peer, one after the other.

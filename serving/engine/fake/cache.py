@@ -8,7 +8,7 @@ from serving.link.block_hashes import block_hashes
 
 
 class FakeCache:
-    """Records which prefixes have been computed; holds no tokens."""
+    """Records which prefixes have been computed; stores no tokens."""
 
     def __init__(self, blocks: int, block_size: int) -> None:
         """Create an empty cache.

@@ -29,7 +29,7 @@ _MAX_MODEL_LEN = 2048
 _EXPERTS = 16
 _MOE_LAYERS = (1, 2)
 _BLOCK = 16
-"""Tokens per KV-cache block."""
+"""Number of tokens per KV-cache block."""
 
 
 @dataclass(slots=True)
@@ -41,7 +41,7 @@ class FakeFaults:
     reject: str | None = None
     """Error message for new requests, which end with OVERLOADED."""
     fail_after: int | None = None
-    """Total number of generated tokens after which the engine dies."""
+    """Total number of generated tokens after which the engine fails."""
     stall_after: int | None = None
     """Total number of generated tokens after which the engine stalls."""
 
@@ -71,9 +71,9 @@ class FakeEngine(GeneratingEngine):
                 prefixes are cached (``engine.args.enable_prefix_caching``).
             rank: Index in the group; determines the local experts.
             clock: Source of time for health and load.
-            token_delay: Seconds between two tokens of a request.
+            token_delay: Time between two tokens of a request, seconds.
             faults: Faults to simulate; by default none.
-            kv_blocks: Size of the KV cache in blocks; by default room for ``max_num_seqs``
+            kv_blocks: Size of the KV cache in blocks; by default enough for ``max_num_seqs``
                 requests of maximum length.
         """
         self.faults = faults or FakeFaults()

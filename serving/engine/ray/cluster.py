@@ -33,7 +33,7 @@ class RayNotStarted(EngineError):
 
 
 _LONGEST_REASON = 300
-"""Maximum length of a quoted error, characters; Ray's errors may contain whole logs."""
+"""Maximum length of a quoted error, characters; Ray's errors can contain whole logs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +75,8 @@ def ray_environment(token: str, *, watched: bool = False) -> dict[str, str]:
         watched: Whether Ray's dashboard is used.
     """
     return ({} if watched else _UNWATCHED) | {
-        # By default Serve's controller runs its loop ten times a second, which uses 40 ms of CPU
-        # time per second; a group takes half a minute to start anyway.
+        # By default, Serve's controller runs its loop ten times a second, which uses 40 ms of CPU
+        # time per second. A slower loop suffices, because a group takes half a minute to start.
         "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
         # Prevents other users of the machine from running code in this cluster.
         "RAY_AUTH_MODE": "token",
@@ -93,7 +93,7 @@ def ray_environment(token: str, *, watched: bool = False) -> dict[str, str]:
 
 
 def private_environment(token: str, *, watched: bool = False) -> dict[str, str]:
-    """Return the variables of a private Ray: ``ray_environment``, loopback only, less output."""
+    """Return the variables of a private Ray, which uses only loopback and prints less."""
     return ray_environment(token, watched=watched) | {
         # ray.init replaces 127.0.0.1 in _node_ip_address with the machine's external address;
         # disabling clusters keeps Ray on loopback.
@@ -132,7 +132,7 @@ def start_private(settings: Settings) -> PrivateRay:
     ends, so a killed ``up`` leaves none of them behind.
 
     Raises:
-        RayNotStarted: Ray did not start; the message has the path of the logs.
+        RayNotStarted: Ray did not start; the message contains the path of the logs.
     """
     token = _own_token()
     _set_environment(private_environment(token, watched=settings.ray.dashboard))

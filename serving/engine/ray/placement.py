@@ -1,4 +1,4 @@
-"""Check that the cluster has room for the groups, with an explanation if not.
+"""Check that the cluster has sufficient resources for the groups, with an explanation if not.
 
 Pure functions of nodes and needs. Ray waits for resources indefinitely and reports no reason.
 """
@@ -18,7 +18,7 @@ NODE_RESOURCE_SHARE = 0.001
 the number of ranks."""
 
 REPLICA_CPUS = 1.0
-"""Ray CPUs of a rank's Serve replica, in addition to ``group.cpus_per_rank``."""
+"""Number of Ray CPUs of a rank's Serve replica, in addition to ``group.cpus_per_rank``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class GroupNeeds:
 
     groups: int
     ranks: int
-    """Ranks of one group."""
+    """Number of ranks of one group."""
     strategy: str
     """pack, spread or strict_spread."""
     rank: Mapping[str, float]
@@ -112,7 +112,7 @@ def require_room(nodes: Sequence[NodeRoom], needs: GroupNeeds) -> None:
     """Check that all groups fit.
 
     Raises:
-        PlacementError: They do not fit; the message states needed and available resources.
+        PlacementError: The groups do not fit; the message states needed and available resources.
     """
     gap = explain_gap(nodes, needs)
     if gap is not None:

@@ -164,7 +164,7 @@ def end_children(timeout: float, keep: frozenset[int] = frozenset()) -> None:
     """Wait for the descendants of this process to end, then kill the remaining ones.
 
     Args:
-        timeout: Seconds to wait.
+        timeout: Maximum time to wait, seconds.
         keep: Ids of processes to exclude.
     """
     children = [item for item in descendants(os.getpid()) if item.pid not in keep]

@@ -137,9 +137,9 @@ class Rendezvous:
 
         Args:
             address: This node's address.
-            hold_port: Returns a port of this node's address that nobody else is given until the
-                engine listens; called on rank 0 only.
-            timeout: Seconds that the other ranks wait for rank 0.
+            hold_port: Returns a port of this node's address that no other process is given until
+                the engine listens; called on rank 0 only.
+            timeout: Maximum time that the other ranks wait for rank 0, seconds.
 
         Raises:
             EngineError: Rank 0 did not publish in time, or another rank 0 has already published.

@@ -1,7 +1,7 @@
 """Progress of each rank while its gang starts.
 
 Ray Serve reports only that a replica is "starting". Each rank therefore writes its stage to the
-store of the rendezvous, and ``moe-serving up`` shows it. After the start the stage is not used;
+store of the rendezvous, and ``moe-serving up`` shows it. After the start, the stage is not used;
 health is reported through the router.
 """
 

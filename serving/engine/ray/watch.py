@@ -21,8 +21,8 @@ _FINAL = {"SettingsError"}
 """Error types that a restart cannot resolve."""
 
 SETTLE_SECONDS = 1.0
-"""Time before missing room is reported, seconds. Resources are reserved shortly before the group
-shows as placed."""
+"""Time before missing resources are reported, seconds. Resources are reserved shortly before the
+group is shown as placed."""
 
 
 class Phase(StrEnum):
@@ -51,7 +51,7 @@ class DeploymentView:
 
     phase: Phase
     message: str
-    """Serve's message, possibly of many lines."""
+    """Serve's message, which can have many lines."""
     reports: tuple[RankReport, ...]
     """Reports made since the start of the watch."""
 
@@ -125,7 +125,7 @@ class DeploymentWatch:
 
 
 class PlacementWatch:
-    """Raises an error if a group stays without room."""
+    """Raises an error if a group cannot be placed in time."""
 
     def __init__(self, app: str, needs: GroupNeeds, timeout: float, clock: Clock) -> None:
         """Watch an application.
@@ -133,7 +133,7 @@ class PlacementWatch:
         Args:
             app: Name of the Serve application.
             needs: Needs of all groups.
-            timeout: Maximum time without room, seconds.
+            timeout: Maximum time without sufficient resources, seconds.
             clock: Source of time.
         """
         self._app = app
@@ -143,10 +143,10 @@ class PlacementWatch:
         self._missing_since: float | None = None
 
     def check(self) -> str | None:
-        """Return what is missing, or ``None`` if the groups have room.
+        """Return a description of the missing resources, or ``None`` if all groups fit.
 
         Raises:
-            PlacementError: Room has been missing for ``timeout`` seconds.
+            PlacementError: Resources have been missing for ``timeout`` seconds.
         """
         gap = self._gap()
         now = self._clock.monotonic()

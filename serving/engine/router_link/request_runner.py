@@ -42,7 +42,7 @@ class RequestRunner:
         self._prefix = prefix
         self._report_trouble = report_trouble
         self._running: dict[str, RunningRequest | None] = {}
-        """Requests by the router's id; None while the engine is being asked."""
+        """Requests by the router's id; None until the engine has accepted the request."""
         self._drain_reason: str | None = None
         self._idle = asyncio.Event()
         self._idle.set()

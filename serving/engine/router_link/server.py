@@ -21,9 +21,9 @@ from serving.settings import LinkSettings
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 _LOAD_DEADLINE = 5.0
-"""Time for the engine to report its load, seconds; later it counts as stalled."""
+"""Time for the engine to report its load, seconds; after that, the engine counts as stalled."""
 _QUIET_INTERVALS = 4
-"""Load intervals (``link.load_interval``) after which an idle rank resends an unchanged load."""
+"""Number of load intervals (``link.load_interval``) after which an idle rank resends its load."""
 _Snapshot = link_pb2.LoadSnapshot
 
 
@@ -38,8 +38,8 @@ class RankIdentity:
     node: str = ""
     """Address of the node, for operators."""
     started_at: float = 0.0
-    """Start of this epoch's gang, seconds since the Unix epoch; 0 if unknown. The same on all ranks
-    of the gang; routers use it to distinguish the current epoch from stale ranks."""
+    """Start time of this epoch's gang, seconds since the Unix epoch; 0 if unknown. All ranks of the
+    gang report the same time; routers use it to distinguish the current epoch from stale ranks."""
     metrics_address: str = ""
     """``host:port`` of the engine's metrics page; empty if there is none."""
     app: str = ""
@@ -79,7 +79,8 @@ class RankServer:
         self._drain_reason: str | None = None
 
     async def start(self) -> None:
-        """Start dialing in the background; routers can appear later. The engine must be started.
+        """Start dialing in the background; routers can appear later. The engine must have been
+        started.
 
         Raises:
             SettingsError: An address does not have the form ``host:port``.
@@ -106,7 +107,7 @@ class RankServer:
 
         Args:
             reason: Reason that is sent to the routers.
-            timeout: Seconds to wait.
+            timeout: Maximum time to wait, seconds.
 
         Returns:
             Whether all running requests finished in time.

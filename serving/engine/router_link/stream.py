@@ -17,7 +17,7 @@ CLOSE_TIMEOUT = 1.0
 
 _FRAME_INTERVAL = 0.0005
 """Minimum time between two frames, seconds; less than an engine's step. Without it, the output of
-requests that are not in step would reach the router one delta per frame."""
+requests that are not synchronized would reach the router one delta per frame."""
 
 
 class SlowRouterError(Exception):

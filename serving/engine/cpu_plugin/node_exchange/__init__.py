@@ -18,6 +18,7 @@ agreement      all ranks of a group decide together whether to use it
 groups         the exchanges of this process, for the collectives and for vLLM
 =============  ====================================================================
 
-x86-64 only: the order of loads and stores relies on total store order. Results are the same, bit
-for bit, as with the collectives over gloo in :mod:`serving.engine.cpu_plugin.collectives`.
+Only x86-64 is supported, because the order of loads and stores relies on total store order. Results
+are bit-identical to those of the collectives over gloo in
+:mod:`serving.engine.cpu_plugin.collectives`.
 """

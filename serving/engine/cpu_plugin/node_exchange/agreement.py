@@ -1,4 +1,4 @@
-"""How the ranks of a group jointly decide, once, how to exchange tokens.
+"""Joint decision of a group's ranks, made once, on how to exchange tokens.
 
 Either all ranks use shared memory, or all use gloo: a rank that cannot share memory states why, and
 every rank receives the reasons of all.

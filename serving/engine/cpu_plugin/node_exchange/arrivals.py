@@ -1,4 +1,4 @@
-"""Sequence numbers that show the ranks of a group how far the others are."""
+"""Sequence numbers that tell the ranks of a group which collective the other ranks have reached."""
 
 import os
 import select
@@ -28,9 +28,9 @@ class PeerLost(RuntimeError):
 class Spin:
     """Decides whether to spin at the next wait.
 
-    Spinning saves a sleep if the other rank runs on another core. If the two share a core, or
-    other processes need it, spinning only delays the other rank. So each failed spin doubles the
-    number of subsequent waits without spinning, and a successful one resets it.
+    Spinning avoids a sleep if the other rank runs on another core. If the two ranks share a core,
+    or other processes need it, spinning only delays the other rank. Each failed spin therefore
+    doubles the number of subsequent waits without spinning, and a successful spin resets it.
     """
 
     def __init__(self) -> None:
@@ -49,7 +49,7 @@ class Spin:
 
 
 class Arrivals:
-    """This rank's sequence number, and those of the other ranks.
+    """The sequence numbers of this rank and of the other ranks.
 
     A number counts the collectives that its rank has entered, modulo 2**32. A rank enters the next
     collective only after all others have entered the current one, so numbers differ by at most 1.
@@ -123,7 +123,7 @@ class Arrivals:
             check: The value that this rank passed to :meth:`enter`.
 
         Raises:
-            PeerLost: A process has ended, or the timeout has passed.
+            PeerLost: A process has ended, or the timeout has expired.
             RuntimeError: A rank entered with another value.
         """
         words, before = self._words, (self.number - 1) % _MODULUS

@@ -17,7 +17,7 @@ class Places:
     turns: list[list[list[torch.Tensor]]]
     """Lists of lists of views, for each of the two turns."""
     check: int
-    """Equal on ranks that agree on the shape: bytes, modulo 2**32."""
+    """Number of bytes modulo 2**32; equal on ranks that agree on the shape."""
 
 
 def places_of_columns(
@@ -29,7 +29,7 @@ def places_of_columns(
 
     Args:
         buffers: Bytes by turn and rank.
-        tensors: ``[any, ...]``; their dtypes and row shapes count.
+        tensors: ``[any, ...]``; only their dtypes and row shapes are used.
         sizes: Number of rows of each rank.
 
     Returns:

@@ -104,7 +104,7 @@ class NodeExchange:
         rows = self._rows_within(sum(row_bytes(tensor) for tensor in tensors), len(tensors))
         if max(sizes) <= rows:
             return self._gather(tensors, sizes)
-        # In parts, each with some rows of every rank.
+        # Split into parts, each with some rows of every rank.
         pieces = []
         for start in range(0, max(sizes), rows):
             some = [min(max(size - start, 0), rows) for size in sizes]
@@ -152,7 +152,7 @@ class NodeExchange:
         return everyone.sum(0, dtype=values.dtype).view(values.shape)
 
     def _rows_within(self, size: int, columns: int) -> int:
-        """Return how many rows of ``size`` bytes, in aligned columns, a buffer has room for."""
+        """Return how many rows of ``size`` bytes, in aligned columns, fit into a buffer."""
         rows = (self._capacity - STRIDE * columns) // size
         if rows <= 0:
             raise ValueError(f"rows of {size} bytes exceed the buffer of {self._capacity} bytes")

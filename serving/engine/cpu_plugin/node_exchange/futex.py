@@ -20,12 +20,13 @@ class _Timespec(ctypes.Structure):
 def wait(address: int, value: int, timeout: float) -> None:
     """Sleep while the word equals ``value``, until it is woken, or until the timeout.
 
-    May return early; callers check the word again. Other threads of the process keep running.
+    The call can return early; callers must check the word again. Other threads of the process keep
+    running.
 
     Args:
         address: Address of a 4-byte-aligned word.
         value: Value that the word is expected to have, an unsigned 32-bit number.
-        timeout: Seconds.
+        timeout: Maximum time to sleep, seconds.
 
     Raises:
         OSError: The address is invalid, or the kernel has no futexes.

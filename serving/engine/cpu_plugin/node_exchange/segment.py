@@ -1,9 +1,9 @@
 """Anonymous memory that the processes of a group share.
 
 The memory is a memfd: it has no name, is not limited by the size of /dev/shm, and is freed by the
-kernel when the last process that maps it ends, for whatever reason. Another process opens it
-through ``/proc/PID/fd``; a random token in its first bytes proves that it is the expected memory,
-and thus that both processes run on one node and see the same process ids.
+kernel when the last process that maps it ends or is killed. Another process opens it through
+``/proc/PID/fd``; a random token in its first bytes proves that it is the expected memory, and thus
+that both processes run on one node and see the same process ids.
 """
 
 import mmap
@@ -70,7 +70,7 @@ class OwnedSegment(Segment):
         self.offer = Offer(os.getpid(), self._descriptor, token, size)
 
     def withdraw(self) -> None:
-        """Close the descriptor: processes that have not opened the segment no longer can."""
+        """Close the descriptor, so that no further process can open the segment."""
         os.close(self._descriptor)
 
 

@@ -1,8 +1,8 @@
 """A short time slice for threads that other ranks wait for (sched_setattr(2), Linux 6.12).
 
 A waiting rank sleeps, and is woken when the last rank arrives. If another process is running on its
-core at that time, Linux lets it finish its time slice, in practice until the next tick (4 ms at
-250 Hz), unless the woken thread has asked for a shorter slice. A thread's share of the CPU does not
+core at that time, Linux lets it finish its time slice, in practice until the next tick (4 ms at 250
+Hz), unless the woken thread has requested a shorter slice. A thread's share of CPU time does not
 depend on its slice. Before Linux 6.12, the request has no effect.
 """
 
@@ -14,7 +14,7 @@ _SETATTR, _GETATTR = 314, 315
 SHORTEST = 100_000
 """The shortest slice that Linux grants, nanoseconds."""
 DEFAULT = 0
-"""The slice of threads that have not asked for a shorter one."""
+"""The slice of threads that have not requested a shorter one."""
 _FAIR = (os.SCHED_OTHER, os.SCHED_BATCH)
 
 _syscall = ctypes.CDLL(None, use_errno=True).syscall
@@ -22,7 +22,7 @@ _syscall.restype = ctypes.c_long
 
 
 class _Attributes(ctypes.Structure):
-    """``struct sched_attr``, its first version."""
+    """The first version of ``struct sched_attr``."""
 
     _fields_ = (
         ("size", ctypes.c_uint32),
@@ -37,11 +37,11 @@ class _Attributes(ctypes.Structure):
 
 
 def request(nanoseconds: int) -> bool:
-    """Ask for a time slice for the calling thread; keep its policy and nice value.
+    """Request a time slice for the calling thread, whose policy and nice value are unchanged.
 
     Returns:
-        Whether Linux accepted the request. It refuses threads with a real-time policy, and a
-        container may forbid the system call.
+        Whether Linux accepted the request. Linux rejects the request for threads with a real-time
+        policy, and a container can prohibit the system call.
     """
     now = _read()
     if now is None or now.policy not in _FAIR:

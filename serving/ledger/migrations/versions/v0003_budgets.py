@@ -1,4 +1,4 @@
-"""The tables of what tenants and keys have spent, and of reservations."""
+"""The tables of spending by tenant and key, and of reservations."""
 
 import sqlalchemy as sa
 from alembic import op
