@@ -1,4 +1,4 @@
-# The commands of development. `make` alone lists the targets.
+# The commands for development. `make` without a target lists them.
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
@@ -38,14 +38,14 @@ test: venv-dev ## Run all tests: unit, integration, end to end (ARGS="-k name" g
 	@exec .venv/bin/python -m tests.suite $(ARGS)
 
 .PHONY: fuzz
-fuzz: venv-dev ## Fuzz with malformed requests, mutated traffic and coverage-guided input (CASES=20000 SEED=1 GUIDED=30, seconds each)
+fuzz: venv-dev ## Fuzz with malformed requests, mutated traffic and coverage-guided input (CASES=20000 SEED=1; GUIDED=30: seconds per target)
 	@FUZZ_CASES=$(CASES) FUZZ_SEED=$(SEED) FUZZ_SECONDS=$(GUIDED) \
 	    .venv/bin/python -m pytest -m "not vllm" tests/fuzz $(ARGS)
 	@FUZZ_ENGINE_CASES=3000 FUZZ_SEED=$(SEED) \
 	    .venv/bin/python -m pytest -m vllm tests/fuzz $(ARGS)
 
 .PHONY: streams
-streams: venv-dev ## Compare streamed with whole responses, without and with MTP (STREAMS=2000 SEED=1)
+streams: venv-dev ## Compare streamed with non-streamed responses, without and with MTP (STREAMS=2000 SEED=1)
 	@.ci/tools
 	@for flags in "" "--speculative mtp"; do \
 	    MOE_TEST_UP_FLAGS="$$flags" STREAM_CASES=$(STREAMS) STREAM_SEED=$(SEED) \
@@ -62,7 +62,7 @@ overload: venv-dev ## Load a fleet with five times its capacity and print the re
 	@exec .venv/bin/python -m tests.overload.run $(ARGS)
 
 .PHONY: ledger
-ledger: venv-dev ## Kill router and PostgreSQL during 100,000 requests and compare the ledger with the clients' counts
+ledger: venv-dev ## Kill the router and PostgreSQL during 100,000 requests and compare the ledger with the clients' counts
 	@.ci/tools
 	@exec .venv/bin/python -m tests.ledger.run $(ARGS)
 
@@ -98,7 +98,7 @@ coverage: venv-dev ## Line and branch coverage of the tests that need no real en
 	@.venv/bin/coverage report
 
 .PHONY: chart
-chart: venv-dev ## Test the Helm chart with Helm 3 and 4: generated files, lint, rendering, schemas, refused values
+chart: venv-dev ## Test the Helm chart with Helm 3 and 4: generated files, lint, rendering, schemas, rejected values
 	@.ci/tools
 	@.venv/bin/python helm/generate.py --check
 	@.venv/bin/python -m pytest tests/helm tests/unit/planner/test_gpu_memory.py \
@@ -144,7 +144,7 @@ blue-green: venv ## Switch between two Ray Serve apps under load and print lost 
 .PHONY: load bench
 load: venv ## Load a server and report (ARGS="run --rate 2,4,8 --slo-ttft-ms 500"; ARGS=--help)
 	@exec .venv/bin/python -m loadtest $(ARGS)
-bench: venv ## Measure the router's cost, alone and beside its peers; writes deploy/docs/performance (ARGS=--quick)
+bench: venv ## Measure the router's cost, alone and compared with its peers; writes deploy/docs/performance (ARGS=--quick)
 	@.venv/bin/python -m loadtest.bench $(ARGS)
 	@exec .venv/bin/python -m loadtest.bench.peers $(ARGS)
 

@@ -105,7 +105,7 @@ def settings_schema() -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def served_model(properties: dict[str, Any]) -> dict[str, Any]:
-    """Return the schema of an entry of ``models``: the values of ``model``, and what differs."""
+    """Return the schema of an entry of ``models``: the values of ``model`` with modifications."""
     more = {
         "aliases": {"type": "array", "maxItems": 32, "items": {"type": "string", "minLength": 1}},
         "engine": properties["engine"],
@@ -213,7 +213,7 @@ def rule_groups() -> list[dict[str, Any]]:
 
 
 def rules_text(*, autoscaler: bool) -> str:
-    """Return rule groups as YAML: those of the autoscaler, or all others."""
+    """Return rule groups as YAML: either those of the autoscaler or all others."""
     groups = [g for g in rule_groups() if (g["name"] == AUTOSCALER_RULES) is autoscaler]
     return "# Generated from deploy/prometheus/rules by helm/generate.py.\n" + yaml.safe_dump(
         groups, sort_keys=False, width=1000

@@ -1,6 +1,6 @@
-"""A load generator for OpenAI-compatible servers and for this router's gRPC.
+"""A load generator for OpenAI-compatible servers and for this project's gRPC API.
 
-Run by ``moe-serving load`` and ``python -m loadtest``. The wheel does not include the subpackages:
-``bench`` measures the router, ``simulation`` replays load against a model of the fleet, and
-``demos`` shows prefix affinity and autoscaling on real engines.
+It is run by ``moe-serving load`` and ``python -m loadtest``. The wheel does not include the
+subpackages: ``bench`` measures the router, ``simulation`` replays load against a model of the
+fleet, and ``demos`` shows prefix affinity and autoscaling on real engines.
 """

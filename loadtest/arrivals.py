@@ -2,7 +2,7 @@
 
 The n-th arrival of a process with rate r(t) is at R^-1(S_n), where R is the integral of r and S_n
 the sum of the first n gaps of the process of rate 1 (the time-change theorem for renewal
-processes). So the rate of every process can ramp.
+processes). This allows every process to have a ramping rate.
 """
 
 import itertools
@@ -44,7 +44,7 @@ def gaps(process: Process, burstiness: float, rng: random.Random) -> Callable[[]
     Args:
         process: Distribution of the gaps: exponential (poisson), equal (constant) or gamma.
         burstiness: Coefficient of variation of the gamma gaps (standard deviation over mean): 1 is
-            Poisson, more is burstier.
+            Poisson, larger values are burstier.
         rng: Source of randomness.
     """
     if process == "constant":

@@ -9,7 +9,7 @@ from typing import Literal
 _WIDTH, _HEIGHT = 520, 270
 _LEFT, _RIGHT, _TOP, _BOTTOM = 60, 14, 22, 46
 _APART = 34.0
-"""Smallest distance between labels of marks; 1.5 times as much for long labels."""
+"""Minimum distance between labels of marks; 1.5 times as much for long labels."""
 _FEW = 12
 """Lines with at most this many points have a dot at each point."""
 _LINE = 15.0
@@ -31,7 +31,7 @@ class Series:
     kind: Kind = "line"
     colour: str = "c0"
     dashed: bool = False
-    """Draw a dashed line, to keep a line below it visible."""
+    """Whether to draw a dashed line, to keep a line below it visible."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +42,12 @@ class Mark:
     label: str
     colour: str = "bad"
     name: str = ""
-    """Short label above the line; labels without room are joined as "first–last"."""
+    """Short label above the line; labels that would overlap are merged as "first–last"."""
 
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """A chart with its axes. Values that are not finite are left out."""
+    """A chart with its axes. Values that are not finite are omitted."""
 
     title: str
     x: str
@@ -55,7 +55,7 @@ class Chart:
     series: Sequence[Series]
     marks: Sequence[Mark] = ()
     limits: Sequence[tuple[float, str]] = ()
-    """Horizontal lines, each with its value and label."""
+    """Horizontal lines, each as (value, label)."""
     log_y: bool = False
     note: str = ""
 
@@ -128,7 +128,7 @@ class _Scale:
 
     def rounded(self) -> "_Scale":
         """Return the scale extended to the ticks around it."""
-        # Twice, as a wider range may have fewer ticks.
+        # Twice, because a wider range can have fewer ticks.
         return self._between(self._between(self.round_numbers()).round_numbers())
 
     def _between(self, ticks: Sequence[float]) -> "_Scale":

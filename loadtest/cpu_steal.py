@@ -1,4 +1,4 @@
-"""CPU steal: time for which this virtual machine was runnable but the host ran others."""
+"""CPU steal: time in which this virtual machine was runnable but the host ran others."""
 
 import psutil
 

@@ -23,7 +23,7 @@ from serving.client.flags import (
 )
 
 MOST_TOKENS = 1_000_000
-"""Longest prompt and longest answer of generated requests, tokens."""
+"""Maximum length of the prompts and answers of generated requests, tokens."""
 RATE = Number("a rate", "requests/s", above=0, at_most=1_000_000)
 _END = Number("a rate", "requests/s", at_least=0, at_most=1_000_000)
 _LIMIT = Number("a limit", "milliseconds", above=0, at_most=10**9)

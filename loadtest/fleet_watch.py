@@ -25,7 +25,7 @@ class FleetEvent:
 
 
 def changes(before: Mapping[str, Any], after: Mapping[str, Any], at: float) -> Iterator[FleetEvent]:
-    """Yield the changes between two responses of /fleet; ``at`` is the time of the second."""
+    """Yield the changes between two responses of /fleet; ``at`` is the time of the second one."""
     old = {group["group_id"]: group for group in before["groups"]}
     new = {group["group_id"]: group for group in after["groups"]}
     for name, group in new.items():

@@ -73,7 +73,7 @@ class Generator:
             schedule: Sessions with their start times, seconds after this call. May be lazy.
             stage: Number of the stage, for the records.
             warmup: Seconds after this call before which requests are not measured.
-            until: Seconds after this call from which no turn begins.
+            until: Seconds after this call after which no turn begins.
             requests: Number of measured requests to send; None sends all that are due.
         """
         began = self._begin_stage(requests)

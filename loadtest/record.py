@@ -22,8 +22,8 @@ class Record:
     turn: int
     phase: Phase
     intended: float
-    """When the request was due. Latencies count from here: otherwise a late generator or a server
-    that accepts slowly would look fast (coordinated omission)."""
+    """When the request was due. Latencies are measured from this time: otherwise, a late generator
+    or a server that accepts requests slowly would appear fast (coordinated omission)."""
     sent: float
     first: float | None
     """Arrival time of the first chunk of the answer; None if no chunk arrived."""
@@ -32,7 +32,7 @@ class Record:
     output_tokens: int
     cached_tokens: int
     gaps_ms: tuple[float, ...]
-    """Milliseconds between chunks of the answer; a chunk may hold several tokens."""
+    """Milliseconds between chunks of the answer; a chunk can contain several tokens."""
     error: str = ""
     """Kind of failure (see ``serving.client.errors.ClientError``), or "cancelled"; empty if it
     succeeded."""
@@ -65,7 +65,7 @@ class Record:
 
 
 def to_line(record: Record) -> str:
-    """Return a record as a line of JSON, with times in microseconds' precision."""
+    """Return a record as a line of JSON, with times rounded to microseconds."""
     content = asdict(record)
     for name in ("intended", "sent", "first", "end"):
         if content[name] is not None:
@@ -91,7 +91,7 @@ def read_records(files: Iterable[Path]) -> Iterator[Record]:
     """Yield the records of all files.
 
     Raises:
-        InvalidRequest: A file cannot be read, or has other content.
+        InvalidRequest: A file cannot be read, or does not contain records.
     """
     for file in files:
         try:

@@ -18,7 +18,7 @@ RECORDS, RUN, REPORT = "records.jsonl", "run.json", "report.html"
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """Part of a run with one load."""
+    """A part of a run with one load."""
 
     index: int
     label: str
@@ -35,7 +35,7 @@ class Stage:
 
 @dataclass(slots=True)
 class Run:
-    """A run with everything that its report shows."""
+    """A run, with all data that its report shows."""
 
     server: str
     model: str

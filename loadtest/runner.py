@@ -28,7 +28,7 @@ from serving.client.flags import MAX_SECONDS, FlagError, refusal
 INTERRUPTED = "interrupted"
 _LOCAL = "127.0.0.1:8000"
 _PROBES = (8, 108)
-"""Words of the two prompts that determine the server's number of tokens per word."""
+"""Word counts of the two prompts that determine the server's number of tokens per word."""
 
 
 async def run_load(options: argparse.Namespace, command: str, local: Path | None = None) -> Run:

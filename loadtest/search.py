@@ -16,16 +16,17 @@ from loadtest.stages import Stages
 from loadtest.statistics import Quantiles
 
 _LATE = 0.5
-"""Lateness of the generator that disturbs a trial, as a share of the tightest limit."""
+"""Lateness of the generator above which a trial counts as disturbed, as a share of the tightest
+limit."""
 _STOLEN = 0.03
-"""Share of stolen CPU time that disturbs a trial. On a quiet host most trials have less than 0.02;
-at 0.07 to 0.1, trials failed at rates that held otherwise."""
+"""Share of stolen CPU time above which a trial counts as disturbed. On a quiet host, most trials
+have less than 0.02; at 0.07 to 0.1, trials failed at rates that held otherwise."""
 _MAX_ATTEMPTS = 3
-"""Attempts of a disturbed trial."""
+"""Maximum number of attempts of a disturbed trial."""
 _LATE_NOTE = "Trials failed while the load generator was late: this machine is too busy."
 _STEAL_NOTE = "Trials failed while other virtual machines used this machine's CPU time (steal)."
 _START_STREAMS = 32
-"""Streams of the closed loop that determines where a search starts."""
+"""Number of streams of the closed loop that determines where a search starts."""
 
 
 async def search(options: argparse.Namespace, stages: Stages) -> None:
@@ -99,7 +100,7 @@ class _Turns:
 
     @contextlib.asynccontextmanager
     async def turn(self, number: int) -> AsyncIterator[None]:
-        """Wait for the turn of search ``number``; on exit the next search has its turn."""
+        """Wait for the turn of search ``number``; on exit, the next search gets its turn."""
         async with self._moved:
             await self._moved.wait_for(lambda: self._order[0] == number)
             # Keep the lock: only the search whose turn it is has work to do.
@@ -124,7 +125,7 @@ class Trials:
         self._generator = stages.generator
 
     async def first_rate(self) -> float:
-        """Return half the throughput of a closed loop; a much lower start would take long."""
+        """Return half the throughput of a closed loop; starting much lower would take longer."""
         done = (await self._stages.closed(_START_STREAMS)).completed
         if self._generator.stopped:
             raise _Ended
@@ -185,7 +186,7 @@ class Trials:
             raise _Ended
         share = slo.attainment(seen, objective)
         if share is None:
-            # By chance no request was due (1 in 150 trials of 5 requests): try again.
+            # By chance, no request was due (1 in 150 trials of 5 requests): try again.
             return await self.run_trial(rate, f"{pattern}/again")
         lateness = Quantiles.of([record.sent - record.intended for record in seen]).p99
         return slo.Tried(share, held=missed <= most), lateness > _LATE * objective.tightest

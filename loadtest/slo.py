@@ -10,7 +10,10 @@ from loadtest.record import Record
 
 @dataclass(frozen=True, slots=True)
 class Slo:
-    """Share of requests that must meet all limits. Limits are in seconds; None: no limit."""
+    """The limits of a request, and the share of requests that must meet all of them.
+
+    Limits are in seconds; None: no limit.
+    """
 
     ttft: float | None = None
     itl: float | None = None
@@ -20,7 +23,7 @@ class Slo:
 
     @property
     def limits(self) -> bool:
-        """Whether there is any limit."""
+        """Whether any limit is set."""
         return not (self.ttft is None and self.itl is None and self.latency is None)
 
     @property
@@ -51,9 +54,9 @@ def _within(value: float | None, limit: float | None) -> bool:
 
 
 def attainment(records: Iterable[Record], slo: Slo) -> float | None:
-    """Return the share of requests that met all limits. None: no requests.
+    """Return the share of requests that met all limits; None if there are no requests.
 
-    Requests that were cancelled at the end of the run are left out.
+    Requests that were cancelled at the end of the run are omitted.
     """
     counted = [slo.met_by(record) for record in records if record.error != "cancelled"]
     return sum(counted) / len(counted) if counted else None
@@ -82,7 +85,7 @@ class Found:
     bounded: bool = True
     """Whether a higher rate failed."""
     halves: tuple[float, float] | None = None
-    """Results from only the first and only the second half of the settling trials."""
+    """Results of the first half and of the second half of the settling trials."""
 
     @property
     def moved(self) -> bool:
@@ -111,9 +114,9 @@ _STEP_DOWN = _STEP_UP * MET_SHARE / (1 - MET_SHARE)
 _BISECTION_RATIO = 1.15
 """Ratio of failed to held rate at which bisection ends: single trials are not more precise."""
 MIN_SETTLING = 4
-"""Minimum number of settling trials, and their number if no rate failed."""
+"""Minimum number of settling trials, which also applies if no rate failed."""
 _SKIPPED_FRACTION = 4
-"""Fraction (1/n) of the settling trials, at their start, to leave out of the result."""
+"""The first 1/n of the settling trials is excluded from the result; this is n."""
 
 
 class _Tries:
@@ -150,9 +153,10 @@ async def search(
     """Find the highest rate at which four of five trials hold.
 
     A trial near the limit is decided by chance: with 99 % of 400 requests, by the fifth miss, and
-    misses come in bursts. So the search finds the neighbourhood by doubling (or halving) and
-    bisection. There it raises the rate a little after each trial that held, lowers it by four times
-    as much after each that did not, and returns the geometric mean: the weighted up-down method
+    misses occur in bursts. The search therefore finds the neighbourhood by doubling (or halving)
+    and bisection. There, it raises the rate slightly after each trial that held, lowers it by four
+    times as much after each trial that did not, and returns the geometric mean: the weighted
+    up-down method
     (Kaernbach 1991, "Simple adaptive testing with the weighted up-down method", Perception &
     Psychophysics 49), which converges to the rate at which increases and decreases balance.
 
@@ -165,7 +169,7 @@ async def search(
         most: Highest rate to try, requests/s.
         share: Share of requests that must meet all limits.
         settling: Number of trials in the neighbourhood, at least ``MIN_SETTLING``.
-        halvings: How often ``start`` may be halved while it does not hold.
+        halvings: Maximum number of times that ``start`` is halved while it does not hold.
         made: Receives each trial when it ends, for interrupted searches.
         number: Number of this search in ``made``.
     """
@@ -190,7 +194,7 @@ async def search(
 
 
 async def _bracket(tries: _Tries, start: float, most: float, halvings: int) -> tuple[float, float]:
-    """Return a rate that held and a rate that did not; 0 if there is no such rate."""
+    """Return a rate that held and a rate that did not; 0 stands for a missing rate."""
     rate = start
     if await tries.holds(rate, "probe"):
         while rate < most:

@@ -36,11 +36,11 @@ class Stages:
         self.generator = generator
         self.run = run
         # A repeated search must not find its texts in the server's prefix cache. Arrivals and
-        # lengths depend on the seed alone.
+        # lengths depend only on the seed.
         self._texts = str(time.time_ns()) if options.command == "search" else str(options.seed)
 
     async def at_rate(self, profile: RateProfile, label: str, pattern: str = "") -> None:
-        """Run a stage at a rate; equal seeds and patterns give equal arrivals."""
+        """Run a stage at a rate; the same seed and pattern give the same arrivals."""
         options = self._options
         pattern = f"{options.seed}/{pattern or len(self.run.stages)}"
         due = arrivals(profile, gaps(options.arrivals, options.burstiness, random.Random(pattern)))  # noqa: S311  no secret

@@ -24,7 +24,7 @@ class Quantiles:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> "Quantiles":
-        """Return the quantiles of some values."""
+        """Return the quantiles and the mean of values."""
         if not values:
             return cls(*[float("nan")] * 4)
         p50, p90, p99 = np.quantile(values, (0.5, 0.9, 0.99))
@@ -44,11 +44,11 @@ class Summary:
     tokens: int
     """Output tokens of all complete answers, as counted by the server."""
     offered: float
-    """Requests/s that were due."""
+    """Rate of requests that were due, requests/s."""
     completed: float
-    """Requests/s that were completed."""
+    """Rate of completed requests, requests/s."""
     output_tokens: float
-    """Output tokens/s: all output tokens of complete answers divided by ``busy``, as vLLM's bench
+    """Output tokens/s: output tokens of all complete answers divided by ``busy``, as vLLM's bench
     client computes its output throughput."""
     prompt_tokens: float
     """Prompt tokens/s."""
@@ -65,11 +65,11 @@ class Summary:
     attained: float | None
     """Share of requests that met all limits."""
     goodput: float
-    """Requests/s that met all limits."""
+    """Rate of requests that met all limits, requests/s."""
 
     @property
     def failed(self) -> int:
-        """Number of failed requests, without those cancelled at the end of the run."""
+        """Number of failed requests, excluding those cancelled at the end of the run."""
         return self.errors.total() - self.errors["cancelled"]
 
 
@@ -79,7 +79,7 @@ def summarize(records: Sequence[Record], slo: Slo, seconds: float) -> Summary:
     done = [record for record in measured if record.ok]
     seconds = max(seconds, 1e-9)
     # Duration as other clients define it: from the first request to the end of the last
-    # answer, whenever the load ended.
+    # answer, regardless of when the load ended.
     busy = 1e-9
     if measured:
         busy = max(
@@ -147,7 +147,7 @@ def bootstrap_ratio(
         b: Values of B, one for each request.
         statistic: Maps an array ``[resamples, values]`` to one number for each row.
         resamples: Number of resamples.
-        seed: Equal seeds give equal intervals.
+        seed: Random seed; the same seed gives the same interval.
 
     Returns:
         The difference; None if A or B is empty, or A's statistic is 0.

@@ -17,7 +17,8 @@ from serving.client.errors import InvalidRequest
 TRACE_BLOCK = 512
 """Tokens per block; the trace has one id for each block."""
 _MOST_TOKENS = 10**7
-"""Maximum length, tokens; the blocks of a longer prompt would exhaust the memory."""
+"""Maximum length of a prompt or answer, tokens; the blocks of a longer prompt would exhaust the
+memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,15 +30,15 @@ class Request:
     prompt_tokens: int
     output_tokens: int
     blocks: tuple[int, ...]
-    """Ids of the prompt's blocks. Equal ids mean equal tokens; the last block may be partial."""
+    """Ids of the prompt's blocks. Equal ids mean equal tokens; the last block can be partial."""
 
     def scaled(self, block: int, *, longest: int, most_output: int) -> "Request":
         """Return the request scaled to ``block`` tokens for each ``TRACE_BLOCK`` of the trace.
 
         Args:
             block: Tokens of a block.
-            longest: Longest prompt, tokens.
-            most_output: Longest answer, tokens.
+            longest: Maximum prompt length, tokens.
+            most_output: Maximum answer length, tokens.
         """
         tokens = max(self.prompt_tokens * block // TRACE_BLOCK, 1)
         tokens = min(tokens, longest, len(self.blocks) * block)
@@ -123,7 +124,7 @@ def load_trace(path: Path) -> list[Request]:
 
 
 def _problem(request: Request) -> str | None:
-    """Return a description of the first invalid field. None: the request is valid."""
+    """Return a description of the first invalid field; None if the request is valid."""
     at: Any = request.at  # may have any JSON type
     lengths: tuple[Any, Any] = request.prompt_tokens, request.output_tokens
     if not isinstance(at, int | float) or not math.isfinite(at):
@@ -142,8 +143,8 @@ def _problem(request: Request) -> str | None:
 def sampled(requests: Sequence[Request], count: int, seed: int = 1) -> list[Request]:
     """Return about ``count`` requests: complete conversations, chosen at random.
 
-    Requests with the same first two blocks are a conversation; nearly all share the first block.
-    Prompts of the sample share prefixes to the same extent as those of the whole trace.
+    Requests with the same first two blocks form a conversation; nearly all share the first block.
+    Prompts in the sample share prefixes to the same extent as those of the whole trace.
     """
     names = sorted({request.blocks[:2] for request in requests})
     rng = random.Random(seed)  # noqa: S311  no secret
@@ -164,7 +165,7 @@ def generated_requests(count: int, *, talks: int = 24, seed: int = 1) -> list[Re
     Args:
         count: Number of requests.
         talks: Concurrent conversations.
-        seed: Equal seeds give equal requests.
+        seed: Random seed; the same seed gives the same requests.
     """
     rng = random.Random(seed)  # noqa: S311  no secret
     fresh = iter(range(1, 10**9))

@@ -42,7 +42,7 @@ class Calibration:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """A user message and the maximum length of its answer."""
+    """A user message, and the maximum length of its answer."""
 
     text: str
     max_tokens: int
@@ -61,18 +61,18 @@ class Session:
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """A whole number, uniformly distributed from ``low`` to ``high``."""
+    """A whole number that is uniformly distributed from ``low`` to ``high``."""
 
     low: int
     high: int
 
     def draw(self, rng: random.Random) -> int:
-        """Return a random number of the range."""
+        """Return a random number from the range."""
         return rng.randint(self.low, self.high)
 
 
 def text(key: str, words: int) -> str:
-    """Return ``words`` words; texts with equal keys have equal beginnings."""
+    """Return ``words`` words; texts with equal keys have equal prefixes."""
     rng = random.Random(key)  # noqa: S311  no secret
     return " ".join(rng.choices(_WORDS, k=words))
 
@@ -82,12 +82,12 @@ class Synthetic:
     """Generated sessions with different texts after an optional shared prefix."""
 
     prompt: Range
-    """Tokens of a turn, without the shared prefix."""
+    """Number of tokens of a turn, without the shared prefix."""
     output: Range
     turns: int = 1
     think: float = 0.0
     shared: int = 0
-    """Tokens of the system message that all sessions share. 0: no system message."""
+    """Number of tokens of the system message that all sessions share; 0: no system message."""
     lengths: str = ""
     """Seed of the lengths."""
     texts: str = ""

@@ -20,25 +20,25 @@ ORDER = {
 }
 """Order of the folders.
 
-Unit tests come first: they look at their process, where other tests leave threads, connections and
-databases. Then the files that take longest: a file runs in one process of pytest-xdist, and none of
-them may be left for the end.
+Unit tests come first: they inspect their process, in which other tests leave threads, connections
+and databases. Then come the files that take longest: a file runs in one process of pytest-xdist, so
+none of them should start last.
 """
 SLOW_MARKS = ("vllm", "e2e")
 SLOW_TIMEOUT = 1800  # seconds, for tests that start engines or Ray
 
-# Collecting imports millions of objects that stay for good: the garbage collector scans none of
-# them during or after it. This saves a quarter of the suite's CPU time.
+# Collection imports millions of objects that are never freed: the garbage collector does not scan
+# them during or after collection. This saves a quarter of the suite's CPU time.
 gc.disable()
 
-# Examples are the same in every run, so that a failed build means a change. No deadline per
-# example, because its time depends on the machine.
+# Examples are the same in every run, so that a build only fails because of a change. There is no
+# deadline per example, because the time that it takes depends on the machine.
 settings.register_profile("repeatable", derandomize=True, deadline=None, print_blob=True)
 settings.load_profile("repeatable")
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """If ``-m`` begins with the mark of slow tests, import only the files with that mark.
+    """Import only the files with slow tests if ``-m`` begins with their mark.
 
     These are a few files; importing all others takes as long as many of their tests.
     """
@@ -51,7 +51,7 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 
 def pytest_collection_finish() -> None:
-    """Exclude the imported objects from all collections, the little garbage among them too."""
+    """Exclude the imported objects, including the little garbage among them, from collections."""
     gc.freeze()
     gc.enable()
 

@@ -4,12 +4,12 @@
 
 Tests with real engines or whole systems mostly wait for processes to start and stop, so tests
 without engines run at the same time: one lane runs these, in several processes that are forked
-with vLLM imported (``tests.support.warm``), and the other lanes take the runs of ``ENGINE_RUNS``
-in turn. Each engine run is a fresh process, because vLLM forks, and threads and channels of earlier
-tests break forked processes. It has its own folder for temporary files, because ranks on one
-machine find each other there (``moe-serving leave``).
+with vLLM imported (``tests.support.warm``), and the other lanes execute the runs in ``ENGINE_RUNS``
+one after another. Each engine run is a new process, because vLLM forks, and threads and channels of
+earlier tests break forked processes. It has a separate folder for temporary files, because ranks on
+one machine find each other there (``moe-serving leave``).
 
-The output ends with the failed tests and a table of the runs. Both together have at most
+The output ends with the failed tests and a table of the runs. Together, they have at most
 ``SUMMARY`` characters, because some CI systems keep only the end of the output.
 
 Every test is in one run: the marks ``vllm`` and ``e2e`` divide the suite, and the run ``system``
@@ -62,7 +62,7 @@ class Run:
     """Exit status; ``INTERRUPTED`` until it has ended."""
     seconds: float = 0.0
     cpu_seconds: float = 0.0
-    """CPU time of the process and of its descendants that were waited for."""
+    """CPU time of the process and of its reaped descendants, seconds."""
     failures: list[str] = field(default_factory=list)
     """Failed tests and errors, each with its message in one line."""
     server: warm.Server | None = None
@@ -163,9 +163,9 @@ def main(arguments: list[str]) -> int:
 def _environment() -> dict[str, str]:
     """Return the environment of the runs, in which processes start with less CPU time.
 
-    Each of thousands of processes would compile its modules, and pytest would rewrite the
-    assertions of all tests, without files of bytecode. Helm and kubectl end before they need to
-    collect garbage.
+    Without bytecode files, each of thousands of processes would compile its modules, and pytest
+    would rewrite the assertions of all tests. Helm and kubectl end before they need to collect
+    garbage.
     """
     environment = {"GOGC": "400", **os.environ}
     environment.pop("PYTHONDONTWRITEBYTECODE", None)

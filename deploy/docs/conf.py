@@ -1,7 +1,7 @@
 """Configuration of the documentation site; `make docs` builds it into build/docs.
 
-The pages are Markdown and stay readable on a code host: index.md is a list of links, from which
-the navigation is made, and links to files outside this folder become downloads.
+The pages are Markdown and remain readable on a code host: index.md is a list of links, from which
+the navigation is built, and links to files outside this folder become downloads.
 """
 
 import re
@@ -15,14 +15,14 @@ project = "moe-serving"
 author = "the moe-serving authors"
 extensions = ["myst_parser"]
 exclude_patterns = ["generate"]
-myst_heading_anchors = 4  # links to headings, as code hosts make them
+myst_heading_anchors = 4  # links to headings, as code hosts create them
 html_theme = "furo"
 html_title = "moe-serving"
 html_copy_source = False
 html_show_sphinx = False
 suppress_warnings = [
-    # A command that continues in the next line inside quotes: Pygments' console lexer reads each
-    # line by itself. The block is shown without colours for that line.
+    # Pygments' console lexer reads each line separately, so it fails on a command that continues on
+    # the next line inside quotes. That line is then shown without colours.
     "misc.highlighting_failure",
 ]
 

@@ -8,10 +8,10 @@ _STATE = [
     Panel("Ready", "short", [Query('max(moe_groups{state="ready"})', "")],
           "Groups that serve requests, as reported by one router.", stat=True),
     Panel("Blind", "short", [Query("max(moe_autoscaler_blind)", "")],
-          "1: no signal is usable and the number of groups is held. Check that Prometheus scrapes "
-          "the routers.", stat=True),
+          "1: no signal is usable, and the number of groups does not change. Check that Prometheus "
+          "scrapes the routers.", stat=True),
     Panel("Leaders", "short", [Query("sum(moe_autoscaler_leader)", "")],
-          "Must be 1. At 0 no autoscaler decides.", stat=True),
+          "Must be 1. At 0, no autoscaler decides.", stat=True),
     Panel("GPU-hours today", "short", [Query("max(moe_autoscaler_gpu_hours_today)", "")],
           "GPU-hours since 0:00 UTC; the limit is autoscaler.gpu_hours_per_day.", stat=True),
     Panel("Failures", "short",
@@ -24,7 +24,7 @@ _DECISIONS = [
           [Query("max(moe_autoscaler_target_groups)", "target"),
            Query("max(moe_autoscaler_current_groups)", "requested before"),
            Query('max(moe_groups{state="ready"})', "ready")],
-          "If the target stays above ready, groups do not start: see moe-serving status, Ray, nodes."),
+          "If the target stays above ready, groups do not start: check moe-serving status, Ray and nodes."),
     Panel("Votes", "short",
           [Query("max by (rule) (moe_autoscaler_vote_groups)", "{{rule}}")],
           "Groups that each rule votes for. The largest vote counts, within windows, step and limits."),
@@ -53,7 +53,7 @@ _SIGNALS = [
           [Query("sum(moe_inflight_requests)", "in flight"),
            Query("sum(moe_parked_requests)", "parked"),
            Query(f"sum(rate(moe_time_to_first_token_seconds_count[{RATE}]))", "started/s")],
-          "After idle_timeout without requests the last group is removed; a parked request adds the "
+          "After idle_timeout without requests, the last group is removed; a parked request adds the "
           "first one."),
 ]  # fmt: skip
 

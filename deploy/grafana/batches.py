@@ -1,13 +1,13 @@
-"""The batches dashboard: lines by state, what they take of the gaps, and their storage.
+"""The batches dashboard: lines by state, their use of spare capacity, and their storage.
 
-Lines by state and ages are the same at all routers that share a database; all else is by router.
+Lines by state and ages are the same at all routers that share a database; the rest is per router.
 """
 
 from panels import RATE, Panel, Query, dashboard, rate
 
 _RUNNING = "sum(moe_batch_running_lines)"
 _FREE = "min(moe_batch_room_lines - moe_batch_running_lines)"
-"""Room that is left; all routers see the same."""
+"""Remaining room, which is the same at all routers."""
 _USE = f"{_RUNNING} / clamp_min({_RUNNING} + {_FREE}, 1)"
 _LINES = f'sum(rate(moe_batch_tokens_total{{kind="generated"}}[{RATE}]))'
 _CLIENTS = f"sum(rate(moe_generated_tokens_total[{RATE}]))"
@@ -23,7 +23,7 @@ _OVERVIEW = [
           stat=True),
     Panel("Answers", "reqps", [Query(_ANSWERS, "")], "Lines answered per second.", stat=True),
     Panel("Gap use", "percentunit", [Query(_USE, "")],
-          "Lines on ranks, in proportion to those for which there is room beside other requests.",
+          "Lines on ranks, relative to the number for which other requests leave room.",
           stat=True),
     Panel("Tokens of lines", "percentunit", [Query(f"{_LINES} / ({_LINES} + {_CLIENTS})", "")],
           "Share of all generated tokens that are answers to lines.", stat=True),
@@ -34,28 +34,28 @@ _OVERVIEW = [
 _PROGRESS = [
     Panel("Lines by state", "short",
           [Query("max by (state) (moe_batch_lines)", "{{state}}")],
-          "Of batches that have not ended. Many open and none claimed: no router runs batches, or "
-          "none has room."),
+          "Lines of batches that have not ended. If lines are open but none is claimed, no router runs "
+          "batches, or none has room."),
     Panel("Answers by outcome", "reqps", [rate("moe_batch_answers_total", "outcome")],
-          "Lines answered per second. failed: the error files say why."),
+          "Lines answered per second. The error files give the reasons of failed lines."),
     Panel("Age", "s", [Query("max(moe_batch_oldest_age_seconds)", "oldest batch")],
-          "A line that only rises means that batches do not finish."),
+          "A curve that only rises means that batches do not finish."),
 ]  # fmt: skip
 
 _GAPS = [
     Panel("Lines and room", "short",
           [Query(_RUNNING, "running"), Query(_FREE, "more would have room"),
            Query("sum(moe_batch_waiting_lines)", "waiting")],
-          "Lines on ranks, the room that is left, and lines that wait. Waiting lines beside much "
-          "room: the engines' queues or KV caches are full."),
+          "Lines on ranks, the remaining room, and lines that wait. If lines wait although there is "
+          "room, the engines' queues or KV caches are full."),
     Panel("Preemptions", "reqps",
           [Query(_PREEMPTIONS, "preemptions"),
            Query(f"{_PREEMPTIONS} / clamp_min({_ANSWERS}, 0.01)", "per answer")],
-          "Lines taken off their rank for other requests. Many per answer: batch.itl_slo or "
+          "Lines preempted for other requests. Several per answer: batch.itl_slo or "
           "batch.max_step_growth leaves little room."),
     Panel("Generated tokens", "short",
           [Query(_LINES, "lines"), Query(_CLIENTS, "other requests")],
-          "Tokens per second. Those of a line count when it is answered."),
+          "Tokens per second. The tokens of a line count when it is answered."),
     Panel("Prompt tokens of lines", "short",
           [rate("moe_batch_tokens_total", "kind", where='kind=~"prompt|cached"')],
           "Tokens per second, and the part that came from a KV cache."),
@@ -73,6 +73,6 @@ _STORAGE = [
 DASHBOARD = dashboard(
     "moe-serving-batches",
     "MoE serving / Batches",
-    "Lines of batches, what they take of the gaps of other requests, and their storage.",
+    "Lines of batches, their use of spare capacity, and their storage.",
     {"Overview": _OVERVIEW, "Progress": _PROGRESS, "Gaps": _GAPS, "Storage": _STORAGE},
 )

@@ -11,9 +11,9 @@ _BUSY = (
     f"on (group, rank) max by (group, rank) (moe_rank_gpus{{{GROUP}}}))"
 )
 _COST = f"{_GPUS} * max(moe_gpu_hour_price)"
-"""An hour of all GPUs."""
+"""Cost of all GPUs for an hour."""
 _PRICE = f"sum(rate(moe_tenant_price_total[{RATE}])) * 3600"
-"""What tenants pay in an hour."""
+"""Price that tenants pay for an hour."""
 _TOKENS = (
     f"(sum(rate(moe_prompt_tokens_total[{RATE}])) + sum(rate(moe_generated_tokens_total[{RATE}])))"
 )
@@ -23,12 +23,12 @@ _OVERVIEW = [
     Panel("GPU cost an hour", "short", [Query(_COST, "")],
           "GPUs of all groups times ledger.gpu_hour_price.", stat=True),
     Panel("Price an hour", "short", [Query(_PRICE, "")],
-          "What the tenants' requests cost them, at the rate of now.", stat=True),
+          "What tenants pay per hour at the current rate.", stat=True),
     Panel("Margin", "percentunit", [Query(f"({_PRICE} - {_COST}) / ({_COST})", "")],
-          "Price minus GPU cost, in proportion to the cost. No data without ledger.gpu_hour_price.",
+          "Price minus GPU cost, relative to the cost. No data without ledger.gpu_hour_price.",
           stat=True),
     Panel("Cost per million tokens", "short", [Query(f"{_COST} / {_TOKENS} {_PER_MILLION}", "")],
-          "GPU cost of a million prompt and generated tokens, idle time included.", stat=True),
+          "GPU cost of a million prompt and generated tokens, including idle time.", stat=True),
     Panel("Idle", "percentunit", [Query(f"1 - {_BUSY} / {_GPUS}", "")],
           "Share of GPU time outside of engine steps.", stat=True),
     Panel("GPUs", "short", [Query(_GPUS, "")],
@@ -41,11 +41,11 @@ _TIME = [
            Query(f"{_COST} * {_BUSY} / {_GPUS} / {_TOKENS} {_PER_MILLION}", "GPUs, busy only"),
            Query(f"{_PRICE} / {_TOKENS} {_PER_MILLION}", "price")],
           "What a million prompt and generated tokens cost, and what tenants pay for them. The "
-          "distance between the first two is idle time."),
+          "difference between the first two is idle time."),
     Panel("Price by tenant, an hour", "short",
           [Query(f"topk(10, sum by (tenant) (rate(moe_tenant_price_total[{RATE}])) * 3600)",
                  "{{tenant}}")],
-          "Of the ten that pay most; tenants beyond telemetry.tenant_labels are other."),
+          "The ten tenants that pay the most; those beyond telemetry.tenant_labels are other."),
     Panel("Idle share over time", "percentunit",
           [Query(f"1 - {_BUSY} / {_GPUS}", "idle")],
           "If it is high for hours, there are too many groups; see deploy/docs/autoscaling.md."),
@@ -57,14 +57,15 @@ _BUDGETS = [
     Panel("Above a soft limit", "reqps", [rate("moe_budget_warnings_total", "scope, period")],
           "Prompts/s of tenants and keys above the soft limit of a budget; the log names them."),
     Panel("Ledger behind", "s", [Query("max(moe_ledger_lag_seconds)", "lag")],
-          "Age of the oldest record that is not in the database; above a minute, it is away or slow."),
+          "Age of the oldest record that is not in the database; above a minute, the database is slow or "
+          "unavailable."),
     Panel("Records lost", "short",
           [Query(f"sum(increase(moe_ledger_records_dropped_total[{RATE}]))", "dropped")],
-          "Requests that nobody will pay; the log says why."),
+          "Requests that cannot be billed; the log has the reason."),
     Panel("Database failures", "short",
           [Query(f"sum(increase(moe_ledger_failures_total[{RATE}]))", "inserts"),
            Query(f"sum(increase(moe_budget_store_failures_total[{RATE}]))", "reservations")],
-          "Transactions that failed or took too long; ledger.budget_down applies meanwhile."),
+          "Transactions that failed or took too long; until this is fixed, ledger.budget_down applies."),
 ]  # fmt: skip
 
 DASHBOARD = dashboard(

@@ -22,7 +22,7 @@ _ACCEPTED = _per_group("moe_mtp_accepted_tokens_total")
 _BALANCE = [
     Panel("Imbalance over ranks", "short", [_imbalance("ranks", _ALL, "{{group}}")],
           "Busiest rank divided by the mean, averaged over MoE layers. Steps wait for the busiest "
-          "rank: at a steady 1.5 the others spend a third of their expert time waiting."),
+          "rank: at a steady 1.5, the others wait for a third of their expert time."),
     Panel("Imbalance over experts", "short", [_imbalance("experts", _ALL, "{{group}}")],
           "Busiest expert divided by the mean. /fleet lists the busiest ones."),
     Panel("Imbalance over ranks, by layers", "short",
@@ -47,15 +47,15 @@ _BALANCE = [
 
 _SPECULATION = [
     Panel("Acceptance", "percentunit", [Query(f"{_ACCEPTED} / ({_PROPOSED} > 0)", "{{group}}")],
-          "Share of drafted tokens that were accepted. Below about 0.5 drafting costs more than it "
-          "gains."),
+          "Share of drafted tokens that were accepted. Below about 0.5, drafting costs more than it "
+          "saves."),
     Panel("Drafted and accepted", "short",
           [Query(_PROPOSED, "{{group}} drafted"), Query(_ACCEPTED, "{{group}} accepted")],
           "Drafted and accepted tokens/s."),
     Panel("Generated tokens that were drafted", "percentunit",
           [Query(f"{_ACCEPTED} / ({_per_group('moe_rank_generated_tokens_total')} > 0)",
                  "{{group}}")],
-          "The gain of speculation: with a share s a token costs 1 - s of a step."),
+          "The gain of speculation: with a share s, a token costs 1 - s of a step."),
     Panel("Acceptance by rank", "percentunit",
           [Query(f"{rate_of_rank('moe_mtp_accepted_tokens_total')} / "
                  f"({rate_of_rank('moe_mtp_proposed_tokens_total')} > 0)", "{{group}} {{rank}}")],

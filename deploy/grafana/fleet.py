@@ -42,7 +42,7 @@ _CLIENTS = [
     Panel("Tokens by tenant", "short",
           [Query(f"topk(10, sum by (tenant, kind) (rate(moe_tenant_tokens_total[{RATE}])))",
                  "{{tenant}} {{kind}}")],
-          "Tokens/s of the ten largest; tenants beyond telemetry.tenant_labels are other."),
+          "Tokens/s of the ten largest tenants; those beyond telemetry.tenant_labels are other."),
 ]  # fmt: skip
 
 _ADMISSION = [
@@ -50,10 +50,10 @@ _ADMISSION = [
           [Query("sum by (priority) (moe_admission_queue_requests)", "{{priority}}")],
           "Queued requests. If it stays above 0, add groups."),
     Panel("Wait", "s", quantiles("moe_admission_wait_seconds", 0.9, 0.99, by="priority"),
-          "Time in the queue of requests that were placed; 0 for most."),
+          "Time that placed requests spent in the queue; 0 for most."),
     Panel("Error of the predicted wait", "s",
           quantiles("moe_admission_wait_error_seconds", 0.1, 0.5, 0.9),
-          "Actual minus predicted wait of queued requests. For a steady bias see "
+          "Actual minus predicted wait of queued requests. If there is a steady bias, check "
           "admission.rate_window."),
     Panel("Predicted wait", "s", quantiles("moe_admission_predicted_wait_seconds", 0.5, 0.9),
           "Predicted wait of queued requests."),
@@ -71,14 +71,14 @@ _ROUTING = [
            Query(f"sum by (scorer) (rate(moe_routing_scorer_seconds_total[{RATE}])) / "
                  f"ignoring (scorer) group_left sum(rate(moe_routing_seconds_count[{RATE}]))",
                  "mean in {{scorer}}")],
-          "Time of a decision, and its mean in each scorer."),
+          "Duration of a decision, and its mean share in each scorer."),
     Panel("Prompt tokens from caches", "percentunit",
           [Query(f"sum(rate(moe_cached_prompt_tokens_total[{RATE}])) / "
                  f"sum(rate(moe_prompt_tokens_total[{RATE}]))", "actual"),
            Query(f"sum(rate(moe_prefix_matched_tokens_total[{RATE}])) / "
                  f"sum(rate(moe_prompt_tokens_total[{RATE}]))", "expected by routing")],
-          "Cached share of prompt tokens. Expected far above actual: caches change faster than ranks "
-          "report."),
+          "Cached share of prompt tokens. If the expected share is far above the actual one, caches "
+          "change faster than ranks report."),
 ]  # fmt: skip
 
 _FAILURES = [
@@ -91,15 +91,15 @@ _FAILURES = [
     Panel("Groups fenced", "short", [Query(f"sum(increase(moe_groups_fenced_total[{RATE}]))", "fenced")],
           "Groups taken out of service because a rank was lost, failed or stalled."),
     Panel("Resumptions", "reqps", [rate("moe_resumes_total", "way, outcome")],
-          "Requests/s that lost their group, by way of resumption and outcome."),
+          "Requests/s that lost their group, by method of resumption and outcome."),
     Panel("Gap of a resumption", "s", quantiles("moe_resume_seconds", 0.5, 0.9),
           "From the loss of the group to the next new token."),
     Panel("Link round trip", "s", [of_rank("moe_rank_link_round_trip_seconds")],
-          "Above 0.1 s: a starved process or a bad network."),
+          "Above 0.1 s: a process gets too little CPU, or the network is bad."),
     Panel("Age of reports", "s",
           [Query(f"time() - max by (group, rank) (moe_rank_report_timestamp_seconds{{{GROUP}}})",
                  "{{group}} {{rank}}")],
-          "Ranks report every link.load_interval; above 5 s the figures here are outdated."),
+          "Ranks report every link.load_interval; above 5 s, the values here are stale."),
 ]  # fmt: skip
 
 _RANKS = [

@@ -30,7 +30,7 @@ RUN apt-get update \
     && apt-get install --yes --no-install-recommends wget libtcmalloc-minimal4 \
     && rm -rf /var/lib/apt/lists/*
 COPY --from=build /opt/serving /opt/serving
-# The user has no home; the chart mounts one and sets HOME.
+# The user has no home directory; the chart mounts one and sets HOME.
 ENV PATH=/opt/serving/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 HOME=/tmp
 USER 1000:1000
 # KubeRay sets the command (ray start …).

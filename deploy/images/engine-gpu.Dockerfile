@@ -1,12 +1,12 @@
 # Ray head and ranks on NVIDIA GPUs, with DeepEP for groups that span nodes.
 #   docker build -f deploy/images/engine-gpu.Dockerfile -t …/engine-gpu:0.1.0 .
-#   … --build-arg DEEPEP=none   without DeepEP and the CUDA compiler; engine.allToAll must then be
-#                               other than the deepep kinds (ranks refuse them at start)
-# Needs BuildKit. This repository's tests do not build it (they have no container engine), and it has
-# not run on GPUs. For a release, pin the base images by digest (PYTHON_IMAGE=…@sha256:…) and let the
+#   … --build-arg DEEPEP=none   without DeepEP and the CUDA compiler; engine.allToAll must then not
+#                               be a deepep backend (ranks reject it at start-up)
+# Requires BuildKit. This repository's tests do not build it (they have no container engine), and it
+# has not run on GPUs. For a release, pin the base images by digest (PYTHON_IMAGE=…@sha256:…) and let the
 # builder write the bill of materials (docker buildx build --sbom=true --provenance=true).
 ARG PYTHON_IMAGE=docker.io/library/python:3.11-slim-bookworm
-# The CUDA compiler of the version that PyTorch's wheels use; PyTorch refuses another major version.
+# The CUDA compiler; PyTorch requires the major version that its wheels were built with.
 ARG CUDA_IMAGE=docker.io/nvidia/cuda:13.0.2-devel-ubuntu22.04
 ARG DEEPEP=build
 
@@ -46,7 +46,7 @@ WORKDIR /deepep
 RUN git init --quiet \
     && git fetch --quiet --depth 1 https://github.com/deepseek-ai/DeepEP.git ${DEEPEP_COMMIT} \
     && git checkout --quiet FETCH_HEAD
-# Without NVSHMEM, DeepEP omits the kernels between nodes and only logs it.
+# Without NVSHMEM, DeepEP omits the kernels for communication between nodes and only logs this.
 RUN /opt/serving/bin/pip install setuptools==80.9.0 wheel==0.45.1 ninja==1.13.0 \
     && /opt/serving/bin/python -c 'import nvidia.nvshmem' \
     && /opt/serving/bin/pip wheel --no-deps --no-build-isolation --wheel-dir /wheels .
@@ -54,11 +54,11 @@ RUN /opt/serving/bin/pip install setuptools==80.9.0 wheel==0.45.1 ninja==1.13.0 
 FROM ${PYTHON_IMAGE} AS deepep-none
 RUN mkdir /wheels
 
-# DEEPEP selects one: build or none.
+# DEEPEP selects one of these stages: build or none.
 FROM deepep-${DEEPEP} AS deepep
 
 FROM build AS environment
-# Your own wheels, in place of DeepEP's or in addition to it.
+# Your own wheels, instead of DeepEP's or in addition to it.
 COPY deploy/images/wheels /wheels
 COPY --from=deepep /wheels /made
 RUN find /made /wheels -name '*.whl' -exec /opt/serving/bin/pip install --no-deps {} +

@@ -1,1 +1,1 @@
-"""The router process alone, measured against fake ranks over real links."""
+"""Benchmarks of the router process, with fake ranks over real links, and of its peers."""

@@ -1,4 +1,4 @@
-"""``python -m loadtest.bench``: the router process alone, against fake ranks.
+"""``python -m loadtest.bench``: measures the router process alone, with fake ranks.
 
 Writes deploy/docs/performance/router.json and the tables of deploy/docs/performance.md. With
 --quick it measures briefly, prints the tables and writes nothing.

@@ -1,8 +1,9 @@
-"""``python -m loadtest.bench.agreement``: our load client beside vLLM's bench client and guidellm.
+"""``python -m loadtest.bench.agreement``: compares our load client with two other clients.
 
-All three send the same load in turn (equal lengths, streams and requests; ignore_eos; different
-texts, so that no prefix cache has them), for several rounds, to one server that runs all the time:
-fake ranks at a fixed pace, or the router of --rest-url. Writes
+Our client, vLLM's bench client and guidellm send the same load one after another, in several
+rounds, to one running server: fake ranks at a fixed pace, or the router at --rest-url. Lengths,
+streams and requests are equal, with ignore_eos; texts differ, so that no prefix cache contains
+them. Writes
 deploy/docs/performance/agreement.json and agreement.md unless --quick. The exit code is 1 if our
 tokens/s are not within 3 % of the others'.
 """

@@ -1,6 +1,6 @@
 """Three load clients that send the same load: ours, vLLM's bench client, and guidellm.
 
-The other two run unmodified in their own processes. Packages that they need beyond our lock files
+The other two run unmodified in separate processes. Packages that they need beyond our lock files
 are installed once into .tools/bench-clients (``peer_processes.PACKAGES``).
 """
 
@@ -44,13 +44,13 @@ class Load:
     """chat or completions."""
     streams: int
     requests: int
-    """Measured requests."""
+    """Number of measured requests."""
     warmup: int
-    """Warm-up requests, for clients that send any."""
+    """Number of warm-up requests, for clients that send them."""
     prompt_words: int
     output_tokens: int
     seed: int
-    """Seed of lengths and texts; different for each turn, so that no cache holds the texts."""
+    """Seed of lengths and texts; different for each turn, so that no cache contains the texts."""
     patience: float
     """Seconds after which a client is stopped."""
 
@@ -69,7 +69,8 @@ class ClientReport:
     ttft_p50: float
     ttft_p99: float
     tpot_mean: float
-    """Mean over requests of the time from first to last token per token after the first."""
+    """Mean over requests of the time from first to last token, divided by the number of tokens
+    after the first."""
     itl_mean: float | None
     """Mean time between chunks over all answers; None if the client does not report it."""
 

@@ -7,7 +7,7 @@ from typing import Any
 from loadtest.bench.agreement_clients import OURS
 
 TOLERANCE = 0.03
-"""Largest relative difference in tokens/s at which two clients agree."""
+"""Maximum relative difference in tokens/s at which two clients agree."""
 _COLUMNS = (
     ("tokens/s", "tokens_per_second", "{:.1f}"),
     ("seconds", "duration", "{:.2f}"),
@@ -56,10 +56,10 @@ def markdown(data: Mapping[str, Any]) -> str:
             + (f"; {data['remark']}." if data.get("remark") else ".")
         ),
         (
-            "tokens/s: all output tokens divided by the time from the first request to the end of "
-            "the last answer. Router counted: increase of the router's counter "
-            "`moe_generated_tokens_total`, including the client's warm-up. Medians of each client "
-            "over the rounds:"
+            "*tokens/s* is the number of output tokens divided by the time from the first request "
+            "to the end of the last answer. *Router counted* is the increase of the router's "
+            "counter `moe_generated_tokens_total`, including the client's warm-up. The tables "
+            "show the medians of each client over the rounds."
         ),
     ]
     for endpoint in _endpoints(data["rows"]):

@@ -2,8 +2,8 @@
 
     python -m loadtest.bench.clients CASE_JSON REST_URL GRPC_ADDRESS ROUTER_PID
 
-They parse less of each answer than ``serving.client``, to leave CPU time to the router. Prints one
-line of JSON (``Measured``).
+The clients parse less of each answer than ``serving.client``, to leave CPU time for the router.
+Prints one line of JSON (``Measured``).
 """
 
 import asyncio
@@ -43,7 +43,8 @@ class Case:
     output_tokens: int
     stream: bool
     seconds: float
-    """Measured seconds, after every stream has begun and ``warmup`` has passed."""
+    """Duration of the measurement, which begins when every stream has begun and ``warmup`` has
+    passed; seconds."""
     warmup: float = 1.0
 
 
@@ -59,7 +60,7 @@ class Measured:
     cpu_share: float
     """CPU time of the router as a share of one core."""
     p50_ms: float | None
-    """Time to the complete answer; None if no request finished."""
+    """Time until the complete answer; None if no request finished."""
     p99_ms: float | None
     rss_mib: float
     prompt_tokens: float
@@ -78,8 +79,8 @@ class _Tally:
 
 
 Send = Callable[[int], AsyncIterator[tuple[int, int]]]
-"""Sends request number n; yields (characters, prompt tokens) of each message of the answer. A token
-of the fake engine is one character."""
+"""Sends request number n; yields (characters, prompt tokens) for each message of the answer. A
+token of the fake engine is one character."""
 
 
 async def measure(case: Case, send: Send, router: psutil.Process) -> Measured:
@@ -141,7 +142,7 @@ def _cpu(process: psutil.Process) -> float:
 
 
 def _prompt(number: int, tokens: int) -> str:
-    """Return a prompt of about ``tokens`` tokens; in the bundled model most are one character."""
+    """Return a prompt of about ``tokens`` tokens, most of them one character (bundled model)."""
     return f"{number} ".ljust(max(tokens - 1, 2), "x")
 
 

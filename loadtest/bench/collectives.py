@@ -1,4 +1,4 @@
-"""``python -m loadtest.bench.collectives``: exchange between ranks, gloo against shared memory.
+"""``python -m loadtest.bench.collectives``: compares exchange over gloo and shared memory.
 
 Each rank is a process that computes for a while, then gathers the rows of an MoE layer of pocket-r1
 and reduce-scatters the results, as the CPU plugin does. All variants run alternately in the same
@@ -27,15 +27,15 @@ from serving.flags.values import COUNT, CommaSeparated
 
 _TIMEOUT = 60.0
 _HIDDEN, _EXPERTS = 128, 4
-"""Row width and experts per token of pocket-r1."""
+"""Row width and number of experts per token of pocket-r1."""
 _ROWS = (8, 32)
 _WORK = (0, 1000)
 """Computation between two layers, microseconds."""
 _ROUNDS = 3
 
 Times = dict[tuple[str, int, int], tuple[list[float], float]]
-"""Duration of each call and CPU time of the rank per call, microseconds, without computation; by
-variant, rows per rank and computation."""
+"""Duration of each call and CPU time of the rank per call, microseconds, excluding computation;
+by variant, rows per rank and computation."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _measured(world: int, variants: Mapping[str, Mapping[str, str]], calls: int) -> Times:
-    """Run all ranks; return the times of the first."""
+    """Run all ranks; return the times of the first rank."""
     context = multiprocessing.get_context("spawn")
     mine, theirs = context.Pipe()
     with tempfile.TemporaryDirectory(prefix="moe-serving-bench-") as folder:
@@ -149,7 +149,7 @@ def _rank(
 
 
 def _layer(collectives: Any, communicator: Any, torch: Any) -> Callable[[int], None]:
-    """Return a function that runs the collectives of one MoE layer with some rows per rank."""
+    """Return a function that runs the collectives of one MoE layer with the given rows per rank."""
     world = communicator.world_size
     inputs = {
         rows: (

@@ -1,4 +1,4 @@
-"""``python -m loadtest.bench.consoles``: what open consoles cost a router with many fake ranks.
+"""``python -m loadtest.bench.consoles``: what open consoles cost a router with hundreds of ranks.
 
 Alternately measures the router's CPU time and memory without and with consoles: first with an idle
 fleet, then with streams that change the figures in every snapshot. Prints a table.
@@ -90,9 +90,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = FlagParser(description=__doc__)
     parser.add_argument("--ranks", type=int, default=512)
     parser.add_argument("--consoles", type=int, default=50)
-    parser.add_argument("--streams", type=int, default=64, help="open streams of the second part")
+    parser.add_argument("--streams", type=int, default=64, help="open streams in the second part")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=8.0, help="of each measurement")
+    parser.add_argument("--seconds", type=float, default=8.0, help="duration of each measurement")
     options = parser.parse_args(arguments)
     head = (
         f"{options.ranks} ranks",

@@ -1,7 +1,7 @@
 """The servers to compare, each with the same engine, model and number of ranks.
 
 At most two run at a time: two ranks need 5 GiB, or 8 GiB under Ray Serve LLM. A mark in the
-environment of each process identifies it for CPU accounting and for termination.
+environment of each process identifies the deployment for CPU accounting and for termination.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ RANKS = 2
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """An address of a peer."""
+    """A peer and its address."""
 
     peer: str
     """Key of ``peers.PEERS``."""
@@ -85,7 +85,7 @@ def vllm_server(
     Args:
         peer: Key in ``peers.PEERS``.
         router: Also start vllm-router in front of the server.
-        arguments: Engine arguments beyond ``engine_arguments``.
+        arguments: Engine arguments in addition to ``engine_arguments``.
 
     Raises:
         NotRun: The server did not start.

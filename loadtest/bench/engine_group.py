@@ -29,7 +29,7 @@ class EngineGroup:
         """Run one round on all ranks at the same time.
 
         Args:
-            streams: Streams of the whole group, spread evenly over the ranks.
+            streams: Number of streams of the whole group, spread evenly over the ranks.
             tokens: Tokens per stream.
             seed: Seed for the prompts.
 
@@ -66,7 +66,7 @@ def engine_group(
     Args:
         folder: Directory for settings and logs; one per group.
         ranks: Number of ranks.
-        engine: Settings of the group ``engine`` other than the defaults.
+        engine: Settings under ``engine`` that differ from the defaults.
         environment: Additional environment variables.
 
     Raises:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 READY, TOKENS = "READY", "TOKENS"
 _VOCABULARY = 256
 _PROMPT = 32
-"""Tokens per prompt."""
+"""Number of tokens per prompt."""
 
 
 @dataclass(frozen=True, slots=True)

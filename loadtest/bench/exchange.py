@@ -1,7 +1,7 @@
 """``python -m loadtest.bench.exchange``: speed and CPU use of a group with two sets of settings.
 
-Starts two groups of ranks without a router that only differ in settings under engine, by default
-exchange=gloo and exchange=shared_memory. They run the same streams alternately, in several
+Starts two groups of ranks without a router that differ only in settings under engine, by default
+exchange=gloo and exchange=shared_memory. The groups run the same streams alternately, in several
 rounds, so that other load on the machine affects both equally. Fails if they generate different
 tokens.
 """
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
     parser = FlagParser(description=__doc__)
     parser.add_argument("--ranks", type=COUNT, default=2, help="ranks of a group (default 2)")
-    parser.add_argument("--rounds", type=COUNT, default=5, help="rounds of each (default 5)")
+    parser.add_argument("--rounds", type=COUNT, default=5, help="rounds of each group (default 5)")
     parser.add_argument(
         "--tokens", type=COUNT, default=128, help="tokens of a stream (default 128)"
     )

@@ -1,4 +1,4 @@
-"""The bytes of floods: what a client may send and a server must process.
+"""The bytes that floods send: input that a client can send and a server must process.
 
 Each flood has an opening, sent once per connection, and a body, repeated without reading answers.
 """
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import count
 
 WRITE = 169_000
-"""Bytes of one write; 13,000 HEADERS frames of an indexed request."""
+"""Size of one write, bytes: 13,000 HEADERS frames of an indexed request."""
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _DATA, _HEADERS, _PRIORITY, _RST, _SETTINGS, _PING = 0, 1, 2, 3, 4, 6
 _GOAWAY, _WINDOW_UPDATE, _CONTINUATION, _UNKNOWN = 7, 8, 9, 0xB
@@ -27,9 +27,9 @@ class Flood:
     name: str
     opening: bytes
     bodies: Callable[[], Iterator[bytes]]
-    """Returns an endless series of writes for one connection."""
+    """Return an endless series of writes for one connection."""
     churn: bool = False
-    """Close the connection after each write, and connect again."""
+    """Whether to close the connection after each write, and connect again."""
 
 
 def frame(kind: int, flags: int, stream: int, body: bytes = b"") -> bytes:
@@ -102,7 +102,7 @@ def _grpc_head(path: str) -> bytes:
 
 
 def _huffman_of_x(letters: int) -> bytes:
-    """Return the Huffman code of ``"x" * letters``, 7 bits each; ``letters``: a multiple of 8."""
+    """Return the Huffman code of ``"x" * letters``, 7 bits each; ``letters`` is a multiple of 8."""
     return int("1111001" * letters, 2).to_bytes(letters * 7 // 8)
 
 

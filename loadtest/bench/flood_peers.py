@@ -1,4 +1,4 @@
-"""Reference servers of the flood benchmark: grpc.aio and uvicorn alone, each with one stream.
+"""Reference servers of the flood benchmark: plain grpc.aio and uvicorn, each with one stream.
 
     python -m loadtest.bench.flood_peers grpc|rest DELAY
 
@@ -18,7 +18,7 @@ import uvicorn
 from loadtest.bench.flood_watch import METHOD
 
 _MESSAGE = b"x" * 90
-"""A message of a token's size."""
+"""A message of the size of a streamed token's."""
 
 
 async def _until_the_input_ends() -> None:

@@ -12,7 +12,7 @@ _PORTS = {
 _STREAMS = ("grpc", "rest", "health")
 _TOKENS = ("grpc", "rest")
 MOST_MS = 50.0
-"""Limit on the lengthening of a token stream's worst gap by a flood, milliseconds."""
+"""Maximum increase of a token stream's worst gap during a flood, milliseconds."""
 
 
 def more(side: Mapping[str, Any]) -> dict[str, float]:
@@ -34,10 +34,11 @@ def markdown(data: Mapping[str, Any]) -> str:
         (
             f"Each stream gets a token every {data['delay_ms']:.0f} ms. Each figure is the "
             "increase, in milliseconds, of the worst gap between two tokens (or of the slowest "
-            "answer to `/health`) during the flood, compared with just before it. Connections of "
-            "the flood: 1 / 8. Own: the larger of the streams' worst gaps, excluding the time in "
-            "which the router's event loop was ready to run but waited for a core (the flooding "
-            "processes use the same cores). CPU: the most CPU time that the loop used between two "
+            "answer to `/health`) during the flood, compared with just before it. The two figures "
+            'of a cell are for floods over 1 and over 8 connections. The column "own" is the '
+            "larger of the streams' worst gaps, excluding the time in which the router's event "
+            "loop was ready to run but waited for a core (the flooding processes use the same "
+            'cores). The column "CPU" is the maximum CPU time that the loop used between two '
             "tokens of a stream."
         ),
     ]

@@ -1,11 +1,11 @@
-"""Reads token streams and reports the worst gap between two tokens.
+"""Reads token streams and reports the longest gap between two tokens.
 
     python -m loadtest.bench.flood_watch GRPC_ADDRESS|- REST_URL|- SERVER_PID [CA]
 
-Prints READY when every stream has begun, then one line of JSON for each line of standard input: by
-stream, and for the answer to /health, the worst gap since the last line, milliseconds. "NAME cpu"
-is the most CPU time that the server's main thread used between two tokens; "NAME own" is the worst
-gap without the time in which that thread was waiting for a core.
+Prints READY when every stream has begun, then one line of JSON for each line of standard input. It
+contains the worst gap since the previous line, milliseconds, by stream and for the answer to
+/health. "NAME cpu" is the maximum CPU time that the server's main thread used between two tokens;
+"NAME own" is the worst gap excluding the time in which that thread was waiting for a core.
 """
 
 import asyncio
@@ -35,7 +35,7 @@ _Times = tuple[float, float, float]
 
 
 class Gaps:
-    """The worst gap of each stream since the last call of ``worst``."""
+    """The worst gap of each stream since the last call to ``worst``."""
 
     def __init__(self, pid: int) -> None:
         self._schedule = Path(f"/proc/{pid}/task/{pid}/schedstat")

@@ -1,8 +1,9 @@
 """``python -m loadtest.bench.floods``: the effect of one client's flood on the streams of others.
 
-A router with fake ranks, a plain grpc.aio server and uvicorn alone, each in its own process, are
-flooded one after another, over one connection and over several, while a client of each reads a
-token every few milliseconds. Prints by how much a flood lengthens the worst gap between two tokens,
+A router with fake ranks, a plain grpc.aio server and a plain uvicorn server, each in a separate
+process, are flooded one after another, over one connection and over several, while a client of each
+reads a token every few milliseconds. Prints how much each flood increases the worst gap between two
+tokens,
 and writes deploy/docs/performance/floods.json and floods.md unless --quick.
 """
 
@@ -135,7 +136,7 @@ def _line(process: "subprocess.Popen[str]", expected: str = "") -> str:
 
 @contextlib.contextmanager
 def _peer(kind: str) -> Iterator[tuple[str, int]]:
-    """Start grpc.aio or uvicorn alone; yield its address and process id."""
+    """Start a plain grpc.aio or uvicorn server; yield its address and process id."""
     process = _python("loadtest.bench.flood_peers", kind, str(_DELAY))
     try:
         yield f"127.0.0.1:{_line(process)}", process.pid

@@ -1,9 +1,9 @@
-"""``python -m loadtest.bench.grpc_servers``: CPU time of serving.h2grpc beside grpc.aio.
+"""``python -m loadtest.bench.grpc_servers``: CPU time of serving.h2grpc compared with grpc.aio.
 
-Each server runs in its own process and does almost nothing: a stream gets a prepared message of 90
-bytes, the size of a token's, every 20 ms; a unary call returns its request. The client is grpc.aio
-in another process. The figures are CPU times of each process (all threads) per message and per
-call, which other work on the machine disturbs less than wall-clock time.
+Each server runs in a separate process and does almost nothing: a stream gets a prepared message of
+90 bytes, the size of a token's, every 20 ms; a unary call returns its request. The client is
+grpc.aio in another process. The figures are CPU times of each process (all threads) per message and
+per call, which other work on the machine disturbs less than wall-clock time.
 """
 
 import argparse
@@ -188,7 +188,7 @@ def markdown(rows: dict[tuple[str, int], list[dict[str, Any]]]) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
-    parser.add_argument("--turns", type=int, default=5, help="turns of all servers (default: 5)")
+    parser.add_argument("--turns", type=int, default=5, help="rounds over all servers (default: 5)")
     parser.add_argument(
         "--messages",
         type=int,

@@ -1,9 +1,10 @@
 """``python -m loadtest.bench.models``: what serving several models costs a router.
 
 Three routers with fake ranks run at the same time: one model on one group; one model on several
-groups; several models on one group each. Requests are sent to them alternately: for one model, and
-spread over all models, which is compared with one model on as many groups, because each frame of a
-rank carries the tokens of all its requests. Prints CPU time for a request and memory.
+groups; several models on one group each. They are measured alternately, with requests for one model
+and with requests spread over all models. The latter are compared with one model on the same number
+of groups, because each frame of a rank contains the tokens of all its requests. Prints CPU time per
+request and memory.
 """
 
 import asyncio
@@ -26,7 +27,7 @@ from serving.settings import BUNDLED_MODEL
 _TOKENS = 32
 """Output tokens of a request."""
 _CLIENTS = 8
-"""Requests at the same time."""
+"""Number of concurrent requests."""
 
 
 @dataclass
@@ -36,11 +37,11 @@ class _Series:
     name: str
     process: RouterProcess
     models: tuple[str, ...]
-    """Models that the requests are for, in turn."""
+    """Models that requests alternate between."""
     base: "_Series | None" = None
-    """The series to compare with; None: this one."""
+    """The series to compare with; None: this one is the baseline."""
     milliseconds: list[float] = field(default_factory=list)
-    """CPU time of the router for a request, in each round."""
+    """CPU time of the router per request, by round, milliseconds."""
 
 
 def _names(models: int) -> tuple[str, ...]:
@@ -115,9 +116,9 @@ def _row(series: _Series) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
     parser = FlagParser(description=__doc__)
-    parser.add_argument("--models", type=int, default=8, help="of the second router")
+    parser.add_argument("--models", type=int, default=8, help="models of the third router")
     parser.add_argument("--rounds", type=int, default=6)
-    parser.add_argument("--requests", type=int, default=400, help="of each series in each round")
+    parser.add_argument("--requests", type=int, default=400, help="requests per series and round")
     options = parser.parse_args(arguments)
     names = _names(options.models)
     with contextlib.ExitStack() as stack:

@@ -1,4 +1,4 @@
-"""The comparison with peers as one SVG chart, for light and for dark pages."""
+"""The comparison with peers as an SVG chart, for light and for dark pages."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -91,7 +91,7 @@ def chart(data: Mapping[str, Any], theme: Theme) -> str:
 
 
 def charts(data: Mapping[str, Any], folder: Path) -> dict[Path, str]:
-    """Return the text of each chart by its file in ``folder``."""
+    """Return the SVG text of each chart, by its file in ``folder``."""
     return {folder / f"peers-{name}.svg": chart(data, theme) for name, theme in THEMES.items()}
 
 

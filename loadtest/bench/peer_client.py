@@ -24,7 +24,7 @@ from serving.client.chat import GenerateOptions, GenerateRequest, Message
 from serving.client.errors import ClientError
 
 _FAILURES = 20
-"""Failures after which a trial ends."""
+"""Number of failures after which a trial ends."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class Trial:
 
 @dataclass(frozen=True, slots=True)
 class TrialResult:
-    """Result of a trial, from requests that ended in the measured seconds."""
+    """Result of a trial, from the requests that ended in the measured time."""
 
     tokens_per_second: float
     requests_per_second: float

@@ -1,4 +1,4 @@
-"""Installs a peer's packages; starts its processes with a mark, and awaits and ends them."""
+"""Installs a peer's packages, starts its processes with a mark, waits for them and ends them."""
 
 import contextlib
 import json
@@ -18,7 +18,7 @@ from loadtest.bench.roles import VARIABLE, marked
 from serving.net import HeldPort
 
 START = 420.0
-"""Maximum time until a deployment is ready, seconds; below 60 on an idle machine."""
+"""Maximum time until a deployment is ready, seconds; on an idle machine it takes less than 60."""
 END = 40.0
 """Maximum time for a deployment to stop, seconds."""
 _HELD: list[HeldPort] = []
@@ -125,7 +125,7 @@ def until_ready(url: str | urllib.request.Request, process: subprocess.Popen[byt
 
 
 def free_port() -> int:
-    """Return a port that is not given to any other process until this one ends."""
+    """Return a port that no other process is assigned until this one ends."""
     _HELD.append(HeldPort())
     return _HELD[-1].port
 

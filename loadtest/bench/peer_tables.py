@@ -1,4 +1,4 @@
-"""The comparison with peers as Markdown: medians, and medians of the ratios within a turn."""
+"""The comparison with peers as Markdown: medians, and medians of the ratios within a round."""
 
 import re
 from collections.abc import Mapping, Sequence

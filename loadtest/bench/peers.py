@@ -1,10 +1,11 @@
-"""``python -m loadtest.bench.peers``: moe-serving and the alternatives to it, with real engines.
+"""``python -m loadtest.bench.peers``: compares moe-serving and its alternatives, with real engines.
 
-vLLM's own server is the base: each other deployment runs beside a fresh one, and both are measured
-in turn, in several rounds, because the speed of a shared machine changes from minute to minute.
-Results are written after every round, so that a peer that does not start, or Ctrl-C, costs only
-what is missing. Writes deploy/docs/performance/peers.json, the charts of README.md, and the tables
-of the pages that have markers for them. With --quick the figures are printed and not written.
+vLLM's own server is the baseline: each other deployment runs at the same time as a fresh vLLM
+server, and both are measured alternately, in several rounds, because the speed of a shared machine
+changes from minute to minute. Results are written after every round, so that a peer that does not
+start, or Ctrl-C, only loses the results that are still missing. Writes
+deploy/docs/performance/peers.json, the charts in README.md, and the tables of the pages that have
+markers for them. With --quick, the figures are printed but not written.
 """
 
 import contextlib
@@ -39,7 +40,7 @@ _ROOT = Path(__file__).resolve().parents[2]
 DATA = _ROOT / "deploy" / "docs" / "performance" / "peers.json"
 PAGES = (_ROOT / "deploy" / "docs" / "performance.md",)
 _SLACK = 240.0
-"""Seconds that a trial may take beyond its measured time."""
+"""Maximum time that a trial takes in addition to its measured time, seconds."""
 
 Start = Callable[[], contextlib.AbstractContextManager[Deployment]]
 Peers = tuple[str, ...]
@@ -61,7 +62,7 @@ DEPLOYMENT_SETS: tuple[tuple[tuple[Peers, Start], ...], ...] = (
         ),
     ),
 )
-"""Deployments that run at the same time, the base first."""
+"""Deployments that run at the same time, the baseline first."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -119,7 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _measure_set(
     set_number: int, members: Sequence[tuple[Peers, Start]], data: dict[str, Any], *, keep: bool
 ) -> None:
-    """Start a set of deployments and measure them in turn, for all rounds."""
+    """Start a set of deployments and measure them alternately, for all rounds."""
     with contextlib.ExitStack() as stack:
         turns: list[tuple[Deployment, Endpoint]] = []
         for peers, start in members:
@@ -196,7 +197,7 @@ def run_trial(trial: Trial) -> dict[str, Any]:
 
 
 def outdated(data: dict[str, Any]) -> list[Path]:
-    """Return the pages and charts that do not show ``data``."""
+    """Return the pages and charts that are not up to date with ``data``."""
     made = charts(data, DATA.parent)
     old = [file for file, text in made.items() if not file.is_file() or file.read_text() != text]
     return [*stale(PAGES, data), *old]

@@ -22,7 +22,7 @@ from loadtest.bench.ranks import SCATTERED, STEPPED
 _START = 180.0
 _STOP = 20.0
 _GROUP = 2
-"""Ranks in a group."""
+"""Number of ranks in a group."""
 _MANY = 20_000
 
 _SETTINGS: dict[str, Any] = {
@@ -98,7 +98,7 @@ class RouterProcess:
         """Join groups of fake ranks, one after the other.
 
         Args:
-            models: Name of each group's model, which the bundled model's files stand for.
+            models: Name of each group's model; all of them use the bundled model's files.
         """
         with contextlib.ExitStack() as stack:
             for number, model in enumerate(models, 1):

@@ -1,4 +1,4 @@
-"""Many fake ranks in one process, each with a separate link to the router.
+"""Fake ranks in one process, each with a separate link to the router.
 
     python -m loadtest.bench.ranks SETTINGS.yaml RANKS DELAY scattered|stepped [PREFIX]
 
@@ -49,7 +49,7 @@ async def serve(settings: Settings, count: int, delay: float, kind: str, prefix:
     Args:
         settings: Settings of the ranks.
         count: Number of ranks.
-        delay: Seconds between two tokens of a request. 0: as fast as possible.
+        delay: Seconds between two tokens of a request; 0: as fast as possible.
         kind: ``STEPPED`` or ``SCATTERED``.
         prefix: Beginning of the names of the groups.
     """

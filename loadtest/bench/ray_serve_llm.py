@@ -16,9 +16,9 @@ from serving.engine.ray import cluster
 from serving.settings import Settings, load_settings
 
 _RANK_CPUS = 2
-"""Ray CPUs of a rank: one for its replica, one for its worker."""
+"""Number of Ray CPUs of a rank: one for its replica, one for its worker."""
 _OTHER_CPUS = 2
-"""Ray CPUs besides those of ranks: one for the ingress replica, and one spare."""
+"""Number of additional Ray CPUs: one for the ingress replica, and one spare."""
 
 
 def configuration(settings: Settings, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -36,7 +36,7 @@ def configuration(settings: Settings, arguments: dict[str, Any]) -> dict[str, An
             },
             "accelerator_config": {"kind": "cpu"},
             "engine_kwargs": arguments,
-            # vLLM's server runs without statistics too; Ray Serve LLM enables them by default.
+            # vLLM's server also runs without statistics; Ray Serve LLM enables them by default.
             "log_engine_metrics": not arguments.get("disable_log_stats", False),
         }
     }

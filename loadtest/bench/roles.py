@@ -29,7 +29,8 @@ def marked(mark: str, also: Collection[int] = ()) -> Iterator[psutil.Process]:
     """Yield the live processes with the mark, those of ``also``, and their descendants.
 
     A child whose parent has ended still has the mark. Processes that overwrite their environment
-    with a title, as vLLM's and Ray's do, are found by their parents, and vllm-router by ``also``.
+    with a title, as vLLM's and Ray's do, are found through their parents, and vllm-router through
+    ``also``.
     """
     family: set[int] = set()
     processes = sorted(psutil.process_iter(["ppid"]), key=_born)

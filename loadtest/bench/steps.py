@@ -1,4 +1,4 @@
-"""``python -m loadtest.bench.steps``: what the ranks of a group do in each engine step.
+"""``python -m loadtest.bench.steps``: what the ranks of a group do in an engine step.
 
 Starts a group on this machine, records one round of streams on the ranks' common clock, and prints
 two tables: the parts of a step, and its collectives. A collective is divided into the wait for the
@@ -33,7 +33,7 @@ class Collective:
     bytes: int
     """Bytes that the first rank contributed; 0 if not recorded."""
     wait: float
-    """Time from the first rank's arrival to the last one's."""
+    """Time from the arrival of the first rank to that of the last."""
     exchange: float
     """Time from the last rank's arrival until all ranks have returned."""
 
@@ -41,7 +41,8 @@ class Collective:
 def collectives(ranks: Sequence[Sequence[Event]]) -> list[Collective]:
     """Match the collectives of several ranks, which are in the same order on each rank.
 
-    Goes backwards from the last one, which all ranks have recorded, to the first one that all have.
+    Matches backwards from the last collective, which all ranks have recorded, to the first one that
+    all ranks have.
     """
     found = []
     each = [[event for event in events if event[0] in COLLECTIVES][::-1] for events in ranks]
@@ -108,9 +109,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
     parser = FlagParser(description=__doc__)
     parser.add_argument("--ranks", type=COUNT, default=2, help="ranks of the group (default 2)")
-    parser.add_argument("--streams", type=COUNT, default=16, help="streams (default 16)")
-    parser.add_argument("--tokens", type=COUNT, default=128, help="tokens of each (default 128)")
-    parser.add_argument("--set", action="append", default=[], help="KEY=VALUE of group engine")
+    parser.add_argument("--streams", type=COUNT, default=16, help="concurrent streams (default 16)")
+    parser.add_argument("--tokens", type=COUNT, default=128, help="tokens per stream (default 128)")
+    parser.add_argument("--set", action="append", default=[], help="engine setting, KEY=VALUE")
     options = parser.parse_args(arguments)
     engine = dict(item.split("=", 1) for item in options.set)
     with tempfile.TemporaryDirectory(prefix="moe-serving-steps-") as name:

@@ -1,10 +1,10 @@
-"""The effect of prefix affinity: equal conversations, routed with affinity and by load alone.
+"""The effect of prefix affinity: the same conversations, routed with affinity and by load alone.
 
     python -m loadtest.demos.affinity --trace conversation.jsonl
 
 Starts vLLM ranks of a small random mixture-of-experts model with prefix caching, and two routers in
 this process that differ only in ``routing.weights``. Slices of a trace are replayed through both in
-alternating order. The two get different tokens, so that neither uses the other's cache.
+alternating order. The two routers get different tokens, so that neither uses the other's cache.
 
 The trace is in Mooncake's format: a JSON object on each line with ``timestamp`` (ms),
 ``input_length``, ``output_length`` and ``hash_ids``, one id for each 512 tokens of the prompt;
@@ -33,13 +33,13 @@ from serving.flags.values import AMOUNT, COUNT
 from serving.settings import RoutingSettings, RoutingWeights
 
 BLOCK = 128
-"""Tokens of a KV-cache block on CPU, for each 512 tokens of the trace."""
+"""Tokens of a KV-cache block on CPU; each stands for 512 tokens of the trace."""
 _FIRST_TOKEN = 8
 """Smallest token id used; lower ids may be special tokens."""
 _START_TIMEOUT = 600.0
 _RESAMPLES = 2000
 _SETTLE = 1.0
-"""Seconds between two replays, more than the age of load reports (0.5 s)."""
+"""Seconds between two replays; longer than the maximum age of load reports (0.5 s)."""
 
 WAYS = {
     "affinity": RoutingSettings(),
@@ -51,7 +51,7 @@ WAYS = {
 
 @dataclass(slots=True)
 class Tally:
-    """Measurements with one routing."""
+    """Measurements with one routing configuration."""
 
     prompt_tokens: int = 0
     cached_tokens: int = 0
@@ -60,7 +60,7 @@ class Tally:
     failed: int = 0
 
     def row(self, name: str) -> str:
-        """Return the line of the table."""
+        """Return the row of the table."""
         return (
             f"{name:<12} {len(self.first_tokens):>8} {self.failed:>6} "
             f"{self.cached_tokens / max(self.prompt_tokens, 1):>9.1%} "
@@ -75,7 +75,7 @@ class Tally:
 
 
 def saving(affinity: Tally, alone: Tally, seed: int = 1) -> str:
-    """Return a sentence on the time to first token that affinity saves, paired by request."""
+    """Return a sentence about the time to first token that affinity saves, paired by request."""
     both = sorted(affinity.first_tokens.keys() & alone.first_tokens.keys())
     if not both:
         return "no request succeeded with both routings"
@@ -97,7 +97,7 @@ class Part:
     """Consecutive requests of the trace."""
 
     first: int
-    """Position of the first one in the trace."""
+    """Position of the first request in the trace."""
     requests: Sequence[Request]
 
 
@@ -164,7 +164,7 @@ async def _measure(
 async def compare(
     options: argparse.Namespace, requests: Sequence[Request], folder: Path
 ) -> dict[str, Tally]:
-    """Replay all requests with both routings; return the tally of each."""
+    """Replay all requests with both routing configurations; return the tally of each."""
     model = make_tiny_moe(folder / "model", layers=options.layers, context=options.context)
     settings = settings_for(options, model)
     tallies = {name: Tally() for name in WAYS}
@@ -233,10 +233,10 @@ def options_of(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "--context",
         type=COUNT,
         default=8192,
-        help="longest prompt plus answer, tokens (default: 8192)",
+        help="maximum length of prompt plus answer, tokens (default: 8192)",
     )
     parser.add_argument(
-        "--max-output", type=COUNT, default=16, help="longest answer, tokens (default: 16)"
+        "--max-output", type=COUNT, default=16, help="maximum answer length, tokens (default: 16)"
     )
     parser.add_argument("--layers", type=COUNT, default=4, help="layers of the model (default: 4)")
     parser.add_argument(

@@ -1,11 +1,11 @@
-"""The number of groups follows the load: 0 -> 1 -> 2 -> 1 -> 0, on real engines.
+"""Groups that follow the load, on real engines: 0 -> 1 -> 2 -> 1 -> 0.
 
     python -m loadtest.demos.autoscale
 
 Starts ``moe-serving up`` (pocket-r1 on CPU, Ray Serve with its dashboard) in a temporary state
-folder, and a Prometheus that scrapes the router. The autoscaler runs in this process while chats
-come and go; each change and every tenth decision is printed. Windows are seconds long instead of
-minutes. Needs .ci/tools for Prometheus.
+folder, and a Prometheus that scrapes the router. The autoscaler runs in this process while the
+number of chats changes; each change and every tenth decision is printed. Windows last seconds
+instead of minutes. Requires .ci/tools for Prometheus.
 """
 
 import asyncio
@@ -36,7 +36,7 @@ from serving.telemetry.logs import configure_logs
 ROOT = Path(__file__).resolve().parents[2]
 PROMETHEUS = ROOT / ".tools" / "prometheus" / "prometheus"
 GROUP_CPUS = 4
-"""Ray CPUs of a group: 2 for each of its 2 ranks."""
+"""Number of Ray CPUs of a group: 2 for each of its 2 ranks."""
 PHASE_TIMEOUT = 200.0
 REQUEST = GenerateRequest((Message("user", "What is 123 + 456?"),), max_tokens=64)
 OPTIONS = GenerateOptions("pocket-r1", temperature=0.0, ignore_eos=True, timeout=240.0)
@@ -76,7 +76,7 @@ def demo_settings(prometheus: str, tokens_per_second: float) -> Settings:
         "scrape_interval": 1.0,
         "max_age": 5.0,
         "group_tokens_per_second": tokens_per_second,
-        # Throughput decides here: latency on two cores varies too much.
+        # Only throughput decides here: latency on two cores varies too much.
         "ttft_slo": 30.0,
         "itl_slo": 5.0,
         "queue_wait_slo": 30.0,

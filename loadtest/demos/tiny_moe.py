@@ -16,13 +16,13 @@ _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.jso
 
 
 def make_tiny_moe(folder: Path, *, layers: int = 4, hidden: int = 256, context: int = 8192) -> Path:
-    """Write the model and the bundled model's tokenizer into a directory if not present.
+    """Write the model and the bundled model's tokenizer into a directory unless they exist.
 
     Args:
         folder: Directory; created if missing.
         layers: Number of layers; more make prefill slower, as with a real model.
         hidden: Hidden size, a multiple of 64.
-        context: Longest prompt plus answer, tokens.
+        context: Maximum length of prompt plus answer, tokens.
 
     Returns:
         The directory.

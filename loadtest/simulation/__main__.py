@@ -1,7 +1,8 @@
 """``python -m loadtest.simulation``: compare ways of scaling a fleet on a simulated load.
 
-By default, an hour of generated conversations on up to 1,000 groups, with a load that rises from 1
-to 1,000 copies and falls again, scaled by our policy, by fixed sizes and by simple queue rules.
+By default, it simulates an hour of generated conversations on up to 1,000 groups, with a load that
+rises from 1 to 1,000 copies and falls again, scaled by our policy, by fixed sizes and by simple
+queue rules.
 ``--against-real`` starts a real fleet on this machine, calibrates the model with it, sends the same
 schedule to both and prints the model's error. See deploy/docs/simulation.md.
 """
@@ -35,7 +36,7 @@ from serving.flags.values import AMOUNT, COUNT, ORDINAL, Pair
 from serving.settings import Settings
 
 _MODELLED = 25
-"""Groups simulated without --sample: enough for a table within a few minutes."""
+"""Number of groups simulated without --sample; enough for a table within a few minutes."""
 _GENERATED = 12_000
 """Requests of the generated hour; ``generated_requests`` generates 4 arrivals per second."""
 _LOAD = Pair(
@@ -74,7 +75,7 @@ def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--max-groups", type=COUNT, default=1000)
     parser.add_argument(
         "--sample", type=COUNT,
-        help="simulate every N-th group and conversation; 1: all (default: such that "
+        help="simulate every N-th group and conversation; 1: all (default: chosen so that "
         f"{_MODELLED} groups are simulated)",
     )  # fmt: skip
     parser.add_argument(
@@ -152,7 +153,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _settings(options: argparse.Namespace, calibration: Calibration) -> Settings:
-    # Steps large enough to follow the load; everything else is at its default.
+    # Steps large enough to follow the load; all other settings have their defaults.
     scaling = {
         "min_groups": 1,
         "max_groups": options.max_groups,

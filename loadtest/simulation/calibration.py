@@ -18,11 +18,11 @@ class StepTime:
     """
 
     base: float
-    """Seconds of every step."""
+    """Fixed duration of every step, seconds."""
     per_sequence: float
-    """Seconds for each sequence that gets a token."""
+    """Additional seconds for each sequence that gets a token."""
     per_prompt_token: float
-    """Seconds for each prompt token that is computed."""
+    """Additional seconds for each prompt token that is computed."""
 
     def seconds(self, sequences: int, prompt_tokens: int) -> float:
         """Return the duration of a step, seconds."""
@@ -37,32 +37,33 @@ class Calibration:
     source: str
     """Origin of the figures: what was measured and when, or what is assumed and why."""
     measured: bool
-    """False: assumed from published figures, not measured."""
+    """Whether the figures were measured; False: assumed from published figures."""
     step: StepTime
     ranks: int
-    """Ranks of a group (the gang)."""
+    """Number of ranks in a group (the gang)."""
     gpus: float
-    """GPUs of a group, for GPU-hours."""
+    """Number of GPUs of a group, for GPU-hours."""
     kv_tokens: int
     """Capacity of one rank's KV cache, tokens."""
     kv_block: int
     """Block size of the prefix cache, tokens."""
     prefix_caching: bool
     max_num_seqs: int
-    """Maximum sequences in a step of one rank."""
+    """Maximum number of sequences in a step of one rank."""
     max_model_len: int
     batch_tokens: int
-    """Maximum tokens in a step of one rank."""
+    """Maximum number of tokens in a step of one rank."""
     chunked_prefill: bool
-    """Whether a prompt may be computed in chunks."""
+    """Whether a prompt can be computed in chunks."""
     startup: float
     """Seconds from requesting a group until its last rank has joined."""
     warmup: float
-    """Seconds from then until ready: each rank first generates a token."""
+    """Seconds from then until the group is ready: each rank first generates a token."""
     overhead: float
     """Seconds that client and router add to the time to first token."""
     overhead_per_request: float = 0.0
-    """Additional seconds per other request in flight and group, where all share the same cores."""
+    """Additional seconds for each other request in flight per group, because all processes share
+    the same cores."""
     residual: float = 0.0
     """Root mean square error of the step fit divided by the mean; 0 without a fit."""
 
@@ -91,7 +92,7 @@ class Calibration:
 
 
 def load_calibration(name: str) -> Calibration:
-    """Read a bundled calibration by its name, or a file by its path.
+    """Read a bundled calibration by its name, or a calibration file by its path.
 
     Raises:
         InvalidRequest: The calibration does not exist or is invalid.

@@ -69,7 +69,7 @@ def unexplained(
 
 
 def compare(records: Sequence[Record], outcome: Outcome) -> list[Line]:
-    """Return TTFT, ITL, latency and throughput, real and simulated."""
+    """Return real and simulated TTFT, ITL, latency and throughput."""
     done = [record for record in records if record.ok]
     begin = min(record.intended for record in done)
     real_seconds = max(record.end for record in done) - begin

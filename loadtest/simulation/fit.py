@@ -5,7 +5,8 @@ The time of a request from its first to its last token is the sum of its group's
     (end - first) / steps = base + per_sequence * sequences + per_prompt_token * prompt tokens
 
 where the mean numbers of sequences on its rank and of prompt tokens per step during this time
-follow from the records of the other requests. Fitted by ordinary least squares over all requests.
+follow from the records of the other requests. The terms are fitted by ordinary least squares over
+all requests.
 """
 
 from collections.abc import Sequence
@@ -21,7 +22,7 @@ from serving.errors import InvalidRequest
 _LEAST_REQUESTS = 8
 _ROUNDS = 50
 _CLOSE = 1e-4
-"""Lower bound of deviations in weights, seconds."""
+"""Lower bound of the deviations that determine weights, seconds."""
 
 Floats = NDArray[np.float64]
 

@@ -23,7 +23,7 @@ class Objective:
 
 @dataclass(slots=True)
 class Outcome:
-    """Totals of a run. Counts are of simulated items, each standing for ``sample`` real ones."""
+    """Totals of a run. Each counted item is simulated and stands for ``sample`` real ones."""
 
     sample: int
     seconds: float
@@ -46,7 +46,7 @@ class Outcome:
     """Seconds that simulated groups spent in steps during the arrivals."""
     least: int = 0
     most: int = 0
-    """Largest number of groups requested, of the whole fleet."""
+    """Maximum number of groups requested, of the whole fleet."""
     changes: int = 0
     ended_at: float = 0.0
     decisions: int = 0

@@ -1,4 +1,4 @@
-"""The prefix cache of one rank: blocks in use by running sequences, and unused, reusable blocks."""
+"""The prefix cache of one rank: blocks in use by running sequences, and unused reusable blocks."""
 
 from collections import OrderedDict
 from collections.abc import Iterable
@@ -7,7 +7,7 @@ from serving.link.block_hashes import PromptBlockHashes
 
 
 class PrefixCache:
-    """Blocks by hash. Unused blocks are evicted in LRU order, the end of a prompt first."""
+    """Blocks by hash. Unused blocks are evicted in LRU order, from the end of a prompt."""
 
     __slots__ = ("_block", "_free", "_held", "removed", "sequence", "stored")
 
@@ -17,7 +17,7 @@ class PrefixCache:
         self._held: dict[int, int] = {}
         self._free: OrderedDict[int, None] = OrderedDict()
         self.stored: list[int] = []
-        """Hashes stored since the last report."""
+        """Hashes of blocks stored since the last report."""
         self.removed: list[int] = []
         self.sequence = 0
         """Number of reports so far."""

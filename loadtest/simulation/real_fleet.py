@@ -77,7 +77,10 @@ def started(settings: Settings) -> Iterator[Fleet]:
 
 
 async def saturated(fleet: Fleet, seconds: float, seed: int) -> Run:
-    """Load in a closed loop with a growing number of streams, ``seconds`` for each number."""
+    """Load the fleet in a closed loop with an increasing number of streams.
+
+    Each number of streams runs for ``seconds``.
+    """
     return await _load(fleet, ["--concurrency", _STREAMS], seconds, seed)
 
 
@@ -103,7 +106,7 @@ def calibrated(fleet: Fleet, settings: Settings, runs: Sequence[Run]) -> Calibra
     Raises:
         InvalidRequest: The runs are too short.
     """
-    # Shift the stages in time: those of several runs must not overlap.
+    # Shift the stages in time, because those of several runs must not overlap.
     stages = [
         [record for record in run.records if record.stage == stage.index and record.ok]
         for run in runs

@@ -10,7 +10,7 @@ from serving.autoscaler.signals import Observation, Signal
 from serving.settings import AutoscalerSettings
 
 _EPOCH = 1_700_006_400.0
-"""A midnight (UTC): the daily cost cap starts with the simulation."""
+"""A midnight (UTC), so that the day of the cost cap starts with the simulation."""
 
 
 class Scaler(Protocol):
@@ -80,8 +80,8 @@ class QueueRule:
     """The algorithm of Kubernetes' HorizontalPodAutoscaler on requests per group.
 
     ``wanted = ceil(current * (mean / per_group))`` unless the ratio is within 10 % of 1. Scales up
-    to at most twice as many or 4 more within 15 s, and down only to the largest number wanted in
-    the last 300 s. These are the defaults of
+    to at most twice as many or 4 more within 15 s, and down only to the highest number wanted in
+    the last 300 s. These are the defaults in
     kubernetes.io/docs/concepts/workloads/autoscaling/horizontal-pod-autoscale.
     """
 

@@ -1,9 +1,9 @@
 """A simulated expert-parallel group: ranks that step together, each with a queue and a KV cache.
 
-A coarse model of vLLM's scheduler. Running sequences get one token per step. The rest of the step's
-token budget goes to prompts in order of arrival, in chunks if chunked prefill is on. A sequence is
-scheduled once the KV cache has room for its prompt and its whole response. vLLM is more permissive:
-it schedules more sequences, and preempts some when memory runs out.
+This is a coarse model of vLLM's scheduler. Running sequences get one token per step. The rest of
+the step's token budget goes to prompts in order of arrival, in chunks if chunked prefill is
+enabled. A sequence is scheduled once the KV cache has room for its prompt and its whole response.
+vLLM is more permissive: it schedules more sequences, and preempts some when memory runs out.
 
 Consecutive steps without changes (no prompt, no end of a sequence) are simulated as one event of at
 most ``HORIZON``: the cost of a group grows with its requests rather than its tokens.
@@ -21,7 +21,7 @@ from loadtest.simulation.simulated_request import SimulatedRequest
 from serving.routing.snapshot import GroupSnapshot, MemberState, RankLoad, RankSnapshot
 
 HORIZON = 0.5
-"""Longest event, seconds; the interval of the ranks' load reports (``link.load_interval``)."""
+"""Maximum duration of an event, seconds: the interval of load reports (``link.load_interval``)."""
 _SLACK = 1e-9
 
 
@@ -33,9 +33,9 @@ class StepResult:
     """Sequences that got their first token."""
     ended: list[SimulatedRequest] = field(default_factory=list)
     tokens: int = 0
-    """Generated tokens, not counting first ones."""
+    """Number of generated tokens, excluding first tokens."""
     seconds: float = 0.0
-    """Duration of the steps."""
+    """Duration of the steps, seconds."""
 
 
 @dataclass(slots=True)
@@ -46,21 +46,21 @@ class SimulatedRank:
     cache: PrefixCache
     waiting: deque[SimulatedRequest] = field(default_factory=deque)
     prefilling: deque[SimulatedRequest] = field(default_factory=deque)
-    """Scheduled, with a part of the prompt not computed yet."""
+    """Scheduled sequences whose prompt is only partly computed."""
     running: list[tuple[int, int, SimulatedRequest]] = field(default_factory=list)
     """Heap of (tick of its end, number, sequence)."""
     ticks: int = 0
-    """Steps with running sequences."""
+    """Number of steps with running sequences."""
     kv_used: int = 0
     outstanding: int = 0
-    """Prompt and output tokens still to compute."""
+    """Number of prompt and output tokens still to compute."""
     chunks: list[tuple[SimulatedRequest, int]] = field(default_factory=list)
-    """Prompt tokens computed in the current step."""
+    """Number of prompt tokens computed in the current step."""
     numbers: "count[int]" = field(default_factory=count)
 
     @property
     def inflight(self) -> int:
-        """Requests on this rank, including waiting ones."""
+        """Number of requests on this rank, including waiting ones."""
         return len(self.waiting) + len(self.prefilling) + len(self.running)
 
     def submit(self, sequence: SimulatedRequest) -> None:
@@ -181,7 +181,7 @@ class SimulatedGroup:
     until: float | None = None
     """End of the current steps, seconds; None while idle."""
     version: int = 0
-    """Version of the event that ends the current steps; other versions are stale."""
+    """Version of the event that ends the current steps; events with other versions are stale."""
     dirty: bool = True
     """Whether the snapshot is stale."""
     _steps: int = 0
@@ -199,12 +199,12 @@ class SimulatedGroup:
 
     @property
     def inflight(self) -> int:
-        """Requests on this group."""
+        """Number of requests on this group."""
         return sum(rank.inflight for rank in self.ranks)
 
     @property
     def step_seconds(self) -> float:
-        """Duration of each of the current steps."""
+        """Duration of each of the current steps, seconds."""
         return self._step_seconds
 
     def submit(self, rank: int, sequence: SimulatedRequest, now: float) -> bool:

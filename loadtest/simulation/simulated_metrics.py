@@ -24,7 +24,7 @@ def bounds_of(histogram: Histogram) -> tuple[float, ...]:
 
 
 class Buckets:
-    """The counts of a histogram, not cumulative."""
+    """The non-cumulative counts of a histogram."""
 
     __slots__ = ("bounds", "counts")
 

@@ -35,7 +35,7 @@ class TraceNames(PromptBlockHashes):
 
 @dataclass(slots=True, eq=False)
 class SimulatedRequest:
-    """A request and its progress; also the item of the admission queue."""
+    """A request and its progress; it is also the item in the admission queue."""
 
     number: int
     at: float
@@ -44,14 +44,14 @@ class SimulatedRequest:
     output_tokens: int
     names: PromptBlockHashes = field(default_factory=PromptBlockHashes)
     left: int = 0
-    """Tokens still to generate."""
+    """Number of tokens still to generate."""
     asked_tokens: int = 0
-    """Prompt tokens at arrival; the prompt of a resumed request is longer."""
+    """Number of prompt tokens at arrival; the prompt of a resumed request is longer."""
     uncomputed: int = 0
-    """Prompt tokens still to compute, once scheduled."""
+    """Number of prompt tokens still to compute, once the request is scheduled."""
     cached: int = 0
     kv_tokens: int = 0
-    """KV cache tokens reserved on its rank."""
+    """Number of KV-cache tokens reserved on its rank."""
     ends_at_tick: int = 0
     overhead: float = 0.0
     """Seconds that client and router add to its time to first token."""
@@ -94,7 +94,7 @@ class SimulatedRequest:
 
     @property
     def tokens(self) -> int:
-        """Prompt tokens plus remaining output tokens."""
+        """Number of prompt tokens plus remaining output tokens."""
         return max(self.prompt_tokens + self.left, 1)
 
     @property

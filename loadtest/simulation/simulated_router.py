@@ -29,7 +29,7 @@ class SimulatedRouter:
         Args:
             routing: Weights and bounds of routing.
             admission: Settings of the queue.
-            request_timeout: Longest wait of a request, seconds.
+            request_timeout: Maximum wait of a request, seconds.
         """
         self._routing = routing
         self._admission = admission
@@ -52,7 +52,7 @@ class SimulatedRouter:
 
     @property
     def parked(self) -> int:
-        """Requests that wait because no group is ready."""
+        """Number of requests that wait because no group is ready."""
         return len(self.queue) if self.queue and not self.ready else 0
 
     def fleet(self) -> FleetSnapshot:

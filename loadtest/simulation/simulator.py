@@ -40,7 +40,7 @@ class Simulator:
         groups: int = 1,
         seed: int = 1,
     ) -> None:
-        """Start with ``groups`` ready groups, of the whole fleet.
+        """Start with ``groups`` ready groups in the whole fleet.
 
         Args:
             calibration: Parameters of each group.
@@ -264,7 +264,7 @@ class Simulator:
     def _decide(self) -> None:
         self._at(self.now + self.scaler.interval, "decide")
         if self.now > self.outcome.seconds:
-            return  # the remaining requests finish on the present groups
+            return  # the remaining requests finish on the current groups
         ready = min(self.router.ready * self.sample, self.asked)
         seen = Observation(
             self.asked,

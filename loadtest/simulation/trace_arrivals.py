@@ -27,7 +27,7 @@ class Load:
     low: float
     high: float
     seconds: float
-    """Duration of the one rise and fall, a raised cosine."""
+    """Duration of the single rise and fall (a raised cosine), seconds."""
 
     def at(self, seconds: float) -> float:
         """Return the number of copies at a time."""

@@ -1,4 +1,4 @@
-"""What a batch does to interactive requests: `python -m tests.batch.interference --rate 2`.
+"""Effect of a batch on interactive requests: `python -m tests.batch.interference --rate 2`.
 
 Sends interactive requests at random times (open loop) to a running router, in rounds that alternate
 between no batch and a batch that never runs out of lines. Prints percentiles of the time to first
@@ -24,7 +24,7 @@ from tests.support.waiting import eventually
 
 _LINES = 20_000
 _WARM_UP = 5.0
-"""Time that a round runs before it is measured, seconds."""
+"""Warm-up time of a round, seconds."""
 
 
 @dataclass
@@ -48,7 +48,7 @@ class Round:
 
 
 def quantile(values: Sequence[float], fraction: float) -> float:
-    """Return a quantile; not a number without values."""
+    """Return a quantile; NaN without values."""
     ordered = sorted(values)
     return ordered[min(int(fraction * len(ordered)), len(ordered) - 1)] if ordered else float("nan")
 
@@ -77,7 +77,7 @@ async def ask(sdk: openai.AsyncOpenAI, number: int, tokens: int, into: Round) ->
 async def traffic(
     sdk: openai.AsyncOpenAI, rate: float, tokens: int, seconds: float, chance: random.Random
 ) -> Round:
-    """Send requests for some seconds; those of the warm-up are not recorded."""
+    """Send requests for some seconds; requests sent during the warm-up are not recorded."""
     found, unrecorded = Round(seconds=seconds), Round()
     begun, tasks = time.perf_counter(), []
     while (now := time.perf_counter() - begun) < seconds + _WARM_UP:
@@ -89,7 +89,7 @@ async def traffic(
 
 
 async def batch_tokens(http: httpx.AsyncClient) -> float:
-    """Return the prompt and generated tokens of lines so far."""
+    """Return the number of prompt and generated tokens of lines until now."""
     total = 0.0
     for line in (await http.get("/metrics")).text.splitlines():
         if line.startswith('moe_batch_tokens_total{kind="generated"}'):

@@ -1,9 +1,9 @@
 """Batches while routers and PostgreSQL are killed: `python -m tests.batch.run --runs 20`.
 
 Two routers, each with a fake rank in its process, run the same batch from one PostgreSQL database
-and one folder. At random moments a router or the database gets SIGKILL and is started again. Prints
-a line for each run; the exit code is 1 if a line of an input file is missing in the results or is
-there twice.
+and one folder. At random times, a router or the database is killed with SIGKILL and restarted.
+Prints a line for each run; the exit code is 1 if a line of an input file is missing from the
+results or appears twice.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ from tests.support.waiting import PATIENCE
 
 
 class BatchFleet(Fleet):
-    """A router with batches, which can be killed and started again."""
+    """A router with batches that can be killed and restarted."""
 
     def __init__(self, batch):
         super().__init__({})
@@ -60,7 +60,7 @@ async def run(lines: int, kills: int, chance: random.Random, fleets, server) -> 
     async with httpx.AsyncClient(timeout=PATIENCE) as http:
 
         async def call(method, path, **arguments):
-            # Any router will do, and the one that is asked may be dead.
+            # Any router can be used, and the one that is called may have been killed.
             while True:
                 address = chance.choice(fleets).addresses["rest"]
                 with contextlib.suppress(httpx.HTTPError):

@@ -1,13 +1,13 @@
-"""Replace a Ray Serve app by another under load, on real engines, and print the progress.
+"""Replace a Ray Serve app with another one under load, on real engines, and print the progress.
 
     make blue-green
     make blue-green ARGS=--no-spare
     python -m tests.bluegreen.run --requests 500 --clients 8
 
-Two routers, pocket-r1 on CPU. Green is deployed beside blue with other settings, ``moe-serving
-switch`` moves the traffic, and blue is deleted. With ``--no-spare`` blue is drained and deleted
-first, as on clusters without GPUs for both: requests park until green is ready. Each text is
-compared with that of an undisturbed run. The exit code is 1 if a request was lost.
+Two routers serve pocket-r1 on CPU. Green is deployed next to blue with different settings,
+``moe-serving switch`` moves the traffic, and blue is deleted. With ``--no-spare``, blue is drained
+and deleted first, as on clusters without GPUs for both: requests are parked until green is ready.
+Each text is compared with that of an undisturbed run. The exit code is 1 if a request was lost.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Two ways to replace blue by green: both at once, or one after the other."""
+"""Two ways to replace blue with green: both at the same time, or one after the other."""
 
 import argparse
 import time
@@ -54,7 +54,7 @@ async def change(
 async def replace(
     system: System, traffic: Traffic, table: Table, options: argparse.Namespace
 ) -> None:
-    """Drain and delete blue, then deploy green; requests park meanwhile.
+    """Drain and delete blue, then deploy green; in between, requests are parked.
 
     Raises:
         RuntimeError: A step failed.

@@ -21,7 +21,7 @@ from serving.engine.ray.cluster import private_environment
 from tests.support.ports import held_port
 
 START, STOP = 900.0, 60.0
-"""Seconds; starting four engines takes minutes on a busy machine."""
+"""Timeout, seconds; starting four engines takes minutes on a busy machine."""
 _POLL = 0.5
 
 
@@ -34,7 +34,7 @@ class Place:
     model: str
 
     async def groups(self) -> list[dict[str, Any]]:
-        """Return the groups of its /fleet; an empty list while it does not respond."""
+        """Return the groups from a router's /fleet; an empty list while it does not respond."""
         try:
             async with AsyncRestClient(self.rest) as client:
                 found: list[dict[str, Any]] = (await client.get_json("/fleet", 60))["groups"]
@@ -43,7 +43,7 @@ class Place:
         return found
 
     async def parked(self) -> int:
-        """Return the number of requests parked so far."""
+        """Return the total number of parked requests."""
         async with AsyncRestClient(self.rest) as client:
             page = await client.get_text("/metrics", 60)
         return int(
@@ -118,7 +118,7 @@ class System:
         )
 
     async def parked(self) -> int:
-        """Return the number of requests that all routers have parked so far."""
+        """Return the total number of requests that all routers have parked."""
         return sum([await place.parked() for place in self.places])
 
     async def until_ready(self, app: str, groups: int) -> None:

@@ -54,7 +54,7 @@ class Traffic:
     """Longest time from a request to its first token, seconds."""
     running: set[int] = field(default_factory=set)
     _streams: dict[int, Stream] = field(default_factory=dict)
-    """Running streams, and those that ended since the last call of ``longest_gap``."""
+    """Running streams, and those that ended since the last call to ``longest_gap``."""
 
     async def learn(self) -> None:
         """Send every prompt once and keep its text, before anything is disturbed."""

@@ -19,7 +19,7 @@ class Client:
     packages: tuple[str, ...]
     """Packages whose versions the table shows, the most important first."""
     groups: tuple[str, ...] = REST
-    """Groups of features that it tries, or gives a reason for not trying."""
+    """Groups of features that the client tries, or gives a reason for not trying."""
 
     @property
     def language(self) -> str:

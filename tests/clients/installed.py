@@ -15,7 +15,7 @@ def python(environment: str) -> Path:
 
 
 def why_not(environment: str) -> str:
-    """Return why clients of an environment cannot run here; empty if they can."""
+    """Return the reason why an environment's clients cannot run here; empty if they can."""
     if (_FOLDER / environment / ".ready").is_file():
         return ""
     missing = _FOLDER / f"{environment}.missing"

@@ -5,7 +5,7 @@
     python -m tests.clients.run --rest-url … --grpc-address … --key …    # a running router
 
 Prints each outcome, and a line for each client. With its own system and all features it writes the
-results to deploy/docs/clients.json and clients.md, where other clients stay as they are. The exit
+results to deploy/docs/clients.json and clients.md, where other clients are unchanged. The exit
 code is 1 if a feature fails without a reason.
 """
 

@@ -63,8 +63,8 @@ async def run_clients(
     """Run clients' scripts and return their results in the order of ``clients``.
 
     Args:
-        clients: which.
-        target: the router.
+        clients: clients to run.
+        target: the router under test.
         at_once: maximum number of concurrent scripts.
         only: full names of features; empty: all.
         progress: called with each outcome.

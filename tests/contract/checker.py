@@ -1,7 +1,7 @@
 """Compares a JSON value with a recorded schema and returns each difference.
 
-Only what clients depend on: unknown fields, required fields that are missing,
-values of another type, unexpected nulls, values that are not in an enumeration.
+Only differences that affect clients are reported: unknown fields, missing required fields,
+values of a different type, unexpected nulls, values that are not in an enumeration.
 """
 
 from collections.abc import Iterator

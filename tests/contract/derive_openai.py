@@ -3,8 +3,8 @@
     git clone https://github.com/openai/openai-openapi
     python tests/contract/derive_openai.py openai-openapi/openapi.json COMMIT
 
-writes ``openai.json.gz`` beside this file: what this router serves of the document, and of each
-schema that is reached from there only what a checker reads. Texts and examples are left out.
+writes ``openai.json.gz`` next to this file: the operations that this router serves, and of each
+schema that they refer to only the parts that the checker reads. Texts and examples are omitted.
 """
 
 import gzip
@@ -23,7 +23,7 @@ OPERATIONS = {
     "/models/{model}": ("get",),
 }
 _STREAMS = {"/chat/completions": "CreateChatCompletionStreamResponse"}
-"""Stream chunks that the document mentions only in its texts."""
+"""Schemas of stream chunks, which the document mentions only in its texts."""
 _ROOTS = ("ErrorResponse", *_STREAMS.values())
 _KEPT = ("type", "enum", "const", "required", "nullable", "additionalProperties")
 _LISTS = ("anyOf", "oneOf", "allOf")

@@ -1,4 +1,4 @@
-"""Where answers differ from the published APIs, each with its reason. Any other difference fails.
+"""Differences between answers and the published APIs, with reasons; any other difference fails.
 
 Keys are an operation, then ``answer`` (whole) or ``event`` (streamed), then ``path: difference`` as
 ``checker`` writes it.

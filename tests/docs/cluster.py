@@ -43,7 +43,7 @@ def empty_cluster() -> Iterator[KubeServer]:
 
 
 def nodes(server: KubeServer) -> None:
-    """A controller that creates a Node for each ``nodeName`` of a pod."""
+    """A controller that creates a Node for the ``nodeName`` of each pod."""
     for pod in server.items("pods"):
         name = pod["spec"].get("nodeName")
         if name and server.get("nodes", name, "") is None:
@@ -51,7 +51,7 @@ def nodes(server: KubeServer) -> None:
 
 
 def workplace(folder: Path, server: KubeServer) -> dict[str, str]:
-    """Make a folder in which the commands run; return their environment.
+    """Create a folder in which the commands run; return their environment.
 
     The folder has links to the files that the pages use by relative path, and is the home folder.
     """

@@ -1,9 +1,9 @@
 """``kubectl port-forward`` to a router, with a real router at the other end.
 
-The Deployment behind the Service is taken from the API server, its ConfigMap and Secrets are
-written where it mounts them (in a folder of the test), and the router runs as its container would:
-with the chart's settings, the page's keys and the page's certificate. Only the addresses differ
-(loopback, free ports) and ``engine.kind: fake``: no rank joins it.
+The Deployment behind the Service is read from the API server, its ConfigMap and Secrets are
+written to the paths at which it mounts them (in a folder of the test), and the router runs as its
+container would: with the chart's settings, the page's keys and the page's certificate. Only the
+addresses (loopback, free ports) and ``engine.kind: fake`` differ: no rank joins the router.
 """
 
 import base64

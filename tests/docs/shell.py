@@ -26,7 +26,7 @@ _INNER = re.compile(r"\$\(((?:[^()]|\([^()]*\))*)\)", re.DOTALL)
 
 
 def programs(command: str) -> list[str]:
-    """Return the programs that a command line runs, in their order, those in ``$(...)`` too."""
+    """Return the programs that a command line runs, in order, including those in ``$(...)``."""
     return [words[0] for words in simple_commands(command)]
 
 

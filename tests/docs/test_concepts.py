@@ -1,4 +1,4 @@
-"""concepts.md matches the code: the walk, the packages, the order of imports, the states."""
+"""concepts.md matches the code: the path of a request, packages, import order, states."""
 
 import asyncio
 import configparser
@@ -13,7 +13,7 @@ from tests.docs.walk_page import LINK, PAGE, TITLES, modules, section, walks
 
 TEXT = PAGE.read_text("utf-8")
 MOST_FILES = 30
-"""Files of ours that a request over REST passes on its way to a rank."""
+"""Files of this project that a REST request passes on its way to a rank."""
 
 
 @pytest.fixture(scope="module")

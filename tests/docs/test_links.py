@@ -12,7 +12,7 @@ _LINK = re.compile(r"\]\((?P<path>[^)#\s]*)(?:#(?P<anchor>[^)\s]*))?\)")
 
 
 def anchors(page: Path) -> set[str]:
-    """Return the anchors of a page's headings, as GitHub makes them."""
+    """Return the anchors of a page's headings, as GitHub creates them."""
     text = _FENCE.sub("", page.read_text("utf-8"))
     found: set[str] = set()
     for heading in re.findall(r"^#+ +(.*)$", text, re.MULTILINE):

@@ -46,7 +46,7 @@ def commands(notes: str) -> list[str]:
 
 
 def certificate(typed: Typist) -> None:
-    """Make the Secret as kubernetes.md does, for the release of these tests."""
+    """Create the Secret as in kubernetes.md, for the release of these tests."""
     for command in pages.commands(KUBERNETES):
         if command.typed and ("openssl.sh" in command.text or "tls.crt" in command.text):
             type_in(typed, command.text.replace("pocket-", "tls-"))

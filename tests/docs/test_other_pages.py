@@ -1,7 +1,7 @@
 """The commands of the runbooks, of pages next to kubernetes.md, and of all others.
 
-Those of the runbooks run in a cluster with the release that they are written for, those of the
-pages in ``TYPED`` in an empty one; of the others only the flags are checked.
+The commands of the runbooks run in a cluster with the release that they are written for, those of
+the pages in ``TYPED`` in an empty cluster; of all others, only the flags are checked.
 """
 
 from collections.abc import Iterator

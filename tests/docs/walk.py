@@ -103,7 +103,7 @@ def down(calls: list[Call], *, beside: tuple[str, ...] = ()) -> list[str]:
 
     Args:
         calls: all calls of the request.
-        beside: modules to leave out because they work on something else meanwhile.
+        beside: modules to omit because they work on something else at the same time.
     """
     end = calls.index(("fleet.rank_link", "submit"))
     modules = dict.fromkeys(module for module, _ in calls[: end + 1])

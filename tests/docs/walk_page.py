@@ -1,4 +1,4 @@
-"""Updates the walk in concepts.md after modules have moved: ``python -m tests.docs.walk_page``.
+"""Updates the tables in concepts.md after modules have moved: ``python -m tests.docs.walk_page``.
 
 The order is that of a real request's calls. Existing texts are kept; a new module gets the first
 line of its docstring, to be rewritten as a step.
@@ -13,7 +13,7 @@ from tests.docs.pages import ROOT
 
 PAGE = ROOT / "deploy" / "docs" / "concepts.md"
 LINK = ("h2grpc.connection", "h2grpc.frames", "h2grpc.http2", "h2grpc.budget")
-"""Read and write frames of the link while a REST request is on its way."""
+"""Modules that read and write frames of the link while a REST request is in progress."""
 TITLES = ("A request over REST", "A request over gRPC", "A token's path to the client")
 _ROW = re.compile(r"^\| `([\w.]+)` \| (.+) \|$", re.MULTILINE)
 
@@ -28,7 +28,7 @@ def section(page: str, title: str) -> str:
 
 
 def modules(page: str, title: str) -> list[str]:
-    """Return the modules that a section lists, in their order."""
+    """Return the modules that a section lists, in order."""
     return [module for module, _ in _ROW.findall(section(page, title))]
 
 

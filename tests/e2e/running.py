@@ -127,8 +127,8 @@ def started(folder: Path, *flags: str, **environment: str) -> Iterator[Up]:
 def gone_within(processes: list[psutil.Process], seconds: float) -> list[str]:
     """Wait for processes to end; return those that did not.
 
-    ``seconds`` is what an idle machine needs. Taking longer is printed; only a process that is
-    still there after ``PATIENCE`` is returned, because a busy machine proves nothing.
+    An idle machine needs at most ``seconds``. If it takes longer, this is printed; a process is
+    only returned if it still exists after ``PATIENCE``, because a busy machine proves nothing.
     """
     began = time.monotonic()
     _, alive = psutil.wait_procs(processes, timeout=PATIENCE)

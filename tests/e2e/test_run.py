@@ -29,7 +29,7 @@ from tests.support.waiting import PATIENCE, wait_until
 pytestmark = pytest.mark.e2e
 
 ORPHAN_LIMIT = 30.0
-"""Seconds after a kill -9 of up; its orphan reaper gives them 3 to end by themselves."""
+"""Seconds after a kill -9 of up; its orphan reaper gives processes 3 to end by themselves."""
 FAKE = ("--set", "engine.kind=fake")
 ONE_FAKE = (*FAKE, "--ranks", "1", "--no-sample")
 

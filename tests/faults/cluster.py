@@ -220,7 +220,7 @@ class SimRank:
 
 
 class Supervisor:
-    """Ray Serve for one group: keeps one gang running and restarts a broken one as a whole."""
+    """Ray Serve for one group: keeps one gang running and restarts a broken gang as a whole."""
 
     def __init__(self, cluster: "Cluster", slot: int) -> None:
         self.ranks: list[SimRank] = []
@@ -235,7 +235,7 @@ class Supervisor:
         self._task = asyncio.create_task(self._run())
 
     def drain(self) -> None:
-        """Stop the gang gracefully and start another, as when its node is drained."""
+        """Stop the gang gracefully and start another one, as when its node is drained."""
         self._leave.set()
 
     async def stop(self) -> None:

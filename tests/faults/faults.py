@@ -17,7 +17,7 @@ class Fault:
     name: str
     inject: Inject
     silent: bool = False
-    """Whether the router notices it only by the keepalive timeout, which delays ends and aborts."""
+    """Whether the router only detects it by the keepalive timeout, which delays ends and aborts."""
 
 
 def _rank(cluster: Cluster, rng: random.Random) -> SimRank | None:

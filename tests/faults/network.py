@@ -1,9 +1,9 @@
 """The link without sockets: an in-memory call and server context, with faults.
 
-Messages are serialized as on the wire, arrive in order after a delay, and a direction holds
-only so many bytes. A wire can be cut (both ends see it at once), frozen (nothing passes and no
-end sees an error until the keepalive timeout) or slowed. Only the parts of gRPC that the link uses
-are implemented; ``test_over_sockets.py`` runs the same cluster over real gRPC.
+Messages are serialized as on the wire and arrive in order after a delay; the bytes in flight in a
+direction are limited. A wire can be cut (both ends see it immediately), frozen (nothing passes, and
+no end sees an error until the keepalive timeout) or slowed. Only the parts of gRPC that the link
+uses are implemented; ``test_over_sockets.py`` runs the same cluster over real gRPC.
 """
 
 import asyncio
@@ -23,13 +23,13 @@ SUFFIX = ".sim"
 _WINDOW = 64 * 1024
 """Bytes in flight in one direction before a write waits."""
 _INSTANT = 1e-6
-"""Seconds; the loop's own timers are not more exact than rounding allows."""
+"""Tolerance, seconds; rounding limits the precision of the loop's own timers."""
 
 Handler = Callable[[Any, Any], Awaitable[None]]
 
 
 class _Signal:
-    """Wakes all waiters; also periodically by itself."""
+    """Wakes all waiters, also periodically without a call."""
 
     def __init__(self) -> None:
         self._waiting: set[asyncio.Future[None]] = set()

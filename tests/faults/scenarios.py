@@ -20,7 +20,7 @@ from tests.faults.validate import Rules, violations
 _LONGEST = 400.0
 """Virtual seconds within which every client's request must have ended."""
 _SETTLE = 1.0
-"""Seconds after the end of the last request after which no trace of it may remain."""
+"""Seconds after the end of the last request at which no trace of it may remain."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ class Verdict:
 
 
 def random_scenario(seed: int) -> Scenario:
-    """Draw a scenario; it and its history depend on the seed alone."""
+    """Draw a scenario; the scenario and its history depend only on the seed."""
     rng = random.Random(seed)
     shape = Shape(
         routers=rng.choice((1, 1, 1, 2)),

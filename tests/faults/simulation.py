@@ -1,8 +1,8 @@
 """Virtual time: an event loop that jumps to its next timer and assigns tasks to processes.
 
-A history of minutes takes milliseconds, and the same seed gives the same history: no thread and
-no real clock has a say in it. A "process" here is a name; what its tasks start belongs to it,
-so that a rank can vanish as after ``kill -9``.
+A history of minutes takes milliseconds, and the same seed gives the same history, because it does
+not depend on threads or a real clock. Here, a "process" is a name; everything that its tasks start
+belongs to it, so that a rank can disappear as after ``kill -9``.
 """
 
 import asyncio
@@ -17,11 +17,11 @@ process_var: ContextVar[str] = ContextVar("tests.faults.process", default="test"
 _START = 1000.0
 _EPOCH = 1_700_000_000.0
 _MOST_TURNS = 100_000
-"""Maximum turns of the loop at one moment of virtual time; more is an endless loop."""
+"""Maximum number of turns of the loop at one time; more indicate an endless loop."""
 
 
 class Deadlock(Exception):
-    """No event is left, or events repeat endlessly at one moment."""
+    """No event is left, or events repeat endlessly at the same time."""
 
 
 class _JumpingSelector(selectors.SelectSelector):
@@ -81,7 +81,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         return set(self.tasks.get(process, ()))
 
     def kill(self, process: str) -> None:
-        """Cancel all tasks of a process. Data that they wrote before may still be on the wire."""
+        """Cancel all tasks of a process. Data that they wrote before can still be on the wire."""
         for task in sorted(self.alive(process), key=lambda task: task.get_name()):
             task.cancel()
 

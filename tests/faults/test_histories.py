@@ -95,7 +95,7 @@ def do_not_resume(monkeypatch):
 
 
 def count_no_loss(monkeypatch):
-    """A poisonous request walks through the fleet until its deadline."""
+    """A poison request kills one group after another until its deadline."""
     monkeypatch.setattr(GroupLosses, "count", lambda *_, **__: None)
 
 

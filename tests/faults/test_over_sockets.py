@@ -1,7 +1,7 @@
 """A whole router on real ports, gangs of fake ranks over real gRPC, clients over REST and gRPC.
 
-The simulated wire of the random histories is left out here: what a cut socket or a dead peer
-looks like is gRPC's own.
+The simulated wire of the random histories is not used here: gRPC itself determines the effects of a
+broken socket or a dead peer.
 """
 
 import asyncio

@@ -25,9 +25,9 @@ pytestmark = [
 COUNT, TOKENS = 20, 240
 """Each kind of request twice over each protocol, long enough to be interrupted and continued."""
 TAKE_OVER = 15.0
-"""Seconds from the start of a controller of Serve until it has checked every rank."""
+"""Seconds from the start of Serve's controller until it has checked every rank."""
 AIM = 5.0
-"""Seconds that a stream may pause when another group is there; printed, not asserted."""
+"""Expected maximum pause of a stream if there is another group, seconds; printed, not asserted."""
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

@@ -121,7 +121,7 @@ class Mix:
     deadlines: float = 0.08
     slow: float = 0.1
     poison: int = 0
-    """Number of poisonous requests."""
+    """Number of poison requests."""
     routers: int = 1
 
 

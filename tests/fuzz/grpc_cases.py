@@ -53,7 +53,7 @@ GOOD: dict[str, tuple[Message, ...]] = {
 }
 
 _CHANGES_STATE = frozenset({"Drain", "Cordon", "Uncordon", "Undrain"})
-"""RPCs for operators; a valid message would remove the ranks under test."""
+"""RPCs for operators; a valid message could remove the ranks under test."""
 
 SERVICES = (
     pb.DESCRIPTOR.services_by_name["InferenceService"],

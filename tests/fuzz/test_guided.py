@@ -1,6 +1,6 @@
 """The targets of the guided fuzzer: earlier findings, seeds, and some mutated inputs for each.
 
-``make fuzz`` runs each for a while (``FUZZ_SECONDS``), led by coverage.
+``make fuzz`` runs each for ``FUZZ_SECONDS``, guided by coverage.
 """
 
 import os
@@ -25,7 +25,7 @@ CHANGED = {
     "keys": 150,
     "settings": 15,
 }
-"""Inputs in addition to the seeds. The others, which need a whole router, have separate tests."""
+"""Number of inputs in addition to the seeds. Targets that need a router have separate tests."""
 
 
 @pytest.fixture(params=TARGETS if SECONDS else CHANGED)

@@ -1,7 +1,7 @@
 """Mutated traffic of released clients: no other client is affected, nothing hangs or leaks.
 
-Recorded by ``traffic/record.py``. While the changed connections come, a client streams over
-REST and one over gRPC, again and again; each of their answers is the same as before.
+The traffic was recorded by ``traffic/record.py``. While mutated connections arrive, one client
+streams repeatedly over REST and one over gRPC; each of their answers must be the same as before.
 """
 
 import asyncio

@@ -1,9 +1,9 @@
 """Which answers to a fuzzed request are bugs.
 
-Whatever is sent, an answer comes within ``PATIENCE`` and blames the request (4xx) or serves
-it. Not bugs: 503 NOT_READY (no group was ready, which the tests rule out by themselves), 501
-UNSUPPORTED (the documented answer for what this model or build cannot do), and 504 for a case
-that brought a deadline of its own.
+Every request is answered within ``PATIENCE``, with a client error (4xx) or with success. The
+following are not bugs: 503 NOT_READY (no group was ready, which the tests rule out separately), 501
+UNSUPPORTED (the documented answer for features that this model or build does not support), and 504
+for a case that sets a deadline.
 """
 
 import json

@@ -17,15 +17,15 @@ HELMS = {name: ROOT / ".tools" / f"helm-{name}" / "helm" for name in ("3", "4")}
 PRESETS = {
     file.name.removesuffix("-values.yaml"): file for file in sorted((CHART / "ci").glob("*.yaml"))
 }
-"""Every values file in the chart's ci folder: the presets, and one with everything switched on."""
+"""Every values file in the chart's ci folder: the presets, and one with everything enabled."""
 
 Object = dict[str, Any]
 
 
 def go_environment() -> dict[str, str]:
-    """Return what Helm and kubectl need of this process's environment.
+    """Return the environment variables that Helm and kubectl need.
 
-    ``GOGC`` is how often they collect garbage; ``make test`` sets it.
+    ``GOGC`` sets how often they collect garbage; ``make test`` sets it.
     """
     return {name: os.environ[name] for name in ("PATH", "GOGC") if name in os.environ}
 
@@ -87,7 +87,7 @@ def _parsed(preset: str, changes: str, helm: str) -> bytes:
 
 
 def find(objects: list[Object], kind: str, name: str | None = None) -> Object:
-    """Return the one object of ``kind`` (and ``name``, without the release's prefix)."""
+    """Return the only object of ``kind`` (and ``name``, without the release's prefix)."""
     found = [
         item
         for item in objects

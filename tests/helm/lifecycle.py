@@ -47,7 +47,7 @@ class Cluster:
             yield self
 
     def helm(self, command: str, name: str, *words: str, preset: str = "", **values: Any) -> str:
-        """Run ``helm COMMAND NAME``; if it renders, with ``values`` over the preset's.
+        """Run ``helm COMMAND NAME``; commands that render use ``values`` over those of the preset.
 
         Raises:
             Refused: it fails.

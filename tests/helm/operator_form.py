@@ -1,7 +1,7 @@
 """The spec of a RayService after the KubeRay operator's update of the whole object.
 
-The API server fills in the CRD's defaults; the operator reads the object into Go's types and writes
-it back. This does the same with tables: the CRD's schema, and ``recorded/go-types.json.gz``.
+The API server fills in the CRD's defaults; the operator reads the object into Go types and writes
+it back. This module does the same with tables: the CRD's schema and ``recorded/go-types.json.gz``.
 """
 
 import functools
@@ -17,7 +17,7 @@ _ABSENT = object()
 
 
 def operator_form(spec: dict[str, Any]) -> dict[str, Any]:
-    """Return a RayService's ``spec`` as the API server holds it after the operator's update.
+    """Return a RayService's ``spec`` as the API server stores it after the operator's update.
 
     Raises:
         AssertionError: A field is unknown to the operator's types, or has another type.
@@ -28,7 +28,7 @@ def operator_form(spec: dict[str, Any]) -> dict[str, Any]:
 
 
 def differences(ours: Any, theirs: Any, path: str = "") -> dict[str, tuple[Any, Any]]:
-    """Return what differs between two trees, by path; a number and its text count as different."""
+    """Return the differences between two trees by path; a number and its text differ."""
     if isinstance(ours, dict) and isinstance(theirs, dict):
         found = {}
         for key in ours.keys() | theirs.keys():

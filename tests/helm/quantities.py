@@ -1,8 +1,8 @@
 """Kubernetes' canonical form of a quantity, computed with fractions.
 
-From the description of ``resource.Quantity``: no precision is lost, no fractional digits are
-written, the exponent is as large as possible; below 1024 a binary quantity is written as a decimal
-one, and so is one that is no integer.
+According to the description of ``resource.Quantity``, no precision is lost, no fractional digits
+are written, and the exponent is as large as possible; a binary quantity that is below 1024 or not
+an integer is written as a decimal one.
 """
 
 import re

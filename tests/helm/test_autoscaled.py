@@ -148,7 +148,7 @@ def test_annotations_say_the_scheme() -> None:
 def test_the_selector_finds_the_series_of_either_way_to_scrape(
     monitoring: dict[str, Any], tmp_path: Path
 ) -> None:
-    """The operator's relabelling sets ``fleet``; else a labelmap takes it from the pod's label."""
+    """The operator's relabelling sets ``fleet``; otherwise, a labelmap copies the pod's label."""
     rendered = render(**scaler(), monitoring=monitoring)
     assert settings(rendered, tmp_path).selector == 'namespace="prod",fleet="serve-moe-serving"'
     if monitoring:
@@ -248,7 +248,7 @@ def rendered_in(server: KubeServer, folder: Path, helm: str, **values: Any) -> l
 def test_an_upgrade_keeps_the_number_of_pods_that_the_autoscaler_asked_for(
     helm: str, tmp_path: Path
 ) -> None:
-    """A new operator, and one that detects an added pool, copies it from the RayService."""
+    """A new operator, or one that detects an added pool, copies it from the RayService."""
     group = cluster_objects.worker_group("cpu", replicas=6, minReplicas=6, maxReplicas=12)
     other = cluster_objects.worker_group("spare", replicas=6, minReplicas=6, maxReplicas=12)
     pools = [POOL, POOL | {"name": "spare"}]

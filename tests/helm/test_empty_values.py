@@ -1,4 +1,4 @@
-"""Null or empty values act as if unset, and open nothing."""
+"""Null or empty values have the same effect as unset ones, and open no access."""
 
 import re
 from collections.abc import Iterator
@@ -49,7 +49,7 @@ def all_at(paths: list[str], value: Any) -> dict[str, Any]:
 
 
 def without_parents(paths: list[str]) -> list[str]:
-    """Return those paths that no other one begins with."""
+    """Return the paths that are not a prefix of another path."""
     return [path for path in paths if not any(other.startswith(f"{path}.") for other in paths)]
 
 

@@ -1,4 +1,4 @@
-"""Real Helm runs the fabric check before a release's other objects exist; a failure stops it.
+"""Real Helm runs the fabric check before a release's other objects exist; a failure stops Helm.
 
 The API server, the Job controller and KubeRay are fakes (tests/kube); no container runs.
 """

@@ -17,7 +17,7 @@ DOCS = ROOT / "deploy" / "docs"
 PROMETHEUS = ROOT / "deploy" / "prometheus"
 SIZING = yaml.safe_load((ROOT / "deploy/presets/sizing.yaml").read_text("utf-8"))
 ONE_MODEL = [name for name, entry in SIZING["presets"].items() if "model" in entry]
-"""The presets of one model; tests/helm/test_models.py renders the other one."""
+"""The presets with one model; tests/helm/test_models.py renders the other preset."""
 
 
 def test_schema_and_readme_are_as_generated() -> None:
@@ -142,7 +142,7 @@ def test_the_dashboards_are_those_of_deploy() -> None:
 
 
 def test_a_generated_file_that_has_no_source_is_found(tmp_path: Path) -> None:
-    """A copy of the repository's part that generate.py needs, with one extra file."""
+    """A copy of the part of the repository that generate.py needs, with one additional file."""
     for part in ("helm", "deploy/prometheus", "deploy/grafana", "serving"):
         shutil.copytree(ROOT / part, tmp_path / part, ignore=shutil.ignore_patterns("__pycache__"))
     for part in ("deploy/models",):

@@ -1,4 +1,4 @@
-"""The chart accepts the values on the page on GPUs."""
+"""The chart accepts the values on the page about GPUs."""
 
 import re
 import shlex

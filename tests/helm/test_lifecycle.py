@@ -1,7 +1,7 @@
-"""A release's life with real Helm 3 and 4 against the fake API server and the fake KubeRay.
+"""A release's lifecycle with real Helm 3 and 4 against the fake API server and the fake KubeRay.
 
-What is real: Helm, the chart, the requests. What is simulated: the API server (tests/kube states
-which recorded exchanges and documents it follows), KubeRay, nodes; no container runs.
+Helm, the chart and the requests are real. The API server (tests/kube states which recorded
+exchanges and documents it follows), KubeRay and the nodes are simulated; no container runs.
 """
 
 from collections.abc import AsyncIterator
@@ -49,7 +49,7 @@ SAME_CLUSTER = {
     "settings",
     "network",
 }
-"""Groups of values that leave the Ray cluster running; all others start a second one."""
+"""Groups of values whose change keeps the Ray cluster running; all others start a second one."""
 
 
 @pytest.fixture(scope="module", params=["3", "4"])
@@ -73,7 +73,7 @@ def test_an_installed_release_is_ready(cluster):
 
 
 def test_the_operator_owns_no_field_that_helm_renders(cluster):
-    """Fields that the operator spells differently become its own: the next upgrade conflicts."""
+    """The operator becomes the owner of fields that it writes differently: an upgrade conflicts."""
     cluster.settle()
     [service] = cluster.server.items("rayservices")
     owned = {

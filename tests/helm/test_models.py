@@ -226,7 +226,7 @@ def test_long_names_are_shortened_and_stay_different() -> None:
 
 
 def test_one_model_renders_what_the_single_form_renders() -> None:
-    """Apart from names, the ranks of a unit are those of a release with this model alone."""
+    """Apart from names, the ranks of a unit are those of a release with only this model."""
     entry = copy.deepcopy(PRESET["models"][0])
     engine, split, pools = (entry.pop(key) for key in ("engine", "parallelism", "pools"))
     del entry["aliases"]

@@ -25,7 +25,7 @@ def matches(selector: dict[str, Any], labels: dict[str, str]) -> bool:
 
 
 def allowed(objects: list[dict[str, Any]], source: str, target: str, port: int) -> bool:
-    """Return whether both policies let pods ``source`` connect to ``port`` of pods ``target``."""
+    """Return whether the policies allow pods ``source`` to connect to ``port`` of ``target``."""
     return _side(objects, "Egress", source, target, port) and _side(
         objects, "Ingress", target, source, port
     )

@@ -1,7 +1,7 @@
 """The RayService is rendered as the KubeRay operator writes it back.
 
-Otherwise the operator, which adds its finalizer with an update of the whole object, becomes the
-owner of fields that Helm 4 applies, and every upgrade ends in a conflict.
+Otherwise, the operator, which adds its finalizer with an update of the whole object, would become
+the owner of fields that Helm 4 applies, and every upgrade would end with a conflict.
 """
 
 import re
@@ -293,7 +293,7 @@ def test_a_quantity_is_written_as_kubernetes_does(given: Any, expected: str) -> 
 
 
 def test_all_quantities_of_the_table_at_once() -> None:
-    """Numbers times fractions times suffixes, in one rendering."""
+    """All combinations of numbers, fractions and suffixes, in one rendering."""
     texts = [
         f"{number}.{fraction}{suffix}"
         for number in (0, 1, 7, 10, 512, 1000, 1023, 1024, 65536)

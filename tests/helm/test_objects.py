@@ -338,7 +338,7 @@ def test_the_autoscaler_follows_the_services_active_cluster() -> None:
 
 @pytest.mark.parametrize("tls", ["secret", "elsewhere"])
 def test_the_autoscaler_tells_every_router(tls: str) -> None:
-    """Behind a Service with an address of its own only one router would receive a drain."""
+    """Behind a Service with a cluster IP, only one router would receive a drain."""
     objects = render("everything", security={"tls": {"mode": tls}})
     scaling = yaml.safe_load(find(objects, "ConfigMap", "-settings")["data"]["autoscaler.yaml"])[
         "autoscaler"
@@ -524,11 +524,11 @@ def test_budgets_are_integers_that_leave_a_group() -> None:
         if item["kind"] == "PodDisruptionBudget"
     }
     assert budgets["router"]["maxUnavailable"] == 1
-    # The autoscaler sets it as groups come and go; until then evictions are rejected.
+    # The autoscaler sets it when the number of groups changes; until then, evictions are rejected.
     assert "minAvailable" not in budgets["h200"]
     assert "maxUnavailable" not in budgets["h200"]
     assert budgets["h100-spot"]["minAvailable"] == 4
-    # Two groups of two pods: one pod, and so one group, may go. One group: none may.
+    # Two groups of two pods: one pod, and thus one group, can be evicted. One group: none can.
     fixed = find(
         render("everything", autoscaler={"enabled": False}), "PodDisruptionBudget", "-h200"
     )

@@ -71,7 +71,7 @@ def commands() -> list[str]:
 
 
 def handshake(folder: Path, name: str, *, client: bool) -> ssl.SSLObject:
-    """Do a TLS handshake in memory and return the server's side.
+    """Perform a TLS handshake in memory and return the server's side.
 
     Raises:
         ssl.SSLError: One side does not trust the other.

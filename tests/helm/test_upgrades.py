@@ -193,7 +193,7 @@ def test_who_scrapes_changes_nothing_of_the_rayservice(monitoring: dict[str, Any
 def partial(before: Any, after: Any) -> bool:
     """Return whether KubeRay adds worker groups to the running cluster instead of starting another.
 
-    It compares all but the groups at the end that are new (isClusterSpecHashEqual, partial).
+    KubeRay compares all groups except new ones at the end (isClusterSpecHashEqual, partial).
     """
     old, new = before["workerGroupSpecs"], after["workerGroupSpecs"]
     return bool(len(new) >= len(old) and before == after | {"workerGroupSpecs": new[: len(old)]})

@@ -1,4 +1,4 @@
-"""A fake Kubernetes API server over real HTTP, with checks and errors of a real one.
+"""A fake Kubernetes API server over real HTTP, with the checks and errors of a real one.
 
 In a test with or without asyncio (the server has its own thread)::
 

@@ -3,7 +3,7 @@
 A controller is a function of the server that reads objects (``server.view``, uncopied) and writes
 them through ``server.api``, with the checks of HTTP requests; a conflict or any other
 refusal is retried in the next pass. ``settle`` runs them in the caller's thread, so that a test
-sees the effect of its change; ``running`` runs them in a thread beside Helm and other processes.
+sees the effect of its change; ``running`` runs them in a thread while Helm and other processes run.
 They do not use HTTP: stopping the server does not stop them; leaving ``running`` does.
 """
 

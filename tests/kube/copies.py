@@ -1,4 +1,4 @@
-"""Copies of JSON values; ``copy.deepcopy`` is many times slower and dominated the profile."""
+"""Copies of JSON values; ``copy.deepcopy`` is several times slower and dominated the profile."""
 
 import marshal
 from typing import Any

@@ -29,7 +29,7 @@ class Seen:
         return self.query.get("watch") in {"true", "1"}
 
     def parsed(self) -> Any:
-        """Return the parsed body; None without one.
+        """Return the parsed body; None if there is no body.
 
         Raises:
             ApiError: 400 if it is neither JSON nor, where that is taken, YAML; 415.

@@ -6,20 +6,20 @@ raycluster_controller.go):
 - a RayService gets a finalizer by an update of the whole object in the form of Go's types, by which
   the operator owns what is spelled otherwise; then a pending RayCluster ``NAME-xxxxx``, which is
   promoted to active when its head and its applications are ready (``serves``);
-- a second RayCluster comes when the hash of the cluster's specification differs; it leaves out
-  replicas, minReplicas, maxReplicas, workersToDelete, tolerations and schedulingGates; not with
-  ``upgradeStrategy: None``; worker groups appended at the end are taken over in place;
-- an operator of another version overwrites the active RayCluster with the RayService's
-  specification, replicas among it, unless an upgrade is in progress;
-- the pods named in ``workersToDelete`` go first, whatever the replicas say; then any pods of those
-  too many (the oldest here; in reality there is no order); pods that are being deleted count until
-  they are gone, and one that the operator deleted freezes its worker group until then;
+- a second RayCluster is created when the hash of the cluster's specification differs, except with
+  ``upgradeStrategy: None``; the hash omits replicas, minReplicas, maxReplicas, workersToDelete,
+  tolerations and schedulingGates; worker groups appended at the end are added in place;
+- an operator with a different version overwrites the active RayCluster with the RayService's
+  specification, including replicas, unless an upgrade is in progress;
+- the pods named in ``workersToDelete`` are deleted first, regardless of replicas; then pods in
+  excess of the number (the oldest here; in reality there is no order); pods that are being deleted
+  count until they are gone, and one that the operator deleted freezes its worker group until then;
 - a RayService is Ready while at least one worker pod is Ready, which needs Serve's proxy to answer
   ``/-/healthz`` (:func:`proxy_health` says what it answers).
 
-Left out: suspend, incremental upgrades, GCS fault tolerance, multi-host groups, ingresses.
-Deletion of clusters that nothing names any more does not wait for the deletion delay unless
-``keep_old`` is set.
+Not implemented: suspend, incremental upgrades, GCS fault tolerance, multi-host groups, ingresses.
+Clusters that are no longer referenced are deleted without the deletion delay unless ``keep_old`` is
+set.
 """
 
 import functools

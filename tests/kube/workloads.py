@@ -3,7 +3,7 @@
 Covers the parts of these kinds that Helm and this project use. A Deployment has one ReplicaSet for
 its template (a changed template replaces it at once) with the given number of pods. A Job has one
 pod and ends with it. A budget counts the ready pods of its selector. Endpoints, horizontal
-autoscaling and DaemonSets are left out.
+autoscaling and DaemonSets are not implemented.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""CPU time of a request with and without ledger and budgets: `python -m tests.ledger.cost`.
+"""CPU time of a request with and without a ledger and budgets: `python -m tests.ledger.cost`.
 
 Routers with different settings, each in one process with its fake rank, get the same requests in
 alternating rounds. Prints the CPU time of a process per request, as a median over the rounds, and

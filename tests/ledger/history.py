@@ -1,4 +1,4 @@
-"""Requests over every protocol while router and database are killed, and a comparison afterwards.
+"""Requests over every protocol while router and database are killed, and a final comparison.
 
 Clients count the tokens of each request that they saw finish, from the response alone. Afterwards,
 the ledger must have exactly one record of each of these requests, with the same counts, and no
@@ -56,7 +56,7 @@ class Fleet:
         self._forker = None
         self.kills = 0
         self._pid = None
-        """Process of the running router. None: not running."""
+        """Process of the running router; None: not running."""
 
     async def start(self):
         if self._forker is None:
@@ -78,7 +78,7 @@ class Fleet:
         self.ready.set()
 
     async def kill(self):
-        """Kill the router with SIGKILL, and start the next one."""
+        """Kill the router with SIGKILL, and start a new one."""
         self.ready.clear()
         await self._end(signal.SIGKILL)
         self.kills += 1
@@ -157,7 +157,7 @@ class History:
         kinds = (self._rest_whole, self._rest_stream, self._grpc_whole, self._grpc_stream)
         for number in numbers:
             kind = kinds[number % len(kinds)]
-            # A common beginning, whose tokens the fake rank caches.
+            # A common prefix, whose tokens the fake rank caches.
             text = "abc " * rng.randint(0, 20) + "".join(rng.choices("abc ", k=rng.randint(1, 60)))
             tokens = rng.randint(1, 6)
             for attempt in itertools.count():

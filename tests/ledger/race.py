@@ -1,8 +1,8 @@
 """Clients of several routers race for one budget: `python -m tests.ledger.race`.
 
-Each client retries a request that is refused only because requests in flight have reserved the
+Each client retries a request that is rejected only because requests in flight have reserved the
 rest of the budget. Prints the spending; the exit code is 1 if the budget is exceeded by the highest
-price of a request or more, or if clients were refused before it was used up.
+price of a request or more, or if clients were rejected before it was used up.
 """
 
 import asyncio

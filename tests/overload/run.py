@@ -3,7 +3,7 @@
     python -m tests.overload.run --seconds 60
 
 Requests arrive at fixed rates (open loop); the fleet runs in another process. The exit code is 1
-if a promise is broken.
+if a target is missed.
 """
 
 import asyncio
@@ -63,7 +63,7 @@ OPTIONS = GenerateOptions("pocket-r1", "completions")
 
 
 async def ask(client: AsyncRestClient, seen: Seen, window: tuple[float, float]) -> None:
-    """Stream one completion and record how it went.
+    """Stream one completion and record the result.
 
     Args:
         client: With the tenant's key.
@@ -151,7 +151,7 @@ def point(values: Sequence[float], share: float) -> float:
 
 
 async def overload(seconds: float) -> bool:
-    """Run the overload and print the table; return whether all promises were kept."""
+    """Run the overload and print the table; return whether all targets were met."""
     keys = {tenant: new_key() for tenant in SHARES}
     entries = [
         {"id": tenant, "hash": digest_of(key), "tenant": tenant} for tenant, key in keys.items()
@@ -181,7 +181,7 @@ async def overload(seconds: float) -> bool:
 
 
 def report(alone: Seen, seen: dict[str, Seen], sizes: list[int]) -> bool:
-    """Print the measurements beside the promises; return whether all were kept."""
+    """Print the measurements and the targets; return whether all were met."""
     ttft = [value for each in seen.values() for value in each.ttft]
     refused = [value for each in seen.values() for value in each.refused_after]
     tokens = [each.tokens for each in seen.values()]

@@ -1,6 +1,6 @@
-"""Nodes on one machine: a network and process namespace each, joined by a bridge.
+"""Nodes on one machine, each with a network and process namespace, connected by a bridge.
 
-The namespaces have no names: each belongs to a process and ends with it, so nothing is left on
+The namespaces have no names: each belongs to a process and ends with it, so nothing remains on
 the machine even if this process is killed.
 """
 

@@ -1,7 +1,7 @@
 """Ray on the nodes of ``netns``: a head, workers, and groups deployed by ``moe-serving group``.
 
-A node's Ray is one process that ends when any of Ray's own processes ends, as in a container.
-Callers restart it if they need to.
+Ray on a node is one process that ends when any of Ray's own processes ends, as in a container.
+Callers restart it if necessary.
 """
 
 import re
@@ -28,7 +28,7 @@ from tests.rig import netns
 
 GCS_PORT = 6379
 RAY_STARTS = (45.0, 90.0, 180.0, 300.0)
-"""Timeout of each attempt, seconds. In 2 of 20 starts a joining Ray hung in its first call to the
+"""Timeout of each attempt, seconds. In 2 of 20 starts, a joining Ray hung in its first call to the
 head; the second attempt succeeded."""
 OBJECT_STORE_BYTES = 80 * 2**20
 STARTED = "Ray runtime started"
@@ -85,7 +85,7 @@ class Paths:
 
 @dataclass(frozen=True, slots=True)
 class RayPlan:
-    """How to start a node's Ray."""
+    """Parameters for starting a node's Ray."""
 
     head: str
     """Address of the cluster's head node."""

@@ -47,7 +47,7 @@ from tests.rig.ray_nodes import (
 
 ROUTER, NODE_A, NODE_B = "10.77.0.1", "10.77.0.2", "10.77.0.3"
 _CPUS = 2
-"""CPUs of each node, enough for one rank."""
+"""Number of CPUs of each node, enough for one rank."""
 
 
 def two_nodes(

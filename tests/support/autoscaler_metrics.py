@@ -4,6 +4,6 @@ from serving.telemetry import autoscaler_metrics as metrics
 
 
 def sample(name: str, **labels: str) -> float:
-    """Return the value of ``moe_autoscaler_NAME``; 0 if there is no such series yet."""
+    """Return the value of ``moe_autoscaler_NAME``; 0 if the series does not exist yet."""
     found = metrics.AUTOSCALER_REGISTRY.get_sample_value(f"moe_autoscaler_{name}", labels)
     return found or 0.0

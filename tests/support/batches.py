@@ -76,14 +76,14 @@ class ShiftedClock(SystemClock):
     """The system's clock, whose Unix time a test can move."""
 
     ahead = 0.0
-    """Seconds by which it is ahead."""
+    """Seconds by which the clock is ahead."""
 
     def time(self) -> float:
         return super().time() + self.ahead
 
 
 class BatchRouter:
-    """The runner of a router without ranks; ``responses`` has what lines get before ``OK``."""
+    """The runner of a router without ranks; lines get ``responses``, then ``OK``."""
 
     def __init__(self, store):
         self.store = store

@@ -2,7 +2,7 @@
 
 
 class ManualClock:
-    """A clock that stands still until a test moves it (``clock.now += 5``).
+    """A clock that does not advance until a test sets it (``clock.now += 5``).
 
     Implements ``serving.clock.Clock``; both of its times are ``now``, in seconds.
     """
@@ -18,7 +18,7 @@ class ManualClock:
 
 
 class SteppingClock(ManualClock):
-    """A clock that moves forward by ``step`` seconds with each reading."""
+    """A clock that advances by ``step`` seconds with each reading."""
 
     def __init__(self, now: float = 0.0, *, step: float = 1.0) -> None:
         super().__init__(now)

@@ -39,9 +39,9 @@ class _Writer:
 
 
 def in_one_line(message: str) -> str:
-    """Return the first line of a message; with the last, unless pytest compares values there.
+    """Return the first line of a message, and the last one unless pytest compares values there.
 
-    The last line of a program's output says why it failed.
+    The last line of a program's output gives the reason why it failed.
     """
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     if len(lines) < 2 or lines[0].startswith(("assert ", "AssertionError")):

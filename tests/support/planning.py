@@ -1,4 +1,4 @@
-"""Models and loads that the planner's tests share."""
+"""Models and loads shared by the planner's tests."""
 
 from hypothesis import strategies as st
 

@@ -1,4 +1,4 @@
-"""Ports for servers that a test starts later, or for addresses at which nobody listens."""
+"""Ports for servers that a test starts later, or for addresses without a listener."""
 
 from serving.net import HeldPort
 
@@ -6,10 +6,10 @@ _HELD: list[HeldPort] = []
 
 
 def held_port(host: str = "127.0.0.1") -> int:
-    """Return a port that nobody else is given until this process ends.
+    """Return a port that is reserved until this process ends.
 
-    Tests run side by side: a port that was merely free can belong to another test by the time that
-    a server of this one has started.
+    Tests run concurrently: a port that was only free can be used by another test before a server of
+    this test has started.
     """
     _HELD.append(HeldPort(host))
     return _HELD[-1].port

@@ -1,4 +1,4 @@
-"""A real PostgreSQL server on a free port, which a test may kill and restart."""
+"""A real PostgreSQL server on a free port, which a test can kill and restart."""
 
 import os
 import shutil
@@ -20,11 +20,11 @@ PROGRAMS = Path(__file__).resolve().parents[2] / ".tools" / "postgres" / "bin"
 MISSING = "no PostgreSQL in .tools/postgres: .ci/tools fetches it and says if it cannot"
 _NOBODY = 65534
 _STARTS = 10
-"""Attempts to start the server."""
+"""Maximum number of attempts to start the server."""
 
 
 class PostgresServer:
-    """One server with superuser ``moe``. It refuses to run as root, who starts it as nobody."""
+    """A server with superuser ``moe``. It does not run as root, so root starts it as nobody."""
 
     def __init__(self):
         self._folder = Path(tempfile.mkdtemp(prefix="moe-pg-"))

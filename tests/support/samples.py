@@ -4,5 +4,5 @@ from serving.telemetry.metrics import REGISTRY
 
 
 def sample(name: str, **labels: str) -> float:
-    """Return a sample by its exported name, ``_total`` included; 0 if it does not exist yet."""
+    """Return a sample by its exported name, including ``_total``; 0 if it does not exist yet."""
     return REGISTRY.get_sample_value(name, labels) or 0.0

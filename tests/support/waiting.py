@@ -1,7 +1,7 @@
-"""Wait for a condition that no event announces.
+"""Wait for a condition that is not signalled by an event.
 
-The timeout only ends a hang: tests assert what happens, never how long it takes, so it is long
-enough for a busy machine.
+The only purpose of the timeout is to end a hang: tests assert what happens, never how long it
+takes, so the timeout is long enough for a busy machine.
 """
 
 import asyncio

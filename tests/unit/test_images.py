@@ -14,7 +14,7 @@ VALUES = yaml.safe_load((ROOT / "helm/moe-serving/values.yaml").read_text("utf-8
 
 
 def instructions(file: Path) -> list[tuple[str, str]]:
-    """Return the instructions of a Dockerfile, lines joined and comments left out."""
+    """Return the instructions of a Dockerfile, with lines joined and comments omitted."""
     lines = [line for line in file.read_text("utf-8").splitlines() if not line.startswith("#")]
     text = re.sub(r"\\\n", " ", "\n".join(lines))
     return [

@@ -39,7 +39,7 @@ TOPICS = {
     "vllm_adapter/test_disconnects": "the ends of handlers in routes",
     "vllm_adapter/test_contract": "everything in the package that replaces a part of vLLM",
 }
-"""Test files that belong to no single module, and what they are about."""
+"""Test files that do not belong to a single module, and their subject."""
 
 ELSEWHERE = {
     "over a real API server's protocol in tests/integration/autoscaler": (
@@ -149,7 +149,7 @@ ELSEWHERE = {
         "telemetry/fleet_metrics",
     ),
 }
-"""How modules are tested that have no test file of their own; ``x/`` stands for the rest of x."""
+"""How modules without a separate test file are tested; ``x/`` stands for the rest of x."""
 
 
 def _names(folder: Path, pattern: str = "*.py") -> set[str]:

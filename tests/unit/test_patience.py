@@ -1,4 +1,4 @@
-"""Tests wait as long as a busy machine needs: no client of theirs has a short default timeout."""
+"""Tests wait as long as a busy machine needs: none of their clients has a short default timeout."""
 
 import ast
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Garbage collection pauses, freezes and resumes; the limit of open files only rises."""
+"""Garbage collection pauses, freezes and resumes; the limit on open files is only raised."""
 
 import gc
 import resource

@@ -1,4 +1,4 @@
-"""Temporary folders go with their process, at the latest when the next one starts."""
+"""Temporary folders are removed with their process, or at the latest when the next one starts."""
 
 import signal
 import subprocess

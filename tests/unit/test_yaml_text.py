@@ -1,4 +1,4 @@
-"""YAML from users: values, refused texts with their line, and independence of other packages."""
+"""YAML from users: values, rejected texts with their line, and independence of other packages."""
 
 import pytest
 import yaml

@@ -3,8 +3,8 @@
     python -m deploy.docs.generate            write all
     python -m deploy.docs.generate --check    exit 1 if a page differs from what would be written
 
-The page of the REST API needs a router with vLLM, which takes a quarter of a minute to import:
-``--check`` leaves it to tests/integration/edge/test_reference.py.
+The page of the REST API requires a router with vLLM, which takes a quarter of a minute to import;
+it is therefore not checked by ``--check`` but by tests/integration/edge/test_reference.py.
 """
 
 import difflib

@@ -1,4 +1,4 @@
-"""Markdown parts that the generated pages share."""
+"""Markdown helpers shared by the generated pages."""
 
 import re
 from collections.abc import Iterable, Sequence

@@ -33,10 +33,10 @@ _DESCRIPTIONS = {
     "/v1/responses/{response_id}/cancel": "Always 404: responses are not stored.",
     "/version": "Version of vLLM.",
 }
-"""Descriptions of vLLM's routes; those of vLLM are only function names."""
+"""Descriptions of vLLM's routes, because vLLM's own descriptions are only function names."""
 Row = tuple[str, str, str, str, str]
 _TIMEOUT = 300.0
-"""Limit of a request that a busy machine may need long for, seconds."""
+"""Timeout of a request, seconds; long enough for a busy machine."""
 _METHODS = ("get", "post", "put", "patch", "delete")
 
 

@@ -35,7 +35,7 @@ This page is generated from [serving/settings](../../../serving/settings).
 _HEADER = ("setting and environment variable", "type", "default", "description")
 
 _SHARED = (GroupSettings, EngineSettings)
-"""Groups that are described once and may be overridden for a pool."""
+"""Groups of settings that are described once and can be overridden for a pool."""
 
 
 def page() -> str:
@@ -68,7 +68,7 @@ def descriptions(cls: type[BaseModel]) -> dict[str, str]:
 
 
 def groups(cls: type[BaseModel] = Settings, prefix: str = "") -> dict[str, type[BaseModel]]:
-    """Return all groups of settings, nested ones included, by dotted name."""
+    """Return all groups of settings, including nested ones, by dotted name."""
     found = {}
     for name, field in cls.model_fields.items():
         if (group := _group(field)) is not None:

@@ -56,8 +56,8 @@ def declared() -> dict[str, Metric]:
 def metrics_page(page: str) -> str:
     """Return metrics.md with names, labels, types and meanings from the declarations.
 
-    The choice and order of metrics in a block, and the last column (what to do), are written by
-    hand in the page.
+    The selection and order of metrics in a block, and the last column (what to do), are written
+    manually in the page.
 
     Raises:
         LookupError: A metric has no row, or a row has no metric.

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Creates a certificate authority, a certificate for the routers and one for the ranks, in the current
-# directory: ca.crt ca.key, tls.crt tls.key, rank.crt rank.key. README.md puts them into Secrets.
+# directory: ca.crt ca.key, tls.crt tls.key, rank.crt rank.key. README.md shows how to create Secrets from them.
 #   openssl.sh FULLNAME NAMESPACE [CLUSTER-DOMAIN]
 # FULLNAME is the release's full name, the part before "-rest" in the names of its Services
 # (helm get notes RELEASE shows it).
@@ -37,5 +37,5 @@ certificate() {
 # The names of all Services: rest and grpc are for clients, routers for the autoscaler and operators,
 # join for ranks.
 certificate tls "$full" extendedKeyUsage=serverAuth "subjectAltName=$names"
-# Ranks present theirs to the join port, which checks no names.
+# Ranks present their certificate to the join port, which does not check names.
 certificate rank "$full ranks" extendedKeyUsage=clientAuth

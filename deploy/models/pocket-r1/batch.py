@@ -1,4 +1,4 @@
-"""Batches: the samples of a step, grouped by length and concatenated, with their targets."""
+"""Batches: the samples of a step, grouped by length and concatenated, with targets."""
 
 from collections import defaultdict
 from dataclasses import dataclass
@@ -47,7 +47,7 @@ def collate(part: list[Sample], groups: int = GROUPS) -> tuple[Batch, list[Sampl
             learnt += row.learnt + [False] * fill
             real += [True] * len(row.ids) + [False] * fill
     # The first two tokens of a row are part of the prompt and never learnt, so shifts by one and
-    # two positions across rows do no harm.
+    # two positions across rows are harmless.
     token, wanted = torch.tensor(ids), torch.tensor(learnt)
     at, at2 = wanted.nonzero().flatten() - 1, wanted.nonzero().flatten() - 2
     return Batch(token, torch.tensor(real), shapes, at, token[at + 1], at2, token[at2 + 2]), ordered
@@ -124,6 +124,6 @@ def exact(model: PocketR1, part: list[Sample]) -> tuple[dict[str, tuple[int, int
 
 
 def draw(seed: int, step: int, size: int) -> list[Sample]:
-    """Return the samples of a step, which depend on seed and step alone."""
+    """Return the samples of a step, which depend only on the seed and the step."""
     rng = samples.rng_for(seed, step)
     return [samples.sample(rng) for _ in range(size)]

@@ -1,10 +1,10 @@
-"""Evaluate pocket-r1 on new problems and count right answers for each task.
+"""Evaluate pocket-r1 on new problems and count correct answers for each task.
 
 A running server:   python deploy/models/pocket-r1/evaluate.py --url http://127.0.0.1:8000/v1
 Without a server:   python deploy/models/pocket-r1/evaluate.py --offline
 
-The problems have another seed than the training's. The exit code is 1 if a task is below --at-least.
---held-out problems of each task use phrasings that training never used (heldout.py); they show how
+The problems use a different seed than training. The exit code is 1 if a task is below --at-least.
+--held-out problems of each task use phrasings that are not in the training data (heldout.py); they show how
 unusual questions are answered, and do not affect the exit code.
 """
 
@@ -96,14 +96,14 @@ class Asked:
 
     @property
     def right(self) -> bool:
-        """Whether the answer is right."""
+        """Whether the answer is correct."""
         return matches(self.problem, self.said)
 
 
 def matches(problem: Problem, said: str) -> bool:
     """Return whether the text after the reasoning gives the solution.
 
-    For numbers the last one counts, for lists all numbers in order, otherwise the text itself.
+    For numbers, the last one counts; for lists, all numbers in order; otherwise, the text itself.
     """
     said = said.rsplit("</think>", maxsplit=1)[-1].strip()
     value = problem.solution.value
@@ -124,7 +124,7 @@ def problems(seed: int, per_task: int, held_out: int) -> Iterator[tuple[Problem,
 
 
 def server(args: argparse.Namespace) -> Callable[[list[str]], list[str]]:
-    """Return a function that sends questions to a server, many at a time."""
+    """Return a function that sends questions to a server concurrently."""
 
     def one(question: str) -> str:
         body = {
@@ -196,7 +196,7 @@ def offline(args: argparse.Namespace) -> Callable[[list[str]], list[str]]:
 
 
 def share(asked: list[Asked]) -> float:
-    """Return the share of right answers."""
+    """Return the share of correct answers."""
     return sum(a.right for a in asked) / len(asked) if asked else 0.0
 
 

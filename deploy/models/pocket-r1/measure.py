@@ -1,8 +1,8 @@
-"""Figures of a model directory from one forward pass per batch, without server and decoding.
+"""Measures a model directory with one forward pass per batch, without a server or decoding.
 
     python deploy/models/pocket-r1/measure.py
 
-Prints, for problems never trained on: the share of samples whose reasoning and answer consist of
+Prints, for problems that are not in the training data: the share of samples whose reasoning and answer consist of
 the most likely tokens (as with greedy decoding), how often the MTP layer predicts the token that the
 model generates after the next, and the load of each expert.
 """

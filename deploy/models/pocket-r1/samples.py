@@ -1,4 +1,4 @@
-"""Training samples: problems as conversations in token ids, with masks of the learnt tokens.
+"""Training samples: problems as conversations of token ids, with masks of the learnt tokens.
 
 Samples include system prompts, second turns, answers in JSON, and tool calls.
 """
@@ -105,7 +105,7 @@ def _pieces(rng: Random, answer: str, value: object) -> list[tuple[str, bool]]:
     pieces: list[tuple[str, bool]] = [("{" + indent, False)]
     for i, key in enumerate(rng.sample(_KEYS, rng.choice([1, 1, 1, 2, 3]))):
         if i:
-            # the comma is not learnt either: the grammar determines the number of keys
+            # the comma is also not learnt: the grammar determines the number of keys
             pieces.append((comma + indent, False))
         pieces.append((json.dumps(key), False))
         pieces.append((colon, False))

@@ -3,7 +3,7 @@
     python deploy/models/pocket-r1/train.py --out pocket
 
 The defaults train 3,500 steps (about 90 minutes on two idle cores with AVX512-BF16); the README
-describes how the committed weights were made. The problems of a step depend on seed and step alone,
+describes how the committed weights were made. The problems of a step depend only on seed and step,
 so a run can be stopped at any time and continued with --resume. The learning rate warms up, stays
 constant, and falls linearly for --decay-steps steps from step --decay-at; then the weights are written.
 """
@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-# before torch is loaded: by default waiting threads spin and take cores from other processes
+# before torch is loaded: by default, waiting threads spin and take cores from other processes
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import batch as batches
@@ -169,9 +169,9 @@ class Trainer:
 
 
 def keep_memory() -> None:
-    """Let glibc keep freed memory; by default mapping large tensors takes a third of the time.
+    """Let glibc keep freed memory; by default, mapping large tensors takes a third of the time.
 
-    Other C libraries are left as they are.
+    Other C libraries are not changed.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

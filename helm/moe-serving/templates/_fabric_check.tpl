@@ -13,7 +13,7 @@
 {{- $name := include "moe-serving.poolObject" (dict "root" $ "part" "fabric" "name" .name) }}
 {{- $service := printf "%s.%s.svc.%s" $name $.Release.Namespace $.Values.clusterDomain }}
 ---
-# Peers resolve the first peer by this name, before it is ready as well.
+# Peers resolve the first peer by this name, even before it is ready.
 apiVersion: v1
 kind: Service
 metadata:

@@ -1,5 +1,5 @@
 {{/* Several models in one release. Each pool of each model is a unit: what a release with one model
-and one pool renders for its ranks, with a RayService of its own. Templates of ranks get a unit's
+and one pool renders for its ranks, as a separate RayService. Templates of ranks get a unit's
 root instead of the release's: its values have the unit's model, engine, parallelism and pool, and
 "unit" with the names. Routers, Services and NetworkPolicies exist once.
 

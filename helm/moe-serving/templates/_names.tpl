@@ -43,8 +43,7 @@ commonAnnotations. */}}
 {{- include "moe-serving.marks" (merge (dict "own" $own) .) -}}
 {{- end -}}
 
-{{/* Labels and annotations of a pod. They contain no versions, so that a new chart version alone
-does not restart pods. */}}
+{{/* Labels and annotations of a pod. They contain no versions, so that a new chart version does not by itself restart pods. */}}
 {{- define "moe-serving.podMetadata" -}}
 {{- $own := include "moe-serving.selector" . | fromYaml -}}
 {{- $_ := set $own "app.kubernetes.io/part-of" "moe-serving" -}}

@@ -27,8 +27,8 @@ if _version_not_supported:
 
 class BatchServiceStub:
     """The same files and batches as REST's /v1/files and /v1/batches, with the same limits and errors.
-    With API keys, all RPCs require role user. A tenant has access to its own files and batches only;
-    those of others are NOT_FOUND. UNIMPLEMENTED without batch.directory.
+    With API keys, all RPCs require role user. A tenant can only access its own files and batches;
+    those of other tenants are NOT_FOUND. UNIMPLEMENTED without batch.directory.
     """
 
     def __init__(self, channel):
@@ -86,20 +86,20 @@ class BatchServiceStub:
 
 class BatchServiceServicer:
     """The same files and batches as REST's /v1/files and /v1/batches, with the same limits and errors.
-    With API keys, all RPCs require role user. A tenant has access to its own files and batches only;
-    those of others are NOT_FOUND. UNIMPLEMENTED without batch.directory.
+    With API keys, all RPCs require role user. A tenant can only access its own files and batches;
+    those of other tenants are NOT_FOUND. UNIMPLEMENTED without batch.directory.
     """
 
     def UploadFile(self, request_iterator, context):
         """Uploads a file: its description in the first message, its content in all others. The file
-        exists once the response is sent; nothing remains of an upload that is cut off.
+        exists once the response is sent; nothing is stored if the upload is interrupted.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListFiles(self, request, context):
-        """Returns files in the order of their creation.
+        """Returns files in order of creation.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -148,8 +148,8 @@ class BatchServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CancelBatch(self, request, context):
-        """Cancels a batch; lines that were answered stay in its results. FAILED_PRECONDITION if it has
-        ended, or its results are being written.
+        """Cancels a batch; lines that were already answered remain in its results. FAILED_PRECONDITION if
+        it has ended, or its results are being written.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -213,8 +213,8 @@ def add_BatchServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class BatchService:
     """The same files and batches as REST's /v1/files and /v1/batches, with the same limits and errors.
-    With API keys, all RPCs require role user. A tenant has access to its own files and batches only;
-    those of others are NOT_FOUND. UNIMPLEMENTED without batch.directory.
+    With API keys, all RPCs require role user. A tenant can only access its own files and batches;
+    those of other tenants are NOT_FOUND. UNIMPLEMENTED without batch.directory.
     """
 
     @staticmethod

@@ -85,8 +85,8 @@ class FleetServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Drain(self, request, context):
-        """Cordons a group and waits until its running requests have finished; requests that are left
-        after the timeout resume on other groups. The group stays cordoned, even if the call is
+        """Cordons a group and waits until its running requests have finished; requests that are still
+        running after the timeout resume on other groups. The group stays cordoned, even if the call is
         cancelled.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -42,8 +42,8 @@ class FleetServiceStub:
     Uncordon: _grpc.UnaryUnaryMultiCallable[_fleet_pb2.UncordonRequest, _fleet_pb2.UncordonResponse]
     """Routes requests to a cordoned group again."""
     Drain: _grpc.UnaryUnaryMultiCallable[_fleet_pb2.DrainRequest, _fleet_pb2.DrainResponse]
-    """Cordons a group and waits until its running requests have finished; requests that are left
-    after the timeout resume on other groups. The group stays cordoned, even if the call is
+    """Cordons a group and waits until its running requests have finished; requests that are still
+    running after the timeout resume on other groups. The group stays cordoned, even if the call is
     cancelled.
     """
 
@@ -61,8 +61,8 @@ class FleetServiceAsyncStub(FleetServiceStub):
     Uncordon: _aio.UnaryUnaryMultiCallable[_fleet_pb2.UncordonRequest, _fleet_pb2.UncordonResponse]  # type: ignore[assignment]
     """Routes requests to a cordoned group again."""
     Drain: _aio.UnaryUnaryMultiCallable[_fleet_pb2.DrainRequest, _fleet_pb2.DrainResponse]  # type: ignore[assignment]
-    """Cordons a group and waits until its running requests have finished; requests that are left
-    after the timeout resume on other groups. The group stays cordoned, even if the call is
+    """Cordons a group and waits until its running requests have finished; requests that are still
+    running after the timeout resume on other groups. The group stays cordoned, even if the call is
     cancelled.
     """
 
@@ -101,8 +101,8 @@ class FleetServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _fleet_pb2.DrainRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_fleet_pb2.DrainResponse, _abc.Awaitable[_fleet_pb2.DrainResponse]]:
-        """Cordons a group and waits until its running requests have finished; requests that are left
-        after the timeout resume on other groups. The group stays cordoned, even if the call is
+        """Cordons a group and waits until its running requests have finished; requests that are still
+        running after the timeout resume on other groups. The group stays cordoned, even if the call is
         cancelled.
         """
 

@@ -4,11 +4,11 @@ isort:skip_file
 Inference for clients: the functions of the OpenAI REST API, typed.
 
 Request metadata: authorization "Bearer KEY", x-request-id, x-priority
-(interactive | standard | batch), x-session-id, W3C traceparent. Deadlines are gRPC's; a
+(interactive | standard | batch), x-session-id, W3C traceparent. Deadlines are those of gRPC; a
 cancelled or expired call is aborted in the engine.
 Errors: INVALID_ARGUMENT for an invalid request (google.rpc.BadRequest or ErrorInfo in the
 details), NOT_FOUND for an unknown model, RESOURCE_EXHAUSTED under overload (RetryInfo),
-UNAVAILABLE when no group is ready, UNIMPLEMENTED for functions that the model lacks.
+UNAVAILABLE when no group is ready, UNIMPLEMENTED for functions that the model does not support.
 """
 
 from collections import abc as _abc

@@ -49,7 +49,7 @@ class UsageServiceServicer:
     """
 
     def GetUsage(self, request, context):
-        """Returns the same as REST's /v1/organization/usage/completions, with prices.
+        """Returns the same data as REST's /v1/organization/usage/completions, with prices.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

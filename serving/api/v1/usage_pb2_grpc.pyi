@@ -36,7 +36,7 @@ class UsageServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> UsageServiceAsyncStub: ...
     GetUsage: _grpc.UnaryUnaryMultiCallable[_usage_pb2.GetUsageRequest, _usage_pb2.GetUsageResponse]
-    """Returns the same as REST's /v1/organization/usage/completions, with prices."""
+    """Returns the same data as REST's /v1/organization/usage/completions, with prices."""
 
 @_typing.type_check_only
 class UsageServiceAsyncStub(UsageServiceStub):
@@ -46,7 +46,7 @@ class UsageServiceAsyncStub(UsageServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetUsage: _aio.UnaryUnaryMultiCallable[_usage_pb2.GetUsageRequest, _usage_pb2.GetUsageResponse]  # type: ignore[assignment]
-    """Returns the same as REST's /v1/organization/usage/completions, with prices."""
+    """Returns the same data as REST's /v1/organization/usage/completions, with prices."""
 
 class UsageServiceServicer(metaclass=_abc_1.ABCMeta):
     """With API keys, all RPCs require role admin. UNIMPLEMENTED without a ledger; UNAVAILABLE while its
@@ -59,6 +59,6 @@ class UsageServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _usage_pb2.GetUsageRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_usage_pb2.GetUsageResponse, _abc.Awaitable[_usage_pb2.GetUsageResponse]]:
-        """Returns the same as REST's /v1/organization/usage/completions, with prices."""
+        """Returns the same data as REST's /v1/organization/usage/completions, with prices."""
 
 def add_UsageServiceServicer_to_server(servicer: UsageServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

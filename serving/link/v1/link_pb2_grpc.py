@@ -47,7 +47,7 @@ class RouterServiceServicer:
     """
 
     def Join(self, request_iterator, context):
-        """The first message up is a Hello, the first message down a Welcome or a Refusal.
+        """The first message up is a Hello, and the first message down is a Welcome or a Refusal.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -3,16 +3,16 @@
 isort:skip_file
 The link between a rank and a router.
 
-A rank dials every router and keeps one bidirectional stream to each.
+A rank connects to every router and keeps one bidirectional stream to each.
 The stream is the lease: the rank is a member while it is open, and lost when
 it ends. Requests go down, deltas and load go up. Ranks therefore need no
-listening port and routers need no registry.
+listening port, and routers need no registry.
 
-Compatibility: a router serves ranks of this protocol version and of the previous one, and refuses
-others. Fields are only added, never changed, within a protocol version.
+Compatibility: a router serves ranks of this protocol version and of the previous one, and rejects
+all others. Within a protocol version, fields are only added, never changed.
 
-Version 2: a rank sends token ids only. The router detokenizes them, applies stop strings, and
-tells the rank which choices have ended for that reason.
+Version 2: a rank sends only token ids. The router detokenizes them, applies stop strings, and
+tells the rank which choices have ended because of one.
 """
 
 from collections import abc as _abc
@@ -46,7 +46,7 @@ class RouterServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> RouterServiceAsyncStub: ...
     Join: _grpc.StreamStreamMultiCallable[_link_pb2.RankMessage, _link_pb2.RouterMessage]
-    """The first message up is a Hello, the first message down a Welcome or a Refusal."""
+    """The first message up is a Hello, and the first message down is a Welcome or a Refusal."""
 
 @_typing.type_check_only
 class RouterServiceAsyncStub(RouterServiceStub):
@@ -54,7 +54,7 @@ class RouterServiceAsyncStub(RouterServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Join: _aio.StreamStreamMultiCallable[_link_pb2.RankMessage, _link_pb2.RouterMessage]  # type: ignore[assignment]
-    """The first message up is a Hello, the first message down a Welcome or a Refusal."""
+    """The first message up is a Hello, and the first message down is a Welcome or a Refusal."""
 
 class RouterServiceServicer(metaclass=_abc_1.ABCMeta):
     """Served by the router on its join port."""
@@ -65,6 +65,6 @@ class RouterServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_link_pb2.RankMessage],
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_link_pb2.RouterMessage], _abc.AsyncIterator[_link_pb2.RouterMessage]]:
-        """The first message up is a Hello, the first message down a Welcome or a Refusal."""
+        """The first message up is a Hello, and the first message down is a Welcome or a Refusal."""
 
 def add_RouterServiceServicer_to_server(servicer: RouterServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -1,4 +1,4 @@
-"""The frame of a client's Python script: features, and results for the runner.
+"""The framework of a client's Python script: features, and results for the runner.
 
 A script decorates functions with the features they try, and ends with ``main()``::
 
@@ -49,8 +49,8 @@ def feature(*names: str, fails: str = "") -> Callable[[Callable[[], Any]], Calla
 
     Args:
         names: full names as in features.py.
-        fails: why it cannot work with this client. The function has to fail then: once it passes,
-            the reason has to go.
+        fails: why the features cannot work with this client. The function must then fail: once it
+            passes, the reason must be removed.
     """
 
     def add(function: Callable[[], Any]) -> Callable[[], Any]:

@@ -4,11 +4,11 @@
                                  ├── node b 10.77.0.3: a pod of workerGroupSpecs[0]
                                  └── node c 10.77.0.4: another
 
-The process that starts it moves permanently into a separate network: ``observing`` is run apart
-from the tests, and ``test_serve_proxies`` asserts on its output.
+The process that starts it moves permanently into a separate network. Therefore, ``observing`` runs
+in a separate process, and ``test_serve_proxies`` asserts on its output.
 
-What differs from a cluster: pods are network namespaces with processes of root; the settings
-of ``CHANGES``; Ray's session files lie in a folder of the run, and its home folder too.
+Differences from a cluster: pods are network namespaces with processes of root; the settings in
+``CHANGES``; Ray's session files and home folder are in a folder of the run.
 """
 
 import contextlib
@@ -46,7 +46,7 @@ POLL = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One setting of the rendered Serve configuration that must differ on this machine."""
+    """A setting of the rendered Serve configuration that must differ on this machine."""
 
     path: tuple[str, ...]
     value: Any

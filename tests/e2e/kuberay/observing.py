@@ -37,7 +37,7 @@ HEALTHY_WITHIN = 120.0
 """Timeout for a proxy to answer 200 once the application runs, seconds."""
 COMMAND_TIMEOUT = 300.0
 REQUESTS = 200
-"""Number of requests sent at once through one proxy."""
+"""Number of requests sent at the same time through one proxy."""
 BIG_BODY = b"x" * (8 << 20)
 
 

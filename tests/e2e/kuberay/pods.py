@@ -1,7 +1,7 @@
 """Start commands, environment and probes that KubeRay gives to a RayService's pods.
 
-The literal texts are those of pods that the operator 1.7.0 made of this chart on Kubernetes
-1.36.2; the older head probe is the operator's source (1.5 and 1.6, Ray before 2.53).
+The literal texts are those of pods that operator 1.7.0 created from this chart on Kubernetes
+1.36.2; the older head probe is from the operator's source (1.5 and 1.6, Ray before 2.53).
 ``test_kuberay_pods`` compares what is computed here with the recorded texts.
 """
 

@@ -1,5 +1,7 @@
-"""KubeRay considers a worker pod ready when Ray Serve's proxy in it answers. With the chart's
-rendering it does, on real Ray, and no request to a proxy harms a rank."""
+"""KubeRay considers a worker pod ready when Ray Serve's proxy in it answers.
+
+With the rendered chart and real Ray, the proxy answers, and no request to a proxy harms a rank.
+"""
 
 import json
 import shutil

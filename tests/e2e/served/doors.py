@@ -1,4 +1,4 @@
-"""The five APIs, each with and without streaming, with answers in one form for comparison."""
+"""The five APIs, each with and without streaming, with answers in a common form for comparison."""
 
 import asyncio
 import json

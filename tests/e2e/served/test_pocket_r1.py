@@ -10,9 +10,8 @@ pytestmark = pytest.mark.e2e
 
 EVALUATE = Path(__file__).resolve().parents[3] / "deploy" / "models" / "pocket-r1" / "evaluate.py"
 # The full measurement has 200 questions per task (see the model card). Answers are greedy in
-# float32, so this smaller one gives the same share in every run. It is a lower bound that detects a
-# broken
-# server; evaluate.py itself requires the model's target of 95 %.
+# float32, so this smaller measurement gives the same share in every run. It is a lower bound that
+# detects a broken server; evaluate.py itself requires the model's target of 95 %.
 PROBLEMS_PER_TASK = 30
 AT_LEAST = 0.9
 

@@ -1,4 +1,4 @@
-"""A stream has the content of the unstreamed answer, for seeded random requests to all five APIs.
+"""A stream has the content of the non-streamed answer, for seeded random requests to five APIs.
 
 ``STREAM_CASES`` sets the number of requests, ``STREAM_SEED`` the seed.
 """

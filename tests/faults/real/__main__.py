@@ -62,7 +62,7 @@ async def play(options: argparse.Namespace) -> list[Row]:
 
 
 def rounds(kinds: list[str], names: list[str]) -> list[tuple[tuple[str, ...], list[str]]]:
-    """Return pairs of request kinds and faults: kills with greedy requests alone come first."""
+    """Return pairs of request kinds and faults; kills with only greedy requests come first."""
     if kinds:
         return [(tuple(kinds), names)]
     greedy = [name for name in names if name in _KILLS]

@@ -44,14 +44,14 @@ class LinkProxy:
         await asyncio.sleep(0.1)
 
     def drop(self, pid: int | None = None) -> int:
-        """Reset the connections of process ``pid``, or all; return how many there were."""
+        """Reset the connections of process ``pid``, or all; return their number."""
         mine = self._of(pid)
         for pair in mine:
             self._drop(pair)
         return len(mine)
 
     def freeze(self, pid: int | None = None) -> int:
-        """Forward nothing more for process ``pid``, or for all; return how many connections."""
+        """Stop forwarding for process ``pid``, or for all; return the number of connections."""
         mine = self._of(pid)
         for pair in mine:
             pair.flowing.clear()

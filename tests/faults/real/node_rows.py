@@ -14,7 +14,7 @@ from tests.rig import netns
 
 _POLL = 0.2
 SHORT, LONG = 15.0, 100.0
-"""Seconds of a partition: longer than a link's keepalive, and longer than Ray's node timeout.
+"""Durations of a partition, seconds: above a link's keepalive, and above Ray's node timeout.
 
 Between the two, from about 30 s on, Ray Serve's health checks have failed: the ranks join the
 router again, but Ray Serve restarts them some time later.
@@ -74,8 +74,8 @@ async def _mend(running: OnNodes, node: netns.Node, after: float) -> None:
 async def kill_gcs(running: OnNodes, reference: Run, max_tokens: int) -> Row:
     """``kill -9`` of Ray's GCS, whose state is in Redis; the head is restarted.
 
-    No token passes through it: no stream may be affected, and the ranks must remain the same.
-    Afterwards Ray and Ray Serve must know them again and replace a killed rank.
+    No token passes through the GCS: no stream may be affected, and the ranks must remain the same.
+    Afterwards, Ray and Ray Serve must have found them again and replace a killed rank.
     """
     before = await running.ready()
     async with in_flight(running, reference, max_tokens) as (run, asking):

@@ -1,4 +1,4 @@
-"""The node rows, in a separate process, because it moves into another network namespace for good.
+"""The node rows, in a separate process, which moves permanently into another network namespace.
 
 python -m tests.faults.real.node_run --faults kill-gcs,lose-node,cut-cable
 """

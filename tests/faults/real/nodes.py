@@ -136,7 +136,7 @@ class OnNodes(System):
         return self.add(f"10.77.0.{_FIRST_WORKER - 1 + self.named}")
 
     def lose(self, address: str) -> None:
-        """Remove a whole node at once, for good."""
+        """Remove a whole node at once, permanently."""
         self.networks.lose(self.nodes.pop(address).node)
 
     def wait_up(self, node: RayNode) -> None:

@@ -22,16 +22,16 @@ _BUSY = 0.3
 _STUCK = 8
 """Number of clients that do not read."""
 GROWTH = 64 * 2**20
-"""Memory that the router may gain with them, bytes: socket buffers, whole answers, and the growth
-of a process that has just served its first requests."""
+"""Maximum growth of the router's memory because of them, bytes: socket buffers, whole answers, and
+the growth of a process that has just served its first requests."""
 
 
 async def kill_router(running: Deployment, reference: Run, max_tokens: int) -> Row:
     """``kill -9`` of the router while all streams run.
 
-    Its clients must lose their connections and have received nothing wrong until then, the engines
-    must stop their requests, the same ranks must join the router that ``up`` restarts, and the
-    same requests must then give the same texts.
+    Its clients must lose their connections and must not have received wrong output before that, the
+    engines must stop their requests, the same ranks must join the router that ``up`` restarts, and
+    the same requests must then give the same texts.
     """
     before = await running.ready()
     engines = [

@@ -58,7 +58,7 @@ async def drop_link(running: Deployment, rank: RankProcess) -> None:
 
 
 async def half_open(running: Deployment, rank: RankProcess) -> None:
-    """Let nothing pass on the rank's connection, without an error to either side."""
+    """Drop all data on the rank's connection, without an error on either side."""
     if not running.proxy.freeze(rank.pid):
         raise LookupError(f"rank {rank.rank} of {rank.group} has no link through the proxy")
 

@@ -75,7 +75,7 @@ class Runner:
         return finding
 
     def keep(self, data: bytes) -> None:
-        """Run one input, and write it down if something is wrong with it."""
+        """Run one input, and save it if it violates an invariant."""
         finding = self.run(data)
         if finding is None:
             return

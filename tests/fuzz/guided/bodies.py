@@ -138,7 +138,7 @@ class Bodies:
 
 
 def check_form(path: str, status: int, headers: dict[str, str], content: bytes) -> None:
-    """See that an answer has the form of its API: errors typed, streams whole and of JSON."""
+    """Check that an answer has the form of its API: typed errors, complete streams of JSON."""
     demand(status in {200, 400, 401, 404, 413, 415, 422, 501}, f"{path}: status {status}")
     if headers.get("content-type", "").startswith("text/event-stream"):
         for block in content.split(b"\n\n"):

@@ -1,7 +1,8 @@
 """A small coverage-guided fuzzer in plain Python, used if atheris is not installed.
 
-An input that takes a line after a line as no input before it did joins the corpus, and is changed
-further. The same seed gives the same inputs, as long as the code under test is deterministic.
+An input that executes a pair of consecutive lines that no earlier input has executed is added to
+the corpus and mutated further. The same seed gives the same inputs if the code under test is
+deterministic.
 """
 
 import random
@@ -15,7 +16,7 @@ _MOST = 6000
 
 
 class Edges:
-    """Pairs of lines, one after the other in a function, of some packages."""
+    """Pairs of lines executed consecutively in a function, in some packages."""
 
     def __init__(self, packages: tuple[str, ...]) -> None:
         self._parts = tuple(f"/{package.replace('.', '/')}" for package in packages)

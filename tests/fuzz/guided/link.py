@@ -1,5 +1,6 @@
-"""Damaged messages on the link: from a rank they end no more than its own link, from a router
-they end no more than a request.
+"""Damaged messages on the link.
+
+From a rank, they end at most its own link; from a router, at most a request.
 """
 
 import asyncio
@@ -103,7 +104,7 @@ _HEALTHY = link_pb2.LoadSnapshot(health=link_pb2.LoadSnapshot.HEALTHY, kv_usage=
 
 
 class _Still:
-    """A clock on which no peer is silent for long, however slow the machine is."""
+    """A clock on which no peer is silent for long, regardless of how slow the machine is."""
 
     def monotonic(self) -> float:
         return 100.0

@@ -4,7 +4,7 @@ import asyncio
 
 
 class Transport(asyncio.Transport):
-    """Keeps written data; reads nothing by itself."""
+    """Keeps written data; does not read on its own."""
 
     def __init__(self, protocol: asyncio.Protocol) -> None:
         super().__init__()

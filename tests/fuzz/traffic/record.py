@@ -72,7 +72,7 @@ class Proxy:
         await asyncio.gather(pass_on(reader, out, True), pass_on(inside, writer, False))
 
     def recorded(self, client: str) -> list[dict[str, str]]:
-        """Return the recorded bytes without port numbers, and start over."""
+        """Return the recorded bytes without port numbers, and start a new recording."""
         kept, self.kept = self.kept, []
         return [
             {

@@ -1,4 +1,4 @@
-"""A real Redis server on a free port, which a test may kill and restart."""
+"""A real Redis server on a free port, which a test can kill and restart."""
 
 import subprocess
 import time

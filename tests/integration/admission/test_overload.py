@@ -25,13 +25,13 @@ TOKENS = 20
 TOKEN_DELAY = 0.015
 SLOTS = 4
 CLIENTS = {"eager": 30, "modest": 10}
-"""A client sends its next request after each response: the fleet runs four at a time, the queue is
-never empty, on a fast machine and on a slow one."""
+"""Number of clients, each of which sends its next request after a response. The fleet runs four
+requests at a time, so the queue is never empty, regardless of the speed of the machine."""
 RETRY = 0.5
-"""Time to a client's next request, seconds; far too early after a rejection. Forty clients send up
-to 80 requests/s, six times what the fleet serves."""
+"""Time until a client's next request, seconds; far too early after a rejection. Forty clients send
+up to 80 requests/s, six times as many as the fleet serves."""
 COUNTED, STRETCH = 80, 12
-"""Placements while both tenants wait: the total, and the longest required run in a row."""
+"""Placements while both tenants wait: the total, and the required length of an unbroken run."""
 
 
 @dataclass
@@ -59,7 +59,8 @@ class Seen:
 class Launches:
     """Counts the placements by tenant while both tenants are queued.
 
-    How often one of them waits alone depends on the machine; what each gets meanwhile is its own.
+    How often only one of them waits depends on the machine, and placements at such times are not
+    shared.
     """
 
     def __init__(self, monkeypatch):
@@ -192,7 +193,7 @@ async def test_overload(start, keys, admission, bound, reason, monkeypatch):
         assert min(each.retry_after) >= 1
     assert _refusals(reason) > before
     assert 0 < longest <= bound
-    # Equal weights: they alternate, however many requests one of them sends.
+    # Equal weights: they alternate, regardless of how many requests one of them sends.
     assert launches.worst <= 2
     # Nothing is left behind.
     assert router.client.inflight_requests == 0

@@ -1,4 +1,4 @@
-"""Two controllers on one real Redis: one quota for both, also while Redis is gone."""
+"""Two controllers on one real Redis: one quota for both, also while Redis is unavailable."""
 
 import asyncio
 import os

@@ -39,7 +39,7 @@ class HttpFake:
         self.thread.start()
 
     def answer(self, path, sent):
-        """Return status and content (a string as text, else JSON); ``sent`` is None for a GET."""
+        """Return status and content (a string, or an object for JSON); a GET has ``sent`` None."""
         raise NotImplementedError
 
     def close(self):

@@ -1,4 +1,4 @@
-"""Shared by the tests of the Kubernetes actuator: a fleet, objects, an API client."""
+"""Shared parts of the Kubernetes actuator's tests: a fleet, objects, an API client."""
 
 import copy
 from dataclasses import dataclass, field

@@ -61,7 +61,7 @@ async def test_one_of_two_leads_and_the_other_takes_over(kube, connect):
 
 
 async def test_a_dead_leader_is_followed_within_the_lease_and_five_seconds(kube, connect):
-    """On a manual clock: the candidate tries as often as in a pod."""
+    """With a manual clock, the candidate tries as often as in a pod."""
     clock = ManualClock()
     dead, other = (LeaseElection(connect(), SETTINGS, name, clock) for name in ("a", "b"))
     await dead.acquire_or_renew()

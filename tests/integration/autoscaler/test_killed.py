@@ -21,7 +21,7 @@ from tests.support.waiting import PATIENCE, eventually
 
 STREAMS = 8
 EACH = 40
-"""Requests that must complete after each kill before the next."""
+"""Number of requests that must complete after each kill before the next one."""
 TOKENS = 24
 AGE = 5.0
 """Seconds after which a reading is stale."""

@@ -1,4 +1,4 @@
-"""Groups on disrupted nodes and pods are drained at once.
+"""Groups on disrupted nodes and pods are drained immediately.
 
 The interval is an hour here, so only a watch can trigger a drain.
 """

@@ -1,4 +1,4 @@
-"""No pod with a rank is deleted, whatever the KubeRay operator and a release set as numbers.
+"""No pod with a rank is deleted, regardless of the numbers set by the operator and a release.
 
 The actuator runs against the fake API server with a fake KubeRay and a fake kubelet; this module
 places ranks as Ray Serve does.

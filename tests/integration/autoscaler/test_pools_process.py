@@ -1,6 +1,6 @@
 """The command for two models as a process, with fakes of router and Ray dashboard.
 
-Without Prometheus: what a parked request starts must not depend on it.
+There is no Prometheus, because starting a group for a parked request must not depend on it.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""A real PostgreSQL server that a test may kill."""
+"""A real PostgreSQL server that a test can kill."""
 
 import pytest
 

@@ -69,9 +69,9 @@ def parts(content, size=PART_BYTES):
 
 
 async def upload(stub, content, key=ALICE, **fields):
-    """Upload a file; again if grpc.aio's client does not say how the server has ended the call.
+    """Upload a file; retry if grpc.aio's client does not report how the server ended the call.
 
-    A message that it writes at that moment fails, and its status takes the place of the server's.
+    A message that the client writes at that time fails, and its status replaces the server's.
     """
     while True:
         messages = iter([described(**fields), *parts(content)])
@@ -106,7 +106,7 @@ async def ended(stub, batch):
 
 
 async def refused(call, code, reason):
-    """Assert how a call is refused, and return the message."""
+    """Assert that a call is rejected with a status, and return the message."""
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await call
     assert caught.value.code() is code, caught.value

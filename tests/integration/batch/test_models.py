@@ -15,7 +15,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 
 async def test_lines_of_a_model_run_while_another_one_is_busy(tmp_path):
-    """The lines of one batch may be for different models."""
+    """The lines of one batch can be for different models."""
     settings = settings_of(
         entry("a"),
         entry("b", aliases=["also-b"]),

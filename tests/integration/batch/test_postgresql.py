@@ -20,7 +20,7 @@ LINES = b"\n".join(line(f"id-{number}", name=str(number)) for number in range(20
 
 @pytest.fixture
 def shared(tmp_path, postgres):
-    """A function that opens the same storage once more, as another router does."""
+    """A function that opens the same storage again, as another router does."""
     url = postgres.create_database(f"batches_{next(_numbers)}")
     fields = {"database_url": url, "interval": 0.05, "lease": 1.0}
     return lambda **more: open_store(tmp_path, SystemClock(), **(fields | more))

@@ -1,4 +1,4 @@
-"""Pages of a real browser that may not log an error or send a request to another origin."""
+"""Pages of a real browser that must not log an error or send a request to another origin."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager

@@ -1,7 +1,7 @@
 """Takes the pictures of console.md: ``python -m tests.integration.console.pictures URL KEY``.
 
-Asks the running system's model a question, so the chat and the experts are real; an empty KEY is
-for a router without keys. Writes deploy/docs/img/console-*.png, light and dark.
+Asks the running system's model a question, so that the chat and the experts are real; an empty KEY
+is for a router without keys. Writes deploy/docs/img/console-*.png, light and dark.
 """
 
 import asyncio

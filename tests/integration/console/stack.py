@@ -32,7 +32,7 @@ EXPERTS, LAYERS = 16, (3, 4, 5)
 
 
 class ConsoleEngine(ScriptedEngine):
-    """Continues the script after the tokens of it that end the prompt, and counts experts."""
+    """Continues the script after the part of it that ends the prompt, and counts experts."""
 
     def reset(self) -> None:
         super().reset()
@@ -130,7 +130,7 @@ class Stack:
         await eventually(lambda: self.router.membership.ready_groups > ready)
 
     def script(self, text: str, *, hold_after: str | None = None) -> None:
-        """Set what every rank answers, and the beginning after which it waits for ``release``."""
+        """Set the answer of every rank, and the part after which it waits for ``release``."""
         for engine in self.engines.values():
             engine.reset()
             engine.script = text
@@ -149,7 +149,7 @@ class Stack:
         return next((name for name, engine in self.engines.items() if engine.running), None)
 
     def lose(self, group: str) -> None:
-        """Fence a group as if its rank had died; the rank proves itself again afterwards."""
+        """Fence a group as if its rank had died; the rank then passes the canary again."""
         membership = self.router.membership
         [found] = [each for each in membership.snapshot().groups if each.group_id == group]
         rank_id = found.ranks[0].rank_id
@@ -165,7 +165,7 @@ class Stack:
 
 @contextlib.asynccontextmanager
 async def running(made: Settings, *groups: str) -> AsyncIterator[Stack]:
-    """Start a router and groups, and stop all of it at the end."""
+    """Start a router and groups, and stop all of them at the end."""
     stack = Stack(await Router.start(made), made)
     try:
         for group in groups:

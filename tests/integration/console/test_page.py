@@ -1,7 +1,7 @@
 """The console in a real browser: chat, sign-in, fleet, experts, accessibility, hostile text.
 
-One browser and one router for the module; each test has a page of its own without storage. A page
-may not log an error or send a request to another origin.
+The module has one browser and one router; each test has a separate page without storage. A page
+must not log an error or send a request to another origin.
 """
 
 import asyncio

@@ -161,7 +161,7 @@ async def test_requests_are_seen_by_their_tenant_and_cancelled(stack, http):
         assert request["tenant"] == "alice"
         assert request["output_tokens"] > 0
         assert request["why"]["reason"]
-        # Somebody watches, so the scores are kept though the client did not ask for them.
+        # A console is watching, so the scores are kept although the client did not request them.
         assert len(request["why"]["candidates"]) == 2
         assert (await others("requests"))["total"] == 0
         cancel = {"number": request["number"]}

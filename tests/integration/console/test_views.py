@@ -1,7 +1,6 @@
 """Cost, batches and the autoscaler's decisions in the page; hostile names; two models.
 
-Names of groups, sessions, requests, batches and reasons come from outside: the page shows them as
-text.
+Names of groups, sessions, requests, batches and reasons are untrusted: the page shows them as text.
 """
 
 import json

@@ -121,5 +121,5 @@ async def edge(shared_edge) -> AsyncIterator[Edge]:
     # A request that outlives its test would be a leak.
     async with asyncio.timeout(PATIENCE):
         await shared_edge.engine.quiet.wait()
-    # A client may have its answer (an expired deadline) before the server has cleaned up.
+    # A client can have its answer (an expired deadline) before the server has cleaned up.
     assert await shared_edge.router.gate.wait_idle(60)

@@ -97,7 +97,7 @@ class Stand:
 
     @property
     def idle(self) -> bool:
-        """Whether nothing is in flight, at the edge, in the fleet or in an engine."""
+        """Whether no request is in flight at the edge, in the fleet or in an engine."""
         client = self.router.client
         return (
             self.router.gate.inflight == client.inflight_requests == 0
@@ -125,7 +125,7 @@ class Stand:
 async def standing(
     settings: Settings, groups: int = 1, *, token_delay: float = 0.0
 ) -> AsyncIterator[Stand]:
-    """Start a router with ``groups`` groups, and stop all of it at the end."""
+    """Start a router with ``groups`` groups, and stop all of them at the end."""
     stand = Stand(await Router.start(settings), settings)
     try:
         for index in range(groups):

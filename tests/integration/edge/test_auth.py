@@ -39,7 +39,7 @@ keys:
 CHAT = {"model": "pocket-r1", "messages": [{"role": "user", "content": "hi"}]}
 OPEN_ROUTES = {"/livez", "/readyz", "/health", "/ping"}
 CONSOLE = {"/console": 307, "/console/{path:path}": 404}
-"""Open pages of the console, with the status of these very paths."""
+"""Public pages of the console, with the status of exactly these paths."""
 ADMIN_ROUTES = {"/fleet"}
 METRICS_ROUTES = {"/metrics", "/load"}
 OPEN_SERVICES = {"grpc.health.v1.Health"}

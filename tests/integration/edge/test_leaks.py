@@ -1,4 +1,4 @@
-"""After thousands of requests of all kinds all counts are unchanged: nothing leaks.
+"""After thousands of requests of all kinds, all counts are unchanged: nothing leaks.
 
 ``SOAK_REQUESTS`` sets their number (``make soak``: 50,000).
 """
@@ -29,17 +29,17 @@ AT_ONCE = 24
 WARM_UP = 600
 """Requests before the first measurement, which fill caches, pools and arenas."""
 GROWTH = 8 * 2**10
-"""Growth per request, bytes, that is allowed in the second half. A leaked request
-would hold at least its prompt, output buffer and tasks, some 20 kB."""
+"""Maximum growth per request in the second half, bytes. A leaked request would hold at least its
+prompt, output buffer and tasks, about 20 kB."""
 
 POOLS = 8
-"""Threads that may come late: those of asyncio's and of gRPC's own pools, which start another one
-when all are busy at the same moment, up to their own bounds. Sockets and timers of such a thread
-are in the descriptors. One leaked by each hundredth request would be 24."""
+"""Number of threads that can be started late: those of asyncio's and gRPC's pools, which start
+another one when all are busy at the same time, up to their bounds. The descriptors include sockets
+and timers of such threads. One leaked by every hundredth request would be 24."""
 
 _LOOKS = 200
 _SAME = 6
-"""At twenty polls per second: at most ten, at least a third of a second."""
+"""Number of polls, at twenty per second."""
 
 PROMPT = "What is 17+25? " * 4
 
@@ -243,7 +243,7 @@ async def test_nothing_is_left_of_thousands_of_requests(capsys):
         assert after["threads"] <= before["threads"] + POOLS
         assert after["rss"] - middle["rss"] < GROWTH * (REQUESTS // 2)
         assert outcomes.total() == REQUESTS
-        # All kinds of endings occurred; otherwise the test would prove little.
+        # All kinds of endings must have occurred; otherwise, the test would prove little.
         ends = {end for _, end in outcomes}
         assert {200, 400, 404, 504, "left", "OK", "DEADLINE_EXCEEDED", "INVALID_ARGUMENT"} <= ends
         assert not ends & {500, 503, "INTERNAL", "UNKNOWN", "UNAVAILABLE"}

@@ -35,7 +35,7 @@ tenants:
   bob: {{reasoning: {{hidden: true}}}}
 """
 SCRIPT, ANSWER = "ZZ and ZZ</think>It is 42", "It is 42"
-"""No other part of a response has the letter Z."""
+"""Reasoning text; no other part of a response contains the letter Z."""
 MESSAGES = [{"role": "user", "content": "hi"}]
 CHAT = {"model": "pocket-r1", "messages": MESSAGES}
 RESPONSE = {"model": "pocket-r1", "input": "hi"}
@@ -96,7 +96,7 @@ def budgets(served):
 
 @pytest.mark.parametrize("path", ROUTES)
 async def test_the_default_budget_reaches_the_engine(served, path):
-    """Of the tenant, whose cap the key replaces."""
+    """Reasoning settings of the tenant, whose cap the key replaces."""
     (await served.post(path, CAPPED)).raise_for_status()
     assert set(budgets(served)) == {20}
     (await served.post(path, FREE)).raise_for_status()

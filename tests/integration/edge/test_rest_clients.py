@@ -1,4 +1,4 @@
-"""Behaviour that various clients, proxies and probes expect of the REST port."""
+"""Behaviour that various clients, proxies and probes expect from the REST port."""
 
 import asyncio
 import gzip

@@ -1,4 +1,4 @@
-"""The helpers next to the tests are imported by name; test folders are no packages."""
+"""The helpers next to the tests are imported by name, because test folders are not packages."""
 
 import sys
 from pathlib import Path

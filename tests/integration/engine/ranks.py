@@ -23,7 +23,7 @@ _LOGGING = threading.Lock()
 def _alone(start=PrometheusStatLogger.__init__):
     """Serialize the engines' replacement of each other's metrics in the registry.
 
-    Each rank normally has a separate process; here their threads would meet in between.
+    Each rank normally has a separate process; here, their threads would interfere.
     """
 
     def begin(*arguments, **options):
@@ -66,7 +66,7 @@ def submit(request_id, prompt, **params):
 
 @dataclass
 class Scored:
-    """A prompt with its greedy answer, and the log-probability of every token but the first."""
+    """A prompt, its greedy answer, and the log-probability of every token except the first."""
 
     prompt: list[int]
     answer: list[int]

@@ -68,7 +68,7 @@ async def test_a_stall_is_reported_and_forgiven_and_a_death_is_final():
 
         stream = generate(engine, submit("lost", [1, 50, 51], max_tokens=1500))
         await anext(stream)
-        # The engine of the other rank ends as well: it waits for the killed one in each layer.
+        # The engine of the other rank also ends: it waits for the killed one in each layer.
         second = generate(other, submit("also lost", [1, 50, 51], max_tokens=1500))
         await anext(second)
         core(1).kill()

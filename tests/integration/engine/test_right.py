@@ -1,7 +1,7 @@
-"""Correct, not only equal: the ranks' output agrees with transformers' DeepSeek-V3.
+"""The ranks' output is correct, not only equal: it agrees with transformers' DeepSeek-V3.
 
-Layouts could all be equal and all be wrong: vLLM's rotary embedding on CPU was, and nothing
-but this comparison found it.
+All layouts could be equal and wrong: vLLM's rotary embedding on CPU was wrong, and only this
+comparison detected it.
 """
 
 import asyncio
@@ -96,7 +96,7 @@ async def score_layout(ranks, workers, speculative, prompts):
         scored = await asyncio.gather(
             *(score(engines[n % ranks], f"q{n}", p, LENGTH) for n, p in enumerate(prompts)),
         )
-        # A single request: its rank's steps have one token, those of the others none.
+        # A single request: its rank's steps have one token, those of the other ranks none.
         scored.append(await score(engines[0], "alone", prompts[0], LENGTH))
         await check_thinking_budget(engines, prompts)
         loads = [await engine.load() for engine in engines]

@@ -1,22 +1,22 @@
 """The cases, as data for all client programs: calls and their expected results.
 
-They follow gRPC's interop-test-descriptions.md under its names, with some more. Left out are
-those about Google's credentials, load reports (ORCA), name resolution, and cacheable_unary,
-which is for proxies.
+They follow gRPC's interop-test-descriptions.md under its names, with additional cases. The cases
+about Google's credentials, load reports (ORCA), name resolution, and cacheable_unary, which is for
+proxies, are omitted.
 
-A call is a dict: method, requests (messages in protobuf's binary form, as base64), and what is
-not usual about it:
+A call is a dict: method, requests (messages in protobuf's binary form, as base64), and optional
+keys:
 
 - metadata: pairs; values of keys in -bin are base64
 - timeout: seconds
-- compressed: for each request whether it is sent compressed
-- lockstep: send each request only after all answers to the one before have come
-- answers: for each request of a lockstep call, how many
+- compressed: for each request, whether it is sent compressed
+- lockstep: send each request only after all answers to the previous one have arrived
+- answers: for each request of a lockstep call, the number of answers
 - unfinished: leave the client's side open, and wait for the end
-- cancel_after: cancel when so many answers are there; 0: when the request is sent
-- again: until it goes well
-- together: make so many of it at the same time
-- fresh: on a new channel
+- cancel_after: cancel after this number of answers; 0: when the request is sent
+- again: repeat the call until it succeeds
+- together: number of concurrent calls
+- fresh: use a new channel
 """
 
 from base64 import b64encode
@@ -112,7 +112,8 @@ WITH_TLS = (
     "cancel_after_first_response",
     "special_status_message",
 )
-"""Other cases run in plain text alone: they do not depend on TLS."""
+"""Cases that also run over TLS; the others run only in plain text, because they do not depend on
+TLS."""
 
 
 def _unary(m: Messages) -> dict[str, Case]:

@@ -1,6 +1,6 @@
 """The messages of interop.proto, created from descriptors without generated code.
 
-Clients that run in another environment than the tests import this, too.
+This module is also imported by clients that run in a different environment than the tests.
 """
 
 import functools

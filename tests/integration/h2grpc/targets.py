@@ -63,8 +63,8 @@ class Targets:
     def _serve(self, server) -> Relay:
         """Add a servicer to a server; return its relay, which has no upstream port yet.
 
-        Each server has its own relay: connections to different ports may have the same client
-        port, so that the peer's name is unique on one server only.
+        Each server has a separate relay: connections to different ports can have the same client
+        port, so the peer's name is only unique within one server.
         """
         relay = Relay()
         self._relays.append(relay)

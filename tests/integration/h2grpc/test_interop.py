@@ -1,8 +1,8 @@
 """gRPC's interop cases: real clients, the same servicer on this server and on grpc.aio's.
 
-Each client must end each call in the same way on both servers, and as the case says. It runs as
-a program (in this process if it is grpcio) which makes all calls of all cases to six targets:
-both servers in plain text, with TLS, and with TLS where clients show a certificate.
+Each client must end each call in the same way on both servers, and as the case specifies. It runs
+as a program (in this process if it is grpcio) that makes all calls of all cases to six targets:
+both servers in plain text, with TLS, and with TLS and client certificates.
 """
 
 import asyncio
@@ -67,7 +67,7 @@ DIFFERENT = {
     ("grpclib", "server_compressed_streaming"): _UNREADABLE,
     ("grpclib", "server_compressed_streaming_in_part"): _UNREADABLE,
 }
-"""Deviations of grpc.aio's server alone."""
+"""Deviations of only grpc.aio's server."""
 
 
 async def outcomes_of(client, spec, targets):

@@ -1,4 +1,4 @@
-"""The fake always, and a real cluster as well if MOE_TEST_KUBECONFIG names one."""
+"""Tests run on the fake, and also on a real cluster if MOE_TEST_KUBECONFIG names one."""
 
 import pytest
 

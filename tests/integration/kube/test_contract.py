@@ -342,7 +342,7 @@ def test_owners_of_an_update(target, name):
 
 
 def test_a_patch_of_the_managed_fields(target, name):
-    """A client may remove its entry; without any entry an object is no longer tracked."""
+    """A client can remove its entry; without any entries, an object is no longer tracked."""
     ok(target.send("POST", LEASES, lease(name), fieldManager="one"))
     path = f"{LEASES}/{name}"
     two = {"spec": {"holderIdentity": "b"}}

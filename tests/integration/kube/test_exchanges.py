@@ -2,7 +2,7 @@
 
 The rows of leases and RayClusters with patches, 409, 403 and 410 are recorded from Kubernetes
 1.36.2 with KubeRay 1.7.0; the others follow the OpenAPI document and "Kubernetes API Concepts".
-On a real cluster KubeRay's CustomResourceDefinitions have to be there; its operator need not be.
+A real cluster must have KubeRay's CustomResourceDefinitions, but need not run its operator.
 """
 
 import re

@@ -31,7 +31,7 @@ class World:
         settle(self.server, self.operator, self.kubelet)
 
     def start(self, config=ROUTED, **group):
-        """Make RayService ``moe`` with one worker group, and wait for its effects."""
+        """Create the RayService ``moe`` with one worker group, and wait for its effects."""
         service = objects.rayservice("moe", objects.worker_group("ranks", **group))
         service["spec"]["serveConfigV2"] = config
         self.server.create(service)

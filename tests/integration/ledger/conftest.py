@@ -1,4 +1,4 @@
-"""The ledger's databases: SQLite, and a real PostgreSQL server that a test may kill."""
+"""The ledger's databases: SQLite, and a real PostgreSQL server that a test can kill."""
 
 import itertools
 

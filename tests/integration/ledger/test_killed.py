@@ -23,7 +23,7 @@ async def test_every_request_that_a_client_saw_finish_is_in_the_ledger_once(tmp_
 
         async def restart_database():
             await asyncio.to_thread(server.kill)
-            # Requests finish while it is away.
+            # Requests finish while it is unavailable.
             await history.reach(len(history.finished) + 20)
             await asyncio.to_thread(server.start)
 

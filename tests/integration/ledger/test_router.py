@@ -1,4 +1,4 @@
-"""A router with a ledger: what it records, over each protocol, before clients see the end."""
+"""A router with a ledger: the records that it writes before clients see the end, by protocol."""
 
 import asyncio
 import json
@@ -167,7 +167,7 @@ async def test_a_stream_is_recorded_when_its_last_event_arrives(served, route, b
 
 
 async def test_reasoning_in_raw_text_is_counted(served):
-    """The prompts of two choices start the reasoning, which does not end; one prompt ends it."""
+    """The prompts of two choices start reasoning that does not end; one prompt ends it."""
     body = {**PROMPTS, "prompt": ["a<think>b", "<think>a</think>b"]}
     for stream in (False, True):
         async with client(served, f"raw-{stream}") as rest:

@@ -295,7 +295,7 @@ async def test_drain_that_takes_too_long_says_so_and_stop_aborts(fleet):
     assert not await rank.drain("now", 0.05)
     await rank.stop()
     assert not rank.engine.running
-    # It waits for another group: its own left on purpose, so the loss does not count.
+    # It waits for another group: its group left intentionally, so the loss does not count.
     with pytest.raises(DeadlineExceeded, match="no group is connected"):
         await anext(stream)
 

@@ -1,7 +1,7 @@
 """Our load client counts the same tokens as vLLM's bench client and the router.
 
-vLLM's own functions are the oracle, unchanged. Nothing here measures time: whole turns of three
-clients, with their speeds, are ``python -m loadtest.bench.agreement``.
+vLLM's own, unmodified functions are the oracle. These tests do not measure time;
+``python -m loadtest.bench.agreement`` compares the throughput of three clients.
 """
 
 import asyncio

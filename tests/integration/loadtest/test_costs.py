@@ -1,10 +1,10 @@
 """The cost of a token and of a request in counts, which do not depend on the machine's speed.
 
-A fixed run: one router and one fake rank in this process, over the real link. Frames, writes and
-tasks per token are hard bounds: above one of them, something was added to the path of every
-token. Calls of Python functions are a report (``pytest -s`` prints it) with 25 % headroom over
-the last measurement, so that code can be restructured: above it, make the path cheaper, or
-measure again and say why.
+The run is fixed: one router and one fake rank in this process, over the real link. Frames, writes
+and tasks per token have hard bounds: if one is exceeded, something was added to the path of every
+token. Calls to Python functions are reported (``pytest -s`` prints them) and bounded with 25 %
+headroom over the last measurement, so that code can be restructured: if the bound is exceeded, make
+the path cheaper, or measure again and state the reason.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ FOLDERS = (
 
 
 class Counts(Counter):
-    """Counts calls of Python functions in the router's folders, from sys.setprofile."""
+    """Counts calls to Python functions in the router's folders, with sys.setprofile."""
 
     def __call__(self, frame, event, _argument):
         if event == "call":
@@ -105,12 +105,12 @@ WRITES_PER_MESSAGE = 0.8
 """Socket writes over gRPC, which streams of a connection share. Measured: 0.5; 1 is one each."""
 
 HEADROOM = 1.25
-"""Bound of Python calls over the measurements below."""
+"""Bound of Python calls relative to the measurements below."""
 CALLS_PER_DELTA = 6.5
-"""Calls in the router's folders to take a delta from a rank."""
+"""Calls in the router's folders for each delta from a rank."""
 CALLS_PER_MESSAGE = {"rest": 18.5, "grpc": 34.0}
-"""Calls to forward a message. Tokens that come while a client is slow leave in one message, so
-messages are counted apart from deltas."""
+"""Calls to forward a message. Tokens that arrive while a client is slow are sent in one message, so
+messages are counted separately from deltas."""
 CALLS_PER_REQUEST = {"rest": 300, "grpc": 350}
 """Calls for a request, in addition to those for its deltas and messages."""
 
@@ -156,9 +156,9 @@ async def test_counts_of_a_token_and_of_a_request(monkeypatch):
 
 MODELS = 8
 SEVERAL = 1.15
-"""Bound of all Python calls of a request to one of ``MODELS`` models over those of a request to the
-only model. Measured on 30 November 2026: 1.007 over REST and 1.009 over gRPC on an idle machine;
-timers add up to 0.03 on a busy one."""
+"""Bound of the Python calls of a request to one of ``MODELS`` models, relative to those of a
+request to the only model. Measured on 30 November 2026: 1.007 over REST and 1.009 over gRPC on an
+idle machine; timers add up to 0.03 on a busy one."""
 
 
 async def test_a_request_to_one_of_several_models_makes_few_more_calls():

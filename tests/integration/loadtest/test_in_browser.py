@@ -1,6 +1,6 @@
 """The report in a browser, wide and narrow: no text is cut off, no elements overlap.
 
-Runs the Chromium that .ci/tools fetched, or one on the PATH; otherwise skipped.
+The test runs the Chromium that .ci/tools fetched, or one on the PATH, and is otherwise skipped.
 """
 
 import json

@@ -22,7 +22,7 @@ SOFT = Budget(Scope.KEY, "k", Period.MONTH, soft=2 * UNIT)
 
 
 class Store:
-    """A store with one level in memory, which may fail or hang like a database."""
+    """A store with one level in memory, which can fail or hang like a database."""
 
     def __init__(self):
         self.level = Level()

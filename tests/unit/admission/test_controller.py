@@ -579,7 +579,7 @@ async def test_predictions_are_compared_with_what_was_seen(world):
 
 
 class Life:
-    """Plays a history on a world, and checks the invariants after every step."""
+    """Runs a history on a world, and checks the invariants after every step."""
 
     def __init__(self):
         self.w = World(SlotDispatcher(capacity=3), queue_requests=10, ageing=5.0)

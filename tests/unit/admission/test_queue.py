@@ -286,7 +286,7 @@ def test_a_stream_of_better_requests_does_not_starve_one(stream, priority):
         queue.push(Item(tenant=tenant, priority=TOP, tokens=tokens), float(second))
         if queue.pop(float(second)) is waiting:
             break
-    # After ageing it is interactive; then fairness serves at most this much of three others first:
-    # their start tags are behind its own by a request each, of 50 tokens at most.
+    # After ageing, it is interactive; fairness then serves at most this much of three others first:
+    # their start tags are behind its own by a request each, of at most 50 tokens.
     assert waiting not in queue
     assert second <= AGEING * priority + 3 * 50

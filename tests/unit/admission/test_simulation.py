@@ -81,7 +81,7 @@ class Simulation:
         self.waits[priority].append(wait)
         if (predicted := request.predicted) is not None:
             self.errors.append((wait - predicted, predicted))
-        # Not the first seconds, when the queue fills, nor the last, when it is emptied.
+        # Exclude the first seconds, when the queue fills, and the last, when it empties.
         if 10 < self.clock.now < MINUTE:
             self.served[tenant] += PROMPT + LONGEST
         done = asyncio.Event()

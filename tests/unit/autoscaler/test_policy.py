@@ -301,7 +301,7 @@ def test_no_flapping_on_constant_load(demand, start, warm_up, known):
         if decision.target > groups:
             pending.append((step + 1 + warm_up, decision.target - groups))
         if decision.target < groups:
-            # Those that are still warming are removed first, as by Ray Serve.
+            # Groups that are still warming are removed first, as by Ray Serve.
             leaving, kept = groups - decision.target, []
             for when, count in reversed(pending):
                 kept.append((when, count - min(leaving, count)))

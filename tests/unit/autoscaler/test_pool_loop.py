@@ -283,7 +283,7 @@ def test_without_a_shared_limit_no_load_moves_another_pool(own, first, second):
 @hypothesis_settings(max_examples=60)
 @given(st.lists(st.tuples(STEP, STEP), min_size=1, max_size=25))
 def test_what_a_pool_wants_depends_on_the_others_only_through_what_it_got(steps):
-    """The other pools may hold back a pool, never push it above what it wants."""
+    """Other pools can limit a pool, but never push it above the number of groups that it wants."""
     pools = [pool("a", 2.0), pool("b", 1.0)]
     for _, wanted, targets in play(pools, steps, {"max_gpus": 9.0}):
         for key, each in wanted.items():
@@ -293,7 +293,7 @@ def test_what_a_pool_wants_depends_on_the_others_only_through_what_it_got(steps)
 
 @pytest.mark.parametrize("busy", [CALM, HOT], ids=["calm", "hot"])
 def test_to_zero_and_back_while_another_model_is_busy(busy):
-    """An idle pool goes to zero; a parked request brings it back; the other pool never moves."""
+    """An idle pool scales to zero, and back for a parked request; the other pool never changes."""
     pools = [pool("a", 1.0, max_groups=1), pool("b", 1.0)]
     idle, none = (IDLE, (0.0, 0.0, 0.0, 0)), (busy, (0.0, 0.0, 0.0, 0))
     arrived = (IDLE, (1.0, 100.0, None, 1))

@@ -1,4 +1,4 @@
-"""What each pool observes, and which pool starts a group for waiting requests."""
+"""The observation of each pool, and the pool that starts a group for waiting requests."""
 
 import pytest
 

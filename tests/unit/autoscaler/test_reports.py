@@ -1,4 +1,4 @@
-"""Reports of decisions: what is sent, and that a router that fails delays nothing."""
+"""Reports of decisions: their content, and that a failing router delays nothing."""
 
 import asyncio
 import json

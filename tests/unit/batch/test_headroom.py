@@ -80,7 +80,7 @@ def test_a_request_of_another_group_does_not():
 def test_requests_of_other_routers_count():
     load = RankLoad(running_requests=9)
     assert one(load=load, itl_slo=0.025).others == 9
-    # The report may be older than the end of this router's own requests.
+    # The report can be older than the end of this router's own requests.
     assert one(load=load, peak=9, itl_slo=0.025).others == 0
 
 

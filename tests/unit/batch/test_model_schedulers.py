@@ -1,4 +1,4 @@
-"""Lines of each model wait for, and give way on, the ranks of their model only."""
+"""Lines of a model wait for ranks, and are preempted on ranks, of only their model."""
 
 import asyncio
 

@@ -10,7 +10,7 @@ from serving.console.assets import INDEX, SECURITY_HEADERS, assets
 TEXTS = {path: asset.content.decode() for path, asset in assets().items()}
 SCRIPTS = sorted(path for path in TEXTS if path.endswith(".js"))
 MOST_BYTES = 400_000
-"""Of all files, compressed."""
+"""Maximum size of all files, compressed."""
 
 
 def test_all_files_together_are_small():

@@ -1,4 +1,4 @@
-"""Snapshots are built once for all consoles, kept once, and skipped by who reads slowly."""
+"""Snapshots are built once for all consoles, kept once, and skipped by slow readers."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""Who sees which budgets and usage, and what the rows say."""
+"""Which keys see which budgets and usage, and the content of the rows."""
 
 from decimal import Decimal
 

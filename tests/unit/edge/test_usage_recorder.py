@@ -1,4 +1,4 @@
-"""What a request leaves in the ledger."""
+"""The records that requests leave in the ledger."""
 
 import pytest
 from vllm.entrypoints.serve.engine.protocol import CompletionTokenUsageInfo, UsageInfo
@@ -76,7 +76,7 @@ def test_a_request_that_reached_no_rank_is_not_recorded(ledger):
 
 
 def test_prompts_that_are_still_running_count_as_far_as_they_have_come(ledger):
-    """A generator whose consumer has left may be closed later than the request ends."""
+    """A generator whose consumer has left can be closed after the request has ended."""
     running = [Running(Usage(5, output_tokens=3)), Running(Usage(6, output_tokens=1))]
     context = RequestContext(record=RequestRecord(ended=Usage(7, output_tokens=9), running=running))
     record(ledger, context)

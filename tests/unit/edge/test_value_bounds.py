@@ -1,4 +1,4 @@
-"""What counts as a value of a body, however it is split; json is the oracle."""
+"""What counts as a value of a body, regardless of how it is split; json is the oracle."""
 
 import json
 import random
@@ -73,7 +73,7 @@ def test_token_ids_have_a_limit_of_their_own(step, name, nested):
     body = json.dumps({"model": "m", name: ids, "max_tokens": 1}).encode()
     cuts = range(step, len(body), step)
     if step == 1:
-        # Each comma alone is too short a stretch to be seen as a list of ids.
+        # Each comma by itself is too short to be recognized as a list of ids.
         assert not fits(JsonBounds(max_values=100), body, cuts)
         return
     bounds = JsonBounds(max_values=1000)
@@ -117,7 +117,7 @@ def test_text_is_free():
 
 
 def test_an_ordinary_body_is_counted_only():
-    """No scan for strings: that is a step for each of them."""
+    """Strings are not scanned for, because that would take a step for each of them."""
     bounds = JsonBounds()
     bounds.feed(json.dumps({"messages": [{"role": "user", "content": "x, y"}] * 1000}).encode())
     assert bounds._strings == 0

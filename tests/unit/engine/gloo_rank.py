@@ -49,7 +49,7 @@ def main(rank: int, store: str) -> None:
 
 
 def ragged(rank, group):
-    """What the collectives need of a communicator, over a torch.distributed group."""
+    """The part of a communicator that the collectives need, over a torch.distributed group."""
     made = SimpleNamespace(
         world_size=WORLD,
         rank_in_group=rank,
@@ -74,7 +74,7 @@ def tensors(number, rank, rows, width, k, dtype):
 
 
 def check_groups(rank):
-    """Several groups, as vLLM makes them, with different traffic, on the sockets of one thread."""
+    """Several groups, as created by vLLM, with different traffic, on one thread's sockets."""
     groups = [dist.new_group(backend="gloo") for _ in range(3)]
     alone = [dist.new_group([one], backend="gloo") for one in range(WORLD)][rank]
     pending = []

@@ -1,4 +1,4 @@
-"""Wrong engine arguments become errors of one line that name the argument."""
+"""Invalid engine arguments cause one-line errors that name the argument."""
 
 import pytest
 

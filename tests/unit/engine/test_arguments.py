@@ -1,4 +1,4 @@
-"""vLLM's arguments from the settings, and the errors for wrong ones."""
+"""vLLM's arguments from the settings, and the errors for invalid ones."""
 
 import json
 

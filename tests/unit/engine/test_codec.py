@@ -170,7 +170,7 @@ def test_an_error_ends_the_request():
         pytest.param(Overloaded("x"), True, "OVERLOADED", id="full"),
         pytest.param(QueueOverflowError(), True, "OVERLOADED", id="vLLM is full"),
         pytest.param(ValueError("x"), False, "INVALID_REQUEST", id="vLLM refuses it"),
-        # A text for kv_transfer_params: if it fenced a group, one client could stop all groups.
+        # Text as kv_transfer_params: if it fenced a group, one client could stop all groups.
         pytest.param(AttributeError("x"), True, "INVALID_REQUEST", id="fails alone"),
         pytest.param(AttributeError("x"), False, "ENGINE_FAILED", id="fails under way"),
     ],

@@ -26,8 +26,8 @@ ALONE = Settings(group=GroupSettings(data_parallel=1), engine=EngineSettings(max
 PROMPT = [1, 40, 41, 42, 43]
 TOKENIZER = get_tokenizer(str(BUNDLED_MODEL))
 DEADLINE = 300  # seconds; reached only on failure
-# Only digits are allowed, after an unrelated prompt, so every token is random: without
-# that the trained model is so certain at temperature 1 that three choices may be the same.
+# Only digits are allowed, after an unrelated prompt, so every token is random: otherwise, the
+# trained model is so certain at temperature 1 that three choices can be the same.
 THROWN = {"temperature": 2.0, "max_tokens": 24, "allowed_token_ids": list(range(48, 58))}
 CODES = link_pb2.RequestError
 CHOICE = link_pb2.ChoiceDelta

@@ -1,4 +1,4 @@
-"""The processes of one engine: none is left, whichever was killed before."""
+"""The processes of one engine: none is left, regardless of which one was killed before."""
 
 import signal
 import subprocess

@@ -1,4 +1,4 @@
-"""KvMirror and its feeds: every router ends up with exactly what the engine holds."""
+"""KvMirror and its feeds: every router ends up with exactly the contents of the engine's cache."""
 
 import pytest
 from hypothesis import given

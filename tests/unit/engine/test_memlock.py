@@ -1,4 +1,4 @@
-"""Lockable memory: when it is too low for RDMA, and what lifts it."""
+"""Lockable memory: when the limit is too low for RDMA, and how it is raised."""
 
 import resource
 from pathlib import Path

@@ -19,5 +19,5 @@ def test_it_is_an_error_in_the_shape_of_the_routers() -> None:
 async def test_a_replica_answers_without_its_rank() -> None:
     """The answer does not depend on the replica: an engine may be loading or hanging."""
     assert (await RankReplica.__call__(object())).status_code == misdirected.STATUS
-    # Serve then passes no request, so the body is not read, and WebSockets get an answer too.
+    # Serve then passes no request, so the body is not read, and WebSockets also get an answer.
     assert list(inspect.signature(RankReplica.__call__).parameters) == ["self"]

@@ -1,4 +1,4 @@
-"""The orphan reaper: no engine process survives its rank, however the rank dies."""
+"""The orphan reaper: no engine process survives its rank, regardless of how the rank dies."""
 
 import contextlib
 import os

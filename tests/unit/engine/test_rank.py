@@ -1,4 +1,4 @@
-"""The life of a rank with a fake engine and a real server: load, join, drain, stop."""
+"""The lifecycle of a rank with a fake engine and a real server: load, join, drain, stop."""
 
 import asyncio
 import contextlib

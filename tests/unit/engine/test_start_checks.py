@@ -123,7 +123,7 @@ class Store:
 
 
 async def test_a_rank_checks_before_it_meets_its_group(monkeypatch):
-    """It fails at once instead of after the weights, and the board has the reason."""
+    """The start fails immediately instead of after loading, and the board has the reason."""
     store = Store()
     monkeypatch.setattr(ray_rank, "GcsStore", lambda: store)
     monkeypatch.setattr(

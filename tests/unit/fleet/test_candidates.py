@@ -1,4 +1,4 @@
-"""Candidates: bounded samples, every group in turn, and equality with a rebuilt collection."""
+"""Candidates: bounded samples, round-robin over groups, and equality with a rebuilt collection."""
 
 import pytest
 from hypothesis import given

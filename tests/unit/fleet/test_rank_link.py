@@ -78,7 +78,7 @@ def frame(*deltas, **fields):
 
 
 async def sent_by(link, count):
-    """Let the sender write ``count`` frames or more; return them."""
+    """Let the sender write at least ``count`` frames; return them."""
     frames = []
     enough = asyncio.Event()
 

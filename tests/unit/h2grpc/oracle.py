@@ -1,7 +1,7 @@
 """A servicer whose methods end in all possible ways, in all six forms of handlers.
 
-A form is the way messages are exchanged, an ending the handler's last action: every ending is tried
-in every form.
+A form is the way in which messages are exchanged, and an ending is the handler's last action: every
+ending is tried in every form.
 """
 
 import asyncio

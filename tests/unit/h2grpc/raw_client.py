@@ -221,7 +221,7 @@ class RawClient:
         self.send()
 
     async def until(self, so: Callable[[], object]) -> None:
-        """Read until ``so`` returns true."""
+        """Read until ``so()`` is true."""
         async with asyncio.timeout(PATIENCE):
             while not so():
                 assert not self.closed, "the server hung up"

@@ -151,7 +151,7 @@ async def test_clients_of_grpc_aio_read_what_is_compressed(serve, method):
 
 
 class Turns:
-    """Counts turns of the event loop meanwhile."""
+    """Counts turns of the event loop within the block."""
 
     def __init__(self):
         self.count = 0

@@ -94,7 +94,7 @@ async def stand(serve, echo):
 
 @pytest.fixture(autouse=True)
 def no_surprise(monkeypatch):
-    """Check that no error is logged, whatever a client sends."""
+    """Check that no error is logged, regardless of what a client sends."""
     failed = []
 
     class Log:
@@ -343,7 +343,7 @@ async def test_cancelled_calls_between_good_ones_are_no_flood(stand, monkeypatch
 
 
 async def test_cancelled_in_the_same_bytes_as_begun(stand):
-    """So many that h2 removes some before their events are handled."""
+    """The number of streams is so high that h2 removes some before their events are handled."""
     client = await stand.raw()
     await client.ping()
     raw = b""

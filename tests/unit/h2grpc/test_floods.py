@@ -36,7 +36,7 @@ PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + SettingsFrame(0).serialize()
 GET = b"\x82\x86\x84"  # GET, http, /
 ENHANCE_YOUR_CALM = 11
 MANY = budget.MAX_UNITS + 200
-"""Number of frames that exceeds any budget."""
+"""A number of frames that exceeds any budget."""
 
 
 async def uu(request, context):
@@ -64,7 +64,7 @@ async def stand(serve):
 
 @pytest.fixture(autouse=True)
 def no_surprise(monkeypatch):
-    """Check that no error is logged, whatever a client sends."""
+    """Check that no error is logged, regardless of what a client sends."""
     failed = []
 
     class Log:

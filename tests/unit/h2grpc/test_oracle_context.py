@@ -81,7 +81,7 @@ DIFFERENT = {
 
 
 async def code_of(call) -> grpc.StatusCode:
-    """Return how a call ends, after all its messages were read."""
+    """Return the result of a call after all its messages were read."""
     async with asyncio.timeout(PATIENCE):
         with contextlib.suppress(grpc.aio.AioRpcError):
             if hasattr(call, "__aiter__"):
@@ -166,7 +166,7 @@ WAITING = ("uu_waits", "us_waits", "su_waits", "ss_waits")
 
 
 def waiting(stage):
-    """Handlers that wait, with a record of how that ends."""
+    """Handlers that wait, with a record of how the wait ends."""
 
     async def wait(context):
         context.add_done_callback(lambda _: stage.done.set())

@@ -1,7 +1,7 @@
 """RFC 9113's rules for what a client may send: one row per rule, without sockets.
 
-A rule that is broken ends the connection (GOAWAY) or the stream (RST_STREAM) with the code that
-the RFC names; what the RFC lets pass ends nothing. After each row a PING shows which it was.
+A violated rule ends the connection (GOAWAY) or the stream (RST_STREAM) with the code that the RFC
+specifies; input that the RFC permits ends nothing. After each row, a PING shows the result.
 """
 
 import asyncio

@@ -230,7 +230,7 @@ async def test_a_client_without_tls_on_a_port_with_it(secure):
     async with asyncio.timeout(PATIENCE):
         with contextlib.suppress(ConnectionError):
             received = await reader.read()
-            # An alert of TLS at most; it is not kept waiting for the handshake's time limit.
+            # At most a TLS alert; the client does not wait for the handshake's timeout.
             assert received[:1] in {b"", b"\x15"}
     writer.close()
     await stand.deserted()

@@ -1,4 +1,4 @@
-"""How tasks and connections share turns of the event loop, counted in turns."""
+"""How tasks and connections share the event loop, counted in turns."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""A router's ledger: a full disk, a clock that is set back, a removed tenant."""
+"""A router's ledger: a full disk, a clock set back, and a removed tenant."""
 
 import errno
 import sqlite3

@@ -180,7 +180,7 @@ def test_lines_of_batches_have_their_price_in_any_grouping(database):
     tokens = {"model": "m", "prompt_tokens": MILLION, "cached_tokens": 0, "output_tokens": 0}
     records = [
         usage("line", protocol="batch", priority="batch", **tokens),
-        # The priority alone makes no line.
+        # The priority by itself does not make a request a line of a batch.
         usage("low", priority="batch", **tokens),
         usage("rest", **tokens),
     ]

@@ -22,7 +22,7 @@ def lines(segments):
 
 
 def test_records_are_readable_as_soon_as_they_are_appended(tmp_path):
-    """What the next process would read if this one were killed."""
+    """The records that the next process would read if this one were killed."""
     written = spool(tmp_path)
     written.append(b"one\n", 1.0)
     written.append(b"two\n", 2.0)

@@ -15,7 +15,7 @@ from tests.support.waiting import wait_until
 
 
 class FakeDatabase:
-    """Keeps rows by id; fails while ``down``, and refuses records named bad."""
+    """Keeps rows by id; fails while ``down``, and rejects records named bad."""
 
     def __init__(self):
         self.rows = {}

@@ -1,4 +1,4 @@
-"""Block hashes: by content, chained, computed once and only as far as they are read."""
+"""Block hashes depend on content, are chained, and are computed once and only as far as read."""
 
 import pytest
 from hypothesis import given

@@ -144,8 +144,8 @@ async def test_a_trial_that_was_given_up_is_a_miss():
 async def test_the_answer_for_a_queue_is_the_same_when_run_again():
     """Four servers of about 0.2 s with random arrivals; 99 % wait less than 0.1 s up to 7.5/s.
 
-    Every run has the arrivals of the same seed, as the command has them, and service times of its
-    own that differ by a tenth: more than nine of ten pairs of answers lie within 10 %.
+    All runs have the same arrivals (one seed, as in the command) and different service times, which
+    vary by a tenth: more than nine of ten pairs of results differ by at most 10 %.
     """
     answers = [(await search(_queue("0", run), start=4, most=100)).rate for run in range(20)]
     pairs = list(itertools.combinations(answers, 2))

@@ -1,5 +1,5 @@
 """
-The bundled model: chat template, training, and agreement of all its readers.
+The bundled model: chat template, training, and agreement of all libraries that load it.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""A group: latencies grow with the load, and the capacity is where the objectives end."""
+"""A group: latencies grow with the load, and the capacity is where objectives are just met."""
 
 import dataclasses
 

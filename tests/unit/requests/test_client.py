@@ -15,7 +15,7 @@ def share(limit, models):
 
 
 def fill(shared, limit):
-    """Start requests of one model until it is refused; return their number."""
+    """Start requests of one model until one is rejected; return their number."""
     for own in range(limit + 1):
         try:
             shared.check(own)

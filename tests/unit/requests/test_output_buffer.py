@@ -180,7 +180,7 @@ class Rank:
 
 
 def both(tokenizer, steps, *, reads, **params):
-    """Feed the same steps to vLLM in the wanted kind, and through the link; return both reads.
+    """Feed the same steps to vLLM in the requested kind and through the link; return both reads.
 
     ``reads`` are the steps after which the caller reads.
     """

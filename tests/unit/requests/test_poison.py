@@ -1,4 +1,4 @@
-"""Poison requests: trials keep suspects apart and in order; losses name the cause."""
+"""Poison requests: trials isolate suspects in order; losses identify the cause."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""Reasoning in raw text, between marks that prompt or output may contain."""
+"""Reasoning in raw text, between tags that prompt or output can contain."""
 
 from types import SimpleNamespace
 

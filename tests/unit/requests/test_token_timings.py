@@ -50,7 +50,7 @@ def test_the_gap_of_a_resumption_ends_with_the_next_token():
     timings.count(1)
     timings.lost()
     clock.now += 1.0
-    timings.lost()  # the next group was lost too
+    timings.lost()  # the next group was also lost
     clock.now += 0.5
     assert seen("resume", lambda: timings.count(1)) == 1.5
     assert seen("resume", lambda: timings.count(1)) == 0.0

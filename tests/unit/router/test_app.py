@@ -1,4 +1,4 @@
-"""The start of a router and its exit: one order, whether a step fails or the router stops."""
+"""The start and exit of a router: the order is the same if a step fails or the router stops."""
 
 import socket
 

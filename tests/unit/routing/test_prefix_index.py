@@ -136,7 +136,7 @@ def size_of(rank):
 
 
 class Naive:
-    """The naive model: one set of block hashes for each rank, walked one rank at a time."""
+    """The naive model: a set of block hashes for each rank, searched rank by rank."""
 
     def __init__(self):
         self.sets = {}

@@ -1,4 +1,4 @@
-"""Settings of several models: defaults of pools, names that must differ, and the errors' places."""
+"""Settings of several models: defaults of pools, unique names, and the locations of errors."""
 
 import pytest
 import yaml

@@ -78,7 +78,7 @@ def test_a_program_is_signalled_by_its_process_id(start):
     os.kill(program.pid, 0)
     program.send_signal(signal.SIGTERM)
     assert program.wait(PATIENCE) == -signal.SIGTERM
-    program.kill()  # it has ended: nothing happens
+    program.kill()  # it has already ended: no effect
 
 
 def test_only_a_forked_program_has_the_modules(server, monkeypatch, tmp_path):

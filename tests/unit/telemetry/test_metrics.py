@@ -1,4 +1,4 @@
-"""deploy/docs/metrics.md and the declared metrics agree; names and labels keep the rules."""
+"""deploy/docs/metrics.md and the declared metrics agree; names and labels follow the rules."""
 
 import re
 from pathlib import Path

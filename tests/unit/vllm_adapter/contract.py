@@ -31,7 +31,7 @@ OF_EVERY_CLASS = frozenset(
         "_abc_impl",
     }
 )
-"""Attributes that nearly every class has; they are no overrides of interest."""
+"""Attributes that nearly every class has; they are not relevant overrides."""
 
 _METHODS = {
     "starlette.responses:Response": {"__call__": "02e103484e"},

@@ -2,8 +2,8 @@
 
 ``contract.py`` lists every method that is overridden, every function that is rebuilt or replaced,
 every class that is swapped, every route, middleware and exception handler that is removed or
-replaced. A new version of these packages that changes one of them fails here by its name, and a
-change of the router that is not listed fails, too.
+replaced. If a new version of these packages changes one of them, a test fails and names it; a
+change of the router that is not listed also fails.
 """
 
 import ast
@@ -33,7 +33,7 @@ from tests.unit.vllm_adapter import contract
 ROOT = Path(app.__file__).resolve().parents[2]
 FOREIGN = ("vllm", "fastapi", "starlette", "uvicorn")
 EXCLUDED = "serving/engine/cpu_plugin/"
-"""It patches vLLM on CPUs alone, each time after a probe; its tests are its contract."""
+"""Excluded: it patches vLLM only on CPUs, each time after a probe; its tests are its contract."""
 
 
 def trees():
@@ -62,7 +62,7 @@ def named(owner, name):
 
 @cache
 def overridden():
-    """Return what is overridden, with the classes that do it."""
+    """Return the overridden names, with the classes that override them."""
     found = {}
     for path, tree in trees():
         module = importlib.import_module(path.removesuffix(".py").replace("/", "."))
@@ -84,7 +84,7 @@ def overridden():
 
 @cache
 def code_of(module):
-    """Return the code of a module's file and of all that it defines, by qualified name."""
+    """Return the code of a module's file and of everything that it defines, by qualified name."""
     path = importlib.import_module(module).__file__
     found, left = {}, [compile(Path(path).read_bytes(), path, "exec")]
     while left:
@@ -97,7 +97,8 @@ def code_of(module):
 def source_of(name):
     """Return the source of what a name like ``package.module:Class.method`` stands for.
 
-    It is that of the module's file: in memory, a router of an earlier test may have replaced it.
+    It is read from the module's file, because a router of an earlier test can have replaced the
+    object in memory.
 
     Raises:
         ImportError: the module does not exist.
@@ -163,7 +164,7 @@ def test_what_a_router_replaced_in_memory_is_read_from_its_file(monkeypatch):
 
 
 def surgery(node):
-    """Return what a statement changes in an object of another package, or None."""
+    """Return the change that a statement makes to an object of another package, or None."""
     targets = node.targets if isinstance(node, ast.Assign) else []
     for target in targets:
         if isinstance(target, ast.Subscript) and isinstance(target.value, ast.Attribute):

@@ -88,7 +88,7 @@ def test_of_a_long_prompt_only_the_end_is_decoded_if_that_is_enough(end, whole):
 @given(st.lists(st.lists(st.integers(0, 287), min_size=2, max_size=3), max_size=6))
 @settings(max_examples=100)
 def test_texts_of_candidates_are_vllms(positions):
-    """Also of candidates that complete a character of several tokens."""
+    """This includes candidates that complete a character of several tokens."""
     params = SamplingParams(logprobs=2)
     theirs = LogprobsProcessor.from_new_request(TOKENIZER, request([1], params))
     before = []

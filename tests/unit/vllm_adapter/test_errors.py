@@ -19,7 +19,7 @@ from serving.vllm_adapter.errors import as_vllm_error, error_of
 
 CODES = link_pb2.RequestError
 
-# Those that a client's request can meet; 499 has no name in http.HTTPStatus.
+# Errors that a client's request can cause; 499 has no name in http.HTTPStatus.
 MET = [cls for cls in ERROR_TABLE if cls not in {Cancelled, SettingsError, LinkRefused}]
 
 

@@ -1,9 +1,9 @@
-"""The fabric check on nodes of their own networks; run by test_namespaces.py.
+"""The fabric check on nodes with separate networks; run by test_namespaces.py.
 
     python scenario.py FOLDER FAULT PEERS [fabric-check's flags]
 
-FAULT: nothing; cable: the last node's cable is cut before the start; pair: the last two nodes do
-not reach each other; with "-later" the same while data move. Prints a line of JSON.
+FAULT is nothing; cable: the last node's link is cut before the start; pair: the last two nodes
+cannot reach each other; or, with "-later", the same while data is sent. Prints a line of JSON.
 """
 
 import json

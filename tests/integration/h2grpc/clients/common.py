@@ -1,6 +1,6 @@
 """Shared code of the Python client programs: read calls, make them, report results.
 
-Imported in environments that have the client under test and protobuf, and nothing else.
+Imported in environments that contain only the client under test and protobuf.
 """
 
 import asyncio
@@ -121,7 +121,7 @@ class Client:
         raise NotImplementedError
 
     async def close(self, channel: Any) -> None:
-        """Close one."""
+        """Close a channel."""
         raise NotImplementedError
 
     async def perform(self, channel: Any, call: Call, outcome: Outcome) -> None:

@@ -1,4 +1,4 @@
-"""The router of the local stack: its last error, how often it is restarted, how it is stopped."""
+"""The router of the local stack: its last error, its restarts, and how it is stopped."""
 
 import subprocess
 import sys

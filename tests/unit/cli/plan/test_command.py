@@ -1,4 +1,4 @@
-"""The command line of plan: answers as text and JSON, files, and errors in words."""
+"""The command line of plan: answers as text and JSON, files, and error messages."""
 
 import json
 import os

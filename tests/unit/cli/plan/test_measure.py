@@ -1,4 +1,4 @@
-"""--calibrate: a deployment behind a router, loads whose results are a model's, and the file."""
+"""--calibrate: a deployment behind a router, loads with results from a model, and the file."""
 
 import dataclasses
 import json
@@ -60,7 +60,7 @@ def router() -> Iterator[Router]:
 
 @pytest.fixture(autouse=True)
 def loaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Answer loads with what a deployment with the constants TRUE would show."""
+    """Answer loads with the results of a deployment with the constants TRUE."""
     steps = StepModel(MODELS["pocket-r1"], ACCELERATORS["cpu"], 2, 1, TRUE)
     group = Group(steps, Role.MIXED, 2048, 64.0, Limit.SEQUENCES)
 

@@ -1,4 +1,4 @@
-"""Which headers authenticate as which principal, and headers that a REST request loses."""
+"""Which headers authenticate as which principal, and headers removed from REST requests."""
 
 import pytest
 

@@ -271,6 +271,6 @@ def test_broken_reasoning_is_refused(fields, problem):
 
 
 def test_a_name_that_occurs_twice_is_refused_with_its_line():
-    """YAML's usual readers would take the second ``keys`` and forget the first."""
+    """The usual YAML readers would use the second ``keys`` and ignore the first."""
     with pytest.raises(SettingsError, match=r"keys\.yaml, line 3: a name occurs twice"):
         parse_keys("keys: []\ntenants: {}\nkeys: []\n", "keys.yaml")

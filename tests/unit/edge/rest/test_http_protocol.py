@@ -294,7 +294,7 @@ NONSENSE = b"\x16\x03\x01 no HTTP\r\n\r\n"
 
 
 async def begun(late, data):
-    """Send a request and the data behind it; return when the first response has started."""
+    """Send a request and the data after it; return when the first response has started."""
     reader, writer = await asyncio.open_connection("127.0.0.1", late.port)
     writer.write(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n" + data)
     async with asyncio.timeout(PATIENCE):

@@ -1,4 +1,4 @@
-"""Heads leave together with what follows them."""
+"""Heads are sent together with the data that follows them."""
 
 import pytest
 from hypothesis import given
@@ -8,7 +8,7 @@ from serving.edge.rest.joined_head import JoinedHead
 
 
 class Wire:
-    """The transport below, and an event loop that only collects what it shall call."""
+    """The underlying transport, and an event loop that only collects scheduled calls."""
 
     def __init__(self):
         self.sent: list[bytes | None] = []

@@ -23,7 +23,7 @@ LIMIT = 2048
 
 
 class FixedClock:
-    """Time that stands still."""
+    """A clock that does not advance."""
 
     def monotonic(self) -> float:
         return 100.0

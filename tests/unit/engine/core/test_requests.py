@@ -1,5 +1,7 @@
-"""CoreRequests: what the engine core receives, and how requests end. Outputs are compared with
-vLLM's own in tests/unit/requests/test_output_buffer.py."""
+"""CoreRequests: the data that the engine core receives, and how requests end.
+
+tests/unit/requests/test_output_buffer.py compares outputs with vLLM's own.
+"""
 
 import asyncio
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""Diagnosis: each kind of fault gets its own reason."""
+"""Diagnosis: each kind of fault has a different reason."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Look-ups: an answer, an error with its reason, and no waiting for a resolver that hangs."""
+"""Look-ups: an answer, an error with its reason, and no wait for a hanging resolver."""
 
 import socket
 import threading

@@ -115,7 +115,7 @@ async def test_a_peer_that_never_comes_is_named(port):
     ends, lines = await play(port, [FakeWorkers(), FakeWorkers()], peers=4)
     assert "peer 2; peer 3 did not join" in ends[0]
     assert "(joined: peer 0, peer 1)" in ends[0]
-    # The peer that joined gets the reason too.
+    # The peer that joined also gets the reason.
     assert ends[1] == ends[0]
     assert any(text.startswith("waiting for peer") for text in lines)
 
@@ -246,7 +246,7 @@ async def test_strangers_and_second_comers_do_no_harm(port):
 
 
 async def test_silence_is_noticed_and_told_by_pairs(port, monkeypatch):
-    """Peer 2's heartbeats to peer 1 alone are lost."""
+    """Only peer 2's heartbeats to peer 1 are lost."""
     monkeypatch.setattr(links.Link, "to_follower", False, raising=False)
     original = links.Link.send
 

@@ -1,4 +1,4 @@
-"""A rank of a gang: its identity for routers, and cleanup of child processes."""
+"""A rank of a gang: its identity as seen by routers, and cleanup of child processes."""
 
 import signal
 import subprocess

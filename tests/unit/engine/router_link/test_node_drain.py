@@ -1,4 +1,4 @@
-"""A file makes the ranks of a machine drain."""
+"""A file triggers the drain of a machine's ranks."""
 
 import asyncio
 import os

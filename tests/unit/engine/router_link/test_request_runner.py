@@ -1,4 +1,4 @@
-"""RequestRunner: every request ends exactly once, whatever router and engine do."""
+"""RequestRunner: every request ends exactly once, regardless of what router and engine do."""
 
 import asyncio
 

@@ -48,7 +48,7 @@ class Watched(Simulator):
 
 
 class Restless(FixedSize):
-    """Requests another number of groups at every decision: groups end in every way."""
+    """Requests a different number of groups at every decision, so that groups end in every way."""
 
     def target(self, seen, now):
         del seen
@@ -142,7 +142,7 @@ def test_our_policy_follows_a_step_up_and_down():
     assert max(ready for _, _, ready in seen) >= 3
     assert found.requests == len(step())
     assert found.good > 0.25 * found.requests
-    # Groups are paid for from when they are asked for to the end of their drain.
+    # Groups cost GPU time from when they are requested until the end of their drain.
     mean = sum(asked for _, asked, _ in seen) / len(seen)
     assert 0.9 * mean < found.group_seconds / 320 < 1.1 * mean + 0.2
 

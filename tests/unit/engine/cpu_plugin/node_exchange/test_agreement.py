@@ -44,7 +44,7 @@ class Ranks:
 
 @pytest.fixture
 def together(monkeypatch):
-    """Let ranks with these wishes agree; return each rank's exchange and reason, or its error."""
+    """Let ranks with these settings agree; return each rank's exchange and reason, or its error."""
 
     def run(*wishes):
         monkeypatch.setattr(agreement, "dist", Ranks(len(wishes)))
