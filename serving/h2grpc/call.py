@@ -23,6 +23,7 @@ _DEADLINE_GRACE = 1.0
 _TOO_MANY_MESSAGES = Refusal(
     _Code.UNIMPLEMENTED, "the client sent more than one message to a unary method"
 )
+_EXPIRED = Refusal(_Code.DEADLINE_EXCEEDED, "deadline exceeded")
 STOPPING = Refusal(_Code.UNAVAILABLE, "the server is shutting down")
 
 
@@ -127,6 +128,8 @@ class Call(Context):
                 await self.abort(_Code.UNIMPLEMENTED, f"unknown method {self._head.method}")
             await self._serve(handler)
             code, details = self._status
+            if self._late and (code or _Code.OK) is _Code.OK:
+                code, details = _EXPIRED.code, _EXPIRED.details
             self._send_status(code or _Code.OK, details, self._trailing)
             self.succeeded = True
         except grpc.aio.AbortError as error:
@@ -169,7 +172,8 @@ class Call(Context):
         answer = method(argument, self)
         if not handler.response_streaming:
             message = await answer
-            if (self._status[0] or _Code.OK) is _Code.OK:  # otherwise the message is dropped
+            # With another status, the message is dropped.
+            if (self._status[0] or _Code.OK) is _Code.OK and not self._late:
                 await self.write(message)
         elif hasattr(answer, "__aiter__"):
             try:
@@ -205,8 +209,13 @@ class Call(Context):
         while (message := await self.read()) is not EOF:
             yield message
 
+    @property
+    def _late(self) -> bool:
+        """Whether the deadline has passed, so that the client no longer waits for a response."""
+        return self._deadline is not None and self._connection.loop.time() >= self._deadline
+
     def _expire(self) -> None:
-        self.end(Refusal(_Code.DEADLINE_EXCEEDED, "deadline exceeded"))
+        self.end(_EXPIRED)
 
     def _clean_up(self) -> None:
         """Release all resources and cancel the task if it is running. Idempotent."""

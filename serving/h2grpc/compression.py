@@ -64,10 +64,14 @@ def accepts(accept_encoding: bytes, encoding: str) -> bool:
 def decompressed(message: bytes, encoding: str, limit: int) -> Iterator[bytes]:
     """Decompress a message to at most ``limit`` bytes, yielding it in parts.
 
+    Some clients leave empty messages as they are but mark them as compressed.
+
     Raises:
         LongMessage: The decompressed message exceeds ``limit``.
         BadMessage: The message is corrupt.
     """
+    if not message:
+        return
     engine = zlib.decompressobj(_WINDOW_BITS[encoding])
     size, rest = 0, message
     while not engine.eof:

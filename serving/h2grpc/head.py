@@ -118,6 +118,7 @@ def status_code(code: grpc.StatusCode | int) -> grpc.StatusCode:
 
 def _is_grpc(content_type: bytes) -> bool:
     # A format (+proto) or parameters may follow; application/grpc-web is a different protocol.
+    content_type = content_type.lower()  # RFC 9110, section 8.3.1
     return content_type.startswith(CONTENT_TYPE) and (
         content_type[len(CONTENT_TYPE) :][:1] in {b"", b"+", b";"}
     )

@@ -179,8 +179,10 @@ class Http2(H2Connection):
         connection.
         """
         full = self.refusing or len(self._live_streams) >= self._max_streams
-        if full and frame.stream_id not in self.streams:
+        before = self.streams.get(frame.stream_id)
+        if full and before is None:
             return self._refuse(frame), []
+        expected = None if before is None else before._expected_content_length  # noqa: SLF001
         try:
             answer = super()._receive_headers_frame(frame)
         except (StreamClosedError, StreamIDTooLowError) as error:
@@ -189,10 +191,20 @@ class Http2(H2Connection):
             raise
         except ProtocolError as error:
             stream = self.streams.get(frame.stream_id)
-            # Subclasses and errors with a cause (decoder, state) are connection errors.
-            if type(error) is not ProtocolError or error.__cause__ or not stream or not stream.open:
+            # Subclasses and errors with a cause (decoder, state) are connection errors, except
+            # those of int() for a content-length of thousands of digits.
+            is_malformed = type(error.__cause__) in {type(None), ValueError}
+            if (
+                type(error) is not ProtocolError
+                or not is_malformed
+                or not stream
+                or not stream.open
+            ):
                 raise
             return self._reset_malformed(frame)
+        if before is not None:
+            # h2 replaces the content-length by that of the trailers, which have none.
+            before._expected_content_length = expected  # noqa: SLF001
         if "END_STREAM" in frame.flags and not _matches_content_length(
             self.streams, frame.stream_id
         ):

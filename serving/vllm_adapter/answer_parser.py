@@ -21,7 +21,7 @@ from vllm.reasoning.deepseek_r1_reasoning_parser import DeepSeekR1ReasoningParse
 from vllm.tool_parsers.deepseekv3_tool_parser import DeepSeekV3ToolParser
 
 from serving.vllm_adapter.deepseek_tool_calls import DeepSeekToolCalls
-from serving.vllm_adapter.token_text import TokenText, text_may_differ
+from serving.vllm_adapter.token_text import TokenText, text_may_differ, token_text
 from serving.vllm_adapter.tool_calls import CompletedToolCalls, tightened
 
 _HOLDERS = {
@@ -78,6 +78,9 @@ class AnswerParser(DelegatingParser):
         self._tokens: TokenText | None = None
         self._each_token = False
         """Whether to parse tokens one by one until the end of the answer."""
+        self._prompt_ids: Sequence[int] = ()
+        self._answer_ids: Sequence[int] = ()
+        """Tokens of the prompt and of the complete answer, as far as known."""
 
     def parse_delta(
         self,
@@ -109,14 +112,53 @@ class AnswerParser(DelegatingParser):
     def extract_reasoning(self, model_output: str, request: Any) -> tuple[str | None, str | None]:
         """Return reasoning and content of a complete answer, split as in a stream.
 
-        vLLM drops all text before a start-of-reasoning marker, even one late in the answer.
+        A stream is split at the end-of-reasoning token, which the prompt may already contain. vLLM
+        splits complete answers at the text of that token, which other tokens may spell, and drops
+        all text before a start-of-reasoning marker, even one late in the answer.
         """
         parser = self._reasoning_parser
         if not isinstance(parser, DeepSeekR1ReasoningParser):
             found: tuple[str | None, str | None] = super().extract_reasoning(model_output, request)
             return found
-        reasoning, _, content = model_output.partition(parser.end_token)
+        if self._prompt_ids and parser.is_reasoning_end(self._prompt_ids):
+            return None, model_output or None
+        at = self._end_of_reasoning(model_output, parser, request)
+        if at < 0:
+            reasoning, content = model_output, ""
+        else:
+            reasoning, content = model_output[:at], model_output[at + len(parser.end_token) :]
         return reasoning.replace(parser.start_token, ""), content or None
+
+    def _end_of_reasoning(self, text: str, parser: DeepSeekR1ReasoningParser, request: Any) -> int:
+        """Return the position of the end-of-reasoning token in a complete answer, or -1."""
+        at = text.find(parser.end_token)
+        token_ids, end = self._answer_ids, parser.end_token_id
+        if at < 0 or not token_ids:
+            return at
+        if end not in token_ids:
+            return -1
+        spelled = text.count(parser.end_token) != list(token_ids).count(cast("int", end))
+        if spelled or text_may_differ(request):
+            before = token_ids[: token_ids.index(cast("int", end))]
+            at = token_text(self.model_tokenizer, self._prompt_ids, request).length(before)
+            return at if text.startswith(parser.end_token, at) else -1
+        return at
+
+    def set_prompt_token_ids(self, prompt_token_ids: Sequence[int]) -> None:
+        """Note the prompt of the answer that ``parse`` gets."""
+        self._prompt_ids = prompt_token_ids
+        super().set_prompt_token_ids(prompt_token_ids)
+
+    def parse(
+        self,
+        model_output: str,
+        request: Any,
+        enable_auto_tools: bool = False,  # noqa: FBT001, FBT002  as in vLLM
+        model_output_token_ids: Sequence[int] = (),
+    ) -> Any:
+        """Parse a complete answer; see vLLM's ``Parser.parse``."""
+        self._answer_ids = model_output_token_ids
+        return super().parse(model_output, request, enable_auto_tools, model_output_token_ids)
 
     def count_reasoning_tokens(self, token_ids: Sequence[int]) -> int:
         """Count the reasoning tokens of an answer."""
@@ -169,15 +211,8 @@ class AnswerParser(DelegatingParser):
         self, *, delta_text: str, delta_token_ids: list[int], finished: bool, **rest: Any
     ) -> DeltaMessage | None:
         if self._tokens is None:
-            request = rest["request"]
-            self._tokens = TokenText(
-                self.model_tokenizer,
-                rest.get("prompt_token_ids") or (),
-                skip_special_tokens=getattr(request, "skip_special_tokens", True),
-                spaces_between_special_tokens=getattr(
-                    request, "spaces_between_special_tokens", True
-                ),
-            )
+            prompt_ids = rest.get("prompt_token_ids") or ()
+            self._tokens = token_text(self.model_tokenizer, prompt_ids, rest["request"])
             self._tokens.skip(self._passed or ())
         pieces = list(self._tokens.pieces(delta_text, delta_token_ids, finished=finished))
         if finished and not pieces:

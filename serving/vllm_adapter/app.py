@@ -51,6 +51,7 @@ from serving.vllm_adapter.routes import (
     fail_fast,
     remove_routes,
     send_long_answers_in_parts,
+    undecorate_invocations,
 )
 from serving.vllm_adapter.tokenization_handler import TokenizationHandler
 
@@ -97,6 +98,7 @@ async def build_vllm_app(
     """
     app: FastAPI = build_app(_with_fixed(args, client), TASKS, client.model_config)
     remove_routes(app)
+    undecorate_invocations(app)
     _remove_middleware(app)
     _handle_errors(app)
     api_router.translate_error_response = _messages_error

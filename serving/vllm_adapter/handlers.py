@@ -164,6 +164,8 @@ class ChatHandler(RouterErrors, OpenAIChatFields, ConsistentChat, OpenAIServingC
         self, request: ChatCompletionRequest, *args: Any, **kwargs: Any
     ) -> AsyncGenerator[str, None]:
         """Stream an answer as server-sent events."""
+        if request.echo:
+            args = tuple(_with_text(arg) if isinstance(arg, list) else arg for arg in args)
         if request.parallel_tool_calls is False:
             # vLLM's filter for parallel calls needs vLLM's choice class.
             stream = super().chat_completion_stream_generator
@@ -176,6 +178,17 @@ class ChatHandler(RouterErrors, OpenAIChatFields, ConsistentChat, OpenAIServingC
         if message.reasoning is not None:
             message.reasoning_content = message.reasoning
         return message
+
+
+def _with_text(conversation: list[Any]) -> list[Any]:
+    """Return a conversation whose last message has its parts joined, as in a complete answer.
+
+    A stream that echoes the last message cannot send a list.
+    """
+    if not conversation or not isinstance(parts := conversation[-1].get("content"), list):
+        return conversation
+    text = "\n".join(part["text"] for part in parts)
+    return [*conversation[:-1], {**conversation[-1], "content": text}]
 
 
 class ChatBatchHandler(RouterErrors, OpenAIChatFields, OpenAIServingChatBatch):

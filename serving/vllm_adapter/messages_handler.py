@@ -1,9 +1,10 @@
 """Handler of /v1/messages."""
 
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from typing import Any
 
 import msgspec
+from vllm.entrypoints.anthropic.protocol import AnthropicMessagesResponse
 from vllm.entrypoints.anthropic.serving import AnthropicServingMessages
 from vllm.entrypoints.openai.chat_completion.protocol import (
     ChatCompletionRequest,
@@ -20,8 +21,18 @@ from serving.vllm_adapter.error_response import (
     response_of,
     retry_fields,
 )
-from serving.vllm_adapter.handlers import ConsistentChat
+from serving.vllm_adapter.handlers import ConsistentChat, with_cached_tokens
 from serving.vllm_adapter.rendering import MESSAGES
+
+
+class MessageAnswer(AnthropicMessagesResponse):
+    """A complete message, whose JSON has a null ``stop_sequence``, as Anthropic's does."""
+
+    def model_dump(self, **options: Any) -> dict[str, Any]:
+        """Return the JSON content of the message."""
+        content: dict[str, Any] = super().model_dump(**options)
+        content.setdefault("stop_sequence", None)
+        return content
 
 
 class MessagesHandler(RouterErrors, ConsistentChat, AnthropicServingMessages):
@@ -55,19 +66,30 @@ class MessagesHandler(RouterErrors, ConsistentChat, AnthropicServingMessages):
             )
         req.tool_choice = "none"
 
+    def chat_completion_stream_generator(
+        self, request: ChatCompletionRequest, *args: Any, **kwargs: Any
+    ) -> AsyncGenerator[str, None]:
+        """Stream chat chunks; the first one already has the cached tokens of the prompt."""
+        stream = super().chat_completion_stream_generator
+        return with_cached_tokens(stream, request, *args, **kwargs)
+
     def messages_full_converter(self, generator: ChatCompletionResponse) -> Any:
         """Convert a chat completion to a message, omitting calls with truncated arguments."""
-        for choice in generator.choices:
-            message = choice.message
-            for call in message.tool_calls:
-                # As in streams, where an empty input has no parts and clients read it as ``{}``.
-                call.function.arguments = call.function.arguments.strip() or "{}"
-            message.tool_calls = [
-                call for call in message.tool_calls if _is_object(call.function.arguments)
-            ]
-            if choice.finish_reason == "tool_calls" and not message.tool_calls:
-                choice.finish_reason = "stop"
-        return super().messages_full_converter(generator)
+        choice = generator.choices[0]
+        message, inputs = choice.message, []
+        for call in message.tool_calls:
+            # As in streams, where an empty input has no parts and clients read it as ``{}``.
+            call.function.arguments = call.function.arguments.strip() or "{}"
+            inputs.append(call.function.arguments)
+        message.tool_calls = [
+            call for call in message.tool_calls if _is_object(call.function.arguments)
+        ]
+        answer = super().messages_full_converter(generator)
+        if (stop := _stop_of(choice.finish_reason, choice.stop_reason, inputs)) is not None:
+            reason, sequence = stop
+            answer = answer.model_copy(update={"stop_reason": reason, "stop_sequence": sequence})
+        answer.__class__ = MessageAnswer
+        return answer
 
     async def create_messages(self, request: Any, *args: Any, **kwargs: Any) -> Any:
         """Return an answer or an error body; vLLM's route maps every exception to a 500."""
@@ -96,7 +118,8 @@ class MessagesHandler(RouterErrors, ConsistentChat, AnthropicServingMessages):
         """Convert chat chunks to Anthropic's events, including errors."""
         failed: list[ErrorResponse] = []
         blocks = _StreamedBlocks()
-        async for event in super().message_stream_converter(_until_error(generator, failed)):
+        chunks = _until_error(_note_end(generator, blocks), failed)
+        async for event in super().message_stream_converter(chunks):
             yield blocks.corrected(event)
         if failed:
             error = {
@@ -122,7 +145,6 @@ _MESSAGE_DELTA = "event: message_delta"
 _THINKING = '"type":"thinking","thinking":""}'
 _SIGNED = '"type":"thinking","thinking":"","signature":""}'
 """Anthropic's ThinkingBlock already has a signature in its start event."""
-_USES_TOOL, _ENDS = '"stop_reason":"tool_use"', '"stop_reason":"end_turn"'
 _EMPTY_BLOCK = (
     f"{_BLOCK_START}\n"
     'data: {"type":"content_block_start","index":0,"content_block":{"type":"text","text":""}}\n\n'
@@ -135,12 +157,15 @@ _EMPTY_BLOCK = (
 class _StreamedBlocks:
     """Corrects the events of a streamed message.
 
-    - The stop reason of a message without a complete tool call. Blocks with incomplete input have
-      already been sent by then; complete messages omit them.
+    - The stop reason, as in a complete message. Blocks with incomplete input have already been sent
+      by then; complete messages omit them.
     - A message without content has one empty text block, as a complete message does.
     """
 
     def __init__(self) -> None:
+        self.finish_reason: str | None = None
+        self.stop_reason: int | str | None = None
+        """Why the chat ended."""
         self._inputs: list[str] = []
         self._empty = True
 
@@ -155,20 +180,52 @@ class _StreamedBlocks:
                 self._inputs.append("")
             return event.replace(_THINKING, _SIGNED)
         elif event.startswith(_MESSAGE_DELTA):
-            if not any(map(_is_input, self._inputs)):
-                event = event.replace(_USES_TOOL, _ENDS)
+            stop = _stop_of(self.finish_reason, self.stop_reason, self._inputs)
+            if stop is not None:
+                content = _data(event)
+                content["delta"]["stop_reason"], content["delta"]["stop_sequence"] = stop
+                event = f"{_MESSAGE_DELTA}\ndata: {msgspec.json.encode(content).decode()}\n\n"
             return _EMPTY_BLOCK + event if self._empty else event
         return event
 
 
-def _is_input(text: str) -> bool:
-    return not text.strip() or _is_object(text)
+def _stop_of(
+    finish_reason: str | None, stop_reason: int | str | None, inputs: Sequence[str]
+) -> tuple[str, str | None] | None:
+    """Return ``stop_reason`` and ``stop_sequence`` of a message, or None if vLLM's are right.
+
+    A stop sequence that cuts off the last call is the reason, even if calls before it are complete.
+
+    Args:
+        finish_reason: that of the chat.
+        stop_reason: that of the chat: the stop string, the id of a stop token, or None.
+        inputs: inputs of the calls, complete or not.
+    """
+    if finish_reason not in {"stop", "tool_calls"}:
+        return None
+    complete = [not text.strip() or _is_object(text) for text in inputs]
+    if complete and complete[-1]:
+        return "tool_use", None
+    if isinstance(stop_reason, str):
+        return "stop_sequence", stop_reason
+    return ("tool_use" if any(complete) else "end_turn"), None
 
 
 def _data(event: str) -> Any:
     return msgspec.json.decode(event.partition("data: ")[2])
 
 
+async def _note_end(chunks: AsyncIterator[str], blocks: _StreamedBlocks) -> AsyncGenerator[str]:
+    """Yield chat chunks, and note in ``blocks`` why the chat ends."""
+    async for chunk in chunks:
+        if _FINISHES in chunk:
+            for choice in _data(chunk)["choices"]:
+                blocks.finish_reason = choice["finish_reason"]
+                blocks.stop_reason = choice.get("stop_reason")
+        yield chunk
+
+
+_FINISHES = '"finish_reason":"'
 _ERROR_PREFIX = 'data: {"error":'
 
 

@@ -15,10 +15,15 @@ Events of streamed responses bypass the app's middleware. Starlette passes each 
 through every middleware of the app. None of them needs the parts of an event stream: CORS and error
 handlers are done once the response has started. Events therefore go directly to the router's
 ``ResponseStream``; the start and the end of the response take the normal path.
+
+/invocations loses its decorators. SageMaker's package replaces the model of every request with the
+LoRA adapter of a header, so without the header any model would be answered by the first one; and
+its sessions are files of one server.
 """
 
 import asyncio
 import functools
+import inspect
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
@@ -28,6 +33,7 @@ from pydantic_core import SchemaValidator, ValidationError
 from starlette.responses import StreamingResponse
 from starlette.routing import BaseRoute
 from starlette.types import Receive, Scope, Send
+from vllm.entrypoints.serve.sagemaker import api_router as sagemaker
 from vllm.entrypoints.serve.utils.api_utils import with_cancellation
 from vllm.exceptions import VLLMError
 
@@ -98,6 +104,22 @@ def remove_routes(app: FastAPI) -> None:
 
 def _path(route: BaseRoute) -> str:
     return str(getattr(route, "path", ""))
+
+
+def undecorate_invocations(app: FastAPI) -> None:
+    """Replace the endpoint of /invocations with vLLM's function inside SageMaker's decorators.
+
+    Raises:
+        RuntimeError: vLLM's endpoint is not decorated as expected; this version is not supported.
+    """
+    (route,) = [each for each in app.routes if _path(each) == "/invocations"]
+    assert isinstance(route, APIRoute)
+    endpoint: Any = route.dependant.call
+    while endpoint is not None and endpoint.__module__ != sagemaker.__name__:
+        endpoint = inspect.getclosurevars(endpoint).nonlocals.get("func")
+    if endpoint is None:
+        raise RuntimeError("vLLM's /invocations is not supported in this version")
+    route.dependant.call = endpoint
 
 
 def fail_fast(app: FastAPI) -> None:

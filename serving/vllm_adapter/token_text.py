@@ -56,6 +56,10 @@ class TokenText:
         for token in token_ids:
             self._decode(token)
 
+    def length(self, token_ids: Sequence[int]) -> int:
+        """Decode the first tokens of an answer, and return the length of their text."""
+        return sum(len(self._decode(token)) for token in token_ids)
+
     def pieces(self, text: str, token_ids: Sequence[int], *, finished: bool) -> Iterator[Piece]:
         """Yield tokens whose text has arrived, one at a time.
 
@@ -99,6 +103,24 @@ class TokenText:
             self._detokenizer.token_ids.append(token)
         text: str = self._detokenizer.decode_next(token)
         return text
+
+
+def token_text(
+    tokenizer: TokenizerLike, prompt_token_ids: Sequence[int], request: Any
+) -> TokenText:
+    """Return the ``TokenText`` of a choice.
+
+    Args:
+        tokenizer: the model's tokenizer.
+        prompt_token_ids: token ids of the prompt.
+        request: vLLM's request.
+    """
+    return TokenText(
+        tokenizer,
+        prompt_token_ids,
+        skip_special_tokens=getattr(request, "skip_special_tokens", True),
+        spaces_between_special_tokens=getattr(request, "spaces_between_special_tokens", True),
+    )
 
 
 def text_may_differ(request: Any) -> bool:

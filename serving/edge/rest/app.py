@@ -102,6 +102,8 @@ async def build_rest_app(
             allow_origins=list(cors_origins),
             allow_methods=["*"],
             allow_headers=["*"],
+            # A browser asks for it if a public page calls a router in a private network.
+            allow_private_network=True,
             expose_headers=list(_EXPOSED_HEADERS),
         ),
         app,

@@ -47,6 +47,9 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     max_head_bytes: ClassVar[int] = 32 * 2**10
     max_headers: ClassVar[int] = 100
     head_timeout: ClassVar[float] = 20.0
+    body_timeout: ClassVar[float] = 60.0
+    """Time to send the rest of a body whose request has been answered, seconds; as for a body that
+    is read (``request_body``)."""
     turns: ClassVar[Turns]
     """Scheduler shared by all connections of a server."""
 
@@ -56,9 +59,11 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._check_timer: asyncio.TimerHandle | None = None
         self._in_head = True
         self._received = 0
-        """Number of received bytes of the current head."""
+        """Number of bytes received since the last head or part of a body."""
         self._parsed = 0
-        """Number of parsed bytes of the current head."""
+        """Number of parsed bytes of the current head and trailers."""
+        self._fields = 0
+        """Number of headers and trailers of the current request."""
         self._too_large = False
         self._refusal: bytes | None = None
         """Response to send after the responses in progress, before closing. If empty, the
@@ -79,7 +84,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         """Start the timeout for the first request head."""
         super().connection_made(transport)
         self.flow = FlowControl(cast("asyncio.Transport", self))  # calls the methods below
-        self._expect_head()
+        self._expect_head(self.head_timeout)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Cancel the timers and drop unparsed data."""
@@ -147,6 +152,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         last = not self.pipeline
         self._send_held_head()
         super().on_response_complete()
+        if last and self.cycle.more_body and not self.transport.is_closing():
+            self._expect_head(self.body_timeout)
         if last and (self._refusal is not None or (self._half_closed and not self._unread)):
             self._end()
         elif self._unread:
@@ -165,21 +172,23 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     def _parse(self, data: bytes) -> None:
         """Parse data, and reject a head that exceeds the limit."""
-        if self._in_head:
-            # The parser does not report an incomplete header, so received bytes are counted too.
-            self._received += len(data)
+        # The parser does not report incomplete headers and trailers, nor extensions of chunks, so
+        # received bytes are counted too.
+        self._received += len(data)
         self._piece = data
         super().data_received(data)
-        if self._in_head and self._received > self.max_head_bytes:
+        if self._received > self.max_head_bytes:
             self._refuse(_TOO_LARGE)
+        elif self._head_timer is None and self._idle and not self.transport.is_closing():
+            # Even data that begins no request, such as an empty line, ends uvicorn's timeout for
+            # idle connections.
+            self._expect_head(self.head_timeout)
 
     def on_message_begin(self) -> None:
         """Start counting a new head."""
         super().on_message_begin()
         self._in_head = True
-        self._parsed = 0
-        if self._head_timer is None:
-            self._expect_head()
+        self._parsed = self._fields = 0
 
     def on_url(self, url: bytes) -> None:
         """Count the request line."""
@@ -187,12 +196,14 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Count a header."""
+        """Count a header; drop a trailer, which must not pass as a header (RFC 9110, 6.5.1)."""
         self._count(len(name) + len(value) + _OVERHEAD)
-        super().on_header(name, value)
-        if len(self.headers) > self.max_headers:
+        self._fields += 1
+        if self._fields > self.max_headers:
             self._too_large = True
             raise ValueError("too many headers")
+        if self._in_head:
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         """Finish the head and start the request."""
@@ -216,9 +227,16 @@ class BoundedHttpProtocol(HttpToolsProtocol):
                 self.cycle.expected_content_length = UNTIL_CLOSE
         self._body_follows = self.parser.should_upgrade() and bool(body_headers(self.headers))
 
+    def on_body(self, body: bytes) -> None:
+        """Pass on a part of the body."""
+        self._received = 0
+        super().on_body(body)
+
     def on_message_complete(self) -> None:
         """Finish the request, unless the parser skipped its body."""
         if not self._body_follows:
+            self._received = 0
+            self._stop_timer()
             super().on_message_complete()
 
     def _unsupported_upgrade_warning(self) -> None:
@@ -325,13 +343,21 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         if isinstance(transport, JoinedHead):
             transport.flush()
 
-    def _expect_head(self) -> None:
-        self._head_timer = self.loop.call_later(self.head_timeout, self._timed_out)
+    @property
+    def _idle(self) -> bool:
+        """Whether no request is being answered."""
+        return self._running is None or self._running.response_complete
+
+    def _expect_head(self, seconds: float) -> None:
+        """Close the connection if the head of the next request does not arrive in time."""
+        self._stop_timer()
+        self._head_timer = self.loop.call_later(seconds, self._timed_out)
 
     def _timed_out(self) -> None:
         self._head_timer = None
         if self._reading_paused:
-            self._expect_head()  # reading is paused, so the head cannot arrive
+            # The head cannot arrive.
+            self._expect_head(self.head_timeout)
         else:
             self.transport.close()
 

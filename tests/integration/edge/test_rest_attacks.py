@@ -90,6 +90,37 @@ async def test_a_message_claims_calls_that_are_whole(edge, arguments, reason, bl
         assert whole["content"][1]["input"] == {}
 
 
+@pytest.mark.parametrize(
+    ("inputs", "stop", "reason"),
+    [
+        (['{"a":1}', '{"b":2}'], "}", ("stop_sequence", "}")),
+        (['{"a":1}', '{"b":2}'], "2}", ("stop_sequence", "2}")),
+        (["[1]"], "zzz", ("end_turn", None)),
+        (["[1]"], "calls▁end", ("stop_sequence", "calls▁end")),
+        (["{}", "[1]"], "zzz", ("tool_use", None)),
+        (["", '{"a":1}'], "1", ("stop_sequence", "1")),
+        (['{"a":1}', ""], "end▁of", ("tool_use", None)),
+    ],
+)
+async def test_a_message_says_what_ended_it(edge, inputs, stop, reason):
+    calls = "\n".join(
+        f"<｜tool▁call▁begin｜>function<｜tool▁sep｜>weather\n```json\n{each}\n```<｜tool▁call▁end｜>"
+        for each in inputs
+    )
+    edge.engine.script = f"look</think><｜tool▁calls▁begin｜>{calls}<｜tool▁calls▁end｜>"
+    edge.engine.cached_tokens = 3
+    body = {**MESSAGE, "tools": [INPUT_TOOL], "stop_sequences": [stop], "max_tokens": 500}
+    whole = (await posted(edge, "/v1/messages", body)).json()
+    events = data_of((await posted(edge, "/v1/messages", body, stream=True)).text)
+    delta = events[-2]["delta"]
+    assert (whole["stop_reason"], whole["stop_sequence"]) == reason
+    assert (delta["stop_reason"], delta["stop_sequence"]) == reason
+    begun, ended = events[0]["message"]["usage"], events[-2]["usage"]
+    for name in ("input_tokens", "cache_read_input_tokens"):
+        assert begun[name] == ended[name] == whole["usage"][name]
+    assert begun["cache_read_input_tokens"] == 3
+
+
 # -- batches of chats -----------------------------------------------------------------------------
 
 BATCH = {**CHAT, "messages": [CHAT["messages"]] * 2}
@@ -172,6 +203,38 @@ async def test_invocations_are_what_their_fields_say(edge, body, kind):
         assert whole.json()["object"] == kind
         assert streamed.headers["content-type"].startswith("text/event-stream")
         assert streamed.text.endswith("data: [DONE]\n\n")
+
+
+@pytest.mark.parametrize("body", [CHAT, TEXT])
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("headers", [{}, {"x-amzn-sagemaker-adapter-identifier": "pocket-r1"}])
+async def test_an_invocation_is_for_the_model_that_it_names(edge, body, stream, headers):
+    answer = await edge.rest.post(
+        "/invocations", json={**body, "model": "other", "stream": stream}, headers=headers
+    )
+    assert answer.status_code == 404
+    assert "other" in answer.json()["error"]["message"]
+
+
+async def test_an_echoed_message_is_streamed_as_text(edge):
+    said = {"role": "assistant", "content": [{"type": "text", "text": t} for t in ("So", "it is")]}
+    body = {
+        **CHAT,
+        "messages": [*CHAT["messages"], said],
+        "echo": True,
+        "add_generation_prompt": False,
+        "continue_final_message": True,
+    }
+    whole = (await edge.rest.post("/v1/chat/completions", json=body)).json()
+    streamed = await edge.rest.post("/v1/chat/completions", json={**body, "stream": True})
+    deltas = [
+        json.loads(line.removeprefix("data: "))["choices"][0]["delta"]
+        for line in streamed.text.splitlines()
+        if line.startswith("data: {")
+    ]
+    content = "".join(delta.get("content") or "" for delta in deltas)
+    assert content == whole["choices"][0]["message"]["content"]
+    assert content.startswith("So\nit is")
 
 
 async def test_a_slash_behind_models_is_no_name(edge):

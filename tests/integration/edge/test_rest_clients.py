@@ -202,7 +202,9 @@ async def test_an_opened_origin_reads_everything(allowed):
     async with standing(settings, groups=1) as stand, httpx.AsyncClient(timeout=PATIENCE) as client:
         url = f"{stand.router.addresses.rest}/v1/chat/completions"
         answers = {
-            200: await client.options(url, headers=ASKED),
+            200: await client.options(
+                url, headers={**ASKED, "access-control-request-private-network": "true"}
+            ),
             413: await client.post(url, headers=ORIGIN, content=b"x" * 4096),
             404: await client.post(url, headers=ORIGIN, json={**CHAT, "model": "other"}),
         }
@@ -213,6 +215,7 @@ async def test_an_opened_origin_reads_everything(allowed):
         assert answer.status_code == status
         assert answer.headers["access-control-allow-origin"] == allowed
         assert allowed == "*" or "origin" in answer.headers["vary"].lower()
+    assert answers[200].headers["access-control-allow-private-network"] == "true"
     assert streamed.headers["access-control-allow-origin"] == allowed
     assert "x-request-id" in streamed.headers["access-control-expose-headers"]
 

@@ -663,6 +663,38 @@ async def test_a_client_that_does_not_end_a_call_at_its_deadline_is_told(serve):
     await stand.idle()
 
 
+@pytest.mark.parametrize("kind", ["uu", "us"])
+async def test_an_answer_after_the_deadline_is_none(serve, kind):
+    """As with grpc.aio; handlers have a grace period in which they may end with a better status."""
+
+    async def until_late(context):
+        while context.time_remaining():  # noqa: ASYNC110  there is no event for it
+            await asyncio.sleep(0.001)
+
+    async def uu(request, context):
+        await until_late(context)
+        return request
+
+    async def us(request, context):
+        yield request
+        await until_late(context)
+
+    async def uu_says(request, context):
+        await until_late(context)
+        await context.abort(CODE.RESOURCE_EXHAUSTED, "so")
+
+    stand = await serve(uu=uu, us=us, uu_says=uu_says)
+    client = await stand.raw()
+    for timeout in ("1n", "5m"):
+        call = client.call(f"/t.T/{kind}", more=[("grpc-timeout", timeout)])
+        answer = await client.answer(call)
+        assert answer.status == CODE.DEADLINE_EXCEEDED.value[0]
+        assert answer.messages == ([] if kind == "uu" else [b"x"])
+    answer = await client.answer(client.call("/t.T/uu_says", more=[("grpc-timeout", "5m")]))
+    assert answer.status == CODE.RESOURCE_EXHAUSTED.value[0]
+    await stand.idle()
+
+
 async def test_a_handler_sees_the_deadline(serve):
     seen = []
 

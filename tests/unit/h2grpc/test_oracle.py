@@ -169,6 +169,12 @@ CASES = {
         [message(zlib.compress(b"x") + b"more", compressed=True)],
         {"grpc-encoding": "deflate"},
     ),
+    "empty-and-compressed": (
+        "uu",
+        [message(b"", compressed=True)],
+        {"grpc-encoding": "gzip"},
+    ),
+    "content-type-in-capitals": ("uu", [ONE], {"content-type": "Application/GRPC"}),
     "too-large": ("uu", [message(b"x" * (LIMIT + 1))], {}),
     "no-time": ("uu", [ONE], {"grpc-timeout": "0n"}),
     "no-seconds": ("uu", [ONE], {"grpc-timeout": "0S"}),
@@ -226,6 +232,34 @@ DIFFERENT = {
         {"grpc-timeout": "123456789n"},
         CODE.INTERNAL,
         "doc/PROTOCOL-HTTP2.md allows at most eight",
+    ),
+    "timeout-with-a-space": (
+        "uu",
+        [ONE],
+        {"grpc-timeout": "1 S"},
+        CODE.INTERNAL,
+        "doc/PROTOCOL-HTTP2.md allows none; grpc.aio accepts it",
+    ),
+    "another-content-type": (
+        "uu",
+        [ONE],
+        {"content-type": "application/json"},
+        CODE.INTERNAL,
+        "HTTP status 415 (doc/PROTOCOL-HTTP2.md); grpc.aio serves any type",
+    ),
+    "several-values-of-binary-metadata": (
+        "uu",
+        [ONE],
+        {"x-bin": "AAE=,/w=="},
+        CODE.OK,
+        "doc/PROTOCOL-HTTP2.md requires a split at commas; grpc.aio returns INTERNAL",
+    ),
+    "binary-metadata-with-unused-bits": (
+        "uu",
+        [ONE],
+        {"x-bin": "AB"},
+        CODE.OK,
+        "the bits are ignored, as by most decoders; grpc.aio returns INTERNAL",
     ),
 }
 

@@ -67,6 +67,18 @@ DIFFERENT = {
     ),
     "an interceptor that raises": "UNKNOWN; grpc.aio never responds",
     "text instead of bytes, without a serializer": "UNKNOWN; grpc.aio sends it as UTF-8",
+    "nothing instead of bytes, without a serializer": "UNKNOWN; grpc.aio sends an empty message",
+    "a handler that ends after the deadline, but before the grace period of a second": (
+        "DEADLINE_EXCEEDED as with grpc.aio, which however cancels it at the deadline"
+    ),
+    "metadata of a request whose key begins with `grpc-`": (
+        "is reserved (doc/PROTOCOL-HTTP2.md) and not shown to handlers; grpc.aio shows unknown keys"
+    ),
+    "a request without `te`": "is served; grpc.aio resets the stream",
+    "a request whose `host` differs from `:authority`": (
+        "is malformed (RFC 9113, 8.3.1); grpc.aio serves it"
+    ),
+    "a method other than POST": "HTTP status 405; grpc.aio resets the stream",
     "`set_compression` in a method with one response": "compresses it; grpc.aio does not",
     "a client without `grpc-accept-encoding`": (
         "gets uncompressed responses (doc/compression.md); grpc.aio compresses"

@@ -283,6 +283,25 @@ FRAMES = [
         MALFORMED,
     ),
     ("8.1.1", "content-length of no DATA", begin(1, ("content-length", "1"), end=True), MALFORMED),
+    (
+        "8.1.1",
+        "content-length before trailers",
+        begin(1, ("content-length", "7")) + frame(DATA, 0, 1, message(b"x")) + trailers(("a", "b")),
+        MALFORMED,
+    ),
+    (
+        "8.1.1",
+        "content-length as it is, before trailers",
+        begin(1, ("content-length", "6")) + frame(DATA, 0, 1, message(b"x")) + trailers(("a", "b")),
+        FINE,
+    ),
+    (
+        "8.1.1",
+        "content-length in trailers",
+        BEGIN + frame(DATA, 0, 1, message(b"x")) + trailers(("content-length", "9")),
+        FINE,
+    ),
+    ("8.1.1", "content-length of many digits", begin(1, ("content-length", "9" * 5000)), MALFORMED),
     ("8.1.1", "content-length in words", begin(1, ("content-length", "one")), MALFORMED),
     ("8.1.1", "two content-lengths", begin(1, *[("content-length", n) for n in "12"]), MALFORMED),
     (

@@ -5,6 +5,7 @@ fingerprint is the beginning of the SHA-256 of the source.
 """
 
 from starlette.responses import StreamingResponse
+from vllm.entrypoints.anthropic.protocol import AnthropicMessagesResponse
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionResponse
 from vllm.entrypoints.openai.completion.protocol import CompletionResponse
 from vllm.entrypoints.openai.responses.protocol import ResponsesResponse
@@ -15,6 +16,7 @@ from vllm.entrypoints.serve.tokenize.protocol import (
 )
 
 from serving.vllm_adapter.handlers import ChatAnswer, TextAnswer
+from serving.vllm_adapter.messages_handler import MessageAnswer
 from serving.vllm_adapter.responses_handler import ResponseAnswer
 from serving.vllm_adapter.routes import EventStream
 from serving.vllm_adapter.tokenization_handler import TokenizeAnswer, _BoundedChat, _BoundedText
@@ -46,6 +48,7 @@ _METHODS = {
         "connection_made": "ba1915817c",
         "data_received": "02c2572f1d",
         "eof_received": "cf1db74cbe",
+        "on_body": "415b4cef19",
         "on_header": "374f1e380c",
         "on_headers_complete": "7e259152e5",
         "on_message_begin": "0efab6f945",
@@ -135,7 +138,11 @@ _METHODS = {
         "_apply_structural_tag": "13007b38a5",
         "count_reasoning_tokens": "fc92cb8b4b",
         "extract_reasoning": "392007c157",
+        "parse": "fb198dec3f",
         "parse_delta": "ef90ed957e",
+    },
+    "vllm.parser.abstract_parser:Parser": {
+        "set_prompt_token_ids": "edf6716cc7",
     },
     "vllm.renderers.online_renderer:OnlineRenderer": {
         "render_responses": "f5a1aa7d1a",
@@ -234,6 +241,14 @@ REPLACED = {
         "d5d9cf88c4",
         "calls translate_error_response, which is replaced (app)",
     ),
+    "vllm.entrypoints.serve.sagemaker.api_router:_attach_router.<locals>.invocations": (
+        "0a1b716813",
+        "called without its decorators (routes)",
+    ),
+    "model_hosting_container_standards.common.transforms.base_factory:create_transform_decorator": (
+        "d5db8f7ca8",
+        "keeps the decorated function as func (routes)",
+    ),
     "vllm.entrypoints.serve.exception_handling.handlers.vllm_error:vllm_error_handler": (
         "c146e8c6bf",
         "called by the handler that replaces it (app)",
@@ -282,6 +297,7 @@ SITES = {
     },
     "serving/vllm_adapter/handlers.py": {"__class__", "with_names"},
     "serving/vllm_adapter/long_answers.py": {"setattr"},
+    "serving/vllm_adapter/messages_handler.py": {"__class__"},
     "serving/vllm_adapter/model_dispatch.py": {"setattr"},
     "serving/vllm_adapter/rendering.py": {
         "_tokenize_prompt_async",
@@ -350,6 +366,7 @@ SWAPPED = [
     (ChatCompletionResponse, ChatAnswer),
     (CompletionResponse, TextAnswer),
     (ResponsesResponse, ResponseAnswer),
+    (AnthropicMessagesResponse, MessageAnswer),
     (TokenizeResponse, TokenizeAnswer),
     (TokenizeChatRequest, _BoundedChat),
     (TokenizeCompletionRequest, _BoundedText),

@@ -50,7 +50,10 @@ ANSWERS = [
     "white space in place of a call</think>\n \n",
     "one</think>two <think>three</think>four",
     "one <think>two</think>three",
+    "spelled\0</think>\0and not</think>42 </think>",
+    "spelled\0</think>\0alone",
 ]
+"""Text between NULs is generated one character per token, so it contains no markers."""
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +99,10 @@ def asked(tools=(TOOL,), **fields):
 
 def generated(tokenizer, prompt, text, request, sizes):
     """Yield the deltas of a rank: text, tokens, and whether it is the last."""
-    token_ids = tokenizer.encode(text, add_special_tokens=False)
+    token_ids = []
+    for number, part in enumerate(text.split("\0")):
+        for piece in part if number % 2 else [part]:
+            token_ids += tokenizer.encode(piece, add_special_tokens=False)
     params = SamplingParams(
         stop=request.stop,
         include_stop_str_in_output=request.include_stop_str_in_output,
@@ -119,6 +125,9 @@ def generated(tokenizer, prompt, text, request, sizes):
             return
 
 
+THINKING = {"prompt": "<think>\n"}
+
+
 class Streamed:
     """The deltas of a stream, joined as a client does."""
 
@@ -137,8 +146,8 @@ class Streamed:
             seen[2] += part.function.arguments or ""
 
 
-def stream_and_whole(tokenizer, made, text, request, sizes):
-    prompt = tokenizer.encode("<think>\n", add_special_tokens=False)
+def stream_and_whole(tokenizer, made, text, request, sizes, prompt="<think>\n"):
+    prompt = tokenizer.encode(prompt, add_special_tokens=False)
     parser, streamed, whole_text, whole_ids = made(tokenizer, request.tools), Streamed(), "", []
     for delta_text, token_ids, last in generated(tokenizer, prompt, text, request, sizes):
         whole_text += delta_text
@@ -152,7 +161,9 @@ def stream_and_whole(tokenizer, made, text, request, sizes):
                 finished=last,
             )
         )
-    reasoning, content, found = made(tokenizer, request.tools).parse(
+    parser = made(tokenizer, request.tools)
+    parser.set_prompt_token_ids(prompt)
+    reasoning, content, found = parser.parse(
         whole_text, request, enable_auto_tools=True, model_output_token_ids=whole_ids
     )
     stream_calls = [(name, arguments) for _, name, arguments in streamed.calls.values()]
@@ -178,18 +189,54 @@ def stream_and_whole(tokenizer, made, text, request, sizes):
     tools=st.booleans(),
     forced=st.booleans(),
     shown=st.booleans(),
+    prompt=st.sampled_from(["<think>\n", "", "<think>\nhm</think>So", "what is </think>?"]),
 )
-@example(text=ANSWERS[0], stop=["\n\nZZZZ"], sizes=[1] * 99, tools=False, forced=False, shown=False)
-@example(text=ANSWERS[6], stop=[], sizes=[1] * 99, tools=True, forced=True, shown=False)
-@example(text=ANSWERS[12], stop=[], sizes=[1] * 99, tools=True, forced=True, shown=False)
-@example(text=ANSWERS[0], stop=["</thinX"], sizes=[], tools=False, forced=False, shown=False)
-@example(text=ANSWERS[0], stop=["<"], sizes=[1] * 99, tools=False, forced=False, shown=True)
-@example(text=ANSWERS[0], stop=["</th"], sizes=[1] * 99, tools=False, forced=False, shown=True)
-def test_the_stream_is_the_whole(tokenizer, text, stop, sizes, tools, forced, shown):
+@example(
+    text=ANSWERS[0],
+    stop=["\n\nZZZZ"],
+    sizes=[1] * 99,
+    tools=False,
+    forced=False,
+    shown=False,
+    **THINKING,
+)
+@example(
+    text=ANSWERS[14], stop=[], sizes=[1] * 99, tools=False, forced=False, shown=False, prompt="hi"
+)
+@example(
+    text=ANSWERS[14], stop=["t</"], sizes=[], tools=False, forced=False, shown=False, prompt="hi"
+)
+@example(
+    text=ANSWERS[15], stop=["zzz"], sizes=[], tools=False, forced=False, shown=False, prompt="hi"
+)
+@example(
+    text=ANSWERS[0], stop=[], sizes=[], tools=False, forced=False, shown=False, prompt="</think>"
+)
+@example(text=ANSWERS[6], stop=[], sizes=[1] * 99, tools=True, forced=True, shown=False, **THINKING)
+@example(
+    text=ANSWERS[12], stop=[], sizes=[1] * 99, tools=True, forced=True, shown=False, **THINKING
+)
+@example(
+    text=ANSWERS[0], stop=["</thinX"], sizes=[], tools=False, forced=False, shown=False, **THINKING
+)
+@example(
+    text=ANSWERS[0], stop=["<"], sizes=[1] * 99, tools=False, forced=False, shown=True, **THINKING
+)
+@example(
+    text=ANSWERS[0],
+    stop=["</th"],
+    sizes=[1] * 99,
+    tools=False,
+    forced=False,
+    shown=True,
+    **THINKING,
+)
+def test_the_stream_is_the_whole(tokenizer, text, stop, sizes, tools, forced, shown, prompt):
     request = asked((TOOL,) if tools else (), stop=stop, include_stop_str_in_output=shown)
     if tools and forced:
         request.tool_choice = "required"
-    streamed, whole = stream_and_whole(tokenizer, parser_class(tokenizer), text, request, sizes)
+    made = parser_class(tokenizer)
+    streamed, whole = stream_and_whole(tokenizer, made, text, request, sizes, prompt)
     assert streamed == whole
 
 

@@ -16,10 +16,11 @@ REQUEST = b"GET / HTTP/1.1\r\nhost: x\r\n%s\r\n"
 
 
 async def app(scope, receive, send):
-    """Respond with the size of the body."""
+    """Respond with the size of the body; on /early, without reading it."""
     if scope["type"] != "http":
         return
-    size, more = 0, True
+    app.heads.append(scope["headers"])
+    size, more = 0, scope["path"] != "/early"
     while more:
         message = await receive()
         size += len(message.get("body", b""))
@@ -34,18 +35,21 @@ async def app(scope, receive, send):
 async def connect():
     """Start a server with tight bounds; return a function that connects to it."""
     server, writers = None, []
+    app.heads = []
 
-    async def made(timeout: float = 20.0):
+    async def made(timeout: float = 20.0, body_timeout: float = 60.0):
         nonlocal server
         if server is None:
             settings = SecuritySettings(
                 max_header_bytes=LIMIT, max_headers=10, header_timeout=timeout
             )
+            protocol = bounded_protocol(settings)
+            protocol.body_timeout = body_timeout
             server = RestServer(
                 app,
                 bind("REST", "127.0.0.1", 0, "a setting"),
                 stop_grace=1,
-                protocol=bounded_protocol(settings),
+                protocol=protocol,
             )
             await server.start()
         reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
@@ -160,6 +164,73 @@ async def test_a_slow_body_is_not_a_slow_head(connect):
         assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
 
 
+CHUNKED = b"POST %s HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
+LAST_CHUNK = b"1\r\nx\r\n0\r\n"
+
+
+@pytest.mark.parametrize("path", [b"/", b"/early"])
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param(LAST_CHUNK + b"a: " + b"x" * (3 * LIMIT), id="a-trailer-without-end"),
+        pytest.param(LAST_CHUNK + b"x" * (3 * LIMIT), id="a-name-without-end"),
+        pytest.param(LAST_CHUNK + b"a: x\r\n" * LIMIT, id="many-trailers"),
+        pytest.param(LAST_CHUNK + b"a: x\r\n" * 10 + b"\r\n", id="more-trailers-than-headers"),
+        pytest.param(b"1;" + b"x" * (3 * LIMIT), id="an-extension-without-end"),
+        pytest.param(b"1\r\nx\r\n2;a=" + b"x" * (3 * LIMIT), id="a-later-extension"),
+    ],
+)
+async def test_what_surrounds_a_body_is_bounded_as_a_head_is(connect, path, data):
+    reader, writer = await connect()
+    received = await answer_to(reader, writer, CHUNKED % path + data)
+    answers = [each[:3] for each in received.split(b"HTTP/1.1 ")[1:]]
+    assert answers[-1:] in ([b"431"], [b"200"])  # the early answer may precede the refusal
+    assert answers == ([b"431"] if path == b"/" else answers)
+
+
+async def test_trailers_are_no_headers(connect):
+    reader, writer = await connect()
+    trailers = b"authorization: Bearer x\r\ncontent-encoding: gzip\r\n\r\n"
+    received = await answer_to(
+        reader, writer, CHUNKED % b"/" + LAST_CHUNK + trailers + head(b"connection: close")
+    )
+    assert received.count(b"HTTP/1.1 200") == 2
+    assert [name for name, _ in app.heads[0]] == [b"host", b"transfer-encoding"]
+
+
+@pytest.mark.parametrize(
+    ("timeout", "body_timeout", "data", "more"),
+    [
+        pytest.param(
+            20.0,
+            0.05,
+            b"POST /early HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n",
+            b"x",
+            id="the-rest-of-a-body",
+        ),
+        pytest.param(0.05, 60.0, head(), b"\r\n", id="a-line-that-begins-nothing"),
+        pytest.param(0.05, 60.0, head(), b"GE", id="the-next-head"),
+        pytest.param(
+            0.05,
+            60.0,
+            b"POST /early HTTP/1.1\r\nhost: x\r\ncontent-length: 1\r\n\r\n",
+            b"x",
+            id="the-next-head-after-a-body",
+        ),
+    ],
+)
+async def test_who_sends_a_little_after_an_answer_is_not_waited_for(
+    connect, timeout, body_timeout, data, more
+):
+    reader, writer = await connect(timeout, body_timeout)
+    writer.write(data)
+    async with asyncio.timeout(PATIENCE):
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
+        assert await reader.readexactly(1) == b"0"
+        writer.write(more)
+        assert await reader.read() == b""
+
+
 @pytest.mark.parametrize(
     ("data", "status"),
     [
@@ -232,7 +303,7 @@ async def late():
         protocol=bounded_protocol(SecuritySettings()),
     )
     await server.start()
-    late_app.state.port = server.port
+    late_app.state.port, late_app.state.server = server.port, server
     yield late_app.state
     await server.stop()
 
@@ -275,6 +346,20 @@ async def test_a_client_that_closes_is_gone(late):
         await late.begun.wait()
         writer.close()
         await late.gone.wait()
+
+
+async def test_the_beginning_of_a_request_does_not_cut_off_the_answer_before_it(late):
+    reader, writer = await asyncio.open_connection("127.0.0.1", late.port)
+    writer.write(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+    async with asyncio.timeout(PATIENCE):
+        await late.begun.wait()
+        (connection,) = late.server.server_state.connections
+        writer.write(b"GE")
+        await eventually(lambda: connection._received)
+        assert connection._head_timer is None
+        late.go.set()
+        assert (await reader.readuntil(b"0\r\n\r\n")).endswith(b"two\r\n0\r\n\r\n")
+    writer.close()
 
 
 async def test_half_a_request_and_its_end_is_no_request(late):
