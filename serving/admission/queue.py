@@ -49,9 +49,7 @@ class Queued(Protocol):
 
     @property
     def tokens(self) -> int:
-        """The cost of the request: its prompt tokens plus the expected output tokens; at least
-        1.
-        """
+        """The request's prompt tokens plus its expected output tokens; at least 1."""
         ...
 
     @property

@@ -233,9 +233,7 @@ class Quotas:
     # -- written in the background ------------------------------------------------------
 
     def settle(self, lease: "Lease", tokens: int) -> None:
-        """Charge ``tokens`` (a negative number is a refund) and close the stream, in the
-        background.
-        """
+        """Charge (or refund, if negative) ``tokens`` and close the stream, in the background."""
         if tokens and lease.limits.tokens_per_minute is not None:
             key = (lease.store, lease.tenant)
             self._debts[key] = self._debts.get(key, 0) + tokens

@@ -32,7 +32,7 @@ class SignalSource(Protocol):
     """Source of signals; implemented by ``prometheus.SignalReader``."""
 
     async def read(self) -> SignalSnapshot:
-        """Return the current signals. Does not raise for an unavailable source."""
+        """Return the current signals; an unavailable source raises no exception."""
         ...
 
 

@@ -134,7 +134,7 @@ class PoolSignalReader:
         self._expected = max(1.0, settings.window / settings.scrape_interval)
 
     async def read(self) -> PoolsSnapshot:
-        """Return the current signals and counts; never raises for an unavailable source."""
+        """Return the current signals and counts; an unavailable source raises no exception."""
         fleet, measured = await asyncio.gather(self._fleet.pools(), self._measure())
         if isinstance(measured, PrometheusUnavailable):
             log.warning("no usable metrics", error=str(measured))

@@ -202,7 +202,7 @@ class SignalReader:
         self._expected = max(1.0, settings.window / settings.scrape_interval)
 
     async def read(self) -> SignalSnapshot:
-        """Return the current signals and counts; never raises for an unavailable source."""
+        """Return the current signals and counts; an unavailable source raises no exception."""
         fleet, signals = await asyncio.gather(self._fleet.counts(), self._read_prometheus())
         if isinstance(signals, PrometheusUnavailable):
             log.warning("no usable metrics", error=str(signals))

@@ -15,17 +15,17 @@ class Signal(StrEnum):
     QUEUE_WAIT_P90 = "queue_wait_p90_seconds"
     """P90 wait in the admission queue."""
     QUEUE_REQUESTS = "queue_requests"
-    """Requests in the admission queues."""
+    """Number of requests in the admission queues."""
     QUEUE_TOKENS = "queue_tokens"
-    """Estimated tokens of the queued requests."""
+    """Estimated number of tokens of the queued requests."""
     TOKEN_RATE = "token_rate"  # noqa: S105  tokens that a model generates, per second
-    """Generated tokens per second."""
+    """Rate of generated tokens, tokens/s."""
     REQUEST_RATE = "request_rate"
-    """First tokens per second."""
+    """Rate of first tokens, tokens/s."""
     INFLIGHT = "inflight_requests"
-    """Requests in flight, including queued ones."""
+    """Number of requests in flight, including queued ones."""
     READY_GROUPS = "ready_groups"
-    """Groups that accept requests."""
+    """Number of groups that accept requests."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -136,9 +136,7 @@ _WORDS = {
 
 
 def _usage_message(error: Exception) -> str | None:
-    """Return the message for an invalid command line. None if ``error`` is another kind of
-    error.
-    """
+    """Return the message for an invalid command line; None for other errors."""
     kind = type(error).__name__
     if not isinstance(error, typer.BadParameter) and kind not in _USAGE:
         return None

@@ -61,7 +61,7 @@ class Watched(Generic[ValueT]):
         return self._version
 
     def refresh(self) -> bool:
-        """Reload the value if a file has changed; never raises.
+        """Reload the value if a file has changed; never raises an exception.
 
         Returns:
             Whether there is a new value.

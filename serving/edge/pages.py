@@ -80,9 +80,7 @@ class _Pages:
         return JSONResponse(content, status_code=200 if content["ready"] or parked else 503)
 
     async def ping(self) -> Response:
-        """Return 200 while a group is ready, otherwise 503; some hosting platforms probe this
-        path.
-        """
+        """Return 200 while a group is ready, otherwise 503. Some platforms probe this path."""
         ready = readiness(self._pages.fleet(), draining=not self._pages.gate.open)["ready"]
         return Response(status_code=200 if ready else 503)
 

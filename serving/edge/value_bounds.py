@@ -40,8 +40,8 @@ _END = b""
 """Marks the end of a JSON text in the data to count."""
 
 SLICE = 2**15
-"""Number of bytes counted at a time; takes 0.5 ms for a chat, at most 3 ms (data of quotes
-only)."""
+"""Number of bytes counted at a time; takes 0.5 ms for a chat, at most 3 ms (for data that consists
+of quotes)."""
 HEAVY = 1_024
 """Number of values above which parsing and validating a body takes milliseconds."""
 

@@ -54,7 +54,8 @@ def why_not_importable(
 ) -> str | None:
     """Return why the kind's module cannot be used, or ``None`` if it can.
 
-    Imports the module: a wheel built for another CUDA or torch version is found but fails to load.
+    Imports the module, because a wheel built for another CUDA or torch version is found but fails
+    to load.
     """
     if not kind.module:
         return None

@@ -64,7 +64,7 @@ class Rank:
         self._leave: LeaveWatch | None = None
 
     async def load(self) -> None:
-        """Start the engine. Set the process's environment first; on error call :meth:`stop`.
+        """Start the engine. Set the process's environment first; if this fails, call :meth:`stop`.
 
         Raises:
             SettingsError: The engine rejects its arguments.
@@ -81,7 +81,7 @@ class Rank:
             ) from error
 
     async def join(self) -> None:
-        """Connect to the routers and serve their requests. On error call :meth:`stop`.
+        """Connect to the routers and serve their requests. If this fails, call :meth:`stop`.
 
         Raises:
             SettingsError: No port is free for the metrics page, or a router address is invalid.

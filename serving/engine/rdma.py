@@ -1,6 +1,6 @@
 """RDMA devices of this pod, and the environment variables that select them for NCCL and NVSHMEM.
 
-NCCL_IB_HCA takes prefixes (``mlx5``) unless it begins with ``=``; NVSHMEM_HCA_LIST takes full
+NCCL_IB_HCA accepts prefixes (``mlx5``) unless it begins with ``=``; NVSHMEM_HCA_LIST accepts full
 names. A name without a matching device ends the process after the weights are loaded. Names are
 therefore checked against /sys/class/infiniband, or read from it.
 """

@@ -109,9 +109,9 @@ class Level:
     """Snapshot of the amounts that count against the budgets of one tenant and its keys."""
 
     spent: dict[tuple[str | None, Period], int] = field(default_factory=dict)
-    """Prices of recorded requests in the current periods, by key (key None: all keys)."""
+    """Prices of recorded requests in the current periods, by key; None stands for all keys."""
     held: dict[str | None, int] = field(default_factory=dict)
-    """Reservations in force, by key (key None: all keys)."""
+    """Reservations in force, by key; None stands for all keys."""
 
     def add(self, key_id: str, *, day: int = 0, month: int = 0, held: int = 0) -> None:
         """Add the amounts that one key has spent in the current day and month and has reserved."""

@@ -51,8 +51,7 @@ class LedgerView:
             return read_report(connection, query, self.tariff, self.gpu_hour_price)
 
     def levels(self, tenants: Iterable[str], now: int) -> dict[str, Level]:
-        """Return the amounts that each tenant has spent and reserved. The call blocks for one query
-        per tenant.
+        """Return the amounts spent and reserved by each tenant, with one blocking query per tenant.
 
         Args:
             tenants: Names of the tenants.

@@ -39,7 +39,7 @@ class Constants:
     """Factor on the whole step. Fitted to vLLM's 2,200 tokens/s per H200; no figure for prefill is
     published, so the same factor is assumed."""
     utilisation: float = 0.705
-    """Maximum planned utilisation of prefill: the share of its capacity that DeepSeek's fleet used
+    """Maximum planned utilization of prefill: the share of its capacity that DeepSeek's fleet used
     on average over a day, while it was scaled with the load. Fitted to its prefill figure."""
     decode: float = 1.0
     """Factor on the work of decoding; 1 unless calibrated."""

@@ -224,7 +224,7 @@ class WorkerMemory:
 
     @property
     def weights(self) -> int:
-        """All weights."""
+        """Size of all weights."""
         return self.experts + self.replicated + self.embeddings + self.prediction
 
     @property

@@ -7,8 +7,7 @@ each of ``data`` ranks computes prompt tokens in a share ``q`` of the steps, the
 
 where ``both`` is the time of a step that also has prompt tokens. The numbers of sequences and
 prompt tokens in a step follow from its duration by Little's law; the fixed point is found by
-iteration. Requests are spread evenly over the ranks. The functions of this
-module are pure.
+iteration. Requests are spread evenly over the ranks. The functions of this module are pure.
 """
 
 import math
@@ -62,7 +61,7 @@ class Served:
     """Mean number of sequences per rank."""
     sequences_p90: float
     load: float
-    """Utilisation of prefill, 0 to 1."""
+    """Utilization of prefill, 0 to 1."""
     prefill_share: float
     """Share of the busy time spent on prompts."""
     prefill_limit: Limit

@@ -12,7 +12,7 @@ def mean_wait(load: float, service: float, servers: int, spread: float) -> float
     ``(1 + spread) / 2 * service / servers * load ** (sqrt(2 * (servers + 1)) - 1) / (1 - load)``.
 
     Args:
-        load: Utilisation of the servers; at 1 or above, the wait is infinite.
+        load: Utilization of the servers; at 1 or above, the wait is infinite.
         service: Mean service time, seconds.
         servers: Number of servers.
         spread: Squared coefficient of variation of the service time.

@@ -397,7 +397,7 @@ class FleetClient(UnsupportedEngineApi):
         tokenization_kwargs: dict[str, Any] | None,
         prompt_text: str | None,
     ) -> EngineRequest:
-        """Validate and normalise a request with vLLM's input processor, and fill in ``work``.
+        """Validate and normalize a request with vLLM's input processor, and fill in ``work``.
 
         Raises:
             VLLMValidationError: The request is invalid.

@@ -76,9 +76,9 @@ class Router:
     grpc: "GrpcEdge"
     join_server: "LinkServer"
     ledger: "Ledger | None"
-    """None if it is not configured."""
+    """The usage ledger. None if it is not configured."""
     batches: "BatchService | None"
-    """None if it is not configured."""
+    """Files and batches. None if they are not configured."""
     _exit: contextlib.AsyncExitStack
     """Undoes the start in reverse order."""
 

@@ -48,7 +48,7 @@ async def run_router(settings: Settings, ports_file: Path | None = None) -> None
 
     Args:
         settings: All settings; port 0 means any free port.
-        ports_file: File for the bound addresses, written as JSON once all are bound. Default:
+        ports_file: File for the bound addresses, written as JSON once all are bound. By default,
             the file named by ``MOE_SERVING_PORTS_FILE``, if set.
 
     Raises:

@@ -46,7 +46,7 @@ class DecisionKind(StrEnum):
     PREFIX = "prefix"
     """The rank caches the beginning of the prompt."""
     LOAD = "load"
-    """None of the above: load, free KV cache and balance decided."""
+    """None of the above applies; load, free KV cache and balance decided."""
 
 
 class NoCandidateKind(StrEnum):

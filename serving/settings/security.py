@@ -36,14 +36,16 @@ class SecuritySettings(SettingsGroup):
     """PEM file with the client certificate that moe-serving up, status, chat and drain present to
     the local router if tls_client_ca_file is set."""
     operator_tls_key_file: str | None = None
-    """PEM file with the private key of the certificate in operator_tls_cert_file, without a password."""
+    """PEM file with the private key of the certificate in operator_tls_cert_file, without a
+    password."""
     join_token_file: str | None = None
     """File with the join tokens that ranks may present, one per line, e.g. two during a rotation.
     If null, no token is required."""
     join_tls_cert_file: str | None = None
     """PEM file with the certificate chain of the join port. Null means plain text."""
     join_tls_key_file: str | None = None
-    """PEM file with the private key of the certificate in join_tls_cert_file, without a password."""
+    """PEM file with the private key of the certificate in join_tls_cert_file, without a
+    password."""
     join_tls_client_ca_file: str | None = None
     """PEM file with the certificate authorities for ranks' certificates, which the join port then
     requires. If null, no client certificate is required."""

@@ -1,6 +1,6 @@
 """Calls to the API server through the official client, with timeouts, retries and typed errors.
 
-Retried: throttling (429, honoring Retry-After), server errors, timeouts and lost connections. Not
+Retried: throttling (429, honouring Retry-After), server errors, timeouts and lost connections. Not
 retried: conflicts, because the caller must read the object again first (``kubernetes_errors``).
 
 Every PATCH sets its content type. By default, the client sends a list of operations as a merge

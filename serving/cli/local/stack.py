@@ -145,7 +145,7 @@ class Stack:
                 notice(line)
 
     def stop(self, hurry: Callable[[], bool]) -> list[int]:
-        """Stop everything within a time limit; never raises.
+        """Stop everything within a time limit; never raises an exception.
 
         Args:
             hurry: Returns whether to stop without waiting, e.g. after a second Ctrl-C.

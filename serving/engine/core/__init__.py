@@ -1,1 +1,1 @@
-"""vLLM's engine core without its front end: takes requests and returns token ids step by step."""
+"""vLLM's engine core without its front end: accepts requests and returns token ids step by step."""

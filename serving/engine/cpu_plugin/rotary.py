@@ -33,9 +33,7 @@ def probe_module(*, is_neox_style: bool) -> Any:
 
 
 def is_right() -> bool:
-    """Return whether a 3-D query and a strided key, as passed by MLA, are rotated as by native
-    code.
-    """
+    """Return whether MLA's 3-D query and strided key are rotated as by native code."""
     generator = torch.Generator().manual_seed(0)
     positions = torch.arange(1, 6)
     for is_neox_style in (False, True):

@@ -39,9 +39,7 @@ def expand_batch_to_tokens(
 
 
 def is_right() -> bool:
-    """Return whether a temperature and a top-k are expanded correctly into memory with other
-    values.
-    """
+    """Return whether a temperature and a top-k are expanded correctly into used memory."""
     counts = torch.tensor([1, 1, 4], dtype=torch.int32)
     for values, replace_to in (
         (torch.tensor([0.0, 0.5, 0.7]), 1),

@@ -92,9 +92,7 @@ class Plan:
         return min(60.0, self.timeout / 6)
 
     def name(self, index: int) -> str:
-        """Return the name of a peer's pod if the leader is named JOB-0.SERVICE, otherwise
-        ``""``.
-        """
+        """Return the name of a peer's pod; empty unless the leader is named JOB-0.SERVICE."""
         label, dot, domain = self.leader_host.partition(".")
         stem, dash, number = label.rpartition("-")
         if number != "0" or not dash:

@@ -18,7 +18,8 @@ _Error = link_pb2.RequestError
 class RequestRunner:
     """Runs a router's requests on the engine and queues their deltas.
 
-    Methods never raise because of a router's input: an invalid request ends with an error delta.
+    Methods never raise an exception because of a router's input; an invalid request ends with an
+    error delta.
     """
 
     def __init__(

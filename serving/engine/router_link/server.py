@@ -79,8 +79,7 @@ class RankServer:
         self._drain_reason: str | None = None
 
     async def start(self) -> None:
-        """Start dialing in the background; routers can appear later. The engine must have been
-        started.
+        """Start dialing in the background; routers can appear later. Start the engine first.
 
         Raises:
             SettingsError: An address does not have the form ``host:port``.
