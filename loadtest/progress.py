@@ -1,4 +1,4 @@
-"""Progress of a run: one line that is updated, on terminals only."""
+"""Progress of a run: one line that is updated in place, on terminals only."""
 
 import asyncio
 from collections import deque

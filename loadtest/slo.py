@@ -155,10 +155,9 @@ async def search(
     A trial near the limit is decided by chance: with 99 % of 400 requests, by the fifth miss, and
     misses occur in bursts. The search therefore finds the neighbourhood by doubling (or halving)
     and bisection. There, it raises the rate slightly after each trial that held, lowers it by four
-    times as much after each trial that did not, and returns the geometric mean: the weighted
-    up-down method
-    (Kaernbach 1991, "Simple adaptive testing with the weighted up-down method", Perception &
-    Psychophysics 49), which converges to the rate at which increases and decreases balance.
+    times as much after each trial that did not, and returns the geometric mean. This weighted
+    up-down method (Kaernbach 1991, "Simple adaptive testing with the weighted up-down method",
+    Perception & Psychophysics 49) converges to the rate at which increases and decreases balance.
 
     All searches use the same arrival patterns (common random numbers), so results differ only if
     the server behaves differently.

@@ -24,7 +24,8 @@ _DECISIONS = [
           [Query("max(moe_autoscaler_target_groups)", "target"),
            Query("max(moe_autoscaler_current_groups)", "requested before"),
            Query('max(moe_groups{state="ready"})', "ready")],
-          "If the target stays above ready, groups do not start: check moe-serving status, Ray and nodes."),
+          "If the target stays above ready, groups do not start: check moe-serving status, Ray and "
+          "nodes."),
     Panel("Votes", "short",
           [Query("max by (rule) (moe_autoscaler_vote_groups)", "{{rule}}")],
           "Groups that each rule votes for. The largest vote counts, within windows, step and limits."),
@@ -53,8 +54,8 @@ _SIGNALS = [
           [Query("sum(moe_inflight_requests)", "in flight"),
            Query("sum(moe_parked_requests)", "parked"),
            Query(f"sum(rate(moe_time_to_first_token_seconds_count[{RATE}]))", "started/s")],
-          "After idle_timeout without requests, the last group is removed; a parked request adds the "
-          "first one."),
+          "After idle_timeout without requests, the last group is removed; a parked request adds "
+          "the first one."),
 ]  # fmt: skip
 
 DASHBOARD = dashboard(

@@ -34,8 +34,8 @@ _OVERVIEW = [
 _PROGRESS = [
     Panel("Lines by state", "short",
           [Query("max by (state) (moe_batch_lines)", "{{state}}")],
-          "Lines of batches that have not ended. If lines are open but none is claimed, no router runs "
-          "batches, or none has room."),
+          "Lines of batches that have not ended. If lines are open but none is claimed, no router "
+          "runs batches, or none has room."),
     Panel("Answers by outcome", "reqps", [rate("moe_batch_answers_total", "outcome")],
           "Lines answered per second. The error files give the reasons of failed lines."),
     Panel("Age", "s", [Query("max(moe_batch_oldest_age_seconds)", "oldest batch")],
@@ -46,8 +46,8 @@ _GAPS = [
     Panel("Lines and room", "short",
           [Query(_RUNNING, "running"), Query(_FREE, "more would have room"),
            Query("sum(moe_batch_waiting_lines)", "waiting")],
-          "Lines on ranks, the remaining room, and lines that wait. If lines wait although there is "
-          "room, the engines' queues or KV caches are full."),
+          "Lines on ranks, the remaining room, and lines that wait. If lines wait although there "
+          "is room, the engines' queues or KV caches are full."),
     Panel("Preemptions", "reqps",
           [Query(_PREEMPTIONS, "preemptions"),
            Query(f"{_PREEMPTIONS} / clamp_min({_ANSWERS}, 0.01)", "per answer")],

@@ -57,15 +57,16 @@ _BUDGETS = [
     Panel("Above a soft limit", "reqps", [rate("moe_budget_warnings_total", "scope, period")],
           "Prompts/s of tenants and keys above the soft limit of a budget; the log names them."),
     Panel("Ledger behind", "s", [Query("max(moe_ledger_lag_seconds)", "lag")],
-          "Age of the oldest record that is not in the database; above a minute, the database is slow or "
-          "unavailable."),
+          "Age of the oldest record that is not in the database; above a minute, the database is slow "
+          "or unavailable."),
     Panel("Records lost", "short",
           [Query(f"sum(increase(moe_ledger_records_dropped_total[{RATE}]))", "dropped")],
           "Requests that cannot be billed; the log has the reason."),
     Panel("Database failures", "short",
           [Query(f"sum(increase(moe_ledger_failures_total[{RATE}]))", "inserts"),
            Query(f"sum(increase(moe_budget_store_failures_total[{RATE}]))", "reservations")],
-          "Transactions that failed or took too long; until this is fixed, ledger.budget_down applies."),
+          "Transactions that failed or took too long; until this is fixed, ledger.budget_down "
+          "applies."),
 ]  # fmt: skip
 
 DASHBOARD = dashboard(

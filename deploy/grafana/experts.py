@@ -47,8 +47,8 @@ _BALANCE = [
 
 _SPECULATION = [
     Panel("Acceptance", "percentunit", [Query(f"{_ACCEPTED} / ({_PROPOSED} > 0)", "{{group}}")],
-          "Share of drafted tokens that were accepted. Below about 0.5, drafting costs more than it "
-          "saves."),
+          "Share of drafted tokens that were accepted. Below about 0.5, drafting costs more than "
+          "it saves."),
     Panel("Drafted and accepted", "short",
           [Query(_PROPOSED, "{{group}} drafted"), Query(_ACCEPTED, "{{group}} accepted")],
           "Drafted and accepted tokens/s."),

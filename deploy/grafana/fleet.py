@@ -77,8 +77,8 @@ _ROUTING = [
                  f"sum(rate(moe_prompt_tokens_total[{RATE}]))", "actual"),
            Query(f"sum(rate(moe_prefix_matched_tokens_total[{RATE}])) / "
                  f"sum(rate(moe_prompt_tokens_total[{RATE}]))", "expected by routing")],
-          "Cached share of prompt tokens. If the expected share is far above the actual one, caches "
-          "change faster than ranks report."),
+          "Cached share of prompt tokens. If the expected share is far above the actual one, "
+          "caches change faster than ranks report."),
 ]  # fmt: skip
 
 _FAILURES = [

@@ -3,9 +3,8 @@
 Our client, vLLM's bench client and guidellm send the same load one after another, in several
 rounds, to one running server: fake ranks at a fixed pace, or the router at --rest-url. Lengths,
 streams and requests are equal, with ignore_eos; texts differ, so that no prefix cache contains
-them. Writes
-deploy/docs/performance/agreement.json and agreement.md unless --quick. The exit code is 1 if our
-tokens/s are not within 3 % of the others'.
+them. Writes deploy/docs/performance/agreement.json and agreement.md unless --quick. The exit code
+is 1 if our tokens/s are not within 3 % of the others'.
 """
 
 import argparse
@@ -34,7 +33,7 @@ from serving.settings import BUNDLED_MODEL
 
 _FOLDER = Path(__file__).resolve().parents[2] / "deploy" / "docs" / "performance"
 _APART = 10**6
-"""Seed offset of the warm-up, whose texts must differ from those of every turn."""
+"""Seed offset of the warm-up, whose texts must differ from those of the measurement."""
 _COUNTER = re.compile(r"^moe_generated_tokens_total(?:\{[^}]*\})? (\S+)$", re.MULTILINE)
 
 

@@ -3,8 +3,7 @@
 A router with fake ranks, a plain grpc.aio server and a plain uvicorn server, each in a separate
 process, are flooded one after another, over one connection and over several, while a client of each
 reads a token every few milliseconds. Prints how much each flood increases the worst gap between two
-tokens,
-and writes deploy/docs/performance/floods.json and floods.md unless --quick.
+tokens, and writes deploy/docs/performance/floods.json and floods.md unless --quick.
 """
 
 import contextlib

@@ -27,7 +27,7 @@ from serving.h2grpc.server import Server
 SERVERS = ("serving.h2grpc", "grpc.aio")
 CONNECTIONS = (1, 8)
 STREAMS = 64
-"""Concurrent streams over all connections; also the number of concurrent unary calls."""
+"""Number of concurrent streams over all connections, and of concurrent unary calls."""
 EVERY = 0.02
 """Seconds between two messages of a stream."""
 MESSAGE = b"x" * 90

@@ -18,7 +18,7 @@ class Objective:
 
     ttft: float
     itl: float
-    """Limit of a request's mean inter-token latency."""
+    """Maximum mean inter-token latency of a request."""
 
 
 @dataclass(slots=True)
@@ -27,7 +27,7 @@ class Outcome:
 
     sample: int
     seconds: float
-    """Duration of the arrivals."""
+    """Duration of the arrivals, seconds."""
     requests: int = 0
     refused: int = 0
     resumed: int = 0

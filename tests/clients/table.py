@@ -59,8 +59,8 @@ def _head(data: Mapping[str, Any]) -> str:
         "# Tested clients\n\n"
         "The tables show released, unmodified clients with a router and two expert-parallel vLLM "
         f"ranks of `{data['model']}`; `make clients` runs them and writes this page. ✓ means that "
-        "the feature was tested and works, and ✗ that it fails. A number refers to the list of "
-        "reasons why a feature is missing or fails.\n\n"
+        "the feature was tested and works, and ✗ that it fails. A number refers to the list "
+        "of reasons why a feature is missing or fails.\n\n"
         f"Run on {_dates(data['clients'])} with vLLM {data['vllm']} on {machine['cores']} cores "
         f"({machine['cpu']}), Python {machine['python']}, Node {data['node']}."
     )

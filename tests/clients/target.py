@@ -28,7 +28,7 @@ class Target:
     url: str
     """REST address, without /v1."""
     grpc: str
-    """host:port."""
+    """Address, host:port."""
     model: str
     keys: Mapping[str, Keys] = field(default_factory=dict)
     """Keys by client; other clients use ``common``."""

@@ -45,7 +45,7 @@ def pages() -> list[Path]:
 
 
 def commands(page: Path) -> list[Command]:
-    """Return a page's commands in their order."""
+    """Return the commands of a page in order."""
     text = page.read_text("utf-8")
     name = str(page.relative_to(ROOT))
     found: list[Command] = []

@@ -47,7 +47,7 @@ class Shape:
     ranks: int = 2
     token_delay: float = 0.02
     slots: int = 8
-    """Maximum requests in a rank's batch."""
+    """Maximum number of requests in a rank's batch."""
     stall_timeout: float = 3.0
     keepalive: float = 2.0
     restart: float = 2.0

@@ -65,7 +65,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def commands() -> list[str]:
-    """Return the commands of the page, continued lines joined."""
+    """Return the commands of the page, with continuation lines joined."""
     text = (EXAMPLES / "README.md").read_text("utf-8").replace("\\\n", " ")
     return re.findall(r"^\$ (.*)$", text, re.MULTILINE)
 

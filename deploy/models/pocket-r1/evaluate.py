@@ -4,8 +4,8 @@ A running server:   python deploy/models/pocket-r1/evaluate.py --url http://127.
 Without a server:   python deploy/models/pocket-r1/evaluate.py --offline
 
 The problems use a different seed than training. The exit code is 1 if a task is below --at-least.
---held-out problems of each task use phrasings that are not in the training data (heldout.py); they show how
-unusual questions are answered, and do not affect the exit code.
+--held-out problems of each task use phrasings that are not in the training data (heldout.py); they
+show how unusual questions are answered, and do not affect the exit code.
 """
 
 import argparse

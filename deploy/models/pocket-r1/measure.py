@@ -2,9 +2,9 @@
 
     python deploy/models/pocket-r1/measure.py
 
-Prints, for problems that are not in the training data: the share of samples whose reasoning and answer consist of
-the most likely tokens (as with greedy decoding), how often the MTP layer predicts the token that the
-model generates after the next, and the load of each expert.
+Prints, for problems that are not in the training data: the share of samples whose reasoning and
+answer consist of the most likely tokens (as with greedy decoding), how often the MTP layer predicts
+the token that the model generates after the next, and the load of each expert.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """Worked solutions: the answer, and a trace in which each character needs at most one look-up.
 
 Numbers are zero-padded to a fixed width, which puts digits into fixed columns. Words are spelled
-with an index before each letter, by which a letter can be found. Each task has one form of answer
+with an index before each letter, so that a letter can be found. Each task has one form of answer
 (see the README).
 """
 

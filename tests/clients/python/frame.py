@@ -25,7 +25,7 @@ from typing import Any
 URL = os.environ["CLIENT_URL"]
 """REST address, without /v1 and a trailing slash."""
 GRPC = os.environ["CLIENT_GRPC"]
-"""host:port."""
+"""Address of the server, host:port."""
 MODEL = os.environ["CLIENT_MODEL"]
 KEY = os.environ.get("CLIENT_KEY") or "none"
 NARROW_KEY = os.environ.get("CLIENT_NARROW_KEY", "")

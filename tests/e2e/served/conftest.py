@@ -56,8 +56,8 @@ class Stack:
 def chart_settings(folder: Path) -> tuple[str, ...]:
     """Write the settings file that Helm renders for pocket-r1 on CPU nodes; return up's flags.
 
-    The file is the ConfigMap's, unchanged. The flags add what a pod has and this machine has not:
-    the files of Secrets, and addresses. Without Helm, return no flags.
+    The file is taken from the ConfigMap unchanged. The flags specify what exists only in a pod: the
+    files of Secrets, and addresses. Without Helm, return no flags.
     """
     if not HELMS["4"].is_file():
         return ()

@@ -69,7 +69,7 @@ class RayNode:
     log: Path
     """Log of its Ray."""
     pause: float = 5.0
-    """Minimum seconds between two starts."""
+    """Minimum time between two starts, seconds."""
     patience: float = 120.0
     """Timeout of a start of Ray, seconds."""
     starts: int = 0

@@ -25,7 +25,7 @@ from tests.support.clock import SteppingClock
 PACKAGES = ("serving.h2grpc", "h2", "hpack", "hyperframe")
 _PREFACE, _PAUSED, _CUT = 1, 2, 4
 """Flags in the first byte: send the preface first; stop reading; disconnect at once.
-The second byte determines how the rest is split into reads; zero: not split."""
+The second byte determines how the rest is split into reads; with zero, it is not split."""
 _STREAMS = 8
 _MESSAGE = 2**12
 _METADATA = 2**11

@@ -26,7 +26,7 @@ from tests.fuzz.guided.transport import Transport
 PACKAGES = ("serving.edge.rest.http_protocol", "serving.h2grpc.turns", "uvicorn")
 _CUT, _HALF, _PAUSED = 1, 2, 4
 """Flags in the first byte: disconnect in the middle; half-close; read slowly.
-The second byte determines how the rest is split into reads; zero: not split."""
+The second byte determines how the rest is split into reads; with zero, it is not split."""
 _PIECE = 256
 _HEAD = 1024
 _SETTLING = 300
