@@ -215,9 +215,13 @@ class ChatBatchHandler(RouterErrors, OpenAIChatFields, OpenAIServingChatBatch):
                 return response_to(f"{name!r} is not supported in chat batches", param=name)
         answer = await super().create_batch_chat_completion(request, *args, **kwargs)
         if isinstance(answer, ChatCompletionResponse):
+            hides = not getattr(request, "include_reasoning", True)
             for choice in answer.choices:
                 if choice.message.reasoning is not None:
                     choice.message.reasoning_content = choice.message.reasoning
+                if hides:
+                    # As in chats: they would show the reasoning.
+                    choice.logprobs = choice.token_ids = None
             answer.__class__ = ChatAnswer
         return answer
 

@@ -121,6 +121,40 @@ async def test_a_message_says_what_ended_it(edge, inputs, stop, reason):
     assert begun["cache_read_input_tokens"] == 3
 
 
+# -- hidden reasoning -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        pytest.param({}, id="nothing"),
+        pytest.param({"logprobs": True, "top_logprobs": 2}, id="logprobs"),
+        pytest.param({"logprobs": True, "return_tokens_as_token_ids": True}, id="token-names"),
+        pytest.param({"return_token_ids": True}, id="token-ids"),
+        pytest.param({"enable_response_messages": True}, id="messages"),
+        pytest.param({"include": ["message.output_text.logprobs"]}, id="logprobs-of-text"),
+        pytest.param({"stop": ["</think>"]}, id="stopped"),
+        pytest.param({"max_tokens": 5, "max_output_tokens": 5}, id="truncated"),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("path", ["chat/completions", "chat/completions/batch", "responses"])
+async def test_hidden_reasoning_is_in_no_field(edge, path, stream, fields):
+    edge.engine.script = "SECRET words</think>It is 42"
+    if path == "responses":
+        fields = {name: value for name, value in fields.items() if name != "logprobs"}
+    elif path.endswith("batch") and stream:
+        stream = False
+    body = {"responses": RESPONSE, "chat/completions/batch": BATCH}.get(path, CHAT)
+    answer = await posted(
+        edge, f"/v1/{path}", body, include_reasoning=False, stream=stream, **fields
+    )
+    assert answer.status_code == 200, answer.text
+    tokens = [83, 69, 67]  # the model has a token for each byte
+    for leaked in ("SECRE", '"S"', str(tokens)[1:-1].replace(" ", ""), "token_id:83"):
+        assert leaked not in answer.text
+
+
 # -- batches of chats -----------------------------------------------------------------------------
 
 BATCH = {**CHAT, "messages": [CHAT["messages"]] * 2}
