@@ -19,7 +19,8 @@ The queue neither waits nor reads a clock. All operations are O(log n) in reques
 """
 
 from collections import Counter, OrderedDict
-from heapq import heapify, heappop, heappush
+from collections.abc import Iterator
+from heapq import heapify, heappop, heappush, heapreplace
 from itertools import count
 from typing import Generic, Protocol, TypeVar
 
@@ -185,6 +186,16 @@ class FairQueue(Generic[T]):
         better += sum(waiting.tokens for waiting in self._classes[:level])
         return better + self._classes[level].tokens_ahead(item)
 
+    def upcoming(self, now: float) -> Iterator[T]:
+        """Yield the queued requests in the order in which they would be served if none arrived.
+
+        Each takes O(log tenants). The queue must not change meanwhile.
+        """
+        self._age(now)
+        yield from self._resumed
+        for waiting in self._classes:
+            yield from waiting.upcoming()
+
     def _enter(self, item: T, level: int, now: float) -> None:
         self._level[item] = level
         self._classes[level].add(item, self._numbers)
@@ -268,6 +279,21 @@ class _Class(Generic[T]):
                 return flow.head
             heappop(self._heap)
         return None
+
+    def upcoming(self) -> Iterator[T]:
+        """Yield the requests in the order of ``serve``, which is only simulated."""
+        heap = [(flow.start, flow.turn, tenant) for tenant, flow in self._flows.items()]
+        heapify(heap)
+        items = {tenant: iter(flow.items) for tenant, flow in self._flows.items()}
+        turns = count(max((turn for _, turn, _ in heap), default=0) + 1)
+        while heap:
+            start, _, tenant = heap[0]
+            item = next(items[tenant], None)
+            if item is None:
+                heappop(heap)
+                continue
+            yield item
+            heapreplace(heap, (start + item.tokens / item.weight, next(turns), tenant))
 
     def serve(self, numbers: "count[int]") -> None:
         """Remove the head and advance its tenant's start tag."""

@@ -1,7 +1,7 @@
 """Requests in progress: phase, rank and why it was chosen; never a text of prompt or output."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from heapq import nsmallest
 from typing import Any, Protocol
 
@@ -11,12 +11,14 @@ from serving.clock import Clock
 from serving.console.hub import Parts
 from serving.errors import InvalidRequest
 from serving.request_context import RequestContext
-from serving.requests.view import RequestView
+from serving.requests.view import NO_POSITIONS, RequestView
 
 PREFIX = "requests"
 """Beginning of the names of these feeds."""
 MAX_REQUESTS = 200
 """Maximum number of requests in a snapshot, the oldest first; ``total`` counts all."""
+MAX_POSITIONS = 1000
+"""Maximum position in the queue that is shown."""
 _encode = msgspec.json.Encoder().encode
 
 
@@ -28,8 +30,8 @@ class RunningRequest(Protocol):
         """Tenant, priority and record of the request."""
         ...
 
-    def view(self) -> RequestView:
-        """Return the current state."""
+    def view(self, positions: Mapping[Any, int] = NO_POSITIONS) -> RequestView:
+        """Return the current state, with the position in the queue if it is in ``positions``."""
         ...
 
     def cancel(self, reason: str) -> None:
@@ -38,22 +40,29 @@ class RunningRequest(Protocol):
 
 
 Source = Callable[[], Iterable[RunningRequest]]
+Positions = Callable[[int], Mapping[Any, int]]
+"""Returns the positions in their queues, from 1, of at most so many queued requests per queue."""
 
 
 class RequestsFeed:
     """Builds the part ``requests``: those of one tenant, or all."""
 
-    def __init__(self, source: Source, clock: Clock, tenant: str | None) -> None:
+    def __init__(
+        self, source: Source, positions: Positions, clock: Clock, tenant: str | None
+    ) -> None:
         """Create the feed.
 
         Args:
             source: Returns the requests in progress.
-            clock: The router's clock, for ages.
+            positions: Returns the positions of queued requests.
+            clock: The router's clock, for times of arrival.
             tenant: Show only requests of this tenant. None: all.
         """
         self._source = source
-        self._clock = clock
+        self._positions = positions
         self._tenant = tenant
+        # Constant, so that the times of arrival do not change between snapshots.
+        self._epoch = clock.time() - clock.monotonic()
 
     def __call__(self) -> Parts:
         """Return the part as JSON."""
@@ -63,13 +72,14 @@ class RequestsFeed:
             if self._tenant is None or request.context.tenant == self._tenant
         ]
         # Only those that are listed are looked at, because there may be thousands.
-        listed = [request.view() for request in nsmallest(MAX_REQUESTS, requests, key=_arrival)]
-        now = self._clock.monotonic()
+        oldest = nsmallest(MAX_REQUESTS, requests, key=_arrival)
+        positions = self._positions(MAX_POSITIONS)
+        listed = [request.view(positions) for request in oldest]
         content = {
             "total": len(requests),
             # Of the listed requests.
             "phases": dict(Counter(str(view.phase) for view in listed)),
-            "requests": [_request(view, now) for view in listed],
+            "requests": [_request(view, self._epoch) for view in listed],
         }
         return {PREFIX: _encode(content)}
 
@@ -98,7 +108,7 @@ def _arrival(request: RunningRequest) -> float:
     return request.context.record.arrived_at or 0.0
 
 
-def _request(view: RequestView, now: float) -> dict[str, Any]:
+def _request(view: RequestView, epoch: float) -> dict[str, Any]:
     context, decision = view.context, view.decision
     record = context.record
     arrived = record.arrived_at
@@ -112,10 +122,11 @@ def _request(view: RequestView, now: float) -> dict[str, Any]:
         "priority": context.priority.name.lower(),
         "session": context.session_id,
         "phase": view.phase.value,
-        # Tenths, so that a waiting request does not change with every snapshot's rounding.
-        "age": None if arrived is None else round(now - arrived, 1),
+        # Unix time, not an age: a snapshot in which nothing happened equals the last one.
+        "since": None if arrived is None else round(epoch + arrived, 1),
         "waited": round(record.waited, 2),
         "waiting_for": view.waiting_for,
+        "position": view.position,
         "predicted_wait": view.predicted_wait,
         "resumes": record.resumes,
         "prompt_tokens": view.prompt_tokens,

@@ -24,7 +24,7 @@ from serving.console.experts_feed import MAX_GROUPS, ExpertsFeed
 from serving.console.fleet_feed import FleetFeed
 from serving.console.hub import Parts, SnapshotHub
 from serving.console.prices import price_lists
-from serving.console.requests_feed import PREFIX, RequestsFeed, Source, cancel
+from serving.console.requests_feed import PREFIX, Positions, RequestsFeed, Source, cancel
 from serving.console.spending import Spending
 from serving.console.stream import SnapshotStream
 from serving.console.timeline import Timeline
@@ -72,6 +72,7 @@ class ConsoleSources:
 
     fleet: Callable[[], FleetSnapshot]
     requests: Source
+    positions: Positions
     explain_all: Callable[[bool], None]
     """Called with whether somebody watches requests."""
     inflight: Callable[[], int]
@@ -176,6 +177,8 @@ class Console:
                 "ledger": tariff is not None,
                 "grpc_port": self._sources.grpc_port,
                 "drain_timeout": self._sources.drain_timeout,
+                "interval": self._settings.interval,
+                "now": self._clock.time(),
             },
             headers=_JSON_HEADERS,
         )
@@ -201,7 +204,7 @@ class Console:
             _require(principal, Permission.USER)
             tenant = None if principal.has(Permission.ADMIN) else principal.tenant
             key = PREFIX if tenant is None else f"{PREFIX}:{tenant}"
-            return key, RequestsFeed(sources.requests, self._clock, tenant)
+            return key, RequestsFeed(sources.requests, sources.positions, self._clock, tenant)
         _require(principal, Permission.ADMIN)
         if name == "fleet":
             return name, FleetFeed(sources.fleet, sources.models, self._clock)

@@ -12,6 +12,7 @@ import asyncio
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import structlog
 from vllm.outputs import RequestOutput
@@ -40,7 +41,7 @@ from serving.requests.reasoning_count import ReasoningMarks
 from serving.requests.resume import Way, plan
 from serving.requests.stream import RequestStream
 from serving.requests.token_timings import TokenTimings
-from serving.requests.view import Phase, RequestView
+from serving.requests.view import NO_POSITIONS, Phase, RequestView
 from serving.routing.decision import RoutingRequest
 from serving.settings import FleetSettings
 from serving.telemetry import metrics
@@ -246,8 +247,12 @@ class FleetRequest:
         """Tenant, priority and record of the request."""
         return self._request.context
 
-    def view(self) -> RequestView:
-        """Return the current state."""
+    def view(self, positions: Mapping[Any, int] = NO_POSITIONS) -> RequestView:
+        """Return the current state.
+
+        Args:
+            positions: ``AdmissionController.positions``; without it, the position is unknown.
+        """
         request, record, waiting = self._request, self._record, self._admission_request
         phase = Phase.QUEUED
         if self._placement is not None:
@@ -263,6 +268,7 @@ class FleetRequest:
             phase=phase,
             decision=record.decisions[-1] if record.decisions else None,
             waiting_for="" if self._placement is not None else waiting.why,
+            position=positions.get(waiting),
             predicted_wait=waiting.predicted,
             prompt_tokens=len(request.buffer.prompt_token_ids),
             cached_tokens=request.buffer.cached_tokens,

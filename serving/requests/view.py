@@ -1,10 +1,16 @@
 """The view of one request in progress that operators see."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from types import MappingProxyType
+from typing import Any
 
 from serving.request_context import RequestContext
 from serving.routing.decision import RoutingDecision
+
+NO_POSITIONS: Mapping[Any, int] = MappingProxyType({})
+"""Positions of no request in the queue."""
 
 
 class Phase(StrEnum):
@@ -35,6 +41,9 @@ class RequestView:
     """The last placement. None before the first one."""
     waiting_for: str
     """Why the request is not on a rank, as a sentence; empty if it is on one."""
+    position: int | None
+    """Position in the queue of its model, from 1. None if the request is not queued or its
+    position is unknown."""
     predicted_wait: float | None
     """Wait predicted by admission, seconds. None if the request did not wait or the wait is
     unknown."""

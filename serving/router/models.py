@@ -20,7 +20,7 @@ from vllm.config import VllmConfig
 from vllm.reasoning import ReasoningParserManager
 from vllm.tool_parsers import ToolParserManager
 
-from serving.admission.api import Bystander
+from serving.admission.api import AdmissionRequest, Bystander
 from serving.admission.budgets import Budgets
 from serving.admission.controller import AdmissionController, quotas_of
 from serving.admission.quotas import LimitsOf
@@ -272,6 +272,13 @@ class RouterModels:
     def requests(self) -> Iterator[FleetRequest]:
         """Return the requests of all models that have been validated and have not ended."""
         return chain.from_iterable(client.requests() for client in self._clients())
+
+    def positions(self, most: int) -> dict[AdmissionRequest, int]:
+        """Return ``AdmissionController.positions`` of all models; each model has a queue."""
+        found: dict[AdmissionRequest, int] = {}
+        for model in self._models.values():
+            found |= model.admission.positions(most)
+        return found
 
     def explain_all(self, *, on: bool) -> None:
         """Keep the scores of all routing decisions from now on, or only the requested ones."""

@@ -40,6 +40,7 @@ def console_of(
     sources = ConsoleSources(
         fleet=models.fleet.snapshot,
         requests=models.requests,
+        positions=models.positions,
         explain_all=lambda on: models.explain_all(on=on),
         inflight=lambda: gate.inflight,
         operator=operator,

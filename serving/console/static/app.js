@@ -1,8 +1,8 @@
 // Start: sign-in, views, theme and keyboard.
 
-import { Failure, json, signIn, signedIn } from "./api.js";
+import { Failure, follow, json, signIn, signedIn } from "./api.js";
 import { Chat } from "./chat.js";
-import { button, dialog, el, field, text, toast, visible } from "./dom.js";
+import { button, dialog, el, field, recall, remember, text, toast, visible } from "./dom.js";
 
 const VIEWS = [
   { name: "chat", label: "Chat", allowed: (who) => who.chat, load: async (who) => new Chat(who) },
@@ -15,18 +15,18 @@ const VIEWS = [
 ];
 const SHORTCUTS = [
   ["Enter", "Send the message"], ["Shift + Enter", "New line"], ["Esc", "Stop the answer, cancel an edit"], ["/", "Go to the message field"],
-  ["Alt + N", "New conversation"], ["Alt + 1 … 7", "Switch views"], ["?", "This list"],
+  ["Alt + N", "New conversation"], ["Alt + E", "Edit the last message"], ["Alt + R", "Regenerate the last answer"], ["Alt + 1 … 7", "Switch views"], ["?", "This list"],
 ];
 
 const main = document.querySelector("main");
 const nav = document.querySelector("nav.tabs");
 const action = (name) => document.querySelector(`[data-action=${name}]`);
 const loaded = new Map();
-let who = null, shown = null;
+let who = null, shown = null, turn = 0;
 
 function theme(choice) {
-  if (choice) localStorage.setItem("moe-console-theme", choice);
-  const value = localStorage.getItem("moe-console-theme") ?? "auto";
+  if (choice) remember("localStorage", "moe-console-theme", choice);
+  const value = choice ?? recall("localStorage", "moe-console-theme") ?? "auto";
   if (value === "auto") delete document.documentElement.dataset.theme;
   else document.documentElement.dataset.theme = value;
   action("theme").setAttribute("aria-label", `Theme: ${value}`);
@@ -51,17 +51,30 @@ function signInForm(problem) {
   input.focus();
 }
 
+// Puts a notice where a view would be.
+function notice(title, problem, ...more) {
+  main.replaceChildren(el("div.sign-in", {}, el("h1", {}, title), el("p.error", { role: "alert" }, visible(problem)), ...more));
+}
+
+function leave() {
+  turn += 1;
+  shown?.hide?.();
+  shown = null;
+}
+
 async function start() {
   // Another key may belong to another tenant.
+  leave();
+  for (const view of loaded.values()) view.close?.();
   loaded.clear();
   try {
     who = await json("api/session");
   } catch (error) {
     who = null;
     if (error instanceof Failure && error.status === 401) return undefined; // the form is shown
-    main.replaceChildren(el("div.sign-in", {}, el("h1", {}, "Not available"), el("p.error", { role: "alert" }, visible(error.message)), button("Try again", start, { kind: "primary" })));
-    return undefined;
+    return notice("Not available", error.message, button("Try again", start, { kind: "primary" }));
   }
+  follow(who);
   action("sign-out").hidden = !signedIn();
   const views = VIEWS.filter((view) => view.allowed(who));
   nav.replaceChildren(...views.map((view) => el("a", { href: `#${view.name}` }, view.label)));
@@ -70,25 +83,32 @@ async function start() {
 }
 
 async function show() {
-  if (!who) return;
-  const views = VIEWS.filter((view) => view.allowed(who));
+  if (!who) return undefined;
+  leave();
+  const own = turn, views = VIEWS.filter((view) => view.allowed(who));
   const view = views.find((each) => each.name === location.hash.slice(1)) ?? views[0];
-  if (!view) {
-    main.replaceChildren(el("div.sign-in", {}, el("h1", {}, "Nothing to show"), el("p", {}, "This key has neither role user nor role admin.")));
-    return;
-  }
+  if (!view) return notice("Nothing to show", "This key has neither role user nor role admin.");
   for (const link of nav.children) {
     if (link.hash === `#${view.name}`) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
   }
-  shown?.hide?.();
-  if (!loaded.has(view.name)) loaded.set(view.name, await view.load(who));
+  try {
+    if (!loaded.has(view.name)) {
+      const made = await view.load(who);
+      if (own !== turn) return undefined; // another view was chosen while this one loaded
+      loaded.set(view.name, made);
+    }
+  } catch {
+    if (own !== turn) return undefined;
+    return notice("Not available", "The router cannot be reached.", button("Try again", () => location.reload(), { kind: "primary" }));
+  }
   shown = loaded.get(view.name);
   document.title = `${view.label} · moe-serving`;
   main.replaceChildren(shown.element);
   shown.show?.();
   nav.querySelector("[aria-current]")?.scrollIntoView({ block: "nearest", inline: "nearest" });
   if (matchMedia("(hover: hover)").matches) shown.focus?.();
+  return undefined;
 }
 
 function keyboard(event) {
@@ -110,11 +130,13 @@ const keys = () => dialog("Keyboard", el("dl.keys", {}, SHORTCUTS.flatMap(([key,
 action("theme").addEventListener("click", () => {
   const order = ["auto", "light", "dark"];
   toast(`Theme: ${theme(order[(order.indexOf(theme()) + 1) % 3])}`);
+  shown?.repaint?.();
 });
 action("keys").addEventListener("click", keys);
 action("sign-out").addEventListener("click", () => {
   signIn("", false);
-  shown?.hide?.();
+  leave();
+  who = null;
   location.hash = "";
   location.reload();
 });
@@ -122,8 +144,8 @@ document.addEventListener("keydown", keyboard);
 addEventListener("hashchange", show);
 addEventListener("console:unauthenticated", ({ detail }) => {
   if (document.querySelector("form.sign-in")) return text(document.querySelector("#problem"), visible(detail));
-  shown?.hide?.();
-  who = shown = null;
+  leave();
+  who = null;
   return signInForm(signedIn() ? detail : "");
 });
 theme();

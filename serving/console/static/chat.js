@@ -2,7 +2,7 @@
 
 import { json } from "./api.js";
 import { complete } from "./completion.js";
-import { Conversation, Conversations, serialize } from "./conversations.js";
+import { Conversation, Conversations, EFFORTS, MAX_IMPORT, serialize } from "./conversations.js";
 import { button, confirm, dialog, download, el, field, toast, visible } from "./dom.js";
 import { Message } from "./message.js";
 import { snippets } from "./tryit.js";
@@ -12,13 +12,27 @@ const NUMBERS = { temperature: [0, 2, 0.05], top_p: [0.01, 1, 0.01], max_tokens:
 export class Chat {
   constructor(session) {
     this.session = session;
-    this.store = new Conversations(session.tenant);
+    this.full = false;
+    this.store = new Conversations(session.tenant, { onChange: (conversation) => this.changedElsewhere(conversation), onFull: () => this.storageFull() });
     this.current = this.store.all[0] ?? new Conversation();
-    this.aborter = null;
+    this.runs = new Map(); // conversation to its answer that streams: {node, message, aborter, ended}
     this.models = [];
     this.build();
     this.open(this.current);
-    this.loadModels();
+  }
+
+  show() {
+    this.loadModels(); // adapters come and go
+  }
+
+  // Ends what streams: the page continues with another key.
+  close() {
+    for (const { aborter } of this.runs.values()) aborter.abort();
+    this.store.close();
+  }
+
+  get run() {
+    return this.runs.get(this.current);
   }
 
   build() {
@@ -27,7 +41,8 @@ export class Chat {
     this.scroller = el("div.scroller", { tabIndex: 0, role: "region", "aria-label": "Messages" }, this.thread);
     this.input = el("textarea", { rows: 1, placeholder: "Ask anything", "aria-label": "Message", enterKeyHint: "send", dir: "auto" });
     this.send = el("button.primary", { type: "submit" }, "Send");
-    this.stop = button("Stop", () => this.aborter?.abort(), { kind: "danger", hidden: true });
+    this.stop = button("Stop", (event) => { if (event.detail < 2) this.run?.aborter.abort(); }, // not by a double click on Send
+      { kind: "danger", hidden: true });
     this.composer = el("form.composer", { onsubmit: (event) => { event.preventDefault(); this.submit(); } },
       this.input, el("div.buttons", {}, this.stop, this.send));
     this.input.addEventListener("input", () => this.grow());
@@ -35,11 +50,11 @@ export class Chat {
       if (event.key === "Enter" && !event.shiftKey && !event.isComposing) { event.preventDefault(); this.submit(); }
     });
     this.model = el("select", { onchange: () => this.change({ model: this.model.value }) });
-    this.system = el("textarea", { rows: 3, onchange: () => this.change({ system: this.system.value }) });
+    this.system = el("textarea", { rows: 3, oninput: () => this.change({ system: this.system.value }) });
     this.effort = el("select", { onchange: () => this.sample("reasoning_effort", this.effort.value) },
-      ["", "low", "medium", "high"].map((value) => el("option", { value }, value || "default")));
+      ["", ...EFFORTS].map((value) => el("option", { value }, value || "default")));
     this.numbers = Object.fromEntries(Object.entries(NUMBERS).map(([name, [min, max, step]]) =>
-      [name, el("input", { type: "number", min, max, step: step < 1 ? "any" : step, placeholder: "default", onchange: () => this.sample(name, this.numbers[name].value) })]));
+      [name, el("input", { type: "number", min, max, step: step < 1 ? "any" : step, placeholder: "default", oninput: () => this.sample(name, this.numbers[name].value), onchange: () => this.numbers[name].reportValidity() })]));
     this.parameters = el("aside.parameters", { id: "parameters", "aria-label": "Parameters", hidden: true },
       el("h2", {}, "Parameters"), field("Model or adapter", this.model), field("System prompt", this.system),
       field("Reasoning effort", this.effort, "Has an effect if the model's chat template uses it."),
@@ -82,6 +97,7 @@ export class Chat {
     this.fill();
     this.draw();
     this.drawList();
+    this.busy();
     this.side.classList.remove("open");
     this.sideToggle.setAttribute("aria-expanded", "false");
   }
@@ -94,7 +110,18 @@ export class Chat {
 
   change(fields) {
     Object.assign(this.current, fields);
-    this.store.save();
+    this.store.save(this.current);
+  }
+
+  changedElsewhere(conversation) {
+    this.drawList();
+    // A message that is being edited stays.
+    if (conversation === this.current && !this.run && !this.thread.querySelector("form")) this.draw();
+  }
+
+  storageFull() {
+    if (!this.full) toast("This browser stores no more: new messages are lost when the tab closes. Export and delete conversations.");
+    this.full = true;
   }
 
   sample(name, value) {
@@ -121,7 +148,7 @@ export class Chat {
 
   async remove(conversation) {
     if (!await confirm("Delete this conversation?", "It is kept in this browser only and cannot be restored.", "Delete")) return;
-    if (conversation === this.current) this.aborter?.abort();
+    this.runs.get(conversation)?.aborter.abort();
     this.store.remove(conversation);
     if (conversation === this.current) this.open(this.store.all[0] ?? new Conversation());
     else this.drawList();
@@ -134,9 +161,11 @@ export class Chat {
   importFile() {
     const chooser = el("input", { type: "file", accept: "application/json", onchange: async () => {
       try {
-        const count = this.store.import(await chooser.files[0].text());
-        toast(`Imported ${count} conversation${count === 1 ? "" : "s"}`);
-        this.open(this.store.all[0] ?? this.current);
+        const [file] = chooser.files;
+        if (file.size > 4 * MAX_IMPORT) throw new Error("the file is larger than 20 MB");
+        const [first, ...others] = this.store.import(await file.text());
+        toast(`Imported ${others.length + (first ? 1 : 0)} conversation${first && !others.length ? "" : "s"}`);
+        if (first) this.open(first);
       } catch (error) {
         toast(`Cannot import: ${error.message}`);
       }
@@ -147,18 +176,24 @@ export class Chat {
   // -- thread
 
   draw() {
+    const { run } = this;
     const actions = {
       siblings: (node) => this.current.siblings(node),
-      show: (node) => { this.current.show(node); this.store.save(); this.draw(); },
-      edit: (node, content) => this.ask(this.current.add(node.parent, "user", content)),
-      regenerate: (node) => this.ask(this.current.nodes[node.parent]),
+      show: (node) => { this.current.show(node); this.store.save(this.current); this.draw(); },
+      edit: (node, content) => this.replace(() => this.current.add(node.parent, "user", content)),
+      regenerate: (node) => this.replace(() => this.current.nodes[node.parent]),
     };
-    this.messages = this.current.path().map((node) => {
-      const known = this.running?.node === node ? this.running : null;
-      return known ?? new Message(node, actions);
-    });
+    this.messages = this.current.path().map((node) => (run?.node === node ? (run.message ??= new Message(node, actions)) : new Message(node, actions)));
     this.thread.replaceChildren(...(this.messages.length ? this.messages.map((each) => each.element) : [this.welcome()]));
     this.scroller.scrollTop = this.scroller.scrollHeight;
+  }
+
+  // Asks again in the middle of a conversation; an answer that still streams there is stopped.
+  async replace(question) {
+    const conversation = this.current, { run } = this;
+    run?.aborter.abort();
+    await run?.ended;
+    if (conversation === this.current && !this.run) this.ask(question());
   }
 
   welcome() {
@@ -175,14 +210,16 @@ export class Chat {
 
   submit() {
     const content = this.input.value.trim();
-    if (!content || this.aborter) return;
+    if (!content || this.run) return;
     this.input.value = "";
     this.grow();
     this.ask(this.current.add(this.current.leaf, "user", content));
   }
 
   body(leaf) {
-    return { model: this.model.value, messages: this.current.messages(leaf), stream: true, stream_options: { include_usage: true }, ...this.current.sampling };
+    // With the usage in each chunk, an answer that is stopped has a token count, too.
+    const stream_options = { include_usage: true, continuous_usage_stats: true };
+    return { model: this.model.value || this.session.model, messages: this.current.messages(leaf), stream: true, stream_options, ...this.current.sampling };
   }
 
   // Prices of a model; an adapter has those of its base model.
@@ -192,41 +229,44 @@ export class Chat {
   }
 
   // Asks for an answer to a message of the user.
-  async ask(node) {
-    if (this.aborter) return;
+  ask(node) {
     const conversation = this.current;
     if (!this.store.all.includes(conversation)) this.store.all.unshift(conversation);
-    conversation.model = this.model.value;
     const body = this.body(node.id);
-    const answer = conversation.add(node.id, "assistant", "");
-    this.aborter = new AbortController();
-    this.busy(true);
-    this.running = null;
+    conversation.model = body.model;
+    const run = { node: conversation.add(node.id, "assistant", ""), message: null, aborter: new AbortController() };
+    this.runs.set(conversation, run);
+    this.busy();
     this.draw();
     this.drawList();
-    const message = (this.running = this.messages.at(-1));
+    // Where the button or field was that asked for it.
+    if (document.activeElement === document.body && matchMedia("(hover: hover)").matches) this.focus();
+    run.ended = this.stream(conversation, run, body);
+  }
+
+  async stream(conversation, { node, message, aborter }, body) {
     message.stream(true);
-    await complete(answer, body, {
-      session: conversation.id, explain: this.session.explain, prices: this.prices(body.model), signal: this.aborter.signal,
+    await complete(node, body, {
+      session: conversation.id, explain: this.session.explain, prices: this.prices(body.model), signal: aborter.signal,
       changed: () => {
         const pinned = this.scroller.scrollHeight - this.scroller.scrollTop - this.scroller.clientHeight < 80;
         message.changed();
         if (pinned && this.current === conversation) requestAnimationFrame(() => { this.scroller.scrollTop = this.scroller.scrollHeight; });
-        this.store.save();
+        this.store.save(conversation);
       },
     });
-    this.aborter = null;
-    this.running = null;
+    this.runs.delete(conversation);
     conversation.updated = Date.now();
     message.stream(false);
-    this.busy(false);
+    this.busy();
+    this.store.save(conversation);
     this.store.saveNow();
-    document.querySelector(".live").textContent = answer.meta.error ? "The answer failed" : "The answer is complete";
+    document.querySelector(".live").textContent = node.meta.error ? "The answer failed" : "The answer is complete";
   }
 
-  busy(on) {
-    this.stop.hidden = !on;
-    this.send.hidden = on;
+  busy() {
+    this.stop.hidden = !this.run;
+    this.send.hidden = Boolean(this.run);
   }
 
   tryIt() {
@@ -240,8 +280,12 @@ export class Chat {
   }
 
   shortcut(event) {
-    if (event.key === "Escape" && this.aborter) this.aborter.abort();
-    else if (event.altKey && event.code === "KeyN") this.fresh();
+    const last = (role) => this.messages.findLast(({ node }) => node.role === role);
+    if (event.key === "Escape" && this.run && !event.isComposing) this.run.aborter.abort();
+    else if (!event.altKey || event.ctrlKey || event.metaKey) return false;
+    else if (event.code === "KeyN") this.fresh();
+    else if (event.code === "KeyE") last("user")?.edit();
+    else if (event.code === "KeyR" && !this.run) last("assistant")?.regenerate();
     else return false;
     return true;
   }

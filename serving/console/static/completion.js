@@ -1,6 +1,9 @@
 // One streamed answer of /v1/chat/completions.
 
-import { call, events } from "./api.js";
+import { call, events, Failure } from "./api.js";
+import { seconds } from "./dom.js";
+
+const LOST = "The connection to the router was lost before the answer was complete.";
 
 // Streams an answer into `node`; calls `changed` after each part. Returns when it has ended.
 export async function complete(node, body, { session, explain, prices, signal, changed }) {
@@ -22,7 +25,7 @@ export async function complete(node, body, { session, explain, prices, signal, c
       }
       if (data === "[DONE]") break;
       const chunk = JSON.parse(data);
-      if (chunk.error) throw Object.assign(new Error(chunk.error.message), { reason: chunk.error.reason });
+      if (chunk.error) throw new Failure(chunk.error.code, chunk.error.message, chunk.error.reason, chunk.error.retry_after);
       const choice = chunk.choices?.[0];
       const delta = choice?.delta ?? {};
       const thought = delta.reasoning ?? delta.reasoning_content ?? "";
@@ -39,13 +42,19 @@ export async function complete(node, body, { session, explain, prices, signal, c
       if (chunk.usage) usage(meta, chunk.usage, last - first, prices);
       changed();
     }
-    if (!meta.finish) meta.error = "The connection ended before the answer was complete.";
+    if (!meta.finish) meta.error = LOST;
   } catch (error) {
     if (error.name === "AbortError") meta.finish = "stopped";
-    else meta.error = error.message;
+    else meta.error = explained(error);
   }
   meta.seconds = (performance.now() - started) / 1000;
   changed();
+}
+
+// The router's own words, with the time after which to try again.
+function explained(error) {
+  if (!(error instanceof Failure)) return error instanceof SyntaxError ? "The router sent something that is not an answer." : LOST;
+  return error.retryAfter >= 1 && !/again/i.test(error.message) ? `${error.message} (try again in ${seconds(error.retryAfter)})` : error.message;
 }
 
 function usage(meta, counts, milliseconds, prices) {

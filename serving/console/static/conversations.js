@@ -1,18 +1,21 @@
-// Conversations as trees: editing or regenerating adds a branch. Kept in this browser only.
+// Conversations as trees: editing or regenerating adds a branch. Kept in this browser only, each
+// under its own key, so that several tabs can write at the same time.
 
-const MAX_CONVERSATIONS = 100;
-const MAX_NODES = 2000;
+const MAX_CONVERSATIONS = 1000; // of a file
+const MAX_NODES = 10_000;
 const MAX_TEXT = 2_000_000; // characters of one message
-const MAX_IMPORT = 20_000_000; // characters of a file
-const SAMPLING = ["temperature", "top_p", "max_tokens", "seed", "reasoning_effort"];
+export const MAX_IMPORT = 20_000_000; // characters of a file
+const NUMBERS = ["temperature", "top_p", "max_tokens", "seed"];
+export const EFFORTS = ["low", "medium", "high"];
 const ROLES = new Set(["user", "assistant"]);
+const ID = /^\w{1,64}$/;
 
 export const newId = () => Array.from(crypto.getRandomValues(new Uint8Array(12)), (byte) => byte.toString(16).padStart(2, "0")).join("");
 
 export class Conversation {
   constructor(data = {}) {
     const now = Date.now();
-    Object.assign(this, { id: newId(), title: "", created: now, updated: now, model: "", system: "", sampling: {}, nodes: {}, leaf: null }, data);
+    Object.assign(this, { id: newId(), title: "", created: now, updated: now, model: "", system: "", sampling: {}, nodes: Object.create(null), leaf: null }, data);
   }
 
   add(parent, role, content) {
@@ -27,113 +30,203 @@ export class Conversation {
   // Returns the messages from the first to `leaf`.
   path(leaf = this.leaf) {
     const found = [];
-    for (let node = this.nodes[leaf]; node && found.length <= MAX_NODES; node = this.nodes[node.parent]) found.unshift(node);
-    return found;
+    for (let node = this.nodes[leaf]; node; node = this.nodes[node.parent]) found.push(node);
+    return found.reverse();
+  }
+
+  children(id) {
+    return Object.values(this.nodes).filter((each) => each.parent === id).sort((a, b) => a.created - b.created || (a.id < b.id ? -1 : 1));
   }
 
   siblings(node) {
-    return Object.values(this.nodes).filter((each) => each.parent === node.parent && each.role === node.role)
-      .sort((a, b) => a.created - b.created || (a.id < b.id ? -1 : 1));
+    return this.children(node.parent).filter((each) => each.role === node.role);
   }
 
   // Shows another branch, down to its newest message.
   show(node) {
-    let at = node;
-    for (;;) {
-      const children = Object.values(this.nodes).filter((each) => each.parent === at.id).sort((a, b) => a.created - b.created);
-      if (!children.length) break;
-      at = children.at(-1);
-    }
-    this.leaf = at.id;
+    for (let at = node; at; at = this.children(at.id).at(-1)) this.leaf = at.id;
   }
 
+  // Returns what is sent to the model. An answer that failed before its first word is left out.
   messages(leaf) {
-    const found = this.path(leaf).map(({ role, content }) => ({ role, content }));
+    const found = this.path(leaf).filter(({ role, content }) => role === "user" || content).map(({ role, content }) => ({ role, content }));
     return this.system ? [{ role: "system", content: this.system }, ...found] : found;
+  }
+
+  // Adds the messages of another copy; of messages that both have, the one that got further.
+  merge(other) {
+    for (const node of Object.values(other.nodes)) {
+      const known = this.nodes[node.id];
+      if (!known || further(node) > further(known)) this.nodes[node.id] = node;
+    }
+    if (other.updated > this.updated) ({ title: this.title, updated: this.updated } = other);
+    // What was added behind the last message that this copy shows is shown.
+    if (!this.leaf || this.path(other.leaf).includes(this.nodes[this.leaf])) this.leaf = other.leaf;
   }
 }
 
+export const ended = ({ meta }) => Boolean(meta.finish || meta.error);
+const further = (node) => 2 * (node.content.length + node.reasoning.length) + ended(node);
+
 export class Conversations {
-  constructor(tenant) {
-    this.key = `moe-console:${tenant}`;
+  // onChange(conversation): another tab changed it; onFull(): the browser stores no more.
+  constructor(tenant, { onChange, onFull }) {
+    this.prefix = `moe-console:${encodeURIComponent(tenant)}:`;
+    this.onChange = onChange;
+    this.onFull = onFull;
     this.all = [];
+    this.unsaved = new Set();
     this.timer = 0;
     try {
-      this.all = parse(localStorage.getItem(this.key) ?? '{"conversations":[]}');
-    } catch { /* written by something else: start empty */ }
+      for (const key of Object.keys(localStorage)) if (key.startsWith(this.prefix)) this.take(localStorage.getItem(key));
+    } catch { /* no storage: conversations last as long as the page */ }
+    this.sort();
+    this.end = new AbortController();
+    addEventListener("storage", (event) => this.changedElsewhere(event), this.end);
+    addEventListener("pagehide", () => this.saveNow(), this.end);
+  }
+
+  close() {
+    this.saveNow();
+    this.end.abort();
+  }
+
+  sort() {
+    this.all.sort((a, b) => b.updated - a.updated);
+  }
+
+  // Adds a stored conversation, or merges it into the known one. Returns null if it is malformed.
+  take(source) {
+    try {
+      const found = conversation(JSON.parse(source));
+      const known = this.all.find((each) => each.id === found.id);
+      if (known) known.merge(found);
+      else this.all.push(found);
+      return known ?? found;
+    } catch {
+      return null; // written by something else
+    }
+  }
+
+  changedElsewhere({ key, newValue, storageArea }) {
+    if (storageArea !== localStorage || !key?.startsWith(this.prefix)) return;
+    const id = key.slice(this.prefix.length);
+    const changed = newValue === null ? this.all.find((each) => each.id === id) : this.take(newValue);
+    if (newValue === null) this.all = this.all.filter((each) => each !== changed);
+    this.sort();
+    if (changed) this.onChange(changed);
   }
 
   // Saves soon; while an answer streams, at most once per second.
-  save() {
+  save(conversation) {
+    this.unsaved.add(conversation);
     this.timer ||= setTimeout(() => this.saveNow(), 1000);
   }
 
   saveNow() {
     clearTimeout(this.timer);
     this.timer = 0;
-    this.all.sort((a, b) => b.updated - a.updated);
-    this.all.length = Math.min(this.all.length, MAX_CONVERSATIONS);
-    const kept = [...this.all];
-    for (;;) {
+    this.sort();
+    for (const each of this.unsaved) {
+      if (!this.all.includes(each)) continue; // deleted meanwhile
       try {
-        localStorage.setItem(this.key, serialize(kept));
-        return kept.length === this.all.length;
+        const stored = localStorage.getItem(this.prefix + each.id);
+        if (stored) this.take(stored); // with what another tab added
+        localStorage.setItem(this.prefix + each.id, JSON.stringify(each));
       } catch {
-        if (kept.length <= 1) return false; // larger than the browser's storage
-        kept.pop();
+        this.onFull();
       }
     }
+    this.unsaved.clear();
   }
 
   remove(conversation) {
     this.all = this.all.filter((each) => each !== conversation);
-    this.saveNow();
+    try {
+      localStorage.removeItem(this.prefix + conversation.id);
+    } catch { /* no storage */ }
   }
 
-  // Adds the conversations of an exported file; throws an Error with the reason if it is not one.
+  // Adds the conversations of an exported file and returns them; throws an Error with the reason if
+  // it is not one. A known conversation stays, and its imported copy is added to the list.
   import(source) {
     if (source.length > MAX_IMPORT) throw new Error("the file is larger than 20 MB");
     const found = parse(source);
-    const known = new Map(this.all.map((each) => [each.id, each]));
-    for (const each of found) known.set(each.id, each);
-    this.all = [...known.values()];
+    for (const each of found) {
+      const known = this.all.find((own) => own.id === each.id);
+      if (known) each.id = newId();
+      this.all.push(each);
+      this.save(each);
+    }
     this.saveNow();
-    return found.length;
+    return found;
   }
 }
 
 export const serialize = (conversations) => JSON.stringify({ format: "moe-serving-console", version: 1, conversations });
 
-// Reads only the known fields, with their types: an imported file is as untrusted as model output.
 function parse(source) {
-  const data = JSON.parse(source);
-  if (!Array.isArray(data?.conversations)) throw new Error("not an export of this console");
-  return data.conversations.slice(0, MAX_CONVERSATIONS).map((item) => {
-    const nodes = Object.create(null);
-    for (const node of Object.values(item.nodes ?? {}).slice(0, MAX_NODES)) {
-      if (typeof node?.id !== "string" || !/^\w{1,64}$/.test(node.id) || !ROLES.has(node.role)) throw new Error("a message is malformed");
-      nodes[node.id] = {
-        id: node.id, parent: typeof node.parent === "string" ? node.parent : null, role: node.role,
-        content: string(node.content), reasoning: string(node.reasoning), created: finite(node.created), meta: meta(node.meta),
-      };
-    }
-    const sampling = {};
-    for (const name of SAMPLING) if (["string", "number"].includes(typeof item.sampling?.[name])) sampling[name] = item.sampling[name];
-    return new Conversation({
-      id: /^\w{1,64}$/.test(item.id) ? item.id : newId(), title: string(item.title).slice(0, 200), created: finite(item.created),
-      updated: finite(item.updated), model: string(item.model).slice(0, 300), system: string(item.system), sampling, nodes,
-      leaf: Object.hasOwn(nodes, item.leaf) ? item.leaf : null,
-    });
+  let data;
+  try {
+    data = JSON.parse(source);
+  } catch {
+    throw new Error("it is not a JSON file");
+  }
+  if (!Array.isArray(data?.conversations)) throw new Error("it is not an export of this console");
+  if (data.conversations.length > MAX_CONVERSATIONS) throw new Error(`it has more than ${MAX_CONVERSATIONS} conversations`);
+  return data.conversations.map(conversation);
+}
+
+// Reads only the known fields, with their types: a file is as untrusted as an answer.
+function conversation(item) {
+  const given = Object.values(record(item).nodes ?? {});
+  if (given.length > MAX_NODES) throw new Error(`a conversation has more than ${MAX_NODES} messages`);
+  const nodes = Object.create(null);
+  for (const node of given) {
+    if (!isId(node?.id) || !ROLES.has(node.role)) throw new Error("a message is malformed");
+    nodes[node.id] = {
+      id: node.id, parent: isId(node.parent) ? node.parent : null, role: node.role,
+      content: string(node.content), reasoning: string(node.reasoning), created: finite(node.created), meta: meta(record(node.meta ?? {})),
+    };
+  }
+  for (const node of Object.values(nodes)) if (!nodes[node.parent]) node.parent = null;
+  checkCycles(nodes);
+  const sampling = {}, chosen = record(item.sampling ?? {});
+  for (const name of NUMBERS) if (Number.isFinite(chosen[name])) sampling[name] = chosen[name];
+  if (EFFORTS.includes(chosen.reasoning_effort)) sampling.reasoning_effort = chosen.reasoning_effort;
+  return new Conversation({
+    id: isId(item.id) ? item.id : newId(), title: string(item.title).slice(0, 200), created: finite(item.created),
+    updated: finite(item.updated), model: string(item.model).slice(0, 300), system: string(item.system), sampling, nodes,
+    leaf: nodes[item.leaf] ? item.leaf : Object.keys(nodes).at(-1) ?? null,
   });
 }
 
+// Messages whose parents lead back to them have no first message.
+function checkCycles(nodes) {
+  const sound = new Set();
+  for (const start of Object.values(nodes)) {
+    const seen = new Set();
+    for (let node = start; node && !sound.has(node); node = nodes[node.parent]) {
+      if (seen.has(node)) throw new Error("a message follows itself");
+      seen.add(node);
+    }
+    for (const node of seen) sound.add(node);
+  }
+}
+
+function record(value) {
+  if (typeof value !== "object" || value === null) throw new Error("a conversation is malformed");
+  return value;
+}
+
+const isId = (value) => typeof value === "string" && ID.test(value);
 const string = (value) => (typeof value === "string" ? value.slice(0, MAX_TEXT) : "");
 const finite = (value) => (Number.isFinite(value) ? value : 0);
 
 function meta(given) {
   const found = {};
-  for (const name of ["tokens", "prompt_tokens", "cached_tokens", "ttft", "seconds", "rate", "resumes", "price"]) if (Number.isFinite(given?.[name])) found[name] = given[name];
-  for (const name of ["finish", "error", "model", "id", "currency"]) if (typeof given?.[name] === "string") found[name] = given[name].slice(0, 500);
-  if (Array.isArray(given?.why)) found.why = given.why.slice(0, 8);
+  for (const name of ["tokens", "prompt_tokens", "cached_tokens", "ttft", "seconds", "rate", "resumes", "price"]) if (Number.isFinite(given[name])) found[name] = given[name];
+  for (const name of ["finish", "error", "model", "id", "currency"]) if (typeof given[name] === "string") found[name] = given[name].slice(0, 500);
+  if (Array.isArray(given.why)) found.why = given.why.slice(0, 8);
   return found;
 }

@@ -1,15 +1,39 @@
 // Builds elements. Text from outside is only ever set as text, after `visible`.
 
-const HIDDEN = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u061c\u202a-\u202e\u2028\u2029\u2066-\u2069\ufeff]|\p{Cs}/gu;
+// Control characters, all of Unicode's bidirectional controls, line separators, invisible operators, and
+// tags; the flags of England, Scotland and Wales are made of tags and found first.
+const HIDDEN = /\u{1f3f4}[\u{e0020}-\u{e007f}]+|[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u061c\u180e\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\u{e0000}-\u{e007f}]|\p{Cs}/gu;
+const isFlag = (found) => found.startsWith("\u{1f3f4}");
 
 // Returns text in which control and bidirectional characters are shown, not obeyed.
 export function visible(text) {
   return String(text ?? "").replace(HIDDEN, (char) => {
+    if (isFlag(char)) return char;
     const code = char.codePointAt(0);
     if (code < 0x20) return String.fromCodePoint(0x2400 + code);
     if (code === 0x7f) return "\u2421";
     return `⟦U+${code.toString(16).toUpperCase().padStart(4, "0")}⟧`;
   });
+}
+
+// Returns JSON in which these characters are escaped, so that a command shows what it does.
+export const escaped = (value) => JSON.stringify(value).replace(HIDDEN, (found) =>
+  (isFlag(found) ? found : found.split("").map((unit) => `\\u${unit.charCodeAt(0).toString(16).padStart(4, "0")}`).join("")));
+
+// Settings of this browser; without storage they last as long as the page.
+export function recall(storage, name) {
+  try {
+    return globalThis[storage].getItem(name);
+  } catch {
+    return null;
+  }
+}
+
+export function remember(storage, name, value) {
+  try {
+    if (value) globalThis[storage].setItem(name, value);
+    else globalThis[storage].removeItem(name);
+  } catch { /* no storage, or it is full */ }
 }
 
 // el("button.primary", {type: "button", onclick: f}, "text", child, …)
@@ -18,7 +42,7 @@ export function el(kind, props = {}, ...children) {
   const node = document.createElement(tag);
   if (classes.length) node.className = classes.join(" ");
   set(node, props);
-  node.append(...children.flat().filter((child) => child != null && child !== false));
+  node.append(...children.flat(2).filter((child) => child != null && child !== false));
   return node;
 }
 
@@ -97,8 +121,8 @@ export async function confirm(title, explanation, label) {
   return await dialog(title, el("p", {}, explanation), [["Cancel", ""], [label, "yes", "danger"]]) === "yes";
 }
 
-export function download(name, content) {
-  const url = URL.createObjectURL(new Blob([content], { type: "application/json" }));
+export function download(name, content, type = "application/json") {
+  const url = URL.createObjectURL(new Blob([content], { type }));
   el("a", { href: url, download: name }).click();
   setTimeout(() => URL.revokeObjectURL(url), 1000);
 }

@@ -23,10 +23,11 @@ export class Experts {
     this.latest = el("p.muted");
     this.hot = el("tbody");
     this.moved = el("p.muted");
+    this.none = el("p.muted", {}, "Loading…");
+    this.figures = el("div.figures", { hidden: true }, el("div.heat", {}, this.canvas), this.reading, el("div.scrub", {}, this.pause, this.range, this.when));
     const head = ["Layer", "Expert", "Ranks", "Tokens", "Times mean"];
     this.element = el("section.view", { "aria-label": "Experts" }, el("div.bar", {}, el("h1", {}, "Experts"), this.state),
-      el("div.card", {}, el("div.two", {}, field("Group", this.select), el("div.scale", {}, "0", this.legend, "4 times the mean and more")),
-        el("div.heat", {}, this.canvas), this.reading, el("div.scrub", {}, this.pause, this.range, this.when)),
+      el("div.card", {}, el("div.two", {}, field("Group", this.select), el("div.scale", {}, "0", this.legend, "4 times the mean and more")), this.none, this.figures),
       el("div.two", {}, el("section.card", {}, el("h2", {}, "Imbalance: busiest / mean"), this.plot, this.latest),
         el("section.card", {}, el("h2", {}, "Hottest experts"), el("div.scroll", { tabIndex: 0, role: "region", "aria-label": "Hottest experts" },
           el("table", {}, el("thead", {}, el("tr", {}, head.map((name, n) => el(n > 2 ? "th.number" : "th", { scope: "col" }, name)))), this.hot)), this.moved)),
@@ -51,20 +52,37 @@ export class Experts {
       if (names.includes(this.group)) this.select.value = this.group;
       else if (names.length) this.watchGroup(names[0]);
     }
+    if (!names.length) this.explain("No group has joined this router.");
+  }
+
+  // Says why there is no picture; "": there is one.
+  explain(reason) {
+    this.none.hidden = !reason;
+    this.figures.hidden = Boolean(reason);
+    text(this.none, reason);
+  }
+
+  repaint() {
+    if (this.frame) this.draw();
   }
 
   watchGroup(name) {
     if (name !== this.group) this.frames = [];
     this.group = name;
     this.stop?.();
-    this.stop = watch([`experts:${name}`], (_, data) => data && this.receive(data), (state) => text(this.state, state));
+    this.stop = watch([`experts:${name}`], (_, data) => (data ? this.receive(data) : this.explain("This group has left the router.")), (state) => text(this.state, state));
   }
 
   receive(data) {
     const bytes = atob(data.cells);
     this.frames.push({ ...data, cells: Uint8Array.from(bytes, (char) => char.charCodeAt(0)), at: Date.now() });
-    if (this.frames.length > FRAMES) this.frames.shift();
     this.range.max = this.frames.length - 1;
+    if (this.frames.length > FRAMES) {
+      this.frames.shift();
+      this.range.value -= 1; // the same frame, while paused
+      this.range.max -= 1;
+    }
+    this.explain(!data.experts ? "The model of this group has no experts." : data.layers.length ? "" : "The ranks of this group have not reported the load of their experts yet.");
     if (!this.paused) {
       this.range.value = this.range.max;
       this.draw();

@@ -1,6 +1,6 @@
 // The fleet as it is now: groups, ranks, load, and an operator's actions.
 
-import { json, watch } from "./api.js";
+import { json, routerTime, watch } from "./api.js";
 import { button, compact, confirm, dialog, el, number, seconds, set, text, toast, visible } from "./dom.js";
 import { Figures, Table } from "./table.js";
 
@@ -87,6 +87,7 @@ export class Fleet {
     let at = 0;
     const sum = [0, 0, 0, 0, 0, 0];
     for (const card of this.cards.values()) {
+      card.drawAge();
       for (const rank of card.ranks) {
         const row = this.rows[at++];
         if (!row) continue;
@@ -120,11 +121,12 @@ class GroupCard {
     this.fleet = fleet;
     this.title = el("h2");
     this.pill = el("span");
+    this.age = el("small");
     this.reason = el("p.muted");
     this.buttons = el("div.buttons");
     this.grid = el("div.ranks");
     this.ranks = [];
-    this.element = el("article.card", {}, el("div.bar", {}, this.title, this.pill, this.buttons), this.reason, this.grid);
+    this.element = el("article.card", {}, el("div.bar", {}, this.title, this.pill, this.age, this.buttons), this.reason, this.grid);
   }
 
   update(group) {
@@ -146,6 +148,12 @@ class GroupCard {
       const names = group.state === "draining" ? ["drain", "uncordon"] : ["cordon", "drain"];
       this.buttons.replaceChildren(...names.map((name) => button(ACTIONS[name][0], () => this.fleet.act(this.group, name), { kind: "quiet" })));
     }
+    this.drawAge();
+  }
+
+  drawAge() {
+    const age = Math.max(routerTime() - this.group.since, 0);
+    text(this.age, age < 60 ? `for ${Math.floor(age)} s` : `for ${seconds(age)}`);
   }
 }
 
@@ -182,8 +190,8 @@ class RankTile {
     const { rank, group, row } = this;
     const facts = {
       State: rank.healthy ? "healthy" : `not healthy: ${rank.reason}`, Node: rank.node || "unknown", Process: rank.pid || "unknown",
-      Joined: rank.joined ? `${seconds(Date.now() / 1000 - rank.joined)} ago` : "unknown", Engine: rank.engine, Version: rank.version,
-      "Tensor parallel": rank.tensor_parallel, Experts: rank.experts, "Longest sequence": rank.max_len || "unknown", "Most sequences": rank.max_seqs || "unknown",
+      Joined: rank.joined ? `${seconds(routerTime() - rank.joined)} ago` : "unknown", Engine: rank.engine, Version: rank.version,
+      "Tensor parallel": rank.tensor_parallel, Experts: rank.experts, "Maximum tokens of a sequence": rank.max_len || "unknown", "Maximum sequences": rank.max_seqs || "unknown",
       "KV blocks": rank.kv_blocks || "unknown", Epoch: group.epoch,
     };
     if (row) Object.assign(facts, { "Requests of this router": row[0], "Outstanding tokens": number(row[1]), "Step time": seconds(row[6] / 1e6), "Round trip": row[7] < 0 ? "unknown" : seconds(row[7] / 1e6) });

@@ -13,7 +13,7 @@ const SAFE = /^(?:https?:\/\/|mailto:)/i;
 
 export function markdown(source) {
   const root = document.createDocumentFragment();
-  blocks(source.split("\n"), root, 0);
+  blocks(source.split(/\r?\n/), root, 0);
   return root;
 }
 

@@ -1,9 +1,10 @@
 // One message of a conversation.
 
 import { button, copy, dialog, el, number, seconds, text, visible } from "./dom.js";
+import { ended } from "./conversations.js";
 import { GrowingMarkdown } from "./markdown.js";
 
-const FINISH = { stop: "", length: "stopped at the token limit", stopped: "stopped", tool_calls: "calls a tool" };
+const FINISH = new Map([["stop", ""], ["length", "stopped at the token limit"], ["stopped", "stopped"], ["tool_calls", "calls a tool"]]);
 
 export class Message {
   // actions: {edit(node), regenerate(node), show(node), siblings(node)}
@@ -81,11 +82,13 @@ export class Message {
     if (meta.rate) parts.push(`${meta.tokens ? "" : "≈ "}${number(meta.rate, 1)} tokens/s`);
     if (meta.ttft) parts.push(`first after ${seconds(meta.ttft)}`);
     if (meta.prompt_tokens) parts.push(`prompt ${number(meta.prompt_tokens)}${meta.cached_tokens ? ` (${number(meta.cached_tokens)} cached)` : ""}`);
-    if (meta.price !== undefined) parts.push(`${Number(meta.price).toPrecision(2)} ${visible(meta.currency)}`);
+    if (meta.price !== undefined) parts.push(`${meta.price.toLocaleString("en", { maximumSignificantDigits: 3 })} ${visible(meta.currency)}`);
     const rank = meta.why?.at?.(-1);
     if (rank?.group) parts.push(`rank ${visible(rank.rank)} of ${visible(rank.group)}`);
-    const finish = FINISH[meta.finish] ?? meta.finish;
+    const finish = FINISH.get(meta.finish) ?? meta.finish;
     if (finish) parts.push(visible(finish));
+    // The page was closed, or another tab streams it.
+    if (!this.streaming && !ended(this.node)) parts.push("incomplete");
     return parts.join(" · ");
   }
 
@@ -100,41 +103,56 @@ export class Message {
         el("span", {}, `${at + 1} / ${siblings.length}`),
         button("›", () => actions.show(siblings[at + 1]), { kind: "quiet", disabled: at === siblings.length - 1, "aria-label": "Next version" })),
       button("Copy", () => copy(node.content), { kind: "quiet", "aria-label": answer ? "Copy answer" : "Copy message" }),
-      answer ? button("Regenerate", () => actions.regenerate(node), { kind: "quiet" })
+      answer ? node.parent && button("Regenerate", () => this.regenerate(), { kind: "quiet" })
         : button("Edit", () => this.edit(), { kind: "quiet" }),
       answer && node.meta.why?.length ? button("Why this rank?", () => showDecision(node.meta.why), { kind: "quiet" }) : null);
   }
 
+  regenerate() {
+    if (this.node.parent) this.actions.regenerate(this.node);
+  }
+
   edit() {
+    const leave = () => {
+      this.build();
+      [...this.element.querySelectorAll(".toolbar button")].at(-1).focus(); // Edit
+    };
     const input = el("textarea", { value: this.node.content, rows: Math.min(12, this.node.content.split("\n").length + 1), "aria-label": "Edit message" });
     const form = el("form.edit", { onsubmit: (event) => {
       event.preventDefault();
       if (input.value.trim()) this.actions.edit(this.node, input.value);
-    } }, input, el("div.buttons", {}, button("Cancel", () => this.build()), el("button.primary", { type: "submit" }, "Send as a new branch")));
+    } }, input, el("div.buttons", {}, button("Cancel", leave), el("button.primary", { type: "submit" }, "Send as a new branch")));
     input.addEventListener("keydown", (event) => {
-      if (event.key === "Escape") this.build();
-      if (event.key === "Enter" && !event.shiftKey) { event.preventDefault(); form.requestSubmit(); }
+      if (event.key === "Escape") { event.stopPropagation(); leave(); } // and does not stop an answer
+      if (event.key === "Enter" && !event.shiftKey && !event.isComposing) { event.preventDefault(); form.requestSubmit(); }
     });
     this.element.replaceChildren(form);
     input.focus();
   }
 }
 
-// Shows the routing decisions of a request, with the scores of the other candidates.
+// Returns the routing decisions of a request, with the scores of the other candidates. They may come
+// from an imported file, so nothing in them has a type.
 export function decision(decisions) {
-  return el("div.decisions", {}, decisions.map((each) => (typeof each === "string" ? el("p", {}, visible(each)) : el("section", {},
-    el("p", {}, el("strong", {}, `Rank ${visible(each.rank)} of ${visible(each.group)}. `), visible(each.reason)),
-    each.matched_tokens ? el("p", {}, `${number(each.matched_tokens)} prompt tokens were cached there.`) : null,
-    Object.keys(each.filtered ?? {}).length ? el("p", {}, `Ranks removed by filters: ${visible(Object.entries(each.filtered).map(([name, count]) => `${name} ${count}`).join(", "))}.`) : null,
-    each.candidates?.length ? scores(each.candidates) : el("p.muted", {}, "Scores of the other candidates were not kept.")))));
+  return el("div.decisions", {}, decisions.map((each) => (typeof each === "object" && each ? section(each) : el("p", {}, visible(each)))));
+}
+
+function section({ rank, group, reason, matched_tokens: matched, filtered, candidates }) {
+  const removed = Object.entries(filtered ?? {}).map(([name, count]) => `${name} ${count}`).join(", ");
+  const known = Array.isArray(candidates) ? candidates.filter((each) => typeof each === "object" && each).slice(0, 16) : [];
+  return el("section", {},
+    el("p", {}, el("strong", {}, `Rank ${visible(rank)} of ${visible(group)}. `), visible(reason)),
+    matched ? el("p", {}, `${number(matched)} prompt tokens were cached there.`) : null,
+    removed ? el("p", {}, `Ranks removed by filters: ${visible(removed)}.`) : null,
+    known.length ? scores(known) : el("p.muted", {}, "Scores of the other candidates were not kept."));
 }
 
 function scores(candidates) {
   // A scorer without information about a rank is left out of its scores.
-  const names = [...new Set(candidates.flatMap(Object.keys))].filter((name) => !["group", "rank", "total"].includes(name));
+  const names = [...new Set(candidates.flatMap(Object.keys))].filter((name) => !["group", "rank", "total"].includes(name)).slice(0, 16);
   return el("div.scroll", { tabIndex: 0, role: "region", "aria-label": "Scores of the candidates" }, el("table", {},
     el("thead", {}, el("tr", {}, ["Rank", "Total", ...names].map((name) => el("th", { scope: "col" }, visible(name))))),
-    el("tbody", {}, candidates.slice(0, 16).map((each) => el("tr", {},
+    el("tbody", {}, candidates.map((each) => el("tr", {},
       el("th", { scope: "row" }, `${visible(each.group)} / ${visible(each.rank)}`), [each.total, ...names.map((name) => each[name])].map((score) => el("td", {}, score === undefined ? "–" : number(score, 3))))))));
 }
 

@@ -1,6 +1,6 @@
 // Requests in progress.
 
-import { json, watch } from "./api.js";
+import { json, routerTime, watch } from "./api.js";
 import { button, confirm, el, number, seconds, text, toast, visible } from "./dom.js";
 import { showDecision } from "./message.js";
 import { Figures } from "./table.js";
@@ -15,25 +15,29 @@ export class Requests {
     this.figures = new Figures(this.totals);
     this.body = el("tbody");
     this.rows = new Map();
-    this.empty = el("p.muted", {}, "No request is in progress.");
+    this.note = el("p.muted", {}, "Loading…");
     this.element = el("section.view", { "aria-label": "Requests" },
-      el("div.bar", {}, el("h1", {}, session.admin ? "Requests in progress" : "Your requests in progress"), this.state), this.totals, this.empty,
+      el("div.bar", {}, el("h1", {}, session.admin ? "Requests in progress" : "Your requests in progress"), this.state), this.totals, this.note,
       el("div.scroll", { tabIndex: 0, role: "region", "aria-label": "List of requests" }, el("table.cards", {}, el("thead", {}, el("tr", {}, COLUMNS.map((name, n) => el(n > 2 && n < 7 ? "th.number" : "th", { scope: "col" }, name || el("span.live", {}, "Actions"))))), this.body)),
-      el("p.muted", {}, "Texts of prompts and answers are never shown. While this page is open, the router keeps the scores of all routing decisions."));
+      el("p.muted", {}, "The texts of prompts and answers are never shown here. While this view is open, the router keeps the scores of all routing decisions."));
   }
 
   show() {
     this.stop = watch(["requests"], (_, data) => this.receive(data), (state) => text(this.state, state));
+    this.timer = setInterval(() => { for (const row of this.rows.values()) row.drawAge(); }, 1000);
   }
 
   hide() {
     this.stop?.();
+    clearInterval(this.timer);
   }
 
   receive(data) {
     this.figures.draw({ "In progress": number(data.total), Generating: number(data.phases.generating ?? 0), Prefill: number(data.phases.prefill ?? 0),
       Queued: number(data.phases.queued ?? 0), Parked: number(data.phases.parked ?? 0), Resuming: number(data.phases.resuming ?? 0) });
-    this.empty.hidden = data.total > 0;
+    const more = data.total - data.requests.length;
+    this.note.hidden = data.total > 0 && !more;
+    text(this.note, more ? `The oldest ${number(data.requests.length)} are listed and counted by phase; ${number(more)} more are not.` : "No request is in progress.");
     const known = this.rows;
     this.rows = new Map();
     for (const request of data.requests) {
@@ -75,11 +79,18 @@ class Row {
     text(this.who, visible([request.tenant, request.model, request.priority, request.session && `session ${request.session}`].filter(Boolean).join(" · ")));
     this.pill.className = `pill ${request.phase}`;
     text(this.pill, request.phase);
-    const wait = request.waiting_for && request.predicted_wait != null ? ` (about ${seconds(request.predicted_wait)})` : "";
-    text(this.waiting, visible(request.waiting_for + wait));
+    const wait = request.predicted_wait == null ? "" : `, about ${seconds(request.predicted_wait)}`;
+    const place = request.position == null ? "" : `number ${number(request.position)} in the queue${wait}: `;
+    text(this.waiting, visible(request.waiting_for && place + request.waiting_for));
     text(this.rank, request.why ? visible(`${request.why.group} / ${request.why.rank}`) : "–");
     this.why.hidden = !request.why;
-    const values = [request.age == null ? "–" : seconds(request.age), `${number(request.prompt_tokens)}${request.cached_tokens ? ` (${number(request.cached_tokens)} cached)` : ""}`, number(request.output_tokens), number(request.resumes)];
-    values.forEach((value, n) => text(this.cells[n], value));
+    this.drawAge();
+    const values = [`${number(request.prompt_tokens)}${request.cached_tokens ? ` (${number(request.cached_tokens)} cached)` : ""}`, number(request.output_tokens), number(request.resumes)];
+    values.forEach((value, n) => text(this.cells[n + 1], value));
+  }
+
+  drawAge() {
+    const { since } = this.request;
+    text(this.cells[0], since == null ? "–" : seconds(Math.max(routerTime() - since, 0)));
   }
 }

@@ -1,6 +1,7 @@
 // The request that the page sends, as commands and code.
 
-import { button, copy, el } from "./dom.js";
+import { text as bodyOf } from "./api.js";
+import { button, copy, download, el, escaped, toast } from "./dom.js";
 
 const shell = (source) => `'${source.replaceAll("'", `'\\''`)}'`;
 
@@ -10,8 +11,8 @@ function python(value, indent = "    ") {
     if (each === null) return "None";
     if (typeof each === "boolean") return each ? "True" : "False";
     if (Array.isArray(each)) return `[\n${each.map((item) => `${margin}    ${literal(item, `${margin}    `)},\n`).join("")}${margin}]`;
-    if (typeof each === "object") return `{${Object.entries(each).map(([name, item]) => `${JSON.stringify(name)}: ${literal(item, margin)}`).join(", ")}}`;
-    return JSON.stringify(each).replace(/[\ud800-\udfff]/g, "");
+    if (typeof each === "object") return `{${Object.entries(each).map(([name, item]) => `${escaped(name)}: ${literal(item, margin)}`).join(", ")}}`;
+    return escaped(each);
   };
   return Object.entries(value).map(([name, item]) => `${indent}${name}=${literal(item, indent)},`).join("\n");
 }
@@ -28,9 +29,9 @@ function sources(body, session) {
   if (Object.keys(sampling).length) fields.sampling = sampling;
   if (effort) fields.reasoning_effort = effort;
   return {
-    curl: `curl -sN ${shell(`${origin}/v1/chat/completions`)} -H 'content-type: application/json'${auth} \\\n    -d ${shell(JSON.stringify(request))}`,
+    curl: `curl -sN ${shell(`${origin}/v1/chat/completions`)} -H 'content-type: application/json'${auth} \\\n    -d ${shell(escaped(request))}`,
     Python: `${session.keys_required ? "import os\n\n" : ""}import openai\n\nclient = openai.OpenAI(base_url=${JSON.stringify(`${origin}/v1`)}, api_key=${key})\nfor chunk in client.chat.completions.create(\n${python(request)}\n):\n    print(chunk.choices[0].delta.content or "", end="", flush=True)`,
-    gRPC: `grpcurl ${location.protocol === "https:" ? "" : "-plaintext "}${session.keys_required ? '-H "authorization: Bearer $MOE_KEY" ' : ""}\\\n    -d ${shell(JSON.stringify(fields))} \\\n    ${location.hostname}:${session.grpc_port} serving.api.v1.InferenceService/ChatStream`,
+    gRPC: `grpcurl ${location.protocol === "https:" ? "" : "-plaintext "}${session.keys_required ? '-H "authorization: Bearer $MOE_KEY" ' : ""}\\\n    -d ${shell(escaped(fields))} \\\n    ${location.hostname}:${session.grpc_port} serving.api.v1.InferenceService/ChatStream`,
   };
 }
 
@@ -38,6 +39,15 @@ export function snippets(body, session) {
   return el("div.snippets", {}, Object.entries(sources(body, session)).map(([name, source]) =>
     el("figure.code", {}, el("figcaption", {}, el("span", {}, name), button("Copy", () => copy(source), { kind: "quiet", "aria-label": `Copy ${name}` })),
       el("pre", { tabIndex: 0, "aria-label": name }, el("code", {}, source)))),
-  el("p", {}, "The same API over REST is described at ", el("a", { href: "../openapi.json", target: "_blank", rel: "noopener" }, "openapi.json"),
-    " (with a key), metrics at ", el("a", { href: "../metrics", target: "_blank", rel: "noopener" }, "metrics"), "."));
+  el("p", {}, fileButton("openapi.json", "application/json"), " describes the API over REST.",
+    session.admin ? [" ", fileButton("metrics", "text/plain"), " are those of this router, for Prometheus."] : null));
 }
+
+// A link cannot send the key, so the page fetches the file.
+const fileButton = (name, type) => button(name, async () => {
+  try {
+    download(name === "metrics" ? "metrics.txt" : name, await bodyOf(`../${name}`), type);
+  } catch (error) {
+    toast(error.message);
+  }
+}, { kind: "link", "aria-label": `Download ${name}` });

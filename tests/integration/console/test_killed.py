@@ -21,8 +21,8 @@ expect = playwright_api.expect
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 STORED = """() => {
-    const { conversations } = JSON.parse(localStorage.getItem("moe-console:ops"));
-    return Object.values(conversations[0].nodes).map(({ role, content, reasoning, meta }) =>
+    const [key] = Object.keys(localStorage).filter((each) => each.startsWith("moe-console:ops:"));
+    return Object.values(JSON.parse(localStorage.getItem(key)).nodes).map(({ role, content, reasoning, meta }) =>
         ({ role, content, reasoning, resumes: meta.resumes ?? 0 }));
 }"""
 TOKENS = 150

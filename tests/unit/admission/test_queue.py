@@ -229,7 +229,10 @@ def test_nothing_is_lost_or_doubled_and_the_queue_never_stalls(history):
         assert (queue.head(now) is None) == (not inside)
         assert all(item in queue for item in inside)
         assert sum(queue.requests(each) for each in Priority) == len(inside)
-    assert sorted(map(id, drain(queue, now))) == sorted(map(id, inside))
+    foreseen = list(queue.upcoming(now))
+    served = drain(queue, now)
+    assert list(map(id, served)) == list(map(id, foreseen))
+    assert sorted(map(id, served)) == sorted(map(id, inside))
     assert queue.tokens == 0
     assert queue._held_requests == queue._held_tokens == {}
 

@@ -7,7 +7,7 @@ import pytest
 
 from serving.console.experts_feed import SCALE, ExpertsFeed, matrix
 from serving.console.fleet_feed import MAX_RANKS, FleetFeed, _spans
-from serving.console.requests_feed import MAX_REQUESTS, RequestsFeed, cancel
+from serving.console.requests_feed import MAX_POSITIONS, MAX_REQUESTS, RequestsFeed, cancel
 from serving.console.timeline import SAMPLES, Timeline
 from serving.errors import InvalidRequest
 from serving.fleet.models import ModelStatus
@@ -126,30 +126,44 @@ class Running:
         self.context = RequestContext(tenant=tenant, record=record)
         self.cancelled = None
 
-    def view(self):
+    def view(self, positions):
         decision = RoutingDecision(RankId("g0", "e", 1), "it is free")
         return RequestView(
-            self.number, f"id-{self.number}", self.context, Phase.GENERATING, decision, "", None,
-            prompt_tokens=5, cached_tokens=0, output_tokens=2,
+            self.number, f"id-{self.number}", self.context, Phase.GENERATING, decision, "",
+            positions.get(self), None, prompt_tokens=5, cached_tokens=0, output_tokens=2,
         )  # fmt: skip
 
     def cancel(self, reason):
         self.cancelled = reason
 
 
-def listed(running, tenant=None, now=10.0):
-    clock = ManualClock(now)
-    return json.loads(RequestsFeed(lambda: running, clock, tenant)()["requests"])
+def listed(running, tenant=None, clock=None, positions=None):
+    clock = clock or ManualClock()
+    feed = RequestsFeed(lambda: running, lambda _: positions or {}, clock, tenant)
+    return json.loads(feed()["requests"])
 
 
 def test_requests_are_the_oldest_first_and_bounded():
     running = [Running(str(n), arrived=float(n)) for n in reversed(range(MAX_REQUESTS + 50))]
-    found = listed(running, now=1000.0)
+    clock = ManualClock(1000.0)
+    found = listed(running, clock=clock)
     assert found["total"] == MAX_REQUESTS + 50
     assert found["phases"] == {"generating": MAX_REQUESTS}
     assert [each["number"] for each in found["requests"]] == [str(n) for n in range(MAX_REQUESTS)]
-    assert found["requests"][0]["age"] == 1000.0
+    assert found["requests"][0]["since"] == clock.time() - 1000
     assert found["requests"][0]["why"]["reason"] == "it is free"
+
+
+def test_queued_requests_have_positions_and_time_alone_changes_nothing():
+    running, clock = [Running("a"), Running("b")], ManualClock(10.0)
+    feed = RequestsFeed(lambda: running, lambda most: {running[1]: most}, clock, None)
+    first = feed()
+    assert [each["position"] for each in json.loads(first["requests"])["requests"]] == [
+        None,
+        MAX_POSITIONS,
+    ]
+    clock.now += 3
+    assert feed() == first
 
 
 def test_a_tenant_sees_and_cancels_its_own_requests():
