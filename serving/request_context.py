@@ -148,12 +148,13 @@ class RequestRecord:
 class Yielding(Protocol):
     """Lets a request of a batch run only while no other request needs its rank."""
 
-    async def turn(self, context: "RequestContext", tokens: int) -> None:
+    async def turn(self, context: "RequestContext", tokens: int, prompt_tokens: int) -> None:
         """Wait until the request may be placed; ``placed`` or ``declined`` must follow.
 
         Args:
             context: The request's context.
             tokens: Prompt and expected output tokens.
+            prompt_tokens: Prompt tokens alone.
         """
         ...
 

@@ -49,13 +49,15 @@ def gpus_of_group(settings: Settings) -> float:
 
 
 def check_schedule(settings: AutoscalerSettings) -> None:
-    """Check that every schedule entry parses.
+    """Check that every entry of both schedules parses.
 
     Raises:
         SettingsError: An entry is invalid.
     """
     for entry in settings.schedule:
         parse_cron(entry.when, entry.timezone)
+    for entry in settings.batch.schedule:
+        parse_cron(entry.when, entry.timezone, "autoscaler.batch.schedule")
 
 
 @asynccontextmanager

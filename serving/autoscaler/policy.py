@@ -41,7 +41,7 @@ def decide(
     current = observation.target
     state = charge(state, current, gpus, now)
     state = _timed(observation, state, now, settings)
-    inputs = policy_inputs(observation, state, now, settings)
+    inputs = policy_inputs(observation, state, now, settings, gpus)
     votes = tuple(rule(inputs) for rule in RULES)
     waiting = parked(inputs)
     voting = [vote for vote in votes if vote.kind is not VoteKind.ABSTAIN]

@@ -17,6 +17,7 @@ from serving.autoscaler.prometheus import (
     PrometheusUnavailable,
     age_query,
     duration,
+    price_query,
     quantile_query,
     samples_query,
 )
@@ -61,6 +62,7 @@ def model_queries(selector: str, window: float) -> dict[Signal, str]:
         Signal.QUEUE_WAIT_P90: quantile_query(metrics.MODEL_ADMISSION_WAIT.name, span, *_MODEL),
         Signal.QUEUE_REQUESTS: f"sum by (model) ({metrics.MODEL_QUEUED.name}{here})",
         Signal.QUEUE_TOKENS: f"sum by (model) ({metrics.MODEL_QUEUED_TOKENS.name}{here})",
+        Signal.BATCH_LINES: f"sum by (model) ({metrics.MODEL_BATCH_LINES.name}{here})",
     }
 
 
@@ -131,6 +133,7 @@ class PoolSignalReader:
         self._by_model = model_queries(settings.selector, settings.window)
         self._age = age_query(settings.selector)
         self._samples = samples_query(settings.selector, settings.window)
+        self._price = price_query(settings.selector)
         self._expected = max(1.0, settings.window / settings.scrape_interval)
 
     async def read(self) -> PoolsSnapshot:
@@ -146,6 +149,7 @@ class PoolSignalReader:
         results = await asyncio.gather(
             api.number(self._age),
             api.number(self._samples),
+            api.number(self._price),
             *(api.numbers(query, _POOL) for query in self._by_pool.values()),
             *(api.numbers(query, _MODEL) for query in self._by_model.values()),
             return_exceptions=True,
@@ -157,7 +161,7 @@ class PoolSignalReader:
             if isinstance(result, BaseException):
                 raise result
             found.append(result)
-        age, samples, *series = found
+        age, samples, price, *series = found
         gap = 1.0 - min(1.0, (samples or 0.0) / self._expected)
         known_age = float("inf") if age is None else age
         first = len(self._by_pool)
@@ -173,6 +177,7 @@ class PoolSignalReader:
         return Measured(
             pools={
                 f"{model}/{pool}": readings([*self._by_pool], series[:first], (model, pool))
+                | {Signal.GPU_HOUR_PRICE: Reading(price, known_age, gap)}
                 for model, pool in self._pools
             },
             models={

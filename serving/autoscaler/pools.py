@@ -91,6 +91,8 @@ def observe(
             wakes = pool.key == chosen
             share = target / requested if requested else float(wakes)
             signals = dict(measured.pools.get(pool.key, {})) | _queue(queue, share)
+            if Signal.BATCH_LINES in queue:
+                signals[Signal.BATCH_LINES] = queue[Signal.BATCH_LINES]
             if Signal.INFLIGHT in signals and share:
                 signals[Signal.INFLIGHT] = _sum(
                     signals[Signal.INFLIGHT], queue.get(Signal.QUEUE_REQUESTS)

@@ -25,6 +25,7 @@ _QUANTILE = 0.9
 _TTFT = "moe_time_to_first_token_seconds"
 _ITL = "moe_inter_token_latency_seconds"
 _WAIT = "moe_admission_wait_seconds"
+_GPU_HOUR_PRICE = "moe_gpu_hour_price"
 PULSE = "moe_inflight_requests"
 """Series that exists whenever a router is scraped; age and gaps are derived from its samples."""
 
@@ -59,7 +60,14 @@ def signal_queries(selector: str, window: float) -> dict[Signal, str]:
         Signal.REQUEST_RATE: f"sum(rate({_TTFT}_count{span}))",
         Signal.INFLIGHT: f"sum({PULSE}{here})",
         Signal.READY_GROUPS: f"max({metrics.GROUPS.name}{{{ready}}})",
+        Signal.BATCH_LINES: f"sum({metrics.MODEL_BATCH_LINES.name}{here})",
+        Signal.GPU_HOUR_PRICE: price_query(selector),
     }
+
+
+def price_query(selector: str) -> str:
+    """Return the query for the price of a GPU-hour."""
+    return f"max({_GPU_HOUR_PRICE}{{{selector}}})"
 
 
 def age_query(selector: str) -> str:

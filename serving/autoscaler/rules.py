@@ -7,12 +7,14 @@ fresh data. The largest vote wins (``policy``).
     queue wait     P90 wait in the admission queue / objective, over the ready groups
     throughput     generated and queued tokens, relative to the capacity of a group
     activity       0 groups after autoscaler.idle_timeout without requests, otherwise at least 1
+    batch          the groups that autoscaler.batch permits while lines of batches run or wait
 """
 
 import math
 from dataclasses import dataclass
 
 from serving.autoscaler.decision import PolicyState, Vote, VoteKind
+from serving.autoscaler.schedule import floor_at
 from serving.autoscaler.signals import Observation, Reading, Signal
 from serving.settings import AutoscalerSettings
 
@@ -31,6 +33,10 @@ class PolicyInputs:
 
     observation: Observation
     settings: AutoscalerSettings
+    now: float
+    """Unix time, seconds."""
+    gpus: float
+    """GPUs of one group."""
     ready: int | None
     """Number of ready groups. None if unknown."""
     warming: int
@@ -66,7 +72,11 @@ class PolicyInputs:
 
 
 def policy_inputs(
-    observation: Observation, state: PolicyState, now: float, settings: AutoscalerSettings
+    observation: Observation,
+    state: PolicyState,
+    now: float,
+    settings: AutoscalerSettings,
+    gpus: float,
 ) -> PolicyInputs:
     """Derive the values that the rules share; ``state`` is already updated to ``now``."""
     ready = ready_groups(observation, settings)
@@ -76,6 +86,8 @@ def policy_inputs(
     return PolicyInputs(
         observation=observation,
         settings=settings,
+        now=now,
+        gpus=gpus,
         ready=ready,
         warming=missing if in_time else 0,
         lost=0 if in_time else missing,
@@ -182,6 +194,37 @@ def activity(inputs: PolicyInputs) -> Vote:
     return Vote(rule, VoteKind.VOTE, 1, f"idle for {inputs.idle_for:.0f} s of {timeout:g} s")
 
 
+def batch(inputs: PolicyInputs) -> Vote:
+    """Vote for the groups that batches may hold or add now, while lines run or wait.
+
+    Abstains in all other cases, so that batches change nothing by default. Stale data never holds
+    or adds a group for a batch.
+    """
+    rule, settings = "batch", inputs.settings.batch
+    if not settings.schedule:
+        return Vote(rule, VoteKind.ABSTAIN, 0, "batch.schedule is empty")
+    permitted, entry = floor_at(settings.schedule, inputs.now)
+    if not permitted:
+        return Vote(rule, VoteKind.ABSTAIN, 0, "outside batch.schedule")
+    if not inputs.usable(Signal.BATCH_LINES):
+        return Vote(rule, VoteKind.ABSTAIN, 0, "the number of lines is stale or missing")
+    lines = inputs.value(Signal.BATCH_LINES)
+    if not lines:
+        return Vote(rule, VoteKind.ABSTAIN, 0, "no line runs or waits")
+    because = f"{lines:g} lines, schedule {entry}"
+    if settings.max_hourly_cost is not None:
+        if not inputs.usable(Signal.GPU_HOUR_PRICE) or not inputs.value(Signal.GPU_HOUR_PRICE):
+            return Vote(rule, VoteKind.ABSTAIN, 0, "the price of a GPU-hour is not known")
+        each = inputs.gpus * inputs.value(Signal.GPU_HOUR_PRICE)
+        if each > 0 and settings.max_hourly_cost / each < permitted:
+            permitted = int(settings.max_hourly_cost / each + _EPSILON)
+            because += f", {each:g} an hour for each group, max_hourly_cost"
+            because += f" {settings.max_hourly_cost:g}"
+    if not permitted:
+        return Vote(rule, VoteKind.ABSTAIN, 0, because)
+    return Vote(rule, VoteKind.VOTE, permitted, because)
+
+
 def parked(inputs: PolicyInputs) -> Vote:
     """Vote for a first group as soon as requests are parked, without waiting for a scrape."""
     rule = "parked"
@@ -195,7 +238,7 @@ def parked(inputs: PolicyInputs) -> Vote:
     return Vote(rule, VoteKind.ABSTAIN, 0, "no request is parked")
 
 
-RULES = (slo_pressure, queue_wait, throughput, activity)
+RULES = (slo_pressure, queue_wait, throughput, activity, batch)
 """The rules on Prometheus data; ``parked`` does not use any and takes effect immediately."""
 
 

@@ -34,23 +34,28 @@ class CronMinutes:
         return at.minute in minutes and at.hour in hours and at.month in months and either
 
 
-def parse_cron(expression: str, timezone: str = "UTC") -> CronMinutes:
+def parse_cron(
+    expression: str, timezone: str = "UTC", place: str = "autoscaler.schedule"
+) -> CronMinutes:
     """Parse a cron expression: five fields of numbers, ``*``, ranges, lists and steps.
+
+    Args:
+        expression: The expression.
+        timezone: IANA time zone.
+        place: The setting that has the expression, for error messages.
 
     Raises:
         SettingsError: The expression is invalid or the time zone is unknown.
     """
     parts = expression.split()
     if len(parts) != len(_FIELDS):
-        raise SettingsError(
-            f"autoscaler.schedule: {expression!r} has {len(parts)} fields instead of 5"
-        )
+        raise SettingsError(f"{place}: {expression!r} has {len(parts)} fields instead of 5")
     try:
         zone = ZoneInfo(timezone)
     except (ZoneInfoNotFoundError, ValueError) as error:
-        raise SettingsError(f"autoscaler.schedule: unknown time zone {timezone!r}") from error
+        raise SettingsError(f"{place}: unknown time zone {timezone!r}") from error
     sets = [
-        _numbers(part, low, high, f"{expression!r}, field {name}")
+        _numbers(part, low, high, f"{expression!r}, field {name}", place)
         for part, (name, low, high) in zip(parts, _FIELDS, strict=True)
     ]
     sets[4] = frozenset(number % _SUNDAY for number in sets[4])
@@ -66,7 +71,7 @@ def floor_at(schedule: Sequence[ScheduleFloor], now: float) -> tuple[int, str]:
     return best, because
 
 
-def _numbers(text: str, low: int, high: int, where: str) -> frozenset[int]:
+def _numbers(text: str, low: int, high: int, where: str, place: str) -> frozenset[int]:
     found: set[int] = set()
     for part in text.split(","):
         span, _, step_text = part.partition("/")
@@ -79,8 +84,8 @@ def _numbers(text: str, low: int, high: int, where: str) -> frozenset[int]:
                 start = int(first)
                 end = int(last) if dash else (high if step_text else start)
         except ValueError as error:
-            raise SettingsError(f"autoscaler.schedule: cannot read {part!r} in {where}") from error
+            raise SettingsError(f"{place}: cannot read {part!r} in {where}") from error
         if not low <= start <= end <= high or step < 1:
-            raise SettingsError(f"autoscaler.schedule: {part!r} is out of range in {where}")
+            raise SettingsError(f"{place}: {part!r} is out of range in {where}")
         found.update(range(start, end + 1, step))
     return frozenset(found)

@@ -26,6 +26,10 @@ class Signal(StrEnum):
     """Number of requests in flight, including queued ones."""
     READY_GROUPS = "ready_groups"
     """Number of groups that accept requests."""
+    BATCH_LINES = "batch_lines"
+    """Number of lines of batches that run or wait for capacity on a rank."""
+    GPU_HOUR_PRICE = "gpu_hour_price"
+    """Price of one GPU-hour, in the tariff's currency; 0 if it is not set."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Records answers in groups, so that a transaction serves all lines that end in the meantime."""
+"""Records answers in groups: one transaction for all lines that end during the previous one."""
 
 import asyncio
 from collections import defaultdict
@@ -20,7 +20,7 @@ Record = Callable[[str, Sequence[Answer]], Awaitable[int]]
 
 
 class AnswerWriter:
-    """Records answers; a line has ended when ``record`` returns."""
+    """Records answers; a line has ended once ``record`` returns."""
 
     def __init__(self, write: Record) -> None:
         """Use a function that writes to the database."""
@@ -31,7 +31,7 @@ class AnswerWriter:
         self._task: asyncio.Task[None] | None = None
 
     async def record(self, answer: Answer) -> None:
-        """Record an answer, together with others; retries until the database takes it."""
+        """Record an answer, together with others; retries until the database accepts it."""
         recorded = asyncio.get_running_loop().create_future()
         self._pending[answer.batch_id].append((answer, recorded))
         if self._task is None or self._task.done():
@@ -39,7 +39,7 @@ class AnswerWriter:
         await recorded
 
     async def flush(self, seconds: float) -> None:
-        """Wait up to ``seconds`` for answers that are being recorded, then give up."""
+        """Wait up to ``seconds`` for answers to be recorded, then cancel the rest."""
         if self._task is not None and not self._task.done():
             await asyncio.wait({self._task}, timeout=seconds)
             self._task.cancel()

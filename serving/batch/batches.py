@@ -55,12 +55,15 @@ class BatchTable:
         now = self._clock.time()
         batch_id = new_id("batch", now)
         with self._database.write() as connection:
+            self._database.lock_tenant(connection, new.tenant)
             file = connection.execute(
-                select(FILES.c.file_id).where(
+                select(FILES.c.file_id)
+                .where(
                     FILES.c.file_id == new.input_file_id,
                     FILES.c.tenant == new.tenant,
                     FILES.c.owner.is_(None),
                 )
+                .with_for_update()  # it cannot be deleted until the batch exists
             ).first()
             if file is None:
                 raise ResourceNotFound(f"there is no file {new.input_file_id!r}")
@@ -126,7 +129,7 @@ class BatchTable:
         return rows[:limit], len(rows) > limit
 
     def cancel(self, tenant: str, batch_id: str) -> Batch:
-        """Cancel a batch; its results until now are written by a router.
+        """Cancel a batch; a router then writes the results that it has.
 
         Raises:
             ResourceNotFound: The tenant has no such batch.
@@ -156,7 +159,7 @@ class BatchTable:
             return [_batch(row) for row in connection.execute(query)]
 
     def own(self, batch_id: str, status: Status) -> bool:
-        """Become the process that takes a batch further from ``status``.
+        """Take ownership of a batch in ``status``, to validate it or to write its results.
 
         Returns:
             False if another process with a lease owns it, or its status has changed.
@@ -175,11 +178,11 @@ class BatchTable:
         return bool(changed.rowcount)
 
     def validated(self, batch_id: str, total: int, failed: int, problems: list[Problem]) -> None:
-        """Start to run a batch whose lines are in the database.
+        """Start to run a batch that this process has validated; its lines are in the database.
 
         Args:
             batch_id: The batch.
-            total: Number of lines, invalid ones included.
+            total: Number of lines, including invalid ones.
             failed: Number of invalid lines.
             problems: The first invalid lines.
         """
@@ -189,6 +192,7 @@ class BatchTable:
                 connection,
                 batch_id,
                 (Status.VALIDATING,),
+                owned=True,
                 status=Status.IN_PROGRESS,
                 in_progress_at=now,
                 total=total,
@@ -198,12 +202,13 @@ class BatchTable:
             )
 
     def fail(self, batch_id: str, problems: list[Problem]) -> None:
-        """End a batch that has no line to run."""
+        """End a batch that this process validates and that has no line to run."""
         with self._database.write() as connection:
             self._move(
                 connection,
                 batch_id,
                 (Status.VALIDATING,),
+                owned=True,
                 status=Status.FAILED,
                 failed_at=self._now(),
                 errors_json=_errors(problems),
@@ -227,7 +232,7 @@ class BatchTable:
         """Record the results of a batch, which end it.
 
         Returns:
-            False if another process did so before.
+            False if another process has already done so.
         """
         outcome = batch.outcome or Status.COMPLETED
         with self._database.write() as connection:
@@ -263,14 +268,21 @@ class BatchTable:
             )
 
     def _move(
-        self, connection: Connection, batch_id: str, origins: tuple[Status, ...], **values: Any
+        self,
+        connection: Connection,
+        batch_id: str,
+        origins: tuple[Status, ...],
+        *,
+        owned: bool = False,
+        **values: Any,
     ) -> bool:
-        changed = connection.execute(
-            update(BATCHES)
-            .where(BATCHES.c.batch_id == batch_id, BATCHES.c.status.in_(origins))
-            .values(values)
+        """Change the status; ``owned``: only if this process owns the batch."""
+        statement = update(BATCHES).where(
+            BATCHES.c.batch_id == batch_id, BATCHES.c.status.in_(origins)
         )
-        return bool(changed.rowcount)
+        if owned:
+            statement = statement.where(BATCHES.c.owner == self._owner)
+        return bool(connection.execute(statement.values(values)).rowcount)
 
     def _now(self) -> int:
         return int(self._clock.time())

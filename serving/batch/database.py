@@ -18,6 +18,7 @@ DATABASE_ERRORS = (SQLAlchemyError, OSError)
 
 _LOCK = 0x6D6F6562  # "moeb"
 """Number of PostgreSQL's advisory lock that creates the schema."""
+_TENANT_LOCK = 0x6D6F6566  # "moef"
 _SQLITE_TIMEOUT = 30.0
 
 
@@ -97,6 +98,12 @@ class BatchDatabase:
         """
         with self._answering(), self._engine.connect() as connection:
             yield connection
+
+    def lock_tenant(self, connection: Connection, tenant: str) -> None:
+        """Let transactions that check a limit of the same tenant follow each other."""
+        if self.shared:
+            lock = "SELECT pg_advisory_xact_lock(:number, hashtext(:tenant))"
+            connection.execute(text(lock), {"number": _TENANT_LOCK, "tenant": tenant})
 
     def close(self) -> None:
         """Close all connections."""

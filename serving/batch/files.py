@@ -1,14 +1,16 @@
 """Files of tenants: their rows in the database, and their contents in the object store.
 
-A row exists before its content is written and until after it is deleted, so that no crash leaves a
-content that nobody knows of. All functions block.
+A row exists before its content is written and until after it is deleted, so that a crash never
+leaves a content without a row. All functions block.
 """
 
+import contextlib
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, delete, func, select, text, update
+from sqlalchemy import Connection, delete, func, select, update
 
 from serving.batch import owners
 from serving.batch.database import BatchDatabase
@@ -16,14 +18,15 @@ from serving.batch.objects import ObjectStore, ObjectWriter, parts_of
 from serving.batch.records import BATCH_PURPOSE, ENDED, StoredFile, new_id
 from serving.batch.schema import BATCHES, FILES
 from serving.clock import Clock
-from serving.errors import Conflict, Overloaded, ResourceNotFound, StorageFull
+from serving.errors import Conflict, Overloaded, ResourceNotFound, ServingError, StorageFull
 from serving.settings import BatchSettings
 
 _FIELDS = [FILES.c[name] for name in StoredFile.__dataclass_fields__]
 _DELETED = ""
 """Owner of a file whose content remains to be deleted."""
+_COUNTED = FILES.c.owner.is_(None) | (FILES.c.owner != _DELETED)
+"""Condition that a file counts towards the limits of its tenant."""
 _FULL_RETRY = 60.0
-_TENANT_LOCK = 0x6D6F6566  # "moef"
 
 
 @dataclass(slots=True)
@@ -63,6 +66,8 @@ class FileStore:
         self._settings = settings
         self._clock = clock
         self._owner = owner
+        self._discarded: deque[str] = deque()
+        """Files of this process to discard, because the database could not record it."""
 
     def begin(self, tenant: str, purpose: str = BATCH_PURPOSE, expected: int = 0) -> Upload:
         """Start to write a file.
@@ -95,15 +100,15 @@ class FileStore:
         try:
             return Upload(file_id, tenant, self._objects.create(file_id))
         except BaseException:
-            self._forget(file_id)
+            self._discard(file_id)
             raise
 
     def finish(self, upload: Upload, filename: str, lifetime: int | None = None) -> StoredFile:
         """Make a file visible.
 
         Args:
-            upload: A file all of whose data is written.
-            filename: The name that the tenant gave it.
+            upload: The upload, completely written.
+            filename: The name given by the tenant.
             lifetime: Seconds until it is deleted. None: ``batch.retention``.
 
         Raises:
@@ -131,10 +136,9 @@ class FileStore:
         return self.get(upload.tenant, upload.file_id)
 
     def abort(self, upload: Upload) -> None:
-        """Discard a file that is not finished."""
+        """Discard a file that is not finished. Never raises: ``sweep`` removes what remains."""
         upload.writer.abort()
-        self._objects.delete(upload.file_id)
-        self._forget(upload.file_id)
+        self._discard(upload.file_id)
 
     def get(self, tenant: str, file_id: str) -> StoredFile:
         """Return a file.
@@ -196,15 +200,7 @@ class FileStore:
             Conflict: A batch that has not ended reads it.
         """
         with self._database.write() as connection:
-            reader = connection.execute(
-                select(BATCHES.c.batch_id).where(
-                    BATCHES.c.tenant == tenant,
-                    BATCHES.c.input_file_id == file_id,
-                    BATCHES.c.status.not_in(ENDED),
-                )
-            ).first()
-            if reader is not None:
-                raise Conflict(f"{reader.batch_id} reads {file_id}: cancel it or wait for its end")
+            # First, because it locks the row: no batch of it can be created from here on.
             deleted = connection.execute(
                 update(FILES)
                 .where(
@@ -214,10 +210,19 @@ class FileStore:
             )
             if not deleted.rowcount:
                 raise no_file(file_id)
+            reader = connection.execute(
+                select(BATCHES.c.batch_id).where(
+                    BATCHES.c.tenant == tenant,
+                    BATCHES.c.input_file_id == file_id,
+                    BATCHES.c.status.not_in(ENDED),
+                )
+            ).first()
+            if reader is not None:
+                raise Conflict(f"{reader.batch_id} reads {file_id}: cancel it or wait for its end")
         self._remove(file_id)
 
     def sweep(self) -> int:
-        """Remove files that have expired, were deleted or have no writer any more.
+        """Remove files that have expired, were deleted or were abandoned by their writer.
 
         Returns:
             The number of files removed.
@@ -226,11 +231,14 @@ class FileStore:
         reading = select(BATCHES.c.input_file_id).where(BATCHES.c.status.not_in(ENDED))
         expired = (FILES.c.expires_at <= int(now)) & FILES.c.file_id.not_in(reading)
         with self._database.write() as connection:
+            for file_id in tuple(self._discarded):
+                self._mark_deleted(connection, file_id)
             connection.execute(update(FILES).where(expired).values(owner=_DELETED))
             found = connection.execute(
                 select(FILES.c.file_id).where(owners.abandoned(FILES.c.owner, now)).limit(100)
             )
             names = list(found.scalars())
+        self._discarded.clear()
         for name in names:
             self._remove(name)
         return len(names)
@@ -243,12 +251,10 @@ class FileStore:
         return int(count), int(size)
 
     def _check_room(self, connection: Connection, tenant: str, expected: int) -> None:
-        if self._database.shared:
-            # Two uploads of a tenant at different routers must not both take the last place.
-            lock = "SELECT pg_advisory_xact_lock(:number, hashtext(:tenant))"
-            connection.execute(text(lock), {"number": _TENANT_LOCK, "tenant": tenant})
+        # Two uploads of a tenant at different routers must not both take the last place.
+        self._database.lock_tenant(connection, tenant)
         count = connection.execute(
-            select(func.count()).select_from(FILES).where(FILES.c.tenant == tenant)
+            select(func.count()).select_from(FILES).where(FILES.c.tenant == tenant, _COUNTED)
         ).scalar_one()
         most = self._settings.tenant_files
         if count >= most:
@@ -262,7 +268,7 @@ class FileStore:
         self, connection: Connection, tenant: str, more: int, without: str = ""
     ) -> None:
         query: Any = select(func.coalesce(func.sum(FILES.c.bytes), 0)).where(
-            FILES.c.tenant == tenant, FILES.c.file_id != without
+            FILES.c.tenant == tenant, FILES.c.file_id != without, _COUNTED
         )
         size = int(connection.execute(query).scalar_one())
         most = self._settings.tenant_bytes
@@ -271,6 +277,24 @@ class FileStore:
                 f"your files would have {size + more} bytes, the limit is {most} "
                 "(batch.tenant_bytes): delete some"
             )
+
+    def _discard(self, file_id: str) -> None:
+        """Remove a file of this process. Never raises: what fails is repeated by ``sweep``."""
+        try:
+            with self._database.write() as connection:
+                self._mark_deleted(connection, file_id)
+        except ServingError:
+            self._discarded.append(file_id)
+            return
+        with contextlib.suppress(ServingError):
+            self._remove(file_id)
+
+    def _mark_deleted(self, connection: Connection, file_id: str) -> None:
+        connection.execute(
+            update(FILES)
+            .where(FILES.c.file_id == file_id, FILES.c.owner == self._owner)
+            .values(owner=_DELETED)
+        )
 
     def _remove(self, file_id: str) -> None:
         self._objects.delete(file_id)

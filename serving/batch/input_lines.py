@@ -1,7 +1,7 @@
 """The lines of an input file: splitting with bounded memory, and validation of each.
 
-Pure functions. The request in a line is validated by the same code as any other request, when it
-runs; here are the rules of the file format.
+Pure functions. They check the file format only: the request in a line is validated when it runs, by
+the same code as any other request.
 """
 
 from collections.abc import Iterable, Iterator
@@ -15,7 +15,7 @@ ENDPOINTS = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses
 """Endpoints of batches."""
 MAX_CUSTOM_ID = 512
 _PREFIX_BYTES = 1024
-"""Bytes of a prompt without a system message that decide which lines run together."""
+"""Bytes of a prompt without a system message by which lines are grouped."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +23,7 @@ class RawLine:
     """A line that is not empty."""
 
     number: int
-    """From 1, empty lines included."""
+    """Line number, counted from 1, including empty lines."""
     start: int
     """Offset in the file, bytes."""
     length: int
@@ -39,16 +39,16 @@ class InputLine:
     custom_id: str
     body: bytes
     prefix: int
-    """Equal for lines whose prompts begin alike; signed, of 63 bits."""
+    """Equal for lines whose prompts have the same beginning; signed, 64 bits."""
 
 
 class InvalidLine(ValueError):
     """A line that cannot be run.
 
     Args:
-        code: A word that never changes.
+        code: Stable code for programs.
         message: What is wrong.
-        custom_id: The line's, if it could be read.
+        custom_id: The line's ``custom_id``, if it could be read.
     """
 
     def __init__(self, code: str, message: str, custom_id: str | None = None) -> None:
@@ -92,7 +92,7 @@ def split_lines(parts: Iterable[bytes], max_bytes: int) -> Iterator[RawLine]:
     """Yield the lines of a file; at most one part and one line are in memory.
 
     Args:
-        parts: The file's content, split anywhere.
+        parts: The file's content, split at arbitrary positions.
         max_bytes: Maximum length of a line; longer ones are skipped without being kept.
     """
     number, start, length = 1, 0, 0

@@ -1,4 +1,4 @@
-"""The request of a line on its way through this router, and what becomes of its response."""
+"""The request of a line, its response, and what to do with the response."""
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ class LineResponse:
 
 
 SendLine = Callable[[LineRequest], Awaitable[LineResponse]]
-"""Sends a request through the same path as any other of this router; see ``serving.edge.rest``."""
+"""Sends a request through the same path as clients' requests; see ``serving.edge.rest``."""
 
 
 class Verdict(StrEnum):
@@ -41,7 +41,7 @@ class Verdict(StrEnum):
     ANSWER = "answer"
     """It is the line's answer."""
     REPEAT = "repeat"
-    """It is not the line's fault: send the request again later."""
+    """The line did not cause the failure: send the request again later."""
     RETRY = "retry"
     """The engine failed: send the request again, a few times."""
 
@@ -49,7 +49,7 @@ class Verdict(StrEnum):
 _REPEATED = {
     HTTPStatus.TOO_MANY_REQUESTS,
     HTTPStatus.SERVICE_UNAVAILABLE,
-    # The window has ended, and so has the batch in a moment.
+    # The window has ended; the batch expires at the next look.
     HTTPStatus.GATEWAY_TIMEOUT,
 }
 _FINAL_REASONS = frozenset({"POISON_REQUEST"})

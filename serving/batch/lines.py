@@ -1,8 +1,8 @@
-"""Lines of batches in the database: each is claimed by one process, and answered once.
+"""Lines of batches in the database: each is claimed by one process and answered once.
 
 An answer changes the state of its row, and only from a state without an answer; the counts of the
-batch change in the same transaction. A process that lost its lease may still answer a line that it
-has run: the first answer stays, the second one changes nothing. All functions block.
+batch change in the same transaction. A process that has lost its lease can still answer a line that
+it has run: the first answer is kept, the second one is dropped. All functions block.
 """
 
 from collections.abc import Iterator, Sequence
@@ -44,6 +44,10 @@ class Result:
     answer: bytes | None
 
 
+class Superseded(Exception):
+    """Another process takes the batch further, or it was cancelled."""
+
+
 class LineTable:
     """Lines of all batches that have not ended."""
 
@@ -54,7 +58,7 @@ class LineTable:
         self._owner = owner
 
     def clear(self, batch_id: str) -> None:
-        """Remove all lines of a batch, a part at a time, so that other writers need not wait."""
+        """Remove all lines of a batch in small transactions, so that other writers do not wait."""
         some = select(LINES.c.batch_id, LINES.c.line).where(LINES.c.batch_id == batch_id)
         while True:
             with self._database.write() as connection:
@@ -67,10 +71,13 @@ class LineTable:
                 return
 
     def add(self, batch_id: str, lines: Sequence[NewLine]) -> list[NewLine]:
-        """Insert lines.
+        """Insert lines of a batch that this process validates.
 
         Returns:
             Lines that were not inserted, because an earlier line has the same ``custom_id``.
+
+        Raises:
+            Superseded: The batch was cancelled, or another process validates it.
         """
         dialect = postgresql if self._database.shared else sqlite
         rows = [
@@ -90,6 +97,18 @@ class LineTable:
             index_elements=[LINES.c.batch_id, LINES.c.custom_id]
         )
         with self._database.write() as connection:
+            # Locks the row, so that the batch is not cancelled at the same time.
+            validating = connection.execute(
+                update(BATCHES)
+                .where(
+                    BATCHES.c.batch_id == batch_id,
+                    BATCHES.c.status == Status.VALIDATING,
+                    BATCHES.c.owner == self._owner,
+                )
+                .values(status=Status.VALIDATING)
+            )
+            if not validating.rowcount:
+                raise Superseded(batch_id)
             connection.execute(statement, rows)
             inserted = set(
                 connection.execute(
@@ -102,7 +121,7 @@ class LineTable:
         return [each for each in lines if each.line not in inserted]
 
     def claim(self, batch_id: str, most: int) -> list[Claim]:
-        """Take up to ``most`` lines to run, those with the same prefix together."""
+        """Claim up to ``most`` lines, ordered by prefix."""
         some = (
             select(LINES.c.batch_id, LINES.c.line)
             .where(LINES.c.batch_id == batch_id, LINES.c.state == OPEN)

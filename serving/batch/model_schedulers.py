@@ -1,15 +1,14 @@
 """One scheduler of lines for each model.
 
-Groups of different models share nothing but the router: a line waits for room on the ranks of its
-model only, and gives way to requests of its model only.
+A line waits for room on the ranks of its model only, and is preempted by requests for its model
+only.
 """
 
 from collections.abc import Callable, Mapping
 
-from serving.batch.scheduler import LineScheduler
+from serving.batch.scheduler import LineScheduler, ModelSource
 from serving.request_context import RequestContext
-from serving.routing.snapshot import FleetSnapshot, RankId
-from serving.settings import BatchSettings
+from serving.routing.snapshot import RankId
 
 
 class ModelSchedulers:
@@ -17,20 +16,17 @@ class ModelSchedulers:
 
     def __init__(
         self,
-        snapshots: Mapping[str, Callable[[], FleetSnapshot]],
-        settings: BatchSettings,
+        sources: Mapping[str, ModelSource],
         weight_of: Callable[[str], float],
     ) -> None:
         """Start without lines.
 
         Args:
-            snapshots: Functions that return the groups of a model now, by model, at least one.
-            settings: Objectives and reserves, the same for all models.
+            sources: Groups, measurements and objectives by model, at least one.
             weight_of: Returns the weight of a tenant.
         """
         self.by_model = {
-            model: LineScheduler(snapshot, settings, weight_of)
-            for model, snapshot in snapshots.items()
+            model: LineScheduler(source, weight_of) for model, source in sources.items()
         }
         self._first = next(iter(self.by_model.values()))
 
@@ -44,9 +40,9 @@ class ModelSchedulers:
         """Number of lines that wait for their turn."""
         return sum(each.waiting for each in self.by_model.values())
 
-    async def turn(self, context: RequestContext, tokens: int) -> None:
+    async def turn(self, context: RequestContext, tokens: int, prompt_tokens: int) -> None:
         """Wait until a rank of the line's model has room; see ``Yielding.turn``."""
-        await self._of(context).turn(context, tokens)
+        await self._of(context).turn(context, tokens, prompt_tokens)
 
     def placed(
         self, context: RequestContext, rank: RankId, give_way: Callable[[], None]

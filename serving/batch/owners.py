@@ -1,8 +1,8 @@
 """Leases of the router processes that share a database.
 
-A process owns what it works on: a file that is written, a batch that is validated or finalized,
-lines that run. One row per process is renewed, whatever it owns; once the row's time has passed,
-other processes take over.
+A process owns what it works on: a file that it writes, a batch that it validates or finalizes,
+lines that it runs. It renews a single row, regardless of how much it owns; once the row has
+expired, other processes take over.
 """
 
 from sqlalchemy import Connection, ScalarSelect, delete, select, update
@@ -12,7 +12,7 @@ from serving.batch.schema import OWNERS
 
 
 def renew(connection: Connection, owner: str, now: float, seconds: float) -> None:
-    """Extend the lease of a process, and forget those that ended long ago."""
+    """Extend the lease of a process, and delete leases that ended over an hour ago."""
     renewed = connection.execute(
         update(OWNERS).where(OWNERS.c.owner == owner).values(lease_until=now + seconds)
     )
@@ -22,7 +22,7 @@ def renew(connection: Connection, owner: str, now: float, seconds: float) -> Non
 
 
 def release(connection: Connection, owner: str) -> None:
-    """End the lease of a process: what it owns can be taken over at once."""
+    """End the lease of a process; other processes can take over at once."""
     connection.execute(delete(OWNERS).where(OWNERS.c.owner == owner))
 
 

@@ -1,25 +1,33 @@
-"""Recent quantiles of a Prometheus histogram, from the differences of its buckets."""
+"""Recent quantiles of latencies, from the differences of the buckets of their distributions."""
 
 from collections import deque
+from collections.abc import Callable, Iterable
 from math import inf
 
-from prometheus_client import Histogram
+Buckets = Iterable[tuple[str, float]]
+"""Upper bound and cumulative count of each bucket, as in Prometheus' text format."""
 
 
 class RecentQuantile:
-    """Quantile of the values that a histogram observed in the last looks."""
+    """Quantile of the values that were counted during the last looks."""
 
-    def __init__(self, histogram: Histogram, looks: int) -> None:
-        """Watch a histogram without labels over ``looks`` calls of ``look``."""
-        self._histogram = histogram
+    def __init__(self, read: Callable[[], Iterable[Buckets]], looks: int) -> None:
+        """Watch distributions over ``looks`` calls of ``look``.
+
+        Args:
+            read: Returns the buckets of each distribution; they all have the same bounds.
+            looks: Number of calls of ``look`` that a value counts for.
+        """
+        self._read = read
         self._counts: deque[dict[float, float]] = deque(maxlen=looks + 1)
 
     def look(self) -> None:
-        """Read the histogram."""
-        counts = {}
-        for sample in next(iter(self._histogram.collect())).samples:
-            if sample.name.endswith("_bucket"):
-                counts[float(sample.labels["le"])] = sample.value
+        """Read the distributions."""
+        counts: dict[float, float] = {}
+        for buckets in self._read():
+            for name, count in buckets:
+                bound = float(name)
+                counts[bound] = counts.get(bound, 0.0) + count
         self._counts.append(counts)
 
     def above(self, limit: float, fraction: float) -> bool:
@@ -30,6 +38,8 @@ class RecentQuantile:
         if len(self._counts) < 2:  # noqa: PLR2004  a difference takes two
             return False
         first, last = self._counts[0], self._counts[-1]
+        if not last:
+            return False
         total = last[inf] - first[inf]
         bound = min(bucket for bucket in last if bucket >= limit)
         within = last[bound] - first[bound]

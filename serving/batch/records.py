@@ -1,4 +1,4 @@
-"""What the batch API is about: files, batches and answers, as the database holds them."""
+"""Records of files, batches and answers, as stored in the database."""
 
 import secrets
 from dataclasses import dataclass

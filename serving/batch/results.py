@@ -1,5 +1,6 @@
 """Result files: one line per answer, in the order of the input file, with OpenAI's fields."""
 
+import contextlib
 from dataclasses import dataclass, field
 
 from serving.batch.batches import BatchTable
@@ -9,6 +10,7 @@ from serving.batch.objects import PART_BYTES
 from serving.batch.records import OUTPUT_PURPOSE, Batch, Status
 from serving.batch.result_lines import content_of
 from serving.batch.schema import COMPLETED, FAILED
+from serving.errors import ServingError
 
 _NOT_RUN = {
     Status.EXPIRED: ("batch_expired", "the completion window passed before this line was run"),
@@ -52,11 +54,11 @@ class _File:
 def write_results(batch: Batch, batches: BatchTable, lines: LineTable, files: FileStore) -> bool:
     """Write the result files of a batch that this process owns, end it, and remove its lines.
 
-    Blocks. If the process ends in between, another one starts again; the unfinished files are
-    swept.
+    Blocks. If the process ends before it returns, another one starts again, and the unfinished
+    files are swept.
 
     Returns:
-        False if another process ended the batch before.
+        False if another process has already ended the batch.
 
     Raises:
         StorageFull: The storage has no room; the batch stays as it is.
@@ -78,7 +80,8 @@ def write_results(batch: Batch, batches: BatchTable, lines: LineTable, files: Fi
     except BaseException:
         output.abort()
         errors.abort()
-        _delete(files, batch.tenant, written)
+        with contextlib.suppress(ServingError):  # they expire
+            _delete(files, batch.tenant, written)
         raise
     if ended:
         lines.clear(batch.batch_id)

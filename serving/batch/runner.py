@@ -1,7 +1,7 @@
 """Runs batches: validates them, claims lines, sends them, and writes the results at the end.
 
-Every router with the same database runs the same loop. What it works on is leased to it
-(``owners``); what a killed router leaves behind is taken over when its lease ends.
+All routers with the same database run the same loop. Each leases what it works on (``owners``);
+when the lease of a killed router ends, other routers take over.
 """
 
 import asyncio
@@ -37,13 +37,13 @@ from serving.telemetry import metrics
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 _LOOKAHEAD = 16
-"""Least number of lines that are prepared beyond those that run, by tenant."""
+"""Minimum number of lines per tenant that are prepared in addition to those that run."""
 _CLAIMS = 4
-"""Fraction of a tenant's lines that are claimed at a time, to save transactions."""
+"""Lines are claimed once one in this many of a tenant's lines is missing, to save transactions."""
 _FIRST_DELAY, _LONGEST_DELAY = 0.5, 30.0
 """Delays before a line is sent again, seconds."""
 _RETRIES = 3
-"""Times that a line is sent after a failure of the engine."""
+"""Number of times that a line is sent again after a failure of the engine."""
 _HOUSEKEEPING = 60.0
 """Interval at which expired files and batches are removed, seconds."""
 _FLUSH = 5.0
@@ -58,7 +58,7 @@ for _stage in ("look", "answer", Status.VALIDATING, Status.FINALIZING, Status.CA
 
 @dataclass(slots=True)
 class _Running:
-    """A line of this router."""
+    """A line that this router runs."""
 
     claim: Claim
     tenant: str
@@ -66,7 +66,7 @@ class _Running:
 
 
 class Lines(Protocol):
-    """What the loop needs of ``model_schedulers.ModelSchedulers``."""
+    """What the loop uses of ``model_schedulers.ModelSchedulers``."""
 
     @property
     def running(self) -> int:
@@ -108,7 +108,7 @@ class BatchRunner:
         )
         self._running: dict[tuple[str, int], _Running] = {}
         self._jobs: dict[str, asyncio.Task[None]] = {}
-        """Validation or writing of results, by batch."""
+        """Tasks that validate a batch or write its results, by batch."""
         self._wake = asyncio.Event()
         self._loop: asyncio.Task[None] | None = None
         """The task of ``run``; None: it has not begun."""
@@ -116,12 +116,12 @@ class BatchRunner:
         self._look_at = self._sweep_at = self._take_over_at = float("-inf")
         """Monotonic times of the next look, sweep and take-over, seconds."""
         self._active: list[Batch] = []
-        """Batches in progress as of the last look."""
+        """Batches that were in progress at the last look."""
         self._exhausted: set[str] = set()
-        """Batches without open lines as of the last claim."""
+        """Batches that had no open lines at the last claim."""
 
     def look_soon(self) -> None:
-        """Look for work now; called when a batch was created or cancelled at this router."""
+        """Look for work now, after a batch was created or cancelled through this router."""
         self._look_at = float("-inf")
         self._wake.set()
 
@@ -146,14 +146,14 @@ class BatchRunner:
                     await self._wake.wait()
 
     async def stop(self) -> None:
-        """Take all lines off their ranks and release them; other routers may run them. Idempotent.
+        """Preempt and release all lines, so that other routers can run them. Idempotent.
 
-        Never raises: what cannot be released is taken over when the lease ends.
+        Never raises: lines that cannot be released are taken over when the lease ends.
         """
         if self._stopping:
             return
         self._stopping = True
-        # First the loop, because it starts lines and jobs.
+        # The loop first, because it starts lines and jobs.
         await _cancel({self._loop} if self._loop is not None else set())
         await _cancel({*(line.task for line in self._running.values()), *self._jobs.values()})
         await self._answers.flush(_FLUSH)
@@ -218,9 +218,9 @@ class BatchRunner:
             if await self._store.run(self._store.batches.own, batch.batch_id, batch.status):
                 await job(batch)
             else:
-                # Another router's; look again in a while.
+                # Another router owns it; check again later.
                 await asyncio.sleep(self._settings.interval)
-        except Exception as error:  # noqa: BLE001  tried again, by whatever process
+        except Exception as error:  # noqa: BLE001  repeated by this or another process
             metrics.BATCH_FAILURES.labels(batch.status.value).inc()
             _log("a batch waits", error, batch=batch.batch_id)
             await asyncio.sleep(self._settings.interval)
@@ -245,14 +245,14 @@ class BatchRunner:
     # -- lines --------------------------------------------------------------------------
 
     async def _feed(self) -> None:
-        """Claim lines, as many for every tenant, those of a tenant's oldest batch first."""
+        """Claim the same number of lines for each tenant, from its oldest batch first."""
         by_tenant: defaultdict[str, list[Batch]] = defaultdict(list)
         for batch in self._active:
             if batch.batch_id not in self._exhausted:
                 by_tenant[batch.tenant].append(batch)
         if not by_tenant or self._stopping:
             return
-        # As many are prepared as run, so that a fleet that becomes idle is full within seconds.
+        # As many lines are prepared as run, so that an idle fleet is full within seconds.
         ready = 2 * self._scheduler.running + len(by_tenant) * _LOOKAHEAD
         each = max(min(self._settings.max_running_lines, ready) // len(by_tenant), 1)
         for tenant, batches in by_tenant.items():
@@ -324,7 +324,7 @@ class BatchRunner:
     async def _response(self, request: LineRequest) -> LineResponse:
         try:
             return await self._send(request)
-        except Exception as error:  # noqa: BLE001  as a client would see it
+        except Exception as error:  # noqa: BLE001  a client would get a 500, too
             _log("a line failed", error, request_id=request.request_id)
             return LineResponse(HTTPStatus.INTERNAL_SERVER_ERROR, b'{"error": {}}')
 
@@ -345,7 +345,7 @@ async def _cancel(tasks: set[asyncio.Task[None]]) -> None:
 
 
 def _log(event: str, error: Exception, **fields: Any) -> None:
-    """Log a failure, with its traceback unless it is one that operators can act on."""
+    """Log a failure, with its traceback unless the message says what an operator can do."""
     if isinstance(error, ServingError):
         log.warning(event, reason=str(error), **fields)
     else:

@@ -19,6 +19,7 @@ PART_BYTES = 8 * 2**20
 """Size of the parts of an upload, bytes; S3 permits 5 MiB to 5 GiB, and 10,000 parts."""
 _MISSING = frozenset({"NoSuchKey", "404"})
 _BEYOND_END = "InvalidRange"
+_UNSUPPORTED = "NotImplemented"
 
 
 class Bucket:
@@ -70,12 +71,22 @@ class Bucket:
         """Delete a content and unfinished uploads of it; see ``ObjectStore``."""
         key = self._prefix + name
         with _failures(name):
-            found = self.client.list_multipart_uploads(Bucket=self.name, Prefix=key)
-            for upload in found.get("Uploads", ()):
+            for upload in self._unfinished(key):
                 self.client.abort_multipart_upload(
                     Bucket=self.name, Key=upload["Key"], UploadId=upload["UploadId"]
                 )
             self.client.delete_object(Bucket=self.name, Key=key)
+
+    def _unfinished(self, key: str) -> list[dict[str, Any]]:
+        """Return unfinished uploads; none if the service does not implement the list."""
+        try:
+            found = self.client.list_multipart_uploads(Bucket=self.name, Prefix=key)
+        except ClientError as error:
+            if error.response["Error"]["Code"] == _UNSUPPORTED:
+                return []
+            raise
+        uploads: list[dict[str, Any]] = found.get("Uploads", [])
+        return uploads
 
 
 class ObjectUpload:

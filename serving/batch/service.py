@@ -7,9 +7,9 @@ from serving.batch.line_requests import SendLine
 from serving.batch.model_schedulers import ModelSchedulers
 from serving.batch.records import Batch, NewBatch
 from serving.batch.runner import BatchRunner
+from serving.batch.scheduler import ModelSource
 from serving.batch.store import BatchStore
 from serving.clock import Clock
-from serving.routing.snapshot import FleetSnapshot
 from serving.settings import BatchSettings
 
 
@@ -21,7 +21,7 @@ class BatchService:
         settings: BatchSettings,
         clock: Clock,
         *,
-        snapshots: Mapping[str, Callable[[], FleetSnapshot]],
+        sources: Mapping[str, ModelSource],
         weight_of: Callable[[str], float],
         max_line_bytes: int,
     ) -> None:
@@ -30,7 +30,7 @@ class BatchService:
         Args:
             settings: ``directory`` must be set.
             clock: The router's clock.
-            snapshots: Functions that return the groups of a model now, by model.
+            sources: Groups, measurements and objectives by model.
             weight_of: Returns the weight of a tenant.
             max_line_bytes: Maximum length of a line, bytes.
 
@@ -40,7 +40,7 @@ class BatchService:
         self._settings = settings
         self._clock = clock
         self.store = BatchStore(settings, clock, max_line_bytes=max_line_bytes)
-        self.scheduler = ModelSchedulers(snapshots, settings, weight_of)
+        self.scheduler = ModelSchedulers(sources, weight_of)
         self.max_window = settings.max_window
         self.max_file_bytes = settings.max_file_bytes
         self.runner: BatchRunner | None = None

@@ -1,4 +1,4 @@
-"""Files, batches and lines of one router, and the threads in which their blocking calls run."""
+"""Files, batches and lines of one router, and the threads for their blocking calls."""
 
 import asyncio
 import contextlib
@@ -83,7 +83,7 @@ class BatchStore:
             self._database.create()
             with self._database.write() as connection:
                 if self._lock is not None:
-                    # The folder is locked, so what owned something here is gone.
+                    # The folder is locked, so no other process owns anything in it.
                     owners.release_all(connection)
                 owners.renew(connection, self._owner, self._clock.time(), self._settings.lease)
         except (NotReady, *DATABASE_ERRORS) as error:
@@ -93,17 +93,17 @@ class BatchStore:
             ) from error
 
     async def run(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """Call a function that blocks for a moment in a thread."""
+        """Call a function that blocks briefly, in a thread."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._threads, lambda: function(*args, **kwargs))
 
     async def run_long(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """Call a function that takes seconds or minutes in a thread."""
+        """Call a function that takes seconds or minutes, in a thread."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._long_threads, lambda: function(*args, **kwargs))
 
     async def begin_upload(self, tenant: str, *, expected: int) -> Upload:
-        """Begin an upload; see ``FileStore.begin``. If the call is cancelled, no upload is left."""
+        """Begin an upload; see ``FileStore.begin``. A cancelled call leaves no upload behind."""
         begun = asyncio.ensure_future(self.run(self.files.begin, tenant, expected=expected))
         try:
             return await asyncio.shield(begun)

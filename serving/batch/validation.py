@@ -1,7 +1,7 @@
-"""Validation of a batch: reads its input file, and puts every line into the database.
+"""Validation of a batch: reads its input file, and inserts each line into the database.
 
-Lines that cannot be run get their answer here, an error with the line's number; the others run. If
-the process ends in between, another one starts again.
+A line that cannot be run is answered at once, with an error that contains its number; the others
+run. If the process ends before the validation does, another one starts it again.
 """
 
 import time
@@ -10,20 +10,21 @@ from collections.abc import Callable
 from serving.batch.batches import BatchTable
 from serving.batch.files import FileStore
 from serving.batch.input_lines import InvalidLine, RawLine, parse_line, split_lines
-from serving.batch.lines import LineTable, NewLine
+from serving.batch.lines import LineTable, NewLine, Superseded
 from serving.batch.records import Batch, Problem
 from serving.batch.result_lines import content_of
+from serving.errors import ResourceNotFound
 
 _SLICE = 256
 """Lines per transaction; parsing them takes about 2 ms."""
 _PAUSE = 0.001
-"""Pause between slices, in which the event loop runs undisturbed, seconds."""
+"""Pause between slices, which leaves the interpreter to the event loop, seconds."""
 _PROBLEMS = 100
 """Number of invalid lines that the batch itself lists; the error file has all."""
 
 
 class Validator:
-    """Validates batches. Blocks, so it runs in a thread."""
+    """Validates batches. Its functions block."""
 
     def __init__(
         self,
@@ -53,11 +54,20 @@ class Validator:
         self._stopping = stopping
 
     def validate(self, batch: Batch) -> None:
-        """Validate a batch that this process owns.
+        """Validate a batch that this process owns; ends early if it loses the batch.
 
         Raises:
             ServingError: The storage or the database fails; the batch stays as it is.
         """
+        try:
+            self._validate(batch)
+        except Superseded:
+            return
+        except ResourceNotFound as error:
+            self._batches.fail(batch.batch_id, [Problem("input_file_lost", str(error))])
+            self._lines.clear(batch.batch_id)
+
+    def _validate(self, batch: Batch) -> None:
         self._lines.clear(batch.batch_id)
         found = _Lines(batch, self._lines)
         for raw in split_lines(self._files.parts(batch.input_file_id), self._max_line_bytes):
@@ -99,7 +109,7 @@ class Validator:
 
 
 class _Lines:
-    """The lines of a batch on their way into the database, a slice at a time."""
+    """Inserts the lines of a batch into the database, one slice at a time."""
 
     def __init__(self, batch: Batch, lines: LineTable) -> None:
         self._batch_id = batch.batch_id

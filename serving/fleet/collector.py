@@ -148,6 +148,9 @@ def _measured(counters: Mapping[str, ModelCounters]) -> Iterator[Metric]:
     yield _histogram(
         metrics.MODEL_ADMISSION_WAIT, [((name,), model.wait) for name, model in counters.items()]
     )
+    yield _family(
+        metrics.MODEL_BATCH_LINES, [((name,), model.lines) for name, model in counters.items()]
+    )
     pools = [
         ((name, pool), found)
         for name, model in counters.items()

@@ -42,7 +42,8 @@ class BatchTurn:
         """
         context = self._request.context
         while True:
-            await self._yielding.turn(context, self._request.tokens)
+            request = self._request
+            await self._yielding.turn(context, request.tokens, request.prompt_tokens)
             try:
                 require_not_ended()
                 await self._admission.reserve(self._request)

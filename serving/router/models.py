@@ -40,7 +40,7 @@ from serving.requests.poison import PoisonTracker
 from serving.requests.request import FleetRequest
 from serving.routing.prefix_index import PrefixIndex
 from serving.routing.snapshot import FleetSnapshot
-from serving.settings import ServedModel, Settings, served_models
+from serving.settings import BatchSettings, ServedModel, Settings, served_models
 from serving.telemetry.model_counters import ModelCounters
 from serving.vllm_adapter.app import build_model_state
 from serving.vllm_adapter.model_dispatch import Handlers, ListedModel
@@ -286,9 +286,12 @@ class RouterModels:
         for client in self._clients():
             client.explain_all(on=on)
 
-    def snapshots(self) -> dict[str, Callable[[], FleetSnapshot]]:
-        """Return functions that return a snapshot of a model's groups, by model."""
-        return {name: model.membership.snapshot for name, model in self._models.items()}
+    def batch_inputs(self) -> dict[str, tuple[Callable[[], FleetSnapshot], BatchSettings]]:
+        """Return, by model, a function that returns its groups, and its settings of batches."""
+        return {
+            name: (model.membership.snapshot, model.served.settings.batch)
+            for name, model in self._models.items()
+        }
 
     def run_beside(self, bystanders: Mapping[str, Bystander]) -> None:
         """Make lower-priority work yield to requests of the same model.

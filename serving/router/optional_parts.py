@@ -105,12 +105,17 @@ def batches_of(
     """
     if settings.batch.directory is None:
         return None
+    from serving.batch.scheduler import ModelSource
     from serving.batch.service import BatchService
 
+    counters = models.counters()
     batches = BatchService(
         settings.batch,
         clock,
-        snapshots=models.snapshots(),
+        sources={
+            name: ModelSource(snapshot, batch, counters[name])
+            for name, (snapshot, batch) in models.batch_inputs().items()
+        },
         weight_of=lambda tenant: limits_of(tenant).weight,
         max_line_bytes=settings.router.max_body_bytes,
     )

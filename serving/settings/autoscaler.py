@@ -17,6 +17,17 @@ class ScheduleFloor(SettingsGroup):
     """IANA time zone, e.g. Europe/Berlin."""
 
 
+class BatchScalingSettings(SettingsGroup):
+    """Groups that batches may hold or add. By default, batches do not influence their number."""
+
+    schedule: tuple[ScheduleFloor, ...] = ()
+    """Number of groups that are kept or added while lines of batches run or wait, by time of day
+    and week, e.g. in off-peak hours. Empty: batches neither hold nor add groups."""
+    max_hourly_cost: float | None = Field(None, gt=0)
+    """Maximum cost of a pool's groups per hour at which batches hold or add groups, in the tariff's
+    currency, at ledger.gpu_hour_price of the routers. Null: no limit."""
+
+
 class KubernetesSettings(SettingsGroup):
     """The KubeRay worker group that provides nodes for the groups."""
 
@@ -146,6 +157,7 @@ class AutoscalerSettings(SettingsGroup):
     means no limit."""
     schedule: tuple[ScheduleFloor, ...] = ()
     """Minimum number of groups by time of day and week."""
+    batch: BatchScalingSettings = BatchScalingSettings()
     state_file: str | None = None
     """File that keeps used GPU-hours and the estimated capacity across restarts. If null, neither
     is kept."""

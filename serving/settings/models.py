@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field, field_validator
 
-from serving.settings.base import SettingsGroup
+from serving.settings.base import Seconds, SettingsGroup
 from serving.settings.pool_scaling import PoolScalingSettings
 from serving.settings.ranks import (
     POOL_NAME,
@@ -39,6 +39,15 @@ class PoolSettings(SettingsGroup):
     autoscaler: PoolScalingSettings = PoolScalingSettings()
 
 
+class ModelBatchSettings(SettingsGroup):
+    """Objectives of lines of batches for one model. Null: the setting of the same name in batch."""
+
+    itl_slo: Seconds | None = None
+    """Maximum duration of an engine step with lines alongside other requests, seconds."""
+    ttft_slo: Seconds | None = None
+    """Target p90 time to first token of the model's other requests, seconds."""
+
+
 class ServedModelSettings(SettingsGroup):
     """A model, the names under which clients request it, and the pools that run it."""
 
@@ -57,6 +66,7 @@ class ServedModelSettings(SettingsGroup):
     router.tool_parser."""
     tool_strict_level: Literal["auto", "function", "parameter"] = "auto"
     """How much of a tool call the grammar enforces. Default: router.tool_strict_level."""
+    batch: ModelBatchSettings = ModelBatchSettings()
     pools: tuple[PoolSettings, ...] = Field((PoolSettings(),), max_length=32)
     """The pools that run the model, at least one. Ranks that do not name a pool belong to the
     first."""

@@ -27,6 +27,17 @@ class PoolKubernetesSettings(SettingsGroup):
     autoscaler.kubernetes.disruption_budget."""
 
 
+class PoolBatchScalingSettings(SettingsGroup):
+    """Groups of a pool that batches may hold or add."""
+
+    schedule: tuple[ScheduleFloor, ...] | None = None
+    """Number of groups of the pool that are kept or added while lines of batches run or wait, by
+    time of day and week. Null: autoscaler.batch.schedule."""
+    max_hourly_cost: float | None = Field(None, gt=0)
+    """Maximum cost of the pool's groups per hour at which batches hold or add groups, in the
+    tariff's currency. Null: autoscaler.batch.max_hourly_cost."""
+
+
 class PoolScalingSettings(SettingsGroup):
     """The number of groups of a pool. Null means the setting of the same name under autoscaler."""
 
@@ -50,6 +61,7 @@ class PoolScalingSettings(SettingsGroup):
     """Number of GPUs of one group of the pool, for the limits on GPUs and GPU-hours."""
     schedule: tuple[ScheduleFloor, ...] | None = None
     """Minimum number of groups of the pool by time of day and week."""
+    batch: PoolBatchScalingSettings = PoolBatchScalingSettings()
     dashboard_url: str | None = None
     """URL of the dashboard of the pool's Ray cluster."""
     dashboard_token_file: str | None = None
@@ -69,11 +81,12 @@ def scaling_of_pool(shared: AutoscalerSettings, pool: PoolScalingSettings) -> Au
     """
     own = _given(pool)
     kubernetes = own.pop("kubernetes", {})
+    batch = shared.batch.model_dump() | own.pop("batch", {})
     merged = shared.kubernetes.model_dump() | kubernetes
     # A pool's service takes precedence over the shared cluster.
     if kubernetes.get("service") and not kubernetes.get("cluster"):
         merged["cluster"] = ""
-    changes = own | {"kubernetes": KubernetesSettings(**merged)}
+    changes = own | {"kubernetes": KubernetesSettings(**merged), "batch": batch}
     return AutoscalerSettings.model_validate(shared.model_dump() | changes)
 
 

@@ -88,6 +88,7 @@ def _served(settings: Settings, model: ServedModelSettings, place: str) -> Serve
             "tool_strict_level": model.tool_strict_level,
         }
     )
+    batch = settings.batch.model_copy(update=model.batch.model_dump(exclude_none=True))
     pools = tuple(
         Pool(
             pool.name,
@@ -99,6 +100,7 @@ def _served(settings: Settings, model: ServedModelSettings, place: str) -> Serve
                     "engine": pool.engine,
                     "autoscaler": scaling_of_pool(settings.autoscaler, pool.autoscaler),
                     "router": router,
+                    "batch": batch,
                     "ray": settings.ray.model_copy(
                         update={
                             "app_name": f"{settings.ray.app_name}-"

@@ -49,6 +49,11 @@ MODEL_QUEUED_TOKENS = Family(
     "Prompt and expected output tokens of the requests in the model's admission queue.",
     ("model",),
 )
+MODEL_BATCH_LINES = Family(
+    "moe_model_batch_lines",
+    "Lines of batches for the model that this router runs, or that wait for room on a rank.",
+    ("model",),
+)
 MODEL_ADMISSION_WAIT = Family(
     "moe_model_admission_wait_seconds",
     "Time from entering the model's admission to placement on a rank; 0 for most requests.",

@@ -58,10 +58,12 @@ class PoolCounters:
 class ModelCounters:
     """Measurements of the requests of one model."""
 
-    __slots__ = ("pools", "wait")
+    __slots__ = ("lines", "pools", "wait")
 
     def __init__(self, pools: Iterable[str] = ()) -> None:
         """Start all counters at zero; ``pools`` are the names of the model's pools."""
         self.wait = Distribution(metrics.MODEL_ADMISSION_WAIT)
         """Time from entering admission to placement on a rank, seconds."""
+        self.lines = 0
+        """Lines of batches that run, or wait for room on a rank."""
         self.pools: Mapping[str, PoolCounters] = {name: PoolCounters() for name in pools}

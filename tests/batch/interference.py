@@ -1,30 +1,44 @@
-"""Effect of a batch on interactive requests: `python -m tests.batch.interference --rate 2`.
+"""What a batch does to interactive requests: `python -m tests.batch.interference`.
 
-Sends interactive requests at random times (open loop) to a running router, in rounds that alternate
-between no batch and a batch that never runs out of lines. Prints percentiles of the time to first
-token and of the inter-token latency of each round, their medians over the rounds, and the tokens
-per second of both kinds of work. A last round runs the batch alone, which shows the capacity.
+Starts a router with one group, measures the group's capacity, and then sends interactive requests
+at random times (open loop) at 60 % of it, in short rounds that alternate between four modes:
+
+- no batch,
+- a batch, whose lines run in the measured headroom,
+- a gateway that sends lines as ordinary requests, a fixed number at a time,
+- a gateway without a limit, so that the group is always full.
+
+Prints percentiles of the time to first token and of the inter-token latency of each round, their
+medians over the rounds, and the fraction of the idle capacity that the lines used.
 """
 
 import asyncio
+import contextlib
 import json
 import random
 import statistics
+import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-import httpx
-import openai
+import aiohttp
 
 from serving.flags.parser import FlagParser
+from tests.batch.fleet import RANKS, SIMULATED_SEQUENCES, fleet
+from tests.batch.requests import TOKENS, body
 from tests.support.batches import CHATS
 from tests.support.waiting import eventually
 
-_LINES = 20_000
-_WARM_UP = 5.0
-"""Warm-up time of a round, seconds."""
+_LINES = 30_000
+_WARM_UP = 4.0
+"""Time that a round runs before it is measured, seconds."""
+_LEARN = 15.0
+"""Time that a batch runs alongside interactive requests before the first round, seconds."""
+_MEAN_TOKENS = sum(TOKENS) / 2
+ALONE, HEADROOM, CAP, UNPROTECTED = "no batch", "headroom", "fixed number", "no protection"
 
 
 @dataclass
@@ -48,127 +62,196 @@ class Round:
 
 
 def quantile(values: Sequence[float], fraction: float) -> float:
-    """Return a quantile; NaN without values."""
+    """Return a quantile; not a number without values."""
     ordered = sorted(values)
     return ordered[min(int(fraction * len(ordered)), len(ordered) - 1)] if ordered else float("nan")
 
 
-async def ask(sdk: openai.AsyncOpenAI, number: int, tokens: int, into: Round) -> None:
-    """Send one streamed request and record its latencies."""
-    begun = last = time.perf_counter()
-    stream = await sdk.chat.completions.create(
-        model="pocket-r1",
-        messages=[{"role": "user", "content": f"{number % 97}+{number % 89}"}],
-        max_tokens=tokens,
-        stream=True,
-        extra_body={"ignore_eos": True},
-        extra_headers={"x-priority": "interactive"},
-    )
-    first = True
-    async for chunk in stream:
-        if not chunk.choices:
-            continue
-        now = time.perf_counter()
-        (into.ttft if first else into.itl).append(now - (begun if first else last))
-        first, last = False, now
-        into.tokens += 1
+class Client:
+    """Interactive clients and the creator of batches."""
 
+    def __init__(self, url: str, http: aiohttp.ClientSession, chance: random.Random) -> None:
+        self._url = url
+        self._http = http
+        self._chance = chance
 
-async def traffic(
-    sdk: openai.AsyncOpenAI, rate: float, tokens: int, seconds: float, chance: random.Random
-) -> Round:
-    """Send requests for some seconds; requests sent during the warm-up are not recorded."""
-    found, unrecorded = Round(seconds=seconds), Round()
-    begun, tasks = time.perf_counter(), []
-    while (now := time.perf_counter() - begun) < seconds + _WARM_UP:
-        into = found if now >= _WARM_UP else unrecorded
-        tasks.append(asyncio.create_task(ask(sdk, len(tasks), tokens, into)))
-        await asyncio.sleep(chance.expovariate(rate))
-    await asyncio.gather(*tasks)
-    return found
+    async def ask(self, into: Round) -> None:
+        """Send one streamed request and record its latencies."""
+        request = body(self._chance)
+        last = time.perf_counter()
+        async with self._http.post(
+            f"{self._url}{CHATS}",
+            json={**request, "stream": True},
+            headers={"x-priority": "interactive"},
+        ) as response:
+            response.raise_for_status()
+            first = True
+            async for line in response.content:
+                # One event for each step; the first one of a stream has the role only.
+                if not line.startswith(b"data: {") or b'"role"' in line:
+                    continue
+                now = time.perf_counter()
+                (into.ttft if first else into.itl).append(now - last)
+                first, last = False, now
+        into.tokens += request["max_tokens"]
 
+    async def traffic(self, rate: float, seconds: float) -> Round:
+        """Send requests for some seconds; those of the warm-up are not recorded."""
+        found, unrecorded = Round(seconds=seconds), Round()
+        begun, tasks, due = time.perf_counter(), [], 0.0
+        while due < seconds + _WARM_UP:
+            await asyncio.sleep(max(begun + due - time.perf_counter(), 0.0))
+            into = found if due >= _WARM_UP else unrecorded
+            tasks.append(asyncio.create_task(self.ask(into)))
+            due += self._chance.expovariate(rate)
+        await asyncio.gather(*tasks)
+        return found
 
-async def batch_tokens(http: httpx.AsyncClient) -> float:
-    """Return the number of prompt and generated tokens of lines until now."""
-    total = 0.0
-    for line in (await http.get("/metrics")).text.splitlines():
-        if line.startswith('moe_batch_tokens_total{kind="generated"}'):
-            total += float(line.split()[-1])
-    return total
-
-
-async def submit(sdk: openai.AsyncOpenAI, tokens: int) -> str:
-    """Start a batch with more lines than a round can run; return its id."""
-    lines = "\n".join(
-        json.dumps(
-            {
-                "custom_id": str(number),
-                "method": "POST",
-                "url": CHATS,
-                "body": {
-                    "messages": [{"role": "user", "content": f"{number}+{number % 83}"}],
-                    "max_tokens": tokens,
-                    "ignore_eos": True,
-                },
-            }
-        )
-        for number in range(_LINES)
-    )
-    file = await sdk.files.create(file=lines.encode(), purpose="batch")
-    batch = await sdk.batches.create(input_file_id=file.id, endpoint=CHATS, completion_window="24h")
-
-    async def validated() -> bool:
-        return (await sdk.batches.retrieve(batch.id)).status != "validating"
-
-    await eventually(validated, "the validation", interval=0.2)
-    return batch.id
-
-
-async def measure(url: str, rate: float, tokens: int, rounds: int, seconds: float) -> None:
-    """Run all rounds and print them."""
-    chance = random.Random(1)
-    names = ("TTFT p50", "p99 ms", "ITL p50", "p99 ms", "tokens/s", "batch tokens/s")
-    print(f"{'':16}" + "".join(f"{name:>16}" for name in names))
-    rows: dict[str, list[list[float]]] = {"without batch": [], "with batch": []}
-    async with (
-        httpx.AsyncClient(base_url=url, timeout=60) as http,
-        openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", timeout=120) as sdk,
-    ):
-        for number in range(2 * rounds):
-            kind = list(rows)[number % 2]
-            batch = await submit(sdk, tokens) if number % 2 else None
-            counted = asyncio.create_task(traffic(sdk, rate, tokens, seconds, chance))
+    async def saturated(self, concurrency: int, seconds: float) -> float:
+        """Return the tokens per second with a fixed number of requests."""
+        async with self.gateway(concurrency) as tokens:
             await asyncio.sleep(_WARM_UP)
-            before = await batch_tokens(http)
+            before, begun = await tokens(), time.perf_counter()
             await asyncio.sleep(seconds)
-            after = await batch_tokens(http)
-            found = await counted
-            found.batch_tokens = after - before
-            if batch is not None:
-                await sdk.batches.cancel(batch)
-            rows[kind].append(found.row())
-            show(kind, rows[kind][-1])
-        batch = await submit(sdk, tokens)
+            return (await tokens() - before) / (time.perf_counter() - begun)
+
+    @contextlib.asynccontextmanager
+    async def batch(self) -> AsyncIterator[Callable[[], Coroutine[Any, Any, float]]]:
+        """Run a batch with more lines than a round can run; yield what counts its tokens."""
+        lines = "\n".join(
+            json.dumps(
+                {
+                    "custom_id": str(number),
+                    "method": "POST",
+                    "url": CHATS,
+                    "body": body(self._chance),
+                }
+            )
+            for number in range(_LINES)
+        )
+        form = aiohttp.FormData()
+        form.add_field("purpose", "batch")
+        form.add_field("file", lines.encode(), filename="lines.jsonl")
+        file = (await self._call("POST", "/v1/files", data=form))["id"]
+        new = {"input_file_id": file, "endpoint": CHATS, "completion_window": "24h"}
+        batch = (await self._call("POST", "/v1/batches", json=new))["id"]
+        await self._becomes(batch, "in_progress")
+        try:
+            yield self._line_tokens
+        finally:
+            await self._call("POST", f"/v1/batches/{batch}/cancel")
+            await self._becomes(batch, "cancelled")
+
+    async def _becomes(self, batch: str, status: str) -> None:
+        async def reached() -> bool:
+            found = await self._call("GET", f"/v1/batches/{batch}")
+            return bool(found["status"] == status)
+
+        await eventually(reached, f"a batch that is {status}", interval=0.2)
+
+    async def _line_tokens(self) -> float:
+        async with self._http.get(f"{self._url}/metrics") as response:
+            for line in (await response.text()).splitlines():
+                if line.startswith('moe_batch_tokens_total{kind="generated"}'):
+                    return float(line.split()[-1])
+        return 0.0
+
+    async def _call(self, method: str, path: str, **arguments: Any) -> Any:
+        async with self._http.request(method, f"{self._url}{path}", **arguments) as response:
+            response.raise_for_status()
+            return await response.json()
+
+    @contextlib.asynccontextmanager
+    async def gateway(
+        self, concurrency: int
+    ) -> AsyncIterator[Callable[[], Coroutine[Any, Any, float]]]:
+        """Run a gateway; yield what counts its tokens."""
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "tests.batch.gateway", self._url, str(concurrency)),
+            str(self._chance.randrange(10**6)),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        assert process.stdin is not None
+        assert process.stdout is not None
+
+        async def tokens() -> float:
+            process.stdin.write(b"\n")
+            return float(await process.stdout.readline())
+
+        try:
+            await tokens()  # it has started
+            yield tokens
+        finally:
+            process.stdin.close()
+            await process.wait()
+
+
+async def one_round(client: Client, mode: str, rate: float, seconds: float, cap: int) -> Round:
+    """Run one round."""
+
+    async def nothing() -> float:
+        return 0.0
+
+    async with contextlib.AsyncExitStack() as stack:
+        count = nothing
+        if mode == HEADROOM:
+            count = await stack.enter_async_context(client.batch())
+        elif mode != ALONE:
+            concurrency = cap if mode == CAP else 2 * RANKS * SIMULATED_SEQUENCES
+            count = await stack.enter_async_context(client.gateway(concurrency))
+        running = asyncio.create_task(client.traffic(rate, seconds))
         await asyncio.sleep(_WARM_UP)
-        before, begun = await batch_tokens(http), time.perf_counter()
+        before, begun = await count(), time.perf_counter()
         await asyncio.sleep(seconds)
-        alone = Round(batch_tokens=await batch_tokens(http) - before)
-        alone.seconds = time.perf_counter() - begun
-        await sdk.batches.cancel(batch)
-        show("batch alone", alone.row())
+        tokens = (await count() - before) / (time.perf_counter() - begun) * seconds
+        if mode in {CAP, UNPROTECTED}:
+            await stack.aclose()  # an overloaded group would take long to answer the rest
+        found = await running
+        found.batch_tokens = tokens
+        return found
+
+
+async def measure(flags: Any, url: str) -> bool:
+    """Run all rounds and print them; return whether the promises were kept."""
+    rows: dict[str, list[list[float]]] = {
+        mode: [] for mode in (ALONE, HEADROOM, CAP, UNPROTECTED) if mode in flags.modes.split(",")
+    }
+    connector = aiohttp.TCPConnector(limit=0)
+    async with aiohttp.ClientSession(
+        connector=connector, timeout=aiohttp.ClientTimeout(180)
+    ) as http:
+        client = Client(url, http, random.Random(flags.seed))
+        capacity = await client.saturated(RANKS * SIMULATED_SEQUENCES, flags.seconds)
+        rate = flags.load * capacity / _MEAN_TOKENS
+        print(f"capacity {capacity:.0f} tokens/s; {rate:.2f} interactive requests/s")
+        names = ("TTFT p50", "p99 ms", "ITL p50", "p99 ms", "tokens/s", "batch tokens/s")
+        print(f"{'':16}" + "".join(f"{name:>16}" for name in names))
+        await one_round(client, HEADROOM, rate, _LEARN, flags.cap)
+        for number in range(flags.rounds):
+            # Each mode follows each other one equally often.
+            modes = list(rows)[number % len(rows) :] + list(rows)[: number % len(rows)]
+            for mode in modes:
+                found = await one_round(client, mode, rate, flags.seconds, flags.cap)
+                rows[mode].append(found.row())
+                show(mode, rows[mode][-1])
     print("medians of the rounds")
     medians = {
-        kind: [statistics.median(column) for column in zip(*found, strict=True)]
-        for kind, found in rows.items()
+        mode: [statistics.median(column) for column in zip(*found, strict=True)]
+        for mode, found in rows.items()
     }
-    for kind, found in medians.items():
-        show(kind, found)
-    without, beside = medians.values()
-    capacity = alone.batch_tokens / alone.seconds
-    idle = capacity - without[4]
-    print(f"p99 TTFT {beside[1] / without[1]:.2f}, p99 ITL {beside[3] / without[3]:.2f} of without")
-    print(f"interactive load {without[4] / capacity:.0%} of the batch's tokens/s alone; the batch")
-    print(f"used {beside[5] / idle:.0%} of the rest")
+    for mode, found in medians.items():
+        show(mode, found)
+    alone = medians[ALONE]
+    spread = max(row[1] for row in rows[ALONE]) / min(row[1] for row in rows[ALONE])
+    print(f"p99 TTFT of the rounds without a batch differs by a factor of {spread:.2f}")
+    for mode, found in medians.items():
+        print(
+            f"{mode:16} p99 TTFT {found[1] / alone[1]:.2f}, p99 ITL {found[3] / alone[3]:.2f} of "
+            f"no batch; used {found[5] / (capacity - alone[4]):.0%} of the idle capacity"
+        )
+    within = medians[HEADROOM]
+    return max(within[1] / alone[1], within[3] / alone[3]) <= 1.1
 
 
 def show(kind: str, row: list[float]) -> None:
@@ -179,14 +262,23 @@ def show(kind: str, row: list[float]) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command."""
     parser = FlagParser(prog="python -m tests.batch.interference", description=__doc__)
-    parser.add_argument("--rest-url", default="http://127.0.0.1:8000", help="Router.")
-    parser.add_argument("--rate", type=float, default=2.0, help="Requests per second.")
-    parser.add_argument("--tokens", type=int, default=32, help="Tokens of an answer.")
-    parser.add_argument("--rounds", type=int, default=3, help="Rounds of each kind.")
-    parser.add_argument("--seconds", type=float, default=20.0, help="Measured time of a round.")
+    parser.add_argument("--fleet", choices=("vllm", "simulated"), default="vllm", help="Ranks.")
+    parser.add_argument("--load", type=float, default=0.6, help="Fraction of the capacity.")
+    parser.add_argument("--cap", type=int, default=32, help="Lines of the gateway with a limit.")
+    parser.add_argument("--rounds", type=int, default=5, help="Rounds of each mode.")
+    parser.add_argument("--seconds", type=float, default=15.0, help="Measured time of a round.")
+    parser.add_argument("--seed", type=int, default=1, help="Seed of the requests.")
+    parser.add_argument(
+        "--modes", default=f"{ALONE},{HEADROOM},{CAP},{UNPROTECTED}", help="Modes to run."
+    )
+    parser.add_argument("--set", action="append", default=[], help="Setting of batch, NAME=VALUE.")
     flags = parser.parse_args(argv)
-    asyncio.run(measure(flags.rest_url, flags.rate, flags.tokens, flags.rounds, flags.seconds))
-    return 0
+    settings = {
+        name: float(value) for name, _, value in (each.partition("=") for each in flags.set)
+    }
+    with fleet(flags.fleet, **settings) as running:
+        kept = asyncio.run(measure(flags, running.url))
+    return 0 if kept else 1
 
 
 if __name__ == "__main__":

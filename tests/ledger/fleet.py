@@ -1,9 +1,10 @@
-"""Starts routers, each with one fake rank, in forks of a process that has imported vLLM.
+"""Starts routers, each with fake ranks, in forks of a process that has imported vLLM.
 
     python -m tests.ledger.fleet
 
-Each line of standard input is a JSON object with the settings of one router. The router's process
-prints a line with its addresses when it is ready, and serves until SIGTERM or until it is killed.
+Each line of standard input is a JSON object with the settings of one router, and in ``ranks`` the
+number of its groups of one fake rank, which run in its process. The process prints a line with its
+addresses when it is ready, and serves until SIGTERM or until it is killed.
 """
 
 import asyncio
@@ -21,11 +22,12 @@ async def serve(groups):
     from serving.telemetry.logs import configure_logs
     from tests.integration.edge.stand import stand_settings, standing
 
+    ranks = groups.pop("ranks")
     settings = stand_settings(**groups)
     configure_logs(settings.telemetry, process="router")
     stopped = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
-    async with standing(settings) as stand:
+    async with standing(settings, ranks) as stand:
         configure_logs(settings.telemetry, process="router")
         print(READY + json.dumps(asdict(stand.router.addresses)), flush=True)
         await stopped.wait()

@@ -43,9 +43,10 @@ _LOST = (aiohttp.ClientError, grpc.aio.AioRpcError, OSError, asyncio.IncompleteR
 class Fleet:
     """The router's process, which can be killed and restarted on the same ports."""
 
-    def __init__(self, ledger, **groups):
+    def __init__(self, ledger, ranks=1, **groups):
         self._groups = {
             **groups,
+            "ranks": ranks,
             "ledger": ledger,
             "telemetry": {"log_level": "error", "log_format": "json"},
             "router": {},
@@ -73,7 +74,7 @@ class Fleet:
                 assert line, "the router's process ended"
         self.addresses = json.loads(line.removeprefix(READY.encode()))
         self._pid = self.addresses["pid"]
-        ports = ("rest_port", "grpc_port")
+        ports = ("rest_port", "grpc_port", "join_port")
         self._groups["router"] = {name: self.addresses[name] for name in ports}
         self.ready.set()
 

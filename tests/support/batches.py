@@ -8,10 +8,11 @@ from typing import Any
 from serving.batch.line_requests import LineResponse
 from serving.batch.records import ENDED, Batch, NewBatch, Status, StoredFile
 from serving.batch.runner import BatchRunner
-from serving.batch.scheduler import LineScheduler
+from serving.batch.scheduler import LineScheduler, ModelSource
 from serving.batch.store import BatchStore
 from serving.clock import Clock, SystemClock
 from serving.settings import BatchSettings
+from serving.telemetry.model_counters import ModelCounters
 from tests.support.fleets import fleet
 from tests.support.waiting import eventually
 
@@ -92,7 +93,7 @@ class BatchRouter:
         self.hold.set()
         self.responses = {}
         settings = store._settings
-        scheduler = LineScheduler(fleet, settings, lambda _: 1.0)
+        scheduler = LineScheduler(ModelSource(fleet, settings, ModelCounters()), lambda _: 1.0)
         self.clock = ShiftedClock()
         self.runner = BatchRunner(store, scheduler, self.send, settings, self.clock)
         self.task = asyncio.create_task(self.runner.run())

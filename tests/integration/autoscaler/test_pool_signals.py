@@ -36,6 +36,7 @@ class Router:
         )
         pulse = CollectorRegistry()
         Gauge(metrics.INFLIGHT_REQUESTS._name, "x", registry=pulse).set(1)
+        Gauge(metrics.GPU_HOUR_PRICE._name, "x", registry=pulse).set(2.5)
         self._pulse = pulse
 
     def _models(self):
@@ -85,6 +86,7 @@ async def test_signals_of_a_busy_and_an_idle_pool(prometheus, page):
     busy.generated_tokens += 500
     busy.inflight_requests = 7
     router.queued["a"] = 5
+    router.counters["a"].lines = 42
     page.text = router.text()
     prometheus.wait("sum(rate(moe_pool_time_to_first_token_seconds_count[2s]))")
     found = await look(prometheus.url)
@@ -98,9 +100,11 @@ async def test_signals_of_a_busy_and_an_idle_pool(prometheus, page):
     assert seen[Signal.REQUEST_RATE] > 0
     assert seen[Signal.INFLIGHT] == 7
     assert seen[Signal.READY_GROUPS] == 1
+    assert seen[Signal.GPU_HOUR_PRICE] == 2.5
     queue = values(found.measured.models["a"])
     assert queue[Signal.QUEUE_WAIT_P90] == pytest.approx(0.76)
     assert (queue[Signal.QUEUE_REQUESTS], queue[Signal.QUEUE_TOKENS]) == (5, 500)
+    assert queue[Signal.BATCH_LINES] == 42
     for key in ("a/y", "org/b/x"):
         idle = values(found.measured.pools[key])
         assert idle[Signal.TTFT_P90] is None, "a quantile over nothing"

@@ -30,6 +30,9 @@ class Router:
         self.queue = self._copy(Gauge, metrics.ADMISSION_QUEUE)
         self.queue_tokens = self._copy(Gauge, metrics.ADMISSION_QUEUE_TOKENS)
         self.tokens = self._copy(Counter, metrics.GENERATED_TOKENS)
+        self.price = self._copy(Gauge, metrics.GPU_HOUR_PRICE)
+        family = fleet_metrics.MODEL_BATCH_LINES
+        self.lines = Gauge(family.name, family.help, family.labels, registry=self.registry)
         family = fleet_metrics.GROUPS
         self.groups = Gauge(family.name, family.help, family.labels, registry=self.registry)
 
@@ -85,6 +88,9 @@ async def test_every_signal_of_a_busy_router(prometheus, page):
     router.queue.labels("standard").set(3)
     router.queue.labels("batch").set(2)
     router.queue_tokens.set(900)
+    router.lines.labels("a").set(30)
+    router.lines.labels("b").set(12)
+    router.price.set(2.5)
     page.text = router.text()
     prometheus.wait("moe_inflight_requests")
     for _ in range(100):
@@ -108,6 +114,8 @@ async def test_every_signal_of_a_busy_router(prometheus, page):
     assert values[Signal.REQUEST_RATE] > 0
     assert values[Signal.INFLIGHT] == 7
     assert values[Signal.READY_GROUPS] == 2
+    assert values[Signal.BATCH_LINES] == 42
+    assert values[Signal.GPU_HOUR_PRICE] == 2.5
     assert all(reading.age < 5 for reading in found.signals.values())
 
 

@@ -10,7 +10,7 @@ import pytest
 from serving.batch.records import Answer, Status
 from serving.batch.result_lines import content_of
 from serving.clock import SystemClock
-from serving.errors import Overloaded, SettingsError
+from serving.errors import Conflict, Overloaded, ResourceNotFound, SettingsError
 from tests.support.batches import BatchRouter, line, new, open_store, put, results, running
 from tests.support.waiting import eventually
 
@@ -66,6 +66,47 @@ def test_the_limit_of_files_holds_for_all_routers_together(shared):
 
     with ThreadPoolExecutor(8) as threads:
         assert sum(threads.map(upload, stores * 2)) == 3
+
+
+def test_the_limit_of_batches_holds_for_all_routers_together(shared):
+    stores = [shared(tenant_batches=3) for _ in range(4)]
+    file = put(stores[0], LINES)
+
+    def create(store):
+        try:
+            store.batches.create(new(file))
+        except Overloaded:
+            return 0
+        return 1
+
+    with ThreadPoolExecutor(8) as threads:
+        assert sum(threads.map(create, stores * 2)) == 3
+
+
+def test_a_file_is_not_deleted_while_another_router_creates_a_batch_of_it(shared):
+    one, other = shared(tenant_batches=99), shared()
+
+    def create(file):
+        try:
+            return one.batches.create(new(file))
+        except ResourceNotFound:
+            return None
+
+    def delete(file):
+        try:
+            other.files.delete("t", file.file_id)
+        except Conflict:
+            return False
+        return True
+
+    with ThreadPoolExecutor(2) as threads:
+        for _ in range(30):
+            file = put(one, b"x")
+            created, deleted = threads.submit(create, file), threads.submit(delete, file)
+            batch = created.result()
+            assert (batch is None) == deleted.result()
+            if batch is not None:
+                one.batches.cancel("t", batch.batch_id)
 
 
 def test_an_invalid_password_file_is_refused(shared, tmp_path):

@@ -118,7 +118,7 @@ async def test_concurrent_readers_share_one_reading():
 @pytest.mark.parametrize("selector", ["", 'job="moe"'])
 def test_queries_do_not_depend_on_the_number_of_pools(selector):
     queries = {**pool_queries(selector, 60.0), **model_queries(selector, 60.0)}
-    assert len(queries) == 9
+    assert len(queries) == 10
     for query in queries.values():
         assert "by (" in query
         assert f"{{{selector}}}" in query

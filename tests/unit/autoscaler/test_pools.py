@@ -4,7 +4,7 @@ import pytest
 
 from serving.autoscaler.decision import PolicyState
 from serving.autoscaler.pools import observe, waking_pool
-from serving.autoscaler.signals import FleetCounts, Signal
+from serving.autoscaler.signals import FleetCounts, Reading, Signal
 from tests.unit.autoscaler.fleets import CALM, IDLE, fleet, measured, pool
 
 NOW = 1_000_000.0
@@ -87,3 +87,12 @@ def test_without_routers_and_prometheus_only_the_numbers_are_known():
     assert list(found) == ["m/a"]
     assert found["m/a"].fleet is None
     assert found["m/a"].signals == {}
+
+
+def test_all_pools_of_a_model_see_its_lines():
+    readings = measured({"m/a": CALM, "m/b": CALM, "n/a": CALM}, {"m": (0.0, 0.0, 0.0)})
+    readings.models["m"][Signal.BATCH_LINES] = Reading(7.0)
+    found = look([A, B, OTHER], {"m/a": 0, "m/b": 2, "n/a": 1}, None, readings)
+    assert found["m/a"].reading(Signal.BATCH_LINES).value == 7.0
+    assert found["m/b"].reading(Signal.BATCH_LINES).value == 7.0
+    assert found["n/a"].reading(Signal.BATCH_LINES).value is None

@@ -8,14 +8,16 @@ from serving.autoscaler.rules import policy_inputs
 from tests.unit.autoscaler.observations import IDLE, observation, settings
 
 NOW = 1_000_000.0
+"""12 January 1970, a Monday, 13:46:40 UTC."""
+GPUS = 2.0
 VOTE, STAY, ABSTAIN = VoteKind.VOTE, VoteKind.STAY, VoteKind.ABSTAIN
 
 
 START = PolicyState()
 
 
-def vote(rule, seen, state=START, **changes):
-    found = rule(policy_inputs(seen, state, NOW, settings(**changes)))
+def vote(rule, seen, state=START, now=NOW, **changes):
+    found = rule(policy_inputs(seen, state, now, settings(**changes), GPUS))
     return found.kind, found.groups
 
 
@@ -180,6 +182,42 @@ def test_parked(seen, expected):
     assert vote(rules.parked, seen) == expected
 
 
+NIGHT = {"schedule": [{"when": "* 22-23,0-5 * * *", "groups": 3}]}
+ALWAYS = {"schedule": [{"when": "* * * * *", "groups": 2}, {"when": "* 13 * * 1", "groups": 4}]}
+
+
+@pytest.mark.parametrize(
+    ("lines", "batch", "hour", "expected"),
+    [
+        pytest.param(9, {}, 0, (ABSTAIN, 0), id="off-by-default"),
+        pytest.param(9, NIGHT, 0, (ABSTAIN, 0), id="by-day"),
+        pytest.param(9, NIGHT, 9, (VOTE, 3), id="by-night"),
+        pytest.param(0, NIGHT, 9, (ABSTAIN, 0), id="without-lines"),
+        pytest.param(None, NIGHT, 9, (ABSTAIN, 0), id="unknown-lines"),
+        pytest.param(9, ALWAYS, 0, (VOTE, 4), id="highest-window"),
+        pytest.param(9, ALWAYS, 1, (VOTE, 2), id="the-other-window"),
+        # A group costs 2 x 5 an hour.
+        pytest.param(9, ALWAYS | {"max_hourly_cost": 40.0}, 0, (VOTE, 4), id="affordable"),
+        pytest.param(9, ALWAYS | {"max_hourly_cost": 35.0}, 0, (VOTE, 3), id="price-cap"),
+        pytest.param(9, ALWAYS | {"max_hourly_cost": 9.0}, 0, (ABSTAIN, 0), id="too-expensive"),
+    ],
+)
+def test_batch(lines, batch, hour, expected):
+    seen = observation(1, batch_lines=lines, gpu_hour_price=5.0)
+    assert vote(rules.batch, seen, now=NOW + 3600 * hour, batch=batch) == expected
+
+
+@pytest.mark.parametrize("price", [None, 0.0])
+def test_a_price_cap_needs_a_price(price):
+    seen = observation(1, batch_lines=9, gpu_hour_price=price)
+    assert vote(rules.batch, seen, batch=ALWAYS) == (VOTE, 4)
+    assert vote(rules.batch, seen, batch=ALWAYS | {"max_hourly_cost": 40.0}) == (ABSTAIN, 0)
+
+
+def test_old_numbers_of_lines_hold_no_group():
+    assert vote(rules.batch, observation(2, batch_lines=9, age=31.0), batch=ALWAYS) == (ABSTAIN, 0)
+
+
 def test_every_vote_says_why():
-    inputs = policy_inputs(observation(2), PolicyState(), NOW, settings())
+    inputs = policy_inputs(observation(2), PolicyState(), NOW, settings(), GPUS)
     assert all(rule(inputs).reason for rule in (*rules.RULES, rules.parked))

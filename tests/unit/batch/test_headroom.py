@@ -1,11 +1,9 @@
 from dataclasses import replace
-from math import inf
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from serving.batch.headroom import RankUse, StepModel, rooms
+from serving.batch.headroom import GroupUse, RankUse, peak_alone, rooms
+from serving.batch.step_model import StepModel, StepSample
 from serving.routing.snapshot import MemberState, RankLoad
 from serving.settings import BatchSettings
 from tests.support.fleets import fleet, group, rank
@@ -13,45 +11,72 @@ from tests.support.fleets import fleet, group, rank
 KEY = ("g0", "e")
 
 
-def modelled(fixed=0.010, each=0.001):
+def learned(fixed=0.010, each=0.001, peak=0.0, token=0.0001):
     model = StepModel()
     for count in range(1, 40):
-        model = model.after(count, fixed + each * count)
-    return {KEY: model}
+        prompt = count * 7 % 10
+        model = model.after(StepSample(fixed + each * count + token * prompt, count, prompt))
+    return {KEY: GroupUse(model, peak)}
 
 
-def one(inflight=0, lines=0, *, load=None, models=None, peak=0, factor=1.0, others=(), **settings):
+def one(
+    inflight=0,
+    lines=0,
+    *,
+    load=None,
+    groups=None,
+    peak=0,
+    factor=1.0,
+    prompt=0.0,
+    others=(),
+    **settings,
+):
     """Return the room on rank 0 of a group; ``others`` are further ranks of the group."""
     here = replace(rank(0, inflight=inflight, max_num_seqs=32), load=load or RankLoad())
     found = rooms(
         fleet(group(here, *others)),
         {here.rank_id: RankUse(lines, peak)},
-        modelled() if models is None else models,
+        learned() if groups is None else groups,
         BatchSettings(**settings),
         factor=factor,
+        prompt=prompt,
     )
     return found[here.rank_id]
-
-
-@given(st.floats(1e-4, 0.1), st.floats(1e-5, 0.01))
-def test_the_model_finds_the_line_through_the_reports(fixed, each):
-    model = modelled(fixed, each)[KEY]
-    assert model.coefficients == pytest.approx((fixed, each), rel=1e-6)
-    assert model.sequences_within(fixed + 20 * each) == pytest.approx(20, rel=1e-6)
-
-
-def test_without_spread_all_of_a_step_is_ascribed_to_its_sequences():
-    model = StepModel().after(4, 0.2).after(4, 0.2)
-    assert model.coefficients == pytest.approx((0.0, 0.05))
-
-
-def test_nothing_is_known_without_reports():
-    assert StepModel().sequences_within(inf) == 0
 
 
 def test_an_idle_group_takes_lines_up_to_its_sequences():
     assert one().lines == 32
     assert one(inflight=5, lines=5).lines == 32
+
+
+def test_an_idle_group_keeps_its_steps_short_if_a_setting_says_so():
+    assert one(max_idle_step=0.025).lines == 15
+    # Nothing is known of its steps before it has run any.
+    assert one(max_idle_step=0.025, groups={}).lines == 32
+
+
+@pytest.mark.parametrize(
+    ("peak", "room"),
+    [
+        pytest.param(0.0, 1, id="none"),
+        # 20 others have steps of 30 ms; 10 % more are 23 sequences.
+        pytest.param(20.0, 19, id="above the current number"),
+        pytest.param(3.0, 0, id="below the current number"),
+    ],
+)
+def test_lines_fill_a_group_up_to_its_recent_peak(peak, room):
+    assert one(inflight=4, groups=learned(peak=peak)).lines == room
+
+
+def test_a_line_starts_only_if_its_prompt_fits_into_the_step():
+    found = one(inflight=4, itl_slo=0.025, prompt=0)
+    assert (found.lines, found.starts, found.beside) == (11, 11, True)
+    # A prompt of 30 tokens takes 3 ms.
+    assert one(inflight=4, itl_slo=0.025, prompt=30).starts == 8
+    assert one(inflight=4, itl_slo=0.025, prompt=30).lines == 11
+    assert one(inflight=4, itl_slo=0.025, prompt=900).starts == 0
+    assert not one(prompt=900).beside
+    assert one(prompt=900).starts == 32
 
 
 @pytest.mark.parametrize(
@@ -77,6 +102,18 @@ def test_a_request_of_another_group_does_not():
     assert one(others=()).lines == 32
 
 
+def test_a_peak_is_that_of_the_requests_alone():
+    (model,) = (each.model for each in learned().values())
+    alone = [(number, number) for number in range(1, 11)]
+    assert peak_alone(alone, model) == pytest.approx(9)
+    assert peak_alone([], model) == 0
+    # 20 lines lengthen the steps, so that more requests run at a time.
+    beside = [(2 * number, 2 * number + 20) for number in range(1, 11)]
+    # A third as many would run alone: 3.7 instead of 11 on average.
+    assert peak_alone(beside, model) == pytest.approx(6)
+    assert peak_alone(beside, StepModel()) == 18
+
+
 def test_requests_of_other_routers_count():
     load = RankLoad(running_requests=9)
     assert one(load=load, itl_slo=0.025).others == 9
@@ -90,25 +127,25 @@ def test_the_factor_applies_beside_others_only():
 
 
 @pytest.mark.parametrize(
-    ("load", "lines", "more"),
+    ("load", "lines", "starts"),
     [
-        pytest.param(RankLoad(kv_usage=0.89), 32, True, id="room in the cache"),
-        pytest.param(RankLoad(kv_usage=0.91), 32, False, id="reserve"),
-        pytest.param(RankLoad(kv_usage=0.96), 6, False, id="half of the reserve"),
-        pytest.param(RankLoad(waiting_requests=1), 32, False, id="queue"),
+        pytest.param(RankLoad(kv_usage=0.89), 32, 32, id="room in the cache"),
+        pytest.param(RankLoad(kv_usage=0.91), 32, 0, id="reserve"),
+        pytest.param(RankLoad(kv_usage=0.96), 6, 0, id="half of the reserve"),
+        pytest.param(RankLoad(waiting_requests=1), 32, 0, id="queue"),
     ],
 )
-def test_a_full_cache_or_a_queue_stops_further_lines(load, lines, more):
+def test_a_full_cache_or_a_queue_stops_further_lines(load, lines, starts):
     found = one(inflight=8, lines=8, load=load, peak=9)
-    assert (found.lines, found.more) == (lines, more)
+    assert (found.lines, found.starts) == (lines, starts)
 
 
 def test_without_reports_nothing_runs_beside_others():
-    assert one(inflight=1, models={}, itl_slo=1.0).lines == 0
+    assert one(inflight=1, groups={}, itl_slo=1.0).lines == 0
 
 
 def test_ranks_that_take_no_requests_have_no_room():
     assert rooms(fleet(group(rank(), state=MemberState.DRAINING)), {}, {}, BatchSettings()) == {}
     drained = rank(0, draining=True)
     found = rooms(fleet(group(drained)), {}, {}, BatchSettings())
-    assert (found[drained.rank_id].lines, found[drained.rank_id].more) == (0, False)
+    assert (found[drained.rank_id].lines, found[drained.rank_id].starts) == (0, 0)

@@ -5,8 +5,10 @@ import asyncio
 import pytest
 
 from serving.batch.model_schedulers import ModelSchedulers
+from serving.batch.scheduler import ModelSource
 from serving.request_context import RequestContext
 from serving.settings import BatchSettings
+from serving.telemetry.model_counters import ModelCounters
 from tests.support.fleets import fleet, group, rank
 from tests.support.waiting import eventually, loop_turns
 
@@ -19,8 +21,14 @@ class Models:
         self.stopped = []
         self.lines = {"a": [], "b": []}
         self.schedulers = ModelSchedulers(
-            {name: lambda name=name: fleet(group(self.rank(name), name=name)) for name in "ab"},
-            BatchSettings(max_step_growth=0),
+            {
+                name: ModelSource(
+                    lambda name=name: fleet(group(self.rank(name), name=name)),
+                    BatchSettings(max_step_growth=0, peak_window=0),
+                    ModelCounters(),
+                )
+                for name in "ab"
+            },
             lambda _: 1.0,
         )
 
@@ -31,7 +39,7 @@ class Models:
     async def run(self, model):
         context = RequestContext()
         context.record.model = model
-        await self.schedulers.turn(context, 1)
+        await self.schedulers.turn(context, 1, 1)
         where = self.rank(model).rank_id
 
         def give_way():
@@ -81,13 +89,13 @@ async def test_a_line_that_was_declined_frees_its_turn_at_its_model(on):
         context = RequestContext()
         context.record.model = model
         for _ in range(3):  # more often than there are places
-            await on.schedulers.turn(context, 1)
+            await on.schedulers.turn(context, 1, 1)
             on.schedulers.declined(context)
     assert on.schedulers.waiting == 0
 
 
 async def test_without_a_name_a_line_is_of_the_first_model(on):
-    await on.schedulers.turn(RequestContext(), 1)
+    await on.schedulers.turn(RequestContext(), 1, 1)
     leave = on.schedulers.placed(RequestContext(), on.rank("a").rank_id, lambda: None)
     assert on.schedulers.by_model["a"].running == 1
     leave()

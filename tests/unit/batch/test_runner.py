@@ -9,7 +9,7 @@ from serving.batch.line_requests import LineResponse
 from serving.batch.records import Status
 from serving.clock import SystemClock
 from serving.errors import NotReady
-from tests.support.batches import BatchRouter, open_store, results
+from tests.support.batches import BatchRouter, ShiftedClock, open_store, results
 from tests.support.waiting import PATIENCE, eventually
 
 pytestmark = pytest.mark.asyncio
@@ -82,6 +82,25 @@ async def test_a_batch_ends_with_its_window(start):
     router.clock.ahead = 501
     ended = await router.ended(batch)
     assert (ended.status, ended.completed, ended.failed) == (Status.EXPIRED, 1, 0)
+
+
+async def test_a_clock_that_is_set_back_loses_no_line(tmp_path):
+    clock = ShiftedClock()
+    router = BatchRouter(open_store(tmp_path, clock, interval=0.05, lease=60.0))
+    router.runner._clock = clock
+    try:
+        router.hold.clear()
+        batch = await router.submit("a", "b", "c")
+        await eventually(lambda: len(router.sent) == 3, "the lines")
+        clock.ahead = -7200.0
+        router.hold.set()
+        later = await router.submit("d")
+        for each, lines in ((batch, 3), (later, 1)):
+            ended = await router.ended(each)
+            assert (ended.status, ended.completed) == (Status.COMPLETED, lines)
+        assert len(router.sent) == 4
+    finally:
+        await router.stop()
 
 
 async def test_the_next_process_continues(start):

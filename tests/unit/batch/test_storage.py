@@ -4,14 +4,18 @@ import asyncio
 import errno
 import json
 import threading
+import tracemalloc
 
 import pytest
+from sqlalchemy import update
 
 from serving.batch import objects
 from serving.batch.records import Answer, Status
 from serving.batch.result_lines import content_of
+from serving.batch.schema import BATCHES
 from serving.errors import (
     Conflict,
+    NotReady,
     Overloaded,
     ResourceNotFound,
     SettingsError,
@@ -241,12 +245,101 @@ def test_a_validation_that_was_interrupted_starts_again(store):
     store.validate(batch)
     with store._database.write() as connection:
         connection.exec_driver_sql("UPDATE batch_batches SET status = 'validating'")
+    store.batches.own(batch.batch_id, Status.VALIDATING)
     store.validate(batch)
     assert store.batches.get("t", batch.batch_id).total == 600
     assert store.lines.counts() == {0: 600}
 
 
 # -- lines ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("loss", ["cancelled", "taken over"])
+def test_a_process_that_loses_a_batch_stops_validating_it(tmp_path, clock, monkeypatch, loss):
+    store = open_store(tmp_path, clock)
+    batch = store.batches.create(new(put(store, lines_of(600))))
+    assert store.batches.own(batch.batch_id, Status.VALIDATING)
+    slices, add = [], store.lines.add
+
+    def losing(batch_id, lines):
+        slices.append(add(batch_id, lines))
+        if loss == "cancelled":
+            store.batches.cancel("t", batch_id)
+        else:
+            with store._database.write() as connection:
+                connection.execute(update(BATCHES).values(owner="another"))
+        return slices[-1]
+
+    monkeypatch.setattr(store.lines, "add", losing)
+    store.validate(batch)
+    assert len(slices) == 1
+    assert sum(store.lines.counts().values()) == 256
+    # Nor does it decide what becomes of the batch.
+    store.batches.validated(batch.batch_id, 600, 0, [])
+    store.batches.fail(batch.batch_id, [])
+    status = store.batches.get("t", batch.batch_id).status
+    assert status is (Status.CANCELLING if loss == "cancelled" else Status.VALIDATING)
+
+
+def test_a_batch_whose_input_file_is_lost_fails(store, tmp_path):
+    file = put(store, lines_of(3))
+    batch = store.batches.create(new(file))
+    (tmp_path / "files" / file.file_id).unlink()
+    assert store.batches.own(batch.batch_id, Status.VALIDATING)
+    store.validate(batch)
+    found = store.batches.get("t", batch.batch_id)
+    assert found.status is Status.FAILED
+    assert json.loads(found.errors_json)[0]["code"] == "input_file_lost"
+
+
+@pytest.mark.parametrize("failing", ["storage", "database"])
+def test_uploads_that_cannot_be_discarded_are_removed_later(tmp_path, clock, monkeypatch, failing):
+    store = open_store(tmp_path, clock, tenant_files=1)
+    upload = store.files.begin("t")
+    upload.write(b"x")
+
+    def fail(*_args):
+        raise StorageFull("no storage") if failing == "storage" else NotReady("no database")
+
+    with monkeypatch.context() as patch:
+        if failing == "storage":
+            patch.setattr(store.files._objects, "delete", fail)
+        else:
+            patch.setattr(store.files._database, "write", fail)
+        store.files.abort(upload)
+    assert store.files.sizes()[0] == 1
+    if failing == "storage":
+        put(store, b"x")  # it no longer counts towards the limit
+        assert store.files.sweep() == 1
+    else:
+        assert store.files.sweep() == 1
+        put(store, b"x")
+    assert len(list((tmp_path / "files").iterdir())) == 1
+
+
+def test_memory_does_not_grow_with_the_file(tmp_path, clock):
+    peaks = []
+    tracemalloc.start()
+    try:
+        for count in (2_000, 20_000):
+            store = open_store(tmp_path / str(count), clock)
+            tracemalloc.reset_peak()
+            before, _ = tracemalloc.get_traced_memory()
+            upload = store.files.begin("t")
+            for number in range(count):
+                upload.write(line(f"id-{number}", text="x" * 1000) + b"\n")
+            file = store.files.finish(upload, "lines.jsonl")
+            batch = store.batches.create(new(file))
+            assert store.batches.own(batch.batch_id, Status.VALIDATING)
+            store.validate(batch)
+            ended = finish(store, store.batches.get("t", batch.batch_id), Status.CANCELLED)
+            errors = store.files.get("t", ended.error_file_id)
+            assert errors.bytes > 100 * count
+            peaks.append(tracemalloc.get_traced_memory()[1] - before)
+    finally:
+        tracemalloc.stop()
+    # The larger file has 22 MB, its results 5 MB.
+    assert peaks[1] < peaks[0] + 2**20
 
 
 def test_lines_with_the_same_prefix_are_claimed_together(store):

@@ -9,13 +9,16 @@ from serving.settings import (
     ScheduleFloor,
     ServedModelSettings,
 )
-from serving.settings.pool_scaling import PoolKubernetesSettings
+from serving.settings.models import ModelBatchSettings
+from serving.settings.pool_scaling import PoolBatchScalingSettings, PoolKubernetesSettings
 
 CLASSES = groups() | {
     "autoscaler.schedule[]": ScheduleFloor,
     "models[]": ServedModelSettings,
+    "models[].batch": ModelBatchSettings,
     "models[].pools[]": PoolSettings,
     "models[].pools[].autoscaler": PoolScalingSettings,
+    "models[].pools[].autoscaler.batch": PoolBatchScalingSettings,
     "models[].pools[].autoscaler.kubernetes": PoolKubernetesSettings,
 }
 DURATIONS = ("timeout", "interval", "window", "_slo", "_ttl", "backoff", "ageing", "_seconds")
