@@ -23,7 +23,8 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 STORED = """() => {
     const [key] = Object.keys(localStorage).filter((each) => each.startsWith("moe-console:ops:"));
     const nodes = Object.values(JSON.parse(localStorage.getItem(key)).nodes);
-    return nodes.map(({ role, content, reasoning, meta }) => ({ role, content, reasoning, resumes: meta.resumes ?? 0 }));
+    return nodes.map(({ role, content, reasoning, meta }) =>
+        ({ role, content, reasoning, resumes: meta.resumes ?? 0 }));
 }"""
 TOKENS = 150
 
