@@ -114,7 +114,7 @@ def connect_routers(
     """Return a client for each router, after all of them have answered.
 
     Args:
-        addresses: host:port or dns:///name:port. None or empty: the local run's router.
+        addresses: host:port or dns:///name:port. If None or empty, the local run's router is used.
         api_key: Value of ``--api-key``.
         ca_file: Value of ``--ca-file``.
         cert_file: Value of ``--cert-file``.

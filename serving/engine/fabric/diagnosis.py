@@ -68,7 +68,7 @@ class Evidence:
 
 
 def diagnose(seen: Evidence) -> str:
-    """Return the reason of the failure, based on the strongest evidence."""
+    """Return the reason for the failure, based on the strongest evidence."""
     for kinds in (("contents",), ("peer",)):
         chosen = [failure for failure in seen.failures if failure.kind in kinds]
         if chosen:
