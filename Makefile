@@ -67,7 +67,7 @@ ledger: venv-dev ## Kill the router and PostgreSQL during 100,000 requests and c
 	@exec .venv/bin/python -m tests.ledger.run $(ARGS)
 
 .PHONY: batches
-batches: venv-dev ## Kill routers and PostgreSQL during 20 batches and check that every line is answered once
+batches: venv-dev ## Kill routers, ranks, PostgreSQL and the object storage during 20 batches and check that every line is answered once
 	@.ci/tools
 	@exec .venv/bin/python -m tests.batch.run $(ARGS)
 

@@ -274,6 +274,9 @@ class BatchRunner:
 
     def _start(self, batch: Batch, claim: Claim) -> None:
         key = (claim.batch_id, claim.line)
+        if key in self._running:
+            # The lease had ended and another router released the line. It is claimed again.
+            return
         task = asyncio.create_task(self._line(batch, claim))
         self._running[key] = _Running(claim, batch.tenant, task)
 

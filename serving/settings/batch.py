@@ -58,9 +58,9 @@ class BatchSettings(SettingsGroup):
     """Fraction by which lines may lengthen an engine step beyond the step that other requests have
     at their recent peak, without itl_slo."""
     peak_window: float = Field(60.0, ge=0)
-    """Time over which the recent peak of other requests is determined, seconds: their number on the
-    busiest rank of a group that 95 % of the time is not exceeded. 0: the current number, with which
-    lines lengthen each step by at most max_step_growth."""
+    """Time over which the recent peak of other requests is determined, seconds: the number on the
+    busiest rank of a group that they exceed 10 % of the time. 0: their current number is used, so
+    that lines lengthen each step by at most max_step_growth."""
     max_idle_step: Seconds | None = None
     """Maximum duration of an engine step of lines alone, seconds; a request that arrives waits for
     the step in progress. Null: not limited."""

@@ -108,12 +108,22 @@ class Client:
         return found
 
     async def saturated(self, concurrency: int, seconds: float) -> float:
-        """Return the tokens per second with a fixed number of requests."""
-        async with self.gateway(concurrency) as tokens:
-            await asyncio.sleep(_WARM_UP)
-            before, begun = await tokens(), time.perf_counter()
-            await asyncio.sleep(seconds)
-            return (await tokens() - before) / (time.perf_counter() - begun)
+        """Return the tokens per second of a fixed number of streamed requests."""
+        found = Round()
+
+        async def again() -> None:
+            while True:
+                await self.ask(found)
+
+        tasks = [asyncio.create_task(again()) for _ in range(concurrency)]
+        await asyncio.sleep(_WARM_UP)
+        before, begun = found.tokens, time.perf_counter()
+        await asyncio.sleep(seconds)
+        rate = (found.tokens - before) / (time.perf_counter() - begun)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        return rate
 
     @contextlib.asynccontextmanager
     async def batch(self) -> AsyncIterator[Callable[[], Coroutine[Any, Any, float]]]:

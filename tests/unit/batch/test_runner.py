@@ -4,9 +4,11 @@ import threading
 
 import pytest
 import pytest_asyncio
+from sqlalchemy import update
 
 from serving.batch.line_requests import LineResponse
 from serving.batch.records import Status
+from serving.batch.schema import CLAIMED, LINES, OPEN
 from serving.clock import SystemClock
 from serving.errors import NotReady
 from tests.support.batches import BatchRouter, ShiftedClock, open_store, results
@@ -113,6 +115,27 @@ async def test_the_next_process_continues(start):
     ended = await second.ended(batch)
     assert (ended.status, ended.completed) == (Status.COMPLETED, 3)
     assert len(second.sent) == 3
+
+
+async def test_a_line_that_is_claimed_again_while_it_runs_is_not_started_twice(start):
+    router = start()
+    router.hold.clear()
+    batch = await router.submit("a", "b")
+    await eventually(lambda: len(router.sent) == 2, "the lines")
+    # As if the lease had ended: another router takes the lines over, and does not run them.
+    with router.store._database.write() as connection:
+        connection.execute(update(LINES).values(state=OPEN, owner=None))
+    router.runner.look_soon()
+
+    async def claimed():
+        return (await router.store.run(router.store.lines.counts)).get(CLAIMED) == 2
+
+    await eventually(claimed, "the second claims")
+    running = dict(router.runner._running)
+    router.hold.set()
+    ended = await router.ended(batch)
+    assert (ended.completed, len(router.sent), len(running)) == (2, 2, 2)
+    await eventually(lambda: not router.runner._running, "the end of the lines")
 
 
 async def test_lines_claimed_while_it_stops_do_not_start(start, monkeypatch):
