@@ -6,6 +6,7 @@ with their pools and queues.
 """
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 import msgspec
 
@@ -143,15 +144,16 @@ def _rank(rank: RankSnapshot) -> dict[str, object]:
         "engine": rank.engine_version,
         "version": rank.serving_version,
         "tensor_parallel": rank.tensor_parallel_size,
-        "experts": _spans(rank.local_expert_ids),
+        "experts": _spans(tuple(rank.local_expert_ids)),
         "max_len": rank.max_model_len,
         "max_seqs": rank.max_num_seqs,
         "kv_blocks": rank.kv_blocks,
     }
 
 
-def _spans(ids: Sequence[int]) -> str:
-    """Return sorted ids as text, e.g. ``0-7, 12``."""
+@lru_cache(maxsize=2 * MAX_RANKS)
+def _spans(ids: tuple[int, ...]) -> str:
+    """Return ids as text, e.g. ``0-7, 12``; cached, because they do not change while ranks run."""
     spans: list[list[int]] = []
     for number in sorted(ids):
         if spans and number == spans[-1][1] + 1:

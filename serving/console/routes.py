@@ -126,7 +126,8 @@ class Console:
             app.add_api_route(path, endpoint, methods=methods, include_in_schema=False)
 
     def start(self) -> None:
-        """Start to sample the timeline."""
+        """Compress the files, so that the first page does not wait, and start to sample."""
+        assets()
         self._sampling = asyncio.create_task(self._timeline.run())
 
     async def stop(self) -> None:

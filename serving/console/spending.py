@@ -18,6 +18,9 @@ from serving.ledger.report import Report, Row
 
 MAX_ROWS = 200
 """Maximum number of rows of usage, and of budgets; the rest is only counted."""
+FRESH = 1.0
+"""Time for which an answer is reused, seconds. However often consoles ask, each key has at most one
+query in the thread's queue."""
 _MILLION = 10**6
 
 
@@ -48,13 +51,15 @@ class Spending:
         self._keys = keys
         self._clock = clock
         self._thread = ThreadPoolExecutor(1, "console-ledger")
+        self._answers: dict[object, tuple[float, asyncio.Future[dict[str, Any]]]] = {}
+        """Start and result of the newest query for a tenant, key and role."""
 
     def close(self) -> None:
         """End the thread; a running query is not waited for."""
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     async def today(self, principal: Principal) -> dict[str, Any]:
-        """Return usage and budgets that a principal may see.
+        """Return usage and budgets that a principal may see, at most ``FRESH`` seconds old.
 
         Returns:
             ``budgets``: amounts in the tariff's currency, by tenant or key. For admins also
@@ -64,8 +69,21 @@ class Spending:
         Raises:
             NotReady: The database does not answer.
         """
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._thread, self._read, principal)
+        asked = (principal.tenant, principal.key_id, principal.has(Permission.ADMIN))
+        oldest = self._clock.monotonic() - FRESH
+        self._answers = {
+            key: (at, answer)
+            for key, (at, answer) in self._answers.items()
+            if at > oldest or not answer.done()
+        }
+        if asked not in self._answers:
+            loop = asyncio.get_running_loop()
+            answer = asyncio.ensure_future(
+                loop.run_in_executor(self._thread, self._read, principal)
+            )
+            self._answers[asked] = self._clock.monotonic(), answer
+        # A client that leaves does not cancel the query for the others.
+        return await asyncio.shield(self._answers[asked][1])
 
     def _read(self, principal: Principal) -> dict[str, Any]:
         now = int(self._clock.time())

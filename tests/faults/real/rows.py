@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -78,6 +78,7 @@ async def disturbed(
     max_tokens: int,
     *,
     wait: bool = True,
+    aim: Callable[[], Awaitable[str | None]] | None = None,
 ) -> Row:
     """Run the same requests, inject a fault while all of them stream, and compare.
 
@@ -87,9 +88,11 @@ async def disturbed(
         reference: the undisturbed run.
         max_tokens: tokens per answer, as in the reference.
         wait: wait until all groups are ready again, which takes the start of a gang.
+        aim: called while all of them stream; returns the group to hit, or None for the busiest.
     """
     async with in_flight(running, reference, max_tokens) as (run, asking):
-        victim, inflight = await _victim(running)
+        group = None if aim is None else await aim()
+        victim, inflight = await _victim(running, group)
         run.struck_at = time.monotonic()
         before = set(await running.ready())
         await fault.inject(running, victim)
@@ -100,15 +103,15 @@ async def disturbed(
     return row_of(running, fault.what, reference, run, recovered=recovered, inflight=inflight)
 
 
-async def _victim(running: System) -> tuple[RankProcess, int]:
-    """Choose the last rank of the busiest group; the others rendezvous at rank 0."""
+async def _victim(running: System, group: str | None) -> tuple[RankProcess, int]:
+    """Choose the last rank of a group or of the busiest; the others rendezvous at rank 0."""
     ready = await running.ready()
     inflight = {
         group["group_id"]: sum(rank["inflight_requests"] for rank in group["ranks"])
         for group in await running.fleet()
         if group["group_id"] in ready
     }
-    name = max(inflight, key=lambda name: inflight[name])
+    name = group or max(inflight, key=lambda name: inflight[name])
     return max(ready[name], key=lambda rank: rank.rank), inflight[name]
 
 

@@ -9,6 +9,15 @@ from tests.support.waiting import PATIENCE
 
 WIDE, PHONE = {"width": 1280, "height": 800}, {"width": 390, "height": 780}
 MILLISECONDS = 1000 * PATIENCE
+AUDIT = """async () => {
+    const { violations } = await axe.run(document, { resultTypes: ["violations"] });
+    const found = violations.filter((each) => ["serious", "critical"].includes(each.impact));
+    return {
+        violations: found.map(({ id, nodes }) => [id, ...nodes.map((node) => node.html)].join(" ")),
+        wider: Math.max(0, document.documentElement.scrollWidth - innerWidth),
+    };
+}"""
+"""Returns serious findings of axe-core, which the page has loaded, and pixels that are too wide."""
 
 
 @asynccontextmanager

@@ -22,8 +22,8 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 STORED = """() => {
     const [key] = Object.keys(localStorage).filter((each) => each.startsWith("moe-console:ops:"));
-    const nodes = Object.values(JSON.parse(localStorage.getItem(key)).nodes);
-    return nodes.map(({ role, content, reasoning, meta }) =>
+    const { nodes } = JSON.parse(localStorage.getItem(key));
+    return Object.values(nodes).map(({ role, content, reasoning, meta }) =>
         ({ role, content, reasoning, resumes: meta.resumes ?? 0 }));
 }"""
 TOKENS = 150
@@ -100,7 +100,7 @@ async def test_the_answer_of_a_killed_rank_goes_on_in_the_page(browser, tmp_path
                 await expect(page.locator(".assistant .stats")).to_contain_text(f"{TOKENS} tokens")
                 [_, answer] = await page.evaluate(STORED)
                 assert answer["resumes"] == 1
-                # The other view also shows it: the group is gone, with the reason.
+                # The other view has seen it, too: the group is gone, and says why.
                 former = fleet.get_by_role("region", name="Former groups")
                 await expect(former).to_contain_text(lost)
                 await expect(fleet.locator(".pill")).to_have_text(["ready"])

@@ -16,7 +16,7 @@ import pytest_asyncio
 from google.protobuf import json_format
 
 from serving.api.v1 import inference_pb2
-from tests.integration.console.browsing import MILLISECONDS, PHONE, WIDE, visiting
+from tests.integration.console.browsing import AUDIT, MILLISECONDS, PHONE, WIDE, visiting
 from tests.integration.console.stack import ADMIN, USER, running, settings
 from tests.support.browser import AXE, FLAGS, browser_or_skip
 from tests.support.waiting import eventually
@@ -370,13 +370,3 @@ async def test_every_view_is_accessible_and_fits(stack, visit, scheme, viewport)
                 await expect(page.locator(".rank")).to_have_count(2)
             found[view] = await page.evaluate(AUDIT)
     assert found == {view: {"violations": [], "wider": 0} for view in found}
-
-
-AUDIT = """async () => {
-    const { violations } = await axe.run(document, { resultTypes: ["violations"] });
-    const found = violations.filter((each) => ["serious", "critical"].includes(each.impact));
-    return {
-        violations: found.map(({ id, nodes }) => [id, ...nodes.map((node) => node.html)].join(" ")),
-        wider: Math.max(0, document.documentElement.scrollWidth - innerWidth),
-    };
-}"""

@@ -264,3 +264,63 @@ async def test_two_models_and_no_groups(browser, tmp_path):
         async with httpx.AsyncClient(timeout=PATIENCE) as client:
             answer = await client.get(f"{stack.url}api/session", headers=bearer(ADMIN))
             assert set(answer.json()["prices"]) == {"pocket-r1", "org/second", "second"}
+
+
+async def test_a_long_list_of_requests_is_bounded_and_fits(stack, browser):
+    requests = [
+        {
+            "number": str(n), "id": f"{MARKUP}{LONG}", "tenant": LONG, "model": LONG, "key": "k",
+            "priority": "standard", "session": HOSTILE, "phase": "queued", "since": 1.0,
+            "waited": 0, "waiting_for": f"no rank has room {LONG}", "position": n + 1,
+            "predicted_wait": 3.5, "resumes": 0, "prompt_tokens": 10**9, "cached_tokens": 5,
+            "output_tokens": 0, "why": None,
+        }
+        for n in range(200)
+    ]  # fmt: skip
+    content = {"total": 5000, "phases": {"queued": 200}, "requests": requests}
+
+    async def stream(route):
+        if "feed=requests" not in route.request.url:
+            await route.continue_()
+            return
+        body = f"event: requests\ndata: {json.dumps(content)}\n\n"
+        await route.fulfill(body=body, content_type="text/event-stream")
+
+    for viewport in (PHONE, {"width": 1920, "height": 1000}):
+        async with visiting(browser, stack.url, ADMIN, viewport=viewport) as page:
+            await page.route("**/console/api/stream*", stream)
+            await page.evaluate("location.hash = 'requests'")
+            await expect(page.locator("tbody tr")).to_have_count(200)
+            await expect(page.get_by_text("4,800 more are not")).to_be_visible()
+            first = page.locator("tbody tr").first
+            await expect(first).to_contain_text("number 1 in the queue, about 3.5 s: no rank has")
+            await expect(page.locator(ELEMENTS)).to_have_count(0)
+            assert await page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+@pytest.mark.parametrize(
+    ("matrix", "shown"),
+    [
+        (None, "This group has left the router."),
+        ({"experts": 0, "layers": []}, "The model of this group has no experts."),
+        ({"experts": 16, "layers": []}, "have not reported the load of their experts yet"),
+    ],
+    ids=["gone", "dense", "silent"],
+)
+async def test_the_experts_view_says_why_it_has_no_picture(stack, browser, matrix, shown):
+    more = {"homes": [], "tokens": [], "cells": "", "imbalance": [], "hottest": []}
+    more["homes"] = [[] for _ in range((matrix or {}).get("experts", 0))]
+    event = None if matrix is None else more | matrix
+
+    async def stream(route):
+        if "feed=experts" not in route.request.url:
+            await route.continue_()
+            return
+        body = f"event: experts\ndata: {json.dumps(event)}\n\n"
+        await route.fulfill(body=body, content_type="text/event-stream")
+
+    async with visiting(browser, stack.url, ADMIN) as page:
+        await page.route("**/console/api/stream*", stream)
+        await page.evaluate("location.hash = 'experts'")
+        await expect(page.get_by_text(shown)).to_be_visible()
+        await expect(page.locator(".heat canvas")).to_be_hidden()

@@ -12,7 +12,7 @@ from serving.console.timeline import SAMPLES, Timeline
 from serving.errors import InvalidRequest
 from serving.fleet.models import ModelStatus
 from serving.request_context import RequestContext, RequestRecord
-from serving.requests.view import Phase, RequestView
+from serving.requests.view import NO_POSITIONS, Phase, RequestView
 from serving.routing.decision import RoutingDecision
 from serving.routing.snapshot import LayerTokens, RankId, RankLoad, RecentExperts
 from serving.telemetry.metrics import ADMISSION_PREDICTED_WAIT, ADMISSION_WAIT_ERROR
@@ -126,7 +126,7 @@ class Running:
         self.context = RequestContext(tenant=tenant, record=record)
         self.cancelled = None
 
-    def view(self, positions):
+    def view(self, positions=NO_POSITIONS):
         decision = RoutingDecision(RankId("g0", "e", 1), "it is free")
         return RequestView(
             self.number, f"id-{self.number}", self.context, Phase.GENERATING, decision, "",

@@ -1,10 +1,11 @@
 """Which keys see which budgets and usage, and the content of the rows."""
 
+import asyncio
 from decimal import Decimal
 
 import pytest
 
-from serving.console.spending import MAX_ROWS, Spending
+from serving.console.spending import FRESH, MAX_ROWS, Spending
 from serving.edge.auth.authenticator import Principal
 from serving.edge.auth.key_file import Role
 from serving.edge.auth.keys import Key, KeyRing
@@ -94,3 +95,31 @@ async def test_without_keys_there_are_no_budgets(roles):
     spending = Spending(Ledger(), None, ManualClock())
     assert (await spending.today(Principal(roles=roles)))["budgets"] == []
     spending.close()
+
+
+class CountingLedger(Ledger):
+    def __init__(self):
+        super().__init__()
+        self.asked = 0
+
+    def levels(self, tenants, now):
+        self.asked += 1
+        return super().levels(tenants, now)
+
+
+async def test_a_key_that_asks_often_is_answered_by_one_query():
+    ledger, clock, made = CountingLedger(), ManualClock(), ring(ALICE, SMALL)
+    spending = Spending(ledger, lambda: made, clock)
+    alice = Principal("alice", USER, key_id="small")
+    try:
+        answers = await asyncio.gather(*(spending.today(alice) for _ in range(100)))
+        assert ledger.asked == 1
+        assert all(each is answers[0] for each in answers)
+        await spending.today(Principal("alice", USER, key_id="another"))
+        assert ledger.asked == 2
+        clock.now += FRESH
+        await spending.today(alice)
+        assert ledger.asked == 3
+        assert len(spending._answers) == 1
+    finally:
+        spending.close()
