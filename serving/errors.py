@@ -12,6 +12,7 @@
     ├── PermissionDenied        the key lacks the permission
     ├── Overloaded              too many requests; retry later
     ├── BudgetExceeded          the tenant's or the key's budget is used up
+    ├── AdapterNotLoaded        the rank cannot load the request's LoRA adapter
     ├── NotReady                no group can run the request now
     ├── GroupLost               the request's group was lost
     ├── PoisonRequest           the request makes groups fail
@@ -103,6 +104,10 @@ class BudgetExceeded(ServingError):
         self.retry_after = retry_after
 
 
+class AdapterNotLoaded(ServingError):
+    """The rank cannot load the request's LoRA adapter."""
+
+
 class NotReady(ServingError):
     """No group of ranks is ready to serve the request."""
 
@@ -187,6 +192,7 @@ ERROR_TABLE: dict[type[ServingError], ErrorStatus] = {
     PermissionDenied: ErrorStatus("PERMISSION_DENIED", 403, "PERMISSION_DENIED", retryable=False),
     Overloaded: ErrorStatus("RESOURCE_EXHAUSTED", 429, "OVERLOADED", retryable=True),
     BudgetExceeded: ErrorStatus("RESOURCE_EXHAUSTED", 402, "BUDGET_EXCEEDED", retryable=False),
+    AdapterNotLoaded: ErrorStatus("FAILED_PRECONDITION", 503, "ADAPTER_NOT_LOADED", retryable=True),
     NotReady: ErrorStatus("UNAVAILABLE", 503, "NOT_READY", retryable=True),
     GroupLost: ErrorStatus("UNAVAILABLE", 503, "GROUP_LOST", retryable=True),
     PoisonRequest: ErrorStatus("INTERNAL", 500, "POISON_REQUEST", retryable=False),

@@ -106,6 +106,12 @@ COMMANDS: tuple[Command, ...] = (
         "batch_command",
         "Run files of requests on idle capacity.",
     ),
+    Command(
+        "adapters",
+        "serving.cli.ops.adapters",
+        "adapters_command",
+        "List, load and unload LoRA adapters.",
+    ),
     Command("keys", "serving.cli.ops.keys", "keys_command", "Create and list API keys."),
     Command(
         "load", "serving.cli.load", "load_command", "Load-test a server and write a report.", True

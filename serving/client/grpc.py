@@ -16,6 +16,8 @@ CONNECT_TIMEOUT = 5.0
 """Time after which an address that does not respond counts as unreachable, seconds."""
 CALL_TIMEOUT = 10.0
 """Timeout of RPCs that respond immediately, seconds."""
+LOAD_TIMEOUT = 120.0
+"""Time for a router to read an adapter's files, seconds."""
 DRAIN_SLACK = 10.0
 """Time for the response to a drain beyond the drain timeout, seconds."""
 _ROLES = {
@@ -104,6 +106,43 @@ class GrpcClient:
         """
         self._call("Uncordon", fleet_pb2.UncordonRequest(group_id=group))
 
+    def adapters(self) -> list[fleet_pb2.Adapter]:
+        """Return the router's LoRA adapters.
+
+        Raises:
+            ServingError: The call failed.
+        """
+        return list(self._call("ListAdapters", fleet_pb2.ListAdaptersRequest()).adapters)
+
+    def load_adapter(
+        self, name: str, path: str, model: str | None = None, *, replace: bool = False
+    ) -> None:
+        """Let the router check an adapter's files and accept requests for it.
+
+        Args:
+            name: Name of the adapter.
+            path: Its folder, inside lora.folder of the model.
+            model: The base model. None: the only one that takes adapters at run time.
+            replace: Replace an adapter of the same name.
+
+        Raises:
+            ModelNotFound: The router has no such model.
+            ServingError: The adapter is not accepted, or the call failed.
+        """
+        request = fleet_pb2.LoadAdapterRequest(
+            name=name, path=path, model=model or "", replace=replace
+        )
+        self._call("LoadAdapter", request, ModelNotFound, LOAD_TIMEOUT)
+
+    def unload_adapter(self, name: str) -> None:
+        """Let the router reject new requests for an adapter.
+
+        Raises:
+            ModelNotFound: The router has no such adapter.
+            ServingError: The call failed.
+        """
+        self._call("UnloadAdapter", fleet_pb2.UnloadAdapterRequest(name=name), ModelNotFound)
+
     def drain(self, group: str, timeout: float) -> "PendingDrain":
         """Start draining a group: stop new requests, let running ones finish for ``timeout`` s."""
         future = self._fleet.Drain.future(
@@ -113,14 +152,20 @@ class GrpcClient:
         )
         return PendingDrain(future, self.address)
 
-    def _call(self, method: str, request: Any) -> Any:
-        """Call an RPC of FleetService that responds immediately."""
+    def _call(
+        self,
+        method: str,
+        request: Any,
+        not_found: type[ServingError] = GroupNotFound,
+        timeout: float | None = None,
+    ) -> Any:
+        """Call an RPC of FleetService; by default one that responds immediately."""
         try:
             return getattr(self._fleet, method)(
-                request, timeout=CALL_TIMEOUT, metadata=self._metadata
+                request, timeout=timeout or CALL_TIMEOUT, metadata=self._metadata
             )
         except grpc.RpcError as error:
-            raise error_of(error, self.address, GroupNotFound) from error
+            raise error_of(error, self.address, not_found) from error
 
 
 class PendingDrain:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from serving.clock import Clock
-from serving.errors import GroupLost, InvalidRequest, Overloaded
+from serving.errors import GroupLost, InvalidRequest, NotReady, Overloaded
 from serving.fleet.membership import FleetMembership
 from serving.fleet.rank_handle import LinkedStream, RankHandle
 from serving.request_context import RequestContext
@@ -58,7 +58,7 @@ class Dispatcher:
         self._membership = membership
         self._candidates = membership.candidates
         self._clock = clock
-        self._scheduler = RankScheduler(settings, membership.prefixes)
+        self._scheduler = RankScheduler(settings, membership.prefixes, membership.adapters)
         self._samples = 0
 
     @property
@@ -82,6 +82,7 @@ class Dispatcher:
 
         Raises:
             InvalidRequest: No rank can ever accept the request.
+            NotReady: The request names an adapter, and no rank of a ready group runs any.
         """
         stream, record = request.stream, request.context.record
         trace = record.trace
@@ -95,8 +96,7 @@ class Dispatcher:
             # Sharing a group is better than waiting, which would block the queue.
             decision = self._choose(replace(routing, avoid=()))
         if isinstance(decision, NoCandidate):
-            if decision.kind is NoCandidateKind.TOO_LARGE:
-                raise InvalidRequest(decision.reason)
+            _require_possible(decision)
             return decision.reason
         rank_id = decision.rank_id
         handle = self._candidates.handle(rank_id)
@@ -132,3 +132,17 @@ class Dispatcher:
             if decision.kind is not NoCandidateKind.NOT_READY:
                 return decision
         return self._scheduler.choose(self._membership.snapshot(), request, now, hints)
+
+
+def _require_possible(decision: NoCandidate) -> None:
+    """Check that waiting can help.
+
+    Raises:
+        InvalidRequest: No rank can ever take the request.
+        NotReady: No rank of a ready group runs adapters. Waiting would block the requests without
+            adapters in the queue.
+    """
+    if decision.kind is NoCandidateKind.TOO_LARGE:
+        raise InvalidRequest(decision.reason)
+    if decision.kind is NoCandidateKind.UNSUITABLE:
+        raise NotReady(decision.reason)

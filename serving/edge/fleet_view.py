@@ -1,10 +1,12 @@
 """The fleet's state for operators: JSON for /fleet, proto for GetFleet."""
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from serving import __version__
 from serving.api.v1 import fleet_pb2
+from serving.fleet.adapter_operations import AdapterStatus
 from serving.fleet.expert_balance import hottest, imbalances
 from serving.fleet.models import ModelStatus
 from serving.routing.snapshot import FleetSnapshot, GroupSnapshot, MemberState, RankSnapshot
@@ -73,6 +75,7 @@ class FleetView:
                     loaded=status.loaded,
                     queued_requests=status.queued_requests,
                     pools=[fleet_pb2.Pool(**asdict(pool)) for pool in self._pools(status)],
+                    adapters=map(adapter_proto, status.adapters),
                 )
                 for status in self.models
             ],
@@ -89,6 +92,11 @@ class FleetView:
             )
             for name in status.pools
         ]
+
+
+def adapter_proto(adapter: AdapterStatus) -> fleet_pb2.Adapter:
+    """Return an adapter as a message."""
+    return fleet_pb2.Adapter(**asdict(adapter))
 
 
 def metrics_targets(snapshot: FleetSnapshot) -> list[dict[str, Any]]:
@@ -163,6 +171,11 @@ def _rank_json(rank: RankSnapshot) -> dict[str, Any]:
         "mtp_proposed_tokens_total": load.mtp_proposed_tokens,
         "mtp_accepted_tokens_total": load.mtp_accepted_tokens,
         "resident_bytes": load.resident_bytes,
+        "adapter_slots": rank.adapter_slots,
+        "resident_adapters": _names(load.adapters),
+        "adapter_requests_total": load.adapter_requests_total,
+        "adapter_loads_total": load.adapter_loads_total,
+        "adapter_evictions_total": load.adapter_evictions_total,
         "round_trip_seconds": rank.round_trip,
         "reported_at_unix_seconds": rank.reported_at,
         "metrics_address": rank.metrics_address,
@@ -213,4 +226,14 @@ def _rank_proto(rank: RankSnapshot) -> fleet_pb2.Rank:
         health_reason=rank.health_reason,
         resident_bytes=load.resident_bytes,
         metrics_address=rank.metrics_address,
+        adapter_slots=rank.adapter_slots,
+        resident_adapters=_names(load.adapters),
+        adapter_requests_total=load.adapter_requests_total,
+        adapter_loads_total=load.adapter_loads_total,
+        adapter_evictions_total=load.adapter_evictions_total,
     )
+
+
+def _names(keys: Iterable[str]) -> list[str]:
+    """Return the names of adapters, without the digests of their files."""
+    return [key.rpartition("@")[0] for key in keys]

@@ -11,6 +11,7 @@ from fastapi.routing import APIRoute
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
+from serving.edge.adapter_pages import AdapterAdmin, add_adapter_pages
 from serving.edge.auth.authenticator import METRICS_TARGETS, Permission, principal_var
 from serving.edge.batch_pages import BatchAccess, add_batch_pages
 from serving.edge.fleet_view import FleetView, metrics_targets, readiness
@@ -42,6 +43,8 @@ class RouterPages:
     turns: TaskTurns = field(default_factory=TaskTurns)
     """Turns of all requests with long steps. Pages take part so that many clients that load a page
     at the same time do not delay streams for the sum of its rendering times."""
+    adapters: AdapterAdmin | None = None
+    """Loads and unloads LoRA adapters. None: the routes do not exist."""
 
     async def view(self) -> FleetView:
         """Return the current state of the fleet, in a turn that lasts until the next await."""
@@ -144,6 +147,8 @@ def add_pages(app: FastAPI, pages: RouterPages) -> None:
         app.add_api_route(path, endpoint, methods=["GET"])
     add_usage_pages(app, pages.usage)
     add_batch_pages(app, pages.batches)
+    if pages.adapters is not None:
+        add_adapter_pages(app, pages.adapters)
     app.title, app.version = "moe-serving", version("moe-serving")
     # Copies the routes before HEAD is added, to keep HEAD out of the document.
     app.openapi = ApiDocument(app)  # type: ignore[method-assign]

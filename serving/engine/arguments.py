@@ -23,6 +23,7 @@ from serving.engine.argument_checks import (
 )
 from serving.engine.worker_extension import InProcessExecutor
 from serving.errors import SettingsError
+from serving.link.adapter_files import MODULES
 from serving.settings import Platform, Settings
 
 _WORKER_EXTENSION = "serving.engine.worker_extension.WorkerExtension"
@@ -77,6 +78,15 @@ def engine_args(
                 "data_parallel_address": address,
                 "data_parallel_rpc_port": rpc_port,
             }
+    if settings.model.runs_adapters:
+        lora = settings.model.lora
+        args |= {
+            "enable_lora": True,
+            "max_loras": lora.slots,
+            "max_cpu_loras": lora.slots,
+            "max_lora_rank": lora.max_rank,
+            "lora_target_modules": sorted(MODULES),
+        }
     if settings.engine.speculative != "none":
         args["per_request_spec_decode_metrics"] = "summary"
     if settings.telemetry.otlp_endpoint is not None:

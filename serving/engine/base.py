@@ -84,3 +84,18 @@ class Engine(Protocol):
     async def shutdown(self) -> None:
         """Stop the engine and all its child processes. Safe to call twice."""
         ...
+
+
+class NotRunning:
+    """The handle of a request that an engine did not accept."""
+
+    def cancel(self) -> None:
+        """Do nothing."""
+
+    def complete(self, index: int) -> bool:
+        """Do nothing: the request has ended."""
+        del index
+        return True
+
+
+NOT_RUNNING = NotRunning()

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 
 import msgspec
 
-from serving.engine.base import Deliver
+from serving.engine.base import Deliver, RunningRequest
 from serving.link.v1 import link_pb2
 
 _log = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ class GeneratingEngine(ABC):
     def generate(self, request: link_pb2.Submit) -> AsyncIterator[link_pb2.Delta]:
         """Yield the request's deltas, ending with a ``finished`` one."""
 
-    def submit(self, request: link_pb2.Submit, deliver: Deliver) -> "GeneratingRequest":
+    def submit(self, request: link_pb2.Submit, deliver: Deliver) -> RunningRequest:
         """Start a request; see the engine protocol."""
         return GeneratingRequest(self.generate(request), request, deliver)
 

@@ -55,7 +55,11 @@ class KvMirror:
         return {block.name for block in self._blocks.values()}
 
     def stored(
-        self, keys: Sequence[Hashable], parent: Hashable | None, token_ids: Sequence[int]
+        self,
+        keys: Sequence[Hashable],
+        parent: Hashable | None,
+        token_ids: Sequence[int],
+        root: int = ROOT,
     ) -> None:
         """Record that consecutive blocks can now be reused.
 
@@ -63,9 +67,10 @@ class KvMirror:
             keys: The engine's keys of the blocks.
             parent: Key of the preceding block; ``None`` at the beginning of a prompt.
             token_ids: Tokens of all blocks, ``len(keys) * block_size``.
+            root: Parent hash of the first block of a prompt.
 
         """
-        before = ROOT if parent is None else self._name(parent)
+        before = root if parent is None else self._name(parent)
         if before is None:
             return  # without the preceding block the content is unknown
         added = []

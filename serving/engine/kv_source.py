@@ -12,6 +12,7 @@ from vllm.distributed.kv_events import AllBlocksCleared, BlockRemoved, BlockStor
 
 from serving.engine.core.client import CoreClient
 from serving.engine.kv_mirror import KvMirror
+from serving.link.block_hashes import ROOT, adapter_root
 
 _log = logging.getLogger(__name__)
 
@@ -122,14 +123,17 @@ class KvSource:
             if not event.group_idx:
                 self.mirror.removed(event.block_hashes)
         elif self._plain(event):
-            self.mirror.stored(event.block_hashes, event.parent_block_hash, event.token_ids)
+            # The name that vLLM knows is the adapter's key.
+            root = ROOT if event.lora_name is None else adapter_root(event.lora_name)
+            self.mirror.stored(event.block_hashes, event.parent_block_hash, event.token_ids, root)
 
     def _plain(self, event: BlockStored) -> bool:
-        """Return whether the blocks are complete and identified by their tokens alone."""
+        """Return whether the blocks are complete and identified by tokens and adapter alone."""
         size = self.mirror.block_size
+        keys = () if event.lora_name is None else (event.lora_name,)
         return (
             not event.group_idx
             and event.block_size == size
             and len(event.token_ids) == size * len(event.block_hashes)
-            and not any(event.extra_keys or ())
+            and all(tuple(each or ()) == keys for each in event.extra_keys or ())
         )

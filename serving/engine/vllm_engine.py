@@ -9,11 +9,15 @@ import os
 
 import msgspec
 from vllm import __version__
+from vllm.lora.request import LoRARequest
+from vllm.v1.engine.exceptions import EngineDeadError
 
 from serving.clock import Clock, SystemClock
-from serving.engine.argument_checks import engine_config
+from serving.engine.adapter_copies import HeldAdapter
+from serving.engine.adapters import NO_ADAPTERS, RankAdapters
+from serving.engine.argument_checks import engine_config, first_line
 from serving.engine.arguments import engine_args
-from serving.engine.base import Deliver, RunningRequest
+from serving.engine.base import NOT_RUNNING, Deliver, RunningRequest
 from serving.engine.codec import error_delta
 from serving.engine.core.client import CoreClient
 from serving.engine.core.requests import CoreRequests
@@ -25,6 +29,7 @@ from serving.engine.kv_mirror import KvMirror
 from serving.engine.kv_source import KvSource, publish_kv_events
 from serving.engine.step_recorder import ExpertRecorder, StepRecorder
 from serving.errors import EngineError, SettingsError
+from serving.link.adapter_files import AdapterError
 from serving.link.protocol import PROTOCOL_VERSION, model_fingerprint
 from serving.link.v1 import link_pb2
 from serving.settings import Settings
@@ -33,6 +38,10 @@ _log = logging.getLogger(__name__)
 
 _SHUTDOWN_TIMEOUT = 4.0
 """Time for vLLM's processes to exit, seconds; they usually take 1 s."""
+
+_NO_ENGINE = "the engine is not running"
+
+_Code = link_pb2.RequestError
 
 _WARM_UP_TOKENS = 2
 """Number of tokens to generate before the engine counts as started."""
@@ -87,6 +96,10 @@ class VllmEngine:
         self._hello = link_pb2.Hello()
         self._processes = processes or EngineProcesses(self._clock)
         self._busy_since: float | None = None
+        self._adapters: RankAdapters | None = None
+        """None: the model has no adapters."""
+        if settings.model.runs_adapters:
+            self._adapters = RankAdapters(settings.model, self, self._start_adapted, self._clock)
 
     async def start(self) -> None:
         """Load the model, join the group, generate a few tokens.
@@ -125,13 +138,51 @@ class VllmEngine:
             deliver(
                 error_delta(
                     request.request_id,
-                    link_pb2.RequestError.ENGINE_FAILED,
-                    "the engine is not running",
+                    _Code.ENGINE_FAILED,
+                    _NO_ENGINE,
                 )
             )
-            return _NOT_RUNNING
+            return NOT_RUNNING
         self._note_busy(requests)
+        if request.HasField("adapter"):
+            return self._submit_adapted(request, deliver)
         return requests.submit(request, deliver)
+
+    def _submit_adapted(self, request: link_pb2.Submit, deliver: Deliver) -> RunningRequest:
+        if self._adapters is None:
+            deliver(error_delta(request.request_id, _Code.ADAPTER, NO_ADAPTERS))
+            return NOT_RUNNING
+        return self._adapters.submit(request, deliver)
+
+    def _start_adapted(
+        self, request: link_pb2.Submit, deliver: Deliver, adapter: HeldAdapter
+    ) -> RunningRequest:
+        requests = self._requests
+        if requests is None:
+            deliver(error_delta(request.request_id, _Code.ENGINE_FAILED, _NO_ENGINE))
+            return NOT_RUNNING
+        self._note_busy(requests)
+        return requests.submit(request, deliver, _lora(adapter))
+
+    async def load_adapter(self, adapter: HeldAdapter) -> None:
+        """Load an adapter; see ``adapters.AdapterLoader``."""
+        if self._core is None:
+            raise EngineError(_NO_ENGINE)
+        try:
+            await self._core.add_lora(_lora(adapter))
+        except EngineDeadError as error:
+            raise EngineError("an engine process died") from error
+        except Exception as error:
+            raise AdapterError(f"vLLM cannot load it: {first_line(error)}") from error
+
+    async def remove_adapter(self, adapter: HeldAdapter) -> None:
+        """Remove an adapter; see ``adapters.AdapterLoader``."""
+        if self._core is None:
+            raise EngineError(_NO_ENGINE)
+        try:
+            await self._core.remove_lora(adapter.number)
+        except EngineDeadError as error:
+            raise EngineError("an engine process died") from error
 
     async def load(self) -> link_pb2.LoadSnapshot:
         """Return the latest load figures without waiting for the engine."""
@@ -140,6 +191,8 @@ class VllmEngine:
             self._experts.refresh()
             snapshot.experts.extend(self._experts.loads)
         snapshot.resident_bytes = self._processes.resident_bytes()
+        if self._adapters is not None:
+            snapshot.adapters.CopyFrom(self._adapters.report())
         try:
             await self.check_health()
         except EngineError as error:
@@ -191,6 +244,8 @@ class VllmEngine:
             # Ending the processes makes vLLM's start fail, and its thread return.
             await asyncio.to_thread(self._processes.end)
             await asyncio.gather(self._starting, return_exceptions=True)
+        if self._adapters is not None:
+            await self._adapters.stop()
         if self._requests is not None:
             await self._requests.stop()
             self._requests = None
@@ -202,6 +257,8 @@ class VllmEngine:
             self._busy_since = self._clock.monotonic()
 
     def _start_blocking(self) -> None:
+        if self._adapters is not None:
+            self._adapters.copies.check()
         apply_environment(engine_environment(self._settings))
         args = engine_args(
             self._settings,
@@ -275,6 +332,7 @@ class VllmEngine:
                 tensor_parallel_size=self._settings.group.tensor_parallel,
             ),
             experts=self._experts.placement,
+            adapters=None if self._adapters is None else self._adapters.capacity,
         )
 
     def _shutdown_blocking(self) -> None:
@@ -289,16 +347,6 @@ class VllmEngine:
         self._processes.end()
 
 
-class _NotRunning:
-    """The handle of a request that the engine did not accept."""
-
-    def cancel(self) -> None:
-        """Do nothing."""
-
-    def complete(self, index: int) -> bool:
-        """Do nothing, because the request has ended."""
-        del index
-        return True
-
-
-_NOT_RUNNING = _NotRunning()
+def _lora(adapter: HeldAdapter) -> LoRARequest:
+    """Return an adapter for vLLM, which identifies cached blocks by its name and its path."""
+    return LoRARequest(adapter.key, adapter.number, str(adapter.folder))

@@ -21,6 +21,7 @@ class CandidateRank:
     """A rank as routing sees it now: a ``routing.views.RankView``."""
 
     __slots__ = (
+        "adapter_slots",
         "draining",
         "group_id",
         "handle",
@@ -45,6 +46,7 @@ class CandidateRank:
         self.rank_id = snapshot.rank_id
         self.group_id = snapshot.group_id
         self.rank = snapshot.rank
+        self.adapter_slots = snapshot.adapter_slots
         self.max_model_len = snapshot.max_model_len
         self.max_num_seqs = snapshot.max_num_seqs
         self.kv_blocks = snapshot.kv_blocks

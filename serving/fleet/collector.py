@@ -39,6 +39,11 @@ _RANK_VALUES: tuple[tuple[Family, Callable[[RankSnapshot], float | None]], ...] 
     (metrics.RANK_GENERATED_TOKENS, lambda rank: rank.load.generated_tokens_total),
     (metrics.RANK_ENGINE_STEPS, lambda rank: rank.load.engine_steps_total),
     (metrics.EXPERT_TOKENS, lambda rank: sum(rank.load.expert_tokens)),
+    (metrics.RANK_ADAPTERS, lambda rank: _adapted(rank, len(rank.load.adapters))),
+    (metrics.ADAPTER_REQUESTS, lambda rank: _adapted(rank, rank.load.adapter_requests_total)),
+    (metrics.ADAPTER_LOADS, lambda rank: _adapted(rank, rank.load.adapter_loads_total)),
+    (metrics.ADAPTER_EVICTIONS, lambda rank: _adapted(rank, rank.load.adapter_evictions_total)),
+    (metrics.ADAPTER_FAILURES, lambda rank: _adapted(rank, rank.load.adapter_failures_total)),
     (metrics.MTP_PROPOSED, lambda rank: rank.load.mtp_proposed_tokens),
     (metrics.MTP_ACCEPTED, lambda rank: rank.load.mtp_accepted_tokens),
 )
@@ -115,6 +120,10 @@ class FleetCollector(Collector):
         return iter(())
 
 
+def _adapted(rank: RankSnapshot, value: float) -> float | None:
+    return value if rank.adapter_slots else None
+
+
 def _by_state(fleet: FleetSnapshot) -> Metric:
     counts = Counter(group.state for group in fleet.groups)
     living = [state for state in MemberState if state is not MemberState.GONE]
@@ -140,6 +149,9 @@ def _by_model(fleet: FleetSnapshot, models: tuple[ModelStatus, ...]) -> Iterator
     yield _family(
         metrics.MODEL_PARKED,
         [((model.name,), 0 if model.ready else model.queued_requests) for model in models],
+    )
+    yield _family(
+        metrics.MODEL_ADAPTERS, [((model.name,), len(model.adapters)) for model in models]
     )
     yield _family(metrics.MODEL_LOADED, [((model.name,), model.loaded) for model in models])
 

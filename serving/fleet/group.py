@@ -205,6 +205,7 @@ def first_snapshot(hello: link_pb2.Hello, clock: Clock) -> RankSnapshot:
         kv_blocks=capacity.kv_blocks,
         kv_block_size=capacity.kv_block_size,
         local_expert_ids=tuple(hello.experts.local_ids),
+        adapter_slots=hello.adapters.slots,
         metrics_address=hello.metrics_address,
         joined_at=clock.time(),
     )
@@ -213,6 +214,7 @@ def first_snapshot(hello: link_pb2.Hello, clock: Clock) -> RankSnapshot:
 def load_of(load: link_pb2.LoadSnapshot) -> RankLoad:
     """Convert a load report received on the link."""
     layers = [layer.tokens for layer in load.experts]
+    adapters = load.adapters
     return RankLoad(
         running_requests=load.running_requests,
         waiting_requests=load.waiting_requests,
@@ -229,6 +231,11 @@ def load_of(load: link_pb2.LoadSnapshot) -> RankLoad:
         mtp_proposed_tokens=load.speculation.proposed_tokens,
         mtp_accepted_tokens=load.speculation.accepted_tokens,
         resident_bytes=load.resident_bytes,
+        adapters=tuple(adapters.resident),
+        adapter_requests_total=adapters.requests_total,
+        adapter_loads_total=adapters.loads_total,
+        adapter_evictions_total=adapters.evictions_total,
+        adapter_failures_total=adapters.failures_total,
     )
 
 

@@ -27,6 +27,7 @@ from serving.fleet.group import (
 )
 from serving.fleet.rank_handle import RankHandle
 from serving.link.v1 import link_pb2
+from serving.routing.adapter_index import AdapterIndex
 from serving.routing.prefix_index import PrefixIndex
 from serving.routing.snapshot import FleetSnapshot, GroupSnapshot, MemberState, RankId
 from serving.settings import FleetSettings
@@ -66,6 +67,8 @@ class FleetMembership:
         self._clock = clock or SystemClock()
         self.router_id = router_id or uuid4().hex[:8]
         self.prefixes = prefixes if prefixes is not None else PrefixIndex()
+        self.adapters = AdapterIndex()
+        """Which ranks hold which LoRA adapters, for routing."""
         self._groups: dict[str, Group] = {}
         self.candidates = Candidates()
         """The ready groups, for routing."""
@@ -139,6 +142,8 @@ class FleetMembership:
             self._groups[hello.group_id] = group
         group.total_experts = max(group.total_experts, hello.experts.total)
         group.members[hello.rank] = Member(hello, handle, first_snapshot(hello, self._clock))
+        if hello.adapters.slots:
+            self.adapters.add(rank_id, hello.adapters.slots)
         self._settle(group)
         self._changed()
         return rank_id
@@ -150,6 +155,7 @@ class FleetMembership:
             return
         group, _ = found
         del group.members[rank_id.rank]
+        self.adapters.forget(rank_id)
         # The rank's own requests fail even if the group's state does not change.
         planned = group.state is MemberState.DRAINING
         handle.fence(f"{rank_id} was lost: {reason}", planned=planned)
@@ -175,6 +181,8 @@ class FleetMembership:
             recent_experts=member.experts.update(load.experts, self._clock.monotonic()),
             reported_at=self._clock.time(),
         )
+        if load.HasField("adapters"):
+            self.adapters.report(rank_id, load.adapters.resident)
         if not healthy:
             member.proven = member.canary_sent = False
         if load.health in {link_pb2.LoadSnapshot.FAILED, link_pb2.LoadSnapshot.STALLED}:
@@ -394,6 +402,7 @@ class FleetMembership:
             if self._groups.get(group.group_id) is group:
                 del self._groups[group.group_id]
             for member in members:
+                self.adapters.forget(member.snapshot.rank_id)
                 member.handle.fence(f"group {group.group_id} is gone: {reason}", planned=planned)
                 member.handle.close(reason)
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from serving.errors import GroupNotFound
+from serving.fleet.adapter_operations import AdapterStatus
 from serving.fleet.membership import FleetMembership, JoinRefused
 from serving.fleet.rank_handle import RankHandle
 from serving.link.v1 import link_pb2
@@ -66,6 +67,7 @@ class ModelStatus:
     """Number of prompt tokens plus expected output tokens of the queued requests."""
     ready: bool = False
     """Whether any group of the model accepts requests; otherwise requests are parked."""
+    adapters: tuple[AdapterStatus, ...] = ()
 
 
 class FleetModels:

@@ -15,7 +15,18 @@ _TOKEN_BYTES = 4
 _TOKEN = "I" if array("I").itemsize == _TOKEN_BYTES else "L"
 
 ROOT = 0
-"""Parent hash of a prompt's first block."""
+"""Parent hash of a prompt's first block, without an adapter."""
+
+
+def adapter_root(key: str) -> int:
+    """Return the parent hash of a prompt's first block for an adapter.
+
+    An adapter changes the keys and values of all tokens, so its blocks are different ones.
+
+    Args:
+        key: The adapter's key (``protocol.adapter_key``).
+    """
+    return int.from_bytes(blake2b(key.encode(), digest_size=_HASH_BYTES).digest(), "little")
 
 
 def pack(token_ids: Sequence[int]) -> bytes:
@@ -53,10 +64,17 @@ class PromptBlockHashes:
     waiting request do not hash its prompt again.
     """
 
-    __slots__ = ("_hashes", "token_ids")
+    __slots__ = ("_hashes", "_root", "token_ids")
 
-    def __init__(self, token_ids: Sequence[int] = ()) -> None:
+    def __init__(self, token_ids: Sequence[int] = (), root: int = ROOT) -> None:
+        """Hash a prompt.
+
+        Args:
+            token_ids: The prompt.
+            root: Parent hash of the first block: ``ROOT``, or an ``adapter_root``.
+        """
         self.token_ids = token_ids
+        self._root = root
         self._hashes: dict[int, tuple[list[int], Iterator[int]]] = {}
 
     def reusable(self, block_size: int) -> Iterator[int]:
@@ -79,5 +97,5 @@ class PromptBlockHashes:
 
     def _of(self, block_size: int) -> tuple[list[int], Iterator[int]]:
         if block_size not in self._hashes:
-            self._hashes[block_size] = ([], block_hashes(self.token_ids, block_size))
+            self._hashes[block_size] = ([], block_hashes(self.token_ids, block_size, self._root))
         return self._hashes[block_size]

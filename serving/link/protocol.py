@@ -35,3 +35,13 @@ def model_fingerprint(path: str) -> str:
     if not found:
         digest.update(path.encode())
     return digest.hexdigest()[:16]
+
+
+def adapter_key(name: str, digest: str) -> str:
+    """Return what identifies an adapter's weights: equal keys are equal files.
+
+    Args:
+        name: Name of the adapter.
+        digest: Digest of its files.
+    """
+    return f"{name}@{digest}"

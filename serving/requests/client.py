@@ -33,6 +33,7 @@ from serving.admission.api import Admission
 from serving.clock import Clock, SystemClock
 from serving.errors import (
     InvalidRequest,
+    ModelNotFound,
     NotReady,
     Overloaded,
     PermissionDenied,
@@ -40,6 +41,7 @@ from serving.errors import (
     Unsupported,
     status_of,
 )
+from serving.fleet.adapters import AdapterCatalog
 from serving.fleet.membership import FleetMembership
 from serving.h2grpc.turns import TaskTurns
 from serving.link.v1 import link_pb2
@@ -131,6 +133,7 @@ class FleetClient(UnsupportedEngineApi):
         share: RouterShare | None = None,
         poison: PoisonTracker | None = None,
         pools: Mapping[str, PoolCounters] | None = None,
+        adapters: AdapterCatalog | None = None,
     ) -> None:
         """Load the tokenizer, and start the threads that compile grammars.
 
@@ -146,6 +149,7 @@ class FleetClient(UnsupportedEngineApi):
             poison: Suspects on the model's groups; initially none if omitted.
             pools: Counters of the model's pools, by name. If omitted, requests are not counted by
                 pool.
+            adapters: LoRA adapters of the model; default: none.
         """
         self.vllm_config = vllm_config
         self.model_config = vllm_config.model_config
@@ -158,6 +162,7 @@ class FleetClient(UnsupportedEngineApi):
         """Whether engines apply ``thinking_token_budget``; they need a reasoning parser."""
         self._grammars = ThreadPoolExecutor(_GRAMMAR_THREADS, "grammar")
         self.membership = membership
+        self._adapters = adapters
         self._settings = settings
         self._clock = clock or SystemClock()
         self._admission = admission
@@ -305,10 +310,10 @@ class FleetClient(UnsupportedEngineApi):
         unsupported = {
             "a streamed prompt": isinstance(prompt, AsyncGenerator),
             "a preprocessed engine request": isinstance(prompt, EngineCoreRequest),
-            "a LoRA adapter": lora_request is not None,
             "a data-parallel rank (the router chooses it)": data_parallel_rank is not None,
             "KV hints": kv_hints is not None,
         }
+        unknown = "" if lora_request is None else self._name_adapter(work, lora_request)
         if session_id is not None and context.session_id is None:
             context = replace(context, session_id=session_id)
         return self._generate(
@@ -319,9 +324,24 @@ class FleetClient(UnsupportedEngineApi):
             context=context,
             deadline=deadline,
             unsupported=[name for name, given in unsupported.items() if given],
+            unknown=unknown,
             tokenization_kwargs=tokenization_kwargs,
             prompt_text=prompt_text,
         )
+
+    def _name_adapter(self, work: link_pb2.Submit, lora: LoRARequest) -> str:
+        """Fill in the adapter that the request names.
+
+        Returns:
+            The adapter's name if it was unloaded after the request named it; otherwise empty.
+        """
+        adapter = None if self._adapters is None else self._adapters.get(lora.lora_name)
+        if adapter is None:
+            return str(lora.lora_name)
+        work.adapter.name = adapter.name
+        work.adapter.digest = adapter.digest
+        work.adapter.folder = adapter.folder
+        return ""
 
     def _engine_priority(self, context: RequestContext) -> int:
         """Return the request's priority in the engine; 0 if the engine schedules without one."""
@@ -338,6 +358,7 @@ class FleetClient(UnsupportedEngineApi):
         context: RequestContext,
         deadline: float,
         unsupported: list[str],
+        unknown: str,
         tokenization_kwargs: dict[str, Any] | None,
         prompt_text: str | None,
     ) -> AsyncGenerator[RequestOutput, None]:
@@ -346,6 +367,8 @@ class FleetClient(UnsupportedEngineApi):
                 Unsupported(f"{', '.join(unsupported)} not supported by this router")
             )
         with refusals():
+            if unknown:
+                raise ModelNotFound(f"the adapter {unknown!r} does not exist")
             # Checked again, because a completion with several prompts calls this once per prompt.
             self._check_choices(params.n)
             self._share.check(self._inflight)

@@ -30,7 +30,8 @@ from serving.errors import (
     status_of,
 )
 from serving.fleet.membership import FleetMembership
-from serving.link.block_hashes import PromptBlockHashes
+from serving.link.block_hashes import ROOT, PromptBlockHashes, adapter_root
+from serving.link.protocol import adapter_key
 from serving.link.v1 import link_pb2
 from serving.request_context import RequestContext, Usage
 from serving.requests.batch_turn import BatchTurn
@@ -112,6 +113,11 @@ class FleetRequest:
         self._request = engine_request
         self._services = services
         context = engine_request.context
+        work = engine_request.work
+        self._adapter: str | None = None
+        """Key of the LoRA adapter; None: no adapter."""
+        if work.HasField("adapter"):
+            self._adapter = adapter_key(work.adapter.name, work.adapter.digest)
         self._record = context.record
         self._trace = context.record.trace
         self._stream = RequestStream(
@@ -288,12 +294,16 @@ class FleetRequest:
     def _routing_request(self) -> RoutingRequest:
         """Return the routing request for the work to be sent next."""
         work, context = self._stream.work, self._request.context
+        adapter, root = self._adapter, ROOT
+        if adapter is not None:
+            root = adapter_root(adapter)
         return RoutingRequest(
             len(work.prompt_token_ids),
             self._stream.outstanding_output,
-            prompt=PromptBlockHashes(work.prompt_token_ids),
+            prompt=PromptBlockHashes(work.prompt_token_ids, root),
             session_id=context.session_id and f"{context.tenant}/{context.session_id}",
             explain=context.explain or self._services.explain_all,
+            adapter=adapter,
         )
 
     async def _first_turn(self, turn: BatchTurn) -> Placement:
@@ -314,6 +324,8 @@ class FleetRequest:
         services = self._services
         pool = services.membership.pool_of(placement.decision.rank_id.group_id)
         self._stream.timings.sent(placement.sent_at, services.pools.get(pool))
+        if self._adapter is not None:
+            services.membership.adapters.began(placement.decision.rank_id, self._adapter)
 
     def _seconds_on(self, placement: Placement) -> float:
         """Return the time on the current rank, seconds.
@@ -330,6 +342,9 @@ class FleetRequest:
         placement, self._placement = self._placement, None
         if placement is not None:
             placement.handle.release(self._stream)
+            if self._adapter is not None:
+                rank_id = placement.decision.rank_id
+                self._services.membership.adapters.ended(rank_id, self._adapter)
             self._rank_seconds += self._seconds_on(placement)
             self._stream.timings.left()
         if self._batch_turn is not None:

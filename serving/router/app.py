@@ -285,6 +285,7 @@ async def _build_edges(
         usage=UsageReader(source),
         batches=batches,
         turns=client.turns,
+        adapters=models.adapters,
     )
     usage = None if ledger is None else UsageRecorder(ledger, clock)
     operator = FleetOperations(fleet)
@@ -302,12 +303,12 @@ async def _build_edges(
         tracing=tracing,
         cors_origins=settings.router.cors_origins,
         usage=usage,
-        models=models if models.several else None,
+        models=models,
+        several=models.several,
         check_load=models.check_load if models.several else None,
         max_file_bytes=None if batches is None else settings.batch.max_file_bytes,
     )
-    if app.first is not None:
-        models.first_handlers = app.first
+    models.use_first(app.first)
     console = None
     if settings.console.enabled:
         console = console_of(settings, clock, models, operator, gate, security, source)

@@ -10,6 +10,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from typing import Self
 from uuid import uuid4
@@ -28,6 +29,8 @@ from serving.clock import Clock
 from serving.dispatch.dispatcher import Dispatcher
 from serving.engine.arguments import router_args, router_vllm_config
 from serving.errors import NotReady, Overloaded, ServingError, SettingsError
+from serving.fleet.adapter_operations import AdaptedModel, AdapterOperations
+from serving.fleet.adapters import AdapterCatalog
 from serving.fleet.canary import Canary, first_token_id
 from serving.fleet.membership import FleetMembership
 from serving.fleet.models import FleetModel, FleetModels, ModelStatus
@@ -43,7 +46,7 @@ from serving.routing.snapshot import FleetSnapshot
 from serving.settings import BatchSettings, ServedModel, Settings, served_models
 from serving.telemetry.model_counters import ModelCounters
 from serving.vllm_adapter.app import build_model_state
-from serving.vllm_adapter.model_dispatch import Handlers, ListedModel
+from serving.vllm_adapter.model_dispatch import Handlers, ListedModel, name_adapters, name_models
 
 _CLOSE_AFTER = 60.0
 """Time between dropping a model and stopping its tokenizer's threads, seconds; requests that were
@@ -63,6 +66,7 @@ class RouterModel:
     admission: AdmissionController
     poison: PoisonTracker
     counters: ModelCounters
+    adapters: AdapterCatalog
 
 
 @dataclass(slots=True)
@@ -95,6 +99,17 @@ class RouterModels:
         """Client of the first model."""
         self.first_handlers: Handlers = None
         """Handlers of the first model, once the app is built."""
+        self.adapters = AdapterOperations(
+            {
+                name: AdaptedModel(each.adapters, each.membership)
+                for name, each in self._models.items()
+            },
+            self._by_name.__contains__,
+        )
+        """LoRA adapters of all models."""
+        for model in models:
+            model.adapters.subscribe(partial(self._name_adapters, model))
+            self._name_adapters(model)
 
     @classmethod
     def of(
@@ -118,14 +133,15 @@ class RouterModels:
                 budgets.
 
         Raises:
-            SettingsError: vLLM rejects the arguments or the files of a model; the message names the
-                model's position in the settings.
+            SettingsError: vLLM rejects the arguments or the files of a model, or an adapter does
+                not fit; the message names the position in the settings.
         """
         quotas = quotas_of(settings.admission, limits_of, clock)
         router_id = uuid4().hex[:8]
         models = []
         for served in served_models(settings):
             config = _config(served)
+            adapters = AdapterCatalog(served.settings.model, served.place)
             canary = Canary(
                 token_id=first_token_id(config.model_config.hf_text_config),
                 timeout=settings.fleet.canary_timeout,
@@ -154,7 +170,9 @@ class RouterModels:
             poison = PoisonTracker(_ready_groups(membership))
             membership.subscribe(poison.wake)
             models.append(
-                RouterModel(served, config, canary, membership, admission, poison, counters)
+                RouterModel(
+                    served, config, canary, membership, admission, poison, counters, adapters
+                )
             )
         fleet = FleetModels(
             [
@@ -219,9 +237,32 @@ class RouterModels:
                 model.served.names,
                 model.served.settings.model.path,
                 model.config.model_config.max_model_len,
+                _names_and_paths(model),
             )
             for model in self._models.values()
         ]
+
+    # -- adapters -------------------------------------------------------------------------
+
+    def use_first(self, handlers: Handlers) -> None:
+        """Take over the handlers of the first model, when the app is built."""
+        self.first_handlers = handlers
+        self._name_adapters(self.first)
+
+    def _name_adapters(self, model: RouterModel) -> None:
+        """Let requests name the model's adapters, after a change of the catalog."""
+        own = model.served.names
+        for name in [
+            name for name, owner in self._by_name.items() if owner is model and name not in own
+        ]:
+            del self._by_name[name]
+        self._by_name |= dict.fromkeys((adapter.name for adapter in model.adapters), model)
+        loaded = self._loaded.get(model.served.name)
+        handlers = self.first_handlers if model is self.first else loaded and loaded.handlers
+        if handlers is not None:
+            name_adapters(handlers, _names_and_paths(model))
+        if self.first_handlers is not None:
+            name_models(self.first_handlers, self.listed())
 
     # -- router ---------------------------------------------------------------------------
 
@@ -261,6 +302,7 @@ class RouterModels:
                 queued_requests=model.admission.queue_length,
                 queued_tokens=model.admission.queued_tokens,
                 ready=model.membership.ready,
+                adapters=tuple(self.adapters.adapters(name)),
             )
             for name, model in self._models.items()
         )
@@ -331,6 +373,7 @@ class RouterModels:
             built = await asyncio.to_thread(self._build, model)
         built.client.explain_all(on=self._explains_all)
         self._loaded[model.served.name] = built
+        name_adapters(built.handlers, _names_and_paths(model))
         log.info("model loaded", model=model.served.name, seconds=self._clock.monotonic() - began)
         self._drop_least_used()
         return built
@@ -376,7 +419,12 @@ class RouterModels:
             share=self._share,
             poison=model.poison,
             pools=model.counters.pools,
+            adapters=model.adapters,
         )
+
+
+def _names_and_paths(model: RouterModel) -> tuple[tuple[str, str], ...]:
+    return tuple((adapter.name, adapter.path) for adapter in model.adapters)
 
 
 def _config(served: ServedModel) -> VllmConfig:

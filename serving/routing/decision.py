@@ -24,6 +24,8 @@ class RoutingRequest:
     session_id: str | None = None
     """Requests of one session prefer the same rank if its load permits. None if there is no
     session."""
+    adapter: str | None = None
+    """Key of the request's LoRA adapter (``protocol.adapter_key``). None: no adapter."""
     avoid: Collection[tuple[str, str]] = ()
     """Groups (id, epoch) to exclude, because another suspect is on trial there."""
     explain: bool = False
@@ -43,6 +45,8 @@ class DecisionKind(StrEnum):
     """No other rank could run the request."""
     SESSION = "session"
     """The rank served the session before."""
+    ADAPTER = "adapter"
+    """The rank holds the request's adapter, or is to hold it."""
     PREFIX = "prefix"
     """The rank caches the beginning of the prompt."""
     LOAD = "load"
@@ -56,6 +60,8 @@ class NoCandidateKind(StrEnum):
     """A group must become ready."""
     NO_ROOM = "no_room"
     """A rank must finish other requests."""
+    UNSUITABLE = "unsuitable"
+    """Other ranks must join: no rank of a ready group runs LoRA adapters."""
     TOO_LARGE = "too_large"
     """The request must be smaller: no rank of this fleet can ever run it."""
 

@@ -26,6 +26,17 @@ class Survey:
     """The filter that removed the last candidate; empty if candidates remain."""
 
 
+def runs_adapters(ranks: Ranks, request: RoutingRequest, settings: RoutingSettings) -> Ranks:
+    """Keep ranks that run LoRA adapters, if the request names one.
+
+    Ranks of earlier versions do not: they would ignore the adapter.
+    """
+    del settings
+    if request.adapter is None:
+        return ranks
+    return [rank for rank in ranks if rank.adapter_slots]
+
+
 def usable(ranks: Ranks, request: RoutingRequest, settings: RoutingSettings) -> Ranks:
     """Keep ranks that are healthy according to their last report and not draining."""
     del request, settings
@@ -82,6 +93,11 @@ def short_queue(ranks: Ranks, request: RoutingRequest, settings: RoutingSettings
 
 
 FILTERS: dict[str, tuple[Filter, NoCandidateKind, str]] = {
+    "runs_adapters": (
+        runs_adapters,
+        NoCandidateKind.UNSUITABLE,
+        "no rank of a ready group runs LoRA adapters (adapters and lora.folder of the model)",
+    ),
     "usable": (usable, NoCandidateKind.NOT_READY, "no rank of a ready group is healthy"),
     "long_enough": (
         long_enough,

@@ -10,6 +10,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from time import perf_counter
 
+from serving.routing.adapter_index import AdapterIndex
 from serving.routing.decision import (
     DecisionKind,
     NoCandidate,
@@ -131,15 +132,22 @@ class Sessions:
 class RankScheduler:
     """Chooses ranks, and keeps the state for later decisions: prefixes, sessions, turn."""
 
-    def __init__(self, settings: RoutingSettings, prefixes: PrefixIndex | None = None) -> None:
+    def __init__(
+        self,
+        settings: RoutingSettings,
+        prefixes: PrefixIndex | None = None,
+        adapters: AdapterIndex | None = None,
+    ) -> None:
         """Start without sessions.
 
         Args:
             settings: Weights and limits.
             prefixes: Index of the ranks' caches, filled from reports; an empty index by default.
+            adapters: Index of the ranks' LoRA adapters, filled likewise; default: an empty index.
         """
         self._settings = settings
         self._prefixes = prefixes if prefixes is not None else PrefixIndex()
+        self._adapters = adapters if adapters is not None else AdapterIndex()
         self._sessions = Sessions(settings.sessions, settings.session_ttl)
         self._turn = 0
 
@@ -154,6 +162,9 @@ class RankScheduler:
             self._prefixes.matches(request.prompt),
             self._prefixes.guessing,
             self._sessions.get(request.session_id, now),
+            None
+            if request.adapter is None
+            else self._adapters.values(request.adapter, self._settings.adapter_replicas),
         )
 
     def choose(
@@ -185,6 +196,10 @@ class RankScheduler:
     ) -> None:
         self._turn += 1
         rank_id = decision.rank_id
+        if request.adapter is not None:
+            metrics.ADAPTER_REQUESTS.labels(
+                "hit" if self._adapters.holds(rank_id, request.adapter) else "miss"
+            ).inc()
         self._sessions.put(request.session_id, rank_id, now)
         _DECISIONS[decision.kind]()
         if rank_id not in self._prefixes.guessing:
@@ -219,6 +234,8 @@ def _kind(scores: Scores, index: int, candidates: int) -> DecisionKind:
         return DecisionKind.ONLY
     if "session" in scores and scores["session"][index]:
         return DecisionKind.SESSION
+    if "adapter" in scores and scores["adapter"][index]:
+        return DecisionKind.ADAPTER
     if "prefix" in scores and scores["prefix"][index]:
         return DecisionKind.PREFIX
     return DecisionKind.LOAD
@@ -229,6 +246,7 @@ def _words(kind: DecisionKind, chosen: RankView, candidates: int, equals: int, m
     why = {
         DecisionKind.ONLY: "the only rank that can run the request",
         DecisionKind.SESSION: f"served the session before, {tokens} outstanding tokens",
+        DecisionKind.ADAPTER: f"holds the adapter or is to load it, {tokens} outstanding tokens",
         DecisionKind.PREFIX: f"{matched} prompt tokens cached, {tokens} outstanding tokens",
         DecisionKind.LOAD: f"least load, {tokens} outstanding tokens",
     }[kind]

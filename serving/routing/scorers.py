@@ -30,6 +30,9 @@ class AffinityHints:
     sticky: RankId | None = None
     """The rank that served the session last; None if there is no session, or if it is new or
     expired."""
+    adapter: Mapping[RankId, float] | None = None
+    """Value of each rank for the request's LoRA adapter, 0 to 1; ranks without any are omitted.
+    None: no adapter."""
 
     def ranks(self) -> set[RankId]:
         """Return the ranks with the session or one of the longest prefix matches."""
@@ -39,6 +42,8 @@ class AffinityHints:
         found = set(best)
         if self.sticky is not None:
             found.add(self.sticky)
+        if self.adapter is not None:
+            found.update(nlargest(_BEST_MATCHES, self.adapter, key=self.adapter.__getitem__))
         return found
 
 
@@ -146,6 +151,20 @@ def session(context: ScoringContext) -> list[float] | None:
     ]
 
 
+def adapter(context: ScoringContext) -> list[float] | None:
+    """Prefer ranks that hold the adapter, then its replicas: ``AdapterIndex.values``.
+
+    0 above the affinity limit.
+    """
+    values, limit = context.hints.adapter, context.affinity_limit
+    if values is None:
+        return None
+    return [
+        values.get(rank.rank_id, 0.0) if tokens <= limit else 0.0
+        for rank, tokens in zip(context.candidates, context.outstanding, strict=True)
+    ]
+
+
 def balance(context: ScoringContext) -> list[float]:
     """Prefer the group whose busiest rank would be least busy: lowest load / load with the request.
 
@@ -167,5 +186,6 @@ SCORERS: dict[str, Scorer] = {
     "prefix": prefix,
     "session": session,
     "balance": balance,
+    "adapter": adapter,
 }
 """Scorers, keyed by the name of their weight in ``routing.weights``."""

@@ -114,6 +114,12 @@ class RankLoad:
     mtp_proposed_tokens: int = 0
     mtp_accepted_tokens: int = 0
     resident_bytes: int = 0
+    adapters: tuple[str, ...] = ()
+    """Keys of the LoRA adapters that the rank holds, the least recently used one first."""
+    adapter_requests_total: int = 0
+    adapter_loads_total: int = 0
+    adapter_evictions_total: int = 0
+    adapter_failures_total: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +155,8 @@ class RankSnapshot:
     local_expert_ids: tuple[int, ...] = ()
     recent_experts: RecentExperts = RecentExperts()
     """Tokens computed by the local experts in the last 30 to 60 s."""
+    adapter_slots: int = 0
+    """LoRA adapters that the rank can hold; 0: it runs none."""
     metrics_address: str = ""
     """host:port of the engine's metrics page; empty if there is none."""
     reported_at: float = 0.0

@@ -65,6 +65,11 @@ class RankView(Protocol):
         ...
 
     @property
+    def adapter_slots(self) -> int:
+        """LoRA adapters that the rank can hold; 0: it runs none."""
+        ...
+
+    @property
     def kv_blocks(self) -> int:
         """Number of KV-cache blocks; 0 if unknown."""
         ...

@@ -7,6 +7,7 @@ Environment variables are ``MOE_SERVING_<GROUP>__<FIELD>``, e.g.
 deploy/docs/reference/settings.md is generated from the texts below the fields.
 """
 
+from serving.settings.adapters import ADAPTER_NAME, MAX_ADAPTERS, AdapterSettings, LoraSettings
 from serving.settings.admission import AdmissionSettings
 from serving.settings.autoscaler import AutoscalerSettings, KubernetesSettings, ScheduleFloor
 from serving.settings.base import BUNDLED_MODEL, Platform, Port, Seconds, bundled_model
@@ -25,7 +26,10 @@ from serving.settings.served import Pool, ServedModel, pool_settings, served_mod
 from serving.settings.telemetry import TelemetrySettings
 
 __all__ = [
+    "ADAPTER_NAME",
     "BUNDLED_MODEL",
+    "MAX_ADAPTERS",
+    "AdapterSettings",
     "AdmissionSettings",
     "AutoscalerSettings",
     "BatchSettings",
@@ -36,6 +40,7 @@ __all__ = [
     "KubernetesSettings",
     "LedgerSettings",
     "LinkSettings",
+    "LoraSettings",
     "ModelSettings",
     "Platform",
     "Pool",

@@ -9,6 +9,12 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field, field_validator
 
+from serving.settings.adapters import (
+    MAX_ADAPTERS,
+    AdapterSettings,
+    LoraSettings,
+    require_different_names,
+)
 from serving.settings.base import Seconds, SettingsGroup
 from serving.settings.pool_scaling import PoolScalingSettings
 from serving.settings.ranks import (
@@ -70,6 +76,15 @@ class ServedModelSettings(SettingsGroup):
     pools: tuple[PoolSettings, ...] = Field((PoolSettings(),), max_length=32)
     """The pools that run the model, at least one. Ranks that do not name a pool belong to the
     first."""
+    adapters: tuple[AdapterSettings, ...] = Field((), max_length=MAX_ADAPTERS)
+    """LoRA adapters of the model, each of which clients request by its name."""
+    lora: LoraSettings = LoraSettings()
+
+    @field_validator("adapters")
+    @classmethod
+    def _check_adapters(cls, adapters: tuple[AdapterSettings, ...]) -> tuple[AdapterSettings, ...]:
+        require_different_names(adapters)
+        return adapters
 
     @field_validator("pools")
     @classmethod
@@ -90,7 +105,7 @@ class ServedModelSettings(SettingsGroup):
 
 
 def require_unique_names(models: tuple[ServedModelSettings, ...]) -> None:
-    """Check that no two models share a name, an alias, or the name of a Ray Serve application.
+    """Check that no two models share a name, an alias, an adapter or a Ray Serve application.
 
     Raises:
         ValueError: Two models share one of them; the message begins with the index of the second
@@ -177,3 +192,5 @@ def _names(model: ServedModelSettings) -> Iterator[tuple[str, str]]:
     yield "name", model.name
     for index, alias in enumerate(model.aliases):
         yield f"aliases[{index}]", alias
+    for index, adapter in enumerate(model.adapters):
+        yield f"adapters[{index}].name", adapter.name

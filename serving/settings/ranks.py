@@ -2,8 +2,14 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from serving.settings.adapters import (
+    MAX_ADAPTERS,
+    AdapterSettings,
+    LoraSettings,
+    require_different_names,
+)
 from serving.settings.base import BUNDLED_MODEL, Port, Seconds, SettingsGroup
 
 ModelName = Annotated[str, Field(min_length=1, max_length=256)]
@@ -18,6 +24,11 @@ _RESERVED_ENGINE_ARGS = {
     "data_parallel_rpc_port",
     "tensor_parallel_size",
     "enable_expert_parallel",
+    "enable_lora",
+    "max_loras",
+    "max_cpu_loras",
+    "max_lora_rank",
+    "lora_modules",
 }
 """Engine arguments that are derived from the settings under model and group."""
 
@@ -32,6 +43,26 @@ class ModelSettings(SettingsGroup):
     """Model id in the API."""
     aliases: tuple[ModelName, ...] = Field((), max_length=32)
     """Other names under which clients may request the model."""
+    adapters: tuple[AdapterSettings, ...] = Field((), max_length=MAX_ADAPTERS)
+    """LoRA adapters of the model, each of which clients request by its name."""
+    lora: LoraSettings = LoraSettings()
+
+    @model_validator(mode="after")
+    def _check_adapters(self) -> "ModelSettings":
+        try:
+            require_different_names(self.adapters)
+        except ValueError as error:
+            raise ValueError(f"adapters{error}") from error
+        names = {self.name, *self.aliases}
+        for index, adapter in enumerate(self.adapters):
+            if adapter.name in names:
+                raise ValueError(f"adapters[{index}].name: {adapter.name!r} is a name of the model")
+        return self
+
+    @property
+    def runs_adapters(self) -> bool:
+        """Whether ranks of the model run LoRA adapters."""
+        return bool(self.adapters) or self.lora.folder is not None
 
 
 class GroupSettings(SettingsGroup):

@@ -22,6 +22,8 @@ class RoutingWeights(SettingsGroup):
     weights, so sessions stay on their rank up to the load bound."""
     balance: float = Field(0.25, ge=0)
     """Avoids adding load to the busiest rank of a group."""
+    adapter: float = Field(3.0, ge=0)
+    """Rank that holds the request's LoRA adapter, or is one of the adapter's replicas."""
 
 
 class RoutingSettings(SettingsGroup):
@@ -43,6 +45,8 @@ class RoutingSettings(SettingsGroup):
     affinity_slack: int = Field(2048, ge=0)
     """Number of outstanding tokens added to the load bound, because the mean of a nearly idle fleet
     is close to zero."""
+    adapter_replicas: int = Field(4, ge=1, le=64)
+    """Ranks among which an adapter's requests spread while they are within the load bound."""
     sessions: int = Field(65536, ge=0)
     """Maximum number of remembered sessions; the least recently used one is dropped first."""
     session_ttl: Seconds = 1800.0

@@ -80,7 +80,13 @@ def pool_settings(settings: Settings, chosen: str | None = None) -> Settings:
 
 
 def _served(settings: Settings, model: ServedModelSettings, place: str) -> ServedModel:
-    own = ModelSettings(path=model.path, name=model.name, aliases=model.aliases)
+    own = ModelSettings(
+        path=model.path,
+        name=model.name,
+        aliases=model.aliases,
+        adapters=model.adapters,
+        lora=model.lora,
+    )
     router = settings.router.model_copy(
         update={
             "reasoning_parser": model.reasoning_parser,

@@ -126,6 +126,20 @@ EXPERT_IMBALANCE = Family(
     "layers named (all, or from-to). 1 means balanced. Absent while no tokens are computed.",
     ("group", "layers", "over"),
 )
+RANK_ADAPTERS = _rank("rank_adapters", "LoRA adapters that the rank holds.")
+ADAPTER_REQUESTS = _rank(
+    "rank_adapter_requests", "Requests with a LoRA adapter, from all routers.", counter=True
+)
+ADAPTER_LOADS = _rank(
+    "rank_adapter_loads", "LoRA adapters loaded because a request needed them.", counter=True
+)
+ADAPTER_EVICTIONS = _rank(
+    "rank_adapter_evictions", "LoRA adapters removed for others.", counter=True
+)
+ADAPTER_FAILURES = _rank(
+    "rank_adapter_failures", "LoRA adapters that could not be loaded.", counter=True
+)
+MODEL_ADAPTERS = Family("moe_model_adapters", "LoRA adapters of the model.", ("model",))
 MTP_PROPOSED = _rank(
     "mtp_proposed_tokens", "Tokens drafted by multi-token prediction.", counter=True
 )

@@ -284,6 +284,15 @@ GROUPS_FENCED = Counter(
     "Groups fenced because a rank was lost, failed or stalled.",
     registry=REGISTRY,
 )
+ADAPTER_REQUESTS = Counter(
+    "moe_adapter_placements",
+    "Placements of requests with a LoRA adapter, by whether the chosen rank held the adapter: hit "
+    "or miss.",
+    ["held"],
+    registry=REGISTRY,
+)
+for _held in ("hit", "miss"):
+    ADAPTER_REQUESTS.labels(_held)
 ROUTING_PICKS = Counter(
     "moe_routing_picks",
     "Requests placed on a rank, by the deciding reason: only, session, prefix, load.",

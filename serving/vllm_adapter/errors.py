@@ -11,6 +11,7 @@ from http import HTTPStatus
 from vllm.exceptions import GracefulHTTPError, VLLMValidationError
 
 from serving.errors import (
+    AdapterNotLoaded,
     EngineError,
     GroupLost,
     InvalidRequest,
@@ -51,6 +52,8 @@ def error_of(error: link_pb2.RequestError) -> ServingError:
             return GroupLost(error.message or "the rank is draining; try again", refused=True)
         case _Code.OVERLOADED:
             return Overloaded(error.message or "the rank is at its request limit; try again later")
+        case _Code.ADAPTER:
+            return AdapterNotLoaded(error.message or "the rank cannot load the adapter")
         case _Code.ABORTED:
             return GroupLost(error.message or "the rank aborted the request; try again")
         case _:

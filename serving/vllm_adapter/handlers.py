@@ -65,7 +65,18 @@ class ChatAnswer(MaybeLong, ChatCompletionResponse):
 
 
 class OpenAIChatFields:
-    """Mixin that adds fields that are always present in OpenAI's chat completions."""
+    """Mixin that adds fields that are always present in OpenAI's chat completions.
+
+    It also applies LoRA adapters only to requests that name them.
+    """
+
+    def _get_active_default_mm_loras(self, request: Any) -> None:
+        """Return None: an adapter applies only to requests that name it.
+
+        vLLM applies an adapter that is named like a type of content, such as ``text``, to all
+        requests with content of that type.
+        """
+        del request
 
     def _create_chat_logprobs(self, *args: Any, **kwargs: Any) -> Any:
         logprobs = super()._create_chat_logprobs(*args, **kwargs)  # type: ignore[misc]

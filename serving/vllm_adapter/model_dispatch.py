@@ -8,7 +8,7 @@ and lists all names.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, Protocol
@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from starlette.datastructures import State
 from vllm.entrypoints.openai.models.protocol import BaseModelPath
 from vllm.entrypoints.serve.engine.protocol import ModelCard, ModelList, ModelPermission
+from vllm.lora.request import LoRARequest
 
 from serving.errors import ServingError
 from serving.vllm_adapter.error_response import response_of
@@ -42,6 +43,8 @@ class ListedModel:
     """Name and aliases of the model."""
     path: str
     max_model_len: int
+    adapters: tuple[tuple[str, str], ...] = ()
+    """Name and path of each LoRA adapter of the model."""
 
 
 class ModelStates(Protocol):
@@ -79,16 +82,43 @@ def dispatch_models(state: State, states: ModelStates) -> Handlers:
         The handlers of the first model.
     """
     first = SimpleNamespace(**{kind: getattr(state, kind) for kind in _METHODS})
-    own, *others = states.listed()
-    models = state.openai_serving_models
-    # Only the first entry identifies the model; the others appear in errors about unknown models.
-    models.base_model_paths = [
-        BaseModelPath(name, model.path) for model in (own, *others) for name in model.names
-    ]
-    state.openai_serving_models = _AllModels(models, states)
     for kind, methods in _METHODS.items():
         setattr(state, kind, _HandlerByModel(kind, methods, first, states))
     return first
+
+
+def list_models(state: State, states: ModelStates) -> None:
+    """Let the app's list of models contain all names of all models, and their adapters."""
+    state.openai_serving_models = _AllModels(state.openai_serving_models, states)
+
+
+def name_adapters(handlers: Handlers, adapters: Iterable[tuple[str, str]]) -> None:
+    """Set the adapters that one model's handlers accept as the name of a model.
+
+    Args:
+        handlers: Handlers of the model.
+        adapters: Name and path of each.
+    """
+    found: dict[str, LoRARequest] = {}
+    for name, path in adapters:
+        # The router sends only the name; vLLM's number and path are not used.
+        found[name] = LoRARequest(name, 1, path)
+    handlers.openai_serving_chat.models.lora_requests = found
+
+
+def name_models(first: Handlers, listed: Sequence[ListedModel]) -> None:
+    """Set the names that an error about an unknown model lists.
+
+    Args:
+        first: Handlers of the first model, which answer requests for unknown models.
+        listed: All models.
+    """
+    # Only the first entry identifies the model.
+    first.openai_serving_chat.models.base_model_paths = [
+        BaseModelPath(name, model.path)
+        for model in listed
+        for name in (*model.names, *(name for name, _ in model.adapters))
+    ]
 
 
 class _HandlerByModel:
@@ -128,16 +158,20 @@ class _AllModels:
         return getattr(self._first, name)
 
     async def show_available_models(self) -> ModelList:
-        """Return a card for every name and alias of every model."""
+        """Return a card for every name, alias and adapter of every model."""
         return ModelList(
             data=[
                 ModelCard(
                     id=name,
-                    root=model.path,
+                    root=path,
+                    parent=parent,
                     max_model_len=model.max_model_len,
                     permission=[ModelPermission()],
                 )
                 for model in self._states.listed()
-                for name in model.names
+                for name, path, parent in (
+                    *((name, model.path, None) for name in model.names),
+                    *((name, path, model.names[0]) for name, path in model.adapters),
+                )
             ]
         )

@@ -349,3 +349,48 @@ def test_values_of_several_models_are_refused_for_one(
     with pytest.raises(Refused) as caught:
         render(**changes)
     assert message in str(caught.value)
+
+
+ADAPTERS: dict[str, Any] = {
+    "adapters": [{"name": "legal", "path": "/models/deepseek/adapters/legal"}],
+    "lora": {"slots": 8, "folder": "/models/deepseek/adapters", "baseNames": ["R1"]},
+}
+
+
+def test_adapters_reach_the_routers_and_the_ranks_of_their_model(tmp_path: Path) -> None:
+    objects = two(**with_model(**ADAPTERS))
+    first, second = served_models(settings_of(objects, "settings.yaml", tmp_path))
+    model = first.settings.model
+    assert [(each.name, each.path) for each in model.adapters] == [
+        ("legal", "/models/deepseek/adapters/legal")
+    ]
+    assert (model.lora.slots, model.lora.max_rank) == (8, 16)
+    assert (model.lora.folder, model.lora.base_names) == ("/models/deepseek/adapters", ("R1",))
+    assert not second.settings.model.runs_adapters
+    for name, runs in ((R1, True), (QWEN, False)):
+        config = yaml.safe_load(find(objects, "RayService", name)["spec"]["serveConfigV2"])
+        given = config["applications"][0]["args"]["settings"]["model"]
+        assert ("adapters" in given, "lora" in given) == (runs, runs)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        pytest.param(
+            {"adapters": [{"name": "legal", "path": "/elsewhere/legal"}]},
+            "models[0].adapters[0].path: /elsewhere/legal is not under",
+            id="path",
+        ),
+        pytest.param(
+            {"lora": {"folder": "/elsewhere"}},
+            "models[0].lora.folder: /elsewhere is not under",
+            id="folder",
+        ),
+        pytest.param({"adapters": [{"name": "../x", "path": "/x"}]}, "adapters", id="name"),
+        pytest.param({"lora": {"maxRank": 9}}, "maxRank", id="rank"),
+    ],
+)
+def test_wrong_adapters_are_refused(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(Refused) as caught:
+        two(**with_model(**changes))
+    assert words in str(caught.value)

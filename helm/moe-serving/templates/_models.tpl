@@ -102,9 +102,11 @@ Models on the same volume and mount path share it. */}}
 {{- $models := list -}}
 {{- range $number, $model := .root.Values.models -}}
 {{- $pools := list -}}
+{{- $adapters := dict -}}
 {{- range $unit := $out.units -}}
 {{- $u := $unit.Values.unit -}}
 {{- if eq (int $u.number) $number -}}
+{{- $adapters = include "moe-serving.adapterSettings" $unit | fromJson -}}
 {{- $pool := first (include "moe-serving.pools" $unit | fromJsonArray) -}}
 {{- $ranks := include "moe-serving.rankSettings" (dict "root" $unit "pool" $pool) | fromJson -}}
 {{- $entry := dict "name" $u.pool "group" (omit $ranks.group "pool") -}}
@@ -120,6 +122,7 @@ Models on the same volume and mount path share it. */}}
 {{- $entry := dict "name" $model.name "path" $model.path "pools" $pools -}}
 {{- if eq $for "router" -}}
 {{- $_ := set $entry "aliases" (default list $model.aliases) -}}
+{{- $entry = merge $entry $adapters -}}
 {{- $whole := mustMergeOverwrite (deepCopy $.root.Values.model) (pick (deepCopy $model) "reasoningParser" "toolParser") -}}
 {{- $_ := set $entry "reasoning_parser" (hasKey $model "reasoningParser" | ternary $model.reasoningParser $whole.reasoningParser) -}}
 {{- $_ := set $entry "tool_parser" (hasKey $model "toolParser" | ternary $model.toolParser $whole.toolParser) -}}
@@ -127,6 +130,18 @@ Models on the same volume and mount path share it. */}}
 {{- $models = append $models $entry -}}
 {{- end -}}
 {{- $models | toJson -}}
+{{- end -}}
+
+{{/* LoRA adapters of one unit's model, as JSON: adapters and lora of its settings. Empty: none. */}}
+{{- define "moe-serving.adapterSettings" -}}
+{{- $lora := default dict .Values.model.lora -}}
+{{- $result := dict -}}
+{{- if or .Values.model.adapters $lora.folder -}}
+{{- $own := dict "slots" (int (default 4 $lora.slots)) "max_rank" (int (default 16 $lora.maxRank)) "base_names" (default list $lora.baseNames) -}}
+{{- with $lora.folder }}{{- $_ := set $own "folder" . }}{{- end -}}
+{{- $result = dict "adapters" (default list .Values.model.adapters) "lora" $own -}}
+{{- end -}}
+{{- $result | toJson -}}
 {{- end -}}
 
 {{/* The autoscaler's settings of one unit, as JSON. */}}

@@ -9,6 +9,7 @@ ranks use, because every change restarts them. group.count is omitted: num_repli
 {{- $pool := include "moe-serving.pool" . | fromJson -}}
 {{- $model := dict "name" $v.model.name -}}
 {{- with $v.model.path }}{{- $_ := set $model "path" . }}{{- end -}}
+{{- $model = merge $model (include "moe-serving.adapterSettings" .root | fromJson) -}}
 {{- $args := deepCopy (default dict $v.engine.args) -}}
 {{- with $v.engine.allToAll }}{{- $_ := set $args "all2all_backend" . }}{{- end -}}
 {{- with $v.model.stream.url -}}

@@ -76,6 +76,21 @@
 {{- fail (printf "%s.path: %s is not under %s.volume.mountPath %s" $where $v.model.path $where $v.model.volume.mountPath) -}}
 {{- end -}}
 
+{{- $mount := printf "%s/" (trimSuffix "/" $v.model.volume.mountPath) -}}
+{{- range $number, $adapter := $v.model.adapters -}}
+{{- if eq $v.model.volume.type "bundled" -}}
+{{- fail (printf "%s.adapters: adapters come from a volume: set model.volume.type to claim or hostPath" $where) -}}
+{{- end -}}
+{{- if not (hasPrefix $mount $adapter.path) -}}
+{{- fail (printf "%s.adapters[%d].path: %s is not under %s.volume.mountPath %s" $where $number $adapter.path $where $v.model.volume.mountPath) -}}
+{{- end -}}
+{{- end -}}
+{{- with (default dict $v.model.lora).folder -}}
+{{- if not (hasPrefix $mount (printf "%s/" .)) -}}
+{{- fail (printf "%s.lora.folder: %s is not under %s.volume.mountPath %s" $where . $where $v.model.volume.mountPath) -}}
+{{- end -}}
+{{- end -}}
+
 {{- if $v.model.stream.url -}}
 {{- if eq $v.model.volume.type "bundled" -}}
 {{- fail (printf "%s.stream: the configuration and the tokenizer come from a volume: set model.volume.type to claim or hostPath, and model.path" $where) -}}

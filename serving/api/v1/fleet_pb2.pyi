@@ -22,6 +22,60 @@ MEMBER_STATE_DRAINING: MemberState
 MEMBER_STATE_FENCED: MemberState
 MEMBER_STATE_GONE: MemberState
 
+class ListAdaptersRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ListAdaptersResponse(_message.Message):
+    __slots__ = ("adapters",)
+    ADAPTERS_FIELD_NUMBER: _ClassVar[int]
+    adapters: _containers.RepeatedCompositeFieldContainer[Adapter]
+    def __init__(self, adapters: _Optional[_Iterable[_Union[Adapter, _Mapping]]] = ...) -> None: ...
+
+class Adapter(_message.Message):
+    __slots__ = ("name", "model", "path", "digest", "loaded_at_run_time", "resident_ranks")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    LOADED_AT_RUN_TIME_FIELD_NUMBER: _ClassVar[int]
+    RESIDENT_RANKS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    model: str
+    path: str
+    digest: str
+    loaded_at_run_time: bool
+    resident_ranks: int
+    def __init__(self, name: _Optional[str] = ..., model: _Optional[str] = ..., path: _Optional[str] = ..., digest: _Optional[str] = ..., loaded_at_run_time: _Optional[bool] = ..., resident_ranks: _Optional[int] = ...) -> None: ...
+
+class LoadAdapterRequest(_message.Message):
+    __slots__ = ("name", "path", "model", "replace")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    REPLACE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    path: str
+    model: str
+    replace: bool
+    def __init__(self, name: _Optional[str] = ..., path: _Optional[str] = ..., model: _Optional[str] = ..., replace: _Optional[bool] = ...) -> None: ...
+
+class LoadAdapterResponse(_message.Message):
+    __slots__ = ("adapter",)
+    ADAPTER_FIELD_NUMBER: _ClassVar[int]
+    adapter: Adapter
+    def __init__(self, adapter: _Optional[_Union[Adapter, _Mapping]] = ...) -> None: ...
+
+class UnloadAdapterRequest(_message.Message):
+    __slots__ = ("name",)
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    def __init__(self, name: _Optional[str] = ...) -> None: ...
+
+class UnloadAdapterResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
 class CordonRequest(_message.Message):
     __slots__ = ("group_id", "reason")
     GROUP_ID_FIELD_NUMBER: _ClassVar[int]
@@ -79,18 +133,20 @@ class GetFleetResponse(_message.Message):
     def __init__(self, router_id: _Optional[str] = ..., model: _Optional[str] = ..., serving_version: _Optional[str] = ..., groups: _Optional[_Iterable[_Union[Group, _Mapping]]] = ..., inflight_requests: _Optional[int] = ..., models: _Optional[_Iterable[_Union[ServedModel, _Mapping]]] = ...) -> None: ...
 
 class ServedModel(_message.Message):
-    __slots__ = ("name", "aliases", "pools", "loaded", "queued_requests")
+    __slots__ = ("name", "aliases", "pools", "loaded", "queued_requests", "adapters")
     NAME_FIELD_NUMBER: _ClassVar[int]
     ALIASES_FIELD_NUMBER: _ClassVar[int]
     POOLS_FIELD_NUMBER: _ClassVar[int]
     LOADED_FIELD_NUMBER: _ClassVar[int]
     QUEUED_REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    ADAPTERS_FIELD_NUMBER: _ClassVar[int]
     name: str
     aliases: _containers.RepeatedScalarFieldContainer[str]
     pools: _containers.RepeatedCompositeFieldContainer[Pool]
     loaded: bool
     queued_requests: int
-    def __init__(self, name: _Optional[str] = ..., aliases: _Optional[_Iterable[str]] = ..., pools: _Optional[_Iterable[_Union[Pool, _Mapping]]] = ..., loaded: _Optional[bool] = ..., queued_requests: _Optional[int] = ...) -> None: ...
+    adapters: _containers.RepeatedCompositeFieldContainer[Adapter]
+    def __init__(self, name: _Optional[str] = ..., aliases: _Optional[_Iterable[str]] = ..., pools: _Optional[_Iterable[_Union[Pool, _Mapping]]] = ..., loaded: _Optional[bool] = ..., queued_requests: _Optional[int] = ..., adapters: _Optional[_Iterable[_Union[Adapter, _Mapping]]] = ...) -> None: ...
 
 class Pool(_message.Message):
     __slots__ = ("name", "groups", "ready_groups")
@@ -157,7 +213,7 @@ class HotExpert(_message.Message):
     def __init__(self, layer: _Optional[str] = ..., expert: _Optional[int] = ..., ranks: _Optional[_Iterable[int]] = ..., tokens: _Optional[int] = ..., times_mean: _Optional[float] = ...) -> None: ...
 
 class Rank(_message.Message):
-    __slots__ = ("rank", "node", "pid", "tensor_parallel_size", "local_expert_ids", "expert_tokens", "inflight_requests", "outstanding_tokens", "running_requests", "waiting_requests", "kv_usage", "prompt_tokens_total", "generated_tokens_total", "engine_steps_total", "mtp_proposed_tokens_total", "mtp_accepted_tokens_total", "engine_version", "draining", "health_reason", "resident_bytes", "metrics_address")
+    __slots__ = ("rank", "node", "pid", "tensor_parallel_size", "local_expert_ids", "expert_tokens", "inflight_requests", "outstanding_tokens", "running_requests", "waiting_requests", "kv_usage", "prompt_tokens_total", "generated_tokens_total", "engine_steps_total", "mtp_proposed_tokens_total", "mtp_accepted_tokens_total", "engine_version", "draining", "health_reason", "resident_bytes", "metrics_address", "adapter_slots", "resident_adapters", "adapter_requests_total", "adapter_loads_total", "adapter_evictions_total")
     RANK_FIELD_NUMBER: _ClassVar[int]
     NODE_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
@@ -179,6 +235,11 @@ class Rank(_message.Message):
     HEALTH_REASON_FIELD_NUMBER: _ClassVar[int]
     RESIDENT_BYTES_FIELD_NUMBER: _ClassVar[int]
     METRICS_ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_SLOTS_FIELD_NUMBER: _ClassVar[int]
+    RESIDENT_ADAPTERS_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_REQUESTS_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_LOADS_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_EVICTIONS_TOTAL_FIELD_NUMBER: _ClassVar[int]
     rank: int
     node: str
     pid: int
@@ -200,4 +261,9 @@ class Rank(_message.Message):
     health_reason: str
     resident_bytes: int
     metrics_address: str
-    def __init__(self, rank: _Optional[int] = ..., node: _Optional[str] = ..., pid: _Optional[int] = ..., tensor_parallel_size: _Optional[int] = ..., local_expert_ids: _Optional[_Iterable[int]] = ..., expert_tokens: _Optional[_Iterable[int]] = ..., inflight_requests: _Optional[int] = ..., outstanding_tokens: _Optional[int] = ..., running_requests: _Optional[int] = ..., waiting_requests: _Optional[int] = ..., kv_usage: _Optional[float] = ..., prompt_tokens_total: _Optional[int] = ..., generated_tokens_total: _Optional[int] = ..., engine_steps_total: _Optional[int] = ..., mtp_proposed_tokens_total: _Optional[int] = ..., mtp_accepted_tokens_total: _Optional[int] = ..., engine_version: _Optional[str] = ..., draining: _Optional[bool] = ..., health_reason: _Optional[str] = ..., resident_bytes: _Optional[int] = ..., metrics_address: _Optional[str] = ...) -> None: ...
+    adapter_slots: int
+    resident_adapters: _containers.RepeatedScalarFieldContainer[str]
+    adapter_requests_total: int
+    adapter_loads_total: int
+    adapter_evictions_total: int
+    def __init__(self, rank: _Optional[int] = ..., node: _Optional[str] = ..., pid: _Optional[int] = ..., tensor_parallel_size: _Optional[int] = ..., local_expert_ids: _Optional[_Iterable[int]] = ..., expert_tokens: _Optional[_Iterable[int]] = ..., inflight_requests: _Optional[int] = ..., outstanding_tokens: _Optional[int] = ..., running_requests: _Optional[int] = ..., waiting_requests: _Optional[int] = ..., kv_usage: _Optional[float] = ..., prompt_tokens_total: _Optional[int] = ..., generated_tokens_total: _Optional[int] = ..., engine_steps_total: _Optional[int] = ..., mtp_proposed_tokens_total: _Optional[int] = ..., mtp_accepted_tokens_total: _Optional[int] = ..., engine_version: _Optional[str] = ..., draining: _Optional[bool] = ..., health_reason: _Optional[str] = ..., resident_bytes: _Optional[int] = ..., metrics_address: _Optional[str] = ..., adapter_slots: _Optional[int] = ..., resident_adapters: _Optional[_Iterable[str]] = ..., adapter_requests_total: _Optional[int] = ..., adapter_loads_total: _Optional[int] = ..., adapter_evictions_total: _Optional[int] = ...) -> None: ...

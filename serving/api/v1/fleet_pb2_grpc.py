@@ -56,6 +56,21 @@ class FleetServiceStub:
                 request_serializer=serving_dot_api_dot_v1_dot_fleet__pb2.DrainRequest.SerializeToString,
                 response_deserializer=serving_dot_api_dot_v1_dot_fleet__pb2.DrainResponse.FromString,
                 _registered_method=True)
+        self.ListAdapters = channel.unary_unary(
+                '/serving.api.v1.FleetService/ListAdapters',
+                request_serializer=serving_dot_api_dot_v1_dot_fleet__pb2.ListAdaptersRequest.SerializeToString,
+                response_deserializer=serving_dot_api_dot_v1_dot_fleet__pb2.ListAdaptersResponse.FromString,
+                _registered_method=True)
+        self.LoadAdapter = channel.unary_unary(
+                '/serving.api.v1.FleetService/LoadAdapter',
+                request_serializer=serving_dot_api_dot_v1_dot_fleet__pb2.LoadAdapterRequest.SerializeToString,
+                response_deserializer=serving_dot_api_dot_v1_dot_fleet__pb2.LoadAdapterResponse.FromString,
+                _registered_method=True)
+        self.UnloadAdapter = channel.unary_unary(
+                '/serving.api.v1.FleetService/UnloadAdapter',
+                request_serializer=serving_dot_api_dot_v1_dot_fleet__pb2.UnloadAdapterRequest.SerializeToString,
+                response_deserializer=serving_dot_api_dot_v1_dot_fleet__pb2.UnloadAdapterResponse.FromString,
+                _registered_method=True)
 
 
 class FleetServiceServicer:
@@ -93,6 +108,27 @@ class FleetServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListAdapters(self, request, context):
+        """Lists the LoRA adapters of all models.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def LoadAdapter(self, request, context):
+        """Checks an adapter's files and adds it to a model. Ranks load it when a request needs it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UnloadAdapter(self, request, context):
+        """Removes an adapter: new requests for it fail with NOT_FOUND, running ones continue.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_FleetServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -115,6 +151,21 @@ def add_FleetServiceServicer_to_server(servicer, server):
                     servicer.Drain,
                     request_deserializer=serving_dot_api_dot_v1_dot_fleet__pb2.DrainRequest.FromString,
                     response_serializer=serving_dot_api_dot_v1_dot_fleet__pb2.DrainResponse.SerializeToString,
+            ),
+            'ListAdapters': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListAdapters,
+                    request_deserializer=serving_dot_api_dot_v1_dot_fleet__pb2.ListAdaptersRequest.FromString,
+                    response_serializer=serving_dot_api_dot_v1_dot_fleet__pb2.ListAdaptersResponse.SerializeToString,
+            ),
+            'LoadAdapter': grpc.unary_unary_rpc_method_handler(
+                    servicer.LoadAdapter,
+                    request_deserializer=serving_dot_api_dot_v1_dot_fleet__pb2.LoadAdapterRequest.FromString,
+                    response_serializer=serving_dot_api_dot_v1_dot_fleet__pb2.LoadAdapterResponse.SerializeToString,
+            ),
+            'UnloadAdapter': grpc.unary_unary_rpc_method_handler(
+                    servicer.UnloadAdapter,
+                    request_deserializer=serving_dot_api_dot_v1_dot_fleet__pb2.UnloadAdapterRequest.FromString,
+                    response_serializer=serving_dot_api_dot_v1_dot_fleet__pb2.UnloadAdapterResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -227,6 +278,87 @@ class FleetService:
             '/serving.api.v1.FleetService/Drain',
             serving_dot_api_dot_v1_dot_fleet__pb2.DrainRequest.SerializeToString,
             serving_dot_api_dot_v1_dot_fleet__pb2.DrainResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListAdapters(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/serving.api.v1.FleetService/ListAdapters',
+            serving_dot_api_dot_v1_dot_fleet__pb2.ListAdaptersRequest.SerializeToString,
+            serving_dot_api_dot_v1_dot_fleet__pb2.ListAdaptersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LoadAdapter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/serving.api.v1.FleetService/LoadAdapter',
+            serving_dot_api_dot_v1_dot_fleet__pb2.LoadAdapterRequest.SerializeToString,
+            serving_dot_api_dot_v1_dot_fleet__pb2.LoadAdapterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UnloadAdapter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/serving.api.v1.FleetService/UnloadAdapter',
+            serving_dot_api_dot_v1_dot_fleet__pb2.UnloadAdapterRequest.SerializeToString,
+            serving_dot_api_dot_v1_dot_fleet__pb2.UnloadAdapterResponse.FromString,
             options,
             channel_credentials,
             insecure,

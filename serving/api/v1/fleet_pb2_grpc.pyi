@@ -46,6 +46,12 @@ class FleetServiceStub:
     running after the timeout resume on other groups. The group stays cordoned, even if the call is
     cancelled.
     """
+    ListAdapters: _grpc.UnaryUnaryMultiCallable[_fleet_pb2.ListAdaptersRequest, _fleet_pb2.ListAdaptersResponse]
+    """Lists the LoRA adapters of all models."""
+    LoadAdapter: _grpc.UnaryUnaryMultiCallable[_fleet_pb2.LoadAdapterRequest, _fleet_pb2.LoadAdapterResponse]
+    """Checks an adapter's files and adds it to a model. Ranks load it when a request needs it."""
+    UnloadAdapter: _grpc.UnaryUnaryMultiCallable[_fleet_pb2.UnloadAdapterRequest, _fleet_pb2.UnloadAdapterResponse]
+    """Removes an adapter: new requests for it fail with NOT_FOUND, running ones continue."""
 
 @_typing.type_check_only
 class FleetServiceAsyncStub(FleetServiceStub):
@@ -65,6 +71,12 @@ class FleetServiceAsyncStub(FleetServiceStub):
     running after the timeout resume on other groups. The group stays cordoned, even if the call is
     cancelled.
     """
+    ListAdapters: _aio.UnaryUnaryMultiCallable[_fleet_pb2.ListAdaptersRequest, _fleet_pb2.ListAdaptersResponse]  # type: ignore[assignment]
+    """Lists the LoRA adapters of all models."""
+    LoadAdapter: _aio.UnaryUnaryMultiCallable[_fleet_pb2.LoadAdapterRequest, _fleet_pb2.LoadAdapterResponse]  # type: ignore[assignment]
+    """Checks an adapter's files and adds it to a model. Ranks load it when a request needs it."""
+    UnloadAdapter: _aio.UnaryUnaryMultiCallable[_fleet_pb2.UnloadAdapterRequest, _fleet_pb2.UnloadAdapterResponse]  # type: ignore[assignment]
+    """Removes an adapter: new requests for it fail with NOT_FOUND, running ones continue."""
 
 class FleetServiceServicer(metaclass=_abc_1.ABCMeta):
     """With API keys, all RPCs require role admin. They concern this router only: send operations to
@@ -105,5 +117,29 @@ class FleetServiceServicer(metaclass=_abc_1.ABCMeta):
         running after the timeout resume on other groups. The group stays cordoned, even if the call is
         cancelled.
         """
+
+    @_abc_1.abstractmethod
+    def ListAdapters(
+        self,
+        request: _fleet_pb2.ListAdaptersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_fleet_pb2.ListAdaptersResponse, _abc.Awaitable[_fleet_pb2.ListAdaptersResponse]]:
+        """Lists the LoRA adapters of all models."""
+
+    @_abc_1.abstractmethod
+    def LoadAdapter(
+        self,
+        request: _fleet_pb2.LoadAdapterRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_fleet_pb2.LoadAdapterResponse, _abc.Awaitable[_fleet_pb2.LoadAdapterResponse]]:
+        """Checks an adapter's files and adds it to a model. Ranks load it when a request needs it."""
+
+    @_abc_1.abstractmethod
+    def UnloadAdapter(
+        self,
+        request: _fleet_pb2.UnloadAdapterRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_fleet_pb2.UnloadAdapterResponse, _abc.Awaitable[_fleet_pb2.UnloadAdapterResponse]]:
+        """Removes an adapter: new requests for it fail with NOT_FOUND, running ones continue."""
 
 def add_FleetServiceServicer_to_server(servicer: FleetServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -194,7 +194,8 @@ def models_text(fleet: Mapping[str, Any]) -> str:
     """Return the model, or each model with its pools, ready groups and queued requests."""
     models: Sequence[Mapping[str, Any]] = fleet.get("models", ())
     if len(models) <= 1 and all(len(model["pools"]) <= 1 for model in models):
-        return f"model {fleet.get('model', '?')}"
+        adapters = [text for model in models if (text := _adapters_text(model))]
+        return f"model {fleet.get('model', '?')}" + (f" ({adapters[0]})" if adapters else "")
     parts = []
     for model in models:
         several = len(model["pools"]) > 1
@@ -205,7 +206,9 @@ def models_text(fleet: Mapping[str, Any]) -> str:
         )
         queued = int(model["queued_requests"])
         waiting = f", {_plural(queued, 'request')} waiting" if queued else ""
-        parts.append(f"{model['name']} ({pools}{waiting})")
+        adapters_text = _adapters_text(model)
+        adapted = f", {adapters_text}" if adapters_text else ""
+        parts.append(f"{model['name']} ({pools}{waiting}{adapted})")
     return f"{'models' if len(models) > 1 else 'model'} {', '.join(parts)}"
 
 
@@ -220,7 +223,16 @@ def ranks_table(fleet: Mapping[str, Any]) -> Table:
     names = ("group", "state", "rank", "node", "pid", "experts", "expert tokens")
     for name in (*(("model",) if by_pool else ()), *(("app",) if several else ()), *names):
         table.add_column(name, no_wrap=True)
-    for name in ("in flight", "running", "waiting", "prompt tok", "output tok", "MiB"):
+    adapted = any(rank.get("adapter_slots") for group in fleet["groups"] for rank in group["ranks"])
+    for name in (
+        *(("adapters",) if adapted else ()),
+        "in flight",
+        "running",
+        "waiting",
+        "prompt tok",
+        "output tok",
+        "MiB",
+    ):
         table.add_column(name, justify="right", no_wrap=True)
     for group in fleet["groups"]:
         for index, rank in enumerate(group["ranks"]):
@@ -237,6 +249,11 @@ def ranks_table(fleet: Mapping[str, Any]) -> Table:
                 experts_text(rank["local_expert_ids"], int(group["total_experts"])),
                 expert_tokens_text(rank["expert_tokens"]),
                 *(
+                    [f"{len(rank.get('resident_adapters', ()))}/{rank.get('adapter_slots', 0)}"]
+                    if adapted
+                    else []
+                ),
+                *(
                     str(rank[name])
                     for name in (
                         "inflight_requests", "running_requests", "waiting_requests",
@@ -249,6 +266,12 @@ def ranks_table(fleet: Mapping[str, Any]) -> Table:
             reason = Text(str(group["reason"]), style="dim")
             table.add_row(*[""] * (by_pool + several), "", reason)
     return table
+
+
+def _adapters_text(model: Mapping[str, Any]) -> str:
+    """Return the number of a model's LoRA adapters; empty: none."""
+    adapters = model.get("adapters", ())
+    return _plural(len(adapters), "adapter") if adapters else ""
 
 
 def _pool_text(group: Mapping[str, Any]) -> str:

@@ -63,6 +63,8 @@ ROUTES: dict[str, Permission] = {
     "/version": Permission.ANY_KEY,
     "/openapi.json": Permission.ANY_KEY,
     "/v1/models": Permission.ANY_KEY,
+    "/v1/load_lora_adapter": Permission.ADMIN,
+    "/v1/unload_lora_adapter": Permission.ADMIN,
     "/tokenize": Permission.USER,
     "/detokenize": Permission.USER,
     "/invocations": Permission.USER,

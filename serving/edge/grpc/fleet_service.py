@@ -1,4 +1,4 @@
-"""FleetService: the content of /fleet over gRPC, and RPCs to cordon, uncordon and drain groups."""
+"""FleetService: /fleet over gRPC, operations on groups, and LoRA adapters."""
 
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -8,10 +8,11 @@ from typing import Any, Protocol
 import structlog
 
 from serving.api.v1 import fleet_pb2, fleet_pb2_grpc
+from serving.edge.adapter_pages import AdapterAdmin
 from serving.edge.auth.authenticator import principal_var
-from serving.edge.fleet_view import FleetView
+from serving.edge.fleet_view import FleetView, adapter_proto
 from serving.edge.grpc.errors import BadField, rpc_error
-from serving.errors import ServingError
+from serving.errors import ServingError, Unsupported
 
 MAX_DRAIN_SECONDS = 24 * 3600.0
 _MAX_REASON = 200
@@ -59,6 +60,7 @@ class FleetService(fleet_pb2_grpc.FleetServiceServicer):
         view: Callable[[], Awaitable[FleetView]],
         operator: FleetOperator,
         drain_timeout: float,
+        adapters: AdapterAdmin | None = None,
     ) -> None:
         """Create the service.
 
@@ -66,7 +68,9 @@ class FleetService(fleet_pb2_grpc.FleetServiceServicer):
             view: Returns the current state of the fleet, in the caller's turn of long steps.
             operator: Executes operations.
             drain_timeout: Default timeout of Drain, seconds.
+            adapters: loads and unloads LoRA adapters. None: not supported.
         """
+        self._admin = adapters
         self._view = view
         self._operator = operator
         self._drain_timeout = drain_timeout
@@ -105,13 +109,51 @@ class FleetService(fleet_pb2_grpc.FleetServiceServicer):
             finished = await self._operator.drain(request.group_id, timeout)
         return fleet_pb2.DrainResponse(finished=finished)
 
+    async def ListAdapters(  # noqa: N802
+        self, request: fleet_pb2.ListAdaptersRequest, context: Any
+    ) -> fleet_pb2.ListAdaptersResponse:
+        """Return the LoRA adapters of all models."""
+        del request, context
+        found = () if self._admin is None else self._admin.list()
+        return fleet_pb2.ListAdaptersResponse(adapters=map(adapter_proto, found))
+
+    async def LoadAdapter(  # noqa: N802
+        self, request: fleet_pb2.LoadAdapterRequest, context: Any
+    ) -> fleet_pb2.LoadAdapterResponse:
+        """Check an adapter's files, and accept requests for it."""
+        response = fleet_pb2.LoadAdapterResponse()
+        async with _operation("load_adapter", request.name, context, field="name"):
+            found = await self._adapters().load(
+                request.name, request.path, request.model or None, replace=request.replace
+            )
+            response.adapter.CopyFrom(adapter_proto(found))
+        return response
+
+    async def UnloadAdapter(  # noqa: N802
+        self, request: fleet_pb2.UnloadAdapterRequest, context: Any
+    ) -> fleet_pb2.UnloadAdapterResponse:
+        """Reject new requests for an adapter; running ones continue."""
+        async with _operation("unload_adapter", request.name, context, field="name"):
+            self._adapters().unload(request.name)
+        return fleet_pb2.UnloadAdapterResponse()
+
+    def _adapters(self) -> AdapterAdmin:
+        if self._admin is None:
+            raise Unsupported("this router has no adapters")
+        return self._admin
+
 
 @asynccontextmanager
-async def _operation(name: str, group_id: str, context: Any) -> AsyncIterator[None]:
+async def _operation(
+    name: str, subject: str, context: Any, field: str = "group_id"
+) -> AsyncIterator[None]:
     """Log the operation and its tenant; exceptions end the call with the matching status."""
-    operation_log = log.bind(operation=name, group=group_id, tenant=principal_var.get().tenant)
+    operation_log = log.bind(
+        operation=name, **{field.removesuffix("_id"): subject}, tenant=principal_var.get().tenant
+    )
     try:
-        _require_named(group_id)
+        if not subject:
+            raise BadField(field, "must not be empty")  # noqa: TRY301
         operation_log.info("operator")
         yield
     except Exception as error:  # noqa: BLE001  every exception has a status
@@ -121,11 +163,6 @@ async def _operation(name: str, group_id: str, context: Any) -> AsyncIterator[No
         else:
             operation_log.exception("operation failed")
         await context.abort(failure.code, failure.status.message, failure.trailers)
-
-
-def _require_named(group_id: str) -> None:
-    if not group_id:
-        raise BadField("group_id", "must not be empty")
 
 
 def _reason(given: str) -> str:

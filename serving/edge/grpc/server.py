@@ -114,7 +114,7 @@ class GrpcEdge:
             InferenceService(app, runner, guard.max_body_values, turns), server
         )
         fleet_pb2_grpc.add_FleetServiceServicer_to_server(
-            FleetService(pages.view, operator, settings.drain_timeout), server
+            FleetService(pages.view, operator, settings.drain_timeout, pages.adapters), server
         )
         usage_pb2_grpc.add_UsageServiceServicer_to_server(UsageService(pages.usage), server)
         batch_pb2_grpc.add_BatchServiceServicer_to_server(

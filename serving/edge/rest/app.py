@@ -19,7 +19,13 @@ from serving.h2grpc.budget import MAX_PENDING_BYTES
 from serving.requests.client import FleetClient
 from serving.telemetry.tracing import Tracing
 from serving.vllm_adapter.app import build_vllm_app
-from serving.vllm_adapter.model_dispatch import Handlers, ModelStates, dispatch_models
+from serving.vllm_adapter.model_dispatch import (
+    Handlers,
+    ModelStates,
+    dispatch_models,
+    list_models,
+    name_models,
+)
 
 _EXPOSED_HEADERS = (REQUEST_ID, "request-id", "retry-after", EXPLAIN, COST, BUDGET_WARNING)
 """Response headers that cross-origin pages may read."""
@@ -31,8 +37,8 @@ class RestApp:
 
     asgi: ASGIApp
     inner: FastAPI
-    first: Handlers | None = None
-    """Handlers of the first of several models. None if there is only one model."""
+    first: Handlers = None
+    """Handlers of the first model."""
 
 
 async def build_rest_app(
@@ -51,6 +57,7 @@ async def build_rest_app(
     cors_origins: Sequence[str] = (),
     usage: UsageRecorder | None = None,
     models: ModelStates | None = None,
+    several: bool = False,
     check_load: Callable[[], None] | None = None,
     max_file_bytes: int | None = None,
 ) -> RestApp:
@@ -70,13 +77,19 @@ async def build_rest_app(
         tracing: Starts the traces of requests. None means no tracing.
         cors_origins: Origins whose pages may call the router; "*" permits any.
         usage: Records requests in the ledger. None means no ledger.
-        models: Handlers of several models; ``client`` serves the first one. If None, there is only
-            one model.
+        models: States of all models; ``client`` serves the first one. If None, there is only one
+            model.
+        several: Whether there are several models.
         check_load: Rejects a request before its body is read. None means ``client.check_load``.
         max_file_bytes: Maximum size of an uploaded file, bytes. If None, batches are disabled.
     """
     app = await build_vllm_app(client, args, generating=GENERATING, turns=client.turns)
-    first = None if models is None else dispatch_models(app.state, models)
+    first: Handlers = app.state
+    if models is not None and several:
+        first = dispatch_models(app.state, models)
+    if models is not None:
+        list_models(app.state, models)
+        name_models(first, models.listed())
     add_pages(app, pages)
     asgi = EdgeMiddleware(
         app,

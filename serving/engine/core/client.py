@@ -10,6 +10,7 @@ from typing import Any
 from vllm.config import VllmConfig
 from vllm.config.kv_events import KVEventsConfig
 from vllm.logger import configure_logging_if_needed
+from vllm.lora.request import LoRARequest
 from vllm.renderers import renderer_from_config
 from vllm.tracing import init_tracer
 from vllm.transformers_utils.config import maybe_register_config_serialize_by_value
@@ -85,6 +86,23 @@ class CoreClient:
         """Call a method on all workers between two steps; return their results."""
         results: list[Any] = await self._client.collective_rpc_async(method)
         return results
+
+    async def add_lora(self, lora: LoRARequest) -> None:
+        """Load an adapter into the engine, between two steps; returns soon if it is loaded.
+
+        Raises:
+            EngineDeadError: A process of the engine has ended.
+            Exception: The adapter cannot be loaded; the error is vLLM's.
+        """
+        await self._client.add_lora_async(lora)
+
+    async def remove_lora(self, number: int) -> None:
+        """Remove an adapter from the engine; ignored if it is not loaded.
+
+        Raises:
+            EngineDeadError: A process of the engine has ended.
+        """
+        await self._client.remove_lora_async(number)
 
     def shutdown(self, timeout: float) -> None:
         """Stop the engine's processes; blocks for up to ``timeout`` seconds."""

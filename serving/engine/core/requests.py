@@ -6,6 +6,7 @@ from collections import deque
 from copy import copy
 
 from vllm.inputs.engine import tokens_input
+from vllm.lora.request import LoRARequest
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, EngineCoreRequest, FinishReason
 from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.engine.logprobs import LogprobsProcessor
@@ -131,14 +132,22 @@ class CoreRequests:
             await asyncio.wait(tasks)
         self._fail(EngineDeadError())
 
-    def submit(self, work: link_pb2.Submit, deliver: Deliver) -> CoreRequest:
-        """Validate a request and queue it for the engine; see the protocol."""
+    def submit(
+        self, work: link_pb2.Submit, deliver: Deliver, lora: LoRARequest | None = None
+    ) -> CoreRequest:
+        """Validate a request and queue it for the engine; see the protocol.
+
+        Args:
+            work: The request.
+            deliver: Receives its deltas.
+            lora: The request's adapter, which the engine has loaded. None: no adapter.
+        """
         request = CoreRequest(self, work.request_id, deliver)
         if self.failed:
             deliver(error_delta(work.request_id, _Code.ENGINE_FAILED, "the engine is not running"))
             return request
         try:
-            self._add(request, work)
+            self._add(request, work, lora)
         except Exception as error:  # noqa: BLE001  every failure ends the request with a delta
             deliver(failure_delta(work.request_id, error, alone=True))
         return request
@@ -156,7 +165,7 @@ class CoreRequests:
         self._statistics.finished(choice.statistics, FinishReason.STOP, None)
         self.abort(choice.owner, (choice.index,))
 
-    def _add(self, request: CoreRequest, work: link_pb2.Submit) -> None:
+    def _add(self, request: CoreRequest, work: link_pb2.Submit, lora: LoRARequest | None) -> None:
         """Send the request's choices to the engine.
 
         Raises:
@@ -171,6 +180,7 @@ class CoreRequests:
             supported_tasks=_TASKS,
             trace_headers=(dict(work.trace_headers) or None) if self._core.traces else None,
             priority=work.priority,
+            lora_request=lora,
         )
         if work.HasField("reasoning_ended"):
             core.reasoning_ended = work.reasoning_ended

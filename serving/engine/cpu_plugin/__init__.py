@@ -13,6 +13,7 @@ collectives        ``CpuCommunicator`` has no ragged gather and reduce-scatter
 experts            CPU experts ignore the expert map; also counts tokens per expert
 rotary             the CPU rotary embedding garbles 3-D and strided inputs
 sampling           with drafts, one sampled request garbles the whole batch
+lora               rows without an adapter get one; experts get GPU kernels
 sequence_parallel  with several workers per rank, one token's shard counts as all rows
 quiet              warnings that require no action
 node_exchange      gloo's sockets between ranks of one node, 0.4 ms per collective
@@ -47,6 +48,7 @@ def register() -> None:
     from serving.engine.cpu_plugin import (
         collectives,
         experts,
+        lora,
         quick_exit,
         rotary,
         sampling,
@@ -60,6 +62,8 @@ def register() -> None:
         rotary.PATCH,
         sampling.PATCH,
         sequence_parallel.PATCH,
+        lora.SHRINK,
+        lora.EXPERTS,
     ):
         _done[patch.name] = patch
         if apply_if_needed(patch):

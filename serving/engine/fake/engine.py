@@ -13,14 +13,20 @@ from dataclasses import dataclass
 
 import msgspec
 import psutil
+from typing_extensions import override
 
 from serving.clock import Clock, SystemClock
+from serving.engine.adapter_copies import HeldAdapter
+from serving.engine.adapters import NO_ADAPTERS, RankAdapters
+from serving.engine.base import NOT_RUNNING, Deliver, RunningRequest
 from serving.engine.fake.cache import FakeCache
 from serving.engine.fake.tokens import FakeChoice, FakeParams, fake_error, fake_prompt_logprobs
 from serving.engine.generating import GeneratingEngine
 from serving.engine.kv_mirror import KvMirror
 from serving.errors import EngineError
-from serving.link.protocol import PROTOCOL_VERSION, model_fingerprint
+from serving.link.adapter_files import AdapterError
+from serving.link.block_hashes import ROOT, adapter_root
+from serving.link.protocol import PROTOCOL_VERSION, adapter_key, model_fingerprint
 from serving.link.v1 import link_pb2
 from serving.settings import Settings
 
@@ -42,6 +48,8 @@ class FakeFaults:
     """Error message for new requests, which end with OVERLOADED."""
     fail_after: int | None = None
     """Total number of generated tokens after which the engine fails."""
+    load_adapter: str | None = None
+    """Error message of loading any adapter."""
     stall_after: int | None = None
     """Total number of generated tokens after which the engine stalls."""
 
@@ -63,6 +71,7 @@ class FakeEngine(GeneratingEngine):
         token_delay: float = 0.0,
         faults: FakeFaults | None = None,
         kv_blocks: int | None = None,
+        adapter_delay: float = 0.0,
     ) -> None:
         """Create the engine without starting it.
 
@@ -75,7 +84,15 @@ class FakeEngine(GeneratingEngine):
             faults: Faults to simulate; by default none.
             kv_blocks: Size of the KV cache in blocks; by default enough for ``max_num_seqs``
                 requests of maximum length.
+            adapter_delay: Seconds to load an adapter.
         """
+        self.adapters: RankAdapters | None = None
+        """LoRA adapters; None: the model has none."""
+        if settings.model.runs_adapters:
+            clock = clock or SystemClock()
+            self.adapters = RankAdapters(settings.model, self, self._start_adapted, clock)
+        self._adapter_delay = adapter_delay
+        self._held: dict[int, str] = {}
         self.faults = faults or FakeFaults()
         self._settings = settings
         self._rank = rank
@@ -109,6 +126,8 @@ class FakeEngine(GeneratingEngine):
         """
         if self.faults.start_error is not None:
             raise EngineError(self.faults.start_error)
+        if self.adapters is not None:
+            await asyncio.to_thread(self.adapters.copies.check)
         self._running = True
 
     def describe(self) -> link_pb2.Hello:
@@ -128,7 +147,42 @@ class FakeEngine(GeneratingEngine):
                 tensor_parallel_size=self._settings.group.tensor_parallel,
             ),
             experts=link_pb2.ExpertPlacement(total=_EXPERTS, local_ids=self._local),
+            adapters=None if self.adapters is None else self.adapters.capacity,
         )
+
+    @override
+    def submit(self, request: link_pb2.Submit, deliver: Deliver) -> RunningRequest:
+        """Start a request; see the protocol."""
+        if not request.HasField("adapter"):
+            return super().submit(request, deliver)
+        if self.adapters is None:
+            code = link_pb2.RequestError.ADAPTER
+            deliver(fake_error(request.request_id, code, NO_ADAPTERS))
+            return NOT_RUNNING
+        return self.adapters.submit(request, deliver)
+
+    def _start_adapted(
+        self, request: link_pb2.Submit, deliver: Deliver, adapter: HeldAdapter
+    ) -> RunningRequest:
+        if adapter.number not in self._held:
+            raise EngineError(f"the engine got a request for {adapter.key}, which it does not hold")
+        return super().submit(request, deliver)
+
+    async def load_adapter(self, adapter: HeldAdapter) -> None:
+        """Simulate loading an adapter; see ``adapters.AdapterLoader``."""
+        if not self._running or self._dead.is_set():
+            raise EngineError("the engine is not running")
+        if adapter.number in self._held:
+            return
+        if self._adapter_delay:
+            await asyncio.sleep(self._adapter_delay)
+        if self.faults.load_adapter is not None:
+            raise AdapterError(self.faults.load_adapter)
+        self._held[adapter.number] = adapter.key
+
+    async def remove_adapter(self, adapter: HeldAdapter) -> None:
+        """Simulate removing an adapter; see ``adapters.AdapterLoader``."""
+        self._held.pop(adapter.number, None)
 
     async def generate(self, request: link_pb2.Submit) -> AsyncIterator[link_pb2.Delta]:
         """Yield one delta per step, with one token of each choice; see the protocol."""
@@ -183,6 +237,7 @@ class FakeEngine(GeneratingEngine):
             step_seconds=self._token_delay,
             busy_seconds_total=self._steps * self._token_delay,
             speculation=self._speculation(),
+            adapters=None if self.adapters is None else self.adapters.report(),
         )
 
     async def check_health(self) -> None:
@@ -205,6 +260,8 @@ class FakeEngine(GeneratingEngine):
         """End all requests."""
         self._running = False
         self._dead.set()
+        if self.adapters is not None:
+            await self.adapters.stop()
 
     def _checked(self, request: link_pb2.Submit) -> FakeParams:
         """Return the parameters of a valid request.
@@ -234,15 +291,18 @@ class FakeEngine(GeneratingEngine):
         state: _State,
     ) -> AsyncIterator[link_pb2.Delta]:
         prompt = list(request.prompt_token_ids)
-        choices = [
-            FakeChoice(prompt, params, (params.seed or 0) + index) for index in range(params.n)
-        ]
+        root = ROOT
+        if request.HasField("adapter"):
+            root = adapter_root(adapter_key(request.adapter.name, request.adapter.digest))
+        # The root makes the tokens of each adapter different ones.
+        seed = (params.seed or 0) + root
+        choices = [FakeChoice(prompt, params, seed + index) for index in range(params.n)]
         if not any(other.running for other in self._requests.values() if other is not state):
             self._last_step = self._clock.monotonic()  # idle time is not a stall
         first = True
         generated: list[int] = []
-        cached = self._cache.cached_tokens(prompt)
-        self._cache.keep(prompt)
+        cached = self._cache.cached_tokens(prompt, root)
+        self._cache.keep(prompt, root)
         while not all(choice.finished for choice in choices):
             await self._step(state)
             delta = link_pb2.Delta(request_id=request.request_id)
@@ -265,7 +325,7 @@ class FakeEngine(GeneratingEngine):
                 first = False
             delta.finished = all(choice.finished for choice in choices)
             if delta.finished:
-                self._cache.keep(prompt + generated)
+                self._cache.keep(prompt + generated, root)
             yield delta
 
     async def _step(self, state: _State) -> None:

@@ -48,7 +48,7 @@ class CompletedChoice(_message.Message):
     def __init__(self, request_id: _Optional[str] = ..., index: _Optional[int] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("protocol_version", "serving_version", "engine_version", "model", "model_fingerprint", "group_id", "epoch", "rank", "world_size", "capacity", "experts", "node", "pid", "epoch_started_unix_seconds", "metrics_address", "app", "pool")
+    __slots__ = ("protocol_version", "serving_version", "engine_version", "model", "model_fingerprint", "group_id", "epoch", "rank", "world_size", "capacity", "experts", "node", "pid", "epoch_started_unix_seconds", "metrics_address", "app", "pool", "adapters")
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     SERVING_VERSION_FIELD_NUMBER: _ClassVar[int]
     ENGINE_VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -66,6 +66,7 @@ class Hello(_message.Message):
     METRICS_ADDRESS_FIELD_NUMBER: _ClassVar[int]
     APP_FIELD_NUMBER: _ClassVar[int]
     POOL_FIELD_NUMBER: _ClassVar[int]
+    ADAPTERS_FIELD_NUMBER: _ClassVar[int]
     protocol_version: int
     serving_version: str
     engine_version: str
@@ -83,7 +84,16 @@ class Hello(_message.Message):
     metrics_address: str
     app: str
     pool: str
-    def __init__(self, protocol_version: _Optional[int] = ..., serving_version: _Optional[str] = ..., engine_version: _Optional[str] = ..., model: _Optional[str] = ..., model_fingerprint: _Optional[str] = ..., group_id: _Optional[str] = ..., epoch: _Optional[str] = ..., rank: _Optional[int] = ..., world_size: _Optional[int] = ..., capacity: _Optional[_Union[Capacity, _Mapping]] = ..., experts: _Optional[_Union[ExpertPlacement, _Mapping]] = ..., node: _Optional[str] = ..., pid: _Optional[int] = ..., epoch_started_unix_seconds: _Optional[float] = ..., metrics_address: _Optional[str] = ..., app: _Optional[str] = ..., pool: _Optional[str] = ...) -> None: ...
+    adapters: AdapterCapacity
+    def __init__(self, protocol_version: _Optional[int] = ..., serving_version: _Optional[str] = ..., engine_version: _Optional[str] = ..., model: _Optional[str] = ..., model_fingerprint: _Optional[str] = ..., group_id: _Optional[str] = ..., epoch: _Optional[str] = ..., rank: _Optional[int] = ..., world_size: _Optional[int] = ..., capacity: _Optional[_Union[Capacity, _Mapping]] = ..., experts: _Optional[_Union[ExpertPlacement, _Mapping]] = ..., node: _Optional[str] = ..., pid: _Optional[int] = ..., epoch_started_unix_seconds: _Optional[float] = ..., metrics_address: _Optional[str] = ..., app: _Optional[str] = ..., pool: _Optional[str] = ..., adapters: _Optional[_Union[AdapterCapacity, _Mapping]] = ...) -> None: ...
+
+class AdapterCapacity(_message.Message):
+    __slots__ = ("slots", "max_rank")
+    SLOTS_FIELD_NUMBER: _ClassVar[int]
+    MAX_RANK_FIELD_NUMBER: _ClassVar[int]
+    slots: int
+    max_rank: int
+    def __init__(self, slots: _Optional[int] = ..., max_rank: _Optional[int] = ...) -> None: ...
 
 class Capacity(_message.Message):
     __slots__ = ("max_model_len", "max_num_seqs", "kv_blocks", "kv_block_size", "tensor_parallel_size")
@@ -138,7 +148,7 @@ class Refusal(_message.Message):
     def __init__(self, code: _Optional[_Union[Refusal.Code, str]] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class Submit(_message.Message):
-    __slots__ = ("request_id", "prompt_token_ids", "sampling_params", "priority", "reasoning_ended", "reasoning_parser_kwargs", "trace_headers")
+    __slots__ = ("request_id", "prompt_token_ids", "sampling_params", "priority", "reasoning_ended", "reasoning_parser_kwargs", "trace_headers", "adapter")
     class TraceHeadersEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -153,6 +163,7 @@ class Submit(_message.Message):
     REASONING_ENDED_FIELD_NUMBER: _ClassVar[int]
     REASONING_PARSER_KWARGS_FIELD_NUMBER: _ClassVar[int]
     TRACE_HEADERS_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     prompt_token_ids: _containers.RepeatedScalarFieldContainer[int]
     sampling_params: bytes
@@ -160,7 +171,18 @@ class Submit(_message.Message):
     reasoning_ended: bool
     reasoning_parser_kwargs: bytes
     trace_headers: _containers.ScalarMap[str, str]
-    def __init__(self, request_id: _Optional[str] = ..., prompt_token_ids: _Optional[_Iterable[int]] = ..., sampling_params: _Optional[bytes] = ..., priority: _Optional[int] = ..., reasoning_ended: _Optional[bool] = ..., reasoning_parser_kwargs: _Optional[bytes] = ..., trace_headers: _Optional[_Mapping[str, str]] = ...) -> None: ...
+    adapter: Adapter
+    def __init__(self, request_id: _Optional[str] = ..., prompt_token_ids: _Optional[_Iterable[int]] = ..., sampling_params: _Optional[bytes] = ..., priority: _Optional[int] = ..., reasoning_ended: _Optional[bool] = ..., reasoning_parser_kwargs: _Optional[bytes] = ..., trace_headers: _Optional[_Mapping[str, str]] = ..., adapter: _Optional[_Union[Adapter, _Mapping]] = ...) -> None: ...
+
+class Adapter(_message.Message):
+    __slots__ = ("name", "digest", "folder")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    FOLDER_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    digest: str
+    folder: str
+    def __init__(self, name: _Optional[str] = ..., digest: _Optional[str] = ..., folder: _Optional[str] = ...) -> None: ...
 
 class Delta(_message.Message):
     __slots__ = ("request_id", "choices", "prompt_tokens", "cached_tokens", "prompt_logprobs", "finished", "error")
@@ -242,12 +264,14 @@ class RequestError(_message.Message):
         DRAINING: _ClassVar[RequestError.Code]
         ABORTED: _ClassVar[RequestError.Code]
         OVERLOADED: _ClassVar[RequestError.Code]
+        ADAPTER: _ClassVar[RequestError.Code]
     CODE_UNSPECIFIED: RequestError.Code
     INVALID_REQUEST: RequestError.Code
     ENGINE_FAILED: RequestError.Code
     DRAINING: RequestError.Code
     ABORTED: RequestError.Code
     OVERLOADED: RequestError.Code
+    ADAPTER: RequestError.Code
     CODE_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
     code: RequestError.Code
@@ -255,7 +279,7 @@ class RequestError(_message.Message):
     def __init__(self, code: _Optional[_Union[RequestError.Code, str]] = ..., message: _Optional[str] = ...) -> None: ...
 
 class LoadSnapshot(_message.Message):
-    __slots__ = ("health", "health_reason", "running_requests", "waiting_requests", "kv_usage", "prompt_tokens_total", "generated_tokens_total", "engine_steps_total", "since_last_step_ms", "experts", "speculation", "resident_bytes", "step_seconds", "busy_seconds_total")
+    __slots__ = ("health", "health_reason", "running_requests", "waiting_requests", "kv_usage", "prompt_tokens_total", "generated_tokens_total", "engine_steps_total", "since_last_step_ms", "experts", "speculation", "resident_bytes", "step_seconds", "busy_seconds_total", "adapters")
     class Health(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         HEALTH_UNSPECIFIED: _ClassVar[LoadSnapshot.Health]
@@ -280,6 +304,7 @@ class LoadSnapshot(_message.Message):
     RESIDENT_BYTES_FIELD_NUMBER: _ClassVar[int]
     STEP_SECONDS_FIELD_NUMBER: _ClassVar[int]
     BUSY_SECONDS_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    ADAPTERS_FIELD_NUMBER: _ClassVar[int]
     health: LoadSnapshot.Health
     health_reason: str
     running_requests: int
@@ -294,7 +319,24 @@ class LoadSnapshot(_message.Message):
     resident_bytes: int
     step_seconds: float
     busy_seconds_total: float
-    def __init__(self, health: _Optional[_Union[LoadSnapshot.Health, str]] = ..., health_reason: _Optional[str] = ..., running_requests: _Optional[int] = ..., waiting_requests: _Optional[int] = ..., kv_usage: _Optional[float] = ..., prompt_tokens_total: _Optional[int] = ..., generated_tokens_total: _Optional[int] = ..., engine_steps_total: _Optional[int] = ..., since_last_step_ms: _Optional[int] = ..., experts: _Optional[_Iterable[_Union[LayerExpertLoad, _Mapping]]] = ..., speculation: _Optional[_Union[SpeculationCounts, _Mapping]] = ..., resident_bytes: _Optional[int] = ..., step_seconds: _Optional[float] = ..., busy_seconds_total: _Optional[float] = ...) -> None: ...
+    adapters: AdapterLoad
+    def __init__(self, health: _Optional[_Union[LoadSnapshot.Health, str]] = ..., health_reason: _Optional[str] = ..., running_requests: _Optional[int] = ..., waiting_requests: _Optional[int] = ..., kv_usage: _Optional[float] = ..., prompt_tokens_total: _Optional[int] = ..., generated_tokens_total: _Optional[int] = ..., engine_steps_total: _Optional[int] = ..., since_last_step_ms: _Optional[int] = ..., experts: _Optional[_Iterable[_Union[LayerExpertLoad, _Mapping]]] = ..., speculation: _Optional[_Union[SpeculationCounts, _Mapping]] = ..., resident_bytes: _Optional[int] = ..., step_seconds: _Optional[float] = ..., busy_seconds_total: _Optional[float] = ..., adapters: _Optional[_Union[AdapterLoad, _Mapping]] = ...) -> None: ...
+
+class AdapterLoad(_message.Message):
+    __slots__ = ("resident", "requests_total", "loads_total", "evictions_total", "failures_total", "waiting_requests")
+    RESIDENT_FIELD_NUMBER: _ClassVar[int]
+    REQUESTS_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    LOADS_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    EVICTIONS_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    FAILURES_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    WAITING_REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    resident: _containers.RepeatedScalarFieldContainer[str]
+    requests_total: int
+    loads_total: int
+    evictions_total: int
+    failures_total: int
+    waiting_requests: int
+    def __init__(self, resident: _Optional[_Iterable[str]] = ..., requests_total: _Optional[int] = ..., loads_total: _Optional[int] = ..., evictions_total: _Optional[int] = ..., failures_total: _Optional[int] = ..., waiting_requests: _Optional[int] = ...) -> None: ...
 
 class LayerExpertLoad(_message.Message):
     __slots__ = ("layer", "tokens")

@@ -13,6 +13,9 @@ all others. Within a protocol version, fields are only added, never changed.
 
 Version 2: a rank sends only token ids. The router detokenizes them, applies stop strings, and
 tells the rank which choices have ended because of one.
+
+Requests with a LoRA adapter are sent only to ranks whose Hello has the field adapters. Earlier
+ranks do not set it, so they never get a request whose adapter they would ignore.
 """
 
 from collections import abc as _abc

@@ -253,7 +253,7 @@ async def test_bad_bytes_are_refused_and_the_next_request_works(edge, content, s
     [
         ("GET", "/nothing", 404),
         ("GET", "/v1/chat/completions", 405),
-        ("POST", "/v1/load_lora_adapter", 404),
+        ("GET", "/v1/load_lora_adapter", 405),
         ("POST", "/scale_elastic_ep", 404),
         ("POST", "/start_profile", 404),
         ("POST", "/sleep", 404),

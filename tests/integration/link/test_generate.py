@@ -6,11 +6,19 @@ import gc
 import pytest
 from vllm.engine.protocol import StreamingInput
 from vllm.exceptions import VLLMValidationError
+from vllm.lora.request import LoRARequest
 from vllm.pooling_params import PoolingParams
 from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
 
 from serving.engine.codec import decode_params, decode_parser_kwargs
-from serving.errors import DeadlineExceeded, NotReady, Overloaded, PoisonRequest, Unsupported
+from serving.errors import (
+    DeadlineExceeded,
+    ModelNotFound,
+    NotReady,
+    Overloaded,
+    PoisonRequest,
+    Unsupported,
+)
 from serving.link.v1 import link_pb2
 from serving.request_context import Priority, RequestContext, use_request_context
 from serving.settings import RouterSettings
@@ -175,7 +183,6 @@ async def test_invalid_requests_never_reach_a_rank(router, engines, request_, wo
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        pytest.param({"lora_request": object()}, "LoRA", id="lora"),
         pytest.param({"data_parallel_rank": 1}, "data-parallel rank", id="rank"),
         pytest.param({"kv_hints": object()}, "KV hints", id="kv hints"),
     ],
@@ -186,6 +193,18 @@ async def test_what_a_fleet_cannot_do_is_said(router, engines, arguments, words)
     )
     with pytest.raises(Unsupported, match=words):
         await collect(outputs)
+
+
+async def test_an_adapter_that_was_just_unloaded_is_not_found(router, engines):
+    outputs = router.client.generate(
+        {"type": "token", "prompt_token_ids": [1]},
+        SamplingParams(),
+        "x",
+        lora_request=LoRARequest("gone", 1, "/gone"),
+    )
+    with pytest.raises(ModelNotFound, match="the adapter 'gone' does not exist"):
+        await collect(outputs)
+    assert not any(engine.started for engine in engines)
 
 
 async def test_streamed_prompt_is_unsupported(router, engines):

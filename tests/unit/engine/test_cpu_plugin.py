@@ -15,7 +15,11 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from torch.distributed import ProcessGroupGloo
 from vllm.distributed.device_communicators.cpu_communicator import CpuCommunicator
+from vllm.lora.ops.torch_ops import lora_ops
+from vllm.lora.punica_wrapper import punica_cpu
+from vllm.model_executor.layers.fused_moe import unquantized_fused_moe_method
 from vllm.model_executor.layers.fused_moe.experts import cpu_moe
+from vllm.model_executor.layers.fused_moe.oracle import unquantized
 from vllm.model_executor.layers.rotary_embedding.base import RotaryEmbedding
 from vllm.model_executor.models.deepseek_v2 import DeepseekV2DecoderLayer
 from vllm.v1.sample import rejection_sampler
@@ -26,6 +30,7 @@ from serving.engine.cpu_plugin import (
     collectives,
     expert_load,
     experts,
+    lora,
     quiet,
     rotary,
     sampling,
@@ -49,6 +54,10 @@ def untouched_vllm(monkeypatch):
         (CpuCommunicator, ("__init__",)),
         (rejection_sampler, ("expand_batch_to_tokens",)),
         (ProcessGroupGloo, ("__init__",)),
+        (lora_ops, ("bgmv_shrink",)),
+        (punica_cpu, ("bgmv_shrink",)),
+        (unquantized, ("select_unquantized_moe_backend",)),
+        (unquantized_fused_moe_method, ("select_unquantized_moe_backend",)),
         *((cls, ("__init__",)) for cls in quantized_classes()),
     ):
         for name in names:
@@ -89,7 +98,11 @@ def plugin_log():
     logger.level = level
 
 
-PATCHES = [module.PATCH for module in (collectives, experts, rotary, sampling, sequence_parallel)]
+PATCHES = [
+    *(each.PATCH for each in (collectives, experts, rotary, sampling, sequence_parallel)),
+    lora.SHRINK,
+    lora.EXPERTS,
+]
 
 
 @pytest.mark.parametrize("patch", PATCHES, ids=lambda patch: patch.name.replace(" ", "-"))
@@ -120,6 +133,9 @@ def test_a_vllm_that_is_right_is_left_alone_and_the_log_says_so(monkeypatch, plu
     monkeypatch.setattr(CpuCommunicator, "reduce_scatterv", scatter)
     right = functools.partial(sampling.expand_batch_to_tokens)
     monkeypatch.setattr(rejection_sampler, "expand_batch_to_tokens", right)
+    lora.apply_shrink()
+    lora.apply_experts()
+    shrink = punica_cpu.bgmv_shrink
     sequence_parallel.apply()
     patched = DeepseekV2DecoderLayer.forward
 
@@ -132,6 +148,7 @@ def test_a_vllm_that_is_right_is_left_alone_and_the_log_says_so(monkeypatch, plu
     assert rejection_sampler.expand_batch_to_tokens is right
     assert CpuCommunicator.reduce_scatterv is scatter
     assert DeepseekV2DecoderLayer.forward is patched
+    assert punica_cpu.bgmv_shrink is shrink
 
 
 def test_registering_says_what_it_patched_and_a_second_time_does_nothing(plugin_log):
@@ -151,6 +168,17 @@ def test_another_platform_is_not_touched(monkeypatch):
     assert (RotaryEmbedding.forward_cpu, cpu_moe.CPUUnquantizedExperts.apply) == before
     cpu_plugin.register()
     assert RotaryEmbedding.forward_cpu is not before[0], "the call before counted as the one"
+
+
+def test_rows_without_an_adapter_stay_zero_beside_rows_with_one():
+    lora.apply_shrink()
+    inputs, weights = torch.randn(5, 8), torch.randn(3, 1, 4, 8)
+    indices = torch.tensor([2, -1, 0, -1, 1])
+    output = torch.full((5, 4), 7.0)
+    punica_cpu.bgmv_shrink(inputs, weights, output, indices, 0.5)
+    want = 0.5 * torch.einsum("bi,boi->bo", inputs, weights[indices, 0])
+    want[[1, 3]] = 0.0
+    assert torch.allclose(output, want, atol=1e-6)
 
 
 def test_a_patch_that_does_not_cure_stops_the_process():

@@ -13,16 +13,19 @@ from vllm.tokenizers import get_tokenizer
 
 from serving.engine.fake.engine import FakeEngine, FakeFaults
 from serving.errors import EngineError
+from serving.link.adapter_files import AdapterBase, check_adapter
 from serving.link.v1 import link_pb2
 from serving.requests.output_buffer import OutputBuffer
 from serving.requests.resume import plan
-from serving.settings import BUNDLED_MODEL, EngineSettings, GroupSettings, Settings
+from serving.settings import BUNDLED_MODEL, EngineSettings, GroupSettings, ModelSettings, Settings
+from tests.support.adapters import write_adapter
 from tests.support.clock import ManualClock
 from tests.support.engines import generate, share_fork_server
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 ALONE = Settings(group=GroupSettings(data_parallel=1), engine=EngineSettings(max_num_seqs=8))
+ADAPTERS = ("one", "two", "three")
 PROMPT = [1, 40, 41, 42, 43]
 TOKENIZER = get_tokenizer(str(BUNDLED_MODEL))
 DEADLINE = 300  # seconds; reached only on failure
@@ -38,18 +41,28 @@ CHOICE = link_pb2.ChoiceDelta
     loop_scope="module",
     params=["fake", pytest.param("vllm", marks=pytest.mark.vllm)],
 )
-async def engine(request):
-    """One engine for all tests of this module; none of its processes is left afterwards."""
+async def engine(request, tmp_path_factory):
+    """One engine for all tests of this module; none of its processes is left afterwards.
+
+    It runs adapters, so that the whole contract holds with them.
+    """
+    root = tmp_path_factory.mktemp("adapters")
+    for seed, name in enumerate(ADAPTERS):
+        write_adapter(root / name, seed=seed, scale=1.0)
+    entries = [{"name": name, "path": str(root / name)} for name in ADAPTERS]
+    model = ModelSettings(adapters=entries, lora={"slots": 2, "max_rank": 8})
+    settings = ALONE.model_copy(update={"model": model})
     if request.param == "vllm":
         share_fork_server()
     before = set(psutil.Process().children(recursive=True))
     if request.param == "fake":
-        engine = FakeEngine(ALONE)
+        engine = FakeEngine(settings)
     else:
         from serving.engine.vllm_engine import VllmEngine
 
-        engine = VllmEngine(ALONE)
+        engine = VllmEngine(settings)
     await engine.start()
+    engine.root = root
     yield engine
     await engine.shutdown()
     await engine.shutdown()
@@ -65,6 +78,15 @@ def submit(request_id, prompt=PROMPT, **params):
         prompt_token_ids=prompt,
         sampling_params=msgspec.msgpack.encode(params),
     )
+
+
+def adapted(engine, request_id, name, digest=None, **params):
+    """Return a request that names an adapter."""
+    work = submit(request_id, **params)
+    base = AdapterBase(frozenset({"pocket-r1"}), str(BUNDLED_MODEL), 8)
+    work.adapter.name = name
+    work.adapter.digest = digest or check_adapter(engine.root / name, base).digest
+    return work
 
 
 async def collect(engine, work):
@@ -416,6 +438,60 @@ async def test_a_fake_engine_refuses_when_told_to():
     assert deltas[-1].error.code == CODES.OVERLOADED
     engine.faults.reject = None
     assert len(tokens(await collect(engine, submit("taken")))) == 8
+
+
+async def test_an_adapter_changes_the_tokens_of_its_requests_alone(engine):
+    names = (None, *ADAPTERS)
+
+    async def ask(name, number):
+        work = (
+            submit(f"{name}{number}") if name is None else adapted(engine, f"{name}{number}", name)
+        )
+        return tokens(await collect(engine, work))
+
+    alone = {name: await ask(name, 0) for name in names}
+    assert len({tuple(found) for found in alone.values()}) > 1
+    # More adapters than slots: requests wait, and all are answered.
+    together = await asyncio.gather(*(ask(name, number) for number in (1, 2) for name in names))
+    assert together == [alone[name] for _ in (1, 2) for name in names]
+    report = (await engine.load()).adapters
+    assert report.requests_total >= 9
+    assert report.evictions_total == report.loads_total - len(report.resident)
+    assert len(report.resident) == 2
+    assert engine.describe().adapters == link_pb2.AdapterCapacity(slots=2, max_rank=8)
+
+
+async def test_an_answer_with_an_adapter_goes_on_where_it_was_cut(engine):
+    whole = tokens(await collect(engine, adapted(engine, "whole", "one")))
+    rest = adapted(engine, "rest", "one", prompt=PROMPT + whole[:4], max_tokens=4)
+    assert whole[:4] + tokens(await collect(engine, rest)) == whole
+
+
+@pytest.mark.parametrize(
+    ("name", "digest", "error"),
+    [("none", "0", "not in the settings of this rank"), ("one", "0" * 16, "have the digest")],
+)
+async def test_a_wrong_adapter_fails_its_request_alone(engine, name, digest, error):
+    wrong, right = await asyncio.gather(
+        collect(engine, adapted(engine, f"wrong-{name}", name, digest)),
+        collect(engine, adapted(engine, f"right-{name}", "two")),
+    )
+    assert wrong[-1].finished
+    assert wrong[-1].error.code == CODES.ADAPTER
+    assert error in wrong[-1].error.message
+    assert len(tokens(right)) == 8
+    await engine.check_health()
+
+
+async def test_an_engine_without_adapters_refuses_requests_for_them():
+    engine = FakeEngine(ALONE)
+    await engine.start()
+    work = submit("x")
+    work.adapter.name = "one"
+    (delta,) = await collect(engine, work)
+    assert delta.error.code == CODES.ADAPTER
+    assert "runs no adapters" in delta.error.message
+    assert not engine.describe().HasField("adapters")
 
 
 async def test_a_fake_engine_fails_to_start_when_told_to():

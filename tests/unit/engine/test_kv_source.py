@@ -6,7 +6,7 @@ from vllm.distributed.kv_events import AllBlocksCleared, BlockRemoved, BlockStor
 
 from serving.engine.kv_mirror import KvMirror
 from serving.engine.kv_source import KvSource
-from serving.link.block_hashes import block_hashes
+from serving.link.block_hashes import adapter_root, block_hashes
 
 SIZE = 4
 
@@ -47,6 +47,15 @@ def test_stored_removed_cleared(source):
     assert source.mirror.names == set()
 
 
+def test_blocks_of_an_adapter_have_its_root(source):
+    adapted = {"lora_id": 1, "lora_name": "a@1", "extra_keys": [("a@1",)]}
+    source.receive(message(0, stored([11], range(4), **adapted)))
+    source.receive(message(1, stored([12], range(4, 8), parent=11, **adapted)))
+    assert source.mirror.names == set(block_hashes(range(8), SIZE, adapter_root("a@1")))
+    source.receive(message(2, stored([13], range(4))))
+    assert source.mirror.names > names(*range(4))
+
+
 @pytest.mark.parametrize(
     "event",
     [
@@ -54,6 +63,10 @@ def test_stored_removed_cleared(source):
         pytest.param(stored([1], range(8)), id="blocks left out in between"),
         pytest.param(stored([1], range(4), group_idx=1), id="another kind of attention"),
         pytest.param(stored([1], range(4), extra_keys=[("salt",)]), id="not by tokens alone"),
+        pytest.param(
+            stored([1], range(4), lora_name="a@1", extra_keys=[("a@1", "salt")]),
+            id="not by tokens and adapter alone",
+        ),
     ],
 )
 def test_what_tokens_do_not_name_is_left_out(source, event):

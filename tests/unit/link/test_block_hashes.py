@@ -5,7 +5,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serving.link import block_hashes as module
-from serving.link.block_hashes import PromptBlockHashes, block_hash, block_hashes, pack
+from serving.link.block_hashes import (
+    PromptBlockHashes,
+    adapter_root,
+    block_hash,
+    block_hashes,
+    pack,
+)
 
 tokens = st.lists(st.integers(0, 2**32 - 1), max_size=40)
 
@@ -68,3 +74,12 @@ def test_hashes_each_block_once_and_only_on_demand(monkeypatch):
 def test_each_block_size_has_its_own_names():
     prompt = PromptBlockHashes(range(20))
     assert not set(prompt.all(4)) & set(prompt.all(8))
+
+
+def test_an_adapters_blocks_are_different_ones():
+    prompt = list(range(40))
+    plain = PromptBlockHashes(prompt).all(8)
+    one = PromptBlockHashes(prompt, adapter_root("a@1")).all(8)
+    other = PromptBlockHashes(prompt, adapter_root("a@2")).all(8)
+    assert len({*plain, *one, *other}) == 3 * len(plain)
+    assert one == list(block_hashes(prompt, 8, adapter_root("a@1")))

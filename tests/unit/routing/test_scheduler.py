@@ -416,3 +416,46 @@ def test_each_scorer_that_has_a_weight_is_timed():
     )
     after = {name: seconds(name) for name in SCORERS}
     assert {name for name in SCORERS if after[name] > before[name]} == SCORERS.keys() - {"balance"}
+
+
+ADAPTED = RoutingRequest(100, 50, adapter="a@1")
+
+
+def adapted(*outstanding):
+    """Return a group whose ranks run adapters."""
+    ranks = (rank(index, tokens, adapter_slots=2) for index, tokens in enumerate(outstanding))
+    return fleet(group(*ranks))
+
+
+def test_a_rank_with_the_adapter_is_preferred_within_the_load_bound():
+    near = adapted(0, 1000, 0)
+    ids = [each.rank_id for each in ranks_of(near)]
+    chosen = decision(near, ADAPTED, adapter={ids[1]: 1.0, ids[0]: 0.6})
+    assert (chosen.rank_id, chosen.kind) == (ids[1], DecisionKind.ADAPTER)
+    assert chosen.reason.startswith("holds the adapter or is to load it, 1000 outstanding tokens")
+    far = adapted(0, 9000, 0)
+    assert decision(far, ADAPTED, adapter={ids[1]: 1.0, ids[2]: 0.6}).rank_id == ids[2]
+
+
+def test_requests_for_an_adapter_keep_to_its_ranks_until_these_are_loaded():
+    scheduler = RankScheduler(SETTINGS)
+    snapshot = adapted(0, 0, 0, 0)
+    ids = [each.rank_id for each in ranks_of(snapshot)]
+    for rank_id in ids:
+        scheduler._adapters.add(rank_id, 2)
+    before = sample("moe_adapter_placements_total", held="hit")
+    first = scheduler.choose(snapshot, ADAPTED, 0.0).rank_id
+    scheduler._adapters.report(first, ["a@1"])
+    assert {scheduler.choose(snapshot, ADAPTED, 0.0).rank_id for _ in range(8)} == {first}
+    assert sample("moe_adapter_placements_total", held="hit") == before + 8
+    busy = adapted(*(20_000 if rank_id == first else 0 for rank_id in ids))
+    assert scheduler.choose(busy, ADAPTED, 0.0).rank_id != first
+    plain = scheduler.choose(snapshot, RoutingRequest(100, 50), 0.0)
+    assert plain.kind is DecisionKind.LOAD
+
+
+def test_without_a_rank_that_runs_adapters_waiting_is_of_no_use():
+    none = decision(fleet(loads(0, 0)), ADAPTED, adapter={})
+    assert isinstance(none, NoCandidate)
+    assert none.kind is NoCandidateKind.UNSUITABLE
+    assert "runs LoRA adapters" in none.reason

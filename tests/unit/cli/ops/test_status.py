@@ -64,6 +64,22 @@ def test_two_apps_are_told_apart() -> None:
     assert "blue" not in rendered(status.ranks_table(one))
 
 
+def test_adapters_are_counted_by_model_and_rank() -> None:
+    first, second = FLEET["groups"]
+    held = RANK | {"adapter_slots": 4, "resident_adapters": ["a", "b"]}
+    fleet = FLEET | {"groups": [first | {"ranks": [held, RANK]}, second]}
+    lines = [line.split() for line in rendered(status.ranks_table(fleet)).splitlines()]
+    assert "adapters" in lines[0]
+    assert "2/4" in lines[1]
+    assert "0/0" in lines[2]
+    assert "adapters" not in rendered(status.ranks_table(FLEET))
+    model = {"name": "m", "pools": [{"name": "default", "groups": 1, "ready_groups": 1}]}
+    model |= {"queued_requests": 0, "adapters": [{"name": "a"}]}
+    assert status.models_text({"model": "m", "models": [model]}) == "model m (1 adapter)"
+    text = status.models_text({"models": [model, model | {"adapters": []}]})
+    assert text == "models m (1 of 1 ready, 1 adapter), m (1 of 1 ready)"
+
+
 def test_models_and_pools_are_told_apart() -> None:
     first, second = FLEET["groups"]
     pools = [{"name": "default", "groups": 1, "ready_groups": 1}]
