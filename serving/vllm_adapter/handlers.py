@@ -23,6 +23,7 @@ from vllm.outputs import RequestOutput
 
 from serving.errors import InvalidRequest
 from serving.request_context import current_context
+from serving.vllm_adapter.cut_calls import is_cut, without_cut_calls
 from serving.vllm_adapter.error_response import RouterErrors, response_to
 from serving.vllm_adapter.fast_chunks import (
     ChatChoice,
@@ -138,8 +139,11 @@ class ConsistentChat:
         if isinstance(answer, ChatCompletionResponse):
             for choice in answer.choices:
                 ended = reasons.get(choice.index)
+                calls = choice.message.tool_calls
                 if choice.finish_reason == "tool_calls" and (
-                    ended != "stop" or not choice.message.tool_calls
+                    ended != "stop"
+                    or not calls
+                    or is_cut(choice.stop_reason, calls[-1].function.arguments)
                 ):
                     choice.finish_reason = ended or "stop"
             answer.__class__ = ChatAnswer
@@ -182,7 +186,8 @@ class ChatHandler(RouterErrors, OpenAIChatFields, ConsistentChat, OpenAIServingC
             stream = super().chat_completion_stream_generator
         else:
             stream = self._fast_stream
-        return with_cached_tokens(stream, request, *args, **kwargs)
+        events = with_cached_tokens(stream, request, *args, **kwargs)
+        return without_cut_calls(events) if request.tools and request.stop else events
 
     def _create_chat_message(self, *args: Any, **kwargs: Any) -> ChatMessage:
         message: ChatMessage = super()._create_chat_message(*args, **kwargs)

@@ -154,8 +154,8 @@ class ResponsesHandler(RouterErrors, OpenAIServingResponses):
         if (policy := current_context().reasoning) is not None:
             limit_response(policy, request)
         if not request.include_reasoning:
-            # They contain the whole output.
-            request.enable_response_messages = False
+            # Response messages contain the whole output.
+            request = request.model_copy(update={"enable_response_messages": False})
         return await super().create_responses(request, *args, **kwargs)
 
     def _make_response_output_items(

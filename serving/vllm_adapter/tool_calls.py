@@ -13,6 +13,7 @@ requires an object.
 """
 
 import json
+import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -26,6 +27,8 @@ from vllm.renderers.chat_utils import make_tool_call_id
 from vllm.sampling_params import StructuredOutputsParams
 
 _OBJECT = {"type": "object"}
+_ESCAPE = re.compile(r"\\(?:x([0-9a-f]{2})|.)", re.DOTALL)
+"""An escape in a printed grammar, with the digits of ``\\xHH``."""
 
 
 class CompletedToolCalls:
@@ -141,4 +144,14 @@ def _object_format(node: dict[str, Any], *, compact: bool) -> dict[str, Any]:
     grammar = xgrammar.Grammar.from_json_schema(
         json.dumps(schema), any_whitespace=False, separators=(",", ":")
     )
-    return {"type": "grammar", "grammar": str(grammar)}
+    return {"type": "grammar", "grammar": _ESCAPE.sub(_long_escape, str(grammar))}
+
+
+def _long_escape(match: re.Match[str]) -> str:
+    r"""Return ``\xHH`` as ``\u00HH``.
+
+    xgrammar prints characters from U+0080 to U+00FF as ``\xHH``, but reads all hexadecimal digits
+    that follow ``\x``: the printed ``\xdfe`` of "größe" would be one character.
+    """
+    digits: str | None = match[1]
+    return match[0] if digits is None else f"\\u00{digits}"

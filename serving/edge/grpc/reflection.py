@@ -20,6 +20,21 @@ _FILE = "grpc/reflection/v1/reflection.proto"
 """File name in grpc/grpc-proto."""
 
 
+class _Reflection(ReflectionServicer):
+    """Also finds methods (``package.Service.Method``), as the protocol specifies."""
+
+    def _file_containing_symbol(
+        self, request: reflection_pb2.ServerReflectionRequest, fully_qualified_name: str
+    ) -> reflection_pb2.ServerReflectionResponse:
+        service, _, method = fully_qualified_name.rpartition(".")
+        try:
+            is_method = method in self._pool.FindServiceByName(service).methods_by_name
+        except KeyError:
+            is_method = False
+        name = service if is_method else fully_qualified_name
+        return super()._file_containing_symbol(request, name)
+
+
 def add_reflection(services: Sequence[str], server: Any) -> None:
     """Add the reflection services to a server.
 
@@ -28,7 +43,7 @@ def add_reflection(services: Sequence[str], server: Any) -> None:
         server: A gRPC server.
     """
     _describe_v1()
-    servicer = ReflectionServicer(services)
+    servicer = _Reflection(services)
     reflection_pb2_grpc.add_ServerReflectionServicer_to_server(servicer, server)
     method = grpc.stream_stream_rpc_method_handler(
         servicer.ServerReflectionInfo,

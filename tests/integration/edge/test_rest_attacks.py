@@ -121,6 +121,42 @@ async def test_a_message_says_what_ended_it(edge, inputs, stop, reason):
     assert begun["cache_read_input_tokens"] == 3
 
 
+@pytest.mark.parametrize(
+    ("arguments", "stop", "reason"),
+    [
+        (['{"city":"Rome"}'], "Rome", "stop"),
+        (['{"city":"Bern"}', '{"city":"Rome"}'], "Rome", "stop"),
+        (['{"city":"Rome"}'], "```json", "stop"),
+        (['{"city":"Rome"}'], "call▁end", "tool_calls"),
+        (['{"city":"Bern"}', '{"city":"Rome"}'], "\n```<｜tool▁call▁end｜>\n", "tool_calls"),
+        (['{"city":"Rome"}'], "zzz", "tool_calls"),
+    ],
+)
+@pytest.mark.parametrize("choice", ["auto", "required"])
+@pytest.mark.parametrize("parallel", [True, False])
+async def test_a_call_that_a_stop_string_cuts_off_is_not_claimed(
+    edge, arguments, stop, reason, choice, parallel
+):
+    calls = "\n".join(
+        f"<｜tool▁call▁begin｜>function<｜tool▁sep｜>weather\n```json\n{each}\n```<｜tool▁call▁end｜>"
+        for each in arguments
+    )
+    edge.engine.script = f"look</think><｜tool▁calls▁begin｜>{calls}<｜tool▁calls▁end｜>"
+    body = {**CHAT, "tools": [TOOL], "tool_choice": choice, "stop": [stop], "n": 2}
+    body |= {"temperature": 0.7, "parallel_tool_calls": parallel}
+    whole = (await posted(edge, "/v1/chat/completions", body)).json()["choices"]
+    events = data_of((await posted(edge, "/v1/chat/completions", body, stream=True)).text)
+    streamed = {
+        each["index"]: each["finish_reason"]
+        for event in events
+        for each in event["choices"]
+        if each["finish_reason"]
+    }
+    if not parallel and len(arguments) > 1:
+        reason = streamed[0]  # the call that was cut off is not shown
+    assert [each["finish_reason"] for each in whole] == list(streamed.values()) == [reason] * 2
+
+
 # -- hidden reasoning -----------------------------------------------------------------------------
 
 

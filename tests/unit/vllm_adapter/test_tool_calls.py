@@ -4,14 +4,17 @@ import json
 from functools import partial
 
 import pytest
-from hypothesis import given
+import xgrammar
+from hypothesis import example, given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 from vllm.parser import ParserManager
+from vllm.sampling_params import StructuredOutputsParams
+from xgrammar.testing import _is_grammar_accept_string
 
 from serving.settings import BUNDLED_MODEL
-from serving.vllm_adapter.tool_calls import CompletedToolCalls
+from serving.vllm_adapter.tool_calls import CompletedToolCalls, tightened
 
 TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
 
@@ -98,3 +101,39 @@ def test_no_call_stays_none(parse):
 
 def test_without_tools_nothing_is_added(parse):
     assert parse(answer("Bern"), {20}, tools=()) == {}
+
+
+WORDS = st.text(
+    st.one_of(
+        st.sampled_from('abcdefABCDEF0189xu\\"/ \n\t\x7f'),
+        st.characters(min_codepoint=0x80, max_codepoint=0xFF),
+        st.characters(min_codepoint=0x20, exclude_categories=("Cs",)),
+    ),
+    min_size=1,
+    max_size=8,
+)
+
+
+@given(name=WORDS, values=st.lists(WORDS, min_size=1, max_size=3, unique=True))
+@example(name="größe", values=["über", "école", "\\xdfe", "a\nb"])
+@example(name="a", values=["\x80\x80a", "ÿf", "\\ßa"])
+def test_the_grammar_of_arguments_is_that_of_their_schema(name, values):
+    schema = {
+        "type": "object",
+        "properties": {name: {"enum": values}},
+        "required": [name],
+        "additionalProperties": False,
+    }
+    tag = {"type": "structural_tag", "format": {"type": "json_schema", "json_schema": schema}}
+    made = tightened(StructuredOutputsParams(structural_tag=json.dumps(tag)), compact=True)
+    found = json.loads(made.structural_tag)["format"]
+    assert found["type"] == "grammar"
+    grammar = xgrammar.Grammar.from_ebnf(found["grammar"])
+    for value in values:
+        text = json.dumps({name: value}, ensure_ascii=False, separators=(",", ":"))
+        direct = xgrammar.Grammar.from_json_schema(
+            json.dumps(schema), any_whitespace=False, separators=(",", ":")
+        )
+        # xgrammar escapes some control characters differently than json.
+        assert _is_grammar_accept_string(grammar, text) == _is_grammar_accept_string(direct, text)
+        assert _is_grammar_accept_string(grammar, text) or not (name + value).isprintable()

@@ -21,7 +21,7 @@ ALL = [
     pb.ServerReflectionRequest(file_by_filename="no/such.proto"),
     pb.ServerReflectionRequest(file_by_filename=""),
     pb.ServerReflectionRequest(file_containing_symbol="serving.api.v1.InferenceService"),
-    pb.ServerReflectionRequest(file_containing_symbol="serving.api.v1.InferenceService.Chat"),
+    pb.ServerReflectionRequest(file_containing_symbol="serving.api.v1.InferenceService.No"),
     pb.ServerReflectionRequest(file_containing_symbol="serving.api.v1.ChatRequest"),
     pb.ServerReflectionRequest(file_containing_symbol="serving.api.v1.ChatRequest.messages"),
     pb.ServerReflectionRequest(file_containing_symbol=V1),
@@ -100,6 +100,16 @@ async def test_every_service_that_is_listed_can_be_described(ours):
             for service in file.service:
                 for method in service.method:
                     assert {method.input_type, method.output_type} <= in_package
+
+
+async def test_methods_are_found_as_the_protocol_says(ours):
+    """grpc_reflection does not find them."""
+    names = ("serving.api.v1.InferenceService", "serving.api.v1.InferenceService.Chat")
+    asked = [pb.ServerReflectionRequest(file_containing_symbol=name) for name in names]
+    of_service, of_method = await answers(ours, V1, asked)
+    assert of_method.file_descriptor_response == of_service.file_descriptor_response
+    assert of_method.original_request == asked[1]
+    assert of_method.file_descriptor_response.file_descriptor_proto
 
 
 async def test_v1_is_v1alpha_but_for_its_name(ours):
