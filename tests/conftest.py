@@ -2,10 +2,13 @@
 
 import gc
 import os
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
+
+from tests.support.process_state import ProcessState
 
 ROOT = Path(__file__).resolve().parent
 ORDER = {
@@ -27,13 +30,23 @@ none of them should start last.
 SLOW_MARKS = ("vllm", "e2e")
 SLOW_TIMEOUT = 1800  # seconds, for tests that start engines or Ray
 
+_FIRST = pytest.StashKey[ProcessState]()
+"""The state of the process before its first test."""
+
 # Collection imports millions of objects that are never freed: the garbage collector does not scan
 # them during or after collection. This saves a quarter of the suite's CPU time.
 gc.disable()
 
 # Examples are the same in every run, so that a build only fails because of a change. There is no
-# deadline per example, because the time that it takes depends on the machine.
-settings.register_profile("repeatable", derandomize=True, deadline=None, print_blob=True)
+# deadline per example and no limit on the time to make one, because these times depend on the
+# machine.
+settings.register_profile(
+    "repeatable",
+    derandomize=True,
+    deadline=None,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)
 settings.load_profile("repeatable")
 
 
@@ -72,6 +85,20 @@ def _position(item: pytest.Item) -> tuple[int, bool]:
 
 def _folder(item: pytest.Item) -> str:
     return item.path.relative_to(ROOT).parts[0]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(
+    item: pytest.Item, nextitem: pytest.Item | None
+) -> Generator[None, object, object]:
+    """Put back at the end of each file what it has changed in the process."""
+    if _FIRST not in item.config.stash:
+        item.config.stash[_FIRST] = ProcessState.now()
+    try:
+        return (yield)
+    finally:
+        if nextitem is None or nextitem.path != item.path:
+            item.config.stash[_FIRST].restore()
 
 
 @pytest.fixture(autouse=True)

@@ -208,16 +208,21 @@ class RankLink:
         but does not respond (a stopped process, a stuck event loop). A rank that sends reports is
         pinged only once per limit, to measure the round trip; with hundreds of ranks, Pongs would
         otherwise be half of all frames.
+
+        A pass that comes late closes nothing: this process has stalled, and what the rank sent
+        meanwhile is read before the next pass.
         """
         pinged_at = -math.inf
         while not self.closed.is_set():
             silent = self._clock.monotonic() - self._heard_at
             # Wake when the limit is reached, and often enough to send a Ping before that.
             left = max(self._silence_limit - silent, 0.001)
-            await asyncio.sleep(min(self._silence_limit / 4, left))
+            pause = min(self._silence_limit / 4, left)
+            due = self._clock.monotonic() + pause
+            await asyncio.sleep(pause)
             now = self._clock.monotonic()
             silent = now - self._heard_at
-            if silent >= self._silence_limit:
+            if silent >= self._silence_limit and now - due < self._silence_limit / 4:
                 self.close(f"nothing received for {silent:.1f} s")
                 return
             quiet = silent >= self._silence_limit / 4

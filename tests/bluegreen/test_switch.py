@@ -14,7 +14,7 @@ from serving.engine.router_link.server import RankIdentity, RankServer
 from serving.router.app import Router
 from serving.settings import Settings
 from tests.bluegreen.traffic import Traffic, connected
-from tests.support.waiting import PATIENCE, eventually
+from tests.support.waiting import PATIENCE, PATIENT_LINK, eventually
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(600)]
 
@@ -79,6 +79,7 @@ class System:
             link={
                 "routers": [f"127.0.0.1:{r.addresses.join_port}" for r in self.routers],
                 "load_interval": 0.1,
+                **PATIENT_LINK,
             },
         )
         engine = FakeEngine(settings, rank=number, token_delay=DELAY)

@@ -55,7 +55,7 @@ def cluster(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Cl
 
 def test_it_comes_before_everything_else(cluster: tuple[Cluster, Fabric]) -> None:
     there, fabric = cluster
-    there.helm("install", "serve", "--timeout", "60s", **ON)
+    there.helm("install", "serve", **ON)
     # Its Service and policy existed, and nothing that would load weights.
     assert fabric.beside == [OWN]
     assert "RayService serve-moe-serving" in there.names()
@@ -68,14 +68,14 @@ def test_nothing_is_installed_on_a_network_that_does_not_work(
     there, fabric = cluster
     fabric.broken = True
     with pytest.raises(Refused, match="pre-install"):
-        there.helm("install", "serve", "--timeout", "60s", **ON)
+        there.helm("install", "serve", **ON)
     kinds = {name.partition(" ")[0] for name in there.names()}
     assert not kinds & {"RayService", "Deployment", "ConfigMap", "PodDisruptionBudget"}
     # A failed check can be examined, and does not block the next attempt.
     assert f"Job {JOB}" in there.names()
     fabric.broken = False
     there.helm("uninstall", "serve")
-    there.helm("install", "serve", "--timeout", "60s", **ON)
+    there.helm("install", "serve", **ON)
     assert len(fabric.beside) == 2
     assert not OWN & there.names()
 
@@ -84,26 +84,26 @@ def test_an_upgrade_does_not_wait_for_nodes_that_are_in_use(
     cluster: tuple[Cluster, Fabric],
 ) -> None:
     there, fabric = cluster
-    there.helm("install", "serve", "--timeout", "60s", **ON)
+    there.helm("install", "serve", **ON)
     there.helm("upgrade", "serve", router={"replicas": 3}, **ON)
     assert len(fabric.beside) == 1
     there.helm("upgrade", "serve", fabricCheck={"enabled": True, "hooks": ["pre-upgrade", "test"]})
     assert len(fabric.beside) == 2
-    there.helm("test", "serve", "--timeout", "60s")
+    there.helm("test", "serve")
     assert len(fabric.beside) == 3
-    there.helm("test", "serve", "--timeout", "60s", "--filter", f"!name={JOB}")
+    there.helm("test", "serve", "--filter", f"!name={JOB}")
     assert len(fabric.beside) == 3
     assert not OWN & there.names()
 
 
 def test_a_check_that_fails_does_not_touch_what_runs(cluster: tuple[Cluster, Fabric]) -> None:
     there, fabric = cluster
-    there.helm("install", "serve", "--timeout", "60s")
+    there.helm("install", "serve")
     there.settle()
     before = there.manifest("serve")
     fabric.broken = True
     on = {"fabricCheck": {"enabled": True, "hooks": ["pre-upgrade"]}}
     with pytest.raises(Refused, match="pre-upgrade"):
-        there.helm("upgrade", "serve", "--timeout", "60s", engine={"maxNumSeqs": 8}, **on)
+        there.helm("upgrade", "serve", engine={"maxNumSeqs": 8}, **on)
     there.settle()
     assert there.manifest("serve") == before

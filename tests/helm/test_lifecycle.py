@@ -56,7 +56,7 @@ SAME_CLUSTER = {
 def cluster(request, tmp_path_factory):
     """One cluster for a version of Helm, with release ``serve`` of the default values."""
     with Cluster(request.param, tmp_path_factory.mktemp("helm")).up() as made:
-        made.helm("install", "serve", "--wait", "--timeout", "60s")
+        made.helm("install", "serve", "--wait")
         yield made
 
 

@@ -8,10 +8,19 @@ import asyncio
 import inspect
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 PATIENCE = 300.0
 """Default timeout, seconds."""
+
+
+PATIENT_LINK = {"connect_timeout": PATIENCE, "hello_timeout": PATIENCE, "keepalive": PATIENCE}
+"""Settings of a link that outlives a machine that stops for seconds.
+
+With the default settings, a router loses its ranks then, and gets them back.
+"""
 
 
 async def eventually(
@@ -66,6 +75,35 @@ def wait_until(
         assert time.monotonic() < deadline, _in_vain(condition, what, timeout)
         time.sleep(interval)
     return found
+
+
+async def in_time(
+    attempt: Callable[[float], Awaitable[T]],
+    late: type[Exception] | tuple[type[Exception], ...] = AssertionError,
+) -> T:
+    """Give ``attempt`` more and more time until it is enough.
+
+    For a time that must end after a step of the test and not before it, such as the deadline of a
+    request that has begun: on any machine, the first time that is long enough is used.
+
+    Args:
+        attempt: coroutine function; its argument is the time that it has, seconds.
+        late: exceptions of an attempt whose time was too short.
+
+    Returns:
+        The result of the first attempt that had enough time.
+
+    Raises:
+        AssertionError: the longest time, half of ``PATIENCE``, is not enough.
+    """
+    seconds = 0.1
+    while True:
+        try:
+            return await attempt(seconds)
+        except late as error:
+            if seconds >= PATIENCE / 2:
+                raise AssertionError(f"{seconds:g} s were not enough") from error
+        seconds = min(seconds * 4, PATIENCE / 2)
 
 
 async def loop_turns(count: int = 5) -> None:

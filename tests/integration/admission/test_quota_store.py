@@ -15,7 +15,7 @@ async def store(request):
         made = MemoryQuotas(time.monotonic)
     else:
         server = request.getfixturevalue("redis_server")
-        made = RedisQuotas(server.url, timeout=5.0)
+        made = RedisQuotas(server.url, timeout=PATIENCE)
     yield made
     await made.close()
 
@@ -66,7 +66,7 @@ async def test_many_at_once_do_not_pass_the_limit(store):
 
 
 async def test_keys_do_not_stay_for_ever(redis_server):
-    store = RedisQuotas(redis_server.url, timeout=5.0, prefix="p")
+    store = RedisQuotas(redis_server.url, timeout=PATIENCE, prefix="p")
     await store.count_request("t", 5)
     await store.charge_tokens("t", 5)
     await store.open_stream("t", "1", 5, 7.5)
@@ -79,7 +79,7 @@ async def test_keys_do_not_stay_for_ever(redis_server):
 
 
 async def test_a_server_that_is_gone_is_an_error_and_soon(redis_server):
-    store = RedisQuotas(redis_server.url, timeout=1.0)
+    store = RedisQuotas(redis_server.url, timeout=PATIENCE)
     await store.charge_tokens("t", 5)
     redis_server.kill()
     for call in (

@@ -9,7 +9,7 @@ from tests.integration.autoscaler.http_fake import HttpFake
 from tests.integration.autoscaler.kube import LEASE, SETTINGS
 from tests.kube import objects
 from tests.support.autoscaler_metrics import sample
-from tests.support.waiting import eventually
+from tests.support.waiting import PATIENCE, eventually
 
 
 class Outside(HttpFake):
@@ -68,6 +68,8 @@ def settings(kube, outside, tmp_path, monkeypatch):
                 "max_groups": 3,
                 "max_nodes": 2,
                 "interval": 0.05,
+                "router_timeout": PATIENCE,
+                "ray_timeout": PATIENCE,
             },
         }
     )

@@ -95,6 +95,8 @@ def config(outside, tmp_path):
                     "max_gpus": 4,
                     "prometheus_url": "http://127.0.0.1:1",
                     "routers": [outside.url],
+                    "router_timeout": PATIENCE,
+                    "ray_timeout": PATIENCE,
                     "drain_addresses": ["127.0.0.1:1"],
                     "dashboard_url": outside.url,
                     "metrics_port": held_port(),

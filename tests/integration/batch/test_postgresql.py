@@ -23,15 +23,15 @@ def shared(tmp_path, postgres):
     """A function that opens the same storage again, as another router does."""
     url = postgres.create_database(f"batches_{next(_numbers)}")
     fields = {"database_url": url, "interval": 0.05, "lease": 1.0}
-    stores = []
+    opened = []
 
-    def open_one(**more):
-        stores.append(open_store(tmp_path, SystemClock(), **(fields | more)))
-        return stores[-1]
+    def share(**more):
+        opened.append(open_store(tmp_path, SystemClock(), **(fields | more)))
+        return opened[-1]
 
-    yield open_one
-    for store in stores:
-        store._database.close()
+    yield share
+    for store in opened:
+        asyncio.run(store.close())
 
 
 def test_routers_that_start_together_create_the_tables_once(shared):

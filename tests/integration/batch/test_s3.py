@@ -118,7 +118,7 @@ async def test_a_batch_waits_for_its_object_storage(bucket, tmp_path):
         storage_url=f"s3://{bucket.name}/x",
         storage_endpoint=bucket.client.meta.endpoint_url,
         interval=0.05,
-        lease=1.0,
+        lease=60.0,
     )
     read, failures = store.files.read, []
 

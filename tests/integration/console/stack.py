@@ -16,7 +16,7 @@ from serving.link.v1 import link_pb2
 from serving.router.app import Router
 from serving.settings import Settings
 from tests.integration.edge.scripted_engine import ScriptedEngine
-from tests.support.waiting import eventually
+from tests.support.waiting import PATIENT_LINK, eventually
 
 USER, ADMIN, METRICS, OTHER = (f"moe-{name}-key-of-the-console" for name in "uamo")
 BUDGETS = "{month: {soft: 50, hard: 80}}"
@@ -86,7 +86,7 @@ def settings(folder: Path, *, router=MappingProxyType({}), **console) -> Setting
     return Settings(
         router={"rest_port": 0, "grpc_port": 0, "join_port": 0} | router,
         engine={"kind": "fake"},
-        link={"load_interval": 0.05, "backoff_initial": 0.05},
+        link={"load_interval": 0.05, "backoff_initial": 0.05} | PATIENT_LINK,
         security={"keys_file": str(file), "reload_interval": 0.05},
         ledger={
             "directory": str(folder / "ledger"),

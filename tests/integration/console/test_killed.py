@@ -14,7 +14,7 @@ import yaml
 from tests.integration.console.browsing import MILLISECONDS, visiting
 from tests.integration.console.stack import ADMIN, running, settings
 from tests.support.browser import FLAGS, browser_or_skip
-from tests.support.waiting import PATIENCE, eventually
+from tests.support.waiting import PATIENCE, PATIENT_LINK, eventually
 
 playwright_api = pytest.importorskip("playwright.async_api")
 expect = playwright_api.expect
@@ -44,7 +44,7 @@ class Ranks:
 
     def __init__(self, folder, join, made):
         self.file = folder / "ranks.yaml"
-        link = {"routers": [join], "load_interval": 0.05, "backoff_initial": 0.05}
+        link = {"routers": [join], "load_interval": 0.05, "backoff_initial": 0.05} | PATIENT_LINK
         self.file.write_text(yaml.safe_dump({"engine": {"kind": "fake"}, "link": link}))
         self.folder = folder
         self.processes = {}

@@ -17,7 +17,7 @@ from serving.link.protocol import model_fingerprint
 from serving.router.app import Router
 from serving.settings import Settings
 from tests.integration.edge.scripted_engine import ScriptedEngine
-from tests.support.waiting import PATIENCE
+from tests.support.waiting import PATIENCE, PATIENT_LINK
 
 MODEL = "pocket-r1"
 FREE_PORTS = {"rest_port": 0, "grpc_port": 0, "join_port": 0}
@@ -25,7 +25,7 @@ FREE_PORTS = {"rest_port": 0, "grpc_port": 0, "join_port": 0}
 
 def router_settings(**router) -> Settings:
     """Settings with free ports."""
-    return Settings(router={**FREE_PORTS, **router}, engine={"kind": "fake"})
+    return Settings(router={**FREE_PORTS, **router}, engine={"kind": "fake"}, link=PATIENT_LINK)
 
 
 @dataclass

@@ -10,7 +10,7 @@ from serving.engine.fake.engine import FakeEngine
 from serving.engine.router_link.server import RankIdentity, RankServer
 from serving.router.app import Router
 from serving.settings import Settings
-from tests.support.waiting import eventually
+from tests.support.waiting import PATIENT_LINK, eventually
 
 _LOOKS = 200
 
@@ -19,7 +19,7 @@ def stand_settings(**groups: Any) -> Settings:
     """Settings with free ports and a fake engine; each argument overrides one group's fields."""
     router = {"rest_port": 0, "grpc_port": 0, "join_port": 0} | groups.pop("router", {})
     engine = {"kind": "fake", "max_model_len": 512} | groups.pop("engine", {})
-    link = {"load_interval": 0.1, "backoff_initial": 0.05} | groups.pop("link", {})
+    link = {"load_interval": 0.1, "backoff_initial": 0.05} | PATIENT_LINK | groups.pop("link", {})
     group = {"data_parallel": 1} | groups.pop("group", {})
     return Settings(router=router, engine=engine, link=link, group=group, **groups)
 

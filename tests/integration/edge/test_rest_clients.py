@@ -11,7 +11,7 @@ from openai.types.responses import ResponseStreamEvent
 from pydantic import TypeAdapter
 
 from tests.integration.edge.stand import stand_settings, standing
-from tests.support.waiting import PATIENCE
+from tests.support.waiting import PATIENCE, in_time
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -126,9 +126,14 @@ async def test_a_response_that_waits_begins_before_it_fails():
     body = {"model": "pocket-r1", "input": "x", "stream": True}
     async with standing(settings, groups=0) as stand, httpx.AsyncClient(timeout=PATIENCE) as client:
         url = f"{stand.router.addresses.rest}/v1/responses"
-        answer = await client.post(url, json=body, headers={"x-request-timeout-ms": "1500"})
-        assert answer.status_code == 200
-        types = [event["type"] for event in data_of(answer.text)]
+
+        async def waiting(seconds):
+            timeout = {"x-request-timeout-ms": f"{1000 * seconds:.0f}"}
+            answer = await client.post(url, json=body, headers=timeout)
+            assert answer.status_code == 200  # 504: no event came in time
+            return answer
+
+        types = [event["type"] for event in data_of((await in_time(waiting)).text)]
         assert types == ["response.created", "response.in_progress", "error"]
         refused = await client.post(url, json={**body, "temperature": -1})
         assert refused.status_code == 400

@@ -99,19 +99,19 @@ def test_no_key_and_no_prompt_is_logged_even_in_debug(tmp_path):
         addresses = router.addresses()
         with httpx.Client(base_url=addresses["rest"], timeout=PATIENCE) as rest:
             body = {"model": "pocket-r1", "prompt": prompt}
-            soon = {"x-request-timeout-ms": "300"}
+            soon = {"x-request-timeout-ms": "300"}  # they would wait for a rank
             statuses = []
             for headers, content in (
-                ({"authorization": f"Bearer {key}"}, json.dumps(body)),
+                ({"authorization": f"Bearer {key}", **soon}, json.dumps(body)),
                 ({"authorization": f"Bearer {wrong}"}, json.dumps(body)),
                 ({"authorization": wrong}, json.dumps(body)),
-                ({"x-api-key": key}, json.dumps({**body, "stream": True})),
+                ({"x-api-key": key, **soon}, json.dumps({**body, "stream": True})),
                 ({"x-api-key": key}, json.dumps({**body, "max_tokens": prompt})),
                 ({"x-api-key": key}, json.dumps({**body, prompt: prompt, "n": -1})),
                 ({"x-api-key": key}, '{"prompt": "' + prompt),
                 ({"x-api-key": key, "x-priority": wrong}, json.dumps(body)),
             ):
-                sent = {"content-type": "application/json", **soon, **headers}
+                sent = {"content-type": "application/json", **headers}
                 answer = rest.post("/v1/completions", content=content, headers=sent)
                 statuses.append(answer.status_code)
             assert statuses[1:3] == [401, 401]

@@ -21,7 +21,7 @@ from serving.fleet.models import FleetModel, FleetModels
 from serving.link.v1 import link_pb2
 from serving.requests.client import FleetClient
 from serving.settings import LinkSettings, Settings
-from tests.support.waiting import eventually
+from tests.support.waiting import PATIENT_LINK, eventually
 
 MODEL, FINGERPRINT = "pocket-r1", "f"
 
@@ -183,8 +183,7 @@ def quick(**changes):
         "backoff_initial": 0.02,
         "backoff_max": 0.1,
         "load_interval": 0.05,
-        "hello_timeout": 5.0,
-        "connect_timeout": 5.0,
+        **PATIENT_LINK,
     } | dict(changes.pop("link", {}))
     # Room for all requests of a test: admission's rejections are tested elsewhere.
     admission = {"queue_requests": 10_000, "max_wait": None}

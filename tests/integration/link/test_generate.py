@@ -23,7 +23,7 @@ from serving.link.v1 import link_pb2
 from serving.request_context import Priority, RequestContext, use_request_context
 from serving.settings import RouterSettings
 from tests.support.samples import sample
-from tests.support.waiting import eventually
+from tests.support.waiting import eventually, in_time
 
 DELTA, FINAL, CUMULATIVE = (
     RequestOutputKind.DELTA,
@@ -334,9 +334,13 @@ async def test_deadline_of_the_context_ends_the_request_everywhere(router, engin
     for engine in engines:
         engine.pause = 1
     clock = asyncio.get_running_loop().time
-    with use_request_context(RequestContext(deadline=clock() + 0.05)):
-        outputs = router.generate(max_tokens=4)
-    first = await anext(outputs)
+
+    async def begin(seconds):
+        with use_request_context(RequestContext(deadline=clock() + seconds)):
+            outputs = router.generate(max_tokens=4)
+        return outputs, await anext(outputs)
+
+    outputs, first = await in_time(begin, DeadlineExceeded)
     assert first.outputs[0].token_ids == [11]
     # The rank stops although the caller is busy elsewhere.
     await eventually(lambda: busy(engines) == 0, "the abort")

@@ -3,12 +3,10 @@
 import asyncio
 import contextlib
 
-import pytest
-
 from serving.errors import DeadlineExceeded
 from serving.request_context import RequestContext, use_request_context
 from serving.telemetry.metrics import REGISTRY
-from tests.support.waiting import eventually
+from tests.support.waiting import eventually, in_time
 
 
 @contextlib.contextmanager
@@ -59,11 +57,17 @@ async def test_a_resumption_is_counted_with_its_outcome_and_the_tokens_once(flee
 
 
 async def test_one_that_finds_no_group_is_counted_under_its_error(fleet):
-    _, rank, stream, _ = await begin(fleet, "metrics-b", seconds=0.5)
     before = resumed("DEADLINE_EXCEEDED")
-    await rank.stop()
-    with pytest.raises(DeadlineExceeded):
-        await anext(stream)
+
+    async def lose(seconds):
+        _, rank, stream, record = await begin(fleet, "metrics-b", seconds=seconds)
+        waiting = asyncio.ensure_future(anext(stream))
+        await rank.stop()
+        await asyncio.wait([waiting])
+        assert isinstance(waiting.exception(), DeadlineExceeded)
+        assert record.resumes == 1  # the rank was lost before the deadline
+
+    await in_time(lose, (DeadlineExceeded, AssertionError))
     assert resumed("DEADLINE_EXCEEDED") == before + 1
 
 

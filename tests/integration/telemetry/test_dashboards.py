@@ -112,6 +112,7 @@ async def scraped(tmp_path_factory):
         batch={"directory": str(folder / "batches"), "interval": 0.2},
         engine={"max_num_seqs": 2, "speculative": "mtp"},
         admission={"requests_per_minute": 60},
+        link={"keepalive": 4.0},  # a round trip is measured after half of it
     )
     async with standing(settings, groups=0) as stand:
         router = stand.router.addresses.rest

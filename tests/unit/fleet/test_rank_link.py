@@ -30,8 +30,8 @@ class CountingClock(ManualClock):
         return super().monotonic()
 
     async def read_again(self):
-        """Wait for several passes of a task that reads the clock twice a pass."""
-        enough = self.readings + 6
+        """Wait for several passes of a task that reads the clock three times a pass."""
+        enough = self.readings + 9
         await eventually(lambda: self.readings >= enough, "passes of the watch")
 
 
@@ -241,6 +241,18 @@ async def test_silence_closes_the_link(link, clock):
         await watch
     assert link.closed.is_set()
     assert link.close_reason == "nothing received for 1.0 s"
+
+
+async def test_a_stalled_router_does_not_take_its_ranks_for_silent(link, clock):
+    watch = asyncio.create_task(link.watch())
+    await sent_by(link, 1)  # a Ping: the watch is running
+    before = clock.readings
+    clock.now += 1.0
+    await eventually(lambda: clock.readings > before, "the late pass", interval=0)
+    link.receive(frame(pong=link_pb2.Pong(number=1)))  # it had arrived during the stall
+    await clock.read_again()
+    assert not link.closed.is_set()
+    watch.cancel()
 
 
 async def test_a_rank_that_sends_frames_is_pinged_rarely(link, clock):

@@ -16,6 +16,7 @@ class Client:
 
     def __init__(self):
         self.gone = asyncio.Event()
+        self.app = FastAPI()
 
     async def receive(self):
         await self.gone.wait()
