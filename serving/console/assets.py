@@ -64,9 +64,9 @@ def _files() -> Iterator[Path]:
 
 @cache
 def assets() -> dict[str, Asset]:
-    """Return all files by their path below /console/; reads and compresses them on the first call.
+    """Return all files by their path below /console/. The first call reads and compresses them.
 
-    A path that is not a key is not served, so no request can name a file outside the folder.
+    Only paths in the result are served, so no request can read a file outside the folder.
     """
     return {
         path.relative_to(STATIC).as_posix(): Asset(path.read_bytes(), _TYPES[path.suffix])

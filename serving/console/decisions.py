@@ -1,6 +1,6 @@
-"""The autoscaler's decisions, which it sends to every router; kept in memory, the newest ones.
+"""The newest decisions of the autoscaler, which sends them to every router.
 
-A router knows those since its start. They are shown only: nothing in a router acts on them.
+They are in memory since the router's start, and only shown: routers do not act on them.
 """
 
 from collections import OrderedDict, deque
@@ -14,11 +14,11 @@ from serving.console.hub import Parts
 from serving.errors import InvalidRequest
 
 MAX_POOLS = 32
-"""Maximum number of pools; the one that has been silent for the longest time gives way."""
+"""Maximum number of pools; beyond it, the pool with the oldest decision is dropped."""
 SAMPLES = 360
-"""Decisions of a pool whose sizes are kept."""
+"""Number of decisions of a pool whose group counts are kept."""
 CHANGES = 50
-"""Decisions of a pool that changed the number of groups and are kept with their reasons."""
+"""Number of decisions of a pool that changed its group count and are kept with their reasons."""
 _Text = Annotated[str, Meta(max_length=1000)]
 _Name = Annotated[str, Meta(max_length=300)]
 _encode = msgspec.json.Encoder().encode
@@ -42,9 +42,9 @@ class ReportedDecision(msgspec.Struct, frozen=True):
     target: int
     reason: _Text
     pool: _Name = ""
-    """Model and pool; empty: the only one."""
+    """Model and pool; empty if there is only one."""
     ready: int | None = None
-    """Ready groups that it saw; None: no router answered it."""
+    """Number of ready groups; None: no router responded to the autoscaler."""
     blind: bool = False
     dry_run: bool = False
     votes: Annotated[list[ReportedVote], Meta(max_length=32)] = []
@@ -69,7 +69,7 @@ class DecisionLog:
         self._pools: OrderedDict[str, _Pool] = OrderedDict()
 
     def add(self, body: bytes) -> None:
-        """Keep a decision.
+        """Store a decision.
 
         Raises:
             InvalidRequest: ``body`` is not the JSON of a ``ReportedDecision``.

@@ -1,4 +1,4 @@
-"""The load of a group's experts: a matrix of layers and experts, one byte for each cell.
+"""The load of a group's experts as a matrix of layers and experts with one byte per cell.
 
 A cell is the expert's tokens divided by the mean of its layer, in 32nds, up to 255 (8 times the
 mean). DeepSeek-R1's 58 layers of 256 experts are 20 kB as base64.
@@ -17,7 +17,7 @@ from serving.routing.snapshot import FleetSnapshot, GroupSnapshot
 SCALE = 32
 """Value of a cell whose expert has the mean load of its layer."""
 MAX_GROUPS = 8
-"""Maximum number of groups whose matrices are built at the same time."""
+"""Maximum number of groups that consoles watch at the same time."""
 _HOTTEST = 12
 _encode = msgspec.json.Encoder().encode
 
@@ -30,7 +30,7 @@ class ExpertsFeed:
 
         Args:
             fleet: Returns the current snapshot.
-            group_id: The group; its part is null while no such group has joined.
+            group_id: The group. While it has not joined, the part is null.
         """
         self._fleet = fleet
         self._group_id = group_id

@@ -1,8 +1,7 @@
-"""The fleet as consoles see it: what changes rarely, and the numbers that change all the time.
+"""The fleet for consoles, in three parts, so that what rarely changes is rarely sent.
 
-Three parts, so that a tick of a large fleet costs 30 bytes a rank: ``fleet`` holds names, states
-and reasons, ``load`` a row of integers for each rank, in the same order, and ``models`` the models
-with their pools and queues.
+``fleet`` has names, states and reasons. ``load`` has a row of integers for each rank in the same
+order, about 30 bytes. ``models`` has the models with their pools and queues.
 """
 
 from collections.abc import Callable, Sequence
@@ -63,8 +62,8 @@ class FleetFeed:
     def _rows(self, groups: Sequence[GroupSnapshot]) -> list[list[int]]:
         """Return a row for each rank.
 
-        In flight, outstanding tokens, running, waiting, KV use in 1/1000, tokens/s, step time in
-        microseconds, round trip in microseconds (-1: unknown).
+        Its columns are: requests in flight, outstanding tokens, running and waiting requests,
+        KV-cache use in 1/1000, tokens/s, step time and round trip in microseconds (-1: unknown).
         """
         now = self._clock.monotonic()
         passed = max(now - self._at, 1e-3)

@@ -1,11 +1,12 @@
 """Distributes snapshots to open consoles: each is built and encoded once for all of them.
 
-A feed is built once per interval while somebody reads it. A subscriber holds version numbers only,
-no queue: one that reads slowly skips snapshots and never holds old ones, so memory depends on the
-number of feeds, not on the number of consoles or on their speed.
+A feed is built once per interval while it has readers. A subscription holds version numbers instead
+of a queue: a console that reads slowly skips snapshots. Memory therefore depends on the number of
+feeds, not on the number of consoles or their speed.
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,11 +16,14 @@ import structlog
 from serving.errors import Overloaded
 
 BEAT = 5
-"""Every so many intervals, subscriptions are woken even if nothing changed: the end of a connection
-is noticed when something is written to it."""
+"""Number of intervals after which subscriptions are woken even if nothing changed, because a closed
+connection is noticed only when something is written to it."""
+
+TENANT_PART = 4
+"""A tenant without role admin can have 1 / ``TENANT_PART`` of the subscriptions, but at least 2."""
 
 Parts = Mapping[str, bytes]
-"""Event names and their JSON data. The names of a feed's parts are the same in each snapshot."""
+"""JSON data by event name. All snapshots of a feed have the same names."""
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger("serving.console")
 
@@ -31,7 +35,7 @@ class _Feed:
     data: dict[str, bytes] = field(default_factory=dict)
     """The newest data of each part."""
     events: dict[str, tuple[int, bytes]] = field(default_factory=dict)
-    """Version and whole server-sent event of each part."""
+    """Version and complete server-sent event of each part."""
 
     def refresh(self) -> bool:
         """Build a snapshot; return whether any part differs from the last one."""
@@ -54,7 +58,7 @@ class Subscription:
         self._woken = asyncio.Event()
 
     def take(self) -> bytes:
-        """Return the events that changed since the last call; empty if none did."""
+        """Return the events that changed since the last call; empty if there are none."""
         found = []
         for index, feed in enumerate(self._feeds):
             for name, (version, event) in feed.events.items():
@@ -64,7 +68,7 @@ class Subscription:
         return b"".join(found)
 
     def wake(self) -> None:
-        """End the current or next ``wait``."""
+        """Make the current or the next ``wait`` return."""
         self._woken.set()
 
     async def wait(self) -> None:
@@ -74,7 +78,7 @@ class Subscription:
 
 
 class SnapshotHub:
-    """The feeds that consoles read, and the task that builds them."""
+    """Builds the feeds that consoles read."""
 
     def __init__(
         self,
@@ -87,11 +91,13 @@ class SnapshotHub:
 
         Args:
             interval: Time between two snapshots of a feed, seconds.
-            max_subscriptions: Maximum number of subscriptions at the same time.
-            on_readers: Called with this hub after each change of the feeds that are read.
+            max_subscriptions: Maximum number of open subscriptions.
+            on_readers: Called with this hub whenever the set of feeds being read changes.
         """
         self._interval = interval
         self._most = max_subscriptions
+        self._most_each = max(max_subscriptions // TENANT_PART, 2)
+        self._tenants: Counter[str] = Counter()
         self._feeds: dict[str, _Feed] = {}
         self._subscriptions: set[Subscription] = set()
         self._task: asyncio.Task[None] | None = None
@@ -109,21 +115,31 @@ class SnapshotHub:
         return [name for name in self._feeds if name.startswith(prefix)]
 
     @contextmanager
-    def subscribe(self, feeds: Mapping[str, Callable[[], Parts]]) -> Iterator[Subscription]:
-        """Read feeds inside the block.
+    def subscribe(
+        self, feeds: Mapping[str, Callable[[], Parts]], tenant: str | None = None
+    ) -> Iterator[Subscription]:
+        """Subscribe to feeds for the duration of the block.
 
         Args:
-            feeds: Names, and functions that build a snapshot. Subscriptions with the same name
-                share one feed and the function of the first of them.
+            feeds: Functions that build snapshots, by feed name. Subscriptions to the same name
+                share one feed, built by the function of the first subscription.
+            tenant: Tenant, which can have only a part of the subscriptions. None: an administrator.
 
         Raises:
-            Overloaded: The maximum number of subscriptions is reached.
+            Overloaded: The maximum number of subscriptions, or the tenant's part, is reached.
         """
         if self.subscriptions >= self._most:
             raise Overloaded(
                 f"{self._most} consoles are open (console.max_streams); close one and try again"
             )
+        if tenant is not None and self._tenants[tenant] >= self._most_each:
+            raise Overloaded(
+                f"your tenant has {self._most_each} open streams of the console, its part of "
+                f"{self._most} (console.max_streams); close a console and try again"
+            )
         mine = []
+        owner = [] if tenant is None else [tenant]
+        self._tenants.update(owner)
         try:
             for name, build in feeds.items():
                 feed = self._feeds.setdefault(name, _Feed(build))
@@ -142,6 +158,8 @@ class SnapshotHub:
             finally:
                 self._subscriptions.discard(subscription)
         finally:
+            self._tenants.subtract(owner)
+            self._tenants += Counter()  # without those that have none
             for name in mine:
                 self._feeds[name].readers -= 1
                 if not self._feeds[name].readers:
@@ -149,7 +167,7 @@ class SnapshotHub:
             self._on_readers(self)
 
     async def _run(self) -> None:
-        """Build the feeds until nobody reads them."""
+        """Build the feeds until the last subscription ends."""
         try:
             while self._subscriptions:
                 await asyncio.sleep(self._interval)
@@ -163,14 +181,14 @@ class SnapshotHub:
         for name, feed in tuple(self._feeds.items()):
             try:
                 changed |= feed.refresh()
-            except Exception:  # the last snapshot stays; the other feeds go on
+            except Exception:  # the last snapshot stays; the other feeds continue
                 log.exception("snapshot failed", feed=name)
         if changed:
             for subscription in self._subscriptions:
                 subscription.wake()
 
     def close(self) -> None:
-        """End all subscriptions; their streams close."""
+        """End all subscriptions and close their streams."""
         self.closed = True
         if self._task is not None:
             self._task.cancel()

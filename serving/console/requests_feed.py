@@ -1,4 +1,4 @@
-"""Requests in progress: phase, rank and why it was chosen; never a text of prompt or output."""
+"""Requests in progress: phase, rank and why it was chosen, but no text of prompts or outputs."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -45,7 +45,7 @@ Positions = Callable[[int], Mapping[Any, int]]
 
 
 class RequestsFeed:
-    """Builds the part ``requests``: those of one tenant, or all."""
+    """Builds the part ``requests``, for one tenant or for all."""
 
     def __init__(
         self, source: Source, positions: Positions, clock: Clock, tenant: str | None
@@ -71,7 +71,7 @@ class RequestsFeed:
             for request in self._source()
             if self._tenant is None or request.context.tenant == self._tenant
         ]
-        # Only those that are listed are looked at, because there may be thousands.
+        # There may be thousands, so only those that are listed are examined.
         oldest = nsmallest(MAX_REQUESTS, requests, key=_arrival)
         positions = self._positions(MAX_POSITIONS)
         listed = [request.view(positions) for request in oldest]
@@ -94,7 +94,7 @@ def cancel(source: Source, number: str, reason: str, tenant: str | None) -> None
         tenant: Cancel only a request of this tenant. None: of any.
 
     Raises:
-        InvalidRequest: No such request is in progress.
+        InvalidRequest: The tenant has no such request in progress.
     """
     for request in source():
         if tenant in {None, request.context.tenant} and request.view().number == number:

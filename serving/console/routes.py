@@ -1,7 +1,7 @@
-"""Routes of the console: its files, who is signed in, snapshots, and an operator's actions.
+"""Routes of the console: its files, the session, snapshots, and an operator's actions.
 
-The page itself is public and holds no data. Every call below /console/api carries the API key in a
-header; no cookie exists, so another site cannot act with a user's rights.
+The page is public and contains no data. Calls below /console/api carry the API key in a header.
+There are no cookies, so other sites cannot act with a user's permissions.
 """
 
 import asyncio
@@ -74,7 +74,7 @@ class ConsoleSources:
     requests: Source
     positions: Positions
     explain_all: Callable[[bool], None]
-    """Called with whether somebody watches requests."""
+    """Called with whether any console watches requests."""
     inflight: Callable[[], int]
     operator: Operator
     models: Callable[[], Sequence[ModelStatus]]
@@ -131,7 +131,7 @@ class Console:
         self._sampling = asyncio.create_task(self._timeline.run())
 
     async def stop(self) -> None:
-        """End all streams, drains that nobody waits for, and the sampling."""
+        """End all streams, the drains in the background, and the sampling."""
         self.hub.close()
         tasks = {task for task in (self._sampling, *self._drains) if task is not None}
         for task in tasks:
@@ -156,7 +156,7 @@ class Console:
     # -- data ---------------------------------------------------------------------------
 
     async def _session(self) -> Response:
-        """Return who the key belongs to and what it may see."""
+        """Return the key's tenant and permissions, and what the page needs from the router."""
         principal, tariff, models = (
             principal_var.get(),
             self._sources.tariff,
@@ -197,7 +197,9 @@ class Console:
             raise InvalidRequest(f"name one to {_MAX_FEEDS} feeds: ?feed=fleet")
         principal = principal_var.get()
         feeds = dict(self._feed(name, principal) for name in sorted(names))
-        return SnapshotStream(self.hub, feeds, stall_timeout=self._settings.stall_timeout)
+        tenant = None if principal.has(Permission.ADMIN) else principal.tenant
+        timeout = self._settings.stall_timeout
+        return SnapshotStream(self.hub, feeds, tenant=tenant, stall_timeout=timeout)
 
     def _feed(self, name: str, principal: Principal) -> tuple[str, Callable[[], Parts]]:
         sources = self._sources
@@ -222,7 +224,7 @@ class Console:
         return name, ExpertsFeed(sources.fleet, group)
 
     async def _spending(self) -> Response:
-        """Return usage since midnight UTC and budgets, as far as the key may see them.
+        """Return the usage since midnight UTC and the budgets that the key may see.
 
         Raises:
             Unsupported: The router has no ledger.
@@ -235,7 +237,7 @@ class Console:
         return JSONResponse(await self._sources.spending.today(principal), headers=_JSON_HEADERS)
 
     async def _decision(self, request: Request) -> Response:
-        """Keep a decision that the autoscaler reports.
+        """Store a decision that the autoscaler reports.
 
         Raises:
             PermissionDenied: A browser sent it.
@@ -250,7 +252,7 @@ class Console:
     # -- actions ------------------------------------------------------------------------
 
     async def _cancel(self, request: Request) -> Response:
-        """Cancel a request: ``{"number": …}``; users their tenant's, admins any."""
+        """Cancel a request of the key's tenant, or any for admins: ``{"number": …}``."""
         asked = await _checked_body(request, {"number"})
         principal = principal_var.get()
         tenant = None if principal.has(Permission.ADMIN) else principal.tenant
@@ -261,7 +263,7 @@ class Console:
     async def _operate(self, request: Request) -> Response:
         """Act on a group: ``{"group": …, "action": "cordon" | "uncordon" | "drain"}``.
 
-        A drain answers immediately; the fleet's snapshots show its progress.
+        The response to a drain is immediate; the fleet's snapshots show its progress.
         """
         asked = await _checked_body(request, {"group", "action"})
         group, action = asked["group"], asked["action"]
@@ -282,7 +284,7 @@ class Console:
         return JSONResponse({}, headers=_JSON_HEADERS)
 
     async def _drain(self, group: str) -> None:
-        # The group may leave meanwhile.
+        # The group may leave during the drain.
         with contextlib.suppress(GroupNotFound):
             finished = await self._sources.operator.drain(group, self._sources.drain_timeout)
             log.info("group drained", group=group, finished=finished)
@@ -312,13 +314,13 @@ def _require(principal: Principal, permission: Permission) -> None:
 
 
 async def _checked_body(request: Request, fields: set[str]) -> dict[str, str]:
-    """Return the body of an action, which is an object with exactly these strings.
+    """Return the body of an action, an object with exactly these fields, all of them strings.
 
     Browsers send a cross-origin request with this content type only after a preflight, which fails
     unless router.cors_origins permits the origin; even then, other sites may not act.
 
     Raises:
-        InvalidRequest: The body or its type is something else.
+        InvalidRequest: The body or its content type is different.
         PermissionDenied: The request comes from another site.
     """
     if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":

@@ -1,4 +1,4 @@
-"""What serving costs today, what tenants pay for it, and budgets with what is left of them.
+"""Today's usage, price and cost, and the state of budgets.
 
 Users see the budgets of their tenant and key; admins see all budgets, and usage by tenant and
 model. The ledger's database is read in a thread, only when a console asks.
@@ -17,7 +17,7 @@ from serving.ledger.query import DAY, Query
 from serving.ledger.report import Report, Row
 
 MAX_ROWS = 200
-"""Maximum number of rows of usage, and of budgets; the rest is only counted."""
+"""Maximum number of rows of usage and of budgets; further rows are only counted."""
 FRESH = 1.0
 """Time for which an answer is reused, seconds. However often consoles ask, each key has at most one
 query in the thread's queue."""
@@ -37,10 +37,10 @@ class Source(Protocol):
 
 
 class Spending:
-    """Answers for one principal at a time, in a thread that it owns."""
+    """Queries the ledger for consoles, in one thread."""
 
     def __init__(self, source: Source, keys: Callable[[], KeyRing] | None, clock: Clock) -> None:
-        """Read nothing yet.
+        """Start the thread; nothing is read yet.
 
         Args:
             source: The ledger.
@@ -55,7 +55,7 @@ class Spending:
         """Start and result of the newest query for a tenant, key and role."""
 
     def close(self) -> None:
-        """End the thread; a running query is not waited for."""
+        """End the thread without waiting for a running query."""
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     async def today(self, principal: Principal) -> dict[str, Any]:
@@ -67,7 +67,7 @@ class Spending:
             the cost of all GPU time if its price is set.
 
         Raises:
-            NotReady: The database does not answer.
+            NotReady: The database does not respond.
         """
         asked = (principal.tenant, principal.key_id, principal.has(Permission.ADMIN))
         oldest = self._clock.monotonic() - FRESH

@@ -1,4 +1,4 @@
-"""A stream of server-sent events to one console; one that does not read is disconnected."""
+"""Streams server-sent events to one console, and disconnects it if it does not read."""
 
 import asyncio
 import contextlib
@@ -13,13 +13,13 @@ from serving.console.assets import SECURITY_HEADERS
 from serving.console.hub import Parts, SnapshotHub
 
 _NOTHING = b":\n"
-"""A comment, which clients skip."""
+"""A comment; clients ignore it."""
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger("serving.console")
 
 
 class SnapshotStream(Response):
-    """Sends the feeds' changes until the client leaves, does not read, or the hub closes."""
+    """Sends changes of feeds until the client disconnects or stops reading, or the hub closes."""
 
     media_type = "text/event-stream"
 
@@ -28,13 +28,15 @@ class SnapshotStream(Response):
         hub: SnapshotHub,
         feeds: Mapping[str, Callable[[], Parts]],
         *,
+        tenant: str | None,
         stall_timeout: float,
     ) -> None:
         """Create the response.
 
         Args:
             hub: Builds the feeds.
-            feeds: As in ``SnapshotHub.subscribe``.
+            feeds: See ``SnapshotHub.subscribe``.
+            tenant: See ``SnapshotHub.subscribe``.
             stall_timeout: Time after which a client that does not read is disconnected, seconds.
 
         Raises:
@@ -45,12 +47,12 @@ class SnapshotStream(Response):
         self._hub = hub
         # Entered here, so that a refusal is an ordinary error response.
         self._open = contextlib.ExitStack()
-        self._subscription = self._open.enter_context(hub.subscribe(feeds))
+        self._subscription = self._open.enter_context(hub.subscribe(feeds, tenant))
         self._stall_timeout = stall_timeout
 
     @override
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve the response; see the class."""
+        """Send the response."""
         del scope
         gone = asyncio.ensure_future(_disconnected(receive))
         gone.add_done_callback(lambda _: self._subscription.wake())

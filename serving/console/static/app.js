@@ -114,7 +114,7 @@ async function show() {
 function keyboard(event) {
   if (document.querySelector("dialog[open]")) return;
   const typing = event.target.closest?.("input, textarea, select");
-  const number = event.altKey && /^Digit(\d)$/.exec(event.code)?.[1];
+  const number = event.altKey && !event.ctrlKey && /^Digit(\d)$/.exec(event.code)?.[1];
   if (number && nav.children[number - 1]) {
     event.preventDefault();
     nav.children[number - 1].click();

@@ -16,7 +16,7 @@ export class Batches {
     this.drawn = "";
     this.element = el("section.view", { "aria-label": "Batches" },
       el("div.bar", {}, el("h1", {}, "Batches"), this.state), el("section.card", {}, this.table.element),
-      el("p.muted", {}, "The newest 100 batches of this key's tenant, on all routers. Their lines use room that other requests leave, and are not in the list of requests before they start."));
+      el("p.muted", {}, "The newest 100 batches of this key's tenant, on all routers. Lines run when ranks have room that other requests do not need; only running lines are in the list of requests."));
   }
 
   show() {
@@ -52,7 +52,7 @@ export class Batches {
   }
 
   async cancel(batch) {
-    if (!await confirm("Cancel this batch?", `${visible(batch.id)}: lines without an answer are not run; the results until then are kept.`, "Cancel the batch")) return;
+    if (!await confirm("Cancel this batch?", `${visible(batch.id)}: lines without an answer are not run, and the results so far are kept.`, "Cancel the batch")) return;
     try {
       await json(`../v1/batches/${encodeURIComponent(batch.id)}/cancel`, { method: "POST", body: {} });
       toast("Cancelling");

@@ -57,7 +57,7 @@ export class Chat {
       [name, el("input", { type: "number", min, max, step: step < 1 ? "any" : step, placeholder: "default", oninput: () => this.sample(name, this.numbers[name].value), onchange: () => this.numbers[name].reportValidity() })]));
     this.parameters = el("aside.parameters", { id: "parameters", "aria-label": "Parameters", hidden: true },
       el("h2", {}, "Parameters"), field("Model or adapter", this.model), field("System prompt", this.system),
-      field("Reasoning effort", this.effort, "Has an effect if the model's chat template uses it."),
+      field("Reasoning effort", this.effort, "Takes effect only if the model's chat template uses it."),
       ...Object.entries(this.numbers).map(([name, input]) => field(name.replaceAll("_", " "), input)));
     this.side = el("aside.side", { id: "conversations", "aria-label": "Conversations" },
       button("New conversation", () => this.fresh(), { kind: "primary" }), this.list,
@@ -199,7 +199,7 @@ export class Chat {
   welcome() {
     const prompts = ["What is 17+25?", "Sort these numbers: 42, 7, 19, 3", "Which is larger, 391 or 319?"];
     return el("div.welcome", {}, el("h2", {}, "Talk to the model"),
-      el("p", {}, "Answers stream as they are generated. The reasoning is shown while it comes and folds when the answer starts."),
+      el("p", {}, "Answers stream as they are generated. The reasoning is shown while it arrives, and folds when the answer starts."),
       el("div.chips", {}, prompts.map((prompt) => button(prompt, () => { this.input.value = prompt; this.submit(); }, { kind: "chip" }))));
   }
 
@@ -239,8 +239,7 @@ export class Chat {
     this.busy();
     this.draw();
     this.drawList();
-    // Where the button or field was that asked for it.
-    if (document.activeElement === document.body && matchMedia("(hover: hover)").matches) this.focus();
+    this.keepFocus();
     run.ended = this.stream(conversation, run, body);
   }
 
@@ -259,9 +258,15 @@ export class Chat {
     conversation.updated = Date.now();
     message.stream(false);
     this.busy();
+    this.keepFocus();
     this.store.save(conversation);
     this.store.saveNow();
     document.querySelector(".live").textContent = node.meta.error ? "The answer failed" : "The answer is complete";
+  }
+
+  // Takes the focus if the button or field that had it is gone; on telephones this would open the keyboard.
+  keepFocus() {
+    if (this.element.isConnected && document.activeElement === document.body && matchMedia("(hover: hover)").matches) this.focus();
   }
 
   busy() {

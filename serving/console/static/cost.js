@@ -1,4 +1,4 @@
-// What serving costs today, what tenants pay for it, and budgets.
+// Today's usage, price and cost, and budgets.
 
 import { json } from "./api.js";
 import { button, el, number, set, text, visible } from "./dom.js";
@@ -20,8 +20,8 @@ export class Cost {
       el("div.bar", {}, el("h1", {}, "Cost"), this.state, button("Refresh", () => this.load(), { kind: "quiet" })), this.totals,
       session.admin ? el("section.card", {}, el("h2", {}, "Usage since midnight UTC"), this.usage.element) : null,
       el("section.card", {}, el("h2", {}, session.admin ? "Budgets" : "Your budgets"), this.budgets.element),
-      el("p.muted", {}, "From the ledger, every 15 seconds: requests appear when they have ended. ",
-        session.admin ? "Price is what tenants pay by the tariff; cost is the requests' share of the GPU time (with ledger.gpu_hour_price)." : "Reserved is the highest price of requests in flight."));
+      el("p.muted", {}, "Read from the ledger every 15 seconds; a request is included when it has ended. ",
+        session.admin ? "The price is what tenants pay according to the tariff. The cost is the requests' share of the GPU time (requires ledger.gpu_hour_price)." : "Reserved is the maximum price of the requests in flight."));
   }
 
   show() {
@@ -48,13 +48,13 @@ export class Cost {
       const of = (value) => (value == null ? "–" : `${number(value, 4)} ${visible(total.currency)}`);
       this.figures.draw({
         Requests: number(total.requests), "Output tokens": number(total.output), Price: of(total.price), "Cost of GPUs": of(total.cost),
-        "Cost per million output tokens": of(total.cost_per_million), "GPU hours": total.cost == null ? "–" : `${number(total.gpu_hours, 2)}, busy ${number(total.busy_hours, 2)}`,
+        "Cost per million output tokens": of(total.cost_per_million), "GPU hours": total.cost == null ? "–" : number(total.gpu_hours, 2), "Of these, busy": total.cost == null ? "–" : number(total.busy_hours, 2),
       });
       this.usage.draw(usage.map((row) => [row.tenant, row.model, number(row.requests), number(row.prompt), number(row.cached), number(row.output), money(row.price), money(row.cost)]),
         "No request has ended today.", moreUsage);
     }
     this.budgets.draw(budgets.map((each) => [each.key === null ? each.tenant : `key ${each.key} of ${each.tenant}`, each.period, meter(each, money), money(each.reserved),
-      money(each.soft), money(each.hard), new Date(each.renews_at * 1000).toLocaleString()]), "No budgets are set (key file).", moreBudgets);
+      money(each.soft), money(each.hard), new Date(each.renews_at * 1000).toLocaleString()]), "The key file sets no budgets.", moreBudgets);
   }
 }
 

@@ -27,7 +27,7 @@ export class Experts {
     this.figures = el("div.figures", { hidden: true }, el("div.heat", {}, this.canvas), this.reading, el("div.scrub", {}, this.pause, this.range, this.when));
     const head = ["Layer", "Expert", "Ranks", "Tokens", "Times mean"];
     this.element = el("section.view", { "aria-label": "Experts" }, el("div.bar", {}, el("h1", {}, "Experts"), this.state),
-      el("div.card", {}, el("div.two", {}, field("Group", this.select), el("div.scale", {}, "0", this.legend, "4 times the mean and more")), this.none, this.figures),
+      el("div.card", {}, el("div.two", {}, field("Group", this.select), el("div.scale", {}, "0", this.legend, "4 times the mean or more")), this.none, this.figures),
       el("div.two", {}, el("section.card", {}, el("h2", {}, "Imbalance: busiest / mean"), this.plot, this.latest),
         el("section.card", {}, el("h2", {}, "Hottest experts"), el("div.scroll", { tabIndex: 0, role: "region", "aria-label": "Hottest experts" },
           el("table", {}, el("thead", {}, el("tr", {}, head.map((name, n) => el(n > 2 ? "th.number" : "th", { scope: "col" }, name)))), this.hot)), this.moved)),

@@ -6,7 +6,7 @@ import { Figures, Table } from "./table.js";
 
 const LARGE = 24; // ranks of a group above which they are small squares
 const ACTIONS = {
-  cordon: ["Cordon", "New requests go to other groups. Running requests continue. Uncordon undoes it."],
+  cordon: ["Cordon", "New requests go to other groups. Running requests continue. Uncordon reverses it."],
   drain: ["Drain", "New requests go to other groups; running requests get TIME to finish, then continue on other groups. The group stays cordoned."],
   uncordon: ["Uncordon", "Requests are routed to the group again."],
 };
@@ -48,7 +48,7 @@ export class Fleet {
     else this.drawModels();
   }
 
-  // Only where there is a choice: with one model in one pool the groups say it all.
+  // Only with several models or pools; otherwise the groups show everything.
   drawModels() {
     const models = this.status ?? [], { groups } = this.content;
     this.served.hidden = models.length < 2 && !models.some((model) => model.pools.length > 1);

@@ -18,7 +18,7 @@ export class Requests {
     this.note = el("p.muted", {}, "Loading…");
     this.element = el("section.view", { "aria-label": "Requests" },
       el("div.bar", {}, el("h1", {}, session.admin ? "Requests in progress" : "Your requests in progress"), this.state), this.totals, this.note,
-      el("div.scroll", { tabIndex: 0, role: "region", "aria-label": "List of requests" }, el("table.cards", {}, el("thead", {}, el("tr", {}, COLUMNS.map((name, n) => el(n > 2 && n < 7 ? "th.number" : "th", { scope: "col" }, name || el("span.live", {}, "Actions"))))), this.body)),
+      (this.table = el("div.scroll", { hidden: true, tabIndex: 0, role: "region", "aria-label": "List of requests" }, el("table.cards", {}, el("thead", {}, el("tr", {}, COLUMNS.map((name, n) => el(n > 2 && n < 7 ? "th.number" : "th", { scope: "col" }, name || el("span.live", {}, "Actions"))))), this.body))),
       el("p.muted", {}, "The texts of prompts and answers are never shown here. While this view is open, the router keeps the scores of all routing decisions."));
   }
 
@@ -36,6 +36,7 @@ export class Requests {
     this.figures.draw({ "In progress": number(data.total), Generating: number(data.phases.generating ?? 0), Prefill: number(data.phases.prefill ?? 0),
       Queued: number(data.phases.queued ?? 0), Parked: number(data.phases.parked ?? 0), Resuming: number(data.phases.resuming ?? 0) });
     const more = data.total - data.requests.length;
+    this.table.hidden = !data.requests.length;
     this.note.hidden = data.total > 0 && !more;
     text(this.note, more ? `The oldest ${number(data.requests.length)} are listed and counted by phase; ${number(more)} more are not.` : "No request is in progress.");
     const known = this.rows;
@@ -91,6 +92,7 @@ class Row {
 
   drawAge() {
     const { since } = this.request;
-    text(this.cells[0], since == null ? "–" : seconds(Math.max(routerTime() - since, 0)));
+    const age = Math.max(routerTime() - since, 0);
+    text(this.cells[0], since == null ? "–" : age < 60 ? `${age.toFixed(1)} s` : seconds(age));
   }
 }

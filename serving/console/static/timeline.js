@@ -16,7 +16,7 @@ export class Timeline {
     this.none = el("p.muted", {}, "No autoscaler has reported a decision to this router since its start.");
     this.element = el("section.view", { "aria-label": "Load" }, el("div.bar", {}, el("h1", {}, "Load"), this.state),
       el("div.two", {}, this.plots.map((plot) => plot.element)),
-      el("p.muted", {}, "One sample every 10 seconds for one hour, as seen by this router; a restart empties it. Prometheus has the longer history."),
+      el("p.muted", {}, "One sample every 10 seconds for one hour, taken by this router since its start. Prometheus has the longer history."),
       el("h2", {}, "Autoscaler"), this.none, this.scaling);
   }
 

@@ -1,20 +1,27 @@
 """The console's pages during a fault of a real system, in a real browser."""
 
 import contextlib
+import json
 import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
 import httpx
-from playwright.async_api import Browser, Page, async_playwright, expect
+from playwright.async_api import Browser, Page, Route, async_playwright, expect
 
 from tests.faults.real.streams import PATIENCE
 from tests.faults.real.system import System
 from tests.integration.console.browsing import MILLISECONDS, visiting
 from tests.support.browser import FLAGS, browser_or_skip
 
-QUESTION = "Sort these numbers: 42, 7, 19, 3, 88, 61, 5, 27, 90, 14"
+BODY: dict[str, Any] = {
+    "messages": [{"role": "user", "content": "Sort these numbers: 42, 7, 19, 3, 88, 61"}],
+    "temperature": 0,
+    "max_tokens": 320,
+    "ignore_eos": True,
+}
+"""The request of the page: long enough to be interrupted."""
 _ANSWER = """() => {
     const key = Object.keys(localStorage).find((name) => /^moe-console:.*:/.test(name));
     return Object.values(JSON.parse(localStorage.getItem(key)).nodes).at(-1);
@@ -42,9 +49,17 @@ class ChatPage:
     async def ask(self) -> str:
         """Ask, and return the group that answers once its first tokens have arrived."""
         page = self.page
+
+        async def lengthen(route: Route) -> None:
+            body = route.request.post_data_json | {"ignore_eos": True}
+            assert body.items() >= BODY.items()
+            await route.continue_(post_data=json.dumps(body))
+
+        await page.route("**/v1/chat/completions", lengthen)
         await page.get_by_role("button", name="Parameters").click()
-        await page.get_by_label("temperature").fill("0")
-        await page.get_by_label("Message", exact=True).fill(QUESTION)
+        await page.get_by_label("temperature").fill(str(BODY["temperature"]))
+        await page.get_by_label("max tokens").fill(str(BODY["max_tokens"]))
+        await page.get_by_label("Message", exact=True).fill(BODY["messages"][0]["content"])
         await page.keyboard.press("Enter")
         await expect(page.locator(".thought")).not_to_be_empty()
         text = await page.locator(".assistant .stats").inner_text()
@@ -61,11 +76,7 @@ class ChatPage:
         await expect(page.locator(".assistant .error")).to_be_hidden()
         answer: dict[str, Any] = await page.evaluate(_ANSWER)
         assert answer["meta"]["resumes"] == 1
-        body = {
-            "model": self.running.model,
-            "messages": [{"role": "user", "content": QUESTION}],
-            "temperature": 0,
-        }
+        body = BODY | {"model": self.running.model}
         async with httpx.AsyncClient(base_url=self.running.rest, timeout=PATIENCE) as client:
             sent = await client.post("/v1/chat/completions", json=body)
         message = sent.json()["choices"][0]["message"]

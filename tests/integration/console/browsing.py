@@ -8,6 +8,9 @@ import pytest
 from tests.support.waiting import PATIENCE
 
 WIDE, PHONE = {"width": 1280, "height": 800}, {"width": 390, "height": 780}
+WIDTHS = (320, 360, 641, 768, 861, 1920)
+"""Further widths at which no view may be wider than the page."""
+WIDER = "Math.max(0, document.documentElement.scrollWidth - innerWidth)"
 MILLISECONDS = 1000 * PATIENCE
 AUDIT = """async () => {
     const { violations } = await axe.run(document, { resultTypes: ["violations"] });

@@ -29,7 +29,7 @@ VIEWS = {
     "batches": "tbody tr",
 }
 """What each view shows when it is complete."""
-STREAMS, LINES, WARM_UP = 6, 400, 90.0
+STREAMS, LINES, WARM_UP = 6, 3000, 60.0
 """Requests at a time, lines of the batch, and seconds before the first picture."""
 REASONS = (
     "queue: 9 requests wait for 4.1 s",
@@ -42,7 +42,7 @@ async def take(url: str, admin: str, user: str) -> None:
     """Write the pictures of a running console."""
     async with httpx.AsyncClient(base_url=url, timeout=600) as client:
         await _decide(client, admin)
-        await _batch(client, user)
+        await _batch(client, admin)
         load = [asyncio.create_task(_ask(client, user, number)) for number in range(STREAMS)]
         try:
             await asyncio.sleep(WARM_UP)
@@ -142,6 +142,10 @@ async def _views(page: Page, url: str, scheme: str) -> None:
         await page.evaluate(f"location.hash = '{view}'")
         await page.locator(f"main {ready}").first.wait_for()
         await page.wait_for_timeout(4000)  # some snapshots, for the curves
+        if view == "load":  # the plots of the router are above
+            await page.get_by_role("heading", name="Autoscaler", exact=True).evaluate(
+                "node => node.scrollIntoView()"
+            )
         await page.screenshot(path=IMAGES / f"console-{view}-{scheme}.png")
 
 

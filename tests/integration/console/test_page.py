@@ -16,7 +16,15 @@ import pytest_asyncio
 from google.protobuf import json_format
 
 from serving.api.v1 import inference_pb2
-from tests.integration.console.browsing import AUDIT, MILLISECONDS, PHONE, WIDE, visiting
+from tests.integration.console.browsing import (
+    AUDIT,
+    MILLISECONDS,
+    PHONE,
+    WIDE,
+    WIDER,
+    WIDTHS,
+    visiting,
+)
 from tests.integration.console.stack import ADMIN, USER, running, settings
 from tests.support.browser import AXE, FLAGS, browser_or_skip
 from tests.support.waiting import eventually
@@ -369,4 +377,9 @@ async def test_every_view_is_accessible_and_fits(stack, visit, scheme, viewport)
             if view == "fleet":
                 await expect(page.locator(".rank")).to_have_count(2)
             found[view] = await page.evaluate(AUDIT)
+            if viewport is WIDE:
+                for width in WIDTHS:
+                    await page.set_viewport_size(viewport | {"width": width})
+                    found[view]["wider"] += await page.evaluate(WIDER)
+                await page.set_viewport_size(viewport)
     assert found == {view: {"violations": [], "wider": 0} for view in found}

@@ -1,10 +1,11 @@
 """Snapshots are built once for all consoles, kept once, and skipped by slow readers."""
 
 import asyncio
+import contextlib
 
 import pytest
 
-from serving.console.hub import SnapshotHub
+from serving.console.hub import TENANT_PART, SnapshotHub
 from serving.errors import Overloaded
 from tests.support.waiting import PATIENCE, eventually
 
@@ -122,3 +123,21 @@ async def test_closing_wakes_everybody(hub):
         hub.close()
         await wait(one)
         assert hub.closed
+
+
+async def test_one_tenant_cannot_take_the_subscriptions_of_others(hub):
+    source = Source()
+    with contextlib.ExitStack() as stack:
+        for _ in range(50 // TENANT_PART):
+            stack.enter_context(hub.subscribe({"a": source}, "greedy"))
+        with (
+            pytest.raises(Overloaded, match="your tenant has 12 open streams"),
+            hub.subscribe({"a": source}, "greedy"),
+        ):
+            pass
+        for tenant in ("another", None):
+            with hub.subscribe({"a": source}, tenant):
+                pass
+    assert not hub._tenants
+    with hub.subscribe({"a": source}, "greedy"):
+        assert hub.subscriptions == 1
