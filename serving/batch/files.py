@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, delete, func, select, update
+from sqlalchemy import Connection, delete, exists, func, select, update
 
 from serving.batch import owners
 from serving.batch.database import BatchDatabase
@@ -18,7 +18,14 @@ from serving.batch.objects import ObjectStore, ObjectWriter, parts_of
 from serving.batch.records import BATCH_PURPOSE, ENDED, StoredFile, new_id
 from serving.batch.schema import BATCHES, FILES
 from serving.clock import Clock
-from serving.errors import Conflict, Overloaded, ResourceNotFound, ServingError, StorageFull
+from serving.errors import (
+    Conflict,
+    NotReady,
+    Overloaded,
+    ResourceNotFound,
+    ServingError,
+    StorageFull,
+)
 from serving.settings import BatchSettings
 
 _FIELDS = [FILES.c[name] for name in StoredFile.__dataclass_fields__]
@@ -68,6 +75,8 @@ class FileStore:
         self._owner = owner
         self._discarded: deque[str] = deque()
         """Files of this process to discard, because the database could not record it."""
+        self._unused: deque[str] = deque()
+        """Result files to delete unless a batch refers to them."""
 
     def begin(self, tenant: str, purpose: str = BATCH_PURPOSE, expected: int = 0) -> Upload:
         """Start to write a file.
@@ -83,20 +92,24 @@ class FileStore:
         """
         now = self._clock.time()
         file_id = new_id("file", now)
-        with self._database.write() as connection:
-            if purpose == BATCH_PURPOSE:
-                self._check_room(connection, tenant, expected)
-            connection.execute(
-                FILES.insert().values(
-                    file_id=file_id,
-                    tenant=tenant,
-                    filename="",
-                    purpose=purpose,
-                    bytes=expected,
-                    created_at=int(now),
-                    owner=self._owner,
+        try:
+            with self._database.write() as connection:
+                if purpose == BATCH_PURPOSE:
+                    self._check_room(connection, tenant, expected)
+                connection.execute(
+                    FILES.insert().values(
+                        file_id=file_id,
+                        tenant=tenant,
+                        filename="",
+                        purpose=purpose,
+                        bytes=expected,
+                        created_at=int(now),
+                        owner=self._owner,
+                    )
                 )
-            )
+        except NotReady:
+            self._discarded.append(file_id)  # it may have been committed
+            raise
         try:
             return Upload(file_id, tenant, self._objects.create(file_id))
         except BaseException:
@@ -231,17 +244,36 @@ class FileStore:
         reading = select(BATCHES.c.input_file_id).where(BATCHES.c.status.not_in(ENDED))
         expired = (FILES.c.expires_at <= int(now)) & FILES.c.file_id.not_in(reading)
         with self._database.write() as connection:
-            for file_id in tuple(self._discarded):
+            discarded, unused = tuple(self._discarded), tuple(self._unused)
+            for file_id in discarded:
                 self._mark_deleted(connection, file_id)
+            for file_id in unused:
+                connection.execute(
+                    update(FILES)
+                    .where(
+                        FILES.c.file_id == file_id,
+                        ~exists().where(
+                            (BATCHES.c.output_file_id == file_id)
+                            | (BATCHES.c.error_file_id == file_id)
+                        ),
+                    )
+                    .values(owner=_DELETED)
+                )
             connection.execute(update(FILES).where(expired).values(owner=_DELETED))
             found = connection.execute(
                 select(FILES.c.file_id).where(owners.abandoned(FILES.c.owner, now)).limit(100)
             )
             names = list(found.scalars())
-        self._discarded.clear()
+        for waiting, done in ((self._discarded, discarded), (self._unused, unused)):
+            for _ in done:
+                waiting.popleft()
         for name in names:
             self._remove(name)
         return len(names)
+
+    def delete_unless_used(self, file_id: str) -> None:
+        """Let ``sweep`` delete a result file, unless a batch refers to it."""
+        self._unused.append(file_id)
 
     def sizes(self) -> tuple[int, int]:
         """Return number and total size in bytes of all files."""

@@ -8,12 +8,12 @@ it has run: the first answer is kept, the second one is dropped. All functions b
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import bindparam, delete, func, select, tuple_, update
+from sqlalchemy import bindparam, delete, exists, func, select, tuple_, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from serving.batch import owners
 from serving.batch.database import BatchDatabase
-from serving.batch.records import Answer, Claim, Status
+from serving.batch.records import ENDED, Answer, Claim, Status
 from serving.batch.schema import BATCHES, CLAIMED, COMPLETED, FAILED, LINES, OPEN
 from serving.clock import Clock
 
@@ -203,6 +203,27 @@ class LineTable:
         with self._database.write() as connection:
             if rows:
                 connection.execute(statement, rows)
+
+    def owned(self, batch_id: str) -> list[Claim]:
+        """Return the lines that are claimed by this process.
+
+        A claim can have been committed although the connection failed and ``claim`` raised.
+        """
+        query = select(LINES.c.line, LINES.c.start, LINES.c.length).where(
+            LINES.c.batch_id == batch_id, LINES.c.state == CLAIMED, LINES.c.owner == self._owner
+        )
+        with self._database.read() as connection:
+            return [Claim(batch_id, *row) for row in connection.execute(query)]
+
+    def sweep(self) -> None:
+        """Remove the lines of batches that ended while the database failed."""
+        query = select(BATCHES.c.batch_id).where(
+            BATCHES.c.status.in_(ENDED), exists().where(LINES.c.batch_id == BATCHES.c.batch_id)
+        )
+        with self._database.read() as connection:
+            ended = list(connection.execute(query).scalars())
+        for batch_id in ended:
+            self.clear(batch_id)
 
     def take_over(self, batch_id: str) -> int:
         """Release the lines of processes without a lease; return their number."""

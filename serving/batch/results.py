@@ -1,6 +1,5 @@
 """Result files: one line per answer, in the order of the input file, with OpenAI's fields."""
 
-import contextlib
 from dataclasses import dataclass, field
 
 from serving.batch.batches import BatchTable
@@ -10,7 +9,6 @@ from serving.batch.objects import PART_BYTES
 from serving.batch.records import OUTPUT_PURPOSE, Batch, Status
 from serving.batch.result_lines import content_of
 from serving.batch.schema import COMPLETED, FAILED
-from serving.errors import ServingError
 
 _NOT_RUN = {
     Status.EXPIRED: ("batch_expired", "the completion window passed before this line was run"),
@@ -80,8 +78,9 @@ def write_results(batch: Batch, batches: BatchTable, lines: LineTable, files: Fi
     except BaseException:
         output.abort()
         errors.abort()
-        with contextlib.suppress(ServingError):  # they expire
-            _delete(files, batch.tenant, written)
+        for name in written:
+            # The end may have been committed although the database failed.
+            files.delete_unless_used(name)
         raise
     if ended:
         lines.clear(batch.batch_id)

@@ -185,8 +185,18 @@ class BatchRunner:
             self._take_over_at = self._clock.monotonic() + self._settings.lease / 3
             for batch_id in running:
                 await store.run(store.lines.take_over, batch_id)
+                await self._release_unknown(batch_id)
         self._active = active
         self._exhausted.clear()
+
+    async def _release_unknown(self, batch_id: str) -> None:
+        """Release lines whose claim was committed although the database failed."""
+        store = self._store
+        owned = await store.run(store.lines.owned, batch_id)
+        unknown = [claim for claim in owned if (batch_id, claim.line) not in self._running]
+        if unknown:
+            # Those that have ended in the meantime are not claimed any more, and stay answered.
+            await store.run(store.lines.give_back, unknown)
 
     async def _close(self, batch: Batch, now: float) -> bool:
         """Stop running a batch that is done or whose window has passed."""

@@ -134,6 +134,7 @@ class BatchStore:
     def sweep(self) -> tuple[dict[int, int], int]:
         """Remove what has expired; return the lines by state and the size of all files, bytes."""
         self.files.sweep()
+        self.lines.sweep()
         self.batches.sweep()
         return self.lines.counts(), self.files.sizes()[1]
 

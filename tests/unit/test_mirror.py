@@ -9,6 +9,7 @@ UNIT = ROOT / "tests" / "unit"
 TOPICS = {
     "admission/test_documentation": "what deploy/docs say of quotas, against the settings",
     "admission/test_simulation": "fairness and bounds of the whole controller under random load",
+    "batch/test_policy": "the policy of batch.scheduler on a simulated group, in virtual time",
     "batch/test_storage": "files, batches, lines, validation and results in one database",
     "cli/test_tls_server_name": "one option of every client command",
     "console/test_feeds": "all feeds, and the timeline",

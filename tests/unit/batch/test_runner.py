@@ -138,6 +138,25 @@ async def test_a_line_that_is_claimed_again_while_it_runs_is_not_started_twice(s
     await eventually(lambda: not router.runner._running, "the end of the lines")
 
 
+async def test_a_claim_that_was_committed_although_the_database_failed_is_released(
+    start, monkeypatch
+):
+    router = start(lease=0.3)
+    claim, lost = router.store.lines.claim, []
+
+    def failing(batch_id, most):
+        claims = claim(batch_id, most)
+        if claims and not lost:
+            lost.extend(claims)
+            raise NotReady("the connection was lost")
+        return claims
+
+    monkeypatch.setattr(router.store.lines, "claim", failing)
+    ended = await router.ended(await router.submit("a", "b", "c"))
+    assert (ended.status, ended.completed) == (Status.COMPLETED, 3)
+    assert len(lost) == 3
+
+
 async def test_lines_claimed_while_it_stops_do_not_start(start, monkeypatch):
     router = start()
     claim = router.store.lines.claim

@@ -1,6 +1,7 @@
 """Files, batches, lines, validation and results in a SQLite database and a folder."""
 
 import asyncio
+import contextlib
 import errno
 import json
 import threading
@@ -290,6 +291,54 @@ def test_a_batch_whose_input_file_is_lost_fails(store, tmp_path):
     found = store.batches.get("t", batch.batch_id)
     assert found.status is Status.FAILED
     assert json.loads(found.errors_json)[0]["code"] == "input_file_lost"
+
+
+@pytest.mark.parametrize("committed", [False, True])
+def test_results_survive_a_database_that_fails_when_the_batch_ends(store, monkeypatch, committed):
+    batch = running(store, lines_of(2))
+    answer(store, batch, 1, 2)
+    store.batches.close(batch.batch_id, Status.COMPLETED)
+    closed = store.batches.get("t", batch.batch_id)
+    assert store.batches.own(closed.batch_id, closed.status)
+    end = store.batches.end
+
+    def failing(*args):
+        if committed:
+            end(*args)
+        raise NotReady("the connection was lost")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store.batches, "end", failing)
+        with pytest.raises(NotReady):
+            store.write_results(closed)
+    if not committed:
+        assert store.write_results(closed)
+    store.sweep()
+    ended = store.batches.get("t", batch.batch_id)
+    assert ended.status is Status.COMPLETED
+    found = [each["custom_id"] for each in results(store, ended.output_file_id)]
+    assert found == ["id-0", "id-1"]
+    # The input file and the result file, and no lines.
+    assert store.files.sizes()[0] == 2
+    assert store.lines.counts() == {}
+
+
+def test_a_file_whose_creation_may_have_been_committed_is_swept(store, monkeypatch):
+    write = store._database.write
+
+    @contextlib.contextmanager
+    def failing():
+        with write() as connection:
+            yield connection
+        raise NotReady("the connection was lost")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store.files._database, "write", failing)
+        with pytest.raises(NotReady):
+            store.files.begin("t")
+    assert store.files.sizes()[0] == 1
+    store.sweep()
+    assert store.files.sizes()[0] == 0
 
 
 @pytest.mark.parametrize("failing", ["storage", "database"])

@@ -36,6 +36,19 @@ def test_null_is_the_setting_under_autoscaler():
     assert gpus_per_group(scaling, own.group) == 4.0
 
 
+def test_a_pool_has_its_own_schedule_of_batches():
+    always = {"when": "* * * * *", "groups": 2}
+    own, default = pools_of(
+        {"batch": {"schedule": [always]}},
+        {},
+        batch={"schedule": [always | {"groups": 1}], "max_hourly_cost": 40.0},
+    )
+    assert own.autoscaler.batch.schedule[0].groups == 2
+    assert default.autoscaler.batch.schedule[0].groups == 1
+    for pool in (own, default):
+        assert pool.autoscaler.batch.max_hourly_cost == 40.0
+
+
 def test_a_pool_has_its_own_worker_group():
     own, default = pools_of(
         {"kubernetes": {"service": "moe-p0", "workers_per_group": 2}},

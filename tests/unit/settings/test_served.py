@@ -84,3 +84,16 @@ def test_the_only_pool_needs_no_choice():
     assert pool_settings(short, "m/default") is short
     one = Settings(models=[{"name": "m", "path": "/m"}])
     assert pool_settings(one).model.name == "m"
+
+
+def test_a_model_has_its_own_objectives_of_batches():
+    settings = Settings(
+        batch={"itl_slo": 0.1, "ttft_slo": 2.0},
+        models=[
+            {"name": "a", "path": "/a", "batch": {"ttft_slo": 0.5}},
+            {"name": "b", "path": "/b"},
+        ],
+    )
+    a, b = (model.settings.batch for model in served_models(settings))
+    assert (a.itl_slo, a.ttft_slo) == (0.1, 0.5)
+    assert (b.itl_slo, b.ttft_slo) == (0.1, 2.0)
