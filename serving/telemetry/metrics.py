@@ -288,11 +288,11 @@ ADAPTER_REQUESTS = Counter(
     "moe_adapter_placements",
     "Placements of requests with a LoRA adapter, by whether the chosen rank held the adapter: hit "
     "or miss.",
-    ["held"],
+    ["outcome"],
     registry=REGISTRY,
 )
-for _held in ("hit", "miss"):
-    ADAPTER_REQUESTS.labels(_held)
+for _outcome in ("hit", "miss"):
+    ADAPTER_REQUESTS.labels(_outcome)
 ROUTING_PICKS = Counter(
     "moe_routing_picks",
     "Requests placed on a rank, by the deciding reason: only, session, prefix, load.",

@@ -371,7 +371,7 @@ async def test_twenty_adapters_on_ranks_with_four_slots(tmp_path):
     rates, evictions = {}, {}
     for way, weight in (("by residency", 3.0), ("random", 0.0)):
         settings = stand_settings(models=[model], routing={"weights": {"adapter": weight}})
-        before = {held: sample("moe_adapter_placements_total", held=held) for held in HELD}
+        before = {held: sample("moe_adapter_placements_total", outcome=held) for held in HELD}
         async with serving(settings, groups=4) as (stand, rest):
             turns = asyncio.Semaphore(8)
 
@@ -388,7 +388,7 @@ async def test_twenty_adapters_on_ranks_with_four_slots(tmp_path):
             assert all(len(report.resident) <= 4 for report in reports)
             rates[way] = 1 - sum(report.loads_total for report in reports) / 400
             evictions[way] = sum(report.evictions_total for report in reports)
-        after = {held: sample("moe_adapter_placements_total", held=held) for held in HELD}
+        after = {held: sample("moe_adapter_placements_total", outcome=held) for held in HELD}
         assert sum(after.values()) - sum(before.values()) == 400
     print(rates, evictions)  # noqa: T201
     assert evictions["random"] > evictions["by residency"] > 0

@@ -153,6 +153,7 @@ async def test_every_route_with_a_users_key(guarded, rest):
     for method, path in routes_of(guarded.router):
         answer = await rest.request(method, path, headers=bearer(USER))
         for_admins = ("/v1/organization/", "/console/api/groups", "/console/api/autoscaler")
+        for_admins += ("/v1/load_lora_adapter", "/v1/unload_lora_adapter")
         user_may_not = path.startswith(for_admins) or (
             path not in OPEN_ROUTES
             and not path.startswith(

@@ -443,11 +443,11 @@ def test_requests_for_an_adapter_keep_to_its_ranks_until_these_are_loaded():
     ids = [each.rank_id for each in ranks_of(snapshot)]
     for rank_id in ids:
         scheduler._adapters.add(rank_id, 2)
-    before = sample("moe_adapter_placements_total", held="hit")
+    before = sample("moe_adapter_placements_total", outcome="hit")
     first = scheduler.choose(snapshot, ADAPTED, 0.0).rank_id
     scheduler._adapters.report(first, ["a@1"])
     assert {scheduler.choose(snapshot, ADAPTED, 0.0).rank_id for _ in range(8)} == {first}
-    assert sample("moe_adapter_placements_total", held="hit") == before + 8
+    assert sample("moe_adapter_placements_total", outcome="hit") == before + 8
     busy = adapted(*(20_000 if rank_id == first else 0 for rank_id in ids))
     assert scheduler.choose(busy, ADAPTED, 0.0).rank_id != first
     plain = scheduler.choose(snapshot, RoutingRequest(100, 50), 0.0)

@@ -123,6 +123,7 @@ _METHODS = {
         "responses_stream_generator": "592bb23bab",
     },
     "vllm.entrypoints.serve.engine.serving:BaseServing": {
+        "_get_active_default_mm_loras": "701221611b",
         "create_error_response": "47ec3d3202",
     },
     "vllm.entrypoints.serve.tokenize.protocol:TokenizeChatRequest": {
