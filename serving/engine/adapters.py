@@ -10,16 +10,14 @@ import asyncio
 import contextlib
 import logging
 from collections import OrderedDict, deque
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Protocol
 
 from serving.clock import Clock
 from serving.engine.adapter_copies import AdapterCopies, HeldAdapter
-from serving.engine.base import Deliver, RunningRequest
+from serving.engine.adapter_request import AdapterRequest, AdapterSlot, Start
+from serving.engine.base import Deliver
 from serving.errors import EngineError
 from serving.link.adapter_files import AdapterError
-from serving.link.protocol import adapter_key
 from serving.link.v1 import link_pb2
 from serving.settings import ModelSettings
 
@@ -54,18 +52,6 @@ class AdapterLoader(Protocol):
         ...
 
 
-Start = Callable[[link_pb2.Submit, Deliver, HeldAdapter], RunningRequest]
-"""Starts a request whose adapter is loaded."""
-
-
-@dataclass(slots=True, eq=False)
-class _Slot:
-    adapter: HeldAdapter
-    users: int = 0
-    leaving: bool = False
-    """Whether it gets no more requests, because another adapter needs the slot."""
-
-
 class RankAdapters:
     """The adapters of one engine. Not thread-safe: all calls come from one event loop."""
 
@@ -85,7 +71,7 @@ class RankAdapters:
         self._loader = loader
         self._start = start
         self._clock = clock
-        self._slots: OrderedDict[str, _Slot] = OrderedDict()
+        self._slots: OrderedDict[str, AdapterSlot] = OrderedDict()
         """Loaded adapters by key, the least recently requested one first."""
         self._waiting: deque[AdapterRequest] = deque()
         self._failed: dict[str, tuple[float, str]] = {}
@@ -110,13 +96,13 @@ class RankAdapters:
             waiting_requests=len(self._waiting),
         )
 
-    def submit(self, request: link_pb2.Submit, deliver: Deliver) -> "AdapterRequest":
+    def submit(self, request: link_pb2.Submit, deliver: Deliver) -> AdapterRequest:
         """Start a request that names an adapter, once the engine holds it.
 
         If the adapter cannot be loaded within ``lora.load_timeout``, only this request fails.
         """
         self._requests += 1
-        found = AdapterRequest(self, request, deliver, self._clock.monotonic())
+        found = AdapterRequest(request, deliver, self._clock.monotonic(), self._drop)
         slot = self._slots.get(found.key)
         failed = self._failed.get(found.key)
         if failed is not None and self._clock.monotonic() < failed[0]:
@@ -147,18 +133,18 @@ class RankAdapters:
 
     # -- requests -----------------------------------------------------------------------
 
-    def _begin(self, request: "AdapterRequest", slot: _Slot) -> None:
+    def _begin(self, request: AdapterRequest, slot: AdapterSlot) -> None:
         slot.users += 1
         self._slots.move_to_end(request.key)
         request.start(self._start, slot)
 
-    def drop(self, request: "AdapterRequest", slot: _Slot | None) -> None:
-        """Forget a request that has ended; ``slot`` is the one that it used."""
-        if slot is None:
+    def _drop(self, request: AdapterRequest) -> None:
+        """Forget a request that has ended."""
+        if request.slot is None:
             with contextlib.suppress(ValueError):
                 self._waiting.remove(request)
         else:
-            slot.users -= 1
+            request.slot.users -= 1
         self.wake()
 
     # -- loading ------------------------------------------------------------------------
@@ -186,7 +172,7 @@ class RankAdapters:
             if self._task is asyncio.current_task():
                 self._task = None
 
-    def _next(self) -> "AdapterRequest | None":
+    def _next(self) -> AdapterRequest | None:
         """Return the first waiting request whose adapter is held, or can get a slot."""
         first: AdapterRequest | None = None
         for request in self._waiting:
@@ -205,7 +191,7 @@ class RankAdapters:
             next(iter(self._slots.values())).leaving = True
         return None
 
-    def _idle(self) -> _Slot | None:
+    def _idle(self) -> AdapterSlot | None:
         """Return the least recently used slot without requests."""
         return next((slot for slot in self._slots.values() if not slot.users), None)
 
@@ -227,7 +213,7 @@ class RankAdapters:
                 f"{lora.load_timeout:g} s (lora.load_timeout); try again later",
             )
 
-    async def _serve(self, request: "AdapterRequest") -> None:
+    async def _serve(self, request: AdapterRequest) -> None:
         """Load the request's adapter, and start all requests that wait for it.
 
         Raises:
@@ -260,7 +246,7 @@ class RankAdapters:
             self._waiting.remove(other)
             self._begin(other, slot)
 
-    async def _load(self, request: "AdapterRequest") -> _Slot:
+    async def _load(self, request: AdapterRequest) -> AdapterSlot:
         """Copy and check the files, and load the copy.
 
         Raises:
@@ -274,10 +260,10 @@ class RankAdapters:
             await self.copies.delete(held)
             raise
         self._loads += 1
-        slot = self._slots[request.key] = _Slot(held)
+        slot = self._slots[request.key] = AdapterSlot(held)
         return slot
 
-    async def _remove(self, slot: _Slot) -> None:
+    async def _remove(self, slot: AdapterSlot) -> None:
         """Remove an adapter without requests.
 
         Raises:
@@ -300,72 +286,3 @@ class RankAdapters:
         for request in [each for each in self._waiting if each.key == key]:
             self._waiting.remove(request)
             request.fail(code, message)
-
-
-class AdapterRequest:
-    """A request that names an adapter: waiting for it, or running."""
-
-    __slots__ = ("_deliver", "_ended", "_owner", "_request", "_running", "_slot", "began_at", "key")
-
-    def __init__(
-        self, owner: RankAdapters, request: link_pb2.Submit, deliver: Deliver, began_at: float
-    ) -> None:
-        self._owner = owner
-        self._request = request
-        self._deliver = deliver
-        self._running: RunningRequest | None = None
-        self._slot: _Slot | None = None
-        self._ended = False
-        self.began_at = began_at
-        self.key = adapter_key(request.adapter.name, request.adapter.digest)
-
-    @property
-    def adapter(self) -> link_pb2.Adapter:
-        """The adapter that the request names."""
-        return self._request.adapter
-
-    @property
-    def name(self) -> str:
-        """Name of the adapter."""
-        return self._request.adapter.name
-
-    def start(self, start: Start, slot: _Slot) -> None:
-        """Start the request on the engine."""
-        self._slot = slot
-        running = start(self._request, self._receive, slot.adapter)
-        if not self._ended:
-            self._running = running
-
-    def fail(self, code: link_pb2.RequestError.Code, message: str) -> None:
-        """End a waiting request with an error."""
-        self._ended = True
-        self._deliver(
-            link_pb2.Delta(
-                request_id=self._request.request_id,
-                finished=True,
-                error=_Code(code=code, message=message),
-            )
-        )
-
-    def cancel(self) -> None:
-        """Abort the request; see the protocol."""
-        if self._running is not None:
-            self._running.cancel()
-        self._end()
-
-    def complete(self, index: int) -> bool:
-        """End a choice; see the protocol."""
-        if self._running is not None and self._running.complete(index):
-            self._end()
-        return self._ended
-
-    def _receive(self, delta: link_pb2.Delta) -> None:
-        if delta.finished:
-            self._end()
-        self._deliver(delta)
-
-    def _end(self) -> None:
-        if not self._ended:
-            self._ended = True
-            self._running = None
-            self._owner.drop(self, self._slot)

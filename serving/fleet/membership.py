@@ -68,7 +68,7 @@ class FleetMembership:
         self.router_id = router_id or uuid4().hex[:8]
         self.prefixes = prefixes if prefixes is not None else PrefixIndex()
         self.adapters = AdapterIndex()
-        """Which ranks hold which LoRA adapters, for routing."""
+        """Which ranks of ready groups hold which LoRA adapters, for routing."""
         self._groups: dict[str, Group] = {}
         self.candidates = Candidates()
         """The ready groups, for routing."""
@@ -142,8 +142,6 @@ class FleetMembership:
             self._groups[hello.group_id] = group
         group.total_experts = max(group.total_experts, hello.experts.total)
         group.members[hello.rank] = Member(hello, handle, first_snapshot(hello, self._clock))
-        if hello.adapters.slots:
-            self.adapters.add(rank_id, hello.adapters.slots)
         self._settle(group)
         self._changed()
         return rank_id
@@ -385,13 +383,12 @@ class FleetMembership:
         if after is None:
             return
         if group.state is MemberState.READY:
-            self.candidates.remove(group.group_id)
+            self._withdraw(group)
         planned = group.state is MemberState.DRAINING
         group.state, group.reason, group.since = after, reason, self._clock.time()
         members = tuple(group.members.values())
         if after is MemberState.READY:
-            ranks = [member.candidate for _, member in sorted(group.members.items())]
-            self.candidates.add(group.group_id, group.epoch, ranks)
+            self._offer(group)
         if after is MemberState.FENCED:
             metrics.GROUPS_FENCED.inc()
             for member in members:
@@ -402,9 +399,21 @@ class FleetMembership:
             if self._groups.get(group.group_id) is group:
                 del self._groups[group.group_id]
             for member in members:
-                self.adapters.forget(member.snapshot.rank_id)
                 member.handle.fence(f"group {group.group_id} is gone: {reason}", planned=planned)
                 member.handle.close(reason)
+
+    def _offer(self, group: Group) -> None:
+        """Let routing choose from the group's ranks."""
+        ranks = [member.candidate for _, member in sorted(group.members.items())]
+        self.candidates.add(group.group_id, group.epoch, ranks)
+        for rank in ranks:
+            if rank.adapter_slots:
+                self.adapters.add(rank.rank_id, rank.adapter_slots, rank.load.adapters)
+
+    def _withdraw(self, group: Group) -> None:
+        self.candidates.remove(group.group_id)
+        for member in group.members.values():
+            self.adapters.forget(member.snapshot.rank_id)
 
     def _changed(self) -> None:
         for listener in tuple(self._listeners):

@@ -53,18 +53,19 @@ class AdapterIndex:
 
     # -- events -------------------------------------------------------------------------
 
-    def add(self, rank_id: RankId, slots: int) -> None:
-        """Add a rank that runs adapters.
+    def add(self, rank_id: RankId, slots: int, held: Iterable[str] = ()) -> None:
+        """Add a rank that runs adapters and accepts requests.
 
         Args:
             rank_id: The rank.
             slots: Adapters that it can hold.
+            held: Adapters that it holds.
         """
-        self._ranks[rank_id] = _Rank(slots)
+        self._ranks[rank_id] = _Rank(slots, frozenset(held))
         self._orders.clear()
 
     def forget(self, rank_id: RankId) -> None:
-        """Drop a rank that left."""
+        """Drop a rank that left or accepts no more requests."""
         if self._ranks.pop(rank_id, None) is not None:
             self._orders.clear()
 

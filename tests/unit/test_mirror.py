@@ -130,7 +130,10 @@ ELSEWHERE = {
         "engine/vllm_engine",
         "engine/worker_extension",
     ),
-    "together with engine/adapters by its tests": ("engine/adapter_copies",),
+    "together with engine/adapters by its tests": (
+        "engine/adapter_copies",
+        "engine/adapter_request",
+    ),
     "by test_cpu_plugin, patch by patch": ("engine/cpu_plugin/",),
     "by test_run, with several peers": ("engine/fabric/",),
     "by tests/unit/engine/ray and on real Ray in tests/e2e": ("engine/ray/",),

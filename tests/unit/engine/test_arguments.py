@@ -40,6 +40,18 @@ def test_a_rank_of_several():
     assert args.worker_extension_cls == "serving.engine.worker_extension.WorkerExtension"
 
 
+def test_adapters_are_enabled_for_all_but_the_experts():
+    plain = engine_args(Settings())
+    assert not plain.enable_lora
+    model = ModelSettings(lora={"folder": "/adapters", "slots": 3, "max_rank": 32})
+    args = engine_args(Settings(model=model))
+    assert args.enable_lora
+    assert (args.max_loras, args.max_cpu_loras, args.max_lora_rank) == (3, 3, 32)
+    assert {"q_proj", "o_proj", "gate_proj"} <= set(args.lora_target_modules)
+    assert not any("expert" in name or name == "kv_b_proj" for name in args.lora_target_modules)
+    assert not router_args(Settings(model=model)).enable_lora, "routers load no adapters"
+
+
 @pytest.mark.parametrize(
     ("ranks", "tensor_parallel", "want"),
     [(1, 1, False), (1, 2, True), (2, 1, True)],

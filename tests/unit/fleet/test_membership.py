@@ -114,6 +114,28 @@ def test_ready_when_all_ranks_joined_and_reported_healthy(fleet):
     ("health", "word"),
     [pytest.param(FAILED, "failed", id="failed"), pytest.param(STALLED, "stalled", id="stalled")],
 )
+def test_adapters_count_while_the_group_accepts_requests(fleet):
+    adapters = fleet.membership.adapters
+    capacity = link_pb2.AdapterCapacity(slots=2, max_rank=16)
+    fleet.join(0, adapters=capacity)
+    fleet.report(0, adapters=link_pb2.AdapterLoad(resident=["a@1"]))
+    assert not adapters.values("a@1", 4)
+    fleet.join(1)
+    fleet.report(1)
+    assert list(adapters.values("a@1", 4)) == [fleet.keys[0]], "rank 1 runs no adapters"
+    assert adapters.holds(fleet.keys[0], "a@1")
+    fleet.report(0, adapters=link_pb2.AdapterLoad(resident=["b@1"]))
+    assert not adapters.holds(fleet.keys[0], "a@1")
+    fleet.membership.cordon("g0", "")
+    assert not adapters.values("b@1", 4)
+    fleet.membership.uncordon("g0")
+    assert adapters.holds(fleet.keys[0], "b@1")
+    (first, _) = fleet.group.ranks
+    assert (first.adapter_slots, first.load.adapters) == (2, ("b@1",))
+    fleet.leave(0)
+    assert not adapters.values("b@1", 4)
+
+
 def test_bad_health_of_one_rank_fences_the_whole_group(ready, health, word):
     ready.clock.now = 2000.0
     ready.report(1, health, "it broke")

@@ -21,6 +21,7 @@ REQUEST = RoutingRequest(100, 50)
         pytest.param(filters.usable, rank(), True, id="healthy"),
         pytest.param(filters.usable, rank(healthy=False), False, id="not healthy"),
         pytest.param(filters.usable, rank(draining=True), False, id="draining"),
+        pytest.param(filters.runs_adapters, rank(), True, id="no adapter named"),
         pytest.param(filters.long_enough, rank(), True, id="length not told"),
         pytest.param(filters.long_enough, rank(max_model_len=101), True, id="prompt and a token"),
         pytest.param(filters.long_enough, rank(max_model_len=100), False, id="prompt alone"),
@@ -103,6 +104,13 @@ FULL = {"inflight": 10, "max_num_seqs": 8}
             NoCandidateKind.NOT_READY,
             "must avoid",
             id="avoided",
+        ),
+        pytest.param(
+            fleet(loads(0)),
+            RoutingRequest(100, adapter="a@1"),
+            NoCandidateKind.UNSUITABLE,
+            "no rank of a ready group runs LoRA adapters",
+            id="no adapters",
         ),
         pytest.param(
             fleet(group(rank(healthy=False))),

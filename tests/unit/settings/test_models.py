@@ -83,6 +83,24 @@ def test_settings_written_for_a_child_process_are_read_unchanged():
             "models[1].pools[0].name: the Ray Serve application",
             id="same-application",
         ),
+        pytest.param(
+            [ONE | {"adapters": [{"name": "x", "path": "/x"}, {"name": "x", "path": "/y"}]}],
+            "models[0].adapters[1].name: another adapter is named x",
+            id="same-adapter",
+        ),
+        pytest.param(
+            [ONE, {"name": "two", "path": "/", "adapters": [{"name": "one", "path": "/x"}]}],
+            "models[1].adapters[0].name: 'one' is already a name or alias of models[0]",
+            id="adapter-is-a-model",
+        ),
+        pytest.param(
+            [ONE | {"adapters": [{"name": "../x", "path": "/x"}]}],
+            "models[0].adapters[0].name: String should match",
+            id="path-in-an-adapters-name",
+        ),
+        pytest.param(
+            [ONE | {"lora": {"max_rank": 9}}], "models[0].lora.max_rank: ", id="rank-of-adapters"
+        ),
         pytest.param([ONE | {"pool": []}], "models[0].pool: Extra inputs", id="unknown-key"),
         pytest.param([{"path": "/"}], "models[0].name: Field required", id="no-name"),
         pytest.param(["one"], "models[0]: Input should be", id="not-a-mapping"),
@@ -94,6 +112,26 @@ def test_an_error_names_its_place(entries, error):
     with pytest.raises(SettingsError) as caught:
         models(*entries)
     assert f"invalid settings: {error}" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("model", "error"),
+    [
+        (
+            {"adapters": [{"name": "x", "path": "/x"}, {"name": "x", "path": "/y"}]},
+            "adapters[1].name: another adapter is named x",
+        ),
+        (
+            {"adapters": [{"name": "pocket-r1", "path": "/x"}]},
+            "adapters[0].name: 'pocket-r1' is a name of the model",
+        ),
+    ],
+    ids=["same-adapter", "adapter-is-the-model"],
+)
+def test_adapters_of_the_short_form_have_names_of_their_own(model, error):
+    with pytest.raises(SettingsError) as caught:
+        load_settings(flags={"model": model})
+    assert error in str(caught.value)
 
 
 def test_the_short_form_and_models_are_not_combined():

@@ -42,6 +42,21 @@ def test_each_pool_has_settings_in_the_short_form():
     assert apps == ["moe-serving-org-a-default", "moe-serving-b-x", "moe-serving-b-y"]
 
 
+def test_each_pool_runs_the_adapters_of_its_model():
+    adapters = [{"name": "x", "path": "/x"}]
+    settings = Settings(
+        models=[
+            {"name": "a", "path": "/a", "adapters": adapters, "lora": {"slots": 2}},
+            {"name": "b", "path": "/b", "lora": {"folder": "/f"}},
+            {"name": "c", "path": "/c"},
+        ]
+    )
+    a, b, c = (model.settings.model for model in served_models(settings))
+    assert (a.adapters[0].name, a.lora.slots, a.runs_adapters) == ("x", 2, True)
+    assert (b.adapters, b.runs_adapters) == ((), True)
+    assert not c.runs_adapters
+
+
 def test_the_short_form_of_a_pool_is_valid_on_its_own():
     settings = Settings(models=[{"name": "a", "path": "/a", "pools": [{"name": "p"}]}])
     (model,) = served_models(settings)
