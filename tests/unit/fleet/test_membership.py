@@ -110,10 +110,6 @@ def test_ready_when_all_ranks_joined_and_reported_healthy(fleet):
     assert fleet.group.reason == "all 2 ranks are healthy"
 
 
-@pytest.mark.parametrize(
-    ("health", "word"),
-    [pytest.param(FAILED, "failed", id="failed"), pytest.param(STALLED, "stalled", id="stalled")],
-)
 def test_adapters_count_while_the_group_accepts_requests(fleet):
     adapters = fleet.membership.adapters
     capacity = link_pb2.AdapterCapacity(slots=2, max_rank=16)
@@ -136,6 +132,10 @@ def test_adapters_count_while_the_group_accepts_requests(fleet):
     assert not adapters.values("b@1", 4)
 
 
+@pytest.mark.parametrize(
+    ("health", "word"),
+    [pytest.param(FAILED, "failed", id="failed"), pytest.param(STALLED, "stalled", id="stalled")],
+)
 def test_bad_health_of_one_rank_fences_the_whole_group(ready, health, word):
     ready.clock.now = 2000.0
     ready.report(1, health, "it broke")
