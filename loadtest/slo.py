@@ -12,7 +12,7 @@ from loadtest.record import Record
 class Slo:
     """The limits of a request, and the share of requests that must meet all of them.
 
-    Limits are in seconds; None: no limit.
+    Limits are in seconds. None means no limit.
     """
 
     ttft: float | None = None

@@ -39,7 +39,7 @@ class _Series:
     models: tuple[str, ...]
     """Models that requests alternate between."""
     base: "_Series | None" = None
-    """The series to compare with; None: this one is the baseline."""
+    """The series to compare with. None if this one is the baseline."""
     milliseconds: list[float] = field(default_factory=list)
     """CPU time of the router per request, by round, milliseconds."""
 

@@ -189,7 +189,7 @@ class FairQueue(Generic[T]):
     def upcoming(self, now: float) -> Iterator[T]:
         """Yield the queued requests in the order in which they would be served if none arrived.
 
-        Each takes O(log tenants). The queue must not change meanwhile.
+        Each takes O(log tenants). The queue must not change during the iteration.
         """
         self._age(now)
         yield from self._resumed

@@ -117,7 +117,7 @@ class BatchTable:
 
         Args:
             tenant: The tenant.
-            after: Id of the last batch of the previous page; None: the first page.
+            after: Id of the last batch of the previous page. None requests the first page.
             limit: Maximum number of batches.
         """
         query = select(*_FIELDS).where(BATCHES.c.tenant == tenant)
@@ -276,7 +276,7 @@ class BatchTable:
         owned: bool = False,
         **values: Any,
     ) -> bool:
-        """Change the status; ``owned``: only if this process owns the batch."""
+        """Change the status; with ``owned``, only if this process owns the batch."""
         statement = update(BATCHES).where(
             BATCHES.c.batch_id == batch_id, BATCHES.c.status.in_(origins)
         )

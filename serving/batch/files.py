@@ -181,7 +181,7 @@ class FileStore:
 
         Args:
             tenant: The tenant.
-            after: Id of the last file of the previous page; None: the first page.
+            after: Id of the last file of the previous page. None requests the first page.
             limit: Maximum number of files.
             descending: Newest first.
             purpose: Only files of this purpose. None: all.

@@ -154,7 +154,7 @@ def _group_rooms(
 def _longest_step(
     busiest: int, total: int, learned: GroupUse, settings: BatchSettings
 ) -> float | None:
-    """Return the permitted duration of a step, seconds; None: any."""
+    """Return the permitted duration of a step, seconds, or None if there is no limit."""
     times = learned.model.times
     if not busiest:
         # Nothing is known of a group that has had no request yet.

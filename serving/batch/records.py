@@ -41,7 +41,7 @@ class StoredFile:
     created_at: int
     """Unix seconds."""
     expires_at: int | None
-    """Unix seconds; None: never."""
+    """Unix seconds, or None if it never expires."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ class NewBatch:
     """``completion_window`` in seconds."""
     metadata_json: str
     results_lifetime: int | None
-    """Seconds after which the results are deleted; None: ``batch.retention``."""
+    """Seconds after which the results are deleted. None means ``batch.retention``."""
 
 
 @dataclass(frozen=True, slots=True)

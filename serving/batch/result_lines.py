@@ -9,7 +9,7 @@ def content_of(custom_id: str | None, *, response: Any = None, error: Any = None
     """Return a line of a result file without its id.
 
     Args:
-        custom_id: The line's; None: it could not be read.
+        custom_id: The line's custom_id. None if it could not be read.
         response: Status code, request id and body. None: the line was not run.
         error: Code and message. None: the line has a response.
     """

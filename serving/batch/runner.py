@@ -111,7 +111,7 @@ class BatchRunner:
         """Tasks that validate a batch or write its results, by batch."""
         self._wake = asyncio.Event()
         self._loop: asyncio.Task[None] | None = None
-        """The task of ``run``; None: it has not begun."""
+        """The task of ``run``. None if it has not begun."""
         self._stopping = False
         self._look_at = self._sweep_at = self._take_over_at = float("-inf")
         """Monotonic times of the next look, sweep and take-over, seconds."""

@@ -30,7 +30,7 @@ class Bucket:
 
         Args:
             url: ``s3://bucket/prefix``.
-            endpoint: URL of the service. None: that of AWS.
+            endpoint: URL of the service. None means AWS.
             timeout: Timeout for connecting and for each read, seconds.
         """
         parsed = urlsplit(url)

@@ -108,7 +108,7 @@ class StepModel:
         return StepTime(max(t - sequence * n - token * p, 0.0), sequence, token)
 
     def _fitted(self) -> tuple[float, float] | None:
-        """Return the cost of a sequence and of a prompt token; None: they cannot be separated."""
+        """Return the cost of a sequence and of a prompt token; None if they cannot be separated."""
         n, p, t = self.n / self.weight, self.p / self.weight, self.t / self.weight
         nn, pp = self.nn / self.weight - n * n, self.pp / self.weight - p * p
         np = self.np / self.weight - n * p

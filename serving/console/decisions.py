@@ -44,7 +44,7 @@ class ReportedDecision(msgspec.Struct, frozen=True):
     pool: _Name = ""
     """Model and pool; empty if there is only one."""
     ready: int | None = None
-    """Number of ready groups; None: no router responded to the autoscaler."""
+    """Number of ready groups. None if no router responded to the autoscaler."""
     blind: bool = False
     dry_run: bool = False
     votes: Annotated[list[ReportedVote], Meta(max_length=32)] = []

@@ -59,7 +59,7 @@ class AdapterRequest:
         self._ended = False
         self._on_end = ended
         self.slot: AdapterSlot | None = None
-        """The slot that it uses; None: it waits, or never ran."""
+        """The slot that it uses. None if it is waiting or never ran."""
         self.began_at = began_at
         self.key = adapter_key(request.adapter.name, request.adapter.digest)
 

@@ -60,7 +60,7 @@ class AdapterCatalog:
         return len(self._adapters)
 
     def get(self, name: str) -> Adapter | None:
-        """Return an adapter; None: the model has none of that name."""
+        """Return an adapter, or None if the model has none of that name."""
         return self._adapters.get(name)
 
     @property

@@ -209,8 +209,8 @@ class RankLink:
         pinged only once per limit, to measure the round trip; with hundreds of ranks, Pongs would
         otherwise be half of all frames.
 
-        A pass that comes late closes nothing: this process has stalled, and what the rank sent
-        meanwhile is read before the next pass.
+        A late pass does not close the link: this process has stalled, and the frames that the rank
+        sent during that time are read before the next pass.
         """
         pinged_at = -math.inf
         while not self.closed.is_set():

@@ -259,7 +259,7 @@ class _BaseShapes:
 
 @lru_cache(maxsize=64)
 def _base_shapes(path: str) -> _BaseShapes | None:
-    """Return the shapes of a model's weights; None: they are not in a local folder."""
+    """Return the shapes of a model's weights, or None if they are not in a local folder."""
     folder = Path(path)
     files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
     if not files:

@@ -115,7 +115,7 @@ class FleetRequest:
         context = engine_request.context
         work = engine_request.work
         self._adapter: str | None = None
-        """Key of the LoRA adapter; None: no adapter."""
+        """Key of the LoRA adapter, or None if there is none."""
         if work.HasField("adapter"):
             self._adapter = adapter_key(work.adapter.name, work.adapter.digest)
         self._record = context.record

@@ -29,18 +29,19 @@ class LoraSettings(SettingsGroup):
     """
 
     slots: int = Field(4, ge=1, le=256)
-    """Adapters that a rank holds at the same time. Further requests wait until a slot is free; the
-    least recently used adapter without requests is removed first."""
+    """Number of adapters that a rank holds at the same time. Further requests wait until a slot is
+    free; the least recently used adapter without requests is removed first."""
     max_rank: Literal[8, 16, 32, 64, 128, 256, 320, 512] = 16
-    """Highest LoRA rank of an adapter. Ranks reserve memory for it in each slot."""
+    """Maximum LoRA rank of an adapter. Ranks reserve memory for it in each slot."""
     folder: str | None = Field(None, min_length=1)
     """Folder that contains the folders of adapters loaded at run time, the same on routers and
-    ranks. Null: adapters cannot be loaded at run time."""
+    ranks. If null, adapters cannot be loaded at run time."""
     base_names: tuple[str, ...] = Field((), max_length=32)
     """Other names under which the files of adapters may name the base model, in addition to the
     model's name, aliases and path."""
     load_timeout: Seconds = 60.0
-    """Time for a rank to free a slot and load an adapter, seconds; then the request fails."""
+    """Time in which a rank must free a slot and load an adapter, seconds; after that, the request
+    fails."""
 
 
 def require_different_names(adapters: Sequence[AdapterSettings]) -> None:

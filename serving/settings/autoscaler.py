@@ -22,10 +22,10 @@ class BatchScalingSettings(SettingsGroup):
 
     schedule: tuple[ScheduleFloor, ...] = ()
     """Number of groups that are kept or added while lines of batches run or wait, by time of day
-    and week, e.g. in off-peak hours. Empty: batches neither hold nor add groups."""
+    and week, e.g. in off-peak hours. If empty, batches neither hold nor add groups."""
     max_hourly_cost: float | None = Field(None, gt=0)
     """Maximum cost of a pool's groups per hour at which batches hold or add groups, in the tariff's
-    currency, at ledger.gpu_hour_price of the routers. Null: no limit."""
+    currency, at ledger.gpu_hour_price of the routers. Null means no limit."""
 
 
 class KubernetesSettings(SettingsGroup):

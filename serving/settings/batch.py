@@ -12,20 +12,21 @@ class BatchSettings(SettingsGroup):
     """Folder of the SQLite database, unless database_url is set, and of the files, unless
     storage_url is set. Created if missing. Without database_url, each router needs a separate
     folder; with database_url and without storage_url, all routers must share one, for example on a
-    network file system. Null: batches are off, and their routes answer 501."""
+    network file system. If null, batches are disabled and their routes respond with 501."""
     database_url: str | None = Field(None, pattern=r"^postgresql://")
     """PostgreSQL database with which several routers run the same batches, e.g.
-    postgresql://moe@host/batches. Null: SQLite in directory."""
+    postgresql://moe@host/batches. Null means SQLite in directory."""
     database_password_file: str | None = None
-    """File with the password of the PostgreSQL user. Null: the URL's, or none."""
+    """File with the password of the PostgreSQL user. If null, the password in the URL is used, if
+    there is one."""
     database_timeout: Seconds = 10.0
     """Timeout for connecting to PostgreSQL and for each statement, seconds."""
     storage_url: str | None = Field(None, pattern=r"^s3://[^/]+")
     """Bucket and prefix of the files in S3-compatible object storage, e.g. s3://bucket/batches.
-    Credentials come from the environment, files or the machine's role, as for any AWS client. Null:
-    the files are in directory."""
+    Credentials come from the environment, files or the machine's role, as for any AWS client. If
+    null, the files are in directory."""
     storage_endpoint: str | None = Field(None, pattern=r"^https?://")
-    """URL of the object storage, e.g. https://minio:9000. Null: AWS."""
+    """URL of the object storage, e.g. https://minio:9000. Null means AWS."""
     storage_timeout: Seconds = 10.0
     """Timeout for connecting to the object storage and for each read, seconds."""
     max_file_bytes: int = Field(2**30, ge=2**10)
@@ -33,10 +34,10 @@ class BatchSettings(SettingsGroup):
     max_lines: int = Field(1_000_000, ge=1)
     """Maximum number of lines of a batch; further lines are not run."""
     tenant_bytes: int = Field(10 * 2**30, ge=2**10)
-    """Maximum total size of a tenant's files, including results, bytes. Uploads beyond it are
-    refused."""
+    """Maximum total size of a tenant's files, including results, bytes. Further uploads are
+    rejected."""
     tenant_files: int = Field(1000, ge=1)
-    """Maximum number of a tenant's files. Uploads beyond it are refused."""
+    """Maximum number of a tenant's files. Further uploads are rejected."""
     tenant_batches: int = Field(100, ge=1)
     """Maximum number of a tenant's batches that have not ended."""
     max_window: Seconds = 7 * 86400.0
@@ -53,20 +54,20 @@ class BatchSettings(SettingsGroup):
     """Interval at which a router looks for new batches, seconds."""
     itl_slo: Seconds | None = None
     """Maximum duration of an engine step, and thus inter-token latency, with lines alongside other
-    requests, seconds. Null: max_step_growth applies."""
+    requests, seconds. If null, max_step_growth applies."""
     max_step_growth: float = Field(0.1, ge=0)
     """Fraction by which lines may lengthen an engine step beyond the step that other requests have
     at their recent peak, without itl_slo."""
     peak_window: float = Field(60.0, ge=0)
     """Time over which the recent peak of other requests is determined, seconds: the number on the
-    busiest rank of a group that they exceed 10 % of the time. 0: their current number is used, so
-    that lines lengthen each step by at most max_step_growth."""
+    busiest rank of a group that they exceed 10 % of the time. If 0, their current number is used,
+    so that lines lengthen each step by at most max_step_growth."""
     max_idle_step: Seconds | None = None
-    """Maximum duration of an engine step of lines alone, seconds; a request that arrives waits for
-    the step in progress. Null: not limited."""
+    """Maximum duration of an engine step that runs only lines, seconds; a request that arrives
+    waits for the step in progress. Null means no limit."""
     ttft_slo: Seconds | None = None
     """Target p90 time to first token of other requests, seconds. While it is exceeded, fewer lines
-    run alongside them. Null: not considered."""
+    run alongside them. If null, it is not considered."""
     kv_reserve: float = Field(0.1, ge=0, lt=1)
     """Fraction of a rank's KV cache that lines leave free."""
 

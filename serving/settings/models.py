@@ -46,7 +46,9 @@ class PoolSettings(SettingsGroup):
 
 
 class ModelBatchSettings(SettingsGroup):
-    """Objectives of lines of batches for one model. Null: the setting of the same name in batch."""
+    """Objectives of lines of batches for one model. Null means the setting of the same name in
+    batch.
+    """
 
     itl_slo: Seconds | None = None
     """Maximum duration of an engine step with lines alongside other requests, seconds."""

@@ -32,10 +32,10 @@ class PoolBatchScalingSettings(SettingsGroup):
 
     schedule: tuple[ScheduleFloor, ...] | None = None
     """Number of groups of the pool that are kept or added while lines of batches run or wait, by
-    time of day and week. Null: autoscaler.batch.schedule."""
+    time of day and week. Null means autoscaler.batch.schedule."""
     max_hourly_cost: float | None = Field(None, gt=0)
     """Maximum cost of the pool's groups per hour at which batches hold or add groups, in the
-    tariff's currency. Null: autoscaler.batch.max_hourly_cost."""
+    tariff's currency. Null means autoscaler.batch.max_hourly_cost."""
 
 
 class PoolScalingSettings(SettingsGroup):

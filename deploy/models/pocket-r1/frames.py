@@ -3,7 +3,7 @@
 ``phrasings.py`` lists complete sentences, which cannot cover everything that users write. Here,
 each task has commands ("add {a} and {b}"), noun phrases ("the sum of {a} and {b}") and indirect
 questions ("how many {l}'s are in {w}"); each fits any frame of its kind. Requests outside the tasks
-have the same frames, so a frame by itself does not indicate a task.
+have the same frames, so a frame alone does not indicate a task.
 """
 
 from random import Random

@@ -1,7 +1,7 @@
 """LoRA on CPU; vLLM 0.32 computes rows without an adapter wrongly, and chooses GPU kernels.
 
 The index of a row without an adapter is -1, which the CPU's ``bgmv_shrink`` takes for the last
-slot: requests for the base model that share a batch with others are computed with somebody's
+slot: requests for the base model that share a batch with others are computed with another request's
 adapter. No error is raised.
 
 With LoRA enabled, mixture-of-experts layers get Triton kernels, which fail on a CPU with the first

@@ -87,7 +87,7 @@ class FakeEngine(GeneratingEngine):
             adapter_delay: Seconds to load an adapter.
         """
         self.adapters: RankAdapters | None = None
-        """LoRA adapters; None: the model has none."""
+        """LoRA adapters. None if the model has none."""
         if settings.model.runs_adapters:
             clock = clock or SystemClock()
             self.adapters = RankAdapters(settings.model, self, self._start_adapted, clock)
