@@ -38,7 +38,7 @@ INTERRUPTED, NO_TESTS = 2, 5
 """Exit statuses of pytest: after Ctrl-C, and when no test was selected."""
 CORES = len(psutil.Process().cpu_affinity()) if psutil.LINUX else os.cpu_count() or 2
 """Number of cores that this process may use."""
-WORKERS = CORES + 1
+WORKERS = CORES + 2
 """Number of pytest processes for tests without engines."""
 ENGINE_LANES = 2 if CORES > 1 and psutil.virtual_memory().total >= 12 * 2**30 else 1
 """Number of engine runs at the same time; each needs up to 5 GiB."""
